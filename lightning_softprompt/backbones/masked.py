@@ -1,0 +1,75 @@
+"""Encoder-only masked language models: BERT, RoBERTa and their like."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+from lightning_softprompt.backbones.base import Backbone, answer_positions
+from lightning_softprompt.backbones.codec import Codec
+from lightning_softprompt.types import Batch, SoftPrompt
+
+
+@final
+class MaskedCodec(Codec):
+    """The answer's place holds as many mask tokens as the answer has tokens, and one where the answer is not known.
+
+    Raises:
+        ValueError: If the tokenizer has no mask token.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, padding_side: str = "right") -> None:
+        super().__init__(tokenizer, padding_side)
+        if tokenizer.mask_token_id is None:
+            raise ValueError("a masked language model wants a tokenizer with a mask token, and this one has none")
+        self.mask_id = tokenizer.mask_token_id
+
+    @property
+    def stop(self) -> tuple[int, ...]:
+        """Nothing: masks are filled, not generated one after the other."""
+        return ()
+
+    def assemble(self, before: Sequence[int], after: Sequence[int], answer: Sequence[int]) -> tuple[list[int], range]:
+        """Masks between what stands before and after."""
+        count = max(1, len(answer))
+        return [*before, *[self.mask_id] * count, *after], range(len(before), len(before) + count)
+
+
+@final
+class MaskedBackbone(Backbone):
+    """A frozen encoder with its masked-language-modelling head."""
+
+    codec_class = MaskedCodec
+
+    @staticmethod
+    def claims(config: PreTrainedConfig) -> bool:
+        """Architectures that have a masked-LM head and are not set up as decoders."""
+        return config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
+
+    @property
+    def window(self) -> int | None:
+        """RoBERTa counts positions from behind its padding id; its tokenizer knows how many are left."""
+        limit = self.model.config.max_position_embeddings
+        return min(limit, self.codec.tokenizer.model_max_length)  # type: ignore[no-any-return]
+
+    def forward(self, batch: Batch, prompt: SoftPrompt | None = None) -> Tensor:
+        """Logits [B, U, V] at the masks."""
+        rows = self.splice(batch, prompt)
+        with self.head_on(rows.columns.gather(1, answer_positions(batch))):
+            return self.model(inputs_embeds=rows.embeds, attention_mask=rows.mask.long()).logits  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def generate(self, batch: Batch, prompt: SoftPrompt | None = None, **decoding: Any) -> Tensor:
+        """The likeliest token at each mask [B, U]: all masks of a row are filled at once.
+
+        Raises:
+            ValueError: If decoding options are given, since there is nothing to decode step by step.
+        """
+        if decoding:
+            raise ValueError(f"a masked language model fills its masks at once and takes no {sorted(decoding)}")
+        return self(batch, prompt).argmax(-1)  # type: ignore[no-any-return]

@@ -1,0 +1,58 @@
+"""Encoder-decoder language models: T5, BART and their like. Soft tokens stand in the encoder's input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from lightning_softprompt.backbones.base import Backbone
+from lightning_softprompt.backbones.codec import Codec
+from lightning_softprompt.types import IGNORE, Batch, SoftPrompt
+
+
+@final
+class Seq2SeqCodec(Codec):
+    """All text of the template is the encoder's, the target the decoder's. Rows end as the tokenizer ends them."""
+
+    def assemble(self, before: Sequence[int], after: Sequence[int], answer: Sequence[int]) -> tuple[list[int], range]:
+        """The source alone; the answer is the decoder's."""
+        return [*before, *after], range(0)
+
+
+@final
+class Seq2SeqBackbone(Backbone):
+    """A frozen encoder-decoder model."""
+
+    codec_class = Seq2SeqCodec
+
+    @staticmethod
+    def claims(config: PreTrainedConfig) -> bool:
+        """Models that say of themselves that they have an encoder and a decoder."""
+        return bool(config.is_encoder_decoder)
+
+    def forward(self, batch: Batch, prompt: SoftPrompt | None = None) -> Tensor:
+        """Logits [B, U, V]: every position of the decoder is a target's."""
+        rows = self.splice(batch, prompt)
+        decoder_ids = self.model.prepare_decoder_input_ids_from_labels(labels=batch.targets)  # type: ignore[operator]
+        return self.model(  # type: ignore[no-any-return]
+            inputs_embeds=rows.embeds,
+            attention_mask=rows.mask.long(),
+            decoder_input_ids=decoder_ids.masked_fill(decoder_ids == IGNORE, self.codec.pad_id),
+            use_cache=False,
+        ).logits
+
+    @torch.no_grad()
+    def generate(self, batch: Batch, prompt: SoftPrompt | None = None, **decoding: Any) -> Tensor:
+        """Greedy outputs [B, U], without the token that starts the decoder."""
+        rows = self.splice(batch, prompt)
+        ids = self.model.generate(  # type: ignore[operator]
+            inputs_embeds=rows.embeds,
+            attention_mask=rows.mask.long(),
+            **{"do_sample": False, "num_beams": 1, **decoding},
+        )
+        return ids[:, 1:]  # type: ignore[no-any-return]
+

@@ -1,0 +1,73 @@
+"""Soft blocks between embedded tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Spliced:
+    """Rows with their soft blocks in place and their padding on one side.
+
+    Args:
+        embeds: [B, M, H] with M the longest row, soft tokens included.
+        mask: [B, M] bool.
+        columns: [B, T] where each input token went.
+    """
+
+    embeds: Tensor
+    mask: Tensor
+    columns: Tensor
+
+
+def splice(
+    embeds: Tensor,
+    mask: Tensor,
+    slots: Tensor,
+    tokens: Tensor | None = None,
+    blocks: tuple[int, ...] | None = None,
+    pad_left: bool = False,
+) -> Spliced:
+    """Puts soft block s before token `slots[:, s]`, and all padding on one side.
+
+    Whichever side the batch was padded on, real tokens come out side by side: token number n of a row is at position n,
+    which is why a row's logits depend neither on padding nor on the rest of the batch.
+
+    Args:
+        embeds: [B, T, H].
+        mask: [B, T] bool.
+        slots: [B, S].
+        tokens: [B|1, P, H] soft tokens, in any precision.
+        blocks: Lengths of the soft blocks, one a slot; None puts all at the first slot.
+        pad_left: Pads on the left, as generation wants it.
+
+    Raises:
+        ValueError: If there are more soft blocks than slots.
+    """
+    batch, length = mask.shape
+    soft = embeds.new_zeros(batch, 0, embeds.shape[2]) if tokens is None else tokens.to(embeds).expand(batch, -1, -1)
+    places = _places(slots, soft.shape[1], blocks)  # [B, P]
+    keep = torch.cat([mask.new_ones(places.shape), mask], dim=1)  # [B, P+T]
+    rank = torch.cat([2 * places, 2 * torch.arange(length, device=mask.device).expand(batch, -1) + 1], dim=1)
+    rank = rank.masked_fill(~keep, -1 if pad_left else 2 * length + 2)
+    order = rank.argsort(dim=1, stable=True)  # [B, P+T]
+    columns = order.argsort(dim=1)[:, soft.shape[1] :]  # [B, T]
+    kept = keep.gather(1, order)
+    spare = keep.shape[1] - int(kept.sum(1).max())  # columns that are padding in every row
+    rows = torch.cat([soft, embeds], dim=1).gather(1, order[..., None].expand(-1, -1, embeds.shape[2]))
+    if pad_left:
+        return Spliced(rows[:, spare:], kept[:, spare:], columns - spare)
+    longest = keep.shape[1] - spare
+    return Spliced(rows[:, :longest], kept[:, :longest], columns)
+
+
+def _places(slots: Tensor, length: int, blocks: tuple[int, ...] | None) -> Tensor:
+    """The token that each soft token stands before: [B, S] -> [B, P]."""
+    blocks = (length,) if blocks is None else blocks
+    if len(blocks) > slots.shape[1]:
+        raise ValueError(f"{len(blocks)} soft blocks want as many slots, but the template has {slots.shape[1]} {{soft}}")
+    lengths = torch.tensor(blocks, device=slots.device)
+    return slots[:, : len(blocks)].repeat_interleave(lengths, dim=1)

@@ -1,0 +1,95 @@
+"""How a row is written: where its columns, the soft blocks and the answer stand.
+
+Pure text: a template knows neither tokens nor how long a soft block is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from string import Formatter
+
+from lightning_softprompt.types import Answer, Piece, Slot, Text
+
+SOFT, TARGET = "soft", "target"
+
+
+class Template:
+    """A text with places, such as `"{soft}{review}\\nSentiment: {target}"`.
+
+    `{soft}` is a slot for soft tokens, `{target}` the place of the answer, every other name a column of the row. It is
+    parsed once: a document that happens to contain `{soft}` stays text. Without `{soft}` the one slot is the start.
+    Literal braces are written `{{` and `}}`.
+
+    Args:
+        text: The template.
+        truncate: Columns that give way when a row is too long, the last part of the text first.
+
+    Raises:
+        ValueError: If the text has no `{target}` or more than one, names something that is no plain column, or
+            `truncate` names a column that the text lacks.
+
+    >>> template = Template("{soft}{review} It was {target}", truncate=["review"])
+    >>> template.columns
+    ('review',)
+    >>> template.pieces({"review": "Fun!"})
+    (Slot(), Text(text='Fun!', gives_way=True), Text(text=' It was', gives_way=False), Answer(glue=' '))
+    """
+
+    def __init__(self, text: str, truncate: Iterable[str] = ()) -> None:
+        self.text = text
+        self.truncate = frozenset(truncate)
+        self._parts = self._parse(text)
+        self.columns = tuple(dict.fromkeys(name for kind, name in self._parts if kind == "column"))
+        if missing := self.truncate - set(self.columns):
+            raise ValueError(f"truncate names {sorted(missing)}, but the template has the columns {list(self.columns)}")
+
+    @staticmethod
+    def _parse(text: str) -> list[tuple[str, str]]:
+        parts: list[tuple[str, str]] = []
+        try:
+            parsed = list(Formatter().parse(text))
+        except ValueError as error:
+            raise ValueError(f"template {text!r} cannot be read: {error}; write a literal brace twice") from None
+        for literal, name, spec, conversion in parsed:
+            if literal:
+                parts.append(("literal", literal))
+            if name is None:
+                continue
+            if spec or conversion or not name.isidentifier():
+                raise ValueError(f"template {text!r}: {{{name}}} must be a plain column name, {{soft}} or {{target}}")
+            parts.append((name, "") if name in (SOFT, TARGET) else ("column", name))
+        if (targets := sum(kind == TARGET for kind, _ in parts)) != 1:
+            raise ValueError(f"template {text!r} must name {{target}} once, but does so {targets} times")
+        if all(kind != SOFT for kind, _ in parts):
+            parts.insert(0, (SOFT, ""))
+        return parts
+
+    @property
+    def glue(self) -> str:
+        """The spaces before `{target}`, which belong to the target."""
+        before = [name for kind, name in self._parts[: self._target] if kind == "literal"]
+        literal = before[-1] if before and self._parts[self._target - 1][0] == "literal" else ""
+        return literal[len(literal.rstrip(" ")) :]
+
+    @property
+    def _target(self) -> int:
+        return next(i for i, (kind, _) in enumerate(self._parts) if kind == TARGET)
+
+    def pieces(self, fields: Mapping[str, str]) -> tuple[Piece, ...]:
+        """The row's pieces in reading order.
+
+        Raises:
+            KeyError: If a column of the template is not among the fields.
+        """
+        pieces: list[Piece] = []
+        for index, (kind, name) in enumerate(self._parts):
+            if kind == SOFT:
+                pieces.append(Slot())
+            elif kind == TARGET:
+                pieces.append(Answer(self.glue))
+            elif kind == "column":
+                pieces.append(Text(fields[name], gives_way=name in self.truncate))
+            else:
+                text = name[: len(name) - len(self.glue)] if index == self._target - 1 else name
+                pieces.extend([Text(text)] if text else [])
+        return tuple(pieces)

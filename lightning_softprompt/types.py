@@ -1,0 +1,170 @@
+"""The values that flow through a run, and the letters that name their axes.
+
+Axis letters, used in every comment and docstring of the package:
+
+    B batch    T input tokens    U target tokens    P soft tokens    S slots     H hidden
+    V vocabulary    L layers     N key/value heads  D head size      C classes   K tasks
+
+How they flow:
+
+    row --data module--> Example --Template--> pieces --Codec.encode--> Encoded --Codec.collate--> Batch
+                                                                                                     |
+                                              method: prompt(batch) -> SoftPrompt <------------------+
+                                                            |                                        |
+                                              backbone: forward(batch, prompt) -> logits [B, U, V] <-+
+                                                            |
+                                              objective(lm, batch) -> loss    evaluation(lm, batch) -> metrics
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+IGNORE = -100  # a target without loss
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row of a data set, made text.
+
+    Args:
+        fields: What the template may name.
+        target: What the model should say; empty where it is not known.
+        label: Number of the class, where there are classes.
+        references: What metrics accept as right, where that is more than the target.
+    """
+
+    fields: Mapping[str, str]
+    target: str
+    label: int | None = None
+    references: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Text:
+    """A stretch of text. One that gives way is cut when the row is too long: its end, or its start."""
+
+    text: str
+    gives_way: bool = False
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place where a soft block may stand."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The place of the target. Spaces written before it belong to the target: most vocabularies begin words with them."""
+
+    glue: str = ""
+
+
+Piece = Text | Slot | Answer
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One row in the form that its backbone's family reads.
+
+    Args:
+        ids: Input tokens, those that hold the answer (or its mask) included.
+        answers: Positions in `ids` that are the answer's, and that no method may look at.
+        targets: The tokens to be said.
+        slots: Soft block s may stand before token `slots[s]` of `ids`; `len(ids)` is the end.
+    """
+
+    ids: tuple[int, ...]
+    answers: tuple[int, ...]
+    targets: tuple[int, ...]
+    slots: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Classes:
+    """How the classes of a task are spoken.
+
+    Args:
+        words: For each class, in order, the texts that stand for it, with the space that the template puts before them.
+        template: The template the rows are written by; calibration fills it without content.
+    """
+
+    words: Mapping[str, Sequence[str]]
+    template: str = "{soft}{text}{target}"
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.words)
+
+
+@dataclass
+class Batch:
+    """Rows ready for a backbone. `len()` is B.
+
+    Args:
+        input_ids: [B, T].
+        mask: [B, T] bool, False on padding, which may stand on either side.
+        source: [B, T] bool, True where a method may look: real tokens that are not the answer.
+        targets: [B, U], `IGNORE` where there is no loss.
+        slots: [B, S]; soft block s may stand before token `slots[b, s]`.
+        labels: [B] or None.
+        task_ids: [B] or None.
+        rows: [B] or None; each row's number in its split.
+    """
+
+    input_ids: Tensor
+    mask: Tensor
+    source: Tensor
+    targets: Tensor
+    slots: Tensor
+    labels: Tensor | None = None
+    task_ids: Tensor | None = None
+    rows: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def _map(self, change: Any) -> Batch:
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: change(t) for name, t in tensors.items() if t is not None})
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        return self._map(lambda t: t.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        return self._map(Tensor.pin_memory)
+
+
+@dataclass(frozen=True)
+class SoftPrompt:
+    """What a method adds to the frozen backbone for one batch.
+
+    A leading axis of 1 means "the same for every row".
+
+    Args:
+        tokens: [B|1, P, H] soft tokens, which stand at the batch's slots.
+        blocks: How P divides over the slots, one length for each; None puts all at the first slot.
+        shift: [B|1, T, H] added to the embeddings of the input tokens.
+        penalties: Scalars that the run may weigh and add to the loss.
+
+    Raises:
+        ValueError: If the blocks do not add up to P.
+    """
+
+    tokens: Tensor | None = None
+    blocks: tuple[int, ...] | None = None
+    shift: Tensor | None = None
+    penalties: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        length = 0 if self.tokens is None else self.tokens.shape[1]
+        if self.blocks is not None and sum(self.blocks) != length:
+            raise ValueError(f"blocks must add up to the {length} soft tokens, got {self.blocks}")
