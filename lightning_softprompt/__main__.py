@@ -1,0 +1,101 @@
+"""The `softprompt` command: answers at once what needs no torch, and hands runs over to `lightning_softprompt.cli`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from difflib import get_close_matches
+from importlib import import_module
+from pathlib import Path
+
+from lightning_softprompt import __version__
+from lightning_softprompt.commands import LIGHT_COMMANDS, RUN_COMMANDS, CommandError
+from lightning_softprompt.commands.configs import configs_folder
+
+HELP = """\
+softprompt: soft-prompt tuning of frozen language models in PyTorch Lightning.
+
+Usage: softprompt COMMAND [OPTIONS]
+
+Runs:
+{run}
+
+Beside runs:
+{light}
+
+Examples:
+  softprompt quickstart
+  softprompt fit --model PromptTuning --model.length 20 --data {configs}/data/sst2.yaml
+  softprompt fit --backbone {configs}/backbone/smollm2_135m.yaml --model {configs}/method/dept.yaml --print_config
+
+A run is put together from configs and options, later ones over earlier ones. The configs that ship are in
+{configs}; `softprompt configs` lists them.
+Options of a command: softprompt COMMAND --help    Of a class: softprompt fit --model.help NAME
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: The words behind `softprompt`; those of the process if None.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    command, rest = (argv[0], argv[1:]) if argv else ("--help", [])
+    if command in {"-h", "--help", "help"}:
+        print(help_page(), end="")
+    elif command == "--version":
+        print(f"softprompt {__version__}")
+    elif command in LIGHT_COMMANDS:
+        return _light(command, rest)
+    elif command in RUN_COMMANDS or command.startswith("-"):
+        from lightning_softprompt import cli
+
+        code: int = cli.main(argv)
+        return code
+    else:
+        return _unknown(command)
+    return 0
+
+
+def help_page() -> str:
+    """What `softprompt --help` shows."""
+    return HELP.format(run=_listed(RUN_COMMANDS), light=_listed(LIGHT_COMMANDS), configs=_configs())
+
+
+def _listed(commands: Mapping[str, str]) -> str:
+    return "\n".join(f"  {name:11} {text}" for name, text in commands.items())
+
+
+def _configs() -> str:
+    try:
+        folder = configs_folder()
+    except CommandError:
+        return "configs"
+    return str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)
+
+
+def _light(command: str, argv: list[str]) -> int:
+    place = "lightning_softprompt" if command == "quickstart" else "lightning_softprompt.commands"
+    try:
+        code: int = import_module(f"{place}.{command}").main(argv)
+        sys.stdout.flush()
+    except CommandError as error:
+        print(f"softprompt {command}: error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code
+
+
+def _unknown(command: str) -> int:
+    close = get_close_matches(command, [*RUN_COMMANDS, *LIGHT_COMMANDS])
+    hint = f"Did you mean {' or '.join(close)}?" if close else f"It has {', '.join([*RUN_COMMANDS, *LIGHT_COMMANDS])}."
+    print(f"softprompt: error: no command {command!r}\n{hint} All: softprompt --help", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,119 @@
+"""Reading and writing prompts as files: safetensors with what they belong to in the header."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lightning_softprompt.backbones.base import Backbone
+
+BACKBONE = "backbone"  # key of a checkpoint and of a header that says what the prompt was trained on
+
+
+@dataclass(frozen=True)
+class SavedPrompt:
+    """A prompt as it was saved.
+
+    Args:
+        tensors: The trainable parameters by name.
+        backbone: Name, revision and fingerprint of the backbone.
+        method: The method's class path and arguments, as plain values.
+    """
+
+    tensors: Mapping[str, Tensor]
+    backbone: Mapping[str, Any]
+    method: Mapping[str, Any]
+
+    def check(self, backbone: Backbone, path: Path) -> None:
+        """Refuses a prompt that was trained on another backbone.
+
+        Raises:
+            ValueError: Where the fingerprints differ.
+        """
+        check_backbone(self.backbone, backbone, path)
+
+
+def identity(backbone: Backbone) -> dict[str, Any]:
+    """What a checkpoint says of its backbone."""
+    return {"name": backbone.spec.name, "revision": backbone.spec.revision, "fingerprint": backbone.fingerprint()}
+
+
+def check_backbone(saved: Mapping[str, Any], backbone: Backbone, path: Path | str) -> None:
+    """Refuses to load onto a backbone whose weights differ; the same weights under another name are fine.
+
+    Raises:
+        ValueError: Naming both backbones.
+    """
+    here = identity(backbone)
+    if saved.get("fingerprint") != here["fingerprint"]:
+        raise ValueError(
+            f"{path} was trained on {_said(saved)}, but the backbone here is {_said(here)}; a prompt means nothing to "
+            f"other weights: set backbone.name (and revision) to the former"
+        )
+
+
+def _said(saved: Mapping[str, Any]) -> str:
+    revision = f" at {saved['revision']}" if saved.get("revision") else ""
+    return f"{saved.get('name')}{revision} (fingerprint {saved.get('fingerprint')})"
+
+
+def write_prompt(path: Path, prompt: SavedPrompt) -> None:
+    """Writes safetensors, whole or not at all."""
+    header = {BACKBONE: json.dumps(dict(prompt.backbone)), "method": json.dumps(dict(prompt.method))}
+    draft = path.with_suffix(".part")
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in prompt.tensors.items()}, draft, header)
+    os.replace(draft, path)
+
+
+def read_prompt(path: Path) -> SavedPrompt:
+    """Reads a prompt from safetensors or from a run's checkpoint, never unpickling code.
+
+    Raises:
+        ValueError: If the file is missing, broken, or not one of this project's.
+    """
+    if not path.is_file():
+        raise ValueError(f"no prompt at {path}")
+    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_checkpoint(path)
+
+
+def _read_safetensors(path: Path) -> SavedPrompt:
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no whole safetensors file: {error}") from error
+    if BACKBONE not in header:
+        raise ValueError(f"{path} does not say which backbone it belongs to; it was not written by this project")
+    return SavedPrompt(tensors, json.loads(header[BACKBONE]), json.loads(header["method"]))
+
+
+def _read_checkpoint(path: Path) -> SavedPrompt:
+    checkpoint = load_checkpoint(path)
+    if BACKBONE not in checkpoint:
+        raise ValueError(f"{path} does not say which backbone it belongs to; it was not written by this project")
+    return SavedPrompt(checkpoint["state_dict"], checkpoint[BACKBONE], checkpoint.get("hyper_parameters", {}))
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """A run's checkpoint as plain values and tensors.
+
+    Raises:
+        ValueError: If the file is broken or holds anything but plain values and tensors.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
+    except (RuntimeError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path} is no whole checkpoint of plain values and tensors: {reason}") from error

@@ -1,0 +1,25 @@
+"""How frozen weights stay out of checkpoints while loading stays strict."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+
+def leave_out_of_checkpoints(root: nn.Module, child: str) -> None:
+    """Leaves a child module out of the root's state dict, and does not miss it on loading: all other keys stay strict.
+
+    The loading hook belongs to the root: on the child it would also forgive a missing prompt.
+    """
+    prefix = f"{child}."
+
+    def drop(module: nn.Module, state: dict[str, Any], at: str, _: Any) -> None:
+        for key in [key for key in state if key.startswith(at + prefix)]:
+            del state[key]
+
+    def forgive(_: nn.Module, keys: Any) -> None:
+        keys.missing_keys[:] = [key for key in keys.missing_keys if not key.startswith(prefix)]
+
+    root.register_state_dict_post_hook(drop)
+    root.register_load_state_dict_post_hook(forgive)

@@ -1,0 +1,55 @@
+"""Constructor arguments as plain values, so that a checkpoint is safe to load and says how to build its module again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from lightning import LightningModule
+
+
+def plain(value: Any) -> Any:
+    """A value as a config file would write it: objects become `class_path` and `init_args`, paths become text.
+
+    Raises:
+        ValueError: If a value has no such form, such as a lambda.
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, Sequence | set | frozenset):
+        return [plain(v) for v in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        return {"class_path": _path(type(value)), "init_args": {f.name: plain(getattr(value, f.name)) for f in fields(value)}}
+    if isinstance(value, partial) and (made := next((a for a in (value.func, *value.args) if isinstance(a, type)), None)):
+        return {"class_path": _path(made), "init_args": plain(value.keywords)}  # jsonargparse hides the class in args
+    if isinstance(value, type):
+        return {"class_path": _path(value)}
+    raise ValueError(
+        f"{value!r} cannot be kept in a checkpoint as plain values; pass a class or functools.partial(AdamW, lr=0.1) "
+        f"instead of a lambda, and a dataclass instead of another object"
+    )
+
+
+def _path(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def keep_hyperparameters(module: LightningModule, frame: FrameType, leave_out: Sequence[str] = ()) -> None:
+    """Keeps the arguments that a module's `__init__` was called with as plain hyper-parameters.
+
+    Under the command line they are the config's own; in Python they are brought to the same form, so that
+    `load_from_checkpoint` builds the module again either way.
+    """
+    module.save_hyperparameters(frame=frame, ignore=leave_out, logger=False)
+    for name, value in module.hparams.items():
+        module.hparams[name] = plain(value)
+    module.hparams.setdefault("_class_path", _path(type(module)))
+    module.hparams.setdefault("_instantiator", "lightning.pytorch.cli.instantiate_module")

@@ -1,0 +1,26 @@
+"""The commands beside a run: each answers at once, so nothing here imports torch before it has said something.
+
+A command is one file with `parser()`, which the help and the shell completion read, and `main(argv)`, which returns the
+exit code. Its name and what it does stand in `LIGHT_COMMANDS`.
+"""
+
+from __future__ import annotations
+
+RUN_COMMANDS = {
+    "fit": "train a soft prompt, and validate it on the way",
+    "validate": "score a checkpoint on the validation rows",
+    "test": "score a checkpoint on the test rows",
+    "predict": "write what a checkpoint answers",
+}
+
+LIGHT_COMMANDS = {
+    "quickstart": "a first soft prompt, trained and tried in one go",
+    "methods": "the methods: paper, where each enters, how many parameters",
+    "configs": "the configuration files that ship; print or copy them",
+    "doctor": "what this machine has and what is missing",
+    "completion": "write the completion script for bash or zsh",
+}
+
+
+class CommandError(ValueError):
+    """What a user can cause and mend: shown as one line, without a traceback."""

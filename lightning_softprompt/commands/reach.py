@@ -1,0 +1,110 @@
+"""The hosts that a run may talk to, and whether they answer; asked in the background, and waited for once."""
+
+from __future__ import annotations
+
+import netrc
+import os
+import socket
+from pathlib import Path
+from threading import Thread
+from time import monotonic
+from urllib.parse import urlsplit
+
+TIMEOUT = 2.0  # seconds
+
+
+class Host:
+    """A host that is being asked whether it takes connections.
+
+    Args:
+        url: Its address; empty if it has none.
+        asked: Whether to ask at all.
+    """
+
+    def __init__(self, url: str, asked: bool = True) -> None:
+        self.url = url
+        self._asked = asked and bool(urlsplit(url).hostname)
+        self._answered = False
+        self._thread = Thread(target=self._connect, daemon=True)  # a name server may keep it longer than the timeout
+        self._deadline = monotonic() + TIMEOUT
+        if self._asked:
+            self._thread.start()
+
+    def reachable(self) -> bool:
+        """Whether it took a connection within the timeout."""
+        if self._asked:
+            self._thread.join(max(0.0, self._deadline - monotonic()))
+        return self._answered
+
+    def state(self) -> str:
+        """What came of it, in words."""
+        if not self._asked:
+            return "not asked: offline by the environment" if self.url else "not asked"
+        if self.reachable():
+            return "reachable"
+        proxy = "; a proxy is set, which was not tried" if _proxied(self.url) else ""
+        return f"not reachable{proxy}"
+
+    def _connect(self) -> None:
+        parts = urlsplit(self.url)
+        port = parts.port or (80 if parts.scheme == "http" else 443)
+        try:
+            with socket.create_connection((parts.hostname or "", port), TIMEOUT):
+                self._answered = True
+        except OSError:
+            self._answered = False
+
+
+def hub() -> Host:
+    """The hub that models and data sets come from."""
+    try:
+        from huggingface_hub import constants
+    except ImportError:
+        return Host(os.environ.get("HF_ENDPOINT", ""))
+    return Host(os.environ.get("HF_ENDPOINT") or constants.ENDPOINT, asked=not constants.HF_HUB_OFFLINE)
+
+
+def hub_cache() -> Path:
+    """Where the hub's client keeps what it downloaded."""
+    try:
+        from huggingface_hub import constants
+    except ImportError:
+        return Path.home() / ".cache" / "huggingface" / "hub"
+    return Path(constants.HF_HUB_CACHE)
+
+
+def wandb() -> Host:
+    """The host that W&B logs to."""
+    url = os.environ.get("WANDB_BASE_URL")
+    offline = os.environ.get("WANDB_MODE") in {"offline", "disabled", "dryrun"}
+    return Host(url or _wandb_default(), asked=not offline)
+
+
+def has_wandb_key(url: str) -> bool:
+    """Whether a key for W&B's host stands in the environment or in the netrc file."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    named = os.environ.get("NETRC")
+    files = [Path(named)] if named else [Path.home() / ".netrc", Path.home() / "_netrc"]
+    host = urlsplit(url).hostname or ""
+    return any(_names(file.expanduser(), host) for file in files)
+
+
+def _names(file: Path, host: str) -> bool:
+    try:
+        return host in netrc.netrc(str(file)).hosts
+    except (OSError, netrc.NetrcParseError, UnicodeDecodeError):
+        return False
+
+
+def _wandb_default() -> str:
+    try:
+        from wandb import Settings
+    except ImportError:
+        return ""
+    return str(Settings.model_fields["base_url"].default)
+
+
+def _proxied(url: str) -> bool:
+    names = (f"{urlsplit(url).scheme}_proxy", "all_proxy")
+    return any(os.environ.get(name) or os.environ.get(name.upper()) for name in names)

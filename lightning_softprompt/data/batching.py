@@ -1,0 +1,250 @@
+"""Which rows make a batch, in which order, and how a run goes on with exactly the batch it had not yet seen."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+Order = Literal["shuffled", "longest_first", "given"]
+Indices = npt.NDArray[np.int64]
+
+WINDOW = 50  # batches; rows are sorted by length within a window, so that batches hold alike rows and epochs still mix
+
+
+class Table(Protocol):
+    """Numbered rows."""
+
+    def __len__(self) -> int:
+        """How many rows there are."""
+
+    def __getitem__(self, index: int, /) -> Any:
+        """Row `index`."""
+
+
+class BucketBatchSampler(Sampler[list[int]]):
+    """Batches of rows of like length. Their order is a function of seed and epoch alone.
+
+    Orders: `shuffled` for training, bucketed by length; `longest_first` for evaluation, so that want of memory shows at
+    once; `given` for prediction.
+
+    On several ranks, a shuffled order is cut into batches for all ranks together, and each rank takes its share of
+    every batch: all make the same number of steps, on rows of like length, and another number of ranks with the same
+    `batch_size * world_size` sees the same batches. Rows of the last batch that cannot be shared evenly are dropped,
+    others in each epoch. Evaluation drops and repeats none: the ranks' rows differ in number by at most one.
+
+    Args:
+        lengths: Of each row, in tokens.
+        batch_size: Rows in a batch of one rank.
+        order: How rows are ordered.
+        seed: Of the shuffled order.
+        rank: This process's number.
+        world_size: How many processes share the rows.
+        drop_last: Drop the last batch of a shuffled order if it is not full.
+        weights: How often to draw each row, with replacement; an epoch stays as long as it was.
+
+    Raises:
+        ValueError: If the arguments do not fit each other, or leave a rank without a batch.
+
+    >>> list(BucketBatchSampler([3, 9, 5, 1], batch_size=3, order="longest_first"))
+    [[1, 2, 0], [3]]
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        batch_size: int,
+        *,
+        order: Order,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        drop_last: bool = False,
+        weights: Sequence[float] | None = None,
+    ) -> None:
+        if order != "shuffled" and (drop_last or weights is not None):
+            raise ValueError(f"drop_last and weights are for the order 'shuffled', got {order!r}; leave them out")
+        if batch_size < 1 or not 0 <= rank < world_size:
+            raise ValueError(
+                f"wanted batch_size > 0 and 0 <= rank < world_size, got {batch_size}, {rank}, {world_size}"
+            )
+        self.lengths = np.asarray(lengths, dtype=np.int64)
+        self.odds = None if weights is None else _odds(weights, len(self.lengths))
+        self.order, self.seed, self.rank, self.world_size = order, seed, rank, world_size
+        # Not called batch_size and drop_last: whatever has both, Lightning rebuilds as if it were torch's BatchSampler.
+        self.rows_per_rank, self.rows_per_step = batch_size, batch_size * world_size
+        self.kept = len(self.lengths) - (len(self.lengths) % self._unit(drop_last))
+        self.epoch, self.done, self._start = 0, 0, 0
+        if self.kept < world_size:
+            raise ValueError(
+                f"{len(self.lengths)} rows give no batch to each of {world_size} processes, with "
+                f"batch_size={batch_size} and drop_last={drop_last}; use fewer processes, a smaller batch, or more rows"
+            )
+
+    def _unit(self, drop_last: bool) -> int:
+        """Rows are kept in multiples of this."""
+        if self.order != "shuffled":
+            return 1
+        return self.rows_per_step if drop_last else self.world_size
+
+    def __len__(self) -> int:
+        return math.ceil(len(range(self.rank, self.kept, self.world_size)) / self.rows_per_rank)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        self.done = self._start
+        return self._batches(self._start)
+
+    def _batches(self, start: int) -> Iterator[list[int]]:
+        rows, turns = self._shuffled() if self.order == "shuffled" else self._sorted()
+        share, size = rows[self.rank : self.kept : self.world_size], self.rows_per_rank
+        for turn in turns[start:].tolist():
+            yield share[turn * size : (turn + 1) * size].tolist()
+
+    def _sorted(self) -> tuple[Indices, Indices]:
+        keys = -self.lengths if self.order == "longest_first" else np.zeros_like(self.lengths)
+        return np.argsort(keys, kind="stable"), np.arange(len(self))
+
+    def _shuffled(self) -> tuple[Indices, Indices]:
+        """Rows in the order in which batches are cut from them, and whose turn it is.
+
+        The batch that is not full is the last to be cut, and not bucketed: which rows are dropped must not depend on
+        their lengths, nor the other batches on how many are dropped.
+        """
+        count, step = len(self.lengths), self.rows_per_step
+        draw = np.random.default_rng((self.seed, self.epoch))
+        rows = draw.permutation(count) if self.odds is None else draw.choice(count, count, p=self.odds)
+        full = count - count % step
+        for begin in range(0, full, WINDOW * step):
+            window = rows[begin : min(begin + WINDOW * step, full)]
+            window[:] = window[np.argsort(self.lengths[window], kind="stable")]
+        turns = draw.permutation(math.ceil(count / step))
+        return rows, turns[turns < len(self)]
+
+    @property
+    def sampler(self) -> BucketBatchSampler:
+        """Itself: Lightning tells the epoch to `loader.sampler` and `loader.batch_sampler.sampler`, and to no other."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of this epoch; a place in another epoch is forgotten."""
+        if epoch != self.epoch:
+            self.epoch, self.done, self._start = epoch, 0, 0
+
+    def count(self) -> None:
+        """Note that a batch was handed out; loaders ask for more of them ahead of time."""
+        self.done += 1
+        self._start = (
+            0  # a later pass begins at the beginning; not before now, as torch's workers begin each pass twice
+        )
+
+    @property
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same for the order to go on."""
+        weights = b"" if self.odds is None else self.odds.tobytes()
+        return {
+            "rows": len(self.lengths),
+            "batch_size * world_size": self.rows_per_step,
+            "batches per epoch": len(self),
+            "seed": self.seed,
+            "order": self.order,
+            "checksum of lengths and weights": zlib.crc32(weights, zlib.crc32(self.lengths.tobytes())),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """The epoch, and how many of its batches were handed out. The end of an epoch is the start of the next."""
+        over = self.done >= len(self)
+        return {"epoch": self.epoch + over, "done": 0 if over else self.done, **self._identity}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Make the next pass begin where the saved one was.
+
+        Raises:
+            ValueError: If the saved order was another.
+        """
+        changed = {name: value for name, value in self._identity.items() if state.get(name) != value}
+        if changed:
+            differences = ", ".join(
+                f"{name} was {state.get(name)!r} and is {value!r}" for name, value in changed.items()
+            )
+            raise ValueError(
+                f"the checkpoint belongs to another order of batches: {differences}. Resume with the data and settings "
+                "of the saved run, or start a new run from its prompt"
+            )
+        self.epoch = state["epoch"]
+        self.done = self._start = state["done"]
+
+
+def _odds(weights: Sequence[float], rows: int) -> npt.NDArray[np.float64]:
+    odds: npt.NDArray[np.float64] = np.array(weights, dtype=np.float64)
+    if odds.shape != (rows,) or not np.isfinite(odds).all() or odds.min(initial=0) < 0 or not odds.any():
+        raise ValueError(
+            f"weights must be {rows} finite numbers, one for each row, none below and some above zero; got "
+            f"{odds.size} from {odds.min(initial=0)} to {odds.max(initial=0)}"
+        )
+    odds /= odds.sum()
+    return odds
+
+
+class ResumableLoader:
+    """Loads the batches of a `BucketBatchSampler`, and knows which of them the loop was given.
+
+    Lightning saves and restores it with the fit loop, as it does with whatever has `state_dict` and `load_state_dict`.
+    It has a `DataLoader` and is none: Lightning rebuilds those, for prediction and on several ranks, with a sampler of
+    its own.
+
+    Randomness in data sets is repeated by a resumed run if it is a function of seed, epoch and row, or if
+    `num_workers` is 0 and the state of random numbers is restored.
+
+    Args:
+        dataset: The rows.
+        batch_sampler: Which of them make a batch.
+        collate_fn: Makes a batch of a list of rows.
+        num_workers: Processes that load ahead; 0 loads in this process.
+    """
+
+    def __init__(
+        self, dataset: Table, batch_sampler: BucketBatchSampler, collate_fn: Callable[..., Any], num_workers: int = 0
+    ) -> None:
+        self.dataset, self.batch_sampler = dataset, batch_sampler
+        self._loader: DataLoader[Any] = DataLoader(
+            dataset,  # type: ignore[arg-type]  # torch wants its own class of data set, and uses only this much of it
+            batch_sampler=batch_sampler,
+            collate_fn=collate_fn,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            # Each pass draws a number: from the global generator, a validation would change the dropout after it.
+            generator=torch.Generator().manual_seed(batch_sampler.seed),
+        )
+
+    def __len__(self) -> int:
+        return len(self.batch_sampler)
+
+    def __iter__(self) -> Iterator[Any]:
+        # Nothing happens before the first batch is asked for: a resuming Lightning makes the iterator first, and tells
+        # the epoch then, which is the next one if the saved epoch was at its end, or was ended early.
+        for batch in self._loader:
+            self.batch_sampler.count()
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place in the order of batches."""
+        return self.batch_sampler.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on after the last batch that was handed out; those before it are not loaded."""
+        self.batch_sampler.load_state_dict(state)
+
+    @property
+    def _iterator(self) -> Any:  # Lightning ends the workers of what has an `_iterator`, then sets it to None
+        return self._loader._iterator
+
+    @_iterator.setter
+    def _iterator(self, value: Any) -> None:
+        self._loader._iterator = value

@@ -1,0 +1,1 @@
+"""How answers are scored: metrics of a prompted language model on batches, exact whatever the batches and processes."""

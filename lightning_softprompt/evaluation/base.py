@@ -1,0 +1,40 @@
+"""The contract of evaluations."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from lightning_softprompt.lm import PromptedLM
+from lightning_softprompt.types import Batch
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Evaluation(nn.Module, ABC):
+    """Scores a prompted language model over the batches of a pass. Its states are torchmetrics', exact across processes."""
+
+    monitor: tuple[str, str] = ("loss", "min")  # the metric that says which checkpoint is best, and whether by min or max
+
+    @abstractmethod
+    def predict(self, lm: PromptedLM, batch: Batch) -> list[dict[str, Any]]:
+        """What the model says: one record a row, with `prediction`, and `scores` by class where there are classes."""
+
+    @abstractmethod
+    def update(self, lm: PromptedLM, batch: Batch) -> list[dict[str, Any]]:
+        """Takes a batch into the metrics, and gives its records."""
+
+    @abstractmethod
+    def compute(self) -> dict[str, Tensor]:
+        """The metrics of the pass, scalars by name."""
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Forgets the pass."""
+
+    def figures(self) -> dict[str, Figure]:
+        """Plots of the pass by name."""
+        return {}

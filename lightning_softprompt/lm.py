@@ -1,0 +1,60 @@
+"""A frozen backbone with the prompt of a method: what objectives, readouts and evaluations are handed for one step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from lightning_softprompt.backbones.base import Backbone
+from lightning_softprompt.types import Batch, SoftPrompt
+
+
+class PromptedLM:
+    """Backbone and method for one step. Prompt and scores of a batch are computed once, however often they are asked for.
+
+    Args:
+        backbone: The frozen model.
+        method: Gives the soft prompt of a batch.
+        readout: Gives class scores; None where the task has no classes.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        method: Callable[[Batch], SoftPrompt],
+        readout: Callable[[PromptedLM, Batch], Tensor] | None = None,
+    ) -> None:
+        self.backbone = backbone
+        self._method = method
+        self._readout = readout
+        self._prompts: dict[int, tuple[Batch, SoftPrompt]] = {}
+        self._scores: dict[int, Tensor] = {}
+
+    def prompt(self, batch: Batch) -> SoftPrompt:
+        """The method's prompt for the batch."""
+        if id(batch) not in self._prompts:
+            self._prompts[id(batch)] = batch, self._method(batch)  # the batch is kept: another could get its id
+        return self._prompts[id(batch)][1]
+
+    def __call__(self, batch: Batch, *, prompted: bool = True) -> Tensor:
+        """Logits of the targets [B, U, V]; with `prompted=False` those of the bare backbone."""
+        return self.backbone(batch, self.prompt(batch) if prompted else None)  # type: ignore[no-any-return]
+
+    def scores(self, batch: Batch) -> Tensor:
+        """Class scores [B, C], whose softmax are the class probabilities.
+
+        Raises:
+            ValueError: If the task has no classes.
+        """
+        if self._readout is None:
+            raise ValueError("class scores were asked for, but the data module names no classes")
+        if id(batch) not in self._scores:
+            self.prompt(batch)
+            self._scores[id(batch)] = self._readout(self, batch)
+        return self._scores[id(batch)]
+
+    def generate(self, batch: Batch, **decoding: Any) -> Tensor:
+        """Continuations [B, U]."""
+        return self.backbone.generate(batch, self.prompt(batch), **decoding)

@@ -1,0 +1,23 @@
+"""The frozen backbone by itself."""
+
+from __future__ import annotations
+
+from lightning_softprompt.backbones.base import Backbone
+from lightning_softprompt.module import SoftPromptModule
+from lightning_softprompt.types import Batch, SoftPrompt
+
+
+class Bare(SoftPromptModule):
+    """No soft prompt: the zero-shot backbone, to compare with.
+
+    Paper: none
+    Enters: nowhere
+    Parameters: 0
+    """
+
+    def build(self, backbone: Backbone) -> None:
+        """Nothing to train."""
+
+    def prompt(self, batch: Batch) -> SoftPrompt:
+        """An empty prompt."""
+        return SoftPrompt()

@@ -1,0 +1,44 @@
+"""Prompt tuning (Lester, Al-Rfou and Constant, EMNLP 2021)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from lightning_softprompt.backbones.base import Backbone
+from lightning_softprompt.module import SoftPromptModule
+from lightning_softprompt.prompts.init import Init, SampleVocabulary
+from lightning_softprompt.types import Batch, SoftPrompt
+
+
+class PromptTuning(SoftPromptModule):
+    """Soft tokens before the input, trained freely; all else is frozen.
+
+    Paper: Lester et al. 2021, arXiv 2104.08691
+    Enters: soft tokens at the template's first slot
+    Parameters: P * H
+
+    Differences from the paper: any family of backbones, not T5 alone (there the tokens stand in the encoder's input, as in
+    the paper); random starts are scaled to the backbone's embeddings unless told otherwise; AdamW by default, not Adafactor.
+
+    Args:
+        length: P, soft tokens.
+        init: Where they start; None draws words of the vocabulary.
+        common: Arguments of every method.
+    """
+
+    def __init__(self, length: int = 20, init: Init | None = None, **common: Any) -> None:
+        super().__init__(**common)
+        if length < 1:
+            raise ValueError(f"length must be at least 1, got {length}; Bare is the backbone without a prompt")
+        self.length = length
+        self.init = init or SampleVocabulary()
+
+    def build(self, backbone: Backbone) -> None:
+        """Makes `tokens` [P, H]."""
+        self.tokens = nn.Parameter(self.init(backbone, self.length))
+
+    def prompt(self, batch: Batch) -> SoftPrompt:
+        """The same soft tokens for every row."""
+        return SoftPrompt(tokens=self.tokens[None])

@@ -1,0 +1,224 @@
+"""`SoftPromptModule`: what all methods share. Everything in it is final but `build`, `prompt` and `parameter_groups`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
+from inspect import currentframe
+from typing import Any, final
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torch.optim import AdamW
+from torchmetrics import MeanMetric
+
+from lightning_softprompt.backbones.base import Backbone, BackboneSpec
+from lightning_softprompt.backbones.codec import Codec
+from lightning_softprompt.backbones.load import load_backbone
+from lightning_softprompt.checkpoints.files import BACKBONE, check_backbone, identity
+from lightning_softprompt.checkpoints.hooks import leave_out_of_checkpoints
+from lightning_softprompt.checkpoints.plain import keep_hyperparameters
+from lightning_softprompt.evaluation.base import Evaluation
+from lightning_softprompt.lm import PromptedLM
+from lightning_softprompt.objectives.base import Objective
+from lightning_softprompt.objectives.classification import Classification
+from lightning_softprompt.objectives.language_modeling import LanguageModeling
+from lightning_softprompt.readouts.base import Readout
+from lightning_softprompt.readouts.label_words import LabelWords
+from lightning_softprompt.types import Batch, Classes, SoftPrompt
+
+Records = list[dict[str, Any]]
+
+
+class SoftPromptModule(LightningModule, ABC):
+    """A soft-prompt method on a frozen backbone.
+
+    A method says what it trains (`build`) and which soft prompt a batch gets (`prompt`). It never sees the backbone's
+    forward pass, the loss, the task or the answers. Methods are final: none subclasses another.
+
+    Args:
+        backbone: The frozen language model.
+        objective: What training minimises; None takes `Classification` where there are classes, else `LanguageModeling`.
+        evaluation: How answers are scored; the data module gives it.
+        readout: How class scores are read off the backbone.
+        classes: How classes are spoken; the data module gives it.
+        optimizer: Makes the optimizer; None takes AdamW with learning rate 0.01 and no weight decay.
+        scheduler: Makes the learning-rate schedule, advanced once a step; None keeps the rate constant.
+        penalty_weights: How much of each penalty that the method reports is added to the loss.
+    """
+
+    def __init__(
+        self,
+        backbone: BackboneSpec | None = None,
+        objective: Objective | None = None,
+        evaluation: Evaluation | None = None,
+        readout: Callable[[Codec, Classes], Readout] = LabelWords,
+        classes: Classes | None = None,
+        optimizer: OptimizerCallable | None = None,
+        scheduler: LRSchedulerCallable | None = None,
+        penalty_weights: Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__()
+        keep_hyperparameters(self, currentframe(), leave_out=["evaluation"])
+        self.spec = backbone or BackboneSpec()
+        self.backbone: Backbone | None = None
+        self.readout: Readout | None = None
+        self.objective = objective or (LanguageModeling() if classes is None else Classification())
+        self.evaluations = nn.ModuleDict({} if evaluation is None else {s: deepcopy(evaluation) for s in ("val", "test")})
+        self.losses = nn.ModuleDict({stage: MeanMetric() for stage in ("val", "test")})
+        self.classes = classes
+        self._make_readout = readout
+        self._make_optimizer = optimizer or default_optimizer
+        self._make_scheduler = scheduler
+        self.penalty_weights = dict(penalty_weights or {})
+        leave_out_of_checkpoints(self, "backbone")
+
+    @abstractmethod
+    def build(self, backbone: Backbone) -> None:
+        """Makes the trainable parameters, in float32. The backbone's weights are there to be read."""
+
+    @abstractmethod
+    def prompt(self, batch: Batch) -> SoftPrompt:
+        """The soft prompt of a batch. It may look at `batch.source`, `self.backbone.embed` and `batch.task_ids`."""
+
+    def parameter_groups(self) -> Iterable[dict[str, Any]]:
+        """Trainable parameters in the optimizer's form; groups may have learning rates of their own."""
+        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+
+    @final
+    def configure_model(self) -> None:
+        """Loads the backbone once, then makes prompt and readout from the run's seed, whatever drew numbers before."""
+        if self.backbone is not None:
+            return
+        self.attach(load_backbone(self.spec))
+
+    @final
+    def attach(self, backbone: Backbone) -> None:
+        """Takes a backbone that is loaded already, instead of `configure_model`."""
+        self.backbone = backbone
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(torch.initial_seed())
+            self.build(backbone)
+            self.readout = None if self.classes is None else self._make_readout(backbone.codec, self.classes)
+        self.to(backbone.word_embeddings.device)
+
+    @property
+    def loaded(self) -> Backbone:
+        """The backbone, which must be there by now."""
+        assert self.backbone is not None, "configure_model has not run"
+        return self.backbone
+
+    @final
+    def lm(self) -> PromptedLM:
+        """The prompted language model of one step."""
+        return PromptedLM(self.loaded, self.prompt, self.readout)
+
+    @final
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits of the targets [B, U, V]."""
+        return self.lm()(batch)
+
+    @final
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Objective and weighed penalties; logs only on the Trainer's logging steps, since logging costs more than a step."""
+        lm = self.lm()
+        outcome = self.objective(lm, batch)
+        penalties = lm.prompt(batch).penalties
+        loss = outcome.loss + self._weighed(penalties)
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
+            logs = {"loss": loss, **outcome.logs, **{f"penalty/{name}": value for name, value in penalties.items()}}
+            self.log_dict({f"train/{name}": value.detach() for name, value in logs.items()}, batch_size=len(batch))
+            self.log("loss", loss.detach(), prog_bar=True, logger=False, batch_size=len(batch))
+        return loss
+
+    def _weighed(self, penalties: Mapping[str, Tensor]) -> Tensor | float:
+        if unknown := set(self.penalty_weights) - set(penalties):
+            raise ValueError(f"penalty_weights names {sorted(unknown)}, but the method reports {sorted(penalties)}")
+        return sum(weight * penalties[name] for name, weight in self.penalty_weights.items())
+
+    @final
+    def validation_step(self, batch: Batch, batch_idx: int) -> Records:
+        """Scores a batch; gives its records."""
+        return self._score("val", batch)
+
+    @final
+    def test_step(self, batch: Batch, batch_idx: int) -> Records:
+        """Scores a batch; gives its records."""
+        return self._score("test", batch)
+
+    @final
+    def predict_step(self, batch: Batch, batch_idx: int) -> Records:
+        """What the model says: one record a row."""
+        return self._records(batch, self._evaluation("test").predict(self.lm(), batch))
+
+    @final
+    def on_validation_epoch_end(self) -> None:
+        """Logs the pass."""
+        self._conclude("val")
+
+    @final
+    def on_test_epoch_end(self) -> None:
+        """Logs the pass."""
+        self._conclude("test")
+
+    def _score(self, stage: str, batch: Batch) -> Records:
+        lm = self.lm()
+        self.losses[stage].update(self.objective(lm, batch).loss, len(batch))  # type: ignore[operator]
+        return self._records(batch, self._evaluation(stage).update(lm, batch))
+
+    def _evaluation(self, stage: str) -> Evaluation:
+        if stage not in self.evaluations:
+            raise ValueError("answers are to be scored, but no evaluation was given; the data module names one")
+        return self.evaluations[stage]  # type: ignore[return-value]
+
+    @staticmethod
+    def _records(batch: Batch, records: Records) -> Records:
+        numbers = range(len(batch)) if batch.rows is None else batch.rows.tolist()
+        return [{"row": row, **record} for row, record in zip(numbers, records, strict=True)]
+
+    def _conclude(self, stage: str) -> None:
+        metrics = {"loss": self.losses[stage].compute(), **self._evaluation(stage).compute()}  # type: ignore[operator]
+        self.log_dict({f"{stage}/{name}": value for name, value in metrics.items()}, rank_zero_only=False)
+
+    @final
+    def on_validation_epoch_start(self) -> None:
+        """Forgets the pass before, which callbacks may have read till now."""
+        self._forget("val")
+
+    @final
+    def on_test_epoch_start(self) -> None:
+        """Forgets the pass before, which callbacks may have read till now."""
+        self._forget("test")
+
+    def _forget(self, stage: str) -> None:
+        self.losses[stage].reset()  # type: ignore[operator]
+        self._evaluation(stage).reset()
+
+    @final
+    def configure_optimizers(self) -> Any:
+        """The optimizer over the method's parameter groups, and its schedule, advanced once a step."""
+        groups = list(self.parameter_groups())
+        if not any(group["params"] for group in groups):
+            raise ValueError(f"{type(self).__name__} has nothing to train; use validate, test or predict with it")
+        optimizer = self._make_optimizer(groups)
+        if self._make_scheduler is None:
+            return optimizer
+        return [optimizer], [{"scheduler": self._make_scheduler(optimizer), "interval": "step"}]
+
+    @final
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Says which backbone the prompt belongs to."""
+        checkpoint[BACKBONE] = identity(self.loaded)
+
+    @final
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses a prompt of another backbone."""
+        check_backbone(checkpoint.get(BACKBONE, {}), self.loaded, "the checkpoint")
+
+
+def default_optimizer(groups: Iterable[Any]) -> AdamW:
+    """AdamW as soft prompts want it: a learning rate far above that of weights, and no decay towards zero."""
+    return AdamW(groups, lr=0.01, weight_decay=0.0)

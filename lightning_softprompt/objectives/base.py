@@ -1,0 +1,33 @@
+"""The contract of objectives."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from lightning_softprompt.lm import PromptedLM
+from lightning_softprompt.types import Batch
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A loss, and what else is worth logging.
+
+    Args:
+        loss: A scalar.
+        logs: Further scalars by name.
+    """
+
+    loss: Tensor
+    logs: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Objective(ABC):
+    """A loss of a prompted language model on a batch."""
+
+    @abstractmethod
+    def __call__(self, lm: PromptedLM, batch: Batch) -> Outcome:
+        """The loss, averaged over the batch."""

@@ -1,0 +1,29 @@
+"""Cross entropy of the class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+from torch.nn.functional import cross_entropy
+
+from lightning_softprompt.lm import PromptedLM
+from lightning_softprompt.objectives.base import Objective, Outcome
+from lightning_softprompt.types import Batch
+
+
+@final
+@dataclass(frozen=True)
+class Classification(Objective):
+    """Mean cross entropy over class scores, as the readout gives them: probability that goes to no class is no loss.
+
+    Args:
+        label_smoothing: Share of the probability that the target gives to the other classes.
+    """
+
+    label_smoothing: float = 0.0
+
+    def __call__(self, lm: PromptedLM, batch: Batch) -> Outcome:
+        if batch.labels is None:
+            raise ValueError("Classification wants rows with labels; use LanguageModeling where there are none")
+        return Outcome(cross_entropy(lm.scores(batch), batch.labels, label_smoothing=self.label_smoothing))

@@ -1,0 +1,146 @@
+"""Where soft tokens start: initialisers as objects, each called with the backbone and P, giving [P, H] in float32.
+
+Sources: random, vocabulary and label starts are those of Lester et al. 2021 (arXiv 2104.08691), section 3.2 and their code.
+All draw from torch's global generator, which the run seeds.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lightning_softprompt.backbones.base import Backbone
+from lightning_softprompt.checkpoints.files import read_prompt
+
+
+class Init(ABC):
+    """Makes the first value of soft tokens."""
+
+    @abstractmethod
+    def __call__(self, backbone: Backbone, length: int) -> Tensor:
+        """[P, H] in float32 for P = `length`."""
+
+
+@dataclass(frozen=True)
+class Uniform(Init):
+    """Each number uniform between -bound and bound.
+
+    Args:
+        bound: Half the width of the interval; None makes the root mean square that of the word embeddings. Lester et
+            al. take 0.5, which suits the large embeddings of T5.
+    """
+
+    bound: float | None = None
+
+    def __call__(self, backbone: Backbone, length: int) -> Tensor:
+        bound = rms(backbone) * 3**0.5 if self.bound is None else self.bound
+        return (torch.rand(length, backbone.hidden_size) * 2 - 1) * bound
+
+
+@dataclass(frozen=True)
+class Normal(Init):
+    """Each number from a normal distribution around 0.
+
+    Args:
+        std: Its standard deviation; None takes the root mean square of the word embeddings.
+    """
+
+    std: float | None = None
+
+    def __call__(self, backbone: Backbone, length: int) -> Tensor:
+        return torch.randn(length, backbone.hidden_size) * (rms(backbone) if self.std is None else self.std)
+
+
+@dataclass(frozen=True)
+class SampleVocabulary(Init):
+    """Embeddings of words drawn from the vocabulary, without repeats while there are enough.
+
+    Args:
+        first: Draws among the first so many ids, which in most vocabularies are the frequent ones; None takes all.
+    """
+
+    first: int | None = 5000
+
+    def __call__(self, backbone: Backbone, length: int) -> Tensor:
+        table = backbone.word_embeddings
+        pool = len(table) if self.first is None else min(self.first, len(table))
+        drawn = torch.cat([torch.randperm(pool) for _ in range(-(-length // pool))])[:length]
+        return rows(table, drawn)
+
+
+@dataclass(frozen=True)
+class FromText(Init):
+    """Embeddings of a text's tokens, one soft token each: a text too long is cut, one too short is followed by the fallback.
+
+    Args:
+        text: Such as an instruction for the task.
+        fallback: What the remaining soft tokens start from.
+    """
+
+    text: str
+    fallback: Init = field(default_factory=SampleVocabulary)
+
+    def __call__(self, backbone: Backbone, length: int) -> Tensor:
+        ids = torch.tensor(backbone.codec.ids(self.text)[:length], dtype=torch.long)
+        if not len(ids):
+            raise ValueError(f"FromText wants a text with at least one token, got {self.text!r}")
+        return torch.cat([rows(backbone.word_embeddings, ids), self.fallback(backbone, length - len(ids))])
+
+
+@dataclass(frozen=True)
+class ClassLabels(Init):
+    """The embedding of one class label a soft token (the mean over a label's tokens), then the fallback.
+
+    Args:
+        labels: The labels as the verbalizer speaks them.
+        fallback: What the remaining soft tokens start from.
+    """
+
+    labels: Sequence[str]
+    fallback: Init = field(default_factory=SampleVocabulary)
+
+    def __call__(self, backbone: Backbone, length: int) -> Tensor:
+        labels = [torch.tensor(backbone.codec.ids(label)) for label in self.labels[:length]]
+        means = [rows(backbone.word_embeddings, ids).mean(0, keepdim=True) for ids in labels]
+        return torch.cat([*means, self.fallback(backbone, length - len(means))])
+
+
+@dataclass(frozen=True)
+class FromCheckpoint(Init):
+    """The soft tokens of a trained prompt, which must have the same backbone, P and H.
+
+    Args:
+        path: A `prompt.safetensors` or a checkpoint of a run.
+        name: The parameter to take.
+    """
+
+    path: str
+    name: str = "tokens"
+
+    def __call__(self, backbone: Backbone, length: int) -> Tensor:
+        saved = read_prompt(Path(self.path))
+        saved.check(backbone, Path(self.path))
+        if self.name not in saved.tensors:
+            raise ValueError(f"{self.path} has no {self.name!r}; it has {sorted(saved.tensors)}")
+        tokens = saved.tensors[self.name].float()
+        if tokens.shape != (length, backbone.hidden_size):
+            raise ValueError(
+                f"{self.path} has soft tokens of shape {list(tokens.shape)}, but {[length, backbone.hidden_size]} is "
+                f"wanted; set length to {len(tokens)}"
+            )
+        return tokens
+
+
+def rows(table: Tensor, ids: Tensor) -> Tensor:
+    """Rows of an embedding table as float32 copies on the CPU."""
+    return table.detach()[ids.to(table.device)].float().cpu()
+
+
+def rms(backbone: Backbone) -> float:
+    """Root mean square of the word embeddings: a random start of another size is far from all that was ever seen."""
+    return float(backbone.word_embeddings.detach().float().pow(2).mean().sqrt())

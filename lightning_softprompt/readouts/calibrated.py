@@ -1,0 +1,52 @@
+"""Class scores freed of what the backbone says without any input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import final
+
+import torch
+from torch import Tensor
+
+from lightning_softprompt.backbones.codec import Codec
+from lightning_softprompt.lm import PromptedLM
+from lightning_softprompt.readouts.base import Readout
+from lightning_softprompt.readouts.label_words import LabelWords
+from lightning_softprompt.template import Template
+from lightning_softprompt.types import Batch, Classes
+
+
+@final
+class Calibrated(Readout):
+    """Contextual calibration: probabilities divided by those of a content-free input (Zhao et al. 2021, arXiv 2102.09690).
+
+    With q = softmax(W p) and W = diag(p_free)^-1, the logarithm of what their equation 1 puts into the softmax.
+
+    Args:
+        codec: The backbone's.
+        classes: How the classes are spoken, and the template that is filled without content.
+        inner: The readout to calibrate.
+        fillers: Texts put in place of every column; their class probabilities are averaged.
+    """
+
+    def __init__(
+        self,
+        codec: Codec,
+        classes: Classes,
+        inner: Callable[[Codec, Classes], Readout] = LabelWords,
+        fillers: Sequence[str] = ("N/A", "", "[MASK]"),
+    ) -> None:
+        super().__init__(codec, classes)
+        self.inner = inner(codec, classes)
+        template = Template(classes.template)
+        word = next(iter(classes.words.values()))[0]
+        blanks = [template.pieces(dict.fromkeys(template.columns, filler)) for filler in fillers]
+        self.blank = codec.collate([codec.encode(pieces, word.removeprefix(template.glue)) for pieces in blanks])
+
+    def forward(self, lm: PromptedLM, batch: Batch) -> Tensor:
+        """Scores [B, C] in float32."""
+        free = self._log_probability(lm, self.blank.to(batch.input_ids.device))  # [fillers, C]
+        return self._log_probability(lm, batch) - (free.logsumexp(0) - torch.tensor(len(free)).log())
+
+    def _log_probability(self, lm: PromptedLM, batch: Batch) -> Tensor:
+        return torch.as_tensor(self.inner(lm, batch)).log_softmax(-1)

@@ -1,0 +1,66 @@
+"""Class scores from the logits of label words."""
+
+from __future__ import annotations
+
+from typing import Literal, final
+
+import torch
+from torch import Tensor
+
+from lightning_softprompt.backbones.codec import Codec
+from lightning_softprompt.lm import PromptedLM
+from lightning_softprompt.readouts.base import Readout
+from lightning_softprompt.types import Batch, Classes
+
+
+@final
+class LabelWords(Readout):
+    """The logit of a class's word at the answer's place; one forward pass scores all classes.
+
+    Every word must be one token. Where words are longer, take `RankedChoices`.
+
+    Args:
+        codec: The backbone's.
+        classes: How the classes are spoken.
+        aggregate: How the words of a class are put together: `sum` adds their probabilities, `mean` averages their
+            logits, `max` takes the likeliest.
+
+    Raises:
+        ValueError: If a word is not one token, or two classes share one.
+    """
+
+    ids: Tensor
+    pad: Tensor
+
+    def __init__(self, codec: Codec, classes: Classes, aggregate: Literal["sum", "mean", "max"] = "sum") -> None:
+        super().__init__(codec, classes)
+        self.aggregate = aggregate
+        ids = [[self._token(word) for word in words] for words in classes.words.values()]
+        self._check_distinct(ids)
+        most = max(map(len, ids))
+        self.register_buffer("ids", torch.tensor([row + row[:1] * (most - len(row)) for row in ids]), persistent=False)
+        pad = torch.tensor([[False] * len(row) + [True] * (most - len(row)) for row in ids])
+        self.register_buffer("pad", pad, persistent=False)
+
+    def _token(self, word: str) -> int:
+        ids = self.codec.ids(word)
+        if len(ids) != 1:
+            split = self.codec.tokenizer.convert_ids_to_tokens(ids)
+            raise ValueError(f"label word {word!r} must be one token, but is {split}; choose another or RankedChoices")
+        return ids[0]
+
+    def _check_distinct(self, ids: list[list[int]]) -> None:
+        seen: dict[int, str] = {}
+        for name, row in zip(self.classes.names, ids, strict=True):
+            for token in row:
+                if seen.setdefault(token, name) != name:
+                    word = self.codec.tokenizer.convert_ids_to_tokens([token])[0]
+                    raise ValueError(f"classes {seen[token]!r} and {name!r} are both spoken as {word!r}")
+
+    def forward(self, lm: PromptedLM, batch: Batch) -> Tensor:
+        """Scores [B, C] in float32."""
+        words = lm(batch)[:, 0, self.ids.flatten()].float().unflatten(1, self.ids.shape)  # [B, C, words]
+        if self.aggregate == "mean":
+            return words.masked_fill(self.pad, 0).sum(-1) / (~self.pad).sum(-1)
+        words = words.masked_fill(self.pad, float("-inf"))
+        return words.logsumexp(-1) if self.aggregate == "sum" else words.amax(-1)

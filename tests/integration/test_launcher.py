@@ -1,0 +1,128 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lightning_softprompt import __version__
+from lightning_softprompt.commands import LIGHT_COMMANDS, RUN_COMMANDS
+
+ROOT = Path(__file__).parents[2]
+HEAVY = {"torch", "lightning", "pytorch_lightning", "transformers", "torchmetrics", "wandb", "datasets", "jsonargparse"}
+
+
+def softprompt(*words, python=(), **environment):
+    return subprocess.run(
+        [sys.executable, *python, "-m", "lightning_softprompt", *words],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        timeout=120,
+        check=False,
+    )
+
+
+def imported(stderr):
+    lines = [line for line in stderr.splitlines() if line.startswith("import time:")]
+    return {line.rpartition("|")[2].strip().partition(".")[0] for line in lines}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["--help"],
+        ["--version"],
+        ["methods"],
+        ["methods", "--help"],
+        ["configs"],
+        ["configs", "--help"],
+        ["doctor", "--help"],
+        ["completion", "--help"],
+        ["trian"],
+    ],
+    ids=" ".join,
+)
+def test_light_commands_import_nothing_heavy(words):
+    ran = softprompt(*words, python=["-X", "importtime"])
+    modules = imported(ran.stderr)
+    assert "lightning_softprompt" in modules
+    assert not modules & HEAVY
+    assert ran.returncode == (2 if words == ["trian"] else 0)
+
+
+def test_help_names_every_command_and_the_configs():
+    text = softprompt("--help").stdout
+    assert text == softprompt().stdout == softprompt("-h").stdout
+    for word in [*RUN_COMMANDS, *LIGHT_COMMANDS]:
+        assert f"  {word} " in text
+    assert text.count("  softprompt ") == 3
+    assert "configs" in text
+
+
+def test_version():
+    assert softprompt("--version").stdout == f"softprompt {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"), [("fti", "fit"), ("method", "methods"), ("docter", "doctor"), ("zzz", "fit")]
+)
+def test_an_unknown_command_is_two_lines_and_no_traceback(word, meant):
+    ran = softprompt(word)
+    assert ran.returncode == 2
+    assert ran.stdout == ""
+    first, second = ran.stderr.splitlines()
+    assert repr(word) in first
+    assert meant in second
+
+
+def test_a_wrong_option_of_a_light_command_is_no_traceback():
+    ran = softprompt("configs", "--cpoy", "x")
+    assert ran.returncode == 2
+    assert "Traceback" not in ran.stderr
+
+
+def test_a_method_file_without_labels_is_a_clear_error(tmp_path):
+    (tmp_path / "mine.py").write_text('class Mine(SoftPromptModule):\n    """Mine."""\n')
+    ran = softprompt("methods", "--folder", str(tmp_path))
+    assert ran.returncode == 2
+    assert f"{tmp_path / 'mine.py'}: Mine lacks a line 'Paper: ...'" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+def test_configs_are_copied_once(tmp_path):
+    assert softprompt("configs", "--copy", str(tmp_path)).returncode == 0
+    (tmp_path / "mine.yaml").write_text("mine")
+    again = softprompt("configs", "--copy", str(tmp_path))
+    shipped = [file for file in (ROOT / "configs").rglob("*") if file.is_file()]
+    assert again.returncode == (2 if shipped else 0)
+    assert (tmp_path / "mine.yaml").read_text() == "mine"
+
+
+def test_doctor_speaks_before_it_imports_torch():
+    program = "import sys; from lightning_softprompt.commands import doctor\nfor found in doctor.findings():\n"
+    program += "    print(found.name, sorted({'torch', 'transformers', 'lightning'} & set(sys.modules)))"
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True, timeout=120
+    )
+    *others, devices = ran.stdout.splitlines()
+    assert all(line.endswith(" []") for line in others)
+    assert devices == "devices ['torch']"
+
+
+def test_doctor_answers_in_json():
+    ran = softprompt("doctor", "--json", HF_HUB_OFFLINE="1", WANDB_MODE="offline")
+    report = json.loads(ran.stdout)
+    assert ran.returncode == (0 if report["ok"] else 1)
+    assert report["ok"] == (not report["missing"])
+    assert {"python", "torch", "cache", "hub", "wandb key", "backbone", "devices"} <= set(report["found"])
+
+
+def test_a_reader_that_leaves_is_no_traceback():
+    command = f"{sys.executable} -u -m lightning_softprompt doctor | head -1"
+    ran = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=ROOT, check=False, timeout=120)
+    assert ran.stdout.startswith("python")
+    assert ran.stderr == ""

