@@ -106,6 +106,11 @@ class SoftPromptModule(LightningModule, ABC):
         self.to(backbone.word_embeddings.device)
 
     @property
+    def trains(self) -> bool:
+        """Whether the method has parameters to train; known once the backbone is attached, and assumed before."""
+        return self.backbone is None or any(p.requires_grad for p in self.parameters())
+
+    @property
     def loaded(self) -> Backbone:
         """The backbone, which must be there by now."""
         assert self.backbone is not None, "configure_model has not run"

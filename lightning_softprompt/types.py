@@ -77,12 +77,14 @@ class Encoded:
         answers: Positions in `ids` that are the answer's, and that no method may look at.
         targets: The tokens to be said.
         slots: Soft block s may stand before token `slots[s]` of `ids`; `len(ids)` is the end.
+        cut: How many tokens of text gave way.
     """
 
     ids: tuple[int, ...]
     answers: tuple[int, ...]
     targets: tuple[int, ...]
     slots: tuple[int, ...]
+    cut: int = 0
 
 
 @dataclass(frozen=True)

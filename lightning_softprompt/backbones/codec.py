@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from hashlib import sha256
 from itertools import accumulate
@@ -86,8 +87,9 @@ class Codec(ABC):
         glue = pieces[place].glue  # type: ignore[union-attr]
         answer = [*(self.ids(glue + target) if target else ()), *(self.stop if closed and target else ())]
         room = None if max_tokens is None else max_tokens - len(answer) - len(self.start) - len(self.end)
-        runs = self._cut([*self._runs(pieces[:place]), None, *self._runs(pieces[place + 1 :])], room)
-        return self._encoded(runs, answer)
+        runs = [*self._runs(pieces[:place]), None, *self._runs(pieces[place + 1 :])]
+        surplus = 0 if room is None else max(0, sum(len(run) for run in runs if run is not None) - room)
+        return replace(self._encoded(self._cut(runs, surplus), answer), cut=surplus)
 
     def _runs(self, pieces: Sequence[Piece]) -> list[list[tuple[int, bool]]]:
         """Tokens with "may be cut", one list for each stretch of text between slots."""
@@ -107,16 +109,12 @@ class Codec(ABC):
         inside = [any(a <= start and end <= b for a, b in spans) for start, end in coded["offset_mapping"]]
         return list(zip(coded["input_ids"], inside, strict=True))
 
-    def _cut(
-        self, runs: list[list[tuple[int, bool]] | None], room: int | None
-    ) -> list[list[tuple[int, bool]] | None]:
-        total = sum(len(run) for run in runs if run is not None)
-        surplus = 0 if room is None else max(0, total - room)
+    def _cut(self, runs: list[list[tuple[int, bool]] | None], surplus: int) -> list[list[tuple[int, bool]] | None]:
         loose = sum(gives_way for run in runs if run is not None for _, gives_way in run)
         if surplus > loose:
             raise ValueError(
-                f"a row of {total} tokens must lose {surplus} to fit, but only {loose} may be cut; raise max_tokens, or "
-                f"name a longer column in truncate"
+                f"a row must lose {surplus} tokens to fit, but only {loose} of it may be cut; raise max_tokens, or name "
+                f"a longer column in truncate"
             )
         kept: list[list[tuple[int, bool]] | None] = []
         for run in reversed(runs):  # the last loose token of the row goes first

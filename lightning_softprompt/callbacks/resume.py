@@ -15,11 +15,14 @@ from lightning.pytorch.utilities import rank_zero_warn
 class RngState(Callback):
     """Keeps the states of Python's, NumPy's and PyTorch's random numbers, of every process, in checkpoints.
 
-    With it, and a `ResumableLoader`, dropout and whatever else is drawn in training continue bit by bit.
+    With it, and a `ResumableLoader`, dropout and whatever else is drawn in training continue bit by bit. What
+    validation draws leaves no trace in training: it does not matter how often a run is validated, nor that a resumed
+    one leaves out the validation which was due right after its checkpoint.
     """
 
     def __init__(self) -> None:
         self._loaded: list[Mapping[str, Any]] | None = None
+        self._training: Mapping[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """The states of all processes; all of them must call this, as they do when Lightning saves."""
@@ -41,6 +44,15 @@ class RngState(Callback):
                 f"the checkpoint has the random states of {len(ranks)} processes, not {trainer.world_size}: dropout "
                 "will differ from the uninterrupted run. Resume on the same number of processes to repeat it"
             )
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remember where training was."""
+        self._training = _states()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go back there; callbacks that save checkpoints come after this one."""
+        if self._training is not None:
+            _restore(self._training)
 
 
 def _gathered(states: dict[str, Any]) -> list[dict[str, Any]]:

@@ -139,9 +139,7 @@ class BucketBatchSampler(Sampler[list[int]]):
     def count(self) -> None:
         """Note that a batch was handed out; loaders ask for more of them ahead of time."""
         self.done += 1
-        self._start = (
-            0  # a later pass begins at the beginning; not before now, as torch's workers begin each pass twice
-        )
+        self._start = 0  # a later pass begins at the beginning; torch begins a pass twice when it has workers
 
     @property
     def _identity(self) -> dict[str, Any]:

@@ -284,9 +284,8 @@ def _pick_split(known: Iterable[str], split: str | None, name: str) -> str:
 
 def _may_be_on_hub(source: str) -> bool:
     is_name = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(:[\w.-]+)?", source)
-    is_near = (
-        "/" in source and Path(source).parent.is_dir()
-    )  # a misspelt path; asking the hub takes half a minute offline
+    # A misspelt path should not go there: without a network, the hub's client tries for half a minute.
+    is_near = "/" in source and Path(source).parent.is_dir()
     return is_name is not None and not is_near and Path(source).suffix.lower() not in READERS
 
 

@@ -37,7 +37,7 @@ class Numbers(torch.utils.data.Dataset):
         return ROWS
 
     def __getitem__(self, index):
-        return index, self.features[index] + self.noise * torch.randn(8)
+        return index, self.features[index] + (self.noise * torch.randn(8) if self.noise else 0)
 
 
 def collate(rows):
@@ -46,7 +46,7 @@ def collate(rows):
 
 
 class Net(pl.LightningModule):
-    """Draws from all generators, and remembers rows and loss of every step."""
+    """Draws from all generators, in validation too, and remembers rows and loss of every step."""
 
     def __init__(self):
         super().__init__()
@@ -60,7 +60,7 @@ class Net(pl.LightningModule):
         return loss
 
     def validation_step(self, batch):
-        self.net(batch[1])
+        self.net(batch[1] * torch.rand(()) * random.random() * np.random.rand())
 
     def configure_optimizers(self):
         optimizer = torch.optim.Adam(self.parameters(), lr=0.1)
@@ -74,8 +74,8 @@ class AfterValidation(ModelCheckpoint):
     """Lightning tells checkpoint callbacks apart by class and interval."""
 
 
-def loaders(num_workers, noise):
-    train = BucketBatchSampler(LENGTHS, BATCH, order="shuffled", seed=3)
+def loaders(num_workers, noise, **ranks):
+    train = BucketBatchSampler(LENGTHS, BATCH, order="shuffled", seed=3, **ranks)
     evaluate = BucketBatchSampler(LENGTHS, BATCH, order="longest_first")
     return (
         ResumableLoader(Numbers(noise), train, collate, num_workers),
@@ -135,6 +135,12 @@ def test_every_checkpoint_continues_like_the_uninterrupted_run(tmp_path, options
         assert rest == whole[done:], checkpoint
 
 
+def test_validation_changes_nothing(tmp_path):
+    runs = [{"limit_val_batches": 0}, {"num_sanity_val_steps": 0}, {"val_check_interval": 2}]
+    steps = [fit(tmp_path / str(number), seed=0, **options) for number, options in enumerate(runs)]
+    assert steps[0] == steps[1] == steps[2]
+
+
 @pytest.mark.parametrize("done", [2, 6, 8])
 def test_workers_that_load_ahead_change_nothing(tmp_path, done):
     whole = fit(tmp_path / "whole", seed=0)
@@ -167,3 +173,48 @@ def test_prediction_takes_the_loader_as_it_is():
     trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
     rows = trainer.predict(Predict(), ResumableLoader(Numbers(), sampler, collate))
     assert torch.cat(rows).tolist() == list(range(ROWS))
+
+
+class TwoRanks(pl.LightningDataModule):
+    """Makes loaders for each rank, with random numbers of its own."""
+
+    def setup(self, stage):
+        pl.seed_everything(self.trainer.global_rank, verbose=False)
+
+    def train_dataloader(self):
+        return loaders(0, 0.0, rank=self.trainer.global_rank, world_size=2)[0]
+
+
+class Record(pl.Callback):
+    """Writes what a rank saw to a file: its process ends with the run."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def on_train_end(self, trainer, net):
+        torch.save(net.steps, self.folder / f"rank{trainer.global_rank}.pt")
+
+
+def fit_two_ranks(folder, ckpt_path=None):
+    folder.mkdir()
+    trainer = pl.Trainer(
+        max_epochs=2,
+        accelerator="cpu",
+        strategy="ddp_fork",
+        devices=2,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[RngState(), Record(folder), ModelCheckpoint(folder, every_n_train_steps=1, save_top_k=-1)],
+    )
+    trainer.fit(Net(), datamodule=TwoRanks(), ckpt_path=ckpt_path, weights_only=True)
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def test_two_ranks_continue_each_with_its_own_rows_and_random_numbers(tmp_path):
+    whole = fit_two_ranks(tmp_path / "whole")
+    assert not {row for rows, _ in whole[0][:3] for row in rows} & {row for rows, _ in whole[1][:3] for row in rows}
+    checkpoint = tmp_path / "whole" / "epoch=0-step=2.ckpt"
+    first, second = torch.load(checkpoint, weights_only=True)["callbacks"]["RngState"]["ranks"]
+    assert not torch.equal(first["torch"], second["torch"])
+    assert fit_two_ranks(tmp_path / "rest", checkpoint) == [steps[2:] for steps in whole]

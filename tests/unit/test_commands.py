@@ -297,10 +297,3 @@ def test_runs_are_handed_over_with_all_their_words(monkeypatch):
     for argv in (["fit", "--model", "DePT"], ["test", "--help"], ["--config", "x.yaml", "fit"]):
         assert launcher.main(argv) == 5
         assert seen.pop() == argv
-
-
-def test_an_error_of_a_command_is_one_line(capsys):
-    assert launcher.main(["methods", "--folder", "/a/folder/that/is/not/there"]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("softprompt methods: error: no folder /a/folder")
-    assert said.count("\n") == 1

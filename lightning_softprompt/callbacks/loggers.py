@@ -1,0 +1,165 @@
+"""Where the numbers of a run go: `metrics.csv` in its folder, and W&B."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.utilities import rank_zero_info
+
+if TYPE_CHECKING:
+    from wandb import Run
+
+Summary = Sequence[tuple[str, Literal["min", "max"]]]
+
+STEP = "trainer/global_step"
+PATIENCE = 10.0  # seconds that a run waits for W&B's server before it goes on offline
+
+
+def make_loggers(
+    folder: Path,
+    name: str,
+    project: str,
+    wandb: Literal["auto", "online", "offline", "disabled"] = "auto",
+    summary: Summary = (("val/loss", "min"),),
+) -> list[Logger]:
+    """The loggers of a run. They open their files when the first value comes, not before.
+
+    Args:
+        folder: The run's folder, which gets `metrics.csv` and `wandb/`.
+        name: The run's name on W&B.
+        project: The run's project on W&B.
+        wandb: `auto` is what `WANDB_MODE` says, else online where W&B knows an API key, else offline; `online` demands
+            a key. An offline run is kept under `folder` and says how to send it.
+        summary: Metrics whose best value W&B shows for the run, each with what is best.
+    """
+    mode = os.environ.get("WANDB_MODE", "auto") if wandb == "auto" else wandb
+    if mode == "disabled":
+        return [MetricsFile(folder)]
+    return [MetricsFile(folder), WandbRun(folder, name, project, mode, summary)]
+
+
+def is_logging_step(trainer: Trainer, step: int) -> bool:
+    """Whether values are logged after optimizer step `step`, the first being 1."""
+    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    return every > 0 and step > 0 and step % every == 0
+
+
+def wandb_loggers(trainer: Trainer) -> list[WandbLogger]:
+    """Those of the Trainer's loggers that can take tables and histograms."""
+    return [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+
+
+class MetricsFile(CSVLogger):
+    """Writes `metrics.csv` right into a run's folder; a resumed run goes on with the file it finds."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, name="", version="")
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> ExperimentWriter:
+        """What writes the file."""
+        if self._experiment is None:
+            self._experiment = _Appending(self.save_dir)
+        return cast("ExperimentWriter", self._experiment)
+
+
+class _Appending(ExperimentWriter):
+    """Lightning's writer, which deletes the metrics that it finds, kept from doing so."""
+
+    def _check_log_dir_exists(self) -> None:
+        path = Path(self.metrics_file_path)
+        if path.is_file():
+            with path.open(newline="") as file:
+                self.metrics_keys = next(csv.reader(file), [])
+
+
+class WandbRun(WandbLogger):
+    """A W&B run that never asks, and never ends a training because the server is out of reach.
+
+    Args:
+        folder: The run's folder, which gets `wandb/`.
+        name: The run's name.
+        project: The run's project.
+        mode: As for `make_loggers`, or what `WANDB_MODE` may say.
+        summary: Metrics whose best value is shown for the run, each with what is best.
+    """
+
+    def __init__(self, folder: Path, name: str, project: str, mode: str, summary: Summary) -> None:
+        super().__init__(name=name, project=project, save_dir=folder, log_model=False)
+        self._mode = mode
+        self._summary = summary
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Run:
+        """The run, started when it is first asked for."""
+        if self._experiment is None:
+            self._experiment = run = self._start()
+            self._define_metrics(run)
+        return cast("Run", self._experiment)
+
+    def _start(self) -> Run:
+        if self._mode in ("offline", "dryrun"):
+            return self._start_offline("as asked")
+        if problem := no_credentials():
+            if self._mode == "auto":
+                return self._start_offline(problem)
+            raise ValueError(
+                f"W&B was to run {self._mode}, but {problem}; run `wandb login`, or choose auto or offline"
+            )
+        return self._start_online()
+
+    def _start_online(self) -> Run:
+        import wandb
+
+        try:
+            # quiet: W&B would look up the account's name to greet it, another wait where there is no network
+            run = self._init(mode="online", init_timeout=PATIENCE, quiet=True)
+        except (wandb.Error, TimeoutError) as error:
+            return self._start_offline(str(error).partition("\n")[0])
+        rank_zero_info(f"W&B: {run.url}")
+        return run
+
+    def _start_offline(self, reason: str) -> Run:
+        run = self._init(mode="offline", silent=True)
+        rank_zero_info(f"W&B is offline ({reason}). To send this run later: wandb sync {run.settings.sync_dir}")
+        return run
+
+    def _init(self, mode: Literal["online", "offline"], **settings: Any) -> Run:
+        import wandb
+
+        # W&B quietly writes to the temporary folder where this one is missing
+        Path(self._wandb_init["dir"]).mkdir(parents=True, exist_ok=True)
+        # a second training in this process is a second run, not more points of the first: the first is finished
+        options = {name: value for name, value in self._wandb_init.items() if value is not None}
+        return wandb.init(**options, mode=mode, settings=wandb.Settings(reinit="finish_previous", **settings))
+
+    def _define_metrics(self, run: Run) -> None:
+        run.define_metric(STEP)
+        run.define_metric("*", step_metric=STEP, step_sync=True)
+        for name, best in self._summary:  # a definition of its own takes a metric out of "*": its axis is said again
+            run.define_metric(name, step_metric=STEP, step_sync=True, summary=best)
+
+
+def no_credentials() -> str | None:
+    """Why W&B cannot log in, or None where it can try to. Neither asks the user nor the network."""
+    from wandb.errors import AuthenticationError
+    from wandb.sdk import wandb_setup
+    from wandb.sdk.lib import wbauth
+
+    settings = wandb_setup.singleton().settings
+    host = wbauth.HostUrl(settings.base_url, app_url=settings.app_url)
+    try:
+        found = wbauth.authenticate_session(host=host, source="", prompt=False, verify=False, update_session=False)
+    except AuthenticationError as error:
+        return str(error)
+    return None if found else "no API key is configured"

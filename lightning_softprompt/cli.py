@@ -1,0 +1,177 @@
+"""The run commands: `fit`, `validate`, `test` and `predict`, put together from one config a noun by LightningCLI."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningCLI
+
+# Imported so that configs may name their classes without the module's path.
+import lightning_softprompt.data.classification
+import lightning_softprompt.methods
+import lightning_softprompt.prompts.init
+import lightning_softprompt.readouts.calibrated
+import lightning_softprompt.readouts.ranked  # noqa: F401
+from lightning_softprompt.backbones.base import BackboneSpec
+from lightning_softprompt.checkpoints.files import load_checkpoint
+from lightning_softprompt.checkpoints.plain import plain
+from lightning_softprompt.data.datamodule import SoftPromptDataModule
+from lightning_softprompt.module import SoftPromptModule
+from lightning_softprompt.parser import Parser
+from lightning_softprompt.run import RunSpec
+from lightning_softprompt.session import Session
+
+PACKAGE = str(Path(__file__).parent)
+TRACEBACK_VARIABLE = "SOFTPROMPT_TRACEBACK"
+TRAINER_DEFAULTS = {
+    "logger": False,  # the run's own loggers are added
+    "enable_model_summary": False,
+    "log_every_n_steps": 10,
+    "num_sanity_val_steps": 0,
+    "use_distributed_sampler": False,  # the data module's own gives each row once
+}
+
+
+class SoftPromptCLI(LightningCLI):
+    """LightningCLI with one backbone for model and data, a folder for each run, and no option that loses silently."""
+
+    def add_arguments_to_parser(self, parser: Parser) -> None:  # type: ignore[override]
+        """Adds what no single class owns, and the links: backbone to both sides, classes and scoring to the model."""
+        parser.add_argument("--backbone", type=BackboneSpec, default=BackboneSpec(), help="The frozen language model.")
+        parser.add_argument("--run", type=RunSpec, default=RunSpec(), help="Where the run leaves its files.")
+        parser.add_argument(
+            "--init_from",
+            type=str | None,
+            default=None,
+            help="Starts from the prompt in this prompt.safetensors or checkpoint; all else begins anew.",
+        )
+        parser.link_arguments("backbone", "model.init_args.backbone")
+        parser.link_arguments("backbone", "data.init_args.backbone")
+        parser.link_arguments("data.classes", "model.init_args.classes", apply_on="instantiate")
+        parser.link_arguments("data.evaluation", "model.init_args.evaluation", apply_on="instantiate")
+
+    def parse_arguments(self, parser: Parser, args: Sequence[str]) -> None:  # type: ignore[override]
+        """Parses what `main` was given; the process's own arguments are never looked at."""
+        self.config = parser.parse_args(list(args))
+
+    def _parse_ckpt_path(self) -> None:
+        """Leaves the config as it was given; Lightning would let the checkpoint's values beat the command line's."""
+
+    def before_instantiate_classes(self) -> None:
+        """Refuses options that contradict each other or the checkpoint."""
+        config = self._given
+        if not config.get("ckpt_path"):
+            return
+        if config.get("init_from"):
+            raise ValueError("--ckpt_path continues a run and --init_from starts a new one; give one of them")
+        refuse_contradiction(plain(config.model.as_dict()), Path(config.ckpt_path), training=self.subcommand == "fit")
+
+    @property
+    def _given(self) -> Namespace:
+        return self.config[self.subcommand]  # type: ignore[no-any-return]
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """A Trainer with the run's loggers and callbacks beside those of the config."""
+        config, made = self._given, self.config_init[self.subcommand]
+        trainer = made.trainer
+        if trainer.fast_dev_run:
+            return super().instantiate_trainer(**kwargs)
+        self.session = Session(made.run, str(self.subcommand), self.model, self.datamodule)
+        parser = self._parser(self.subcommand)
+        parser.save(config, self.session.folder / "config.yaml", skip_none=False, overwrite=True, multifile=False)
+        callbacks = [*_listed(trainer.callbacks), *self.session.callbacks(config.init_from, config.get("ckpt_path"))]
+        loggers = [*_listed(trainer.logger), *self.session.loggers(parser.dump(config))]
+        return super().instantiate_trainer(callbacks=callbacks, logger=loggers, **kwargs)
+
+    def after_fit(self) -> None:
+        """Leaves the best prompt as a file of its own."""
+        if hasattr(self, "session"):
+            self.session.conclude()
+
+
+def refuse_contradiction(model: dict[str, Any], path: Path, training: bool) -> None:
+    """Refuses a checkpoint whose method or arguments are not those of the command.
+
+    Args:
+        model: Class path and arguments of the command.
+        path: The checkpoint.
+        training: Whether training goes on, so that optimizer and objective count too.
+
+    Raises:
+        ValueError: Naming what differs.
+    """
+    saved = load_checkpoint(path).get("hyper_parameters", {})
+    given = {"_class_path": model["class_path"], **model.get("init_args", {})}
+    skip = set() if training else {"optimizer", "scheduler", "objective", "penalty_weights", "readout"}
+    skip |= {"_instantiator", "classes", "evaluation", "backbone"}  # the data's; the backbone goes by its fingerprint
+    differ = [k for k in sorted({*saved, *given} - skip) if plain(saved.get(k)) != plain(given.get(k))]
+    if differ:
+        lines = ", ".join(f"{k.removeprefix('_')} was {saved.get(k)!r} and is {given.get(k)!r}" for k in differ)
+        raise ValueError(
+            f"{path} does not fit the command: {lines}. Give the options of its run (--config config.yaml of its "
+            f"folder), or start a new run from its prompt with --init_from"
+        )
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list) else [value] if value else []
+
+
+def with_run_config(argv: Sequence[str]) -> list[str]:
+    """Takes the config of a checkpoint's own run where the command names no other: `--ckpt_path` says model and data."""
+    words = [word for arg in argv for word in arg.split("=", 1)]
+    if {"-c", "--config", "--model"} & set(words):
+        return list(argv)
+    for flag, value in pairwise(words):
+        if flag in ("--ckpt_path", "--init_from"):
+            configs = [folder / "config.yaml" for folder in Path(value).absolute().parents[:2]]
+            if found := next((path for path in configs if path.is_file()), None):
+                return [argv[0], "--config", str(found), *argv[1:]]
+    return list(argv)
+
+
+def make_cli(argv: Sequence[str], **kwargs: Any) -> SoftPromptCLI:
+    """The command line of the run commands, which runs what `argv` says."""
+    names = SoftPromptCLI.subcommands()
+    return SoftPromptCLI(
+        SoftPromptModule,
+        SoftPromptDataModule,
+        parser_class=Parser,
+        parser_kwargs={"prog": "softprompt", **{name: {"prog": f"softprompt {name}"} for name in names}},
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        auto_configure_optimizers=False,
+        save_config_callback=None,
+        seed_everything_default=42,
+        trainer_defaults=TRAINER_DEFAULTS,
+        args=list(argv),
+        **kwargs,
+    )
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs a command; gives its exit code. A user's mistake is told in two lines, without a traceback."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        make_cli(with_run_config(argv))
+    except (ValueError, OSError) as error:
+        if os.environ.get(TRACEBACK_VARIABLE) or not _ours(error):
+            raise
+        reason = " ".join(str(error).split())
+        sys.stderr.write(f"error: {reason}\nto see where: {TRACEBACK_VARIABLE}=1\n")
+        return 2
+    return 0
+
+
+def _ours(error: BaseException) -> bool:
+    """Whether the package raised an error itself, so that its message is meant for the user."""
+    return traceback.extract_tb(error.__traceback__)[-1].filename.startswith(PACKAGE)

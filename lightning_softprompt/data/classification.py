@@ -1,0 +1,106 @@
+"""Rows of text with a class."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, final
+
+import numpy as np
+
+from lightning_softprompt.data.datamodule import SoftPromptDataModule
+from lightning_softprompt.evaluation.classification import ClassificationEvaluation
+from lightning_softprompt.evaluation.base import Evaluation
+from lightning_softprompt.types import Classes, Example
+
+
+@final
+class ClassificationDataModule(SoftPromptDataModule):
+    """Text, or several texts, with one class.
+
+    Args:
+        template: How a row is written.
+        labels: The classes in order, each with the word, or the words, that stand for it (the verbalizer), or a list of
+            names that stand for themselves; None takes the names that occur in the training rows, sorted.
+        label: The column that holds the class, as a name or as its number in `labels`.
+        shots: Uses so many training rows of each class only, drawn by the seed.
+        balanced: Draws training rows so that all classes come up equally often.
+        common: Arguments of every data module.
+    """
+
+    def __init__(
+        self,
+        template: str = "{soft}{text}\nLabel: {target}",
+        labels: dict[str, str | list[str]] | list[str] | None = None,
+        label: str = "label",
+        shots: int | None = None,
+        balanced: bool = False,
+        **common: Any,
+    ) -> None:
+        super().__init__(template=template, **common)
+        self._labels = labels
+        self.label = label
+        self.shots = shots
+        self.balanced = balanced
+
+    @cached_property
+    def words(self) -> dict[str, list[str]]:
+        """For each class the words that stand for it, as the config has them."""
+        labels = self._labels if self._labels is not None else self._names()
+        spoken = labels.items() if isinstance(labels, dict) else [(name, name) for name in labels]
+        words = {name: [said] if isinstance(said, str) else list(said) for name, said in spoken}
+        if len(words) < 2 or not all(words.values()):
+            raise ValueError(f"classification wants at least two classes, each with a word, got {words}")
+        return words
+
+    def _names(self) -> list[str]:
+        rows = self.rows("train")
+        return sorted({str(row[self.label]) for row in rows if self.label in row})
+
+    @property
+    def classes(self) -> Classes:
+        """How the classes are spoken, with the template's spaces before the words."""
+        glue = self.template.glue
+        return Classes({name: [glue + w for w in words] for name, words in self.words.items()}, self.template.text)
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """Accuracy, F1 and their like."""
+        return ClassificationEvaluation(tuple(self.words))
+
+    def example(self, row: Mapping[str, Any], labelled: bool) -> Example:
+        """The class's first word is the target; rows that are not labelled take any, which nothing reads."""
+        label = self._class(row) if labelled else None
+        return Example(self.text(row), list(self.words.values())[label or 0][0], label)
+
+    def _class(self, row: Mapping[str, Any]) -> int:
+        names = list(self.words)
+        if self.label not in row:
+            raise ValueError(f"no column {self.label!r}; the row has {sorted(map(str, row))}: set label to another")
+        value = row[self.label]
+        if value in names:
+            return names.index(value)
+        number = int(value) if isinstance(value, str) and value.strip().isdecimal() else value
+        if isinstance(number, int) and not isinstance(number, bool) and 0 <= number < len(names):
+            return number
+        raise ValueError(f"unknown label {value!r}; labels are {names}, or their numbers")
+
+    def chosen(self, examples: Sequence[Example]) -> Sequence[int]:
+        """All rows, or `shots` of each class."""
+        if self.shots is None:
+            return range(len(examples))
+        by_class: dict[int | None, list[int]] = defaultdict(list)
+        for i in np.random.default_rng(self.seed).permutation(len(examples)).tolist():
+            by_class[examples[i].label].append(i)
+        short = {name: len(by_class[c]) for c, name in enumerate(self.words) if len(by_class[c]) < self.shots}
+        if short:
+            raise ValueError(f"shots={self.shots} rows of each class are wanted, but there are only {short}")
+        return sorted(i for rows in by_class.values() for i in rows[: self.shots])
+
+    def weights(self, examples: Sequence[Example]) -> list[float] | None:
+        """The inverse of each class's frequency, where classes are to be balanced."""
+        if not self.balanced:
+            return None
+        counts = Counter(example.label for example in examples)
+        return [1 / counts[example.label] for example in examples]

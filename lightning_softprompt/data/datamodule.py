@@ -1,0 +1,307 @@
+"""`SoftPromptDataModule`: what all kinds of task share, from files to batches."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, final
+
+import numpy as np
+from lightning import LightningDataModule
+
+from lightning_softprompt.backbones.base import BackboneSpec
+from lightning_softprompt.backbones.codec import Codec
+from lightning_softprompt.backbones.load import load_codec
+from lightning_softprompt.data.batching import BucketBatchSampler, Order, ResumableLoader
+from lightning_softprompt.data.cache import cached, content_key
+from lightning_softprompt.data.sources import DataError, Rows, read_rows
+from lightning_softprompt.evaluation.base import Evaluation
+from lightning_softprompt.template import Template
+from lightning_softprompt.types import Batch, Classes, Encoded, Example, Text
+
+log = logging.getLogger(__name__)
+Source = str | list[dict[str, Any]]
+Split = Literal["train", "validation", "test", "predict"]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A split in tokens; its items are what a batch is collated from.
+
+    Args:
+        examples: The rows as text.
+        encoded: The rows as tokens.
+        where: File and line of each row.
+    """
+
+    examples: list[Example]
+    encoded: list[Encoded]
+    where: list[str]
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+    def __getitem__(self, index: int) -> tuple[int, Encoded, int | None]:
+        return index, self.encoded[index], self.examples[index].label
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each row, input and target."""
+        return [len(row.ids) + len(row.targets) for row in self.encoded]
+
+
+@dataclass(frozen=True)
+class Collate:
+    """Makes the items of a `Prepared` one batch; picklable, for data workers."""
+
+    codec: Codec
+
+    def __call__(self, items: Sequence[tuple[int, Encoded, int | None]]) -> Batch:
+        numbers, rows, labels = zip(*items, strict=True)
+        known = None if any(label is None for label in labels) else labels
+        return self.codec.collate(rows, labels=known, numbers=numbers)
+
+
+class SoftPromptDataModule(LightningDataModule, ABC):
+    """Rows of a task as batches. It knows columns, template and how answers are scored, and no method.
+
+    A source is a file (JSON lines, CSV, TSV, Parquet), a folder with a file for each split, `-` for standard input, or the
+    name of a `datasets` hub set.
+
+    Args:
+        backbone: The frozen language model, of which only the tokenizer is used.
+        path: Where all splits are; the four arguments below name them one by one instead.
+        train: Source of the training rows.
+        validation: Source of the validation rows; without one, a share of the training rows is held out.
+        test: Source of the test rows.
+        predict: Source of rows to be predicted, which need no answers.
+        template: How a row is written: `{column}`, `{soft}` where soft tokens stand, `{target}` where the answer does.
+        truncate: Columns that give way when a row is longer than max_tokens; None lets all give way, the last first.
+        max_tokens: Most tokens of a row without the soft ones.
+        batch_size: Rows of a training batch, on each device.
+        eval_batch_size: Rows of a batch elsewhere; None takes batch_size.
+        validation_share: Share of the training rows held out where there are no validation rows.
+        seed: Of the order of training rows and of the held-out share.
+        num_workers: Processes that make batches.
+        on_bad_row: Whether a row that cannot be used stops the run, or is skipped and reported.
+        cache: Whether tokenized rows are kept on disk.
+    """
+
+    def __init__(
+        self,
+        template: str,
+        backbone: BackboneSpec | None = None,
+        path: str | None = None,
+        train: Source | None = None,
+        validation: Source | None = None,
+        test: Source | None = None,
+        predict: Source | None = None,
+        truncate: list[str] | None = None,
+        max_tokens: int = 512,
+        batch_size: int = 16,
+        eval_batch_size: int | None = None,
+        validation_share: float = 0.1,
+        seed: int = 0,
+        num_workers: int = 0,
+        on_bad_row: Literal["raise", "skip"] = "raise",
+        cache: bool = True,
+    ) -> None:
+        super().__init__()
+        self.spec = backbone or BackboneSpec()
+        self.template = Template(template, Template(template).columns if truncate is None else truncate)
+        self.path = path
+        self.sources: dict[str, Source | None] = {
+            "train": train, "validation": validation, "test": test, "predict": predict,
+        }  # fmt: skip
+        self.max_tokens = max_tokens
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size or batch_size
+        self.validation_share = validation_share
+        self.seed = seed
+        self.num_workers = num_workers
+        self.on_bad_row = on_bad_row
+        self.cache = cache
+        self._rows: dict[str, Rows] = {}
+        self._prepared: dict[str, Prepared] = {}
+
+    @abstractmethod
+    def example(self, row: Mapping[str, Any], labelled: bool) -> Example:
+        """A row made text. Rows to be predicted are not labelled.
+
+        Raises:
+            ValueError: Saying what is wrong with the row; file and line are added.
+        """
+
+    @property
+    @abstractmethod
+    def evaluation(self) -> Evaluation:
+        """How answers are scored."""
+
+    @property
+    def classes(self) -> Classes | None:
+        """How classes are spoken, where there are any."""
+        return None
+
+    def chosen(self, examples: Sequence[Example]) -> Sequence[int]:
+        """Which training rows are used."""
+        return range(len(examples))
+
+    def weights(self, examples: Sequence[Example]) -> list[float] | None:
+        """How often training rows are drawn; None takes each once an epoch."""
+        return None
+
+    @cached_property
+    def codec(self) -> Codec:
+        """The backbone's."""
+        return load_codec(self.spec)
+
+    @final
+    def split(self, name: Split) -> Prepared:
+        """A split in tokens, prepared when first asked for.
+
+        Raises:
+            ValueError: If the split has no source, or a row cannot be used.
+        """
+        if name not in self._prepared:
+            self._prepared[name] = self._prepare(name)
+        return self._prepared[name]
+
+    def shown(self, name: Split, row: int) -> dict[str, Any]:
+        """A row as a person reads it: `input` without soft tokens and answer, and `target`, None where it is not known."""
+        example = self.split(name).examples[row]
+        text = "".join(p.text for p in self.template.pieces(example.fields) if isinstance(p, Text))
+        return {"input": text, "target": None if name == "predict" else example.target}
+
+    def rows(self, name: Split) -> Rows:
+        """The rows of a source as they were read.
+
+        Raises:
+            ValueError: If there is no such source.
+        """
+        if name not in self._rows:
+            source = self.sources[name] if self.sources[name] is not None else self.path
+            if source is None:
+                raise ValueError(f"no source of {name} rows was given; set data.{name} or data.path")
+            self._rows[name] = read_rows(source, split=name, on_bad_row=self.on_bad_row)
+        return self._rows[name]
+
+    def _prepare(self, name: Split) -> Prepared:
+        if name in ("train", "validation") and not self._has_validation:
+            examples, where = self._held_out(name)
+        else:
+            examples, where = self._examples(name)
+        if name == "train":
+            chosen = self.chosen(examples)
+            examples, where = [examples[i] for i in chosen], [where[i] for i in chosen]
+        if not examples:
+            raise ValueError(f"no {name} rows are left to use")
+        return Prepared(examples, self._encoded(examples, where, name), where)
+
+    @cached_property
+    def _has_validation(self) -> bool:
+        if self.sources["validation"] is not None:
+            return True
+        if self.path is None or self.sources["train"] is not None:
+            return False
+        try:
+            self.rows("validation")
+        except DataError as error:
+            log.info("%s; %.0f %% of the training rows are held out instead", error, 100 * self.validation_share)
+            return False
+        return True
+
+    def _held_out(self, name: Split) -> tuple[list[Example], list[str]]:
+        examples, where = self._examples("train")
+        order = np.random.default_rng(self.seed).permutation(len(examples))
+        count = max(1, round(self.validation_share * len(order)))
+        part = sorted(order[:count] if name == "validation" else order[count:])
+        return [examples[i] for i in part], [where[i] for i in part]
+
+    def _examples(self, name: Split) -> tuple[list[Example], list[str]]:
+        rows = self.rows(name)
+        examples, where, bad = [], [], list(rows.skipped)
+        for i, row in enumerate(rows):
+            try:
+                examples.append(self.example(row, labelled=name != "predict"))
+                where.append(rows.where(i))
+            except ValueError as error:
+                if self.on_bad_row == "raise":
+                    raise DataError(f"{rows.where(i)}: {error}") from None
+                bad.append(f"{rows.where(i)}: {error}")
+        if bad:
+            log.warning("%d of the %s rows were skipped, the first: %s", len(bad), name, bad[0])
+        return examples, where
+
+    def text(self, row: Mapping[str, Any]) -> dict[str, str]:
+        """The columns that the template names.
+
+        Raises:
+            ValueError: If one is missing or is no text.
+        """
+        for column in self.template.columns:
+            if column not in row:
+                raise ValueError(f"no column {column!r}; the row has {sorted(map(str, row))}")
+            if not isinstance(row[column], str):
+                raise ValueError(f"column {column!r} must be text, got {row[column]!r} ({type(row[column]).__name__})")
+        return {column: row[column] for column in self.template.columns}
+
+    def _encoded(self, examples: Sequence[Example], where: Sequence[str], name: str) -> list[Encoded]:
+        def make() -> list[Encoded]:
+            return [self._encode(example, place) for example, place in zip(examples, where, strict=True)]
+
+        said = [(tuple(e.fields.items()), e.target) for e in examples]
+        truncate = sorted(self.template.truncate)
+        key = content_key([self.codec.fingerprint, self.template.text, truncate, self.max_tokens, said])
+        encoded = cached(key, make) if self.cache and name != "predict" else make()
+        if cut := sum(row.cut > 0 for row in encoded):
+            log.info("%d of %d %s rows were cut to max_tokens=%d", cut, len(encoded), name, self.max_tokens)
+        return encoded
+
+    def _encode(self, example: Example, place: str) -> Encoded:
+        try:
+            return self.codec.encode(self.template.pieces(example.fields), example.target, self.max_tokens)
+        except ValueError as error:
+            raise DataError(f"{place}: {error}") from None
+
+    @final
+    def setup(self, stage: str) -> None:
+        """Prepares the splits of a stage, so that a bad row is found before anything is trained."""
+        needed: dict[str, tuple[Split, ...]] = {
+            "fit": ("train", "validation"), "validate": ("validation",), "test": ("test",), "predict": ("predict",),
+        }  # fmt: skip
+        for name in needed[stage]:
+            self.split(name)
+
+    @final
+    def train_dataloader(self) -> ResumableLoader:
+        """Batches of rows of like length, in an order that the seed and the epoch decide."""
+        return self._loader("train", "shuffled", self.batch_size, self.weights(self.split("train").examples))
+
+    @final
+    def val_dataloader(self) -> ResumableLoader:
+        """Each validation row once."""
+        return self._loader("validation", "longest_first", self.eval_batch_size)
+
+    @final
+    def test_dataloader(self) -> ResumableLoader:
+        """Each test row once."""
+        return self._loader("test", "longest_first", self.eval_batch_size)
+
+    @final
+    def predict_dataloader(self) -> ResumableLoader:
+        """Each row once, in the order of the file."""
+        return self._loader("predict", "given", self.eval_batch_size)
+
+    def _loader(
+        self, name: Split, order: Order, batch_size: int, weights: list[float] | None = None
+    ) -> ResumableLoader:
+        data = self.split(name)
+        rank, world = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+        sampler = BucketBatchSampler(
+            data.lengths, batch_size, order=order, seed=self.seed, rank=rank, world_size=world, weights=weights
+        )
+        return ResumableLoader(data, sampler, Collate(self.codec), num_workers=self.num_workers)

@@ -1,0 +1,152 @@
+"""The command line's parser: what it says of mistakes fits in two lines, what is wrong and the way out."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Iterator
+from difflib import get_close_matches
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from lightning.pytorch.cli import LightningArgumentParser
+
+OPTION = re.compile(r"Problem with given class_path '([\w.]+)':\s+Option '([\w.]+)' is not accepted")
+CLASS = re.compile(r"Expected a dot import path string: (\S+)")
+NO_CLASS = re.compile(r"Import path (\S+?) does not correspond to a subclass of (\S+)")
+VALUE = re.compile(r'Parser key "([\w.]+)":\s+(Expected [^\n]*Got value: [^\n]*)')
+SUBTYPES = re.compile(r"Subtypes: \[<class '([\w.]+)'>")
+TYPE = re.compile(r"<class '([\w.]+)'>")
+UNKNOWN = re.compile(r"(?:unrecognized arguments: --|does not accept option '|Key ')([\w.]+)")
+TOO_EARLY = re.compile(r'Parser key "(\w+)":(?s:.*)is abstract(?s:.*)NestedArg\(key=\'([\w.]+)\'')
+
+
+class Parser(LightningArgumentParser):
+    """LightningCLI's parser with short errors and without abbreviated options."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Prints two lines and exits with 2; parsers that jsonargparse makes for itself raise instead."""
+        if not self.exit_on_error:
+            super().error(message, ex)
+        what, way_out = explained(message, self)
+        sys.stderr.write(f"error: {what}\n{way_out}\n")
+        sys.exit(2)
+
+    @property
+    def options(self) -> list[str]:
+        """Names of all options."""
+        return [flag.removeprefix("--") for action in self._actions for flag in action.option_strings]
+
+
+def explained(message: str, parser: Parser) -> tuple[str, str]:
+    """What is wrong and the way out, from an error of jsonargparse.
+
+    Its errors name every type that a value might have had; the one that matters is the innermost.
+    """
+    for explain in (_wrong_option, _wrong_class, _wrong_value, _too_early, _unknown_option, _broken_yaml):
+        if found := explain(message, parser):
+            return found
+    lines = [line.strip() for line in message.strip().splitlines()]
+    return " ".join(lines[:2]), _see(parser)
+
+
+def _wrong_option(message: str, parser: Parser) -> tuple[str, str] | None:
+    if not (found := _last(OPTION, message)):
+        return None
+    path, option = found
+    taken = _arguments(path)
+    name = path.rpartition(".")[2]
+    return f"{name} has no option {option!r}{_meant(option, taken)}", f"{name} takes: {', '.join(taken)}"
+
+
+def _wrong_class(message: str, parser: Parser) -> tuple[str, str] | None:
+    found = _last(CLASS, message) or _last(NO_CLASS, message)
+    bases = SUBTYPES.findall(message)
+    if not found or not bases:
+        return None
+    wanted = found[0].strip("'\"")
+    known = sorted({cls.__name__ for cls in _subclasses(_imported(bases[-1]))})
+    kind = bases[-1].rpartition(".")[2]
+    return f"no class {wanted!r}{_meant(wanted, known)}", f"known for {kind}: {', '.join(known)}; or a class's full import path"
+
+
+def _wrong_value(message: str, parser: Parser) -> tuple[str, str] | None:
+    if not (found := _last(VALUE, message)):
+        return None
+    key, reason = found
+    return f"{key}: {TYPE.sub(_name, reason)}", _see(parser)
+
+
+def _too_early(message: str, parser: Parser) -> tuple[str, str] | None:
+    if not (found := TOO_EARLY.search(message)):
+        return None
+    noun, option = found.groups()
+    return f"--{noun}.{option} comes before --{noun} names a class", f"give --{noun} CLASS first, then its options"
+
+
+def _unknown_option(message: str, parser: Parser) -> tuple[str, str] | None:
+    if not (found := _last(UNKNOWN, message)):
+        return None
+    return f"no option --{found[0]}{_meant(found[0], parser.options)}", _see(parser)
+
+
+def _broken_yaml(message: str, parser: Parser) -> tuple[str, str] | None:
+    """Jsonargparse does not say which of the files is broken."""
+    for path in map(Path, sys.argv[1:]):
+        if path.suffix in (".yaml", ".yml") and path.is_file():
+            try:
+                yaml.safe_load(path.read_text())
+            except yaml.MarkedYAMLError as error:
+                line = 0 if error.problem_mark is None else error.problem_mark.line + 1
+                return f"{path}:{line}: not valid YAML: {error.problem}", "mend the file, or print one that is: --print_config"
+    return None
+
+
+def _name(found: re.Match[str]) -> str:
+    return found[1].rpartition(".")[2]
+
+
+def _last(pattern: re.Pattern[str], message: str) -> tuple[str, ...] | None:
+    found = list(pattern.finditer(message))
+    return found[-1].groups() if found else None
+
+
+def _meant(given: str, known: list[str]) -> str:
+    close = get_close_matches(given, known, n=2, cutoff=0.6)
+    return f". Did you mean {' or '.join(map(repr, close))}?" if close else ""
+
+
+def _see(parser: Parser) -> str:
+    return f"all options: {parser.prog} --help; those of a class: --model.help CLASS, --data.help CLASS"
+
+
+def _imported(path: str) -> type:
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(module), name)  # type: ignore[no-any-return]
+
+
+def _subclasses(cls: type) -> Iterator[type]:
+    for sub in cls.__subclasses__():
+        if not inspect.isabstract(sub):
+            yield sub
+        yield from _subclasses(sub)
+
+
+def _arguments(path: str) -> list[str]:
+    """Names that a class's constructor takes, those passed on to its bases included."""
+    known = [name for cls in _imported(path).__mro__[:-1] if "__init__" in vars(cls) for name in _own_arguments(cls)]
+    return list(dict.fromkeys(known))
+
+
+def _own_arguments(cls: type) -> list[str]:
+    if not cls.__module__.startswith("lightning_softprompt"):
+        return []
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    own = inspect.signature(cls.__init__).parameters.values()  # type: ignore[misc]
+    return [p.name for p in own if p.name != "self" and p.kind not in kinds]

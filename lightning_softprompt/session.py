@@ -1,0 +1,84 @@
+"""One run: its folder, its loggers, its callbacks, and the prompt it leaves."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.loggers import Logger
+
+from lightning_softprompt.callbacks.loggers import make_loggers
+from lightning_softprompt.callbacks.predictions import PredictionTable, PredictionWriter, TestPredictions
+from lightning_softprompt.callbacks.prompt_watch import PromptWatch
+from lightning_softprompt.callbacks.resume import RngState
+from lightning_softprompt.callbacks.run_files import RunFiles
+from lightning_softprompt.callbacks.throughput import Throughput
+from lightning_softprompt.callbacks.warm_start import WarmStart
+from lightning_softprompt.checkpoints.files import read_prompt, write_prompt
+from lightning_softprompt.data.datamodule import SoftPromptDataModule
+from lightning_softprompt.module import SoftPromptModule
+from lightning_softprompt.run import RunSpec
+
+log = logging.getLogger(__name__)
+
+
+class Session:
+    """What the project adds to a Trainer for one run.
+
+    Args:
+        run: Where files go.
+        command: `fit`, `validate`, `test` or `predict`.
+        module: The method.
+        data: The data module.
+    """
+
+    def __init__(self, run: RunSpec, command: str, module: SoftPromptModule, data: SoftPromptDataModule) -> None:
+        self.run, self.command, self.module = run, command, module
+        self.folder = run.make_folder()
+        metric, self.mode = data.evaluation.monitor
+        self.monitor = f"val/{metric}"
+        self.prints = run.predictions == "-" or (run.predictions is None and data.sources["predict"] == "-")
+        log.info("run folder: %s", self.folder)
+
+    def loggers(self, config: str) -> list[Logger]:
+        """The run's loggers, which are told its config."""
+        summary = ((self.monitor, self.mode), ("val/loss", "min"))
+        mode = self.run.wandb if self.command == "fit" else "disabled"
+        loggers = make_loggers(self.folder, self.folder.name, self.run.project, mode, summary)
+        for logger in loggers:
+            logger.log_hyperparams(yaml.safe_load(config))
+        return loggers
+
+    def callbacks(self, init_from: str | None, ckpt_path: str | None) -> list[Callback]:
+        """The callbacks of the command."""
+        if self.command != "fit" and init_from is None and ckpt_path is None and self.module.trains:
+            log.warning("neither --ckpt_path nor --init_from was given: the prompt is as it starts, untrained")
+        start: list[Callback] = [] if init_from is None else [WarmStart(Path(init_from))]
+        return [*start, *self._of_command()]
+
+    def _of_command(self) -> list[Callback]:
+        if self.command == "predict":
+            path = Path(self.run.predictions or self.folder / "predictions.jsonl")
+            return [PredictionWriter("-")] if self.prints else [PredictionWriter(path), RichProgressBar()]
+        always = [RichProgressBar(), RunFiles(self.folder, self.monitor, self.mode)]
+        if self.command == "test":
+            return [*always, TestPredictions(self.folder / "test_predictions.jsonl")]
+        return [*always, PredictionTable(), *(self._of_training() if self.command == "fit" else [])]
+
+    def _of_training(self) -> list[Callback]:
+        self.checkpoints = ModelCheckpoint(
+            self.folder / "checkpoints", "best", monitor=self.monitor, mode=self.mode, save_last=True,
+            enable_version_counter=False,
+        )  # fmt: skip
+        return [Throughput(), PromptWatch(), LearningRateMonitor("step"), RngState(), self.checkpoints]
+
+    def conclude(self) -> None:
+        """Leaves the best prompt of a training run as `prompt.safetensors`."""
+        best = self.checkpoints.best_model_path or self.checkpoints.last_model_path
+        if best and self.module.trainer.is_global_zero:
+            write_prompt(self.folder / "prompt.safetensors", read_prompt(Path(best)))
+            log.info("the best prompt: %s", self.folder / "prompt.safetensors")

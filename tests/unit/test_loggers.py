@@ -1,0 +1,165 @@
+import csv
+import os
+import pty
+import socket
+import subprocess
+import sys
+
+import pytest
+import wandb
+from lightning_softprompt.callbacks import loggers
+from lightning_softprompt.callbacks.loggers import MetricsFile, WandbRun, make_loggers, no_credentials
+from wandb_file import log_records, read_run
+
+KEY = "0" * 40
+
+
+@pytest.fixture(autouse=True)
+def nobody(monkeypatch, tmp_path):
+    """A user without an account, and W&B as it is at the start of a process."""
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    wandb.teardown()
+    yield
+    wandb.teardown()
+
+
+@pytest.fixture
+def said(monkeypatch):
+    lines = []
+    monkeypatch.setattr(loggers, "rank_zero_info", lines.append)
+    return lines
+
+
+def finished(logger, values=()):
+    for step, metrics in values:
+        logger.log_metrics(metrics, step=step)
+    logger.experiment.finish()
+
+
+def read_csv(folder):
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_metrics_file_goes_on_where_a_resumed_run_stopped(tmp_path, recwarn):
+    for step, metrics in [(1, {"train/loss": 2.5}), (2, {"train/loss": 1.5, "val/loss": 3.0})]:
+        logger = MetricsFile(tmp_path)
+        logger.log_metrics(metrics, step=step)
+        logger.save()
+    assert read_csv(tmp_path) == [
+        {"step": "1", "train/loss": "2.5", "val/loss": ""},
+        {"step": "2", "train/loss": "1.5", "val/loss": "3.0"},
+    ]
+    assert [str(warning.message) for warning in recwarn if "deleted" in str(warning.message)] == []
+
+
+def test_offline_run_shows_best_values_over_the_global_step(tmp_path, said):
+    _, logger = make_loggers(tmp_path, "fast run", "prompts", "offline", [("val/accuracy", "max"), ("val/loss", "min")])
+    logger.log_hyperparams({"length": 20})
+    rows = [(10, {"val/accuracy": 0.9, "val/loss": 0.5}), (20, {"val/accuracy": 0.6, "val/loss": 0.7})]
+    finished(logger, rows)
+    run = read_run(tmp_path)
+    assert (run.name, run.project, run.config["length"]) == ("fast run", "prompts", 20)
+    assert run.summary["val/accuracy"] == {"max": 0.9}
+    assert run.summary["val/loss"] == {"min": 0.5}
+    assert {run.metrics[name].step_metric for name in ("*", "val/accuracy", "val/loss")} == {"trainer/global_step"}
+    assert [(row["trainer/global_step"], row["val/loss"]) for row in run.rows("val/loss")] == [(10, 0.5), (20, 0.7)]
+    assert len(said) == 1
+    assert said[0].endswith(f"wandb sync {run.folder}")
+
+
+def test_reader_puts_together_a_record_longer_than_a_block(tmp_path, said):
+    _, logger = make_loggers(tmp_path, "n", "p", "offline")
+    text = "".join(map(str, range(20_000)))
+    assert len(text) > 2 * 32 * 1024
+    logger.log_hyperparams({"text": text})
+    finished(logger)
+    assert read_run(tmp_path).config["text"] == text
+
+
+def test_reader_refuses_other_files():
+    with pytest.raises(AssertionError, match="not a W&B file"):
+        list(log_records(b"step,loss\n"))
+
+
+def test_without_a_key_one_line_is_said_and_nothing_asked_even_on_a_terminal(tmp_path):
+    script = (
+        "import sys\nfrom pathlib import Path\nfrom lightning_softprompt.callbacks.loggers import make_loggers\n"
+        "csv, wandb = make_loggers(Path(sys.argv[1]), 'n', 'p')\nwandb.log_metrics({'val/loss': 1.0}, step=1)\n"
+    )
+    ours, theirs = pty.openpty()
+    ends = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], timeout=120, check=True, **ends)
+    os.close(theirs)
+    lines = [line for line in os.read(ours, 100_000).decode().splitlines() if line.strip()]
+    os.close(ours)
+    assert len(lines) == 1, lines
+    assert lines[0].endswith(f"wandb sync {read_run(tmp_path).folder}")
+    assert read_run(tmp_path).summary["val/loss"] == {"min": 1.0}
+
+
+def test_key_without_network_goes_on_offline(tmp_path, said, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # where nobody listens
+    monkeypatch.setattr(loggers, "PATIENCE", 1.0)
+    finished(make_loggers(tmp_path, "n", "p")[1], [(1, {"val/loss": 2.0})])
+    assert read_run(tmp_path).summary["val/loss"] == {"min": 2.0}
+    assert len(said) == 1
+    assert "refused" in said[0]
+    assert "wandb sync" in said[0]
+
+
+def test_malformed_key_is_named_as_the_reason(tmp_path, said, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "short")
+    finished(make_loggers(tmp_path, "n", "p")[1])
+    assert len(said) == 1
+    assert "40+ characters" in said[0]
+
+
+def test_online_demands_a_key(tmp_path):
+    with pytest.raises(ValueError, match=r"no API key is configured; run `wandb login`"):
+        _ = make_loggers(tmp_path, "n", "p", "online")[1].experiment
+    assert not (tmp_path / "wandb").exists()
+
+
+@pytest.mark.parametrize("source", ["environment", "netrc"])
+def test_keys_are_found_without_network(tmp_path, monkeypatch, source):
+    def refuse(*args):
+        raise AssertionError("a key was looked up over the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
+    assert no_credentials() == "no API key is configured"
+    if source == "environment":
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+    else:
+        (tmp_path / "netrc").write_text(f"machine wandb.example.org\n  login user\n  password {KEY}\n")
+    assert no_credentials() is None
+
+
+def test_disabled_leaves_the_file(tmp_path, monkeypatch):
+    assert [type(logger) for logger in make_loggers(tmp_path, "n", "p", "disabled")] == [MetricsFile]
+    assert [type(logger) for logger in make_loggers(tmp_path, "n", "p", "auto")] == [MetricsFile, WandbRun]
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert [type(logger) for logger in make_loggers(tmp_path, "n", "p", "auto")] == [MetricsFile]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wandb_mode_is_heeded(tmp_path, said, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    finished(make_loggers(tmp_path, "n", "p")[1])
+    assert read_run(tmp_path).name == "n"
+    assert "as asked" in said[0]
+
+
+def test_second_run_of_a_process_has_a_file_of_its_own(tmp_path, said):
+    for name in ("first", "second"):
+        make_loggers(tmp_path / name, name, "p", "offline")[1].log_metrics({"val/loss": 1.0}, step=1)
+    wandb.finish()
+    assert [read_run(tmp_path / name).name for name in ("first", "second")] == ["first", "second"]
+    assert [len(read_run(tmp_path / name).rows("val/loss")) for name in ("first", "second")] == [1, 1]

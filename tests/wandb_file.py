@@ -1,0 +1,90 @@
+"""Reads the file that an offline W&B run writes, so that tests see what W&B would show.
+
+The file is 7 bytes of header, then records in LevelDB's log format (blocks of 32 KiB; a record has a checksum, a length
+and a type, and goes on in the next block where it does not fit), each a `wandb_internal_pb2.Record`. Of wandb 0.31.
+"""
+
+import json
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from wandb.proto.wandb_internal_pb2 import MetricRecord, Record
+
+HEADER, BLOCK = 7, 32 * 1024
+FULL, LAST = 1, 4
+
+
+@dataclass
+class WandbFile:
+    """What one run sent: its name, configuration, metric definitions, rows of history, and last summary."""
+
+    folder: Path
+    name: str = ""
+    project: str = ""
+    config: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, MetricRecord] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)
+
+    def rows(self, key: str) -> list[dict[str, Any]]:
+        """The rows of the history that have a key."""
+        return [row for row in self.history if key in row]
+
+    def tables(self, key: str) -> list[dict[str, Any]]:
+        """The tables logged under a key, each with `columns` and `data`."""
+        return [json.loads((self.folder / "files" / row[key]["path"]).read_text()) for row in self.rows(key)]
+
+
+def read_run(folder: Path) -> WandbFile:
+    """The only offline run in a run's folder."""
+    (path,) = folder.glob("wandb/offline-run-*/*.wandb")
+    run = WandbFile(path.parent)
+    for data in log_records(path.read_bytes()):
+        take(run, Record.FromString(data))
+    return run
+
+
+def log_records(content: bytes) -> Iterator[bytes]:
+    """The records in the log, put together."""
+    assert content.startswith(b":W&B"), f"not a W&B file: it begins with {content[:7]!r}"
+    position, data = HEADER, b""
+    while position < len(content):
+        if BLOCK - position % BLOCK < 7:  # too short for the head of a record: zeros up to the next block
+            position += BLOCK - position % BLOCK
+            continue
+        _, length, kind = struct.unpack_from("<IHB", content, position)
+        data += content[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (FULL, LAST):
+            yield data
+            data = b""
+
+
+def take(run: WandbFile, record: Record) -> None:
+    """Add a record to what is known of the run."""
+    if record.HasField("run"):
+        run.name, run.project = record.run.display_name, record.run.project
+        run.config |= values(record.run.config.update)
+    elif record.HasField("config"):
+        run.config |= values(record.config.update)
+    elif record.HasField("metric"):
+        run.metrics[record.metric.name or record.metric.glob_name] = record.metric
+    elif record.HasField("history"):
+        run.history.append(values(record.history.item))
+    elif record.HasField("summary"):
+        run.summary |= values(record.summary.update)
+
+
+def values(items: Any) -> dict[str, Any]:
+    """Keys and values, which may be mappings themselves."""
+    found: dict[str, Any] = {}
+    for item in items:
+        *outer, last = list(item.nested_key) or [item.key]
+        inner = found
+        for key in outer:
+            inner = inner.setdefault(key, {})
+        inner[last] = json.loads(item.value_json)
+    return found
