@@ -6,9 +6,6 @@ GGUF files are converted once to safetensors and kept in the user's cache, since
 from __future__ import annotations
 
 import logging
-import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
@@ -32,6 +29,7 @@ from lightning_softprompt.backbones.causal import CausalBackbone
 from lightning_softprompt.backbones.codec import Codec
 from lightning_softprompt.backbones.masked import MaskedBackbone
 from lightning_softprompt.backbones.seq2seq import Seq2SeqBackbone
+from lightning_softprompt.folders import fill
 
 log = logging.getLogger(__name__)
 
@@ -101,27 +99,13 @@ def _converted(spec: BackboneSpec, file: Path, key: str) -> BackboneSpec:
     kept = cache_folder() / key
     if not kept.is_dir():
         log.info("converting %s to safetensors, once, into %s", file.name, kept)
-        _fill(kept, lambda folder: _convert(file, folder))
+        fill(kept, lambda folder: _convert(file, folder))
     return replace(spec, name=str(kept), gguf_file=None, revision=None)
 
 
 def cache_folder() -> Path:
     """Where converted backbones are kept."""
     return user_cache_path("lightning-softprompt") / "backbones"
-
-
-def _fill(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Makes a folder whole or not at all, also where two processes make it at once or one is killed."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=folder.parent))
-    try:
-        fill(draft)
-        os.replace(draft, folder)
-    except OSError:
-        if not folder.is_dir():  # otherwise another process was faster, and its folder is as good
-            raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _convert(file: Path, folder: Path) -> None:

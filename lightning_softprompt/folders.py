@@ -1,0 +1,23 @@
+"""Folders that are there whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+
+def fill(folder: Path, write: Callable[[Path], None]) -> None:
+    """Makes a folder by `write`, also where two processes make it at once or one is killed on the way."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=folder.parent))
+    try:
+        write(draft)
+        os.replace(draft, folder)
+    except OSError:
+        if not folder.is_dir():  # otherwise another process was faster, and its folder is as good
+            raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
