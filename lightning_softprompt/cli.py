@@ -6,6 +6,8 @@ import logging
 import os
 import sys
 import traceback
+import warnings
+from argparse import HelpFormatter
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -32,6 +34,12 @@ from lightning_softprompt.session import Session
 
 PACKAGE = str(Path(__file__).parent)
 TRACEBACK_VARIABLE = "SOFTPROMPT_TRACEBACK"
+NOISE = (
+    ".*in eval mode.*",  # the frozen backbone always is
+    ".*isinstance.treespec, LeafSpec.*",
+    ".*does not have many workers.*",
+    ".*Consider setting `persistent_workers.*",
+)
 TRAINER_DEFAULTS = {
     "logger": False,  # the run's own loggers are added
     "enable_model_summary": False,
@@ -127,7 +135,7 @@ def _listed(value: Any) -> list[Any]:
 
 
 def with_run_config(argv: Sequence[str]) -> list[str]:
-    """Takes the config of a checkpoint's own run where the command names no other: `--ckpt_path` says model and data."""
+    """Takes the config of a checkpoint's own run where the command names none: `--ckpt_path` says model and data."""
     words = [word for arg in argv for word in arg.split("=", 1)]
     if {"-c", "--config", "--model"} & set(words):
         return list(argv)
@@ -139,10 +147,10 @@ def with_run_config(argv: Sequence[str]) -> list[str]:
     return list(argv)
 
 
-def make_cli(argv: Sequence[str], **kwargs: Any) -> SoftPromptCLI:
+def make_cli(argv: Sequence[str], cli: type[SoftPromptCLI] = SoftPromptCLI, run: bool = True) -> SoftPromptCLI:
     """The command line of the run commands, which runs what `argv` says."""
     names = SoftPromptCLI.subcommands()
-    return SoftPromptCLI(
+    return cli(
         SoftPromptModule,
         SoftPromptDataModule,
         parser_class=Parser,
@@ -154,13 +162,36 @@ def make_cli(argv: Sequence[str], **kwargs: Any) -> SoftPromptCLI:
         seed_everything_default=42,
         trainer_defaults=TRAINER_DEFAULTS,
         args=list(argv),
-        **kwargs,
+        run=run,
     )
+
+
+class CompletionCLI(SoftPromptCLI):
+    """Builds the parsers of the run commands, and stops with their completion script before anything is parsed."""
+
+    def parse_arguments(self, parser: Parser, args: Sequence[str]) -> None:  # type: ignore[override]
+        """Raises `CompletionScript` for the shell that is the only argument."""
+        for each in (parser, *self._subcommand_parsers.values()):
+            each.formatter_class = HelpFormatter  # jsonargparse's own needs values that are parsed
+        raise CompletionScript(parser.get_completion_script(f"shtab-{args[0]}"))
+
+
+class CompletionScript(Exception):  # noqa: N818 (no error: it carries the script out of the constructor)
+    """A completion script, as its only argument."""
+
+
+def completion(shell: str) -> str:
+    """The completion script of the run commands for `bash` or `zsh`."""
+    try:
+        make_cli([shell], CompletionCLI)
+    except CompletionScript as script:
+        return str(script)
+    raise AssertionError("CompletionCLI stops before anything runs")
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs a command; gives its exit code. A user's mistake is told in two lines, without a traceback."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    quiet()
     try:
         make_cli(with_run_config(argv))
     except (ValueError, OSError) as error:
@@ -170,6 +201,14 @@ def main(argv: Sequence[str]) -> int:
         sys.stderr.write(f"error: {reason}\nto see where: {TRACEBACK_VARIABLE}=1\n")
         return 2
     return 0
+
+
+def quiet() -> None:
+    """Shows what the package says, and leaves out what the libraries say of how they are used here."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    for noise in NOISE:
+        warnings.filterwarnings("ignore", message=noise)
 
 
 def _ours(error: BaseException) -> bool:

@@ -12,7 +12,7 @@ from lightning_softprompt.types import Batch, SoftPrompt
 
 
 class PromptedLM:
-    """Backbone and method for one step. Prompt and scores of a batch are computed once, however often they are asked for.
+    """Backbone and method for one step. Prompt and scores of a batch are computed once, however often asked for.
 
     Args:
         backbone: The frozen model.

@@ -1,4 +1,4 @@
-"""`SoftPromptModule`: what all methods share. Everything in it is final but `build`, `prompt` and `parameter_groups`."""
+"""`SoftPromptModule`: what all methods share. All in it is final but `build`, `prompt` and `parameter_groups`."""
 
 from __future__ import annotations
 
@@ -41,11 +41,12 @@ class SoftPromptModule(LightningModule, ABC):
 
     Args:
         backbone: The frozen language model.
-        objective: What training minimises; None takes `Classification` where there are classes, else `LanguageModeling`.
+        objective: What training minimises; None takes `Classification` where there are classes, `LanguageModeling`
+            elsewhere.
         evaluation: How answers are scored; the data module gives it.
         readout: How class scores are read off the backbone.
         classes: How classes are spoken; the data module gives it.
-        optimizer: Makes the optimizer; None takes AdamW with learning rate 0.01 and no weight decay.
+        optimizer: Makes the optimizer; None takes AdamW with learning rate 0.005 and no weight decay.
         scheduler: Makes the learning-rate schedule, advanced once a step; None keeps the rate constant.
         penalty_weights: How much of each penalty that the method reports is added to the loss.
     """
@@ -67,7 +68,9 @@ class SoftPromptModule(LightningModule, ABC):
         self.backbone: Backbone | None = None
         self.readout: Readout | None = None
         self.objective = objective or (LanguageModeling() if classes is None else Classification())
-        self.evaluations = nn.ModuleDict({} if evaluation is None else {s: deepcopy(evaluation) for s in ("val", "test")})
+        self.evaluations = nn.ModuleDict(
+            {} if evaluation is None else {s: deepcopy(evaluation) for s in ("val", "test")}
+        )
         self.losses = nn.ModuleDict({stage: MeanMetric() for stage in ("val", "test")})
         self.classes = classes
         self._make_readout = readout
@@ -121,19 +124,18 @@ class SoftPromptModule(LightningModule, ABC):
         """The prompted language model of one step."""
         return PromptedLM(self.loaded, self.prompt, self.readout)
 
-    @final
     def forward(self, batch: Batch) -> Tensor:
         """Logits of the targets [B, U, V]."""
         return self.lm()(batch)
 
     @final
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Objective and weighed penalties; logs only on the Trainer's logging steps, since logging costs more than a step."""
+        """Objective and weighed penalties; logs only on the Trainer's logging steps, since logging is slow."""
         lm = self.lm()
         outcome = self.objective(lm, batch)
         penalties = lm.prompt(batch).penalties
         loss = outcome.loss + self._weighed(penalties)
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             logs = {"loss": loss, **outcome.logs, **{f"penalty/{name}": value for name, value in penalties.items()}}
             self.log_dict({f"train/{name}": value.detach() for name, value in logs.items()}, batch_size=len(batch))
             self.log("loss", loss.detach(), prog_bar=True, logger=False, batch_size=len(batch))
@@ -145,12 +147,12 @@ class SoftPromptModule(LightningModule, ABC):
         return sum(weight * penalties[name] for name, weight in self.penalty_weights.items())
 
     @final
-    def validation_step(self, batch: Batch, batch_idx: int) -> Records:
+    def validation_step(self, batch: Batch, batch_idx: int) -> Records:  # type: ignore[override]
         """Scores a batch; gives its records."""
         return self._score("val", batch)
 
     @final
-    def test_step(self, batch: Batch, batch_idx: int) -> Records:
+    def test_step(self, batch: Batch, batch_idx: int) -> Records:  # type: ignore[override]
         """Scores a batch; gives its records."""
         return self._score("test", batch)
 
@@ -226,4 +228,4 @@ class SoftPromptModule(LightningModule, ABC):
 
 def default_optimizer(groups: Iterable[Any]) -> AdamW:
     """AdamW as soft prompts want it: a learning rate far above that of weights, and no decay towards zero."""
-    return AdamW(groups, lr=0.01, weight_decay=0.0)
+    return AdamW(groups, lr=0.005, weight_decay=0.0)

@@ -73,7 +73,10 @@ def _wrong_class(message: str, parser: Parser) -> tuple[str, str] | None:
     wanted = found[0].strip("'\"")
     known = sorted({cls.__name__ for cls in _subclasses(_imported(bases[-1]))})
     kind = bases[-1].rpartition(".")[2]
-    return f"no class {wanted!r}{_meant(wanted, known)}", f"known for {kind}: {', '.join(known)}; or a class's full import path"
+    return (
+        f"no class {wanted!r}{_meant(wanted, known)}",
+        f"known for {kind}: {', '.join(known)}; or a class's full import path",
+    )
 
 
 def _wrong_value(message: str, parser: Parser) -> tuple[str, str] | None:
@@ -104,7 +107,10 @@ def _broken_yaml(message: str, parser: Parser) -> tuple[str, str] | None:
                 yaml.safe_load(path.read_text())
             except yaml.MarkedYAMLError as error:
                 line = 0 if error.problem_mark is None else error.problem_mark.line + 1
-                return f"{path}:{line}: not valid YAML: {error.problem}", "mend the file, or print one that is: --print_config"
+                return (
+                    f"{path}:{line}: not valid YAML: {error.problem}",
+                    "mend the file, or print one that is: --print_config",
+                )
     return None
 
 
@@ -132,6 +138,7 @@ def _imported(path: str) -> type:
 
 
 def _subclasses(cls: type) -> Iterator[type]:
+    sub: type
     for sub in cls.__subclasses__():
         if not inspect.isabstract(sub):
             yield sub

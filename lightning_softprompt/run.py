@@ -38,3 +38,8 @@ class RunSpec:
         path = Path(os.environ[FOLDER_VARIABLE])
         path.mkdir(parents=True, exist_ok=True)
         return path
+
+
+def last_folder() -> Path:
+    """The folder of the run that this process made last."""
+    return Path(os.environ[FOLDER_VARIABLE])

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
 
 import yaml
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import Logger
 
-from lightning_softprompt.callbacks.loggers import make_loggers
+from lightning_softprompt.callbacks.loggers import Summary, make_loggers
 from lightning_softprompt.callbacks.predictions import PredictionTable, PredictionWriter, TestPredictions
 from lightning_softprompt.callbacks.prompt_watch import PromptWatch
 from lightning_softprompt.callbacks.resume import RngState
@@ -46,7 +45,7 @@ class Session:
 
     def loggers(self, config: str) -> list[Logger]:
         """The run's loggers, which are told its config."""
-        summary = ((self.monitor, self.mode), ("val/loss", "min"))
+        summary: Summary = ((self.monitor, self.mode), ("val/loss", "min"))
         mode = self.run.wandb if self.command == "fit" else "disabled"
         loggers = make_loggers(self.folder, self.folder.name, self.run.project, mode, summary)
         for logger in loggers:

@@ -14,7 +14,7 @@ SOFT, TARGET = "soft", "target"
 
 
 class Template:
-    """A text with places, such as `"{soft}{review}\\nSentiment: {target}"`.
+    r"""A text with places, such as `"{soft}{review}\nSentiment: {target}"`.
 
     `{soft}` is a slot for soft tokens, `{target}` the place of the answer, every other name a column of the row. It is
     parsed once: a document that happens to contain `{soft}` stays text. Without `{soft}` the one slot is the start.

@@ -60,7 +60,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class Answer:
-    """The place of the target. Spaces written before it belong to the target: most vocabularies begin words with them."""
+    """The place of the target. Spaces before it belong to the target: most vocabularies begin words with them."""
 
     glue: str = ""
 
@@ -104,6 +104,7 @@ class Classes:
 
     @property
     def names(self) -> tuple[str, ...]:
+        """The classes in order."""
         return tuple(self.words)
 
 
@@ -139,9 +140,11 @@ class Batch:
         return replace(self, **{name: change(t) for name, t in tensors.items() if t is not None})
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """The same rows on a device."""
         return self._map(lambda t: t.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
+        """The same rows in memory that a GPU reads fast."""
         return self._map(Tensor.pin_memory)
 
 

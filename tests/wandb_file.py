@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import wandb
 from wandb.proto.wandb_internal_pb2 import MetricRecord, Record
 
 HEADER, BLOCK = 7, 32 * 1024
@@ -39,7 +40,8 @@ class WandbFile:
 
 
 def read_run(folder: Path) -> WandbFile:
-    """The only offline run in a run's folder."""
+    """The only offline run in a run's folder, ended: `run.finish()` alone comes back before the file is whole."""
+    wandb.teardown()
     (path,) = folder.glob("wandb/offline-run-*/*.wandb")
     run = WandbFile(path.parent)
     for data in log_records(path.read_bytes()):

@@ -1,4 +1,4 @@
-"""What the rest of the package knows of a language model: the contract `Backbone`, and `BackboneSpec`, which names one."""
+"""What the package knows of a language model: the contract `Backbone`, and `BackboneSpec`, which names one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -84,7 +84,7 @@ class Backbone(nn.Module, ABC):
     @property
     def word_embeddings(self) -> Tensor:
         """The frozen table [V, H]."""
-        return self.model.get_input_embeddings().weight  # type: ignore[no-any-return, union-attr]
+        return cast(Tensor, self.model.get_input_embeddings().weight)
 
     @property
     def window(self) -> int | None:
@@ -128,7 +128,7 @@ class Backbone(nn.Module, ABC):
             handle.remove()
 
     def fingerprint(self) -> str:
-        """A hash of architecture and weights, the same in every precision, which ties a prompt to what it was trained on."""
+        """A hash of architecture and weights, the same in every precision; it ties a prompt to its backbone."""
         config = self.model.config
         shape = f"{config.model_type}|{config.vocab_size}|{self.hidden_size}"
         digest = sha256(shape.encode())

@@ -16,7 +16,7 @@ from lightning_softprompt.types import Batch, SoftPrompt
 
 @final
 class CausalCodec(Codec):
-    """The answer follows the source. Rows start with BOS (or EOS where there is none): every target has a state before it.
+    """The answer follows the source. Rows start with BOS, or EOS, so that every target has a state before it.
 
     Text after the answer could not be seen when it is said, and is left out.
     """
@@ -52,7 +52,7 @@ class CausalBackbone(Backbone):
     def forward(self, batch: Batch, prompt: SoftPrompt | None = None) -> Tensor:
         """Logits [B, U, V] of the targets.
 
-        Rows are padded at the end, where a causal model never looks: no mask is needed, and the fast attention kernels run.
+        Rows are padded at the end, where a causal model never looks: no mask is needed, and fast attention kernels run.
         """
         rows = self.splice(batch, prompt)
         columns = rows.columns.gather(1, answer_positions(batch)) - 1

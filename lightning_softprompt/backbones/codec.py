@@ -30,7 +30,9 @@ class Codec(ABC):
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, padding_side: str = "right") -> None:
         if not tokenizer.is_fast:
-            raise ValueError(f"{type(tokenizer).__name__} cannot say where its tokens stand; a fast tokenizer is wanted")
+            raise ValueError(
+                f"{type(tokenizer).__name__} cannot say where its tokens stand; a fast tokenizer is wanted"
+            )
         self.tokenizer = tokenizer
         self.padding_side = padding_side
         self.pad_id = next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
@@ -113,8 +115,8 @@ class Codec(ABC):
         loose = sum(gives_way for run in runs if run is not None for _, gives_way in run)
         if surplus > loose:
             raise ValueError(
-                f"a row must lose {surplus} tokens to fit, but only {loose} of it may be cut; raise max_tokens, or name "
-                f"a longer column in truncate"
+                f"a row must lose {surplus} tokens to fit, but only {loose} of it may be cut; raise max_tokens, or "
+                f"name a longer column in truncate"
             )
         kept: list[list[tuple[int, bool]] | None] = []
         for run in reversed(runs):  # the last loose token of the row goes first
@@ -198,7 +200,9 @@ class Codec(ABC):
         """Pads rows to one batch."""
         ids = [torch.tensor(row.ids, dtype=torch.long) for row in rows]
         mask = self._padded([torch.ones_like(i, dtype=torch.bool) for i in ids], False)
-        offset = (mask.shape[1] - mask.sum(1)) if self.padding_side == "left" else torch.zeros(len(rows), dtype=torch.long)
+        offset = (
+            (mask.shape[1] - mask.sum(1)) if self.padding_side == "left" else torch.zeros(len(rows), dtype=torch.long)
+        )
         answers = torch.zeros_like(mask)
         for b, row in enumerate(rows):
             answers[b, [a + int(offset[b]) for a in row.answers]] = True

@@ -78,7 +78,9 @@ def located(spec: BackboneSpec) -> BackboneSpec:
         raise ValueError(f"gguf_file is looked for in a local folder, but {spec.name!r} is none; download it first")
     file = folder / spec.gguf_file
     if not file.is_file():
-        raise ValueError(f"no file {spec.gguf_file!r} in {folder}; it has {sorted(p.name for p in folder.glob('*.gguf'))}")
+        raise ValueError(
+            f"no file {spec.gguf_file!r} in {folder}; it has {sorted(p.name for p in folder.glob('*.gguf'))}"
+        )
     stat = file.stat()
     return _converted(spec, file, f"{file.stem}-{stat.st_size}-{stat.st_mtime_ns}")
 
@@ -111,7 +113,8 @@ def cache_folder() -> Path:
 def _convert(file: Path, folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-    model.hf_quantizer, model.is_quantized = None, False  # it was dequantized, but save_pretrained would still refuse it
+    # The weights were dequantized, but save_pretrained would still refuse them.
+    model.hf_quantizer, model.is_quantized = None, False  # type: ignore[assignment]
     del model.config.quantization_config
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

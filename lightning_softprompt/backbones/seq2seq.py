@@ -55,4 +55,3 @@ class Seq2SeqBackbone(Backbone):
             **{"do_sample": False, "num_beams": 1, **decoding},
         )
         return ids[:, 1:]  # type: ignore[no-any-return]
-

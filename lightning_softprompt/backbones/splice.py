@@ -68,6 +68,8 @@ def _places(slots: Tensor, length: int, blocks: tuple[int, ...] | None) -> Tenso
     """The token that each soft token stands before: [B, S] -> [B, P]."""
     blocks = (length,) if blocks is None else blocks
     if len(blocks) > slots.shape[1]:
-        raise ValueError(f"{len(blocks)} soft blocks want as many slots, but the template has {slots.shape[1]} {{soft}}")
+        raise ValueError(
+            f"{len(blocks)} soft blocks want as many slots, but the template has {slots.shape[1]} {{soft}}"
+        )
     lengths = torch.tensor(blocks, device=slots.device)
     return slots[:, : len(blocks)].repeat_interleave(lengths, dim=1)

@@ -52,6 +52,11 @@ def is_logging_step(trainer: Trainer, step: int) -> bool:
     return every > 0 and step > 0 and step % every == 0
 
 
+def logged_step(trainer: Trainer) -> int:
+    """The step that Lightning logs a validation's metrics at: that of the last optimizer step, the first being 0."""
+    return max(trainer.global_step - 1, 0)
+
+
 def wandb_loggers(trainer: Trainer) -> list[WandbLogger]:
     """Those of the Trainer's loggers that can take tables and histograms."""
     return [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol, TextIO, cast
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lightning_softprompt.callbacks.loggers import wandb_loggers
+from lightning_softprompt.callbacks.loggers import logged_step, wandb_loggers
 from lightning_softprompt.types import Batch
 
 Records = list[dict[str, Any]]
@@ -122,10 +122,9 @@ class PredictionTable(Callback):
         if trainer.sanity_checking or not self._table:
             return
         columns = ["row", "input", "target", "prediction", "score"]
+        data = [self._table[row] for row in sorted(self._table)]
         for logger in wandb_loggers(trainer):
-            logger.log_table(
-                "val/predictions", columns, [self._table[row] for row in sorted(self._table)], step=trainer.global_step
-            )
+            logger.log_table("val/predictions", columns, data, step=logged_step(trainer))
 
     @staticmethod
     def _cells(trainer: Trainer, record: Mapping[str, Any]) -> list[Any]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
-from lightning_softprompt.callbacks.loggers import is_logging_step, wandb_loggers
+from lightning_softprompt.callbacks.loggers import is_logging_step, logged_step, wandb_loggers
 from lightning_softprompt.types import Batch
 
 PATIENCE = 50  # optimizer steps after which a prompt should have moved
@@ -80,7 +80,7 @@ class PromptWatch(Callback):
         norms = row_norms(pl_module).tolist()
         for logger in loggers:
             histogram: Any = wandb.Histogram(norms)
-            logger.log_metrics({"prompt/row_norms": histogram}, step=trainer.global_step)
+            logger.log_metrics({"prompt/row_norms": histogram}, step=logged_step(trainer))
 
     def _moved(self, pl_module: LightningModule) -> float:
         pairs = zip(trainable(pl_module), self._start, strict=True)

@@ -1,4 +1,4 @@
-"""Constructor arguments as plain values, so that a checkpoint is safe to load and says how to build its module again."""
+"""Constructor arguments as plain values: a checkpoint is safe to load and says how to build its module."""
 
 from __future__ import annotations
 
@@ -27,8 +27,13 @@ def plain(value: Any) -> Any:
     if isinstance(value, Sequence | set | frozenset):
         return [plain(v) for v in value]
     if is_dataclass(value) and not isinstance(value, type):
-        return {"class_path": _path(type(value)), "init_args": {f.name: plain(getattr(value, f.name)) for f in fields(value)}}
-    if isinstance(value, partial) and (made := next((a for a in (value.func, *value.args) if isinstance(a, type)), None)):
+        return {
+            "class_path": _path(type(value)),
+            "init_args": {f.name: plain(getattr(value, f.name)) for f in fields(value)},
+        }
+    if isinstance(value, partial) and (
+        made := next((a for a in (value.func, *value.args) if isinstance(a, type)), None)
+    ):
         return {"class_path": _path(made), "init_args": plain(value.keywords)}  # jsonargparse hides the class in args
     if isinstance(value, type):
         return {"class_path": _path(value)}
@@ -42,7 +47,7 @@ def _path(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def keep_hyperparameters(module: LightningModule, frame: FrameType, leave_out: Sequence[str] = ()) -> None:
+def keep_hyperparameters(module: LightningModule, frame: FrameType | None, leave_out: Sequence[str] = ()) -> None:
     """Keeps the arguments that a module's `__init__` was called with as plain hyper-parameters.
 
     Under the command line they are the config's own; in Python they are brought to the same form, so that

@@ -1,4 +1,4 @@
-"""Tokenized rows kept on disk, keyed by everything that decides them: a changed file, template or tokenizer is a new key."""
+"""Tokenized rows kept on disk, keyed by all that decides them: a changed file, template or tokenizer is a new key."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def pack(rows: list[Encoded]) -> dict[str, Tensor]:
 def unpack(tensors: dict[str, Tensor]) -> list[Encoded]:
     """The rows that were packed."""
     parts = [_split(tensors[part].tolist(), tensors[f"{part}.lengths"].tolist()) for part in PARTS]
-    return [Encoded(*row, cut=cut) for *row, cut in zip(*parts, tensors["cut"].tolist(), strict=True)]
+    return [Encoded(*row) for row in zip(*parts, tensors["cut"].tolist(), strict=True)]
 
 
 def _split(flat: list[int], lengths: list[int]) -> list[tuple[int, ...]]:

@@ -10,8 +10,8 @@ from typing import Any, final
 import numpy as np
 
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
-from lightning_softprompt.evaluation.classification import ClassificationEvaluation
 from lightning_softprompt.evaluation.base import Evaluation
+from lightning_softprompt.evaluation.classification import ClassificationEvaluation
 from lightning_softprompt.types import Classes, Example
 
 

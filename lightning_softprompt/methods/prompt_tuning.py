@@ -19,8 +19,8 @@ class PromptTuning(SoftPromptModule):
     Enters: soft tokens at the template's first slot
     Parameters: P * H
 
-    Differences from the paper: any family of backbones, not T5 alone (there the tokens stand in the encoder's input, as in
-    the paper); random starts are scaled to the backbone's embeddings unless told otherwise; AdamW by default, not Adafactor.
+    Differences from the paper: any family of backbones, not T5 alone (there the tokens stand in the encoder's input, as
+    in the paper); random starts are scaled to the backbone's embeddings; AdamW by default, not Adafactor.
 
     Args:
         length: P, soft tokens.

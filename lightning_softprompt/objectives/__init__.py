@@ -1,1 +1,1 @@
-"""What training minimises: formulas on logits, scores and targets, which know no family, no soft position and no method."""
+"""What training minimises: formulas on logits, scores and targets, which know no family and no method."""

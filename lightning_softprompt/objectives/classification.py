@@ -24,6 +24,7 @@ class Classification(Objective):
     label_smoothing: float = 0.0
 
     def __call__(self, lm: PromptedLM, batch: Batch) -> Outcome:
+        """The loss."""
         if batch.labels is None:
             raise ValueError("Classification wants rows with labels; use LanguageModeling where there are none")
         return Outcome(cross_entropy(lm.scores(batch), batch.labels, label_smoothing=self.label_smoothing))

@@ -24,6 +24,7 @@ class LanguageModeling(Objective):
     label_smoothing: float = 0.0
 
     def __call__(self, lm: PromptedLM, batch: Batch) -> Outcome:
+        """The loss."""
         logits = lm(batch).float().flatten(0, 1)
         smoothing = self.label_smoothing
         return Outcome(cross_entropy(logits, batch.targets.flatten(), ignore_index=IGNORE, label_smoothing=smoothing))

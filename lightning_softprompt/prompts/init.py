@@ -1,6 +1,6 @@
 """Where soft tokens start: initialisers as objects, each called with the backbone and P, giving [P, H] in float32.
 
-Sources: random, vocabulary and label starts are those of Lester et al. 2021 (arXiv 2104.08691), section 3.2 and their code.
+Random, vocabulary and label starts are those of Lester et al. 2021 (arXiv 2104.08691), section 3.2 and their code.
 All draw from torch's global generator, which the run seeds.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -38,6 +38,7 @@ class Uniform(Init):
     bound: float | None = None
 
     def __call__(self, backbone: Backbone, length: int) -> Tensor:
+        """[P, H]."""
         bound = rms(backbone) * 3**0.5 if self.bound is None else self.bound
         return (torch.rand(length, backbone.hidden_size) * 2 - 1) * bound
 
@@ -53,6 +54,7 @@ class Normal(Init):
     std: float | None = None
 
     def __call__(self, backbone: Backbone, length: int) -> Tensor:
+        """[P, H]."""
         return torch.randn(length, backbone.hidden_size) * (rms(backbone) if self.std is None else self.std)
 
 
@@ -67,6 +69,7 @@ class SampleVocabulary(Init):
     first: int | None = 5000
 
     def __call__(self, backbone: Backbone, length: int) -> Tensor:
+        """[P, H]."""
         table = backbone.word_embeddings
         pool = len(table) if self.first is None else min(self.first, len(table))
         drawn = torch.cat([torch.randperm(pool) for _ in range(-(-length // pool))])[:length]
@@ -75,39 +78,37 @@ class SampleVocabulary(Init):
 
 @dataclass(frozen=True)
 class FromText(Init):
-    """Embeddings of a text's tokens, one soft token each: a text too long is cut, one too short is followed by the fallback.
+    """Embeddings of a text's tokens: a text longer than P is cut, a shorter one followed by sampled vocabulary.
 
     Args:
         text: Such as an instruction for the task.
-        fallback: What the remaining soft tokens start from.
     """
 
     text: str
-    fallback: Init = field(default_factory=SampleVocabulary)
 
     def __call__(self, backbone: Backbone, length: int) -> Tensor:
+        """[P, H]."""
         ids = torch.tensor(backbone.codec.ids(self.text)[:length], dtype=torch.long)
         if not len(ids):
             raise ValueError(f"FromText wants a text with at least one token, got {self.text!r}")
-        return torch.cat([rows(backbone.word_embeddings, ids), self.fallback(backbone, length - len(ids))])
+        return torch.cat([rows(backbone.word_embeddings, ids), SampleVocabulary()(backbone, length - len(ids))])
 
 
 @dataclass(frozen=True)
 class ClassLabels(Init):
-    """The embedding of one class label a soft token (the mean over a label's tokens), then the fallback.
+    """The embedding of one class label a soft token (the mean over a label's tokens), then sampled vocabulary.
 
     Args:
         labels: The labels as the verbalizer speaks them.
-        fallback: What the remaining soft tokens start from.
     """
 
     labels: Sequence[str]
-    fallback: Init = field(default_factory=SampleVocabulary)
 
     def __call__(self, backbone: Backbone, length: int) -> Tensor:
+        """[P, H]."""
         labels = [torch.tensor(backbone.codec.ids(label)) for label in self.labels[:length]]
         means = [rows(backbone.word_embeddings, ids).mean(0, keepdim=True) for ids in labels]
-        return torch.cat([*means, self.fallback(backbone, length - len(means))])
+        return torch.cat([*means, SampleVocabulary()(backbone, length - len(means))])
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,7 @@ class FromCheckpoint(Init):
     name: str = "tokens"
 
     def __call__(self, backbone: Backbone, length: int) -> Tensor:
+        """[P, H]."""
         saved = read_prompt(Path(self.path))
         saved.check(backbone, Path(self.path))
         if self.name not in saved.tensors:

@@ -29,3 +29,7 @@ class Readout(nn.Module, ABC):
     @abstractmethod
     def forward(self, lm: PromptedLM, batch: Batch) -> Tensor:
         """Scores [B, C]."""
+
+
+class WordReadout(Readout):
+    """A readout of the classes' words, which others may build on."""

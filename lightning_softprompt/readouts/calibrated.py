@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_softprompt.backbones.codec import Codec
 from lightning_softprompt.lm import PromptedLM
-from lightning_softprompt.readouts.base import Readout
+from lightning_softprompt.readouts.base import Readout, WordReadout
 from lightning_softprompt.readouts.label_words import LabelWords
 from lightning_softprompt.template import Template
 from lightning_softprompt.types import Batch, Classes
@@ -18,7 +18,7 @@ from lightning_softprompt.types import Batch, Classes
 
 @final
 class Calibrated(Readout):
-    """Contextual calibration: probabilities divided by those of a content-free input (Zhao et al. 2021, arXiv 2102.09690).
+    """Contextual calibration: probabilities over those of a content-free input (Zhao et al. 2021, arXiv 2102.09690).
 
     With q = softmax(W p) and W = diag(p_free)^-1, the logarithm of what their equation 1 puts into the softmax.
 
@@ -33,7 +33,7 @@ class Calibrated(Readout):
         self,
         codec: Codec,
         classes: Classes,
-        inner: Callable[[Codec, Classes], Readout] = LabelWords,
+        inner: Callable[[Codec, Classes], WordReadout] = LabelWords,
         fillers: Sequence[str] = ("N/A", "", "[MASK]"),
     ) -> None:
         super().__init__(codec, classes)

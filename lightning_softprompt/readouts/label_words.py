@@ -9,12 +9,12 @@ from torch import Tensor
 
 from lightning_softprompt.backbones.codec import Codec
 from lightning_softprompt.lm import PromptedLM
-from lightning_softprompt.readouts.base import Readout
+from lightning_softprompt.readouts.base import WordReadout
 from lightning_softprompt.types import Batch, Classes
 
 
 @final
-class LabelWords(Readout):
+class LabelWords(WordReadout):
     """The logit of a class's word at the answer's place; one forward pass scores all classes.
 
     Every word must be one token. Where words are longer, take `RankedChoices`.

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from lightning_softprompt.backbones.codec import Codec
 from lightning_softprompt.lm import PromptedLM
-from lightning_softprompt.readouts.base import Readout
+from lightning_softprompt.readouts.base import WordReadout
 from lightning_softprompt.template import Template
 from lightning_softprompt.types import IGNORE, Batch, Classes
 
 
 @final
-class RankedChoices(Readout):
+class RankedChoices(WordReadout):
     """Log-probability of each class's text, however many tokens it has. The first word of a class is its text.
 
     Costs C times the rows of `LabelWords`.
@@ -31,6 +31,8 @@ class RankedChoices(Readout):
     Raises:
         ValueError: If a candidate has no tokens, or the premise names a column.
     """
+
+    size: Tensor
 
     def __init__(
         self,

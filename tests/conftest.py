@@ -1,0 +1,125 @@
+"""What all tests share: tiny backbones, methods by the row, and a machine that no test can see or change."""
+
+import os
+import random
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from lightning_softprompt.backbones.base import BackboneSpec
+from lightning_softprompt.backbones.load import load_backbone
+from lightning_softprompt.methods import PromptTuning
+from lightning_softprompt.prompts.init import FromText, Uniform
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+torch.set_num_threads(1)
+
+RUN_VARIABLES = ("SOFTPROMPT_RUN_FOLDER", "LOCAL_RANK", "RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method as the contract suite tries it.
+
+    Args:
+        cls: The method.
+        arguments: What it is built with.
+        families: The backbones that it works on.
+    """
+
+    cls: type
+    arguments: dict[str, Any] = field(default_factory=dict)
+    families: tuple[str, ...] = tiny.FAMILIES
+
+    def on(self, backbone, **common):
+        """The method on a backbone."""
+        module = self.cls(**self.arguments, backbone=backbone.spec, **common)
+        module.attach(backbone)
+        return module
+
+
+METHODS = {  # a new method is a new row
+    "prompt_tuning": Method(PromptTuning, {"length": 3}),
+    "prompt_tuning_uniform": Method(PromptTuning, {"length": 1, "init": Uniform()}),
+    "prompt_tuning_text": Method(PromptTuning, {"length": 7, "init": FromText("is this film good ?")}),
+}
+
+
+def pytest_generate_tests(metafunc):
+    """Tests that ask for a backbone run on every family; those that ask for a method too, on the families of each."""
+    if "method" in metafunc.fixturenames:
+        pairs = {f"{name}-{family}": (method, family) for name, method in METHODS.items() for family in method.families}
+        metafunc.parametrize(("method", "family"), pairs.values(), ids=pairs.keys())
+    elif "family" in metafunc.fixturenames and not _marked_with_families(metafunc):
+        metafunc.parametrize("family", tiny.FAMILIES)
+
+
+def _marked_with_families(metafunc):
+    marks = metafunc.definition.iter_markers("parametrize")
+    return any("family" in mark.args[0].split(",") for mark in marks if isinstance(mark.args[0], str))
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory):
+    """A function from family (and seed of the weights) to the folder of a tiny backbone."""
+    return cache(lambda family, seed=0: tiny.save(family, tmp_path_factory.mktemp(f"{family}-{seed}"), seed))
+
+
+@pytest.fixture(scope="session")
+def load(tiny_folder):
+    """A function from family to a fresh backbone; further arguments are the spec's."""
+
+    def load(family, seed=0, **spec):
+        return load_backbone(BackboneSpec(name=str(tiny_folder(family, seed)), **spec))
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def _kept(load):
+    return cache(load)
+
+
+@pytest.fixture
+def backbone(family, _kept):
+    """A tiny backbone of each family, which tests read and do not change."""
+    return _kept(family)
+
+
+@pytest.fixture
+def classes():
+    """Three classes; the first is spoken by two words."""
+    return tiny.CLASSES
+
+
+@pytest.fixture
+def rows():
+    """Rows of a file."""
+    labels = ("positive", "negative", "negative", "positive", "neutral", "neutral")
+    texts = (*tiny.TEXTS, "that dog is one dog", "what ?")
+    return [{"text": text, "label": label} for text, label in zip(texts, labels, strict=True)]
+
+
+@pytest.fixture(autouse=True)
+def apart(request, monkeypatch, tmp_path_factory):
+    """Random numbers, precision, run variables and caches are each test's own; the real backbone's cache is not made again."""
+    if request.node.get_closest_marker("slow") is None:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache" / request.node.name[:40]))
+    for name in RUN_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    before = dict(os.environ)
+    dtype, states = torch.get_default_dtype(), (torch.get_rng_state(), random.getstate(), np.random.get_state())
+    torch.manual_seed(0)
+    yield
+    torch.set_default_dtype(dtype)
+    torch.set_rng_state(states[0])
+    random.setstate(states[1])
+    np.random.set_state(states[2])
+    for name in set(os.environ) - set(before):
+        del os.environ[name]
+    os.environ.update(before)

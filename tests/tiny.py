@@ -1,0 +1,142 @@
+"""Tiny random backbones of every family with a tokenizer made here, and rows to feed them. Nothing comes from a hub."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    BertConfig,
+    BertForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+from transformers.utils.logging import disable_progress_bar
+
+from lightning_softprompt.template import Template
+from lightning_softprompt.types import IGNORE, Batch, Classes
+
+WINDOW = 48
+WORDS = (
+    "a about and bad dog dull ends film ful funny good great indeed is it label long never of one sad said story text "
+    "that the this very warm was well what wonder wonderful . : , ? !"
+).split()
+SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "<mask>"]
+PAD, BOS, EOS, UNK, MASK = range(5)
+V = len(SPECIAL) + len(WORDS)
+
+CAUSAL, SEQ2SEQ, MASKED = ("llama", "gpt2"), ("t5", "bart"), ("bert",)
+FAMILIES = (*CAUSAL, *SEQ2SEQ, *MASKED)
+
+TEMPLATES = {  # where the soft block stands
+    "front": "{soft}{text} it was {target}",
+    "middle": "{text}{soft} it was {target}",
+    "end": "{text} it was{soft} {target}",
+}
+TEXTS = ("a warm and funny film", "dull", "it is a sad story about a dog that never ends well", "this film , good ?")
+TARGETS = ("very good indeed", "bad", "sad", "very great")
+CLASSES = Classes({"positive": [" good", " great"], "negative": [" bad"], "neutral": [" long"]}, TEMPLATES["front"])
+
+# How each family's tokenizer opens and closes rows, and which special tokens it has. GPT-2 has neither padding nor BOS of its own.
+AROUND = {"llama": "<s> $A", "gpt2": "$A", "t5": "$A </s>", "bart": "<s> $A </s>", "bert": "<s> $A </s>"}
+NAMED = {
+    "llama": {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"},
+    "gpt2": {"bos_token": "</s>", "eos_token": "</s>"},
+    "t5": {"eos_token": "</s>", "pad_token": "<pad>"},
+    "bart": {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "mask_token": "<mask>"},
+    "bert": {"cls_token": "<s>", "sep_token": "</s>", "pad_token": "<pad>", "mask_token": "<mask>"},
+}
+
+
+def tokenizer(family):
+    """Whole words; spaces belong to none of them."""
+    rules = Tokenizer(WordLevel({word: i for i, word in enumerate([*SPECIAL, *WORDS])}, unk_token="<unk>"))
+    rules.pre_tokenizer = Whitespace()
+    rules.post_processor = TemplateProcessing(single=AROUND[family], special_tokens=[("<s>", BOS), ("</s>", EOS)])
+    return PreTrainedTokenizerFast(tokenizer_object=rules, unk_token="<unk>", model_max_length=WINDOW, **NAMED[family])
+
+
+def model(family):
+    """Random weights, large enough that a word in another place changes the logits."""
+    ends = {"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS}
+    if family == "llama":
+        heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+        sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "max_position_embeddings": WINDOW}
+        return LlamaForCausalLM(LlamaConfig(vocab_size=V, initializer_range=0.25, **heads, **sizes, **ends))
+    if family == "gpt2":
+        sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": WINDOW}
+        drop = {"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1}  # would show if it were not off
+        config = GPT2Config(vocab_size=V, initializer_range=0.25, bos_token_id=EOS, eos_token_id=EOS, **sizes, **drop)
+        return GPT2LMHeadModel(config)
+    if family == "t5":
+        layers = {"num_layers": 3, "num_decoder_layers": 2}  # transformers caches too few layers the other way round
+        sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_heads": 3, "relative_attention_num_buckets": 8}
+        start = {"pad_token_id": PAD, "eos_token_id": EOS, "decoder_start_token_id": PAD}
+        return T5ForConditionalGeneration(T5Config(vocab_size=V, initializer_factor=1.0, **layers, **sizes, **start))
+    if family == "bart":
+        layers = {"encoder_layers": 3, "decoder_layers": 2, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48}
+        heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 2, "forced_eos_token_id": None}
+        sizes = {"d_model": 32, "max_position_embeddings": WINDOW, "init_std": 0.25, "decoder_start_token_id": EOS}
+        return BartForConditionalGeneration(BartConfig(vocab_size=V, **layers, **heads, **sizes, **ends))
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = BertConfig(vocab_size=V, max_position_embeddings=WINDOW, initializer_range=0.25, pad_token_id=PAD, **sizes)
+    return BertForMaskedLM(config)
+
+
+def save(family, folder: Path, seed=0):
+    """A folder such as a hub would hold."""
+    disable_progress_bar()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model(family).save_pretrained(folder)
+    tokenizer(family).save_pretrained(folder)
+    return folder
+
+
+def on_side(codec, side):
+    """The codec, padding on the other side."""
+    return type(codec)(codec.tokenizer, side)
+
+
+def encoded(codec, template, texts=TEXTS, targets=TARGETS, **how):
+    """Rows of a template with the one column `text`."""
+    written = Template(template, how.pop("truncate", ()))
+    said = zip(texts, targets, strict=True)
+    return [codec.encode(written.pieces({"text": text}), target, **how) for text, target in said]
+
+
+def batch_of(codec, template=TEMPLATES["front"], texts=TEXTS, targets=TARGETS, labels=None, **how):
+    """Rows of a template, collated."""
+    return codec.collate(encoded(codec, template, texts, targets, **how), labels=labels)
+
+
+def more_padding(batch, left, right, pad_id):
+    """The same batch with further padding on both sides."""
+    pad = torch.nn.functional.pad
+    return replace(
+        batch,
+        input_ids=pad(batch.input_ids, (left, right), value=pad_id),
+        mask=pad(batch.mask, (left, right)),
+        source=pad(batch.source, (left, right)),
+        slots=batch.slots + left,
+    )
+
+
+def row(batch, b):
+    """One row of a batch, its padding included."""
+    return batch._map(lambda tensor: tensor[b : b + 1])
+
+
+def real(batch, logits):
+    """[B, U, V] -> [targets, V]: the logits that mean something."""
+    return logits[batch.targets != IGNORE]
