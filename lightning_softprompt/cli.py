@@ -15,6 +15,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningCLI
 
 # Imported so that configs may name their classes without the module's path.
@@ -91,12 +92,17 @@ class SoftPromptCLI(LightningCLI):
         """A Trainer with the run's loggers and callbacks beside those of the config."""
         config, made = self._given, self.config_init[self.subcommand]
         trainer = made.trainer
+        given = _listed(trainer.callbacks)
         if trainer.fast_dev_run:
             return super().instantiate_trainer(**kwargs)
         self.session = Session(made.run, str(self.subcommand), self.model, self.datamodule)
         parser = self._parser(self.subcommand)
         parser.save(config, self.session.folder / "config.yaml", skip_none=False, overwrite=True, multifile=False)
-        callbacks = [*_listed(trainer.callbacks), *self.session.callbacks(config.init_from, config.get("ckpt_path"))]
+        if self.session.prints:
+            kwargs["enable_progress_bar"] = False  # standard output is for the predictions
+        elif trainer.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in given):
+            given.append(RichProgressBar())
+        callbacks = [*given, *self.session.callbacks(config.init_from, config.get("ckpt_path"))]
         loggers = [*_listed(trainer.logger), *self.session.loggers(parser.dump(config))]
         return super().instantiate_trainer(callbacks=callbacks, logger=loggers, **kwargs)
 
@@ -207,6 +213,7 @@ def quiet() -> None:
     """Shows what the package says, and leaves out what the libraries say of how they are used here."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # an unreachable hub is told once, by us
     for noise in NOISE:
         warnings.filterwarnings("ignore", message=noise)
 

@@ -18,7 +18,7 @@ OPTION = re.compile(r"Problem with given class_path '([\w.]+)':\s+Option '([\w.]
 CLASS = re.compile(r"Expected a dot import path string: (\S+)")
 NO_CLASS = re.compile(r"Import path (\S+?) does not correspond to a subclass of (\S+)")
 VALUE = re.compile(r'Parser key "([\w.]+)":\s+(Expected [^\n]*Got value: [^\n]*)')
-SUBTYPES = re.compile(r"Subtypes: \[<class '([\w.]+)'>")
+SUBTYPES = re.compile(r"Subtypes: \[(?:<class '|list\[)([\w.]+)")
 TYPE = re.compile(r"<class '([\w.]+)'>")
 UNKNOWN = re.compile(r"(?:unrecognized arguments: --|does not accept option '|Key ')([\w.]+)")
 TOO_EARLY = re.compile(r'Parser key "(\w+)":(?s:.*)is abstract(?s:.*)NestedArg\(key=\'([\w.]+)\'')
@@ -71,7 +71,7 @@ def _wrong_class(message: str, parser: Parser) -> tuple[str, str] | None:
     if not found or not bases:
         return None
     wanted = found[0].strip("'\"")
-    known = sorted({cls.__name__ for cls in _subclasses(_imported(bases[-1]))})
+    known = sorted({c.__name__ for c in _subclasses(_imported(bases[-1])) if not c.__name__.startswith("_")})
     kind = bases[-1].rpartition(".")[2]
     return (
         f"no class {wanted!r}{_meant(wanted, known)}",
@@ -83,7 +83,7 @@ def _wrong_value(message: str, parser: Parser) -> tuple[str, str] | None:
     if not (found := _last(VALUE, message)):
         return None
     key, reason = found
-    return f"{key}: {TYPE.sub(_name, reason)}", _see(parser)
+    return f"{key}: {TYPE.sub(_name, reason).replace('Expected a ', 'expected ').replace('. Got value: ', ', got ')}", _see(parser)
 
 
 def _too_early(message: str, parser: Parser) -> tuple[str, str] | None:
@@ -129,7 +129,7 @@ def _meant(given: str, known: list[str]) -> str:
 
 
 def _see(parser: Parser) -> str:
-    return f"all options: {parser.prog} --help; those of a class: --model.help CLASS, --data.help CLASS"
+    return f"all options: {parser.prog.replace(' [options]', '')} --help; those of a class: --model.help CLASS, --data.help CLASS"
 
 
 def _imported(path: str) -> type:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 
 from lightning_softprompt.callbacks.loggers import Summary, make_loggers
@@ -62,18 +62,18 @@ class Session:
     def _of_command(self) -> list[Callback]:
         if self.command == "predict":
             path = Path(self.run.predictions or self.folder / "predictions.jsonl")
-            return [PredictionWriter("-")] if self.prints else [PredictionWriter(path), RichProgressBar()]
-        always = [RichProgressBar(), RunFiles(self.folder, self.monitor, self.mode)]
+            return [PredictionWriter("-" if self.prints else path)]
+        files = RunFiles(self.folder, self.monitor, self.mode)
         if self.command == "test":
-            return [*always, TestPredictions(self.folder / "test_predictions.jsonl")]
-        return [*always, PredictionTable(), *(self._of_training() if self.command == "fit" else [])]
+            return [files, TestPredictions(self.folder / "test_predictions.jsonl")]
+        return [files, PredictionTable(), *(self._of_training() if self.command == "fit" else [])]
 
     def _of_training(self) -> list[Callback]:
         self.checkpoints = ModelCheckpoint(
             self.folder / "checkpoints", "best", monitor=self.monitor, mode=self.mode, save_last=True,
             enable_version_counter=False,
         )  # fmt: skip
-        return [Throughput(), PromptWatch(), LearningRateMonitor("step"), RngState(), self.checkpoints]
+        return [Throughput(), PromptWatch(), RngState(), self.checkpoints]
 
     def conclude(self) -> None:
         """Leaves the best prompt of a training run as `prompt.safetensors`."""

@@ -51,17 +51,17 @@ METHODS = {  # a new method is a new row
 
 
 def pytest_generate_tests(metafunc):
-    """Tests that ask for a backbone run on every family; those that ask for a method too, on the families of each."""
+    """A test of backbones runs on every family, or on its module's FAMILIES; one of methods on the families of each."""
     if "method" in metafunc.fixturenames:
         pairs = {f"{name}-{family}": (method, family) for name, method in METHODS.items() for family in method.families}
         metafunc.parametrize(("method", "family"), pairs.values(), ids=pairs.keys())
     elif "family" in metafunc.fixturenames and not _marked_with_families(metafunc):
-        metafunc.parametrize("family", tiny.FAMILIES)
+        metafunc.parametrize("family", getattr(metafunc.module, "FAMILIES", tiny.FAMILIES))
 
 
 def _marked_with_families(metafunc):
-    marks = metafunc.definition.iter_markers("parametrize")
-    return any("family" in mark.args[0].split(",") for mark in marks if isinstance(mark.args[0], str))
+    names = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
+    return any("family" in (said.split(",") if isinstance(said, str) else said) for said in names)
 
 
 @pytest.fixture(scope="session")
@@ -107,7 +107,7 @@ def rows():
 
 @pytest.fixture(autouse=True)
 def apart(request, monkeypatch, tmp_path_factory):
-    """Random numbers, precision, run variables and caches are each test's own; the real backbone's cache is not made again."""
+    """Random numbers, precision, environment and caches are each test's own, but for the cache of the real backbone."""
     if request.node.get_closest_marker("slow") is None:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache" / request.node.name[:40]))
     for name in RUN_VARIABLES:

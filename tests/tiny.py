@@ -24,13 +24,13 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from lightning_softprompt.template import Template
-from lightning_softprompt.types import IGNORE, Batch, Classes
+from lightning_softprompt.types import IGNORE, Classes
 
 WINDOW = 48
-WORDS = (
-    "a about and bad dog dull ends film ful funny good great indeed is it label long never of one sad said story text "
-    "that the this very warm was well what wonder wonderful . : , ? !"
-).split()
+WORDS = """
+    a about and bad dog dull ends film ful funny good great indeed is it label long never of one sad said story text
+    that the this very warm was well what wonder wonderful . : , ? !
+""".split()  # noqa: SIM905
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "<mask>"]
 PAD, BOS, EOS, UNK, MASK = range(5)
 V = len(SPECIAL) + len(WORDS)
@@ -47,7 +47,7 @@ TEXTS = ("a warm and funny film", "dull", "it is a sad story about a dog that ne
 TARGETS = ("very good indeed", "bad", "sad", "very great")
 CLASSES = Classes({"positive": [" good", " great"], "negative": [" bad"], "neutral": [" long"]}, TEMPLATES["front"])
 
-# How each family's tokenizer opens and closes rows, and which special tokens it has. GPT-2 has neither padding nor BOS of its own.
+# How each family's tokenizer opens and closes rows, and its special tokens. GPT-2's BOS is its EOS; it has no padding.
 AROUND = {"llama": "<s> $A", "gpt2": "$A", "t5": "$A </s>", "bart": "<s> $A </s>", "bert": "<s> $A </s>"}
 NAMED = {
     "llama": {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"},

@@ -125,12 +125,15 @@ class RunFiles(Callback):
             rank_zero_warn(f"{self.monitor} is to say which validation is best, but validation gives {sorted(metrics)}")
 
     def _report_training(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        parameters = sum(parameter.numel() for parameter in pl_module.parameters() if parameter.requires_grad)
+        sizes = {trains: 0 for trains in (True, False)}
+        for parameter in pl_module.parameters():
+            sizes[parameter.requires_grad] += parameter.numel()
         self._report |= {
             "best": self._best(),
             "epoch": trainer.current_epoch,
             "global_step": trainer.global_step,
-            "trainable_parameters": parameters,
+            "trainable_parameters": sizes[True],
+            "frozen_parameters": sizes[False],
             "seconds": round(self._elapsed(), 3),
         }
 

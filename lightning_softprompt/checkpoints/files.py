@@ -110,8 +110,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """A run's checkpoint as plain values and tensors.
 
     Raises:
-        ValueError: If the file is broken or holds anything but plain values and tensors.
+        ValueError: If the file is missing, broken, or holds anything but plain values and tensors.
     """
+    if not path.is_file():
+        raise ValueError(f"no checkpoint at {path}")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
     except (RuntimeError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError) as error:

@@ -303,7 +303,7 @@ def test_without_its_prompt_it_is_the_bare_backbone(method, family, backbone):
         if family in SEQ2SEQ:
             expected = backbone.model(input_ids=ids, labels=torch.tensor([row.targets])).logits
         else:
-            places = torch.tensor(row.answers) - int(family not in MASKED)  # a causal model says a token at the one before
+            places = torch.tensor(row.answers) - int(family not in MASKED)  # causal: at the token before
             expected = backbone.model(input_ids=ids).logits[:, places]
         assert_close(logits[b : b + 1, : len(row.targets)], expected, **CLOSE)
 

@@ -90,4 +90,4 @@ def test_padding_on_the_left_changes_their_logits_and_not_ours(backbone, tokens)
         places = P + torch.tensor(row.answers) - 1
         errors.append((said[:, 5 + places] - alone[:, places]).abs().max())
         assert_close(padded[b : b + 1, : len(places)], alone[:, places], **CLOSE)
-    assert min(errors) > 1e-3  # measured: TODO
+    assert min(errors) > 0.1  # 2 to 4, where logits have a standard deviation of 1.4

@@ -1,0 +1,83 @@
+"""A configured run with several seeds beside the bare backbone: mean and interval of its test metrics, as a table.
+
+    python benchmarks/seeds.py --seeds 1 2 3 -- --config configs/run/quickstart.yaml --data.path PATH
+
+What stands behind `--` is what `softprompt fit` would be given. Every seed trains, then tests its best prompt; the bare
+backbone is tested once. Intervals are Student's t over seeds, at 95 %.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+
+from lightning_softprompt.cli import main as run_command
+from lightning_softprompt.run import last_folder
+
+T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
+METRICS = ("accuracy", "macro_f1", "loss")
+
+
+def main() -> None:
+    """Runs all and prints a Markdown table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    args, options = parser.parse_known_args()
+    options = [option for option in options if option != "--"]
+    bare = tested(["--seed_everything=1", *without_method(options), "--model=Bare"])
+    runs = [trained_and_tested(seed, options) for seed in args.seeds]
+    print(f"| metric | bare | {' | '.join(f'seed {seed}' for seed in args.seeds)} | mean (95 % interval) |")
+    print("|---|---|" + "---|" * (len(runs) + 1))
+    for metric in METRICS:
+        values = [run[f"test/{metric}"] for run in runs]
+        cells = [f"{bare[f'test/{metric}']:.3f}", *(f"{v:.3f}" for v in values), interval(values)]
+        print(f"| {metric} | {' | '.join(cells)} |")
+
+
+def trained_and_tested(seed: int, options: Sequence[str]) -> dict[str, float]:
+    """Test metrics of the best prompt of one seed."""
+    seeded = [*options, f"--seed_everything={seed}", f"--data.seed={seed}"]
+    run(["fit", *seeded])
+    return tested([*seeded, f"--init_from={last_folder() / 'prompt.safetensors'}"])
+
+
+def tested(options: Sequence[str]) -> dict[str, float]:
+    """Test metrics."""
+    run(["test", *options])
+    return json.loads((last_folder() / "metrics.json").read_text())["test"]
+
+
+def run(command: Sequence[str]) -> Path:
+    """Runs a command, or stops."""
+    if code := run_command(command):
+        sys.exit(code)
+    return last_folder()
+
+
+def without_method(options: Sequence[str]) -> list[str]:
+    """The options but those of the method, which the bare backbone does not take."""
+    kept, skip = [], False
+    for option in options:
+        if skip:
+            skip = False
+        elif option == "--model":
+            skip = True
+        elif not option.startswith(("--model.", "--model=")):
+            kept.append(option)
+    return kept
+
+
+def interval(values: Sequence[float]) -> str:
+    """Mean and half width over seeds."""
+    if len(values) < 2:
+        return f"{values[0]:.3f}"
+    half = T_95[len(values)] * stdev(values) / len(values) ** 0.5
+    return f"{mean(values):.3f} ± {half:.3f}"
+
+
+if __name__ == "__main__":
+    main()

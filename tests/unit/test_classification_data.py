@@ -1,0 +1,319 @@
+import json
+import logging
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import EOS
+
+from lightning_softprompt.backbones.base import BackboneSpec
+from lightning_softprompt.backbones.codec import Codec
+from lightning_softprompt.data import cache
+from lightning_softprompt.data.classification import ClassificationDataModule
+from lightning_softprompt.evaluation.classification import ClassificationEvaluation
+from lightning_softprompt.types import Encoded
+
+LABELS = {"negative": "bad", "positive": ["good", "great"]}
+WORDS = ["warm", "funny", "dull", "sad", "long"]
+
+
+@pytest.fixture
+def data(tiny_folder):
+    """A data module with a Llama's tokenizer; no weights are loaded for it."""
+
+    def data(**arguments):
+        given = {"template": "{text} it was {target}", "labels": LABELS, "cache": False, **arguments}
+        return ClassificationDataModule(backbone=BackboneSpec(name=str(tiny_folder("llama"))), **given)
+
+    return data
+
+
+def rows_of(labels, **columns):
+    texts = [" ".join(WORDS[: 1 + i % len(WORDS)]) for i in range(len(labels))]
+    return [{"text": text, "label": label, **columns} for text, label in zip(texts, labels, strict=True)]
+
+
+def written(path: Path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def labels_of(data, split="train"):
+    return [example.label for example in data.split(split).examples]
+
+
+# Labels
+
+
+@pytest.mark.parametrize("negative", ["negative", 0, "0", " 0 "])
+def test_a_label_is_a_name_or_a_number(data, negative):
+    module = data(train=rows_of([negative, "positive", 1, "1"]), test=rows_of([negative, 1]))
+    assert labels_of(module, "test") == [0, 1]
+    assert [example.target for example in module.split("test").examples] == ["bad", "good"]
+
+
+@pytest.mark.parametrize("label", ["neutral", 2, -1, "2", None, True, 0.0, ["negative"]])
+def test_an_unknown_label_names_its_file_and_line(data, tmp_path, label):
+    file = written(tmp_path / "test.jsonl", rows_of([0, 1, label]))
+    with pytest.raises(ValueError, match=r"test\.jsonl:3: unknown label .* labels are \['negative', 'positive'\]"):
+        data(test=file).split("test")
+
+
+def test_a_number_that_is_a_name_means_the_name(data):
+    module = data(labels=["1", "0"], test=rows_of(["0", "1"]))
+    assert labels_of(module, "test") == [1, 0]
+
+
+@pytest.mark.parametrize("column", ["text", "label"])
+def test_a_missing_column_names_its_file_and_line(data, tmp_path, column):
+    rows = rows_of([0, 1])
+    del rows[1][column]
+    file = written(tmp_path / "test.jsonl", rows)
+    with pytest.raises(ValueError, match=rf"test\.jsonl:2: no column '{column}'; the row has \["):
+        data(test=file).split("test")
+
+
+@pytest.mark.parametrize("value", [None, 3, ["a"]])
+def test_a_column_that_is_no_text_names_its_file_and_line(data, tmp_path, value):
+    file = written(tmp_path / "test.jsonl", [*rows_of([0]), {"text": value, "label": 1}])
+    with pytest.raises(ValueError, match=rf"jsonl:2: column 'text' must be text, got .* \({type(value).__name__}"):
+        data(test=file).split("test")
+
+
+def test_labels_may_stand_in_another_column(data):
+    rows = [{"text": "warm", "mood": "positive", "label": "what"}]
+    assert labels_of(data(label="mood", test=rows), "test") == [1]
+
+
+def test_labels_are_inferred_from_the_training_rows(data):
+    module = data(labels=None, train=rows_of(["sad", "funny", "long", "sad"]))
+    assert module.classes.words == {"funny": [" funny"], "long": [" long"], "sad": [" sad"]}
+    assert sorted(labels_of(module) + labels_of(module, "validation")) == [0, 1, 2, 2]
+    assert isinstance(module.evaluation, ClassificationEvaluation)
+    assert module.evaluation.names == ("funny", "long", "sad")
+
+
+@pytest.mark.xfail(reason="a number is taken for a place among the sorted names")
+@pytest.mark.parametrize("numbers", [[1, 2], range(12)])
+def test_numbers_are_inferred_as_themselves(data, numbers):
+    rows = rows_of(numbers)
+    module = data(labels=None, train=rows, test=rows)
+    names = module.evaluation.names
+    assert [names[label] for label in labels_of(module, "test")] == [str(number) for number in numbers]
+
+
+@pytest.mark.parametrize("labels", [["good"], {"good": []}, {"good": "good", "bad": []}])
+def test_fewer_than_two_classes_with_words_is_an_error(data, labels):
+    with pytest.raises(ValueError, match="at least two classes, each with a word"):
+        data(labels=labels, test=rows_of([0])).split("test")
+
+
+def test_words_get_the_spaces_of_the_template(data):
+    assert data().classes.words == {"negative": [" bad"], "positive": [" good", " great"]}
+    assert data(template="{text}\n{target}").classes.words == {"negative": ["bad"], "positive": ["good", "great"]}
+    assert data().classes.template == "{text} it was {target}"
+
+
+# Which rows
+
+
+def test_shots_are_so_many_of_each_class_by_the_seed(data):
+    rows = rows_of([0] * 20 + [1] * 9)
+    held_out = rows_of([0, 1])
+
+    def chosen(seed):
+        module = data(train=rows, validation=held_out, shots=4, seed=seed)
+        return module.split("train").where
+
+    module = data(train=rows, validation=held_out, shots=4)
+    assert Counter(labels_of(module)) == {0: 4, 1: 4}
+    assert chosen(0) == chosen(0) == module.split("train").where
+    assert chosen(0) != chosen(1)
+    assert len(set(chosen(0))) == 8
+
+
+def test_too_few_shots_is_an_error_that_says_how_many_there_are(data):
+    with pytest.raises(ValueError, match=r"shots=4 rows of each class.*only \{'positive': 2\}"):
+        data(train=rows_of([0] * 5 + [1] * 2), validation=rows_of([0]), shots=4).split("train")
+
+
+def test_balanced_rows_are_drawn_equally_often(data):
+    rows = rows_of([0] * 90 + [1] * 10)
+    plain, balanced = (data(train=rows, validation=rows[:1], balanced=b, batch_size=10) for b in (False, True))
+    assert plain.weights(plain.split("train").examples) is None
+    weights = balanced.weights(balanced.split("train").examples)
+    for label in (0, 1):
+        assert sum(w for w, y in zip(weights, labels_of(balanced), strict=True) if y == label) == pytest.approx(1)
+    share = {}
+    for module in (plain, balanced):
+        labels = torch.cat([batch.labels for batch in module.train_dataloader()]).float()
+        share[module] = float(labels.mean())
+    assert share[plain] == pytest.approx(0.1)
+    assert 0.3 < share[balanced] < 0.7  # 100 draws at 0.5: four standard deviations
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3])
+def test_without_validation_rows_a_share_is_held_out(data, share):
+    rows = rows_of([i % 2 for i in range(40)])
+
+    def split(**arguments):
+        module = data(train=rows, validation_share=share, **arguments)
+        return module.split("train").where, module.split("validation").where
+
+    train, validation = split()
+    assert len(validation) == round(40 * share)
+    assert not set(train) & set(validation)
+    assert len(set(train) | set(validation)) == 40
+    assert split() == (train, validation)
+    assert split(seed=1)[1] != validation
+
+
+def test_validation_rows_that_are_given_are_taken(data, tmp_path):
+    written(tmp_path / "train.jsonl", rows_of([0] * 10))
+    written(tmp_path / "validation.jsonl", rows_of([1] * 3))
+    module = data(path=str(tmp_path))
+    assert (labels_of(module), labels_of(module, "validation")) == ([0] * 10, [1] * 3)
+
+
+def test_bad_rows_may_be_skipped_and_are_told(data, tmp_path, caplog):
+    rows = [*rows_of([0, "neutral", 1]), {"text": None, "label": 0}]
+    file = Path(written(tmp_path / "test.jsonl", rows))
+    file.write_text(file.read_text() + "{not json\n")
+    with caplog.at_level(logging.WARNING):
+        module = data(test=str(file), on_bad_row="skip")
+        assert labels_of(module, "test") == [0, 1]
+    assert "3 of the test rows were skipped, the first" in caplog.text
+
+
+def test_a_split_without_usable_rows_is_an_error(data):
+    with pytest.raises(ValueError, match="no test rows are left"):
+        data(test=rows_of(["neutral"]), on_bad_row="skip").split("test")
+
+
+def test_a_split_without_source_is_an_error_that_says_what_to_set(data):
+    with pytest.raises(ValueError, match=r"no source of test rows was given; set data\.test or data\.path"):
+        data(train=rows_of([0, 1])).split("test")
+
+
+def test_rows_to_be_predicted_need_no_labels(data):
+    module = data(predict=[{"text": "warm"}, {"text": "dull", "label": "neutral"}])
+    (batch,) = module.predict_dataloader()
+    assert batch.labels is None
+    assert batch.rows.tolist() == [0, 1]
+    assert module.shown("predict", 1) == {"input": "dull it was", "target": None}
+
+
+def test_a_row_is_shown_as_it_is_read(data):
+    module = data(test=rows_of([1]), template="{soft}{text}{soft} it was {target} .")
+    assert module.shown("test", 0) == {"input": "warm it was .", "target": "good"}
+
+
+# Tokens
+
+
+def test_batches_hold_every_row_once_with_its_label(data):
+    rows = rows_of([0, 1, 1, 0, 1, 0, 0])
+    module = data(test=rows, validation=rows, batch_size=2, eval_batch_size=3)
+    for loader in (module.test_dataloader(), module.val_dataloader()):
+        batches = list(loader)
+        assert sorted(map(len, batches)) == [1, 3, 3]
+        told = {row: label for b in batches for row, label in zip(b.rows.tolist(), b.labels.tolist(), strict=True)}
+        assert told == {i: row["label"] for i, row in enumerate(rows)}
+        for batch in batches:
+            for ids, row in zip(batch.input_ids, batch.rows.tolist(), strict=True):
+                said = module.codec.decode(ids[None])[0]
+                assert said == f"{rows[row]['text']} it was {['bad', 'good'][rows[row]['label']]}"
+
+
+def test_all_columns_give_way_unless_some_are_named(data, caplog):
+    rows = [{"text": "warm funny dull", "other": "sad sad", "label": 0}]
+    template = "{text} , {other} {target}"
+
+    def said(**arguments):
+        module = data(test=rows, template=template, **arguments)
+        return module.codec.decode(torch.tensor([module.split("test").encoded[0].ids]))[0]
+
+    assert said() == "warm funny dull , sad sad bad"
+    with caplog.at_level(logging.INFO):
+        assert said(max_tokens=6) == "warm funny dull , bad"
+    assert "1 of 1 test rows were cut to max_tokens=6" in caplog.text
+    assert said(max_tokens=6, truncate=["text"]) == "warm , sad sad bad"
+    with pytest.raises(ValueError, match="row 0 of the given rows: a row must lose 3 tokens to fit"):
+        said(max_tokens=5, truncate=["other"])
+
+
+def test_the_target_of_a_class_is_not_closed(data):
+    assert EOS not in data(test=rows_of([0])).split("test").encoded[0].targets
+
+
+# The cache
+
+
+@pytest.fixture
+def no_tokenizing(monkeypatch):
+    def forbid():
+        def encode(*_, **__):
+            raise AssertionError("tokenized again")
+
+        monkeypatch.setattr(Codec, "encode", encode)
+
+    return forbid
+
+
+def test_rows_are_tokenized_once(data, no_tokenizing):
+    rows = rows_of([0, 1, 1])
+    first = data(test=rows, cache=True, max_tokens=6).split("test")
+    no_tokenizing()
+    again = data(test=rows, cache=True, max_tokens=6).split("test")
+    assert again.encoded == first.encoded
+    assert again.examples == first.examples
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"template": "{text} it is {target}"},
+        {"template": "{text}{soft} it was {target}"},
+        {"max_tokens": 7},
+        {"truncate": []},
+        {"labels": {"negative": "dull", "positive": "good"}},
+        {"test": rows_of([1, 1, 1])},
+        {"cache": False},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_what_changes_tokens_misses_the_cache(data, no_tokenizing, change):
+    same = {"test": rows_of([0, 1, 1]), "cache": True, "max_tokens": 10}
+    data(**same).split("test")
+    no_tokenizing()
+    with pytest.raises(AssertionError, match="tokenized again"):
+        data(**{**same, **change}).split("test")
+
+
+def test_another_tokenizer_misses_the_cache(data, no_tokenizing, tiny_folder):
+    arguments = {"test": rows_of([0, 1]), "cache": True}
+    data(**arguments).split("test")
+    gpt2 = BackboneSpec(name=str(tiny_folder("gpt2")))
+    other = ClassificationDataModule(template="{text} it was {target}", labels=LABELS, backbone=gpt2, **arguments)
+    no_tokenizing()
+    with pytest.raises(AssertionError, match="tokenized again"):
+        other.split("test")
+
+
+def test_a_damaged_cache_is_made_again(data):
+    rows = rows_of([0, 1, 1])
+    first = data(test=rows, cache=True).split("test")
+    (file,) = (Path(cache.user_cache_path("lightning-softprompt")) / "tokens").glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:40])
+    assert data(test=rows, cache=True).split("test").encoded == first.encoded
+    assert cache.unpack(cache.load_file(file)) == first.encoded
+
+
+def test_what_is_packed_is_unpacked():
+    rows = [
+        Encoded((1, 2, 3), (2,), (3,), (0, 3), cut=2),
+        Encoded((4,), (), (), (1, 1)),
+        Encoded((5, 6), (), (7, -100), (0, 1)),
+    ]
+    assert cache.unpack(cache.pack(rows)) == rows

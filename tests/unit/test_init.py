@@ -1,0 +1,123 @@
+import pytest
+import torch
+from torch.testing import assert_close
+
+from lightning_softprompt.checkpoints.files import SavedPrompt, identity, write_prompt
+from lightning_softprompt.methods import PromptTuning
+from lightning_softprompt.prompts.init import (
+    ClassLabels,
+    FromCheckpoint,
+    FromText,
+    Normal,
+    SampleVocabulary,
+    Uniform,
+    rms,
+)
+
+FAMILIES = ("llama", "t5")
+NO_REST = pytest.mark.xfail(reason="SampleVocabulary cannot draw 0 words for the rest")
+
+
+def words_of(backbone, tokens):
+    """The id of the word that each soft token is, exactly."""
+    same = (tokens[:, None] == backbone.word_embeddings[None]).all(-1)
+    assert same.any(1).all()
+    return same.int().argmax(1).tolist()
+
+
+@pytest.mark.parametrize(
+    "init", [Uniform(), Normal(), SampleVocabulary(), FromText("it is"), ClassLabels(["good", "bad"])]
+)
+def test_every_start_is_float32_whatever_the_backbone_and_drawn_from_the_seed(init, family, load):
+    backbone = load(family, dtype="bfloat16")
+    torch.manual_seed(5)
+    first = init(backbone, 6)
+    torch.manual_seed(5)
+    assert torch.equal(init(backbone, 6), first)
+    torch.manual_seed(6)
+    assert not torch.equal(init(backbone, 6), first)
+    assert first.shape == (6, backbone.hidden_size)
+    assert first.dtype == torch.float32
+    assert not first.requires_grad
+
+
+def test_random_starts_are_as_large_as_the_word_embeddings(backbone):
+    size = backbone.word_embeddings.pow(2).mean().sqrt()
+    assert rms(backbone) == pytest.approx(float(size))
+    for init in (Uniform(), Normal()):
+        assert_close(init(backbone, 2000).pow(2).mean().sqrt(), size, rtol=0.02, atol=0)
+
+
+def test_random_starts_may_be_told_their_size(backbone):
+    uniform = Uniform(0.5)(backbone, 2000)
+    assert uniform.abs().max() <= 0.5
+    assert_close(uniform.var(), torch.tensor(1 / 12), rtol=0.03, atol=0)  # of an interval of length 1
+    assert_close(Normal(0.3)(backbone, 2000).std(), torch.tensor(0.3), rtol=0.02, atol=0)
+
+
+def test_words_of_the_vocabulary_come_without_repeats_while_there_are_enough(backbone):
+    drawn = words_of(backbone, SampleVocabulary(first=6)(backbone, 6))
+    assert sorted(drawn) == [0, 1, 2, 3, 4, 5]
+    again = words_of(backbone, SampleVocabulary(first=6)(backbone, 15))
+    assert [again[:6].count(i) for i in range(6)] == [again[6:12].count(i) for i in range(6)] == [1] * 6
+    assert len(set(words_of(backbone, SampleVocabulary(first=None)(backbone, len(backbone.word_embeddings))))) == 44
+
+
+def test_a_text_that_is_too_short_is_followed_by_words(backbone):
+    words = words_of(backbone, FromText("it is a film")(backbone, 6))
+    assert words[:4] == backbone.codec.ids("it is a film")
+    assert len(words) == 6
+
+
+@NO_REST
+@pytest.mark.parametrize("length", [2, 4])
+def test_a_text_may_fill_the_prompt(backbone, length):
+    assert words_of(backbone, FromText("it is a film")(backbone, length)) == backbone.codec.ids("it is a film")[:length]
+
+
+def test_a_text_without_tokens_is_an_error(backbone):
+    with pytest.raises(ValueError, match="at least one token, got ''"):
+        FromText("")(backbone, 3)
+
+
+def test_labels_are_the_mean_of_their_tokens(backbone):
+    tokens = ClassLabels(["very good indeed", "bad"])(backbone, 3)
+    table = backbone.word_embeddings
+    assert_close(tokens[0], sum(table[i] for i in backbone.codec.ids("very good indeed")) / 3)
+    assert words_of(backbone, tokens[1:])[0] == backbone.codec.ids("bad")[0]
+
+
+@NO_REST
+@pytest.mark.parametrize("length", [1, 2])
+def test_labels_may_fill_the_prompt(backbone, length):
+    assert words_of(backbone, ClassLabels(["good", "bad"])(backbone, length)) == backbone.codec.ids("good bad")[:length]
+
+
+def test_a_trained_prompt_starts_another(backbone, load, family, tmp_path):
+    tokens, file = torch.randn(3, backbone.hidden_size), tmp_path / "prompt.safetensors"
+    write_prompt(file, SavedPrompt({"tokens": tokens.bfloat16()}, identity(backbone), {}))
+    start = FromCheckpoint(str(file))(backbone, 3)
+    assert torch.equal(start, tokens.bfloat16().float())
+    with pytest.raises(ValueError, match="set length to 3"):
+        FromCheckpoint(str(file))(backbone, 4)
+    with pytest.raises(ValueError, match=r"has no 'other'; it has \['tokens'\]"):
+        FromCheckpoint(str(file), name="other")(backbone, 3)
+    with pytest.raises(ValueError, match="trained on"):
+        FromCheckpoint(str(file))(load(family, seed=1), 3)
+
+
+def test_the_start_follows_the_seed_and_not_what_was_drawn_before(backbone):
+    def start(seed, draws):
+        torch.manual_seed(seed)
+        torch.rand(draws)
+        module = PromptTuning(length=3, backbone=backbone.spec)
+        module.attach(backbone)
+        return module.tokens
+
+    assert torch.equal(start(1, 0), start(1, 7))
+    assert not torch.equal(start(1, 0), start(2, 0))
+
+
+def test_a_prompt_without_tokens_is_an_error():
+    with pytest.raises(ValueError, match="length must be at least 1, got 0"):
+        PromptTuning(length=0)

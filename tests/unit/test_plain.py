@@ -1,0 +1,147 @@
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from tiny import CLASSES, batch_of
+from torch.optim import SGD, AdamW
+
+from lightning_softprompt.backbones.base import BackboneSpec
+from lightning_softprompt.checkpoints.files import load_checkpoint
+from lightning_softprompt.checkpoints.plain import plain
+from lightning_softprompt.methods import PromptTuning
+from lightning_softprompt.module import SoftPromptModule
+from lightning_softprompt.objectives.classification import Classification
+from lightning_softprompt.objectives.language_modeling import LanguageModeling
+from lightning_softprompt.prompts.init import ClassLabels, FromText, Normal
+from lightning_softprompt.readouts.calibrated import Calibrated
+from lightning_softprompt.readouts.label_words import LabelWords
+from lightning_softprompt.readouts.ranked import RankedChoices
+
+FAMILIES = ("llama",)
+INIT = "lightning_softprompt.prompts.init"
+NO_KEYWORDS = pytest.mark.xfail(reason="its __init__ takes no **kwargs, so Lightning drops the class path")
+LOADERS = pytest.mark.parametrize(
+    "cls", [pytest.param(SoftPromptModule, marks=NO_KEYWORDS), PromptTuning, LightningModule]
+)
+
+
+@pytest.mark.parametrize("value", [None, True, 3, 0.5, "text", [1, [2]], {"a": {"b": None}}])
+def test_plain_values_stay(value):
+    assert plain(value) == value
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        (Path("a/b"), "a/b"),
+        ((1, 2), [1, 2]),
+        ({1: (2,)}, {"1": [2]}),
+        (Normal(0.5), {"class_path": f"{INIT}.Normal", "init_args": {"std": 0.5}}),
+        (Normal, {"class_path": f"{INIT}.Normal"}),
+        (partial(SGD, lr=0.1), {"class_path": "torch.optim.sgd.SGD", "init_args": {"lr": 0.1}}),
+        (
+            {"init": ClassLabels(("a", "b"))},
+            {"init": {"class_path": f"{INIT}.ClassLabels", "init_args": {"labels": ["a", "b"]}}},
+        ),
+    ],
+)
+def test_objects_are_written_as_a_config_writes_them(value, written):
+    assert plain(value) == written
+
+
+@pytest.mark.parametrize("value", [lambda p: AdamW(p, lr=0.1), object(), torch.ones(2), partial(lambda p: p)])
+def test_what_a_config_cannot_write_is_an_error_that_says_what_can(value):
+    with pytest.raises(ValueError, match=r"pass a class or functools\.partial\(AdamW, lr=0.1\) instead of a lambda"):
+        plain([value])
+
+
+def test_a_module_made_with_a_lambda_is_an_error_at_once():
+    with pytest.raises(ValueError, match=r"functools\.partial"):
+        PromptTuning(optimizer=lambda p: AdamW(p, lr=0.1))
+
+
+@pytest.fixture
+def saved(backbone, tmp_path):
+    """A checkpoint of a module made with these arguments, with a prompt that no initialiser makes."""
+
+    def save(**arguments):
+        module = PromptTuning(backbone=backbone.spec, **arguments)
+        module.attach(backbone)
+        with torch.no_grad():
+            module.tokens.add_(1.0)
+        trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+        trainer.strategy.connect(module)
+        trainer.save_checkpoint(tmp_path / "run.ckpt")
+        return module, tmp_path / "run.ckpt"
+
+    return save
+
+
+@LOADERS
+def test_a_checkpoint_builds_its_module_again(saved, cls):
+    module, path = saved(length=5, init=FromText("it is"))
+    loaded = cls.load_from_checkpoint(path)
+    assert type(loaded) is PromptTuning
+    assert (loaded.length, loaded.init, loaded.spec) == (5, module.init, module.spec)
+    assert isinstance(loaded.objective, LanguageModeling)
+    assert torch.equal(loaded.tokens, module.tokens)
+
+
+@LOADERS
+@pytest.mark.parametrize(
+    "readout",
+    [
+        LabelWords,
+        partial(LabelWords, aggregate="max"),
+        partial(RankedChoices, normalize="tokens", premise="the label is {target}"),
+        partial(Calibrated, fillers=["what ?"]),
+    ],
+    ids=["a class", "a class with an argument", "ranked", "calibrated"],
+)
+def test_readout_classes_and_objective_come_back(saved, cls, readout):
+    module, path = saved(length=2, readout=readout, classes=CLASSES, objective=Classification(label_smoothing=0.1))
+    loaded = cls.load_from_checkpoint(path)
+    batch = batch_of(module.loaded.codec)
+    assert loaded.objective == Classification(label_smoothing=0.1)
+    assert dict(loaded.classes.words) == dict(CLASSES.words)
+    assert loaded.classes.template == CLASSES.template
+    assert type(loaded.readout) is type(module.readout)
+    with torch.no_grad():
+        assert torch.equal(loaded.lm().scores(batch), module.lm().scores(batch))
+
+
+@LOADERS
+def test_optimizer_and_schedule_come_back(saved, cls):
+    _, path = saved(
+        length=2,
+        optimizer=partial(SGD, lr=0.3, momentum=0.5),
+        scheduler=partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.9),
+        penalty_weights={"norm": 0.1},
+    )
+    loaded = cls.load_from_checkpoint(path)
+    (optimizer,), (schedule,) = loaded.configure_optimizers()
+    assert isinstance(optimizer, SGD)
+    assert (optimizer.defaults["lr"], optimizer.defaults["momentum"]) == (0.3, 0.5)
+    assert (schedule["scheduler"].gamma, schedule["interval"]) == (0.9, "step")
+    assert loaded.penalty_weights == {"norm": 0.1}
+
+
+def test_without_an_optimizer_prompts_get_a_high_rate_and_no_decay(saved):
+    module, _ = saved(length=2)
+    optimizer = module.configure_optimizers()
+    assert isinstance(optimizer, AdamW)
+    assert optimizer.defaults["lr"] >= 1e-3
+    assert optimizer.defaults["weight_decay"] == 0
+
+
+def test_hyper_parameters_are_plain_values(saved):
+    _, path = saved(length=2, readout=LabelWords, classes=CLASSES, init=Normal(), optimizer=partial(SGD, lr=0.3))
+    values = load_checkpoint(path)["hyper_parameters"]  # unpickles no class
+    assert plain(dict(values)) == dict(values)
+    assert "evaluation" not in values
+
+
+def test_the_default_backbone_is_the_packaged_one():
+    assert PromptTuning().spec == BackboneSpec() == BackboneSpec(name="smollm2-135m-instruct")

@@ -1,0 +1,90 @@
+import pytest
+
+from lightning_softprompt.template import Template
+from lightning_softprompt.types import Answer, Slot, Text
+
+
+def test_pieces_come_in_reading_order():
+    template = Template("{soft}Say: {text}{soft} it was {target} .", truncate=["text"])
+    assert template.columns == ("text",)
+    assert template.pieces({"text": "Fun!", "other": "?"}) == (
+        Slot(),
+        Text("Say: "),
+        Text("Fun!", gives_way=True),
+        Slot(),
+        Text(" it was"),
+        Answer(" "),
+        Text(" ."),
+    )
+
+
+def test_what_a_column_says_is_never_read_as_a_template():
+    assert Template("{a}{b} {target}").pieces({"a": "{soft}{b}", "b": "{target}{{"})[1:3] == (
+        Text("{soft}{b}"),
+        Text("{target}{{"),
+    )
+
+
+def test_without_a_slot_the_slot_is_the_start():
+    assert Template("{text}{target}").pieces({"text": "x"}) == (Slot(), Text("x"), Answer(""))
+
+
+def test_braces_are_written_twice():
+    pieces = Template("{{{text}}} {target}").pieces({"text": "x"})
+    assert pieces == (Slot(), Text("{"), Text("x"), Text("}"), Answer(" "))
+
+
+@pytest.mark.parametrize(
+    ("text", "glue", "before"),
+    [
+        ("{text} it was {target}", " ", " it was"),
+        ("{text} it was   {target}", "   ", " it was"),
+        ("{text}\n{target}", "", "\n"),
+        ("{text}\n {target}", " ", "\n"),
+        ("{text} {target}", " ", None),
+        ("{text}{target}", "", None),
+        ("{text} it was {soft}{target}", "", " it was "),
+        ("{text} it was{soft} {target}", " ", " it was"),
+    ],
+)
+def test_spaces_right_before_the_target_are_its_own(text, glue, before):
+    template = Template(text)
+    pieces = template.pieces({"text": "x"})
+    assert template.glue == glue
+    assert pieces[-1] == Answer(glue)
+    literals = [p.text for p in pieces if isinstance(p, Text) and p.text != "x"]
+    assert literals == ([] if before is None else [before])
+
+
+@pytest.mark.parametrize("text", ["{soft} {text}", "", "{target} or {target}", "{{target}}"])
+def test_the_target_is_named_once(text):
+    with pytest.raises(ValueError, match=r"must name \{target\} once"):
+        Template(text)
+
+
+@pytest.mark.parametrize("place", ["{text:>8}", "{text!r}", "{}", "{a.b}", "{0}", "{a[0]}"])
+def test_only_plain_columns_may_be_named(place):
+    with pytest.raises(ValueError, match="must be a plain column name"):
+        Template(f"{place} {{target}}")
+
+
+@pytest.mark.parametrize("text", ["{text {target}", "{text}} {target}", "{"])
+def test_a_single_brace_is_an_error_that_says_how_to_write_it(text):
+    with pytest.raises(ValueError, match=r"cannot be read.*write a literal brace twice"):
+        Template(text)
+
+
+def test_only_columns_give_way():
+    with pytest.raises(ValueError, match=r"truncate names \['other', 'soft'\], but .* has the columns \['text'\]"):
+        Template("{soft}{text}{target}", truncate=["soft", "other"])
+
+
+def test_a_missing_column_is_an_error():
+    with pytest.raises(KeyError, match="text"):
+        Template("{text}{target}").pieces({"other": "x"})
+
+
+def test_a_column_may_come_twice():
+    template = Template("{text} , {text} {target}")
+    assert template.columns == ("text",)
+    assert sum(p == Text("x") for p in template.pieces({"text": "x"})) == 2
