@@ -8,7 +8,7 @@ import sys
 import traceback
 import warnings
 from argparse import HelpFormatter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,7 @@ class SoftPromptCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Refuses options that contradict each other or the checkpoint."""
-        config = self._given
+        config = self.config if self.subcommand is None else self._given
         if not config.get("ckpt_path"):
             return
         if config.get("init_from"):
@@ -90,11 +90,10 @@ class SoftPromptCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A Trainer with the run's loggers and callbacks beside those of the config."""
-        config, made = self._given, self.config_init[self.subcommand]
-        trainer = made.trainer
-        given = _listed(trainer.callbacks)
-        if trainer.fast_dev_run:
+        if self.subcommand is None or self._given.trainer.fast_dev_run:
             return super().instantiate_trainer(**kwargs)
+        config, made = self._given, self.config_init[self.subcommand]
+        trainer, given = made.trainer, _listed(made.trainer.callbacks)
         self.session = Session(made.run, str(self.subcommand), self.model, self.datamodule)
         parser = self._parser(self.subcommand)
         parser.save(config, self.session.folder / "config.yaml", skip_none=False, overwrite=True, multifile=False)
@@ -201,9 +200,10 @@ def main(argv: Sequence[str]) -> int:
     try:
         make_cli(with_run_config(argv))
     except (ValueError, OSError) as error:
-        if os.environ.get(TRACEBACK_VARIABLE) or not _ours(error):
+        told = next((e for e in _chain(error) if _ours(e)), None)
+        if os.environ.get(TRACEBACK_VARIABLE) or told is None:
             raise
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(told).split())
         sys.stderr.write(f"error: {reason}\nto see where: {TRACEBACK_VARIABLE}=1\n")
         return 2
     return 0
@@ -216,6 +216,13 @@ def quiet() -> None:
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # an unreachable hub is told once, by us
     for noise in NOISE:
         warnings.filterwarnings("ignore", message=noise)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it came of; jsonargparse wraps those of constructors."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _ours(error: BaseException) -> bool:

@@ -10,6 +10,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 
+from lightning_softprompt.callbacks.final_checkpoint import FinalCheckpoint
 from lightning_softprompt.callbacks.loggers import Summary, make_loggers
 from lightning_softprompt.callbacks.predictions import PredictionTable, PredictionWriter, TestPredictions
 from lightning_softprompt.callbacks.prompt_watch import PromptWatch
@@ -68,16 +69,21 @@ class Session:
             return [files, TestPredictions(self.folder / "test_predictions.jsonl")]
         return [files, PredictionTable(), *(self._of_training() if self.command == "fit" else [])]
 
+    @property
+    def last(self) -> Path:
+        """The checkpoint to go on from."""
+        return self.folder / "checkpoints" / "last.ckpt"
+
     def _of_training(self) -> list[Callback]:
         self.checkpoints = ModelCheckpoint(
             self.folder / "checkpoints", "best", monitor=self.monitor, mode=self.mode, save_last=True,
             enable_version_counter=False,
         )  # fmt: skip
-        return [Throughput(), PromptWatch(), RngState(), self.checkpoints]
+        return [Throughput(), PromptWatch(), RngState(), self.checkpoints, FinalCheckpoint(self.last)]
 
     def conclude(self) -> None:
         """Leaves the best prompt of a training run as `prompt.safetensors`."""
-        best = self.checkpoints.best_model_path or self.checkpoints.last_model_path
-        if best and self.module.trainer.is_global_zero:
-            write_prompt(self.folder / "prompt.safetensors", read_prompt(Path(best)))
+        if self.module.trainer.is_global_zero:
+            best = Path(self.checkpoints.best_model_path or self.last)
+            write_prompt(self.folder / "prompt.safetensors", read_prompt(best))
             log.info("the best prompt: %s", self.folder / "prompt.safetensors")

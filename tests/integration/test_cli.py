@@ -1,0 +1,200 @@
+"""The run commands as a user gives them, on a tiny backbone."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import wandb_file
+
+from lightning_softprompt.cli import main, make_cli
+from lightning_softprompt.commands.configs import configs_folder
+from lightning_softprompt.run import last_folder
+
+CONFIGS = configs_folder()
+
+
+@pytest.fixture
+def data_folder(tmp_path, rows):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for split, part in {"train": rows * 3, "validation": rows, "test": rows[:5]}.items():
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    return folder
+
+
+@pytest.fixture
+def common(tmp_path, data_folder, tiny_folder):
+    return [
+        f"--backbone.name={tiny_folder('llama')}",
+        "--data=ClassificationDataModule",
+        f"--data.path={data_folder}",
+        "--data.template={soft}{text} it is{target}",
+        '--data.labels={"negative": "bad", "neutral": "one", "positive": "good"}',
+        "--data.batch_size=2",
+        "--trainer.accelerator=cpu",
+        "--trainer.enable_progress_bar=false",
+        f"--run.folder={tmp_path / 'runs'}",
+    ]
+
+
+@pytest.fixture
+def fit(common):
+    def fit(*options):
+        method = ["--model=PromptTuning", "--model.length=3"]
+        limits = ["--trainer.max_epochs=-1", "--trainer.max_steps=6", "--trainer.log_every_n_steps=1", "--trainer.val_check_interval=3"]
+        assert main(["fit", *method, *limits, *common, *options]) == 0
+        return last_folder()
+
+    return fit
+
+
+def losses(folder):
+    lines = (folder / "metrics.csv").read_text().splitlines()
+    column = lines[0].split(",").index("train/loss")
+    return [line.split(",")[column] for line in lines[1:] if line.split(",")[column]]
+
+
+def trained_tokens(folder, name="last.ckpt"):
+    return torch.load(folder / "checkpoints" / name, weights_only=True)["state_dict"]["tokens"]
+
+
+def test_fit_leaves_config_metrics_checkpoints_plots_and_prompt(fit):
+    folder = fit()
+    for name in ("config.yaml", "metrics.csv", "metrics.json", "checkpoints/best.ckpt", "checkpoints/last.ckpt",
+                 "plots/learning_curve.png", "plots/val_confusion.png", "prompt.safetensors"):  # fmt: skip
+        assert (folder / name).stat().st_size > 0, name
+    assert len(losses(folder)) == 6
+    checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert list(checkpoint["state_dict"]) == ["tokens"]
+    assert json.loads((folder / "metrics.json").read_text())["trainable_parameters"] == 3 * 32
+
+
+def test_offline_wandb_run_holds_config_losses_histogram_and_predictions(fit):
+    run = wandb_file.read_run(fit("--run.project=trial"))
+    assert run.project == "trial"
+    assert run.config["model"]["init_args"]["length"] == 3
+    assert len(run.rows("train/loss")) == 6
+    assert run.rows("prompt/row_norms")
+    assert run.tables("val/predictions")[-1]
+    assert "val/accuracy" in {metric["name"] for metric in run.metrics}
+
+
+def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(fit):
+    whole = fit()
+    half = fit("--trainer.max_steps=4")
+    resumed = fit(f"--ckpt_path={half / 'checkpoints' / 'last.ckpt'}")
+    assert losses(whole) == losses(half) + losses(resumed)
+    assert torch.equal(trained_tokens(whole), trained_tokens(resumed))
+
+
+def test_test_of_a_checkpoint_needs_no_further_options_and_scores_each_row_once(fit):
+    folder = fit()
+    assert main(["test", f"--ckpt_path={folder / 'checkpoints' / 'best.ckpt'}"]) == 0
+    tested = last_folder()
+    records = [json.loads(line) for line in (tested / "test_predictions.jsonl").read_text().splitlines()]
+    assert sorted(record["row"] for record in records) == [0, 1, 2, 3, 4]
+    right = sum(record["prediction"] == record["target"] for record in records)
+    metrics = json.loads((tested / "metrics.json").read_text())["test"]
+    assert metrics["test/accuracy"] == pytest.approx(right / 5)
+
+
+def test_a_saved_prompt_scores_as_its_checkpoint_does(fit):
+    folder = fit()
+    scores = []
+    for start in (f"--init_from={folder / 'prompt.safetensors'}", f"--ckpt_path={folder / 'checkpoints' / 'best.ckpt'}"):
+        assert main(["test", start]) == 0
+        scores.append((last_folder() / "test_predictions.jsonl").read_text())
+    assert scores[0] == scores[1]
+
+
+def test_predict_reads_standard_input_and_writes_json_lines(fit, monkeypatch, capsys):
+    folder = fit()
+    text = '{"text": "the movie was great"}\nthat dog is one dog\n'
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+    capsys.readouterr()
+    assert main(["predict", f"--ckpt_path={folder / 'checkpoints' / 'best.ckpt'}", "--data.predict=-"]) == 0
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [record["input"] for record in records] == ["the movie was great it is", "that dog is one dog it is"]
+    assert all(sum(record["scores"].values()) == pytest.approx(1, abs=1e-4) for record in records)
+    assert all(record["prediction"] == max(record["scores"], key=record["scores"].get) for record in records)
+
+
+@pytest.mark.parametrize(
+    ("option", "named"),
+    [("--model.length=4", "length was 3 and is 4"), ("--model.optimizer=SGD", "optimizer"), ("--model=Bare", "Bare")],
+)
+def test_an_option_that_contradicts_the_checkpoint_is_refused(fit, common, capsys, option, named):
+    folder = fit()
+    given = ["--model=PromptTuning", "--model.length=3", *common, option]
+    assert main(["fit", *given, f"--ckpt_path={folder / 'checkpoints' / 'last.ckpt'}"]) == 2
+    error = capsys.readouterr().err
+    assert named in error
+    assert "--init_from" in error
+
+
+def test_a_prompt_of_another_backbone_is_refused(fit, common, tiny_folder, capsys):
+    folder = fit()
+    other = [f"--backbone.name={tiny_folder('llama', 1)}"]
+    given = ["--model=PromptTuning", "--model.length=3", *common, *other]
+    assert main(["test", *given, f"--init_from={folder / 'prompt.safetensors'}"]) == 2
+    assert "was trained on" in capsys.readouterr().err
+
+
+MISTAKES = {
+    "misspelt option": (["--model=PromptTuning", "--model.lenght=3"], "Did you mean 'length'"),
+    "misspelt method": (["--model=PromptTunin"], "Did you mean 'PromptTuning'"),
+    "misspelt data module": (["--model=PromptTuning", "--data=ClassificationDataModul"], "'ClassificationDataModule'"),
+    "misspelt initialiser": (["--model=PromptTuning", "--model.init=FromTxt"], "Did you mean 'FromText'"),
+    "misspelt callback": (["--trainer.callbacks+=EarlyStoping"], "Did you mean 'EarlyStopping'"),
+    "wrong type": (["--model=PromptTuning", "--data.batch_size=eight"], "batch_size: expected int, got eight"),
+    "unknown trainer option": (["--trainer.max_stepz=3"], "Did you mean 'trainer.max_steps'"),
+    "abbreviated option": (["--trainer.max_step=3"], "no option --trainer.max_step"),
+    "missing config": (["--config=missing.yaml"], "missing.yaml"),
+    "missing model": ([], "fit.model"),
+    "missing data": (["--model=PromptTuning", "--data.path=/nowhere"], "/nowhere"),
+    "bad template": (["--model=PromptTuning", "--data.template={text}"], "{target}"),
+    "long label word": (["--model=PromptTuning", '--data.labels={"positive": "good bad", "negative": "one", "neutral": "was"}'], "must be one token"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_told_in_two_lines_with_exit_code_2(common, capsys, mistake):
+    options, named = MISTAKES[mistake]
+    try:
+        code = main(["fit", *common, *options])
+    except SystemExit as stop:
+        code = stop.code
+    error = [line for line in capsys.readouterr().err.splitlines() if line not in _news(line)]
+    assert code == 2
+    assert named in error[0]
+    assert error[0].startswith("error: ")
+    assert len(error) == 2
+
+
+def _news(line):
+    """What a run says before it finds the mistake."""
+    return [line] if line.startswith(("run folder", "Seed set", "W&B", "GPU", "TPU", "💡")) else []
+
+
+def test_a_yaml_mistake_names_file_and_line(tmp_path, capsys, monkeypatch):
+    path = tmp_path / "broken.yaml"
+    path.write_text("model: [1\ndata: 2\n")
+    monkeypatch.setattr("sys.argv", ["softprompt", "fit", "--config", str(path)])
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", str(path)])
+    assert f"{path}:2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: str(path.relative_to(CONFIGS)))
+def test_every_config_that_ships_opens_with_a_comment_and_can_be_instantiated(path, tiny_folder, data_folder):
+    assert path.read_text().startswith("# ")
+    noun = path.parent.name
+    backbone = [] if noun == "backbone" else [f"--backbone.name={tiny_folder('llama')}"]
+    model = [] if noun in ("method", "run") else ["--model=PromptTuning"]
+    data = [] if noun in ("data", "run") else ["--data=ClassificationDataModule", "--data.labels=[good, bad]"]
+    flag = {"method": "--model", "run": "--config"}.get(noun, f"--{noun}")
+    cli = make_cli([flag, str(path), *model, *data, *backbone, f"--data.path={data_folder}"], run=False)
+    assert cli.model.spec == cli.datamodule.spec
+    assert cli.model.classes == cli.datamodule.classes
