@@ -83,7 +83,8 @@ def _wrong_value(message: str, parser: Parser) -> tuple[str, str] | None:
     if not (found := _last(VALUE, message)):
         return None
     key, reason = found
-    return f"{key}: {TYPE.sub(_name, reason).replace('Expected a ', 'expected ').replace('. Got value: ', ', got ')}", _see(parser)
+    reason = TYPE.sub(_name, reason).replace("Expected a ", "expected ").replace(". Got value: ", ", got ")
+    return f"{key}: {reason}", _see(parser)
 
 
 def _too_early(message: str, parser: Parser) -> tuple[str, str] | None:

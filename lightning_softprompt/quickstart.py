@@ -44,11 +44,11 @@ def main(argv: Sequence[str]) -> int:
     console = Console()
     config = configs_folder() / "run" / "quickstart.yaml"
     try:
-        common = ["--config", str(config), f"--data.path={movie_sentences()}", f"--run.folder={args.folder}"]
+        common = ["--config", str(config), f"--data.path={movie_sentences()}", f"--run.folder={args.folder}", *options]
         console.rule("1/3 the bare backbone, zero-shot")
         bare = tested([*common, "--model=Bare"])
         console.rule("2/3 training a soft prompt")
-        run, seconds = completed(["fit", *common, *options])
+        run, seconds = completed(["fit", *common])
         console.rule("3/3 testing it")
         tuned = tested([*common, f"--init_from={run / 'prompt.safetensors'}"])
     except RunError as error:

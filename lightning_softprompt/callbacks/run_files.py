@@ -125,7 +125,7 @@ class RunFiles(Callback):
             rank_zero_warn(f"{self.monitor} is to say which validation is best, but validation gives {sorted(metrics)}")
 
     def _report_training(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        sizes = {trains: 0 for trains in (True, False)}
+        sizes = dict.fromkeys((True, False), 0)
         for parameter in pl_module.parameters():
             sizes[parameter.requires_grad] += parameter.numel()
         self._report |= {

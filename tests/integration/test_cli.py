@@ -2,7 +2,6 @@
 
 import io
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -43,7 +42,12 @@ def common(tmp_path, data_folder, tiny_folder):
 def fit(common):
     def fit(*options):
         method = ["--model=PromptTuning", "--model.length=3"]
-        limits = ["--trainer.max_epochs=-1", "--trainer.max_steps=6", "--trainer.log_every_n_steps=1", "--trainer.val_check_interval=3"]
+        limits = [
+            "--trainer.max_epochs=-1",
+            "--trainer.max_steps=6",
+            "--trainer.log_every_n_steps=1",
+            "--trainer.val_check_interval=3",
+        ]
         assert main(["fit", *method, *limits, *common, *options]) == 0
         return last_folder()
 
@@ -103,7 +107,10 @@ def test_test_of_a_checkpoint_needs_no_further_options_and_scores_each_row_once(
 def test_a_saved_prompt_scores_as_its_checkpoint_does(fit):
     folder = fit()
     scores = []
-    for start in (f"--init_from={folder / 'prompt.safetensors'}", f"--ckpt_path={folder / 'checkpoints' / 'best.ckpt'}"):
+    for start in (
+        f"--init_from={folder / 'prompt.safetensors'}",
+        f"--ckpt_path={folder / 'checkpoints' / 'best.ckpt'}",
+    ):
         assert main(["test", start]) == 0
         scores.append((last_folder() / "test_predictions.jsonl").read_text())
     assert scores[0] == scores[1]

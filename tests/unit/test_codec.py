@@ -224,6 +224,16 @@ def test_another_answer_makes_the_row_that_would_have_been_written_with_it(codec
         assert codec.answered(row, other.targets) == other
 
 
+@pytest.mark.parametrize("family", [*SEQ2SEQ, *MASKED])
+def test_a_slot_after_the_answer_moves_with_another_answer(codec):
+    template = "{soft}{text} was {target}{soft} .{soft}"
+    for answer in ("very good indeed", "bad", ""):
+        for row, other in zip(
+            encoded(codec, template), encoded(codec, template, targets=[answer] * len(TEXTS)), strict=True
+        ):
+            assert codec.answered(row, codec.ids(answer)) == other
+
+
 @pytest.mark.parametrize("side", SIDES)
 def test_candidates_are_every_row_with_every_answer(codec, side):
     codec = on_side(codec, side)

@@ -1,0 +1,69 @@
+"""What the README tells people to type works, on the real backbone and real data."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from lightning_softprompt.__main__ import main
+from lightning_softprompt.data.movie_sentences import movie_sentences
+from lightning_softprompt.run import last_folder
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+SHORT = ["--trainer.max_steps=2", "--trainer.limit_val_batches=1", "--trainer.limit_test_batches=2"]
+SHORT += ["--trainer.val_check_interval=2", "--trainer.log_every_n_steps=1"]
+
+
+def commands():
+    """The `softprompt` lines of the README, those that go on with a backslash joined."""
+    blocks = re.findall(r"```\n(.*?)```", README, flags=re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line[line.index("softprompt ") :] for line in lines if "softprompt " in line]
+
+
+@pytest.mark.slow
+def test_the_commands_run_one_after_the_other(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    trained = None
+    for command in commands():
+        words = shlex.split(command)[1:]
+        words = [str(movie_sentences()) if word == "PATH/TO/sst2" else word for word in words]
+        words = [word.replace("runs/default/TIME-ID", str(trained)) for word in words]
+        if words[-2:] == ["--data.predict", "-"]:
+            path = tmp_path / "input.txt"
+            path.write_text('{"text": "A joyless, endless film."}\n')
+            words = [*words[:-1], str(path.with_suffix(".jsonl"))]
+            path.rename(words[-1])
+        assert main([*words, *SHORT, f"--run.folder={tmp_path / 'runs'}"]) in (0, None)
+        trained = last_folder() if words[0] == "fit" else trained
+    predictions = (last_folder() / "predictions.jsonl").read_text().splitlines()
+    assert json.loads(predictions[0])["prediction"] in ("negative", "positive")
+
+
+@pytest.mark.slow
+def test_the_quickstart_prints_its_table(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["quickstart", f"--folder={tmp_path}", *SHORT]) == 0
+    out = capsys.readouterr().out
+    for said in ("zero-shot", "soft prompt", "11,520 (0.0086 %", "paired bootstrap", "learning_curve.png"):
+        assert said in out
+
+
+@pytest.mark.slow
+def test_the_python_example_trains(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    code = re.search(r"```python\n(.*?)```", README, flags=re.DOTALL)[1]
+    assert "max_steps=120" in code
+    names = {}
+    exec(code.replace("max_steps=120", "max_steps=1, limit_val_batches=1, logger=False"), names)
+    assert names["method"].tokens.shape == (20, 576)
+
+
+def test_numbers_in_the_text_are_those_of_its_table():
+    """The sentence under the table repeats the table's difference."""
+    bare, tuned = re.search(r"accuracy \(95 %.*?\| ([\d.]+) \[.*?\| ([\d.]+) \[", README).groups()
+    lift = re.search(r"Lift in accuracy \+([\d.]+)", README)[1]
+    assert float(tuned) - float(bare) == pytest.approx(float(lift), abs=1e-6)
