@@ -68,6 +68,12 @@ class SoftPromptCLI(LightningCLI):
         parser.link_arguments("data.classes", "model.init_args.classes", apply_on="instantiate")
         parser.link_arguments("data.evaluation", "model.init_args.evaluation", apply_on="instantiate")
 
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> Parser:
+        """Makes safe loading of checkpoints the default."""
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        parser.set_defaults({"weights_only": True})
+        return parser  # type: ignore[return-value]
+
     def parse_arguments(self, parser: Parser, args: Sequence[str]) -> None:  # type: ignore[override]
         """Parses what `main` was given; the process's own arguments are never looked at."""
         self.config = parser.parse_args(list(args))
@@ -173,6 +179,12 @@ def make_cli(argv: Sequence[str], cli: type[SoftPromptCLI] = SoftPromptCLI, run:
 
 class CompletionCLI(SoftPromptCLI):
     """Builds the parsers of the run commands, and stops with their completion script before anything is parsed."""
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> Parser:
+        """Makes safe loading of checkpoints the default."""
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        parser.set_defaults({"weights_only": True})
+        return parser  # type: ignore[return-value]
 
     def parse_arguments(self, parser: Parser, args: Sequence[str]) -> None:  # type: ignore[override]
         """Raises `CompletionScript` for the shell that is the only argument."""

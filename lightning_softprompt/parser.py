@@ -130,7 +130,8 @@ def _meant(given: str, known: list[str]) -> str:
 
 
 def _see(parser: Parser) -> str:
-    return f"all options: {parser.prog.replace(' [options]', '')} --help; those of a class: --model.help CLASS, --data.help CLASS"
+    command = parser.prog.replace(" [options]", "")
+    return f"all options: {command} --help; those of a class: --model.help CLASS, --data.help CLASS"
 
 
 def _imported(path: str) -> type:

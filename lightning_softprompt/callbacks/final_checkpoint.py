@@ -12,8 +12,8 @@ from lightning.pytorch.callbacks import Checkpoint
 class FinalCheckpoint(Checkpoint):
     """Saves at the step that `max_steps` names, from where a longer run goes on exactly.
 
-    Lightning's own checkpoints are tied to validation or to a fixed interval; a run that ends between two would lose its
-    last steps, and one that is shorter than the first would leave nothing.
+    Lightning's own checkpoints are tied to validation or to a fixed interval; a run that ends between two would lose
+    its last steps, and one that is shorter than the first would leave nothing.
 
     Args:
         path: The file.

@@ -82,7 +82,7 @@ def test_offline_wandb_run_holds_config_losses_histogram_and_predictions(fit):
     assert len(run.rows("train/loss")) == 6
     assert run.rows("prompt/row_norms")
     assert run.tables("val/predictions")[-1]
-    assert "val/accuracy" in {metric["name"] for metric in run.metrics}
+    assert "val/accuracy" in run.metrics
 
 
 def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(fit):
@@ -149,6 +149,7 @@ def test_a_prompt_of_another_backbone_is_refused(fit, common, tiny_folder, capsy
     assert "was trained on" in capsys.readouterr().err
 
 
+LONG = '{"positive": "good bad", "negative": "one", "neutral": "was"}'
 MISTAKES = {
     "misspelt option": (["--model=PromptTuning", "--model.lenght=3"], "Did you mean 'length'"),
     "misspelt method": (["--model=PromptTunin"], "Did you mean 'PromptTuning'"),
@@ -162,7 +163,7 @@ MISTAKES = {
     "missing model": ([], "fit.model"),
     "missing data": (["--model=PromptTuning", "--data.path=/nowhere"], "/nowhere"),
     "bad template": (["--model=PromptTuning", "--data.template={text}"], "{target}"),
-    "long label word": (["--model=PromptTuning", '--data.labels={"positive": "good bad", "negative": "one", "neutral": "was"}'], "must be one token"),
+    "long label word": (["--model=PromptTuning", f"--data.labels={LONG}"], "must be one token"),
 }  # fmt: skip
 
 
