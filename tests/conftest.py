@@ -4,8 +4,10 @@ import os
 import random
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import count
 from typing import Any
 
+import huggingface_hub.constants
 import numpy as np
 import pytest
 import tiny
@@ -16,9 +18,11 @@ from lightning_softprompt.backbones.load import load_backbone
 from lightning_softprompt.methods import PromptTuning
 from lightning_softprompt.prompts.init import FromText, Uniform
 
-os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"  # for processes that tests start
+huggingface_hub.constants.HF_HUB_OFFLINE = True  # for this one, which has read the variable already
 torch.set_num_threads(1)
 
+NUMBERS = count()
 RUN_VARIABLES = ("SOFTPROMPT_RUN_FOLDER", "LOCAL_RANK", "RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -109,7 +113,7 @@ def rows():
 def apart(request, monkeypatch, tmp_path_factory):
     """Random numbers, precision, environment and caches are each test's own, but for the cache of the real backbone."""
     if request.node.get_closest_marker("slow") is None:
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache" / request.node.name[:40]))
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / f"cache-{next(NUMBERS)}"))
     for name in RUN_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     before = dict(os.environ)

@@ -28,6 +28,8 @@ class BackboneSpec:
         gguf_file: Name of a GGUF file in the folder or repository; it is converted once and kept in the cache.
         dtype: Precision of the frozen weights. Soft prompts are float32 all the same.
         attention: Attention implementation of transformers.
+        packed: Whether the rows of a batch run as one, without padding and with what they share once, where the model
+            allows it. Same loss and gradients, several times faster.
         padding_side: Where shorter rows are padded; the logits do not depend on it.
     """
 
@@ -36,6 +38,7 @@ class BackboneSpec:
     gguf_file: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    packed: bool = True
     padding_side: Literal["right", "left"] = "right"
 
 

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any, final
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from lightning_softprompt.backbones.base import Backbone, answer_positions
+from lightning_softprompt.backbones.attention import NAME, PackingUnsupportedError, register
+from lightning_softprompt.backbones.base import Backbone, BackboneSpec, answer_positions
 from lightning_softprompt.backbones.codec import Codec
+from lightning_softprompt.backbones.packing import pack, packed, shared_head
+from lightning_softprompt.backbones.splice import Spliced
 from lightning_softprompt.types import Batch, SoftPrompt
+
+log = logging.getLogger(__name__)
+register()
 
 
 @final
@@ -40,9 +47,17 @@ class CausalCodec(Codec):
 
 @final
 class CausalBackbone(Backbone):
-    """A frozen decoder-only model."""
+    """A frozen decoder-only model.
+
+    Rows run as one packed row where the model's attention allows it, which is tried out on the first batch; else padded.
+    """
 
     codec_class = CausalCodec
+
+    def __init__(self, model: PreTrainedModel, codec: Codec, spec: BackboneSpec) -> None:
+        super().__init__(model, codec, spec)
+        self.why_padded: str | None = None if spec.packed else "packed rows are switched off"
+        self._tried = False
 
     @staticmethod
     def claims(config: PreTrainedConfig) -> bool:
@@ -50,15 +65,64 @@ class CausalBackbone(Backbone):
         return True
 
     def forward(self, batch: Batch, prompt: SoftPrompt | None = None) -> Tensor:
-        """Logits [B, U, V] of the targets.
-
-        Rows are padded at the end, where a causal model never looks: no mask is needed, and fast attention kernels run.
-        """
+        """Logits [B, U, V] of the targets."""
         rows = self.splice(batch, prompt)
-        columns = rows.columns.gather(1, answer_positions(batch)) - 1
+        columns = (rows.columns.gather(1, answer_positions(batch)) - 1).clamp(min=0)
+        if not self._tried and self.why_padded is None:
+            self._try(rows, columns, batch, prompt)
+        if self.why_padded is not None:
+            return self._padded(rows, columns)
+        return self._packed(rows, columns, shared_head(self._keys(rows, batch, prompt), rows.mask))
+
+    def _padded(self, rows: Spliced, columns: Tensor) -> Tensor:
+        """Rows are padded at the end, where a causal model never looks: no mask is needed, and fast kernels run."""
         positions = torch.arange(rows.mask.shape[1], device=rows.mask.device)[None]
-        with self.head_on(columns.clamp(min=0)):
+        with self.head_on(columns):
             return self.model(inputs_embeds=rows.embeds, position_ids=positions, use_cache=False).logits  # type: ignore[no-any-return]
+
+    def _packed(self, rows: Spliced, columns: Tensor, head: int) -> Tensor:
+        packing = pack(rows.mask, head)
+        no_mask = rows.embeds.new_zeros(1, 1, 1, 1)  # keeps transformers from making one
+        with self.head_on(packing.columns(columns)):
+            logits = self.model(
+                inputs_embeds=packed(rows.embeds, packing),
+                position_ids=packing.positions,
+                attention_mask=no_mask,
+                use_cache=False,
+                packing=packing,
+            ).logits
+        return logits.view(*columns.shape, -1)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def _keys(rows: Spliced, batch: Batch, prompt: SoftPrompt | None) -> Tensor:
+        """[B, M] numbers that are equal only where rows have the same token."""
+        count, vocabulary = rows.order.shape[0], 2**31
+        own = -torch.arange(1, count + 1, device=rows.order.device)[:, None]  # [B, 1] never equal
+        length = 0 if prompt is None or prompt.tokens is None else prompt.tokens.shape[1]
+        soft = vocabulary + torch.arange(length, device=own.device).expand(count, -1)
+        soft = soft if prompt is None or prompt.tokens is None or len(prompt.tokens) == 1 else own.expand_as(soft)
+        text = batch.input_ids if prompt is None or prompt.shift is None else own.expand_as(batch.input_ids)
+        return torch.cat([soft, text], dim=1).gather(1, rows.order)
+
+    @torch.no_grad()
+    def _try(self, rows: Spliced, columns: Tensor, batch: Batch, prompt: SoftPrompt | None) -> None:
+        """Compares packed with padded rows on two rows of the first batch: some models do not take the attention given."""
+        self._tried = True
+        two = Spliced(*(t[:2] for t in (rows.embeds, rows.mask, rows.columns, rows.order)))
+        plain = self._padded(two, columns[:2]).float()
+        try:
+            self.model.set_attn_implementation(NAME)
+            head = shared_head(self._keys(rows, batch, prompt)[:2], two.mask)
+            error = (self._packed(two, columns[:2], head).float() - plain).abs().max() / plain.abs().max()
+            limit = 1e-4 if plain.dtype == self.model.dtype else 5e-2
+            self.why_padded = None if error < limit else f"packed rows would be off by {error:.1e}"
+        except (PackingUnsupportedError, NotImplementedError, TypeError, ValueError, RuntimeError) as reason:
+            self.why_padded = f"packed rows cannot run: {str(reason).splitlines()[0]}"
+        if self.why_padded is not None:
+            self.model.set_attn_implementation(self.spec.attention)
+        log.info(
+            "rows run %s", "packed, their shared head once" if self.why_padded is None else f"padded: {self.why_padded}"
+        )
 
     @torch.no_grad()
     def generate(self, batch: Batch, prompt: SoftPrompt | None = None, **decoding: Any) -> Tensor:

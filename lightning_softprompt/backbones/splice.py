@@ -16,11 +16,13 @@ class Spliced:
         embeds: [B, M, H] with M the longest row, soft tokens included.
         mask: [B, M] bool.
         columns: [B, T] where each input token went.
+        order: [B, M] where each token came from: soft tokens count from 0, input tokens from P.
     """
 
     embeds: Tensor
     mask: Tensor
     columns: Tensor
+    order: Tensor
 
 
 def splice(
@@ -59,9 +61,9 @@ def splice(
     spare = keep.shape[1] - int(kept.sum(1).max())  # columns that are padding in every row
     rows = torch.cat([soft, embeds], dim=1).gather(1, order[..., None].expand(-1, -1, embeds.shape[2]))
     if pad_left:
-        return Spliced(rows[:, spare:], kept[:, spare:], columns - spare)
+        return Spliced(rows[:, spare:], kept[:, spare:], columns - spare, order[:, spare:])
     longest = keep.shape[1] - spare
-    return Spliced(rows[:, :longest], kept[:, :longest], columns)
+    return Spliced(rows[:, :longest], kept[:, :longest], columns, order[:, :longest])
 
 
 def _places(slots: Tensor, length: int, blocks: tuple[int, ...] | None) -> Tensor:

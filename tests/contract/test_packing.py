@@ -1,0 +1,128 @@
+"""Packed rows give what padded rows give: loss, logits and gradients, in float64 so that no loose bound hides a fault."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from lightning_softprompt.backbones.packing import pack, packed, shared_head
+from lightning_softprompt.template import Template
+from lightning_softprompt.types import IGNORE, SoftPrompt
+
+FAMILIES = ("llama", "gpt2")
+TEMPLATES = {
+    "front": "{soft}{text} it is {target}",
+    "middle": "the film {text}{soft} it is {target}",
+    "instruction before": "is this film good ? {soft}{text} it is {target}",
+    "end": "{text} it is{soft}{target}",
+}
+
+
+def batch_of(backbone, template, texts, targets=None):
+    template = Template(template)
+    targets = targets or ["good", "bad", "one"] * len(texts)
+    rows = [backbone.codec.encode(template.pieces({"text": t}), y) for t, y in zip(texts, targets, strict=False)]
+    return backbone.codec.collate(rows)
+
+
+def loss_and_gradients(backbone, batch, tokens, shift=None):
+    leaves = [t.clone().requires_grad_() for t in (tokens, shift) if t is not None]
+    prompt = SoftPrompt(tokens=leaves[0], shift=leaves[1] if shift is not None else None)
+    logits = backbone(batch, prompt)
+    loss = cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORE)
+    loss.backward()
+    return logits.detach()[batch.targets != IGNORE], loss.detach(), [leaf.grad for leaf in leaves]
+
+
+@pytest.fixture
+def pair(load, family):
+    """The same weights packed and padded, in float64."""
+    both = load(family).double(), load(family, packed=False).double()
+    for backbone in both:
+        for module in backbone.modules():
+            if type(module).__name__ == "LlamaRMSNorm":  # it computes in float32 whatever it is given
+                module.forward = partial(rms_norm, module)
+    return both
+
+
+def rms_norm(module, hidden):
+    return module.weight * hidden * (hidden.pow(2).mean(-1, keepdim=True) + module.variance_epsilon).rsqrt()
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("length", [1, 6])
+def test_packed_equals_padded(pair, template, length):
+    batch = batch_of(pair[0], TEMPLATES[template], ["the movie was great", "what ?", "that dog is one dog the movie"])
+    tokens = torch.randn(1, length, pair[0].hidden_size, dtype=torch.float64)
+    ours, plain = (loss_and_gradients(backbone, batch, tokens) for backbone in pair)
+    torch.testing.assert_close(ours, plain, rtol=1e-9, atol=1e-9)
+    assert pair[0].why_padded is None
+
+
+def test_packed_equals_padded_with_a_prompt_for_each_row_and_a_shift(pair):
+    batch = batch_of(pair[0], TEMPLATES["front"], ["the movie was great", "what ?", "that dog is one dog"])
+    tokens = torch.randn(3, 4, pair[0].hidden_size, dtype=torch.float64)
+    shift = torch.randn(3, batch.input_ids.shape[1], pair[0].hidden_size, dtype=torch.float64)
+    ours, plain = (loss_and_gradients(backbone, batch, tokens, shift) for backbone in pair)
+    torch.testing.assert_close(ours, plain, rtol=1e-9, atol=1e-9)
+
+
+def test_packed_equals_padded_where_rows_are_the_same_or_alone(pair):
+    for texts in (["the movie was great"] * 3, ["the movie was great"]):
+        batch = batch_of(pair[0], TEMPLATES["front"], texts)
+        tokens = torch.randn(1, 3, pair[0].hidden_size, dtype=torch.float64)
+        ours, plain = (loss_and_gradients(backbone, batch, tokens) for backbone in pair)
+        torch.testing.assert_close(ours, plain, rtol=1e-9, atol=1e-9)
+
+
+def test_the_shared_head_is_what_all_rows_begin_with(load):
+    backbone = load("llama")
+    batch = batch_of(backbone, TEMPLATES["instruction before"], ["the movie was great", "the dog ?"])
+    prompt = SoftPrompt(tokens=torch.randn(1, 3, backbone.hidden_size))
+    rows = backbone.splice(batch, prompt)
+    instruction = len(backbone.codec.ids("is this film good ?"))
+    head = shared_head(backbone._keys(rows, batch, prompt), rows.mask)
+    assert head == 1 + instruction + 3 + 1  # BOS, instruction, soft tokens, "the"
+    own = SoftPrompt(tokens=torch.randn(2, 3, backbone.hidden_size))
+    assert shared_head(backbone._keys(rows, batch, own), rows.mask) == 1 + instruction
+    shifted = SoftPrompt(tokens=prompt.tokens, shift=torch.zeros(1, 1, 1))
+    assert shared_head(backbone._keys(rows, batch, shifted), rows.mask) == 0
+
+
+def test_packing_lays_rows_side_by_side():
+    mask = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]).bool()
+    rows = torch.arange(15.0).view(3, 5, 1)
+    packing = pack(mask, 2)
+    assert packed(rows, packing)[0, :, 0].tolist() == [0, 1, 2, 3, 7, 8, 9, 12]
+    assert packing.positions[0].tolist() == [0, 1, 2, 3, 2, 3, 4, 2]
+    assert packing.columns(torch.tensor([[1, 3], [0, 4], [2, 2]]))[0].tolist() == [1, 3, 0, 6, 7, 7]
+
+
+def test_a_model_whose_attention_wants_more_runs_padded(load, caplog):
+    backbone = load("llama")
+    backbone.model.config.sliding_window = 4
+    for layer in backbone.model.model.layers:
+        forward = layer.self_attn.forward
+        layer.self_attn.forward = lambda *args, forward=forward, **options: forward(*args, s_aux=1, **options)
+    batch = batch_of(backbone, TEMPLATES["front"], ["the movie was great", "what ?"])
+    backbone(batch)
+    assert "s_aux" in backbone.why_padded
+
+
+def test_a_packed_step_computes_what_the_tokens_that_differ_cost(pair):
+    """The head runs once: floating-point operations fall with the tokens that run."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    batch = batch_of(pair[0], TEMPLATES["front"], ["the movie was great"] * 7 + ["what ?"])
+    tokens = torch.randn(1, 20, pair[0].hidden_size, dtype=torch.float64)
+    pair[0](batch)  # the first use compares both ways
+    counts = []
+    for backbone in pair:
+        with FlopCounterMode(display=False) as counter:
+            loss_and_gradients(backbone, batch, tokens)
+        counts.append(counter.get_total_flops())
+    spliced = pair[0].splice(batch, SoftPrompt(tokens=tokens)).mask
+    head = 1 + 20
+    tokens_run = head + int(spliced.sum()) - len(batch) * head
+    assert counts[0] / counts[1] < 1.05 * tokens_run / spliced.numel() + 0.05
