@@ -5,8 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
-from inspect import currentframe
-from typing import Any, final
+from inspect import currentframe, isabstract
+from typing import Any, Self, cast, final
 
 import torch
 from lightning import LightningModule
@@ -78,6 +78,13 @@ class SoftPromptModule(LightningModule, ABC):
         self._make_scheduler = scheduler
         self.penalty_weights = dict(penalty_weights or {})
         leave_out_of_checkpoints(self, "backbone")
+
+    @classmethod
+    def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> Self:  # type: ignore[override]
+        """The module of a checkpoint; asked of `SoftPromptModule` itself, whichever method it is."""
+        if isabstract(cls):  # Lightning would not read the method's name off the checkpoint
+            return cast(Self, LightningModule.load_from_checkpoint(*args, **kwargs))
+        return super().load_from_checkpoint(*args, **kwargs)
 
     @abstractmethod
     def build(self, backbone: Backbone) -> None:

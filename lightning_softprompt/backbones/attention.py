@@ -1,11 +1,12 @@
-"""The one attention function: rows of a packed row attend to the shared head and to themselves, and nothing is expanded.
+"""The one attention function: rows of a packed row attend to the shared head and to themselves; nothing is expanded.
 
-Each part is an ordinary attention with its log-sum-exp; the two are merged by it. In the backward pass each part is given the
-merged output and log-sum-exp, which makes the gradients of both exact.
+Each part is an ordinary attention with its log-sum-exp; the two are merged by it. In the backward pass each part is
+given the merged output and log-sum-exp, which makes the gradients of both exact.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -82,11 +83,11 @@ class PackedAttention(torch.autograd.Function):
         parts: list[Tensor] = []
         head = [t[:, :, :h] for t in (query, key, value)]
         own = [unpacked(t[:, :, h:], packing) for t in (query, key, value)]
-        out, lse = flash(*own, causal=True, scale=scale)
+        out, lse = flash(own, causal=True, scale=scale)
         out, lse = repacked(out, packing), repacked(lse[..., None], packing)[..., 0]
         if h:
-            head_out, head_lse = flash(*head, causal=True, scale=scale)
-            seen, seen_lse = flash(folded(query[:, :, h:], key), *head[1:], causal=False, scale=scale)
+            head_out, head_lse = flash(head, causal=True, scale=scale)
+            seen, seen_lse = flash([folded(query[:, :, h:], key), *head[1:]], causal=False, scale=scale)
             out, lse = merged(out, lse, seen.reshape(out.shape), seen_lse.reshape(lse.shape))
             parts = [head_out, head_lse]
         ctx.save_for_backward(query, key, value, out, lse, *parts)
@@ -101,13 +102,14 @@ class PackedAttention(torch.autograd.Function):
         packing, scale, h = ctx.packing, ctx.scale, ctx.packing.head
         own = [unpacked(t, packing) for t in (grad[:, :, h:], query[:, :, h:], key[:, :, h:], value[:, :, h:], out)]
         own_lse = unpacked(lse[..., None], packing, NEVER)[..., 0]
-        own_grads = [repacked(g, packing) for g in flash_backward(*own, own_lse, causal=True, scale=scale)]
+        own_grads = [repacked(g, packing) for g in flash_backward([*own, own_lse], causal=True, scale=scale)]
         if not h:
             return *own_grads, None, None
         head = [t[:, :, :h] for t in (query, key, value)]
-        head_grads = flash_backward(grad[:, :, :h], *head, *parts, causal=True, scale=scale)
+        head_grads = flash_backward([grad[:, :, :h], *head, *parts], causal=True, scale=scale)
         rows = [folded(t, key) for t in (grad[:, :, h:], query[:, :, h:], out)]
-        seen = flash_backward(rows[0], rows[1], *head[1:], rows[2], lse.reshape(rows[1].shape[:3]), False, scale)
+        lse = lse.reshape(rows[1].shape[:3])
+        seen = flash_backward([rows[0], rows[1], *head[1:], rows[2], lse], causal=False, scale=scale)
         own_grads[0] = own_grads[0] + seen[0].reshape(own_grads[0].shape)
         shared = [head_grads[0], head_grads[1] + seen[1], head_grads[2] + seen[2]]
         return *(torch.cat(pair, dim=2) for pair in zip(shared, own_grads, strict=True)), None, None
@@ -132,24 +134,22 @@ def repacked(rows: Tensor, packing: Packing) -> Tensor:
 
 
 def merged(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> tuple[Tensor, Tensor]:
-    """Two attentions of the same queries to different keys as one: outputs [1, heads, R, D], log-sum-exps [1, heads, R]."""
+    """Attentions of the same queries to different keys as one: outputs [1, heads, R, D], log-sum-exps [1, heads, R]."""
     total = torch.logaddexp(lse, other_lse)
     weights = [(part - total).exp()[..., None].to(out.dtype) for part in (lse, other_lse)]
     return out * weights[0] + other * weights[1], total
 
 
-def flash(query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float | None) -> tuple[Tensor, Tensor]:
-    """Attention and its log-sum-exp; key heads may be fewer than query heads."""
-    attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    return attend(query, key, value, 0.0, causal, scale=scale)  # type: ignore[no-any-return]
+def flash(parts: Sequence[Tensor], causal: bool, scale: float | None) -> tuple[Tensor, Tensor]:
+    """Attention of query, key and value, and its log-sum-exp; key heads may be fewer than query heads."""
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*parts, 0.0, causal, scale=scale)
+    return out, lse
 
 
-def flash_backward(
-    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float | None
-) -> list[Tensor]:
-    """Gradients of query, key and value."""
-    attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-    return list(attend(grad, query, key, value, out, lse, 0.0, causal, scale=scale))
+def flash_backward(parts: Sequence[Tensor], causal: bool, scale: float | None) -> list[Tensor]:
+    """Gradients of query, key and value, from those of the output and from what `flash` took and gave."""
+    backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    return list(backward(*parts, 0.0, causal, scale=scale))
 
 
 def register() -> None:

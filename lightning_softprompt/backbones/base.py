@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from typing import Any, ClassVar, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lightning_softprompt.backbones.codec import Codec
 from lightning_softprompt.backbones.splice import Spliced, splice
@@ -30,6 +33,8 @@ class BackboneSpec:
         attention: Attention implementation of transformers.
         packed: Whether the rows of a batch run as one, without padding and with what they share once, where the model
             allows it. Same loss and gradients, several times faster.
+        checkpointing: Whether layers are computed again in the backward pass instead of being kept: less memory, about
+            1.4 times the time.
         padding_side: Where shorter rows are padded; the logits do not depend on it.
     """
 
@@ -39,6 +44,7 @@ class BackboneSpec:
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     packed: bool = True
+    checkpointing: bool = False
     padding_side: Literal["right", "left"] = "right"
 
 
@@ -61,6 +67,8 @@ class Backbone(nn.Module, ABC):
         self.codec = codec
         self.spec = spec
         self.train()
+        if spec.checkpointing:
+            recompute_layers(model)
 
     def train(self, mode: bool = True) -> Self:
         """Stays in evaluation mode: dropout in a frozen model would only add noise to the prompt's gradient."""
@@ -109,12 +117,20 @@ class Backbone(nn.Module, ABC):
         if prompt.shift is not None:
             embeds = embeds + prompt.shift.to(embeds) * batch.mask[..., None]  # padding must stay as it was trained
         rows = splice(embeds, batch.mask, batch.slots, prompt.tokens, prompt.blocks, pad_left)
-        if self.window is not None and rows.mask.shape[1] > self.window:
-            raise ValueError(
-                f"a row takes {rows.mask.shape[1]} tokens, soft ones included, but {self.spec.name} has a window of "
-                f"{self.window}; lower the data module's max_tokens or the prompt's length"
-            )
+        self.check_window(rows.mask.shape[1])
         return rows
+
+    def check_window(self, tokens: int) -> None:
+        """Refuses rows for which there are no positions.
+
+        Raises:
+            ValueError: Naming the window.
+        """
+        if self.window is not None and tokens > self.window:
+            raise ValueError(
+                f"a row takes {tokens} tokens, soft ones and new ones included, but {self.spec.name} has a window of "
+                f"{self.window}; lower the data module's max_tokens, the prompt's length or max_new_tokens"
+            )
 
     @contextmanager
     def head_on(self, columns: Tensor) -> Iterator[None]:
@@ -139,6 +155,22 @@ class Backbone(nn.Module, ABC):
             sample = weight.detach().flatten()[:: max(1, weight.numel() // 256)].to("cpu", torch.bfloat16)
             digest.update(name.encode() + sample.view(torch.int16).numpy().tobytes())
         return digest.hexdigest()[:16]
+
+
+def recompute_layers(model: PreTrainedModel) -> None:
+    """Makes a model's layers recompute themselves in the backward pass.
+
+    Transformers' own checkpointing works in training mode only, where its dropout works too.
+    """
+    for layer in model.modules():
+        if isinstance(layer, GradientCheckpointingLayer):
+            layer.forward = partial(_recomputed, layer.forward)
+
+
+def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
 
 def answer_positions(batch: Batch) -> Tensor:

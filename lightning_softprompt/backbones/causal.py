@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any, final
+from typing import Any, cast, final
 
 import torch
 from torch import Tensor
@@ -15,9 +15,10 @@ from lightning_softprompt.backbones.base import Backbone, BackboneSpec, answer_p
 from lightning_softprompt.backbones.codec import Codec
 from lightning_softprompt.backbones.packing import pack, packed, shared_head
 from lightning_softprompt.backbones.splice import Spliced
-from lightning_softprompt.types import Batch, SoftPrompt
+from lightning_softprompt.types import Batch, Piece, Slot, SoftPrompt
 
 log = logging.getLogger(__name__)
+LIMITS = {torch.float32: 1e-4, torch.float64: 1e-4}  # relative error of packed rows, where rounding is fine
 register()
 
 
@@ -40,6 +41,16 @@ class CausalCodec(Codec):
         """Nothing: the answer comes last."""
         return ()
 
+    def heard_after(self, pieces: Sequence[Piece]) -> Sequence[Piece]:
+        """Nothing: a causal model has said its answer by then.
+
+        Raises:
+            ValueError: If a soft block stands there, since it could never learn.
+        """
+        if any(isinstance(piece, Slot) for piece in pieces):
+            raise ValueError("a causal backbone never hears {soft} behind {target}; put it before")
+        return ()
+
     def assemble(self, before: Sequence[int], after: Sequence[int], answer: Sequence[int]) -> tuple[list[int], range]:
         """What stands before the answer, then the answer."""
         return [*before, *answer], range(len(before), len(before) + len(answer))
@@ -49,7 +60,7 @@ class CausalCodec(Codec):
 class CausalBackbone(Backbone):
     """A frozen decoder-only model.
 
-    Rows run as one packed row where the model's attention allows it, which is tried out on the first batch; else padded.
+    Rows run as one packed row where the model's attention allows it, tried out on the first batch; else padded.
     """
 
     codec_class = CausalCodec
@@ -72,13 +83,17 @@ class CausalBackbone(Backbone):
             self._try(rows, columns, batch, prompt)
         if self.why_padded is not None:
             return self._padded(rows, columns)
-        return self._packed(rows, columns, shared_head(self._keys(rows, batch, prompt), rows.mask))
+        try:
+            return self._packed(rows, columns, shared_head(self._keys(rows, batch, prompt), rows.mask))
+        except PackingUnsupportedError as reason:  # such as a first batch longer than a sliding window
+            self._give_up(str(reason))
+            return self._padded(rows, columns)
 
     def _padded(self, rows: Spliced, columns: Tensor) -> Tensor:
         """Rows are padded at the end, where a causal model never looks: no mask is needed, and fast kernels run."""
         positions = torch.arange(rows.mask.shape[1], device=rows.mask.device)[None]
         with self.head_on(columns):
-            return self.model(inputs_embeds=rows.embeds, position_ids=positions, use_cache=False).logits  # type: ignore[no-any-return]
+            return cast(Tensor, self.model(inputs_embeds=rows.embeds, position_ids=positions, use_cache=False).logits)
 
     def _packed(self, rows: Spliced, columns: Tensor, head: int) -> Tensor:
         packing = pack(rows.mask, head)
@@ -106,28 +121,32 @@ class CausalBackbone(Backbone):
 
     @torch.no_grad()
     def _try(self, rows: Spliced, columns: Tensor, batch: Batch, prompt: SoftPrompt | None) -> None:
-        """Compares packed with padded rows on two rows of the first batch: some models do not take the attention given."""
+        """Compares packed with padded rows on two of the first batch: some models have an attention of their own."""
         self._tried = True
         two = Spliced(*(t[:2] for t in (rows.embeds, rows.mask, rows.columns, rows.order)))
         plain = self._padded(two, columns[:2]).float()
+        head = shared_head(self._keys(rows, batch, prompt)[:2], two.mask)
+        self.model.set_attn_implementation(NAME)
         try:
-            self.model.set_attn_implementation(NAME)
-            head = shared_head(self._keys(rows, batch, prompt)[:2], two.mask)
-            error = (self._packed(two, columns[:2], head).float() - plain).abs().max() / plain.abs().max()
-            limit = 1e-4 if plain.dtype == self.model.dtype else 5e-2
-            self.why_padded = None if error < limit else f"packed rows would be off by {error:.1e}"
-        except (PackingUnsupportedError, NotImplementedError, TypeError, ValueError, RuntimeError) as reason:
-            self.why_padded = f"packed rows cannot run: {str(reason).splitlines()[0]}"
-        if self.why_padded is not None:
-            self.model.set_attn_implementation(self.spec.attention)
-        log.info(
-            "rows run %s", "packed, their shared head once" if self.why_padded is None else f"padded: {self.why_padded}"
-        )
+            ours = self._packed(two, columns[:2], head).float()
+        except (NotImplementedError, TypeError, ValueError, RuntimeError) as reason:
+            return self._give_up(str(reason).splitlines()[0])
+        error = float((ours - plain).abs().max() / plain.abs().max())
+        if error > LIMITS.get(self.model.dtype, 5e-2):
+            return self._give_up(f"packed rows would be off by {error:.1e}")
+        log.info("rows run packed, and what they share runs once")
+        return None
+
+    def _give_up(self, reason: str) -> None:
+        self.why_padded = reason
+        self.model.set_attn_implementation(self.spec.attention)
+        log.info("rows run padded: %s", reason)
 
     @torch.no_grad()
     def generate(self, batch: Batch, prompt: SoftPrompt | None = None, **decoding: Any) -> Tensor:
         """Greedy continuations [B, U]."""
         rows = self.splice(self.codec.questions(batch), prompt, pad_left=True)
+        self.check_window(rows.mask.shape[1] + decoding.get("max_new_tokens", 0))
         return self.model.generate(  # type: ignore[no-any-return, operator]
             inputs_embeds=rows.embeds,
             attention_mask=rows.mask.long(),

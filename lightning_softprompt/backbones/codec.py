@@ -83,15 +83,21 @@ class Codec(ABC):
             closed: Whether the target ends with the token that stops generation.
 
         Raises:
-            ValueError: If the row does not fit even with all of the text that gives way cut.
+            ValueError: If the row does not fit even with all of the text that gives way cut, or a soft block stands
+                where the family could not hear it.
         """
         place = next(i for i, piece in enumerate(pieces) if isinstance(piece, Answer))
         glue = pieces[place].glue  # type: ignore[union-attr]
         answer = [*(self.ids(glue + target) if target else ()), *(self.stop if closed and target else ())]
-        room = None if max_tokens is None else max_tokens - len(answer) - len(self.start) - len(self.end)
-        runs = [*self._runs(pieces[:place]), None, *self._runs(pieces[place + 1 :])]
+        taken = max(len(answer), len(self.assemble((), (), answer)[0])) + len(self.start) + len(self.end)
+        room = None if max_tokens is None else max_tokens - taken
+        runs = [*self._runs(pieces[:place]), None, *self._runs(self.heard_after(pieces[place + 1 :]))]
         surplus = 0 if room is None else max(0, sum(len(run) for run in runs if run is not None) - room)
         return replace(self._encoded(self._cut(runs, surplus), answer), cut=surplus)
+
+    def heard_after(self, pieces: Sequence[Piece]) -> Sequence[Piece]:
+        """What of the pieces behind the answer has a say in it: all, where a family reads both ways."""
+        return pieces
 
     def _runs(self, pieces: Sequence[Piece]) -> list[list[tuple[int, bool]]]:
         """Tokens with "may be cut", one list for each stretch of text between slots."""

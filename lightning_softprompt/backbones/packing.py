@@ -1,7 +1,7 @@
 """Padded batch to one packed row and back: `[shared head | row 1 | row 2 | ...]`, without padding.
 
-The head is what all rows of a batch begin with, literal tokens and soft tokens that are the same for every row alike. It runs
-once a step instead of once a row.
+The head is what all rows of a batch begin with, literal tokens and soft tokens that are the same for every row alike.
+It runs once a step instead of once a row.
 """
 
 from __future__ import annotations

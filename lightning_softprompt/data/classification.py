@@ -79,8 +79,8 @@ class ClassificationDataModule(SoftPromptDataModule):
         if self.label not in row:
             raise ValueError(f"no column {self.label!r}; the row has {sorted(map(str, row))}: set label to another")
         value = row[self.label]
-        if value in names:
-            return names.index(value)
+        if str(value) in names:
+            return names.index(str(value))
         number = int(value) if isinstance(value, str) and value.strip().isdecimal() else value
         if isinstance(number, int) and not isinstance(number, bool) and 0 <= number < len(names):
             return number

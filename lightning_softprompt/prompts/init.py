@@ -72,7 +72,7 @@ class SampleVocabulary(Init):
         """[P, H]."""
         table = backbone.word_embeddings
         pool = len(table) if self.first is None else min(self.first, len(table))
-        drawn = torch.cat([torch.randperm(pool) for _ in range(-(-length // pool))])[:length]
+        drawn = torch.cat([torch.randperm(pool) for _ in range(max(1, -(-length // pool)))])[:length]
         return rows(table, drawn)
 
 
@@ -106,8 +106,10 @@ class ClassLabels(Init):
 
     def __call__(self, backbone: Backbone, length: int) -> Tensor:
         """[P, H]."""
-        labels = [torch.tensor(backbone.codec.ids(label)) for label in self.labels[:length]]
-        means = [rows(backbone.word_embeddings, ids).mean(0, keepdim=True) for ids in labels]
+        labels = [backbone.codec.ids(label) for label in self.labels[:length]]
+        if not all(labels):
+            raise ValueError(f"every label wants at least one token, got {list(self.labels)}")
+        means = [rows(backbone.word_embeddings, torch.tensor(ids)).mean(0, keepdim=True) for ids in labels]
         return torch.cat([*means, SampleVocabulary()(backbone, length - len(means))])
 
 

@@ -1,4 +1,4 @@
-"""Packed rows give what padded rows give: loss, logits and gradients, in float64 so that no loose bound hides a fault."""
+"""Packed rows give what padded rows give, in float64 so that no loose bound hides a fault."""
 
 from functools import partial
 

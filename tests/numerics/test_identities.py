@@ -49,15 +49,24 @@ def prompted(backbone):
         ("{soft}{text} it was {target}", "it is a {text} it was {target}"),
         ("{text}{soft} it was {target}", "{text} it is a it was {target}"),
         ("{text} it was{soft} {target}", "{text} it was it is a {target}"),
-        ("{text} it was {target}{soft} .", "{text} it was {target} it is a ."),
     ],
-    ids=["front", "middle", "end", "after the answer"],
+    ids=["front", "middle", "end"],
 )
 def test_a_soft_prompt_of_word_embeddings_acts_like_the_words(backbone, soft, hard, side):
     codec = on_side(backbone.codec, side)
     written, words = batch_of(codec, soft), batch_of(codec, hard)
     prompt = SoftPrompt(tokens=embedded(backbone, "it is a"))
     assert_close(real(written, backbone(written, prompt)), real(words, backbone(words)), **CLOSE)
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("family", ["t5", "bart", "bert"])
+def test_behind_the_answer_soft_words_act_like_words_where_they_are_heard(backbone, side):
+    codec = on_side(backbone.codec, side)
+    soft = batch_of(codec, "{text} it was {target}{soft} .")
+    hard = batch_of(codec, "{text} it was {target} it is a .")
+    prompt = SoftPrompt(tokens=embedded(backbone, "it is a"))
+    assert_close(real(soft, backbone(soft, prompt)), real(hard, backbone(hard)), **CLOSE)
 
 
 @pytest.mark.parametrize("side", SIDES)

@@ -159,7 +159,6 @@ def test_text_after_the_answer_gives_way_too(codec):
     assert "dog" not in text(codec, row)
 
 
-@pytest.mark.xfail(reason="room is kept for text that is left out")
 @pytest.mark.parametrize("family", CAUSAL)
 def test_text_that_a_causal_row_leaves_out_takes_no_room(codec):
     most = len(encode(codec, "{a} {target}", a="it is a film").ids)
@@ -167,13 +166,11 @@ def test_text_that_a_causal_row_leaves_out_takes_no_room(codec):
     assert row.cut == 0
 
 
-@pytest.mark.xfail(reason="no room is kept for the mask of an answer that is not known")
 @pytest.mark.parametrize("family", MASKED)
 def test_an_unknown_answer_takes_the_room_of_its_mask(codec):
     assert len(encode(codec, "{a} {target}", "", ["a"], 6, a="it is a film about a dog").ids) == 6
 
 
-@pytest.mark.xfail(reason="it is taken: heard in generation, and never in training")
 @pytest.mark.parametrize("family", CAUSAL)
 def test_a_slot_that_a_causal_answer_cannot_hear_is_an_error(codec):
     with pytest.raises(ValueError, match="soft"):

@@ -21,10 +21,7 @@ from lightning_softprompt.readouts.ranked import RankedChoices
 
 FAMILIES = ("llama",)
 INIT = "lightning_softprompt.prompts.init"
-NO_KEYWORDS = pytest.mark.xfail(reason="its __init__ takes no **kwargs, so Lightning drops the class path")
-LOADERS = pytest.mark.parametrize(
-    "cls", [pytest.param(SoftPromptModule, marks=NO_KEYWORDS), PromptTuning, LightningModule]
-)
+LOADERS = pytest.mark.parametrize("cls", [SoftPromptModule, PromptTuning, LightningModule])
 
 
 @pytest.mark.parametrize("value", [None, True, 3, 0.5, "text", [1, [2]], {"a": {"b": None}}])
