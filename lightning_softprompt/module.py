@@ -51,6 +51,8 @@ class SoftPromptModule(LightningModule, ABC):
         penalty_weights: How much of each penalty that the method reports is added to the loss.
     """
 
+    trains = True  # whether there is anything to train
+
     def __init__(
         self,
         backbone: BackboneSpec | None = None,
@@ -114,11 +116,6 @@ class SoftPromptModule(LightningModule, ABC):
             self.build(backbone)
             self.readout = None if self.classes is None else self._make_readout(backbone.codec, self.classes)
         self.to(backbone.word_embeddings.device)
-
-    @property
-    def trains(self) -> bool:
-        """Whether the method has parameters to train; known once the backbone is attached, and assumed before."""
-        return self.backbone is None or any(p.requires_grad for p in self.parameters())
 
     @property
     def loaded(self) -> Backbone:

@@ -15,6 +15,8 @@ class Bare(SoftPromptModule):
     Parameters: 0
     """
 
+    trains = False
+
     def build(self, backbone: Backbone) -> None:
         """Nothing to train."""
 

@@ -1,0 +1,55 @@
+"""Linear layers with weights laid out for oneDNN give what plain ones give."""
+
+import json
+
+import torch
+from torch import nn
+
+from lightning_softprompt.backbones import linear
+
+
+def model():
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(48, 80), nn.Tanh(), nn.Linear(80, 16, bias=False)).requires_grad_(False)
+    layers.get_output_embeddings = lambda: None
+    return layers
+
+
+def test_outputs_and_gradients_are_those_of_plain_layers():
+    plain, packed = model(), model()
+    assert linear.prepack(packed, "prepacked", 48)
+    rows = torch.randn(2, 5, 48)
+    results = []
+    for layers in (plain, packed):
+        leaf = rows.clone().requires_grad_()
+        out = layers(leaf)
+        out.sin().sum().backward()
+        results.append((out.detach(), leaf.grad))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=1e-5)
+    assert packed[0].forward.packed is not None
+
+
+def test_other_precisions_run_as_before():
+    packed = model().to(torch.bfloat16)
+    linear.prepack(packed, "prepacked", 48)
+    assert packed(torch.randn(3, 48, dtype=torch.bfloat16)).dtype == torch.bfloat16
+    assert packed[0].forward.packed is None
+
+
+def test_plain_and_narrow_models_are_left_alone():
+    assert not linear.prepack(model(), "plain", 1024)
+    assert not linear.prepack(model(), "auto", 48)
+
+
+def test_what_was_measured_once_is_remembered(tmp_path, monkeypatch):
+    file = tmp_path / "compute.json"
+    monkeypatch.setattr(linear, "gain", lambda: 2.0)
+    assert linear.pays(file)
+    monkeypatch.setattr(linear, "gain", lambda: 0.5)
+    assert linear.pays(file)
+    assert list(json.loads(file.read_text()).values()) == [2.0]
+    assert [p.name for p in tmp_path.iterdir()] == ["compute.json"]
+
+
+def test_the_gain_is_measured():
+    assert linear.gain() > 0
