@@ -5,13 +5,19 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
+
+STALE = 3600  # seconds, far longer than any draft takes
 
 
 def fill(folder: Path, write: Callable[[Path], None]) -> None:
     """Makes a folder by `write`, also where two processes make it at once or one is killed on the way."""
     folder.parent.mkdir(parents=True, exist_ok=True)
+    for stale in folder.parent.glob(".draft-*"):  # of a process that was killed
+        if time.time() - stale.stat().st_mtime > STALE:
+            shutil.rmtree(stale, ignore_errors=True)
     draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=folder.parent))
     try:
         write(draft)

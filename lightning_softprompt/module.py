@@ -94,7 +94,7 @@ class SoftPromptModule(LightningModule, ABC):
 
     @abstractmethod
     def prompt(self, batch: Batch) -> SoftPrompt:
-        """The soft prompt of a batch. It may look at `batch.source`, `self.backbone.embed` and `batch.task_ids`."""
+        """The soft prompt of a batch. It may look at `batch.source`, `self.loaded.embed` and `batch.task_ids`."""
 
     def parameter_groups(self) -> Iterable[dict[str, Any]]:
         """Trainable parameters in the optimizer's form; groups may have learning rates of their own."""

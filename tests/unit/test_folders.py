@@ -1,0 +1,46 @@
+"""Folders are there whole or not at all."""
+
+import os
+import time
+
+import pytest
+
+from lightning_softprompt.folders import fill
+
+
+def test_a_folder_appears_when_all_of_it_is_written(tmp_path):
+    def write(folder):
+        assert not (tmp_path / "made").exists()
+        (folder / "file").write_text("whole")
+
+    fill(tmp_path / "made", write)
+    assert (tmp_path / "made" / "file").read_text() == "whole"
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+
+
+def test_what_fails_on_the_way_leaves_nothing(tmp_path):
+    def write(folder):
+        (folder / "file").write_text("half")
+        raise ValueError("broken off")
+
+    with pytest.raises(ValueError, match="broken off"):
+        fill(tmp_path / "made", write)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_faster_process_wins(tmp_path):
+    def write(folder):
+        (tmp_path / "made").mkdir()
+        (tmp_path / "made" / "file").write_text("theirs")
+        (folder / "file").write_text("ours")
+
+    fill(tmp_path / "made", write)
+    assert (tmp_path / "made" / "file").read_text() == "theirs"
+
+
+def test_drafts_of_killed_processes_are_cleared_away_but_not_those_under_way(tmp_path):
+    for name, age in {".draft-old": 7200, ".draft-new": 5}.items():
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    fill(tmp_path / "made", lambda folder: None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".draft-new", "made"]
