@@ -165,7 +165,7 @@ def flops(call: Callable[[], Tensor]) -> int:
     return counter.get_total_flops()
 
 
-def counted(length: int, batch: Batch, phase: str) -> tuple[int, int, int, int]:
+def counted(length: int, batch: Batch, phase: str) -> dict[str, int]:
     """Operations and kept bytes of ours and of PEFT, with plain products in float32."""
     sides = Sides("fp32", "plain", length)
     ours, peft = (
@@ -174,7 +174,12 @@ def counted(length: int, batch: Batch, phase: str) -> tuple[int, int, int, int]:
         else (sides.evaluation(sides.ours, batch), sides.peft_evaluation(batch))
     )
     ours()
-    return flops(ours), flops(peft), saved_bytes(ours), saved_bytes(peft)
+    return {
+        "ours_flops": flops(ours),
+        "peft_flops": flops(peft),
+        "ours_saved_bytes": saved_bytes(ours),
+        "peft_saved_bytes": saved_bytes(peft),
+    }
 
 
 def case(
@@ -203,8 +208,10 @@ def case(
     middle = {name: median(values) for name, values in times.items()}
     tokens = int(median(int(batch.mask.sum()) for batch in rows[1:]))
     return Record(
-        phase, text, size, length, precision, compute, args.threads, tokens, middle["ours"], middle["helped"], middle["peft"],
-        packed_peft, median(ratios), min(ratios), max(ratios), helped, *counted(length, rows[1], phase), error, equal,
+        phase=phase, text=text, batch=size, prompt_length=length, precision=precision, compute=compute,
+        threads=args.threads, tokens=tokens, ours_s=middle["ours"], helped_s=middle["helped"], peft_s=middle["peft"],
+        peft_prepacked_s=packed_peft, ratio=median(ratios), ratio_min=min(ratios), ratio_max=max(ratios),
+        ratio_helped=helped, **counted(length, rows[1], phase), gradient_error=error, equal=equal,
     )  # fmt: skip
 
 
@@ -257,10 +264,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     kinds = [("fp32", "plain"), ("fp32", "prepacked")] + ([] if args.quick else [("bf16", "plain")])
-    print(
-        "| phase | case | precision | PEFT s | ours s | PEFT / ours | helped / ours | PEFT prepacked / ours | FLOPs | kept | grad |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
     records = []
     for phase in args.phases:
         for text, size, length in QUICK if args.quick else ALL:
