@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -13,7 +14,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import lightning
 from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningCLI
@@ -25,6 +28,7 @@ import lightning_softprompt.prompts.init
 import lightning_softprompt.readouts.calibrated
 import lightning_softprompt.readouts.ranked  # noqa: F401
 from lightning_softprompt.backbones.base import BackboneSpec
+from lightning_softprompt.callbacks.warm_start import WarmStart
 from lightning_softprompt.checkpoints.files import load_checkpoint
 from lightning_softprompt.checkpoints.plain import plain
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
@@ -33,14 +37,16 @@ from lightning_softprompt.parser import Parser
 from lightning_softprompt.run import RunSpec
 from lightning_softprompt.session import Session
 
-PACKAGE = str(Path(__file__).parent)
+TELLS_USERS = (str(Path(__file__).parent), str(Path(lightning.__file__).parent))  # whose errors are meant for users
 TRACEBACK_VARIABLE = "SOFTPROMPT_TRACEBACK"
 NOISE = (
     ".*in eval mode.*",  # the frozen backbone always is
     ".*isinstance.treespec, LeafSpec.*",
     ".*does not have many workers.*",
+    ".*It is recommended to use `self.log.*sync_dist=True.*",  # metrics synchronise themselves
     ".*Consider setting `persistent_workers.*",
 )
+CHATTER = ("GPU available", "TPU available", "💡", "`weights_only` was not set", "You are using")
 TRAINER_DEFAULTS = {
     "logger": False,  # the run's own loggers are added
     "enable_model_summary": False,
@@ -76,6 +82,7 @@ class SoftPromptCLI(LightningCLI):
 
     def parse_arguments(self, parser: Parser, args: Sequence[str]) -> None:  # type: ignore[override]
         """Parses what `main` was given; the process's own arguments are never looked at."""
+        Parser.words = tuple(args)
         self.config = parser.parse_args(list(args))
 
     def _parse_ckpt_path(self) -> None:
@@ -96,13 +103,18 @@ class SoftPromptCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A Trainer with the run's loggers and callbacks beside those of the config."""
-        if self.subcommand is None or self._given.trainer.fast_dev_run:
+        if self.subcommand is None:
             return super().instantiate_trainer(**kwargs)
+        if self._given.trainer.fast_dev_run:
+            start = [] if self._given.init_from is None else [WarmStart(Path(self._given.init_from))]
+            return super().instantiate_trainer(callbacks=start, **kwargs)
         config, made = self._given, self.config_init[self.subcommand]
         trainer, given = made.trainer, _listed(made.trainer.callbacks)
         self.session = Session(made.run, str(self.subcommand), self.model, self.datamodule)
         parser = self._parser(self.subcommand)
-        parser.save(config, self.session.folder / "config.yaml", skip_none=False, overwrite=True, multifile=False)
+        kept = config.clone()  # how this run started is not how another from its config does
+        kept.ckpt_path = kept.init_from = None
+        parser.save(kept, self.session.folder / "config.yaml", skip_none=False, overwrite=True, multifile=False)
         if self.session.prints:
             kwargs["enable_progress_bar"] = False  # standard output is for the predictions
         elif trainer.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in given):
@@ -141,8 +153,20 @@ def refuse_contradiction(model: dict[str, Any], path: Path, training: bool) -> N
         )
 
 
+def refuse_linked(argv: Sequence[str]) -> None:
+    """Refuses options that would be overwritten by what they are linked to.
+
+    Raises:
+        ValueError: Naming the option and the one to give instead.
+    """
+    for word in argv:
+        if found := re.match(r"--(model|data)\.(?:init_args\.)?(backbone|classes|evaluation)\b", word):
+            noun = "backbone" if found[2] == "backbone" else "data"
+            raise ValueError(f"{word.partition('=')[0]} comes from --{noun}, which model and data share; set it there")
+
+
 def _listed(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, list) else [value] if value else []
+    return list(value) if isinstance(value, list) else [] if value in (None, False, True) else [value]
 
 
 def with_run_config(argv: Sequence[str]) -> list[str]:
@@ -180,12 +204,6 @@ def make_cli(argv: Sequence[str], cli: type[SoftPromptCLI] = SoftPromptCLI, run:
 class CompletionCLI(SoftPromptCLI):
     """Builds the parsers of the run commands, and stops with their completion script before anything is parsed."""
 
-    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> Parser:
-        """Makes safe loading of checkpoints the default."""
-        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-        parser.set_defaults({"weights_only": True})
-        return parser  # type: ignore[return-value]
-
     def parse_arguments(self, parser: Parser, args: Sequence[str]) -> None:  # type: ignore[override]
         """Raises `CompletionScript` for the shell that is the only argument."""
         for each in (parser, *self._subcommand_parsers.values()):
@@ -210,9 +228,10 @@ def main(argv: Sequence[str]) -> int:
     """Runs a command; gives its exit code. A user's mistake is told in two lines, without a traceback."""
     quiet()
     try:
+        refuse_linked(argv)
         make_cli(with_run_config(argv))
-    except (ValueError, OSError) as error:
-        told = next((e for e in _chain(error) if _ours(e)), None)
+    except (ValueError, OSError, ImportError, MisconfigurationException) as error:
+        told = error if not isinstance(error, ValueError) else next((e for e in _chain(error) if _ours(e)), None)
         if os.environ.get(TRACEBACK_VARIABLE) or told is None:
             raise
         reason = " ".join(str(told).split())
@@ -224,10 +243,14 @@ def main(argv: Sequence[str]) -> int:
 def quiet() -> None:
     """Shows what the package says, and leaves out what the libraries say of how they are used here."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_tells)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # an unreachable hub is told once, by us
     for noise in NOISE:
         warnings.filterwarnings("ignore", message=noise)
+
+
+def _tells(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(CHATTER)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -238,5 +261,5 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _ours(error: BaseException) -> bool:
-    """Whether the package raised an error itself, so that its message is meant for the user."""
-    return traceback.extract_tb(error.__traceback__)[-1].filename.startswith(PACKAGE)
+    """Whether an error's message is meant for the user."""
+    return traceback.extract_tb(error.__traceback__)[-1].filename.startswith(TELLS_USERS)

@@ -211,6 +211,11 @@ class SoftPromptModule(LightningModule, ABC):
     @final
     def configure_optimizers(self) -> Any:
         """The optimizer over the method's parameter groups, and its schedule, advanced once a step."""
+        if half := [n for n, p in self.named_parameters() if p.requires_grad and p.dtype != torch.float32]:
+            raise ValueError(
+                f"{half} would be trained in half precision, where small updates are lost; take a precision like "
+                f"bf16-mixed, and backbone.dtype for the frozen weights"
+            )
         groups = list(self.parameter_groups())
         if not any(group["params"] for group in groups):
             raise ValueError(f"{type(self).__name__} has nothing to train; use validate, test or predict with it")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser
@@ -18,7 +18,8 @@ OPTION = re.compile(r"Problem with given class_path '([\w.]+)':\s+Option '([\w.]
 CLASS = re.compile(r"Expected a dot import path string: (\S+)")
 NO_CLASS = re.compile(r"Import path (\S+?) does not correspond to a subclass of (\S+)")
 VALUE = re.compile(r'Parser key "([\w.]+)":\s+(Expected [^\n]*Got value: [^\n]*)')
-SUBTYPES = re.compile(r"Subtypes: \[(?:<class '|list\[)([\w.]+)")
+SUBTYPES = re.compile(r"(?:Subtypes: \[(?:<class '|list\[)|Callable\[\[[^\]]*\], )([\w.]+)")
+IDLE = ("Does not validate", "Subtypes:", "Errors:", "Expected a <class 'NoneType'>", "Expected a path", "Given value")
 TYPE = re.compile(r"<class '([\w.]+)'>")
 UNKNOWN = re.compile(r"(?:unrecognized arguments: --|does not accept option '|Key ')([\w.]+)")
 TOO_EARLY = re.compile(r'Parser key "(\w+)":(?s:.*)is abstract(?s:.*)NestedArg\(key=\'([\w.]+)\'')
@@ -26,6 +27,8 @@ TOO_EARLY = re.compile(r'Parser key "(\w+)":(?s:.*)is abstract(?s:.*)NestedArg\(
 
 class Parser(LightningArgumentParser):
     """LightningCLI's parser with short errors and without abbreviated options."""
+
+    words: ClassVar[Sequence[str]] = ()  # the command being parsed, which names the files that an error may come from
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, allow_abbrev=False, **kwargs)
@@ -49,11 +52,33 @@ def explained(message: str, parser: Parser) -> tuple[str, str]:
 
     Its errors name every type that a value might have had; the one that matters is the innermost.
     """
-    for explain in (_wrong_option, _wrong_class, _wrong_value, _too_early, _unknown_option, _broken_yaml):
+    for explain in (
+        _missing_file,
+        _wrong_option,
+        _wrong_class,
+        _wrong_value,
+        _too_early,
+        _unknown_option,
+        _bad_yaml,
+    ):
         if found := explain(message, parser):
             return found
-    lines = [line.strip() for line in message.strip().splitlines()]
-    return " ".join(lines[:2]), _see(parser)
+    lines = [line.strip(" -") for line in message.strip().splitlines()]
+    kept = [line for line in lines if line and not line.startswith(IDLE)]
+    return " ".join([*kept[:1], *kept[-1:]][: len(kept)]), _see(parser)
+
+
+def _missing_file(message: str, parser: Parser) -> tuple[str, str] | None:
+    """A noun may be a file; one that is not there is taken for something else, and told of as that."""
+    for path in _yaml_files(parser):
+        if not path.is_file():
+            return f"no file {path}", "configs that ship: softprompt configs"
+    return None
+
+
+def _yaml_files(parser: Parser) -> list[Path]:
+    words = (word.rpartition("=")[2] for word in parser.words)
+    return [Path(word) for word in words if word.endswith((".yaml", ".yml"))]
 
 
 def _wrong_option(message: str, parser: Parser) -> tuple[str, str] | None:
@@ -72,11 +97,18 @@ def _wrong_class(message: str, parser: Parser) -> tuple[str, str] | None:
         return None
     wanted = found[0].strip("'\"")
     known = sorted({c.__name__ for c in _subclasses(_imported(bases[-1])) if not c.__name__.startswith("_")})
+    if not _meant(wanted, known) and (meant := _meant(wanted, _package_classes())):
+        return f"no class {wanted!r}{meant}", _see(parser)  # jsonargparse does not say what a callable is to return
     kind = bases[-1].rpartition(".")[2]
     return (
         f"no class {wanted!r}{_meant(wanted, known)}",
         f"known for {kind}: {', '.join(known)}; or a class's full import path",
     )
+
+
+def _package_classes() -> list[str]:
+    modules = [module for name, module in sys.modules.items() if name.startswith("lightning_softprompt.")]
+    return sorted({name for module in modules for name, value in vars(module).items() if isinstance(value, type)})
 
 
 def _wrong_value(message: str, parser: Parser) -> tuple[str, str] | None:
@@ -100,10 +132,10 @@ def _unknown_option(message: str, parser: Parser) -> tuple[str, str] | None:
     return f"no option --{found[0]}{_meant(found[0], parser.options)}", _see(parser)
 
 
-def _broken_yaml(message: str, parser: Parser) -> tuple[str, str] | None:
+def _bad_yaml(message: str, parser: Parser) -> tuple[str, str] | None:
     """Jsonargparse does not say which of the files is broken."""
-    for path in map(Path, sys.argv[1:]):
-        if path.suffix in (".yaml", ".yml") and path.is_file():
+    for path in _yaml_files(parser):
+        if path.is_file():
             try:
                 yaml.safe_load(path.read_text())
             except yaml.MarkedYAMLError as error:

@@ -88,9 +88,7 @@ def tested(options: Sequence[str]) -> Tested:
 
 def table(bare: Tested, tuned: Tested, run: Path, seconds: float) -> Table:
     """Zero-shot beside trained."""
-    result = Table(
-        "", "zero-shot", "soft prompt", title=f"{len(bare.right)} test sentences, SmolLM2-135M-Instruct, frozen"
-    )
+    result = Table("", "zero-shot", "soft prompt", title=f"{len(bare.right)} test sentences, the backbone is frozen")
     result.add_row("accuracy (95 % interval)", with_interval(bare.right), with_interval(tuned.right))
     for name in ("macro_f1", "loss"):
         result.add_row(name, *(f"{side.metrics[f'test/{name}']:.3f}" for side in (bare, tuned)))

@@ -55,6 +55,7 @@ def attention(
     if packing is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
     refuse(options, packing)
+    query, key = query.to(value.dtype), key.to(value.dtype)  # autocast leaves them in float32 after rotation
     return PackedAttention.apply(query, key, value, packing, scaling).transpose(1, 2), None
 
 

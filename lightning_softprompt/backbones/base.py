@@ -29,7 +29,7 @@ class BackboneSpec:
     Args:
         name: A hub id, a local folder, or `smollm2-135m-instruct`, which comes packaged and needs no hub.
         revision: Branch, tag or commit of a hub id.
-        gguf_file: Name of a GGUF file in the folder or repository; it is converted once and kept in the cache.
+        gguf_file: Name of a GGUF file of a causal model in a local folder; it is converted once and kept in the cache.
         dtype: Precision of the frozen weights. Soft prompts are float32 all the same.
         attention: Attention implementation of transformers.
         packed: Whether the rows of a batch run as one, without padding and with what they share once, where the model

@@ -122,7 +122,7 @@ class CausalBackbone(Backbone):
     @torch.no_grad()
     def _try(self, rows: Spliced, columns: Tensor, batch: Batch, prompt: SoftPrompt | None) -> None:
         """Compares packed with padded rows on two of the first batch: some models have an attention of their own."""
-        self._tried = True
+        self._tried = len(batch) > 1  # a single row shares nothing, and says nothing of what others would share
         two = Spliced(*(t[:2] for t in (rows.embeds, rows.mask, rows.columns, rows.order)))
         plain = self._padded(two, columns[:2]).float()
         head = shared_head(self._keys(rows, batch, prompt)[:2], two.mask)
@@ -132,7 +132,7 @@ class CausalBackbone(Backbone):
         except (NotImplementedError, TypeError, ValueError, RuntimeError) as reason:
             return self._give_up(str(reason).splitlines()[0])
         error = float((ours - plain).abs().max() / plain.abs().max())
-        if error > LIMITS.get(self.model.dtype, 5e-2):
+        if not error <= LIMITS.get(self.model.dtype, 5e-2):  # also where it is not a number
             return self._give_up(f"packed rows would be off by {error:.1e}")
         log.info("rows run packed, and what they share runs once")
         return None

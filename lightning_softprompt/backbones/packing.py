@@ -71,4 +71,4 @@ def shared_head(keys: Tensor, mask: Tensor) -> int:
     if len(keys) == 1:
         return 0
     same = (keys == keys[:1]).all(0) & mask.all(0)  # [M]
-    return min(int(same.int().cumprod(0).sum()), mask.shape[1] - 1)
+    return min(int(same.int().cumprod(0).sum()), int(mask.sum(1).max()) - 1)

@@ -14,6 +14,8 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_info
 
+from lightning_softprompt.commands.reach import wandb as wandb_host
+
 if TYPE_CHECKING:
     from wandb import Run
 
@@ -116,11 +118,14 @@ class WandbRun(WandbLogger):
         if self._mode in ("offline", "dryrun"):
             return self._start_offline("as asked")
         if problem := no_credentials():
-            if self._mode == "auto":
+            if self._mode == "auto" or "WANDB_MODE" in os.environ:
                 return self._start_offline(problem)
             raise ValueError(
                 f"W&B was to run {self._mode}, but {problem}; run `wandb login`, or choose auto or offline"
             )
+        host = wandb_host()
+        if host.state() == "not reachable":  # asked for 2 seconds; W&B itself would wait far longer
+            return self._start_offline(f"{host.url} is not reachable")
         return self._start_online()
 
     def _start_online(self) -> Run:

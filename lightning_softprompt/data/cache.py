@@ -19,12 +19,13 @@ from torch import Tensor
 from lightning_softprompt.types import Encoded
 
 log = logging.getLogger(__name__)
+VERSION = 1  # of what stands in a file; another is another key
 PARTS = ("ids", "answers", "targets", "slots")
 
 
 def content_key(parts: Iterable[object]) -> str:
     """A hash of values by their representation."""
-    digest = sha256()
+    digest = sha256(f"version {VERSION}".encode())
     for part in parts:
         digest.update(repr(part).encode() + b"\0")
     return digest.hexdigest()[:32]

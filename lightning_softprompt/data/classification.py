@@ -39,6 +39,8 @@ class ClassificationDataModule(SoftPromptDataModule):
         **common: Any,
     ) -> None:
         super().__init__(template=template, **common)
+        if shots is not None and shots < 1:
+            raise ValueError(f"shots must be at least 1, got {shots}")
         self._labels = labels
         self.label = label
         self.shots = shots
@@ -56,7 +58,7 @@ class ClassificationDataModule(SoftPromptDataModule):
 
     def _names(self) -> list[str]:
         rows = self.rows("train")
-        return sorted({str(row[self.label]) for row in rows if self.label in row})
+        return sorted({str(row[self.label]) for row in rows if row.get(self.label) is not None})
 
     @property
     def classes(self) -> Classes:

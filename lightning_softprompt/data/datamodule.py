@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal, final
 
 import numpy as np
@@ -17,7 +18,7 @@ from lightning_softprompt.backbones.codec import Codec
 from lightning_softprompt.backbones.load import load_codec
 from lightning_softprompt.data.batching import BucketBatchSampler, Order, ResumableLoader
 from lightning_softprompt.data.cache import cached, content_key
-from lightning_softprompt.data.sources import DataError, Rows, read_rows
+from lightning_softprompt.data.sources import DataError, NoSplitError, Rows, read_rows
 from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.template import Template
 from lightning_softprompt.types import Batch, Classes, Encoded, Example, Text
@@ -113,6 +114,12 @@ class SoftPromptDataModule(LightningDataModule, ABC):
         super().__init__()
         self.spec = backbone or BackboneSpec()
         self.template = Template(template, Template(template).columns if truncate is None else truncate)
+        if path is not None and Path(path).is_file():
+            raise ValueError(
+                f"path is a folder of splits or a hub name, but {path} is a file; give it as train or test"
+            )
+        if min(batch_size, eval_batch_size or batch_size, max_tokens) < 1 or num_workers < 0:
+            raise ValueError("batch_size, eval_batch_size and max_tokens must be at least 1, num_workers at least 0")
         self.path = path
         self.sources: dict[str, Source | None] = {
             "train": train, "validation": validation, "test": test, "predict": predict,
@@ -186,7 +193,10 @@ class SoftPromptDataModule(LightningDataModule, ABC):
             source = self.sources[name] if self.sources[name] is not None else self.path
             if source is None:
                 raise ValueError(f"no source of {name} rows was given; set data.{name} or data.path")
-            self._rows[name] = read_rows(source, split=name, on_bad_row=self.on_bad_row)
+            try:
+                self._rows[name] = read_rows(source, split=name, on_bad_row=self.on_bad_row)
+            except NoSplitError as error:
+                raise NoSplitError(f"{error}, or set data.{name}") from None
         return self._rows[name]
 
     def _prepare(self, name: Split) -> Prepared:
@@ -205,11 +215,11 @@ class SoftPromptDataModule(LightningDataModule, ABC):
     def _has_validation(self) -> bool:
         if self.sources["validation"] is not None:
             return True
-        if self.path is None or self.sources["train"] is not None:
+        if self.path is None:
             return False
         try:
             self.rows("validation")
-        except DataError as error:
+        except NoSplitError as error:
             log.info("%s; %.0f %% of the training rows are held out instead", error, 100 * self.validation_share)
             return False
         return True
@@ -226,7 +236,10 @@ class SoftPromptDataModule(LightningDataModule, ABC):
         examples, where, bad = [], [], list(rows.skipped)
         for i, row in enumerate(rows):
             try:
-                examples.append(self.example(row, labelled=name != "predict"))
+                example = self.example(row, labelled=name != "predict")
+                if self.on_bad_row == "skip":
+                    self._encode(example)
+                examples.append(example)
                 where.append(rows.where(i))
             except ValueError as error:
                 if self.on_bad_row == "raise":
@@ -251,7 +264,7 @@ class SoftPromptDataModule(LightningDataModule, ABC):
 
     def _encoded(self, examples: Sequence[Example], where: Sequence[str], name: str) -> list[Encoded]:
         def make() -> list[Encoded]:
-            return [self._encode(example, place) for example, place in zip(examples, where, strict=True)]
+            return [self._encode_at(example, place) for example, place in zip(examples, where, strict=True)]
 
         said = [(tuple(e.fields.items()), e.target) for e in examples]
         truncate = sorted(self.template.truncate)
@@ -261,9 +274,12 @@ class SoftPromptDataModule(LightningDataModule, ABC):
             log.info("%d of %d %s rows were cut to max_tokens=%d", cut, len(encoded), name, self.max_tokens)
         return encoded
 
-    def _encode(self, example: Example, place: str) -> Encoded:
+    def _encode(self, example: Example) -> Encoded:
+        return self.codec.encode(self.template.pieces(example.fields), example.target, self.max_tokens)
+
+    def _encode_at(self, example: Example, place: str) -> Encoded:
         try:
-            return self.codec.encode(self.template.pieces(example.fields), example.target, self.max_tokens)
+            return self._encode(example)
         except ValueError as error:
             raise DataError(f"{place}: {error}") from None
 

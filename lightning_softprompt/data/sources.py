@@ -30,6 +30,10 @@ class DataError(ValueError):
     """Data that cannot be read; the message says where, why and what to do."""
 
 
+class NoSplitError(DataError):
+    """A source that can be read, but lacks the split that is wanted."""
+
+
 @dataclass(frozen=True, eq=False)
 class Rows:
     """Rows, each with the place it came from.
@@ -278,7 +282,7 @@ def _pick_split(known: Iterable[str], split: str | None, name: str) -> str:
         wanted += VALIDATION
     found = [candidate for candidate in dict.fromkeys(wanted) if candidate in known]
     if not found or (split is None and len(found) > 1):
-        raise DataError(f"{name} has the splits {known}, wanted {split or 'one of them'!r}. Name a split it has")
+        raise NoSplitError(f"{name} has the splits {known}, wanted {split or 'one of them'!r}. Name a split it has")
     return found[0]
 
 

@@ -90,6 +90,26 @@ def test_the_shared_head_is_what_all_rows_begin_with(load):
     assert shared_head(backbone._keys(rows, batch, shifted), rows.mask) == 0
 
 
+def test_equal_rows_that_are_shorter_than_the_rest_come_first(pair):
+    batch = batch_of(pair[0], TEMPLATES["front"], ["what ?", "what ?", "that dog is one dog"], ["good"] * 3)
+    tokens = torch.randn(1, 3, pair[0].hidden_size, dtype=torch.float64)
+    ours, plain = (loss_and_gradients(backbone, batch, tokens) for backbone in pair)
+    torch.testing.assert_close(ours, plain, rtol=1e-9, atol=1e-9)
+
+
+def test_a_model_of_no_numbers_is_not_taken_for_exact(load):
+    backbone = load("llama")
+    backbone.model.model.norm.weight.data.fill_(float("nan"))
+    backbone(batch_of(backbone, TEMPLATES["front"], ["the movie was great", "what ?"]))
+    assert "nan" in backbone.why_padded
+
+
+def test_one_row_alone_decides_nothing(load):
+    backbone = load("llama")
+    backbone(batch_of(backbone, TEMPLATES["front"], ["the movie was great"]))
+    assert not backbone._tried
+
+
 def test_packing_lays_rows_side_by_side():
     mask = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]).bool()
     rows = torch.arange(15.0).view(3, 5, 1)

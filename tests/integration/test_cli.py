@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 
 import pytest
 import torch
@@ -150,6 +151,35 @@ def test_a_prompt_of_another_backbone_is_refused(fit, common, tiny_folder, capsy
 
 
 LONG = '{"positive": "good bad", "negative": "one", "neutral": "was"}'
+
+
+def test_what_follows_a_warm_start_needs_no_config_either(fit):
+    first = fit()
+    second = fit(f"--init_from={first / 'prompt.safetensors'}")
+    assert main(["test", f"--ckpt_path={second / 'checkpoints' / 'best.ckpt'}"]) == 0
+
+
+def test_fit_says_once_how_wandb_is_synced_later(fit, caplog):
+    logging.getLogger("lightning.pytorch").addHandler(caplog.handler)  # it does not hand on to the root
+    fit()
+    logging.getLogger("lightning.pytorch").removeHandler(caplog.handler)
+    assert sum("wandb sync" in record.getMessage() for record in caplog.records) == 1
+
+
+def test_a_bad_validation_row_stops_the_run(common, data_folder, capsys):
+    with (data_folder / "validation.jsonl").open("a") as file:
+        file.write("{broken\n")
+    assert main(["fit", "--model=PromptTuning", *common]) == 2
+    assert "validation.jsonl:7" in capsys.readouterr().err
+
+
+def test_a_row_too_long_is_skipped_where_that_is_asked_for(fit, data_folder, caplog):
+    with (data_folder / "train.jsonl").open("a") as file:
+        file.write(json.dumps({"text": "dull " * 600, "label": "negative"}) + "\n")
+    fit("--data.truncate=[]", "--data.on_bad_row=skip")
+    assert any("1 of the train rows were skipped" in record.getMessage() for record in caplog.records)
+
+
 MISTAKES = {
     "misspelt option": (["--model=PromptTuning", "--model.lenght=3"], "Did you mean 'length'"),
     "misspelt method": (["--model=PromptTunin"], "Did you mean 'PromptTuning'"),
@@ -159,6 +189,13 @@ MISTAKES = {
     "wrong type": (["--model=PromptTuning", "--data.batch_size=eight"], "batch_size: expected int, got eight"),
     "unknown trainer option": (["--trainer.max_stepz=3"], "Did you mean 'trainer.max_steps'"),
     "abbreviated option": (["--trainer.max_step=3"], "no option --trainer.max_step"),
+    "misspelt readout": (["--model=PromptTuning", "--model.readout=RankedChoises"], "Did you mean 'RankedChoices'"),
+    "misspelt optimizer": (["--model=PromptTuning", "--model.optimizer=AdmW"], "Did you mean 'AdamW'"),
+    "missing noun file": (["--model=nope.yaml"], "no file nope.yaml"),
+    "linked option": (["--model=PromptTuning", "--model.backbone.name=x"], "comes from --backbone"),
+    "half precision": (["--model=PromptTuning", "--trainer.precision=bf16-true"], "bf16-mixed"),
+    "no such device": (["--model=PromptTuning", "--trainer.strategy=foo"], "strategy"),
+    "batch of none": (["--model=PromptTuning", "--data.batch_size=0"], "at least 1"),
     "missing config": (["--config=missing.yaml"], "missing.yaml"),
     "missing model": ([], "fit.model"),
     "missing data": (["--model=PromptTuning", "--data.path=/nowhere"], "/nowhere"),
