@@ -242,7 +242,8 @@ def main(argv: Sequence[str]) -> int:
 
 def quiet() -> None:
     """Shows what the package says, and leaves out what the libraries say of how they are used here."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("lightning_softprompt").setLevel(logging.INFO)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_tells)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # an unreachable hub is told once, by us
     for noise in NOISE:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,13 +13,14 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_softprompt.commands.reach import wandb as wandb_host
 
 if TYPE_CHECKING:
     from wandb import Run
 
+log = logging.getLogger(__name__)
 Summary = Sequence[tuple[str, Literal["min", "max"]]]
 
 STEP = "trainer/global_step"
@@ -46,6 +48,12 @@ def make_loggers(
     if mode == "disabled":
         return [MetricsFile(folder)]
     return [MetricsFile(folder), WandbRun(folder, name, project, mode, summary)]
+
+
+@rank_zero_only
+def rank_zero_info(line: str) -> None:
+    """Tells the user, once for all processes, by the package's own logger, which nobody mutes."""
+    log.info(line)
 
 
 def is_logging_step(trainer: Trainer, step: int) -> bool:
