@@ -29,7 +29,7 @@ import lightning_softprompt.readouts.calibrated
 import lightning_softprompt.readouts.ranked  # noqa: F401
 from lightning_softprompt.backbones.base import BackboneSpec
 from lightning_softprompt.callbacks.warm_start import WarmStart
-from lightning_softprompt.checkpoints.files import load_checkpoint
+from lightning_softprompt.checkpoints.files import SEED, load_checkpoint
 from lightning_softprompt.checkpoints.plain import plain
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.module import SoftPromptModule
@@ -95,7 +95,9 @@ class SoftPromptCLI(LightningCLI):
             return
         if config.get("init_from"):
             raise ValueError("--ckpt_path continues a run and --init_from starts a new one; give one of them")
-        refuse_contradiction(plain(config.model.as_dict()), Path(config.ckpt_path), training=self.subcommand == "fit")
+        training = self.subcommand == "fit"
+        seed = config.seed_everything if training else None
+        refuse_contradiction(plain(config.model.as_dict()), Path(config.ckpt_path), training, seed)
 
     @property
     def _given(self) -> Namespace:
@@ -129,20 +131,24 @@ class SoftPromptCLI(LightningCLI):
             self.session.conclude()
 
 
-def refuse_contradiction(model: dict[str, Any], path: Path, training: bool) -> None:
+def refuse_contradiction(model: dict[str, Any], path: Path, training: bool, seed: int | None = None) -> None:
     """Refuses a checkpoint whose method or arguments are not those of the command.
 
     Args:
         model: Class path and arguments of the command.
         path: The checkpoint.
         training: Whether training goes on, so that optimizer and objective count too.
+        seed: The command's, where random numbers go on.
 
     Raises:
         ValueError: Naming what differs.
     """
-    saved = load_checkpoint(path).get("hyper_parameters", {})
-    given = {"_class_path": model["class_path"], **model.get("init_args", {})}
-    skip = set() if training else {"optimizer", "scheduler", "objective", "penalty_weights", "readout"}
+    checkpoint = load_checkpoint(path)
+    saved = {**checkpoint.get("hyper_parameters", {}), "seed_everything": checkpoint.get(SEED, seed)}
+    given = {"_class_path": model["class_path"], **model.get("init_args", {}), "seed_everything": seed}
+    skip = (
+        set() if training else {"seed_everything", "optimizer", "scheduler", "objective", "penalty_weights", "readout"}
+    )
     skip |= {"_instantiator", "classes", "evaluation", "backbone"}  # the data's; the backbone goes by its fingerprint
     differ = [k for k in sorted({*saved, *given} - skip) if plain(saved.get(k)) != plain(given.get(k))]
     if differ:

@@ -18,7 +18,7 @@ from torchmetrics import MeanMetric
 from lightning_softprompt.backbones.base import Backbone, BackboneSpec
 from lightning_softprompt.backbones.codec import Codec
 from lightning_softprompt.backbones.load import load_backbone
-from lightning_softprompt.checkpoints.files import BACKBONE, check_backbone, identity
+from lightning_softprompt.checkpoints.files import BACKBONE, SEED, check_backbone, identity
 from lightning_softprompt.checkpoints.hooks import leave_out_of_checkpoints
 from lightning_softprompt.checkpoints.plain import keep_hyperparameters
 from lightning_softprompt.evaluation.base import Evaluation
@@ -226,8 +226,9 @@ class SoftPromptModule(LightningModule, ABC):
 
     @final
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Says which backbone the prompt belongs to."""
+        """Says which backbone the prompt belongs to, and which seed the run went by."""
         checkpoint[BACKBONE] = identity(self.loaded)
+        checkpoint[SEED] = torch.initial_seed()
 
     @final
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lightning_softprompt.backbones.base import Backbone
 
+SEED = "seed"  # key of a checkpoint that says what the run's random numbers began with
 BACKBONE = "backbone"  # key of a checkpoint and of a header that says what the prompt was trained on
 
 

@@ -130,7 +130,12 @@ def test_predict_reads_standard_input_and_writes_json_lines(fit, monkeypatch, ca
 
 @pytest.mark.parametrize(
     ("option", "named"),
-    [("--model.length=4", "length was 3 and is 4"), ("--model.optimizer=SGD", "optimizer"), ("--model=Bare", "Bare")],
+    [
+        ("--model.length=4", "length was 3 and is 4"),
+        ("--model.optimizer=SGD", "optimizer"),
+        ("--model=Bare", "Bare"),
+        ("--seed_everything=7", "seed_everything was 42 and is 7"),
+    ],
 )
 def test_an_option_that_contradicts_the_checkpoint_is_refused(fit, common, capsys, option, named):
     folder = fit()
