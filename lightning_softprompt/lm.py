@@ -38,9 +38,13 @@ class PromptedLM:
             self._prompts[id(batch)] = batch, self._method(batch)  # the batch is kept: another could get its id
         return self._prompts[id(batch)][1]
 
-    def __call__(self, batch: Batch, *, prompted: bool = True) -> Tensor:
-        """Logits of the targets [B, U, V]; with `prompted=False` those of the bare backbone."""
-        return self.backbone(batch, self.prompt(batch) if prompted else None)  # type: ignore[no-any-return]
+    def __call__(self, batch: Batch, *, prompted: bool = True, words: Tensor | None = None) -> Tensor:
+        """Logits of the targets [B, U, V], or [B, U, W] of W words; with `prompted=False` those of the bare backbone."""
+        return self.backbone(batch, self.prompt(batch) if prompted else None, words)  # type: ignore[no-any-return]
+
+    def cross_entropy(self, batch: Batch, *, prompted: bool = True, label_smoothing: float = 0.0) -> Tensor:
+        """[B, U] of the targets; 0 where there is none. Takes less memory than their logits."""
+        return self.backbone.cross_entropy(batch, self.prompt(batch) if prompted else None, label_smoothing)
 
     def scores(self, batch: Batch) -> Tensor:
         """Class scores [B, C], whose softmax are the class probabilities.

@@ -6,7 +6,7 @@ given the merged output and log-sum-exp, which makes the gradients of both exact
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from lightning_softprompt.backbones.kernels import attend, attend_backward
 from lightning_softprompt.backbones.packing import Packing
 
 NAME = "softprompt"
@@ -56,7 +57,17 @@ def attention(
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
     refuse(options, packing)
     query, key = query.to(value.dtype), key.to(value.dtype)  # autocast leaves them in float32 after rotation
-    return PackedAttention.apply(query, key, value, packing, scaling).transpose(1, 2), None
+    layer = getattr(module, "layer_idx", None)
+    if packing.kept is not None:
+        packing.kept[_numbered(layer)] = key, value
+    past = (None, None) if packing.past is None else packing.past.layers[_numbered(layer)]
+    return PackedAttention.apply(query, key, value, *past, packing, scaling).transpose(1, 2), None
+
+
+def _numbered(layer: int | None) -> int:
+    if layer is None:
+        raise PackingUnsupportedError("the model's layers do not know their numbers")
+    return layer
 
 
 def refuse(options: dict[str, Any], packing: Packing) -> None:
@@ -68,52 +79,121 @@ def refuse(options: dict[str, Any], packing: Packing) -> None:
     if wishes := [name for name in CHANGES_SCORES if options.get(name) is not None]:
         raise PackingUnsupportedError(f"the model's attention has {', '.join(wishes)}")
     window = options.get("sliding_window")
-    if window is not None and packing.head + packing.rows[1] > window:
+    before = 0 if packing.past is None else packing.past.inside.shape[1]
+    if window is not None and before + packing.head + packing.rows[1] > window:
         raise PackingUnsupportedError(f"a row is longer than the model's sliding window of {window}")
     if options.get("dropout"):
         raise PackingUnsupportedError("the model's attention drops out")
 
 
 class PackedAttention(torch.autograd.Function):
-    """Attention of one packed row [1, heads, head + R, D]."""
+    """Attention of one packed row [1, heads, head + R, D] to itself and to its past.
+
+    Rows see what is shared, then what is their own. A past that each row has to itself counts as its own.
+    """
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, packing: Packing, scale: float | None) -> Tensor:
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        past_key: Tensor | None,
+        past_value: Tensor | None,
+        packing: Packing,
+        scale: float | None,
+    ) -> Tensor:
         """The output, shaped as the query."""
         h = packing.head
-        parts: list[Tensor] = []
-        head = [t[:, :, :h] for t in (query, key, value)]
-        own = [unpacked(t[:, :, h:], packing) for t in (query, key, value)]
-        out, lse = flash(own, causal=True, scale=scale)
+        keys = Keys.of(key, value, past_key, past_value, packing)
+        out, lse = attend(unpacked(query[:, :, h:], packing), *keys.own, keys.own_mask is None, scale, keys.own_mask)
         out, lse = repacked(out, packing), repacked(lse[..., None], packing)[..., 0]
-        if h:
-            head_out, head_lse = flash(head, causal=True, scale=scale)
-            seen, seen_lse = flash([folded(query[:, :, h:], key), *head[1:]], causal=False, scale=scale)
+        if keys.shared[0].shape[2]:
+            seen, seen_lse = attend(folded(query[:, :, h:], key), *keys.shared, False, scale)
             out, lse = merged(out, lse, seen.reshape(out.shape), seen_lse.reshape(lse.shape))
-            parts = [head_out, head_lse]
-        ctx.save_for_backward(query, key, value, out, lse, *parts)
+        head: tuple[Tensor, ...] = ()
+        if h:
+            head = attend(query[:, :, :h], *keys.shared, keys.head_mask is None, scale, keys.head_mask)
+        ctx.save_for_backward(query, key, value, past_key, past_value, out, lse, *head)
         ctx.packing, ctx.scale = packing, scale
-        return torch.cat([*parts[:1], out], dim=2)
+        return torch.cat([*head[:1], out], dim=2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of query, key and value."""
-        query, key, value, out, lse, *parts = ctx.saved_tensors
+        """Gradients of query, key, value and past."""
+        query, key, value, past_key, past_value, out, lse, *head = ctx.saved_tensors
         packing, scale, h = ctx.packing, ctx.scale, ctx.packing.head
-        own = [unpacked(t, packing) for t in (grad[:, :, h:], query[:, :, h:], key[:, :, h:], value[:, :, h:], out)]
-        own_lse = unpacked(lse[..., None], packing, NEVER)[..., 0]
-        own_grads = [repacked(g, packing) for g in flash_backward([*own, own_lse], causal=True, scale=scale)]
-        if not h:
-            return *own_grads, None, None
-        head = [t[:, :, :h] for t in (query, key, value)]
-        head_grads = flash_backward([grad[:, :, :h], *head, *parts], causal=True, scale=scale)
-        rows = [folded(t, key) for t in (grad[:, :, h:], query[:, :, h:], out)]
-        lse = lse.reshape(rows[1].shape[:3])
-        seen = flash_backward([rows[0], rows[1], *head[1:], rows[2], lse], causal=False, scale=scale)
-        own_grads[0] = own_grads[0] + seen[0].reshape(own_grads[0].shape)
-        shared = [head_grads[0], head_grads[1] + seen[1], head_grads[2] + seen[2]]
-        return *(torch.cat(pair, dim=2) for pair in zip(shared, own_grads, strict=True)), None, None
+        keys = Keys.of(key, value, past_key, past_value, packing)
+        rows = [unpacked(t, packing) for t in (grad[:, :, h:], query[:, :, h:], out)]
+        padded = unpacked(lse[..., None], packing, NEVER)[..., 0]
+        parts = [rows[1], *keys.own, rows[2], padded]
+        of_own = attend_backward(rows[0], parts, keys.own_mask is None, scale, keys.own_mask)
+        of_query = [repacked(of_own[0], packing)]
+        of_shared = [torch.zeros_like(t) for t in keys.shared]
+        if keys.shared[0].shape[2]:
+            rows = [folded(t, key) for t in (grad[:, :, h:], query[:, :, h:], out)]
+            parts = [rows[1], *keys.shared, rows[2], lse.reshape(rows[1].shape[:3])]
+            of_seen, *of_shared = attend_backward(rows[0], parts, False, scale)
+            of_query = [of_query[0] + of_seen.reshape(of_query[0].shape)]
+        if h:
+            parts = [query[:, :, :h], *keys.shared, *head]
+            of_head = attend_backward(grad[:, :, :h], parts, keys.head_mask is None, scale, keys.head_mask)
+            of_query = [of_head[0], *of_query]
+            of_shared = [a + b for a, b in zip(of_shared, of_head[1:], strict=True)]
+        return torch.cat(of_query, dim=2), *keys.back(of_shared, of_own[1:]), None, None
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Keys and values as the parts of the attention take them.
+
+    Args:
+        shared: [1, N, C + head, D] each: what all rows see.
+        own: [B, N, C + n, D] each: what each row has to itself.
+        packing: How the rows lie.
+        past: Tokens of the past, C.
+    """
+
+    shared: list[Tensor]
+    own: list[Tensor]
+    packing: Packing
+    past: int
+
+    @classmethod
+    def of(
+        cls, key: Tensor, value: Tensor, past_key: Tensor | None, past_value: Tensor | None, packing: Packing
+    ) -> Keys:
+        """From the keys and values of a packed row and of its past."""
+        h = packing.head
+        shared = [key[:, :, :h], value[:, :, :h]]
+        own = [unpacked(t[:, :, h:], packing) for t in (key, value)]
+        if past_key is None or past_value is None or packing.past is None:
+            return cls(shared, own, packing, 0)
+        before = [past_key.to(key.dtype), past_value.to(value.dtype)]
+        parts = shared if packing.past.shared else own
+        parts[:] = [torch.cat(pair, dim=2) for pair in zip(before, parts, strict=True)]
+        return cls(shared, own, packing, past_key.shape[2])
+
+    @property
+    def head_mask(self) -> Tensor | None:
+        """What the head's tokens see, where it is not as they stand."""
+        return self.packing.head_mask
+
+    @property
+    def own_mask(self) -> Tensor | None:
+        """What the rows' tokens see of their own, where it is not as they stand."""
+        return self.packing.own_mask
+
+    def back(self, shared: list[Tensor], own: list[Tensor]) -> tuple[Tensor | None, ...]:
+        """Gradients of key, value, past key and past value from those of the parts."""
+        past: list[Tensor | None] = [None, None]
+        if self.past:
+            parts = shared if self.packing.past and self.packing.past.shared else own
+            past = [t[:, :, : self.past] for t in parts]
+            parts[:] = [t[:, :, self.past :] for t in parts]
+        pairs = zip(shared, own, strict=True)
+        return *(torch.cat([a, repacked(b, self.packing)], dim=2) for a, b in pairs), *past
 
 
 def folded(rows: Tensor, key: Tensor) -> Tensor:
@@ -139,18 +219,6 @@ def merged(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> tuple[
     total = torch.logaddexp(lse, other_lse)
     weights = [(part - total).exp()[..., None].to(out.dtype) for part in (lse, other_lse)]
     return out * weights[0] + other * weights[1], total
-
-
-def flash(parts: Sequence[Tensor], causal: bool, scale: float | None) -> tuple[Tensor, Tensor]:
-    """Attention of query, key and value, and its log-sum-exp; key heads may be fewer than query heads."""
-    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*parts, 0.0, causal, scale=scale)
-    return out, lse
-
-
-def flash_backward(parts: Sequence[Tensor], causal: bool, scale: float | None) -> list[Tensor]:
-    """Gradients of query, key and value, from those of the output and from what `flash` took and gave."""
-    backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-    return list(backward(*parts, 0.0, causal, scale=scale))
 
 
 def register() -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
@@ -17,6 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lightning_softprompt.backbones.codec import Codec
+from lightning_softprompt.backbones.head import Head, States
 from lightning_softprompt.backbones.linear import Compute, prepack
 from lightning_softprompt.backbones.splice import Spliced, splice
 from lightning_softprompt.types import Batch, SoftPrompt
@@ -38,6 +38,9 @@ class BackboneSpec:
             1.4 times the time.
         compute: How float32 products with frozen weights run on a CPU: `prepacked` lays the weights out for oneDNN once
             (and holds them three times), `auto` does so where it was measured to be faster on this machine.
+        context_memory: MiB in memory for keys and values of text that stands before a row's first soft token; they are
+            computed once and serve all epochs.
+        context_disk: MiB on disk for those that memory does not hold.
         padding_side: Where shorter rows are padded; the logits do not depend on it.
     """
 
@@ -49,6 +52,8 @@ class BackboneSpec:
     packed: bool = True
     checkpointing: bool = False
     compute: Compute = "auto"
+    context_memory: int = 1024
+    context_disk: int = 0
     padding_side: Literal["right", "left"] = "right"
 
 
@@ -70,6 +75,7 @@ class Backbone(nn.Module, ABC):
         self.model = model.requires_grad_(False)
         self.codec = codec
         self.spec = spec
+        self.head = Head(model)
         self.train()
         prepack(model, spec.compute, self.hidden_size)
         if spec.checkpointing:
@@ -85,8 +91,18 @@ class Backbone(nn.Module, ABC):
         """Whether a model of this configuration belongs to the family."""
 
     @abstractmethod
-    def forward(self, batch: Batch, prompt: SoftPrompt | None = None) -> Tensor:
-        """Logits [B, U, V]: `batch.targets[b, u]` is drawn from `[b, u]`. Without prompt: the bare backbone."""
+    def states(self, batch: Batch, prompt: SoftPrompt | None = None) -> States:
+        """What the head says the targets from, and nothing else: `batch.targets[b, u]` is drawn from `[b, u]`."""
+
+    def forward(self, batch: Batch, prompt: SoftPrompt | None = None, words: Tensor | None = None) -> Tensor:
+        """Logits of the targets [B, U, V], or [B, U, W] of W words. Without prompt: the bare backbone."""
+        return self.head.logits(self.states(batch, prompt), words)
+
+    def cross_entropy(
+        self, batch: Batch, prompt: SoftPrompt | None = None, label_smoothing: float = 0.0
+    ) -> Tensor:
+        """[B, U] of the targets over the whole vocabulary, in float32; 0 where there is no target."""
+        return self.head.cross_entropy(self.states(batch, prompt), batch.targets, label_smoothing)
 
     @abstractmethod
     def generate(self, batch: Batch, prompt: SoftPrompt | None = None, **decoding: Any) -> Tensor:
@@ -136,20 +152,6 @@ class Backbone(nn.Module, ABC):
                 f"a row takes {tokens} tokens, soft ones and new ones included, but {self.spec.name} has a window of "
                 f"{self.window}; lower the data module's max_tokens, the prompt's length or max_new_tokens"
             )
-
-    @contextmanager
-    def head_on(self, columns: Tensor) -> Iterator[None]:
-        """Within it, the vocabulary projection runs for the positions [B, U] only."""
-
-        def select(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            hidden = args[0]
-            return (hidden.gather(1, columns[..., None].expand(-1, -1, hidden.shape[2])), *args[1:])
-
-        handle = self.model.get_output_embeddings().register_forward_pre_hook(select)
-        try:
-            yield
-        finally:
-            handle.remove()
 
     def fingerprint(self) -> str:
         """A hash of architecture and weights, the same in every precision; it ties a prompt to its backbone."""

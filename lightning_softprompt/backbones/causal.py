@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any, cast, final
+from typing import Any, final
 
 import torch
+from platformdirs import user_cache_path
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from lightning_softprompt.backbones.attention import NAME, PackingUnsupportedError, register
+from lightning_softprompt.backbones.attention import PackingUnsupportedError, register
 from lightning_softprompt.backbones.base import Backbone, BackboneSpec, answer_positions
 from lightning_softprompt.backbones.codec import Codec
-from lightning_softprompt.backbones.packing import pack, packed, shared_head
-from lightning_softprompt.backbones.splice import Spliced
-from lightning_softprompt.types import Batch, Piece, Slot, SoftPrompt
+from lightning_softprompt.backbones.contexts import ContextCache
+from lightning_softprompt.backbones.head import States
+from lightning_softprompt.backbones.paths import Path, choose, offers
+from lightning_softprompt.backbones.rows import Rows
+from lightning_softprompt.types import IGNORE, Batch, Piece, Slot, SoftPrompt
 
 log = logging.getLogger(__name__)
-LIMITS = {torch.float32: 1e-4, torch.float64: 1e-4}  # relative error of packed rows, where rounding is fine
 register()
 
 
@@ -58,89 +60,44 @@ class CausalCodec(Codec):
 
 @final
 class CausalBackbone(Backbone):
-    """A frozen decoder-only model.
-
-    Rows run as one packed row where the model's attention allows it, tried out on the first batch; else padded.
-    """
+    """A frozen decoder-only model. The way in which it runs is tried out on the first batch; see `paths`."""
 
     codec_class = CausalCodec
 
     def __init__(self, model: PreTrainedModel, codec: Codec, spec: BackboneSpec) -> None:
         super().__init__(model, codec, spec)
-        self.why_padded: str | None = None if spec.packed else "packed rows are switched off"
-        self._tried = False
+        self.offers = offers(spec, context_cache(self))
+        self.path: Path | None = None
+        self.reasons: list[str] = [] if spec.packed else ["packed rows are switched off"]
 
     @staticmethod
     def claims(config: PreTrainedConfig) -> bool:
         """Whatever no other family claims."""
         return True
 
-    def forward(self, batch: Batch, prompt: SoftPrompt | None = None) -> Tensor:
-        """Logits [B, U, V] of the targets."""
-        rows = self.splice(batch, prompt)
-        columns = (rows.columns.gather(1, answer_positions(batch)) - 1).clamp(min=0)
-        if not self._tried and self.why_padded is None:
-            self._try(rows, columns, batch, prompt)
-        if self.why_padded is not None:
-            return self._padded(rows, columns)
+    def states(self, batch: Batch, prompt: SoftPrompt | None = None) -> States:
+        """What the targets are said from."""
+        spliced = self.splice(batch, prompt)
+        columns = (spliced.columns.gather(1, answer_positions(batch)) - 1).clamp(min=0)
+        first = columns.where(batch.targets != IGNORE, spliced.mask.shape[1]).amin(1)
+        rows = Rows.of(spliced, batch, prompt)
         try:
-            return self._packed(rows, columns, shared_head(self._keys(rows, batch, prompt), rows.mask))
-        except PackingUnsupportedError as reason:  # such as a first batch longer than a sliding window
-            self._give_up(str(reason))
-            return self._padded(rows, columns)
+            return (self.path or self._chosen(rows, columns, first))(rows, columns, first)
+        except PackingUnsupportedError as reason:  # as where a later batch is longer than a sliding window
+            self.offers, self.path = self.offers[1:], None
+            self.reasons.append(str(reason))
+            return self.states(batch, prompt)
 
-    def _padded(self, rows: Spliced, columns: Tensor) -> Tensor:
-        """Rows are padded at the end, where a causal model never looks: no mask is needed, and fast kernels run."""
-        positions = torch.arange(rows.mask.shape[1], device=rows.mask.device)[None]
-        with self.head_on(columns):
-            return cast(Tensor, self.model(inputs_embeds=rows.embeds, position_ids=positions, use_cache=False).logits)
-
-    def _packed(self, rows: Spliced, columns: Tensor, head: int) -> Tensor:
-        packing = pack(rows.mask, head)
-        no_mask = rows.embeds.new_zeros(1, 1, 1, 1)  # keeps transformers from making one
-        with self.head_on(packing.columns(columns)):
-            logits = self.model(
-                inputs_embeds=packed(rows.embeds, packing),
-                position_ids=packing.positions,
-                attention_mask=no_mask,
-                use_cache=False,
-                packing=packing,
-            ).logits
-        return logits.view(*columns.shape, -1)  # type: ignore[no-any-return]
-
-    @staticmethod
-    def _keys(rows: Spliced, batch: Batch, prompt: SoftPrompt | None) -> Tensor:
-        """[B, M] numbers that are equal only where rows have the same token."""
-        count, vocabulary = rows.order.shape[0], 2**31
-        own = -torch.arange(1, count + 1, device=rows.order.device)[:, None]  # [B, 1] never equal
-        length = 0 if prompt is None or prompt.tokens is None else prompt.tokens.shape[1]
-        soft = vocabulary + torch.arange(length, device=own.device).expand(count, -1)
-        soft = soft if prompt is None or prompt.tokens is None or len(prompt.tokens) == 1 else own.expand_as(soft)
-        text = batch.input_ids if prompt is None or prompt.shift is None else own.expand_as(batch.input_ids)
-        return torch.cat([soft, text], dim=1).gather(1, rows.order)
-
-    @torch.no_grad()
-    def _try(self, rows: Spliced, columns: Tensor, batch: Batch, prompt: SoftPrompt | None) -> None:
-        """Compares packed with padded rows on two of the first batch: some models have an attention of their own."""
-        self._tried = len(batch) > 1  # a single row shares nothing, and says nothing of what others would share
-        two = Spliced(*(t[:2] for t in (rows.embeds, rows.mask, rows.columns, rows.order)))
-        plain = self._padded(two, columns[:2]).float()
-        head = shared_head(self._keys(rows, batch, prompt)[:2], two.mask)
-        self.model.set_attn_implementation(NAME)
-        try:
-            ours = self._packed(two, columns[:2], head).float()
-        except (NotImplementedError, TypeError, ValueError, RuntimeError) as reason:
-            return self._give_up(str(reason).splitlines()[0])
-        error = float((ours - plain).abs().max() / plain.abs().max())
-        if not error <= LIMITS.get(self.model.dtype, 5e-2):  # also where it is not a number
-            return self._give_up(f"packed rows would be off by {error:.1e}")
-        log.info("rows run packed, and what they share runs once")
-        return None
-
-    def _give_up(self, reason: str) -> None:
-        self.why_padded = reason
-        self.model.set_attn_implementation(self.spec.attention)
-        log.info("rows run padded: %s", reason)
+    def _chosen(self, rows: Rows, columns: Tensor, first: Tensor) -> Path:
+        """The path for this and all further batches. A row that is alone is tried out beside itself."""
+        two = [0, min(1, len(first) - 1)]
+        number, reasons = choose(self.model, self.offers, rows[two], columns[two], first[two])
+        self.reasons += reasons
+        self.offers = self.offers[number:]
+        self.path = self.offers[0](self.model, self.head)
+        self.path.enter()
+        log.info("%s%s", self.path.told, "".join(f" ({reason})" for reason in self.reasons[:1]))
+        return self.path
 
     @torch.no_grad()
     def generate(self, batch: Batch, prompt: SoftPrompt | None = None, **decoding: Any) -> Tensor:
@@ -152,3 +109,12 @@ class CausalBackbone(Backbone):
             attention_mask=rows.mask.long(),
             **{"do_sample": False, "num_beams": 1, "pad_token_id": self.codec.pad_id, **decoding},
         )
+
+
+def context_cache(backbone: Backbone) -> ContextCache:
+    """Keeps keys and values of one backbone in one precision."""
+    spec = backbone.spec
+    if not spec.context_disk:
+        return ContextCache(spec.context_memory << 20)
+    folder = user_cache_path("lightning-softprompt") / "contexts" / f"{backbone.fingerprint()}-{spec.dtype}"
+    return ContextCache(spec.context_memory << 20, spec.context_disk << 20, folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, final
 
 import torch
@@ -12,6 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 
 from lightning_softprompt.backbones.base import Backbone, answer_positions
 from lightning_softprompt.backbones.codec import Codec
+from lightning_softprompt.backbones.head import States
 from lightning_softprompt.types import Batch, SoftPrompt
 
 
@@ -57,11 +59,11 @@ class MaskedBackbone(Backbone):
         limit = self.model.config.max_position_embeddings
         return min(limit, self.codec.tokenizer.model_max_length)  # type: ignore[no-any-return]
 
-    def forward(self, batch: Batch, prompt: SoftPrompt | None = None) -> Tensor:
-        """Logits [B, U, V] at the masks."""
+    def states(self, batch: Batch, prompt: SoftPrompt | None = None) -> States:
+        """Those at the masks."""
         rows = self.splice(batch, prompt)
-        with self.head_on(rows.columns.gather(1, answer_positions(batch))):
-            return self.model(inputs_embeds=rows.embeds, attention_mask=rows.mask.long()).logits  # type: ignore[no-any-return]
+        run = partial(self.model, inputs_embeds=rows.embeds, attention_mask=rows.mask.long())
+        return self.head.states(run, rows.columns.gather(1, answer_positions(batch)))
 
     @torch.no_grad()
     def generate(self, batch: Batch, prompt: SoftPrompt | None = None, **decoding: Any) -> Tensor:

@@ -6,15 +6,42 @@ It runs once a step instead of once a row.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+Kept = dict[int, tuple[Tensor, Tensor]]  # keys and values of each layer
+
+
+@dataclass(frozen=True)
+class Past:
+    """Keys and values of what comes before the packed tokens.
+
+    Args:
+        layers: For each layer keys and values [B|1, N, C, D]; a leading 1 is the same for every row.
+        inside: [B|1, C] bool, False where a row's past is shorter.
+    """
+
+    layers: Sequence[tuple[Tensor, Tensor]]
+    inside: Tensor
+
+    @property
+    def shared(self) -> bool:
+        """Whether all rows have the same."""
+        return len(self.inside) == 1
+
+    @cached_property
+    def lengths(self) -> Tensor:
+        """[B|1] tokens."""
+        return self.inside.sum(1)
+
 
 @dataclass(frozen=True)
 class Packing:
-    """How rows lie in a packed row.
+    """How rows lie in a packed row, and what comes before it.
 
     Args:
         head: Tokens of the shared head.
@@ -22,12 +49,16 @@ class Packing:
             anything where the row is shorter.
         inside: [B, n] bool, False where the row is shorter.
         places: [R] where each packed token of the rows' own parts lies in the flattened [B * n].
+        past: What comes before the head, or before the rows where there is no head.
+        kept: Takes the keys and values of each layer, where they are to be kept.
     """
 
     head: int
     source: Tensor
     inside: Tensor
     places: Tensor
+    past: Past | None = None
+    kept: Kept | None = None
 
     @property
     def rows(self) -> tuple[int, int]:
@@ -36,9 +67,38 @@ class Packing:
 
     @property
     def positions(self) -> Tensor:
-        """[1, head + R] the position of each packed token in its own row."""
-        own = self.places % self.rows[1] + self.head
-        return torch.cat([torch.arange(self.head, device=own.device), own])[None]
+        """[1, head + R] the position of each packed token in its own row, the past included."""
+        batch, longest = self.rows
+        own = self.places % longest + self.head
+        head = torch.arange(self.head, device=own.device)
+        if self.past is None:
+            return torch.cat([head, own])[None]
+        before = self.past.lengths
+        return torch.cat([head + before[:1], own + before.expand(batch)[self.places // longest]])[None]
+
+    @cached_property
+    def head_mask(self) -> Tensor | None:
+        """[1, 1, head, C + head] what the head's tokens see, where they have a past."""
+        if self.past is None or not self.past.shared:
+            return None
+        return torch.cat([self.past.inside.expand(self.head, -1), self._causal(self.head)], dim=1)[None, None]
+
+    @cached_property
+    def own_mask(self) -> Tensor | None:
+        """[B, 1, n, C + n] what the rows' tokens see, where each has a past of its own."""
+        if self.past is None or self.past.shared:
+            return None
+        batch, longest = self.rows
+        before = self.past.inside[:, None].expand(-1, longest, -1)
+        return torch.cat([before, self._causal(longest).expand(batch, -1, -1)], dim=2)[:, None]
+
+    def _causal(self, size: int) -> Tensor:
+        return torch.ones(size, size, dtype=torch.bool, device=self.places.device).tril()
+
+    def packed(self, rows: Tensor) -> Tensor:
+        """[B, M, H] right-padded -> [1, head + R, H], the head taken from the first row."""
+        own = rows[:, self.head :].flatten(0, 1)[self.places]
+        return torch.cat([rows[0, : self.head], own])[None]
 
     def columns(self, columns: Tensor) -> Tensor:
         """[B, U] columns of the padded rows -> [1, B * U] places in the packed row."""
@@ -47,18 +107,12 @@ class Packing:
         return torch.where(columns < self.head, columns, packed).flatten()[None]
 
 
-def pack(mask: Tensor, head: int) -> Packing:
+def pack(mask: Tensor, head: int, past: Past | None = None, kept: Kept | None = None) -> Packing:
     """The packing of right-padded rows [B, M] that share their first `head` tokens."""
     inside = mask[:, head:]
     places = inside.flatten().nonzero()[:, 0]
     source = (inside.flatten().cumsum(0) - 1).clamp(min=0).view(inside.shape)
-    return Packing(head, source, inside, places)
-
-
-def packed(rows: Tensor, packing: Packing) -> Tensor:
-    """[B, M, H] right-padded -> [1, head + R, H], the head taken from the first row."""
-    own = rows[:, packing.head :].flatten(0, 1)[packing.places]
-    return torch.cat([rows[0, : packing.head], own])[None]
+    return Packing(head, source, inside, places, past, kept)
 
 
 def shared_head(keys: Tensor, mask: Tensor) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, final
 
 import torch
@@ -11,6 +12,7 @@ from transformers import PreTrainedConfig
 
 from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.backbones.codec import Codec
+from lightning_softprompt.backbones.head import States
 from lightning_softprompt.types import IGNORE, Batch, SoftPrompt
 
 
@@ -34,16 +36,19 @@ class Seq2SeqBackbone(Backbone):
         """Models that say of themselves that they have an encoder and a decoder."""
         return bool(config.is_encoder_decoder)
 
-    def forward(self, batch: Batch, prompt: SoftPrompt | None = None) -> Tensor:
-        """Logits [B, U, V]: every position of the decoder is a target's."""
+    def states(self, batch: Batch, prompt: SoftPrompt | None = None) -> States:
+        """All of the decoder: every position of it is a target's."""
         rows = self.splice(batch, prompt)
         decoder_ids = self.model.prepare_decoder_input_ids_from_labels(labels=batch.targets)  # type: ignore[operator]
-        return self.model(  # type: ignore[no-any-return]
+        run = partial(
+            self.model,
             inputs_embeds=rows.embeds,
             attention_mask=rows.mask.long(),
             decoder_input_ids=decoder_ids.masked_fill(decoder_ids == IGNORE, self.codec.pad_id),
             use_cache=False,
-        ).logits
+        )
+        everywhere = torch.arange(decoder_ids.shape[1], device=decoder_ids.device).expand_as(decoder_ids)
+        return self.head.states(run, everywhere)
 
     @torch.no_grad()
     def generate(self, batch: Batch, prompt: SoftPrompt | None = None, **decoding: Any) -> Tensor:

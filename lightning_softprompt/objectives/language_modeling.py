@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
-from torch.nn.functional import cross_entropy
-
 from lightning_softprompt.lm import PromptedLM
 from lightning_softprompt.objectives.base import Objective, Outcome
 from lightning_softprompt.types import IGNORE, Batch
@@ -25,6 +23,5 @@ class LanguageModeling(Objective):
 
     def __call__(self, lm: PromptedLM, batch: Batch) -> Outcome:
         """The loss."""
-        logits = lm(batch).float().flatten(0, 1)
-        smoothing = self.label_smoothing
-        return Outcome(cross_entropy(logits, batch.targets.flatten(), ignore_index=IGNORE, label_smoothing=smoothing))
+        losses = lm.cross_entropy(batch, label_smoothing=self.label_smoothing)
+        return Outcome(losses.sum() / (batch.targets != IGNORE).sum())

@@ -59,7 +59,7 @@ class LabelWords(WordReadout):
 
     def forward(self, lm: PromptedLM, batch: Batch) -> Tensor:
         """Scores [B, C] in float32."""
-        words = lm(batch)[:, 0, self.ids.flatten()].float().unflatten(1, self.ids.shape)  # [B, C, words]
+        words = lm(batch, words=self.ids.flatten())[:, 0].float().unflatten(1, self.ids.shape)  # [B, C, words]
         if self.aggregate == "mean":
             return words.masked_fill(self.pad, 0).sum(-1) / (~self.pad).sum(-1)
         words = words.masked_fill(self.pad, float("-inf"))

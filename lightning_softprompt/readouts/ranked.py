@@ -11,7 +11,7 @@ from lightning_softprompt.backbones.codec import Codec
 from lightning_softprompt.lm import PromptedLM
 from lightning_softprompt.readouts.base import WordReadout
 from lightning_softprompt.template import Template
-from lightning_softprompt.types import IGNORE, Batch, Classes
+from lightning_softprompt.types import Batch, Classes
 
 
 @final
@@ -64,5 +64,4 @@ class RankedChoices(WordReadout):
 
     def _log_probability(self, lm: PromptedLM, batch: Batch) -> Tensor:
         rows = self.codec.candidates(batch, self.candidates)  # B * C rows
-        each = lm(rows).float().log_softmax(-1).gather(2, rows.targets.clamp(min=0)[..., None])[..., 0]
-        return each.masked_fill(rows.targets == IGNORE, 0).sum(1).unflatten(0, (len(batch), len(self.candidates)))
+        return -lm.cross_entropy(rows).sum(1).unflatten(0, (len(batch), len(self.candidates)))

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from lightning_softprompt.backbones.packing import pack, packed, shared_head
+from lightning_softprompt.backbones.packing import pack
+from lightning_softprompt.backbones.paths import Packed, Padded, TwoPass
+from lightning_softprompt.backbones.rows import Rows
 from lightning_softprompt.template import Template
 from lightning_softprompt.types import IGNORE, SoftPrompt
 
@@ -57,7 +59,8 @@ def test_packed_equals_padded(pair, template, length):
     tokens = torch.randn(1, length, pair[0].hidden_size, dtype=torch.float64)
     ours, plain = (loss_and_gradients(backbone, batch, tokens) for backbone in pair)
     torch.testing.assert_close(ours, plain, rtol=1e-9, atol=1e-9)
-    assert pair[0].why_padded is None
+    assert isinstance(pair[0].path, Packed)
+    assert isinstance(pair[1].path, Padded)
 
 
 def test_packed_equals_padded_with_a_prompt_for_each_row_and_a_shift(pair):
@@ -80,14 +83,16 @@ def test_the_shared_head_is_what_all_rows_begin_with(load):
     backbone = load("llama")
     batch = batch_of(backbone, TEMPLATES["instruction before"], ["the movie was great", "the dog ?"])
     prompt = SoftPrompt(tokens=torch.randn(1, 3, backbone.hidden_size))
-    rows = backbone.splice(batch, prompt)
+
+    def head(prompt):
+        return Rows.of(backbone.splice(batch, prompt), batch, prompt).head
+
     instruction = len(backbone.codec.ids("is this film good ?"))
-    head = shared_head(backbone._keys(rows, batch, prompt), rows.mask)
-    assert head == 1 + instruction + 3 + 1  # BOS, instruction, soft tokens, "the"
+    assert head(prompt) == 1 + instruction + 3 + 1  # BOS, instruction, soft tokens, "the"
     own = SoftPrompt(tokens=torch.randn(2, 3, backbone.hidden_size))
-    assert shared_head(backbone._keys(rows, batch, own), rows.mask) == 1 + instruction
+    assert head(own) == 1 + instruction
     shifted = SoftPrompt(tokens=prompt.tokens, shift=torch.zeros(1, 1, 1))
-    assert shared_head(backbone._keys(rows, batch, shifted), rows.mask) == 0
+    assert head(shifted) == 0
 
 
 def test_equal_rows_that_are_shorter_than_the_rest_come_first(pair):
@@ -101,25 +106,26 @@ def test_a_model_of_no_numbers_is_not_taken_for_exact(load):
     backbone = load("llama")
     backbone.model.model.norm.weight.data.fill_(float("nan"))
     backbone(batch_of(backbone, TEMPLATES["front"], ["the movie was great", "what ?"]))
-    assert "nan" in backbone.why_padded
+    assert isinstance(backbone.path, Padded)
+    assert "nan" in backbone.reasons[0]
 
 
-def test_one_row_alone_decides_nothing(load):
+def test_one_row_alone_is_tried_out_beside_itself(load):
     backbone = load("llama")
     backbone(batch_of(backbone, TEMPLATES["front"], ["the movie was great"]))
-    assert not backbone._tried
+    assert isinstance(backbone.path, Packed)
 
 
 def test_packing_lays_rows_side_by_side():
     mask = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]).bool()
     rows = torch.arange(15.0).view(3, 5, 1)
     packing = pack(mask, 2)
-    assert packed(rows, packing)[0, :, 0].tolist() == [0, 1, 2, 3, 7, 8, 9, 12]
+    assert packing.packed(rows)[0, :, 0].tolist() == [0, 1, 2, 3, 7, 8, 9, 12]
     assert packing.positions[0].tolist() == [0, 1, 2, 3, 2, 3, 4, 2]
     assert packing.columns(torch.tensor([[1, 3], [0, 4], [2, 2]]))[0].tolist() == [1, 3, 0, 6, 7, 7]
 
 
-def test_a_model_whose_attention_wants_more_runs_padded(load, caplog):
+def test_a_model_whose_attention_wants_more_runs_in_two_passes(load, caplog):
     backbone = load("llama")
     backbone.model.config.sliding_window = 4
     for layer in backbone.model.model.layers:
@@ -127,7 +133,8 @@ def test_a_model_whose_attention_wants_more_runs_padded(load, caplog):
         layer.self_attn.forward = lambda *args, forward=forward, **options: forward(*args, s_aux=1, **options)
     batch = batch_of(backbone, TEMPLATES["front"], ["the movie was great", "what ?"])
     backbone(batch)
-    assert "s_aux" in backbone.why_padded
+    assert isinstance(backbone.path, TwoPass)
+    assert "s_aux" in backbone.reasons[0]
 
 
 def test_a_packed_step_computes_what_the_tokens_that_differ_cost(pair):

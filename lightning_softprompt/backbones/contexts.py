@@ -1,0 +1,180 @@
+"""Keys and values of what comes before anything trainable: computed once, without gradient, and kept.
+
+In training that is the text before a row's first soft token, as where soft tokens stand behind the passages that a
+question is about. In evaluation the soft prompt itself does not change either.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections import OrderedDict
+from collections.abc import Callable
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lightning_softprompt.backbones.packing import Kept, Past, pack
+from lightning_softprompt.backbones.rows import Rows
+
+log = logging.getLogger(__name__)
+WORTH = 64  # tokens before the first soft one, on average over a batch, from which a pass of their own pays
+KEYS = "keys_and_values"
+
+
+class ContextCache:
+    """Tensors by name, the least recently used first to go: from memory to disk, and from there for good.
+
+    Args:
+        memory: Most bytes in memory.
+        disk: Most bytes on disk.
+        folder: Where on disk.
+    """
+
+    def __init__(self, memory: int, disk: int = 0, folder: Path | None = None) -> None:
+        self.memory, self.disk, self.folder = memory, disk, folder
+        self.held: OrderedDict[str, Tensor] = OrderedDict()
+        self.bytes = 0
+        self.passing: set[str] = set()  # not worth the disk
+
+    def get(self, name: str, make: Callable[[], Tensor], lasting: bool = True) -> Tensor:
+        """What is kept under a name, made where it is not."""
+        found = self.held.pop(name, None)
+        if found is not None:
+            self.bytes -= found.nbytes
+        else:
+            found = self._read(name) if lasting else None
+        found = make() if found is None else found
+        self._hold(name, found, lasting)
+        return found
+
+    def _hold(self, name: str, tensor: Tensor, lasting: bool) -> None:
+        if not lasting:
+            self.passing.add(name)
+        self.held[name] = tensor
+        self.bytes += tensor.nbytes
+        while self.bytes > self.memory:
+            oldest, dropped = self.held.popitem(last=False)
+            self.bytes -= dropped.nbytes
+            if oldest not in self.passing:
+                self._write(oldest, dropped)
+            self.passing.discard(oldest)
+
+    def _file(self, name: str) -> Path | None:
+        return None if self.folder is None or not self.disk else self.folder / f"{name}.safetensors"
+
+    def _read(self, name: str) -> Tensor | None:
+        file = self._file(name)
+        if file is None or not file.is_file():
+            return None
+        try:
+            tensor = load_file(file)[KEYS]
+            os.utime(file)  # used just now
+        except (SafetensorError, OSError, KeyError):  # another process dropped it, or a disk was full
+            return None
+        return tensor
+
+    def _write(self, name: str, tensor: Tensor) -> None:
+        file = self._file(name)
+        if file is None or file.is_file() or tensor.nbytes > self.disk:
+            return
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle, draft = tempfile.mkstemp(prefix=".draft-", dir=file.parent)
+        os.close(handle)
+        try:
+            save_file({KEYS: tensor.contiguous()}, draft)
+            os.replace(draft, file)
+        finally:
+            Path(draft).unlink(missing_ok=True)
+        self._trim(file.parent)
+
+    def _trim(self, folder: Path) -> None:
+        files = sorted(((f.stat().st_mtime, f.stat().st_size, f) for f in folder.glob("*.safetensors")), reverse=True)
+        used = 0
+        for _, size, file in files:
+            used += size
+            if used > self.disk:
+                file.unlink(missing_ok=True)
+
+
+class Contexts:
+    """Finds what of a batch can be kept, and computes what is not.
+
+    Args:
+        run: Gives keys and values [L, 2, N, C, D] of one row [1, C, H].
+        cache: Keeps them.
+    """
+
+    def __init__(self, run: Callable[[Tensor], Tensor], cache: ContextCache) -> None:
+        self.run = run
+        self.cache = cache
+
+    def of(self, rows: Rows, until: Tensor) -> tuple[Past | None, Tensor]:
+        """The past of a batch, and how many tokens of each row it covers [B].
+
+        Args:
+            rows: The batch.
+            until: [B] tokens that may be covered at most.
+        """
+        begin = torch.minimum(rows.frozen, until)
+        if begin.float().mean() >= WORTH:
+            return self._texts(rows, begin), begin
+        end = 0 if torch.is_grad_enabled() else min(rows.prompt_end, int(until.min()))
+        if not end:
+            return None, torch.zeros_like(begin)
+        inside = rows.mask.new_ones(1, end)
+        return Past(_layers(self._kept(rows, 0, end, lasting=False)[None]), inside), begin.new_full(begin.shape, end)
+
+    def _texts(self, rows: Rows, begin: Tensor) -> Past:
+        lengths = begin.tolist()
+        same = len(set(lengths)) == 1 and bool((rows.keys[:, : lengths[0]] == rows.keys[:1, : lengths[0]]).all())
+        each = [self._kept(rows, b, length) for b, length in enumerate(lengths[:1] if same else lengths)]
+        longest = max(lengths)
+        stacked = each[0].new_zeros(len(each), *each[0].shape[:3], longest, each[0].shape[4])
+        for row, kept in zip(stacked, each, strict=True):
+            row[..., : kept.shape[3], :] = kept
+        inside = torch.arange(longest, device=begin.device) < begin[: len(each), None]
+        return Past(_layers(stacked), inside)
+
+    def _kept(self, rows: Rows, b: int, length: int, lasting: bool = True) -> Tensor:
+        """Each row is computed alone, so that its numbers depend on nothing else, and runs repeat each other."""
+        embeds = rows.embeds[b : b + 1, :length]
+        said = [rows.keys[b, :length]] + ([] if lasting else [embeds])
+        return self.cache.get(_name(said), lambda: self._compute(embeds), lasting).to(embeds.device)
+
+    def _compute(self, embeds: Tensor) -> Tensor:
+        with torch.inference_mode(False), torch.no_grad():  # evaluation's tensors could not be trained with
+            return self.run(embeds)
+
+
+def _layers(stacked: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """[B, L, 2, N, C, D] as L pairs."""
+    return [(layer[:, 0], layer[:, 1]) for layer in stacked.unbind(1)]
+
+
+def _name(said: list[Tensor]) -> str:
+    device = said[0].device.type
+    digest = blake2b(f"{torch.is_autocast_enabled(device)}{torch.get_autocast_dtype(device)}".encode(), digest_size=16)
+    for tensor in said:
+        digest.update(tensor.detach().contiguous().view(torch.uint8).cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def keys_and_values(model: Any, embeds: Tensor) -> Tensor:
+    """[L, 2, N, C, D] of one row [1, C, H], by the packed attention, which hands them out."""
+    kept: Kept = {}
+    packing = pack(torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device), 0, kept=kept)
+    model.base_model(
+        inputs_embeds=embeds,
+        position_ids=packing.positions,
+        attention_mask=embeds.new_zeros(1, 1, 1, 1),
+        use_cache=False,
+        packing=packing,
+    )
+    return torch.stack([torch.cat(kept[layer]) for layer in sorted(kept)])

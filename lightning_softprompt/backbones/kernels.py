@@ -1,0 +1,142 @@
+"""Attention with its log-sum-exp, and its gradients from a log-sum-exp that other keys had a part in.
+
+PyTorch's public attention hides the log-sum-exp. These are the kernels behind it, CPU and CUDA by the same two
+functions; where there is no kernel, the same is computed plainly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import sqrt
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+aten: Any = torch.ops.aten
+ALIGNED = 32  # CUDA's kernel holds log-sum-exps and masks in blocks of so many
+NEVER = float("-inf")
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float | None, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Output [B, heads, Q, D] and log-sum-exp [B, heads, Q].
+
+    Args:
+        query: [B, heads, Q, D].
+        key: [B, N, K, D]; N divides the query's heads.
+        value: [B, N, K, D].
+        causal: Whether query i sees keys 0 to i only.
+        scale: Of the scores; None takes 1 / sqrt(D).
+        mask: [B|1, 1, Q, K] bool, True where a query sees a key; each sees at least one.
+    """
+    forward = {"cpu": _cpu, "cuda": _cuda}.get(_kind(query), plain)
+    return forward(query, key, value, causal, scale, mask)
+
+
+def attend_backward(
+    grad: Tensor, parts: Sequence[Tensor], causal: bool, scale: float | None, mask: Tensor | None = None
+) -> list[Tensor]:
+    """Gradients of query, key and value.
+
+    Args:
+        grad: [B, heads, Q, D] of the output.
+        parts: Query, key, value, output and log-sum-exp; the last two over all keys, of which these may be a part.
+        causal: As in `attend`.
+        scale: As in `attend`.
+        mask: As in `attend`.
+    """
+    backward = {"cpu": _cpu_backward, "cuda": _cuda_backward}.get(_kind(grad), plain_backward)
+    return backward(grad, *parts, causal, scale, mask)
+
+
+def _kind(tensor: Tensor) -> str:
+    return "none" if tensor.device.type == "cuda" and tensor.dtype == torch.float64 else tensor.device.type
+
+
+def _bias(mask: Tensor | None, query: Tensor) -> Tensor | None:
+    """What is added to the scores."""
+    return None if mask is None else torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, NEVER)
+
+
+def _cpu(query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float | None, mask: Tensor | None) -> Any:
+    kernel = aten._scaled_dot_product_flash_attention_for_cpu
+    return kernel(query, key, value, 0.0, causal, attn_mask=_bias(mask, query), scale=scale)
+
+
+def _cpu_backward(grad: Tensor, *rest: Any) -> list[Tensor]:
+    *parts, causal, scale, mask = rest
+    kernel = aten._scaled_dot_product_flash_attention_for_cpu_backward
+    return list(kernel(grad, *parts, 0.0, causal, attn_mask=_bias(mask, grad), scale=scale))
+
+
+def _cuda(query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float | None, mask: Tensor | None) -> Any:
+    kernel = aten._scaled_dot_product_efficient_attention
+    wide = [query, *_wide(query, key, value)]
+    out, lse, *_ = kernel(*wide, _aligned_bias(mask, query), True, 0.0, causal, scale=scale)
+    return out, lse[:, :, : query.shape[2]]
+
+
+def _cuda_backward(grad: Tensor, *rest: Any) -> list[Tensor]:
+    query, key, value, out, lse, causal, scale, mask = rest
+    kernel = aten._scaled_dot_product_efficient_attention_backward
+    seed = torch.zeros((), dtype=torch.long, device=grad.device)  # of a dropout that is not there
+    lse = pad(lse, (0, -lse.shape[2] % ALIGNED), value=float("inf"))
+    wide, bias = _wide(query, key, value), _aligned_bias(mask, query)
+    wanted = [True, True, True, False]
+    grads = kernel(grad, query, *wide, bias, out, lse, seed, seed, 0.0, wanted, causal, scale=scale)
+    return [grads[0], *(_narrow(g, key) for g in grads[1:3])]
+
+
+def _aligned_bias(mask: Tensor | None, query: Tensor) -> Tensor | None:
+    """Expanded to all rows and heads, its own rows beginning where the kernel can read them."""
+    if mask is None:
+        return None
+    bias = pad(torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, NEVER), (0, -mask.shape[3] % ALIGNED))
+    return bias[..., : mask.shape[3]].expand(len(query), query.shape[1], -1, -1)
+
+
+def _wide(query: Tensor, *tensors: Tensor) -> list[Tensor]:
+    """Each of N heads as often as queries share it."""
+    return [t.repeat_interleave(query.shape[1] // t.shape[1], dim=1) for t in tensors]
+
+
+def _narrow(wide: Tensor, key: Tensor) -> Tensor:
+    """Summed over the queries that share a head."""
+    return wide.unflatten(1, (key.shape[1], -1)).sum(2)
+
+
+def plain(
+    query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float | None, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """`attend` without a kernel."""
+    scores = _scores(query, key, causal, scale, mask)
+    lse = scores.logsumexp(-1)
+    share = (scores - lse[..., None]).exp().to(value.dtype)
+    return (share @ _wide(query, value)[0]).to(query.dtype), lse
+
+
+def plain_backward(grad: Tensor, *rest: Any) -> list[Tensor]:
+    """`attend_backward` without a kernel."""
+    query, key, value, out, lse, causal, scale, mask = rest
+    share = (_scores(query, key, causal, scale, mask) - lse[..., None]).exp().to(grad.dtype)
+    wide_key, wide_value = _wide(query, key, value)
+    of_share = grad @ wide_value.transpose(2, 3) - (grad * out).sum(-1, keepdim=True)
+    of_scores = share * of_share * _scale(query, scale)
+    of_key, of_value = of_scores.transpose(2, 3) @ query, share.transpose(2, 3) @ grad
+    return [of_scores @ wide_key, _narrow(of_key, key), _narrow(of_value, value)]
+
+
+def _scale(query: Tensor, scale: float | None) -> float:
+    return 1 / sqrt(query.shape[3]) if scale is None else scale
+
+
+def _scores(query: Tensor, key: Tensor, causal: bool, scale: float | None, mask: Tensor | None) -> Tensor:
+    """[B, heads, Q, K] in float32 at least."""
+    scores = (query @ _wide(query, key)[0].transpose(2, 3)).to(torch.promote_types(query.dtype, torch.float32))
+    scores = scores * _scale(query, scale)
+    if causal:
+        scores = scores.masked_fill(scores.new_ones(scores.shape[2:], dtype=torch.bool).triu(1), NEVER)
+    return scores if mask is None else scores.masked_fill(~mask, NEVER)

@@ -1,0 +1,183 @@
+"""The ways in which a decoder-only model can run a batch, all to the same logits, the fastest first.
+
+Which of them a model allows is tried out, not looked up: on two rows of the first batch, in float32.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import replace
+from functools import partial
+from typing import Any, ClassVar, final
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from lightning_softprompt.backbones.attention import NAME, PackingUnsupportedError
+from lightning_softprompt.backbones.base import BackboneSpec
+from lightning_softprompt.backbones.contexts import ContextCache, Contexts, keys_and_values
+from lightning_softprompt.backbones.head import Head, States
+from lightning_softprompt.backbones.packing import pack
+from lightning_softprompt.backbones.rows import Rows
+
+log = logging.getLogger(__name__)
+Offer = Callable[[PreTrainedModel, Head], "Path"]
+LIMIT = 1e-4  # relative error of logits in float32
+
+
+class Path(ABC):
+    """A way to run a batch.
+
+    Args:
+        model: The transformers model.
+        head: Its last layer.
+        attention: Transformers' attention where the path has none of its own.
+    """
+
+    told: ClassVar[str]
+
+    def __init__(self, model: PreTrainedModel, head: Head, attention: str) -> None:
+        self.model, self.head, self.attention = model, head, attention
+
+    def enter(self) -> None:
+        """Prepares the model."""
+        self.model.set_attn_implementation(self.attention)
+
+    @abstractmethod
+    def __call__(self, rows: Rows, columns: Tensor, first: Tensor) -> States:
+        """The states of the targets.
+
+        Args:
+            rows: The batch.
+            columns: [B, U] where they are.
+            first: [B] the first of them in each row.
+        """
+
+
+@final
+class Packed(Path):
+    """One row `[shared head | row 1 | row 2 | ...]` without padding, behind what is kept of earlier batches.
+
+    Args:
+        model: The transformers model.
+        head: Its last layer.
+        attention: Not used.
+        cache: Keeps keys and values of what is frozen.
+    """
+
+    told = "rows run packed, and what they share runs once"
+
+    def __init__(self, model: PreTrainedModel, head: Head, attention: str, cache: ContextCache | None = None) -> None:
+        super().__init__(model, head, NAME)
+        kept = ContextCache(0) if cache is None else cache
+        self.contexts = Contexts(lambda embeds: keys_and_values(model, embeds), kept)
+
+    def __call__(self, rows: Rows, columns: Tensor, first: Tensor) -> States:
+        """See `Path`."""
+        past, begin = self.contexts.of(rows, first)
+        rest = rows if past is None else rows.after(begin)
+        packing = pack(rest.mask, rest.head if past is None or past.shared else 0, past)
+        columns = (columns - begin[:, None]).clamp(min=0)
+
+        def run() -> Any:
+            return self.model(
+                inputs_embeds=packing.packed(rest.embeds),
+                position_ids=packing.positions,
+                attention_mask=rest.embeds.new_zeros(1, 1, 1, 1),  # keeps transformers from making one
+                use_cache=False,
+                packing=packing,
+            )
+
+        return self.head.states(run, columns, packing.columns(columns))
+
+
+@final
+class TwoPass(Path):
+    """What rows share runs first, alone; then the rows, padded, behind its keys and values."""
+
+    told = "what rows share runs once, in a pass of its own"
+
+    def __call__(self, rows: Rows, columns: Tensor, first: Tensor) -> States:
+        """See `Path`."""
+        head, batch = min(rows.head, int(first.min())), len(rows.mask)
+        if not head:
+            return Padded(self.model, self.head, self.attention)(rows, columns, first)
+        cache = DynamicCache(config=self.model.config)
+        self._run(rows.embeds[:1, :head], torch.arange(head), past_key_values=cache)
+        for layer in cache.layers:
+            layer.keys, layer.values = (t.expand(batch, -1, -1, -1) for t in (layer.keys, layer.values))
+        positions = torch.arange(head, rows.mask.shape[1])
+        own = rows.embeds[:, head:]
+        rest = {"past_key_values": cache, "attention_mask": rows.mask.long()}
+        return self.head.states(lambda: self._run(own, positions, **rest), columns - head)
+
+    def _run(self, embeds: Tensor, positions: Tensor, **options: Any) -> Any:
+        return self.model(
+            inputs_embeds=embeds, position_ids=positions.to(embeds.device)[None], use_cache=True, **options
+        )
+
+
+@final
+class Padded(Path):
+    """Rows are padded at the end, where a causal model never looks: no mask is needed, and fast kernels run."""
+
+    told = "rows run padded, each with all it has"
+
+    def __call__(self, rows: Rows, columns: Tensor, first: Tensor) -> States:
+        """See `Path`."""
+        positions = torch.arange(rows.mask.shape[1], device=rows.mask.device)[None]
+        run = lambda: self.model(inputs_embeds=rows.embeds, position_ids=positions, use_cache=False)  # noqa: E731
+        return self.head.states(run, columns)
+
+
+def offers(spec: BackboneSpec, cache: ContextCache) -> list[Offer]:
+    """The paths that a specification allows, the fastest first."""
+    kind = {"attention": spec.attention}
+    if not spec.packed:
+        return [partial(Padded, **kind)]
+    two_pass = [] if spec.checkpointing else [partial(TwoPass, **kind)]  # recomputed, it would fill its cache twice
+    return [partial(Packed, **kind, cache=cache), *two_pass, partial(Padded, **kind)]
+
+
+def choose(
+    model: PreTrainedModel, offers: Sequence[Offer], rows: Rows, columns: Tensor, first: Tensor
+) -> tuple[int, list[str]]:
+    """The number of the first path that agrees with the last, and why those before it do not.
+
+    Args:
+        model: One in half precision is tried out as a float32 copy, since its own rounding would hide a fault.
+        offers: Make the paths; the last is taken as right.
+        rows: Two rows.
+        columns: [2, U] where the targets' states are.
+        first: [2] the first of them in each row.
+    """
+    tried = model if model.dtype in (torch.float32, torch.float64) else deepcopy(model).float()
+    paths = [offer(tried, Head(tried)) for offer in offers]
+    rows = replace(rows, embeds=rows.embeds.detach().to(tried.dtype))
+    with torch.autocast(rows.embeds.device.type, enabled=False):
+        right = _logits(paths[-1], rows, columns, first)
+        reasons: list[str] = []
+        for number, path in enumerate(paths[:-1]):
+            try:
+                error = float((_logits(path, rows, columns, first) - right).abs().max() / right.abs().max())
+            except (NotImplementedError, TypeError, ValueError, RuntimeError, AttributeError) as reason:
+                reasons.append(str(reason).splitlines()[0])
+                continue
+            if error <= LIMIT:  # not so where it is not a number
+                return number, reasons
+            reasons.append(f"logits would be off by {error:.1e}")
+    return len(offers) - 1, reasons
+
+
+def _logits(path: Path, rows: Rows, columns: Tensor, first: Tensor) -> Tensor:
+    """As in training and as in evaluation, where more of a prompt is kept: [2, ...]."""
+    path.enter()
+    both = []
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            both.append(path.head.logits(path(rows, columns, first)).detach())
+    return torch.stack(both)

@@ -1,0 +1,74 @@
+"""The rows of a batch as a decoder-only backbone runs them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from lightning_softprompt.backbones.packing import shared_head
+from lightning_softprompt.backbones.splice import Spliced
+from lightning_softprompt.types import Batch, SoftPrompt
+
+SOFT = 2**31  # above every token id
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows with their soft blocks in place, padded at the end.
+
+    Args:
+        embeds: [B, M, H].
+        mask: [B, M] bool.
+        keys: [B, M] numbers that are equal only where rows have the same token; those of text are its ids.
+        soft: [B, M] bool, True on soft tokens.
+    """
+
+    embeds: Tensor
+    mask: Tensor
+    keys: Tensor
+    soft: Tensor
+
+    @classmethod
+    def of(cls, spliced: Spliced, batch: Batch, prompt: SoftPrompt | None) -> Rows:
+        """The rows of a batch."""
+        tokens, shift = (None, None) if prompt is None else (prompt.tokens, prompt.shift)
+        length = 0 if tokens is None else tokens.shape[1]
+        own = -torch.arange(1, len(batch) + 1, device=batch.input_ids.device)[:, None]  # [B, 1] never equal
+        same = SOFT + torch.arange(length, device=own.device).expand(len(batch), -1)
+        soft = same if tokens is None or len(tokens) == 1 else own.expand_as(same)
+        text = batch.input_ids if shift is None else own.expand_as(batch.input_ids)
+        keys = torch.cat([soft, text], dim=1).gather(1, spliced.order)
+        return cls(spliced.embeds, spliced.mask, keys, spliced.order < length)
+
+    def __getitem__(self, rows: slice) -> Rows:
+        return Rows(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+    @cached_property
+    def head(self) -> int:
+        """Tokens that all rows begin with."""
+        return shared_head(self.keys, self.mask)
+
+    @cached_property
+    def frozen(self) -> Tensor:
+        """[B] tokens of each row before its first soft one; 0 where it has none, or text is shifted."""
+        return self.soft.int().argmax(1) * (self.keys[:, 0] >= 0)
+
+    @cached_property
+    def prompt_end(self) -> int:
+        """Tokens up to the last soft one that all rows begin with; 0 where they do not begin alike."""
+        most = self.keys.shape[1] - 1 if len(self.keys) == 1 else self.head
+        shared = (self.soft[0, :most] & (self.keys[0, :most] >= 0)).nonzero()
+        return int(shared[-1]) + 1 if len(shared) else 0
+
+    def after(self, begin: Tensor) -> Rows:
+        """Without the first `begin` [B] tokens of each row."""
+        left = self.mask.sum(1) - begin
+        longest = int(left.max())
+        step = torch.arange(longest, device=begin.device)
+        places = (begin[:, None] + step).clamp(max=self.mask.shape[1] - 1)  # [B, longest]
+        embeds = self.embeds.gather(1, places[..., None].expand(-1, -1, self.embeds.shape[2]))
+        keys, soft = (t.gather(1, places) for t in (self.keys, self.soft))
+        return Rows(embeds, step < left[:, None], keys, soft)
