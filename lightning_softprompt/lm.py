@@ -39,7 +39,7 @@ class PromptedLM:
         return self._prompts[id(batch)][1]
 
     def __call__(self, batch: Batch, *, prompted: bool = True, words: Tensor | None = None) -> Tensor:
-        """Logits of the targets [B, U, V], or [B, U, W] of W words; with `prompted=False` those of the bare backbone."""
+        """Logits of the targets [B, U, V], [B, U, W] of W words; those of the bare backbone with `prompted=False`."""
         return self.backbone(batch, self.prompt(batch) if prompted else None, words)  # type: ignore[no-any-return]
 
     def cross_entropy(self, batch: Batch, *, prompted: bool = True, label_smoothing: float = 0.0) -> Tensor:

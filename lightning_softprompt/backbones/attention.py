@@ -106,14 +106,14 @@ class PackedAttention(torch.autograd.Function):
         """The output, shaped as the query."""
         h = packing.head
         keys = Keys.of(key, value, past_key, past_value, packing)
-        out, lse = attend(unpacked(query[:, :, h:], packing), *keys.own, keys.own_mask is None, scale, keys.own_mask)
+        out, lse = attend([unpacked(query[:, :, h:], packing), *keys.own], keys.own_mask is None, scale, keys.own_mask)
         out, lse = repacked(out, packing), repacked(lse[..., None], packing)[..., 0]
         if keys.shared[0].shape[2]:
-            seen, seen_lse = attend(folded(query[:, :, h:], key), *keys.shared, False, scale)
+            seen, seen_lse = attend([folded(query[:, :, h:], key), *keys.shared], False, scale)
             out, lse = merged(out, lse, seen.reshape(out.shape), seen_lse.reshape(lse.shape))
         head: tuple[Tensor, ...] = ()
         if h:
-            head = attend(query[:, :, :h], *keys.shared, keys.head_mask is None, scale, keys.head_mask)
+            head = attend([query[:, :, :h], *keys.shared], keys.head_mask is None, scale, keys.head_mask)
         ctx.save_for_backward(query, key, value, past_key, past_value, out, lse, *head)
         ctx.packing, ctx.scale = packing, scale
         return torch.cat([*head[:1], out], dim=2)

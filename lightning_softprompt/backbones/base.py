@@ -98,9 +98,7 @@ class Backbone(nn.Module, ABC):
         """Logits of the targets [B, U, V], or [B, U, W] of W words. Without prompt: the bare backbone."""
         return self.head.logits(self.states(batch, prompt), words)
 
-    def cross_entropy(
-        self, batch: Batch, prompt: SoftPrompt | None = None, label_smoothing: float = 0.0
-    ) -> Tensor:
+    def cross_entropy(self, batch: Batch, prompt: SoftPrompt | None = None, label_smoothing: float = 0.0) -> Tensor:
         """[B, U] of the targets over the whole vocabulary, in float32; 0 where there is no target."""
         return self.head.cross_entropy(self.states(batch, prompt), batch.targets, label_smoothing)
 

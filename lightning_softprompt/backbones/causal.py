@@ -14,10 +14,11 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from lightning_softprompt.backbones.attention import PackingUnsupportedError, register
 from lightning_softprompt.backbones.base import Backbone, BackboneSpec, answer_positions
 from lightning_softprompt.backbones.codec import Codec
-from lightning_softprompt.backbones.contexts import ContextCache
+from lightning_softprompt.backbones.contexts import ContextCache, Prefilled
 from lightning_softprompt.backbones.head import States
 from lightning_softprompt.backbones.paths import Path, choose, offers
 from lightning_softprompt.backbones.rows import Rows
+from lightning_softprompt.backbones.splice import Spliced
 from lightning_softprompt.types import IGNORE, Batch, Piece, Slot, SoftPrompt
 
 log = logging.getLogger(__name__)
@@ -66,7 +67,9 @@ class CausalBackbone(Backbone):
 
     def __init__(self, model: PreTrainedModel, codec: Codec, spec: BackboneSpec) -> None:
         super().__init__(model, codec, spec)
-        self.offers = offers(spec, context_cache(self))
+        kept = context_cache(self)
+        self.offers = offers(spec, kept)
+        self.prompts = Prefilled(model, kept)
         self.path: Path | None = None
         self.reasons: list[str] = [] if spec.packed else ["packed rows are switched off"]
 
@@ -78,8 +81,7 @@ class CausalBackbone(Backbone):
     def states(self, batch: Batch, prompt: SoftPrompt | None = None) -> States:
         """What the targets are said from."""
         spliced = self.splice(batch, prompt)
-        columns = (spliced.columns.gather(1, answer_positions(batch)) - 1).clamp(min=0)
-        first = columns.where(batch.targets != IGNORE, spliced.mask.shape[1]).amin(1)
+        columns, first = target_columns(spliced, batch)
         rows = Rows.of(spliced, batch, prompt)
         try:
             return (self.path or self._chosen(rows, columns, first))(rows, columns, first)
@@ -101,14 +103,33 @@ class CausalBackbone(Backbone):
 
     @torch.no_grad()
     def generate(self, batch: Batch, prompt: SoftPrompt | None = None, **decoding: Any) -> Tensor:
-        """Greedy continuations [B, U]."""
-        rows = self.splice(self.codec.questions(batch), prompt, pad_left=True)
-        self.check_window(rows.mask.shape[1] + decoding.get("max_new_tokens", 0))
-        return self.model.generate(  # type: ignore[no-any-return, operator]
-            inputs_embeds=rows.embeds,
-            attention_mask=rows.mask.long(),
-            **{"do_sample": False, "num_beams": 1, "pad_token_id": self.codec.pad_id, **decoding},
-        )
+        """Greedy continuations [B, U]. A prompt that all rows begin with runs once a pass, and its keys are kept."""
+        questions = self.codec.questions(batch)
+        spliced = self.splice(questions, prompt)
+        self.check_window(spliced.mask.shape[1] + decoding.get("max_new_tokens", 0))
+        rows = Rows.of(spliced, questions, prompt)
+        options = {"do_sample": False, "num_beams": 1, "pad_token_id": self.codec.pad_id, **decoding}
+        end = rows.prompt_end
+        if not end or rows.soft[:, end:].any() or int(rows.mask.sum(1).min()) <= end:
+            left = rows.padded_left()
+            return self.model.generate(  # type: ignore[no-any-return, operator]
+                inputs_embeds=left.embeds, attention_mask=left.mask.long(), **options
+            )
+        left = rows.after(torch.full_like(rows.mask.sum(1), end)).padded_left()
+        placeholders = left.keys.new_full((len(batch), end), self.codec.pad_id)
+        ids = torch.cat([placeholders, left.keys.where(left.mask, self.codec.pad_id)], dim=1)
+        mask = torch.cat([left.mask.new_ones(placeholders.shape), left.mask], dim=1).long()
+        cache = self.prompts.cache_for(rows, end)
+        said = self.model.generate(ids, attention_mask=mask, past_key_values=cache, **options)  # type: ignore[operator]
+        return said[:, ids.shape[1] :]  # type: ignore[no-any-return]
+
+
+def target_columns(rows: Spliced, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The positions [B, U] before the targets, and the first of each row [B], also in place of those to ignore."""
+    columns = (rows.columns.gather(1, answer_positions(batch)) - 1).clamp(min=0)
+    said = batch.targets != IGNORE
+    first = columns.where(said, rows.mask.shape[1]).amin(1).where(said.any(1), columns[:, 0])
+    return columns.where(said, first[:, None]), first
 
 
 def context_cache(backbone: Backbone) -> ContextCache:

@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import DynamicCache
 
 from lightning_softprompt.backbones.packing import Kept, Past, pack
 from lightning_softprompt.backbones.rows import Rows
@@ -143,14 +144,60 @@ class Contexts:
         return Past(_layers(stacked), inside)
 
     def _kept(self, rows: Rows, b: int, length: int, lasting: bool = True) -> Tensor:
-        """Each row is computed alone, so that its numbers depend on nothing else, and runs repeat each other."""
-        embeds = rows.embeds[b : b + 1, :length]
-        said = [rows.keys[b, :length]] + ([] if lasting else [embeds])
-        return self.cache.get(_name(said), lambda: self._compute(embeds), lasting).to(embeds.device)
+        return kept(self.cache, self.run, rows.keys[b, :length], rows.embeds[b : b + 1, :length], lasting)
 
-    def _compute(self, embeds: Tensor) -> Tensor:
+
+class Prefilled:
+    """What generation begins with.
+
+    Args:
+        model: The transformers model.
+        cache: Keeps keys and values.
+    """
+
+    def __init__(self, model: Any, cache: ContextCache) -> None:
+        self.model = model
+        self.cache = cache
+
+    def cache_for(self, rows: Rows, end: int) -> DynamicCache:
+        """Keys and values of the first `end` tokens, which all rows share, for each row."""
+        layers = kept(self.cache, self._run, rows.keys[0, :end], rows.embeds[:1, :end], lasting=False, way="own")
+        cache = DynamicCache(config=self.model.config)
+        for number, layer in enumerate(layers):
+            key, value = layer.unsqueeze(1).expand(-1, len(rows.mask), -1, -1, -1)
+            cache.update(key, value, number)
+        return cache
+
+    def _run(self, embeds: Tensor) -> Tensor:
+        layers: Any = self.model.base_model(inputs_embeds=embeds, use_cache=True).past_key_values.layers
+        return torch.stack([torch.cat([layer.keys, layer.values]) for layer in layers])
+
+
+def kept(
+    cache: ContextCache,
+    run: Callable[[Tensor], Tensor],
+    keys: Tensor,
+    embeds: Tensor,
+    lasting: bool = True,
+    way: str = "packed",
+) -> Tensor:
+    """[L, 2, N, C, D] of one row. It is computed alone, so that its numbers depend on no other and runs repeat.
+
+    Args:
+        cache: Where they are kept.
+        run: Computes them from [1, C, H].
+        keys: [C] what the tokens are.
+        embeds: [1, C, H].
+        lasting: Whether it is text alone, which will come again.
+        way: What tells ways to compute them apart.
+    """
+
+    def make() -> Tensor:
         with torch.inference_mode(False), torch.no_grad():  # evaluation's tensors could not be trained with
-            return self.run(embeds)
+            return run(embeds)
+
+    name = _name(f"{way} {embeds.dtype}", [keys] if lasting else [keys, embeds])
+    return cache.get(name, make, lasting).to(embeds.device)
 
 
 def _layers(stacked: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -158,9 +205,10 @@ def _layers(stacked: Tensor) -> list[tuple[Tensor, Tensor]]:
     return [(layer[:, 0], layer[:, 1]) for layer in stacked.unbind(1)]
 
 
-def _name(said: list[Tensor]) -> str:
+def _name(way: str, said: list[Tensor]) -> str:
     device = said[0].device.type
-    digest = blake2b(f"{torch.is_autocast_enabled(device)}{torch.get_autocast_dtype(device)}".encode(), digest_size=16)
+    way += f" {torch.get_autocast_dtype(device)}" if torch.is_autocast_enabled(device) else ""
+    digest = blake2b(way.encode(), digest_size=16)
     for tensor in said:
         digest.update(tensor.detach().contiguous().view(torch.uint8).cpu().numpy().tobytes())
     return digest.hexdigest()

@@ -20,20 +20,18 @@ NEVER = float("-inf")
 
 
 def attend(
-    query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float | None, mask: Tensor | None = None
+    parts: Sequence[Tensor], causal: bool, scale: float | None, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Output [B, heads, Q, D] and log-sum-exp [B, heads, Q].
 
     Args:
-        query: [B, heads, Q, D].
-        key: [B, N, K, D]; N divides the query's heads.
-        value: [B, N, K, D].
+        parts: Query [B, heads, Q, D], key and value [B, N, K, D]; N divides the query's heads.
         causal: Whether query i sees keys 0 to i only.
         scale: Of the scores; None takes 1 / sqrt(D).
         mask: [B|1, 1, Q, K] bool, True where a query sees a key; each sees at least one.
     """
-    forward = {"cpu": _cpu, "cuda": _cuda}.get(_kind(query), plain)
-    return forward(query, key, value, causal, scale, mask)
+    forward = {"cpu": _cpu, "cuda": _cuda}.get(_kind(parts[0]), plain)
+    return forward(*parts, causal, scale, mask)  # type: ignore[no-any-return, call-arg, arg-type]
 
 
 def attend_backward(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from lightning_softprompt.backbones.attention import NAME, PackingUnsupportedError
+from lightning_softprompt.backbones.attention import NAME
 from lightning_softprompt.backbones.base import BackboneSpec
 from lightning_softprompt.backbones.contexts import ContextCache, Contexts, keys_and_values
 from lightning_softprompt.backbones.head import Head, States
@@ -108,7 +108,8 @@ class TwoPass(Path):
             return Padded(self.model, self.head, self.attention)(rows, columns, first)
         cache = DynamicCache(config=self.model.config)
         self._run(rows.embeds[:1, :head], torch.arange(head), past_key_values=cache)
-        for layer in cache.layers:
+        layers: list[Any] = cache.layers
+        for layer in layers:
             layer.keys, layer.values = (t.expand(batch, -1, -1, -1) for t in (layer.keys, layer.values))
         positions = torch.arange(head, rows.mask.shape[1])
         own = rows.embeds[:, head:]
@@ -136,11 +137,13 @@ class Padded(Path):
 
 def offers(spec: BackboneSpec, cache: ContextCache) -> list[Offer]:
     """The paths that a specification allows, the fastest first."""
-    kind = {"attention": spec.attention}
+    padded: list[Offer] = [partial(Padded, attention=spec.attention)]
     if not spec.packed:
-        return [partial(Padded, **kind)]
-    two_pass = [] if spec.checkpointing else [partial(TwoPass, **kind)]  # recomputed, it would fill its cache twice
-    return [partial(Packed, **kind, cache=cache), *two_pass, partial(Padded, **kind)]
+        return padded
+    two_pass: list[Offer] = [partial(TwoPass, attention=spec.attention)]
+    if spec.checkpointing:
+        two_pass = []  # recomputed, it would fill its cache twice
+    return [partial(Packed, attention=spec.attention, cache=cache), *two_pass, *padded]
 
 
 def choose(

@@ -43,7 +43,7 @@ class Rows:
         keys = torch.cat([soft, text], dim=1).gather(1, spliced.order)
         return cls(spliced.embeds, spliced.mask, keys, spliced.order < length)
 
-    def __getitem__(self, rows: slice) -> Rows:
+    def __getitem__(self, rows: list[int]) -> Rows:
         return Rows(*(getattr(self, field.name)[rows] for field in fields(self)))
 
     @cached_property
@@ -69,6 +69,14 @@ class Rows:
         longest = int(left.max())
         step = torch.arange(longest, device=begin.device)
         places = (begin[:, None] + step).clamp(max=self.mask.shape[1] - 1)  # [B, longest]
+        return self._gathered(places, step < left[:, None])
+
+    def padded_left(self) -> Rows:
+        """With the padding before the rows, as generation wants it."""
+        length = self.mask.shape[1]
+        places = torch.arange(length, device=self.mask.device) - (length - self.mask.sum(1, keepdim=True))
+        return self._gathered(places % length, self.mask.flip(1))
+
+    def _gathered(self, places: Tensor, mask: Tensor) -> Rows:
         embeds = self.embeds.gather(1, places[..., None].expand(-1, -1, self.embeds.shape[2]))
-        keys, soft = (t.gather(1, places) for t in (self.keys, self.soft))
-        return Rows(embeds, step < left[:, None], keys, soft)
+        return Rows(embeds, mask, self.keys.gather(1, places), self.soft.gather(1, places))

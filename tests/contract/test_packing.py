@@ -1,55 +1,15 @@
 """Packed rows give what padded rows give, in float64 so that no loose bound hides a fault."""
 
-from functools import partial
-
 import pytest
 import torch
-from torch.nn.functional import cross_entropy
+from exact import TEMPLATES, batch_of, loss_and_gradients
 
 from lightning_softprompt.backbones.packing import pack
 from lightning_softprompt.backbones.paths import Packed, Padded, TwoPass
 from lightning_softprompt.backbones.rows import Rows
-from lightning_softprompt.template import Template
-from lightning_softprompt.types import IGNORE, SoftPrompt
+from lightning_softprompt.types import SoftPrompt
 
 FAMILIES = ("llama", "gpt2")
-TEMPLATES = {
-    "front": "{soft}{text} it is {target}",
-    "middle": "the film {text}{soft} it is {target}",
-    "instruction before": "is this film good ? {soft}{text} it is {target}",
-    "end": "{text} it is{soft}{target}",
-}
-
-
-def batch_of(backbone, template, texts, targets=None):
-    template = Template(template)
-    targets = targets or ["good", "bad", "one"] * len(texts)
-    rows = [backbone.codec.encode(template.pieces({"text": t}), y) for t, y in zip(texts, targets, strict=False)]
-    return backbone.codec.collate(rows)
-
-
-def loss_and_gradients(backbone, batch, tokens, shift=None):
-    leaves = [t.clone().requires_grad_() for t in (tokens, shift) if t is not None]
-    prompt = SoftPrompt(tokens=leaves[0], shift=leaves[1] if shift is not None else None)
-    logits = backbone(batch, prompt)
-    loss = cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORE)
-    loss.backward()
-    return logits.detach()[batch.targets != IGNORE], loss.detach(), [leaf.grad for leaf in leaves]
-
-
-@pytest.fixture
-def pair(load, family):
-    """The same weights packed and padded, in float64."""
-    both = load(family).double(), load(family, packed=False).double()
-    for backbone in both:
-        for module in backbone.modules():
-            if type(module).__name__ == "LlamaRMSNorm":  # it computes in float32 whatever it is given
-                module.forward = partial(rms_norm, module)
-    return both
-
-
-def rms_norm(module, hidden):
-    return module.weight * hidden * (hidden.pow(2).mean(-1, keepdim=True) + module.variance_epsilon).rsqrt()
 
 
 @pytest.mark.parametrize("template", TEMPLATES)

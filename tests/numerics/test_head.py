@@ -1,0 +1,68 @@
+"""The vocabulary projection on target rows, on some words, in pieces, and of models that do more than project."""
+
+import pytest
+import torch
+from tiny import batch_of
+from torch.nn.functional import cross_entropy
+from torch.testing import assert_close
+
+from lightning_softprompt.backbones import head
+from lightning_softprompt.types import IGNORE, SoftPrompt
+
+
+def prompt(backbone, length=3):
+    return SoftPrompt(tokens=torch.randn(1, length, backbone.hidden_size).requires_grad_())
+
+
+def test_some_words_are_columns_of_all(backbone):
+    batch, soft = batch_of(backbone.codec), prompt(backbone)
+    words = torch.tensor([7, 3, 3, 11])
+    assert_close(backbone(batch, soft, words), backbone(batch, soft)[..., words])
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_cross_entropy_in_pieces_is_that_of_the_logits(backbone, monkeypatch, smoothing):
+    monkeypatch.setattr(head, "CHUNK", 2)
+    batch, soft = batch_of(backbone.codec), prompt(backbone)
+    expected = cross_entropy(
+        backbone(batch, soft).flatten(0, 1).float(),
+        batch.targets.flatten(),
+        reduction="none",
+        label_smoothing=smoothing,
+    ).view(batch.targets.shape)
+    losses = backbone.cross_entropy(batch, soft, smoothing)
+    assert_close(losses, expected)
+    assert (losses[batch.targets == IGNORE] == 0).all()
+    grads = [torch.autograd.grad(loss.sum(), soft.tokens)[0] for loss in (losses, expected)]
+    assert_close(*grads)
+
+
+def test_a_run_after_the_first_projects_nothing_by_itself(backbone, monkeypatch):
+    batch, soft = batch_of(backbone.codec), prompt(backbone)
+    backbone(batch, soft)
+    seen = []
+    handle = backbone.head.layer.register_forward_hook(lambda _, args, out: seen.append(args[0].shape[:-1].numel()))
+    backbone(batch, soft, torch.tensor([3, 4]))
+    handle.remove()
+    assert seen == [0]
+
+
+def test_logits_that_a_model_changes_after_its_head_are_the_models_own(load, family):
+    backbone, plain = load(family), load(family)
+    forward = backbone.model.forward
+
+    def capped(*args, **kwargs):
+        out = forward(*args, **kwargs)
+        out.logits = 2 * torch.tanh(out.logits / 2)
+        return out
+
+    backbone.model.forward = capped
+    batch, soft = batch_of(backbone.codec), prompt(backbone)
+    expected = 2 * torch.tanh(plain(batch, soft) / 2)
+    for _ in range(2):
+        assert_close(backbone(batch, soft), expected)
+    assert backbone.head.plain is False
+    words = torch.tensor([3, 8])
+    assert_close(backbone(batch, soft, words), expected[..., words])
+    own = cross_entropy(expected.flatten(0, 1), batch.targets.flatten(), reduction="none")
+    assert_close(backbone.cross_entropy(batch, soft).flatten(), own)
