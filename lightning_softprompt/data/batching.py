@@ -48,6 +48,8 @@ class BucketBatchSampler(Sampler[list[int]]):
         world_size: How many processes share the rows.
         drop_last: Drop the last batch of a shuffled order if it is not full.
         weights: How often to draw each row, with replacement; an epoch stays as long as it was.
+        max_tokens: Most tokens of a batch, instead of batch_size: all batches have about as many, and so take about as
+            long.
 
     Raises:
         ValueError: If the arguments do not fit each other, or leave a rank without a batch.
@@ -59,7 +61,7 @@ class BucketBatchSampler(Sampler[list[int]]):
     def __init__(
         self,
         lengths: Sequence[int],
-        batch_size: int,
+        batch_size: int = 1,
         *,
         order: Order,
         seed: int = 0,
@@ -67,6 +69,7 @@ class BucketBatchSampler(Sampler[list[int]]):
         world_size: int = 1,
         drop_last: bool = False,
         weights: Sequence[float] | None = None,
+        max_tokens: int | None = None,
     ) -> None:
         if order != "shuffled" and (drop_last or weights is not None):
             raise ValueError(f"drop_last and weights are for the order 'shuffled', got {order!r}; leave them out")
@@ -77,6 +80,12 @@ class BucketBatchSampler(Sampler[list[int]]):
         self.lengths = np.asarray(lengths, dtype=np.int64)
         self.odds = None if weights is None else _odds(weights, len(self.lengths))
         self.order, self.seed, self.rank, self.world_size = order, seed, rank, world_size
+        self.max_tokens, self.pieces = max_tokens, 0
+        if max_tokens is not None:
+            if drop_last or weights is not None:
+                raise ValueError("max_tokens goes with neither drop_last nor weights; set batch_size instead")
+            self.pieces = self._count_pieces(max_tokens)
+            batch_size = max(1, len(self.lengths) // self.pieces)  # on average
         # Not called batch_size and drop_last: whatever has both, Lightning rebuilds as if it were torch's BatchSampler.
         self.rows_per_rank, self.rows_per_step = batch_size, batch_size * world_size
         self.kept = len(self.lengths) - (len(self.lengths) % self._unit(drop_last))
@@ -87,13 +96,36 @@ class BucketBatchSampler(Sampler[list[int]]):
                 f"batch_size={batch_size} and drop_last={drop_last}; use fewer processes, a smaller batch, or more rows"
             )
 
+    def _count_pieces(self, most: int) -> int:
+        """Into how many batches of like tokens an epoch is cut, so that none has more than `most`.
+
+        One number for all epochs: a batch ends with the row that completes its share, so it exceeds it by less than
+        the longest row; a third is what it takes to leave no batch empty.
+        """
+        longest, total = int(self.lengths.max(initial=1)), int(self.lengths.sum())
+        if most < 3 * longest:
+            raise ValueError(f"batches of {most} tokens want rows of a third of that at most, got one of {longest}")
+        pieces = math.ceil(total / (most - longest + 1))
+        pieces += -pieces % self.world_size
+        if total < longest * pieces:
+            raise ValueError(f"too few rows for batches of {most} tokens on {self.world_size} processes; use fewer")
+        return pieces
+
+    def _cut(self, rows: Indices) -> list[Indices]:
+        """Rows in batches of like tokens."""
+        ends = np.cumsum(self.lengths[rows])
+        piece = (ends * self.pieces - 1) // ends[-1]  # [rows]
+        return np.split(rows, np.searchsorted(piece, np.arange(1, self.pieces)))
+
     def _unit(self, drop_last: bool) -> int:
         """Rows are kept in multiples of this."""
-        if self.order != "shuffled":
+        if self.order != "shuffled" or self.pieces:
             return 1
         return self.rows_per_step if drop_last else self.world_size
 
     def __len__(self) -> int:
+        if self.pieces:
+            return self.pieces // self.world_size
         return math.ceil(len(range(self.rank, self.kept, self.world_size)) / self.rows_per_rank)
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -102,6 +134,10 @@ class BucketBatchSampler(Sampler[list[int]]):
 
     def _batches(self, start: int) -> Iterator[list[int]]:
         rows, turns = self._shuffled() if self.order == "shuffled" else self._sorted()
+        if self.pieces:
+            pieces = self._cut(rows)[self.rank :: self.world_size]
+            yield from (pieces[turn].tolist() for turn in turns[start:])
+            return
         share, size = rows[self.rank : self.kept : self.world_size], self.rows_per_rank
         for turn in turns[start:].tolist():
             yield share[turn * size : (turn + 1) * size].tolist()
@@ -119,11 +155,11 @@ class BucketBatchSampler(Sampler[list[int]]):
         count, step = len(self.lengths), self.rows_per_step
         draw = np.random.default_rng((self.seed, self.epoch))
         rows = draw.permutation(count) if self.odds is None else draw.choice(count, count, p=self.odds)
-        full = count - count % step
+        full = count if self.pieces else count - count % step
         for begin in range(0, full, WINDOW * step):
             window = rows[begin : min(begin + WINDOW * step, full)]
             window[:] = window[np.argsort(self.lengths[window], kind="stable")]
-        turns = draw.permutation(math.ceil(count / step))
+        turns = draw.permutation(len(self) if self.pieces else math.ceil(count / step))
         return rows, turns[turns < len(self)]
 
     @property
@@ -149,6 +185,7 @@ class BucketBatchSampler(Sampler[list[int]]):
             "rows": len(self.lengths),
             "batch_size * world_size": self.rows_per_step,
             "batches per epoch": len(self),
+            "max_tokens": self.max_tokens,
             "seed": self.seed,
             "order": self.order,
             "checksum of lengths and weights": zlib.crc32(weights, zlib.crc32(self.lengths.tobytes())),

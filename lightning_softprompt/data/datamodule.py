@@ -85,6 +85,8 @@ class SoftPromptDataModule(LightningDataModule, ABC):
         max_tokens: Most tokens of a row without the soft ones.
         batch_size: Rows of a training batch, on each device.
         eval_batch_size: Rows of a batch elsewhere; None takes batch_size.
+        batch_tokens: Most tokens of any batch, soft ones not counted, instead of the two numbers of rows; at least
+            three times those of the longest row.
         validation_share: Share of the training rows held out where there are no validation rows.
         seed: Of the order of training rows and of the held-out share.
         num_workers: Processes that make batches.
@@ -105,6 +107,7 @@ class SoftPromptDataModule(LightningDataModule, ABC):
         max_tokens: int = 512,
         batch_size: int = 16,
         eval_batch_size: int | None = None,
+        batch_tokens: int | None = None,
         validation_share: float = 0.1,
         seed: int = 0,
         num_workers: int = 0,
@@ -127,6 +130,7 @@ class SoftPromptDataModule(LightningDataModule, ABC):
         self.max_tokens = max_tokens
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or batch_size
+        self.batch_tokens = batch_tokens
         self.validation_share = validation_share
         self.seed = seed
         self.num_workers = num_workers
@@ -318,6 +322,7 @@ class SoftPromptDataModule(LightningDataModule, ABC):
         data = self.split(name)
         rank, world = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
         sampler = BucketBatchSampler(
-            data.lengths, batch_size, order=order, seed=self.seed, rank=rank, world_size=world, weights=weights
-        )
+            data.lengths, batch_size, order=order, seed=self.seed, rank=rank, world_size=world, weights=weights,
+            max_tokens=self.batch_tokens,
+        )  # fmt: skip
         return ResumableLoader(data, sampler, Collate(self.codec), num_workers=self.num_workers)

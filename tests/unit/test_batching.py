@@ -45,6 +45,49 @@ def flat(batches):
 # Order
 
 
+@pytest.mark.parametrize("order", ["shuffled", "longest_first", "given"])
+@pytest.mark.parametrize("world_size", [1, 3])
+@pytest.mark.parametrize("rows", [1, 2, 7, 40, 103])
+def test_a_budget_of_tokens_holds_in_every_batch_of_every_epoch(order, world_size, rows):
+    if rows < 40 and world_size > 1:
+        pytest.skip("too few rows for three processes")
+    lengths, most = LENGTHS[:rows], 3 * max(LENGTHS[:rows])
+    samplers = [
+        BucketBatchSampler(lengths, order=order, max_tokens=most, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
+    for epoch in range(3):
+        batches = [epoch_of(sampler, epoch) for sampler in samplers]
+        every = [batch for of_rank in batches for batch in of_rank]
+        assert sorted(flat(every)) == list(range(rows))
+        assert all(batch and sum(lengths[row] for row in batch) <= most for batch in every)
+        assert [len(of_rank) for of_rank in batches] == [len(sampler) for sampler in samplers]
+        assert len({len(of_rank) for of_rank in batches}) == 1
+
+
+def test_a_budget_of_tokens_fills_batches_with_like_rows_and_mixes_epochs():
+    sampler = BucketBatchSampler(LENGTHS, order="shuffled", max_tokens=400)
+    batches = epoch_of(sampler, 0)
+    assert min(sum(LENGTHS[row] for row in batch) for batch in batches) > 400 - 3 * max(LENGTHS)
+    assert batches != epoch_of(sampler, 1)
+    assert epoch_of(sampler, 0) == batches
+    sampler.set_epoch(0)
+    resumed = BucketBatchSampler(LENGTHS, order="shuffled", max_tokens=400)
+    passing = iter(sampler)
+    next(passing), sampler.count()
+    resumed.load_state_dict(sampler.state_dict())
+    assert list(resumed) == batches[1:]
+
+
+def test_a_budget_that_a_row_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match="a third of that at most, got one of 50"):
+        BucketBatchSampler([10, 50], order="given", max_tokens=140)
+    with pytest.raises(ValueError, match="too few rows"):
+        BucketBatchSampler([10, 50], order="shuffled", max_tokens=400, rank=1, world_size=4)
+    with pytest.raises(ValueError, match="neither drop_last nor weights"):
+        BucketBatchSampler([10, 50], order="shuffled", max_tokens=400, drop_last=True)
+
+
 def test_each_epoch_has_every_row_once_in_full_batches_and_a_last_one():
     for epoch in range(3):
         batches = epoch_of(shuffled(), epoch)
