@@ -13,12 +13,11 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean, stdev
 
 from lightning_softprompt.cli import main as run_command
+from lightning_softprompt.evaluation.intervals import student
 from lightning_softprompt.run import last_folder
 
-T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 METRICS = ("accuracy", "macro_f1", "loss")
 
 
@@ -75,8 +74,8 @@ def interval(values: Sequence[float]) -> str:
     """Mean and half width over seeds."""
     if len(values) < 2:
         return f"{values[0]:.3f}"
-    half = T_95[len(values)] * stdev(values) / len(values) ** 0.5
-    return f"{mean(values):.3f} ± {half:.3f}"
+    mean, half = student(values)
+    return f"{mean:.3f} ± {half:.3f}"
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from lightning_softprompt.checkpoints.plain import plain
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.module import SoftPromptModule
 from lightning_softprompt.parser import Parser
+from lightning_softprompt.replicas import Replicas, ReplicaSpec
 from lightning_softprompt.run import RunSpec
 from lightning_softprompt.session import Session
 
@@ -63,6 +64,12 @@ class SoftPromptCLI(LightningCLI):
         """Adds what no single class owns, and the links: backbone to both sides, classes and scoring to the model."""
         parser.add_argument("--backbone", type=BackboneSpec, default=BackboneSpec(), help="The frozen language model.")
         parser.add_argument("--run", type=RunSpec, default=RunSpec(), help="Where the run leaves its files.")
+        parser.add_argument(
+            "--replicas",
+            type=int | ReplicaSpec,
+            default=1,
+            help="Trains so many prompts on the same batches, each as if alone; a mapping says how they differ.",
+        )
         parser.add_argument(
             "--init_from",
             type=str | None,
@@ -97,7 +104,8 @@ class SoftPromptCLI(LightningCLI):
             raise ValueError("--ckpt_path continues a run and --init_from starts a new one; give one of them")
         training = self.subcommand == "fit"
         seed = config.seed_everything if training else None
-        refuse_contradiction(plain(config.model.as_dict()), Path(config.ckpt_path), training, seed)
+        model = {**plain(config.model.as_dict()), "replicas": replica_spec(config.replicas).count}
+        refuse_contradiction(model, Path(config.ckpt_path), training, seed)
 
     @property
     def _given(self) -> Namespace:
@@ -111,6 +119,8 @@ class SoftPromptCLI(LightningCLI):
             start = [] if self._given.init_from is None else [WarmStart(Path(self._given.init_from))]
             return super().instantiate_trainer(callbacks=start, **kwargs)
         config, made = self._given, self.config_init[self.subcommand]
+        if (replicas := replica_spec(made.replicas)).count > 1:
+            self.model = Replicas(self.model, replicas)
         trainer, given = made.trainer, _listed(made.trainer.callbacks)
         self.session = Session(made.run, str(self.subcommand), self.model, self.datamodule)
         parser = self._parser(self.subcommand)
@@ -131,6 +141,13 @@ class SoftPromptCLI(LightningCLI):
             self.session.conclude()
 
 
+def replica_spec(given: Any) -> ReplicaSpec:
+    """How many prompts are trained, and how they differ, from a number or a mapping."""
+    if isinstance(given, Namespace):
+        return ReplicaSpec(**{**given.as_dict(), "inits": None if given.inits is None else list(given.inits)})
+    return given if isinstance(given, ReplicaSpec) else ReplicaSpec(given)
+
+
 def refuse_contradiction(model: dict[str, Any], path: Path, training: bool, seed: int | None = None) -> None:
     """Refuses a checkpoint whose method or arguments are not those of the command.
 
@@ -144,8 +161,9 @@ def refuse_contradiction(model: dict[str, Any], path: Path, training: bool, seed
         ValueError: Naming what differs.
     """
     checkpoint = load_checkpoint(path)
-    saved = {**checkpoint.get("hyper_parameters", {}), "seed_everything": checkpoint.get(SEED, seed)}
-    given = {"_class_path": model["class_path"], **model.get("init_args", {}), "seed_everything": seed}
+    saved = {"replicas": 1, **checkpoint.get("hyper_parameters", {}), "seed_everything": checkpoint.get(SEED, seed)}
+    arguments = {"replicas": model.get("replicas", 1), **model.get("init_args", {})}
+    given = {"_class_path": model["class_path"], **arguments, "seed_everything": seed}
     skip = (
         set() if training else {"seed_everything", "optimizer", "scheduler", "objective", "penalty_weights", "readout"}
     )

@@ -108,11 +108,11 @@ class SoftPromptModule(LightningModule, ABC):
         self.attach(load_backbone(self.spec))
 
     @final
-    def attach(self, backbone: Backbone) -> None:
-        """Takes a backbone that is loaded already, instead of `configure_model`."""
+    def attach(self, backbone: Backbone, seed: int | None = None) -> None:
+        """Takes a backbone that is loaded already, instead of `configure_model`; starts from a seed, or the run's."""
         self.backbone = backbone
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(torch.initial_seed())
+            torch.manual_seed(torch.initial_seed() if seed is None else seed)
             self.build(backbone)
             self.readout = None if self.classes is None else self._make_readout(backbone.codec, self.classes)
         self.to(backbone.word_embeddings.device)
@@ -134,16 +134,21 @@ class SoftPromptModule(LightningModule, ABC):
 
     @final
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Objective and weighed penalties; logs only on the Trainer's logging steps, since logging is slow."""
+        """The loss; logs only on the Trainer's logging steps, since logging is slow."""
+        logs = self.step(batch)
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self.log_dict({f"train/{name}": value.detach() for name, value in logs.items()}, batch_size=len(batch))
+            self.log("loss", logs["loss"].detach(), prog_bar=True, logger=False, batch_size=len(batch))
+        return logs["loss"]
+
+    @final
+    def step(self, batch: Batch) -> dict[str, Tensor]:
+        """`loss`, objective and weighed penalties together, and what else is worth logging."""
         lm = self.lm()
         outcome = self.objective(lm, batch)
         penalties = lm.prompt(batch).penalties
-        loss = outcome.loss + self._weighed(penalties)
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            logs = {"loss": loss, **outcome.logs, **{f"penalty/{name}": value for name, value in penalties.items()}}
-            self.log_dict({f"train/{name}": value.detach() for name, value in logs.items()}, batch_size=len(batch))
-            self.log("loss", loss.detach(), prog_bar=True, logger=False, batch_size=len(batch))
-        return loss
+        reported = {f"penalty/{name}": value for name, value in penalties.items()}
+        return {"loss": outcome.loss + self._weighed(penalties), **outcome.logs, **reported}
 
     def _weighed(self, penalties: Mapping[str, Tensor]) -> Tensor | float:
         if unknown := set(self.penalty_weights) - set(penalties):
@@ -153,12 +158,12 @@ class SoftPromptModule(LightningModule, ABC):
     @final
     def validation_step(self, batch: Batch, batch_idx: int) -> Records:  # type: ignore[override]
         """Scores a batch; gives its records."""
-        return self._score("val", batch)
+        return self.score("val", batch)
 
     @final
     def test_step(self, batch: Batch, batch_idx: int) -> Records:  # type: ignore[override]
         """Scores a batch; gives its records."""
-        return self._score("test", batch)
+        return self.score("test", batch)
 
     @final
     def predict_step(self, batch: Batch, batch_idx: int) -> Records:
@@ -168,14 +173,16 @@ class SoftPromptModule(LightningModule, ABC):
     @final
     def on_validation_epoch_end(self) -> None:
         """Logs the pass."""
-        self._conclude("val")
+        self.log_dict(self.metrics("val"), rank_zero_only=False)
 
     @final
     def on_test_epoch_end(self) -> None:
         """Logs the pass."""
-        self._conclude("test")
+        self.log_dict(self.metrics("test"), rank_zero_only=False)
 
-    def _score(self, stage: str, batch: Batch) -> Records:
+    @final
+    def score(self, stage: str, batch: Batch) -> Records:
+        """Takes a batch into the metrics of a stage; gives its records."""
         lm = self.lm()
         self.losses[stage].update(self.objective(lm, batch).loss, len(batch))  # type: ignore[operator]
         return self._records(batch, self._evaluation(stage).update(lm, batch))
@@ -190,27 +197,40 @@ class SoftPromptModule(LightningModule, ABC):
         numbers = range(len(batch)) if batch.rows is None else batch.rows.tolist()
         return [{"row": row, **record} for row, record in zip(numbers, records, strict=True)]
 
-    def _conclude(self, stage: str) -> None:
+    @final
+    def metrics(self, stage: str) -> dict[str, Tensor]:
+        """The metrics of the pass, by stage and name."""
         metrics = {"loss": self.losses[stage].compute(), **self._evaluation(stage).compute()}  # type: ignore[operator]
-        self.log_dict({f"{stage}/{name}": value for name, value in metrics.items()}, rank_zero_only=False)
+        return {f"{stage}/{name}": value for name, value in metrics.items()}
 
     @final
     def on_validation_epoch_start(self) -> None:
         """Forgets the pass before, which callbacks may have read till now."""
-        self._forget("val")
+        self.forget("val")
 
     @final
     def on_test_epoch_start(self) -> None:
         """Forgets the pass before, which callbacks may have read till now."""
-        self._forget("test")
+        self.forget("test")
 
-    def _forget(self, stage: str) -> None:
+    @final
+    def forget(self, stage: str) -> None:
+        """Begins the metrics of a stage anew."""
         self.losses[stage].reset()  # type: ignore[operator]
         self._evaluation(stage).reset()
 
     @final
     def configure_optimizers(self) -> Any:
         """The optimizer over the method's parameter groups, and its schedule, advanced once a step."""
+        return self.optimizers_over(self.checked_groups())
+
+    @final
+    def checked_groups(self) -> list[dict[str, Any]]:
+        """The method's parameter groups.
+
+        Raises:
+            ValueError: If there is nothing to train, or in half precision.
+        """
         if half := [n for n, p in self.named_parameters() if p.requires_grad and p.dtype != torch.float32]:
             raise ValueError(
                 f"{half} would be trained in half precision, where small updates are lost; take a precision like "
@@ -219,6 +239,11 @@ class SoftPromptModule(LightningModule, ABC):
         groups = list(self.parameter_groups())
         if not any(group["params"] for group in groups):
             raise ValueError(f"{type(self).__name__} has nothing to train; use validate, test or predict with it")
+        return groups
+
+    @final
+    def optimizers_over(self, groups: list[dict[str, Any]]) -> Any:
+        """Optimizer and schedule in Lightning's form."""
         optimizer = self._make_optimizer(groups)
         if self._make_scheduler is None:
             return optimizer

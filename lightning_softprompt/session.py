@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import cached_property
 from pathlib import Path
 
 import yaml
@@ -18,9 +19,10 @@ from lightning_softprompt.callbacks.resume import RngState
 from lightning_softprompt.callbacks.run_files import RunFiles
 from lightning_softprompt.callbacks.throughput import Throughput
 from lightning_softprompt.callbacks.warm_start import WarmStart
-from lightning_softprompt.checkpoints.files import read_prompt, write_prompt
+from lightning_softprompt.checkpoints.files import apart, read_prompt, write_prompt
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.module import SoftPromptModule
+from lightning_softprompt.replicas import Replicas
 from lightning_softprompt.run import RunSpec
 
 log = logging.getLogger(__name__)
@@ -32,11 +34,13 @@ class Session:
     Args:
         run: Where files go.
         command: `fit`, `validate`, `test` or `predict`.
-        module: The method.
+        module: The method, or several of it.
         data: The data module.
     """
 
-    def __init__(self, run: RunSpec, command: str, module: SoftPromptModule, data: SoftPromptDataModule) -> None:
+    def __init__(
+        self, run: RunSpec, command: str, module: SoftPromptModule | Replicas, data: SoftPromptDataModule
+    ) -> None:
         self.run, self.command, self.module = run, command, module
         self.folder = run.make_folder()
         metric, self.mode = data.evaluation.monitor
@@ -75,15 +79,31 @@ class Session:
         return self.folder / "checkpoints" / "last.ckpt"
 
     def _of_training(self) -> list[Callback]:
-        self.checkpoints = ModelCheckpoint(
-            self.folder / "checkpoints", "best", monitor=self.monitor, mode=self.mode, save_last=True,
+        checkpoints = list(self.best.values())
+        return [Throughput(), PromptWatch(), RngState(), *checkpoints, FinalCheckpoint(self.last)]
+
+    def _checkpoint(self, name: str, metric: str) -> ModelCheckpoint:
+        return ModelCheckpoint(
+            self.folder / "checkpoints", name, monitor=metric, mode=self.mode, save_last=metric == self.monitor,
             enable_version_counter=False,
         )  # fmt: skip
-        return [Throughput(), PromptWatch(), RngState(), self.checkpoints, FinalCheckpoint(self.last)]
+
+    @cached_property
+    def best(self) -> dict[str, ModelCheckpoint]:
+        """What keeps the best prompt, by the name of its file; that of each, where there are several."""
+        kept = {"prompt": self._checkpoint("best", self.monitor)}
+        if isinstance(self.module, Replicas):
+            kept |= {name: self._checkpoint(f"best_{name}", f"{self.monitor}/{name}") for name in self.module.names}
+        return kept
 
     def conclude(self) -> None:
-        """Leaves the best prompt of a training run as `prompt.safetensors`."""
-        if self.module.trainer.is_global_zero:
-            best = Path(self.checkpoints.best_model_path or self.last)
-            write_prompt(self.folder / "prompt.safetensors", read_prompt(best))
-            log.info("the best prompt: %s", self.folder / "prompt.safetensors")
+        """Leaves the best prompt of a training run as `prompt.safetensors`; each one's, where there are several."""
+        if not self.module.trainer.is_global_zero:
+            return
+        best = {name: read_prompt(Path(kept.best_model_path or self.last)) for name, kept in self.best.items()}
+        if isinstance(self.module, Replicas):
+            del best["prompt"]
+            best = {name: apart(best[name])[number] for number, name in enumerate(best)}
+        for name, prompt in best.items():
+            write_prompt(self.folder / f"{name}.safetensors", prompt)
+            log.info("the best prompt: %s", self.folder / f"{name}.safetensors")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lightning.pytorch import Callback, Trainer
 
-from lightning_softprompt.checkpoints.files import read_prompt
+from lightning_softprompt.checkpoints.files import REPLICAS, read_prompt
 from lightning_softprompt.module import SoftPromptModule
 
 log = logging.getLogger(__name__)
@@ -47,5 +47,7 @@ class WarmStart(Callback):
             module.load_state_dict(saved.tensors)
         except RuntimeError as error:
             reason = " ".join(str(error).split())
+            if (count := module.hparams.get(REPLICAS, 1)) > 1:
+                reason = f"it is not of {count} replicas; --replicas=1 takes a single prompt"
             raise ValueError(f"{self.path} does not fit {type(module).__name__}: {reason}") from None
         log.info("starting from the prompt of %s", self.path)

@@ -17,6 +17,7 @@ from torch import Tensor
 from lightning_softprompt.backbones.base import Backbone
 
 SEED = "seed"  # key of a checkpoint that says what the run's random numbers began with
+REPLICAS = "replicas"  # what the tensors of several prompts are named by, with their numbers
 BACKBONE = "backbone"  # key of a checkpoint and of a header that says what the prompt was trained on
 
 
@@ -41,6 +42,17 @@ class SavedPrompt:
             ValueError: Where the fingerprints differ.
         """
         check_backbone(self.backbone, backbone, path)
+
+
+def apart(saved: SavedPrompt) -> list[SavedPrompt]:
+    """The prompts of a run that trained several, in order; a single one as it is."""
+    names = {name.split(".")[1] for name in saved.tensors if name.startswith(f"{REPLICAS}.")}
+    if not names:
+        return [saved]
+    method = {**saved.method, "replicas": 1}
+    prefixes = [f"{REPLICAS}.{number}." for number in sorted(map(int, names))]
+    parts = [{k.removeprefix(p): t for k, t in saved.tensors.items() if k.startswith(p)} for p in prefixes]
+    return [SavedPrompt(part, saved.backbone, method) for part in parts]
 
 
 def identity(backbone: Backbone) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How sure a number is: bootstrap intervals over rows."""
+"""How sure a number is: bootstrap intervals over rows, Student's over seeds."""
 
 from __future__ import annotations
 
@@ -24,3 +24,22 @@ def bootstrap(values: Sequence[float], level: float = 0.95, draws: int = 10_000,
     means = np.array([rows[generator.integers(len(rows), size=len(rows))].mean() for _ in range(draws)])
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def student(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """Mean over runs and half the width of its interval (Student 1908); a single run has no width that is finite.
+
+    Args:
+        values: One number a run.
+        level: Coverage of the interval.
+
+    >>> mean, half = student([0.8, 0.9, 1.0])
+    >>> round(mean, 3), round(half, 3)
+    (0.9, 0.248)
+    """
+    from scipy.stats import t
+
+    runs = np.asarray(values, dtype=float)
+    if len(runs) < 2:
+        return float(runs.mean()), float("inf")
+    return float(runs.mean()), float(t.ppf((1 + level) / 2, len(runs) - 1) * runs.std(ddof=1) / len(runs) ** 0.5)

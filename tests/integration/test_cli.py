@@ -7,6 +7,7 @@ import pytest
 import torch
 import wandb_file
 
+from lightning_softprompt.checkpoints.files import read_prompt
 from lightning_softprompt.cli import main, make_cli
 from lightning_softprompt.commands.configs import configs_folder
 from lightning_softprompt.run import last_folder
@@ -91,6 +92,49 @@ def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(fit):
     resumed = fit(f"--ckpt_path={half / 'checkpoints' / 'last.ckpt'}")
     assert losses(whole) == losses(half) + losses(resumed)
     assert torch.equal(trained_tokens(whole), trained_tokens(resumed))
+
+
+def test_replicas_leave_a_prompt_each_and_are_what_a_run_of_their_seed_is(fit):
+    folder = fit("--replicas=2", "--seed_everything=7")
+    metrics = json.loads((folder / "metrics.json").read_text())["val"]
+    both = [metrics[f"val/accuracy/replica_{k}"] for k in (1, 2)]
+    assert metrics["val/accuracy"] == pytest.approx(sum(both) / 2)
+    assert metrics["val/accuracy/interval"] == pytest.approx(12.7062 * abs(both[0] - both[1]) / 2, abs=1e-3)
+    for k, seed in ((1, 7), (2, 8)):
+        alone = fit(f"--seed_everything={seed}")
+        tensors = [
+            read_prompt(path).tensors for path in (folder / f"replica_{k}.safetensors", alone / "prompt.safetensors")
+        ]
+        torch.testing.assert_close(tensors[0], tensors[1], rtol=1e-5, atol=1e-7)
+    assert main(["test", f"--init_from={folder / 'replica_2.safetensors'}", "--replicas=1"]) == 0
+
+
+def test_replicas_go_on_bit_for_bit_and_are_tested_together(fit, capsys):
+    two = "--replicas={count: 2, learning_rates: [0.1, 0.01]}"
+    whole, half = fit(two), fit(two, "--trainer.max_steps=4")
+    resumed = fit(two, f"--ckpt_path={half / 'checkpoints' / 'last.ckpt'}")
+    assert losses(whole) == losses(half) + losses(resumed)
+    states = [torch.load(f / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for f in (whole, resumed)]
+    assert list(states[0]) == ["replicas.0.tokens", "replicas.1.tokens"]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert main(["test", f"--ckpt_path={whole / 'checkpoints' / 'best.ckpt'}"]) == 0
+    assert "test/accuracy/replica_2" in json.loads((last_folder() / "metrics.json").read_text())["test"]
+    capsys.readouterr()
+    assert (
+        main(
+            [
+                "fit",
+                "--config",
+                str(whole / "config.yaml"),
+                "--replicas=3",
+                f"--ckpt_path={whole / 'checkpoints' / 'last.ckpt'}",
+            ]
+        )
+        == 2
+    )
+    assert "replicas was 2 and is 3" in capsys.readouterr().err
+    assert main(["test", f"--init_from={whole / 'replica_1.safetensors'}"]) == 2
+    assert "it is not of 2 replicas; --replicas=1 takes a single prompt" in capsys.readouterr().err
 
 
 def test_test_of_a_checkpoint_needs_no_further_options_and_scores_each_row_once(fit):

@@ -1,0 +1,87 @@
+"""Several prompts in one run are what each would be alone."""
+
+from functools import partial
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from tiny import batch_of
+from torch.optim import SGD, AdamW
+from torch.optim.lr_scheduler import StepLR
+from torch.utils.data import DataLoader
+
+from lightning_softprompt.callbacks.resume import RngState
+from lightning_softprompt.evaluation.classification import ClassificationEvaluation
+from lightning_softprompt.methods import PromptTuning
+from lightning_softprompt.module import SoftPromptModule
+from lightning_softprompt.prompts.init import Normal, Uniform
+from lightning_softprompt.replicas import Replicas, ReplicaSpec
+from lightning_softprompt.types import SoftPrompt
+
+FAMILIES = ("llama", "bert")
+LABELS = (0, 1, 1, 0)
+
+
+class Noisy(SoftPromptModule):
+    """Draws random numbers in each step."""
+
+    def build(self, backbone):
+        self.tokens = torch.nn.Parameter(torch.randn(2, backbone.hidden_size))
+
+    def prompt(self, batch):
+        return SoftPrompt(tokens=(self.tokens + 0.1 * torch.randn_like(self.tokens))[None])
+
+
+def fitted(module: LightningModule, batch, seed, **options):
+    torch.manual_seed(seed)
+    trainer = Trainer(
+        accelerator="cpu", max_steps=20, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, log_every_n_steps=5, callbacks=[RngState()], **options,
+    )  # fmt: skip
+    own = {"batch_size": None, "generator": torch.Generator()}  # what a loader draws is not the methods' affair
+    trainer.fit(module, DataLoader([batch] * 4, **own), DataLoader([batch] * 2, **own))
+    return module, dict(trainer.callback_metrics)
+
+
+def made(cls, backbone, classes, **arguments):
+    evaluation = ClassificationEvaluation(classes.names)
+    return cls(backbone=backbone.spec, classes=classes, evaluation=evaluation, **arguments)
+
+
+@pytest.mark.parametrize("kind", [partial(PromptTuning, length=3), Noisy], ids=["prompt tuning", "one with noise"])
+@pytest.mark.parametrize(
+    "options", [{}, {"gradient_clip_val": 0.05, "accumulate_grad_batches": 2}], ids=["plain", "clipped, accumulated"]
+)
+def test_each_is_what_it_would_be_alone(backbone, classes, kind, options):
+    batch = batch_of(backbone.codec, labels=LABELS)
+    arguments = {"optimizer": partial(AdamW, lr=0.02), "scheduler": partial(StepLR, step_size=3, gamma=0.5)}
+    together, metrics = fitted(
+        Replicas(made(kind, backbone, classes, **arguments), ReplicaSpec(3, seeds=[4, 9, 5])), batch, 4, **options
+    )
+    for name, replica, seed in zip(together.names, together.replicas, (4, 9, 5), strict=True):
+        alone, expected = fitted(made(kind, backbone, classes, **arguments), batch, seed, **options)
+        torch.testing.assert_close(replica.tokens, alone.tokens, rtol=1e-5, atol=1e-7)
+        for metric, value in expected.items():
+            if metric.startswith(("val/", "train/")):
+                torch.testing.assert_close(metrics[f"{metric}/{name}"], value, rtol=1e-5, atol=1e-6)
+    assert not torch.equal(together.replicas[0].tokens, together.replicas[1].tokens)
+    accuracies = torch.stack([metrics[f"val/loss/{name}"] for name in together.names])
+    torch.testing.assert_close(metrics["val/loss"], accuracies.mean())
+    torch.testing.assert_close(metrics["val/loss/interval"], 4.302653 * accuracies.std() / 3**0.5, rtol=1e-4, atol=1e-6)
+
+
+def test_learning_rates_and_starts_may_differ(backbone, classes):
+    batch = batch_of(backbone.codec, labels=LABELS)
+    spec = ReplicaSpec(2, seeds=[3, 3], learning_rates=[0.1, 0.01], inits=[Uniform(), Normal()])
+    method = partial(made, PromptTuning, backbone, classes, length=3)
+    together, _ = fitted(Replicas(method(optimizer=partial(SGD, lr=9.0)), spec), batch, 3)
+    for replica, rate, init in zip(together.replicas, (0.1, 0.01), (Uniform(), Normal()), strict=True):
+        alone, _ = fitted(method(optimizer=partial(SGD, lr=rate), init=init), batch, 3)
+        torch.testing.assert_close(replica.tokens, alone.tokens, rtol=1e-5, atol=1e-7)
+
+
+def test_lists_of_another_length_and_methods_without_a_start_are_refused(backbone, classes):
+    with pytest.raises(ValueError, match=r"replicas\.seeds must be 3, as count says, got 2"):
+        ReplicaSpec(3, seeds=[1, 2])
+    with pytest.raises(ValueError, match="which Noisy has not"):
+        Replicas(made(Noisy, backbone, classes), ReplicaSpec(2, inits=[Uniform(), Normal()]))
