@@ -28,6 +28,7 @@ class PackingUnsupportedError(RuntimeError):
     """A model asks something of its attention that packed rows do not do."""
 
 
+@torch.compiler.disable
 def attention(
     module: nn.Module,
     query: Tensor,

@@ -98,8 +98,15 @@ class CausalBackbone(Backbone):
         self.offers = self.offers[number:]
         self.path = self.offers[0](self.model, self.head)
         self.path.enter()
-        log.info("%s%s", self.path.told, "".join(f" ({reason})" for reason in self.reasons[:1]))
+        log.info(self.way)
         return self.path
+
+    @property
+    def way(self) -> str:
+        """How rows run, and why not faster; a first batch decides it."""
+        if self.path is None:
+            return "how rows run is decided by the first batch"
+        return self.path.told + "".join(f" ({reason})" for reason in self.reasons[:1])
 
     @torch.no_grad()
     def generate(self, batch: Batch, prompt: SoftPrompt | None = None, **decoding: Any) -> Tensor:

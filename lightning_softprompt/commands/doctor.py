@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,26 @@ def devices() -> Finding:
     return Finding("devices", "; ".join(names), names)
 
 
+def speed(name: str) -> Iterator[Finding]:
+    """How a backbone would run here, found out on two rows."""
+    from lightning_softprompt.backbones.base import BackboneSpec
+    from lightning_softprompt.backbones.load import load_backbone
+    from lightning_softprompt.template import Template
+    from lightning_softprompt.types import SoftPrompt
+
+    try:
+        backbone = load_backbone(BackboneSpec(name=name))
+    except ValueError as error:
+        yield Finding("rows", "unknown", None, str(error))
+        return
+    template = Template("{soft}{text} {target}")
+    rows = [backbone.codec.encode(template.pieces({"text": text}), "a") for text in ("a", "a b")]
+    backbone(backbone.codec.collate(rows), SoftPrompt(tokens=backbone.word_embeddings[None, :2]))
+    yield Finding("rows", backbone.way, backbone.way)
+    layout = "laid out for oneDNN" if backbone.prepacked else "as PyTorch has them"
+    yield Finding("weights", f"{layout} (float32 on a CPU; elsewhere as PyTorch has them)", backbone.prepacked)
+
+
 def cache_folder() -> Path:
     """Where the project keeps what it converts and downloads."""
     try:
@@ -152,6 +173,7 @@ def parser() -> ArgumentParser:
         description="Say what this machine has and what a run would miss.",
         epilog="The exit code is 0 if nothing that a run needs is missing, else 1.",
     )
+    parser.add_argument("--backbone", metavar="NAME", help="load this one too, and say how it would run here")
     parser.add_argument("--json", action="store_true", help="print one JSON object, once all is known")
     return parser
 
@@ -159,7 +181,8 @@ def parser() -> ArgumentParser:
 def main(argv: list[str]) -> int:
     """Run the command."""
     args = parser().parse_args(argv)
-    found = list(findings()) if args.json else shown(findings())
+    sought = chain(findings(), speed(args.backbone) if args.backbone else ())
+    found = list(sought) if args.json else shown(sought)
     missing = {finding.name: finding.way_out for finding in found if finding.way_out}
     if args.json:
         values = {finding.name: finding.value for finding in found}

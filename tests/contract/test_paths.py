@@ -219,3 +219,20 @@ def test_rows_that_differ_in_their_answers_alone_run_packed(pair):
     results = [loss_and_gradients(backbone, batch, soft(pair[0]) * 0 + 1) for backbone in pair]
     assert isinstance(pair[0].path, Packed)
     torch.testing.assert_close(*results, **EXACT)
+
+
+@pytest.mark.parametrize("options", [{}, {"checkpointing": True}], ids=["kept", "recomputed"])
+def test_compiled_layers_compute_the_same_under_the_same_names(load, options):
+    torch.compiler.reset()
+    plain, ours = load("llama"), load("llama", compiled=True, **options)
+    tokens = soft(plain)
+    for texts in (TEXTS, TEXTS[:2]):  # rows of another length compile nothing anew
+        batch = batch_of(plain, TEMPLATES["front"], texts)
+        results = [loss_and_gradients(backbone, batch, tokens) for backbone in (plain, ours)]
+        torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5)
+        with torch.no_grad():
+            logits = [backbone(batch, SoftPrompt(tokens=tokens)) for backbone in (plain, ours)]
+        torch.testing.assert_close(*logits, rtol=1e-5, atol=1e-5)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    assert isinstance(ours.path, Packed)
+    assert list(ours.model.state_dict()) == list(plain.model.state_dict())

