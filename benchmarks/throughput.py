@@ -1,278 +1,288 @@
-"""Training steps and evaluation of prompt tuning, against HF PEFT, side by side in one process.
+"""Ours against HF PEFT, side by side in one process: training steps, evaluation, generation, and the shape of RAG.
 
-    python benchmarks/throughput.py --data PATH/TO/classification --threads 1 --quick --json throughput.json
+    python benchmarks/throughput.py --data PATH/TO/classification --quick --json throughput.json --png throughput.png
 
-The same weights, the same rows, the same precision, the same place of the prompt (before all else, where PEFT puts it);
-loss and prompt gradient are compared before anything is timed. Three sides, interleaved round by round:
+The same weights, rows, precision and place of the prompt (before all else, where PEFT puts it); the prompt's gradient,
+scores, or generated tokens (of the longest rows: PEFT miscounts positions where rows are padded on the left) are
+compared before anything is timed. Sides run in turn, round by round, over a pool of random batches; a ratio is the
+median over rounds. Columns:
 
-* peft: `PeftModelForCausalLM` with attention mask and labels, as its users run it, on the padded batch;
-* helped: the same function written by hand as a concatenation, with logits of the target rows only;
-* ours: packed rows with a shared head.
+* PEFT: `PeftModelForCausalLM` with attention mask and labels, as its users run it;
+* grouped, target logits: PEFT with batches grouped by length; with logits for target rows only;
+* by hand: PEFT with both, and in rows that say prepacked with weights laid out for oneDNN too;
+* prepacked PEFT: PEFT as its users run it, with weights laid out for oneDNN.
 
-`plain` computes all sides with PyTorch's own products; `prepacked` gives ours and the helped side weights laid out for
-oneDNN, and `peft_prepacked_s` is PEFT given the same, so that what the algorithm wins and what a faster product wins
-stay apart. Floating-point operations and the bytes kept for the backward pass are counted with plain products.
+So what the algorithm wins and what a faster product wins stay apart. `rag` puts soft tokens behind a context of 400
+tokens and shows a second epoch; PEFT puts them before it, which is another function: there, equality is with our own
+padded rows. The floor is the time of our operations at the best rate that this machine's products reach.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
-from peft import PromptTuningConfig, get_peft_model
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
-from torch.utils.flop_counter import FlopCounterMode
+from measure import flops, peak_bytes, rate, saved_bytes, seconds
+from sides import Load, Ours, Peft, batches, make
+from torch import Tensor
 
-from lightning_softprompt.backbones.base import Backbone, BackboneSpec
-from lightning_softprompt.backbones.linear import prepack
 from lightning_softprompt.backbones.load import load_backbone
-from lightning_softprompt.data.sources import read_rows
-from lightning_softprompt.template import Template
-from lightning_softprompt.types import IGNORE, Batch, SoftPrompt
+from lightning_softprompt.types import Batch
 
-TEXTS = {
-    "sst2": ("sst2", "{soft}Review: {text}\nSentiment: {target}", "positive"),
-    "boolq": ("boolq", "{soft}{text_pair}\nQuestion: {text}?\nAnswer: {target}", "true"),
-}
-QUICK = [("sst2", 16, 100), ("sst2", 16, 20), ("boolq", 8, 100)]
-ALL = [*QUICK, ("boolq", 8, 20), ("sst2", 32, 100), ("sst2", 32, 20)]
+Case = tuple[str, str, int, int]  # phase, text, batch, prompt length
+QUICK: list[Case] = [
+    ("train", "sst2", 16, 100), ("train", "sst2", 16, 20), ("train", "boolq", 8, 100),
+    ("eval", "sst2", 16, 100), ("eval", "sst2", 16, 20), ("train", "rag", 4, 20), ("generate", "sst2", 8, 100),
+]  # fmt: skip
+ALL: list[Case] = [
+    *QUICK, ("train", "boolq", 8, 20), ("train", "pubmedqa", 8, 20), ("train", "random:32", 8, 20),
+    ("train", "random:32", 8, 100), ("train", "random:128", 8, 20), ("train", "random:128", 8, 100),
+    ("train", "random:32", 32, 20), ("train", "random:32", 32, 100), ("eval", "boolq", 8, 20),
+    ("generate", "boolq", 8, 20),
+]  # fmt: skip
 
 
 @dataclass
 class Record:
-    """One case, as `--json` writes it; seconds are medians over rounds, the ratio that of the rounds' ratios."""
+    """One case; seconds are medians of a batch, ratios those of PEFT to ours."""
 
     phase: str
+    prompt_length: int
     text: str
     batch: int
-    prompt_length: int
     precision: str
     compute: str
+    device: str
     threads: int
-    tokens: int
     ours_s: float
-    helped_s: float
     peft_s: float
-    peft_prepacked_s: float | None
     ratio: float
     ratio_min: float
     ratio_max: float
-    ratio_helped: float
+    ratio_grouped: float | None
+    ratio_head: float | None
+    ratio_prepacked: float | None
+    ratio_by_hand: float | None
+    ours_peak_bytes: int
+    peft_peak_bytes: int
+    ours_saved_bytes: int | None
+    peft_saved_bytes: int | None
     ours_flops: int
     peft_flops: int
-    ours_saved_bytes: int
-    peft_saved_bytes: int
-    gradient_error: float
+    floor_s: float
+    error: float
     equal: bool
 
 
-class Sides:
-    """The three ways to compute one step, over the same weights."""
+class Bench:
+    """Runs cases.
 
-    def __init__(self, precision: str, compute: str, length: int) -> None:
-        torch.manual_seed(0)
-        dtype = {"fp32": "float32", "bf16": "bfloat16"}[precision]
-        self.ours = load_backbone(BackboneSpec(dtype=dtype, compute=compute))
-        self.helped = load_backbone(BackboneSpec(dtype=dtype, compute=compute, packed=False))
-        base = load_backbone(BackboneSpec(dtype=dtype, compute="plain")).model
-        config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=length)
-        self.peft = get_peft_model(base, config).eval()
-        self.tokens = nn.Parameter(self.ours.word_embeddings[:length].detach().float().clone()[None])
-        weight = self.peft.prompt_encoder["default"].embedding.weight
-        weight.data.copy_(self.tokens[0])
-        self.peft_tokens = weight
+    Args:
+        load: Gives a backbone.
+        args: The command line's.
+    """
 
-    def step(self, backbone: Backbone, batch: Batch) -> Callable[[], Tensor]:
-        """A training step of ours or of the helped side."""
+    def __init__(self, load: Load, args: argparse.Namespace) -> None:
+        self.load, self.args = load, args
 
-        def run() -> Tensor:
-            self.tokens.grad = None
-            logits = backbone(batch, SoftPrompt(tokens=self.tokens))
-            loss = cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten(), ignore_index=IGNORE)
-            loss.backward()
-            return loss
+    def records(self, case: Case, precision: str) -> list[Record]:
+        """One record with PyTorch's own products, and one with weights laid out, where both can be had."""
+        phase, text, size, length = case
+        prepacked = precision == "fp32" and not torch.cuda.is_available()
+        names = ["ours", "peft", *(["ours_padded"] if text == "rag" else [])]
+        helped = phase in ("train", "eval") and text != "rag"
+        names += ["peft_head"] * helped + ["ours_prepacked"] * prepacked
+        names += ["peft_prepacked", "peft_all_prepacked"] * (prepacked and helped)
+        sides = make(self.load, length, precision, names)
+        pool = batches(self._backbone(sides), self.args.data, text, size, self.args.pool)
+        error, equal = compared(sides, phase, pool[0], precision)
+        times = self._timed(sides, phase, pool)
+        grouped = self._grouped(sides, phase, pool) if helped else {}
+        counts = counted(sides, phase, pool)
+        kinds = [("plain", "ours"), *([("prepacked", "ours_prepacked")] if prepacked else [])]
+        return [self._record(case, precision, kind, times, name, grouped, counts, error, equal) for kind, name in kinds]
 
-        return run
+    @staticmethod
+    def _backbone(sides: dict[str, Ours | Peft]) -> Any:
+        return sides["ours"].backbone  # type: ignore[union-attr]
 
-    def peft_step(self, batch: Batch) -> Callable[[], Tensor]:
-        """A training step of PEFT."""
-        labels = batch.input_ids.masked_fill(batch.source | ~batch.mask, IGNORE)
+    def _timed(self, sides: dict[str, Ours | Peft], phase: str, pool: Sequence[Batch]) -> dict[str, list[float]]:
+        """Seconds of the pool, round by round; sides that only explain run in the first round."""
+        times: dict[str, list[float]] = {name: [] for name in sides}
+        for name, side in sides.items():  # what is made at first use, and the contexts of RAG's first epoch
+            for batch in pool if name.startswith("ours") else pool[:1]:
+                getattr(side, phase)(batch)
+        for number in range(self.args.rounds):
+            for name, side in sides.items():
+                if number == 0 or name in ("ours", "ours_prepacked", "peft"):
+                    times[name].append(seconds(whole(getattr(side, phase), pool)))
+        return times
 
-        def run() -> Tensor:
-            self.peft_tokens.grad = None
-            loss = self.peft(input_ids=batch.input_ids, attention_mask=batch.mask.long(), labels=labels).loss
-            loss.backward()
-            return loss
+    def _grouped(self, sides: dict[str, Ours | Peft], phase: str, pool: Sequence[Batch]) -> dict[str, float]:
+        regrouped = by_length(self._backbone(sides), pool)
+        names = [name for name in sides if name in ("peft", "peft_head", "peft_all_prepacked")]
+        return {name: seconds(whole(getattr(sides[name], phase), regrouped)) for name in names}
 
-        return run
+    def _record(
+        self, case: Case, precision: str, kind: str, times: dict[str, list[float]], name: str,
+        grouped: dict[str, float], counts: dict[str, Any], error: float, equal: bool,
+    ) -> Record:  # fmt: skip
+        phase, text, size, length = case
+        ratios = [peft / ours for peft, ours in zip(times["peft"], times[name], strict=True)]
+        ours = median(times[name])
 
-    def evaluation(self, backbone: Backbone, batch: Batch) -> Callable[[], Tensor]:
-        """A batch scored by ours or by the helped side."""
-        return torch.no_grad()(lambda: backbone(batch, SoftPrompt(tokens=self.tokens)))
+        def to_ours(value: float | None) -> float | None:
+            return None if value is None else value / ours
 
-    def peft_evaluation(self, batch: Batch) -> Callable[[], Tensor]:
-        """A batch scored by PEFT, which gives all logits."""
-        return torch.no_grad()(lambda: self.peft(input_ids=batch.input_ids, attention_mask=batch.mask.long()).logits)
-
-
-def batches(backbone: Backbone, folder: Path, text: str, size: int) -> Iterator[Batch]:
-    """Random batches of real rows, the prompt before all else."""
-    name, template, target = TEXTS[text]
-    rows = read_rows(str(folder / name), split="train")
-    layout = Template(template)
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()
-    for begin in range(0, len(order) - size, size):
-        picked = [rows[i] for i in order[begin : begin + size]]
-        encoded = [backbone.codec.encode(layout.pieces(row), target, max_tokens=512) for row in picked]
-        batch = backbone.codec.collate(encoded)
-        batch.slots = torch.zeros_like(batch.slots)
-        yield batch
-
-
-def seconds(call: Callable[[], Tensor]) -> float:
-    """Of one call."""
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
-def saved_bytes(call: Callable[[], Tensor]) -> int:
-    """Bytes of distinct storages kept for the backward pass, weights left out."""
-    kept: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        if not tensor.is_leaf or tensor.requires_grad:
-            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        call()
-    return sum(kept.values())
+        dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        by_hand = grouped.get("peft_head" if kind == "plain" else "peft_all_prepacked")
+        return Record(
+            phase=phase, prompt_length=length, text=text, batch=size, precision=precision, compute=kind,
+            device=torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+            threads=torch.get_num_threads(), ours_s=ours / self.args.pool,
+            peft_s=median(times["peft"]) / self.args.pool, ratio=median(ratios), ratio_min=min(ratios),
+            ratio_max=max(ratios), ratio_grouped=to_ours(grouped.get("peft")),
+            ratio_head=to_ours(times.get("peft_head", [None])[0]),
+            ratio_prepacked=to_ours(times.get("peft_prepacked", [None])[0]) if kind == "prepacked" else None,
+            ratio_by_hand=to_ours(by_hand), floor_s=counts["ours_flops"] / rate(kind, dtype, device), error=error,
+            equal=equal, **counts,
+        )  # fmt: skip
 
 
-def flops(call: Callable[[], Tensor]) -> int:
-    """Floating-point operations of one call."""
-    with FlopCounterMode(display=False) as counter:
-        call()
-    return counter.get_total_flops()
+def whole(step: Callable[[Batch], Tensor], pool: Sequence[Batch]) -> Callable[[], None]:
+    """The pool as one call."""
+
+    def run() -> None:
+        for batch in pool:
+            step(batch)
+
+    return run
 
 
-def counted(length: int, batch: Batch, phase: str) -> dict[str, int]:
-    """Operations and kept bytes of ours and of PEFT, with plain products in float32."""
-    sides = Sides("fp32", "plain", length)
-    ours, peft = (
-        (sides.step(sides.ours, batch), sides.peft_step(batch))
-        if phase == "train"
-        else (sides.evaluation(sides.ours, batch), sides.peft_evaluation(batch))
-    )
-    ours()
-    return {
-        "ours_flops": flops(ours),
-        "peft_flops": flops(peft),
-        "ours_saved_bytes": saved_bytes(ours),
-        "peft_saved_bytes": saved_bytes(peft),
-    }
+def by_length(backbone: Any, pool: Sequence[Batch]) -> list[Batch]:
+    """The rows of the pool in batches of like length."""
+    size = len(pool[0])
+    rows = sorted((row for batch in pool for row in backbone.codec.unpack(batch)), key=lambda row: len(row.ids))
+    cut = [rows[begin : begin + size] for begin in range(0, len(rows), size)]
+    return [backbone.codec.collate(part).to(pool[0].input_ids.device) for part in cut]
 
 
-def case(
-    args: argparse.Namespace, text: str, size: int, length: int, precision: str, compute: str, phase: str
-) -> Record:
-    """Compares, then times."""
-    sides = Sides(precision, compute, length)
-    rows = list(islice(batches(sides.ours, args.data, text, size), args.rounds + 1))
-    steps = [sides.step(sides.ours, rows[0]), sides.step(sides.helped, rows[0]), sides.peft_step(rows[0])]
-    losses = [float(step()) for step in steps]
-    sides.step(sides.ours, rows[0])()
-    error = float((sides.tokens.grad[0] - sides.peft_tokens.grad).norm() / sides.peft_tokens.grad.norm())
-    close = 1e-3 if precision == "fp32" else 0.2
-    equal = abs(losses[0] - losses[2]) < close * abs(losses[2]) and error < close
-    times: dict[str, list[float]] = {"ours": [], "helped": [], "peft": []}
-    for batch in rows[1:]:
-        for name, call in calls(sides, batch, phase).items():
-            times[name].append(seconds(call))
-    packed_peft = None
-    if compute == "prepacked":
-        prepack(sides.peft.base_model, "prepacked", 576)
-        calls(sides, rows[0], phase)["peft"]()
-        packed_peft = median(seconds(calls(sides, batch, phase)["peft"]) for batch in rows[1:])
-    ratios = [p / o for p, o in zip(times["peft"], times["ours"], strict=True)]
-    helped = median(h / o for h, o in zip(times["helped"], times["ours"], strict=True))
-    middle = {name: median(values) for name, values in times.items()}
-    tokens = int(median(int(batch.mask.sum()) for batch in rows[1:]))
-    return Record(
-        phase=phase, text=text, batch=size, prompt_length=length, precision=precision, compute=compute,
-        threads=args.threads, tokens=tokens, ours_s=middle["ours"], helped_s=middle["helped"], peft_s=middle["peft"],
-        peft_prepacked_s=packed_peft, ratio=median(ratios), ratio_min=min(ratios), ratio_max=max(ratios),
-        ratio_helped=helped, **counted(length, rows[1], phase), gradient_error=error, equal=equal,
-    )  # fmt: skip
-
-
-def calls(sides: Sides, batch: Batch, phase: str) -> dict[str, Callable[[], Tensor]]:
-    """One call a side."""
+def compared(sides: dict[str, Ours | Peft], phase: str, batch: Batch, precision: str) -> tuple[float, bool]:
+    """How far ours is from PEFT, or from our padded rows where PEFT's function is another; whether that is rounding."""
+    ours, theirs = sides["ours"], sides.get("ours_padded", sides["peft"])
+    results = [getattr(side, phase)(batch) for side in (ours, theirs)]
+    if phase == "generate":
+        longest = batch.mask.sum(1) == batch.mask.sum(1).max()
+        differ = (results[0] != results[1])[longest].float()
+        return float(differ.mean()), not differ.any()
     if phase == "train":
-        return {
-            "ours": sides.step(sides.ours, batch),
-            "helped": sides.step(sides.helped, batch),
-            "peft": sides.peft_step(batch),
-        }
-    return {
-        "ours": sides.evaluation(sides.ours, batch),
-        "helped": sides.evaluation(sides.helped, batch),
-        "peft": sides.peft_evaluation(batch),
-    }
+        results = [gradient(side) for side in (ours, theirs)]
+    error = float((results[0] - results[1]).norm() / results[1].norm())
+    return error, error < (1e-3 if precision == "fp32" else 0.2)
 
 
-COLUMNS = ("phase", "case", "precision", "PEFT s", "ours s", "PEFT / ours", "helped / ours", "PEFT prepacked / ours")
-COLUMNS += ("FLOPs PEFT / ours", "kept bytes PEFT / ours", "gradient off by")
+def gradient(side: Ours | Peft) -> Tensor:
+    """[P, H] of the prompt."""
+    grad = side.tokens.grad[0] if isinstance(side, Ours) else side.weight.grad
+    assert grad is not None
+    return grad
 
 
-def line(r: Record) -> str:
-    """A row of the table."""
-    cells = [
-        r.phase,
-        f"{r.text} B={r.batch} l={r.prompt_length}",
-        f"{r.precision} {r.compute}",
-        f"{r.peft_s:.2f}",
-        f"{r.ours_s:.2f}",
-        f"**{r.ratio:.2f}** ({r.ratio_min:.2f}-{r.ratio_max:.2f})",
-        f"{r.ratio_helped:.2f}",
-        "" if r.peft_prepacked_s is None else f"{r.peft_prepacked_s / r.ours_s:.2f}",
-        f"{r.peft_flops / r.ours_flops:.2f}",
-        f"{r.peft_saved_bytes / r.ours_saved_bytes:.2f}" if r.ours_saved_bytes else "",
-        f"{r.gradient_error:.0e}",
-    ]
-    return f"| {' | '.join(cells)} |"
+def counted(sides: dict[str, Ours | Peft], phase: str, pool: Sequence[Batch]) -> dict[str, Any]:
+    """Mean operations of a batch, and memory of the first, with PyTorch's own products."""
+    counts: dict[str, Any] = {}
+    for name in ("ours", "peft"):
+        step = getattr(sides[name], phase)
+        counts[f"{name}_flops"] = flops(whole(step, pool)) // len(pool)
+        counts[f"{name}_peak_bytes"] = peak_bytes(lambda step=step: step(pool[0]))
+        counts[f"{name}_saved_bytes"] = saved_bytes(lambda step=step: step(pool[0])) if phase == "train" else None
+    return counts
 
 
-def main() -> None:
+COLUMNS = {
+    "case": lambda r: f"{r.phase} {r.text} B={r.batch} l={r.prompt_length}",
+    "products": lambda r: f"{r.precision} {r.compute}",
+    "PEFT s": lambda r: f"{r.peft_s:.3g}",
+    "ours s": lambda r: f"{r.ours_s:.3g}",
+    "**PEFT / ours**": lambda r: f"**{r.ratio:.2f}** ({r.ratio_min:.2f}-{r.ratio_max:.2f})",
+    "grouped": lambda r: times(r.ratio_grouped),
+    "target logits": lambda r: times(r.ratio_head),
+    "prepacked PEFT": lambda r: times(r.ratio_prepacked),
+    "by hand": lambda r: times(r.ratio_by_hand),
+    "FLOPs": lambda r: f"{r.peft_flops / r.ours_flops:.2f}",
+    "peak MB": lambda r: f"{r.peft_peak_bytes / 2**20:.0f} / {r.ours_peak_bytes / 2**20:.0f}",
+    "kept MB": lambda r: (
+        f"{r.peft_saved_bytes / 2**20:.0f} / {r.ours_saved_bytes / 2**20:.0f}" if r.ours_saved_bytes else ""
+    ),
+    "ours / floor": lambda r: f"{r.ours_s / r.floor_s:.2f}",
+    "off by": lambda r: f"{r.error:.0e}" + ("" if r.equal else " NOT EQUAL"),
+}
+
+
+def times(ratio: float | None) -> str:
+    """A ratio, or nothing."""
+    return "" if ratio is None else f"{ratio:.2f}"
+
+
+def draw(records: Sequence[Record], path: Path) -> None:
+    """Bars: how many times faster ours is than each way to run PEFT."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 0.9 + 0.55 * len(records)), layout="constrained")
+    axes = figure.subplots()
+    names = [f"{COLUMNS['case'](r)}\n{COLUMNS['products'](r)}" for r in records]
+    for shift, (label, color, value) in enumerate(
+        (
+            ("PEFT as it is used", "#1f4e8c", lambda r: r.ratio),
+            ("PEFT helped by hand", "#8fb3d9", lambda r: r.ratio_by_hand or float("nan")),
+        )
+    ):
+        places = [number + 0.38 * shift for number in range(len(records))]
+        bars = axes.barh(places, [value(r) for r in records], height=0.36, color=color, label=label)
+        axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=8)
+    axes.set_yticks([number + 0.19 for number in range(len(records))], names, fontsize=8)
+    axes.axvline(1, color="#d1495b", linewidth=1)
+    axes.invert_yaxis()
+    axes.set_xlabel("times the time of ours")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def main(load: Load = load_backbone) -> None:
     """Runs the cases and prints a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder with the data sets sst2 and boolq")
+    parser.add_argument("--data", type=Path, required=True, help="folder with the data sets sst2, boolq, pubmedqa_cls")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="three cases, float32 only")
-    parser.add_argument("--phases", nargs="+", default=["train", "eval"])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--pool", type=int, default=2, help="batches timed in a row")
+    parser.add_argument("--quick", action="store_true", help="the first cases only, in float32")
+    parser.add_argument("--precisions", nargs="+", help="fp32, bf16")
+    parser.add_argument("--only", nargs="+", default=[""], help="cases whose name contains one of these")
     parser.add_argument("--json", type=Path, help="writes one record a case")
+    parser.add_argument("--png", type=Path, help="draws the ratios")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    kinds = [("fp32", "plain"), ("fp32", "prepacked")] + ([] if args.quick else [("bf16", "plain")])
+    bench, records = Bench(load, args), []
     print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
-    records = []
-    for phase in args.phases:
-        for text, size, length in QUICK if args.quick else ALL:
-            for precision, compute in kinds:
-                records.append(case(args, text, size, length, precision, compute, phase))
-                print(line(records[-1]), flush=True)
-                if args.json:
-                    args.json.write_text(json.dumps([asdict(record) for record in records], indent=1))
+    for precision in args.precisions or (["fp32"] if args.quick else ["fp32", "bf16"]):
+        for case in QUICK if args.quick else ALL:
+            if not any(part in f"{case[0]} {case[1]} B={case[2]} l={case[3]}" for part in args.only):
+                continue
+            for record in bench.records(case, precision):
+                records.append(record)
+                print(f"| {' | '.join(cell(record) for cell in COLUMNS.values())} |", flush=True)
+            if args.json:
+                args.json.write_text(json.dumps([asdict(record) for record in records], indent=1))
+    if args.png:
+        draw(records, args.png)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ class PackingUnsupportedError(RuntimeError):
     """A model asks something of its attention that packed rows do not do."""
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def attention(
     module: nn.Module,
     query: Tensor,
