@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,17 @@ import torch
 from peft import PromptTuningConfig, get_peft_model
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from lightning_softprompt.backbones.base import Backbone, BackboneSpec, answer_positions
+from lightning_softprompt.backbones.causal import CausalBackbone
 from lightning_softprompt.backbones.linear import prepack
+from lightning_softprompt.backbones.load import load_codec
 from lightning_softprompt.data.sources import read_rows
 from lightning_softprompt.template import Template
 from lightning_softprompt.types import IGNORE, Batch, SoftPrompt
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 Load = Callable[[BackboneSpec], Backbone]
 TEXTS = {  # data set, template, answer
     "sst2": ("sst2", "{soft}Review: {text}\nSentiment: {target}", "positive"),
@@ -135,12 +140,42 @@ class Peft:
         return said[:, -16:]
 
 
-def make(load: Load, length: int, precision: str, wanted: Sequence[str], packed: bool = True) -> dict[str, Ours | Peft]:
+SHAPES = {  # hidden size, layers, heads, key/value heads, inner size
+    "135m": (576, 30, 9, 3, 1536),
+    "1b": (2048, 16, 32, 8, 8192),
+}
+
+
+def random_llama(shape: str, tokenizer: str) -> Load:
+    """A Llama of random weights, where there are no others: what is fast does not depend on them.
+
+    Args:
+        shape: One of `SHAPES`.
+        tokenizer: Name or folder of a backbone whose tokenizer it has.
+    """
+    width, layers, heads, key_heads, inner = SHAPES[shape]
+
+    def load(spec: BackboneSpec) -> Backbone:
+        codec = load_codec(replace(spec, name=tokenizer))
+        config = LlamaConfig(
+            hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=key_heads,
+            intermediate_size=inner, vocab_size=len(codec.tokenizer), tie_word_embeddings=True,
+            max_position_embeddings=8192, attn_implementation=spec.attention,
+        )  # fmt: skip
+        torch.manual_seed(0)
+        with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+            model = LlamaForCausalLM(config).to(getattr(torch, spec.dtype))
+        return CausalBackbone(model, codec, spec)
+
+    return load
+
+
+def make(load: Load, length: int, precision: str, wanted: Sequence[str]) -> dict[str, Ours | Peft]:
     """The sides by name, each over weights of its own that are equal."""
     dtype: Any = {"fp32": "float32", "bf16": "bfloat16"}[precision]
 
     def fresh(compute: Any = "plain", packed: bool = True) -> Backbone:
-        return load(BackboneSpec(dtype=dtype, compute=compute, packed=packed))
+        return load(BackboneSpec(dtype=dtype, compute=compute, packed=packed)).to(DEVICE)
 
     first = fresh()
     tokens = first.word_embeddings[:length].detach().float().clone()[None]

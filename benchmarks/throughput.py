@@ -29,9 +29,10 @@ from typing import Any
 
 import torch
 from measure import flops, peak_bytes, rate, saved_bytes, seconds
-from sides import Load, Ours, Peft, batches, make
+from sides import DEVICE, SHAPES, Load, Ours, Peft, batches, make, random_llama
 from torch import Tensor
 
+from lightning_softprompt.backbones.base import BackboneSpec
 from lightning_softprompt.backbones.load import load_backbone
 from lightning_softprompt.types import Batch
 
@@ -94,7 +95,7 @@ class Bench:
     def records(self, case: Case, precision: str) -> list[Record]:
         """One record with PyTorch's own products, and one with weights laid out, where both can be had."""
         phase, text, size, length = case
-        prepacked = precision == "fp32" and not torch.cuda.is_available()
+        prepacked = precision == "fp32" and DEVICE.type == "cpu"
         names = ["ours", "peft", *(["ours_padded"] if text == "rag" else [])]
         helped = phase in ("train", "eval") and text != "rag"
         names += ["peft_head"] * helped + ["ours_prepacked"] * prepacked
@@ -141,17 +142,16 @@ class Bench:
             return None if value is None else value / ours
 
         dtype = torch.float32 if precision == "fp32" else torch.bfloat16
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         by_hand = grouped.get("peft_head" if kind == "plain" else "peft_all_prepacked")
         return Record(
             phase=phase, prompt_length=length, text=text, batch=size, precision=precision, compute=kind,
-            device=torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+            device=torch.cuda.get_device_name() if DEVICE.type == "cuda" else "cpu",
             threads=torch.get_num_threads(), ours_s=ours / self.args.pool,
             peft_s=median(times["peft"]) / self.args.pool, ratio=median(ratios), ratio_min=min(ratios),
             ratio_max=max(ratios), ratio_grouped=to_ours(grouped.get("peft")),
             ratio_head=to_ours(times.get("peft_head", [None])[0]),
             ratio_prepacked=to_ours(times.get("peft_prepacked", [None])[0]) if kind == "prepacked" else None,
-            ratio_by_hand=to_ours(by_hand), floor_s=counts["ours_flops"] / rate(kind, dtype, device), error=error,
+            ratio_by_hand=to_ours(by_hand), floor_s=counts["ours_flops"] / rate(kind, dtype, DEVICE), error=error,
             equal=equal, **counts,
         )  # fmt: skip
 
@@ -256,7 +256,7 @@ def draw(records: Sequence[Record], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def main(load: Load = load_backbone) -> None:
+def main() -> None:
     """Runs the cases and prints a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with the data sets sst2, boolq, pubmedqa_cls")
@@ -266,10 +266,13 @@ def main(load: Load = load_backbone) -> None:
     parser.add_argument("--quick", action="store_true", help="the first cases only, in float32")
     parser.add_argument("--precisions", nargs="+", help="fp32, bf16")
     parser.add_argument("--only", nargs="+", default=[""], help="cases whose name contains one of these")
+    parser.add_argument("--random", choices=SHAPES, help="random weights of this shape instead of the packaged ones")
+    parser.add_argument("--tokenizer", default=BackboneSpec().name, help="folder of the tokenizer for random weights")
     parser.add_argument("--json", type=Path, help="writes one record a case")
     parser.add_argument("--png", type=Path, help="draws the ratios")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    load = random_llama(args.random, args.tokenizer) if args.random else load_backbone
     bench, records = Bench(load, args), []
     print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
     for precision in args.precisions or (["fp32"] if args.quick else ["fp32", "bf16"]):

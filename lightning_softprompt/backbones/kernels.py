@@ -1,7 +1,7 @@
 """Attention with its log-sum-exp, and its gradients from a log-sum-exp that other keys had a part in.
 
-PyTorch's public attention hides the log-sum-exp. These are the kernels behind it, CPU and CUDA by the same two
-functions; where there is no kernel, the same is computed plainly.
+PyTorch's public attention hides the log-sum-exp. On CPUs this is the kernel behind it; elsewhere the same is computed
+plainly, with the scores of one layer at a time in memory.
 """
 
 from __future__ import annotations
@@ -12,10 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 aten: Any = torch.ops.aten
-ALIGNED = 32  # CUDA's kernel holds log-sum-exps and masks in blocks of so many
 NEVER = float("-inf")
 
 
@@ -30,7 +28,7 @@ def attend(
         scale: Of the scores; None takes 1 / sqrt(D).
         mask: [B|1, 1, Q, K] bool, True where a query sees a key; each sees at least one.
     """
-    forward = {"cpu": _cpu, "cuda": _cuda}.get(_kind(parts[0]), plain)
+    forward = _cpu if parts[0].device.type == "cpu" else plain
     return forward(*parts, causal, scale, mask)  # type: ignore[no-any-return, call-arg, arg-type]
 
 
@@ -46,12 +44,8 @@ def attend_backward(
         scale: As in `attend`.
         mask: As in `attend`.
     """
-    backward = {"cpu": _cpu_backward, "cuda": _cuda_backward}.get(_kind(grad), plain_backward)
+    backward = _cpu_backward if grad.device.type == "cpu" else plain_backward
     return backward(grad, *parts, causal, scale, mask)
-
-
-def _kind(tensor: Tensor) -> str:
-    return "none" if tensor.device.type == "cuda" and tensor.dtype == torch.float64 else tensor.device.type
 
 
 def _bias(mask: Tensor | None, query: Tensor) -> Tensor | None:
@@ -68,32 +62,6 @@ def _cpu_backward(grad: Tensor, *rest: Any) -> list[Tensor]:
     *parts, causal, scale, mask = rest
     kernel = aten._scaled_dot_product_flash_attention_for_cpu_backward
     return list(kernel(grad, *parts, 0.0, causal, attn_mask=_bias(mask, grad), scale=scale))
-
-
-def _cuda(query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float | None, mask: Tensor | None) -> Any:
-    kernel = aten._scaled_dot_product_efficient_attention
-    wide = [query, *_wide(query, key, value)]
-    out, lse, *_ = kernel(*wide, _aligned_bias(mask, query), True, 0.0, causal, scale=scale)
-    return out, lse[:, :, : query.shape[2]]
-
-
-def _cuda_backward(grad: Tensor, *rest: Any) -> list[Tensor]:
-    query, key, value, out, lse, causal, scale, mask = rest
-    kernel = aten._scaled_dot_product_efficient_attention_backward
-    seed = torch.zeros((), dtype=torch.long, device=grad.device)  # of a dropout that is not there
-    lse = pad(lse, (0, -lse.shape[2] % ALIGNED), value=float("inf"))
-    wide, bias = _wide(query, key, value), _aligned_bias(mask, query)
-    wanted = [True, True, True, False]
-    grads = kernel(grad, query, *wide, bias, out, lse, seed, seed, 0.0, wanted, causal, scale=scale)
-    return [grads[0], *(_narrow(g, key) for g in grads[1:3])]
-
-
-def _aligned_bias(mask: Tensor | None, query: Tensor) -> Tensor | None:
-    """Expanded to all rows and heads, its own rows beginning where the kernel can read them."""
-    if mask is None:
-        return None
-    bias = pad(torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, NEVER), (0, -mask.shape[3] % ALIGNED))
-    return bias[..., : mask.shape[3]].expand(len(query), query.shape[1], -1, -1)
 
 
 def _wide(query: Tensor, *tensors: Tensor) -> list[Tensor]:

@@ -158,29 +158,45 @@ def choose(
         columns: [2, U] where the targets' states are.
         first: [2] the first of them in each row.
     """
-    tried = model if model.dtype in (torch.float32, torch.float64) else deepcopy(model).float()
-    paths = [offer(tried, Head(tried)) for offer in offers]
-    rows = replace(rows, embeds=rows.embeds.detach().to(tried.dtype))
-    with torch.autocast(rows.embeds.device.type, enabled=False):
-        right = _logits(paths[-1], rows, columns, first)
+    if len(offers) == 1:
+        return 0, []
+    with torch.inference_mode(False), torch.autocast(rows.embeds.device.type, enabled=False):
+        tried = model if model.dtype in (torch.float32, torch.float64) else deepcopy(model).float()
+        paths = [offer(tried, Head(tried)) for offer in offers]
+        batch = rows.copied(tried.dtype), columns.clone(), first.clone()
+        right = _results(paths[-1], *batch)
         reasons: list[str] = []
         for number, path in enumerate(paths[:-1]):
             try:
-                error = float((_logits(path, rows, columns, first) - right).abs().max() / right.abs().max())
+                error = max(_off(a, b) for a, b in zip(_results(path, *batch), right, strict=True))
             except (NotImplementedError, TypeError, ValueError, RuntimeError, AttributeError) as reason:
                 reasons.append(str(reason).splitlines()[0])
                 continue
-            if error <= LIMIT:  # not so where it is not a number
+            if error <= LIMIT:
                 return number, reasons
-            reasons.append(f"logits would be off by {error:.1e}")
+            reasons.append(f"results would be off by {error:.1e}")
     return len(offers) - 1, reasons
 
 
-def _logits(path: Path, rows: Rows, columns: Tensor, first: Tensor) -> Tensor:
-    """As in training and as in evaluation, where more of a prompt is kept: [2, ...]."""
+def _results(path: Path, rows: Rows, columns: Tensor, first: Tensor) -> list[Tensor]:
+    """Logits as in evaluation, where more of a prompt is kept, and as in training, with the prompt's gradient."""
     path.enter()
-    both = []
-    for grad in (True, False):
-        with torch.set_grad_enabled(grad):
-            both.append(path.head.logits(path(rows, columns, first)).detach())
-    return torch.stack(both)
+    with torch.no_grad():
+        kept = path.head.logits(path(rows, columns, first))
+    with torch.enable_grad():
+        embeds = rows.embeds.clone().requires_grad_()
+        logits = path.head.logits(path(replace(rows, embeds=embeds), columns, first))
+        logits.logsumexp(-1).sum().backward()
+    assert embeds.grad is not None
+    where = rows.soft if rows.soft.any() else rows.mask
+    return [
+        kept,
+        logits.detach(),
+        (embeds.grad * where[..., None]).sum(0),
+    ]  # what rows share has its gradient in one of them
+
+
+def _off(ours: Tensor, right: Tensor) -> float:
+    """Relative error; without bound where a number is none."""
+    error = float((ours - right).abs().max() / right.abs().max())
+    return error if error >= 0 else float("inf")

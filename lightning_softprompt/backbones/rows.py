@@ -46,6 +46,10 @@ class Rows:
     def __getitem__(self, rows: list[int]) -> Rows:
         return Rows(*(getattr(self, field.name)[rows] for field in fields(self)))
 
+    def copied(self, dtype: torch.dtype) -> Rows:
+        """In another precision, and apart from what it was made of."""
+        return Rows(self.embeds.detach().to(dtype, copy=True), self.mask.clone(), self.keys.clone(), self.soft.clone())
+
     @cached_property
     def head(self) -> int:
         """Tokens that all rows begin with."""

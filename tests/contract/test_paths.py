@@ -8,7 +8,7 @@ import torch
 from exact import EXACT, TEMPLATES, batch_of, loss_and_gradients
 from transformers import MistralConfig, MistralForCausalLM
 
-from lightning_softprompt.backbones import contexts
+from lightning_softprompt.backbones import attention, contexts
 from lightning_softprompt.backbones.causal import CausalBackbone
 from lightning_softprompt.backbones.contexts import ContextCache
 from lightning_softprompt.backbones.paths import Packed, Padded, TwoPass
@@ -133,6 +133,17 @@ def test_a_path_that_is_off_is_not_taken(load):
     backbone.offers = [partial(Off, attention="sdpa"), *backbone.offers[2:]]
     backbone(batch)
     assert type(backbone.path) is Padded
+    assert "off by" in backbone.reasons[0]
+
+
+def test_a_path_with_wrong_gradients_is_not_taken(load, monkeypatch):
+    backward = attention.PackedAttention.backward
+    halved = staticmethod(lambda ctx, grad: backward(ctx, grad / 2))
+    monkeypatch.setattr(attention.PackedAttention, "backward", halved)
+    backbone = load("llama")
+    with torch.inference_mode():  # a validation before all training, say
+        backbone(batch_of(backbone, TEMPLATES["front"], TEXTS), SoftPrompt(tokens=soft(backbone)))
+    assert isinstance(backbone.path, TwoPass)
     assert "off by" in backbone.reasons[0]
 
 
