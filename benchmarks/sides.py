@@ -141,6 +141,7 @@ class Peft:
 
 
 SHAPES = {  # hidden size, layers, heads, key/value heads, inner size
+    "tiny": (64, 1, 2, 1, 64),
     "135m": (576, 30, 9, 3, 1536),
     "1b": (2048, 16, 32, 8, 8192),
 }

@@ -51,7 +51,6 @@ CHATTER = ("GPU available", "TPU available", "💡", "`weights_only` was not set
 TRAINER_DEFAULTS = {
     "logger": False,  # the run's own loggers are added
     "enable_model_summary": False,
-    "log_every_n_steps": 10,
     "num_sanity_val_steps": 0,
     "use_distributed_sampler": False,  # the data module's own gives each row once
 }
