@@ -77,7 +77,9 @@ def rate(compute: str, dtype: torch.dtype, device: torch.device) -> float:
     big = 4 if device.type == "cuda" else 1
     rows, weight = (torch.randn(big * n, big * 576, device=device, dtype=dtype) for n in (2048, 1536))
     way: Call = lambda: linear(rows, weight)  # noqa: E731
-    if compute == "prepacked":
+    if compute == "bf16":
+        rows, weight = rows.bfloat16(), weight.bfloat16()
+    if compute != "plain":
         packed = laid_out(weight)
         way = lambda: product(rows, packed)  # noqa: E731
     return 2 * rows.numel() * len(weight) / min(seconds(way) for _ in range(30))

@@ -183,6 +183,7 @@ def make(load: Load, length: int, precision: str, wanted: Sequence[str]) -> dict
     makers: dict[str, Callable[[], Ours | Peft]] = {
         "ours": lambda: Ours(first, tokens),
         "ours_prepacked": lambda: Ours(fresh("prepacked"), tokens),
+        "ours_bf16": lambda: Ours(fresh("bf16"), tokens),
         "ours_padded": lambda: Ours(fresh(packed=False), tokens),
         "peft": lambda: Peft(fresh(), tokens),
         "peft_head": lambda: Peft(fresh(), tokens, head=True),

@@ -3,6 +3,9 @@
 PyTorch's float32 products go through MKL, which takes a slow path on CPUs of another maker than its own; oneDNN does
 not, and weights that never change can be brought into its layout once, for the forward and for the backward product.
 Same float32 arithmetic, another order of sums. It holds the weights three times.
+
+The same in bfloat16 is twice as fast again where the CPU multiplies it, and an approximation: everything but the
+products stays float32.
 """
 
 from __future__ import annotations
@@ -11,7 +14,9 @@ import json
 import logging
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +28,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
 log = logging.getLogger(__name__)
-Compute = Literal["auto", "plain", "prepacked"]
+Compute = Literal["auto", "plain", "prepacked", "bf16"]
+_plain: ContextVar[bool] = ContextVar("plain", default=False)
 WIDE = 256  # below, calls cost more than products
 PAYS = 1.15  # times faster
 
@@ -35,28 +41,47 @@ def prepack(model: nn.Module, compute: Compute, hidden_size: int) -> bool:
     """
     if compute == "plain" or (compute == "auto" and (hidden_size < WIDE or not pays())):
         return False
+    dtype = torch.bfloat16 if compute == "bf16" else torch.float32
     for layer in model.modules():
         if type(layer) is nn.Linear and layer is not model.get_output_embeddings():  # type: ignore[operator]
-            layer.forward = Prepacked(layer)  # type: ignore[method-assign, assignment]
-    log.info("frozen weights are laid out for oneDNN (backbone.compute=plain switches it off)")
+            layer.forward = Prepacked(layer, dtype)  # type: ignore[method-assign, assignment]
+    kind = ", in bfloat16" if compute == "bf16" else ""
+    log.info("frozen weights are laid out for oneDNN%s (backbone.compute=plain switches it off)", kind)
     return True
 
 
-class Prepacked:
-    """The forward of a frozen linear layer, its weights laid out when first used."""
+@contextmanager
+def plain_products() -> Iterator[None]:
+    """Within it, all products are PyTorch's own, in the precision of the weights."""
+    token = _plain.set(True)
+    try:
+        yield
+    finally:
+        _plain.reset(token)
 
-    def __init__(self, layer: nn.Linear) -> None:
+
+class Prepacked:
+    """The forward of a frozen linear layer, its weights laid out when first used.
+
+    Args:
+        layer: The layer.
+        dtype: Precision of its products.
+    """
+
+    def __init__(self, layer: nn.Linear, dtype: torch.dtype = torch.float32) -> None:
         self.layer = layer
-        self.packed: tuple[Tensor, Tensor] | None = None
+        self.dtype = dtype
+        self.packed: tuple[Tensor, Tensor, Tensor | None] | None = None
 
     def __call__(self, rows: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""
         weight, bias = self.layer.weight, self.layer.bias
-        if rows.dtype != torch.float32 or weight.dtype != torch.float32 or rows.device.type != "cpu":
+        if _plain.get() or rows.dtype != torch.float32 or weight.dtype != torch.float32 or rows.device.type != "cpu":
             return linear(rows, weight, bias)
         if self.packed is None:
-            self.packed = laid_out(weight), laid_out(weight.t())
-        return FrozenLinear.apply(rows, *self.packed, bias)
+            cast = weight.detach().to(self.dtype)
+            self.packed = laid_out(cast), laid_out(cast.t()), None if bias is None else bias.to(self.dtype)
+        return FrozenLinear.apply(rows, *self.packed)
 
 
 class FrozenLinear(torch.autograd.Function):
@@ -64,15 +89,15 @@ class FrozenLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, forth: Tensor, back: Tensor, bias: Tensor | None) -> Tensor:
-        """[..., in] -> [..., out]."""
+        """[..., in] -> [..., out], in the precision of the input."""
         ctx.back = back
-        return product(rows, forth, bias)
+        return product(rows.to(forth.dtype), forth, bias).to(rows.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """[..., out] -> [..., in]."""
-        return product(grad.contiguous(), ctx.back), None, None, None
+        return product(grad.contiguous().to(ctx.back.dtype), ctx.back).to(grad.dtype), None, None, None
 
 
 def laid_out(weight: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from lightning_softprompt.backbones.attention import NAME
 from lightning_softprompt.backbones.base import BackboneSpec
 from lightning_softprompt.backbones.contexts import ContextCache, Contexts, keys_and_values
 from lightning_softprompt.backbones.head import Head, States
+from lightning_softprompt.backbones.linear import plain_products
 from lightning_softprompt.backbones.packing import pack
 from lightning_softprompt.backbones.rows import Rows
 
@@ -160,7 +161,7 @@ def choose(
     """
     if len(offers) == 1:
         return 0, []
-    with torch.inference_mode(False), torch.autocast(rows.embeds.device.type, enabled=False):
+    with plain_products(), torch.inference_mode(False), torch.autocast(rows.embeds.device.type, enabled=False):
         tried = model if model.dtype in (torch.float32, torch.float64) else deepcopy(model).float()
         paths = [offer(tried, Head(tried)) for offer in offers]
         batch = rows.copied(tried.dtype), columns.clone(), first.clone()

@@ -36,6 +36,23 @@ def test_other_precisions_run_as_before():
     assert packed[0].forward.packed is None
 
 
+def test_products_in_bfloat16_are_near_and_everything_else_stays_float32():
+    plain, packed = model(), model()
+    assert linear.prepack(packed, "bf16", 48)
+    rows = torch.randn(2, 5, 48)
+    results = []
+    for layers in (plain, packed):
+        leaf = rows.clone().requires_grad_()
+        out = layers(leaf)
+        out.sin().sum().backward()
+        results.append((out.detach(), leaf.grad))
+    assert results[1][0].dtype == results[1][1].dtype == torch.float32
+    torch.testing.assert_close(results[1], results[0], rtol=0.05, atol=0.02)
+    assert not torch.equal(results[1][0], results[0][0])
+    with linear.plain_products():
+        assert torch.equal(packed(rows), results[0][0])
+
+
 def test_plain_and_narrow_models_are_left_alone():
     assert not linear.prepack(model(), "plain", 1024)
     assert not linear.prepack(model(), "auto", 48)
