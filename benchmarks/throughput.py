@@ -42,10 +42,10 @@ QUICK: list[Case] = [
     ("eval", "sst2", 16, 100), ("eval", "sst2", 16, 20), ("train", "rag", 4, 20), ("generate", "sst2", 8, 100),
 ]  # fmt: skip
 ALL: list[Case] = [
-    *QUICK, ("train", "sst2", 32, 100), ("train", "boolq", 8, 20), ("train", "pubmedqa", 8, 20), ("train", "random:32", 8, 20),
-    ("train", "random:32", 8, 100), ("train", "random:128", 8, 20), ("train", "random:128", 8, 100),
-    ("train", "random:32", 32, 20), ("train", "random:32", 32, 100), ("eval", "boolq", 8, 20),
-    ("generate", "boolq", 8, 20),
+    *QUICK, ("train", "sst2", 32, 100), ("train", "boolq", 8, 20), ("train", "pubmedqa", 8, 20),
+    ("train", "random:32", 8, 20), ("train", "random:32", 8, 100), ("train", "random:128", 8, 20),
+    ("train", "random:128", 8, 100), ("train", "random:32", 32, 20), ("train", "random:32", 32, 100),
+    ("eval", "boolq", 8, 20), ("generate", "boolq", 8, 20),
 ]  # fmt: skip
 
 

@@ -279,6 +279,18 @@ def loss_and_gradients(module, batch):
     return loss.detach(), {name: p.grad for name, p in trainable(module).items()}, len(calls)
 
 
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_loss_and_gradients_are_those_of_plain_concatenation(method, family, pair, template):
+    """However a batch runs, in float64."""
+    ours, plain = (method.on(backbone).double() for backbone in pair)
+    plain.load_state_dict(ours.state_dict())
+    batch = batch_of(pair[0].codec, TEMPLATES[template])
+    found, expected = (loss_and_gradients(module, batch)[:2] for module in (ours, plain))
+    assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    with torch.no_grad():
+        assert_close(real(batch, ours(batch)), real(batch, plain(batch)), rtol=1e-9, atol=1e-9)
+
+
 def test_gradient_checkpointing_changes_nothing(method, family, load):
     kept, recomputed = method.on(load(family)), method.on(load(family, checkpointing=True))
     recomputed.load_state_dict(kept.state_dict())

@@ -9,8 +9,10 @@ from exact import EXACT, TEMPLATES, batch_of, loss_and_gradients
 from transformers import MistralConfig, MistralForCausalLM
 
 from lightning_softprompt.backbones import attention, contexts
+from lightning_softprompt.backbones.base import BackboneSpec
 from lightning_softprompt.backbones.causal import CausalBackbone
 from lightning_softprompt.backbones.contexts import ContextCache
+from lightning_softprompt.backbones.load import load_backbone
 from lightning_softprompt.backbones.paths import Packed, Padded, TwoPass
 from lightning_softprompt.backbones.rows import Rows
 from lightning_softprompt.types import SoftPrompt
@@ -247,3 +249,17 @@ def test_compiled_layers_compute_the_same_under_the_same_names(load, options):
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
     assert isinstance(ours.path, Packed)
     assert list(ours.model.state_dict()) == list(plain.model.state_dict())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compute", ["plain", "prepacked"])
+def test_the_packaged_backbone_gives_in_float32_what_padded_rows_give(compute):
+    ours, plain = (load_backbone(BackboneSpec(compute=how, packed=p)) for how, p in ((compute, True), ("plain", False)))
+    texts = ["The film is a joyless, endless mess.", "Superb.", "It has its moments, and they are many. I liked it."]
+    tokens = ours.word_embeddings[None, 100:120]
+    for template in ("{soft}Review: {text} Sentiment:{target}", "Review: {text}{soft} Sentiment:{target}"):
+        batch = batch_of(ours, template, texts, [" bad", " good", " good"])
+        results = [loss_and_gradients(backbone, batch, tokens) for backbone in (ours, plain)]
+        for a, b in zip(*([r[0], r[1][None], r[2][0][0]] for r in results), strict=True):
+            assert (a - b).norm() < 1e-4 * b.norm()
+    assert isinstance(ours.path, Packed)

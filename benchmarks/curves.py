@@ -1,0 +1,86 @@
+"""How the gain over HF PEFT grows with prompt length, batch and text length: training steps on rows of random tokens.
+
+    python benchmarks/curves.py --png benchmarks/curves.png --json curves.json
+
+As `throughput.py`, with a pool of one batch: PyTorch's own products on both sides, and operations beside the clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from statistics import median
+
+import torch
+from measure import flops, seconds
+from sides import batches, make
+
+from lightning_softprompt.backbones.load import load_backbone
+
+Shape = tuple[int, int, int]  # prompt length, batch, text length
+SWEEPS: dict[str, tuple[int, list[Shape]]] = {  # what varies, and where it stands in a shape
+    "prompt length": (0, [(length, 8, 32) for length in (5, 20, 50, 100, 200)]),
+    "batch": (1, [(100, batch, 32) for batch in (1, 2, 4, 8, 16)]),
+    "text length": (2, [(100, 8, text) for text in (16, 32, 64, 128, 256)]),
+}
+
+
+def ratios(shape: Shape, rounds: int) -> dict[str, float]:
+    """PEFT's time and operations over ours."""
+    length, size, text = shape
+    sides = make(load_backbone, length, "fp32", ["ours", "peft"])
+    (batch,) = batches(sides["ours"].backbone, Path(), f"random:{text}", size, 1)  # type: ignore[union-attr]
+    steps = {name: lambda side=side: side.train(batch) for name, side in sides.items()}
+    for step in steps.values():
+        step()
+    times = [{name: seconds(step) for name, step in steps.items()} for _ in range(rounds)]
+    counts = {name: flops(step) for name, step in steps.items()}
+    return {"time": median(t["peft"] / t["ours"] for t in times), "FLOPs": counts["peft"] / counts["ours"]}
+
+
+def draw(results: dict[str, dict[Shape, dict[str, float]]], path: Path) -> None:
+    """One panel for each of what varies."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    for axes, (name, of) in zip(figure.subplots(1, len(results), sharey=True), results.items(), strict=True):
+        place, shapes = SWEEPS[name]
+        values = [shape[place] for shape in shapes]
+        for kind, color, style in (("time", "#1f4e8c", "o-"), ("FLOPs", "#8fb3d9", "s--")):
+            axes.plot(values, [of[shape][kind] for shape in shapes], style, color=color, label=kind)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(values, [str(value) for value in values])
+        fixed = [f"{n} {shapes[0][i]}" for i, n in enumerate(("prompt", "batch", "text")) if i != place]
+        axes.set_xlabel(f"{name} ({', '.join(fixed)})")
+        axes.grid(color="#e3e6ea")
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel("PEFT / ours, a training step")
+    figure.axes[0].legend(frameon=False)
+    figure.axes[0].set_ylim(bottom=0)
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    """Runs the sweeps."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--png", type=Path, required=True)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    results: dict[str, dict[Shape, dict[str, float]]] = {}
+    for name, (place, shapes) in SWEEPS.items():
+        results[name] = {}
+        for shape in shapes:
+            results[name][shape] = ratios(shape, args.rounds)
+            print(f"| {name} {shape[place]} | " + " | ".join(f"{v:.2f}" for v in results[name][shape].values()) + " |")
+    draw(results, args.png)
+    if args.json:
+        said = [{"sweep": name, "shape": s, **r} for name, of in results.items() for s, r in of.items()]
+        args.json.write_text(json.dumps(said, indent=1))
+
+
+if __name__ == "__main__":
+    main()
