@@ -20,9 +20,12 @@ padded rows. The floor is the time of our operations at the best rate that this 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -102,7 +105,8 @@ class Bench:
         names += ["peft_prepacked", "peft_all_prepacked"] * (prepacked and helped)
         kinds = {"ours": "plain", "ours_prepacked": "prepacked", "ours_bf16": "bf16"}
         sides = make(self.load, length, precision, names)
-        pool = batches(self._backbone(sides), self.args.data, text, size, self.args.pool)
+        count = 1 if self.args.quick and text != "sst2" else self.args.pool
+        pool = batches(self._backbone(sides), self.args.data, text, size, count)
         errors = {name: compared(sides, name, phase, pool[0], precision) for name in kinds if name in names}
         times = self._timed(sides, phase, pool)
         grouped = self._grouped(sides, phase, pool) if helped else {}
@@ -117,21 +121,23 @@ class Bench:
         return sides["ours"].backbone  # type: ignore[union-attr]
 
     def _timed(self, sides: dict[str, Ours | Peft], phase: str, pool: Sequence[Batch]) -> dict[str, list[float]]:
-        """Seconds of the pool, round by round; sides that only explain run in the first round."""
-        times: dict[str, list[float]] = {name: [] for name in sides}
-        for name, side in sides.items():  # what is made at first use, and the contexts of RAG's first epoch
-            for batch in pool if name.startswith("ours") else pool[:1]:
+        """Seconds of a batch of the pool, round by round; sides that only explain run in the first round."""
+        compared = ("ours", "ours_prepacked", "ours_bf16", "peft")
+        timed = {name: side for name, side in sides.items() if name in (*compared, "peft_head", "peft_prepacked")}
+        times: dict[str, list[float]] = {name: [] for name in timed}
+        for name, side in timed.items():  # what is made at first use, and the contexts of RAG's first epoch
+            for batch in pool if name in compared[:3] else pool[: name in compared]:
                 getattr(side, phase)(batch)
         for number in range(self.args.rounds):
-            for name, side in sides.items():
-                if number == 0 or name in ("ours", "ours_prepacked", "ours_bf16", "peft"):
-                    times[name].append(seconds(whole(getattr(side, phase), pool)))
+            for name, side in timed.items():
+                if number == 0 or name in compared:
+                    times[name].append(seconds(whole(getattr(side, phase), pool)) / len(pool))
         return times
 
     def _grouped(self, sides: dict[str, Ours | Peft], phase: str, pool: Sequence[Batch]) -> dict[str, float]:
         regrouped = by_length(self._backbone(sides), pool)
         names = [name for name in sides if name in ("peft", "peft_head", "peft_all_prepacked")]
-        return {name: seconds(whole(getattr(sides[name], phase), regrouped)) for name in names}
+        return {name: seconds(whole(getattr(sides[name], phase), regrouped)) / len(pool) for name in names}
 
     def _record(
         self, case: Case, precision: str, kind: str, times: dict[str, list[float]], name: str,
@@ -149,8 +155,7 @@ class Bench:
         return Record(
             phase=phase, prompt_length=length, text=text, batch=size, precision=precision, compute=kind,
             device=torch.cuda.get_device_name() if DEVICE.type == "cuda" else "cpu",
-            threads=torch.get_num_threads(), ours_s=ours / self.args.pool,
-            peft_s=median(times["peft"]) / self.args.pool, ratio=median(ratios), ratio_min=min(ratios),
+            threads=torch.get_num_threads(), ours_s=ours, peft_s=median(times["peft"]), ratio=median(ratios), ratio_min=min(ratios),
             ratio_max=max(ratios), ratio_grouped=to_ours(grouped.get("peft")),
             ratio_head=to_ours(times.get("peft_head", [None])[0]),
             ratio_prepacked=None if kind == "plain" else to_ours(times.get("peft_prepacked", [None])[0]),
@@ -210,7 +215,7 @@ def counted(sides: dict[str, Ours | Peft], phase: str, pool: Sequence[Batch]) ->
 
 
 COLUMNS = {
-    "case": lambda r: f"{r.phase} {r.text} B={r.batch} l={r.prompt_length}",
+    "case": lambda r: named((r.phase, r.text, r.batch, r.prompt_length)),
     "products": lambda r: f"{r.precision} {r.compute}",
     "PEFT s": lambda r: f"{r.peft_s:.3g}",
     "ours s": lambda r: f"{r.ours_s:.3g}",
@@ -259,13 +264,25 @@ def draw(records: Sequence[Record], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
+def named(case: Case) -> str:
+    """A case as the table calls it."""
+    return f"{case[0]} {case[1]} B={case[2]} l={case[3]}"
+
+
+def run(args: argparse.Namespace, what: tuple[str, Case]) -> list[Record]:
+    """One case, in a process of its own."""
+    torch.set_num_threads(args.threads)
+    load = random_llama(args.random, args.tokenizer) if args.random else load_backbone
+    return Bench(load, args).records(what[1], what[0])
+
+
 def main() -> None:
     """Runs the cases and prints a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with the data sets sst2, boolq, pubmedqa_cls")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--pool", type=int, default=2, help="batches timed in a row")
+    parser.add_argument("--pool", type=int, default=2, help="batches timed in a row; long texts have one with --quick")
     parser.add_argument("--quick", action="store_true", help="the first cases only, in float32")
     parser.add_argument("--precisions", nargs="+", help="fp32, bf16")
     parser.add_argument("--only", nargs="+", default=[""], help="cases whose name contains one of these")
@@ -274,16 +291,14 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="writes one record a case")
     parser.add_argument("--png", type=Path, help="draws the ratios")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    load = random_llama(args.random, args.tokenizer) if args.random else load_backbone
-    bench, records = Bench(load, args), []
-    print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
-    for precision in args.precisions or (["fp32"] if args.quick else ["fp32", "bf16"]):
-        for case in QUICK if args.quick else ALL:
-            if not any(part in f"{case[0]} {case[1]} B={case[2]} l={case[3]}" for part in args.only):
-                continue
-            for record in bench.records(case, precision):
-                records.append(record)
+    precisions = args.precisions or (["fp32"] if args.quick else ["fp32", "bf16"])
+    cases = [case for case in (QUICK if args.quick else ALL) if any(part in named(case) for part in args.only)]
+    records: list[Record] = []
+    print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}", flush=True)
+    with get_context("spawn").Pool(1, maxtasksperchild=1) as process:  # what ran before would change memory and time
+        for made in process.imap(partial(run, args), itertools.product(precisions, cases)):
+            records += made
+            for record in made:
                 print(f"| {' | '.join(cell(record) for cell in COLUMNS.values())} |", flush=True)
             if args.json:
                 args.json.write_text(json.dumps([asdict(record) for record in records], indent=1))

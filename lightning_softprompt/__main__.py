@@ -27,7 +27,7 @@ Beside runs:
 Examples:
   softprompt quickstart
   softprompt fit --model PromptTuning --model.length 20 --data {configs}/data/sst2.yaml
-  softprompt fit --model {configs}/method/prompt_tuning.yaml --data {configs}/data/sst2.yaml --print_config
+  softprompt fit --model PromptTuning --data {configs}/data/sst2.yaml --print_config
 
 A run is put together from configs and options, later ones over earlier ones. The configs that ship are in
 {configs}; `softprompt configs` lists them.

@@ -38,6 +38,10 @@ class PromptedLM:
             self._prompts[id(batch)] = batch, self._method(batch)  # the batch is kept: another could get its id
         return self._prompts[id(batch)][1]
 
+    def given(self, method: Callable[[Batch], SoftPrompt]) -> PromptedLM:
+        """The same backbone and readout with other prompts."""
+        return PromptedLM(self.backbone, method, self._readout)
+
     def __call__(self, batch: Batch, *, prompted: bool = True, words: Tensor | None = None) -> Tensor:
         """Logits of the targets [B, U, V], [B, U, W] of W words; those of the bare backbone with `prompted=False`."""
         return self.backbone(batch, self.prompt(batch) if prompted else None, words)  # type: ignore[no-any-return]
@@ -61,4 +65,5 @@ class PromptedLM:
 
     def generate(self, batch: Batch, **decoding: Any) -> Tensor:
         """Continuations [B, U]."""
-        return self.backbone.generate(batch, self.prompt(batch), **decoding)
+        asked = self.backbone.asked(batch)
+        return self.backbone.generate(asked, self.prompt(asked), **decoding)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from inspect import currentframe, isabstract
 from typing import Any, Self, cast, final
 
 import torch
-from lightning import LightningModule
+from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import AdamW
@@ -26,6 +26,8 @@ from lightning_softprompt.lm import PromptedLM
 from lightning_softprompt.objectives.base import Objective
 from lightning_softprompt.objectives.classification import Classification
 from lightning_softprompt.objectives.language_modeling import LanguageModeling
+from lightning_softprompt.objectives.penalties import Penalty
+from lightning_softprompt.prompts.dropout import dropped_out
 from lightning_softprompt.readouts.base import Readout
 from lightning_softprompt.readouts.label_words import LabelWords
 from lightning_softprompt.types import Batch, Classes, SoftPrompt
@@ -49,6 +51,8 @@ class SoftPromptModule(LightningModule, ABC):
         optimizer: Makes the optimizer; None takes AdamW with learning rate 0.005 and no weight decay.
         scheduler: Makes the learning-rate schedule, advanced once a step; None keeps the rate constant.
         penalty_weights: How much of each penalty that the method reports is added to the loss.
+        penalties: Further terms of the loss, on soft tokens of any method.
+        prompt_dropout: Share of the prompt's numbers that is dropped in training, drawn once a step for all rows.
     """
 
     trains = True  # whether there is anything to train
@@ -63,6 +67,8 @@ class SoftPromptModule(LightningModule, ABC):
         optimizer: OptimizerCallable | None = None,
         scheduler: LRSchedulerCallable | None = None,
         penalty_weights: Mapping[str, float] | None = None,
+        penalties: Sequence[Penalty] | None = None,
+        prompt_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         keep_hyperparameters(self, currentframe(), leave_out=["evaluation"])
@@ -79,6 +85,8 @@ class SoftPromptModule(LightningModule, ABC):
         self._make_optimizer = optimizer or default_optimizer
         self._make_scheduler = scheduler
         self.penalty_weights = dict(penalty_weights or {})
+        self.penalties = list(penalties or [])
+        self.prompt_dropout = prompt_dropout
         leave_out_of_checkpoints(self, "backbone")
 
     @classmethod
@@ -101,6 +109,15 @@ class SoftPromptModule(LightningModule, ABC):
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
 
     @final
+    def groups_with(self, lr: float, **group: Iterable[nn.Parameter]) -> list[dict[str, Any]]:
+        """Parameter groups for two learning rates: one group, by its name, at `lr`; the rest at the optimizer's."""
+        ((name, parameters),) = group.items()
+        own = list(parameters)
+        apart = {id(parameter) for parameter in own}
+        rest = [p for p in self.parameters() if p.requires_grad and id(p) not in apart]
+        return [{"params": rest, "name": "prompt"}, {"params": own, "name": name, "lr": lr}]
+
+    @final
     def configure_model(self) -> None:
         """Loads the backbone once, then makes prompt and readout from the run's seed, whatever drew numbers before."""
         if self.backbone is not None:
@@ -115,6 +132,8 @@ class SoftPromptModule(LightningModule, ABC):
             torch.manual_seed(torch.initial_seed() if seed is None else seed)
             self.build(backbone)
             self.readout = None if self.classes is None else self._make_readout(backbone.codec, self.classes)
+            if self.readout is not None:
+                self.readout.build(backbone)
         self.to(backbone.word_embeddings.device)
 
     @property
@@ -126,7 +145,11 @@ class SoftPromptModule(LightningModule, ABC):
     @final
     def lm(self) -> PromptedLM:
         """The prompted language model of one step."""
-        return PromptedLM(self.loaded, self.prompt, self.readout)
+        return PromptedLM(self.loaded, self._given, self.readout)
+
+    def _given(self, batch: Batch) -> SoftPrompt:
+        prompt = self.prompt(batch)
+        return dropped_out(prompt, self.prompt_dropout) if self.training and self.prompt_dropout else prompt
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits of the targets [B, U, V]."""
@@ -135,20 +158,27 @@ class SoftPromptModule(LightningModule, ABC):
     @final
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss; logs only on the Trainer's logging steps, since logging is slow."""
-        logs = self.step(batch)
+        logs = self.step(batch, done(self.trainer) if self.penalties else 0.0)
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self.log_dict({f"train/{name}": value.detach() for name, value in logs.items()}, batch_size=len(batch))
             self.log("loss", logs["loss"].detach(), prog_bar=True, logger=False, batch_size=len(batch))
         return logs["loss"]
 
     @final
-    def step(self, batch: Batch) -> dict[str, Tensor]:
-        """`loss`, objective and weighed penalties together, and what else is worth logging."""
+    def step(self, batch: Batch, done: float = 0.0) -> dict[str, Tensor]:
+        """`loss`, objective and penalties together, and what else is worth logging.
+
+        Args:
+            batch: The rows.
+            done: The share of training that is behind, from 0 to 1.
+        """
         lm = self.lm()
         outcome = self.objective(lm, batch)
-        penalties = lm.prompt(batch).penalties
-        reported = {f"penalty/{name}": value for name, value in penalties.items()}
-        return {"loss": outcome.loss + self._weighed(penalties), **outcome.logs, **reported}
+        prompt = lm.prompt(batch)
+        added = {penalty.name: penalty(lm, batch, done) for penalty in self.penalties}
+        loss = outcome.loss + self._weighed(prompt.penalties) + sum(added.values())
+        terms = {f"penalty/{name}": value for name, value in {**prompt.penalties, **added}.items()}
+        return {"loss": loss, **outcome.logs, **terms, **prompt.logs}
 
     def _weighed(self, penalties: Mapping[str, Tensor]) -> Tensor | float:
         if unknown := set(self.penalty_weights) - set(penalties):
@@ -259,6 +289,12 @@ class SoftPromptModule(LightningModule, ABC):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a prompt of another backbone."""
         check_backbone(checkpoint.get(BACKBONE, {}), self.loaded, "the checkpoint")
+
+
+def done(trainer: Trainer) -> float:
+    """The share of a training that is behind, from 0 to 1; 0 where its end is open."""
+    total = trainer.estimated_stepping_batches
+    return min(1.0, trainer.global_step / total) if total else 0.0
 
 
 def default_optimizer(groups: Iterable[Any]) -> AdamW:

@@ -19,7 +19,7 @@ from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.backbones.load import load_backbone
 from lightning_softprompt.checkpoints.hooks import leave_out_of_checkpoints
 from lightning_softprompt.evaluation.intervals import student
-from lightning_softprompt.module import Records, SoftPromptModule
+from lightning_softprompt.module import Records, SoftPromptModule, done
 from lightning_softprompt.prompts.init import Init
 from lightning_softprompt.types import Batch
 
@@ -126,10 +126,10 @@ class Replicas(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The sum of the replicas' losses, so that each has the gradient it would have alone."""
-        logs = []
+        logs, behind = [], done(self.trainer)
         for k, replica in enumerate(self._each):
             with self._stream(k):
-                logs.append(replica.step(batch))
+                logs.append(replica.step(batch, behind))
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             values = [{f"train/{name}": float(value.detach()) for name, value in of.items()} for of in logs]
             self.log_dict(self._together(values), batch_size=len(batch))

@@ -27,6 +27,9 @@ from torch import Tensor
 
 IGNORE = -100  # a target without loss
 
+Pairs = Mapping[int, tuple[Tensor, Tensor]]  # keys and values [B|1, N, P, D] each, by layer
+KeysValues = Mapping[str, Pairs]  # by kind of attention
+
 
 @dataclass(frozen=True)
 class Example:
@@ -158,7 +161,11 @@ class SoftPrompt:
         tokens: [B|1, P, H] soft tokens, which stand at the batch's slots.
         blocks: How P divides over the slots, one length for each; None puts all at the first slot.
         shift: [B|1, T, H] added to the embeddings of the input tokens.
+        kv: Keys and values that every token sees in the attentions of some layers: by kind of attention (`self`, or
+            `encoder`, `decoder` and `cross`) and layer, two of [B|1, N, P, D], as after the rotation of positions.
+        hidden: [B|1, P, H] by layer: soft tokens that enter before a layer, and are not there below it.
         penalties: Scalars that the run may weigh and add to the loss.
+        logs: Scalars that are worth a look.
 
     Raises:
         ValueError: If the blocks do not add up to P.
@@ -167,7 +174,10 @@ class SoftPrompt:
     tokens: Tensor | None = None
     blocks: tuple[int, ...] | None = None
     shift: Tensor | None = None
+    kv: KeysValues = field(default_factory=dict)
+    hidden: Mapping[int, Tensor] = field(default_factory=dict)
     penalties: Mapping[str, Tensor] = field(default_factory=dict)
+    logs: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         length = 0 if self.tokens is None else self.tokens.shape[1]

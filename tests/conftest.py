@@ -15,8 +15,23 @@ import torch
 
 from lightning_softprompt.backbones.base import BackboneSpec
 from lightning_softprompt.backbones.load import load_backbone
-from lightning_softprompt.methods import PromptTuning
-from lightning_softprompt.prompts.init import FromText, Uniform
+from lightning_softprompt.methods import (
+    DPT,
+    IDPG,
+    ULPT,
+    ADePT,
+    DePT,
+    LatePromptTuning,
+    PrefixTuning,
+    PromptTuning,
+    PTMoE,
+    PTuning,
+    PTuningV2,
+    ResidualPromptTuning,
+    SMoP,
+)
+from lightning_softprompt.prompts.init import FromText, SampleVocabulary, Uniform
+from lightning_softprompt.prompts.key_values import NormalKeysValues
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # for processes that tests start
 huggingface_hub.constants.HF_HUB_OFFLINE = True  # for this one, which has read the variable already
@@ -44,13 +59,35 @@ class Method:
         """The method on a backbone."""
         module = self.cls(**self.arguments, backbone=backbone.spec, **common)
         module.attach(backbone)
-        return module
+        return module.eval()
 
 
+LATE = (*tiny.CAUSAL, *tiny.MASKED)
 METHODS = {  # a new method is a new row
     "prompt_tuning": Method(PromptTuning, {"length": 3}),
     "prompt_tuning_uniform": Method(PromptTuning, {"length": 1, "init": Uniform()}),
     "prompt_tuning_text": Method(PromptTuning, {"length": 7, "init": FromText("is this film good ?")}),
+    "prefix_tuning": Method(PrefixTuning, {"length": 3, "width": 16}),
+    "prefix_tuning_free": Method(PrefixTuning, {"length": 3, "width": None}),
+    "p_tuning": Method(PTuning, {"blocks": (3,)}),
+    "p_tuning_mlp": Method(PTuning, {"blocks": (2,), "encoder": "mlp"}),
+    "p_tuning_v2": Method(PTuningV2, {"length": 3, "init": NormalKeysValues(0.5)}),
+    "p_tuning_v2_last_layer": Method(PTuningV2, {"length": 2, "layers": [-1], "width": 8}),
+    "residual": Method(ResidualPromptTuning, {"length": 3, "bottleneck": 8}),
+    "residual_separate": Method(ResidualPromptTuning, {"length": 2, "bottleneck": 8, "separate": True}),
+    "dpt": Method(DPT, {"length": 4, "rank": 2}),
+    "dpt_singular": Method(DPT, {"length": 4, "rank": 2, "init": SampleVocabulary()}),
+    "ulpt": Method(ULPT, {"length": 4, "rank": 2}),
+    "dept": Method(DePT, {"length": 3, "rank": 2, "max_tokens": 5}),
+    "adept": Method(ADePT, {"length": 3, "bottleneck": 4}),
+    "smop": Method(SMoP, {"length": 2, "experts": 2}),
+    "pt_moe": Method(PTMoE, {"length": 3, "rank": 2}),
+    "idpg": Method(IDPG, {"length": 2, "bottleneck": 4}),
+    "idpg_hypercomplex": Method(IDPG, {"length": 2, "bottleneck": 4, "hypercomplex": 4, "pool": "last"}),
+    "late_free": Method(LatePromptTuning, {"length": 3, "layer": 1, "generator": "free"}, LATE),
+    "late_state": Method(LatePromptTuning, {"length": 2, "bottleneck": 4}, LATE),
+    "late_average": Method(LatePromptTuning, {"length": 2, "layer": 0, "generator": "average", "bottleneck": 4}, LATE),
+    "late_maximum": Method(LatePromptTuning, {"length": 2, "generator": "maximum", "bottleneck": 4}, LATE),
 }
 
 

@@ -13,13 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from lightning_softprompt.backbones.injection import NAME, attend_with_injected
 from lightning_softprompt.backbones.kernels import attend, attend_backward
 from lightning_softprompt.backbones.packing import Packing
 
-NAME = "softprompt"
 CHANGES_SCORES = ("softcap", "s_aux", "position_bias", "cross_bias")  # what some models want of their attention
 NEVER = 1e4  # a log-sum-exp that leaves padding no weight
 
@@ -39,7 +38,7 @@ def attention(
     packing: Packing | None = None,
     **options: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Transformers' attention: packed where there is a packing, else PyTorch's own.
+    """Transformers' attention: packed where there is a packing, else PyTorch's own with what is injected.
 
     Args:
         module: The layer.
@@ -55,13 +54,14 @@ def attention(
         PackingUnsupportedError: If the model wishes what packed rows do not do.
     """
     if packing is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
+        return attend_with_injected(module, query, key, value, attention_mask, scaling=scaling, **options)
     refuse(options, packing)
     query, key = query.to(value.dtype), key.to(value.dtype)  # autocast leaves them in float32 after rotation
     layer = getattr(module, "layer_idx", None)
     if packing.kept is not None:
         packing.kept[_numbered(layer)] = key, value
-    past = (None, None) if packing.past is None else packing.past.layers[_numbered(layer)]
+    past = (None, None) if packing.past is None else packing.past.layers.get(_numbered(layer), (None, None))
+    packing = packing.bare if past[0] is None else packing
     return PackedAttention.apply(query, key, value, *past, packing, scaling).transpose(1, 2), None
 
 
@@ -126,7 +126,7 @@ class PackedAttention(torch.autograd.Function):
         query, key, value, past_key, past_value, out, lse, *head = ctx.saved_tensors
         packing, scale, h = ctx.packing, ctx.scale, ctx.packing.head
         keys = Keys.of(key, value, past_key, past_value, packing)
-        rows = [unpacked(t, packing) for t in (grad[:, :, h:], query[:, :, h:], out)]
+        rows = [unpacked(grad[:, :, h:], packing, 0.0), *(unpacked(t, packing) for t in (query[:, :, h:], out))]
         padded = unpacked(lse[..., None], packing, NEVER)[..., 0]
         parts = [rows[1], *keys.own, rows[2], padded]
         of_own = attend_backward(rows[0], parts, keys.own_mask is None, scale, keys.own_mask)
@@ -202,17 +202,18 @@ def folded(rows: Tensor, key: Tensor) -> Tensor:
     return rows.reshape(1, key.shape[1], -1, rows.shape[3])
 
 
-def unpacked(rows: Tensor, packing: Packing, fill: float = 0.0) -> Tensor:
-    """[1, heads, R, D] -> [B, heads, n, D], right-padded."""
+def unpacked(rows: Tensor, packing: Packing, fill: float | None = None) -> Tensor:
+    """[1, heads, R, D] -> [B, heads, n, D]; behind the end of a row stands `fill`, or anything that is finite."""
     batch, longest = packing.rows
-    padded = rows.new_full((rows.shape[1], batch * longest, rows.shape[3]), fill)
-    padded[:, packing.places] = rows[0]
-    return padded.unflatten(1, (batch, longest)).transpose(0, 1)
+    by_token = rows.transpose(1, 2)[0].index_select(0, packing.source.flatten())  # [B * n, heads, D]
+    if fill is not None:
+        by_token.index_fill_(0, packing.gaps, fill)
+    return by_token.view(batch, longest, *by_token.shape[1:]).transpose(1, 2)
 
 
 def repacked(rows: Tensor, packing: Packing) -> Tensor:
     """[B, heads, n, D] -> [1, heads, R, D]."""
-    return rows.transpose(0, 1).flatten(1, 2)[:, packing.places][None]
+    return rows.transpose(1, 2).flatten(0, 1).index_select(0, packing.places).transpose(0, 1)[None]
 
 
 def merged(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> tuple[Tensor, Tensor]:

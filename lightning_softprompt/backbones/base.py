@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from hashlib import sha256
 from typing import Any, ClassVar, Literal, Self, cast
 
@@ -17,6 +18,16 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lightning_softprompt.backbones.codec import Codec
 from lightning_softprompt.backbones.head import Head, States
+from lightning_softprompt.backbones.injection import (
+    INJECTED,
+    NAME,
+    Sites,
+    at,
+    injected,
+    keys_and_values_of,
+    sites_of,
+)
+from lightning_softprompt.backbones.layers import layers_of, states_before
 from lightning_softprompt.backbones.linear import Compute, prepack
 from lightning_softprompt.backbones.splice import Spliced, splice
 from lightning_softprompt.types import Batch, SoftPrompt
@@ -108,6 +119,10 @@ class Backbone(nn.Module, ABC):
         """[B, U] of the targets over the whole vocabulary, in float32; 0 where there is no target."""
         return self.head.cross_entropy(self.states(batch, prompt), batch.targets, label_smoothing)
 
+    def asked(self, batch: Batch) -> Batch:
+        """What generation starts from: the rows without what is to be generated."""
+        return batch
+
     @abstractmethod
     def generate(self, batch: Batch, prompt: SoftPrompt | None = None, **decoding: Any) -> Tensor:
         """Greedy continuations [B, U] of the rows without their answers, padded at the end."""
@@ -144,6 +159,52 @@ class Backbone(nn.Module, ABC):
         rows = splice(embeds, batch.mask, batch.slots, prompt.tokens, prompt.blocks, pad_left)
         self.check_window(rows.mask.shape[1])
         return rows
+
+    @cached_property
+    def attentions(self) -> dict[str, Sites]:
+        """The attentions that can be given keys and values, by kind.
+
+        Raises:
+            InjectionUnsupportedError: If the model's cannot.
+        """
+        return sites_of(self.model)
+
+    def keys_and_values(self, ids: Tensor) -> dict[str, Tensor]:
+        """Those of a text [P], by kind of attention: [L, 2, N, P, D]. An encoder and a decoder each read it."""
+        return keys_and_values_of(self.model, self.attentions, ids)
+
+    @contextmanager
+    def injected(self, prompt: SoftPrompt | None) -> Iterator[None]:
+        """Gives the attentions the prompt's keys and values for what runs inside."""
+        if prompt is None or not prompt.kv:
+            yield
+            return
+        pairs = at(self.attentions, prompt.kv)
+        self.model.set_attn_implementation(NAME)
+        with injected(pairs):
+            yield
+
+    @property
+    def stack(self) -> PreTrainedModel:
+        """The part that reads the input."""
+        return cast(PreTrainedModel, self.model.base_model)
+
+    @property
+    def depth(self) -> int:
+        """Layers of the part that reads the input."""
+        return len(getattr(*layers_of(self.stack)))
+
+    def hidden_states(self, batch: Batch, prompt: SoftPrompt | None = None, layer: int | None = None) -> Tensor:
+        """What a layer is given of the input tokens [B, T, H], or the last states of all; anything on padding."""
+        rows = self.splice(batch, prompt)
+        with self.injected(prompt):
+            states = states_before(self.stack, layer, **self.stack_inputs(rows, prompt))
+        columns = rows.columns.clamp(0, states.shape[1] - 1)
+        return states.gather(1, columns[..., None].expand(-1, -1, states.shape[2]))
+
+    def stack_inputs(self, rows: Spliced, prompt: SoftPrompt | None) -> dict[str, Any]:
+        """How the part that reads the input is given rows."""
+        return {"inputs_embeds": rows.embeds, "attention_mask": rows.mask.long()}
 
     @property
     def way(self) -> str:
@@ -193,7 +254,13 @@ def compile_layers(model: PreTrainedModel) -> None:
 def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
-    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+    given = INJECTED.get()
+
+    def again(*args: Any, **kwargs: Any) -> Any:
+        with injected(given):  # the backward pass has left the context, perhaps the thread
+            return forward(*args, **kwargs)
+
+    return checkpoint(again, *args, use_reentrant=False, **kwargs)
 
 
 def answer_positions(batch: Batch) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, final
 
 import torch
@@ -16,6 +17,8 @@ from lightning_softprompt.backbones.base import Backbone, BackboneSpec, answer_p
 from lightning_softprompt.backbones.codec import Codec
 from lightning_softprompt.backbones.contexts import ContextCache, Prefilled
 from lightning_softprompt.backbones.head import States
+from lightning_softprompt.backbones.injection import watch
+from lightning_softprompt.backbones.layers import starting_at
 from lightning_softprompt.backbones.paths import Path, choose, offers
 from lightning_softprompt.backbones.rows import Rows
 from lightning_softprompt.backbones.splice import Spliced
@@ -80,15 +83,35 @@ class CausalBackbone(Backbone):
 
     def states(self, batch: Batch, prompt: SoftPrompt | None = None) -> States:
         """What the targets are said from."""
+        prompt = self._with_late_keys(prompt)
         spliced = self.splice(batch, prompt)
         columns, first = target_columns(spliced, batch)
-        rows = Rows.of(spliced, batch, prompt)
+        rows = Rows.of(spliced, batch, prompt).until(columns)
+        self.check_window(rows.first_position + rows.mask.shape[1])
         try:
             return (self.path or self._chosen(rows, columns, first))(rows, columns, first)
         except PackingUnsupportedError as reason:  # as where a later batch is longer than a sliding window
             self.offers, self.path = self.offers[1:], None
             self.reasons.append(str(reason))
             return self.states(batch, prompt)
+
+    def stack_inputs(self, rows: Spliced, prompt: SoftPrompt | None) -> dict[str, Any]:
+        """Rows with their positions, behind those of keys and values from outside."""
+        before = 0 if prompt is None or not prompt.kv else next(iter(prompt.kv["self"].values()))[0].shape[2]
+        positions = before + torch.arange(rows.mask.shape[1], device=rows.mask.device)[None]
+        return {**super().stack_inputs(rows, prompt), "position_ids": positions, "use_cache": False}
+
+    def _with_late_keys(self, prompt: SoftPrompt | None) -> SoftPrompt | None:
+        """Soft tokens that enter at a layer stand before the row and hear only each other: they are keys and values."""
+        if prompt is None or not prompt.hidden:
+            return prompt
+        ((layer, tokens),) = prompt.hidden.items()
+        tokens = tokens.to(self.word_embeddings.dtype)
+        positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
+        with starting_at(self.model, layer, tokens):
+            seen = watch(self.stack, inputs_embeds=tokens, position_ids=positions)
+        numbers = {module: number for number, module in enumerate(self.attentions["self"].modules)}
+        return replace(prompt, hidden={}, kv={"self": {numbers[s.module]: (s.key, s.value) for s in seen}})
 
     def _chosen(self, rows: Rows, columns: Tensor, first: Tensor) -> Path:
         """The path for this and all further batches. A row that is alone is tried out beside itself."""
@@ -108,16 +131,22 @@ class CausalBackbone(Backbone):
             return "how rows run is decided by the first batch"
         return self.path.told + "".join(f" ({reason})" for reason in self.reasons[:1])
 
+    def asked(self, batch: Batch) -> Batch:
+        """The rows up to their answers."""
+        return batch if bool((batch.source == batch.mask).all()) else self.codec.questions(batch)
+
     @torch.no_grad()
     def generate(self, batch: Batch, prompt: SoftPrompt | None = None, **decoding: Any) -> Tensor:
         """Greedy continuations [B, U]. A prompt that all rows begin with runs once a pass, and its keys are kept."""
-        questions = self.codec.questions(batch)
+        questions, prompt = self.asked(batch), self._with_late_keys(prompt)
         spliced = self.splice(questions, prompt)
-        self.check_window(spliced.mask.shape[1] + decoding.get("max_new_tokens", 0))
         rows = Rows.of(spliced, questions, prompt)
+        self.check_window(rows.first_position + spliced.mask.shape[1] + decoding.get("max_new_tokens", 0))
         options = {"do_sample": False, "num_beams": 1, "pad_token_id": self.codec.pad_id, **decoding}
+        if rows.kv:
+            return self._injected(rows.padded_left(), prompt, options)
         end = rows.prompt_end
-        if not end or rows.soft[:, end:].any() or int(rows.mask.sum(1).min()) <= end:
+        if not end or not rows.words_only_from(end) or int(rows.mask.sum(1).min()) <= end:
             left = rows.padded_left()
             return self.model.generate(  # type: ignore[no-any-return, operator]
                 inputs_embeds=left.embeds, attention_mask=left.mask.long(), **options
@@ -129,6 +158,14 @@ class CausalBackbone(Backbone):
         cache = self.prompts.cache_for(rows, end)
         said = self.model.generate(ids, attention_mask=mask, past_key_values=cache, **options)  # type: ignore[operator]
         return said[:, ids.shape[1] :]  # type: ignore[no-any-return]
+
+    def _injected(self, left: Rows, prompt: SoftPrompt | None, options: dict[str, Any]) -> Tensor:
+        """Continuations of rows whose attentions are given keys and values."""
+        positions = (left.mask.cumsum(1) - 1).clamp(min=0) + left.first_position
+        with self.injected(prompt):
+            return self.model.generate(  # type: ignore[no-any-return, operator]
+                inputs_embeds=left.embeds, attention_mask=left.mask.long(), position_ids=positions, **options
+            )
 
 
 def target_columns(rows: Spliced, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -23,6 +23,7 @@ from transformers import DynamicCache
 
 from lightning_softprompt.backbones.packing import Kept, Past, pack
 from lightning_softprompt.backbones.rows import Rows
+from lightning_softprompt.types import Pairs
 
 log = logging.getLogger(__name__)
 WORTH = 64  # tokens before the first soft one, on average over a batch, from which a pass of their own pays
@@ -123,6 +124,8 @@ class Contexts:
             rows: The batch.
             until: [B] tokens that may be covered at most.
         """
+        if rows.kv:
+            return rows.injected, torch.zeros_like(until)
         begin = torch.minimum(rows.frozen, until)
         if begin.float().mean() >= WORTH:
             return self._texts(rows, begin), begin
@@ -200,9 +203,9 @@ def kept(
     return cache.get(name, make, lasting).to(embeds.device)
 
 
-def _layers(stacked: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """[B, L, 2, N, C, D] as L pairs."""
-    return [(layer[:, 0], layer[:, 1]) for layer in stacked.unbind(1)]
+def _layers(stacked: Tensor) -> Pairs:
+    """[B, L, 2, N, C, D] by layer."""
+    return {number: (layer[:, 0], layer[:, 1]) for number, layer in enumerate(stacked.unbind(1))}
 
 
 def _name(way: str, said: list[Tensor]) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any, final
 
@@ -14,6 +16,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from lightning_softprompt.backbones.base import Backbone, answer_positions
 from lightning_softprompt.backbones.codec import Codec
 from lightning_softprompt.backbones.head import States
+from lightning_softprompt.backbones.layers import starting_at
+from lightning_softprompt.backbones.splice import Spliced, splice
 from lightning_softprompt.types import Batch, SoftPrompt
 
 
@@ -61,9 +65,20 @@ class MaskedBackbone(Backbone):
 
     def states(self, batch: Batch, prompt: SoftPrompt | None = None) -> States:
         """Those at the masks."""
-        rows = self.splice(batch, prompt)
+        prompt = prompt or SoftPrompt()
+        late = next(iter(prompt.hidden), None)
+        rows = self.splice(batch, prompt) if late is None else self._late(batch, prompt, late)
         run = partial(self.model, inputs_embeds=rows.embeds, attention_mask=rows.mask.long())
-        return self.head.states(run, rows.columns.gather(1, answer_positions(batch)))
+        start = nullcontext() if late is None else starting_at(self.model, late, rows.embeds)
+        with self.injected(prompt), start:
+            return self.head.states(run, rows.columns.gather(1, answer_positions(batch)))
+
+    def _late(self, batch: Batch, prompt: SoftPrompt, layer: int) -> Spliced:
+        """The rows' states before a layer, with the soft tokens that enter there."""
+        below = self.hidden_states(batch, replace(prompt, hidden={}), layer)
+        rows = splice(below, batch.mask, batch.slots, prompt.hidden[layer])
+        self.check_window(rows.mask.shape[1])
+        return rows
 
     @torch.no_grad()
     def generate(self, batch: Batch, prompt: SoftPrompt | None = None, **decoding: Any) -> Tensor:

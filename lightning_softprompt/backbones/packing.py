@@ -6,12 +6,13 @@ It runs once a step instead of once a row.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from lightning_softprompt.types import Pairs
 
 Kept = dict[int, tuple[Tensor, Tensor]]  # keys and values of each layer
 
@@ -21,11 +22,11 @@ class Past:
     """Keys and values of what comes before the packed tokens.
 
     Args:
-        layers: For each layer keys and values [B|1, N, C, D]; a leading 1 is the same for every row.
+        layers: Keys and values [B|1, N, C, D] by layer; a leading 1 is the same for every row.
         inside: [B|1, C] bool, False where a row's past is shorter.
     """
 
-    layers: Sequence[tuple[Tensor, Tensor]]
+    layers: Pairs
     inside: Tensor
 
     @property
@@ -66,6 +67,11 @@ class Packing:
         return self.inside.shape[0], self.inside.shape[1]
 
     @property
+    def length(self) -> int:
+        """Tokens of the packed row."""
+        return self.head + len(self.places)
+
+    @property
     def positions(self) -> Tensor:
         """[1, head + R] the position of each packed token in its own row, the past included."""
         batch, longest = self.rows
@@ -75,6 +81,16 @@ class Packing:
             return torch.cat([head, own])[None]
         before = self.past.lengths
         return torch.cat([head + before[:1], own + before.expand(batch)[self.places // longest]])[None]
+
+    @cached_property
+    def gaps(self) -> Tensor:
+        """Where no token lies in the flattened [B * n]."""
+        return (~self.inside).flatten().nonzero()[:, 0]
+
+    @cached_property
+    def bare(self) -> Packing:
+        """The same rows in a layer that has no past."""
+        return replace(self, past=None)
 
     @cached_property
     def head_mask(self) -> Tensor | None:

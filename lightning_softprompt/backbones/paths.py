@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
-from functools import partial
-from typing import Any, ClassVar, final
+from functools import cached_property, partial
+from typing import Any, ClassVar, cast, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
-from lightning_softprompt.backbones.attention import NAME
 from lightning_softprompt.backbones.base import BackboneSpec
 from lightning_softprompt.backbones.contexts import ContextCache, Contexts, keys_and_values
 from lightning_softprompt.backbones.head import Head, States
+from lightning_softprompt.backbones.injection import NAME, Sites, at, injected, sites_of
 from lightning_softprompt.backbones.linear import plain_products
 from lightning_softprompt.backbones.packing import pack
 from lightning_softprompt.backbones.rows import Rows
@@ -47,6 +49,22 @@ class Path(ABC):
     def enter(self) -> None:
         """Prepares the model."""
         self.model.set_attn_implementation(self.attention)
+
+    @contextmanager
+    def injected(self, rows: Rows) -> Iterator[None]:
+        """Gives the model's attentions what the rows bring for them, while it runs as transformers has it."""
+        if not rows.kv:
+            yield
+            return
+        sites = self.sites
+        self.model.set_attn_implementation(NAME)
+        with injected(at(sites, {"self": rows.kv})):
+            yield
+
+    @cached_property
+    def sites(self) -> dict[str, Sites]:
+        """The model's attentions."""
+        return sites_of(self.model)
 
     @abstractmethod
     def __call__(self, rows: Rows, columns: Tensor, first: Tensor) -> States:
@@ -76,6 +94,7 @@ class Packed(Path):
         super().__init__(model, head, NAME)
         kept = ContextCache(0) if cache is None else cache
         self.contexts = Contexts(lambda embeds: keys_and_values(model, embeds), kept)
+        self.last = last_perceptron(model)
 
     def __call__(self, rows: Rows, columns: Tensor, first: Tensor) -> States:
         """See `Path`."""
@@ -93,7 +112,9 @@ class Packed(Path):
                 packing=packing,
             )
 
-        return self.head.states(run, columns, packing.columns(columns))
+        places = packing.columns(columns)
+        with narrowed(self.last, places.unique(), packing.length):
+            return self.head.states(run, columns, places)
 
 
 @final
@@ -107,15 +128,17 @@ class TwoPass(Path):
         head, batch = min(rows.head, int(first.min())), len(rows.mask)
         if not head:
             return Padded(self.model, self.head, self.attention)(rows, columns, first)
-        cache = DynamicCache(config=self.model.config)
-        self._run(rows.embeds[:1, :head], torch.arange(head), past_key_values=cache)
+        cache, begin = DynamicCache(config=self.model.config), rows.first_position
+        with self.injected(rows):
+            self._run(rows.embeds[:1, :head], begin + torch.arange(head), past_key_values=cache)
         layers: list[Any] = cache.layers
         for layer in layers:
             layer.keys, layer.values = (t.expand(batch, -1, -1, -1) for t in (layer.keys, layer.values))
-        positions = torch.arange(head, rows.mask.shape[1])
+        positions = begin + torch.arange(head, rows.mask.shape[1])
         own = rows.embeds[:, head:]
         rest = {"past_key_values": cache, "attention_mask": rows.mask.long()}
-        return self.head.states(lambda: self._run(own, positions, **rest), columns - head)
+        with self.injected(rows):
+            return self.head.states(lambda: self._run(own, positions, **rest), columns - head)
 
     def _run(self, embeds: Tensor, positions: Tensor, **options: Any) -> Any:
         return self.model(
@@ -131,9 +154,38 @@ class Padded(Path):
 
     def __call__(self, rows: Rows, columns: Tensor, first: Tensor) -> States:
         """See `Path`."""
-        positions = torch.arange(rows.mask.shape[1], device=rows.mask.device)[None]
+        positions = rows.first_position + torch.arange(rows.mask.shape[1], device=rows.mask.device)[None]
         run = lambda: self.model(inputs_embeds=rows.embeds, position_ids=positions, use_cache=False)  # noqa: E731
-        return self.head.states(run, columns)
+        with self.injected(rows):
+            return self.head.states(run, columns)
+
+
+def last_perceptron(model: PreTrainedModel) -> nn.Module | None:
+    """The part of the last layer that works token by token, where it goes by its usual name and runs as it is."""
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    as_it_is = layers and "forward" not in vars(layers[-1])  # neither recomputed nor compiled
+    return getattr(layers[-1], "mlp", None) if as_it_is else None
+
+
+@contextmanager
+def narrowed(module: nn.Module | None, places: Tensor, length: int) -> Iterator[None]:
+    """Lets a module that works token by token see some places [U] of a packed row only; it gives zeros elsewhere."""
+    if module is None:
+        yield
+        return
+
+    def select(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return args[0][:, places], *args[1:]
+
+    def restore(_: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        return out.new_zeros(1, length, out.shape[2]).index_copy(1, places, out)
+
+    handles = [module.register_forward_pre_hook(select), module.register_forward_hook(restore)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def offers(spec: BackboneSpec, cache: ContextCache) -> list[Offer]:
@@ -186,18 +238,16 @@ def _results(path: Path, rows: Rows, columns: Tensor, first: Tensor) -> list[Ten
         kept = path.head.logits(path(rows, columns, first))
     with torch.enable_grad():
         embeds = rows.embeds.clone().requires_grad_()
-        logits = path.head.logits(path(replace(rows, embeds=embeds), columns, first))
+        kv = {n: (k.clone().requires_grad_(), v.clone().requires_grad_()) for n, (k, v) in rows.kv.items()}
+        logits = path.head.logits(path(replace(rows, embeds=embeds, kv=kv), columns, first))
         logits.logsumexp(-1).sum().backward()
-    assert embeds.grad is not None
-    where = rows.soft if rows.soft.any() else rows.mask
-    return [
-        kept,
-        logits.detach(),
-        (embeds.grad * where[..., None]).sum(0),
-    ]  # what rows share has its gradient in one of them
+    where = rows.soft if rows.soft.any() or kv else rows.mask
+    given = [cast(Tensor, t.grad) for pair in kv.values() for t in pair]
+    # What rows share has its gradient in one of them.
+    return [kept, logits.detach(), (cast(Tensor, embeds.grad) * where[..., None]).sum(0), *given]
 
 
 def _off(ours: Tensor, right: Tensor) -> float:
     """Relative error; without bound where a number is none."""
-    error = float((ours - right).abs().max() / right.abs().max())
+    error = float((ours - right).abs().max() / right.abs().max().clamp(min=1e-30))
     return error if error >= 0 else float("inf")

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from lightning_softprompt.backbones.packing import shared_head
+from lightning_softprompt.backbones.packing import Past, shared_head
 from lightning_softprompt.backbones.splice import Spliced
-from lightning_softprompt.types import Batch, SoftPrompt
+from lightning_softprompt.types import Batch, Pairs, SoftPrompt
 
 SOFT = 2**31  # above every token id
 
@@ -24,36 +24,62 @@ class Rows:
         mask: [B, M] bool.
         keys: [B, M] numbers that are equal only where rows have the same token; those of text are its ids.
         soft: [B, M] bool, True on soft tokens.
+        kv: Keys and values that all tokens see, by layer.
     """
 
     embeds: Tensor
     mask: Tensor
     keys: Tensor
     soft: Tensor
+    kv: Pairs = field(default_factory=dict)
 
     @classmethod
     def of(cls, spliced: Spliced, batch: Batch, prompt: SoftPrompt | None) -> Rows:
-        """The rows of a batch."""
-        tokens, shift = (None, None) if prompt is None else (prompt.tokens, prompt.shift)
+        """The rows of a batch.
+
+        Raises:
+            ValueError: If the prompt is for attentions that a decoder does not have.
+        """
+        prompt = prompt or SoftPrompt()
+        if unknown := set(prompt.kv) - {"self"}:
+            raise ValueError(f"the prompt has keys and values for {sorted(unknown)}; the backbone has ['self']")
+        tokens, shift = prompt.tokens, prompt.shift
         length = 0 if tokens is None else tokens.shape[1]
         own = -torch.arange(1, len(batch) + 1, device=batch.input_ids.device)[:, None]  # [B, 1] never equal
         same = SOFT + torch.arange(length, device=own.device).expand(len(batch), -1)
         soft = same if tokens is None or len(tokens) == 1 else own.expand_as(same)
         text = batch.input_ids if shift is None else own.expand_as(batch.input_ids)
         keys = torch.cat([soft, text], dim=1).gather(1, spliced.order)
-        return cls(spliced.embeds, spliced.mask, keys, spliced.order < length)
+        return cls(spliced.embeds, spliced.mask, keys, spliced.order < length, prompt.kv.get("self", {}))
 
     def __getitem__(self, rows: list[int]) -> Rows:
-        return Rows(*(getattr(self, field.name)[rows] for field in fields(self)))
+        kv = {n: (k[rows], v[rows]) if len(k) > 1 else (k, v) for n, (k, v) in self.kv.items()}
+        return Rows(self.embeds[rows], self.mask[rows], self.keys[rows], self.soft[rows], kv)
 
     def copied(self, dtype: torch.dtype) -> Rows:
         """In another precision, and apart from what it was made of."""
-        return Rows(self.embeds.detach().to(dtype, copy=True), self.mask.clone(), self.keys.clone(), self.soft.clone())
+        kv = {n: (k.detach().to(dtype, copy=True), v.detach().to(dtype, copy=True)) for n, (k, v) in self.kv.items()}
+        embeds = self.embeds.detach().to(dtype, copy=True)
+        return Rows(embeds, self.mask.clone(), self.keys.clone(), self.soft.clone(), kv)
+
+    @cached_property
+    def injected(self) -> Past | None:
+        """The keys and values that all tokens see."""
+        if not self.kv:
+            return None
+        key, _ = next(iter(self.kv.values()))
+        return Past(self.kv, self.mask.new_ones(len(key), key.shape[2]))
+
+    @property
+    def first_position(self) -> int:
+        """Tokens begin to count behind what is injected."""
+        return 0 if self.injected is None else self.injected.inside.shape[1]
 
     @cached_property
     def head(self) -> int:
         """Tokens that all rows begin with."""
-        return shared_head(self.keys, self.mask)
+        same = self.injected is None or self.injected.shared
+        return shared_head(self.keys, self.mask) if same else 0
 
     @cached_property
     def frozen(self) -> Tensor:
@@ -67,6 +93,10 @@ class Rows:
         shared = (self.soft[0, :most] & (self.keys[0, :most] >= 0)).nonzero()
         return int(shared[-1]) + 1 if len(shared) else 0
 
+    def words_only_from(self, begin: int) -> bool:
+        """Whether all tokens from there on are words as they are, so that their keys are their ids."""
+        return not bool((self.soft | (self.keys < 0))[:, begin:].any())
+
     def after(self, begin: Tensor) -> Rows:
         """Without the first `begin` [B] tokens of each row."""
         left = self.mask.sum(1) - begin
@@ -74,6 +104,13 @@ class Rows:
         step = torch.arange(longest, device=begin.device)
         places = (begin[:, None] + step).clamp(max=self.mask.shape[1] - 1)  # [B, longest]
         return self._gathered(places, step < left[:, None])
+
+    def until(self, columns: Tensor) -> Rows:
+        """Without what comes behind the last of the columns [B, U] of each row: no target looks at it."""
+        last = columns.amax(1, keepdim=True)
+        end = int(last.max()) + 1
+        mask = self.mask[:, :end] & (torch.arange(end, device=last.device) <= last)
+        return replace(self, embeds=self.embeds[:, :end], mask=mask, keys=self.keys[:, :end], soft=self.soft[:, :end])
 
     def padded_left(self) -> Rows:
         """With the padding before the rows, as generation wants it."""
@@ -83,4 +120,6 @@ class Rows:
 
     def _gathered(self, places: Tensor, mask: Tensor) -> Rows:
         embeds = self.embeds.gather(1, places[..., None].expand(-1, -1, self.embeds.shape[2]))
-        return Rows(embeds, mask, self.keys.gather(1, places), self.soft.gather(1, places))
+        return replace(
+            self, embeds=embeds, mask=mask, keys=self.keys.gather(1, places), soft=self.soft.gather(1, places)
+        )

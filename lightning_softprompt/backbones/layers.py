@@ -1,0 +1,88 @@
+"""A model's layers, and how to run some of them only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+
+class LayersUnsupportedError(NotImplementedError):
+    """A model whose layers cannot be run apart."""
+
+
+def layers_of(model: nn.Module) -> tuple[nn.Module, str]:
+    """The module that holds a stack of layers, and under which name.
+
+    Raises:
+        LayersUnsupportedError: If there is not exactly one stack.
+    """
+    found = [
+        (parent, name)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if isinstance(child, nn.ModuleList) and len(child) and isinstance(child[0], GradientCheckpointingLayer)
+    ]
+    if len(found) != 1:
+        raise LayersUnsupportedError(
+            f"{type(model).__name__} has {len(found)} stacks of layers, and one is wanted; take another backbone, or a "
+            f"method that looks into no layer"
+        )
+    return found[0]
+
+
+@contextmanager
+def between(model: nn.Module, first: int, end: int) -> Iterator[nn.ModuleList]:
+    """The model with layers from `first` up to `end` only."""
+    parent, name = layers_of(model)
+    every: Any = getattr(parent, name)
+    chosen = nn.ModuleList(list(every)[first:end])
+    setattr(parent, name, chosen)
+    try:
+        yield chosen
+    finally:
+        setattr(parent, name, every)
+
+
+@contextmanager
+def starting_at(model: PreTrainedModel, first: int, hidden: Tensor) -> Iterator[None]:
+    """The model without its layers below `first`, which is given these states [B, T, H] whatever the model embeds."""
+
+    def replace(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return hidden, *args[1:]
+
+    with between(model, first, len(getattr(*layers_of(model)))) as chosen:
+        handle = chosen[0].register_forward_pre_hook(replace)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+class _ReachedError(Exception):
+    """Stops a run."""
+
+    def __init__(self, states: Tensor) -> None:
+        self.states = states
+
+
+def states_before(stack: nn.Module, layer: int | None, **inputs: Any) -> Tensor:
+    """What a layer is given [B, T, H], without a run of it and those above; without a layer, what the stack gives."""
+    if layer is None:
+        return stack(**inputs).last_hidden_state  # type: ignore[no-any-return]
+
+    def stop(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        raise _ReachedError(args[0])
+
+    handle = getattr(*layers_of(stack))[layer].register_forward_pre_hook(stop)
+    try:
+        stack(**inputs)
+    except _ReachedError as reached:
+        return reached.states
+    finally:
+        handle.remove()
+    raise LayersUnsupportedError(f"{type(stack).__name__} did not run its layer {layer}")

@@ -1,0 +1,21 @@
+"""Dropout of a soft prompt."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch.nn.functional import dropout
+
+from lightning_softprompt.types import SoftPrompt
+
+
+def dropped_out(prompt: SoftPrompt, rate: float) -> SoftPrompt:
+    """The prompt with a share of its numbers at zero, and the rest as much larger.
+
+    What is the same for every row stays so: one draw serves them all.
+    """
+    kv = {
+        kind: {layer: (dropout(key, rate), dropout(value, rate)) for layer, (key, value) in layers.items()}
+        for kind, layers in prompt.kv.items()
+    }
+    return replace(prompt, tokens=None if prompt.tokens is None else dropout(prompt.tokens, rate), kv=kv)

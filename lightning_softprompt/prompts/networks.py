@@ -1,0 +1,85 @@
+"""Small networks that soft prompts are made by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+Activation = Literal["tanh", "relu", "gelu", "identity"]
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "tanh": nn.Tanh,
+    "relu": nn.ReLU,
+    "gelu": nn.GELU,
+    "identity": nn.Identity,
+}
+
+
+def perceptron(widths: Sequence[int], activation: Activation = "relu") -> nn.Sequential:
+    """Linear layers from width to width, with the activation between them.
+
+    Raises:
+        ValueError: If there is no such activation.
+    """
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(get_args(Activation))}, got {activation!r}")
+    layers: list[nn.Module] = []
+    for before, after in pairwise(widths):
+        layers += [nn.Linear(before, after), ACTIVATIONS[activation]()]
+    return nn.Sequential(*layers[:-1])
+
+
+class Recurrent(nn.Module):
+    """A bidirectional LSTM over soft tokens, then a perceptron (Liu et al. 2021, arXiv 2103.10385, equation 3).
+
+    Args:
+        width: H.
+        state: Width of the LSTM in each direction.
+        layers: Of the LSTM.
+        perceptron: What follows, from twice the state to H.
+    """
+
+    def __init__(self, width: int, state: int, layers: int, perceptron: nn.Module) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(width, state, layers, bidirectional=True, batch_first=True)
+        self.perceptron = perceptron
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[P, H] -> [P, H]; in float32, whatever precision the run has."""
+        with torch.autocast(tokens.device.type, enabled=False):
+            states, _ = self.lstm(at_least_float32(tokens)[None])
+            return self.perceptron(states[0])  # type: ignore[no-any-return]
+
+
+class HypercomplexLinear(nn.Module):
+    """A linear map whose matrix is a sum of n Kronecker products (Zhang et al. 2021, arXiv 2102.08597, equation 3).
+
+    Args:
+        inner: Width of what is given.
+        outer: Width of what is made.
+        n: Products.
+
+    Raises:
+        ValueError: If n does not divide both widths.
+    """
+
+    def __init__(self, inner: int, outer: int, n: int) -> None:
+        super().__init__()
+        if inner % n or outer % n:
+            raise ValueError(f"hypercomplex must divide {inner} and {outer}, got {n}")
+        self.rules = nn.Parameter(torch.randn(n, n, n) / n)
+        self.blocks = nn.Parameter(torch.randn(n, outer // n, inner // n) / inner**0.5)
+        self.bias = nn.Parameter(torch.zeros(outer))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., inner] -> [..., outer]."""
+        weight = torch.einsum("kij,kab->iajb", self.rules, self.blocks).flatten(2).flatten(0, 1)
+        return nn.functional.linear(x, weight, self.bias)
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """What is computed with prompts is computed in their precision."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

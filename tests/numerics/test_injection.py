@@ -1,0 +1,191 @@
+"""Keys and values from outside: like those of a text before the row, like transformers' own caches, like a loop."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import transformers
+from tiny import CAUSAL, SEQ2SEQ, TEMPLATES, batch_of, encoded, real
+from torch.testing import assert_close
+from transformers import DynamicCache
+
+from lightning_softprompt.backbones.causal import CausalBackbone
+from lightning_softprompt.backbones.injection import InjectionUnsupportedError, sites_of
+from lightning_softprompt.types import SoftPrompt
+
+CLOSE = {"atol": 1e-5, "rtol": 1e-5}
+
+
+def random_pairs(backbone, kind, rows=1, length=3, layers=None):
+    sites = backbone.attentions[kind]
+    shape = (rows, sites.heads, length, sites.size)
+    numbers = range(len(sites)) if layers is None else layers
+    return {layer: (torch.randn(shape), torch.randn(shape)) for layer in numbers}
+
+
+def of_text(backbone, ids):
+    made = backbone.keys_and_values(torch.tensor(ids))["self"]
+    return SoftPrompt(kv={"self": {n: (layer[:1], layer[1:]) for n, layer in enumerate(made)}})
+
+
+def behind(batch, ids):
+    """The rows with a text before them."""
+    before = torch.tensor(ids).expand(len(batch), -1)
+    yes = torch.ones_like(before, dtype=torch.bool)
+    return replace(
+        batch,
+        input_ids=torch.cat([before, batch.input_ids], 1),
+        mask=torch.cat([yes, batch.mask], 1),
+        source=torch.cat([yes, batch.source], 1),
+        slots=batch.slots + len(ids),
+    )
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("family", CAUSAL)
+@torch.no_grad()
+def test_those_of_a_text_act_like_the_text(family, load, packed):
+    backbone = load(family, packed=packed)
+    ids = backbone.codec.ids("it is a sad story")
+    batch = batch_of(backbone.codec)
+    said = backbone(batch, of_text(backbone, ids))
+    assert_close(real(batch, said), real(batch, backbone(behind(batch, ids))), **CLOSE)
+
+
+@pytest.mark.parametrize("family", CAUSAL)
+@pytest.mark.parametrize("options", [{}, {"use_cache": False}, {"cache_implementation": "static"}, {"num_beams": 3}])
+def test_generation_hears_those_of_a_text_like_the_text(backbone, options):
+    ids = backbone.codec.ids("it is a sad story")
+    batch = batch_of(backbone.codec)
+    said = backbone.generate(batch, of_text(backbone, ids), max_new_tokens=5, **options)
+    assert torch.equal(said, backbone.generate(behind(batch, ids), max_new_tokens=5, **options))
+
+
+@pytest.mark.parametrize("family", CAUSAL)
+@torch.no_grad()
+def test_each_row_may_have_its_own(backbone):
+    batch = batch_of(backbone.codec)
+    pairs = random_pairs(backbone, "self", rows=len(batch))
+    logits = backbone(batch, SoftPrompt(kv={"self": pairs}))
+    said = backbone.generate(batch, SoftPrompt(kv={"self": pairs}), max_new_tokens=4)
+    for b, row in enumerate(encoded(backbone.codec, TEMPLATES["front"])):
+        own = SoftPrompt(kv={"self": {n: (k[b : b + 1], v[b : b + 1]) for n, (k, v) in pairs.items()}})
+        alone = backbone.codec.collate([row])
+        expected = backbone(alone, own)
+        assert_close(logits[b : b + 1, : expected.shape[1]], expected, **CLOSE)
+        words = backbone.generate(alone, own, max_new_tokens=4)[0]
+        assert torch.equal(said[b, : len(words)], words)
+
+
+def cache_of(pairs, rows):
+    cache = DynamicCache()
+    for layer, (key, value) in pairs.items():
+        cache.update(key.expand(rows, -1, -1, -1), value.expand(rows, -1, -1, -1), layer)
+    return cache
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["bert"])
+def test_a_masked_model_hears_them_as_from_a_cache(backbone):
+    (row, *_) = encoded(backbone.codec, TEMPLATES["front"])
+    batch = backbone.codec.collate([row])
+    pairs = random_pairs(backbone, "self")
+    ids, length = batch.input_ids, 3
+    theirs = backbone.model(
+        input_ids=ids,
+        attention_mask=torch.ones(1, length + ids.shape[1]),
+        position_ids=torch.arange(ids.shape[1])[None],
+        past_key_values=cache_of(pairs, 1),
+    ).logits[0, list(row.answers)]
+    assert_close(backbone(batch, SoftPrompt(kv={"self": pairs}))[0], theirs, **CLOSE)
+
+
+def attended(module, query, key, value, pair, scale, bias):
+    """One head after the other, one query after the other."""
+    key, value = (torch.cat([before, own], dim=1) for before, own in zip(pair, (key, value), strict=True))
+    out = torch.zeros_like(query)
+    for head in range(query.shape[0]):
+        for number, q in enumerate(query[head]):
+            scores = torch.stack([(q * k).sum() * scale for k in key[head]])
+            scores[-bias.shape[-1] :] += bias[head, number]
+            out[head, number] = sum(w * v for w, v in zip(scores.softmax(0), value[head], strict=True))
+    return out
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["encoder", "decoder", "cross"])
+@pytest.mark.parametrize("family", ["t5"])
+def test_attention_with_relative_positions_is_that_of_a_loop(backbone, kind, monkeypatch):
+    """Keys from outside have no relative position."""
+    (row, *_) = encoded(backbone.codec, TEMPLATES["front"])
+    batch = backbone.codec.collate([row])
+    pairs = random_pairs(backbone, kind)
+    ours = backbone(batch, SoftPrompt(kv={kind: pairs}))
+    numbers = {module: n for n, module in enumerate(backbone.attentions[kind].modules)}
+
+    def loop(module, query, key, value, mask, scaling=None, position_bias=None, **_):
+        bias = position_bias[0].expand(query.shape[1], query.shape[2], key.shape[2]).clone()
+        if mask is not None:
+            bias = bias.masked_fill(~mask[0].expand_as(bias), float("-inf"))
+        elif module in backbone.attentions["decoder"].modules:
+            bias = bias.masked_fill(torch.ones_like(bias, dtype=torch.bool).triu(1), float("-inf"))
+        none = (key[0, :, :0], value[0, :, :0])
+        pair = tuple(t[0] for t in pairs[numbers[module]]) if module in numbers else none
+        out = attended(module, query[0], key[0], value[0], pair, scaling, bias)
+        return out[None].transpose(1, 2), None
+
+    monkeypatch.setitem(transformers.modeling_utils.ALL_ATTENTION_FUNCTIONS._global_mapping, "softprompt", loop)
+    assert_close(ours, backbone(batch, SoftPrompt(kv={kind: {}})), **CLOSE)
+
+
+@torch.no_grad()
+def test_each_kind_of_attention_hears_them(backbone, family):
+    batch = batch_of(backbone.codec)
+    bare = real(batch, backbone(batch))
+    assert set(backbone.attentions) == ({"encoder", "decoder", "cross"} if family in SEQ2SEQ else {"self"})
+    for kind, sites in backbone.attentions.items():
+        for layer in range(len(sites)):
+            prompt = SoftPrompt(kv={kind: random_pairs(backbone, kind, layers=[layer])})
+            assert ((real(batch, backbone(batch, prompt)) - bare).abs().amax(-1) > 1e-4).all()
+    assert_close(real(batch, backbone(batch)), bare)
+
+
+def test_an_attention_that_is_not_there_is_named(backbone):
+    prompt = SoftPrompt(kv={"elsewhere": random_pairs(backbone, next(iter(backbone.attentions)))})
+    batch = batch_of(backbone.codec)
+    if set(backbone.attentions) == {"self"} and isinstance(backbone, CausalBackbone):
+        with pytest.raises(ValueError, match="elsewhere"):
+            backbone.generate(batch, prompt, max_new_tokens=1)
+    with pytest.raises(ValueError, match=r"elsewhere.*the backbone has"):
+        backbone(batch, prompt)
+
+
+TINY = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32}
+UNSUPPORTED = {
+    "BloomForCausalLM": {"vocab_size": 50, "hidden_size": 32, "n_layer": 2, "n_head": 4},
+    "DebertaV2ForMaskedLM": {**TINY, "relative_attention": True},
+    "AlbertForMaskedLM": {**TINY, "embedding_size": 16},
+    "Gemma2ForCausalLM": {**TINY, "num_key_value_heads": 2, "head_dim": 8, "attn_logit_softcapping": 5.0},
+}
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_models_that_cannot_are_refused_by_name(name):
+    cls = getattr(transformers, name)
+    model = cls(cls.config_class(**UNSUPPORTED[name])).eval()
+    with pytest.raises(InjectionUnsupportedError, match=name.removesuffix("ForCausalLM").removesuffix("ForMaskedLM")):
+        sites_of(model)
+    assert model(torch.tensor([[1, 2, 3]])).logits.isfinite().all()  # it goes on as it was
+
+
+def test_gradients_reach_every_key_and_value_with_layers_recomputed(family, load):
+    plain, recomputed = load(family), load(family, checkpointing=True)
+    batch = batch_of(plain.codec)
+    kind = next(iter(plain.attentions))
+    leaves = [t.requires_grad_() for pair in random_pairs(plain, kind).values() for t in pair]
+    kv = {kind: {n: tuple(leaves[2 * n : 2 * n + 2]) for n in range(len(leaves) // 2)}}
+    results = []
+    for backbone in (plain, recomputed):
+        loss = backbone.cross_entropy(batch, SoftPrompt(kv=kv)).sum()
+        results.append([loss.detach(), *torch.autograd.grad(loss, leaves)])
+    assert_close(results[0], results[1], **CLOSE)

@@ -1,0 +1,329 @@
+"""Each paper's equation as a loop, and the numbers of parameters that the papers report."""
+
+import pytest
+import torch
+from tiny import batch_of, encoded
+from torch.testing import assert_close
+
+from lightning_softprompt.backbones.base import BackboneSpec
+from lightning_softprompt.methods import (
+    DPT,
+    ULPT,
+    ADePT,
+    DePT,
+    LatePromptTuning,
+    PrefixTuning,
+    PromptTuning,
+    PTMoE,
+    PTuning,
+    PTuningV2,
+    ResidualPromptTuning,
+    SMoP,
+)
+from lightning_softprompt.prompts.init import SampleVocabulary, Uniform, rms
+from lightning_softprompt.prompts.key_values import Activations, NormalKeysValues
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec")
+FAMILIES = ("llama", "t5", "bert")
+CLOSE = {"atol": 1e-5, "rtol": 1e-5}
+
+
+@pytest.fixture
+def made(backbone):
+    """A method on the backbone, every parameter at random, so that no start hides a term; and its batch."""
+
+    def make(cls, **arguments):
+        module = cls(backbone=backbone.spec, **arguments)
+        module.attach(backbone)
+        module.eval()
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                parameter.data = torch.randn_like(parameter)
+        batch = batch_of(backbone.codec)
+        return module, batch, module.prompt(batch)
+
+    return make
+
+
+# Equations
+
+
+def test_residual_prompt_tuning(made):
+    module, _, prompt = made(ResidualPromptTuning, length=3, bottleneck=5)
+    down, _, up, norm = module.networks[0]
+    for p in range(3):
+        inner = up.weight @ (down.weight @ module.tokens[p] + down.bias).clamp(min=0) + up.bias
+        scaled = (inner - inner.mean()) / (inner.var(unbiased=False) + norm.eps).sqrt() * norm.weight + norm.bias
+        assert_close(prompt.tokens[0, p], module.tokens[p] + scaled, **CLOSE)
+
+
+def test_residual_prompt_tuning_with_a_network_each(made):
+    module, _, prompt = made(ResidualPromptTuning, length=3, bottleneck=5, separate=True)
+    for p in range(3):
+        token = module.tokens[p : p + 1]
+        assert_close(prompt.tokens[0, p : p + 1], token + module.networks[p](token))
+
+
+def test_dpt(made):
+    module, _, prompt = made(DPT, length=3, rank=2)
+    for p in range(3):
+        assert_close(prompt.tokens[0, p], sum(module.a[p, r] * module.b[r] for r in range(2)), **CLOSE)
+
+
+def test_dpt_starts_from_the_closest_of_its_rank(backbone):
+    module = DPT(length=4, rank=2, init=SampleVocabulary(), backbone=backbone.spec)
+    module.attach(backbone, seed=5)
+    torch.manual_seed(5)
+    tokens = SampleVocabulary()(backbone, 4)
+    rest = torch.linalg.svdvals(tokens)[2:].pow(2).sum().sqrt()
+    assert_close((module.a @ module.b - tokens).norm(), rest, **CLOSE)
+
+
+def test_random_factors_have_the_scale_of_the_embeddings(backbone):
+    for module in (DPT(length=300, rank=8, backbone=backbone.spec), ULPT(length=300, rank=8, backbone=backbone.spec)):
+        module.attach(backbone)
+        size = module.prompt(batch_of(backbone.codec)).tokens.pow(2).mean().sqrt()
+        assert 0.6 < size / rms(backbone) < 1.5
+
+
+def test_ulpt(made):
+    module, _, prompt = made(ULPT, length=3, rank=2)
+    for p in range(3):
+        for h in range(module.loaded.hidden_size):
+            inner = sum(module.z[p, r] * module.basis[r, h] for r in range(2))
+            assert_close(prompt.tokens[0, p, h], inner * module.scale[h] + module.shift[h], **CLOSE)
+
+
+def test_the_basis_of_ulpt_follows_from_its_seed_alone(backbone):
+    modules = [ULPT(length=3, rank=2, basis_seed=seed, backbone=backbone.spec) for seed in (4, 4, 5)]
+    for number, module in enumerate(modules):
+        module.attach(backbone, seed=number)
+        assert "basis" not in module.state_dict()
+    assert torch.equal(modules[0].basis, modules[1].basis)
+    assert not torch.equal(modules[0].basis, modules[2].basis)
+
+
+def shifts(batch, prompt):
+    """Row, number among the row's real tokens, place, and shift of every input token."""
+    for b in range(len(batch)):
+        real = batch.mask[b].nonzero()[:, 0].tolist()
+        for number, place in enumerate(real):
+            yield b, number, place, prompt.shift[b, place]
+
+
+def test_dept(made):
+    module, batch, prompt = made(DePT, length=3, rank=2, max_tokens=5, alpha=8.0)
+    assert_close(prompt.tokens[0], module.tokens)
+    for b, number, place, shift in shifts(batch, prompt):
+        if batch.source[b, place] and number < 5:
+            expected = sum(module.a[number, r] * module.b[r] for r in range(2)) * 8 / 2**0.5
+            assert_close(shift, expected, **CLOSE)
+        else:
+            assert not shift.any()
+
+
+def test_adept(made):
+    module, batch, prompt = made(ADePT, length=3, bottleneck=4)
+    down, _, up = module.network
+    for b, _, place, shift in shifts(batch, prompt):
+        x = module.loaded.word_embeddings[batch.input_ids[b, place]]
+        x = module.loaded.embed(batch.input_ids[b, place]) if x.isnan().any() else x
+        expected = up.weight @ (down.weight @ x + down.bias).clamp(min=0) + up.bias
+        assert_close(shift, expected * batch.source[b, place], **CLOSE)
+
+
+@pytest.mark.parametrize("cls", [DePT, ADePT])
+def test_two_learning_rates(made, cls):
+    module, *_ = made(cls, length=3, update_lr=0.5)
+    optimizer = module.configure_optimizers()
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert {rates[id(p)] for name, p in module.named_parameters() if p.requires_grad and name != "tokens"} == {0.5}
+    assert rates[id(module.tokens)] == 0.005
+    assert len(rates) == sum(p.requires_grad for p in module.parameters())
+
+
+def routed(module, batch, b):
+    """Probabilities of the experts for a row, as the papers have them."""
+    ids = batch.input_ids[b][batch.source[b]]
+    mean = module.loaded.embed(ids).mean(0)
+    bias = 0 if module.router.linear.bias is None else module.router.linear.bias
+    scores = module.router.linear.weight @ mean + bias
+    return scores.exp() / scores.exp().sum()
+
+
+def test_smop(made):
+    module, batch, prompt = made(SMoP, length=2, experts=3)
+    for b in range(len(batch)):
+        probabilities = routed(module, batch, b)
+        best = int(probabilities.argmax())
+        assert_close(prompt.tokens[b], probabilities[best] * module.tokens[best], **CLOSE)
+
+
+def test_pt_moe(made):
+    module, batch, prompt = made(PTMoE, length=3, rank=2, experts=3)
+    for b in range(len(batch)):
+        probabilities = routed(module, batch, b)
+        best = int(probabilities.argmax())
+        assert_close(prompt.tokens[b], probabilities[best] * module.a[best] @ module.b, **CLOSE)
+
+
+def test_the_router_of_pt_moe_hears_from_every_expert(made):
+    module, batch, prompt = made(PTMoE, length=3, rank=2, experts=3)
+    out = torch.randn_like(prompt.tokens)
+    (prompt.tokens * out).sum().backward()
+    wanted = torch.zeros_like(module.router.linear.bias)
+    for b in range(len(batch)):
+        probabilities = routed(module, batch, b)
+        of_weights = torch.stack([(out[b] * (module.a[i] @ module.b)).sum() for i in range(3)])
+        jacobian = torch.diag(probabilities) - probabilities[:, None] * probabilities
+        wanted += jacobian @ of_weights
+    assert_close(module.router.linear.bias.grad, wanted.detach(), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("cls", [SMoP, PTMoE])
+def test_routing_has_noise_in_training_only_and_reports_usage_and_balance(made, cls):
+    module, batch, prompt = made(cls, length=3, rank=2, noise=0.5) if cls is PTMoE else made(cls, length=3, noise=0.5)
+    assert torch.equal(prompt.tokens, module.prompt(batch).tokens)
+    module.train()
+    assert not torch.equal(module.prompt(batch).tokens, module.prompt(batch).tokens)
+    chosen = torch.stack([routed(module, batch, b).argmax() for b in range(len(batch))])
+    for number in range(module.experts):
+        assert_close(prompt.logs[f"usage/expert_{number}"], (chosen == number).float().mean())
+    share = torch.stack([prompt.logs[f"usage/expert_{n}"] for n in range(module.experts)])
+    mean = torch.stack([routed(module, batch, b) for b in range(len(batch))]).mean(0)
+    assert_close(prompt.penalties["balance"], module.experts * (share * mean).sum(), **CLOSE)
+
+
+def lstm(cell, x, layer, reverse):
+    """The states of one direction of one layer, gate by gate."""
+    end = f"_l{layer}" + "_reverse" * reverse
+    w, u, b, c = (getattr(cell, f"{name}{end}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+    state = memory = x.new_zeros(cell.hidden_size)
+    states = []
+    for token in reversed(x) if reverse else x:
+        i, f, g, o = (w @ token + b + u @ state + c).chunk(4)
+        memory = f.sigmoid() * memory + i.sigmoid() * g.tanh()
+        state = o.sigmoid() * memory.tanh()
+        states.append(state)
+    return torch.stack(states[::-1] if reverse else states)
+
+
+def test_p_tuning(made):
+    module, batch, _ = made(PTuning, blocks=(3,), encoder="lstm")
+    module.tokens.data = module.tokens.double()
+    module.network.double()
+    prompt = module.prompt(batch)
+    x, cell = module.tokens, module.network.lstm
+    for layer in range(2):
+        x = torch.cat([lstm(cell, x, layer, reverse) for reverse in (False, True)], dim=1)
+    first, _, second = module.network.perceptron
+    x = (x @ first.weight.T + first.bias).clamp(min=0) @ second.weight.T + second.bias
+    assert_close(prompt.tokens[0], x, **CLOSE)
+    assert prompt.blocks == (3,)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("activation", ["tanh", "relu", "gelu", "identity"])
+def test_prefix_tuning(made, activation, depth):
+    module, _, prompt = made(PrefixTuning, length=3, width=6, depth=depth, activation=activation)
+    act = {"tanh": torch.tanh, "relu": torch.relu, "gelu": torch.nn.functional.gelu, "identity": lambda x: x}
+    for kind, layers in prompt.kv.items():
+        network, tokens = module.prefixes[kind].made.network, module.prefixes[kind].made.tokens
+        sites = module.loaded.attentions[kind]
+        assert set(layers) == set(range(len(sites)))
+        for p in range(3):
+            x = tokens[p]
+            for linear in network[0:-1:2]:
+                x = act[activation](linear.weight @ x + linear.bias)
+            x = network[-1].weight @ x + network[-1].bias
+            x = x.view(len(sites), 2, sites.heads, sites.size)
+            for layer, (key, value) in layers.items():
+                assert_close((key[0, :, p], value[0, :, p]), (x[layer, 0], x[layer, 1]), **CLOSE)
+
+
+def test_the_network_of_a_prefix_is_fitted_to_activations(backbone):
+    start = Activations("very good")
+    module = PrefixTuning(length=2, width=64, init=start, backbone=backbone.spec)
+    module.attach(backbone)
+    for kind, prefix in module.prefixes.items():
+        wanted = start(backbone, kind, 2)
+        error = (prefix.made() - wanted).pow(2).mean()
+        assert error < 0.7 * wanted.pow(2).mean()  # the authors' 500 small steps go some of the way
+
+
+def test_lengths_differ_by_kind_of_attention(backbone, family):
+    wanted = {"encoder": 2, "cross": 4} if family == "t5" else {"self": 3}
+    module = PrefixTuning(lengths=wanted, width=None, backbone=backbone.spec)
+    module.attach(backbone)
+    kv = module.prompt(batch_of(backbone.codec)).kv
+    assert {kind: layers[0][0].shape[2] for kind, layers in kv.items()} == wanted
+
+
+@pytest.mark.parametrize("lengths", [{"elsewhere": 3}, {}, {"self": 0}])
+def test_lengths_of_no_attention_are_refused(backbone, lengths):
+    with pytest.raises(ValueError, match="lengths wants a number of soft tokens for some of"):
+        PrefixTuning(lengths=lengths, width=None, backbone=backbone.spec).attach(backbone)
+
+
+def test_p_tuning_v2_prompts_the_layers_named(backbone):
+    module = PTuningV2(length=3, layers=[-1], init=NormalKeysValues(1.0), backbone=backbone.spec)
+    module.attach(backbone)
+    ((_, layers),) = module.prompt(batch_of(backbone.codec)).kv.items()
+    sites = next(iter(backbone.attentions.values()))
+    assert set(layers) == {len(sites) - 1}
+    with pytest.raises(ValueError, match="layers must be numbers from"):
+        PTuningV2(layers=[len(sites)], backbone=backbone.spec).attach(backbone)
+
+
+# Numbers of parameters
+
+
+class Shape:
+    """As much of a backbone as methods ask for to make their parameters."""
+
+    def __init__(self, width, layers=1, stacks=("self",), heads=1):
+        self.hidden_size = width
+        self.spec = BackboneSpec()
+        self.word_embeddings = torch.ones(2, width)
+        sites = type("Sites", (), {"__len__": lambda self: layers, "heads": heads, "size": width // heads})()
+        self.attentions = dict.fromkeys(stacks, sites)
+        self.depth = layers
+
+
+BART = {"width": 1024, "layers": 12, "stacks": ("encoder", "decoder", "cross")}
+GOLDEN = [
+    (PromptTuning(100, init=Uniform(0.5)), {"width": 768}, 76_800),
+    (PromptTuning(5, init=Uniform(0.5)), {"width": 4096}, 20_480),
+    (PrefixTuning(5, width=512), {"width": 1024, "layers": 24}, 25_744_896),
+    (PrefixTuning(5, width=None, init=NormalKeysValues()), {"width": 1024, "layers": 24}, 245_760),
+    (PrefixTuning(100, width=800), BART, 61_823_328),
+    (PrefixTuning(200, width=800), BART, 62_130_528),
+    (PrefixTuning(100, width=None, init=NormalKeysValues()), BART, 7_372_800),
+    (PTuning((3, 6), "lstm"), {"width": 768}, 8_278_272),
+    (PTuning((9,), "wide_lstm"), {"width": 768}, 25_395_456),
+    (PTuningV2(8), {"width": 1024, "layers": 24}, 393_216),
+    (PTuningV2(128), {"width": 1024, "layers": 24}, 6_291_456),
+    (DePT(60, 30, 256, init=Uniform(0.5)), {"width": 768}, 76_800),
+    (DePT(60, 24, 512, init=Uniform(0.5)), {"width": 768}, 76_800),
+    (DPT(100, 10), {"width": 768}, 8_680),
+    *[(ULPT(100, r), {"width": 768}, n) for r, n in ((2, 1736), (16, 3136), (64, 7936), (256, 27_136))],
+    (SMoP(5, 4, init=Uniform(0.5)), {"width": 768}, 18_432),
+    (PTMoE(40, 36, 2, init=Uniform(0.5)), {"width": 2048}, 80_706),
+    (ResidualPromptTuning(10, 800, init=Uniform(0.5)), {"width": 768}, 1_239_584),
+    (LatePromptTuning(5, 12), {"width": 1024, "layers": 24}, 791_680),
+    (LatePromptTuning(5, 12, "average"), {"width": 1024, "layers": 24}, 263_296),
+    (ResidualPromptTuning(10, 400, init=Uniform(0.5)), {"width": 768}, 624_784),
+]
+
+
+@pytest.mark.parametrize(("module", "shape", "count"), GOLDEN, ids=lambda value: getattr(type(value), "__name__", ""))
+def test_numbers_of_parameters_are_those_of_the_papers(module, shape, count):
+    module.build(Shape(**shape))
+    assert sum(p.numel() for p in module.parameters() if p.requires_grad) == count
+
+
+def test_adept_counts(made):
+    module, *_ = made(ADePT, length=3, bottleneck=4)
+    width = module.loaded.hidden_size
+    assert sum(p.numel() for p in module.parameters() if p.requires_grad) == 3 * width + 2 * width * 4 + 4 + width
+    assert len(encoded(module.loaded.codec, "{soft}{text}{target}")) == 4

@@ -1,0 +1,124 @@
+"""Penalties on soft tokens as their papers have them, and dropout."""
+
+from math import exp, inf
+
+import pytest
+import torch
+from tiny import CLASSES, batch_of
+from torch.testing import assert_close
+
+from lightning_softprompt.evaluation.classification import ClassificationEvaluation
+from lightning_softprompt.lm import PromptedLM
+from lightning_softprompt.methods import PrefixTuning, PromptTuning
+from lightning_softprompt.objectives.penalties import AwareNorm, UniformNorm, Wayward, accuracy, rescaled
+from lightning_softprompt.prompts.dropout import dropped_out
+from lightning_softprompt.prompts.key_values import NormalKeysValues
+from lightning_softprompt.readouts.label_words import LabelWords
+from lightning_softprompt.types import SoftPrompt
+
+FAMILIES = ("llama", "t5")
+LABELS = (0, 1, 1, 0)
+
+
+@pytest.fixture
+def tokens(backbone):
+    return torch.randn(1, 4, backbone.hidden_size, requires_grad=True)
+
+
+@pytest.fixture
+def lm(backbone, tokens):
+    return PromptedLM(backbone, lambda _: SoftPrompt(tokens=tokens), LabelWords(backbone.codec, CLASSES))
+
+
+@pytest.fixture
+def batch(backbone):
+    return batch_of(backbone.codec, labels=LABELS)
+
+
+@pytest.mark.parametrize("order", [1.0, 2.0, inf])
+def test_uniform_norm(lm, batch, tokens, order):
+    sizes = {1.0: lambda v: v.abs().sum(), 2.0: lambda v: v.pow(2).sum().sqrt(), inf: lambda v: v.abs().max()}
+    mean = sum(sizes[order](v) for v in tokens[0]) / 4
+    assert_close(UniformNorm(3.0, order, "constant", relative=False)(lm, batch, 0.3), 3.0 * mean)
+    words = sum(sizes[order](v) for v in lm.backbone.word_embeddings) / len(lm.backbone.word_embeddings)
+    assert_close(UniformNorm(3.0, order, "constant")(lm, batch, 0.3), 3.0 * mean / words)
+
+
+def test_the_schedule_of_the_paper(lm, batch):
+    whole = UniformNorm(1.0, schedule="constant")(lm, batch, 0.0)
+    for epoch in (0, 10, 25, 50):
+        left = 1 - 1 / (1 + exp(-0.2 * (epoch - 50 / 2)))
+        assert_close(UniformNorm(1.0)(lm, batch, epoch / 50), left * whole)
+
+
+def test_aware_norm_penalises_what_does_better_smaller(lm, batch, tokens, monkeypatch):
+    """Every position is tried; those at which accuracy is said to rise are kept."""
+    better = {0: False, 1: True, 2: False, 3: True}
+
+    def said(tried, _):
+        changed = (tried.prompt(batch).tokens != tokens).any(-1)[0].nonzero()[:, 0].tolist()
+        return 0.5 + 0.25 * (len(changed) == 1 and better[changed[0]])
+
+    monkeypatch.setattr("lightning_softprompt.objectives.penalties.accuracy", said)
+    penalty = AwareNorm(2.0, positions=4, schedule="constant", relative=False)
+    assert_close(penalty(lm, batch, 0.0), 2.0 * (tokens[0, 1].norm() + tokens[0, 3].norm()) / 2)
+    assert_close(AwareNorm(2.0, 4, schedule="constant", relative=False, tested=False)(lm, batch, 0.0),
+                 2.0 * tokens[0].norm(dim=-1).mean())  # fmt: skip
+    better.update({1: False, 3: False})
+    assert penalty(lm, batch, 0.0) == 0
+
+
+def test_rescaling_changes_the_positions_named_alone(lm, batch, tokens):
+    changed = rescaled(lm, batch, [2], 0.1).prompt(batch).tokens
+    assert_close(changed[0, 2], 0.1 * tokens[0, 2])
+    assert_close(changed[:, [0, 1, 3]], tokens[:, [0, 1, 3]])
+
+
+def test_accuracy_is_that_of_the_scores(lm, batch):
+    expected = sum(int(s.argmax()) == y for s, y in zip(lm.scores(batch), LABELS, strict=True)) / 4
+    assert accuracy(lm, batch) == expected
+
+
+def test_wayward(lm, batch, tokens):
+    text = "it is a"
+    words = lm.backbone.embed(torch.tensor(lm.backbone.codec.ids(text)))
+    expected = sum((tokens[0, i] - words[i]).pow(2).sum() for i in range(3)) / 3
+    assert_close(Wayward(text, 0.5)(lm, batch, 0.0), 0.5 * expected)
+
+
+def test_penalties_are_part_of_the_loss_and_of_the_logs(backbone, batch):
+    plain, penalised = (PromptTuning(4, backbone=backbone.spec, classes=CLASSES, penalties=p,
+                                     evaluation=ClassificationEvaluation(CLASSES.names))
+                        for p in (None, [UniformNorm(0.5), Wayward("it is")]))  # fmt: skip
+    for module in (plain, penalised):
+        module.attach(backbone, seed=1)
+    before, after = plain.step(batch), penalised.step(batch, done=0.4)
+    terms = after["penalty/uniformnorm"] + after["penalty/wayward"]
+    assert terms > 0
+    assert_close(after["loss"], before["loss"] + terms)
+
+
+def test_a_penalty_on_tokens_that_are_not_there_is_refused(backbone, batch):
+    module = PrefixTuning(2, width=None, init=NormalKeysValues(), penalties=[UniformNorm()], backbone=backbone.spec)
+    module.attach(backbone)
+    with pytest.raises(ValueError, match="the method has none"):
+        module.step(batch)
+
+
+def test_dropout_zeroes_a_share_and_keeps_the_mean():
+    torch.manual_seed(0)
+    prompt = SoftPrompt(
+        tokens=torch.ones(1, 50, 40), kv={"self": {0: (torch.ones(1, 2, 30, 8), torch.ones(1, 2, 30, 8))}}
+    )
+    dropped = dropped_out(prompt, 0.25)
+    for tensor in (dropped.tokens, *dropped.kv["self"][0]):
+        assert_close(tensor.unique(), torch.tensor([0.0, 1 / 0.75]))
+        assert abs(tensor.mean() - 1) < 0.1
+        assert len(tensor) == 1
+
+
+def test_dropout_is_for_training_only(backbone, batch):
+    module = PromptTuning(4, prompt_dropout=0.5, backbone=backbone.spec)
+    module.attach(backbone)
+    assert not torch.equal(module.lm().prompt(batch).tokens, module.tokens[None])
+    assert torch.equal(module.eval().lm().prompt(batch).tokens, module.tokens[None])
