@@ -155,8 +155,8 @@ class Bench:
         return Record(
             phase=phase, prompt_length=length, text=text, batch=size, precision=precision, compute=kind,
             device=torch.cuda.get_device_name() if DEVICE.type == "cuda" else "cpu",
-            threads=torch.get_num_threads(), ours_s=ours, peft_s=median(times["peft"]), ratio=median(ratios), ratio_min=min(ratios),
-            ratio_max=max(ratios), ratio_grouped=to_ours(grouped.get("peft")),
+            threads=torch.get_num_threads(), ours_s=ours, peft_s=median(times["peft"]), ratio=median(ratios),
+            ratio_min=min(ratios), ratio_max=max(ratios), ratio_grouped=to_ours(grouped.get("peft")),
             ratio_head=to_ours(times.get("peft_head", [None])[0]),
             ratio_prepacked=None if kind == "plain" else to_ours(times.get("peft_prepacked", [None])[0]),
             ratio_by_hand=to_ours(by_hand), floor_s=counts["ours_flops"] / rate(kind, dtype, DEVICE), error=error,

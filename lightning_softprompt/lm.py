@@ -42,6 +42,10 @@ class PromptedLM:
         """The same backbone and readout with other prompts."""
         return PromptedLM(self.backbone, method, self._readout)
 
+    def read_by(self, readout: Callable[[PromptedLM, Batch], Tensor]) -> PromptedLM:
+        """The same backbone and prompts with another readout."""
+        return PromptedLM(self.backbone, self._method, readout)
+
     def __call__(self, batch: Batch, *, prompted: bool = True, words: Tensor | None = None) -> Tensor:
         """Logits of the targets [B, U, V], [B, U, W] of W words; those of the bare backbone with `prompted=False`."""
         return self.backbone(batch, self.prompt(batch) if prompted else None, words)  # type: ignore[no-any-return]

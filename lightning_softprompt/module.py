@@ -19,6 +19,7 @@ from lightning_softprompt.backbones.base import Backbone, BackboneSpec
 from lightning_softprompt.backbones.codec import Codec
 from lightning_softprompt.backbones.load import load_backbone
 from lightning_softprompt.checkpoints.files import BACKBONE, SEED, check_backbone, identity
+from lightning_softprompt.checkpoints.folding import prompt_of, tensors_of
 from lightning_softprompt.checkpoints.hooks import leave_out_of_checkpoints
 from lightning_softprompt.checkpoints.plain import keep_hyperparameters
 from lightning_softprompt.evaluation.base import Evaluation
@@ -30,6 +31,7 @@ from lightning_softprompt.objectives.penalties import Penalty
 from lightning_softprompt.prompts.dropout import dropped_out
 from lightning_softprompt.readouts.base import Readout
 from lightning_softprompt.readouts.label_words import LabelWords
+from lightning_softprompt.template import Template
 from lightning_softprompt.types import Batch, Classes, SoftPrompt
 
 Records = list[dict[str, Any]]
@@ -136,6 +138,22 @@ class SoftPromptModule(LightningModule, ABC):
                 self.readout.build(backbone)
         self.to(backbone.word_embeddings.device)
 
+    @final
+    @torch.no_grad()
+    def fold(self) -> SoftPrompt:
+        """The prompt that every row gets, without what makes it.
+
+        Raises:
+            ValueError: If rows get prompts of their own, or their embeddings are shifted.
+        """
+        template, training = Template("{soft}a {target}"), self.training
+        probe = self.loaded.codec.collate([self.loaded.codec.encode(template.pieces({}), "a")] * 2)
+        self.eval()
+        prompt = self.prompt(probe.to(self.loaded.word_embeddings.device))
+        self.train(training)
+        tensors = {name: tensor.clone() for name, tensor in tensors_of(prompt).items()}
+        return prompt_of(tensors, prompt.blocks)
+
     @property
     def loaded(self) -> Backbone:
         """The backbone, which must be there by now."""
@@ -211,9 +229,9 @@ class SoftPromptModule(LightningModule, ABC):
         self.log_dict(self.metrics("test"), rank_zero_only=False)
 
     @final
-    def score(self, stage: str, batch: Batch) -> Records:
+    def score(self, stage: str, batch: Batch, lm: PromptedLM | None = None) -> Records:
         """Takes a batch into the metrics of a stage; gives its records."""
-        lm = self.lm()
+        lm = lm or self.lm()
         self.losses[stage].update(self.objective(lm, batch).loss, len(batch))  # type: ignore[operator]
         return self._records(batch, self._evaluation(stage).update(lm, batch))
 

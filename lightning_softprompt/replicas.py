@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from lightning import LightningModule
@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.backbones.load import load_backbone
 from lightning_softprompt.checkpoints.hooks import leave_out_of_checkpoints
+from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.evaluation.intervals import student
 from lightning_softprompt.module import Records, SoftPromptModule, done
 from lightning_softprompt.prompts.init import Init
@@ -35,6 +36,8 @@ class ReplicaSpec:
         seeds: Of their starts and of what they draw; None counts up from the run's seed.
         learning_rates: Of the parameters that have none of their own.
         inits: Where they start, for methods with an `init`.
+        ensemble: How validation and test put the prompts together, too, where there are classes: `average` of their
+            probabilities, or `vote` of their predictions (Lester et al. 2021, section 6), ties going to the average.
 
     Raises:
         ValueError: If a list is not of K.
@@ -44,6 +47,7 @@ class ReplicaSpec:
     seeds: list[int] | None = None
     learning_rates: list[float] | None = None
     inits: list[Init] | None = None
+    ensemble: Literal["average", "vote"] = "average"
 
     def __post_init__(self) -> None:
         if self.count < 1:
@@ -58,8 +62,9 @@ class Replicas(LightningModule):
     """K prompts of one method, each trained exactly as if alone: with its own seed, loss, gradients and clipping.
 
     The arithmetic is K times that of one run. What is saved is loading, data, the Trainer's overhead and the keeping
-    of books: metrics are logged for each replica as `<metric>/<name>`, and as mean and half of its 95 % interval.
-    Records of rows and figures are the first replica's.
+    of books: metrics are logged for each replica as `<metric>/<name>`, and as mean and half of its 95 % interval; where
+    there are classes, those of all prompts together as `<metric>/ensemble`. Records of rows and figures are the first
+    replica's.
 
     Args:
         method: What is trained, before it is built.
@@ -78,6 +83,9 @@ class Replicas(LightningModule):
                 raise ValueError(f"replicas.inits is for methods with an init, which {type(method).__name__} has not")
             replica.init = init  # type: ignore[assignment]
         self.save_hyperparameters({**method.hparams, "replicas": spec.count}, logger=False)
+        self.combined = {"average": average, "vote": vote}[spec.ensemble]
+        several = spec.count > 1 and method.classes is not None
+        self.ensembles = nn.ModuleDict({s: deepcopy(e) for s, e in method.evaluations.items()} if several else {})
         self._streams: dict[int, tuple[Tensor, Tensor | None]] = {}
         for k in range(spec.count):
             leave_out_of_checkpoints(self, f"replicas.{k}.backbone")
@@ -148,20 +156,29 @@ class Replicas(LightningModule):
         return together
 
     def _scored(self, stage: str, batch: Batch) -> Records:
-        records = []
-        for k, replica in enumerate(self._each):
+        records, lms = [], [replica.lm() for replica in self._each]
+        for k, (replica, lm) in enumerate(zip(self._each, lms, strict=True)):
             with self._stream(k):
-                records.append(replica.score(stage, batch))
+                records.append(replica.score(stage, batch, lm))
+        if stage in self.ensembles:
+            together = lms[0].read_by(lambda _, rows: self.combined([lm.scores(rows) for lm in lms]))
+            cast(Evaluation, self.ensembles[stage]).update(together, batch)
         return records[0]
 
     def _begin(self, stage: str) -> None:
         self._training = dict(self._streams)  # what a pass draws leaves no trace in training
         for replica in self._each:
             replica.forget(stage)
+        if stage in self.ensembles:
+            cast(Evaluation, self.ensembles[stage]).reset()
 
     def _end(self, stage: str) -> None:
         self._streams = self._training
-        self.log_dict(self._together([replica.metrics(stage) for replica in self._each]), rank_zero_only=False)
+        metrics: dict[str, Any] = self._together([replica.metrics(stage) for replica in self._each])
+        if stage in self.ensembles:
+            of_all = cast(Evaluation, self.ensembles[stage]).compute()
+            metrics |= {f"{stage}/{name}/ensemble": value for name, value in of_all.items()}
+        self.log_dict(metrics, rank_zero_only=False)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Records:  # type: ignore[override]
         """Scores a batch by each replica; gives the first one's records."""
@@ -221,3 +238,14 @@ class Replicas(LightningModule):
         self._streams = {
             k: (cpu.cpu(), None if gpu is None else gpu.cpu()) for k, (cpu, gpu) in checkpoint[STREAMS].items()
         }
+
+
+def average(scores: Sequence[Tensor]) -> Tensor:
+    """[B, C] whose softmax is the mean of the prompts' probabilities."""
+    return torch.stack([one.softmax(-1) for one in scores]).mean(0).log()
+
+
+def vote(scores: Sequence[Tensor]) -> Tensor:
+    """[B, C] by how many prompts a class is the likeliest; among equals, by their mean probability."""
+    votes = sum(nn.functional.one_hot(one.argmax(-1), one.shape[-1]) for one in scores)
+    return votes + average(scores).exp()  # type: ignore[operator]

@@ -29,9 +29,11 @@ from lightning_softprompt.methods import (
     PTuningV2,
     ResidualPromptTuning,
     SMoP,
+    XPrompt,
 )
 from lightning_softprompt.prompts.init import FromText, SampleVocabulary, Uniform
 from lightning_softprompt.prompts.key_values import NormalKeysValues
+from lightning_softprompt.readouts.class_head import ClassHead
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # for processes that tests start
 huggingface_hub.constants.HF_HUB_OFFLINE = True  # for this one, which has read the variable already
@@ -49,11 +51,15 @@ class Method:
         cls: The method.
         arguments: What it is built with.
         families: The backbones that it works on.
+        folds: Whether its prompt is the same for every row.
+        masks: What it keeps beside its parameters.
     """
 
     cls: type
     arguments: dict[str, Any] = field(default_factory=dict)
     families: tuple[str, ...] = tiny.FAMILIES
+    folds: bool = True
+    masks: frozenset[str] = frozenset()
 
     def on(self, backbone, **common):
         """The method on a backbone."""
@@ -73,21 +79,25 @@ METHODS = {  # a new method is a new row
     "p_tuning_mlp": Method(PTuning, {"blocks": (2,), "encoder": "mlp"}),
     "p_tuning_v2": Method(PTuningV2, {"length": 3, "init": NormalKeysValues(0.5)}),
     "p_tuning_v2_last_layer": Method(PTuningV2, {"length": 2, "layers": [-1], "width": 8}),
+    "p_tuning_v2_head": Method(PTuningV2, {"length": 2, "init": NormalKeysValues(0.5), "readout": ClassHead}),
     "residual": Method(ResidualPromptTuning, {"length": 3, "bottleneck": 8}),
     "residual_separate": Method(ResidualPromptTuning, {"length": 2, "bottleneck": 8, "separate": True}),
     "dpt": Method(DPT, {"length": 4, "rank": 2}),
     "dpt_singular": Method(DPT, {"length": 4, "rank": 2, "init": SampleVocabulary()}),
     "ulpt": Method(ULPT, {"length": 4, "rank": 2}),
-    "dept": Method(DePT, {"length": 3, "rank": 2, "max_tokens": 5}),
-    "adept": Method(ADePT, {"length": 3, "bottleneck": 4}),
-    "smop": Method(SMoP, {"length": 2, "experts": 2}),
-    "pt_moe": Method(PTMoE, {"length": 3, "rank": 2}),
-    "idpg": Method(IDPG, {"length": 2, "bottleneck": 4}),
-    "idpg_hypercomplex": Method(IDPG, {"length": 2, "bottleneck": 4, "hypercomplex": 4, "pool": "last"}),
+    "dept": Method(DePT, {"length": 3, "rank": 2, "max_tokens": 5}, folds=False),
+    "adept": Method(ADePT, {"length": 3, "bottleneck": 4}, folds=False),
+    "smop": Method(SMoP, {"length": 2, "experts": 2}, folds=False),
+    "pt_moe": Method(PTMoE, {"length": 3, "rank": 2}, folds=False),
+    "xprompt": Method(XPrompt, {"length": 3, "pieces": 4}, masks=frozenset({"kept_tokens", "kept_pieces"})),
+    "idpg": Method(IDPG, {"length": 2, "bottleneck": 4}, folds=False),
+    "idpg_hypercomplex": Method(IDPG, {"length": 2, "bottleneck": 4, "hypercomplex": 4, "pool": "last"}, folds=False),
     "late_free": Method(LatePromptTuning, {"length": 3, "layer": 1, "generator": "free"}, LATE),
-    "late_state": Method(LatePromptTuning, {"length": 2, "bottleneck": 4}, LATE),
-    "late_average": Method(LatePromptTuning, {"length": 2, "layer": 0, "generator": "average", "bottleneck": 4}, LATE),
-    "late_maximum": Method(LatePromptTuning, {"length": 2, "generator": "maximum", "bottleneck": 4}, LATE),
+    "late_state": Method(LatePromptTuning, {"length": 2, "bottleneck": 4}, LATE, folds=False),
+    "late_average": Method(
+        LatePromptTuning, {"length": 2, "layer": 0, "generator": "average", "bottleneck": 4}, LATE, folds=False
+    ),
+    "late_maximum": Method(LatePromptTuning, {"length": 2, "generator": "maximum", "bottleneck": 4}, LATE, folds=False),
 }
 
 

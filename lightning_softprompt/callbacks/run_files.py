@@ -15,6 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_softprompt.callbacks.loggers import is_logging_step
+from lightning_softprompt.folders import write_whole
 from lightning_softprompt.types import Batch
 
 if TYPE_CHECKING:
@@ -145,7 +146,9 @@ class RunFiles(Callback):
 
     def _write(self, trainer: Trainer) -> None:
         if trainer.is_global_zero:
-            replace(self.folder / "metrics.json", f"{json.dumps(self._report, indent=2, sort_keys=True)}\n".encode())
+            write_whole(
+                self.folder / "metrics.json", f"{json.dumps(self._report, indent=2, sort_keys=True)}\n".encode()
+            )
 
     def _draw_figures(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         evaluations = cast("Mapping[str, Evaluation]", pl_module.evaluations)
@@ -159,7 +162,7 @@ class RunFiles(Callback):
     def _draw(self, figure: Figure, name: str) -> None:
         image = BytesIO()
         figure.savefig(image, format="png", dpi=150)
-        replace(self.folder / "plots" / f"{name}.png", image.getvalue())
+        write_whole(self.folder / "plots" / f"{name}.png", image.getvalue())
 
 
 def stage_metrics(trainer: Trainer, stage: str) -> dict[str, float]:
@@ -170,14 +173,6 @@ def stage_metrics(trainer: Trainer, stage: str) -> dict[str, float]:
 def finite(metrics: Mapping[str, float]) -> Metrics:
     """The metrics as JSON can say them: None for what is not finite."""
     return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-
-
-def replace(path: Path, content: bytes) -> None:
-    """Write a file as a whole: who reads it at any time reads the old or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    part.write_bytes(content)
-    part.replace(path)
 
 
 def best_index(val: Sequence[tuple[int, int, Mapping[str, float]]], monitor: str, mode: str) -> int | None:

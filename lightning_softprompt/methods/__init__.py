@@ -4,6 +4,7 @@ from lightning_softprompt.methods.adept import ADePT
 from lightning_softprompt.methods.bare import Bare
 from lightning_softprompt.methods.dept import DePT
 from lightning_softprompt.methods.dpt import DPT
+from lightning_softprompt.methods.folded import Folded
 from lightning_softprompt.methods.idpg import IDPG
 from lightning_softprompt.methods.late_prompt_tuning import LatePromptTuning
 from lightning_softprompt.methods.p_tuning import PTuning
@@ -14,6 +15,7 @@ from lightning_softprompt.methods.pt_moe import PTMoE
 from lightning_softprompt.methods.residual_prompt_tuning import ResidualPromptTuning
 from lightning_softprompt.methods.smop import SMoP
 from lightning_softprompt.methods.ulpt import ULPT
+from lightning_softprompt.methods.xprompt import XPrompt
 
 __all__ = [
     "DPT",
@@ -22,6 +24,7 @@ __all__ = [
     "ADePT",
     "Bare",
     "DePT",
+    "Folded",
     "LatePromptTuning",
     "PTMoE",
     "PTuning",
@@ -30,4 +33,5 @@ __all__ = [
     "PromptTuning",
     "ResidualPromptTuning",
     "SMoP",
+    "XPrompt",
 ]

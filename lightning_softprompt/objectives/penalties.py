@@ -153,6 +153,13 @@ def rescaled(lm: PromptedLM, batch: Batch, positions: Sequence[int], scale: floa
     return lm.given(lambda _: replace(prompt, tokens=tokens))
 
 
+def replaced(lm: PromptedLM, batch: Batch, positions: Sequence[int], deviation: float) -> PromptedLM:
+    """The model with noise in the place of some soft tokens of the batch."""
+    prompt, tokens = lm.prompt(batch), soft_tokens(lm, batch).clone()
+    tokens[:, list(positions)] = torch.randn_like(tokens[:, list(positions)]) * deviation
+    return lm.given(lambda _: replace(prompt, tokens=tokens))
+
+
 def accuracy(lm: PromptedLM, batch: Batch) -> float:
     """Of the classes of a batch."""
     assert batch.labels is not None

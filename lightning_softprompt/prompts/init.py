@@ -119,7 +119,7 @@ class FromCheckpoint(Init):
 
     Args:
         path: A `prompt.safetensors` or a checkpoint of a run.
-        name: The parameter to take.
+        name: The parameter to take; `parts.tokens` of a folded prompt.
     """
 
     path: str
@@ -131,7 +131,7 @@ class FromCheckpoint(Init):
         saved.check(backbone, Path(self.path))
         if self.name not in saved.tensors:
             raise ValueError(f"{self.path} has no {self.name!r}; it has {sorted(saved.tensors)}")
-        tokens = saved.tensors[self.name].float()
+        tokens = saved.tensors[self.name].float().flatten(0, -2)  # folded ones have a leading 1
         if tokens.shape != (length, backbone.hidden_size):
             raise ValueError(
                 f"{self.path} has soft tokens of shape {list(tokens.shape)}, but {[length, backbone.hidden_size]} is "

@@ -22,10 +22,11 @@ from torch import nn
 from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
-from lightning_softprompt.checkpoints.files import load_checkpoint
+from lightning_softprompt.checkpoints.files import SavedPrompt, identity, load_checkpoint, write_prompt
+from lightning_softprompt.commands.fold import fold
 from lightning_softprompt.evaluation.classification import ClassificationEvaluation
 from lightning_softprompt.lm import PromptedLM
-from lightning_softprompt.methods import Bare
+from lightning_softprompt.methods import Bare, Folded
 from lightning_softprompt.module import SoftPromptModule
 from lightning_softprompt.objectives.language_modeling import LanguageModeling
 from lightning_softprompt.types import SoftPrompt
@@ -196,9 +197,9 @@ def saved(method, backbone, classes, tmp_path):
         return module, module(batch), tmp_path / "run.ckpt"
 
 
-def test_a_checkpoint_holds_the_prompt_alone_and_gives_the_same_logits(saved, backbone):
+def test_a_checkpoint_holds_the_prompt_alone_and_gives_the_same_logits(saved, method, backbone):
     module, logits, path = saved
-    assert set(load_checkpoint(path)["state_dict"]) == set(trainable(module))
+    assert set(load_checkpoint(path)["state_dict"]) == set(trainable(module)) | method.masks
     loaded = type(module).load_from_checkpoint(path).eval()
     with torch.no_grad():
         assert torch.equal(loaded(batch_of(backbone.codec)), logits)
@@ -263,7 +264,7 @@ def test_a_bfloat16_backbone_trains_a_float32_prompt(method, family, backbone, l
     batch = batch_of(backbone.codec, labels=LABELS)
     logits = module(batch)
     assert logits.dtype == torch.bfloat16
-    loss, expected = (LanguageModeling()(m.lm(), batch).loss for m in (module, exact))
+    loss, expected = (m.objective(m.lm(), batch).loss for m in (module, exact))
     loss.backward()
     assert_close(loss, expected, atol=0.1, rtol=0.05)
     for name, parameter in trainable(module).items():
@@ -321,6 +322,21 @@ def test_without_its_prompt_it_is_the_bare_backbone(method, family, backbone):
             places = torch.tensor(row.answers) - int(family not in MASKED)  # causal: at the token before
             expected = backbone.model(input_ids=ids).logits[:, places]
         assert_close(logits[b : b + 1, : len(row.targets)], expected, **CLOSE)
+
+
+def test_folded_it_gives_the_same_logits_or_says_why_it_cannot(method, backbone, tmp_path):
+    module = moved_from_start(method.on(backbone))
+    if not method.folds:
+        with pytest.raises(ValueError, match="cannot be folded"):
+            module.fold()
+        return
+    saved = SavedPrompt(module.state_dict(), identity(backbone), dict(module.hparams))
+    write_prompt(tmp_path / "folded.safetensors", fold(module, saved))
+    folded = Folded(path=str(tmp_path / "folded.safetensors"), backbone=backbone.spec)
+    folded.attach(backbone)
+    batch = batch_of(backbone.codec)
+    assert_close(real(batch, folded(batch)), real(batch, module(batch)), atol=5e-7, rtol=5e-7)
+    assert trainable(folded)
 
 
 def test_nothing_to_train_is_an_error_that_says_so(backbone):

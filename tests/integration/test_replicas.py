@@ -85,3 +85,18 @@ def test_lists_of_another_length_and_methods_without_a_start_are_refused(backbon
         ReplicaSpec(3, seeds=[1, 2])
     with pytest.raises(ValueError, match="which Noisy has not"):
         Replicas(made(Noisy, backbone, classes), ReplicaSpec(2, inits=[Uniform(), Normal()]))
+
+
+@pytest.mark.parametrize("how", ["average", "vote"])
+def test_together_they_are_an_ensemble(backbone, classes, how):
+    batch = batch_of(backbone.codec, labels=LABELS)
+    method = made(partial(PromptTuning, length=3), backbone, classes, optimizer=partial(AdamW, lr=0.02))
+    together, metrics = fitted(Replicas(method, ReplicaSpec(3, seeds=[4, 9, 5], ensemble=how)), batch, 4)
+    shares = torch.stack([replica.eval().lm().scores(batch).softmax(-1) for replica in together.replicas])
+    said = shares.mean(0).argmax(-1)
+    if how == "vote":
+        for b in range(len(batch)):
+            votes = shares[:, b].argmax(-1).bincount(minlength=3)
+            said[b] = (votes + shares[:, b].mean(0)).argmax()
+    right = (said == torch.tensor(LABELS)).float().mean()
+    torch.testing.assert_close(metrics["val/accuracy/ensemble"], right)

@@ -2,12 +2,14 @@
 
 import pytest
 import torch
-from tiny import batch_of, encoded
+from tiny import CLASSES, batch_of, encoded
 from torch.testing import assert_close
 
 from lightning_softprompt.backbones.base import BackboneSpec
+from lightning_softprompt.lm import PromptedLM
 from lightning_softprompt.methods import (
     DPT,
+    IDPG,
     ULPT,
     ADePT,
     DePT,
@@ -22,6 +24,9 @@ from lightning_softprompt.methods import (
 )
 from lightning_softprompt.prompts.init import SampleVocabulary, Uniform, rms
 from lightning_softprompt.prompts.key_values import Activations, NormalKeysValues
+from lightning_softprompt.prompts.networks import HypercomplexLinear
+from lightning_softprompt.readouts.class_head import ClassHead
+from lightning_softprompt.types import SoftPrompt
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec")
 FAMILIES = ("llama", "t5", "bert")
@@ -273,6 +278,121 @@ def test_p_tuning_v2_prompts_the_layers_named(backbone):
     assert set(layers) == {len(sites) - 1}
     with pytest.raises(ValueError, match="layers must be numbers from"):
         PTuningV2(layers=[len(sites)], backbone=backbone.spec).attach(backbone)
+
+
+def test_a_sum_of_kronecker_products():
+    layer = HypercomplexLinear(6, 4, 2)
+    x = torch.randn(3, 6)
+    weight = sum(torch.kron(rule, block) for rule, block in zip(layer.rules, layer.blocks, strict=True))
+    layer.bias.data = torch.randn(4)
+    assert_close(layer(x), x @ weight.T + layer.bias, **CLOSE)
+    with pytest.raises(ValueError, match="hypercomplex must divide 6 and 4, got 3"):
+        HypercomplexLinear(6, 4, 3)
+
+
+def seen_by(family, backbone, row):
+    """Last states of a row without its answer, in transformers' own run, and which of them are the row's own."""
+    if family == "t5":
+        return backbone.model.encoder(torch.tensor([row.ids])).last_hidden_state[0], list(range(len(row.ids)))
+    before, after = row.ids[: row.answers[0]], row.ids[row.answers[-1] + 1 :]
+    ids = [*before, *([4] if family == "bert" else []), *after]  # one mask where the answer stood
+    own = [n for n in range(len(ids)) if family != "bert" or n != len(before)]
+    return backbone.model.base_model(torch.tensor([ids])).last_hidden_state[0], own
+
+
+@pytest.mark.parametrize("pool", ["first", "last", "mean"])
+def test_idpg(made, family, pool):
+    module, _, prompt = made(IDPG, length=2, bottleneck=4, pool=pool)
+    for b, row in enumerate(encoded(module.loaded.codec, "{soft}{text} it was {target}")):
+        states, own = seen_by(family, module.loaded, row)
+        h = {"first": states[own[0]], "last": states[own[-1]], "mean": states[own].mean(0)}[pool]
+        inner = torch.nn.functional.gelu(module.down.weight @ h + module.down.bias)
+        assert_close(prompt.tokens[b].flatten(), module.up.weight @ inner + module.up.bias, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("pool", ["first", "last", "mean"])
+def test_a_class_head_reads_the_last_states(backbone, family, pool):
+    head = ClassHead(backbone.codec, CLASSES, pool)
+    head.build(backbone)
+    scores = head(PromptedLM(backbone, lambda _: SoftPrompt()), batch_of(backbone.codec))
+    for b, row in enumerate(encoded(backbone.codec, "{soft}{text} it was {target}")):
+        states, own = seen_by(family, backbone, row)
+        h = {"first": states[own[0]], "last": states[own[-1]], "mean": states[own].mean(0)}[pool]
+        assert_close(scores[b], head.linear.weight @ h + head.linear.bias, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+@torch.no_grad()
+def test_late_tokens_enter_an_encoder_before_their_layer(load, layer):
+    backbone, tokens = load("bert"), torch.randn(2, 32)
+    (row, *_) = encoded(backbone.codec, "{text}{soft} it was {target}")
+    states = backbone.model.bert.embeddings(torch.tensor([row.ids]))
+    at = row.slots[0]
+    for number, block in enumerate(backbone.model.bert.encoder.layer):
+        if number == layer:
+            states = torch.cat([states[:, :at], tokens[None], states[:, at:]], dim=1)
+        states = block(states)
+    expected = backbone.model.cls(states)[0, [n + 2 for n in row.answers]]
+    assert_close(
+        backbone(backbone.codec.collate([row]), SoftPrompt(hidden={layer: tokens[None]}))[0], expected, **CLOSE
+    )
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+@torch.no_grad()
+def test_late_tokens_enter_a_decoder_before_their_layer_and_the_row(load, layer):
+    backbone, tokens = load("gpt2"), torch.randn(2, 32)
+    (row, *_) = encoded(backbone.codec, "{text}{soft} it was {target}")
+    gpt, ids = backbone.model.transformer, torch.tensor([row.ids])
+    states = gpt.wte(ids) + gpt.wpe(2 + torch.arange(ids.shape[1]))
+    for number, block in enumerate(gpt.h):
+        if number == layer:
+            states = torch.cat([tokens[None], states], dim=1)
+        size = states.shape[1]
+        mask = torch.ones(size, size, dtype=torch.bool).tril()[None, None]
+        states = block(states, attention_mask=mask)
+    expected = backbone.model.lm_head(gpt.ln_f(states))[0, [n + 1 for n in row.answers]]
+    assert_close(
+        backbone(backbone.codec.collate([row]), SoftPrompt(hidden={layer: tokens[None]}))[0], expected, **CLOSE
+    )
+
+
+@pytest.mark.parametrize("generator", ["state", "average", "maximum"])
+@pytest.mark.parametrize("family", ["llama", "bert"])
+def test_late_tokens_are_generated_from_the_states_there(backbone, made, generator):
+    module, batch, prompt = made(LatePromptTuning, length=2, layer=1, generator=generator, bottleneck=4)
+    questions = backbone.codec.questions(batch)
+    states = backbone.hidden_states(questions, layer=1)
+    for b in range(len(batch)):
+        own = states[b][questions.source[b]]
+        if generator == "state":
+            low = (module.down.weight @ own.mean(0) + module.down.bias).clamp(min=0)
+            expected = (module.up.weight @ low + module.up.bias).view(2, -1)
+        else:
+            low = own @ module.down.weight.T + module.down.bias
+            n = len(low)
+            parts = [low[: (n + 1) // 2], low[n // 2 :]]  # as adaptive pooling cuts
+            pooled = [part.mean(0) if generator == "average" else part.amax(0) for part in parts]
+            expected = torch.stack(pooled).clamp(min=0) @ module.up.weight.T + module.up.bias
+        assert_close(prompt.hidden[1][b], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_nothing_below_a_late_prompt_has_a_gradient(load):
+    backbone = load("llama")
+    module = LatePromptTuning(length=2, layer=1, generator="free", backbone=backbone.spec)
+    module.attach(backbone)
+    batch = batch_of(backbone.codec)
+    module(batch)
+    below = []
+    backbone.model.model.layers[0].register_forward_hook(lambda *seen: below.append(seen[-1]))
+    module(batch)
+    assert not any(states.requires_grad for states in below)
+
+
+@pytest.mark.parametrize("family", ["t5"])
+def test_encoder_decoders_take_no_late_tokens(backbone):
+    with pytest.raises(ValueError, match="encoder-decoders take no soft tokens at a middle layer"):
+        backbone(batch_of(backbone.codec), SoftPrompt(hidden={1: torch.randn(1, 2, backbone.hidden_size)}))
 
 
 # Numbers of parameters

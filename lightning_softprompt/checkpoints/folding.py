@@ -1,0 +1,52 @@
+"""A soft prompt as named tensors, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from lightning_softprompt.types import KeysValues, SoftPrompt
+
+SIDES = ("key", "value")
+PREFIX = "parts."  # of `Folded`'s parameters, whose names have no dots
+
+
+def named(name: str) -> str:
+    """The parameter of `Folded` that holds a tensor."""
+    return PREFIX + name.replace(".", "/")
+
+
+def unnamed(parameter: str) -> str:
+    """The tensor that a parameter of `Folded` holds."""
+    return parameter.removeprefix(PREFIX).replace("/", ".")
+
+
+def tensors_of(prompt: SoftPrompt) -> dict[str, Tensor]:
+    """By name: `tokens` [1, P, H], `hidden.<layer>` [1, P, H], `kv.<kind>.<layer>.key` and `.value` [1, N, P, D].
+
+    Raises:
+        ValueError: If the prompt is not the same for every row.
+    """
+    if prompt.shift is not None:
+        raise ValueError("a prompt that shifts the embeddings of the input cannot be folded: the shift needs the input")
+    tensors = {} if prompt.tokens is None else {"tokens": prompt.tokens}
+    tensors |= {f"hidden.{layer}": tokens for layer, tokens in prompt.hidden.items()}
+    for kind, layers in prompt.kv.items():
+        for layer, pair in layers.items():
+            tensors |= {f"kv.{kind}.{layer}.{side}": t for side, t in zip(SIDES, pair, strict=True)}
+    if any(len(tensor) != 1 for tensor in tensors.values()):
+        raise ValueError("a prompt that is another one for every row cannot be folded: what makes it needs the row")
+    return tensors
+
+
+def prompt_of(tensors: Mapping[str, Tensor], blocks: tuple[int, ...] | None = None) -> SoftPrompt:
+    """The prompt of tensors that `tensors_of` named."""
+    hidden = {int(name.split(".")[1]): t for name, t in tensors.items() if name.startswith("hidden.")}
+    kv: dict[str, dict[int, tuple[Tensor, Tensor]]] = {}
+    for name in tensors:
+        if name.startswith("kv.") and name.endswith(".key"):
+            _, kind, layer, _ = name.split(".")
+            kv.setdefault(kind, {})[int(layer)] = tensors[name], tensors[name.removesuffix("key") + "value"]
+    given: KeysValues = kv
+    return SoftPrompt(tokens=tensors.get("tokens"), blocks=blocks, kv=given, hidden=hidden)

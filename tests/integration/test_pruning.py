@@ -1,0 +1,113 @@
+"""Pruning drops what matters least, rewinds the rest, and goes on; the probe counts what corruption changes."""
+
+import json
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+from tiny import CLASSES, batch_of
+from torch.utils.data import DataLoader
+
+from lightning_softprompt.callbacks.corruption_probe import CorruptionProbe
+from lightning_softprompt.callbacks.pruning import Pruning
+from lightning_softprompt.evaluation.classification import ClassificationEvaluation
+from lightning_softprompt.methods import PromptTuning, XPrompt
+
+FAMILIES = ("llama",)
+LABELS = (0, 1, 1, 0)
+QUIET = {
+    "accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False,
+    "enable_model_summary": False,
+}  # fmt: skip
+
+
+class Watch(Callback):
+    """Gradients and soft tokens of every step, as they were before it."""
+
+    def __init__(self):
+        self.steps = []
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.steps.append((pl_module.tokens.grad.clone(), pl_module.tokens.detach().clone()))
+
+
+@pytest.fixture
+def fitted(backbone):
+    def fit(pruning, steps):
+        module = XPrompt(
+            length=4, pieces=4, backbone=backbone.spec, classes=CLASSES,
+            evaluation=ClassificationEvaluation(CLASSES.names),
+        )  # fmt: skip
+        module.attach(backbone)
+        watch = Watch()
+        loader = DataLoader([batch_of(backbone.codec, labels=LABELS)] * 2, batch_size=None)
+        Trainer(max_steps=steps, max_epochs=-1, callbacks=[pruning, watch], **QUIET).fit(module, loader)
+        return module, watch.steps
+
+    return fit
+
+
+def test_tokens_then_pieces_are_dropped_by_their_gates_and_the_rest_is_rewound(fitted, backbone):
+    module, steps = fitted(Pruning(after=6, tokens=0.5, pieces=0.5, measured=3), 9)
+    token_gates = sum((grad * tokens).sum(1).abs() for grad, tokens in steps[3:6])
+    assert module.kept_tokens.nonzero()[:, 0].tolist() == sorted(token_gates.topk(2).indices.tolist())
+    piece_gates = sum((grad * tokens).unflatten(1, (4, -1)).sum(-1).abs() for grad, tokens in steps[6:9])
+    alive = piece_gates[module.kept_tokens].flatten()
+    kept = module.kept_pieces[module.kept_tokens].flatten()
+    assert kept.sum() == 4
+    assert alive[kept].min() > alive[~kept].max()
+    assert torch.equal(module.tokens, steps[6][1])  # the values of step 6, whatever followed
+    prompt = module.prompt(batch_of(backbone.codec)).tokens
+    assert prompt.shape[1] == 2
+    assert (prompt == 0).sum() == 4 * backbone.hidden_size // 4
+
+
+@pytest.mark.parametrize("keep", ["best", "worst", "random"])
+def test_controls_keep_as_many(fitted, keep):
+    torch.manual_seed(3)
+    module, _ = fitted(Pruning(after=4, tokens=0.75, pieces=1.0, measured=2, keep=keep, rewind=False), 8)
+    assert module.kept_tokens.sum() == 3
+    assert module.kept_pieces.all()
+
+
+def test_the_worst_are_those_that_the_best_are_not(fitted):
+    torch.manual_seed(3)
+    best, _ = fitted(Pruning(after=4, tokens=0.5, measured=2), 5)
+    worst, _ = fitted(Pruning(after=4, tokens=0.5, measured=2, keep="worst"), 5)
+    assert torch.equal(best.kept_tokens, ~worst.kept_tokens)
+
+
+def test_shares_and_methods_that_cannot_be_pruned_are_refused(backbone):
+    with pytest.raises(ValueError, match="shares that are kept"):
+        Pruning(tokens=0.0)
+    with pytest.raises(ValueError, match="measured must be from 1 to after=5"):
+        Pruning(after=5, measured=6)
+    module = PromptTuning(2, backbone=backbone.spec)
+    module.attach(backbone)
+    with pytest.raises(ValueError, match="is for the method XPrompt, not for PromptTuning"):
+        Trainer(max_steps=1, callbacks=[Pruning()], **QUIET).fit(module, DataLoader([batch_of(backbone.codec)]))
+
+
+@pytest.mark.parametrize("corruption", ["rescale", "replace"])
+def test_the_probe_counts_rows_that_are_right_with_each_token_corrupted(backbone, corruption, tmp_path, monkeypatch):
+    monkeypatch.setenv("SOFTPROMPT_RUN_FOLDER", str(tmp_path))
+    module = PromptTuning(
+        3, backbone=backbone.spec, classes=CLASSES, evaluation=ClassificationEvaluation(CLASSES.names)
+    )
+    module.attach(backbone)
+    batch = batch_of(backbone.codec, labels=LABELS)
+    batch.labels = torch.tensor(LABELS)
+    probe = CorruptionProbe(corruption, strengths=[0.0, 0.5])
+    Trainer(callbacks=[probe], **QUIET).test(module, DataLoader([batch, batch], batch_size=None), verbose=False)
+    report = json.loads((tmp_path / "low_norm.json").read_text())
+    assert (report["rows"], report["positions"]) == (8, 3)
+    whole = float((module.lm().scores(batch).argmax(-1) == batch.labels).float().mean())
+    assert report["accuracy"] == whole
+    for p in range(3):
+        with torch.no_grad():
+            kept = module.tokens[p].clone()
+            module.tokens[p] = 0
+            expected = float((module.lm().scores(batch).argmax(-1) == batch.labels).float().mean())
+            module.tokens[p] = kept
+        assert report["by_strength"]["0.0"][p] == expected
+    assert (tmp_path / "plots" / "low_norm.png").read_bytes().startswith(b"\x89PNG")
