@@ -106,6 +106,9 @@ class SoftPromptModule(LightningModule, ABC):
     def prompt(self, batch: Batch) -> SoftPrompt:
         """The soft prompt of a batch. It may look at `batch.source`, `self.loaded.embed` and `batch.task_ids`."""
 
+    def project(self) -> None:
+        """Brings parameters back to where they may be; follows each step of the optimizer."""
+
     def parameter_groups(self) -> Iterable[dict[str, Any]]:
         """Trainable parameters in the optimizer's form; groups may have learning rates of their own."""
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
@@ -270,7 +273,7 @@ class SoftPromptModule(LightningModule, ABC):
     @final
     def configure_optimizers(self) -> Any:
         """The optimizer over the method's parameter groups, and its schedule, advanced once a step."""
-        return self.optimizers_over(self.checked_groups())
+        return self.optimizers_over(self.checked_groups(), [self.project])
 
     @final
     def checked_groups(self) -> list[dict[str, Any]]:
@@ -290,9 +293,16 @@ class SoftPromptModule(LightningModule, ABC):
         return groups
 
     @final
-    def optimizers_over(self, groups: list[dict[str, Any]]) -> Any:
-        """Optimizer and schedule in Lightning's form."""
+    def optimizers_over(self, groups: list[dict[str, Any]], after: Sequence[Callable[[], None]] = ()) -> Any:
+        """Optimizer and schedule in Lightning's form.
+
+        Args:
+            groups: Of parameters.
+            after: What follows each step of the optimizer.
+        """
         optimizer = self._make_optimizer(groups)
+        for follow in after:
+            optimizer.register_step_post_hook(lambda *_, follow=follow: follow())
         if self._make_scheduler is None:
             return optimizer
         return [optimizer], [{"scheduler": self._make_scheduler(optimizer), "interval": "step"}]

@@ -215,7 +215,7 @@ class Replicas(LightningModule):
             for number, group in enumerate(replica.checked_groups()):
                 own = {} if rate is None else {"lr": rate}
                 groups.append({**own, **group, "name": f"{name}/{group.get('name', number)}"})
-        return self._each[0].optimizers_over(groups)
+        return self._each[0].optimizers_over(groups, [replica.project for replica in self._each])
 
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None

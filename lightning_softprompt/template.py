@@ -75,6 +75,20 @@ class Template:
     def _target(self) -> int:
         return next(i for i, (kind, _) in enumerate(self._parts) if kind == TARGET)
 
+    def parts(self, fields: Mapping[str, str], target: str) -> list[tuple[str, str]]:
+        """The row with its answer as stretches of text, each with its kind: `literal`, `column` or `target`."""
+        said: list[tuple[str, str]] = []
+        for piece, kind in zip(self.pieces(fields), self._kinds, strict=True):
+            text = piece.text if isinstance(piece, Text) else piece.glue + target if isinstance(piece, Answer) else ""
+            said.extend([(kind, text)] if text else [])
+        return said
+
+    @property
+    def _kinds(self) -> list[str]:
+        """Of the pieces: a literal that is all glue makes none."""
+        glued = [i == self._target - 1 and part == ("literal", self.glue) for i, part in enumerate(self._parts)]
+        return [kind for (kind, _), all_glue in zip(self._parts, glued, strict=True) if not all_glue]
+
     def pieces(self, fields: Mapping[str, str]) -> tuple[Piece, ...]:
         """The row's pieces in reading order.
 

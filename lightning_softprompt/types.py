@@ -97,10 +97,12 @@ class Classes:
     Args:
         words: For each class, in order, the texts that stand for it, with the space that the template puts before them.
         template: The template the rows are written by; calibration fills it without content.
+        demonstrations: Training rows for methods that show some: the template's columns, and the answer as `target`.
     """
 
     words: Mapping[str, Sequence[str]]
     template: str = "{soft}{text}{target}"
+    demonstrations: Sequence[Mapping[str, str]] = ()
 
     def __len__(self) -> int:
         return len(self.words)

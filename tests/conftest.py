@@ -20,6 +20,7 @@ from lightning_softprompt.methods import (
     IDPG,
     ULPT,
     ADePT,
+    ContextAware,
     DePT,
     LatePromptTuning,
     PrefixTuning,
@@ -63,7 +64,7 @@ class Method:
 
     def on(self, backbone, **common):
         """The method on a backbone."""
-        module = self.cls(**self.arguments, backbone=backbone.spec, **common)
+        module = self.cls(**{**self.arguments, **common, "backbone": backbone.spec})
         module.attach(backbone)
         return module.eval()
 
@@ -90,6 +91,7 @@ METHODS = {  # a new method is a new row
     "smop": Method(SMoP, {"length": 2, "experts": 2}, folds=False),
     "pt_moe": Method(PTMoE, {"length": 3, "rank": 2}, folds=False),
     "xprompt": Method(XPrompt, {"length": 3, "pieces": 4}, masks=frozenset({"kept_tokens", "kept_pieces"})),
+    "context_aware": Method(ContextAware, {"classes": tiny.CLASSES}, tiny.CAUSAL),
     "idpg": Method(IDPG, {"length": 2, "bottleneck": 4}, folds=False),
     "idpg_hypercomplex": Method(IDPG, {"length": 2, "bottleneck": 4, "hypercomplex": 4, "pool": "last"}, folds=False),
     "late_free": Method(LatePromptTuning, {"length": 3, "layer": 1, "generator": "free"}, LATE),

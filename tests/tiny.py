@@ -45,7 +45,9 @@ TEMPLATES = {  # where the soft block stands
 }
 TEXTS = ("a warm and funny film", "dull", "it is a sad story about a dog that never ends well", "this film , good ?")
 TARGETS = ("very good indeed", "bad", "sad", "very great")
-CLASSES = Classes({"positive": [" good", " great"], "negative": [" bad"], "neutral": [" long"]}, TEMPLATES["front"])
+SHOWN = ({"text": "a funny dog", "target": "good"}, {"text": "dull", "target": "bad"})
+WORDS_OF = {"positive": [" good", " great"], "negative": [" bad"], "neutral": [" long"]}
+CLASSES = Classes(WORDS_OF, TEMPLATES["front"], SHOWN)
 
 # How each family's tokenizer opens and closes rows, and its special tokens. GPT-2's BOS is its EOS; it has no padding.
 AROUND = {"llama": "<s> $A", "gpt2": "$A", "t5": "$A </s>", "bart": "<s> $A </s>", "bert": "<s> $A </s>"}

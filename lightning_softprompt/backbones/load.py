@@ -171,7 +171,7 @@ def _whole(model: PreTrainedModel, missing: Collection[str], place: BackboneSpec
         raise ValueError(f"backbone {place.name!r} lacks weights: {', '.join(body[:3])} and {len(body)} in all")
     if missing:
         log.info("%s has no language-modelling head; classes are read off by ClassHead", place.name)
-    model.headless = bool(missing)
+    vars(model)["headless"] = bool(missing)
     return model
 
 

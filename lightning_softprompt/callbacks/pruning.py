@@ -10,8 +10,6 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_softprompt.methods.xprompt import XPrompt
-
 log = logging.getLogger(__name__)
 
 
@@ -59,7 +57,7 @@ class Pruning(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Refuses methods that it cannot prune."""
-        if not isinstance(pl_module, XPrompt):
+        if not hasattr(pl_module, "kept_pieces"):
             raise ValueError(f"the callback Pruning is for the method XPrompt, not for {type(pl_module).__name__}")
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Optimizer) -> None:
@@ -83,12 +81,12 @@ class Pruning(Callback):
             self.importance = None
             self._rewind(trainer, pl_module)
 
-    def _prune_tokens(self, method: XPrompt, importance: Tensor) -> None:
+    def _prune_tokens(self, method: Any, importance: Tensor) -> None:
         kept = self._chosen(importance, method.kept_tokens, self.tokens)
         method.kept_tokens.copy_(kept)
         log.info("pruned to %d of %d soft tokens", int(kept.sum()), len(kept))
 
-    def _prune_pieces(self, method: XPrompt, importance: Tensor) -> None:
+    def _prune_pieces(self, method: Any, importance: Tensor) -> None:
         alive = method.kept_pieces & method.kept_tokens[:, None]
         kept = self._chosen(importance, alive, self.pieces)
         method.kept_pieces.copy_(kept | ~method.kept_tokens[:, None])
@@ -102,7 +100,7 @@ class Pruning(Callback):
         kept[score.masked_fill(~alive, float("-inf")).flatten().topk(count).indices] = True
         return kept.view_as(alive)
 
-    def _rewind(self, trainer: Trainer, method: XPrompt) -> None:
+    def _rewind(self, trainer: Trainer, method: Any) -> None:
         if not self.rewind or self.before is None:
             return
         with torch.no_grad():

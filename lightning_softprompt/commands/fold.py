@@ -55,7 +55,7 @@ def rebuilt(saved: SavedPrompt) -> SoftPromptModule:
     if "_class_path" not in saved.method:
         raise ValueError("the file does not say which method it is of")
     kept = {name: value for name, value in saved.method.items() if name not in ("_instantiator", "replicas")}
-    module: SoftPromptModule = instantiate_module(SoftPromptModule, kept)
+    module: SoftPromptModule = instantiate_module(SoftPromptModule, kept)  # type: ignore[type-abstract]
     module.configure_model()
     saved.check(module.loaded, Path("the prompt"))
     module.load_state_dict(saved.tensors)

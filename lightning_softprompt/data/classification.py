@@ -12,6 +12,7 @@ import numpy as np
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.evaluation.classification import ClassificationEvaluation
+from lightning_softprompt.template import TARGET
 from lightning_softprompt.types import Classes, Example
 
 
@@ -26,6 +27,7 @@ class ClassificationDataModule(SoftPromptDataModule):
         label: The column that holds the class, as a name or as its number in `labels`.
         shots: Uses so many training rows of each class only, drawn by the seed.
         balanced: Draws training rows so that all classes come up equally often.
+        demonstrations: So many training rows of each class, drawn by the seed, are handed to methods that show some.
         common: Arguments of every data module.
     """
 
@@ -36,6 +38,7 @@ class ClassificationDataModule(SoftPromptDataModule):
         label: str = "label",
         shots: int | None = None,
         balanced: bool = False,
+        demonstrations: int = 0,
         **common: Any,
     ) -> None:
         super().__init__(template=template, **common)
@@ -45,6 +48,7 @@ class ClassificationDataModule(SoftPromptDataModule):
         self.label = label
         self.shots = shots
         self.balanced = balanced
+        self.demonstrations = demonstrations
 
     @cached_property
     def words(self) -> dict[str, list[str]]:
@@ -64,7 +68,17 @@ class ClassificationDataModule(SoftPromptDataModule):
     def classes(self) -> Classes:
         """How the classes are spoken, with the template's spaces before the words."""
         glue = self.template.glue
-        return Classes({name: [glue + w for w in words] for name, words in self.words.items()}, self.template.text)
+        words = {name: [glue + w for w in words] for name, words in self.words.items()}
+        return Classes(words, self.template.text, self._demonstrations())
+
+    def _demonstrations(self) -> tuple[dict[str, str], ...]:
+        """Training rows, those of all classes mixed."""
+        if not self.demonstrations:
+            return ()
+        examples = self.split("train").examples
+        drawn = self._drawn(examples, self.demonstrations, "demonstrations")
+        mixed = np.random.default_rng(self.seed).permutation(drawn).tolist()
+        return tuple({**examples[i].fields, TARGET: examples[i].target} for i in mixed)
 
     @property
     def evaluation(self) -> Evaluation:
@@ -90,15 +104,16 @@ class ClassificationDataModule(SoftPromptDataModule):
 
     def chosen(self, examples: Sequence[Example]) -> Sequence[int]:
         """All rows, or `shots` of each class."""
-        if self.shots is None:
-            return range(len(examples))
+        return range(len(examples)) if self.shots is None else self._drawn(examples, self.shots, "shots")
+
+    def _drawn(self, examples: Sequence[Example], count: int, what: str) -> list[int]:
         by_class: dict[int | None, list[int]] = defaultdict(list)
         for i in np.random.default_rng(self.seed).permutation(len(examples)).tolist():
             by_class[examples[i].label].append(i)
-        short = {name: len(by_class[c]) for c, name in enumerate(self.words) if len(by_class[c]) < self.shots}
+        short = {name: len(by_class[c]) for c, name in enumerate(self.words) if len(by_class[c]) < count}
         if short:
-            raise ValueError(f"shots={self.shots} rows of each class are wanted, but there are only {short}")
-        return sorted(i for rows in by_class.values() for i in rows[: self.shots])
+            raise ValueError(f"{what}={count} rows of each class are wanted, but there are only {short}")
+        return sorted(i for rows in by_class.values() for i in rows[:count])
 
     def weights(self, examples: Sequence[Example]) -> list[float] | None:
         """The inverse of each class's frequency, where classes are to be balanced."""

@@ -2,6 +2,8 @@
 
 from lightning_softprompt.methods.adept import ADePT
 from lightning_softprompt.methods.bare import Bare
+from lightning_softprompt.methods.cartridge import Cartridge
+from lightning_softprompt.methods.context_aware import ContextAware
 from lightning_softprompt.methods.dept import DePT
 from lightning_softprompt.methods.dpt import DPT
 from lightning_softprompt.methods.folded import Folded
@@ -23,6 +25,8 @@ __all__ = [
     "ULPT",
     "ADePT",
     "Bare",
+    "Cartridge",
+    "ContextAware",
     "DePT",
     "Folded",
     "LatePromptTuning",

@@ -50,13 +50,15 @@ class Activations(KeysValuesInit):
 
     Args:
         text: Such as an instruction for the task, or the words of one.
+        start: Whether the tokens that open a row come first.
     """
 
     text: str = "summarize"
+    start: bool = False
 
     def __call__(self, backbone: Backbone, kind: str, length: int) -> Tensor:
         """[L, 2, P, N * D]."""
-        ids = backbone.codec.ids(self.text)
+        ids = [*(backbone.codec.start if self.start else ()), *backbone.codec.ids(self.text)]
         if not ids:
             raise ValueError(f"Activations wants a text with at least one token, got {self.text!r}")
         repeated = (ids * (length // len(ids) + 1))[:length]

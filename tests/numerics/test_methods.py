@@ -1,5 +1,7 @@
 """Each paper's equation as a loop, and the numbers of parameters that the papers report."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny import CLASSES, batch_of, encoded
@@ -12,6 +14,7 @@ from lightning_softprompt.methods import (
     IDPG,
     ULPT,
     ADePT,
+    Cartridge,
     DePT,
     LatePromptTuning,
     PrefixTuning,
@@ -22,6 +25,7 @@ from lightning_softprompt.methods import (
     ResidualPromptTuning,
     SMoP,
 )
+from lightning_softprompt.objectives.context_distillation import ContextDistillation
 from lightning_softprompt.prompts.init import SampleVocabulary, Uniform, rms
 from lightning_softprompt.prompts.key_values import Activations, NormalKeysValues
 from lightning_softprompt.prompts.networks import HypercomplexLinear
@@ -447,3 +451,61 @@ def test_adept_counts(made):
     width = module.loaded.hidden_size
     assert sum(p.numel() for p in module.parameters() if p.requires_grad) == 3 * width + 2 * width * 4 + 4 + width
     assert len(encoded(module.loaded.codec, "{soft}{text}{target}")) == 4
+
+
+# Cartridges
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    file = tmp_path / "corpus.txt"
+    file.write_text("it is a sad story about a dog that never ends well . the film was long")
+    return str(file)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@torch.no_grad()
+def test_an_untrained_cartridge_is_the_beginning_of_its_corpus(backbone, corpus):
+    module = Cartridge(corpus, length=6, frozen=2, backbone=backbone.spec)
+    module.attach(backbone)
+    sites = backbone.attentions["self"]
+    assert module.cache.made.values.numel() == (6 - 2) * 2 * len(sites) * sites.heads * sites.size
+    batch = batch_of(backbone.codec)
+    ids = torch.tensor([[*backbone.codec.start, *backbone.codec.ids("it is a sad story")]])
+    for b, row in enumerate(encoded(backbone.codec, "{soft}{text} it was {target}")):
+        whole = backbone.model(torch.cat([ids, torch.tensor([row.ids])], dim=1)).logits[0]
+        expected = whole[[ids.shape[1] + at - 1 for at in row.answers]]
+        assert_close(module(batch)[b, : len(row.targets)], expected, **CLOSE)
+
+
+def test_a_cartridge_wants_a_corpus_that_is_long_enough(backbone, corpus, tmp_path):
+    with pytest.raises(ValueError, match=r"none at .*nowhere"):
+        Cartridge(str(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match="frozen must leave some"):
+        Cartridge(corpus, length=4, frozen=4)
+    long = Cartridge(corpus, length=40, backbone=backbone.spec)
+    with pytest.raises(ValueError, match=r"wants a backbone of one stack|fewer than length=40"):
+        long.attach(backbone)
+
+
+@pytest.mark.parametrize("family", ["llama"])
+def test_context_distillation(backbone):
+    tokens = torch.randn(1, 2, backbone.hidden_size)
+    lm = PromptedLM(backbone, lambda _: SoftPrompt(tokens=tokens))
+    template = "{text} never{soft} it was {target}"
+    batch = batch_of(backbone.codec, template)
+    loss = ContextDistillation(top=3)(lm, batch).loss
+    total, count = 0.0, 0
+    for row in encoded(backbone.codec, template):
+        context, question = row.ids[: row.slots[0]], row.ids[row.slots[0] :]
+        teacher = backbone.model(torch.tensor([row.ids])).logits[0].softmax(-1)
+        start = backbone.embed(torch.tensor(backbone.codec.start))
+        embeds = torch.cat([start, tokens[0], backbone.embed(torch.tensor(question))])
+        student = backbone.model(inputs_embeds=embeds[None]).logits[0].log_softmax(-1)
+        for at in row.answers:
+            share, words = teacher[at - 1].topk(3)
+            total -= (share * student[at - 1 - len(context) + 1 + 2, words]).sum()
+            count += 1
+    assert_close(loss, total / count, **CLOSE)
+    with pytest.raises(ValueError, match=r"before \{target\}"):
+        ContextDistillation()(lm, replace(batch, slots=batch.mask.sum(1, keepdim=True)))

@@ -1,0 +1,57 @@
+"""P-tuning v2 with a class head on a real encoder that has no language-modelling head."""
+
+import json
+
+import pytest
+import torch
+
+from lightning_softprompt.backbones.base import BackboneSpec
+from lightning_softprompt.backbones.load import load_backbone
+from lightning_softprompt.cli import main
+from lightning_softprompt.template import Template
+from lightning_softprompt.types import SoftPrompt
+
+BEGINNINGS = ("Yesterday", "This morning", "Last week", "In the end", "Once more", "As ever", "At noon", "Today")
+TEXTS = {
+    "sport": (
+        "the team won the match by two goals.",
+        "the striker missed a penalty.",
+        "she ran the race in record time.",
+    ),
+    "food": ("we baked bread with salt and butter.", "the soup wanted more garlic.", "he fried onions in a pan."),
+}
+ROWS = [
+    {"text": f"{beginning} {text}", "label": label}
+    for beginning in BEGINNINGS
+    for label, texts in TEXTS.items()
+    for text in texts
+]
+
+
+@pytest.mark.slow
+def test_it_learns_from_the_command_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, rows in (("train", ROWS[:36]), ("validation", ROWS[36:])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code = main([
+        "fit", "--backbone.name", "all-minilm-l6-v2", "--model", "PTuningV2", "--model.length", "4",
+        "--model.readout", "ClassHead", "--data", "ClassificationDataModule", "--data.train", "train.jsonl",
+        "--data.validation", "validation.jsonl", "--data.template", "{text}{target}", "--data.labels", "[sport, food]",
+        "--data.batch_size", "12", "--trainer.max_epochs", "8", "--trainer.accelerator", "cpu",
+        "--trainer.enable_progress_bar", "false", "--run.wandb", "disabled",
+    ])  # fmt: skip
+    assert code == 0
+    (run,) = (tmp_path / "runs" / "default").iterdir()
+    report = json.loads((run / "metrics.json").read_text())
+    assert report["val"]["val/accuracy"] > 0.9
+    assert report["trainable_parameters"] == 4 * 2 * 6 * 384 + 384 * 2 + 2
+
+
+@pytest.mark.slow
+def test_what_it_cannot_say_it_does_not_make_up():
+    backbone = load_backbone(BackboneSpec(name="all-minilm-l6-v2"))
+    pieces = Template("{text}{target}").pieces({"text": "a dog"})
+    row = backbone.codec.collate([backbone.codec.encode(pieces, "good")])
+    with pytest.raises(ValueError, match="without a language-modelling head"):
+        backbone(row)
+    assert backbone.hidden_states(row, SoftPrompt(tokens=torch.zeros(1, 2, 384))).shape[-1] == 384

@@ -1,0 +1,106 @@
+"""Demonstrations as a prompt: in-context learning to begin with, PEFT's CPT in loss and gradients, bounds that hold."""
+
+from copy import deepcopy
+from dataclasses import replace
+
+import pytest
+import torch
+from peft import CPTConfig, get_peft_model
+from tiny import CAUSAL, CLASSES, TEMPLATES, batch_of, encoded
+from torch.testing import assert_close
+
+from lightning_softprompt.methods import ContextAware
+from lightning_softprompt.objectives.language_modeling import LanguageModeling
+from lightning_softprompt.prompts.context import FORMAT, INPUT, LABEL, SEAM
+from lightning_softprompt.types import IGNORE, Classes
+
+FAMILIES = CAUSAL
+CLOSE = {"atol": 1e-5, "rtol": 1e-5}
+TYPES = {FORMAT: 1, INPUT: 2, LABEL: 4, SEAM: 0}
+
+
+@pytest.fixture
+def module(backbone):
+    made = ContextAware(epsilon_input=0.3, epsilon_format=0.2, decay=0.9, backbone=backbone.spec, classes=CLASSES)
+    made.attach(backbone)
+    return made
+
+
+def test_tokens_know_what_they_belong_to(module):
+    words = module.loaded.codec.tokenizer.convert_ids_to_tokens(module.context.ids)
+    assert words == ["a", "funny", "dog", "it", "was", "good", "dull", "it", "was", "bad"]
+    assert module.context.kinds.tolist() == [INPUT] * 3 + [FORMAT] * 2 + [LABEL, INPUT] + [FORMAT] * 2 + [LABEL]
+    assert_close(module.weights, torch.tensor([0.0] * 5 + [0.81] + [0.0] * 3 + [0.9]))
+
+
+@torch.no_grad()
+def test_untrained_it_is_in_context_learning(module, backbone):
+    batch = batch_of(backbone.codec)
+    shown = batch_of(backbone.codec, "a funny dog it was good dull it was bad {text} it was {target}")
+    real = batch.targets != IGNORE
+    assert_close(module(batch)[real], backbone(shown)[real], **CLOSE)
+
+
+def test_loss_and_gradients_are_pefts(module, backbone):
+    """Its loss is a mean over all answers' tokens, ours a sum of two."""
+    types = [
+        TYPES[k] + 4 * n * (TYPES[k] > 0)
+        for k, n in zip(module.context.kinds.tolist(), (0,) * 6 + (1,) * 4, strict=True)
+    ]
+    config = CPTConfig(
+        task_type="CAUSAL_LM", num_virtual_tokens=len(types), cpt_token_ids=module.context.ids.tolist(),
+        cpt_mask=[1] * len(types), cpt_tokens_type_mask=types, opt_weighted_loss_type="decay",
+        opt_loss_decay_factor=0.9, opt_projection_epsilon=0.3, opt_projection_format_epsilon=0.2,
+    )  # fmt: skip
+    model = get_peft_model(deepcopy(backbone.model), config).eval()
+    delta = torch.randn(len(types), backbone.hidden_size) * 0.001  # within reach
+    module.delta.data = delta.clone()
+    model.prompt_encoder["default"].delta_embedding.weight.data = delta * (module.reach > 0)
+    module.context = replace(module.context, start=())  # PEFT has nothing before the demonstrations
+    module.train()
+    for row in encoded(backbone.codec, TEMPLATES["front"]):
+        batch = backbone.codec.collate([row])
+        batch.slots[:] = 0
+        module.zero_grad()
+        model.zero_grad()
+        lm = module.lm()
+        loss = LanguageModeling()(lm, batch).loss * len(row.targets) + lm.prompt(batch).penalties["context"]
+        loss.backward()
+        ids, answers = torch.tensor([row.ids]), torch.tensor(row.answers)
+        labels, kinds = torch.full_like(ids, IGNORE), torch.ones_like(ids)
+        labels[0, answers] = torch.tensor(row.targets)
+        kinds[0, answers] = 4
+        theirs = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels, input_type_mask=kinds)
+        count = len(row.targets) + 2
+        assert_close(loss, theirs.loss * count, **CLOSE)
+        (theirs.loss * count).backward()
+        grad = model.prompt_encoder["default"].delta_embedding.weight.grad
+        assert_close(module.delta.grad, grad, **CLOSE)
+
+
+def test_tokens_stay_within_reach_after_each_step_and_answers_do_not_move(module, backbone):
+    unit = (backbone.hidden_size / 2048) ** 0.5
+    optimizer = module.configure_optimizers()
+    for group in optimizer.param_groups:
+        group["lr"] = 1.0
+    batch = batch_of(backbone.codec, labels=(0, 1, 1, 0))
+    module.train()
+    module.objective(module.lm(), batch).loss.backward()
+    optimizer.step()
+    moved = module.delta.norm(dim=1)
+    reach = {INPUT: 0.3 * unit, FORMAT: 0.2 * unit, LABEL: 0.0, SEAM: 0.0}
+    for distance, kind in zip(moved.tolist(), module.context.kinds.tolist(), strict=True):
+        assert distance == pytest.approx(reach[kind], rel=1e-5)  # steps of 1 go farther than anything may
+    inside = module.delta.detach().clone() * 0.5
+    module.delta.data = inside.clone()
+    module.project()
+    assert_close(module.delta.detach(), inside)
+
+
+def test_what_it_cannot_do_without_is_said(backbone, load):
+    for classes in (None, Classes(CLASSES.words, CLASSES.template)):
+        with pytest.raises(ValueError, match=r"set data\.demonstrations"):
+            ContextAware(backbone=backbone.spec, classes=classes).attach(backbone)
+    bert = load("bert")
+    with pytest.raises(ValueError, match="wants a decoder"):
+        ContextAware(backbone=bert.spec, classes=CLASSES).attach(bert)
