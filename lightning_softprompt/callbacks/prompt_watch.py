@@ -17,10 +17,14 @@ from lightning_softprompt.types import Batch
 
 PATIENCE = 50  # optimizer steps after which a prompt should have moved
 STILL = 1e-6  # relative; float32 resolves 6e-8
+EXPLODED = 100  # times the norm of the start
+ALONE = 5  # logging steps in a row after which a router that uses one expert is said to have collapsed
 
 
 class PromptWatch(Callback):
-    """Logs the prompt's size and movement, and warns once where it does not move or is no longer finite.
+    """Logs the prompt's size and movement, and warns once where it does not move, explodes, or is no longer finite.
+
+    It also warns where the router of a mixture sends every row to the same expert for long.
 
     On logging steps: `prompt/norm`; `prompt/moved`, the distance from where the run began, relative to the norm there
     (as it is, where that was zero); `prompt/grad_norm` before clipping; and `lr`, or `lr/<group>` where the optimizer
@@ -33,7 +37,8 @@ class PromptWatch(Callback):
         self._start_step = 0
         self._values: dict[str, float] = {}
         self._judged = False
-        self._broken = False
+        self._warned: set[str] = set()
+        self._alone = 0  # logging steps in a row at which one expert had all rows
 
     def state_dict(self) -> dict[str, Any]:
         """Where the run began, so that a resumed run measures from there."""
@@ -67,6 +72,7 @@ class PromptWatch(Callback):
             pl_module.log_dict(values, batch_size=len(batch))
             self._values = {}
             self._warn_if_broken(norm, trainer.global_step)
+            self._warn_if_collapsed(trainer)
         if not self._judged and trainer.global_step - self._start_step >= PATIENCE:
             self._judged = True
             self._warn_if_still(self._moved(pl_module))
@@ -96,12 +102,27 @@ class PromptWatch(Callback):
             )
 
     def _warn_if_broken(self, norm: float, step: int) -> None:
-        if not self._broken and not math.isfinite(norm):
-            self._broken = True
-            rank_zero_warn(
-                f"at optimizer step {step} the prompt is no longer finite; lower the learning rate, or set "
-                "trainer.gradient_clip_val, and go on from an earlier checkpoint"
-            )
+        way_out = "lower the learning rate, or set trainer.gradient_clip_val"
+        if not math.isfinite(norm):
+            told = f"at optimizer step {step} the prompt is no longer finite; {way_out}, and go on from before"
+            self._warn_once("broken", told)
+        elif norm > EXPLODED * float(get_total_norm(self._start)) > 0:
+            told = f"at optimizer step {step} the prompt is over {EXPLODED} times as large as where it began; {way_out}"
+            self._warn_once("exploded", told)
+
+    def _warn_if_collapsed(self, trainer: Trainer) -> None:
+        usage = {name: float(value) for name, value in trainer.callback_metrics.items() if "/usage/" in name}
+        self._alone = self._alone + 1 if usage and max(usage.values()) == 1 and len(usage) > 1 else 0
+        if self._alone >= ALONE:
+            name = max(usage, key=lambda name: usage[name]).rpartition("/")[2]
+            told = f"{name} has had every row for {ALONE} logging steps, so the router has collapsed; "
+            way_out = "weigh the penalty `balance` (penalty_weights: {balance: 0.01}), or raise the method's noise"
+            self._warn_once("collapsed", told + way_out)
+
+    def _warn_once(self, what: str, message: str) -> None:
+        if what not in self._warned:
+            self._warned.add(what)
+            rank_zero_warn(message)
 
 
 def trainable(pl_module: LightningModule) -> list[torch.nn.Parameter]:

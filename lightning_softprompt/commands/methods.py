@@ -12,8 +12,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from textwrap import indent
 
 from lightning_softprompt.commands import CommandError
+from lightning_softprompt.commands.configs import configs_folder
 from lightning_softprompt.commands.table import table
 
 BASE = "SoftPromptModule"
@@ -30,12 +32,14 @@ class Method:
         file: Where it stands.
         docstring: The whole text, without indentation.
         labels: What `Paper`, `Enters` and `Parameters` say.
+        defaults: Of the constructor's own arguments, as its source has them.
     """
 
     name: str
     file: Path
     docstring: str
     labels: dict[str, str]
+    defaults: dict[str, str]
 
     @property
     def summary(self) -> str:
@@ -66,7 +70,8 @@ def read_file(file: Path) -> Iterator[Method]:
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and BASE in map(_last_name, node.bases):
             docstring = ast.get_docstring(node) or ""
-            yield Method(node.name, file, docstring, _labels(docstring, f"{file}: {node.name}"))
+            labels = _labels(docstring, f"{file}: {node.name}")
+            yield Method(node.name, file, docstring, labels, _defaults(node))
 
 
 def parser() -> ArgumentParser:
@@ -83,12 +88,33 @@ def main(argv: list[str]) -> int:
     methods = read_methods([SHIPPED, args.folder] if args.folder else [SHIPPED])
     if args.name:
         method = _find(args.name, methods)
-        print(f"{method.name}  ({method.file})\n\n{method.docstring}")
+        print(described(method))
         return 0
     rows = [[m.name, m.summary, *(m.labels[label] for label in LABELS)] for m in methods]
     print(table(rows, ["name", "what it is", *(label.lower() for label in LABELS)]))
     print("\nAll of one: softprompt methods NAME    Its options: softprompt fit --model.help NAME")
     return 0
+
+
+def described(method: Method) -> str:
+    """All there is to say of a method: its text, its defaults, and the paper's settings where they ship."""
+    said = [f"{method.name}  ({method.file})", method.docstring]
+    if method.defaults:
+        said.append(
+            "Defaults, for a small instruct backbone:\n" + "\n".join(f"  {k}: {v}" for k, v in method.defaults.items())
+        )
+    paper = configs_folder() / "method" / f"{method.file.stem}.yaml"
+    if paper.is_file():
+        said.append(f"The paper's settings, {paper}:\n{indent(paper.read_text(), '  ').rstrip()}")
+    return "\n\n".join(said)
+
+
+def _defaults(node: ast.ClassDef) -> dict[str, str]:
+    init = next((part for part in node.body if isinstance(part, ast.FunctionDef) and part.name == "__init__"), None)
+    if init is None:
+        return {}
+    named = init.args.args[len(init.args.args) - len(init.args.defaults) :]
+    return {arg.arg: ast.unparse(value) for arg, value in zip(named, init.args.defaults, strict=True)}
 
 
 def _files(folder: Path) -> list[Path]:

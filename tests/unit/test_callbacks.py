@@ -314,6 +314,41 @@ def test_a_prompt_that_stays_where_it_was_is_warned_of_once(tmp_path, lr, expect
     assert sum("does not learn" in str(warning.message) for warning in caught) == expected
 
 
+def warned(tmp_path, module, part):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer(tmp_path, [PromptWatch()], max_epochs=30).fit(module, Rows())
+    return sum(part in str(warning.message) for warning in caught)
+
+
+class Growing(Tiny):
+    """Doubles its prompt at each step, whatever the gradient says."""
+
+    def on_train_batch_start(self, *_):
+        self.prompt.data *= 2
+
+
+def test_a_prompt_that_explodes_is_warned_of_once(tmp_path):
+    assert warned(tmp_path, Growing(lr=0.0), "times as large") == 1
+
+
+class Routed(Tiny):
+    """Sends a share of the rows to its first expert."""
+
+    share = 1.0
+
+    def training_step(self, *batch):
+        self.log_dict({"train/usage/expert_0": self.share, "train/usage/expert_1": 1 - self.share}, batch_size=1)
+        return super().training_step(*batch)
+
+
+@pytest.mark.parametrize(("share", "expected"), [(1.0, 1), (0.9, 0)])
+def test_a_router_that_collapses_is_warned_of_once(tmp_path, share, expected):
+    module = Routed()
+    module.share = share
+    assert warned(tmp_path, module, "the router has collapsed") == expected
+
+
 def test_speed_counts_real_tokens_and_steps_but_not_validation(tmp_path):
     module = Tiny(val_seconds=0.4)
     logger = make_loggers(tmp_path, "n", "p", "disabled")

@@ -306,3 +306,11 @@ def test_runs_are_handed_over_with_all_their_words(monkeypatch):
     for argv in (["fit", "--model", "DePT"], ["test", "--help"], ["--config", "x.yaml", "fit"]):
         assert launcher.main(argv) == 5
         assert seen.pop() == argv
+
+
+def test_a_method_is_described_with_its_defaults_and_the_papers_settings(capsys):
+    assert methods.main(["dept"]) == 0
+    said = capsys.readouterr().out
+    assert "A short prompt, and a low-rank update" in said
+    assert "  rank: 45\n" in said
+    assert "class_path: DePT" in said

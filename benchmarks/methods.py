@@ -1,0 +1,246 @@
+"""Every method on several tasks at equal steps: accuracy with interval, parameters, seconds and memory of a step.
+
+    python benchmarks/methods.py --data PATH/TO/classification --out methods.jsonl --png benchmarks/methods.png
+
+For each method and task, one run of replicas tries learning rates; the one with the lowest validation loss then trains
+prompts of several seeds, which are scored on test rows. All see the same slices of the data, in the same order.
+Results are added to `--out` as they come; what is there already is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import yaml
+from measure import peak_bytes
+from torch.optim import AdamW
+
+from lightning_softprompt import methods
+from lightning_softprompt.backbones.base import Backbone, BackboneSpec
+from lightning_softprompt.backbones.load import load_backbone
+from lightning_softprompt.data.classification import ClassificationDataModule
+from lightning_softprompt.data.sources import read_rows
+from lightning_softprompt.evaluation.intervals import student
+from lightning_softprompt.module import SoftPromptModule
+from lightning_softprompt.replicas import Replicas, ReplicaSpec
+from lightning_softprompt.types import Batch
+
+CONFIGS = Path(__file__).parent.parent / "configs" / "data"
+TASKS = ("sst2", "rte", "trec6", "medical_abstracts")
+RATES = (3e-4, 1e-3, 5e-3, 2e-2)
+Made = Callable[..., SoftPromptModule]
+METHODS: dict[str, Made] = {
+    "prompt tuning": partial(methods.PromptTuning, length=20),
+    "residual": partial(methods.ResidualPromptTuning, length=10),
+    "P-tuning": partial(methods.PTuning, blocks=(10,), encoder="mlp"),
+    "prefix, network": partial(methods.PrefixTuning, length=10, width=128),
+    "prefix, free": partial(methods.PrefixTuning, length=10, width=None),
+    "P-tuning v2": partial(methods.PTuningV2, length=10),
+    "DPT, rank 4": partial(methods.DPT, length=20, rank=4),
+    "DPT, rank 10": partial(methods.DPT, length=20, rank=10),
+    "ULPT": partial(methods.ULPT, length=20, rank=16),
+    "DePT": partial(methods.DePT, length=10, rank=8),
+    "ADePT": partial(methods.ADePT, length=10, bottleneck=8),
+    "SMoP": partial(methods.SMoP, length=5, experts=4),
+    "PT-MoE": partial(methods.PTMoE, length=20, rank=10, experts=2),
+    "IDPG": partial(methods.IDPG, length=5),
+    "late": partial(methods.LatePromptTuning, length=5),
+    "context-aware": methods.ContextAware,
+}
+
+
+def data_of(task: str, args: argparse.Namespace) -> ClassificationDataModule:
+    """Slices of a task's rows, drawn once and for all."""
+    options = yaml.safe_load((CONFIGS / f"{task}.yaml").read_text())["init_args"]
+    sizes = {"train": args.rows, "validation": args.rows // 4, "test": args.rows // 2}
+    slices = {split: drawn(str(args.data / task), split, size) for split, size in sizes.items()}
+    options |= {"max_tokens": 128, "batch_size": args.batch, "eval_batch_size": 32, "demonstrations": 1}
+    return ClassificationDataModule(**{**options, "path": None}, **slices)
+
+
+def drawn(folder: str, split: Any, count: int) -> list[dict[str, Any]]:
+    """Random rows of a split."""
+    rows = read_rows(folder, split=split)
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:count]
+    return [dict(rows[i]) for i in order.tolist()]
+
+
+def replicas(made: Made, data: ClassificationDataModule, backbone: Backbone, spec: ReplicaSpec) -> Replicas:
+    """Prompts on the one backbone."""
+    common = {"classes": data.classes, "evaluation": data.evaluation, "optimizer": partial(AdamW, lr=1e-3)}
+    together = Replicas(made(backbone=backbone.spec, **common), spec)
+    for replica, seed in zip(together.replicas, together.seeds, strict=True):
+        replica.attach(backbone, seed)  # type: ignore[operator, union-attr]
+    return together
+
+
+def train(together: Replicas, data: ClassificationDataModule, steps: int) -> float:
+    """Trains all prompts side by side; gives the seconds of a step of one."""
+    optimizer, seconds = together.configure_optimizers(), []
+    batches = endless(data)
+    together.train()
+    for _ in range(steps):
+        batch, start = next(batches), time.perf_counter()
+        optimizer.zero_grad()
+        for replica in together.replicas:
+            replica.step(batch)["loss"].backward()  # type: ignore[operator]
+        optimizer.step()
+        seconds.append((time.perf_counter() - start) / len(together.replicas))
+    together.eval()
+    return median(seconds)
+
+
+def endless(data: ClassificationDataModule) -> Any:
+    """Training batches, epoch after epoch."""
+    epoch = 0
+    while True:
+        loader = data.train_dataloader()
+        loader.batch_sampler.set_epoch(epoch)
+        yield from loader
+        epoch += 1
+
+
+@torch.no_grad()
+def scored(method: SoftPromptModule, batches: Sequence[Batch]) -> dict[str, float]:
+    """Metrics of a pass."""
+    method.forget("test")
+    for batch in batches:
+        method.score("test", batch)
+    return {name.removeprefix("test/"): float(value) for name, value in method.metrics("test").items()}
+
+
+def measured(
+    made: Made, data: ClassificationDataModule, backbone: Backbone, args: argparse.Namespace
+) -> dict[str, Any]:
+    """Searches the learning rate, then trains the seeds."""
+    validation, test = list(data.val_dataloader()), list(data.test_dataloader())
+    search = replicas(made, data, backbone, ReplicaSpec(len(RATES), [0] * len(RATES), list(RATES)))
+    train(search, data, args.steps)
+    losses = [scored(method, validation)["cross_entropy"] for method in search.replicas]  # type: ignore[arg-type]
+    rate = RATES[min(range(len(RATES)), key=lambda i: losses[i] if losses[i] == losses[i] else float("inf"))]
+    seeds = list(range(1, args.seeds + 1))
+    final = replicas(made, data, backbone, ReplicaSpec(args.seeds, seeds, [rate] * args.seeds))
+    seconds = train(final, data, args.steps)
+    one = final.train().replicas[0]
+    batch = next(iter(data.train_dataloader()))
+    results = [scored(method, test) for method in final.eval().replicas]  # type: ignore[arg-type]
+    count = sum(p.numel() for p in one.parameters() if p.requires_grad)
+    return {
+        "rate": rate, "search": dict(zip(map(str, RATES), losses, strict=True)), "parameters": count,
+        "seconds": seconds, "peak_bytes": peak_bytes(lambda: one.step(batch)["loss"].backward()),
+        "accuracy": [r["accuracy"] for r in results], "macro_f1": [r["macro_f1"] for r in results],
+    }  # fmt: skip
+
+
+def bare(data: ClassificationDataModule, backbone: Backbone) -> dict[str, Any]:
+    """The backbone without a prompt, and in-context learning: the demonstrations untrained."""
+    test = list(data.test_dataloader())
+    common = {"classes": data.classes, "evaluation": data.evaluation, "backbone": backbone.spec}
+    both = {"bare": methods.Bare(**common), "in context": methods.ContextAware(**common)}
+    for method in both.values():
+        method.attach(backbone)
+    return {name: scored(method.eval(), test) for name, method in both.items()}
+
+
+def table(records: Sequence[dict[str, Any]]) -> str:
+    """Markdown: a row for each method, a column for each task."""
+    tasks = [task for task in TASKS if any(r["task"] == task for r in records)]
+    lines = [
+        f"| method | parameters | s / step | peak MB | {' | '.join(tasks)} | mean |",
+        "|---" * (5 + len(tasks)) + "|",
+    ]
+    for name in dict.fromkeys(r["method"] for r in records):
+        of = {r["task"]: r for r in records if r["method"] == name}
+        cells = [interval(of[task]["accuracy"]) if task in of else "" for task in tasks]
+        first = next(iter(of.values()))
+        mean = sum(sum(r["accuracy"]) / len(r["accuracy"]) for r in of.values()) / len(of)
+        cost = [f"{first['parameters']:,}", f"{first['seconds']:.2f}", f"{first['peak_bytes'] / 2**20:.0f}"]
+        lines.append(f"| {' | '.join([name, *cost, *cells, f'{mean:.3f}'])} |")
+    return "\n".join(lines)
+
+
+def interval(values: Sequence[float]) -> str:
+    """Mean and half of the 95 % interval."""
+    mean, half = student(list(values))
+    return f"{mean:.3f} ± {half:.3f}" if len(values) > 1 else f"{mean:.3f}"
+
+
+def draw(records: Sequence[dict[str, Any]], path: Path) -> None:
+    """Accuracy against parameters, a panel for each task."""
+    from matplotlib.figure import Figure
+
+    tasks = [task for task in TASKS if any(r["task"] == task for r in records)]
+    figure = Figure(figsize=(5.5 * len(tasks), 4.5), layout="constrained")
+    for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
+        for record in (r for r in records if r["task"] == task and r["parameters"]):
+            mean, half = student(list(record["accuracy"]))
+            axes.errorbar(record["parameters"], mean, yerr=half, fmt="o", color="#1f4e8c", ecolor="#8fb3d9")
+            axes.annotate(
+                record["method"], (record["parameters"], mean), fontsize=7, xytext=(4, 3), textcoords="offset points"
+            )
+        for record in (r for r in records if r["task"] == task and not r["parameters"]):
+            axes.axhline(
+                record["accuracy"][0],
+                color="#d1495b",
+                linewidth=1,
+                linestyle="-" if record["method"] == "bare" else ":",
+            )
+        axes.set_xscale("log")
+        axes.set_title(task)
+        axes.set_xlabel("parameters")
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel("test accuracy (bare: line, in context: dots)")
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    """Runs what is not in the file yet, then prints the table and draws."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with the data sets")
+    parser.add_argument("--out", type=Path, required=True, help="JSON lines, one for each method and task")
+    parser.add_argument("--png", type=Path)
+    parser.add_argument("--tasks", nargs="+", default=TASKS)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS))
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--rows", type=int, default=400, help="training rows; a quarter validates, half tests")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--compute", default="auto")
+    args = parser.parse_args()
+    backbone = load_backbone(BackboneSpec(compute=args.compute))
+    there = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.is_file() else []
+    for task in args.tasks:
+        data = data_of(task, args)
+        data.setup("fit")
+        if not any(r["task"] == task and r["method"] == "bare" for r in there):
+            for name, metrics in bare(data, backbone).items():
+                cost = {"parameters": 0, "seconds": 0.0, "peak_bytes": 0}
+                there.append({"task": task, "method": name, **cost, "accuracy": [metrics["accuracy"]]})
+                keep(args.out, there[-1])
+        for name in args.methods:
+            if any(r["task"] == task and r["method"] == name for r in there):
+                continue
+            there.append({"task": task, "method": name, **measured(METHODS[name], data, backbone, args)})
+            keep(args.out, there[-1])
+    print(table(there))
+    if args.png:
+        draw(there, args.png)
+
+
+def keep(path: Path, record: dict[str, Any]) -> None:
+    """Adds a line, and says it."""
+    with path.open("a") as file:
+        file.write(f"{json.dumps(record)}\n")
+    print({k: record[k] for k in ("task", "method", "accuracy", "seconds")}, flush=True)
+
+
+if __name__ == "__main__":
+    main()
