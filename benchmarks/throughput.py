@@ -281,7 +281,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with the data sets sst2, boolq, pubmedqa_cls")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--pool", type=int, default=2, help="batches timed in a row; long texts have one with --quick")
     parser.add_argument("--quick", action="store_true", help="the first cases only, in float32")
     parser.add_argument("--precisions", nargs="+", help="fp32, bf16")

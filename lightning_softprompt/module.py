@@ -5,6 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import replace
+from functools import partial
 from inspect import currentframe, isabstract
 from typing import Any, Self, cast, final
 
@@ -50,7 +52,7 @@ class SoftPromptModule(LightningModule, ABC):
         evaluation: How answers are scored; the data module gives it.
         readout: How class scores are read off the backbone.
         classes: How classes are spoken; the data module gives it.
-        optimizer: Makes the optimizer; None takes AdamW with learning rate 0.005 and no weight decay.
+        optimizer: Makes the optimizer; None takes AdamW without weight decay, at the method's own learning rate.
         scheduler: Makes the learning-rate schedule, advanced once a step; None keeps the rate constant.
         penalty_weights: How much of each penalty that the method reports is added to the loss.
         penalties: Further terms of the loss, on soft tokens of any method.
@@ -58,6 +60,9 @@ class SoftPromptModule(LightningModule, ABC):
     """
 
     trains = True  # whether there is anything to train
+    trained = False  # whether it comes trained already
+    default_rate = 0.005  # of AdamW, where no optimizer is given
+    changes_backbone = False  # whether its weights are changed, as by the baselines
 
     def __init__(
         self,
@@ -84,7 +89,7 @@ class SoftPromptModule(LightningModule, ABC):
         self.losses = nn.ModuleDict({stage: MeanMetric() for stage in ("val", "test")})
         self.classes = classes
         self._make_readout = readout
-        self._make_optimizer = optimizer or default_optimizer
+        self._make_optimizer = optimizer or partial(AdamW, lr=self.default_rate, weight_decay=0.0)
         self._make_scheduler = scheduler
         self.penalty_weights = dict(penalty_weights or {})
         self.penalties = list(penalties or [])
@@ -127,7 +132,8 @@ class SoftPromptModule(LightningModule, ABC):
         """Loads the backbone once, then makes prompt and readout from the run's seed, whatever drew numbers before."""
         if self.backbone is not None:
             return
-        self.attach(load_backbone(self.spec))
+        spec = replace(self.spec, compute="plain") if self.changes_backbone else self.spec
+        self.attach(load_backbone(spec))
 
     @final
     def attach(self, backbone: Backbone, seed: int | None = None) -> None:
@@ -323,8 +329,3 @@ def done(trainer: Trainer) -> float:
     """The share of a training that is behind, from 0 to 1; 0 where its end is open."""
     total = trainer.estimated_stepping_batches
     return min(1.0, trainer.global_step / total) if total else 0.0
-
-
-def default_optimizer(groups: Iterable[Any]) -> AdamW:
-    """AdamW as soft prompts want it: a learning rate far above that of weights, and no decay towards zero."""
-    return AdamW(groups, lr=0.005, weight_decay=0.0)

@@ -73,6 +73,8 @@ class Replicas(LightningModule):
 
     def __init__(self, method: SoftPromptModule, spec: ReplicaSpec) -> None:
         super().__init__()
+        if method.changes_backbone and spec.count > 1:
+            raise ValueError(f"{type(method).__name__} changes the backbone, which replicas share; set replicas to 1")
         first = torch.initial_seed()
         self.seeds = spec.seeds or [first + k for k in range(spec.count)]
         self.rates: Sequence[float | None] = spec.learning_rates or [None] * spec.count
@@ -98,6 +100,11 @@ class Replicas(LightningModule):
     def trains(self) -> bool:
         """Whether there is anything to train."""
         return self._each[0].trains
+
+    @property
+    def trained(self) -> bool:
+        """Whether they come trained already."""
+        return self._each[0].trained
 
     @property
     def loaded(self) -> Backbone:

@@ -59,7 +59,8 @@ class Session:
 
     def callbacks(self, init_from: str | None, ckpt_path: str | None) -> list[Callback]:
         """The callbacks of the command."""
-        if self.command != "fit" and init_from is None and ckpt_path is None and self.module.trains:
+        untrained = self.module.trains and not self.module.trained
+        if self.command != "fit" and init_from is None and ckpt_path is None and untrained:
             log.warning("neither --ckpt_path nor --init_from was given: the prompt is as it starts, untrained")
         start: list[Callback] = [] if init_from is None else [WarmStart(Path(init_from))]
         return [*start, *self._of_command()]

@@ -91,6 +91,7 @@ class Backbone(nn.Module, ABC):
         self.codec = codec
         self.spec = spec
         self.head = Head(model)
+        self.opened: str | None = None  # the fingerprint, where a baseline changes the weights
         self.train()
         self.prepacked = prepack(model, spec.compute, self.hidden_size)
         if spec.compiled:
@@ -223,8 +224,20 @@ class Backbone(nn.Module, ABC):
                 f"{self.window}; lower the data module's max_tokens, the prompt's length or max_new_tokens"
             )
 
+    def open(self) -> None:
+        """Lets a baseline change the weights. Prompts go on to belong to what they were.
+
+        Raises:
+            ValueError: If they are laid out for reading only.
+        """
+        if self.prepacked:
+            raise ValueError("weights that are to change cannot be laid out beforehand; set backbone.compute to plain")
+        self.opened = self.fingerprint()
+
     def fingerprint(self) -> str:
         """A hash of architecture and weights, the same in every precision; it ties a prompt to its backbone."""
+        if self.opened is not None:
+            return self.opened
         config = self.model.config
         shape = f"{config.model_type}|{config.vocab_size}|{self.hidden_size}"
         digest = sha256(shape.encode())

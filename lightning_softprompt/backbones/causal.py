@@ -74,6 +74,7 @@ class CausalBackbone(Backbone):
         self.offers = offers(spec, kept)
         self.prompts = Prefilled(model, kept)
         self.path: Path | None = None
+        self.told_of_reach = False
         self.reasons: list[str] = [] if spec.packed else ["packed rows are switched off"]
 
     @staticmethod
@@ -88,6 +89,7 @@ class CausalBackbone(Backbone):
         columns, first = target_columns(spliced, batch)
         rows = Rows.of(spliced, batch, prompt).until(columns)
         self.check_window(rows.first_position + rows.mask.shape[1])
+        self._warn_of_tokens_out_of_reach(rows)
         try:
             return (self.path or self._chosen(rows, columns, first))(rows, columns, first)
         except PackingUnsupportedError as reason:  # as where a later batch is longer than a sliding window
@@ -112,6 +114,20 @@ class CausalBackbone(Backbone):
             seen = watch(self.stack, inputs_embeds=tokens, position_ids=positions)
         numbers = {module: number for number, module in enumerate(self.attentions["self"].modules)}
         return replace(prompt, hidden={}, kv={"self": {numbers[s.module]: (s.key, s.value) for s in seen}})
+
+    def _warn_of_tokens_out_of_reach(self, rows: Rows) -> None:
+        """Says once where the end of a row does not hear soft tokens at its beginning."""
+        reach = getattr(self.model.config, "sliding_window", None)
+        if self.told_of_reach or reach is None or not rows.soft.any():
+            return
+        away = rows.mask.sum(1) - rows.soft.int().argmax(1)  # [B] from the first soft token to the end
+        if int(away.max()) > reach:
+            self.told_of_reach = True
+            log.warning(
+                "a row's end is %d tokens from its first soft token, but layers of %s with a sliding window hear %d; "
+                "put {soft} nearer to {target}, or take keys and values (PrefixTuning), which are always heard",
+                int(away.max()), self.spec.name, reach,
+            )  # fmt: skip
 
     def _chosen(self, rows: Rows, columns: Tensor, first: Tensor) -> Path:
         """The path for this and all further batches. A row that is alone is tried out beside itself."""

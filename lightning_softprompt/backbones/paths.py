@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import Any, ClassVar, cast, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -240,11 +240,11 @@ def _results(path: Path, rows: Rows, columns: Tensor, first: Tensor) -> list[Ten
         embeds = rows.embeds.clone().requires_grad_()
         kv = {n: (k.clone().requires_grad_(), v.clone().requires_grad_()) for n, (k, v) in rows.kv.items()}
         logits = path.head.logits(path(replace(rows, embeds=embeds, kv=kv), columns, first))
-        logits.logsumexp(-1).sum().backward()
+        leaves = [embeds, *(t for pair in kv.values() for t in pair)]
+        of_embeds, *given = torch.autograd.grad(logits.logsumexp(-1).sum(), leaves)
     where = rows.soft if rows.soft.any() or kv else rows.mask
-    given = [cast(Tensor, t.grad) for pair in kv.values() for t in pair]
     # What rows share has its gradient in one of them.
-    return [kept, logits.detach(), (cast(Tensor, embeds.grad) * where[..., None]).sum(0), *given]
+    return [kept, logits.detach(), (of_embeds * where[..., None]).sum(0), *given]
 
 
 def _off(ours: Tensor, right: Tensor) -> float:

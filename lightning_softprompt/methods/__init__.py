@@ -7,8 +7,10 @@ from lightning_softprompt.methods.context_aware import ContextAware
 from lightning_softprompt.methods.dept import DePT
 from lightning_softprompt.methods.dpt import DPT
 from lightning_softprompt.methods.folded import Folded
+from lightning_softprompt.methods.full_fine_tuning import FullFineTuning
 from lightning_softprompt.methods.idpg import IDPG
 from lightning_softprompt.methods.late_prompt_tuning import LatePromptTuning
+from lightning_softprompt.methods.lora import LoRA
 from lightning_softprompt.methods.p_tuning import PTuning
 from lightning_softprompt.methods.p_tuning_v2 import PTuningV2
 from lightning_softprompt.methods.prefix_tuning import PrefixTuning
@@ -29,7 +31,9 @@ __all__ = [
     "ContextAware",
     "DePT",
     "Folded",
+    "FullFineTuning",
     "LatePromptTuning",
+    "LoRA",
     "PTMoE",
     "PTuning",
     "PTuningV2",

@@ -32,6 +32,8 @@ class Folded(SoftPromptModule):
         common: Arguments of every method.
     """
 
+    trained = True
+
     def __init__(
         self,
         path: str | None = None,

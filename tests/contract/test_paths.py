@@ -263,3 +263,14 @@ def test_the_packaged_backbone_gives_in_float32_what_padded_rows_give(compute):
         for a, b in zip(*([r[0], r[1][None], r[2][0][0]] for r in results), strict=True):
             assert (a - b).norm() < 1e-4 * b.norm()
     assert isinstance(ours.path, Packed)
+
+
+@pytest.mark.parametrize(("template", "told"), [("{soft}{text} it is {target}", 1), ("{text} it is{soft}{target}", 0)])
+def test_soft_tokens_out_of_a_sliding_windows_reach_are_warned_of_once(load, caplog, template, told):
+    sizes = {"vocab_size": 44, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    config = MistralConfig(num_attention_heads=4, num_key_value_heads=2, sliding_window=6, **sizes)
+    backbone = CausalBackbone(MistralForCausalLM(config), load("llama").codec, BackboneSpec())
+    tokens = torch.randn(1, 2, 32)
+    for _ in range(2):
+        backbone(batch_of(backbone, template, ["a very long and sad story", "dull"]), SoftPrompt(tokens=tokens))
+    assert sum("sliding window hear 6" in record.getMessage() for record in caplog.records) == told

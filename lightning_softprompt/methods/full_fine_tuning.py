@@ -1,0 +1,41 @@
+"""Full fine-tuning, the baseline."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from lightning_softprompt.backbones.base import Backbone
+from lightning_softprompt.module import SoftPromptModule
+from lightning_softprompt.types import Batch, SoftPrompt
+
+
+class FullFineTuning(SoftPromptModule):
+    """Every weight of the backbone is trained, to compare with.
+
+    Its checkpoints hold all weights. `prompted=False` is the backbone as it has become, not as it was.
+
+    Paper: none
+    Enters: all weights
+    Parameters: those of the backbone
+
+    Args:
+        common: Arguments of every method.
+    """
+
+    default_rate = 2e-5
+    changes_backbone = True
+
+    def __init__(self, **common: Any) -> None:
+        super().__init__(**common)
+
+    def build(self, backbone: Backbone) -> None:
+        """Takes the backbone's weights for its own, as `weights`."""
+        backbone.open()
+        weights = backbone.model.requires_grad_().named_parameters()
+        self.weights = nn.ParameterDict({name.replace(".", "/"): weight for name, weight in weights})
+
+    def prompt(self, batch: Batch) -> SoftPrompt:
+        """An empty prompt."""
+        return SoftPrompt()

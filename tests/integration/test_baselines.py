@@ -1,0 +1,80 @@
+"""The baselines: gradients of all weights as transformers has them, and checkpoints that bring them back."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from tiny import CLASSES, SEQ2SEQ, batch_of, encoded, real
+from torch.testing import assert_close
+from torch.utils.data import DataLoader
+
+from lightning_softprompt.evaluation.classification import ClassificationEvaluation
+from lightning_softprompt.methods import FullFineTuning, LoRA
+from lightning_softprompt.objectives.language_modeling import LanguageModeling
+from lightning_softprompt.replicas import Replicas, ReplicaSpec
+from lightning_softprompt.types import IGNORE
+
+LABELS = (0, 1, 1, 0)
+CLOSE = {"atol": 1e-5, "rtol": 1e-5}
+
+
+def made(cls, backbone, **arguments):
+    module = cls(
+        backbone=backbone.spec, classes=CLASSES, evaluation=ClassificationEvaluation(CLASSES.names), **arguments
+    )
+    module.attach(backbone)
+    return module
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "t5"])
+def test_all_weights_have_the_gradients_that_transformers_gives_them(family, load):
+    backbone = load(family)
+    plain = deepcopy(backbone.model).requires_grad_()
+    module = made(FullFineTuning, backbone)
+    LanguageModeling()(module.lm(), batch_of(backbone.codec)).loss.backward()
+    losses, count = [], 0
+    for row in encoded(backbone.codec, "{soft}{text} it was {target}"):
+        ids, targets = torch.tensor([row.ids]), torch.tensor([row.targets])
+        labels = targets
+        if family not in SEQ2SEQ:
+            labels = torch.full_like(ids, IGNORE)
+            labels[0, list(row.answers)] = targets[0]
+        losses.append(plain(input_ids=ids, labels=labels).loss * len(row.targets))
+        count += len(row.targets)
+    (sum(losses) / count).backward()
+    for name, weight in plain.named_parameters():
+        assert_close(module.loaded.model.get_parameter(name).grad, weight.grad, **CLOSE)
+    assert sum(p.numel() for p in module.parameters() if p.requires_grad) == sum(p.numel() for p in plain.parameters())
+
+
+@pytest.mark.parametrize("cls", [FullFineTuning, LoRA])
+@pytest.mark.parametrize("family", ["llama", "bert"])
+def test_it_trains_and_its_checkpoint_brings_it_back(family, load, cls, tmp_path):
+    backbone = load(family)
+    batch = batch_of(backbone.codec, labels=LABELS)
+    with torch.no_grad():
+        bare = real(batch, backbone(batch))
+    module = made(cls, backbone)
+    with torch.no_grad():
+        assert_close(real(batch, module(batch)), bare)
+    loader = DataLoader([batch] * 4, batch_size=None)
+    trainer = Trainer(
+        accelerator="cpu", max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False,
+    )  # fmt: skip
+    before = float(module.step(batch)["loss"])
+    trainer.fit(module, loader, loader)
+    assert float(module.step(batch)["loss"]) < before
+    trainer.save_checkpoint(tmp_path / "run.ckpt")
+    with torch.no_grad():
+        trained = real(batch, module(batch))
+        again = made(cls, load(family))
+        trainer.validate(again, loader, ckpt_path=tmp_path / "run.ckpt", verbose=False)
+        assert torch.equal(real(batch, again(batch)), trained)
+    assert (trained - bare).abs().max() > 1e-3
+
+
+def test_replicas_do_not_share_a_backbone_that_changes(load):
+    with pytest.raises(ValueError, match="LoRA changes the backbone"):
+        Replicas(LoRA(backbone=load("llama").spec), ReplicaSpec(2))
