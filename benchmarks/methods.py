@@ -35,7 +35,7 @@ from lightning_softprompt.types import Batch
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "data"
 TASKS = ("sst2", "rte", "trec6", "medical_abstracts")
-RATES = (3e-4, 1e-3, 5e-3, 2e-2)
+RATES = (1e-3, 5e-3, 2e-2)
 Made = Callable[..., SoftPromptModule]
 METHODS: dict[str, Made] = {
     "prompt tuning": partial(methods.PromptTuning, length=20),
@@ -209,7 +209,7 @@ def main() -> None:
     parser.add_argument("--png", type=Path)
     parser.add_argument("--tasks", nargs="+", default=TASKS)
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--rows", type=int, default=400, help="training rows; a quarter validates, half tests")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=3)

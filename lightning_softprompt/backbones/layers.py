@@ -36,31 +36,21 @@ def layers_of(model: nn.Module) -> tuple[nn.Module, str]:
 
 
 @contextmanager
-def between(model: nn.Module, first: int, end: int) -> Iterator[nn.ModuleList]:
-    """The model with layers from `first` up to `end` only."""
-    parent, name = layers_of(model)
-    every: Any = getattr(parent, name)
-    chosen = nn.ModuleList(list(every)[first:end])
-    setattr(parent, name, chosen)
-    try:
-        yield chosen
-    finally:
-        setattr(parent, name, every)
-
-
-@contextmanager
 def starting_at(model: PreTrainedModel, first: int, hidden: Tensor) -> Iterator[None]:
     """The model without its layers below `first`, which is given these states [B, T, H] whatever the model embeds."""
+    parent, name = layers_of(model)
+    layers: Any = getattr(parent, name)
 
     def replace(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return hidden, *args[1:]
 
-    with between(model, first, len(getattr(*layers_of(model)))) as chosen:
-        handle = chosen[0].register_forward_pre_hook(replace)
-        try:
-            yield
-        finally:
-            handle.remove()
+    handle = layers[first].register_forward_pre_hook(replace)
+    setattr(parent, name, nn.ModuleList(list(layers)[first:]))
+    try:
+        yield
+    finally:
+        setattr(parent, name, layers)
+        handle.remove()
 
 
 class _ReachedError(Exception):

@@ -113,3 +113,40 @@ def test_a_packed_step_computes_what_the_tokens_that_differ_cost(pair):
     head = 1 + 20
     tokens_run = head + int(spliced.sum()) - len(batch) * head
     assert counts[0] / counts[1] < 1.05 * tokens_run / spliced.numel() + 0.05
+
+
+def kept_bytes(step):
+    """Bytes of distinct storages that a step keeps for its backward pass, those of weights left out."""
+    kept = {}
+
+    def keep(tensor):
+        if not tensor.is_leaf or tensor.requires_grad:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        step()
+    return sum(kept.values())
+
+
+def test_a_packed_step_keeps_what_the_tokens_that_differ_take(pair):
+    batch = batch_of(pair[0], TEMPLATES["front"], ["the movie was great"] * 7 + ["what ?"])
+    tokens = torch.randn(1, 20, pair[0].hidden_size, dtype=torch.float64)
+    pair[0](batch)
+    packed, padded = (kept_bytes(lambda b=backbone: loss_and_gradients(b, batch, tokens)) for backbone in pair)
+    assert packed < 0.4 * padded
+
+
+def test_no_token_runs_that_no_target_is_said_from(load):
+    backbone = load("llama")
+    batch = batch_of(backbone, TEMPLATES["front"], ["the movie was great", "what ?"], ["good", "bad one"])
+    prompt = SoftPrompt(tokens=torch.randn(1, 3, backbone.hidden_size))
+    backbone(batch, prompt)
+    seen = {}
+    layers = backbone.model.model.layers
+    for name, module in (("first", layers[0].mlp.up_proj), ("last", layers[-1].mlp.up_proj)):
+        module.register_forward_hook(lambda _, args, out, name=name: seen.update({name: args[0].shape[1]}))
+    backbone(batch, prompt)
+    head, targets = 1 + 3, 1 + 2
+    own = int(batch.source.sum()) - 2 + (2 - 1)  # the second row's first answer token says its second
+    assert seen == {"first": head + own, "last": targets}

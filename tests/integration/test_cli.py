@@ -9,6 +9,7 @@ import wandb_file
 
 from lightning_softprompt.checkpoints.files import read_prompt
 from lightning_softprompt.cli import main, make_cli
+from lightning_softprompt.commands import CommandError, fold
 from lightning_softprompt.commands.configs import configs_folder
 from lightning_softprompt.run import last_folder
 
@@ -42,7 +43,8 @@ def common(tmp_path, data_folder, tiny_folder):
 @pytest.fixture
 def fit(common):
     def fit(*options):
-        method = ["--model=PromptTuning", "--model.length=3"]
+        named = any(option.startswith("--model=") for option in options)
+        method = [] if named else ["--model=PromptTuning", "--model.length=3"]
         limits = [
             "--trainer.max_epochs=-1",
             "--trainer.max_steps=6",
@@ -289,3 +291,50 @@ def test_every_config_that_ships_opens_with_a_comment_and_can_be_instantiated(pa
     cli = make_cli([flag, str(path), *model, *data, *backbone, f"--data.path={data_folder}"], run=False)
     assert cli.model.spec == cli.datamodule.spec
     assert cli.model.classes == cli.datamodule.classes
+
+
+PRUNING = '[{"class_path": "lightning_softprompt.callbacks.pruning.Pruning", "init_args": {"after": 3, "measured": 2}}]'
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--model=PrefixTuning", "--model.width=8", "--model.prompt_dropout=0.1"],
+        ["--model=PTuningV2", "--model.readout=ClassHead"],
+        ["--model=SMoP", "--model.penalty_weights={balance: 0.01}"],
+        [
+            "--model=DePT",
+            "--model.length=3",
+            '--model.penalties=[{"class_path": "UniformNorm", "init_args": {"weight": 0.1}}]',
+        ],
+        ["--model=ContextAware", "--data.demonstrations=1"],
+        ["--model=XPrompt", f"--trainer.callbacks={PRUNING}"],
+        ["--model=LatePromptTuning", "--model.layer=1"],
+        ["--model=FullFineTuning"],
+        ["--model=LoRA", "--model.rank=2"],
+    ],
+    ids=lambda options: options[0].removeprefix("--model="),
+)
+def test_methods_train_and_are_scored_again_from_their_checkpoint(fit, options):
+    folder = fit(*options)
+    report = json.loads((folder / "metrics.json").read_text())
+    assert main(["validate", f"--ckpt_path={folder / 'checkpoints' / 'best.ckpt'}"]) == 0
+    again = json.loads((last_folder() / "metrics.json").read_text())["val"]
+    assert again["val/accuracy"] == report["best"]["value"]
+
+
+def test_a_folded_prompt_scores_as_the_method_that_made_it(fit, common, tmp_path):
+    folder = fit("--model=ResidualPromptTuning", "--model.bottleneck=8", "--model.length=3")
+    assert main(["test", *common, "--model=ResidualPromptTuning", "--model.bottleneck=8", "--model.length=3",
+                 f"--init_from={folder / 'prompt.safetensors'}"]) == 0  # fmt: skip
+    expected = json.loads((last_folder() / "metrics.json").read_text())["test"]
+    assert fold.main([str(folder / "prompt.safetensors"), "--out", str(tmp_path / "folded.safetensors")]) == 0
+    assert main(["test", *common, "--model=Folded", f"--model.path={tmp_path / 'folded.safetensors'}"]) == 0
+    found = json.loads((last_folder() / "metrics.json").read_text())["test"]
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_what_cannot_be_folded_is_told_in_a_line(fit):
+    folder = fit("--model=SMoP", "--model.length=2")
+    with pytest.raises(CommandError, match="another one for every row cannot be folded"):
+        fold.main([str(folder / "prompt.safetensors")])
