@@ -21,7 +21,7 @@ from lightning_softprompt.backbones.base import Backbone, BackboneSpec
 from lightning_softprompt.backbones.codec import Codec
 from lightning_softprompt.backbones.load import load_backbone
 from lightning_softprompt.checkpoints.files import BACKBONE, SEED, check_backbone, identity
-from lightning_softprompt.checkpoints.folding import prompt_of, tensors_of
+from lightning_softprompt.checkpoints.folding import same_for_all
 from lightning_softprompt.checkpoints.hooks import leave_out_of_checkpoints
 from lightning_softprompt.checkpoints.plain import keep_hyperparameters
 from lightning_softprompt.evaluation.base import Evaluation
@@ -33,7 +33,6 @@ from lightning_softprompt.objectives.penalties import Penalty
 from lightning_softprompt.prompts.dropout import dropped_out
 from lightning_softprompt.readouts.base import Readout
 from lightning_softprompt.readouts.label_words import LabelWords
-from lightning_softprompt.template import Template
 from lightning_softprompt.types import Batch, Classes, SoftPrompt
 
 Records = list[dict[str, Any]]
@@ -119,9 +118,8 @@ class SoftPromptModule(LightningModule, ABC):
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
 
     @final
-    def groups_with(self, lr: float, **group: Iterable[nn.Parameter]) -> list[dict[str, Any]]:
-        """Parameter groups for two learning rates: one group, by its name, at `lr`; the rest at the optimizer's."""
-        ((name, parameters),) = group.items()
+    def groups_with(self, name: str, parameters: Iterable[nn.Parameter], lr: float) -> list[dict[str, Any]]:
+        """Groups for two learning rates: these parameters, by a name, at `lr`; the rest at the optimizer's."""
         own = list(parameters)
         apart = {id(parameter) for parameter in own}
         rest = [p for p in self.parameters() if p.requires_grad and id(p) not in apart]
@@ -155,13 +153,10 @@ class SoftPromptModule(LightningModule, ABC):
         Raises:
             ValueError: If rows get prompts of their own, or their embeddings are shifted.
         """
-        template, training = Template("{soft}a {target}"), self.training
-        probe = self.loaded.codec.collate([self.loaded.codec.encode(template.pieces({}), "a")] * 2)
-        self.eval()
-        prompt = self.prompt(probe.to(self.loaded.word_embeddings.device))
+        training = self.training
+        prompt = same_for_all(self.eval().prompt, self.loaded)
         self.train(training)
-        tensors = {name: tensor.clone() for name, tensor in tensors_of(prompt).items()}
-        return prompt_of(tensors, prompt.blocks)
+        return prompt
 
     @property
     def loaded(self) -> Backbone:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from lightning_softprompt.types import KeysValues, SoftPrompt
+from lightning_softprompt.backbones.base import Backbone
+from lightning_softprompt.template import Template
+from lightning_softprompt.types import Batch, KeysValues, SoftPrompt
 
 SIDES = ("key", "value")
 PREFIX = "parts."  # of `Folded`'s parameters, whose names have no dots
@@ -38,6 +40,17 @@ def tensors_of(prompt: SoftPrompt) -> dict[str, Tensor]:
     if any(len(tensor) != 1 for tensor in tensors.values()):
         raise ValueError("a prompt that is another one for every row cannot be folded: what makes it needs the row")
     return tensors
+
+
+def same_for_all(method: Callable[[Batch], SoftPrompt], backbone: Backbone) -> SoftPrompt:
+    """The prompt that a method gives every row.
+
+    Raises:
+        ValueError: If it gives each its own.
+    """
+    row = backbone.codec.encode(Template("{soft}a {target}").pieces({}), "a")
+    prompt = method(backbone.codec.collate([row] * 2).to(backbone.word_embeddings.device))
+    return prompt_of({name: tensor.clone() for name, tensor in tensors_of(prompt).items()}, prompt.blocks)
 
 
 def prompt_of(tensors: Mapping[str, Tensor], blocks: tuple[int, ...] | None = None) -> SoftPrompt:
