@@ -22,10 +22,14 @@ from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningCLI
 
 # Imported so that configs may name their classes without the module's path.
+import lightning_softprompt.callbacks.corruption_probe
+import lightning_softprompt.callbacks.pruning
 import lightning_softprompt.data.classification
 import lightning_softprompt.methods
+import lightning_softprompt.objectives.context_distillation
 import lightning_softprompt.prompts.init
 import lightning_softprompt.readouts.calibrated
+import lightning_softprompt.readouts.class_head
 import lightning_softprompt.readouts.ranked  # noqa: F401
 from lightning_softprompt.backbones.base import BackboneSpec
 from lightning_softprompt.callbacks.warm_start import WarmStart

@@ -29,7 +29,7 @@ class PTuningV2(SoftPromptModule):
         length: P.
         layers: Numbers of the layers prompted, counted from 0, or from the end where negative; None takes all.
         width: Of a network tanh(P H -> width) -> keys and values, which helps on some tasks; None trains them freely.
-        init: Where free keys and values start; None draws small ones.
+        init: Where keys and values start; None draws small ones.
         common: Arguments of every method.
     """
 
@@ -53,12 +53,11 @@ class PTuningV2(SoftPromptModule):
         if not wanted or not all(-depth <= layer < depth for layer in wanted):
             raise ValueError(f"layers must be numbers from {-depth} to {depth - 1}, got {self.layers}")
         numbers = sorted({layer % depth for layer in wanted})
-        made: nn.Module
-        if self.width is None:
-            made = Free(self.init(backbone, self.kind, self.length)[numbers])
-        else:
-            shape = (len(numbers), 2, self.length, sites.heads * sites.size)
-            made = Reparameterized(shape, backbone.hidden_size, self.width)
+        first = self.init(backbone, self.kind, self.length)[numbers]
+        made: nn.Module = Free(first)
+        if self.width is not None:
+            made = Reparameterized(first.shape, backbone.hidden_size, self.width)
+            made.fit(first)
         self.prefix = DeepPrompt(sites.heads, numbers, made)
 
     def prompt(self, batch: Batch) -> SoftPrompt:

@@ -21,8 +21,9 @@ class PrefixTuning(SoftPromptModule):
     Enters: keys and values of every attention; no slot is used
     Parameters: P * 2 * L * N * D; while training P * H + H * M + M + (M + 1) * 2 * L * N * D with a network of width M
 
-    Differences from the paper: in encoders, real tokens keep the positions they have without a prefix; dropout, where
-    asked for, is drawn once a step for all rows, so that they go on sharing the prefix.
+    Differences from the paper: the network starts at the activations exactly, its last layer solved by least squares,
+    where 500 steps of Adam go some of the way; in encoders, real tokens keep the positions they have without a prefix;
+    `prompt_dropout` is drawn once a step for all rows, so that they go on sharing the prefix.
 
     Args:
         length: P, in every kind of attention.
@@ -32,8 +33,7 @@ class PrefixTuning(SoftPromptModule):
             higher learning rate.
         depth: How many activations the network has.
         activation: Of the network.
-        init: Where keys and values start; a network is first fitted to them, in 500 steps of Adam. None starts free
-            ones from the activations of a word, and a network as it comes.
+        init: Where keys and values start, made by a network or not; None takes the activations of a word.
         common: Arguments of every method.
     """
 
@@ -49,7 +49,7 @@ class PrefixTuning(SoftPromptModule):
     ) -> None:
         super().__init__(**common)
         self.length, self.lengths = length, lengths
-        self.width, self.depth, self.activation, self.init = width, depth, activation, init
+        self.width, self.depth, self.activation, self.init = width, depth, activation, init or Activations()
 
     def build(self, backbone: Backbone) -> None:
         """Makes `prefixes`, by kind of attention."""
@@ -61,13 +61,11 @@ class PrefixTuning(SoftPromptModule):
 
     def _prefix(self, backbone: Backbone, kind: str, length: int) -> DeepPrompt:
         sites = backbone.attentions[kind]
-        if self.width is None:
-            start = self.init or Activations()
-            return DeepPrompt(sites.heads, range(len(sites)), Free(start(backbone, kind, length)))
-        shape = (len(sites), 2, length, sites.heads * sites.size)
-        made = Reparameterized(shape, backbone.hidden_size, self.width, self.depth, self.activation)
-        if self.init is not None:
-            made.fit(self.init(backbone, kind, length))
+        first = self.init(backbone, kind, length)
+        made: nn.Module = Free(first)
+        if self.width is not None:
+            made = Reparameterized(first.shape, backbone.hidden_size, self.width, self.depth, self.activation)
+            made.fit(first)
         return DeepPrompt(sites.heads, range(len(sites)), made)
 
     def prompt(self, batch: Batch) -> SoftPrompt:
