@@ -36,6 +36,8 @@ class IDPG(SoftPromptModule):
         common: Arguments of every method.
     """
 
+    default_rate = 5e-4  # the paper's
+
     def __init__(
         self,
         length: int = 5,

@@ -37,6 +37,8 @@ class LatePromptTuning(SoftPromptModule):
         common: Arguments of every method.
     """
 
+    default_rate = 1e-3  # the paper's
+
     def __init__(
         self,
         length: int = 5,

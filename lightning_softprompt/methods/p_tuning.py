@@ -33,6 +33,8 @@ class PTuning(SoftPromptModule):
         common: Arguments of every method.
     """
 
+    default_rate = 3e-4  # the best of three on SST-2, benchmarks/LOG.md
+
     def __init__(
         self,
         blocks: Sequence[int] = (10,),
