@@ -141,7 +141,7 @@ class Replicas(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The sum of the replicas' losses, so that each has the gradient it would have alone."""
-        logs, behind = [], done(self.trainer)
+        logs, behind = [], done(self.trainer) if self._each[0].penalties else 0.0
         for k, replica in enumerate(self._each):
             with self._stream(k):
                 logs.append(replica.step(batch, behind))

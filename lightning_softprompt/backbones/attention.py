@@ -15,11 +15,12 @@ from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
+from lightning_softprompt.backbones import injection
 from lightning_softprompt.backbones.injection import NAME, attend_with_injected
 from lightning_softprompt.backbones.kernels import attend, attend_backward
 from lightning_softprompt.backbones.packing import Packing
 
-CHANGES_SCORES = ("softcap", "s_aux", "position_bias", "cross_bias")  # what some models want of their attention
+CHANGES_SCORES = (*injection.CHANGES_SCORES, "position_bias", "cross_bias")  # what some models want of attention
 NEVER = 1e4  # a log-sum-exp that leaves padding no weight
 
 

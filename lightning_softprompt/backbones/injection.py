@@ -6,7 +6,7 @@ cache, and encoders that have none. Which attentions a model has is found out by
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -50,7 +50,6 @@ class Seen:
     """What one attention was given, as it ran."""
 
     module: nn.Module
-    queries: int
     key: Tensor
     value: Tensor
 
@@ -75,9 +74,18 @@ def at(sites: Mapping[str, Sites], kv: KeysValues) -> dict[nn.Module, tuple[Tens
     Raises:
         ValueError: If the prompt names an attention that the backbone does not have.
     """
-    if unknown := set(kv) - set(sites):
-        raise ValueError(f"the prompt has keys and values for {sorted(unknown)}; the backbone has {sorted(sites)}")
+    refuse_unknown(kv, sites)
     return {sites[name].modules[layer]: pair for name, layers in kv.items() for layer, pair in layers.items()}
+
+
+def refuse_unknown(kv: KeysValues, kinds: Collection[str]) -> None:
+    """Refuses keys and values for other kinds of attention than those that a backbone has.
+
+    Raises:
+        ValueError: Naming them.
+    """
+    if unknown := set(kv) - set(kinds):
+        raise ValueError(f"the prompt has keys and values for {sorted(unknown)}; the backbone has {sorted(kinds)}")
 
 
 def attend_with_injected(
@@ -96,7 +104,7 @@ def attend_with_injected(
     """
     if (watched := WATCHED.get()) is not None:
         refuse_changed_scores(module, options)
-        watched.append(Seen(module, query.shape[2], key, value))
+        watched.append(Seen(module, key, value))
     pair = INJECTED.get().get(module)
     if pair is None:
         return sdpa_attention_forward(module, query, key, value, mask, position_bias=position_bias, **options)

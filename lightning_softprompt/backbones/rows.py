@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from lightning_softprompt.backbones.injection import refuse_unknown
 from lightning_softprompt.backbones.packing import Past, shared_head
 from lightning_softprompt.backbones.splice import Spliced
 from lightning_softprompt.types import Batch, Pairs, SoftPrompt
@@ -41,8 +42,7 @@ class Rows:
             ValueError: If the prompt is for attentions that a decoder does not have.
         """
         prompt = prompt or SoftPrompt()
-        if unknown := set(prompt.kv) - {"self"}:
-            raise ValueError(f"the prompt has keys and values for {sorted(unknown)}; the backbone has ['self']")
+        refuse_unknown(prompt.kv, ["self"])
         tokens, shift = prompt.tokens, prompt.shift
         length = 0 if tokens is None else tokens.shape[1]
         own = -torch.arange(1, len(batch) + 1, device=batch.input_ids.device)[:, None]  # [B, 1] never equal

@@ -72,10 +72,11 @@ def fold(module: SoftPromptModule, saved: SavedPrompt) -> SavedPrompt:
     from lightning_softprompt.checkpoints.folding import named, tensors_of
 
     prompt = module.fold()
-    tensors = {named(name): tensor for name, tensor in tensors_of(prompt).items()}
+    parts = tensors_of(prompt)
+    tensors = {named(name): tensor for name, tensor in parts.items()}
     heads = {name: tensor for name, tensor in saved.tensors.items() if name.startswith("readout.")}
     method = {**{name: saved.method.get(name) for name in COMMON}, "_class_path": FOLDED, "blocks": prompt.blocks}
-    shapes = {name: list(tensor.shape) for name, tensor in tensors_of(prompt).items()}
+    shapes = {name: list(tensor.shape) for name, tensor in parts.items()}
     return SavedPrompt({**tensors, **heads}, saved.backbone, {**method, "shapes": shapes})
 
 

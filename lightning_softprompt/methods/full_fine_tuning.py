@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import nn
 
 from lightning_softprompt.backbones.base import Backbone
@@ -19,16 +17,10 @@ class FullFineTuning(SoftPromptModule):
     Paper: none
     Enters: all weights
     Parameters: those of the backbone
-
-    Args:
-        common: Arguments of every method.
     """
 
     default_rate = 2e-5
     changes_backbone = True
-
-    def __init__(self, **common: Any) -> None:
-        super().__init__(**common)
 
     def build(self, backbone: Backbone) -> None:
         """Takes the backbone's weights for its own, as `weights`."""

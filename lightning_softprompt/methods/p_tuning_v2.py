@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
-
 from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.module import SoftPromptModule
-from lightning_softprompt.prompts.key_values import DeepPrompt, Free, KeysValuesInit, NormalKeysValues, Reparameterized
+from lightning_softprompt.prompts.key_values import DeepPrompt, KeysValuesInit, NormalKeysValues, free_or_made
 from lightning_softprompt.types import Batch, SoftPrompt
 
 
@@ -54,10 +52,7 @@ class PTuningV2(SoftPromptModule):
             raise ValueError(f"layers must be numbers from {-depth} to {depth - 1}, got {self.layers}")
         numbers = sorted({layer % depth for layer in wanted})
         first = self.init(backbone, self.kind, self.length)[numbers]
-        made: nn.Module = Free(first)
-        if self.width is not None:
-            made = Reparameterized(first.shape, backbone.hidden_size, self.width)
-            made.fit(first)
+        made = free_or_made(first, backbone.hidden_size, self.width)
         self.prefix = DeepPrompt(sites.heads, numbers, made)
 
     def prompt(self, batch: Batch) -> SoftPrompt:

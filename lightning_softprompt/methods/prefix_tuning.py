@@ -9,7 +9,7 @@ from torch import nn
 
 from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.module import SoftPromptModule
-from lightning_softprompt.prompts.key_values import Activations, DeepPrompt, Free, KeysValuesInit, Reparameterized
+from lightning_softprompt.prompts.key_values import Activations, DeepPrompt, KeysValuesInit, free_or_made
 from lightning_softprompt.prompts.networks import Activation
 from lightning_softprompt.types import Batch, SoftPrompt
 
@@ -64,10 +64,7 @@ class PrefixTuning(SoftPromptModule):
     def _prefix(self, backbone: Backbone, kind: str, length: int) -> DeepPrompt:
         sites = backbone.attentions[kind]
         first = self.init(backbone, kind, length)
-        made: nn.Module = Free(first)
-        if self.width is not None:
-            made = Reparameterized(first.shape, backbone.hidden_size, self.width, self.depth, self.activation)
-            made.fit(first)
+        made = free_or_made(first, backbone.hidden_size, self.width, self.depth, self.activation)
         return DeepPrompt(sites.heads, range(len(sites)), made)
 
     def prompt(self, batch: Batch) -> SoftPrompt:

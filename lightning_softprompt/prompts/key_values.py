@@ -113,6 +113,17 @@ class Reparameterized(nn.Module):
         last.weight.copy_(torch.linalg.lstsq(features, wanted - last.bias).solution.T)  # type: ignore[operator]
 
 
+def free_or_made(
+    first: Tensor, embedding: int, width: int | None, depth: int = 1, activation: Activation = "tanh"
+) -> Free | Reparameterized:
+    """Keys and values [L, 2, P, N * D] that start there: trained as they are, or made by a perceptron of a width."""
+    if width is None:
+        return Free(first)
+    made = Reparameterized(first.shape, embedding, width, depth, activation)
+    made.fit(first)
+    return made
+
+
 class DeepPrompt(nn.Module):
     """A prompt in the layers of one kind of attention.
 

@@ -15,16 +15,18 @@ def model():
     return layers
 
 
+def output_and_gradient(layers, rows):
+    leaf = rows.clone().requires_grad_()
+    out = layers(leaf)
+    out.sin().sum().backward()
+    return out.detach(), leaf.grad
+
+
 def test_outputs_and_gradients_are_those_of_plain_layers():
     plain, packed = model(), model()
     assert linear.prepack(packed, "prepacked", 48)
     rows = torch.randn(2, 5, 48)
-    results = []
-    for layers in (plain, packed):
-        leaf = rows.clone().requires_grad_()
-        out = layers(leaf)
-        out.sin().sum().backward()
-        results.append((out.detach(), leaf.grad))
+    results = [output_and_gradient(layers, rows) for layers in (plain, packed)]
     torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=1e-5)
     assert packed[0].forward.packed is not None
 
@@ -40,12 +42,7 @@ def test_products_in_bfloat16_are_near_and_everything_else_stays_float32():
     plain, packed = model(), model()
     assert linear.prepack(packed, "bf16", 48)
     rows = torch.randn(2, 5, 48)
-    results = []
-    for layers in (plain, packed):
-        leaf = rows.clone().requires_grad_()
-        out = layers(leaf)
-        out.sin().sum().backward()
-        results.append((out.detach(), leaf.grad))
+    results = [output_and_gradient(layers, rows) for layers in (plain, packed)]
     assert results[1][0].dtype == results[1][1].dtype == torch.float32
     torch.testing.assert_close(results[1], results[0], rtol=0.05, atol=0.02)
     assert not torch.equal(results[1][0], results[0][0])
