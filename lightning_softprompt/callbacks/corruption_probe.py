@@ -12,8 +12,7 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
 from lightning_softprompt.folders import write_whole
-from lightning_softprompt.lm import PromptedLM
-from lightning_softprompt.objectives.penalties import replaced, rescaled, soft_tokens
+from lightning_softprompt.objectives.penalties import replaced, rescaled, right, soft_tokens
 from lightning_softprompt.run import last_folder
 from lightning_softprompt.types import Batch
 
@@ -63,12 +62,6 @@ class CorruptionProbe(Callback):
         write_whole(last_folder() / "low_norm.json", f"{json.dumps(report, indent=1)}\n".encode())
         image = drawn(by_strength, whole, [f"{self.corruption} {strength}" for strength in self.strengths])
         write_whole(last_folder() / "plots" / "low_norm.png", image)
-
-
-def right(lm: PromptedLM, batch: Batch) -> int:
-    """Rows whose class is the likeliest."""
-    assert batch.labels is not None
-    return int((lm.scores(batch).argmax(-1) == batch.labels).sum())
 
 
 def drawn(accuracies: Sequence[Sequence[float]], whole: float, names: Sequence[str]) -> bytes:

@@ -44,7 +44,7 @@ class Pruning(Callback):
             raise ValueError(f"measured must be from 1 to after={after}, got {measured}")
         self.after, self.tokens, self.pieces = after, tokens, pieces
         self.measured, self.rewind, self.keep = measured, rewind, keep
-        self.importance: Tensor | None = None  # [P, pieces]
+        self.importance: Tensor | None = None  # [2, P, pieces] of pieces, and of the tokens they belong to
         self.before: Tensor | None = None  # [P, H], the soft tokens of step `after`
 
     def state_dict(self) -> dict[str, Any]:

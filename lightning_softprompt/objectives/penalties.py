@@ -160,7 +160,12 @@ def replaced(lm: PromptedLM, batch: Batch, positions: Sequence[int], deviation: 
     return lm.given(lambda _: replace(prompt, tokens=tokens))
 
 
+def right(lm: PromptedLM, batch: Batch) -> int:
+    """Rows whose class is the likeliest."""
+    assert batch.labels is not None
+    return int((lm.scores(batch).argmax(-1) == batch.labels).sum())
+
+
 def accuracy(lm: PromptedLM, batch: Batch) -> float:
     """Of the classes of a batch."""
-    assert batch.labels is not None
-    return float((lm.scores(batch).argmax(-1) == batch.labels).float().mean())
+    return right(lm, batch) / len(batch)
