@@ -8,6 +8,7 @@ import torch
 from lightning_softprompt.backbones.base import BackboneSpec
 from lightning_softprompt.backbones.load import load_backbone
 from lightning_softprompt.cli import main
+from lightning_softprompt.commands import doctor
 from lightning_softprompt.template import Template
 from lightning_softprompt.types import SoftPrompt
 
@@ -55,3 +56,9 @@ def test_what_it_cannot_say_it_does_not_make_up():
     with pytest.raises(ValueError, match="without a language-modelling head"):
         backbone(row)
     assert backbone.hidden_states(row, SoftPrompt(tokens=torch.zeros(1, 2, 384))).shape[-1] == 384
+
+
+@pytest.mark.slow
+def test_the_doctor_says_that_it_has_no_head(capsys):
+    doctor.main(["--backbone", "all-minilm-l6-v2"])
+    assert "classes are read off its states" in capsys.readouterr().out
