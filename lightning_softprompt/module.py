@@ -269,7 +269,7 @@ class SoftPromptModule(LightningModule, ABC):
     def forget(self, stage: str) -> None:
         """Begins the metrics of a stage anew."""
         self.losses[stage].reset()  # type: ignore[operator]
-        self._evaluation(stage).reset()
+        self._evaluation(stage).begin(stage, self.current_epoch)
 
     @final
     def configure_optimizers(self) -> Any:

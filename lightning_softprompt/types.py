@@ -126,6 +126,7 @@ class Batch:
         labels: [B] or None.
         task_ids: [B] or None.
         rows: [B] or None; each row's number in its split.
+        examples: The rows as text, or None; evaluations read what answers are compared with off them.
     """
 
     input_ids: Tensor
@@ -136,13 +137,14 @@ class Batch:
     labels: Tensor | None = None
     task_ids: Tensor | None = None
     rows: Tensor | None = None
+    examples: tuple[Example, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
 
     def _map(self, change: Any) -> Batch:
-        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{name: change(t) for name, t in tensors.items() if t is not None})
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: change(t) for name, t in values.items() if isinstance(t, Tensor)})
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same rows on a device."""

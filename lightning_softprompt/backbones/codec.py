@@ -7,14 +7,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from hashlib import sha256
-from itertools import accumulate
+from itertools import accumulate, count
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
-from lightning_softprompt.types import IGNORE, Answer, Batch, Encoded, Piece, Slot, Text
+from lightning_softprompt.types import IGNORE, Answer, Batch, Encoded, Example, Piece, Slot, Text
+
+Cut = Literal["end", "start", "middle"]
+Run = list[tuple[int, bool]]  # tokens, each with whether it may be cut
 
 
 class Codec(ABC):
@@ -72,7 +76,12 @@ class Codec(ABC):
         return [text.strip() for text in self.tokenizer.batch_decode(clean, skip_special_tokens=True)]
 
     def encode(
-        self, pieces: Sequence[Piece], target: str, max_tokens: int | None = None, closed: bool = False
+        self,
+        pieces: Sequence[Piece],
+        target: str,
+        max_tokens: int | None = None,
+        closed: bool = False,
+        cut: Cut = "end",
     ) -> Encoded:
         """One row in tokens.
 
@@ -81,6 +90,7 @@ class Codec(ABC):
             target: What is to be said; empty where it is not known.
             max_tokens: Most tokens that input and target together may take; text that gives way is cut to fit.
             closed: Whether the target ends with the token that stops generation.
+            cut: Where text that gives way is cut: at the row's end, its start, or amid what may be cut.
 
         Raises:
             ValueError: If the row does not fit even with all of the text that gives way cut, or a soft block stands
@@ -93,13 +103,13 @@ class Codec(ABC):
         room = None if max_tokens is None else max_tokens - taken
         runs = [*self._runs(pieces[:place]), None, *self._runs(self.heard_after(pieces[place + 1 :]))]
         surplus = 0 if room is None else max(0, sum(len(run) for run in runs if run is not None) - room)
-        return replace(self._encoded(self._cut(runs, surplus), answer), cut=surplus)
+        return replace(self._encoded(self._cut(runs, surplus, cut), answer), cut=surplus)
 
     def heard_after(self, pieces: Sequence[Piece]) -> Sequence[Piece]:
         """What of the pieces behind the answer has a say in it: all, where a family reads both ways."""
         return pieces
 
-    def _runs(self, pieces: Sequence[Piece]) -> list[list[tuple[int, bool]]]:
+    def _runs(self, pieces: Sequence[Piece]) -> list[Run]:
         """Tokens with "may be cut", one list for each stretch of text between slots."""
         runs: list[list[Text]] = [[]]
         for piece in pieces:
@@ -109,7 +119,7 @@ class Codec(ABC):
                 runs[-1].append(piece)  # type: ignore[arg-type]
         return [self._tokens(run) for run in runs]
 
-    def _tokens(self, run: Sequence[Text]) -> list[tuple[int, bool]]:
+    def _tokens(self, run: Sequence[Text]) -> Run:
         """A stretch is tokenized as one text, since words join across pieces; a token is cut only if wholly inside."""
         coded = self.tokenizer("".join(p.text for p in run), add_special_tokens=False, return_offsets_mapping=True)
         ends = list(accumulate(len(p.text) for p in run))
@@ -117,28 +127,22 @@ class Codec(ABC):
         inside = [any(a <= start and end <= b for a, b in spans) for start, end in coded["offset_mapping"]]
         return list(zip(coded["input_ids"], inside, strict=True))
 
-    def _cut(self, runs: list[list[tuple[int, bool]] | None], surplus: int) -> list[list[tuple[int, bool]] | None]:
+    def _cut(self, runs: list[Run | None], surplus: int, where: Cut) -> list[Run | None]:
         loose = sum(gives_way for run in runs if run is not None for _, gives_way in run)
         if surplus > loose:
             raise ValueError(
                 f"a row must lose {surplus} tokens to fit, but only {loose} of it may be cut; raise max_tokens, or "
                 f"name a longer column in truncate"
             )
-        kept: list[list[tuple[int, bool]] | None] = []
-        for run in reversed(runs):  # the last loose token of the row goes first
-            if run is None:
-                kept.append(None)
-                continue
-            rest = []
-            for token, gives_way in reversed(run):
-                if gives_way and surplus:
-                    surplus -= 1
-                else:
-                    rest.append((token, gives_way))
-            kept.append(rest[::-1])
-        return kept[::-1]
+        first = {"end": loose - surplus, "start": 0, "middle": (loose - surplus + 1) // 2}[where]
+        number = count()  # of the next loose token
+        gone = range(first, first + surplus)
+        return [
+            None if run is None else [(token, may) for token, may in run if not (may and next(number) in gone)]
+            for run in runs
+        ]
 
-    def _encoded(self, runs: Sequence[list[tuple[int, bool]] | None], answer: list[int]) -> Encoded:
+    def _encoded(self, runs: Sequence[Run | None], answer: list[int]) -> Encoded:
         """Joins the stretches: a slot stands at each seam but the answer's."""
         sides: list[list[int]] = [[*self.start], []]
         slots: list[tuple[int, int]] = []  # side of the answer, tokens of that side before the slot
@@ -202,6 +206,7 @@ class Codec(ABC):
         labels: Sequence[int] | None = None,
         task_ids: Tensor | None = None,
         numbers: Sequence[int] | None = None,
+        examples: Sequence[Example] | None = None,
     ) -> Batch:
         """Pads rows to one batch."""
         ids = [torch.tensor(row.ids, dtype=torch.long) for row in rows]
@@ -222,6 +227,7 @@ class Codec(ABC):
             labels=None if labels is None else torch.tensor(labels, dtype=torch.long),
             task_ids=task_ids,
             rows=None if numbers is None else torch.tensor(numbers, dtype=torch.long),
+            examples=None if examples is None else tuple(examples),
         )
 
     def _padded(self, rows: list[Tensor], value: float) -> Tensor:

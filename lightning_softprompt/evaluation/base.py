@@ -38,6 +38,10 @@ class Evaluation(nn.Module, ABC):
     def reset(self) -> None:
         """Forgets the pass."""
 
+    def begin(self, stage: str, epoch: int) -> None:
+        """A pass begins, of `val` or `test`. An evaluation that takes long may do less of it in some epochs."""
+        self.reset()
+
     def figures(self) -> dict[str, Figure]:
         """Plots of the pass by name."""
         return {}
