@@ -67,7 +67,7 @@ class PromptedLM:
             self._scores[id(batch)] = self._readout(self, batch)
         return self._scores[id(batch)]
 
-    def generate(self, batch: Batch, **decoding: Any) -> Tensor:
-        """Continuations [B, U]."""
+    def generate(self, batch: Batch, *, prompted: bool = True, **decoding: Any) -> Tensor:
+        """Answers [B, U], see `Backbone.generate`; those of the bare backbone with `prompted=False`."""
         asked = self.backbone.asked(batch)
-        return self.backbone.generate(asked, self.prompt(asked), **decoding)
+        return self.backbone.generate(asked, self.prompt(asked) if prompted else None, **decoding)

@@ -146,6 +146,11 @@ class Batch:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{name: change(t) for name, t in values.items() if isinstance(t, Tensor)})
 
+    def at(self, rows: list[int]) -> Batch:
+        """Some of the rows."""
+        chosen = self._map(lambda t: t[rows])
+        return replace(chosen, examples=None if self.examples is None else tuple(self.examples[r] for r in rows))
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same rows on a device."""
         return self._map(lambda t: t.to(device, non_blocking=non_blocking))
@@ -164,9 +169,12 @@ class SoftPrompt:
     Args:
         tokens: [B|1, P, H] soft tokens, which stand at the batch's slots.
         blocks: How P divides over the slots, one length for each; None puts all at the first slot.
+        inside: [B, P] bool, False on soft tokens that a row does not have; None gives each row all.
         shift: [B|1, T, H] added to the embeddings of the input tokens.
         kv: Keys and values that every token sees in the attentions of some layers: by kind of attention (`self`, or
             `encoder`, `decoder` and `cross`) and layer, two of [B|1, N, P, D], as after the rotation of positions.
+        kv_inside: By kind of attention [B, P] bool, False on keys that a row does not have; each row has all where its
+            kind is not named.
         hidden: [B|1, P, H] by layer: soft tokens that enter before a layer, and are not there below it.
         penalties: Scalars that the run may weigh and add to the loss.
         logs: Scalars that are worth a look.
@@ -177,8 +185,10 @@ class SoftPrompt:
 
     tokens: Tensor | None = None
     blocks: tuple[int, ...] | None = None
+    inside: Tensor | None = None
     shift: Tensor | None = None
     kv: KeysValues = field(default_factory=dict)
+    kv_inside: Mapping[str, Tensor] = field(default_factory=dict)
     hidden: Mapping[int, Tensor] = field(default_factory=dict)
     penalties: Mapping[str, Tensor] = field(default_factory=dict)
     logs: Mapping[str, Tensor] = field(default_factory=dict)
@@ -187,3 +197,18 @@ class SoftPrompt:
         length = 0 if self.tokens is None else self.tokens.shape[1]
         if self.blocks is not None and sum(self.blocks) != length:
             raise ValueError(f"blocks must add up to the {length} soft tokens, got {self.blocks}")
+
+    def at(self, rows: list[int]) -> SoftPrompt:
+        """The prompt of some rows of the batch."""
+
+        def of(tensor: Tensor) -> Tensor:
+            return tensor if len(tensor) == 1 else tensor[rows]
+
+        optional = {name: getattr(self, name) for name in ("tokens", "inside", "shift")}
+        return replace(
+            self,
+            **{name: None if tensor is None else of(tensor) for name, tensor in optional.items()},
+            kv={kind: {n: (of(k), of(v)) for n, (k, v) in layers.items()} for kind, layers in self.kv.items()},
+            kv_inside={kind: of(inside) for kind, inside in self.kv_inside.items()},
+            hidden={layer: of(tokens) for layer, tokens in self.hidden.items()},
+        )

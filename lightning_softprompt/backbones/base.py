@@ -12,11 +12,13 @@ from typing import Any, ClassVar, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lightning_softprompt.backbones.codec import Codec
+from lightning_softprompt.backbones.generation import special_tokens_only
 from lightning_softprompt.backbones.head import Head, States
 from lightning_softprompt.backbones.injection import (
     INJECTED,
@@ -91,6 +93,8 @@ class Backbone(nn.Module, ABC):
         self.codec = codec
         self.spec = spec
         self.head = Head(model)
+        if model.can_generate():
+            model.generation_config = special_tokens_only(model.generation_config)
         self.opened: str | None = None  # the fingerprint, where a baseline changes the weights
         self.train()
         self.prepacked = prepack(model, spec.compute, self.hidden_size)
@@ -120,13 +124,34 @@ class Backbone(nn.Module, ABC):
         """[B, U] of the targets over the whole vocabulary, in float32; 0 where there is no target."""
         return self.head.cross_entropy(self.states(batch, prompt), batch.targets, label_smoothing)
 
+    def source_as_target(self, batch: Batch) -> Batch:
+        """The rows as if their source were what is to be said, so that it can have a loss.
+
+        Raises:
+            ValueError: If the family reads its source and does not say it.
+        """
+        raise ValueError(f"{self.spec.name} reads its source and does not say it; source_weight wants a decoder")
+
     def asked(self, batch: Batch) -> Batch:
         """What generation starts from: the rows without what is to be generated."""
         return batch
 
     @abstractmethod
     def generate(self, batch: Batch, prompt: SoftPrompt | None = None, **decoding: Any) -> Tensor:
-        """Greedy continuations [B, U] of the rows without their answers, padded at the end."""
+        """Answers [B, U] to the rows without theirs, padded at the end; [B * R, U] where R are wanted of each row.
+
+        Args:
+            batch: The rows.
+            prompt: As in `forward`.
+            decoding: Options of transformers' `generate`, greedy unless they say otherwise, and `stop`: texts that end
+                an answer. Penalties look at the answer alone.
+        """
+
+    def one_by_one(self, batch: Batch, prompt: SoftPrompt | None, decoding: dict[str, Any]) -> Tensor:
+        """`generate` for decoding that transformers does for one row at a time."""
+        rows = ([b] for b in range(len(batch)))
+        each = [self.generate(batch.at(b), prompt and prompt.at(b), **decoding) for b in rows]
+        return pad_sequence([said[0] for said in each], batch_first=True, padding_value=self.codec.pad_id)
 
     @property
     def hidden_size(self) -> int:
@@ -157,7 +182,7 @@ class Backbone(nn.Module, ABC):
         embeds = self.embed(batch.input_ids)
         if prompt.shift is not None:
             embeds = embeds + prompt.shift.to(embeds) * batch.mask[..., None]  # padding must stay as it was trained
-        rows = splice(embeds, batch.mask, batch.slots, prompt.tokens, prompt.blocks, pad_left)
+        rows = splice(embeds, batch.mask, batch.slots, prompt.tokens, prompt.blocks, pad_left, prompt.inside)
         self.check_window(rows.mask.shape[1])
         return rows
 
@@ -180,7 +205,7 @@ class Backbone(nn.Module, ABC):
         if prompt is None or not prompt.kv:
             yield
             return
-        pairs = at(self.attentions, prompt.kv)
+        pairs = at(self.attentions, prompt.kv, prompt.kv_inside)
         self.model.set_attn_implementation(NAME)
         with injected(pairs):
             yield

@@ -82,6 +82,7 @@ class Codec(ABC):
         max_tokens: int | None = None,
         closed: bool = False,
         cut: Cut = "end",
+        target_tokens: int | None = None,
     ) -> Encoded:
         """One row in tokens.
 
@@ -91,6 +92,8 @@ class Codec(ABC):
             max_tokens: Most tokens that input and target together may take; text that gives way is cut to fit.
             closed: Whether the target ends with the token that stops generation.
             cut: Where text that gives way is cut: at the row's end, its start, or amid what may be cut.
+            target_tokens: Tokens that the target is given, however many it has, so that what is read does not depend on
+                what is to be said; longer targets are cut.
 
         Raises:
             ValueError: If the row does not fit even with all of the text that gives way cut, or a soft block stands
@@ -99,7 +102,9 @@ class Codec(ABC):
         place = next(i for i, piece in enumerate(pieces) if isinstance(piece, Answer))
         glue = pieces[place].glue  # type: ignore[union-attr]
         answer = [*(self.ids(glue + target) if target else ()), *(self.stop if closed and target else ())]
+        answer = answer[:target_tokens]
         taken = max(len(answer), len(self.assemble((), (), answer)[0])) + len(self.start) + len(self.end)
+        taken += 0 if target_tokens is None else target_tokens - len(answer)
         room = None if max_tokens is None else max_tokens - taken
         runs = [*self._runs(pieces[:place]), None, *self._runs(self.heard_after(pieces[place + 1 :]))]
         surplus = 0 if room is None else max(0, sum(len(run) for run in runs if run is not None) - room)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_softprompt.backbones.codec import Codec
-
-OURS = ("stop", "seed")  # what transformers is not told by these names
 
 
 @dataclass(frozen=True)
@@ -67,14 +65,12 @@ class Decoding:
         if drawn and not self.do_sample:
             raise ValueError("temperature, top_k, top_p and min_p shape what is drawn; set do_sample to true")
 
-    def options(self, codec: Codec) -> dict[str, Any]:
-        """What `Backbone.generate` takes."""
-        told = {name: value for name, value in asdict(self).items() if name not in OURS}
-        told |= {} if self.do_sample else dict.fromkeys(("temperature", "top_k", "top_p", "min_p"))
-        told |= {} if self.min_new_tokens else {"min_new_tokens": None}
-        if self.num_beams == 1:
-            told |= {"length_penalty": None, "early_stopping": None}
-        return told | ({"stop_strings": list(self.stop), "tokenizer": codec.tokenizer} if self.stop else {})
+    @property
+    def options(self) -> dict[str, Any]:
+        """What `Backbone.generate` takes: all that differs from greedy decoding."""
+        wanted = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        wanted.pop("seed", None)
+        return {"max_new_tokens": self.max_new_tokens, **wanted, **({"top_k": self.top_k} if self.do_sample else {})}
 
     def texts(self, codec: Codec, ids: Tensor) -> list[str]:
         """Answers [B, U] as text, up to where they stop."""

@@ -97,6 +97,7 @@ class SoftPromptDataModule(LightningDataModule, ABC):
     """
 
     closed = False  # whether answers end with the token that stops generation
+    max_target_tokens: int | None = None  # tokens of a row that are set aside for its answer
 
     def __init__(
         self,
@@ -278,7 +279,7 @@ class SoftPromptDataModule(LightningDataModule, ABC):
 
         said = [(tuple(e.fields.items()), e.target) for e in examples]
         truncate = sorted(self.template.truncate)
-        how = [truncate, self.cut, self.max_tokens, self.closed]
+        how = [truncate, self.cut, self.max_tokens, self.closed, self.max_target_tokens]
         key = content_key([self.codec.fingerprint, self.template.text, how, said])
         encoded = cached(key, make) if self.cache and name != "predict" else make()
         if cut := sum(row.cut > 0 for row in encoded):
@@ -287,7 +288,8 @@ class SoftPromptDataModule(LightningDataModule, ABC):
 
     def _encode(self, example: Example) -> Encoded:
         pieces = self.template.pieces(example.fields)
-        return self.codec.encode(pieces, example.target, self.max_tokens, self.closed, self.cut)
+        how = (self.max_tokens, self.closed, self.cut, self.max_target_tokens)
+        return self.codec.encode(pieces, example.target, *how)
 
     def _encode_at(self, example: Example, place: str) -> Encoded:
         try:
