@@ -204,10 +204,11 @@ class SoftPrompt:
         def of(tensor: Tensor) -> Tensor:
             return tensor if len(tensor) == 1 else tensor[rows]
 
-        optional = {name: getattr(self, name) for name in ("tokens", "inside", "shift")}
         return replace(
             self,
-            **{name: None if tensor is None else of(tensor) for name, tensor in optional.items()},
+            tokens=None if self.tokens is None else of(self.tokens),
+            inside=None if self.inside is None else of(self.inside),
+            shift=None if self.shift is None else of(self.shift),
             kv={kind: {n: (of(k), of(v)) for n, (k, v) in layers.items()} for kind, layers in self.kv.items()},
             kv_inside={kind: of(inside) for kind, inside in self.kv_inside.items()},
             hidden={layer: of(tokens) for layer, tokens in self.hidden.items()},

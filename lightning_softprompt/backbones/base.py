@@ -31,6 +31,7 @@ from lightning_softprompt.backbones.injection import (
 )
 from lightning_softprompt.backbones.layers import layers_of, states_before
 from lightning_softprompt.backbones.linear import Compute, prepack
+from lightning_softprompt.backbones.norms import freeze_norms
 from lightning_softprompt.backbones.splice import Spliced, splice
 from lightning_softprompt.types import Batch, SoftPrompt
 
@@ -97,6 +98,8 @@ class Backbone(nn.Module, ABC):
             model.generation_config = special_tokens_only(model.generation_config)
         self.opened: str | None = None  # the fingerprint, where a baseline changes the weights
         self.train()
+        if not spec.compiled:  # which fuses them itself
+            freeze_norms(model)
         self.prepacked = prepack(model, spec.compute, self.hidden_size)
         if spec.compiled:
             compile_layers(model)
