@@ -142,6 +142,11 @@ class Batch:
     def __len__(self) -> int:
         return len(self.input_ids)
 
+    @property
+    def numbers(self) -> list[int]:
+        """Each row's number in its split; its place in the batch where that is not known."""
+        return list(range(len(self))) if self.rows is None else self.rows.tolist()  # type: ignore[no-any-return]
+
     def _map(self, change: Any) -> Batch:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{name: change(t) for name, t in values.items() if isinstance(t, Tensor)})
@@ -154,6 +159,11 @@ class Batch:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same rows on a device."""
         return self._map(lambda t: t.to(device, non_blocking=non_blocking))
+
+    def only(self, places: Sequence[int]) -> Batch:
+        """Some of the rows, as wide as all of them were."""
+        chosen = self._map(lambda t: t[list(places)])
+        return chosen if self.examples is None else replace(chosen, examples=tuple(self.examples[b] for b in places))
 
     def pin_memory(self) -> Batch:
         """The same rows in memory that a GPU reads fast."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
@@ -27,8 +28,8 @@ class Evaluation(nn.Module, ABC):
         """What the model says: one record a row, with `prediction`, and `scores` by class where there are classes."""
 
     @abstractmethod
-    def update(self, lm: PromptedLM, batch: Batch) -> list[dict[str, Any]]:
-        """Takes a batch into the metrics, and gives its records."""
+    def update(self, lm: PromptedLM, batch: Batch) -> Sequence[dict[str, Any] | None]:
+        """Takes a batch into the metrics, and gives its records: None for a row that was left out of the pass."""
 
     @abstractmethod
     def compute(self) -> dict[str, Tensor]:
