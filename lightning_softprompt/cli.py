@@ -25,6 +25,7 @@ from lightning.pytorch.cli import LightningCLI
 import lightning_softprompt.callbacks.corruption_probe
 import lightning_softprompt.callbacks.pruning
 import lightning_softprompt.data.classification
+import lightning_softprompt.data.summarization
 import lightning_softprompt.methods
 import lightning_softprompt.objectives.context_distillation
 import lightning_softprompt.prompts.init

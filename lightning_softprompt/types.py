@@ -151,11 +151,6 @@ class Batch:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{name: change(t) for name, t in values.items() if isinstance(t, Tensor)})
 
-    def at(self, rows: list[int]) -> Batch:
-        """Some of the rows."""
-        chosen = self._map(lambda t: t[rows])
-        return replace(chosen, examples=None if self.examples is None else tuple(self.examples[r] for r in rows))
-
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same rows on a device."""
         return self._map(lambda t: t.to(device, non_blocking=non_blocking))
@@ -208,11 +203,11 @@ class SoftPrompt:
         if self.blocks is not None and sum(self.blocks) != length:
             raise ValueError(f"blocks must add up to the {length} soft tokens, got {self.blocks}")
 
-    def at(self, rows: list[int]) -> SoftPrompt:
+    def only(self, rows: Sequence[int]) -> SoftPrompt:
         """The prompt of some rows of the batch."""
 
         def of(tensor: Tensor) -> Tensor:
-            return tensor if len(tensor) == 1 else tensor[rows]
+            return tensor if len(tensor) == 1 else tensor[list(rows)]
 
         return replace(
             self,

@@ -153,7 +153,7 @@ class Backbone(nn.Module, ABC):
     def one_by_one(self, batch: Batch, prompt: SoftPrompt | None, decoding: dict[str, Any]) -> Tensor:
         """`generate` for decoding that transformers does for one row at a time."""
         rows = ([b] for b in range(len(batch)))
-        each = [self.generate(batch.at(b), prompt and prompt.at(b), **decoding) for b in rows]
+        each = [self.generate(batch.only(b), prompt and prompt.only(b), **decoding) for b in rows]
         return pad_sequence([said[0] for said in each], batch_first=True, padding_value=self.codec.pad_id)
 
     @property

@@ -8,7 +8,7 @@ from typing import Any, Literal, final
 from lightning_softprompt.backbones.decoding import Decoding
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.evaluation.base import Evaluation
-from lightning_softprompt.evaluation.generation import GenerationEvaluation
+from lightning_softprompt.evaluation.generation import DEFAULT, GenerationEvaluation
 from lightning_softprompt.types import Example
 
 
@@ -27,8 +27,9 @@ class SummarizationDataModule(SoftPromptDataModule):
         defaults: What columns of the template say in rows that lack them, as a query.
         max_target_tokens: Tokens of max_tokens set aside for the answer, whatever its length: longer ones are cut.
         decoding: How answers are generated; None takes the likeliest tokens, at most max_target_tokens.
-        metrics: What answers are scored by.
+        metrics: What answers are scored by: rouge1 to rouge9, rougeL, bertscore, bleu, chrf, nist.
         lead: Sentences of the document that make the baseline; 0 takes none.
+        encoder: The encoder of bertscore.
         generate_every: Validation generates in one of so many epochs; the loss is there in all of them.
         generate_rows: Validation generates for so many rows; None for all.
         generate_minutes: Validation generates no longer than that; None as long as it takes.
@@ -47,8 +48,9 @@ class SummarizationDataModule(SoftPromptDataModule):
         defaults: dict[str, str] | None = None,
         max_target_tokens: int = 64,
         decoding: Decoding | None = None,
-        metrics: Sequence[str] = ("rouge1", "rouge2", "rougeL"),
+        metrics: Sequence[str] = DEFAULT,
         lead: int = 1,
+        encoder: str = "all-minilm-l6-v2",
         generate_every: int = 1,
         generate_rows: int | None = 64,
         generate_minutes: float | None = None,
@@ -64,14 +66,17 @@ class SummarizationDataModule(SoftPromptDataModule):
         self.defaults = dict(defaults or {})
         self.max_target_tokens = max_target_tokens
         self.decoding = decoding or Decoding(max_new_tokens=max_target_tokens)
-        self._scored = {"metrics": metrics, "lead": lead}
+        self._scored = {"metrics": metrics, "lead": lead, "encoder": encoder}
         self._generated = {"every": generate_every, "sample": generate_rows, "minutes": generate_minutes}
         self.long_documents = long_documents
 
     @property
     def evaluation(self) -> Evaluation:
         """ROUGE and its like."""
-        return GenerationEvaluation(self.decoding, self.document, **self._scored, **self._generated)  # type: ignore[arg-type]
+        how: dict[str, Any] = {**self._scored, **self._generated, "long_documents": self.long_documents}
+        return GenerationEvaluation(
+            self.decoding, self.document, template=self.template, max_tokens=self.max_tokens, **how
+        )
 
     def example(self, row: Mapping[str, Any], labelled: bool) -> Example:
         """The row's text and its right answers."""

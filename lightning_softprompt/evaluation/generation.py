@@ -106,7 +106,7 @@ class GenerationEvaluation(Evaluation):
         return [{"prediction": text, "scores": None} for text in said]
 
     def _said(self, lm: PromptedLM, batch: Batch) -> list[str]:
-        ids = lm.generate(batch, **self.decoding.options(lm.backbone.codec))
+        ids = lm.generate(batch, **self.decoding.options)
         return self.decoding.texts(lm.backbone.codec, ids)
 
     def _whole(self, lm: PromptedLM, batch: Batch) -> list[str]:

@@ -113,7 +113,7 @@ class MapReduce:
         said: list[str] = []
         for start in range(0, len(parts), len(batch)):
             asked = self._asked(batch, row, parts[start : start + len(batch)])
-            said += self.decoding.texts(self.codec, lm.generate(asked, **self.decoding.options(self.codec)))
+            said += self.decoding.texts(self.codec, lm.generate(asked, **self.decoding.options))
         return said
 
     def _asked(self, batch: Batch, row: int, parts: Sequence[str]) -> Batch:

@@ -43,4 +43,4 @@ def test_a_conversation_has_one_row_and_begins_with_an_answer(family, backbone):
     with pytest.raises(ValueError, match="one row"):
         Conversation(backbone, batch_of(backbone.codec))
     with pytest.raises(ValueError, match="first turn"):
-        Conversation(backbone, batch_of(backbone.codec).at([0])).add("dog")
+        Conversation(backbone, batch_of(backbone.codec).only([0])).add("dog")

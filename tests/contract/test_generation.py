@@ -162,17 +162,17 @@ def test_prompts_of_different_methods_and_lengths_act_in_one_batch_as_alone(fami
     codec = backbone.codec
     batch = batch_of(codec, template, TEXTS_OF_FIVE, ("very good indeed", "bad", "sad", "very great", "long"))
     chosen = several(backbone, family)
-    prompts = [SoftPrompt() if method is None else method.prompt(batch.at([i])) for i, method in enumerate(chosen)]
+    prompts = [SoftPrompt() if method is None else method.prompt(batch.only([i])) for i, method in enumerate(chosen)]
     together = mixed([([i], prompt) for i, prompt in enumerate(prompts)], batch)
     logits = real(batch, backbone(batch, together))
-    alone = [real(batch.at([i]), backbone(batch.at([i]), prompt)) for i, prompt in enumerate(prompts)]
+    alone = [real(batch.only([i]), backbone(batch.only([i]), prompt)) for i, prompt in enumerate(prompts)]
     assert_close(logits, torch.cat(alone), **CLOSE)
     gradients = torch.autograd.grad(logits.logsumexp(-1).sum(), leaves(chosen), allow_unused=True)
     expected = torch.autograd.grad(torch.cat(alone).logsumexp(-1).sum(), leaves(chosen), allow_unused=True)
     for ours, theirs in zip(gradients, expected, strict=True):
         assert_close(ours, theirs, **CLOSE)
     whole = texts(codec, backbone.generate(batch, together, max_new_tokens=MOST))
-    each = [texts(codec, backbone.generate(batch.at([i]), p, max_new_tokens=MOST))[0] for i, p in enumerate(prompts)]
+    each = [texts(codec, backbone.generate(batch.only([i]), p, max_new_tokens=MOST))[0] for i, p in enumerate(prompts)]
     assert whole == each
 
 
@@ -191,7 +191,7 @@ def test_what_cannot_be_mixed_says_so(backbone, family):
 
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES.keys())
 def test_an_answer_is_streamed_word_by_word(family, backbone, template):
-    batch = batch_of(backbone.codec, template).at([0])
+    batch = batch_of(backbone.codec, template).only([0])
     prompt = SoftPrompt(tokens=backbone.embed(torch.tensor([[7, 8, 9]])))
     streamer = TextIteratorStreamer(backbone.codec.tokenizer, skip_prompt=True, skip_special_tokens=True)
     ids = backbone.generate(batch, prompt, max_new_tokens=6, min_new_tokens=6, streamer=streamer)
