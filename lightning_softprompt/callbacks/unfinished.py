@@ -8,6 +8,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from itertools import count
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any, TextIO
 
 from lightning_softprompt.folders import write_whole
@@ -16,6 +17,9 @@ log = logging.getLogger(__name__)
 Identity = Mapping[str, Any]  # what must be the same for a file to be gone on with: plain values by name
 
 SHOWN = 60  # characters of a value that a message shows
+PATIENCE = (
+    12.0  # seconds; processes that loaded data for a run that was killed end within 5, and hold its file till then
+)
 
 
 class UnfinishedFile:
@@ -74,7 +78,7 @@ class UnfinishedFile:
     def _locked(self) -> TextIO:
         file = self.part.open("a", encoding="utf-8")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file)
         except BlockingIOError:
             file.close()
             raise ValueError(f"another run is writing {self.part}; wait for its end, or name another file") from None
@@ -138,11 +142,22 @@ def _short(value: object) -> str:
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
 
 
+def _lock(file: TextIO) -> None:
+    deadline = monotonic() + PATIENCE
+    while True:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if monotonic() > deadline:
+                raise
+            sleep(0.1)
+
+
 def _is_free(part: Path) -> bool:
     """Whether no run writes a file, as far as its file system can tell."""
     try:
         with part.open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file)
     except OSError:
         return False
     return True

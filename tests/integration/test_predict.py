@@ -97,7 +97,8 @@ def test_a_run_that_was_killed_goes_on_and_leaves_the_file_of_one_that_was_not(t
 
 def test_without_a_named_file_the_same_command_takes_over_that_of_the_killed_run(tmp_path, options, command, asked):
     runs = tmp_path / "runs" / "default"
-    done = count(part := killed(command, lambda: list(runs.glob("*/predictions.jsonl.part"))))
+    workers = "--data.num_workers=1"  # which outlives the run by some seconds, and holds its file open
+    done = count(part := killed([*command, workers], lambda: list(runs.glob("*/predictions.jsonl.part"))))
     assert main(["predict", *options]) == 0
     assert asked[0] == done - done % 2
     found = last_folder() / "predictions.jsonl"
@@ -167,6 +168,15 @@ def test_what_another_run_left_is_kept_and_told_of(half, asked, caplog, other):
     assert main(given) == 0
     assert asked[0] == 6
     assert count(path) == ROWS
+
+
+def test_several_processes_begin_anew_and_write_all_rows(half):
+    given, path, part = half
+    before = part.read_bytes()
+    assert main([*given, "--trainer.strategy=ddp_fork", "--trainer.devices=2"]) == 0
+    assert [json.loads(line)["row"] for line in path.read_text().splitlines()] == list(range(ROWS))
+    assert part.with_name("predictions.jsonl.part.1").read_bytes() == before
+    assert not part.exists()
 
 
 def test_other_rows_begin_anew(half, tmp_path, asked, caplog):

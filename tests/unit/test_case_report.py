@@ -8,7 +8,8 @@ import pytest
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
-from lightning_softprompt.callbacks.case_report import LONG, CaseReport, html, marked
+from lightning_softprompt.callbacks.case_page import LONG, html, marked
+from lightning_softprompt.callbacks.case_report import CaseReport
 
 VOID = {"meta"}
 ROWS = 10
@@ -75,9 +76,9 @@ class Unanswered(Answers):
         return None
 
 
-def run(folder, report, module=None, data=None):
+def run(folder, report, module=None, data=None, **options):
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "accelerator": "cpu"}
-    Trainer(default_root_dir=folder, callbacks=[report], **quiet).test(
+    Trainer(default_root_dir=folder, callbacks=[report], **quiet, **options).test(
         module or Answers(), data or Rows(), verbose=False
     )
     return report.path
@@ -98,6 +99,12 @@ def test_best_and_worst_rows_are_those_of_all_whatever_their_order(tmp_path, ord
     path = run(tmp_path, CaseReport(tmp_path / "test_cases.html", "rougeL", "max", rows=3), data=Rows(order))
     assert rows_of(path, "Best") == expected(-1)[:3]
     assert rows_of(path, "Worst") == expected(1)[:3]
+
+
+def test_two_processes_write_the_page_of_one(tmp_path):
+    alone = run(tmp_path, CaseReport(tmp_path / "alone.html", "rougeL", rows=2))
+    both = run(tmp_path, CaseReport(tmp_path / "both.html", "rougeL", rows=2), strategy="ddp_fork", devices=2)
+    assert both.read_text() == alone.read_text()
 
 
 def test_a_row_is_shown_once_where_there_are_few(tmp_path):

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from lightning_softprompt.callbacks import unfinished
 from lightning_softprompt.callbacks.record_lines import RecordLines, UnwritableError
 from lightning_softprompt.callbacks.unfinished import UnfinishedFile, identity_of, whole_lines
 
@@ -21,6 +22,11 @@ def records(*rows):
 
 def text(*rows):
     return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records(*rows)).encode()
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setattr(unfinished, "PATIENCE", 0.2)
 
 
 @pytest.fixture
