@@ -33,6 +33,7 @@ import lightning_softprompt.readouts.calibrated
 import lightning_softprompt.readouts.class_head
 import lightning_softprompt.readouts.ranked  # noqa: F401
 from lightning_softprompt.backbones.base import BackboneSpec
+from lightning_softprompt.callbacks.record_lines import ReaderGoneError
 from lightning_softprompt.callbacks.warm_start import WarmStart
 from lightning_softprompt.checkpoints.files import SEED, load_checkpoint
 from lightning_softprompt.checkpoints.plain import plain
@@ -86,9 +87,10 @@ class SoftPromptCLI(LightningCLI):
         parser.link_arguments("data.evaluation", "model.init_args.evaluation", apply_on="instantiate")
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> Parser:
-        """Makes safe loading of checkpoints the default."""
+        """Makes safe loading of checkpoints the default, and of predictions that they are written, not kept."""
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-        parser.set_defaults({"weights_only": True})
+        written = {"return_predictions": False} if subcommand == "predict" else {}
+        parser.set_defaults({"weights_only": True, **written})
         return parser  # type: ignore[return-value]
 
     def parse_arguments(self, parser: Parser, args: Sequence[str]) -> None:  # type: ignore[override]
@@ -135,8 +137,9 @@ class SoftPromptCLI(LightningCLI):
             kwargs["enable_progress_bar"] = False  # standard output is for the predictions
         elif trainer.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in given):
             given.append(RichProgressBar())
-        callbacks = [*given, *self.session.callbacks(config.init_from, config.get("ckpt_path"))]
-        loggers = [*_listed(trainer.logger), *self.session.loggers(parser.dump(config))]
+        dumped = parser.dump(config)
+        callbacks = [*given, *self.session.callbacks(config.init_from, config.get("ckpt_path"), dumped)]
+        loggers = [*_listed(trainer.logger), *self.session.loggers(dumped)]
         return super().instantiate_trainer(callbacks=callbacks, logger=loggers, **kwargs)
 
     def after_fit(self) -> None:
@@ -258,6 +261,8 @@ def main(argv: Sequence[str]) -> int:
     try:
         refuse_linked(argv)
         make_cli(with_run_config(argv))
+    except ReaderGoneError:
+        return 0
     except (ValueError, OSError, ImportError, MisconfigurationException) as error:
         told = error if not isinstance(error, ValueError) else next((e for e in _chain(error) if _ours(e)), None)
         if os.environ.get(TRACEBACK_VARIABLE) or told is None:

@@ -194,6 +194,11 @@ class SoftPromptDataModule(LightningDataModule, ABC):
         text = "".join(p.text for p in self.template.pieces(example.fields) if isinstance(p, Text))
         return {"input": text, "target": None if name == "predict" else example.target}
 
+    def identity(self, name: Split) -> str:
+        """A hash of a split's rows, as text and in tokens, and of the classes that they may be given."""
+        data = self.split(name)
+        return content_key([self.classes, *data.examples, *data.encoded])
+
     def rows(self, name: Split) -> Rows:
         """The rows of a source as they were read.
 
@@ -264,13 +269,15 @@ class SoftPromptDataModule(LightningDataModule, ABC):
         """The columns that the template names.
 
         Raises:
-            ValueError: If one is missing or is no text.
+            ValueError: If one is missing or is no text, or there is nothing in them that text could be made of.
         """
         for column in self.template.columns:
             if column not in row:
                 raise ValueError(f"no column {column!r}; the row has {sorted(map(str, row))}")
             if not isinstance(row[column], str):
                 raise ValueError(f"column {column!r} must be text, got {row[column]!r} ({type(row[column]).__name__})")
+        if self.closed and not any(row[column].strip() for column in self.template.columns):
+            raise ValueError(" and ".join(f"column {column!r} is empty" for column in self.template.columns))
         return {column: row[column] for column in self.template.columns}
 
     def _encoded(self, examples: Sequence[Example], where: Sequence[str], name: str) -> list[Encoded]:

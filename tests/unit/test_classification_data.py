@@ -81,6 +81,10 @@ def test_a_column_that_is_no_text_names_its_file_and_line(data, tmp_path, value)
         data(test=file).split("test")
 
 
+def test_a_text_to_be_classified_may_be_empty(data):
+    assert len(data(test=[{"text": "", "label": 1}]).split("test")) == 1
+
+
 def test_labels_may_stand_in_another_column(data):
     rows = [{"text": "warm", "mood": "positive", "label": "what"}]
     assert labels_of(data(label="mood", test=rows), "test") == [1]
@@ -206,6 +210,24 @@ def test_rows_to_be_predicted_need_no_labels(data):
 def test_a_row_is_shown_as_it_is_read(data):
     module = data(test=rows_of([1]), template="{soft}{text}{soft} it was {target} .")
     assert module.shown("test", 0) == {"input": "warm it was .", "target": "good"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"predict": [{"text": "warm"}, {"text": "sad"}]},
+        {"predict": [{"text": "dull"}, {"text": "warm"}]},
+        {"template": "{text} it is {target}"},
+        {"labels": {"negative": "dull", "positive": ["good", "great"]}},
+        {"max_tokens": 4},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_rows_are_known_again_by_their_identity(data, change):
+    given = {"predict": [{"text": "warm"}, {"text": "dull"}]}
+    identity = data(**given).identity("predict")
+    assert data(**given, batch_size=3).identity("predict") == identity
+    assert data(**{**given, **change}).identity("predict") != identity
 
 
 # Tokens
