@@ -21,7 +21,7 @@ from lightning_softprompt.data.cache import cached, content_key
 from lightning_softprompt.data.sources import DataError, NoSplitError, Rows, read_rows
 from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.template import Template
-from lightning_softprompt.types import Batch, Classes, Encoded, Example, Text
+from lightning_softprompt.types import LOST, Batch, Classes, Encoded, Example, Label, Text
 
 log = logging.getLogger(__name__)
 Source = str | list[dict[str, Any]]
@@ -45,7 +45,7 @@ class Prepared:
     def __len__(self) -> int:
         return len(self.encoded)
 
-    def __getitem__(self, index: int) -> tuple[int, Encoded, int | None]:
+    def __getitem__(self, index: int) -> tuple[int, Encoded, Label | None]:
         return index, self.encoded[index], self.examples[index].label
 
     @property
@@ -60,7 +60,7 @@ class Collate:
 
     codec: Codec
 
-    def __call__(self, items: Sequence[tuple[int, Encoded, int | None]]) -> Batch:
+    def __call__(self, items: Sequence[tuple[int, Encoded, Label | None]]) -> Batch:
         """The batch."""
         numbers, rows, labels = zip(*items, strict=True)
         known = None if any(label is None for label in labels) else labels
@@ -270,16 +270,19 @@ class SoftPromptDataModule(LightningDataModule, ABC):
         def make() -> list[Encoded]:
             return [self._encode_at(example, place) for example, place in zip(examples, where, strict=True)]
 
-        said = [(tuple(e.fields.items()), e.target) for e in examples]
+        said = [(tuple(e.fields.items()), e.target, tuple(e.words.items())) for e in examples]
         truncate = sorted(self.template.truncate)
         key = content_key([self.codec.fingerprint, self.template.text, truncate, self.max_tokens, said])
         encoded = cached(key, make) if self.cache and name != "predict" else make()
         if cut := sum(row.cut > 0 for row in encoded):
             log.info("%d of %d %s rows were cut to max_tokens=%d", cut, len(encoded), name, self.max_tokens)
+        if lost := sum(row.words.count(LOST) for row in encoded):
+            log.info("%d words of the %s rows have no token and are not scored", lost, name)
         return encoded
 
     def _encode(self, example: Example) -> Encoded:
-        return self.codec.encode(self.template.pieces(example.fields), example.target, self.max_tokens)
+        pieces = self.template.pieces(example.fields, example.words)
+        return self.codec.encode(pieces, example.target, self.max_tokens)
 
     def _encode_at(self, example: Example, place: str) -> Encoded:
         try:
