@@ -129,8 +129,9 @@ class PredictionTable(Callback):
     @staticmethod
     def _cells(trainer: Trainer, record: Mapping[str, Any]) -> list[Any]:
         said = prediction(trainer, "validation", record)
-        score = (said["scores"] or {}).get(said["prediction"])
-        return [said["row"], said["input"], record["target"], said["prediction"], score]
+        score = None if said["scores"] is None else said["scores"].get(said["prediction"])
+        target, answer = str(record["target"]), str(said["prediction"])  # of one type, which W&B wants of a column
+        return [said["row"], said["input"], target, answer, score]
 
 
 class _Shows(Protocol):
