@@ -26,12 +26,14 @@ import lightning_softprompt.callbacks.corruption_probe
 import lightning_softprompt.callbacks.pruning
 import lightning_softprompt.data.classification
 import lightning_softprompt.data.summarization
+import lightning_softprompt.data.tagging
 import lightning_softprompt.methods
 import lightning_softprompt.objectives.context_distillation
 import lightning_softprompt.prompts.init
 import lightning_softprompt.readouts.calibrated
 import lightning_softprompt.readouts.class_head
-import lightning_softprompt.readouts.ranked  # noqa: F401
+import lightning_softprompt.readouts.ranked
+import lightning_softprompt.readouts.token_head  # noqa: F401
 from lightning_softprompt.backbones.base import BackboneSpec
 from lightning_softprompt.callbacks.record_lines import ReaderGoneError
 from lightning_softprompt.callbacks.warm_start import WarmStart

@@ -224,7 +224,16 @@ class Backbone(nn.Module, ABC):
         return len(getattr(*layers_of(self.stack)))
 
     def hidden_states(self, batch: Batch, prompt: SoftPrompt | None = None, layer: int | None = None) -> Tensor:
-        """What a layer is given of the input tokens [B, T, H], or the last states of all; anything on padding."""
+        """What a layer is given of the input tokens [B, T, H], or the last states of all; anything on padding.
+
+        Raises:
+            ValueError: If soft tokens are to enter at a middle layer, which these states would not have heard.
+        """
+        if prompt is not None and prompt.hidden:
+            raise ValueError(
+                "heads do not read states with soft tokens that enter at a middle layer; take soft tokens, keys and "
+                "values, or a readout of words"
+            )
         rows = self.splice(batch, prompt)
         with self.injected(prompt):
             states = states_before(self.stack, layer, **self.stack_inputs(rows, prompt))

@@ -24,7 +24,7 @@ from lightning_softprompt.backbones.layers import starting_at
 from lightning_softprompt.backbones.paths import Path, choose, offers
 from lightning_softprompt.backbones.rows import Rows
 from lightning_softprompt.backbones.splice import Spliced
-from lightning_softprompt.types import IGNORE, Batch, Piece, Slot, SoftPrompt
+from lightning_softprompt.types import IGNORE, Batch, Encoded, Piece, Slot, SoftPrompt
 
 log = logging.getLogger(__name__)
 register()
@@ -58,6 +58,12 @@ class CausalCodec(Codec):
         if any(isinstance(piece, Slot) for piece in pieces):
             raise ValueError("a causal backbone never hears {soft} behind {target}; put it before")
         return ()
+
+    def check_words(self, row: Encoded) -> None:
+        """As elsewhere; soft blocks behind all words could never learn either."""
+        super().check_words(row)
+        if min(row.slots) > max(row.words):
+            raise ValueError("words of a causal backbone never hear {soft} behind them; put it before")
 
     def assemble(self, before: Sequence[int], after: Sequence[int], answer: Sequence[int]) -> tuple[list[int], range]:
         """What stands before the answer, then the answer."""

@@ -150,7 +150,9 @@ class PredictionTable(Callback):
             return
         records = [targeted(trainer, "validation", record) for record in self._said.values()]
         columns, scores = of_text(records) if _data(trainer).classes is None else of_classes(records)
-        shown = [[record[name] for name in SHOWN] for record in records]
+        shown = [
+            [record["row"], *(str(record[name]) for name in SHOWN[1:])] for record in records
+        ]  # W&B wants one type
         data = [[*cells, *more] for cells, more in zip(shown, scores, strict=True)]
         for logger in wandb_loggers(trainer):
             logger.log_table("val/predictions", [*SHOWN, *columns], data, step=logged_step(trainer))
@@ -158,7 +160,7 @@ class PredictionTable(Callback):
 
 def of_classes(records: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]]:
     """Columns and cells of the scores of classes: the one of the class that was predicted."""
-    return ["score"], [[(record["scores"] or {}).get(record["prediction"])] for record in records]
+    return ["score"], [[record["scores"] and record["scores"].get(record["prediction"])] for record in records]
 
 
 def of_text(records: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]]:

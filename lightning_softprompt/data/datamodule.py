@@ -21,7 +21,7 @@ from lightning_softprompt.data.cache import cached, content_key
 from lightning_softprompt.data.sources import DataError, NoSplitError, Rows, read_rows
 from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.template import Template
-from lightning_softprompt.types import Batch, Classes, Encoded, Example, Text
+from lightning_softprompt.types import LOST, Batch, Classes, Encoded, Example, Text
 
 log = logging.getLogger(__name__)
 Source = str | list[dict[str, Any]]
@@ -284,17 +284,19 @@ class SoftPromptDataModule(LightningDataModule, ABC):
         def make() -> list[Encoded]:
             return [self._encode_at(example, place) for example, place in zip(examples, where, strict=True)]
 
-        said = [(tuple(e.fields.items()), e.target) for e in examples]
+        said = [(tuple(e.fields.items()), e.target, tuple(e.words.items())) for e in examples]
         truncate = sorted(self.template.truncate)
         how = [truncate, self.cut, self.max_tokens, self.closed, self.max_target_tokens]
         key = content_key([self.codec.fingerprint, self.template.text, how, said])
         encoded = cached(key, make) if self.cache and name != "predict" else make()
         if cut := sum(row.cut > 0 for row in encoded):
             log.info("%d of %d %s rows were cut to max_tokens=%d", cut, len(encoded), name, self.max_tokens)
+        if lost := sum(row.words.count(LOST) for row in encoded):
+            log.info("%d words of the %s rows have no token and are not scored", lost, name)
         return encoded
 
     def _encode(self, example: Example) -> Encoded:
-        pieces = self.template.pieces(example.fields)
+        pieces = self.template.pieces(example.fields, example.words)
         how = (self.max_tokens, self.closed, self.cut, self.max_target_tokens)
         return self.codec.encode(pieces, example.target, *how)
 

@@ -25,7 +25,7 @@ class Evaluation(nn.Module, ABC):
 
     @abstractmethod
     def predict(self, lm: PromptedLM, batch: Batch) -> list[dict[str, Any]]:
-        """What the model says: one record a row, with `prediction`, and `scores` by class where there are classes."""
+        """What the model says: one record a row, with `prediction`, and `scores` by class where it is one, or None."""
 
     @abstractmethod
     def update(self, lm: PromptedLM, batch: Batch) -> Sequence[dict[str, Any] | None]:

@@ -335,6 +335,6 @@ def test_what_is_packed_is_unpacked():
     rows = [
         Encoded((1, 2, 3), (2,), (3,), (0, 3), cut=2),
         Encoded((4,), (), (), (1, 1)),
-        Encoded((5, 6), (), (7, -100), (0, 1)),
+        Encoded((5, 6), (), (7, -100), (0, 1), (1, -1, 1)),
     ]
     assert cache.unpack(cache.pack(rows)) == rows
