@@ -57,13 +57,15 @@ METHODS: dict[str, tuple[Made, Sequence[float]]] = {
 }
 
 
-def data_of(task: str, args: argparse.Namespace) -> ClassificationDataModule:
-    """Slices of a task's rows, drawn once and for all."""
+def slices(task: str, args: argparse.Namespace, **changed: Any) -> ClassificationDataModule:
+    """Slices of a task's rows, drawn once and for all; perhaps with other options of the data module."""
     options = yaml.safe_load((CONFIGS / f"{task}.yaml").read_text())["init_args"]
     sizes = {"train": args.rows, "validation": args.rows // 4, "test": args.rows // 2}
-    slices = {split: drawn(str(args.data / task), split, size) for split, size in sizes.items()}
-    options |= {"max_tokens": 128, "batch_size": args.batch, "eval_batch_size": 32, "demonstrations": 1}
-    return ClassificationDataModule(**{**options, "path": None}, **slices)
+    options |= {split: drawn(str(args.data / task), split, size) for split, size in sizes.items()}
+    options |= {"max_tokens": args.tokens, "batch_size": args.batch, "eval_batch_size": 32, "demonstrations": 1}
+    data = ClassificationDataModule(**{**options, "path": None, **changed})
+    data.setup("fit")
+    return data
 
 
 def drawn(folder: str, split: Any, count: int) -> list[dict[str, Any]]:
@@ -211,14 +213,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--rows", type=int, default=400, help="training rows; a quarter validates, half tests")
     parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--tokens", type=int, default=128, help="most tokens of a row")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--compute", default="auto")
     args = parser.parse_args()
     backbone = load_backbone(BackboneSpec(compute=args.compute))
     there = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.is_file() else []
     for task in args.tasks:
-        data = data_of(task, args)
-        data.setup("fit")
+        data = slices(task, args)
         if not any(r["task"] == task and r["method"] == "bare" for r in there):
             for name, metrics in bare(data, backbone).items():
                 cost = {"parameters": 0, "seconds": 0.0, "peak_bytes": 0}

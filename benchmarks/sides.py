@@ -63,9 +63,9 @@ class Ours:
         """Scores of two words."""
         return self.backbone(batch, self.prompt, torch.tensor([1, 2], device=batch.input_ids.device))[:, 0]
 
-    def generate(self, batch: Batch) -> Tensor:
-        """16 tokens."""
-        return self.backbone.generate(batch, self.prompt, max_new_tokens=16, min_new_tokens=16)
+    def generate(self, batch: Batch, count: int = 16) -> Tensor:
+        """So many tokens a row."""
+        return self.backbone.generate(batch, self.prompt, max_new_tokens=count, min_new_tokens=count)
 
 
 class Peft:
@@ -127,17 +127,17 @@ class Peft:
         rows = torch.arange(len(batch), device=logits.device)
         return logits[rows, answer_positions(batch)[:, 0] - 1 + self.weight.shape[0]][:, [1, 2]]
 
-    def generate(self, batch: Batch) -> Tensor:
-        """16 tokens."""
+    def generate(self, batch: Batch, count: int = 16) -> Tensor:
+        """So many tokens a row."""
         questions = self.codec.questions(batch)
         flip = questions.input_ids.shape[1] - questions.mask.sum(1, keepdim=True)
         places = (torch.arange(questions.input_ids.shape[1], device=flip.device) - flip) % questions.input_ids.shape[1]
         ids, mask = questions.input_ids.gather(1, places), questions.mask.gather(1, places)
         said = self.model.generate(
-            input_ids=ids, attention_mask=mask.long(), max_new_tokens=16, min_new_tokens=16, do_sample=False,
+            input_ids=ids, attention_mask=mask.long(), max_new_tokens=count, min_new_tokens=count, do_sample=False,
             pad_token_id=self.codec.pad_id,
         )  # fmt: skip
-        return said[:, -16:]
+        return said[:, -count:]
 
 
 SHAPES = {  # hidden size, layers, heads, key/value heads, inner size

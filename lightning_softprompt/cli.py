@@ -25,13 +25,17 @@ from lightning.pytorch.cli import LightningCLI
 import lightning_softprompt.callbacks.corruption_probe
 import lightning_softprompt.callbacks.pruning
 import lightning_softprompt.data.classification
+import lightning_softprompt.data.summarization
+import lightning_softprompt.data.tagging
 import lightning_softprompt.methods
 import lightning_softprompt.objectives.context_distillation
 import lightning_softprompt.prompts.init
 import lightning_softprompt.readouts.calibrated
 import lightning_softprompt.readouts.class_head
-import lightning_softprompt.readouts.ranked  # noqa: F401
+import lightning_softprompt.readouts.ranked
+import lightning_softprompt.readouts.token_head  # noqa: F401
 from lightning_softprompt.backbones.base import BackboneSpec
+from lightning_softprompt.callbacks.record_lines import ReaderGoneError
 from lightning_softprompt.callbacks.warm_start import WarmStart
 from lightning_softprompt.checkpoints.files import SEED, load_checkpoint
 from lightning_softprompt.checkpoints.plain import plain
@@ -85,9 +89,10 @@ class SoftPromptCLI(LightningCLI):
         parser.link_arguments("data.evaluation", "model.init_args.evaluation", apply_on="instantiate")
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> Parser:
-        """Makes safe loading of checkpoints the default."""
+        """Makes safe loading of checkpoints the default, and of predictions that they are written, not kept."""
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-        parser.set_defaults({"weights_only": True})
+        written = {"return_predictions": False} if subcommand == "predict" else {}
+        parser.set_defaults({"weights_only": True, **written})
         return parser  # type: ignore[return-value]
 
     def parse_arguments(self, parser: Parser, args: Sequence[str]) -> None:  # type: ignore[override]
@@ -134,8 +139,9 @@ class SoftPromptCLI(LightningCLI):
             kwargs["enable_progress_bar"] = False  # standard output is for the predictions
         elif trainer.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in given):
             given.append(RichProgressBar())
-        callbacks = [*given, *self.session.callbacks(config.init_from, config.get("ckpt_path"))]
-        loggers = [*_listed(trainer.logger), *self.session.loggers(parser.dump(config))]
+        dumped = parser.dump(config)
+        callbacks = [*given, *self.session.callbacks(config.init_from, config.get("ckpt_path"), dumped)]
+        loggers = [*_listed(trainer.logger), *self.session.loggers(dumped)]
         return super().instantiate_trainer(callbacks=callbacks, logger=loggers, **kwargs)
 
     def after_fit(self) -> None:
@@ -257,6 +263,8 @@ def main(argv: Sequence[str]) -> int:
     try:
         refuse_linked(argv)
         make_cli(with_run_config(argv))
+    except ReaderGoneError:
+        return 0
     except (ValueError, OSError, ImportError, MisconfigurationException) as error:
         told = error if not isinstance(error, ValueError) else next((e for e in _chain(error) if _ours(e)), None)
         if os.environ.get(TRACEBACK_VARIABLE) or told is None:

@@ -55,19 +55,23 @@ class PromptedLM:
         return self.backbone.cross_entropy(batch, self.prompt(batch) if prompted else None, label_smoothing)
 
     def scores(self, batch: Batch) -> Tensor:
-        """Class scores [B, C], whose softmax are the class probabilities.
+        """Class scores [B, C], or [B, W, C] where each word has a class; their softmax are the class probabilities.
 
         Raises:
-            ValueError: If the task has no classes.
+            ValueError: If the task has no classes, or the readout scores rows where words have classes.
         """
         if self._readout is None:
             raise ValueError("class scores were asked for, but the data module names no classes")
         if id(batch) not in self._scores:
             self.prompt(batch)
-            self._scores[id(batch)] = self._readout(self, batch)
+            self._scores[id(batch)] = scores = self._readout(self, batch)
+            if batch.words is not None and scores.shape[:-1] != batch.words.shape:
+                raise ValueError(
+                    "the readout scores rows, but words have classes here; set --model.readout to TokenHead"
+                )
         return self._scores[id(batch)]
 
-    def generate(self, batch: Batch, **decoding: Any) -> Tensor:
-        """Continuations [B, U]."""
+    def generate(self, batch: Batch, *, prompted: bool = True, **decoding: Any) -> Tensor:
+        """Answers [B, U], see `Backbone.generate`; those of the bare backbone with `prompted=False`."""
         asked = self.backbone.asked(batch)
-        return self.backbone.generate(asked, self.prompt(asked), **decoding)
+        return self.backbone.generate(asked, self.prompt(asked) if prompted else None, **decoding)

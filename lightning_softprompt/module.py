@@ -245,9 +245,10 @@ class SoftPromptModule(LightningModule, ABC):
         return self.evaluations[stage]  # type: ignore[return-value]
 
     @staticmethod
-    def _records(batch: Batch, records: Records) -> Records:
-        numbers = range(len(batch)) if batch.rows is None else batch.rows.tolist()
-        return [{"row": row, **record} for row, record in zip(numbers, records, strict=True)]
+    def _records(batch: Batch, records: Sequence[dict[str, Any] | None]) -> Records:
+        """Those of the rows that were not left out, with the rows' numbers."""
+        said = zip(batch.numbers, records, strict=True)
+        return [{"row": row, **record} for row, record in said if record is not None]
 
     @final
     def metrics(self, stage: str) -> dict[str, Tensor]:
@@ -269,7 +270,7 @@ class SoftPromptModule(LightningModule, ABC):
     def forget(self, stage: str) -> None:
         """Begins the metrics of a stage anew."""
         self.losses[stage].reset()  # type: ignore[operator]
-        self._evaluation(stage).reset()
+        self._evaluation(stage).begin(stage, self.current_epoch)
 
     @final
     def configure_optimizers(self) -> Any:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import yaml
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 
+from lightning_softprompt import __version__
+from lightning_softprompt.callbacks.case_report import CaseReport
 from lightning_softprompt.callbacks.final_checkpoint import FinalCheckpoint
 from lightning_softprompt.callbacks.loggers import Summary, make_loggers
 from lightning_softprompt.callbacks.predictions import PredictionTable, PredictionWriter, TestPredictions
@@ -26,6 +29,9 @@ from lightning_softprompt.replicas import Replicas
 from lightning_softprompt.run import RunSpec
 
 log = logging.getLogger(__name__)
+PREDICTIONS = "predictions.jsonl"
+DECIDE = ("backbone", "model", "data", "replicas", "seed_everything", "trainer.precision")  # what is predicted, but for
+ROWS = {"data.path", "data.predict", "data.num_workers", "data.cache", "data.on_bad_row"}  # where its rows come from
 
 
 class Session:
@@ -41,7 +47,7 @@ class Session:
     def __init__(
         self, run: RunSpec, command: str, module: SoftPromptModule | Replicas, data: SoftPromptDataModule
     ) -> None:
-        self.run, self.command, self.module = run, command, module
+        self.run, self.command, self.module, self.data = run, command, module, data
         self.folder = run.make_folder()
         metric, self.mode = data.evaluation.monitor
         self.monitor = f"val/{metric}"
@@ -57,22 +63,34 @@ class Session:
             logger.log_hyperparams(yaml.safe_load(config))
         return loggers
 
-    def callbacks(self, init_from: str | None, ckpt_path: str | None) -> list[Callback]:
-        """The callbacks of the command."""
+    def callbacks(self, init_from: str | None, ckpt_path: str | None, config: str) -> list[Callback]:
+        """The callbacks of the command, of which some are told its config."""
         untrained = self.module.trains and not self.module.trained
         if self.command != "fit" and init_from is None and ckpt_path is None and untrained:
             log.warning("neither --ckpt_path nor --init_from was given: the prompt is as it starts, untrained")
         start: list[Callback] = [] if init_from is None else [WarmStart(Path(init_from))]
-        return [*start, *self._of_command()]
+        return [*start, *([self._writer(config)] if self.command == "predict" else self._of_command())]
+
+    def _writer(self, config: str) -> PredictionWriter:
+        """What writes the predictions. Those of a run that was killed lie in its own folder, if no file was named."""
+        if self.prints:
+            return PredictionWriter("-")
+        if self.run.predictions:
+            return PredictionWriter(Path(self.run.predictions), deciding(config))
+        earlier = sorted(self.folder.parent.glob(f"*/{PREDICTIONS}.part"), reverse=True)
+        return PredictionWriter(self.folder / PREDICTIONS, deciding(config), earlier)
 
     def _of_command(self) -> list[Callback]:
-        if self.command == "predict":
-            path = Path(self.run.predictions or self.folder / "predictions.jsonl")
-            return [PredictionWriter("-" if self.prints else path)]
         files = RunFiles(self.folder, self.monitor, self.mode)
         if self.command == "test":
-            return [files, TestPredictions(self.folder / "test_predictions.jsonl")]
+            return [files, TestPredictions(self.folder / "test_predictions.jsonl"), *self._cases()]
         return [files, PredictionTable(), *(self._of_training() if self.command == "fit" else [])]
+
+    def _cases(self) -> list[Callback]:
+        """A page of cases, where the scores of a row are not those of classes."""
+        if self.data.classes is not None:
+            return []
+        return [CaseReport(self.folder / "test_cases.html", self.monitor.removeprefix("val/"), self.mode)]
 
     @property
     def last(self) -> Path:
@@ -108,3 +126,17 @@ class Session:
         for name, prompt in best.items():
             write_prompt(self.folder / f"{name}.safetensors", prompt)
             log.info("the best prompt: %s", self.folder / f"{name}.safetensors")
+
+
+def deciding(config: str) -> dict[str, Any]:
+    """What of a run's config decides what is predicted for a row: plain values by name."""
+    values = {name.replace(".init_args.", "."): value for name, value in _flat(yaml.safe_load(config)).items()}
+    kept = {name: value for name, value in values.items() if name.startswith(DECIDE) and name not in ROWS}
+    return {"version": __version__, **kept}
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from string import Formatter
 
-from lightning_softprompt.types import Answer, Piece, Slot, Text
+from lightning_softprompt.types import Answer, Piece, Slot, Spans, Text
 
 SOFT, TARGET = "soft", "target"
 
@@ -31,8 +31,10 @@ class Template:
     >>> template = Template("{soft}{review} It was {target}", truncate=["review"])
     >>> template.columns
     ('review',)
-    >>> template.pieces({"review": "Fun!"})
-    (Slot(), Text(text='Fun!', gives_way=True), Text(text=' It was', gives_way=False), Answer(glue=' '))
+    >>> template.pieces({"review": "Fun!"})[:2]
+    (Slot(), Text(text='Fun!', gives_way=True, words=()))
+    >>> template.pieces({"review": "Fun!"})[2:]
+    (Text(text=' It was', gives_way=False, words=()), Answer(glue=' '))
     """
 
     def __init__(self, text: str, truncate: Iterable[str] = ()) -> None:
@@ -89,8 +91,12 @@ class Template:
         glued = [i == self._target - 1 and part == ("literal", self.glue) for i, part in enumerate(self._parts)]
         return [kind for (kind, _), all_glue in zip(self._parts, glued, strict=True) if not all_glue]
 
-    def pieces(self, fields: Mapping[str, str]) -> tuple[Piece, ...]:
+    def pieces(self, fields: Mapping[str, str], words: Mapping[str, Spans] | None = None) -> tuple[Piece, ...]:
         """The row's pieces in reading order.
+
+        Args:
+            fields: The columns.
+            words: Where in a column its words stand, if they have classes.
 
         Raises:
             KeyError: If a column of the template is not among the fields.
@@ -102,7 +108,7 @@ class Template:
             elif kind == TARGET:
                 pieces.append(Answer(self.glue))
             elif kind == "column":
-                pieces.append(Text(fields[name], gives_way=name in self.truncate))
+                pieces.append(Text(fields[name], name in self.truncate, (words or {}).get(name, ())))
             else:
                 text = name[: len(name) - len(self.glue)] if index == self._target - 1 else name
                 pieces.extend([Text(text)] if text else [])

@@ -4,6 +4,7 @@ Axis letters, used in every comment and docstring of the package:
 
     B batch    T input tokens    U target tokens    P soft tokens    S slots     H hidden
     V vocabulary    L layers     N key/value heads  D head size      C classes   K tasks
+    W words
 
 How they flow:
 
@@ -26,9 +27,12 @@ import torch
 from torch import Tensor
 
 IGNORE = -100  # a target without loss
+LOST = -1  # the place of a word that has no token in the row
 
 Pairs = Mapping[int, tuple[Tensor, Tensor]]  # keys and values [B|1, N, P, D] each, by layer
 KeysValues = Mapping[str, Pairs]  # by kind of attention
+Spans = tuple[tuple[int, int], ...]  # where stretches of a text begin and end
+Label = int | tuple[int, ...]  # the number of a class, or that of each word's
 
 
 @dataclass(frozen=True)
@@ -38,22 +42,28 @@ class Example:
     Args:
         fields: What the template may name.
         target: What the model should say; empty where it is not known.
-        label: Number of the class, where there are classes.
+        label: Number of the class, where there are classes; of each word's, where words have them.
         references: What metrics accept as right, where that is more than the target.
+        words: Where the words that have classes stand, in the field that holds them.
     """
 
     fields: Mapping[str, str]
     target: str
-    label: int | None = None
+    label: Label | None = None
     references: tuple[str, ...] = ()
+    words: Mapping[str, Spans] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Text:
-    """A stretch of text. One that gives way is cut when the row is too long: its end, or its start."""
+    """A stretch of text. One that gives way is cut when the row is too long: its end, or its start.
+
+    Of one text in a row it matters where its words are, if they have classes.
+    """
 
     text: str
     gives_way: bool = False
+    words: Spans = ()
 
 
 @dataclass(frozen=True)
@@ -80,6 +90,7 @@ class Encoded:
         answers: Positions in `ids` that are the answer's, and that no method may look at.
         targets: The tokens to be said.
         slots: Soft block s may stand before token `slots[s]` of `ids`; `len(ids)` is the end.
+        words: Position of the first token of each word that has a class, `LOST` where no token of it is there.
         cut: How many tokens of text gave way.
     """
 
@@ -87,6 +98,7 @@ class Encoded:
     answers: tuple[int, ...]
     targets: tuple[int, ...]
     slots: tuple[int, ...]
+    words: tuple[int, ...] = ()
     cut: int = 0
 
 
@@ -95,7 +107,8 @@ class Classes:
     """How the classes of a task are spoken.
 
     Args:
-        words: For each class, in order, the texts that stand for it, with the space that the template puts before them.
+        words: For each class, in order, the texts that stand for it, with the space that the template puts before them;
+            none where a class is not spoken, such as a tag.
         template: The template the rows are written by; calibration fills it without content.
         demonstrations: Training rows for methods that show some: the template's columns, and the answer as `target`.
     """
@@ -123,9 +136,11 @@ class Batch:
         source: [B, T] bool, True where a method may look: real tokens that are not the answer.
         targets: [B, U], `IGNORE` where there is no loss.
         slots: [B, S]; soft block s may stand before token `slots[b, s]`.
-        labels: [B] or None.
+        labels: [B] or None; [B, W] where each word has a class, `IGNORE` where it is not to be scored.
         task_ids: [B] or None.
         rows: [B] or None; each row's number in its split.
+        examples: The rows as text, or None; evaluations read what answers are compared with off them.
+        words: [B, W] or None; word w begins with token `words[b, w]`, or is `LOST`; `IGNORE` where there is none.
     """
 
     input_ids: Tensor
@@ -136,17 +151,29 @@ class Batch:
     labels: Tensor | None = None
     task_ids: Tensor | None = None
     rows: Tensor | None = None
+    examples: tuple[Example, ...] | None = None
+    words: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
 
+    @property
+    def numbers(self) -> list[int]:
+        """Each row's number in its split; its place in the batch where that is not known."""
+        return list(range(len(self))) if self.rows is None else self.rows.tolist()  # type: ignore[no-any-return]
+
     def _map(self, change: Any) -> Batch:
-        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{name: change(t) for name, t in tensors.items() if t is not None})
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: change(t) for name, t in values.items() if isinstance(t, Tensor)})
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same rows on a device."""
         return self._map(lambda t: t.to(device, non_blocking=non_blocking))
+
+    def only(self, places: Sequence[int]) -> Batch:
+        """Some of the rows, as wide as all of them were."""
+        chosen = self._map(lambda t: t[list(places)])
+        return chosen if self.examples is None else replace(chosen, examples=tuple(self.examples[b] for b in places))
 
     def pin_memory(self) -> Batch:
         """The same rows in memory that a GPU reads fast."""
@@ -162,9 +189,12 @@ class SoftPrompt:
     Args:
         tokens: [B|1, P, H] soft tokens, which stand at the batch's slots.
         blocks: How P divides over the slots, one length for each; None puts all at the first slot.
+        inside: [B, P] bool, False on soft tokens that a row does not have; None gives each row all.
         shift: [B|1, T, H] added to the embeddings of the input tokens.
         kv: Keys and values that every token sees in the attentions of some layers: by kind of attention (`self`, or
             `encoder`, `decoder` and `cross`) and layer, two of [B|1, N, P, D], as after the rotation of positions.
+        kv_inside: By kind of attention [B, P] bool, False on keys that a row does not have; each row has all where its
+            kind is not named.
         hidden: [B|1, P, H] by layer: soft tokens that enter before a layer, and are not there below it.
         penalties: Scalars that the run may weigh and add to the loss.
         logs: Scalars that are worth a look.
@@ -175,8 +205,10 @@ class SoftPrompt:
 
     tokens: Tensor | None = None
     blocks: tuple[int, ...] | None = None
+    inside: Tensor | None = None
     shift: Tensor | None = None
     kv: KeysValues = field(default_factory=dict)
+    kv_inside: Mapping[str, Tensor] = field(default_factory=dict)
     hidden: Mapping[int, Tensor] = field(default_factory=dict)
     penalties: Mapping[str, Tensor] = field(default_factory=dict)
     logs: Mapping[str, Tensor] = field(default_factory=dict)
@@ -185,3 +217,19 @@ class SoftPrompt:
         length = 0 if self.tokens is None else self.tokens.shape[1]
         if self.blocks is not None and sum(self.blocks) != length:
             raise ValueError(f"blocks must add up to the {length} soft tokens, got {self.blocks}")
+
+    def only(self, rows: Sequence[int]) -> SoftPrompt:
+        """The prompt of some rows of the batch."""
+
+        def of(tensor: Tensor) -> Tensor:
+            return tensor if len(tensor) == 1 else tensor[list(rows)]
+
+        return replace(
+            self,
+            tokens=None if self.tokens is None else of(self.tokens),
+            inside=None if self.inside is None else of(self.inside),
+            shift=None if self.shift is None else of(self.shift),
+            kv={kind: {n: (of(k), of(v)) for n, (k, v) in layers.items()} for kind, layers in self.kv.items()},
+            kv_inside={kind: of(inside) for kind, inside in self.kv_inside.items()},
+            hidden={layer: of(tokens) for layer, tokens in self.hidden.items()},
+        )

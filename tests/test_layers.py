@@ -13,7 +13,7 @@ LOWEST = {"types", "template", "folders"}
 BACKBONES = LOWEST | {"backbones"}
 SHARED = BACKBONES | {"checkpoints", "prompts", "lm"}
 SCORING = SHARED | {"readouts", "objectives", "evaluation"}
-TASKS = LOWEST | {"backbones.base", "backbones.codec", "backbones.load", "evaluation"}
+TASKS = LOWEST | {"backbones.base", "backbones.codec", "backbones.decoding", "backbones.load", "evaluation"}
 
 MAY_IMPORT = {  # beside its own kind
     "types": set(),

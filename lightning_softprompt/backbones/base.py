@@ -12,11 +12,13 @@ from typing import Any, ClassVar, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lightning_softprompt.backbones.codec import Codec
+from lightning_softprompt.backbones.generation import special_tokens_only
 from lightning_softprompt.backbones.head import Head, States
 from lightning_softprompt.backbones.injection import (
     INJECTED,
@@ -29,6 +31,7 @@ from lightning_softprompt.backbones.injection import (
 )
 from lightning_softprompt.backbones.layers import layers_of, states_before
 from lightning_softprompt.backbones.linear import Compute, prepack
+from lightning_softprompt.backbones.norms import freeze_norms
 from lightning_softprompt.backbones.splice import Spliced, splice
 from lightning_softprompt.types import Batch, SoftPrompt
 
@@ -91,8 +94,12 @@ class Backbone(nn.Module, ABC):
         self.codec = codec
         self.spec = spec
         self.head = Head(model)
+        if model.can_generate():
+            model.generation_config = special_tokens_only(model.generation_config)
         self.opened: str | None = None  # the fingerprint, where a baseline changes the weights
         self.train()
+        if not spec.compiled:  # which fuses them itself
+            freeze_norms(model)
         self.prepacked = prepack(model, spec.compute, self.hidden_size)
         if spec.compiled:
             compile_layers(model)
@@ -120,13 +127,34 @@ class Backbone(nn.Module, ABC):
         """[B, U] of the targets over the whole vocabulary, in float32; 0 where there is no target."""
         return self.head.cross_entropy(self.states(batch, prompt), batch.targets, label_smoothing)
 
+    def source_as_target(self, batch: Batch) -> Batch:
+        """The rows as if their source were what is to be said, so that it can have a loss.
+
+        Raises:
+            ValueError: If the family reads its source and does not say it.
+        """
+        raise ValueError(f"{self.spec.name} reads its source and does not say it; source_weight wants a decoder")
+
     def asked(self, batch: Batch) -> Batch:
         """What generation starts from: the rows without what is to be generated."""
         return batch
 
     @abstractmethod
     def generate(self, batch: Batch, prompt: SoftPrompt | None = None, **decoding: Any) -> Tensor:
-        """Greedy continuations [B, U] of the rows without their answers, padded at the end."""
+        """Answers [B, U] to the rows without theirs, padded at the end; [B * R, U] where R are wanted of each row.
+
+        Args:
+            batch: The rows.
+            prompt: As in `forward`.
+            decoding: Options of transformers' `generate`, greedy unless they say otherwise, and `stop`: texts that end
+                an answer. Penalties look at the answer alone.
+        """
+
+    def one_by_one(self, batch: Batch, prompt: SoftPrompt | None, decoding: dict[str, Any]) -> Tensor:
+        """`generate` for decoding that transformers does for one row at a time."""
+        rows = ([b] for b in range(len(batch)))
+        each = [self.generate(batch.only(b), prompt and prompt.only(b), **decoding) for b in rows]
+        return pad_sequence([said[0] for said in each], batch_first=True, padding_value=self.codec.pad_id)
 
     @property
     def hidden_size(self) -> int:
@@ -157,7 +185,7 @@ class Backbone(nn.Module, ABC):
         embeds = self.embed(batch.input_ids)
         if prompt.shift is not None:
             embeds = embeds + prompt.shift.to(embeds) * batch.mask[..., None]  # padding must stay as it was trained
-        rows = splice(embeds, batch.mask, batch.slots, prompt.tokens, prompt.blocks, pad_left)
+        rows = splice(embeds, batch.mask, batch.slots, prompt.tokens, prompt.blocks, pad_left, prompt.inside)
         self.check_window(rows.mask.shape[1])
         return rows
 
@@ -180,7 +208,7 @@ class Backbone(nn.Module, ABC):
         if prompt is None or not prompt.kv:
             yield
             return
-        pairs = at(self.attentions, prompt.kv)
+        pairs = at(self.attentions, prompt.kv, prompt.kv_inside)
         self.model.set_attn_implementation(NAME)
         with injected(pairs):
             yield
@@ -196,7 +224,16 @@ class Backbone(nn.Module, ABC):
         return len(getattr(*layers_of(self.stack)))
 
     def hidden_states(self, batch: Batch, prompt: SoftPrompt | None = None, layer: int | None = None) -> Tensor:
-        """What a layer is given of the input tokens [B, T, H], or the last states of all; anything on padding."""
+        """What a layer is given of the input tokens [B, T, H], or the last states of all; anything on padding.
+
+        Raises:
+            ValueError: If soft tokens are to enter at a middle layer, which these states would not have heard.
+        """
+        if prompt is not None and prompt.hidden:
+            raise ValueError(
+                "heads do not read states with soft tokens that enter at a middle layer; take soft tokens, keys and "
+                "values, or a readout of words"
+            )
         rows = self.splice(batch, prompt)
         with self.injected(prompt):
             states = states_before(self.stack, layer, **self.stack_inputs(rows, prompt))

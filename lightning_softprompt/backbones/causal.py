@@ -10,19 +10,21 @@ from typing import Any, final
 import torch
 from platformdirs import user_cache_path
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from lightning_softprompt.backbones.attention import PackingUnsupportedError, register
 from lightning_softprompt.backbones.base import Backbone, BackboneSpec, answer_positions
 from lightning_softprompt.backbones.codec import Codec
 from lightning_softprompt.backbones.contexts import ContextCache, Prefilled
+from lightning_softprompt.backbones.generation import drafted, generated, sequences
 from lightning_softprompt.backbones.head import States
 from lightning_softprompt.backbones.injection import watch
 from lightning_softprompt.backbones.layers import starting_at
 from lightning_softprompt.backbones.paths import Path, choose, offers
 from lightning_softprompt.backbones.rows import Rows
 from lightning_softprompt.backbones.splice import Spliced
-from lightning_softprompt.types import IGNORE, Batch, Piece, Slot, SoftPrompt
+from lightning_softprompt.types import IGNORE, Batch, Encoded, Piece, Slot, SoftPrompt
 
 log = logging.getLogger(__name__)
 register()
@@ -57,6 +59,12 @@ class CausalCodec(Codec):
             raise ValueError("a causal backbone never hears {soft} behind {target}; put it before")
         return ()
 
+    def check_words(self, row: Encoded) -> None:
+        """As elsewhere; soft blocks behind all words could never learn either."""
+        super().check_words(row)
+        if min(row.slots) > max(row.words):
+            raise ValueError("words of a causal backbone never hear {soft} behind them; put it before")
+
     def assemble(self, before: Sequence[int], after: Sequence[int], answer: Sequence[int]) -> tuple[list[int], range]:
         """What stands before the answer, then the answer."""
         return [*before, *answer], range(len(before), len(before) + len(answer))
@@ -84,11 +92,11 @@ class CausalBackbone(Backbone):
 
     def states(self, batch: Batch, prompt: SoftPrompt | None = None) -> States:
         """What the targets are said from."""
-        prompt = self._with_late_keys(prompt)
+        prompt = self.with_late_keys(prompt)
         spliced = self.splice(batch, prompt)
         columns, first = target_columns(spliced, batch)
         rows = Rows.of(spliced, batch, prompt).until(columns)
-        self.check_window(rows.first_position + rows.mask.shape[1])
+        self.check_window(rows.longest)
         self._warn_of_tokens_out_of_reach(rows)
         try:
             return (self.path or self._chosen(rows, columns, first))(rows, columns, first)
@@ -99,11 +107,13 @@ class CausalBackbone(Backbone):
 
     def stack_inputs(self, rows: Spliced, prompt: SoftPrompt | None) -> dict[str, Any]:
         """Rows with their positions, behind those of keys and values from outside."""
-        before = 0 if prompt is None or not prompt.kv else next(iter(prompt.kv["self"].values()))[0].shape[2]
+        key = None if prompt is None or not prompt.kv else next(iter(prompt.kv["self"].values()))[0]
+        inside = None if prompt is None else prompt.kv_inside.get("self")
+        before = 0 if key is None else key.shape[2] if inside is None else inside.sum(1, keepdim=True)
         positions = before + torch.arange(rows.mask.shape[1], device=rows.mask.device)[None]
         return {**super().stack_inputs(rows, prompt), "position_ids": positions, "use_cache": False}
 
-    def _with_late_keys(self, prompt: SoftPrompt | None) -> SoftPrompt | None:
+    def with_late_keys(self, prompt: SoftPrompt | None) -> SoftPrompt | None:
         """Soft tokens that enter at a layer stand before the row and hear only each other: they are keys and values."""
         if prompt is None or not prompt.hidden:
             return prompt
@@ -151,37 +161,46 @@ class CausalBackbone(Backbone):
         """The rows up to their answers."""
         return batch if bool((batch.source == batch.mask).all()) else self.codec.questions(batch)
 
+    def source_as_target(self, batch: Batch) -> Batch:
+        """The rows without their answers, whose targets are all tokens but the first, which nothing comes before."""
+        first = batch.mask & (batch.mask.cumsum(1) == 1)
+        said = batch.source & ~first
+        counts = said.sum(1, keepdim=True)
+        places = (~said).int().argsort(dim=1, stable=True)[:, : int(counts.max())]
+        targets = batch.input_ids.gather(1, places)
+        inside = torch.arange(targets.shape[1], device=said.device) < counts
+        return replace(batch, mask=batch.source, source=first, targets=targets.where(inside, IGNORE))
+
     @torch.no_grad()
     def generate(self, batch: Batch, prompt: SoftPrompt | None = None, **decoding: Any) -> Tensor:
-        """Greedy continuations [B, U]. A prompt that all rows begin with runs once a pass, and its keys are kept."""
-        questions, prompt = self.asked(batch), self._with_late_keys(prompt)
-        spliced = self.splice(questions, prompt)
-        rows = Rows.of(spliced, questions, prompt)
-        self.check_window(rows.first_position + spliced.mask.shape[1] + decoding.get("max_new_tokens", 0))
-        options = {"do_sample": False, "num_beams": 1, "pad_token_id": self.codec.pad_id, **decoding}
-        if rows.kv:
-            return self._injected(rows.padded_left(), prompt, options)
-        end = rows.prompt_end
-        if not end or not rows.words_only_from(end) or int(rows.mask.sum(1).min()) <= end:
-            left = rows.padded_left()
-            return self.model.generate(  # type: ignore[no-any-return, operator]
-                inputs_embeds=left.embeds, attention_mask=left.mask.long(), **options
-            )
-        left = rows.after(torch.full_like(rows.mask.sum(1), end)).padded_left()
-        placeholders = left.keys.new_full((len(batch), end), self.codec.pad_id)
-        ids = torch.cat([placeholders, left.keys.where(left.mask, self.codec.pad_id)], dim=1)
-        mask = torch.cat([left.mask.new_ones(placeholders.shape), left.mask], dim=1).long()
-        cache = self.prompts.cache_for(rows, end)
-        said = self.model.generate(ids, attention_mask=mask, past_key_values=cache, **options)  # type: ignore[operator]
-        return said[:, ids.shape[1] :]  # type: ignore[no-any-return]
+        """Continuations. A prompt that all rows begin with runs once a pass, and its keys are kept."""
+        if drafted(decoding) and len(batch) > 1:
+            return self.one_by_one(batch, prompt, decoding)
+        questions, prompt = self.asked(batch), self.with_late_keys(prompt)
+        rows = Rows.of(self.splice(questions, prompt), questions, prompt)
+        self.check_window(rows.longest + decoding.get("max_new_tokens", 0))
+        return self._continued(rows, self._cached(rows, decoding), decoding)
 
-    def _injected(self, left: Rows, prompt: SoftPrompt | None, options: dict[str, Any]) -> Tensor:
-        """Continuations of rows whose attentions are given keys and values."""
-        positions = (left.mask.cumsum(1) - 1).clamp(min=0) + left.first_position
-        with self.injected(prompt):
-            return self.model.generate(  # type: ignore[no-any-return, operator]
-                inputs_embeds=left.embeds, attention_mask=left.mask.long(), position_ids=positions, **options
-            )
+    def _cached(self, rows: Rows, decoding: dict[str, Any]) -> int:
+        """How many leading tokens of all rows a cache holds. It is there for plain words behind it only."""
+        own = decoding.get("use_cache", True) is False or decoding.get("cache_implementation") or drafted(decoding)
+        end = 0 if own or rows.kv else rows.prompt_end
+        return end if rows.words_only_from(end) and int(rows.mask.sum(1).min()) > end else 0
+
+    def _continued(self, rows: Rows, end: int, decoding: dict[str, Any]) -> Tensor:
+        """Continuations of rows of which the first `end` tokens are in a cache; without one, rows are embeddings."""
+        left = rows.after(torch.full_like(rows.mask.sum(1), end)).padded_left()
+        mask = torch.cat([left.mask.new_ones(len(left.mask), end), left.mask], dim=1)
+        given: dict[str, Any] = {"attention_mask": mask.long()}
+        if rows.kv:
+            given["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0) + rows.first_position[:, None]
+        if end:
+            ids = left.keys.where(left.mask, self.codec.pad_id)
+            given["input_ids"] = pad(ids, (end, 0), value=self.codec.pad_id)
+            given["past_key_values"] = self.prompts.cache_for(rows, end, sequences(decoding))
+        skip = mask.shape[1] if end else 0
+        with self.injected(rows.injection):
+            return generated(self, left.embeds, given, skip, decoding)
 
 
 def target_columns(rows: Spliced, batch: Batch) -> tuple[Tensor, Tensor]:

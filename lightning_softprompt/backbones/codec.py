@@ -7,14 +7,29 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from hashlib import sha256
-from itertools import accumulate
+from itertools import accumulate, count
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
-from lightning_softprompt.types import IGNORE, Answer, Batch, Encoded, Piece, Slot, Text
+from lightning_softprompt.backbones.words import numbered, placed_words, words_begun
+from lightning_softprompt.types import IGNORE, LOST, Answer, Batch, Encoded, Example, Label, Piece, Slot, Text
+
+Cut = Literal["end", "start", "middle"]
+
+
+class Token(NamedTuple):
+    """A token of a row that is being written: whether it may be cut, and the words of which it is the first."""
+
+    id: int
+    gives_way: bool
+    words: tuple[int, ...]
+
+
+Run = list[Token]  # a stretch of text between slots
 
 
 class Codec(ABC):
@@ -72,7 +87,13 @@ class Codec(ABC):
         return [text.strip() for text in self.tokenizer.batch_decode(clean, skip_special_tokens=True)]
 
     def encode(
-        self, pieces: Sequence[Piece], target: str, max_tokens: int | None = None, closed: bool = False
+        self,
+        pieces: Sequence[Piece],
+        target: str,
+        max_tokens: int | None = None,
+        closed: bool = False,
+        cut: Cut = "end",
+        target_tokens: int | None = None,
     ) -> Encoded:
         """One row in tokens.
 
@@ -81,26 +102,46 @@ class Codec(ABC):
             target: What is to be said; empty where it is not known.
             max_tokens: Most tokens that input and target together may take; text that gives way is cut to fit.
             closed: Whether the target ends with the token that stops generation.
+            cut: Where text that gives way is cut: at the row's end, its start, or amid what may be cut.
+            target_tokens: Tokens that the target is given, however many it has, so that what is read does not depend on
+                what is to be said; longer targets are cut.
 
         Raises:
-            ValueError: If the row does not fit even with all of the text that gives way cut, or a soft block stands
-                where the family could not hear it.
+            ValueError: If the row does not fit even with all of the text that gives way cut, a soft block stands
+                where the family could not hear it, or none of the words that have classes has a token.
         """
         place = next(i for i, piece in enumerate(pieces) if isinstance(piece, Answer))
         glue = pieces[place].glue  # type: ignore[union-attr]
         answer = [*(self.ids(glue + target) if target else ()), *(self.stop if closed and target else ())]
+        answer = answer[:target_tokens]
         taken = max(len(answer), len(self.assemble((), (), answer)[0])) + len(self.start) + len(self.end)
+        taken += 0 if target_tokens is None else target_tokens - len(answer)
         room = None if max_tokens is None else max_tokens - taken
         runs = [*self._runs(pieces[:place]), None, *self._runs(self.heard_after(pieces[place + 1 :]))]
         surplus = 0 if room is None else max(0, sum(len(run) for run in runs if run is not None) - room)
-        return replace(self._encoded(self._cut(runs, surplus), answer), cut=surplus)
+        words = sum(len(piece.words) for piece in pieces if isinstance(piece, Text))
+        row = replace(self._encoded(self._cut(runs, surplus, cut), answer, words), cut=surplus)
+        if words:
+            self.check_words(row)
+        return row
+
+    def check_words(self, row: Encoded) -> None:
+        """Refuses a row whose words cannot be scored.
+
+        Raises:
+            ValueError: If none of them has a token, or the family would not let them hear a soft block.
+        """
+        if max(row.words) == LOST:
+            raise ValueError(
+                f"none of its {len(row.words)} words has a token left, {row.cut} tokens were cut; raise max_tokens"
+            )
 
     def heard_after(self, pieces: Sequence[Piece]) -> Sequence[Piece]:
         """What of the pieces behind the answer has a say in it: all, where a family reads both ways."""
         return pieces
 
-    def _runs(self, pieces: Sequence[Piece]) -> list[list[tuple[int, bool]]]:
-        """Tokens with "may be cut", one list for each stretch of text between slots."""
+    def _runs(self, pieces: Sequence[Piece]) -> list[Run]:
+        """One for each stretch of text between slots."""
         runs: list[list[Text]] = [[]]
         for piece in pieces:
             if isinstance(piece, Slot):
@@ -109,39 +150,36 @@ class Codec(ABC):
                 runs[-1].append(piece)  # type: ignore[arg-type]
         return [self._tokens(run) for run in runs]
 
-    def _tokens(self, run: Sequence[Text]) -> list[tuple[int, bool]]:
+    def _tokens(self, run: Sequence[Text]) -> Run:
         """A stretch is tokenized as one text, since words join across pieces; a token is cut only if wholly inside."""
         coded = self.tokenizer("".join(p.text for p in run), add_special_tokens=False, return_offsets_mapping=True)
-        ends = list(accumulate(len(p.text) for p in run))
-        spans = [(end - len(p.text), end) for p, end in zip(run, ends, strict=True) if p.gives_way]
+        starts = list(accumulate((len(p.text) for p in run), initial=0))
+        spans = [(start, start + len(p.text)) for p, start in zip(run, starts, strict=False) if p.gives_way]
+        words = [(start + a, start + b) for p, start in zip(run, starts, strict=False) for a, b in p.words]
         inside = [any(a <= start and end <= b for a, b in spans) for start, end in coded["offset_mapping"]]
-        return list(zip(coded["input_ids"], inside, strict=True))
+        begun = words_begun(coded["offset_mapping"], words)
+        return [Token(*token) for token in zip(coded["input_ids"], inside, begun, strict=True)]
 
-    def _cut(self, runs: list[list[tuple[int, bool]] | None], surplus: int) -> list[list[tuple[int, bool]] | None]:
-        loose = sum(gives_way for run in runs if run is not None for _, gives_way in run)
+    def _cut(self, runs: Sequence[Run | None], surplus: int, where: Cut) -> list[Run | None]:
+        loose = sum(token.gives_way for run in runs if run is not None for token in run)
         if surplus > loose:
             raise ValueError(
                 f"a row must lose {surplus} tokens to fit, but only {loose} of it may be cut; raise max_tokens, or "
                 f"name a longer column in truncate"
             )
-        kept: list[list[tuple[int, bool]] | None] = []
-        for run in reversed(runs):  # the last loose token of the row goes first
-            if run is None:
-                kept.append(None)
-                continue
-            rest = []
-            for token, gives_way in reversed(run):
-                if gives_way and surplus:
-                    surplus -= 1
-                else:
-                    rest.append((token, gives_way))
-            kept.append(rest[::-1])
-        return kept[::-1]
+        first = {"end": loose - surplus, "start": 0, "middle": (loose - surplus + 1) // 2}[where]
+        number = count()  # of the next loose token
+        gone = range(first, first + surplus)
+        return [
+            None if run is None else [token for token in run if not (token.gives_way and next(number) in gone)]
+            for run in runs
+        ]
 
-    def _encoded(self, runs: Sequence[list[tuple[int, bool]] | None], answer: list[int]) -> Encoded:
+    def _encoded(self, runs: Sequence[Run | None], answer: list[int], words: int) -> Encoded:
         """Joins the stretches: a slot stands at each seam but the answer's."""
         sides: list[list[int]] = [[*self.start], []]
         slots: list[tuple[int, int]] = []  # side of the answer, tokens of that side before the slot
+        begun: dict[int, tuple[int, int]] = {}  # the same of words
         side, seam = 0, False
         for run in runs:
             if run is None:
@@ -149,25 +187,32 @@ class Codec(ABC):
                 continue
             if seam:
                 slots.append((side, len(sides[side])))
-            sides[side] += [token for token, _ in run]
+            begun |= {w: (side, at) for at, token in enumerate(run, len(sides[side])) for w in token.words}
+            sides[side] += [token.id for token in run]
             seam = True
         sides[1] += self.end
-        return self._joined(sides[0], sides[1], answer, slots)
+        return self._joined(sides[0], sides[1], answer, slots, [begun.get(w, (0, LOST)) for w in range(words)])
 
     def _joined(
-        self, before: list[int], after: list[int], answer: Sequence[int], slots: Sequence[tuple[int, int]]
+        self,
+        before: list[int],
+        after: list[int],
+        answer: Sequence[int],
+        slots: Sequence[tuple[int, int]],
+        words: Sequence[tuple[int, int]],
     ) -> Encoded:
         ids, answers = self.assemble(before, after, answer)
         jump = len(before) + len(answers)
-        places = tuple(at + (jump if side else 0) for side, at in slots)
+        soft, begun = (tuple(at + side * jump for side, at in places) for places in (slots, words))
         targets = tuple(answer) or (IGNORE,) * len(answers)
-        return Encoded(tuple(ids), tuple(answers), targets, places)
+        return Encoded(tuple(ids), tuple(answers), targets, soft, begun)
 
     def answered(self, row: Encoded, answer: Sequence[int]) -> Encoded:
         """The same row with another answer."""
         first, last = (row.answers[0], row.answers[-1] + 1) if row.answers else (len(row.ids), len(row.ids))
         slots = [(0, s) if s <= first else (1, s - last) for s in row.slots]
-        return self._joined(list(row.ids[:first]), list(row.ids[last:]), answer, slots)
+        words = [(0, w) if w < first else (1, w - last) for w in row.words]
+        return self._joined(list(row.ids[:first]), list(row.ids[last:]), answer, slots, words)
 
     def candidates(self, batch: Batch, answers: Sequence[Sequence[int]]) -> Batch:
         """Every row with every answer: B rows and C answers make B * C rows, those of one row side by side."""
@@ -194,14 +239,17 @@ class Codec(ABC):
         before[0] = 0
         total = len(ids)
         slots = [int(before[s]) if s < len(real) else total for s in batch.slots[b].tolist()]
-        return Encoded(tuple(ids), tuple(answers), tuple(targets), tuple(slots))
+        words = [] if batch.words is None else [w for w in batch.words[b].tolist() if w != IGNORE]
+        words = [w if w == LOST else int(before[w]) for w in words]
+        return Encoded(tuple(ids), tuple(answers), tuple(targets), tuple(slots), tuple(words))
 
     def collate(
         self,
         rows: Sequence[Encoded],
-        labels: Sequence[int] | None = None,
+        labels: Sequence[Label] | None = None,
         task_ids: Tensor | None = None,
         numbers: Sequence[int] | None = None,
+        examples: Sequence[Example] | None = None,
     ) -> Batch:
         """Pads rows to one batch."""
         ids = [torch.tensor(row.ids, dtype=torch.long) for row in rows]
@@ -213,15 +261,18 @@ class Codec(ABC):
         for b, row in enumerate(rows):
             answers[b, [a + int(offset[b]) for a in row.answers]] = True
         targets = [torch.tensor(row.targets, dtype=torch.long) for row in rows]
+        words = placed_words(rows, offset)
         return Batch(
             input_ids=self._padded(ids, self.pad_id),
             mask=mask,
             source=mask & ~answers,
             targets=pad_sequence(targets, batch_first=True, padding_value=IGNORE),
             slots=torch.tensor([row.slots for row in rows], dtype=torch.long) + offset[:, None],
-            labels=None if labels is None else torch.tensor(labels, dtype=torch.long),
+            labels=None if labels is None else numbered(labels, words),
             task_ids=task_ids,
             rows=None if numbers is None else torch.tensor(numbers, dtype=torch.long),
+            examples=None if examples is None else tuple(examples),
+            words=words,
         )
 
     def _padded(self, rows: list[Tensor], value: float) -> Tensor:

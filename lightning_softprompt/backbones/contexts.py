@@ -162,12 +162,12 @@ class Prefilled:
         self.model = model
         self.cache = cache
 
-    def cache_for(self, rows: Rows, end: int) -> DynamicCache:
-        """Keys and values of the first `end` tokens, which all rows share, for each row."""
+    def cache_for(self, rows: Rows, end: int, copies: int = 1) -> DynamicCache:
+        """Keys and values of the first `end` tokens, which all rows share, for each row and each of its copies."""
         layers = kept(self.cache, self._run, rows.keys[0, :end], rows.embeds[:1, :end], lasting=False, way="own")
         cache = DynamicCache(config=self.model.config)
         for number, layer in enumerate(layers):
-            key, value = layer.unsqueeze(1).expand(-1, len(rows.mask), -1, -1, -1)
+            key, value = layer.unsqueeze(1).expand(-1, len(rows.mask) * copies, -1, -1, -1)
             cache.update(key, value, number)
         return cache
 

@@ -54,28 +54,52 @@ class Seen:
     value: Tensor
 
 
-INJECTED: ContextVar[Mapping[nn.Module, tuple[Tensor, Tensor]]] = ContextVar("injected", default={})  # noqa: B039
+@dataclass(frozen=True)
+class Given:
+    """What an attention is given from outside.
+
+    Args:
+        key: [B|1, N, P, D].
+        value: [B|1, N, P, D].
+        inside: [B, P] bool, what of it each row sees; None is all.
+    """
+
+    key: Tensor
+    value: Tensor
+    inside: Tensor | None = None
+
+    def for_rows(self, batch: int) -> Given:
+        """For the rows that run, which are several a row of the batch where beams are searched."""
+        inside = None if self.inside is None else _for_rows(self.inside, batch)
+        return Given(_for_rows(self.key, batch), _for_rows(self.value, batch), inside)
+
+
+INJECTED: ContextVar[Mapping[nn.Module, Given]] = ContextVar("injected", default={})  # noqa: B039
 WATCHED: ContextVar[list[Seen] | None] = ContextVar("watched", default=None)
 
 
 @contextmanager
-def injected(pairs: Mapping[nn.Module, tuple[Tensor, Tensor]]) -> Iterator[None]:
-    """Gives attentions further keys and values [B|1, N, P, D] for what runs inside."""
-    token = INJECTED.set(pairs)
+def injected(given: Mapping[nn.Module, Given]) -> Iterator[None]:
+    """Gives attentions further keys and values for what runs inside."""
+    token = INJECTED.set(given)
     try:
         yield
     finally:
         INJECTED.reset(token)
 
 
-def at(sites: Mapping[str, Sites], kv: KeysValues) -> dict[nn.Module, tuple[Tensor, Tensor]]:
+def at(sites: Mapping[str, Sites], kv: KeysValues, inside: Mapping[str, Tensor]) -> dict[nn.Module, Given]:
     """The prompt's keys and values by the module that takes them.
 
     Raises:
         ValueError: If the prompt names an attention that the backbone does not have.
     """
     refuse_unknown(kv, sites)
-    return {sites[name].modules[layer]: pair for name, layers in kv.items() for layer, pair in layers.items()}
+    return {
+        sites[name].modules[layer]: Given(*pair, inside.get(name))
+        for name, layers in kv.items()
+        for layer, pair in layers.items()
+    }
 
 
 def refuse_unknown(kv: KeysValues, kinds: Collection[str]) -> None:
@@ -105,14 +129,15 @@ def attend_with_injected(
     if (watched := WATCHED.get()) is not None:
         refuse_changed_scores(module, options)
         watched.append(Seen(module, key, value))
-    pair = INJECTED.get().get(module)
-    if pair is None:
+    found = INJECTED.get().get(module)
+    if found is None:
         return sdpa_attention_forward(module, query, key, value, mask, position_bias=position_bias, **options)
-    before = [_for_rows(t.to(value.dtype), len(query)) for t in pair]
-    mask = _seen(mask, query, key, module, before[0].shape[2])
-    key, value = (torch.cat([p, t.to(value.dtype)], dim=2) for p, t in zip(before, (key, value), strict=True))
+    given = found.for_rows(len(query))
+    mask = _seen(mask, query, key, module, given)
+    before = (given.key, key), (given.value, value)
+    key, value = (torch.cat([p.to(value.dtype), t.to(value.dtype)], dim=2) for p, t in before)
     if position_bias is not None:
-        position_bias = torch.nn.functional.pad(position_bias, (before[0].shape[2], 0))
+        position_bias = torch.nn.functional.pad(position_bias, (given.key.shape[2], 0))
     return sdpa_attention_forward(
         module, query.to(value.dtype), key, value, mask, position_bias=position_bias, **{**options, "is_causal": False}
     )
@@ -131,23 +156,35 @@ def refuse_changed_scores(module: nn.Module, options: Mapping[str, Any]) -> None
         )
 
 
-def _for_rows(pair: Tensor, batch: int) -> Tensor:
-    """[B|1, N, P, D] for the rows that run, which are several a row of the batch where beams are searched."""
-    if len(pair) == 1:
-        return pair.expand(batch, -1, -1, -1)
-    return pair.repeat_interleave(batch // len(pair), dim=0)
+def _for_rows(rows: Tensor, batch: int) -> Tensor:
+    if len(rows) == 1:
+        return rows.expand(batch, *rows.shape[1:])
+    return rows.repeat_interleave(batch // len(rows), dim=0)
 
 
-def _seen(mask: Tensor | None, query: Tensor, key: Tensor, module: nn.Module, length: int) -> Tensor | None:
-    """The mask with what is injected in sight of all."""
+def _seen(mask: Tensor | None, query: Tensor, key: Tensor, module: nn.Module, given: Given) -> Tensor | None:
+    """The mask [B|1, 1, Q, P + K] with what is injected in sight of all that have it."""
     if mask is None:
-        size = query.shape[2]
-        if size == 1 or not getattr(module, "is_causal", True):
+        mask = _plain_mask(query, key, getattr(module, "is_causal", True))
+        if mask is None and given.inside is None:
             return None
-        mask = torch.ones(size, key.shape[2], dtype=torch.bool, device=key.device).tril(key.shape[2] - size)[None, None]
-    if mask.dtype == torch.bool:
-        return torch.cat([mask.new_ones(*mask.shape[:3], length), mask], dim=3)
-    return torch.nn.functional.pad(mask, (length, 0))
+        mask = query.new_ones(1, 1, query.shape[2], key.shape[2], dtype=torch.bool) if mask is None else mask
+    if given.inside is None:
+        inside = mask.new_ones(*mask.shape[:3], given.key.shape[2], dtype=torch.bool)
+    else:
+        inside = given.inside[:, None, None].expand(-1, mask.shape[1], mask.shape[2], -1)
+        mask = mask.expand(len(inside), -1, -1, -1)
+    if mask.dtype != torch.bool:
+        inside = torch.zeros_like(inside, dtype=mask.dtype).masked_fill_(~inside, torch.finfo(mask.dtype).min)
+    return torch.cat([inside, mask], dim=3)
+
+
+def _plain_mask(query: Tensor, key: Tensor, causal: bool) -> Tensor | None:
+    """What transformers leaves to the kernel; None is all."""
+    size, keys = query.shape[2], key.shape[2]
+    if size == 1 or not causal:
+        return None
+    return torch.ones(size, keys, dtype=torch.bool, device=key.device).tril(keys - size)[None, None]
 
 
 def watch(model: PreTrainedModel, **inputs: Tensor) -> list[Seen]:

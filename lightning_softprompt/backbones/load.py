@@ -170,7 +170,7 @@ def _whole(model: PreTrainedModel, missing: Collection[str], place: BackboneSpec
     if body := sorted(name for name in missing if name.startswith(f"{model.base_model_prefix}.")):
         raise ValueError(f"backbone {place.name!r} lacks weights: {', '.join(body[:3])} and {len(body)} in all")
     if missing:
-        log.info("%s has no language-modelling head; classes are read off by ClassHead", place.name)
+        log.info("%s has no language-modelling head; classes are read off by ClassHead or TokenHead", place.name)
     vars(model)["headless"] = bool(missing)
     return model
 

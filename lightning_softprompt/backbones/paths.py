@@ -58,7 +58,7 @@ class Path(ABC):
             return
         sites = self.sites
         self.model.set_attn_implementation(NAME)
-        with injected(at(sites, {"self": rows.kv})):
+        with injected(at(sites, rows.injection.kv, rows.injection.kv_inside)):
             yield
 
     @cached_property
@@ -128,7 +128,7 @@ class TwoPass(Path):
         head, batch = min(rows.head, int(first.min())), len(rows.mask)
         if not head:
             return Padded(self.model, self.head, self.attention)(rows, columns, first)
-        cache, begin = DynamicCache(config=self.model.config), rows.first_position
+        cache, begin = DynamicCache(config=self.model.config), int(rows.first_position)  # rows share it
         with self.injected(rows):
             self._run(rows.embeds[:1, :head], begin + torch.arange(head), past_key_values=cache)
         layers: list[Any] = cache.layers
@@ -154,7 +154,7 @@ class Padded(Path):
 
     def __call__(self, rows: Rows, columns: Tensor, first: Tensor) -> States:
         """See `Path`."""
-        positions = rows.first_position + torch.arange(rows.mask.shape[1], device=rows.mask.device)[None]
+        positions = rows.first_position[:, None] + torch.arange(rows.mask.shape[1], device=rows.mask.device)
         run = lambda: self.model(inputs_embeds=rows.embeds, position_ids=positions, use_cache=False)  # noqa: E731
         with self.injected(rows):
             return self.head.states(run, columns)

@@ -26,6 +26,7 @@ class Rows:
         keys: [B, M] numbers that are equal only where rows have the same token; those of text are its ids.
         soft: [B, M] bool, True on soft tokens.
         kv: Keys and values that all tokens see, by layer.
+        kv_inside: [B, P] bool, which of them each row has; None is all.
     """
 
     embeds: Tensor
@@ -33,6 +34,7 @@ class Rows:
     keys: Tensor
     soft: Tensor
     kv: Pairs = field(default_factory=dict)
+    kv_inside: Tensor | None = None
 
     @classmethod
     def of(cls, spliced: Spliced, batch: Batch, prompt: SoftPrompt | None) -> Rows:
@@ -47,20 +49,23 @@ class Rows:
         length = 0 if tokens is None else tokens.shape[1]
         own = -torch.arange(1, len(batch) + 1, device=batch.input_ids.device)[:, None]  # [B, 1] never equal
         same = SOFT + torch.arange(length, device=own.device).expand(len(batch), -1)
-        soft = same if tokens is None or len(tokens) == 1 else own.expand_as(same)
+        each = same if tokens is None or len(tokens) == 1 else own.expand_as(same)
         text = batch.input_ids if shift is None else own.expand_as(batch.input_ids)
-        keys = torch.cat([soft, text], dim=1).gather(1, spliced.order)
-        return cls(spliced.embeds, spliced.mask, keys, spliced.order < length, prompt.kv.get("self", {}))
+        keys = torch.cat([each, text], dim=1).gather(1, spliced.order)
+        soft = (spliced.order < length) & spliced.mask
+        return cls(spliced.embeds, spliced.mask, keys, soft, prompt.kv.get("self", {}), prompt.kv_inside.get("self"))
 
     def __getitem__(self, rows: list[int]) -> Rows:
         kv = {n: (k[rows], v[rows]) if len(k) > 1 else (k, v) for n, (k, v) in self.kv.items()}
-        return Rows(self.embeds[rows], self.mask[rows], self.keys[rows], self.soft[rows], kv)
+        inside = None if self.kv_inside is None else self.kv_inside[rows]
+        return Rows(self.embeds[rows], self.mask[rows], self.keys[rows], self.soft[rows], kv, inside)
 
     def copied(self, dtype: torch.dtype) -> Rows:
         """In another precision, and apart from what it was made of."""
         kv = {n: (k.detach().to(dtype, copy=True), v.detach().to(dtype, copy=True)) for n, (k, v) in self.kv.items()}
         embeds = self.embeds.detach().to(dtype, copy=True)
-        return Rows(embeds, self.mask.clone(), self.keys.clone(), self.soft.clone(), kv)
+        inside = None if self.kv_inside is None else self.kv_inside.clone()
+        return Rows(embeds, self.mask.clone(), self.keys.clone(), self.soft.clone(), kv, inside)
 
     @cached_property
     def injected(self) -> Past | None:
@@ -68,12 +73,24 @@ class Rows:
         if not self.kv:
             return None
         key, _ = next(iter(self.kv.values()))
-        return Past(self.kv, self.mask.new_ones(len(key), key.shape[2]))
+        inside = self.mask.new_ones(len(key), key.shape[2]) if self.kv_inside is None else self.kv_inside
+        return Past(self.kv, inside)
 
     @property
-    def first_position(self) -> int:
-        """Tokens begin to count behind what is injected."""
-        return 0 if self.injected is None else self.injected.inside.shape[1]
+    def injection(self) -> SoftPrompt:
+        """What is injected, as a prompt of nothing else."""
+        inside = {} if self.kv_inside is None else {"self": self.kv_inside}
+        return SoftPrompt(kv={"self": self.kv} if self.kv else {}, kv_inside=inside)
+
+    @property
+    def first_position(self) -> Tensor:
+        """[B|1] tokens of each row begin to count behind what is injected."""
+        return self.mask.new_zeros(1, dtype=torch.long) if self.injected is None else self.injected.lengths
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row, with what is injected."""
+        return int((self.first_position + self.mask.sum(1)).max())
 
     @cached_property
     def head(self) -> int:

@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.backbones.codec import Codec
+from lightning_softprompt.backbones.generation import drafted, generated
 from lightning_softprompt.backbones.head import States
 from lightning_softprompt.backbones.splice import Spliced
 from lightning_softprompt.types import IGNORE, Batch, SoftPrompt
@@ -69,12 +70,9 @@ class Seq2SeqBackbone(Backbone):
 
     @torch.no_grad()
     def generate(self, batch: Batch, prompt: SoftPrompt | None = None, **decoding: Any) -> Tensor:
-        """Greedy outputs [B, U], without the token that starts the decoder."""
+        """Outputs, without the token that starts the decoder."""
+        if drafted(decoding) and len(batch) > 1:
+            return self.one_by_one(batch, prompt, decoding)
         rows = self.splice(batch, prompt)
         with self.injected(prompt):
-            ids = self.model.generate(  # type: ignore[operator]
-                inputs_embeds=rows.embeds,
-                attention_mask=rows.mask.long(),
-                **{"do_sample": False, "num_beams": 1, **decoding},
-            )
-        return ids[:, 1:]  # type: ignore[no-any-return]
+            return generated(self, rows.embeds, {"attention_mask": rows.mask.long()}, 1, decoding)

@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
 from lightning_softprompt.folders import write_whole
-from lightning_softprompt.objectives.penalties import replaced, rescaled, right, soft_tokens
+from lightning_softprompt.objectives.penalties import labelled, replaced, rescaled, right, soft_tokens
 from lightning_softprompt.run import last_folder
 from lightning_softprompt.types import Batch
 
@@ -33,9 +33,9 @@ class CorruptionProbe(Callback):
         self, corruption: Literal["rescale", "replace"] = "rescale", strengths: Sequence[float] = (0.0, 0.1, 0.5)
     ) -> None:
         self.corruption, self.strengths = corruption, list(strengths)
-        self.right: Tensor | None = None  # [strengths, P] rows that are right
-        self.whole = 0  # rows that are right with nothing corrupted
-        self.rows = 0
+        self.right: Tensor | None = None  # [strengths, P] rows, or words, that are right
+        self.whole = 0  # those that are right with nothing corrupted
+        self.rows = 0  # all
 
     @torch.no_grad()
     def on_test_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Batch, *_: Any) -> None:
@@ -46,7 +46,7 @@ class CorruptionProbe(Callback):
         counts = [[right(corrupt(lm, batch, [p], s), batch) for p in positions] for s in self.strengths]
         self.right = torch.tensor(counts) + (0 if self.right is None else self.right)
         self.whole += right(lm, batch)
-        self.rows += len(batch)
+        self.rows += labelled(batch)
 
     def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Writes the report."""

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import math
-import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, TextIO, cast
+from typing import Any, Literal, Protocol, cast
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_softprompt.callbacks.loggers import logged_step, wandb_loggers
-from lightning_softprompt.types import Batch
+from lightning_softprompt.callbacks.record_lines import RecordLines
+from lightning_softprompt.callbacks.unfinished import Identity
+from lightning_softprompt.checkpoints.files import weights_identity
+from lightning_softprompt.module import SoftPromptModule
+from lightning_softprompt.types import Batch, Classes
 
-Records = list[dict[str, Any]]
+SHOWN = ("row", "input", "target", "prediction")  # columns of a table, before those of scores
 
 
 class PredictionWriter(Callback):
@@ -23,16 +24,34 @@ class PredictionWriter(Callback):
 
     A line is written with its batch, as soon as all rows before it are; runs of several processes write at the end.
 
+    A run that was killed is gone on with, in a single process: rows that stand in the unfinished file are not given to
+    the model again, but for those that share the first batch. It takes the same rows, backbone, prompt and settings.
+
     Args:
         path: The file, which bears the suffix `.part` until it is whole; or `-` for standard output.
+        settings: What else decides the answers, as plain values; without it, each run begins anew.
+        earlier: Unfinished files of other runs, the first of which that fits is taken over.
     """
 
-    def __init__(self, path: Path | Literal["-"]) -> None:
-        self._lines = _RecordLines(path)
+    def __init__(
+        self, path: Path | Literal["-"], settings: Mapping[str, Any] | None = None, earlier: Sequence[Path] = ()
+    ) -> None:
+        self._lines = RecordLines(path)
+        self._settings = settings if path != "-" else None
+        self._earlier = earlier
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open the file."""
-        self._lines.open(trainer)
+        """Open the file, and go on behind its rows."""
+        identity = self._identity(trainer, cast(SoftPromptModule, pl_module))
+        if first := self._lines.open(trainer, identity, self._earlier):
+            skipped = cast(_Skips, trainer.predict_dataloaders).skip_to(first)
+            trainer.num_predict_batches[0] -= skipped
+
+    def _identity(self, trainer: Trainer, module: SoftPromptModule) -> Identity | None:
+        if self._settings is None or trainer.world_size > 1:
+            return None
+        weights = {"backbone": module.loaded.fingerprint(), "prompt": weights_identity(module.state_dict())}
+        return {"rows": _data(trainer).identity("predict"), **weights, **self._settings}
 
     def on_predict_batch_end(
         self,
@@ -50,6 +69,10 @@ class PredictionWriter(Callback):
         """Give the file its name."""
         self._lines.close(trainer)
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave the file as it is."""
+        self._lines.leave()
+
 
 class TestPredictions(Callback):
     """Writes what `test` says as JSON lines with row, input, prediction, target and scores, in the order of the data.
@@ -61,7 +84,7 @@ class TestPredictions(Callback):
     __test__ = False  # it is not a test, whatever pytest makes of its name
 
     def __init__(self, path: Path | Literal["-"]) -> None:
-        self._lines = _RecordLines(path)
+        self._lines = RecordLines(path)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the file."""
@@ -77,19 +100,23 @@ class TestPredictions(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Write the batch."""
-        records = [{**prediction(trainer, "test", record), "target": record["target"]} for record in outputs]
-        self._lines.add(trainer, records)
+        self._lines.add(trainer, [targeted(trainer, "test", record) for record in outputs])
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the file its name."""
         self._lines.close(trainer)
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave the file as it is."""
+        self._lines.leave()
+
 
 class PredictionTable(Callback):
-    """Logs the predictions for the first rows of the validation split to W&B, as the table `val/predictions`.
+    """Logs predictions for the validation split to W&B, as the table `val/predictions`.
 
-    The rows are the same after each validation, so that answers can be compared. Of several processes only the first
-    shows its rows.
+    Its rows are the first of those that were answered, the same after each validation, so that answers can be compared.
+    Classes have the score of the one that was predicted; generated text has a column for each of its scores. Of several
+    processes only the first shows its rows.
 
     Args:
         rows: How many rows.
@@ -97,11 +124,11 @@ class PredictionTable(Callback):
 
     def __init__(self, rows: int = 16) -> None:
         self.rows = rows
-        self._table: dict[int, list[Any]] = {}
+        self._said: dict[int, dict[str, Any]] = {}
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the table before."""
-        self._table = {}
+        self._said = {}
 
     def on_validation_batch_end(
         self,
@@ -114,39 +141,67 @@ class PredictionTable(Callback):
     ) -> None:
         """Keep the rows that the table shows."""
         if wandb_loggers(trainer):
-            wanted = (record for record in outputs if record["row"] < self.rows)
-            self._table |= {record["row"]: self._cells(trainer, record) for record in wanted}
+            self._said |= {record["row"]: record for record in outputs}
+            self._said = {row: self._said[row] for row in sorted(self._said)[: self.rows]}
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the table."""
-        if trainer.sanity_checking or not self._table:
+        if trainer.sanity_checking or not self._said:
             return
-        columns = ["row", "input", "target", "prediction", "score"]
-        data = [self._table[row] for row in sorted(self._table)]
+        records = [targeted(trainer, "validation", record) for record in self._said.values()]
+        columns, scores = of_text(records) if _data(trainer).classes is None else of_classes(records)
+        shown = [
+            [record["row"], *(str(record[name]) for name in SHOWN[1:])] for record in records
+        ]  # W&B wants one type
+        data = [[*cells, *more] for cells, more in zip(shown, scores, strict=True)]
         for logger in wandb_loggers(trainer):
-            logger.log_table("val/predictions", columns, data, step=logged_step(trainer))
+            logger.log_table("val/predictions", [*SHOWN, *columns], data, step=logged_step(trainer))
 
-    @staticmethod
-    def _cells(trainer: Trainer, record: Mapping[str, Any]) -> list[Any]:
-        said = prediction(trainer, "validation", record)
-        score = (said["scores"] or {}).get(said["prediction"])
-        return [said["row"], said["input"], record["target"], said["prediction"], score]
+
+def of_classes(records: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]]:
+    """Columns and cells of the scores of classes: the one of the class that was predicted."""
+    return ["score"], [[record["scores"] and record["scores"].get(record["prediction"])] for record in records]
+
+
+def of_text(records: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]]:
+    """Columns and cells of the scores of generated text: all there are.
+
+    >>> of_text([{"scores": None}, {"scores": {"rouge1": 0.5, "rougeL": 0.25}}])
+    (['rouge1', 'rougeL'], [[None, None], [0.5, 0.25]])
+    """
+    names = list(dict.fromkeys(name for record in records for name in record["scores"] or {}))
+    return names, [[(record["scores"] or {}).get(name) for name in names] for record in records]
 
 
 class _Shows(Protocol):
+    classes: Classes | None
+
     def shown(self, split: str, row: int) -> Mapping[str, str | None]: ...
+    def identity(self, split: str) -> str: ...
+
+
+class _Skips(Protocol):
+    def skip_to(self, row: int) -> int: ...
+
+
+def _data(trainer: Trainer) -> _Shows:
+    return cast(_Shows, trainer.datamodule)  # type: ignore[attr-defined]
 
 
 def prediction(trainer: Trainer, split: str, record: Mapping[str, Any]) -> dict[str, Any]:
     """A record for the eye: with the row's text, and no target."""
-    data = cast(_Shows, trainer.datamodule)  # type: ignore[attr-defined]
     scores = record["scores"]
     return {
         "row": record["row"],
-        "input": data.shown(split, record["row"])["input"],
+        "input": _data(trainer).shown(split, record["row"])["input"],
         "prediction": record["prediction"],
         "scores": None if scores is None else {name: rounded(score) for name, score in scores.items()},
     }
+
+
+def targeted(trainer: Trainer, split: str, record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record for the eye, with its target."""
+    return {**prediction(trainer, split, record), "target": record["target"]}
 
 
 def rounded(value: float) -> float | None:
@@ -156,61 +211,3 @@ def rounded(value: float) -> float | None:
     (0.333333, None)
     """
     return round(float(value), 6) if math.isfinite(value) else None
-
-
-class _RecordLines:
-    """A file of JSON lines, ordered by row, that the first process writes for all."""
-
-    def __init__(self, path: Path | Literal["-"]) -> None:
-        self._path = None if path == "-" else Path(path)
-        self._file: TextIO | None = None
-        self._waiting: dict[int, str] = {}  # rows that came before an earlier one did
-        self._next = 0
-
-    def open(self, trainer: Trainer) -> None:
-        self._waiting, self._next = {}, 0
-        if not trainer.is_global_zero:
-            return
-        if self._path is None:
-            self._file = sys.stdout
-        else:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._part.open("w", encoding="utf-8")
-
-    @property
-    def _part(self) -> Path:
-        assert self._path is not None
-        return self._path.with_name(self._path.name + ".part")
-
-    def add(self, trainer: Trainer, records: Records) -> None:
-        self._waiting |= {record["row"]: json.dumps(record, ensure_ascii=False) for record in records}
-        if trainer.world_size == 1:
-            self._write(self._in_turn())
-
-    def _in_turn(self) -> Iterable[str]:
-        while self._next in self._waiting:
-            yield self._waiting.pop(self._next)
-            self._next += 1
-
-    def _write(self, lines: Iterable[str]) -> None:
-        assert self._file is not None
-        self._file.writelines(f"{line}\n" for line in lines)
-        self._file.flush()
-
-    def close(self, trainer: Trainer) -> None:
-        lines = _of_all_processes(self._waiting)
-        if self._file is None:
-            return
-        self._write(line for _, line in sorted(lines.items()))
-        if self._path is not None:
-            self._file.close()
-            self._part.replace(self._path)
-        self._file = None
-
-
-def _of_all_processes(lines: dict[int, str]) -> dict[int, str]:
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return lines
-    gathered: list[dict[int, str]] = [{}] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(gathered, lines)
-    return {row: line for part in gathered for row, line in part.items()}

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,15 @@ def apart(saved: SavedPrompt) -> list[SavedPrompt]:
 def identity(backbone: Backbone) -> dict[str, Any]:
     """What a checkpoint says of its backbone."""
     return {"name": backbone.spec.name, "revision": backbone.spec.revision, "fingerprint": backbone.fingerprint()}
+
+
+def weights_identity(tensors: Mapping[str, Tensor]) -> str:
+    """A hash of a prompt's tensors and their names."""
+    digest = sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def check_backbone(saved: Mapping[str, Any], backbone: Backbone, path: Path | str) -> None:

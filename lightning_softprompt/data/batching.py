@@ -172,6 +172,12 @@ class BucketBatchSampler(Sampler[list[int]]):
         if epoch != self.epoch:
             self.epoch, self.done, self._start = epoch, 0, 0
 
+    def skip_to(self, row: int) -> int:
+        """Make the next pass begin with the batch that has a row, or at the end; gives how many are left out."""
+        batches = enumerate(self._batches(0))
+        self.done = self._start = next((number for number, rows in batches if row in rows), len(self))
+        return self._start
+
     def count(self) -> None:
         """Note that a batch was handed out; loaders ask for more of them ahead of time."""
         self.done += 1
@@ -267,6 +273,10 @@ class ResumableLoader:
         for batch in self._loader:
             self.batch_sampler.count()
             yield batch
+
+    def skip_to(self, row: int) -> int:
+        """Begin with the batch that has a row; those before it are not loaded. Gives how many they are."""
+        return self.batch_sampler.skip_to(row)
 
     def state_dict(self) -> dict[str, Any]:
         """The place in the order of batches."""

@@ -19,8 +19,8 @@ from torch import Tensor
 from lightning_softprompt.types import Encoded
 
 log = logging.getLogger(__name__)
-VERSION = 1  # of what stands in a file; another is another key
-PARTS = ("ids", "answers", "targets", "slots")
+VERSION = 2  # of what stands in a file; another is another key
+PARTS = ("ids", "answers", "targets", "slots", "words")
 
 
 def content_key(parts: Iterable[object]) -> str:

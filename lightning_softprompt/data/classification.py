@@ -13,7 +13,7 @@ from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.evaluation.classification import ClassificationEvaluation
 from lightning_softprompt.template import TARGET
-from lightning_softprompt.types import Classes, Example
+from lightning_softprompt.types import Classes, Example, Label
 
 
 @final
@@ -107,7 +107,7 @@ class ClassificationDataModule(SoftPromptDataModule):
         return range(len(examples)) if self.shots is None else self._drawn(examples, self.shots, "shots")
 
     def _drawn(self, examples: Sequence[Example], count: int, what: str) -> list[int]:
-        by_class: dict[int | None, list[int]] = defaultdict(list)
+        by_class: dict[Label | None, list[int]] = defaultdict(list)
         for i in np.random.default_rng(self.seed).permutation(len(examples)).tolist():
             by_class[examples[i].label].append(i)
         short = {name: len(by_class[c]) for c, name in enumerate(self.words) if len(by_class[c]) < count}

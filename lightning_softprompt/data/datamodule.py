@@ -14,14 +14,14 @@ import numpy as np
 from lightning import LightningDataModule
 
 from lightning_softprompt.backbones.base import BackboneSpec
-from lightning_softprompt.backbones.codec import Codec
+from lightning_softprompt.backbones.codec import Codec, Cut
 from lightning_softprompt.backbones.load import load_codec
 from lightning_softprompt.data.batching import BucketBatchSampler, Order, ResumableLoader
 from lightning_softprompt.data.cache import cached, content_key
 from lightning_softprompt.data.sources import DataError, NoSplitError, Rows, read_rows
 from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.template import Template
-from lightning_softprompt.types import Batch, Classes, Encoded, Example, Text
+from lightning_softprompt.types import LOST, Batch, Classes, Encoded, Example, Text
 
 log = logging.getLogger(__name__)
 Source = str | list[dict[str, Any]]
@@ -45,8 +45,8 @@ class Prepared:
     def __len__(self) -> int:
         return len(self.encoded)
 
-    def __getitem__(self, index: int) -> tuple[int, Encoded, int | None]:
-        return index, self.encoded[index], self.examples[index].label
+    def __getitem__(self, index: int) -> tuple[int, Encoded, Example]:
+        return index, self.encoded[index], self.examples[index]
 
     @property
     def lengths(self) -> list[int]:
@@ -60,11 +60,12 @@ class Collate:
 
     codec: Codec
 
-    def __call__(self, items: Sequence[tuple[int, Encoded, int | None]]) -> Batch:
+    def __call__(self, items: Sequence[tuple[int, Encoded, Example]]) -> Batch:
         """The batch."""
-        numbers, rows, labels = zip(*items, strict=True)
+        numbers, rows, examples = zip(*items, strict=True)
+        labels = [example.label for example in examples]
         known = None if any(label is None for label in labels) else labels
-        return self.codec.collate(rows, labels=known, numbers=numbers)
+        return self.codec.collate(rows, labels=known, numbers=numbers, examples=examples)
 
 
 class SoftPromptDataModule(LightningDataModule, ABC):
@@ -82,6 +83,7 @@ class SoftPromptDataModule(LightningDataModule, ABC):
         predict: Source of rows to be predicted, which need no answers.
         template: How a row is written: `{column}`, `{soft}` where soft tokens stand, `{target}` where the answer does.
         truncate: Columns that give way when a row is longer than max_tokens; None lets all give way, the last first.
+        cut: Where they are cut: at the row's end, its start, or in the middle of what may be cut.
         max_tokens: Most tokens of a row without the soft ones.
         batch_size: Rows of a training batch, on each device.
         eval_batch_size: Rows of a batch elsewhere; None takes batch_size.
@@ -94,6 +96,9 @@ class SoftPromptDataModule(LightningDataModule, ABC):
         cache: Whether tokenized rows are kept on disk.
     """
 
+    closed = False  # whether answers end with the token that stops generation
+    max_target_tokens: int | None = None  # tokens of a row that are set aside for its answer
+
     def __init__(
         self,
         template: str,
@@ -104,6 +109,7 @@ class SoftPromptDataModule(LightningDataModule, ABC):
         test: Source | None = None,
         predict: Source | None = None,
         truncate: list[str] | None = None,
+        cut: Cut = "end",
         max_tokens: int = 512,
         batch_size: int = 16,
         eval_batch_size: int | None = None,
@@ -127,6 +133,7 @@ class SoftPromptDataModule(LightningDataModule, ABC):
         self.sources: dict[str, Source | None] = {
             "train": train, "validation": validation, "test": test, "predict": predict,
         }  # fmt: skip
+        self.cut = cut
         self.max_tokens = max_tokens
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or batch_size
@@ -186,6 +193,11 @@ class SoftPromptDataModule(LightningDataModule, ABC):
         example = self.split(name).examples[row]
         text = "".join(p.text for p in self.template.pieces(example.fields) if isinstance(p, Text))
         return {"input": text, "target": None if name == "predict" else example.target}
+
+    def identity(self, name: Split) -> str:
+        """A hash of a split's rows, as text and in tokens, and of the classes that they may be given."""
+        data = self.split(name)
+        return content_key([self.classes, *data.examples, *data.encoded])
 
     def rows(self, name: Split) -> Rows:
         """The rows of a source as they were read.
@@ -257,29 +269,36 @@ class SoftPromptDataModule(LightningDataModule, ABC):
         """The columns that the template names.
 
         Raises:
-            ValueError: If one is missing or is no text.
+            ValueError: If one is missing or is no text, or there is nothing in them that text could be made of.
         """
         for column in self.template.columns:
             if column not in row:
                 raise ValueError(f"no column {column!r}; the row has {sorted(map(str, row))}")
             if not isinstance(row[column], str):
                 raise ValueError(f"column {column!r} must be text, got {row[column]!r} ({type(row[column]).__name__})")
+        if self.closed and not any(row[column].strip() for column in self.template.columns):
+            raise ValueError(" and ".join(f"column {column!r} is empty" for column in self.template.columns))
         return {column: row[column] for column in self.template.columns}
 
     def _encoded(self, examples: Sequence[Example], where: Sequence[str], name: str) -> list[Encoded]:
         def make() -> list[Encoded]:
             return [self._encode_at(example, place) for example, place in zip(examples, where, strict=True)]
 
-        said = [(tuple(e.fields.items()), e.target) for e in examples]
+        said = [(tuple(e.fields.items()), e.target, tuple(e.words.items())) for e in examples]
         truncate = sorted(self.template.truncate)
-        key = content_key([self.codec.fingerprint, self.template.text, truncate, self.max_tokens, said])
+        how = [truncate, self.cut, self.max_tokens, self.closed, self.max_target_tokens]
+        key = content_key([self.codec.fingerprint, self.template.text, how, said])
         encoded = cached(key, make) if self.cache and name != "predict" else make()
         if cut := sum(row.cut > 0 for row in encoded):
             log.info("%d of %d %s rows were cut to max_tokens=%d", cut, len(encoded), name, self.max_tokens)
+        if lost := sum(row.words.count(LOST) for row in encoded):
+            log.info("%d words of the %s rows have no token and are not scored", lost, name)
         return encoded
 
     def _encode(self, example: Example) -> Encoded:
-        return self.codec.encode(self.template.pieces(example.fields), example.target, self.max_tokens)
+        pieces = self.template.pieces(example.fields, example.words)
+        how = (self.max_tokens, self.closed, self.cut, self.max_target_tokens)
+        return self.codec.encode(pieces, example.target, *how)
 
     def _encode_at(self, example: Example, place: str) -> Encoded:
         try:

@@ -116,9 +116,21 @@ def _collect(parsed: Parsed, name: str, place: str, on_bad_row: OnBadRow) -> Row
     raise DataError(f"{name} has no rows; check that it was written to the end")
 
 
-def _check(rows: Iterable[object]) -> Parsed:
+def _check(rows: Iterable[object], escaped: bool = False) -> Parsed:
     for index, row in enumerate(rows):
-        yield index, row if isinstance(row, Mapping) else f"wanted columns and their values, got {_short(row)}"
+        if isinstance(row, Mapping):
+            yield index, (_not_whole(row) if escaped else None) or row
+        else:
+            yield index, f"wanted columns and their values, got {_short(row)}"
+
+
+def _not_whole(row: object) -> str | None:
+    """What is wrong with a row that holds half a surrogate pair, which would break tokenizers much later."""
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        return _not_utf8(error)
+    return None
 
 
 def _read_file(path: Path, on_bad_row: OnBadRow) -> Rows:
@@ -138,13 +150,14 @@ def _read_json(path: Path, on_bad_row: OnBadRow) -> Rows:
         start = file.read(4096).removeprefix(BOM).lstrip()
     if not start.startswith(b"["):  # many a .json file holds JSON lines
         return _read_json_lines(path, on_bad_row)
+    content = path.read_bytes().removeprefix(BOM)
     try:
-        rows = json.loads(path.read_bytes().removeprefix(BOM))
+        rows = json.loads(content)
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno}: broken JSON: {error.msg}. Mend the file") from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read: {error}. Save it as UTF-8") from error
-    return _collect(_check(rows), str(path), INDEX, on_bad_row)
+    return _collect(_check(rows, rb"\ud" in content.lower()), str(path), INDEX, on_bad_row)
 
 
 def _json_lines(file: BinaryIO, plain_text: bool = False) -> Parsed:
@@ -160,8 +173,8 @@ def _json_row(line: bytes, plain_text: bool) -> Row | str:
         if plain_text and not re.match(r'\{\s*["}]', text):
             return {"text": text}
         row = json.loads(text)
-        if rb"\ud" in line.lower():
-            json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair breaks tokenizers much later
+        if rb"\ud" in line.lower() and (wrong := _not_whole(row)):
+            return wrong
     except UnicodeError as error:
         return _not_utf8(error)
     except (ValueError, RecursionError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
@@ -24,11 +25,11 @@ class Evaluation(nn.Module, ABC):
 
     @abstractmethod
     def predict(self, lm: PromptedLM, batch: Batch) -> list[dict[str, Any]]:
-        """What the model says: one record a row, with `prediction`, and `scores` by class where there are classes."""
+        """What the model says: one record a row, with `prediction`, and `scores` by class where it is one, or None."""
 
     @abstractmethod
-    def update(self, lm: PromptedLM, batch: Batch) -> list[dict[str, Any]]:
-        """Takes a batch into the metrics, and gives its records."""
+    def update(self, lm: PromptedLM, batch: Batch) -> Sequence[dict[str, Any] | None]:
+        """Takes a batch into the metrics, and gives its records: None for a row that was left out of the pass."""
 
     @abstractmethod
     def compute(self) -> dict[str, Tensor]:
@@ -37,6 +38,10 @@ class Evaluation(nn.Module, ABC):
     @abstractmethod
     def reset(self) -> None:
         """Forgets the pass."""
+
+    def begin(self, stage: str, epoch: int) -> None:
+        """A pass begins, of `val` or `test`. An evaluation that takes long may do less of it in some epochs."""
+        self.reset()
 
     def figures(self) -> dict[str, Figure]:
         """Plots of the pass by name."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import numpy as np
+import numpy.typing as npt
 from matplotlib.figure import Figure
 from torch import Tensor
+
+Numbers = npt.NDArray[np.float64]
 
 
 def confusion_figure(counts: Tensor, names: Sequence[str]) -> Figure:
@@ -23,4 +27,36 @@ def confusion_figure(counts: Tensor, names: Sequence[str]) -> Figure:
         for j, count in enumerate(row):
             axes.text(j, i, str(count), ha="center", va="center", color="white" if shares[i, j] > 0.5 else "black")
     figure.colorbar(image, label="share of the true class")
+    return figure
+
+
+def histogram_figure(scores: Mapping[str, Numbers], baselines: Mapping[str, float], baseline: str) -> Figure:
+    """How scores [R] between 0 and 1 spread over the rows, a panel for each; lines are the mean and a baseline's."""
+    figure = Figure(figsize=(3.6 * len(scores) + 0.4, 3), layout="constrained")
+    panels = figure.subplots(1, len(scores), sharey=True, squeeze=False)[0]
+    for axes, (name, values) in zip(panels, scores.items(), strict=True):
+        axes.hist(values, bins=25, range=(0, 1), color="tab:blue", alpha=0.6)
+        axes.axvline(values.mean(), color="tab:blue", label=f"mean {values.mean():.3f}")
+        if name in baselines:
+            axes.axvline(baselines[name], color="black", ls="--", label=f"{baseline} {baselines[name]:.3f}")
+        axes.set_xlabel(name)
+        axes.legend(frameon=False)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("rows")
+    return figure
+
+
+def length_figure(lengths: Numbers, scores: Numbers, name: str) -> Figure:
+    """A score [R] against the length of each row's source [R], and its mean in ten parts of equally many rows."""
+    figure = Figure(figsize=(4.5, 3), layout="constrained")
+    axes = figure.add_subplot()
+    axes.scatter(lengths, scores, s=8, alpha=0.35, color="tab:blue", linewidths=0)
+    parts = [part for part in np.array_split(lengths.argsort(kind="stable"), 10) if len(part)]
+    means = [(lengths[part].mean(), scores[part].mean()) for part in parts]
+    axes.plot(*zip(*means, strict=True), color="black", lw=1, label="mean")
+    axes.set_xlabel("words of the source")
+    axes.set_ylabel(name)
+    axes.set_ylim(-0.02, 1.02)
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
     return figure

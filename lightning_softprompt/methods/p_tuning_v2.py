@@ -14,7 +14,7 @@ from lightning_softprompt.types import Batch, SoftPrompt
 class PTuningV2(SoftPromptModule):
     """Deep prompts for understanding: free keys and values in some or all layers, read off by a head or label words.
 
-    With the readout `ClassHead`, as in the paper, a linear head is trained with them.
+    With the readout `ClassHead`, as in the paper, a linear head is trained with them; `TokenHead` is its like for tags.
 
     Paper: Liu et al. 2022, arXiv 2110.07602
     Enters: keys and values of the layers named; no slot is used

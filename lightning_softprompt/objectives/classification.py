@@ -9,13 +9,15 @@ from torch.nn.functional import cross_entropy
 
 from lightning_softprompt.lm import PromptedLM
 from lightning_softprompt.objectives.base import Objective, Outcome
-from lightning_softprompt.types import Batch
+from lightning_softprompt.types import IGNORE, Batch
 
 
 @final
 @dataclass(frozen=True)
 class Classification(Objective):
     """Mean cross entropy over class scores, as the readout gives them: probability that goes to no class is no loss.
+
+    The mean is over rows, or over all words of the batch that have a class.
 
     Args:
         label_smoothing: Share of the probability that the target gives to the other classes.
@@ -27,4 +29,5 @@ class Classification(Objective):
         """The loss."""
         if batch.labels is None:
             raise ValueError("Classification wants rows with labels; use LanguageModeling where there are none")
-        return Outcome(cross_entropy(lm.scores(batch), batch.labels, label_smoothing=self.label_smoothing))
+        scores, labels = lm.scores(batch).flatten(0, -2), batch.labels.flatten()
+        return Outcome(cross_entropy(scores, labels, ignore_index=IGNORE, label_smoothing=self.label_smoothing))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import Literal, final
+
+from torch import Tensor
 
 from lightning_softprompt.lm import PromptedLM
 from lightning_softprompt.objectives.base import Objective, Outcome
@@ -13,15 +15,35 @@ from lightning_softprompt.types import IGNORE, Batch
 @final
 @dataclass(frozen=True)
 class LanguageModeling(Objective):
-    """Mean cross entropy over all target tokens of the batch, over the whole vocabulary.
+    """Mean cross entropy over target tokens, over the whole vocabulary.
 
     Args:
         label_smoothing: Share of the probability that the target gives to the rest of the vocabulary.
+        average: Over all target tokens of the batch; or over each row's own first, so that long answers count no more
+            than short ones.
+        source_weight: How much the source counts, beside the answer's 1: 0 leaves it out. Decoder-only models say their
+            source too; no other family does.
     """
 
     label_smoothing: float = 0.0
+    average: Literal["tokens", "rows"] = "tokens"
+    source_weight: float = 0.0
 
     def __call__(self, lm: PromptedLM, batch: Batch) -> Outcome:
         """The loss."""
-        losses = lm.cross_entropy(batch, label_smoothing=self.label_smoothing)
-        return Outcome(losses.sum() / (batch.targets != IGNORE).sum())
+        loss = self._averaged(lm.cross_entropy(batch, label_smoothing=self.label_smoothing), batch.targets)
+        if not self.source_weight:
+            return Outcome(loss)
+        source = self._of_source(lm, batch)
+        return Outcome(loss + self.source_weight * source, {"answer_loss": loss, "source_loss": source})
+
+    def _averaged(self, losses: Tensor, targets: Tensor) -> Tensor:
+        said = targets != IGNORE
+        if self.average == "tokens":
+            return losses.sum() / said.sum()
+        return (losses.sum(1) / said.sum(1).clamp(min=1)).sum() / said.any(1).sum()
+
+    def _of_source(self, lm: PromptedLM, batch: Batch) -> Tensor:
+        source = lm.backbone.source_as_target(batch)
+        losses = lm.backbone.cross_entropy(source, lm.prompt(batch), self.label_smoothing)
+        return self._averaged(losses, source.targets)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_softprompt.lm import PromptedLM
-from lightning_softprompt.types import Batch
+from lightning_softprompt.types import IGNORE, Batch
 
 STEEPNESS, EPOCHS = 0.2, 50  # of Nemesis's schedule, and the epochs that it was made for
 
@@ -161,11 +161,17 @@ def replaced(lm: PromptedLM, batch: Batch, positions: Sequence[int], deviation: 
 
 
 def right(lm: PromptedLM, batch: Batch) -> int:
-    """Rows whose class is the likeliest."""
+    """Rows, or words, whose class is the likeliest."""
     assert batch.labels is not None
     return int((lm.scores(batch).argmax(-1) == batch.labels).sum())
 
 
+def labelled(batch: Batch) -> int:
+    """Rows, or words, that have a class."""
+    assert batch.labels is not None
+    return int((batch.labels != IGNORE).sum())
+
+
 def accuracy(lm: PromptedLM, batch: Batch) -> float:
     """Of the classes of a batch."""
-    return right(lm, batch) / len(batch)
+    return right(lm, batch) / labelled(batch)

@@ -13,7 +13,7 @@ from lightning_softprompt.types import Batch, Classes
 
 
 class Readout(nn.Module, ABC):
-    """Reads class scores [B, C] off a prompted language model; the class probabilities are their softmax.
+    """Reads class scores off a prompted language model, [B, C] or [B, W, C]; their softmax are the probabilities.
 
     Parameters of a readout are trained and saved with the prompt.
 
@@ -32,8 +32,20 @@ class Readout(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, lm: PromptedLM, batch: Batch) -> Tensor:
-        """Scores [B, C]."""
+        """Scores [B, C], or [B, W, C] where each word has a class."""
 
 
 class WordReadout(Readout):
-    """A readout of the classes' words, which others may build on."""
+    """A readout of the classes' words, which others may build on.
+
+    Raises:
+        ValueError: If classes are not spoken.
+    """
+
+    def __init__(self, codec: Codec, classes: Classes) -> None:
+        super().__init__(codec, classes)
+        if silent := [name for name, words in classes.words.items() if not words]:
+            raise ValueError(
+                f"{type(self).__name__} reads the words of classes, and {silent[:3]} have none, as tags of words do; "
+                f"set --model.readout to TokenHead"
+            )

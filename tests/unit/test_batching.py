@@ -334,3 +334,17 @@ def test_lightning_can_end_the_workers():
     combined.reset()
     assert not workers[0].is_alive()
     assert list(loader) == epoch_of(shuffled(), 0)
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 4}, {"max_tokens": 30}], ids=lambda options: next(iter(options)))
+def test_a_pass_may_begin_with_the_batch_of_any_row_and_the_next_is_whole(options):
+    lengths = [1 + i * 7 % 10 for i in range(23)]
+    sampler = BucketBatchSampler(lengths, order="given", **options)
+    whole = list(sampler)
+    loader = ResumableLoader(range(23), sampler, list)
+    for row in range(24):
+        skipped = loader.skip_to(row)
+        assert skipped == next((n for n, batch in enumerate(whole) if row in batch), len(whole))
+        assert list(loader) == whole[skipped:]
+        if row < 23:
+            assert list(loader) == whole

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import time
 import warnings
 
@@ -19,7 +20,7 @@ from lightning_softprompt.callbacks.loggers import make_loggers
 from lightning_softprompt.callbacks.prompt_watch import PromptWatch
 from lightning_softprompt.callbacks.run_files import RunFiles, learning_curve
 from lightning_softprompt.callbacks.throughput import Throughput
-from lightning_softprompt.types import Batch
+from lightning_softprompt.types import Batch, Classes
 
 ROWS = 10
 SPLITS = {"train": 16, "validation": ROWS, "test": ROWS, "predict": ROWS}
@@ -27,6 +28,8 @@ SPLITS = {"train": 16, "validation": ROWS, "test": ROWS, "predict": ROWS}
 
 class Rows(LightningDataModule):
     """Rows of row + 1 tokens, padded; validation comes in the data's order, test and predict do not."""
+
+    classes = Classes({"good": ["good"], "bad": ["bad"]})
 
     def __init__(self, order=(0, 1, 2, 3, 4, 5, 6, 7, 8, 9)):
         super().__init__()
@@ -416,6 +419,23 @@ def test_predictions_on_standard_output(tmp_path, capsys):
         assert [line["row"] for line in lines] == list(range(ROWS))
 
 
+def test_lines_are_on_standard_output_before_the_next_batch_runs(tmp_path, monkeypatch):
+    ends = os.pipe()
+    seen = []
+
+    class Reads(Tiny):
+        def predict_step(self, batch, batch_idx):
+            if batch_idx:
+                seen.append(os.read(ends[0], 10_000).decode().splitlines())
+            return super().predict_step(batch, batch_idx)
+
+    with os.fdopen(ends[1], "w") as out, monkeypatch.context() as patched:
+        patched.setattr("sys.stdout", out)
+        trainer(tmp_path, [predictions.PredictionWriter("-")]).predict(Reads(), Rows())
+    os.close(ends[0])
+    assert [[json.loads(line)["row"] for line in lines] for lines in seen] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
 def test_test_predictions_have_the_target(tmp_path):
     path = tmp_path / "test.jsonl"
     trainer(tmp_path, [predictions.TestPredictions(path)]).test(Tiny(), Rows(order=[3, 2, 1, 0]), verbose=False)
@@ -429,7 +449,31 @@ def test_test_predictions_have_the_target(tmp_path):
     }
 
 
+class Sampled(Tiny):
+    """Generates for odd rows only, in another order than the data's."""
+
+    def validation_step(self, batch, batch_idx):
+        scores = {1: None, 3: {"rouge1": 0.1234567, "rougeL": float("nan")}}
+        rows = [row for row in batch.rows.tolist() if row % 2]
+        return [
+            {"row": r, "prediction": f"said {r}", "target": "t", "scores": scores.get(r, {"new": 1})}
+            for r in rows[::-1]
+        ]
+
+
+def test_a_table_of_generated_text_has_the_first_rows_that_were_answered_and_all_their_scores(tmp_path):
+    data = Rows()
+    data.classes = None
+    table = predictions.PredictionTable(rows=3)
+    trainer(tmp_path, [table], make_loggers(tmp_path, "n", "p", "offline")).validate(Sampled(), data, verbose=False)
+    (found,) = read_run(tmp_path).tables("val/predictions")
+    assert found["columns"] == ["row", "input", "target", "prediction", "rouge1", "rougeL", "new"]
+    shown = [[row, f"validation text {row}", "t", f"said {row}"] for row in (1, 3, 5)]
+    scores = [[None, None, None], [0.123457, None, None], [None, None, 1.0]]
+    assert found["data"] == [[*cells, *more] for cells, more in zip(shown, scores, strict=True)]
+
+
 def test_without_wandb_no_table_is_gathered(tmp_path):
     table = predictions.PredictionTable()
     trainer(tmp_path, [table], make_loggers(tmp_path, "n", "p", "disabled")).validate(Tiny(), Rows(), verbose=False)
-    assert table._table == {}
+    assert table._said == {}

@@ -81,6 +81,10 @@ def test_a_column_that_is_no_text_names_its_file_and_line(data, tmp_path, value)
         data(test=file).split("test")
 
 
+def test_a_text_to_be_classified_may_be_empty(data):
+    assert len(data(test=[{"text": "", "label": 1}]).split("test")) == 1
+
+
 def test_labels_may_stand_in_another_column(data):
     rows = [{"text": "warm", "mood": "positive", "label": "what"}]
     assert labels_of(data(label="mood", test=rows), "test") == [1]
@@ -208,6 +212,24 @@ def test_a_row_is_shown_as_it_is_read(data):
     assert module.shown("test", 0) == {"input": "warm it was .", "target": "good"}
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"predict": [{"text": "warm"}, {"text": "sad"}]},
+        {"predict": [{"text": "dull"}, {"text": "warm"}]},
+        {"template": "{text} it is {target}"},
+        {"labels": {"negative": "dull", "positive": ["good", "great"]}},
+        {"max_tokens": 4},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_rows_are_known_again_by_their_identity(data, change):
+    given = {"predict": [{"text": "warm"}, {"text": "dull"}]}
+    identity = data(**given).identity("predict")
+    assert data(**given, batch_size=3).identity("predict") == identity
+    assert data(**{**given, **change}).identity("predict") != identity
+
+
 # Tokens
 
 
@@ -313,6 +335,6 @@ def test_what_is_packed_is_unpacked():
     rows = [
         Encoded((1, 2, 3), (2,), (3,), (0, 3), cut=2),
         Encoded((4,), (), (), (1, 1)),
-        Encoded((5, 6), (), (7, -100), (0, 1)),
+        Encoded((5, 6), (), (7, -100), (0, 1), (1, -1, 1)),
     ]
     assert cache.unpack(cache.pack(rows)) == rows

@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 
 import pytest
@@ -17,12 +18,16 @@ from tiny import (
     on_side,
     tokenizer,
 )
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers.models import BPE
+from tokenizers.trainers import BpeTrainer
+from transformers import PreTrainedTokenizerFast
 
 from lightning_softprompt.backbones.causal import CausalCodec
 from lightning_softprompt.backbones.masked import MaskedCodec
 from lightning_softprompt.backbones.seq2seq import Seq2SeqCodec
 from lightning_softprompt.template import Template
-from lightning_softprompt.types import IGNORE
+from lightning_softprompt.types import IGNORE, LOST
 
 CODECS = dict.fromkeys(CAUSAL, CausalCodec) | dict.fromkeys(SEQ2SEQ, Seq2SeqCodec) | dict.fromkeys(MASKED, MaskedCodec)
 SIDES = ("right", "left")
@@ -177,6 +182,109 @@ def test_a_slot_that_a_causal_answer_cannot_hear_is_an_error(codec):
         encode(codec, "{a} {target}{soft}", a="it is")
 
 
+# Words
+
+
+def words_of(text):
+    return tuple((match.start(), match.end()) for match in re.finditer(r"\S+", text))
+
+
+TAGGED = "well : {soft}{text} . {soft}it is {target}"
+SENTENCE = "one very,good film . funny! dog?"  # six words, ten tokens
+
+
+@pytest.mark.parametrize("most", [*range(9, 22), None])
+def test_words_begin_at_their_first_token_that_is_left(codec, family, most):
+    pieces = Template(TAGGED, ["text"]).pieces({"text": SENTENCE}, {"text": words_of(SENTENCE)})
+    row = codec.encode(pieces, "good", most)
+    whole = [i for word in SENTENCE.split() for i in codec.ids(word)]
+    start = len(codec.start) + 2
+    assert [*row.ids[start : start + len(whole) - row.cut]] == whole[: len(whole) - row.cut]
+    expected, at = [], 0
+    for word in SENTENCE.split():
+        expected.append(start + at if at < len(whole) - row.cut else LOST)
+        at += len(codec.ids(word))
+    assert list(row.words) == expected
+    assert (LOST in row.words) == (row.cut > 1)
+
+
+def test_a_row_that_keeps_none_of_its_words_is_an_error(codec):
+    pieces = Template(TAGGED, ["text"]).pieces({"text": SENTENCE}, {"text": words_of(SENTENCE)})
+    least = len(codec.encode(pieces, "good").ids) + (codec.assemble((), (), [0])[1] == range(0)) - 10
+    assert codec.encode(pieces, "good", least + 1).words[1:] == (LOST,) * 5
+    with pytest.raises(ValueError, match="none of its 6 words has a token left, 10 tokens were cut; raise max_tokens"):
+        codec.encode(pieces, "good", least)
+
+
+def test_a_slot_that_words_of_a_causal_row_cannot_hear_is_an_error(codec, family):
+    pieces = Template("{text}{soft} it {target}").pieces({"text": "a dog"}, {"text": words_of("a dog")})
+    if family not in CAUSAL:
+        assert codec.encode(pieces, "").slots[0] > max(codec.encode(pieces, "").words)
+        return
+    with pytest.raises(ValueError, match=r"words of a causal backbone never hear \{soft\} behind them"):
+        codec.encode(pieces, "")
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_words_move_with_padding_and_answers(codec, side):
+    codec = on_side(codec, side)
+    template, texts = Template("{soft}{text} it{soft} was {target}", ["text"]), (*TEXTS, SENTENCE)
+    rows = [codec.encode(template.pieces({"text": t}, {"text": words_of(t)}), "very good", 12) for t in texts]
+    labels = [tuple(range(len(row.words))) for row in rows]
+    batch = codec.collate(rows, labels=labels)
+    assert codec.unpack(batch) == [replace(row, cut=0) for row in rows]
+    for b, row in enumerate(rows):
+        for w, at in enumerate(row.words):
+            place, label = int(batch.words[b, w]), int(batch.labels[b, w])
+            if at == LOST:
+                assert (place, label) == (LOST, IGNORE)
+            else:
+                assert (int(batch.input_ids[b, place]), label) == (codec.ids(texts[b].split()[w])[0], w)
+        assert set(batch.words[b, len(row.words) :].tolist()) <= {IGNORE}
+        assert set(batch.labels[b, len(row.words) :].tolist()) <= {IGNORE}
+    assert LOST in rows[-1].words
+    for row in rows:
+        assert codec.answered(row, codec.ids("bad")).words == row.words
+
+
+@pytest.mark.parametrize("family", MASKED)
+def test_words_after_the_answer_move_with_it(codec):
+    template, text = Template("{soft}it was {target} : {text}"), "a film"
+    short, long = (codec.encode(template.pieces({"text": text}, {"text": words_of(text)}), t) for t in ("bad", "a b c"))
+    assert [w - 2 for w in long.words] == list(short.words)
+    assert codec.answered(short, long.targets) == long
+
+
+SUBWORDS = {  # how words become tokens, and whether a token holds the space before its word
+    "byte-level": (pre_tokenizers.ByteLevel(add_prefix_space=False), pre_tokenizers.ByteLevel.alphabet()),
+    "metaspace": (pre_tokenizers.Metaspace(), []),
+    "with spaces": (pre_tokenizers.Split(" ", "isolated"), []),
+}
+
+
+@pytest.mark.parametrize("kind", SUBWORDS)
+def test_words_are_found_whatever_makes_of_them_tokens(kind):
+    before, alphabet = SUBWORDS[kind]
+    rules = Tokenizer(BPE(unk_token="<unk>"))
+    rules.pre_tokenizer = before
+    trainer = BpeTrainer(
+        vocab_size=len(alphabet) + 90, special_tokens=["<unk>", "<s>", "<pad>"], initial_alphabet=alphabet
+    )
+    texts = [*TEXTS, "naïve cafés — don't pay 1 000,50 €", "🙂 smile 你好 world"]
+    rules.train_from_iterator(texts, trainer)
+    codec = CausalCodec(PreTrainedTokenizerFast(tokenizer_object=rules, bos_token="<s>", pad_token="<pad>"))
+    several = 0
+    for text in texts:
+        row = codec.encode(Template("a{soft}{text} . {target}").pieces({"text": text}, {"text": words_of(text)}), "")
+        coded = codec.tokenizer(f"{text} .", return_offsets_mapping=True)["offset_mapping"]
+        shift = len(row.ids) - len(coded)
+        for (start, end), at in zip(words_of(text), row.words, strict=True):
+            owners = [n for n, (a, b) in enumerate(coded) if set(range(a, b)) & set(range(start, end))]
+            assert at == shift + owners[0]
+            several += len(owners) > 1
+    assert several > 5
+
+
 # Batches
 
 
@@ -206,12 +314,23 @@ def test_padding_stands_on_its_side_and_everything_moves_with_it(codec, side):
     assert (batch.labels.tolist(), batch.rows.tolist(), len(batch)) == ([0, 1, 1, 0], [7, 3, 9, 1], 4)
 
 
+@pytest.mark.parametrize(
+    ("cut", "left"), [("end", "a very warm"), ("start", "and funny film"), ("middle", "a very film")]
+)
+def test_text_is_cut_at_its_end_its_start_or_in_the_middle(codec, cut, left):
+    template = Template("{text}{soft} it was {target}", ["text"])
+    pieces = template.pieces({"text": "a very warm and funny film"})
+    whole = codec.encode(pieces, "good")
+    most = len(whole.ids) + (not whole.answers) - 3  # an answer that is the decoder's counts too
+    row = codec.encode(pieces, "good", max_tokens=most, cut=cut)
+    assert (row.cut, " ".join(text(codec, row)[len(codec.start) :][:3])) == (3, left)
+
+
 def test_a_batch_goes_to_another_device_whole(codec):
-    batch = codec.collate(
-        encoded(codec, TEMPLATES["front"]), labels=[0] * 4, task_ids=torch.arange(4), numbers=range(4)
-    )
+    rows = [replace(row, words=(1,)) for row in encoded(codec, TEMPLATES["front"])]
+    batch = codec.collate(rows, labels=[(0,)] * 4, task_ids=torch.arange(4), numbers=range(4))
     moved = batch.to("meta")
-    assert {t.device.type for t in vars(moved).values()} == {"meta"}
+    assert {t.device.type for t in vars(moved).values() if t is not None} == {"meta"}
     assert batch.input_ids.device.type == "cpu"
 
 

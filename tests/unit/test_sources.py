@@ -33,7 +33,7 @@ CONTENTS = {
     "a.jsonl": json_lines(ROWS),
     "a.ndjson": json_lines(ROWS),
     "lines.json": json_lines(ROWS),
-    "list.json": json.dumps(ROWS, indent=1),
+    "list.json": json.dumps(ROWS, indent=1, ensure_ascii=False),
     "a.csv": "text,label\nnaïve,0\nfun,1\n",
     "a.tsv": "text\tlabel\nnaïve\t0\nfun\t1\n",
 }
@@ -98,6 +98,26 @@ def test_a_bad_row_is_an_error_with_place_and_remedy_or_is_skipped_and_told(tmp_
     assert [row["text"] for row in rows] == ["a", "b"]
     assert len(rows.skipped) == 1
     assert rows.skipped[0].startswith(f"{path}:{line}: ")
+
+
+ENCODINGS = {"latin-1": "position", "utf-16": "position 0", "cp1252": "position"}
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("name", ["a.jsonl", "list.json", "a.csv", "a.tsv"])
+def test_a_file_in_another_encoding_says_so_and_what_to_do(tmp_path, name, encoding):
+    path = write(tmp_path / name, CONTENTS[name].encode(encoding))
+    with pytest.raises(DataError, match=rf"{name}.*{ENCODINGS[encoding]}.*[Ss]ave (the file|it) as UTF-8"):
+        read_rows(path)
+
+
+def test_half_a_surrogate_pair_in_a_list_is_a_bad_row_and_a_whole_one_is_not(tmp_path):
+    path = write(tmp_path / "a.json", '[{"text": "\\ud83d\\ude00"}, {"text": "\\ud83d"}, {"text": "b"}, 1]')
+    with pytest.raises(DataError, match=r"row 1 of .*a\.json: not UTF-8"):
+        read_rows(path)
+    rows = read_rows(path, on_bad_row="skip")
+    assert [row["text"] for row in rows] == ["\U0001f600", "b"]
+    assert [reason.rpartition("a.json: ")[2][:8] for reason in rows.skipped] == ["not UTF-", "wanted c"]
 
 
 def test_a_quote_that_never_ends_is_told_where_it_begins(tmp_path):

@@ -1,0 +1,96 @@
+"""What papers say of soft prompts, tried small: where they start, how long they are, how fast they learn, few shots.
+
+    python benchmarks/directions.py --data PATH/TO/classification --out benchmarks/directions.jsonl
+
+SST-2 with the slices, steps and learning rates of `methods.py`. Each line of a study differs in one thing; seeds are
+replicas. Results are added to `--out` as they come; what is there already is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from methods import Made, interval, keep, replicas, scored, slices, train
+
+from lightning_softprompt.backbones.base import Backbone, BackboneSpec
+from lightning_softprompt.backbones.load import load_backbone
+from lightning_softprompt.data.classification import ClassificationDataModule
+from lightning_softprompt.methods import ContextAware, PromptTuning, ResidualPromptTuning
+from lightning_softprompt.prompts.init import FromText, SampleVocabulary, Uniform
+from lightning_softprompt.replicas import ReplicaSpec
+
+Line = tuple[Made, float, dict[str, Any]]  # method, learning rate, options of the data
+TALK = "Is the review of this film positive or negative? Decide by its words."
+SHOTS = {"shots": 4, "demonstrations": 4}
+STUDIES: dict[str, dict[str, Line]] = {
+    "start (2104.08691: text and words ahead of random)": {
+        "uniform": (partial(PromptTuning, length=20, init=Uniform()), 5e-3, {}),
+        "vocabulary": (partial(PromptTuning, length=20, init=SampleVocabulary()), 5e-3, {}),
+        "text": (partial(PromptTuning, length=20, init=FromText(TALK)), 5e-3, {}),
+    },
+    "length (2104.08691: little beyond 20)": {
+        f"{length} soft tokens": (partial(PromptTuning, length=length), 5e-3, {}) for length in (1, 5, 20, 50)
+    },
+    "learning rate (2305.03937: residual is robust)": {
+        f"{name}, {rate:g}": (partial(method, length=10), rate, {})
+        for name, method in (("prompt tuning", PromptTuning), ("residual", ResidualPromptTuning))
+        for rate in (1e-4, 1e-3, 1e-2, 1e-1)
+    },
+    "four shots a class (2410.17222: context-aware ahead of in-context and prompt tuning)": {
+        "in context": (ContextAware, 0.0, SHOTS),
+        "context-aware": (ContextAware, 1e-3, SHOTS),
+        "prompt tuning": (partial(PromptTuning, length=20), 5e-3, SHOTS),
+    },
+}
+
+
+def line(made: Made, rate: float, data: ClassificationDataModule, backbone: Backbone, args: Any) -> dict[str, Any]:
+    """Accuracies of the seeds."""
+    seeds = list(range(1, args.seeds + 1)) if rate else [1]
+    together = replicas(made, data, backbone, ReplicaSpec(len(seeds), seeds, [rate or 1.0] * len(seeds)))
+    seconds = train(together, data, args.steps) if rate else 0.0
+    test = list(data.test_dataloader())
+    results = [scored(method, test) for method in together.eval().replicas]  # type: ignore[arg-type]
+    return {"accuracy": [r["accuracy"] for r in results], "loss": [r["loss"] for r in results], "seconds": seconds}
+
+
+def table(records: Sequence[dict[str, Any]]) -> str:
+    """Markdown: a table for each study."""
+    said: list[str] = []
+    for study in dict.fromkeys(r["task"] for r in records):
+        said += ["", f"| {study} | accuracy | loss |", "|---|---|---|"]
+        own = [r for r in records if r["task"] == study]
+        said += [f"| {r['method']} | {interval(r['accuracy'])} | {interval(r['loss'])} |" for r in own]
+    return "\n".join(said)
+
+
+def main() -> None:
+    """Runs what is not in the file yet, then prints the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with the data sets")
+    parser.add_argument("--out", type=Path, required=True, help="JSON lines")
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--rows", type=int, default=400, help="training rows; half as many test")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--tokens", type=int, default=128, help="most tokens of a row")
+    parser.add_argument("--seeds", type=int, default=3)
+    args = parser.parse_args()
+    backbone = load_backbone(BackboneSpec())
+    there = [json.loads(text) for text in args.out.read_text().splitlines()] if args.out.is_file() else []
+    for study, lines in STUDIES.items():
+        for name, (made, rate, options) in lines.items():
+            if any((r["task"], r["method"]) == (study, name) for r in there):
+                continue
+            data = slices("sst2", args, **options)
+            there.append({"task": study, "method": name, **line(made, rate, data, backbone, args)})
+            keep(args.out, there[-1])
+    print(table(there))
+
+
+if __name__ == "__main__":
+    main()

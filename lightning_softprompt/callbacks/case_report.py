@@ -1,0 +1,80 @@
+"""The rows of a test that came out best and worst, as a page for people."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lightning_softprompt.callbacks.case_page import Case, html
+from lightning_softprompt.callbacks.loggers import rank_zero_info
+from lightning_softprompt.callbacks.predictions import targeted
+from lightning_softprompt.callbacks.record_lines import of_all_processes
+from lightning_softprompt.callbacks.run_files import stage_metrics
+from lightning_softprompt.folders import write_whole
+from lightning_softprompt.types import Batch
+
+
+class CaseReport(Callback):
+    """Writes the best and the worst rows of `test` as one HTML page, if rows have scores of their own.
+
+    Rows without a finite score are left out.
+
+    Args:
+        path: The page.
+        score: What ranks the rows; where they have no such score, the first they have does, its greatest being best.
+        mode: Whether its least or its greatest value is best.
+        rows: How many of the best, and of the worst.
+    """
+
+    def __init__(
+        self, path: Path, score: str | None = None, mode: Literal["min", "max"] = "max", rows: int = 10
+    ) -> None:
+        self.path = Path(path)
+        self.score, self.mode, self.rows = score, mode, rows
+        self._cases: dict[int, Case] = {}
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the test before."""
+        self._cases = {}
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the rows that may be shown."""
+        self._cases |= {record["row"]: record for record in outputs if record["scores"]}
+        best, worst = self._ranked(self._cases)
+        self._cases = {record["row"]: record for record in (*best, *worst)}
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the page."""
+        cases = of_all_processes(self._cases)
+        if not cases or not trainer.is_global_zero:
+            return
+        best, worst = ([targeted(trainer, "test", record) for record in part] for part in self._ranked(cases))
+        page = html(self._by(cases)[0], stage_metrics(trainer, "test"), {"Best": best, "Worst": worst})
+        write_whole(self.path, page.encode())
+        rank_zero_info(f"the best and worst cases: {self.path}")
+
+    def _by(self, cases: Mapping[int, Case]) -> tuple[str, int]:
+        """The score that ranks the rows, and 1 where less of it is better, else -1."""
+        names: Mapping[str, float] = next((record["scores"] for record in cases.values()), {})
+        if self.score in names:
+            return str(self.score), 1 if self.mode == "min" else -1
+        return next(iter(names), ""), -1
+
+    def _ranked(self, cases: Mapping[int, Case]) -> tuple[list[Case], list[Case]]:
+        """The best rows, best first, and of the others the worst, worst first."""
+        name, sign = self._by(cases)
+        finite = [record for record in cases.values() if math.isfinite(record["scores"].get(name, math.nan))]
+        order = sorted(finite, key=lambda record: (sign * record["scores"][name], record["row"]))
+        return order[: self.rows], order[self.rows :][: -self.rows - 1 : -1]

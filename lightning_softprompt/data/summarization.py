@@ -1,0 +1,105 @@
+"""Rows of text that are answered by text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, final
+
+from lightning_softprompt.backbones.decoding import Decoding
+from lightning_softprompt.data.datamodule import SoftPromptDataModule
+from lightning_softprompt.evaluation.base import Evaluation
+from lightning_softprompt.evaluation.generation import DEFAULT, GenerationEvaluation
+from lightning_softprompt.types import Example
+
+
+@final
+class SummarizationDataModule(SoftPromptDataModule):
+    """A document, perhaps with a query, and the text that is to be said of it: a summary, or a table in words.
+
+    The answer is generated. What it is compared with are the target and all further references of its row.
+
+    Args:
+        template: How a row is written.
+        document: The column that answers are measured against: what of them is new, and how far its first sentences
+            would get.
+        target: The column that holds the answer.
+        references: A column with lists of all right answers, where rows have it.
+        defaults: What columns of the template say in rows that lack them, as a query.
+        max_target_tokens: Tokens of max_tokens set aside for the answer, whatever its length: longer ones are cut.
+        decoding: How answers are generated; None takes the likeliest tokens, at most max_target_tokens.
+        metrics: What answers are scored by: rouge1 to rouge9, rougeL, bertscore, bleu, chrf, nist.
+        lead: Sentences of the document that make the baseline; 0 takes none.
+        encoder: The encoder of bertscore.
+        generate_every: Validation generates in one of so many epochs; the loss is there in all of them.
+        generate_rows: Validation generates for so many rows; None for all.
+        generate_minutes: Validation generates no longer than that; None as long as it takes.
+        long_documents: Whether `predict` cuts documents that are too long, or sums up their parts, then those together.
+        common: Arguments of every data module.
+    """
+
+    closed = True
+
+    def __init__(
+        self,
+        template: str = "{soft}{document}\nSummary: {target}",
+        document: str = "document",
+        target: str = "summary",
+        references: str | None = "references",
+        defaults: dict[str, str] | None = None,
+        max_target_tokens: int = 64,
+        decoding: Decoding | None = None,
+        metrics: Sequence[str] = DEFAULT,
+        lead: int = 1,
+        encoder: str = "all-minilm-l6-v2",
+        generate_every: int = 1,
+        generate_rows: int | None = 64,
+        generate_minutes: float | None = None,
+        long_documents: Literal["cut", "map_reduce"] = "cut",
+        **common: Any,
+    ) -> None:
+        super().__init__(template=template, **common)
+        if document not in self.template.columns:
+            raise ValueError(f"document must be a column of the template, {list(self.template.columns)}: {document!r}")
+        if not 0 < max_target_tokens < self.max_tokens:
+            raise ValueError(f"max_target_tokens must lie between 0 and max_tokens={self.max_tokens}")
+        self.document, self.target, self.references = document, target, references
+        self.defaults = dict(defaults or {})
+        self.max_target_tokens = max_target_tokens
+        self.decoding = decoding or Decoding(max_new_tokens=max_target_tokens)
+        self._scored = {"metrics": metrics, "lead": lead, "encoder": encoder}
+        self._generated = {"every": generate_every, "sample": generate_rows, "minutes": generate_minutes}
+        self.long_documents = long_documents
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """ROUGE and its like."""
+        how: dict[str, Any] = {**self._scored, **self._generated, "long_documents": self.long_documents}
+        return GenerationEvaluation(
+            self.decoding, self.document, template=self.template, max_tokens=self.max_tokens, **how
+        )
+
+    def example(self, row: Mapping[str, Any], labelled: bool) -> Example:
+        """The row's text and its right answers."""
+        fields = self.text({**self.defaults, **{name: value for name, value in row.items() if value is not None}})
+        if not fields[self.document].strip():
+            raise ValueError(f"column {self.document!r} is empty")
+        if not labelled:
+            return Example(fields, "")
+        target = self._answer(row)
+        return Example(fields, target, references=self._references(row) or (target,))
+
+    def _answer(self, row: Mapping[str, Any]) -> str:
+        if self.target not in row:
+            raise ValueError(f"no column {self.target!r}; the row has {sorted(map(str, row))}: set target to another")
+        answer = row[self.target]
+        if not isinstance(answer, str) or not answer.strip():
+            raise ValueError(f"column {self.target!r} must be text that is not empty, got {answer!r}")
+        return answer.strip()
+
+    def _references(self, row: Mapping[str, Any]) -> tuple[str, ...]:
+        said = row.get(self.references) if self.references else None
+        if said is None:
+            return ()
+        if not isinstance(said, list | tuple) or not all(isinstance(text, str) for text in said):
+            raise ValueError(f"column {self.references!r} must be a list of texts, got {said!r}")
+        return tuple(text for text in said if text.strip())

@@ -1,0 +1,129 @@
+"""Sentences in words, each with a tag."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from itertools import accumulate
+from string import Formatter
+from typing import Any, cast, final
+
+from lightning_softprompt.data.datamodule import SoftPromptDataModule, Split
+from lightning_softprompt.evaluation.base import Evaluation
+from lightning_softprompt.evaluation.tagging import TaggingEvaluation
+from lightning_softprompt.template import TARGET
+from lightning_softprompt.types import Classes, Example, Spans
+
+
+@final
+class TaggingDataModule(SoftPromptDataModule):
+    r"""Words, each with one tag: named entities, parts of speech and their like. Wants the readout `TokenHead`.
+
+    Rows such as `{"tokens": ["Ann", "left", "Rome"], "tags": ["B-PER", "O", "B-LOC"]}` in `FOLDER/train.jsonl` and
+    `FOLDER/validation.jsonl` are trained on by
+
+        softprompt fit --backbone.name all-minilm-l6-v2 --model PTuningV2 --model.length 16 --model.readout TokenHead \
+            --data TaggingDataModule --data.path FOLDER --data.tags '[O, B-PER, I-PER, B-LOC, I-LOC]'
+
+    Words are written with a space between them. The tag of a word stands at the first of its tokens; words whose tokens
+    are all cut to max_tokens lose theirs, and are counted. Tags of the form B-TYPE, I-TYPE and O are scored by entity.
+
+    Args:
+        template: How a row is written, with the column of words once and before `{target}`, where nothing is said (an
+            encoder has a mask there); None writes the words alone.
+        tags: The tags in order; None takes those that occur in the training rows, sorted.
+        tokens_column: The column that holds the words.
+        tags_column: The column that holds their tags, as names or as numbers in `tags`.
+        common: Arguments of every data module.
+
+    Raises:
+        ValueError: If the template does not name the words as it should.
+    """
+
+    def __init__(
+        self,
+        template: str | None = None,
+        tags: list[str] | None = None,
+        tokens_column: str = "tokens",
+        tags_column: str = "tags",
+        **common: Any,
+    ) -> None:
+        super().__init__(template=template or f"{{soft}}{{{tokens_column}}}{{{TARGET}}}", **common)
+        names = [name for _, name, _, _ in Formatter().parse(self.template.text)]
+        if names.count(tokens_column) != 1 or names.index(tokens_column) > names.index(TARGET):
+            raise ValueError(
+                f"template {self.template.text!r} must name the words {{{tokens_column}}} once, before {{{TARGET}}}"
+            )
+        self._tags = tags
+        self.tokens_column = tokens_column
+        self.tags_column = tags_column
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The tags in order."""
+        names = self._tags or self._found()
+        if len(set(names)) < 2 or len(set(names)) < len(names):
+            raise ValueError(f"tagging wants at least two tags, each once, got {names}; name them all in tags")
+        return tuple(names)
+
+    def _found(self) -> list[str]:
+        columns = [row.get(self.tags_column) for row in self.rows("train")]
+        found = [tag for column in columns if isinstance(column, list) for tag in column]
+        if any(type(tag) is int for tag in found):
+            raise ValueError("tags of the training rows are numbers; name the tags in order in tags")
+        return sorted({tag for tag in found if isinstance(tag, str)})
+
+    @property
+    def classes(self) -> Classes:
+        """The tags, which are not spoken."""
+        return Classes(dict.fromkeys(self.names, ()), self.template.text)
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """Accuracy, and F1 of entities."""
+        return TaggingEvaluation(self.names)
+
+    def example(self, row: Mapping[str, Any], labelled: bool) -> Example:
+        """The words as one text; nothing is to be said."""
+        words = self._listed(row, "tokens_column", str)
+        if not words or not all(words):
+            raise ValueError(f"column {self.tokens_column!r} must hold words that are not empty, got {words}")
+        text = self.text({**row, self.tokens_column: " ".join(words)})
+        tags = self._numbers(row, words) if labelled else None
+        return Example(text, "", tags, words={self.tokens_column: spans(words)})
+
+    def _listed(self, row: Mapping[str, Any], option: str, *kinds: type) -> list[Any]:
+        column = getattr(self, option)
+        if column not in row:
+            raise ValueError(f"no column {column!r}; the row has {sorted(map(str, row))}: set {option} to another")
+        values = row[column]
+        if isinstance(values, list) and all(type(value) in kinds for value in values):
+            return values
+        raise ValueError(
+            f"column {column!r} must be a list of {' or '.join(kind.__name__ for kind in kinds)}, got {values!r}"
+        )
+
+    def _numbers(self, row: Mapping[str, Any], words: Sequence[str]) -> tuple[int, ...]:
+        tags = self._listed(row, "tags_column", str, int)
+        if len(tags) != len(words):
+            raise ValueError(f"each word wants one tag, but there are {len(words)} words and {len(tags)} tags")
+        numbers = {said: number for number, name in enumerate(self.names) for said in (name, number)}
+        if unknown := [f"{tag!r} of {word!r}" for tag, word in zip(tags, words, strict=True) if tag not in numbers]:
+            raise ValueError(f"unknown tag {unknown[0]}; tags are {list(self.names)}: name all of them in tags")
+        return tuple(numbers[tag] for tag in tags)
+
+    def shown(self, name: Split, row: int) -> dict[str, Any]:
+        """A row as a person reads it: `input` without soft tokens, and `target`, the tags, None where not known."""
+        label = self.split(name).examples[row].label
+        tags = None if label is None else [self.names[tag] for tag in cast("tuple[int, ...]", label)]
+        return {**super().shown(name, row), "target": tags}
+
+
+def spans(words: Sequence[str]) -> Spans:
+    """Where words stand in the text that they make with a space between them.
+
+    >>> spans(["We", "are", "1 1/2"])
+    ((0, 2), (3, 6), (7, 12))
+    """
+    starts = accumulate((len(word) + 1 for word in words), initial=0)
+    return tuple((start, start + len(word)) for word, start in zip(words, starts, strict=False))

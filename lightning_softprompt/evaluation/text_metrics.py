@@ -1,0 +1,143 @@
+"""Metrics of generated texts: of one text beside its references, and of all texts of a split together.
+
+Shares run from 0 to 1; papers print 100 times as much.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from torchmetrics.functional.text.rouge import rouge_score
+
+Words = Sequence[str]
+NISTS = range(1, 6)  # lengths of the n-grams of NIST
+
+
+def words(text: str) -> list[str]:
+    """The words of a text, small; marks are none.
+
+    >>> words("Don't stop, Zoë!")
+    ['don', 't', 'stop', 'zoë']
+    """
+    return re.findall(r"\w+", text.lower())
+
+
+def ngrams(tokens: Words, n: int) -> list[tuple[str, ...]]:
+    """All stretches of n tokens in turn."""
+    return list(zip(*(tokens[i:] for i in range(n)), strict=False))
+
+
+def rouge(prediction: str, references: Sequence[str], names: Sequence[str], stem: bool = True) -> dict[str, float]:
+    """F1 of ROUGE (Lin 2004), the best over the references.
+
+    Words are made of a-z and 0-9, as in all published numbers: texts in other scripts score 0.
+
+    Args:
+        prediction: What was said.
+        references: What is right.
+        names: Of `rouge1` to `rouge9` and `rougeL`.
+        stem: Whether words of more than three letters are cut to Porter's stem.
+    """
+    keys = tuple(names)
+    found = rouge_score(prediction, list(references), "best", use_stemmer=stem, rouge_keys=keys) if keys else {}
+    return {name: float(found[f"{name}_fmeasure"]) for name in keys}
+
+
+def novel_bigrams(prediction: str, source: str) -> float:
+    """The share of a text's bigrams that its source lacks; not a number where it has none."""
+    said, known = ngrams(words(prediction), 2), set(ngrams(words(source), 2))
+    return sum(bigram not in known for bigram in said) / len(said) if said else math.nan
+
+
+def repetition(prediction: str) -> float:
+    """The share of a text's 4-grams that were there before, of its bigrams where it has fewer than 8 words.
+
+    >>> repetition("on and on and on")
+    0.5
+    """
+    said = words(prediction)
+    grams = ngrams(said, 4 if len(said) >= 8 else 2)
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def streams(references: Sequence[Sequence[str]]) -> list[list[str]]:
+    """References by row as sacrebleu takes them: the first of all rows, the second of all, None where there is none."""
+    most = max(map(len, references))
+    return [[row[i] if i < len(row) else None for row in references] for i in range(most)]  # type: ignore[misc]
+
+
+def bleu(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """BLEU of a split (Papineni et al. 2002) as sacrebleu gives it (Post 2018), with its tokens and its smoothing."""
+    from sacrebleu.metrics.bleu import BLEU
+
+    return BLEU().corpus_score(predictions, streams(references)).score / 100
+
+
+def chrf(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """The chrF of a split (Popović 2015) as sacrebleu gives it: n-grams of up to 6 letters, beta 2."""
+    from sacrebleu.metrics.chrf import CHRF
+
+    return CHRF().corpus_score(predictions, streams(references)).score / 100
+
+
+def nist(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """NIST of a split (Doddington 2002) as `mteval-v13a` gives it: in bits, capitals made small.
+
+    An n-gram weighs the information of its last word, by how often it stands in all references. It counts as often as
+    it stands in one reference at most; lengths are compared with the references' mean.
+    """
+    from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
+
+    split = Tokenizer13a()
+    said = [split(text.lower()).split() for text in predictions]
+    right = [[split(text.lower()).split() for text in row] for row in references]
+    length = sum(sum(map(len, row)) / len(row) for row in right)
+    information = _information([text for row in right for text in row])
+    gains = (_gain(said, right, n, information) for n in NISTS)
+    return _shortness(sum(map(len, said)) / length) * sum(gains) if length else 0.0
+
+
+def _information(texts: Sequence[Words]) -> dict[tuple[str, ...], float]:
+    counts = Counter(gram for text in texts for n in NISTS for gram in ngrams(text, n))
+    counts[()] = sum(map(len, texts))
+    return {gram: math.log2(counts[gram[:-1]] / count) for gram, count in counts.items() if gram}
+
+
+def _gain(
+    said: Sequence[Words], right: Sequence[Sequence[Words]], n: int, information: dict[tuple[str, ...], float]
+) -> float:
+    gained, total = 0.0, 0
+    for text, row in zip(said, right, strict=True):
+        most: Counter[tuple[str, ...]] = Counter()
+        for reference in row:
+            most |= Counter(ngrams(reference, n))
+        grams = ngrams(text, n)
+        gained += sum(information[gram] * count for gram, count in (Counter(grams) & most).items())
+        total += len(grams)
+    return gained / max(total, 1)
+
+
+def _shortness(ratio: float) -> float:
+    """What is left for texts that are too short: a half at two thirds of the length."""
+    return math.exp(math.log(0.5) * (math.log(min(ratio, 1)) / math.log(1.5)) ** 2) if ratio else 0.0
+
+
+ROUGES = (*(f"rouge{n}" for n in range(1, 10)), "rougeL")
+BERTSCORE = "bertscore"
+OF_ROWS = (*ROUGES, BERTSCORE)
+OF_SPLITS: dict[str, Callable[[Sequence[str], Sequence[Sequence[str]]], float]] = {
+    "bleu": bleu, "chrf": chrf, "nist": nist,
+}  # fmt: skip
+
+
+def check_metrics(names: Sequence[str]) -> None:
+    """Refuses what is no metric.
+
+    Raises:
+        ValueError: Naming those that there are.
+    """
+    if unknown := [name for name in names if name not in OF_ROWS and name not in OF_SPLITS]:
+        raise ValueError(f"metrics names {unknown}, but there are {[*OF_ROWS, *OF_SPLITS]}")

@@ -1,0 +1,168 @@
+"""Tagging as a user does it: from the command line, on tiny backbones and on a real encoder."""
+
+import io
+import json
+import random
+
+import pytest
+import wandb_file
+
+from lightning_softprompt.checkpoints.files import read_prompt
+from lightning_softprompt.cli import main
+from lightning_softprompt.commands import fold
+from lightning_softprompt.run import last_folder
+
+PLAIN = ("a", "that", "is", "one", "about", "it", "this", "label")
+ENTITIES = {  # in the tokens of tiny backbones, `sad!` and `text?` are two
+    ("very", "good"): ("B-MOOD", "I-MOOD"),
+    ("sad!",): ("B-MOOD",),
+    ("film",): ("B-THING",),
+    ("story", "text?"): ("B-THING", "I-THING"),
+}
+
+
+def sentence(draw):
+    words, tags = [], []
+    for _ in range(draw.randint(1, 5)):
+        one = draw.choice([(word,) for word in PLAIN] + list(ENTITIES) * 2)
+        words += one
+        tags += ENTITIES.get(one, ("O",))
+    return {"tokens": words, "tags": tags}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Files of made-up sentences."""
+    draw = random.Random(0)
+    path = tmp_path / "data"
+    path.mkdir()
+    for name, count in (("train", 160), ("validation", 40), ("test", 40)):
+        (path / f"{name}.jsonl").write_text("".join(json.dumps(sentence(draw)) + "\n" for _ in range(count)))
+    return path
+
+
+@pytest.fixture
+def common(tmp_path, folder, tiny_folder):
+    def common(family):
+        return [
+            f"--backbone.name={tiny_folder(family)}", "--data=TaggingDataModule", f"--data.path={folder}",
+            "--model=PTuningV2", "--model.length=8", "--trainer.accelerator=cpu",
+            "--trainer.enable_progress_bar=false", f"--run.folder={tmp_path / 'runs'}",
+        ]  # fmt: skip
+
+    return common
+
+
+def report(stage):
+    return json.loads((last_folder() / "metrics.json").read_text())[stage]
+
+
+def lines(name):
+    return [json.loads(line) for line in (last_folder() / name).read_text().splitlines()]
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_it_learns_is_tested_and_predicts(common, folder, family, monkeypatch, capsys):
+    longer = "--data.template=one label{soft} : {tokens} . it is{target}"
+    rate = "--model.optimizer={class_path: AdamW, init_args: {lr: 0.03}}"
+    limits = ["--trainer.max_epochs=16", "--trainer.check_val_every_n_epoch=4", "--run.wandb=disabled"]
+    asked = [*common(family), longer, "--data.batch_size=8", "--model.readout=TokenHead"]
+    assert main(["fit", *asked, *limits, rate]) == 0
+    run = last_folder()
+    assert report("val")["val/accuracy"] > 0.9
+    assert report("val")["val/f1"] > 0.9
+    assert json.loads((run / "metrics.json").read_text())["best"]["metric"] == "val/f1"
+    saved = read_prompt(run / "prompt.safetensors").tensors
+    assert saved["readout.linear.weight"].shape == (5, 32)
+
+    assert main(["test", f"--ckpt_path={run / 'checkpoints' / 'best.ckpt'}"]) == 0
+    rows = [json.loads(line) for line in (folder / "test.jsonl").read_text().splitlines()]
+    records = lines("test_predictions.jsonl")
+    assert [record["target"] for record in records] == [row["tags"] for row in rows]
+    pairs = [pair for r in records for pair in zip(r["prediction"], r["target"], strict=True)]
+    assert report("test")["test/accuracy"] == pytest.approx(sum(a == b for a, b in pairs) / len(pairs))
+    assert report("test")["test/accuracy"] > 0.9
+
+    assert fold.main([str(run / "prompt.safetensors"), "--out", str(folder / "folded.safetensors")]) == 0
+    folded = [word for word in asked if not word.startswith("--model.length") and word != "--model=PTuningV2"]
+    given = ["--model=Folded", f"--model.path={folder / 'folded.safetensors'}", "--run.wandb=disabled"]
+    given += [f"--init_from={folder / 'folded.safetensors'}"]  # the head too
+    expected = report("test")
+    assert main(["test", *given, *folded]) == 0
+    assert report("test") == pytest.approx(expected, abs=1e-6)
+
+    words = ["this", "film", "is", "very", "good"]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(json.dumps({"tokens": words}).encode())))
+    capsys.readouterr()
+    assert main(["predict", f"--init_from={run / 'prompt.safetensors'}", "--data.predict=-"]) == 0
+    (record,) = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert record == {
+        "row": 0,
+        "input": "one label : this film is very good . it is",
+        "prediction": ["O", "B-THING", "O", "B-MOOD", "I-MOOD"],
+        "scores": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ([], "LabelWords reads the words of classes, and ['B-MOOD', 'B-THING', 'I-MOOD'] have none"),
+        (["--model.readout=RankedChoices"], "set --model.readout to TokenHead"),
+        (["--model.readout=Calibrated"], "set --model.readout to TokenHead"),
+        (["--model.readout=ClassHead"], "set --model.readout to TokenHead"),
+        (["--model.readout=TokenHead", "--data.tags=[O, B-MOOD]"], "train.jsonl:"),
+        (["--model.readout=TokenHead", "--data.template={tokens}{soft}{target}"], "never hear {soft} behind them"),
+        (["--model.readout=TokenHead", "--data.tokens_column=words"], "no column 'words'"),
+    ],
+)
+def test_a_mistake_is_told_in_two_lines(common, capsys, options, told):
+    assert main(["fit", *common("llama"), "--trainer.max_steps=2", *options]) == 2
+    error = capsys.readouterr().err.splitlines()
+    assert [line for line in error if line.startswith("error: ") and told in line]
+
+
+def test_replicas_are_scored_together_and_cut_words_are_left_out(common):
+    limits = ["--trainer.max_steps=4", "--trainer.val_check_interval=4", "--model.readout=TokenHead"]
+    assert main(["fit", *common("bert"), *limits, "--replicas=2", "--data.max_tokens=8"]) == 0
+    (*_, table) = wandb_file.read_run(last_folder()).tables("val/predictions")
+    assert any("None" in row[3] for row in table["data"])
+    assert {"val/f1", "val/f1/replica_2", "val/f1/ensemble", "val/accuracy/ensemble"} <= report("val").keys()
+    assert main(["test", f"--ckpt_path={last_folder() / 'checkpoints' / 'last.ckpt'}"]) == 0
+    records = lines("test_predictions.jsonl")
+    assert any(None in record["prediction"] for record in records)
+    for record in records:
+        assert [tag is None for tag in record["prediction"]] == [tag is None for tag in record["target"]]
+
+
+NAMES, PLACES = ("Anna", "Carlos", "Maria Lopez", "John Smith", "Fatima"), ("Paris", "New York", "Berlin", "Lima")
+SAID = ("{name} flew from {place} to {other} .", "In {place} , {name} met a friend .", "{name} lives in {place} .")
+
+
+def story(draw):
+    filled = {"name": draw.choice(NAMES), "place": draw.choice(PLACES), "other": draw.choice(PLACES)}
+    row = {"tokens": [], "tags": []}
+    for part in draw.choice(SAID).split():
+        words = filled.get(part.strip("{}"), part).split()
+        kind = {"{name}": "PER", "{place}": "LOC", "{other}": "LOC"}.get(part)
+        row["tokens"] += words
+        row["tags"] += [f"{'I' if i else 'B'}-{kind}" if kind else "O" for i in range(len(words))]
+    return row
+
+
+@pytest.mark.slow
+def test_a_real_encoder_finds_people_and_places(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    draw = random.Random(0)
+    for name, count in (("train", 96), ("validation", 32)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(story(draw)) + "\n" for _ in range(count)))
+    assert main([
+        "fit", "--backbone.name", "all-minilm-l6-v2", "--model", "PTuningV2", "--model.length", "8",
+        "--model.readout", "TokenHead", "--data", "TaggingDataModule", "--data.path", ".",
+        "--data.tags", "[O, B-PER, I-PER, B-LOC, I-LOC]", "--data.batch_size", "8", "--trainer.max_epochs", "4",
+        "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--run.wandb", "disabled",
+    ]) == 0  # fmt: skip
+    assert report("val")["val/f1"] > 0.9
+    assert json.loads((last_folder() / "metrics.json").read_text())["trainable_parameters"] == (
+        8 * 2 * 6 * 384 + 384 * 5 + 5
+    )

@@ -1,0 +1,143 @@
+"""What a run leaves of answers that are text: the command line on a task that says the document's words backwards."""
+
+import json
+from typing import Any
+
+import pytest
+import torch
+import wandb_file
+
+from lightning_softprompt.cli import main
+from lightning_softprompt.data.datamodule import SoftPromptDataModule
+from lightning_softprompt.evaluation.base import Evaluation
+from lightning_softprompt.run import last_folder
+from lightning_softprompt.types import Example
+
+DOCUMENTS = ("a warm and funny film", "dull", "is it a sad story ?", "a dog and a dog", "well", "bad film")
+
+
+class BackwardsEvaluation(Evaluation):
+    """Scores `overlap`, the share of the answer's words that the target has, and `words`; in `val` of odd rows only."""
+
+    monitor = ("overlap", "max")
+
+    def __init__(self):
+        super().__init__()
+        self.reset()
+
+    def predict(self, lm, batch):
+        return [{"prediction": self.said(example), "scores": None} for example in batch.examples]
+
+    def said(self, example):
+        return " ".join(reversed(example.fields["document"].split()))
+
+    def update(self, lm, batch):
+        records = []
+        for example, record in zip(batch.examples, self.predict(lm, batch), strict=True):
+            words, target = record["prediction"].split(), example.target.split()
+            scores = {"overlap": sum(word in target for word in words) / len(words), "words": float(len(words))}
+            self.overlaps.append(scores["overlap"])
+            records.append({**record, "target": example.target, "scores": scores if "dog" not in words else None})
+        return records
+
+    def compute(self):
+        return {"overlap": torch.tensor(self.overlaps).mean()}
+
+    def reset(self):
+        self.overlaps = []
+
+
+class BackwardsDataModule(SoftPromptDataModule):
+    """Documents and summaries."""
+
+    closed = True
+
+    def __init__(self, template: str = "{soft}{document} :{target}", **common: Any) -> None:
+        super().__init__(template=template, **common)
+
+    def example(self, row, labelled):
+        return Example(self.text(row), row["summary"] if labelled else "")
+
+    @property
+    def evaluation(self):
+        return BackwardsEvaluation()
+
+
+def rows_of(documents):
+    return [{"document": text, "summary": f"{text.split()[0]} film"} for text in documents]
+
+
+def written(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def options(tmp_path, tiny_folder):
+    written(tmp_path / "rows.jsonl", rows_of(DOCUMENTS))
+    splits = [f"--data.{split}={tmp_path / 'rows.jsonl'}" for split in ("train", "validation", "test", "predict")]
+    return [
+        f"--backbone.name={tiny_folder('llama')}",
+        "--model=PromptTuning",
+        "--model.length=2",
+        "--data=BackwardsDataModule",
+        *splits,
+        "--data.batch_size=2",
+        "--trainer.accelerator=cpu",
+        "--trainer.enable_progress_bar=false",
+        f"--run.folder={tmp_path / 'runs'}",
+    ]
+
+
+def test_a_test_leaves_lines_with_all_scores_and_a_page_of_cases_by_the_monitored_one(options):
+    assert main(["test", *options]) == 0
+    lines = [json.loads(line) for line in (last_folder() / "test_predictions.jsonl").read_text().splitlines()]
+    assert [line["row"] for line in lines] == list(range(len(DOCUMENTS)))
+    assert lines[0] == {
+        "row": 0,
+        "input": "a warm and funny film :",
+        "prediction": "film funny and warm a",
+        "scores": {"overlap": 0.4, "words": 5.0},
+        "target": "a film",
+    }
+    assert lines[3]["scores"] is None
+    page = (last_folder() / "test_cases.html").read_text()
+    assert "by overlap" in page
+    assert page.index("row 1: overlap 1.0, words 1.0") < page.index("row 0: overlap 0.4, words 5.0")
+    assert "row 3:" not in page
+    assert "test/overlap" in page
+
+
+def test_the_table_of_a_validation_has_a_column_for_each_score(options):
+    assert main(["fit", *options, "--trainer.max_steps=2", "--trainer.val_check_interval=2"]) == 0
+    table = wandb_file.read_run(last_folder()).tables("val/predictions")[-1]
+    assert table["columns"] == ["row", "input", "target", "prediction", "overlap", "words"]
+    assert table["data"][1] == [1, "dull :", "dull film", "dull", 1.0, 1.0]
+    assert table["data"][3][3:] == ["dog a and dog a", None, None]
+
+
+def test_predictions_of_text_say_no_target(options):
+    assert main(["predict", *options]) == 0
+    lines = [json.loads(line) for line in (last_folder() / "predictions.jsonl").read_text().splitlines()]
+    assert lines[1] == {"row": 1, "input": "dull :", "prediction": "dull", "scores": None}
+
+
+@pytest.mark.parametrize("empty", ["", " \n\t"], ids=["nothing", "spaces"])
+def test_an_empty_document_is_an_error_with_its_line_or_is_skipped(options, tmp_path, capsys, caplog, empty):
+    rows = rows_of(DOCUMENTS)
+    path = written(tmp_path / "empty.jsonl", [rows[0], {**rows[1], "document": empty}, rows[2]])
+    given = [*options, f"--data.test={path}"]
+    assert main(["test", *given]) == 2
+    assert f"error: {path}:2: column 'document' is empty" in capsys.readouterr().err
+    assert main(["test", *given, "--data.on_bad_row=skip"]) == 0
+    assert any("1 of the test rows were skipped" in record.getMessage() for record in caplog.records)
+    assert len((last_folder() / "test_predictions.jsonl").read_text().splitlines()) == 2
+
+
+def test_of_several_columns_some_may_be_empty(options, tmp_path, capsys):
+    path = written(tmp_path / "two.jsonl", [{**rows_of(DOCUMENTS)[0], "hint": ""}])
+    given = [*options, "--data.template={soft}{hint} {document} :{target}", f"--data.test={path}"]
+    assert main(["test", *given]) == 0
+    written(path, [{"document": " ", "hint": "", "summary": "dull"}])
+    assert main(["test", *given]) == 2
+    assert "two.jsonl:1: column 'hint' is empty and column 'document' is empty" in capsys.readouterr().err

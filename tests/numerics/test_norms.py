@@ -1,0 +1,65 @@
+"""Frozen norms against those of the models, and against finite differences."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+from tiny import batch_of
+from torch.testing import assert_close
+from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from lightning_softprompt.backbones.norms import RootMeanSquareNorm, freeze_norms
+from lightning_softprompt.types import SoftPrompt
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)], ids=str)
+def test_it_computes_what_the_model_computes(dtype, error):
+    model = LlamaRMSNorm(24, eps=1e-3).to(dtype).requires_grad_(False)
+    model.weight.normal_()
+    ours = deepcopy(model)
+    assert freeze_norms(ours) == 1
+    hidden, grad = torch.randn(2, 5, 24, dtype=dtype).requires_grad_(), torch.randn(2, 5, 24, dtype=dtype)
+    both = [(norm(hidden), torch.autograd.grad(norm(hidden), hidden, grad)) for norm in (ours, model)]
+    assert_close(*both, rtol=error, atol=error)
+
+
+def test_its_gradient_is_that_of_finite_differences():
+    hidden, weight = torch.randn(3, 7, dtype=torch.float64, requires_grad=True), torch.randn(7, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda x: RootMeanSquareNorm.apply(x, weight, 1e-2), hidden)
+
+
+def test_a_norm_that_computes_something_else_is_left_alone():
+    assert freeze_norms(GemmaRMSNorm(8)) == 0  # it adds one to its weight
+    assert freeze_norms(torch.nn.LayerNorm(8)) == 0
+
+
+def test_a_weight_that_was_opened_gets_its_gradient():
+    norm = LlamaRMSNorm(8)
+    freeze_norms(norm)
+    norm(torch.randn(2, 8)).sum().backward()
+    assert norm.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_backbones_have_them_and_save_less(family, load):
+    backbone, saved = load(family), []
+    assert freeze_norms(backbone.model) == 0  # each has been found
+    tokens = backbone.embed(torch.tensor([[7, 8]])).requires_grad_()
+
+    def pack(tensor):
+        saved.append(tensor.nbytes)
+        return tensor
+
+    def kept():
+        saved.clear()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            backbone(batch_of(backbone.codec), SoftPrompt(tokens=tokens))
+        return sum(saved)
+
+    kept()  # the first tries out how to run
+    ours = kept()
+    for module in backbone.modules():
+        if "RMSNorm" in type(module).__name__ or "T5LayerNorm" in type(module).__name__:
+            del module.forward
+    assert ours < kept()

@@ -1,0 +1,169 @@
+"""The page of best and worst cases, read by a parser of its own."""
+
+import math
+import re
+from html.parser import HTMLParser
+
+import pytest
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from torch.utils.data import DataLoader
+
+from lightning_softprompt.callbacks.case_page import LONG, html, marked
+from lightning_softprompt.callbacks.case_report import CaseReport
+
+VOID = {"meta"}
+ROWS = 10
+LOSS = 0.123456
+
+
+class Rows(LightningDataModule):
+    """Row numbers in batches of four."""
+
+    def __init__(self, order=range(ROWS)):
+        super().__init__()
+        self.order = order
+
+    def test_dataloader(self):
+        return DataLoader(list(self.order), batch_size=4)
+
+    def shown(self, split, row):
+        return {"input": f"{split} text {row}"}
+
+
+class Page(HTMLParser):
+    """Texts by tag, and whether what is opened is closed."""
+
+    def __init__(self, source):
+        super().__init__()
+        self.open, self.texts, self.tags, self.attributes = [], [], [], []
+        self.feed(source)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += attributes
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append((self.open[-1] if self.open else "", data))
+
+    def of(self, tag):
+        return [text for at, text in self.texts if at == tag]
+
+
+class Answers(LightningModule):
+    """Says texts, with scores of their own for all rows but one; row 3 has no number."""
+
+    def test_step(self, batch, batch_idx):
+        self.log("test/loss", LOSS)
+        return [
+            {"row": r, "prediction": f"<b>dog {r}", "target": "a dog", "scores": self.scores(r)} for r in batch.tolist()
+        ]
+
+    def scores(self, row):
+        value = math.nan if row == 3 else (row * 7 % ROWS) / ROWS
+        return None if row == 5 else {"rouge1": 1 - value, "rougeL": value}
+
+
+class Unanswered(Answers):
+    """Says nothing that is scored by the row."""
+
+    def scores(self, row):
+        return None
+
+
+def run(folder, report, module=None, data=None, **options):
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "accelerator": "cpu"}
+    Trainer(default_root_dir=folder, callbacks=[report], **quiet, **options).test(
+        module or Answers(), data or Rows(), verbose=False
+    )
+    return report.path
+
+
+def rows_of(path, part):
+    """The rows of a part of the page, in order."""
+    section = path.read_text().partition(f"<h2>{part}</h2>")[2].partition("<h2>")[0]
+    return [int(row) for row in re.findall(r"<h3>row (\d+):", section)]
+
+
+def expected(sign, score=lambda row: row * 7 % ROWS):
+    return sorted((row for row in range(ROWS) if row not in (3, 5)), key=lambda row: sign * score(row))
+
+
+@pytest.mark.parametrize("order", [range(ROWS), [9, 1, 0, 4, 2, 3, 5, 8, 7, 6]])
+def test_best_and_worst_rows_are_those_of_all_whatever_their_order(tmp_path, order):
+    path = run(tmp_path, CaseReport(tmp_path / "test_cases.html", "rougeL", "max", rows=3), data=Rows(order))
+    assert rows_of(path, "Best") == expected(-1)[:3]
+    assert rows_of(path, "Worst") == expected(1)[:3]
+
+
+def test_two_processes_write_the_page_of_one(tmp_path):
+    alone = run(tmp_path, CaseReport(tmp_path / "alone.html", "rougeL", rows=2))
+    both = run(tmp_path, CaseReport(tmp_path / "both.html", "rougeL", rows=2), strategy="ddp_fork", devices=2)
+    assert both.read_text() == alone.read_text()
+
+
+def test_a_row_is_shown_once_where_there_are_few(tmp_path):
+    path = run(tmp_path, CaseReport(tmp_path / "test_cases.html", "rougeL", rows=6))
+    assert rows_of(path, "Best") == expected(-1)[:6]
+    assert rows_of(path, "Worst") == expected(1)[:2]
+
+
+def test_least_may_be_best_and_an_unknown_score_gives_way_to_the_first(tmp_path):
+    for score, mode in (("rougeL", "min"), ("loss", "min")):
+        path = run(tmp_path, CaseReport(tmp_path / f"{score}.html", score, mode, rows=2))
+        assert rows_of(path, "Best") == expected(1)[:2]
+    assert "by rouge1" in path.read_text()
+
+
+def test_the_page_has_the_metrics_texts_and_scores_and_is_announced(tmp_path, caplog):
+    caplog.set_level("INFO")
+    path = run(tmp_path, CaseReport(tmp_path / "test_cases.html", "rougeL", rows=2))
+    page = Page(path.read_text())
+    assert page.of("td") == ["test/loss"]
+    assert page.of("th") == ["0.1235"]
+    assert "test text 7" in page.of("dd")
+    assert "<b>" in page.of("dd")
+    assert "b" not in page.tags
+    assert page.of("h3")[0] == "row 7: rouge1 0.1, rougeL 0.9"
+    assert f"the best and worst cases: {path}" in caplog.text
+
+
+def test_the_page_needs_no_other_file_and_is_small(tmp_path):
+    path = run(tmp_path, CaseReport(tmp_path / "test_cases.html"))
+    page = Page(path.read_text())
+    assert not set(page.tags) & {"script", "link", "img", "iframe"}
+    assert not {name for name, _ in page.attributes} & {"src", "href"}
+    assert "http" not in path.read_text()
+    assert "prefers-color-scheme: dark" in path.read_text()
+    assert path.stat().st_size < 8_000
+
+
+def test_without_scores_there_is_no_page(tmp_path):
+    assert not run(tmp_path, CaseReport(tmp_path / "test_cases.html"), Unanswered()).exists()
+
+
+def test_long_inputs_are_folded_and_nothing_in_a_text_is_markup():
+    record = {
+        "row": 0,
+        "input": "<i>" + "x" * LONG,
+        "target": "</dd>&amp;",
+        "prediction": '"<script>"',
+        "scores": {"s": 1},
+    }
+    page = Page(html("<s>", {}, {"Best": [record, {**record, "input": "<i>short"}]}))
+    assert page.tags.count("details") == 1
+    assert page.of("details") == [record["input"]]
+    assert not set(page.tags) & {"i", "script", "s"}
+    assert "</dd>&amp;" in page.of("dd")
+    assert page.of("title") == ["Best and worst cases by <s>"]
+
+
+def test_shared_words_are_marked_whatever_their_case_and_only_whole_ones():
+    assert marked("The dog, dogs <x>", "a DOG x") == "The <mark>dog</mark>, dogs &lt;<mark>x</mark>&gt;"
+    assert marked("Straße 東京", "STRASSE 東京") == "<mark>Straße</mark> <mark>東京</mark>"
+    assert marked("", "a") == marked("", "") == ""
