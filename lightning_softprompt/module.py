@@ -86,6 +86,7 @@ class SoftPromptModule(LightningModule, ABC):
             {} if evaluation is None else {s: deepcopy(evaluation) for s in ("val", "test")}
         )
         self.losses = nn.ModuleDict({stage: MeanMetric() for stage in ("val", "test")})
+        self.trained_readout: Mapping[str, Tensor] = {}  # of a method that comes trained, set by its `build`
         self.classes = classes
         self._make_readout = readout
         self._make_optimizer = optimizer or partial(AdamW, lr=self.default_rate, weight_decay=0.0)
@@ -143,7 +144,18 @@ class SoftPromptModule(LightningModule, ABC):
             self.readout = None if self.classes is None else self._make_readout(backbone.codec, self.classes)
             if self.readout is not None:
                 self.readout.build(backbone)
+                self._give_readout_what_it_learnt(self.readout)
         self.to(backbone.word_embeddings.device)
+
+    def _give_readout_what_it_learnt(self, readout: Readout) -> None:
+        if not self.trained_readout:
+            return
+        if set(self.trained_readout) != set(readout.state_dict()):
+            raise ValueError(
+                f"the prompt was trained with a readout that has {sorted(self.trained_readout)}, and "
+                f"{type(readout).__name__} has {sorted(readout.state_dict())}; set --model.readout to the former"
+            )
+        readout.load_state_dict(self.trained_readout)
 
     @final
     @torch.no_grad()

@@ -15,6 +15,8 @@ from lightning_softprompt.checkpoints.folding import PREFIX, named, prompt_of, u
 from lightning_softprompt.module import SoftPromptModule
 from lightning_softprompt.types import Batch, SoftPrompt
 
+READOUT = "readout."
+
 
 class Folded(SoftPromptModule):
     """The prompt of any method that gives every row the same, as plain soft tokens, keys and values.
@@ -53,6 +55,9 @@ class Folded(SoftPromptModule):
             saved = read_prompt(Path(self.path))
             saved.check(backbone, Path(self.path))
             tensors = {unnamed(name): t for name, t in saved.tensors.items() if name.startswith(PREFIX)}
+            self.trained_readout = {
+                n.removeprefix(READOUT): t for n, t in saved.tensors.items() if n.startswith(READOUT)
+            }
             self.blocks = saved.method.get("blocks")
             shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
             self.hparams.update(path=None, shapes=shapes, blocks=self.blocks)  # a checkpoint needs no other file

@@ -86,7 +86,6 @@ def test_it_learns_is_tested_and_predicts(common, folder, family, monkeypatch, c
     assert fold.main([str(run / "prompt.safetensors"), "--out", str(folder / "folded.safetensors")]) == 0
     folded = [word for word in asked if not word.startswith("--model.length") and word != "--model=PTuningV2"]
     given = ["--model=Folded", f"--model.path={folder / 'folded.safetensors'}", "--run.wandb=disabled"]
-    given += [f"--init_from={folder / 'folded.safetensors'}"]  # the head too
     expected = report("test")
     assert main(["test", *given, *folded]) == 0
     assert report("test") == pytest.approx(expected, abs=1e-6)
