@@ -3,7 +3,8 @@
     python benchmarks/methods.py --data PATH/TO/classification --out methods.jsonl --png benchmarks/methods.png
 
 For each method and task, one run of replicas tries learning rates; the one with the lowest validation loss then trains
-prompts of several seeds, which are scored on test rows. All see the same slices of the data, in the same order.
+prompts of several seeds, which are scored on test rows. With `--rates-of TASK` the rate is the one found there, and none
+are tried. All see the same slices of the data, in the same order.
 Results are added to `--out` as they come; what is there already is not run again.
 """
 
@@ -119,14 +120,23 @@ def scored(method: SoftPromptModule, batches: Sequence[Batch]) -> dict[str, floa
     return {name.removeprefix("test/"): float(value) for name, value in method.metrics("test").items()}
 
 
-def measured(name: str, data: ClassificationDataModule, backbone: Backbone, args: Any) -> dict[str, Any]:
-    """Searches the learning rate, then trains the seeds."""
+def searched(name: str, data: ClassificationDataModule, backbone: Backbone, steps: int) -> dict[float, float]:
+    """The validation loss after training at each rate."""
     made, rates = METHODS[name]
-    validation, test = list(data.val_dataloader()), list(data.test_dataloader())
     search = replicas(made, data, backbone, ReplicaSpec(len(rates), [0] * len(rates), list(rates)))
-    train(search, data, args.steps)
+    train(search, data, steps)
+    validation = list(data.val_dataloader())
     losses = [scored(method, validation)["cross_entropy"] for method in search.replicas]  # type: ignore[arg-type]
-    rate = rates[min(range(len(rates)), key=lambda i: losses[i] if losses[i] == losses[i] else float("inf"))]
+    return dict(zip(rates, losses, strict=True))
+
+
+def measured(
+    name: str, data: ClassificationDataModule, backbone: Backbone, args: Any, known: float | None
+) -> dict[str, Any]:
+    """Searches the learning rate unless it is known, then trains the seeds."""
+    made, test = METHODS[name][0], list(data.test_dataloader())
+    losses = searched(name, data, backbone, args.steps) if known is None else {known: float("nan")}
+    rate = min(losses, key=lambda rate: losses[rate] if losses[rate] == losses[rate] else float("inf"))
     seeds = list(range(1, args.seeds + 1))
     final = replicas(made, data, backbone, ReplicaSpec(args.seeds, seeds, [rate] * args.seeds))
     seconds = train(final, data, args.steps)
@@ -135,7 +145,7 @@ def measured(name: str, data: ClassificationDataModule, backbone: Backbone, args
     results = [scored(method, test) for method in final.eval().replicas]  # type: ignore[arg-type]
     count = sum(p.numel() for p in one.parameters() if p.requires_grad)
     return {
-        "rate": rate, "search": dict(zip(map(str, rates), losses, strict=True)), "parameters": count,
+        "rate": rate, "search": {} if known else {str(r): loss for r, loss in losses.items()}, "parameters": count,
         "seconds": seconds, "peak_bytes": peak_bytes(lambda: one.step(batch)["loss"].backward()),
         "accuracy": [r["accuracy"] for r in results], "macro_f1": [r["macro_f1"] for r in results],
     }  # fmt: skip
@@ -215,6 +225,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=128, help="most tokens of a row")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rates-of", help="a task whose learning rates are in --out")
     parser.add_argument("--compute", default="auto")
     args = parser.parse_args()
     backbone = load_backbone(BackboneSpec(compute=args.compute))
@@ -229,7 +240,8 @@ def main() -> None:
         for name in args.methods:
             if any(r["task"] == task and r["method"] == name for r in there):
                 continue
-            there.append({"task": task, "method": name, **measured(name, data, backbone, args)})
+            known = next((r["rate"] for r in there if (r["task"], r["method"]) == (args.rates_of, name)), None)
+            there.append({"task": task, "method": name, **measured(name, data, backbone, args, known)})
             keep(args.out, there[-1])
     print(table(there))
     if args.png:
