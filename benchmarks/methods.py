@@ -3,8 +3,8 @@
     python benchmarks/methods.py --data PATH/TO/classification --out methods.jsonl --png benchmarks/methods.png
 
 For each method and task, one run of replicas tries learning rates; the one with the lowest validation loss then trains
-prompts of several seeds, which are scored on test rows. With `--rates-of TASK` the rate is the one found there, and none
-are tried. All see the same slices of the data, in the same order.
+prompts of several seeds, which are scored on test rows. With `--rates-of TASK` the rate is the one found there, and
+none are tried. All see the same slices of the data, in the same order.
 Results are added to `--out` as they come; what is there already is not run again.
 """
 
