@@ -20,7 +20,7 @@ class Decoding:
     Penalties look at the answer alone, in every family (of itself, transformers counts a decoder's question as well).
 
     Args:
-        max_new_tokens: Most tokens of an answer.
+        max_new_tokens: Most tokens of an answer; None takes as many as the data sets aside for it, else 64.
         min_new_tokens: Fewest tokens of an answer.
         do_sample: Whether tokens are drawn; else the likeliest is taken.
         temperature: Divides the logits before they are drawn from.
@@ -39,7 +39,7 @@ class Decoding:
         ValueError: If a length or a number of beams is below 1, or settings of sampling are given without it.
     """
 
-    max_new_tokens: int = 64
+    max_new_tokens: int | None = None
     min_new_tokens: int = 0
     do_sample: bool = False
     temperature: float = 1.0
@@ -55,7 +55,7 @@ class Decoding:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1 or self.num_beams < 1:
+        if min(self.most, self.num_beams) < 1:
             raise ValueError(
                 f"max_new_tokens and num_beams must be at least 1, got {self.max_new_tokens}, {self.num_beams}"
             )
@@ -66,11 +66,16 @@ class Decoding:
             raise ValueError("temperature, top_k, top_p and min_p shape what is drawn; set do_sample to true")
 
     @property
+    def most(self) -> int:
+        """Most tokens of an answer."""
+        return 64 if self.max_new_tokens is None else self.max_new_tokens
+
+    @property
     def options(self) -> dict[str, Any]:
         """What `Backbone.generate` takes: all that differs from greedy decoding."""
         wanted = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
         wanted.pop("seed", None)
-        return {"max_new_tokens": self.max_new_tokens, **wanted, **({"top_k": self.top_k} if self.do_sample else {})}
+        return {**wanted, "max_new_tokens": self.most, **({"top_k": self.top_k} if self.do_sample else {})}
 
     def texts(self, codec: Codec, ids: Tensor) -> list[str]:
         """Answers [B, U] as text, up to where they stop."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, final
 
 from lightning_softprompt.backbones.decoding import Decoding
@@ -26,7 +27,7 @@ class SummarizationDataModule(SoftPromptDataModule):
         references: A column with lists of all right answers, where rows have it.
         defaults: What columns of the template say in rows that lack them, as a query.
         max_target_tokens: Tokens of max_tokens set aside for the answer, whatever its length: longer ones are cut.
-        decoding: How answers are generated; None takes the likeliest tokens, at most max_target_tokens.
+        decoding: How answers are generated; None takes the likeliest tokens.
         metrics: What answers are scored by: rouge1 to rouge9, rougeL, bertscore, bleu, chrf, nist.
         lead: Sentences of the document that make the baseline; 0 takes none.
         encoder: The encoder of bertscore.
@@ -65,7 +66,8 @@ class SummarizationDataModule(SoftPromptDataModule):
         self.document, self.target, self.references = document, target, references
         self.defaults = dict(defaults or {})
         self.max_target_tokens = max_target_tokens
-        self.decoding = decoding or Decoding(max_new_tokens=max_target_tokens)
+        decoding = decoding or Decoding()
+        self.decoding = replace(decoding, max_new_tokens=decoding.max_new_tokens or max_target_tokens)
         self._scored = {"metrics": metrics, "lead": lead, "encoder": encoder}
         self._generated = {"every": generate_every, "sample": generate_rows, "minutes": generate_minutes}
         self.long_documents = long_documents

@@ -36,10 +36,10 @@ class MapReduce:
     def __init__(self, codec: Codec, template: Template, column: str, max_tokens: int, decoding: Decoding) -> None:
         if column not in template.columns:
             raise ValueError(f"documents are to be cut in column {column!r}, but the template has {template.columns}")
-        if max_tokens <= 2 * decoding.max_new_tokens:
+        if max_tokens <= 2 * decoding.most:
             raise ValueError(
                 f"summaries of two parts must fit a row of max_tokens={max_tokens} together, but each may take "
-                f"max_new_tokens={decoding.max_new_tokens}; lower that, or raise max_tokens"
+                f"max_new_tokens={decoding.most}; lower that, or raise max_tokens"
             )
         self.codec, self.column, self.max_tokens, self.decoding = codec, column, max_tokens, decoding
         self.template = Template(template.text, template.columns)  # what does not fit is seen by what would be cut
@@ -103,7 +103,7 @@ class MapReduce:
             if len(shorter) >= len(parts):
                 raise ValueError(
                     f"{len(parts)} parts of a document have summaries that make {len(shorter)} parts again; lower "
-                    f"max_new_tokens={self.decoding.max_new_tokens}, or raise max_tokens={self.max_tokens}"
+                    f"max_new_tokens={self.decoding.most}, or raise max_tokens={self.max_tokens}"
                 )
             parts = shorter
         return self._said(lm, batch, row, parts)[0]
