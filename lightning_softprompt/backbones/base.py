@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from hashlib import sha256
 from typing import Any, ClassVar, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lightning_softprompt.backbones.codec import Codec
 from lightning_softprompt.backbones.generation import special_tokens_only
 from lightning_softprompt.backbones.head import Head, States
 from lightning_softprompt.backbones.injection import (
-    INJECTED,
     NAME,
     Sites,
     at,
@@ -29,7 +26,7 @@ from lightning_softprompt.backbones.injection import (
     keys_and_values_of,
     sites_of,
 )
-from lightning_softprompt.backbones.layers import layers_of, states_before
+from lightning_softprompt.backbones.layers import compile_layers, layers_of, recompute_layers, states_before
 from lightning_softprompt.backbones.linear import Compute, prepack
 from lightning_softprompt.backbones.norms import freeze_norms
 from lightning_softprompt.backbones.splice import Spliced, splice
@@ -282,35 +279,6 @@ class Backbone(nn.Module, ABC):
             sample = weight.detach().flatten()[:: max(1, weight.numel() // 256)].to("cpu", torch.bfloat16)
             digest.update(name.encode() + sample.view(torch.int16).numpy().tobytes())
         return digest.hexdigest()[:16]
-
-
-def recompute_layers(model: PreTrainedModel) -> None:
-    """Makes a model's layers recompute themselves in the backward pass.
-
-    Transformers' own checkpointing works in training mode only, where its dropout works too.
-    """
-    for layer in model.modules():
-        if isinstance(layer, GradientCheckpointingLayer):
-            layer.forward = partial(_recomputed, layer.forward)
-
-
-def compile_layers(model: PreTrainedModel) -> None:
-    """Compiles each layer for itself, for rows of any length: quicker than the model as a whole, and as fast after."""
-    for layer in model.modules():
-        if isinstance(layer, GradientCheckpointingLayer):
-            layer.forward = torch.compile(layer.forward, dynamic=True)
-
-
-def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    if not torch.is_grad_enabled():
-        return forward(*args, **kwargs)
-    given = INJECTED.get()
-
-    def again(*args: Any, **kwargs: Any) -> Any:
-        with injected(given):  # the backward pass has left the context, perhaps the thread
-            return forward(*args, **kwargs)
-
-    return checkpoint(again, *args, use_reentrant=False, **kwargs)
 
 
 def answer_positions(batch: Batch) -> Tensor:

@@ -14,6 +14,8 @@ from lightning_softprompt.evaluation.text_metrics import (
     BERTSCORE,
     OF_ROWS,
     OF_SPLITS,
+    RESAMPLED,
+    bootstrap_of_split,
     check_metrics,
     novel_bigrams,
     repetition,
@@ -92,8 +94,10 @@ class TextScoring:
         }
 
     def intervals(self, rows: Gathered) -> Measures:
-        """Both ends of the 95 % interval over rows, for what is a mean over rows."""
+        """Both ends of the 95 % interval over rows, by resampling them."""
         ends = {name: bootstrap(known(rows, name).tolist()) for name in self.scores if len(known(rows, name))}
+        said, right = [text["said"] for text in rows.texts], [text["right"] for text in rows.texts]
+        ends |= {name: bootstrap_of_split(name, said, right) for name in self.of_splits if name in RESAMPLED}
         low, high = ({f"{name}_{end}": of[i] for name, of in ends.items()} for i, end in enumerate(("low", "high")))
         return {**low, **high}
 

@@ -13,7 +13,15 @@ from torchmetrics.functional.text import bert_score, sacre_bleu_score
 
 from lightning_softprompt.evaluation.bert_score import bert_scores, encoder
 from lightning_softprompt.evaluation.sentences import lead, sentences
-from lightning_softprompt.evaluation.text_metrics import bleu, chrf, nist, novel_bigrams, repetition, rouge
+from lightning_softprompt.evaluation.text_metrics import (
+    bleu,
+    bootstrap_of_split,
+    chrf,
+    nist,
+    novel_bigrams,
+    repetition,
+    rouge,
+)
 
 WORDS = """
     The the cat's cats sat, running runs on mats (2.5%) résumé U.S. mother-in-law; jumped quickly happiness 1,000 . !
@@ -289,3 +297,17 @@ def test_bert_score_knows_what_means_the_same():
 def test_sentences(text, expected):
     assert sentences(text) == expected
     assert lead(text, 2) == " ".join(expected[:2])
+
+
+def test_the_interval_of_a_split_is_that_of_its_resamplings():
+    said = [" ".join(random.Random(i).choices(CATS, k=8)) for i in range(40)]
+    right = [[" ".join(random.Random(i // 2).choices(CATS, k=8))] for i in range(40)]
+    draw = random.Random(0)
+    samples = [[draw.randrange(40) for _ in range(40)] for _ in range(400)]
+    for name, metric in (("bleu", bleu), ("chrf", chrf)):
+        scores = sorted(metric([said[i] for i in rows], [right[i] for i in rows]) for rows in samples)
+        low, high = bootstrap_of_split(name, said, right)
+        width = scores[-11] - scores[10]
+        assert low == pytest.approx(scores[10], abs=0.2 * width)
+        assert high == pytest.approx(scores[-11], abs=0.2 * width)
+        assert low < metric(said, right) < high
