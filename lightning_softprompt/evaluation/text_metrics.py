@@ -89,7 +89,7 @@ def _sacrebleu(name: str) -> Any:
 def bootstrap_of_split(
     name: str, predictions: Sequence[str], references: Sequence[Sequence[str]], draws: int = 1000
 ) -> tuple[float, float]:
-    """The 95 % interval of BLEU or chrF over rows, by sacrebleu's bootstrap (Koehn 2004): about the mean of its draws."""
+    """The 95 % interval of BLEU or chrF over rows by sacrebleu's bootstrap (Koehn 2004), about its draws' mean."""
     score = _sacrebleu(RESAMPLED[name]).corpus_score(predictions, streams(references), n_bootstrap=draws)
     return (score._mean - score._ci) / 100, (score._mean + score._ci) / 100
 

@@ -1,0 +1,118 @@
+"""Generation by the packaged real backbone: what holds on tiny random ones holds here."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from lightning_softprompt.backbones.base import BackboneSpec
+from lightning_softprompt.backbones.conversation import Conversation
+from lightning_softprompt.backbones.load import load_backbone
+from lightning_softprompt.methods import PrefixTuning, PromptTuning
+from lightning_softprompt.prompts.init import FromText
+from lightning_softprompt.prompts.mixed import mixed
+from lightning_softprompt.template import Template
+from lightning_softprompt.types import SoftPrompt
+
+pytestmark = pytest.mark.slow
+TEMPLATE = Template("user\n{soft}{text}<|im_end|>\n<|im_start|>assistant\n{target}")
+TEXTS = (
+    "Name the capital of France.",
+    "Which animals give us wool, and what is made of it? Answer in one short sentence.",
+    "Write a line about rain.",
+)
+MOST = 12
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return load_backbone(BackboneSpec(compute="plain"))
+
+
+@pytest.fixture(scope="module")
+def methods(backbone):
+    """One of soft tokens and one of keys and values, both away from their start."""
+    made = [
+        PromptTuning(length=7, init=FromText("Be brief and plain, please."), backbone=backbone.spec),
+        PrefixTuning(length=5, width=None, backbone=backbone.spec),
+    ]
+    for method in made:
+        method.attach(backbone, seed=1)
+        with torch.no_grad():
+            for parameter in method.parameters():
+                if parameter.requires_grad:
+                    parameter += 0.02 * torch.randn_like(parameter)
+    return made
+
+
+def batch_of(backbone, texts=TEXTS):
+    codec = backbone.codec
+    return codec.collate([codec.encode(TEMPLATE.pieces({"text": text}), "") for text in texts])
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["soft tokens", "keys and values"])
+def test_every_way_says_the_same(backbone, methods, number):
+    lm, batch = methods[number].lm(), batch_of(backbone)
+    alone = [lm.generate(batch_of(backbone, [text]), max_new_tokens=MOST) for text in TEXTS]
+    expected = [backbone.codec.decode(ids)[0] for ids in alone]
+    assert all(expected)
+    ways = ({}, {"use_cache": False}, {"cache_implementation": "static"}, {"prompt_lookup_num_tokens": 3})
+    for way in ways:
+        assert backbone.codec.decode(lm.generate(batch, max_new_tokens=MOST, **way)) == expected, way
+
+
+def test_what_is_said_is_what_the_forward_pass_finds_likeliest(backbone, methods):
+    codec = backbone.codec
+    for method in methods:
+        ids = method.lm().generate(batch_of(backbone, TEXTS[:1]), max_new_tokens=MOST)[0].tolist()
+        row = codec.unpack(batch_of(backbone, TEXTS[:1]))[0]
+        with torch.no_grad():
+            logits = method(codec.collate([codec.answered(row, ids)]))[0]
+        assert logits.argmax(-1).tolist() == ids
+
+
+def test_a_prompt_that_is_switched_off_is_the_bare_model(backbone, methods):
+    (row,) = backbone.codec.unpack(batch_of(backbone, TEXTS[:1]))
+    ids = torch.tensor([row.ids])
+    theirs = backbone.model.generate(ids, max_new_tokens=MOST, do_sample=False, pad_token_id=0)[:, ids.shape[1] :]
+    for method in methods:
+        method.lm().generate(batch_of(backbone), max_new_tokens=2)
+        ours = method.lm().generate(batch_of(backbone, TEXTS[:1]), prompted=False, max_new_tokens=MOST)
+        assert torch.equal(ours, theirs)
+
+
+def test_prompts_of_different_methods_act_in_one_batch_as_alone(backbone, methods):
+    batch = batch_of(backbone)
+    prompts = [*(method.prompt(batch) for method in methods), SoftPrompt()]
+    together = mixed([([row], prompt) for row, prompt in enumerate(prompts)], batch)
+    said = backbone.codec.decode(backbone.generate(batch, together, max_new_tokens=MOST))
+    pairs = [(batch_of(backbone, [text]), prompt) for text, prompt in zip(TEXTS, prompts, strict=True)]
+    assert said == [backbone.codec.decode(backbone.generate(*pair, max_new_tokens=MOST))[0] for pair in pairs]
+
+
+def test_beams_have_the_likelihood_that_they_are_ranked_by(backbone, methods):
+    codec, lm = backbone.codec, methods[0].lm()
+    lengths = {"max_new_tokens": 6, "min_new_tokens": 6}
+    beams = lm.generate(batch_of(backbone, TEXTS[:1]), num_beams=3, num_return_sequences=3, **lengths)
+    (row,) = codec.unpack(batch_of(backbone, TEXTS[:1]))
+    batch = codec.collate([codec.answered(row, ids) for ids in beams.tolist()])
+    with torch.no_grad():
+        scores = -lm.cross_entropy(batch).sum(1)
+    assert_close(scores, scores.sort(descending=True).values)
+    greedy = lm.generate(batch_of(backbone, TEXTS[:1]), **lengths)
+    with torch.no_grad():
+        assert scores[0] >= -lm.cross_entropy(codec.collate([codec.answered(row, greedy[0].tolist())])).sum() - 1e-4
+
+
+def test_a_conversation_goes_on_from_its_cache(backbone, methods):
+    codec = backbone.codec
+    for method in methods:
+        batch = batch_of(backbone, TEXTS[:1])
+        conversation = Conversation(backbone, batch, method.prompt(batch))
+        first = conversation.answer(max_new_tokens=MOST)[0].tolist()
+        conversation.add("\n<|im_start|>user\nAnd of Italy?<|im_end|>\n<|im_start|>assistant\n")
+        second = conversation.answer(max_new_tokens=MOST)[0].tolist()
+        whole = [*first, *codec.ids("\n<|im_start|>user\nAnd of Italy?<|im_end|>\n<|im_start|>assistant\n"), *second]
+        (row,) = codec.unpack(batch)
+        with torch.no_grad():
+            logits = method(codec.collate([codec.answered(row, whole)]))[0]
+        assert logits[-len(second) :].argmax(-1).tolist() == second
