@@ -65,15 +65,15 @@ def pruning(backbone: Backbone, args: Any) -> Iterator[dict[str, Any]]:
     together: Any = replicas(partial(XPrompt, length=20), data, backbone, spec)
     train(together, data, args.steps)
     before = deepcopy(together.state_dict())
-    for keep in KEPT:
+    for kept in KEPT:
         together.load_state_dict(before)
-        for method in together.replicas if keep != "all" else ():
-            prune(method, data, Pruning(keep=keep))  # type: ignore[arg-type]
+        for method in together.replicas if kept != "all" else ():
+            prune(method, data, Pruning(keep=kept))  # type: ignore[arg-type]
         seconds = train(together, data, args.steps // 2)
         test = list(data.test_dataloader())
         results = [scored(method, test) for method in together.eval().replicas]
         scores = {name: [result[name] for result in results] for name in ("accuracy", "loss")}
-        yield {"task": PRUNING, "method": f"{keep} kept", **scores, "seconds": seconds}
+        yield {"task": PRUNING, "method": f"{kept} kept", **scores, "seconds": seconds}
 
 
 def prune(method: Any, data: ClassificationDataModule, pruning: Pruning) -> None:
