@@ -91,7 +91,7 @@ class SummarizationDataModule(SoftPromptDataModule):
     def evaluation(self) -> Evaluation:
         """ROUGE and its like."""
         how: dict[str, Any] = {**self._scored, **self._generated, "long_documents": self.long_documents}
-        room = self.max_tokens - self.max_target_tokens
+        room = self.max_tokens - (self.max_target_tokens or 0)
         return GenerationEvaluation(self.decoding, self.document, template=self.template, max_tokens=room, **how)
 
     def example(self, row: Mapping[str, Any], labelled: bool) -> Example:
