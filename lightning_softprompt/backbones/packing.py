@@ -158,8 +158,8 @@ class Packing:
 def of_like_length(lengths: Sequence[int], most: int = 3) -> list[list[int]]:
     """Rows in at most so many groups, for which attention over padded rows costs least.
 
-    >>> of_like_length([10, 200, 11, 190])
-    [[0, 2], [3, 1]]
+    >>> of_like_length([10, 200, 11, 200])
+    [[0, 2], [1, 3]]
     """
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     cuts = sorted({round(len(order) * part / CUTS) for part in range(1, CUTS)} - {0, len(order)})
