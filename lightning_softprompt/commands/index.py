@@ -125,9 +125,9 @@ def _settings_given(args: Namespace) -> list[str]:
 def _search(args: Namespace) -> int:
     from lightning_softprompt.retrieval.manifest import read_manifest
     from lightning_softprompt.retrieval.reranking import CrossEncoder
-    from lightning_softprompt.retrieval.retriever import Retriever
+    from lightning_softprompt.retrieval.retriever import Retriever, Way
 
-    way = args.way or ("hybrid" if read_manifest(args.index).settings.encoder else "lexical")
+    way: Way = args.way or ("hybrid" if read_manifest(args.index).settings.encoder else "lexical")
     reranker = CrossEncoder(args.rerank) if args.rerank else None
     hits = Retriever(str(args.index), way, reranker=reranker).search([args.question], args.k)[0]
     if args.json:

@@ -63,7 +63,8 @@ class SentenceEncoder(Encoder):
         disable_progress_bar()
         self.tokenizer: Any = _loaded(AutoTokenizer.from_pretrained, name, place)
         load = {"use_safetensors": True, "dtype": torch.float32}
-        self.model: Any = _loaded(AutoModel.from_pretrained, name, place, **load).to(self.device).eval()
+        with torch.inference_mode(False), torch.random.fork_rng(devices=[]):  # a pooler that is made up draws numbers
+            self.model: Any = _loaded(AutoModel.from_pretrained, name, place, **load).to(self.device).eval()
         self.window = _window(place, self.tokenizer, self.model)
         self.pool = POOLS[_pool(name, place)]
         prompts = _read(place, "config_sentence_transformers.json").get("prompts") or {}
