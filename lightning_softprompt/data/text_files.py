@@ -65,7 +65,7 @@ def _markdown(path: Path) -> tuple[str, str]:
 def _html(path: Path) -> tuple[str, str]:
     bs4 = _extractor("bs4")
     parsed = bs4.BeautifulSoup(path.read_bytes(), "html.parser")
-    title = parsed.title.get_text(" ", strip=True) if parsed.title else ""
+    title = " ".join(parsed.title.get_text().split()) if parsed.title else ""
     for part in parsed(["script", "style", "noscript", "template", "head", "nav"]):
         part.decompose()
     for string in parsed.find_all(string=True):

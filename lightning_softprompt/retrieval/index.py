@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import final
 
 import numpy as np
 
 from lightning_softprompt.retrieval.lexical import Lexical
+from lightning_softprompt.retrieval.manifest import NAME as MANIFEST
 from lightning_softprompt.retrieval.manifest import BadIndexError, Manifest, read_manifest
 from lightning_softprompt.retrieval.qdrant import QdrantVectors
 from lightning_softprompt.retrieval.ranking import Ranking
@@ -18,7 +18,7 @@ from lightning_softprompt.retrieval.vectors import FileVectors, VectorStore
 
 LEXICAL, DENSE, EMBEDDED = "lexical", "dense", "qdrant"  # folders; the last in the index itself
 SAME = 0.999  # product of two vectors of one text by the same encoder, on whatever device
-TRIES = 5
+TRIES = 20
 
 
 @final
@@ -34,7 +34,8 @@ class Index:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).expanduser()
-        self.manifest, self.passages = _opened(self.folder)
+        self.manifest, self.passages, self.by_words, self._store = _opened(self.folder)
+        self._recognised = False
 
     def __reduce__(self) -> tuple[type[Index], tuple[Path]]:
         return Index, (self.folder,)
@@ -47,39 +48,33 @@ class Index:
         """The folder that holds this state of the index."""
         return self.folder / self.manifest.generation
 
-    @cached_property
-    def by_words(self) -> Lexical:
-        """Lexical search.
-
-        Raises:
-            ValueError: If bm25s is not installed.
-        """
-        return Lexical(self.files / LEXICAL, self.manifest.settings.language)
-
-    @cached_property
+    @property
     def by_vectors(self) -> VectorStore:
         """Dense search, once the encoder was seen to be the one that the index was built with.
 
         Raises:
             ValueError: If the index has no vectors, or the encoder is another.
         """
-        name = self.manifest.settings.encoder
-        if name is None:
+        if self._store is None:
             raise ValueError(
                 f"{self.folder} has no vectors, since it was built without an encoder; search it by lexical, or build "
                 "it with an encoder"
             )
-        found = store_of(self.folder, self.files, self.manifest, self.passages)
+        if not self._recognised:
+            self._recognise(self._store)
+        return self._store
+
+    def _recognise(self, store: VectorStore) -> None:
         from lightning_softprompt.retrieval.encoding import encoder
 
-        here = encoder(name).passages([self.passages[0].searched])[0]
-        there = found.first()
+        name = str(self.manifest.settings.encoder)
+        here, there = encoder(name).passages([self.passages[0].searched])[0], store.first()
         if here.shape != there.shape or float(here @ there) < SAME:
             raise ValueError(
                 f"the encoder {name!r} is not the one that {self.folder} was built with: it gives other vectors. Bring "
                 "back the old weights, or build the index anew in another folder"
             )
-        return found
+        self._recognised = True
 
     def lexical(self, questions: Sequence[str], k: int) -> list[Ranking]:
         """The k best passages for each question by BM25."""
@@ -87,11 +82,10 @@ class Index:
 
     def dense(self, questions: Sequence[str], k: int) -> list[Ranking]:
         """The k nearest passages for each question."""
-        store = self.by_vectors
         from lightning_softprompt.retrieval.encoding import encoder
 
-        vectors = encoder(str(self.manifest.settings.encoder)).questions(questions)
-        return store.search(vectors, k)
+        store = self.by_vectors
+        return store.search(encoder(str(self.manifest.settings.encoder)).questions(questions), k)
 
 
 def store_of(folder: Path, files: Path, manifest: Manifest, passages: Passages | None) -> VectorStore:
@@ -103,23 +97,34 @@ def store_of(folder: Path, files: Path, manifest: Manifest, passages: Passages |
     return FileVectors(files / DENSE, settings.store)
 
 
-def _opened(folder: Path) -> tuple[Manifest, Passages]:
-    """The manifest and what it names; tried again where a build took it away in between."""
-    before: Manifest | None = None
+Opened = tuple[Manifest, Passages, Lexical, VectorStore | None]
+
+
+def _opened(folder: Path) -> Opened:
+    """The manifest and all that it names; tried again where a build took it away in between."""
     for _ in range(TRIES):
+        before = _written(folder)
         try:
-            manifest = read_manifest(folder)
-            return manifest, Passages(folder / manifest.generation)
+            return _parts(folder, read_manifest(folder))
         except (BadIndexError, FileNotFoundError):
-            now = _generation(folder)
-            if now is None or (before is not None and before.generation == now.generation):
+            if _written(folder) == before:
                 raise
-            before = now
     raise BadIndexError(f"{folder} is built anew all the time; try again once that has ended")
 
 
-def _generation(folder: Path) -> Manifest | None:
+def _parts(folder: Path, manifest: Manifest) -> Opened:
+    files = folder / manifest.generation
+    passages = Passages(files)
+    lexical = Lexical(files / LEXICAL, manifest.settings.language)
+    if manifest.settings.encoder is None:
+        return manifest, passages, lexical, None
+    store = store_of(folder, files, manifest, passages)
+    store.open()
+    return manifest, passages, lexical, store
+
+
+def _written(folder: Path) -> bytes:
     try:
-        return read_manifest(folder)
-    except BadIndexError:
-        return None
+        return (folder / MANIFEST).read_bytes()
+    except OSError:
+        return b""

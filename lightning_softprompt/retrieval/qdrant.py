@@ -62,6 +62,9 @@ class QdrantVectors(VectorStore):
             ) from error
         return client
 
+    def open(self) -> None:
+        """Does nothing: no build takes away points that an index names before it is another."""
+
     def write(self, digests: NDArray[np.uint8], encode: Encode, kept: Vectors | None) -> int:
         """Sends the vectors that the collection lacks."""
         models = needed("qdrant_client").models

@@ -32,6 +32,10 @@ class VectorStore(ABC):
     """Where the vectors of passages are kept and searched. A passage is known by a digest of its content."""
 
     @abstractmethod
+    def open(self) -> None:
+        """Opens what a later build may take away."""
+
+    @abstractmethod
     def write(self, digests: NDArray[np.uint8], encode: Encode, kept: Vectors | None) -> int:
         """Keeps a vector for each passage; gives H.
 
@@ -95,6 +99,11 @@ class FileVectors(VectorStore):
         """[n, H], mapped into memory."""
         found: Floats = np.load(self.folder / VECTORS, mmap_mode="r")
         return found
+
+    def open(self) -> None:
+        """Maps the files into memory."""
+        if len(self.vectors) and self.store != "flat":
+            assert self._faiss.ntotal == len(self.vectors), "one graph for all vectors"
 
     def write(self, digests: NDArray[np.uint8], encode: Encode, kept: Vectors | None) -> int:
         """Takes over the vectors that are kept, and makes the others."""

@@ -43,6 +43,7 @@ def test_passages_end_where_sentences_do_and_begin_with_whole_ones():
     spans = Cutting(size=6, overlap=3).spans(POEM)
     assert [POEM[start:end].strip() for start, end in spans] == [
         "One. Two three four.",
+        "Two three four. Five six seven?",
         "Five six seven? Eight nine.",
         "Eight nine.\n\nTen eleven!",
         "Ten eleven! Twelve thirteen fourteen fifteen.",
