@@ -235,6 +235,8 @@ def _writing(place: Path) -> Iterator[Path]:
         yield place
     finally:
         os.close(opened)
+        if not (place / NAME).exists():
+            shutil.rmtree(place / EMBEDDED, ignore_errors=True)
         with suppress(OSError):
             place.rmdir()  # only where it is empty
 

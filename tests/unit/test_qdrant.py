@@ -93,6 +93,13 @@ def test_embedded_it_serves_one_at_a_time(tmp_path, name):
     assert Retriever(str(tmp_path), "dense").search(["a dog"])[0]
 
 
+def test_a_first_build_that_fails_leaves_nothing(tmp_path, name, monkeypatch):
+    monkeypatch.setattr(encoding.SentenceEncoder, "passages", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        build_index(tmp_path / "index", documents(), IndexSettings(encoder=name, store="qdrant"))
+    assert not (tmp_path / "index").exists()
+
+
 def test_a_server_that_does_not_answer_is_told(tmp_path, name):
     settings = IndexSettings(encoder=name, store="qdrant", url="http://127.0.0.1:9")
     with pytest.raises(ValueError, match=r"no Qdrant answers at http://127\.0\.0\.1:9"):
