@@ -140,6 +140,7 @@ def _write(
     draft: Path, place: Path, documents: Iterable[Document], start: Manifest, earlier: Index | None, track: Track
 ) -> Manifest:
     settings = start.settings
+    draft.chmod(place.stat().st_mode)  # drafts are the maker's own, an index is for whom its folder is for
     corpus, count = write_documents(draft, track(documents, "reading", None))
     if earlier and (earlier.manifest.corpus, earlier.manifest.settings) == (corpus, settings):
         raise _UnchangedError

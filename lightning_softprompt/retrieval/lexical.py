@@ -6,6 +6,7 @@ idf(w) = ln(1 + (N - df + 1/2) / (df + 1/2)).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import chain
@@ -35,11 +36,17 @@ def write_lexical(folder: Path, tokens: Sequence[Sequence[str]], settings: Index
     if not vocabulary:
         raise CorpusError("no passage has a letter or digit, so there is nothing to search for; check the text column")
     ids = [[vocabulary[word] for word in passage] for passage in tokens]
-    scorer = needed("bm25s").BM25(k1=settings.k1, b=settings.b, method="lucene")
+    scorer = _bm25s().BM25(k1=settings.k1, b=settings.b, method="lucene")
     scorer.index((ids, vocabulary), show_progress=False)
     scorer.save(str(folder))
     np.save(folder / WORDS, np.fromiter(chain.from_iterable(ids), np.int32))
     np.save(folder / ENDS, np.cumsum([0, *map(len, ids)], dtype=np.int64))
+
+
+def _bm25s() -> Any:
+    found = needed("bm25s")
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it asks for all of its own messages
+    return found
 
 
 @final
@@ -55,7 +62,7 @@ class Lexical:
     """
 
     def __init__(self, folder: Path, language: str) -> None:
-        self.scorer: Any = needed("bm25s").BM25.load(str(folder), mmap=True)
+        self.scorer: Any = _bm25s().BM25.load(str(folder), mmap=True)
         self.language = language
         self._words: NDArray[np.int32] = np.load(folder / WORDS, mmap_mode="r")
         self._ends: NDArray[np.int64] = np.load(folder / ENDS, mmap_mode="r")

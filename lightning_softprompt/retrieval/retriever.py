@@ -8,7 +8,7 @@ from typing import Any, Literal, final
 
 from lightning_softprompt.retrieval.documents import Hit
 from lightning_softprompt.retrieval.index import Index
-from lightning_softprompt.retrieval.ranking import Fusion, Ranking, ReciprocalRank
+from lightning_softprompt.retrieval.ranking import Fusion, Ranking, WeightedScores
 from lightning_softprompt.retrieval.reranking import Reranker, reranked
 
 Way = Literal["hybrid", "lexical", "dense"]
@@ -23,7 +23,7 @@ class Retriever:
         index: Folder of an index; `softprompt index build` makes one.
         way: `lexical` by words (BM25), `dense` by vectors, or `hybrid`, both fused.
         candidates: Passages of each ranking that are fused, and that the re-ranker reads.
-        fusion: How the two rankings become one; reciprocal rank fusion unless given.
+        fusion: How the two rankings become one; weighted scores, half and half, unless given.
         reranker: What puts the candidates in order; none unless given.
 
     Raises:
@@ -43,7 +43,7 @@ class Retriever:
         if candidates < 1:
             raise ValueError(f"candidates must be 1 or more, got {candidates}")
         self.folder, self.way, self.candidates = index, way, candidates
-        self.fusion, self.reranker = fusion or ReciprocalRank(), reranker
+        self.fusion, self.reranker = fusion or WeightedScores(), reranker
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "index"}

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from textwrap import dedent
 
@@ -176,6 +177,25 @@ def test_an_id_that_is_not_there_cannot_be_removed(folder):
 def test_the_same_again_changes_nothing(folder):
     assert build_index(folder, documents(), LEXICAL) == build_index(folder, documents(), LEXICAL)
     assert len(list(folder.iterdir())) == 2
+
+
+def test_vectors_go_to_another_store_without_being_made_again(folder, dense, monkeypatch):
+    build_index(folder, documents(), dense)
+    before = Index(folder).dense(["a sad dog"], 3)[0]
+    encoded, plain = [], encoding.SentenceEncoder.passages
+    monkeypatch.setattr(encoding.SentenceEncoder, "passages", lambda e, t: encoded.extend(t) or plain(e, t))
+    for store in ("hnsw", "ivf", "flat"):
+        build_index(folder, documents(), replace(dense, store=store))
+        after = Index(folder).dense(["a sad dog"], 3)[0]
+        assert after.rows.tolist() == before.rows.tolist()
+        np.testing.assert_allclose(after.scores, before.scores, atol=1e-6)
+    assert set(encoded) == {Index(folder).passages[0].searched}  # by which the encoder is recognised
+
+
+def test_an_index_is_for_whom_its_folder_is_for(folder):
+    folder.mkdir(mode=0o750)
+    manifest = build_index(folder, documents(), LEXICAL)
+    assert (folder / manifest.generation).stat().st_mode == folder.stat().st_mode
 
 
 def test_other_settings_make_the_index_anew(folder, dense):
