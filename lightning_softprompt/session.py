@@ -88,7 +88,7 @@ class Session:
 
     def _cases(self) -> list[Callback]:
         """A page of cases, where the scores of a row are not those of classes."""
-        if self.data.classes is not None:
+        if self.data.classes is not None or self.data.classes_by_task is not None:
             return []
         return [CaseReport(self.folder / "test_cases.html", self.monitor.removeprefix("val/"), self.mode)]
 
