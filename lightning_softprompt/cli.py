@@ -30,6 +30,9 @@ import lightning_softprompt.data.summarization
 import lightning_softprompt.data.tagging
 import lightning_softprompt.methods
 import lightning_softprompt.objectives.context_distillation
+import lightning_softprompt.objectives.distillation
+import lightning_softprompt.prompts.blend
+import lightning_softprompt.prompts.factors
 import lightning_softprompt.prompts.init
 import lightning_softprompt.readouts.calibrated
 import lightning_softprompt.readouts.class_head
