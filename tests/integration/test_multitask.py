@@ -129,3 +129,36 @@ def test_a_bad_row_of_a_task_and_a_missing_score_are_told_in_two_lines(fit, fold
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
     assert "task 'length'" in error[0]
     assert "validation.jsonl:7" in error[0]
+
+
+def test_sources_teach_a_shared_prompt_targets_start_from_it_and_a_bank_serves_all(fit, folder, tiny_folder):
+    """MPT's stages, ATTEMPT over the sources, and all prompts in one batch."""
+    short = ["--run.wandb=disabled", "--trainer.max_steps=3"]
+    alone = [f"--backbone.name={tiny_folder('llama')}", "--trainer.accelerator=cpu",
+             "--trainer.enable_progress_bar=false", f"--run.folder={folder / 'runs'}", *short]  # fmt: skip
+    teachers = {}
+    for name in ("mood", "length"):
+        given = ["fit", "--model=PromptTuning", "--model.length=3", f"--data={folder / f'{name}.yaml'}"]
+        assert main([*given, *alone, "--trainer.max_epochs=-1"]) == 0
+        teachers[name] = str(last_folder() / "prompt.safetensors")
+    both = ("mood", "length")
+    distilled = f"{{class_path: Distillation, init_args: {{teachers: {list(teachers.values())}, hidden: 0.1}}}}"
+    source = fit("--model=MPT", f"--model.objective={distilled}", *short, tasks=both)
+    path = source / "prompt.safetensors"
+    start = [f"--model.init={{class_path: FromCheckpoint, init_args: {{path: {path}, name: shared}}}}",
+             f"--model.start={{class_path: FromTasks, init_args: {{path: {path}}}}}"]  # fmt: skip
+    target = fit("--model=MPT", *start, *short, tasks=("summary",))
+    assert "val/summary/rouge1" in metrics(target, "val")
+    sources = ", ".join(f"{{class_path: FromCheckpoint, init_args: {{path: {p}}}}}" for p in teachers.values())
+    attempt = fit("--model=ATTEMPT", f"--model.sources=[{sources}]", *short, tasks=both)
+    assert main(["test", f"--ckpt_path={attempt / 'checkpoints' / 'best.ckpt'}"]) == 0
+    config = {name: str(folder / f"{name}.yaml") for name in both}
+    given = ["--data=MultitaskDataModule", f"--data.tasks={json.dumps(config)}", "--model=PromptBank",
+             f"--model.prompts={json.dumps(teachers)}", *alone[:4]]  # fmt: skip
+    assert main(["test", *given]) == 0
+    served = metrics(last_folder(), "test")
+    for name in both:
+        one = [f"--init_from={teachers[name]}", "--model=PromptTuning", "--model.length=3"]
+        assert main(["test", *one, f"--data={folder / f'{name}.yaml'}", *alone[:4]]) == 0
+        expected = metrics(last_folder(), "test")["test/accuracy"]
+        assert served[f"test/{name}/accuracy"] == pytest.approx(expected)
