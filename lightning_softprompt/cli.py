@@ -37,6 +37,7 @@ import lightning_softprompt.prompts.init
 import lightning_softprompt.readouts.calibrated
 import lightning_softprompt.readouts.class_head
 import lightning_softprompt.readouts.ranked
+import lightning_softprompt.readouts.suited
 import lightning_softprompt.readouts.token_head  # noqa: F401
 from lightning_softprompt.backbones.base import BackboneSpec
 from lightning_softprompt.callbacks.record_lines import ReaderGoneError

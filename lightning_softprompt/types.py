@@ -191,6 +191,8 @@ class Batch:
     def only(self, places: Sequence[int]) -> Batch:
         """Some of the rows, as wide as all of them were."""
         chosen = self._map(lambda t: t[list(places)])
+        if chosen.words is not None and bool((chosen.words == IGNORE).all()):
+            chosen = replace(chosen, words=None)  # only the rest of the batch has words
         return chosen if self.examples is None else replace(chosen, examples=tuple(self.examples[b] for b in places))
 
     def pin_memory(self) -> Batch:

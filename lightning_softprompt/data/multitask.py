@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast, final
 
 import torch
+from torch import nn
 
 from lightning_softprompt.backbones.base import BackboneSpec
 from lightning_softprompt.backbones.codec import Codec
@@ -24,6 +25,7 @@ from lightning_softprompt.types import Batch, Classes, Encoded, Example
 
 T = TypeVar("T")
 NAME = re.compile(r"\w[\w-]*")
+TAKEN = {*dir(nn.ModuleDict()), *dir(nn.ParameterDict())}  # where what tasks have of their own is kept by name
 TASK = "task"  # the column of rows to be predicted that names their task
 
 
@@ -68,7 +70,8 @@ class MultitaskDataModule(SoftPromptDataModule):
             --data.tasks '{sst2: configs/data/sst2.yaml, rte: configs/data/rte.yaml}' --data.tasks.rte.batch_size 4
 
     Metrics are logged as `<task>/<metric>`; `macro`, the mean over tasks of one score each, says which checkpoint is
-    best. Rows to be predicted are the tasks' own, or come from one source, where a column `task` names the task.
+    best. Where some tasks have classes and others tags, the model wants the readout `Suited`. Rows to be predicted are
+    the tasks' own, or come from one source, where a column `task` names the task.
 
     Args:
         tasks: By name, in the order of their numbers.
@@ -83,7 +86,7 @@ class MultitaskDataModule(SoftPromptDataModule):
         num_workers: Processes that make batches.
 
     Raises:
-        ValueError: If there are no tasks, a name has other signs than letters, digits, _ and -, or a task names
+        ValueError: If there are no tasks, a name will not do as that of a metric and a parameter, or a task names
             another backbone.
     """
 
@@ -100,8 +103,10 @@ class MultitaskDataModule(SoftPromptDataModule):
     ) -> None:
         spec = _shared(backbone, tasks)
         super().__init__("{soft}{target}", spec, predict=predict, seed=seed, num_workers=num_workers)
-        if wrong := [name for name in tasks if not NAME.fullmatch(name)]:
-            raise ValueError(f"names of tasks are of letters, digits, _ and -, got {wrong}")
+        if wrong := [name for name in tasks if not NAME.fullmatch(name) or name in TAKEN]:
+            raise ValueError(
+                f"names of tasks are of letters, digits, _ and -, and none of torch's own such as type, got {wrong}"
+            )
         self.tasks = dict(tasks)
         for task in self.tasks.values():
             task.spec = self.spec
@@ -133,7 +138,7 @@ class MultitaskDataModule(SoftPromptDataModule):
         return self.tasks[self._named_by(row)].example(row, labelled)
 
     def _named_by(self, row: Mapping[str, Any]) -> str:
-        if row.get(TASK) not in self.tasks:
+        if row.get(TASK) not in list(self.tasks):  # it may be anything, a list too
             raise ValueError(f"column {TASK!r} must name one of the tasks {list(self.tasks)}, got {row.get(TASK)!r}")
         return str(row[TASK])
 

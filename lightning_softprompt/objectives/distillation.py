@@ -29,12 +29,12 @@ class Distillation(Objective):
 
     The divergence is that of the words at each target, averaged over targets; the squared distance is that of the last
     states of the input's tokens (Wang et al. 2023, arXiv 2303.02861, section 3.2). Teachers are trained beforehand,
-    one for each task, on the same backbone, by any method; they stay as they are.
+    one for each task, on the same backbone, by any method; they stay as they are. It takes two passes beside that of L.
 
     Args:
         teachers: Their `prompt.safetensors` or checkpoints, in the order of the tasks; one serves all tasks.
         weight: w.
-        hidden: h; it takes two further passes, of which 0 is free.
+        hidden: h; unless 0 it takes two passes more.
         base: L; None takes `ByTask`, the loss that there is without teachers.
     """
 

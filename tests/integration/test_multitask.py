@@ -119,6 +119,29 @@ def test_rows_of_several_tasks_are_predicted_in_their_order(fit, folder):
     assert records[0]["input"] == "dull is"
 
 
+def test_tags_and_classes_go_together(fit, folder):
+    """Words with tags beside rows with classes, each read off its own way."""
+    (folder / "tags").mkdir()
+    words = [{"tokens": ["a", "sad", "film"], "tags": ["O", "B-MOOD", "O"]}, {"tokens": ["dull"], "tags": ["B-MOOD"]}]
+    for split in ("train", "validation", "test"):
+        (folder / "tags" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in words * 3))
+    config = {"class_path": "TaggingDataModule", "init_args": {"path": str(folder / "tags"), "batch_size": 2}}
+    (folder / "tags.yaml").write_text(json.dumps(config))
+    run = fit("--model=MPT", "--model.readout=Suited", tasks=("mood", "tags"))
+    seen = metrics(run, "val")
+    assert seen["val/macro"] == pytest.approx((seen["val/mood/accuracy"] + seen["val/tags/f1"]) / 2, abs=1e-6)
+    assert main(["test", f"--ckpt_path={run / 'checkpoints' / 'best.ckpt'}"]) == 0
+    records = [r for r in lines(last_folder(), "test_predictions.jsonl") if r["task"] == "tags"]
+    assert [record["target"] for record in records] == [row["tags"] for row in words * 3]
+    asked = [{"task": "tags", "tokens": ["a", "sad", "dog"]}, {"task": "mood", "text": "dull"}]
+    (folder / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    checkpoint = f"--ckpt_path={run / 'checkpoints' / 'best.ckpt'}"
+    assert main(["predict", checkpoint, f"--data.predict={folder / 'asked.jsonl'}"]) == 0
+    tags, mood = lines(last_folder(), "predictions.jsonl")
+    assert len(tags["prediction"]) == 3
+    assert mood["prediction"] in MOODS
+
+
 def test_a_bad_row_of_a_task_and_a_missing_score_are_told_in_two_lines(fit, folder, capsys):
     fit("--data.scores={}", code=2)
     error = capsys.readouterr().err

@@ -14,7 +14,10 @@ from lightning_softprompt.objectives.by_task import ByTask
 from lightning_softprompt.objectives.classification import Classification
 from lightning_softprompt.objectives.language_modeling import LanguageModeling
 from lightning_softprompt.readouts.class_head import ClassHead
+from lightning_softprompt.readouts.label_words import LabelWords
 from lightning_softprompt.readouts.ranked import RankedChoices
+from lightning_softprompt.readouts.suited import Suited
+from lightning_softprompt.readouts.token_head import TokenHead
 from lightning_softprompt.types import Classes
 
 FAMILIES = ("llama", "bert")
@@ -90,6 +93,15 @@ def test_scores_are_of_one_task_and_of_one_that_has_classes(made, backbone):
     with pytest.raises(ValueError, match="task 'summary' has no classes"):
         module.lm().scores(batch.only([0, 2]))
     assert module.lm().scores(batch.only([1, 3])).shape == (2, 3)
+
+
+def test_a_readout_suits_classes_that_are_spoken_and_tags_that_are_not(made):
+    tags = Classes({"O": (), "B-MOOD": ()})
+    of_tasks = made({"mood": CLASSES, "tags": tags}, readout=Suited).readout.of_tasks
+    assert [type(of_tasks[name].inner) for name in ("mood", "tags")] == [LabelWords, TokenHead]
+    assert of_tasks["tags"].inner.linear.weight.shape == (2, 32)
+    with pytest.raises(ValueError, match="task 'tags': LabelWords reads the words of classes"):
+        made({"mood": CLASSES, "tags": tags})
 
 
 def test_a_word_that_a_readout_cannot_say_is_told_with_its_task(made):

@@ -139,6 +139,8 @@ def test_rows_to_be_predicted_name_their_tasks_and_keep_their_order(made):
     assert data.shown("predict", 2) == {"task": "summary", "input": "a dog\nSummary:", "target": None}
     with pytest.raises(ValueError, match=r"row 1 of .*must name one of the tasks \['mood', 'length', 'summary'\]"):
         made(predict=[given[0], {"task": "tone", "text": "dull"}]).split("predict")
+    with pytest.raises(ValueError, match=r"must name one of the tasks .*got \['mood'\]"):
+        made(predict=[{"task": ["mood"], "text": "dull"}]).split("predict")
     with pytest.raises(ValueError, match=r"task 'mood': .*no column 'text'"):
         made(predict=[{"task": "mood"}]).split("predict")
 
@@ -157,7 +159,7 @@ def test_rows_to_be_predicted_know_each_other_by_their_task_too(made):
     assert made(predict=one).identity("predict") != made(predict=other).identity("predict")
 
 
-@pytest.mark.parametrize("name", ["a.b", "a/b", "", "a b"])
+@pytest.mark.parametrize("name", ["a.b", "a/b", "", "a b", "type", "keys"])
 def test_names_of_tasks_must_do_as_names_of_metrics_and_parameters(spec, name):
     task = ClassificationDataModule(labels=MOOD, train=classified(MOOD))
     with pytest.raises(ValueError, match="names of tasks"):
