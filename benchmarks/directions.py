@@ -2,25 +2,29 @@
 
     python benchmarks/directions.py --data PATH/TO/classification --out benchmarks/directions.jsonl
 
-SST-2 with the slices, steps and learning rates of `methods.py`. Each line of a study differs in one thing; seeds are
-replicas. Results are added to `--out` as they come; what is there already is not run again.
+SST-2 with the slices and learning rates of `methods.py`. Each line of a study differs in one thing; seeds are replicas.
+Results are added to `--out` as they come; what is there already is not run again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from methods import Made, interval, keep, replicas, scored, slices, train
+import torch
+from methods import Made, endless, interval, keep, replicas, scored, slices, train
 
 from lightning_softprompt.backbones.base import Backbone, BackboneSpec
 from lightning_softprompt.backbones.load import load_backbone
+from lightning_softprompt.callbacks.pruning import Pruning
 from lightning_softprompt.data.classification import ClassificationDataModule
-from lightning_softprompt.methods import ContextAware, PromptTuning, ResidualPromptTuning
+from lightning_softprompt.methods import ContextAware, PromptTuning, ResidualPromptTuning, XPrompt
 from lightning_softprompt.prompts.init import FromText, SampleVocabulary, Uniform
 from lightning_softprompt.replicas import ReplicaSpec
 
@@ -47,6 +51,40 @@ STUDIES: dict[str, dict[str, Line]] = {
         "prompt tuning": (partial(PromptTuning, length=20), 5e-3, SHOTS),
     },
 }
+
+
+PRUNING = "half the tokens, then half their pieces (2210.04457: the important ones carry it)"
+KEPT = ("all", "best", "random", "worst")
+
+
+def pruning(backbone: Backbone, args: Any) -> Iterator[dict[str, Any]]:
+    """XPrompt and its controls: one training, pruned in each way, rewound to where it was, and trained half as long."""
+    data = slices("sst2", args)
+    seeds = list(range(1, args.seeds + 1))
+    spec = ReplicaSpec(len(seeds), seeds, [5e-3] * len(seeds))
+    together: Any = replicas(partial(XPrompt, length=20), data, backbone, spec)
+    train(together, data, args.steps)
+    before = deepcopy(together.state_dict())
+    for kept in KEPT:
+        together.load_state_dict(before)
+        for method in together.replicas if kept != "all" else ():
+            prune(method, data, Pruning(keep=kept))  # type: ignore[arg-type]
+        seconds = train(together, data, args.steps // 2)
+        test = list(data.test_dataloader())
+        results = [scored(method, test) for method in together.eval().replicas]
+        scores = {name: [result[name] for result in results] for name in ("accuracy", "loss")}
+        yield {"task": PRUNING, "method": f"{kept} kept", **scores, "seconds": seconds}
+
+
+def prune(method: Any, data: ClassificationDataModule, pruning: Pruning) -> None:
+    """Both prunings of the callback, each by importance over ten batches."""
+    for step, shape in ((pruning._prune_tokens, 1), (pruning._prune_pieces, 0)):
+        importance = torch.zeros_like(method.kept_pieces, dtype=torch.float)
+        for batch in islice(endless(data), 10):
+            (grad,) = torch.autograd.grad(method.step(batch)["loss"], method.tokens)
+            gates = method.in_pieces((grad * method.tokens).detach()).sum(-1)
+            importance += gates.sum(1, keepdim=True).abs().expand_as(gates) if shape else gates.abs()
+        step(method, importance[:, 0] if shape else importance)
 
 
 def line(made: Made, rate: float, data: ClassificationDataModule, backbone: Backbone, args: Any) -> dict[str, Any]:
@@ -89,6 +127,10 @@ def main() -> None:
             data = slices("sst2", args, **options)
             there.append({"task": study, "method": name, **line(made, rate, data, backbone, args)})
             keep(args.out, there[-1])
+    if not any(r["task"] == PRUNING for r in there):
+        for record in pruning(backbone, args):
+            there.append(record)
+            keep(args.out, record)
     print(table(there))
 
 

@@ -153,9 +153,9 @@ class Replicas(LightningModule):
         return torch.stack([of["loss"] for of in logs]).sum()
 
     def _together(self, metrics: Sequence[dict[str, Any]]) -> dict[str, float]:
-        """Mean, half of its interval, and each."""
+        """Mean, half of its interval, and each, of what all have: an answer of one word has no bigrams to be new."""
         together: dict[str, float] = {}
-        for metric in metrics[0]:
+        for metric in (name for name in metrics[0] if all(name in of for of in metrics)):
             values = [float(of[metric]) for of in metrics]
             mean, half = student(values)
             together |= {metric: mean, f"{metric}/interval": half} if len(values) > 1 else {metric: mean}

@@ -87,10 +87,9 @@ class Session:
         return [files, PredictionTable(), *(self._of_training() if self.command == "fit" else [])]
 
     def _cases(self) -> list[Callback]:
-        """A page of cases, where the scores of a row are not those of classes."""
-        if self.data.classes is not None or self.data.classes_by_task is not None:
-            return []
-        return [CaseReport(self.folder / "test_cases.html", self.monitor.removeprefix("val/"), self.mode)]
+        """A page of cases, where rows have a score to be ranked by."""
+        score = self.data.evaluation.ranks
+        return [] if score is None else [CaseReport(self.folder / "test_cases.html", score)]
 
     @property
     def last(self) -> Path:

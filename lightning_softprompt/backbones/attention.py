@@ -6,6 +6,7 @@ given the merged output and log-sum-exp, which makes the gradients of both exact
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,8 +109,10 @@ class PackedAttention(torch.autograd.Function):
         """The output, shaped as the query."""
         h = packing.head
         keys = Keys.of(key, value, past_key, past_value, packing)
-        out, lse = attend([unpacked(query[:, :, h:], packing), *keys.own], keys.own_mask is None, scale, keys.own_mask)
-        out, lse = repacked(out, packing), repacked(lse[..., None], packing)[..., 0]
+        rows = zip(unpacked(query[:, :, h:], packing), *keys.own, strict=True)
+        each = [attend(parts, keys.own_mask is None, scale, keys.own_mask) for parts in rows]
+        out = repacked([o for o, _ in each], packing)
+        lse = repacked([own[..., None] for _, own in each], packing)[..., 0]
         if keys.shared[0].shape[2]:
             seen, seen_lse = attend([folded(query[:, :, h:], key), *keys.shared], False, scale)
             out, lse = merged(out, lse, seen.reshape(out.shape), seen_lse.reshape(lse.shape))
@@ -127,16 +130,17 @@ class PackedAttention(torch.autograd.Function):
         query, key, value, past_key, past_value, out, lse, *head = ctx.saved_tensors
         packing, scale, h = ctx.packing, ctx.scale, ctx.packing.head
         keys = Keys.of(key, value, past_key, past_value, packing)
-        rows = [unpacked(grad[:, :, h:], packing, 0.0), *(unpacked(t, packing) for t in (query[:, :, h:], out))]
-        padded = unpacked(lse[..., None], packing, NEVER)[..., 0]
-        parts = [rows[1], *keys.own, rows[2], padded]
-        of_own = attend_backward(rows[0], parts, keys.own_mask is None, scale, keys.own_mask)
+        tensors = [unpacked(query[:, :, h:], packing), *keys.own, unpacked(out, packing)]
+        padded = [own[..., 0] for own in unpacked(lse[..., None], packing, NEVER)]
+        rows = zip(unpacked(grad[:, :, h:], packing, 0.0), *tensors, padded, strict=True)
+        each = [attend_backward(g, parts, keys.own_mask is None, scale, keys.own_mask) for g, *parts in rows]
+        of_own = [list(of) for of in zip(*each, strict=True)]  # by query, key and value
         of_query = [repacked(of_own[0], packing)]
         of_shared = [torch.zeros_like(t) for t in keys.shared]
         if keys.shared[0].shape[2]:
-            rows = [folded(t, key) for t in (grad[:, :, h:], query[:, :, h:], out)]
-            parts = [rows[1], *keys.shared, rows[2], lse.reshape(rows[1].shape[:3])]
-            of_seen, *of_shared = attend_backward(rows[0], parts, False, scale)
+            long, *rest = (folded(t, key) for t in (grad[:, :, h:], query[:, :, h:], out))
+            parts = [rest[0], *keys.shared, rest[1], lse.reshape(rest[0].shape[:3])]
+            of_seen, *of_shared = attend_backward(long, parts, False, scale)
             of_query = [of_query[0] + of_seen.reshape(of_query[0].shape)]
         if h:
             parts = [query[:, :, :h], *keys.shared, *head]
@@ -152,13 +156,13 @@ class Keys:
 
     Args:
         shared: [1, N, C + head, D] each: what all rows see.
-        own: [B, N, C + n, D] each: what each row has to itself.
+        own: [B, N, C + n, D] each by group of rows: what each row has to itself.
         packing: How the rows lie.
         past: Tokens of the past, C.
     """
 
     shared: list[Tensor]
-    own: list[Tensor]
+    own: list[list[Tensor]]
     packing: Packing
     past: int
 
@@ -173,8 +177,9 @@ class Keys:
         if past_key is None or past_value is None or packing.past is None:
             return cls(shared, own, packing, 0)
         before = [past_key.to(key.dtype), past_value.to(value.dtype)]
-        parts = shared if packing.past.shared else own
-        parts[:] = [torch.cat(pair, dim=2) for pair in zip(before, parts, strict=True)]
+        parts = shared if packing.past.shared else [rows for (rows,) in own]
+        parts = [torch.cat(pair, dim=2) for pair in zip(before, parts, strict=True)]
+        shared, own = (parts, own) if packing.past.shared else (shared, [[rows] for rows in parts])
         return cls(shared, own, packing, past_key.shape[2])
 
     @property
@@ -187,13 +192,15 @@ class Keys:
         """What the rows' tokens see of their own, where it is not as they stand."""
         return self.packing.own_mask
 
-    def back(self, shared: list[Tensor], own: list[Tensor]) -> tuple[Tensor | None, ...]:
+    def back(self, shared: list[Tensor], own: list[list[Tensor]]) -> tuple[Tensor | None, ...]:
         """Gradients of key, value, past key and past value from those of the parts."""
         past: list[Tensor | None] = [None, None]
-        if self.past:
-            parts = shared if self.packing.past and self.packing.past.shared else own
-            past = [t[:, :, : self.past] for t in parts]
-            parts[:] = [t[:, :, self.past :] for t in parts]
+        if self.past and self.packing.past and self.packing.past.shared:
+            past = [t[:, :, : self.past] for t in shared]
+            shared = [t[:, :, self.past :] for t in shared]
+        elif self.past:
+            past = [rows[:, :, : self.past] for (rows,) in own]
+            own = [[rows[:, :, self.past :]] for (rows,) in own]
         pairs = zip(shared, own, strict=True)
         return *(torch.cat([a, repacked(b, self.packing)], dim=2) for a, b in pairs), *past
 
@@ -203,18 +210,20 @@ def folded(rows: Tensor, key: Tensor) -> Tensor:
     return rows.reshape(1, key.shape[1], -1, rows.shape[3])
 
 
-def unpacked(rows: Tensor, packing: Packing, fill: float | None = None) -> Tensor:
-    """[1, heads, R, D] -> [B, heads, n, D]; behind the end of a row stands `fill`, or anything that is finite."""
-    batch, longest = packing.rows
-    by_token = rows.transpose(1, 2)[0].index_select(0, packing.source.flatten())  # [B * n, heads, D]
+def unpacked(rows: Tensor, packing: Packing, fill: float | None = None) -> list[Tensor]:
+    """[1, heads, R, D] -> [B, heads, n, D] by group; behind a row's end stands `fill`, or anything that is finite."""
+    groups = packing.groups
+    by_token = rows.transpose(1, 2)[0].index_select(0, groups.source)  # [sum of B * n, heads, D]
     if fill is not None:
-        by_token.index_fill_(0, packing.gaps, fill)
-    return by_token.view(batch, longest, *by_token.shape[1:]).transpose(1, 2)
+        by_token.index_fill_(0, groups.gaps, fill)
+    parts = by_token.split([batch * longest for batch, longest in groups.shapes])
+    return [part.unflatten(0, shape).transpose(1, 2) for part, shape in zip(parts, groups.shapes, strict=True)]
 
 
-def repacked(rows: Tensor, packing: Packing) -> Tensor:
-    """[B, heads, n, D] -> [1, heads, R, D]."""
-    return rows.transpose(1, 2).flatten(0, 1).index_select(0, packing.places).transpose(0, 1)[None]
+def repacked(rows: Sequence[Tensor], packing: Packing) -> Tensor:
+    """[B, heads, n, D] by group -> [1, heads, R, D]."""
+    by_token = torch.cat([part.transpose(1, 2).flatten(0, 1) for part in rows])
+    return by_token.index_select(0, packing.groups.places).transpose(0, 1)[None]
 
 
 def merged(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> tuple[Tensor, Tensor]:

@@ -138,12 +138,12 @@ class Contexts:
     def _texts(self, rows: Rows, begin: Tensor) -> Past:
         lengths = begin.tolist()
         same = len(set(lengths)) == 1 and bool((rows.keys[:, : lengths[0]] == rows.keys[:1, : lengths[0]]).all())
-        each = [self._kept(rows, b, length) for b, length in enumerate(lengths[:1] if same else lengths)]
-        longest = max(lengths)
-        stacked = each[0].new_zeros(len(each), *each[0].shape[:3], longest, each[0].shape[4])
-        for row, kept in zip(stacked, each, strict=True):
-            row[..., : kept.shape[3], :] = kept
-        inside = torch.arange(longest, device=begin.device) < begin[: len(each), None]
+        each = {b: self._kept(rows, b, n) for b, n in enumerate(lengths[:1] if same else lengths) if n}
+        count, longest, some = 1 if same else len(lengths), max(lengths), next(iter(each.values()))
+        stacked = some.new_zeros(count, *some.shape[:3], longest, some.shape[4])
+        for b, kept in each.items():
+            stacked[b, ..., : kept.shape[3], :] = kept
+        inside = torch.arange(longest, device=begin.device) < begin[:count, None]
         return Past(_layers(stacked), inside)
 
     def _kept(self, rows: Rows, b: int, length: int, lasting: bool = True) -> Tensor:

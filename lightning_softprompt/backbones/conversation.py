@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 from transformers import DynamicCache
 
 from lightning_softprompt.backbones.causal import CausalBackbone
-from lightning_softprompt.backbones.generation import generated
+from lightning_softprompt.backbones.generation import drafted, generated, sequences
 from lightning_softprompt.backbones.rows import Rows
 from lightning_softprompt.types import Batch, SoftPrompt
 
@@ -53,8 +53,10 @@ class Conversation:
         """The next answer [1, U], greedy unless the options say otherwise.
 
         Raises:
-            ValueError: If the conversation outgrows the backbone's window.
+            ValueError: If the conversation outgrows the backbone's window, or the options want a cache of their own.
         """
+        if sequences(decoding) > 1 or drafted(decoding):
+            raise ValueError("a conversation goes on from one answer, word by word; beams and drafts are not for it")
         backbone, pad_id = self.backbone, self.backbone.codec.pad_id
         opening, first = self._rows.mask.shape[1], int(self._rows.first_position)
         positions = first + torch.arange(opening + len(self._text), device=self._text.device)[None]

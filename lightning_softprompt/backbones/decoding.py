@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
@@ -11,6 +11,18 @@ import torch
 from torch import Tensor
 
 from lightning_softprompt.backbones.codec import Codec
+
+RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "max_new_tokens": ("at least 1", lambda value: value is None or value >= 1),
+    "min_new_tokens": ("at least 0", lambda value: value >= 0),
+    "temperature": ("above 0", lambda value: value > 0),
+    "top_k": ("at least 0", lambda value: value >= 0),
+    "top_p": ("above 0 and up to 1", lambda value: 0 < value <= 1),
+    "min_p": ("from 0 to 1", lambda value: 0 <= value <= 1),
+    "num_beams": ("at least 1", lambda value: value >= 1),
+    "repetition_penalty": ("above 0", lambda value: value > 0),
+    "no_repeat_ngram_size": ("at least 0", lambda value: value >= 0),
+}
 
 
 @dataclass(frozen=True)
@@ -36,7 +48,7 @@ class Decoding:
         seed: Of what is drawn.
 
     Raises:
-        ValueError: If a length or a number of beams is below 1, or settings of sampling are given without it.
+        ValueError: If a value is out of its range, or one is given for sampling or beams without them.
     """
 
     max_new_tokens: int | None = None
@@ -51,19 +63,22 @@ class Decoding:
     early_stopping: bool = False
     repetition_penalty: float = 1.0
     no_repeat_ngram_size: int = 0
-    stop: tuple[str, ...] = ()
+    stop: Sequence[str] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.most, self.num_beams) < 1:
-            raise ValueError(
-                f"max_new_tokens and num_beams must be at least 1, got {self.max_new_tokens}, {self.num_beams}"
-            )
+        for name, (told, fits) in RANGES.items():
+            if not fits(getattr(self, name)):
+                raise ValueError(f"{name} must be {told}, got {getattr(self, name)}")
+        if self.min_new_tokens > self.most:
+            raise ValueError(f"min_new_tokens={self.min_new_tokens} is above max_new_tokens={self.most}")
         if isinstance(self.stop, str) or not all(self.stop):
             raise ValueError(f"stop must be a list of texts, none of them empty, got {self.stop!r}")
         drawn = (self.temperature, self.top_k, self.top_p, self.min_p) != (1.0, 0, 1.0, 0.0)
         if drawn and not self.do_sample:
             raise ValueError("temperature, top_k, top_p and min_p shape what is drawn; set do_sample to true")
+        if (self.length_penalty, self.early_stopping) != (1.0, False) and self.num_beams == 1:
+            raise ValueError("length_penalty and early_stopping are for beams; set num_beams above 1")
 
     @property
     def most(self) -> int:

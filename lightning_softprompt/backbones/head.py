@@ -60,7 +60,7 @@ class Head:
         if self.headless:
             raise ValueError(
                 "the backbone came without a language-modelling head and can say no words; set --model.readout to "
-                "ClassHead, or take another backbone"
+                "ClassHead or TokenHead, or take another backbone"
             )
         seen: list[Tensor] = []
 

@@ -42,7 +42,7 @@ def _epsilon(module: nn.Module) -> float | None:
 
 def _normed(module: nn.Module, forward: Callable[[Tensor], Tensor], epsilon: float, hidden: Tensor) -> Tensor:
     weight = cast(Tensor, module.weight)
-    if weight.requires_grad:  # opened by a baseline
+    if weight.requires_grad or hidden.dtype != weight.dtype:  # opened by a baseline; or T5's, which casts in between
         return forward(hidden)
     return RootMeanSquareNorm.apply(hidden, weight, epsilon)  # type: ignore[no-any-return, no-untyped-call]
 
@@ -66,5 +66,6 @@ class RootMeanSquareNorm(torch.autograd.Function):
         hidden, weight, scale = ctx.saved_tensors
         exact = hidden.to(scale.dtype)
         weighed = (grad * weight).to(scale.dtype)
-        along = torch.linalg.vecdot(weighed, exact)[..., None] * scale.pow(3) / -hidden.shape[-1]
+        with torch.autocast(hidden.device.type, enabled=False):  # which would take the product in half precision
+            along = torch.linalg.vecdot(weighed, exact)[..., None] * scale.pow(3) / -hidden.shape[-1]
         return weighed.mul_(scale).addcmul_(exact, along).to(hidden.dtype), None, None

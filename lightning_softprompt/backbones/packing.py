@@ -6,8 +6,10 @@ It runs once a step instead of once a row.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import combinations, pairwise
 
 import torch
 from torch import Tensor
@@ -15,6 +17,8 @@ from torch import Tensor
 from lightning_softprompt.types import Pairs
 
 Kept = dict[int, tuple[Tensor, Tensor]]  # keys and values of each layer
+CUTS = 16  # places where groups of rows may be cut
+GROUP = 2000  # what a further group costs, in query-key pairs
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,24 @@ class Past:
     def lengths(self) -> Tensor:
         """[B|1] tokens."""
         return self.inside.sum(1)
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Rows apart from each other, in groups that are padded each to its own longest.
+
+    Args:
+        shapes: B and n of each group.
+        source: [sum of B * n] where each place's token comes from in the packed row, counted from the head's end;
+            anything behind the end of a row.
+        gaps: The places behind the end of a row.
+        places: [R] the place of each packed token.
+    """
+
+    shapes: tuple[tuple[int, int], ...]
+    source: Tensor
+    gaps: Tensor
+    places: Tensor
 
 
 @dataclass(frozen=True)
@@ -83,9 +105,19 @@ class Packing:
         return torch.cat([head + before[:1], own + before.expand(batch)[self.places // longest]])[None]
 
     @cached_property
-    def gaps(self) -> Tensor:
-        """Where no token lies in the flattened [B * n]."""
-        return (~self.inside).flatten().nonzero()[:, 0]
+    def groups(self) -> Groups:
+        """The rows as attention takes them: those of like length together, unless each has a past of its own."""
+        together = (self.past is not None and not self.past.shared) or self.places.device.type != "cpu"
+        lengths = [max(1, length) for length in self.inside.sum(1).tolist()]  # a kernel wants a token of each row
+        parts = [list(range(len(lengths)))] if together else of_like_length(lengths)
+        longest = [max(lengths[row] for row in rows) for rows in parts]
+        cuts = list(zip(parts, longest, strict=True))
+        inside = torch.cat([self.inside[rows, :n].flatten() for rows, n in cuts])
+        source = torch.cat([self.source[rows, :n].flatten() for rows, n in cuts])
+        places = torch.empty_like(self.places)
+        places[source[inside]] = inside.nonzero()[:, 0]
+        shapes = tuple((len(rows), n) for rows, n in cuts)
+        return Groups(shapes, source, (~inside).nonzero()[:, 0], places)
 
     @cached_property
     def bare(self) -> Packing:
@@ -121,6 +153,23 @@ class Packing:
         own = (columns - self.head).clamp(min=0)
         packed = self.head + self.source.gather(1, own.clamp(max=self.rows[1] - 1))
         return torch.where(columns < self.head, columns, packed).flatten()[None]
+
+
+def of_like_length(lengths: Sequence[int], most: int = 3) -> list[list[int]]:
+    """Rows in at most so many groups, for which attention over padded rows costs least.
+
+    >>> of_like_length([10, 200, 11, 200])
+    [[0, 2], [1, 3]]
+    """
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    cuts = sorted({round(len(order) * part / CUTS) for part in range(1, CUTS)} - {0, len(order)})
+
+    def cost(bounds: tuple[int, ...]) -> int:
+        ends = (*bounds, len(order))
+        return sum((end - begin) * lengths[order[end - 1]] ** 2 + GROUP for begin, end in pairwise((0, *ends)))
+
+    best = min((bounds for n in range(most) for bounds in combinations(cuts, n)), key=cost)
+    return [order[begin:end] for begin, end in pairwise((0, *best, len(order)))]
 
 
 def pack(mask: Tensor, head: int, past: Past | None = None, kept: Kept | None = None) -> Packing:

@@ -30,6 +30,7 @@ from lightning_softprompt.backbones.rows import Rows
 log = logging.getLogger(__name__)
 Offer = Callable[[PreTrainedModel, Head], "Path"]
 LIMIT = 1e-4  # relative error of logits in float32
+BY_TOKEN = ("mlp", "self_attn.q_proj", "self_attn.o_proj")  # of a layer
 
 
 class Path(ABC):
@@ -94,7 +95,7 @@ class Packed(Path):
         super().__init__(model, head, NAME)
         kept = ContextCache(0) if cache is None else cache
         self.contexts = Contexts(lambda embeds: keys_and_values(model, embeds), kept)
-        self.last = last_perceptron(model)
+        self.last = last_by_token(model)
 
     def __call__(self, rows: Rows, columns: Tensor, first: Tensor) -> States:
         """See `Path`."""
@@ -160,19 +161,18 @@ class Padded(Path):
             return self.head.states(run, columns)
 
 
-def last_perceptron(model: PreTrainedModel) -> nn.Module | None:
-    """The part of the last layer that works token by token, where it goes by its usual name and runs as it is."""
+def last_by_token(model: PreTrainedModel) -> list[nn.Module]:
+    """Parts of the last layer that work token by token, where they go by their usual names and run as they are."""
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-    as_it_is = layers and "forward" not in vars(layers[-1])  # neither recomputed nor compiled
-    return getattr(layers[-1], "mlp", None) if as_it_is else None
+    if not layers or "forward" in vars(layers[-1]):  # recomputed, or compiled
+        return []
+    named = dict(layers[-1].named_modules())
+    return [named[name] for name in BY_TOKEN if name in named]
 
 
 @contextmanager
-def narrowed(module: nn.Module | None, places: Tensor, length: int) -> Iterator[None]:
-    """Lets a module that works token by token see some places [U] of a packed row only; it gives zeros elsewhere."""
-    if module is None:
-        yield
-        return
+def narrowed(modules: Sequence[nn.Module], places: Tensor, length: int) -> Iterator[None]:
+    """Lets modules that work token by token see some places [U] of a packed row only; they give zeros elsewhere."""
 
     def select(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return args[0][:, places], *args[1:]
@@ -180,7 +180,7 @@ def narrowed(module: nn.Module | None, places: Tensor, length: int) -> Iterator[
     def restore(_: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
         return out.new_zeros(1, length, out.shape[2]).index_copy(1, places, out)
 
-    handles = [module.register_forward_pre_hook(select), module.register_forward_hook(restore)]
+    handles = [h for m in modules for h in (m.register_forward_pre_hook(select), m.register_forward_hook(restore))]
     try:
         yield
     finally:

@@ -73,8 +73,10 @@ class Rows:
         if not self.kv:
             return None
         key, _ = next(iter(self.kv.values()))
-        inside = self.mask.new_ones(len(key), key.shape[2]) if self.kv_inside is None else self.kv_inside
-        return Past(self.kv, inside)
+        if self.kv_inside is None:
+            return Past(self.kv, self.mask.new_ones(len(key), key.shape[2]))
+        own = (len(self.kv_inside), -1, -1, -1)
+        return Past({n: (k.expand(own), v.expand(own)) for n, (k, v) in self.kv.items()}, self.kv_inside)
 
     @property
     def injection(self) -> SoftPrompt:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -19,22 +19,16 @@ from lightning_softprompt.types import Batch
 
 
 class CaseReport(Callback):
-    """Writes the best and the worst rows of `test` as one HTML page, if rows have scores of their own.
-
-    Rows without a finite score are left out.
+    """Writes the best and the worst rows of `test` as one HTML page; rows without a finite score are left out.
 
     Args:
         path: The page.
-        score: What ranks the rows; where they have no such score, the first they have does, its greatest being best.
-        mode: Whether its least or its greatest value is best.
+        score: What ranks the rows: the greater, the better.
         rows: How many of the best, and of the worst.
     """
 
-    def __init__(
-        self, path: Path, score: str | None = None, mode: Literal["min", "max"] = "max", rows: int = 10
-    ) -> None:
-        self.path = Path(path)
-        self.score, self.mode, self.rows = score, mode, rows
+    def __init__(self, path: Path, score: str, rows: int = 10) -> None:
+        self.path, self.score, self.rows = Path(path), score, rows
         self._cases: dict[int, Case] = {}
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -61,20 +55,12 @@ class CaseReport(Callback):
         if not cases or not trainer.is_global_zero:
             return
         best, worst = ([targeted(trainer, "test", record) for record in part] for part in self._ranked(cases))
-        page = html(self._by(cases)[0], stage_metrics(trainer, "test"), {"Best": best, "Worst": worst})
+        page = html(self.score, stage_metrics(trainer, "test"), {"Best": best, "Worst": worst})
         write_whole(self.path, page.encode())
         rank_zero_info(f"the best and worst cases: {self.path}")
 
-    def _by(self, cases: Mapping[int, Case]) -> tuple[str, int]:
-        """The score that ranks the rows, and 1 where less of it is better, else -1."""
-        names: Mapping[str, float] = next((record["scores"] for record in cases.values()), {})
-        if self.score in names:
-            return str(self.score), 1 if self.mode == "min" else -1
-        return next(iter(names), ""), -1
-
     def _ranked(self, cases: Mapping[int, Case]) -> tuple[list[Case], list[Case]]:
         """The best rows, best first, and of the others the worst, worst first."""
-        name, sign = self._by(cases)
-        finite = [record for record in cases.values() if math.isfinite(record["scores"].get(name, math.nan))]
-        order = sorted(finite, key=lambda record: (sign * record["scores"][name], record["row"]))
+        finite = [record for record in cases.values() if math.isfinite(record["scores"].get(self.score, math.nan))]
+        order = sorted(finite, key=lambda record: (-record["scores"][self.score], record["row"]))
         return order[: self.rows], order[self.rows :][: -self.rows - 1 : -1]

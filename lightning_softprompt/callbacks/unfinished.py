@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from itertools import count
 from pathlib import Path
@@ -79,6 +80,9 @@ class UnfinishedFile:
         file = self.part.open("a", encoding="utf-8")
         try:
             _lock(file)
+            if not self.part.exists() or not os.path.samestat(os.fstat(file.fileno()), self.part.stat()):
+                file.close()  # whoever held it has finished and renamed it
+                return self._locked()
         except BlockingIOError:
             file.close()
             raise ValueError(f"another run is writing {self.part}; wait for its end, or name another file") from None

@@ -143,7 +143,7 @@ def speed(name: str) -> Iterator[Finding]:
         backbone(backbone.codec.collate(rows), SoftPrompt(tokens=backbone.word_embeddings[None, :2]))
     yield Finding("rows", backbone.way, backbone.way)
     if backbone.head.headless:
-        yield Finding("head", "none: it says no words; classes are read off its states, by the readout ClassHead", None)
+        yield Finding("head", "none: it says no words; classes are read off its states by ClassHead or TokenHead", None)
     layout = "laid out for oneDNN" if backbone.prepacked else "as PyTorch has them"
     yield Finding("weights", f"{layout} (float32 on a CPU; elsewhere as PyTorch has them)", backbone.prepacked)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, Literal, final
 
+from lightning_softprompt.backbones.codec import Codec
 from lightning_softprompt.backbones.decoding import Decoding
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.evaluation.base import Evaluation
@@ -24,7 +26,7 @@ class SummarizationDataModule(SoftPromptDataModule):
         document: The column that answers are measured against: what of them is new, and how far its first sentences
             would get.
         target: The column that holds the answer.
-        references: A column with lists of all right answers, where rows have it.
+        references: A column with lists of further right answers, where rows have it.
         defaults: What columns of the template say in rows that lack them, as a query.
         max_target_tokens: Tokens of max_tokens set aside for the answer, whatever its length: longer ones are cut.
         decoding: How answers are generated; None takes the likeliest tokens.
@@ -63,6 +65,11 @@ class SummarizationDataModule(SoftPromptDataModule):
             raise ValueError(f"document must be a column of the template, {list(self.template.columns)}: {document!r}")
         if not 0 < max_target_tokens < self.max_tokens:
             raise ValueError(f"max_target_tokens must lie between 0 and max_tokens={self.max_tokens}")
+        if any(count is not None and count <= 0 for count in (generate_every, generate_rows, generate_minutes)):
+            raise ValueError(
+                f"generate_every, generate_rows and generate_minutes must be above 0, got {generate_every}, "
+                f"{generate_rows} and {generate_minutes}"
+            )
         self.document, self.target, self.references = document, target, references
         self.defaults = dict(defaults or {})
         self.max_target_tokens = max_target_tokens
@@ -72,13 +79,20 @@ class SummarizationDataModule(SoftPromptDataModule):
         self._generated = {"every": generate_every, "sample": generate_rows, "minutes": generate_minutes}
         self.long_documents = long_documents
 
+    @cached_property
+    def codec(self) -> Codec:
+        """The backbone's, which must be able to end an answer."""
+        codec = super().codec
+        if not codec.stop:
+            raise ValueError(f"{self.spec.name} fills masks and generates no text; take a decoder or encoder-decoder")
+        return codec
+
     @property
     def evaluation(self) -> Evaluation:
         """ROUGE and its like."""
         how: dict[str, Any] = {**self._scored, **self._generated, "long_documents": self.long_documents}
-        return GenerationEvaluation(
-            self.decoding, self.document, template=self.template, max_tokens=self.max_tokens, **how
-        )
+        room = self.max_tokens - (self.max_target_tokens or 0)
+        return GenerationEvaluation(self.decoding, self.document, template=self.template, max_tokens=room, **how)
 
     def example(self, row: Mapping[str, Any], labelled: bool) -> Example:
         """The row's text and its right answers."""
@@ -88,7 +102,7 @@ class SummarizationDataModule(SoftPromptDataModule):
         if not labelled:
             return Example(fields, "")
         target = self._answer(row)
-        return Example(fields, target, references=self._references(row) or (target,))
+        return Example(fields, target, references=tuple(dict.fromkeys((target, *self._references(row)))))
 
     def _answer(self, row: Mapping[str, Any]) -> str:
         if self.target not in row:

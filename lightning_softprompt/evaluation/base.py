@@ -23,6 +23,8 @@ class Evaluation(nn.Module, ABC):
         "min",
     )  # the metric that says which checkpoint is best, and whether by min or max
 
+    ranks: str | None = None  # the score of a row that says how well it came out: the greater, the better
+
     @abstractmethod
     def predict(self, lm: PromptedLM, batch: Batch) -> list[dict[str, Any]]:
         """What the model says: one record a row, with `prediction`, and `scores` by class where it is one, or None."""

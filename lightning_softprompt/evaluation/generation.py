@@ -83,6 +83,7 @@ class GenerationEvaluation(Evaluation):
         self.every, self.sample, self.minutes = every, sample, minutes
         self.long_documents, self.template, self.max_tokens = long_documents, template, max_tokens
         self.scoring = TextScoring(metrics, source, stem, encoder)
+        self.ranks = next(iter([*self.scoring.rouges, *self.scoring.near]), None)
         self.rows, self.leads = TextRows(self.scoring.columns), TextRows(self.scoring.columns)
         self._measured: dict[tuple[str, ...], Measures] = {}  # of leads, which are the same in each epoch
         self.stage, self.generates, self.spent = "test", True, 0.0

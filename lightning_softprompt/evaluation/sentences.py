@@ -6,14 +6,14 @@ import re
 
 END = re.compile(r"[.!?…]+[\"'”’)\]]*(?=\s)|[。！？]+[”’」』）]*")  # noqa: RUF001
 OPENING = " \t\"'“‘(["  # noqa: RUF001
-BEFORE_NAMES = frozenset("mr mrs ms dr prof st gen sen rep gov lt col sgt capt rev hon mt vs no".split())  # noqa: SIM905
+BEFORE_NAMES = frozenset("mr mrs ms dr prof st gen sen rep gov lt col sgt capt rev hon mt vs".split())  # noqa: SIM905
 
 
 def sentences(text: str) -> list[str]:
     r"""The sentences of a text.
 
     A line's end ends one; so does a mark, unless what follows begins small, or what stands before the full stop is an
-    initial or a title.
+    initial (one capital, alone or behind a capitalised word), a title, or `no` before a number.
 
     >>> sentences('Mr. J. Doe left. "Why?" he asked. Nobody\nknew')
     ['Mr. J. Doe left.', '"Why?" he asked.', 'Nobody', 'knew']
@@ -26,12 +26,14 @@ def sentences(text: str) -> list[str]:
 
 
 def _ends(line: str, mark: re.Match[str]) -> bool:
-    if line[mark.end() :].lstrip(OPENING)[:1].islower():
+    after = line[mark.end() :].lstrip(OPENING)[:1]
+    if after.islower():
         return False
     if mark.group() != ".":
         return True
-    before = re.split(r"\W", line[: mark.start()])[-1]
-    return not (len(before) == 1 and before.isupper()) and before.lower() not in BEFORE_NAMES
+    *_, earlier, before = ["", *re.split(r"\W+", line[: mark.start()])]
+    initial = len(before) == 1 and before.isupper() and (not earlier or earlier[0].isupper())
+    return not initial and before.lower() not in BEFORE_NAMES and not (before.lower() == "no" and after.isdigit())
 
 
 def lead(text: str, count: int) -> str:

@@ -24,6 +24,7 @@ def mixed(parts: Sequence[Part], batch: Batch) -> SoftPrompt:
         ValueError: If a row is in two parts, a part brings soft tokens that enter at a middle layer, or two parts bring
             keys and values to different layers.
     """
+    parts = [(own, prompt) for own, prompt in parts if own]
     rows = [row for own, _ in parts for row in own]
     if len(rows) != len(set(rows)):
         raise ValueError(
@@ -81,7 +82,7 @@ def _shift(parts: Sequence[Part], batch: Batch) -> Tensor | None:
 def _pairs(kind: str, parts: Sequence[Part], batch: int) -> tuple[dict[int, tuple[Tensor, Tensor]], Tensor]:
     """Keys and values [B, N, P, D] by layer, and which of them [B, P] each row has."""
     given = [(rows, p.kv[kind], p.kv_inside.get(kind)) for rows, p in parts if kind in p.kv]
-    if len({tuple(layers) for _, layers, _ in given}) > 1:
+    if len({frozenset(layers) for _, layers, _ in given}) > 1:
         raise ValueError(f"prompts that bring {kind} keys to different layers cannot be mixed; run them apart")
     longest = max(key.shape[2] for _, layers, _ in given for key, _ in layers.values())
 

@@ -39,6 +39,13 @@ def test_a_conversation_goes_on_from_its_cache(method, family, backbone):
     )
 
 
+@pytest.mark.parametrize("option", [{"num_beams": 2}, {"prompt_lookup_num_tokens": 2}], ids=str)
+def test_what_wants_a_cache_of_its_own_is_refused(family, backbone, option):
+    conversation = Conversation(backbone, batch_of(backbone.codec).only([0]))
+    with pytest.raises(ValueError, match="beams and drafts are not for it"):
+        conversation.answer(**option)
+
+
 def test_a_conversation_has_one_row_and_begins_with_an_answer(family, backbone):
     with pytest.raises(ValueError, match="one row"):
         Conversation(backbone, batch_of(backbone.codec))

@@ -8,6 +8,7 @@ from tiny import CAUSAL, EOS, SEQ2SEQ, TEMPLATES, TEXTS, batch_of, encoded, on_s
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, TextIteratorStreamer
 
+from lightning_softprompt.backbones import contexts
 from lightning_softprompt.backbones.decoding import Decoding
 from lightning_softprompt.methods import PrefixTuning, PromptTuning
 from lightning_softprompt.prompts.key_values import NormalKeysValues
@@ -180,11 +181,33 @@ def leaves(methods):
     return [p for method in methods if method is not None for p in method.parameters() if p.requires_grad]
 
 
+@pytest.mark.parametrize("family", CAUSAL)
+def test_a_row_without_a_prompt_may_stand_among_long_texts(family, backbone, monkeypatch):
+    monkeypatch.setattr(contexts, "WORTH", 4)  # tokens from which the text before soft ones is kept
+    batch = batch_of(backbone.codec, "{text} it was{soft} {target}", TEXTS * 2, ["good"] * 8)
+    prompt = SoftPrompt(tokens=backbone.embed(torch.tensor([[7, 8, 9]])))
+    together = mixed([([0, 2, 4, 5, 6, 7], prompt)], batch)
+    alone = [backbone(batch.only([b]), prompt if b not in (1, 3) else None) for b in range(8)]
+    assert_close(backbone(batch, together), torch.cat(alone), **CLOSE)
+
+
+def test_keys_that_rows_share_may_be_there_for_some_only(family, backbone):
+    batch = batch_of(backbone.codec)
+    kv = {kind: dict(enumerate(zip(*pairs.transpose(0, 1)[:, :, None], strict=True)))
+          for kind, pairs in backbone.keys_and_values(torch.tensor([7, 8, 9])).items()}  # fmt: skip
+    inside = torch.tensor([[True] * 3, [False] * 3, [True] * 3, [False] * 3])
+    backbone(batch, SoftPrompt(tokens=backbone.embed(torch.tensor([[7]]))))  # decides how rows run
+    some = backbone(batch, SoftPrompt(kv=kv, kv_inside=dict.fromkeys(kv, inside)))
+    assert_close(some[::2], backbone(batch, SoftPrompt(kv=kv))[::2], **CLOSE)
+    assert_close(some[1::2], backbone(batch)[1::2], **CLOSE)
+
+
 def test_what_cannot_be_mixed_says_so(backbone, family):
     batch = batch_of(backbone.codec)
     tokens = SoftPrompt(tokens=torch.zeros(1, 2, backbone.hidden_size))
     with pytest.raises(ValueError, match=r"each row takes one prompt, but rows \[1\] have more"):
         mixed([([0, 1], tokens), ([1], tokens)], batch)
+    assert mixed([([], tokens)], batch) == SoftPrompt()
     with pytest.raises(ValueError, match="middle layer"):
         mixed([([0], SoftPrompt(hidden={1: tokens.tokens}))], batch)
 
@@ -196,6 +219,24 @@ def test_an_answer_is_streamed_word_by_word(family, backbone, template):
     streamer = TextIteratorStreamer(backbone.codec.tokenizer, skip_prompt=True, skip_special_tokens=True)
     ids = backbone.generate(batch, prompt, max_new_tokens=6, min_new_tokens=6, streamer=streamer)
     assert "".join(streamer).split() == backbone.codec.decode(ids)[0].split()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"temperature": 0.0, "do_sample": True}, "temperature must be above 0, got 0.0"),
+        ({"top_p": 2.0, "do_sample": True}, "top_p must be above 0 and up to 1"),
+        ({"top_k": 5}, "set do_sample to true"),
+        ({"min_new_tokens": 9, "max_new_tokens": 3}, "min_new_tokens=9 is above max_new_tokens=3"),
+        ({"num_beams": 0}, "num_beams must be at least 1"),
+        ({"length_penalty": 2.0}, "set num_beams above 1"),
+        ({"stop": "dog"}, "stop must be a list"),
+    ],
+)
+@pytest.mark.parametrize("family", ["llama"])
+def test_decoding_that_makes_no_sense_is_refused(family, options, said):
+    with pytest.raises(ValueError, match=said):
+        Decoding(**options)
 
 
 def test_code_from_a_hub_is_refused(backbone, family):

@@ -24,12 +24,28 @@ def commands():
     return [line[line.index("softprompt ") :] for line in lines if "softprompt " in line]
 
 
+DOCUMENT = "The lamp in the hall is broken again. It went out twice last week, and nobody has mended it since."
+ROW = {"document": DOCUMENT, "summary": "The lamp is still broken."}
+
+
+def documents(folder):
+    """A folder of documents and their summaries, and a file of documents alone."""
+    folder.mkdir()
+    for split in ("train", "validation", "test"):
+        (folder / f"{split}.jsonl").write_text(f"{json.dumps(ROW)}\n" * 8)
+    (folder / "documents.jsonl").write_text(f"{json.dumps({'document': DOCUMENT})}\n")
+    return folder
+
+
 @pytest.mark.slow
 def test_the_commands_run_one_after_the_other(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    trained = None
+    texts = documents(tmp_path / "texts")
+    named = {"PATH/TO/scitldr": texts, "documents.jsonl": texts / "documents.jsonl"}
+    trained, said = None, []
     for command in commands():
         words = shlex.split(command)[1:]
+        words = [str(named.get(word, word)) for word in words]
         words = [str(movie_sentences()) if word == "PATH/TO/sst2" else word for word in words]
         words = [word.replace("runs/default/TIME-ID", str(trained)) for word in words]
         if words[-2:] == ["--data.predict", "-"]:
@@ -39,8 +55,11 @@ def test_the_commands_run_one_after_the_other(tmp_path, monkeypatch, capsys):
             path.rename(words[-1])
         assert main([*words, *SHORT, f"--run.folder={tmp_path / 'runs'}"]) in (0, None)
         trained = last_folder() if words[0] == "fit" else trained
-    predictions = (last_folder() / "predictions.jsonl").read_text().splitlines()
-    assert json.loads(predictions[0])["prediction"] in ("negative", "positive")
+        if words[0] == "predict":
+            said.append(json.loads((last_folder() / "predictions.jsonl").read_text().splitlines()[0])["prediction"])
+    label, summary = said
+    assert label in ("negative", "positive")
+    assert len(summary.split()) > 3
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ class BackwardsEvaluation(Evaluation):
     """Scores `overlap`, the share of the answer's words that the target has, and `words`; in `val` of odd rows only."""
 
     monitor = ("overlap", "max")
+    ranks = "overlap"
 
     def __init__(self):
         super().__init__()
@@ -89,7 +90,7 @@ def options(tmp_path, tiny_folder):
     ]
 
 
-def test_a_test_leaves_lines_with_all_scores_and_a_page_of_cases_by_the_monitored_one(options):
+def test_a_test_leaves_lines_with_all_scores_and_a_page_of_cases(options):
     assert main(["test", *options]) == 0
     lines = [json.loads(line) for line in (last_folder() / "test_predictions.jsonl").read_text().splitlines()]
     assert [line["row"] for line in lines] == list(range(len(DOCUMENTS)))

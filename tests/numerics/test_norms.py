@@ -24,6 +24,19 @@ def test_it_computes_what_the_model_computes(dtype, error):
     assert_close(*both, rtol=error, atol=error)
 
 
+def test_autocast_changes_nothing():
+    hidden, weight = torch.randn(3, 64, requires_grad=True), torch.randn(64)
+    exact = torch.autograd.grad(RootMeanSquareNorm.apply(hidden, weight, 1e-2).square().sum(), hidden)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = torch.autograd.grad(RootMeanSquareNorm.apply(hidden, weight, 1e-2).square().sum(), hidden)
+    assert_close(cast, exact)
+
+
+def test_a_model_that_mixes_precisions_runs(load):
+    backbone = load("t5", dtype="float16")  # transformers keeps parts of T5 in float32
+    assert backbone(batch_of(backbone.codec)).isfinite().all()
+
+
 def test_its_gradient_is_that_of_finite_differences():
     hidden, weight = torch.randn(3, 7, dtype=torch.float64, requires_grad=True), torch.randn(7, dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda x: RootMeanSquareNorm.apply(x, weight, 1e-2), hidden)

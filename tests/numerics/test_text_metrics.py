@@ -291,6 +291,9 @@ def test_bert_score_knows_what_means_the_same():
         ("a heading\n\n  A sentence.\n", ["a heading", "A sentence."]),
         ("一。二！三", ["一。", "二！", "三"]),  # noqa: RUF001
         ("wait ... what", ["wait ... what"]),
+        ("It is no. Rates fell.", ["It is no.", "Rates fell."]),
+        ("He takes vitamin C. It helps.", ["He takes vitamin C.", "It helps."]),
+        ("See no. 5 here. So.", ["See no. 5 here.", "So."]),
         (" \n ", []),
     ],
 )  # fmt: skip

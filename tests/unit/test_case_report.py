@@ -96,7 +96,7 @@ def expected(sign, score=lambda row: row * 7 % ROWS):
 
 @pytest.mark.parametrize("order", [range(ROWS), [9, 1, 0, 4, 2, 3, 5, 8, 7, 6]])
 def test_best_and_worst_rows_are_those_of_all_whatever_their_order(tmp_path, order):
-    path = run(tmp_path, CaseReport(tmp_path / "test_cases.html", "rougeL", "max", rows=3), data=Rows(order))
+    path = run(tmp_path, CaseReport(tmp_path / "test_cases.html", "rougeL", rows=3), data=Rows(order))
     assert rows_of(path, "Best") == expected(-1)[:3]
     assert rows_of(path, "Worst") == expected(1)[:3]
 
@@ -113,13 +113,6 @@ def test_a_row_is_shown_once_where_there_are_few(tmp_path):
     assert rows_of(path, "Worst") == expected(1)[:2]
 
 
-def test_least_may_be_best_and_an_unknown_score_gives_way_to_the_first(tmp_path):
-    for score, mode in (("rougeL", "min"), ("loss", "min")):
-        path = run(tmp_path, CaseReport(tmp_path / f"{score}.html", score, mode, rows=2))
-        assert rows_of(path, "Best") == expected(1)[:2]
-    assert "by rouge1" in path.read_text()
-
-
 def test_the_page_has_the_metrics_texts_and_scores_and_is_announced(tmp_path, caplog):
     caplog.set_level("INFO")
     path = run(tmp_path, CaseReport(tmp_path / "test_cases.html", "rougeL", rows=2))
@@ -134,7 +127,7 @@ def test_the_page_has_the_metrics_texts_and_scores_and_is_announced(tmp_path, ca
 
 
 def test_the_page_needs_no_other_file_and_is_small(tmp_path):
-    path = run(tmp_path, CaseReport(tmp_path / "test_cases.html"))
+    path = run(tmp_path, CaseReport(tmp_path / "test_cases.html", "rougeL"))
     page = Page(path.read_text())
     assert not set(page.tags) & {"script", "link", "img", "iframe"}
     assert not {name for name, _ in page.attributes} & {"src", "href"}
@@ -144,7 +137,7 @@ def test_the_page_needs_no_other_file_and_is_small(tmp_path):
 
 
 def test_without_scores_there_is_no_page(tmp_path):
-    assert not run(tmp_path, CaseReport(tmp_path / "test_cases.html"), Unanswered()).exists()
+    assert not run(tmp_path, CaseReport(tmp_path / "test_cases.html", "rougeL"), Unanswered()).exists()
 
 
 def test_long_inputs_are_folded_and_nothing_in_a_text_is_markup():

@@ -3,8 +3,10 @@
 import pytest
 
 from lightning_softprompt.backbones.base import BackboneSpec
+from lightning_softprompt.backbones.decoding import Decoding
 from lightning_softprompt.data.sources import DataError
 from lightning_softprompt.data.summarization import SummarizationDataModule
+from lightning_softprompt.evaluation.map_reduce import MapReduce
 
 FAMILIES = ("llama", "t5")
 ROW = {"document": "it is a sad story about a dog that never ends well", "summary": "a sad dog story"}
@@ -79,10 +81,27 @@ def test_a_bad_row_is_named(data, row, said):
     assert len(data([ROW, row], on_bad_row="skip").split("train")) == 1
 
 
+def test_what_fits_is_what_is_read_whole(data):
+    """Documents summed up in parts are those that would be cut."""
+    for words in range(8, 26):
+        module = data([{**ROW, "document": " ".join(["dog"] * words)}], long_documents="map_reduce",
+                      decoding=Decoding(max_new_tokens=4))  # fmt: skip
+        evaluation, example = module.evaluation, module.split("predict").examples[0]
+        reduce = MapReduce(module.codec, module.template, "document", evaluation.max_tokens, evaluation.decoding)
+        assert reduce.fits(example.fields) == (module.split("predict").encoded[0].cut == 0)
+
+
+@pytest.mark.parametrize("family", ["bert"])
+def test_an_encoder_generates_nothing_and_says_so_at_once(data):
+    with pytest.raises(ValueError, match="fills masks and generates no text"):
+        data([ROW]).setup("fit")
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         ({"document": "text"}, "document must be a column of the template"),
+        ({"generate_rows": 0}, "generate_rows and generate_minutes must be above 0"),
         ({"max_target_tokens": 24}, "max_target_tokens must lie between 0 and max_tokens=24"),
     ],
 )
