@@ -19,6 +19,7 @@ LIGHT_COMMANDS = {
     "configs": "the configuration files that ship; print or copy them",
     "index": "make a corpus searchable for retrieval-augmented answers, and search it",
     "fold": "write a trained prompt without the network that made it",
+    "library": "a folder of trained prompts, and which of them a new task might start from",
     "doctor": "what this machine has and what is missing",
     "completion": "write the completion script for bash or zsh",
 }
