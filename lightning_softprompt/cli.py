@@ -25,14 +25,19 @@ from lightning.pytorch.cli import LightningCLI
 import lightning_softprompt.callbacks.corruption_probe
 import lightning_softprompt.callbacks.pruning
 import lightning_softprompt.data.classification
+import lightning_softprompt.data.multitask
 import lightning_softprompt.data.summarization
 import lightning_softprompt.data.tagging
 import lightning_softprompt.methods
 import lightning_softprompt.objectives.context_distillation
+import lightning_softprompt.objectives.distillation
+import lightning_softprompt.prompts.blend
+import lightning_softprompt.prompts.factors
 import lightning_softprompt.prompts.init
 import lightning_softprompt.readouts.calibrated
 import lightning_softprompt.readouts.class_head
 import lightning_softprompt.readouts.ranked
+import lightning_softprompt.readouts.suited
 import lightning_softprompt.readouts.token_head  # noqa: F401
 from lightning_softprompt.backbones.base import BackboneSpec
 from lightning_softprompt.callbacks.record_lines import ReaderGoneError
@@ -86,6 +91,7 @@ class SoftPromptCLI(LightningCLI):
         parser.link_arguments("backbone", "model.init_args.backbone")
         parser.link_arguments("backbone", "data.init_args.backbone")
         parser.link_arguments("data.classes", "model.init_args.classes", apply_on="instantiate")
+        parser.link_arguments("data.classes_by_task", "model.init_args.classes_by_task", apply_on="instantiate")
         parser.link_arguments("data.evaluation", "model.init_args.evaluation", apply_on="instantiate")
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> Parser:
@@ -176,7 +182,13 @@ def refuse_contradiction(model: dict[str, Any], path: Path, training: bool, seed
     skip = (
         set() if training else {"seed_everything", "optimizer", "scheduler", "objective", "penalty_weights", "readout"}
     )
-    skip |= {"_instantiator", "classes", "evaluation", "backbone"}  # the data's; the backbone goes by its fingerprint
+    skip |= {
+        "_instantiator",
+        "classes",
+        "classes_by_task",
+        "evaluation",
+        "backbone",
+    }  # the data's; the backbone goes by its fingerprint
     differ = [k for k in sorted({*saved, *given} - skip) if plain(saved.get(k)) != plain(given.get(k))]
     if differ:
         lines = ", ".join(f"{k.removeprefix('_')} was {saved.get(k)!r} and is {given.get(k)!r}" for k in differ)
@@ -193,7 +205,7 @@ def refuse_linked(argv: Sequence[str]) -> None:
         ValueError: Naming the option and the one to give instead.
     """
     for word in argv:
-        if found := re.match(r"--(model|data)\.(?:init_args\.)?(backbone|classes|evaluation)\b", word):
+        if found := re.match(r"--(model|data)\.(?:init_args\.)?(backbone|classes|classes_by_task|evaluation)\b", word):
             noun = "backbone" if found[2] == "backbone" else "data"
             raise ValueError(f"{word.partition('=')[0]} comes from --{noun}, which model and data share; set it there")
 

@@ -27,11 +27,13 @@ from lightning_softprompt.checkpoints.plain import keep_hyperparameters
 from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.lm import PromptedLM
 from lightning_softprompt.objectives.base import Objective
+from lightning_softprompt.objectives.by_task import ByTask
 from lightning_softprompt.objectives.classification import Classification
 from lightning_softprompt.objectives.language_modeling import LanguageModeling
 from lightning_softprompt.objectives.penalties import Penalty
 from lightning_softprompt.prompts.dropout import dropped_out
 from lightning_softprompt.readouts.base import Readout
+from lightning_softprompt.readouts.by_task import ReadoutByTask
 from lightning_softprompt.readouts.label_words import LabelWords
 from lightning_softprompt.types import Batch, Classes, SoftPrompt
 
@@ -47,7 +49,7 @@ class SoftPromptModule(LightningModule, ABC):
     Args:
         backbone: The frozen language model.
         objective: What training minimises; None takes `Classification` where there are classes, `LanguageModeling`
-            elsewhere.
+            elsewhere, and `ByTask` where there are several tasks.
         evaluation: How answers are scored; the data module gives it.
         readout: How class scores are read off the backbone.
         classes: How classes are spoken; the data module gives it.
@@ -56,6 +58,8 @@ class SoftPromptModule(LightningModule, ABC):
         penalty_weights: How much of each penalty that the method reports is added to the loss.
         penalties: Further terms of the loss, on soft tokens of any method.
         prompt_dropout: Share of the prompt's numbers that is dropped in training, drawn once a step for all rows.
+        classes_by_task: Where there are several tasks, their names in the order of their numbers, each with how its
+            classes are spoken if it has any; the data module gives it.
     """
 
     trains = True  # whether there is anything to train
@@ -75,19 +79,21 @@ class SoftPromptModule(LightningModule, ABC):
         penalty_weights: Mapping[str, float] | None = None,
         penalties: Sequence[Penalty] | None = None,
         prompt_dropout: float = 0.0,
+        classes_by_task: Mapping[str, Classes | None] | None = None,
     ) -> None:
         super().__init__()
         keep_hyperparameters(self, currentframe(), leave_out=["evaluation"])
         self.spec = backbone or BackboneSpec()
         self.backbone: Backbone | None = None
         self.readout: Readout | None = None
-        self.objective = objective or (LanguageModeling() if classes is None else Classification())
+        self.objective = objective or _usual_objective(classes, classes_by_task)
         self.evaluations = nn.ModuleDict(
             {} if evaluation is None else {s: deepcopy(evaluation) for s in ("val", "test")}
         )
         self.losses = nn.ModuleDict({stage: MeanMetric() for stage in ("val", "test")})
         self.trained_readout: Mapping[str, Tensor] = {}  # of a method that comes trained, set by its `build`
         self.classes = classes
+        self.classes_by_task = classes_by_task
         self._make_readout = readout
         self._make_optimizer = optimizer or partial(AdamW, lr=self.default_rate, weight_decay=0.0)
         self._make_scheduler = scheduler
@@ -141,11 +147,16 @@ class SoftPromptModule(LightningModule, ABC):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(torch.initial_seed() if seed is None else seed)
             self.build(backbone)
-            self.readout = None if self.classes is None else self._make_readout(backbone.codec, self.classes)
+            self.readout = self._made_readout(backbone.codec)
             if self.readout is not None:
                 self.readout.build(backbone)
                 self._give_readout_what_it_learnt(self.readout)
         self.to(backbone.word_embeddings.device)
+
+    def _made_readout(self, codec: Codec) -> Readout | None:
+        if self.classes_by_task is not None:
+            return ReadoutByTask(codec, self.classes_by_task, self._make_readout)
+        return None if self.classes is None else self._make_readout(codec, self.classes)
 
     def _give_readout_what_it_learnt(self, readout: Readout) -> None:
         if not self.trained_readout:
@@ -159,16 +170,21 @@ class SoftPromptModule(LightningModule, ABC):
 
     @final
     @torch.no_grad()
-    def fold(self) -> SoftPrompt:
-        """The prompt that every row gets, without what makes it.
+    def fold(self, task: int | None = None) -> SoftPrompt:
+        """The prompt that every row gets, or every row of a task, without what makes it.
 
         Raises:
             ValueError: If rows get prompts of their own, or their embeddings are shifted.
         """
         training = self.training
-        prompt = same_for_all(self.eval().prompt, self.loaded)
+        prompt = same_for_all(self.eval().prompt, self.loaded, task)
         self.train(training)
         return prompt
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks in the order of their numbers, where there are several."""
+        return tuple(self.classes_by_task or ())
 
     @property
     def loaded(self) -> Backbone:
@@ -259,7 +275,7 @@ class SoftPromptModule(LightningModule, ABC):
     @staticmethod
     def _records(batch: Batch, records: Sequence[dict[str, Any] | None]) -> Records:
         """Those of the rows that were not left out, with the rows' numbers."""
-        said = zip(batch.numbers, records, strict=True)
+        said = zip(batch.overall_numbers, records, strict=True)
         return [{"row": row, **record} for row, record in said if record is not None]
 
     @final
@@ -331,6 +347,12 @@ class SoftPromptModule(LightningModule, ABC):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a prompt of another backbone."""
         check_backbone(checkpoint.get(BACKBONE, {}), self.loaded, "the checkpoint")
+
+
+def _usual_objective(classes: Classes | None, by_task: Mapping[str, Classes | None] | None) -> Objective:
+    if by_task is not None:
+        return ByTask()
+    return LanguageModeling() if classes is None else Classification()
 
 
 def done(trainer: Trainer) -> float:

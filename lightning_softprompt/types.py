@@ -141,6 +141,7 @@ class Batch:
         rows: [B] or None; each row's number in its split.
         examples: The rows as text, or None; evaluations read what answers are compared with off them.
         words: [B, W] or None; word w begins with token `words[b, w]`, or is `LOST`; `IGNORE` where there is none.
+        overall: [B] or None; each row's number over all tasks of its split, where `rows` counts those of its own task.
     """
 
     input_ids: Tensor
@@ -153,6 +154,7 @@ class Batch:
     rows: Tensor | None = None
     examples: tuple[Example, ...] | None = None
     words: Tensor | None = None
+    overall: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -161,6 +163,22 @@ class Batch:
     def numbers(self) -> list[int]:
         """Each row's number in its split; its place in the batch where that is not known."""
         return list(range(len(self))) if self.rows is None else self.rows.tolist()  # type: ignore[no-any-return]
+
+    @property
+    def overall_numbers(self) -> list[int]:
+        """Each row's number in its split, whichever task it is of."""
+        return self.numbers if self.overall is None else self.overall.tolist()
+
+    def by_task(self) -> list[tuple[int, list[int], Batch]]:
+        """Number, places and rows of each task that occurs; the batch itself where that is one, or tasks are unknown.
+
+        Without task ids all rows are of task 0.
+        """
+        tasks = [0] * len(self) if self.task_ids is None else self.task_ids.tolist()
+        places = {task: [b for b, of in enumerate(tasks) if of == task] for task in dict.fromkeys(tasks)}
+        if len(places) < 2:
+            return [(task, own, self) for task, own in places.items()]
+        return [(task, own, self.only(own)) for task, own in sorted(places.items())]
 
     def _map(self, change: Any) -> Batch:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -173,6 +191,8 @@ class Batch:
     def only(self, places: Sequence[int]) -> Batch:
         """Some of the rows, as wide as all of them were."""
         chosen = self._map(lambda t: t[list(places)])
+        if chosen.words is not None and bool((chosen.words == IGNORE).all()):
+            chosen = replace(chosen, words=None)  # only the rest of the batch has words
         return chosen if self.examples is None else replace(chosen, examples=tuple(self.examples[b] for b in places))
 
     def pin_memory(self) -> Batch:

@@ -16,8 +16,10 @@ import torch
 from lightning_softprompt.backbones.base import BackboneSpec
 from lightning_softprompt.backbones.load import load_backbone
 from lightning_softprompt.methods import (
+    ATTEMPT,
     DPT,
     IDPG,
+    MPT,
     ULPT,
     ADePT,
     ContextAware,
@@ -69,6 +71,7 @@ class Method:
         return module.eval()
 
 
+SOURCES = [FromText("is this film good ?"), SampleVocabulary()]
 LATE = (*tiny.CAUSAL, *tiny.MASKED)
 METHODS = {  # a new method is a new row
     "prompt_tuning": Method(PromptTuning, {"length": 3}),
@@ -94,6 +97,14 @@ METHODS = {  # a new method is a new row
     "context_aware": Method(ContextAware, {"classes": tiny.CLASSES}, tiny.CAUSAL),
     "idpg": Method(IDPG, {"length": 2, "bottleneck": 4}, folds=False),
     "idpg_hypercomplex": Method(IDPG, {"length": 2, "bottleneck": 4, "hypercomplex": 4, "pool": "last"}, folds=False),
+    "mpt": Method(MPT, {"length": 3}),
+    "mpt_rank": Method(MPT, {"length": 2, "rank": 2, "init": Uniform()}),
+    "attempt": Method(
+        ATTEMPT, {"sources": SOURCES, "length": 3, "bottleneck": 4}, folds=False, masks=frozenset({"sources"})
+    ),
+    "attempt_trained": Method(
+        ATTEMPT, {"sources": SOURCES, "length": 2, "bottleneck": 4, "train_sources": True}, folds=False
+    ),
     "late_free": Method(LatePromptTuning, {"length": 3, "layer": 1, "generator": "free"}, LATE),
     "late_state": Method(LatePromptTuning, {"length": 2, "bottleneck": 4}, LATE, folds=False),
     "late_average": Method(

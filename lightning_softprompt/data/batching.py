@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, final
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
+
+from lightning_softprompt.data.resuming import ResumableBatchSampler
 
 Order = Literal["shuffled", "longest_first", "given"]
 Indices = npt.NDArray[np.int64]
@@ -28,7 +30,8 @@ class Table(Protocol):
         """Row `index`."""
 
 
-class BucketBatchSampler(Sampler[list[int]]):
+@final
+class BucketBatchSampler(ResumableBatchSampler):
     """Batches of rows of like length. Their order is a function of seed and epoch alone.
 
     Orders: `shuffled` for training, bucketed by length; `longest_first` for evaluation, so that want of memory shows at
@@ -77,9 +80,10 @@ class BucketBatchSampler(Sampler[list[int]]):
             raise ValueError(
                 f"wanted batch_size > 0 and 0 <= rank < world_size, got {batch_size}, {rank}, {world_size}"
             )
+        super().__init__(seed)
         self.lengths = np.asarray(lengths, dtype=np.int64)
         self.odds = None if weights is None else _odds(weights, len(self.lengths))
-        self.order, self.seed, self.rank, self.world_size = order, seed, rank, world_size
+        self.order, self.rank, self.world_size = order, rank, world_size
         self.max_tokens, self.pieces = max_tokens, 0
         if max_tokens is not None:
             if drop_last or weights is not None:
@@ -89,7 +93,6 @@ class BucketBatchSampler(Sampler[list[int]]):
         # Not called batch_size and drop_last: whatever has both, Lightning rebuilds as if it were torch's BatchSampler.
         self.rows_per_rank, self.rows_per_step = batch_size, batch_size * world_size
         self.kept = len(self.lengths) - (len(self.lengths) % self._unit(drop_last))
-        self.epoch, self.done, self._start = 0, 0, 0
         if self.kept < world_size:
             raise ValueError(
                 f"{len(self.lengths)} rows give no batch to each of {world_size} processes, with "
@@ -128,10 +131,6 @@ class BucketBatchSampler(Sampler[list[int]]):
             return self.pieces // self.world_size
         return math.ceil(len(range(self.rank, self.kept, self.world_size)) / self.rows_per_rank)
 
-    def __iter__(self) -> Iterator[list[int]]:
-        self.done = self._start
-        return self._batches(self._start)
-
     def _batches(self, start: int) -> Iterator[list[int]]:
         rows, turns = self._shuffled() if self.order == "shuffled" else self._sorted()
         if self.pieces:
@@ -163,27 +162,6 @@ class BucketBatchSampler(Sampler[list[int]]):
         return rows, turns[turns < len(self)]
 
     @property
-    def sampler(self) -> BucketBatchSampler:
-        """Itself: Lightning tells the epoch to `loader.sampler` and `loader.batch_sampler.sampler`, and to no other."""
-        return self
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order of this epoch; a place in another epoch is forgotten."""
-        if epoch != self.epoch:
-            self.epoch, self.done, self._start = epoch, 0, 0
-
-    def skip_to(self, row: int) -> int:
-        """Make the next pass begin with the batch that has a row, or at the end; gives how many are left out."""
-        batches = enumerate(self._batches(0))
-        self.done = self._start = next((number for number, rows in batches if row in rows), len(self))
-        return self._start
-
-    def count(self) -> None:
-        """Note that a batch was handed out; loaders ask for more of them ahead of time."""
-        self.done += 1
-        self._start = 0  # a later pass begins at the beginning; torch begins a pass twice when it has workers
-
-    @property
     def _identity(self) -> dict[str, Any]:
         """What must be the same for the order to go on."""
         weights = b"" if self.odds is None else self.odds.tobytes()
@@ -196,29 +174,6 @@ class BucketBatchSampler(Sampler[list[int]]):
             "order": self.order,
             "checksum of lengths and weights": zlib.crc32(weights, zlib.crc32(self.lengths.tobytes())),
         }
-
-    def state_dict(self) -> dict[str, Any]:
-        """The epoch, and how many of its batches were handed out. The end of an epoch is the start of the next."""
-        over = self.done >= len(self)
-        return {"epoch": self.epoch + over, "done": 0 if over else self.done, **self._identity}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Make the next pass begin where the saved one was.
-
-        Raises:
-            ValueError: If the saved order was another.
-        """
-        changed = {name: value for name, value in self._identity.items() if state.get(name) != value}
-        if changed:
-            differences = ", ".join(
-                f"{name} was {state.get(name)!r} and is {value!r}" for name, value in changed.items()
-            )
-            raise ValueError(
-                f"the checkpoint belongs to another order of batches: {differences}. Resume with the data and settings "
-                "of the saved run, or start a new run from its prompt"
-            )
-        self.epoch = state["epoch"]
-        self.done = self._start = state["done"]
 
 
 def _odds(weights: Sequence[float], rows: int) -> npt.NDArray[np.float64]:
@@ -233,7 +188,7 @@ def _odds(weights: Sequence[float], rows: int) -> npt.NDArray[np.float64]:
 
 
 class ResumableLoader:
-    """Loads the batches of a `BucketBatchSampler`, and knows which of them the loop was given.
+    """Loads the batches of a sampler that can go on, and knows which of them the loop was given.
 
     Lightning saves and restores it with the fit loop, as it does with whatever has `state_dict` and `load_state_dict`.
     It has a `DataLoader` and is none: Lightning rebuilds those, for prediction and on several ranks, with a sampler of
@@ -250,7 +205,7 @@ class ResumableLoader:
     """
 
     def __init__(
-        self, dataset: Table, batch_sampler: BucketBatchSampler, collate_fn: Callable[..., Any], num_workers: int = 0
+        self, dataset: Table, batch_sampler: ResumableBatchSampler, collate_fn: Callable[..., Any], num_workers: int = 0
     ) -> None:
         self.dataset, self.batch_sampler = dataset, batch_sampler
         self._loader: DataLoader[Any] = DataLoader(

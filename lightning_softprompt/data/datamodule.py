@@ -164,6 +164,11 @@ class SoftPromptDataModule(LightningDataModule, ABC):
         """How classes are spoken, where there are any."""
         return None
 
+    @property
+    def classes_by_task(self) -> Mapping[str, Classes | None] | None:
+        """Where there are several tasks, their names in the order of their numbers, each with its classes, if any."""
+        return None
+
     def chosen(self, examples: Sequence[Example]) -> Sequence[int]:
         """Which training rows are used."""
         return range(len(examples))
@@ -214,6 +219,11 @@ class SoftPromptDataModule(LightningDataModule, ABC):
             except NoSplitError as error:
                 raise NoSplitError(f"{error}, or set data.{name}") from None
         return self._rows[name]
+
+    def take(self, name: Split, rows: Rows) -> None:
+        """Gives a split rows that were read elsewhere, in place of its source."""
+        self._rows[name] = rows
+        self._prepared.pop(name, None)
 
     def _prepare(self, name: Split) -> Prepared:
         if name in ("train", "validation") and not self._has_validation:
@@ -318,30 +328,43 @@ class SoftPromptDataModule(LightningDataModule, ABC):
     @final
     def train_dataloader(self) -> ResumableLoader:
         """Batches of rows of like length, in an order that the seed and the epoch decide."""
-        return self._loader("train", "shuffled", self.batch_size, self.weights(self.split("train").examples))
+        return self._loader("train", "shuffled")
 
     @final
     def val_dataloader(self) -> ResumableLoader:
         """Each validation row once."""
-        return self._loader("validation", "longest_first", self.eval_batch_size)
+        return self._loader("validation", "longest_first")
 
     @final
     def test_dataloader(self) -> ResumableLoader:
         """Each test row once."""
-        return self._loader("test", "longest_first", self.eval_batch_size)
+        return self._loader("test", "longest_first")
 
     @final
     def predict_dataloader(self) -> ResumableLoader:
         """Each row once, in the order of the file."""
-        return self._loader("predict", "given", self.eval_batch_size)
+        return self._loader("predict", "given")
 
-    def _loader(
-        self, name: Split, order: Order, batch_size: int, weights: list[float] | None = None
-    ) -> ResumableLoader:
-        data = self.split(name)
-        rank, world = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
-        sampler = BucketBatchSampler(
-            data.lengths, batch_size, order=order, seed=self.seed, rank=rank, world_size=world, weights=weights,
+    def _loader(self, name: Split, order: Order) -> ResumableLoader:
+        sampler = self.sampler(name, order, self.ranks)
+        return ResumableLoader(self.split(name), sampler, Collate(self.codec), num_workers=self.num_workers)
+
+    @property
+    def ranks(self) -> tuple[int, int]:
+        """This process's number, and how many there are."""
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+    @final
+    def sampler(self, name: Split, order: Order, ranks: tuple[int, int]) -> BucketBatchSampler:
+        """Which rows of a split make a batch; training rows are shuffled."""
+        data, training = self.split(name), order == "shuffled"
+        return BucketBatchSampler(
+            data.lengths,
+            self.batch_size if training else self.eval_batch_size,
+            order=order,
+            seed=self.seed,
+            rank=ranks[0],
+            world_size=ranks[1],
+            weights=self.weights(data.examples) if training else None,
             max_tokens=self.batch_tokens,
-        )  # fmt: skip
-        return ResumableLoader(data, sampler, Collate(self.codec), num_workers=self.num_workers)
+        )

@@ -66,6 +66,11 @@ class Rows:
         number = index if self.numbers is None else self.numbers[index]
         return self.place.format(name=self.name, number=number)
 
+    def only(self, indices: Sequence[int]) -> Rows:
+        """Some of them, each with its place."""
+        numbers = [index if self.numbers is None else self.numbers[index] for index in indices]
+        return Rows([self.store[index] for index in indices], self.name, self.place, numbers)
+
 
 def read_rows(source: str | Path | Sequence[Row], split: str | None = None, on_bad_row: OnBadRow = "raise") -> Rows:
     """Read all rows of a source.

@@ -30,6 +30,22 @@ def confusion_figure(counts: Tensor, names: Sequence[str]) -> Figure:
     return figure
 
 
+def similarity_figure(similarities: Tensor, names: Sequence[str]) -> Figure:
+    """A heat map of similarities [prompts, prompts] between -1 and 1."""
+    size = max(3.5, 0.6 * len(names) + 2)
+    figure = Figure(figsize=(size + 0.8, size), layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(similarities.numpy(), cmap="RdBu", vmin=-1, vmax=1)
+    axes.set_xticks(range(len(names)), list(names), rotation=30, ha="right")
+    axes.set_yticks(range(len(names)), list(names))
+    for i, row in enumerate(similarities.tolist()):
+        for j, value in enumerate(row):
+            color = "white" if abs(value) > 0.6 else "black"
+            axes.text(j, i, f"{value:.2f}", ha="center", va="center", color=color)
+    figure.colorbar(image, label="cosine similarity")
+    return figure
+
+
 def histogram_figure(scores: Mapping[str, Numbers], baselines: Mapping[str, float], baseline: str) -> Figure:
     """How scores [R] between 0 and 1 spread over the rows, a panel for each; lines are the mean and a baseline's."""
     figure = Figure(figsize=(3.6 * len(scores) + 0.4, 3), layout="constrained")

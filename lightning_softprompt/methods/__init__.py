@@ -1,6 +1,7 @@
 """The methods of the literature, one `LightningModule` a file."""
 
 from lightning_softprompt.methods.adept import ADePT
+from lightning_softprompt.methods.attempt import ATTEMPT
 from lightning_softprompt.methods.bare import Bare
 from lightning_softprompt.methods.cartridge import Cartridge
 from lightning_softprompt.methods.context_aware import ContextAware
@@ -11,9 +12,11 @@ from lightning_softprompt.methods.full_fine_tuning import FullFineTuning
 from lightning_softprompt.methods.idpg import IDPG
 from lightning_softprompt.methods.late_prompt_tuning import LatePromptTuning
 from lightning_softprompt.methods.lora import LoRA
+from lightning_softprompt.methods.mpt import MPT
 from lightning_softprompt.methods.p_tuning import PTuning
 from lightning_softprompt.methods.p_tuning_v2 import PTuningV2
 from lightning_softprompt.methods.prefix_tuning import PrefixTuning
+from lightning_softprompt.methods.prompt_bank import PromptBank
 from lightning_softprompt.methods.prompt_tuning import PromptTuning
 from lightning_softprompt.methods.pt_moe import PTMoE
 from lightning_softprompt.methods.residual_prompt_tuning import ResidualPromptTuning
@@ -22,8 +25,10 @@ from lightning_softprompt.methods.ulpt import ULPT
 from lightning_softprompt.methods.xprompt import XPrompt
 
 __all__ = [
+    "ATTEMPT",
     "DPT",
     "IDPG",
+    "MPT",
     "ULPT",
     "ADePT",
     "Bare",
@@ -38,6 +43,7 @@ __all__ = [
     "PTuning",
     "PTuningV2",
     "PrefixTuning",
+    "PromptBank",
     "PromptTuning",
     "ResidualPromptTuning",
     "SMoP",

@@ -288,9 +288,11 @@ def test_every_config_that_ships_opens_with_a_comment_and_can_be_instantiated(pa
     model = [] if noun in ("method", "run") else ["--model=PromptTuning"]
     data = [] if noun in ("data", "run") else ["--data=ClassificationDataModule", "--data.labels=[good, bad]"]
     flag = {"method": "--model", "run": "--config"}.get(noun, f"--{noun}")
-    cli = make_cli([flag, str(path), *model, *data, *backbone, f"--data.path={data_folder}"], run=False)
+    paths = [] if "MultitaskDataModule" in path.read_text() else [f"--data.path={data_folder}"]
+    cli = make_cli([flag, str(path), *model, *data, *backbone, *paths], run=False)
     assert cli.model.spec == cli.datamodule.spec
     assert cli.model.classes == cli.datamodule.classes
+    assert cli.model.classes_by_task == cli.datamodule.classes_by_task
 
 
 PRUNING = '[{"class_path": "lightning_softprompt.callbacks.pruning.Pruning", "init_args": {"after": 3, "measured": 2}}]'

@@ -1,15 +1,23 @@
 """Our methods against PEFT's, on the same weights: logits, loss and gradients of the prompt."""
 
 from copy import deepcopy
+from dataclasses import replace
 
 import pytest
 import torch
-from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
+from peft import (
+    MultitaskPromptTuningConfig,
+    PrefixTuningConfig,
+    PromptEncoderConfig,
+    PromptTuningConfig,
+    get_peft_model,
+)
+from peft.tuners.multitask_prompt_tuning import MultitaskPromptEmbedding
 from tiny import CAUSAL, TEMPLATES, batch_of, encoded
 from torch.testing import assert_close
 
 from lightning_softprompt.lm import PromptedLM
-from lightning_softprompt.methods import PrefixTuning, PTuning
+from lightning_softprompt.methods import MPT, PrefixTuning, PTuning
 from lightning_softprompt.objectives.language_modeling import LanguageModeling
 from lightning_softprompt.prompts.key_values import NormalKeysValues
 from lightning_softprompt.prompts.networks import perceptron
@@ -176,3 +184,34 @@ def test_p_tuning_agrees(backbone, encoder):
         encoder_num_layers=2,
     )
     assert_peft_agrees(module.eval(), config, names, names)
+
+
+@pytest.mark.parametrize("family", ["llama"])
+@pytest.mark.parametrize("rank", [1, 3])
+def test_multitask_prompts_agree(backbone, rank):
+    names = ("a", "b", "c")
+    module = MPT(length=P, rank=rank, classes_by_task=dict.fromkeys(names), backbone=backbone.spec)
+    module.attach(backbone)
+    config = MultitaskPromptTuningConfig(
+        task_type="CAUSAL_LM", num_virtual_tokens=P, num_tasks=3, num_ranks=rank, token_dim=backbone.hidden_size,
+        num_transformer_submodules=1, prompt_tuning_init="RANDOM",
+    )  # fmt: skip
+    theirs = MultitaskPromptEmbedding(config, backbone.model.get_input_embeddings())
+    with torch.no_grad():
+        for factors in (module.u, module.v):
+            for factor in factors.values():
+                factor.copy_(torch.randn_like(factor))
+        theirs.embedding.weight.copy_(module.shared)
+        theirs.prefix_task_cols.copy_(torch.stack([module.u[name] for name in names]))
+        theirs.prefix_task_rows.copy_(torch.stack([module.v[name] for name in names]))
+    tasks = torch.tensor([2, 0, 0, 1])
+    out = torch.randn(4, P, backbone.hidden_size)
+    tokens = module.prompt(replace(batch_of(backbone.codec), task_ids=tasks)).tokens
+    expected = theirs(torch.arange(P).expand(4, P), tasks)
+    assert_close(tokens, expected, **CLOSE)
+    for found in (tokens, expected):
+        (found * out).sum().backward()
+    assert_close(module.shared.grad, theirs.embedding.weight.grad, atol=1e-4, rtol=1e-4)
+    for number, name in enumerate(names):
+        assert_close(module.u[name].grad, theirs.prefix_task_cols.grad[number], atol=1e-4, rtol=1e-4)
+        assert_close(module.v[name].grad, theirs.prefix_task_rows.grad[number], atol=1e-4, rtol=1e-4)

@@ -255,6 +255,8 @@ def joined(shell, parser):
         (["softprompt", "fit", "--model", "De"], {"DePT"}),
         (["softprompt", "methods", "--fo"], {"--folder"}),
         (["softprompt", "completion", "z"], {"zsh"}),
+        (["softprompt", "index", "se"], {"search"}),
+        (["softprompt", "index", "build", "--ov"], {"--overlap"}),
     ],
 )
 def test_bash_completes_runs_and_light_commands(tmp_path, run_parser, words, wanted):

@@ -1,0 +1,93 @@
+"""A folder of trained prompts of one backbone, by name."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from torch import Tensor
+
+from lightning_softprompt.checkpoints.files import SavedPrompt, read_prompt, write_prompt
+from lightning_softprompt.checkpoints.folding import named
+
+NAME = re.compile(r"\w[\w.-]*")
+TOKENS = ("tokens", named("tokens"), "shared")  # of plain soft tokens, of folded ones, of those that tasks share
+
+BESIDE = ("u", "v", "readout")  # what may stand beside them: factors of tasks, and what a readout learnt
+
+
+class Library:
+    """Soft tokens of tasks, from which others may start.
+
+    Args:
+        folder: Where the prompts are, each a `NAME.safetensors`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def names(self) -> list[str]:
+        """What there is, sorted."""
+        return sorted(path.stem for path in self.folder.glob("*.safetensors"))
+
+    def path(self, name: str) -> Path:
+        """The file of a prompt."""
+        return self.folder / f"{name}.safetensors"
+
+    def read(self) -> dict[str, SavedPrompt]:
+        """All prompts by name.
+
+        Raises:
+            ValueError: If there is none, or a file is broken.
+        """
+        if not self.names:
+            raise ValueError(f"no prompts in {self.folder}; put some there: softprompt library add NAME FILE")
+        return {name: read_prompt(self.path(name)) for name in self.names}
+
+    def add(self, name: str, file: Path) -> SavedPrompt:
+        """Takes a copy of a prompt.
+
+        Raises:
+            ValueError: If the name will not do or is taken, the file has no soft tokens, or it is of another backbone.
+        """
+        if not NAME.fullmatch(name):
+            raise ValueError(f"a name is of letters, digits, _, . and -, got {name!r}")
+        if self.path(name).exists():
+            raise ValueError(f"{self.path(name)} is there already; remove it, or take another name")
+        saved = read_prompt(file)
+        soft_tokens(saved, file)
+        for other in self.names[:1]:
+            refuse_other_backbone(saved, file, read_prompt(self.path(other)), self.path(other))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_prompt(self.path(name), saved)
+        return saved
+
+
+def refuse_other_backbone(one: SavedPrompt, path: Path, other: SavedPrompt, other_path: Path) -> None:
+    """Refuses to compare prompts of different backbones.
+
+    Raises:
+        ValueError: Naming both.
+    """
+    if one.backbone.get("fingerprint") != other.backbone.get("fingerprint"):
+        told = [f"{p} is of {s.backbone.get('name')}" for p, s in ((path, one), (other_path, other))]
+        raise ValueError(f"{' and '.join(told)}: prompts of different backbones have nothing in common")
+
+
+def soft_tokens(saved: SavedPrompt, path: Path, name: str | None = None) -> Tensor:
+    """[P, H] in float32, from the parameter of that name, or the one that holds the soft tokens.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    found = next((wanted for wanted in (TOKENS if name is None else (name,)) if wanted in saved.tensors), None)
+    if found is None:
+        raise ValueError(f"{path} has no soft tokens in {name or TOKENS}, but {sorted(saved.tensors)}")
+    rest = [key for key in saved.tensors if key != found and key.partition(".")[0] not in BESIDE]
+    if rest and name is None:
+        raise ValueError(
+            f"{path} has more than soft tokens, {sorted(rest)}: a network makes them, or they are not all that acts; "
+            f"fold it first, with softprompt fold {path}"
+        )
+    return saved.tensors[found].float().flatten(0, -2)  # folded ones have a leading 1

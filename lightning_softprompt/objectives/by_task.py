@@ -1,0 +1,40 @@
+"""Tasks of one run, each by its own loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import final
+
+import torch
+
+from lightning_softprompt.lm import PromptedLM
+from lightning_softprompt.objectives.base import Objective, Outcome
+from lightning_softprompt.objectives.classification import Classification
+from lightning_softprompt.objectives.language_modeling import LanguageModeling
+from lightning_softprompt.types import Batch
+
+
+@final
+@dataclass(frozen=True)
+class ByTask(Objective):
+    """One objective for the rows of tasks that have classes, and another for those that are answered by text.
+
+    In a batch of several tasks each counts by its rows.
+
+    Args:
+        labelled: For rows with labels.
+        text: For rows without.
+    """
+
+    labelled: Objective = field(default_factory=Classification)
+    text: Objective = field(default_factory=LanguageModeling)
+
+    def __call__(self, lm: PromptedLM, batch: Batch) -> Outcome:
+        """The loss."""
+        parts = [(len(own), self._of(own)(lm, own)) for _, _, own in batch.by_task()]
+        if len(parts) == 1:
+            return parts[0][1]
+        return Outcome(torch.stack([rows / len(batch) * outcome.loss for rows, outcome in parts]).sum())
+
+    def _of(self, batch: Batch) -> Objective:
+        return self.text if batch.labels is None else self.labelled

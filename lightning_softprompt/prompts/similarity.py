@@ -1,0 +1,31 @@
+"""How alike soft tokens of different tasks are (Vu et al. 2022, arXiv 2110.07904, section 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity, normalize
+
+Measure = Literal["rows", "mean"]
+
+
+def mean_similarity(one: Tensor, other: Tensor) -> float:
+    """The cosine of the two means over soft tokens, of [P, H] and [P', H]."""
+    return float(cosine_similarity(one.mean(0), other.mean(0), dim=0))
+
+
+def row_similarity(one: Tensor, other: Tensor) -> float:
+    """The mean cosine over all pairs of soft tokens, of [P, H] and [P', H]."""
+    return float(normalize(one, dim=1).mean(0) @ normalize(other, dim=1).mean(0))
+
+
+MEASURES: dict[Measure, Callable[[Tensor, Tensor], float]] = {"rows": row_similarity, "mean": mean_similarity}
+
+
+def similarities(prompts: Sequence[Tensor], measure: Measure) -> Tensor:
+    """Each with each, [prompts, prompts]."""
+    of = MEASURES[measure]
+    return torch.tensor([[of(one, other) for other in prompts] for one in prompts])

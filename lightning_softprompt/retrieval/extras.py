@@ -1,0 +1,23 @@
+"""Packages that only retrieval wants, and what to do where one is missing."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+EXTRAS = {"bm25s": "rag", "faiss": "rag", "qdrant_client": "qdrant"}
+
+
+def needed(module: str) -> Any:
+    """A package of an extra.
+
+    Raises:
+        ValueError: If it is not installed.
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module:
+            raise
+        extra = EXTRAS[module]
+        raise ValueError(f"retrieval wants the package {module}; pip install 'lightning-softprompt[{extra}]'") from None

@@ -1,0 +1,130 @@
+"""An index, opened to search. Nothing is ever written to it here, so any number of processes may have it open."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import final
+
+import numpy as np
+
+from lightning_softprompt.retrieval.lexical import Lexical
+from lightning_softprompt.retrieval.manifest import NAME as MANIFEST
+from lightning_softprompt.retrieval.manifest import BadIndexError, Manifest, read_manifest
+from lightning_softprompt.retrieval.qdrant import QdrantVectors
+from lightning_softprompt.retrieval.ranking import Ranking
+from lightning_softprompt.retrieval.texts import Passages
+from lightning_softprompt.retrieval.vectors import FileVectors, VectorStore
+
+LEXICAL, DENSE, EMBEDDED = "lexical", "dense", "qdrant"  # folders; the last in the index itself
+SAME = 0.999  # product of two vectors of one text by the same encoder, on whatever device
+TRIES = 20
+
+
+@final
+class Index:
+    """An index as it was when it was opened, whatever is built meanwhile. Pickled, it is opened again.
+
+    Args:
+        folder: Where it was built.
+
+    Raises:
+        BadIndexError: If there is none, or it is damaged, or of another format.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder).expanduser()
+        self.manifest, self.passages, self.by_words, self._store = _opened(self.folder)
+        self._recognised = False
+
+    def __reduce__(self) -> tuple[type[Index], tuple[Path]]:
+        return Index, (self.folder,)
+
+    def __len__(self) -> int:
+        return len(self.passages)
+
+    @property
+    def files(self) -> Path:
+        """The folder that holds this state of the index."""
+        return self.folder / self.manifest.generation
+
+    @property
+    def by_vectors(self) -> VectorStore:
+        """Dense search, once the encoder was seen to be the one that the index was built with.
+
+        Raises:
+            ValueError: If the index has no vectors, or the encoder is another.
+        """
+        if self._store is None:
+            raise ValueError(
+                f"{self.folder} has no vectors, since it was built without an encoder; search it by lexical, or build "
+                "it with an encoder"
+            )
+        if not self._recognised:
+            self._recognise(self._store)
+        return self._store
+
+    def _recognise(self, store: VectorStore) -> None:
+        from lightning_softprompt.retrieval.encoding import encoder
+
+        name = str(self.manifest.settings.encoder)
+        here, there = encoder(name).passages([self.passages[0].searched])[0], store.first()
+        if here.shape != there.shape or float(here @ there) < SAME:
+            raise ValueError(
+                f"the encoder {name!r} is not the one that {self.folder} was built with: it gives other vectors. Bring "
+                "back the old weights, or build the index anew in another folder"
+            )
+        self._recognised = True
+
+    def lexical(self, questions: Sequence[str], k: int) -> list[Ranking]:
+        """The k best passages for each question by BM25."""
+        return [self.by_words.search(question, k) for question in questions]
+
+    def dense(self, questions: Sequence[str], k: int) -> list[Ranking]:
+        """The k nearest passages for each question."""
+        from lightning_softprompt.retrieval.encoding import encoder
+
+        store = self.by_vectors
+        return store.search(encoder(str(self.manifest.settings.encoder)).questions(questions), k)
+
+
+def store_of(folder: Path, files: Path, manifest: Manifest, passages: Passages | None) -> VectorStore:
+    """Where the vectors of an index are."""
+    settings = manifest.settings
+    if settings.store == "qdrant":
+        digests = None if passages is None else np.asarray(passages.digests)
+        return QdrantVectors(folder / EMBEDDED, settings.url, manifest.collection, digests)
+    return FileVectors(files / DENSE, settings.store)
+
+
+Opened = tuple[Manifest, Passages, Lexical, VectorStore | None]
+
+
+def _opened(folder: Path) -> Opened:
+    """The manifest and all that it names; tried again where a build took it away in between."""
+    for _ in range(TRIES):
+        before = _written(folder)
+        try:
+            return _parts(folder, read_manifest(folder))
+        except (BadIndexError, FileNotFoundError):
+            if _written(folder) == before:
+                raise
+    raise BadIndexError(f"{folder} is built anew all the time; try again once that has ended")
+
+
+def _parts(folder: Path, manifest: Manifest) -> Opened:
+    files = folder / manifest.generation
+    passages = Passages(files)
+    lexical = Lexical(files / LEXICAL, manifest.settings.language)
+    if manifest.settings.encoder is None:
+        return manifest, passages, lexical, None
+    store = store_of(folder, files, manifest, passages)
+    store.open()
+    return manifest, passages, lexical, store
+
+
+def _written(folder: Path) -> bytes:
+    try:
+        return (folder / MANIFEST).read_bytes()
+    except OSError:
+        return b""

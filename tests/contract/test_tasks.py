@@ -1,0 +1,99 @@
+"""What methods for several tasks keep, on every family of backbones: rows of many tasks in one batch."""
+
+import logging
+from dataclasses import replace
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from tiny import CLASSES, MASKED, TEMPLATES, batch_of, encoded, more_padding, on_side, real
+from torch.testing import assert_close
+from torch.utils.data import DataLoader
+
+from lightning_softprompt.checkpoints.files import load_checkpoint
+from lightning_softprompt.evaluation.by_task import EvaluationByTask
+from lightning_softprompt.evaluation.classification import ClassificationEvaluation
+from lightning_softprompt.methods import ATTEMPT, MPT
+from lightning_softprompt.prompts.init import FromText, SampleVocabulary
+from lightning_softprompt.types import Classes
+
+CLOSE = {"atol": 1e-5, "rtol": 1e-5}
+BY_TASK = {"mood": CLASSES, "length": Classes({"long": [" long"], "short": [" never"], "other": [" one"]})}
+TASKS = torch.tensor([1, 0, 0, 1])
+SOURCES = [FromText("is this film good ?"), SampleVocabulary()]
+METHODS = {
+    "mpt": (MPT, {"length": 3, "rank": 2}),
+    "attempt": (ATTEMPT, {"length": 3, "sources": SOURCES, "bottleneck": 4}),
+}
+
+
+@pytest.fixture(params=METHODS)
+def module(request, backbone):
+    """A method with another prompt for each task."""
+    cls, arguments = METHODS[request.param]
+    evaluation = EvaluationByTask({name: ClassificationEvaluation(of.names) for name, of in BY_TASK.items()})
+    made = cls(**arguments, classes_by_task=BY_TASK, evaluation=evaluation, backbone=backbone.spec)
+    made.attach(backbone)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter))
+    return made.eval()
+
+
+def mixed(codec, template="front"):
+    return replace(batch_of(codec, TEMPLATES[template], labels=(0, 1, 1, 0)), task_ids=TASKS)
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@torch.no_grad()
+def test_logits_depend_neither_on_padding_nor_on_the_tasks_of_other_rows(module, backbone, template):
+    codec = backbone.codec
+    right, left = (mixed(on_side(codec, side), template) for side in ("right", "left"))
+    logits = module(right)
+    assert_close(real(left, module(left)), real(right, logits), **CLOSE)
+    for b, row in enumerate(encoded(codec, TEMPLATES[template])):
+        alone = codec.collate([row], task_ids=TASKS[b : b + 1])
+        expected = module(alone)
+        assert_close(logits[b : b + 1, : expected.shape[1]], expected, **CLOSE)
+        assert_close(module(more_padding(alone, 2, 3, codec.pad_id)), expected, **CLOSE)
+
+
+@torch.no_grad()
+def test_generation_in_a_batch_of_several_tasks_is_that_of_each_row_alone(module, backbone, family):
+    options = {} if family in MASKED else {"max_new_tokens": 4}
+    batch = mixed(backbone.codec)
+    together = module.lm().generate(batch, **options)
+    for b in range(len(batch)):
+        alone = module.lm().generate(batch.only([b]), **options)[0]
+        assert together[b, : len(alone)].tolist() == alone.tolist()
+
+
+@torch.no_grad()
+def test_the_prompt_does_not_depend_on_the_answer(module, backbone):
+    said = module.prompt(mixed(backbone.codec)).tokens
+    others = batch_of(backbone.codec, targets=("very long story", "good", "great", "is dull"))
+    assert_close(module.prompt(replace(others, task_ids=TASKS)).tokens, said)
+
+
+def test_a_mixed_batch_trains_and_its_checkpoint_gives_the_same_logits_by_task_name(module, backbone, tmp_path):
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    batch = mixed(backbone.codec)
+    start = {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
+    trainer = Trainer(
+        accelerator="cpu", max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False,
+    )  # fmt: skip
+    loader = DataLoader([batch], batch_size=None)
+    trainer.fit(module.train(), loader, loader)
+    for name, value in start.items():
+        assert not torch.equal(module.get_parameter(name), value), name
+    assert {"val/macro", "val/mood/accuracy", "val/length/mcc"} <= set(trainer.callback_metrics)
+    trainer.save_checkpoint(tmp_path / "run.ckpt")
+    names = set(load_checkpoint(tmp_path / "run.ckpt")["state_dict"])
+    assert names - {"sources"} == set(start)
+    assert all(any(name.endswith(task) for name in names) for task in BY_TASK)
+    loaded = type(module).load_from_checkpoint(tmp_path / "run.ckpt").eval()
+    assert loaded.tasks == ("mood", "length")
+    with torch.no_grad():
+        assert torch.equal(loaded(batch), module.eval()(batch))

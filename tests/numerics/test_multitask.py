@@ -1,0 +1,420 @@
+"""The equations of methods for several tasks as loops, and rows of many tasks in one batch as each task alone."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tiny import CLASSES, SEQ2SEQ, batch_of, real
+from torch.testing import assert_close
+
+from lightning_softprompt.checkpoints.files import SavedPrompt, identity, write_prompt
+from lightning_softprompt.commands.fold import fold
+from lightning_softprompt.lm import PromptedLM
+from lightning_softprompt.methods import (
+    ATTEMPT,
+    MPT,
+    DePT,
+    Folded,
+    PrefixTuning,
+    PromptBank,
+    PromptTuning,
+    SMoP,
+)
+from lightning_softprompt.objectives.distillation import Distillation
+from lightning_softprompt.objectives.language_modeling import LanguageModeling
+from lightning_softprompt.prompts.factors import FromTasks, NormalFactors
+from lightning_softprompt.prompts.init import FromCheckpoint, FromText, SampleVocabulary, Uniform
+from lightning_softprompt.readouts.class_head import ClassHead
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec")
+FAMILIES = ("llama", "t5", "bert")
+CLOSE = {"atol": 1e-5, "rtol": 1e-5}
+TASKS = dict.fromkeys(("mood", "length", "tone"))
+SOURCES = (FromText("is this film good ?"), SampleVocabulary())
+
+
+def shaken(module, far=1.0):
+    """Every parameter at random, so that no start hides a term."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                parameter.copy_(torch.randn_like(parameter) * far)
+    return module
+
+
+@pytest.fixture
+def made(backbone):
+    def make(cls, tasks=TASKS, **arguments):
+        module = cls(backbone=backbone.spec, classes_by_task=tasks, **arguments)
+        module.attach(backbone)
+        return module.eval()
+
+    return make
+
+
+@pytest.fixture
+def kept(backbone, tmp_path):
+    """A function that leaves a method's file."""
+
+    def kept(module, name="prompt"):
+        path = tmp_path / f"{name}.safetensors"
+        write_prompt(path, SavedPrompt(module.state_dict(), identity(backbone), dict(module.hparams)))
+        return str(path)
+
+    return kept
+
+
+def of_tasks(codec, *tasks, **how):
+    return replace(batch_of(codec, **how), task_ids=torch.tensor(tasks))
+
+
+# MPT
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+def test_mpt(made, backbone, rank):
+    module = shaken(made(MPT, length=3, rank=rank))
+    prompt = module.prompt(of_tasks(backbone.codec, 2, 0, 1, 2))
+    for b, name in enumerate(("tone", "mood", "length", "tone")):
+        u, v = module.u[name], module.v[name]
+        for p in range(3):
+            for h in range(backbone.hidden_size):
+                factor = sum(u[p, r] * v[r, h] for r in range(rank))
+                assert_close(prompt.tokens[b, p, h], module.shared[p, h] * factor, **CLOSE)
+
+
+def test_rows_of_one_task_share_one_prompt(made, backbone):
+    module = shaken(made(MPT, length=3))
+    one, mixed = (module.prompt(of_tasks(backbone.codec, *tasks)).tokens for tasks in ((1, 1, 1, 1), (1, 0, 1, 2)))
+    assert one.shape[0] == 1
+    assert_close(one[0], mixed[0])
+
+
+def test_tasks_start_from_the_shared_prompt_itself_and_not_from_next_to_nothing(made, backbone, family):
+    batch = of_tasks(backbone.codec, 0, 1, 2, 0)
+    ours = made(MPT, length=20, init=Uniform())
+    ratio = {}
+    for name, start in (("ours", None), ("peft", NormalFactors(0.02))):
+        module = made(MPT, length=20, init=Uniform(), start=start)
+        module.shared.data = ours.shared.data.clone()
+        LanguageModeling()(module.lm(), batch).loss.backward()
+        size = module.prompt(batch).tokens.detach().norm() / module.shared.detach().norm() / 2  # of four rows
+        ratio[name] = float(size), float(module.shared.grad.norm())
+    assert_close(ours.prompt(batch).tokens[1], ours.shared)
+    assert ratio["ours"][0] == pytest.approx(1.0)
+    assert ratio["peft"][0] == pytest.approx(0.02**2, rel=0.5)
+    if family == "bert":  # adds positions to soft tokens, where root-mean-square norms of others undo their smallness
+        assert ratio["peft"][1] < 0.01 * ratio["ours"][1]
+
+
+def test_a_higher_rank_changes_nothing_at_first_and_learns(made, backbone):
+    module = made(MPT, length=3, rank=3)
+    batch = of_tasks(backbone.codec, 0, 1, 2, 0)
+    assert_close(module.prompt(batch).tokens, module.shared.expand(4, -1, -1))
+    LanguageModeling()(module.lm(), batch).loss.backward()
+    for name in TASKS:
+        assert (module.v[name].grad.abs().sum(1) > 0).all()
+
+
+def test_targets_start_from_the_mean_of_the_sources_factors_or_from_one_sources(made, backbone, kept):
+    source = shaken(made(MPT, length=3, rank=2))
+    path = kept(source)
+    shared = FromCheckpoint(path, "shared")
+    target = made(MPT, {"new": None, "other": None}, length=3, rank=2, init=shared, start=FromTasks(path))
+    assert_close(target.shared, source.shared)
+    for letter in "uv":
+        mean = sum(getattr(source, letter)[name] for name in TASKS) / 3
+        assert_close(getattr(target, letter)["new"], mean)
+        assert_close(getattr(target, letter)["other"], mean)
+    alone = made(MPT, None, length=3, rank=2, init=shared, start=FromTasks(path, "length"))
+    batch = of_tasks(backbone.codec, 1, 1, 1, 1)
+    assert_close(alone.prompt(batch_of(backbone.codec)).tokens, source.prompt(batch).tokens)
+
+
+def test_factors_that_are_not_there_are_refused(made, kept):
+    path = kept(shaken(made(MPT, length=3)))
+    with pytest.raises(ValueError, match=r"tasks \['length', 'mood', 'tone'\], but taste is wanted"):
+        made(MPT, length=3, start=FromTasks(path, "taste"))
+    with pytest.raises(ValueError, match="set length to 3 and rank to 1"):
+        made(MPT, length=4, start=FromTasks(path))
+    with pytest.raises(ValueError, match=r"tasks \[\], but some is wanted"):
+        made(MPT, length=3, start=FromTasks(kept(made(PromptTuning, length=3), "plain")))
+
+
+@pytest.mark.parametrize("cls", [MPT, ATTEMPT])
+def test_rows_must_say_their_task_where_there_are_several(made, backbone, cls):
+    module = made(cls, **({"sources": SOURCES} if cls is ATTEMPT else {}))
+    with pytest.raises(ValueError, match=r"do not say which of the tasks \['mood', 'length', 'tone'\]"):
+        module.prompt(batch_of(backbone.codec))
+    with pytest.raises(ValueError, match="rows are of task 3, but there are 3"):
+        module.prompt(of_tasks(backbone.codec, 0, 3, 1, 2))
+
+
+@pytest.mark.parametrize(("cls", "group"), [(MPT, "factors"), (ATTEMPT, "attention")])
+def test_two_learning_rates(made, cls, group):
+    arguments = {"sources": SOURCES, "attention_lr": 0.5} if cls is ATTEMPT else {"factors_lr": 0.5}
+    module = made(cls, **arguments)
+    optimizer = module.configure_optimizers()
+    rates = {id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]}
+    apart = ("attention",) if cls is ATTEMPT else ("u.", "v.")
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            assert rates[id(parameter)] == (0.5 if name.startswith(apart) else 0.005), name
+    assert [g.get("name") for g in optimizer.param_groups] == ["prompt", group]
+
+
+def test_the_prompt_of_one_task_can_be_folded_with_its_head(made, backbone, kept, tmp_path):
+    tasks = {"mood": CLASSES, "tone": CLASSES}
+    module = shaken(made(MPT, tasks, length=3, readout=ClassHead))
+    with pytest.raises(ValueError, match="do not say which of the tasks"):
+        module.fold()
+    saved = SavedPrompt(module.state_dict(), identity(backbone), dict(module.hparams))
+    with pytest.raises(ValueError, match=r"no task 'taste'; the prompt has \['mood', 'tone'\]"):
+        fold(module, saved, "taste")
+    write_prompt(tmp_path / "tone.safetensors", fold(module, saved, "tone"))
+    folded = Folded(path=str(tmp_path / "tone.safetensors"), backbone=backbone.spec, classes=CLASSES, readout=ClassHead)
+    folded.attach(backbone)
+    batch = of_tasks(backbone.codec, 1, 1, 1, 1)
+    assert_close(folded.eval()(batch), module(batch), **CLOSE)
+    assert_close(folded.lm().scores(batch), module.lm().scores(batch), **CLOSE)
+
+
+# ATTEMPT
+
+
+@pytest.mark.parametrize("temperature", [None, 1.5])
+def test_attempt(made, backbone, temperature):
+    module = shaken(made(ATTEMPT, sources=SOURCES, length=3, bottleneck=4, temperature=temperature))
+    batch = of_tasks(backbone.codec, 2, 0, 1, 2)
+    prompt = module.prompt(batch)
+    shares = []
+    for b, name in enumerate(("tone", "mood", "length", "tone")):
+        ids = batch.input_ids[b][batch.source[b]]
+        x = backbone.embed(ids).amax(0)
+        inner = module.attention.down.weight @ x
+        out = module.attention.up.weight @ (inner * inner.sigmoid())
+        norm = module.attention.norm
+        query = (out - out.mean()) / (out.var(unbiased=False) + norm.eps).sqrt() * norm.weight + norm.bias
+        each = [*module.sources, module.private[name]]
+        t = 2.718281828 * backbone.hidden_size if temperature is None else temperature
+        scores = torch.stack([(prompt_j.amax(0) @ query) / t for prompt_j in each])
+        a = scores.exp() / scores.exp().sum()
+        expected = module.private[name] + sum(share * prompt_j for share, prompt_j in zip(a, each, strict=True))
+        assert_close(prompt.tokens[b], expected, atol=1e-4, rtol=1e-4)
+        shares.append(a)
+    mean = torch.stack(shares).mean(0)
+    assert_close(prompt.logs["attention/source_1"], mean[1], atol=1e-4, rtol=1e-4)
+    assert_close(prompt.logs["attention/private"], mean[2], atol=1e-4, rtol=1e-4)
+
+
+def test_sources_stay_or_learn_as_asked(made, backbone):
+    for trained in (False, True):
+        module = made(ATTEMPT, sources=SOURCES, length=3, train_sources=trained)
+        LanguageModeling()(module.lm(), of_tasks(backbone.codec, 0, 1, 2, 0)).loss.backward()
+        assert ((module.sources.grad is not None) and bool(module.sources.grad.abs().sum() > 0)) == trained
+        assert "sources" in module.state_dict()
+    with pytest.raises(ValueError, match="ATTEMPT wants sources"):
+        ATTEMPT()
+
+
+# Mixed batches
+
+
+MIXED = {"mpt": (MPT, {"length": 3, "rank": 2}), "attempt": (ATTEMPT, {"sources": SOURCES, "length": 3})}
+
+
+@pytest.mark.parametrize("name", MIXED)
+@torch.no_grad()
+def test_rows_of_several_tasks_say_what_they_say_with_their_own_task_alone(made, backbone, name):
+    cls, arguments = MIXED[name]
+    module = shaken(made(cls, **arguments), 0.5)
+    tasks = (2, 0, 1, 2)
+    batch = of_tasks(backbone.codec, *tasks)
+    together = module(batch)
+    for b, task in enumerate(tasks):
+        alone = module(of_tasks(backbone.codec, *[task] * 4).only([b]))
+        assert_close(real(batch.only([b]), together[b : b + 1]), real(batch.only([b]), alone), **CLOSE)
+        others = module(of_tasks(backbone.codec, *[(task + 1) % 3] * 4).only([b]))
+        assert (others - alone).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_every_task_learns_from_its_own_rows_alone(made, backbone, name):
+    cls, arguments = MIXED[name]
+    module = shaken(made(cls, **arguments), 0.5)
+    LanguageModeling()(module.lm(), of_tasks(backbone.codec, 2, 0, 2, 0)).loss.backward()
+    for key, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            assert bool(parameter.grad.abs().sum() > 0) == ("length" not in key), key
+
+
+# Distillation
+
+
+def files(made, kept):
+    teachers = [shaken(made(PromptTuning, None, length=n), 0.5) for n in (2, 4, 3)]
+    return teachers, [kept(teacher, f"teacher_{n}") for n, teacher in enumerate(teachers)]
+
+
+@pytest.mark.parametrize("hidden", [0.0, 0.7])
+def test_distillation(made, backbone, kept, hidden):
+    teachers, paths = files(made, kept)
+    student = shaken(made(MPT, length=3), 0.5)
+    tasks = (2, 0, 1, 2)
+    batch = of_tasks(backbone.codec, *tasks)
+    objective = Distillation(paths, weight=0.9, hidden=hidden, base=LanguageModeling())
+    total = 0.0
+    for task in range(3):
+        own = batch.only([b for b in range(4) if tasks[b] == task])
+        given = teachers[task].prompt(own)
+        q, p = (lm(own).softmax(-1) for lm in (teachers[task].lm(), student.lm()))
+        divergence = [
+            (q[b, u] * (q[b, u].log() - p[b, u].log())).sum()
+            for b in range(len(own)) for u in range(own.targets.shape[1]) if own.targets[b, u] != -100
+        ]  # fmt: skip
+        distance = sum(divergence) / len(divergence)
+        states = [backbone.hidden_states(own, prompt)[own.mask] for prompt in (given, student.prompt(own))]
+        total += len(own) / 4 * (distance + hidden * ((states[0] - states[1]) ** 2).mean())
+    outcome = objective(student.lm(), batch)
+    assert_close(outcome.loss, LanguageModeling()(student.lm(), batch).loss + 0.9 * total, **CLOSE)
+    assert_close(outcome.logs["distillation"], total, **CLOSE)
+    outcome.loss.backward()
+    assert student.shared.grad.abs().sum() > 0
+
+
+def test_a_student_that_is_its_teacher_has_nothing_to_learn_from_it(made, backbone, kept):
+    (teacher, *_), (path, *_) = files(made, kept)
+    objective = Distillation([path], hidden=1.0, base=LanguageModeling())
+    logs = objective(teacher.lm(), of_tasks(backbone.codec, 0, 1, 2, 0)).logs
+    assert logs["distillation"].abs() < 1e-6
+
+
+def test_teachers_may_be_of_any_method_and_stay_as_they_are(made, backbone, kept):
+    teacher = shaken(made(DePT, None, length=2, rank=2, max_tokens=6), 0.5)
+    objective = Distillation([kept(teacher)], base=LanguageModeling())
+    student = made(MPT, length=3)
+    batch = of_tasks(backbone.codec, 0, 1, 2, 0)
+    loss = objective(student.lm(), batch).loss
+    lm = PromptedLM(backbone, teacher.prompt)
+    q, p = lm(batch).log_softmax(-1), student.lm()(batch).log_softmax(-1)
+    said = batch.targets != -100
+    expected = ((q.exp() * (q - p)).sum(-1) * said).sum() / said.sum()
+    parts = [(q, p)[0][b : b + 1] for b in range(4)]
+    assert len(parts) == 4
+    weighed = 0.0
+    for task in range(3):
+        rows = [b for b, of in enumerate((0, 1, 2, 0)) if of == task]
+        own = said[rows]
+        weighed += len(rows) / 4 * ((q[rows].exp() * (q[rows] - p[rows])).sum(-1) * own).sum() / own.sum()
+    assert_close(loss, LanguageModeling()(student.lm(), batch).loss + 0.9 * weighed, atol=1e-4, rtol=1e-4)
+    assert expected > 0
+    loss.backward()
+    assert not [n for n, _ in student.named_parameters() if "teacher" in n]
+    with pytest.raises(ValueError, match="rows are of task 2, but there are 2 teachers"):
+        Distillation([kept(teacher), kept(teacher)], base=LanguageModeling())(student.lm(), batch)
+
+
+# A bank of prompts
+
+
+def bank_of(made, backbone, kept):
+    """Prompts of several methods and lengths, each by itself, and a bank of them."""
+    names = ("plain", "prefix", "dept", "smop")
+    alone = dict(
+        zip(
+            names,
+            (
+                shaken(made(PromptTuning, None, length=4), 0.3),
+                shaken(made(PrefixTuning, None, length=2, width=None), 0.3),
+                shaken(made(DePT, None, length=2, rank=2, max_tokens=6), 0.3),
+                shaken(made(SMoP, None, length=3, experts=2), 0.3),
+            ),
+            strict=True,
+        )
+    )
+    paths = {name: kept(alone[name], name) for name in reversed(names)}
+    bank = PromptBank(paths, backbone=backbone.spec, classes_by_task=dict.fromkeys(names))
+    bank.attach(backbone)
+    return alone, bank.eval(), paths
+
+
+@torch.no_grad()
+def test_rows_with_prompts_of_several_methods_are_what_each_is_alone(made, backbone, kept, family):
+    alone, bank, _ = bank_of(made, backbone, kept)
+    modules = list(alone.values())
+    for tasks in ((0, 1, 2, 3), (3, 2, 1, 0), (1, 1, 3, 0), (2, 2, 2, 2)):
+        batch = of_tasks(backbone.codec, *tasks, template="{text}{soft} it was {target}")
+        together = bank(batch)
+        for b, task in enumerate(tasks):
+            one = batch.only([b])
+            assert_close(real(one, together[b : b + 1]), real(one, modules[task](one)), **CLOSE)
+        if family == "bert":
+            continue
+        said = bank.lm().generate(batch, max_new_tokens=4)
+        for b, task in enumerate(tasks):
+            expected = modules[task].lm().generate(batch.only([b]), max_new_tokens=4)[0]
+            assert said[b, : len(expected)].tolist()[: len(expected)] == expected.tolist()
+
+
+@torch.no_grad()
+def test_a_bank_reads_classes_as_each_prompt_learnt_to_and_is_loaded_again(made, backbone, kept, family):
+    if family in SEQ2SEQ:
+        pytest.skip("heads read encoders and decoders alike")
+    classes = {"mood": CLASSES, "tone": CLASSES}
+    alone = {
+        name: shaken(PromptTuningOn(backbone, length=n, classes=CLASSES, readout=ClassHead), 0.5)
+        for n, name in enumerate(classes, 2)
+    }
+    paths = {name: kept(module, name) for name, module in alone.items()}
+    bank = PromptBank(paths, backbone=backbone.spec, classes_by_task=classes, readout=ClassHead)
+    bank.attach(backbone)
+    batch = of_tasks(backbone.codec, 1, 1, 1, 1)
+    assert_close(bank.eval().lm().scores(batch), alone["tone"].lm().scores(batch), **CLOSE)
+    state = bank.state_dict()
+    assert not [key for key in state if "backbone" in key]
+    again = PromptBank(paths, backbone=backbone.spec, classes_by_task=classes, readout=ClassHead)
+    again.attach(backbone)
+    shaken(again).load_state_dict(state)
+    assert torch.equal(again.eval()(batch), bank(batch))
+
+
+def PromptTuningOn(backbone, **arguments):  # noqa: N802 (it makes one)
+    module = PromptTuning(backbone=backbone.spec, **arguments)
+    module.attach(backbone)
+    return module.eval()
+
+
+def test_a_bank_wants_a_prompt_for_each_task_of_this_backbone(made, backbone, kept, family, load):
+    _, bank, paths = bank_of(made, backbone, kept)
+    with pytest.raises(ValueError, match="do not say which of the prompts"):
+        bank.prompt(batch_of(backbone.codec))
+    with pytest.raises(ValueError, match="one for each of the tasks"):
+        PromptBank(paths, classes_by_task={"plain": None})
+    with pytest.raises(ValueError, match="PromptBank wants prompts"):
+        PromptBank()
+    other = load(family, seed=1)
+    with pytest.raises(ValueError, match="was trained on"):
+        PromptBank(paths, backbone=other.spec).attach(other)
+
+
+# Numbers of parameters
+
+
+EIGHT = {f"task_{n}": None for n in range(8)}
+SIX = [Uniform(0.5)] * 6
+
+
+@pytest.mark.parametrize(
+    ("module", "count"),
+    [
+        (MPT(100, init=Uniform(0.5)), 77_668),
+        (MPT(100, init=Uniform(0.5), classes_by_task=EIGHT), 8 * 10_468),
+        (ATTEMPT(SIX, 100, init=Uniform(0.5)), 231_936),
+        (ATTEMPT(SIX, 100, init=Uniform(0.5), classes_by_task=EIGHT), 8 * 96_192),
+    ],
+    ids=["mpt", "mpt of eight", "attempt", "attempt of eight"],
+)
+def test_numbers_of_parameters_are_those_of_the_papers(module, count):
+    module.build(SimpleNamespace(hidden_size=768))
+    assert sum(p.numel() for p in module.parameters() if p.requires_grad) == count

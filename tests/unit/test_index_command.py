@@ -1,0 +1,79 @@
+"""`softprompt index`: build, search, info."""
+
+import json
+
+import pytest
+
+from lightning_softprompt.__main__ import main
+from lightning_softprompt.commands import CommandError, index
+
+ROWS = [
+    {"id": "film", "title": "Films", "text": "a warm and funny film"},
+    {"id": "dog", "title": "Dogs", "text": "the dog is sad . it never ends"},
+]
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    return written(tmp_path / "corpus.jsonl", ROWS)
+
+
+def written(path, rows):
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return str(path)
+
+
+def run(capsys, *words):
+    assert index.main(list(words)) == 0
+    return capsys.readouterr().out
+
+
+def test_built_searched_and_described(tmp_path, corpus, tiny_folder, capsys):
+    folder = str(tmp_path / "index")
+    built = run(capsys, "build", corpus, "--index", folder, "--encoder", str(tiny_folder("bert")))
+    assert built == f"{folder}: 2 documents, 2 passages (0 duplicates left out), vectors of 32\n"
+    assert run(capsys, "search", folder, "funny film", "-k", "1").startswith("1. Films  (score ")
+    found = run(capsys, "search", folder, "sad dogs", "--way", "lexical", "--json")
+    assert json.loads(found)["text"] == ROWS[1]["text"]
+    assert run(capsys, "search", folder, "zebra", "--way", "lexical") == "nothing found\n"
+    told = run(capsys, "info", folder, "--check")
+    assert "all files as written" in told
+    assert "language             english" in told
+    assert json.loads(run(capsys, "info", folder, "--json"))["settings"]["size"] == 200
+
+
+def test_added_to_and_taken_from(tmp_path, corpus, capsys):
+    folder = str(tmp_path / "index")
+    run(capsys, "build", corpus, "--index", folder, "--encoder", "none")
+    more = written(tmp_path / "more.jsonl", [{"id": "new", "text": "a wonderful story"}])
+    assert "3 documents" in run(capsys, "build", more, "--index", folder, "--add")
+    assert run(capsys, "search", folder, "wonderful").startswith("1. new  (score")
+    assert "2 documents" in run(capsys, "build", "--index", folder, "--remove", "new")
+    assert "1 documents" in run(capsys, "build", more, "--index", folder, "--encoder", "none")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["build", "--index", "{}"], "name a corpus to build from"),
+        (["build", "{corpus}", "--index", "{}", "--remove", "a"], "--remove with a corpus wants --add"),
+        (["build", "{corpus}", "--index", "{}", "--add", "--size", "7"], "--size cannot be said here"),
+        (["build", "{corpus}", "--index", "{}", "--add"], "has no manifest.json|there is no index"),
+        (["build", "{corpus}.gone", "--index", "{}"], "does not exist"),
+        (["build", "{corpus}", "--index", "{}", "--text-column", "body"], r"corpus\.jsonl:1: no text in column 'body'"),
+        (["build", "{corpus}", "--index", "{}", "--overlap", "300"], "do not get on"),
+        (["build", "{corpus}", "--index", "{}", "--encoder", "{corpus}"], "encoder .* cannot be loaded"),
+        (["search", "{}", "a dog"], "there is no index"),
+        (["info", "{}"], "there is no index"),
+    ],
+)
+def test_what_goes_wrong_is_one_line_and_leaves_nothing(tmp_path, corpus, words, said):
+    folder = tmp_path / "index"
+    with pytest.raises(CommandError, match=said):
+        index.main([word.replace("{corpus}", corpus).replace("{}", str(folder)) for word in words])
+    assert not folder.exists()
+
+
+def test_the_launcher_shows_errors_without_a_traceback(tmp_path, capsys):
+    assert main(["index", "info", str(tmp_path / "none")]) == 2
+    assert capsys.readouterr().err.startswith("softprompt index: error: there is no index")
