@@ -36,7 +36,7 @@ class IDPG(SoftPromptModule):
         common: Arguments of every method.
     """
 
-    default_rate = 5e-4  # the paper's
+    default_rate = 1e-3  # the best of three on SST-2, benchmarks/LOG.md; the paper's is 5e-4
 
     def __init__(
         self,

@@ -37,7 +37,7 @@ class LatePromptTuning(SoftPromptModule):
         common: Arguments of every method.
     """
 
-    default_rate = 1e-3  # the paper's
+    default_rate = 1e-4  # the best of three on SST-2, benchmarks/LOG.md; the paper's is 1e-3
 
     def __init__(
         self,
