@@ -78,8 +78,8 @@ def without_method(options: Sequence[str]) -> list[str]:
     for option in options:
         if skip:
             skip = False
-        elif option == "--model":
-            skip = True
+        elif option == "--model" or (option.startswith("--model.") and "=" not in option):
+            skip = True  # its value
         elif not option.startswith(("--model.", "--model=")):
             kept.append(option)
     return kept
