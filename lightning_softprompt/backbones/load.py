@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from platformdirs import user_cache_path
@@ -148,12 +149,12 @@ def _family(config: PreTrainedConfig) -> type[Backbone]:
 
 
 def _codec(place: BackboneSpec) -> Codec:
-    tokenizer = _from_pretrained(AutoTokenizer.from_pretrained, place)
+    tokenizer = from_pretrained(AutoTokenizer.from_pretrained, place)
     return _family(_config(place)).codec_class(tokenizer, place.padding_side)
 
 
 def _config(place: BackboneSpec) -> PreTrainedConfig:
-    return _from_pretrained(AutoConfig.from_pretrained, place)
+    return from_pretrained(AutoConfig.from_pretrained, place)
 
 
 def _model(place: BackboneSpec, auto: type) -> PreTrainedModel:
@@ -161,7 +162,7 @@ def _model(place: BackboneSpec, auto: type) -> PreTrainedModel:
     dtype = getattr(torch, place.dtype)
     options = {"dtype": dtype, "attn_implementation": place.attention, "use_safetensors": True}
     load = auto.from_pretrained  # type: ignore[attr-defined]
-    model, found = _from_pretrained(load, place, output_loading_info=True, **options)
+    model, found = from_pretrained(load, place, output_loading_info=True, **options)
     return _whole(model, found["missing_keys"], place)
 
 
@@ -175,12 +176,23 @@ def _whole(model: PreTrainedModel, missing: Collection[str], place: BackboneSpec
     return model
 
 
-def _from_pretrained(load: Callable, place: BackboneSpec, **options: object):  # type: ignore[type-arg,no-untyped-def] # noqa: ANN202
+def from_pretrained(load: Callable[..., Any], place: BackboneSpec, called: str | None = None, **options: object) -> Any:
+    """What transformers loads from a place, never running code of its own.
+
+    Args:
+        load: A `from_pretrained` of transformers.
+        place: Where.
+        called: What a message calls it; None says that it is a backbone.
+        options: Of `load`.
+
+    Raises:
+        ValueError: If it cannot be loaded.
+    """
     try:
         return load(place.name, revision=place.revision, trust_remote_code=False, **options)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
-            f"backbone {place.name!r} cannot be loaded: {reason} Name a local folder with safetensors, "
+            f"{called or f'backbone {place.name!r}'} cannot be loaded: {reason} Name a folder with safetensors, "
             f"a hub id, or one that comes as a package: {', '.join(PACKAGED)}"
         ) from error

@@ -150,9 +150,8 @@ class PredictionTable(Callback):
             return
         records = [targeted(trainer, "validation", record) for record in self._said.values()]
         columns, scores = of_text(records) if _data(trainer).classes is None else of_classes(records)
-        shown = [
-            [record["row"], *(str(record[name]) for name in SHOWN[1:])] for record in records
-        ]  # W&B wants one type
+        # A column has one type, as W&B wants it.
+        shown = [[record["row"], *(str(record[name]) for name in SHOWN[1:])] for record in records]
         data = [[*cells, *more] for cells, more in zip(shown, scores, strict=True)]
         for logger in wandb_loggers(trainer):
             logger.log_table("val/predictions", [*SHOWN, *columns], data, step=logged_step(trainer))

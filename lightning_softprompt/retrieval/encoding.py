@@ -18,7 +18,7 @@ from transformers.utils.hub import cached_file
 from transformers.utils.logging import disable_progress_bar
 
 from lightning_softprompt.backbones.base import BackboneSpec
-from lightning_softprompt.backbones.load import PACKAGED, located
+from lightning_softprompt.backbones.load import from_pretrained, located
 from lightning_softprompt.retrieval.cutting import Span, Units
 from lightning_softprompt.retrieval.ranking import Floats
 
@@ -132,14 +132,7 @@ def _visible(text: str, spans: Sequence[Span]) -> list[Span]:
 
 
 def _loaded(load: Callable[..., Any], name: str, place: str, **options: object) -> Any:
-    try:
-        return load(place, trust_remote_code=False, **options)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"encoder {name!r} cannot be loaded: {reason} Name a folder with safetensors, a hub id, or one that comes "
-            f"as a package: {', '.join(PACKAGED)}"
-        ) from error
+    return from_pretrained(load, BackboneSpec(place), f"encoder {name!r}", **options)
 
 
 def _read(place: str, file: str) -> dict[str, Any]:
