@@ -172,7 +172,7 @@ class Backbone(nn.Module, ABC):
         """[B, T] -> [B, T, H] as the first layer takes them."""
         return self.model.get_input_embeddings()(ids)  # type: ignore[no-any-return]
 
-    def splice(self, batch: Batch, prompt: SoftPrompt | None, pad_left: bool = False) -> Spliced:
+    def splice(self, batch: Batch, prompt: SoftPrompt | None) -> Spliced:
         """The batch's rows with the prompt in place.
 
         Raises:
@@ -182,7 +182,7 @@ class Backbone(nn.Module, ABC):
         embeds = self.embed(batch.input_ids)
         if prompt.shift is not None:
             embeds = embeds + prompt.shift.to(embeds) * batch.mask[..., None]  # padding must stay as it was trained
-        rows = splice(embeds, batch.mask, batch.slots, prompt.tokens, prompt.blocks, pad_left, prompt.inside)
+        rows = splice(embeds, batch.mask, batch.slots, prompt.tokens, prompt.blocks, prompt.inside)
         self.check_window(rows.mask.shape[1])
         return rows
 

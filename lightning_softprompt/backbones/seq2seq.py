@@ -43,7 +43,7 @@ class Seq2SeqBackbone(Backbone):
         """The encoder."""
         return self.model.get_encoder()  # type: ignore[no-any-return]
 
-    def splice(self, batch: Batch, prompt: SoftPrompt | None, pad_left: bool = False) -> Spliced:
+    def splice(self, batch: Batch, prompt: SoftPrompt | None) -> Spliced:
         """The encoder's rows with the prompt in place.
 
         Raises:
@@ -51,7 +51,7 @@ class Seq2SeqBackbone(Backbone):
         """
         if prompt is not None and prompt.hidden:
             raise ValueError("encoder-decoders take no soft tokens at a middle layer; take a decoder or an encoder")
-        return super().splice(batch, prompt, pad_left)
+        return super().splice(batch, prompt)
 
     def states(self, batch: Batch, prompt: SoftPrompt | None = None) -> States:
         """All of the decoder: every position of it is a target's."""

@@ -31,10 +31,9 @@ def splice(
     slots: Tensor,
     tokens: Tensor | None = None,
     blocks: tuple[int, ...] | None = None,
-    pad_left: bool = False,
     inside: Tensor | None = None,
 ) -> Spliced:
-    """Puts soft block s before token `slots[:, s]`, and all padding on one side.
+    """Puts soft block s before token `slots[:, s]`, and all padding at the end.
 
     Whichever side the batch was padded on, real tokens come out side by side: token number n of a row is at position n,
     which is why a row's logits depend neither on padding nor on the rest of the batch.
@@ -45,7 +44,6 @@ def splice(
         slots: [B, S].
         tokens: [B|1, P, H] soft tokens, in any precision.
         blocks: Lengths of the soft blocks, one a slot; None puts all at the first slot.
-        pad_left: Pads on the left, as generation wants it.
         inside: [B, P] bool, False on soft tokens that a row does not have.
 
     Raises:
@@ -56,15 +54,12 @@ def splice(
     places = _places(slots, soft.shape[1], blocks)  # [B, P]
     keep = torch.cat([mask.new_ones(places.shape) if inside is None else inside, mask], dim=1)  # [B, P+T]
     rank = torch.cat([2 * places, 2 * torch.arange(length, device=mask.device).expand(batch, -1) + 1], dim=1)
-    rank = rank.masked_fill(~keep, -1 if pad_left else 2 * length + 2)
+    rank = rank.masked_fill(~keep, 2 * length + 2)
     order = rank.argsort(dim=1, stable=True)  # [B, P+T]
     columns = order.argsort(dim=1)[:, soft.shape[1] :]  # [B, T]
     kept = keep.gather(1, order)
-    spare = keep.shape[1] - int(kept.sum(1).max())  # columns that are padding in every row
     rows = torch.cat([soft, embeds], dim=1).gather(1, order[..., None].expand(-1, -1, embeds.shape[2]))
-    if pad_left:
-        return Spliced(rows[:, spare:], kept[:, spare:], columns - spare, order[:, spare:])
-    longest = keep.shape[1] - spare
+    longest = int(kept.sum(1).max())
     return Spliced(rows[:, :longest], kept[:, :longest], columns, order[:, :longest])
 
 

@@ -46,11 +46,8 @@ def flat(batches):
 
 
 @pytest.mark.parametrize("order", ["shuffled", "longest_first", "given"])
-@pytest.mark.parametrize("world_size", [1, 3])
-@pytest.mark.parametrize("rows", [1, 2, 7, 40, 103])
+@pytest.mark.parametrize(("rows", "world_size"), [(1, 1), (2, 1), (7, 1), (40, 1), (103, 1), (40, 3), (103, 3)])
 def test_a_budget_of_tokens_holds_in_every_batch_of_every_epoch(order, world_size, rows):
-    if rows < 40 and world_size > 1:
-        pytest.skip("too few rows for three processes")
     lengths, most = LENGTHS[:rows], 3 * max(LENGTHS[:rows])
     samplers = [
         BucketBatchSampler(lengths, order=order, max_tokens=most, rank=rank, world_size=world_size)
