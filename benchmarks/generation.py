@@ -78,6 +78,7 @@ def draw(results: Sequence[tuple[int, int, dict[str, Any]]], path: Path) -> None
             points = [(size, found["rates"][name]) for at, size, found in results if at == length]
             axes.plot(*zip(*points, strict=True), marker="o", color=color, label=label)
         axes.set_xscale("log", base=2)
+        axes.set_xticks([size for size, _ in points], [str(size) for size, _ in points])
         axes.set_title(f"{length} soft tokens")
         axes.set_xlabel("rows of a batch")
         axes.spines[["top", "right"]].set_visible(False)
