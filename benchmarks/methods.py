@@ -142,11 +142,12 @@ def measured(
     seconds = train(final, data, args.steps)
     one = final.train().replicas[0]
     batch = next(iter(data.train_dataloader()))
+    peak = peak_bytes(lambda: one.step(batch)["loss"].backward())
     results = [scored(method, test) for method in final.eval().replicas]  # type: ignore[arg-type]
     count = sum(p.numel() for p in one.parameters() if p.requires_grad)
     return {
         "rate": rate, "search": {} if known else {str(r): loss for r, loss in losses.items()}, "parameters": count,
-        "seconds": seconds, "peak_bytes": peak_bytes(lambda: one.step(batch)["loss"].backward()),
+        "seconds": seconds, "peak_bytes": peak,
         "accuracy": [r["accuracy"] for r in results], "macro_f1": [r["macro_f1"] for r in results],
     }  # fmt: skip
 
