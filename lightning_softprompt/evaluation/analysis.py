@@ -13,6 +13,7 @@ from lightning_softprompt.evaluation.retrieval import KS, RetrievalScores
 
 Rows = Sequence[AnsweredRow]
 MEASURES = ("exact_match", "f1")
+DRAWS = 2000  # for intervals of groups, of which there are many
 ORDER = {name: place for place, name in enumerate([*(name for _, name in RANKS), "11+"])}
 
 
@@ -31,13 +32,13 @@ def analysis(rows: Rows) -> dict[str, Any]:
     }
 
 
-def summary(rows: Rows) -> dict[str, Any]:
+def summary(rows: Rows, draws: int = 10_000) -> dict[str, Any]:
     """How many rows there are, the share of right answers, and the means with their 95 % intervals over rows."""
     means: dict[str, Any] = {}
     for name in MEASURES:
         values = [vars(row)[name] for row in rows]
         means[name] = math.fsum(values) / len(values)
-        means[f"{name}_low"], means[f"{name}_high"] = bootstrap(values)
+        means[f"{name}_low"], means[f"{name}_high"] = bootstrap(values, draws=draws)
     return {"rows": len(rows), "right": sum(row.right for row in rows) / len(rows), **means}
 
 
@@ -64,12 +65,12 @@ def _ordered(groups: Mapping[str, Rows]) -> list[str]:
 
 def _of_group(rows: Rows) -> dict[str, Any]:
     counts = Counter(row.kind for row in rows)
-    return {**summary(rows), "mistakes": {kind: counts[kind] for kind in KINDS if counts[kind]}}
+    return {**summary(rows, DRAWS), "mistakes": {kind: counts[kind] for kind in KINDS if counts[kind]}}
 
 
 def searched(rows: Rows) -> dict[str, Any]:
     """How well the search did on rows that know the right documents; nothing where none was searched for."""
-    deepest = max(len(row.found) for row in rows)
+    deepest = max(len(row.record["found"]) for row in rows)
     if not deepest:
         return {}
     scores = RetrievalScores([k for k in KS if k <= deepest])

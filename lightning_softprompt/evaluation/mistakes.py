@@ -16,7 +16,8 @@ from lightning_softprompt.evaluation.answers import answer_words, grounded, hold
 from lightning_softprompt.evaluation.retrieval import ranked
 
 HALF = 0.5
-WANTED = ("row", "prediction", "question", "references", "passages", "found", "gold")  # of a record of an answer
+# what a record of an answer has
+WANTED = ("row", "prediction", "scores", "question", "references", "passages", "found", "gold")
 RANKS = ((1, "1"), (2, "2"), (3, "3"), (5, "4-5"), (10, "6-10"))
 OTHER = "other"
 NOT_KNOWN, NOT_FOUND, NOT_SHOWN, PUT_IN = "not known", "not found", "not shown", "put in"
