@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, Literal, final
 
 from lightning_softprompt.evaluation.answers import answer_words, grounded, holds_answer
@@ -43,7 +44,7 @@ def question_type(question: str | None) -> str:
     """
     letters = unicodedata.normalize("NFD", (question or "").casefold())
     words = re.findall(r"\w+", "".join(letter for letter in letters if not unicodedata.combining(letter)))
-    kinds = (PAIRS.get(pair) or TYPES.get(pair[0]) for pair in zip(words, [*words[1:], ""], strict=True))
+    kinds = (PAIRS.get(pair) or TYPES.get(pair[0]) for pair in pairwise([*words, ""]))
     return next((kind for kind in kinds if kind), OTHER)
 
 
