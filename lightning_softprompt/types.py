@@ -36,6 +36,21 @@ Label = int | tuple[int, ...]  # the number of a class, or that of each word's
 
 
 @dataclass(frozen=True)
+class Shown:
+    """A passage that a row shows.
+
+    Args:
+        document: The id of its document.
+        text: Its words, as the row shows them.
+        rank: Its place among what was found for the question, from 0; None where it was put in beside that.
+    """
+
+    document: str
+    text: str
+    rank: int | None = None
+
+
+@dataclass(frozen=True)
 class Example:
     """One row of a data set, made text.
 
@@ -45,6 +60,9 @@ class Example:
         label: Number of the class, where there are classes; of each word's, where words have them.
         references: What metrics accept as right, where that is more than the target.
         words: Where the words that have classes stand, in the field that holds them.
+        passages: The passages that the row shows, in order.
+        found: The documents that were found for its question, the best first, shown or not.
+        gold: The documents that are known to hold the answer.
     """
 
     fields: Mapping[str, str]
@@ -52,6 +70,9 @@ class Example:
     label: Label | None = None
     references: tuple[str, ...] = ()
     words: Mapping[str, Spans] = field(default_factory=dict)
+    passages: tuple[Shown, ...] = ()
+    found: tuple[str, ...] = ()
+    gold: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

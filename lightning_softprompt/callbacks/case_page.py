@@ -1,4 +1,4 @@
-"""Rows of a test as one HTML page, which needs no other file."""
+"""Rows of a test as HTML, and whole pages of it, which need no other file."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ h3, th { text-align: left; font-weight: normal }
 dd { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere }
 mark { background: var(--mark); color: inherit }
 td { padding-right: 1.5rem }
+img { max-width: 100% }
 """
 
 Case = Mapping[str, Any]  # a record of a row, with its input
@@ -27,27 +28,42 @@ Case = Mapping[str, Any]  # a record of a row, with its input
 
 def html(score: str, metrics: Mapping[str, float], parts: Mapping[str, Sequence[Case]]) -> str:
     """Metrics, then the rows of each part. Words that prediction and target share are marked, long inputs folded."""
-    title = f"Best and worst cases by {escape(score)}"
     rows = "".join(f"<tr><td>{escape(name)}</td><th>{value:.4g}</th></tr>" for name, value in sorted(metrics.items()))
     body = "".join(f"<h2>{name}</h2>{''.join(map(_case, part))}" for name, part in parts.items() if part)
+    return page(f"Best and worst cases by {score}", f"<table>{rows}</table>{body}")
+
+
+def page(title: str, body: str) -> str:
+    """A whole page.
+
+    Args:
+        title: Text, which is its heading too.
+        body: HTML.
+    """
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-    head += f"<title>{title}</title><style>{STYLE}</style>"
-    body = f"<h1>{title}</h1><table>{rows}</table>{body}"
+    head += f"<title>{escape(title)}</title><style>{STYLE}</style>"
+    body = f"<h1>{escape(title)}</h1>{body}"
     return f'<!doctype html><html lang="en"><head>{head}</head><body>{body}</body></html>\n'
 
 
+def article(heading: str, entries: Mapping[str, str]) -> str:
+    """A row: a heading and names, which are text, and what stands under each, which is HTML."""
+    told = "".join(f'<dt>{escape(name)}</dt><dd dir="auto">{entry}</dd>' for name, entry in entries.items())
+    return f"<article><h3>{escape(heading)}</h3><dl>{told}</dl></article>"
+
+
 def _case(record: Case) -> str:
-    scores = ", ".join(f"{escape(name)} {value}" for name, value in record["scores"].items() if value is not None)
+    scores = ", ".join(f"{name} {value}" for name, value in record["scores"].items() if value is not None)
     said, target = record["prediction"], record["target"]
-    texts = {"input": _folded(record["input"]), "target": marked(target, said), "prediction": marked(said, target)}
-    entries = "".join(f'<dt>{name}</dt><dd dir="auto">{text}</dd>' for name, text in texts.items())
-    return f"<article><h3>row {record['row']}: {scores}</h3><dl>{entries}</dl></article>"
+    texts = {"input": folded(record["input"]), "target": marked(target, said), "prediction": marked(said, target)}
+    return article(f"row {record['row']}: {scores}", texts)
 
 
-def _folded(text: str) -> str:
+def folded(text: str, other: str = "") -> str:
+    """Text as HTML, folded where it is long; the words that another has too are marked."""
     if len(text) <= LONG:
-        return escape(text)
-    return f"<details><summary>{escape(text[:OPENING])} ...</summary>{escape(text)}</details>"
+        return marked(text, other)
+    return f"<details><summary>{escape(text[:OPENING])} ...</summary>{marked(text, other)}</details>"
 
 
 def marked(text: str, other: str) -> str:

@@ -22,7 +22,8 @@ SHOWN = ("row", "input", "target", "prediction")  # columns of a table, before t
 class PredictionWriter(Callback):
     """Writes what `predict` says as JSON lines with row, input, prediction and scores, in the order of the data.
 
-    A line is written with its batch, as soon as all rows before it are; runs of several processes write at the end.
+    A line is written with its batch, as soon as all rows before it are; runs of several processes write at the end. It
+    has what else the evaluation tells of a row, such as what was found for a question.
 
     A run that was killed is gone on with, in a single process: rows that stand in the unfinished file are not given to
     the model again, but for those that share the first batch. It takes the same rows, backbone, prompt and settings.
@@ -188,7 +189,7 @@ def _data(trainer: Trainer) -> _Shows:
 
 
 def prediction(trainer: Trainer, split: str, record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record for the eye: with the row's text, and no target."""
+    """A record for the eye: with the row's text and what else its evaluation tells of it, and no target."""
     scores = record["scores"]
     shown = _data(trainer).shown(split, record["row"])
     task = {"task": shown["task"]} if "task" in shown else {}
@@ -198,6 +199,7 @@ def prediction(trainer: Trainer, split: str, record: Mapping[str, Any]) -> dict[
         "input": shown["input"],
         "prediction": record["prediction"],
         "scores": None if scores is None else {name: rounded(score) for name, score in scores.items()},
+        **record.get("details", {}),
     }
 
 

@@ -27,7 +27,10 @@ class Evaluation(nn.Module, ABC):
 
     @abstractmethod
     def predict(self, lm: PromptedLM, batch: Batch) -> list[dict[str, Any]]:
-        """What the model says: one record a row, with `prediction`, and `scores` by class where it is one, or None."""
+        """What the model says: one record a row, with `prediction`, and `scores` by class where it is one, or None.
+
+        Where there is more to a row than its text and target, `details` has it by name, as JSON can say it.
+        """
 
     @abstractmethod
     def update(self, lm: PromptedLM, batch: Batch) -> Sequence[dict[str, Any] | None]:

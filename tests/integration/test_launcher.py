@@ -41,6 +41,7 @@ def imported(stderr):
         ["configs"],
         ["configs", "--help"],
         ["doctor", "--help"],
+        ["analyze", "--help"],
         ["completion", "--help"],
         ["trian"],
     ],

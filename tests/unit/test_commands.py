@@ -255,6 +255,7 @@ def joined(shell, parser):
         (["softprompt", "fit", "--model", "De"], {"DePT"}),
         (["softprompt", "methods", "--fo"], {"--folder"}),
         (["softprompt", "completion", "z"], {"zsh"}),
+        (["softprompt", "analyze", "--ag"], {"--against"}),
         (["softprompt", "index", "se"], {"search"}),
         (["softprompt", "index", "build", "--ov"], {"--overlap"}),
     ],

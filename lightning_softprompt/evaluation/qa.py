@@ -1,0 +1,187 @@
+"""Metrics of answers to questions: of the answer, of what it rests on, and of what was found for it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from lightning_softprompt.backbones.decoding import Decoding
+from lightning_softprompt.evaluation.answers import (
+    OF_ANSWERS,
+    answer_measures,
+    answer_words,
+    grounded,
+    holds_answer,
+    same_answer,
+)
+from lightning_softprompt.evaluation.base import Evaluation
+from lightning_softprompt.evaluation.generation import examples_of
+from lightning_softprompt.evaluation.intervals import bootstrap
+from lightning_softprompt.evaluation.retrieval import KS, retrieval_measures, retrieval_names
+from lightning_softprompt.evaluation.text_metrics import rouge
+from lightning_softprompt.evaluation.text_rows import Gathered, TextRows
+from lightning_softprompt.evaluation.text_scoring import known, references_of
+from lightning_softprompt.lm import PromptedLM
+from lightning_softprompt.types import Batch, Example
+
+NAN = float("nan")
+ROUGE = "rougeL"
+OF_PASSAGES = ("grounded", "answerable")
+ABSTAINED = "abstained"
+OF_ABSTENTION = ("abstain_precision", "abstain_recall", "has_answer/exact_match", "has_answer/f1")
+FOUND = "found"
+Measures = dict[str, float]
+
+
+@final
+class QaEvaluation(Evaluation):
+    """Metrics of answers to questions.
+
+    Logs `exact_match`, `precision`, `recall` and `f1` of words, and `contains`, the share of answers that hold a right
+    one, all by the reference that fits best, caseless, without marks and English articles; `empty`, the share of empty
+    answers; `generated`, how many rows there were. Where rows show passages, also `grounded`, the share of an answer's
+    words that stand in them, and `answerable`, the share of rows whose passages hold a right answer. Where rows know
+    what was found and what should have been, `hit@k`, `recall@k`, `precision@k` and `ndcg@k` for k of 1, 5 and 10 as
+    far as the search went, and `mrr`. In a test, `<metric>_low` and `<metric>_high` are the ends of 95 % intervals over
+    rows.
+
+    With an abstain text, rows without references have no answer. An answer to one is right if it is that text, and has
+    nothing right otherwise; that text is nothing right where there is an answer, whatever words they share (Rajpurkar
+    et al. 2018, 1806.03822). Logs `abstained`, the share of answers that are it; `abstain_precision`, the share of
+    those that stand where there is no answer; `abstain_recall`, the share of rows without an answer that have it;
+    `abstain_f1`; and `has_answer/exact_match` and `has_answer/f1` of the other rows.
+
+    Args:
+        decoding: How answers are generated; None takes the default, greedy.
+        abstain: What is said where there is no answer; None where every question has one.
+        long: Whether answers are sentences: they are scored by `rougeL` too, which also ranks them.
+    """
+
+    monitor = ("f1", "max")
+
+    def __init__(self, decoding: Decoding | None = None, abstain: str | None = None, long: bool = False) -> None:
+        super().__init__()
+        if abstain is not None and not answer_words(abstain):
+            raise ValueError(f"abstain must be a text with words, or None, got {abstain!r}")
+        self.decoding, self.abstain = decoding or Decoding(), abstain
+        self.of_answers = (*OF_ANSWERS, *([ROUGE] if long else []))
+        self.ranks = ROUGE if long else "f1"
+        of_abstention = () if abstain is None else (ABSTAINED, *OF_ABSTENTION)
+        self.means = (*self.of_answers, "empty", *OF_PASSAGES, *of_abstention)
+        self.rows = TextRows((*self.means, *retrieval_names(), FOUND))
+        self.stage = "test"
+
+    def begin(self, stage: str, epoch: int) -> None:
+        """A pass begins."""
+        self.reset()
+        self.stage = stage
+
+    def reset(self) -> None:
+        """Forgets the pass."""
+        self.rows.reset()
+
+    @torch.no_grad()
+    def predict(self, lm: PromptedLM, batch: Batch) -> list[dict[str, Any]]:
+        """The answers, with their questions and the passages that were shown."""
+        said, asked = self._said(lm, batch), [asked_of(example) for example in examples_of(batch)]
+        return [{"prediction": text, "scores": None, "details": of} for text, of in zip(said, asked, strict=True)]
+
+    def _said(self, lm: PromptedLM, batch: Batch) -> list[str]:
+        with self.decoding.drawing(batch.numbers[0]):
+            ids = lm.generate(batch, **self.decoding.options)
+        return self.decoding.texts(lm.backbone.codec, ids)
+
+    @torch.no_grad()
+    def update(self, lm: PromptedLM, batch: Batch) -> list[dict[str, Any]]:
+        """Generates and scores answers."""
+        examples = examples_of(batch)
+        rows = list(zip(self._said(lm, batch), examples, strict=True))
+        measured = [self.measures(text, example) for text, example in rows]
+        table = [[of[name] for name in self.rows.columns] for of in measured]
+        self.rows.update(batch.numbers, table, [{}] * len(rows))
+        return [self._record(text, example, of) for (text, example), of in zip(rows, measured, strict=True)]
+
+    def _record(self, text: str, example: Example, measured: Measures) -> dict[str, Any]:
+        of_record = (*self.of_answers, *OF_PASSAGES, *([] if self.abstain is None else [ABSTAINED]))
+        return {
+            "prediction": text,
+            "target": example.target,
+            "scores": {name: measured[name] for name in of_record if not math.isnan(measured[name])},
+            "details": {**asked_of(example), "references": list(self.right(example)), "gold": list(example.gold)},
+        }
+
+    def right(self, example: Example) -> tuple[str, ...]:
+        """The right answers to a row; none where abstaining is what is right."""
+        if self.abstain is None:
+            return references_of(example)
+        return tuple(text for text in example.references if not same_answer(text, self.abstain))
+
+    def measures(self, text: str, example: Example) -> Measures:
+        """Those of an answer beside its row, by the names of the columns; not a number where it has none."""
+        right, shown = self.right(example), [passage.text for passage in example.passages]
+        abstained = self.abstain is not None and same_answer(text, self.abstain)
+        of_answer = self._of_answer(text, right, abstained)
+        of_search = dict.fromkeys(retrieval_names(), NAN)
+        if example.gold:
+            of_search = retrieval_measures(example.found, example.gold)
+        return {
+            **of_answer,
+            "empty": float(not text.strip()),
+            "grounded": NAN if abstained else grounded(text, shown),
+            "answerable": float(holds_answer(shown, right)) if shown and right else NAN,
+            **_of_abstention(of_answer, bool(right), abstained),
+            **of_search,
+            FOUND: float(len(example.found)),
+        }
+
+    def _of_answer(self, text: str, right: Sequence[str], abstained: bool) -> Measures:
+        if abstained or not right:
+            return dict.fromkeys(self.of_answers, float(abstained and not right))
+        of_rouge = rouge(text, right, [ROUGE]) if ROUGE in self.of_answers else {}
+        return {**answer_measures(text, right), **of_rouge}
+
+    def compute(self) -> dict[str, Tensor]:
+        """The metrics of the pass."""
+        rows = self.rows.compute()
+        values = {name: known(rows, name) for name in self._logged(rows) if len(known(rows, name))}
+        metrics = {"generated": float(len(rows)), **{name: float(of.mean()) for name, of in values.items()}}
+        if {"abstain_precision", "abstain_recall"} <= set(metrics):
+            metrics["abstain_f1"] = _f1(metrics["abstain_precision"], metrics["abstain_recall"])
+        if self.stage == "test":
+            for name, of in values.items():
+                metrics[f"{name}_low"], metrics[f"{name}_high"] = bootstrap(of.tolist())
+        return {name: torch.tensor(value, device=self.rows.device) for name, value in metrics.items()}
+
+    def _logged(self, rows: Gathered) -> Iterator[str]:
+        """The metrics that make sense for these rows: no search is measured deeper than it went."""
+        yield from self.means
+        deepest = max(rows.columns[FOUND], default=0)
+        if deepest:
+            yield from retrieval_names([k for k in KS if k <= deepest])
+
+
+def asked_of(example: Example) -> dict[str, Any]:
+    """What a question was and what was shown for it, as a record keeps it."""
+    return {
+        "question": example.fields.get("question"),
+        "passages": [dict(vars(passage)) for passage in example.passages],
+        "found": list(example.found),
+    }
+
+
+def _of_abstention(of_answer: Measures, has_answer: bool, abstained: bool) -> Measures:
+    return {
+        ABSTAINED: float(abstained),
+        "abstain_precision": float(not has_answer) if abstained else NAN,
+        "abstain_recall": NAN if has_answer else float(abstained),
+        "has_answer/exact_match": of_answer["exact_match"] if has_answer else NAN,
+        "has_answer/f1": of_answer["f1"] if has_answer else NAN,
+    }
+
+
+def _f1(precision: float, recall: float) -> float:
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0

@@ -1,0 +1,94 @@
+"""From a test of questions to its analysis: the records of `softprompt test` are what `softprompt analyze` reads."""
+
+import json
+from typing import Any
+
+import pytest
+
+from lightning_softprompt.__main__ import main
+from lightning_softprompt.backbones.decoding import Decoding
+from lightning_softprompt.data.datamodule import SoftPromptDataModule
+from lightning_softprompt.evaluation.qa import QaEvaluation
+from lightning_softprompt.run import last_folder
+from lightning_softprompt.types import Example, Shown
+
+ROWS = [
+    {"question": "what is a funny dog ?", "answers": ["good", "very good"], "gold": ["b"]},
+    {"question": "who is sad ?", "answers": ["a dog"], "gold": ["a", "z"]},
+    {"question": "is it dull ?", "answers": [], "gold": []},
+]
+TEXTS = {"a": "a dog is sad", "b": "a funny dog is very good"}
+
+
+class AsksDataModule(SoftPromptDataModule):
+    """Questions, each with the same two passages."""
+
+    closed = True
+
+    def __init__(self, template: str = "{soft}{question} :{target}", **common: Any) -> None:
+        super().__init__(template=template, **common)
+
+    def example(self, row, labelled):
+        shown = tuple(Shown(name, text, rank) for rank, (name, text) in enumerate(TEXTS.items()))
+        fields = self.text(row)
+        if not labelled:
+            return Example(fields, "", passages=shown, found=("a", "b", "c"))
+        right = tuple(row["answers"])
+        gold = tuple(row["gold"])
+        return Example(fields, right[0] if right else "never", None, right, {}, shown, ("a", "b", "c"), gold)
+
+    @property
+    def evaluation(self):
+        return QaEvaluation(Decoding(max_new_tokens=3), abstain="never")
+
+
+@pytest.fixture
+def options(tmp_path, tiny_folder):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return [
+        f"--backbone.name={tiny_folder('llama')}",
+        "--model=PromptTuning",
+        "--model.length=2",
+        "--data=AsksDataModule",
+        *(f"--data.{split}={path}" for split in ("train", "validation", "test", "predict")),
+        "--data.batch_size=2",
+        "--trainer.accelerator=cpu",
+        "--trainer.enable_progress_bar=false",
+        f"--run.folder={tmp_path / 'runs'}",
+    ]
+
+
+def lines(name):
+    return [json.loads(line) for line in (last_folder() / name).read_text().splitlines()]
+
+
+def test_a_test_of_questions_is_analyzed(options, capsys):
+    assert main(["test", *options]) == 0
+    records = lines("test_predictions.jsonl")
+    assert [record["references"] for record in records] == [row["answers"] for row in ROWS]
+    assert [record["gold"] for record in records] == [row["gold"] for row in ROWS]
+    assert [passage["text"] for passage in records[0]["passages"]] == list(TEXTS.values())
+    metrics = json.loads((last_folder() / "metrics.json").read_text())["test"]
+    assert metrics["test/mrr"] == pytest.approx(3 / 4)
+    capsys.readouterr()
+    assert main(["analyze", str(last_folder()), "--against", str(last_folder())]) == 0
+    assert "+0.000 [+0.000, +0.000]" in capsys.readouterr().out
+    told = json.loads((last_folder() / "analysis.json").read_text())
+    assert told["f1"] == pytest.approx(metrics["test/f1"], abs=1e-5)
+    assert (told["f1_low"], told["f1_high"]) == pytest.approx(
+        (metrics["test/f1_low"], metrics["test/f1_high"]), abs=1e-5
+    )
+    assert told["retrieval"]["measures"]["mrr"]["mean"] == pytest.approx(3 / 4)
+    assert told["groups"]["gold documents"]["several, some shown"]["rows"] == 1
+    assert (last_folder() / "analysis.html").is_file()
+
+
+def test_predictions_say_what_they_rest_on(options):
+    assert main(["predict", *options]) == 0
+    record = lines("predictions.jsonl")[0]
+    assert record["found"] == ["a", "b", "c"]
+    assert record["passages"][1] == {"document": "b", "text": TEXTS["b"], "rank": 1}
+    assert record["question"] == ROWS[0]["question"]
+    assert "references" not in record
+    assert record["scores"] is None

@@ -1,0 +1,333 @@
+"""`softprompt analyze` on a made-up run, and what it makes of single rows."""
+
+import json
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from lightning_softprompt.__main__ import main as launcher
+from lightning_softprompt.commands import CommandError
+from lightning_softprompt.commands.analyze import main, read_run
+from lightning_softprompt.evaluation.analysis import analysis, compared
+from lightning_softprompt.evaluation.answers import answer_measures, grounded, same_answer
+from lightning_softprompt.evaluation.intervals import bootstrap
+from lightning_softprompt.evaluation.mistakes import KINDS, AnsweredRow, question_type, rank_name
+from lightning_softprompt.evaluation.retrieval import retrieval_measures
+
+ABSTAIN = "no answer"
+PARIS, LYON, ROME = "Paris is the capital of France", "Lyon is a city on the Rhône", "Rome is the capital of Italy"
+PASSAGES = {"paris": PARIS, "lyon": LYON, "rome": ROME}
+
+
+def record(
+    answer, right=("Paris",), shown=("lyon", "paris"), found=None, gold=("paris",), question="What is it?", **more
+):
+    """A row as the predictions of a test have it."""
+    found = shown if found is None else found
+    abstained = same_answer(answer, ABSTAIN)
+    scores = (
+        answer_measures(answer, right) if right and not abstained else dict.fromkeys(answer_measures("", [""]), 0.0)
+    )
+    scores = dict.fromkeys(scores, 1.0) if abstained and not right else scores
+    texts = [PASSAGES[document] for document in shown]
+    return {
+        "row": 0,
+        "input": question,
+        "prediction": answer,
+        "scores": {**scores, "abstained": float(abstained), "grounded": grounded(answer, texts) if answer else None},
+        "question": question,
+        "passages": [
+            {"document": d, "text": PASSAGES[d], "rank": found.index(d) if d in found else None} for d in shown
+        ],
+        "found": list(found),
+        "references": list(right),
+        "gold": list(gold),
+        "target": right[0] if right else ABSTAIN,
+        **more,
+    }
+
+
+ROWS = {  # what each row is an example of
+    "right": record("paris!", question="Who <b>was</b> it?"),
+    "answered anyway": record("Paris", right=(), gold=()),
+    "abstained": record("No answer.", question="Quando foi?"),
+    "format": record("I believe that the answer may well be Paris", question="How many are there?"),
+    "retrieval miss": record("Italy", shown=("rome", "lyon"), gold=("nantes",), question="Onde fica?"),
+    "found, not shown": record("Italy", shown=("rome",), found=("rome", "lyon", "paris")),
+    "wrong span": record("Paris in Italy", right=("Paris in France",), gold=("paris", "lyon")),
+    "not used": record("the Rhône"),
+    "ungrounded": record("Berlin, Germany"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_has_its_row(kind):
+    assert AnsweredRow(ROWS[kind]).kind == kind
+
+
+@pytest.mark.parametrize(
+    ("row", "kind"),
+    [
+        (record(ABSTAIN, right=(), gold=()), "right"),
+        (record(""), "format"),
+        (record("The"), "format"),
+        (record("capital of France"), "wrong span"),  # of the right passage, beside the answer
+        (record("Paris", shown=("rome",), found=("rome",)), "right"),  # whatever was found
+        (record("big Paris", shown=("rome",), found=("rome",)), "retrieval miss"),
+        (record("Rhône", gold=()), "not used"),  # a passage that holds the answer is a right one
+        (record("Rhône", gold=(), shown=("lyon", "rome")), "retrieval miss"),
+        (record("Rhône", gold=("nantes",)), "not used"),  # not the known document, but one that says it
+        (record("Rhône", shown=(), gold=()), "ungrounded"),
+        (record("big Paris", shown=(), gold=()), "wrong span"),
+        (record("Rhône", shown=("lyon", "paris"), found=("lyon",)), "not used"),  # put in beside what was found
+    ],
+)
+def test_rows_that_are_less_plain(row, kind):
+    assert AnsweredRow(row).kind == kind
+
+
+def test_from_which_f1_an_answer_is_right_may_be_said():
+    row = record("Paris in Italy", right=("Paris in France",))
+    assert AnsweredRow(row, 0.6).kind == "right"
+    assert AnsweredRow(row, 0.7).kind == "wrong span"
+    assert AnsweredRow(record("France Paris", right=("Paris France",))).kind == "right"
+
+
+@pytest.mark.parametrize(
+    ("question", "kind"),
+    [
+        ("Who's that?", "who"),
+        ("To whom is it due, and when?", "who"),
+        ("In what year?", "what"),
+        ("How long?", "how"),
+        ("How much?", "how many"),
+        ("Is it so?", "other"),
+        ("", "other"),
+        (None, "other"),
+        ("De quem é?", "who"),
+        ("Em que ano?", "what"),
+        ("O quê?", "what"),
+        ("Quais são?", "which"),
+        ("Aonde vai?", "where"),
+        ("Por que não?", "why"),
+        ("Porquê?", "why"),
+        ("COMO está?", "how"),
+        ("Quantas são?", "how many"),
+    ],
+)
+def test_questions_go_by_the_word_that_asks(question, kind):
+    assert question_type(question) == kind
+
+
+def test_gold_documents_are_placed():
+    several = ("paris", "lyon")
+    assert AnsweredRow(record("x", found=("rome", "rome", "paris"))).gold_rank == "2"  # documents, not passages
+    assert AnsweredRow(record("x", found=("rome",))).gold_rank == "put in"
+    assert AnsweredRow(record("x", shown=("rome",))).gold_rank == "not found"
+    assert AnsweredRow(record("x", gold=())).gold_rank == "not known"
+    assert AnsweredRow(record("x")).groups["place shown"] == "2"
+    shown = [
+        AnsweredRow(record("x", gold=several, shown=s)).groups["gold documents"] for s in (several, ("paris",), ())
+    ]
+    assert shown == ["several, all shown", "several, some shown", "several, none shown"]
+    assert [rank_name(rank) for rank in (1, 3, 4, 5, 6, 10, 11)] == ["1", "3", "4-5", "4-5", "6-10", "6-10", "11+"]
+
+
+def rows_of(records):
+    return [AnsweredRow({**of, "row": number}) for number, of in enumerate(records)]
+
+
+def test_groups_are_means_over_their_rows():
+    rows = rows_of([*ROWS.values()] * 3)
+    told = analysis(rows)
+    assert told["rows"] == sum(of["rows"] for of in told["mistakes"].values()) == 27
+    assert {kind: of["rows"] for kind, of in told["mistakes"].items()} == dict.fromkeys(KINDS, 3)
+    f1 = [row.f1 for row in rows]
+    assert (told["f1"], told["f1_low"], told["f1_high"]) == pytest.approx((np.mean(f1), *bootstrap(f1)))
+    for by, groups in told["groups"].items():
+        assert sum(of["rows"] for of in groups.values()) == 27
+        for name, of in groups.items():
+            own = [row for row in rows if row.groups[by] == name]
+            assert of["exact_match"] == pytest.approx(np.mean([row.exact_match for row in own]))
+            assert of["mistakes"] == {k: n for k in KINDS if (n := sum(row.kind == k for row in own))}
+    assert list(told["groups"]["gold rank"])[:3] == ["1", "2", "3"]
+    assert set(told["groups"]["question"]) == {"who", "what", "when", "where", "how many"}
+    assert [case["row"] for case in told["cases"] if case["several gold"]] == [6, 15, 24]
+
+
+def test_the_search_is_measured_on_rows_that_know_their_documents():
+    rows = rows_of(ROWS.values())
+    measured = [retrieval_measures(row.found, row.gold, [1]) for row in rows if row.gold]
+    told = analysis(rows)["retrieval"]
+    assert told["rows"] == len(measured) == 8
+    assert told["measures"]["mrr"]["mean"] == pytest.approx(np.mean([of["mrr"] for of in measured]))
+    assert "hit@5" not in told["measures"]
+    closed = analysis(rows_of([record("x", shown=(), gold=())]))
+    assert closed["retrieval"] == {}
+    assert set(closed["groups"]) == {"question"}
+
+
+def test_a_comparison_goes_by_rows_and_not_by_means():
+    answers = [("Paris", "Lyon"), ("Paris", "Paris"), ("big Paris", "Paris"), ("Paris", "the Rhône"), ("Rome", "Rome")]
+    this, other = (rows_of(record(pair[side]) for pair in answers) for side in (0, 1))
+    told = compared(this[::-1], [*other, *rows_of([record("x", question="Why?")] * 6)[5:]])
+    differences = [a.f1 - b.f1 for a, b in zip(this, other, strict=True)]
+    assert told["rows"] == 5
+    assert told["left_out"] == {"of_this": 0, "of_the_other": 1}
+    f1 = told["f1"]
+    assert f1["difference"] == pytest.approx(np.mean(differences)) == pytest.approx(f1["this"] - f1["other"])
+    assert (f1["low"], f1["high"]) == pytest.approx(bootstrap(differences[::-1]))
+    assert (f1["better"], f1["worse"]) == (2, 1)
+    assert told["exact_match"]["difference"] == pytest.approx(1 / 5)
+    assert {"other": "not used", "this": "right", "rows": 2} in told["kinds"]
+    assert sum(of["rows"] for of in told["kinds"]) == 5
+
+
+def test_other_rows_are_not_compared():
+    with pytest.raises(ValueError, match=r"row 0 asks 'What is it\?' .* and 'Why\?' .* in the other"):
+        compared(rows_of([record("x")]), rows_of([record("x", question="Why?")]))
+    with pytest.raises(ValueError, match="no row is in both runs"):
+        compared(rows_of([record("x")]), rows_of([record("x")] * 2)[1:])
+
+
+def written(folder, records, name="test_predictions.jsonl"):
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps({**of, "row": number}, ensure_ascii=False) for number, of in enumerate(records)]
+    (folder / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return folder
+
+
+class Page(HTMLParser):
+    """Tags, attributes and texts; whatever is opened must be closed."""
+
+    def __init__(self, source):
+        super().__init__()
+        self.tags, self.attributes, self.texts, self.open = [], [], [], []
+        self.feed(source)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += attributes
+        self.open += [] if tag in ("meta", "img") else [tag]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+def test_a_run_is_told_as_tables_a_page_and_json(tmp_path, capsys):
+    run = written(tmp_path / "run", ROWS.values())
+    assert launcher(["analyze", str(run)]) == 0
+    said = capsys.readouterr().out
+    for kind in KINDS:
+        assert f"\n{kind} " in said
+    assert "By gold rank" in said
+    assert "What was found, for 8 questions" in said
+    told = json.loads((run / "analysis.json").read_text())
+    assert [case["mistake"] for case in told["cases"]] == list(ROWS)
+    assert told["groups"]["question"]["who"]["rows"] == 1
+    page = Page((run / "analysis.html").read_text())
+    assert not set(page.tags) & {"script", "link", "iframe", "b"}
+    sources = [value for name, value in page.attributes if name == "src"]
+    assert len(sources) == 1 + len(told["groups"])
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert "Who <b>was</b> it?" in page.texts
+    assert "row 6: exact_match 0, f1 0.667, gold rank 1, 2 gold documents" in page.texts
+    assert "passage 2: paris (found as 2, right)" in page.texts
+    assert "found, not shown (1 of 1)" in page.texts
+    assert sorted(path.name for path in run.iterdir()) == ["analysis.html", "analysis.json", "test_predictions.jsonl"]
+
+
+def test_examples_are_as_many_as_asked_for(tmp_path, capsys):
+    run = written(tmp_path / "run", [ROWS["ungrounded"]] * 7)
+    for count, told in ((5, "ungrounded (5 of 7)"), (0, "ungrounded (0 of 7)")):
+        assert main([str(run), "--examples", str(count)]) == 0
+        page = Page((run / "analysis.html").read_text())
+        assert page.tags.count("article") == count
+        assert told in page.texts
+
+
+def test_two_runs_are_compared_by_row(tmp_path, capsys):
+    run = written(tmp_path / "run", [record("Paris")] * 6 + [record("Rhône")])
+    other = written(tmp_path / "other", [record("Rhône")] * 6 + [record("Paris")])
+    assert main([str(run), "--against", str(other)]) == 0
+    said = capsys.readouterr().out
+    assert f"Beside {other}, on 7 rows of both" in said
+    assert "+0.714 [+0.143, +1.000]" in said
+    told = json.loads((run / "analysis.json").read_text())["against"]
+    assert (told["f1"]["better"], told["f1"]["worse"]) == (6, 1)
+    assert not (other / "analysis.json").exists()
+    assert "Rows whose kind changed" in (run / "analysis.html").read_text()
+
+
+def test_separators_of_lines_inside_a_text_end_no_record(tmp_path):
+    run = written(tmp_path / "run", [record("one\u2028two\x85three")])
+    assert read_run(run)[0].answer == "one\u2028two\x85three"
+
+
+def test_rows_of_other_tasks_are_left_out(tmp_path):
+    words = {"row": 1, "task": "mood", "input": "x", "prediction": "good", "scores": {"good": 0.5}, "target": "bad"}
+    run = written(tmp_path / "run", [{**ROWS["right"], "task": "ask"}, words])
+    (row,) = read_run(run)
+    assert row.groups["task"] == "ask"
+
+
+PLAIN = {"row": 0, "input": "x", "prediction": "good", "scores": {"good": 0.5}, "target": "bad"}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: None, "no folder .*run; wanted is that of a test"),
+        (
+            lambda folder: folder.mkdir(),
+            "has no test_predictions.jsonl; wanted is the folder of a run of softprompt test",
+        ),
+        (lambda folder: written(folder, [], "test_predictions.jsonl.part"), "has not ended"),
+        (
+            lambda folder: written(folder / "checkpoints", [], "best.ckpt"),
+            "is of a training .* --ckpt_path .*best.ckpt",
+        ),
+        (lambda folder: written(folder, []), "has 0 rows, but none that answers a question"),
+        (
+            lambda folder: written(folder, [PLAIN]),
+            "1 rows, but none .*: question, references, passages, found, gold miss",
+        ),
+        (
+            lambda folder: written(folder, [{**ROWS["right"], "scores": None}]),
+            "none that answers a question: f1 missing",
+        ),
+        (lambda folder: written(folder, []).joinpath("test_predictions.jsonl").write_text("{}\n{"), r"jsonl:2: wanted"),
+        (
+            lambda folder: written(folder, []).joinpath("test_predictions.jsonl").write_text("3\n"),
+            "jsonl:1: wanted a JSON",
+        ),
+    ],
+)
+def test_what_is_no_test_of_questions_is_told_and_nothing_is_written(tmp_path, make, message):
+    run = tmp_path / "run"
+    make(run)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(CommandError, match=message):
+        main([str(run)])
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_comparison_that_fails_writes_nothing(tmp_path):
+    run = written(tmp_path / "run", [record("x")])
+    other = written(tmp_path / "other", [record("x", question="Why?")])
+    for given, message in ((other, "test both on the same rows"), (tmp_path / "gone", "no folder")):
+        with pytest.raises(CommandError, match=message):
+            main([str(run), "--against", str(given)])
+    assert [path.name for path in run.iterdir()] == ["test_predictions.jsonl"]
+
+
+@pytest.mark.parametrize("option", ["--right=0", "--right=1.5", "--examples=-1"])
+def test_numbers_out_of_range_are_refused(tmp_path, option):
+    with pytest.raises(CommandError, match="wanted --right above 0"):
+        main([str(tmp_path), option])
