@@ -26,6 +26,7 @@ import lightning_softprompt.callbacks.corruption_probe
 import lightning_softprompt.callbacks.pruning
 import lightning_softprompt.data.classification
 import lightning_softprompt.data.multitask
+import lightning_softprompt.data.rag_qa
 import lightning_softprompt.data.summarization
 import lightning_softprompt.data.tagging
 import lightning_softprompt.methods
