@@ -125,16 +125,26 @@ class Showing:
 
     def usual(self, asked: Asked) -> list[Candidate]:
         """Without noise: the passages of a row, those first that are to be kept longest."""
-        return self._placed(self._ranked(asked))
+        return self._placed(self.ranked(asked))
 
     def drawn(self, asked: Asked, draw: Draw, hidden: bool) -> list[Candidate]:
         """With noise; `hidden` takes away the passages that hold the answer."""
-        ranked = self._ranked(asked, asked.gold if hidden else ())
+        ranked = self.ranked(asked, asked.gold if hidden else ())
         ranked = [self._disturbed(found, asked, draw) for found in ranked]
         kept = [found for found in ranked if draw.random() >= self.noise.drop]
         if self.order != "shuffled":
             return self._placed(kept)
         return [replace(found, place=place) for found, place in zip(kept, draw.random(len(kept)), strict=True)]
+
+    def ranked(self, asked: Asked, without: Sequence[str] = ()) -> list[Candidate]:
+        """The passages that a mode gives, the best first, but for those of some documents."""
+        if self.mode == "closed_book":
+            return []
+        if self.mode == "random":
+            draw = np.random.default_rng((self.seed, zlib.crc32(asked.question.encode())))
+            return [Candidate(passage, None) for passage in self._others(asked, draw, self.count)]
+        ranked = self._gold(asked) if self.mode == "gold" else self._found(asked)
+        return [candidate for candidate in ranked if candidate.passage.document not in without][: self.count]
 
     def arranged(self, candidates: Iterable[Candidate], gold: Sequence[str]) -> list[Candidate]:
         """In the order in which they are shown."""
@@ -150,15 +160,6 @@ class Showing:
     def found(self, asked: Asked) -> tuple[str, ...]:
         """The documents that were found, each once."""
         return tuple(dict.fromkeys(self._passages[row].document for row in asked.pool))
-
-    def _ranked(self, asked: Asked, without: Sequence[str] = ()) -> list[Candidate]:
-        if self.mode == "closed_book":
-            return []
-        if self.mode == "random":
-            draw = np.random.default_rng((self.seed, zlib.crc32(asked.question.encode())))
-            return [Candidate(passage, None) for passage in self._others(asked, draw, self.count)]
-        ranked = self._gold(asked) if self.mode == "gold" else self._found(asked)
-        return [candidate for candidate in ranked if candidate.passage.document not in without][: self.count]
 
     def _found(self, asked: Asked) -> list[Candidate]:
         return [Candidate(self._passages[row], rank) for rank, row in enumerate(asked.pool)]
