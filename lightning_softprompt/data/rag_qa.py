@@ -164,12 +164,13 @@ class RagQaDataModule(SoftPromptDataModule):
             ensure_index(self.retriever.folder, self.corpus, self.index_settings)
 
     def _examples(self, name: Split) -> tuple[list[Example], list[str]]:
+        room = self.writer.max_tokens  # a backbone that cannot answer is told of before any row
         self._search([row.get(self.question) for row in self.rows(name)])
         self._lost.clear()
         examples, where = super()._examples(name)
-        if self._lost:
+        if self._lost["shown"] + self._lost["dropped"]:
             told = "; ".join(f"{count} {what}" for what, count in self._lost.items())
-            log.info("passages of the %d %s rows at max_tokens=%d: %s", len(examples), name, self.max_tokens, told)
+            log.info("passages of the %d %s rows at max_tokens=%d: %s", len(examples), name, room, told)
         return examples, where
 
     def _search(self, questions: Sequence[Any]) -> None:
@@ -190,10 +191,11 @@ class RagQaDataModule(SoftPromptDataModule):
         return written.example
 
     def _asked(self, row: Mapping[str, Any], labelled: bool) -> Asked:
+        question = row.get(self.question)
+        if isinstance(question, str) and not question.strip():
+            raise ValueError(f"column {self.question!r} is empty")
         fields = self.text({**row, PASSAGES: ""})
         question = fields[self.question]
-        if not question.strip():
-            raise ValueError(f"column {self.question!r} is empty")
         self._search([question])
         fields = {"question": question, **fields}  # by that name evaluations ask for it
         asked = Asked(fields, "", gold=self._gold(row), question=question, pool=self._pools.get(question, ()))

@@ -133,7 +133,8 @@ class RelevanceDataModule(SoftPromptDataModule):
         rankings = rankings_for(self.retriever, questions, self.all.count)
         found = {text: tuple(of.rows.tolist()) for text, of in zip(questions, rankings, strict=True)}
         pairs: list[Row] = []
-        numbers, bad = [], list(rows.skipped)
+        numbers: list[int] = []
+        bad = list(rows.skipped)
         for i, row in enumerate(rows):
             try:
                 made = list(self._of(row, found, labelled))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
@@ -144,7 +144,7 @@ class Showing:
             draw = np.random.default_rng((self.seed, zlib.crc32(asked.question.encode())))
             return [Candidate(passage, None) for passage in self._others(asked, draw, self.count)]
         ranked = self._gold(asked) if self.mode == "gold" else self._found(asked)
-        return [candidate for candidate in ranked if candidate.passage.document not in without][: self.count]
+        return list(islice((found for found in ranked if found.passage.document not in without), self.count))
 
     def arranged(self, candidates: Iterable[Candidate], gold: Sequence[str]) -> list[Candidate]:
         """In the order in which they are shown."""
@@ -161,10 +161,10 @@ class Showing:
         """The documents that were found, each once."""
         return tuple(dict.fromkeys(self._passages[row].document for row in asked.pool))
 
-    def _found(self, asked: Asked) -> list[Candidate]:
-        return [Candidate(self._passages[row], rank) for rank, row in enumerate(asked.pool)]
+    def _found(self, asked: Asked) -> Iterator[Candidate]:
+        return (Candidate(self._passages[row], rank) for rank, row in enumerate(asked.pool))
 
-    def _gold(self, asked: Asked) -> list[Candidate]:
+    def _gold(self, asked: Asked) -> Iterator[Candidate]:
         """Passages of gold documents, those first that are gold first.
 
         Raises:
@@ -176,7 +176,7 @@ class Showing:
                 f"another document has the same content"
             )
         rows = [row for name in asked.gold for row in self._by_document[name]]
-        return [Candidate(self._passages[row], None) for row in rows]
+        return (Candidate(self._passages[row], None) for row in rows)
 
     def _placed(self, ranked: Iterable[Candidate]) -> list[Candidate]:
         sign = -1 if self.order == "reversed" else 1

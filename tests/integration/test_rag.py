@@ -30,7 +30,7 @@ QUESTIONS = [
     {"question": "what film ?", "answers": ["warm", "funny"], "positive_ids": ["film"]},
     {"question": "what ends well ?", "answers": ["all"], "positive_ids": ["well"]},
     {"question": "is it a story about one dog ?", "answers": ["story"], "positive_ids": ["story"]},
-    {"question": "is it text ?", "answers": ["one text"], "positive_ids": ["text"]},
+    {"question": "what text ?", "answers": ["one text"], "positive_ids": ["text"]},
 ]
 
 
@@ -209,7 +209,7 @@ def test_a_prompt_that_knows_relevance_puts_what_is_found_in_order(options, tmp_
     lm, codec = reranker.method.lm(), reranker.method.loaded.codec
     for passage, score in zip(passages, scores, strict=True):
         pieces = Template("{soft}is the dog sad : {text} {target}").pieces({"text": passage.text})
-        batch = codec.collate([codec.encode(pieces, "")])
+        batch = codec.collate([codec.encode(pieces, "good")])
         logits = lm.backbone(batch, lm.prompt(batch))[0, 0, codec.tokenizer.convert_tokens_to_ids(["bad", "good"])]
         assert score == pytest.approx(float(logits.log_softmax(-1)[1]), abs=1e-4)
     found = Retriever(str(tmp_path / "index"), "lexical", reranker=reranker).search(["is the dog sad"], 2)[0]
@@ -219,7 +219,8 @@ def test_a_prompt_that_knows_relevance_puts_what_is_found_in_order(options, tmp_
     assert [hit.passage.document for hit in found] == wanted
     asks = ["--data.retriever.reranker=PromptReranker", f"--data.retriever.reranker.path={run / 'prompt.safetensors'}"]
     assert main(["test", "--model=Spring", *options, *asks, "--data.retriever.reranker.device=cpu"]) == 0
-    assert [shown["document"] for shown in lines("test_predictions.jsonl")[0]["passages"]] == wanted
+    read = "".join(f"{CORPUS[name]} ," for name in wanted)
+    assert lines("test_predictions.jsonl")[0]["input"] == f"{read}is the dog sad :"
 
 
 def test_a_prompt_that_knows_no_relevance_is_refused(fit):

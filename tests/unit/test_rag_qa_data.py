@@ -26,7 +26,7 @@ from lightning_softprompt.types import Shown
 FAMILIES = ("llama",)
 TEXTS = {
     "dog": "the dog is sad . it never ends",
-    "story": "a story about a dog and a film",
+    "story": "a dog film",
     "film": "a warm and funny film",
     "well": "all is well that ends well",
     "text": "one text",
@@ -79,10 +79,9 @@ def test_a_row_shows_what_was_found_and_knows_all_of_it(data):
     assert example.references == ("sad", "very sad")
     assert other.fields["passages"] == f"Film: {TEXTS['film']} ,{TEXTS['story']} ,"
     encoded = module.split("test").encoded[0]
-    assert module.codec.tokenizer.decode(encoded.ids) == (
-        "<s> the dog is sad . it never ends , a story about a dog and a film , is the dog sad : sad </s>"
-    )
-    assert encoded.slots == (1 + 9 + 9,)
+    tokens = module.codec.tokenizer.convert_ids_to_tokens(encoded.ids)
+    assert " ".join(tokens) == "<s> the dog is sad . it never ends , a dog film , is the dog sad : sad </s>"
+    assert encoded.slots == (1 + 9 + 4,)
     assert module.shown("test", 0)["input"].startswith("the dog is sad")
 
 
@@ -144,7 +143,8 @@ def test_gold_passages_come_in_the_order_of_the_row(data):
 
 
 def test_random_passages_are_not_gold_and_the_same_each_time(data):
-    rows = [{**ROW, "question": f"{'is ' * n}dog"} for n in range(1, 40)]
+    words = ("a", "it", "is", "that", "this", "what")
+    rows = [{**ROW, "question": f"{one} {other} dog"} for one in words for other in words]
     runs = [[documents(e) for e in data(rows, mode="random", seed=seed).split("test").examples] for seed in (0, 0, 1)]
     assert runs[0] == runs[1] != runs[2]
     drawn = Counter(name for shown in runs[0] for name in shown)
@@ -161,18 +161,18 @@ def fitting(module):
 
 
 def test_whole_passages_are_dropped_before_any_is_cut_the_worst_first(data):
-    """Beginning and question take 6 tokens, 4 are set aside for the answer; the passages take 9, 9 and 7."""
+    """Beginning and question take 6 tokens, 4 are set aside for the answer; the passages take 9, 4 and 7."""
     for room in range(11, 45):
         free = room - 10
         example, encoded = fitting(data([ROW], passages=3, max_tokens=room))
         texts = [shown.text for shown in example.passages]
-        whole = 3 if free >= 25 else 2 if free >= 18 else 1
+        whole = 3 if free >= 20 else 2 if free >= 13 else 1
         if free >= 9:
             assert texts == [TEXTS["dog"], TEXTS["story"], TEXTS["well"]][:whole]
         else:
             assert texts == ([" ".join(TEXTS["dog"].split()[: free - 1])] if free > 1 else [])
         assert example.fields["passages"] == "".join(f"{text} ," for text in texts)
-        tokens = {3: 25, 2: 18, 1: min(free, 9) if free > 1 else 0}[whole]
+        tokens = {3: 20, 2: 13, 1: min(free, 9) if free > 1 else 0}[whole]
         assert (len(encoded.ids), encoded.cut) == (6 + tokens + 2, 0)
 
 
@@ -200,7 +200,7 @@ def test_a_question_that_does_not_fit_is_an_error_with_its_place(data, tmp_path)
 
 def test_what_is_read_does_not_depend_on_the_answer(data):
     rows = [ROW, {**ROW, "answers": ["very very very very sad indeed"]}]
-    module = data(rows, passages=3, max_tokens=30)
+    module = data(rows, passages=3, max_tokens=24)
     short, long = module.split("test").encoded
     assert module.codec.answered(short, ()) == module.codec.answered(long, ())
 
@@ -376,8 +376,8 @@ def test_an_index_of_another_corpus_is_refused(tmp_path, corpus, texts, said):
 
 def test_an_index_of_other_settings_is_refused(tmp_path, corpus):
     ensure_index(tmp_path / "made", corpus, LEXICAL)
-    with pytest.raises(DataError, match=r"other settings: size was 200 and is 50\. Remove"):
-        ensure_index(tmp_path / "made", corpus, IndexSettings(encoder=None, size=50, overlap=40))
+    with pytest.raises(DataError, match=r"other settings: size was 200 and is 100\. Remove"):
+        ensure_index(tmp_path / "made", corpus, IndexSettings(encoder=None, size=100))
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path, corpus):
@@ -400,7 +400,7 @@ def epochs(module, count=3, split="train"):
     return seen
 
 
-ROWS = [{**ROW, "question": f"{'is ' * n}the dog sad"} for n in range(1, 9)]
+ROWS = [{**ROW, "question": f"{'wonderful ' * n}is the dog sad"} for n in range(8)]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -424,7 +424,7 @@ def test_without_draws_every_epoch_is_the_same(data):
 
 def test_shuffling_loses_nothing_and_scoring_is_not_shuffled(data):
     module = data(ROWS, passages=3, order="shuffled")
-    seen = epochs(module, 20)
+    seen = epochs(module, 60)
     orders = {tuple(documents(epoch[0])) for epoch in seen}
     assert len(orders) == 6
     assert all(set(order) == {"dog", "story", "well"} for order in orders)
@@ -457,9 +457,9 @@ def test_without_abstain_they_are_answered_all_the_same(data):
 
 
 def test_passages_are_dropped_as_often_as_asked(data):
-    seen = epochs(data(ROWS, passages=4, noise=Noise(drop=0.25)), 40)
+    seen = epochs(data(ROWS, passages=3, noise=Noise(drop=0.25)), 40)
     counts = [len(e.passages) for epoch in seen for e in epoch]
-    assert 0.7 < sum(counts) / (4 * len(counts)) < 0.8
+    assert 0.7 < sum(counts) / (3 * len(counts)) < 0.8
 
 
 def test_any_right_answer_is_said_as_often(data):

@@ -15,7 +15,7 @@ from lightning_softprompt.retrieval.settings import IndexSettings
 FAMILIES = ("llama", "bert")
 TEXTS = {
     "dog": "the dog is sad . it never ends",
-    "story": "a story about a dog and a film",
+    "story": "a dog film",
     "film": "a warm and funny film",
     "well": "all is well that ends well",
 }
