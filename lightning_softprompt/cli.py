@@ -26,11 +26,14 @@ import lightning_softprompt.callbacks.corruption_probe
 import lightning_softprompt.callbacks.pruning
 import lightning_softprompt.data.classification
 import lightning_softprompt.data.multitask
+import lightning_softprompt.data.rag_qa
+import lightning_softprompt.data.relevance
 import lightning_softprompt.data.summarization
 import lightning_softprompt.data.tagging
 import lightning_softprompt.methods
 import lightning_softprompt.objectives.context_distillation
 import lightning_softprompt.objectives.distillation
+import lightning_softprompt.prompt_reranker
 import lightning_softprompt.prompts.blend
 import lightning_softprompt.prompts.factors
 import lightning_softprompt.prompts.init

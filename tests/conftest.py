@@ -32,6 +32,7 @@ from lightning_softprompt.methods import (
     PTuningV2,
     ResidualPromptTuning,
     SMoP,
+    Spring,
     XPrompt,
 )
 from lightning_softprompt.prompts.init import FromText, SampleVocabulary, Uniform
@@ -92,6 +93,8 @@ METHODS = {  # a new method is a new row
     "dept": Method(DePT, {"length": 3, "rank": 2, "max_tokens": 5}, folds=False),
     "adept": Method(ADePT, {"length": 3, "bottleneck": 4}, folds=False),
     "smop": Method(SMoP, {"length": 2, "experts": 2}, folds=False),
+    "spring": Method(Spring, {"length": 4, "use": 3}),
+    "spring_few": Method(Spring, {"length": 3, "candidates": [1, 3]}),
     "pt_moe": Method(PTMoE, {"length": 3, "rank": 2}, folds=False),
     "xprompt": Method(XPrompt, {"length": 3, "pieces": 4}, masks=frozenset({"kept_tokens", "kept_pieces"})),
     "context_aware": Method(ContextAware, {"classes": tiny.CLASSES}, tiny.CAUSAL),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
@@ -89,6 +89,7 @@ def main(argv: list[str]) -> int:
 
 
 def _build(args: Namespace) -> int:
+    from lightning_softprompt.data.indexing import tracked
     from lightning_softprompt.retrieval.building import build_index, update_index
 
     if args.add or args.remove:
@@ -96,9 +97,9 @@ def _build(args: Namespace) -> int:
             raise CommandError("--remove with a corpus wants --add; without it the index is to hold the corpus alone")
         if given := _settings_given(args):
             raise CommandError(f"an index is added to with its own settings, so {', '.join(given)} cannot be said here")
-        manifest = update_index(args.index, _documents(args) if args.corpus else (), args.remove, _track)
+        manifest = update_index(args.index, _documents(args) if args.corpus else (), args.remove, tracked)
     elif args.corpus:
-        manifest = build_index(args.index, _documents(args), _settings(args), _track)
+        manifest = build_index(args.index, _documents(args), _settings(args), tracked)
     else:
         raise CommandError("name a corpus to build from, or documents to --remove")
     print(f"{args.index}: {_counted(manifest)}")
@@ -167,12 +168,3 @@ def _counted(manifest: Manifest) -> str:
         f"{manifest.documents:,} documents, {manifest.passages:,} passages "
         f"({manifest.duplicates:,} duplicates left out), {dense}"
     )
-
-
-def _track(items: Iterable[Any], doing: str, total: int | None) -> Iterable[Any]:
-    """Shows a bar on standard error, where that is a terminal."""
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    return track(items, doing, total, console=console, transient=True, disable=not console.is_terminal)

@@ -169,6 +169,11 @@ class SoftPromptDataModule(LightningDataModule, ABC):
         """Where there are several tasks, their names in the order of their numbers, each with its classes, if any."""
         return None
 
+    @property
+    def redraws(self) -> bool:
+        """Whether training rows are another draw in each epoch."""
+        return False
+
     def chosen(self, examples: Sequence[Example]) -> Sequence[int]:
         """Which training rows are used."""
         return range(len(examples))
@@ -179,8 +184,15 @@ class SoftPromptDataModule(LightningDataModule, ABC):
 
     @cached_property
     def codec(self) -> Codec:
-        """The backbone's."""
-        return load_codec(self.spec)
+        """The backbone's, which must be able to end an answer where answers are to end.
+
+        Raises:
+            ValueError: If it is not.
+        """
+        codec = load_codec(self.spec)
+        if self.closed and not codec.stop:
+            raise ValueError(f"{self.spec.name} fills masks and generates no text; take a decoder or encoder-decoder")
+        return codec
 
     @final
     def split(self, name: Split) -> Prepared:

@@ -87,7 +87,7 @@ class MultitaskDataModule(SoftPromptDataModule):
 
     Raises:
         ValueError: If there are no tasks, a name will not do as that of a metric and a parameter, or a task names
-            another backbone.
+            another backbone, or has rows that are another draw in each epoch.
     """
 
     def __init__(
@@ -106,6 +106,11 @@ class MultitaskDataModule(SoftPromptDataModule):
         if wrong := [name for name in tasks if not NAME.fullmatch(name) or name in TAKEN]:
             raise ValueError(
                 f"names of tasks are of letters, digits, _ and -, and none of torch's own such as type, got {wrong}"
+            )
+        if redrawn := [name for name, task in tasks.items() if task.redraws]:
+            raise ValueError(
+                f"rows of several tasks are the same in each epoch, but those of {redrawn} are drawn anew; leave out "
+                f"their noise, order=shuffled and target=any"
             )
         self.tasks = dict(tasks)
         for task in self.tasks.values():
@@ -132,6 +137,10 @@ class MultitaskDataModule(SoftPromptDataModule):
             except ValueError as error:
                 raise DataError(f"task {name!r}: {error}") from error
         return answers
+
+    def prepare_data(self) -> None:
+        """What the tasks want to be there."""
+        self._of_each(lambda task: task.prepare_data())
 
     def example(self, row: Mapping[str, Any], labelled: bool) -> Example:
         """A row as the task has it that its column `task` names."""

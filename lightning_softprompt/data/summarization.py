@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
 from typing import Any, Literal, final
 
-from lightning_softprompt.backbones.codec import Codec
 from lightning_softprompt.backbones.decoding import Decoding
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.evaluation.base import Evaluation
@@ -78,14 +76,6 @@ class SummarizationDataModule(SoftPromptDataModule):
         self._scored = {"metrics": metrics, "lead": lead, "encoder": encoder}
         self._generated = {"every": generate_every, "sample": generate_rows, "minutes": generate_minutes}
         self.long_documents = long_documents
-
-    @cached_property
-    def codec(self) -> Codec:
-        """The backbone's, which must be able to end an answer."""
-        codec = super().codec
-        if not codec.stop:
-            raise ValueError(f"{self.spec.name} fills masks and generates no text; take a decoder or encoder-decoder")
-        return codec
 
     @property
     def evaluation(self) -> Evaluation:

@@ -1,4 +1,4 @@
-"""Accuracy, F1, Matthews correlation and the confusion matrix of a task with classes."""
+"""Accuracy, precision, recall, F1, Matthews correlation and the confusion matrix of a task with classes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torchmetrics.classification import (
     MulticlassConfusionMatrix,
     MulticlassF1Score,
     MulticlassMatthewsCorrCoef,
+    MulticlassPrecision,
     MulticlassRecall,
 )
 
@@ -22,13 +23,16 @@ from lightning_softprompt.types import Batch
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+OF_EACH_CLASS = ("precision", "recall", "f1")
+
 
 @final
 class ClassificationEvaluation(Evaluation):
     """Metrics of a task with classes.
 
-    Logs `accuracy`, `macro_f1` (over the classes that occur), `mcc`, `cross_entropy` over the
-    classes, and for each class `recall/<name>` and `predicted/<name>`, the share of rows that it was said of.
+    Logs `accuracy`, `macro_f1` (over the classes that occur), `mcc`, `cross_entropy` over the classes, and for each
+    class `precision/<name>`, `recall/<name>`, `f1/<name>`, and `predicted/<name>`, the share of rows that it was said
+    of.
 
     Args:
         names: The classes in order.
@@ -44,6 +48,8 @@ class ClassificationEvaluation(Evaluation):
                 "accuracy": MulticlassAccuracy(len(names), average="micro"),
                 "macro_f1": MulticlassF1Score(len(names), average="macro"),
                 "mcc": MulticlassMatthewsCorrCoef(len(names)),
+                "precision": MulticlassPrecision(len(names), average="none"),
+                "f1": MulticlassF1Score(len(names), average="none"),
                 "recall": MulticlassRecall(len(names), average="none"),
                 "confusion": MulticlassConfusionMatrix(len(names)),  # [C, C], rows are true classes
             }
@@ -74,11 +80,11 @@ class ClassificationEvaluation(Evaluation):
         counts = self.metrics["confusion"].compute()  # [C, C]
         said = counts.sum(0) / counts.sum().clamp(min=1)
         scalars = {name: self.metrics[name].compute().float() for name in ("accuracy", "macro_f1", "mcc")}
-        recall = dict(zip(self.names, self.metrics["recall"].compute(), strict=True))
+        each = {what: zip(self.names, self.metrics[what].compute(), strict=True) for what in OF_EACH_CLASS}
         return {
             **scalars,
             "cross_entropy": self.loss.compute(),
-            **{f"recall/{name}": value for name, value in recall.items()},
+            **{f"{what}/{name}": value for what, values in each.items() for name, value in values},
             **{f"predicted/{name}": value for name, value in zip(self.names, said, strict=True)},
         }
 

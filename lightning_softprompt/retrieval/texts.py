@@ -148,3 +148,10 @@ class Passages:
     def by_digest(self) -> dict[bytes, int]:
         """The row of each content."""
         return {digest.tobytes(): row for row, digest in enumerate(self.digests)}
+
+    def by_document(self) -> dict[str, list[int]]:
+        """The rows of each document's passages, in turn; none where other documents have all its content."""
+        rows: list[list[int]] = [[] for _ in range(len(self.texts))]
+        for row, number in enumerate(self.rows[:, 0].tolist()):
+            rows[number].append(row)
+        return {document.id: own for document, own in zip(self.texts, rows, strict=True)}

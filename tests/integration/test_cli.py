@@ -312,6 +312,7 @@ PRUNING = '[{"class_path": "lightning_softprompt.callbacks.pruning.Pruning", "in
         ["--model=ContextAware", "--data.demonstrations=1"],
         ["--model=XPrompt", f"--trainer.callbacks={PRUNING}"],
         ["--model=LatePromptTuning", "--model.layer=1"],
+        ["--model=Spring", "--model.length=4", "--model.use=3"],
         ["--model=FullFineTuning"],
         ["--model=LoRA", "--model.rank=2"],
     ],

@@ -253,13 +253,14 @@ def test_classification_metrics_are_those_of_scikit_learn(sizes, present):
         for s, y in zip(scores.split(sizes), labels.split(sizes), strict=True):
             evaluation.update(Told(s), Labelled(y))
     said, true = scores.argmax(-1).numpy(), labels.numpy()
-    recall = metrics.recall_score(true, said, average=None, labels=range(4), zero_division=0)
+    scored = metrics.precision_recall_fscore_support(true, said, average=None, labels=range(4), zero_division=0)
+    each = dict(zip(("precision", "recall", "f1"), scored[:3], strict=True))
     expected = {
         "accuracy": metrics.accuracy_score(true, said),
         "macro_f1": metrics.f1_score(true, said, average="macro"),
         "mcc": metrics.matthews_corrcoef(true, said),
         "cross_entropy": metrics.log_loss(true, scores.double().softmax(-1).numpy(), labels=range(4)),
-        **{f"recall/{name}": value for name, value in zip(names, recall, strict=True)},
+        **{f"{what}/{n}": value for what, of in each.items() for n, value in zip(names, of, strict=True)},
         **{f"predicted/{name}": (said == c).mean() for c, name in enumerate(names)},
     }
     measured = {name: float(value) for name, value in evaluation.compute().items()}

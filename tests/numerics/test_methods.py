@@ -24,6 +24,7 @@ from lightning_softprompt.methods import (
     PTuningV2,
     ResidualPromptTuning,
     SMoP,
+    Spring,
 )
 from lightning_softprompt.objectives.context_distillation import ContextDistillation
 from lightning_softprompt.prompts.init import SampleVocabulary, Uniform, rms
@@ -201,6 +202,31 @@ def test_routing_has_noise_in_training_only_and_reports_usage_and_balance(made, 
     share = torch.stack([prompt.logs[f"usage/expert_{n}"] for n in range(module.experts)])
     mean = torch.stack([routed(module, batch, b) for b in range(len(batch))]).mean(0)
     assert_close(prompt.penalties["balance"], module.experts * (share * mean).sum(), **CLOSE)
+
+
+@pytest.mark.parametrize("family", ["llama"])
+def test_spring_trains_the_first_tokens_of_a_number_drawn_by_the_runs_seed(made):
+    module, batch, whole = made(Spring, length=6, candidates=[2, 3, 5])
+    assert torch.equal(whole.tokens[0], module.tokens)
+    module.train()
+    torch.manual_seed(3)
+    drawn = [(2, 3, 5)[int(torch.randint(3, ()))] for _ in range(40)]
+    assert set(drawn) == {2, 3, 5}
+    torch.manual_seed(3)
+    for k in drawn:
+        prompt = module.prompt(batch)
+        assert torch.equal(prompt.tokens[0], torch.stack([module.tokens[p] for p in range(k)]))
+    module.eval().use = 4
+    module(batch).sum().backward()
+    assert [bool(row.any()) for row in module.tokens.grad] == [True] * 4 + [False] * 2
+
+
+@pytest.mark.parametrize(
+    "numbers", [{"candidates": [0]}, {"candidates": [1, 7]}, {"candidates": []}, {"use": 7}, {"use": 0}, {"length": 0}]
+)
+def test_spring_refuses_numbers_that_it_has_no_tokens_for(numbers):
+    with pytest.raises(ValueError, match="candidates and use must be numbers from 1 to length"):
+        Spring(**{"length": 6, **numbers})
 
 
 def lstm(cell, x, layer, reverse):
@@ -430,6 +456,8 @@ GOLDEN = [
     (DPT(100, 10), {"width": 768}, 8_680),
     *[(ULPT(100, r), {"width": 768}, n) for r, n in ((2, 1736), (16, 3136), (64, 7936), (256, 27_136))],
     (SMoP(5, 4, init=Uniform(0.5)), {"width": 768}, 18_432),
+    (Spring(1, init=Uniform(0.5)), {"width": 4096}, 4096),
+    (Spring(50, init=Uniform(0.5)), {"width": 4096}, 204_800),
     (PTMoE(40, 36, 2, init=Uniform(0.5)), {"width": 2048}, 80_706),
     (ResidualPromptTuning(10, 800, init=Uniform(0.5)), {"width": 768}, 1_239_584),
     (LatePromptTuning(5, 12), {"width": 1024, "layers": 24}, 791_680),

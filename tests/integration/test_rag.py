@@ -1,0 +1,231 @@
+"""Questions with passages, from a corpus to an answer: the command line on a tiny backbone and a small corpus."""
+
+import json
+import logging
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+
+from lightning_softprompt.backbones import contexts, paths
+from lightning_softprompt.backbones.base import BackboneSpec
+from lightning_softprompt.cli import main
+from lightning_softprompt.data.rag_qa import RagQaDataModule
+from lightning_softprompt.methods import Spring
+from lightning_softprompt.prompt_reranker import PromptReranker
+from lightning_softprompt.retrieval.retriever import Retriever
+from lightning_softprompt.retrieval.settings import IndexSettings
+from lightning_softprompt.run import last_folder
+from lightning_softprompt.template import Template
+
+CORPUS = {
+    "dog": "the dog is sad . it never ends",
+    "story": "a story about a dog and a film",
+    "film": "a warm and funny film",
+    "well": "all is well that ends well",
+    "text": "one text",
+}
+QUESTIONS = [
+    {"question": "is the dog sad", "answers": ["sad", "very sad"], "positive_ids": ["dog"]},
+    {"question": "what film ?", "answers": ["warm", "funny"], "positive_ids": ["film"]},
+    {"question": "what ends well ?", "answers": ["all"], "positive_ids": ["well"]},
+    {"question": "is it a story about one dog ?", "answers": ["story"], "positive_ids": ["story"]},
+    {"question": "what text ?", "answers": ["one text"], "positive_ids": ["text"]},
+]
+
+
+def written(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    written(folder / "corpus.jsonl", [{"id": name, "text": text} for name, text in CORPUS.items()])
+    for split in ("train", "validation", "test"):
+        written(folder / f"{split}.jsonl", QUESTIONS)
+    written(folder / "asked.jsonl", [{"question": row["question"]} for row in QUESTIONS])
+    return folder
+
+
+@pytest.fixture
+def options(folder, tmp_path, tiny_folder):
+    return [
+        f"--backbone.name={tiny_folder('llama')}",
+        "--data=RagQaDataModule",
+        f"--data.path={folder}",
+        f"--data.corpus={folder}",
+        "--data.index_settings={encoder: null}",
+        "--data.retriever=Retriever",
+        f"--data.retriever.index={tmp_path / 'index'}",
+        "--data.retriever.way=lexical",
+        "--data.template={passages}{soft}{question} : {target}",
+        "--data.passage={text} ,",
+        "--data.passages=2",
+        "--data.max_tokens=36",
+        "--data.max_target_tokens=4",
+        "--data.batch_size=2",
+        "--trainer.accelerator=cpu",
+        "--trainer.enable_progress_bar=false",
+        f"--run.folder={tmp_path / 'runs'}",
+    ]
+
+
+@pytest.fixture
+def fit(options):
+    def fit(*more):
+        limits = ["--trainer.max_steps=6", "--trainer.max_epochs=-1", "--trainer.log_every_n_steps=1"]
+        assert main(["fit", "--model=Spring", "--model.length=4", *limits, *options, *more]) == 0
+        return last_folder()
+
+    return fit
+
+
+def lines(name):
+    return [json.loads(line) for line in (last_folder() / name).read_text().splitlines()]
+
+
+def losses(folder):
+    rows = (folder / "metrics.csv").read_text().splitlines()
+    column = rows[0].split(",").index("train/loss")
+    return [row.split(",")[column] for row in rows[1:] if row.split(",")[column]]
+
+
+def test_one_command_builds_the_index_and_trains_another_tests_and_a_third_answers(fit, folder, tmp_path):
+    run = fit("--data.noise.drop=0.2", "--data.order=shuffled")
+    assert (tmp_path / "index" / "manifest.json").is_file()
+    assert "val/f1" in json.loads((run / "metrics.json").read_text())["val"]
+    best = run / "checkpoints" / "best.ckpt"
+    assert main(["test", f"--ckpt_path={best}"]) == 0
+    metrics = json.loads((last_folder() / "metrics.json").read_text())["test"]
+    assert metrics["test/hit@1"] == 1.0
+    assert metrics["test/generated"] == len(QUESTIONS)
+    rows = lines("test_predictions.jsonl")
+    assert rows[0]["input"].startswith(CORPUS["dog"])
+    assert rows[0]["target"] == "sad"
+    assert main(["predict", f"--ckpt_path={best}", f"--data.predict={folder / 'asked.jsonl'}"]) == 0
+    assert [row["input"] for row in lines("predictions.jsonl")] == [row["input"] for row in rows]
+
+
+def test_fewer_soft_tokens_are_tried_on_the_trained_prompt(fit, options):
+    prompt = fit() / "prompt.safetensors"
+    scores = []
+    for use in (1, 4):
+        assert main(["test", *options, "--model=Spring", "--model.length=4", f"--model.use={use}",
+                     f"--init_from={prompt}"]) == 0  # fmt: skip
+        scores.append(json.loads((last_folder() / "metrics.json").read_text())["test"]["test/loss"])
+    assert scores[0] != scores[1]
+
+
+def test_a_resumed_run_draws_the_same_passages_and_lengths(fit):
+    drawn = ["--data.noise={distractors: 0.5, no_gold: 0.3, drop: 0.2}", "--data.order=shuffled", "--data.target=any"]
+    whole, half = fit(*drawn), fit(*drawn, "--trainer.max_steps=4")
+    resumed = fit(*drawn, f"--ckpt_path={half / 'checkpoints' / 'last.ckpt'}")
+    assert len(losses(whole)) == 6
+    assert losses(whole) == losses(half) + losses(resumed)
+    last = [run / "checkpoints" / "last.ckpt" for run in (whole, resumed)]
+    states = [torch.load(path, weights_only=True)["state_dict"] for path in last]
+    assert torch.equal(states[0]["tokens"], states[1]["tokens"])
+
+
+@pytest.mark.parametrize("readout", ["LabelWords", "RankedChoices"])
+def test_choices_are_scored(fit, folder, readout):
+    rows = [{**row, "answers": ("yes", "no")[n % 2]} for n, row in enumerate(QUESTIONS)]
+    for split in ("train", "validation", "test"):
+        written(folder / f"{split}.jsonl", rows)
+    fit('--data.choices={"yes": "good", "no": "bad"}', f"--model.readout={readout}")
+    metrics = json.loads((last_folder() / "metrics.json").read_text())["val"]
+    assert 0 <= metrics["val/accuracy"] <= 1
+    assert metrics["val/predicted/yes"] + metrics["val/predicted/no"] == pytest.approx(1)
+
+
+def test_questions_without_an_answer_are_abstained_from(fit, folder):
+    for split in ("train", "validation", "test"):
+        written(folder / f"{split}.jsonl", [*QUESTIONS, {"question": "what bad dog ?", "answers": []}])
+    run = fit("--data.abstain=it is dull")
+    assert "val/abstain_recall" in json.loads((run / "metrics.json").read_text())["val"]
+
+
+def test_an_index_of_another_corpus_is_told_in_two_lines(fit, options, folder, capsys):
+    fit()
+    written(folder / "corpus.jsonl", [{"id": "cat", "text": "a cat"}])
+    assert main(["fit", "--model=Spring", *options]) == 2
+    assert "it lacks the document 'cat'. Remove the folder to have it built anew" in capsys.readouterr().err
+
+
+def test_a_missing_index_is_told_in_two_lines(options, capsys):
+    assert main(["fit", "--model=Spring", *options, "--data.corpus=null"]) == 2
+    assert "there is no index" in capsys.readouterr().err
+
+
+class Counts(Callback):
+    def __init__(self, calls):
+        self.calls, self.at_ends = calls, []
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.at_ends.append(len(self.calls))
+
+
+@pytest.mark.parametrize(("order", "again"), [("score", False), ("shuffled", True)])
+def test_passages_before_the_soft_tokens_are_read_in_the_first_epoch_only(
+    folder, tmp_path, tiny_folder, monkeypatch, order, again
+):
+    """Shuffled they are another text, and read again."""
+    calls, run = [], contexts.keys_and_values
+    monkeypatch.setattr(contexts, "WORTH", 1)
+    monkeypatch.setattr(paths, "keys_and_values", lambda *given: calls.append(1) or run(*given))
+    data = RagQaDataModule(
+        template="{passages}{soft}{question} : {target}", passage="{text} ,", passages=2, order=order,
+        retriever=Retriever(str(tmp_path / "index"), "lexical"), corpus=str(folder), path=str(folder),
+        index_settings=IndexSettings(encoder=None),
+        backbone=BackboneSpec(name=str(tiny_folder("llama"))), max_tokens=36, max_target_tokens=4, batch_size=2,
+    )  # fmt: skip
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    counts = Counts(calls)
+    trainer = Trainer(
+        max_epochs=4, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, limit_val_batches=0, use_distributed_sampler=False, callbacks=[counts],
+    )  # fmt: skip
+    trainer.fit(Spring(length=3, backbone=data.spec), data)
+    assert counts.at_ends[0] >= len(QUESTIONS)
+    assert (counts.at_ends[-1] > counts.at_ends[0]) is again
+
+
+def test_a_prompt_that_knows_relevance_puts_what_is_found_in_order(options, tmp_path):
+    cut = ("--data=", "--data.template", "--data.passage", "--data.max_target")
+    asked = [option for option in options if not option.startswith(cut)]
+    relevance = ["--data=RelevanceDataModule", "--data.template={soft}{question} : {passage} {target}",
+                 "--data.words={relevant: good, irrelevant: bad}", "--data.negatives=2"]  # fmt: skip
+    limits = ["--trainer.max_steps=20", "--trainer.max_epochs=-1", "--trainer.val_check_interval=10",
+              "--trainer.check_val_every_n_epoch=null"]  # fmt: skip
+    assert main(["fit", "--model=PromptTuning", "--model.length=3", *relevance, *asked, *limits]) == 0
+    run = last_folder()
+    assert "val/f1/relevant" in json.loads((run / "metrics.json").read_text())["val"]
+    reranker = PromptReranker(str(run / "prompt.safetensors"), max_tokens=36, batch_size=2, device="cpu")
+    index = Retriever(str(tmp_path / "index"), "lexical").index
+    passages = [index.passages[row] for row in range(len(index))]
+    scores = reranker.scores("is the dog sad", passages)
+    lm, codec = reranker.method.lm(), reranker.method.loaded.codec
+    for passage, score in zip(passages, scores, strict=True):
+        pieces = Template("{soft}is the dog sad : {text} {target}").pieces({"text": passage.text})
+        batch = codec.collate([codec.encode(pieces, "good")])
+        logits = lm.backbone(batch, lm.prompt(batch))[0, 0, codec.tokenizer.convert_tokens_to_ids(["bad", "good"])]
+        assert score == pytest.approx(float(logits.log_softmax(-1)[1]), abs=1e-4)
+    found = Retriever(str(tmp_path / "index"), "lexical", reranker=reranker).search(["is the dog sad"], 2)[0]
+    best = sorted(range(len(passages)), key=lambda n: -scores[n])
+    kept = {hit.passage.document for hit in Retriever(str(tmp_path / "index"), "lexical").search(["is the dog sad"])[0]}
+    wanted = [passages[n].document for n in best if passages[n].document in kept][:2]
+    assert [hit.passage.document for hit in found] == wanted
+    asks = ["--data.retriever.reranker=PromptReranker", f"--data.retriever.reranker.path={run / 'prompt.safetensors'}"]
+    assert main(["test", "--model=Spring", *options, *asks, "--data.retriever.reranker.device=cpu"]) == 0
+    read = "".join(f"{CORPUS[name]} ," for name in wanted)
+    assert lines("test_predictions.jsonl")[0]["input"] == f"{read}is the dog sad :"
+
+
+def test_a_prompt_that_knows_no_relevance_is_refused(fit):
+    reranker = PromptReranker(str(fit() / "prompt.safetensors"), device="cpu")
+    with pytest.raises(ValueError, match="has no classes, wanted 'relevant'; train one on RelevanceDataModule"):
+        reranker.scores("is it ?", [])
+    with pytest.raises(ValueError, match="no prompt at"):
+        _ = PromptReranker("nowhere.safetensors").identity
