@@ -18,6 +18,7 @@ LIGHT_COMMANDS = {
     "methods": "the methods: paper, where each enters, how many parameters",
     "configs": "the configuration files that ship; print or copy them",
     "index": "make a corpus searchable for retrieval-augmented answers, and search it",
+    "study": "runs that belong together: stages, seeds, draws, comparisons; each is done once",
     "fold": "write a trained prompt without the network that made it",
     "library": "a folder of trained prompts, and which of them a new task might start from",
     "doctor": "what this machine has and what is missing",
