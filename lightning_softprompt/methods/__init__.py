@@ -21,6 +21,7 @@ from lightning_softprompt.methods.prompt_tuning import PromptTuning
 from lightning_softprompt.methods.pt_moe import PTMoE
 from lightning_softprompt.methods.residual_prompt_tuning import ResidualPromptTuning
 from lightning_softprompt.methods.smop import SMoP
+from lightning_softprompt.methods.transprompt import TransPrompt
 from lightning_softprompt.methods.ulpt import ULPT
 from lightning_softprompt.methods.xprompt import XPrompt
 
@@ -47,5 +48,6 @@ __all__ = [
     "PromptTuning",
     "ResidualPromptTuning",
     "SMoP",
+    "TransPrompt",
     "XPrompt",
 ]
