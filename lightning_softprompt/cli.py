@@ -22,6 +22,7 @@ from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningCLI
 
 # Imported so that configs may name their classes without the module's path.
+import lightning_softprompt.callbacks.consolidation
 import lightning_softprompt.callbacks.corruption_probe
 import lightning_softprompt.callbacks.pruning
 import lightning_softprompt.data.classification
@@ -142,7 +143,7 @@ class SoftPromptCLI(LightningCLI):
         self.session = Session(made.run, str(self.subcommand), self.model, self.datamodule)
         parser = self._parser(self.subcommand)
         kept = config.clone()  # how this run started is not how another from its config does
-        kept.ckpt_path = kept.init_from = None
+        kept.ckpt_path = kept.init_from = kept.run.name = None
         parser.save(kept, self.session.folder / "config.yaml", skip_none=False, overwrite=True, multifile=False)
         if self.session.prints:
             kwargs["enable_progress_bar"] = False  # standard output is for the predictions

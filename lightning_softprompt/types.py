@@ -157,7 +157,8 @@ class Batch:
         source: [B, T] bool, True where a method may look: real tokens that are not the answer.
         targets: [B, U], `IGNORE` where there is no loss.
         slots: [B, S]; soft block s may stand before token `slots[b, s]`.
-        labels: [B] or None; [B, W] where each word has a class, `IGNORE` where it is not to be scored.
+        labels: [B] or None; [B, W] where each word has a class, `IGNORE` where it is not to be scored, or a row of
+            another task has none.
         task_ids: [B] or None.
         rows: [B] or None; each row's number in its split.
         examples: The rows as text, or None; evaluations read what answers are compared with off them.
@@ -212,8 +213,10 @@ class Batch:
     def only(self, places: Sequence[int]) -> Batch:
         """Some of the rows, as wide as all of them were."""
         chosen = self._map(lambda t: t[list(places)])
-        if chosen.words is not None and bool((chosen.words == IGNORE).all()):
-            chosen = replace(chosen, words=None)  # only the rest of the batch has words
+        if chosen.words is not None and bool((chosen.words == IGNORE).all()):  # only the rest of the batch has words
+            chosen = replace(chosen, words=None, labels=None if chosen.labels is None else chosen.labels[:, 0])
+        if chosen.labels is not None and bool((chosen.labels == IGNORE).all()):
+            chosen = replace(chosen, labels=None)  # only the rest of the batch has classes
         return chosen if self.examples is None else replace(chosen, examples=tuple(self.examples[b] for b in places))
 
     def pin_memory(self) -> Batch:

@@ -33,6 +33,7 @@ from lightning_softprompt.methods import (
     ResidualPromptTuning,
     SMoP,
     Spring,
+    TransPrompt,
     XPrompt,
 )
 from lightning_softprompt.prompts.init import FromText, SampleVocabulary, Uniform
@@ -108,6 +109,8 @@ METHODS = {  # a new method is a new row
     "attempt_trained": Method(
         ATTEMPT, {"sources": SOURCES, "length": 2, "bottleneck": 4, "train_sources": True}, folds=False
     ),
+    "transprompt": Method(TransPrompt, {"length": 3}),
+    "transprompt_mlp": Method(TransPrompt, {"length": 2, "share": 0.5, "recurrent": False}),
     "late_free": Method(LatePromptTuning, {"length": 3, "layer": 1, "generator": "free"}, LATE),
     "late_state": Method(LatePromptTuning, {"length": 2, "bottleneck": 4}, LATE, folds=False),
     "late_average": Method(

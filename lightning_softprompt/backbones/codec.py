@@ -246,12 +246,12 @@ class Codec(ABC):
     def collate(
         self,
         rows: Sequence[Encoded],
-        labels: Sequence[Label] | None = None,
+        labels: Sequence[Label | None] | None = None,
         task_ids: Tensor | None = None,
         numbers: Sequence[int] | None = None,
         examples: Sequence[Example] | None = None,
     ) -> Batch:
-        """Pads rows to one batch."""
+        """Pads rows to one batch. Of slots they keep as many as each row has."""
         ids = [torch.tensor(row.ids, dtype=torch.long) for row in rows]
         mask = self._padded([torch.ones_like(i, dtype=torch.bool) for i in ids], False)
         offset = (
@@ -262,12 +262,13 @@ class Codec(ABC):
             answers[b, [a + int(offset[b]) for a in row.answers]] = True
         targets = [torch.tensor(row.targets, dtype=torch.long) for row in rows]
         words = placed_words(rows, offset)
+        fewest = min(len(row.slots) for row in rows)
         return Batch(
             input_ids=self._padded(ids, self.pad_id),
             mask=mask,
             source=mask & ~answers,
             targets=pad_sequence(targets, batch_first=True, padding_value=IGNORE),
-            slots=torch.tensor([row.slots for row in rows], dtype=torch.long) + offset[:, None],
+            slots=torch.tensor([row.slots[:fewest] for row in rows], dtype=torch.long) + offset[:, None],
             labels=None if labels is None else numbered(labels, words),
             task_ids=task_ids,
             rows=None if numbers is None else torch.tensor(numbers, dtype=torch.long),

@@ -43,6 +43,7 @@ class ContextCache:
         self.memory, self.disk, self.folder = memory, disk, folder
         self.held: OrderedDict[str, Tensor] = OrderedDict()
         self.bytes = 0
+        self.written: int | None = None  # bytes on disk, as far as this process knows
         self.passing: set[str] = set()  # not worth the disk
 
     def get(self, name: str, make: Callable[[], Tensor], lasting: bool = True) -> Tensor:
@@ -94,15 +95,19 @@ class ContextCache:
             os.replace(draft, file)
         finally:
             Path(draft).unlink(missing_ok=True)
-        self._trim(file.parent)
+        self._trim(file.parent, file.stat().st_size)
 
-    def _trim(self, folder: Path) -> None:
+    def _trim(self, folder: Path, added: int) -> None:
+        if self.written is not None and self.written + added <= self.disk:
+            self.written += added  # without looking at all files for each of them
+            return
         files = sorted(((f.stat().st_mtime, f.stat().st_size, f) for f in folder.glob("*.safetensors")), reverse=True)
         used = 0
         for _, size, file in files:
             used += size
             if used > self.disk:
                 file.unlink(missing_ok=True)
+        self.written = min(used, self.disk)
 
 
 class Contexts:

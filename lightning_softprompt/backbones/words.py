@@ -39,9 +39,14 @@ def placed_words(rows: Sequence[Encoded], offset: Tensor) -> Tensor | None:
     return words.where(words < 0, words + offset[:, None])
 
 
-def numbered(labels: Sequence[Label], words: Tensor | None) -> Tensor:
-    """Classes of rows [B], or of their words [B, W], without those of words that have no token."""
+def numbered(labels: Sequence[Label | None], words: Tensor | None) -> Tensor:
+    """Classes of rows [B], or of their words [B, W], without those of words that have no token.
+
+    `IGNORE` stands where a row has none. In a batch of several tasks the class of a row without words stands first.
+    """
     if words is None:
-        return torch.tensor(labels, dtype=torch.long)
-    by_word = pad_sequence([torch.tensor(label, dtype=torch.long) for label in labels], True, IGNORE)
-    return by_word.masked_fill(words < 0, IGNORE)
+        return torch.tensor([IGNORE if label is None else label for label in labels], dtype=torch.long)
+    each = [IGNORE if label is None else label for label in labels]
+    by_row = [torch.tensor(label if isinstance(label, tuple) else (label,), dtype=torch.long) for label in each]
+    silent = (words < 0) & (words != IGNORE).any(1, keepdim=True)
+    return pad_sequence(by_row, True, IGNORE).masked_fill(silent, IGNORE)

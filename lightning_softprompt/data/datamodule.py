@@ -64,7 +64,7 @@ class Collate:
         """The batch."""
         numbers, rows, examples = zip(*items, strict=True)
         labels = [example.label for example in examples]
-        known = None if any(label is None for label in labels) else labels
+        known = None if all(label is None for label in labels) else labels
         return self.codec.collate(rows, labels=known, numbers=numbers, examples=examples)
 
 

@@ -19,6 +19,7 @@ from lightning_softprompt.data.datamodule import Collate, Prepared, SoftPromptDa
 from lightning_softprompt.data.mixing import MixedBatchSampler, Proportional, Sampling, quotas
 from lightning_softprompt.data.resuming import ResumableBatchSampler
 from lightning_softprompt.data.sources import DataError, Rows
+from lightning_softprompt.data.together import Together, TogetherBatchSampler
 from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.evaluation.by_task import EvaluationByTask
 from lightning_softprompt.types import Batch, Classes, Encoded, Example
@@ -64,7 +65,8 @@ class MultitaskDataModule(SoftPromptDataModule):
 
     A batch of training holds rows of one task: they share template and prompt, which are then computed once for all of
     them, and a loss that is a mean over its rows means what it does where the task is alone.
-    `trainer.accumulate_grad_batches` puts several tasks into one step.
+    `trainer.accumulate_grad_batches` puts several tasks into one step, and `together` into one batch, of which each
+    task's rows then pass through the backbone apart.
 
         softprompt fit --model MPT --data MultitaskDataModule --data.sampling Temperature \
             --data.tasks '{sst2: configs/data/sst2.yaml, rte: configs/data/rte.yaml}' --data.tasks.rte.batch_size 4
@@ -77,7 +79,8 @@ class MultitaskDataModule(SoftPromptDataModule):
         tasks: By name, in the order of their numbers.
         sampling: How often each task comes up in training.
         epoch_batches: Batches of an epoch; None takes as many as the tasks have together. With `Proportional` sampling
-            an epoch is then each row once.
+            an epoch is then each row once, unless tasks share batches.
+        together: Gives a batch of training rows of several tasks; None gives it those of one.
         scores: Metrics that `macro` takes, by task; the one that watches a task elsewhere unless named.
         predict: Source of rows to be predicted with their task in a column `task`; None takes those of the tasks that
             have a source of their own.
@@ -95,6 +98,7 @@ class MultitaskDataModule(SoftPromptDataModule):
         tasks: dict[str, SoftPromptDataModule],
         sampling: Sampling | None = None,
         epoch_batches: int | None = None,
+        together: Together | None = None,
         scores: dict[str, str] | None = None,
         predict: Source | None = None,
         backbone: BackboneSpec | None = None,
@@ -116,7 +120,7 @@ class MultitaskDataModule(SoftPromptDataModule):
         for task in self.tasks.values():
             task.spec = self.spec
         self.sampling = sampling or Proportional()
-        self.epoch_batches, self.scores = epoch_batches, dict(scores or {})
+        self.epoch_batches, self.together, self.scores = epoch_batches, together, dict(scores or {})
 
     @property
     def classes_by_task(self) -> Mapping[str, Classes | None]:
@@ -227,9 +231,17 @@ class MultitaskDataModule(SoftPromptDataModule):
             smallest = min(task.eval_batch_size for task in self.tasks.values())
             rank, world = self.ranks
             return BucketBatchSampler(self.split(name).lengths, smallest, order=order, rank=rank, world_size=world)
+        if order == "shuffled" and self.together is not None:
+            return self._sampler_together(self.together)
         samplers = self._of_each(lambda task: task.sampler(name, order, self.ranks))
         counts = self._counts(samplers) if order == "shuffled" else None
         return MixedBatchSampler(list(samplers.values()), counts, self.seed)
+
+    def _sampler_together(self, together: Together) -> TogetherBatchSampler:
+        samplers = self._of_each(lambda task: task.sampler("train", "shuffled", (0, 1)))
+        rates = self.sampling.rates({name: len(sampler.lengths) for name, sampler in samplers.items()})
+        own = list(samplers.values())
+        return TogetherBatchSampler(own, together, rates, self.epoch_batches, self.seed, self.ranks)
 
     def _counts(self, samplers: Mapping[str, BucketBatchSampler]) -> list[int]:
         """Batches of each task in an epoch."""

@@ -22,6 +22,7 @@ from lightning_softprompt.methods.pt_moe import PTMoE
 from lightning_softprompt.methods.residual_prompt_tuning import ResidualPromptTuning
 from lightning_softprompt.methods.smop import SMoP
 from lightning_softprompt.methods.spring import Spring
+from lightning_softprompt.methods.transprompt import TransPrompt
 from lightning_softprompt.methods.ulpt import ULPT
 from lightning_softprompt.methods.xprompt import XPrompt
 
@@ -49,5 +50,6 @@ __all__ = [
     "ResidualPromptTuning",
     "SMoP",
     "Spring",
+    "TransPrompt",
     "XPrompt",
 ]

@@ -29,8 +29,8 @@ class MPT(SoftPromptModule):
     Parameters: P * H + K * R * (P + H)
 
     Differences from the paper: a rank, as in HF PEFT; u and v start at 1, not near 0, where the first prompt is
-    0.0004 of P and, in backbones that add positions to it, so is P's gradient (`NormalFactors`); a step is of one task,
-    not of several drawn at random.
+    0.0004 of P and, in backbones that add positions to it, so is P's gradient (`NormalFactors`). A batch is of one
+    task, unless the data's `together` draws several at random, as in the paper.
 
     Args:
         length: P.

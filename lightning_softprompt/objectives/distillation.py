@@ -4,22 +4,53 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from hashlib import blake2b
 from pathlib import Path
 from typing import final
 
 import torch
+from platformdirs import user_cache_path
 from torch import Tensor
 from torch.nn.functional import kl_div
 
 from lightning_softprompt.backbones.base import Backbone
-from lightning_softprompt.checkpoints.files import read_prompt
+from lightning_softprompt.backbones.contexts import ContextCache
+from lightning_softprompt.checkpoints.files import read_prompt, weights_identity
 from lightning_softprompt.checkpoints.restoring import Restored, restored
 from lightning_softprompt.lm import PromptedLM
 from lightning_softprompt.objectives.base import Objective, Outcome
 from lightning_softprompt.objectives.by_task import ByTask
-from lightning_softprompt.objectives.context_distillation import mean_over_targets
-from lightning_softprompt.types import Batch
+from lightning_softprompt.types import IGNORE, Batch
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A trained prompt to learn from.
+
+    Args:
+        method: Gives its prompts.
+        answers: What it said, by row.
+    """
+
+    method: Restored
+    answers: ContextCache
+
+    @classmethod
+    def of(cls, path: Path, backbone: Backbone, disk: int) -> Teacher:
+        """That of a file."""
+        saved = read_prompt(path)
+        method = restored(saved, path, backbone)
+        method.requires_grad_(False)
+        whose = digest(weights_identity(saved.tensors), saved.method, backbone.fingerprint(), backbone.spec.dtype)
+        folder = user_cache_path("lightning-softprompt") / "teachers" / whose
+        return cls(method, ContextCache(memory=0, disk=disk * 2**20, folder=folder))
+
+    def answer(self, backbone: Backbone, batch: Batch) -> list[Tensor]:
+        """[targets, V] of each row, log-probabilities of words."""
+        logits = backbone(batch, self.method.prompt(batch))
+        each = zip(logits, batch.targets != IGNORE, strict=True)
+        return [row[said].float().log_softmax(-1) for row, said in each]
 
 
 @final
@@ -30,18 +61,22 @@ class Distillation(Objective):
     The divergence is that of the words at each target, averaged over targets; the squared distance is that of the last
     states of the input's tokens (Wang et al. 2023, arXiv 2303.02861, section 3.2). Teachers are trained beforehand,
     one for each task, on the same backbone, by any method; they stay as they are. It takes two passes beside that of L.
+    What teachers say may be kept on disk, by teacher and row, which spares one of the two where a row comes again; it
+    takes 4 bytes for each target and word of the vocabulary.
 
     Args:
         teachers: Their `prompt.safetensors` or checkpoints, in the order of the tasks; one serves all tasks.
         weight: w.
         hidden: h; unless 0 it takes two passes more.
         base: L; None takes `ByTask`, the loss that there is without teachers.
+        disk: Most MiB of each teacher's answers on disk, the oldest first to go; 0 computes them each time.
     """
 
     teachers: Sequence[str]
     weight: float = 0.9
     hidden: float = 0.0
     base: Objective | None = None
+    disk: int = 0
 
     def __call__(self, lm: PromptedLM, batch: Batch) -> Outcome:
         """The loss, averaged over rows."""
@@ -52,30 +87,42 @@ class Distillation(Objective):
         return Outcome(outcome.loss + self.weight * distance, logs)
 
     def _distance(self, task: int, lm: PromptedLM, batch: Batch) -> Tensor:
-        with torch.no_grad():
-            prompt = self._teacher(task, lm.backbone).prompt(batch)
-            teacher = lm.backbone(batch, prompt).float().log_softmax(-1)  # [B, U, V]
-        student = lm(batch).float().log_softmax(-1)
-        divergence = kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
-        distance = mean_over_targets(divergence, batch)
+        teacher = self._teacher(task, lm.backbone)
+        said = self._said(teacher, lm, batch)
+        student = lm(batch)[batch.targets != IGNORE].float().log_softmax(-1)  # [targets, V]
+        distance = kl_div(student, said, reduction="none", log_target=True).sum(-1).mean()
         if not self.hidden:
             return distance
         with torch.no_grad():
-            wanted = lm.backbone.hidden_states(batch, prompt)[batch.mask]  # [tokens, H]
+            wanted = lm.backbone.hidden_states(batch, teacher.method.prompt(batch))[batch.mask]  # [tokens, H]
         states = lm.backbone.hidden_states(batch, lm.prompt(batch))[batch.mask]
         return distance + self.hidden * (states.float() - wanted.float()).pow(2).mean()
 
-    def _teacher(self, task: int, backbone: Backbone) -> Restored:
+    @torch.no_grad()
+    def _said(self, teacher: Teacher, lm: PromptedLM, batch: Batch) -> Tensor:
+        """[targets, V] log-probabilities of a teacher's."""
+        answer = cache(lambda: teacher.answer(lm.backbone, batch))
+        if not self.disk:
+            return torch.cat(answer())
+        rows, kind = enumerate(lm.backbone.codec.unpack(batch)), batch.targets.device.type
+        way = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        # A row's are those of its first batch, of all of it: a run that goes on finds what it would have computed.
+        kept = [teacher.answers.get(digest(row, way), lambda b=b: answer()[b]) for b, row in rows]
+        return torch.cat([one.to(batch.targets.device) for one in kept])
+
+    def _teacher(self, task: int, backbone: Backbone) -> Teacher:
         number = 0 if len(self.teachers) == 1 else task
         if number >= len(self.teachers):
             raise ValueError(f"rows are of task {task}, but there are {len(self.teachers)} teachers; name one for each")
         if number not in self._loaded:
-            path = Path(self.teachers[number])
-            teacher = restored(read_prompt(path), path, backbone)
-            teacher.requires_grad_(False)
-            self._loaded[number] = teacher
+            self._loaded[number] = Teacher.of(Path(self.teachers[number]), backbone, self.disk)
         return self._loaded[number]
 
     @cached_property
-    def _loaded(self) -> dict[int, Restored]:
+    def _loaded(self) -> dict[int, Teacher]:
         return {}
+
+
+def digest(*said: object) -> str:
+    """A hash of values by their representation."""
+    return blake2b(repr(said).encode(), digest_size=16).hexdigest()

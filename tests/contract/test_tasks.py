@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from lightning_softprompt.checkpoints.files import load_checkpoint
 from lightning_softprompt.evaluation.by_task import EvaluationByTask
 from lightning_softprompt.evaluation.classification import ClassificationEvaluation
-from lightning_softprompt.methods import ATTEMPT, MPT
+from lightning_softprompt.methods import ATTEMPT, MPT, TransPrompt
 from lightning_softprompt.prompts.init import FromText, SampleVocabulary
 from lightning_softprompt.types import Classes
 
@@ -24,6 +24,7 @@ SOURCES = [FromText("is this film good ?"), SampleVocabulary()]
 METHODS = {
     "mpt": (MPT, {"length": 3, "rank": 2}),
     "attempt": (ATTEMPT, {"length": 3, "sources": SOURCES, "bottleneck": 4}),
+    "transprompt": (TransPrompt, {"length": 3}),
 }
 
 

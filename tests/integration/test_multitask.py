@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from lightning_softprompt.cli import main
+from lightning_softprompt.cli import main, make_cli
+from lightning_softprompt.objectives.classification import Classification
 from lightning_softprompt.run import last_folder
 
 MOODS = {"positive": "good", "negative": "bad", "neutral": "one"}
@@ -90,8 +91,12 @@ def test_tasks_train_are_tested_and_the_mean_of_their_scores_says_which_is_best(
         assert metrics(tested, "test")[f"test/{name}/accuracy"] == pytest.approx(right)
 
 
-def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(fit):
-    how = ["--data.sampling=Temperature", "--data.sampling.temperature=3"]
+TOGETHER = ["--data.together.rows=5", "--model=MPT"]
+
+
+@pytest.mark.parametrize("options", [[], TOGETHER, ["--data.together={rows: 6, tasks: 2}"]], ids=str)
+def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(fit, options):
+    how = ["--data.sampling=Temperature", "--data.sampling.temperature=3", *options]
     whole, half = fit(*how), fit(*how, "--trainer.max_steps=4")
     resumed = fit(*how, f"--ckpt_path={half / 'checkpoints' / 'last.ckpt'}")
     assert losses(whole) == losses(half) + losses(resumed)
@@ -185,3 +190,24 @@ def test_sources_teach_a_shared_prompt_targets_start_from_it_and_a_bank_serves_a
         assert main(["test", *one, f"--data={folder / f'{name}.yaml'}", *alone[:4]]) == 0
         expected = metrics(last_folder(), "test")["test/accuracy"]
         assert served[f"test/{name}/accuracy"] == pytest.approx(expected)
+
+
+def test_the_gradient_of_a_shared_batch_is_that_of_each_tasks_rows(fit, folder, tiny_folder):
+    """One step of SGD on a batch of two tasks, beside the mean of their rows' gradients by hand."""
+    tasks = {name: str(folder / f"{name}.yaml") for name in ("mood", "length")}
+    how = ["--data.together={rows: 6, tasks: 2}", "--model=MPT", "--model.factors_lr=1.0",
+           "--model.optimizer={class_path: torch.optim.SGD, init_args: {lr: 1.0}}"]  # fmt: skip
+    run = fit(*how, "--trainer.max_steps=1", "--trainer.val_check_interval=1", tasks=tuple(tasks))
+    given = [f"--backbone.name={tiny_folder('llama')}", "--model=MPT", "--model.length=3", "--data=MultitaskDataModule"]
+    cli = make_cli([*given, f"--data.tasks={json.dumps(tasks)}", *how], run=False)
+    torch.manual_seed(42)
+    cli.model.configure_model()
+    before = {name: p.detach().clone() for name, p in cli.model.named_parameters() if p.requires_grad}
+    batch = next(iter(cli.datamodule.train_dataloader()))
+    assert sorted(batch.task_ids.tolist()) == [0, 0, 0, 1, 1, 1]
+    sum(Classification()(cli.model.lm(), batch.only([b])).loss / 6 for b in range(6)).backward()
+    after = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    for name, parameter in before.items():
+        gradient = cli.model.get_parameter(name).grad
+        assert gradient.abs().sum() > 0
+        torch.testing.assert_close(after[name], parameter - gradient, rtol=1e-4, atol=1e-6)

@@ -20,8 +20,9 @@ from lightning_softprompt.methods import (
     PromptBank,
     PromptTuning,
     SMoP,
+    TransPrompt,
 )
-from lightning_softprompt.objectives.distillation import Distillation
+from lightning_softprompt.objectives.distillation import Distillation, Teacher
 from lightning_softprompt.objectives.language_modeling import LanguageModeling
 from lightning_softprompt.prompts.factors import FromTasks, NormalFactors
 from lightning_softprompt.prompts.init import FromCheckpoint, FromText, SampleVocabulary, Uniform
@@ -218,10 +219,60 @@ def test_sources_stay_or_learn_as_asked(made, backbone):
         ATTEMPT()
 
 
+# TransPrompt
+
+
+def lstm_of_two_layers(network, tokens):
+    """Gate by gate, both ways; the second layer reads what both directions of the first said."""
+    said = list(tokens)
+    for layer in range(2):
+        ways = []
+        for way, order in (("", range(len(said))), ("_reverse", reversed(range(len(said))))):
+            w_x, w_h, b_x, b_h = (
+                getattr(network, f"{name}_l{layer}{way}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+            )
+            h = c = torch.zeros(network.hidden_size)
+            states = {}
+            for p in order:
+                i, f, g, o = (w_x @ said[p] + b_x + w_h @ h + b_h).chunk(4)
+                c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+                states[p] = h = o.sigmoid() * c.tanh()
+            ways.append(states)
+        said = [torch.cat([ways[0][p], ways[1][p]]) for p in range(len(said))]
+    return torch.stack(said)
+
+
+@pytest.mark.parametrize("recurrent", [True, False])
+@torch.no_grad()
+def test_transprompt(made, backbone, recurrent):
+    module = shaken(made(TransPrompt, length=3, share=0.3, recurrent=recurrent), 0.5)
+    prompt = module.prompt(of_tasks(backbone.codec, 2, 0, 1, 2))
+
+    def encoded(network, tokens):
+        return lstm_of_two_layers(network.lstm, tokens) if recurrent else tokens
+
+    first, _, second = module.perceptron
+    for b, name in enumerate(("tone", "mood", "length", "tone")):
+        mixed = 0.3 * encoded(module.encode_universal, module.universal)
+        mixed = mixed + 0.7 * encoded(module.encode_private[name], module.private[name])
+        inner = (mixed @ first.weight.T + first.bias).clamp(min=0)
+        assert_close(prompt.tokens[b], inner @ second.weight.T + second.bias, **CLOSE)
+    h, k = backbone.hidden_size, 3
+    encoders = (k + 1) * (12 * h**2 + 16 * h) if recurrent else 0
+    count = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    assert count == (k + 1) * 3 * h + encoders + 2 * h**2 + 2 * h
+    with pytest.raises(ValueError, match="share from 0 to 1, got 10 and 2"):
+        TransPrompt(share=2)
+
+
 # Mixed batches
 
 
-MIXED = {"mpt": (MPT, {"length": 3, "rank": 2}), "attempt": (ATTEMPT, {"sources": SOURCES, "length": 3})}
+MIXED = {
+    "mpt": (MPT, {"length": 3, "rank": 2}),
+    "attempt": (ATTEMPT, {"sources": SOURCES, "length": 3}),
+    "transprompt": (TransPrompt, {"length": 3}),
+}
 
 
 @pytest.mark.parametrize("name", MIXED)
@@ -288,6 +339,60 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn_from_it(made, backbo
     objective = Distillation([path], hidden=1.0, base=LanguageModeling())
     logs = objective(teacher.lm(), of_tasks(backbone.codec, 0, 1, 2, 0)).logs
     assert logs["distillation"].abs() < 1e-6
+
+
+def asked(monkeypatch):
+    """Counts the passes of teachers."""
+    passes, answer = [], Teacher.answer
+    monkeypatch.setattr(Teacher, "answer", lambda *given: passes.append(1) or answer(*given))
+    return passes
+
+
+@pytest.mark.parametrize("hidden", [0.0, 0.7])
+def test_teachers_whose_answers_are_kept_teach_the_same_and_are_not_asked_twice(
+    made, backbone, kept, hidden, monkeypatch
+):
+    _, paths = files(made, kept)
+    student = shaken(made(MPT, length=3), 0.5)
+    batch = of_tasks(backbone.codec, 2, 0, 1, 2)
+    passes = asked(monkeypatch)
+
+    def learnt(disk, batch):
+        student.zero_grad()
+        loss = Distillation(paths, hidden=hidden, base=LanguageModeling(), disk=disk)(student.lm(), batch).loss
+        loss.backward()
+        return loss.detach(), {name: p.grad.clone() for name, p in student.named_parameters() if p.grad is not None}
+
+    live = learnt(0, batch)
+    assert len(passes) == 3
+    first, again = learnt(1, batch), learnt(1, batch)
+    assert len(passes) == 6
+    assert torch.equal(first[0], live[0])
+    assert torch.equal(again[0], live[0])
+    assert all(torch.equal(again[1][name], live[1][name]) for name in live[1])
+    turned = batch.only([3, 2, 1, 0])
+    assert_close(learnt(1, turned)[0], learnt(0, turned)[0], **CLOSE)
+    other = of_tasks(backbone.codec, 2, 0, 1, 2, targets=("sad", "bad", "dull", "good"))
+    assert_close(learnt(1, other)[0], learnt(0, other)[0], **CLOSE)
+    with torch.no_grad():
+        assert (learnt(0, other)[0] - live[0]).abs() > 1e-3
+
+
+def test_answers_are_kept_by_teacher_and_within_their_bytes(made, backbone, kept, monkeypatch):
+    _, paths = files(made, kept)
+    student = shaken(made(MPT, length=3), 0.5)
+    passes = asked(monkeypatch)
+    batch = of_tasks(backbone.codec, 0, 0, 0, 0)
+    both = [Distillation([path], base=LanguageModeling(), disk=1)(student.lm(), batch).loss for path in paths[:2]]
+    assert (both[0] - both[1]).abs() > 1e-3
+    assert len(passes) == 2
+    objective = Distillation([paths[2]], base=LanguageModeling(), disk=1)
+    answers = objective._teacher(0, backbone).answers
+    answers.disk = 2000  # room for one of the shorter answers or two
+    for _ in range(3):
+        live = Distillation([paths[2]], base=LanguageModeling())(student.lm(), batch).loss
+        assert_close(objective(student.lm(), batch).loss, live, **CLOSE)
+        assert 0 < sum(f.stat().st_size for f in answers.folder.glob("*.safetensors")) <= 2000
 
 
 def test_teachers_may_be_of_any_method_and_stay_as_they_are(made, backbone, kept):

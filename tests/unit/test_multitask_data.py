@@ -7,9 +7,11 @@ import torch
 
 from lightning_softprompt.backbones.base import BackboneSpec
 from lightning_softprompt.data.classification import ClassificationDataModule
-from lightning_softprompt.data.mixing import Proportional, Uniform
+from lightning_softprompt.data.mixing import Given, Proportional, Uniform
 from lightning_softprompt.data.multitask import MultitaskDataModule
 from lightning_softprompt.data.summarization import SummarizationDataModule
+from lightning_softprompt.data.tagging import TaggingDataModule
+from lightning_softprompt.data.together import Together
 
 MOOD = {"negative": "bad", "positive": ["good", "great"]}
 LENGTH = {"short": "never", "long": "long", "other": "one"}
@@ -186,3 +188,45 @@ def test_loaders_with_workers_make_the_same_batches(made):
     alone, helped = (list(made(num_workers=n).train_dataloader()) for n in (0, 1))
     assert rows_of(alone) == rows_of(helped)
     assert all(torch.equal(a.input_ids, b.input_ids) for a, b in zip(alone, helped, strict=True))
+
+
+def test_tasks_that_share_batches_keep_templates_labels_and_numbers_of_their_own(made):
+    data = made(together=Together(rows=7, tasks=3), sampling=Uniform(), epoch_batches=20)
+    kinds, alone = list(data.tasks), {name: task.split("train") for name, task in made().tasks.items()}
+    for batch in data.train_dataloader():
+        assert len(set(batch.task_ids.tolist())) == 3
+        for task, places, part in batch.by_task():
+            own = data.tasks[kinds[task]].split("train")
+            assert (part.labels is None) == (kinds[task] == "summary")
+            for b, at in enumerate(places):
+                row = int(batch.rows[at])
+                assert part.examples[b] == own.examples[row]
+                assert data.codec.unpack(part)[b].ids == own.encoded[row].ids
+                assert part.labels is None or int(part.labels[b]) == own.examples[row].label
+                assert batch.overall[at] == sum(len(alone[name]) for name in kinds[:task]) + row
+    assert all(len(set(batch.task_ids.tolist())) == 1 for batch in data.val_dataloader())
+
+
+def test_how_often_a_task_is_in_a_batch_is_by_its_rate(made):
+    rates = {"mood": 6, "length": 3, "summary": 1}
+    data = made(together=Together(rows=4, tasks=1), sampling=Given(rates), epoch_batches=1000)
+    drawn = [int(batch[0] >= 24) + int(batch[0] >= 36) for batch in data.train_dataloader().batch_sampler]
+    assert [drawn.count(task) / 1000 for task in range(3)] == pytest.approx([0.6, 0.3, 0.1], abs=0.04)
+
+
+def test_tags_and_classes_share_a_batch(spec):
+    words = [{"tokens": ["a", "sad", "film"], "tags": ["O", "B", "O"]}, {"tokens": ["dull"], "tags": ["B"]}]
+    tasks = {
+        "mood": ClassificationDataModule(labels=MOOD, **splits(classified(MOOD, 6)), cache=False),
+        "tags": TaggingDataModule(template="{soft}{tokens}{soft}{target}", **splits(words * 3), cache=False),
+        "summary": SummarizationDataModule(**splits(summed_up()), cache=False),
+    }
+    data = MultitaskDataModule(tasks, together=Together(6, 3), scores={"summary": "rouge1"}, backbone=spec)
+    for batch in data.train_dataloader():
+        assert batch.slots.shape == (6, 1)  # as many as each of the three templates has
+        mood, tags, summary = (part for *_, part in batch.by_task())
+        assert [int(label) for label in mood.labels] == [example.label for example in mood.examples]
+        for b, example in enumerate(tags.examples):
+            assert tags.labels[b, : len(example.label)].tolist() == list(example.label)
+        assert (mood.words, summary.words, summary.labels) == (None, None, None)
+        assert tags.words.shape == tags.labels.shape

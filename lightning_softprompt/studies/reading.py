@@ -1,0 +1,79 @@
+"""The file of a study."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lightning_softprompt.studies.study import Options, Study
+
+
+def read_study(path: Path, folder: Path | None = None, options: Sequence[str] = ()) -> Study:
+    """The study of a file.
+
+    Args:
+        path: YAML.
+        folder: Where its runs are; None takes what it says, or `studies/<name of the file>`.
+        options: Further ones of all runs, as words.
+
+    Raises:
+        ValueError: If there is no such file, or it says what a study does not have.
+    """
+    if not path.is_file():
+        raise ValueError(f"no file {path}; studies that ship: softprompt configs")
+    try:
+        said = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    known = ["folder", "common", "stages", "compare", "repeat", "tests", "metrics"]
+    if not isinstance(said, dict) or set(said) - set(known):
+        raise ValueError(f"{path} must be a mapping with some of {known}, got {list(said)}")
+    place = folder or Path(said.pop("folder", Path("studies", path.stem)))
+    given = {name: value or {} for name, value in said.items()}
+    given |= {noun: combinations(given[noun]) for noun in ("compare", "repeat") if noun in given}
+    for noun in ("stages", "tests"):
+        if noun in given:
+            given[noun] = {str(name): own or {} for name, own in given[noun].items()}
+    common = {**given.pop("common", {}), **as_options(options)}
+    return Study(**{**given, "folder": place, "common": common})
+
+
+def combinations(given: Any) -> list[Options]:
+    """A list of options as it is; of lists of values by option, all combinations.
+
+    Raises:
+        ValueError: If it is neither.
+
+    >>> combinations({"data.shots": [8], "seed_everything": [1, 2]})
+    [{'data.shots': 8, 'seed_everything': 1}, {'data.shots': 8, 'seed_everything': 2}]
+    """
+    if isinstance(given, dict) and given and all(isinstance(values, list) and values for values in given.values()):
+        return [dict(zip(given, values, strict=True)) for values in product(*given.values())]
+    if isinstance(given, list) and given and all(isinstance(options, dict) for options in given):
+        return given
+    raise ValueError(
+        f"compare and repeat want values by option, as in {{data.seed: [1, 2]}}, or a list of options, got {given}"
+    )
+
+
+def as_options(given: Sequence[str]) -> dict[str, str]:
+    """Words of a command as options.
+
+    Raises:
+        ValueError: If a value has no name, or a name no value.
+
+    >>> as_options(["--model", "MPT", "--model.length=5"])
+    {'model': 'MPT', 'model.length': '5'}
+    """
+    options: dict[str, str] = {}
+    rest = list(given)
+    while rest:
+        name, equals, value = rest.pop(0).partition("=")
+        if not name.startswith("--") or not (equals or rest):
+            raise ValueError(f"options of runs are like --model MPT or --model.length=5, got {name!r}")
+        options[name.removeprefix("--")] = value if equals else rest.pop(0)
+    return options

@@ -1,0 +1,211 @@
+"""Elastic weight consolidation and synaptic intelligence as their papers have them, and runs that go on with them."""
+
+from functools import partial
+
+import pytest
+import torch
+from lightning import LightningDataModule, Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from tiny import CLASSES, batch_of
+from torch.optim import SGD, AdamW
+from torch.testing import assert_close
+from torch.utils.data import DataLoader
+
+from lightning_softprompt.callbacks.consolidation import EWC, SynapticIntelligence
+from lightning_softprompt.callbacks.resume import RngState
+from lightning_softprompt.checkpoints.files import read_prompt
+from lightning_softprompt.evaluation.classification import ClassificationEvaluation
+from lightning_softprompt.methods import PromptTuning, ResidualPromptTuning
+
+FAMILIES = ("llama", "bert")
+CLOSE = {"rtol": 1e-4, "atol": 1e-6}
+LABELS = {"first": (0, 1, 1, 0), "second": (2, 2, 0, 1)}
+
+
+class Data(LightningDataModule):
+    """The same two batches each epoch."""
+
+    def __init__(self, batch):
+        super().__init__()
+        self.batch = batch
+
+    def train_dataloader(self):
+        halves = [self.batch.only([0, 1]), self.batch.only([2, 3])]
+        return DataLoader(halves, batch_size=None, generator=torch.Generator())
+
+    val_dataloader = train_dataloader
+
+
+class Steps(Callback):
+    """Keeps gradients and parameters of all steps, as an optimizer sees them."""
+
+    def __init__(self):
+        self.values, self.gradients = [], []
+
+    def on_before_optimizer_step(self, trainer, module, optimizer):
+        self.values.append(named(module))
+        self.gradients.append({name: p.grad.clone() for name, p in module.named_parameters() if p.requires_grad})
+
+
+def named(module):
+    return {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
+
+
+@pytest.fixture
+def fit(backbone, tmp_path, monkeypatch):
+    """A function that trains on a task, and gives module and the importance that it left."""
+
+    def fit(
+        callback, task="first", start=None, steps=6, name="run", optimizer=None, ckpt_path=None, more=(), **options
+    ):
+        monkeypatch.setenv("SOFTPROMPT_RUN_FOLDER", str(tmp_path / name))
+        torch.manual_seed(0)
+        module = ResidualPromptTuning(
+            length=2, bottleneck=4, backbone=backbone.spec, classes=CLASSES, prompt_dropout=0.1,
+            evaluation=ClassificationEvaluation(CLASSES.names), optimizer=optimizer or partial(AdamW, lr=0.05),
+        )  # fmt: skip
+        module.attach(backbone)
+        if start is not None:
+            module.load_state_dict(start)
+        kept = ModelCheckpoint(tmp_path / name, "best", monitor="val/loss", enable_version_counter=False)
+        trainer = Trainer(
+            accelerator="cpu", max_steps=steps, logger=False, enable_progress_bar=False, log_every_n_steps=1,
+            enable_model_summary=False, callbacks=[callback, *more, RngState(), kept], **options,
+        )  # fmt: skip
+        trainer.fit(module, datamodule=Data(batch_of(backbone.codec, labels=LABELS[task])), ckpt_path=ckpt_path)
+        trainer.save_checkpoint(tmp_path / name / "last.ckpt")
+        left = read_prompt(tmp_path / name / "importance.safetensors").tensors
+        return module, left, tmp_path / name, trainer
+
+    return fit
+
+
+def best(folder):
+    return torch.load(folder / "best.ckpt", weights_only=True)["state_dict"]
+
+
+def rows(backbone, task):
+    batch = batch_of(backbone.codec, labels=LABELS[task])
+    return [batch.only([b]) for b in range(4)]
+
+
+def fisher(module, rows):
+    """The mean over rows of the squared gradient of log p(class), number by number."""
+    module.eval()
+    total = {name: torch.zeros_like(p) for name, p in named(module).items()}
+    for row in rows:
+        module.zero_grad()
+        module.lm().scores(row).log_softmax(-1)[0, int(row.labels)].backward()
+        for name, p in module.named_parameters():
+            if p.requires_grad:
+                total[name] += p.grad**2 / len(rows)
+    return total
+
+
+def test_fisher_is_that_of_the_best_prompt(fit, backbone):
+    module, left, folder, _ = fit(EWC())
+    after = named(module)
+    module.load_state_dict(best(folder))
+    for name, expected in fisher(module, rows(backbone, "first")).items():
+        assert expected.abs().sum() > 0
+        assert_close(left[f"importance/{name}"], expected, **CLOSE)
+        assert_close(left[f"anchor/{name}"], module.get_parameter(name).detach())
+    saved = torch.load(folder / "last.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.equal(after[name], saved[name]) for name in after)  # the run ends where it would have
+
+
+def test_ewc_holds_by_the_sum_of_former_tasks_terms(fit, backbone):
+    """The gradient of a step is the loss's and that of a term for each former task, with accumulation and clipping."""
+    _, one, folder, _ = fit(EWC(), name="one")
+    start = best(folder)
+    _, both, folder_2, _ = fit(EWC(50.0, str(folder / "importance.safetensors")), "second", start, name="two")
+    module = ResidualPromptTuning(length=2, bottleneck=4, backbone=backbone.spec, classes=CLASSES)
+    module.attach(backbone)
+    module.load_state_dict(best(folder_2))
+    second = fisher(module, rows(backbone, "second"))
+    anchors = best(folder), best(folder_2)
+    for name in second:
+        assert_close(both[f"importance/{name}"], one[f"importance/{name}"] + second[name], **CLOSE)
+    plain, held = Steps(), Steps()
+    how = {"steps": 2, "optimizer": partial(SGD, lr=0.1), "accumulate_grad_batches": 2}
+    *_, trainer = fit(
+        EWC(7.0, str(folder_2 / "importance.safetensors")), "first", start, name="three", more=[held], **how
+    )
+    fit(EWC(), "first", start, name="four", more=[plain], **how)
+    for step, value in enumerate(held.values[:1]):
+        for name, p in value.items():
+            terms = [
+                one[f"importance/{name}"] * (p - anchors[0][name]),
+                second[name] * (p - anchors[1][name]),
+            ]
+            assert_close(held.gradients[step][name], plain.gradients[step][name] + 7.0 * sum(terms), **CLOSE)
+    shares = [
+        7.0 / 2 * (both[f"importance/{name}"] * (p - both[f"anchor/{name}"]) ** 2).sum()
+        for name, p in held.values[-1].items()
+    ]
+    assert_close(trainer.callback_metrics["train/penalty/ewc"], sum(shares), **CLOSE)
+
+
+def test_ewc_keeps_what_was_learnt(fit, backbone):
+    """The first task's loss after the second, with and without."""
+    _, _, folder, _ = fit(EWC(), steps=20, name="one")
+    start, losses = best(folder), {}
+    for name, former in (("free", None), ("held", str(folder / "importance.safetensors"))):
+        module, *_ = fit(EWC(1e5, former), "second", start, steps=20, name=name)
+        own = batch_of(backbone.codec, labels=LABELS["first"])
+        losses[name] = float(module.eval().objective(module.lm(), own).loss)
+        if name == "held":
+            module.load_state_dict(start)
+            losses["before"] = float(module.objective(module.lm(), own).loss)
+    assert losses["held"] - losses["before"] < 0.2 * (losses["free"] - losses["before"])
+
+
+@pytest.mark.parametrize("former", [False, True])
+def test_synaptic_intelligence_sums_what_each_number_did_on_its_way(fit, former):
+    path, start, before = None, None, None
+    if former:
+        _, before, folder, _ = fit(SynapticIntelligence(), name="one")
+        path, start = str(folder / "importance.safetensors"), best(folder)
+    steps = Steps()
+    seen = SynapticIntelligence(3.0, path, damping=0.2)
+    module, left, folder, _ = fit(
+        seen, "second", start, name="two", more=[steps], accumulate_grad_batches=2, max_epochs=-1, steps=4
+    )
+    count = torch.load(folder / "best.ckpt", weights_only=True)["global_step"]
+    values = [*steps.values, named(module)][: count + 1]
+    for name in values[0]:
+        work = torch.zeros_like(values[0][name])
+        for step in range(count):
+            gradient = steps.gradients[step][name]
+            if former:  # of the loss alone
+                pull = before[f"importance/{name}"] * (values[step][name] - before[f"anchor/{name}"])
+                gradient = gradient - 3.0 * pull
+            work -= gradient * (values[step + 1][name] - values[step][name])
+        far = values[-1][name] - values[0][name]
+        expected = 2 * work.clamp(min=0) / (far**2 + 0.2)
+        assert expected.sum() > 0
+        expected = expected + (before[f"importance/{name}"] if former else 0)
+        assert_close(left[f"importance/{name}"], expected, rtol=1e-3, atol=1e-6)
+        assert_close(left[f"anchor/{name}"], values[-1][name])
+
+
+@pytest.mark.parametrize("cls", [EWC, SynapticIntelligence])
+def test_a_run_that_goes_on_leaves_what_the_uninterrupted_one_does(fit, cls, tmp_path):
+    """Also where nothing is left to train."""
+    _, whole, *_ = fit(cls(), steps=6, name="whole")
+    fit(cls(), steps=4, name="half")
+    for name in ("half", "whole"):
+        (tmp_path / name / "importance.safetensors").unlink()
+        _, left, *_ = fit(cls(), steps=6, name=name, ckpt_path=tmp_path / name / "last.ckpt")
+        assert all(torch.equal(left[key], whole[key]) for key in whole), name
+
+
+def test_what_is_of_other_parameters_or_of_replicas_is_refused(fit, tmp_path, backbone):
+    _, _, folder, _ = fit(EWC(), steps=2, name="one")
+    module = PromptTuning(length=2, backbone=backbone.spec)
+    module.attach(backbone)
+    with pytest.raises(ValueError, match="is of the parameters"):
+        EWC(former=str(folder / "importance.safetensors")).on_fit_start(None, module)
+    module.replicas = None
+    with pytest.raises(ValueError, match="for a single prompt; set replicas to 1"):
+        EWC().on_fit_start(None, module)
