@@ -149,13 +149,15 @@ class EWC(Consolidation):
         names, parameters = zip(*trainable(module), strict=True)
         squares = [torch.zeros_like(p) for p in parameters]
         rows = list(self._rows(trainer))
-        with torch.enable_grad():
-            for row in rows:
+        training = module.training
+        module.eval()  # without dropout: the same, however often it is measured
+        for row in rows:
+            with torch.enable_grad():
                 loss = module.objective(module.lm(), row.to(module.device)).loss
-                for square, gradient in zip(
-                    squares, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True
-                ):
-                    square += 0 if gradient is None else gradient.float() ** 2
+            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+            for square, gradient in zip(squares, gradients, strict=True):
+                square += 0 if gradient is None else gradient.float() ** 2
+        module.train(training)
         means = (trainer.strategy.reduce(square / len(rows), reduce_op="mean") for square in squares)
         return dict(zip(names, means, strict=True))
 
