@@ -188,7 +188,7 @@ def test_passages_before_the_soft_tokens_are_read_in_the_first_epoch_only(
         enable_model_summary=False, limit_val_batches=0, use_distributed_sampler=False, callbacks=[counts],
     )  # fmt: skip
     trainer.fit(Spring(length=3, backbone=data.spec), data)
-    assert counts.at_ends[0] >= len(QUESTIONS)
+    assert counts.at_ends[0] >= (1 if again else len({e.fields["passages"] for e in data.split("train").examples}))
     assert (counts.at_ends[-1] > counts.at_ends[0]) is again
 
 
@@ -218,7 +218,10 @@ def test_a_prompt_that_knows_relevance_puts_what_is_found_in_order(options, tmp_
     wanted = [passages[n].document for n in best if passages[n].document in kept][:2]
     assert [hit.passage.document for hit in found] == wanted
     asks = ["--data.retriever.reranker=PromptReranker", f"--data.retriever.reranker.path={run / 'prompt.safetensors'}"]
-    assert main(["test", "--model=Spring", *options, *asks, "--data.retriever.reranker.device=cpu"]) == 0
+    assert (
+        main(["test", "--model=Spring", "--model.length=4", *options, *asks, "--data.retriever.reranker.device=cpu"])
+        == 0
+    )
     read = "".join(f"{CORPUS[name]} ," for name in wanted)
     assert lines("test_predictions.jsonl")[0]["input"] == f"{read}is the dog sad :"
 
