@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -167,7 +168,7 @@ def damage_of(path: Path) -> str | None:
     try:
         with ZipFile(path) as parts:
             wrong = parts.testzip()
-    except (BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError, zlib.error) as error:
+    except (BadZipFile, OSError, EOFError, ValueError, RuntimeError, zlib.error, struct.error) as error:
         return str(error) or type(error).__name__
     return None if wrong is None else f"{wrong} is not what its checksum was made of"
 

@@ -150,8 +150,8 @@ def test_a_prompt_is_bound_to_its_weights_and_not_to_their_name(backbone, load, 
 
 
 def test_a_bit_that_flipped_is_told_wherever_it_is(prompt, file, checkpoint):
-    """Or it changes nothing: between the parts of a checkpoint there is padding."""
-    for path, least in ((file, 1.0), (checkpoint, 0.5)):
+    """Or it changes nothing: a checkpoint has padding, a prompt the name that its checksum goes by."""
+    for path, least in ((file, 0.95), (checkpoint, 0.5)):
         whole, told = path.read_bytes(), 0
         places = range(0, len(whole), max(1, len(whole) // 150))
         for place in places:
@@ -202,7 +202,7 @@ def test_a_file_cannot_name_what_is_run(prompt, backbone, tmp_path, kind, where)
     method = {"_class_path": "lightning_softprompt.methods.PromptTuning", "length": 3}
     given = {**attack["init_args"], "_class_path": kind} if where == "method" else {**method, where: attack}
     write_prompt(tmp_path / "p.safetensors", SavedPrompt(prompt.tensors, prompt.backbone, given))
-    with pytest.raises((ValueError, SystemExit)):
+    with pytest.raises(ValueError, match=r"p\.safetensors does not say how it is built"):
         restored(read_prompt(tmp_path / "p.safetensors"), tmp_path / "p.safetensors", backbone)
     assert not (tmp_path / "made").exists()
 
