@@ -16,6 +16,7 @@ from typing import Any
 
 import lightning
 from jsonargparse import Namespace
+from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
@@ -48,6 +49,7 @@ from lightning_softprompt.callbacks.record_lines import ReaderGoneError
 from lightning_softprompt.callbacks.warm_start import WarmStart
 from lightning_softprompt.checkpoints.files import SEED, load_checkpoint
 from lightning_softprompt.checkpoints.plain import plain
+from lightning_softprompt.checkpoints.whole import WholeCheckpoints
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.module import SoftPromptModule
 from lightning_softprompt.parser import Parser
@@ -55,6 +57,7 @@ from lightning_softprompt.replicas import Replicas, ReplicaSpec
 from lightning_softprompt.run import RunSpec
 from lightning_softprompt.session import Session
 
+log = logging.getLogger(__name__)
 TELLS_USERS = (str(Path(__file__).parent), str(Path(lightning.__file__).parent))  # whose errors are meant for users
 TRACEBACK_VARIABLE = "SOFTPROMPT_TRACEBACK"
 NOISE = (
@@ -75,6 +78,8 @@ TRAINER_DEFAULTS = {
 
 class SoftPromptCLI(LightningCLI):
     """LightningCLI with one backbone for model and data, a folder for each run, and no option that loses silently."""
+
+    _same: Path | None = None  # the folder of the run that `--ckpt_path last` goes on with
 
     def add_arguments_to_parser(self, parser: Parser) -> None:  # type: ignore[override]
         """Adds what no single class owns, and the links: backbone to both sides, classes and scoring to the model."""
@@ -116,6 +121,8 @@ class SoftPromptCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Refuses options that contradict each other or the checkpoint."""
         config = self.config if self.subcommand is None else self._given
+        if config.get("ckpt_path") == "last":
+            self._find_last(config)
         if not config.get("ckpt_path"):
             return
         if config.get("init_from"):
@@ -124,6 +131,17 @@ class SoftPromptCLI(LightningCLI):
         seed = config.seed_everything if training else None
         model = {**plain(config.model.as_dict()), "replicas": replica_spec(config.replicas).count}
         refuse_contradiction(model, Path(config.ckpt_path), training, seed)
+
+    def _find_last(self, config: Namespace) -> None:
+        """Puts the checkpoint that was written last in the place of `last`; a training without one begins anew."""
+        run = RunSpec(**config.run.as_dict())
+        found = run.last_checkpoint()
+        if found is None and self.subcommand != "fit":
+            raise ValueError(f"--ckpt_path last: no run in {run.experiment_folder} has a checkpoint yet")
+        told = "no checkpoint yet, so a new run begins" if found is None else str(found)
+        log.info("--ckpt_path last, in %s: %s", run.experiment_folder, told)
+        config.ckpt_path = None if found is None else str(found)
+        self._same = None if found is None or self.subcommand != "fit" else found.parents[1]
 
     @property
     def _given(self) -> Namespace:
@@ -140,7 +158,7 @@ class SoftPromptCLI(LightningCLI):
         if (replicas := replica_spec(made.replicas)).count > 1:
             self.model = Replicas(self.model, replicas)
         trainer, given = made.trainer, _listed(made.trainer.callbacks)
-        self.session = Session(made.run, str(self.subcommand), self.model, self.datamodule)
+        self.session = Session(made.run, str(self.subcommand), self.model, self.datamodule, self._same)
         parser = self._parser(self.subcommand)
         kept = config.clone()  # how this run started is not how another from its config does
         kept.ckpt_path = kept.init_from = kept.run.name = None
@@ -152,7 +170,10 @@ class SoftPromptCLI(LightningCLI):
         dumped = parser.dump(config)
         callbacks = [*given, *self.session.callbacks(config.init_from, config.get("ckpt_path"), dumped)]
         loggers = [*_listed(trainer.logger), *self.session.loggers(dumped)]
-        return super().instantiate_trainer(callbacks=callbacks, logger=loggers, **kwargs)
+        trainer_made = super().instantiate_trainer(callbacks=callbacks, logger=loggers, **kwargs)
+        if type(trainer_made.strategy.checkpoint_io) is TorchCheckpointIO:  # none was asked for
+            trainer_made.strategy.checkpoint_io = WholeCheckpoints()
+        return trainer_made
 
     def after_fit(self) -> None:
         """Leaves the best prompt as a file of its own."""
@@ -224,7 +245,7 @@ def with_run_config(argv: Sequence[str]) -> list[str]:
     if {"-c", "--config", "--model"} & set(words):
         return list(argv)
     for flag, value in pairwise(words):
-        if flag in ("--ckpt_path", "--init_from"):
+        if flag in ("--ckpt_path", "--init_from") and value != "last":
             configs = [folder / "config.yaml" for folder in Path(value).absolute().parents[:2]]
             if found := next((path for path in configs if path.is_file()), None):
                 return [argv[0], "--config", str(found), *argv[1:]]

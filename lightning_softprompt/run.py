@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 FOLDER_VARIABLE = "SOFTPROMPT_RUN_FOLDER"  # how processes started by the first one learn the run's folder
+STORES: list[object] = []  # kept open: a process that has its name may be slower than the one which gave it
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class RunSpec:
         wandb: Weights & Biases: `auto` is online where a key is configured, else offline.
         project: Project in Weights & Biases.
         predictions: File that predict writes; `-` is standard output, None is predictions.jsonl in the run's folder.
+        skip_bad_steps: How many training steps in sequence may be left out because loss or gradient is not finite; the
+            next one, or with 0 the first, stops the run. Their rows are named in bad_rows.jsonl in the run's folder.
     """
 
     experiment: str = "default"
@@ -31,15 +34,55 @@ class RunSpec:
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
     project: str = "lightning-softprompt"
     predictions: str | None = None
+    skip_bad_steps: int = 0
 
-    def make_folder(self) -> Path:
-        """The folder of the run, the same one in all its processes; a new one unless it has a name."""
-        if "LOCAL_RANK" not in os.environ or FOLDER_VARIABLE not in os.environ:
-            name = self.name or f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-            os.environ[FOLDER_VARIABLE] = str(Path(self.folder, self.experiment, name).absolute())
+    @property
+    def experiment_folder(self) -> Path:
+        """Where the runs of the experiment are."""
+        return Path(self.folder, self.experiment)
+
+    def make_folder(self, same: Path | None = None) -> Path:
+        """The folder of the run, the same one in all its processes; a new one unless it has a name.
+
+        Args:
+            same: That of a run which goes on; none is made.
+        """
+        if same is not None:
+            os.environ[FOLDER_VARIABLE] = str(same.absolute())
+        elif "LOCAL_RANK" not in os.environ or FOLDER_VARIABLE not in os.environ:
+            os.environ[FOLDER_VARIABLE] = str((self.experiment_folder / (self.name or new_name())).absolute())
         path = Path(os.environ[FOLDER_VARIABLE])
         path.mkdir(parents=True, exist_ok=True)
         return path
+
+    def last_checkpoint(self) -> Path | None:
+        """The `last.ckpt` of the experiment that was written last."""
+        found = self.experiment_folder.glob("*/checkpoints/last.ckpt")
+        return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def new_name() -> str:
+    """A name for a run's folder, the same in processes that were started together."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if job and int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "RANK" not in os.environ:
+        return f"slurm-{job}-{os.environ.get('SLURM_STEP_ID', '0')}-{os.environ.get('SLURM_RESTART_COUNT', '0')}"
+    name = f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    started_by_torchrun = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+    return _of_rank_zero(name) if started_by_torchrun and os.environ["WORLD_SIZE"] != "1" else name
+
+
+def _of_rank_zero(name: str) -> str:
+    """What the first process would have taken; asked over the store by which torchrun's processes find each other."""
+    from torch.distributed import TCPStore
+
+    first, hosted = os.environ["RANK"] == "0", os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = TCPStore(*place, is_master=first and not hosted, wait_for_workers=False, multi_tenant=True)
+    STORES.append(store)
+    key = f"softprompt/folder/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    if first:
+        store.set(key, name)
+    return str(store.get(key).decode())
 
 
 def last_folder() -> Path:

@@ -16,7 +16,9 @@ from lightning_softprompt import __version__
 from lightning_softprompt.callbacks.case_report import CaseReport
 from lightning_softprompt.callbacks.final_checkpoint import FinalCheckpoint
 from lightning_softprompt.callbacks.loggers import Summary, make_loggers
+from lightning_softprompt.callbacks.numeric_guard import NumericGuard
 from lightning_softprompt.callbacks.predictions import PredictionTable, PredictionWriter, TestPredictions
+from lightning_softprompt.callbacks.preemption import Preemption
 from lightning_softprompt.callbacks.prompt_watch import PromptWatch
 from lightning_softprompt.callbacks.resume import RngState
 from lightning_softprompt.callbacks.run_files import RunFiles
@@ -42,13 +44,19 @@ class Session:
         command: `fit`, `validate`, `test` or `predict`.
         module: The method, or several of it.
         data: The data module.
+        folder: That of the run which is gone on with; None makes a new one.
     """
 
     def __init__(
-        self, run: RunSpec, command: str, module: SoftPromptModule | Replicas, data: SoftPromptDataModule
+        self,
+        run: RunSpec,
+        command: str,
+        module: SoftPromptModule | Replicas,
+        data: SoftPromptDataModule,
+        folder: Path | None = None,
     ) -> None:
         self.run, self.command, self.module, self.data = run, command, module, data
-        self.folder = run.make_folder()
+        self.folder = run.make_folder(folder)
         metric, self.mode = data.evaluation.monitor
         self.monitor = f"val/{metric}"
         self.prints = run.predictions == "-" or (run.predictions is None and data.sources["predict"] == "-")
@@ -97,8 +105,9 @@ class Session:
         return self.folder / "checkpoints" / "last.ckpt"
 
     def _of_training(self) -> list[Callback]:
-        checkpoints = list(self.best.values())
-        return [Throughput(), PromptWatch(), RngState(), *checkpoints, FinalCheckpoint(self.last)]
+        checkpoints = [Preemption(self.last), *self.best.values(), FinalCheckpoint(self.last)]
+        guard = NumericGuard(self.folder / "bad_rows.jsonl", self.run.skip_bad_steps)
+        return [Throughput(), PromptWatch(), guard, RngState(), *checkpoints]
 
     def _checkpoint(self, name: str, metric: str) -> ModelCheckpoint:
         return ModelCheckpoint(

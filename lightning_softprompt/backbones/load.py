@@ -83,7 +83,7 @@ def load_backbone(spec: BackboneSpec) -> Backbone:
         ValueError: If there is no such backbone, or its files cannot be read.
     """
     place = located(spec)
-    family = _family(_config(place))
+    family = family_of(_config(place))
     model = _model(place, FAMILIES[family])
     return family(model, _codec(place), spec)
 
@@ -144,13 +144,14 @@ def _convert(file: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _family(config: PreTrainedConfig) -> type[Backbone]:
+def family_of(config: PreTrainedConfig) -> type[Backbone]:
+    """The family that claims a configuration."""
     return next(family for family in FAMILIES if family.claims(config))
 
 
 def _codec(place: BackboneSpec) -> Codec:
     tokenizer = from_pretrained(AutoTokenizer.from_pretrained, place)
-    return _family(_config(place)).codec_class(tokenizer, place.padding_side)
+    return family_of(_config(place)).codec_class(tokenizer, place.padding_side)
 
 
 def _config(place: BackboneSpec) -> PreTrainedConfig:

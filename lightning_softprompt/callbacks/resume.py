@@ -26,7 +26,7 @@ class RngState(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The states of all processes; all of them must call this, as they do when Lightning saves."""
-        return {"ranks": _gathered(_states())}
+        return {"ranks": gathered(_states())}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the states until training starts: setting up draws random numbers too."""
@@ -55,11 +55,12 @@ class RngState(Callback):
             _restore(self._training)
 
 
-def _gathered(states: dict[str, Any]) -> list[dict[str, Any]]:
+def gathered(own: Any) -> list[Any]:
+    """What each process has, in the order of their numbers; all of them must call this."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return [states]
-    ranks: list[dict[str, Any]] = [{}] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(ranks, states)
+        return [own]
+    ranks: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(ranks, own)
     return ranks
 
 

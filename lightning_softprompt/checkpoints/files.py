@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import struct
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,6 +24,7 @@ from lightning_softprompt.backbones.base import Backbone
 SEED = "seed"  # key of a checkpoint that says what the run's random numbers began with
 REPLICAS = "replicas"  # what the tensors of several prompts are named by, with their numbers
 BACKBONE = "backbone"  # key of a checkpoint and of a header that says what the prompt was trained on
+CHECKSUM = "checksum"  # key of a header
 
 
 @dataclass(frozen=True)
@@ -90,11 +95,17 @@ def _said(saved: Mapping[str, Any]) -> str:
 
 
 def write_prompt(path: Path, prompt: SavedPrompt) -> None:
-    """Writes safetensors, whole or not at all."""
+    """Writes safetensors, whole or not at all, with a checksum of all that is in them."""
     header = {BACKBONE: json.dumps(dict(prompt.backbone)), "method": json.dumps(dict(prompt.method))}
+    header[CHECKSUM] = _checksum(prompt.tensors, header)
     draft = path.with_suffix(".part")
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in prompt.tensors.items()}, draft, header)
     os.replace(draft, path)
+
+
+def _checksum(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
+    said = (f"{name} {text}" for name, text in sorted(header.items()) if name != CHECKSUM)
+    return sha256("\n".join([weights_identity(tensors), *said]).encode()).hexdigest()
 
 
 def read_prompt(path: Path) -> SavedPrompt:
@@ -115,6 +126,8 @@ def _read_safetensors(path: Path) -> SavedPrompt:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except SafetensorError as error:
         raise ValueError(f"{path} is no whole safetensors file: {error}") from error
+    if header.get(CHECKSUM, fresh := _checksum(tensors, header)) != fresh:
+        raise ValueError(f"{path} is no whole safetensors file: what is in it is not what its checksum was made of")
     if BACKBONE not in header:
         raise ValueError(f"{path} does not say which backbone it belongs to; it was not written by this project")
     return SavedPrompt(tensors, json.loads(header[BACKBONE]), json.loads(header["method"]))
@@ -131,15 +144,37 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """A run's checkpoint as plain values and tensors.
 
     Raises:
-        ValueError: If the file is missing, broken, or holds anything but plain values and tensors.
+        ValueError: If the file is missing, broken, or holds anything but plain values and tensors. It names a whole
+            checkpoint that lies beside it, if there is one.
     """
     if not path.is_file():
         raise ValueError(f"no checkpoint at {path}")
+    if is_zipfile(path) and (damage := damage_of(path)):
+        raise _broken(path, damage)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # bytes that are no checkpoint make the unpickler raise almost anything
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path} is no whole checkpoint of plain values and tensors: {reason}") from error
+        raise _broken(path, str(error).splitlines()[0] if str(error) else type(error).__name__) from error
     if not isinstance(checkpoint, dict):
         raise ValueError(f"{path} holds a {type(checkpoint).__name__}; it was not written by this project")
     return checkpoint
+
+
+def damage_of(path: Path) -> str | None:
+    """What of a checkpoint is not as it was written; PyTorch writes checksums of its parts, and does not look at them.
+
+    None where all is as it was.
+    """
+    try:
+        with ZipFile(path) as parts:
+            wrong = parts.testzip()
+    except (BadZipFile, OSError, EOFError, ValueError, RuntimeError, zlib.error, struct.error) as error:
+        return str(error) or type(error).__name__
+    return None if wrong is None else f"{wrong} is not what its checksum was made of"
+
+
+def _broken(path: Path, reason: str) -> ValueError:
+    beside = (other for other in path.parent.glob("*.ckpt") if other != path and damage_of(other) is None)
+    whole = max(beside, key=lambda other: other.stat().st_mtime, default=None)
+    way_out = "" if whole is None else f". {whole}, of {datetime.fromtimestamp(whole.stat().st_mtime):%F %T}, is whole"
+    return ValueError(f"{path} is no whole checkpoint of plain values and tensors: {reason}{way_out}")

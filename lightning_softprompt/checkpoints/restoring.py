@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentError
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -62,7 +63,10 @@ def restored(saved: SavedPrompt, path: Path, backbone: Backbone | None = None) -
     if "_class_path" not in saved.method:
         raise ValueError(f"{path} does not say which method it is of")
     arguments = {name: value for name, value in saved.method.items() if name not in NOT_ARGUMENTS}
-    module = cast(Restored, instantiate_module(LightningModule, arguments))
+    try:
+        module = cast(Restored, instantiate_module(LightningModule, arguments))
+    except ArgumentError as error:  # such as a class that is no method, which is never called
+        raise ValueError(f"{path} does not say how it is built in a way that this version knows: {error}") from error
     if backbone is None:
         module.configure_model()
     else:

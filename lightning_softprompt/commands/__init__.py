@@ -17,6 +17,7 @@ LIGHT_COMMANDS = {
     "quickstart": "a first soft prompt, trained and tried in one go",
     "methods": "the methods: paper, where each enters, how many parameters",
     "configs": "the configuration files that ship; print or copy them",
+    "plan": "what a run would take of memory, wire and disk, and whether it fits",
     "index": "make a corpus searchable for retrieval-augmented answers, and search it",
     "analyze": "where the answers of a test went wrong, and whether another run's are better",
     "study": "runs that belong together: stages, seeds, draws, comparisons; each is done once",

@@ -1,5 +1,7 @@
+import json
 import os
 import pickle
+import struct
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,9 @@ from safetensors.torch import save_file
 
 from lightning_softprompt.checkpoints import files
 from lightning_softprompt.checkpoints.files import SavedPrompt, check_backbone, identity, read_prompt, write_prompt
+from lightning_softprompt.checkpoints.library import Library
+from lightning_softprompt.checkpoints.restoring import restored
+from lightning_softprompt.checkpoints.whole import WholeCheckpoints
 
 FAMILIES = ("llama",)
 METHOD = {"class_path": "lightning_softprompt.methods.PromptTuning", "init_args": {"length": 3}}
@@ -53,7 +58,7 @@ def test_what_is_written_is_read(prompt, file, checkpoint):
 def test_a_prompt_is_kilobytes_of_plain_safetensors(file):
     assert file.stat().st_size < 2000
     with safe_open(file, framework="pt") as opened:
-        assert set(opened.metadata()) == {"backbone", "method"}
+        assert set(opened.metadata()) == {"backbone", "method", "checksum"}
 
 
 def test_writing_replaces_the_file_whole_or_not_at_all(prompt, file, monkeypatch):
@@ -142,3 +147,93 @@ def test_a_prompt_is_bound_to_its_weights_and_not_to_their_name(backbone, load, 
     assert other.fingerprint() in str(error.value)
     with pytest.raises(ValueError, match="trained on"):
         check_backbone({}, backbone, "p")
+
+
+def test_a_bit_that_flipped_is_told_wherever_it_is(prompt, file, checkpoint):
+    """Or it changes nothing: a checkpoint has padding, a prompt the name that its checksum goes by."""
+    for path, least in ((file, 0.95), (checkpoint, 0.5)):
+        whole, told = path.read_bytes(), 0
+        places = range(0, len(whole), max(1, len(whole) // 150))
+        for place in places:
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :])
+            try:
+                saved = read_prompt(path)
+            except ValueError as error:
+                assert str(path) in str(error)  # noqa: PT017
+                told += 1
+            else:
+                assert all(torch.equal(saved.tensors[name], value) for name, value in prompt.tensors.items())
+                assert (saved.backbone, saved.method) == (prompt.backbone, METHOD)
+        assert told >= least * len(places)
+
+
+def test_a_broken_checkpoint_names_the_newest_whole_one_beside_it(checkpoint):
+    whole = checkpoint.read_bytes()
+    for age, name in enumerate(("newer.ckpt", "older.ckpt", "broken.ckpt")):
+        path = checkpoint.with_name(name)
+        path.write_bytes(whole if age < 2 else whole[:-100])
+        os.utime(path, (1e9 - age, 1e9 - age))
+    checkpoint.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"run\.ckpt is no whole .*newer\.ckpt, of 2001-09-.*, is whole"):
+        read_prompt(checkpoint)
+
+
+def test_prompts_that_were_written_without_a_checksum_are_read(prompt, tmp_path):
+    header = {"backbone": json.dumps(prompt.backbone), "method": json.dumps(METHOD)}
+    save_file(dict(prompt.tensors), tmp_path / "old.safetensors", header)
+    assert read_prompt(tmp_path / "old.safetensors").method == METHOD
+
+
+@pytest.mark.parametrize("said", [2**62, 2**63 + 8, 10**9, 90])
+def test_a_header_that_claims_too_much_is_refused(tmp_path, said):
+    header = json.dumps({"tokens": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}).encode()
+    (tmp_path / "p.safetensors").write_bytes(struct.pack("<Q", said) + header.ljust(90) + bytes(8))
+    with pytest.raises(ValueError, match="is no whole safetensors file"):
+        read_prompt(tmp_path / "p.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["subprocess.Popen", "os.mkdir", "lightning_softprompt.folders.fill"])
+@pytest.mark.parametrize("where", ["method", "optimizer", "init"])
+def test_a_file_cannot_name_what_is_run(prompt, backbone, tmp_path, kind, where):
+    attack = {
+        "class_path": kind,
+        "init_args": {"args": ["touch", str(tmp_path / "made")], "path": str(tmp_path / "made")},
+    }
+    method = {"_class_path": "lightning_softprompt.methods.PromptTuning", "length": 3}
+    given = {**attack["init_args"], "_class_path": kind} if where == "method" else {**method, where: attack}
+    write_prompt(tmp_path / "p.safetensors", SavedPrompt(prompt.tensors, prompt.backbone, given))
+    with pytest.raises(ValueError, match=r"p\.safetensors does not say how it is built"):
+        restored(read_prompt(tmp_path / "p.safetensors"), tmp_path / "p.safetensors", backbone)
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("name", ["../out", "/tmp/out", "a/b", "..", ".hidden", ""])
+def test_a_name_in_a_library_leads_nowhere_else(file, tmp_path, name):
+    with pytest.raises(ValueError, match="a name is of letters"):
+        Library(tmp_path / "library").add(name, file)
+    assert [p.name for p in tmp_path.rglob("*.safetensors")] == [file.name]
+
+
+def test_names_of_tensors_are_no_paths(prompt, backbone, tmp_path):
+    tensors = {"../../out": torch.ones(3), "tokens": torch.ones(3, 32)}
+    given = {"_class_path": "lightning_softprompt.methods.PromptTuning", "length": 3}
+    write_prompt(tmp_path / "p.safetensors", SavedPrompt(tensors, prompt.backbone, given))
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        restored(read_prompt(tmp_path / "p.safetensors"), tmp_path / "p.safetensors", backbone)
+
+
+def test_a_disk_that_is_full_leaves_the_last_checkpoint(checkpoint, monkeypatch):
+    before = checkpoint.read_bytes()
+
+    def full(value, file):
+        file.write(b"half")
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "save", full)
+        with pytest.raises(OSError, match="no space left"):
+            WholeCheckpoints().save_checkpoint({"a": 1}, checkpoint)
+    assert checkpoint.read_bytes() == before
+    assert [p.name for p in checkpoint.parent.iterdir()] == [checkpoint.name]
+    WholeCheckpoints().save_checkpoint({"a": torch.ones(3)}, checkpoint.parent / "new" / "run.ckpt")
+    assert torch.equal(torch.load(checkpoint.parent / "new" / "run.ckpt", weights_only=True)["a"], torch.ones(3))

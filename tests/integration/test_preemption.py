@@ -1,0 +1,156 @@
+"""Runs that are told to stop, in processes of their own, end with a checkpoint and go on as if nothing had been."""
+
+import csv
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+
+import matplotlib.figure  # noqa: F401 (processes that are forked have it then)
+import pytest
+import torch
+
+from lightning_softprompt.cli import main
+
+STEPS = 9  # of 6 in an epoch
+
+
+@pytest.fixture
+def fixed(tmp_path, rows, tiny_folder):
+    data = tmp_path / "data"
+    data.mkdir()
+    for split, part in {"train": rows * 4, "validation": rows}.items():
+        (data / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    return [
+        "fit", "--model=PromptTuning", "--model.length=3", "--model.prompt_dropout=0.2",
+        "--data=ClassificationDataModule", f"--data.path={data}", "--data.template={soft}{text} it is{target}",
+        '--data.labels={"negative": "bad", "neutral": "one", "positive": "good"}',
+        f"--backbone.name={tiny_folder('llama')}", f"--run.folder={tmp_path}", "--run.wandb=disabled",
+        "--trainer.max_epochs=-1", f"--trainer.max_steps={STEPS}", "--trainer.log_every_n_steps=1",
+        "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false",
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def start(tmp_path, fixed):
+    """A function that runs `softprompt fit` in a process of its own; gives its code and what it says."""
+
+    def start(experiment, *options):
+        argv = [*fixed, "--data.batch_size=4", f"--run.experiment={experiment}", *options]
+        return ended(forked(argv, tmp_path / "told"))
+
+    return start
+
+
+@pytest.fixture
+def start_two(tmp_path, fixed):
+    """The same in two processes, which find each other as those of torchrun do."""
+
+    def start(experiment, *options):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        spread = ["--trainer.strategy=ddp", "--trainer.devices=2", "--data.batch_size=2"]
+        argv = [*fixed, *spread, f"--run.experiment={experiment}", *options]
+        shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "run"}
+        ranks = [{"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": "0", "LOCAL_WORLD_SIZE": "2"} for rank in "01"]
+        return [ended(process) for process in [forked(argv, tmp_path / f"told{r['RANK']}", shared | r) for r in ranks]]
+
+    return start
+
+
+def forked(argv, told, environment=()):
+    """The number of a process that runs a command, and the file of what it says. Nothing has to be imported anew."""
+    if number := os.fork():
+        return number, told
+    os.environ.update(environment)
+    os.dup2(os.open(told, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), 2)
+    sys.stderr = os.fdopen(2, "w", buffering=1)
+    logging.getLogger("lightning_softprompt").addHandler(logging.StreamHandler(sys.stderr))  # pytest has the root's
+    code = 99
+    try:
+        code = main(argv)
+    except SystemExit as left:
+        code = left.code
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def ended(process):
+    number, told = process
+    code = os.waitstatus_to_exitcode(os.waitpid(number, 0)[1])
+    return code, told.read_text()
+
+
+def signalled(batch, name, **how):
+    arguments = {"batch": batch, "name": name, **how}
+    return f"--trainer.callbacks={json.dumps([{'class_path': 'signals.SignalAt', 'init_args': arguments}])}"
+
+
+def state(folder):
+    (path,) = folder.glob("*/checkpoints/last.ckpt")
+    return torch.load(path, weights_only=True)
+
+
+def losses(folder):
+    (path,) = folder.glob("*/metrics.csv")
+    return [row["train/loss"] for row in csv.DictReader(path.open()) if row["train/loss"]]
+
+
+def same(one, other):
+    assert one["global_step"] == other["global_step"] == STEPS
+    assert torch.equal(one["state_dict"]["tokens"], other["state_dict"]["tokens"])
+    moments = [of["optimizer_states"][0]["state"][0] for of in (one, other)]
+    assert all(torch.equal(moments[0][name], moments[1][name]) for name in moments[0])
+
+
+def test_a_run_that_was_told_to_stop_ends_as_one_that_was_not(start, tmp_path):
+    code, told = start("whole")
+    assert code == 0, told
+    for name, batch, wanted in (("SIGTERM", 2, 143), ("SIGUSR1", 5, 143), ("SIGINT", 0, 130)):
+        code, told = start(name, "--ckpt_path=last", signalled(batch, name))
+        assert code == wanted, told
+        assert "no checkpoint yet, so a new run begins" in told
+        assert f"stopped at optimizer step {batch + 1}, as asked; to go on: --ckpt_path" in told
+        assert "Traceback" not in told
+        assert state(tmp_path / name)["global_step"] == batch + 1
+        code, told = start(name, "--ckpt_path=last")
+        assert code == 0, told
+        same(state(tmp_path / name), state(tmp_path / "whole"))
+        assert losses(tmp_path / name) == losses(tmp_path / "whole")  # in one folder
+
+
+def test_gradients_that_are_being_added_up_are_not_lost(start, tmp_path):
+    added = "--trainer.accumulate_grad_batches=2"
+    for name, options in (("whole", []), ("half", [signalled(2, "SIGTERM")])):
+        assert start(name, added, *options)[0] == (143 if options else 0)
+    assert state(tmp_path / "half")["global_step"] == 2
+    assert start("half", added, "--ckpt_path=last")[0] == 0
+    same(state(tmp_path / "half"), state(tmp_path / "whole"))
+
+
+def test_a_second_interrupt_stops_at_once(start, tmp_path):
+    code, _ = start("twice", signalled(2, "SIGINT", times=2))
+    assert code == -signal.SIGINT
+    assert not list(tmp_path.glob("twice/**/*.ckpt"))
+
+
+def test_two_processes_agree_on_the_step_whichever_is_told(start_two, tmp_path):
+    assert [code for code, _ in start_two("whole")] == [0, 0]
+    for rank in (0, 1):
+        name = f"told_{rank}"
+        stopped = start_two(name, signalled(2, "SIGTERM", rank=rank))
+        assert [code for code, _ in stopped] == [143, 143], stopped
+        assert state(tmp_path / name)["global_step"] == 3
+        again = start_two(name, "--ckpt_path=last")
+        assert [code for code, _ in again] == [0, 0], again
+        same(state(tmp_path / name), state(tmp_path / "whole"))
+
+
+def test_last_wants_a_run_where_nothing_is_trained(fixed, tmp_path, capsys):
+    given = [option for option in fixed[1:] if not option.startswith("--trainer.max")]
+    assert main(["test", *given, "--run.experiment=none", "--ckpt_path=last"]) == 2
+    assert f"no run in {tmp_path / 'none'} has a checkpoint yet" in capsys.readouterr().err

@@ -1,0 +1,148 @@
+import json
+from functools import partial
+
+import pytest
+import torch
+from transformers import GPT2Config, LlamaConfig, T5Config
+
+from lightning_softprompt.backbones.base import BackboneSpec
+from lightning_softprompt.backbones.hollow import hollow, twin
+from lightning_softprompt.cli import main
+from lightning_softprompt.commands import CommandError
+from lightning_softprompt.commands import plan as command
+from lightning_softprompt.methods import DPT, IDPG, PrefixTuning, PromptTuning, PTuning
+from lightning_softprompt.planning import Load, made_rows, plan
+from lightning_softprompt.run import last_folder
+
+CONFIGS = {
+    "llama": LlamaConfig(
+        vocab_size=600, hidden_size=128, intermediate_size=320, num_hidden_layers=5, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=256,
+    ),
+    "gpt2": GPT2Config(vocab_size=600, n_embd=128, n_layer=5, n_head=4, n_positions=256),
+    "t5": T5Config(vocab_size=600, d_model=128, d_kv=32, d_ff=256, num_layers=4, num_heads=4, decoder_start_token_id=0),
+}  # fmt: skip
+METHODS = {"prompt": (PromptTuning, {"length": 7}), "prefix": (PrefixTuning, {"length": 5, "width": 16})}
+ROWS, TOKENS = 7, 90
+
+
+@pytest.fixture
+def spec(tmp_path):
+    """A function from a family to a backbone of which there is nothing but config.json."""
+
+    def spec(family, **options):
+        CONFIGS[family].save_pretrained(tmp_path / family)
+        assert [path.name for path in (tmp_path / family).glob("*.json") if path.name == "config.json"]
+        return BackboneSpec(name=str(tmp_path / family), **options)
+
+    return spec
+
+
+def measured(step):
+    """Bytes of distinct storages that a step keeps, those of weights left out, and the step's result."""
+    kept = {}
+
+    def keep(tensor):
+        if not tensor.is_leaf or tensor.requires_grad:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = step()
+    return sum(kept.values()), result
+
+
+CASES = [(family, method, "float32") for family in CONFIGS for method in METHODS] + [("llama", "prompt", "bfloat16")]
+
+
+@pytest.mark.parametrize(("family", "name", "dtype"), CASES)
+def test_what_a_step_keeps_is_within_a_quarter_of_what_is_measured(spec, family, name, dtype):
+    place, (cls, arguments) = spec(family, dtype=dtype), METHODS[name]
+    backbone = twin(CONFIGS[family], place, 1, CONFIGS[family].num_hidden_layers)
+    method = cls(backbone=place, **arguments)
+    method.attach(backbone)
+    batch = made_rows(backbone, ROWS, TOKENS)
+    with torch.no_grad():
+        method.step(batch)
+    kept, _ = measured(lambda: method.step(batch)["loss"])
+    tokens = int(batch.mask.sum()) // ROWS
+    found = plan(cls(backbone=place, **arguments), place, Load(ROWS, tokens, batch.targets.shape[1]))
+    weights = sum(p.numel() * p.element_size() for p in backbone.parameters())
+    assert found.training["kept for the backward pass"] == pytest.approx(kept, rel=0.25)
+    assert found.trainable == sum(p.numel() for p in method.parameters() if p.requires_grad)
+    assert found.training["frozen weights"] == pytest.approx(weights, rel=0.3)  # the real one has fewer words
+    assert found.frozen == sum(p.numel() for p in hollow(CONFIGS[family], place).parameters())
+
+
+@pytest.mark.parametrize("cls", [PTuning, DPT, IDPG])
+def test_other_methods_are_counted_too(spec, cls):
+    place = spec("llama")
+    found = plan(cls(backbone=place), place, Load(2, 30))
+    method = cls(backbone=place)
+    method.attach(hollow(CONFIGS["llama"], place))
+    assert found.trainable == sum(p.numel() for p in method.parameters() if p.requires_grad) > 0
+
+
+def test_optimizers_devices_replicas_and_recomputed_layers_count(spec):
+    place = spec("llama")
+    one = plan(PromptTuning(backbone=place, length=10), place, Load(4, 60))
+    assert one.training["optimizer"] == 2 * one.training["prompt"] == 2 * 4 * 10 * 128
+    plain = PromptTuning(backbone=place, optimizer=partial(torch.optim.SGD, lr=0.1))
+    assert plan(plain, place, Load(4, 60)).training["optimizer"] == 0
+    four = plan(PromptTuning(backbone=place, length=10), place, Load(4, 60, devices=4))
+    assert four.wire == {"gradients": round(1.5 * one.training["prompt"])}
+    assert four.start == one.training["frozen weights"] + one.training["prompt"]
+    sharded = plan(PromptTuning(backbone=place, length=10), place, Load(4, 60, devices=4, sharded=True))
+    assert sharded.wire["weights"] == round(1.5 * one.training["frozen weights"])
+    assert one.training["frozen weights"] / 4 < sharded.training["frozen weights"] < one.training["frozen weights"]
+    three = plan(PromptTuning(backbone=place, length=10), place, Load(4, 60, replicas=3))
+    assert three.trainable == 3 * one.trainable
+    again = spec("llama", checkpointing=True)
+    less = plan(PromptTuning(backbone=again, length=10), again, Load(4, 60))
+    assert less.training["kept for the backward pass"] == 5 * (4 * 60 + 10) * 128 * 4
+    assert less.peak < one.peak
+
+
+GIVEN = ["--model=PromptTuning", "--model.length=100", "--data=ClassificationDataModule", "--data.labels=[bad, good]",
+         "--data.template={soft}{text} is{target}", "--data.path=nowhere", "--backbone.dtype=bfloat16"]  # fmt: skip
+SEVENTY = "--shape=80,8192,28672,64,8,128256"
+
+
+def test_a_run_of_seventy_billions_is_refused_where_it_cannot_fit(capsys):
+    few = ["--data.max_tokens=128", "--data.batch_size=8", "--trainer.precision=bf16-mixed", "--json"]
+    assert command.main([SEVENTY, *GIVEN, *few, "--memory=80"]) == 1
+    said = capsys.readouterr()
+    alone = json.loads(said.out)
+    assert said.err.startswith("does not fit: ")
+    assert alone["frozen"] == 70_553_706_496
+    assert alone["training"]["frozen weights"] == 2 * alone["frozen"]
+    assert alone["trainable"] == 100 * 8192
+    assert command.main([SEVENTY, *GIVEN, *few, "--memory=80", "--devices=8", "--sharding=fsdp"]) == 0
+    shared = json.loads(capsys.readouterr().out)
+    assert shared["peak"] < 60 * 2**30
+    assert shared["wire"]["weights"] == round(2 * 7 / 8 * 2 * alone["frozen"])
+
+
+def test_numbers_that_are_no_shape_are_refused():
+    with pytest.raises(CommandError, match="layers,hidden,intermediate,heads,kv_heads,vocabulary as whole numbers"):
+        command.main(["--shape=80,8192", *GIVEN])
+
+
+def test_the_plan_of_a_run_is_what_its_checkpoint_takes(tmp_path, rows, tiny_folder, capsys):
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows * 3))
+    options = [
+        "--model=PromptTuning", "--model.length=20", f"--backbone.name={tiny_folder('llama')}",
+        "--data=ClassificationDataModule", f"--data.train={tmp_path / 'train.jsonl'}", "--data.max_tokens=20",
+        '--data.labels={"negative": "bad", "neutral": "one", "positive": "good"}', "--data.batch_size=2",
+        "--data.template={soft}{text} it is{target}", "--trainer.accelerator=cpu", "--run.wandb=disabled",
+    ]  # fmt: skip
+    assert command.main(options) == 0
+    told = capsys.readouterr().out
+    assert "640 parameters are trained" in told
+    assert "kept for the backward pass" in told
+    assert command.main([*options, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    limits = ["--trainer.max_steps=2", "--trainer.enable_progress_bar=false", f"--run.folder={tmp_path / 'runs'}"]
+    assert main(["fit", *options, *limits]) == 0
+    size = (last_folder() / "checkpoints" / "last.ckpt").stat().st_size
+    assert found["checkpoint"] == pytest.approx(size, rel=0.25)
