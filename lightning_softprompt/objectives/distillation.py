@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import final
@@ -107,7 +107,7 @@ class Distillation(Objective):
         rows, kind = enumerate(lm.backbone.codec.unpack(batch)), batch.targets.device.type
         way = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         # A row's are those of its first batch, of all of it: a run that goes on finds what it would have computed.
-        kept = [teacher.answers.get(digest(row, way), lambda b=b: answer()[b]) for b, row in rows]
+        kept = [teacher.answers.get(digest(row, way), partial(one_of, answer, b)) for b, row in rows]
         return torch.cat([one.to(batch.targets.device) for one in kept])
 
     def _teacher(self, task: int, backbone: Backbone) -> Teacher:
@@ -121,6 +121,11 @@ class Distillation(Objective):
     @cached_property
     def _loaded(self) -> dict[int, Teacher]:
         return {}
+
+
+def one_of(answer: Callable[[], list[Tensor]], row: int) -> Tensor:
+    """That of a row, once all are there."""
+    return answer()[row]
 
 
 def digest(*said: object) -> str:

@@ -33,7 +33,7 @@ def read_study(path: Path, folder: Path | None = None, options: Sequence[str] = 
     if not isinstance(said, dict) or set(said) - set(known):
         raise ValueError(f"{path} must be a mapping with some of {known}, got {list(said)}")
     place = folder or Path(said.pop("folder", Path("studies", path.stem)))
-    given = {name: value or {} for name, value in said.items()}
+    given: dict[str, Any] = {name: value or {} for name, value in said.items()}
     given |= {noun: combinations(given[noun]) for noun in ("compare", "repeat") if noun in given}
     for noun in ("stages", "tests"):
         if noun in given:
