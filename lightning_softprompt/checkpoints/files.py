@@ -25,6 +25,7 @@ SEED = "seed"  # key of a checkpoint that says what the run's random numbers beg
 REPLICAS = "replicas"  # what the tensors of several prompts are named by, with their numbers
 BACKBONE = "backbone"  # key of a checkpoint and of a header that says what the prompt was trained on
 CHECKSUM = "checksum"  # key of a header
+FOLDER = 0x10  # what marks a folder in an archive; of a part that is so marked PyTorch reads nothing, and says nothing
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise ValueError(f"no checkpoint at {path}")
-    if is_zipfile(path) and (damage := damage_of(path)):
+    if _is_archive(path) and (damage := damage_of(path)):
         raise _broken(path, damage)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
@@ -160,6 +161,13 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
+def _is_archive(path: Path) -> bool:
+    try:
+        return is_zipfile(path)
+    except BadZipFile:  # a broken one
+        return True
+
+
 def damage_of(path: Path) -> str | None:
     """What of a checkpoint is not as it was written; PyTorch writes checksums of its parts, and does not look at them.
 
@@ -167,10 +175,11 @@ def damage_of(path: Path) -> str | None:
     """
     try:
         with ZipFile(path) as parts:
-            wrong = parts.testzip()
+            folders = (part.filename for part in parts.infolist() if part.external_attr & FOLDER)
+            wrong = parts.testzip() or next(folders, None)
     except (BadZipFile, OSError, EOFError, ValueError, RuntimeError, zlib.error, struct.error) as error:
         return str(error) or type(error).__name__
-    return None if wrong is None else f"{wrong} is not what its checksum was made of"
+    return None if wrong is None else f"{wrong} is not what was written"
 
 
 def _broken(path: Path, reason: str) -> ValueError:
