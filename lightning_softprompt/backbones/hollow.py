@@ -57,7 +57,7 @@ def hollow(config: PreTrainedConfig, spec: BackboneSpec) -> Backbone:
 
 
 def twin(config: PreTrainedConfig, spec: BackboneSpec, by: int, layers: int) -> Backbone:
-    """A backbone of random weights so many times narrower, with so many layers and room for any prompt: heads keep their size."""
+    """A backbone of random weights so many times narrower, with room for any prompt; heads keep their size."""
     narrow = deepcopy(config)
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     for name, value in sizes(config, WIDTHS).items():
