@@ -23,7 +23,7 @@ from lightning_softprompt.template import Template
 from lightning_softprompt.types import Batch
 
 FLOAT = 4  # bytes of what is trained
-BOOKS = 48 * 1024  # bytes of a checkpoint that are no numbers of the prompt, most of them states of random numbers
+BOOKS = 28 * 1024  # bytes of a checkpoint that are no numbers of the prompt, most of them states of random numbers
 SHORT, LONG = 24, 48  # tokens of the rows that a twin runs
 
 
@@ -117,7 +117,7 @@ def plan(module: SoftPromptModule, spec: BackboneSpec, load: Load) -> Plan:
 
 
 def attached(module: SoftPromptModule, backbone: Backbone) -> SoftPromptModule:
-    """A copy of the method on a backbone; without a readout where its words are none of a tokenizer that reads bytes."""
+    """A copy of the method on a backbone; without a readout where a tokenizer of bytes has none of its words."""
     method = deepcopy(module)
     try:
         method.attach(backbone)

@@ -73,7 +73,7 @@ def new_name() -> str:
 
 def _of_rank_zero(name: str) -> str:
     """What the first process would have taken; asked over the store by which torchrun's processes find each other."""
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     first, hosted = os.environ["RANK"] == "0", os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])

@@ -12,7 +12,7 @@ from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile, ZipFile, is_zipfile
+from zipfile import BadZipFile, ZipFile, ZipInfo
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,7 +25,6 @@ SEED = "seed"  # key of a checkpoint that says what the run's random numbers beg
 REPLICAS = "replicas"  # what the tensors of several prompts are named by, with their numbers
 BACKBONE = "backbone"  # key of a checkpoint and of a header that says what the prompt was trained on
 CHECKSUM = "checksum"  # key of a header
-FOLDER = 0x10  # what marks a folder in an archive; of a part that is so marked PyTorch reads nothing, and says nothing
 
 
 @dataclass(frozen=True)
@@ -150,7 +149,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise ValueError(f"no checkpoint at {path}")
-    if _is_archive(path) and (damage := damage_of(path)):
+    if _starts(path) == b"PK" and (damage := damage_of(path)):
         raise _broken(path, damage)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
@@ -161,13 +160,6 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def _is_archive(path: Path) -> bool:
-    try:
-        return is_zipfile(path)
-    except BadZipFile:  # a broken one
-        return True
-
-
 def damage_of(path: Path) -> str | None:
     """What of a checkpoint is not as it was written; PyTorch writes checksums of its parts, and does not look at them.
 
@@ -175,11 +167,23 @@ def damage_of(path: Path) -> str | None:
     """
     try:
         with ZipFile(path) as parts:
-            folders = (part.filename for part in parts.infolist() if part.external_attr & FOLDER)
-            wrong = parts.testzip() or next(folders, None)
+            odd = next((part.filename for part in parts.infolist() if _is_odd(part)), None)
+            wrong = None if odd else parts.testzip()
     except (BadZipFile, OSError, EOFError, ValueError, RuntimeError, zlib.error, struct.error) as error:
         return str(error) or type(error).__name__
-    return None if wrong is None else f"{wrong} is not what was written"
+    if odd:
+        return f"{odd} is told of as PyTorch never does"
+    return None if wrong is None else f"{wrong} is not what its checksum was made of"
+
+
+def _is_odd(part: ZipInfo) -> bool:
+    """PyTorch packs nothing, and what is marked as a folder it reads as nothing, without an error."""
+    return bool(part.external_attr or part.compress_type or part.compress_size != part.file_size)
+
+
+def _starts(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(2)
 
 
 def _broken(path: Path, reason: str) -> ValueError:

@@ -1,6 +1,7 @@
 import json
 import os
 import pickle
+import re
 import struct
 from pathlib import Path
 
@@ -165,6 +166,15 @@ def test_a_bit_that_flipped_is_told_wherever_it_is(prompt, file, checkpoint):
                 assert all(torch.equal(saved.tensors[name], value) for name, value in prompt.tensors.items())
                 assert (saved.backbone, saved.method) == (prompt.backbone, METHOD)
         assert told >= least * len(places)
+
+
+def test_a_part_that_is_called_a_folder_is_not_read_as_nothing(checkpoint):
+    whole = bytearray(checkpoint.read_bytes())
+    (place,) = [m.start() for m in re.finditer(rb"PK\x01\x02.{42}\w+/data/0", bytes(whole), re.DOTALL)]
+    whole[place + 38] ^= 16
+    checkpoint.write_bytes(whole)
+    with pytest.raises(ValueError, match="data/0 is told of as PyTorch never does"):
+        read_prompt(checkpoint)
 
 
 def test_a_broken_checkpoint_names_the_newest_whole_one_beside_it(checkpoint):
