@@ -173,7 +173,7 @@ class Showing:
         if absent := [name for name in asked.gold if not self._by_document.get(name)]:
             raise ValueError(
                 f"the gold document {absent[0]!r} has no passage in {self._index_folder}: it is not in the corpus, or "
-                f"another document has the same content"
+                f"has no words"
             )
         rows = [row for name in asked.gold for row in self._by_document[name]]
         return (Candidate(self._passages[row], None) for row in rows)
@@ -205,7 +205,8 @@ class Showing:
 
     @cached_property
     def _by_document(self) -> dict[str, list[int]]:
-        return self._passages.by_document()
+        assert self.retriever is not None, "checked above"
+        return self._passages.by_document(self.retriever.index.manifest.settings)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_by_document"}

@@ -24,6 +24,7 @@ from lightning_softprompt.retrieval.documents import (
     Passage,
     content_digest,
 )
+from lightning_softprompt.retrieval.settings import IndexSettings
 
 LINES, PLACES, PASSAGES, DIGESTS = "documents.jsonl", "documents.npy", "passages.npy", "digests.npy"
 KEPT = 256  # documents
@@ -149,9 +150,14 @@ class Passages:
         """The row of each content."""
         return {digest.tobytes(): row for row, digest in enumerate(self.digests)}
 
-    def by_document(self) -> dict[str, list[int]]:
-        """The rows of each document's passages, in turn; none where other documents have all its content."""
+    def by_document(self, settings: IndexSettings) -> dict[str, list[int]]:
+        """The rows of each document's passages, in turn; where it has none of its own, those of the same content."""
         rows: list[list[int]] = [[] for _ in range(len(self.texts))]
         for row, number in enumerate(self.rows[:, 0].tolist()):
             rows[number].append(row)
+        if not all(rows):
+            known, cutting = self.by_digest(), settings.cutting()
+            for document, own in zip(self.texts, rows, strict=True):
+                digests = [] if own else [content_digest(p.searched) for p in passages_of(document, cutting)]
+                own += [known[digest] for digest in digests]
         return {document.id: own for document, own in zip(self.texts, rows, strict=True)}
