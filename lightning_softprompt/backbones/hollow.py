@@ -21,10 +21,11 @@ from lightning_softprompt.backbones.base import Backbone, BackboneSpec
 from lightning_softprompt.backbones.codec import Codec
 from lightning_softprompt.backbones.load import FAMILIES, family_of, from_pretrained, load_codec, located
 
-HEADS = ("num_attention_heads", "num_key_value_heads", "n_head", "num_heads", "encoder_attention_heads")
-HEADS += ("decoder_attention_heads",)
-WIDTHS = ("hidden_size", "intermediate_size", "n_embd", "n_inner", "d_model", "d_ff", "encoder_ffn_dim")
-WIDTHS += ("decoder_ffn_dim", *HEADS)
+WIDTHS = (
+    *("hidden_size", "intermediate_size", "n_embd", "n_inner", "d_model", "d_ff", "encoder_ffn_dim", "decoder_ffn_dim"),
+    *("num_attention_heads", "num_key_value_heads", "n_head", "num_heads"),
+    *("encoder_attention_heads", "decoder_attention_heads"),
+)
 DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers")
 WINDOWS = ("max_position_embeddings", "n_positions")
 SPECIAL = ["<pad>", "<s>", "</s>", "<mask>"]
