@@ -33,13 +33,13 @@ def read_study(path: Path, folder: Path | None = None, options: Sequence[str] = 
     if not isinstance(said, dict) or set(said) - set(known):
         raise ValueError(f"{path} must be a mapping with some of {known}, got {list(said)}")
     place = folder or Path(said.pop("folder", Path("studies", path.stem)))
-    given = {name: value or {} for name, value in said.items()}
+    given: dict[str, Any] = {name: value or {} for name, value in said.items()}
     given |= {noun: combinations(given[noun]) for noun in ("compare", "repeat") if noun in given}
     for noun in ("stages", "tests"):
         if noun in given:
             given[noun] = {str(name): own or {} for name, own in given[noun].items()}
-    common = {**given.pop("common", {}), **as_options(options)}
-    return Study(**{**given, "folder": place, "common": common})
+    given["common"] = {**given.get("common", {}), **as_options(options)}
+    return Study(folder=place, **given)
 
 
 def combinations(given: Any) -> list[Options]:
