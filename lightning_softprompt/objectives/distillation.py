@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from hashlib import blake2b
@@ -106,8 +106,12 @@ class Distillation(Objective):
             return torch.cat(answer())
         rows, kind = enumerate(lm.backbone.codec.unpack(batch)), batch.targets.device.type
         way = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
+        def of_row(b: int) -> Tensor:
+            return answer()[b]
+
         # A row's are those of its first batch, of all of it: a run that goes on finds what it would have computed.
-        kept = [teacher.answers.get(digest(row, way), partial(one_of, answer, b)) for b, row in rows]
+        kept = [teacher.answers.get(digest(row, way), partial(of_row, b)) for b, row in rows]
         return torch.cat([one.to(batch.targets.device) for one in kept])
 
     def _teacher(self, task: int, backbone: Backbone) -> Teacher:
@@ -121,11 +125,6 @@ class Distillation(Objective):
     @cached_property
     def _loaded(self) -> dict[int, Teacher]:
         return {}
-
-
-def one_of(answer: Callable[[], list[Tensor]], row: int) -> Tensor:
-    """That of a row, once all are there."""
-    return answer()[row]
 
 
 def digest(*said: object) -> str:

@@ -38,8 +38,8 @@ def read_study(path: Path, folder: Path | None = None, options: Sequence[str] = 
     for noun in ("stages", "tests"):
         if noun in given:
             given[noun] = {str(name): own or {} for name, own in given[noun].items()}
-    common = {**given.pop("common", {}), **as_options(options)}
-    return Study(**{**given, "folder": place, "common": common})
+    given["common"] = {**given.get("common", {}), **as_options(options)}
+    return Study(folder=place, **given)
 
 
 def combinations(given: Any) -> list[Options]:
