@@ -37,17 +37,33 @@ def documents(folder):
     return folder
 
 
+def questions(folder):
+    """A folder of questions and of the documents that answer them."""
+    folder.mkdir()
+    row = {"question": "What is broken?", "answers": ["the lamp"], "positive_ids": ["hall"]}
+    for split in ("train", "validation", "test"):
+        (folder / f"{split}.jsonl").write_text(f"{json.dumps(row)}\n" * 4)
+    corpus = [
+        {"id": "hall", "title": "", "text": DOCUMENT},
+        {"id": "yard", "title": "", "text": "A dog barks."},
+    ]
+    (folder / "corpus.jsonl").write_text("".join(f"{json.dumps(document)}\n" for document in corpus))
+    return folder
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_the_commands_run_one_after_the_other(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     texts = documents(tmp_path / "texts")
     named = {"PATH/TO/scitldr": texts, "documents.jsonl": texts / "documents.jsonl"}
+    named |= {"QUESTIONS": questions(tmp_path / "questions"), "indexes/mine": tmp_path / "index"}
     trained, said = None, []
     for command in commands():
         words = shlex.split(command)[1:]
         words = [str(named.get(word, word)) for word in words]
         words = [str(movie_sentences()) if word == "PATH/TO/sst2" else word for word in words]
-        words = [word.replace("runs/default/TIME-ID", str(trained)) for word in words]
+        words = [re.sub("runs/[a-z]+/TIME-ID", str(trained), word) for word in words]
         if words[-2:] == ["--data.predict", "-"]:
             path = tmp_path / "input.txt"
             path.write_text('{"text": "A joyless, endless film."}\n')
