@@ -186,30 +186,26 @@ def interval(values: Sequence[float]) -> str:
 
 
 def draw(records: Sequence[dict[str, Any]], path: Path) -> None:
-    """Accuracy against parameters, a panel for each task."""
+    """Accuracy of the methods by number of parameters, a panel for each task."""
     from matplotlib.figure import Figure
 
     tasks = [task for task in TASKS if any(r["task"] == task for r in records)]
-    figure = Figure(figsize=(5.5 * len(tasks), 4.5), layout="constrained")
-    for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
-        for record in (r for r in records if r["task"] == task and r["parameters"]):
+    trained = sorted((r for r in records if r["parameters"]), key=lambda r: r["parameters"])
+    sizes = {r["method"]: r["parameters"] for r in reversed(trained)}
+    names = list(reversed(sizes))
+    figure = Figure(figsize=(2 + 2.6 * len(tasks), 0.6 + 0.28 * len(names)), layout="constrained")
+    for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False, sharey=True)[0], tasks, strict=True):
+        for record in (r for r in trained if r["task"] == task):
             mean, half = student(list(record["accuracy"]))
-            axes.errorbar(record["parameters"], mean, yerr=half, fmt="o", color="#1f4e8c", ecolor="#8fb3d9")
-            axes.annotate(
-                record["method"], (record["parameters"], mean), fontsize=7, xytext=(4, 3), textcoords="offset points"
-            )
+            place = names.index(record["method"])
+            axes.errorbar(mean, place, xerr=half, fmt="o", color="#1f4e8c", ecolor="#8fb3d9")
         for record in (r for r in records if r["task"] == task and not r["parameters"]):
-            axes.axhline(
-                record["accuracy"][0],
-                color="#d1495b",
-                linewidth=1,
-                linestyle="-" if record["method"] == "bare" else ":",
-            )
-        axes.set_xscale("log")
+            style = "-" if record["method"] == "bare" else ":"
+            axes.axvline(record["accuracy"][0], color="#d1495b", linewidth=1, linestyle=style)
         axes.set_title(task)
-        axes.set_xlabel("parameters")
+        axes.set_xlabel("test accuracy")
         axes.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].set_ylabel("test accuracy (bare: line, in context: dots)")
+    figure.axes[0].set_yticks(range(len(names)), [f"{name}, {sizes[name]:,}" for name in names])
     figure.savefig(path, dpi=120)
 
 
