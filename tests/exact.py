@@ -1,5 +1,6 @@
 """What the tests of exactness share: batches run in float64, where no loose bound hides a fault."""
 
+import torch
 from torch.nn.functional import cross_entropy
 
 from lightning_softprompt.template import Template
@@ -32,3 +33,17 @@ def loss_and_gradients(backbone, batch, tokens, shift=None):
 
 def rms_norm(module, hidden):
     return module.weight * hidden * (hidden.pow(2).mean(-1, keepdim=True) + module.variance_epsilon).rsqrt()
+
+
+def kept_by(step):
+    """Bytes of distinct storages that a step keeps, those of weights left out, and the step's result."""
+    kept = {}
+
+    def keep(tensor):
+        if not tensor.is_leaf or tensor.requires_grad:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = step()
+    return sum(kept.values()), result

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from exact import TEMPLATES, batch_of, loss_and_gradients
+from exact import TEMPLATES, batch_of, kept_by, loss_and_gradients
 
 from lightning_softprompt.backbones.packing import pack
 from lightning_softprompt.backbones.paths import Packed, Padded, TwoPass
@@ -115,25 +115,11 @@ def test_a_packed_step_computes_what_the_tokens_that_differ_cost(pair):
     assert counts[0] / counts[1] < 1.05 * tokens_run / spliced.numel() + 0.05
 
 
-def kept_bytes(step):
-    """Bytes of distinct storages that a step keeps for its backward pass, those of weights left out."""
-    kept = {}
-
-    def keep(tensor):
-        if not tensor.is_leaf or tensor.requires_grad:
-            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        step()
-    return sum(kept.values())
-
-
 def test_a_packed_step_keeps_what_the_tokens_that_differ_take(pair):
     batch = batch_of(pair[0], TEMPLATES["front"], ["the movie was great"] * 7 + ["what ?"])
     tokens = torch.randn(1, 20, pair[0].hidden_size, dtype=torch.float64)
     pair[0](batch)
-    packed, padded = (kept_bytes(lambda b=backbone: loss_and_gradients(b, batch, tokens)) for backbone in pair)
+    packed, padded = (kept_by(lambda b=backbone: loss_and_gradients(b, batch, tokens))[0] for backbone in pair)
     assert packed < 0.4 * padded
 
 

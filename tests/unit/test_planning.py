@@ -3,6 +3,7 @@ from functools import partial
 
 import pytest
 import torch
+from exact import kept_by
 from transformers import GPT2Config, LlamaConfig, T5Config
 
 from lightning_softprompt.backbones.base import BackboneSpec
@@ -38,20 +39,6 @@ def spec(tmp_path):
     return spec
 
 
-def measured(step):
-    """Bytes of distinct storages that a step keeps, those of weights left out, and the step's result."""
-    kept = {}
-
-    def keep(tensor):
-        if not tensor.is_leaf or tensor.requires_grad:
-            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        result = step()
-    return sum(kept.values()), result
-
-
 CASES = [(family, method, "float32") for family in CONFIGS for method in METHODS] + [("llama", "prompt", "bfloat16")]
 
 
@@ -64,7 +51,7 @@ def test_what_a_step_keeps_is_within_a_quarter_of_what_is_measured(spec, family,
     batch = made_rows(backbone, ROWS, TOKENS)
     with torch.no_grad():
         method.step(batch)
-    kept, _ = measured(lambda: method.step(batch)["loss"])
+    kept, _ = kept_by(lambda: method.step(batch)["loss"])
     tokens = int(batch.mask.sum()) // ROWS
     found = plan(cls(backbone=place, **arguments), place, Load(ROWS, tokens, batch.targets.shape[1]))
     weights = sum(p.numel() * p.element_size() for p in backbone.parameters())
