@@ -109,16 +109,16 @@ class PackedAttention(torch.autograd.Function):
         """The output, shaped as the query."""
         h = packing.head
         keys = Keys.of(key, value, past_key, past_value, packing)
-        rows = zip(unpacked(query[:, :, h:], packing), *keys.own, strict=True)
-        each = [attend(parts, keys.own_mask is None, scale, keys.own_mask) for parts in rows]
+        rows = zip(unpacked(query[:, :, h:], packing), *keys.own, packing.own_masks, strict=True)
+        each = [attend(parts, mask is None, scale, mask) for *parts, mask in rows]
         out = repacked([o for o, _ in each], packing)
         lse = repacked([own[..., None] for _, own in each], packing)[..., 0]
-        if keys.shared[0].shape[2]:
+        if keys.apart:
             seen, seen_lse = attend([folded(query[:, :, h:], key), *keys.shared], False, scale)
             out, lse = merged(out, lse, seen.reshape(out.shape), seen_lse.reshape(lse.shape))
         head: tuple[Tensor, ...] = ()
         if h:
-            head = attend([query[:, :, :h], *keys.shared], keys.head_mask is None, scale, keys.head_mask)
+            head = attend([query[:, :, :h], *keys.shared], packing.head_mask is None, scale, packing.head_mask)
         ctx.save_for_backward(query, key, value, past_key, past_value, out, lse, *head)
         ctx.packing, ctx.scale = packing, scale
         return torch.cat([*head[:1], out], dim=2)
@@ -132,19 +132,19 @@ class PackedAttention(torch.autograd.Function):
         keys = Keys.of(key, value, past_key, past_value, packing)
         tensors = [unpacked(query[:, :, h:], packing), *keys.own, unpacked(out, packing)]
         padded = [own[..., 0] for own in unpacked(lse[..., None], packing, NEVER)]
-        rows = zip(unpacked(grad[:, :, h:], packing, 0.0), *tensors, padded, strict=True)
-        each = [attend_backward(g, parts, keys.own_mask is None, scale, keys.own_mask) for g, *parts in rows]
+        rows = zip(unpacked(grad[:, :, h:], packing, 0.0), *tensors, padded, packing.own_masks, strict=True)
+        each = [attend_backward(g, parts, mask is None, scale, mask) for g, *parts, mask in rows]
         of_own = [list(of) for of in zip(*each, strict=True)]  # by query, key and value
         of_query = [repacked(of_own[0], packing)]
         of_shared = [torch.zeros_like(t) for t in keys.shared]
-        if keys.shared[0].shape[2]:
+        if keys.apart:
             long, *rest = (folded(t, key) for t in (grad[:, :, h:], query[:, :, h:], out))
             parts = [rest[0], *keys.shared, rest[1], lse.reshape(rest[0].shape[:3])]
             of_seen, *of_shared = attend_backward(long, parts, False, scale)
             of_query = [of_query[0] + of_seen.reshape(of_query[0].shape)]
         if h:
             parts = [query[:, :, :h], *keys.shared, *head]
-            of_head = attend_backward(grad[:, :, :h], parts, keys.head_mask is None, scale, keys.head_mask)
+            of_head = attend_backward(grad[:, :, :h], parts, packing.head_mask is None, scale, packing.head_mask)
             of_query = [of_head[0], *of_query]
             of_shared = [a + b for a, b in zip(of_shared, of_head[1:], strict=True)]
         return torch.cat(of_query, dim=2), *keys.back(of_shared, of_own[1:]), None, None
@@ -156,7 +156,8 @@ class Keys:
 
     Args:
         shared: [1, N, C + head, D] each: what all rows see.
-        own: [B, N, C + n, D] each by group of rows: what each row has to itself.
+        own: [B, N, C + n, D] each by group of rows: what each row has to itself; behind a copy of `shared`, where that
+            is short.
         packing: How the rows lie.
         past: Tokens of the past, C.
     """
@@ -174,27 +175,26 @@ class Keys:
         h = packing.head
         shared = [key[:, :, :h], value[:, :, :h]]
         own = [unpacked(t[:, :, h:], packing) for t in (key, value)]
-        if past_key is None or past_value is None or packing.past is None:
-            return cls(shared, own, packing, 0)
-        before = [past_key.to(key.dtype), past_value.to(value.dtype)]
-        parts = shared if packing.past.shared else [rows for (rows,) in own]
-        parts = [torch.cat(pair, dim=2) for pair in zip(before, parts, strict=True)]
-        shared, own = (parts, own) if packing.past.shared else (shared, [[rows] for rows in parts])
-        return cls(shared, own, packing, past_key.shape[2])
+        past = 0
+        if past_key is not None and past_value is not None and packing.past is not None:
+            before, past = [past_key.to(key.dtype), past_value.to(value.dtype)], past_key.shape[2]
+            parts = shared if packing.past.shared else [rows for (rows,) in own]
+            parts = [torch.cat(pair, dim=2) for pair in zip(before, parts, strict=True)]
+            shared, own = (parts, own) if packing.past.shared else (shared, [[rows] for rows in parts])
+        if packing.copied:
+            own = [[before_rows(t, rows) for rows in groups] for t, groups in zip(shared, own, strict=True)]
+        return cls(shared, own, packing, past)
 
     @property
-    def head_mask(self) -> Tensor | None:
-        """What the head's tokens see, where it is not as they stand."""
-        return self.packing.head_mask
-
-    @property
-    def own_mask(self) -> Tensor | None:
-        """What the rows' tokens see of their own, where it is not as they stand."""
-        return self.packing.own_mask
+    def apart(self) -> bool:
+        """Whether rows attend to what is shared apart from what is their own."""
+        return bool(self.shared[0].shape[2]) and not self.packing.copied
 
     def back(self, shared: list[Tensor], own: list[list[Tensor]]) -> tuple[Tensor | None, ...]:
         """Gradients of key, value, past key and past value from those of the parts."""
         past: list[Tensor | None] = [None, None]
+        if self.packing.copied:
+            shared, own = self._without_copies(shared, own)
         if self.past and self.packing.past and self.packing.past.shared:
             past = [t[:, :, : self.past] for t in shared]
             shared = [t[:, :, self.past :] for t in shared]
@@ -203,6 +203,19 @@ class Keys:
             own = [[rows[:, :, self.past :]] for (rows,) in own]
         pairs = zip(shared, own, strict=True)
         return *(torch.cat([a, repacked(b, self.packing)], dim=2) for a, b in pairs), *past
+
+    def _without_copies(self, shared: list[Tensor], own: list[list[Tensor]]) -> tuple[list[Tensor], list[list[Tensor]]]:
+        """Gradients of copies added to those of what was copied."""
+        c = self.shared[0].shape[2]
+        for total, groups in zip(shared, own, strict=True):
+            for rows in groups:
+                total += rows[:, :, :c].sum(0)
+        return shared, [[rows[:, :, c:] for rows in groups] for groups in own]
+
+
+def before_rows(shared: Tensor, rows: Tensor) -> Tensor:
+    """[1, N, C, D] in front of each of [B, N, n, D]."""
+    return torch.cat([shared.expand(len(rows), -1, -1, -1), rows], dim=2)
 
 
 def folded(rows: Tensor, key: Tensor) -> Tensor:

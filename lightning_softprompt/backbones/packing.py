@@ -18,6 +18,7 @@ from lightning_softprompt.types import Pairs
 
 Kept = dict[int, tuple[Tensor, Tensor]]  # keys and values of each layer
 CUTS = 16  # places where groups of rows may be cut
+COPIES = 1  # tokens copied for each token of the rows, up to which copies cost less than a second attention and a merge
 GROUP = 2000  # what a further group costs, in query-key pairs
 
 
@@ -132,13 +133,27 @@ class Packing:
         return torch.cat([self.past.inside.expand(self.head, -1), self._causal(self.head)], dim=1)[None, None]
 
     @cached_property
-    def own_mask(self) -> Tensor | None:
-        """[B, 1, n, C + n] what the rows' tokens see, where each has a past of its own."""
+    def copied(self) -> bool:
+        """Whether each row has a copy of what is shared, which then is not attended to apart."""
+        cheap = 0 < self.shared * self.rows[0] <= COPIES * len(self.places)
+        return cheap and self.places.device.type == "cpu"
+
+    @property
+    def shared(self) -> int:
+        """Tokens that all rows see, those of a shared past included."""
+        return self.head + (self.past.inside.shape[1] if self.past is not None and self.past.shared else 0)
+
+    @cached_property
+    def own_masks(self) -> list[Tensor | None]:
+        """What rows see by group: [1, 1, n, C + n] behind a copy, [B, 1, n, C + n] with a past of their own."""
+        if self.copied:
+            shapes = self.groups.shapes
+            return [self._causal(self.shared + longest)[None, None, self.shared :] for _, longest in shapes]
         if self.past is None or self.past.shared:
-            return None
+            return [None] * len(self.groups.shapes)
         batch, longest = self.rows
         before = self.past.inside[:, None].expand(-1, longest, -1)
-        return torch.cat([before, self._causal(longest).expand(batch, -1, -1)], dim=2)[:, None]
+        return [torch.cat([before, self._causal(longest).expand(batch, -1, -1)], dim=2)[:, None]]
 
     def _causal(self, size: int) -> Tensor:
         return torch.ones(size, size, dtype=torch.bool, device=self.places.device).tril()

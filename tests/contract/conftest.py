@@ -7,11 +7,14 @@ from exact import rms_norm
 
 from lightning_softprompt.backbones import packing
 
+WAYS = {"together": (packing.GROUP, 0), "in groups": (0, 0), "in groups, behind copies": (0, 1000)}
 
-@pytest.fixture(params=[packing.GROUP, 0], ids=["together", "in groups"])
+
+@pytest.fixture(params=WAYS.values(), ids=WAYS)
 def pair(load, family, request, monkeypatch):
-    """The same weights packed and padded, in float64; attention takes rows together, or those of like length."""
-    monkeypatch.setattr(packing, "GROUP", request.param)
+    """The same weights packed and padded, in float64; by what attention takes together."""
+    for name, value in zip(("GROUP", "COPIES"), request.param, strict=True):
+        monkeypatch.setattr(packing, name, value)
     both = load(family).double(), load(family, packed=False).double()
     for backbone in both:
         for module in backbone.modules():
