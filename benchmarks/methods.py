@@ -192,7 +192,7 @@ def draw(records: Sequence[dict[str, Any]], path: Path) -> None:
     tasks = [task for task in TASKS if any(r["task"] == task for r in records)]
     trained = sorted((r for r in records if r["parameters"]), key=lambda r: r["parameters"])
     sizes = {r["method"]: r["parameters"] for r in reversed(trained)}
-    names = list(reversed(sizes))
+    names = sorted(sizes, key=sizes.__getitem__)
     figure = Figure(figsize=(2 + 2.6 * len(tasks), 0.6 + 0.28 * len(names)), layout="constrained")
     for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False, sharey=True)[0], tasks, strict=True):
         for record in (r for r in trained if r["task"] == task):
