@@ -20,7 +20,9 @@ from lightning_softprompt.commands.table import table
 
 BASE = "SoftPromptModule"
 LABELS = ("Paper", "Enters", "Parameters")
+RATE = "default_rate"
 SHIPPED = Path(__file__).parent.parent / "methods"
+MODULE = Path(__file__).parent.parent / "module.py"
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Method:
         file: Where it stands.
         docstring: The whole text, without indentation.
         labels: What `Paper`, `Enters` and `Parameters` say.
-        defaults: Of the constructor's own arguments, as its source has them.
+        defaults: Of the constructor's own arguments, as its source has them, and the learning rate of one that trains.
     """
 
     name: str
@@ -71,7 +73,7 @@ def read_file(file: Path) -> Iterator[Method]:
         if isinstance(node, ast.ClassDef) and BASE in map(_last_name, node.bases):
             docstring = ast.get_docstring(node) or ""
             labels = _labels(docstring, f"{file}: {node.name}")
-            yield Method(node.name, file, docstring, labels, _defaults(node))
+            yield Method(node.name, file, docstring, labels, _defaults(node) | _rate(node))
 
 
 def parser() -> ArgumentParser:
@@ -115,6 +117,21 @@ def _defaults(node: ast.ClassDef) -> dict[str, str]:
         return {}
     named = init.args.args[len(init.args.args) - len(init.args.defaults) :]
     return {arg.arg: ast.unparse(value) for arg, value in zip(named, init.args.defaults, strict=True)}
+
+
+def _rate(node: ast.ClassDef) -> dict[str, str]:
+    """The learning rate: the class's own, or what `SoftPromptModule` has for all."""
+    own = _assigned(node)
+    if own.get("trains") == "False":
+        return {}
+    common = next(part for part in ast.parse(MODULE.read_text()).body if getattr(part, "name", None) == BASE)
+    return {"learning rate": f"{own.get(RATE) or _assigned(common)[RATE]}, of AdamW, constant"}
+
+
+def _assigned(node: ast.stmt) -> dict[str, str]:
+    """What a class body assigns to single names."""
+    found = (part for part in getattr(node, "body", ()) if isinstance(part, ast.Assign))
+    return {ast.unparse(part.targets[0]): ast.unparse(part.value) for part in found}
 
 
 def _files(folder: Path) -> list[Path]:

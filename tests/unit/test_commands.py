@@ -109,6 +109,14 @@ def test_methods_lists_a_folder_and_describes_one(folder, capsys, monkeypatch):
         methods.main(["OneTokn"])
 
 
+def test_a_method_is_described_with_its_learning_rate(capsys):
+    for name, rate in {"IDPG": "0.001", "PromptTuning": "0.005"}.items():
+        assert methods.main([name]) == 0
+        assert f"learning rate: {rate}, of AdamW" in capsys.readouterr().out
+    assert methods.main(["Bare"]) == 0
+    assert "learning rate" not in capsys.readouterr().out
+
+
 def test_a_missing_folder_of_methods_is_an_error(tmp_path):
     with pytest.raises(CommandError, match="no folder"):
         methods.read_methods([tmp_path / "none"])
