@@ -31,6 +31,7 @@ TEXTS = {  # data set, template, answer
     "pubmedqa": ("pubmedqa_cls", "{soft}{text_pair}\nQuestion: {text}\nAnswer: {target}", "yes"),
     "rag": ("pubmedqa_cls", "{text_pair}{soft}\nQuestion: {text}\nAnswer: {target}", "yes"),
 }
+DRAWN = 64  # batches, of which some are timed
 CONTEXT = {"rag": 400}  # tokens that text_pair is filled or cut to, where all rows are alike
 
 
@@ -199,9 +200,17 @@ def _prepacked(backbone: Backbone) -> Backbone:
 
 
 def batches(backbone: Backbone, folder: Path, text: str, size: int, count: int) -> list[Batch]:
-    """Random batches of real rows; `random:N` has rows of N random tokens instead."""
-    every = _random(backbone, int(text.split(":")[1]), size) if ":" in text else _real(backbone, folder, text, size)
-    return list(islice(every, count))
+    """Batches of real rows; `random:N` has rows of N random tokens instead.
+
+    How much of a batch is padding differs from batch to batch, and a few random ones tell little: those taken lie
+    evenly among many, ordered by it.
+    """
+    if ":" in text:
+        return list(islice(_random(backbone, int(text.split(":")[1]), size), count))
+    drawn = sorted(
+        islice(_real(backbone, folder, text, size), DRAWN), key=lambda batch: float(batch.mask.float().mean())
+    )
+    return [drawn[(2 * i + 1) * len(drawn) // (2 * count)] for i in range(count)]
 
 
 def _random(backbone: Backbone, tokens: int, size: int) -> Iterator[Batch]:
@@ -221,7 +230,7 @@ def _real(backbone: Backbone, folder: Path, text: str, size: int) -> Iterator[Ba
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()
     for begin in range(0, len(order) - size, size):
         picked = [_filled(dict(rows[i]), backbone, CONTEXT.get(text)) for i in order[begin : begin + size]]
-        encoded = [backbone.codec.encode(layout.pieces(row), target, max_tokens=512) for row in picked]
+        encoded = [backbone.codec.encode(layout.pieces(row), target) for row in picked]
         batch = backbone.codec.collate(encoded).to(backbone.word_embeddings.device)
         if template.startswith("{soft}"):
             batch.slots = torch.zeros_like(batch.slots)  # before BOS, where PEFT puts it

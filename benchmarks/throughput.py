@@ -4,7 +4,7 @@
 
 The same weights, rows, precision and place of the prompt (before all else, where PEFT puts it); the prompt's gradient,
 scores, or generated tokens (of the longest rows: PEFT miscounts positions where rows are padded on the left) are
-compared before anything is timed. Sides run in turn, round by round, over a pool of random batches; a ratio is the
+compared before anything is timed. Sides run in turn, round by round, over a pool of batches; a ratio is the
 median over rounds. Columns:
 
 * PEFT: `PeftModelForCausalLM` with attention mask and labels, as its users run it;
