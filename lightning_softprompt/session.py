@@ -111,8 +111,8 @@ class Session:
 
     def _checkpoint(self, name: str, metric: str) -> ModelCheckpoint:
         return ModelCheckpoint(
-            self.folder / "checkpoints", name, monitor=metric, mode=self.mode, save_last=metric == self.monitor,
-            save_on_train_epoch_end=False, enable_version_counter=False,
+            self.folder / "checkpoints", name, monitor=metric, mode=self.mode, save_on_train_epoch_end=False,
+            enable_version_counter=False,
         )  # fmt: skip
 
     @cached_property

@@ -2,6 +2,8 @@
 
 import os
 import signal
+from functools import partial
+from pathlib import Path
 
 from lightning.pytorch import Callback
 
@@ -10,16 +12,30 @@ class SignalAt(Callback):
     """Signals itself once a batch was fetched.
 
     Args:
-        batch: Which batch of the first epoch.
-        name: Of the signal.
+        batch: Which batch of the first epoch, or of a prediction.
+        name: Of the signal, which may be SIGKILL.
         rank: Which process gets it.
         times: How often.
+        note: A file to name its child processes in; it is then sent to all processes of its group, as by a terminal.
     """
 
-    def __init__(self, batch: int, name: str = "SIGTERM", rank: int = 0, times: int = 1) -> None:
-        self.batch, self.name, self.rank, self.times = batch, name, rank, times
+    def __init__(
+        self, batch: int, name: str = "SIGTERM", rank: int = 0, times: int = 1, note: str | None = None
+    ) -> None:
+        self.batch, self.name, self.rank, self.times, self.note = batch, name, rank, times, note
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if batch_idx == self.batch and trainer.current_epoch == 0 and trainer.global_rank == self.rank:
-            for _ in range(self.times):
-                os.kill(os.getpid(), getattr(signal, self.name))
+            self._send()
+
+    def on_predict_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+        if batch_idx == self.batch and trainer.global_rank == self.rank:
+            self._send()
+
+    def _send(self):
+        send = partial(os.kill, os.getpid())
+        if self.note is not None:
+            Path(self.note).write_text(Path(f"/proc/self/task/{os.getpid()}/children").read_text())
+            send = partial(os.killpg, os.getpgrp())
+        for _ in range(self.times):
+            send(getattr(signal, self.name))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -16,6 +17,7 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_softprompt.commands.reach import wandb as wandb_host
+from lightning_softprompt.folders import write_whole
 
 if TYPE_CHECKING:
     from wandb import Run
@@ -25,6 +27,7 @@ Summary = Sequence[tuple[str, Literal["min", "max"]]]
 
 STEP = "trainer/global_step"
 PATIENCE = 10.0  # seconds that a run waits for W&B's server before it goes on offline
+LAST_PATIENCE = 300.0  # seconds that it waits at its end, for what is still to be sent; what is not stays on the disk
 
 
 def make_loggers(
@@ -67,6 +70,11 @@ def logged_step(trainer: Trainer) -> int:
     return max(trainer.global_step - 1, 0)
 
 
+def metrics_files(trainer: Trainer) -> list[MetricsFile]:
+    """Those of the Trainer's loggers that write `metrics.csv`."""
+    return [logger for logger in trainer.loggers if isinstance(logger, MetricsFile)]
+
+
 def wandb_loggers(trainer: Trainer) -> list[WandbLogger]:
     """Those of the Trainer's loggers that can take tables and histograms."""
     return [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
@@ -86,15 +94,47 @@ class MetricsFile(CSVLogger):
             self._experiment = _Appending(self.save_dir)
         return cast("ExperimentWriter", self._experiment)
 
+    @rank_zero_only
+    def go_on(self, step: int) -> None:
+        """Drops the rows of an optimizer step and of those after it, the first being 0: they come again."""
+        path = Path(self.save_dir, ExperimentWriter.NAME_METRICS_FILE)
+        if path.is_file():
+            keys, rows = _read(path)
+            _write(path, keys, [row for row in rows if int(row["step"]) < step])
+
 
 class _Appending(ExperimentWriter):
-    """Lightning's writer, which deletes the metrics that it finds, kept from doing so."""
+    """Lightning's writer, kept from deleting the metrics that it finds, and from losing them where it is killed."""
 
     def _check_log_dir_exists(self) -> None:
         path = Path(self.metrics_file_path)
         if path.is_file():
-            with path.open(newline="") as file:
-                self.metrics_keys = next(csv.reader(file), [])
+            self.metrics_keys, rows = _read(path)
+            if not path.read_bytes().endswith(b"\n"):
+                _write(path, self.metrics_keys, rows)
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        path = Path(self.metrics_file_path)
+        _write(path, fieldnames, _read(path)[1])
+
+
+def _read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """The columns of a table, and its rows, without a last one that broke off."""
+    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
+    reader = csv.DictReader(StringIO(f"{whole}\n" if whole else ""))
+    return list(reader.fieldnames or []), list(reader)
+
+
+def _write(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> None:
+    """The table, or no file where it is empty."""
+    if not rows:
+        path.unlink()
+        return
+    table = StringIO(newline="")
+    writer = csv.DictWriter(table, fieldnames=columns)
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, table.getvalue().encode())
 
 
 class WandbRun(WandbLogger):
@@ -112,6 +152,7 @@ class WandbRun(WandbLogger):
         super().__init__(name=name, project=project, save_dir=folder, log_model=False)
         self._mode = mode
         self._summary = summary
+        self._lost = False  # whether W&B takes nothing more
 
     @property
     @rank_zero_experiment
@@ -121,6 +162,18 @@ class WandbRun(WandbLogger):
             self._experiment = run = self._start()
             self._define_metrics(run)
         return cast("Run", self._experiment)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:  # type: ignore[override]
+        """Logs, or tells once that W&B takes nothing more: no training ends for that."""
+        if self._lost:
+            return
+        _ = self.experiment
+        try:
+            super().log_metrics(metrics, step)
+        except Exception as error:  # whatever its own process, or the way to it, died of
+            self._lost = True
+            log.warning("W&B takes nothing more (%r): the run goes on without it, and metrics.csv has all", error)
 
     def _start(self) -> Run:
         if self._mode in ("offline", "dryrun"):
@@ -141,7 +194,7 @@ class WandbRun(WandbLogger):
 
         try:
             # quiet: W&B would look up the account's name to greet it, another wait where there is no network
-            run = self._init(mode="online", init_timeout=PATIENCE, quiet=True)
+            run = self._init(mode="online", init_timeout=PATIENCE, finish_timeout=LAST_PATIENCE, quiet=True)
         except (wandb.Error, TimeoutError) as error:
             return self._start_offline(str(error).partition("\n")[0])
         rank_zero_info(f"W&B: {run.url}")

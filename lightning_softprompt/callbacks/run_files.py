@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_softprompt.callbacks.loggers import is_logging_step
+from lightning_softprompt.callbacks.loggers import is_logging_step, metrics_files
 from lightning_softprompt.folders import write_whole
 from lightning_softprompt.types import Batch
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from lightning_softprompt.evaluation.base import Evaluation
 
 Metrics = dict[str, float | None]
+LATEST = ("train", "val")  # what of a report a run that goes on from its end would not measure again
 TRAIN, VAL, BEST = "#8fb3d9", "#1f4e8c", "#d1495b"
 
 
@@ -51,17 +52,20 @@ class RunFiles(Callback):
         self._val: list[tuple[int, int, dict[str, float]]] = []  # optimizer steps, epochs and metrics
         self._seconds = 0.0  # of training before this start
         self._since: float | None = None
+        self._epoch = 0  # of the last step
 
     def state_dict(self) -> dict[str, Any]:
         """The history, in plain lists."""
         train, val = [list(point) for point in self._train], [list(point) for point in self._val]
-        return {"train": train, "val": val, "seconds": self._elapsed()}
+        latest = {name: self._report[name] for name in LATEST if name in self._report}
+        return {"train": train, "val": val, "seconds": self._elapsed(), "epoch": self._epoch, "latest": latest}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the history of the interrupted run."""
         self._train = [(step, loss) for step, loss in state_dict["train"]]
         self._val = [(step, epoch, metrics) for step, epoch, metrics in state_dict["val"]]
-        self._seconds = state_dict["seconds"]
+        self._seconds, self._epoch = state_dict["seconds"], state_dict.get("epoch", 0)
+        self._report |= state_dict.get("latest", {})
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """A test of a run that was trained before adds to what the file says."""
@@ -73,11 +77,16 @@ class RunFiles(Callback):
         """Start the clock."""
         self._since = perf_counter()
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave out of `metrics.csv` what a run that was killed wrote after the checkpoint that is gone on from."""
+        for file in metrics_files(trainer):
+            file.go_on(trainer.global_step)
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         """Keep the loss of each logging step."""
-        step = trainer.global_step
+        step, self._epoch = trainer.global_step, trainer.current_epoch
         if not is_logging_step(trainer, step) or (self._train and self._train[-1][0] == step):
             return
         metrics = stage_metrics(trainer, "train")
@@ -131,7 +140,7 @@ class RunFiles(Callback):
             sizes[parameter.requires_grad] += parameter.numel()
         self._report |= {
             "best": self._best(),
-            "epoch": trainer.current_epoch,
+            "epoch": self._epoch,
             "global_step": trainer.global_step,
             "trainable_parameters": sizes[True],
             "frozen_parameters": sizes[False],

@@ -110,7 +110,9 @@ class Reparameterized(nn.Module):
         wanted = target.permute(2, 0, 1, 3).flatten(1)  # [P, L * 2 * N * D]
         last.bias.copy_(wanted.mean(0))  # type: ignore[operator]
         features = self.network[:-1](self.tokens)  # [P, M]
-        last.weight.copy_(torch.linalg.lstsq(features, wanted - last.bias).solution.T)  # type: ignore[operator]
+        # not PyTorch's usual driver, gelsy, whose last bits change from call to call
+        solved = torch.linalg.lstsq(features.cpu(), (wanted - last.bias).cpu(), driver="gelsd").solution  # type: ignore[operator]
+        last.weight.copy_(solved.T)  # type: ignore[operator]
 
 
 def free_or_made(

@@ -6,7 +6,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import tiny
@@ -61,33 +60,33 @@ def asked(monkeypatch):
     return rows
 
 
-def killed(command, find, lines=20):
-    """Starts a process and kills it once so many lines stand in the file; gives the file."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    while not (parts := find()) or parts[0].read_bytes().count(b"\n") < lines:
-        assert process.poll() is None, process.stderr.read().decode()
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    process.stderr.close()
-    return parts[0]
+def killed(argv, batch=10):
+    """Runs a command in a copy of this process, which is killed before it predicts a batch; nobody waits for that."""
+    strike = {"class_path": "signals.SignalAt", "init_args": {"batch": batch, "name": "SIGKILL"}}
+    if not (process := os.fork()):
+        try:
+            main([*argv, f"--trainer.callbacks={json.dumps([strike])}"])
+        finally:
+            os._exit(99)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
 
 
 def count(path):
     return path.read_bytes().count(b"\n")
 
 
-def test_a_run_that_was_killed_goes_on_and_leaves_the_file_of_one_that_was_not(tmp_path, options, command, asked):
+def test_a_run_that_was_killed_goes_on_and_leaves_the_file_of_one_that_was_not(tmp_path, options, asked):
     whole, path = tmp_path / "whole.jsonl", tmp_path / "out" / "predictions.jsonl"
     assert main(["predict", *options, f"--run.predictions={whole}"]) == 0
     assert count(whole) == ROWS
-    named = f"--run.predictions={path}"
-    part = killed([*command, named], lambda: list(path.parent.glob("predictions.jsonl.part")))
-    half = count(part)
-    part.open("ab").write(b'{"row": 999, "inp')  # a line that broke off
-    part = killed([*command, named], lambda: [part] if count(part) >= half + 20 else [])
+    named, part = f"--run.predictions={path}", path.with_name("predictions.jsonl.part")
+    killed(["predict", *options, named])
+    assert count(part) == 20
+    with part.open("ab") as file:
+        file.write(b'{"row": 999, "inp')  # a line that broke off
+    killed(["predict", *options, named])
     done = count(part)
-    assert half < done < ROWS
+    assert done == 40
     asked.clear()
     assert main(["predict", *options, named]) == 0
     assert asked == list(range(done - done % 2, ROWS))
@@ -95,10 +94,13 @@ def test_a_run_that_was_killed_goes_on_and_leaves_the_file_of_one_that_was_not(t
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_without_a_named_file_the_same_command_takes_over_that_of_the_killed_run(tmp_path, options, command, asked):
+def test_without_a_named_file_the_same_command_takes_over_that_of_the_killed_run(tmp_path, options, asked):
     runs = tmp_path / "runs" / "default"
     workers = "--data.num_workers=1"  # which outlives the run by some seconds, and holds its file open
-    done = count(part := killed([*command, workers], lambda: list(runs.glob("*/predictions.jsonl.part"))))
+    killed(["predict", *options, workers])
+    (part,) = runs.glob("*/predictions.jsonl.part")
+    done = count(part)
+    assert done == 20
     assert main(["predict", *options]) == 0
     assert asked[0] == done - done % 2
     found = last_folder() / "predictions.jsonl"

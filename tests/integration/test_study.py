@@ -242,21 +242,29 @@ def test_a_chain_of_stages_that_is_killed_anywhere_ends_as_if_it_had_not_been(st
 
 def code_unless_killed(argv, folder, seen):
     """Runs a command in a process, and kills it as soon as there is a file that no process before it left."""
-    process = os.fork()
-    if not process:
-        os._exit(main(argv))
+    if not (process := os.fork()):
+        code = 99
+        try:
+            code = main(argv)
+        finally:  # whatever it raises: what runs here is a copy of the test
+            os._exit(code)
     while True:
         ended, status = os.waitpid(process, os.WNOHANG)
         if ended:
             return os.waitstatus_to_exitcode(status)
-        now = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.suffix in (".ckpt", ".json", ".safetensors")}
-        if now - seen:
+        if now := left_in(folder) - seen:
             seen |= now
             time.sleep(0.01 * (len(seen) % 4))
             os.kill(process, signal.SIGKILL)
             os.waitpid(process, 0)
             return None
         time.sleep(0.001)
+
+
+def left_in(folder):
+    """The files that a run leaves; `os.walk` minds no folder that is removed while it looks."""
+    files = {str(Path(place, name).relative_to(folder)) for place, _, names in os.walk(folder) for name in names}
+    return {file for file in files if Path(file).suffix in (".ckpt", ".json", ".safetensors")}
 
 
 class Killed(BaseException):

@@ -58,6 +58,72 @@ def test_metrics_file_goes_on_where_a_resumed_run_stopped(tmp_path, recwarn):
     assert [str(warning.message) for warning in recwarn if "deleted" in str(warning.message)] == []
 
 
+def logged(folder, *steps, name="train/loss"):
+    logger = MetricsFile(folder)
+    for step in steps:
+        logger.log_metrics({name: step / 7}, step=step)
+        logger.save()
+    return logger
+
+
+def test_rows_that_come_again_and_one_that_broke_off_are_dropped(tmp_path):
+    logged(tmp_path, 0, 1, 2, 3)
+    whole = (tmp_path / "metrics.csv").read_bytes()
+    with (tmp_path / "metrics.csv").open("a") as file:
+        file.write("4,0.5")  # a run that was killed as it wrote
+    MetricsFile(tmp_path).go_on(2)
+    logged(tmp_path, 2, 3)
+    assert (tmp_path / "metrics.csv").read_bytes() == whole
+    MetricsFile(tmp_path).go_on(0)
+    assert not (tmp_path / "metrics.csv").exists()
+    MetricsFile(tmp_path).go_on(3)
+    logged(tmp_path, 0, 1, 2, 3)
+    assert (tmp_path / "metrics.csv").read_bytes() == whole
+
+
+def test_half_a_row_is_not_gone_on_with(tmp_path):
+    logged(tmp_path, 0, 1)
+    with (tmp_path / "metrics.csv").open("a") as file:
+        file.write("2,0.2")
+    logged(tmp_path, 5)
+    assert [row["step"] for row in read_csv(tmp_path)] == ["0", "1", "5"]
+
+
+def test_a_new_column_loses_no_row_even_where_the_disk_is_full(tmp_path, monkeypatch):
+    logger = logged(tmp_path, 0, 1)
+    before = (tmp_path / "metrics.csv").read_bytes()
+
+    def full(path, content):
+        raise OSError("no space left")
+
+    logger.log_metrics({"val/loss": 1.0}, step=1)
+    with monkeypatch.context() as patched:
+        patched.setattr(loggers, "write_whole", full)
+        with pytest.raises(OSError, match="no space left"):
+            logger.save()
+    assert (tmp_path / "metrics.csv").read_bytes() == before
+
+
+def test_a_training_goes_on_where_wandb_breaks(tmp_path, monkeypatch, caplog):
+    """As when its own process is killed: `log` raises ConnectionResetError then, with wandb 0.31."""
+
+    class Broken:
+        def log(self, metrics):
+            raise ConnectionResetError("Connection lost")
+
+    csv_file, logger = make_loggers(tmp_path, "n", "p", "offline")
+    monkeypatch.setattr(logger, "_start", Broken)
+    monkeypatch.setattr(logger, "_define_metrics", lambda run: None)
+    for step in range(3):
+        for each in (csv_file, logger):
+            each.log_metrics({"train/loss": 1.0}, step=step)
+            each.save()
+    assert len(read_csv(tmp_path)) == 3
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert "Connection lost" in said
+    assert "metrics.csv has all" in said
+
+
 def test_offline_run_shows_best_values_over_the_global_step(tmp_path, said):
     _, logger = make_loggers(tmp_path, "fast run", "prompts", "offline", [("val/accuracy", "max"), ("val/loss", "min")])
     logger.log_hyperparams({"length": 20})
