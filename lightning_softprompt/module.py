@@ -20,6 +20,7 @@ from torchmetrics import MeanMetric
 from lightning_softprompt.backbones.base import Backbone, BackboneSpec
 from lightning_softprompt.backbones.codec import Codec
 from lightning_softprompt.backbones.load import load_backbone
+from lightning_softprompt.backbones.ranks import settle, spec_here
 from lightning_softprompt.checkpoints.files import BACKBONE, SEED, check_backbone, identity
 from lightning_softprompt.checkpoints.folding import same_for_all
 from lightning_softprompt.checkpoints.hooks import leave_out_of_checkpoints
@@ -138,7 +139,8 @@ class SoftPromptModule(LightningModule, ABC):
         if self.backbone is not None:
             return
         spec = replace(self.spec, compute="plain") if self.changes_backbone else self.spec
-        self.attach(load_backbone(spec))
+        self.attach(load_backbone(spec_here(self, spec)))
+        settle(self, self.loaded)
 
     @final
     def attach(self, backbone: Backbone, seed: int | None = None) -> None:

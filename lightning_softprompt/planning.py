@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,10 +17,8 @@ from torch import Tensor, nn
 
 from lightning_softprompt.backbones.base import Backbone, BackboneSpec
 from lightning_softprompt.backbones.head import CHUNK
-from lightning_softprompt.backbones.hollow import depth_of, hollow, load_config, narrowest, twin
+from lightning_softprompt.backbones.hollow import depth_of, hollow, load_config, made_rows, narrowest, twin
 from lightning_softprompt.module import SoftPromptModule
-from lightning_softprompt.template import Template
-from lightning_softprompt.types import Batch
 
 FLOAT = 4  # bytes of what is trained
 BOOKS = 28 * 1024  # bytes of a checkpoint that are no numbers of the prompt, most of them states of random numbers
@@ -214,17 +212,6 @@ def _kept(method: SoftPromptModule, backbone: Backbone, load: Load, rows: int, t
         step()  # the first use finds out in which way rows run
     with mixed:
         return float(batch.mask.sum()) / rows, saved_bytes(step, {tuple(p.shape) for p in backbone.parameters()})
-
-
-def made_rows(backbone: Backbone, rows: int, tokens: int) -> Batch:
-    """Rows of about so many tokens, drawn from the vocabulary, that begin each with another."""
-    codec, draw = backbone.codec, torch.Generator().manual_seed(0)
-    text = "a" + " a" * ((tokens - 4) // len(codec.ids(" a")))
-    batch = codec.collate([codec.encode(Template("{soft}{text}{target}").pieces({"text": text}), "a")] * rows)
-    words = len(codec.tokenizer)
-    ids = torch.randint(0, words, batch.input_ids.shape, generator=draw)
-    ids[torch.arange(rows), batch.source.int().argmax(1)] = torch.arange(rows) % words
-    return replace(batch, input_ids=torch.where(batch.source, ids, batch.input_ids))
 
 
 def saved_bytes(step: Callable[[], Any], weights: set[tuple[int, ...]]) -> int:

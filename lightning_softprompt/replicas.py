@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.backbones.load import load_backbone
+from lightning_softprompt.backbones.ranks import settle, spec_here
 from lightning_softprompt.checkpoints.hooks import leave_out_of_checkpoints
 from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.evaluation.intervals import student
@@ -120,9 +121,10 @@ class Replicas(LightningModule):
         """Loads the backbone once, then makes each prompt from its own seed."""
         if self._each[0].backbone is not None:
             return
-        backbone = load_backbone(self._each[0].spec)
+        backbone = load_backbone(spec_here(self, self._each[0].spec))
         for replica, seed in zip(self._each, self.seeds, strict=True):
             replica.attach(backbone, seed)
+        settle(self, backbone)
 
     @contextmanager
     def _stream(self, k: int) -> Iterator[None]:

@@ -7,12 +7,12 @@ from exact import kept_by
 from transformers import GPT2Config, LlamaConfig, T5Config
 
 from lightning_softprompt.backbones.base import BackboneSpec
-from lightning_softprompt.backbones.hollow import hollow, twin
+from lightning_softprompt.backbones.hollow import hollow, made_rows, twin
 from lightning_softprompt.cli import main
 from lightning_softprompt.commands import CommandError
 from lightning_softprompt.commands import plan as command
 from lightning_softprompt.methods import DPT, IDPG, PrefixTuning, PromptTuning, PTuning
-from lightning_softprompt.planning import Load, made_rows, plan
+from lightning_softprompt.planning import Load, plan
 from lightning_softprompt.run import last_folder
 
 CONFIGS = {
