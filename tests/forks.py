@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import sys
+import traceback
 
 import matplotlib.figure  # noqa: F401 (processes that are forked have it then)
 
@@ -27,6 +28,8 @@ def forked(argv, told, environment=()):
         code = main(argv)
     except SystemExit as left:
         code = left.code
+    except BaseException:
+        traceback.print_exc()
     finally:
         sys.stderr.flush()
         os._exit(code)

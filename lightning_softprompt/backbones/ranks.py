@@ -55,6 +55,32 @@ def check_same(backbone: Backbone) -> None:
         )
 
 
+def evened(count: Tensor) -> Tensor | float:
+    """What a process's loss is multiplied by, so that the mean over processes is the mean over what all have.
+
+    Answers are of other lengths in each process: as many rows are not as many losses.
+
+    Args:
+        count: How many losses this process has.
+    """
+    if not in_many():
+        return 1.0
+    everywhere = count.float()
+    distributed.all_reduce(everywhere)
+    return count * distributed.get_world_size() / everywhere.clamp(min=1)
+
+
+def mean_of_all(value: Tensor, backbone: Backbone) -> Tensor:
+    """Over the processes."""
+    if not in_many():
+        return value
+    if backbone.turns is not None:
+        backbone.turns.finish()
+    mean = value.detach() / distributed.get_world_size()
+    distributed.all_reduce(mean)
+    return mean
+
+
 def frozen_names(root: nn.Module) -> list[str]:
     """What of a module no process needs to be sent: all of its backbones but what is trained in them."""
     backbones = [name for name, module in root.named_modules() if isinstance(module, Backbone)]
