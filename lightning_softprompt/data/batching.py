@@ -221,7 +221,8 @@ class ResumableLoader:
         )
 
     def __len__(self) -> int:
-        return len(self.batch_sampler)
+        # Where a process has no rows Lightning would leave out its pass, at the end of which the others wait for it.
+        return max(1, len(self.batch_sampler))
 
     def __iter__(self) -> Iterator[Any]:
         # Nothing happens before the first batch is asked for: a resuming Lightning makes the iterator first, and tells

@@ -121,7 +121,6 @@ class SoftPromptDataModule(LightningDataModule, ABC):
         cache: bool = True,
     ) -> None:
         super().__init__()
-        self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer rows to evaluate than processes
         self.spec = backbone or BackboneSpec()
         self.template = Template(template, Template(template).columns if truncate is None else truncate)
         if path is not None and Path(path).is_file():
