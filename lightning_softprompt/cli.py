@@ -56,6 +56,7 @@ from lightning_softprompt.parser import Parser
 from lightning_softprompt.replicas import Replicas, ReplicaSpec
 from lightning_softprompt.run import RunSpec
 from lightning_softprompt.session import Session
+from lightning_softprompt.strategy import refuse_others
 
 log = logging.getLogger(__name__)
 TELLS_USERS = (str(Path(__file__).parent), str(Path(lightning.__file__).parent))  # whose errors are meant for users
@@ -171,6 +172,7 @@ class SoftPromptCLI(LightningCLI):
         callbacks = [*given, *self.session.callbacks(config.init_from, config.get("ckpt_path"), dumped)]
         loggers = [*_listed(trainer.logger), *self.session.loggers(dumped)]
         trainer_made = super().instantiate_trainer(callbacks=callbacks, logger=loggers, **kwargs)
+        refuse_others(trainer_made.strategy)
         if type(trainer_made.strategy.checkpoint_io) is TorchCheckpointIO:  # none was asked for
             trainer_made.strategy.checkpoint_io = WholeCheckpoints()
         return trainer_made

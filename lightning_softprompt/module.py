@@ -20,6 +20,7 @@ from torchmetrics import MeanMetric
 from lightning_softprompt.backbones.base import Backbone, BackboneSpec
 from lightning_softprompt.backbones.codec import Codec
 from lightning_softprompt.backbones.load import load_backbone
+from lightning_softprompt.backbones.ranks import evened, mean_of_all, settle, spec_here
 from lightning_softprompt.checkpoints.files import BACKBONE, SEED, check_backbone, identity
 from lightning_softprompt.checkpoints.folding import same_for_all
 from lightning_softprompt.checkpoints.hooks import leave_out_of_checkpoints
@@ -138,7 +139,8 @@ class SoftPromptModule(LightningModule, ABC):
         if self.backbone is not None:
             return
         spec = replace(self.spec, compute="plain") if self.changes_backbone else self.spec
-        self.attach(load_backbone(spec))
+        self.attach(load_backbone(spec_here(self, spec)))
+        settle(self, self.loaded)
 
     @final
     def attach(self, backbone: Backbone, seed: int | None = None) -> None:
@@ -207,26 +209,32 @@ class SoftPromptModule(LightningModule, ABC):
 
     @final
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The loss; logs only on the Trainer's logging steps, since logging is slow."""
-        logs = self.step(batch, done(self.trainer) if self.penalties else 0.0)
+        """The loss; logs only on the Trainer's logging steps, since logging is slow.
+
+        Of several processes the loss that is logged is that of all; its parts are the first one's.
+        """
+        logs = self.step(batch, done(self.trainer) if self.penalties else 0.0, evened(self.objective.count(batch)))
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self.log_dict({f"train/{name}": value.detach() for name, value in logs.items()}, batch_size=len(batch))
-            self.log("loss", logs["loss"].detach(), prog_bar=True, logger=False, batch_size=len(batch))
+            loss = mean_of_all(logs["loss"].detach(), self.loaded)
+            told = {f"train/{name}": value.detach() for name, value in {**logs, "loss": loss}.items()}
+            self.log_dict(told, batch_size=len(batch))
+            self.log("loss", loss, prog_bar=True, logger=False, batch_size=len(batch))
         return logs["loss"]
 
     @final
-    def step(self, batch: Batch, done: float = 0.0) -> dict[str, Tensor]:
+    def step(self, batch: Batch, done: float = 0.0, share: Tensor | float = 1.0) -> dict[str, Tensor]:
         """`loss`, objective and penalties together, and what else is worth logging.
 
         Args:
             batch: The rows.
             done: The share of training that is behind, from 0 to 1.
+            share: How much the rows count beside those of other processes, on average 1.
         """
         lm = self.lm()
         outcome = self.objective(lm, batch)
         prompt = lm.prompt(batch)
         added = {penalty.name: penalty(lm, batch, done) for penalty in self.penalties}
-        loss = outcome.loss + self._weighed(prompt.penalties) + sum(added.values())
+        loss = outcome.loss * share + self._weighed(prompt.penalties) + sum(added.values())
         terms = {f"penalty/{name}": value for name, value in {**prompt.penalties, **added}.items()}
         return {"loss": loss, **outcome.logs, **terms, **prompt.logs}
 

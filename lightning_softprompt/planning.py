@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,10 +17,8 @@ from torch import Tensor, nn
 
 from lightning_softprompt.backbones.base import Backbone, BackboneSpec
 from lightning_softprompt.backbones.head import CHUNK
-from lightning_softprompt.backbones.hollow import depth_of, hollow, load_config, narrowest, twin
+from lightning_softprompt.backbones.hollow import depth_of, hollow, load_config, made_rows, narrowest, twin
 from lightning_softprompt.module import SoftPromptModule
-from lightning_softprompt.template import Template
-from lightning_softprompt.types import Batch
 
 FLOAT = 4  # bytes of what is trained
 BOOKS = 28 * 1024  # bytes of a checkpoint that are no numbers of the prompt, most of them states of random numbers
@@ -36,7 +34,8 @@ class Load:
         tokens: T of a row, without soft ones.
         targets: U of a row, where the loss looks at the whole vocabulary; 0 where it looks at words of classes.
         devices: How many there are.
-        sharded: Whether each holds a share of the frozen weights (FSDP) instead of all (DDP).
+        sharded: Whether each holds a share of the frozen layers (FSDP) instead of all (DDP).
+        per_copy: How many devices share one copy of the layers; 0 has all share one.
         autocast: Precision of products under mixed precision, or None.
         replicas: Prompts that are trained at once.
         answers: Rows that are answered at once in validation, where text is generated; else 0.
@@ -48,10 +47,16 @@ class Load:
     targets: int = 0
     devices: int = 1
     sharded: bool = False
+    per_copy: int = 0
     autocast: torch.dtype | None = None
     replicas: int = 1
     answers: int = 0
     new_tokens: int = 0
+
+    @property
+    def shares(self) -> int:
+        """How many devices hold the layers together."""
+        return (self.per_copy or self.devices) if self.sharded else 1
 
 
 @dataclass(frozen=True)
@@ -95,12 +100,11 @@ def plan(module: SoftPromptModule, spec: BackboneSpec, load: Load) -> Plan:
     full = hollow(config, spec)
     method = attached(module, full)
     trainable = load.replicas * sum(p.numel() for p in method.parameters() if p.requires_grad)
-    frozen, largest = weight_bytes(full)
+    whole, layers, largest = weight_bytes(full)
     states = optimizer_states(method)
     kept, layer = kept_bytes(module, config, spec, load)
-    shares = load.devices if load.sharded else 1
     training = {
-        "frozen weights": frozen // shares + (2 * largest if shares > 1 else 0),
+        "frozen weights": whole + layers // load.shares + (2 * largest if load.shares > 1 else 0),
         "prompt": trainable * FLOAT,
         "gradients": trainable * FLOAT * (2 if load.devices > 1 else 1),  # and the buckets that are sent
         "optimizer": round(trainable * states * FLOAT),
@@ -109,8 +113,8 @@ def plan(module: SoftPromptModule, spec: BackboneSpec, load: Load) -> Plan:
         "a layer at work": layer,
         "logits": logits_bytes(full, load),
     }
-    wire = on_the_wire(trainable * FLOAT, frozen, load)
-    start = 0 if load.devices == 1 else trainable * FLOAT + (0 if load.sharded else frozen)
+    wire = on_the_wire(trainable * FLOAT, layers, load)
+    start = 0 if load.devices == 1 else trainable * FLOAT
     count = sum(p.numel() for p in full.parameters())
     checkpoint = round(trainable * FLOAT * (2 + states)) + BOOKS * load.devices  # with where the prompt began
     return Plan(trainable, count, training, answering_bytes(full, load, method), wire, start, checkpoint)
@@ -128,12 +132,11 @@ def attached(module: SoftPromptModule, backbone: Backbone) -> SoftPromptModule:
     return method
 
 
-def weight_bytes(backbone: Backbone) -> tuple[int, int]:
-    """Bytes of all weights, and of the largest part that is gathered at once where they are shared out."""
-    sizes = [p.numel() * p.element_size() for p in backbone.parameters()]
+def weight_bytes(backbone: Backbone) -> tuple[int, int, int]:
+    """Bytes of what each device holds whole, such as embeddings and head; of all layers; and of the largest layer."""
     lists = [m for m in backbone.modules() if isinstance(m, nn.ModuleList) and len(m)]
     layers = [sum(p.numel() * p.element_size() for p in layer.parameters()) for many in lists for layer in many]
-    return sum(sizes), max([*layers, backbone.word_embeddings.numel() * backbone.word_embeddings.element_size()])
+    return sum(p.numel() * p.element_size() for p in backbone.parameters()) - sum(layers), sum(layers), max(layers)
 
 
 def optimizer_states(method: SoftPromptModule) -> float:
@@ -173,11 +176,14 @@ def answering_bytes(backbone: Backbone, load: Load, method: SoftPromptModule) ->
     return {"keys and values of answers": load.answers * length * pairs, "logits of answers": logits}
 
 
-def on_the_wire(gradients: int, weights: int, load: Load) -> dict[str, int]:
-    """What a device sends in a step: gradients go around a ring twice; weights that are shared out come twice."""
-    others = (load.devices - 1) / load.devices
-    wire = {"gradients": round(2 * others * gradients)}
-    return {**wire, "weights": round(2 * others * weights)} if load.sharded else wire
+def on_the_wire(gradients: int, layers: int, load: Load) -> dict[str, int]:
+    """What a device sends in a step: gradients go around a ring twice; layers that are shared out come twice."""
+
+    def twice_around(size: int, devices: int) -> int:
+        return round(2 * (devices - 1) / devices * size)
+
+    wire = {"gradients": twice_around(gradients, load.devices)}
+    return {**wire, "weights": twice_around(layers, load.shares)} if load.sharded else wire
 
 
 def kept_bytes(module: SoftPromptModule, config: Any, spec: BackboneSpec, load: Load) -> tuple[int, int]:
@@ -214,17 +220,6 @@ def _kept(method: SoftPromptModule, backbone: Backbone, load: Load, rows: int, t
         step()  # the first use finds out in which way rows run
     with mixed:
         return float(batch.mask.sum()) / rows, saved_bytes(step, {tuple(p.shape) for p in backbone.parameters()})
-
-
-def made_rows(backbone: Backbone, rows: int, tokens: int) -> Batch:
-    """Rows of about so many tokens, drawn from the vocabulary, that begin each with another."""
-    codec, draw = backbone.codec, torch.Generator().manual_seed(0)
-    text = "a" + " a" * ((tokens - 4) // len(codec.ids(" a")))
-    batch = codec.collate([codec.encode(Template("{soft}{text}{target}").pieces({"text": text}), "a")] * rows)
-    words = len(codec.tokenizer)
-    ids = torch.randint(0, words, batch.input_ids.shape, generator=draw)
-    ids[torch.arange(rows), batch.source.int().argmax(1)] = torch.arange(rows) % words
-    return replace(batch, input_ids=torch.where(batch.source, ids, batch.input_ids))
 
 
 def saved_bytes(step: Callable[[], Any], weights: set[tuple[int, ...]]) -> int:

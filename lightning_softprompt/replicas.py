@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.backbones.load import load_backbone
+from lightning_softprompt.backbones.ranks import evened, mean_of_all, settle, spec_here
 from lightning_softprompt.checkpoints.hooks import leave_out_of_checkpoints
 from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.evaluation.intervals import student
@@ -120,9 +121,10 @@ class Replicas(LightningModule):
         """Loads the backbone once, then makes each prompt from its own seed."""
         if self._each[0].backbone is not None:
             return
-        backbone = load_backbone(self._each[0].spec)
+        backbone = load_backbone(spec_here(self, self._each[0].spec))
         for replica, seed in zip(self._each, self.seeds, strict=True):
             replica.attach(backbone, seed)
+        settle(self, backbone)
 
     @contextmanager
     def _stream(self, k: int) -> Iterator[None]:
@@ -142,11 +144,14 @@ class Replicas(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The sum of the replicas' losses, so that each has the gradient it would have alone."""
         logs, behind = [], done(self.trainer) if self._each[0].penalties else 0.0
+        share = evened(self._each[0].objective.count(batch))
         for k, replica in enumerate(self._each):
             with self._stream(k):
-                logs.append(replica.step(batch, behind))
+                logs.append(replica.step(batch, behind, share))
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            values = [{f"train/{name}": float(value.detach()) for name, value in of.items()} for of in logs]
+            losses = [{"loss": mean_of_all(of["loss"].detach(), self.loaded)} for of in logs]
+            told = [{**of, **loss} for of, loss in zip(logs, losses, strict=True)]
+            values = [{f"train/{name}": float(value.detach()) for name, value in of.items()} for of in told]
             self.log_dict(self._together(values), batch_size=len(batch))
             loss = fmean(of["train/loss"] for of in values)
             self.log("loss", loss, prog_bar=True, logger=False, batch_size=len(batch))

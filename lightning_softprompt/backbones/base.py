@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
-from typing import Any, ClassVar, Literal, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,9 @@ from lightning_softprompt.backbones.linear import Compute, prepack
 from lightning_softprompt.backbones.norms import freeze_norms
 from lightning_softprompt.backbones.splice import Spliced, splice
 from lightning_softprompt.types import Batch, SoftPrompt
+
+if TYPE_CHECKING:
+    from lightning_softprompt.backbones.ranks import Turns
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,8 @@ class Backbone(nn.Module, ABC):
         self.head = Head(model)
         if model.can_generate():
             model.generation_config = special_tokens_only(model.generation_config)
-        self.opened: str | None = None  # the fingerprint, where a baseline changes the weights
+        self.opened: str | None = None  # the fingerprint, where a baseline changes the weights, or they are shared out
+        self.turns: Turns | None = None  # how processes that share the layers run them
         self.train()
         if not spec.compiled:  # which fuses them itself
             freeze_norms(model)
@@ -123,6 +127,10 @@ class Backbone(nn.Module, ABC):
     def cross_entropy(self, batch: Batch, prompt: SoftPrompt | None = None, label_smoothing: float = 0.0) -> Tensor:
         """[B, U] of the targets over the whole vocabulary, in float32; 0 where there is no target."""
         return self.head.cross_entropy(self.states(batch, prompt), batch.targets, label_smoothing)
+
+    def take_over(self, twin: Any) -> None:
+        """Runs rows as a twin found that they can be run, and tries out nothing more."""
+        self.head.plain = twin.head.plain
 
     def source_as_target(self, batch: Batch) -> Batch:
         """The rows as if their source were what is to be said, so that it can have a loss.

@@ -125,6 +125,16 @@ class CausalBackbone(Backbone):
         numbers = {module: number for number, module in enumerate(self.attentions["self"].modules)}
         return replace(prompt, hidden={}, kv={"self": {numbers[s.module]: (s.key, s.value) for s in seen}})
 
+    def take_over(self, twin: Any) -> None:
+        """As elsewhere. With a sliding window rows run padded: packed ones could turn out too long at any step."""
+        super().take_over(twin)
+        if getattr(self.model.config, "sliding_window", None):
+            self.reasons, self.offers = ["layers have a sliding window"], self.offers[-1:]
+        else:
+            self.reasons, self.offers = twin.reasons, self.offers[-len(twin.offers) :][:1]
+        self.path = self.offers[0](self.model, self.head)
+        self.path.enter()
+
     def _warn_of_tokens_out_of_reach(self, rows: Rows) -> None:
         """Says once where the end of a row does not hear soft tokens at its beginning."""
         reach = getattr(self.model.config, "sliding_window", None)

@@ -66,7 +66,8 @@ def generated(backbone: Backbone, embeds: Tensor, given: dict[str, Any], skip: i
 
 def _run(backbone: Backbone, given: dict[str, Any], skip: int, decoding: dict[str, Any]) -> Tensor:
     model: Any = backbone.model
-    return model.generate(**given, **told(backbone.codec, skip, decoding))[:, skip:]  # type: ignore[no-any-return]
+    options = {**told(backbone.codec, skip, decoding), "synced_gpus": False}  # processes need not end with each other
+    return model.generate(**given, **options)[:, skip:]  # type: ignore[no-any-return]
 
 
 @contextmanager

@@ -20,6 +20,8 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrain
 from lightning_softprompt.backbones.base import Backbone, BackboneSpec
 from lightning_softprompt.backbones.codec import Codec
 from lightning_softprompt.backbones.load import FAMILIES, family_of, from_pretrained, load_codec, located
+from lightning_softprompt.template import Template
+from lightning_softprompt.types import Batch
 
 WIDTHS = (
     *("hidden_size", "intermediate_size", "n_embd", "n_inner", "d_model", "d_ff", "encoder_ffn_dim", "decoder_ffn_dim"),
@@ -91,6 +93,17 @@ def depth_of(config: PreTrainedConfig) -> int:
 def sizes(config: PreTrainedConfig, names: tuple[str, ...]) -> dict[str, int]:
     """Those that a configuration has by their own names; many have others by a second name."""
     return {name: value for name, value in config.to_dict().items() if name in names and isinstance(value, int)}
+
+
+def made_rows(backbone: Backbone, rows: int, tokens: int) -> Batch:
+    """Rows of about so many tokens, drawn from the vocabulary, that begin each with another."""
+    codec, draw = backbone.codec, torch.Generator().manual_seed(0)
+    text = "a" + " a" * ((tokens - 4) // len(codec.ids(" a")))
+    batch = codec.collate([codec.encode(Template("{soft}{text}{target}").pieces({"text": text}), "a")] * rows)
+    words = len(codec.tokenizer)
+    ids = torch.randint(0, words, batch.input_ids.shape, generator=draw)
+    ids[torch.arange(rows), batch.source.int().argmax(1)] = torch.arange(rows) % words
+    return replace(batch, input_ids=torch.where(batch.source, ids, batch.input_ids))
 
 
 def _made(

@@ -31,7 +31,8 @@ def parser() -> ArgumentParser:
     )
     parser.add_argument("--memory", type=float, metavar="GIB", help="of a device: exit with 1 if the run does not fit")
     parser.add_argument("--devices", type=int, metavar="N", help="of all nodes; those of the trainer unless given")
-    parser.add_argument("--sharding", choices=("ddp", "fsdp"), help="fsdp: each device holds a share of the weights")
+    parser.add_argument("--sharding", choices=("ddp", "fsdp"), help="fsdp: each device holds a share of the layers")
+    parser.add_argument("--devices-per-copy", type=int, metavar="N", help="that share one copy of the layers; all")
     parser.add_argument(
         "--tokens", type=int, metavar="T", help="of a row, without soft ones; data.max_tokens if not given"
     )
@@ -94,7 +95,9 @@ def asked(options: list[str], args: Namespace) -> tuple[Any, Any, Load]:
     given = parsed(["fit", *options])
     trainer, data, module = given.config.trainer, given.data, given.module
     strategy = str(trainer.strategy.get("class_path") if hasattr(trainer.strategy, "get") else trainer.strategy)
-    sharded = any(word in strategy.lower() for word in ("fsdp", "modelparallel"))
+    sharded = any(word in strategy.lower() for word in ("fsdp", "modelparallel", "shard"))
+    of_strategy = trainer.strategy.get("init_args") if hasattr(trainer.strategy, "get") else None
+    per_copy = args.devices_per_copy or (of_strategy or {}).get("devices_per_copy") or 0
     many = trainer.devices if isinstance(trainer.devices, int) else 1
     answers = int(getattr(data, "max_target_tokens", None) or 0)
     rows = (
@@ -107,6 +110,7 @@ def asked(options: list[str], args: Namespace) -> tuple[Any, Any, Load]:
         targets=(answers or data.max_tokens) if whole_vocabulary else 0,
         devices=args.devices or many * (trainer.num_nodes or 1),
         sharded=sharded if args.sharding is None else args.sharding == "fsdp",
+        per_copy=per_copy,
         autocast=autocast(str(trainer.precision)),
         replicas=replica_spec(given.config.replicas).count,
         answers=data.eval_batch_size if answers else 0,
@@ -124,7 +128,7 @@ def autocast(precision: str) -> Any:
 
 def told(plan: Plan, load: Load) -> str:
     """The plan for people."""
-    weights = "a share of them and two layers gathered" if load.sharded and load.devices > 1 else "all of them"
+    weights = "embeddings, head, a share of the layers and two of them gathered" if load.shares > 1 else "all of them"
     notes = {"frozen weights": weights, "kept for the backward pass": "measured on a narrow twin"}
     rows = [[name, gib(size), notes.get(name, "")] for name, size in plan.training.items() if size]
     rows += [[name, gib(size), "while text is generated"] for name, size in plan.answering.items()]

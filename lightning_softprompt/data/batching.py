@@ -40,7 +40,8 @@ class BucketBatchSampler(ResumableBatchSampler):
     On several ranks, a shuffled order is cut into batches for all ranks together, and each rank takes its share of
     every batch: all make the same number of steps, on rows of like length, and another number of ranks with the same
     `batch_size * world_size` sees the same batches. Rows of the last batch that cannot be shared evenly are dropped,
-    others in each epoch. Evaluation drops and repeats none: the ranks' rows differ in number by at most one.
+    others in each epoch. Evaluation drops and repeats none: the ranks' rows differ in number by at most one, and where
+    there are fewer rows than ranks, some have none.
 
     Args:
         lengths: Of each row, in tokens.
@@ -93,7 +94,7 @@ class BucketBatchSampler(ResumableBatchSampler):
         # Not called batch_size and drop_last: whatever has both, Lightning rebuilds as if it were torch's BatchSampler.
         self.rows_per_rank, self.rows_per_step = batch_size, batch_size * world_size
         self.kept = len(self.lengths) - (len(self.lengths) % self._unit(drop_last))
-        if self.kept < world_size:
+        if self.kept < (world_size if order == "shuffled" else 1):
             raise ValueError(
                 f"{len(self.lengths)} rows give no batch to each of {world_size} processes, with "
                 f"batch_size={batch_size} and drop_last={drop_last}; use fewer processes, a smaller batch, or more rows"
@@ -220,7 +221,8 @@ class ResumableLoader:
         )
 
     def __len__(self) -> int:
-        return len(self.batch_sampler)
+        # Where a process has no rows Lightning would leave out its pass, at the end of which the others wait for it.
+        return max(1, len(self.batch_sampler))
 
     def __iter__(self) -> Iterator[Any]:
         # Nothing happens before the first batch is asked for: a resuming Lightning makes the iterator first, and tells

@@ -31,3 +31,7 @@ class Objective(ABC):
     @abstractmethod
     def __call__(self, lm: PromptedLM, batch: Batch) -> Outcome:
         """The loss, averaged over the batch."""
+
+    def count(self, batch: Batch) -> Tensor:
+        """How many losses of a batch the mean is over, so that those of several processes can be put together."""
+        return batch.mask.any(1).sum()

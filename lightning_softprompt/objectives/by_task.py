@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import final
 
 import torch
+from torch import Tensor
 
 from lightning_softprompt.lm import PromptedLM
 from lightning_softprompt.objectives.base import Objective, Outcome
@@ -35,6 +36,11 @@ class ByTask(Objective):
         if len(parts) == 1:
             return parts[0][1]
         return Outcome(torch.stack([rows / len(batch) * outcome.loss for rows, outcome in parts]).sum())
+
+    def count(self, batch: Batch) -> Tensor:
+        """Those of a single task; rows, where there are several."""
+        parts = [own for _, _, own in batch.by_task()]
+        return self._of(parts[0]).count(parts[0]) if len(parts) == 1 else super().count(batch)
 
     def _of(self, batch: Batch) -> Objective:
         return self.text if batch.labels is None else self.labelled

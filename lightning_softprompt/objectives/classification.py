@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from lightning_softprompt.lm import PromptedLM
@@ -31,3 +32,7 @@ class Classification(Objective):
             raise ValueError("Classification wants rows with labels; use LanguageModeling where there are none")
         scores, labels = lm.scores(batch).flatten(0, -2), batch.labels.flatten()
         return Outcome(cross_entropy(scores, labels, ignore_index=IGNORE, label_smoothing=self.label_smoothing))
+
+    def count(self, batch: Batch) -> Tensor:
+        """Rows, or words, that have a class."""
+        return super().count(batch) if batch.labels is None else (batch.labels != IGNORE).sum()

@@ -36,6 +36,10 @@ class ContextDistillation(Objective):
         student = lm(without_context(lm.backbone.codec, batch)).float().log_softmax(-1)
         return Outcome(mean_over_targets(-(share * student.gather(-1, words)).sum(-1), batch))
 
+    def count(self, batch: Batch) -> Tensor:
+        """Targets."""
+        return (batch.targets != IGNORE).sum()
+
 
 def mean_over_targets(losses: Tensor, batch: Batch) -> Tensor:
     """Of [B, U], where there is a target."""

@@ -86,6 +86,10 @@ class Distillation(Objective):
         logs = {**outcome.logs, "task_loss": outcome.loss, "distillation": distance}
         return Outcome(outcome.loss + self.weight * distance, logs)
 
+    def count(self, batch: Batch) -> Tensor:
+        """As many as L has."""
+        return (self.base or ByTask()).count(batch)
+
     def _distance(self, task: int, lm: PromptedLM, batch: Batch) -> Tensor:
         teacher = self._teacher(task, lm.backbone)
         said = self._said(teacher, lm, batch)

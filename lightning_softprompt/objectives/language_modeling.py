@@ -37,6 +37,11 @@ class LanguageModeling(Objective):
         source = self._of_source(lm, batch)
         return Outcome(loss + self.source_weight * source, {"answer_loss": loss, "source_loss": source})
 
+    def count(self, batch: Batch) -> Tensor:
+        """Target tokens, or rows that have some."""
+        said = batch.targets != IGNORE
+        return said.sum() if self.average == "tokens" else said.any(1).sum()
+
     def _averaged(self, losses: Tensor, targets: Tensor) -> Tensor:
         said = targets != IGNORE
         if self.average == "tokens":

@@ -203,7 +203,7 @@ def test_given_order_deals_rows_in_turn():
         ({"order": "longest_first", "weights": [1, 1, 1]}, "are for the order 'shuffled'"),
         ({"lengths": []}, "0 rows give no batch"),
         ({"world_size": 4}, "3 rows give no batch to each of 4 processes"),
-        ({"order": "given", "world_size": 4}, "3 rows give no batch to each of 4 processes"),
+        ({"order": "given", "world_size": 4, "lengths": []}, "0 rows give no batch to each of 4 processes"),
         ({"batch_size": 4, "drop_last": True}, "3 rows give no batch.*drop_last=True"),
         ({"weights": [1, 1]}, "weights must be 3 finite numbers"),
         ({"weights": [1, -1, 1]}, "weights must be 3 finite numbers"),

@@ -7,12 +7,12 @@ from exact import kept_by
 from transformers import GPT2Config, LlamaConfig, T5Config
 
 from lightning_softprompt.backbones.base import BackboneSpec
-from lightning_softprompt.backbones.hollow import hollow, twin
+from lightning_softprompt.backbones.hollow import hollow, made_rows, twin
 from lightning_softprompt.cli import main
 from lightning_softprompt.commands import CommandError
 from lightning_softprompt.commands import plan as command
 from lightning_softprompt.methods import DPT, IDPG, PrefixTuning, PromptTuning, PTuning
-from lightning_softprompt.planning import Load, made_rows, plan
+from lightning_softprompt.planning import Load, plan
 from lightning_softprompt.run import last_folder
 
 CONFIGS = {
@@ -78,10 +78,17 @@ def test_optimizers_devices_replicas_and_recomputed_layers_count(spec):
     assert plan(plain, place, Load(4, 60)).training["optimizer"] == 0
     four = plan(PromptTuning(backbone=place, length=10), place, Load(4, 60, devices=4))
     assert four.wire == {"gradients": round(1.5 * one.training["prompt"])}
-    assert four.start == one.training["frozen weights"] + one.training["prompt"]
+    assert four.start == one.training["prompt"]  # each process reads the frozen weights itself
+    full = hollow(CONFIGS["llama"], place).model
+    layers = 4 * sum(p.numel() for layer in full.model.layers for p in layer.parameters())
+    largest = layers / len(full.model.layers)
     sharded = plan(PromptTuning(backbone=place, length=10), place, Load(4, 60, devices=4, sharded=True))
-    assert sharded.wire["weights"] == round(1.5 * one.training["frozen weights"])
-    assert one.training["frozen weights"] / 4 < sharded.training["frozen weights"] < one.training["frozen weights"]
+    assert sharded.wire["weights"] == 1.5 * layers
+    whole = one.training["frozen weights"] - layers
+    assert sharded.training["frozen weights"] == whole + layers / 4 + 2 * largest
+    pairs = plan(PromptTuning(backbone=place, length=10), place, Load(4, 60, devices=4, sharded=True, per_copy=2))
+    assert pairs.wire == {**four.wire, "weights": layers}
+    assert pairs.training["frozen weights"] == whole + layers / 2 + 2 * largest
     three = plan(PromptTuning(backbone=place, length=10), place, Load(4, 60, replicas=3))
     assert three.trainable == 3 * one.trainable
     again = spec("llama", checkpointing=True)
@@ -107,7 +114,8 @@ def test_a_run_of_seventy_billions_is_refused_where_it_cannot_fit(capsys):
     assert command.main([SEVENTY, *GIVEN, *few, "--memory=80", "--devices=8", "--sharding=fsdp"]) == 0
     shared = json.loads(capsys.readouterr().out)
     assert shared["peak"] < 60 * 2**30
-    assert shared["wire"]["weights"] == round(2 * 7 / 8 * 2 * alone["frozen"])
+    whole = 2 * 128256 * 8192 + 8192  # embeddings, head and the last norm
+    assert shared["wire"]["weights"] == round(2 * 7 / 8 * 2 * (alone["frozen"] - whole))
 
 
 def test_numbers_that_are_no_shape_are_refused():
