@@ -287,9 +287,8 @@ class Backbone(nn.Module, ABC):
         shape = f"{config.model_type}|{config.vocab_size}|{self.hidden_size}"
         digest = sha256(shape.encode())
         for name, weight in sorted(self.model.named_parameters())[::7]:
-            if name in self.quantized:
-                weight = self.quantized[name].weight(torch.float32)
-            sample = weight.detach().flatten()[:: max(1, weight.numel() // 256)].to("cpu", torch.bfloat16)
+            values = self.quantized[name].weight(torch.float32) if name in self.quantized else weight.detach()
+            sample = values.flatten()[:: max(1, weight.numel() // 256)].to("cpu", torch.bfloat16)
             digest.update(name.encode() + sample.view(torch.int16).numpy().tobytes())
         return digest.hexdigest()[:16]
 
