@@ -318,7 +318,8 @@ def quiet() -> None:
     """Shows what the package says, and leaves out what the libraries say of how they are used here."""
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("lightning_softprompt").setLevel(logging.INFO)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_tells)
+    for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
+        logging.getLogger(f"lightning.pytorch.{name}").addFilter(_tells)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # an unreachable hub is told once, by us
     for noise in NOISE:
         warnings.filterwarnings("ignore", message=noise)

@@ -318,12 +318,13 @@ class SoftPromptModule(LightningModule, ABC):
         """The method's parameter groups.
 
         Raises:
-            ValueError: If there is nothing to train, or in half precision.
+            ValueError: If there is nothing to train, or not in float32.
         """
-        if half := [n for n, p in self.named_parameters() if p.requires_grad and p.dtype != torch.float32]:
+        if others := {n: p.dtype for n, p in self.named_parameters() if p.requires_grad and p.dtype != torch.float32}:
             raise ValueError(
-                f"{half} would be trained in half precision, where small updates are lost; take a precision like "
-                f"bf16-mixed, and backbone.dtype for the frozen weights"
+                f"{', '.join(others)} would be trained in {next(iter(others.values()))} and not in float32; in half "
+                f"precision small updates are lost. Set --trainer.precision to bf16-mixed or 32-true; the precision of "
+                f"the frozen weights is --backbone.dtype"
             )
         groups = list(self.parameter_groups())
         if not any(group["params"] for group in groups):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lightning_softprompt.backbones.base import Backbone, BackboneSpec
 from lightning_softprompt.backbones.head import CHUNK
 from lightning_softprompt.backbones.hollow import depth_of, hollow, load_config, made_rows, narrowest, twin
+from lightning_softprompt.backbones.quantized import SCHEMES, matrices
 from lightning_softprompt.module import SoftPromptModule
 
 FLOAT = 4  # bytes of what is trained
@@ -95,20 +96,25 @@ def plan(module: SoftPromptModule, spec: BackboneSpec, load: Load) -> Plan:
         module: The method, before it is built.
         spec: The backbone, of which the configuration must be there.
         load: The rest.
+
+    Raises:
+        ValueError: If weights are to be both quantised and shared out.
     """
     config = load_config(spec)
     full = hollow(config, spec)
     method = attached(module, full)
     trainable = load.replicas * sum(p.numel() for p in method.parameters() if p.requires_grad)
     whole, layers, largest = weight_bytes(full)
+    less, apart = saved_by_quantization(full, spec, load)
     states = optimizer_states(method)
     kept, layer = kept_bytes(module, config, spec, load)
     training = {
-        "frozen weights": whole + layers // load.shares + (2 * largest if load.shares > 1 else 0),
+        "frozen weights": whole + (layers - less) // load.shares + (2 * largest if load.shares > 1 else 0),
         "prompt": trainable * FLOAT,
         "gradients": trainable * FLOAT * (2 if load.devices > 1 else 1),  # and the buckets that are sent
         "optimizer": round(trainable * states * FLOAT),
-        "weights in the precision of products": cast_copies(full, load),
+        "weights in the precision of products": 0 if less else cast_copies(full, load),
+        "a matrix taken apart": apart,
         "kept for the backward pass": load.replicas * kept,
         "a layer at work": layer,
         "logits": logits_bytes(full, load),
@@ -137,6 +143,17 @@ def weight_bytes(backbone: Backbone) -> tuple[int, int, int]:
     lists = [m for m in backbone.modules() if isinstance(m, nn.ModuleList) and len(m)]
     layers = [sum(p.numel() * p.element_size() for p in layer.parameters()) for many in lists for layer in many]
     return sum(p.numel() * p.element_size() for p in backbone.parameters()) - sum(layers), sum(layers), max(layers)
+
+
+def saved_by_quantization(backbone: Backbone, spec: BackboneSpec, load: Load) -> tuple[int, int]:
+    """Bytes of weights that quantisation saves, and of the largest matrix, which is taken apart for its product."""
+    if spec.quantization is None:
+        return 0, 0
+    if load.shares > 1:
+        raise ValueError("quantised weights are not shared out; leave backbone.quantization or the sharding out")
+    scheme, held = SCHEMES[spec.quantization], matrices(backbone.model)
+    less = sum(weight.numel() * weight.element_size() - scheme.bytes_of(weight) for weight in held)
+    return less, max((weight.numel() * weight.element_size() for weight in held), default=0)
 
 
 def optimizer_states(method: SoftPromptModule) -> float:

@@ -26,6 +26,8 @@ class RunSpec:
         predictions: File that predict writes; `-` is standard output, None is predictions.jsonl in the run's folder.
         skip_bad_steps: How many training steps in sequence may be left out because loss or gradient is not finite; the
             next one, or with 0 the first, stops the run. Their rows are named in bad_rows.jsonl in the run's folder.
+        halve_on_oom: Whether a training step that runs out of a device's memory is taken again with its rows in halves,
+            and later ones so from the start. The step is the same up to the order of sums, dropout included.
     """
 
     experiment: str = "default"
@@ -35,6 +37,7 @@ class RunSpec:
     project: str = "lightning-softprompt"
     predictions: str | None = None
     skip_bad_steps: int = 0
+    halve_on_oom: bool = False
 
     @property
     def experiment_folder(self) -> Path:

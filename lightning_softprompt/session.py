@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import Logger
 from lightning_softprompt import __version__
 from lightning_softprompt.callbacks.case_report import CaseReport
 from lightning_softprompt.callbacks.final_checkpoint import FinalCheckpoint
+from lightning_softprompt.callbacks.halving import Halving
 from lightning_softprompt.callbacks.loggers import Summary, make_loggers
 from lightning_softprompt.callbacks.numeric_guard import NumericGuard
 from lightning_softprompt.callbacks.predictions import PredictionTable, PredictionWriter, TestPredictions
@@ -107,7 +108,8 @@ class Session:
     def _of_training(self) -> list[Callback]:
         checkpoints = [Preemption(self.last), *self.best.values(), FinalCheckpoint(self.last)]
         guard = NumericGuard(self.folder / "bad_rows.jsonl", self.run.skip_bad_steps)
-        return [Throughput(), PromptWatch(), guard, RngState(), *checkpoints]
+        halving = [Halving()] if self.run.halve_on_oom else []
+        return [Throughput(), PromptWatch(), guard, *halving, RngState(), *checkpoints]
 
     def _checkpoint(self, name: str, metric: str) -> ModelCheckpoint:
         return ModelCheckpoint(

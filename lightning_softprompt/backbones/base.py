@@ -29,6 +29,7 @@ from lightning_softprompt.backbones.injection import (
 from lightning_softprompt.backbones.layers import compile_layers, layers_of, recompute_layers, states_before
 from lightning_softprompt.backbones.linear import Compute, prepack
 from lightning_softprompt.backbones.norms import freeze_norms
+from lightning_softprompt.backbones.quantized import Quantization, take_apart
 from lightning_softprompt.backbones.splice import Spliced, splice
 from lightning_softprompt.types import Batch, SoftPrompt
 
@@ -45,6 +46,11 @@ class BackboneSpec:
         revision: Branch, tag or commit of a hub id.
         gguf_file: Name of a GGUF file of a causal model in a local folder; it is converted once and kept in the cache.
         dtype: Precision of the frozen weights. Soft prompts are float32 all the same.
+        quantization: How the matrices of its layers are held in 8 or 4 bits, by transformers' own configs; the rest,
+            and the products, are of `dtype`. Gradients are those of the weights as they are held. It wants the extra
+            `quantized`. A prompt belongs to the weights that it was trained on.
+        stands_for: Fingerprint of another backbone whose prompts are taken all the same, such as the one that this is
+            a quantisation of.
         attention: Attention implementation of transformers.
         packed: Whether the rows of a batch run as one, without padding and with what they share once, where the model
             allows it. Same loss and gradients, several times faster.
@@ -65,6 +71,8 @@ class BackboneSpec:
     revision: str | None = None
     gguf_file: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    quantization: Quantization | None = None
+    stands_for: str | None = None
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     packed: bool = True
     checkpointing: bool = False
@@ -101,7 +109,8 @@ class Backbone(nn.Module, ABC):
         self.train()
         if not spec.compiled:  # which fuses them itself
             freeze_norms(model)
-        self.prepacked = prepack(model, spec.compute, self.hidden_size)
+        self.quantized = {} if spec.quantization is None else take_apart(model, spec.quantization)
+        self.prepacked = not self.quantized and prepack(model, spec.compute, self.hidden_size)
         if spec.compiled:
             compile_layers(model)
         if spec.checkpointing:
@@ -270,21 +279,24 @@ class Backbone(nn.Module, ABC):
         """Lets a baseline change the weights. Prompts go on to belong to what they were.
 
         Raises:
-            ValueError: If they are laid out for reading only.
+            ValueError: If they are laid out, or held in few bits, for reading only.
         """
+        if self.quantized:
+            raise ValueError("weights that are to change cannot be quantised; leave backbone.quantization out")
         if self.prepacked:
             raise ValueError("weights that are to change cannot be laid out beforehand; set backbone.compute to plain")
         self.opened = self.fingerprint()
 
     def fingerprint(self) -> str:
-        """A hash of architecture and weights, the same in every precision; it ties a prompt to its backbone."""
+        """A hash of architecture and weights that ties prompts to them: the same in every precision, but quantised."""
         if self.opened is not None:
             return self.opened
         config = self.model.config
         shape = f"{config.model_type}|{config.vocab_size}|{self.hidden_size}"
         digest = sha256(shape.encode())
         for name, weight in sorted(self.model.named_parameters())[::7]:
-            sample = weight.detach().flatten()[:: max(1, weight.numel() // 256)].to("cpu", torch.bfloat16)
+            values = self.quantized[name].weight(torch.float32) if name in self.quantized else weight.detach()
+            sample = values.flatten()[:: max(1, weight.numel() // 256)].to("cpu", torch.bfloat16)
             digest.update(name.encode() + sample.view(torch.int16).numpy().tobytes())
         return digest.hexdigest()[:16]
 

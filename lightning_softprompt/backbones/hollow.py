@@ -113,7 +113,9 @@ def _made(
     auto: Any = FAMILIES[family]
     with torch.random.fork_rng(devices=[]), torch.device(device):
         model = auto.from_config(config, dtype=getattr(torch, spec.dtype), attn_implementation=spec.attention)
-    plain = replace(spec, compute="plain", compiled=False, checkpointing=False, context_memory=0, context_disk=0)
+    plain = replace(
+        spec, quantization=None, compute="plain", compiled=False, checkpointing=False, context_memory=0, context_disk=0
+    )
     return family(change(model).eval(), _codec(spec, family), plain)
 
 

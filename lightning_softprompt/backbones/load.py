@@ -29,6 +29,7 @@ from lightning_softprompt.backbones.base import Backbone, BackboneSpec
 from lightning_softprompt.backbones.causal import CausalBackbone
 from lightning_softprompt.backbones.codec import Codec
 from lightning_softprompt.backbones.masked import MaskedBackbone
+from lightning_softprompt.backbones.quantized import quantization_config, refuse_with_quantized
 from lightning_softprompt.backbones.seq2seq import Seq2SeqBackbone
 from lightning_softprompt.folders import fill
 
@@ -80,10 +81,18 @@ def load_backbone(spec: BackboneSpec) -> Backbone:
     """The frozen backbone that a spec names.
 
     Raises:
-        ValueError: If there is no such backbone, or its files cannot be read.
+        ValueError: If there is no such backbone, its files cannot be read, or its options contradict each other.
     """
+    if spec.quantization is not None:
+        refuse_with_quantized(spec.quantization, spec.compute, spec.compiled)
     place = located(spec)
-    family = family_of(_config(place))
+    config = _config(place)
+    if getattr(config, "quantization_config", None) is not None:
+        raise ValueError(
+            f"backbone {spec.name!r} comes quantised already by a scheme of its own; name the one that it was made of, "
+            f"and set backbone.quantization"
+        )
+    family = family_of(config)
     model = _model(place, FAMILIES[family])
     return family(model, _codec(place), spec)
 
@@ -161,7 +170,9 @@ def _config(place: BackboneSpec) -> PreTrainedConfig:
 def _model(place: BackboneSpec, auto: type) -> PreTrainedModel:
     transformers_logging.disable_progress_bar()
     dtype = getattr(torch, place.dtype)
-    options = {"dtype": dtype, "attn_implementation": place.attention, "use_safetensors": True}
+    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": place.attention, "use_safetensors": True}
+    if place.quantization is not None:
+        options["quantization_config"] = quantization_config(place.quantization)
     load = auto.from_pretrained  # type: ignore[attr-defined]
     model, found = from_pretrained(load, place, output_loading_info=True, **options)
     return _whole(model, found["missing_keys"], place)

@@ -9,7 +9,6 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any, ClassVar, final
@@ -25,6 +24,7 @@ from lightning_softprompt.backbones.head import Head, States
 from lightning_softprompt.backbones.injection import NAME, Sites, at, injected, sites_of
 from lightning_softprompt.backbones.linear import plain_products
 from lightning_softprompt.backbones.packing import pack
+from lightning_softprompt.backbones.quantized import in_float32
 from lightning_softprompt.backbones.rows import Rows
 
 log = logging.getLogger(__name__)
@@ -214,7 +214,7 @@ def choose(
     if len(offers) == 1:
         return 0, []
     with plain_products(), torch.inference_mode(False), torch.autocast(rows.embeds.device.type, enabled=False):
-        tried = model if model.dtype in (torch.float32, torch.float64) else deepcopy(model).float()
+        tried = model if model.dtype in (torch.float32, torch.float64) else in_float32(model)
         paths = [offer(tried, Head(tried)) for offer in offers]
         batch = rows.copied(tried.dtype), columns.clone(), first.clone()
         right = _results(paths[-1], *batch)

@@ -63,7 +63,9 @@ def apart(saved: SavedPrompt) -> list[SavedPrompt]:
 
 def identity(backbone: Backbone) -> dict[str, Any]:
     """What a checkpoint says of its backbone."""
-    return {"name": backbone.spec.name, "revision": backbone.spec.revision, "fingerprint": backbone.fingerprint()}
+    spec = backbone.spec
+    held = {} if spec.quantization is None else {"quantization": spec.quantization}
+    return {"name": spec.name, "revision": spec.revision, **held, "fingerprint": backbone.fingerprint()}
 
 
 def weights_identity(tensors: Mapping[str, Tensor]) -> str:
@@ -82,16 +84,18 @@ def check_backbone(saved: Mapping[str, Any], backbone: Backbone, path: Path | st
         ValueError: Naming both backbones.
     """
     here = identity(backbone)
-    if saved.get("fingerprint") != here["fingerprint"]:
+    if saved.get("fingerprint") not in (here["fingerprint"], backbone.spec.stands_for or here["fingerprint"]):
         raise ValueError(
             f"{path} was trained on {_said(saved)}, but the backbone here is {_said(here)}; a prompt means nothing to "
-            f"other weights: set backbone.name (and revision) to the former"
+            f"other weights: set backbone.name (and revision, and quantization) to the former. Where one is the other, "
+            f"quantised, the prompt can be had as it is: --backbone.stands_for {saved.get('fingerprint')}"
         )
 
 
 def _said(saved: Mapping[str, Any]) -> str:
     revision = f" at {saved['revision']}" if saved.get("revision") else ""
-    return f"{saved.get('name')}{revision} (fingerprint {saved.get('fingerprint')})"
+    held = f" held as {saved['quantization']}" if saved.get("quantization") else ""
+    return f"{saved.get('name')}{revision}{held} (fingerprint {saved.get('fingerprint')})"
 
 
 def write_prompt(path: Path, prompt: SavedPrompt) -> None:

@@ -21,6 +21,7 @@ LIGHT_COMMANDS = {
     "index": "make a corpus searchable for retrieval-augmented answers, and search it",
     "analyze": "where the answers of a test went wrong, and whether another run's are better",
     "study": "runs that belong together: stages, seeds, draws, comparisons; each is done once",
+    "sweep": "hyper-parameters by Optuna; several processes may share one search",
     "fold": "write a trained prompt without the network that made it",
     "library": "a folder of trained prompts, and which of them a new task might start from",
     "doctor": "what this machine has and what is missing",

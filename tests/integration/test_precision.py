@@ -1,0 +1,119 @@
+"""Frozen weights in half precision under prompts in float32, precisions that are refused, and runs that repeat."""
+
+import csv
+import json
+
+import pytest
+import tiny
+import torch
+
+from lightning_softprompt.cli import main
+from lightning_softprompt.run import last_folder
+from lightning_softprompt.types import SoftPrompt
+
+HALVES = ("bfloat16", "float16")
+KINDS = ("torchao-int8", "bitsandbytes-nf4")
+
+
+@pytest.fixture
+def run(tmp_path, rows, tiny_folder):
+    path = tmp_path / "data"
+    path.mkdir()
+    for split, part in {"train": rows * 3, "validation": rows, "test": rows}.items():
+        (path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+
+    def run(command, *options, expected=0, family="llama"):
+        words = [
+            f"--backbone.name={tiny_folder(family)}", "--data=ClassificationDataModule", f"--data.path={path}",
+            "--data.template={soft}{text} it is{target}", "--data.batch_size=3", "--trainer.accelerator=cpu",
+            '--data.labels={"negative": "bad", "neutral": "one", "positive": "good"}', "--model=PromptTuning",
+            "--model.length=3", "--trainer.enable_progress_bar=false", f"--run.folder={tmp_path / 'runs'}",
+            "--run.wandb=disabled",
+        ]  # fmt: skip
+        training = ["--trainer.max_steps=4", "--trainer.log_every_n_steps=1"] if command == "fit" else []
+        assert main([command, *words, *training, *options]) == expected
+        return last_folder()
+
+    return run
+
+
+def tokens(folder):
+    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]["tokens"]
+
+
+def losses(folder):
+    with (folder / "metrics.csv").open(newline="") as file:
+        return [row["train/loss"] for row in csv.DictReader(file) if row["train/loss"]]
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_a_float32_prompt_is_trained_and_tested_on_a_backbone_in_half_precision(dtype, run):
+    full, half = run("fit"), run("fit", f"--backbone.dtype={dtype}")
+    assert tokens(half).dtype == torch.float32
+    assert not torch.equal(tokens(half), tokens(full))
+    for got, wanted in zip(losses(half), losses(full), strict=True):
+        assert float(got) == pytest.approx(float(wanted), rel=0.05)
+    tested = run("test", f"--backbone.dtype={dtype}", f"--init_from={half / 'prompt.safetensors'}")
+    assert json.loads((tested / "metrics.json").read_text())["test"]["test/accuracy"] >= 0
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("family", [*tiny.CAUSAL, *tiny.SEQ2SEQ, *tiny.MASKED])
+def test_a_float32_prompt_has_a_gradient_and_answers_on_a_backbone_in_half_precision(dtype, family, load):
+    backbone = load(family, dtype=dtype)
+    batch, prompt = tiny.batch_of(backbone.codec), torch.randn(1, 3, backbone.hidden_size).requires_grad_()
+    backbone.cross_entropy(batch, SoftPrompt(tokens=prompt)).sum().backward()
+    assert prompt.grad.dtype == torch.float32
+    assert torch.isfinite(prompt.grad).all()
+    assert prompt.grad.abs().sum() > 0
+    if family not in tiny.MASKED:  # which do not generate
+        assert len(backbone.generate(batch, SoftPrompt(tokens=prompt.detach()), max_new_tokens=2)) == len(batch)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
+def test_precisions_that_halve_the_prompt_are_refused_with_the_way_out(precision, run, capsys):
+    run("fit", f"--trainer.precision={precision}", expected=2)
+    told = capsys.readouterr().err
+    assert "small updates are lost" in told
+    assert "bf16-mixed" in told
+    assert "--backbone.dtype" in told
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_prompt_is_trained_on_quantised_weights_and_tested_on_them_or_on_what_they_were_made_of(kind, run, capsys):
+    held = run("fit", f"--backbone.quantization={kind}")
+    prompt = f"--init_from={held / 'prompt.safetensors'}"
+    assert tokens(held).dtype == torch.float32
+    run("test", f"--backbone.quantization={kind}", prompt)
+    run("test", prompt, expected=2)
+    told = capsys.readouterr().err
+    assert f"held as {kind}" in told
+    stands_for = told.partition("--backbone.stands_for ")[2].split()[0]
+    run("test", f"--backbone.stands_for={stands_for}", prompt)
+    on = f"--ckpt_path={held / 'checkpoints' / 'last.ckpt'}"
+    longer = run("fit", f"--backbone.quantization={kind}", on, "--trainer.max_steps=6")
+    assert len(losses(longer)) == 2
+
+
+def test_a_deterministic_run_twice_gives_the_same_bits(run):
+    option = ["--trainer.deterministic=true", "--model.prompt_dropout=0.3"]
+    try:
+        first, second = (run("fit", *option) for _ in range(2))
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.equal(tokens(first), tokens(second))
+    assert losses(first) == losses(second)
+    assert losses(first) != losses(run("fit", "--model.prompt_dropout=0.3", "--seed_everything=1"))
+
+
+def test_a_loss_that_is_not_finite_stops_the_command_or_is_left_out(run, capsys):
+    wild = ["--model.optimizer=torch.optim.SGD", "--model.optimizer.init_args.lr=1e38"]
+    run("fit", *wild, expected=2)
+    told = capsys.readouterr().err
+    assert "is not finite: rows" in told
+    assert "--run.skip_bad_steps 3" in told
+    folder = run("fit", *wild, "--run.skip_bad_steps=9", expected=0)
+    assert (folder / "bad_rows.jsonl").read_text().count("\n") > 0
+    kept = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]["NumericGuard"]
+    assert kept["skipped"] > 0
