@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lightning_softprompt.evaluation.mistakes import AnsweredRow
 
 PREDICTIONS = "test_predictions.jsonl"
+MODES = ("auto", "online", "offline", "disabled")
 JSON, PAGE = "analysis.json", "analysis.html"
 
 
@@ -30,6 +31,11 @@ def parser() -> ArgumentParser:
     parser.add_argument("--against", type=Path, metavar="RUN2", help="another test of the same rows, to compare with")
     parser.add_argument("--right", type=float, default=1.0, metavar="F1", help="F1 from which an answer is right (1)")
     parser.add_argument("--examples", type=int, default=5, metavar="N", help="answers of each kind on the page (5)")
+    parser.add_argument(
+        "--wandb",
+        choices=MODES,
+        help="whether the page and its numbers go to Weights & Biases, too (what the run's config says of run.wandb)",
+    )
     return parser
 
 
@@ -53,8 +59,29 @@ def main(argv: list[str]) -> int:
     page = analysis_page(args.run.resolve().name, told, rows, args.examples)
     write_whole(args.run / JSON, f"{json.dumps(told, indent=1, ensure_ascii=False)}\n".encode())
     write_whole(args.run / PAGE, page.encode())
+    _log(args.run.resolve(), args.wandb, told, page)
     print(f"{args.run / PAGE}: examples of each kind\n{args.run / JSON}: all numbers, and each row's kind")
     return 0
+
+
+def _log(folder: Path, mode: str | None, told: dict[str, Any], page: str) -> None:
+    """Gives W&B the page and the numbers, as a run beside that of the training."""
+    import yaml
+
+    config = folder / "config.yaml"
+    run = dict(yaml.safe_load(config.read_text(encoding="utf-8"))["run"]) if config.is_file() else {}
+    mode = mode or run.get("wandb", "disabled")
+    if mode == "disabled":
+        return
+    import wandb
+
+    from lightning_softprompt.callbacks.loggers import make_loggers
+
+    project = run.get("project", "lightning-softprompt")
+    for logger in make_loggers(folder, f"{folder.name} analysis", project, mode, ())[1:]:
+        logger.experiment.log({PAGE: wandb.Html(page, inject=False)})
+        logger.experiment.summary.update({name: value for name, value in told.items() if isinstance(value, float)})
+        logger.experiment.finish()
 
 
 def _compared(rows: list[AnsweredRow], others: list[AnsweredRow]) -> dict[str, Any]:
