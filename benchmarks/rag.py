@@ -53,9 +53,9 @@ class Way(NamedTuple):
     costly: bool = False
 
 
-def ways(front: str) -> dict[str, Way]:
-    """All of them by name; with a template that has the soft tokens in front of the passages."""
-    more = {f", {count} passages": shown(count) for count in (1, 5)}
+def ways(front: str, passages: int) -> dict[str, Way]:
+    """All of them by name; with a template that has the soft tokens in front of that many passages."""
+    more = {f", {count} passages": shown(count) for count in (1, 3, 5) if count != passages}
     firsts = {f"{FIRST}{k}": [f"--model.use={k}"] for k in SWEEP}
     gold = {", oracle": ["--data.mode=gold"]}
     return {
@@ -210,7 +210,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=240, help="training rows")
     parser.add_argument("--test", type=int, default=100, help="test rows")
     parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--passages", type=int, default=3)
+    parser.add_argument("--passages", type=int, default=1, help="shown in training and in most tests")
     parser.add_argument("--png", type=Path)
     args, further = parser.parse_known_args()
     records = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.is_file() else []
@@ -218,7 +218,7 @@ def main() -> None:
         common = options_of(name, args, further)
         template = yaml.safe_load((CONFIGS / f"{SETS[name][0]}.yaml").read_text())["init_args"]["template"]
         front = template.replace("{soft}", "").replace("{passages}", "{soft}{passages}")
-        for way_name, way in ways(front).items():
+        for way_name, way in ways(front, args.passages).items():
             there = {r["test"] for r in records if (r["set"], r["way"]) == (name, way_name)}
             missing = [test for test in way.tests if test not in there and test.endswith(" passages") == late]
             prompt = args.out.parent / f"{args.out.stem}_data" / f"{name} {way_name}.safetensors"
