@@ -211,10 +211,11 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=100, help="test rows")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--passages", type=int, default=1, help="shown in training and in most tests")
+    parser.add_argument("--brief", action="store_true", help="without tests with other numbers of passages")
     parser.add_argument("--png", type=Path)
     args, further = parser.parse_known_args()
     records = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.is_file() else []
-    for late, name in product((False, True), args.sets):  # what costs most and matters least comes last
+    for late, name in product((False, True)[: 1 if args.brief else 2], args.sets):  # what costs most and matters least comes last
         common = options_of(name, args, further)
         template = yaml.safe_load((CONFIGS / f"{SETS[name][0]}.yaml").read_text())["init_args"]["template"]
         front = template.replace("{soft}", "").replace("{passages}", "{soft}{passages}")
