@@ -215,7 +215,8 @@ def main() -> None:
     parser.add_argument("--png", type=Path)
     args, further = parser.parse_known_args()
     records = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.is_file() else []
-    for late, name in product((False, True)[: 1 if args.brief else 2], args.sets):  # what costs most and matters least comes last
+    times = (False,) if args.brief else (False, True)  # what costs most and matters least comes last
+    for late, name in product(times, args.sets):
         common = options_of(name, args, further)
         template = yaml.safe_load((CONFIGS / f"{SETS[name][0]}.yaml").read_text())["init_args"]["template"]
         front = template.replace("{soft}", "").replace("{passages}", "{soft}{passages}")
