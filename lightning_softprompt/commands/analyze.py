@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from argparse import ArgumentParser
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from lightning_softprompt.commands import CommandError
 from lightning_softprompt.commands.analysis_tables import tables
@@ -15,8 +15,8 @@ from lightning_softprompt.folders import write_whole
 if TYPE_CHECKING:
     from lightning_softprompt.evaluation.mistakes import AnsweredRow
 
+Wandb = Literal["auto", "online", "offline", "disabled"]
 PREDICTIONS = "test_predictions.jsonl"
-MODES = ("auto", "online", "offline", "disabled")
 JSON, PAGE = "analysis.json", "analysis.html"
 
 
@@ -33,7 +33,7 @@ def parser() -> ArgumentParser:
     parser.add_argument("--examples", type=int, default=5, metavar="N", help="answers of each kind on the page (5)")
     parser.add_argument(
         "--wandb",
-        choices=MODES,
+        choices=get_args(Wandb),
         help="whether the page and its numbers go to Weights & Biases, too (what the run's config says of run.wandb)",
     )
     return parser
@@ -75,13 +75,14 @@ def _log(folder: Path, mode: str | None, told: dict[str, Any], page: str) -> Non
         return
     import wandb
 
-    from lightning_softprompt.callbacks.loggers import make_loggers
+    from lightning_softprompt.callbacks.loggers import WandbRun, make_loggers
 
     project = run.get("project", "lightning-softprompt")
-    for logger in make_loggers(folder, f"{folder.name} analysis", project, mode, ())[1:]:
-        logger.experiment.log({PAGE: wandb.Html(page, inject=False)})
-        logger.experiment.summary.update({name: value for name, value in told.items() if isinstance(value, float)})
-        logger.experiment.finish()
+    loggers = make_loggers(folder, f"{folder.name} analysis", project, cast("Wandb", mode), ())
+    for logged in (logger.experiment for logger in loggers if isinstance(logger, WandbRun)):
+        logged.log({PAGE: wandb.Html(page, inject=False)})
+        logged.summary.update({name: value for name, value in told.items() if isinstance(value, float)})
+        logged.finish()
 
 
 def _compared(rows: list[AnsweredRow], others: list[AnsweredRow]) -> dict[str, Any]:
