@@ -196,7 +196,7 @@ def measured(work: Callable[[], Outcome], send: Any) -> None:
     """Sends what a piece of work gives, and its process's peak memory, those of its children included."""
     outcome = work()
     peak = sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    send.send({**outcome, "peak GiB": round(peak / 2**20, 2)})
+    send.send({**outcome, "CPU s": round(time.process_time(), 1), "peak GiB": round(peak / 2**20, 2)})
 
 
 def alone(work: Callable[[], Outcome]) -> Outcome:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 CONFIGS = Path(__file__).parent.parent / "configs" / "data"
 SETS = {"squad_dev": ("squad", "exact_match", "f1"), "pubmedqa": ("pubmedqa", "accuracy", "macro_f1")}
 PLAIN = "RAG, zero-shot"
+START = ("--model.init=FromText", "--model.init.text=Read the passages and answer the question in a few words.")
 LENGTH, SWEEP, FIRST = 50, (1, 5, 10, 20), ", first soft tokens: "
 
 
@@ -60,11 +61,11 @@ def ways(front: str, passages: int) -> dict[str, Way]:
     gold = {", oracle": ["--data.mode=gold"]}
     return {
         PLAIN: Way("Bare", tests={"": (), **gold, **more}),
-        "RAG + prompt tuning behind the passages": Way("PromptTuning", [], {"": (), **gold}),
-        "RAG + Spring": Way("Spring", [f"--model.length={LENGTH}"], {"": (), **firsts, **more}),
+        "RAG + prompt tuning behind the passages": Way("PromptTuning", START),
+        "RAG + Spring": Way("Spring", [f"--model.length={LENGTH}", *START], {"": (), **firsts, **more}),
         "closed book": Way("Bare", ["--data.mode=closed_book"]),
         "RAG + prefix tuning": Way("PrefixTuning", costly=True),
-        "RAG + prompt tuning in front": Way("PromptTuning", [f"--data.template={front}"], costly=True),
+        "RAG + prompt tuning in front": Way("PromptTuning", [f"--data.template={front}", *START], costly=True),
     }
 
 
@@ -84,7 +85,7 @@ def tested(way: Way, missing: Sequence[str], common: Sequence[str], prompt: Path
     """Tests one way, once it was trained, in some of its ways."""
     start = [f"--init_from={prompt}"] if way.model != "Bare" else []
     for name in missing:
-        folder = run(["test", *common, *way.options, f"--model={way.model}", *start, *way.tests[name]])
+        folder = run(["test", f"--model={way.model}", *common, *way.options, *start, *way.tests[name]])
         records = [json.loads(line) for line in (folder / "test_predictions.jsonl").read_text().splitlines()]
         metrics = json.loads((folder / "metrics.json").read_text())["test"]
         yield {"test": name, "metrics": metrics, "rows": {r["row"]: score(r) for r in records}}
@@ -96,7 +97,9 @@ def trained(way: Way, common: Sequence[str], args: argparse.Namespace, prompt: P
         return
     steps = args.short if way.costly else args.steps
     limits = [f"--trainer.max_steps={steps}", "--trainer.max_epochs=-1", "--trainer.limit_val_batches=0"]
-    folder = run(["fit", *common, *way.options, f"--model={way.model}", *limits])
+    falling = ["--model.scheduler=torch.optim.lr_scheduler.LinearLR", "--model.scheduler.start_factor=1",
+               "--model.scheduler.end_factor=0.1", f"--model.scheduler.total_iters={steps}"]  # fmt: skip
+    folder = run(["fit", f"--model={way.model}", *common, *way.options, *falling, *limits])
     write_whole(prompt, (folder / "prompt.safetensors").read_bytes())
 
 
@@ -205,6 +208,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the sets")
     parser.add_argument("--out", type=Path, required=True, help="JSON lines")
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=SETS)
+    parser.add_argument("--ways", nargs="+", help="only these, by name")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--short", type=int, default=30, help="steps where passages are read anew in each")
     parser.add_argument("--rows", type=int, default=240, help="training rows")
@@ -221,6 +225,8 @@ def main() -> None:
         template = yaml.safe_load((CONFIGS / f"{SETS[name][0]}.yaml").read_text())["init_args"]["template"]
         front = template.replace("{soft}", "").replace("{passages}", "{soft}{passages}")
         for way_name, way in ways(front, args.passages).items():
+            if way_name not in (args.ways or [way_name]):
+                continue
             there = {r["test"] for r in records if (r["set"], r["way"]) == (name, way_name)}
             missing = [test for test in way.tests if test not in there and test.endswith(" passages") == late]
             prompt = args.out.parent / f"{args.out.stem}_data" / f"{name} {way_name}.safetensors"

@@ -61,7 +61,7 @@ def run_all(console: Console, folder: Path, options: Sequence[str]) -> None:
     """Each step, under a line that says which."""
     config, data, index = configs_folder() / "run" / "rag_quickstart.yaml", notes(), folder / "rag-quickstart-index"
     console.rule("1/5 an index of the notes")
-    if code := index_command(["build", str(index), str(data)]):
+    if code := index_command(["build", str(data), "--index", str(index)]):
         raise RunError(code)
     common = ["--config", str(config), f"--data.path={data}", f"--data.corpus={data}",
               f"--data.retriever.index={index}", f"--run.folder={folder}", *options]  # fmt: skip
