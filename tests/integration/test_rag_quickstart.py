@@ -6,6 +6,8 @@ from lightning_softprompt.__main__ import main
 
 SHORT = ["--trainer.max_steps=2", "--trainer.val_check_interval=2", "--trainer.limit_val_batches=1"]
 SHORT += ["--trainer.limit_test_batches=2", "--trainer.log_every_n_steps=1", "--data.eval_batch_size=3"]
+SHORT += ["--model.length=4", "--data.template={passages}{soft}{question} : {target}", "--data.max_tokens=40"]
+SHORT += ["--data.max_target_tokens=4"]  # a tiny backbone reads 48 tokens at most
 
 
 @pytest.mark.slow
