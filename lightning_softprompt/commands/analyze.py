@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from argparse import ArgumentParser
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from lightning_softprompt.commands import CommandError
 from lightning_softprompt.commands.analysis_tables import tables
@@ -15,6 +15,7 @@ from lightning_softprompt.folders import write_whole
 if TYPE_CHECKING:
     from lightning_softprompt.evaluation.mistakes import AnsweredRow
 
+Wandb = Literal["auto", "online", "offline", "disabled"]
 PREDICTIONS = "test_predictions.jsonl"
 JSON, PAGE = "analysis.json", "analysis.html"
 
@@ -30,6 +31,11 @@ def parser() -> ArgumentParser:
     parser.add_argument("--against", type=Path, metavar="RUN2", help="another test of the same rows, to compare with")
     parser.add_argument("--right", type=float, default=1.0, metavar="F1", help="F1 from which an answer is right (1)")
     parser.add_argument("--examples", type=int, default=5, metavar="N", help="answers of each kind on the page (5)")
+    parser.add_argument(
+        "--wandb",
+        choices=get_args(Wandb),
+        help="whether the page and its numbers go to Weights & Biases, too (what the run's config says of run.wandb)",
+    )
     return parser
 
 
@@ -53,8 +59,30 @@ def main(argv: list[str]) -> int:
     page = analysis_page(args.run.resolve().name, told, rows, args.examples)
     write_whole(args.run / JSON, f"{json.dumps(told, indent=1, ensure_ascii=False)}\n".encode())
     write_whole(args.run / PAGE, page.encode())
+    _log(args.run.resolve(), args.wandb, told, page)
     print(f"{args.run / PAGE}: examples of each kind\n{args.run / JSON}: all numbers, and each row's kind")
     return 0
+
+
+def _log(folder: Path, mode: str | None, told: dict[str, Any], page: str) -> None:
+    """Gives W&B the page and the numbers, as a run beside that of the training."""
+    import yaml
+
+    config = folder / "config.yaml"
+    run = dict(yaml.safe_load(config.read_text(encoding="utf-8"))["run"]) if config.is_file() else {}
+    mode = mode or run.get("wandb", "disabled")
+    if mode == "disabled":
+        return
+    import wandb
+
+    from lightning_softprompt.callbacks.loggers import WandbRun, make_loggers
+
+    project = run.get("project", "lightning-softprompt")
+    loggers = make_loggers(folder, f"{folder.name} analysis", project, cast("Wandb", mode), ())
+    for logged in (logger.experiment for logger in loggers if isinstance(logger, WandbRun)):
+        logged.log({PAGE: wandb.Html(page, inject=False)})
+        logged.summary.update({name: value for name, value in told.items() if isinstance(value, float)})
+        logged.finish()
 
 
 def _compared(rows: list[AnsweredRow], others: list[AnsweredRow]) -> dict[str, Any]:

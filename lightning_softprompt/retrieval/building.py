@@ -2,7 +2,8 @@
 
 All is written to a folder of its own, and the manifest, which names that folder, last: whoever opens the index finds
 the old state or the new one, and a build that is killed leaves the old. Passages that were there keep their words and
-their vectors, so an update reads and cuts the corpus, but stems and encodes only what is new.
+their vectors, so an update reads and cuts the corpus, but stems and encodes only what is new. Vectors, which take
+longest by far, are kept as they are made, and the next build goes on with those of one that was killed.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import fcntl
 import logging
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from difflib import get_close_matches
@@ -23,6 +24,7 @@ from uuid import uuid4
 import numpy as np
 
 from lightning_softprompt.folders import fill
+from lightning_softprompt.retrieval import unfinished
 from lightning_softprompt.retrieval.documents import CorpusError, Document
 from lightning_softprompt.retrieval.index import DENSE, EMBEDDED, LEXICAL, Index, store_of
 from lightning_softprompt.retrieval.lexical import write_lexical
@@ -35,16 +37,14 @@ from lightning_softprompt.retrieval.manifest import (
     described,
     installed,
 )
-from lightning_softprompt.retrieval.ranking import Floats, Rows
 from lightning_softprompt.retrieval.settings import IndexSettings
 from lightning_softprompt.retrieval.texts import Passages, Texts, write_documents, write_passages
+from lightning_softprompt.retrieval.unfinished import Track
 from lightning_softprompt.retrieval.vectors import FileVectors, Vectors
 from lightning_softprompt.retrieval.words import words
 
 log = logging.getLogger(__name__)
-Track = Callable[[Iterable[Any], str, int | None], Iterable[Any]]  # items, what is done with them, how many they are
 GENERATION, DRAFT = "generation-", ".draft-"
-WINDOW = 256  # passages that are sorted by length to be encoded
 
 
 def untracked(items: Iterable[Any], doing: str, total: int | None) -> Iterable[Any]:
@@ -180,7 +180,7 @@ def _write_vectors(
     """Keeps a vector for each passage; gives H. `same` is an earlier state with vectors of the same encoder."""
     (draft / DENSE).mkdir()
     store = store_of(place, draft, manifest, None)
-    encode = partial(_encoded, passages, str(manifest.settings.encoder), track)
+    encode = partial(unfinished.encoded, place, passages, str(manifest.settings.encoder), track)
     try:
         return store.write(np.asarray(passages.digests), encode, _kept(same))
     except BaseException:
@@ -211,17 +211,6 @@ def _same_vectors(earlier: Index, settings: IndexSettings) -> bool:
         log.warning("all passages are encoded anew: %s", error)
         return False
     return True
-
-
-def _encoded(passages: Passages, name: str, track: Track, rows: Rows) -> Iterator[tuple[Rows, Floats]]:
-    if not len(rows):
-        return
-    from lightning_softprompt.retrieval.encoding import encoder
-
-    found = encoder(name)
-    windows = [rows[start : start + WINDOW] for start in range(0, len(rows), WINDOW)]
-    for some in track(windows, f"encoding {len(rows)} passages, {WINDOW} a step", len(windows)):
-        yield some, found.passages([passages[row].searched for row in some.tolist()])
 
 
 @contextmanager
@@ -257,7 +246,7 @@ def _earlier(place: Path) -> Index | None:
     Raises:
         BadIndexError: If it holds something else.
     """
-    found = [path.name for path in place.iterdir()]
+    found = [path.name for path in place.iterdir() if not path.name.startswith(unfinished.NAME)]
     ours = [name for name in found if name.startswith(GENERATION) or name == EMBEDDED]
     others = sorted(set(found) - {*ours, NAME})
     if others or (NAME in found and not ours):
@@ -276,6 +265,7 @@ def _earlier(place: Path) -> Index | None:
 
 def _settle(place: Path, manifest: Manifest, earlier: Index | None) -> None:
     """Takes away what no index names any more."""
+    unfinished.forget(place)
     for path in place.glob(f"{GENERATION}*"):
         if path.name != manifest.generation:
             shutil.rmtree(path, ignore_errors=True)

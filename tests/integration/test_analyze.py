@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import pytest
+from wandb_file import read_run
 
 from lightning_softprompt.__main__ import main
 from lightning_softprompt.backbones.decoding import Decoding
@@ -72,7 +73,8 @@ def test_a_test_of_questions_is_analyzed(options, capsys):
     metrics = json.loads((last_folder() / "metrics.json").read_text())["test"]
     assert metrics["test/mrr"] == pytest.approx(3 / 4)
     capsys.readouterr()
-    assert main(["analyze", str(last_folder()), "--against", str(last_folder())]) == 0
+    against = ["--against", str(last_folder()), "--wandb", "offline"]
+    assert main(["analyze", str(last_folder()), *against]) == 0
     assert "+0.000 [+0.000, +0.000]" in capsys.readouterr().out
     told = json.loads((last_folder() / "analysis.json").read_text())
     assert told["f1"] == pytest.approx(metrics["test/f1"], abs=1e-5)
@@ -81,7 +83,11 @@ def test_a_test_of_questions_is_analyzed(options, capsys):
     )
     assert told["retrieval"]["measures"]["mrr"]["mean"] == pytest.approx(3 / 4)
     assert told["groups"]["gold documents"]["several, some shown"]["rows"] == 1
-    assert (last_folder() / "analysis.html").is_file()
+    page = (last_folder() / "analysis.html").read_text()
+    logged = read_run(last_folder())
+    (html,) = logged.rows("analysis.html")
+    assert (logged.folder / "files" / html["analysis.html"]["path"]).read_text() == page
+    assert logged.summary["f1"] == told["f1"]
 
 
 def test_predictions_say_what_they_rest_on(options):

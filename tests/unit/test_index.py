@@ -243,6 +243,62 @@ def test_a_build_that_is_killed_leaves_the_old_index(folder, tiny_folder, doing)
     )
 
 
+KILLED = """
+    import os, sys
+    from lightning_softprompt.retrieval import unfinished
+    from lightning_softprompt.retrieval.building import build_index
+    from lightning_softprompt.retrieval.documents import Document
+    from lightning_softprompt.retrieval.settings import IndexSettings
+
+    def track(items, doing, total):
+        for number, item in enumerate(items):
+            if doing.startswith("encoding") and number == 3:
+                os.kill(os.getpid(), 9)
+            yield item
+
+    unfinished.WINDOW = 4
+    texts = [Document(str(n), "", f"story number {n}") for n in range(20)]
+    build_index(sys.argv[1], texts, IndexSettings(encoder=sys.argv[2]), track)
+"""
+
+
+@pytest.fixture
+def killed(folder, tiny_folder, monkeypatch):
+    """A first build of 20 passages, of which 12 were encoded; and the texts that are encoded from here on."""
+    settings = IndexSettings(encoder=str(tiny_folder("bert")))
+    died = subprocess.run([sys.executable, "-c", dedent(KILLED), str(folder), settings.encoder], check=False)
+    assert died.returncode == -9
+    encoded, plain = [], encoding.SentenceEncoder.passages
+    monkeypatch.setattr(encoding.SentenceEncoder, "passages", lambda e, t: encoded.extend(t) or plain(e, t))
+    return settings, encoded
+
+
+STORIES = [Document(str(n), "", f"story number {n}") for n in range(20)]
+
+
+@pytest.mark.parametrize("torn", [b"", b"half a record"])
+def test_vectors_of_a_build_that_was_killed_are_not_made_again(folder, tmp_path, killed, torn):
+    settings, encoded = killed
+    with next(folder.glob(".encoded-*")).open("ab") as file:
+        file.write(torn)
+    build_index(folder, STORIES, settings)
+    assert len(encoded) == 1 + 8  # one recognises the encoder
+    build_index(tmp_path / "anew", STORIES, settings)
+    ours, theirs = (Index(place).by_vectors.vectors for place in (folder, tmp_path / "anew"))
+    np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    assert not list(folder.glob(".*"))
+
+
+def test_vectors_that_another_encoder_made_are_made_again(folder, killed):
+    settings, encoded = killed
+    file = next(folder.glob(".encoded-*"))
+    records = np.fromfile(file, np.dtype([("digest", np.uint8, 16), ("vector", np.float32, 32)]))
+    records["vector"] *= -1
+    records.tofile(file)
+    build_index(folder, STORIES, settings)
+    assert len(encoded) == 1 + 20
+
+
 def test_a_build_that_dies_before_its_manifest_leaves_the_old_index(folder, monkeypatch):
     build_index(folder, documents(), LEXICAL)
     with monkeypatch.context() as patched:

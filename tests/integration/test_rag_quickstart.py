@@ -1,0 +1,27 @@
+"""`softprompt quickstart --rag` does all of it, offline: on a tiny backbone here, with the packaged encoder."""
+
+import pytest
+
+from lightning_softprompt.__main__ import main
+
+SHORT = ["--trainer.max_steps=2", "--trainer.val_check_interval=2", "--trainer.limit_val_batches=1"]
+SHORT += ["--trainer.limit_test_batches=2", "--trainer.log_every_n_steps=1", "--data.eval_batch_size=3"]
+SHORT += ["--model.length=4", "--data.template={passages}{soft}{question} : {target}", "--data.max_tokens=40"]
+SHORT += ["--data.max_target_tokens=4"]  # a tiny backbone reads 48 tokens at most
+
+
+@pytest.mark.slow
+def test_it_builds_trains_tests_and_compares(tmp_path, tiny_folder, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    backbone = f"--backbone.name={tiny_folder('llama')}"
+    assert main(["quickstart", "--rag", f"--folder={tmp_path}", backbone, *SHORT]) == 0
+    said = capsys.readouterr().out
+    assert "34 documents, 34 passages" in said
+    for part in ("5/5", "closed book", "RAG, zero-shot", "RAG + soft prompt", "paired bootstrap", "exact_match"):
+        assert part in said
+    assert (tmp_path / "rag-quickstart-index" / "manifest.json").is_file()
+
+
+def test_what_goes_wrong_ends_it(tmp_path, tiny_folder, capsys):
+    assert main(["quickstart", "--rag", f"--folder={tmp_path}", f"--backbone.name={tmp_path / 'none'}"]) != 0
+    assert "2/5" in capsys.readouterr().out
