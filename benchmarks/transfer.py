@@ -3,10 +3,10 @@
     python benchmarks/transfer.py --data PATH/TO/classification --out benchmarks/transfer.jsonl \
         --folder RUN --png benchmarks/transfer.png
 
-A prompt is trained for each source from one start, and MPT's shared prompt is distilled from these six. For each
-target and number of training rows, learning rates of prompt tuning are tried on validation rows; the prompt at the
-usual one, from the sources' start, is what SPoT looks up. Then every method trains as many steps for each seed, which
-draws training rows, their order, and what of the prompt does not come from sources. `full` is a slice too.
+A prompt is trained for each source from one start, and MPT's shared prompt is distilled from these six. Every method
+trains as many steps on a target for each seed, which draws training rows, their order, and what of the prompt does not
+come from sources. Learning rates of prompt tuning are tried with the first seed, on validation rows; its prompt at the
+usual rate, from the sources' start, is what SPoT looks up. `full` is a slice too.
 Results are added to `--out` as they come; what is there already, or in `--folder`, is not made again.
 """
 
@@ -82,7 +82,7 @@ def source_rows(task: str, args: Any) -> ClassificationDataModule:
 def target_rows(task: str, shots: str, seed: int, args: Any) -> ClassificationDataModule:
     """Those of a target, of which so many train."""
     count = args.rows if shots == "full" else int(shots)
-    return rows_of(task, args, {"train": count, "validation": 50, "test": args.test_rows}, seed, args.batch)
+    return rows_of(task, args, {"train": count, "validation": 48, "test": args.test_rows}, seed, args.batch)
 
 
 def trained(made: Made, data: Any, backbone: Backbone, steps: int, rate: float, seed: int) -> SoftPromptModule:
@@ -131,17 +131,21 @@ def methods_for(files: Files, query: Path) -> dict[str, Made]:
 
 
 def searched(files: Files, backbone: Backbone, target: str, shots: str, args: Any) -> dict[str, Any]:
-    """Validation losses of prompt tuning by learning rate; leaves the prompt at the usual one, and what is like it."""
-    data, losses, query = target_rows(target, shots, 0, args), {}, files.query(target, shots)
-    validation = list(data.val_dataloader())
+    """Prompt tuning of the first seed at each rate; leaves the prompt at the usual one, and says what is like it."""
+    data, query = target_rows(target, shots, 0, args), files.query(target, shots)
+    validation, test = list(data.val_dataloader()), list(data.test_dataloader())
+    losses, found = {}, {}
     for rate in TRIED:
+        start = time.perf_counter()
         method = trained(PLAIN, data, backbone, args.steps, rate, 0)
+        found[str(rate)] = {**results(method, test), "seconds": time.perf_counter() - start}
         losses[str(rate)] = scored(method, validation)["cross_entropy"]
         if rate == USUAL:
             save(query, method, backbone)
     own = {name: soft_tokens(saved, query) for name, saved in files.library.read().items()}
     shares = likest(soft_tokens(read_prompt(query), query), own, len(own), "rows")
-    return {"losses": losses, "rate": float(min(losses, key=lambda rate: losses[rate])), "likest": shares}
+    best = float(min(losses, key=lambda rate: losses[rate]))
+    return {"losses": losses, "rate": best, "likest": shares, "found": found}
 
 
 def untrained(files: Files, backbone: Backbone, target: str, args: Any) -> Iterator[dict[str, Any]]:
@@ -161,7 +165,7 @@ def results(method: SoftPromptModule, test: list[Any]) -> dict[str, float]:
 
 
 def compared(
-    files: Files, backbone: Backbone, place: tuple[str, str, int], chosen: float, args: Any, there: list[Any]
+    files: Files, backbone: Backbone, place: tuple[str, str, int], search: dict[str, Any], args: Any, there: list[Any]
 ) -> Iterator[dict[str, Any]]:
     """Every method on a target with so many rows, for a seed; what is there is left out."""
     target, shots, seed = place
@@ -169,15 +173,18 @@ def compared(
     test = list(data.test_dataloader())
     done = {r["method"]: r for r in there if (r["task"], r["shots"], r.get("seed")) == place}
     wanted = {name: (made, USUAL) for name, made in methods_for(files, files.query(target, shots)).items()}
-    for name, (made, rate) in {**wanted, "prompt tuning, retuned": (PLAIN, chosen)}.items():
+    known = dict(search["found"]) if seed == 0 else {}  # what the search has trained already
+    for name, (made, rate) in {**wanted, "prompt tuning, retuned": (PLAIN, search["rate"])}.items():
         if name in done:
             continue
-        start = time.perf_counter()
-        if name != "prompt tuning" and made is PLAIN and rate == USUAL:  # the very same training
-            found = {key: done["prompt tuning"][key] for key in ("accuracy", "macro_f1", "cross_entropy")}
-        else:
+        found = known.get(str(rate)) if made is PLAIN else None
+        if found is None:
+            start = time.perf_counter()
             found = results(trained(made, data, backbone, args.steps, rate, seed), test)
-        done[name] = {"method": name, "seed": seed, **found, "seconds": time.perf_counter() - start}
+            found["seconds"] = time.perf_counter() - start
+        if made is PLAIN:
+            known[str(rate)] = found
+        done[name] = {"method": name, "seed": seed, **found}
         yield done[name]
 
 
@@ -216,7 +223,7 @@ def missing(files: Files, args: Any, there: list[dict[str, Any]]) -> Iterator[di
     for target in TARGETS:
         if not any(r["task"] == target and r["shots"] == "none" for r in there):
             yield from ({"task": target, "shots": "none", **r} for r in untrained(files, backbone, target, args))
-    for seed in range(1, args.seeds + 1):
+    for seed in range(args.seeds):
         for target, shots in places:
             own = [r for r in there if (r["task"], r["shots"]) == (target, shots)]
             search = next((r for r in own if r["method"] == "search"), None)
@@ -224,7 +231,7 @@ def missing(files: Files, args: Any, there: list[dict[str, Any]]) -> Iterator[di
                 found = searched(files, backbone, target, shots, args)
                 search = {"task": target, "shots": shots, "method": "search", **found}
                 yield search
-            for record in compared(files, backbone, (target, shots, seed), search["rate"], args, there):
+            for record in compared(files, backbone, (target, shots, seed), search, args, there):
                 yield {"task": target, "shots": shots, **record}
 
 
