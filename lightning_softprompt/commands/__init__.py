@@ -23,6 +23,7 @@ LIGHT_COMMANDS = {
     "study": "runs that belong together: stages, seeds, draws, comparisons; each is done once",
     "fold": "write a trained prompt without the network that made it",
     "library": "a folder of trained prompts, and which of them a new task might start from",
+    "between": "the loss along the line from one trained prompt to another",
     "doctor": "what this machine has and what is missing",
     "completion": "write the completion script for bash or zsh",
 }
