@@ -44,7 +44,8 @@ SOURCES = ("sst2", "rte", "boolq", "trec6", "ag_news", "cola")
 TARGETS = ("cb", "medical_abstracts", "pubmedqa_cls")
 SHOTS = ("16", "32", "full")
 USUAL, TRIED = 5e-3, (1e-3, 5e-3, 2e-2)
-PLAIN: Made = partial(PromptTuning, length=20)
+LENGTH = 10
+PLAIN: Made = partial(PromptTuning, length=LENGTH)
 
 
 class Files:
@@ -67,6 +68,8 @@ def rows_of(task: str, args: Any, sizes: dict[str, int], seed: int, batch: int) 
     folder, own = str(args.data / task), {"train": seed}
     options |= {split: drawn(folder, split, size, own.get(split, 0)) for split, size in sizes.items()}
     options |= {"max_tokens": args.tokens, "batch_size": batch, "eval_batch_size": 32, "seed": seed, "path": None}
+    text, asked = options["template"].replace("{soft}", "").rsplit("\n", 1)
+    options["template"] = f"{text}\n{{soft}}{asked}"  # frozen text before it runs once for all steps, methods and tests
     if "truncate" in options:  # pairs: the longer text stands first, and may give way to its last token
         options |= {"truncate": None, "cut": "start"}
     data = ClassificationDataModule(**options)
@@ -111,7 +114,7 @@ def learn_sources(files: Files, backbone: Backbone, args: Any) -> None:
     data = MultitaskDataModule(tasks, Uniform(), together=Together(args.shared_rows, args.shared_tasks))
     data.setup("fit")
     teachers = Distillation([str(files.library.path(task)) for task in SOURCES], weight=0.9)
-    made = partial(MPT, length=20, objective=teachers, classes_by_task=data.classes_by_task)
+    made = partial(MPT, length=LENGTH, objective=teachers, classes_by_task=data.classes_by_task)
     save(files.shared, trained(made, data, backbone, args.shared_steps, USUAL, 0), backbone)
     print(f"MPT {time.strftime('%T')}", flush=True)
 
@@ -123,10 +126,10 @@ def methods_for(files: Files, query: Path) -> dict[str, Made]:
     sources = [FromCheckpoint(str(library.path(task))) for task in SOURCES]
     return {
         "prompt tuning": PLAIN,
-        "SPoT, best": partial(PromptTuning, length=20, init=at(top=1)),
-        "SPoT, weighted": partial(PromptTuning, length=20, init=at(top=3)),
-        "ATTEMPT": partial(ATTEMPT, length=20, sources=sources),
-        "MPT": partial(MPT, length=20, init=FromCheckpoint(shared, name="shared"), start=FromTasks(shared)),
+        "SPoT, best": partial(PromptTuning, length=LENGTH, init=at(top=1)),
+        "SPoT, weighted": partial(PromptTuning, length=LENGTH, init=at(top=3)),
+        "ATTEMPT": partial(ATTEMPT, length=LENGTH, sources=sources),
+        "MPT": partial(MPT, length=LENGTH, init=FromCheckpoint(shared, name="shared"), start=FromTasks(shared)),
     }
 
 
@@ -153,7 +156,7 @@ def untrained(files: Files, backbone: Backbone, target: str, args: Any) -> Itera
     data = target_rows(target, "full", 0, args)
     test = list(data.test_dataloader())
     for source in SOURCES:
-        made = partial(PromptTuning, length=20, init=FromCheckpoint(str(files.library.path(source))))
+        made = partial(PromptTuning, length=LENGTH, init=FromCheckpoint(str(files.library.path(source))))
         one: Any = replicas(made, data, backbone, ReplicaSpec(1, [0]))
         yield {"method": source, **results(one.eval().replicas[0], test)}
 
@@ -196,8 +199,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="where trained prompts are kept")
     parser.add_argument("--png", type=Path, help="heat maps are drawn here, and beside it with -similar")
     for name, usual in {
-        "steps": 40, "batch": 4, "rows": 200, "test-rows": 96, "tokens": 48, "seeds": 3,
-        "source-steps": 60, "source-rows": 400, "shared-steps": 60, "shared-rows": 12, "shared-tasks": 3,
+        "steps": 12, "batch": 4, "rows": 200, "test-rows": 48, "tokens": 96, "seeds": 3,
+        "source-steps": 30, "source-rows": 400, "shared-steps": 16, "shared-rows": 12, "shared-tasks": 3,
     }.items():  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=usual)
     parser.add_argument("--compute", default="bf16")
@@ -214,23 +217,22 @@ def main() -> None:
 
 
 def missing(files: Files, args: Any, there: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """What is not there yet, made one after the other: seed after seed, so that a run cut short has fewer seeds."""
+    """What is not there yet, made one after the other."""
     places = [(target, shots) for target in TARGETS for shots in SHOTS]
     if len(there) == len(TARGETS) * len(SOURCES) + len(places) * (1 + 6 * args.seeds):
         return
-    backbone = load_backbone(BackboneSpec(compute=args.compute))
+    backbone = load_backbone(BackboneSpec(compute=args.compute, context_memory=3000))
     learn_sources(files, backbone, args)
-    for target in TARGETS:
-        if not any(r["task"] == target and r["shots"] == "none" for r in there):
+    for target, shots in places:
+        if shots == SHOTS[0] and not any(r["task"] == target and r["shots"] == "none" for r in there):
             yield from ({"task": target, "shots": "none", **r} for r in untrained(files, backbone, target, args))
-    for seed in range(args.seeds):
-        for target, shots in places:
-            own = [r for r in there if (r["task"], r["shots"]) == (target, shots)]
-            search = next((r for r in own if r["method"] == "search"), None)
-            if search is None:
-                found = searched(files, backbone, target, shots, args)
-                search = {"task": target, "shots": shots, "method": "search", **found}
-                yield search
+        own = [r for r in there if (r["task"], r["shots"]) == (target, shots)]
+        search = next((r for r in own if r["method"] == "search"), None)
+        if search is None:
+            found = searched(files, backbone, target, shots, args)
+            search = {"task": target, "shots": shots, "method": "search", **found}
+            yield search
+        for seed in range(args.seeds):
             for record in compared(files, backbone, (target, shots, seed), search, args, there):
                 yield {"task": target, "shots": shots, **record}
 
