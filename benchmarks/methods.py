@@ -69,10 +69,10 @@ def slices(task: str, args: argparse.Namespace, **changed: Any) -> Classificatio
     return data
 
 
-def drawn(folder: str, split: Any, count: int) -> list[dict[str, Any]]:
-    """Random rows of a split."""
+def drawn(folder: str, split: Any, count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Random rows of a split, by the seed."""
     rows = read_rows(folder, split=split)
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:count]
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:count]
     return [dict(rows[i]) for i in order.tolist()]
 
 
@@ -249,7 +249,7 @@ def keep(path: Path, record: dict[str, Any]) -> None:
     """Adds a line, and says it."""
     with path.open("a") as file:
         file.write(f"{json.dumps(record)}\n")
-    print({k: record[k] for k in ("task", "method", "accuracy", "seconds")}, flush=True)
+    print({k: record[k] for k in ("task", "shots", "method", "accuracy", "seconds") if k in record}, flush=True)
 
 
 if __name__ == "__main__":

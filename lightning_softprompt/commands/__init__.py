@@ -24,6 +24,7 @@ LIGHT_COMMANDS = {
     "sweep": "hyper-parameters by Optuna; several processes may share one search",
     "fold": "write a trained prompt without the network that made it",
     "library": "a folder of trained prompts, and which of them a new task might start from",
+    "between": "the loss along the line from one trained prompt to another",
     "doctor": "what this machine has and what is missing",
     "completion": "write the completion script for bash or zsh",
 }

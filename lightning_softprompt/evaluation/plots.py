@@ -76,3 +76,15 @@ def length_figure(lengths: Numbers, scores: Numbers, name: str) -> Figure:
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def line_figure(places: Sequence[float], scores: Mapping[str, Sequence[float]]) -> Figure:
+    """Scores by name at places on the way from one prompt to another, a panel for each."""
+    figure = Figure(figsize=(3.8 * len(scores) + 0.4, 3), layout="constrained")
+    for axes, (name, values) in zip(figure.subplots(1, len(scores), squeeze=False)[0], scores.items(), strict=True):
+        axes.plot([places[0], places[-1]], [values[0], values[-1]], color="black", ls="--", lw=1)
+        axes.plot(places, values, marker="o", color="tab:blue")
+        axes.set_xlabel("share of the other prompt")
+        axes.set_ylabel(name)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure

@@ -1,11 +1,12 @@
 """The equations of methods for several tasks as loops, and rows of many tasks in one batch as each task alone."""
 
 from dataclasses import replace
+from itertools import cycle, islice
 from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny import CLASSES, SEQ2SEQ, batch_of, real
+from tiny import CLASSES, SEQ2SEQ, TEXTS, batch_of, real
 from torch.testing import assert_close
 
 from lightning_softprompt.checkpoints.files import SavedPrompt, identity, write_prompt
@@ -459,6 +460,32 @@ def test_rows_with_prompts_of_several_methods_are_what_each_is_alone(made, backb
         for b, task in enumerate(tasks):
             expected = modules[task].lm().generate(batch.only([b]), max_new_tokens=4)[0]
             assert said[b, : len(expected)].tolist()[: len(expected)] == expected.tolist()
+
+
+@torch.no_grad()
+def test_32_rows_over_8_prompts_of_3_methods_and_4_lengths_are_what_each_is_alone(made, backbone, kept, family):
+    cases = [(PromptTuning, {}), (PrefixTuning, {"width": None}), (DePT, {"rank": 2, "max_tokens": 6})]
+    alone = [
+        shaken(made(cls, None, length=length, **options), 0.3)
+        for (cls, options), length in zip(islice(cycle(cases), 8), (1, 2, 3, 5) * 2, strict=True)
+    ]
+    names = [f"task_{number}" for number in range(8)]
+    paths = {name: kept(module, name) for name, module in zip(names, alone, strict=True)}
+    bank = PromptBank(paths, backbone=backbone.spec, classes_by_task=dict.fromkeys(names))
+    bank.attach(backbone)
+    tasks = torch.randperm(32, generator=torch.Generator().manual_seed(3)).remainder(8).tolist()
+    texts = [TEXTS[row % 4] + " dull" * (row % 5) for row in range(32)]
+    targets = [("good", "bad", "very good")[row % 3] for row in range(32)]
+    batch = batch_of(backbone.codec, "{soft}{text} it was {target}", texts, targets)
+    batch = replace(batch, task_ids=torch.tensor(tasks))
+    together = bank.eval()(batch)
+    said = None if family == "bert" else bank.lm().generate(batch, max_new_tokens=4)
+    for b, task in enumerate(tasks):
+        one = batch.only([b])
+        assert_close(real(one, together[b : b + 1]), real(one, alone[task](one)), **CLOSE)
+        if said is not None:
+            expected = alone[task].lm().generate(one, max_new_tokens=4)[0]
+            assert said[b, : len(expected)].tolist() == expected.tolist()
 
 
 @torch.no_grad()

@@ -16,9 +16,12 @@ from peft.tuners.multitask_prompt_tuning import MultitaskPromptEmbedding
 from tiny import CAUSAL, TEMPLATES, batch_of, encoded
 from torch.testing import assert_close
 
+from lightning_softprompt.checkpoints.files import SavedPrompt, identity, write_prompt
 from lightning_softprompt.lm import PromptedLM
 from lightning_softprompt.methods import MPT, PrefixTuning, PTuning
 from lightning_softprompt.objectives.language_modeling import LanguageModeling
+from lightning_softprompt.prompts.factors import FromTasks
+from lightning_softprompt.prompts.init import FromCheckpoint
 from lightning_softprompt.prompts.key_values import NormalKeysValues
 from lightning_softprompt.prompts.networks import perceptron
 from lightning_softprompt.types import IGNORE, SoftPrompt
@@ -215,3 +218,35 @@ def test_multitask_prompts_agree(backbone, rank):
     for number, name in enumerate(names):
         assert_close(module.u[name].grad, theirs.prefix_task_cols.grad[number], atol=1e-4, rtol=1e-4)
         assert_close(module.v[name].grad, theirs.prefix_task_rows.grad[number], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama"])
+@pytest.mark.parametrize(("theirs", "task"), [("AVERAGE_SOURCE_TASKS", None), ("EXACT_SOURCE_TASK", "b")])
+def test_multitask_prompts_start_from_sources_as_theirs(backbone, tmp_path, theirs, task):
+    names, path = ("a", "b", "c"), tmp_path / "prompt.safetensors"
+    source = MPT(length=P, rank=2, classes_by_task=dict.fromkeys(names), backbone=backbone.spec)
+    source.attach(backbone)
+    with torch.no_grad():
+        for parameter in (source.shared, *source.u.values(), *source.v.values()):
+            parameter.copy_(torch.randn_like(parameter))
+    write_prompt(path, SavedPrompt(source.state_dict(), identity(backbone), dict(source.hparams)))
+    stacked = {
+        "prompt_embeddings": source.shared.detach(),
+        "prefix_task_cols": torch.stack([source.u[name].detach() for name in names]),
+        "prefix_task_rows": torch.stack([source.v[name].detach() for name in names]),
+    }
+    torch.save(stacked, tmp_path / "theirs.bin")
+    config = MultitaskPromptTuningConfig(
+        task_type="CAUSAL_LM", num_virtual_tokens=P, num_tasks=1, num_ranks=2, token_dim=backbone.hidden_size,
+        num_transformer_submodules=1, prompt_tuning_init=theirs, prompt_tuning_init_task=1,
+        prompt_tuning_init_state_dict_path=str(tmp_path / "theirs.bin"),
+    )  # fmt: skip
+    expected = MultitaskPromptEmbedding(config, backbone.model.get_input_embeddings())
+    target = MPT(
+        length=P, rank=2, init=FromCheckpoint(str(path), name="shared"), start=FromTasks(str(path), task),
+        backbone=backbone.spec,
+    )  # fmt: skip
+    target.attach(backbone)
+    tokens = target.prompt(batch_of(backbone.codec)).tokens
+    assert_close(tokens, expected(torch.arange(P)[None], torch.tensor([0])), **CLOSE)
+    assert not torch.equal(tokens[0], source.shared)

@@ -1,0 +1,79 @@
+"""The loss along the line between two prompts, as the command tells it."""
+
+import json
+
+import pytest
+import torch
+
+from lightning_softprompt.backbones.base import BackboneSpec
+from lightning_softprompt.backbones.load import load_backbone
+from lightning_softprompt.checkpoints.files import SavedPrompt, identity, write_prompt
+from lightning_softprompt.commands import CommandError, between
+from lightning_softprompt.data.classification import ClassificationDataModule
+from lightning_softprompt.methods import PromptTuning
+
+LABELS = {"negative": "bad", "neutral": "one", "positive": "good"}
+TEMPLATE = "{soft}{text} it is{target}"
+
+
+@pytest.fixture
+def ends(tiny_folder, tmp_path, rows):
+    """Two prompts, the options of a run they fit, and a function that gives the loss of soft tokens on its rows."""
+    folder = tmp_path / "mood"
+    folder.mkdir()
+    for split in ("train", "validation"):
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    name = str(tiny_folder("llama"))
+    module = PromptTuning(length=3, backbone=BackboneSpec(name=name))
+    backbone = load_backbone(module.spec)
+    tokens = [torch.randn(3, backbone.hidden_size) for _ in range(2)]
+    paths = []
+    for number, of in enumerate(tokens):
+        paths.append(str(tmp_path / f"{number}.safetensors"))
+        write_prompt(tmp_path / f"{number}.safetensors", SavedPrompt({"tokens": of}, identity(backbone), {}))
+    options = [
+        f"--backbone.name={name}", "--model=PromptTuning", "--model.length=3", "--data=ClassificationDataModule",
+        f"--data.path={folder}", f"--data.template={TEMPLATE}", f"--data.labels={json.dumps(LABELS)}",
+        "--data.batch_size=2", "--trainer.accelerator=cpu",
+    ]  # fmt: skip
+    data = ClassificationDataModule(
+        TEMPLATE, LABELS, path=str(folder), batch_size=2, backbone=module.spec, cache=False
+    )  # fmt: skip
+    data.setup("validate")
+    module = PromptTuning(length=3, backbone=module.spec, classes=data.classes, evaluation=data.evaluation)
+    module.attach(backbone)
+
+    @torch.no_grad()
+    def loss(tokens):
+        module.tokens.copy_(tokens)
+        each = [(float(module.objective(module.lm(), batch).loss), len(batch)) for batch in data.val_dataloader()]
+        return sum(value * size for value, size in each) / sum(size for _, size in each)
+
+    return tokens, paths, options, loss
+
+
+def test_every_point_of_the_line_has_the_loss_of_its_own_prompt(ends, tmp_path, capsys):
+    (one, other), paths, options, loss = ends
+    out, plot = tmp_path / "out" / "line.json", tmp_path / "out" / "line.png"
+    assert between.main([*paths, "--points", "5", "--out", str(out), "--plot", str(plot), *options]) == 0
+    points = json.loads(out.read_text())
+    assert [point["t"] for point in points] == [0.0, 0.25, 0.5, 0.75, 1.0]
+    shares = (0.0, 0.25, 0.5, 0.75, 1.0)
+    losses = [loss((1 - t) * one + t * other) for t in shares]
+    assert [point["loss"] for point in points] == pytest.approx(losses, abs=1e-5)
+    assert len(set(losses)) == 5
+    rise = losses[-1] - losses[0]
+    highest = max(value - losses[0] - t * rise for t, value in zip(shares, losses, strict=True))
+    said = capsys.readouterr().out
+    assert float(said.split("hill: ")[1].split()[0]) == pytest.approx(highest, abs=1e-4)
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_does_not_fit_is_refused(ends, tmp_path):
+    _, paths, options, _ = ends
+    with pytest.raises(CommandError, match=r"0\.safetensors has .*set --model and its sizes"):
+        between.main([*paths, *options, "--model.length=4"])
+    with pytest.raises(CommandError, match="no prompt at"):
+        between.main([paths[0], str(tmp_path / "none.safetensors"), *options])
+    with pytest.raises(CommandError, match="--points must be at least 2"):
+        between.main([*paths, "--points", "1", *options])
