@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
 import random
 import re
 import shutil
@@ -43,20 +42,20 @@ class Faults:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.data, self.runs, self.told = (folder / name for name in ("data", "runs", "told"))
-        for made in (self.data, self.runs, self.told):
+        self.data, self.runs, self.told, self.cache = (folder / name for name in ("data", "runs", "told", "cache"))
+        for made in (self.data, self.runs, self.told, self.cache):
             made.mkdir()
         write_data(self.data)
-        os.environ["XDG_CACHE_HOME"] = str(folder / "cache")  # of this run alone, killed within it or not
         self.processes: list[int] = []
 
     def run(self, scenario: Scenario, name: str, kill: Kill | None = None) -> list[int]:
         """Gives a command once; gives the codes of its processes."""
         argv = scenario.argv(self.data, self.runs / name, name)
         places = together() if scenario.processes > 1 else [{}]
+        own = {"XDG_CACHE_HOME": str(self.cache / name)}  # tokens are cached anew, and a run is killed at that, too
         ranks = [
-            start(argv, self.told / f"{name}.{rank}.txt", kill if kill and kill.rank == rank else None, environment)
-            for rank, environment in enumerate(places)
+            start(argv, self.told / f"{name}.{rank}.txt", kill if kill and kill.rank == rank else None, place | own)
+            for rank, place in enumerate(places)
         ]
         self.processes += ranks
         return ended(ranks)
