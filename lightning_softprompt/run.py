@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import logging
 import os
 import secrets
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TextIO
+
+from lightning.fabric.utilities.rank_zero import _get_rank
+
+log = logging.getLogger(__name__)
 
 FOLDER_VARIABLE = "SOFTPROMPT_RUN_FOLDER"  # how processes started by the first one learn the run's folder
+KEPT: list[TextIO] = []  # the lock of this process's run, open till its next one: to close it gives the folder back
 STORES: list[object] = []  # kept open: a process that has its name may be slower than the one which gave it
 
 
@@ -56,12 +64,36 @@ class RunSpec:
             os.environ[FOLDER_VARIABLE] = str((self.experiment_folder / (self.name or new_name())).absolute())
         path = Path(os.environ[FOLDER_VARIABLE])
         path.mkdir(parents=True, exist_ok=True)
+        keep(path)
         return path
 
     def last_checkpoint(self) -> Path | None:
         """The `last.ckpt` of the experiment that was written last."""
         found = self.experiment_folder.glob("*/checkpoints/last.ckpt")
         return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def keep(folder: Path) -> None:
+    """Takes a run's folder for this process, until it ends; that is for the first of several to do.
+
+    The lock is of the kind that data workers do not inherit, who outlive a process that is killed.
+
+    Raises:
+        ValueError: If another process writes there.
+    """
+    if _get_rank():
+        return
+    while KEPT:
+        KEPT.pop().close()
+    KEPT.append(file := (folder / ".lock").open("a"))
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            raise ValueError(
+                f"another run is writing to {folder}; wait for its end, or give this one another --run.name"
+            ) from None
+        log.warning("%s cannot be locked here (%s): see that no other run writes to it", folder, error.strerror)
 
 
 def new_name() -> str:

@@ -132,16 +132,26 @@ def _read_safetensors(path: Path) -> SavedPrompt:
         raise ValueError(f"{path} is no whole safetensors file: {error}") from error
     if header.get(CHECKSUM, fresh := _checksum(tensors, header)) != fresh:
         raise ValueError(f"{path} is no whole safetensors file: what is in it is not what its checksum was made of")
-    if BACKBONE not in header:
-        raise ValueError(f"{path} does not say which backbone it belongs to; it was not written by this project")
-    return SavedPrompt(tensors, json.loads(header[BACKBONE]), json.loads(header["method"]))
+    try:
+        said = {name: json.loads(header[name]) for name in (BACKBONE, "method") if name in header}
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} says of its prompt what is no JSON: {error}") from error
+    return _saved(path, {"state_dict": tensors, "method": {}, **said})
 
 
 def _read_checkpoint(path: Path) -> SavedPrompt:
     checkpoint = load_checkpoint(path)
-    if BACKBONE not in checkpoint:
+    return _saved(path, {"method": checkpoint.get("hyper_parameters", {}), **checkpoint})
+
+
+def _saved(path: Path, said: Mapping[str, Any]) -> SavedPrompt:
+    """What a file says, if it is what this project writes."""
+    if BACKBONE not in said or "state_dict" not in said:
         raise ValueError(f"{path} does not say which backbone it belongs to; it was not written by this project")
-    return SavedPrompt(checkpoint["state_dict"], checkpoint[BACKBONE], checkpoint.get("hyper_parameters", {}))
+    parts = [said[name] for name in ("state_dict", BACKBONE, "method")]
+    if not all(isinstance(part, Mapping) for part in parts) or not all(map(torch.is_tensor, parts[0].values())):
+        raise ValueError(f"{path} holds something else than tensors and mappings; it was not written by this project")
+    return SavedPrompt(*parts)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

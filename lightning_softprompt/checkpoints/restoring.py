@@ -65,7 +65,7 @@ def restored(saved: SavedPrompt, path: Path, backbone: Backbone | None = None) -
     arguments = {name: value for name, value in saved.method.items() if name not in NOT_ARGUMENTS}
     try:
         module = cast(Restored, instantiate_module(LightningModule, arguments))
-    except ArgumentError as error:  # such as a class that is no method, which is never called
+    except (ArgumentError, ValueError) as error:  # such as a class that is no method, which is never called
         raise ValueError(f"{path} does not say how it is built in a way that this version knows: {error}") from error
     if backbone is None:
         module.configure_model()

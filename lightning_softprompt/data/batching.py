@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol, final
@@ -188,6 +189,14 @@ def _odds(weights: Sequence[float], rows: int) -> npt.NDArray[np.float64]:
     return odds
 
 
+def leave_group(number: int) -> None:
+    """Takes a data worker out of its run's process group: Ctrl-C, and a scheduler's SIGTERM, are the run's to heed.
+
+    A worker that they end would take the run with it before its checkpoint is written. Workers end with their run.
+    """
+    os.setpgid(0, 0)
+
+
 class ResumableLoader:
     """Loads the batches of a sampler that can go on, and knows which of them the loop was given.
 
@@ -218,6 +227,7 @@ class ResumableLoader:
             pin_memory=torch.cuda.is_available(),
             # Each pass draws a number: from the global generator, a validation would change the dropout after it.
             generator=torch.Generator().manual_seed(batch_sampler.seed),
+            worker_init_fn=leave_group,
         )
 
     def __len__(self) -> int:

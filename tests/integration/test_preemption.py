@@ -7,12 +7,17 @@ import os
 import signal
 import socket
 import sys
+import time
+from pathlib import Path
 
 import matplotlib.figure  # noqa: F401 (processes that are forked have it then)
 import pytest
 import torch
 
 from lightning_softprompt.cli import main
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+import killing
 
 STEPS = 9  # of 6 in an epoch
 
@@ -136,6 +141,25 @@ def test_a_second_interrupt_stops_at_once(start, tmp_path):
     code, _ = start("twice", signalled(2, "SIGINT", times=2))
     assert code == -signal.SIGINT
     assert not list(tmp_path.glob("twice/**/*.ckpt"))
+
+
+@pytest.mark.parametrize(("name", "times", "wanted"), [("SIGTERM", 1, 143), ("SIGINT", 1, 130), ("SIGINT", 2, -2)])
+def test_what_all_processes_are_sent_is_the_runs_to_heed_and_its_workers_end_with_it(
+    fixed, tmp_path, name, times, wanted
+):
+    """As by Ctrl-C in a terminal, or by a scheduler; a second one stops at once, and still leaves no process."""
+    note, told = tmp_path / "children", tmp_path / "told"
+    strike = signalled(2, name, times=times, note=str(note))
+    argv = [*fixed, "--run.experiment=group", "--data.batch_size=4", "--data.num_workers=2", strike]
+    assert killing.ended([killing.start(argv, told)]) == [wanted], told.read_text()
+    assert "Traceback" not in told.read_text()
+    assert (
+        [state(tmp_path / "group")["global_step"]] == [3] if times == 1 else not list(tmp_path.glob("group/**/*.ckpt"))
+    )
+    workers = note.read_text().split()
+    assert len(workers) == 2
+    while any(Path("/proc", worker).exists() for worker in workers):  # till the test's own end, if ever
+        time.sleep(0.01)
 
 
 def test_two_processes_agree_on_the_step_whichever_is_told(start_two, tmp_path):

@@ -2,9 +2,9 @@
 
 import csv
 import json
-import os
 import signal
-import time
+import sys
+from itertools import count
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -20,6 +20,9 @@ from lightning_softprompt.commands.configs import configs_folder
 from lightning_softprompt.evaluation.continual import transfer
 from lightning_softprompt.studies.reading import read_study
 from lightning_softprompt.studies.study import PLACE
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+from killing import Kill, ended, start
 
 CONFIGS = configs_folder()
 MOOD = {"labels": {"negative": "bad", "neutral": "one", "positive": "good"}, "template": "{soft}{text} it is{target}"}
@@ -226,45 +229,20 @@ def same(one, other):
 
 
 def test_a_chain_of_stages_that_is_killed_anywhere_ends_as_if_it_had_not_been(study, common, data, tmp_path):
-    """SIGKILL, again and again, at times that spread over all stages."""
+    """SIGKILL, again and again, as files get their names and halfway through writing them."""
     said = chain(common, data)
     whole, _ = study(said, name="whole")
     path = tmp_path / "killed.yaml"
     path.write_text(yaml.safe_dump(said, sort_keys=False))
-    folder, seen, kills, code = tmp_path / "studies" / "killed", set(), 0, None
-    while code is None:
-        code = code_unless_killed(["study", str(path)], folder, seen)
-        kills += code is None
-    assert code == 0
+    places = ("before a file has its name", "within a checkpoint", "after a file has its name", "within metrics.json")
+    for kills in count():
+        kill = Kill(places[kills % len(places)], 1 + 4 * kills % 7)
+        (code,) = ended([start(["study", str(path)], tmp_path / "told.txt", kill)])
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL, (tmp_path / "told.txt").read_text()
     assert kills >= 12
-    same(left(whole), left(folder))
-
-
-def code_unless_killed(argv, folder, seen):
-    """Runs a command in a process, and kills it as soon as there is a file that no process before it left."""
-    if not (process := os.fork()):
-        code = 99
-        try:
-            code = main(argv)
-        finally:  # whatever it raises: what runs here is a copy of the test
-            os._exit(code)
-    while True:
-        ended, status = os.waitpid(process, os.WNOHANG)
-        if ended:
-            return os.waitstatus_to_exitcode(status)
-        if now := left_in(folder) - seen:
-            seen |= now
-            time.sleep(0.01 * (len(seen) % 4))
-            os.kill(process, signal.SIGKILL)
-            os.waitpid(process, 0)
-            return None
-        time.sleep(0.001)
-
-
-def left_in(folder):
-    """The files that a run leaves; `os.walk` minds no folder that is removed while it looks."""
-    files = {str(Path(place, name).relative_to(folder)) for place, _, names in os.walk(folder) for name in names}
-    return {file for file in files if Path(file).suffix in (".ckpt", ".json", ".safetensors")}
+    same(left(whole), left(tmp_path / "studies" / "killed"))
 
 
 class Killed(BaseException):

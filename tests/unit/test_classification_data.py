@@ -53,6 +53,20 @@ def test_a_label_is_a_name_or_a_number(data, negative):
     assert [example.target for example in module.split("test").examples] == ["bad", "good"]
 
 
+def test_a_label_that_no_training_row_has_names_its_file_and_line(data, tmp_path):
+    """Where classes are those of the training rows."""
+    (tmp_path / "validation.jsonl").write_text('{"text": "dull", "label": "positive"}\n{"text": "?", "label": "odd"}\n')
+    module = data(labels=None, train=rows_of(["negative", "positive"]), validation=str(tmp_path / "validation.jsonl"))
+    with pytest.raises(ValueError, match=r"validation\.jsonl:2: unknown label 'odd'; labels are \["):
+        module.split("validation")
+
+
+def test_a_row_of_half_a_megabyte_is_cut_like_any_other(data):
+    text = "a warm and funny film " * 20_000
+    module = data(train=[{"text": text, "label": name} for name in ("negative", "positive")], max_tokens=12)
+    assert [len(row.ids) for row in module.split("train").encoded] == [12, 12]
+
+
 @pytest.mark.parametrize("label", ["neutral", 2, -1, "2", None, True, 0.0, ["negative"]])
 def test_an_unknown_label_names_its_file_and_line(data, tmp_path, label):
     file = written(tmp_path / "test.jsonl", rows_of([0, 1, label]))

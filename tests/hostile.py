@@ -1,0 +1,48 @@
+"""What fuzzing shares: the same examples each time, and a watch on what files make Python do."""
+
+import sys
+from contextlib import contextmanager
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+
+TOUCHES = ("os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.symlink", "os.link", "os.truncate", "os.chmod",
+           "os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "socket.connect", "shutil.rmtree",
+           "shutil.copyfile", "ctypes.dlopen")  # fmt: skip
+WATCHED: list[list[str]] = []
+
+
+def fuzz(examples):
+    """The same examples each time, few enough for every run of the suite."""
+    shared = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.filter_too_much]
+    return settings(max_examples=examples, derandomize=True, database=None, deadline=None, suppress_health_check=shared)
+
+
+def _hook(event, arguments):
+    if not WATCHED or "__pycache__" in str(arguments[:1]):  # where Python keeps what it imported
+        return
+    writes = event == "open" and (set(arguments[1] or "") & set("wax+") or (arguments[2] or 0) & 0o3)
+    if writes or event in TOUCHES:
+        WATCHED[-1].append(f"{event}{arguments}")
+
+
+sys.addaudithook(_hook)
+
+
+@contextmanager
+def nothing_happens():
+    """Python tells of every file that is written, and of every process that is started."""
+    WATCHED.append([])
+    try:
+        yield
+    finally:
+        seen = WATCHED.pop()
+    if seen:
+        raise AssertionError(f"while nothing was to happen: {seen}")
+
+
+VALUES = st.recursive(  # of a row or a setting, as JSON has them
+    st.none() | st.booleans() | st.integers(-3, 2**70) | st.floats() | st.text(max_size=6) | st.just("negative"),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+)

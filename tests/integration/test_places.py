@@ -1,0 +1,96 @@
+"""Folders that cannot be written to, that are full, or that two runs want: an error of two lines, and nothing lost."""
+
+import json
+import os
+import resource
+import sys
+from pathlib import Path
+
+import pytest
+
+from lightning_softprompt import run
+from lightning_softprompt.cli import main
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+import killing
+
+
+@pytest.fixture
+def argv(tmp_path, rows, tiny_folder):
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows * 2))
+    return [
+        "fit", "--model=PromptTuning", "--model.length=3", "--data=ClassificationDataModule",
+        f"--data.train={tmp_path / 'train.jsonl'}", f"--data.validation={tmp_path / 'train.jsonl'}",
+        "--data.template={soft}{text} it is{target}", "--data.cache=false", "--data.batch_size=4",
+        '--data.labels={"negative": "bad", "neutral": "one", "positive": "good"}', "--run.wandb=disabled",
+        f"--backbone.name={tiny_folder('llama')}", f"--run.folder={tmp_path / 'runs'}", "--trainer.max_epochs=1",
+        "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--ckpt_path=last",
+    ]  # fmt: skip
+
+
+def files(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_run_folder_that_cannot_be_made_is_named(argv, tmp_path, capsys):
+    (tmp_path / "runs").write_text("a file")
+    assert main(argv) == 2
+    error = capsys.readouterr().err.splitlines()
+    assert len(error) == 2
+    assert str(tmp_path / "runs") in error[0]
+
+
+@pytest.mark.parametrize("most", [3000, 8000])
+def test_a_full_disk_ends_a_run_and_the_same_command_goes_on(argv, tmp_path, monkeypatch, most):
+    told = tmp_path / "told.txt"
+
+    def limited(words):
+        resource.setrlimit(
+            resource.RLIMIT_FSIZE, (most, most)
+        )  # of any file, which is an error like that of a full disk
+        return main(words)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(killing, "main", limited)
+        (code,) = killing.ended([killing.start(argv, told)])
+    assert code == 2, told.read_text()
+    assert "File too large" in told.read_text()
+    assert not any(name.endswith((".ckpt", ".safetensors", "metrics.json")) for name in files(tmp_path / "runs"))
+    assert main(argv) == 0
+    (folder,) = (path.parent for path in tmp_path.rglob("prompt.safetensors"))
+    assert not any(".part" in name for name in files(folder))
+
+
+def test_two_runs_do_not_write_to_one_folder(argv, tmp_path, capsys):
+    """And a name is free again when the run that had it is dead, whatever its data workers do."""
+    named = [*argv, "--run.name=one", "--data.num_workers=1"]
+    ours, theirs = os.pipe()
+    holder = os.fork()
+    if not holder:
+        try:
+            run.keep(made(tmp_path / "runs" / "default" / "one"))
+            os.write(theirs, b"!")
+            os.read(os.pipe()[0], 1)  # till it is killed
+        finally:
+            os._exit(1)
+    assert os.read(ours, 1) == b"!"
+    assert main(named) == 2
+    assert "another run is writing to" in (error := capsys.readouterr().err)
+    assert "another --run.name" in error
+    os.kill(holder, 9)
+    os.waitpid(holder, 0)
+    assert main(named) == 0
+    assert (tmp_path / "runs" / "default" / "one" / "prompt.safetensors").is_file()
+
+
+def made(folder):
+    folder.mkdir(parents=True)
+    return folder
+
+
+def test_rows_of_one_class_only_are_trained_on_and_scored(argv, tmp_path):
+    """Nothing is divided by the rows of a class that has none."""
+    (tmp_path / "train.jsonl").write_text('{"text": "dull", "label": "negative"}\n' * 6)
+    assert main(argv) == 0
+    (metrics,) = (json.loads(path.read_text())["val"] for path in tmp_path.rglob("metrics.json"))
+    assert all(isinstance(value, float) for value in metrics.values())
