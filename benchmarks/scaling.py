@@ -4,7 +4,8 @@
     python benchmarks/scaling.py memory
     python benchmarks/scaling.py paper
 
-Weak: each process has as many rows as one has alone; strong: two share them. Tokens of a row are all alike. Bytes are
+Weak: each process has as many rows as one has alone; strong: two share them. All rows have as many tokens. Efficiency is
+that of a row, in the processor's seconds, which others on the machine do not lengthen as they do the clock's. Bytes are
 those that the kernel counts on a process's connections, from step to step.
 """
 
@@ -20,6 +21,7 @@ import tempfile
 import time
 from argparse import ArgumentParser, Namespace
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -49,7 +51,7 @@ def sent_bytes() -> int:
 
 
 class Clock(Callback):
-    """Writes when each step began, what had been sent by then, and its tokens.
+    """Writes when each step began, by the clock and by the processor, and what had been sent by then.
 
     Args:
         folder: Where to.
@@ -60,7 +62,7 @@ class Clock(Callback):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Note where the run is."""
-        self.seen.append((time.perf_counter(), sent_bytes(), int(batch.mask.sum())))
+        self.seen.append((time.perf_counter(), time.process_time(), sent_bytes()))
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Leave the notes."""
@@ -84,9 +86,9 @@ def worker(args: Namespace) -> int:
 
 
 def run(args: Namespace, world: int, rows: int, strategy: str) -> tuple[float, float, float]:
-    """Seconds of a step, tokens a second of all processes, and bytes that one sends in a step."""
+    """Of a step: seconds at best, the processor's seconds in a process, and bytes that one sends; medians."""
     with tempfile.TemporaryDirectory() as folder:
-        write_rows(Path(folder), world * rows * (args.steps + FIRST))
+        write_rows(Path(folder), 2 * world * rows * (args.steps + FIRST))
         own = [f"--{name}={value}" for name, value in {
             "folder": folder, "rows": rows, "world": world, "strategy": strategy, "backbone": args.backbone,
             "tokens": args.tokens, "steps": args.steps,
@@ -96,9 +98,9 @@ def run(args: Namespace, world: int, rows: int, strategy: str) -> tuple[float, f
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{Path(__file__).parent}:{os.getcwd()}"}
         subprocess.run(command, check=True, capture_output=True, env=environment)
         seen = [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(world)]
-    steps = [(b[0] - a[0], b[1] - a[1]) for a, b in zip(seen[0][FIRST:], seen[0][FIRST + 1 :], strict=False)]
-    seconds, sent = (median(of) for of in zip(*steps, strict=True))
-    return seconds, sum(rank[FIRST][2] for rank in seen) / seconds, sent
+    steps = [[y - x for x, y in zip(*two, strict=True)] for of in seen for two in pairwise(of[FIRST:])]
+    clock, processor, sent = zip(*steps, strict=True)
+    return min(clock), median(processor), median(sent)
 
 
 def write_rows(folder: Path, count: int) -> None:
@@ -111,17 +113,19 @@ def write_rows(folder: Path, count: int) -> None:
 
 def measured(args: Namespace) -> str:
     """The table of what was timed."""
-    runs = {
-        "alone": (1, args.rows, "auto"), "weak, ddp": (2, args.rows, "ddp"), "strong, ddp": (2, args.rows // 2, "ddp"),
-        "weak, sharded": (2, args.rows, "sharded"), "strong, sharded": (2, args.rows // 2, "sharded"),
-    }  # fmt: skip
-    found = {name: run(args, *how) for name, how in runs.items()}
-    alone = found["alone"][1]
-    rows = [
-        [name, *runs[name][:2], f"{seconds:.3f}", f"{rate:.0f}", f"{rate / alone / runs[name][0]:.2f}", f"{sent:,.0f}"]
-        for name, (seconds, rate, sent) in found.items()
-    ]
-    return markdown(rows, ["run", "processes", "rows each", "s/step", "tokens/s", "efficiency", "bytes sent a step"])
+    runs = {"alone": (1, args.rows, "auto")}
+    for strategy in args.strategies:
+        runs |= {f"weak, {strategy}": (2, args.rows, strategy), f"strong, {strategy}": (2, args.rows // 2, strategy)}
+    rows: list[list[Any]] = []
+    alone = 0.0
+    for name, how in runs.items():
+        clock, processor, sent = run(args, *how)
+        each = processor / how[1]  # of a row
+        alone = alone or each
+        rows.append([name, *how[:2], f"{clock:.3f}", f"{processor:.3f}", f"{alone / each:.2f}", f"{sent:,.0f}"])
+        print(*rows[-1], sep=", ", file=sys.stderr, flush=True)
+    heads = ["run", "processes", "rows each", "s/step at best", "CPU s/step", "efficiency", "bytes sent a step"]
+    return markdown(rows, heads)
 
 
 def planned(method: list[str], *how: str) -> dict[str, Any]:
@@ -202,6 +206,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--strategies", nargs="+", default=["ddp", "sharded"])
     parser.add_argument("--flops", type=float, default=989e12, help="of a GPU a second, in bfloat16")
     parser.add_argument("--utilization", type=float, default=0.4, help="of them, that a step gets")
     parser.add_argument("--inside", type=float, default=450e9, help="bytes a second between GPUs of a machine")
