@@ -4,8 +4,9 @@
     python benchmarks/scaling.py memory
     python benchmarks/scaling.py paper
 
-Weak: each process has as many rows as one has alone; strong: two share them. Tokens of a row are all alike. Bytes are
-those that the kernel counts on a process's connections, from step to step.
+Weak: each process has as many rows as one has alone; strong: two share them. All rows have as many tokens. Efficiency
+is that of a row in the processor's seconds, which others on the machine do not lengthen as they do the clock's. Bytes
+are those that the kernel counts on a process's connections, from step to step.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import tempfile
 import time
 from argparse import ArgumentParser, Namespace
 from contextlib import suppress
+from dataclasses import replace
+from itertools import pairwise, product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,7 +31,9 @@ import torch
 from lightning.pytorch import Callback
 
 from lightning_softprompt.cli import main as softprompt
+from lightning_softprompt.commands.plan import asked, parser, written
 from lightning_softprompt.data.movie_sentences import movie_sentences
+from lightning_softprompt.planning import Plan, plan
 
 ACKNOWLEDGED = 120  # offset of tcpi_bytes_acked in Linux's struct tcp_info
 FIRST = 2  # steps that are not counted
@@ -49,7 +54,7 @@ def sent_bytes() -> int:
 
 
 class Clock(Callback):
-    """Writes when each step began, what had been sent by then, and its tokens.
+    """Writes when each step began, by the clock and by the processor, and what had been sent by then.
 
     Args:
         folder: Where to.
@@ -60,7 +65,7 @@ class Clock(Callback):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Note where the run is."""
-        self.seen.append((time.perf_counter(), sent_bytes(), int(batch.mask.sum())))
+        self.seen.append((time.perf_counter(), time.process_time(), sent_bytes()))
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Leave the notes."""
@@ -84,9 +89,9 @@ def worker(args: Namespace) -> int:
 
 
 def run(args: Namespace, world: int, rows: int, strategy: str) -> tuple[float, float, float]:
-    """Seconds of a step, tokens a second of all processes, and bytes that one sends in a step."""
+    """Of a step: seconds at best, the processor's seconds in a process, and bytes that one sends; medians."""
     with tempfile.TemporaryDirectory() as folder:
-        write_rows(Path(folder), world * rows * (args.steps + FIRST))
+        write_rows(Path(folder), 2 * world * rows * (args.steps + FIRST))
         own = [f"--{name}={value}" for name, value in {
             "folder": folder, "rows": rows, "world": world, "strategy": strategy, "backbone": args.backbone,
             "tokens": args.tokens, "steps": args.steps,
@@ -96,9 +101,9 @@ def run(args: Namespace, world: int, rows: int, strategy: str) -> tuple[float, f
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{Path(__file__).parent}:{os.getcwd()}"}
         subprocess.run(command, check=True, capture_output=True, env=environment)
         seen = [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(world)]
-    steps = [(b[0] - a[0], b[1] - a[1]) for a, b in zip(seen[0][FIRST:], seen[0][FIRST + 1 :], strict=False)]
-    seconds, sent = (median(of) for of in zip(*steps, strict=True))
-    return seconds, sum(rank[FIRST][2] for rank in seen) / seconds, sent
+    steps = [[y - x for x, y in zip(*two, strict=True)] for of in seen for two in pairwise(of[FIRST:])]
+    clock, processor, sent = zip(*steps, strict=True)
+    return min(clock), median(processor), median(sent)
 
 
 def write_rows(folder: Path, count: int) -> None:
@@ -111,29 +116,29 @@ def write_rows(folder: Path, count: int) -> None:
 
 def measured(args: Namespace) -> str:
     """The table of what was timed."""
-    runs = {
-        "alone": (1, args.rows, "auto"), "weak, ddp": (2, args.rows, "ddp"), "strong, ddp": (2, args.rows // 2, "ddp"),
-        "weak, sharded": (2, args.rows, "sharded"), "strong, sharded": (2, args.rows // 2, "sharded"),
-    }  # fmt: skip
-    found = {name: run(args, *how) for name, how in runs.items()}
-    alone = found["alone"][1]
-    rows = [
-        [name, *runs[name][:2], f"{seconds:.3f}", f"{rate:.0f}", f"{rate / alone / runs[name][0]:.2f}", f"{sent:,.0f}"]
-        for name, (seconds, rate, sent) in found.items()
-    ]
-    return markdown(rows, ["run", "processes", "rows each", "s/step", "tokens/s", "efficiency", "bytes sent a step"])
+    runs = {"alone": (1, args.rows, "auto")}
+    for strategy in args.strategies:
+        runs |= {f"weak, {strategy}": (2, args.rows, strategy), f"strong, {strategy}": (2, args.rows // 2, strategy)}
+    rows: list[list[Any]] = []
+    alone = 0.0
+    for name, how in runs.items():
+        clock, processor, sent = run(args, *how)
+        each = processor / how[1]  # of a row
+        alone = alone or each
+        rows.append([name, *how[:2], f"{clock:.3f}", f"{processor:.3f}", f"{alone / each:.2f}", f"{sent:,.0f}"])
+        print(*rows[-1], sep=", ", file=sys.stderr, flush=True)
+    heads = ["run", "processes", "rows each", "s/step at best", "CPU s/step", "efficiency", "bytes sent a step"]
+    return markdown(rows, heads)
 
 
-def planned(method: list[str], *how: str) -> dict[str, Any]:
-    """What `softprompt plan` says of a run of the 70B backbone in bfloat16."""
-    command = [
-        sys.executable, "-m", "lightning_softprompt", "plan", "--json", f"--shape={','.join(map(str, SHAPE))}",
-        "--backbone.dtype=bfloat16", "--trainer.precision=bf16-mixed", *method, *how,
-        "--data=ClassificationDataModule", "--data.labels=[bad, good]", "--data.template={soft}{text} is{target}",
-        "--data.path=nowhere",
-    ]  # fmt: skip
-    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return dict(json.loads(said))
+def planned(options: list[str], folder: Path) -> list[Plan]:
+    """What `softprompt plan` says of a run of the 70B backbone in bfloat16: layers whole, shared by 8, and by 64."""
+    args, of_fit = parser().parse_known_args([
+        f"--backbone.name={written(','.join(map(str, SHAPE)), folder)}", "--backbone.dtype=bfloat16",
+        "--backbone.checkpointing=true", "--trainer.precision=bf16-mixed", *options,
+    ])  # fmt: skip
+    module, spec, load = asked(of_fit, args)
+    return [plan(module, spec, replace(load, devices=n, sharded=n > 1)) for n in (1, 8, 64)]
 
 
 METHODS = {
@@ -142,25 +147,25 @@ METHODS = {
     "PTuning, MLP": ["--model=PTuning", "--model.encoder=mlp"],
     "DePT": ["--model=DePT"],
 }
+DATA = [
+    "--data=ClassificationDataModule", "--data.labels=[bad, good]", "--data.template={soft}{text} is{target}",
+    "--data.path=nowhere", "--data.batch_size=4",
+]  # fmt: skip
 LENGTH = {"PTuning, MLP": "--model.blocks=[{}]"}
 
 
 def memory(args: Namespace) -> str:
     """GiB of a device by method, prompt length, sequence and sharding: 4 rows, layers recomputed."""
-    rows = []
+    rows: list[list[Any]] = []
     for name, method in METHODS.items():
-        for length in (20, 100):
-            of = [*method, LENGTH.get(name, "--model.length={}").format(length)]
-            for tokens in (512, 4096):
-                held = [
-                    planned(
-                        of, f"--data.max_tokens={tokens}", "--data.batch_size=4", "--backbone.checkpointing=true", *s
-                    )
-                    for s in (["--devices=1"], ["--devices=8", "--sharding=fsdp"], ["--devices=64", "--sharding=fsdp"])
-                ]
-                peaks = [f"{of_one['peak'] / 2**30:.1f}" for of_one in held]
-                sent = f"{held[1]['wire']['gradients'] / 2**20:.2f}"
-                rows.append([name, length, tokens, f"{held[0]['trainable']:,}", *peaks, sent])
+        for length, tokens in product((20, 100), (512, 4096)):
+            of = [*method, LENGTH.get(name, "--model.length={}").format(length), *DATA, f"--data.max_tokens={tokens}"]
+            with tempfile.TemporaryDirectory() as folder:
+                held = planned(of, Path(folder))
+            peaks = [f"{of_one.peak / 2**30:.1f}" for of_one in held]
+            sent = f"{held[1].wire['gradients'] / 2**20:.2f}"
+            rows.append([name, length, tokens, f"{held[0].trainable:,}", *peaks, sent])
+            print(*rows[-1], sep=", ", file=sys.stderr, flush=True)
     heads = ["method", "P", "T", "trained", "whole", "shared by 8", "shared by 64", "gradients sent, MiB"]
     return markdown(rows, heads)
 
@@ -196,21 +201,22 @@ def markdown(rows: list[list[Any]], heads: list[str]) -> str:
 
 def main() -> None:
     """Print what is asked for."""
-    parser = ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("measured", "memory", "paper", "worker"))
-    parser.add_argument("--backbone", default="smollm2-135m-instruct")
-    parser.add_argument("--rows", type=int, default=4)
-    parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--flops", type=float, default=989e12, help="of a GPU a second, in bfloat16")
-    parser.add_argument("--utilization", type=float, default=0.4, help="of them, that a step gets")
-    parser.add_argument("--inside", type=float, default=450e9, help="bytes a second between GPUs of a machine")
-    parser.add_argument("--between", type=float, default=50e9, help="bytes a second between machines, for each GPU")
-    parser.add_argument("--hop", type=float, default=1e-5, help="seconds from GPU to GPU around a ring")
+    words = ArgumentParser(description=__doc__)
+    words.add_argument("what", choices=("measured", "memory", "paper", "worker"))
+    words.add_argument("--backbone", default="smollm2-135m-instruct")
+    words.add_argument("--rows", type=int, default=4)
+    words.add_argument("--tokens", type=int, default=64)
+    words.add_argument("--steps", type=int, default=8)
+    words.add_argument("--strategies", nargs="+", default=["ddp", "sharded"])
+    words.add_argument("--flops", type=float, default=989e12, help="of a GPU a second, in bfloat16")
+    words.add_argument("--utilization", type=float, default=0.4, help="of them, that a step gets")
+    words.add_argument("--inside", type=float, default=450e9, help="bytes a second between GPUs of a machine")
+    words.add_argument("--between", type=float, default=50e9, help="bytes a second between machines, for each GPU")
+    words.add_argument("--hop", type=float, default=1e-5, help="seconds from GPU to GPU around a ring")
     for name in ("--folder", "--strategy"):
-        parser.add_argument(name)
-    parser.add_argument("--world", type=int)
-    args = parser.parse_args()
+        words.add_argument(name)
+    words.add_argument("--world", type=int)
+    args = words.parse_args()
     if args.what == "worker":
         sys.exit(worker(args))
     print({"measured": measured, "memory": memory, "paper": paper}[args.what](args))
