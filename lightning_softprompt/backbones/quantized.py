@@ -24,6 +24,7 @@ from torch.nn.functional import embedding, linear, pad
 from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
+SCALE = 4  # bytes of a scale
 Quantization = Literal["torchao-int8", "bitsandbytes-int8", "bitsandbytes-nf4"]
 
 
@@ -35,7 +36,6 @@ class Scheme:
         package: Whose it is.
         bits: Of a weight.
         block: How many weights share a scale; None means all of a row.
-        scale: Bytes of a scale; None takes the precision of the other weights.
         config: Makes what transformers is to be given.
         apart: From a layer's weight and a precision to the weight [out, in] in that precision.
     """
@@ -43,14 +43,13 @@ class Scheme:
     package: str
     bits: int
     block: int | None
-    scale: int | None
     config: Callable[[], Any]
     apart: Callable[[Any, torch.dtype], Tensor]
 
     def bytes_of(self, weight: Tensor) -> int:
         """What a weight [out, in] takes when it is held so."""
         scales = len(weight) if self.block is None else -(-weight.numel() // self.block)
-        return weight.numel() * self.bits // 8 + scales * (self.scale or weight.element_size())
+        return weight.numel() * self.bits // 8 + SCALE * scales
 
 
 def _torchao_int8() -> Any:
@@ -93,12 +92,12 @@ def _looked_up(halves: Tensor, state: Any) -> Tensor:
 
 
 SCHEMES: dict[str, Scheme] = {
-    "torchao-int8": Scheme("torchao", 8, None, None, _torchao_int8, _torchao_apart),
+    "torchao-int8": Scheme("torchao", 8, None, _torchao_int8, _torchao_apart),
     "bitsandbytes-int8": Scheme(
-        "bitsandbytes", 8, None, 4, lambda: _bitsandbytes(load_in_8bit=True), _rows_apart
+        "bitsandbytes", 8, None, lambda: _bitsandbytes(load_in_8bit=True), _rows_apart
     ),
     "bitsandbytes-nf4": Scheme(
-        "bitsandbytes", 4, 64, 4, lambda: _bitsandbytes(load_in_4bit=True, bnb_4bit_quant_type="nf4"), _blocks_apart
+        "bitsandbytes", 4, 64, lambda: _bitsandbytes(load_in_4bit=True, bnb_4bit_quant_type="nf4"), _blocks_apart
     ),
 }  # fmt: skip
 

@@ -13,6 +13,9 @@ from lightning_softprompt.backbones import quantized
 from lightning_softprompt.backbones.base import BackboneSpec
 from lightning_softprompt.backbones.load import load_backbone
 from lightning_softprompt.checkpoints.files import check_backbone, identity
+from lightning_softprompt.commands import doctor
+from lightning_softprompt.methods import PromptTuning
+from lightning_softprompt.planning import Load, plan
 from lightning_softprompt.types import SoftPrompt
 
 FAMILIES = ("llama", "t5", "bart", "bert")
@@ -197,3 +200,29 @@ def test_a_backbone_that_comes_quantised_is_refused(tmp_path):
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"comes quantised already .* set backbone\.quantization"):
         load_backbone(BackboneSpec(name=str(folder)))
+
+
+def bytes_of(tensor):
+    state = getattr(tensor, "quant_state", None)
+    held = [getattr(tensor, name, None) for name in ("qdata", "scale", "SCB")] + [getattr(state, "absmax", None)]
+    held += [tensor.data] if held[0] is None else []
+    return sum(part.nbytes for part in held if part is not None)
+
+
+@kinds
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_plan_knows_what_quantised_weights_take(kind, dtype, load):
+    backbone = load("llama", quantization=kind, dtype=dtype)
+    found = plan(PromptTuning(length=3, backbone=backbone.spec), backbone.spec, Load(rows=2, tokens=30))
+    assert found.training["frozen weights"] == sum(map(bytes_of, backbone.model.parameters()))
+    largest = max(apart.weight(getattr(torch, dtype)).nbytes for apart in backbone.quantized.values())
+    assert found.training["a matrix taken apart"] == largest
+    with pytest.raises(ValueError, match="not shared out"):
+        plan(PromptTuning(backbone=backbone.spec), backbone.spec, Load(2, 30, devices=2, sharded=True))
+
+
+def test_the_doctor_says_how_weights_are_held(tiny_folder):
+    found = {finding.name: finding for finding in doctor.speed(str(tiny_folder("llama")), "bitsandbytes-nf4")}
+    assert found["rows"].text.startswith("rows run packed")
+    assert "14 matrices held as bitsandbytes-nf4" in found["weights"].text
+    assert doctor.QUANTIZATIONS == KINDS
