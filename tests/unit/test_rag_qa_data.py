@@ -96,9 +96,8 @@ def test_targets_name_the_gold_passages_by_number(data):
 
 def test_drawn_rows_name_them_where_they_stand_then(data):
     drawn = data([ROW], cite=True, passage="[{number}] {text} ,", order="shuffled", target="any", batch_size=1)
-    loader, seen = drawn.train_dataloader(), set()
-    for _ in range(30):
-        ((example,),) = (batch.examples for batch in loader)
+    seen = set()
+    for (example,) in epochs(drawn, 30):
         place = documents(example).index("dog") + 1
         assert example.target in (f"sad [{place}]", f"very sad [{place}]")
         seen.add(example.target)
