@@ -32,7 +32,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "data"
-SETS = {"squad_dev": ("squad", "exact_match", "f1"), "pubmedqa": ("pubmedqa", "accuracy", "macro_f1")}
+SETS = {
+    "squad_dev": ("squad", "f1", "exact_match", "precision", "recall"),
+    "pubmedqa": ("pubmedqa", "accuracy", "macro_f1"),
+}
 PLAIN = "RAG, zero-shot"
 START = ("--model.init=FromText", "--model.init.text=Read the passages and answer the question in a few words.")
 LENGTH, SWEEP, FIRST = 50, (1, 5, 10, 20), ", first soft tokens: "
@@ -140,17 +143,25 @@ def table(records: Sequence[dict[str, Any]]) -> str:
         own = [record for record in records if record["set"] == name]
         plain = next((r["rows"] for r in own if (r["way"], r["test"]) == (PLAIN, "")), {})
         for record in own:
-            cells = [told(record["metrics"], metric) for metric in metrics]
+            cells = [told(record, metric) for metric in metrics]
             lines.append(
                 f"| {record['way']}{record['test']} | {' | '.join(cells)} | {difference(record['rows'], plain)} |"
             )
     return "\n".join(lines)
 
 
-def told(metrics: Mapping[str, float], name: str) -> str:
-    """A metric, with its interval where there is one."""
-    ends = [metrics.get(f"test/{name}_{end}") for end in ("low", "high")]
-    return f"{metrics[f'test/{name}']:.3f}" + ("" if None in ends else f" [{ends[0]:.3f}, {ends[1]:.3f}]")
+def told(record: Mapping[str, Any], name: str) -> str:
+    """A metric, with its interval where it is a mean over rows."""
+    mean, low, high = ends(record, name)
+    return f"{mean:.3f}" + ("" if low is None else f" [{low:.3f}, {high:.3f}]")
+
+
+def ends(record: Mapping[str, Any], name: str) -> tuple[float, float | None, float | None]:
+    """A metric and its interval: that of the test, or of its rows where they are what it is the mean of."""
+    metrics = record["metrics"]
+    if name == "accuracy":
+        return metrics["test/accuracy"], *bootstrap(list(record["rows"].values()))
+    return metrics[f"test/{name}"], metrics.get(f"test/{name}_low"), metrics.get(f"test/{name}_high")
 
 
 def difference(rows: Mapping[str, float], plain: Mapping[str, float]) -> str:
@@ -169,7 +180,7 @@ def draw(records: Sequence[dict[str, Any]], path: Path) -> None:
     sets = list(dict.fromkeys(record["set"] for record in records))
     figure = Figure(figsize=(6 * len(sets), 7), layout="constrained")
     for place, panels in enumerate(figure.subplots(2, len(sets), squeeze=False, height_ratios=(2, 1)).T):
-        own, metric = [r for r in records if r["set"] == sets[place]], SETS[sets[place]][-1]
+        own, metric = [r for r in records if r["set"] == sets[place]], SETS[sets[place]][1]
         bars(panels[0], [r for r in own if not r["test"].startswith(FIRST)], metric)
         sweep(panels[1], [r for r in own if r["way"] == "RAG + Spring"], metric)
         panels[0].set_title(sets[place])
@@ -179,7 +190,7 @@ def draw(records: Sequence[dict[str, Any]], path: Path) -> None:
 def bars(axes: Axes, records: Sequence[dict[str, Any]], metric: str) -> None:
     """Means and intervals, the first on top."""
     names = [record["way"] + record["test"] for record in records]
-    means, ends = zip(*(measured(record["metrics"], metric) for record in records), strict=True)
+    means, ends = zip(*(measured(record, metric) for record in records), strict=True)
     axes.barh(names, means, xerr=[*zip(*ends, strict=True)], color="#8fb3d9", ecolor="#1f4e8c", capsize=2)
     axes.invert_yaxis()
     axes.set_xlabel(metric)
@@ -188,7 +199,7 @@ def bars(axes: Axes, records: Sequence[dict[str, Any]], metric: str) -> None:
 def sweep(axes: Axes, records: Sequence[dict[str, Any]], metric: str) -> None:
     """By the number of soft tokens."""
     tests = {"": LENGTH, **{f"{FIRST}{k}": k for k in SWEEP}}
-    points = sorted((tests[r["test"]], *measured(r["metrics"], metric)) for r in records if r["test"] in tests)
+    points = sorted((tests[r["test"]], *measured(r, metric)) for r in records if r["test"] in tests)
     if points:
         counts, means, ends = zip(*points, strict=True)
         axes.errorbar(counts, means, yerr=[*zip(*ends, strict=True)], marker="o", color="#1f4e8c", capsize=2)
@@ -196,10 +207,10 @@ def sweep(axes: Axes, records: Sequence[dict[str, Any]], metric: str) -> None:
     axes.set_ylabel(metric)
 
 
-def measured(metrics: Mapping[str, float], name: str) -> tuple[float, tuple[float, float]]:
+def measured(record: Mapping[str, Any], name: str) -> tuple[float, tuple[float, float]]:
     """A metric, and how far the ends of its interval are from it."""
-    mean, low, high = (metrics[f"test/{name}{end}"] for end in ("", "_low", "_high"))
-    return mean, (max(0.0, mean - low), max(0.0, high - mean))
+    mean, low, high = ends(record, name)
+    return mean, (max(0.0, mean - (low or 0.0)), max(0.0, (high or 0.0) - mean))
 
 
 def main() -> None:

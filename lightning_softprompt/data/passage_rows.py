@@ -83,6 +83,7 @@ class RowWriter:
         max_tokens: Most tokens of a row without the soft ones.
         closed: Whether the target ends with the token that stops generation.
         target_tokens: Tokens of them that are set aside for the target.
+        cite: Whether targets name the passages of gold documents behind the answer, by number.
     """
 
     codec: Codec
@@ -92,6 +93,7 @@ class RowWriter:
     max_tokens: int
     closed: bool
     target_tokens: int | None
+    cite: bool = False
 
     def write(self, asked: Asked, candidates: Sequence[Candidate]) -> Written:
         """The row.
@@ -119,7 +121,15 @@ class RowWriter:
         shown = [Shown(c.passage.document, c.passage.text, c.rank) for c in arranged]
         titles = [c.passage.title for c in arranged]
         said = [self.passage.written(n, *of) for n, of in enumerate(zip(shown, titles, strict=True), start=1)]
-        return replace(asked, fields={**asked.fields, PASSAGES: "".join(said)}, passages=tuple(shown))
+        fields = {**asked.fields, PASSAGES: "".join(said)}
+        return replace(self._citing(asked, shown), fields=fields, passages=tuple(shown))
+
+    def _citing(self, asked: Asked, shown: Sequence[Shown]) -> Asked:
+        if not self.cite:
+            return asked
+        gold = [number for number, passage in enumerate(shown, start=1) if passage.document in asked.gold]
+        cited = "".join(f" [{number}]" for number in gold)
+        return replace(asked, target=asked.target.removesuffix(asked.cited) + cited, cited=cited)
 
     def _fewer(self, kept: Sequence[Candidate], surplus: int) -> list[Candidate]:
         """Without the last ones, until that many tokens are gone; a single one is made shorter."""

@@ -60,6 +60,9 @@ class RagQaDataModule(SoftPromptDataModule):
             for themselves: they are scored, not generated. None has answers generated.
         abstain: What is to be said where there is no answer.
         target: Whether training says the first of the right answers, or any of them, drawn anew in each epoch.
+        cite: Whether answers are to name the passages that they rest on by number, as in `Paris [2]`: training says
+            those of the gold documents, and answers are scored without, which is told by `cite_precision` and
+            `cite_recall`.
         long_answers: Whether answers are of sentences, and so scored by ROUGE-L too.
         max_target_tokens: Tokens of max_tokens set aside for a generated answer: longer ones are cut.
         decoding: How answers are generated; None takes the likeliest tokens.
@@ -88,6 +91,7 @@ class RagQaDataModule(SoftPromptDataModule):
         choices: dict[str, str] | list[str] | None = None,
         abstain: str | None = None,
         target: Literal["first", "any"] = "first",
+        cite: bool = False,
         long_answers: bool = False,
         max_target_tokens: int = 32,
         decoding: Decoding | None = None,
@@ -99,7 +103,7 @@ class RagQaDataModule(SoftPromptDataModule):
         self.passage = PassageTemplate(passage)
         self.retriever, self.corpus, self.index_settings = retriever, corpus, index_settings
         self.found, self.question, self.answers, self.gold = found, question, answers, gold
-        self.abstain, self.long_answers = abstain, long_answers
+        self.abstain, self.long_answers, self.cite = abstain, long_answers, cite
         self.words = _spoken(choices)
         self.any_answer = target == "any" and self.words is None
         self.closed = self.words is None
@@ -123,6 +127,8 @@ class RagQaDataModule(SoftPromptDataModule):
             raise ValueError(f"max_target_tokens must lie between 0 and max_tokens={self.max_tokens}")
         if self.words is not None and self.abstain is not None:
             raise ValueError("abstain is for answers that are generated; make it one of the choices instead")
+        if self.cite and (self.words is not None or "{number}" not in self.passage.text):
+            raise ValueError("cite is for answers that are generated, and wants {number} in passage")
         if self.redraws and self.batch_tokens is not None:
             raise ValueError(
                 "batch_tokens wants rows that are as long in every epoch; set batch_size, or leave out noise, "
@@ -146,12 +152,12 @@ class RagQaDataModule(SoftPromptDataModule):
         """Exact match, F1 and their like; accuracy of choices."""
         if self.words is not None:
             return ClassificationEvaluation(tuple(self.words))
-        return QaEvaluation(self.decoding, self.abstain, self.long_answers)
+        return QaEvaluation(self.decoding, self.abstain, self.long_answers, self.cite)
 
     @cached_property
     def writer(self) -> RowWriter:
         """Writes rows with their passages."""
-        how = (self.max_tokens, self.closed, self.max_target_tokens)
+        how = (self.max_tokens, self.closed, self.max_target_tokens, self.cite)
         return RowWriter(self.codec, self.template, self.passage, self.showing, *how)
 
     def prepare_data(self) -> None:

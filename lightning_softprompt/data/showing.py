@@ -31,10 +31,12 @@ class Asked(Example):
     Args:
         question: The question.
         pool: What was found for it, as rows of the index, the best first.
+        cited: What the target ends with to say which passages it rests on.
     """
 
     question: str = ""
     pool: tuple[int, ...] = ()
+    cited: str = ""
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
 Words = Sequence[str]
+CITED = re.compile(r"(.*?)\s*((?:\[\d{1,4}\]\s*)*)", re.DOTALL)
 ARTICLES = frozenset(("a", "an", "the"))
 OF_ANSWERS = ("exact_match", "precision", "recall", "f1", "contains")
 
@@ -23,6 +25,16 @@ def answer_words(text: str) -> list[str]:
     folded = unicodedata.normalize("NFC", text.casefold())
     kept = "".join(letter for letter in folded if letter.isalnum() or unicodedata.category(letter)[0] not in "PS")
     return [word for word in kept.split() if word not in ARTICLES]
+
+
+def uncited(text: str) -> tuple[str, list[int]]:
+    """An answer without the numbers of passages behind it, and these numbers.
+
+    >>> uncited("in Paris [2] [1]"), uncited("[2] is read")
+    (('in Paris', [2, 1]), ('[2] is read', []))
+    """
+    answer, cited = CITED.fullmatch(text).groups()  # type: ignore[union-attr]
+    return answer, [int(number) for number in re.findall(r"\d+", cited)]
 
 
 def holds(text: Words, part: Words) -> bool:

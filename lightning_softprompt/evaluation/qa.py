@@ -17,6 +17,7 @@ from lightning_softprompt.evaluation.answers import (
     grounded,
     holds_answer,
     same_answer,
+    uncited,
 )
 from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.evaluation.generation import examples_of
@@ -33,7 +34,9 @@ ROUGE = "rougeL"
 OF_PASSAGES = ("grounded", "answerable")
 ABSTAINED = "abstained"
 OF_ABSTENTION = ("abstain_precision", "abstain_recall", "has_answer/exact_match", "has_answer/f1")
+OF_CITING = ("cite_precision", "cite_recall")
 FOUND = "found"
+Said = tuple[str, list[int]]  # an answer, and the passages that it names
 Measures = dict[str, float]
 
 
@@ -55,23 +58,30 @@ class QaEvaluation(Evaluation):
     those that stand where there is no answer; `abstain_recall`, the share of rows without an answer that have it;
     `abstain_f1`; and `has_answer/exact_match` and `has_answer/f1` of the other rows.
 
+    With `cite`, the numbers at an answer's end are taken off before all else. Logs `cite_precision`, the share of them
+    that are passages of gold documents, and `cite_recall`, the share of such passages that are named where shown.
+
     Args:
         decoding: How answers are generated; None takes the default, greedy.
         abstain: What is said where there is no answer; None where every question has one.
         long: Whether answers are sentences: they are scored by `rougeL` too, which also ranks them.
+        cite: Whether answers end with the numbers of the passages that they rest on.
     """
 
     monitor = ("f1", "max")
 
-    def __init__(self, decoding: Decoding | None = None, abstain: str | None = None, long: bool = False) -> None:
+    def __init__(
+        self, decoding: Decoding | None = None, abstain: str | None = None, long: bool = False, cite: bool = False
+    ) -> None:
         super().__init__()
         if abstain is not None and not answer_words(abstain):
             raise ValueError(f"abstain must be a text with words, or None, got {abstain!r}")
-        self.decoding, self.abstain = decoding or Decoding(), abstain
+        self.decoding, self.abstain, self.cite = decoding or Decoding(), abstain, cite
         self.of_answers = (*OF_ANSWERS, *([ROUGE] if long else []))
         self.ranks = ROUGE if long else "f1"
         of_abstention = () if abstain is None else (ABSTAINED, *OF_ABSTENTION)
-        self.means = (*self.of_answers, "empty", *OF_PASSAGES, *of_abstention)
+        of_citing = OF_CITING if cite else ()
+        self.means = (*self.of_answers, "empty", *OF_PASSAGES, *of_abstention, *of_citing)
         self.rows = TextRows((*self.means, *retrieval_names(), FOUND))
         self.stage = "test"
 
@@ -87,31 +97,40 @@ class QaEvaluation(Evaluation):
     @torch.no_grad()
     def predict(self, lm: PromptedLM, batch: Batch) -> list[dict[str, Any]]:
         """The answers, with their questions and the passages that were shown."""
-        said, asked = self._said(lm, batch), [asked_of(example) for example in examples_of(batch)]
-        return [{"prediction": text, "scores": None, "details": of} for text, of in zip(said, asked, strict=True)]
+        rows = zip(self._said(lm, batch), examples_of(batch), strict=True)
+        return [{"prediction": said[0], "scores": None, "details": self._asked(of, said[1])} for said, of in rows]
 
-    def _said(self, lm: PromptedLM, batch: Batch) -> list[str]:
+    def _said(self, lm: PromptedLM, batch: Batch) -> list[Said]:
         with self.decoding.drawing(batch.numbers[0]):
             ids = lm.generate(batch, **self.decoding.options)
-        return self.decoding.texts(lm.backbone.codec, ids)
+        texts = self.decoding.texts(lm.backbone.codec, ids)
+        return [uncited(text) for text in texts] if self.cite else [(text, []) for text in texts]
+
+    def _asked(self, example: Example, cited: Sequence[int]) -> dict[str, Any]:
+        return {**asked_of(example), **({"cited": list(cited)} if self.cite else {})}
 
     @torch.no_grad()
     def update(self, lm: PromptedLM, batch: Batch) -> list[dict[str, Any]]:
         """Generates and scores answers."""
         examples = examples_of(batch)
         rows = list(zip(self._said(lm, batch), examples, strict=True))
-        measured = [self.measures(text, example) for text, example in rows]
+        measured = [self.measures(*said, example) for said, example in rows]
         table = [[of[name] for name in self.rows.columns] for of in measured]
         self.rows.update(batch.numbers, table, [{}] * len(rows))
-        return [self._record(text, example, of) for (text, example), of in zip(rows, measured, strict=True)]
+        return [self._record(*said, example, of) for (said, example), of in zip(rows, measured, strict=True)]
 
-    def _record(self, text: str, example: Example, measured: Measures) -> dict[str, Any]:
+    def _record(self, text: str, cited: Sequence[int], example: Example, measured: Measures) -> dict[str, Any]:
         of_record = (*self.of_answers, *OF_PASSAGES, *([] if self.abstain is None else [ABSTAINED]))
+        asked = self._asked(example, cited)
         return {
             "prediction": text,
             "target": example.target,
             "scores": {name: measured[name] for name in of_record if not math.isnan(measured[name])},
-            "details": {**asked_of(example), "references": list(self.right(example)), "gold": list(example.gold)},
+            "details": {
+                **asked,
+                "references": list(self.right(example)),
+                "gold": list(example.gold),
+            },
         }
 
     def right(self, example: Example) -> tuple[str, ...]:
@@ -120,8 +139,14 @@ class QaEvaluation(Evaluation):
             return references_of(example)
         return tuple(text for text in example.references if not same_answer(text, self.abstain))
 
-    def measures(self, text: str, example: Example) -> Measures:
-        """Those of an answer beside its row, by the names of the columns; not a number where it has none."""
+    def measures(self, text: str, cited: Sequence[int], example: Example) -> Measures:
+        """Those of an answer beside its row, by the names of the columns; not a number where it has none.
+
+        Args:
+            text: The answer.
+            cited: The numbers of the passages that it names.
+            example: Its row.
+        """
         right, shown = self.right(example), [passage.text for passage in example.passages]
         abstained = self.abstain is not None and same_answer(text, self.abstain)
         of_answer = self._of_answer(text, right, abstained)
@@ -134,6 +159,7 @@ class QaEvaluation(Evaluation):
             "grounded": NAN if abstained else grounded(text, shown),
             "answerable": float(holds_answer(shown, right)) if shown and right else NAN,
             **_of_abstention(of_answer, bool(right), abstained),
+            **_of_citing(cited, example),
             **of_search,
             FOUND: float(len(example.found)),
         }
@@ -180,6 +206,15 @@ def _of_abstention(of_answer: Measures, has_answer: bool, abstained: bool) -> Me
         "abstain_recall": NAN if has_answer else float(abstained),
         "has_answer/exact_match": of_answer["exact_match"] if has_answer else NAN,
         "has_answer/f1": of_answer["f1"] if has_answer else NAN,
+    }
+
+
+def _of_citing(cited: Sequence[int], example: Example) -> Measures:
+    gold = {number for number, passage in enumerate(example.passages, start=1) if passage.document in example.gold}
+    right = len(gold & set(cited))
+    return {
+        "cite_precision": right / len(set(cited)) if cited and example.gold else NAN,
+        "cite_recall": right / len(gold) if gold else NAN,
     }
 
 

@@ -2,6 +2,9 @@
 
 import json
 import logging
+import subprocess
+import sys
+from textwrap import dedent
 
 import pytest
 import torch
@@ -12,6 +15,7 @@ from lightning_softprompt.backbones.base import BackboneSpec
 from lightning_softprompt.cli import main
 from lightning_softprompt.data.rag_qa import RagQaDataModule
 from lightning_softprompt.methods import Spring
+from lightning_softprompt.module import SoftPromptModule
 from lightning_softprompt.prompt_reranker import PromptReranker
 from lightning_softprompt.retrieval.retriever import Retriever
 from lightning_softprompt.retrieval.settings import IndexSettings
@@ -127,6 +131,54 @@ def test_a_resumed_run_draws_the_same_passages_and_lengths(fit):
     last = [run / "checkpoints" / "last.ckpt" for run in (whole, resumed)]
     states = [torch.load(path, weights_only=True)["state_dict"] for path in last]
     assert torch.equal(states[0]["tokens"], states[1]["tokens"])
+
+
+KILLED = """
+    import os, sys, torch
+    from lightning_softprompt.__main__ import main
+    from lightning_softprompt.module import SoftPromptModule
+
+    def dies(module, batch, batch_idx):
+        calls.append(batch_idx)
+        return os.kill(os.getpid(), 9) if len(calls) == int(sys.argv[2]) else step(module, batch, batch_idx)
+
+    torch.set_num_threads(1)
+    calls, step = [], getattr(SoftPromptModule, sys.argv[1])
+    setattr(SoftPromptModule, sys.argv[1], dies)
+    main(sys.argv[3:])
+"""
+
+
+def killed(step, at, *command):
+    """Runs a command in a process that ends by SIGKILL in a step."""
+    words = [sys.executable, "-c", dedent(KILLED), step, str(at), *command]
+    done = subprocess.run(words, check=False, capture_output=True, text=True)
+    assert done.returncode == -9, done.stderr
+
+
+def test_a_training_that_was_killed_goes_on_with_the_same_passages(fit, options, tmp_path):
+    more = ["--data.noise={distractors: 0.5, drop: 0.2}", "--data.order=shuffled", "--trainer.val_check_interval=2",
+            "--trainer.check_val_every_n_epoch=null", "--ckpt_path=last"]  # fmt: skip
+    whole = fit(*more, f"--run.folder={tmp_path / 'whole'}")
+    limits = ["--trainer.max_steps=6", "--trainer.max_epochs=-1", "--trainer.log_every_n_steps=1"]
+    killed("training_step", 6, "fit", "--model=Spring", "--model.length=4", *limits, *options, *more)
+    (broken,) = (tmp_path / "runs" / "default").iterdir()
+    assert torch.load(broken / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 4
+    assert fit(*more) == broken
+    states = [torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for run in (whole, broken)]
+    assert torch.equal(states[0]["tokens"], states[1]["tokens"])
+
+
+def test_answers_that_were_written_before_a_kill_are_not_asked_for_again(options, folder, tmp_path, monkeypatch):
+    command = ["predict", *options, "--model=Spring", "--model.length=4", f"--data.predict={folder / 'asked.jsonl'}"]
+    whole, named = tmp_path / "whole.jsonl", f"--run.predictions={tmp_path / 'out.jsonl'}"
+    assert main([*command, f"--run.predictions={whole}"]) == 0
+    killed("predict_step", 3, *command, named)
+    rows, step = [], SoftPromptModule.predict_step
+    monkeypatch.setattr(SoftPromptModule, "predict_step", lambda m, b, i: rows.extend(b.rows.tolist()) or step(m, b, i))
+    assert main([*command, named]) == 0
+    assert rows == [4]
+    assert (tmp_path / "out.jsonl").read_bytes() == whole.read_bytes()
 
 
 @pytest.mark.parametrize("readout", ["LabelWords", "RankedChoices"])

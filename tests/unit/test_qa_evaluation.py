@@ -11,7 +11,7 @@ from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader
 
 from lightning_softprompt.backbones.decoding import Decoding
-from lightning_softprompt.evaluation.answers import answer_measures, grounded, holds_answer
+from lightning_softprompt.evaluation.answers import answer_measures, grounded, holds_answer, uncited
 from lightning_softprompt.evaluation.by_task import EvaluationByTask
 from lightning_softprompt.evaluation.intervals import bootstrap
 from lightning_softprompt.evaluation.qa import QaEvaluation
@@ -130,6 +130,22 @@ def test_the_search_is_measured_as_deep_as_it_went(backbone, examples, said):
     assert "mrr" not in records[0]["scores"]
     deeper = [replace(example, found=(*example.found, "d20", "d21", "d22", "d23")) for example in examples]
     assert "ndcg@10" in passed(QaEvaluation(), Says(backbone, said), batches_of(backbone.codec, deeper))[0]
+
+
+def test_cited_passages_are_scored_apart_from_the_answer(backbone, examples, said):
+    """A tiny vocabulary has no brackets, so the texts are given as a decoder would."""
+    evaluation = QaEvaluation(cite=True)
+    evaluation._said = lambda lm, batch: [uncited(cited[row]) for row in batch.numbers]
+    shown = [Shown("d1", "a", 0), Shown("d2", "b", 1), Shown("d3", "c", 2)]
+    rows = [replace(examples[0], passages=tuple(shown), found=("d1", "d2", "d3"), gold=gold) for gold in
+            (("d2",), ("d1", "d3"), ("d9",), ("d1",))]  # fmt: skip
+    cited = [f"{examples[0].references[0]} [2]", "no [1][2]", "no [3]", "no"]
+    metrics, records = passed(evaluation, None, batches_of(backbone.codec, rows))
+    assert metrics["cite_precision"] == mean([1.0, 0.5, 0.0])
+    assert metrics["cite_recall"] == mean([1.0, 0.5, 0.0])
+    assert [record["prediction"] for record in records] == [examples[0].references[0], "no", "no", "no"]
+    assert [record["details"]["cited"] for record in records] == [[2], [1, 2], [3], []]
+    assert records[0]["scores"]["exact_match"] == 1
 
 
 def test_rows_without_passages_have_no_metrics_of_them(backbone, examples, said):

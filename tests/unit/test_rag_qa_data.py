@@ -85,6 +85,25 @@ def test_a_row_shows_what_was_found_and_knows_all_of_it(data):
     assert module.shown("test", 0)["input"].startswith("the dog is sad")
 
 
+def test_targets_name_the_gold_passages_by_number(data):
+    cited = {"cite": True, "passage": "[{number}] {text} ,"}
+    assert first(data([ROW], **cited)).target == "sad [1]"
+    reversed_ = data([ROW, FILM], order="reversed", **cited)
+    assert [example.target for example in reversed_.split("test").examples] == ["sad [2]", "warm [2]"]
+    assert first(reversed_).references == ("sad", "very sad")
+    assert first(data([{**ROW, "positive_ids": ["long"]}], **cited)).target == "sad"
+
+
+def test_drawn_rows_name_them_where_they_stand_then(data):
+    drawn = data([ROW], cite=True, passage="[{number}] {text} ,", order="shuffled", target="any", batch_size=1)
+    seen = set()
+    for (example,) in epochs(drawn, 30):
+        place = documents(example).index("dog") + 1
+        assert example.target in (f"sad [{place}]", f"very sad [{place}]")
+        seen.add(example.target)
+    assert len(seen) == 4
+
+
 def test_passages_are_numbered_in_the_order_in_which_they_are_shown():
     passage = PassageTemplate("[{number}] {heading}{text} ({document}, {title}) {{}}\n")
     assert passage.written(3, Shown("d7", "It {text}"), "Dogs") == "[3] Dogs: It {text} (d7, Dogs) {}\n"
@@ -301,6 +320,8 @@ def test_choices_are_classes(data):
         ({"max_target_tokens": 48}, "max_target_tokens must lie between 0 and max_tokens=48"),
         ({"choices": ["yes"]}, "choices must be two or more"),
         ({"choices": ["yes", "no"], "abstain": "well"}, "make it one of the choices"),
+        ({"choices": ["yes", "no"], "cite": True}, "cite is for answers that are generated"),
+        ({"cite": True}, r"wants \{number\} in passage"),
         ({"noise": Noise(drop=0.5), "batch_tokens": 200}, "batch_tokens wants rows that are as long in every epoch"),
     ],
 )
