@@ -22,7 +22,7 @@ import time
 from argparse import ArgumentParser, Namespace
 from contextlib import suppress
 from dataclasses import replace
-from itertools import pairwise, product
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -131,14 +131,18 @@ def measured(args: Namespace) -> str:
     return markdown(rows, heads)
 
 
-def planned(options: list[str], folder: Path) -> list[Plan]:
-    """What `softprompt plan` says of a run of the 70B backbone in bfloat16: layers whole, shared by 8, and by 64."""
+def planned(options: list[str], folder: Path) -> tuple[Plan, list[int]]:
+    """What `softprompt plan` says of 8 devices that share a 70B backbone in bfloat16, and the peaks of 1, 8 and 64."""
     args, of_fit = parser().parse_known_args([
         f"--backbone.name={written(','.join(map(str, SHAPE)), folder)}", "--backbone.dtype=bfloat16",
         "--backbone.checkpointing=true", "--trainer.precision=bf16-mixed", *options,
     ])  # fmt: skip
     module, spec, load = asked(of_fit, args)
-    return [plan(module, spec, replace(load, devices=n, sharded=n > 1)) for n in (1, 8, 64)]
+    found = plan(module, spec, replace(load, devices=8, sharded=True))
+    held, layers, total = found.training["frozen weights"], found.wire["weights"] * 8 // 14, 2 * found.frozen
+    gathered = held - (total - layers) - layers // 8
+    weights = [total, held, total - layers + layers // 64 + gathered]  # nothing else depends on the sharing
+    return found, [found.peak - held + of for of in weights]
 
 
 METHODS = {
@@ -158,13 +162,12 @@ def memory(args: Namespace) -> str:
     """GiB of a device by method, prompt length, sequence and sharding: 4 rows, layers recomputed."""
     rows: list[list[Any]] = []
     for name, method in METHODS.items():
-        for length, tokens in product((20, 100), (512, 4096)):
+        for length, tokens in ((20, 512), (100, 512), (100, 4096)):
             of = [*method, LENGTH.get(name, "--model.length={}").format(length), *DATA, f"--data.max_tokens={tokens}"]
             with tempfile.TemporaryDirectory() as folder:
-                held = planned(of, Path(folder))
-            peaks = [f"{of_one.peak / 2**30:.1f}" for of_one in held]
-            sent = f"{held[1].wire['gradients'] / 2**20:.2f}"
-            rows.append([name, length, tokens, f"{held[0].trainable:,}", *peaks, sent])
+                found, peaks = planned(of, Path(folder))
+            sent = f"{found.wire['gradients'] / 2**20:.2f}"
+            rows.append([name, length, tokens, f"{found.trainable:,}", *(f"{p / 2**30:.1f}" for p in peaks), sent])
             print(*rows[-1], sep=", ", file=sys.stderr, flush=True)
     heads = ["method", "P", "T", "trained", "whole", "shared by 8", "shared by 64", "gradients sent, MiB"]
     return markdown(rows, heads)
