@@ -14,7 +14,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -181,14 +181,24 @@ def points(faults: Faults, chosen: Mapping[str, Scenario], count: int, seed: int
             }  # fmt: skip
 
 
-def as_table(records: list[dict[str, Any]]) -> str:
-    """Markdown: a row for each command."""
+def as_table(records: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown: a row for each command, then one for each place."""
+    commands: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    places: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for record in records:
+        commands[record["scenario"]].append(record)
+        for kill in record["kills"]:
+            places[kill.partition(" (")[0]].append(record)
     lines = ["| command | points | kills | values compared | differing |", "|---|---|---|---|---|"]
-    for title in dict.fromkeys(record["scenario"] for record in records):
-        own = [record for record in records if record["scenario"] == title]
-        sums = [sum(record["killed"] for record in own), sum(record["compared"] for record in own)]
-        lines.append(f"| {title} | {len(own)} | {sums[0]} | {sums[1]} | {sum(len(r['differing']) for r in own)} |")
-    return "\n".join(lines)
+    for title, own in commands.items():
+        cells = (len(own), *(sum(record[name] for record in own) for name in ("killed", "compared")), _differing(own))
+        lines.append(f"| {title} | {' | '.join(map(str, cells))} |")
+    lines += ["", "| place | points | differing |", "|---|---|---|"]
+    return "\n".join([*lines, *(f"| {place} | {len(own)} | {_differing(own)} |" for place, own in places.items())])
+
+
+def _differing(records: Sequence[Mapping[str, Any]]) -> int:
+    return sum(len(record["differing"]) for record in records)
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ def test_a_run_that_is_killed_ends_as_one_that_was_not(tmp_path, part):
     chosen = {title: scenario for title, scenario in SCENARIOS.items() if part in title}
     (record,) = points(Faults(tmp_path), chosen, 1, seed=len(part))
     assert record["killed"] >= 1
-    assert record["compared"] > 20
+    assert record["compared"] >= 4  # the least: predictions, their config, a lock and a table
     assert record["differing"] == []
     assert record["running"] == 0
 
