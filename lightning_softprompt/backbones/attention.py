@@ -109,8 +109,8 @@ class PackedAttention(torch.autograd.Function):
         """The output, shaped as the query."""
         h = packing.head
         keys = Keys.of(key, value, past_key, past_value, packing)
-        rows = zip(unpacked(query[:, :, h:], packing), *keys.own, strict=True)
-        each = [attend(parts, keys.own_mask is None, scale, keys.own_mask) for parts in rows]
+        rows = zip(packing.own_masks, unpacked(query[:, :, h:], packing), *keys.own, strict=True)
+        each = [attend(parts, mask is None, scale, mask) for mask, *parts in rows]
         out = repacked([o for o, _ in each], packing)
         lse = repacked([own[..., None] for _, own in each], packing)[..., 0]
         if keys.shared[0].shape[2]:
@@ -132,8 +132,8 @@ class PackedAttention(torch.autograd.Function):
         keys = Keys.of(key, value, past_key, past_value, packing)
         tensors = [unpacked(query[:, :, h:], packing), *keys.own, unpacked(out, packing)]
         padded = [own[..., 0] for own in unpacked(lse[..., None], packing, NEVER)]
-        rows = zip(unpacked(grad[:, :, h:], packing, 0.0), *tensors, padded, strict=True)
-        each = [attend_backward(g, parts, keys.own_mask is None, scale, keys.own_mask) for g, *parts in rows]
+        rows = zip(packing.own_masks, unpacked(grad[:, :, h:], packing, 0.0), *tensors, padded, strict=True)
+        each = [attend_backward(g, parts, mask is None, scale, mask) for mask, g, *parts in rows]
         of_own = [list(of) for of in zip(*each, strict=True)]  # by query, key and value
         of_query = [repacked(of_own[0], packing)]
         of_shared = [torch.zeros_like(t) for t in keys.shared]
@@ -177,20 +177,16 @@ class Keys:
         if past_key is None or past_value is None or packing.past is None:
             return cls(shared, own, packing, 0)
         before = [past_key.to(key.dtype), past_value.to(value.dtype)]
-        parts = shared if packing.past.shared else [rows for (rows,) in own]
-        parts = [torch.cat(pair, dim=2) for pair in zip(before, parts, strict=True)]
-        shared, own = (parts, own) if packing.past.shared else (shared, [[rows] for rows in parts])
+        if packing.past.shared:
+            shared = [torch.cat(pair, dim=2) for pair in zip(before, shared, strict=True)]
+        else:
+            own = [behind_their_past(rows, past, packing) for rows, past in zip(own, before, strict=True)]
         return cls(shared, own, packing, past_key.shape[2])
 
     @property
     def head_mask(self) -> Tensor | None:
         """What the head's tokens see, where it is not as they stand."""
         return self.packing.head_mask
-
-    @property
-    def own_mask(self) -> Tensor | None:
-        """What the rows' tokens see of their own, where it is not as they stand."""
-        return self.packing.own_mask
 
     def back(self, shared: list[Tensor], own: list[list[Tensor]]) -> tuple[Tensor | None, ...]:
         """Gradients of key, value, past key and past value from those of the parts."""
@@ -199,10 +195,29 @@ class Keys:
             past = [t[:, :, : self.past] for t in shared]
             shared = [t[:, :, self.past :] for t in shared]
         elif self.past:
-            past = [rows[:, :, : self.past] for (rows,) in own]
-            own = [[rows[:, :, self.past :]] for (rows,) in own]
+            past = [self._of_past(groups) for groups in own]
+            cuts = self.packing.own_pasts
+            own = [[rows[:, :, cut:] for rows, cut in zip(groups, cuts, strict=True)] for groups in own]
         pairs = zip(shared, own, strict=True)
         return *(torch.cat([a, repacked(b, self.packing)], dim=2) for a, b in pairs), *past
+
+    def _of_past(self, groups: list[Tensor]) -> Tensor:
+        """[B, N, C, D] of what stands before the rows of each group."""
+        size = self.packing.rows[0], groups[0].shape[1], self.past, groups[0].shape[3]
+        whole = groups[0].new_zeros(size)
+        for rows, of, cut in zip(self.packing.groups.rows, groups, self.packing.own_pasts, strict=True):
+            whole[rows, :, :cut] = of[:, :, :cut]
+        return whole
+
+
+def behind_their_past(groups: Sequence[Tensor], past: Tensor, packing: Packing) -> list[Tensor]:
+    """[B, N, C + n, D] by group: what rows have of the past [B, N, C, D], then their own."""
+    each = zip(packing.groups.rows, groups, packing.own_pasts, strict=True)
+    whole = len(packing.groups.rows) == 1  # nothing is to be copied apart
+    return [
+        torch.cat([past[:, :, :cut] if whole else past[rows, :, :cut], own], dim=2) if cut else own
+        for rows, own, cut in each
+    ]
 
 
 def folded(rows: Tensor, key: Tensor) -> Tensor:
