@@ -109,8 +109,8 @@ class PackedAttention(torch.autograd.Function):
         """The output, shaped as the query."""
         h = packing.head
         keys = Keys.of(key, value, past_key, past_value, packing)
-        rows = zip(unpacked(query[:, :, h:], packing), *keys.own, packing.own_masks, strict=True)
-        each = [attend(parts, mask is None, scale, mask) for *parts, mask in rows]
+        rows = zip(packing.own_masks, unpacked(query[:, :, h:], packing), *keys.own, strict=True)
+        each = [attend(parts, mask is None, scale, mask) for mask, *parts in rows]
         out = repacked([o for o, _ in each], packing)
         lse = repacked([own[..., None] for _, own in each], packing)[..., 0]
         if keys.apart:
@@ -132,8 +132,8 @@ class PackedAttention(torch.autograd.Function):
         keys = Keys.of(key, value, past_key, past_value, packing)
         tensors = [unpacked(query[:, :, h:], packing), *keys.own, unpacked(out, packing)]
         padded = [own[..., 0] for own in unpacked(lse[..., None], packing, NEVER)]
-        rows = zip(unpacked(grad[:, :, h:], packing, 0.0), *tensors, padded, packing.own_masks, strict=True)
-        each = [attend_backward(g, parts, mask is None, scale, mask) for g, *parts, mask in rows]
+        rows = zip(packing.own_masks, unpacked(grad[:, :, h:], packing, 0.0), *tensors, padded, strict=True)
+        each = [attend_backward(g, parts, mask is None, scale, mask) for mask, g, *parts in rows]
         of_own = [list(of) for of in zip(*each, strict=True)]  # by query, key and value
         of_query = [repacked(of_own[0], packing)]
         of_shared = [torch.zeros_like(t) for t in keys.shared]
@@ -178,11 +178,12 @@ class Keys:
         past = 0
         if past_key is not None and past_value is not None and packing.past is not None:
             before, past = [past_key.to(key.dtype), past_value.to(value.dtype)], past_key.shape[2]
-            parts = shared if packing.past.shared else [rows for (rows,) in own]
-            parts = [torch.cat(pair, dim=2) for pair in zip(before, parts, strict=True)]
-            shared, own = (parts, own) if packing.past.shared else (shared, [[rows] for rows in parts])
+            if packing.past.shared:
+                shared = [torch.cat(pair, dim=2) for pair in zip(before, shared, strict=True)]
+            else:
+                own = [behind_their_past(rows, kept, packing) for rows, kept in zip(own, before, strict=True)]
         if packing.copied:
-            own = [[before_rows(t, rows) for rows in groups] for t, groups in zip(shared, own, strict=True)]
+            own = [[behind_a_copy(rows, t) for rows in groups] for t, groups in zip(shared, own, strict=True)]
         return cls(shared, own, packing, past)
 
     @property
@@ -199,8 +200,9 @@ class Keys:
             past = [t[:, :, : self.past] for t in shared]
             shared = [t[:, :, self.past :] for t in shared]
         elif self.past:
-            past = [rows[:, :, : self.past] for (rows,) in own]
-            own = [[rows[:, :, self.past :]] for (rows,) in own]
+            past = [self._of_past(groups) for groups in own]
+            cuts = self.packing.own_pasts
+            own = [[rows[:, :, cut:] for rows, cut in zip(groups, cuts, strict=True)] for groups in own]
         pairs = zip(shared, own, strict=True)
         return *(torch.cat([a, repacked(b, self.packing)], dim=2) for a, b in pairs), *past
 
@@ -212,8 +214,26 @@ class Keys:
                 total += rows[:, :, :c].sum(0)
         return shared, [[rows[:, :, c:] for rows in groups] for groups in own]
 
+    def _of_past(self, groups: list[Tensor]) -> Tensor:
+        """[B, N, C, D] of what stands before the rows of each group."""
+        size = self.packing.rows[0], groups[0].shape[1], self.past, groups[0].shape[3]
+        whole = groups[0].new_zeros(size)
+        for rows, of, cut in zip(self.packing.groups.rows, groups, self.packing.own_pasts, strict=True):
+            whole[rows, :, :cut] = of[:, :, :cut]
+        return whole
 
-def before_rows(shared: Tensor, rows: Tensor) -> Tensor:
+
+def behind_their_past(groups: Sequence[Tensor], past: Tensor, packing: Packing) -> list[Tensor]:
+    """[B, N, C + n, D] by group: what rows have of the past [B, N, C, D], then their own."""
+    each = zip(packing.groups.rows, groups, packing.own_pasts, strict=True)
+    whole = len(packing.groups.rows) == 1  # nothing is to be copied apart
+    return [
+        torch.cat([past[:, :, :cut] if whole else past[rows, :, :cut], own], dim=2) if cut else own
+        for rows, own, cut in each
+    ]
+
+
+def behind_a_copy(rows: Tensor, shared: Tensor) -> Tensor:
     """[1, N, C, D] in front of each of [B, N, n, D]."""
     return torch.cat([shared.expand(len(rows), -1, -1, -1), rows], dim=2)
 

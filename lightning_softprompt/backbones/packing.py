@@ -50,6 +50,7 @@ class Groups:
     """Rows apart from each other, in groups that are padded each to its own longest.
 
     Args:
+        rows: Those of each group.
         shapes: B and n of each group.
         source: [sum of B * n] where each place's token comes from in the packed row, counted from the head's end;
             anything behind the end of a row.
@@ -57,6 +58,7 @@ class Groups:
         places: [R] the place of each packed token.
     """
 
+    rows: tuple[list[int], ...]
     shapes: tuple[tuple[int, int], ...]
     source: Tensor
     gaps: Tensor
@@ -108,9 +110,8 @@ class Packing:
     @cached_property
     def groups(self) -> Groups:
         """The rows as attention takes them: those of like length together, unless each has a past of its own."""
-        together = (self.past is not None and not self.past.shared) or self.places.device.type != "cpu"
         lengths = [max(1, length) for length in self.inside.sum(1).tolist()]  # a kernel wants a token of each row
-        parts = [list(range(len(lengths)))] if together else of_like_length(lengths)
+        parts = self._parts(lengths)
         longest = [max(lengths[row] for row in rows) for rows in parts]
         cuts = list(zip(parts, longest, strict=True))
         inside = torch.cat([self.inside[rows, :n].flatten() for rows, n in cuts])
@@ -118,7 +119,20 @@ class Packing:
         places = torch.empty_like(self.places)
         places[source[inside]] = inside.nonzero()[:, 0]
         shapes = tuple((len(rows), n) for rows, n in cuts)
-        return Groups(shapes, source, (~inside).nonzero()[:, 0], places)
+        return Groups(tuple(parts), shapes, source, (~inside).nonzero()[:, 0], places)
+
+    def _parts(self, lengths: list[int]) -> list[list[int]]:
+        """Rows that have no past apart from those that have one, which attend under a mask."""
+        every = list(range(len(lengths)))
+        if self.places.device.type != "cpu":
+            return [every]
+        if self.past is None or self.past.shared:
+            return of_like_length(lengths)
+        having = self.past.inside.any(1).tolist()
+        if all(having):
+            return [every]
+        kinds = [[row for row in every if having[row] == kind] for kind in (False, True)]
+        return [[rows[i] for i in own] for rows in kinds if rows for own in of_like_length([lengths[r] for r in rows])]
 
     @cached_property
     def bare(self) -> Packing:
@@ -133,10 +147,12 @@ class Packing:
         return torch.cat([self.past.inside.expand(self.head, -1), self._causal(self.head)], dim=1)[None, None]
 
     @cached_property
-    def copied(self) -> bool:
-        """Whether each row has a copy of what is shared, which then is not attended to apart."""
-        cheap = 0 < self.shared * self.rows[0] <= COPIES * len(self.places)
-        return cheap and self.places.device.type == "cpu"
+    def own_pasts(self) -> tuple[int, ...]:
+        """Tokens of the past that each group's rows have at most, where each row has a past of its own."""
+        if self.past is None or self.past.shared:
+            return (0,) * len(self.groups.rows)
+        last = (self.past.inside * torch.arange(1, self.past.inside.shape[1] + 1, device=self.places.device)).amax(1)
+        return tuple(int(last[rows].max()) for rows in self.groups.rows)
 
     @property
     def shared(self) -> int:
@@ -144,16 +160,27 @@ class Packing:
         return self.head + (self.past.inside.shape[1] if self.past is not None and self.past.shared else 0)
 
     @cached_property
+    def copied(self) -> bool:
+        """Whether each row has a copy of what is shared, which then is not attended to apart."""
+        cheap = 0 < self.shared * self.rows[0] <= COPIES * len(self.places)
+        return cheap and self.places.device.type == "cpu"
+
+    @cached_property
     def own_masks(self) -> list[Tensor | None]:
-        """What rows see by group: [1, 1, n, C + n] behind a copy, [B, 1, n, C + n] with a past of their own."""
+        """What rows see by group: [1, 1, n, C + n] behind a copy, [B, 1, n, C + n] with pasts of their own; else None.
+
+        A row without a past of its own is in no group with one that has it, where that is faster.
+        """
+        groups = self.groups
         if self.copied:
-            shapes = self.groups.shapes
-            return [self._causal(self.shared + longest)[None, None, self.shared :] for _, longest in shapes]
-        if self.past is None or self.past.shared:
-            return [None] * len(self.groups.shapes)
-        batch, longest = self.rows
-        before = self.past.inside[:, None].expand(-1, longest, -1)
-        return [torch.cat([before, self._causal(longest).expand(batch, -1, -1)], dim=2)[:, None]]
+            return [self._causal(self.shared + n)[None, None, self.shared :] for _, n in groups.shapes]
+        each = zip(groups.rows, groups.shapes, self.own_pasts, strict=True)
+        return [self._own_mask(rows, n, past) if past else None for rows, (_, n), past in each]
+
+    def _own_mask(self, rows: list[int], longest: int, past: int) -> Tensor:
+        assert self.past is not None
+        before = self.past.inside[rows, None, :past].expand(-1, longest, -1)
+        return torch.cat([before, self._causal(longest).expand(len(rows), -1, -1)], dim=2)[:, None]
 
     def _causal(self, size: int) -> Tensor:
         return torch.ones(size, size, dtype=torch.bool, device=self.places.device).tril()
