@@ -19,7 +19,8 @@ def fuzz(examples):
 
 
 def _hook(event, arguments):
-    if not WATCHED or "__pycache__" in str(arguments[:1]):  # where Python keeps what it imported
+    # Python keeps what it imported, and jsonargparse's reader of types asks another Python for its path, once
+    if not WATCHED or "__pycache__" in str(arguments[:1]) or "json.dumps(sys.path)" in str(arguments):
         return
     writes = event == "open" and (set(arguments[1] or "") & set("wax+") or (arguments[2] or 0) & 0o3)
     if writes or event in TOUCHES:
