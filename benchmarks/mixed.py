@@ -114,6 +114,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=4, help="of each of the eight tasks")
     parser.add_argument("--tokens", type=int, default=128, help="most tokens of a row")
     parser.add_argument("--new", type=int, default=16, help="tokens generated")
+    parser.add_argument("--parts", nargs="+", default=["compare", "forward", "generate"], help="what is done")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--busy", action="store_true", help="count the process's own seconds: others use the machine")
     parser.add_argument("--compute", default="auto")
@@ -127,14 +128,17 @@ def main() -> None:
     for method in (mixed, one):
         method.eval()
     print(f"{len(batch)} rows of {float(batch.mask.sum(1).float().mean()):.0f} tokens; one prompt has {length}")
-    print(compared(mixed, batch, args.new), flush=True)
+    if "compare" in args.parts:
+        print(compared(mixed, batch, args.new), flush=True)
     print("| | mixed s | one prompt s | ratio |\n|---|---|---|---|")
-    sides: dict[str, SoftPromptModule] = {"mixed": mixed, "one": one}
-    whole = {name: partial(lambda method: method.lm()(batch), method) for name, method in sides.items()}
-    print(f"| forward | {timed(whole, args.rounds, args.busy)} |", flush=True)
     told = {"max_new_tokens": args.new, "min_new_tokens": args.new}
-    answers = {name: partial(lambda method: method.lm().generate(batch, **told), m) for name, m in sides.items()}
-    print(f"| generate | {timed(answers, args.rounds, args.busy)} |", flush=True)
+    acts: dict[str, Callable[[SoftPromptModule], Any]] = {
+        "forward": lambda method: method.lm()(batch),
+        "generate": lambda method: method.lm().generate(batch, **told),
+    }
+    for name in (name for name in acts if name in args.parts):
+        sides = {"mixed": partial(acts[name], mixed), "one": partial(acts[name], one)}
+        print(f"| {name} | {timed(sides, args.rounds, args.busy)} |", flush=True)
 
 
 if __name__ == "__main__":
