@@ -309,6 +309,8 @@ def test_every_study_that_ships_can_be_made(path, tiny_folder, monkeypatch):
     given = ["--backbone.name", str(tiny_folder("llama"))]
     if path.stem == "few_shot":
         given += ["--model", "PromptTuning", "--data", "configs/data/sst2.yaml"]
+    if path.stem == "rag":
+        given += ["--data", "configs/data/squad.yaml"]
     study = read_study(path, options=given)
     assert len(study.steps) == len(study.variants) * (len(study.stages) + sum(map(len, study.tests_of.values())))
     for step in {(step.command, step.name): step for step in study.steps}.values():
