@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 import yaml
+from jsonargparse import _typehints
 from lightning.pytorch.cli import LightningArgumentParser
+from torch import optim
 
 OPTION = re.compile(r"Problem with given class_path '([\w.]+)':\s+Option '([\w.]+)' is not accepted")
 CLASS = re.compile(r"Expected a dot import path string: (\S+)")
@@ -23,6 +25,20 @@ IDLE = ("Does not validate", "Subtypes:", "Errors:", "Expected a <class 'NoneTyp
 TYPE = re.compile(r"<class '([\w.]+)'>")
 UNKNOWN = re.compile(r"(?:unrecognized arguments: --|does not accept option '|Key ')([\w.]+)")
 TOO_EARLY = re.compile(r'Parser key "(\w+)":(?s:.*)is abstract(?s:.*)NestedArg\(key=\'([\w.]+)\'')
+
+
+_all_subclasses = _typehints.get_all_subclass_paths
+
+
+def _subclasses_by_short_name(*args: Any, **kwargs: Any) -> list[str]:
+    """Without namesakes of PyTorch's optimizers: bitsandbytes, once imported, would leave `SGD` without a meaning."""
+    paths = _all_subclasses(*args, **kwargs)
+    return [
+        path for path in paths if not (path.startswith("bitsandbytes.") and hasattr(optim, path.rpartition(".")[2]))
+    ]
+
+
+_typehints.get_all_subclass_paths = _subclasses_by_short_name  # there is no public place for it
 
 
 class Parser(LightningArgumentParser):

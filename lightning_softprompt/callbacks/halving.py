@@ -17,7 +17,7 @@ from lightning_softprompt.callbacks.prompt_watch import trainable
 from lightning_softprompt.types import Batch
 
 log = logging.getLogger(__name__)
-Step = Callable[[Batch, float], dict[str, Tensor]]
+Step = Callable[..., dict[str, Tensor]]
 
 
 @final
@@ -90,22 +90,22 @@ class Halved:
         self.halving, self.method, self.scaler = halving, method, scaler
         self.step: Step = method.step
 
-    def __call__(self, batch: Batch, done: float = 0.0) -> dict[str, Tensor]:
+    def __call__(self, batch: Batch, *rest: Any) -> dict[str, Tensor]:
         """What the step gives, its loss with gradients that are known already."""
         device = self.method.device
         while True:
             states = torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
             try:
-                return self._tried(batch, done)
+                return self._tried(batch, *rest)
             except torch.OutOfMemoryError:
                 self.halving.halve(len(batch))
             self._as_before(*states)  # here nothing holds the failed step any more
 
-    def _tried(self, batch: Batch, done: float) -> dict[str, Tensor]:
+    def _tried(self, batch: Batch, *rest: Any) -> dict[str, Tensor]:
         parameters = trainable(self.method)
         scale = 1.0 if self.scaler is None else self.scaler.get_scale()
         with in_parts(self.method.loaded, self.halving.parts):
-            logs = self.step(batch, done)
+            logs = self.step(batch, *rest)
             with torch.autocast(batch.mask.device.type, enabled=False):
                 found = torch.autograd.grad(logs["loss"] * scale, parameters, allow_unused=True)
         gradients = [None if gradient is None else gradient / scale for gradient in found]

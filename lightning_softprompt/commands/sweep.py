@@ -103,7 +103,7 @@ def study_of(sweep: dict[str, Any], name: str, fit: dict[str, Any]) -> Study:
         Path(place.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     storage: Any = place if "://" in place else optuna.storages.JournalStorage(JournalFileBackend(place))
     sampler = optuna.samplers.TPESampler(seed=sweep.get("seed"), constant_liar=True)
-    direction = {"min": "minimize", "max": "maximize"}[mode]
+    direction: Any = {"min": "minimize", "max": "maximize"}[mode]
     return optuna.create_study(
         study_name=name, storage=storage, sampler=sampler, direction=direction, load_if_exists=True
     )

@@ -344,3 +344,8 @@ def test_what_cannot_be_folded_is_told_in_a_line(fit):
     folder = fit("--model=SMoP", "--model.length=2")
     with pytest.raises(CommandError, match="another one for every row cannot be folded"):
         fold.main([str(folder / "prompt.safetensors")])
+
+
+def test_an_optimizer_is_pytorchs_whatever_package_has_a_namesake(fit):
+    pytest.importorskip("bitsandbytes")
+    fit("--trainer.max_steps=1", "--model.optimizer=SGD", "--model.optimizer.lr=0.1")
