@@ -12,7 +12,7 @@ rag-quickstart: .venv/.ready-for-rag
 	$(BIN)/softprompt quickstart --rag
 
 test: .venv/.ready-to-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 lint: .venv/.ready-to-test
 	$(BIN)/ruff check .
