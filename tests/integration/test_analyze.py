@@ -64,7 +64,8 @@ def lines(name):
     return [json.loads(line) for line in (last_folder() / name).read_text().splitlines()]
 
 
-def test_a_test_of_questions_is_analyzed(options, capsys):
+def test_a_test_of_questions_is_analyzed(options, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "250")  # the folders of tests may have long names
     assert main(["test", *options]) == 0
     records = lines("test_predictions.jsonl")
     assert [record["references"] for record in records] == [row["answers"] for row in ROWS]

@@ -252,7 +252,8 @@ def test_examples_are_as_many_as_asked_for(tmp_path, capsys):
         assert told in page.texts
 
 
-def test_two_runs_are_compared_by_row(tmp_path, capsys):
+def test_two_runs_are_compared_by_row(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "250")  # the folders of tests may have long names
     run = written(tmp_path / "run", [record("Paris")] * 6 + [record("Rhône")])
     other = written(tmp_path / "other", [record("Rhône")] * 6 + [record("Paris")])
     assert main([str(run), "--against", str(other)]) == 0

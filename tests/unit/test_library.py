@@ -159,7 +159,8 @@ def test_methods_start_there(backbone, kept, filled):
 # The command
 
 
-def test_the_command_adds_lists_compares_draws_and_suggests(filled, kept, tmp_path, capsys):
+def test_the_command_adds_lists_compares_draws_and_suggests(filled, kept, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "250")  # the folders of tests may have long names
     made, tokens, own = filled
     at = ["--folder", str(made.folder)]
     assert library.main(["add", "d", str(kept("d", own)), *at]) == 0
