@@ -2,17 +2,14 @@
 
 import csv
 import json
-import logging
-import os
 import signal
-import socket
 import sys
 import time
 from pathlib import Path
 
-import matplotlib.figure  # noqa: F401 (processes that are forked have it then)
 import pytest
 import torch
+from forks import as_of_torchrun, ended, forked
 
 from lightning_softprompt.cli import main
 
@@ -54,40 +51,12 @@ def start_two(tmp_path, fixed):
     """The same in two processes, which find each other as those of torchrun do."""
 
     def start(experiment, *options):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
         spread = ["--trainer.strategy=ddp", "--trainer.devices=2", "--data.batch_size=2"]
         argv = [*fixed, *spread, f"--run.experiment={experiment}", *options]
-        shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "run"}
-        ranks = [{"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": "0", "LOCAL_WORLD_SIZE": "2"} for rank in "01"]
-        return [ended(process) for process in [forked(argv, tmp_path / f"told{r['RANK']}", shared | r) for r in ranks]]
+        ranks = as_of_torchrun(2)
+        return [ended(process) for process in [forked(argv, tmp_path / f"told{r['RANK']}", r) for r in ranks]]
 
     return start
-
-
-def forked(argv, told, environment=()):
-    """The number of a process that runs a command, and the file of what it says. Nothing has to be imported anew."""
-    if number := os.fork():
-        return number, told
-    os.environ.update(environment)
-    os.dup2(os.open(told, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), 2)
-    sys.stderr = os.fdopen(2, "w", buffering=1)
-    logging.getLogger("lightning_softprompt").addHandler(logging.StreamHandler(sys.stderr))  # pytest has the root's
-    code = 99
-    try:
-        code = main(argv)
-    except SystemExit as left:
-        code = left.code
-    finally:
-        sys.stderr.flush()
-        os._exit(code)
-
-
-def ended(process):
-    number, told = process
-    code = os.waitstatus_to_exitcode(os.waitpid(number, 0)[1])
-    return code, told.read_text()
 
 
 def signalled(batch, name, **how):
