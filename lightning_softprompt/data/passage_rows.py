@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, zip_longest
 from string import Formatter
 from typing import NamedTuple, final
 
 from lightning_softprompt.backbones.codec import Codec
 from lightning_softprompt.data.showing import Asked, Candidate, Showing
-from lightning_softprompt.template import Template
+from lightning_softprompt.template import SOFT, Template
 from lightning_softprompt.types import Encoded, Shown
 
 PASSAGES = "passages"  # the place of all passages in a template
@@ -22,34 +23,67 @@ class PassageTemplate:
 
     Args:
         text: The template. `{number}` counts the passages of a row from 1, `{heading}` is the title with a colon, or
-            nothing where there is none, `{document}` the id of the document.
+            nothing where there is none, `{document}` the id of the document, `{soft}` a slot.
 
     Raises:
         ValueError: If it names anything else, or lacks `{text}`.
 
     >>> PassageTemplate("[{number}] {heading}{text}\n").written(2, Shown("d7", "It barks."), "Dogs")
     '[2] Dogs: It barks.\n'
+    >>> PassageTemplate("{soft}{text}\n").opened("{passages}{question}{target}", 2)
+    '{passage_1_0}{soft}{passage_1_1}{passage_2_0}{soft}{passage_2_1}{question}{target}'
     """
 
     def __init__(self, text: str) -> None:
+        self.text, self.stretches = text, [""]  # between slots
         try:
-            parsed = [(name, spec or conversion) for _, name, spec, conversion in Formatter().parse(text)]
+            parsed = list(Formatter().parse(text))
         except ValueError as error:
             raise ValueError(f"passage {text!r} cannot be read: {error}; write a literal brace twice") from None
-        names = [name for name, _ in parsed if name is not None]
-        if "soft" in names:
-            raise ValueError(
-                f"passage {text!r} cannot hold {{soft}}, since rows show different numbers of passages and all rows "
-                f"have the same slots; put it before or behind {{{PASSAGES}}} in the template"
-            )
-        if "text" not in names or set(names) - set(NAMES) or any(extra for _, extra in parsed):
-            raise ValueError(f"passage {text!r} must name {{text}}, and may name {', '.join(NAMES)}, all plainly")
-        self.text = text
+        for literal, name, spec, conversion in parsed:
+            if spec or conversion or name not in (None, SOFT, *NAMES):
+                raise ValueError(f"passage {text!r} must name {{text}}, and may name {', '.join(NAMES)}, all plainly")
+            self.stretches[-1] += _literal(literal) + (f"{{{name}}}" if name in NAMES else "")
+            self.stretches += [""] if name == SOFT else []
+        if "text" not in [name for _, name, *_ in parsed]:
+            raise ValueError(f"passage {text!r} must name {{text}}")
 
     def written(self, number: int, shown: Shown, title: str) -> str:
         """A passage as a row says it."""
+        return "".join(self._written(number, shown, title))
+
+    def _written(self, number: int, shown: Shown, title: str) -> list[str]:
         heading = f"{title}: " if title else ""
-        return self.text.format(number=number, title=title, heading=heading, text=shown.text, document=shown.document)
+        said = {"number": number, "title": title, "heading": heading, "text": shown.text, "document": shown.document}
+        return [stretch.format(**said) for stretch in self.stretches]
+
+    def columns(self, count: int) -> tuple[str, ...]:
+        """The columns that hold so many passages: one for all, or one for each stretch between slots."""
+        if len(self.stretches) == 1:
+            return (PASSAGES,)
+        return tuple(f"passage_{n}_{i}" for n in range(1, count + 1) for i in range(len(self.stretches)))
+
+    def opened(self, template: str, count: int) -> str:
+        """A row's template with the slots of so many passages, which all rows have: those with fewer too."""
+        stretches = len(self.stretches)
+        places = [f"{{{name}}}" for name in self.columns(count)]
+        each = ["{soft}".join(places[i : i + stretches]) for i in range(0, len(places), stretches)]
+        parsed = Formatter().parse(template)
+        return "".join(
+            _literal(literal) + ("" if name is None else "".join(each) if name == PASSAGES else f"{{{name}}}")
+            for literal, name, *_ in parsed
+        )
+
+    def fields(self, passages: Sequence[tuple[Shown, str]], count: int) -> dict[str, str]:
+        """What the columns hold, by the passages of a row with their titles."""
+        said = [self._written(n, *passage) for n, passage in enumerate(passages, start=1)]
+        if len(self.stretches) == 1:
+            return {PASSAGES: "".join(chain(*said))}
+        return dict(zip_longest(self.columns(count), chain(*said), fillvalue=""))
+
+
+def _literal(text: str) -> str:
+    return text.replace("{", "{{").replace("}", "}}")
 
 
 class Written(NamedTuple):
@@ -120,9 +154,8 @@ class RowWriter:
         arranged = self.showing.arranged(candidates, asked.gold)
         shown = [Shown(c.passage.document, c.passage.text, c.rank) for c in arranged]
         titles = [c.passage.title for c in arranged]
-        said = [self.passage.written(n, *of) for n, of in enumerate(zip(shown, titles, strict=True), start=1)]
-        fields = {**asked.fields, PASSAGES: "".join(said)}
-        return replace(self._citing(asked, shown), fields=fields, passages=tuple(shown))
+        said = self.passage.fields(list(zip(shown, titles, strict=True)), self.showing.count)
+        return replace(self._citing(asked, shown), fields={**asked.fields, **said}, passages=tuple(shown))
 
     def _citing(self, asked: Asked, shown: Sequence[Shown]) -> Asked:
         if not self.cite:

@@ -42,7 +42,9 @@ class RagQaDataModule(SoftPromptDataModule):
     Args:
         template: How a row is written; `{passages}` is the place of the passages.
         passage: How one passage is written: `{text}`, and as wanted `{number}`, `{title}`, `{heading}` (the title with
-            a colon, or nothing) and `{document}`.
+            a colon, or nothing) and `{document}`. `{soft}` in it is a slot at each of the passages that may be shown;
+            where a row shows fewer, the slots that are left stand behind its last one. The method must have as many
+            soft blocks: `--model PromptTuning --model.length "[4, 4, 4]"` for three passages.
         retriever: What finds passages, and in which index; not wanted where none are shown.
         corpus: Source of the documents. The index is built from it if it is not there, and must hold it if it is; None
             takes the index as it is.
@@ -97,10 +99,11 @@ class RagQaDataModule(SoftPromptDataModule):
         decoding: Decoding | None = None,
         **common: Any,
     ) -> None:
-        gives_way = [PASSAGES] if PASSAGES in Template(template).columns else []
-        super().__init__(template=template, truncate=gives_way, cut="end", **common)
+        self.passage, named = PassageTemplate(passage), PASSAGES in Template(template).columns
+        self.holding = list(self.passage.columns(passages)) if named else []
+        opened = self.passage.opened(template, passages)
+        super().__init__(template=opened, truncate=self.holding, cut="end", **common)
         self.showing = Showing(retriever, mode, passages, order, gold_at, noise or Noise(), self.seed)
-        self.passage = PassageTemplate(passage)
         self.retriever, self.corpus, self.index_settings = retriever, corpus, index_settings
         self.found, self.question, self.answers, self.gold = found, question, answers, gold
         self.abstain, self.long_answers, self.cite = abstain, long_answers, cite
@@ -119,7 +122,7 @@ class RagQaDataModule(SoftPromptDataModule):
             raise ValueError(
                 f"question must be a column of the template, {list(self.template.columns)}: {self.question!r}"
             )
-        if self.showing.mode != "closed_book" and PASSAGES not in self.template.columns:
+        if self.showing.mode != "closed_book" and not self.holding:
             raise ValueError(f"template must name {{{PASSAGES}}}, or mode be closed_book: {self.template.text!r}")
         if self.found < self.showing.count:
             raise ValueError(f"found={self.found} is fewer than passages={self.showing.count}; raise it")
@@ -200,7 +203,7 @@ class RagQaDataModule(SoftPromptDataModule):
         question = row.get(self.question)
         if isinstance(question, str) and not question.strip():
             raise ValueError(f"column {self.question!r} is empty")
-        fields = self.text({**row, PASSAGES: ""})
+        fields = self.text({**row, **dict.fromkeys(self.holding, "")})
         question = fields[self.question]
         self._search([question])
         fields = {"question": question, **fields}  # by that name evaluations ask for it

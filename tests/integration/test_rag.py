@@ -9,6 +9,7 @@ from textwrap import dedent
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
+from safetensors.torch import load_file
 
 from lightning_softprompt.backbones import contexts, paths
 from lightning_softprompt.backbones.base import BackboneSpec
@@ -110,6 +111,15 @@ def test_one_command_builds_the_index_and_trains_another_tests_and_a_third_answe
     assert rows[0]["target"] == "sad"
     assert main(["predict", f"--ckpt_path={best}", f"--data.predict={folder / 'asked.jsonl'}"]) == 0
     assert [row["input"] for row in lines("predictions.jsonl")] == [row["input"] for row in rows]
+
+
+def test_soft_tokens_at_each_passage_are_trained_and_told_of_when_slots_are_missing(fit, capsys):
+    run = fit("--model=PromptTuning", "--model.length=[1, 2, 3]", "--data.passage={soft}{text} ,")
+    assert load_file(run / "prompt.safetensors")["tokens"].shape[0] == 6
+    assert "val/f1" in json.loads((run / "metrics.json").read_text())["val"]
+    with pytest.raises(AssertionError):
+        fit("--model=PromptTuning", "--model.length=[1, 2, 3]")
+    assert "3 soft blocks want as many slots, but the template has 1 {soft}" in capsys.readouterr().err
 
 
 def test_fewer_soft_tokens_are_tried_on_the_trained_prompt(fit, options):

@@ -21,7 +21,7 @@ from lightning_softprompt.retrieval.documents import Document
 from lightning_softprompt.retrieval.manifest import BadIndexError
 from lightning_softprompt.retrieval.retriever import Retriever
 from lightning_softprompt.retrieval.settings import IndexSettings
-from lightning_softprompt.types import Shown
+from lightning_softprompt.types import Answer, Shown, Slot, Text
 
 FAMILIES = ("llama",)
 TEXTS = {
@@ -116,9 +116,35 @@ def test_a_passage_that_cannot_be_written_is_refused(text):
         PassageTemplate(text)
 
 
-def test_slots_at_each_passage_are_refused_with_the_reason():
-    with pytest.raises(ValueError, match="all rows have the same slots"):
-        PassageTemplate("{soft}{text}")
+def test_a_slot_at_each_passage_stands_where_the_passage_has_it(data):
+    module = data([ROW], passage="( {soft}{text} ) {{soft}}", passages=2)
+    pieces = [Text("( "), Slot(), Text(f"{TEXTS['dog']} ) {{soft}}( "), Slot(), Text(f"{TEXTS['story']} ) {{soft}}")]
+    pieces += [Slot(), Text(f"{ROW['question']} :"), Answer(" ")]
+    assert module.split("test").encoded == [module.codec.encode(pieces, "sad", 48, True, target_tokens=4)]
+
+
+def test_slots_of_passages_that_a_row_lacks_stand_behind_its_last_one(data):
+    room = {"passages": 3, "max_tokens": 19, "passage": "{soft}{text} ,"}  # for the first passage alone
+    for mode, begins, behind in (("retrieved", 1, 10), ("closed_book", 1, 1)):
+        (row,) = data([ROW], mode=mode, **room).split("test").encoded
+        assert row.slots == (begins, behind, behind, behind)
+
+
+def test_slots_at_each_passage_leave_the_words_of_a_row_as_they_were(data):
+    for options in ({}, {"order": "reversed"}, {"max_tokens": 12}, {"passages": 3, "gold_at": 1}):
+        plain, marked = (data([ROW, FILM], passage=passage, **options) for passage in (PASSAGE, "{soft}" + PASSAGE))
+        assert [row.ids for row in plain.split("test").encoded] == [row.ids for row in marked.split("test").encoded]
+        assert plain.split("test").examples[0].passages == marked.split("test").examples[0].passages
+
+
+def test_drawn_rows_have_as_many_slots_however_many_passages_they_keep(data):
+    module = data([ROW, FILM], passage="{soft}{text} ,", passages=3, noise=Noise(drop=0.5), batch_size=2)
+    loader, seen = module.train_dataloader(), set()
+    for epoch in range(10):
+        loader.batch_sampler.set_epoch(epoch)
+        seen |= {tuple(row) for batch in loader for row in batch.slots.tolist()}
+    assert {len(slots) for slots in seen} == {4}
+    assert len({slots[0] == slots[1] for slots in seen}) == 2  # a row without any passage, and one with some
 
 
 @pytest.mark.parametrize(
