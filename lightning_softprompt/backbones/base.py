@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from lightning_softprompt.backbones.codec import Codec
+from lightning_softprompt.backbones.gated import save_gates
 from lightning_softprompt.backbones.generation import special_tokens_only
 from lightning_softprompt.backbones.head import Head, States
 from lightning_softprompt.backbones.injection import (
@@ -109,6 +110,7 @@ class Backbone(nn.Module, ABC):
         self.train()
         if not spec.compiled:  # which fuses them itself
             freeze_norms(model)
+            save_gates(model)
         self.quantized = {} if spec.quantization is None else take_apart(model, spec.quantization)
         self.prepacked = not self.quantized and prepack(model, spec.compute, self.hidden_size)
         if spec.compiled:
