@@ -2,6 +2,7 @@
 
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from lightning_softprompt.checkpoints.files import SavedPrompt, identity, write_
 from lightning_softprompt.lm import PromptedLM
 from lightning_softprompt.methods import MPT, PrefixTuning, PTuning
 from lightning_softprompt.objectives.language_modeling import LanguageModeling
-from lightning_softprompt.prompts.factors import FromTasks
+from lightning_softprompt.prompts.factors import FromTasks, NormalFactors
 from lightning_softprompt.prompts.init import FromCheckpoint
 from lightning_softprompt.prompts.key_values import NormalKeysValues
 from lightning_softprompt.prompts.networks import perceptron
@@ -221,8 +222,15 @@ def test_multitask_prompts_agree(backbone, rank):
 
 
 @pytest.mark.parametrize("family", ["llama"])
-@pytest.mark.parametrize(("theirs", "task"), [("AVERAGE_SOURCE_TASKS", None), ("EXACT_SOURCE_TASK", "b")])
-def test_multitask_prompts_start_from_sources_as_theirs(backbone, tmp_path, theirs, task):
+@pytest.mark.parametrize(
+    ("theirs", "start"),
+    [
+        ("AVERAGE_SOURCE_TASKS", FromTasks),
+        ("EXACT_SOURCE_TASK", partial(FromTasks, task="b")),
+        ("ONLY_SOURCE_SHARED", lambda _: NormalFactors()),
+    ],
+)
+def test_multitask_prompts_start_from_sources_as_theirs(backbone, tmp_path, theirs, start):
     names, path = ("a", "b", "c"), tmp_path / "prompt.safetensors"
     source = MPT(length=P, rank=2, classes_by_task=dict.fromkeys(names), backbone=backbone.spec)
     source.attach(backbone)
@@ -243,10 +251,16 @@ def test_multitask_prompts_start_from_sources_as_theirs(backbone, tmp_path, thei
     )  # fmt: skip
     expected = MultitaskPromptEmbedding(config, backbone.model.get_input_embeddings())
     target = MPT(
-        length=P, rank=2, init=FromCheckpoint(str(path), name="shared"), start=FromTasks(str(path), task),
+        length=P, rank=2, init=FromCheckpoint(str(path), name="shared"), start=start(str(path)),
         backbone=backbone.spec,
     )  # fmt: skip
     target.attach(backbone)
+    if theirs == "ONLY_SOURCE_SHARED":  # factors are drawn on both sides: of one scale, and then the same
+        drawn = (expected.prefix_task_cols, expected.prefix_task_rows)
+        for factor, own in zip(drawn, (target.u, target.v), strict=True):
+            assert 0.01 < own["task"].std() < 0.04
+            assert 0.01 < factor.std() < 0.04
+            factor.data[0] = own["task"].detach()
     tokens = target.prompt(batch_of(backbone.codec)).tokens
     assert_close(tokens, expected(torch.arange(P)[None], torch.tensor([0])), **CLOSE)
     assert not torch.equal(tokens[0], source.shared)
