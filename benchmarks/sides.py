@@ -32,6 +32,7 @@ TEXTS = {  # data set, template, answer
     "rag": ("pubmedqa_cls", "{text_pair}{soft}\nQuestion: {text}\nAnswer: {target}", "yes"),
 }
 DRAWN = 64  # batches, of which some are timed
+USUAL = 0.25  # how far from the mean their tokens may be
 CONTEXT = {"rag": 400}  # tokens that text_pair is filled or cut to, where all rows are alike
 
 
@@ -202,15 +203,16 @@ def _prepacked(backbone: Backbone) -> Backbone:
 def batches(backbone: Backbone, folder: Path, text: str, size: int, count: int) -> list[Batch]:
     """Batches of real rows; `random:N` has rows of N random tokens instead.
 
-    How much of a batch is padding differs from batch to batch, and a few random ones tell little: those taken lie
-    evenly among many, ordered by it.
+    How much of a batch is padding differs from batch to batch, and a few random ones tell little: those taken are,
+    among those of many that have a usual number of tokens, padded most nearly as all are together.
     """
     if ":" in text:
         return list(islice(_random(backbone, int(text.split(":")[1]), size), count))
-    drawn = sorted(
-        islice(_real(backbone, folder, text, size), DRAWN), key=lambda batch: float(batch.mask.float().mean())
-    )
-    return [drawn[(2 * i + 1) * len(drawn) // (2 * count)] for i in range(count)]
+    drawn = list(islice(_real(backbone, folder, text, size), DRAWN))
+    padded, real = torch.tensor([[batch.mask.numel(), int(batch.mask.sum())] for batch in drawn]).float().T
+    apart = (padded / real / (padded.sum() / real.sum()) - 1).abs()
+    unusual = (real / real.mean() - 1).abs() > USUAL
+    return [drawn[i] for i in (apart + unusual).argsort()[:count]]
 
 
 def _random(backbone: Backbone, tokens: int, size: int) -> Iterator[Batch]:
