@@ -54,6 +54,7 @@ class Files:
     def __init__(self, folder: Path) -> None:
         self.library = Library(folder / "library")
         self.shared, self.queries = folder / "mpt.safetensors", folder / "queries"
+        self.start = folder / "start.safetensors"
         for path in (self.library.folder, self.queries):
             path.mkdir(parents=True, exist_ok=True)
 
@@ -103,6 +104,9 @@ def save(path: Path, method: SoftPromptModule, backbone: Backbone) -> None:
 
 def learn_sources(files: Files, backbone: Backbone, args: Any) -> None:
     """The library of source prompts, all from one start, and the prompt that MPT distils from them."""
+    if not files.start.is_file():
+        one: Any = replicas(PLAIN, source_rows(SOURCES[0], args), backbone, ReplicaSpec(1, [0]))
+        save(files.start, one.replicas[0], backbone)
     for task in SOURCES:
         if task not in files.library.names:
             method = trained(PLAIN, source_rows(task, args), backbone, args.source_steps, USUAL, 0)
@@ -213,7 +217,7 @@ def main() -> None:
         keep(args.out, record)
     print(tables(there))
     if args.png:
-        draw(there, files.library, [files.query(target, "full") for target in TARGETS], args.png)
+        draw(there, files.library, [files.query(target, "full") for target in TARGETS], files.start, args.png)
 
 
 def missing(files: Files, args: Any, there: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -77,11 +77,12 @@ def as_they_are(records: Records) -> str:
     return markdown(["source, not trained further: accuracy (loss)", *targets], rows)
 
 
-def draw(records: Records, library: Library, queries: Sequence[Path], path: Path) -> None:
-    """Accuracies by method and place, and similarities of sources and targets."""
+def draw(records: Records, library: Library, queries: Sequence[Path], start: Path, path: Path) -> None:
+    """Accuracies by method and place, and how alike sources and targets moved from the start that they share."""
     prompts = {name: soft_tokens(saved, library.path(name)) for name, saved in library.read().items()}
     prompts |= {f"{query.stem}": soft_tokens(read_prompt(query), query) for query in queries}
-    found = similarities(list(prompts.values()), "rows")
+    first = soft_tokens(read_prompt(start), start)
+    found = similarities([prompt - first for prompt in prompts.values()], "mean")
     similarity_figure(found, list(prompts)).savefig(path.with_name(f"{path.stem}-similar.png"), dpi=120)
     accuracies(records).savefig(path, dpi=120)
 
