@@ -36,6 +36,7 @@ import lightning_softprompt.methods
 import lightning_softprompt.objectives.context_distillation
 import lightning_softprompt.objectives.distillation
 import lightning_softprompt.prompt_reranker
+import lightning_softprompt.prompts.anchors
 import lightning_softprompt.prompts.blend
 import lightning_softprompt.prompts.factors
 import lightning_softprompt.prompts.init

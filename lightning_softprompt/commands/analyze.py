@@ -105,11 +105,11 @@ def read_run(folder: Path, right_at: float = 1.0) -> list[AnsweredRow]:
     path = _predictions(folder)
     with path.open(encoding="utf-8") as lines:
         records = [_record(line, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
-    asked = [r for r in records if all(name in r for name in WANTED) and "f1" in (r["scores"] or {})]
+    asked = [r for r in records if all(name in r for name in WANTED) and r["scores"]]
     if not asked:
         missing = [name for name in WANTED if name not in (records[0] if records else {})]
         raise CommandError(
-            f"{path} has {len(records)} rows, but none that answers a question: {', '.join(missing) or 'f1'} "
+            f"{path} has {len(records)} rows, but none that answers a question: {', '.join(missing) or 'scores'} "
             "missing; analyze takes tests of question answering, as of RagQaDataModule"
         )
     return [AnsweredRow(record, right_at) for record in asked]

@@ -17,7 +17,7 @@ from lightning_softprompt.data.indexing import ensure_index
 from lightning_softprompt.data.passage_rows import PASSAGES, PassageTemplate, RowWriter
 from lightning_softprompt.data.showing import Asked, Mode, Noise, PassageOrder, Showing
 from lightning_softprompt.evaluation.base import Evaluation
-from lightning_softprompt.evaluation.classification import ClassificationEvaluation
+from lightning_softprompt.evaluation.choices import ChoiceEvaluation
 from lightning_softprompt.evaluation.qa import QaEvaluation
 from lightning_softprompt.retrieval.cache import rankings_for
 from lightning_softprompt.retrieval.retriever import Retriever
@@ -154,7 +154,7 @@ class RagQaDataModule(SoftPromptDataModule):
     def evaluation(self) -> Evaluation:
         """Exact match, F1 and their like; accuracy of choices."""
         if self.words is not None:
-            return ClassificationEvaluation(tuple(self.words))
+            return ChoiceEvaluation(tuple(self.words))
         return QaEvaluation(self.decoding, self.abstain, self.long_answers, self.cite)
 
     @cached_property

@@ -62,7 +62,7 @@ class AnsweredRow:
     """A row of a test's record, and what can be said of its answer.
 
     Args:
-        record: As `QaEvaluation` and the predictions of a test have it.
+        record: As `QaEvaluation` or `ChoiceEvaluation` and the predictions of a test have it.
         right_at: The F1 from which an answer is right; an exact match always is.
     """
 
@@ -73,7 +73,13 @@ class AnsweredRow:
         self.gold: Sequence[str] = record["gold"]
         self.found = ranked(record["found"])
         self.passages: Sequence[Mapping[str, Any]] = record["passages"]
-        self.exact_match, self.f1 = float(record["scores"]["exact_match"]), float(record["scores"]["f1"])
+        self.choice = "f1" not in record["scores"]  # its scores are those of the choices
+        self.exact_match, self.f1 = self._judged()
+
+    def _judged(self) -> tuple[float, float]:
+        if self.choice:
+            return (float(self.answer in self.references),) * 2
+        return self._score("exact_match"), self._score("f1")
 
     def _score(self, name: str) -> float:
         return float(self.record["scores"].get(name) or 0)
@@ -81,16 +87,18 @@ class AnsweredRow:
     @cached_property
     def right_passages(self) -> list[bool]:
         """Of each passage that was shown, whether it is a right one."""
-        return [p["document"] in self.gold or holds_answer([p["text"]], self.references) for p in self.passages]
+        right = () if self.choice else self.references  # a text that has "no" in it answers nothing by that
+        return [p["document"] in self.gold or holds_answer([p["text"]], right) for p in self.passages]
 
     @property
     def retrieval(self) -> Literal["shown", "found", "missed"] | None:
-        """How far a right passage came; None where nothing was searched."""
+        """How far a right passage came; None where nothing was searched, or nothing says which are right."""
         if any(self.right_passages):
             return "shown"
         if set(self.gold) & set(self.found):
             return "found"
-        return "missed" if self.passages or self.found else None
+        known = bool(self.gold) or not self.choice
+        return "missed" if known and (self.passages or self.found) else None
 
     @cached_property
     def supported(self) -> dict[bool, float]:
@@ -109,6 +117,8 @@ class AnsweredRow:
     @property
     def out_of_form(self) -> bool:
         """Whether the answer is empty, or has the right one among more other words."""
+        if self.choice:
+            return False
         return not answer_words(self.answer) or (self._score("contains") == 1 and self._score("precision") < HALF)
 
     @property
@@ -165,7 +175,7 @@ class AnsweredRow:
 
     @property
     def _answer_shown(self) -> str:
-        if not self.passages or not self.references:
+        if not self.passages or not self.references or self.choice:
             return NOT_KNOWN
         return "stands in a passage" if holds_answer([p["text"] for p in self.passages], self.references) else NOT_SHOWN
 
@@ -181,6 +191,7 @@ KINDS: dict[str, Kind] = {  # a row is of the first that fits
         "a right document was found, but no passage of it shown",
         lambda row: row.retrieval == "found",
     ),
+    "wrong choice": ("another of the choices, though nothing is known to be missing", lambda row: row.choice),
     "wrong span": ("shares words with a right answer, or is from a right passage", lambda row: row.near),
     "not used": ("a right passage was shown, the answer is from another", lambda row: row.supported[False] >= HALF),
     "ungrounded": ("most of its words stand in no passage that was shown", lambda row: True),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, final
 
 import torch
@@ -21,11 +21,10 @@ from lightning_softprompt.evaluation.answers import (
 )
 from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.evaluation.generation import examples_of
-from lightning_softprompt.evaluation.intervals import bootstrap
-from lightning_softprompt.evaluation.retrieval import KS, retrieval_measures, retrieval_names
+from lightning_softprompt.evaluation.retrieval import FOUND, as_deep_as, retrieval_names, search_measures
 from lightning_softprompt.evaluation.text_metrics import rouge
-from lightning_softprompt.evaluation.text_rows import Gathered, TextRows
-from lightning_softprompt.evaluation.text_scoring import known, references_of
+from lightning_softprompt.evaluation.text_rows import TextRows
+from lightning_softprompt.evaluation.text_scoring import means_of, references_of
 from lightning_softprompt.lm import PromptedLM
 from lightning_softprompt.types import Batch, Example
 
@@ -35,7 +34,6 @@ OF_PASSAGES = ("grounded", "answerable")
 ABSTAINED = "abstained"
 OF_ABSTENTION = ("abstain_precision", "abstain_recall", "has_answer/exact_match", "has_answer/f1")
 OF_CITING = ("cite_precision", "cite_recall")
-FOUND = "found"
 Said = tuple[str, list[int]]  # an answer, and the passages that it names
 Measures = dict[str, float]
 
@@ -121,16 +119,11 @@ class QaEvaluation(Evaluation):
 
     def _record(self, text: str, cited: Sequence[int], example: Example, measured: Measures) -> dict[str, Any]:
         of_record = (*self.of_answers, *OF_PASSAGES, *([] if self.abstain is None else [ABSTAINED]))
-        asked = self._asked(example, cited)
         return {
             "prediction": text,
             "target": example.target,
             "scores": {name: measured[name] for name in of_record if not math.isnan(measured[name])},
-            "details": {
-                **asked,
-                "references": list(self.right(example)),
-                "gold": list(example.gold),
-            },
+            "details": {**self._asked(example, cited), **right_of(example, self.right(example))},
         }
 
     def right(self, example: Example) -> tuple[str, ...]:
@@ -150,9 +143,6 @@ class QaEvaluation(Evaluation):
         right, shown = self.right(example), [passage.text for passage in example.passages]
         abstained = self.abstain is not None and same_answer(text, self.abstain)
         of_answer = self._of_answer(text, right, abstained)
-        of_search = dict.fromkeys(retrieval_names(), NAN)
-        if example.gold:
-            of_search = retrieval_measures(example.found, example.gold)
         return {
             **of_answer,
             "empty": float(not text.strip()),
@@ -160,8 +150,7 @@ class QaEvaluation(Evaluation):
             "answerable": float(holds_answer(shown, right)) if shown and right else NAN,
             **_of_abstention(of_answer, bool(right), abstained),
             **_of_citing(cited, example),
-            **of_search,
-            FOUND: float(len(example.found)),
+            **search_measures(example.found, example.gold),
         }
 
     def _of_answer(self, text: str, right: Sequence[str], abstained: bool) -> Measures:
@@ -173,21 +162,11 @@ class QaEvaluation(Evaluation):
     def compute(self) -> dict[str, Tensor]:
         """The metrics of the pass."""
         rows = self.rows.compute()
-        values = {name: known(rows, name) for name in self._logged(rows) if len(known(rows, name))}
-        metrics = {"generated": float(len(rows)), **{name: float(of.mean()) for name, of in values.items()}}
+        names = (*self.means, *as_deep_as(max(rows.columns[FOUND], default=0)))
+        metrics = {"generated": float(len(rows)), **means_of(rows, names, self.stage == "test")}
         if {"abstain_precision", "abstain_recall"} <= set(metrics):
             metrics["abstain_f1"] = _f1(metrics["abstain_precision"], metrics["abstain_recall"])
-        if self.stage == "test":
-            for name, of in values.items():
-                metrics[f"{name}_low"], metrics[f"{name}_high"] = bootstrap(of.tolist())
         return {name: torch.tensor(value, device=self.rows.device) for name, value in metrics.items()}
-
-    def _logged(self, rows: Gathered) -> Iterator[str]:
-        """The metrics that make sense for these rows: no search is measured deeper than it went."""
-        yield from self.means
-        deepest = max(rows.columns[FOUND], default=0)
-        if deepest:
-            yield from retrieval_names([k for k in KS if k <= deepest])
 
 
 def asked_of(example: Example) -> dict[str, Any]:
@@ -197,6 +176,11 @@ def asked_of(example: Example) -> dict[str, Any]:
         "passages": [dict(vars(passage)) for passage in example.passages],
         "found": list(example.found),
     }
+
+
+def right_of(example: Example, references: Sequence[str]) -> dict[str, Any]:
+    """What would have been right to say and to find, as a record keeps it."""
+    return {"references": list(references), "gold": list(example.gold)}
 
 
 def _of_abstention(of_answer: Measures, has_answer: bool, abstained: bool) -> Measures:

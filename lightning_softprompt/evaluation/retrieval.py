@@ -14,6 +14,7 @@ from lightning_softprompt.evaluation.intervals import bootstrap
 
 KS = (1, 5, 10)
 MRR = "mrr"
+FOUND = "found"  # how many documents a search gave
 Ids = Sequence[str]
 
 
@@ -90,6 +91,17 @@ def retrieval_measures(found: Ids, gold: Ids, ks: Sequence[int] = KS) -> dict[st
         raise ValueError("retrieval is measured by the documents that are right, but a question has none; leave it out")
     at_k = {f"{name}@{k}": of(found, gold, k) for k in ks for name, of in AT_K.items()}
     return {**at_k, MRR: reciprocal_rank(found, gold)}
+
+
+def search_measures(found: Ids, gold: Ids) -> dict[str, float]:
+    """Those of one question and how many documents were found; not a number where it is not known which are right."""
+    of_search = retrieval_measures(found, gold) if gold else dict.fromkeys(retrieval_names(), math.nan)
+    return {**of_search, FOUND: float(len(found))}
+
+
+def as_deep_as(found: float) -> tuple[str, ...]:
+    """What is worth telling of searches that found so many documents at most: none is measured deeper than it went."""
+    return retrieval_names([k for k in KS if k <= found]) if found else ()
 
 
 @final

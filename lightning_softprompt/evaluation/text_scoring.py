@@ -108,6 +108,15 @@ def known(rows: Gathered, name: str) -> np.ndarray:  # type: ignore[type-arg]
     return values[~np.isnan(values)]
 
 
+def means_of(rows: Gathered, names: Sequence[str], intervals: bool) -> dict[str, float]:
+    """Means of measures over the rows that have them, and the ends of their 95 % intervals as `_low` and `_high`."""
+    values = {name: known(rows, name) for name in names if len(known(rows, name))}
+    means = {name: float(of.mean()) for name, of in values.items()}
+    for name, of in values.items() if intervals else ():
+        means[f"{name}_low"], means[f"{name}_high"] = bootstrap(of.tolist())
+    return means
+
+
 def references_of(example: Example) -> tuple[str, ...]:
     """What is right for a row."""
     return example.references or (example.target,)

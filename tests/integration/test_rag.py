@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from lightning_softprompt.backbones import contexts, paths
 from lightning_softprompt.backbones.base import BackboneSpec
 from lightning_softprompt.cli import main
+from lightning_softprompt.commands.analyze import read_run
 from lightning_softprompt.data.rag_qa import RagQaDataModule
 from lightning_softprompt.methods import Spring
 from lightning_softprompt.module import SoftPromptModule
@@ -193,13 +194,21 @@ def test_answers_that_were_written_before_a_kill_are_not_asked_for_again(options
 
 @pytest.mark.parametrize("readout", ["LabelWords", "RankedChoices"])
 def test_choices_are_scored(fit, folder, readout):
-    rows = [{**row, "answers": ("yes", "no")[n % 2]} for n, row in enumerate(QUESTIONS)]
+    asked = [{**row, "answers": ("yes", "no")[n % 2]} for n, row in enumerate(QUESTIONS)]
     for split in ("train", "validation", "test"):
-        written(folder / f"{split}.jsonl", rows)
-    fit('--data.choices={"yes": "good", "no": "bad"}', f"--model.readout={readout}")
-    metrics = json.loads((last_folder() / "metrics.json").read_text())["val"]
+        written(folder / f"{split}.jsonl", asked)
+    run = fit('--data.choices={"yes": "good", "no": "bad"}', f"--model.readout={readout}")
+    metrics = json.loads((run / "metrics.json").read_text())["val"]
     assert 0 <= metrics["val/accuracy"] <= 1
     assert metrics["val/predicted/yes"] + metrics["val/predicted/no"] == pytest.approx(1)
+    assert metrics["val/hit@1"] == 1.0
+    assert main(["test", f"--ckpt_path={run / 'checkpoints' / 'best.ckpt'}"]) == 0
+    tested = json.loads((last_folder() / "metrics.json").read_text())["test"]
+    assert tested["test/mrr_low"] <= tested["test/mrr"] == metrics["val/mrr"]
+    rows = lines("test_predictions.jsonl")
+    assert [row["references"] for row in rows] == [[row["answers"]] for row in asked]
+    kinds = [row.kind for row in read_run(last_folder())]
+    assert kinds == ["right" if row["prediction"] == row["target"] else "wrong choice" for row in rows]
 
 
 def test_questions_without_an_answer_are_abstained_from(fit, folder):

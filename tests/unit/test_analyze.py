@@ -48,6 +48,8 @@ def record(
     }
 
 
+CHOSEN = {"no": 0.7, "a": 0.2, "yes": 0.1}  # the scores of a row with choices
+
 ROWS = {  # what each row is an example of
     "right": record("paris!", question="Who <b>was</b> it?"),
     "answered anyway": record("Paris", right=(), gold=()),
@@ -55,6 +57,7 @@ ROWS = {  # what each row is an example of
     "format": record("I believe that the answer may well be Paris", question="How many are there?"),
     "retrieval miss": record("Italy", shown=("rome", "lyon"), gold=("nantes",), question="Onde fica?"),
     "found, not shown": record("Italy", shown=("rome",), found=("rome", "lyon", "paris")),
+    "wrong choice": record("no", right=("yes",), scores=CHOSEN),
     "wrong span": record("Paris in Italy", right=("Paris in France",), gold=("paris", "lyon")),
     "not used": record("the Rhône"),
     "ungrounded": record("Berlin, Germany"),
@@ -71,6 +74,10 @@ def test_each_kind_has_its_row(kind):
     [
         (record(ABSTAIN, right=(), gold=()), "right"),
         (record(""), "format"),
+        (record("yes", right=("yes",), scores=CHOSEN), "right"),
+        (record("a", right=("yes",), scores=CHOSEN), "wrong choice"),
+        (record("no", right=("yes",), shown=("rome",), found=("rome",), scores=CHOSEN), "retrieval miss"),
+        (record("no", right=("capital",), gold=(), scores=CHOSEN), "wrong choice"),
         (record("The"), "format"),
         (record("capital of France"), "wrong span"),  # of the right passage, beside the answer
         (record("Paris", shown=("rome",), found=("rome",)), "right"),  # whatever was found
@@ -141,26 +148,26 @@ def rows_of(records):
 def test_groups_are_means_over_their_rows():
     rows = rows_of([*ROWS.values()] * 3)
     told = analysis(rows)
-    assert told["rows"] == sum(of["rows"] for of in told["mistakes"].values()) == 27
+    assert told["rows"] == sum(of["rows"] for of in told["mistakes"].values()) == 30
     assert {kind: of["rows"] for kind, of in told["mistakes"].items()} == dict.fromkeys(KINDS, 3)
     f1 = [row.f1 for row in rows]
     assert (told["f1"], told["f1_low"], told["f1_high"]) == pytest.approx((np.mean(f1), *bootstrap(f1)))
     for by, groups in told["groups"].items():
-        assert sum(of["rows"] for of in groups.values()) == 27
+        assert sum(of["rows"] for of in groups.values()) == 30
         for name, of in groups.items():
             own = [row for row in rows if row.groups[by] == name]
             assert of["exact_match"] == pytest.approx(np.mean([row.exact_match for row in own]))
             assert of["mistakes"] == {k: n for k in KINDS if (n := sum(row.kind == k for row in own))}
     assert list(told["groups"]["gold rank"])[:3] == ["1", "2", "3"]
     assert set(told["groups"]["question"]) == {"who", "what", "when", "where", "how many"}
-    assert [case["row"] for case in told["cases"] if case["several gold"]] == [6, 15, 24]
+    assert [case["row"] for case in told["cases"] if case["several gold"]] == [7, 17, 27]
 
 
 def test_the_search_is_measured_on_rows_that_know_their_documents():
     rows = rows_of(ROWS.values())
     measured = [retrieval_measures(row.found, row.gold, [1]) for row in rows if row.gold]
     told = analysis(rows)["retrieval"]
-    assert told["rows"] == len(measured) == 8
+    assert told["rows"] == len(measured) == 9
     assert told["measures"]["mrr"]["mean"] == pytest.approx(np.mean([of["mrr"] for of in measured]))
     assert "hit@5" not in told["measures"]
     closed = analysis(rows_of([record("x", shown=(), gold=())]))
@@ -227,7 +234,7 @@ def test_a_run_is_told_as_tables_a_page_and_json(tmp_path, capsys):
     for kind in KINDS:
         assert f"\n{kind} " in said
     assert "By gold rank" in said
-    assert "What was found, for 8 questions" in said
+    assert "What was found, for 9 questions" in said
     told = json.loads((run / "analysis.json").read_text())
     assert [case["mistake"] for case in told["cases"]] == list(ROWS)
     assert told["groups"]["question"]["who"]["rows"] == 1
@@ -237,7 +244,7 @@ def test_a_run_is_told_as_tables_a_page_and_json(tmp_path, capsys):
     assert len(sources) == 1 + len(told["groups"])
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     assert "Who <b>was</b> it?" in page.texts
-    assert "row 6: exact_match 0, f1 0.667, gold rank 1, 2 gold documents" in page.texts
+    assert "row 7: exact_match 0, f1 0.667, gold rank 1, 2 gold documents" in page.texts
     assert "passage 2: paris (found as 2, right)" in page.texts
     assert "found, not shown (1 of 1)" in page.texts
     assert sorted(path.name for path in run.iterdir()) == ["analysis.html", "analysis.json", "test_predictions.jsonl"]
@@ -301,7 +308,7 @@ PLAIN = {"row": 0, "input": "x", "prediction": "good", "scores": {"good": 0.5}, 
         ),
         (
             lambda folder: written(folder, [{**ROWS["right"], "scores": None}]),
-            "none that answers a question: f1 missing",
+            "none that answers a question: scores missing",
         ),
         (lambda folder: written(folder, []).joinpath("test_predictions.jsonl").write_text("{}\n{"), r"jsonl:2: wanted"),
         (

@@ -15,7 +15,7 @@ from lightning_softprompt.data.passage_rows import PassageTemplate
 from lightning_softprompt.data.rag_qa import RagQaDataModule
 from lightning_softprompt.data.showing import Noise
 from lightning_softprompt.data.sources import DataError
-from lightning_softprompt.evaluation.classification import ClassificationEvaluation
+from lightning_softprompt.evaluation.choices import ChoiceEvaluation
 from lightning_softprompt.retrieval.building import build_index
 from lightning_softprompt.retrieval.documents import Document
 from lightning_softprompt.retrieval.manifest import BadIndexError
@@ -323,7 +323,7 @@ def test_choices_are_classes(data):
         (0, "good", ("yes",)),
     ]
     assert module.classes.words == {"yes": [" good"], "no": [" bad"]}
-    assert isinstance(module.evaluation, ClassificationEvaluation)
+    assert isinstance(module.evaluation, ChoiceEvaluation)
     assert len(module.split("test").encoded[0].targets) == 1  # nothing ends it
     batch = next(iter(module.test_dataloader()))
     assert sorted(batch.labels.tolist()) == [0, 1]
