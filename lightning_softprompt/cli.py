@@ -143,6 +143,9 @@ class SoftPromptCLI(LightningCLI):
         told = "no checkpoint yet, so a new run begins" if found is None else str(found)
         log.info("--ckpt_path last, in %s: %s", run.experiment_folder, told)
         config.ckpt_path = None if found is None else str(found)
+        if found is not None and config.get("init_from"):
+            log.info("--init_from is where it began; it goes on from its own checkpoint")
+            config.init_from = None
         self._same = None if found is None or self.subcommand != "fit" else found.parents[1]
 
     @property
@@ -153,12 +156,13 @@ class SoftPromptCLI(LightningCLI):
         """A Trainer with the run's loggers and callbacks beside those of the config."""
         if self.subcommand is None:
             return super().instantiate_trainer(**kwargs)
+        replicas = replica_spec(self.config_init[self.subcommand].replicas)
+        if replicas.count > 1:
+            self.model = Replicas(self.model, replicas)
         if self._given.trainer.fast_dev_run:
             start = [] if self._given.init_from is None else [WarmStart(Path(self._given.init_from))]
             return super().instantiate_trainer(callbacks=start, **kwargs)
         config, made = self._given, self.config_init[self.subcommand]
-        if (replicas := replica_spec(made.replicas)).count > 1:
-            self.model = Replicas(self.model, replicas)
         trainer, given = made.trainer, _listed(made.trainer.callbacks)
         self.session = Session(made.run, str(self.subcommand), self.model, self.datamodule, self._same)
         parser = self._parser(self.subcommand)

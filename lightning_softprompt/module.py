@@ -1,4 +1,4 @@
-"""`SoftPromptModule`: what all methods share. All in it is final but `build`, `prompt` and `parameter_groups`."""
+"""`SoftPromptModule`: what all methods share. Final but for `build`, `prompt`, `project` and `parameter_groups`."""
 
 from __future__ import annotations
 
@@ -295,18 +295,18 @@ class SoftPromptModule(LightningModule, ABC):
     @final
     def on_validation_epoch_start(self) -> None:
         """Forgets the pass before, which callbacks may have read till now."""
-        self.forget("val")
+        self.forget("val", self.current_epoch)
 
     @final
     def on_test_epoch_start(self) -> None:
         """Forgets the pass before, which callbacks may have read till now."""
-        self.forget("test")
+        self.forget("test", self.current_epoch)
 
     @final
-    def forget(self, stage: str) -> None:
+    def forget(self, stage: str, epoch: int) -> None:
         """Begins the metrics of a stage anew."""
         self.losses[stage].reset()  # type: ignore[operator]
-        self._evaluation(stage).begin(stage, self.current_epoch)
+        self._evaluation(stage).begin(stage, epoch)
 
     @final
     def configure_optimizers(self) -> Any:

@@ -41,7 +41,7 @@ class ReplicaSpec:
             probabilities, or `vote` of their predictions (Lester et al. 2021, section 6), ties going to the average.
 
     Raises:
-        ValueError: If a list is not of K.
+        ValueError: If a list is not of K, or K is 1 and there is one.
     """
 
     count: int = 1
@@ -53,6 +53,8 @@ class ReplicaSpec:
     def __post_init__(self) -> None:
         if self.count < 1:
             raise ValueError(f"replicas.count must be at least 1, got {self.count}")
+        if self.count == 1 and (self.seeds or self.learning_rates or self.inits):
+            raise ValueError("replicas.count is 1, so that nothing can differ; raise it, or leave the lists out")
         for name in ("seeds", "learning_rates", "inits"):
             values = getattr(self, name)
             if values is not None and len(values) != self.count:
@@ -180,7 +182,7 @@ class Replicas(LightningModule):
     def _begin(self, stage: str) -> None:
         self._training = dict(self._streams)  # what a pass draws leaves no trace in training
         for replica in self._each:
-            replica.forget(stage)
+            replica.forget(stage, self.current_epoch)
         if stage in self.ensembles:
             cast(Evaluation, self.ensembles[stage]).reset()
 

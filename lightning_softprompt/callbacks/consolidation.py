@@ -224,10 +224,11 @@ class SynapticIntelligence(Consolidation):
             tensors.update({name: t.to(pl_module.device) for name, t in tensors.items()})
 
     def observe(self, module: nn.Module) -> None:
-        """Keeps the gradient till the step is taken."""
-        self._step = {
+        """Keeps the gradient till the step is taken; one that is not finite takes none."""
+        step = {
             name: (p.grad.detach().clone(), p.detach().clone()) for name, p in trainable(module) if p.grad is not None
         }
+        self._step = step if all(gradient.isfinite().all() for gradient, _ in step.values()) else {}
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
         """Adds what the step did; a batch that was only accumulated is no step."""

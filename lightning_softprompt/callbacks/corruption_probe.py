@@ -33,9 +33,16 @@ class CorruptionProbe(Callback):
         self, corruption: Literal["rescale", "replace"] = "rescale", strengths: Sequence[float] = (0.0, 0.1, 0.5)
     ) -> None:
         self.corruption, self.strengths = corruption, list(strengths)
+        self._reset()
+
+    def _reset(self) -> None:
         self.right: Tensor | None = None  # [strengths, P] rows, or words, that are right
         self.whole = 0  # those that are right with nothing corrupted
         self.rows = 0  # all
+
+    def on_test_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """A test begins."""
+        self._reset()
 
     @torch.no_grad()
     def on_test_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Batch, *_: Any) -> None:
@@ -49,14 +56,18 @@ class CorruptionProbe(Callback):
         self.rows += labelled(batch)
 
     def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Writes the report."""
-        if self.right is None or not trainer.is_global_zero:
+        """Writes the report, of the rows of all processes."""
+        if self.right is None:
             return
-        by_strength, whole = (self.right / self.rows).tolist(), self.whole / self.rows
+        counts = torch.cat([self.right.flatten(), torch.tensor([self.whole, self.rows])]).to(pl_module.device)
+        *right, total, rows = trainer.strategy.reduce(counts, reduce_op="sum").tolist()
+        if not trainer.is_global_zero:
+            return
+        by_strength, whole = (torch.tensor(right).view_as(self.right) / rows).tolist(), total / rows
         low = [any(of[p] > whole for of in by_strength) for p in range(len(by_strength[0]))]
         named = dict(zip(map(str, self.strengths), by_strength, strict=True))
         report = {
-            "corruption": self.corruption, "accuracy": whole, "rows": self.rows, "positions": len(low),
+            "corruption": self.corruption, "accuracy": whole, "rows": rows, "positions": len(low),
             "low_norm_positions": sum(low), "by_strength": named,
         }  # fmt: skip
         write_whole(last_folder() / "low_norm.json", f"{json.dumps(report, indent=1)}\n".encode())

@@ -61,9 +61,10 @@ class Pruning(Callback):
             raise ValueError(f"the callback Pruning is for the method XPrompt, not for {type(pl_module).__name__}")
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Optimizer) -> None:
-        """Measures."""
+        """Measures; a gradient that is not finite says nothing."""
         step, grad = trainer.global_step + 1, pl_module.tokens.grad
-        if any(end - self.measured < step <= end for end in (self.after, self.after + self.measured)):
+        measured = any(end - self.measured < step <= end for end in (self.after, self.after + self.measured))
+        if measured and grad.isfinite().all():
             gates = pl_module.in_pieces((grad * pl_module.tokens).detach()).sum(-1)  # [P, pieces] of this step
             now = torch.stack([gates.abs(), gates.sum(1, keepdim=True).abs().expand_as(gates)])
             self.importance = now if self.importance is None else self.importance.to(now) + now

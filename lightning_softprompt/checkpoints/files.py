@@ -102,6 +102,7 @@ def write_prompt(path: Path, prompt: SavedPrompt) -> None:
     """Writes safetensors, whole or not at all, with a checksum of all that is in them."""
     header = {BACKBONE: json.dumps(dict(prompt.backbone)), "method": json.dumps(dict(prompt.method))}
     header[CHECKSUM] = _checksum(prompt.tensors, header)
+    path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".part")
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in prompt.tensors.items()}, draft, header)
     os.replace(draft, path)

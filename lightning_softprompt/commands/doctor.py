@@ -22,13 +22,17 @@ from typing import Any
 from lightning_softprompt.commands import reach
 
 NEEDED = (
-    *("torch", "lightning", "transformers", "torchmetrics", "wandb", "jsonargparse"),
-    *("safetensors", "datasets", "gguf", "platformdirs", "shtab"),
+    *("torch", "lightning", "transformers", "torchmetrics", "wandb", "jsonargparse", "safetensors", "datasets"),
+    *("accelerate", "gguf", "matplotlib", "nltk", "numpy", "platformdirs", "pyarrow", "pyyaml", "rich"),
+    *("sacrebleu", "scipy", "shtab"),
 )
 EXTRA = {
-    "peft": "only for comparing with it",
+    "peft": "only for the method LoRA: pip install 'lightning-softprompt[lora]'",
     "bm25s": "only for retrieval: pip install 'lightning-softprompt[rag]'",
     "faiss-cpu": "only for retrieval: pip install 'lightning-softprompt[rag]'",
+    "qdrant-client": "only for vectors in a database: pip install 'lightning-softprompt[qdrant]'",
+    "beautifulsoup4": "only for HTML files: pip install 'lightning-softprompt[documents]'",
+    "pypdf": "only for PDF files: pip install 'lightning-softprompt[documents]'",
     "torchao": "only for quantised backbones: pip install 'lightning-softprompt[quantized]'",
     "bitsandbytes": "only for quantised backbones: pip install 'lightning-softprompt[quantized]'",
     "optuna": "only for sweeps: pip install 'lightning-softprompt[sweep]'",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import shorten
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 SHOWN = 300  # characters of a passage
 EXAMPLES = """\
+examples:
   softprompt index build corpus.jsonl --index indexes/mine
   softprompt index build more.jsonl --index indexes/mine --add
   softprompt index search indexes/mine "Who is at risk?" -k 3
@@ -26,7 +27,12 @@ EXAMPLES = """\
 
 def parser() -> ArgumentParser:
     """The command's arguments."""
-    parser = ArgumentParser("softprompt index", description="Build, search and describe an index of passages.")
+    parser = ArgumentParser(
+        "softprompt index",
+        description="Build, search and describe an index of passages.",
+        epilog=EXAMPLES,
+        formatter_class=RawDescriptionHelpFormatter,
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="build|search|info")
     _build_arguments(_command(commands, "build", "make a corpus searchable, or bring an index up to date"))
     _search_arguments(_command(commands, "search", "print what is found for a question"))

@@ -10,6 +10,7 @@ from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 
 from lightning_softprompt.cli import SoftPromptCLI, make_cli
+from lightning_softprompt.commands import CommandError
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.module import SoftPromptModule
 
@@ -42,10 +43,16 @@ class Stopped(Exception):  # noqa: N818 (no error: it carries what was parsed ou
 
 
 def parsed(argv: Sequence[str]) -> Parsed:
-    """Method, data and values of a run command."""
+    """Method, data and values of a run command.
+
+    Raises:
+        CommandError: If they do not fit each other.
+    """
     try:
         make_cli(argv, ParsedCLI)
     except Stopped as stopped:
         found: Parsed = stopped.args[0]
         return found
+    except ValueError as error:
+        raise CommandError(str(error)) from error
     raise AssertionError("ParsedCLI stops before anything runs")

@@ -98,7 +98,6 @@ def asked(options: list[str], args: Namespace) -> tuple[Any, Any, Load]:
     sharded = any(word in strategy.lower() for word in ("fsdp", "modelparallel", "shard"))
     of_strategy = trainer.strategy.get("init_args") if hasattr(trainer.strategy, "get") else None
     per_copy = args.devices_per_copy or (of_strategy or {}).get("devices_per_copy") or 0
-    many = trainer.devices if isinstance(trainer.devices, int) else 1
     answers = int(getattr(data, "max_target_tokens", None) or 0)
     rows = (
         data.batch_size if data.batch_tokens is None else max(1, data.batch_tokens // (args.tokens or data.max_tokens))
@@ -108,7 +107,7 @@ def asked(options: list[str], args: Namespace) -> tuple[Any, Any, Load]:
         rows=rows,
         tokens=args.tokens or data.max_tokens,
         targets=(answers or data.max_tokens) if whole_vocabulary else 0,
-        devices=args.devices or many * (trainer.num_nodes or 1),
+        devices=args.devices or device_count(trainer.devices) * (trainer.num_nodes or 1),
         sharded=sharded if args.sharding is None else args.sharding == "fsdp",
         per_copy=per_copy,
         autocast=autocast(str(trainer.precision)),
@@ -117,6 +116,19 @@ def asked(options: list[str], args: Namespace) -> tuple[Any, Any, Load]:
         new_tokens=answers,
     )
     return module, module.spec, load
+
+
+def device_count(devices: Any) -> int:
+    """How many devices a Trainer is given: by number, by list, or on its own finding, which is one here.
+
+    Raises:
+        CommandError: If they are all that there are.
+    """
+    if devices in (-1, "-1"):
+        raise CommandError("--trainer.devices -1 takes all that a machine has; say how many with --devices")
+    if isinstance(devices, list | tuple):
+        return len(devices)
+    return int(devices) if str(devices).isdigit() else 1
 
 
 def autocast(precision: str) -> Any:

@@ -52,7 +52,10 @@ def main(argv: list[str]) -> int:
     from lightning_softprompt.studies.reading import as_options
 
     sweep = read_sweep(args.file)
-    fit = {**sweep.get("fit", {}), **as_options(options)}
+    try:
+        fit = {**sweep.get("fit", {}), **as_options(options)}
+    except ValueError as error:
+        raise CommandError(str(error)) from error
     study = study_of(sweep, args.file.stem, fit)
     ended = (TrialState.COMPLETE, TrialState.FAIL)
     enough = MaxTrialsCallback(sweep["trials"], states=ended)

@@ -12,10 +12,9 @@ from torch import nn
 from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.checkpoints.files import read_prompt
 from lightning_softprompt.checkpoints.folding import PREFIX, named, prompt_of, unnamed
+from lightning_softprompt.checkpoints.restoring import readout_of
 from lightning_softprompt.module import SoftPromptModule
 from lightning_softprompt.types import Batch, SoftPrompt
-
-READOUT = "readout."
 
 
 class Folded(SoftPromptModule):
@@ -55,9 +54,7 @@ class Folded(SoftPromptModule):
             saved = read_prompt(Path(self.path))
             saved.check(backbone, Path(self.path))
             tensors = {unnamed(name): t for name, t in saved.tensors.items() if name.startswith(PREFIX)}
-            self.trained_readout = {
-                n.removeprefix(READOUT): t for n, t in saved.tensors.items() if n.startswith(READOUT)
-            }
+            self.trained_readout = readout_of(saved)
             self.blocks = saved.method.get("blocks")
             shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
             self.hparams.update(path=None, shapes=shapes, blocks=self.blocks)  # a checkpoint needs no other file

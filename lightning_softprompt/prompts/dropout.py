@@ -18,4 +18,6 @@ def dropped_out(prompt: SoftPrompt, rate: float) -> SoftPrompt:
         kind: {layer: (dropout(key, rate), dropout(value, rate)) for layer, (key, value) in layers.items()}
         for kind, layers in prompt.kv.items()
     }
-    return replace(prompt, tokens=None if prompt.tokens is None else dropout(prompt.tokens, rate), kv=kv)
+    tokens = None if prompt.tokens is None else dropout(prompt.tokens, rate)
+    hidden = {layer: dropout(states, rate) for layer, states in prompt.hidden.items()}
+    return replace(prompt, tokens=tokens, kv=kv, hidden=hidden)

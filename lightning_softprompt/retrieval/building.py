@@ -220,6 +220,10 @@ def _writing(place: Path) -> Iterator[Path]:
     opened = os.open(place, os.O_RDONLY)
     try:
         _lock(opened, place)
+    except BaseException:  # another build holds the folder, and what stands there is its own
+        os.close(opened)
+        raise
+    try:
         for draft in place.glob(f"{DRAFT}*"):  # of a build that was killed
             shutil.rmtree(draft, ignore_errors=True)
         yield place

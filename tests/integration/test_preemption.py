@@ -97,6 +97,18 @@ def test_a_run_that_was_told_to_stop_ends_as_one_that_was_not(start, tmp_path):
         assert losses(tmp_path / name) == losses(tmp_path / "whole")  # in one folder
 
 
+def test_the_same_command_goes_on_also_where_it_began_with_another_prompt(start, tmp_path):
+    assert start("first")[0] == 0
+    (prompt,) = tmp_path.glob("first/*/prompt.safetensors")
+    again = [f"--init_from={prompt}", "--ckpt_path=last"]
+    assert start("whole", *again)[0] == 0
+    assert start("cut", *again, signalled(2, "SIGTERM"))[0] == 143
+    code, told = start("cut", *again)
+    assert code == 0, told
+    assert "--init_from is where it began" in told
+    same(state(tmp_path / "cut"), state(tmp_path / "whole"))
+
+
 def test_gradients_that_are_being_added_up_are_not_lost(start, tmp_path):
     added = "--trainer.accumulate_grad_batches=2"
     for name, options in (("whole", []), ("half", [signalled(2, "SIGTERM")])):

@@ -70,6 +70,14 @@ def test_each_is_what_it_would_be_alone(backbone, classes, kind, options):
     torch.testing.assert_close(metrics["val/loss/interval"], 4.302653 * accuracies.std() / 3**0.5, rtol=1e-4, atol=1e-6)
 
 
+def test_evaluations_are_told_the_epoch(backbone, classes, monkeypatch):
+    begun = []
+    monkeypatch.setattr(ClassificationEvaluation, "begin", lambda self, stage, epoch: begun.append((stage, epoch)))
+    module = Replicas(made(partial(PromptTuning, length=3), backbone, classes), ReplicaSpec(2))
+    fitted(module, batch_of(backbone.codec, labels=LABELS), 4, num_sanity_val_steps=0)
+    assert begun == [("val", epoch) for epoch in range(5) for _ in range(2)]
+
+
 def test_learning_rates_and_starts_may_differ(backbone, classes):
     batch = batch_of(backbone.codec, labels=LABELS)
     spec = ReplicaSpec(2, seeds=[3, 3], learning_rates=[0.1, 0.01], inits=[Uniform(), Normal()])

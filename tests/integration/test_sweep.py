@@ -135,6 +135,11 @@ def test_what_is_no_sweep_is_told(said, told, tmp_path):
         sweep.main([str(file)])
 
 
+def test_words_that_are_no_option_are_told(written):
+    with pytest.raises(CommandError, match="options of runs are like"):
+        sweep.main([str(written(1)), "foo"])
+
+
 def test_a_missing_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "find_spec", lambda name: None)
     with pytest.raises(CommandError, match=r"pip install 'lightning-softprompt\[sweep\]'"):

@@ -107,11 +107,10 @@ def test_a_penalty_on_tokens_that_are_not_there_is_refused(backbone, batch):
 
 def test_dropout_zeroes_a_share_and_keeps_the_mean():
     torch.manual_seed(0)
-    prompt = SoftPrompt(
-        tokens=torch.ones(1, 50, 40), kv={"self": {0: (torch.ones(1, 2, 30, 8), torch.ones(1, 2, 30, 8))}}
-    )
+    kv = {"self": {0: (torch.ones(1, 2, 30, 8), torch.ones(1, 2, 30, 8))}}
+    prompt = SoftPrompt(tokens=torch.ones(1, 50, 40), kv=kv, hidden={3: torch.ones(1, 50, 40)})
     dropped = dropped_out(prompt, 0.25)
-    for tensor in (dropped.tokens, *dropped.kv["self"][0]):
+    for tensor in (dropped.tokens, *dropped.kv["self"][0], dropped.hidden[3]):
         assert_close(tensor.unique(), torch.tensor([0.0, 1 / 0.75]))
         assert abs(tensor.mean() - 1) < 0.1
         assert len(tensor) == 1

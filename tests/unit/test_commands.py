@@ -1,9 +1,12 @@
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
+import tomllib
 from argparse import ArgumentParser
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -183,6 +186,14 @@ def nowhere(monkeypatch, tmp_path):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     return tmp_path
+
+
+def test_doctor_looks_for_all_that_the_package_needs():
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    optional = project["optional-dependencies"]
+    named = lambda wanted: {re.split(r"[\[>]", text)[0] for text in wanted}  # noqa: E731
+    assert set(doctor.NEEDED) == named(project["dependencies"])
+    assert set(doctor.EXTRA) == named(chain(*(of for name, of in optional.items() if name != "test")))
 
 
 def test_doctor_names_the_way_out_of_what_is_missing(nowhere, monkeypatch, capsys):

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from lightning_softprompt.retrieval import building, cache, encoding
-from lightning_softprompt.retrieval.building import build_index, update_index
+from lightning_softprompt.retrieval.building import EMBEDDED, _writing, build_index, update_index
 from lightning_softprompt.retrieval.documents import CorpusError, Document
 from lightning_softprompt.retrieval.index import Index
 from lightning_softprompt.retrieval.manifest import BadIndexError, Manifest, check_files
@@ -241,6 +241,16 @@ def test_a_build_that_is_killed_leaves_the_old_index(folder, tiny_folder, doing)
     assert sorted(path.name for path in folder.iterdir()) == sorted(
         [Index(folder).manifest.generation, "manifest.json"]
     )
+
+
+def test_a_build_that_is_refused_leaves_what_the_first_one_has_written(folder):
+    vectors = folder / EMBEDDED / "points"
+    vectors.parent.mkdir(parents=True)
+    vectors.write_text("of the build that runs")
+    with _writing(folder):
+        with pytest.raises(BadIndexError, match="another build is writing"):
+            build_index(folder, documents(), LEXICAL)
+        assert vectors.exists()
 
 
 KILLED = """

@@ -123,6 +123,21 @@ def test_numbers_that_are_no_shape_are_refused():
         command.main(["--shape=80,8192", *GIVEN])
 
 
+@pytest.mark.parametrize(("devices", "count"), [(4, 4), ("4", 4), ([0, 2, 3], 3), ("auto", 1), (None, 1)], ids=str)
+def test_devices_are_counted(devices, count):
+    assert command.device_count(devices) == count
+
+
+def test_devices_that_nobody_knows_the_number_of_are_asked_for():
+    with pytest.raises(CommandError, match="say how many with --devices"):
+        command.device_count(-1)
+
+
+def test_options_that_do_not_fit_are_told_in_a_line(tmp_path):
+    with pytest.raises(CommandError, match="batch_size"):
+        command.main(["--model=PromptTuning", "--data=ClassificationDataModule", "--data.batch_size=0"])
+
+
 def test_the_plan_of_a_run_is_what_its_checkpoint_takes(tmp_path, rows, tiny_folder, capsys):
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows * 3))
     options = [
