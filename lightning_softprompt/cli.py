@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-from jsonargparse import Namespace
+from jsonargparse import Namespace, strip_meta
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
@@ -131,7 +131,8 @@ class SoftPromptCLI(LightningCLI):
             raise ValueError("--ckpt_path continues a run and --init_from starts a new one; give one of them")
         training = self.subcommand == "fit"
         seed = config.seed_everything if training else None
-        model = {**plain(config.model.as_dict()), "replicas": replica_spec(config.replicas).count}
+        given = strip_meta(config.model)  # without the names of the files that it was read from
+        model = {**plain(given.as_dict()), "replicas": replica_spec(config.replicas).count}
         refuse_contradiction(model, Path(config.ckpt_path), training, seed)
 
     def _find_last(self, config: Namespace) -> None:

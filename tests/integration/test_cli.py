@@ -96,6 +96,20 @@ def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(fit):
     assert torch.equal(trained_tokens(whole), trained_tokens(resumed))
 
 
+def test_a_run_whose_parts_are_files_goes_on_too(fit, tmp_path, tiny_folder):
+    parts = {
+        "backbone": {"name": str(tiny_folder("llama"))},
+        "replicas": {"count": 2},
+        "trainer": {"accelerator": "cpu"},
+    }
+    options = [f"--{name}={tmp_path / name}.yaml" for name in parts]
+    for name, part in parts.items():
+        (tmp_path / f"{name}.yaml").write_text(json.dumps(part))
+    whole, half = fit(*options), fit(*options, "--trainer.max_steps=4")
+    resumed = fit(*options, f"--ckpt_path={half / 'checkpoints' / 'last.ckpt'}")
+    assert losses(whole) == losses(half) + losses(resumed)
+
+
 def test_replicas_leave_a_prompt_each_and_are_what_a_run_of_their_seed_is(fit):
     folder = fit("--replicas=2", "--seed_everything=7")
     metrics = json.loads((folder / "metrics.json").read_text())["val"]
