@@ -187,12 +187,19 @@ def make(load: Load, length: int, precision: str, wanted: Sequence[str]) -> dict
         "ours_prepacked": lambda: Ours(fresh("prepacked"), tokens),
         "ours_bf16": lambda: Ours(fresh("bf16"), tokens),
         "ours_padded": lambda: Ours(fresh(packed=False), tokens),
-        "peft": lambda: Peft(fresh(), tokens),
-        "peft_head": lambda: Peft(fresh(), tokens, head=True),
-        "peft_prepacked": lambda: Peft(_prepacked(fresh()), tokens),
-        "peft_all_prepacked": lambda: Peft(_prepacked(fresh()), tokens, head=True),
+        "peft": lambda: Peft(stock(fresh()), tokens),
+        "peft_head": lambda: Peft(stock(fresh()), tokens, head=True),
+        "peft_prepacked": lambda: Peft(_prepacked(stock(fresh())), tokens),
+        "peft_all_prepacked": lambda: Peft(_prepacked(stock(fresh())), tokens, head=True),
     }
     return {name: makers[name]() for name in wanted}
+
+
+def stock(backbone: Backbone) -> Backbone:
+    """The backbone with transformers' own norms and perceptrons, as users of PEFT have them."""
+    for module in backbone.model.modules():
+        vars(module).pop("forward", None)
+    return backbone
 
 
 def _prepacked(backbone: Backbone) -> Backbone:

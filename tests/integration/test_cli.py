@@ -96,17 +96,11 @@ def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(fit):
     assert torch.equal(trained_tokens(whole), trained_tokens(resumed))
 
 
-def test_a_run_whose_parts_are_files_goes_on_too(fit, tmp_path, tiny_folder):
-    parts = {
-        "backbone": {"name": str(tiny_folder("llama"))},
-        "replicas": {"count": 2},
-        "trainer": {"accelerator": "cpu"},
-    }
-    options = [f"--{name}={tmp_path / name}.yaml" for name in parts]
-    for name, part in parts.items():
-        (tmp_path / f"{name}.yaml").write_text(json.dumps(part))
-    whole, half = fit(*options), fit(*options, "--trainer.max_steps=4")
-    resumed = fit(*options, f"--ckpt_path={half / 'checkpoints' / 'last.ckpt'}")
+def test_a_run_whose_backbone_is_a_file_goes_on_too(fit, tmp_path, tiny_folder):
+    path = tmp_path / "backbone.yaml"
+    path.write_text(json.dumps({"name": str(tiny_folder("llama"))}))
+    whole, half = fit(f"--backbone={path}"), fit(f"--backbone={path}", "--trainer.max_steps=4")
+    resumed = fit(f"--backbone={path}", f"--ckpt_path={half / 'checkpoints' / 'last.ckpt'}")
     assert losses(whole) == losses(half) + losses(resumed)
 
 
