@@ -36,6 +36,11 @@ class RunSpec:
             next one, or with 0 the first, stops the run. Their rows are named in bad_rows.jsonl in the run's folder.
         halve_on_oom: Whether a training step that runs out of a device's memory is taken again with its rows in halves,
             and later ones so from the start. The step is the same up to the order of sums, dropout included.
+        keep_last: How many of the checkpoints to go on from are kept: last.ckpt, and as last-1.ckpt, last-2.ckpt those
+            before it. The best one is kept beside them.
+
+    Raises:
+        ValueError: If keep_last is below 1.
     """
 
     experiment: str = "default"
@@ -46,6 +51,11 @@ class RunSpec:
     predictions: str | None = None
     skip_bad_steps: int = 0
     halve_on_oom: bool = False
+    keep_last: int = 1
+
+    def __post_init__(self) -> None:
+        if self.keep_last < 1:
+            raise ValueError(f"run.keep_last must be at least 1, got {self.keep_last}")
 
     @property
     def experiment_folder(self) -> Path:

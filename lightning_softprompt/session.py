@@ -106,7 +106,7 @@ class Session:
         return self.folder / "checkpoints" / "last.ckpt"
 
     def _of_training(self) -> list[Callback]:
-        checkpoints = [Preemption(self.last), *self.best.values(), FinalCheckpoint(self.last)]
+        checkpoints = [Preemption(self.last), *self.best.values(), FinalCheckpoint(self.last, self.run.keep_last)]
         guard = NumericGuard(self.folder / "bad_rows.jsonl", self.run.skip_bad_steps)
         halving = [Halving()] if self.run.halve_on_oom else []
         return [Throughput(), PromptWatch(), guard, *halving, RngState(), *checkpoints]

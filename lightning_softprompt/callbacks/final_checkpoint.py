@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
+
+from lightning_softprompt.folders import write_whole
 
 
 class FinalCheckpoint(Checkpoint):
@@ -21,10 +24,12 @@ class FinalCheckpoint(Checkpoint):
 
     Args:
         path: The file.
+        keep: How many are kept: those before it as `last-1.ckpt` and so on.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, keep: int = 1) -> None:
         self.path = path
+        self.names = [path, *(path.with_stem(f"{path.stem}-{n}") for n in range(1, keep))]
         self._step = 0  # at which the run began
         self._saved = False
         self._due = False  # whether a validation fell between the batches of a step
@@ -54,8 +59,18 @@ class FinalCheckpoint(Checkpoint):
             self._save(trainer)
 
     def _save(self, trainer: Trainer) -> None:
+        if trainer.is_global_zero and self.path.exists():
+            self._keep_earlier()
         trainer.save_checkpoint(self.path)
         self._saved, self._due = True, False
+
+    def _keep_earlier(self) -> None:
+        """Counts on those that are there; the last one stays where it is until another takes its place."""
+        for earlier, later in reversed(list(pairwise(self.names[1:]))):
+            if earlier.exists():
+                earlier.replace(later)
+        for second in self.names[1:2]:
+            write_whole(second, self.path.read_bytes())
 
     @staticmethod
     def _is_validated(trainer: Trainer) -> bool:

@@ -96,6 +96,20 @@ def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(fit):
     assert torch.equal(trained_tokens(whole), trained_tokens(resumed))
 
 
+def test_as_many_checkpoints_are_kept_as_wanted_and_the_one_before_a_broken_one_goes_on(fit, capsys):
+    whole = fit("--run.keep_last=3", "--trainer.val_check_interval=1")
+    folder = whole / "checkpoints"
+    steps = {p.name: torch.load(p, weights_only=True)["global_step"] for p in folder.glob("last*.ckpt")}
+    assert steps == {"last.ckpt": 6, "last-1.ckpt": 5, "last-2.ckpt": 4}
+    cut = folder / "last.ckpt"
+    cut.write_bytes(cut.read_bytes()[:-100])
+    with pytest.raises(AssertionError):
+        fit(f"--ckpt_path={cut}")
+    assert "last-1.ckpt, of " in capsys.readouterr().err.replace("\n", "")
+    resumed = fit("--trainer.val_check_interval=1", f"--ckpt_path={folder / 'last-1.ckpt'}")
+    assert losses(resumed) == losses(whole)[5:]
+
+
 def test_a_run_whose_backbone_is_a_file_goes_on_too(fit, tmp_path, tiny_folder):
     path = tmp_path / "backbone.yaml"
     path.write_text(json.dumps({"name": str(tiny_folder("llama"))}))
