@@ -114,7 +114,7 @@ def test_metrics_are_those_of_each_task_alone_and_records_keep_their_place(made,
     evaluation = EvaluationByTask({name: ClassificationEvaluation(BOTH[name].names) for name in BOTH})
     module = made(evaluation=evaluation)
     batch = mixed(backbone.codec)
-    module.forget("val")
+    module.forget("val", 0)
     records = module.score("val", batch)
     assert [record["row"] for record in records] == [9, 10, 11, 12]
     found = module.metrics("val")
