@@ -114,7 +114,7 @@ def endless(data: ClassificationDataModule) -> Any:
 @torch.no_grad()
 def scored(method: SoftPromptModule, batches: Sequence[Batch]) -> dict[str, float]:
     """Metrics of a pass."""
-    method.forget("test")
+    method.forget("test", 0)
     for batch in batches:
         method.score("test", batch)
     return {name.removeprefix("test/"): float(value) for name, value in method.metrics("test").items()}
