@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, Trainer
-from torch import Tensor
+from torch import Tensor, distributed
 
 from lightning_softprompt.folders import write_whole
 from lightning_softprompt.objectives.penalties import labelled, replaced, rescaled, right, soft_tokens
@@ -57,13 +57,14 @@ class CorruptionProbe(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Writes the report, of the rows of all processes."""
-        if self.right is None:
+        each: list[Any] = [(self.right, self.whole, self.rows)] * trainer.world_size
+        if trainer.world_size > 1:  # one that has no row takes part, too
+            distributed.all_gather_object(each, each[0])
+        counts = [of for of in each if of[0] is not None]
+        if not counts or not trainer.is_global_zero:
             return
-        counts = torch.cat([self.right.flatten(), torch.tensor([self.whole, self.rows])]).to(pl_module.device)
-        *right, total, rows = trainer.strategy.reduce(counts, reduce_op="sum").tolist()
-        if not trainer.is_global_zero:
-            return
-        by_strength, whole = (torch.tensor(right).view_as(self.right) / rows).tolist(), total / rows
+        right, total, rows = (sum(of) for of in zip(*counts, strict=True))
+        by_strength, whole = (right / rows).tolist(), total / rows
         low = [any(of[p] > whole for of in by_strength) for p in range(len(by_strength[0]))]
         named = dict(zip(map(str, self.strengths), by_strength, strict=True))
         report = {
