@@ -25,6 +25,8 @@ class Evaluation(nn.Module, ABC):
 
     ranks: str | None = None  # the score of a row that says how well it came out: the greater, the better
 
+    stage = "test"  # of the pass
+
     @abstractmethod
     def predict(self, lm: PromptedLM, batch: Batch) -> list[dict[str, Any]]:
         """What the model says: one record a row, with `prediction`, and `scores` by class where it is one, or None.
@@ -46,6 +48,7 @@ class Evaluation(nn.Module, ABC):
 
     def begin(self, stage: str, epoch: int) -> None:
         """A pass begins, of `val` or `test`. An evaluation that takes long may do less of it in some epochs."""
+        self.stage = stage
         self.reset()
 
     def figures(self) -> dict[str, Figure]:

@@ -38,12 +38,6 @@ class ChoiceEvaluation(Evaluation):
         super().__init__()
         self.chosen = ClassificationEvaluation(names)
         self.searches = TextRows((*retrieval_names(), FOUND))
-        self.stage = "test"
-
-    def begin(self, stage: str, epoch: int) -> None:
-        """A pass begins."""
-        self.reset()
-        self.stage = stage
 
     def reset(self) -> None:
         """Forgets the pass."""

@@ -81,12 +81,6 @@ class QaEvaluation(Evaluation):
         of_citing = OF_CITING if cite else ()
         self.means = (*self.of_answers, "empty", *OF_PASSAGES, *of_abstention, *of_citing)
         self.rows = TextRows((*self.means, *retrieval_names(), FOUND))
-        self.stage = "test"
-
-    def begin(self, stage: str, epoch: int) -> None:
-        """A pass begins."""
-        self.reset()
-        self.stage = stage
 
     def reset(self) -> None:
         """Forgets the pass."""
