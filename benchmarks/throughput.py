@@ -36,6 +36,7 @@ from sides import DEVICE, SHAPES, Load, Ours, Peft, batches, make, random_llama
 from torch import Tensor
 
 from lightning_softprompt.backbones.base import BackboneSpec
+from lightning_softprompt.backbones.linear import is_supported
 from lightning_softprompt.backbones.load import load_backbone
 from lightning_softprompt.types import Batch
 
@@ -96,12 +97,13 @@ class Bench:
         self.load, self.args = load, args
 
     def records(self, case: Case, precision: str) -> list[Record]:
-        """One record with PyTorch's own products; on CPUs one with weights laid out, and one in bfloat16."""
+        """One record with PyTorch's own products, and on a CPU one for each kind of oneDNN product that it has."""
         phase, text, size, length = case
-        prepacked = precision == "fp32" and DEVICE.type == "cpu"
+        on_cpu = precision == "fp32" and DEVICE.type == "cpu"
+        prepacked = on_cpu and is_supported(torch.float32)
         helped = phase in ("train", "eval") and text != "rag"
         names = ["ours", "peft"] + ["ours_padded"] * (text == "rag") + ["peft_head"] * helped
-        names += ["ours_prepacked", "ours_bf16"] * prepacked
+        names += ["ours_prepacked"] * prepacked + ["ours_bf16"] * (on_cpu and is_supported(torch.bfloat16))
         names += ["peft_prepacked", "peft_all_prepacked"] * (prepacked and helped)
         kinds = {"ours": "plain", "ours_prepacked": "prepacked", "ours_bf16": "bf16"}
         sides = make(self.load, length, precision, names)
@@ -125,7 +127,9 @@ class Bench:
         compared = ("ours", "ours_prepacked", "ours_bf16", "peft")
         timed = {name: side for name, side in sides.items() if name in (*compared, "peft_head", "peft_prepacked")}
         times: dict[str, list[float]] = {name: [] for name in timed}
-        for name in compared[:3]:  # what is made at first use, and the contexts of RAG's first epoch; PEFT has run once
+        for name in compared[
+            :-1
+        ]:  # what is made at first use, and the contexts of RAG's first epoch; PEFT has run once
             for batch in pool if name in timed else ():
                 getattr(timed[name], phase)(batch)
         for number in range(self.args.rounds):
@@ -297,6 +301,9 @@ def main() -> None:
     precisions = args.precisions or (["fp32"] if args.quick else ["fp32", "bf16"])
     cases = [case for case in (QUICK if args.quick else ALL) if any(part in named(case) for part in args.only)]
     records: list[Record] = []
+    for compute, dtype in (("prepacked", torch.float32), ("bf16", torch.bfloat16)):
+        if DEVICE.type == "cpu" and not is_supported(dtype):
+            print(f"skipped: rows of compute={compute}, since oneDNN has no {dtype} products on this CPU\n", flush=True)
     print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}", flush=True)
     with get_context("spawn").Pool(1, maxtasksperchild=1) as process:  # what ran before would change memory and time
         for made in process.imap(partial(run, args), itertools.product(precisions, cases)):

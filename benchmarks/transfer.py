@@ -20,11 +20,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from methods import CONFIGS, Made, drawn, keep, replicas, scored, train
 from transfer_tables import draw, tables
 
 from lightning_softprompt.backbones.base import Backbone, BackboneSpec
+from lightning_softprompt.backbones.linear import is_supported
 from lightning_softprompt.backbones.load import load_backbone
 from lightning_softprompt.checkpoints.files import SavedPrompt, identity, read_prompt, write_prompt
 from lightning_softprompt.checkpoints.library import Library, soft_tokens
@@ -207,7 +209,8 @@ def main() -> None:
         "source-steps": 30, "source-rows": 400, "shared-steps": 16, "shared-rows": 12, "shared-tasks": 3,
     }.items():  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=usual)
-    parser.add_argument("--compute", default="bf16")
+    fast = "bf16" if is_supported(torch.bfloat16) else "auto"
+    parser.add_argument("--compute", default=fast, help="products of the backbone (default on this CPU: %(default)s)")
     args = parser.parse_args()
     files, there = Files(args.folder), []
     if args.out.is_file():

@@ -61,7 +61,7 @@ class BackboneSpec:
             compiler and, on the first steps, a minute; where it pays is on GPUs.
         compute: How float32 products with frozen weights run on a CPU: `prepacked` lays the weights out for oneDNN once
             (and holds them three times), `auto` does so where it was measured to be faster on this machine, `bf16`
-            multiplies in bfloat16, which is faster and an approximation.
+            multiplies in bfloat16, which is faster, an approximation, and requires a CPU that has such instructions.
         context_memory: MiB in memory for keys and values of text that stands before a row's first soft token; they are
             computed once and serve all epochs.
         context_disk: MiB on disk for those that memory does not hold.

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,13 +35,21 @@ PAYS = 1.15  # times faster
 
 
 def prepack(model: nn.Module, compute: Compute, hidden_size: int) -> bool:
-    """Lays out the weights of a model's linear layers, where it is asked for or pays; gives whether it did.
+    """Reorders the weights of linear layers for oneDNN if that is requested or faster; returns whether it did.
 
-    Layers on another device or in another precision than float32 run as they would have.
+    Layers on another device or in another precision than float32 are unchanged.
+
+    Raises:
+        ValueError: If the requested products need instructions that this CPU, or a library that this PyTorch, lacks.
     """
     if compute == "plain" or (compute == "auto" and (hidden_size < WIDE or not pays())):
         return False
     dtype = torch.bfloat16 if compute == "bf16" else torch.float32
+    if not is_supported(dtype):
+        raise ValueError(
+            f"backbone.compute={compute} requires oneDNN products in {str(dtype).removeprefix('torch.')}, which this "
+            f"CPU ({cpu_name()}, {torch.backends.cpu.get_cpu_capability()}) does not run. Set --backbone.compute auto"
+        )
     for layer in model.modules():
         if type(layer) is nn.Linear and layer is not model.get_output_embeddings():  # type: ignore[operator]
             layer.forward = Prepacked(layer, dtype)  # type: ignore[method-assign, assignment]
@@ -110,18 +118,49 @@ def product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")  # type: ignore[no-any-return]
 
 
+@cache
+def is_supported(dtype: torch.dtype) -> bool:
+    """Whether oneDNN multiplies matrices of this precision here, which a small product shows.
+
+    Instruction sets differ between CPUs and can be lowered by environment variables, so they are not looked up by name.
+    """
+    try:
+        product(torch.zeros(2, 16, dtype=dtype), laid_out(torch.zeros(16, 16, dtype=dtype)))
+    except (RuntimeError, AttributeError):  # instructions that the CPU lacks, or a PyTorch built without oneDNN
+        return False
+    return True
+
+
 def pays(file: Path | None = None) -> bool:
-    """Whether oneDNN is faster here, measured once a machine and then remembered, so that runs repeat each other."""
+    """Whether oneDNN is faster here, measured once per machine and cached, so that repeated runs take the same path."""
     file = file or user_cache_path("lightning-softprompt") / "compute.json"
-    key = f"{platform.machine()} {cpu_name()} torch {torch.__version__}"
-    known: dict[str, float] = json.loads(file.read_text()) if file.is_file() else {}
+    key = f"{platform.machine()} {cpu_name()} {torch.backends.cpu.get_cpu_capability()} torch {torch.__version__}"
+    known = read_gains(file)
     if key not in known:
         known[key] = round(gain(), 3)
+        write_gains(file, known)
+    return known[key] > PAYS
+
+
+def read_gains(file: Path) -> dict[str, float]:
+    """The measured gains by machine; empty if the file is missing or damaged, since they can be measured again."""
+    try:
+        known = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    is_valid = isinstance(known, dict) and all(isinstance(value, float | int) for value in known.values())
+    return known if is_valid else {}
+
+
+def write_gains(file: Path, known: dict[str, float]) -> None:
+    """Replaces the file as a whole. A folder that is not writable is reported and costs one measurement per run."""
+    draft = file.with_suffix(f".{time.monotonic_ns()}")
+    try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        draft = file.with_suffix(f".{time.monotonic_ns()}")
         draft.write_text(json.dumps(known, indent=2))
         draft.replace(file)
-    return known[key] > PAYS
+    except OSError as error:
+        log.info("the measured speed of products is not cached: %s", error)
 
 
 def cpu_name() -> str:
@@ -132,8 +171,8 @@ def cpu_name() -> str:
 
 
 def gain() -> float:
-    """How many times faster oneDNN's float32 product is than PyTorch's own; 0 where it is not to be had."""
-    if not torch.backends.mkldnn.is_available():
+    """How many times faster oneDNN's float32 product is than PyTorch's own; 0 if it is not supported."""
+    if not is_supported(torch.float32):
         return 0.0
     rows, weight = torch.randn(512, 576), torch.randn(1536, 576)
     packed = laid_out(weight)

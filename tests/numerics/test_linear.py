@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import torch
 from torch import nn
 
@@ -40,6 +41,10 @@ def test_other_precisions_run_as_before():
 
 def test_products_in_bfloat16_are_near_and_everything_else_stays_float32():
     plain, packed = model(), model()
+    if not linear.is_supported(torch.bfloat16):  # a CPU with AVX2 alone
+        with pytest.raises(ValueError, match=r"compute=bf16 requires .* Set --backbone.compute auto"):
+            linear.prepack(packed, "bf16", 48)
+        return
     assert linear.prepack(packed, "bf16", 48)
     rows = torch.randn(2, 5, 48)
     results = [output_and_gradient(layers, rows) for layers in (plain, packed)]
@@ -48,6 +53,23 @@ def test_products_in_bfloat16_are_near_and_everything_else_stays_float32():
     assert not torch.equal(results[1][0], results[0][0])
     with linear.plain_products():
         assert torch.equal(packed(rows), results[0][0])
+
+
+@pytest.mark.parametrize("compute", ["prepacked", "bf16"])
+def test_products_that_the_cpu_lacks_are_refused_before_any_layer_changes(compute, monkeypatch):
+    def refuse(weight):
+        raise RuntimeError("mkldnn_reorder_linear_weight: the path needs instructions")
+
+    monkeypatch.setattr(linear, "laid_out", refuse)
+    layers = model()
+    linear.is_supported.cache_clear()
+    try:
+        with pytest.raises(ValueError, match=f"backbone.compute={compute} requires oneDNN products"):
+            linear.prepack(layers, compute, 48)
+        assert "forward" not in vars(layers[0])
+        assert linear.gain() == 0
+    finally:
+        linear.is_supported.cache_clear()
 
 
 def test_plain_and_narrow_models_are_left_alone():
@@ -63,6 +85,16 @@ def test_what_was_measured_once_is_remembered(tmp_path, monkeypatch):
     assert linear.pays(file)
     assert list(json.loads(file.read_text()).values()) == [2.0]
     assert [p.name for p in tmp_path.iterdir()] == ["compute.json"]
+
+
+def test_a_damaged_or_unwritable_cache_costs_a_measurement_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(linear, "gain", lambda: 2.0)
+    damaged = tmp_path / "compute.json"
+    damaged.write_text("[not json")
+    assert linear.pays(damaged)
+    assert list(json.loads(damaged.read_text()).values()) == [2.0]
+    (tmp_path / "file").write_text("")
+    assert linear.pays(tmp_path / "file" / "compute.json")
 
 
 def test_the_gain_is_measured():
