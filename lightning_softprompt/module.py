@@ -318,11 +318,12 @@ class SoftPromptModule(LightningModule, ABC):
         """The method's parameter groups.
 
         Raises:
-            ValueError: If there is nothing to train, or not in float32.
+            ValueError: If there is nothing to train, or it is in half precision.
         """
-        if others := {n: p.dtype for n, p in self.named_parameters() if p.requires_grad and p.dtype != torch.float32}:
+        trainable = {name: parameter.dtype for name, parameter in self.named_parameters() if parameter.requires_grad}
+        if halves := {name: dtype for name, dtype in trainable.items() if dtype.itemsize < torch.float32.itemsize}:
             raise ValueError(
-                f"{', '.join(others)} would be trained in {next(iter(others.values()))} and not in float32; in half "
+                f"{', '.join(halves)} would be trained in {next(iter(halves.values()))} and not in float32; in half "
                 f"precision small updates are lost. Set --trainer.precision to bf16-mixed or 32-true; the precision of "
                 f"the frozen weights is --backbone.dtype"
             )
