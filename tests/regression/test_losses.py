@@ -1,4 +1,4 @@
-"""The losses of ten seeded training steps of every method config, on every family of backbones that the method supports.
+"""The losses of ten seeded training steps of every method config, on every backbone family that the method supports.
 
 They are recorded in `losses.json`. A change of the code that is not meant to change results leaves them as they are.
 After a change that is, record them again and say in the commit why they differ:
@@ -32,13 +32,13 @@ SMALL = {  # sizes that fit a backbone of width 32, two layers and 48 positions
     "length": 3, "rank": 2, "bottleneck": 4, "width": 8, "max_tokens": 5, "pieces": 4, "layer": 1, "blocks": [2, 2],
 }  # fmt: skip
 TEMPLATE = {"p_tuning": "{soft}{text}{soft} it was {target}", "cartridge": "{text}{soft} it was {target}"}
-DECODERS_ONLY = {
+FAMILIES_OF = {
     "context_aware": tiny.CAUSAL,
     "cartridge": tiny.CAUSAL,
     "late_prompt_tuning": (*tiny.CAUSAL, *tiny.MASKED),
 }
 CONFIGS = sorted(path for path in (configs_folder() / "method").glob("*.yaml") if path.stem != "bare")  # trains nothing
-CASES = [(path, family) for path in CONFIGS for family in DECODERS_ONLY.get(path.stem, tiny.FAMILIES)]
+CASES = [(path, family) for path in CONFIGS for family in FAMILIES_OF.get(path.stem, tiny.FAMILIES)]
 
 
 class LossRecorder(Callback):
