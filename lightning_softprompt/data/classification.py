@@ -10,6 +10,15 @@ from typing import Any, final
 import numpy as np
 
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
+from lightning_softprompt.data.labels import (
+    ClassNumbers,
+    GivenLabels,
+    composed,
+    first_columns,
+    is_missing,
+    is_written_list,
+    words_by_name,
+)
 from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.evaluation.classification import ClassificationEvaluation
 from lightning_softprompt.template import TARGET
@@ -34,7 +43,7 @@ class ClassificationDataModule(SoftPromptDataModule):
     def __init__(
         self,
         template: str = "{soft}{text}\nLabel: {target}",
-        labels: dict[str, str | list[str]] | list[str] | None = None,
+        labels: GivenLabels | None = None,
         label: str = "label",
         shots: int | None = None,
         balanced: bool = False,
@@ -53,16 +62,27 @@ class ClassificationDataModule(SoftPromptDataModule):
     @cached_property
     def words(self) -> dict[str, list[str]]:
         """For each class the words that stand for it, as the config has them."""
-        labels = self._labels if self._labels is not None else self._names()
-        spoken = labels.items() if isinstance(labels, dict) else [(name, name) for name in labels]
-        words = {name: [said] if isinstance(said, str) else list(said) for name, said in spoken}
+        labels = self._names() if self._labels is None else self._labels
+        words = words_by_name(labels, "labels")
         if len(words) < 2 or not all(words.values()):
-            raise ValueError(f"classification wants at least two classes, each with a word, got {words}")
+            raise ValueError(f"classification needs at least two classes, each with a word, got {words}")
         return words
 
     def _names(self) -> list[str]:
+        """The classes of the training rows, sorted. Rows without one are refused, or skipped, later."""
         rows = self.rows("train")
-        return sorted({str(row[self.label]) for row in rows if row.get(self.label) is not None})
+        if not any(self.label in row for row in rows):
+            raise ValueError(
+                f"no column {self.label!r} in the training rows, which have {first_columns(rows[0])}: set data.label "
+                "to the column that holds the class"
+            )
+        values = (row.get(self.label) for row in rows)
+        single = (value for value in values if not isinstance(value, list | tuple | Mapping))
+        return sorted({composed(str(v)) for v in single if not is_missing(v) and not is_written_list(v)})
+
+    @cached_property
+    def _numbers(self) -> ClassNumbers:
+        return ClassNumbers(list(self.words))
 
     @property
     def classes(self) -> Classes:
@@ -91,16 +111,14 @@ class ClassificationDataModule(SoftPromptDataModule):
         return Example(self.text(row), list(self.words.values())[label or 0][0], label)
 
     def _class(self, row: Mapping[str, Any]) -> int:
-        names = list(self.words)
         if self.label not in row:
-            raise ValueError(f"no column {self.label!r}; the row has {sorted(map(str, row))}: set label to another")
+            raise ValueError(f"no column {self.label!r}; the row has {first_columns(row)}: set label to another")
         value = row[self.label]
-        if str(value) in names:
-            return names.index(str(value))
-        number = int(value) if isinstance(value, str) and value.strip().isdecimal() else value
-        if isinstance(number, int) and not isinstance(number, bool) and 0 <= number < len(names):
-            return number
-        raise ValueError(f"unknown label {value!r}; labels are {names}, or their numbers")
+        if is_missing(value):
+            raise ValueError(f"column {self.label!r} has no label, got {value!r}; labels are {self._numbers.accepted}")
+        if (number := self._numbers.find(value)) is None:
+            raise ValueError(f"unknown label {value!r}; labels are {self._numbers.accepted}")
+        return number
 
     def chosen(self, examples: Sequence[Example]) -> Sequence[int]:
         """All rows, or `shots` of each class."""

@@ -14,6 +14,7 @@ from lightning_softprompt.data.batching import Order, ResumableLoader
 from lightning_softprompt.data.datamodule import Collate, SoftPromptDataModule, Split
 from lightning_softprompt.data.drawn import DrawnRows, NumberedByEpoch
 from lightning_softprompt.data.indexing import ensure_index
+from lightning_softprompt.data.labels import ClassNumbers, GivenLabels, words_by_name
 from lightning_softprompt.data.passage_rows import PASSAGES, PassageTemplate, RowWriter
 from lightning_softprompt.data.showing import Asked, Mode, Noise, PassageOrder, Showing
 from lightning_softprompt.evaluation.base import Evaluation
@@ -90,7 +91,7 @@ class RagQaDataModule(SoftPromptDataModule):
         question: str = "question",
         answers: str = "answers",
         gold: str = "positive_ids",
-        choices: dict[str, str] | list[str] | None = None,
+        choices: GivenLabels | None = None,
         abstain: str | None = None,
         target: Literal["first", "any"] = "first",
         cite: bool = False,
@@ -249,9 +250,10 @@ class RagQaDataModule(SoftPromptDataModule):
     def _chosen(self, asked: Asked, right: Sequence[str]) -> Asked:
         assert self.words is not None
         names = list(self.words)
-        if len(right) != 1 or right[0] not in names:
+        number = ClassNumbers(names).find_name(right[0]) if len(right) == 1 else None
+        if number is None:
             raise ValueError(f"column {self.answers!r} must name one of the choices {names}, got {list(right)}")
-        return replace(asked, target=self.words[right[0]], label=names.index(right[0]), references=tuple(right))
+        return replace(asked, target=self.words[names[number]], label=number, references=(names[number],))
 
     def _loader(self, name: Split, order: Order) -> ResumableLoader:
         if order != "shuffled" or not self.redraws:
@@ -261,7 +263,7 @@ class RagQaDataModule(SoftPromptDataModule):
         return ResumableLoader(rows, sampler, Collate(self.codec), num_workers=self.num_workers)
 
 
-def _spoken(choices: dict[str, str] | list[str] | None) -> dict[str, str] | None:
+def _spoken(choices: GivenLabels | None) -> dict[str, str] | None:
     """The word of each choice.
 
     Raises:
@@ -269,7 +271,7 @@ def _spoken(choices: dict[str, str] | list[str] | None) -> dict[str, str] | None
     """
     if choices is None:
         return None
-    words = dict(choices) if isinstance(choices, dict) else {name: name for name in choices}
-    if len(words) < 2 or not all(words.values()):
+    words = words_by_name(choices, "choices")
+    if len(words) < 2 or any(len(spoken) != 1 for spoken in words.values()):
         raise ValueError(f"choices must be two or more, each with a word, got {choices}")
-    return words
+    return {name: spoken[0] for name, spoken in words.items()}

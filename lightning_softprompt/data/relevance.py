@@ -8,6 +8,7 @@ from typing import Any, final
 from lightning_softprompt.data.classification import ClassificationDataModule
 from lightning_softprompt.data.datamodule import SoftPromptDataModule, Split
 from lightning_softprompt.data.indexing import ensure_index
+from lightning_softprompt.data.labels import words_by_name
 from lightning_softprompt.data.showing import Asked, Candidate, Showing
 from lightning_softprompt.data.sources import DataError, Row, Rows
 from lightning_softprompt.evaluation.base import Evaluation
@@ -51,7 +52,7 @@ class RelevanceDataModule(SoftPromptDataModule):
         self,
         retriever: Retriever,
         template: str = "{soft}Question: {question}\nPassage: {passage}\nDoes the passage answer it? {target}",
-        words: dict[str, str] | None = None,
+        words: dict[str, Any] | None = None,
         corpus: str | None = None,
         index_settings: IndexSettings | None = None,
         positives: int = 1,
@@ -63,7 +64,8 @@ class RelevanceDataModule(SoftPromptDataModule):
         **common: Any,
     ) -> None:
         super().__init__(template=template, truncate=["passage"], **common)
-        spoken = {IRRELEVANT: "no", RELEVANT: "yes"} if words is None else dict(words)
+        given = {IRRELEVANT: "no", RELEVANT: "yes"} if words is None else words
+        spoken = {name: listed[0] for name, listed in words_by_name(given, "words").items()}
         if set(spoken) != {IRRELEVANT, RELEVANT}:
             raise ValueError(f"words must say {IRRELEVANT} and {RELEVANT}, got {spoken}")
         if strange := set(self.template.columns) - set(COLUMNS):

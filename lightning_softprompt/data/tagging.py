@@ -9,6 +9,7 @@ from string import Formatter
 from typing import Any, cast, final
 
 from lightning_softprompt.data.datamodule import SoftPromptDataModule, Split
+from lightning_softprompt.data.labels import ClassNumbers, as_text, composed, first_columns, is_missing
 from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.evaluation.tagging import TaggingEvaluation
 from lightning_softprompt.template import TARGET
@@ -43,7 +44,7 @@ class TaggingDataModule(SoftPromptDataModule):
     def __init__(
         self,
         template: str | None = None,
-        tags: list[str] | None = None,
+        tags: list[Any] | None = None,
         tokens_column: str = "tokens",
         tags_column: str = "tags",
         **common: Any,
@@ -61,17 +62,27 @@ class TaggingDataModule(SoftPromptDataModule):
     @cached_property
     def names(self) -> tuple[str, ...]:
         """The tags in order."""
-        names = self._tags or self._found()
-        if len(set(names)) < 2 or len(set(names)) < len(names):
-            raise ValueError(f"tagging wants at least two tags, each once, got {names}; name them all in tags")
+        names = self._found() if self._tags is None else [as_text(tag, "tags") for tag in self._tags]
+        if len(set(map(composed, names))) < max(2, len(names)):
+            raise ValueError(f"tagging needs at least two tags, each once, got {names}; name them all in tags")
         return tuple(names)
 
+    @cached_property
+    def _tag_numbers(self) -> ClassNumbers:
+        return ClassNumbers(self.names)
+
     def _found(self) -> list[str]:
-        columns = [row.get(self.tags_column) for row in self.rows("train")]
+        rows = self.rows("train")
+        if not any(self.tags_column in row for row in rows):
+            raise ValueError(
+                f"no column {self.tags_column!r} in the training rows, which have {first_columns(rows[0])}: set "
+                "data.tags_column to the column that holds the tags"
+            )
+        columns = [row.get(self.tags_column) for row in rows]
         found = [tag for column in columns if isinstance(column, list) for tag in column]
         if any(type(tag) is int for tag in found):
             raise ValueError("tags of the training rows are numbers; name the tags in order in tags")
-        return sorted({tag for tag in found if isinstance(tag, str)})
+        return sorted({composed(tag) for tag in found if isinstance(tag, str) and not is_missing(tag)})
 
     @property
     def classes(self) -> Classes:
@@ -95,7 +106,7 @@ class TaggingDataModule(SoftPromptDataModule):
     def _listed(self, row: Mapping[str, Any], option: str, *kinds: type) -> list[Any]:
         column = getattr(self, option)
         if column not in row:
-            raise ValueError(f"no column {column!r}; the row has {sorted(map(str, row))}: set {option} to another")
+            raise ValueError(f"no column {column!r}; the row has {first_columns(row)}: set {option} to another")
         values = row[column]
         if isinstance(values, list) and all(type(value) in kinds for value in values):
             return values
@@ -107,10 +118,14 @@ class TaggingDataModule(SoftPromptDataModule):
         tags = self._listed(row, "tags_column", str, int)
         if len(tags) != len(words):
             raise ValueError(f"each word wants one tag, but there are {len(words)} words and {len(tags)} tags")
-        numbers = {said: number for number, name in enumerate(self.names) for said in (name, number)}
-        if unknown := [f"{tag!r} of {word!r}" for tag, word in zip(tags, words, strict=True) if tag not in numbers]:
-            raise ValueError(f"unknown tag {unknown[0]}; tags are {list(self.names)}: name all of them in tags")
-        return tuple(numbers[tag] for tag in tags)
+        numbers = [self._tag_numbers.find(tag) for tag in tags]
+        if None in numbers:
+            first = numbers.index(None)
+            raise ValueError(
+                f"unknown tag {tags[first]!r} of {words[first]!r}; tags are {self._tag_numbers.accepted}: name all of "
+                "them in tags"
+            )
+        return tuple(number for number in numbers if number is not None)
 
     def shown(self, name: Split, row: int) -> dict[str, Any]:
         """A row as a person reads it: `input` without soft tokens, and `target`, the tags, None where not known."""

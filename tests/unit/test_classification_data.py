@@ -67,7 +67,7 @@ def test_a_row_of_half_a_megabyte_is_cut_like_any_other(data):
     assert [len(row.ids) for row in module.split("train").encoded] == [12]  # the other is held out
 
 
-@pytest.mark.parametrize("label", ["neutral", 2, -1, "2", None, True, 0.0, ["negative"]])
+@pytest.mark.parametrize("label", ["neutral", 2, -1, "2", True, 0.0, ["negative"]])
 def test_an_unknown_label_names_its_file_and_line(data, tmp_path, label):
     file = written(tmp_path / "test.jsonl", rows_of([0, 1, label]))
     with pytest.raises(ValueError, match=r"test\.jsonl:3: unknown label .* labels are \['negative', 'positive'\]"):
@@ -77,6 +77,81 @@ def test_an_unknown_label_names_its_file_and_line(data, tmp_path, label):
 def test_a_number_that_is_a_name_means_the_name(data):
     module = data(labels=["1", "0"], test=rows_of(["0", "1"]))
     assert labels_of(module, "test") == [1, 0]
+
+
+@pytest.mark.parametrize("label", [None, "", " ", float("nan")])
+@pytest.mark.parametrize("labels", [LABELS, None], ids=["given", "inferred"])
+def test_a_row_without_a_label_is_a_bad_row_and_no_class(data, label, labels):
+    rows = rows_of(["negative", "positive", label])
+    module = data(labels=labels, train=rows, test=rows)
+    assert list(module.words) == ["negative", "positive"]
+    with pytest.raises(ValueError, match=r"row 2 of the given rows: column 'label' has no label, got"):
+        module.split("test")
+    assert labels_of(data(labels=labels, train=rows, test=rows, on_bad_row="skip"), "test") == [0, 1]
+
+
+@pytest.mark.parametrize("label", [["joy"], {"name": "joy"}, "['joy']"])
+def test_a_list_of_labels_is_no_class(data, label):
+    module = data(labels=None, train=rows_of(["sad", "good", label]), validation=rows_of(["sad"]))
+    assert list(module.words) == ["good", "sad"]
+    with pytest.raises(ValueError, match="row 2 of the given rows: unknown label"):
+        module.split("train")
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [{1: "good", 0: "bad"}, {"1": "good", "0": "bad"}, {"1": "good", 0: ["bad", "awful"]}],
+    ids=["numbers", "texts", "mixed"],
+)
+def test_names_are_text_whether_a_config_quotes_them_or_not(data, labels):
+    """Otherwise a row's number would be taken as a position, and classes change places."""
+    module = data(labels=labels, test=rows_of([1, 0, "1", "0"]))
+    assert labels_of(module, "test") == [0, 1, 0, 1]
+    assert list(module.words) == ["1", "0"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ({False: "bad", True: "good"}, "labels: a name or word is expected, got False.*put the word in quotes"),
+        ({"negative": False, "positive": True}, "labels, class 'negative': .*got False.*quotes"),
+        ({"negative": ["bad", None], "positive": "good"}, "labels, class 'negative': .*got None.*quotes"),
+        ([False, True], "labels: a name or word is expected, got False"),
+        ({"negative": "", "positive": "good"}, "labels, class 'negative': a name or word is empty, got ''"),
+        ({"": "bad", "positive": "good"}, "labels: a name or word is empty"),
+        ({1: "bad", "1": "good"}, "labels names the class '1' twice"),
+        (["não", "não"], "each class needs a name of its own"),
+    ],
+)
+def test_names_and_words_that_yaml_changed_or_that_are_empty_are_refused(data, labels, message):
+    with pytest.raises(ValueError, match=message):
+        data(labels=labels, test=rows_of([0])).split("test")
+
+
+def test_words_may_be_numbers(data):
+    module = data(labels={"negative": 0, "positive": 1}, test=rows_of(["positive"]))
+    assert module.words == {"negative": ["0"], "positive": ["1"]}
+
+
+@pytest.mark.parametrize("label", [0, "0", 6, "6"])
+def test_a_number_is_no_position_where_names_are_numerals(data, label):
+    labels = {"1": "bad", "2": "sad", "3": "fine", "4": "good", "5": "great"}
+    with pytest.raises(ValueError, match=r"row 1 .*unknown label .*; labels are \['1', '2', '3', '4', '5'\]$"):
+        data(labels=labels, test=rows_of([5, label])).split("test")
+
+
+@pytest.mark.parametrize("name", ["não", "não"], ids=["composed", "decomposed"])
+@pytest.mark.parametrize("label", ["não", "não"], ids=["composed", "decomposed"])
+def test_labels_are_the_same_in_composed_and_decomposed_unicode(data, name, label):
+    assert labels_of(data(labels={"sim": "good", name: "bad"}, test=rows_of([label])), "test") == [1]
+    rows = rows_of(["sim", name, label])
+    assert list(data(labels=None, train=rows).words) == ["não", "sim"]
+
+
+def test_a_label_column_that_no_training_row_has_is_named_with_the_option(data):
+    rows = [{"message": "warm", "category": "good"}]
+    with pytest.raises(ValueError, match=r"no column 'label' .*'category', 'message'.*set data\.label"):
+        _ = data(labels=None, train=rows).classes
 
 
 @pytest.mark.parametrize("column", ["text", "label"])

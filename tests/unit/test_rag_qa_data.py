@@ -332,6 +332,15 @@ def test_choices_are_classes(data):
         data([ROW], choices=["yes", "no"]).split("test")
 
 
+def test_choices_are_text_whether_a_config_quotes_them_or_not(data):
+    module = data([{**ROW, "answers": "0"}, {**ROW, "answers": "1"}], choices={1: "good", 0: "bad"})
+    assert [example.label for example in module.split("test").examples] == [1, 0]
+    with pytest.raises(ValueError, match=r"choices: a name or word is expected, got False.*quotes"):
+        data([ROW], choices={False: "bad", True: "good"})
+    with pytest.raises(ValueError, match=r"choices, class 'no': a name or word is empty"):
+        data([ROW], choices={"no": "", "yes": "good"})
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

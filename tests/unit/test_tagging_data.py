@@ -101,6 +101,29 @@ def test_tags_are_inferred_from_the_training_rows(data):
     assert module.split("test").examples[2].label == (0,)
 
 
+def test_numbers_are_no_positions_where_tags_are_numerals(data):
+    module = data(test=[{"tokens": ["a"], "tags": [1]}, {"tokens": ["a"], "tags": [0]}], tags=["1", "2"])
+    with pytest.raises(ValueError, match=r"row 1 .*unknown tag 0 of 'a'; tags are \['1', '2'\]: name"):
+        module.split("test")
+    assert data(test=[{"tokens": ["a"], "tags": [1]}], tags=[1, 2]).split("test").examples[0].label == (0,)
+
+
+def test_an_empty_tag_is_no_tag(data):
+    rows = [{"tokens": ["a", "dog"], "tags": ["O", "B"]}, {"tokens": ["a"], "tags": [""]}]
+    module = data(test=rows, train=rows, tags=None)
+    assert module.names == ("B", "O")
+    with pytest.raises(ValueError, match=r"row 1 .*unknown tag '' of 'a'"):
+        module.split("test")
+    with pytest.raises(ValueError, match=r"tags: a name or word is empty"):
+        _ = data(test=rows, tags=["O", ""]).names
+
+
+def test_a_tags_column_that_no_training_row_has_is_named_with_the_option(data):
+    rows = [{"tokens": ["a"], "ner_tags": ["O"]}]
+    with pytest.raises(ValueError, match=r"no column 'tags' in the training rows, .*'ner_tags'.*data\.tags_column"):
+        _ = data(test=rows, train=rows, tags=None).names
+
+
 def test_rows_to_be_predicted_need_no_tags(data):
     module = data(predict=[{"tokens": ["a", "dog"]}, {"tokens": ["dull"], "tags": "what"}])
     (batch,) = module.predict_dataloader()
