@@ -14,11 +14,11 @@ from lightning_softprompt.data.labels import (
     ClassNumbers,
     GivenLabels,
     composed,
-    first_columns,
     is_missing,
     is_written_list,
     words_by_name,
 )
+from lightning_softprompt.data.sources import first_columns
 from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.evaluation.classification import ClassificationEvaluation
 from lightning_softprompt.template import TARGET

@@ -118,13 +118,3 @@ def as_text(value: object, where: str) -> str:
     if is_missing(value):
         raise ValueError(f"{where}: a name or word is empty, got {value!r}; give a text")
     return str(value)
-
-
-def first_columns(row: Mapping[Any, Any], most: int = 20) -> str:
-    """The names of a row's columns, for messages.
-
-    >>> first_columns({"b": 1, "a": 2}), first_columns({"b": 1, "a": 2}, most=1)
-    ("['a', 'b']", "['a'] and 1 more")
-    """
-    names = sorted(map(str, row))
-    return f"{names[:most]}{f' and {len(names) - most} more' if len(names) > most else ''}"

@@ -9,7 +9,8 @@ from string import Formatter
 from typing import Any, cast, final
 
 from lightning_softprompt.data.datamodule import SoftPromptDataModule, Split
-from lightning_softprompt.data.labels import ClassNumbers, as_text, composed, first_columns, is_missing
+from lightning_softprompt.data.labels import ClassNumbers, as_text, composed, is_missing
+from lightning_softprompt.data.sources import first_columns
 from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.evaluation.tagging import TaggingEvaluation
 from lightning_softprompt.template import TARGET

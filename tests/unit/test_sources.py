@@ -1,7 +1,12 @@
+import bz2
+import csv
+import gzip
 import io
 import json
+import lzma
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -58,7 +63,7 @@ def test_rows_in_memory_are_taken_as_they_are():
     rows = read_rows(ROWS)
     assert rows[1] is ROWS[1]
     assert (len(rows), rows.where(1)) == (2, "row 1 of the given rows")
-    with pytest.raises(DataError, match=r"row 1 of the given rows: wanted columns and their values, got str 'text'"):
+    with pytest.raises(DataError, match=r"row 1 of the given rows: expected columns and their values, got str 'text'"):
         read_rows([ROWS[0], "text"])
 
 
@@ -78,11 +83,11 @@ def test_where_names_the_first_line_of_a_cell_that_holds_line_breaks(tmp_path):
 
 BAD_ROWS = {
     "broken JSON": ("a.jsonl", b'{"text": "a"}\n{"text": \n{"text": "b"}\n', 2),
-    "wanted a JSON object, got list": ("a.jsonl", b'{"text": "a"}\n[1]\n{"text": "b"}\n', 2),
+    "expected a JSON object, got list": ("a.jsonl", b'{"text": "a"}\n[1]\n{"text": "b"}\n', 2),
     "not UTF-8": ("a.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n{"text": "b"}\n', 2),
     "surrogates not allowed": ("a.jsonl", b'{"text": "a"}\n{"text": "\\uD800"}\n{"text": "b"}\n', 2),
-    r"wanted 1 cells.*got 2": ("a.csv", b"text\na\nx,y\nb\n", 3),
-    r"wanted 2 cells.*got 1": ("a.tsv", b"text\tlabel\na\t0\nx\nb\t1\n", 3),
+    r"expected 1 cells.*got 2": ("a.csv", b"text\na\nx,y\nb\n", 3),
+    r"expected 2 cells.*got 1": ("a.tsv", b"text\tlabel\na\t0\nx\nb\t1\n", 3),
     "broken quoting": ("a.csv", b'text\na\n"x"y\nb\n', 3),
     r"not UTF-8 ": ("a.csv", b"text\na\n\xff\nb\n", 3),
 }
@@ -117,7 +122,7 @@ def test_half_a_surrogate_pair_in_a_list_is_a_bad_row_and_a_whole_one_is_not(tmp
         read_rows(path)
     rows = read_rows(path, on_bad_row="skip")
     assert [row["text"] for row in rows] == ["\U0001f600", "b"]
-    assert [reason.rpartition("a.json: ")[2][:8] for reason in rows.skipped] == ["not UTF-", "wanted c"]
+    assert [reason.rpartition("a.json: ")[2][:8] for reason in rows.skipped] == ["not UTF-", "expected"]
 
 
 def test_a_quote_that_never_ends_is_told_where_it_begins(tmp_path):
@@ -155,7 +160,7 @@ def test_a_file_of_bad_rows_only_is_an_error_although_they_may_be_skipped(tmp_pa
         ("a.csv", b"te\xfft\na\n", r"a.csv:1: not UTF-8"),
         ("a.json", '[\n{"text": "a"},\n{"text": \n]', r"a.json:4: broken JSON"),
         ("a.parquet", "PAR1 no", r"a.parquet is no Parquet file"),
-        ("a.xlsx", "PK", r"a.xlsx is of no known kind; wanted one of .jsonl"),
+        ("a.xlsx", "PK", r"a.xlsx is of no known kind; expected one of .jsonl"),
     ],
 )
 def test_a_file_that_is_wrong_as_a_whole_is_an_error(tmp_path, name, content, message):
@@ -261,3 +266,314 @@ def test_reading_needs_neither_torch_nor_datasets(tmp_path):
         f"read_rows({str(path)!r}); assert not {{'torch', 'datasets', 'pyarrow'}} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# Layouts of folders
+
+
+def texts(rows):
+    return [row["text"] for row in rows]
+
+
+def save(folder, *names):
+    """Files of one row each, whose text is the file's name."""
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = json_lines([{"text": name}]).encode()
+        path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+
+
+LAYOUTS = {
+    "shards": ["train-00000-of-00002.jsonl", "train-00001-of-00002.jsonl"],
+    "shards with a hash": ["train-00000-of-00001-0a1b2c3d4e5f6789.jsonl"],
+    "below data": ["data/train-00000-of-00001.jsonl"],
+    "plainly below data": ["data/train.jsonl"],
+    "a folder for the split": ["train/part-0.jsonl", "train/part-1.jsonl"],
+    "shards in a folder for the split": ["train/0-00000-of-00002.jsonl", "train/0-00001-of-00002.jsonl"],
+    "a folder for the split below data": ["data/train/a.jsonl"],
+    "the folder of a configuration": ["plain_text/train-00000-of-00001.jsonl"],
+    "compressed": ["train.jsonl.gz"],
+    "capitals": ["Train.jsonl"],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_folder_may_be_laid_out_as_on_the_hub(tmp_path, layout):
+    save(tmp_path, *LAYOUTS[layout], "README.jsonl.md", ".cache/train.jsonl")
+    save(tmp_path, *[name.replace("rain", "est") for name in LAYOUTS[layout]])
+    assert texts(read_rows(tmp_path, "train")) == LAYOUTS[layout]
+    with pytest.raises(DataError, match=r"has the splits \[.*\], wanted 'validation'"):
+        read_rows(tmp_path, "validation")
+
+
+def test_files_that_lie_deeper_do_not_become_splits_of_a_folder_that_has_some(tmp_path):
+    save(tmp_path, "train.jsonl", "old/validation.jsonl", "data/dev.jsonl")
+    with pytest.raises(DataError, match=r"has the splits \['train'\], wanted 'validation'"):
+        read_rows(tmp_path, "validation")
+    save(tmp_path, "validation/a.jsonl")
+    assert texts(read_rows(tmp_path, "validation")) == ["validation/a.jsonl"]
+
+
+def test_a_split_that_lacks_a_shard_is_refused(tmp_path):
+    save(tmp_path, "train-00000-of-00003.jsonl", "train-00002-of-00003.jsonl")
+    with pytest.raises(DataError, match=r"one of 3 files, but number 1 of them is missing"):
+        read_rows(tmp_path, "train")
+
+
+def test_several_configurations_are_not_guessed_from(tmp_path):
+    save(tmp_path, "cola/train-00000-of-00001.jsonl", "sst2/train-00000-of-00001.jsonl")
+    with pytest.raises(DataError, match=r"has the split in the folders \['cola', 'sst2'\]. Name one of them"):
+        read_rows(tmp_path, "train")
+    assert len(read_rows(tmp_path / "sst2", "train")) == 1
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress], ids=["gz", "bz2", "xz"])
+def test_compressed_files_are_read_and_broken_ones_named(tmp_path, compress):
+    suffix = {gzip.compress: "gz", bz2.compress: "bz2", lzma.compress: "xz"}[compress]
+    content = compress(CONTENTS["a.csv"].encode())
+    path = write(tmp_path / f"a.csv.{suffix}", content)
+    assert list(read_rows(path)) == ROWS
+    assert read_rows(path).where(1) == f"{path}:3"
+    with pytest.raises(DataError, match=rf"a.csv.{suffix} is a broken .{suffix} file.*Write it again"):
+        read_rows(write(path, content[:-9]))
+
+
+# Several files
+
+
+def test_several_files_are_read_one_after_the_other(tmp_path):
+    first = write(tmp_path / "a.jsonl", '{"text": "a"}\nbroken\n{"text": "b"}\n')
+    second = write(tmp_path / "b.csv", "text\nc\n")
+    for source in ([str(first), str(second)], str(tmp_path / "*.*"), [str(tmp_path / "a*"), second]):
+        rows = read_rows(source, on_bad_row="skip")
+        assert texts(rows) == ["a", "b", "c"]
+        assert [rows.where(i) for i in range(3)] == [f"{first}:1", f"{first}:3", f"{second}:2"]
+        origins = [rows.origin(i) for i in range(3)]
+        assert [(origin.file, origin.index) for origin in origins] == [
+            (str(first), 0),
+            (str(first), 2),
+            (str(second), 0),
+        ]
+        assert [rows.only([2]).where(0), *rows.skipped][0] == f"{second}:2"
+        assert len(rows.skipped) == 1
+
+
+def test_a_pattern_or_list_without_files_is_an_error(tmp_path):
+    with pytest.raises(DataError, match=r"no file matches .*/\*.jsonl"):
+        read_rows(str(tmp_path / "*.jsonl"))
+    save(tmp_path, "train.jsonl")
+    with pytest.raises(DataError, match=r"trian.jsonl does not exist. Did you mean train.jsonl"):
+        read_rows([str(tmp_path / "train.jsonl"), str(tmp_path / "trian.jsonl")])
+    with pytest.raises(DataError, match=r"is a folder; name its files"):
+        read_rows([str(tmp_path)])
+
+
+def test_a_file_whose_name_looks_like_a_pattern_is_read(tmp_path):
+    save(tmp_path, "a[1].jsonl")
+    assert texts(read_rows(str(tmp_path / "a[1].jsonl"))) == ["a[1].jsonl"]
+
+
+# Indices
+
+
+def test_rows_keep_their_index_in_the_source_where_others_were_left_out(tmp_path):
+    path = write(tmp_path / "a.jsonl", '{"text": "a"}\n\nbroken\n{"text": "b"}\n')
+    rows = read_rows(path, on_bad_row="skip")
+    assert [rows.origin(i).index for i in range(2)] == [0, 2]
+    assert [rows.only([1]).origin(0).index, rows.only([1]).where(0)] == [2, f"{path}:4"]
+    assert read_rows(ROWS).origin(1).index == 1
+
+
+def test_columns_may_be_renamed(tmp_path):
+    rows = read_rows(write(tmp_path / "a.csv", "Review Text,text,target\na,b,c\n")).renamed(
+        {"Review Text": "text", "target": "label"}
+    )
+    assert list(rows) == [{"text": "a", "label": "c"}]
+    assert read_rows([{"text": "b"}]).renamed({"review": "text"})[0] == {"text": "b"}
+    assert read_rows([{"a": 1, "b": 2}]).renamed({"a": "b", "b": "a"})[0] == {"b": 1, "a": 2}
+
+
+# CSV and TSV
+
+
+def csv_lines(count):
+    return [f"film {number},{'positive' if number % 2 else 'negative'}" for number in range(count)]
+
+
+STRAY = '"he said so,negative'
+
+
+@pytest.mark.parametrize(
+    ("after", "kept", "lost"),
+    [
+        (csv_lines(40), 40, 1),
+        ([*csv_lines(20), '"a, b",positive', *csv_lines(20)], 41, 1),
+        ([*csv_lines(20), '"two\nlines, both",positive', *csv_lines(20)], 41, 1),
+        ([*csv_lines(3), 'an "odd" one,negative', '"a, b",positive'], 5, 1),
+        ([*csv_lines(3), 'an ""odd"" one,negative', '"a, b",positive'], 4, 2),
+        ([*csv_lines(3), '"a ""b"", c",negative', '"a, b",positive', STRAY, *csv_lines(2)], 7, 2),
+    ],
+    ids=["to the end", "to a quoted cell", "to a cell of two lines", "marks within", "doubled", "twice"],
+)
+def test_a_stray_quotation_mark_loses_its_line_alone(tmp_path, after, kept, lost):
+    path = write(tmp_path / "a.csv", "\n".join(["text,label", *csv_lines(2), STRAY, *after]) + "\n")
+    with pytest.raises(DataError, match=r"a.csv:4: broken quoting: .*the cell is not closed before line \d+"):
+        read_rows(path)
+    rows = read_rows(path, on_bad_row="skip")
+    assert (len(rows), len(rows.skipped)) == (2 + kept, lost)
+    assert {row["label"] for row in rows} == {"positive", "negative"}
+    lines = path.read_text().split("\n")
+    for i, row in enumerate(rows):
+        number = int(rows.where(i).rpartition(":")[2])
+        assert row["text"].split("\n")[0].split(" ")[0].strip('"') in lines[number - 1]
+
+
+def test_what_follows_a_broken_cell_of_several_lines_is_not_taken_for_a_row(tmp_path):
+    path = write(tmp_path / "a.csv", 'text,label\n"one\ntwo three" four,positive\nfun,negative\n')
+    rows = read_rows(path, on_bad_row="skip")
+    assert texts(rows) == ["fun"]
+    assert [reason.split(": ")[0] for reason in rows.skipped] == [f"{path}:2", f"{path}:3"]
+
+
+def test_rows_within_a_quoted_cell_are_worth_a_warning(tmp_path, caplog):
+    """A stray mark whose cell happens to be closed cannot be told from a cell with line breaks."""
+    lines = ["text,label", STRAY, *csv_lines(5), 'so he said",positive', '"a\nb\nc\nd\ne",negative', ""]
+    rows = read_rows(write(tmp_path / "a.csv", "\n".join(lines)))
+    assert len(rows) == 2
+    (record,) = caplog.records
+    assert "a.csv:2: one row takes lines 2 to 8" in record.getMessage()
+
+
+def test_a_header_with_a_stray_quotation_mark_is_refused_and_no_row_takes_its_place(tmp_path):
+    with pytest.raises(DataError, match=r"a.csv:1: broken quoting.*Fix the first line"):
+        read_rows(write(tmp_path / "a.csv", 'text,"la"bel\na,b\n'), on_bad_row="skip")
+
+
+def test_a_table_of_many_columns_is_read_in_linear_time(tmp_path):
+    names = [f"c{number}" for number in range(200_000)]
+    started = time.perf_counter()
+    (row,) = read_rows(write(tmp_path / "a.csv", f"{','.join(names)}\n{','.join(names)}\n"))
+    assert len(row) == 200_000
+    with pytest.raises(DataError, match=r"a.csv:2: expected 200000 cells.* and 199980 more, got 1") as refused:
+        read_rows(write(tmp_path / "a.csv", f"{','.join(names)}\nx\n"))
+    assert len(str(refused.value)) < 1000
+    assert time.perf_counter() - started < 30  # hours, if each name is looked for among all
+
+
+@pytest.mark.parametrize("text", ['He said "hi"', '"hi"', "a\ttab", "two\nlines", '"', 'ends with "'])
+def test_quoted_cells_of_tsv_are_read_as_they_were_written(tmp_path, text):
+    path = tmp_path / "a.tsv"
+    with path.open("w", newline="") as file:
+        table = csv.writer(file, delimiter="\t", lineterminator="\n")
+        table.writerows([["text", "label"], [text, "positive"], ["plain", "negative"]])
+    assert texts(read_rows(path)) == [text, "plain"]
+
+
+@pytest.mark.parametrize("line", ['"wow"\t1', '"wow\t1', '"a "b" c"\t1', '"a ""b"" c\t1', 'say ""what""\t1'])
+def test_tsv_that_is_not_quoted_keeps_its_quotation_marks(tmp_path, line):
+    path = write(tmp_path / "a.tsv", f"text\tlabel\n{line}\nfun\t0\n")
+    assert texts(read_rows(path)) == [line.split("\t")[0], "fun"]
+
+
+# JSON files
+
+
+SQUAD = {
+    "version": "1.1",
+    "data": [
+        {"title": "t", "paragraphs": [{"context": "c", "qas": [
+            {"id": "1", "question": "What?", "answers": [{"text": "a", "answer_start": 0}]},
+            {"id": "2", "question": "Who?", "answers": [], "is_impossible": True},
+        ]}]},
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_the_official_files_of_squad_give_the_rows_of_the_hub(tmp_path, indent):
+    rows = read_rows(write(tmp_path / "a.json", json.dumps(SQUAD, indent=indent)))
+    common = {"title": "t", "context": "c"}
+    assert list(rows) == [
+        {**common, "id": "1", "question": "What?", "answers": {"text": ["a"], "answer_start": [0]}},
+        {**common, "id": "2", "question": "Who?", "answers": {"text": [], "answer_start": []}, "is_impossible": True},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "wanted"),
+    [
+        ('{"version": "x", "data": [{"text": "a"}]}', [{"text": "a"}]),
+        ('{"text": "a", "data": [1]}', [{"text": "a", "data": [1]}]),
+        ('{"text": "a"}', [{"text": "a"}]),
+        ('{\n "text": "a"\n}\n{\n "text": "b"\n}\n', [{"text": "a"}, {"text": "b"}]),
+        ('{"text":\n "a"} {"text": "b"}', [{"text": "a"}, {"text": "b"}]),
+    ],
+)
+def test_objects_of_a_json_file_may_take_several_lines_or_wrap_their_rows(tmp_path, content, wanted):
+    assert list(read_rows(write(tmp_path / "a.json", content))) == wanted
+
+
+def test_objects_over_several_lines_are_named_by_their_first(tmp_path):
+    path = write(tmp_path / "a.json", '{\n "text": "a"\n}\n\n{\n "text": "b"\n}\n')
+    assert read_rows(path).where(1) == f"{path}:5"
+    with pytest.raises(DataError, match=r"a.json:3: broken JSON: .*Fix the file"):
+        read_rows(write(path, '{\n "text": "a",\n}\n'))
+
+
+# Standard input and text files
+
+
+@pytest.mark.parametrize(
+    ("content", "wanted"),
+    [
+        ('[{"text":"a warm film"},{"text":"dull"}]', [{"text": "a warm film"}, {"text": "dull"}]),
+        ('[\n  {\n    "text": "a"\n  }\n]\n', [{"text": "a"}]),
+        ('{\n  "text": "a",\n  "n": 1\n}\n{\n  "text": "b"\n}\n', [{"text": "a", "n": 1}, {"text": "b"}]),
+        ('{"text": "a",\n "n": 1}\n', [{"text": "a", "n": 1}]),
+        ('["a warm film", "dull"]', [{"text": "a warm film"}, {"text": "dull"}]),
+        ("text,label\n\"a, b\",x\nc,y\n", [{"text": "a, b", "label": "x"}, {"text": "c", "label": "y"}]),
+        ("label\ttext\nx\ta\n", [{"text": "a", "label": "x"}]),
+        ("text\na\nb\n", [{"text": "a"}, {"text": "b"}]),
+        ("text, or not\nb, c\n", [{"text": "text, or not"}, {"text": "b, c"}]),
+        ('{"quote"} is a set literal\n', [{"text": '{"quote"} is a set literal'}]),
+        ('words\n{"a", "b"} is a set\n', [{"text": "words"}, {"text": '{"a", "b"} is a set'}]),
+        ("{} is empty\n", [{"text": "{} is empty"}]),
+        ("[1] Knuth\n[2] Lamport\n", [{"text": "[1] Knuth"}, {"text": "[2] Lamport"}]),
+        ("[1]\n", [{"text": "[1]"}]),
+        ('{"text": "a"}\n\nplain\n', [{"text": "a"}, {"text": "plain"}]),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("bom", ["", "\ufeff"], ids=["plain", "bom"])
+def test_standard_input_and_text_files_may_be_json_a_table_or_text(tmp_path, monkeypatch, content, wanted, bom):
+    pipe(monkeypatch, (bom + content).encode())
+    assert list(read_rows("-", columns=["text"])) == wanted
+    assert list(read_rows(write(tmp_path / "a.txt", bom + content), columns=["text"])) == wanted
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('[{"text": "a"},\n {"text": ]', "standard input:2: broken JSON"),
+        ('{\n "text": "a"\n', "standard input:3: broken JSON"),
+        ('words\n{"text: "a"}\n', "standard input:2: broken JSON"),
+        ('[{"text": "a"}, 1]', "row 1 of standard input: expected columns and their values, got int 1"),
+        ("text,label\na\n", "standard input:2: expected 2 cells"),
+    ],
+)
+def test_broken_json_and_tables_on_standard_input_are_refused(monkeypatch, content, message):
+    pipe(monkeypatch, content.encode())
+    with pytest.raises(DataError, match=message):
+        read_rows("-", columns=["text"])
+
+
+def test_plain_text_becomes_the_column_that_is_needed(monkeypatch):
+    for columns, name in ((["question"], "question"), (["a", "b"], "text"), ([], "text")):
+        pipe(monkeypatch, b"Who?\n")
+        assert list(read_rows("-", columns=columns)) == [{name: "Who?"}]
+
+
+def test_plain_text_that_looks_like_a_table_is_worth_a_warning(monkeypatch, caplog):
+    pipe(monkeypatch, b"review,label\ngood,1\n")
+    assert len(read_rows("-", columns=["text"])) == 2
+    assert "looks like the columns of a table" in caplog.text
