@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from hashlib import sha256
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 
 import torch
@@ -16,6 +15,14 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from lightning_softprompt.backbones.codec import Codec
+from lightning_softprompt.backbones.fingerprint import (
+    WeightFiles,
+    fingerprint,
+    model_digest,
+    sampled_digest,
+    tokenizer_digest,
+    versions,
+)
 from lightning_softprompt.backbones.gated import save_gates
 from lightning_softprompt.backbones.generation import special_tokens_only
 from lightning_softprompt.backbones.head import Head, States
@@ -106,6 +113,8 @@ class Backbone(nn.Module, ABC):
         if model.can_generate():
             model.generation_config = special_tokens_only(model.generation_config)
         self.opened: str | None = None  # the fingerprint, where a baseline changes the weights, or they are shared out
+        self._opened_sample: str | None = None
+        self.files: WeightFiles | None = None  # what the weights were loaded from
         self.turns: Turns | None = None  # how processes that share the layers run them
         self.train()
         if not spec.compiled:  # which fuses them itself
@@ -117,6 +126,8 @@ class Backbone(nn.Module, ABC):
             compile_layers(model)
         if spec.checkpointing:
             recompute_layers(model)
+        self._loaded = versions(model)
+        self._hashed: tuple[tuple[int, ...], str] | None = None  # the weights' digest, and the state it belongs to
 
     def train(self, mode: bool = True) -> Self:
         """Stays in evaluation mode: dropout in a frozen model would only add noise to the prompt's gradient."""
@@ -278,7 +289,7 @@ class Backbone(nn.Module, ABC):
             )
 
     def open(self) -> None:
-        """Lets a baseline change the weights. Prompts go on to belong to what they were.
+        """Lets a baseline change the weights. Prompts still belong to the weights before the change.
 
         Raises:
             ValueError: If they are laid out, or held in few bits, for reading only.
@@ -287,20 +298,44 @@ class Backbone(nn.Module, ABC):
             raise ValueError("weights that are to change cannot be quantised; leave backbone.quantization out")
         if self.prepacked:
             raise ValueError("weights that are to change cannot be laid out beforehand; set backbone.compute to plain")
-        self.opened = self.fingerprint()
+        self.pin_fingerprint()
+
+    def pin_fingerprint(self) -> None:
+        """Keeps the fingerprint as it is now, before a baseline changes the weights or processes share them out."""
+        self.opened, self._opened_sample = self.fingerprint(), self.sampled_fingerprint()
 
     def fingerprint(self) -> str:
-        """A hash of architecture and weights that ties prompts to them: the same in every precision, but quantised."""
+        """A digest of all weights, the configuration and the tokenizer, which ties prompts to them.
+
+        It is the same in every precision. Quantized weights are marked as such.
+        """
         if self.opened is not None:
             return self.opened
-        config = self.model.config
-        shape = f"{config.model_type}|{config.vocab_size}|{self.hidden_size}"
-        digest = sha256(shape.encode())
-        for name, weight in sorted(self.model.named_parameters())[::7]:
-            values = self.quantized[name].weight(torch.float32) if name in self.quantized else weight.detach()
-            sample = values.flatten()[:: max(1, weight.numel() // 256)].to("cpu", torch.bfloat16)
-            digest.update(name.encode() + sample.view(torch.int16).numpy().tobytes())
-        return digest.hexdigest()[:16]
+        state = versions(self.model)
+        if self._hashed is None or self._hashed[0] != state:
+            self._hashed = state, self._weights_digest(state)
+        return fingerprint(self._hashed[1], self.tokenizer_digest, self.spec.quantization)
+
+    def _weights_digest(self, state: tuple[int, ...]) -> str:
+        if self.files is not None and self._loaded == state and self.files.unchanged:
+            return self.files.digest()
+        return model_digest(self.model, self._held_values)
+
+    def _held_values(self, name: str, weight: Tensor) -> Tensor:
+        return self.quantized[name].weight(torch.float32) if name in self.quantized else weight
+
+    @cached_property
+    def tokenizer_digest(self) -> str:
+        """A digest of what decides how text becomes tokens."""
+        return tokenizer_digest(self.codec.tokenizer)
+
+    def sampled_fingerprint(self) -> str:
+        """The fingerprint as earlier versions computed it, from a sample of the weights."""
+        if self._opened_sample is not None:
+            return self._opened_sample
+        names = sorted(self.model.named_parameters())[::7]
+        sample = ((name, self._held_values(name, weight), weight.numel()) for name, weight in names)
+        return sampled_digest(sample, self.model.config, self.hidden_size)
 
 
 def answer_positions(batch: Batch) -> Tensor:

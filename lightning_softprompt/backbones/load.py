@@ -5,15 +5,21 @@ GGUF files are converted once to safetensors and kept in the user's cache, since
 
 from __future__ import annotations
 
+import atexit
+import json
 import logging
+import shutil
+import tempfile
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from platformdirs import user_cache_path
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -24,16 +30,19 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.utils import logging as transformers_logging
+from transformers.utils.hub import cached_file
 
 from lightning_softprompt.backbones.base import Backbone, BackboneSpec
 from lightning_softprompt.backbones.causal import CausalBackbone
 from lightning_softprompt.backbones.codec import Codec
+from lightning_softprompt.backbones.fingerprint import WeightFiles, weight_files
 from lightning_softprompt.backbones.masked import MaskedBackbone
 from lightning_softprompt.backbones.quantized import quantization_config, refuse_with_quantized
 from lightning_softprompt.backbones.seq2seq import Seq2SeqBackbone
-from lightning_softprompt.folders import fill
+from lightning_softprompt.folders import fill, write_whole
 
 log = logging.getLogger(__name__)
+DIGESTS = "digests.json"  # what a converted backbone consists of
 
 # The first family that claims a configuration has it.
 FAMILIES: dict[type[Backbone], type] = {
@@ -94,7 +103,18 @@ def load_backbone(spec: BackboneSpec) -> Backbone:
         )
     family = family_of(config)
     model = _model(place, FAMILIES[family])
-    return family(model, _codec(place), spec)
+    backbone = family(model, _codec(place), spec)
+    backbone.files = _weight_files(place)
+    return backbone
+
+
+def _weight_files(place: BackboneSpec) -> WeightFiles | None:
+    """The files that a model was loaded from, in its folder or in the cache of the hub."""
+    folder = Path(place.name)
+    if not folder.is_dir():
+        config = cached_file(place.name, "config.json", revision=place.revision, local_files_only=True)
+        folder = Path(str(config)).parent
+    return WeightFiles(folder) if weight_files(folder) else None
 
 
 def located(spec: BackboneSpec) -> BackboneSpec:
@@ -117,7 +137,7 @@ def located(spec: BackboneSpec) -> BackboneSpec:
 
 def _packaged(spec: BackboneSpec, package: Package) -> BackboneSpec:
     kept = cache_folder() / spec.name
-    if kept.is_dir():
+    if is_intact(kept):
         return replace(spec, name=str(kept), gguf_file=None, revision=None)
     found = find_spec(package.module)
     if found is None or found.origin is None:
@@ -132,10 +152,42 @@ def _packaged(spec: BackboneSpec, package: Package) -> BackboneSpec:
 
 def _converted(spec: BackboneSpec, file: Path, key: str) -> BackboneSpec:
     kept = cache_folder() / key
-    if not kept.is_dir():
+    if not is_intact(kept):
+        kept = _keep_converted(file, kept)
+    return replace(spec, name=str(kept), gguf_file=None, revision=None)
+
+
+def _keep_converted(file: Path, kept: Path) -> Path:
+    """Converts a file into the cache, or into a temporary folder of this process where the cache cannot be written."""
+    try:
+        if kept.exists():
+            log.warning("%s is damaged and is converted again", kept)
+            shutil.rmtree(kept)
         log.info("converting %s to safetensors, once, into %s", file.name, kept)
         fill(kept, lambda folder: _convert(file, folder))
-    return replace(spec, name=str(kept), gguf_file=None, revision=None)
+    except OSError as error:
+        temporary = Path(tempfile.mkdtemp(prefix="softprompt-"))
+        atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+        log.warning("%s cannot be written (%s): converting into %s for this process", kept, error.strerror, temporary)
+        kept = temporary / kept.name
+        kept.mkdir()
+        _convert(file, kept)
+    return kept
+
+
+def is_intact(kept: Path) -> bool:
+    """Whether a converted backbone is as it was written; earlier versions wrote no digests to compare with."""
+    if not (kept / DIGESTS).is_file():
+        return kept.is_dir() and bool(weight_files(kept))
+    try:
+        return bool(json.loads((kept / DIGESTS).read_bytes()) == _digests(kept))
+    except (OSError, ValueError, SafetensorError):
+        return False
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    tokenizer = sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
+    return {"weights": WeightFiles(folder).digest(), "tokenizer": tokenizer}
 
 
 def cache_folder() -> Path:
@@ -144,6 +196,11 @@ def cache_folder() -> Path:
 
 
 def _convert(file: Path, folder: Path) -> None:
+    _convert_weights(file, folder)
+    write_whole(folder / DIGESTS, json.dumps(_digests(folder)).encode())
+
+
+def _convert_weights(file: Path, folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     # The weights were dequantized, but save_pretrained would still refuse them.

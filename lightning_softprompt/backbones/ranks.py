@@ -122,7 +122,7 @@ def share_out(backbone: Backbone, mesh: DeviceMesh) -> None:
     """
     layers: list[nn.Module] = [m for m in backbone.model.modules() if isinstance(m, GradientCheckpointingLayer)]
     _check(backbone, layers)
-    backbone.opened = backbone.fingerprint()
+    backbone.pin_fingerprint()
     small = twin(backbone.model.config, backbone.spec, narrowest(backbone.model.config), 4)
     with torch.no_grad():
         small.states(made_rows(small, 2, 24))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import struct
 import zlib
@@ -20,7 +21,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lightning_softprompt.backbones.base import Backbone
+from lightning_softprompt.backbones.fingerprint import SAMPLED, differing_part
 
+log = logging.getLogger(__name__)
 SEED = "seed"  # key of a checkpoint that says what the run's random numbers began with
 REPLICAS = "replicas"  # what the tensors of several prompts are named by, with their numbers
 BACKBONE = "backbone"  # key of a checkpoint and of a header that says what the prompt was trained on
@@ -78,18 +81,31 @@ def weights_identity(tensors: Mapping[str, Tensor]) -> str:
 
 
 def check_backbone(saved: Mapping[str, Any], backbone: Backbone, path: Path | str) -> None:
-    """Refuses to load onto a backbone whose weights differ; the same weights under another name are fine.
+    """Refuses to load onto a backbone whose weights or tokenizer differ; the same ones under another name are fine.
+
+    Fingerprints of earlier versions, which sampled the weights, are compared as those versions did, with a warning.
 
     Raises:
         ValueError: Naming both backbones.
     """
+    before = str(saved.get("fingerprint"))
+    if before == backbone.spec.stands_for:
+        return
+    if SAMPLED.fullmatch(before) and before == backbone.sampled_fingerprint():
+        log.warning(
+            "%s was written by an earlier version, whose fingerprint covers a sample of the backbone's weights and not "
+            "its tokenizer; nothing more could be compared", path,
+        )  # fmt: skip
+        return
     here = identity(backbone)
-    if saved.get("fingerprint") not in (here["fingerprint"], backbone.spec.stands_for or here["fingerprint"]):
-        raise ValueError(
-            f"{path} was trained on {_said(saved)}, but the backbone here is {_said(here)}; a prompt means nothing to "
-            f"other weights: set backbone.name (and revision, and quantization) to the former. Where one is the other, "
-            f"quantised, the prompt can be had as it is: --backbone.stands_for {saved.get('fingerprint')}"
-        )
+    if before == here["fingerprint"]:
+        return
+    difference = "" if SAMPLED.fullmatch(before) else f" ({differing_part(before, here['fingerprint'])})"
+    raise ValueError(
+        f"{path} was trained on {_said(saved)}, but the backbone here is {_said(here)}{difference}; a prompt means "
+        f"nothing to other weights: set backbone.name (and revision, and quantization) to the former. Where one is the "
+        f"other, quantised, the prompt can be had as it is: --backbone.stands_for {before}"
+    )
 
 
 def _said(saved: Mapping[str, Any]) -> str:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 
 from torch import Tensor
 
+from lightning_softprompt.backbones.fingerprint import SAMPLED
 from lightning_softprompt.checkpoints.files import SavedPrompt, read_prompt, write_prompt
 from lightning_softprompt.checkpoints.folding import named
 
+log = logging.getLogger(__name__)
 NAME = re.compile(r"\w[\w.-]*")
 TOKENS = ("tokens", named("tokens"), "shared")  # of plain soft tokens, of folded ones, of those that tasks share
 
@@ -70,9 +73,19 @@ def refuse_other_backbone(one: SavedPrompt, path: Path, other: SavedPrompt, othe
     Raises:
         ValueError: Naming both.
     """
-    if one.backbone.get("fingerprint") != other.backbone.get("fingerprint"):
-        told = [f"{p} is of {s.backbone.get('name')}" for p, s in ((path, one), (other_path, other))]
-        raise ValueError(f"{' and '.join(told)}: prompts of different backbones have nothing in common")
+    prints = [str(saved.backbone.get("fingerprint")) for saved in (one, other)]
+    names = [saved.backbone.get("name") for saved in (one, other)]
+    if prints[0] == prints[1]:
+        return
+    schemes = {bool(SAMPLED.fullmatch(each)) for each in prints}
+    if len(schemes) > 1 and names[0] == names[1]:
+        log.warning(
+            "%s and %s have fingerprints of different versions, which cannot be compared; both are of %s",
+            path, other_path, names[0],
+        )  # fmt: skip
+        return
+    found = [f"{p} is of {name}" for p, name in zip((path, other_path), names, strict=True)]
+    raise ValueError(f"{' and '.join(found)}: prompts of different backbones have nothing in common")
 
 
 def soft_tokens(saved: SavedPrompt, path: Path, name: str | None = None) -> Tensor:
