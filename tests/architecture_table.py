@@ -1,0 +1,53 @@
+"""The table of architectures in the documentation: written by a sweep, read by tests."""
+
+from pathlib import Path
+
+from architecture_checks import EQUAL, Result
+
+HEAD = """# Architectures
+
+Every language-model type of transformers that a small configuration can build, and variants that change how rows run.
+Each check compares a tiny random model with plain transformers that runs one row at a time. `equal` means equal to
+1e-5; anything else is listed with its reason. An architecture that is refused is refused when it is loaded.
+
+`python benchmarks/architectures.py` writes this page.
+"""
+
+
+def write(path: Path, table, checks) -> None:
+    """The table, one row an architecture."""
+    loaded = {name: results for name, results in table.items() if "load" not in results}
+    rest = {name: results["load"] for name, results in table.items() if "load" in results}
+    lines = [HEAD, "## Loaded", "", f"| architecture | {' | '.join(checks)} |", "|---" * (len(checks) + 1) + "|"]
+    for name, results in sorted(loaded.items()):
+        lines.append(f"| {name} | {' | '.join(results.get(c, Result('-')).verdict for c in checks)} |")
+    lines += ["", "## Reasons", "", "| architecture | check | result | reason |", "|---|---|---|---|"]
+    for name, results in sorted(loaded.items()):
+        bad = {check: result for check, result in results.items() if result.verdict != EQUAL}
+        lines += [f"| {name} | {c} | {r.verdict} | {_cell(r.reason)} |" for c, r in bad.items()]
+    lines += ["", "## Not loaded", "", "| architecture | result | reason |", "|---|---|---|"]
+    lines += [f"| {name} | {result.verdict} | {_cell(result.reason)} |" for name, result in sorted(rest.items())]
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("\n".join(lines) + "\n")
+
+
+def read(path: Path):
+    """Results by architecture and check."""
+    sections = path.read_text().split("\n## ") if path.is_file() else []
+    rows = {section.splitlines()[0]: _rows(section) for section in sections[1:]}
+    if not rows:
+        return {}
+    checks = rows["Loaded"][0][1:]
+    table = {name: dict(zip(checks, map(Result, cells), strict=True)) for name, *cells in rows["Loaded"][1:]}
+    for name, check, verdict, reason in rows["Reasons"][1:]:
+        table[name][check] = Result(verdict, reason)
+    return table | {name: {"load": Result(verdict, reason)} for name, verdict, reason in rows["Not loaded"][1:]}
+
+
+def _rows(section):
+    lines = [line for line in section.splitlines() if line.startswith("|") and not line.startswith("|---")]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+
+
+def _cell(text):
+    return " ".join(text.replace("|", "/").split())

@@ -1,0 +1,25 @@
+"""Architectures are equal to plain transformers, or refused by name when they are loaded; nothing in between.
+
+`benchmarks/architectures.py` runs all of them. Here are some that differ most, and those that are cheap.
+"""
+
+from pathlib import Path
+
+import pytest
+from architecture_checks import EQUAL, REFUSED, run
+from architecture_table import read
+from architectures import architectures
+
+TABLE = Path(__file__).parents[2] / "docs" / "architectures.md"
+SOME = ("llama", "gpt2", "t5", "bert", "mixtral")
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_an_architecture_is_equal_or_refused_as_the_table_says(name, tmp_path):
+    results = run(architectures()[name], tmp_path)
+    assert {c: r for c, r in results.items() if r.verdict not in (EQUAL, REFUSED)} == {}
+    assert results == read(TABLE)[name]
+
+
+def test_the_table_has_every_architecture():
+    assert set(read(TABLE)) == set(architectures())
