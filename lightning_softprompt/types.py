@@ -63,6 +63,7 @@ class Example:
         passages: The passages that the row shows, in order.
         found: The documents that were found for its question, the best first, shown or not.
         gold: The documents that are known to hold the answer.
+        searched: How many passages a search was to find; 0 where nothing was searched.
     """
 
     fields: Mapping[str, str]
@@ -73,6 +74,7 @@ class Example:
     passages: tuple[Shown, ...] = ()
     found: tuple[str, ...] = ()
     gold: tuple[str, ...] = ()
+    searched: int = 0
 
 
 @dataclass(frozen=True)

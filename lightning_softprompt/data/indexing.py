@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from lightning_softprompt.data.corpora import read_documents
+from lightning_softprompt.data.corpora import Columns, read_documents
 from lightning_softprompt.data.sources import DataError
 from lightning_softprompt.retrieval.building import build_index
 from lightning_softprompt.retrieval.documents import Document, content_digest
@@ -19,13 +19,16 @@ log = logging.getLogger(__name__)
 WAY_OUT = "Remove the folder to have it built anew, or name another one as the retriever's index"
 
 
-def ensure_index(folder: str | Path, corpus: str, settings: IndexSettings | None = None) -> None:
+def ensure_index(
+    folder: str | Path, corpus: str, settings: IndexSettings | None = None, columns: Columns | None = None
+) -> None:
     """Builds an index of a corpus where there is none, and looks whether one that is there holds the corpus.
 
     Args:
         folder: The index.
         corpus: Its source, as `softprompt index build` takes it.
         settings: What it is made with; None takes the default to build one, and any where there is one.
+        columns: Which columns of the corpus hold what.
 
     Raises:
         DataError: If the corpus cannot be read, or the index is of another corpus or made with other settings.
@@ -34,11 +37,11 @@ def ensure_index(folder: str | Path, corpus: str, settings: IndexSettings | None
     place = Path(folder).expanduser()
     if not (place / NAME).exists():
         log.info("%s is built from %s", place, corpus)
-        build_index(place, read_documents(corpus), settings, tracked)
+        build_index(place, read_documents(corpus, columns), settings, tracked)
         return
     index = Index(place)
     _check_settings(index, settings)
-    if told := _difference(index.passages.texts, read_documents(corpus)):
+    if told := _difference(index.passages.texts, read_documents(corpus, columns)):
         raise DataError(f"{place} does not hold the corpus {corpus}: {told}. {WAY_OUT}")
 
 

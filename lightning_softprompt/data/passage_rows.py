@@ -142,8 +142,7 @@ class RowWriter:
             if not encoded.cut:
                 break
             kept = self._fewer(kept, encoded.cut)
-        texts = {candidate.passage.id: candidate.passage.text for candidate in candidates}
-        cut = any(candidate.passage.text != texts[candidate.passage.id] for candidate in kept)
+        cut = len(kept) == 1 and kept[0].passage.text != candidates[0].passage.text
         return Written(example, encoded, len(candidates) - len(kept), cut)
 
     def _encoded(self, example: Asked) -> Encoded:

@@ -11,8 +11,10 @@ from typing import Any, Literal, final
 
 from lightning_softprompt.backbones.decoding import Decoding
 from lightning_softprompt.data.batching import Order, ResumableLoader
+from lightning_softprompt.data.corpora import Columns
 from lightning_softprompt.data.datamodule import Collate, SoftPromptDataModule, Split
 from lightning_softprompt.data.drawn import DrawnRows, NumberedByEpoch
+from lightning_softprompt.data.gold import GoldCheck, read_ids
 from lightning_softprompt.data.indexing import ensure_index
 from lightning_softprompt.data.labels import ClassNumbers, GivenLabels, words_by_name
 from lightning_softprompt.data.passage_rows import PASSAGES, PassageTemplate, RowWriter
@@ -20,6 +22,7 @@ from lightning_softprompt.data.showing import Asked, Mode, Noise, PassageOrder, 
 from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.evaluation.choices import ChoiceEvaluation
 from lightning_softprompt.evaluation.qa import QaEvaluation
+from lightning_softprompt.evaluation.text_metrics import RougeWords
 from lightning_softprompt.retrieval.cache import rankings_for
 from lightning_softprompt.retrieval.retriever import Retriever
 from lightning_softprompt.retrieval.settings import IndexSettings
@@ -50,6 +53,7 @@ class RagQaDataModule(SoftPromptDataModule):
         corpus: Source of the documents. The index is built from it if it is not there, and must hold it if it is; None
             takes the index as it is.
         index_settings: What the index is built with.
+        corpus_columns: The columns of the corpus; unless given, `text`, `id`, `title` and `source`.
         mode: What is shown: passages that were found, those of the gold documents, any, or none.
         passages: How many passages are shown at most.
         found: How many are found for a question; retrieval is scored by all of them.
@@ -67,6 +71,8 @@ class RagQaDataModule(SoftPromptDataModule):
             those of the gold documents, and answers are scored without, which is told by `cite_precision` and
             `cite_recall`.
         long_answers: Whether answers are of sentences, and so scored by ROUGE-L too.
+        rouge_words: `ascii` compares a-z and digits by ROUGE, as published numbers do; `unicode` the words of every
+            script.
         max_target_tokens: Tokens of max_tokens set aside for a generated answer: longer ones are cut.
         decoding: How answers are generated; None takes the likeliest tokens.
         common: Arguments of every data module.
@@ -98,6 +104,8 @@ class RagQaDataModule(SoftPromptDataModule):
         long_answers: bool = False,
         max_target_tokens: int = 32,
         decoding: Decoding | None = None,
+        rouge_words: RougeWords = "ascii",
+        corpus_columns: Columns | None = None,
         **common: Any,
     ) -> None:
         self.passage, named = PassageTemplate(passage), PASSAGES in Template(template).columns
@@ -106,8 +114,10 @@ class RagQaDataModule(SoftPromptDataModule):
         super().__init__(template=opened, truncate=self.holding, cut="end", **common)
         self.showing = Showing(retriever, mode, passages, order, gold_at, noise or Noise(), self.seed)
         self.retriever, self.corpus, self.index_settings = retriever, corpus, index_settings
+        self.corpus_columns = corpus_columns
         self.found, self.question, self.answers, self.gold = found, question, answers, gold
         self.abstain, self.long_answers, self.cite = abstain, long_answers, cite
+        self.rouge_words: RougeWords = rouge_words
         self.words = _spoken(choices)
         self.any_answer = target == "any" and self.words is None
         self.closed = self.words is None
@@ -156,7 +166,7 @@ class RagQaDataModule(SoftPromptDataModule):
         """Exact match, F1 and their like; accuracy of choices."""
         if self.words is not None:
             return ChoiceEvaluation(tuple(self.words))
-        return QaEvaluation(self.decoding, self.abstain, self.long_answers, self.cite)
+        return QaEvaluation(self.decoding, self.abstain, self.long_answers, self.cite, self.rouge_words)
 
     @cached_property
     def writer(self) -> RowWriter:
@@ -171,17 +181,39 @@ class RagQaDataModule(SoftPromptDataModule):
             ValueError: If it is the index of another corpus, or cannot be built.
         """
         if self.corpus is not None and self.retriever is not None and self.showing.mode != "closed_book":
-            ensure_index(self.retriever.folder, self.corpus, self.index_settings)
+            ensure_index(self.retriever.folder, self.corpus, self.index_settings, self.corpus_columns)
 
     def _examples(self, name: Split) -> tuple[list[Example], list[str]]:
         room = self.writer.max_tokens  # a backbone that cannot answer is told of before any row
-        self._search([row.get(self.question) for row in self.rows(name)])
+        questions = [row.get(self.question) for row in self.rows(name)]
+        self._search(questions)
+        self._report_searches(name, questions)
         self._lost.clear()
         examples, where = super()._examples(name)
+        self._check_gold(name, examples)
         if self._lost["shown"] + self._lost["dropped"]:
             told = "; ".join(f"{count} {what}" for what, count in self._lost.items())
             log.info("passages of the %d %s rows at max_tokens=%d: %s", len(examples), name, room, told)
         return examples, where
+
+    def _report_searches(self, name: Split, questions: Sequence[Any]) -> None:
+        """Warns if most questions find nothing."""
+        pools = [self._pools[question] for question in questions if question in self._pools]
+        empty = sum(not pool for pool in pools)
+        if self.retriever is not None and 2 * empty > len(pools):
+            log.warning(
+                "%d of %d %s questions find nothing in %s by %s search: their words are not in it. Check that "
+                "questions and documents are in the same language, or search by an encoder",
+                empty, len(pools), name, self.retriever.folder, self.retriever.way,
+            )  # fmt: skip
+
+    def _check_gold(self, name: Split, examples: Sequence[Example]) -> None:
+        """Reports gold documents that the index lacks, in rows whose answers are scored or trained on."""
+        if name != "predict" and self.retriever is not None and self.showing.mode != "closed_book":
+            check = GoldCheck(self.retriever.index.passages, self.retriever.folder, self.gold)
+            for example in examples:
+                check.add(example.gold)
+            check.report(name)
 
     def _search(self, questions: Sequence[Any]) -> None:
         """Finds passages for questions that none were found for."""
@@ -208,7 +240,9 @@ class RagQaDataModule(SoftPromptDataModule):
         question = fields[self.question]
         self._search([question])
         fields = {"question": question, **fields}  # by that name evaluations ask for it
-        asked = Asked(fields, "", gold=self._gold(row), question=question, pool=self._pools.get(question, ()))
+        searched = self.found if question in self._pools else 0
+        pool = self._pools.get(question, ())
+        asked = Asked(fields, "", gold=self._gold(row), question=question, pool=pool, searched=searched)
         asked = replace(asked, found=self.showing.found(asked))
         return self._answered(asked, row) if labelled else self._unanswered(asked)
 
@@ -218,9 +252,8 @@ class RagQaDataModule(SoftPromptDataModule):
             raise ValueError(f"mode=gold wants ids of documents in column {self.gold!r}; the row has {sorted(row)}")
         if ids is None:
             return ()
-        if not isinstance(ids, list | tuple) or not all(isinstance(name, str | int) for name in ids):
-            raise ValueError(f"column {self.gold!r} must be a list of ids of documents, got {ids!r}")
-        return tuple(str(name) for name in ids)
+        names = read_ids(ids, self.gold)
+        return names if self.showing.mode == "closed_book" else self.showing.gold.distinct(names)
 
     def _unanswered(self, asked: Asked) -> Asked:
         """A row to be predicted; where there are choices it takes any, which nothing reads."""

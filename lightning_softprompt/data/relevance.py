@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any, final
 
 from lightning_softprompt.data.classification import ClassificationDataModule
+from lightning_softprompt.data.corpora import Columns
 from lightning_softprompt.data.datamodule import SoftPromptDataModule, Split
+from lightning_softprompt.data.gold import read_ids
 from lightning_softprompt.data.indexing import ensure_index
 from lightning_softprompt.data.labels import words_by_name
 from lightning_softprompt.data.showing import Asked, Candidate, Showing
@@ -36,6 +40,7 @@ class RelevanceDataModule(SoftPromptDataModule):
         corpus: Source of the documents. The index is built from it if it is not there, and must hold it if it is; None
             takes the index as it is.
         index_settings: What the index is built with.
+        corpus_columns: The columns of the corpus; unless given, `text`, `id`, `title` and `source`.
         positives: Relevant passages of a question, at most.
         negatives: Irrelevant ones.
         found: Passages that are found for a question, from which they are taken; all of them are to be predicted.
@@ -55,6 +60,7 @@ class RelevanceDataModule(SoftPromptDataModule):
         words: dict[str, Any] | None = None,
         corpus: str | None = None,
         index_settings: IndexSettings | None = None,
+        corpus_columns: Columns | None = None,
         positives: int = 1,
         negatives: int = 1,
         found: int = 20,
@@ -75,6 +81,7 @@ class RelevanceDataModule(SoftPromptDataModule):
         labels: dict[str, str | list[str]] = {name: spoken[name] for name in (IRRELEVANT, RELEVANT)}
         self.judged = ClassificationDataModule(template, labels, LABEL, balanced=balanced, backbone=self.spec)
         self.retriever, self.corpus, self.index_settings = retriever, corpus, index_settings
+        self.corpus_columns = corpus_columns
         self.right = Showing(retriever, "gold", positives)
         self.wrong = Showing(retriever, "retrieved", negatives)
         self.all = Showing(retriever, "retrieved", found)
@@ -106,7 +113,7 @@ class RelevanceDataModule(SoftPromptDataModule):
             ValueError: If it is the index of another corpus, or cannot be built.
         """
         if self.corpus is not None:
-            ensure_index(self.retriever.folder, self.corpus, self.index_settings)
+            ensure_index(self.retriever.folder, self.corpus, self.index_settings, self.corpus_columns)
 
     def rows(self, name: Split) -> Rows:
         """The pairs, each with the place of its question.
@@ -137,9 +144,10 @@ class RelevanceDataModule(SoftPromptDataModule):
         pairs: list[Row] = []
         numbers: list[int] = []
         bad = list(rows.skipped)
+        gold = self._gold_by_question(rows) if labelled else {}
         for i, row in enumerate(rows):
             try:
-                made = list(self._of(row, found, labelled))
+                made = list(self._of(row, found, gold, labelled))
             except ValueError as error:
                 bad.append(f"{rows.where(i)}: {error}")
                 if self.on_bad_row == "raise":
@@ -149,7 +157,22 @@ class RelevanceDataModule(SoftPromptDataModule):
             numbers += [i if rows.numbers is None else rows.numbers[i]] * len(made)
         return Rows(pairs, rows.name, rows.place, numbers, tuple(bad))
 
-    def _of(self, row: Row, found: Mapping[str, tuple[int, ...]], labelled: bool) -> Iterator[Row]:
+    def _gold_by_question(self, rows: Rows) -> dict[str, tuple[str, ...]]:
+        """All gold documents of a question, which may be asked in several rows."""
+        gold: dict[str, tuple[str, ...]] = {}
+        for row in rows:
+            question = row.get(self.question)
+            with suppress(ValueError):  # `_of` reports it
+                gold[str(question)] = (*gold.get(str(question), ()), *self._gold(row))
+        return gold
+
+    def _of(
+        self,
+        row: Row,
+        found: Mapping[str, tuple[int, ...]],
+        gold: Mapping[str, tuple[str, ...]],
+        labelled: bool,
+    ) -> Iterator[Row]:
         question = row.get(self.question)
         if not isinstance(question, str) or not question.strip():
             raise ValueError(f"column {self.question!r} must be text that is not empty, got {question!r}")
@@ -158,13 +181,15 @@ class RelevanceDataModule(SoftPromptDataModule):
             yield from (self._pair(asked, candidate) for candidate in self.all.ranked(asked))
             return
         yield from (self._pair(asked, candidate, RELEVANT) for candidate in self.right.ranked(asked))
-        yield from (self._pair(asked, candidate, IRRELEVANT) for candidate in self.wrong.ranked(asked, asked.gold))
+        known = replace(asked, gold=gold[question])  # nothing is irrelevant here and relevant in another row
+        yield from (self._pair(asked, candidate, IRRELEVANT) for candidate in self.wrong.ranked(known, known.gold))
 
     def _gold(self, row: Row) -> tuple[str, ...]:
         ids = row.get(self.gold)
-        if not isinstance(ids, list | tuple) or not ids or not all(isinstance(name, str | int) for name in ids):
+        names = read_ids(ids, self.gold)
+        if not names:
             raise ValueError(f"column {self.gold!r} must be a list of ids of documents, one at least, got {ids!r}")
-        return tuple(str(name) for name in ids)
+        return self.right.gold.distinct(names)
 
     @staticmethod
     def _pair(asked: Asked, candidate: Candidate, label: str | None = None) -> Row:

@@ -6,11 +6,12 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, Literal, final
 
 import numpy as np
 
+from lightning_softprompt.data.gold import GoldPassages
 from lightning_softprompt.retrieval.documents import Passage
 from lightning_softprompt.retrieval.retriever import Retriever
 from lightning_softprompt.retrieval.texts import Passages
@@ -160,11 +161,22 @@ class Showing:
         return shown
 
     def found(self, asked: Asked) -> tuple[str, ...]:
-        """The documents that were found, each once."""
-        return tuple(dict.fromkeys(self._passages[row].document for row in asked.pool))
+        """The documents that were found, each once; gold ones by the text of their passages."""
+        passages = (self._passages[row] for row in asked.pool)
+        documents = (self.gold.documents(passage, asked.gold) or (passage.document,) for passage in passages)
+        return tuple(dict.fromkeys(chain.from_iterable(documents)))
+
+    @cached_property
+    def gold(self) -> GoldPassages:
+        """The passages of gold documents."""
+        return GoldPassages(self._passages)
 
     def _found(self, asked: Asked) -> Iterator[Candidate]:
-        return (Candidate(self._passages[row], rank) for rank, row in enumerate(asked.pool))
+        return (Candidate(self._at(row, asked), rank) for rank, row in enumerate(asked.pool))
+
+    def _at(self, row: int, asked: Asked) -> Passage:
+        """A passage of the index, named by the gold document whose text it has."""
+        return self.gold.named(self._passages[row], asked.gold)
 
     def _gold(self, asked: Asked) -> Iterator[Candidate]:
         """Passages of gold documents, those first that are gold first.
@@ -172,13 +184,12 @@ class Showing:
         Raises:
             ValueError: If the index has none of a document.
         """
-        if absent := [name for name in asked.gold if not self._by_document.get(name)]:
+        if absent := [name for name in asked.gold if not self._passages.rows_of(name)]:
             raise ValueError(
                 f"the gold document {absent[0]!r} has no passage in {self._index_folder}: it is not in the corpus, or "
                 f"has no words"
             )
-        rows = [row for name in asked.gold for row in self._by_document[name]]
-        return (Candidate(self._passages[row], None) for row in rows)
+        return (Candidate(self._at(row, asked), None) for row in self.gold.rows(asked.gold))
 
     def _placed(self, ranked: Iterable[Candidate]) -> list[Candidate]:
         sign = -1 if self.order == "reversed" else 1
@@ -193,7 +204,7 @@ class Showing:
         """Any passages that are not gold, each once; fewer where there are fewer."""
         size = len(self._passages)
         rows = draw.choice(size, min(size, count + SPARE), replace=False).tolist()
-        passages = (self._passages[row] for row in rows)
+        passages = (self._at(row, asked) for row in rows)
         return list(islice((passage for passage in passages if passage.document not in asked.gold), count))
 
     @property
@@ -205,10 +216,5 @@ class Showing:
     def _index_folder(self) -> str:
         return "" if self.retriever is None else self.retriever.folder
 
-    @cached_property
-    def _by_document(self) -> dict[str, list[int]]:
-        assert self.retriever is not None, "checked above"
-        return self._passages.by_document(self.retriever.index.manifest.settings)
-
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_by_document"}
+        return {name: value for name, value in vars(self).items() if name != "gold"}

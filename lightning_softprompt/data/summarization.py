@@ -10,6 +10,7 @@ from lightning_softprompt.backbones.decoding import Decoding
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.evaluation.generation import DEFAULT, GenerationEvaluation
+from lightning_softprompt.evaluation.text_metrics import RougeWords
 from lightning_softprompt.types import Example
 
 
@@ -31,6 +32,8 @@ class SummarizationDataModule(SoftPromptDataModule):
         metrics: What answers are scored by: rouge1 to rouge9, rougeL, bertscore, bleu, chrf, nist.
         lead: Sentences of the document that make the baseline; 0 takes none.
         encoder: The encoder of bertscore.
+        rouge_words: `ascii` compares a-z and digits by ROUGE, as published numbers do; `unicode` the words of every
+            script.
         generate_every: Validation generates in one of so many epochs; the loss is there in all of them.
         generate_rows: Validation generates for so many rows; None for all.
         generate_minutes: Validation generates no longer than that; None as long as it takes.
@@ -56,6 +59,7 @@ class SummarizationDataModule(SoftPromptDataModule):
         generate_rows: int | None = 64,
         generate_minutes: float | None = None,
         long_documents: Literal["cut", "map_reduce"] = "cut",
+        rouge_words: RougeWords = "ascii",
         **common: Any,
     ) -> None:
         super().__init__(template=template, **common)
@@ -73,7 +77,7 @@ class SummarizationDataModule(SoftPromptDataModule):
         self.max_target_tokens = max_target_tokens
         decoding = decoding or Decoding()
         self.decoding = replace(decoding, max_new_tokens=decoding.max_new_tokens or max_target_tokens)
-        self._scored = {"metrics": metrics, "lead": lead, "encoder": encoder}
+        self._scored = {"metrics": metrics, "lead": lead, "encoder": encoder, "rouge_words": rouge_words}
         self._generated = {"every": generate_every, "sample": generate_rows, "minutes": generate_minutes}
         self.long_documents = long_documents
 

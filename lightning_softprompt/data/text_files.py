@@ -20,7 +20,7 @@ def find_text_files(folder: Path) -> list[Path]:
         DataError: If there is none.
     """
     paths = (path for path in folder.rglob("*") if path.suffix.lower() in TEXT_FILES and path.is_file())
-    found = sorted(path for path in paths if not _hidden(path.relative_to(folder)))
+    found = sorted(path for path in paths if not is_hidden(path.relative_to(folder)))
     if not found:
         raise DataError(f"{folder} has no files of rows, nor of text; wanted one of {', '.join(TEXT_FILES)}")
     return found
@@ -39,7 +39,8 @@ def read_text_file(path: Path) -> tuple[str, str]:
     return title or path.stem, text
 
 
-def _hidden(path: Path) -> bool:
+def is_hidden(path: Path) -> bool:
+    """Whether a part of a path begins with a dot."""
     return any(part.startswith(".") for part in path.parts)
 
 

@@ -11,7 +11,7 @@ from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.evaluation.classification import ClassificationEvaluation
 from lightning_softprompt.evaluation.generation import examples_of
 from lightning_softprompt.evaluation.qa import asked_of, right_of
-from lightning_softprompt.evaluation.retrieval import FOUND, as_deep_as, retrieval_names, search_measures
+from lightning_softprompt.evaluation.retrieval import FOUND, SEARCHED, names_to_report, retrieval_names, search_measures
 from lightning_softprompt.evaluation.text_rows import TextRows
 from lightning_softprompt.evaluation.text_scoring import means_of
 from lightning_softprompt.lm import PromptedLM
@@ -37,7 +37,7 @@ class ChoiceEvaluation(Evaluation):
     def __init__(self, names: tuple[str, ...]) -> None:
         super().__init__()
         self.chosen = ClassificationEvaluation(names)
-        self.searches = TextRows((*retrieval_names(), FOUND))
+        self.searches = TextRows((*retrieval_names(), FOUND, SEARCHED))
 
     def reset(self) -> None:
         """Forgets the pass."""
@@ -52,7 +52,7 @@ class ChoiceEvaluation(Evaluation):
     def update(self, lm: PromptedLM, batch: Batch) -> list[dict[str, Any]]:
         """Counts the batch."""
         examples = examples_of(batch)
-        measured = [search_measures(example.found, example.gold) for example in examples]
+        measured = [search_measures(example.found, example.gold, example.searched) for example in examples]
         table = [[of[name] for name in self.searches.columns] for of in measured]
         self.searches.update(batch.numbers, table, [{}] * len(examples))
         rows = zip(self.chosen.update(lm, batch), examples, strict=True)
@@ -61,7 +61,7 @@ class ChoiceEvaluation(Evaluation):
     def compute(self) -> dict[str, Tensor]:
         """The metrics of the pass."""
         rows = self.searches.compute()
-        means = means_of(rows, as_deep_as(max(rows.columns[FOUND], default=0)), self.stage == "test")
+        means = means_of(rows, names_to_report(rows.columns[FOUND], rows.columns[SEARCHED]), self.stage == "test")
         of_search = {name: torch.tensor(mean, device=self.searches.device) for name, mean in means.items()}
         return {**self.chosen.compute(), **of_search}
 

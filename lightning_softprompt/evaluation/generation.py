@@ -13,6 +13,7 @@ from lightning_softprompt.backbones.decoding import Decoding
 from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.evaluation.map_reduce import MapReduce
 from lightning_softprompt.evaluation.sentences import lead
+from lightning_softprompt.evaluation.text_metrics import RougeWords
 from lightning_softprompt.evaluation.text_rows import Numbers, TextRows
 from lightning_softprompt.evaluation.text_scoring import Measures, TextScoring, references_of, source_of
 from lightning_softprompt.lm import PromptedLM
@@ -48,6 +49,8 @@ class GenerationEvaluation(Evaluation):
             longest came first, are left out. None for as long as it takes.
         stem: Whether ROUGE compares Porter's stems, as published numbers mostly do.
         encoder: The encoder of BERTScore.
+        rouge_words: `ascii` compares a-z and digits by ROUGE, as published numbers do; `unicode` the words of every
+            script.
         long_documents: Whether predictions read a source that does not fit as far as it does, or `map_reduce` it:
             summarise its parts, then the summaries.
         template: How a row is written; map_reduce wants it.
@@ -68,6 +71,7 @@ class GenerationEvaluation(Evaluation):
         minutes: float | None = None,
         stem: bool = True,
         encoder: str = "all-minilm-l6-v2",
+        rouge_words: RougeWords = "ascii",
         long_documents: Literal["cut", "map_reduce"] = "cut",
         template: Template | None = None,
         max_tokens: int = 512,
@@ -82,7 +86,7 @@ class GenerationEvaluation(Evaluation):
         self.decoding, self.source, self.lead = decoding or Decoding(), source, 0 if source is None else lead
         self.every, self.sample, self.minutes = every, sample, minutes
         self.long_documents, self.template, self.max_tokens = long_documents, template, max_tokens
-        self.scoring = TextScoring(metrics, source, stem, encoder)
+        self.scoring = TextScoring(metrics, source, stem, encoder, rouge_words)
         self.ranks = next(iter([*self.scoring.rouges, *self.scoring.near]), None)
         self.rows, self.leads = TextRows(self.scoring.columns), TextRows(self.scoring.columns)
         self._measured: dict[tuple[str, ...], Measures] = {}  # of leads, which are the same in each epoch

@@ -13,7 +13,7 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any, Literal, final
 
-from lightning_softprompt.evaluation.answers import answer_words, grounded, holds_answer
+from lightning_softprompt.evaluation.answers import content_words, grounded, holds_answer
 from lightning_softprompt.evaluation.retrieval import ranked
 
 HALF = 0.5
@@ -104,7 +104,7 @@ class AnsweredRow:
     def supported(self) -> dict[bool, float]:
         """The greatest share of the answer's words that stands in one passage, of the right ones and of the others."""
         shares = {True: 0.0, False: 0.0}
-        if answer_words(self.answer):
+        if content_words(self.answer):
             for right, passage in zip(self.right_passages, self.passages, strict=True):
                 shares[right] = max(shares[right], grounded(self.answer, [passage["text"]]))
         return shares
@@ -119,7 +119,7 @@ class AnsweredRow:
         """Whether the answer is empty, or has the right one among more other words."""
         if self.choice:
             return False
-        return not answer_words(self.answer) or (self._score("contains") == 1 and self._score("precision") < HALF)
+        return not content_words(self.answer) or (self._score("contains") == 1 and self._score("precision") < HALF)
 
     @property
     def abstained(self) -> bool:

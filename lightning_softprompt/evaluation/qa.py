@@ -13,7 +13,7 @@ from lightning_softprompt.backbones.decoding import Decoding
 from lightning_softprompt.evaluation.answers import (
     OF_ANSWERS,
     answer_measures,
-    answer_words,
+    content_words,
     grounded,
     holds_answer,
     same_answer,
@@ -21,8 +21,8 @@ from lightning_softprompt.evaluation.answers import (
 )
 from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.evaluation.generation import examples_of
-from lightning_softprompt.evaluation.retrieval import FOUND, as_deep_as, retrieval_names, search_measures
-from lightning_softprompt.evaluation.text_metrics import rouge
+from lightning_softprompt.evaluation.retrieval import FOUND, SEARCHED, names_to_report, retrieval_names, search_measures
+from lightning_softprompt.evaluation.text_metrics import Rouge, RougeWords
 from lightning_softprompt.evaluation.text_rows import TextRows
 from lightning_softprompt.evaluation.text_scoring import means_of, references_of
 from lightning_softprompt.lm import PromptedLM
@@ -64,23 +64,30 @@ class QaEvaluation(Evaluation):
         abstain: What is said where there is no answer; None where every question has one.
         long: Whether answers are sentences: they are scored by `rougeL` too, which also ranks them.
         cite: Whether answers end with the numbers of the passages that they rest on.
+        rouge_words: Which letters make words of ROUGE, as in `GenerationEvaluation`.
     """
 
     monitor = ("f1", "max")
 
     def __init__(
-        self, decoding: Decoding | None = None, abstain: str | None = None, long: bool = False, cite: bool = False
+        self,
+        decoding: Decoding | None = None,
+        abstain: str | None = None,
+        long: bool = False,
+        cite: bool = False,
+        rouge_words: RougeWords = "ascii",
     ) -> None:
         super().__init__()
-        if abstain is not None and not answer_words(abstain):
+        if abstain is not None and not content_words(abstain):
             raise ValueError(f"abstain must be a text with words, or None, got {abstain!r}")
         self.decoding, self.abstain, self.cite = decoding or Decoding(), abstain, cite
         self.of_answers = (*OF_ANSWERS, *([ROUGE] if long else []))
+        self.rouge = Rouge([ROUGE] if long else [], letters=rouge_words)
         self.ranks = ROUGE if long else "f1"
         of_abstention = () if abstain is None else (ABSTAINED, *OF_ABSTENTION)
         of_citing = OF_CITING if cite else ()
         self.means = (*self.of_answers, "empty", *OF_PASSAGES, *of_abstention, *of_citing)
-        self.rows = TextRows((*self.means, *retrieval_names(), FOUND))
+        self.rows = TextRows((*self.means, *retrieval_names(), FOUND, SEARCHED))
 
     def reset(self) -> None:
         """Forgets the pass."""
@@ -144,19 +151,18 @@ class QaEvaluation(Evaluation):
             "answerable": float(holds_answer(shown, right)) if shown and right else NAN,
             **_of_abstention(of_answer, bool(right), abstained),
             **_of_citing(cited, example),
-            **search_measures(example.found, example.gold),
+            **search_measures(example.found, example.gold, example.searched),
         }
 
     def _of_answer(self, text: str, right: Sequence[str], abstained: bool) -> Measures:
         if abstained or not right:
             return dict.fromkeys(self.of_answers, float(abstained and not right))
-        of_rouge = rouge(text, right, [ROUGE]) if ROUGE in self.of_answers else {}
-        return {**answer_measures(text, right), **of_rouge}
+        return {**answer_measures(text, right), **self.rouge(text, right)}
 
     def compute(self) -> dict[str, Tensor]:
         """The metrics of the pass."""
         rows = self.rows.compute()
-        names = (*self.means, *as_deep_as(max(rows.columns[FOUND], default=0)))
+        names = (*self.means, *names_to_report(rows.columns[FOUND], rows.columns[SEARCHED]))
         metrics = {"generated": float(len(rows)), **means_of(rows, names, self.stage == "test")}
         if {"abstain_precision", "abstain_recall"} <= set(metrics):
             metrics["abstain_f1"] = _f1(metrics["abstain_precision"], metrics["abstain_recall"])

@@ -7,14 +7,14 @@ two of its passages, stands where it was found first.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import final
 
 from lightning_softprompt.evaluation.intervals import bootstrap
 
 KS = (1, 5, 10)
 MRR = "mrr"
-FOUND = "found"  # how many documents a search gave
+FOUND, SEARCHED = "found", "searched"  # how many documents a search found, and how many passages it was to find
 Ids = Sequence[str]
 
 
@@ -93,15 +93,26 @@ def retrieval_measures(found: Ids, gold: Ids, ks: Sequence[int] = KS) -> dict[st
     return {**at_k, MRR: reciprocal_rank(found, gold)}
 
 
-def search_measures(found: Ids, gold: Ids) -> dict[str, float]:
-    """Those of one question and how many documents were found; not a number where it is not known which are right."""
+def search_measures(found: Ids, gold: Ids, searched: int) -> dict[str, float]:
+    """The measures of one question and how deep its search went; not a number if no right document is known."""
     of_search = retrieval_measures(found, gold) if gold else dict.fromkeys(retrieval_names(), math.nan)
-    return {**of_search, FOUND: float(len(found))}
+    return {**of_search, FOUND: float(len(found)), SEARCHED: float(searched)}
 
 
-def as_deep_as(found: float) -> tuple[str, ...]:
-    """What is worth telling of searches that found so many documents at most: none is measured deeper than it went."""
-    return retrieval_names([k for k in KS if k <= found]) if found else ()
+def names_to_report(found: Iterable[float], searched: Iterable[float]) -> tuple[str, ...]:
+    """The measures to report of many searches: none at a depth that no search reached.
+
+    If nothing was found at all, the measures are reported to the depth of the search: they are 0, not absent.
+
+    Args:
+        found: How many documents each search found.
+        searched: How many passages each was to find.
+
+    >>> names_to_report([2, 1], [20, 20]), names_to_report([0], [0]), len(names_to_report([0], [20]))
+    (('hit@1', 'recall@1', 'precision@1', 'ndcg@1', 'mrr'), (), 13)
+    """
+    depth = max(found, default=0) or max(searched, default=0)
+    return retrieval_names([k for k in KS if k <= depth]) if depth else ()
 
 
 @final

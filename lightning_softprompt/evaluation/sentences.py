@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-END = re.compile(r"[.!?…]+[\"'”’)\]]*(?=\s)|[。！？]+[”’」』）]*")  # noqa: RUF001
+END = re.compile(r"[.!?…؟۔।॥։።]+[\"'”’)\]]*(?=\s)|[。！？｡។။]+[”’」』）]*")  # noqa: RUF001
 OPENING = " \t\"'“‘(["  # noqa: RUF001
 BEFORE_NAMES = frozenset("mr mrs ms dr prof st gen sen rep gov lt col sgt capt rev hon mt vs".split())  # noqa: SIM905
 

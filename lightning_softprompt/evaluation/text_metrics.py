@@ -5,26 +5,31 @@ Shares run from 0 to 1; papers print 100 times as much.
 
 from __future__ import annotations
 
+import logging
 import math
-import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal, final
 
 import numpy as np
 from torchmetrics.functional.text.rouge import rouge_score
 
+from lightning_softprompt.word_boundaries import split_words
+
+log = logging.getLogger(__name__)
 Words = Sequence[str]
+RougeWords = Literal["ascii", "unicode"]
 NISTS = range(1, 6)  # lengths of the n-grams of NIST
 
 
 def words(text: str) -> list[str]:
-    """The words of a text, small; marks are none.
+    """The words of a text in lower case, without punctuation; characters where a script writes no spaces.
 
-    >>> words("Don't stop, Zoë!")
-    ['don', 't', 'stop', 'zoë']
+    >>> words("Don't stop, Zoë!"), words("北京。")
+    (['don', 't', 'stop', 'zoë'], ['北', '京'])
     """
-    return re.findall(r"\w+", text.lower())
+    return split_words(unicodedata.normalize("NFC", text).lower())
 
 
 def ngrams(tokens: Words, n: int) -> list[tuple[str, ...]]:
@@ -32,20 +37,69 @@ def ngrams(tokens: Words, n: int) -> list[tuple[str, ...]]:
     return list(zip(*(tokens[i:] for i in range(n)), strict=False))
 
 
-def rouge(prediction: str, references: Sequence[str], names: Sequence[str], stem: bool = True) -> dict[str, float]:
+def rouge(
+    prediction: str,
+    references: Sequence[str],
+    names: Sequence[str],
+    stem: bool = True,
+    letters: RougeWords = "ascii",
+) -> dict[str, float]:
     """F1 of ROUGE (Lin 2004), the best over the references.
 
-    Words are made of a-z and 0-9, as in all published numbers: texts in other scripts score 0.
-
     Args:
-        prediction: What was said.
-        references: What is right.
+        prediction: The text to score.
+        references: The right texts.
         names: Of `rouge1` to `rouge9` and `rougeL`.
         stem: Whether words of more than three letters are cut to Porter's stem.
+        letters: `ascii` makes words of a-z and 0-9, as in all published numbers: other letters are left out, and texts
+            in other scripts score 0. `unicode` takes the words of every script, as `words` does.
     """
     keys = tuple(names)
-    found = rouge_score(prediction, list(references), "best", use_stemmer=stem, rouge_keys=keys) if keys else {}
+    if not keys:
+        return {}
+    split: dict[str, Any] = {"normalizer": str, "tokenizer": words} if letters == "unicode" else {}
+    found = rouge_score(prediction, list(references), "best", use_stemmer=stem, rouge_keys=keys, **split)
     return {name: float(found[f"{name}_fmeasure"]) for name in keys}
+
+
+@final
+class Rouge:
+    """ROUGE as an evaluation computes it. It reports once that letters of the references are left out.
+
+    Args:
+        names: Of `rouge1` to `rouge9` and `rougeL`.
+        stem: Whether words are cut to Porter's stem.
+        letters: Which letters make words, as in `rouge`.
+
+    Raises:
+        ValueError: If `letters` is neither of its two values.
+    """
+
+    def __init__(self, names: Sequence[str], stem: bool = True, letters: RougeWords = "ascii") -> None:
+        if letters not in ("ascii", "unicode"):
+            raise ValueError(f"rouge_words must be ascii or unicode, got {letters!r}")
+        self.names, self.stem, self.letters = tuple(names), stem, letters
+        self._is_reported = letters == "unicode" or not names
+
+    def __call__(self, prediction: str, references: Sequence[str]) -> dict[str, float]:
+        """The scores of a text."""
+        if not self._is_reported:
+            self._report(references)
+        return rouge(prediction, references, self.names, self.stem, self.letters)
+
+    def _report(self, references: Sequence[str]) -> None:
+        ignored = (word for text in references for word in text.split() if _has_other_letters(word))
+        if word := next(ignored, None):
+            log.warning(
+                "ROUGE compares the letters a-z and digits only, so %r and its like lose letters or count for nothing; "
+                "set rouge_words=unicode to compare the words of every script",
+                word,
+            )
+            self._is_reported = True
+
+
+def _has_other_letters(word: str) -> bool:
+    return not word.isascii() and any(letter.isalnum() and not letter.isascii() for letter in word)
 
 
 def novel_bigrams(prediction: str, source: str) -> float:

@@ -15,11 +15,12 @@ from lightning_softprompt.evaluation.text_metrics import (
     OF_ROWS,
     OF_SPLITS,
     RESAMPLED,
+    Rouge,
+    RougeWords,
     bootstrap_of_split,
     check_metrics,
     novel_bigrams,
     repetition,
-    rouge,
     words,
 )
 from lightning_softprompt.evaluation.text_rows import Gathered
@@ -38,17 +39,21 @@ class TextScoring:
         source: The column that a text is made from.
         stem: Whether ROUGE compares Porter's stems.
         encoder: The encoder of BERTScore.
+        rouge_words: Which letters make words of ROUGE.
 
     Raises:
         ValueError: If a metric is unknown.
     """
 
-    def __init__(self, metrics: Sequence[str], source: str | None, stem: bool, encoder: str) -> None:
+    def __init__(
+        self, metrics: Sequence[str], source: str | None, stem: bool, encoder: str, rouge_words: RougeWords = "ascii"
+    ) -> None:
         check_metrics(metrics)
         self.rouges = [name for name in OF_ROWS if name in metrics and name != BERTSCORE]
         self.near = [BERTSCORE] if BERTSCORE in metrics else []
         self.of_splits = [name for name in OF_SPLITS if name in metrics]
-        self.source, self.stem, self.encoder = source, stem, encoder
+        self.source, self.encoder = source, encoder
+        self.rouge = Rouge(self.rouges, stem, rouge_words)
         of_source = [] if source is None else ["novel_bigrams"]
         self.scores = (*self.rouges, *self.near, *of_source, "repetition")  # of a row, and their mean of a pass
 
@@ -63,7 +68,7 @@ class TextScoring:
         near = bert_scores(texts, right, self.encoder, device) if self.near else [0.0] * len(texts)
         found = []
         for text, references, example, score in zip(texts, right, examples, near, strict=True):
-            measures = rouge(text, references, self.rouges, self.stem)
+            measures = self.rouge(text, references)
             measures |= dict.fromkeys(self.near, score)
             found.append(measures | self._plain(text, references, example))
         return found

@@ -1,4 +1,7 @@
-"""Where a text is cut into passages: by a number of words or tokens, with overlap, at sentences or paragraphs."""
+"""Where a text is cut into passages: by a number of words or tokens, with overlap, at sentences or paragraphs.
+
+A character of a script without spaces between words, such as Chinese or Thai, counts as a word.
+"""
 
 from __future__ import annotations
 
@@ -8,22 +11,27 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from lightning_softprompt.word_boundaries import CLAUSE_SPACED, word_spans
+
 Span = tuple[int, int]  # first character, and the one behind the last
 Units = Callable[[str], list[Span]]  # where the words or tokens of a text stand
 Whole = Literal["sentences", "paragraphs", "nothing"]
 
-WORD = re.compile(r"\S+")
 PARAGRAPH = re.compile(r"\n[ \t]*\n\s*")
-SENTENCE = re.compile(r"[.!?…][\"'”’)\]]*\s+(?=[^\s\W]|[\"'“‘(\[])|[。！？]|\n")  # noqa: RUF001
+SENTENCE = re.compile(
+    r"[.!?…؟۔।॥։።]+[\"'”’)\]]*\s+(?=[^\s\W]|[\"'“‘(\[])"  # noqa: RUF001
+    r"|[。！？｡][\"'”’」』）]*|[។။།]+"  # noqa: RUF001
+    rf"|(?<=[{CLAUSE_SPACED}])\s+(?=\S)|\n"
+)
 
 
 def words_of(text: str) -> list[Span]:
-    """Where the words of a text stand: what is between white space.
+    """Where the words of a text are: what white space separates, and the characters of scripts without spaces.
 
-    >>> words_of("a warm  film")
-    [(0, 1), (2, 6), (8, 12)]
+    >>> words_of("a warm  film"), words_of("你好。再见")
+    ([(0, 1), (2, 6), (8, 12)], [(0, 1), (1, 3), (3, 4), (4, 5)])
     """
-    return [found.span() for found in WORD.finditer(text)]
+    return word_spans(text)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from lightning_softprompt.folders import write_whole
 from lightning_softprompt.retrieval.settings import IndexSettings
 
 NAME = "manifest.json"
-FORMAT = 1  # of what stands in an index; a change of it is another number
+FORMAT = 2  # of an index's files, and of how texts are cut and split into words; a change of it is another number
 PACKAGES = ("lightning-softprompt", "bm25s", "faiss-cpu", "qdrant-client", "numpy", "nltk", "transformers", "torch")
 
 
@@ -116,7 +116,8 @@ def _sealed(path: Path) -> dict[str, Any]:
         raise BadIndexError(f"{path} is no manifest of an index, or a damaged one ({error}). Build it anew") from error
     if content.get("format") != FORMAT:
         raise BadIndexError(
-            f"{path.parent} is an index of format {content.get('format')!r}, this version reads {FORMAT}. Build it anew"
+            f"{path.parent} is an index of format {content.get('format')!r}, this version reads {FORMAT}. Build it again "
+            f"from its corpus: softprompt index build CORPUS --index {path.parent}"
         )
     if seal != _seal(content):
         raise BadIndexError(f"{path} was changed after it was written. Build the index anew")

@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import mmap
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
-from hashlib import sha256
+from functools import cached_property, lru_cache
+from hashlib import blake2b, sha256
 from pathlib import Path
 from typing import final
 
@@ -24,9 +24,9 @@ from lightning_softprompt.retrieval.documents import (
     Passage,
     content_digest,
 )
-from lightning_softprompt.retrieval.settings import IndexSettings
 
 LINES, PLACES, PASSAGES, DIGESTS = "documents.jsonl", "documents.npy", "passages.npy", "digests.npy"
+IDS, COPIES = "ids.npy", "copies.npy"
 KEPT = 256  # documents
 
 
@@ -50,7 +50,12 @@ def write_documents(folder: Path, documents: Iterable[Document]) -> tuple[str, i
     if not seen:
         raise CorpusError("the corpus has no documents; an index wants one at least")
     np.save(folder / PLACES, np.array(places, np.int64))
+    np.save(folder / IDS, np.array(sorted((_id_hash(id), number) for number, id in enumerate(seen)), np.uint64))
     return total.hexdigest(), len(seen)
+
+
+def _id_hash(id: str) -> int:
+    return int.from_bytes(blake2b(id.encode(), digest_size=8).digest())
 
 
 def _is_new(document: Document, seen: dict[str, tuple[bytes, str]]) -> bool:
@@ -73,21 +78,22 @@ def write_passages(folder: Path, cutting: Cutting, documents: Iterable[Document]
         CorpusError: If no document has a word.
     """
     rows: list[tuple[int, int, int]] = []
-    digests: dict[bytes, None] = {}
-    left_out = 0
+    copies: list[tuple[int, int, int]] = []  # document, start, and the row with the same content
+    digests: dict[bytes, int] = {}
     for number, document in enumerate(documents):
         for passage in passages_of(document, cutting):
             digest = content_digest(passage.searched)
             if digest in digests:
-                left_out += 1
+                copies.append((number, passage.start, digests[digest]))
                 continue
-            digests[digest] = None
+            digests[digest] = len(rows)
             rows.append((number, passage.start, passage.end))
     if not rows:
         raise CorpusError("no document of the corpus has a word; check that the right column or files are read")
     np.save(folder / PASSAGES, np.array(rows, np.int64))
     np.save(folder / DIGESTS, np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST_BYTES))
-    return left_out
+    np.save(folder / COPIES, np.array(copies, np.int64).reshape(-1, 3))
+    return len(copies)
 
 
 def passages_of(document: Document, cutting: Cutting) -> Iterator[Passage]:
@@ -113,6 +119,9 @@ class Texts:
         with (folder / LINES).open("rb") as file:
             self._lines = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._places = np.load(folder / PLACES, mmap_mode="r")  # [D + 1]
+        self._ids: NDArray[np.uint64] = np.load(
+            folder / IDS, mmap_mode="r"
+        )  # [D, 2]: hash of an id, sorted; its number
         self.document = lru_cache(maxsize=KEPT)(self._document)
 
     def __len__(self) -> int:
@@ -120,6 +129,18 @@ class Texts:
 
     def __iter__(self) -> Iterator[Document]:
         return map(self._document, range(len(self)))
+
+    def number(self, id: str) -> int | None:
+        """The number of the document with an id, None if there is none."""
+        wanted = np.uint64(_id_hash(id))
+        first = int(np.searchsorted(self._hashes, wanted))
+        last = int(np.searchsorted(self._hashes, wanted, side="right"))
+        numbers = (int(number) for number in self._ids[first:last, 1])
+        return next((number for number in numbers if self.document(number).id == id), None)
+
+    @cached_property
+    def _hashes(self) -> NDArray[np.uint64]:
+        return np.ascontiguousarray(self._ids[:, 0])
 
     def _document(self, number: int) -> Document:
         start, end = self._places[number : number + 2].tolist()
@@ -138,6 +159,8 @@ class Passages:
         self.texts = Texts(folder)
         self.rows: NDArray[np.int64] = np.load(folder / PASSAGES, mmap_mode="r")  # [n, 3]: document, start, end
         self.digests: NDArray[np.uint8] = np.load(folder / DIGESTS, mmap_mode="r")  # [n, 16]
+        # [m, 3]: passages that were left out, by document and start, each with the row that has their content
+        self.copies: NDArray[np.int64] = np.load(folder / COPIES, mmap_mode="r")
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -150,14 +173,24 @@ class Passages:
         """The row of each content."""
         return {digest.tobytes(): row for row, digest in enumerate(self.digests)}
 
-    def by_document(self, settings: IndexSettings) -> dict[str, list[int]]:
-        """The rows of each document's passages, in turn; where it has none of its own, those of the same content."""
-        rows: list[list[int]] = [[] for _ in range(len(self.texts))]
-        for row, number in enumerate(self.rows[:, 0].tolist()):
-            rows[number].append(row)
-        if not all(rows):
-            known, cutting = self.by_digest(), settings.cutting()
-            for document, own in zip(self.texts, rows, strict=True):
-                digests = [] if own else [content_digest(p.searched) for p in passages_of(document, cutting)]
-                own += [known[digest] for digest in digests]
-        return {document.id: own for document, own in zip(self.texts, rows, strict=True)}
+    def rows_of(self, document: str) -> tuple[int, ...]:
+        """The rows with the content of a document's passages, in the order of its text; none if it is not in the index.
+
+        Of passages with equal content the index keeps one, so a row may be the passage of another document.
+        """
+        number = self.texts.number(document)
+        if number is None:
+            return ()
+        first, last = np.searchsorted(self._owners, (number, number + 1)).tolist()
+        own = [(int(self.rows[row, 1]), row) for row in range(first, last)]
+        first, last = np.searchsorted(self._copied, (number, number + 1)).tolist()
+        copied = [(start, row) for _, start, row in self.copies[first:last].tolist()]
+        return tuple(dict.fromkeys(row for _, row in sorted(own + copied)))
+
+    @cached_property
+    def _owners(self) -> NDArray[np.int64]:
+        return np.ascontiguousarray(self.rows[:, 0])
+
+    @cached_property
+    def _copied(self) -> NDArray[np.int64]:
+        return np.ascontiguousarray(self.copies[:, 0])

@@ -12,6 +12,7 @@ from torchmetrics.functional.text import squad
 from lightning_softprompt.evaluation.answers import (
     answer_measures,
     answer_words,
+    content_words,
     grounded,
     holds,
     holds_answer,
@@ -36,6 +37,7 @@ def test_squad_scores_are_those_of_torchmetrics(seed):
     generator = random.Random(seed)
     said, right = texts(generator), [texts(generator) for _ in range(generator.randint(1, 3))]
     right[0] = said.upper() + " !" if seed % 5 == 0 else right[0]
+    right = [text if content_words(text) else "Paris" for text in right]  # SQuAD accepts no answer for articles alone
     answers = {"answer_start": [0] * len(right), "text": right}
     expected = squad({"prediction_text": said, "id": "0"}, {"answers": answers, "id": "0"})
     measured = answer_measures(said, right)
@@ -75,11 +77,55 @@ def test_overlap_crosses_words_off_one_by_one(seed):
         ("Straße", ["strasse"]),
         ("हिन्दी भाषा।", ["हिन्दी", "भाषा"]),
         ("o gato", ["o", "gato"]),
-        ("The", []),
+        ("The The", ["the", "the"]),
+        ("?", ["?"]),
+        ("首都是巴黎。", ["首", "都", "是", "巴", "黎"]),
+        ("iPhone手机", ["iphone", "手", "机"]),
+        ("\u200fשלום\u200f", ["שלום"]),  # noqa: RUF001
     ],
 )
 def test_words_of_any_script_lose_case_and_marks_but_no_accents(text, words):
     assert answer_words(text) == words
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "same"),
+    [
+        ("A", ["", "?", "the", "B"], "a."),
+        ("The The", ["", "the"], "the the!"),
+        ("1.5", ["15", "1,5"], "$1.5"),
+        ("-5", ["5"], "\u22125"),
+        (".5", ["5"], ".5"),
+        ("10:30", ["1030"], "10:30."),
+        ("3/4", ["34"], "(3/4)"),
+        ("1990-95", ["199095"], "1990\u201395"),
+        ("1,500", ["1.500", "15"], "1500"),
+        ("1,00,000", ["1"], "100000"),
+        ("C++", ["C", "C#"], "c++"),
+        ("O-", ["O+", "O"], "o-."),
+        ("+", ["", "-"], "+"),
+    ],
+)
+def test_articles_numbers_and_signs_are_answers_of_their_own(right, wrong, same):
+    assert [answer_measures(answer, [right])["exact_match"] for answer in wrong] == [0.0] * len(wrong)
+    assert answer_measures(same, [right]) == dict.fromkeys(
+        ("exact_match", "precision", "recall", "f1", "contains"), 1.0
+    )
+
+
+def test_an_article_that_is_the_answer_is_found_among_other_words():
+    measured = answer_measures("The answer is A", ["A"])
+    assert (measured["contains"], measured["recall"], measured["exact_match"]) == (1.0, 1.0, 0.0)
+
+
+def test_answers_of_scripts_without_spaces_are_held_and_share_characters():
+    assert holds_answer(["法国的首都是巴黎。"], ["巴黎"])
+    assert not holds_answer(["法国的首都是巴黎。"], ["黎巴"])
+    measured = answer_measures("首都是巴黎。", ["巴黎"])
+    assert measured["f1"] == pytest.approx(2 * 2 / (5 + 2))
+    assert measured["contains"] == 1.0
+    assert answer_measures("ปารีส", ["กรุงปารีส"])["precision"] == 1.0
+    assert grounded("巴黎", ["法国的首都是巴黎。"]) == 1.0
 
 
 def test_accents_tell_words_apart():

@@ -156,3 +156,52 @@ def test_a_missing_extractor_is_told(tmp_path, monkeypatch, module, name):
 def test_a_folder_of_nothing_is_an_error(tmp_path):
     with pytest.raises(DataError, match=r"has no files of rows, nor of text; wanted one of \.txt"):
         list(read_documents(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["_id", "doc_id", "ID", "docno"])
+def test_a_column_that_looks_like_ids_is_not_passed_over(tmp_path, name):
+    path = written(tmp_path / "corpus.jsonl", [{name: "doc0", "text": "a dog"}])
+    with pytest.raises(DataError, match=rf"corpus\.jsonl:1: no column 'id', but '{name}' looks like ids.*--id-column"):
+        list(read_documents(path))
+    assert [document.id for document in read_documents(path, Columns(id=name))] == ["doc0"]
+    assert [document.id for document in read_documents(path, Columns(id=""))] == ["0"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([ROWS[0], {"text": "a dog"}], r"jsonl:2: no id in column 'id', though earlier rows have one"),
+        ([{"text": "a dog"}, ROWS[0]], r"jsonl:2: an id in column 'id', though earlier rows have none"),
+        ([{"id": " ", "text": "a dog"}], r"jsonl:1: the id in column 'id' is empty"),
+        ([{"id": ["a"], "text": "a dog"}], r"jsonl:1: column 'id' must hold a text or a whole number, got \['a'\]"),
+    ],
+)
+def test_a_row_without_a_usable_id_is_named(tmp_path, rows, said):
+    with pytest.raises(DataError, match=said):
+        list(read_documents(written(tmp_path / "corpus.jsonl", rows)))
+
+
+def test_whole_numbers_are_the_same_ids_as_floats(tmp_path):
+    path = written(tmp_path / "corpus.jsonl", [{"id": 7.0, "text": "a dog"}])
+    assert [document.id for document in read_documents(path)] == ["7"]
+
+
+def test_a_folder_of_texts_and_tables_is_refused_unless_one_is_the_corpus(tmp_path, caplog):
+    (tmp_path / "doc0.txt").write_text("a dog")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "doc1.txt").write_text("a film")
+    written(tmp_path / "meta.jsonl")
+    with pytest.raises(DataError, match=r"holds the tables \['meta.jsonl'\] and 2 files of text such as 'doc0.txt'"):
+        list(read_documents(tmp_path))
+    (tmp_path / "meta.jsonl").rename(tmp_path / "corpus.jsonl")
+    assert [document.id for document in read_documents(tmp_path)] == ["a", "7"]
+    assert "2 files of text" in caplog.text
+
+
+def test_files_that_are_not_read_are_reported(tmp_path, caplog):
+    (tmp_path / "doc0.txt").write_text("a dog")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "more.docx").write_bytes(b"PK")
+    assert [document.id for document in read_documents(tmp_path)] == ["doc0.txt"]
+    assert "1 files" in caplog.text
+    assert "more.docx" in caplog.text

@@ -386,7 +386,7 @@ def broken(folder, how):
     [
         ("cut off", "a damaged one"),
         ("edited", r"manifest\.json was changed after it was written\. Build the index anew"),
-        ("other format", "is an index of format 7, this version reads 1"),
+        ("other format", "is an index of format 7, this version reads 2"),
         ("foreign", "is no manifest of an index"),
         ("gone", r"is no index, since it has no manifest\.json"),
         ("file cut", r"passages\.npy has 100 bytes, wanted \d+"),
