@@ -116,8 +116,8 @@ def _sealed(path: Path) -> dict[str, Any]:
         raise BadIndexError(f"{path} is no manifest of an index, or a damaged one ({error}). Build it anew") from error
     if content.get("format") != FORMAT:
         raise BadIndexError(
-            f"{path.parent} is an index of format {content.get('format')!r}, this version reads {FORMAT}. Build it again "
-            f"from its corpus: softprompt index build CORPUS --index {path.parent}"
+            f"{path.parent} is an index of format {content.get('format')!r}, this version reads {FORMAT}. Build it "
+            f"again from its corpus: softprompt index build CORPUS --index {path.parent}"
         )
     if seal != _seal(content):
         raise BadIndexError(f"{path} was changed after it was written. Build the index anew")
