@@ -59,7 +59,8 @@ class BackboneSpec:
             `quantized`. A prompt belongs to the weights that it was trained on.
         stands_for: Fingerprint of another backbone whose prompts are taken all the same, such as the one that this is
             a quantisation of.
-        attention: Attention implementation of transformers.
+        attention: Attention implementation of transformers. None uses `sdpa` if the model supports it, and `eager`
+            otherwise.
         packed: Whether the rows of a batch run as one, without padding and with what they share once, where the model
             allows it. Same loss and gradients, several times faster.
         checkpointing: Whether layers are computed again in the backward pass instead of being kept: less memory, about
@@ -81,7 +82,7 @@ class BackboneSpec:
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     quantization: Quantization | None = None
     stands_for: str | None = None
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    attention: Literal["sdpa", "eager", "flash_attention_2"] | None = None
     packed: bool = True
     checkpointing: bool = False
     compiled: bool = False
@@ -109,6 +110,7 @@ class Backbone(nn.Module, ABC):
         self.model = model.requires_grad_(False)
         self.codec = codec
         self.spec = spec
+        self.attention: str = model.config._attn_implementation  # what transformers runs where a path has none
         self.head = Head(model)
         if model.can_generate():
             model.generation_config = special_tokens_only(model.generation_config)
@@ -192,6 +194,14 @@ class Backbone(nn.Module, ABC):
     def word_embeddings(self) -> Tensor:
         """The frozen table [V, H]."""
         return cast(Tensor, self.model.get_input_embeddings().weight)
+
+    @cached_property
+    def embedding_scale(self) -> float:
+        """Factor by which the model's embedding module multiplies its table; 1 in most models."""
+        ids = torch.arange(min(len(self.word_embeddings), 512), device=self.word_embeddings.device)
+        with torch.no_grad():
+            table, embeds = self.word_embeddings[ids].double(), self.embed(ids[None])[0].double()
+        return 1.0 if torch.equal(table, embeds) else float(embeds.norm() / table.norm())
 
     @property
     def window(self) -> int | None:

@@ -79,7 +79,7 @@ class CausalBackbone(Backbone):
     def __init__(self, model: PreTrainedModel, codec: Codec, spec: BackboneSpec) -> None:
         super().__init__(model, codec, spec)
         kept = context_cache(self)
-        self.offers = offers(spec, kept)
+        self.offers = offers(spec, self.attention, kept)
         self.prompts = Prefilled(model, kept)
         self.path: Path | None = None
         self.told_of_reach = False

@@ -5,6 +5,7 @@ Shazeer 2020 (arXiv 2002.05202), y = silu(gate) * up. What the middle one was is
 
 from __future__ import annotations
 
+import inspect
 from copy import copy
 from functools import partial
 from typing import Any, cast
@@ -29,6 +30,8 @@ def _is_gated(module: nn.Module) -> bool:
     """Whether a module computes what `_perceptron` does; a copy with small matrices tells, which costs nothing."""
     parts = [part for name, part in module.named_children() if name in PARTS]
     if len(parts) != len(PARTS) or not all(type(part) is nn.Linear for part in parts) or "forward" in vars(module):
+        return False
+    if len(inspect.signature(module.forward).parameters) != 1:
         return False
     small = copy(module)
     with torch.random.fork_rng(devices=[]), torch.no_grad():

@@ -52,6 +52,9 @@ FAMILIES: dict[type[Backbone], type] = {
 }
 
 
+SUPPORTS = {"sdpa": "_supports_sdpa", "flash_attention_2": "_supports_flash_attn"}  # by transformers' own flags
+
+
 @dataclass(frozen=True)
 class Package:
     """A backbone that comes as a Python package.
@@ -102,6 +105,7 @@ def load_backbone(spec: BackboneSpec) -> Backbone:
             f"and set backbone.quantization"
         )
     family = family_of(config)
+    refuse_unsupported(config, place, FAMILIES[family])
     model = _model(place, FAMILIES[family])
     backbone = family(model, _codec(place), spec)
     backbone.files = _weight_files(place)
@@ -215,6 +219,26 @@ def family_of(config: PreTrainedConfig) -> type[Backbone]:
     return next(family for family in FAMILIES if family.claims(config))
 
 
+def refuse_unsupported(config: PreTrainedConfig, place: BackboneSpec, auto: Any) -> None:
+    """Refuses a configuration without a text model, or without the attention that is asked for.
+
+    Raises:
+        ValueError: Naming the type of the model.
+    """
+    if type(config) not in auto._model_mapping:
+        raise ValueError(
+            f"backbone {place.name!r} is of type {config.model_type!r}, which has no language model for text alone in "
+            f"transformers ({auto.__name__} does not know it); name a text-only backbone"
+        )
+    model_class = auto._model_mapping[type(config)]
+    flag = SUPPORTS.get(place.attention or "")
+    if flag is not None and not getattr(model_class, flag, False):
+        raise ValueError(
+            f"backbone {place.name!r}: {model_class.__name__} does not support backbone.attention {place.attention}; "
+            f"leave it out, or set it to eager"
+        )
+
+
 def _codec(place: BackboneSpec) -> Codec:
     tokenizer = from_pretrained(AutoTokenizer.from_pretrained, place)
     return family_of(_config(place)).codec_class(tokenizer, place.padding_side)
@@ -242,6 +266,8 @@ def _whole(model: PreTrainedModel, missing: Collection[str], place: BackboneSpec
     if missing:
         log.info("%s has no language-modelling head; classes are read off by ClassHead or TokenHead", place.name)
     vars(model)["headless"] = bool(missing)
+    if place.attention is None and model.config._attn_implementation == "eager":
+        log.info("%s runs eager attention, since the model supports no other", place.name)
     return model
 
 

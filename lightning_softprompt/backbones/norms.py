@@ -6,6 +6,7 @@ input and one number a token; a frozen weight wants no gradient.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
@@ -30,6 +31,8 @@ def _epsilon(module: nn.Module) -> float | None:
     names = [name for name, _ in module.named_parameters()]
     values = [getattr(module, name) for name in EPSILON if isinstance(getattr(module, name, None), float)]
     if names != ["weight"] or not values or "forward" in vars(module):
+        return None
+    if len(inspect.signature(module.forward).parameters) != 1:  # a gated norm has a second input
         return None
     weight = cast(Tensor, module.weight)
     probe = torch.linspace(-2, 3, 2 * weight.numel(), dtype=weight.dtype, device=weight.device).view(2, -1)

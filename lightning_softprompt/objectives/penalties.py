@@ -143,7 +143,10 @@ def soft_tokens(lm: PromptedLM, batch: Batch) -> Tensor:
 def norms(lm: PromptedLM, batch: Batch, order: float, relative: bool) -> Tensor:
     """[B|1, P] of the soft tokens, in float32."""
     size = soft_tokens(lm, batch).float().norm(order, dim=-1)
-    return size / lm.backbone.word_embeddings.float().norm(order, dim=-1).mean() if relative else size
+    if not relative:
+        return size
+    words = lm.backbone.word_embeddings.float().norm(order, dim=-1).mean()
+    return size / (lm.backbone.embedding_scale * words)
 
 
 def rescaled(lm: PromptedLM, batch: Batch, positions: Sequence[int], scale: float) -> PromptedLM:

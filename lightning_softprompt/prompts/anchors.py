@@ -15,7 +15,7 @@ from lightning_softprompt.backbones.codec import Codec
 from lightning_softprompt.backbones.load import load_backbone
 from lightning_softprompt.checkpoints.files import read_prompt
 from lightning_softprompt.checkpoints.library import soft_tokens
-from lightning_softprompt.prompts.init import Init, rows
+from lightning_softprompt.prompts.init import Init, embeddings_of
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class FromAnchors(Init):
             raise ValueError(f"{path} has {len(tokens)} soft tokens, but {length} are wanted; set length to that")
         there, here = anchors(source.codec, backbone.codec)
         log.info("%d words are one token in %s and here", len(there), self.source)
-        return self.moved(tokens, rows(source.word_embeddings, there), rows(backbone.word_embeddings, here))
+        return self.moved(tokens, embeddings_of(source, there), embeddings_of(backbone, here))
 
     def moved(self, tokens: Tensor, there: Tensor, here: Tensor) -> Tensor:
         """[P, H there] -> [P, H here], by anchors [A, H there] and [A, H here]."""

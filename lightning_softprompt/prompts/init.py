@@ -70,10 +70,10 @@ class SampleVocabulary(Init):
 
     def __call__(self, backbone: Backbone, length: int) -> Tensor:
         """[P, H]."""
-        table = backbone.word_embeddings
-        pool = len(table) if self.first is None else min(self.first, len(table))
+        words = len(backbone.word_embeddings)
+        pool = words if self.first is None else min(self.first, words)
         drawn = torch.cat([torch.randperm(pool) for _ in range(max(1, -(-length // pool)))])[:length]
-        return rows(table, drawn)
+        return embeddings_of(backbone, drawn)
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class FromText(Init):
         ids = torch.tensor(backbone.codec.ids(self.text)[:length], dtype=torch.long)
         if not len(ids):
             raise ValueError(f"FromText wants a text with at least one token, got {self.text!r}")
-        return torch.cat([rows(backbone.word_embeddings, ids), SampleVocabulary()(backbone, length - len(ids))])
+        return torch.cat([embeddings_of(backbone, ids), SampleVocabulary()(backbone, length - len(ids))])
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class ClassLabels(Init):
         labels = [backbone.codec.ids(label) for label in self.labels[:length]]
         if not all(labels):
             raise ValueError(f"every label wants at least one token, got {list(self.labels)}")
-        means = [rows(backbone.word_embeddings, torch.tensor(ids)).mean(0, keepdim=True) for ids in labels]
+        means = [embeddings_of(backbone, torch.tensor(ids)).mean(0, keepdim=True) for ids in labels]
         return torch.cat([*means, SampleVocabulary()(backbone, length - len(means))])
 
 
@@ -140,11 +140,15 @@ class FromCheckpoint(Init):
         return tokens
 
 
-def rows(table: Tensor, ids: Tensor) -> Tensor:
-    """Rows of an embedding table as float32 copies on the CPU."""
-    return table.detach()[ids.to(table.device)].float().cpu()
+@torch.no_grad()
+def embeddings_of(backbone: Backbone, ids: Tensor) -> Tensor:
+    """Embeddings [T, H] of tokens [T] as the model's embedding module gives them, in float32 on the CPU.
+
+    Soft tokens enter after this module, which in some models scales its table.
+    """
+    return backbone.embed(ids.to(backbone.word_embeddings.device)[None])[0].float().cpu()
 
 
 def rms(backbone: Backbone) -> float:
-    """Root mean square of the word embeddings: a random start of another size is far from all that was ever seen."""
-    return float(backbone.word_embeddings.detach().float().pow(2).mean().sqrt())
+    """Root mean square of the embeddings: the model has never seen inputs of a very different size."""
+    return backbone.embedding_scale * float(backbone.word_embeddings.detach().float().pow(2).mean().sqrt())

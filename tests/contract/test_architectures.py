@@ -11,7 +11,7 @@ from architecture_table import read
 from architectures import architectures
 
 TABLE = Path(__file__).parents[2] / "docs" / "architectures.md"
-SOME = ("llama", "gpt2", "t5", "bert", "mixtral")
+SOME = ("llama", "gpt2", "t5", "bert", "bart", "mixtral", "gemma3_text", "bamba")
 
 
 @pytest.mark.parametrize("name", SOME)

@@ -76,3 +76,21 @@ def test_backbones_have_them_and_save_less(family, load):
         if "RMSNorm" in type(module).__name__ or "T5LayerNorm" in type(module).__name__:
             del module.forward
     assert ours < kept()
+
+
+class GatedNorm(torch.nn.Module):
+    """As norms of state-space layers are: plain without a gate, and another function with one."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.variance_epsilon = torch.nn.Parameter(torch.ones(4)), 1e-6
+
+    def forward(self, hidden, gate=None):
+        hidden = hidden if gate is None else hidden * gate.sigmoid()
+        return self.weight * hidden * (hidden.pow(2).mean(-1, keepdim=True) + self.variance_epsilon).rsqrt()
+
+
+def test_a_norm_with_a_second_input_keeps_its_forward():
+    norm = GatedNorm()
+    assert freeze_norms(norm) == 0
+    assert norm(torch.ones(1, 4), torch.ones(1, 4)).shape == (1, 4)

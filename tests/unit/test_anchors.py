@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from lightning_softprompt.checkpoints.files import SavedPrompt, identity, write_prompt
 from lightning_softprompt.prompts.anchors import FromAnchors, anchors
-from lightning_softprompt.prompts.init import rows
+from lightning_softprompt.prompts.init import embeddings_of
 
 FAMILIES = ("t5",)
 WORDS = "the dog is very sad"
@@ -16,7 +16,7 @@ WORDS = "the dog is very sad"
 def prompt(load, tiny_folder, tmp_path):
     """The folder of another backbone, and the file of soft tokens that are words of it."""
     source, path = load("llama", seed=1), tmp_path / "prompt.safetensors"
-    tokens = rows(source.word_embeddings, torch.tensor(source.codec.ids(WORDS)))
+    tokens = embeddings_of(source, torch.tensor(source.codec.ids(WORDS)))
     write_prompt(path, SavedPrompt({"tokens": tokens}, identity(source), {}))
     return str(tiny_folder("llama", 1)), path
 
@@ -26,7 +26,7 @@ def test_words_of_a_backbone_are_the_same_words_of_one_whose_space_is_turned(pro
     target = load("llama", seed=1)
     target.word_embeddings.data @= torch.linalg.qr(torch.randn(32, 32)).Q
     start = FromAnchors(str(path), source, 1e-9)(target, 5)
-    assert_close(start, rows(target.word_embeddings, torch.tensor(target.codec.ids(WORDS))), atol=1e-4, rtol=1e-4)
+    assert_close(start, embeddings_of(target, torch.tensor(target.codec.ids(WORDS))), atol=1e-4, rtol=1e-4)
 
 
 def test_any_tokens_are_turned_with_the_space():

@@ -118,3 +118,26 @@ def test_the_start_follows_the_seed_and_not_what_was_drawn_before(backbone):
 def test_a_prompt_without_tokens_is_an_error():
     with pytest.raises(ValueError, match="length must be at least 1, got 0"):
         PromptTuning(length=0)
+
+
+def scaled(load, factor):
+    """A backbone whose embedding module multiplies its table, as some models do."""
+    backbone = load("llama")
+    table = backbone.model.get_input_embeddings()
+    table.forward = lambda ids, forward=table.forward: forward(ids) * factor
+    return backbone
+
+
+def test_starts_from_words_are_what_the_embedding_module_gives(load):
+    backbone, ids = scaled(load, 8.0), load("llama").codec.ids("it is")
+    assert_close(FromText("it is")(backbone, 2), 8 * backbone.word_embeddings[ids])
+    label = ClassLabels(["good"])(backbone, 1)
+    assert_close(label, 8 * backbone.word_embeddings[backbone.codec.ids("good")])
+    drawn = SampleVocabulary()(backbone, 4)
+    assert words_of(backbone, drawn / 8)
+
+
+def test_random_starts_are_as_large_as_what_the_embedding_module_gives(load):
+    plain, backbone = load("llama"), scaled(load, 8.0)
+    assert backbone.embedding_scale == pytest.approx(8)
+    assert rms(backbone) == pytest.approx(8 * rms(plain))
