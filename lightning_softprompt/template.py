@@ -5,28 +5,30 @@ Pure text: a template knows neither tokens nor how long a soft block is.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from string import Formatter
 
 from lightning_softprompt.types import Answer, Piece, Slot, Spans, Text
 
+COLUMN = re.compile(r"\w(?:[^{}\[\]:!\"'\\\n\r\t]*[^{}\[\]:!\"'\\\s])?")
 SOFT, TARGET = "soft", "target"
 
 
 class Template:
     r"""A text with places, such as `"{soft}{review}\nSentiment: {target}"`.
 
-    `{soft}` is a slot for soft tokens, `{target}` the place of the answer, every other name a column of the row. It is
-    parsed once: a document that happens to contain `{soft}` stays text. Without `{soft}` the one slot is the start.
-    Literal braces are written `{{` and `}}`.
+    `{soft}` is a slot for soft tokens, `{target}` the place of the answer, every other name a column of the row, which
+    may have spaces and hyphens within, such as `{Review Text}`. The text is parsed once: a document that happens to
+    contain `{soft}` stays text. Without `{soft}` the one slot is the start. Literal braces are written `{{` and `}}`.
 
     Args:
         text: The template.
         truncate: Columns that give way when a row is too long, the last part of the text first.
 
     Raises:
-        ValueError: If the text has no `{target}` or more than one, names something that is no plain column, or
-            `truncate` names a column that the text lacks.
+        ValueError: If the text has no `{target}` or more than one, names something that is no column, or `truncate`
+            names a column that the text lacks.
 
     >>> template = Template("{soft}{review} It was {target}", truncate=["review"])
     >>> template.columns
@@ -57,8 +59,11 @@ class Template:
                 parts.append(("literal", literal))
             if name is None:
                 continue
-            if spec or conversion or not name.isidentifier():
-                raise ValueError(f"template {text!r}: {{{name}}} must be a plain column name, {{soft}} or {{target}}")
+            if spec or conversion or not COLUMN.fullmatch(name):
+                raise ValueError(
+                    f"template {text!r}: {{{name}}} must be the name of a column, {{soft}} or {{target}}; give columns "
+                    "of other names a new one with rename_columns"
+                )
             parts.append((name, "") if name in (SOFT, TARGET) else ("column", name))
         if (targets := sum(kind == TARGET for kind, _ in parts)) != 1:
             raise ValueError(f"template {text!r} must name {{target}} once, but does so {targets} times")

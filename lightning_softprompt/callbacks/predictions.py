@@ -44,7 +44,8 @@ class PredictionWriter(Callback):
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the file, and go on behind its rows."""
         identity = self._identity(trainer, cast(SoftPromptModule, pl_module))
-        if first := self._lines.open(trainer, identity, self._earlier):
+        rows = None if identity is None else _data(trainer).source_rows("predict")
+        if first := self._lines.open(trainer, identity, self._earlier, rows):
             skipped = cast(_Skips, trainer.predict_dataloaders).skip_to(first)
             trainer.num_predict_batches[0] -= skipped
 
@@ -64,7 +65,8 @@ class PredictionWriter(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Write the batch."""
-        self._lines.add(trainer, [prediction(trainer, "predict", record) for record in outputs])
+        records = {record["row"]: prediction(trainer, "predict", record) for record in outputs}
+        self._lines.add(trainer, records)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the file its name."""
@@ -101,7 +103,7 @@ class TestPredictions(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Write the batch."""
-        self._lines.add(trainer, [targeted(trainer, "test", record) for record in outputs])
+        self._lines.add(trainer, {record["row"]: targeted(trainer, "test", record) for record in outputs})
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the file its name."""
@@ -176,8 +178,9 @@ def of_text(records: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[
 class _Shows(Protocol):
     classes: Classes | None
 
-    def shown(self, split: str, row: int) -> Mapping[str, str | None]: ...
+    def shown(self, split: str, row: int) -> Mapping[str, Any]: ...
     def identity(self, split: str) -> str: ...
+    def source_rows(self, split: str) -> list[int]: ...
 
 
 class _Skips(Protocol):
@@ -189,13 +192,16 @@ def _data(trainer: Trainer) -> _Shows:
 
 
 def prediction(trainer: Trainer, split: str, record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record for the eye: with the row's text and what else its evaluation tells of it, and no target."""
+    """A record for the eye: with the row's text and what else its evaluation tells of it, and no target.
+
+    Its `row` is the row's index in its source, where rows that were skipped count, so that records can be joined to it.
+    """
     scores = record["scores"]
     shown = _data(trainer).shown(split, record["row"])
-    task = {"task": shown["task"]} if "task" in shown else {}
+    place = {name: shown[name] for name in ("task", "file") if name in shown}
     return {
-        "row": record["row"],
-        **task,
+        "row": shown.get("row", record["row"]),
+        **place,
         "input": shown["input"],
         "prediction": record["prediction"],
         "scores": None if scores is None else {name: rounded(score) for name, score in scores.items()},

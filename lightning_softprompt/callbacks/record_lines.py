@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, TextIO, TypeVar
@@ -16,7 +16,7 @@ from lightning.pytorch import Trainer
 
 from lightning_softprompt.callbacks.unfinished import Identity, UnfinishedFile, whole_lines
 
-Records = list[dict[str, Any]]
+Records = Mapping[int, Mapping[str, Any]]  # by their position in the order of the data
 T = TypeVar("T")
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -42,22 +42,29 @@ class RecordLines:
         self._waiting: dict[int, str] = {}  # rows that came before an earlier one did
         self._next = 0
         self._goes_on = False  # whether a run like this one would go on with what stays behind
+        self._rows: Sequence[int] | None = None
 
-    def open(self, trainer: Trainer, identity: Identity | None = None, earlier: Sequence[Path] = ()) -> int:
-        """Opens the file, as `UnfinishedFile.open` does; gives the first row that is wanted.
+    def open(
+        self,
+        trainer: Trainer,
+        identity: Identity | None = None,
+        earlier: Sequence[Path] = (),
+        rows: Sequence[int] | None = None,
+    ) -> int:
+        """Opens the file, as `UnfinishedFile.open` does; returns the position of the first record that is needed.
 
         Raises:
             UnwritableError: If the file cannot be written.
         """
         self.leave()
-        self._waiting, self._next, self._goes_on = {}, 0, identity is not None
+        self._waiting, self._next, self._goes_on, self._rows = {}, 0, identity is not None, rows
         if not trainer.is_global_zero:
             return 0
         if self._unfinished is None:
             self._file = sys.stdout
         else:
             with self._telling():
-                self._file, self._next = self._unfinished.open(identity, earlier)
+                self._file, self._next = self._unfinished.open(identity, earlier, rows)
         return self._next
 
     def add(self, trainer: Trainer, records: Records) -> None:
@@ -67,8 +74,8 @@ class RecordLines:
             UnwritableError: If the file cannot be written.
             ReaderGoneError: If nobody reads standard output any more.
         """
-        wanted = (record for record in records if record["row"] >= self._next)
-        self._waiting |= {record["row"]: json.dumps(record, ensure_ascii=False) for record in wanted}
+        wanted = {position: record for position, record in records.items() if position >= self._next}
+        self._waiting |= {position: json.dumps(record, ensure_ascii=False) for position, record in wanted.items()}
         if trainer.world_size == 1:
             self._write(self._in_turn())
 
@@ -121,7 +128,7 @@ class RecordLines:
     def _told(self, error: OSError) -> str:
         assert self._unfinished is not None
         part = self._unfinished.part
-        rows = whole_lines(part)[0] if part.is_file() else 0
+        rows = whole_lines(part, self._rows)[0] if part.is_file() else 0
         held = f"rows 0 to {rows - 1} are whole in it" if rows else "it holds no whole line"
         remedy = "Free some space" if error.errno in FULL else "Mend that"
         again = "give the same command again, which goes on from there" if self._goes_on else "run it again"

@@ -24,7 +24,7 @@ PATIENCE = (
 
 
 class UnfinishedFile:
-    """JSON lines of rows 0, 1, 2, .. under the name `<path>.part`, beside `<path>.part.json`, their identity.
+    """JSON lines of rows in a known order under the name `<path>.part`, beside `<path>.part.json`, their identity.
 
     Args:
         path: The file's name when it is whole.
@@ -34,7 +34,9 @@ class UnfinishedFile:
         self.path = path
         self.part = path.with_name(f"{path.name}.part")
 
-    def open(self, identity: Identity | None, earlier: Sequence[Path] = ()) -> tuple[TextIO, int]:
+    def open(
+        self, identity: Identity | None, earlier: Sequence[Path] = (), numbers: Sequence[int] | None = None
+    ) -> tuple[TextIO, int]:
         """The file to write to, and how many rows stand in it: those of a killed run with the same identity.
 
         Lines of a run with another identity are kept under another name, and a line that broke off is dropped.
@@ -42,6 +44,7 @@ class UnfinishedFile:
         Args:
             identity: What the rows belong to; None begins anew.
             earlier: Unfinished files of other runs, the first of which that fits is taken over.
+            numbers: The number of each row, as the lines have it; None numbers them from 0.
 
         Raises:
             OSError: If the file cannot be written.
@@ -51,7 +54,7 @@ class UnfinishedFile:
         if identity is not None and not self.part.exists():
             self._take_over(identity, earlier)
         file = self._locked()
-        rows, size = whole_lines(self.part)
+        rows, size = whole_lines(self.part, numbers)
         if rows and (reason := _foreign(self.part, identity)):
             self._keep(reason)
             file.close()
@@ -109,12 +112,12 @@ def identity_of(part: Path) -> Path:
     return part.with_name(f"{part.name}.json")
 
 
-def whole_lines(part: Path) -> tuple[int, int]:
+def whole_lines(part: Path, numbers: Sequence[int] | None = None) -> tuple[int, int]:
     """How many lines of an unfinished file are whole and in turn, and their bytes."""
     rows = size = 0
     with part.open("rb") as file:
-        for line in file:
-            if not _is_row(line, rows):
+        for line, number in zip(file, count() if numbers is None else numbers, strict=False):
+            if not _is_row(line, number):
                 break
             rows, size = rows + 1, size + len(line)
     return rows, size

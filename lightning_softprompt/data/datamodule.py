@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,13 +19,22 @@ from lightning_softprompt.backbones.codec import Codec, Cut
 from lightning_softprompt.backbones.load import load_codec
 from lightning_softprompt.data.batching import BucketBatchSampler, Order, ResumableLoader
 from lightning_softprompt.data.cache import cached, content_key
-from lightning_softprompt.data.sources import DataError, NoSplitError, Rows, read_rows
+from lightning_softprompt.data.labels import as_text
+from lightning_softprompt.data.sources import (
+    DataError,
+    NoSplitError,
+    Origin,
+    Rows,
+    first_columns,
+    is_pattern,
+    read_rows,
+)
 from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.template import Template
 from lightning_softprompt.types import LOST, Batch, Classes, Encoded, Example, Text
 
 log = logging.getLogger(__name__)
-Source = str | list[dict[str, Any]]
+Source = str | list[str] | list[dict[str, Any]]
 Split = Literal["train", "validation", "test", "predict"]
 
 
@@ -35,18 +45,23 @@ class Prepared:
     Args:
         examples: The rows as text.
         encoded: The rows as tokens.
-        where: File and line of each row.
+        origins: Where each row comes from.
     """
 
     examples: list[Example]
     encoded: list[Encoded]
-    where: list[str]
+    origins: list[Origin]
 
     def __len__(self) -> int:
         return len(self.encoded)
 
     def __getitem__(self, index: int) -> tuple[int, Encoded, Example]:
         return index, self.encoded[index], self.examples[index]
+
+    @property
+    def where(self) -> list[str]:
+        """File and line of each row."""
+        return [origin.where for origin in self.origins]
 
     @property
     def lengths(self) -> list[int]:
@@ -71,8 +86,8 @@ class Collate:
 class SoftPromptDataModule(LightningDataModule, ABC):
     """Rows of a task as batches. It knows columns, template and how answers are scored, and no method.
 
-    A source is a file (JSON lines, CSV, TSV, Parquet), a folder with a file for each split, `-` for standard input,
-    or the name of a `datasets` hub set.
+    A source is a file (JSON lines, JSON, CSV, TSV, Parquet, plain text), a pattern or list of files, a folder with
+    files for each split, `-` for standard input, or the name of a `datasets` hub set.
 
     Args:
         backbone: The frozen language model, of which only the tokenizer is used.
@@ -89,11 +104,12 @@ class SoftPromptDataModule(LightningDataModule, ABC):
         eval_batch_size: Rows of a batch elsewhere; None takes batch_size.
         batch_tokens: Most tokens of any batch, soft ones not counted, instead of the two numbers of rows; at least
             three times those of the longest row.
-        validation_share: Share of the training rows held out where there are no validation rows.
+        validation_share: Share of the training rows held out where there are no validation rows, above 0 and below 1.
         seed: Of the order of training rows and of the held-out share.
         num_workers: Processes that make batches.
         on_bad_row: Whether a row that cannot be used stops the run, or is skipped and reported.
         cache: Whether tokenized rows are kept on disk.
+        rename_columns: New names of columns by their names in the source, such as `{Review Text: text}`.
     """
 
     closed = False  # whether answers end with the token that stops generation
@@ -119,14 +135,26 @@ class SoftPromptDataModule(LightningDataModule, ABC):
         num_workers: int = 0,
         on_bad_row: Literal["raise", "skip"] = "raise",
         cache: bool = True,
+        rename_columns: dict[str, str] | None = None,
     ) -> None:
         super().__init__()
         self.spec = backbone or BackboneSpec()
         self.template = Template(template, Template(template).columns if truncate is None else truncate)
-        if path is not None and Path(path).is_file():
+        if path is not None and (Path(path).expanduser().is_file() or is_pattern(path)):
             raise ValueError(
-                f"path is a folder of splits or a hub name, but {path} is a file; give it as train or test"
+                f"data.path is a folder of splits or a hub name, but {path} names files: set data.train, data.test or "
+                "data.predict to it instead"
             )
+        if not 0 < validation_share < 1:
+            raise ValueError(
+                f"validation_share must lie between 0 and 1, got {validation_share}: the best prompt is chosen by "
+                "validation rows"
+            )
+        if found := re.search(r"\\[nt]", template):
+            log.warning(
+                "the template has a backslash and a letter, %s, where a line break or tab may be meant. In bash write "
+                "$'...' around it, in YAML double quotes: %r", found[0], template,
+            )  # fmt: skip
         if min(batch_size, eval_batch_size or batch_size, max_tokens) < 1 or num_workers < 0:
             raise ValueError("batch_size, eval_batch_size and max_tokens must be at least 1, num_workers at least 0")
         self.path = path
@@ -143,6 +171,10 @@ class SoftPromptDataModule(LightningDataModule, ABC):
         self.num_workers = num_workers
         self.on_bad_row = on_bad_row
         self.cache = cache
+        self.rename_columns = {
+            as_text(old, "rename_columns"): as_text(new, "rename_columns")
+            for old, new in (rename_columns or {}).items()
+        }
         self._rows: dict[str, Rows] = {}
         self._prepared: dict[str, Prepared] = {}
 
@@ -206,15 +238,28 @@ class SoftPromptDataModule(LightningDataModule, ABC):
         return self._prepared[name]
 
     def shown(self, name: Split, row: int) -> dict[str, Any]:
-        """A row as a person reads it: `input` without soft tokens and answer, and `target`, None where not known."""
-        example = self.split(name).examples[row]
+        """A row as a person reads it, with `row`, its index in its source, where rows that were skipped count.
+
+        Returns:
+            `input` is the row without soft tokens and answer, `target` the answer, None where it is not known, `file`
+            the row's file, where there are several.
+        """
+        data = self.split(name)
+        example, origin = data.examples[row], data.origins[row]
+        file = {} if origin.file is None else {"file": origin.file}
         text = "".join(p.text for p in self.template.pieces(example.fields) if isinstance(p, Text))
-        return {"input": text, "target": None if name == "predict" else example.target}
+        return {"row": origin.index, **file, "input": text, "target": None if name == "predict" else example.target}
 
     def identity(self, name: Split) -> str:
-        """A hash of a split's rows, as text and in tokens, and of the classes that they may be given."""
+        """A hash of a split's rows, as text and in tokens, of where they are, and of the classes they may be given."""
         data = self.split(name)
-        return content_key([self.classes, *data.examples, *data.encoded])
+        places = enumerate((origin.index, origin.file) for origin in data.origins)
+        unusual = [place for position, place in places if place != (position, None)]
+        return content_key([self.classes, *data.examples, *data.encoded, *unusual])
+
+    def source_rows(self, name: Split) -> list[int]:
+        """The index of each row of a split in its source, where rows that were skipped count."""
+        return [origin.index for origin in self.split(name).origins]
 
     def rows(self, name: Split) -> Rows:
         """The rows of a source as they were read.
@@ -227,10 +272,22 @@ class SoftPromptDataModule(LightningDataModule, ABC):
             if source is None:
                 raise ValueError(f"no source of {name} rows was given; set data.{name} or data.path")
             try:
-                self._rows[name] = read_rows(source, split=name, on_bad_row=self.on_bad_row)
+                rows = read_rows(source, name, self.on_bad_row, self._source_columns)
+                self._rows[name] = rows.renamed(self.rename_columns)
             except NoSplitError as error:
                 raise NoSplitError(f"{error}, or set data.{name}") from None
         return self._rows[name]
+
+    @property
+    def needed_columns(self) -> tuple[str, ...]:
+        """The columns that each row must have, so that a table or plain text on standard input is recognised."""
+        return self.template.columns
+
+    @property
+    def _source_columns(self) -> list[str]:
+        """The same, under their names in the source."""
+        former = {new: old for old, new in self.rename_columns.items()}
+        return [former.get(name, name) for name in self.needed_columns]
 
     def take(self, name: Split, rows: Rows) -> None:
         """Gives a split rows that were read elsewhere, in place of its source."""
@@ -239,15 +296,15 @@ class SoftPromptDataModule(LightningDataModule, ABC):
 
     def _prepare(self, name: Split) -> Prepared:
         if name in ("train", "validation") and not self._has_validation:
-            examples, where = self._held_out(name)
+            examples, origins = self._held_out(name)
         else:
-            examples, where = self._examples(name)
+            examples, origins = self._examples(name)
         if name == "train":
             chosen = self.chosen(examples)
-            examples, where = [examples[i] for i in chosen], [where[i] for i in chosen]
+            examples, origins = [examples[i] for i in chosen], [origins[i] for i in chosen]
         if not examples:
             raise ValueError(f"no {name} rows are left to use")
-        return Prepared(examples, self._encoded(examples, where, name), where)
+        return Prepared(examples, self._encoded(examples, origins, name), origins)
 
     @cached_property
     def _has_validation(self) -> bool:
@@ -262,30 +319,30 @@ class SoftPromptDataModule(LightningDataModule, ABC):
             return False
         return True
 
-    def _held_out(self, name: Split) -> tuple[list[Example], list[str]]:
-        examples, where = self._examples("train")
+    def _held_out(self, name: Split) -> tuple[list[Example], list[Origin]]:
+        examples, origins = self._examples("train")
         order = np.random.default_rng(self.seed).permutation(len(examples))
         count = max(1, round(self.validation_share * len(order)))
         part = sorted(order[:count] if name == "validation" else order[count:])
-        return [examples[i] for i in part], [where[i] for i in part]
+        return [examples[i] for i in part], [origins[i] for i in part]
 
-    def _examples(self, name: Split) -> tuple[list[Example], list[str]]:
+    def _examples(self, name: Split) -> tuple[list[Example], list[Origin]]:
         rows = self.rows(name)
-        examples, where, bad = [], [], list(rows.skipped)
+        examples, origins, bad = [], [], list(rows.skipped)
         for i, row in enumerate(rows):
             try:
                 example = self.example(row, labelled=name != "predict")
                 if self.on_bad_row == "skip":
                     self._encode(example)
                 examples.append(example)
-                where.append(rows.where(i))
+                origins.append(rows.origin(i))
             except ValueError as error:
                 if self.on_bad_row == "raise":
                     raise DataError(f"{rows.where(i)}: {error}") from None
                 bad.append(f"{rows.where(i)}: {error}")
         if bad:
             log.warning("%d of the %s rows were skipped, the first: %s", len(bad), name, bad[0])
-        return examples, where
+        return examples, origins
 
     def text(self, row: Mapping[str, Any]) -> dict[str, str]:
         """The columns that the template names.
@@ -295,16 +352,16 @@ class SoftPromptDataModule(LightningDataModule, ABC):
         """
         for column in self.template.columns:
             if column not in row:
-                raise ValueError(f"no column {column!r}; the row has {sorted(map(str, row))}")
+                raise ValueError(f"no column {column!r}; the row has {first_columns(row)}")
             if not isinstance(row[column], str):
                 raise ValueError(f"column {column!r} must be text, got {row[column]!r} ({type(row[column]).__name__})")
         if self.closed and not any(row[column].strip() for column in self.template.columns):
             raise ValueError(" and ".join(f"column {column!r} is empty" for column in self.template.columns))
         return {column: row[column] for column in self.template.columns}
 
-    def _encoded(self, examples: Sequence[Example], where: Sequence[str], name: str) -> list[Encoded]:
+    def _encoded(self, examples: Sequence[Example], origins: Sequence[Origin], name: str) -> list[Encoded]:
         def make() -> list[Encoded]:
-            return [self._encode_at(example, place) for example, place in zip(examples, where, strict=True)]
+            return [self._encode_at(example, origin) for example, origin in zip(examples, origins, strict=True)]
 
         said = [(tuple(e.fields.items()), e.target, tuple(e.words.items())) for e in examples]
         truncate = sorted(self.template.truncate)
@@ -322,11 +379,11 @@ class SoftPromptDataModule(LightningDataModule, ABC):
         how = (self.max_tokens, self.closed, self.cut, self.max_target_tokens)
         return self.codec.encode(pieces, example.target, *how)
 
-    def _encode_at(self, example: Example, place: str) -> Encoded:
+    def _encode_at(self, example: Example, origin: Origin) -> Encoded:
         try:
             return self._encode(example)
         except ValueError as error:
-            raise DataError(f"{place}: {error}") from None
+            raise DataError(f"{origin.where}: {error}") from None
 
     @final
     def setup(self, stage: str) -> None:

@@ -123,6 +123,11 @@ class MultitaskDataModule(SoftPromptDataModule):
         self.epoch_batches, self.together, self.scores = epoch_batches, together, dict(scores or {})
 
     @property
+    def needed_columns(self) -> tuple[str, ...]:
+        """The column that names the task of a row."""
+        return (TASK,)
+
+    @property
     def classes_by_task(self) -> Mapping[str, Classes | None]:
         """How classes are spoken, for the tasks that have any."""
         return self._of_each(lambda task: task.classes)
@@ -202,7 +207,7 @@ class MultitaskDataModule(SoftPromptDataModule):
         return MixedRows(
             [part.examples[number] for part, number in chosen],
             [part.encoded[number] for part, number in chosen],
-            [part.where[number] for part, number in chosen],
+            [part.origins[number] for part, number in chosen],
             array("l", [task for task, _ in order]),
             array("l", [number for _, number in order]),
         )

@@ -19,6 +19,7 @@ from lightning_softprompt.data.indexing import ensure_index
 from lightning_softprompt.data.labels import ClassNumbers, GivenLabels, words_by_name
 from lightning_softprompt.data.passage_rows import PASSAGES, PassageTemplate, RowWriter
 from lightning_softprompt.data.showing import Asked, Mode, Noise, PassageOrder, Showing
+from lightning_softprompt.data.sources import Origin, first_columns
 from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.evaluation.choices import ChoiceEvaluation
 from lightning_softprompt.evaluation.qa import QaEvaluation
@@ -168,6 +169,11 @@ class RagQaDataModule(SoftPromptDataModule):
             return ChoiceEvaluation(tuple(self.words))
         return QaEvaluation(self.decoding, self.abstain, self.long_answers, self.cite, self.rouge_words)
 
+    @property
+    def needed_columns(self) -> tuple[str, ...]:
+        """The columns of the template but for those of passages, which are searched for."""
+        return tuple(name for name in self.template.columns if name not in self.holding)
+
     @cached_property
     def writer(self) -> RowWriter:
         """Writes rows with their passages."""
@@ -183,18 +189,18 @@ class RagQaDataModule(SoftPromptDataModule):
         if self.corpus is not None and self.retriever is not None and self.showing.mode != "closed_book":
             ensure_index(self.retriever.folder, self.corpus, self.index_settings, self.corpus_columns)
 
-    def _examples(self, name: Split) -> tuple[list[Example], list[str]]:
+    def _examples(self, name: Split) -> tuple[list[Example], list[Origin]]:
         room = self.writer.max_tokens  # a backbone that cannot answer is told of before any row
         questions = [row.get(self.question) for row in self.rows(name)]
         self._search(questions)
         self._report_searches(name, questions)
         self._lost.clear()
-        examples, where = super()._examples(name)
+        examples, origins = super()._examples(name)
         self._check_gold(name, examples)
         if self._lost["shown"] + self._lost["dropped"]:
             told = "; ".join(f"{count} {what}" for what, count in self._lost.items())
             log.info("passages of the %d %s rows at max_tokens=%d: %s", len(examples), name, room, told)
-        return examples, where
+        return examples, origins
 
     def _report_searches(self, name: Split, questions: Sequence[Any]) -> None:
         """Warns if most questions find nothing."""
@@ -249,7 +255,9 @@ class RagQaDataModule(SoftPromptDataModule):
     def _gold(self, row: Mapping[str, Any]) -> tuple[str, ...]:
         ids = row.get(self.gold)
         if ids is None and self.showing.mode == "gold":
-            raise ValueError(f"mode=gold wants ids of documents in column {self.gold!r}; the row has {sorted(row)}")
+            raise ValueError(
+                f"mode=gold wants ids of documents in column {self.gold!r}; the row has {first_columns(row)}"
+            )
         if ids is None:
             return ()
         names = read_ids(ids, self.gold)
@@ -273,7 +281,7 @@ class RagQaDataModule(SoftPromptDataModule):
 
     def _right(self, row: Mapping[str, Any]) -> tuple[str, ...]:
         if self.answers not in row:
-            raise ValueError(f"no column {self.answers!r}; the row has {sorted(map(str, row))}: set answers to another")
+            raise ValueError(f"no column {self.answers!r}; the row has {first_columns(row)}: set answers to another")
         said = row[self.answers]
         texts = [] if said is None else [said] if isinstance(said, str) else said
         if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):

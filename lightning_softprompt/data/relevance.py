@@ -14,7 +14,7 @@ from lightning_softprompt.data.gold import read_ids
 from lightning_softprompt.data.indexing import ensure_index
 from lightning_softprompt.data.labels import words_by_name
 from lightning_softprompt.data.showing import Asked, Candidate, Showing
-from lightning_softprompt.data.sources import DataError, Row, Rows
+from lightning_softprompt.data.sources import DataError, Origin, Row, Rows
 from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.retrieval.cache import rankings_for
 from lightning_softprompt.retrieval.retriever import Retriever
@@ -106,6 +106,11 @@ class RelevanceDataModule(SoftPromptDataModule):
         """The inverse of each class's frequency, where classes are to be balanced."""
         return self.judged.weights(examples)
 
+    @property
+    def needed_columns(self) -> tuple[str, ...]:
+        """The question; passages are searched for."""
+        return (self.question,)
+
     def prepare_data(self) -> None:
         """Builds the index where it is not there; in one process of a machine.
 
@@ -130,7 +135,7 @@ class RelevanceDataModule(SoftPromptDataModule):
         super().take(name, rows)
         self._paired.pop(name, None)
 
-    def _held_out(self, name: Split) -> tuple[list[Example], list[str]]:
+    def _held_out(self, name: Split) -> tuple[list[Example], list[Origin]]:
         raise ValueError(
             "relevance wants validation questions of its own, since pairs of one question would stand in training and "
             "validation; set data.validation"
@@ -142,7 +147,7 @@ class RelevanceDataModule(SoftPromptDataModule):
         rankings = rankings_for(self.retriever, questions, self.all.count)
         found = {text: tuple(of.rows.tolist()) for text, of in zip(questions, rankings, strict=True)}
         pairs: list[Row] = []
-        numbers: list[int] = []
+        positions: list[int] = []
         bad = list(rows.skipped)
         gold = self._gold_by_question(rows) if labelled else {}
         for i, row in enumerate(rows):
@@ -154,8 +159,8 @@ class RelevanceDataModule(SoftPromptDataModule):
                     raise DataError(bad[-1]) from None
                 continue
             pairs += made
-            numbers += [i if rows.numbers is None else rows.numbers[i]] * len(made)
-        return Rows(pairs, rows.name, rows.place, numbers, tuple(bad))
+            positions += [i] * len(made)
+        return replace(rows.derived(pairs, positions), skipped=tuple(bad))
 
     def _gold_by_question(self, rows: Rows) -> dict[str, tuple[str, ...]]:
         """All gold documents of a question, which may be asked in several rows."""

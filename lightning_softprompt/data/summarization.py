@@ -8,6 +8,7 @@ from typing import Any, Literal, final
 
 from lightning_softprompt.backbones.decoding import Decoding
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
+from lightning_softprompt.data.sources import first_columns
 from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.evaluation.generation import DEFAULT, GenerationEvaluation
 from lightning_softprompt.evaluation.text_metrics import RougeWords
@@ -88,6 +89,11 @@ class SummarizationDataModule(SoftPromptDataModule):
         room = self.max_tokens - (self.max_target_tokens or 0)
         return GenerationEvaluation(self.decoding, self.document, template=self.template, max_tokens=room, **how)
 
+    @property
+    def needed_columns(self) -> tuple[str, ...]:
+        """The columns of the template but for those that have defaults."""
+        return tuple(name for name in self.template.columns if name not in self.defaults)
+
     def example(self, row: Mapping[str, Any], labelled: bool) -> Example:
         """The row's text and its right answers."""
         fields = self.text({**self.defaults, **{name: value for name, value in row.items() if value is not None}})
@@ -100,7 +106,7 @@ class SummarizationDataModule(SoftPromptDataModule):
 
     def _answer(self, row: Mapping[str, Any]) -> str:
         if self.target not in row:
-            raise ValueError(f"no column {self.target!r}; the row has {sorted(map(str, row))}: set target to another")
+            raise ValueError(f"no column {self.target!r}; the row has {first_columns(row)}: set target to another")
         answer = row[self.target]
         if not isinstance(answer, str) or not answer.strip():
             raise ValueError(f"column {self.target!r} must be text that is not empty, got {answer!r}")

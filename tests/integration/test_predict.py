@@ -94,6 +94,23 @@ def test_a_run_that_was_killed_goes_on_and_leaves_the_file_of_one_that_was_not(t
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_predictions_have_the_row_numbers_and_the_files_of_their_sources(tmp_path, options):
+    first, second = tmp_path / "a.jsonl", tmp_path / "b.csv"
+    first.write_text('{"text": "a"}\n{"text": null}\nbroken\n{"text": "dog"}\n')
+    second.write_text("text\ngood\n")
+    path = tmp_path / "predictions.jsonl"
+    more = ["--data.on_bad_row=skip", f"--data.predict={json.dumps([str(first), str(second)])}"]
+    killed(["predict", *options, *more, f"--run.predictions={path}"], batch=1)
+    assert count(path.with_name("predictions.jsonl.part")) == 2
+    assert main(["predict", *options, *more, f"--run.predictions={path}"]) == 0
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(record["row"], record["file"]) for record in records] == [
+        (0, str(first)),
+        (3, str(first)),
+        (0, str(second)),
+    ]
+
+
 def test_without_a_named_file_the_same_command_takes_over_that_of_the_killed_run(tmp_path, options, asked):
     runs = tmp_path / "runs" / "default"
     workers = "--data.num_workers=1"  # which outlives the run by some seconds, and holds its file open

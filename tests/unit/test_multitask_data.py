@@ -138,7 +138,7 @@ def test_rows_to_be_predicted_name_their_tasks_and_keep_their_order(made):
     (first, second) = list(data.predict_dataloader())
     assert [*rows_of([first]), *rows_of([second])] == [(2, 0), (0, 0), (2, 1), (1, 0)]
     assert [*first.overall.tolist(), *second.overall.tolist()] == [0, 1, 2, 3]
-    assert data.shown("predict", 2) == {"task": "summary", "input": "a dog\nSummary:", "target": None}
+    assert data.shown("predict", 2) == {"task": "summary", "row": 2, "input": "a dog\nSummary:", "target": None}
     with pytest.raises(ValueError, match=r"row 1 of .*must name one of the tasks \['mood', 'length', 'summary'\]"):
         made(predict=[given[0], {"task": "tone", "text": "dull"}]).split("predict")
     with pytest.raises(ValueError, match=r"must name one of the tasks .*got \['mood'\]"):

@@ -17,11 +17,11 @@ IDENTITY = {"rows": "a", "settings": 0.1}
 
 
 def records(*rows):
-    return [{"row": row, "prediction": f"é {row}"} for row in rows]
+    return {row: {"row": row, "prediction": f"é {row}"} for row in rows}
 
 
 def text(*rows):
-    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records(*rows)).encode()
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records(*rows).values()).encode()
 
 
 @pytest.fixture(autouse=True)
@@ -75,6 +75,19 @@ def test_a_file_is_gone_on_with_behind_its_last_whole_row(path, part, what):
     lines.close(ALONE)
     assert path.read_bytes() == text(*range(5))
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_rows_may_have_the_numbers_of_their_source(path, part):
+    """Where rows of the source were skipped, or come from several files."""
+    numbers = [0, 2, 3, 0, 1]
+    made = {position: {"row": number} for position, number in enumerate(numbers)}
+    content = [json.dumps(record) + "\n" for record in made.values()]
+    left(part, ("".join(content[:3]) + '{"row": 9}\n').encode())
+    lines = RecordLines(path)
+    assert lines.open(ALONE, IDENTITY, (), numbers) == 3
+    lines.add(ALONE, made)
+    lines.close(ALONE)
+    assert path.read_text() == "".join(content)
 
 
 @pytest.mark.parametrize("label", [None, b"", b"{", b"[]"], ids=["none", "empty", "broken", "list"])

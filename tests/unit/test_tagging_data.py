@@ -91,7 +91,7 @@ def test_tags_may_be_numbers_and_stand_in_other_columns(data):
     rows = [{"words": ["a", "dog"], "ner": [0, "B-THING"], "text": "sad"}]
     module = data(test=rows, tokens_column="words", tags_column="ner", template="{text} : {words}{target}")
     assert module.split("test").examples[0].label == (0, 3)
-    assert module.shown("test", 0) == {"input": "sad : a dog", "target": ["O", "B-THING"]}
+    assert module.shown("test", 0) == {"row": 0, "input": "sad : a dog", "target": ["O", "B-THING"]}
     assert data(test=rows, tokens_column="words", tags_column="ner").template.text == "{soft}{words}{target}"
 
 
@@ -129,7 +129,7 @@ def test_rows_to_be_predicted_need_no_tags(data):
     (batch,) = module.predict_dataloader()
     assert batch.labels is None
     assert batch.words.tolist() == [[1, 2], [1, IGNORE]]
-    assert module.shown("predict", 0) == {"input": "a dog", "target": None}
+    assert module.shown("predict", 0) == {"row": 0, "input": "a dog", "target": None}
 
 
 BAD = {
