@@ -9,12 +9,14 @@ import sys
 import traceback
 import warnings
 from argparse import HelpFormatter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import lightning
+import yaml
 from jsonargparse import Namespace, strip_meta
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -47,19 +49,23 @@ import lightning_softprompt.readouts.suited
 import lightning_softprompt.readouts.token_head  # noqa: F401
 from lightning_softprompt.backbones.base import BackboneSpec
 from lightning_softprompt.callbacks.record_lines import ReaderGoneError
+from lightning_softprompt.callbacks.run_settings import RunSettings
 from lightning_softprompt.callbacks.warm_start import WarmStart
 from lightning_softprompt.checkpoints.files import SEED, load_checkpoint
 from lightning_softprompt.checkpoints.plain import plain
+from lightning_softprompt.checkpoints.settings import SETTINGS, refuse_changes, refuse_incomplete
 from lightning_softprompt.checkpoints.whole import WholeCheckpoints
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.module import SoftPromptModule
 from lightning_softprompt.parser import Parser
 from lightning_softprompt.replicas import Replicas, ReplicaSpec
 from lightning_softprompt.run import RunSpec
+from lightning_softprompt.run_settings import CommandSettings
 from lightning_softprompt.session import Session
 from lightning_softprompt.strategy import refuse_others
 
 log = logging.getLogger(__name__)
+Refuses = Callable[[Mapping[str, Any]], None]
 TELLS_USERS = (str(Path(__file__).parent), str(Path(lightning.__file__).parent))  # whose errors are meant for users
 TRACEBACK_VARIABLE = "SOFTPROMPT_TRACEBACK"
 NOISE = (
@@ -81,6 +87,7 @@ TRAINER_DEFAULTS = {
 class SoftPromptCLI(LightningCLI):
     """LightningCLI with one backbone for model and data, a folder for each run, and no option that loses silently."""
 
+    _resumed: Refuses | None = None  # settings that differ from those of the checkpoint
     _same: Path | None = None  # the folder of the run that `--ckpt_path last` goes on with
 
     def add_arguments_to_parser(self, parser: Parser) -> None:  # type: ignore[override]
@@ -133,7 +140,23 @@ class SoftPromptCLI(LightningCLI):
         seed = config.seed_everything if training else None
         given = strip_meta(config.model)  # without the names of the files that it was read from
         model = {**plain(given.as_dict()), "replicas": replica_spec(config.replicas).count}
-        refuse_contradiction(model, Path(config.ckpt_path), training, seed)
+        path = Path(config.ckpt_path)
+        checkpoint = load_checkpoint(path)
+        refuse_contradiction(model, checkpoint, path, training, seed)
+        if training:
+            refuse_incomplete(checkpoint, path)
+            self._resumed = self._comparison(checkpoint, path, RunSpec(**config.run.as_dict()))
+
+    @staticmethod
+    def _comparison(checkpoint: Mapping[str, Any], path: Path, run: RunSpec) -> Refuses | None:
+        """Refuses settings that differ from those of a checkpoint; None where it has none."""
+        if SETTINGS in checkpoint:
+            return partial(refuse_changes, checkpoint[SETTINGS], accepted=run.accepted_changes, path=path)
+        log.warning(
+            "%s was written by an earlier version, which kept no digests of data and settings: whether they are those "
+            "of its run is not checked", path,
+        )  # fmt: skip
+        return None
 
     def _find_last(self, config: Namespace) -> None:
         """Puts the checkpoint that was written last in the place of `last`; a training without one begins anew."""
@@ -165,16 +188,20 @@ class SoftPromptCLI(LightningCLI):
             return super().instantiate_trainer(callbacks=start, **kwargs)
         config, made = self._given, self.config_init[self.subcommand]
         trainer, given = made.trainer, _listed(made.trainer.callbacks)
-        self.session = Session(made.run, str(self.subcommand), self.model, self.datamodule, self._same)
         parser = self._parser(self.subcommand)
+        dumped = parser.dump(config)
+        settings = CommandSettings(yaml.safe_load(dumped), self.datamodule, str(self.subcommand))
+        if self._resumed is not None:
+            self._resumed(settings.of_config if settings.prepares else settings.kept)
+        checked = RunSettings(settings, self._resumed if settings.prepares else None)
+        self.session = Session(made.run, str(self.subcommand), self.model, self.datamodule, checked, self._same)
         kept = config.clone()  # how this run started is not how another from its config does
-        kept.ckpt_path = kept.init_from = kept.run.name = None
+        kept.ckpt_path = kept.init_from = kept.run.name = kept.run.accept_changes = None
         parser.save(kept, self.session.folder / "config.yaml", skip_none=False, overwrite=True, multifile=False)
         if self.session.prints:
             kwargs["enable_progress_bar"] = False  # standard output is for the predictions
         elif trainer.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in given):
             given.append(RichProgressBar())
-        dumped = parser.dump(config)
         callbacks = [*given, *self.session.callbacks(config.init_from, config.get("ckpt_path"), dumped)]
         loggers = [*_listed(trainer.logger), *self.session.loggers(dumped)]
         trainer_made = super().instantiate_trainer(callbacks=callbacks, logger=loggers, **kwargs)
@@ -196,19 +223,21 @@ def replica_spec(given: Any) -> ReplicaSpec:
     return given if isinstance(given, ReplicaSpec) else ReplicaSpec(given)
 
 
-def refuse_contradiction(model: dict[str, Any], path: Path, training: bool, seed: int | None = None) -> None:
+def refuse_contradiction(
+    model: dict[str, Any], checkpoint: Mapping[str, Any], path: Path, training: bool, seed: int | None = None
+) -> None:
     """Refuses a checkpoint whose method or arguments are not those of the command.
 
     Args:
         model: Class path and arguments of the command.
-        path: The checkpoint.
+        checkpoint: What is to be resumed or tested.
+        path: Its file, for messages.
         training: Whether training goes on, so that optimizer and objective count too.
         seed: The command's, where random numbers go on.
 
     Raises:
         ValueError: Naming what differs.
     """
-    checkpoint = load_checkpoint(path)
     saved = {"replicas": 1, **checkpoint.get("hyper_parameters", {}), "seed_everything": checkpoint.get(SEED, seed)}
     arguments = {"replicas": model.get("replicas", 1), **model.get("init_args", {})}
     given = {"_class_path": model["class_path"], **arguments, "seed_everything": seed}

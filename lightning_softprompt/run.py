@@ -38,6 +38,9 @@ class RunSpec:
             and later ones so from the start. The step is the same up to the order of sums, dropout included.
         keep_last: How many of the checkpoints to go on from are kept: last.ckpt, and as last-1.ckpt, last-2.ckpt those
             before it. The best one is kept beside them.
+        accept_changes: Names of settings that may differ from those of the checkpoint that --ckpt_path resumes, such as
+            `data.labels,train_rows`; a name covers all below it, as `data`. Without it a difference is an error, since
+            the run would not be the one that was never stopped.
 
     Raises:
         ValueError: If keep_last is below 1.
@@ -52,10 +55,18 @@ class RunSpec:
     skip_bad_steps: int = 0
     halve_on_oom: bool = False
     keep_last: int = 1
+    accept_changes: str | list[str] | None = None
 
     def __post_init__(self) -> None:
         if self.keep_last < 1:
             raise ValueError(f"run.keep_last must be at least 1, got {self.keep_last}")
+
+    @property
+    def accepted_changes(self) -> list[str]:
+        """The names in `accept_changes`."""
+        given = self.accept_changes or []
+        names = given.split(",") if isinstance(given, str) else given
+        return [name.strip() for name in names]
 
     @property
     def experiment_folder(self) -> Path:

@@ -23,6 +23,7 @@ from lightning_softprompt.callbacks.preemption import Preemption
 from lightning_softprompt.callbacks.prompt_watch import PromptWatch
 from lightning_softprompt.callbacks.resume import RngState
 from lightning_softprompt.callbacks.run_files import RunFiles
+from lightning_softprompt.callbacks.run_settings import RunSettings
 from lightning_softprompt.callbacks.throughput import Throughput
 from lightning_softprompt.callbacks.warm_start import WarmStart
 from lightning_softprompt.checkpoints.files import apart, read_prompt, write_prompt
@@ -45,6 +46,7 @@ class Session:
         command: `fit`, `validate`, `test` or `predict`.
         module: The method, or several of it.
         data: The data module.
+        settings: Keeps and compares the settings of the run.
         folder: That of the run which is gone on with; None makes a new one.
     """
 
@@ -54,8 +56,10 @@ class Session:
         command: str,
         module: SoftPromptModule | Replicas,
         data: SoftPromptDataModule,
+        settings: RunSettings,
         folder: Path | None = None,
     ) -> None:
+        self.settings = settings
         self.run, self.command, self.module, self.data = run, command, module, data
         self.folder = run.make_folder(folder)
         metric, self.mode = data.evaluation.monitor
@@ -78,7 +82,8 @@ class Session:
         if self.command != "fit" and init_from is None and ckpt_path is None and untrained:
             log.warning("neither --ckpt_path nor --init_from was given: the prompt is as it starts, untrained")
         start: list[Callback] = [] if init_from is None else [WarmStart(Path(init_from))]
-        return [*start, *([self._writer(config)] if self.command == "predict" else self._of_command())]
+        own = [self._writer(config)] if self.command == "predict" else self._of_command()
+        return [self.settings, *start, *own]
 
     def _writer(self, config: str) -> PredictionWriter:
         """What writes the predictions. Those of a run that was killed lie in its own folder, if no file was named."""

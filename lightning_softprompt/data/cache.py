@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from array import array
+from collections.abc import Callable, Iterable, Sequence
 from hashlib import sha256
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -16,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lightning_softprompt.types import Encoded
+from lightning_softprompt.types import Encoded, Example
 
 log = logging.getLogger(__name__)
 VERSION = 2  # of what stands in a file; another is another key
@@ -29,6 +30,16 @@ def content_key(parts: Iterable[object]) -> str:
     for part in parts:
         digest.update(repr(part).encode() + b"\0")
     return digest.hexdigest()[:32]
+
+
+def rows_digest(examples: Sequence[Example], encoded: Sequence[Encoded]) -> str:
+    """How many rows there are, and a digest of their texts, labels and tokens in their order."""
+    digest = sha256(f"version {VERSION}".encode())
+    for example, row in zip(examples, encoded, strict=True):
+        digest.update(repr(example).encode("utf-8", "surrogatepass"))
+        for part in PARTS:
+            digest.update(array("q", getattr(row, part)).tobytes() + b"\0")
+    return f"{len(encoded)} rows ({digest.hexdigest()[:12]})"
 
 
 def cached(key: str, make: Callable[[], list[Encoded]]) -> list[Encoded]:

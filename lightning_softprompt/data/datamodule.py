@@ -18,7 +18,7 @@ from lightning_softprompt.backbones.base import BackboneSpec
 from lightning_softprompt.backbones.codec import Codec, Cut
 from lightning_softprompt.backbones.load import load_codec
 from lightning_softprompt.data.batching import BucketBatchSampler, Order, ResumableLoader
-from lightning_softprompt.data.cache import cached, content_key
+from lightning_softprompt.data.cache import cached, content_key, rows_digest
 from lightning_softprompt.data.labels import as_text
 from lightning_softprompt.data.sources import (
     DataError,
@@ -260,6 +260,11 @@ class SoftPromptDataModule(LightningDataModule, ABC):
     def source_rows(self, name: Split) -> list[int]:
         """The index of each row of a split in its source, where rows that were skipped count."""
         return [origin.index for origin in self.split(name).origins]
+
+    def rows_digest(self, name: Split) -> str:
+        """How many rows a split has, and a digest of their texts, labels and tokens in their order."""
+        data = self.split(name)
+        return rows_digest(data.examples, data.encoded)
 
     def rows(self, name: Split) -> Rows:
         """The rows of a source as they were read.

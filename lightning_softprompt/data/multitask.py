@@ -226,6 +226,11 @@ class MultitaskDataModule(SoftPromptDataModule):
         """A hash of a split's rows, of which task each is, and of the classes that they may be given."""
         return content_key([super().identity(name), self.classes_by_task, *self.mixed(name).tasks])
 
+    def rows_digest(self, name: Split) -> str:
+        """How many rows a split has, and a digest of their texts, labels, tokens and tasks in their order."""
+        rows, _, digest = super().rows_digest(name).partition(" rows (")
+        return f"{rows} rows ({content_key([digest, *self.mixed(name).tasks])[:12]})"
+
     def _loader(self, name: Split, order: Order) -> ResumableLoader:
         rows = self.mixed(name)
         collate = MixedCollate(self.codec, rows.tasks, rows.numbers)

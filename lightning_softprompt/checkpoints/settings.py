@@ -1,0 +1,80 @@
+"""The settings of a run as its checkpoints keep them, so that a resumed run is checked to be the same run."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+SETTINGS = "settings"  # key of a checkpoint
+PROGRESS = ("epoch", "global_step", "state_dict", "loops", "callbacks", "optimizer_states", "lr_schedulers")
+SHOWN = 100  # characters of a value that a message shows
+
+Settings = Mapping[str, Any]  # plain values by name, such as data.template
+
+
+def refuse_incomplete(checkpoint: Mapping[str, Any], path: Path) -> None:
+    """Refuses to resume from a checkpoint without what training needs to continue.
+
+    Raises:
+        ValueError: Naming what is missing.
+    """
+    missing = [name for name in PROGRESS if name not in checkpoint]
+    missing += [name for name in ("loops", "callbacks", "optimizer_states") if not checkpoint.get(name, True)]
+    callbacks = checkpoint.get("callbacks")
+    if isinstance(callbacks, Mapping) and callbacks and "RngState" not in callbacks:
+        missing.append("callbacks.RngState")
+    if missing:
+        raise ValueError(
+            f"{path} lacks {', '.join(missing)}, so training cannot be resumed from it exactly; start a new run from "
+            f"its prompt with --init_from {path}"
+        )
+
+
+def refuse_changes(saved: Settings, here: Settings, accepted: Iterable[str], path: Path) -> None:
+    """Refuses to resume with settings that differ from those of the checkpoint.
+
+    Args:
+        saved: Those of the checkpoint.
+        here: Those of the command.
+        accepted: Names whose changes are accepted; a name covers all names below it, as `data` covers `data.template`.
+        path: The checkpoint, for messages.
+
+    Raises:
+        ValueError: Naming each difference that is not accepted.
+    """
+    changed, names = differences(saved, here), list(accepted)
+    refused = {name: told for name, told in changed.items() if not any(covers(each, name) for each in names)}
+    if refused:
+        raise ValueError(
+            f"{path} belongs to a run with other data or settings: {'; '.join(refused.values())}. Give those of its "
+            f"run (--config config.yaml of its folder), or accept the changes with --run.accept_changes "
+            f"{','.join(changed)}; the run is then not the one that was never stopped"
+        )
+    for told in changed.values():
+        log.warning("accepted: %s", told)
+
+
+def differences(one: Settings, other: Settings) -> dict[str, str]:
+    """What differs, by name, as a message says it. Settings that only one version of the package has are left out."""
+    changed = [name for name in sorted({*one} & {*other}) if as_json(one[name]) != as_json(other[name])]
+    return {name: f"{name} was {shown(one[name])} and is {shown(other[name])}" for name in changed}
+
+
+def covers(name: str, setting: str) -> bool:
+    """Whether a name stands for a setting: it is the setting's or that of a part it belongs to."""
+    return setting == name or setting.startswith(f"{name}.")
+
+
+def as_json(value: Any) -> str:
+    """A value as text that keeps the order of mappings, and tells 1 from 1.0."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def shown(value: Any) -> str:
+    """A value in a message, not too long."""
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
