@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from copy import deepcopy
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial, reduce
-from math import gcd
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,17 +17,22 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrain
 
 from lightning_softprompt.backbones.base import Backbone, BackboneSpec
 from lightning_softprompt.backbones.codec import Codec
-from lightning_softprompt.backbones.load import FAMILIES, family_of, from_pretrained, load_codec, located
+from lightning_softprompt.backbones.load import (
+    ANOTHER,
+    FAMILIES,
+    family_of,
+    from_pretrained,
+    load_codec,
+    located,
+    refuse_unsupported,
+)
+from lightning_softprompt.backbones.narrowing import narrowed
+from lightning_softprompt.backbones.refusals import refusing
+from lightning_softprompt.backbones.stacks import shorten, stacks_of
 from lightning_softprompt.template import Template
 from lightning_softprompt.types import Batch
 
-WIDTHS = (
-    *("hidden_size", "intermediate_size", "n_embd", "n_inner", "d_model", "d_ff", "encoder_ffn_dim", "decoder_ffn_dim"),
-    *("num_attention_heads", "num_key_value_heads", "n_head", "num_heads"),
-    *("encoder_attention_heads", "decoder_attention_heads"),
-)
-DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers")
-WINDOWS = ("max_position_embeddings", "n_positions")
+MOST = 500_000_000  # parameters of a small copy
 SPECIAL = ["<pad>", "<s>", "</s>", "<mask>"]
 
 
@@ -66,40 +69,44 @@ def _nothing(size: int, rows: Tensor) -> Tensor:
     return rows.new_zeros(*rows.shape[:-1], size)
 
 
-def twin(config: PreTrainedConfig, spec: BackboneSpec, by: int, layers: int) -> Backbone:
-    """A backbone of random weights so many times narrower, with room for any prompt; heads keep their size."""
-    narrow = deepcopy(config)
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    for name, value in sizes(config, WIDTHS).items():
-        setattr(narrow, name, value // by)
-    for name in sizes(config, DEPTHS):
-        setattr(narrow, name, layers)
-    for name, window in sizes(config, WINDOWS).items():
-        setattr(narrow, name, max(window, 1024))
+def twin(
+    config: PreTrainedConfig, spec: BackboneSpec, by: int, layers: int | Mapping[str, int] | None = None
+) -> Backbone:
+    """A backbone of random weights so many times narrower, with room for any prompt; heads keep their size.
+
+    Args:
+        config: Of the full size.
+        spec: Of the backbone.
+        by: How many times narrower.
+        layers: The most layers of each stack: a number for all, or by the name of the stack; others keep all layers.
+
+    Raises:
+        ValueError: If it would still be too large.
+    """
+
+    def weights(model: PreTrainedModel) -> PreTrainedModel:
+        stacks = stacks_of(model)
+        counts = layers if isinstance(layers, Mapping) else {stack.name: layers or len(stack) for stack in stacks}
+        shorten(model, {stack: counts.get(stack.name, len(stack)) for stack in stacks})
+        if (count := sum(p.numel() for p in model.parameters())) > MOST:
+            raise ValueError(f"a small copy of {type(model).__name__} would have {count:,} parameters")
+        return randomized(model)
+
     words = len(_codec(spec, family_of(config)).tokenizer)
-    narrow.vocab_size = min(config.vocab_size, words)
-    if (narrow.pad_token_id or 0) >= words:
-        narrow.pad_token_id = None
-    if hasattr(narrow, "head_dim"):
-        narrow.head_dim = head_size
-    if getattr(narrow, "layer_types", None):
-        narrow.layer_types = narrow.layer_types[:layers]
-    return _made(narrow, spec, "cpu", lambda model: model)
+    return _made(narrowed(config, by, words), spec, "meta", weights)
 
 
-def narrowest(config: PreTrainedConfig) -> int:
-    """How many times narrower a twin can be: its heads and widths must be whole."""
-    return reduce(gcd, sizes(config, WIDTHS).values())
-
-
-def depth_of(config: PreTrainedConfig) -> int:
-    """L; of encoder and decoder, the deeper one's."""
-    return max(sizes(config, DEPTHS).values())
-
-
-def sizes(config: PreTrainedConfig, names: tuple[str, ...]) -> dict[str, int]:
-    """Those that a configuration has by their own names; many have others by a second name."""
-    return {name: value for name, value in config.to_dict().items() if name in names and isinstance(value, int)}
+def randomized(model: PreTrainedModel) -> PreTrainedModel:
+    """A model without weights with random ones, as transformers draws them."""
+    model.to_empty(device="cpu")
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data.zero_()  # what is not drawn
+    for module in model.modules():
+        vars(module).pop("_is_hf_initialized", None)  # from when there was nothing to draw
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model.init_weights()
+    return model
 
 
 def made_rows(backbone: Backbone, rows: int, tokens: int) -> Batch:
@@ -118,12 +125,14 @@ def _made(
 ) -> Backbone:
     family = family_of(config)
     auto: Any = FAMILIES[family]
-    with torch.random.fork_rng(devices=[]), torch.device(device):
-        model = auto.from_config(config, dtype=getattr(torch, spec.dtype), attn_implementation=spec.attention)
+    refuse_unsupported(config, spec, auto)
     plain = replace(
         spec, quantization=None, compute="plain", compiled=False, checkpointing=False, context_memory=0, context_disk=0
     )
-    return family(change(model).eval(), _codec(spec, family), plain)
+    with refusing(f"backbone {spec.name!r} of type {config.model_type} is not supported", ANOTHER):
+        with torch.random.fork_rng(devices=[]), torch.device(device):
+            model = auto.from_config(config, dtype=getattr(torch, spec.dtype), attn_implementation=spec.attention)
+        return family(change(model).eval(), _codec(spec, family), plain)
 
 
 def _codec(spec: BackboneSpec, family: type[Backbone]) -> Codec:

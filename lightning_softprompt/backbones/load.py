@@ -38,11 +38,14 @@ from lightning_softprompt.backbones.codec import Codec
 from lightning_softprompt.backbones.fingerprint import WeightFiles, weight_files
 from lightning_softprompt.backbones.masked import MaskedBackbone
 from lightning_softprompt.backbones.quantized import quantization_config, refuse_with_quantized
+from lightning_softprompt.backbones.refusals import refusing
 from lightning_softprompt.backbones.seq2seq import Seq2SeqBackbone
 from lightning_softprompt.folders import fill, write_whole
 
 log = logging.getLogger(__name__)
 DIGESTS = "digests.json"  # what a converted backbone consists of
+
+ANOTHER = "Take a backbone of another architecture."
 
 # The first family that claims a configuration has it.
 FAMILIES: dict[type[Backbone], type] = {
@@ -106,8 +109,9 @@ def load_backbone(spec: BackboneSpec) -> Backbone:
         )
     family = family_of(config)
     refuse_unsupported(config, place, FAMILIES[family])
-    model = _model(place, FAMILIES[family])
-    backbone = family(model, _codec(place), spec)
+    model, codec = _model(place, FAMILIES[family]), _codec(place)
+    with refusing(f"backbone {spec.name!r} of type {config.model_type} is not supported", ANOTHER):
+        backbone = family(model, codec, spec)
     backbone.files = _weight_files(place)
     return backbone
 
@@ -283,11 +287,6 @@ def from_pretrained(load: Callable[..., Any], place: BackboneSpec, called: str |
     Raises:
         ValueError: If it cannot be loaded.
     """
-    try:
+    subject = f"{called or f'backbone {place.name!r}'} cannot be loaded"
+    with refusing(subject, f"Name a folder with safetensors, a hub id, or a package: {', '.join(PACKAGED)}"):
         return load(place.name, revision=place.revision, trust_remote_code=False, **options)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"{called or f'backbone {place.name!r}'} cannot be loaded: {reason} Name a folder with safetensors, "
-            f"a hub id, or one that comes as a package: {', '.join(PACKAGED)}"
-        ) from error

@@ -14,7 +14,8 @@ from torch.utils._pytree import tree_leaves
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lightning_softprompt.backbones.base import Backbone, BackboneSpec
-from lightning_softprompt.backbones.hollow import made_rows, narrowest, twin
+from lightning_softprompt.backbones.hollow import made_rows, twin
+from lightning_softprompt.backbones.narrowing import narrowest
 
 log = logging.getLogger(__name__)
 SHARES = "shares"  # the dimension of a mesh along which layers are cut

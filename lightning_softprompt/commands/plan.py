@@ -13,7 +13,8 @@ from lightning_softprompt.commands import CommandError
 from lightning_softprompt.commands.table import table
 
 if TYPE_CHECKING:
-    from lightning_softprompt.planning import Load, Plan
+    from lightning_softprompt.measurement import Load
+    from lightning_softprompt.planning import Plan
 
 TOO_LARGE = 1  # exit code of a run that does not fit
 SHAPE = ("layers", "hidden", "intermediate", "heads", "kv_heads", "vocabulary")
@@ -90,7 +91,7 @@ def asked(options: list[str], args: Namespace) -> tuple[Any, Any, Load]:
     """Method, backbone and load of the options of `fit`."""
     from lightning_softprompt.cli import replica_spec
     from lightning_softprompt.commands.parsing import parsed
-    from lightning_softprompt.planning import Load
+    from lightning_softprompt.measurement import Load
 
     given = parsed(["fit", *options])
     trainer, data, module = given.config.trainer, given.data, given.module

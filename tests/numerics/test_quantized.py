@@ -14,8 +14,9 @@ from lightning_softprompt.backbones.base import BackboneSpec
 from lightning_softprompt.backbones.load import load_backbone
 from lightning_softprompt.checkpoints.files import check_backbone, identity
 from lightning_softprompt.commands import doctor
+from lightning_softprompt.measurement import Load
 from lightning_softprompt.methods import PromptTuning
-from lightning_softprompt.planning import Load, plan
+from lightning_softprompt.planning import plan
 from lightning_softprompt.types import SoftPrompt
 
 FAMILIES = ("llama", "t5", "bart", "bert")

@@ -4,15 +4,31 @@ from functools import partial
 import pytest
 import torch
 from exact import kept_by
-from transformers import GPT2Config, LlamaConfig, T5Config
+from transformers import (
+    AlbertConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    DistilBertConfig,
+    FalconConfig,
+    Gemma3Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    LlamaConfig,
+    MixtralConfig,
+    Qwen3Config,
+    T5Config,
+)
 
+from lightning_softprompt.backbones import hollow as hollow_module
 from lightning_softprompt.backbones.base import BackboneSpec
 from lightning_softprompt.backbones.hollow import hollow, made_rows, twin
+from lightning_softprompt.backbones.stacks import Stack
 from lightning_softprompt.cli import main
 from lightning_softprompt.commands import CommandError
 from lightning_softprompt.commands import plan as command
+from lightning_softprompt.measurement import Load
 from lightning_softprompt.methods import DPT, IDPG, PrefixTuning, PromptTuning, PTuning
-from lightning_softprompt.planning import Load, plan
+from lightning_softprompt.planning import plan
 from lightning_softprompt.run import last_folder
 
 CONFIGS = {
@@ -59,6 +75,67 @@ def test_what_a_step_keeps_is_within_a_quarter_of_what_is_measured(spec, family,
     assert found.trainable == sum(p.numel() for p in method.parameters() if p.requires_grad)
     assert found.training["frozen weights"] == pytest.approx(weights, rel=0.3)  # the real one has fewer words
     assert found.frozen == sum(p.numel() for p in hollow(CONFIGS[family], place).parameters())
+
+
+WIDTHS = {"vocab_size": 600, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4}
+GROUPED = {**WIDTHS, "num_key_value_heads": 2, "head_dim": 16}
+TEXT = {**GROUPED, "num_hidden_layers": 4, "sliding_window": 512}
+IMAGES = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 28,
+    "patch_size": 14,
+}  # fmt: skip
+FALCON = {"vocab_size": 600, "hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 5}
+OTHERS = {  # lists of layers, nested parts, layers that share weights, experts, sizes under other names
+    "layer types": (Qwen3Config(**GROUPED, num_hidden_layers=6, max_window_layers=2, use_sliding_window=True), 6),
+    "sliding pattern": (Gemma3TextConfig(**GROUPED, num_hidden_layers=7, sliding_window=512), 7),
+    "image and text": (Gemma3Config(text_config=TEXT, vision_config=IMAGES), 4),
+    "inferred heads": (FalconConfig(**FALCON, multi_query=False), 5),
+    "experts": (MixtralConfig(**GROUPED, num_hidden_layers=4, num_local_experts=3), 4),
+    "shared layers": (AlbertConfig(**WIDTHS, embedding_size=32, num_hidden_layers=5), 5),
+    "other names": (DistilBertConfig(vocab_size=600, dim=64, hidden_dim=96, n_heads=4, n_layers=4), 4),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_estimates_read_the_built_model(tmp_path, name):
+    config, depth = OTHERS[name]
+    config.save_pretrained(tmp_path)
+    spec = BackboneSpec(name=str(tmp_path))
+    found = plan(PromptTuning(backbone=spec, length=7), spec, Load(ROWS, TOKENS, answers=2, new_tokens=3))
+    masked = config.model_type in ("albert", "distilbert")
+    model = (AutoModelForMaskedLM if masked else AutoModelForCausalLM).from_config(config)
+    assert found.frozen == sum(p.numel() for p in model.parameters())
+    assert found.training["frozen weights"] == sum(p.numel() * p.element_size() for p in model.parameters())
+    backbone = twin(config, spec, 1)
+    method = PromptTuning(backbone=spec, length=7)
+    method.attach(backbone)
+    batch = made_rows(backbone, ROWS, TOKENS)
+    with torch.no_grad():
+        method.step(batch)
+    kept, _ = kept_by(lambda: method.step(batch)["loss"])
+    assert found.training["kept for the backward pass"] == pytest.approx(kept, rel=0.25)
+    keys = 0 if masked else 2 * depth * 2 * (TOKENS + 7 + 3) * model.config.get_text_config().hidden_size * 4
+    share = 1 if name == "inferred heads" else 2  # query heads to each key head
+    assert found.answering["keys and values of answers"] == keys // share
+
+
+def test_a_model_that_cannot_be_measured_is_refused_by_name(tmp_path, monkeypatch):
+    CONFIGS["llama"].save_pretrained(tmp_path)
+    spec = BackboneSpec(name=str(tmp_path))
+    monkeypatch.setattr(hollow_module, "MOST", 10)
+    with pytest.raises(ValueError, match="cannot be estimated: no small copy of a LlamaForCausalLM runs"):
+        plan(PromptTuning(backbone=spec, length=7), spec, Load(ROWS, TOKENS))
+
+
+def test_layers_repeat_after_a_beginning_of_their_own():
+    def stack(kinds):
+        return Stack("model", ("layers",), tuple(kinds))
+
+    assert (stack("aaaaa").fewest, stack("aaaaa").period) == (2, 1)
+    assert (stack("daaaaa").fewest, stack("daaaaa").period) == (2, 1)
+    assert (stack("mmmammmammma").fewest, stack("mmmammmammma").period) == (4, 4)
+    assert stack("abcde").fewest == 5
+    assert [stack("a" * layers).fewest for layers in (1, 2, 3, 4)] == [1, 1, 2, 2]
 
 
 @pytest.mark.parametrize("cls", [PTuning, DPT, IDPG])

@@ -1,0 +1,55 @@
+"""Errors of transformers and PyTorch as refusals that name the backbone and the reason."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+PACKAGE = str(Path(__file__).parents[1])
+# What transformers and PyTorch raise for files, configurations and architectures that they cannot use.
+FAILURES = (
+    *(OSError, ValueError, TypeError, AttributeError, LookupError, AssertionError, ArithmeticError),
+    *(RuntimeError, ImportError),
+)
+
+
+class UnsupportedBackboneError(ValueError):
+    """A backbone that a method, or the whole package, cannot use."""
+
+
+@contextmanager
+def refusing(subject: str, way_out: str) -> Iterator[None]:
+    """Turns failures of what runs inside into refusals; messages of the package itself pass unchanged.
+
+    Args:
+        subject: What cannot be done, such as `backbone 'x' cannot run`.
+        way_out: What to do instead, as a sentence.
+
+    Raises:
+        UnsupportedBackboneError: With the reason.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except FAILURES as error:
+        if isinstance(error, ValueError) and _is_ours(error):
+            raise
+        raise UnsupportedBackboneError(f"{subject}: {reason_of(error)} {way_out}") from error
+
+
+def reason_of(error: BaseException) -> str:
+    """The first line of an error's message as a sentence, with its type where the message does not explain itself."""
+    lines = str(error).strip().splitlines()
+    if not lines:
+        return f"{type(error).__name__}."
+    reason = lines[0] if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {lines[0]}"
+    return reason if reason.endswith((".", "!", "?")) else f"{reason}."
+
+
+def _is_ours(error: BaseException) -> bool:
+    return traceback.extract_tb(error.__traceback__)[-1].filename.startswith(PACKAGE)
