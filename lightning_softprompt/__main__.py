@@ -12,6 +12,7 @@ from pathlib import Path
 from lightning_softprompt import __version__
 from lightning_softprompt.commands import LIGHT_COMMANDS, RUN_COMMANDS, CommandError
 from lightning_softprompt.commands.configs import configs_folder
+from lightning_softprompt.trust import trusted_modules, trusting
 
 HELP = """\
 softprompt: soft-prompt tuning of frozen language models in PyTorch Lightning.
@@ -79,7 +80,9 @@ def _configs() -> str:
 def _light(command: str, argv: list[str]) -> int:
     place = "lightning_softprompt" if command == "quickstart" else "lightning_softprompt.commands"
     try:
-        code: int = import_module(f"{place}.{command}").main(argv)
+        modules, argv = trusted_modules(argv)
+        with trusting(modules):
+            code: int = import_module(f"{place}.{command}").main(argv)
         sys.stdout.flush()
     except CommandError as error:
         print(f"softprompt {command}: error: {error}", file=sys.stderr)

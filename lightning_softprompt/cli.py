@@ -53,6 +53,7 @@ from lightning_softprompt.callbacks.run_settings import RunSettings
 from lightning_softprompt.callbacks.warm_start import WarmStart
 from lightning_softprompt.checkpoints.files import SEED, load_checkpoint
 from lightning_softprompt.checkpoints.plain import plain
+from lightning_softprompt.checkpoints.run_config import config_beside, read_run_config
 from lightning_softprompt.checkpoints.settings import SETTINGS, refuse_changes, refuse_incomplete
 from lightning_softprompt.checkpoints.whole import WholeCheckpoints
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
@@ -63,6 +64,7 @@ from lightning_softprompt.run import RunSpec
 from lightning_softprompt.run_settings import CommandSettings
 from lightning_softprompt.session import Session
 from lightning_softprompt.strategy import refuse_others
+from lightning_softprompt.trust import trusted_modules, trusting
 
 log = logging.getLogger(__name__)
 Refuses = Callable[[Mapping[str, Any]], None]
@@ -105,6 +107,14 @@ class SoftPromptCLI(LightningCLI):
             type=str | None,
             default=None,
             help="Starts from the prompt in this prompt.safetensors or checkpoint; all else begins anew.",
+        )
+        parser.add_argument(
+            "--trust",
+            metavar="MODULE",
+            type=str | None,
+            default=None,
+            help="Checkpoints, prompts and the configs beside them may name classes of this module too; may be given "
+            "several times.",
         )
         parser.link_arguments("backbone", "model.init_args.backbone")
         parser.link_arguments("backbone", "data.init_args.backbone")
@@ -277,16 +287,31 @@ def _listed(value: Any) -> list[Any]:
 
 
 def with_run_config(argv: Sequence[str]) -> list[str]:
-    """Takes the config of a checkpoint's own run where the command names none: `--ckpt_path` says model and data."""
+    """Takes settings from the config of a checkpoint's own run if the command names no config and no model."""
     words = [word for arg in argv for word in arg.split("=", 1)]
     if {"-c", "--config", "--model"} & set(words):
         return list(argv)
     for flag, value in pairwise(words):
-        if flag in ("--ckpt_path", "--init_from") and value != "last":
-            configs = [folder / "config.yaml" for folder in Path(value).absolute().parents[:2]]
-            if found := next((path for path in configs if path.is_file()), None):
-                return [argv[0], "--config", str(found), *argv[1:]]
+        if flag in ("--ckpt_path", "--init_from") and value != "last" and (found := config_beside(Path(value))):
+            return [argv[0], "--config", _settings_of(found, argv[0]), *argv[1:]]
     return list(argv)
+
+
+def _settings_of(path: Path, command: str) -> str:
+    """What a command takes from the config of a checkpoint's run.
+
+    Raises:
+        ValueError: If the config names classes that it may not name, and the command trains.
+    """
+    found = read_run_config(path)
+    if found.left_out and command == "fit":
+        raise ValueError(
+            f"{path}, the config of the checkpoint's run, is not taken: {'; '.join(found.left_out.values())}. To take "
+            f"it as it is, name it: --config {path}"
+        )
+    without = f", without its {' and '.join(found.left_out)}" if found.left_out else ""
+    log.info("taking %s from %s%s", ", ".join(found.values), path, without)
+    return found.text
 
 
 def make_cli(argv: Sequence[str], cli: type[SoftPromptCLI] = SoftPromptCLI, run: bool = True) -> SoftPromptCLI:
@@ -335,8 +360,10 @@ def main(argv: Sequence[str]) -> int:
     """Runs a command; gives its exit code. A user's mistake is told in two lines, without a traceback."""
     quiet()
     try:
+        modules, argv = trusted_modules(argv)
         refuse_linked(argv)
-        make_cli(with_run_config(argv))
+        with trusting(modules):
+            make_cli(with_run_config(argv))
     except ReaderGoneError:
         return 0
     except (ValueError, OSError, ImportError, MisconfigurationException) as error:

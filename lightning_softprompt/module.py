@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
-from inspect import currentframe, isabstract
+from inspect import currentframe
+from pathlib import Path
 from typing import Any, Self, cast, final
 
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.core.saving import _default_map_location
 from torch import Tensor, nn
 from torch.optim import AdamW
 from torchmetrics import MeanMetric
@@ -25,6 +27,7 @@ from lightning_softprompt.checkpoints.files import BACKBONE, SEED, check_backbon
 from lightning_softprompt.checkpoints.folding import same_for_all
 from lightning_softprompt.checkpoints.hooks import leave_out_of_checkpoints
 from lightning_softprompt.checkpoints.plain import keep_hyperparameters
+from lightning_softprompt.checkpoints.restoring import load_module, load_tensors
 from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.lm import PromptedLM
 from lightning_softprompt.objectives.base import Objective
@@ -104,11 +107,38 @@ class SoftPromptModule(LightningModule, ABC):
         leave_out_of_checkpoints(self, "backbone")
 
     @classmethod
-    def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> Self:  # type: ignore[override]
-        """The module of a checkpoint; asked of `SoftPromptModule` itself, whichever method it is."""
-        if isabstract(cls):  # Lightning would not read the method's name off the checkpoint
-            return cast(Self, LightningModule.load_from_checkpoint(*args, **kwargs))
-        return super().load_from_checkpoint(*args, **kwargs)
+    def load_from_checkpoint(  # type: ignore[override]
+        cls,
+        checkpoint_path: str | Path,
+        map_location: Any = None,
+        strict: bool | None = None,
+        trust: Iterable[str] = (),
+        **arguments: Any,
+    ) -> Self:
+        """The module of a checkpoint; of `SoftPromptModule` itself, whichever method it is.
+
+        The checkpoint is never unpickled. It names only plug-ins of this package, PyTorch's optimizers and schedulers,
+        and classes of the modules in `trust` and of the module that defines `cls`.
+
+        Args:
+            checkpoint_path: A run's checkpoint.
+            map_location: Where its tensors go, as `torch.load` takes it.
+            strict: Whether all tensors must be there; None takes the module's `strict_loading`.
+            trust: Modules of further classes that the checkpoint may name.
+            arguments: Arguments of the method that take precedence over the checkpoint's.
+
+        Raises:
+            ValueError: If the checkpoint is broken, names other classes, or belongs to another backbone or method.
+        """
+        arguments.pop("weights_only", None)  # always
+        location = _default_map_location if map_location is None else map_location
+        module, checkpoint = load_module(cls, checkpoint_path, trust, arguments, map_location=location)
+        module.configure_model()
+        module.on_load_checkpoint(checkpoint)
+        tensors = checkpoint.get("state_dict", {})
+        load_tensors(module, tensors, checkpoint_path, module.strict_loading if strict is None else strict)
+        device = next((tensor.device for tensor in tensors.values()), torch.device("cpu"))
+        return cast(Self, module.to(device))
 
     @abstractmethod
     def build(self, backbone: Backbone) -> None:

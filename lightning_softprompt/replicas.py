@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal, cast
+from typing import Any, Literal, Self, cast
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.core.saving import _default_map_location
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim import Optimizer
@@ -18,7 +20,9 @@ from torch.optim import Optimizer
 from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.backbones.load import load_backbone
 from lightning_softprompt.backbones.ranks import evened, mean_of_all, settle, spec_here
+from lightning_softprompt.checkpoints.files import replica_numbers
 from lightning_softprompt.checkpoints.hooks import leave_out_of_checkpoints
+from lightning_softprompt.checkpoints.restoring import load_module, load_tensors
 from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.evaluation.intervals import student
 from lightning_softprompt.module import Records, SoftPromptModule, done
@@ -94,6 +98,20 @@ class Replicas(LightningModule):
         self._streams: dict[int, tuple[Tensor, Tensor | None]] = {}
         for k in range(spec.count):
             leave_out_of_checkpoints(self, f"replicas.{k}.backbone")
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, checkpoint_path: str | Path, map_location: Any = None, trust: Iterable[str] = (), **arguments: Any
+    ) -> Self:
+        """The prompts of a checkpoint; see `SoftPromptModule.load_from_checkpoint`."""
+        arguments.pop("weights_only", None)
+        location = _default_map_location if map_location is None else map_location
+        method, checkpoint = load_module(SoftPromptModule, checkpoint_path, trust, arguments, map_location=location)
+        module = cls(method, ReplicaSpec(max(1, len(replica_numbers(checkpoint["state_dict"])))))
+        module.configure_model()
+        module.on_load_checkpoint(checkpoint)
+        load_tensors(module, checkpoint["state_dict"], checkpoint_path)
+        return module
 
     @property
     def _each(self) -> Sequence[SoftPromptModule]:

@@ -55,13 +55,19 @@ class SavedPrompt:
 
 def apart(saved: SavedPrompt) -> list[SavedPrompt]:
     """The prompts of a run that trained several, in order; a single one as it is."""
-    names = {name.split(".")[1] for name in saved.tensors if name.startswith(f"{REPLICAS}.")}
-    if not names:
+    numbers = replica_numbers(saved.tensors)
+    if not numbers:
         return [saved]
     method = {**saved.method, "replicas": 1}
-    prefixes = [f"{REPLICAS}.{number}." for number in sorted(map(int, names))]
+    prefixes = [f"{REPLICAS}.{number}." for number in numbers]
     parts = [{k.removeprefix(p): t for k, t in saved.tensors.items() if k.startswith(p)} for p in prefixes]
     return [SavedPrompt(part, saved.backbone, method) for part in parts]
+
+
+def replica_numbers(tensors: Mapping[str, Tensor]) -> list[int]:
+    """The numbers of the prompts whose tensors are named by them, in order; none of a run that trained a single one."""
+    parts = [name.split(".") for name in tensors if name.startswith(f"{REPLICAS}.")]
+    return sorted({int(part[1]) for part in parts if part[1].isdecimal()})
 
 
 def identity(backbone: Backbone) -> dict[str, Any]:
@@ -171,8 +177,12 @@ def _saved(path: Path, said: Mapping[str, Any]) -> SavedPrompt:
     return SavedPrompt(*parts)
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
+def load_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     """A run's checkpoint as plain values and tensors.
+
+    Args:
+        path: The checkpoint.
+        map_location: Where its tensors go, as `torch.load` takes it.
 
     Raises:
         ValueError: If the file is missing, broken, or holds anything but plain values and tensors. It names a whole
@@ -183,7 +193,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if _starts(path) == b"PK" and (damage := damage_of(path)):
         raise _broken(path, damage)
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # bytes that are no checkpoint make the unpickler raise almost anything
         raise _broken(path, str(error).splitlines()[0] if str(error) else type(error).__name__) from error
     if not isinstance(checkpoint, dict):

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, Literal, Self, final
 
 import numpy as np
 from lightning import LightningDataModule
@@ -114,6 +114,15 @@ class SoftPromptDataModule(LightningDataModule, ABC):
 
     closed = False  # whether answers end with the token that stops generation
     max_target_tokens: int | None = None  # tokens of a row that are set aside for its answer
+
+    @classmethod
+    def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> Self:  # type: ignore[override]
+        """Refuses: a checkpoint of this package holds no data module.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError("a checkpoint holds no data module; build it from the config.yaml of the run's folder")
 
     def __init__(
         self,

@@ -1,0 +1,302 @@
+"""What files may name: plug-ins of this package, optimizers of PyTorch, and modules that the user trusts."""
+
+import json
+import sys
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from hostile import nothing_happens
+from lightning import LightningModule, Trainer
+
+from lightning_softprompt import __main__ as command
+from lightning_softprompt import cli, trust
+from lightning_softprompt.checkpoints.files import SavedPrompt, read_prompt, write_prompt
+from lightning_softprompt.checkpoints.restoring import restored
+from lightning_softprompt.checkpoints.run_config import read_run_config
+from lightning_softprompt.methods import Folded, PromptBank, PromptTuning
+from lightning_softprompt.module import SoftPromptModule
+from lightning_softprompt.objectives.distillation import Teacher
+from lightning_softprompt.prompt_reranker import PromptReranker
+from lightning_softprompt.replicas import Replicas, ReplicaSpec
+
+FAMILIES = ("llama",)
+METHOD = {"_class_path": "lightning_softprompt.methods.PromptTuning", "length": 3}
+CALL = {"class_path": "os.system", "init_args": {"command": "touch made"}}
+PLUGIN = """
+from dataclasses import dataclass
+
+import torch
+from lightning_softprompt.prompts.init import Init
+
+@dataclass(frozen=True)
+class Ones(Init):
+    def __call__(self, backbone, length):
+        return torch.ones(length, backbone.hidden_size)
+
+def call(*args, **kwargs):
+    raise AssertionError("called")
+"""
+
+
+@pytest.fixture
+def write(backbone, tmp_path):
+    """A function from arguments of the method to a prompt and a checkpoint that hold them."""
+    tensors = {"tokens": torch.randn(3, 32)}
+    owner = {"name": backbone.spec.name, "revision": None, "fingerprint": backbone.fingerprint()}
+
+    def write(suffix=".safetensors", **arguments):
+        method = {**METHOD, "backbone": {"name": backbone.spec.name}, **arguments}
+        path = tmp_path / f"p{suffix}"
+        if suffix == ".safetensors":
+            write_prompt(path, SavedPrompt(tensors, owner, method))
+        else:
+            values = {"state_dict": tensors, "backbone": owner, "hyper_parameters": method}
+            torch.save({**values, "pytorch-lightning_version": "2.6.6"}, path)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def module_nearby(tmp_path, monkeypatch):
+    """A module in the current folder, which only the user can make part of a run."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    (folder / "nearby.py").write_text(PLUGIN)
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(str(folder))
+    yield "nearby"
+    sys.modules.pop("nearby", None)
+
+
+NAMES = [
+    "os.system", "subprocess.getoutput", "subprocess.Popen", "builtins.exec", "shutil.rmtree", "torch.hub.load",
+    "torch.load", "torch.optim.lr_scheduler.partial", "lightning_softprompt.folders.write_whole",
+    "lightning_softprompt.checkpoints.files.read_prompt", "lightning_softprompt.prompts.init.rms",
+    "lightning_softprompt.methods.folded.read_prompt", "lightning_softprompt.callbacks.predictions.PredictionWriter",
+    "nearby.Ones", "nearby.call", "..", "", "a-b.c",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("place", ["_class_path", "readout", "init", "classes"])
+def test_a_file_names_no_class_that_is_not_registered(write, backbone, module_nearby, name, place):
+    value = name if place == "_class_path" else {"class_path": name, "init_args": {"command": "touch made"}}
+    path = write(**{place: value})
+    before = set(sys.modules)
+    with nothing_happens(), pytest.raises(ValueError, match=r"p\.safetensors cannot be loaded"):
+        restored(read_prompt(path), path, backbone)
+    assert not set(sys.modules) - before
+
+
+@pytest.mark.parametrize("value", [
+    '{"class_path": "os.system", "init_args": {"command": "touch made"}}', "os.system", ["os.system"], [CALL],
+    {"init_args": CALL}, {"class_path": ["os.system"]}, {"class_path": {"class_path": "os.system"}}, True, 3,
+    {"class_path": "lightning_softprompt.readouts.calibrated.Calibrated", "init_args": {"inner": CALL}},
+    {"class_path": "lightning_softprompt.readouts.label_words.LabelWords", "dict_kwargs": {"aggregate": CALL}},
+    {"class_path": "lightning_softprompt.readouts.label_words.LabelWords", "init_args": {"codec": None}},
+])  # fmt: skip
+def test_a_readout_is_a_registered_class_with_plain_arguments(write, backbone, value):
+    path = write(readout=value)
+    with nothing_happens(), pytest.raises(ValueError, match=r"p\.safetensors cannot be loaded: readout"):
+        restored(read_prompt(path), path, backbone)
+
+
+def doors(path, backbone):
+    """Every way to read a method from a file."""
+    return {
+        "restored": lambda: restored(read_prompt(path), path),
+        "fold": lambda: raise_for(command.main(["fold", str(path)])),
+        "bank": lambda: PromptBank({"a": str(path)}, backbone=backbone.spec).attach(backbone),
+        "teacher": lambda: Teacher.of(path, backbone, 0),
+        "reranker": lambda: PromptReranker(str(path)).method,
+        "module": lambda: SoftPromptModule.load_from_checkpoint(path),
+        "method": lambda: PromptTuning.load_from_checkpoint(path),
+        "replicas": lambda: Replicas.load_from_checkpoint(path),
+        "lightning": lambda: LightningModule.load_from_checkpoint(path),
+    }
+
+
+def raise_for(code):
+    if code:
+        raise ValueError("p.ckpt cannot be loaded: readout")
+
+
+@pytest.mark.parametrize("door", list(doors(Path("p"), None)))
+def test_no_door_calls_a_function(write, backbone, door):
+    path = write(".ckpt", readout=CALL, _instantiator="lightning.pytorch.cli.instantiate_module")
+    with nothing_happens(), pytest.raises(ValueError, match="cannot be loaded: readout"):
+        doors(path, backbone)[door]()
+
+
+@pytest.mark.parametrize("door", ["module", "method", "lightning"])
+def test_lightnings_loading_rebuilds_what_was_trained(backbone, tmp_path, door):
+    module = PromptTuning(3, backbone=backbone.spec, optimizer=partial(torch.optim.SGD, lr=0.5))
+    module.attach(backbone)
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+    trainer.strategy.connect(module)
+    trainer.save_checkpoint(tmp_path / "p.ckpt")
+    loaded = doors(tmp_path / "p.ckpt", backbone)[door]()
+    assert torch.equal(loaded.tokens, module.tokens)
+    assert loaded.configure_optimizers().defaults["lr"] == 0.5
+
+
+def test_replicas_come_back(backbone, tmp_path):
+    module = Replicas(PromptTuning(3, backbone=backbone.spec), ReplicaSpec(2))
+    for seed, replica in enumerate(module.replicas):
+        replica.attach(backbone, seed)
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+    trainer.strategy.connect(module)
+    trainer.save_checkpoint(tmp_path / "p.ckpt")
+    loaded = Replicas.load_from_checkpoint(tmp_path / "p.ckpt")
+    assert [torch.equal(a.tokens, b.tokens) for a, b in zip(loaded.replicas, module.replicas, strict=True)] == [
+        True
+    ] * 2
+
+
+def test_neither_optimizer_nor_schedule_is_built_for_inference(write, backbone, monkeypatch):
+    monkeypatch.setattr(torch.optim.AdamW, "__init__", lambda *_, **__: pytest.fail("built"))
+    strange = {"class_path": "bitsandbytes.optim.AdamW8bit", "init_args": {"lr": 0.1}}
+    path = write(optimizer=strange, scheduler={"class_path": "nearby.Schedule"})
+    before = set(sys.modules)
+    method = restored(read_prompt(path), path, backbone)
+    assert not {name for name in set(sys.modules) - before if name.startswith(("bitsandbytes", "nearby"))}
+    assert "optimizer" not in method.hparams or method.hparams["optimizer"] is None
+
+
+def test_a_module_is_used_once_the_user_trusts_it(write, backbone, module_nearby, capsys):
+    path = write(init={"class_path": "nearby.Ones", "init_args": {}})
+    with pytest.raises(ValueError, match=r"names 'nearby\.Ones', .* give --trust nearby"):
+        restored(read_prompt(path), path, backbone)
+    assert "nearby" not in sys.modules
+    assert type(restored(read_prompt(path), path, backbone, trust=["nearby"]).init).__name__ == "Ones"
+    assert command.main(["fold", str(path)]) == 2
+    assert command.main(["fold", str(path), "--trust", "nearby"]) == 0
+    assert command.main(["fold", "--trust=nearby", str(path)]) == 0
+    assert not trust.is_trusted("nearby.Ones")
+
+
+def test_a_trusted_module_still_lends_no_functions(write, backbone, module_nearby):
+    path = write(readout={"class_path": "nearby.call", "init_args": {}})
+    with pytest.raises(ValueError, match=r"nearby\.call, which is not a class"):
+        restored(read_prompt(path), path, backbone, trust=["nearby"])
+
+
+@pytest.mark.parametrize("module", ["os", "subprocess.x", "a-b", "", "builtins"])
+def test_the_standard_library_is_never_trusted(module):
+    with pytest.raises(ValueError, match="--trust expects"), trust.trusting([module]):
+        pass
+
+
+def test_an_installed_distribution_registers_its_modules(write, backbone, module_nearby, monkeypatch):
+    entry = metadata.EntryPoint("mine", "nearby", "lightning_softprompt.plugins")
+    monkeypatch.setattr(trust, "_of_distributions", lambda: (entry.module,))
+    path = write(init={"class_path": "nearby.Ones"})
+    assert type(restored(read_prompt(path), path, backbone).init).__name__ == "Ones"
+
+
+class Mine(SoftPromptModule):
+    """A user's method."""
+
+    def build(self, backbone):
+        self.tokens = torch.nn.Parameter(torch.zeros(3, backbone.hidden_size))
+
+    def prompt(self, batch):
+        raise NotImplementedError
+
+
+def test_a_users_own_class_loads_its_checkpoints(backbone, tmp_path):
+    module = Mine(backbone=backbone.spec)
+    module.attach(backbone)
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+    trainer.strategy.connect(module)
+    trainer.save_checkpoint(tmp_path / "p.ckpt")
+    assert type(Mine.load_from_checkpoint(tmp_path / "p.ckpt")) is Mine
+    with pytest.raises(ValueError, match=f"give --trust {__name__}"):
+        SoftPromptModule.load_from_checkpoint(tmp_path / "p.ckpt")
+    assert type(SoftPromptModule.load_from_checkpoint(tmp_path / "p.ckpt", trust=[__name__])) is Mine
+
+
+def test_the_fingerprint_is_compared_before_anything_is_built(write, backbone, load, monkeypatch):
+    path = write()
+    monkeypatch.setattr(PromptTuning, "__init__", lambda *_, **__: pytest.fail("built"))
+    with pytest.raises(ValueError, match=r"p\.safetensors was trained on"):
+        restored(read_prompt(path), path, load("llama", seed=1))
+
+
+CALLBACK = {"class_path": "lightning.pytorch.callbacks.LambdaCallback", "init_args": {"setup": CALL}}
+GOOD = {
+    "model": {"class_path": "lightning_softprompt.methods.PromptTuning", "init_args": {"length": 3}},
+    "data": {
+        "class_path": "lightning_softprompt.data.classification.ClassificationDataModule",
+        "init_args": {"template": "{soft}{text} {target}", "labels": {"a": "good", "b": "bad"}},
+    },
+    "backbone": {"name": "x"},
+    "trainer": {"precision": "bf16-mixed", "max_steps": 3, "callbacks": None, "logger": False},
+    "run": {"folder": "/tmp/elsewhere", "keep_last": 2, "wandb": "online"},
+    "seed_everything": 7,
+}
+
+
+def config(tmp_path, **nouns):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump({**GOOD, **nouns}))
+    return path
+
+
+def test_a_config_beside_a_checkpoint_gives_its_plain_values(tmp_path):
+    found = read_run_config(config(tmp_path))
+    assert found.values["model"] == GOOD["model"]
+    assert found.values["data"] == GOOD["data"]
+    assert found.values["trainer"] == {"precision": "bf16-mixed", "max_steps": 3, "logger": False}
+    assert found.values["run"] == {"keep_last": 2}
+    assert found.values["seed_everything"] == 7
+    assert not found.left_out
+
+
+@pytest.mark.parametrize("nouns", [
+    {"model": CALL}, {"data": CALL}, {"model": {"class_path": "nearby.Mine"}}, {"backbone": CALL}, {"replicas": CALL},
+    {"model": "os.system"}, {"seed_everything": "x"}, {"run": CALL}, {"trainer": [1]}, {"backbone": {"name": [CALL]}},
+    {"model": {**GOOD["model"], "init_args": {"readout": CALL}}}, {"replicas": {"count": 2, "inits": [CALL, CALL]}},
+])  # fmt: skip
+def test_a_config_beside_a_checkpoint_names_no_strange_class(tmp_path, nouns):
+    path = config(tmp_path, **nouns)
+    with nothing_happens(), pytest.raises(ValueError, match=r"config\.yaml, the config of .* is not taken: .*--config"):
+        read_run_config(path)
+
+
+@pytest.mark.parametrize("setting", [
+    {"callbacks": [CALLBACK]}, {"callbacks": CALL}, {"logger": CALL}, {"plugins": [CALL]}, {"profiler": CALL},
+    {"strategy": CALL}, {"max_steps": CALL}, {"accelerator": "os.system"}, {"max_time": {"days": "x"}},
+])  # fmt: skip
+def test_settings_that_name_strange_classes_are_left_out(tmp_path, setting):
+    found = read_run_config(config(tmp_path, trainer={"max_epochs": 2, **setting}))
+    assert found.values["trainer"] == {"max_epochs": 2}
+    assert list(found.left_out) == [f"trainer.{name}" for name in setting]
+
+
+def test_the_packages_callbacks_are_taken(tmp_path):
+    callback = {"class_path": "lightning_softprompt.callbacks.pruning.Pruning", "init_args": {}}
+    found = read_run_config(config(tmp_path, trainer={"callbacks": [callback]}))
+    assert found.values["trainer"]["callbacks"] == [callback]
+
+
+def test_a_command_names_the_config_that_it_takes(tmp_path, caplog):
+    path = config(tmp_path, trainer={"callbacks": [CALLBACK]})
+    with caplog.at_level("INFO"):
+        words = cli.with_run_config(["test", "--init_from", str(tmp_path / "prompt.safetensors")])
+    assert json.loads(words[2])["model"] == GOOD["model"]
+    assert f"from {path}, without its trainer.callbacks" in caplog.text
+    with pytest.raises(ValueError, match=r"LambdaCallback.*--trust lightning\.pytorch\.callbacks"):
+        cli.with_run_config(["fit", "--ckpt_path", str(tmp_path / "checkpoints" / "last.ckpt")])
+
+
+def test_folded_prompts_need_no_trust(write, backbone, tmp_path):
+    assert command.main(["fold", str(write()), "--out", str(tmp_path / "folded.safetensors")]) == 0
+    module = Folded(str(tmp_path / "folded.safetensors"), backbone=backbone.spec)
+    module.attach(backbone)
+    assert module.parts
