@@ -96,12 +96,18 @@ class Template:
         glued = [i == self._target - 1 and part == ("literal", self.glue) for i, part in enumerate(self._parts)]
         return [kind for (kind, _), all_glue in zip(self._parts, glued, strict=True) if not all_glue]
 
-    def pieces(self, fields: Mapping[str, str], words: Mapping[str, Spans] | None = None) -> tuple[Piece, ...]:
+    def pieces(
+        self,
+        fields: Mapping[str, str],
+        words: Mapping[str, Spans] | None = None,
+        template_spans: Mapping[str, Spans] | None = None,
+    ) -> tuple[Piece, ...]:
         """The row's pieces in reading order.
 
         Args:
             fields: The columns.
             words: Where in a column its words stand, if they have classes.
+            template_spans: Where in a column a template of its own wrote the text, so that control tokens are meant.
 
         Raises:
             KeyError: If a column of the template is not among the fields.
@@ -113,8 +119,9 @@ class Template:
             elif kind == TARGET:
                 pieces.append(Answer(self.glue))
             elif kind == "column":
-                pieces.append(Text(fields[name], name in self.truncate, (words or {}).get(name, ())))
+                spans = [(of or {}).get(name, ()) for of in (words, template_spans)]
+                pieces.append(Text(fields[name], name in self.truncate, *spans))
             else:
                 text = name[: len(name) - len(self.glue)] if index == self._target - 1 else name
-                pieces.extend([Text(text)] if text else [])
+                pieces.extend([Text(text, template_spans=((0, len(text)),))] if text else [])
         return tuple(pieces)

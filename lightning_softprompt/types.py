@@ -64,6 +64,8 @@ class Example:
         found: The documents that were found for its question, the best first, shown or not.
         gold: The documents that are known to hold the answer.
         searched: How many passages a search was to find; 0 where nothing was searched.
+        template_spans: Where a template of its own wrote a field, such as that of passages: control tokens are meant
+            there, while the data of a field only spells them.
     """
 
     fields: Mapping[str, str]
@@ -75,18 +77,25 @@ class Example:
     found: tuple[str, ...] = ()
     gold: tuple[str, ...] = ()
     searched: int = 0
+    template_spans: Mapping[str, Spans] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Text:
     """A stretch of text. One that gives way is cut when the row is too long: its end, or its start.
 
-    Of one text in a row it matters where its words are, if they have classes.
+    Args:
+        text: The text.
+        gives_way: Whether it is cut when the row is too long.
+        words: Where its words are, if they have classes; one text of a row has such words.
+        template_spans: Where a template wrote it. Control tokens such as `<|im_end|>` are meant there; elsewhere their
+            spelling is text.
     """
 
     text: str
     gives_way: bool = False
     words: Spans = ()
+    template_spans: Spans = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True)

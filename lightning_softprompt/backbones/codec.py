@@ -15,9 +15,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
+from lightning_softprompt.backbones.control_tokens import ControlTokens, Tokens, joined
 from lightning_softprompt.backbones.words import numbered, placed_words, words_begun
 from lightning_softprompt.types import IGNORE, LOST, Answer, Batch, Encoded, Example, Label, Piece, Slot, Text
 
+RULES = 2  # of how text becomes tokens; a change of them is another number
 Cut = Literal["end", "start", "middle"]
 
 
@@ -50,6 +52,7 @@ class Codec(ABC):
             )
         self.tokenizer = tokenizer
         self.padding_side = padding_side
+        self.control_tokens = ControlTokens(tokenizer)
         self.pad_id = next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
 
     @abstractmethod
@@ -78,8 +81,22 @@ class Codec(ABC):
         return () if self.tokenizer.eos_token_id is None else (self.tokenizer.eos_token_id,)
 
     def ids(self, text: str) -> list[int]:
-        """The tokens of a text, without special ones."""
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]  # type: ignore[no-any-return]
+        """The tokens of a text from data: control tokens that it spells stay text."""
+        return self.control_tokens.tokenize(text)[0]
+
+    def template_ids(self, text: str) -> list[int]:
+        """The tokens of a text from a configuration, which may spell control tokens."""
+        return self.control_tokens.tokenize(text, ((0, len(text)),))[0]
+
+    def tokenize(self, pieces: Sequence[Text]) -> Tokens:
+        """Tokens of texts that follow each other, and where each begins and ends.
+
+        They are tokenized as one text, since words join across pieces.
+        """
+        starts = accumulate((len(piece.text) for piece in pieces), initial=0)
+        placed = zip(pieces, starts, strict=False)
+        spans = [(start + a, start + b) for piece, start in placed for a, b in piece.template_spans]
+        return self.control_tokens.tokenize("".join(piece.text for piece in pieces), joined(spans))
 
     def decode(self, ids: Tensor) -> list[str]:
         """[B, U] -> B texts, without special tokens and padding."""
@@ -151,14 +168,14 @@ class Codec(ABC):
         return [self._tokens(run) for run in runs]
 
     def _tokens(self, run: Sequence[Text]) -> Run:
-        """A stretch is tokenized as one text, since words join across pieces; a token is cut only if wholly inside."""
-        coded = self.tokenizer("".join(p.text for p in run), add_special_tokens=False, return_offsets_mapping=True)
+        """A token is cut only if wholly inside a text that gives way."""
+        ids, places = self.tokenize(run)
         starts = list(accumulate((len(p.text) for p in run), initial=0))
         spans = [(start, start + len(p.text)) for p, start in zip(run, starts, strict=False) if p.gives_way]
         words = [(start + a, start + b) for p, start in zip(run, starts, strict=False) for a, b in p.words]
-        inside = [any(a <= start and end <= b for a, b in spans) for start, end in coded["offset_mapping"]]
-        begun = words_begun(coded["offset_mapping"], words)
-        return [Token(*token) for token in zip(coded["input_ids"], inside, begun, strict=True)]
+        inside = [any(a <= start and end <= b for a, b in spans) for start, end in places]
+        begun = words_begun(places, words)
+        return [Token(*token) for token in zip(ids, inside, begun, strict=True)]
 
     def _cut(self, runs: Sequence[Run | None], surplus: int, where: Cut) -> list[Run | None]:
         loose = sum(token.gives_way for run in runs if run is not None for token in run)
@@ -283,4 +300,5 @@ class Codec(ABC):
     def fingerprint(self) -> str:
         """A hash of everything that decides how text becomes tokens; cached data sets are keyed by it."""
         rules = self.tokenizer.backend_tokenizer.to_str()  # type: ignore[attr-defined]
-        return sha256(f"{type(self).__name__}|{self.start}|{self.end}|{self.stop}|{rules}".encode()).hexdigest()[:16]
+        parts = (type(self).__name__, RULES, self.start, self.end, self.stop, rules)
+        return sha256("|".join(map(str, parts)).encode()).hexdigest()[:16]

@@ -12,7 +12,7 @@ from transformers import DynamicCache
 from lightning_softprompt.backbones.causal import CausalBackbone
 from lightning_softprompt.backbones.generation import drafted, generated, sequences
 from lightning_softprompt.backbones.rows import Rows
-from lightning_softprompt.types import Batch, SoftPrompt
+from lightning_softprompt.types import Batch, SoftPrompt, Text
 
 
 @final
@@ -37,15 +37,21 @@ class Conversation:
         self._cache = DynamicCache(config=backbone.model.config)
         self._text = torch.zeros(0, dtype=torch.long, device=asked.input_ids.device)  # behind the first turn
 
-    def add(self, text: str) -> None:
+    def add(self, text: str, before: str = "", after: str = "") -> None:
         """Further text, tokenized by itself, which the next answer follows.
+
+        Args:
+            text: The text. Control tokens that it spells stay text.
+            before: What a template writes before it, such as `<|im_start|>user`, with the tokens that it spells.
+            after: The same behind it.
 
         Raises:
             ValueError: If nothing was said yet: the first turn is the batch's.
         """
         if not len(self._text):
             raise ValueError("the first turn is the batch; let it be answered before more is added")
-        ids = self.backbone.codec.ids(text)
+        turn = [Text(before, template_spans=((0, len(before)),)), Text(text)]
+        ids, _ = self.backbone.codec.tokenize([*turn, Text(after, template_spans=((0, len(after)),))])
         self._text = torch.cat([self._text, torch.tensor(ids, device=self._text.device)])
 
     @torch.no_grad()

@@ -377,7 +377,10 @@ class SoftPromptDataModule(LightningDataModule, ABC):
         def make() -> list[Encoded]:
             return [self._encode_at(example, origin) for example, origin in zip(examples, origins, strict=True)]
 
-        said = [(tuple(e.fields.items()), e.target, tuple(e.words.items())) for e in examples]
+        said = [
+            (tuple(e.fields.items()), e.target, tuple(e.words.items()), tuple(e.template_spans.items()))
+            for e in examples
+        ]
         truncate = sorted(self.template.truncate)
         how = [truncate, self.cut, self.max_tokens, self.closed, self.max_target_tokens]
         key = content_key([self.codec.fingerprint, self.template.text, how, said])
@@ -389,7 +392,7 @@ class SoftPromptDataModule(LightningDataModule, ABC):
         return encoded
 
     def _encode(self, example: Example) -> Encoded:
-        pieces = self.template.pieces(example.fields, example.words)
+        pieces = self.template.pieces(example.fields, example.words, example.template_spans)
         how = (self.max_tokens, self.closed, self.cut, self.max_target_tokens)
         return self.codec.encode(pieces, example.target, *how)
 

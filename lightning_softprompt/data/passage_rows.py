@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, zip_longest
+from itertools import accumulate, chain, zip_longest
 from string import Formatter
 from typing import NamedTuple, final
 
 from lightning_softprompt.backbones.codec import Codec
 from lightning_softprompt.data.showing import Asked, Candidate, Showing
 from lightning_softprompt.template import SOFT, Template
-from lightning_softprompt.types import Encoded, Shown
+from lightning_softprompt.types import Encoded, Shown, Spans, Text
 
 PASSAGES = "passages"  # the place of all passages in a template
 NAMES = ("number", "title", "heading", "text", "document")
@@ -53,9 +53,35 @@ class PassageTemplate:
         return "".join(self._written(number, shown, title))
 
     def _written(self, number: int, shown: Shown, title: str) -> list[str]:
-        heading = f"{title}: " if title else ""
-        said = {"number": number, "title": title, "heading": heading, "text": shown.text, "document": shown.document}
+        said = self._values(number, shown, title)
         return [stretch.format(**said) for stretch in self.stretches]
+
+    def template_spans(self, passages: Sequence[tuple[Shown, str]], count: int) -> dict[str, Spans]:
+        """Where the template itself wrote the columns of `fields`, in which control tokens are meant."""
+        each = [self._spans(n, *passage) for n, passage in enumerate(passages, start=1)]
+        if len(self.stretches) > 1:
+            return dict(zip(self.columns(count), chain(*each), strict=False))
+        lengths = [len(self.written(n, *passage)) for n, passage in enumerate(passages, start=1)]
+        starts = accumulate(lengths, initial=0)
+        moved = ((start + a, start + b) for start, (spans,) in zip(starts, each, strict=False) for a, b in spans)
+        return {PASSAGES: tuple(moved)}
+
+    def _spans(self, number: int, shown: Shown, title: str) -> list[Spans]:
+        """The spans of each stretch: what of it is not the value of a name."""
+        said = self._values(number, shown, title)
+        found: list[Spans] = []
+        for stretch in self.stretches:
+            spans, end = [], 0
+            for literal, name, *_ in Formatter().parse(stretch):
+                spans.append((end, end + len(literal)))
+                end += len(literal) + (0 if name is None else len(str(said[name])))
+            found.append(tuple(spans))
+        return found
+
+    @staticmethod
+    def _values(number: int, shown: Shown, title: str) -> dict[str, object]:
+        heading = f"{title}: " if title else ""
+        return {"number": number, "title": title, "heading": heading, "text": shown.text, "document": shown.document}
 
     def columns(self, count: int) -> tuple[str, ...]:
         """The columns that hold so many passages: one for all, or one for each stretch between slots."""
@@ -146,15 +172,18 @@ class RowWriter:
         return Written(example, encoded, len(candidates) - len(kept), cut)
 
     def _encoded(self, example: Asked) -> Encoded:
-        pieces = self.template.pieces(example.fields)
+        pieces = self.template.pieces(example.fields, template_spans=example.template_spans)
         return self.codec.encode(pieces, example.target, self.max_tokens, self.closed, "end", self.target_tokens)
 
     def _with(self, asked: Asked, candidates: Sequence[Candidate]) -> Asked:
         arranged = self.showing.arranged(candidates, asked.gold)
         shown = [Shown(c.passage.document, c.passage.text, c.rank) for c in arranged]
         titles = [c.passage.title for c in arranged]
-        said = self.passage.fields(list(zip(shown, titles, strict=True)), self.showing.count)
-        return replace(self._citing(asked, shown), fields={**asked.fields, **said}, passages=tuple(shown))
+        passages, count = list(zip(shown, titles, strict=True)), self.showing.count
+        fields = {**asked.fields, **self.passage.fields(passages, count)}
+        means_control = self.codec.control_tokens.spells(self.passage.text)
+        spans = self.passage.template_spans(passages, count) if means_control else {}
+        return replace(self._citing(asked, shown), fields=fields, passages=tuple(shown), template_spans=spans)
 
     def _citing(self, asked: Asked, shown: Sequence[Shown]) -> Asked:
         if not self.cite:
@@ -176,7 +205,7 @@ class RowWriter:
 
     def _shorter(self, candidate: Candidate, surplus: int) -> list[Candidate]:
         passage = candidate.passage
-        coded = self.codec.tokenizer(passage.text, add_special_tokens=False, return_offsets_mapping=True)
-        ends = [0, *(end for _, end in coded["offset_mapping"][:-surplus])]
+        _, places = self.codec.tokenize([Text(passage.text)])
+        ends = [0, *(end for _, end in places[:-surplus])]
         text = passage.text[: ends[-1]].rstrip()
         return [replace(candidate, passage=replace(passage, text=text))] if text else []

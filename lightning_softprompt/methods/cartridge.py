@@ -44,7 +44,7 @@ class Cartridge(SoftPromptModule):
         if others:
             raise ValueError(f"Cartridge wants a backbone of one stack, which {backbone.spec.name} is not")
         text = Path(self.corpus).read_text(encoding="utf-8")
-        if (tokens := len(backbone.codec.ids(text))) < self.length:
+        if (tokens := len(backbone.codec.template_ids(text))) < self.length:
             raise ValueError(f"{self.corpus} has {tokens} tokens, fewer than length={self.length}; lower it")
         first = Activations(text, start=True)(backbone, kind, self.length)
         self.cache = DeepPrompt(sites.heads, range(len(sites)), PartlyFrozen(first, self.frozen))

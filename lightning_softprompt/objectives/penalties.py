@@ -118,7 +118,7 @@ class Wayward(Penalty):
     def __call__(self, lm: PromptedLM, batch: Batch, done: float) -> Tensor:
         """A scalar."""
         tokens = soft_tokens(lm, batch)
-        ids = torch.tensor(lm.backbone.codec.ids(self.text)[: tokens.shape[1]], device=tokens.device)
+        ids = torch.tensor(lm.backbone.codec.template_ids(self.text)[: tokens.shape[1]], device=tokens.device)
         words = lm.backbone.embed(ids).to(tokens)
         return self.weight * (tokens[:, : len(ids)] - words).pow(2).sum(-1).mean()
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_softprompt.backbones.codec import Codec
 from lightning_softprompt.template import TARGET, Template
-from lightning_softprompt.types import IGNORE, Batch
+from lightning_softprompt.types import IGNORE, Batch, Text
 
 SEPARATOR = "\n\n"
 FORMAT, INPUT, LABEL, SEAM = range(4)  # what a token belongs to: the template's words, a column, the answer, neither
@@ -37,15 +37,17 @@ class Context:
     def of(cls, codec: Codec, template: Template, demonstrations: Sequence[Mapping[str, str]]) -> Context:
         """Of rows as `Classes.demonstrations` has them, each followed by a seam."""
         spans: list[tuple[int, str, int]] = []  # end, kind and demonstration of each stretch of text
-        text = ""
+        pieces: list[Text] = []
+        length = 0
         for number, row in enumerate(demonstrations):
             for kind, part in [*template.parts(row, row[TARGET]), ("seam", SEPARATOR)]:
-                text += part
-                spans.append((len(text), kind, number))
-        coded = codec.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        owners = [next(span for span in spans if end <= span[0]) for _, end in coded["offset_mapping"]]
+                length += len(part)
+                spans.append((length, kind, number))
+                pieces.append(Text(part, template_spans=((0, len(part)),) if kind == "literal" else ()))
+        ids, places = codec.tokenize(pieces)
+        owners = [next(span for span in spans if end <= span[0]) for _, end in places]
         kinds = torch.tensor([KINDS[kind] for _, kind, _ in owners])
-        return cls(torch.tensor(coded["input_ids"]), kinds, torch.tensor([n for *_, n in owners]), codec.start)
+        return cls(torch.tensor(ids), kinds, torch.tensor([n for *_, n in owners]), codec.start)
 
     def weights(self, decay: float) -> Tensor:
         """[P]: the decay once for an answer's token of the last demonstration, twice for the one before; else 0."""

@@ -88,7 +88,7 @@ class FromText(Init):
 
     def __call__(self, backbone: Backbone, length: int) -> Tensor:
         """[P, H]."""
-        ids = torch.tensor(backbone.codec.ids(self.text)[:length], dtype=torch.long)
+        ids = torch.tensor(backbone.codec.template_ids(self.text)[:length], dtype=torch.long)
         if not len(ids):
             raise ValueError(f"FromText wants a text with at least one token, got {self.text!r}")
         return torch.cat([embeddings_of(backbone, ids), SampleVocabulary()(backbone, length - len(ids))])

@@ -55,7 +55,7 @@ class Activations(KeysValuesInit):
 
     def __call__(self, backbone: Backbone, kind: str, length: int) -> Tensor:
         """[L, 2, P, N * D]."""
-        ids = [*(backbone.codec.start if self.start else ()), *backbone.codec.ids(self.text)]
+        ids = [*(backbone.codec.start if self.start else ()), *backbone.codec.template_ids(self.text)]
         if not ids:
             raise ValueError(f"Activations wants a text with at least one token, got {self.text!r}")
         repeated = (ids * (length // len(ids) + 1))[:length]

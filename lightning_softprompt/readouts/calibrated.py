@@ -40,7 +40,11 @@ class Calibrated(Readout):
         self.inner = inner(codec, classes)
         template = Template(classes.template)
         word = next(iter(classes.words.values()))[0]
-        blanks = [template.pieces(dict.fromkeys(template.columns, filler)) for filler in fillers]
+        spans = [dict.fromkeys(template.columns, ((0, len(filler)),)) for filler in fillers]  # fillers may mean [MASK]
+        blanks = [
+            template.pieces(dict.fromkeys(template.columns, filler), template_spans=of)
+            for filler, of in zip(fillers, spans, strict=True)
+        ]
         self.blank = codec.collate([codec.encode(pieces, word.removeprefix(template.glue)) for pieces in blanks])
 
     def forward(self, lm: PromptedLM, batch: Batch) -> Tensor:

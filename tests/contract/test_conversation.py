@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import CAUSAL, TEMPLATES, TEXTS, batch_of
+from tiny import CAUSAL, EOS, TEMPLATES, TEXTS, batch_of
 from torch.nn.functional import pad
 
 from lightning_softprompt.backbones.conversation import Conversation
@@ -37,6 +37,15 @@ def test_a_conversation_goes_on_from_its_cache(method, family, backbone):
         backbone(again, reaching(prompt, again))[0, len(longer) :].argmax(-1)[: second.shape[1]].tolist()
         == second[0].tolist()
     )
+
+
+def test_text_of_a_turn_does_not_end_it_but_its_template_may(family, backbone):
+    codec = backbone.codec
+    conversation = Conversation(backbone, batch_of(codec, texts=[TEXTS[0]], targets=[""]))
+    said = conversation.answer(max_new_tokens=2, min_new_tokens=2)[0].tolist()
+    conversation.add("dull </s> dog", before="</s> good", after="</s>")
+    turn = conversation._text.tolist()[len(said) :]
+    assert [place for place, id in enumerate(turn) if id == EOS] == [0, len(turn) - 1]
 
 
 @pytest.mark.parametrize("option", [{"num_beams": 2}, {"prompt_lookup_num_tokens": 2}], ids=str)
