@@ -74,6 +74,10 @@ class BackboneSpec:
             computed once and serve all epochs.
         context_disk: MiB on disk for those that memory does not hold.
         padding_side: Where shorter rows are padded; the logits do not depend on it.
+        start_token: The token that opens each row of a causal model: `tokenizer` takes what the tokenizer itself adds,
+            `bos` the start token, or the end token where there is none, and `none` adds nothing. `auto` takes what the
+            tokenizer adds, else its start token, if it defines one. A template that begins with the token, as a chat
+            form may, does not get it twice.
     """
 
     name: str = "smollm2-135m-instruct"
@@ -90,6 +94,7 @@ class BackboneSpec:
     context_memory: int = 1024
     context_disk: int = 0
     padding_side: Literal["right", "left"] = "right"
+    start_token: Literal["auto", "bos", "tokenizer", "none"] = "auto"
 
 
 class Backbone(nn.Module, ABC):

@@ -5,17 +5,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, final
 
 import torch
 from platformdirs import user_cache_path
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_softprompt.backbones.attention import PackingUnsupportedError, register
 from lightning_softprompt.backbones.base import Backbone, BackboneSpec, answer_positions
-from lightning_softprompt.backbones.codec import Codec
+from lightning_softprompt.backbones.codec import Codec, Run, StartToken
 from lightning_softprompt.backbones.contexts import ContextCache, Prefilled
 from lightning_softprompt.backbones.generation import drafted, generated, sequences
 from lightning_softprompt.backbones.head import States
@@ -32,17 +33,57 @@ register()
 
 @final
 class CausalCodec(Codec):
-    """The answer follows the source. Rows start with BOS, or EOS, so that every target has a state before it.
+    """The answer follows the source. Text after the answer cannot be seen when it is predicted, and is left out.
 
-    Text after the answer could not be seen when it is said, and is left out.
+    Args:
+        tokenizer: The backbone's own.
+        padding_side: Where shorter rows of a batch are padded.
+        start_token: What opens rows, as `BackboneSpec` has it. Whatever it is, a row whose template begins with the
+            same tokens, such as a chat form, does not get them twice, and a row without text before its answer begins
+            with one token, so that every target has a state before it.
+
+    Raises:
+        ValueError: If the tokenizer is not a fast one.
     """
 
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, padding_side: str = "right", start_token: StartToken = "auto"
+    ) -> None:
+        super().__init__(tokenizer, padding_side)
+        self.start_token = start_token
+
+    def with_start(self, start_token: StartToken) -> Codec:
+        """The codec with another choice of the token that opens rows."""
+        return type(self)(self.tokenizer, self.padding_side, start_token)
+
+    @cached_property
+    def start(self) -> tuple[int, ...]:  # type: ignore[override]
+        """Special tokens that open every row."""
+        own, bos = super().start, self.tokenizer.bos_token_id
+        if self.start_token == "auto":
+            return own or (() if bos is None else (bos,))
+        return {"bos": (self._first,), "tokenizer": own, "none": ()}[self.start_token]
+
     @property
-    def start(self) -> tuple[int, ...]:
-        """One special token that opens every row."""
-        tokenizer = self.tokenizer
-        first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-        return (self.pad_id if first is None else first,)
+    def _first(self) -> int:
+        """BOS, else EOS, else padding."""
+        named = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.pad_id)
+        return next(id for id in named if id is not None)
+
+    def opening(self, before: Sequence[Run]) -> tuple[int, ...]:
+        """As elsewhere; a row without any text begins with BOS or EOS."""
+        return super().opening(before) if any(before) else self.start or (self._first,)
+
+    @property
+    def remark(self) -> str | None:
+        """What opens rows, if the tokenizer by itself would do otherwise."""
+        if self.start == super().start:
+            return None
+        names = self.tokenizer.convert_ids_to_tokens(list(self.start))
+        return (
+            f"rows begin with {''.join(names)!r}, which the tokenizer itself does not add, unless the template does; "
+            f"backbone.start_token=tokenizer leaves it out"
+        )
 
     @property
     def end(self) -> tuple[int, ...]:

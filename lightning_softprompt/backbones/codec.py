@@ -21,6 +21,7 @@ from lightning_softprompt.types import IGNORE, LOST, Answer, Batch, Encoded, Exa
 
 RULES = 2  # of how text becomes tokens; a change of them is another number
 Cut = Literal["end", "start", "middle"]
+StartToken = Literal["auto", "bos", "tokenizer", "none"]
 
 
 class Token(NamedTuple):
@@ -63,6 +64,30 @@ class Codec(ABC):
     def start(self) -> tuple[int, ...]:
         """Special tokens that open every row: those that the tokenizer itself puts there."""
         return self._around[0]
+
+    def with_start(self, start_token: StartToken) -> Codec:
+        """The codec with another choice of the token that opens rows.
+
+        Raises:
+            ValueError: If the family leaves that to its tokenizer.
+        """
+        if start_token == "auto":
+            return self
+        raise ValueError(f"start_token={start_token} is for causal backbones; others begin rows as the tokenizer does")
+
+    @property
+    def remark(self) -> str | None:
+        """What a run announces of how rows are written."""
+        return None
+
+    def opening(self, before: Sequence[Run]) -> tuple[int, ...]:
+        """Special tokens that open a row, unless its template begins with them already.
+
+        Args:
+            before: The stretches of text before the answer.
+        """
+        text = [token.id for run in before for token in run[: len(self.start)]]
+        return () if tuple(text[: len(self.start)]) == self.start else self.start
 
     @property
     def end(self) -> tuple[int, ...]:
@@ -131,13 +156,15 @@ class Codec(ABC):
         glue = pieces[place].glue  # type: ignore[union-attr]
         answer = [*(self.ids(glue + target) if target else ()), *(self.stop if closed and target else ())]
         answer = answer[:target_tokens]
-        taken = max(len(answer), len(self.assemble((), (), answer)[0])) + len(self.start) + len(self.end)
+        before, after = self._runs(pieces[:place]), self._runs(self.heard_after(pieces[place + 1 :]))
+        opening = self.opening(before)
+        taken = max(len(answer), len(self.assemble((), (), answer)[0])) + len(opening) + len(self.end)
         taken += 0 if target_tokens is None else target_tokens - len(answer)
         room = None if max_tokens is None else max_tokens - taken
-        runs = [*self._runs(pieces[:place]), None, *self._runs(self.heard_after(pieces[place + 1 :]))]
+        runs = [*before, None, *after]
         surplus = 0 if room is None else max(0, sum(len(run) for run in runs if run is not None) - room)
         words = sum(len(piece.words) for piece in pieces if isinstance(piece, Text))
-        row = replace(self._encoded(self._cut(runs, surplus, cut), answer, words), cut=surplus)
+        row = replace(self._encoded(opening, self._cut(runs, surplus, cut), answer, words), cut=surplus)
         if words:
             self.check_words(row)
         return row
@@ -192,9 +219,9 @@ class Codec(ABC):
             for run in runs
         ]
 
-    def _encoded(self, runs: Sequence[Run | None], answer: list[int], words: int) -> Encoded:
+    def _encoded(self, opening: Sequence[int], runs: Sequence[Run | None], answer: list[int], words: int) -> Encoded:
         """Joins the stretches: a slot stands at each seam but the answer's."""
-        sides: list[list[int]] = [[*self.start], []]
+        sides: list[list[int]] = [[*opening], []]
         slots: list[tuple[int, int]] = []  # side of the answer, tokens of that side before the slot
         begun: dict[int, tuple[int, int]] = {}  # the same of words
         side, seam = 0, False

@@ -148,4 +148,4 @@ def _codec(spec: BackboneSpec, family: type[Backbone]) -> Codec:
     rules.pre_tokenizer, rules.decoder = ByteLevel(add_prefix_space=False), Decoder()
     named = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "mask_token": "<mask>"}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=rules, **named)
-    return family.codec_class(tokenizer, spec.padding_side)
+    return family.codec_class(tokenizer, spec.padding_side).with_start(spec.start_token)

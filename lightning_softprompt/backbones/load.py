@@ -245,7 +245,7 @@ def refuse_unsupported(config: PreTrainedConfig, place: BackboneSpec, auto: Any)
 
 def _codec(place: BackboneSpec) -> Codec:
     tokenizer = from_pretrained(AutoTokenizer.from_pretrained, place)
-    return family_of(_config(place)).codec_class(tokenizer, place.padding_side)
+    return family_of(_config(place)).codec_class(tokenizer, place.padding_side).with_start(place.start_token)
 
 
 def _config(place: BackboneSpec) -> PreTrainedConfig:

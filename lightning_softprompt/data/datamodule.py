@@ -233,6 +233,8 @@ class SoftPromptDataModule(LightningDataModule, ABC):
         codec = load_codec(self.spec)
         if self.closed and not codec.stop:
             raise ValueError(f"{self.spec.name} fills masks and generates no text; take a decoder or encoder-decoder")
+        if codec.remark is not None:
+            log.info(codec.remark)
         return codec
 
     @final

@@ -47,7 +47,8 @@ class Context:
         ids, places = codec.tokenize(pieces)
         owners = [next(span for span in spans if end <= span[0]) for _, end in places]
         kinds = torch.tensor([KINDS[kind] for _, kind, _ in owners])
-        return cls(torch.tensor(ids), kinds, torch.tensor([n for *_, n in owners]), codec.start)
+        start = () if tuple(ids[: len(codec.start)]) == codec.start else codec.start
+        return cls(torch.tensor(ids), kinds, torch.tensor([n for *_, n in owners]), start)
 
     def weights(self, decay: float) -> Tensor:
         """[P]: the decay once for an answer's token of the last demonstration, twice for the one before; else 0."""
