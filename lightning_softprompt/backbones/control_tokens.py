@@ -74,8 +74,8 @@ class ControlTokens:
         """
         coded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids, places = coded["input_ids"], coded["offset_mapping"]
-        special = [(id, place) for id, place in zip(ids, places, strict=True) if id in self.spellings]
-        if any(self._is_data(id, text, *place, meant) for id, place in special):
+        special = [(id, start, end) for id, (start, end) in zip(ids, places, strict=True) if id in self.spellings]
+        if any(self._is_data(id, text[start:end], start, meant) for id, start, end in special):
             return self._without_data(text, meant)
         return ids, places
 
@@ -83,12 +83,12 @@ class ControlTokens:
         """Whether a text spells a control token."""
         return self._pattern.search(text) is not None
 
-    def _is_data(self, id: int, text: str, start: int, end: int, meant: Spans) -> bool:
+    def _is_data(self, id: int, spelled: str, place: int, meant: Spans) -> bool:
         """Whether data spells a control token: any but the unknown token, which also stands for other characters."""
-        spelled = text[start:end]
         if id == self.tokenizer.unk_token_id and spelled.strip() != self.spellings[id]:
             return False
-        start, end = end - len(spelled.lstrip()), start + len(spelled.rstrip())  # some take white space with them
+        # some tokens take white space with them
+        start, end = place + len(spelled) - len(spelled.lstrip()), place + len(spelled.rstrip())
         return not any(first <= start and end <= last for first, last in meant)
 
     def _without_data(self, text: str, meant: Spans) -> Tokens:
