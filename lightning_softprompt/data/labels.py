@@ -11,7 +11,7 @@ from typing import Any
 # What configs give. Values are checked here, since YAML reads unquoted words such as `no` and `1` as other types.
 GivenLabels = dict[str, Any] | list[Any]
 NUMERAL = re.compile(r"[+-]?\d+([.,]\d+)?")
-WRITTEN_LIST = re.compile(r"""\[\s*(['"]).*\1\s*\]""", re.DOTALL)
+WRITTEN_LIST = re.compile(r"""\[\s*(['"].*['"])?\s*\]""", re.DOTALL)
 
 
 class ClassNumbers:

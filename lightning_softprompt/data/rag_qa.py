@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any, Literal, final
 
 from lightning_softprompt.backbones.decoding import Decoding
+from lightning_softprompt.data.answer_texts import read_answers
 from lightning_softprompt.data.batching import Order, ResumableLoader
 from lightning_softprompt.data.corpora import Columns
 from lightning_softprompt.data.datamodule import Collate, SoftPromptDataModule, Split
@@ -62,7 +63,8 @@ class RagQaDataModule(SoftPromptDataModule):
         gold_at: Place of the first gold passage among those shown, from 0, or from -1 backwards; None leaves it.
         noise: What makes training rows harder.
         question: The column that holds the question.
-        answers: The column that holds the answer, or a list of right ones, of which none means that there is none.
+        answers: The column that holds the answer, or a list of right ones, of which none means that there is none; also
+            in SQuAD's form, `{"text": [..], "answer_start": [..]}`.
         gold: The column that holds the ids of documents with the answer, where rows have it.
         choices: The answers there are, in order, each with the word that stands for it, or a list of names that stand
             for themselves: they are scored, not generated. None has answers generated.
@@ -282,11 +284,7 @@ class RagQaDataModule(SoftPromptDataModule):
     def _right(self, row: Mapping[str, Any]) -> tuple[str, ...]:
         if self.answers not in row:
             raise ValueError(f"no column {self.answers!r}; the row has {first_columns(row)}: set answers to another")
-        said = row[self.answers]
-        texts = [] if said is None else [said] if isinstance(said, str) else said
-        if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
-            raise ValueError(f"column {self.answers!r} must be a text or a list of texts, got {said!r}")
-        return tuple(dict.fromkeys(text.strip() for text in texts if text.strip()))
+        return read_answers(row[self.answers], self.answers)
 
     def _chosen(self, asked: Asked, right: Sequence[str]) -> Asked:
         assert self.words is not None

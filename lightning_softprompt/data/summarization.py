@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any, Literal, final
 
 from lightning_softprompt.backbones.decoding import Decoding
+from lightning_softprompt.data.answer_texts import check_is_no_list
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.data.sources import first_columns
 from lightning_softprompt.evaluation.base import Evaluation
@@ -110,6 +111,7 @@ class SummarizationDataModule(SoftPromptDataModule):
         answer = row[self.target]
         if not isinstance(answer, str) or not answer.strip():
             raise ValueError(f"column {self.target!r} must be text that is not empty, got {answer!r}")
+        check_is_no_list(answer, self.target)
         return answer.strip()
 
     def _references(self, row: Mapping[str, Any]) -> tuple[str, ...]:

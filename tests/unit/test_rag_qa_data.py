@@ -332,6 +332,29 @@ def test_choices_are_classes(data):
         data([ROW], choices=["yes", "no"]).split("test")
 
 
+@pytest.mark.parametrize(
+    ("answers", "references"),
+    [
+        ({"text": ["sad", "very sad"], "answer_start": [3, 9]}, ("sad", "very sad")),
+        ([{"text": "sad", "answer_start": 3}, {"text": "sad", "answer_start": 9}], ("sad",)),
+        ({"text": [], "answer_start": []}, ("none",)),
+        ("[1]", ("[1]",)),
+    ],
+)
+def test_answers_may_have_the_forms_of_squad(data, answers, references):
+    module = data([{**ROW, "answers": answers}], abstain="none")
+    assert module.split("test").examples[0].references == references
+
+
+@pytest.mark.parametrize(
+    "answers", ["['sad', 'very sad']", '["sad"]', """['sad', "it's"]""", "['sad' 'bad']", "[]", ["['sad']"],
+                "{'text': array(['sad'], dtype=object), 'answer_start': array([3])}"],
+)  # fmt: skip
+def test_a_list_that_a_table_holds_as_text_is_refused(data, answers):
+    with pytest.raises(DataError, match=r"column 'answers' holds a list written as text, .*Save the rows as JSON"):
+        data([{**ROW, "answers": answers}]).split("test")
+
+
 def test_choices_are_text_whether_a_config_quotes_them_or_not(data):
     module = data([{**ROW, "answers": "0"}, {**ROW, "answers": "1"}], choices={1: "good", 0: "bad"})
     assert [example.label for example in module.split("test").examples] == [1, 0]
