@@ -51,12 +51,13 @@ from lightning_softprompt.backbones.base import BackboneSpec
 from lightning_softprompt.callbacks.record_lines import ReaderGoneError
 from lightning_softprompt.callbacks.run_settings import RunSettings
 from lightning_softprompt.callbacks.warm_start import WarmStart
-from lightning_softprompt.checkpoints.files import SEED, load_checkpoint
+from lightning_softprompt.checkpoints.files import SEED, load_checkpoint, read_prompt
 from lightning_softprompt.checkpoints.plain import plain
 from lightning_softprompt.checkpoints.run_config import config_beside, read_run_config
 from lightning_softprompt.checkpoints.settings import SETTINGS, refuse_changes, refuse_incomplete
 from lightning_softprompt.checkpoints.whole import WholeCheckpoints
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
+from lightning_softprompt.data.saved_classes import fill_classes, lacks_classes
 from lightning_softprompt.module import SoftPromptModule
 from lightning_softprompt.parser import Parser
 from lightning_softprompt.replicas import Replicas, ReplicaSpec
@@ -142,6 +143,8 @@ class SoftPromptCLI(LightningCLI):
         config = self.config if self.subcommand is None else self._given
         if config.get("ckpt_path") == "last":
             self._find_last(config)
+        if self.subcommand != "fit":
+            take_saved_classes(config)
         if not config.get("ckpt_path"):
             return
         if config.get("init_from"):
@@ -231,6 +234,23 @@ def replica_spec(given: Any) -> ReplicaSpec:
     if isinstance(given, Namespace):
         return ReplicaSpec(**{**given.as_dict(), "inits": None if given.inits is None else list(given.inits)})
     return given if isinstance(given, ReplicaSpec) else ReplicaSpec(given)
+
+
+def take_saved_classes(config: Namespace) -> None:
+    """Gives data that names no classes those of the checkpoint or prompt, so that no training rows are read for them.
+
+    Raises:
+        ValueError: If the file cannot be read.
+    """
+    path = config.get("ckpt_path") or config.get("init_from")
+    if path and lacks_classes(config.data, classes_option):
+        fill_classes(config.data, read_prompt(Path(path)).method, classes_option)
+
+
+def classes_option(class_path: str) -> str | None:
+    """The argument of a data module that names its classes, if they can be inferred."""
+    module, _, name = class_path.rpartition(".")  # parsing has imported it
+    return getattr(getattr(sys.modules.get(module), name, None), "classes_option", None)
 
 
 def refuse_contradiction(

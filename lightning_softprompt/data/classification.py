@@ -32,13 +32,16 @@ class ClassificationDataModule(SoftPromptDataModule):
     Args:
         template: How a row is written.
         labels: The classes in order, each with the word, or the words, that stand for it (the verbalizer), or a list of
-            names that stand for themselves; None takes the names that occur in the training rows, sorted.
+            names that stand for themselves; None takes the names that occur in the training rows, sorted, and in
+            `validate`, `test` and `predict` those of the checkpoint or prompt.
         label: The column that holds the class, as a name or as its number in `labels`.
         shots: Uses so many training rows of each class only, drawn by the seed.
         balanced: Draws training rows so that all classes come up equally often.
         demonstrations: So many training rows of each class, drawn by the seed, are handed to methods that show some.
         common: Arguments of every data module.
     """
+
+    classes_option = "labels"
 
     def __init__(
         self,

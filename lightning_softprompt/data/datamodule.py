@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self, final
+from typing import Any, ClassVar, Literal, Self, final
 
 import numpy as np
 from lightning import LightningDataModule
@@ -112,6 +112,7 @@ class SoftPromptDataModule(LightningDataModule, ABC):
         rename_columns: New names of columns by their names in the source, such as `{Review Text: text}`.
     """
 
+    classes_option: ClassVar[str | None] = None  # the argument that names the classes, if they can be inferred
     closed = False  # whether answers end with the token that stops generation
     max_target_tokens: int | None = None  # tokens of a row that are set aside for its answer
 
@@ -360,20 +361,26 @@ class SoftPromptDataModule(LightningDataModule, ABC):
             log.warning("%d of the %s rows were skipped, the first: %s", len(bad), name, bad[0])
         return examples, origins
 
-    def text(self, row: Mapping[str, Any]) -> dict[str, str]:
+    def text(self, row: Mapping[str, Any], filled: Mapping[str, str] | None = None) -> dict[str, str]:
         """The columns that the template names.
+
+        Args:
+            row: The row.
+            filled: Columns that rows do not have, since they are filled later.
 
         Raises:
             ValueError: If one is missing or is no text, or there is nothing in them that text could be made of.
         """
-        for column in self.template.columns:
+        needed = [column for column in self.template.columns if column not in (filled or {})]
+        for column in needed:
             if column not in row:
                 raise ValueError(f"no column {column!r}; the row has {first_columns(row)}")
             if not isinstance(row[column], str):
                 raise ValueError(f"column {column!r} must be text, got {row[column]!r} ({type(row[column]).__name__})")
-        if self.closed and not any(row[column].strip() for column in self.template.columns):
-            raise ValueError(" and ".join(f"column {column!r} is empty" for column in self.template.columns))
-        return {column: row[column] for column in self.template.columns}
+        if self.closed and not any(row[column].strip() for column in needed):
+            raise ValueError(" and ".join(f"column {column!r} is empty" for column in needed))
+        values = {**row, **(filled or {})}
+        return {column: values[column] for column in self.template.columns}
 
     def _encoded(self, examples: Sequence[Example], origins: Sequence[Origin], name: str) -> list[Encoded]:
         def make() -> list[Encoded]:

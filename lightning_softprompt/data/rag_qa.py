@@ -244,7 +244,7 @@ class RagQaDataModule(SoftPromptDataModule):
         question = row.get(self.question)
         if isinstance(question, str) and not question.strip():
             raise ValueError(f"column {self.question!r} is empty")
-        fields = self.text({**row, **dict.fromkeys(self.holding, "")})
+        fields = self.text(row, dict.fromkeys(self.holding, ""))
         question = fields[self.question]
         self._search([question])
         fields = {"question": question, **fields}  # by that name evaluations ask for it

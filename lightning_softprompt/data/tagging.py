@@ -33,7 +33,8 @@ class TaggingDataModule(SoftPromptDataModule):
     Args:
         template: How a row is written, with the column of words once and before `{target}`, where nothing is said (an
             encoder has a mask there); None writes the words alone.
-        tags: The tags in order; None takes those that occur in the training rows, sorted.
+        tags: The tags in order; None takes those that occur in the training rows, sorted, and in `validate`, `test` and
+            `predict` those of the checkpoint or prompt.
         tokens_column: The column that holds the words.
         tags_column: The column that holds their tags, as names or as numbers in `tags`.
         common: Arguments of every data module.
@@ -41,6 +42,8 @@ class TaggingDataModule(SoftPromptDataModule):
     Raises:
         ValueError: If the template does not name the words as it should.
     """
+
+    classes_option = "tags"
 
     def __init__(
         self,

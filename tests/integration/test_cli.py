@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 
 import pytest
 import torch
@@ -76,6 +77,26 @@ def test_fit_leaves_config_metrics_checkpoints_plots_and_prompt(fit):
     checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     assert list(checkpoint["state_dict"]) == ["tokens"]
     assert json.loads((folder / "metrics.json").read_text())["trainable_parameters"] == 3 * 32
+
+
+@pytest.mark.parametrize("start", ["ckpt_path=checkpoints/last.ckpt", "init_from=prompt.safetensors"])
+def test_inferred_classes_come_from_the_checkpoint_or_prompt_and_no_training_rows_are_needed(fit, data_folder, start):
+    words = {"negative": "bad", "neutral": "one", "positive": "good"}
+    for file in data_folder.glob("*.jsonl"):
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        file.write_text("".join(json.dumps({**row, "label": words[row["label"]]}) + "\n" for row in lines))
+    folder = fit("--data.labels=null")
+    option, _, file = start.partition("=")
+    (data_folder / "test.jsonl").rename(data_folder.parent / "test.jsonl")
+    rows = [json.loads(line) for line in (data_folder.parent / "test.jsonl").read_text().splitlines()]
+    kept = [row for row in rows if row["label"] != "one"]  # the rows of a test need not have all classes
+    (data_folder.parent / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    shutil.rmtree(data_folder)
+    more = [f"--{option}={folder / file}", "--trainer.accelerator=cpu"]
+    assert main(["test", *more, f"--data.test={data_folder.parent / 'test.jsonl'}"]) == 0
+    records = [json.loads(line) for line in (last_folder() / "test_predictions.jsonl").read_text().splitlines()]
+    assert [record["target"] for record in records] == [row["label"] for row in kept]
+    assert set(records[0]["scores"]) == {"bad", "good", "one"}
 
 
 def test_offline_wandb_run_holds_config_losses_histogram_and_predictions(fit):
