@@ -8,8 +8,10 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# What configs give. Values are checked here, since YAML reads unquoted words such as `no` and `1` as other types.
-GivenLabels = dict[str, Any] | list[Any]
+# What configs give. YAML reads unquoted words such as `no` and `1` as other types than text, which are checked here.
+# Texts come first, and `Any` is no choice: jsonargparse would read a quoted "no" as a value again.
+GivenWord = str | int | float | bool | None
+GivenLabels = dict[str, GivenWord | list[GivenWord]] | list[GivenWord]
 NUMERAL = re.compile(r"[+-]?\d+([.,]\d+)?")
 WRITTEN_LIST = re.compile(r"""\[\s*(['"].*['"])?\s*\]""", re.DOTALL)
 

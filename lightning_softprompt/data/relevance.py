@@ -12,7 +12,7 @@ from lightning_softprompt.data.corpora import Columns
 from lightning_softprompt.data.datamodule import SoftPromptDataModule, Split
 from lightning_softprompt.data.gold import read_ids
 from lightning_softprompt.data.indexing import ensure_index
-from lightning_softprompt.data.labels import words_by_name
+from lightning_softprompt.data.labels import GivenWord, words_by_name
 from lightning_softprompt.data.showing import Asked, Candidate, Showing
 from lightning_softprompt.data.sources import DataError, Origin, Row, Rows
 from lightning_softprompt.evaluation.base import Evaluation
@@ -57,7 +57,7 @@ class RelevanceDataModule(SoftPromptDataModule):
         self,
         retriever: Retriever,
         template: str = "{soft}Question: {question}\nPassage: {passage}\nDoes the passage answer it? {target}",
-        words: dict[str, Any] | None = None,
+        words: dict[str, GivenWord] | None = None,
         corpus: str | None = None,
         index_settings: IndexSettings | None = None,
         corpus_columns: Columns | None = None,

@@ -9,7 +9,7 @@ from string import Formatter
 from typing import Any, cast, final
 
 from lightning_softprompt.data.datamodule import SoftPromptDataModule, Split
-from lightning_softprompt.data.labels import ClassNumbers, as_text, composed, is_missing
+from lightning_softprompt.data.labels import ClassNumbers, GivenWord, as_text, composed, is_missing
 from lightning_softprompt.data.sources import first_columns
 from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.evaluation.tagging import TaggingEvaluation
@@ -48,7 +48,7 @@ class TaggingDataModule(SoftPromptDataModule):
     def __init__(
         self,
         template: str | None = None,
-        tags: list[Any] | None = None,
+        tags: list[GivenWord] | None = None,
         tokens_column: str = "tokens",
         tags_column: str = "tags",
         **common: Any,
