@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from importlib import import_module
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
@@ -19,7 +20,10 @@ from torch import optim
 OPTION = re.compile(r"Problem with given class_path '([\w.]+)':\s+Option '([\w.]+)' is not accepted")
 CLASS = re.compile(r"Expected a dot import path string: (\S+)")
 NO_CLASS = re.compile(r"Import path (\S+?) does not correspond to a subclass of (\S+)")
-VALUE = re.compile(r'Parser key "([\w.]+)":\s+(Expected [^\n]*Got value: [^\n]*)')
+KEY = re.compile(r'^( *)(?:- )?Parser key "([\w.]+)":', re.MULTILINE)
+VALUE = re.compile(r"Expected (?:a )?([^\n]*)\. Got value: ([^\n]*)")
+TYPE_ALONE = re.compile(r"Expected a <class '([\w.]+)'>$", re.MULTILINE)
+GIVEN = re.compile(r"Given value: ([^\n]*)")
 SUBTYPES = re.compile(r"(?:Subtypes: \[(?:<class '|list\[)|Callable\[\[[^\]]*\], )([\w.]+)")
 IDLE = ("Does not validate", "Subtypes:", "Errors:", "Expected a <class 'NoneType'>", "Expected a path", "Given value")
 TYPE = re.compile(r"<class '([\w.]+)'>")
@@ -128,11 +132,56 @@ def _package_classes() -> list[str]:
 
 
 def _wrong_value(message: str, parser: Parser) -> tuple[str, str] | None:
-    if not (found := _last(VALUE, message)):
+    if not (keys := list(KEY.finditer(message))):
         return None
-    key, reason = found
-    reason = TYPE.sub(_name, reason).replace("Expected a ", "expected ").replace(". Got value: ", ", got ")
-    return f"{key}: {reason}", _see(parser)
+    reasons = _block(message, keys[-1])
+    if not (found := _last(VALUE, reasons) or _union(reasons)):
+        return None
+    expected, value = found
+    names = TYPE.sub(_name, expected)
+    is_scalar = not value.startswith(("{", "["))
+    way_out = _quoted(value) if is_scalar and "str" in names.split(" or ") else _spelled(names, value)
+    return f"{_option(keys)}: expected {names}, got {value}", way_out or _see(parser)
+
+
+def _block(message: str, key: re.Match[str]) -> str:
+    """What a message says of a key: the lines below it that are indented further."""
+    lines = message[key.end() :].splitlines()[1:]
+    return "\n".join(takewhile(lambda line: len(line) - len(line.lstrip()) > len(key[1]), lines))
+
+
+def _option(keys: Sequence[re.Match[str]]) -> str:
+    """The full name of the innermost key; the keys around it are indented less."""
+    names = [keys[-1][2]]
+    indent = len(keys[-1][1])
+    for key in reversed(keys[:-1]):
+        if len(key[1]) < indent:
+            names, indent = [key[2], *names], len(key[1])
+    return ".".join(names)
+
+
+def _union(reasons: str) -> tuple[str, str] | None:
+    """The types and the value of an option that may be of several types."""
+    if not reasons.lstrip().startswith("Does not validate") or "Problem with" in reasons:
+        return None
+    types = [name for name in TYPE_ALONE.findall(reasons) if name != "NoneType"]
+    value = _last(GIVEN, reasons)
+    return (" or ".join(dict.fromkeys(types)), value[0]) if types and value else None
+
+
+def _quoted(value: str) -> str:
+    """The way out where a text is expected: YAML has made something else of it."""
+    if value in ("True", "False", "None"):
+        return "YAML reads unquoted yes, no, on, off, true, false and null as values; put the word in quotes: 'no'"
+    return f"put it in quotes to make it text: '{value}'"
+
+
+def _spelled(names: str, value: str) -> str | None:
+    """The way out where a mapping or list is expected, or None."""
+    if not {"dict", "list"} & set(names.split(" or ")):
+        return None
+    is_file = Path(value).is_file()
+    return f"write {'its contents' if is_file else 'it'} as {{name: value, ..}} or [a, b, ..]; spaces follow : and ,"
 
 
 def _too_early(message: str, parser: Parser) -> tuple[str, str] | None:

@@ -12,7 +12,7 @@ from lightning_softprompt.data.corpora import Columns
 from lightning_softprompt.data.datamodule import SoftPromptDataModule, Split
 from lightning_softprompt.data.gold import read_ids
 from lightning_softprompt.data.indexing import ensure_index
-from lightning_softprompt.data.labels import GivenWord, words_by_name
+from lightning_softprompt.data.labels import GivenLabels, GivenWord, words_by_name
 from lightning_softprompt.data.showing import Asked, Candidate, Showing
 from lightning_softprompt.data.sources import DataError, Origin, Row, Rows
 from lightning_softprompt.evaluation.base import Evaluation
@@ -78,7 +78,7 @@ class RelevanceDataModule(SoftPromptDataModule):
             raise ValueError(f"template may name {', '.join(COLUMNS)}, got {sorted(strange)}")
         if min(positives, negatives) < 1 or found < negatives:
             raise ValueError(f"wanted positives and negatives above 0, and found={found} no fewer than the latter")
-        labels: dict[str, str | list[str]] = {name: spoken[name] for name in (IRRELEVANT, RELEVANT)}
+        labels: GivenLabels = {name: spoken[name] for name in (IRRELEVANT, RELEVANT)}
         self.judged = ClassificationDataModule(template, labels, LABEL, balanced=balanced, backbone=self.spec)
         self.retriever, self.corpus, self.index_settings = retriever, corpus, index_settings
         self.corpus_columns = corpus_columns

@@ -290,6 +290,17 @@ MISTAKES = {
     "missing config": (["--config=missing.yaml"], "missing.yaml"),
     "missing model": ([], "fit.model"),
     "missing data": (["--model=PromptTuning", "--data.path=/nowhere"], "/nowhere"),
+    "word that YAML reads as a value": (
+        ["--model=PromptTuning", "--data.labels={negative: no, positive: yes}"],
+        "labels, class 'negative': a name or word is expected, got False. YAML reads unquoted",
+    ),
+    "name that YAML reads as a value": (["--model=PromptTuning", "--data.labels={no: bad, yes: good}"], "got False."),
+    "text that YAML reads as a value": (
+        ["--model=PromptTuning", "--data.truncate=[no]"], "data.truncate: expected str, got False"
+    ),
+    "file in the place of a mapping": (
+        ["--model=PromptTuning", "--data.labels=labels.json"], "data.labels: expected dict or list, got labels.json"
+    ),
     "bad template": (["--model=PromptTuning", "--data.template={text}"], "{target}"),
     "long label word": (["--model=PromptTuning", f"--data.labels={LONG}"], "must be one token"),
 }  # fmt: skip
