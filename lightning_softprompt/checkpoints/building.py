@@ -290,6 +290,8 @@ def _read_items(value: Sequence[Any], inner: Sequence[Any], place: str) -> list[
 def _read_key(key: Any, hint: Any, place: str) -> Any:
     if hint is int and isinstance(key, str) and key.lstrip("-").isdecimal():
         return int(key)
+    if hint is str and type(key) in (int, float):  # YAML reads unquoted names such as 1 as numbers
+        return str(key)
     return read_value(key, hint, place)
 
 

@@ -332,7 +332,8 @@ class SoftPromptDataModule(LightningDataModule, ABC):
         try:
             self.rows("validation")
         except NoSplitError as error:
-            log.info("%s; %.0f %% of the training rows are held out instead", error, 100 * self.validation_share)
+            share = 100 * self.validation_share
+            log.info("%.0f %% of the training rows are held out for validation, since %s", share, error)
             return False
         return True
 

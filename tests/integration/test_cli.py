@@ -99,6 +99,19 @@ def test_inferred_classes_come_from_the_checkpoint_or_prompt_and_no_training_row
     assert set(records[0]["scores"]) == {"bad", "good", "one"}
 
 
+def test_names_of_classes_are_text_in_the_config_of_a_run_too(fit, data_folder):
+    for file in data_folder.glob("*.jsonl"):
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        numbered = ({**row, "label": int(row["label"] == "positive")} for row in lines)
+        file.write_text("".join(json.dumps(row) + "\n" for row in numbered))
+    folder = fit("--data.labels={1: good, 0: bad}")  # in the other order than the numbers
+    assert main(["test", f"--ckpt_path={folder / 'checkpoints' / 'last.ckpt'}"]) == 0
+    records = [json.loads(line) for line in (last_folder() / "test_predictions.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (data_folder / "test.jsonl").read_text().splitlines()]
+    assert [record["target"] for record in records] == [str(row["label"]) for row in rows]
+    assert list(records[0]["scores"]) == ["1", "0"]
+
+
 def test_offline_wandb_run_holds_config_losses_histogram_and_predictions(fit):
     run = wandb_file.read_run(fit("--run.project=trial"))
     assert run.project == "trial"
