@@ -11,14 +11,14 @@ from typing import Any, final
 import torch
 from platformdirs import user_cache_path
 from torch import Tensor
-from torch.nn.functional import pad
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_softprompt.backbones.attention import PackingUnsupportedError, register
 from lightning_softprompt.backbones.base import Backbone, BackboneSpec, answer_positions
 from lightning_softprompt.backbones.codec import Codec, Run, StartToken
 from lightning_softprompt.backbones.contexts import ContextCache, Prefilled
-from lightning_softprompt.backbones.generation import drafted, generated, sequences
+from lightning_softprompt.backbones.generation import drafted
+from lightning_softprompt.backbones.generation_choice import Generator
 from lightning_softprompt.backbones.head import States
 from lightning_softprompt.backbones.injection import watch
 from lightning_softprompt.backbones.layers import starting_at
@@ -122,6 +122,7 @@ class CausalBackbone(Backbone):
         kept = context_cache(self)
         self.offers = offers(spec, self.attention, kept)
         self.prompts = Prefilled(model, kept)
+        self.generator = Generator(self)
         self.path: Path | None = None
         self.told_of_reach = False
         self.reasons: list[str] = [] if spec.packed else ["packed rows are switched off"]
@@ -230,28 +231,7 @@ class CausalBackbone(Backbone):
         questions, prompt = self.asked(batch), self.with_late_keys(prompt)
         rows = Rows.of(self.splice(questions, prompt), questions, prompt)
         self.check_window(rows.longest + decoding.get("max_new_tokens", 0))
-        return self._continued(rows, self._cached(rows, decoding), decoding)
-
-    def _cached(self, rows: Rows, decoding: dict[str, Any]) -> int:
-        """How many leading tokens of all rows a cache holds. It is there for plain words behind it only."""
-        own = decoding.get("use_cache", True) is False or decoding.get("cache_implementation") or drafted(decoding)
-        end = 0 if own or rows.kv else rows.prompt_end
-        return end if rows.words_only_from(end) and int(rows.mask.sum(1).min()) > end else 0
-
-    def _continued(self, rows: Rows, end: int, decoding: dict[str, Any]) -> Tensor:
-        """Continuations of rows of which the first `end` tokens are in a cache; without one, rows are embeddings."""
-        left = rows.after(torch.full_like(rows.mask.sum(1), end)).padded_left()
-        mask = torch.cat([left.mask.new_ones(len(left.mask), end), left.mask], dim=1)
-        given: dict[str, Any] = {"attention_mask": mask.long()}
-        if rows.kv:
-            given["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0) + rows.first_position[:, None]
-        if end:
-            ids = left.keys.where(left.mask, self.codec.pad_id)
-            given["input_ids"] = pad(ids, (end, 0), value=self.codec.pad_id)
-            given["past_key_values"] = self.prompts.cache_for(rows, end, sequences(decoding))
-        skip = mask.shape[1] if end else 0
-        with self.injected(rows.injection):
-            return generated(self, left.embeds, given, skip, decoding)
+        return self.generator(rows, decoding)
 
 
 def target_columns(rows: Spliced, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -105,6 +105,13 @@ class Codec(ABC):
         """What closes a target, so that generation ends."""
         return () if self.tokenizer.eos_token_id is None else (self.tokenizer.eos_token_id,)
 
+    @property
+    def placeholder(self) -> int:
+        """The id in place of a soft token. It is not the padding's, from which some models count their positions."""
+        tokenizer = self.tokenizer
+        choices = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id, 0, 1)
+        return next(i for i in choices if i is not None and i != self.pad_id)
+
     def ids(self, text: str) -> list[int]:
         """The tokens of a text from data: control tokens that it spells stay text."""
         return self.control_tokens.tokenize(text)[0]

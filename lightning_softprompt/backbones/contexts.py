@@ -11,6 +11,7 @@ import os
 import tempfile
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from lightning_softprompt.backbones.generation import Reading, embedded_as
 from lightning_softprompt.backbones.packing import Kept, Past, pack
 from lightning_softprompt.backbones.rows import Rows
 from lightning_softprompt.types import Pairs
@@ -156,29 +159,83 @@ class Contexts:
 
 
 class Prefilled:
-    """What generation begins with.
+    """Keys and values of a prompt that generation begins with.
 
     Args:
         model: The transformers model.
-        cache: Keeps keys and values.
+        cache: Keeps them.
     """
 
     def __init__(self, model: Any, cache: ContextCache) -> None:
         self.model = model
         self.cache = cache
+        self.shapes: list[torch.Size] = []  # of the keys and values of each layer for one token
 
-    def cache_for(self, rows: Rows, end: int, copies: int = 1) -> DynamicCache:
-        """Keys and values of the first `end` tokens, which all rows share, for each row and each of its copies."""
-        layers = kept(self.cache, self._run, rows.keys[0, :end], rows.embeds[:1, :end], lasting=False, way="own")
-        cache = DynamicCache(config=self.model.config)
-        for number, layer in enumerate(layers):
-            key, value = layer.unsqueeze(1).expand(-1, len(rows.mask) * copies, -1, -1, -1)
-            cache.update(key, value, number)
+    def cache_for(self, rows: Rows, end: int, padding: Tensor, copies: int = 1) -> DynamicCache:
+        """The model's cache of the first `end` columns of rows that are padded before them.
+
+        Args:
+            rows: Rows that share their first `end` tokens.
+            end: Columns.
+            padding: [B] columns of padding before each row; what of the prompt they push beyond `end` is left out.
+            copies: Sequences of each row.
+
+        Raises:
+            PrefillUnsupportedError: If the model keeps something else than the keys and values of its tokens.
+        """
+        cache = self.new_cache()
+        flat = kept(self.cache, self._run, rows.keys[0, :end], rows.embeds[:1, :end], lasting=False, way="own")
+        columns = (torch.arange(end, device=flat.device) - padding[:, None]).clamp(min=0)
+        columns = columns.repeat_interleave(copies, dim=0)  # [B * copies, end]
+        parts = flat.split([end * shape.numel() for shape in self.shapes])
+        states = [part.view(shape[0], end, shape[1]) for part, shape in zip(parts, self.shapes, strict=True)]
+        states = [state[:, columns].transpose(0, 1) for state in states]
+        for number, pair in enumerate(zip(states[::2], states[1::2], strict=True)):
+            cache.update(*pair, number)
         return cache
 
+    def new_cache(self) -> DynamicCache:
+        """An empty cache of the model's own kinds of layers.
+
+        Raises:
+            PrefillUnsupportedError: As in `cache_for`.
+        """
+        cache = DynamicCache(config=self.model.config.get_text_config(decoder=True))
+        _refuse_other_layers(cache, (DynamicLayer, DynamicSlidingWindowLayer))
+        return cache
+
+    @cached_property
+    def is_supported(self) -> bool:
+        """Whether the model keeps keys and values of its tokens and nothing else, which one token shows."""
+        embeds = self.model.get_input_embeddings()(torch.zeros(1, 1, dtype=torch.long, device=self.model.device))
+        try:
+            self.new_cache()
+            self._run(embeds)
+        except (NotImplementedError, TypeError, ValueError, RuntimeError, AttributeError, IndexError):
+            return False
+        return True
+
     def _run(self, embeds: Tensor) -> Tensor:
-        layers: Any = self.model.base_model(inputs_embeds=embeds, use_cache=True).past_key_values.layers
-        return torch.stack([torch.cat([layer.keys, layer.values]) for layer in layers])
+        cache = DynamicCache()  # keeps all of a prompt that is longer than a sliding window
+        placeholders = torch.zeros(embeds.shape[:2], dtype=torch.long, device=embeds.device)
+        with embedded_as(self.model, Reading(placeholders, embeds, {})):
+            self.model.base_model(input_ids=placeholders, past_key_values=cache, use_cache=True)
+        _refuse_other_layers(cache, (DynamicLayer,))
+        layers: list[Any] = cache.layers
+        if not layers or not all(layer.is_initialized for layer in layers):
+            raise PrefillUnsupportedError("the model keeps no keys and values in some layers")
+        states = [state for layer in layers for state in (layer.keys, layer.values)]
+        self.shapes = [torch.Size((state.shape[1], state.shape[3])) for state in states]
+        return torch.cat([state.flatten() for state in states])
+
+
+class PrefillUnsupportedError(NotImplementedError):
+    """A model that keeps something else than the keys and values of its tokens."""
+
+
+def _refuse_other_layers(cache: DynamicCache, known: tuple[type, ...]) -> None:
+    if unknown := sorted({type(layer).__name__ for layer in cache.layers} - {layer.__name__ for layer in known}):
+        raise PrefillUnsupportedError(f"the model keeps more than keys and values of tokens: {', '.join(unknown)}")
 
 
 def kept(

@@ -6,18 +6,20 @@ from typing import Any, final
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 from transformers import DynamicCache
 
 from lightning_softprompt.backbones.causal import CausalBackbone
-from lightning_softprompt.backbones.generation import drafted, generated, sequences
+from lightning_softprompt.backbones.generation import drafted, generate, sequences
+from lightning_softprompt.backbones.generation_paths import WithoutCache, reading_of
 from lightning_softprompt.backbones.rows import Rows
 from lightning_softprompt.types import Batch, SoftPrompt, Text
 
 
 @final
 class Conversation:
-    """A row that goes on: what was heard and said stays in a cache, the soft prompt with it, and is not run again.
+    """A row that continues: what was read and generated stays in a cache, the soft prompt with it.
+
+    A model that keeps something else than keys and values of its tokens reads the whole conversation for each answer.
 
     Args:
         backbone: A decoder-only one.
@@ -34,7 +36,8 @@ class Conversation:
         self.backbone = backbone
         asked, prompt = backbone.asked(batch), backbone.with_late_keys(prompt)
         self._rows = Rows.of(backbone.splice(asked, prompt), asked, prompt)
-        self._cache = DynamicCache(config=backbone.model.config)
+        self._cache: DynamicCache | None = None
+        self._has_cache: bool | None = None  # decided by the first answer
         self._text = torch.zeros(0, dtype=torch.long, device=asked.input_ids.device)  # behind the first turn
 
     def add(self, text: str, before: str = "", after: str = "") -> None:
@@ -46,7 +49,7 @@ class Conversation:
             after: The same behind it.
 
         Raises:
-            ValueError: If nothing was said yet: the first turn is the batch's.
+            ValueError: If nothing was generated yet: the first turn is the batch's.
         """
         if not len(self._text):
             raise ValueError("the first turn is the batch; let it be answered before more is added")
@@ -56,23 +59,32 @@ class Conversation:
 
     @torch.no_grad()
     def answer(self, **decoding: Any) -> Tensor:
-        """The next answer [1, U], greedy unless the options say otherwise.
+        """The next answer [1, U], greedy unless the options set something else.
 
         Raises:
-            ValueError: If the conversation outgrows the backbone's window, or the options want a cache of their own.
+            ValueError: If the conversation outgrows the backbone's window, or the options require a cache of their own.
         """
         if sequences(decoding) > 1 or drafted(decoding):
             raise ValueError("a conversation goes on from one answer, word by word; beams and drafts are not for it")
-        backbone, pad_id = self.backbone, self.backbone.codec.pad_id
-        opening, first = self._rows.mask.shape[1], int(self._rows.first_position)
-        positions = first + torch.arange(opening + len(self._text), device=self._text.device)[None]
-        backbone.check_window(first + positions.shape[1] + decoding.get("max_new_tokens", 0))
-        given: dict[str, Any] = {"attention_mask": torch.ones_like(positions), "position_ids": positions}
-        given["past_key_values"] = self._cache
-        if len(self._text):
-            given["input_ids"] = pad(self._text, (opening, 0), value=pad_id)[None]  # what is cached is not looked at
-        skip = positions.shape[1] if len(self._text) else 0
-        with backbone.injected(self._rows.injection):
-            said = generated(backbone, self._rows.embeds, given, skip, decoding)
-        self._text = torch.cat([self._text, said[0]])
-        return said
+        text = self._text[None]
+        rows = self._rows.followed_by(text, self.backbone.embed(text))
+        self.backbone.check_window(rows.longest + decoding.get("max_new_tokens", 0))
+        answer = (
+            self._continued(rows, decoding) if self._keeps_cache(rows, decoding) else self._read_again(rows, decoding)
+        )
+        self._text = torch.cat([self._text, answer[0]])
+        return answer
+
+    def _keeps_cache(self, rows: Rows, decoding: dict[str, Any]) -> bool:
+        if self._has_cache is None:
+            is_cached = not isinstance(self.backbone.generator.path_for(rows, decoding), WithoutCache)
+            self._has_cache = is_cached and self.backbone.prompts.is_supported
+            self._cache = self.backbone.prompts.new_cache() if self._has_cache else None
+        return self._has_cache
+
+    def _continued(self, rows: Rows, decoding: dict[str, Any]) -> Tensor:
+        """The answer, for which the model reads what its cache does not have."""
+        reading = reading_of(self.backbone, rows, past_key_values=self._cache)
+        length = rows.mask.shape[1]
+        with self.backbone.injected(rows.injection):
+            return generate(self.backbone, reading, length, decoding)[:, length:]  # type: ignore[no-any-return]

@@ -1,13 +1,14 @@
 """What transformers' own generation is told, so that it means the same in every family and however a row begins.
 
-A soft prompt reaches it as embeddings, or as a cache with tokens in place of what is in it; those were never said, and
-penalties and texts that stop must not look at them.
+The model reads ids, and soft tokens replace the output of its embedding module. Their ids are placeholders that were
+never generated: penalties and texts that stop must not look at them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -46,41 +47,61 @@ def special_tokens_only(config: GenerationConfig) -> GenerationConfig:
     return GenerationConfig(**{name: getattr(config, name, None) for name in TOKENS})
 
 
-def generated(backbone: Backbone, embeds: Tensor, given: dict[str, Any], skip: int, decoding: dict[str, Any]) -> Tensor:
-    """Answers by transformers' `generate`.
+@dataclass(frozen=True)
+class Reading:
+    """What generation reads: tokens by id, of which the first are embedded as the rows have them.
+
+    Args:
+        ids: [B, M] tokens; those of soft tokens and of padding are placeholders.
+        embeds: [B, m, H] what the first m of them are embedded as.
+        inputs: Masks, positions and a cache for transformers' `generate`.
+    """
+
+    ids: Tensor
+    embeds: Tensor
+    inputs: dict[str, Any]
+
+
+def generate(backbone: Backbone, reading: Reading, skip: int, decoding: dict[str, Any]) -> Any:
+    """Runs transformers' `generate`; what it returns has `skip` tokens before each answer.
 
     Args:
         backbone: Whose model generates.
-        embeds: [B, M, H] of what it reads, unless that is given as tokens.
-        given: Masks, positions, cache, tokens.
-        skip: Tokens that stand before an answer where transformers keeps what is generated.
+        reading: What it reads.
+        skip: Tokens before an answer where transformers keeps what is generated.
         decoding: The options as `Backbone.generate` was given them.
     """
-    if not drafted(decoding):
-        given = given if "input_ids" in given else {**given, "inputs_embeds": embeds}
-        return _run(backbone, given, skip, decoding)
-    ids = torch.full(embeds.shape[:2], backbone.codec.pad_id, device=embeds.device)  # drafting wants tokens
-    with embedded_as(backbone.stack, embeds):
-        return _run(backbone, {**given, "input_ids": ids}, skip or embeds.shape[1], decoding)
-
-
-def _run(backbone: Backbone, given: dict[str, Any], skip: int, decoding: dict[str, Any]) -> Tensor:
     model: Any = backbone.model
     options = {**told(backbone.codec, skip, decoding), "synced_gpus": False}  # processes need not end with each other
-    return model.generate(**given, **options)[:, skip:]  # type: ignore[no-any-return]
+    # A static cache may compile what follows the first pass, and drafts read several tokens at a time.
+    once = model.config.is_encoder_decoder or bool(decoding.get("cache_implementation")) or drafted(decoding)
+    with embedded_as(backbone.stack, reading, once):
+        return model.generate(input_ids=reading.ids, **reading.inputs, **options)
 
 
 @contextmanager
-def embedded_as(stack: PreTrainedModel, embeds: Tensor) -> Iterator[None]:
-    """Gives the first tokens that a stack reads inside these embeddings [B, M, H], whatever tokens they are."""
-    read = False
+def embedded_as(stack: PreTrainedModel, reading: Reading, once: bool = False) -> Iterator[None]:
+    """Embeds the tokens of a reading as its rows have them, whatever their ids are.
+
+    Args:
+        stack: The model, or its encoder.
+        reading: What it reads first, of which a cache may cover the beginning.
+        once: Whether it reads them once. Else it reads all of them again whenever it runs without a cache.
+    """
+    embeds, length = reading.embeds, reading.ids.shape[1]
+    is_first = True
 
     def replace(_: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor | None:
-        nonlocal read
-        if read:
+        nonlocal is_first
+        columns = out.shape[1]
+        if not is_first and columns <= length:
             return None
-        read = True
-        return torch.cat([embeds.to(out), out[:, embeds.shape[1] :]], dim=1)
+        if once:
+            handle.remove()
+        is_first = False
+        begin = max(length - columns, 0)  # columns in the cache
+        rows = embeds[:, begin:].repeat_interleave(len(out) // len(embeds), dim=0)
+        return torch.cat([rows.to(out), out[:, rows.shape[1] :]], dim=1)
 
     handle = stack.get_input_embeddings().register_forward_hook(replace)
     try:

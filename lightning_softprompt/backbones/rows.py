@@ -124,6 +124,25 @@ class Rows:
         places = (begin[:, None] + step).clamp(max=self.mask.shape[1] - 1)  # [B, longest]
         return self._gathered(places, step < left[:, None])
 
+    def trimmed(self) -> Rows:
+        """Without columns that no row has."""
+        longest = int(self.mask.sum(1).max())
+        columns = self.embeds[:, :longest], self.mask[:, :longest], self.keys[:, :longest], self.soft[:, :longest]
+        return replace(self, **dict(zip(("embeds", "mask", "keys", "soft"), columns, strict=True)))
+
+    def followed_by(self, ids: Tensor, embeds: Tensor) -> Rows:
+        """With further text [B, U], embedded [B, U, H], at the end of each row."""
+        none = torch.zeros_like(ids, dtype=torch.bool)
+        mask = torch.cat([self.mask, ~none], dim=1)
+        longer = replace(
+            self,
+            embeds=torch.cat([self.embeds, embeds.to(self.embeds)], dim=1),
+            keys=torch.cat([self.keys, ids], dim=1),
+            soft=torch.cat([self.soft, none], dim=1),
+        )
+        order = (~mask).int().argsort(dim=1, stable=True)
+        return longer._gathered(order, mask.gather(1, order)).trimmed()
+
     def until(self, columns: Tensor) -> Rows:
         """Without what comes behind the last of the columns [B, U] of each row: no target looks at it."""
         last = columns.amax(1, keepdim=True)

@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.backbones.codec import Codec
-from lightning_softprompt.backbones.generation import drafted, generated
+from lightning_softprompt.backbones.generation import Reading, drafted, generate
 from lightning_softprompt.backbones.head import States
 from lightning_softprompt.backbones.splice import Spliced
 from lightning_softprompt.types import IGNORE, Batch, SoftPrompt
@@ -75,4 +75,12 @@ class Seq2SeqBackbone(Backbone):
             return self.one_by_one(batch, prompt, decoding)
         rows = self.splice(batch, prompt)
         with self.injected(prompt):
-            return generated(self, rows.embeds, {"attention_mask": rows.mask.long()}, 1, decoding)
+            reading = Reading(self.token_ids(rows, batch, prompt), rows.embeds, {"attention_mask": rows.mask.long()})
+            return generate(self, reading, 1, decoding)[:, 1:]  # type: ignore[no-any-return]
+
+    def token_ids(self, rows: Spliced, batch: Batch, prompt: SoftPrompt | None) -> Tensor:
+        """[B, M] ids of the encoder's input, with a placeholder for each soft token."""
+        length = 0 if prompt is None or prompt.tokens is None else prompt.tokens.shape[1]
+        soft = batch.input_ids.new_full((len(batch), length), self.codec.placeholder)
+        ids = torch.cat([soft, batch.input_ids], dim=1).gather(1, rows.order)
+        return ids.where(rows.mask, self.codec.pad_id)

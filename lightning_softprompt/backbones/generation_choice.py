@@ -1,0 +1,145 @@
+"""Which generation path a model allows: it is tried out against the forward pass of each row alone."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lightning_softprompt.backbones.generation_paths import (
+    Decoding,
+    EqualLengths,
+    GenerationPath,
+    LeftPadded,
+    SharedPrompt,
+    WithoutCache,
+)
+from lightning_softprompt.backbones.generation_trial import STEPS, STRUCTURE, error_of
+from lightning_softprompt.backbones.rows import Rows
+
+if TYPE_CHECKING:
+    from lightning_softprompt.backbones.causal import CausalBackbone
+
+log = logging.getLogger(__name__)
+LIMIT = 1e-4  # relative error of logits in float32
+# In half precision rounding alone gives some percent. Rows of one length are all the same what transformers gives them.
+HALF_LIMIT, HALF_LIMIT_OF_EQUAL = 0.03, 0.3
+FAILURES = (NotImplementedError, TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError)
+
+
+class GenerationUnsupportedError(ValueError):
+    """A model that cannot generate what its forward pass predicts."""
+
+
+@dataclass
+class Attempt:
+    """What was tried out for one kind of decoding.
+
+    Args:
+        structure: The options that decide how the model runs.
+        paths: Those that are left, the fastest first.
+        length: Tokens of the longest sequence for which the first of them was right.
+        padding: Columns of padding for which it was right.
+        reasons: Why earlier ones were not.
+    """
+
+    structure: tuple[Any, ...]
+    paths: list[GenerationPath]
+    length: int = -1
+    padding: int = -1
+    reasons: list[str] = field(default_factory=list)
+
+    def covers(self, length: int, padding: int) -> bool:
+        """Whether rows like these were tried out."""
+        return length <= self.length and padding <= self.padding
+
+
+class Generator:
+    """Generates by the fastest path that is right, and tries out again what goes beyond all earlier batches.
+
+    Args:
+        backbone: Whose model generates.
+    """
+
+    def __init__(self, backbone: CausalBackbone) -> None:
+        self.backbone = backbone
+        self.attempts: dict[tuple[Any, ...], Attempt] = {}
+        self.wrong: dict[tuple[Any, ...], set[type[GenerationPath]]] = {}  # by structure
+
+    def __call__(self, rows: Rows, decoding: Decoding) -> Tensor:
+        """Answers [B * R, U] to rows.
+
+        Raises:
+            GenerationUnsupportedError: If no path gives what the forward pass of a row alone does.
+        """
+        return self.path_for(rows, decoding)(rows, decoding)
+
+    @property
+    def way(self) -> str:
+        """The path of the first decoding, and why it is not a faster one."""
+        if not self.attempts:
+            return "the first batch decides how rows are generated"
+        attempt = next(iter(self.attempts.values()))
+        if not attempt.paths:
+            return f"it cannot generate: {'; '.join(dict.fromkeys(attempt.reasons))}"
+        return attempt.paths[0].description + "".join(f" ({reason})" for reason in attempt.reasons[-1:])
+
+    def path_for(self, rows: Rows, decoding: Decoding) -> GenerationPath:
+        """The fastest path that is right for rows like these."""
+        attempt = self._attempt_for(rows, decoding)
+        lengths = rows.mask.sum(1)
+        longest, padding = int(lengths.argmax()), int(lengths.max() - lengths.min())
+        new = decoding.get("max_new_tokens") or STEPS
+        length = int(rows.first_position.max()) + int(lengths.max()) + new
+        if attempt.covers(length, padding):
+            return attempt.paths[0]
+        two = sorted({int(lengths.argmin()), longest})
+        while not self._is_right(attempt, rows[two], new, decoding):
+            attempt.length = attempt.padding = -1
+        attempt.length, attempt.padding = max(attempt.length, length), max(attempt.padding, padding)
+        return attempt.paths[0]
+
+    def _attempt_for(self, rows: Rows, decoding: Decoding) -> Attempt:
+        shared = SharedPrompt.applies(rows, decoding)
+        beams, steps = (decoding.get("num_beams") or 1) > 1, min(STEPS, decoding.get("max_new_tokens") or STEPS)
+        structure = (*(decoding.get(name) for name in STRUCTURE), bool(rows.kv), beams)
+        kind = (structure, shared, steps)
+        if kind not in self.attempts:
+            paths: list[type[GenerationPath]] = [LeftPadded, EqualLengths, WithoutCache]
+            paths = [SharedPrompt, *paths] if shared else paths
+            self.attempts[kind] = Attempt(structure, [path(self.backbone) for path in paths])
+        return self.attempts[kind]
+
+    def _is_right(self, attempt: Attempt, rows: Rows, new: int, decoding: Decoding) -> bool:
+        """Tries out the first path that is left; drops it where it is wrong."""
+        wrong = self.wrong.setdefault(attempt.structure, set())
+        attempt.paths = [path for path in attempt.paths if type(path) not in wrong]
+        if not attempt.paths:
+            raise GenerationUnsupportedError(
+                f"{self.backbone.spec.name} ({type(self.backbone.model).__name__}) cannot generate: "
+                f"{'; '.join(dict.fromkeys(attempt.reasons))}. Use a task that scores texts, or another backbone"
+            )
+        path = attempt.paths[0]
+        reason = self._fault_of(path, rows, new, decoding)
+        if reason:
+            log.info("%s: not generated so that %s: %s", self.backbone.spec.name, path.description, reason)
+            attempt.reasons.append(reason)
+            wrong.add(type(path))
+        return not reason
+
+    def _fault_of(self, path: GenerationPath, rows: Rows, new: int, decoding: Decoding) -> str:
+        """Why a path is not right for these rows; empty where it is."""
+        try:
+            limit = self._limit(path)
+            error = error_of(path, rows, new, decoding, limit)
+        except FAILURES as failure:
+            return (str(failure) or type(failure).__name__).splitlines()[0]
+        return "" if error <= limit else f"results would be off by {error:.1e} if {path.description}"
+
+    def _limit(self, path: GenerationPath) -> float:
+        if self.backbone.model.dtype in (torch.float32, torch.float64):
+            return LIMIT
+        return HALF_LIMIT if path.batches_lengths else HALF_LIMIT_OF_EQUAL
