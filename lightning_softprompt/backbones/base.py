@@ -291,6 +291,11 @@ class Backbone(nn.Module, ABC):
         """How rows run, as a person is told."""
         return "rows run padded, each with all it has (an encoder looks both ways, and shares nothing)"
 
+    @property
+    def generation_way(self) -> str:
+        """How answers are generated, as a person is told."""
+        return "the encoder reads rows once, padded behind them; the decoder keeps its keys and values"
+
     def check_window(self, tokens: int) -> None:
         """Refuses rows for which there are no positions.
 

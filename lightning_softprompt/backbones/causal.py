@@ -209,6 +209,11 @@ class CausalBackbone(Backbone):
             return "how rows run is decided by the first batch"
         return self.path.told + "".join(f" ({reason})" for reason in self.reasons[:1])
 
+    @property
+    def generation_way(self) -> str:
+        """How rows are generated, and why not faster; a first batch decides it."""
+        return self.generator.way
+
     def asked(self, batch: Batch) -> Batch:
         """The rows up to their answers."""
         return batch if bool((batch.source == batch.mask).all()) else self.codec.questions(batch)
@@ -225,7 +230,7 @@ class CausalBackbone(Backbone):
 
     @torch.no_grad()
     def generate(self, batch: Batch, prompt: SoftPrompt | None = None, **decoding: Any) -> Tensor:
-        """Continuations. A prompt that all rows begin with runs once a pass, and its keys are kept."""
+        """Continuations, by the fastest path that the model allows; see `generation_choice`."""
         if drafted(decoding) and len(batch) > 1:
             return self.one_by_one(batch, prompt, decoding)
         questions, prompt = self.asked(batch), self.with_late_keys(prompt)

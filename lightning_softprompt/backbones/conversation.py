@@ -69,9 +69,8 @@ class Conversation:
         text = self._text[None]
         rows = self._rows.followed_by(text, self.backbone.embed(text))
         self.backbone.check_window(rows.longest + decoding.get("max_new_tokens", 0))
-        answer = (
-            self._continued(rows, decoding) if self._keeps_cache(rows, decoding) else self._read_again(rows, decoding)
-        )
+        run = self._continued if self._keeps_cache(rows, decoding) else self.backbone.generator
+        answer = run(rows, decoding)
         self._text = torch.cat([self._text, answer[0]])
         return answer
 

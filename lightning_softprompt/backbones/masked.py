@@ -80,6 +80,11 @@ class MaskedBackbone(Backbone):
         self.check_window(rows.mask.shape[1])
         return rows
 
+    @property
+    def generation_way(self) -> str:
+        """See `Backbone`."""
+        return "all masks of a row are filled at once"
+
     @torch.no_grad()
     def generate(self, batch: Batch, prompt: SoftPrompt | None = None, **decoding: Any) -> Tensor:
         """The likeliest token at each mask [B, U]: all masks of a row are filled at once.

@@ -127,8 +127,8 @@ class Rows:
     def trimmed(self) -> Rows:
         """Without columns that no row has."""
         longest = int(self.mask.sum(1).max())
-        columns = self.embeds[:, :longest], self.mask[:, :longest], self.keys[:, :longest], self.soft[:, :longest]
-        return replace(self, **dict(zip(("embeds", "mask", "keys", "soft"), columns, strict=True)))
+        keys, soft = self.keys[:, :longest], self.soft[:, :longest]
+        return replace(self, embeds=self.embeds[:, :longest], mask=self.mask[:, :longest], keys=keys, soft=soft)
 
     def followed_by(self, ids: Tensor, embeds: Tensor) -> Rows:
         """With further text [B, U], embedded [B, U, H], at the end of each row."""

@@ -17,9 +17,13 @@ from importlib import metadata
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightning_softprompt.commands import reach
+
+if TYPE_CHECKING:
+    from lightning_softprompt.backbones.base import Backbone
+    from lightning_softprompt.types import Batch, SoftPrompt
 
 NEEDED = (
     *("torch", "lightning", "transformers", "torchmetrics", "wandb", "jsonargparse", "safetensors", "datasets"),
@@ -153,9 +157,12 @@ def speed(name: str, quantization: str | None = None, attention: str | None = No
         return
     template = Template("{soft}{text} {target}")
     rows = [backbone.codec.encode(template.pieces({"text": text}), "a") for text in ("a", "a b")]
+    batch, prompt = backbone.codec.collate(rows), SoftPrompt(tokens=backbone.word_embeddings[None, :2])
     if not backbone.head.headless:
-        backbone(backbone.codec.collate(rows), SoftPrompt(tokens=backbone.word_embeddings[None, :2]))
+        backbone(batch, prompt)
     yield Finding("rows", backbone.way, backbone.way)
+    if not backbone.head.headless:
+        yield generation(backbone, batch, prompt)
     choice = "as asked" if attention else "the default of this model"
     yield Finding("attention", f"{backbone.attention}, {choice}; packed rows have their own", backbone.attention)
     if backbone.head.headless:
@@ -166,6 +173,16 @@ def speed(name: str, quantization: str | None = None, attention: str | None = No
         return
     layout = "laid out for oneDNN" if backbone.prepacked else "as PyTorch has them"
     yield Finding("weights", f"{layout} (float32 on a CPU; elsewhere as PyTorch has them)", backbone.prepacked)
+
+
+def generation(backbone: Backbone, batch: Batch, prompt: SoftPrompt) -> Finding:
+    """How a backbone would generate answers, found out on two rows."""
+    options = {"max_new_tokens": 4} if backbone.codec.stop else {}
+    try:
+        backbone.generate(backbone.asked(batch), prompt, **options)
+    except ValueError as error:
+        return Finding("generation", str(error), None)
+    return Finding("generation", backbone.generation_way, backbone.generation_way)
 
 
 def cache_folder() -> Path:
