@@ -176,6 +176,7 @@ class NumericGuard(Callback):
         with trainer.precision_plugin.train_step_context():
             own = [record for batch in judged.batches for record in blamed(pl_module, batch)]
         where = {"step": judged.step, "epoch": trainer.current_epoch}
+        own = [{**record, **_place(trainer, record["row"])} for record in own]
         records = [{**where, **record} for of_rank in gathered(own) for record in of_rank]
         records = [record for record in records if not record["whole_batch"]] or records
         if trainer.is_global_zero:
@@ -211,6 +212,12 @@ class Spikes:
         return spike
 
 
+def _place(trainer: Trainer, row: int) -> dict[str, str]:
+    """File and line of a training row, if the data module knows them: rows are renumbered when some are left out."""
+    find = getattr(trainer.datamodule, "where", None)  # type: ignore[attr-defined]
+    return {} if find is None else {"where": find("train", row)}
+
+
 def verdict(loss: Tensor, gradients: list[Tensor]) -> Tensor:
     """[2] whether loss or gradients are not finite, and the loss, on their device."""
     good = torch.isfinite(loss)
@@ -232,6 +239,6 @@ def may_overflow(trainer: Trainer) -> bool:
 
 def shown(records: list[dict[str, Any]]) -> str:
     """Rows, the first of them with their text."""
-    rows = [f"{record['row']} ({record['text'][:60]!r})" for record in records[:SHOWN]]
+    rows = [f"{record.get('where', record['row'])} ({record['text'][:60]!r})" for record in records[:SHOWN]]
     more = f" and {len(records) - SHOWN} more" if len(records) > SHOWN else ""
     return ", ".join(rows) + more

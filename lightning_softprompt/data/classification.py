@@ -81,7 +81,7 @@ class ClassificationDataModule(SoftPromptDataModule):
             )
         values = (row.get(self.label) for row in rows)
         single = (value for value in values if not isinstance(value, list | tuple | Mapping))
-        return sorted({composed(str(v)) for v in single if not is_missing(v) and not is_written_list(v)})
+        return sorted({composed(str(v)).strip() for v in single if not is_missing(v) and not is_written_list(v)})
 
     @cached_property
     def _numbers(self) -> ClassNumbers:

@@ -269,6 +269,10 @@ class SoftPromptDataModule(LightningDataModule, ABC):
         unusual = [place for position, place in places if place != (position, None)]
         return content_key([self.classes, *data.examples, *data.encoded, *unusual])
 
+    def where(self, name: Split, row: int) -> str:
+        """File and line of a row."""
+        return self.split(name).origins[row].where
+
     def source_rows(self, name: Split) -> list[int]:
         """The index of each row of a split in its source, where rows that were skipped count."""
         return [origin.index for origin in self.split(name).origins]
@@ -308,7 +312,7 @@ class SoftPromptDataModule(LightningDataModule, ABC):
 
     def take(self, name: Split, rows: Rows) -> None:
         """Gives a split rows that were read elsewhere, in place of its source."""
-        self._rows[name] = rows
+        self._rows[name] = rows.renamed(self.rename_columns)
         self._prepared.pop(name, None)
 
     def _prepare(self, name: Split) -> Prepared:

@@ -46,8 +46,9 @@ class ClassNumbers:
         return self._position(value) if number is None else number
 
     def find_name(self, name: str) -> int | None:
-        """The number of the class of this name, or None if there is no such class."""
-        return self._numbers.get(composed(name))
+        """The number of the class of this name, spaces around it aside, or None if there is no such class."""
+        number = self._numbers.get(composed(name))
+        return self._numbers.get(composed(name).strip()) if number is None else number
 
     def _position(self, value: object) -> int | None:
         number = int(value) if isinstance(value, str) and value.strip().isdecimal() else value

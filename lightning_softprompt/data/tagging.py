@@ -86,7 +86,7 @@ class TaggingDataModule(SoftPromptDataModule):
         found = [tag for column in columns if isinstance(column, list) for tag in column]
         if any(type(tag) is int for tag in found):
             raise ValueError("tags of the training rows are numbers; name the tags in order in tags")
-        return sorted({composed(tag) for tag in found if isinstance(tag, str) and not is_missing(tag)})
+        return sorted({composed(tag).strip() for tag in found if isinstance(tag, str) and not is_missing(tag)})
 
     @property
     def classes(self) -> Classes:

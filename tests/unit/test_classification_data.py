@@ -90,6 +90,13 @@ def test_a_row_without_a_label_is_a_bad_row_and_no_class(data, label, labels):
     assert labels_of(data(labels=labels, train=rows, test=rows, on_bad_row="skip"), "test") == [0, 1]
 
 
+def test_spaces_around_labels_make_no_other_class(data):
+    module = data(labels=None, train=rows_of(["sad ", "good", " sad"]), test=rows_of(["sad", "good\t"]))
+    assert list(module.words) == ["good", "sad"]
+    assert labels_of(module, "test") == [1, 0]
+    assert labels_of(data(labels={" a": "bad", "a": "good"}, test=rows_of([" a", "a", "a "])), "test") == [0, 1, 1]
+
+
 @pytest.mark.parametrize("label", [["joy"], {"name": "joy"}, "['joy']"])
 def test_a_list_of_labels_is_no_class(data, label):
     module = data(labels=None, train=rows_of(["sad", "good", label]), validation=rows_of(["sad"]))

@@ -147,6 +147,11 @@ def test_rows_to_be_predicted_name_their_tasks_and_keep_their_order(made):
         made(predict=[{"task": "mood"}]).split("predict")
 
 
+def test_rows_to_be_predicted_are_renamed_as_their_task_has_it(made):
+    data = made(predict=[{"task": "mood", "Review Text": "dull"}], mood={"rename_columns": {"Review Text": "text"}})
+    assert data.shown("predict", 0)["input"].startswith("dull")
+
+
 def test_without_such_rows_those_of_the_tasks_are_predicted(made):
     data = made(length={"predict": [{"text": "dull"}, {"text": "funny"}]})
     (batch,) = list(data.predict_dataloader())

@@ -34,6 +34,9 @@ class Rows(LightningDataModule):
         super().__init__()
         self.world = world
 
+    def where(self, split, row):
+        return f"{split}.jsonl:{row + 1}"
+
     def train_dataloader(self):
         rank = self.trainer.global_rank if self.world > 1 else 0
         return DataLoader(range(rank, ROWS, self.world), batch_size=SIZE // self.world, collate_fn=batch)
@@ -80,10 +83,11 @@ def lines(folder):
 @pytest.mark.parametrize("fault", ["loss", "gradient"])
 def test_a_run_stops_before_the_step_and_names_the_row(tmp_path, fault):
     net = Net(fault)
-    with pytest.raises(NonFiniteError, match=r"optimizer step 3 .* rows 9 \('text 9'\).*bad_rows.jsonl"):
+    with pytest.raises(NonFiniteError, match=r"optimizer step 3 .* rows train.jsonl:10 \('text 9'\).*bad_rows.jsonl"):
         fit(net, tmp_path)
     (record,) = lines(tmp_path)
     assert (record["row"], record["step"], record["epoch"], record["text"]) == (BAD, 3, 0, "text 9")
+    assert record["where"] == "train.jsonl:10"
     assert (record["loss"] is None) == (fault == "loss")
     assert not record["gradient_is_finite"]
     assert torch.isfinite(net.prompt).all()
@@ -149,7 +153,7 @@ def test_a_gradient_that_was_scaled_too_far_is_the_scalers_business(tmp_path):
     assert not torch.equal(net.prompt, net.steps[0])
     assert guard.skipped == 0
     plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
-    with pytest.raises(NonFiniteError, match="rows 9 "):
+    with pytest.raises(NonFiniteError, match=r"rows train.jsonl:10 "):
         fit(Net("loss"), tmp_path, plugins=[plugin])
 
 
@@ -157,13 +161,13 @@ def test_a_verdict_that_comes_later_still_comes_before_the_checkpoint(tmp_path, 
     """As on a GPU, where the gradient is made zero, and the host reads a step later why."""
     monkeypatch.setattr(NumericGuard, "_at_once", lambda *_: False)
     net = Net("loss")
-    with pytest.raises(NonFiniteError, match=r"optimizer step 3 .* rows 9 "):
+    with pytest.raises(NonFiniteError, match=r"optimizer step 3 .* rows train.jsonl:10 "):
         fit(net, tmp_path)
     assert torch.isfinite(net.prompt).all()
     assert torch.load(tmp_path / "good.ckpt", weights_only=True)["global_step"] == 2
     again = Net("loss")
     monkeypatch.setattr(ModelCheckpoint, "on_train_batch_end", lambda *_: None)
-    with pytest.raises(NonFiniteError, match=r"optimizer step 3 .* rows 9 "):
+    with pytest.raises(NonFiniteError, match=r"optimizer step 3 .* rows train.jsonl:10 "):
         fit(again, tmp_path / "unsaved")
     assert len(again.steps) == 4  # the next one ran already
     assert torch.isfinite(again.prompt).all()

@@ -1,5 +1,6 @@
 """Questions with passages beside them."""
 
+import io
 import json
 import logging
 import pickle
@@ -330,6 +331,12 @@ def test_choices_are_classes(data):
     assert module.split("predict").examples[0].label is None
     with pytest.raises(DataError, match=r"must name one of the choices \['yes', 'no'\], got \['sad'"):
         data([ROW], choices=["yes", "no"]).split("test")
+
+
+def test_plain_text_on_standard_input_is_a_question(data, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"is the dog sad ?\n")))
+    module = data([ROW], predict="-")
+    assert [example.fields["question"] for example in module.split("predict").examples] == ["is the dog sad ?"]
 
 
 @pytest.mark.parametrize(
