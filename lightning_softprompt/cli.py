@@ -207,7 +207,10 @@ class SoftPromptCLI(LightningCLI):
         if self._resumed is not None:
             self._resumed(settings.of_config if settings.prepares else settings.kept)
         checked = RunSettings(settings, self._resumed if settings.prepares else None)
-        self.session = Session(made.run, str(self.subcommand), self.model, self.datamodule, checked, self._same)
+        resumed = None if config.get("ckpt_path") is None else Path(config.ckpt_path)
+        self.session = Session(
+            made.run, str(self.subcommand), self.model, self.datamodule, checked, self._same, resumed
+        )
         kept = config.clone()  # how this run started is not how another from its config does
         kept.ckpt_path = kept.init_from = kept.run.name = kept.run.accept_changes = None
         parser.save(kept, self.session.folder / "config.yaml", skip_none=False, overwrite=True, multifile=False)

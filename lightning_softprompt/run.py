@@ -14,10 +14,14 @@ from typing import Literal, TextIO
 
 from lightning.fabric.utilities.rank_zero import _get_rank
 
+from lightning_softprompt.run_record import last_checkpoint, note_start
+
 log = logging.getLogger(__name__)
 
 FOLDER_VARIABLE = "SOFTPROMPT_RUN_FOLDER"  # how processes started by the first one learn the run's folder
+PROCESS_VARIABLE = "SOFTPROMPT_RUN_PROCESS"  # the number of the process that has chosen it
 KEPT: list[TextIO] = []  # the lock of this process's run, open till its next one: to close it gives the folder back
+NAMED: list[str] = []  # the names that this process gave
 STORES: list[object] = []  # kept open: a process that has its name may be slower than the one which gave it
 
 
@@ -28,7 +32,10 @@ class RunSpec:
     Args:
         experiment: Groups runs that belong together.
         folder: Where all runs are.
-        name: Of this run; None takes the time and an id. A run goes on in the folder of its name if that is there.
+        name: Of this run; None takes the time and an id. A name that another run was trained under is refused.
+            `--ckpt_path last` resumes the run of this name; without a name, the run of the experiment that was started
+            or resumed last, as run.json counts it, whatever clocks and file times say; of copies of a run the one with
+            the most steps.
         wandb: Weights & Biases: `auto` is online where a key is configured, else offline.
         project: Project in Weights & Biases.
         predictions: File that predict writes; `-` is standard output, None is predictions.jsonl in the run's folder.
@@ -73,25 +80,58 @@ class RunSpec:
         """Where the runs of the experiment are."""
         return Path(self.folder, self.experiment)
 
-    def make_folder(self, same: Path | None = None) -> Path:
+    def make_folder(self, same: Path | None = None, training: bool = False, resumed: Path | None = None) -> Path:
         """The folder of the run, the same one in all its processes; a new one unless it has a name.
 
         Args:
-            same: That of a run which goes on; none is made.
+            same: That of a run which is resumed in its own folder; none is made.
+            training: Whether a run is trained there, and not only tested.
+            resumed: The checkpoint that it is resumed from, if any.
+
+        Raises:
+            ValueError: If another run was trained there, or writes there now.
         """
         if same is not None:
-            os.environ[FOLDER_VARIABLE] = str(same.absolute())
-        elif "LOCAL_RANK" not in os.environ or FOLDER_VARIABLE not in os.environ:
-            os.environ[FOLDER_VARIABLE] = str((self.experiment_folder / (self.name or new_name())).absolute())
-        path = Path(os.environ[FOLDER_VARIABLE])
+            _set_folder(same.absolute())
+        elif not _is_inherited():
+            _set_folder((self.experiment_folder / (self.name or new_name())).absolute())
+        path = last_folder()
+        first = not _get_rank()
+        if first and training and same is None:
+            refuse_used(path, resumed)
         path.mkdir(parents=True, exist_ok=True)
         keep(path)
+        if first and training:
+            note_start(path)
         return path
 
     def last_checkpoint(self) -> Path | None:
-        """The `last.ckpt` of the experiment that was written last."""
-        found = self.experiment_folder.glob("*/checkpoints/last.ckpt")
-        return max(found, key=lambda path: path.stat().st_mtime, default=None)
+        """The `last.ckpt` of the run of the experiment that was started last, or of the run with `name`."""
+        return last_checkpoint(self.experiment_folder, self.name)
+
+
+def refuse_used(folder: Path, resumed: Path | None) -> None:
+    """Refuses to train in the folder of another run.
+
+    Raises:
+        ValueError: If the folder has checkpoints or prompts, and it is not their run that is resumed.
+    """
+    inside = resumed is not None and folder.resolve() in resumed.resolve().parents
+    if not inside and any([*folder.glob("checkpoints/*.ckpt"), *folder.glob("*.safetensors")]):
+        raise ValueError(
+            f"a run was trained in {folder}; to resume it: --ckpt_path last --run.name {folder.name}; for a new run "
+            f"give another --run.name, or remove the folder"
+        )
+
+
+def _set_folder(path: Path) -> None:
+    os.environ[FOLDER_VARIABLE], os.environ[PROCESS_VARIABLE] = str(path), str(os.getpid())
+
+
+def _is_inherited() -> bool:
+    """Whether the process that started this one has chosen the folder; an earlier run of this process is another."""
+    started = "LOCAL_RANK" in os.environ and FOLDER_VARIABLE in os.environ
+    return started and os.environ.get(PROCESS_VARIABLE) != str(os.getpid())
 
 
 def keep(folder: Path) -> None:
@@ -118,10 +158,13 @@ def keep(folder: Path) -> None:
 
 
 def new_name() -> str:
-    """A name for a run's folder, the same in processes that were started together."""
+    """A name for a run's folder, the same in processes that were started together, and another for each run of them."""
     job = os.environ.get("SLURM_JOB_ID")
     if job and int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "RANK" not in os.environ:
-        return f"slurm-{job}-{os.environ.get('SLURM_STEP_ID', '0')}-{os.environ.get('SLURM_RESTART_COUNT', '0')}"
+        name = f"slurm-{job}-{os.environ.get('SLURM_STEP_ID', '0')}-{os.environ.get('SLURM_RESTART_COUNT', '0')}"
+        earlier = NAMED.count(name)
+        NAMED.append(name)
+        return f"{name}-{earlier + 1}" if earlier else name
     name = f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     started_by_torchrun = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
     return _of_rank_zero(name) if started_by_torchrun and os.environ["WORLD_SIZE"] != "1" else name
@@ -134,8 +177,8 @@ def _of_rank_zero(name: str) -> str:
     first, hosted = os.environ["RANK"] == "0", os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = TCPStore(*place, is_master=first and not hosted, wait_for_workers=False, multi_tenant=True)
+    key = f"softprompt/folder/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{len(STORES)}"
     STORES.append(store)
-    key = f"softprompt/folder/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
     if first:
         store.set(key, name)
     return str(store.get(key).decode())

@@ -9,10 +9,10 @@ from typing import Any
 
 import yaml
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 
 from lightning_softprompt import __version__
+from lightning_softprompt.callbacks.best_checkpoint import BestCheckpoint
 from lightning_softprompt.callbacks.case_report import CaseReport
 from lightning_softprompt.callbacks.final_checkpoint import FinalCheckpoint
 from lightning_softprompt.callbacks.halving import Halving
@@ -47,7 +47,8 @@ class Session:
         module: The method, or several of it.
         data: The data module.
         settings: Keeps and compares the settings of the run.
-        folder: That of the run which is gone on with; None makes a new one.
+        folder: That of the run which is resumed in its own folder; None makes a new one.
+        resumed: The checkpoint that a run is resumed from, if any.
     """
 
     def __init__(
@@ -58,10 +59,11 @@ class Session:
         data: SoftPromptDataModule,
         settings: RunSettings,
         folder: Path | None = None,
+        resumed: Path | None = None,
     ) -> None:
-        self.settings = settings
+        self.settings, self.resumed = settings, resumed
         self.run, self.command, self.module, self.data = run, command, module, data
-        self.folder = run.make_folder(folder)
+        self.folder = run.make_folder(folder, command == "fit", resumed)
         metric, self.mode = data.evaluation.monitor
         self.monitor = f"val/{metric}"
         self.prints = run.predictions == "-" or (run.predictions is None and data.sources["predict"] == "-")
@@ -116,14 +118,11 @@ class Session:
         halving = [Halving()] if self.run.halve_on_oom else []
         return [Throughput(), PromptWatch(), guard, *halving, RngState(), *checkpoints]
 
-    def _checkpoint(self, name: str, metric: str) -> ModelCheckpoint:
-        return ModelCheckpoint(
-            self.folder / "checkpoints", name, monitor=metric, mode=self.mode, save_on_train_epoch_end=False,
-            enable_version_counter=False,
-        )  # fmt: skip
+    def _checkpoint(self, name: str, metric: str) -> BestCheckpoint:
+        return BestCheckpoint(self.folder / "checkpoints", name, metric, self.mode, self.resumed)
 
     @cached_property
-    def best(self) -> dict[str, ModelCheckpoint]:
+    def best(self) -> dict[str, BestCheckpoint]:
         """What keeps the best prompt, by the name of its file; that of each, where there are several."""
         kept = {"prompt": self._checkpoint("best", self.monitor)}
         if isinstance(self.module, Replicas):

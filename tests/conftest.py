@@ -45,7 +45,16 @@ huggingface_hub.constants.HF_HUB_OFFLINE = True  # for this one, which has read 
 torch.set_num_threads(1)
 
 NUMBERS = count()
-RUN_VARIABLES = ("SOFTPROMPT_RUN_FOLDER", "LOCAL_RANK", "RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+RUN_VARIABLES = (
+    "SOFTPROMPT_RUN_FOLDER",
+    "SOFTPROMPT_RUN_PROCESS",
+    "LOCAL_RANK",
+    "RANK",
+    "NODE_RANK",
+    "WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+)
 
 
 @dataclass(frozen=True)

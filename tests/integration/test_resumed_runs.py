@@ -1,0 +1,119 @@
+"""A run is resumed as it was, in its folder, in a new one or where it was moved; another run is refused."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from lightning_softprompt.checkpoints.files import load_checkpoint, read_prompt
+from lightning_softprompt.cli import main
+from lightning_softprompt.run import last_folder
+
+OPPOSITE = {"negative": "positive", "positive": "negative"}
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def argv(tmp_path, rows, tiny_folder):
+    """Options of a run whose validation labels are the wrong ones, so that it is best long before its end."""
+    write(tmp_path / "train.jsonl", rows * 3)
+    write(tmp_path / "validation.jsonl", [{**row, "label": OPPOSITE.get(row["label"], row["label"])} for row in rows])
+    return [
+        "--model=PromptTuning", "--model.length=3", "--model.optimizer=AdamW", "--model.optimizer.lr=0.1",
+        "--data=ClassificationDataModule", f"--data.train={tmp_path / 'train.jsonl'}", "--data.batch_size=8",
+        f"--data.validation={tmp_path / 'validation.jsonl'}", "--data.template={soft}{text} it is{target}",
+        '--data.labels={"negative": "bad", "neutral": "one", "positive": "good"}', "--run.wandb=disabled",
+        f"--backbone.name={tiny_folder('llama')}", f"--run.folder={tmp_path / 'runs'}",
+        "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.val_check_interval=1",
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def fit(argv):
+    """A function that trains; gives the folder."""
+
+    def fit(steps, *options):
+        assert main(["fit", *argv, f"--trainer.max_steps={steps}", *options]) == 0
+        return last_folder()
+
+    return fit
+
+
+def best_of(folder, name="best"):
+    return load_checkpoint(folder / "checkpoints" / f"{name}.ckpt")["global_step"]
+
+
+def check_same_end(whole, resumed):
+    for path in whole.glob("*.safetensors"):
+        one, other = read_prompt(path), read_prompt(resumed / path.name)
+        assert all(torch.equal(tensor, other.tensors[name]) for name, tensor in one.tensors.items()), path.name
+    bests = [sorted((path.name, best_of(each, path.stem)) for path in each.glob("checkpoints/best*.ckpt"))
+             for each in (whole, resumed)]  # fmt: skip
+    assert bests[0] == bests[1]
+    found = [json.loads((each / "metrics.json").read_text())["best"] for each in (whole, resumed)]
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("options", [[], ["--replicas=2"]], ids=["one prompt", "replicas"])
+def test_the_best_prompt_survives_a_move_and_a_new_folder(fit, tmp_path, options, recwarn):
+    whole, half = fit(8, *options), fit(5, *options)
+    assert best_of(whole) < 5, "nothing could be lost"
+    new = fit(8, *options, f"--ckpt_path={half / 'checkpoints' / 'last.ckpt'}", "--run.name=new")
+    check_same_end(whole, new)
+    shutil.move(half.parent, tmp_path / "moved" / "default")
+    moved = fit(8, *options, f"--run.folder={tmp_path / 'moved'}", "--ckpt_path=last", f"--run.name={half.name}")
+    assert moved == tmp_path / "moved" / "default" / half.name
+    check_same_end(moved.parent / whole.name, moved)
+    assert not [warning for warning in recwarn if "dirpath" in str(warning.message)]
+
+
+def test_a_best_checkpoint_that_is_gone_is_reported(fit, caplog):
+    half = fit(5)
+    (half / "checkpoints" / "best.ckpt").unlink()
+    resumed = fit(8, f"--ckpt_path={half / 'checkpoints' / 'last.ckpt'}")
+    assert "the best is chosen from here on" in caplog.text
+    assert best_of(resumed) > 5
+
+
+def test_other_rows_and_settings_are_refused_before_anything_is_written(fit, argv, tmp_path, rows, capsys):
+    half = fit(4)
+    config = (half / "config.yaml").read_bytes()
+    write(tmp_path / "train.jsonl", [{**row, "label": OPPOSITE.get(row["label"], row["label"])} for row in rows * 3])
+    again = ["fit", *argv, "--trainer.max_steps=6", "--ckpt_path=last"]
+    capsys.readouterr()
+    assert main([*again, "--trainer.accumulate_grad_batches=2"]) == 2
+    error = capsys.readouterr().err
+    assert "train_rows was '18 rows (" in error
+    assert "trainer.accumulate_grad_batches was 1 and is 2" in error
+    assert (half / "config.yaml").read_bytes() == config
+    assert main([*again, "--run.accept_changes=train_rows"]) == 0
+    assert main([*again, "--trainer.max_steps=8"]) == 0, "the changed rows are those of the run from now on"
+
+
+def test_a_file_that_was_moved_is_no_change(fit, tmp_path):
+    half = fit(4)
+    (tmp_path / "train.jsonl").rename(tmp_path / "moved.jsonl")
+    fit(6, f"--data.train={tmp_path / 'moved.jsonl'}", f"--ckpt_path={half / 'checkpoints' / 'last.ckpt'}")
+
+
+def test_checkpoints_of_earlier_versions_are_resumed_with_a_warning(fit, caplog):
+    last = fit(4) / "checkpoints" / "last.ckpt"
+    checkpoint = load_checkpoint(last)
+    del checkpoint["settings"]
+    torch.save(checkpoint, last)
+    fit(6, f"--ckpt_path={last}")
+    assert "was written by an earlier version, which kept no digests" in caplog.text
+    del checkpoint["loops"]
+    torch.save(checkpoint, last)
+    with pytest.raises(AssertionError):
+        fit(6, f"--ckpt_path={last}")
+
+
+def test_a_name_that_was_used_is_refused(fit, argv, capsys):
+    fit(2, "--run.name=one")
+    assert main(["fit", *argv, "--trainer.max_steps=2", "--run.name=one"]) == 2
+    assert "a run was trained in" in capsys.readouterr().err

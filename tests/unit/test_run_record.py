@@ -1,0 +1,117 @@
+"""`--ckpt_path last` finds the run that was started last, whatever clocks say and wherever folders are copied."""
+
+import os
+import shutil
+
+import pytest
+import torch
+
+from lightning_softprompt.run import RunSpec, new_name, refuse_used
+from lightning_softprompt.run_record import LAST, note_start
+
+
+@pytest.fixture
+def start(tmp_path):
+    """A function that starts or resumes a run, which leaves a checkpoint."""
+
+    def start(name, steps=1):
+        folder = tmp_path / "e" / name
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        note_start(folder)
+        torch.save({"global_step": steps}, folder / LAST)
+        return folder
+
+    return start
+
+
+@pytest.fixture
+def last(tmp_path):
+    """A function that gives the folder that `last` means."""
+
+    def last(name=None):
+        found = RunSpec(folder=str(tmp_path), experiment="e", name=name).last_checkpoint()
+        return None if found is None else found.parents[1].name
+
+    return last
+
+
+def test_it_is_the_run_that_was_started_or_resumed_last_and_has_a_checkpoint(start, last, tmp_path):
+    assert last() is None
+    start("one", steps=9)
+    start("two")
+    assert last() == "two"
+    assert last("one") == "one"
+    assert last("three") is None
+    start("one", steps=10)
+    assert last() == "one"
+    (tmp_path / "e" / "three").mkdir()
+    note_start(tmp_path / "e" / "three")
+    assert last() == "one"
+
+
+def test_times_of_files_do_not_matter(start, last):
+    start("old")
+    new = start("new")
+    for path in [new, *new.rglob("*")]:
+        os.utime(path, (0, 0))
+    assert last() == "new"
+
+
+def test_copies_do_not_matter_until_they_are_resumed(start, last, tmp_path):
+    old = start("old", steps=9)
+    start("new")
+    shutil.copytree(old, tmp_path / "e" / "copy")
+    assert last() == "new"
+    shutil.copytree(tmp_path / "e" / "new", tmp_path / "e" / "a copy of the new")
+    assert last() == "new"
+    start("a copy of the new", steps=2)
+    assert last() == "a copy of the new"
+
+
+def test_of_copies_the_one_with_more_steps_is_meant(start, last, tmp_path):
+    shutil.copytree(start("new"), tmp_path / "e" / "copy")
+    torch.save({"global_step": 2}, tmp_path / "e" / "copy" / LAST)
+    assert last() == "copy"
+
+
+def test_runs_of_earlier_versions_are_listed_where_there_are_several(start, last):
+    for name in ("one", "two"):
+        (start(name, steps=3) / "run.json").unlink()
+    with pytest.raises(ValueError, match=r"one/checkpoints/last.ckpt \(step 3, .*two/checkpoints.* --run.name"):
+        last()
+    assert last("two") == "two"
+    start("three")
+    assert last() == "three"
+
+
+def test_a_folder_of_another_run_is_not_trained_in(start):
+    used = start("one")
+    refuse_used(used, used / "checkpoints" / "last-1.ckpt")
+    refuse_used(used.parent / "free", None)
+    for resumed in (None, used.parent / "other" / LAST):
+        with pytest.raises(ValueError, match=r"--ckpt_path last --run\.name one"):
+            refuse_used(used, resumed)
+
+
+@pytest.mark.parametrize(
+    "environment", [{"LOCAL_RANK": "0"}, {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "LOCAL_RANK": "0"}]
+)
+def test_two_runs_of_one_process_have_a_folder_each(tmp_path, monkeypatch, environment):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    spec = RunSpec(folder=str(tmp_path))
+    first, second = spec.make_folder(training=True), spec.make_folder(training=True)
+    assert first != second
+
+
+def test_a_process_that_another_one_started_takes_its_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("SOFTPROMPT_RUN_FOLDER", str(tmp_path / "given"))
+    monkeypatch.setenv("SOFTPROMPT_RUN_PROCESS", "1")
+    assert RunSpec(folder=str(tmp_path)).make_folder(training=True) == tmp_path / "given"
+
+
+def test_names_of_a_jobs_runs_differ(monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    assert [new_name(), new_name()] == ["slurm-8-0-0", "slurm-8-0-0-2"]
