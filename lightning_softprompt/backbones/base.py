@@ -294,7 +294,7 @@ class Backbone(nn.Module, ABC):
     @property
     def generation_way(self) -> str:
         """How answers are generated, as a person is told."""
-        return "the encoder reads rows once, padded behind them; the decoder keeps its keys and values"
+        return "by transformers' own generation"
 
     def check_window(self, tokens: int) -> None:
         """Refuses rows for which there are no positions.

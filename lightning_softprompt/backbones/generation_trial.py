@@ -22,6 +22,7 @@ from lightning_softprompt.backbones.linear import plain_products
 from lightning_softprompt.backbones.rows import Rows
 
 if TYPE_CHECKING:
+    from lightning_softprompt.backbones.base import Backbone
     from lightning_softprompt.backbones.causal import CausalBackbone
 
 STEPS = 3  # tokens of each row that are tried out: one of the first pass, two behind a cache
@@ -85,7 +86,7 @@ def trial_of(path: GenerationPath, rows: Rows, new: int, limit: float) -> tuple[
     text = tokens[:, new - steps :]
     whole = [next_logits(backbone, rows, b, tokens[b]) for b in range(count)]
     begin = [next_logits(backbone, rows, b, tokens[b, :1]) for b in range(count)]
-    is_stable = all(_relative(grown[:1], first) <= limit for grown, first in zip(whole, begin, strict=True))
+    is_stable = all(relative_error(grown[:1], first) <= limit for grown, first in zip(whole, begin, strict=True))
     if is_stable and not path.is_forward:
         return Trial(longer, text, [logits[-steps:] for logits in whole], next_logits), True
     right = [stepwise_logits(backbone, longer, b, text[b]) for b in range(count)]
@@ -99,7 +100,7 @@ def _of_logits(path: GenerationPath, trial: Trial, options: Decoding, beams: int
     kept = {"output_logits": True, "return_dict_in_generate": True, "logits_processor": forced}
     found = path.run(trial.rows, {**options, **kept, "max_new_tokens": text.shape[1]})
     ours = torch.stack(found.logits, dim=1)
-    return max(_relative(*pair) for pair in zip(ours, trial.right, strict=True))
+    return max(relative_error(*pair) for pair in zip(ours, trial.right, strict=True))
 
 
 def _of_beams(path: GenerationPath, trial: Trial, options: Decoding, beams: int) -> float:
@@ -146,7 +147,7 @@ def stepwise_logits(backbone: CausalBackbone, rows: Rows, b: int, text: Tensor) 
     return torch.stack(each)
 
 
-def some_text(backbone: CausalBackbone, rows: int, length: int) -> tuple[Tensor, Tensor]:
+def some_text(backbone: Backbone, rows: int, length: int) -> tuple[Tensor, Tensor]:
     """Tokens [B, length] that end no answer, the same at each call, and what they are embedded as."""
     ends = backbone.model.generation_config.eos_token_id
     special = {*backbone.codec.tokenizer.all_special_ids, *(ends if isinstance(ends, list) else [ends])}
@@ -157,7 +158,7 @@ def some_text(backbone: CausalBackbone, rows: int, length: int) -> tuple[Tensor,
     return tokens, backbone.embed(tokens)
 
 
-def _relative(ours: Tensor, right: Tensor) -> float:
+def relative_error(ours: Tensor, right: Tensor) -> float:
     """The largest error of logits [U, V], relative to the largest logit."""
     error = (ours - right).abs().max() / right.abs().max().clamp(min=1e-30)
     return float(error.float().nan_to_num(float("inf")))

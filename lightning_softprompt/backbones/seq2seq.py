@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from lightning_softprompt.backbones.base import Backbone
+from lightning_softprompt.backbones.base import Backbone, BackboneSpec
 from lightning_softprompt.backbones.codec import Codec
-from lightning_softprompt.backbones.generation import Reading, drafted, generate
+from lightning_softprompt.backbones.generation import drafted
 from lightning_softprompt.backbones.head import States
+from lightning_softprompt.backbones.seq2seq_generation import EncoderRows, Seq2SeqGenerator
 from lightning_softprompt.backbones.splice import Spliced
 from lightning_softprompt.types import IGNORE, Batch, SoftPrompt
 
@@ -32,6 +33,10 @@ class Seq2SeqBackbone(Backbone):
     """A frozen encoder-decoder model."""
 
     codec_class = Seq2SeqCodec
+
+    def __init__(self, model: PreTrainedModel, codec: Codec, spec: BackboneSpec) -> None:
+        super().__init__(model, codec, spec)
+        self.generator = Seq2SeqGenerator(self)
 
     @staticmethod
     def claims(config: PreTrainedConfig) -> bool:
@@ -53,6 +58,23 @@ class Seq2SeqBackbone(Backbone):
             raise ValueError("encoder-decoders take no soft tokens at a middle layer; take a decoder or an encoder")
         return super().splice(batch, prompt)
 
+    @property
+    def opening(self) -> tuple[int, ...]:
+        """Tokens that the decoder begins with, in training, scoring and generation alike. None of them has a loss.
+
+        Raises:
+            ValueError: If the model's generation configuration names none.
+        """
+        config = self.model.generation_config
+        start = config.bos_token_id if config.decoder_start_token_id is None else config.decoder_start_token_id
+        start = start[0] if isinstance(start, list) else start
+        if start is None:
+            raise ValueError(
+                f"{self.spec.name} has no token that starts its decoder; set decoder_start_token_id in its "
+                f"generation_config.json"
+            )
+        return (start,) if config.forced_bos_token_id is None else (start, config.forced_bos_token_id)
+
     def states(self, batch: Batch, prompt: SoftPrompt | None = None) -> States:
         """All of the decoder: every position of it is a target's."""
         rows = self.splice(batch, prompt)
@@ -70,13 +92,17 @@ class Seq2SeqBackbone(Backbone):
 
     @torch.no_grad()
     def generate(self, batch: Batch, prompt: SoftPrompt | None = None, **decoding: Any) -> Tensor:
-        """Outputs, without the token that starts the decoder."""
+        """Outputs, without the tokens that the decoder opens with."""
         if drafted(decoding) and len(batch) > 1:
             return self.one_by_one(batch, prompt, decoding)
         rows = self.splice(batch, prompt)
-        with self.injected(prompt):
-            reading = Reading(self.token_ids(rows, batch, prompt), rows.embeds, {"attention_mask": rows.mask.long()})
-            return generate(self, reading, 1, decoding)[:, 1:]  # type: ignore[no-any-return]
+        reading = EncoderRows(self.token_ids(rows, batch, prompt), rows.embeds, rows.mask, prompt)
+        return self.generator(reading, decoding)
+
+    @property
+    def generation_way(self) -> str:
+        """See `Backbone`."""
+        return self.generator.way
 
     def token_ids(self, rows: Spliced, batch: Batch, prompt: SoftPrompt | None) -> Tensor:
         """[B, M] ids of the encoder's input, with a placeholder for each soft token."""
