@@ -337,6 +337,8 @@ def test_compressed_files_are_read_and_broken_ones_named(tmp_path, compress):
     assert read_rows(path).where(1) == f"{path}:3"
     with pytest.raises(DataError, match=rf"a.csv.{suffix} is a broken .{suffix} file.*Write it again"):
         read_rows(write(path, content[:-9]))
+    with pytest.raises(DataError, match=rf"a.csv.{suffix} is a broken .{suffix} file"):
+        read_rows(write(path, b"text,label\na,b\n"))
 
 
 # Several files
@@ -535,6 +537,8 @@ def test_objects_over_several_lines_are_named_by_their_first(tmp_path):
         ("text,label\n\"a, b\",x\nc,y\n", [{"text": "a, b", "label": "x"}, {"text": "c", "label": "y"}]),
         ("label\ttext\nx\ta\n", [{"text": "a", "label": "x"}]),
         ("text\na\nb\n", [{"text": "a"}, {"text": "b"}]),
+        ("text;label\na;x\n", [{"text": "a", "label": "x"}]),
+        ("text\n", [{"text": "text"}]),
         ("text, or not\nb, c\n", [{"text": "text, or not"}, {"text": "b, c"}]),
         ('{"quote"} is a set literal\n', [{"text": '{"quote"} is a set literal'}]),
         ('words\n{"a", "b"} is a set\n', [{"text": "words"}, {"text": '{"a", "b"} is a set'}]),
@@ -559,12 +563,21 @@ def test_standard_input_and_text_files_may_be_json_a_table_or_text(tmp_path, mon
         ('words\n{"text: "a"}\n', "standard input:2: broken JSON"),
         ('[{"text": "a"}, 1]', "row 1 of standard input: expected columns and their values, got int 1"),
         ("text,label\na\n", "standard input:2: expected 2 cells"),
+        ("text,label\n", "standard input has no rows"),
+        ("[]", "standard input has no rows"),
+        ("{'text': 'a'}\n", "standard input:1: broken JSON: Expecting property name enclosed in double quotes"),
     ],
 )
 def test_broken_json_and_tables_on_standard_input_are_refused(monkeypatch, content, message):
     pipe(monkeypatch, content.encode())
     with pytest.raises(DataError, match=message):
         read_rows("-", columns=["text"])
+
+
+@pytest.mark.parametrize("line", ["a," * 10**5, '"' + "x" * 10**6, "[" * 10**5])
+def test_a_long_line_of_text_is_a_row(monkeypatch, line):
+    pipe(monkeypatch, line.encode())
+    assert texts(read_rows("-", columns=["text"])) == [line]
 
 
 def test_plain_text_becomes_the_column_that_is_needed(monkeypatch):

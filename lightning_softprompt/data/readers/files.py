@@ -43,7 +43,9 @@ def read_file(path: Path, on_bad_row: OnBadRow, columns: Collection[str] = ()) -
             kinds = ", ".join([*READERS, *TEXT_SUFFIXES[:1]])
             raise DataError(f"{path} is of no known kind; expected one of {kinds}. Convert or rename it")
         return READERS[suffix](path, on_bad_row)
-    except BROKEN as error:
+    except (*BROKEN, OSError) as error:
+        if isinstance(error, OSError) and (error.errno is not None or path.suffix.lower() not in OPENERS):
+            raise  # such as a file that may not be read
         raise DataError(f"{path} is a broken {path.suffix} file: {error}. Write it again") from error
 
 

@@ -17,10 +17,10 @@ from lightning_softprompt.data.readers.rows import BOM, INDEX, LINE, Parsed, Row
 log = logging.getLogger(__name__)
 TEXT = "text"  # the column of plain text, if the template does not name a single one
 KEY = r'"(?:[^"\\]|\\.)*"'
-# What begins as a JSON object does, whole or broken; a line of text such as `{"quote"} is a set literal` does not.
-OBJECT = re.compile(rf'\{{\s*({KEY}\s*(:|$)|"(?:[^"\\]|\\.)*$|".*:.*\}}$|\}}$|$)')
+OBJECT = re.compile(rf'\{{\s*({KEY}\s*(:|$)|"(?:[^"\\]|\\.)*$|\}}$|$)')
 LIST_OF_OBJECTS = re.compile(r"\[\s*($|\{\s*[\"}])")
-NAMES = re.compile(r"[A-Za-z_]\w*([,\t][A-Za-z_]\w*)+")
+NAMES = re.compile(r"[A-Za-z_]\w*([,;\t][A-Za-z_]\w*)+")
+DELIMITERS = (",", "\t", ";")
 
 
 def parse_text(content: bytes, name: str, columns: Collection[str] = ()) -> tuple[Parsed, str]:
@@ -37,7 +37,7 @@ def parse_text(content: bytes, name: str, columns: Collection[str] = ()) -> tupl
     """
     content = content.removeprefix(BOM)
     column = next(iter(columns)) if len(columns) == 1 else TEXT
-    if texts := _list_of_texts(content):
+    if (texts := _list_of_texts(content)) is not None:
         return iter([(index, {column: text}) for index, text in enumerate(texts)]), INDEX
     if _is_json_document(content):
         return parse_json(content, name)
@@ -53,7 +53,7 @@ def parse_text(content: bytes, name: str, columns: Collection[str] = ()) -> tupl
 def _list_of_texts(content: bytes) -> list[str] | None:
     """The texts of a JSON list of nothing else."""
     values = _json_list(content)
-    return values if values and all(isinstance(value, str) for value in values) else None
+    return values if values is not None and all(isinstance(value, str) for value in values) else None
 
 
 def _json_list(content: bytes) -> list[Any] | None:
@@ -90,14 +90,22 @@ def _is_stream(content: bytes) -> bool:
 
 def _delimiter(lines: Sequence[bytes], columns: Collection[str]) -> str | None:
     """What separates the cells of a table whose first line names all columns that are needed; None if it is none."""
-    if len(lines) < 2 or not columns:
+    if not lines or not columns:
         return None
     header = lines[0].decode(errors="replace").strip("\r\n")
-    for delimiter in (",", "\t"):
-        cells = next(csv.reader([header], delimiter=delimiter), [])
-        if set(columns) <= set(cells) and all(cell and cell == cell.strip() for cell in cells):
+    for delimiter in DELIMITERS:
+        cells = _cells(header, delimiter)
+        has_names = set(columns) <= set(cells) and all(cell and cell == cell.strip() for cell in cells)
+        if has_names and len(cells) + len(lines) > 2:  # one name alone is a text
             return delimiter
     return None
+
+
+def _cells(line: str, delimiter: str) -> list[str]:
+    try:
+        return next(csv.reader([line], delimiter=delimiter), [])
+    except csv.Error:  # a text, such as a document without line breaks
+        return []
 
 
 def _warn_of_a_table(lines: Sequence[bytes], name: str) -> None:
@@ -120,4 +128,12 @@ def _line(line: bytes, column: str) -> Row | str:
         text = line.decode()
     except UnicodeError as error:
         return not_utf8(error)
-    return json_row(line) if OBJECT.match(text) else {column: text}
+    return json_row(line) if _is_meant_as_json(text) else {column: text}
+
+
+def _is_meant_as_json(line: str) -> bool:
+    """Whether a line is a JSON object, whole or broken; a text such as `{"quote"} is a set literal` is none."""
+    if OBJECT.match(line):
+        return True
+    within = line.removeprefix("{").lstrip()
+    return line.startswith("{") and line.endswith("}") and ":" in within and within.startswith(("'", '"'))
