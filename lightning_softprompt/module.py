@@ -28,6 +28,7 @@ from lightning_softprompt.checkpoints.folding import same_for_all
 from lightning_softprompt.checkpoints.hooks import leave_out_of_checkpoints
 from lightning_softprompt.checkpoints.plain import keep_hyperparameters
 from lightning_softprompt.checkpoints.restoring import load_module, load_tensors
+from lightning_softprompt.checkpoints.sizes import limit_build
 from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.lm import PromptedLM
 from lightning_softprompt.objectives.base import Objective
@@ -133,9 +134,10 @@ class SoftPromptModule(LightningModule, ABC):
         arguments.pop("weights_only", None)  # always
         location = _default_map_location if map_location is None else map_location
         module, checkpoint = load_module(cls, checkpoint_path, trust, arguments, map_location=location)
+        limit_build(module, checkpoint["state_dict"], checkpoint_path)
         module.configure_model()
         module.on_load_checkpoint(checkpoint)
-        tensors = checkpoint.get("state_dict", {})
+        tensors = checkpoint["state_dict"]
         load_tensors(module, tensors, checkpoint_path, module.strict_loading if strict is None else strict)
         device = next((tensor.device for tensor in tensors.values()), torch.device("cpu"))
         return cast(Self, module.to(device))

@@ -23,6 +23,7 @@ from lightning_softprompt.backbones.ranks import evened, mean_of_all, settle, sp
 from lightning_softprompt.checkpoints.files import replica_numbers
 from lightning_softprompt.checkpoints.hooks import leave_out_of_checkpoints
 from lightning_softprompt.checkpoints.restoring import load_module, load_tensors
+from lightning_softprompt.checkpoints.sizes import limit_build
 from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.evaluation.intervals import student
 from lightning_softprompt.module import Records, SoftPromptModule, done
@@ -108,6 +109,8 @@ class Replicas(LightningModule):
         location = _default_map_location if map_location is None else map_location
         method, checkpoint = load_module(SoftPromptModule, checkpoint_path, trust, arguments, map_location=location)
         module = cls(method, ReplicaSpec(max(1, len(replica_numbers(checkpoint["state_dict"])))))
+        for replica in module.replicas:
+            limit_build(replica, checkpoint["state_dict"], checkpoint_path)
         module.configure_model()
         module.on_load_checkpoint(checkpoint)
         load_tensors(module, checkpoint["state_dict"], checkpoint_path)

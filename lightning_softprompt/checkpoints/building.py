@@ -18,7 +18,7 @@ from lightning_softprompt.checkpoints.registry import check_class, class_path, r
 
 CLASS_KEYS = {"class_path", "init_args", "dict_kwargs"}
 MAX_DEPTH = 32
-MAX_VALUES = 1_000_000
+MAX_VALUES = 200_000
 SCALARS = (bool, int, float, str)
 PLAIN = (*SCALARS, NoneType)
 

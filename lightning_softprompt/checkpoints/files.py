@@ -16,12 +16,13 @@ from typing import Any
 from zipfile import BadZipFile, ZipFile, ZipInfo
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.backbones.fingerprint import SAMPLED, differing_part
+from lightning_softprompt.checkpoints.sizes import check_archive, check_header, check_values
 
 log = logging.getLogger(__name__)
 SEED = "seed"  # key of a checkpoint that says what the run's random numbers began with
@@ -148,18 +149,20 @@ def read_prompt(path: Path) -> SavedPrompt:
 
 def _read_safetensors(path: Path) -> SavedPrompt:
     try:
+        check_header(path)
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except SafetensorError as error:
+        checksum = _checksum(tensors, header)
+    except Exception as error:  # types that this version of PyTorch lacks raise other errors than the library's own
         raise ValueError(f"{path} is no whole safetensors file: {error}") from error
-    if header.get(CHECKSUM, fresh := _checksum(tensors, header)) != fresh:
+    if header.get(CHECKSUM, checksum) != checksum:
         raise ValueError(f"{path} is no whole safetensors file: what is in it is not what its checksum was made of")
     try:
-        said = {name: json.loads(header[name]) for name in (BACKBONE, "method") if name in header}
+        parts = {name: json.loads(header[name]) for name in (BACKBONE, "method") if name in header}
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} says of its prompt what is no JSON: {error}") from error
-    return _saved(path, {"state_dict": tensors, "method": {}, **said})
+    return _saved(path, {"state_dict": tensors, "method": {}, **parts})
 
 
 def _read_checkpoint(path: Path) -> SavedPrompt:
@@ -193,7 +196,9 @@ def load_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     if _starts(path) == b"PK" and (damage := damage_of(path)):
         raise _broken(path, damage)
     try:
+        check_archive(path)
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+        check_values(checkpoint, path.stat().st_size)
     except Exception as error:  # bytes that are no checkpoint make the unpickler raise almost anything
         raise _broken(path, str(error).splitlines()[0] if str(error) else type(error).__name__) from error
     if not isinstance(checkpoint, dict):

@@ -22,6 +22,7 @@ from lightning_softprompt.checkpoints.building import (
 )
 from lightning_softprompt.checkpoints.files import SavedPrompt, load_checkpoint
 from lightning_softprompt.checkpoints.registry import PACKAGE, class_path
+from lightning_softprompt.checkpoints.sizes import check_numbers, limit_build
 from lightning_softprompt.trust import trusting
 from lightning_softprompt.types import Batch, SoftPrompt
 
@@ -83,7 +84,9 @@ def restored(saved: SavedPrompt, path: Path, backbone: Backbone | None = None, t
         spec = read_method(saved.method, path, TRAINING_ONLY)
     if backbone is not None:
         saved.check(backbone, path)
+    check_sizes(spec, saved.tensors, path)
     module = cast(Restored, construct(spec, path))
+    limit_build(module, saved.tensors, path)
     if backbone is None:
         module.configure_model()
     elif module.changes_backbone:
@@ -184,7 +187,23 @@ def load_module(
         raise ValueError(f"{path} does not say which method it is of")
     with trusting([*trust, *_module_of(cls)]):
         spec = read_method(method, path, given, cls)
+    tensors = checkpoint.get("state_dict")
+    if not isinstance(tensors, Mapping) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        raise ValueError(f"{path} holds no tensors in its state_dict")
+    check_sizes(spec, tensors, path)
     return construct(spec, path, given), checkpoint
+
+
+def check_sizes(spec: Spec, tensors: Mapping[str, Tensor], path: Path | str) -> None:
+    """Refuses whole numbers in a description that are larger than the file could mean.
+
+    Raises:
+        ValueError: Naming the file and the option.
+    """
+    try:
+        check_numbers(spec, tensors)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be loaded: {error}") from error
 
 
 def _module_of(cls: type) -> list[str]:
