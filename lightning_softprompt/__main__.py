@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
+from typing import Any, TextIO, cast
 
 from lightning_softprompt import __version__
 from lightning_softprompt.commands import LIGHT_COMMANDS, RUN_COMMANDS, CommandError
 from lightning_softprompt.commands.configs import configs_folder
+from lightning_softprompt.printable import PrintableStream, printable
 from lightning_softprompt.trust import trusted_modules, trusting
 
 HELP = """\
@@ -81,16 +84,23 @@ def _light(command: str, argv: list[str]) -> int:
     place = "lightning_softprompt" if command == "quickstart" else "lightning_softprompt.commands"
     try:
         modules, argv = trusted_modules(argv)
-        with trusting(modules):
+        with trusting(modules), _plain_output(command):
             code: int = import_module(f"{place}.{command}").main(argv)
         sys.stdout.flush()
     except CommandError as error:
-        print(f"softprompt {command}: error: {error}", file=sys.stderr)
+        print(f"softprompt {command}: error: {printable(error)}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return code
+
+
+def _plain_output(command: str) -> AbstractContextManager[Any]:
+    """Nothing that a command prints controls the terminal; the quickstart formats its own output."""
+    if command == "quickstart":
+        return nullcontext()
+    return redirect_stdout(cast(TextIO, PrintableStream(sys.stdout)))
 
 
 def _unknown(command: str) -> int:

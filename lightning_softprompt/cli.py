@@ -60,6 +60,8 @@ from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.data.saved_classes import fill_classes, lacks_classes
 from lightning_softprompt.module import SoftPromptModule
 from lightning_softprompt.parser import Parser
+from lightning_softprompt.plain_yaml import read_yaml
+from lightning_softprompt.printable import PrintableFormatter, one_line
 from lightning_softprompt.replicas import Replicas, ReplicaSpec
 from lightning_softprompt.run import RunSpec
 from lightning_softprompt.run_settings import CommandSettings
@@ -133,6 +135,7 @@ class SoftPromptCLI(LightningCLI):
     def parse_arguments(self, parser: Parser, args: Sequence[str]) -> None:  # type: ignore[override]
         """Parses what `main` was given; the process's own arguments are never looked at."""
         Parser.words = tuple(args)
+        _check_configs(args)
         self.config = parser.parse_args(list(args))
 
     def _parse_ckpt_path(self) -> None:
@@ -230,6 +233,17 @@ class SoftPromptCLI(LightningCLI):
         """Leaves the best prompt as a file of its own."""
         if hasattr(self, "session"):
             self.session.conclude()
+
+
+def _check_configs(argv: Sequence[str]) -> None:
+    """Refuses a config that cannot be read, by its name.
+
+    Raises:
+        ValueError: Naming the file.
+    """
+    for flag, value in pairwise(word for arg in argv for word in arg.split("=", 1)):
+        if flag in ("-c", "--config") and "\n" not in value and len(value) < 1000 and Path(value).is_file():
+            read_yaml(Path(value))
 
 
 def replica_spec(given: Any) -> ReplicaSpec:
@@ -393,7 +407,7 @@ def main(argv: Sequence[str]) -> int:
         told = error if not isinstance(error, ValueError) else next((e for e in _chain(error) if _ours(e)), None)
         if os.environ.get(TRACEBACK_VARIABLE) or told is None:
             raise
-        reason = " ".join(str(told).split())
+        reason = one_line(told)
         sys.stderr.write(f"error: {reason}\nto see where: {TRACEBACK_VARIABLE}=1\n")
         return 2
     return 0
@@ -401,7 +415,9 @@ def main(argv: Sequence[str]) -> int:
 
 def quiet() -> None:
     """Shows what the package says, and leaves out what the libraries say of how they are used here."""
-    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(PrintableFormatter("%(message)s"))
+    logging.basicConfig(handlers=[handler])
     logging.getLogger("lightning_softprompt").setLevel(logging.INFO)
     for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
         logging.getLogger(f"lightning.pytorch.{name}").addFilter(_tells)

@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 import yaml
-from jsonargparse import _typehints
+from jsonargparse import _typehints, get_loader, set_loader
 from lightning.pytorch.cli import LightningArgumentParser
 from torch import optim
+
+from lightning_softprompt.plain_yaml import guarded, read_yaml
+from lightning_softprompt.printable import one_line, printable
 
 OPTION = re.compile(r"Problem with given class_path '([\w.]+)':\s+Option '([\w.]+)' is not accepted")
 CLASS = re.compile(r"Expected a dot import path string: (\S+)")
@@ -45,6 +48,9 @@ def _subclasses_by_short_name(*args: Any, **kwargs: Any) -> list[str]:
 _typehints.get_all_subclass_paths = _subclasses_by_short_name  # there is no public place for it
 
 
+set_loader("yaml", guarded(get_loader("yaml")), (yaml.YAMLError,))  # of every config and option
+
+
 class Parser(LightningArgumentParser):
     """LightningCLI's parser with short errors and without abbreviated options."""
 
@@ -58,7 +64,7 @@ class Parser(LightningArgumentParser):
         if not self.exit_on_error:
             super().error(message, ex)
         what, way_out = explained(message, self)
-        sys.stderr.write(f"error: {what}\n{way_out}\n")
+        sys.stderr.write(f"error: {one_line(what)}\n{printable(way_out)}\n")
         sys.exit(2)
 
     @property
@@ -202,13 +208,9 @@ def _bad_yaml(message: str, parser: Parser) -> tuple[str, str] | None:
     for path in _yaml_files(parser):
         if path.is_file():
             try:
-                yaml.safe_load(path.read_text())
-            except yaml.MarkedYAMLError as error:
-                line = 0 if error.problem_mark is None else error.problem_mark.line + 1
-                return (
-                    f"{path}:{line}: not valid YAML: {error.problem}",
-                    "mend the file, or print one that is: --print_config",
-                )
+                read_yaml(path)
+            except ValueError as error:
+                return str(error), "mend the file, or print one that is: --print_config"
     return None
 
 

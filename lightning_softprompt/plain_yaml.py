@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,10 @@ MAX_VALUES = 200_000  # with what aliases repeat
 MAX_DEPTH = 60
 MAX_DIGITS = 1000
 NUMBER = re.compile(r"[-+]?[0-9][0-9a-fA-FxXoO_.:+-]*")
+
+
+class TooLargeError(yaml.YAMLError, ValueError):
+    """YAML that describes more values, or deeper ones, than any config has."""
 
 
 def read_yaml(path: Path) -> Any:
@@ -46,17 +51,30 @@ def load_yaml(text: str, name: str = "the YAML text") -> Any:
     except yaml.MarkedYAMLError as error:
         line = 0 if error.problem_mark is None else error.problem_mark.line + 1
         raise ValueError(f"{name}:{line}: not valid YAML: {error.problem}") from error
+    except TooLargeError as error:
+        raise ValueError(f"{name}: {error}") from error
     except yaml.YAMLError as error:
         raise ValueError(f"{name} is not valid YAML: {' '.join(str(error).split())}") from error
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{name}: {error}") from error
 
 
+def guarded(load: Callable[[str], Any]) -> Callable[[str], Any]:
+    """A function that loads YAML, and refuses what would become huge before it does."""
+
+    def load_small(text: str) -> Any:
+        if "*" in text or len(text) > MAX_DIGITS:  # nothing else can become huge
+            check_size(text)
+        return load(text)
+
+    return load_small
+
+
 def check_size(text: str) -> None:
     """Refuses what would become huge, before any value is created: aliases repeat whole parts of a document.
 
     Raises:
-        ValueError: With the line.
+        TooLargeError: With the line.
         yaml.YAMLError: If the text is not valid.
     """
     size = _Size()
@@ -65,7 +83,7 @@ def check_size(text: str) -> None:
             size.add(event)
         except ValueError as error:
             line = 0 if event.start_mark is None else event.start_mark.line + 1
-            raise ValueError(f"line {line}: {error}") from error
+            raise TooLargeError(f"line {line}: {error}") from error
 
 
 class _Size:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
+
+from lightning_softprompt.printable import html_text
 
 LONG, OPENING = 400, 120  # characters of an input that is folded, and of what is then seen of it
 WORD = re.compile(r"(\w+)")
@@ -28,7 +29,9 @@ Case = Mapping[str, Any]  # a record of a row, with its input
 
 def html(score: str, metrics: Mapping[str, float], parts: Mapping[str, Sequence[Case]]) -> str:
     """Metrics, then the rows of each part. Words that prediction and target share are marked, long inputs folded."""
-    rows = "".join(f"<tr><td>{escape(name)}</td><th>{value:.4g}</th></tr>" for name, value in sorted(metrics.items()))
+    rows = "".join(
+        f"<tr><td>{html_text(name)}</td><th>{value:.4g}</th></tr>" for name, value in sorted(metrics.items())
+    )
     body = "".join(f"<h2>{name}</h2>{''.join(map(_case, part))}" for name, part in parts.items() if part)
     return page(f"Best and worst cases by {score}", f"<table>{rows}</table>{body}")
 
@@ -41,15 +44,15 @@ def page(title: str, body: str) -> str:
         body: HTML.
     """
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-    head += f"<title>{escape(title)}</title><style>{STYLE}</style>"
-    body = f"<h1>{escape(title)}</h1>{body}"
+    head += f"<title>{html_text(title)}</title><style>{STYLE}</style>"
+    body = f"<h1>{html_text(title)}</h1>{body}"
     return f'<!doctype html><html lang="en"><head>{head}</head><body>{body}</body></html>\n'
 
 
 def article(heading: str, entries: Mapping[str, str]) -> str:
     """A row: a heading and names, which are text, and what stands under each, which is HTML."""
-    told = "".join(f'<dt>{escape(name)}</dt><dd dir="auto">{entry}</dd>' for name, entry in entries.items())
-    return f"<article><h3>{escape(heading)}</h3><dl>{told}</dl></article>"
+    told = "".join(f'<dt>{html_text(name)}</dt><dd dir="auto">{entry}</dd>' for name, entry in entries.items())
+    return f"<article><h3>{html_text(heading)}</h3><dl>{told}</dl></article>"
 
 
 def _case(record: Case) -> str:
@@ -63,7 +66,7 @@ def folded(text: str, other: str = "") -> str:
     """Text as HTML, folded where it is long; the words that another has too are marked."""
     if len(text) <= LONG:
         return marked(text, other)
-    return f"<details><summary>{escape(text[:OPENING])} ...</summary>{marked(text, other)}</details>"
+    return f"<details><summary>{html_text(text[:OPENING])} ...</summary>{marked(text, other)}</details>"
 
 
 def marked(text: str, other: str) -> str:
@@ -73,5 +76,5 @@ def marked(text: str, other: str) -> str:
     '<mark>Dogs</mark> &amp; cats'
     """
     shared = {word.casefold() for word in WORD.findall(other)}
-    pieces = ((piece, escape(piece)) for piece in WORD.split(text))
+    pieces = ((piece, html_text(piece)) for piece in WORD.split(text))
     return "".join(f"<mark>{safe}</mark>" if piece.casefold() in shared else safe for piece, safe in pieces)

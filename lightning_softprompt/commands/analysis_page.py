@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
-from html import escape
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from lightning_softprompt.callbacks.case_page import article, folded, marked, page
 from lightning_softprompt.commands.analysis_tables import Table, tables
 from lightning_softprompt.evaluation.mistakes import KINDS, AnsweredRow
+from lightning_softprompt.printable import html_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,16 +37,16 @@ def analysis_page(name: str, told: Mapping[str, Any], rows: Sequence[AnsweredRow
 
 
 def _table(table: Table) -> str:
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in table.header)
-    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>" for cells in table.rows)
-    return f"<h2>{escape(table.title)}</h2><table><tr>{head}</tr>{body}</table>"
+    head = "".join(f"<th>{html_text(cell)}</th>" for cell in table.header)
+    body = "".join(f"<tr>{''.join(f'<td>{html_text(cell)}</td>' for cell in cells)}</tr>" for cells in table.rows)
+    return f"<h2>{html_text(table.title)}</h2><table><tr>{head}</tr>{body}</table>"
 
 
 def _image(title: str, figure: Figure) -> str:
     image = BytesIO()
     figure.savefig(image, format="png", dpi=110)
     coded = b64encode(image.getvalue()).decode()
-    return f'<h2>{escape(title)}</h2><p><img alt="{escape(title)}" src="data:image/png;base64,{coded}"></p>'
+    return f'<h2>{html_text(title)}</h2><p><img alt="{html_text(title)}" src="data:image/png;base64,{coded}"></p>'
 
 
 def _answers(kind: str, rows: Sequence[AnsweredRow], examples: int) -> str:
@@ -54,7 +54,9 @@ def _answers(kind: str, rows: Sequence[AnsweredRow], examples: int) -> str:
     if not own:
         return ""
     shown = "".join(_answer(row) for row in own[:examples])
-    return f"<h2>{escape(kind)} ({min(examples, len(own))} of {len(own)})</h2><p>{escape(KINDS[kind][0])}</p>{shown}"
+    return (
+        f"<h2>{html_text(kind)} ({min(examples, len(own))} of {len(own)})</h2><p>{html_text(KINDS[kind][0])}</p>{shown}"
+    )
 
 
 def _answer(row: AnsweredRow) -> str:
@@ -62,7 +64,7 @@ def _answer(row: AnsweredRow) -> str:
     several = f", {len(set(row.gold))} gold documents" if len(set(row.gold)) > 1 else ""
     heading = f"row {row.number}: exact_match {row.exact_match:g}, f1 {row.f1:.3g}, gold rank {row.gold_rank}{several}"
     texts = {
-        "question": escape(str(row.record["question"] or "")),
+        "question": html_text(str(row.record["question"] or "")),
         "right": marked(right, row.answer) if right else "nothing: there is no answer",
         "prediction": marked(row.answer, right),
         **dict(_passages(row, right)),

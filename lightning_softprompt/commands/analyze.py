@@ -66,10 +66,10 @@ def main(argv: list[str]) -> int:
 
 def _log(folder: Path, mode: str | None, told: dict[str, Any], page: str) -> None:
     """Gives W&B the page and the numbers, as a run beside that of the training."""
-    import yaml
+    from lightning_softprompt.plain_yaml import read_yaml
 
     config = folder / "config.yaml"
-    run = dict(yaml.safe_load(config.read_text(encoding="utf-8"))["run"]) if config.is_file() else {}
+    run = dict(read_yaml(config)["run"]) if config.is_file() else {}
     mode = mode or run.get("wandb", "disabled")
     if mode == "disabled":
         return

@@ -10,6 +10,7 @@ from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from lightning_softprompt.commands import CommandError
+from lightning_softprompt.printable import printable
 from lightning_softprompt.retrieval.settings import STORES, WHOLE, IndexSettings
 
 if TYPE_CHECKING:
@@ -78,6 +79,9 @@ def _search_arguments(parser: ArgumentParser) -> None:
     add("question", help="what is searched for")
     add("-k", type=int, default=5, help="how many passages")
     add("--way", choices=("hybrid", "lexical", "dense"), help="how; hybrid unless the index has no vectors")
+    add("--encoder", metavar="NAME", help="accept this encoder, where an index from somebody else names it")
+    add("--unit", metavar="NAME", help="accept this tokenizer, where an index from somebody else names it")
+    add("--url", help="accept this address of a Qdrant server, where an index from somebody else names it")
     add("--rerank", metavar="NAME", help="cross-encoder that puts the candidates in order, by folder or hub id")
     add("--json", action="store_true", help="print one JSON object for each passage, with its whole text")
 
@@ -130,16 +134,19 @@ def _settings_given(args: Namespace) -> list[str]:
 
 
 def _search(args: Namespace) -> int:
+    from lightning_softprompt.retrieval.chosen import choose
     from lightning_softprompt.retrieval.manifest import read_manifest
     from lightning_softprompt.retrieval.reranking import CrossEncoder
     from lightning_softprompt.retrieval.retriever import Retriever, Way
 
+    for name in (args.encoder, args.unit, args.url):
+        choose(name)
     way: Way = args.way or ("hybrid" if read_manifest(args.index).settings.encoder else "lexical")
     reranker = CrossEncoder(args.rerank) if args.rerank else None
     hits = Retriever(str(args.index), way, reranker=reranker).search([args.question], args.k)[0]
     if args.json:
         for hit in hits:
-            print(json.dumps({"score": hit.score, **vars(hit.passage)}, ensure_ascii=False))
+            print(printable(json.dumps({"score": hit.score, **vars(hit.passage)}, ensure_ascii=False)))
     else:
         print("\n\n".join(_shown(rank, hit) for rank, hit in enumerate(hits, start=1)) or "nothing found")
     return 0
@@ -148,7 +155,7 @@ def _search(args: Namespace) -> int:
 def _shown(rank: int, hit: Hit) -> str:
     passage = hit.passage
     head = f"{rank}. {passage.title or passage.document}  (score {hit.score:.4g}, {passage.id}, {passage.source})"
-    return f"{head}\n   {shorten(passage.text, SHOWN, placeholder=' ...')}"
+    return f"{printable(head)}\n   {printable(shorten(passage.text, SHOWN, placeholder=' ...'))}"
 
 
 def _info(args: Namespace) -> int:
@@ -164,7 +171,7 @@ def _info(args: Namespace) -> int:
         return 0
     print(f"{args.index}: {_counted(manifest)}, {size:,} bytes{', all files as written' if args.check else ''}")
     for name, value in {**manifest.settings.plain(), "corpus": manifest.corpus[:16], **manifest.versions}.items():
-        print(f"  {name:20} {value}")
+        print(printable(f"  {name:20} {value}"))
     return 0
 
 

@@ -79,11 +79,11 @@ def read_sweep(path: Path) -> dict[str, Any]:
     Raises:
         CommandError: If it is no sweep.
     """
-    import yaml
+    from lightning_softprompt.plain_yaml import read_yaml
 
     try:
-        said = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+        said = read_yaml(path)
+    except (OSError, ValueError) as error:
         raise CommandError(f"{path} cannot be read as YAML: {error}") from error
     if not isinstance(said, dict) or not {"storage", "trials", "search"} <= set(said) <= PARTS:
         raise CommandError(f"{path} must be a mapping with storage, trials and search, and may have fit and seed")

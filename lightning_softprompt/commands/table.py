@@ -7,6 +7,8 @@ import textwrap
 from collections.abc import Sequence
 from itertools import zip_longest
 
+from lightning_softprompt.printable import printable
+
 GAP = "  "
 NARROWEST = 10  # no column is squeezed further; a line that is longer than the terminal still reads better
 
@@ -33,7 +35,7 @@ def table(rows: Sequence[Sequence[str]], header: Sequence[str] = (), width: int 
              and a shift
     XPrompt  Pruned
     """
-    cells = [list(header), *map(list, rows)] if header else [list(row) for row in rows]
+    cells = [[printable(cell) for cell in row] for row in ([header, *rows] if header else rows)]
     if not cells:
         return ""
     widths = _fit([max(map(len, column)) for column in zip(*cells, strict=True)], width or terminal_width())

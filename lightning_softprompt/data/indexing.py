@@ -10,6 +10,7 @@ from typing import Any
 from lightning_softprompt.data.corpora import Columns, read_documents
 from lightning_softprompt.data.sources import DataError
 from lightning_softprompt.retrieval.building import build_index
+from lightning_softprompt.retrieval.chosen import choose_settings
 from lightning_softprompt.retrieval.documents import Document, content_digest
 from lightning_softprompt.retrieval.index import Index
 from lightning_softprompt.retrieval.manifest import NAME
@@ -39,6 +40,8 @@ def ensure_index(
         log.info("%s is built from %s", place, corpus)
         build_index(place, read_documents(corpus, columns), settings, tracked)
         return
+    if settings is not None:
+        choose_settings(settings)
     index = Index(place)
     _check_settings(index, settings)
     if told := _difference(index.passages.texts, read_documents(corpus, columns)):

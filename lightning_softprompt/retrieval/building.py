@@ -25,6 +25,7 @@ import numpy as np
 
 from lightning_softprompt.folders import fill
 from lightning_softprompt.retrieval import unfinished
+from lightning_softprompt.retrieval.chosen import choose_settings, refuse_strange
 from lightning_softprompt.retrieval.documents import CorpusError, Document
 from lightning_softprompt.retrieval.index import DENSE, EMBEDDED, LEXICAL, Index, store_of
 from lightning_softprompt.retrieval.lexical import write_lexical
@@ -68,6 +69,7 @@ def build_index(
         BadIndexError: If the folder holds something else, or another build writes it.
         ValueError: If a package or the encoder is missing.
     """
+    choose_settings(settings or IndexSettings())
     with _writing(Path(folder).expanduser()) as place:
         return _build(place, documents, settings or IndexSettings(), _earlier(place), track)
 
@@ -91,6 +93,7 @@ def update_index(
     with _writing(Path(folder).expanduser()) as place:
         index = Index(place)
         check_files(place, index.manifest)
+        refuse_strange(place, index.manifest.settings, encoder=True)
         return _build(place, _merged(index, add, remove), index.manifest.settings, index, track)
 
 

@@ -8,6 +8,7 @@ from typing import final
 
 import numpy as np
 
+from lightning_softprompt.retrieval.chosen import refuse_strange
 from lightning_softprompt.retrieval.lexical import Lexical
 from lightning_softprompt.retrieval.manifest import NAME as MANIFEST
 from lightning_softprompt.retrieval.manifest import BadIndexError, Manifest, read_manifest
@@ -68,6 +69,7 @@ class Index:
         from lightning_softprompt.retrieval.encoding import encoder
 
         name = str(self.manifest.settings.encoder)
+        refuse_strange(self.folder, self.manifest.settings, encoder=True)
         here, there = encoder(name).passages([self.passages[0].searched])[0], store.first()
         if here.shape != there.shape or float(here @ there) < SAME:
             raise ValueError(
@@ -118,6 +120,7 @@ def _parts(folder: Path, manifest: Manifest) -> Opened:
     lexical = Lexical(files / LEXICAL, manifest.settings.language)
     if manifest.settings.encoder is None:
         return manifest, passages, lexical, None
+    refuse_strange(folder, manifest.settings, encoder=False)
     store = store_of(folder, files, manifest, passages)
     store.open()
     return manifest, passages, lexical, store

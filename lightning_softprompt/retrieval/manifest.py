@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from hashlib import file_digest, sha256
@@ -14,6 +15,8 @@ from lightning_softprompt.folders import write_whole
 from lightning_softprompt.retrieval.settings import IndexSettings
 
 NAME = "manifest.json"
+NAMED = re.compile(r"[\w-]*")
+DEFAULTS = IndexSettings().plain()
 FORMAT = 2  # of an index's files, and of how texts are cut and split into words; a change of it is another number
 PACKAGES = ("lightning-softprompt", "bm25s", "faiss-cpu", "qdrant-client", "numpy", "nltk", "transformers", "torch")
 
@@ -112,7 +115,7 @@ def _sealed(path: Path) -> dict[str, Any]:
     try:
         content = dict(json.loads(path.read_bytes()))
         seal = content.pop("seal")
-    except (ValueError, TypeError, LookupError) as error:
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
         raise BadIndexError(f"{path} is no manifest of an index, or a damaged one ({error}). Build it anew") from error
     if content.get("format") != FORMAT:
         raise BadIndexError(
@@ -129,9 +132,42 @@ def _parsed(content: dict[str, Any], folder: Path) -> Manifest:
     try:
         if set(content) != wanted:
             raise ValueError(f"it says {sorted(content)}, wanted {sorted(wanted)}")
+        _check_types(content)
         return Manifest(**{**content, "settings": IndexSettings.from_plain(content["settings"])})
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, LookupError) as error:
         raise BadIndexError(f"{folder / NAME} cannot be used: {error}. Build the index anew") from error
+
+
+def _check_types(content: Mapping[str, Any]) -> None:
+    """Refuses names that lead out of the index, and sizes that are none.
+
+    Raises:
+        ValueError: Naming the value.
+    """
+    for name in ("generation", "collection", "corpus"):
+        if not isinstance(content[name], str) or not NAMED.fullmatch(content[name]):
+            raise ValueError(f"{name} is {str(content[name])[:100]!r}, which is not a name")
+    for name in ("documents", "passages", "duplicates", "width"):
+        if type(content[name]) is not int or not 0 <= content[name] < 2**48:
+            raise ValueError(f"{name} is {str(content[name])[:100]}, which is not a count")
+    for name, described_file in content["files"].items():
+        if ".." in Path(name).parts or Path(name).is_absolute() or type(described_file["bytes"]) is not int:
+            raise ValueError(f"the file {str(name)[:100]!r} is not one of an index")
+    _check_settings(content)
+
+
+def _check_settings(content: Mapping[str, Any]) -> None:
+    """Refuses settings of other types.
+
+    Raises:
+        ValueError: Naming the setting.
+    """
+    settings = IndexSettings.from_plain(content["settings"])
+    for name, value in settings.plain().items():
+        usual = {**DEFAULTS, "encoder": "", "url": ""}[name]
+        is_missing = value is None and name in ("encoder", "url")
+        if not is_missing and not isinstance(value, (int, float) if isinstance(usual, float) else type(usual)):
+            raise ValueError(f"the setting {name} is {str(value)[:100]!r}")
 
 
 def _check_size(file: Path, size: int, folder: Path) -> None:

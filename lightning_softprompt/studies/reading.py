@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from lightning_softprompt.plain_yaml import read_yaml
 from lightning_softprompt.studies.study import Options, Study
+
+MAX_COMBINATIONS = 10_000
 
 
 def read_study(path: Path, folder: Path | None = None, options: Sequence[str] = ()) -> Study:
@@ -25,13 +27,11 @@ def read_study(path: Path, folder: Path | None = None, options: Sequence[str] = 
     """
     if not path.is_file():
         raise ValueError(f"no file {path}; studies that ship: softprompt configs")
-    try:
-        said = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    said = read_yaml(path) or {}
     known = ["folder", "common", "stages", "compare", "repeat", "tests", "metrics"]
     if not isinstance(said, dict) or set(said) - set(known):
-        raise ValueError(f"{path} must be a mapping with some of {known}, got {list(said)}")
+        shown = list(said) if isinstance(said, dict) else type(said).__name__
+        raise ValueError(f"{path} must be a mapping with some of {known}, got {shown}")
     place = folder or Path(said.pop("folder", Path("studies", path.stem)))
     given: dict[str, Any] = {name: value or {} for name, value in said.items()}
     given |= {noun: combinations(given[noun]) for noun in ("compare", "repeat") if noun in given}
@@ -52,6 +52,10 @@ def combinations(given: Any) -> list[Options]:
     [{'data.shots': 8, 'seed_everything': 1}, {'data.shots': 8, 'seed_everything': 2}]
     """
     if isinstance(given, dict) and given and all(isinstance(values, list) and values for values in given.values()):
+        if (count := prod(len(values) for values in given.values())) > MAX_COMBINATIONS:
+            raise ValueError(
+                f"compare and repeat have {count:,} combinations; at most {MAX_COMBINATIONS:,} are possible"
+            )
         return [dict(zip(given, values, strict=True)) for values in product(*given.values())]
     if isinstance(given, list) and given and all(isinstance(options, dict) for options in given):
         return given

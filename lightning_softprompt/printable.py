@@ -1,0 +1,73 @@
+"""Text from files as a terminal or a page may show it: control characters and changes of direction become visible."""
+
+from __future__ import annotations
+
+import logging
+import re
+from html import escape
+from typing import Any, TextIO
+
+CONTROL = (
+    r"\x00-\x08\x0b-\x1f\x7f-\x9f"  # C0 without tab and newline, delete, C1
+    r"\u061c\u200e\u200f\u202a-\u202e\u2066-\u206f"  # marks, embeddings, overrides and isolates of writing direction
+    r"\u2028\u2029\ufeff\ufff9-\ufffb"  # separators of lines, byte order mark, annotations
+    r"\ud800-\udfff"  # halves of characters, which no terminal can encode
+    r"\U000e0000-\U000e007f"  # tags, which nothing shows
+)
+LONGEST = 4000  # characters of a message
+HIDDEN = re.compile(f"[{CONTROL}]")
+
+
+def printable(text: object) -> str:
+    r"""Text in which every character that controls a terminal or hides text is written as in JSON.
+
+    >>> printable("a\x1b[2Jb\u202ec")
+    'a\\u001b[2Jb\\u202ec'
+    """
+    return HIDDEN.sub(_escaped, str(text))
+
+
+def one_line(text: object) -> str:
+    """Printable text with all white space as single spaces, cut where it is far too long for a message."""
+    line = " ".join(printable(text).split())
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]} ..."
+
+
+def html_text(text: object) -> str:
+    """Printable text as part of a page."""
+    return escape(printable(text))
+
+
+def _escaped(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    if code < 0x10000:
+        return f"\\u{code:04x}"
+    high, low = divmod(code - 0x10000, 0x400)
+    return f"\\u{0xD800 + high:04x}\\u{0xDC00 + low:04x}"
+
+
+class PrintableFormatter(logging.Formatter):
+    """Formats records of a log as printable text."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See `logging.Formatter`."""
+        return printable(super().format(record))
+
+
+class PrintableStream:
+    """A stream that writes printable text alone; all else is that of the stream itself.
+
+    Args:
+        stream: Where the text goes.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        """Writes printable text."""
+        self.stream.write(printable(text))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)

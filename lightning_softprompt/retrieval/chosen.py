@@ -1,0 +1,60 @@
+"""Models and servers that the user has named: an index from somebody else makes this machine load no others."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from pathlib import Path
+
+from platformdirs import user_cache_path
+
+from lightning_softprompt.folders import write_whole
+from lightning_softprompt.retrieval.settings import IndexSettings
+
+_chosen: set[str] = set()  # in this process
+
+
+def choose(name: str | None) -> None:
+    """Remembers an encoder, a tokenizer or an address that the user has named, for later processes too."""
+    if name is None:
+        return
+    _chosen.add(name)
+    try:
+        write_whole(_mark(name), name.encode())
+    except OSError:  # without a cache that can be written, it is named again each time
+        return
+
+
+def choose_settings(settings: IndexSettings) -> None:
+    """Remembers what the user's own settings of an index name."""
+    for name in (settings.encoder, settings.unit, settings.url):
+        choose(name)
+
+
+def refuse_strange(folder: Path, settings: IndexSettings, encoder: bool) -> None:
+    """Refuses an index whose manifest names what the user has not.
+
+    Args:
+        folder: The index.
+        settings: Those of its manifest.
+        encoder: Whether its encoder and its tokenizer are about to be loaded, or only its server to be called.
+
+    Raises:
+        ValueError: Naming the option that accepts it.
+    """
+    default = IndexSettings()
+    loaded = [("encoder", settings.encoder, default.encoder), ("unit", settings.unit, default.unit)] if encoder else []
+    for option, name, usual in (*loaded, ("url", settings.url, default.url)):
+        if name is not None and name != usual and not _is_chosen(name):
+            raise ValueError(
+                f"the manifest of {folder} names the {option} {name!r}, which you have not named yourself. To accept "
+                f"it: softprompt index search {folder} QUESTION --{option} {name}. "
+                f"Search without an encoder: --way lexical"
+            )
+
+
+def _is_chosen(name: str) -> bool:
+    return name in _chosen or _mark(name).is_file()
+
+
+def _mark(name: str) -> Path:
+    return user_cache_path("lightning-softprompt") / "chosen" / sha256(name.encode()).hexdigest()[:32]
