@@ -23,6 +23,7 @@ from lightning_softprompt.backbones.base import Backbone, BackboneSpec
 from lightning_softprompt.backbones.codec import Codec
 from lightning_softprompt.backbones.load import load_backbone
 from lightning_softprompt.backbones.ranks import evened, mean_of_all, settle, spec_here
+from lightning_softprompt.checkpoints.class_names import check_class_names
 from lightning_softprompt.checkpoints.files import BACKBONE, SEED, check_backbone, identity
 from lightning_softprompt.checkpoints.folding import same_for_all
 from lightning_softprompt.checkpoints.hooks import leave_out_of_checkpoints
@@ -387,8 +388,11 @@ class SoftPromptModule(LightningModule, ABC):
 
     @final
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses a prompt of another backbone."""
+        """Refuses a prompt of another backbone, or a readout that was trained for other classes."""
         check_backbone(checkpoint.get(BACKBONE, {}), self.loaded, "the checkpoint")
+        check_class_names(
+            checkpoint.get("hyper_parameters", {}), checkpoint.get("state_dict", {}), self.hparams, "the checkpoint"
+        )
 
 
 def _usual_objective(classes: Classes | None, by_task: Mapping[str, Classes | None] | None) -> Objective:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lightning.pytorch import Callback, Trainer
 
+from lightning_softprompt.checkpoints.class_names import check_class_names
 from lightning_softprompt.checkpoints.files import REPLICAS, read_prompt
 from lightning_softprompt.module import SoftPromptModule
 
@@ -43,6 +44,7 @@ class WarmStart(Callback):
     def _load(self, module: SoftPromptModule) -> None:
         saved = read_prompt(self.path)
         saved.check(module.loaded, self.path)
+        check_class_names(saved.method, saved.tensors, module.hparams, self.path)
         try:
             module.load_state_dict(saved.tensors)
         except RuntimeError as error:

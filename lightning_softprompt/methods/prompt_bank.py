@@ -9,7 +9,8 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from lightning_softprompt.backbones.base import Backbone
-from lightning_softprompt.checkpoints.files import read_prompt
+from lightning_softprompt.checkpoints.class_names import class_names, refuse_other_classes
+from lightning_softprompt.checkpoints.files import SavedPrompt, read_prompt
 from lightning_softprompt.checkpoints.hooks import leave_out_of_checkpoints
 from lightning_softprompt.checkpoints.restoring import readout_of, restored
 from lightning_softprompt.module import SoftPromptModule
@@ -51,12 +52,19 @@ class PromptBank(SoftPromptModule):
         learnt: dict[str, Tensor] = {}
         for name, path in self.paths.items():
             saved = read_prompt(path)
+            self._check_classes(name, saved, path)
             learnt |= {f"of_tasks.{name}.{key}": tensor for key, tensor in readout_of(saved).items()}
             method = cast(SoftPromptModule, restored(saved, path, backbone))
             method.readout = None  # this module's own reads, and starts with what it learnt
             self.prompts[name] = method
             leave_out_of_checkpoints(self, f"prompts.{name}.backbone")
         self.trained_readout = learnt if self.tasks else {}
+
+    def _check_classes(self, task: str, saved: SavedPrompt, path: Path) -> None:
+        """Refuses a prompt whose readout was trained for other classes than those of its task here."""
+        here = (self.classes_by_task or {}).get(task)
+        if here is not None and readout_of(saved):
+            refuse_other_classes(class_names(saved.method), list(here.names), path, f"--data.tasks.{task}.labels")
 
     def prompt(self, batch: Batch) -> SoftPrompt:
         """Each row's own."""

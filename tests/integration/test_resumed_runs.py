@@ -6,10 +6,13 @@ import shutil
 import pytest
 import torch
 
+from lightning_softprompt.checkpoints.class_names import class_names
 from lightning_softprompt.checkpoints.files import load_checkpoint, read_prompt
 from lightning_softprompt.cli import main
 from lightning_softprompt.run import last_folder
 
+NAMED = ["negative", "neutral", "positive"]
+REORDERED = '--data.labels={"positive": "good", "neutral": "one", "negative": "bad"}'
 OPPOSITE = {"negative": "positive", "positive": "negative"}
 
 
@@ -117,3 +120,18 @@ def test_a_name_that_was_used_is_refused(fit, argv, capsys):
     fit(2, "--run.name=one")
     assert main(["fit", *argv, "--trainer.max_steps=2", "--run.name=one"]) == 2
     assert "a run was trained in" in capsys.readouterr().err
+
+
+def test_a_trained_head_is_refused_for_other_classes(fit, tmp_path, rows, capsys):
+    folder = fit(2, "--model.readout=ClassHead")
+    prompt = folder / "prompt.safetensors"
+    assert class_names(read_prompt(prompt).method) == NAMED
+    write(tmp_path / "test.jsonl", rows)
+    here = ["--trainer.accelerator=cpu", f"--run.folder={tmp_path / 'runs'}", f"--data.test={tmp_path / 'test.jsonl'}"]
+    question = [*here, f"--data.predict={tmp_path / 'test.jsonl'}", f"--init_from={prompt}"]
+    best = f"--ckpt_path={folder / 'checkpoints' / 'best.ckpt'}"
+    for command in (["test", *here, best], ["validate", *here, best], ["predict", *question]):
+        capsys.readouterr()
+        assert main([*command, REORDERED]) == 2
+        assert f"for the classes {NAMED}, in this order, but the data has {NAMED[::-1]}" in capsys.readouterr().err
+    assert main(["test", *here, best]) == 0
