@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+log = logging.getLogger(__name__)
 STALE = 3600  # seconds, far longer than any draft takes
 
 
@@ -35,3 +37,20 @@ def write_whole(path: Path, content: bytes) -> None:
     part = path.with_name(f"{path.name}.part")
     part.write_bytes(content)
     part.replace(path)
+
+
+def write_if_possible(path: Path, write: Callable[[Path], None]) -> None:
+    """Writes a file of a cache as a whole, which is optional: where that fails, it is reported and nothing else.
+
+    Args:
+        path: The file.
+        write: Writes a file of another name, which then takes its place.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as draft:
+            part = Path(draft) / f"part{path.suffix}"
+            write(part)
+            os.replace(part, path)
+    except OSError as error:
+        log.warning("%s cannot be written (%s); it is an optional cache, the run continues without it", path, error)

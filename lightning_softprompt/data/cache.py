@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import logging
-import os
-import tempfile
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import sha256
 from itertools import accumulate, pairwise
 from pathlib import Path
 
 import torch
 from platformdirs import user_cache_path
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
+from lightning_softprompt.folders import write_if_possible
 from lightning_softprompt.types import Encoded, Example
 
 log = logging.getLogger(__name__)
-VERSION = 2  # of what stands in a file; another is another key
+VERSION = 3  # of what stands in a file; another is another key
+CHECKSUM = "checksum"  # key of a header
 PARTS = ("ids", "answers", "targets", "slots", "words")
 
 
@@ -43,19 +43,37 @@ def rows_digest(examples: Sequence[Example], encoded: Sequence[Encoded]) -> str:
 
 
 def cached(key: str, make: Callable[[], list[Encoded]]) -> list[Encoded]:
-    """The rows kept under the key, else those that `make` gives, which are then kept."""
+    """The rows kept under the key, else those that `make` gives, which are then kept where that is possible."""
     path = user_cache_path("lightning-softprompt") / "tokens" / f"{key}.safetensors"
-    if path.is_file():
-        try:
-            return unpack(load_file(path))
-        except SafetensorError:
-            log.warning("%s is damaged and is made again", path)
-    rows = make()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as draft:  # the move is atomic: readers see a whole file or none
-        save_file(pack(rows), Path(draft) / "rows")
-        os.replace(Path(draft) / "rows", path)
+    rows = _read(path)
+    if rows is None:
+        rows = make()
+        tensors = pack(rows)
+        write_if_possible(path, lambda draft: save_file(tensors, draft, {CHECKSUM: _checksum(tensors)}))
     return rows
+
+
+def _read(path: Path) -> list[Encoded] | None:
+    """The rows in a file; None where there is none, or what is in it is not what was written."""
+    try:
+        if not path.is_file():
+            return None
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            if (file.metadata() or {}).get(CHECKSUM) == _checksum(tensors):
+                return unpack(tensors)
+    except (SafetensorError, OSError, ValueError, KeyError):
+        pass
+    log.warning("%s is damaged and is made again", path)
+    return None
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    digest = sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def pack(rows: list[Encoded]) -> dict[str, Tensor]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import tempfile
 import zipfile
 from collections.abc import Sequence
 from hashlib import sha256
@@ -13,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from platformdirs import user_cache_path
 
+from lightning_softprompt.folders import write_if_possible
 from lightning_softprompt.retrieval.documents import Hit
 from lightning_softprompt.retrieval.ranking import Ranking
 from lightning_softprompt.retrieval.retriever import Retriever
@@ -66,13 +65,10 @@ def _key(retriever: Retriever, questions: Sequence[str], k: int) -> str:
 
 
 def _write(path: Path, found: Sequence[Ranking]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     rows = np.concatenate([np.empty(0, np.int64), *(ranking.rows for ranking in found)])
     scores = np.concatenate([np.empty(0, np.float32), *(ranking.scores for ranking in found)])
-    with tempfile.TemporaryDirectory(dir=path.parent) as draft:  # the move is atomic: readers see a whole file or none
-        part = Path(draft) / "part.npz"
-        np.savez(part, rows=rows, scores=scores, lengths=[len(ranking) for ranking in found])
-        os.replace(part, path)
+    lengths = [len(ranking) for ranking in found]
+    write_if_possible(path, lambda draft: np.savez(draft, rows=rows, scores=scores, lengths=lengths))
 
 
 def _read(path: Path) -> list[Ranking]:

@@ -1,0 +1,102 @@
+"""Caches are optional: what is damaged is made again, and where nothing can be written a run does without."""
+
+import logging
+import os
+
+import numpy as np
+import pytest
+from platformdirs import user_cache_path
+
+from lightning_softprompt.data.cache import cached
+from lightning_softprompt.retrieval import cache as rankings
+from lightning_softprompt.retrieval.ranking import Ranking
+from lightning_softprompt.types import Encoded
+
+ROWS = [
+    Encoded(ids=(4, 5, 6), answers=(), targets=(7,), slots=(0,), words=(), cut=0),
+    Encoded(ids=(8,), answers=(), targets=(9, 1), slots=(0,), words=(2,), cut=3),
+]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def kept():
+    """The file of rows that are kept."""
+    assert cached("key", lambda: ROWS) == ROWS
+    return user_cache_path("lightning-softprompt") / "tokens" / "key.safetensors"
+
+
+def never():
+    raise AssertionError("rows were made again")
+
+
+def test_rows_are_made_once(kept):
+    assert cached("key", never) == ROWS
+
+
+def test_each_flipped_bit_is_noticed(kept):
+    whole = kept.read_bytes()
+    for position in range(len(whole)):
+        kept.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
+        made = []
+        assert cached("key", lambda made=made: made.append(1) or ROWS) == ROWS
+        assert made, position
+    assert cached("key", never) == ROWS
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"\xff" * 40])
+def test_a_file_of_something_else_is_written_again(kept, content, caplog):
+    kept.write_bytes(content)
+    assert cached("key", lambda: ROWS) == ROWS
+    assert "is damaged and is made again" in caplog.text
+    assert cached("key", never) == ROWS
+
+
+def test_a_folder_in_its_place_is_reported(kept, caplog):
+    kept.unlink()
+    kept.mkdir()
+    assert cached("key", lambda: ROWS) == ROWS
+    assert "it is an optional cache" in caplog.text
+    assert str(kept) in caplog.text
+
+
+def test_a_cache_that_cannot_be_written_is_left_out(folder, caplog):
+    folder.write_text("no folder")
+    assert cached("key", lambda: ROWS) == ROWS
+    assert "it is an optional cache" in caplog.text
+
+
+class Searched:
+    """A retriever that counts its searches."""
+
+    identity = ("index",)
+    searches = 0
+
+    def rank(self, questions, k):
+        self.searches += 1
+        return [Ranking(np.array([3, 1]), np.array([0.5, 0.25], dtype=np.float32)) for _ in questions]
+
+
+def test_rankings_are_searched_again_where_they_are_damaged_or_cannot_be_kept(folder, caplog):
+    retriever = Searched()
+    for _ in range(2):
+        (found,) = rankings.rankings_for(retriever, ["why?"], 2)
+        assert found.rows.tolist() == [3, 1]
+    assert retriever.searches == 1
+    (path,) = rankings.cache_folder().iterdir()
+    content = bytearray(path.read_bytes())
+    content[len(content) // 8] ^= 1
+    path.write_bytes(content)
+    rankings.rankings_for(retriever, ["why?"], 2)
+    assert retriever.searches == 2
+    os.rename(folder, f"{folder}-away")
+    folder.write_text("no folder")
+    with caplog.at_level(logging.WARNING):
+        rankings.rankings_for(retriever, ["why?"], 2)
+    assert retriever.searches == 3
+    assert "it is an optional cache" in caplog.text
