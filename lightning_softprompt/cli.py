@@ -48,6 +48,7 @@ import lightning_softprompt.readouts.ranked
 import lightning_softprompt.readouts.suited
 import lightning_softprompt.readouts.token_head  # noqa: F401
 from lightning_softprompt.backbones.base import BackboneSpec
+from lightning_softprompt.callbacks.process_watch import LOST, lost_connection
 from lightning_softprompt.callbacks.record_lines import ReaderGoneError
 from lightning_softprompt.callbacks.run_settings import RunSettings
 from lightning_softprompt.callbacks.warm_start import WarmStart
@@ -410,6 +411,12 @@ def main(argv: Sequence[str]) -> int:
         reason = one_line(told)
         sys.stderr.write(f"error: {reason}\nto see where: {TRACEBACK_VARIABLE}=1\n")
         return 2
+    except RuntimeError as error:
+        lost = lost_connection(error)
+        if os.environ.get(TRACEBACK_VARIABLE) or lost is None:
+            raise
+        sys.stderr.write(f"error: {lost}\nto see where: {TRACEBACK_VARIABLE}=1\n")
+        return LOST
     return 0
 
 

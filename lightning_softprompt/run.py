@@ -48,9 +48,11 @@ class RunSpec:
         accept_changes: Names of settings that may differ from those of the checkpoint that --ckpt_path resumes, such as
             `data.labels,train_rows`; a name covers all below it, as `data`. Without it a difference is an error, since
             the run would not be the one that was never stopped.
+        process_timeout: Seconds after which a process of the run that gives no sign of life, since it was stopped or is
+            lost, ends the others with a message; 0 lets them wait as long as PyTorch does.
 
     Raises:
-        ValueError: If keep_last is below 1.
+        ValueError: If keep_last is below 1, or process_timeout below 0.
     """
 
     experiment: str = "default"
@@ -63,10 +65,13 @@ class RunSpec:
     halve_on_oom: bool = False
     keep_last: int = 1
     accept_changes: str | list[str] | None = None
+    process_timeout: float = 60.0
 
     def __post_init__(self) -> None:
         if self.keep_last < 1:
             raise ValueError(f"run.keep_last must be at least 1, got {self.keep_last}")
+        if not self.process_timeout >= 0:
+            raise ValueError(f"run.process_timeout must be at least 0 seconds, got {self.process_timeout}")
 
     @property
     def accepted_changes(self) -> list[str]:

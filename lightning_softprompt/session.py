@@ -20,6 +20,7 @@ from lightning_softprompt.callbacks.loggers import Summary, make_loggers
 from lightning_softprompt.callbacks.numeric_guard import NumericGuard
 from lightning_softprompt.callbacks.predictions import PredictionTable, PredictionWriter, TestPredictions
 from lightning_softprompt.callbacks.preemption import Preemption
+from lightning_softprompt.callbacks.process_watch import ProcessWatch
 from lightning_softprompt.callbacks.prompt_watch import PromptWatch
 from lightning_softprompt.callbacks.resume import RngState
 from lightning_softprompt.callbacks.run_files import RunFiles
@@ -85,7 +86,8 @@ class Session:
             log.warning("neither --ckpt_path nor --init_from was given: the prompt is as it starts, untrained")
         start: list[Callback] = [] if init_from is None else [WarmStart(Path(init_from))]
         own = [self._writer(config)] if self.command == "predict" else self._of_command()
-        return [self.settings, *start, *own]
+        watch = ProcessWatch(self.run.process_timeout)
+        return [watch, self.settings, *start, *own]
 
     def _writer(self, config: str) -> PredictionWriter:
         """What writes the predictions. Those of a run that was killed lie in its own folder, if no file was named."""

@@ -1,0 +1,117 @@
+"""Two processes: other data is refused by both, and one that is lost or stopped ends the other with a message."""
+
+import json
+import os
+import signal
+import time
+
+import pytest
+import torch
+from forks import as_of_torchrun, ended, forked
+
+from lightning_softprompt.callbacks.process_watch import Watch, lost_connection
+
+PATIENCE = 2
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def start(tmp_path, rows, tiny_folder):
+    """A function that starts a run of two processes; gives them."""
+    write(tmp_path / "train.jsonl", rows * 4)
+
+    def start(*own, steps=10_000):
+        argv = [
+            "fit", "--model=PromptTuning", "--model.length=3", "--data=ClassificationDataModule",
+            f"--data.train={tmp_path / 'train.jsonl'}", f"--data.validation={tmp_path / 'train.jsonl'}",
+            "--data.template={soft}{text} it is{target}", "--data.batch_size=2",
+            '--data.labels={"negative": "bad", "neutral": "one", "positive": "good"}', "--run.wandb=disabled",
+            f"--backbone.name={tiny_folder('llama')}", f"--run.folder={tmp_path / 'runs'}", "--run.name=one",
+            "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.devices=2",
+            f"--trainer.max_steps={steps}", "--trainer.max_epochs=-1", "--trainer.strategy=ddp",
+            "--trainer.log_every_n_steps=1", f"--run.process_timeout={PATIENCE}",
+        ]  # fmt: skip
+        environments = zip(as_of_torchrun(2), own or ([], []), strict=True)
+        return [forked([*argv, *more], tmp_path / f"told_{n}", of) for n, (of, more) in enumerate(environments)]
+
+    return start
+
+
+def train(folder):
+    """Waits until a run trains."""
+    deadline = time.monotonic() + 60
+    while not (folder / "runs" / "default" / "one" / "metrics.csv").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def check_message(told, *parts):
+    assert "Traceback" not in told
+    assert all(part in told for part in parts), told
+
+
+@pytest.mark.parametrize("change", ["fewer rows", "other labels"])
+def test_processes_with_other_rows_are_refused_by_all(start, tmp_path, rows, change):
+    other = rows * 4 if change == "other labels" else rows * 3
+    if change == "other labels":
+        other = [{**row, "label": "neutral"} for row in other]
+    path = write(tmp_path / "other.jsonl", other)
+    for code, told in map(ended, start([], [f"--data.train={path}"])):
+        assert code == 2, told
+        check_message(told, "train_rows is '24 rows (", "in process 0 and", "in process 1")
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
+def test_a_process_that_is_lost_ends_the_other(start, tmp_path, lost, sent):
+    processes = start()
+    train(tmp_path)
+    since = time.monotonic()
+    os.kill(processes[lost][0], sent)
+    code, told = ended(processes[1 - lost])
+    assert time.monotonic() - since < 15 * PATIENCE
+    os.kill(processes[lost][0], signal.SIGKILL)
+    ended(processes[lost])
+    assert code == 3, told
+    check_message(told, "error: ", "of this run", "Resume the run with --ckpt_path last")
+    if sent == signal.SIGSTOP:
+        check_message(told, f"process {lost} of this run gave no sign of life for {PATIENCE} seconds")
+
+
+@pytest.fixture
+def watches():
+    """Two watches on one store, and what they would say before they leave."""
+    store, said = torch.distributed.HashStore(), {0: [], 1: []}
+    return [Watch(store, rank, 2, 0.4, said[rank].append) for rank in (0, 1)], said
+
+
+def test_processes_that_end_one_after_the_other_are_not_lost(watches):
+    (first, second), said = watches
+    for watch in (first, second):
+        watch.start()
+    second.close("")
+    time.sleep(1)
+    first.close("")
+    assert said == {0: [], 1: []}
+
+
+def test_an_error_of_one_process_is_what_the_other_says(watches):
+    (first, second), said = watches
+    for watch in (first, second):
+        watch.start()
+    second.close("ValueError: no\n  column")
+    deadline = time.monotonic() + 10
+    while not said[0] and time.monotonic() < deadline:
+        time.sleep(0.02)
+    (told,) = said[0]
+    assert told.startswith("process 1 of this run ended with an error: ValueError: no column. Resume")
+    assert said[1] == []
+
+
+def test_other_errors_are_not_those_of_a_connection():
+    assert lost_connection(RuntimeError("size mismatch")) is None
+    assert lost_connection(ValueError("gloo")) is None
