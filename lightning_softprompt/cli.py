@@ -10,6 +10,7 @@ import traceback
 import warnings
 from argparse import HelpFormatter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -397,10 +398,11 @@ def completion(shell: str) -> str:
 def main(argv: Sequence[str]) -> int:
     """Runs a command; gives its exit code. A user's mistake is told in two lines, without a traceback."""
     quiet()
+    given = list(argv)
     try:
         modules, argv = trusted_modules(argv)
         refuse_linked(argv)
-        with trusting(modules):
+        with trusting(modules), command_line(given):
             make_cli(with_run_config(argv))
     except ReaderGoneError:
         return 0
@@ -418,6 +420,20 @@ def main(argv: Sequence[str]) -> int:
         sys.stderr.write(f"error: {lost}\nto see where: {TRACEBACK_VARIABLE}=1\n")
         return LOST
     return 0
+
+
+@contextmanager
+def command_line(argv: Sequence[str]) -> Iterator[None]:
+    """Within it the process's own arguments are those of a run command.
+
+    Lightning starts further processes by them; those are to run this command, and not one that runs it among others.
+    """
+    before = sys.argv
+    sys.argv = [*before[:1], *argv]
+    try:
+        yield
+    finally:
+        sys.argv = before
 
 
 def quiet() -> None:

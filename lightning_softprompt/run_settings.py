@@ -11,10 +11,11 @@ from lightning.fabric.connector import _convert_precision_to_unified_args
 
 Config = Mapping[str, Any]
 
-# Where rows come from and how they are loaded. Their content counts, and the data module gives a digest of it.
+# Where rows come from and how they are loaded. Their content counts, and the data module gives a digest of it. The
+# order of batches keeps their size, over all processes.
 NOT_DATA = {
-    "backbone", "cache", "corpus", "eval_batch_size", "index", "num_workers", "on_bad_row", "path", "predict", "test",
-    "train", "url", "validation",
+    "backbone", "batch_size", "cache", "corpus", "eval_batch_size", "index", "num_workers", "on_bad_row", "path",
+    "predict", "test", "train", "url", "validation",
 }  # fmt: skip
 TRAINER = {  # with the values that Lightning takes for None
     "accumulate_grad_batches": 1,
