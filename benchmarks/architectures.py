@@ -1,8 +1,9 @@
 """Runs every check of `tests/architecture_checks.py` on every architecture and writes `docs/architectures.md`.
 
-    python benchmarks/architectures.py [NAME ...]
+    python benchmarks/architectures.py [--generation] [NAME ...]
 
-With names, only their rows of the table change.
+With names, only their rows of the table change. With `--generation` it runs the checks of generation instead, and only
+prints what they find.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ sys.path.insert(0, str(HOME / "tests"))
 
 import torch  # noqa: E402
 from architecture_checks import CHECKS, EQUAL, REFUSED, Result, run  # noqa: E402
+from architecture_generation import GENERATION  # noqa: E402
 from architecture_table import read, write  # noqa: E402
 from architectures import NotSmallError, architectures  # noqa: E402
 from transformers.utils.logging import set_verbosity_error  # noqa: E402
@@ -30,12 +32,14 @@ def main(names: list[str]) -> int:
     set_verbosity_error()
     torch.set_num_threads(1)
     every = architectures()
-    table = read(TABLE) if names else {}
+    checks = GENERATION if "--generation" in names else CHECKS
+    names = [name for name in names if name != "--generation"]
+    table = read(TABLE) if names and checks is CHECKS else {}
     failed = 0
     for name in names or every:
         with tempfile.TemporaryDirectory() as folder:
             try:
-                table[name] = run(every[name], Path(folder))
+                table[name] = run(every[name], Path(folder), checks)
             except NotSmallError as reason:
                 table[name] = {"load": Result("not built", str(reason))}
                 continue
@@ -46,7 +50,8 @@ def main(names: list[str]) -> int:
                 print(f"{name}: {check}: {result.verdict}: {result.reason}", flush=True)
         if not any(result.verdict != EQUAL for result in table[name].values()):
             print(f"{name}: equal", flush=True)
-    write(TABLE, table, list(CHECKS))
+    if checks is CHECKS:
+        write(TABLE, table, list(CHECKS))
     print(f"{len(names or every)} architectures, {failed} failed")
     return 1 if failed else 0
 

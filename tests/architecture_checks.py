@@ -254,8 +254,9 @@ def checkpoint(trial):
     close("tokens", method.fold().tokens[0].detach(), method.tokens.detach())
 
 
-def run(architecture: Architecture, folder: Path, names=None) -> dict[str, Result]:
+def run(architecture: Architecture, folder: Path, checks=None) -> dict[str, Result]:
     """Results by check; `load` alone where the architecture is refused."""
+    checks = CHECKS if checks is None else checks
     save(architecture, folder)
     try:
         backbone = load_backbone(BackboneSpec(name=str(folder)))
@@ -266,7 +267,7 @@ def run(architecture: Architecture, folder: Path, names=None) -> dict[str, Resul
     # Some types read a byte-level vocabulary of their own whatever the folder holds.
     backbone.codec = type(backbone.codec)(tokenizer_for(backbone.model.config))
     trial = Trial(folder, backbone)
-    return {name: _result(CHECKS[name], trial) for name in names or CHECKS}
+    return {name: _result(function, trial) for name, function in checks.items()}
 
 
 def _result(function, trial):

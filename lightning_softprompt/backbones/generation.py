@@ -75,7 +75,7 @@ def generate(backbone: Backbone, reading: Reading, skip: int, decoding: dict[str
     options = {**told(backbone.codec, skip, decoding), "synced_gpus": False}  # processes need not end with each other
     # A static cache may compile what follows the first pass, and drafts read several tokens at a time.
     once = model.config.is_encoder_decoder or bool(decoding.get("cache_implementation")) or drafted(decoding)
-    with embedded_as(backbone.stack, reading, once):
+    with embedded_as(backbone.stack if model.config.is_encoder_decoder else model, reading, once):
         return model.generate(input_ids=reading.ids, **reading.inputs, **options)
 
 

@@ -1,0 +1,123 @@
+"""Checks of generation for every architecture; see `architecture_checks`.
+
+The reference takes the most likely token of a plain forward pass of one row, again and again: no batch and no cache.
+`GENERATION` holds the checks by name.
+"""
+
+import tiny
+import torch
+from architecture_checks import LONG, SHORT, DifferentError, close, soft_at
+
+from lightning_softprompt.backbones.causal import CausalBackbone
+from lightning_softprompt.backbones.conversation import Conversation
+from lightning_softprompt.backbones.masked import MaskedBackbone
+from lightning_softprompt.types import SoftPrompt
+
+MOST = 5
+SURE = 1e-4  # lead of a token over the next one, relative to the logits, below which rounding decides
+ASKED = {"front": "{soft}{text} it was {target}", "middle": "the film {text}{soft} it was {target}"}
+
+
+def asked(trial, texts, template):
+    """Rows without answers."""
+    return tiny.batch_of(trial.backbone.codec, ASKED[template], texts, [""] * len(texts))
+
+
+@torch.no_grad()
+def greedy(trial, row, tokens, ids=()):
+    """The answer to one row and further tokens, each by a plain forward pass, up to the first that is not sure."""
+    answer = []
+    while len(answer) < MOST and tiny.EOS not in answer:
+        logits = next_logits(trial, row, tokens, [*ids, *answer])
+        best = logits.topk(2).values
+        if float(best[0] - best[1]) <= SURE * float(logits.abs().max()):
+            break
+        answer.append(int(logits.argmax()))
+    return answer
+
+
+def next_logits(trial, row, tokens, answer):
+    """[V] behind a row and a part of its answer, in the reference's forward pass."""
+    model, slot, length = trial.reference, row.slots[0], 0 if tokens is None else tokens.shape[1]
+    ids = [*row.ids[:slot], *[tiny.UNK] * length, *row.ids[slot:]]
+    with soft_at(model, slot, tokens):
+        if not model.config.is_encoder_decoder:
+            return model(input_ids=torch.tensor([[*ids, *answer]]), use_cache=False).logits[0, -1]
+        opening = [*trial.backbone.opening, *answer]
+        read = {"decoder_input_ids": torch.tensor([opening]), "use_cache": False}
+        return model(input_ids=torch.tensor([ids]), **read).logits[0, -1]
+
+
+def equal(what, ours, right):
+    """Raises where an answer differs from its sure beginning.
+
+    Raises:
+        DifferentError: Naming the answers.
+    """
+    if ours[: len(right)] != right:
+        raise DifferentError(f"{what} is {ours[: len(right)]}, not {right}")
+
+
+def generate(trial):
+    """Greedy answers of batches, with and without a prompt and a cache, are those of rows alone."""
+    if isinstance(trial.backbone, MaskedBackbone):
+        _filled(trial)
+        return
+    for texts in (SHORT, LONG):
+        for template in ASKED:
+            for tokens in (trial.tokens, None):
+                batch, prompt = asked(trial, texts, template), tokens if tokens is None else SoftPrompt(tokens=tokens)
+                right = [greedy(trial, row, tokens) for row in trial.rows(batch)]
+                for options in ({}, {"use_cache": False}):
+                    found = trial.backbone.generate(batch, prompt, max_new_tokens=MOST + 1, **options).tolist()
+                    for b, (ours, answer) in enumerate(zip(found, right, strict=True)):
+                        equal(f"answer {b} {template} {options}", ours, answer)
+
+
+def _filled(trial):
+    """Masks are filled with the most likely tokens."""
+    for texts in (SHORT, LONG):
+        batch = trial.batch(texts)
+        found = trial.backbone.generate(batch, SoftPrompt(tokens=trial.tokens))
+        logits = trial.logits(batch, trial.tokens)
+        best = logits.topk(2).values
+        is_sure = best[:, 0] - best[:, 1] > SURE * logits.abs().max()
+        if not torch.equal(tiny.real(batch, found)[is_sure], logits.argmax(-1)[is_sure]):
+            raise DifferentError("filled masks differ")
+
+
+def beams(trial):
+    """Beams have the likelihood that the forward pass gives them, in their order."""
+    if isinstance(trial.backbone, MaskedBackbone):
+        return
+    (row,) = trial.rows(asked(trial, LONG[:1], "front"))
+    batch = trial.backbone.codec.collate([row])
+    lengths = {"max_new_tokens": 3, "min_new_tokens": 3, "num_beams": 3, "num_return_sequences": 3}
+    lengths["forced_eos_token_id"] = None  # whose likelihood is not the model's
+    found = trial.backbone.generate(batch, SoftPrompt(tokens=trial.tokens), **lengths).tolist()
+    if len({tuple(answer) for answer in found}) != len(found):
+        raise DifferentError("two beams are the same")
+    scores = torch.tensor([_score(trial, row, answer) for answer in found])
+    close("order of beams", scores, scores.sort(descending=True).values, 1e-3)
+
+
+@torch.no_grad()
+def _score(trial, row, answer):
+    steps = [next_logits(trial, row, trial.tokens, answer[:step]).log_softmax(-1) for step in range(len(answer))]
+    return sum(float(step[token]) for step, token in zip(steps, answer, strict=True))
+
+
+def conversation(trial):
+    """A second turn follows from the whole text."""
+    if not isinstance(trial.backbone, CausalBackbone):
+        return
+    (row,) = trial.rows(asked(trial, SHORT[:1], "middle"))
+    talk = Conversation(trial.backbone, trial.backbone.codec.collate([row]), SoftPrompt(tokens=trial.tokens))
+    first = talk.answer(max_new_tokens=MOST)[0].tolist()
+    equal("first answer", first, greedy(trial, row, trial.tokens))
+    talk.add("dull dog")
+    second = talk.answer(max_new_tokens=MOST)[0].tolist()
+    equal("second answer", second, greedy(trial, row, trial.tokens, [*first, *trial.backbone.codec.ids("dull dog")]))
+
+
+GENERATION = {"generate": generate, "beams": beams, "conversation": conversation}
