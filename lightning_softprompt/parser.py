@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 import yaml
-from jsonargparse import _typehints, get_loader, set_loader
+from jsonargparse import Namespace, _typehints, get_loader, set_loader
+from jsonargparse._util import NestedArg
 from lightning.pytorch.cli import LightningArgumentParser
 from torch import optim
 
@@ -46,6 +47,18 @@ def _subclasses_by_short_name(*args: Any, **kwargs: Any) -> list[str]:
 
 
 _typehints.get_all_subclass_paths = _subclasses_by_short_name  # there is no public place for it
+_adapt_class_type = _typehints.adapt_class_type
+
+
+def _adapt_with_nulls(value: Any, *args: Any, **kwargs: Any) -> Any:
+    """Passes `null` on to an option within an option, where jsonargparse would pass on the text `None`."""
+    nested = value.get("init_args") if isinstance(value, Namespace) else None
+    if isinstance(nested, NestedArg) and nested.val is None:
+        value["init_args"] = NestedArg(nested.key, "null")
+    return _adapt_class_type(value, *args, **kwargs)
+
+
+_typehints.adapt_class_type = _adapt_with_nulls
 
 
 set_loader("yaml", guarded(get_loader("yaml")), (yaml.YAMLError,))  # of every config and option

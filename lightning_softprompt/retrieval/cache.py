@@ -42,14 +42,33 @@ def rankings_for(retriever: Retriever, questions: Sequence[str], k: int) -> list
     if not questions:
         return []
     path = cache_folder() / f"{_key(retriever, questions, k)}.npz"
-    if path.is_file():
-        try:
-            return _read(path)
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError):
-            log.warning("%s is damaged and is made again", path)
+    if (kept := _kept(path, len(questions))) is not None:
+        return kept
     found = retriever.rank(questions, k)
-    _write(path, found)
+    try:
+        _write(path, found)
+    except OSError as error:
+        log.warning(
+            "what was found is not kept in %s (%s): the next run searches again. XDG_CACHE_HOME may name a folder that "
+            "can be written to",
+            path.parent, error.strerror or error,
+        )  # fmt: skip
     return found
+
+
+def _kept(path: Path, count: int) -> list[Ranking] | None:
+    """The rankings of so many questions in a file; None where there is none that can be read."""
+    try:
+        found = _read(path)
+        if len(found) == count:
+            return found
+        reason = f"it has {len(found)} rankings of {count}"
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
+        reason = str(error)
+    log.warning("%s is damaged and is made again: %s", path, reason)
+    return None
 
 
 def cache_folder() -> Path:

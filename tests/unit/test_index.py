@@ -496,3 +496,22 @@ def test_a_question_set_is_searched_once(folder, monkeypatch, caplog):
     assert "is damaged and is made again" in caplog.text
     assert len(searched) == 6
     assert all(Path(file).suffix == ".npz" for file in cache.cache_folder().iterdir())
+
+
+def test_a_cache_that_cannot_be_written_stops_no_search(folder, tmp_path, monkeypatch, caplog):
+    build_index(folder, documents(), LEXICAL)
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setattr(cache, "cache_folder", lambda: tmp_path / "file" / "found")
+    found = cache.rankings_for(Retriever(str(folder), "lexical"), ["funny film", "dog"], 2)
+    assert [len(ranking) for ranking in found] == [2, 2]
+    assert "what was found is not kept in" in caplog.text
+
+
+def test_kept_rankings_of_other_questions_are_not_taken(folder, caplog):
+    build_index(folder, documents(), LEXICAL)
+    retriever = Retriever(str(folder), "lexical")
+    cache.rankings_for(retriever, ["funny film", "dog"], 2)
+    (kept,) = cache.cache_folder().iterdir()
+    cache._write(kept, retriever.rank(["dog"], 2))
+    assert len(cache.rankings_for(retriever, ["funny film", "dog"], 2)) == 2
+    assert "it has 1 rankings of 2" in caplog.text
