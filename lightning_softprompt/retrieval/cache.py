@@ -45,14 +45,7 @@ def rankings_for(retriever: Retriever, questions: Sequence[str], k: int) -> list
     if (kept := _kept(path, len(questions))) is not None:
         return kept
     found = retriever.rank(questions, k)
-    try:
-        _write(path, found)
-    except OSError as error:
-        log.warning(
-            "what was found is not kept in %s (%s): the next run searches again. XDG_CACHE_HOME may name a folder that "
-            "can be written to",
-            path.parent, error.strerror or error,
-        )  # fmt: skip
+    _write(path, found)
     return found
 
 
