@@ -123,6 +123,8 @@ class Generator:
                 f"{'; '.join(dict.fromkeys(attempt.reasons))}. Use a task that scores texts, or another backbone"
             )
         path = attempt.paths[0]
+        if isinstance(path, SharedPrompt):  # whose kept prompt moves by a row's padding
+            rows = rows.with_shorter_copy()
         reason = self._fault_of(path, rows, new, decoding)
         if reason:
             log.info("%s: not generated so that %s: %s", self.backbone.spec.name, path.description, reason)

@@ -130,6 +130,14 @@ class Rows:
         keys, soft = self.keys[:, :longest], self.soft[:, :longest]
         return replace(self, embeds=self.embeds[:, :longest], mask=self.mask[:, :longest], keys=keys, soft=soft)
 
+    def with_shorter_copy(self) -> Rows:
+        """With the longest row once more, without its last token."""
+        lengths = self.mask.sum(1)
+        longer = self[[*range(len(lengths)), int(lengths.argmax())]]
+        mask = longer.mask.clone()
+        mask[-1, int(lengths.max()) - 1] = False
+        return replace(longer, mask=mask)
+
     def followed_by(self, ids: Tensor, embeds: Tensor) -> Rows:
         """With further text [B, U], embedded [B, U, H], at the end of each row."""
         none = torch.zeros_like(ids, dtype=torch.bool)

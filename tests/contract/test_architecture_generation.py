@@ -7,7 +7,7 @@ from architectures import architectures
 
 SOME = (  # those whose caches, positions or masks differ most, and that are cheap
     *("gemma2-mixed", "gpt_oss-mixed", "llama4-mixed", "bloom", "falcon-rw", "gpt_neo", "minicpm3"),
-    *("qwen3_next", "recurrent_gemma", "minimax", "lfm2", "xlm", "bart-forced", "bert"),
+    *("qwen3_next", "recurrent_gemma", "minimax", "moss_transcribe_diarize", "lfm2", "xlm", "bart-forced", "bert"),
 )
 
 
