@@ -24,6 +24,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningCLI
+from torch import distributed
 
 # Imported so that configs may name their classes without the module's path.
 import lightning_softprompt.callbacks.consolidation
@@ -83,6 +84,7 @@ NOISE = (
     ".*Consider setting `persistent_workers.*",
 )
 CHATTER = ("GPU available", "TPU available", "💡", "`weights_only` was not set", "You are using")
+LAUNCHED = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what Lightning's launcher sets
 TRAINER_DEFAULTS = {
     "logger": False,  # the run's own loggers are added
     "enable_model_summary": False,
@@ -424,16 +426,22 @@ def main(argv: Sequence[str]) -> int:
 
 @contextmanager
 def command_line(argv: Sequence[str]) -> Iterator[None]:
-    """Within it the process's own arguments are those of a run command.
+    """Within it the process's own arguments are those of a run command; later commands start as if it had not run.
 
-    Lightning starts further processes by them; those are to run this command, and not one that runs it among others.
+    Lightning starts further processes by the arguments; those are to run this command, and not one that runs it among
+    others. It leaves its variables and its process group behind, by which the next command would start none.
     """
-    before = sys.argv
-    sys.argv = [*before[:1], *argv]
+    arguments, variables = sys.argv, {name: os.environ.get(name) for name in LAUNCHED}
+    sys.argv = [*arguments[:1], *argv]
     try:
         yield
+        if distributed.is_available() and distributed.is_initialized() and variables["LOCAL_RANK"] is None:
+            distributed.destroy_process_group()
     finally:
-        sys.argv = before
+        sys.argv = arguments
+        for name, value in variables.items():
+            os.environ.pop(name, None)
+            os.environ.update({} if value is None else {name: value})
 
 
 def quiet() -> None:

@@ -31,6 +31,7 @@ TRAINER = {  # with the values that Lightning takes for None
     "deterministic": False,
 }
 BACKBONE = ("dtype", "compute")  # the weights go by their fingerprint
+GROUPS = ("retriever", "index_settings")  # options of the data that are groups of options, and no mapping of names
 PASSIVE = {  # callbacks that watch training and do not change it
     "BatchSizeFinder", "DeviceStatsMonitor", "LearningRateMonitor", "ModelCheckpoint", "ModelSummary",
     "OnExceptionCheckpoint", "ProgressBar", "RichModelSummary", "RichProgressBar", "SpikeDetection", "Timer",
@@ -99,6 +100,8 @@ def flat(value: Any, name: str) -> dict[str, Any]:
         arguments = value.get("init_args") or {}
         parts = [flat(inner, f"{name}.{key}") for key, inner in arguments.items()]
         parts.append({f"{name}.class_path": value["class_path"]})
+    elif isinstance(value, Mapping) and name.rpartition(".")[2] in GROUPS:
+        parts = [flat(inner, f"{name}.{key}") for key, inner in value.items()]
     elif isinstance(value, Mapping) and value and all(_is_class(inner) for inner in value.values()):
         parts = [flat(inner, f"{name}.{key}") for key, inner in value.items()]
         parts.append({f"{name}.names": list(value)})

@@ -19,6 +19,7 @@ CONFIG = {
             },
             "sampling": {"class_path": "x.Temperature", "init_args": {"temperature": 2.0}},
             "num_workers": 0,
+            "retriever": {"index": "indexes/mine", "mode": "lexical"},
         },
     },
     "backbone": {"name": "x", "dtype": "float32", "compute": "auto"},
@@ -53,6 +54,7 @@ TASK = "data/init_args/tasks/sst2/init_args"
         (f"{TASK}/labels", {"yes": "good", "no": "bad"}, "data.tasks.sst2.labels"),
         ("data/init_args/sampling/init_args/temperature", 1.0, "data.sampling.temperature"),
         ("data/class_path", "x.Other", "data.class_path"),
+        ("data/init_args/retriever/mode", "dense", "data.retriever.mode"),
         ("backbone/dtype", "bfloat16", "backbone.dtype"),
         ("trainer/precision", "bf16-mixed", "trainer.precision"),
         ("trainer/accumulate_grad_batches", 2, "trainer.accumulate_grad_batches"),
@@ -76,6 +78,7 @@ def test_what_changes_training_is_refused_by_name_unless_it_is_accepted(path, va
     [
         (f"{TASK}/path", "moved"),
         ("data/init_args/num_workers", 2),
+        ("data/init_args/retriever/index", "moved"),
         ("backbone/name", "moved"),
         ("trainer/precision", 32),
         ("trainer/max_epochs", 9),
