@@ -200,6 +200,7 @@ class SoftPromptCLI(LightningCLI):
         """A Trainer with the run's loggers and callbacks beside those of the config."""
         if self.subcommand is None:
             return super().instantiate_trainer(**kwargs)
+        self.model.check_backbone()  # before a run leaves anything on disk
         replicas = replica_spec(self.config_init[self.subcommand].replicas)
         if replicas.count > 1:
             self.model = Replicas(self.model, replicas)

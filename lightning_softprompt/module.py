@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from inspect import currentframe
 from pathlib import Path
-from typing import Any, Self, cast, final
+from typing import Any, ClassVar, Self, cast, final
 
 import torch
 from lightning import LightningModule, Trainer
@@ -23,6 +23,7 @@ from lightning_softprompt.backbones.base import Backbone, BackboneSpec
 from lightning_softprompt.backbones.codec import Codec
 from lightning_softprompt.backbones.load import load_backbone
 from lightning_softprompt.backbones.ranks import evened, mean_of_all, settle, spec_here
+from lightning_softprompt.backbones.requirements import Requirement, require, require_of_copy, takes_soft_tokens
 from lightning_softprompt.checkpoints.class_names import check_class_names
 from lightning_softprompt.checkpoints.files import BACKBONE, SEED, check_backbone, identity
 from lightning_softprompt.checkpoints.folding import same_for_all
@@ -71,6 +72,7 @@ class SoftPromptModule(LightningModule, ABC):
     trains = True  # whether there is anything to train
     trained = False  # whether it comes trained already
     default_rate = 0.005  # of AdamW, where no optimizer is given
+    requires: ClassVar[tuple[Requirement, ...]] = ()  # of the backbone, in addition to what all methods need
     changes_backbone = False  # whether its weights are changed, as by the baselines
 
     def __init__(
@@ -167,6 +169,15 @@ class SoftPromptModule(LightningModule, ABC):
         return [{"params": rest, "name": "prompt"}, {"params": own, "name": name, "lr": lr}]
 
     @final
+    def check_backbone(self) -> None:
+        """Tries the method's requirements on a small random copy of the backbone, so that a run is refused at once.
+
+        Raises:
+            ValueError: If there is no such backbone, or the method cannot use it.
+        """
+        require_of_copy((takes_soft_tokens, *self.requires), type(self).__name__, self.spec)
+
+    @final
     def configure_model(self) -> None:
         """Loads the backbone once, then makes prompt and readout from the run's seed, whatever drew numbers before."""
         if self.backbone is not None:
@@ -178,6 +189,7 @@ class SoftPromptModule(LightningModule, ABC):
     @final
     def attach(self, backbone: Backbone, seed: int | None = None) -> None:
         """Takes a backbone that is loaded already, instead of `configure_model`; starts from a seed, or the run's."""
+        require(self.requires, type(self).__name__, backbone)
         self.backbone = backbone
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(torch.initial_seed() if seed is None else seed)

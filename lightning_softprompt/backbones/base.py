@@ -240,6 +240,29 @@ class Backbone(nn.Module, ABC):
         """
         return sites_of(self.model)
 
+    def check_attentions(self) -> None:
+        """Refuses a model whose attentions cannot be given keys and values.
+
+        Raises:
+            InjectionUnsupportedError: With the reason.
+        """
+        _ = self.attentions
+
+    def check_late_tokens(self) -> None:
+        """Refuses a model that soft tokens cannot enter before a middle layer, tried on two tokens.
+
+        Raises:
+            ValueError: With the reason, or whatever the model raises.
+        """
+        ids = torch.arange(1, 6, device=self.word_embeddings.device)[None]
+        seen = torch.ones_like(ids, dtype=torch.bool)
+        batch = Batch(ids, seen, seen, ids[:, -1:], ids[:, :1])
+        layer = self.depth // 2
+        tokens = self.word_embeddings.new_zeros(1, 2, self.hidden_size)
+        with torch.no_grad():
+            self.hidden_states(batch, layer=layer)
+            self.states(batch, SoftPrompt(hidden={layer: tokens}))
+
     def keys_and_values(self, ids: Tensor) -> dict[str, Tensor]:
         """Those of a text [P], by kind of attention: [L, 2, N, P, D]. An encoder and a decoder each read it."""
         return keys_and_values_of(self.model, self.attentions, ids)

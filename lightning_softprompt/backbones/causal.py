@@ -20,14 +20,16 @@ from lightning_softprompt.backbones.contexts import ContextCache, Prefilled
 from lightning_softprompt.backbones.generation import drafted
 from lightning_softprompt.backbones.generation_choice import Generator
 from lightning_softprompt.backbones.head import States
-from lightning_softprompt.backbones.injection import watch
+from lightning_softprompt.backbones.injection import check_like_text, watch
 from lightning_softprompt.backbones.layers import starting_at
+from lightning_softprompt.backbones.linear import plain_products
 from lightning_softprompt.backbones.paths import Path, choose, offers
 from lightning_softprompt.backbones.rows import Rows
 from lightning_softprompt.backbones.splice import Spliced
 from lightning_softprompt.types import IGNORE, Batch, Encoded, Piece, Slot, SoftPrompt
 
 log = logging.getLogger(__name__)
+LIMIT, LIMIT_IN_FEW_BITS = 1e-3, 0.1  # relative errors up to which keys and values of a text act like the text
 register()
 
 
@@ -155,16 +157,38 @@ class CausalBackbone(Backbone):
         positions = before + torch.arange(rows.mask.shape[1], device=rows.mask.device)[None]
         return {**super().stack_inputs(rows, prompt), "position_ids": positions, "use_cache": False}
 
+    @property
+    def stack(self) -> PreTrainedModel:
+        """The decoder without its head; the text part of a model that reads more than text."""
+        found = self.model.get_decoder()
+        if found is not self.model:
+            return found  # type: ignore[no-any-return]
+        inner = (child for child in self.model.children() if isinstance(child, PreTrainedModel))
+        return next(inner, self.model)
+
+    def check_attentions(self) -> None:
+        """As elsewhere; keys and values of a text must act like the text."""
+        exact = self.model.dtype in (torch.float32, torch.float64) and not self.quantized
+        with plain_products():
+            check_like_text(self.model, self.stack, self.attentions, LIMIT if exact else LIMIT_IN_FEW_BITS)
+
+    def check_late_tokens(self) -> None:
+        """As elsewhere; they reach rows as keys and values."""
+        self.check_attentions()
+        tokens = self.word_embeddings.new_zeros(1, 2, self.hidden_size)
+        with torch.no_grad():
+            self.with_late_keys(SoftPrompt(hidden={self.depth // 2: tokens}))
+
     def with_late_keys(self, prompt: SoftPrompt | None) -> SoftPrompt | None:
         """Soft tokens that enter at a layer stand before the row and hear only each other: they are keys and values."""
         if prompt is None or not prompt.hidden:
             return prompt
         ((layer, tokens),) = prompt.hidden.items()
-        tokens = tokens.to(self.word_embeddings.dtype)
+        tokens, sites = tokens.to(self.word_embeddings.dtype), self.attentions["self"]
         positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
-        with starting_at(self.model, layer, tokens):
+        with starting_at(self.stack, layer, tokens):
             seen = watch(self.stack, inputs_embeds=tokens, position_ids=positions)
-        numbers = {module: number for number, module in enumerate(self.attentions["self"].modules)}
+        numbers = {module: number for number, module in enumerate(sites.modules)}
         return replace(prompt, hidden={}, kv={"self": {numbers[s.module]: (s.key, s.value) for s in seen}})
 
     def take_over(self, twin: Any) -> None:

@@ -27,7 +27,7 @@ from lightning_softprompt.backbones.load import (
     refuse_unsupported,
 )
 from lightning_softprompt.backbones.narrowing import narrowed
-from lightning_softprompt.backbones.refusals import refusing
+from lightning_softprompt.backbones.refusals import UnsupportedBackboneError, refusing
 from lightning_softprompt.backbones.stacks import shorten, stacks_of
 from lightning_softprompt.template import Template
 from lightning_softprompt.types import Batch
@@ -61,7 +61,7 @@ def hollow(config: PreTrainedConfig, spec: BackboneSpec) -> Backbone:
         model.tie_weights()
         return model
 
-    return _made(config, spec, "meta", weights)
+    return _made(config, spec, "meta", weights, _codec(spec, family_of(config)))
 
 
 def _nothing(size: int, rows: Tensor) -> Tensor:
@@ -89,11 +89,12 @@ def twin(
         counts = layers if isinstance(layers, Mapping) else {stack.name: layers or len(stack) for stack in stacks}
         shorten(model, {stack: counts.get(stack.name, len(stack)) for stack in stacks})
         if (count := sum(p.numel() for p in model.parameters())) > MOST:
-            raise ValueError(f"a small copy of {type(model).__name__} would have {count:,} parameters")
+            raise UnsupportedBackboneError(f"a small copy of {type(model).__name__} would have {count:,} parameters")
         return randomized(model)
 
-    words = len(_codec(spec, family_of(config)).tokenizer)
-    return _made(narrowed(config, by, words), spec, "meta", weights)
+    codec = _codec(spec, family_of(config))
+    with refusing(f"no small copy of backbone {spec.name!r} can be built", ANOTHER):
+        return _made(narrowed(config, by, len(codec.tokenizer)), spec, "meta", weights, codec)
 
 
 def randomized(model: PreTrainedModel) -> PreTrainedModel:
@@ -121,7 +122,11 @@ def made_rows(backbone: Backbone, rows: int, tokens: int) -> Batch:
 
 
 def _made(
-    config: PreTrainedConfig, spec: BackboneSpec, device: str, change: Callable[[PreTrainedModel], PreTrainedModel]
+    config: PreTrainedConfig,
+    spec: BackboneSpec,
+    device: str,
+    change: Callable[[PreTrainedModel], PreTrainedModel],
+    codec: Codec,
 ) -> Backbone:
     family = family_of(config)
     auto: Any = FAMILIES[family]
@@ -132,7 +137,7 @@ def _made(
     with refusing(f"backbone {spec.name!r} of type {config.model_type} is not supported", ANOTHER):
         with torch.random.fork_rng(devices=[]), torch.device(device):
             model = auto.from_config(config, dtype=getattr(torch, spec.dtype), attn_implementation=spec.attention)
-        return family(change(model).eval(), _codec(spec, family), plain)
+        return family(change(model).eval(), codec, plain)
 
 
 def _codec(spec: BackboneSpec, family: type[Backbone]) -> Codec:

@@ -6,7 +6,8 @@ cache, and encoders that have none. Which attentions a model has is found out by
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -17,13 +18,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from lightning_softprompt.backbones.refusals import UnsupportedBackboneError
+from lightning_softprompt.backbones.stacks import stacks_of
 from lightning_softprompt.types import KeysValues
 
 NAME = "softprompt"  # of the attention function in transformers
-CHANGES_SCORES = ("softcap", "s_aux")  # what some models want of their attention, and nobody else does to keys
+CHANGES_SCORES = ("softcap", "s_aux")  # options of an attention that PyTorch's does not have: caps and sinks
+WAY_OUT = "take a method of soft tokens, such as PromptTuning, or another backbone"
 
 
-class InjectionUnsupportedError(NotImplementedError):
+class InjectionUnsupportedError(UnsupportedBackboneError):
     """A model whose attentions cannot be given further keys and values."""
 
 
@@ -121,39 +125,68 @@ def attend_with_injected(
     position_bias: Tensor | None = None,
     **options: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """PyTorch's attention, which also sees what is injected here; relative positions do not reach that far.
+    """Attention that also sees what is injected here; relative positions do not reach that far.
 
     Raises:
-        InjectionUnsupportedError: If the model wants its scores changed.
+        InjectionUnsupportedError: If the model changes its scores in a way that only it knows.
     """
     if (watched := WATCHED.get()) is not None:
-        refuse_changed_scores(module, options)
         watched.append(Seen(module, key, value))
     found = INJECTED.get().get(module)
+    attend = _attention_of(module, options)
     if found is None:
-        return sdpa_attention_forward(module, query, key, value, mask, position_bias=position_bias, **options)
+        return attend(module, query, key, value, mask, position_bias=position_bias, **options)
     given = found.for_rows(len(query))
     mask = _seen(mask, query, key, module, given)
     before = (given.key, key), (given.value, value)
     key, value = (torch.cat([p.to(value.dtype), t.to(value.dtype)], dim=2) for p, t in before)
     if position_bias is not None:
         position_bias = torch.nn.functional.pad(position_bias, (given.key.shape[2], 0))
-    return sdpa_attention_forward(
+    return attend(
         module, query.to(value.dtype), key, value, mask, position_bias=position_bias, **{**options, "is_causal": False}
     )
 
 
-def refuse_changed_scores(module: nn.Module, options: Mapping[str, Any]) -> None:
-    """Refuses models whose scores are not those of plain attention.
+Attention = Callable[..., tuple[Tensor, Tensor | None]]
+
+
+def _attention_of(module: nn.Module, options: Mapping[str, Any]) -> Attention:
+    """PyTorch's attention; the model's own, written out, where scores are capped or have sinks.
 
     Raises:
-        InjectionUnsupportedError: Naming the model's attention and what it wants.
+        InjectionUnsupportedError: If the model has none.
     """
-    if wishes := [name for name in CHANGES_SCORES if options.get(name) is not None]:
+    wishes = [name for name in CHANGES_SCORES if options.get(name) is not None]
+    if not wishes:
+        return sdpa_attention_forward
+    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    if eager is None:
         raise InjectionUnsupportedError(
-            f"{type(module).__name__} has {', '.join(wishes)}, which keys from outside do not know of; "
-            f"take a method of soft tokens, or another backbone"
+            f"{type(module).__name__} has {', '.join(wishes)} in an attention of its own; {WAY_OUT}"
         )
+
+    def attend(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        position_bias: Tensor | None = None,
+        is_causal: bool | None = None,
+        **options: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        if mask is None and is_causal is not False:
+            mask = _plain_mask(query, key, getattr(module, "is_causal", True))
+        return eager(module, query, key, value, _additive(mask, query.dtype), **options)  # type: ignore[no-any-return]
+
+    return attend
+
+
+def _additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """0 on what is seen, and the least number of the precision elsewhere."""
+    if mask is None or mask.dtype != torch.bool:
+        return mask
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
 
 
 def _for_rows(rows: Tensor, batch: int) -> Tensor:
@@ -206,31 +239,89 @@ def sites_of(model: PreTrainedModel) -> dict[str, Sites]:
     Raises:
         InjectionUnsupportedError: If they are not as many as its layers, or differ in shape.
     """
-    config = model.config
     three = torch.zeros(1, 3, dtype=torch.long, device=model.device)
-    if not config.is_encoder_decoder:
-        return {"self": _alike(model, watch(model, input_ids=three), config.num_hidden_layers, "self")}
+    if not model.config.is_encoder_decoder:
+        return {"self": _alike(model, watch(model, input_ids=three), "self")}
     seen = watch(model, input_ids=three, decoder_input_ids=three[:, :2])
     encoder = set(model.get_encoder().modules())
-    layers = getattr(config, "num_decoder_layers", getattr(config, "decoder_layers", config.num_hidden_layers))
     decoder = [s for s in seen if s.module not in encoder]
     return {
-        "encoder": _alike(model, [s for s in seen if s.module in encoder], config.num_hidden_layers, "encoder"),
-        "decoder": _alike(model, [s for s in decoder if s.key.shape[2] == 2], layers, "decoder"),
-        "cross": _alike(model, [s for s in decoder if s.key.shape[2] == 3], layers, "cross"),
+        "encoder": _alike(model, [s for s in seen if s.module in encoder], "encoder"),
+        "decoder": _alike(model, [s for s in decoder if s.key.shape[2] == 2], "decoder"),
+        "cross": _alike(model, [s for s in decoder if s.key.shape[2] == 3], "cross"),
     }
 
 
-def _alike(model: PreTrainedModel, seen: Sequence[Seen], layers: int, kind: str) -> Sites:
+def _alike(model: PreTrainedModel, seen: Sequence[Seen], kind: str) -> Sites:
+    """One attention in each layer of the stacks that have any.
+
+    Raises:
+        InjectionUnsupportedError: If there are more or fewer, or their shapes differ.
+    """
     modules = list(dict.fromkeys(s.module for s in seen))
     shapes = {(t.shape[1], t.shape[3]) for s in seen for t in (s.key, s.value)}
-    if not len(seen) == len(modules) == layers or len(shapes) != 1:
+    layers = _layers_with(model, modules)
+    refused = f"{type(model).__name__} cannot be given keys and values"
+    if not modules:
         raise InjectionUnsupportedError(
-            f"{type(model).__name__} cannot be given keys and values: {layers} {kind} attentions of one shape on "
-            f"transformers' attention interface are wanted, and there are {len(modules)}, run {len(seen)} times, with "
-            f"key and value heads of {sorted(shapes)}; take a method of soft tokens, or another backbone"
+            f"{refused}: no {kind} attention of it runs through transformers' attention interface; {WAY_OUT}"
+        )
+    if len(modules) != layers:
+        raise InjectionUnsupportedError(
+            f"{refused}: {len(modules)} {kind} attentions run through transformers' attention interface, and it has "
+            f"{layers} layers; {WAY_OUT}"
+        )
+    if len(seen) != len(modules):
+        raise InjectionUnsupportedError(
+            f"{refused}: {len(modules)} {kind} attentions run {len(seen)} times for one input, since layers share "
+            f"weights; {WAY_OUT}"
+        )
+    if len(shapes) != 1:
+        raise InjectionUnsupportedError(
+            f"{refused}: heads and sizes of its keys and values differ, {sorted(shapes)}; {WAY_OUT}"
         )
     return Sites(modules, *next(iter(shapes)))
+
+
+def _layers_with(model: PreTrainedModel, modules: Sequence[nn.Module]) -> int:
+    """Layers of the stacks that have some of the modules."""
+    wanted, total = set(modules), 0
+    for stack in stacks_of(model):
+        inside = {module for layer in stack.layers(model) for module in layer.modules()}
+        total += len(stack) if inside & wanted else 0
+    return total
+
+
+@torch.no_grad()
+def check_like_text(model: PreTrainedModel, stack: nn.Module, sites: Mapping[str, Sites], limit: float) -> None:
+    """Compares keys and values of a text before a row with the text itself.
+
+    Args:
+        model: The model.
+        stack: The part of it that reads the text.
+        sites: Its attentions.
+        limit: Relative error up to which results count as equal.
+
+    Raises:
+        InjectionUnsupportedError: If the results differ, as where positions or states reach a row in another way.
+    """
+    ids = torch.arange(1, 8, device=model.device)[None]
+    kept = keys_and_values_of(model, sites, ids[0, :3])
+    kv = {kind: {n: (layer[:1], layer[1:]) for n, layer in enumerate(layers)} for kind, layers in kept.items()}
+    whole = stack(input_ids=ids, use_cache=False)[0][:, 3:]
+    positions, before = torch.arange(3, 7, device=ids.device)[None], model.config._attn_implementation
+    try:
+        model.set_attn_implementation(NAME)
+        with injected(at(sites, kv, {})):
+            own = stack(input_ids=ids[:, 3:], position_ids=positions, use_cache=False)[0]
+    finally:
+        model.set_attn_implementation(before)
+    error = float((own - whole).abs().max() / whole.abs().max().clamp(min=1e-30))
+    if error > limit:
+        raise InjectionUnsupportedError(
+            f"{type(model).__name__} cannot be given keys and values: those of a text do not act like the text, "
+            f"results differ by {error:.1e}; {WAY_OUT}"
+        )
 
 
 @torch.no_grad()

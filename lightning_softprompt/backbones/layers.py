@@ -14,9 +14,10 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lightning_softprompt.backbones.injection import INJECTED, injected
+from lightning_softprompt.backbones.refusals import UnsupportedBackboneError
 
 
-class LayersUnsupportedError(NotImplementedError):
+class LayersUnsupportedError(UnsupportedBackboneError):
     """A model whose layers cannot be run apart."""
 
 
@@ -34,8 +35,8 @@ def layers_of(model: nn.Module) -> tuple[nn.Module, str]:
     ]
     if len(found) != 1:
         raise LayersUnsupportedError(
-            f"{type(model).__name__} has {len(found)} stacks of layers, and one is wanted; take another backbone, or a "
-            f"method that looks into no layer"
+            f"{type(model).__name__} has {len(found)} stacks of layers to run apart, and one is required; take "
+            f"another backbone, or a method that looks into no layer"
         )
     return found[0]
 

@@ -89,7 +89,8 @@ class Prepacked:
         if self.packed is None:
             cast = weight.detach().to(self.dtype)
             self.packed = laid_out(cast), laid_out(cast.t()), None if bias is None else bias.to(self.dtype)
-        return FrozenLinear.apply(rows, *self.packed)
+        out = FrozenLinear.apply(rows.flatten(0, -2), *self.packed)
+        return out.view(*rows.shape[:-1], -1)  # out here, where models may change the result in place
 
 
 class FrozenLinear(torch.autograd.Function):
@@ -97,14 +98,14 @@ class FrozenLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, forth: Tensor, back: Tensor, bias: Tensor | None) -> Tensor:
-        """[..., in] -> [..., out], in the precision of the input."""
+        """[R, in] -> [R, out], in the precision of the input."""
         ctx.back = back
         return product(rows.to(forth.dtype), forth, bias).to(rows.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """[..., out] -> [..., in]."""
+        """[R, out] -> [R, in]."""
         return product(grad.contiguous().to(ctx.back.dtype), ctx.back).to(grad.dtype), None, None, None
 
 

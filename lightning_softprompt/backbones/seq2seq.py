@@ -18,6 +18,8 @@ from lightning_softprompt.backbones.seq2seq_generation import EncoderRows, Seq2S
 from lightning_softprompt.backbones.splice import Spliced
 from lightning_softprompt.types import IGNORE, Batch, SoftPrompt
 
+NO_LATE_TOKENS = "encoder-decoders take no soft tokens at a middle layer; take a decoder or an encoder"
+
 
 @final
 class Seq2SeqCodec(Codec):
@@ -55,7 +57,7 @@ class Seq2SeqBackbone(Backbone):
             ValueError: As elsewhere, and if soft tokens are to enter at a middle layer.
         """
         if prompt is not None and prompt.hidden:
-            raise ValueError("encoder-decoders take no soft tokens at a middle layer; take a decoder or an encoder")
+            raise ValueError(NO_LATE_TOKENS)
         return super().splice(batch, prompt)
 
     @property
@@ -74,6 +76,14 @@ class Seq2SeqBackbone(Backbone):
                 f"generation_config.json"
             )
         return (start,) if config.forced_bos_token_id is None else (start, config.forced_bos_token_id)
+
+    def check_late_tokens(self) -> None:
+        """Refuses them.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError(NO_LATE_TOKENS)
 
     def states(self, batch: Batch, prompt: SoftPrompt | None = None) -> States:
         """All of the decoder: every position of it is a target's."""

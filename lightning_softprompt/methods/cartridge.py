@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_softprompt.backbones.base import Backbone
+from lightning_softprompt.backbones.requirements import takes_keys_and_values
 from lightning_softprompt.module import SoftPromptModule
 from lightning_softprompt.prompts.key_values import Activations, DeepPrompt
 from lightning_softprompt.types import Batch, SoftPrompt
@@ -29,6 +30,8 @@ class Cartridge(SoftPromptModule):
         frozen: Positions at the beginning that are not trained; attention likes to rest there.
         common: Arguments of every method.
     """
+
+    requires = (takes_keys_and_values,)
 
     def __init__(self, corpus: str, length: int = 256, frozen: int = 1, **common: Any) -> None:
         super().__init__(**common)

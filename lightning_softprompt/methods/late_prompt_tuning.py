@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool1d, adaptive_max_pool1d
 
 from lightning_softprompt.backbones.base import Backbone
+from lightning_softprompt.backbones.requirements import takes_late_tokens
 from lightning_softprompt.module import SoftPromptModule
 from lightning_softprompt.prompts.init import rms
 from lightning_softprompt.prompts.pool import Pool, pooled
@@ -37,6 +38,7 @@ class LatePromptTuning(SoftPromptModule):
         common: Arguments of every method.
     """
 
+    requires = (takes_late_tokens,)
     default_rate = 1e-4  # the best of three on SST-2, benchmarks/LOG.md; the paper's is 1e-3
 
     def __init__(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning_softprompt.backbones.base import Backbone
+from lightning_softprompt.backbones.requirements import takes_keys_and_values
 from lightning_softprompt.module import SoftPromptModule
 from lightning_softprompt.prompts.key_values import DeepPrompt, KeysValuesInit, NormalKeysValues, free_or_made
 from lightning_softprompt.types import Batch, SoftPrompt
@@ -30,6 +31,8 @@ class PTuningV2(SoftPromptModule):
         init: Where keys and values start; None draws small ones.
         common: Arguments of every method.
     """
+
+    requires = (takes_keys_and_values,)
 
     def __init__(
         self,

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from lightning_softprompt.backbones.base import Backbone
+from lightning_softprompt.backbones.requirements import takes_keys_and_values
 from lightning_softprompt.module import SoftPromptModule
 from lightning_softprompt.prompts.key_values import Activations, DeepPrompt, KeysValuesInit, free_or_made
 from lightning_softprompt.prompts.networks import Activation
@@ -36,6 +37,8 @@ class PrefixTuning(SoftPromptModule):
         init: Where keys and values start, made by a network or not; None takes the activations of a word.
         common: Arguments of every method.
     """
+
+    requires = (takes_keys_and_values,)
 
     default_rate = 3e-4  # of the network, the best of three on SST-2, benchmarks/LOG.md; free ones want 0.02
 

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from transformers import DynamicCache
 
 from lightning_softprompt.backbones.causal import CausalBackbone
-from lightning_softprompt.backbones.injection import InjectionUnsupportedError, sites_of
+from lightning_softprompt.backbones.injection import InjectionUnsupportedError, check_like_text, sites_of
 from lightning_softprompt.types import SoftPrompt
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
@@ -165,7 +165,13 @@ UNSUPPORTED = {
     "BloomForCausalLM": {"vocab_size": 50, "hidden_size": 32, "n_layer": 2, "n_head": 4},
     "DebertaV2ForMaskedLM": {**TINY, "relative_attention": True},
     "AlbertForMaskedLM": {**TINY, "embedding_size": 16},
-    "Gemma2ForCausalLM": {**TINY, "num_key_value_heads": 2, "head_dim": 8, "attn_logit_softcapping": 5.0},
+    "JambaForCausalLM": {
+        **TINY,
+        "num_key_value_heads": 2,
+        "use_mamba_kernels": False,
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+    },
 }
 
 
@@ -176,6 +182,38 @@ def test_models_that_cannot_are_refused_by_name(name):
     with pytest.raises(InjectionUnsupportedError, match=name.removesuffix("ForCausalLM").removesuffix("ForMaskedLM")):
         sites_of(model)
     assert model(torch.tensor([[1, 2, 3]])).logits.isfinite().all()  # it goes on as it was
+
+
+GROUPED = {**TINY, "num_key_value_heads": 2, "head_dim": 8}
+OWN_SCORES = {
+    "Gemma2ForCausalLM": {**GROUPED, "attn_logit_softcapping": 5.0, "sliding_window": 64},
+    "GptOssForCausalLM": {**GROUPED, "num_local_experts": 2, "num_experts_per_tok": 1, "sliding_window": 64},
+}
+
+
+@pytest.mark.parametrize("name", OWN_SCORES)
+def test_scores_with_caps_and_sinks_see_keys_and_values_as_a_text(name):
+    cls = getattr(transformers, name)
+    model = cls(cls.config_class(**OWN_SCORES[name], initializer_range=0.3, attn_implementation="eager")).eval()
+    check_like_text(model, model.model, sites_of(model), 1e-5)
+
+
+def test_keys_that_do_not_act_like_a_text_are_refused(load):
+    model = load("llama").model
+    sites = sites_of(model)
+    with pytest.raises(InjectionUnsupportedError, match="do not act like the text"):
+        check_like_text(model, Halved(model.model), sites, 1e-3)
+
+
+class Halved(torch.nn.Module):
+    """A stack whose results depend on how many tokens it is given."""
+
+    def __init__(self, stack):
+        super().__init__()
+        self.stack = stack
+
+    def forward(self, input_ids, **options):
+        return (self.stack(input_ids=input_ids, **options)[0] * input_ids.shape[1],)
 
 
 def test_gradients_reach_every_key_and_value_with_layers_recomputed(family, load):

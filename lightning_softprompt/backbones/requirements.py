@@ -1,0 +1,90 @@
+"""What a method needs of a backbone, checked before a run leaves anything on disk.
+
+A requirement is a function that raises where a backbone does not have what it takes. Methods list theirs; a new one is
+a function here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+
+from lightning_softprompt.backbones.base import Backbone, BackboneSpec
+from lightning_softprompt.backbones.hollow import load_config, made_rows, twin
+from lightning_softprompt.backbones.narrowing import divisors, narrowest
+from lightning_softprompt.backbones.refusals import FAILURES, UnsupportedBackboneError, reason_of
+from lightning_softprompt.types import SoftPrompt
+
+Requirement = Callable[[Backbone], None]
+TOKENS = 8  # of the rows that a copy runs
+WIDTHS_TRIED = 3
+
+
+def takes_soft_tokens(backbone: Backbone) -> None:
+    """Rows with soft tokens run, forward and backward."""
+    batch = made_rows(backbone, 2, TOKENS)
+    tokens = backbone.embed(batch.input_ids[:1, :2]).detach().requires_grad_()
+    states = backbone.states(batch, SoftPrompt(tokens=tokens))
+    torch.autograd.grad(states.hidden.float().sum(), tokens)
+
+
+def takes_keys_and_values(backbone: Backbone) -> None:
+    """The attentions of all layers can be given keys and values."""
+    backbone.check_attentions()
+
+
+def takes_late_tokens(backbone: Backbone) -> None:
+    """Soft tokens can enter before a middle layer."""
+    backbone.check_late_tokens()
+
+
+def require(requirements: Sequence[Requirement], method: str, backbone: Backbone) -> None:
+    """Refuses a backbone that a method cannot use.
+
+    Args:
+        requirements: Of the method.
+        method: Its name.
+        backbone: The backbone, or a small copy of it.
+
+    Raises:
+        UnsupportedBackboneError: Naming both, with the reason.
+    """
+    for requirement in requirements:
+        try:
+            requirement(backbone)
+        except torch.OutOfMemoryError:
+            raise
+        except FAILURES as error:
+            model = type(backbone.model).__name__
+            raise UnsupportedBackboneError(
+                f"{method} cannot use backbone {backbone.spec.name!r} ({model}): {reason_of(error)}"
+            ) from error
+
+
+def require_of_copy(requirements: Sequence[Requirement], method: str, spec: BackboneSpec) -> None:
+    """Refuses a backbone by what a small random copy of it does, before its weights are loaded.
+
+    A copy that cannot be built decides nothing: the backbone itself is checked when it is loaded.
+
+    Raises:
+        ValueError: If there is no such backbone, or the method cannot use it.
+    """
+    config = load_config(spec)
+    attention = None if spec.attention == "flash_attention_2" else spec.attention
+    plain = replace(spec, attention=attention)
+    plain = replace(plain, dtype="float32") if spec.dtype == "float16" else plain  # which CPUs have no products in
+    refusals: list[ValueError] = []
+    for by in divisors(narrowest(config))[:WIDTHS_TRIED]:
+        try:
+            copy = twin(config, plain, by)
+        except UnsupportedBackboneError:
+            continue
+        try:
+            require(requirements, method, copy)
+            return
+        except UnsupportedBackboneError as refusal:
+            refusals.append(refusal)
+    if refusals:
+        raise refusals[-1]

@@ -1,0 +1,177 @@
+"""What methods that enter attentions and layers must do on an architecture: equal to plain transformers, or refused."""
+
+from dataclasses import replace
+
+import tiny
+import torch
+from architecture_checks import LENGTH, TOLERANCE, DifferentError, RefusedError, check, close, real, soft_at
+
+from lightning_softprompt.backbones.base import BackboneSpec
+from lightning_softprompt.backbones.causal import CausalBackbone
+from lightning_softprompt.backbones.layers import layers_of
+from lightning_softprompt.backbones.load import load_backbone
+from lightning_softprompt.backbones.refusals import UnsupportedBackboneError
+from lightning_softprompt.measurement import Load
+from lightning_softprompt.methods import LatePromptTuning, PrefixTuning, PromptTuning
+from lightning_softprompt.planning import plan
+from lightning_softprompt.prompts.key_values import NormalKeysValues
+from lightning_softprompt.types import SoftPrompt
+
+HALF = 0.3  # relative error of a loss in bfloat16
+
+
+def attached(trial, cls, **arguments):
+    """A method on the backbone, after its requirements were tried on a small copy as a run does.
+
+    Raises:
+        RefusedError: If the method refuses the backbone.
+    """
+    method = cls(backbone=trial.backbone.spec, **arguments)
+    try:
+        method.check_backbone()
+        method.attach(trial.backbone)
+    except UnsupportedBackboneError as error:
+        raise RefusedError(str(error).replace(str(trial.folder), "FOLDER")) from error
+    return method.eval()
+
+
+def before_all(trial, batch, tokens, at_first_layer=False):
+    """The reference's logits with soft tokens before all words of each row; they may enter before the first layer."""
+    return torch.cat([_before(trial, row, tokens, at_first_layer) for row in trial.rows(batch)])
+
+
+def _before(trial, row, tokens, at_first_layer):
+    model, length = trial.reference, tokens.shape[1]
+    ids = torch.tensor([[*[tiny.UNK] * length, *row.ids[: max(row.answers)]]])
+    if not at_first_layer:
+        with soft_at(model, 0, tokens):
+            logits = model(input_ids=ids, use_cache=False).logits[0]
+        return logits[[answer - 1 + length for answer in row.answers]]
+
+    def put(_, args):
+        return torch.cat([tokens, args[0][:, length:]], dim=1), *args[1:]
+
+    layers = getattr(*layers_of(model.get_decoder()))
+    handle = layers[0].register_forward_pre_hook(put)
+    try:
+        logits = model(input_ids=ids, use_cache=False).logits[0]
+    finally:
+        handle.remove()
+    return logits[[answer - 1 + length for answer in row.answers]]
+
+
+def same_alone(trial, prompt):
+    """A batch gives what each of its rows gives."""
+    batch = trial.batch()
+    with torch.no_grad():
+        together = real(batch, trial.backbone(batch, prompt))
+        rows = [trial.backbone.codec.collate([row]) for row in trial.rows(batch)]
+        alone = torch.cat([real(row, trial.backbone(row, prompt)) for row in rows])
+        if torch.equal(together, real(batch, trial.backbone(batch))):
+            raise DifferentError("the prompt changes nothing")
+    close("logits of rows alone", alone, together)
+
+
+@check
+def prefix(trial):
+    """Keys and values before the rows: those that a decoder makes of soft tokens act like the soft tokens."""
+    method = attached(trial, PrefixTuning, length=LENGTH, width=None, init=NormalKeysValues(0.5))
+    batch = trial.batch()
+    if isinstance(trial.backbone, CausalBackbone):
+        with torch.no_grad(), soft_at(trial.reference, 0, trial.tokens):
+            made = trial.reference(input_ids=torch.full((1, LENGTH), tiny.UNK), use_cache=True).past_key_values.layers
+            kv = {"self": {n: (layer.keys, layer.values) for n, layer in enumerate(made)}}
+        with torch.no_grad():
+            ours = real(batch, trial.backbone(batch, SoftPrompt(kv=kv)))
+            close("logits", ours, before_all(trial, batch, trial.tokens))
+    same_alone(trial, method.prompt(batch))
+
+
+@check
+def late(trial):
+    """Soft tokens before a layer; before a decoder's first layer they precede the states of all words."""
+    method = attached(trial, LatePromptTuning, length=LENGTH, layer=0, generator="free")
+    batch, prompt = trial.batch(), SoftPrompt(hidden={0: trial.tokens})
+    if isinstance(trial.backbone, CausalBackbone):
+        with torch.no_grad():
+            right = before_all(trial, batch, trial.tokens, at_first_layer=True)
+            close("logits", real(batch, trial.backbone(batch, prompt)), right)
+    same_alone(trial, method.prompt(batch))
+
+
+@check
+def states(trial):
+    """States that heads of classes and tags read are those of rows alone."""
+    batch, prompt = trial.batch(), SoftPrompt(tokens=trial.tokens)
+    with torch.no_grad():
+        together = trial.backbone.hidden_states(batch, prompt)[batch.mask]
+        rows = [trial.backbone.codec.collate([row]) for row in trial.rows(batch)]
+        alone = [trial.backbone.hidden_states(row, prompt)[row.mask] for row in rows]
+    close("states of rows alone", together, torch.cat(alone), 10 * TOLERANCE)
+
+
+@check
+def words(trial):
+    """Scores of single words are the logits of those words."""
+    batch, chosen = trial.batch(), torch.tensor([7, 9, 5])
+    with torch.no_grad():
+        scores = trial.backbone(batch, SoftPrompt(tokens=trial.tokens), chosen)
+        close("scores", real(batch, scores), trial.logits(batch, trial.tokens)[:, chosen])
+
+
+def loaded(trial, **options):
+    """The same backbone with other options of its specification."""
+    backbone = load_backbone(replace(trial.backbone.spec, **options))
+    backbone.codec = trial.backbone.codec
+    return backbone
+
+
+def loss_of(trial, backbone):
+    """Loss and gradient of soft tokens."""
+    batch = trial.batch()
+    tokens = trial.tokens.clone().requires_grad_()
+    losses = backbone.cross_entropy(batch, SoftPrompt(tokens=tokens))
+    loss = losses.sum() / (batch.targets >= 0).sum()
+    return loss.detach(), torch.autograd.grad(loss, tokens)[0]
+
+
+@check
+def recompute(trial):
+    """Layers that are recomputed in the backward pass give the same loss and gradient."""
+    right, ours = loss_of(trial, trial.backbone), loss_of(trial, loaded(trial, checkpointing=True))
+    close("loss", ours[0], right[0])
+    close("gradient", ours[1], right[1], 10 * TOLERANCE)
+
+
+@check
+def prepacked(trial):
+    """Weights that are reordered for oneDNN give the same loss and gradient."""
+    right, ours = loss_of(trial, trial.backbone), loss_of(trial, loaded(trial, compute="prepacked"))
+    close("loss", ours[0], right[0])
+    close("gradient", ours[1], right[1], 10 * TOLERANCE)
+
+
+@check
+def bfloat16(trial):
+    """Weights in bfloat16 run, and give about the same loss."""
+    try:
+        PromptTuning(backbone=replace(trial.backbone.spec, dtype="bfloat16")).check_backbone()
+        ours = loss_of(trial, loaded(trial, dtype="bfloat16"))
+    except UnsupportedBackboneError as error:
+        raise RefusedError(str(error).replace(str(trial.folder), "FOLDER")) from error
+    close("loss", ours[0].float(), loss_of(trial, trial.backbone)[0], HALF)
+
+
+@check
+def memory(trial):
+    """The estimate counts the model's parameters, and a step runs on its copies."""
+    spec = BackboneSpec(name=str(trial.folder))
+    try:
+        found = plan(PromptTuning(backbone=spec, length=LENGTH), spec, Load(2, 32, answers=2, new_tokens=4))
+    except UnsupportedBackboneError as error:
+        raise RefusedError(str(error).replace(str(trial.folder), "FOLDER")) from error
+    count = sum(weight.numel() for weight in trial.reference.parameters())
+    if found.frozen != count:
+        raise DifferentError(f"{found.frozen} parameters are counted, and there are {count}")
+    if not 0 < found.training["kept for the backward pass"] < 2**30:
+        raise DifferentError(f"{found.training['kept for the backward pass']} bytes are kept")

@@ -1,0 +1,68 @@
+"""What a method needs of a backbone is checked before a run leaves anything on disk."""
+
+import pytest
+from architectures import Architecture, save
+
+from lightning_softprompt.backbones.base import BackboneSpec
+from lightning_softprompt.backbones.refusals import UnsupportedBackboneError, reason_of, refusing
+from lightning_softprompt.cli import main
+from lightning_softprompt.methods import LatePromptTuning, PrefixTuning, PromptTuning
+from lightning_softprompt.types import SoftPrompt
+
+FIT = [
+    "--data=ClassificationDataModule", '--data.labels={"negative": "bad", "positive": "good"}',
+    "--data.template={soft}{text} it is{target}", "--trainer.accelerator=cpu", "--trainer.max_steps=1",
+    "--run.wandb=disabled",
+]  # fmt: skip
+HYBRID = Architecture("qwen3_next", {"layer_types": ["linear_attention", "full_attention"]})
+REFUSED = {  # a type, and why a method cannot use it
+    ("bloom", PrefixTuning): "no self attention of it runs through transformers' attention interface",
+    ("albert", PrefixTuning): "run 2 times for one input, since layers share weights",
+    ("deepseek_v3", PrefixTuning): "heads and sizes of its keys and values differ",
+    ("t5", LatePromptTuning): "encoder-decoders take no soft tokens at a middle layer",
+    ("longformer", LatePromptTuning): "Sequence length should be multiple of",
+}
+
+
+@pytest.mark.parametrize(("name", "cls"), REFUSED, ids=str)
+def test_a_method_that_cannot_use_a_backbone_says_why(name, cls, tmp_path):
+    spec = BackboneSpec(name=str(save(Architecture(name), tmp_path)))
+    with pytest.raises(UnsupportedBackboneError, match=REFUSED[name, cls]) as refusal:
+        cls(backbone=spec).check_backbone()
+    assert cls.__name__ in str(refusal.value)
+    assert str(tmp_path) in str(refusal.value)
+    PromptTuning(backbone=spec).check_backbone()
+
+
+def test_hybrids_are_refused_since_only_some_layers_attend(tmp_path):
+    spec = BackboneSpec(name=str(save(HYBRID, tmp_path)))
+    with pytest.raises(UnsupportedBackboneError, match="1 self attentions run through .* and it has 2 layers"):
+        PrefixTuning(backbone=spec).check_backbone()
+
+
+def test_a_run_is_refused_in_two_lines_before_its_folder_exists(tmp_path, capsys):
+    folder = save(Architecture("bloom"), tmp_path / "bloom")
+    (tmp_path / "rows.jsonl").write_text('{"text": "a", "label": "positive"}\n' * 4)
+    command = ["fit", "--model=PrefixTuning", f"--backbone.name={folder}", f"--data.train={tmp_path / 'rows.jsonl'}"]
+    assert main([*command, *FIT, f"--run.folder={tmp_path / 'runs'}"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-2].startswith("error: PrefixTuning cannot use backbone")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_copy_has_the_precision_of_the_backbone(tmp_path):
+    spec = BackboneSpec(name=str(save(Architecture("fnet"), tmp_path)), dtype="bfloat16")
+    with pytest.raises(UnsupportedBackboneError, match="Unsupported dtype BFloat16"):
+        PromptTuning(backbone=spec).check_backbone()
+
+
+def test_what_libraries_raise_is_a_reason_and_messages_of_the_package_pass():
+    for error in (NotImplementedError("not yet"), KeyError("full_attention"), AssertionError()):
+        with (
+            pytest.raises(UnsupportedBackboneError, match=f"x: {type(error).__name__}.* Take y"),
+            refusing("x", "Take y"),
+        ):
+            raise error
+    with pytest.raises(ValueError, match="^blocks must add up"), refusing("x", "Take y"):
+        SoftPrompt(blocks=(1,))
+    assert reason_of(ValueError("one\ntwo")) == "one."
