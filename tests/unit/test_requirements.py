@@ -10,7 +10,7 @@ from lightning_softprompt.methods import LatePromptTuning, PrefixTuning, PromptT
 from lightning_softprompt.types import SoftPrompt
 
 FIT = [
-    "--data=ClassificationDataModule", '--data.labels={"negative": "bad", "positive": "good"}',
+    "--model=PrefixTuning", "--data=ClassificationDataModule", '--data.labels={"negative": "bad", "positive": "good"}',
     "--data.template={soft}{text} it is{target}", "--trainer.accelerator=cpu", "--trainer.max_steps=1",
     "--run.wandb=disabled",
 ]  # fmt: skip
@@ -36,15 +36,15 @@ def test_a_method_that_cannot_use_a_backbone_says_why(name, cls, tmp_path):
 
 def test_hybrids_are_refused_since_only_some_layers_attend(tmp_path):
     spec = BackboneSpec(name=str(save(HYBRID, tmp_path)))
-    with pytest.raises(UnsupportedBackboneError, match="1 self attentions run through .* and it has 2 layers"):
+    with pytest.raises(UnsupportedBackboneError, match=r"1 self attentions run through .* and it has 2 layers"):
         PrefixTuning(backbone=spec).check_backbone()
 
 
 def test_a_run_is_refused_in_two_lines_before_its_folder_exists(tmp_path, capsys):
     folder = save(Architecture("bloom"), tmp_path / "bloom")
     (tmp_path / "rows.jsonl").write_text('{"text": "a", "label": "positive"}\n' * 4)
-    command = ["fit", "--model=PrefixTuning", f"--backbone.name={folder}", f"--data.train={tmp_path / 'rows.jsonl'}"]
-    assert main([*command, *FIT, f"--run.folder={tmp_path / 'runs'}"]) == 2
+    own = [f"--backbone.name={folder}", f"--data.train={tmp_path / 'rows.jsonl'}", f"--run.folder={tmp_path / 'runs'}"]
+    assert main(["fit", *FIT, *own]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert lines[-2].startswith("error: PrefixTuning cannot use backbone")
     assert not (tmp_path / "runs").exists()
@@ -63,6 +63,6 @@ def test_what_libraries_raise_is_a_reason_and_messages_of_the_package_pass():
             refusing("x", "Take y"),
         ):
             raise error
-    with pytest.raises(ValueError, match="^blocks must add up"), refusing("x", "Take y"):
+    with pytest.raises(ValueError, match=r"^blocks must add up"), refusing("x", "Take y"):
         SoftPrompt(blocks=(1,))
     assert reason_of(ValueError("one\ntwo")) == "one."
