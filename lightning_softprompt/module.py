@@ -340,18 +340,25 @@ class SoftPromptModule(LightningModule, ABC):
     @final
     def on_validation_epoch_start(self) -> None:
         """Forgets the pass before, which callbacks may have read till now."""
-        self.forget("val", self.current_epoch)
+        self.forget("val", self.current_epoch, drawn_rows(self.trainer.val_dataloaders))
 
     @final
     def on_test_epoch_start(self) -> None:
         """Forgets the pass before, which callbacks may have read till now."""
-        self.forget("test", self.current_epoch)
+        self.forget("test", self.current_epoch, drawn_rows(self.trainer.test_dataloaders))
 
     @final
-    def forget(self, stage: str, epoch: int) -> None:
-        """Begins the metrics of a stage anew."""
+    def forget(self, stage: str, epoch: int, drawn: Sequence[Sequence[int]] | None = None) -> None:
+        """Begins the metrics of a stage anew.
+
+        Args:
+            stage: `val` or `test`.
+            epoch: The epoch.
+            drawn: By task, the rows that are scored; None for all.
+        """
         self.losses[stage].reset()  # type: ignore[operator]
         self._evaluation(stage).begin(stage, epoch)
+        self._evaluation(stage).narrow(drawn)
 
     @final
     def configure_optimizers(self) -> Any:
@@ -411,6 +418,11 @@ def _usual_objective(classes: Classes | None, by_task: Mapping[str, Classes | No
     if by_task is not None:
         return ByTask()
     return LanguageModeling() if classes is None else Classification()
+
+
+def drawn_rows(loader: Any) -> Sequence[Sequence[int]] | None:
+    """By task, the rows that a loader draws for a limited pass; None where it gives all, or is not the project's."""
+    return getattr(getattr(loader, "batch_sampler", None), "drawn", None)
 
 
 def done(trainer: Trainer) -> float:

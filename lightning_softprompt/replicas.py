@@ -26,7 +26,7 @@ from lightning_softprompt.checkpoints.restoring import load_module, load_tensors
 from lightning_softprompt.checkpoints.sizes import limit_build
 from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.evaluation.intervals import student
-from lightning_softprompt.module import Records, SoftPromptModule, done
+from lightning_softprompt.module import Records, SoftPromptModule, done, drawn_rows
 from lightning_softprompt.prompts.init import Init
 from lightning_softprompt.types import Batch
 
@@ -200,10 +200,11 @@ class Replicas(LightningModule):
             cast(Evaluation, self.ensembles[stage]).update(together, batch)
         return records[0]
 
-    def _begin(self, stage: str) -> None:
+    def _begin(self, stage: str, loader: Any) -> None:
         self._training = dict(self._streams)  # what a pass draws leaves no trace in training
+        drawn = drawn_rows(loader)
         for replica in self._each:
-            replica.forget(stage, self.current_epoch)
+            replica.forget(stage, self.current_epoch, drawn)
         if stage in self.ensembles:
             cast(Evaluation, self.ensembles[stage]).reset()
 
@@ -229,11 +230,11 @@ class Replicas(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Forgets the pass before."""
-        self._begin("val")
+        self._begin("val", self.trainer.val_dataloaders)
 
     def on_test_epoch_start(self) -> None:
         """Forgets the pass before."""
-        self._begin("test")
+        self._begin("test", self.trainer.test_dataloaders)
 
     def on_validation_epoch_end(self) -> None:
         """Logs the pass."""

@@ -36,7 +36,7 @@ class BucketBatchSampler(ResumableBatchSampler):
     """Batches of rows of like length. Their order is a function of seed and epoch alone.
 
     Orders: `shuffled` for training, bucketed by length; `longest_first` for evaluation, so that want of memory shows at
-    once; `given` for prediction.
+    once; `given` for prediction. `draw` is for an evaluation of which only the first batches run.
 
     On several ranks, a shuffled order is cut into batches for all ranks together, and each rank takes its share of
     every batch: all make the same number of steps, on rows of like length, and another number of ranks with the same
@@ -87,6 +87,7 @@ class BucketBatchSampler(ResumableBatchSampler):
         self.odds = None if weights is None else _odds(weights, len(self.lengths))
         self.order, self.rank, self.world_size = order, rank, world_size
         self.max_tokens, self.pieces = max_tokens, 0
+        self.first: int | None = None  # batches of this rank whose rows are an even draw; None is for all batches
         if max_tokens is not None:
             if drop_last or weights is not None:
                 raise ValueError("max_tokens goes with neither drop_last nor weights; set batch_size instead")
@@ -128,6 +129,23 @@ class BucketBatchSampler(ResumableBatchSampler):
             return 1
         return self.rows_per_step if drop_last else self.world_size
 
+    @property
+    def most_batches(self) -> int:
+        """Batches of the rank that has most of them."""
+        return self.pieces // self.world_size if self.pieces else math.ceil(self.kept / self.rows_per_step)
+
+    def draw(self, batches: int) -> None:
+        """Makes the first batches of each rank an even draw from all rows, the same in each pass.
+
+        Args:
+            batches: How many of them run.
+        """
+        self.first = batches
+        rows, most = self._sorted()[0], batches * self.rows_per_step
+        if self.pieces:
+            most = sum(map(len, self._cut(rows)[: batches * self.world_size]))
+        self.drawn = [sorted(rows[:most].tolist())]
+
     def __len__(self) -> int:
         if self.pieces:
             return self.pieces // self.world_size
@@ -144,8 +162,25 @@ class BucketBatchSampler(ResumableBatchSampler):
             yield share[turn * size : (turn + 1) * size].tolist()
 
     def _sorted(self) -> tuple[Indices, Indices]:
+        turns = np.arange(len(self))
+        if self.first is not None:
+            return self._evenly(self.first * self.world_size), turns
         keys = -self.lengths if self.order == "longest_first" else np.zeros_like(self.lengths)
-        return np.argsort(keys, kind="stable"), np.arange(len(self))
+        return np.argsort(keys, kind="stable"), turns
+
+    def _evenly(self, batches: int) -> Indices:
+        """All rows. First come those of an even draw for so many batches of all ranks, the longest first.
+
+        Rows are drawn at equal distances from all rows in the order of their lengths. Rows of the same length are
+        shuffled, so that no pattern of the file meets the distance.
+        """
+        count = len(self.lengths)
+        most = count * batches // self.pieces if self.pieces else batches * self.rows_per_rank
+        mixed = np.random.default_rng(self.seed).permutation(count)
+        by_length = mixed[np.argsort(-self.lengths[mixed], kind="stable")]
+        places = (2 * np.arange(min(most, count)) + 1) * count // (2 * max(1, min(most, count)))
+        drawn = by_length[places]
+        return np.concatenate([drawn, mixed[~np.isin(mixed, drawn)]])
 
     def _shuffled(self) -> tuple[Indices, Indices]:
         """Rows in the order in which batches are cut from them, and whose turn it is.
@@ -154,7 +189,7 @@ class BucketBatchSampler(ResumableBatchSampler):
         their lengths, nor the other batches on how many are dropped.
         """
         count, step = len(self.lengths), self.rows_per_step
-        draw = np.random.default_rng((self.seed, self.epoch))
+        draw = np.random.default_rng((self.seed, self.drawn_epoch))
         rows = draw.permutation(count) if self.odds is None else draw.choice(count, count, p=self.odds)
         full = count if self.pieces else count - count % step
         for begin in range(0, full, WINDOW * step):

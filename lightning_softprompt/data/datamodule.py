@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, final
+from typing import Any, ClassVar, Literal, Protocol, Self, cast, final
 
 import numpy as np
 from lightning import LightningDataModule
@@ -67,6 +67,33 @@ class Prepared:
     def lengths(self) -> list[int]:
         """Tokens of each row, input and target."""
         return [len(row.ids) + len(row.targets) for row in self.encoded]
+
+
+class Drawing(Protocol):
+    """Batches of which the first can be made an even draw."""
+
+    drawn: list[list[int]] | None
+
+    @property
+    def most_batches(self) -> int: ...
+    def draw(self, batches: int) -> None: ...
+
+
+def batches_of(limit: float, count: int) -> int:
+    """How many of the batches run under one of the Trainer's limits: a number of batches, or a share of them.
+
+    >>> batches_of(3, 10), batches_of(0.5, 10), batches_of(20, 10)
+    (3, 5, 10)
+    """
+    return min(limit, count) if isinstance(limit, int) else int(limit * count)
+
+
+def drawn_of(name: str, option: str, limit: float, drawn: Sequence[Sequence[int]], count: int) -> str:
+    """The line that says which rows a limited pass scores."""
+    rows = sum(map(len, drawn))
+    empty = [str(task) for task, own in enumerate(drawn) if not own]
+    without = f"; it leaves the tasks number {', '.join(empty)} without rows" if empty else ""
+    return f"{option}={limit}: {name} scores {rows} of {count} rows, an even draw, the same in each pass{without}"
 
 
 @dataclass(frozen=True)
@@ -427,23 +454,49 @@ class SoftPromptDataModule(LightningDataModule, ABC):
 
     @final
     def train_dataloader(self) -> ResumableLoader:
-        """Batches of rows of like length, in an order that the seed and the epoch decide."""
-        return self._loader("train", "shuffled")
+        """Batches of rows of like length, in an order that the seed and the epoch decide.
+
+        With `overfit_batches`, each epoch has the batches of the first one.
+        """
+        loader = self._loader("train", "shuffled")
+        loader.batch_sampler.repeats = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
+        if loader.batch_sampler.repeats:
+            self._announce("overfit_batches: each epoch trains on the batches of the first one")
+        return loader
 
     @final
     def val_dataloader(self) -> ResumableLoader:
-        """Each validation row once."""
-        return self._loader("validation", "longest_first")
+        """Each validation row once; with `limit_val_batches`, an even draw of them."""
+        return self._evaluated("validation", "limit_val_batches")
 
     @final
     def test_dataloader(self) -> ResumableLoader:
-        """Each test row once."""
-        return self._loader("test", "longest_first")
+        """Each test row once; with `limit_test_batches`, an even draw of them."""
+        return self._evaluated("test", "limit_test_batches")
+
+    def _evaluated(self, name: Split, option: str) -> ResumableLoader:
+        """The rows that a pass scores, the longest first."""
+        loader = self._loader(name, "longest_first")
+        sampler = cast(Drawing, loader.batch_sampler)
+        limit = 1.0 if self.trainer is None else getattr(self.trainer, option)
+        batches = batches_of(limit, sampler.most_batches)
+        if 0 < batches < sampler.most_batches:
+            sampler.draw(batches)
+            self._announce(drawn_of(name, option, limit, sampler.drawn or [], len(self.split(name))))
+        return loader
+
+    def _announce(self, line: str) -> None:
+        if self.ranks[0] == 0:
+            log.info(line)
 
     @final
     def predict_dataloader(self) -> ResumableLoader:
-        """Each row once, in the order of the file."""
-        return self._loader("predict", "given")
+        """Each row once, in the order of the file; with `limit_predict_batches`, the first rows."""
+        loader = self._loader("predict", "given")
+        limit = 1.0 if self.trainer is None else self.trainer.limit_predict_batches
+        if batches_of(limit, len(loader)) < len(loader):
+            self._announce(f"limit_predict_batches={limit}: only the first rows of the source are predicted")
+        return loader
 
     def _loader(self, name: Split, order: Order) -> ResumableLoader:
         sampler = self.sampler(name, order, self.ranks)

@@ -153,17 +153,41 @@ class MixedBatchSampler(ResumableBatchSampler):
         self.counts = [len(sampler) for sampler in samplers] if counts is None else list(counts)
         self.offsets = list(accumulate((len(sampler.lengths) for sampler in samplers), initial=0))
         self._own: dict[int, tuple[int, list[list[int]]]] = {}  # by task, its epoch and the batches of that
+        self.first = [0] * len(self.counts)  # batches of each task that come before all others
 
     def __len__(self) -> int:
         return sum(self.counts)
 
+    @property
+    def most_batches(self) -> int:
+        """Batches of the rank that has most of them."""
+        return sum(sampler.most_batches for sampler in self.samplers)
+
+    def draw(self, batches: int) -> None:
+        """Makes the first batches of a pass an even draw from each task.
+
+        A task has as large a share of the batches as of all batches, and at least one; of more tasks than batches, the
+        last ones have none.
+        """
+        counts = [sampler.most_batches for sampler in self.samplers]
+        shared = min(batches, len(counts))
+        first = quotas(min(batches, sum(counts[:shared])), counts[:shared])
+        self.first = [*first, *[0] * (len(counts) - shared)]
+        for sampler, share in zip(self.samplers, self.first, strict=True):
+            sampler.draw(share)
+        self.drawn = [rows for sampler in self.samplers for rows in sampler.drawn or ()]
+
     def _turns(self) -> Indices:
         """[batches] whose turn it is."""
-        turns = np.repeat(np.arange(len(self.counts)), self.counts)
-        return np.random.default_rng((self.seed, self.epoch)).permutation(turns) if self.shuffled else turns
+        tasks = np.arange(len(self.counts))
+        if self.shuffled:
+            turns = np.repeat(tasks, self.counts)
+            return np.random.default_rng((self.seed, self.drawn_epoch)).permutation(turns)
+        first = np.minimum(self.first, self.counts)
+        return np.concatenate([np.repeat(tasks, first), np.repeat(tasks, self.counts - first)])
 
     def _batches(self, start: int) -> Iterator[list[int]]:
-        places = [self.epoch * count for count in self.counts]
+        places = [self.drawn_epoch * count for count in self.counts]
         for number, task in enumerate(self._turns().tolist()):
             place = places[task]
             places[task] += 1

@@ -19,6 +19,8 @@ class ResumableBatchSampler(Sampler[list[int]], ABC):
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self.epoch, self.done, self._start = 0, 0, 0
+        self.repeats = False  # whether each epoch has the batches of the first one
+        self.drawn: list[list[int]] | None = None  # by task, the rows of a pass of which only some batches run
 
     @abstractmethod
     def __len__(self) -> int:
@@ -32,6 +34,18 @@ class ResumableBatchSampler(Sampler[list[int]], ABC):
     @abstractmethod
     def _identity(self) -> dict[str, Any]:
         """What must be the same for the order to go on."""
+
+    @final
+    @property
+    def drawn_epoch(self) -> int:
+        """The epoch whose order is used."""
+        return 0 if self.repeats else self.epoch
+
+    @final
+    @property
+    def _order(self) -> dict[str, Any]:
+        """The identity, and whether each epoch is the first one again; checkpoints without that do not repeat it."""
+        return {**self._identity, "repeats the first epoch": True} if self.repeats else self._identity
 
     def __iter__(self) -> Iterator[list[int]]:
         self.done = self._start
@@ -66,7 +80,7 @@ class ResumableBatchSampler(Sampler[list[int]], ABC):
     def state_dict(self) -> dict[str, Any]:
         """The epoch, and how many of its batches were handed out. The end of an epoch is the start of the next."""
         over = self.done >= len(self)
-        return {"epoch": self.epoch + over, "done": 0 if over else self.done, **self._identity}
+        return {"epoch": self.epoch + over, "done": 0 if over else self.done, **self._order}
 
     @final
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -75,7 +89,7 @@ class ResumableBatchSampler(Sampler[list[int]], ABC):
         Raises:
             ValueError: If the saved order was another.
         """
-        changed = {name: value for name, value in self._identity.items() if state.get(name) != value}
+        changed = {name: value for name, value in self._order.items() if state.get(name) != value}
         if changed:
             differences = ", ".join(
                 f"{name} was {state.get(name)!r} and is {value!r}" for name, value in changed.items()

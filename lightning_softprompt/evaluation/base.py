@@ -51,6 +51,13 @@ class Evaluation(nn.Module, ABC):
         self.stage = stage
         self.reset()
 
+    def narrow(self, drawn: Sequence[Sequence[int]] | None) -> None:
+        """A pass scores these rows alone, by task; None is for all rows. An evaluation that samples rows does so here.
+
+        Args:
+            drawn: The numbers of the rows of each task, in order.
+        """
+
     def figures(self) -> dict[str, Figure]:
         """Plots of the pass by name."""
         return {}

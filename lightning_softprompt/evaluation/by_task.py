@@ -96,6 +96,11 @@ class EvaluationByTask(Evaluation):
         for name in self.names:
             self._of(name).begin(stage, epoch)
 
+    def narrow(self, drawn: Sequence[Sequence[int]] | None) -> None:
+        """A pass scores some rows alone."""
+        for number, name in enumerate(self.names):
+            self._of(name).narrow(None if drawn is None else [drawn[number]])
+
     def figures(self) -> dict[str, Figure]:
         """Those of each task."""
         return {f"{name}_{kind}": figure for name in self.names for kind, figure in self._of(name).figures().items()}

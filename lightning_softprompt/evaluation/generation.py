@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import TYPE_CHECKING, Any, Literal, final
 
 import torch
@@ -44,7 +44,8 @@ class GenerationEvaluation(Evaluation):
         metrics: By name: rouge1 to rouge9, rougeL, bertscore, bleu, chrf, nist.
         lead: Sentences of the source that make the lead, the baseline of summaries of news; 0 for none.
         every: Validations generate in the first epoch, and in each so many epochs after it.
-        sample: Validations generate for rows with a number below this; None for all, as in tests and predictions.
+        sample: Validations generate for so many rows, the first of those that are scored; None for all, as in tests and
+            predictions.
         minutes: What generating may take in a validation, in each process; rows that are then left, of which the
             longest came first, are left out. None for as long as it takes.
         stem: Whether ROUGE compares Porter's stems, as published numbers mostly do.
@@ -91,12 +92,18 @@ class GenerationEvaluation(Evaluation):
         self.rows, self.leads = TextRows(self.scoring.columns), TextRows(self.scoring.columns)
         self._measured: dict[tuple[str, ...], Measures] = {}  # of leads, which are the same in each epoch
         self.stage, self.generates, self.spent = "test", True, 0.0
+        self.sampled: Container[int] | None = None if sample is None else range(sample)  # rows that validations answer
 
     def begin(self, stage: str, epoch: int) -> None:
         """A pass begins; only validations leave rows out."""
         self.reset()
         self.stage, self.spent = stage, 0.0
         self.generates = stage != "val" or epoch % self.every == 0
+
+    def narrow(self, drawn: Sequence[Sequence[int]] | None) -> None:
+        """A pass scores some rows alone; the sample is of these."""
+        if self.sample is not None:
+            self.sampled = range(self.sample) if drawn is None else frozenset(drawn[0][: self.sample])
 
     def reset(self) -> None:
         """Forgets the pass."""
@@ -138,7 +145,7 @@ class GenerationEvaluation(Evaluation):
             return list(range(len(batch)))
         if not self.generates or (self.minutes is not None and self.spent >= 60 * self.minutes):
             return []
-        return [b for b, row in enumerate(batch.numbers) if self.sample is None or row < self.sample]
+        return [b for b, row in enumerate(batch.numbers) if self.sampled is None or row in self.sampled]
 
     def _scored(self, lm: PromptedLM, batch: Batch) -> Records:
         examples, device = examples_of(batch), lm.backbone.word_embeddings.device

@@ -133,6 +133,45 @@ def test_longest_first_begins_with_the_longest_and_given_keeps_the_order():
     assert flat(BucketBatchSampler(LENGTHS, 4, order="given")) == list(range(103))
 
 
+@pytest.mark.parametrize("batches", [1, 2, 5])
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("kind", [{"batch_size": 4}, {"max_tokens": 60}])
+def test_a_limited_evaluation_scores_rows_of_all_lengths_the_same_in_each_pass(batches, world_size, kind):
+    lengths = [20 if row % 2 else 2 for row in range(80)]  # as with a file whose rows alternate
+
+    def drawn():
+        ranks = [
+            BucketBatchSampler(lengths, order="longest_first", rank=rank, world_size=world_size, **kind)
+            for rank in range(world_size)
+        ]
+        for sampler in ranks:
+            sampler.draw(batches)
+        return ranks, [list(sampler)[:batches] for sampler in ranks]
+
+    ranks, passes = drawn()
+    rows = flat(flat(passes))
+    assert rows == flat(flat(drawn()[1]))
+    assert sorted(rows) == ranks[0].drawn[0] == ranks[-1].drawn[0]
+    tokens = Counter(lengths[row] for row in rows)
+    assert abs(tokens[20] - tokens[2]) <= (1 if "batch_size" in kind else 4 + len(rows) // 4)
+    assert sorted(flat(list(ranks[0]) + (list(ranks[1]) if world_size == 2 else []))) == list(range(80))
+
+
+def test_a_limited_evaluation_of_rows_of_one_length_follows_no_pattern_of_the_file():
+    sampler = BucketBatchSampler([5] * 60, 10, order="longest_first")
+    sampler.draw(2)
+    assert {row % 3 for row in sampler.drawn[0]} == {0, 1, 2}
+
+
+def test_an_order_that_repeats_has_the_first_epoch_each_time_and_goes_on_only_as_such():
+    sampler, plain = shuffled(), shuffled()
+    sampler.repeats = True
+    assert epoch_of(sampler, 3) == epoch_of(plain, 0) != epoch_of(plain, 3)
+    assert sampler.state_dict()["epoch"] == 3 + 1 - (sampler.done < len(sampler))
+    with pytest.raises(ValueError, match="repeats the first epoch"):
+        sampler.load_state_dict(plain.state_dict())
+
+
 def test_drop_last_leaves_full_batches_and_drops_others_each_epoch():
     sampler = shuffled(drop_last=True)
     dropped = []

@@ -188,6 +188,14 @@ def test_validations_leave_rows_out_and_tests_none(backbone, examples, said):
     assert [record["prediction"] for record in evaluation.predict(lm, batches[0])] == [said[i] for i in (8, 1, 5, 0)]
 
 
+def test_a_limited_validation_generates_for_the_first_of_its_own_rows(backbone, examples, said):
+    lm, batches = Says(backbone, said), batches_of(backbone.codec, examples, numbers=[8, 5, 7, 3])
+    evaluation = GenerationEvaluation(metrics=["rouge1"], sample=2)
+    evaluation.narrow([[3, 5, 7, 8]])
+    assert passed(evaluation, lm, batches, "val")[0]["generated"] == 2
+    assert lm.asked == [[5, 3]]
+
+
 def test_a_budget_ends_a_validation(backbone, examples, said, monkeypatch):
     evaluation = GenerationEvaluation(metrics=["rouge1"], minutes=1.0)
     batches = batches_of(backbone.codec, examples, 2)

@@ -1,6 +1,7 @@
 """How often each task comes up, and that the order of batches can be gone on with."""
 
 from collections import Counter
+from itertools import accumulate
 
 import numpy as np
 import pytest
@@ -148,3 +149,15 @@ def test_without_counts_each_task_has_all_it_has_task_after_task():
     batches = list(MixedBatchSampler(own))
     assert sorted(row for batch in batches for row in batch) == list(range(70))
     assert [task_of(batch[0]) for batch in batches] == [0] * 6 + [1] * 2 + [2] * 10
+
+
+@pytest.mark.parametrize(("batches", "turns"), [(4, [0, 1, 2, 2]), (2, [0, 1])])
+def test_a_limited_evaluation_scores_rows_of_each_task_while_there_are_as_many_batches(batches, turns):
+    own = [BucketBatchSampler(lengths, 4, order="longest_first") for lengths in LENGTHS]
+    sampler = MixedBatchSampler(own)
+    sampler.draw(batches)
+    passed = list(sampler)[:batches]
+    assert [task_of(batch[0]) for batch in passed] == turns
+    offsets = [0, *accumulate(map(len, LENGTHS))]
+    rows = sorted(offsets[task] + row for task, drawn in enumerate(sampler.drawn) for row in drawn)
+    assert sorted(row for batch in passed for row in batch) == rows
