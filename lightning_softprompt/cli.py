@@ -205,8 +205,8 @@ class SoftPromptCLI(LightningCLI):
         if replicas.count > 1:
             self.model = Replicas(self.model, replicas)
         if self._given.trainer.fast_dev_run:
-            start = [] if self._given.init_from is None else [WarmStart(Path(self._given.init_from))]
-            return super().instantiate_trainer(callbacks=start, **kwargs)
+            warm = [] if self._given.init_from is None else [WarmStart(Path(self._given.init_from))]
+            return super().instantiate_trainer(callbacks=warm, **kwargs)
         config, made = self._given, self.config_init[self.subcommand]
         trainer, given = made.trainer, _listed(made.trainer.callbacks)
         parser = self._parser(self.subcommand)
@@ -221,13 +221,14 @@ class SoftPromptCLI(LightningCLI):
         )
         kept = config.clone()  # how this run started is not how another from its config does
         kept.ckpt_path = kept.init_from = kept.run.name = kept.run.accept_changes = None
-        parser.save(kept, self.session.folder / "config.yaml", skip_none=False, overwrite=True, multifile=False)
+        save = partial(parser.save, kept, skip_none=False, overwrite=True, multifile=False)
         if self.session.prints:
             kwargs["enable_progress_bar"] = False  # standard output is for the predictions
         elif trainer.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in given):
             given.append(RichProgressBar())
-        callbacks = [*given, *self.session.callbacks(config.init_from, config.get("ckpt_path"), dumped)]
-        loggers = [*_listed(trainer.logger), *self.session.loggers(dumped)]
+        start = self.session.starting(save, dumped)
+        callbacks = [start, *given, *self.session.callbacks(config.init_from, config.get("ckpt_path"), dumped)]
+        loggers = [*_listed(trainer.logger), *self.session.loggers]
         trainer_made = super().instantiate_trainer(callbacks=callbacks, logger=loggers, **kwargs)
         refuse_others(trainer_made.strategy)
         if type(trainer_made.strategy.checkpoint_io) is TorchCheckpointIO:  # none was asked for

@@ -85,29 +85,24 @@ class RunSpec:
         """Where the runs of the experiment are."""
         return Path(self.folder, self.experiment)
 
-    def make_folder(self, same: Path | None = None, training: bool = False, resumed: Path | None = None) -> Path:
-        """The folder of the run, the same one in all its processes; a new one unless it has a name.
+    def name_folder(self, same: Path | None = None, training: bool = False, resumed: Path | None = None) -> Path:
+        """The folder of the run, the same in all its processes; a new one unless it has a name. It is not made yet.
 
         Args:
-            same: That of a run which is resumed in its own folder; none is made.
+            same: The folder of a run that is resumed in its own folder.
             training: Whether a run is trained there, and not only tested.
             resumed: The checkpoint that it is resumed from, if any.
 
         Raises:
-            ValueError: If another run was trained there, or writes there now.
+            ValueError: If another run was trained there.
         """
         if same is not None:
             _set_folder(same.absolute())
         elif not _is_inherited():
             _set_folder((self.experiment_folder / (self.name or new_name())).absolute())
         path = last_folder()
-        first = not _get_rank()
-        if first and training and same is None:
+        if training and same is None and not _get_rank():
             refuse_used(path, resumed)
-        path.mkdir(parents=True, exist_ok=True)
-        keep(path)
-        if first and training:
-            note_start(path)
         return path
 
     def last_checkpoint(self) -> Path | None:
@@ -137,6 +132,18 @@ def _is_inherited() -> bool:
     """Whether the process that started this one has chosen the folder; an earlier run of this process is another."""
     started = "LOCAL_RANK" in os.environ and FOLDER_VARIABLE in os.environ
     return started and os.environ.get(PROCESS_VARIABLE) != str(os.getpid())
+
+
+def make_folder(folder: Path, training: bool = False) -> None:
+    """Makes a run's folder and takes it for this process.
+
+    Raises:
+        ValueError: If another run writes there now.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    keep(folder)
+    if training and not _get_rank():
+        note_start(folder)
 
 
 def keep(folder: Path) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from functools import cached_property
+from collections.abc import Callable
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 from lightning.pytorch import Callback
-from lightning.pytorch.loggers import Logger
 
 from lightning_softprompt import __version__
 from lightning_softprompt.callbacks.best_checkpoint import BestCheckpoint
@@ -25,13 +25,14 @@ from lightning_softprompt.callbacks.prompt_watch import PromptWatch
 from lightning_softprompt.callbacks.resume import RngState
 from lightning_softprompt.callbacks.run_files import RunFiles
 from lightning_softprompt.callbacks.run_settings import RunSettings
+from lightning_softprompt.callbacks.run_start import RunStart
 from lightning_softprompt.callbacks.throughput import Throughput
 from lightning_softprompt.callbacks.warm_start import WarmStart
 from lightning_softprompt.checkpoints.files import apart, read_prompt, write_prompt
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.module import SoftPromptModule
 from lightning_softprompt.replicas import Replicas
-from lightning_softprompt.run import RunSpec
+from lightning_softprompt.run import RunSpec, make_folder
 
 log = logging.getLogger(__name__)
 PREDICTIONS = "predictions.jsonl"
@@ -48,8 +49,12 @@ class Session:
         module: The method, or several of it.
         data: The data module.
         settings: Keeps and compares the settings of the run.
-        folder: That of the run which is resumed in its own folder; None makes a new one.
+        folder: The folder of a run that is resumed in its own folder; None makes a new one.
         resumed: The checkpoint that a run is resumed from, if any.
+
+    Attributes:
+        folder: Where the run leaves its files. It is made when the run begins.
+        has_folder: Whether there are such files: predictions that go elsewhere are all that their run leaves.
     """
 
     def __init__(
@@ -64,20 +69,36 @@ class Session:
     ) -> None:
         self.settings, self.resumed = settings, resumed
         self.run, self.command, self.module, self.data = run, command, module, data
-        self.folder = run.make_folder(folder, command == "fit", resumed)
+        self.folder = run.name_folder(folder, command == "fit", resumed)
         metric, self.mode = data.evaluation.monitor
         self.monitor = f"val/{metric}"
         self.prints = run.predictions == "-" or (run.predictions is None and data.sources["predict"] == "-")
-        log.info("run folder: %s", self.folder)
-
-    def loggers(self, config: str) -> list[Logger]:
-        """The run's loggers, which are told its config."""
+        self.has_folder = command != "predict" or not (self.prints or run.predictions)
         summary: Summary = ((self.monitor, self.mode), ("val/loss", "min"))
-        mode = self.run.wandb if self.command == "fit" else "disabled"
-        loggers = make_loggers(self.folder, self.folder.name, self.run.project, mode, summary)
-        for logger in loggers:
+        wandb = run.wandb if command == "fit" else "disabled"
+        made = make_loggers(self.folder, self.folder.name, run.project, wandb, summary) if self.has_folder else []
+        self.loggers = made
+
+    def starting(self, save_config: Callable[[Path], None], config: str) -> RunStart:
+        """The callback that begins the run; until then nothing is written and W&B hears nothing.
+
+        Args:
+            save_config: Writes the config of the run to a file.
+            config: The config that loggers are given.
+        """
+        for logger in self.loggers:
+            logger.held = True
+        return RunStart(partial(self._begin, save_config, config))
+
+    def _begin(self, save_config: Callable[[Path], None], config: str) -> None:
+        if not self.has_folder:
+            return
+        make_folder(self.folder, self.command == "fit")
+        log.info("run folder: %s", self.folder)
+        save_config(self.folder / "config.yaml")
+        for logger in self.loggers:
+            logger.held = False
             logger.log_hyperparams(yaml.safe_load(config))
-        return loggers
 
     def callbacks(self, init_from: str | None, ckpt_path: str | None, config: str) -> list[Callback]:
         """The callbacks of the command, of which some are told its config."""

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_softprompt.commands.reach import wandb as wandb_host
@@ -36,7 +37,7 @@ def make_loggers(
     project: str,
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto",
     summary: Summary = (("val/loss", "min"),),
-) -> list[Logger]:
+) -> list[MetricsFile | WandbRun]:
     """The loggers of a run. They open their files when the first value comes, not before.
 
     Args:
@@ -85,11 +86,14 @@ class MetricsFile(CSVLogger):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, name="", version="")
+        self.held = False  # whether nothing is written yet
 
     @property
     @rank_zero_experiment
     def experiment(self) -> ExperimentWriter:
         """What writes the file."""
+        if self.held:
+            return cast("ExperimentWriter", DummyLogger().experiment)
         if self._experiment is None:
             self._experiment = _Appending(self.save_dir)
         return cast("ExperimentWriter", self._experiment)
@@ -153,11 +157,14 @@ class WandbRun(WandbLogger):
         self._mode = mode
         self._summary = summary
         self._lost = False  # whether W&B takes nothing more
+        self.held = False  # whether the run does not start yet
 
     @property
     @rank_zero_experiment
     def experiment(self) -> Run:
         """The run, started when it is first asked for."""
+        if self.held:
+            return cast("Run", DummyLogger().experiment)
         if self._experiment is None:
             self._experiment = run = self._start()
             self._define_metrics(run)

@@ -75,8 +75,11 @@ class Drawing(Protocol):
     drawn: list[list[int]] | None
 
     @property
-    def most_batches(self) -> int: ...
-    def draw(self, batches: int) -> None: ...
+    def most_batches(self) -> int:
+        """Batches of the process that has most of them."""
+
+    def draw(self, batches: int) -> None:
+        """Makes so many batches, the first, an even draw."""
 
 
 def batches_of(limit: float, count: int) -> int:

@@ -183,8 +183,9 @@ class MixedBatchSampler(ResumableBatchSampler):
         if self.shuffled:
             turns = np.repeat(tasks, self.counts)
             return np.random.default_rng((self.seed, self.drawn_epoch)).permutation(turns)
-        first = np.minimum(self.first, self.counts)
-        return np.concatenate([np.repeat(tasks, first), np.repeat(tasks, self.counts - first)])
+        counts = np.array(self.counts, dtype=np.int64)
+        first = np.minimum(np.array(self.first, dtype=np.int64), counts)
+        return np.concatenate([np.repeat(tasks, first), np.repeat(tasks, counts - first)])
 
     def _batches(self, start: int) -> Iterator[list[int]]:
         places = [self.drawn_epoch * count for count in self.counts]

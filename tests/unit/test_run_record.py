@@ -100,7 +100,7 @@ def test_two_runs_of_one_process_have_a_folder_each(tmp_path, monkeypatch, envir
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     spec = RunSpec(folder=str(tmp_path))
-    first, second = spec.make_folder(training=True), spec.make_folder(training=True)
+    first, second = spec.name_folder(training=True), spec.name_folder(training=True)
     assert first != second
 
 
@@ -108,7 +108,7 @@ def test_a_process_that_another_one_started_takes_its_folder(tmp_path, monkeypat
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("SOFTPROMPT_RUN_FOLDER", str(tmp_path / "given"))
     monkeypatch.setenv("SOFTPROMPT_RUN_PROCESS", "1")
-    assert RunSpec(folder=str(tmp_path)).make_folder(training=True) == tmp_path / "given"
+    assert RunSpec(folder=str(tmp_path)).name_folder(training=True) == tmp_path / "given"
 
 
 def test_names_of_a_jobs_runs_differ(monkeypatch):
