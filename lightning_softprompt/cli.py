@@ -62,11 +62,13 @@ from lightning_softprompt.checkpoints.whole import WholeCheckpoints
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.data.saved_classes import fill_classes, lacks_classes
 from lightning_softprompt.module import SoftPromptModule
+from lightning_softprompt.monitors import refuse_monitor, refuse_monitors, validation_metrics, watched
 from lightning_softprompt.parser import Parser
 from lightning_softprompt.plain_yaml import read_yaml
 from lightning_softprompt.printable import PrintableFormatter, one_line
 from lightning_softprompt.replicas import Replicas, ReplicaSpec
 from lightning_softprompt.run import RunSpec
+from lightning_softprompt.run_checks import refuse_callbacks, refuse_options
 from lightning_softprompt.run_settings import CommandSettings
 from lightning_softprompt.session import Session
 from lightning_softprompt.strategy import refuse_others
@@ -75,6 +77,7 @@ from lightning_softprompt.trust import trusted_modules, trusting
 log = logging.getLogger(__name__)
 Refuses = Callable[[Mapping[str, Any]], None]
 TELLS_USERS = (str(Path(__file__).parent), str(Path(lightning.__file__).parent))  # whose errors are meant for users
+FOR_USERS = (ValueError, RuntimeError, MisconfigurationException)
 TRACEBACK_VARIABLE = "SOFTPROMPT_TRACEBACK"
 NOISE = (
     ".*in eval mode.*",  # the frozen backbone always is
@@ -83,7 +86,15 @@ NOISE = (
     ".*It is recommended to use `self.log.*sync_dist=True.*",  # metrics synchronise themselves
     ".*Consider setting `persistent_workers.*",
 )
-CHATTER = ("GPU available", "TPU available", "💡", "`weights_only` was not set", "You are using")
+CHATTER = (
+    "`Trainer(limit_",  # the data module says what is scored
+    "Loading `train_dataloader` to estimate",
+    "GPU available",
+    "TPU available",
+    "💡",
+    "`weights_only` was not set",
+    "You are using",
+)
 LAUNCHED = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what Lightning's launcher sets
 TRAINER_DEFAULTS = {
     "logger": False,  # the run's own loggers are added
@@ -196,6 +207,22 @@ class SoftPromptCLI(LightningCLI):
     def _given(self) -> Namespace:
         return self.config[self.subcommand]  # type: ignore[no-any-return]
 
+    def _refuse_what_cannot_run(self) -> None:
+        """Refuses options of Trainer, callbacks, optimizer and schedule before a run is made."""
+        made = self.config_init[self.subcommand]
+        callbacks = _listed(made.trainer.callbacks)
+        refuse_options(str(self.subcommand), made.trainer.as_dict())
+        refuse_callbacks(callbacks)
+        if self.subcommand != "fit":
+            return
+        names = self.model.names if isinstance(self.model, Replicas) else ()
+        known = validation_metrics(self.datamodule.evaluation, names)
+        refuse_monitors(callbacks, known)
+        if (plateau := self.model.try_options()) is not None:
+            refuse_monitor("--model.scheduler.monitor", plateau, known)
+        if made.run.monitor is not None:
+            refuse_monitor("--run.monitor", watched(made.run, self.datamodule.evaluation)[0], known)
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A Trainer with the run's loggers and callbacks beside those of the config."""
         if self.subcommand is None:
@@ -204,6 +231,7 @@ class SoftPromptCLI(LightningCLI):
         replicas = replica_spec(self.config_init[self.subcommand].replicas)
         if replicas.count > 1:
             self.model = Replicas(self.model, replicas)
+        self._refuse_what_cannot_run()
         if self._given.trainer.fast_dev_run:
             warm = [] if self._given.init_from is None else [WarmStart(Path(self._given.init_from))]
             return super().instantiate_trainer(callbacks=warm, **kwargs)
@@ -410,19 +438,12 @@ def main(argv: Sequence[str]) -> int:
             make_cli(with_run_config(argv))
     except ReaderGoneError:
         return 0
-    except (ValueError, OSError, ImportError, MisconfigurationException) as error:
-        told = error if not isinstance(error, ValueError) else next((e for e in _chain(error) if _ours(e)), None)
-        if os.environ.get(TRACEBACK_VARIABLE) or told is None:
+    except Exception as error:  # libraries raise errors of all kinds for the value of an option
+        if os.environ.get(TRACEBACK_VARIABLE):
             raise
-        reason = one_line(told)
-        sys.stderr.write(f"error: {reason}\nto see where: {TRACEBACK_VARIABLE}=1\n")
-        return 2
-    except RuntimeError as error:
-        lost = lost_connection(error)
-        if os.environ.get(TRACEBACK_VARIABLE) or lost is None:
-            raise
-        sys.stderr.write(f"error: {lost}\nto see where: {TRACEBACK_VARIABLE}=1\n")
-        return LOST
+        lost = lost_connection(error) if isinstance(error, RuntimeError) else None
+        sys.stderr.write(f"error: {lost or _reason(error)}\nto see where: {TRACEBACK_VARIABLE}=1\n")
+        return 2 if lost is None else LOST
     return 0
 
 
@@ -444,6 +465,16 @@ def command_line(argv: Sequence[str]) -> Iterator[None]:
         for name, value in variables.items():
             os.environ.pop(name, None)
             os.environ.update({} if value is None else {name: value})
+
+
+def _reason(error: Exception) -> str:
+    """What a user reads of an error, in one line: a message for users, else what happened and where."""
+    ours = next((e for e in _chain(error) if isinstance(e, FOR_USERS) and _ours(e)), None)
+    if ours is not None or isinstance(error, (OSError, ImportError, MisconfigurationException)):
+        return one_line(ours or error)
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    place = last.filename.rpartition("site-packages/")[2]
+    return f"{type(error).__name__} at {place}:{last.lineno}: {one_line(error)}"
 
 
 def quiet() -> None:

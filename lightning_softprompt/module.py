@@ -38,6 +38,14 @@ from lightning_softprompt.objectives.by_task import ByTask
 from lightning_softprompt.objectives.classification import Classification
 from lightning_softprompt.objectives.language_modeling import LanguageModeling
 from lightning_softprompt.objectives.penalties import Penalty
+from lightning_softprompt.optimizers import (
+    advance,
+    lower_on_plateau,
+    make_optimizer,
+    steps_of,
+    try_options,
+    with_schedule,
+)
 from lightning_softprompt.prompts.dropout import dropped_out
 from lightning_softprompt.readouts.base import Readout
 from lightning_softprompt.readouts.by_task import ReadoutByTask
@@ -61,7 +69,8 @@ class SoftPromptModule(LightningModule, ABC):
         readout: How class scores are read off the backbone.
         classes: How classes are spoken; the data module gives it.
         optimizer: Makes the optimizer; None takes AdamW without weight decay, at the method's own learning rate.
-        scheduler: Makes the learning-rate schedule, advanced once a step; None keeps the rate constant.
+        scheduler: Makes the learning-rate schedule, advanced once a step, and ReduceLROnPlateau with each validation;
+            None keeps the rate constant.
         penalty_weights: How much of each penalty that the method reports is added to the loss.
         penalties: Further terms of the loss, on soft tokens of any method.
         prompt_dropout: Share of the prompt's numbers that is dropped in training, drawn once a step for all rows.
@@ -90,6 +99,8 @@ class SoftPromptModule(LightningModule, ABC):
         classes_by_task: Mapping[str, Classes | None] | None = None,
     ) -> None:
         super().__init__()
+        if not 0 <= prompt_dropout < 1:
+            raise ValueError(f"prompt_dropout must be from 0 to below 1, got {prompt_dropout}")
         keep_hyperparameters(self, currentframe(), leave_out=["evaluation"])
         self.spec = backbone or BackboneSpec()
         self.backbone: Backbone | None = None
@@ -306,7 +317,9 @@ class SoftPromptModule(LightningModule, ABC):
     @final
     def on_validation_epoch_end(self) -> None:
         """Logs the pass."""
-        self.log_dict(self.metrics("val"), rank_zero_only=False)
+        metrics = self.metrics("val")
+        self.log_dict(metrics, rank_zero_only=False)
+        lower_on_plateau(self.trainer, metrics)
 
     @final
     def on_test_epoch_end(self) -> None:
@@ -392,12 +405,26 @@ class SoftPromptModule(LightningModule, ABC):
             groups: Of parameters.
             after: What follows each step of the optimizer.
         """
-        optimizer = self._make_optimizer(groups)
+        optimizer = make_optimizer(self._make_optimizer, groups)
         for follow in after:
             optimizer.register_step_post_hook(lambda *_, follow=follow: follow())
         if self._make_scheduler is None:
             return optimizer
-        return [optimizer], [{"scheduler": self._make_scheduler(optimizer), "interval": "step"}]
+        return with_schedule(optimizer, self._make_scheduler, self._make_optimizer, steps_of(self._trainer))
+
+    @final
+    def try_options(self) -> str | None:
+        """Tries the options of optimizer and schedule; gives the metric that the schedule watches, if any.
+
+        Raises:
+            ValueError: If one of the two cannot be made.
+        """
+        return try_options(self._make_optimizer, self._make_scheduler)
+
+    @final
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Advances the schedule after a step; one that watches a metric advances at the end of a validation."""
+        advance(scheduler)
 
     @final
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

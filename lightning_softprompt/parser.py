@@ -32,15 +32,28 @@ SUBTYPES = re.compile(r"(?:Subtypes: \[(?:<class '|list\[)|Callable\[\[[^\]]*\],
 IDLE = ("Does not validate", "Subtypes:", "Errors:", "Expected a <class 'NoneType'>", "Expected a path", "Given value")
 TYPE = re.compile(r"<class '([\w.]+)'>")
 UNKNOWN = re.compile(r"(?:unrecognized arguments: --|does not accept option '|Key ')([\w.]+)")
+NUMBER = re.compile(
+    r'Parser key "([\w.]+)":[^"]*?Subtypes: \[<class \'(float|int|bool)\'>[^"]*?Given value: ([^\n"]*?)(?:\. Got value:|\n|$)'
+)
+MISSING = re.compile(
+    r'Parser key "([\w.]+)":[^"]*?a callable class: the following arguments are required: ([\w, ]+)'
+    r"[^\"]*?class_path='([\w.]+)'"
+)
+FUNCTION = re.compile(r"Expected '([\w.]+)' to be a function that returns (?:Union\[)?(\w+)")
 TOO_EARLY = re.compile(r'Parser key "(\w+)":(?s:.*)is abstract(?s:.*)NestedArg\(key=\'([\w.]+)\'')
 
 
+PLATEAU = "torch.optim.lr_scheduler.ReduceLROnPlateau"
 _all_subclasses = _typehints.get_all_subclass_paths
 
 
 def _subclasses_by_short_name(*args: Any, **kwargs: Any) -> list[str]:
-    """Without namesakes of PyTorch's optimizers: bitsandbytes, once imported, would leave `SGD` without a meaning."""
-    paths = _all_subclasses(*args, **kwargs)
+    """Without namesakes, which would leave a short name without a meaning.
+
+    bitsandbytes, once imported, has an `SGD` beside PyTorch's. Of the two `ReduceLROnPlateau`, Lightning's is taken:
+    it has the option `monitor`.
+    """
+    paths = [path for path in _all_subclasses(*args, **kwargs) if path != PLATEAU]
     return [
         path for path in paths if not (path.startswith("bitsandbytes.") and hasattr(optim, path.rpartition(".")[2]))
     ]
@@ -94,6 +107,9 @@ def explained(message: str, parser: Parser) -> tuple[str, str]:
     for explain in (
         _missing_file,
         _wrong_option,
+        _wrong_number,
+        _missing_option,
+        _wrong_function,
         _wrong_class,
         _wrong_value,
         _too_early,
@@ -129,9 +145,37 @@ def _wrong_option(message: str, parser: Parser) -> tuple[str, str] | None:
     return f"{name} has no option {option!r}{_meant(option, taken)}", f"{name} takes: {', '.join(taken)}"
 
 
+def _wrong_number(message: str, parser: Parser) -> tuple[str, str] | None:
+    """A value that is to be a number or one of several other types."""
+    if not (found := _last(NUMBER, message)):
+        return None
+    key, kind, value = found
+    return f"{key}: expected {kind}, got {value}", _see(parser)
+
+
+def _missing_option(message: str, parser: Parser) -> tuple[str, str] | None:
+    """A class that is not made without an option."""
+    if not (found := _last(MISSING, message)):
+        return None
+    key, options, path = found
+    names, kind = options.split(", "), path.rpartition(".")[2]
+    return f"{kind} lacks its option {' and '.join(names)}", f"give it after the class: --model.{key}.{names[0]} VALUE"
+
+
+def _wrong_function(message: str, parser: Parser) -> tuple[str, str] | None:
+    """A function that does not tell by its annotation that it makes what is wanted."""
+    if not (found := _last(FUNCTION, message)):
+        return None
+    path, kind = found
+    return (
+        f"{path} is a function that is not annotated to return {kind}",
+        "give a class, as LinearLR, OneCycleLR or CosineAnnealingLR for a schedule; in Python a function will do",
+    )
+
+
 def _wrong_class(message: str, parser: Parser) -> tuple[str, str] | None:
     found = _last(CLASS, message) or _last(NO_CLASS, message)
-    bases = SUBTYPES.findall(message)
+    bases = [base for base in SUBTYPES.findall(message) if "." in base]  # no class of Python's own is meant
     if not found or not bases:
         return None
     wanted = found[0].strip("'\"")

@@ -27,6 +27,7 @@ from lightning_softprompt.checkpoints.sizes import limit_build
 from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.evaluation.intervals import student
 from lightning_softprompt.module import Records, SoftPromptModule, done, drawn_rows
+from lightning_softprompt.optimizers import advance, lower_on_plateau
 from lightning_softprompt.prompts.init import Init
 from lightning_softprompt.types import Batch
 
@@ -215,6 +216,8 @@ class Replicas(LightningModule):
             of_all = cast(Evaluation, self.ensembles[stage]).compute()
             metrics |= {f"{stage}/{name}/ensemble": value for name, value in of_all.items()}
         self.log_dict(metrics, rank_zero_only=False)
+        if stage == "val":
+            lower_on_plateau(self.trainer, metrics)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Records:  # type: ignore[override]
         """Scores a batch by each replica; gives the first one's records."""
@@ -252,6 +255,14 @@ class Replicas(LightningModule):
                 own = {} if rate is None else {"lr": rate}
                 groups.append({**own, **group, "name": f"{name}/{group.get('name', number)}"})
         return self._each[0].optimizers_over(groups, [replica.project for replica in self._each])
+
+    def try_options(self) -> str | None:
+        """As each replica does."""
+        return self._each[0].try_options()
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Advances the schedule after a step; one that watches a metric advances at the end of a validation."""
+        advance(scheduler)
 
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None

@@ -43,6 +43,10 @@ class RunSpec:
             next one, or with 0 the first, stops the run. Their rows are named in bad_rows.jsonl in the run's folder.
         halve_on_oom: Whether a training step that runs out of a device's memory is taken again with its rows in halves,
             and later ones so from the start. The step is the same up to the order of sums, dropout included.
+        monitor: Metric of validation that says which prompt is the best, as in `macro_f1` or `val/loss`; None takes the
+            one of the task.
+        monitor_mode: Whether the least or the greatest value of it is the best; None knows that losses, cross entropies
+            and shares of empty or repeated text are better the lower they are.
         keep_last: How many of the checkpoints to go on from are kept: last.ckpt, and as last-1.ckpt, last-2.ckpt those
             before it. The best one is kept beside them.
         accept_changes: Names of settings that may differ from those of the checkpoint that --ckpt_path resumes, such as
@@ -66,6 +70,8 @@ class RunSpec:
     keep_last: int = 1
     accept_changes: str | list[str] | None = None
     process_timeout: float = 60.0
+    monitor: str | None = None
+    monitor_mode: Literal["min", "max"] | None = None
 
     def __post_init__(self) -> None:
         if self.keep_last < 1:

@@ -31,6 +31,7 @@ from lightning_softprompt.callbacks.warm_start import WarmStart
 from lightning_softprompt.checkpoints.files import apart, read_prompt, write_prompt
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.module import SoftPromptModule
+from lightning_softprompt.monitors import watched
 from lightning_softprompt.replicas import Replicas
 from lightning_softprompt.run import RunSpec, make_folder
 
@@ -69,9 +70,8 @@ class Session:
     ) -> None:
         self.settings, self.resumed = settings, resumed
         self.run, self.command, self.module, self.data = run, command, module, data
+        self.monitor, self.mode = watched(run, data.evaluation)
         self.folder = run.name_folder(folder, command == "fit", resumed)
-        metric, self.mode = data.evaluation.monitor
-        self.monitor = f"val/{metric}"
         self.prints = run.predictions == "-" or (run.predictions is None and data.sources["predict"] == "-")
         self.has_folder = command != "predict" or not (self.prints or run.predictions)
         summary: Summary = ((self.monitor, self.mode), ("val/loss", "min"))

@@ -29,7 +29,8 @@ MAY_IMPORT = {  # beside its own kind
     "objectives": SHARED,
     "evaluation": SHARED,
     "retrieval": LOWEST | WEIGHTS,  # what is searched is given to it: it reads no corpus
-    "module": SCORING,
+    "optimizers": set(),
+    "module": SCORING | {"optimizers"},
     "methods": SCORING | {"module"},
     "data": TASKS,
 }

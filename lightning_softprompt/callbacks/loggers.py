@@ -171,6 +171,12 @@ class WandbRun(WandbLogger):
         return cast("Run", self._experiment)
 
     @rank_zero_only
+    def log_hyperparams(self, params: Any) -> None:
+        """Adds to the run's config, once it has started."""
+        if not self.held:
+            super().log_hyperparams(params)
+
+    @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:  # type: ignore[override]
         """Logs, or tells once that W&B takes nothing more: no training ends for that."""
         if self._lost:

@@ -8,6 +8,8 @@ from typing import final
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
+from lightning_softprompt.run_checks import refuse_early_copies
+
 
 @final
 class RunStart(Callback):
@@ -28,8 +30,17 @@ class RunStart(Callback):
             self._begun = True
             self._begin()
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A training begins."""
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The first step of a training follows.
+
+        Raises:
+            ValueError: If a callback has a copy of the module that lacks the prompt.
+        """
+        refuse_early_copies(trainer.callbacks, pl_module)  # type: ignore[attr-defined]
+        self._once()
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A training had no step to take."""
         self._once()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

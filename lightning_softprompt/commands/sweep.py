@@ -99,9 +99,13 @@ def study_of(sweep: dict[str, Any], name: str, fit: dict[str, Any]) -> Study:
     from optuna.storages.journal import JournalFileBackend
 
     from lightning_softprompt.commands.parsing import parsed
+    from lightning_softprompt.monitors import watched
+    from lightning_softprompt.run import RunSpec
     from lightning_softprompt.studies.study import words
 
-    place, (_, mode) = str(sweep["storage"]), parsed(["fit", *words(fit)]).data.evaluation.monitor
+    made = parsed(["fit", *words(fit)])
+    run = RunSpec(**made.config.run.as_dict())
+    place, (_, mode) = str(sweep["storage"]), watched(run, made.data.evaluation)
     if "://" not in place or place.startswith("sqlite:///"):
         Path(place.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     storage: Any = place if "://" in place else optuna.storages.JournalStorage(JournalFileBackend(place))

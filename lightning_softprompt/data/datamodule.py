@@ -197,6 +197,8 @@ class SoftPromptDataModule(LightningDataModule, ABC):
             )  # fmt: skip
         if min(batch_size, eval_batch_size or batch_size, max_tokens) < 1 or num_workers < 0:
             raise ValueError("batch_size, eval_batch_size and max_tokens must be at least 1, num_workers at least 0")
+        if seed < 0:
+            raise ValueError(f"seed must be at least 0, got {seed}")
         self.path = path
         self.sources: dict[str, Source | None] = {
             "train": train, "validation": validation, "test": test, "predict": predict,

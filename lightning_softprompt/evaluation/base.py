@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+LOWER = ("loss", "cross_entropy", "empty", "repetition")  # metrics of which less is better
+
+
 class Evaluation(nn.Module, ABC):
     """Scores a prompted language model over the batches of a pass, by torchmetrics: exact across processes."""
 
@@ -22,6 +25,8 @@ class Evaluation(nn.Module, ABC):
         "loss",
         "min",
     )  # the metric that says which checkpoint is best, and whether by min or max
+
+    logged: tuple[str, ...] | None = None  # all metrics that a validation may give; None where that is not known
 
     ranks: str | None = None  # the score of a row that says how well it came out: the greater, the better
 
@@ -50,6 +55,10 @@ class Evaluation(nn.Module, ABC):
         """A pass begins, of `val` or `test`. An evaluation that takes long may do less of it in some epochs."""
         self.stage = stage
         self.reset()
+
+    def mode_of(self, name: str) -> Literal["min", "max"]:
+        """Whether the least or the greatest value of a metric is the best."""
+        return "min" if name in LOWER else "max"
 
     def narrow(self, drawn: Sequence[Sequence[int]] | None) -> None:
         """A pass scores these rows alone, by task; None is for all rows. An evaluation that samples rows does so here.

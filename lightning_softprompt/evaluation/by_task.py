@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, cast, final
+from typing import TYPE_CHECKING, Any, Literal, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,9 @@ class EvaluationByTask(Evaluation):
         self.names = tuple(evaluations)
         self.scores = {name: scores[name] if name in scores else watched[name][0] for name in evaluations}
         self.of_tasks = nn.ModuleDict(evaluations)
+        own = [(name, evaluation.logged) for name, evaluation in evaluations.items()]
+        listed = [f"{name}/{metric}" for name, logged in own for metric in logged or ()]
+        self.logged = ("macro", *listed) if all(logged is not None for _, logged in own) else None
 
     def _of(self, name: str) -> Evaluation:
         return cast(Evaluation, self.of_tasks[name])
@@ -95,6 +98,11 @@ class EvaluationByTask(Evaluation):
         """A pass begins."""
         for name in self.names:
             self._of(name).begin(stage, epoch)
+
+    def mode_of(self, name: str) -> Literal["min", "max"]:
+        """As the task has it whose metric it is."""
+        task, _, metric = name.partition("/")
+        return self._of(task).mode_of(metric) if task in self.names else super().mode_of(name)
 
     def narrow(self, drawn: Sequence[Sequence[int]] | None) -> None:
         """A pass scores some rows alone."""

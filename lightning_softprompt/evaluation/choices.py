@@ -38,6 +38,7 @@ class ChoiceEvaluation(Evaluation):
         super().__init__()
         self.chosen = ClassificationEvaluation(names)
         self.searches = TextRows((*retrieval_names(), FOUND, SEARCHED))
+        self.logged = (*(self.chosen.logged or ()), *retrieval_names())
 
     def reset(self) -> None:
         """Forgets the pass."""

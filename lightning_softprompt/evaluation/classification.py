@@ -43,6 +43,8 @@ class ClassificationEvaluation(Evaluation):
     def __init__(self, names: tuple[str, ...]) -> None:
         super().__init__()
         self.names = tuple(names)
+        each = (f"{what}/{name}" for what in (*OF_EACH_CLASS, "predicted") for name in self.names)
+        self.logged = ("accuracy", "macro_f1", "mcc", "cross_entropy", *each)
         self.metrics = MetricCollection(
             {
                 "accuracy": MulticlassAccuracy(len(names), average="micro"),

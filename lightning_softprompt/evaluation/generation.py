@@ -89,6 +89,9 @@ class GenerationEvaluation(Evaluation):
         self.long_documents, self.template, self.max_tokens = long_documents, template, max_tokens
         self.scoring = TextScoring(metrics, source, stem, encoder, rouge_words)
         self.ranks = next(iter([*self.scoring.rouges, *self.scoring.near]), None)
+        means = ("length_ratio", "empty", *([] if source is None else ["compression"]))
+        answers = (*self.scoring.scores, *self.scoring.of_splits, *means)
+        self.logged = ("generated", *answers, *(f"{LEAD}{name}" for name in answers if self.lead))
         self.rows, self.leads = TextRows(self.scoring.columns), TextRows(self.scoring.columns)
         self._measured: dict[tuple[str, ...], Measures] = {}  # of leads, which are the same in each epoch
         self.stage, self.generates, self.spent = "test", True, 0.0

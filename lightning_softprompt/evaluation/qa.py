@@ -88,6 +88,8 @@ class QaEvaluation(Evaluation):
         of_citing = OF_CITING if cite else ()
         self.means = (*self.of_answers, "empty", *OF_PASSAGES, *of_abstention, *of_citing)
         self.rows = TextRows((*self.means, *retrieval_names(), FOUND, SEARCHED))
+        of_both = () if abstain is None else ("abstain_f1",)
+        self.logged = ("generated", *self.means, *of_both, *retrieval_names())
 
     def reset(self) -> None:
         """Forgets the pass."""

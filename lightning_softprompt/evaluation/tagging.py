@@ -39,6 +39,9 @@ class TaggingEvaluation(Evaluation):
         self.accuracy = MulticlassAccuracy(len(names), average="micro")
         self.loss = MeanMetric()
         self.entities = EntityCounts(entity_types(names))
+        types = [f"f1/{kind}" for kind in self.entities.types if kind]
+        of_entities = ("precision", "recall", "f1", *types) if self.entities.types else ()
+        self.logged = ("accuracy", "cross_entropy", *of_entities)
         self.monitor = ("f1" if self.entities.types else "accuracy", "max")
 
     def predict(self, lm: PromptedLM, batch: Batch) -> list[dict[str, Any]]:

@@ -1,0 +1,88 @@
+"""Trainer options and callbacks that no run can be made with: they are refused before anything is loaded or written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.callbacks import (
+    BackboneFinetuning,
+    LearningRateFinder,
+    ModelPruning,
+    StochasticWeightAveraging,
+)
+
+Wrong = Callable[[Any], bool]
+UNTRAINED = "nothing would be trained; raise it, or use test or predict with --init_from or --ckpt_path"
+OF_TRAINING: Mapping[str, tuple[Wrong, str]] = {
+    "max_epochs": (lambda value: value == 0, UNTRAINED),
+    "max_steps": (lambda value: value == 0, UNTRAINED),
+    "limit_train_batches": (lambda value: value is not None and value == 0, UNTRAINED),
+    "enable_checkpointing": (
+        lambda value: value is False,
+        "a training is kept as its checkpoints; leave the option out (--run.keep_last says how many are kept)",
+    ),
+    "accumulate_grad_batches": (lambda value: value < 1, "it must be at least 1"),
+    "gradient_clip_val": (
+        lambda value: value is not None and not value >= 0,
+        "it must be at least 0; below 0 it would turn gradients round",
+    ),
+    "check_val_every_n_epoch": (lambda value: value is not None and value < 1, "it must be at least 1, or null"),
+}
+OF_ALL: Mapping[str, tuple[Wrong, str]] = {
+    "precision": (lambda value: str(value).startswith("64"), "prompts are trained in float32; use 32-true"),
+    "barebones": (lambda value: value is True, "a run needs its loggers and checkpoints; leave the option out"),
+}
+REFUSED: Mapping[type[Callback], str] = {
+    StochasticWeightAveraging: "it copies the model before the prompt is made, and would average nothing; use "
+    "EMAWeightAveraging",
+    LearningRateFinder: "it wants a model with one attribute `lr`; try rates with `softprompt sweep` or "
+    "`softprompt study` over model.optimizer.init_args.lr",
+    BackboneFinetuning: "it would train the frozen backbone; use the method FullFineTuning or LoRA",
+    ModelPruning: "it prunes the weights of PyTorch's layers, which are frozen; use the callback Pruning",
+}
+
+
+def refuse_early_copies(callbacks: Iterable[Callback], module: LightningModule) -> None:
+    """Refuses callbacks that copied the module before its prompt was made: the copy has nothing that is trained.
+
+    Raises:
+        ValueError: Naming the callback.
+    """
+    trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    for callback in callbacks:
+        copies = (value for value in vars(callback).values() if isinstance(value, type(module)) and value is not module)
+        if any(not trained <= {name for name, _ in copy.named_parameters()} for copy in copies):
+            raise ValueError(
+                f"{type(callback).__name__} copied the model in `setup`, before `configure_model` made the prompt; let "
+                f"it call `configure_model` first, or copy in `on_fit_start`"
+            )
+
+
+def refuse_options(command: str, trainer: Mapping[str, Any]) -> None:
+    """Refuses options of the Trainer.
+
+    Args:
+        command: `fit`, `validate`, `test` or `predict`.
+        trainer: The Trainer's options by name.
+
+    Raises:
+        ValueError: Naming the option and what to do.
+    """
+    wrong = {**OF_ALL, **(OF_TRAINING if command == "fit" else {})}
+    for name, (is_wrong, advice) in wrong.items():
+        if name in trainer and is_wrong(trainer[name]):
+            raise ValueError(f"--trainer.{name} is {trainer[name]}: {advice}")
+
+
+def refuse_callbacks(callbacks: Iterable[Callback]) -> None:
+    """Refuses callbacks that do not act on a soft prompt.
+
+    Raises:
+        ValueError: Naming the callback and what to use instead.
+    """
+    for callback in callbacks:
+        for cls, reason in REFUSED.items():
+            if isinstance(callback, cls):
+                raise ValueError(f"{type(callback).__name__} cannot be used here: {reason}")

@@ -1,0 +1,189 @@
+"""What Lightning's Trainer offers, on the project's rows and prompts: it does what it says, or is refused by name."""
+
+import csv
+import json
+from copy import deepcopy
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+
+from lightning_softprompt.callbacks.run_start import RunStart
+from lightning_softprompt.cli import main
+from lightning_softprompt.run import last_folder
+
+LONG = " ".join(["very"] * 12)
+
+
+@pytest.fixture
+def argv(tmp_path, tiny_folder):
+    """Options of a run on 24 rows, of which the second half are long and bad."""
+    rows = [{"text": f"good {i % 3}", "label": "positive"} for i in range(12)]
+    rows += [{"text": f"{LONG} {i % 3}", "label": "negative"} for i in range(12)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return [
+        "--model=PromptTuning", "--model.length=3", "--data=ClassificationDataModule", f"--data.train={path}",
+        f"--data.validation={path}", f"--data.test={path}", "--data.template={soft}{text} it is{target}",
+        "--data.cache=false", "--data.batch_size=4", '--data.labels={"negative": "bad", "positive": "good"}',
+        "--run.wandb=disabled", f"--backbone.name={tiny_folder('llama')}", f"--run.folder={tmp_path / 'runs'}",
+        "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false",
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def fit(argv):
+    def fit(*options):
+        assert main(["fit", *argv, "--trainer.log_every_n_steps=1", *options]) == 0
+        return last_folder()
+
+    return fit
+
+
+class Rows(Callback):
+    """The rows that each epoch trains on, for a test to read."""
+
+    seen: dict = {}  # noqa: RUF012 (a config names the class, so a test cannot hold the object)
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.seen.setdefault(trainer.current_epoch, []).append(batch.numbers)
+
+
+class Copying(Callback):
+    """Averages a copy that it makes too early."""
+
+    def setup(self, trainer, pl_module, stage):
+        self.copy = deepcopy(pl_module)
+
+
+def column(folder, name):
+    with (folder / "metrics.csv").open() as file:
+        return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
+
+
+def test_a_limited_test_scores_short_and_long_rows_and_says_which(fit, argv, caplog):
+    folder = fit("--trainer.max_steps=1")
+    caplog.clear()
+    of_run = ["--run.name=limited", f"--ckpt_path={folder / 'checkpoints' / 'last.ckpt'}"]
+    assert main(["test", *argv, *of_run, "--trainer.limit_test_batches=0.34"]) == 0
+    records = [json.loads(line) for line in (last_folder() / "test_predictions.jsonl").read_text().splitlines()]
+    assert [record["target"] for record in records].count("positive") == len(records) / 2 == 4
+    assert "limit_test_batches=0.34: test scores 8 of 24 rows, an even draw" in caplog.text
+
+
+def test_overfitting_trains_on_the_same_batches_in_each_epoch(fit, caplog):
+    Rows.seen.clear()
+    fit("--trainer.overfit_batches=2", "--trainer.max_epochs=3", "--trainer.callbacks=test_trainer_features.Rows")
+    assert len(Rows.seen[0]) == 2
+    assert Rows.seen[0] == Rows.seen[1] == Rows.seen[2]
+    assert "each epoch trains on the batches of the first one" in caplog.text
+
+
+def test_a_schedule_by_plateaus_goes_by_validations_and_goes_on_as_if_it_had_not_stopped(fit):
+    options = ["--model.optimizer=SGD", "--model.optimizer.lr=0.1", "--model.scheduler=ReduceLROnPlateau"]
+    options += ["--model.scheduler.monitor=val/accuracy", "--model.scheduler.mode=max", "--model.scheduler.patience=0"]
+    options += ["--trainer.val_check_interval=2", "--trainer.max_epochs=-1"]
+    whole = fit(*options, "--trainer.max_steps=8")
+
+    def rate(folder):
+        return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["optimizer_states"][0][
+            "param_groups"
+        ][0]["lr"]
+
+    assert rate(whole) < 0.1
+    assert rate(whole) == pytest.approx(0.1 * 0.1 ** sum(
+        later <= max(before) for *before, later in _prefixes(column(whole, "val/accuracy"))
+    ))  # fmt: skip
+    half = fit(*options, "--trainer.max_steps=4")
+    rest = fit(*options, "--trainer.max_steps=8", f"--ckpt_path={half / 'checkpoints' / 'last.ckpt'}")
+    assert column(half, "train/loss") + column(rest, "train/loss") == column(whole, "train/loss")
+    assert rate(rest) == rate(whole)
+
+
+def _prefixes(values):
+    return [values[: n + 1] for n in range(1, len(values))]
+
+
+def test_a_schedule_that_is_as_long_as_the_training_goes_on_bit_for_bit(fit):
+    options = ["--model.scheduler=OneCycleLR", "--model.scheduler.max_lr=0.1", "--model.scheduler.total_steps=12"]
+    options += ["--trainer.max_epochs=2"]
+    whole = fit(*options)
+    first = whole / "checkpoints" / "best.ckpt"
+    step = torch.load(first, weights_only=True)["global_step"]
+    if step == 12:
+        step, first = 6, None
+    half = fit(*options, "--trainer.callbacks=ModelCheckpoint", "--trainer.callbacks.every_n_train_steps=6",
+               "--trainer.callbacks.filename=six", "--trainer.callbacks.dirpath=" + str(whole / "extra"),
+               "--trainer.callbacks.save_top_k=-1")  # fmt: skip
+    rest = fit(*options, f"--ckpt_path={whole / 'extra' / 'six.ckpt'}")
+    assert column(rest, "train/loss") == column(half, "train/loss")[6:] == column(whole, "train/loss")[6:]
+
+
+def test_the_watched_metric_may_be_chosen(fit):
+    report = json.loads((fit("--trainer.max_epochs=1", "--run.monitor=macro_f1") / "metrics.json").read_text())
+    assert report["best"]["metric"] == "val/macro_f1"
+    assert report["best"]["value"] == report["val"]["val/macro_f1"]
+
+
+REFUSED = {
+    "early stopping": (["--trainer.callbacks=EarlyStopping", "--trainer.callbacks.monitor=val_loss"], "mean val/loss"),
+    "checkpoint": (["--trainer.callbacks=ModelCheckpoint", "--trainer.callbacks.monitor=val/acc"], "val/accuracy"),
+    "watched metric": (["--run.monitor=f2"], "--run.monitor is 'val/f2', but validation gives"),
+    "plateau": (["--model.scheduler=ReduceLROnPlateau", "--model.scheduler.monitor=val/los"], "Did you mean val/loss"),
+    "plateau without a metric": (["--model.scheduler=ReduceLROnPlateau"], "ReduceLROnPlateau lacks its option monitor"),
+    "weight averaging": (
+        ["--trainer.callbacks+=StochasticWeightAveraging", "--trainer.callbacks.swa_lrs=0.01"], "EMAWeightAveraging",
+    ),
+    "early copy": (["--trainer.callbacks=test_trainer_features.Copying"], "Copying copied the model in `setup`"),
+    "rate finder": (["--trainer.callbacks=LearningRateFinder"], "softprompt sweep"),
+    "short schedule": (
+        ["--model.scheduler=OneCycleLR", "--model.scheduler.max_lr=0.1", "--model.scheduler.total_steps=5"],
+        "--model.scheduler fails at step 6 of 12",
+    ),
+    "schedule of zero": (["--model.scheduler=StepLR", "--model.scheduler.step_size=0"], "fails at step 1"),
+    "function of transformers": (
+        ["--model.scheduler=transformers.get_linear_schedule_with_warmup"], "get_linear_schedule_with_warmup",
+    ),
+    "rate below zero": (["--model.optimizer=AdamW", "--model.optimizer.lr=-1"], "--model.optimizer cannot be made"),
+    "rate that is no number": (["--model.optimizer=AdamW", "--model.optimizer.lr=nan"], "lr: expected float, got nan"),
+    "endless rate": (["--model.optimizer=AdamW", "--model.optimizer.lr=.inf"], "lr must be a finite number"),
+    "betas": (["--model.optimizer=AdamW", "--model.optimizer.betas=[2, 3]"], "Invalid beta"),
+    "dropout": (["--model.prompt_dropout=1.5"], "prompt_dropout must be from 0 to below 1, got 1.5"),
+    "no epochs": (["--trainer.max_epochs=0"], "--trainer.max_epochs is 0: nothing would be trained"),
+    "no steps": (["--trainer.max_steps=0"], "--trainer.max_steps is 0: nothing would be trained"),
+    "no batches": (["--trainer.limit_train_batches=0"], "--trainer.limit_train_batches is 0"),
+    "no checkpoints": (["--trainer.enable_checkpointing=false"], "--run.keep_last"),
+    "barebones": (["--trainer.barebones=true"], "leave the option out"),
+    "double precision": (["--trainer.precision=64-true"], "use 32-true"),
+    "clipping below zero": (["--trainer.gradient_clip_val=-1"], "at least 0"),
+    "accumulation of nothing": (["--trainer.accumulate_grad_batches=0"], "at least 1"),
+    "validation never": (["--trainer.check_val_every_n_epoch=0"], "at least 1, or null"),
+    "too few validation batches": (["--trainer.limit_val_batches=0.01"], "limit_val_batches"),
+    "label of two words": (["--data.labels={negative: bad, positive: very good}"], "must be one token"),
+    "seed below zero": (["--data.seed=-5"], "seed must be at least 0, got -5"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", REFUSED.values(), ids=REFUSED)
+def test_what_cannot_run_is_refused_in_two_lines_before_there_is_a_folder(mistake, argv, tmp_path, capsys):
+    options, named = mistake
+    try:
+        code = main(["fit", *argv, "--trainer.max_epochs=2", *options])
+    except SystemExit as exit:
+        code = exit.code
+    error = [line for line in capsys.readouterr().err.splitlines() if not line.startswith(("Seed set", "Loading"))]
+    assert code == 2
+    assert error[-2].startswith("error: ")
+    assert named in error[-2]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_error_of_a_library_names_its_kind_and_place(argv, monkeypatch, capsys):
+    def fails(*arguments):
+        raise KeyError("within")
+
+    monkeypatch.setattr(RunStart, "on_train_start", fails)
+    assert main(["fit", *argv]) == 2
+    error = capsys.readouterr().err.splitlines()
+    assert error[-2].startswith("error: KeyError at ")
+    assert "within" in error[-2]
