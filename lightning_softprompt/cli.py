@@ -218,7 +218,7 @@ class SoftPromptCLI(LightningCLI):
         names = self.model.names if isinstance(self.model, Replicas) else ()
         known = validation_metrics(self.datamodule.evaluation, names)
         refuse_monitors(callbacks, known)
-        if (plateau := self.model.try_options()) is not None:
+        if (plateau := self.model.watched_by_schedule()) is not None:
             refuse_monitor("--model.scheduler.monitor", plateau, known)
         if made.run.monitor is not None:
             refuse_monitor("--run.monitor", watched(made.run, self.datamodule.evaluation)[0], known)

@@ -41,9 +41,9 @@ from lightning_softprompt.objectives.penalties import Penalty
 from lightning_softprompt.optimizers import (
     advance,
     lower_on_plateau,
-    make_optimizer,
-    steps_of,
-    try_options,
+    monitor_of,
+    optimizer_over,
+    try_schedule,
     with_schedule,
 )
 from lightning_softprompt.prompts.dropout import dropped_out
@@ -405,21 +405,34 @@ class SoftPromptModule(LightningModule, ABC):
             groups: Of parameters.
             after: What follows each step of the optimizer.
         """
-        optimizer = make_optimizer(self._make_optimizer, groups)
+        optimizer = optimizer_over(self._make_optimizer, groups)
         for follow in after:
             optimizer.register_step_post_hook(lambda *_, follow=follow: follow())
         if self._make_scheduler is None:
             return optimizer
-        return with_schedule(optimizer, self._make_scheduler, self._make_optimizer, steps_of(self._trainer))
+        return with_schedule(optimizer, self._make_scheduler)
 
     @final
-    def try_options(self) -> str | None:
-        """Tries the options of optimizer and schedule; gives the metric that the schedule watches, if any.
+    def watched_by_schedule(self) -> str | None:
+        """The metric that the schedule watches, if it watches one, asked before anything is loaded.
 
         Raises:
-            ValueError: If one of the two cannot be made.
+            ValueError: If the optimizer cannot be made.
         """
-        return try_options(self._make_optimizer, self._make_scheduler)
+        return monitor_of(self._make_optimizer, self._make_scheduler)
+
+    @final
+    def try_schedule(self, groups: Sequence[dict[str, Any]], steps: float | None) -> None:
+        """Tries whether the schedule lasts as long as the training.
+
+        Args:
+            groups: The groups of parameters that are trained.
+            steps: How many steps the training has, infinite where its end is open; None where that is not known.
+
+        Raises:
+            ValueError: Naming the step at which the schedule fails.
+        """
+        try_schedule(self._make_optimizer, self._make_scheduler, groups, steps)
 
     @final
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:

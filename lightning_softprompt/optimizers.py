@@ -23,7 +23,7 @@ TRIED = 10_000  # most steps of a schedule that are tried
 MONITOR = "val/loss"  # what a schedule by plateaus watches if it does not say
 
 
-def make_optimizer(make: Callable[[Any], Optimizer], groups: Groups) -> Optimizer:
+def optimizer_over(make: Callable[[Any], Optimizer], groups: Groups) -> Optimizer:
     """An optimizer over parameter groups.
 
     Raises:
@@ -49,26 +49,14 @@ def _made(option: str, make: Callable[[Any], T], argument: Any) -> T:
         raise ValueError(f"--model.{option} cannot be made with its options: {error}") from error
 
 
-def with_schedule(
-    optimizer: Optimizer,
-    make: Callable[[Any], Any],
-    again: Callable[[Any], Optimizer],
-    steps: float | None,
-) -> tuple[list[Optimizer], list[dict[str, Any]]]:
+def with_schedule(optimizer: Optimizer, make: Callable[[Any], Any]) -> tuple[list[Optimizer], list[dict[str, Any]]]:
     """An optimizer and its schedule in Lightning's form.
 
     A schedule advances once a step. One that watches a metric advances with each validation, by `lower_on_plateau`.
 
-    Args:
-        optimizer: The optimizer.
-        make: Makes the schedule.
-        again: Makes another optimizer, for trying the schedule.
-        steps: How many steps the training has, infinite where its end is open; None where that is not known.
-
     Raises:
-        ValueError: If the schedule cannot be made, or ends before the training does.
+        ValueError: If the schedule cannot be made.
     """
-    _try(make, _twin(again, optimizer), steps)
     schedule = _made("scheduler", make, optimizer)
     if isinstance(schedule, ReduceLROnPlateau):
         monitor = getattr(schedule, "monitor", MONITOR)
@@ -76,30 +64,58 @@ def with_schedule(
     return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
 
-def _twin(make: Callable[[Any], Optimizer], optimizer: Optimizer | None = None) -> Optimizer:
-    """An optimizer of the same options over parameters that nobody uses."""
-    groups = [{}] if optimizer is None else optimizer.param_groups
-    own = [{name: value for name, value in group.items() if name in ("lr", "name")} for group in groups]
-    return make_optimizer(make, [{**options, "params": [nn.Parameter(torch.zeros(2, 2))]} for options in own])
+def monitor_of(make_optimizer: Callable[[Any], Optimizer], make_schedule: Callable[[Any], Any] | None) -> str | None:
+    """The metric that a schedule watches, if it watches one, asked before anything is loaded.
+
+    Raises:
+        ValueError: If the optimizer cannot be made.
+    """
+    twin = _twin(make_optimizer, [{}])
+    try:
+        schedule = None if make_schedule is None else make_schedule(twin)
+    except (
+        Exception
+    ):  # it may want as many groups of parameters as the method has; it is made again when they are known
+        return None
+    return getattr(schedule, "monitor", MONITOR) if isinstance(schedule, ReduceLROnPlateau) else None
 
 
-def _try(make: Callable[[Any], Any], optimizer: Optimizer, steps: float | None) -> Any:
+def _twin(make: Callable[[Any], Optimizer], groups: Groups) -> Optimizer:
+    """An optimizer with as many groups and the same rates, over parameters that nobody uses."""
+    rates = [{name: group[name] for name in ("initial_lr", "lr") if name in group} for group in groups]
+    starts = [{"lr": rate.get("initial_lr", rate["lr"])} if rate else {} for rate in rates]
+    return optimizer_over(make, [{**start, "params": [nn.Parameter(torch.zeros(2, 2))]} for start in starts])
+
+
+def try_schedule(
+    make_optimizer: Callable[[Any], Optimizer],
+    make_schedule: Callable[[Any], Any] | None,
+    groups: Groups,
+    steps: float | None,
+) -> None:
     """Advances a schedule as a training will, by one step where its length is not known.
+
+    Args:
+        make_optimizer: Makes the optimizer.
+        make_schedule: Makes the schedule, if there is one.
+        groups: The groups of parameters that are trained.
+        steps: How many steps the training has, infinite where its end is open; None where that is not known.
 
     Raises:
         ValueError: Naming the step at which it fails.
     """
+    if make_schedule is None:
+        return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch misses the optimizer's steps
-        schedule = _made("scheduler", make, optimizer)
+        schedule = _made("scheduler", make_schedule, _twin(make_optimizer, groups))
         if isinstance(schedule, ReduceLROnPlateau):
-            return schedule
+            return
         count = None if steps is None or math.isinf(steps) else int(steps)
         for step in range(1, min(count or 1, TRIED) + 1):
             _advance(schedule, f"at step {step}" if count is None else f"at step {step} of {count}")
     if count is not None:
         _warn_of_length(schedule, count)
-    return schedule
 
 
 def _advance(schedule: Any, place: str) -> None:
@@ -121,23 +137,8 @@ def _warn_of_length(schedule: Any, count: int) -> None:
         log.warning("--model.scheduler: the learning rate rises after step T_max=%s; training has %s", half, count)
 
 
-def try_options(make_optimizer: Callable[[Any], Optimizer], make_schedule: Callable[[Any], Any] | None) -> str | None:
-    """Tries the options of optimizer and schedule before anything is loaded.
-
-    Gives the metric that the schedule watches, if it watches one.
-
-    Raises:
-        ValueError: If one cannot be made.
-    """
-    twin = _twin(make_optimizer)
-    schedule = None if make_schedule is None else _try(make_schedule, twin, None)
-    return getattr(schedule, "monitor", MONITOR) if isinstance(schedule, ReduceLROnPlateau) else None
-
-
-def steps_of(trainer: Trainer | None) -> float | None:
-    """How many steps a training has; None where there is no Trainer, or it cannot say."""
-    if trainer is None:
-        return None
+def steps_of(trainer: Trainer) -> float | None:
+    """How many steps a training has, asked when its rows are there; None where the Trainer cannot say."""
     try:
         return trainer.estimated_stepping_batches
     except MisconfigurationException:  # accumulation differs between epochs

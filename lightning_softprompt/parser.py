@@ -33,7 +33,8 @@ IDLE = ("Does not validate", "Subtypes:", "Errors:", "Expected a <class 'NoneTyp
 TYPE = re.compile(r"<class '([\w.]+)'>")
 UNKNOWN = re.compile(r"(?:unrecognized arguments: --|does not accept option '|Key ')([\w.]+)")
 NUMBER = re.compile(
-    r'Parser key "([\w.]+)":[^"]*?Subtypes: \[<class \'(float|int|bool)\'>[^"]*?Given value: ([^\n"]*?)(?:\. Got value:|\n|$)'
+    r'Parser key "([\w.]+)":[^"]*?Subtypes: \[<class \'(float|int|bool)\'>'
+    r'[^"]*?Given value: ([^\n"]*?)(?:\. Got value:|\n|$)'
 )
 MISSING = re.compile(
     r'Parser key "([\w.]+)":[^"]*?a callable class: the following arguments are required: ([\w, ]+)'

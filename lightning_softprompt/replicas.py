@@ -256,9 +256,13 @@ class Replicas(LightningModule):
                 groups.append({**own, **group, "name": f"{name}/{group.get('name', number)}"})
         return self._each[0].optimizers_over(groups, [replica.project for replica in self._each])
 
-    def try_options(self) -> str | None:
+    def watched_by_schedule(self) -> str | None:
+        """As each replica has it."""
+        return self._each[0].watched_by_schedule()
+
+    def try_schedule(self, groups: Sequence[dict[str, Any]], steps: float | None) -> None:
         """As each replica does."""
-        return self._each[0].try_options()
+        self._each[0].try_schedule(groups, steps)
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Advances the schedule after a step; one that watches a metric advances at the end of a validation."""

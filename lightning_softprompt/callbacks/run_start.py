@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import final
+from typing import cast, final
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
+from lightning_softprompt.module import SoftPromptModule
+from lightning_softprompt.optimizers import steps_of
 from lightning_softprompt.run_checks import refuse_early_copies
 
 
@@ -34,8 +36,10 @@ class RunStart(Callback):
         """The first step of a training follows.
 
         Raises:
-            ValueError: If a callback has a copy of the module that lacks the prompt.
+            ValueError: If a callback has a copy of the module that lacks the prompt, or the schedule ends too early.
         """
+        groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+        cast(SoftPromptModule, pl_module).try_schedule(groups, steps_of(trainer))
         refuse_early_copies(trainer.callbacks, pl_module)  # type: ignore[attr-defined]
         self._once()
 

@@ -2,11 +2,10 @@
 
 import csv
 import json
-from copy import deepcopy
 
 import pytest
 import torch
-from lightning.pytorch import Callback
+from spies import Rows
 
 from lightning_softprompt.callbacks.run_start import RunStart
 from lightning_softprompt.cli import main
@@ -40,22 +39,6 @@ def fit(argv):
     return fit
 
 
-class Rows(Callback):
-    """The rows that each epoch trains on, for a test to read."""
-
-    seen: dict = {}  # noqa: RUF012 (a config names the class, so a test cannot hold the object)
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        self.seen.setdefault(trainer.current_epoch, []).append(batch.numbers)
-
-
-class Copying(Callback):
-    """Averages a copy that it makes too early."""
-
-    def setup(self, trainer, pl_module, stage):
-        self.copy = deepcopy(pl_module)
-
-
 def column(folder, name):
     with (folder / "metrics.csv").open() as file:
         return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
@@ -73,7 +56,7 @@ def test_a_limited_test_scores_short_and_long_rows_and_says_which(fit, argv, cap
 
 def test_overfitting_trains_on_the_same_batches_in_each_epoch(fit, caplog):
     Rows.seen.clear()
-    fit("--trainer.overfit_batches=2", "--trainer.max_epochs=3", "--trainer.callbacks=test_trainer_features.Rows")
+    fit("--trainer.overfit_batches=2", "--trainer.max_epochs=3", "--trainer.callbacks=spies.Rows")
     assert len(Rows.seen[0]) == 2
     assert Rows.seen[0] == Rows.seen[1] == Rows.seen[2]
     assert "each epoch trains on the batches of the first one" in caplog.text
@@ -104,19 +87,14 @@ def _prefixes(values):
     return [values[: n + 1] for n in range(1, len(values))]
 
 
-def test_a_schedule_that_is_as_long_as_the_training_goes_on_bit_for_bit(fit):
+def test_a_schedule_that_is_as_long_as_the_training_goes_on_bit_for_bit(fit, tmp_path):
     options = ["--model.scheduler=OneCycleLR", "--model.scheduler.max_lr=0.1", "--model.scheduler.total_steps=12"]
-    options += ["--trainer.max_epochs=2"]
-    whole = fit(*options)
-    first = whole / "checkpoints" / "best.ckpt"
-    step = torch.load(first, weights_only=True)["global_step"]
-    if step == 12:
-        step, first = 6, None
-    half = fit(*options, "--trainer.callbacks=ModelCheckpoint", "--trainer.callbacks.every_n_train_steps=6",
-               "--trainer.callbacks.filename=six", "--trainer.callbacks.dirpath=" + str(whole / "extra"),
-               "--trainer.callbacks.save_top_k=-1")  # fmt: skip
-    rest = fit(*options, f"--ckpt_path={whole / 'extra' / 'six.ckpt'}")
-    assert column(rest, "train/loss") == column(half, "train/loss")[6:] == column(whole, "train/loss")[6:]
+    kept = ["ModelCheckpoint", "every_n_train_steps=4", "filename={step}", f"dirpath={tmp_path}", "save_top_k=-1"]
+    whole = fit("--trainer.max_epochs=2", *options, *(
+        f"--trainer.callbacks{'=' if n == 0 else '.'}{option}" for n, option in enumerate(kept)
+    ))  # fmt: skip
+    rest = fit("--trainer.max_epochs=2", *options, f"--ckpt_path={tmp_path / 'step=4.ckpt'}")
+    assert column(rest, "train/loss") == column(whole, "train/loss")[4:]
 
 
 def test_the_watched_metric_may_be_chosen(fit):
@@ -134,7 +112,7 @@ REFUSED = {
     "weight averaging": (
         ["--trainer.callbacks+=StochasticWeightAveraging", "--trainer.callbacks.swa_lrs=0.01"], "EMAWeightAveraging",
     ),
-    "early copy": (["--trainer.callbacks=test_trainer_features.Copying"], "Copying copied the model in `setup`"),
+    "early copy": (["--trainer.callbacks=spies.Copying"], "Copying copied the model in `setup`"),
     "rate finder": (["--trainer.callbacks=LearningRateFinder"], "softprompt sweep"),
     "short schedule": (
         ["--model.scheduler=OneCycleLR", "--model.scheduler.max_lr=0.1", "--model.scheduler.total_steps=5"],
