@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from lightning_softprompt.data.readers.files import data_suffix
 from lightning_softprompt.data.sources import READERS, DataError, OnBadRow, Row, Rows, read_rows
 from lightning_softprompt.data.text_files import TEXT_FILES, find_text_files, is_hidden, read_text_file
 from lightning_softprompt.retrieval.documents import Document
@@ -71,7 +72,7 @@ def read_documents(
 def _has_rows(folder: Path) -> bool:
     if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
         return True
-    return any(path.suffix.lower() in READERS for path in folder.iterdir())
+    return any(data_suffix(path) in READERS for path in folder.iterdir())
 
 
 def _check_texts_beside_tables(folder: Path, chosen: str | None) -> None:

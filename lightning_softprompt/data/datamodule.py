@@ -219,6 +219,7 @@ class SoftPromptDataModule(LightningDataModule, ABC):
         }
         self._rows: dict[str, Rows] = {}
         self._prepared: dict[str, Prepared] = {}
+        self._undivided: tuple[list[Example], list[Origin]] | None = None
 
     @abstractmethod
     def example(self, row: Mapping[str, Any], labelled: bool) -> Example:
@@ -346,6 +347,7 @@ class SoftPromptDataModule(LightningDataModule, ABC):
         """Gives a split rows that were read elsewhere, in place of its source."""
         self._rows[name] = rows.renamed(self.rename_columns)
         self._prepared.pop(name, None)
+        self._undivided = None
 
     def _prepare(self, name: Split) -> Prepared:
         if name in ("train", "validation") and not self._has_validation:
@@ -374,7 +376,9 @@ class SoftPromptDataModule(LightningDataModule, ABC):
         return True
 
     def _held_out(self, name: Split) -> tuple[list[Example], list[Origin]]:
-        examples, origins = self._examples("train")
+        if self._undivided is None:  # training and validation rows are read, and what is skipped reported, once
+            self._undivided = self._examples("train")
+        examples, origins = self._undivided
         order = np.random.default_rng(self.seed).permutation(len(examples))
         count = max(1, round(self.validation_share * len(order)))
         part = sorted(order[:count] if name == "validation" else order[count:])

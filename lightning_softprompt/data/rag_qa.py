@@ -206,7 +206,9 @@ class RagQaDataModule(SoftPromptDataModule):
 
     def _report_searches(self, name: Split, questions: Sequence[Any]) -> None:
         """Warns if most questions find nothing."""
-        pools = [self._pools[question] for question in questions if question in self._pools]
+        pools = [
+            self._pools[question] for question in questions if isinstance(question, str) and question in self._pools
+        ]
         empty = sum(not pool for pool in pools)
         if self.retriever is not None and 2 * empty > len(pools):
             log.warning(

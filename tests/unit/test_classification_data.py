@@ -283,6 +283,10 @@ def test_bad_rows_may_be_skipped_and_are_told(data, tmp_path, caplog):
         module = data(test=str(file), on_bad_row="skip")
         assert labels_of(module, "test") == [0, 1]
     assert "3 of the test rows were skipped, the first" in caplog.text
+    caplog.clear()
+    module = data(train=rows_of([0, "neutral", 1]), on_bad_row="skip")
+    assert len(module.split("train")) + len(module.split("validation")) == 2
+    assert caplog.text.count("1 of the train rows were skipped") == 1
 
 
 def test_rows_are_numbered_as_in_their_source_where_others_were_skipped(data, tmp_path):

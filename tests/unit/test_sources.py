@@ -420,7 +420,7 @@ STRAY = '"he said so,negative'
 )
 def test_a_stray_quotation_mark_loses_its_line_alone(tmp_path, after, kept, lost):
     path = write(tmp_path / "a.csv", "\n".join(["text,label", *csv_lines(2), STRAY, *after]) + "\n")
-    with pytest.raises(DataError, match=r"a.csv:4: broken quoting: .*the cell is not closed before line \d+"):
+    with pytest.raises(DataError, match=r"a.csv:4: broken quoting: .*the cell runs on to line \d+"):
         read_rows(path)
     rows = read_rows(path, on_bad_row="skip")
     assert (len(rows), len(rows.skipped)) == (2 + kept, lost)

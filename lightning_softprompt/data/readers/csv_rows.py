@@ -100,7 +100,7 @@ class _Table:
     def _recovered(self, line: int, reason: str) -> Iterator[_Record]:
         taken = self._taken
         last = line + len(taken) - 1
-        reaches = "" if last == line else f"; the cell is not closed before line {last}, so each line is read by itself"
+        reaches = "" if last == line else f"; the cell runs on to line {last}, so reading continues at line {line + 1}"
         yield _Record(line, taken[:1], [], f"broken quoting: {reason}{reaches}")
         at_end = reason == "unexpected end of data"
         begins = last > line and not at_end and not self._ends_a_cell(taken[-1])
