@@ -56,7 +56,6 @@ from lightning_softprompt.callbacks.run_settings import RunSettings
 from lightning_softprompt.callbacks.warm_start import WarmStart
 from lightning_softprompt.checkpoints.files import SEED, load_checkpoint, read_prompt
 from lightning_softprompt.checkpoints.plain import plain
-from lightning_softprompt.checkpoints.run_config import config_beside, read_run_config
 from lightning_softprompt.checkpoints.settings import SETTINGS, refuse_changes, refuse_incomplete
 from lightning_softprompt.checkpoints.whole import WholeCheckpoints
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
@@ -69,6 +68,7 @@ from lightning_softprompt.printable import PrintableFormatter, one_line
 from lightning_softprompt.replicas import Replicas, ReplicaSpec
 from lightning_softprompt.run import RunSpec
 from lightning_softprompt.run_checks import refuse_callbacks, refuse_options
+from lightning_softprompt.run_config import config_beside, read_run_config
 from lightning_softprompt.run_settings import CommandSettings
 from lightning_softprompt.session import Session
 from lightning_softprompt.strategy import refuse_others

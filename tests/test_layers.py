@@ -20,9 +20,10 @@ MAY_IMPORT = {  # beside its own kind
     "types": set(),
     "template": {"types"},
     "folders": set(),
+    "trust": {"commands"},  # whose errors it raises
     "word_boundaries": set(),
     "backbones": LOWEST,
-    "checkpoints": BACKBONES,
+    "checkpoints": BACKBONES | {"trust"},
     "prompts": BACKBONES | {"checkpoints"},
     "lm": BACKBONES | {"checkpoints"},
     "readouts": SHARED,
@@ -34,7 +35,7 @@ MAY_IMPORT = {  # beside its own kind
     "methods": SCORING | {"module"},
     "data": TASKS,
 }
-MAY_IMPORT_DATA = {"data", "cli", "commands", "session", "quickstart", "rag_quickstart"}
+MAY_IMPORT_DATA = {"data", "cli", "commands", "run_config", "session", "quickstart", "rag_quickstart"}
 BAD_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "manager", "managers"}
 
 

@@ -32,12 +32,14 @@ class Spec:
         arguments: Plain values and further specs, by name.
         path: The import path by which the file names the class.
         deferred: Whether the argument takes a function that makes the object, and not the object itself.
+        is_named: Whether a config names the class; where only one class is possible, it holds the arguments alone.
     """
 
     cls: type
     arguments: Mapping[str, Any]
     path: str
     deferred: bool = False
+    is_named: bool = True
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,8 @@ def build(value: Any) -> Any:
 def as_config(value: Any) -> Any:
     """Checked values in the form of a config file, with each class by the path that named it."""
     if isinstance(value, Spec):
-        return {"class_path": value.path, "init_args": as_config(dict(value.arguments))}
+        arguments = as_config(dict(value.arguments))
+        return {"class_path": value.path, "init_args": arguments} if value.is_named else arguments
     if isinstance(value, list | tuple):
         return [as_config(one) for one in value]
     if isinstance(value, dict):
@@ -220,8 +223,9 @@ def _read_simple(value: Any, hint: type, place: str) -> Any:
         return Path(value)
     if hint in (dict, list, tuple):
         return _read_container(value, hint, (), place)
-    if is_dataclass(hint) and isinstance(value, Mapping) and "class_path" not in value:
-        return read_arguments(hint, value, place)
+    is_only_class = is_dataclass(hint) or getattr(hint, "__final__", False)  # the command line asks for no name
+    if is_only_class and isinstance(value, Mapping) and "class_path" not in value:
+        return replace(read_arguments(hint, value, place), is_named=False)
     return read_class(value, hint, place)
 
 

@@ -16,12 +16,12 @@ from lightning_softprompt import __main__ as command
 from lightning_softprompt import cli, trust
 from lightning_softprompt.checkpoints.files import SavedPrompt, read_prompt, write_prompt
 from lightning_softprompt.checkpoints.restoring import restored
-from lightning_softprompt.checkpoints.run_config import read_run_config
 from lightning_softprompt.methods import Folded, PromptBank, PromptTuning
 from lightning_softprompt.module import SoftPromptModule
 from lightning_softprompt.objectives.distillation import Teacher
 from lightning_softprompt.prompt_reranker import PromptReranker
 from lightning_softprompt.replicas import Replicas, ReplicaSpec
+from lightning_softprompt.run_config import read_run_config
 
 FAMILIES = ("llama",)
 METHOD = {"_class_path": "lightning_softprompt.methods.PromptTuning", "length": 3}
