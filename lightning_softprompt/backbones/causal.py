@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, final
+from typing import Any, cast, final
 
 import torch
 from platformdirs import user_cache_path
@@ -161,8 +161,10 @@ class CausalBackbone(Backbone):
     def stack(self) -> PreTrainedModel:
         """The decoder without its head; the text part of a model that reads more than text."""
         found = self.model.get_decoder()
-        if found is not self.model:
-            return found  # type: ignore[no-any-return]
+        if found is not self.model and isinstance(found, PreTrainedModel):  # some call their head a decoder
+            return found
+        if self.model.base_model is not self.model:
+            return cast(PreTrainedModel, self.model.base_model)
         inner = (child for child in self.model.children() if isinstance(child, PreTrainedModel))
         return next(inner, self.model)
 
