@@ -151,10 +151,10 @@ KILLED = """
 
     def dies(module, batch, batch_idx):
         calls.append(batch_idx)
-        return os.kill(os.getpid(), 9) if len(calls) == int(sys.argv[2]) else step(module, batch, batch_idx)
+        return os.kill(os.getpid(), 9) if len(calls) == last else step(module, batch, batch_idx)
 
     torch.set_num_threads(1)
-    calls, step = [], getattr(SoftPromptModule, sys.argv[1])
+    calls, last, step = [], int(sys.argv[2]), getattr(SoftPromptModule, sys.argv[1])
     setattr(SoftPromptModule, sys.argv[1], dies)
     main(sys.argv[3:])
 """
