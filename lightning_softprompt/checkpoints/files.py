@@ -175,9 +175,16 @@ def _saved(path: Path, said: Mapping[str, Any]) -> SavedPrompt:
     if BACKBONE not in said or "state_dict" not in said:
         raise ValueError(f"{path} does not say which backbone it belongs to; it was not written by this project")
     parts = [said[name] for name in ("state_dict", BACKBONE, "method")]
-    if not all(isinstance(part, Mapping) for part in parts) or not all(map(torch.is_tensor, parts[0].values())):
+    if not all(isinstance(part, Mapping) for part in parts) or not are_tensors(parts[0]):
         raise ValueError(f"{path} holds something else than tensors and mappings; it was not written by this project")
     return SavedPrompt(*parts)
+
+
+def are_tensors(values: Any) -> bool:
+    """Whether values are tensors by name."""
+    if not isinstance(values, Mapping):
+        return False
+    return all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in values.items())
 
 
 def load_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:

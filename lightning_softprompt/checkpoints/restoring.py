@@ -20,7 +20,7 @@ from lightning_softprompt.checkpoints.building import (
     read_arguments,
     read_class,
 )
-from lightning_softprompt.checkpoints.files import SavedPrompt, load_checkpoint
+from lightning_softprompt.checkpoints.files import SavedPrompt, are_tensors, load_checkpoint
 from lightning_softprompt.checkpoints.registry import PACKAGE, class_path
 from lightning_softprompt.checkpoints.sizes import check_numbers, limit_build
 from lightning_softprompt.trust import trusting
@@ -188,7 +188,7 @@ def load_module(
     with trusting([*trust, *_module_of(cls)]):
         spec = read_method(method, path, given, cls)
     tensors = checkpoint.get("state_dict")
-    if not isinstance(tensors, Mapping) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+    if not are_tensors(tensors):
         raise ValueError(f"{path} holds no tensors in its state_dict")
     check_sizes(spec, tensors, path)
     return construct(spec, path, given), checkpoint

@@ -150,8 +150,12 @@ def _check_types(content: Mapping[str, Any]) -> None:
     for name in ("documents", "passages", "duplicates", "width"):
         if type(content[name]) is not int or not 0 <= content[name] < 2**48:
             raise ValueError(f"{name} is {str(content[name])[:100]}, which is not a count")
+    if not isinstance(content["files"], Mapping):
+        raise ValueError("files is not a mapping from names to sizes and checksums")
     for name, described_file in content["files"].items():
-        if ".." in Path(name).parts or Path(name).is_absolute() or type(described_file["bytes"]) is not int:
+        is_inside = ".." not in Path(name).parts and not Path(name).is_absolute()
+        is_described = isinstance(described_file, Mapping) and type(described_file.get("bytes")) is int
+        if not is_inside or not is_described:
             raise ValueError(f"the file {str(name)[:100]!r} is not one of an index")
     _check_settings(content)
 

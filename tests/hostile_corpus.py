@@ -1,0 +1,298 @@
+"""A corpus of files that somebody hostile could share. `python tests/hostile_corpus.py FOLDER` writes it."""
+
+import io
+import json
+import struct
+import sys
+import zipfile
+from collections import namedtuple
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+import yaml
+
+from lightning_softprompt.checkpoints.files import SavedPrompt, write_prompt
+
+Hostile = namedtuple("Hostile", "kind name path")
+ESCAPES = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202eevil\u2066<script>alert(1)</script>"
+METHODS = "lightning_softprompt.methods"
+LABEL_WORDS = "lightning_softprompt.readouts.label_words.LabelWords"
+SYSTEM = {"class_path": "os.system", "init_args": {"command": "touch made"}}
+
+
+class Call:
+    """Unpickling it calls a function."""
+
+    def __init__(self, function, *arguments):
+        self.called = function, arguments
+
+    def __reduce__(self):
+        return self.called
+
+
+def nested(depth):
+    value = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def repeated(levels, width=10):
+    value = ["x"] * width
+    for _ in range(levels):
+        value = [value] * width
+    return value
+
+
+def methods():
+    """Descriptions of methods by name, as prompts and checkpoints hold them."""
+    plain = {"_class_path": f"{METHODS}.PromptTuning", "length": 3}
+    names = ["os.system", "subprocess.getoutput", "subprocess.Popen", "builtins.exec", "shutil.rmtree",
+             "torch.hub.load", "torch.load", "runpy.run_path", "importlib.import_module", "antigravity.geohash",
+             "evilmod.Evil", "lightning_softprompt.folders.write_whole", "lightning.pytorch.callbacks.LambdaCallback",
+             "jsonargparse.set_parsing_settings"]  # fmt: skip
+    arguments = {"command": "touch made", "cmd": "touch made", "path": "made", "args": ["touch", "made"]}
+    yield from ((f"readout-{n}", {**plain, "readout": {"class_path": n, "init_args": arguments}}) for n in names)
+    yield from ((f"method-{n}", {"_class_path": n, **arguments}) for n in names[-5:])
+    for place in ("init", "optimizer", "scheduler", "objective", "classes", "evaluation", "backbone"):
+        yield f"system-{place}", {**plain, place: SYSTEM}
+    yield "penalties", {**plain, "penalties": [SYSTEM]}
+    yield "text-json", {**plain, "readout": json.dumps(SYSTEM)}
+    yield "text-path", {**plain, "readout": "os.system"}
+    yield "inner", {**plain, "readout": {"class_path": LABEL_WORDS, "init_args": {"aggregate": SYSTEM}}}
+    yield "dict-kwargs", {**plain, "readout": {"class_path": LABEL_WORDS, "dict_kwargs": {"x": SYSTEM}}}
+    yield "path-of-lists", {**plain, "readout": {"class_path": ["os", "system"]}}
+    yield "instantiator", {**plain, "_instantiator": "os.system", "readout": SYSTEM}
+    for length in (5, -1, 0, 10**5, 10**9, 10**12, 2**70, [10**9], [3] * 1000, "3", 3.5, None):
+        yield f"length-{str(length)[:12]}", {**plain, "length": length}
+    yield "width", {"_class_path": f"{METHODS}.PrefixTuning", "length": 3, "width": 10**9}
+    yield "experts", {"_class_path": f"{METHODS}.SMoP", "length": 3, "experts": 10**6}
+    yield "separate", {"_class_path": f"{METHODS}.ResidualPromptTuning", "length": 10**5, "separate": True}
+    yield "candidates", {"_class_path": f"{METHODS}.Spring", "length": 10**11}
+    yield "shapes", {"_class_path": f"{METHODS}.Folded", "shapes": {"tokens": [10**6, 10**6]}}
+    yield "bank", {"_class_path": f"{METHODS}.PromptBank", "prompts": {"a": "/dev/zero", "b": "/dev/stdin"}}
+    yield "source", {**plain, "init": {"class_path": "lightning_softprompt.prompts.init.FromCheckpoint",
+                                       "init_args": {"path": "/dev/zero"}}}  # fmt: skip
+    yield "nested", {**plain, "readout": nested(200)}
+    yield "escapes", {**plain, ESCAPES: ESCAPES}
+    yield "class-escapes", {"_class_path": ESCAPES}
+    yield "unknown", {**plain, "no_such": 1}
+    yield "empty", {}
+
+
+def prompts(folder, owner):
+    tensors = {"tokens": torch.ones(3, 32)}
+    for name, method in methods():
+        path = folder / f"{name.replace('/', '-')[:60] if name.isprintable() else 'escapes'}.safetensors"
+        write_prompt(path, SavedPrompt(tensors, owner, method))
+        yield Hostile("prompt", name, path)
+    entry = {"dtype": "F32", "shape": [3, 32], "data_offsets": [0, 384]}
+    texts = {
+        "no-end": (2**62, {}), "claims-more": (90 * 2**20, {}), "short": (1, {}),
+        "offsets": (None, {"tokens": {**entry, "data_offsets": [0, 2**60]}}),
+        "backwards": (None, {"tokens": {**entry, "data_offsets": [384, 0]}}),
+        "shape": (None, {"tokens": {**entry, "shape": [2**40, 2**20]}}),
+        "overlap": (None, {"tokens": entry, "copy": entry}),
+        "negative": (None, {"tokens": {**entry, "shape": [-3, -32]}}),
+        "dtype": (None, {"tokens": {**entry, "dtype": "F8_E8M0", "data_offsets": [0, 96]}}),
+        "metadata-nested": (None, {"tokens": entry, "__metadata__": {"backbone": "[" * 10**5, "method": "{}"}}),
+        "metadata-digits": (None, {"tokens": entry, "__metadata__": {"backbone": "{}", "method": "9" * 10**6}}),
+        "metadata-names": (None, {ESCAPES: entry, "__metadata__": {"backbone": "{}", "method": "{}"}}),
+        "checksum": (None, {"tokens": entry, "__metadata__": {"backbone": "{}", "method": "{}", "checksum": ESCAPES}}),
+    }  # fmt: skip
+    for name, (length, header) in texts.items():
+        text = json.dumps(header).encode()
+        path = folder / f"raw-{name}.safetensors"
+        path.write_bytes(struct.pack("<Q", len(text) if length is None else length) + text + bytes(384))
+        yield Hostile("prompt", name, path)
+    for name, content in {"nothing": b"", "nested-header": struct.pack("<Q", 10**5) + b"[" * 10**5}.items():
+        (folder / f"{name}.safetensors").write_bytes(content)
+        yield Hostile("prompt", name, folder / f"{name}.safetensors")
+
+
+def checkpoints(folder, owner):
+    method = {"_class_path": f"{METHODS}.PromptTuning", "length": 3}
+    tokens = torch.ones(3, 32)
+    loop = []
+    loop.append(loop)
+    whole = {"state_dict": {"tokens": tokens}, "backbone": owner, "hyper_parameters": method}
+    values = {
+        "stride": {"state_dict": {"tokens": torch.zeros(1).expand(10**10, 32)}},
+        "overlap": {"state_dict": {"tokens": torch.zeros(10**5).as_strided((9 * 10**4, 10**4), (1, 1))}},
+        "many-views": {
+            "state_dict": {str(i): torch.ones(10**4)[:] for i in range(1)} | dict.fromkeys("abcdefgh", tokens)
+        },
+        "meta": {"state_dict": {"tokens": torch.empty(10**9, 32, device="meta")}},
+        "sparse": {"state_dict": {"tokens": torch.eye(3).to_sparse()}},
+        "bytes": {"epoch": Call(bytearray, 10**10)},
+        "system": {"epoch": Call(__import__("os").system, "touch made")},
+        "open": {"epoch": Call(open, "made", "w")},
+        "import": {"epoch": Call(__import__, "antigravity")},
+        "laughs": {"hyper_parameters": {**method, "readout": repeated(9)}},
+        "laughs-elsewhere": {"callbacks": repeated(9)},
+        "loop": {"hyper_parameters": {**method, "readout": loop}},
+        "nested": {"loops": nested(400)},
+        "readout": {"hyper_parameters": {**method, "readout": SYSTEM}},
+        "texts": {"state_dict": "x", "hyper_parameters": 3},
+        "numbers": {"state_dict": {1: tokens}},
+    }
+    for name, own in values.items():
+        path = folder / f"{name}.ckpt"
+        torch.save({**whole, **own}, path)
+        yield Hostile("checkpoint", name, path)
+    torch.save(whole, buffer := io.BytesIO())
+    parts = {info.filename: data for info, data in _parts(buffer)}
+    for name, packing in {"packed": zipfile.ZIP_DEFLATED, "lzma": zipfile.ZIP_LZMA}.items():
+        with zipfile.ZipFile(folder / f"{name}.ckpt", "w", packing) as archive:
+            for part, data in {**parts, "archive/data/9": bytes(50 * 2**20)}.items():
+                archive.writestr(part, data)
+        yield Hostile("checkpoint", name, folder / f"{name}.ckpt")
+    (folder / "legacy.ckpt").write_bytes(__import__("pickle").dumps(Call(open, "made", "w")))
+    (folder / "half.ckpt").write_bytes(buffer.getvalue()[:-200])
+    yield from (Hostile("checkpoint", name, folder / f"{name}.ckpt") for name in ("legacy", "half"))
+
+
+def _parts(buffer):
+    with zipfile.ZipFile(buffer) as archive:
+        for info in archive.infolist():
+            yield info, archive.read(info)
+
+
+def laughs(levels=9):
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, levels)]
+    return "\n".join(lines)
+
+
+def yamls():
+    """Texts of configs and studies by name."""
+    yield "laughs", f"{laughs()}\nmodel: *a8"
+    yield "loop", "model: &a [*a]"
+    yield "merge", "a: &a {x: 1}\n" + "\n".join(f"m{i}: &m{i} {{<<: [*a, *a], y: *a}}" for i in range(10))
+    yield "nested", "model: " + "[" * 10**5
+    yield "nested-mapping", "model: " + "{a: " * 10**4
+    yield "digits", "seed_everything: " + "9" * 10**6
+    yield "sixties", "seed_everything: " + ":".join(["59"] * 10**5)
+    yield "tag", "model: !!python/object/apply:os.system ['touch made']"
+    yield "name", "model: !!python/name:os.system"
+    yield "module", "model: !!python/module:antigravity"
+    yield "escapes", f"model: {json.dumps(ESCAPES)}"
+    yield "list", "[1, 2]"
+    yield "text", "x"
+
+
+def configs(folder):
+    good = {"model": {"class_path": f"{METHODS}.PromptTuning", "init_args": {"length": 3}}}
+    settings = {
+        "model": {"model": SYSTEM}, "data": {"data": SYSTEM}, "backbone": {"backbone": SYSTEM},
+        "callbacks": {"trainer": {"callbacks": [SYSTEM]}}, "logger": {"trainer": {"logger": SYSTEM}},
+        "plugins": {"trainer": {"plugins": ["os.system"]}}, "strategy": {"trainer": {"strategy": SYSTEM}},
+        "run": {"run": {"folder": "/tmp/elsewhere", "experiment": "../..", "wandb": "online"}},
+        "readout": {"model": {**good["model"], "init_args": {"readout": SYSTEM}}},
+        "module": {"model": {"class_path": "evilmod.Evil"}}, "replicas": {"replicas": {"inits": [SYSTEM]}},
+    }  # fmt: skip
+    texts = {name: yaml.safe_dump({**good, **own}) for name, own in settings.items()}
+    for name, text in {**texts, **dict(yamls())}.items():
+        place = folder / name
+        place.mkdir()
+        (place / "config.yaml").write_text(text)
+        yield Hostile("config", name, place / "config.yaml")
+    (folder / "bytes").mkdir()
+    (folder / "bytes" / "config.yaml").write_bytes(b"\xff\xfe model: 3")
+    yield Hostile("config", "bytes", folder / "bytes" / "config.yaml")
+
+
+def studies(folder):
+    texts = dict(yamls())
+    texts["product"] = "repeat: {" + ", ".join(f"o{i}: [1, 2, 3, 4, 5, 6, 7, 8, 9]" for i in range(20)) + "}"
+    for name, text in texts.items():
+        (folder / f"{name}.yaml").write_text(text)
+        yield Hostile("study", name, folder / f"{name}.yaml")
+
+
+def rows(folder):
+    row = {"text": ESCAPES, "label": ESCAPES, ESCAPES: 1}
+    texts = {
+        "escapes.jsonl": json.dumps(row), "raw.jsonl": json.dumps(row, ensure_ascii=False),
+        "nested.jsonl": '{"text": ' + "[" * 10**5, "digits.jsonl": '{"text": ' + "9" * 10**5 + "}",
+        "surrogates.jsonl": '{"text": "\\ud800"}', "nul.csv": "text,label\n\0,\0\n",
+        "columns.csv": ",".join(["a"] * 9999), "bomb.parquet": "PAR1" * 99,
+        "escapes.csv": f"text,{ESCAPES}\na,b,c\n", "escapes.json": json.dumps([row, ESCAPES]),
+        "nested.json": "[" * 10**5, "quotes.csv": 'text\n"' + "x" * 10**5,
+    }  # fmt: skip
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8", newline="")
+        yield Hostile("rows", name, folder / name)
+
+
+def indexes(folder, build):
+    """Indexes: `build` makes one of these texts in a folder; their manifests are then changed and sealed again."""
+    changes = {
+        "texts": {}, "generation": {"generation": "../../.."}, "absolute": {"generation": "/etc"},
+        "files": {"files": {"../../../etc/passwd": {"bytes": 3, "sha256": ""}}}, "count": {"passages": 2**80},
+        "width": {"width": -1}, "escapes": {"corpus": ESCAPES}, "types": {"files": [SYSTEM]},
+        "encoder": {"settings.encoder": "stranger/encoder"}, "url": {"settings.store": "qdrant", "settings.url": "http://127.0.0.1:9"},
+        "size": {"settings.size": 10**30}, "language": {"settings.language": ESCAPES},
+        "collection": {"collection": "../x", "settings.store": "qdrant"},
+    }  # fmt: skip
+    for name, change in changes.items():
+        place = build(folder / name, ESCAPES)
+        manifest = json.loads((place / "manifest.json").read_text())
+        manifest.pop("seal")
+        for key, value in change.items():
+            noun, _, setting = key.partition(".")
+            if setting:
+                manifest[noun][setting] = value
+            else:
+                manifest[noun] = value
+        seal = sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+        (place / "manifest.json").write_text(json.dumps({**manifest, "seal": seal}))
+        yield Hostile("index", name, place)
+    for name, text in {"nested": "[" * 10**5, "not-json": ESCAPES}.items():
+        (folder / name).mkdir()
+        (folder / name / "manifest.json").write_text(text)
+        yield Hostile("index", name, folder / name)
+
+
+def names(folder, owner):
+    """Libraries whose files have names that control a terminal."""
+    method = {"_class_path": ESCAPES, "length": 3}
+    write_prompt(
+        folder / "library" / f"\x1b[2J\u202e{'x' * 9}.safetensors",
+        SavedPrompt({"tokens": torch.ones(3, 32)}, {**owner, "name": ESCAPES}, method),
+    )
+    yield Hostile("library", "names", folder / "library")
+
+
+def write_corpus(folder, owner, build):
+    """All files by kind.
+
+    Args:
+        folder: Where they go.
+        owner: What prompts say of their backbone.
+        build: Makes an index of a text in a folder, and gives the folder.
+    """
+    kinds = {
+        "prompts": lambda at: prompts(at, owner), "checkpoints": lambda at: checkpoints(at, owner), "configs": configs,
+        "studies": studies, "rows": rows, "indexes": lambda at: indexes(at, build),
+        "names": lambda at: names(at, owner),
+    }  # fmt: skip
+    for name, write in kinds.items():
+        (folder / name).mkdir(parents=True)
+        yield from write(folder / name)
+
+
+def build_lexical(folder, text):
+    """An index of one text without an encoder."""
+    from lightning_softprompt.retrieval.building import build_index
+    from lightning_softprompt.retrieval.documents import Document
+    from lightning_softprompt.retrieval.settings import IndexSettings
+
+    build_index(folder, [Document("1", text, f"is this film good {text}", text)], IndexSettings(encoder=None))
+    return folder
+
+
+if __name__ == "__main__":
+    written = list(write_corpus(Path(sys.argv[1]), {"name": "nobody", "fingerprint": "0" * 16}, build_lexical))
+    print(f"{len(written)} files in {sys.argv[1]}")

@@ -1,0 +1,216 @@
+"""A corpus of hostile files: nothing of them is run, imported or written, none takes long or reaches a terminal raw."""
+
+import json
+import resource
+import sys
+import time
+from collections import Counter
+
+import pytest
+import torch
+from hostile import fuzz, nothing_happens
+from hostile_corpus import ESCAPES, build_lexical, write_corpus
+from hypothesis import given
+from hypothesis import strategies as st
+from lightning import LightningModule
+
+from lightning_softprompt import __main__ as command
+from lightning_softprompt import cli
+from lightning_softprompt.callbacks.case_page import article, page
+from lightning_softprompt.checkpoints.files import read_prompt
+from lightning_softprompt.checkpoints.restoring import restored
+from lightning_softprompt.data.sources import DataError, read_rows
+from lightning_softprompt.module import SoftPromptModule
+from lightning_softprompt.printable import HIDDEN, PrintableFormatter, printable
+from lightning_softprompt.retrieval import chosen
+from lightning_softprompt.retrieval.building import build_index, update_index
+from lightning_softprompt.retrieval.documents import Document
+from lightning_softprompt.retrieval.settings import IndexSettings
+
+FAMILIES = ("llama",)
+SECONDS, MEMORY = 4.0, 150 * 2**20  # of this process; MEMORY is far above what importing a plug-in takes
+STRANGE = ("evilmod", "antigravity", "runpy")
+
+
+@pytest.fixture(scope="module")
+def corpus(load, tmp_path_factory):
+    backbone = load("llama")
+    owner = {"name": backbone.spec.name, "revision": None, "fingerprint": backbone.fingerprint()}
+    return list(write_corpus(tmp_path_factory.mktemp("corpus") / "files", owner, build_lexical))
+
+
+def open_prompt(path, backbone):
+    restored(read_prompt(path), path, backbone)
+
+
+def open_checkpoint(path, backbone):
+    open_prompt(path, backbone)
+    SoftPromptModule.load_from_checkpoint(path)
+
+
+def open_config(path, backbone):
+    found = cli.with_run_config(["test", "--init_from", str(path.parent / "prompt.safetensors")])
+    settings = json.loads(found[2])
+    assert "os.system" not in found[2]
+    assert "folder" not in settings.get("run", {})
+
+
+def run(*words):
+    code = command.main([str(word) for word in words])
+    if code:
+        raise ValueError(f"code {code}")
+
+
+ACTIONS = {
+    "prompt": open_prompt, "checkpoint": open_checkpoint, "config": open_config,
+    "study": lambda path, _: run("study", path, "--show"),
+    "rows": lambda path, _: read_rows(path, on_bad_row="skip"),
+    "index": lambda path, _: run("index", "search", path, "is this film good"),
+    "library": lambda path, _: run("library", "list", "--folder", path),
+}  # fmt: skip
+HARMLESS = {  # read as what they are: nothing of them is dangerous once it is shown as text
+    ("index", "texts"), ("index", "url"), ("index", "size"), ("config", "merge"),
+    ("config", "callbacks"), ("config", "logger"), ("config", "plugins"), ("config", "strategy"), ("config", "run"),
+    ("library", "names"),
+}  # fmt: skip
+
+
+def outcome(file, backbone):
+    """Whether a file is refused; the error names the file."""
+    try:
+        ACTIONS[file.kind](file.path, backbone)
+    except (ValueError, DataError) as error:
+        return str(error)
+    return None
+
+
+def warm_up(folder, backbone):
+    """Whatever is imported and kept for later calls, is now."""
+    owner = {"name": backbone.spec.name, "revision": None, "fingerprint": backbone.fingerprint()}
+    method = {"_class_path": "lightning_softprompt.methods.PromptTuning", "length": 3, "backbone": vars(backbone.spec)}
+    torch.save(
+        {"state_dict": {"tokens": torch.ones(3, 32)}, "backbone": owner, "hyper_parameters": method}, folder / "p.ckpt"
+    )
+    open_checkpoint(folder / "p.ckpt", backbone)
+    (folder / "p.ckpt").unlink()
+
+
+def test_the_corpus_covers_every_kind(corpus):
+    assert len(corpus) >= 150
+    assert min(Counter(file.kind for file in corpus).values()) >= 1
+    assert set(ACTIONS) == {file.kind for file in corpus}
+
+
+@pytest.mark.parametrize("kind", list(ACTIONS))
+def test_hostile_files_do_nothing(corpus, backbone, monkeypatch, capsys, caplog, tmp_path, kind):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "evilmod.py").write_text("open('made', 'w')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    caplog.handler.setFormatter(PrintableFormatter())
+    chosen = [file for file in corpus if file.kind == kind]
+    warm_up(tmp_path, backbone)
+    outcome(chosen[-1], backbone)
+    for file in chosen:
+        started, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with nothing_happens():
+            error = outcome(file, backbone)
+        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+        assert time.process_time() - started < SECONDS, file
+        assert grown < MEMORY, file
+        assert not set(STRANGE) & (set(sys.modules) - {"runpy"}), file
+        assert kind == "rows" or (error is None) == ((kind, file.name) in HARMLESS), (file, error)
+        assert not error or kind in ("study", "index", "library") or str(file.path.parent.name) in error, (file, error)
+        shown = capsys.readouterr()
+        assert not HIDDEN.search(shown.out + shown.err), file
+        assert "Traceback" not in shown.err, file
+    assert not HIDDEN.search(caplog.text)
+    assert {path.name for path in tmp_path.iterdir()} <= {"evilmod.py", "__pycache__"}
+
+
+def test_lightnings_own_loading_runs_nothing(corpus, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    path = next(file.path for file in corpus if (file.kind, file.name) == ("checkpoint", "readout"))
+    content = {**torch.load(path), "pytorch-lightning_version": "2.6.6"}
+    content["hyper_parameters"]["_instantiator"] = "lightning.pytorch.cli.instantiate_module"
+    torch.save(content, tmp_path / "p.ckpt")
+    with nothing_happens(), pytest.raises(ValueError, match=r"os\.system"):
+        LightningModule.load_from_checkpoint(tmp_path / "p.ckpt")
+
+
+def test_files_of_the_corpus_stay_harmless_when_they_are_changed(corpus, backbone, tmp_path):
+    files = [
+        file for file in corpus if file.kind in ("prompt", "checkpoint", "rows") and file.path.stat().st_size < 10**5
+    ]
+
+    @fuzz(80)
+    @given(st.sampled_from(files), st.integers(0, 10**5), st.binary(max_size=6), st.integers(0, 9))
+    def check(file, place, bytes_in, left_out):
+        content = file.path.read_bytes()
+        place = place % (len(content) + 1)
+        path = tmp_path / f"changed{file.path.suffix}"
+        path.write_bytes(content[:place] + bytes_in + content[place + left_out :])
+        with nothing_happens():
+            try:
+                ACTIONS[file.kind](path, backbone)
+            except ValueError as error:
+                assert "changed" in str(error)  # noqa: PT017
+
+    check()
+
+
+@pytest.mark.parametrize("text", ["plain", "Ünï — 漢字 👩‍👧 नि", "tab\tand\nnewline", "شكرا"])
+def test_ordinary_text_is_shown_as_it_is(text):
+    assert printable(text) == text
+
+
+def test_control_characters_are_shown_as_json_writes_them():
+    shown = printable(ESCAPES)
+    assert not HIDDEN.search(shown)
+    assert json.loads(f'"{shown}"') == ESCAPES
+
+
+def test_pages_show_no_control_characters():
+    made = page(ESCAPES, article(ESCAPES, {ESCAPES: "x"}))
+    assert not HIDDEN.search(made)
+    assert "<script>" not in made
+
+
+@pytest.fixture
+def strangers_index(tiny_folder, tmp_path, monkeypatch):
+    """An index with vectors, built on a machine that is not the user's."""
+    name = str(tiny_folder("bert"))
+    documents = [Document("1", "a", "is this film good"), Document("2", "b", "a sad story about a dog")]
+    build_index(tmp_path / "index", documents, IndexSettings(encoder=name))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(chosen, "_chosen", set())
+    return tmp_path / "index", name
+
+
+def test_an_encoder_is_loaded_once_the_user_names_it(strangers_index, monkeypatch, capsys):
+    index, name = strangers_index
+    words = ["index", "search", str(index), "film"]
+    assert command.main(words) == 2
+    assert f"--encoder {name}" in capsys.readouterr().err
+    assert command.main([*words, "--way", "lexical"]) == 0
+    with pytest.raises(ValueError, match="you have not named yourself"):
+        update_index(index, [Document("3", "c", "what")])
+    assert command.main([*words, "--encoder", name]) == 0
+    monkeypatch.setattr(chosen, "_chosen", set())
+    assert command.main(words) == 0  # remembered for later processes
+
+
+def test_an_index_calls_no_server_that_the_user_has_not_named(tmp_path):
+    settings = IndexSettings(encoder=None, store="qdrant", url="http://127.0.0.1:9")
+    with pytest.raises(ValueError, match=r"names the url .* --url"):
+        chosen.refuse_strange(tmp_path, settings, encoder=False)
+
+
+@pytest.mark.parametrize("name", ["laughs", "nested", "digits", "sixties", "product", "tag"])
+def test_a_config_that_is_named_is_refused_quickly(corpus, name, capsys):
+    path = next(file.path for file in corpus if (file.kind, file.name) == ("study", name))
+    started = time.process_time()
+    with nothing_happens(), pytest.raises((SystemExit, ValueError)):
+        cli.make_cli(["fit", "--config", str(path)])
+    assert time.process_time() - started < SECONDS
+    shown = capsys.readouterr()
+    assert "Traceback" not in shown.err
