@@ -2,9 +2,11 @@
 
 import os
 import random
+import tempfile
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import huggingface_hub.constants
@@ -43,6 +45,9 @@ from lightning_softprompt.readouts.class_head import ClassHead
 os.environ["HF_HUB_OFFLINE"] = "1"  # for processes that tests start
 huggingface_hub.constants.HF_HUB_OFFLINE = True  # for this one, which has read the variable already
 torch.set_num_threads(1)
+# Kernels that were compiled for other instructions abort the process, so each instruction set has a cache of its own.
+KERNELS = Path(tempfile.gettempdir(), f"torchinductor-{torch.backends.cpu.get_cpu_capability()}")
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(KERNELS))
 
 NUMBERS = count()
 RUN_VARIABLES = (
