@@ -172,6 +172,10 @@ class SoftPromptCLI(LightningCLI):
         given = strip_meta(config.model)  # without the names of the files that it was read from
         model = {**plain(given.as_dict()), "replicas": replica_spec(config.replicas).count}
         path = Path(config.ckpt_path)
+        if path.suffix == ".safetensors":
+            raise ValueError(
+                f"{path} is a prompt, not a checkpoint: it holds no state of a training. Give it as --init_from {path}"
+            )
         checkpoint = load_checkpoint(path)
         refuse_contradiction(model, checkpoint, path, training, seed)
         if training:
@@ -357,6 +361,16 @@ def _listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list) else [] if value in (None, False, True) else [value]
 
 
+def expand_home(argv: Sequence[str]) -> list[str]:
+    """Replaces `~` where a value begins with it: a shell does so for `--option ~/x`, but not for `--option=~/x`."""
+    expanded = []
+    for word in argv:
+        option, sign, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        is_home = value == "~" or value.startswith("~/")
+        expanded.append(f"{option}{sign}{os.path.expanduser(value)}" if is_home else word)
+    return expanded
+
+
 def with_run_config(argv: Sequence[str]) -> list[str]:
     """Takes settings from the config of a checkpoint's own run if the command names no config and no model."""
     words = [word for arg in argv for word in arg.split("=", 1)]
@@ -430,6 +444,7 @@ def completion(shell: str) -> str:
 def main(argv: Sequence[str]) -> int:
     """Runs a command; gives its exit code. A user's mistake is told in two lines, without a traceback."""
     quiet()
+    argv = expand_home(argv)
     given = list(argv)
     try:
         modules, argv = trusted_modules(argv)

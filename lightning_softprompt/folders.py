@@ -7,7 +7,8 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,15 @@ def write_whole(path: Path, content: bytes) -> None:
     part.replace(path)
 
 
+@contextmanager
+def usual_mode(path: Path) -> Iterator[None]:
+    """Gives the file that is written within it the permissions of a newly created file, whatever its writer sets."""
+    path.touch()
+    mode = path.stat().st_mode
+    yield
+    path.chmod(mode)
+
+
 def write_if_possible(path: Path, write: Callable[[Path], None]) -> None:
     """Writes a file of a cache as a whole, which is optional: where that fails, it is reported and nothing else.
 
@@ -50,7 +60,8 @@ def write_if_possible(path: Path, write: Callable[[Path], None]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as draft:
             part = Path(draft) / f"part{path.suffix}"
-            write(part)
+            with usual_mode(part):
+                write(part)
             os.replace(part, path)
     except OSError as error:
         log.warning("%s cannot be written (%s); it is an optional cache, the run continues without it", path, error)

@@ -74,6 +74,9 @@ class RunSpec:
     monitor_mode: Literal["min", "max"] | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "folder", os.path.expanduser(self.folder))
+        if self.predictions is not None:
+            object.__setattr__(self, "predictions", os.path.expanduser(self.predictions))
         if self.keep_last < 1:
             raise ValueError(f"run.keep_last must be at least 1, got {self.keep_last}")
         if not self.process_timeout >= 0:

@@ -19,7 +19,7 @@ from lightning_softprompt.callbacks.halving import Halving
 from lightning_softprompt.callbacks.loggers import Summary, make_loggers
 from lightning_softprompt.callbacks.numeric_guard import NumericGuard
 from lightning_softprompt.callbacks.predictions import PredictionTable, PredictionWriter, TestPredictions
-from lightning_softprompt.callbacks.preemption import Preemption
+from lightning_softprompt.callbacks.preemption import Preemption, Termination
 from lightning_softprompt.callbacks.process_watch import ProcessWatch
 from lightning_softprompt.callbacks.prompt_watch import PromptWatch
 from lightning_softprompt.callbacks.resume import RngState
@@ -108,7 +108,8 @@ class Session:
         start: list[Callback] = [] if init_from is None else [WarmStart(Path(init_from))]
         own = [self._writer(config)] if self.command == "predict" else self._of_command()
         watch = ProcessWatch(self.run.process_timeout)
-        return [watch, self.settings, *start, *own]
+        stop: list[Callback] = [] if self.command == "fit" else [Termination()]
+        return [watch, *stop, self.settings, *start, *own]
 
     def _writer(self, config: str) -> PredictionWriter:
         """What writes the predictions. Those of a run that was killed lie in its own folder, if no file was named."""
@@ -157,12 +158,14 @@ class Session:
         if not self.module.trainer.is_global_zero:
             return
         best = {name: read_prompt(Path(kept.best_model_path or self.last)) for name, kept in self.best.items()}
+        is_validated = any(kept.best_model_path for kept in self.best.values())
+        kind = "best prompt" if is_validated else "last prompt (no validation was run)"
         if isinstance(self.module, Replicas):
             del best["prompt"]
             best = {name: apart(best[name])[number] for number, name in enumerate(best)}
         for name, prompt in best.items():
             write_prompt(self.folder / f"{name}.safetensors", prompt)
-            log.info("the best prompt: %s", self.folder / f"{name}.safetensors")
+            log.info("the %s: %s", kind, self.folder / f"{name}.safetensors")
 
 
 def deciding(config: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -95,6 +96,9 @@ class BackboneSpec:
     context_disk: int = 0
     padding_side: Literal["right", "left"] = "right"
     start_token: Literal["auto", "bos", "tokenizer", "none"] = "auto"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", os.path.expanduser(self.name))
 
 
 class Backbone(nn.Module, ABC):

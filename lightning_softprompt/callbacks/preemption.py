@@ -9,7 +9,7 @@ from types import FrameType
 from typing import Any, final
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from torch import distributed
 
@@ -109,3 +109,36 @@ class Preemption(Checkpoint):
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before, self._group = {}, None
+
+
+@final
+class Termination(Callback):
+    """Ends `validate`, `test` and `predict` at once when SIGTERM comes, with code 143.
+
+    Predictions are written row by row, and the same command continues them, so there is nothing to finish first.
+    """
+
+    def __init__(self) -> None:
+        self._before: Any = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Replace Lightning's handler, which only takes note of the signal."""
+        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, self._stop)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        raise Preempted(PREEMPTED)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Restore the handler of the signal."""
+        self._restore()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Restore the handler of the signal."""
+        self._restore()
+
+    def _restore(self) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+            self._before = None

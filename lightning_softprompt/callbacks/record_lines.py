@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from lightning_softprompt.callbacks.unfinished import Identity, UnfinishedFile, whole_lines
+from lightning_softprompt.printable import printable
 
 Records = Mapping[int, Mapping[str, Any]]  # by their position in the order of the data
 T = TypeVar("T")
@@ -75,7 +76,9 @@ class RecordLines:
             ReaderGoneError: If nobody reads standard output any more.
         """
         wanted = {position: record for position, record in records.items() if position >= self._next}
-        self._waiting |= {position: json.dumps(record, ensure_ascii=False) for position, record in wanted.items()}
+        is_ascii = self._unfinished is None and not (sys.stdout.encoding or "").lower().startswith("utf")
+        for position, record in wanted.items():
+            self._waiting[position] = printable(json.dumps(record, ensure_ascii=is_ascii))
         if trainer.world_size == 1:
             self._write(self._in_turn())
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.backbones.fingerprint import SAMPLED, differing_part
 from lightning_softprompt.checkpoints.sizes import check_archive, check_header, check_values
+from lightning_softprompt.folders import usual_mode
 
 log = logging.getLogger(__name__)
 SEED = "seed"  # key of a checkpoint that says what the run's random numbers began with
@@ -127,7 +128,9 @@ def write_prompt(path: Path, prompt: SavedPrompt) -> None:
     header[CHECKSUM] = _checksum(prompt.tensors, header)
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".part")
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in prompt.tensors.items()}, draft, header)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in prompt.tensors.items()}
+    with usual_mode(draft):
+        save_file(tensors, draft, header)
     os.replace(draft, path)
 
 

@@ -187,7 +187,7 @@ def load_module(
         raise ValueError(f"{path} does not say which method it is of")
     with trusting([*trust, *_module_of(cls)]):
         spec = read_method(method, path, given, cls)
-    tensors = checkpoint.get("state_dict")
+    tensors = cast(Mapping[str, Tensor], checkpoint.get("state_dict"))
     if not are_tensors(tensors):
         raise ValueError(f"{path} holds no tensors in its state_dict")
     check_sizes(spec, tensors, path)

@@ -265,6 +265,13 @@ def test_what_follows_a_warm_start_needs_no_config_either(fit):
     assert main(["test", f"--ckpt_path={second / 'checkpoints' / 'best.ckpt'}"]) == 0
 
 
+def test_a_prompt_in_the_place_of_a_checkpoint_is_refused_with_the_option_that_takes_it(fit, capsys):
+    folder = fit()
+    assert main(["test", f"--ckpt_path={folder / 'prompt.safetensors'}"]) == 2
+    assert "is a prompt, not a checkpoint" in capsys.readouterr().err
+    assert folder.joinpath("prompt.safetensors").stat().st_mode == folder.joinpath("config.yaml").stat().st_mode
+
+
 def test_fit_says_once_how_wandb_is_synced_later(fit, caplog):
     fit()
     assert sum("wandb sync" in record.getMessage() for record in caplog.records) == 1

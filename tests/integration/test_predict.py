@@ -305,3 +305,22 @@ def test_standard_output_on_a_full_disk_is_a_clear_error(command):
     said = ran.stderr.decode().splitlines()
     assert "error: standard output cannot be written: No space left on device" in said
     assert not any("Exception ignored" in line for line in said)
+
+
+def test_a_terminated_prediction_stops_at_once_and_the_same_command_continues_it(options, tmp_path, monkeypatch):
+    file, step = tmp_path / "rows.out", SoftPromptModule.predict_step
+
+    def terminated(module, batch, batch_idx):
+        if batch_idx == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(module, batch, batch_idx)
+
+    monkeypatch.setattr(SoftPromptModule, "predict_step", terminated)
+    with pytest.raises(SystemExit) as stopped:
+        main(["predict", *options, f"--run.predictions={file}"])
+    assert stopped.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert not file.exists()
+    monkeypatch.setattr(SoftPromptModule, "predict_step", step)
+    assert main(["predict", *options, f"--run.predictions={file}"]) == 0
+    assert len(file.read_text().splitlines()) == ROWS

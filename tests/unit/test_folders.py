@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from lightning_softprompt.folders import fill
+from lightning_softprompt.folders import fill, usual_mode
 
 
 def test_a_folder_appears_when_all_of_it_is_written(tmp_path):
@@ -44,3 +44,14 @@ def test_drafts_of_killed_processes_are_cleared_away_but_not_those_under_way(tmp
         os.utime(tmp_path / name, (time.time() - age,) * 2)
     fill(tmp_path / "made", lambda folder: None)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".draft-new", "made"]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o007])
+def test_a_file_has_the_permissions_that_the_user_gives_to_new_files(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        with usual_mode(tmp_path / "made"):
+            (tmp_path / "made").chmod(0o600)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "made").stat().st_mode & 0o777 == 0o666 & ~umask

@@ -203,3 +203,23 @@ def test_a_folder_that_cannot_be_made_is_told_in_the_same_way(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UnwritableError, match=r"file/p\.part cannot be written \(.*\): it holds no whole line"):
         opened(tmp_path / "file" / "p")
+
+
+def test_standard_output_that_takes_ascii_alone_gets_the_same_records(monkeypatch):
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", out)
+    lines = RecordLines("-")
+    lines.open(ALONE)
+    lines.add(ALONE, {0: {"text": "é \x9b2J"}})
+    assert json.loads(out.buffer.getvalue()) == {"text": "é \x9b2J"}
+
+
+def test_records_hold_no_raw_control_characters(tmp_path):
+    lines = RecordLines(tmp_path / "rows.jsonl")
+    lines.open(ALONE)
+    lines.add(ALONE, {0: {"text": "\x1b[2J \x9b31m \u202e é"}})
+    lines.close(ALONE)
+    content = (tmp_path / "rows.jsonl").read_text()
+    assert json.loads(content) == {"text": "\x1b[2J \x9b31m \u202e é"}
+    assert not {"\x1b", "\x9b", "\u202e"} & set(content)
+    assert "é" in content

@@ -6,6 +6,8 @@ import shutil
 import pytest
 import torch
 
+from lightning_softprompt.backbones.base import BackboneSpec
+from lightning_softprompt.cli import expand_home
 from lightning_softprompt.run import RunSpec, new_name, refuse_used
 from lightning_softprompt.run_record import LAST, note_start
 
@@ -115,3 +117,14 @@ def test_names_of_a_jobs_runs_differ(monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "8")
     monkeypatch.setenv("SLURM_NTASKS", "2")
     assert [new_name(), new_name()] == ["slurm-8-0-0", "slurm-8-0-0-2"]
+
+
+def test_a_tilde_is_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    spec = RunSpec(folder="~/runs", predictions="~/rows.jsonl")
+    assert (spec.folder, spec.predictions) == (f"{tmp_path}/runs", f"{tmp_path}/rows.jsonl")
+    assert BackboneSpec(name="~/model").name == f"{tmp_path}/model"
+    words = ["test", "--ckpt_path=~/a.ckpt", "--init_from", "~/b.ckpt", "--data.template={text} ~/c"]
+    assert expand_home(words) == [
+        "test", f"--ckpt_path={tmp_path}/a.ckpt", "--init_from", f"{tmp_path}/b.ckpt", "--data.template={text} ~/c"
+    ]  # fmt: skip
