@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 
 import torch
@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from lightning_softprompt.backbones.codec import Codec
+from lightning_softprompt.backbones.entry import Entry, EntryUnsupportedError
 from lightning_softprompt.backbones.fingerprint import (
     WeightFiles,
     fingerprint,
@@ -38,9 +39,12 @@ from lightning_softprompt.backbones.injection import (
 from lightning_softprompt.backbones.layers import compile_layers, layers_of, recompute_layers, states_before
 from lightning_softprompt.backbones.linear import Compute, prepack
 from lightning_softprompt.backbones.norms import freeze_norms
+from lightning_softprompt.backbones.positions import configured_positions
 from lightning_softprompt.backbones.quantized import Quantization, take_apart
-from lightning_softprompt.backbones.splice import Spliced, splice
-from lightning_softprompt.types import Batch, SoftPrompt
+from lightning_softprompt.backbones.rowwise import RowCheck
+from lightning_softprompt.backbones.splice import Spliced, ids_of, splice
+from lightning_softprompt.template import Template
+from lightning_softprompt.types import IGNORE, Batch, SoftPrompt
 
 if TYPE_CHECKING:
     from lightning_softprompt.backbones.ranks import Turns
@@ -113,6 +117,7 @@ class Backbone(nn.Module, ABC):
     """
 
     codec_class: ClassVar[type[Codec]]
+    is_causal: ClassVar[bool] = False
 
     def __init__(self, model: PreTrainedModel, codec: Codec, spec: BackboneSpec) -> None:
         super().__init__()
@@ -120,6 +125,9 @@ class Backbone(nn.Module, ABC):
         self.codec = codec
         self.spec = spec
         self.attention: str = model.config._attn_implementation  # what transformers runs where a path has none
+        self.entry = Entry()
+        self.learned_positions: int | None = None
+        self.row_check = RowCheck(model, spec.name)
         self.head = Head(model)
         if model.can_generate():
             model.generation_config = special_tokens_only(model.generation_config)
@@ -139,6 +147,31 @@ class Backbone(nn.Module, ABC):
             recompute_layers(model)
         self._loaded = versions(model)
         self._hashed: tuple[tuple[int, ...], str] | None = None  # the weights' digest, and the state it belongs to
+
+    def use_entry(self, entry: Entry) -> None:
+        """Lets embeddings enter the model in another way."""
+        self.entry = entry
+
+    @abstractmethod
+    def run_padded(self, batch: Batch, prompt: SoftPrompt | None) -> States:
+        """As `states`, without trying anything out."""
+
+    def try_head(self) -> None:
+        """Runs a row through the whole model, unless it came without a head.
+
+        Raises:
+            EntryUnsupportedError: If soft tokens do not reach the logits.
+        """
+        if self.head.headless:
+            return
+        row = self.codec.collate([self.codec.encode(Template("{soft}a {target}").pieces({}), "a")])
+        tokens = self.embed(row.input_ids[:, :1]).detach().requires_grad_()
+        with torch.enable_grad():
+            total = self.head.logits(self.run_padded(row, SoftPrompt(tokens=tokens))).float().sum()
+        if not total.requires_grad:
+            raise EntryUnsupportedError("what its encoder reads does not reach its logits.")
+        torch.autograd.grad(total, tokens)
+        self.head.plain = None  # decided by the first batch
 
     def train(self, mode: bool = True) -> Self:
         """Stays in evaluation mode: dropout in a frozen model would only add noise to the prompt's gradient."""
@@ -161,9 +194,14 @@ class Backbone(nn.Module, ABC):
         """[B, U] of the targets over the whole vocabulary, in float32; 0 where there is no target."""
         return self.head.cross_entropy(self.states(batch, prompt), batch.targets, label_smoothing)
 
+    def known_logits(self, states: States, batch: Batch) -> Tensor:
+        """Logits of the targets that are tokens."""
+        return self.head.logits(states)[: len(batch)][batch.targets != IGNORE]
+
     def take_over(self, twin: Any) -> None:
         """Runs rows as a twin found that they can be run, and tries out nothing more."""
         self.head.plain = twin.head.plain
+        self.use_entry(twin.entry)
 
     def source_as_target(self, batch: Batch) -> Batch:
         """The rows as if their source were what is to be said, so that it can have a loss.
@@ -215,11 +253,12 @@ class Backbone(nn.Module, ABC):
     @property
     def window(self) -> int | None:
         """Most tokens that a row may take, soft ones included; None where positions are not limited."""
-        return getattr(self.model.config, "max_position_embeddings", None)
+        limits = (self.learned_positions, configured_positions(self.model.config))
+        return min((limit for limit in limits if limit is not None), default=None)
 
     def embed(self, ids: Tensor) -> Tensor:
         """[B, T] -> [B, T, H] as the first layer takes them."""
-        return self.model.get_input_embeddings()(ids)  # type: ignore[no-any-return]
+        return self.stack.get_input_embeddings()(ids)  # type: ignore[no-any-return]
 
     def splice(self, batch: Batch, prompt: SoftPrompt | None) -> Spliced:
         """The batch's rows with the prompt in place.
@@ -303,19 +342,32 @@ class Backbone(nn.Module, ABC):
                 "heads do not read states with soft tokens that enter at a middle layer; take soft tokens, keys and "
                 "values, or a readout of words"
             )
-        rows = self.splice(batch, prompt)
+        if layer is not None:
+            return self._hidden_states(batch, prompt, layer)
+        return self.row_check.run(self._hidden_states, batch, prompt, lambda states, b: states[b.mask], _cat)
+
+    def _hidden_states(self, batch: Batch, prompt: SoftPrompt | None, layer: int | None = None) -> Tensor:
+        rows, stack = self.splice(batch, prompt), self.stack
+        ids = self.ids_of(rows, batch)
         with self.injected(prompt):
-            states = states_before(self.stack, layer, **self.stack_inputs(rows, prompt))
+            run = partial(self.entry.run, stack, rows.embeds, ids, **self.stack_inputs(rows, prompt))
+            states = states_before(stack, layer, run)
         columns = rows.columns.clamp(0, states.shape[1] - 1)
         return states.gather(1, columns[..., None].expand(-1, -1, states.shape[2]))
 
     def stack_inputs(self, rows: Spliced, prompt: SoftPrompt | None) -> dict[str, Any]:
-        """How the part that reads the input is given rows."""
-        return {"inputs_embeds": rows.embeds, "attention_mask": rows.mask.long()}
+        """Further inputs of the part that reads rows."""
+        return {"attention_mask": rows.mask.long()}
+
+    def ids_of(self, rows: Spliced, batch: Batch) -> Tensor:
+        """[B, M] token ids of rows, with placeholders on soft tokens."""
+        return ids_of(rows, batch.input_ids, self.entry.placeholder, self.codec.pad_id)
 
     @property
     def way(self) -> str:
         """How rows run, as a person is told."""
+        if self.row_check.is_alone:
+            return "rows run one by one, since padding changes the results of this model"
         return "rows run padded, each with all it has (an encoder looks both ways, and shares nothing)"
 
     @property
@@ -323,16 +375,21 @@ class Backbone(nn.Module, ABC):
         """How answers are generated, as a person is told."""
         return "by transformers' own generation"
 
-    def check_window(self, tokens: int) -> None:
+    def check_window(self, tokens: int, window: int | None = None) -> None:
         """Refuses rows for which there are no positions.
+
+        Args:
+            tokens: Of the longest row.
+            window: Positions; None takes those of the part that reads the input.
 
         Raises:
             ValueError: Naming the window.
         """
-        if self.window is not None and tokens > self.window:
+        window = self.window if window is None else window
+        if window is not None and tokens > window:
             raise ValueError(
                 f"a row takes {tokens} tokens, soft ones and new ones included, but {self.spec.name} has a window of "
-                f"{self.window}; lower the data module's max_tokens, the prompt's length or max_new_tokens"
+                f"{window}; lower the data module's max_tokens, the prompt's length or max_new_tokens"
             )
 
     def open(self) -> None:
@@ -383,6 +440,10 @@ class Backbone(nn.Module, ABC):
         names = sorted(self.model.named_parameters())[::7]
         sample = ((name, self._held_values(name, weight), weight.numel()) for name, weight in names)
         return sampled_digest(sample, self.model.config, self.hidden_size)
+
+
+def _cat(parts: Sequence[Tensor]) -> Tensor:
+    return torch.cat(list(parts))
 
 
 def answer_positions(batch: Batch) -> Tensor:

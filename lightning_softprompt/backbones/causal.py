@@ -17,13 +17,15 @@ from lightning_softprompt.backbones.attention import PackingUnsupportedError, re
 from lightning_softprompt.backbones.base import Backbone, BackboneSpec, answer_positions
 from lightning_softprompt.backbones.codec import Codec, Run, StartToken
 from lightning_softprompt.backbones.contexts import ContextCache, Prefilled
+from lightning_softprompt.backbones.entry import Entry
 from lightning_softprompt.backbones.generation import drafted
 from lightning_softprompt.backbones.generation_choice import Generator
 from lightning_softprompt.backbones.head import States
 from lightning_softprompt.backbones.injection import check_like_text, watch
 from lightning_softprompt.backbones.layers import starting_at
 from lightning_softprompt.backbones.linear import plain_products
-from lightning_softprompt.backbones.paths import Path, choose, offers
+from lightning_softprompt.backbones.path_trial import Extent, choose
+from lightning_softprompt.backbones.paths import Alone, Offer, Path, offers
 from lightning_softprompt.backbones.rows import Rows
 from lightning_softprompt.backbones.splice import Spliced
 from lightning_softprompt.types import IGNORE, Batch, Encoded, Piece, Slot, SoftPrompt
@@ -118,11 +120,14 @@ class CausalBackbone(Backbone):
     """A frozen decoder-only model. The way in which it runs is tried out on the first batch; see `paths`."""
 
     codec_class = CausalCodec
+    is_causal = True
 
     def __init__(self, model: PreTrainedModel, codec: Codec, spec: BackboneSpec) -> None:
         super().__init__(model, codec, spec)
         kept = context_cache(self)
-        self.offers = offers(spec, self.attention, kept)
+        self.contexts = kept
+        self.tried = Extent()
+        self.offers = self.candidate_paths()
         self.prompts = Prefilled(model, kept)
         self.generator = Generator(self)
         self.path: Path | None = None
@@ -143,7 +148,7 @@ class CausalBackbone(Backbone):
         self.check_window(rows.longest)
         self._warn_of_tokens_out_of_reach(rows)
         try:
-            return (self.path or self._chosen(rows, columns, first))(rows, columns, first)
+            return self._path_for(rows, columns, first)(rows, columns, first)
         except PackingUnsupportedError as reason:  # as where a later batch is longer than a sliding window
             self.offers, self.path = self.offers[1:], None
             self.reasons.append(str(reason))
@@ -151,11 +156,13 @@ class CausalBackbone(Backbone):
 
     def stack_inputs(self, rows: Spliced, prompt: SoftPrompt | None) -> dict[str, Any]:
         """Rows with their positions, behind those of keys and values from outside."""
-        key = None if prompt is None or not prompt.kv else next(iter(prompt.kv["self"].values()))[0]
-        inside = None if prompt is None else prompt.kv_inside.get("self")
-        before = 0 if key is None else key.shape[2] if inside is None else inside.sum(1, keepdim=True)
+        inputs = {**super().stack_inputs(rows, prompt), "use_cache": False}
+        if prompt is None or not prompt.kv:  # the model counts by itself
+            return inputs
+        key, inside = next(iter(prompt.kv["self"].values()))[0], prompt.kv_inside.get("self")
+        before = key.shape[2] if inside is None else inside.sum(1, keepdim=True)
         positions = before + torch.arange(rows.mask.shape[1], device=rows.mask.device)[None]
-        return {**super().stack_inputs(rows, prompt), "position_ids": positions, "use_cache": False}
+        return {**inputs, "position_ids": positions}
 
     @property
     def stack(self) -> PreTrainedModel:
@@ -197,7 +204,7 @@ class CausalBackbone(Backbone):
         """As elsewhere. With a sliding window rows run padded: packed ones could turn out too long at any step."""
         super().take_over(twin)
         if getattr(self.model.config, "sliding_window", None):
-            self.reasons, self.offers = ["layers have a sliding window"], self.offers[-1:]
+            self.reasons, self.offers = ["layers have a sliding window"], self.offers[-2:-1]
         else:
             self.reasons, self.offers = twin.reasons, self.offers[-len(twin.offers) :][:1]
         self.path = self.offers[0](self.model, self.head)
@@ -217,15 +224,35 @@ class CausalBackbone(Backbone):
                 int(away.max()), self.spec.name, reach,
             )  # fmt: skip
 
-    def _chosen(self, rows: Rows, columns: Tensor, first: Tensor) -> Path:
-        """The path for this and all further batches. A row that is alone is tried out beside itself."""
-        two = [0, min(1, len(first) - 1)]
-        number, reasons = choose(self.model, self.offers, rows[two], columns[two], first[two])
+    def run_padded(self, batch: Batch, prompt: SoftPrompt | None) -> States:
+        """As `states`, row by row."""
+        spliced = self.splice(batch, prompt)
+        columns, first = target_columns(spliced, batch)
+        alone = Alone(self.model, self.head, self.attention, self.entry)
+        return alone(Rows.of(spliced, batch, prompt).until(columns), columns, first)
+
+    def use_entry(self, entry: Entry) -> None:
+        """As elsewhere; paths are tried out with it."""
+        super().use_entry(entry)
+        self.offers = self.candidate_paths()
+
+    def candidate_paths(self) -> list[Offer]:
+        """The paths that the specification allows, the fastest first."""
+        return offers(self.spec, self.attention, self.contexts, self.entry)
+
+    def _path_for(self, rows: Rows, columns: Tensor, first: Tensor) -> Path:
+        """The path of a batch, tried out again where the batch goes beyond what was tried."""
+        extent = Extent.of(rows)
+        if self.path is not None and (len(self.offers) == 1 or self.tried.covers(extent)):
+            return self.path
+        number, reasons = choose(self.model, self.offers, rows, columns, first)
+        self.tried = self.tried.join(extent)
         self.reasons += reasons
-        self.offers = self.offers[number:]
-        self.path = self.offers[0](self.model, self.head)
+        if self.path is None or number:
+            self.offers = self.offers[number:]
+            self.path = self.offers[0](self.model, self.head)
+            log.info(self.way)
         self.path.enter()
-        log.info(self.way)
         return self.path
 
     @property

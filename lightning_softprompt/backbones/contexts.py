@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from lightning_softprompt.backbones.entry import Entry
 from lightning_softprompt.backbones.generation import Reading, embedded_as
 from lightning_softprompt.backbones.packing import Kept, Past, pack
 from lightning_softprompt.backbones.rows import Rows
@@ -279,12 +280,13 @@ def _name(way: str, said: list[Tensor]) -> str:
     return digest.hexdigest()
 
 
-def keys_and_values(model: Any, embeds: Tensor) -> Tensor:
+def keys_and_values(model: Any, embeds: Tensor, entry: Entry) -> Tensor:
     """[L, 2, N, C, D] of one row [1, C, H], by the packed attention, which hands them out."""
     kept: Kept = {}
     packing = pack(torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device), 0, kept=kept)
-    model.base_model(
-        inputs_embeds=embeds,
+    entry.run(
+        model.base_model,
+        embeds,
         position_ids=packing.positions,
         attention_mask=embeds.new_zeros(1, 1, 1, 1),
         use_cache=False,

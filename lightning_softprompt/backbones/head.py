@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -29,6 +29,12 @@ class States:
 
     hidden: Tensor
     logits: Tensor | None
+
+    @classmethod
+    def join(cls, parts: Sequence[States]) -> States:
+        """Of rows that ran in parts."""
+        logits = [part.logits for part in parts if part.logits is not None]
+        return cls(torch.cat([part.hidden for part in parts]), torch.cat(logits) if logits else None)
 
 
 class Head:
@@ -74,6 +80,8 @@ class Head:
             logits = run().logits
         finally:
             handle.remove()
+        if not seen:
+            raise RuntimeError("the model computes its logits without calling its head.")
         hidden = seen[0].view(*columns.shape, -1)
         if self.plain is None:
             self.plain = _same(logits, self._project(seen[0]))

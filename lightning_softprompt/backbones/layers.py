@@ -66,17 +66,23 @@ class _ReachedError(Exception):
         self.states = states
 
 
-def states_before(stack: nn.Module, layer: int | None, **inputs: Any) -> Tensor:
-    """What a layer is given [B, T, H], without a run of it and those above; without a layer, what the stack gives."""
+def states_before(stack: nn.Module, layer: int | None, run: Callable[[], Any]) -> Tensor:
+    """What a layer is given [B, T, H], without a run of it and those above; without a layer, what the stack gives.
+
+    Args:
+        stack: The layers' module.
+        layer: The layer's number.
+        run: Runs the stack.
+    """
     if layer is None:
-        return stack(**inputs).last_hidden_state  # type: ignore[no-any-return]
+        return run().last_hidden_state  # type: ignore[no-any-return]
 
     def stop(_: nn.Module, args: tuple[Tensor, ...]) -> None:
         raise _ReachedError(args[0])
 
     handle = getattr(*layers_of(stack))[layer].register_forward_pre_hook(stop)
     try:
-        stack(**inputs)
+        run()
     except _ReachedError as reached:
         return reached.states
     finally:

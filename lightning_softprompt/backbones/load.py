@@ -35,10 +35,12 @@ from transformers.utils.hub import cached_file
 from lightning_softprompt.backbones.base import Backbone, BackboneSpec
 from lightning_softprompt.backbones.causal import CausalBackbone
 from lightning_softprompt.backbones.codec import Codec
+from lightning_softprompt.backbones.entry import EntryUnsupportedError, find_entry
 from lightning_softprompt.backbones.fingerprint import WeightFiles, weight_files
+from lightning_softprompt.backbones.linear import plain_products
 from lightning_softprompt.backbones.masked import MaskedBackbone
 from lightning_softprompt.backbones.quantized import quantization_config, refuse_with_quantized
-from lightning_softprompt.backbones.refusals import refusing
+from lightning_softprompt.backbones.refusals import UnsupportedBackboneError, refusing
 from lightning_softprompt.backbones.seq2seq import Seq2SeqBackbone
 from lightning_softprompt.folders import fill, write_whole
 
@@ -110,10 +112,35 @@ def load_backbone(spec: BackboneSpec) -> Backbone:
     family = family_of(config)
     refuse_unsupported(config, place, FAMILIES[family])
     model, codec = _model(place, FAMILIES[family]), _codec(place)
-    with refusing(f"backbone {spec.name!r} of type {config.model_type} is not supported", ANOTHER):
+    subject = f"backbone {spec.name!r} of type {config.model_type} is not supported"
+    with refusing(subject, ANOTHER):
         backbone = family(model, codec, spec)
+        try:
+            try_out(backbone)
+        except EntryUnsupportedError as reason:
+            raise UnsupportedBackboneError(f"{subject}: {reason} {ANOTHER}") from reason
     backbone.files = _weight_files(place)
     return backbone
+
+
+def try_out(backbone: Backbone) -> None:
+    """Runs a model on a few tokens: to find how embeddings enter it, and whether its head gives logits.
+
+    Raises:
+        EntryUnsupportedError: If soft tokens cannot enter it.
+        RuntimeError: Whatever the model raises, or another error of transformers.
+    """
+    if getattr(backbone.model.config, "attention_type", None) == "block_sparse":
+        raise EntryUnsupportedError(
+            "its block-sparse attention changes for good after a short row, unless attention_type is original_full in "
+            "its config.json."
+        )
+    words, codec = len(backbone.word_embeddings), backbone.codec
+    with torch.inference_mode(False), torch.compiler.set_stance("force_eager"), plain_products():
+        found = find_entry(backbone.stack, words, codec.start, codec.placeholder, backbone.is_causal)
+        backbone.use_entry(found.entry)
+        backbone.learned_positions = found.positions
+        backbone.try_head()
 
 
 def _weight_files(place: BackboneSpec) -> WeightFiles | None:

@@ -60,18 +60,27 @@ class MaskedBackbone(Backbone):
     @property
     def window(self) -> int | None:
         """RoBERTa counts positions from behind its padding id; its tokenizer knows how many are left."""
-        limit = self.model.config.max_position_embeddings
-        return min(limit, self.codec.tokenizer.model_max_length)  # type: ignore[no-any-return]
+        length: int = self.codec.tokenizer.model_max_length
+        return length if super().window is None else min(super().window or length, length)
 
     def states(self, batch: Batch, prompt: SoftPrompt | None = None) -> States:
         """Those at the masks."""
+        return self.row_check.run(self.run_padded, batch, prompt, self.known_logits, States.join)
+
+    def run_padded(self, batch: Batch, prompt: SoftPrompt | None) -> States:
+        """As `states`, all rows in one batch."""
         prompt = prompt or SoftPrompt()
         late = next(iter(prompt.hidden), None)
         rows = self.splice(batch, prompt) if late is None else self._late(batch, prompt, late)
-        run = partial(self.model, inputs_embeds=rows.embeds, attention_mask=rows.mask.long())
+        ids = self.ids_of(rows, batch)
+        run = partial(self.entry.run, self.model, rows.embeds, ids, attention_mask=rows.mask.long())
         start = nullcontext() if late is None else starting_at(self.model, late, rows.embeds)
         with self.injected(prompt), start:
-            return self.head.states(run, rows.columns.gather(1, answer_positions(batch)))
+            return self.head.states(run, self._answers(rows, batch))
+
+    def _answers(self, rows: Spliced, batch: Batch) -> Tensor:
+        """[B, U] columns of the answers; any column where a row's answer is shorter than U."""
+        return rows.columns.gather(1, answer_positions(batch)).clamp(max=rows.mask.shape[1] - 1)
 
     def _late(self, batch: Batch, prompt: SoftPrompt, layer: int) -> Spliced:
         """The rows' states before a layer, with the soft tokens that enter there."""

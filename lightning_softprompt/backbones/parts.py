@@ -29,7 +29,7 @@ def in_parts(backbone: Backbone, parts: int) -> Iterator[None]:
     states, hidden = backbone.states, backbone.hidden_states
 
     def of_parts(batch: Batch, prompt: SoftPrompt | None = None) -> States:
-        return _joined(_each(states, batch, prompt, parts))
+        return States.join(_each(states, batch, prompt, parts))
 
     def hidden_of_parts(batch: Batch, prompt: SoftPrompt | None = None, layer: int | None = None) -> Tensor:
         return torch.cat(_each(partial(hidden, layer=layer), batch, prompt, parts))
@@ -47,8 +47,3 @@ def _each(run: Callable[..., Any], batch: Batch, prompt: SoftPrompt | None, part
         run(batch.only(places[0][:1]), prompt and prompt.only(places[0][:1]))
     given = ((batch.only(rows), prompt and prompt.only(rows)) for rows in places)
     return [checkpoint(run, *of, use_reentrant=False, preserve_rng_state=False) for of in given]
-
-
-def _joined(found: list[States]) -> States:
-    logits = [part.logits for part in found if part.logits is not None]
-    return States(torch.cat([part.hidden for part in found]), torch.cat(logits) if logits else None)

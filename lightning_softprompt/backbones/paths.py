@@ -1,6 +1,6 @@
 """The ways in which a decoder-only model can run a batch, all to the same logits, the fastest first.
 
-Which of them a model allows is tried out, not looked up: on two rows of the first batch, in float32.
+Which of them a model allows is tried out, not looked up; see `path_trial`.
 """
 
 from __future__ import annotations
@@ -20,16 +20,14 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lightning_softprompt.backbones.base import BackboneSpec
 from lightning_softprompt.backbones.contexts import ContextCache, Contexts, keys_and_values
+from lightning_softprompt.backbones.entry import Entry
 from lightning_softprompt.backbones.head import Head, States
 from lightning_softprompt.backbones.injection import NAME, Sites, at, injected, sites_of
-from lightning_softprompt.backbones.linear import plain_products
 from lightning_softprompt.backbones.packing import pack
-from lightning_softprompt.backbones.quantized import in_float32
 from lightning_softprompt.backbones.rows import Rows
 
 log = logging.getLogger(__name__)
-Offer = Callable[[PreTrainedModel, Head], "Path"]
-LIMIT = 1e-4  # relative error of logits in float32
+Offer = Callable[..., "Path"]  # of a model and its head
 BY_TOKEN = ("mlp", "self_attn.q_proj", "self_attn.o_proj")  # of a layer
 
 
@@ -40,12 +38,22 @@ class Path(ABC):
         model: The transformers model.
         head: Its last layer.
         attention: Transformers' attention where the path has none of its own.
+        entry: How embeddings enter the model.
+        cache: Keeps keys and values of what is frozen, where the path uses them.
     """
 
     told: ClassVar[str]
 
-    def __init__(self, model: PreTrainedModel, head: Head, attention: str) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        head: Head,
+        attention: str,
+        entry: Entry | None = None,
+        cache: ContextCache | None = None,
+    ) -> None:
         self.model, self.head, self.attention = model, head, attention
+        self.entry = entry or Entry()
 
     def enter(self) -> None:
         """Prepares the model."""
@@ -86,15 +94,23 @@ class Packed(Path):
         model: The transformers model.
         head: Its last layer.
         attention: Not used.
+        entry: How embeddings enter the model.
         cache: Keeps keys and values of what is frozen.
     """
 
     told = "rows run packed, and what they share runs once"
 
-    def __init__(self, model: PreTrainedModel, head: Head, attention: str, cache: ContextCache | None = None) -> None:
-        super().__init__(model, head, NAME)
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        head: Head,
+        attention: str,
+        entry: Entry | None = None,
+        cache: ContextCache | None = None,
+    ) -> None:
+        super().__init__(model, head, NAME, entry)
         kept = ContextCache(0) if cache is None else cache
-        self.contexts = Contexts(lambda embeds: keys_and_values(model, embeds), kept)
+        self.contexts = Contexts(lambda embeds: keys_and_values(model, embeds, self.entry), kept)
         self.last = last_by_token(model)
 
     def __call__(self, rows: Rows, columns: Tensor, first: Tensor) -> States:
@@ -105,8 +121,9 @@ class Packed(Path):
         columns = (columns - begin[:, None]).clamp(min=0)
 
         def run() -> Any:
-            return self.model(
-                inputs_embeds=packing.packed(rest.embeds),
+            return self.entry.run(
+                self.model,
+                packing.packed(rest.embeds),
                 position_ids=packing.positions,
                 attention_mask=rest.embeds.new_zeros(1, 1, 1, 1),  # keeps transformers from making one
                 use_cache=False,
@@ -128,7 +145,7 @@ class TwoPass(Path):
         """See `Path`."""
         head, batch = min(rows.head, int(first.min())), len(rows.mask)
         if not head:
-            return Padded(self.model, self.head, self.attention)(rows, columns, first)
+            return Padded(self.model, self.head, self.attention, self.entry)(rows, columns, first)
         cache, begin = DynamicCache(config=self.model.config), int(rows.first_position)  # rows share it
         with self.injected(rows):
             self._run(rows.embeds[:1, :head], begin + torch.arange(head), past_key_values=cache)
@@ -142,9 +159,8 @@ class TwoPass(Path):
             return self.head.states(lambda: self._run(own, positions, **rest), columns - head)
 
     def _run(self, embeds: Tensor, positions: Tensor, **options: Any) -> Any:
-        return self.model(
-            inputs_embeds=embeds, position_ids=positions.to(embeds.device)[None], use_cache=True, **options
-        )
+        positions = positions.to(embeds.device)[None]
+        return self.entry.run(self.model, embeds, position_ids=positions, use_cache=True, **options)
 
 
 @final
@@ -155,10 +171,34 @@ class Padded(Path):
 
     def __call__(self, rows: Rows, columns: Tensor, first: Tensor) -> States:
         """See `Path`."""
-        positions = rows.first_position[:, None] + torch.arange(rows.mask.shape[1], device=rows.mask.device)
-        run = lambda: self.model(inputs_embeds=rows.embeds, position_ids=positions, use_cache=False)  # noqa: E731
         with self.injected(rows):
+            run = partial(self.entry.run, self.model, rows.embeds, **positions_of(rows), use_cache=False)
             return self.head.states(run, columns)
+
+
+@final
+class Alone(Path):
+    """Each row runs by itself without padding, as the model's own forward pass has it."""
+
+    told = "rows run one by one, since nothing else gives what each row alone gives"
+
+    def __call__(self, rows: Rows, columns: Tensor, first: Tensor) -> States:
+        """See `Path`."""
+        lengths = rows.mask.sum(1).tolist()
+        return States.join([self._row(rows[[b]], columns[[b]], length) for b, length in enumerate(lengths)])
+
+    def _row(self, row: Rows, columns: Tensor, length: int) -> States:
+        with self.injected(row):
+            positions = positions_of(replace(row, mask=row.mask[:, :length]))
+            run = partial(self.entry.run, self.model, row.embeds[:, :length], **positions, use_cache=False)
+            return self.head.states(run, columns)
+
+
+def positions_of(rows: Rows) -> dict[str, Tensor]:
+    """Positions for a model, which counts from 0 by itself unless keys and values precede the rows."""
+    if not rows.kv:
+        return {}
+    return {"position_ids": rows.first_position[:, None] + torch.arange(rows.mask.shape[1], device=rows.mask.device)}
 
 
 def last_by_token(model: PreTrainedModel) -> list[nn.Module]:
@@ -188,66 +228,12 @@ def narrowed(modules: Sequence[nn.Module], places: Tensor, length: int) -> Itera
             handle.remove()
 
 
-def offers(spec: BackboneSpec, attention: str, cache: ContextCache) -> list[Offer]:
-    """The paths that a specification allows, the fastest first."""
-    padded: list[Offer] = [partial(Padded, attention=attention)]
+def offers(spec: BackboneSpec, attention: str, cache: ContextCache, entry: Entry) -> list[Offer]:
+    """The paths that a specification allows, the fastest first and the one that is always right last."""
+    options: Any = {"attention": attention, "entry": entry}
+    plain: list[Offer] = [partial(Padded, **options), partial(Alone, **options)]
     if not spec.packed:
-        return padded
-    two_pass: list[Offer] = [partial(TwoPass, attention=attention)]
-    if spec.checkpointing:
-        two_pass = []  # recomputed, it would fill its cache twice
-    return [partial(Packed, attention=attention, cache=cache), *two_pass, *padded]
-
-
-def choose(
-    model: PreTrainedModel, offers: Sequence[Offer], rows: Rows, columns: Tensor, first: Tensor
-) -> tuple[int, list[str]]:
-    """The number of the first path that agrees with the last, and why those before it do not.
-
-    Args:
-        model: One in half precision is tried out as a float32 copy, since its own rounding would hide a fault.
-        offers: Make the paths; the last is taken as right.
-        rows: Two rows.
-        columns: [2, U] where the targets' states are.
-        first: [2] the first of them in each row.
-    """
-    if len(offers) == 1:
-        return 0, []
-    with plain_products(), torch.inference_mode(False), torch.autocast(rows.embeds.device.type, enabled=False):
-        tried = model if model.dtype in (torch.float32, torch.float64) else in_float32(model)
-        paths = [offer(tried, Head(tried)) for offer in offers]
-        batch = rows.copied(tried.dtype), columns.clone(), first.clone()
-        right = _results(paths[-1], *batch)
-        reasons: list[str] = []
-        for number, path in enumerate(paths[:-1]):
-            try:
-                error = max(_off(a, b) for a, b in zip(_results(path, *batch), right, strict=True))
-            except (NotImplementedError, TypeError, ValueError, RuntimeError, AttributeError) as reason:
-                reasons.append(str(reason).splitlines()[0])
-                continue
-            if error <= LIMIT:
-                return number, reasons
-            reasons.append(f"results would be off by {error:.1e}")
-    return len(offers) - 1, reasons
-
-
-def _results(path: Path, rows: Rows, columns: Tensor, first: Tensor) -> list[Tensor]:
-    """Logits as in evaluation, where more of a prompt is kept, and as in training, with the prompt's gradient."""
-    path.enter()
-    with torch.no_grad():
-        kept = path.head.logits(path(rows, columns, first))
-    with torch.enable_grad():
-        embeds = rows.embeds.clone().requires_grad_()
-        kv = {n: (k.clone().requires_grad_(), v.clone().requires_grad_()) for n, (k, v) in rows.kv.items()}
-        logits = path.head.logits(path(replace(rows, embeds=embeds, kv=kv), columns, first))
-        leaves = [embeds, *(t for pair in kv.values() for t in pair)]
-        of_embeds, *given = torch.autograd.grad(logits.logsumexp(-1).sum(), leaves)
-    where = rows.soft if rows.soft.any() or kv else rows.mask
-    # What rows share has its gradient in one of them.
-    return [kept, logits.detach(), (of_embeds * where[..., None]).sum(0), *given]
-
-
-def _off(ours: Tensor, right: Tensor) -> float:
-    """Relative error; without bound where a number is none."""
-    error = float((ours - right).abs().max() / right.abs().max().clamp(min=1e-30))
-    return error if error >= 0 else float("inf")
+        return plain
+    # A recomputed layer would fill the cache of two passes twice.
+    two_pass: list[Offer] = [] if spec.checkpointing else [partial(TwoPass, **options)]
+    return [partial(Packed, **options, cache=cache), *two_pass, *plain]

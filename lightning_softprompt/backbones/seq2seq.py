@@ -14,6 +14,7 @@ from lightning_softprompt.backbones.base import Backbone, BackboneSpec
 from lightning_softprompt.backbones.codec import Codec
 from lightning_softprompt.backbones.generation import drafted
 from lightning_softprompt.backbones.head import States
+from lightning_softprompt.backbones.positions import DECODER_NAMES, configured_positions
 from lightning_softprompt.backbones.seq2seq_generation import EncoderRows, Seq2SeqGenerator
 from lightning_softprompt.backbones.splice import Spliced
 from lightning_softprompt.types import IGNORE, Batch, SoftPrompt
@@ -85,20 +86,27 @@ class Seq2SeqBackbone(Backbone):
         """
         raise ValueError(NO_LATE_TOKENS)
 
+    def decoder_ids(self, targets: Tensor) -> Tensor:
+        """[B, O + U - 1] what the decoder reads: the opening [O], then the targets [B, U] without the last."""
+        opening = targets.new_tensor(self.opening).expand(len(targets), -1)
+        return torch.cat([opening, targets[:, :-1].masked_fill(targets[:, :-1] == IGNORE, self.codec.pad_id)], dim=1)
+
     def states(self, batch: Batch, prompt: SoftPrompt | None = None) -> States:
-        """All of the decoder: every position of it is a target's."""
+        """All of the decoder from the end of its opening: every position of it is a target's."""
+        return self.row_check.run(self.run_padded, batch, prompt, self.known_logits, States.join)
+
+    def run_padded(self, batch: Batch, prompt: SoftPrompt | None) -> States:
+        """As `states`, all rows in one batch."""
         rows = self.splice(batch, prompt)
-        decoder_ids = self.model.prepare_decoder_input_ids_from_labels(labels=batch.targets)  # type: ignore[operator]
+        ids, decoder_ids = self.ids_of(rows, batch), self.decoder_ids(batch.targets)
         run = partial(
-            self.model,
-            inputs_embeds=rows.embeds,
-            attention_mask=rows.mask.long(),
-            decoder_input_ids=decoder_ids.masked_fill(decoder_ids == IGNORE, self.codec.pad_id),
-            use_cache=False,
-        )
-        everywhere = torch.arange(decoder_ids.shape[1], device=decoder_ids.device).expand_as(decoder_ids)
+            self.entry.run, self.model, rows.embeds, ids, stack=self.stack,
+            attention_mask=rows.mask.long(), decoder_input_ids=decoder_ids, use_cache=False,
+        )  # fmt: skip
+        self.check_window(decoder_ids.shape[1], configured_positions(self.model.config, DECODER_NAMES))
+        columns = torch.arange(len(self.opening) - 1, decoder_ids.shape[1], device=decoder_ids.device)
         with self.injected(prompt):
-            return self.head.states(run, everywhere)
+            return self.head.states(run, columns.expand_as(batch.targets))
 
     @torch.no_grad()
     def generate(self, batch: Batch, prompt: SoftPrompt | None = None, **decoding: Any) -> Tensor:

@@ -25,6 +25,13 @@ class Spliced:
     order: Tensor
 
 
+def ids_of(rows: Spliced, input_ids: Tensor, placeholder: int, pad_id: int) -> Tensor:
+    """[B, M] token ids of spliced rows: placeholders on soft tokens, padding where a row has ended."""
+    width = max(rows.mask.shape[1], int(rows.columns.max()) + 1)
+    ids = input_ids.new_full((len(input_ids), width), placeholder).scatter(1, rows.columns, input_ids)
+    return ids[:, : rows.mask.shape[1]].where(rows.mask, pad_id)
+
+
 def splice(
     embeds: Tensor,
     mask: Tensor,

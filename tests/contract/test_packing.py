@@ -103,7 +103,8 @@ def test_a_packed_step_computes_what_the_tokens_that_differ_cost(pair):
 
     batch = batch_of(pair[0], TEMPLATES["front"], ["the movie was great"] * 7 + ["what ?"])
     tokens = torch.randn(1, 20, pair[0].hidden_size, dtype=torch.float64)
-    pair[0](batch)  # the first use compares both ways
+    for backbone in pair:  # the first batch of its extent tries paths out
+        loss_and_gradients(backbone, batch, tokens)
     counts = []
     for backbone in pair:
         with FlopCounterMode(display=False) as counter:

@@ -8,12 +8,12 @@ import torch
 from exact import EXACT, TEMPLATES, batch_of, loss_and_gradients
 from transformers import MistralConfig, MistralForCausalLM
 
-from lightning_softprompt.backbones import attention, contexts
+from lightning_softprompt.backbones import attention, causal, contexts
 from lightning_softprompt.backbones.base import BackboneSpec
 from lightning_softprompt.backbones.causal import CausalBackbone
 from lightning_softprompt.backbones.contexts import ContextCache
 from lightning_softprompt.backbones.load import load_backbone
-from lightning_softprompt.backbones.paths import Packed, Padded, TwoPass
+from lightning_softprompt.backbones.paths import Alone, Packed, Padded, TwoPass
 from lightning_softprompt.backbones.rows import Rows
 from lightning_softprompt.types import SoftPrompt
 
@@ -54,7 +54,9 @@ def test_a_context_runs_once_however_often_it_comes(pair, short_contexts, monkey
     backbone = pair[0]
     backbone(batch_of(backbone, TEMPLATES["front"], TEXTS))  # the first batch tries the paths out
     lengths, run = [], contexts.keys_and_values
-    backbone.path.contexts.run = lambda embeds: lengths.append(embeds.shape[1]) or run(backbone.model, embeds)
+    backbone.path.contexts.run = lambda embeds: (
+        lengths.append(embeds.shape[1]) or run(backbone.model, embeds, backbone.entry)
+    )
     for texts in (TEXTS, TEXTS[::-1], ["what ?", "what ?"]):
         loss_and_gradients(backbone, batch_of(backbone, TEMPLATES["middle"], texts), soft(backbone))
     assert sorted(lengths) == [5, 7, 10]  # BOS, "the film" and the text
@@ -115,8 +117,10 @@ def test_the_log_says_which_path_runs_and_why(load, caplog):
 
 def test_half_precision_is_tried_out_in_float32(load, monkeypatch):
     backbone = load("llama", dtype="bfloat16")
-    dtypes, states = [], Padded.__call__
-    monkeypatch.setattr(Padded, "__call__", lambda self, *a: dtypes.append(self.model.dtype) or states(self, *a))
+    dtypes, states = [], Alone.__call__
+    monkeypatch.setattr(
+        Alone, "__call__", lambda self, rows, *a: dtypes.append(rows.embeds.dtype) or states(self, rows, *a)
+    )
     backbone(batch_of(backbone, TEMPLATES["front"], TEXTS))
     assert isinstance(backbone.path, Packed)
     assert set(dtypes) == {torch.float32}
@@ -274,3 +278,46 @@ def test_soft_tokens_out_of_a_sliding_windows_reach_are_warned_of_once(load, cap
     for _ in range(2):
         backbone(batch_of(backbone, template, ["a very long and sad story", "dull"]), SoftPrompt(tokens=tokens))
     assert sum("sliding window hear 6" in record.getMessage() for record in caplog.records) == told
+
+
+def test_paths_are_tried_out_again_where_a_batch_has_longer_rows(load):
+    """As where a model rotates long texts in another way."""
+
+    class OffWhereLong(Padded):
+        def __call__(self, rows, columns, first):
+            off = 1 if rows.mask.shape[1] > 8 else 0
+            return super().__call__(rows, (columns - off).clamp(min=0), first)
+
+    backbone, plain = load("llama"), load("llama", packed=False)
+    backbone.offers = [partial(OffWhereLong, attention="sdpa"), *backbone.offers[2:]]
+    short = batch_of(backbone, "{text} {target}", ["what ?", "what", "a dog"])
+    backbone(short)
+    assert type(backbone.path) is OffWhereLong
+    long = batch_of(backbone, TEMPLATES["middle"], TEXTS)
+    torch.testing.assert_close(backbone(long), plain(long))
+    assert type(backbone.path) is Padded
+
+
+def test_nothing_is_tried_out_for_a_batch_that_goes_no_further(load, monkeypatch):
+    backbone = load("llama")
+    batch = batch_of(backbone, TEMPLATES["front"], TEXTS)
+    backbone(batch)
+    monkeypatch.setattr(causal, "choose", None)
+    backbone(batch)
+    backbone(batch.only([0, 1]))
+
+
+def test_a_row_alone_is_the_last_resort(load):
+    """As where a model mixes the rows of a batch."""
+    backbone, plain = load("llama", packed=False), load("llama", packed=False)
+    batch = batch_of(backbone, TEMPLATES["front"], TEXTS)
+    forward = backbone.model.model.forward
+
+    def mixing(*args, inputs_embeds, **options):
+        return forward(*args, inputs_embeds=inputs_embeds.mean(0, keepdim=True).expand_as(inputs_embeds), **options)
+
+    right = plain(batch)
+    backbone.model.model.forward = mixing
+    torch.testing.assert_close(backbone(batch), right)
+    assert type(backbone.path) is Alone
+    assert "one by one" in backbone.way

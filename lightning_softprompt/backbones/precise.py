@@ -1,0 +1,82 @@
+"""Runs a half-precision model in float32, one module's weights at a time, so that rounding hides no fault."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+EXACT = (torch.float32, torch.float64)
+
+
+@dataclass(frozen=True)
+class _View:
+    """A view of a float32 weight that the backward pass needs; it is computed again from the weight."""
+
+    weight: Tensor
+    size: torch.Size
+    stride: tuple[int, ...]
+    offset: int
+
+    def tensor(self) -> Tensor:
+        return self.weight.detach().float().as_strided(self.size, self.stride, self.offset)
+
+
+@contextmanager
+def in_float32(model: nn.Module) -> Iterator[None]:
+    """Within it, modules compute in float32 with their own weights. No copy of the model is held.
+
+    Quantized weights stay as they are; their products take the precision of their input.
+    """
+    weights: dict[int, Tensor] = {}  # by the storage of their float32 copy, while their module runs
+    owners = [module for module in model.modules() if _halves(module)]
+
+    def enlarge(module: nn.Module, *_: Any) -> None:
+        kept = _halves(module)
+        vars(module)["_in_half"] = kept
+        for table, name, half in kept:
+            copy = half.detach().float()
+            weights[copy.untyped_storage().data_ptr()] = half
+            table[name] = copy
+
+    def restore(module: nn.Module, *_: Any) -> None:
+        for table, name, half in vars(module).pop("_in_half", ()):
+            weights.pop(table[name].untyped_storage().data_ptr(), None)
+            table[name] = half
+
+    def pack(tensor: Tensor) -> Tensor | _View:
+        half = weights.get(tensor.untyped_storage().data_ptr())
+        return tensor if half is None else _View(half, tensor.size(), tensor.stride(), int(tensor.storage_offset()))
+
+    def unpack(saved: Tensor | _View) -> Tensor:
+        return saved.tensor() if isinstance(saved, _View) else saved
+
+    handles = [
+        handle
+        for module in owners
+        for handle in (
+            module.register_forward_pre_hook(enlarge),
+            module.register_forward_hook(restore, always_call=True),
+        )
+    ]
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _halves(module: nn.Module) -> list[tuple[dict[str, Any], str, Tensor]]:
+    """A module's own plain weights and buffers in half precision, each with the table that holds it."""
+    tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+    return [
+        (table, name, tensor)
+        for table in tables
+        for name, tensor in table.items()
+        if type(tensor) in (nn.Parameter, Tensor) and tensor.is_floating_point() and tensor.dtype not in EXACT
+    ]

@@ -1,0 +1,32 @@
+"""Encoders whose results depend on padding run row by row."""
+
+import tiny
+import torch
+
+from lightning_softprompt.types import SoftPrompt
+
+
+def mixing(backbone):
+    """A model that mixes all positions of a row, padding included."""
+    encoder = backbone.model.base_model.encoder
+    forward = encoder.forward
+
+    def mixed(hidden, *args, **options):
+        return forward(hidden + hidden.mean(1, keepdim=True), *args, **options)
+
+    encoder.forward = mixed
+    return backbone
+
+
+def test_a_model_that_padding_changes_runs_row_by_row(load):
+    backbone, alone = mixing(load("bert")), mixing(load("bert"))
+    batch, prompt = tiny.batch_of(backbone.codec), SoftPrompt(tokens=torch.randn(1, 3, 32))
+    right = [alone(batch.only([b]), prompt)[0] for b in range(len(batch))]
+    torch.testing.assert_close(backbone(batch, prompt), torch.stack(right))
+    assert "one by one" in backbone.way
+
+
+def test_a_model_that_padding_does_not_change_runs_in_batches(load):
+    backbone = load("bert")
+    backbone(tiny.batch_of(backbone.codec))
+    assert not backbone.row_check.is_alone
