@@ -12,8 +12,8 @@ from architectures import architectures
 
 TABLE = Path(__file__).parents[2] / "docs" / "architectures.md"
 SOME = (
-    "llama", "gpt2", "t5", "bert", "bart-forced", "m2m_100", "gemma3_text", "bamba", "fnet", "roberta-decoder", "phi3-longrope",
-    "llama4_text", "gemma4_text", "xlnet", "fuyu",
+    "llama", "gpt2", "t5", "bert", "bart-forced", "m2m_100", "gemma3_text", "bamba", "fnet", "roberta-decoder",
+    "phi3-longrope", "llama4_text", "gemma4_text", "xlnet", "fuyu",
 )  # fmt: skip
 
 
