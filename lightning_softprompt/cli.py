@@ -85,6 +85,7 @@ NOISE = (
     ".*does not have many workers.*",
     ".*It is recommended to use `self.log.*sync_dist=True.*",  # metrics synchronise themselves
     ".*Consider setting `persistent_workers.*",
+    ".*Be aware that when using `ckpt_path`.*",  # the project's callbacks keep nothing that an evaluation needs
 )
 CHATTER = (
     "`Trainer(limit_",  # the data module says what is scored
@@ -377,8 +378,12 @@ def with_run_config(argv: Sequence[str]) -> list[str]:
     if {"-c", "--config", "--model"} & set(words):
         return list(argv)
     for flag, value in pairwise(words):
-        if flag in ("--ckpt_path", "--init_from") and value != "last" and (found := config_beside(Path(value))):
+        if flag not in ("--ckpt_path", "--init_from") or value == "last":
+            continue
+        if found := config_beside(Path(value)):
             return [argv[0], "--config", _settings_of(found, argv[0]), *argv[1:]]
+        if not Path(value).exists():
+            raise ValueError(f"{flag}: there is no file {value}")
     return list(argv)
 
 

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -33,11 +33,20 @@ def fill(folder: Path, write: Callable[[Path], None]) -> None:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file as a whole: who reads it at any time reads the old or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Writes a file as a whole: a reader finds the old content or the new, never a part.
+
+    Raises:
+        OSError: If it cannot be written, naming the file; nothing of it is left behind.
+    """
     part = path.with_name(f"{path.name}.part")
-    part.write_bytes(content)
-    part.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(content)
+        part.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
 @contextmanager

@@ -171,7 +171,10 @@ class RunFiles(Callback):
     def _draw(self, figure: Figure, name: str) -> None:
         image = BytesIO()
         figure.savefig(image, format="png", dpi=150)
-        write_whole(self.folder / "plots" / f"{name}.png", image.getvalue())
+        try:
+            write_whole(self.folder / "plots" / f"{name}.png", image.getvalue())
+        except OSError as error:  # a plot can be drawn again from metrics.csv, so it does not stop a run
+            rank_zero_warn(f"a plot is left out: {error}")
 
 
 def stage_metrics(trainer: Trainer, stage: str) -> dict[str, float]:

@@ -125,10 +125,11 @@ def is_plugin(cls: type) -> bool:
 
 @cache
 def _bases() -> tuple[type, ...]:
-    return tuple(_attribute(path) for path in BASES)
+    return tuple(package_base(path) for path in BASES)
 
 
-def _attribute(path: str) -> type:
+def package_base(path: str) -> type:
+    """One of the package's base classes; it is imported here because its module imports this one."""
     module, _, name = path.rpartition(".")
     found: type = getattr(import_module(f"{PACKAGE}.{module}"), name)
     return found

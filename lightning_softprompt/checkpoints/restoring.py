@@ -21,7 +21,7 @@ from lightning_softprompt.checkpoints.building import (
     read_class,
 )
 from lightning_softprompt.checkpoints.files import SavedPrompt, are_tensors, load_checkpoint
-from lightning_softprompt.checkpoints.registry import PACKAGE, class_path
+from lightning_softprompt.checkpoints.registry import PACKAGE, class_path, package_base
 from lightning_softprompt.checkpoints.sizes import check_numbers, limit_build
 from lightning_softprompt.trust import trusting
 from lightning_softprompt.types import Batch, SoftPrompt
@@ -161,9 +161,7 @@ def load_tensors(module: Any, tensors: Mapping[str, Tensor], path: Path | str, s
 
 
 def _method_base() -> type:
-    from lightning_softprompt.module import SoftPromptModule
-
-    return SoftPromptModule
+    return package_base("module.SoftPromptModule")
 
 
 def load_module(

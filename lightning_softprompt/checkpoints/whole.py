@@ -19,7 +19,11 @@ class WholeCheckpoints(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """See `CheckpointIO`; paths of object stores are Lightning's business."""
+        """See `CheckpointIO`; paths of object stores are Lightning's business.
+
+        Raises:
+            OSError: If the file cannot be written, naming it.
+        """
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
@@ -32,5 +36,10 @@ class WholeCheckpoints(TorchCheckpointIO):
                 opened.flush()
                 os.fsync(opened.fileno())
             part.replace(file)
+        except (OSError, RuntimeError) as error:
+            cause = error if isinstance(error, OSError) else error.__context__
+            if not isinstance(cause, OSError):  # torch reports a full disk by an error of its own
+                raise
+            raise OSError(cause.errno, cause.strerror or str(cause), str(file)) from error
         finally:
             part.unlink(missing_ok=True)

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from lightning_softprompt.folders import fill, usual_mode
+from lightning_softprompt.folders import fill, usual_mode, write_whole
 
 
 def test_a_folder_appears_when_all_of_it_is_written(tmp_path):
@@ -55,3 +55,18 @@ def test_a_file_has_the_permissions_that_the_user_gives_to_new_files(tmp_path, u
     finally:
         os.umask(before)
     assert (tmp_path / "made").stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_a_file_that_cannot_be_written_is_named_and_the_old_one_stays(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.json"
+    write_whole(path, b"old")
+
+    def fail(part, content):
+        part.touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", fail)
+    with pytest.raises(OSError, match=r"No space left on device: '.*metrics\.json'"):
+        write_whole(path, b"new")
+    assert path.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.json"]
