@@ -433,6 +433,7 @@ class Shape:
         self.hidden_size = width
         self.spec = BackboneSpec()
         self.word_embeddings = torch.ones(2, width)
+        self.embedding_scale = 1.0
         sites = type("Sites", (), {"__len__": lambda self: layers, "heads": heads, "size": width // heads})()
         self.attentions = dict.fromkeys(stacks, sites)
         self.depth = layers

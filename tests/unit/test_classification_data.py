@@ -486,13 +486,14 @@ def test_another_tokenizer_misses_the_cache(data, no_tokenizing, tiny_folder):
         other.split("test")
 
 
-def test_a_damaged_cache_is_made_again(data):
+def test_a_damaged_cache_is_made_again(data, no_tokenizing):
     rows = rows_of([0, 1, 1])
     first = data(test=rows, cache=True).split("test")
     (file,) = (Path(cache.user_cache_path("lightning-softprompt")) / "tokens").glob("*.safetensors")
     file.write_bytes(file.read_bytes()[:40])
     assert data(test=rows, cache=True).split("test").encoded == first.encoded
-    assert cache.unpack(cache.load_file(file)) == first.encoded
+    no_tokenizing()
+    assert data(test=rows, cache=True).split("test").encoded == first.encoded
 
 
 def test_what_is_packed_is_unpacked():
