@@ -285,3 +285,6 @@ def _result(function, trial):
 def _crash(error):
     lines = str(error).strip().splitlines() or [""]
     return Result(CRASHED, f"{type(error).__name__}: {lines[0]}")
+
+
+OF_TABLE = dict(CHECKS)  # the columns of docs/architectures.md; other modules add checks of their own

@@ -33,10 +33,10 @@ def in_float32(model: nn.Module) -> Iterator[None]:
     Quantized weights stay as they are; their products take the precision of their input.
     """
     weights: dict[int, Tensor] = {}  # by the storage of their float32 copy, while their module runs
-    owners = [module for module in model.modules() if _halves(module)]
+    units = _units(model)
 
     def enlarge(module: nn.Module, *_: Any) -> None:
-        kept = _halves(module)
+        kept = [half for owner in units[module] for half in _halves(owner)]
         vars(module)["_in_half"] = kept
         for table, name, half in kept:
             copy = half.detach().float()
@@ -57,7 +57,7 @@ def in_float32(model: nn.Module) -> Iterator[None]:
 
     handles = [
         handle
-        for module in owners
+        for module in units
         for handle in (
             module.register_forward_pre_hook(enlarge),
             module.register_forward_hook(restore, always_call=True),
@@ -69,6 +69,22 @@ def in_float32(model: nn.Module) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _units(model: nn.Module) -> dict[nn.Module, list[nn.Module]]:
+    """Modules whose weights are enlarged together while the first of them runs.
+
+    A module of leaves alone is one unit: T5's perceptron asks for the precision of a weight before that layer runs.
+    """
+    units: dict[nn.Module, list[nn.Module]] = {}
+    grouped: set[nn.Module] = set()
+    for module in model.modules():
+        children = list(module.children())
+        if children and not any(list(child.children()) for child in children):
+            units[module] = [module, *children]
+            grouped.update(units[module])
+    single = {module: [module] for module in model.modules() if module not in grouped and _halves(module)}
+    return {**units, **single}
 
 
 def _halves(module: nn.Module) -> list[tuple[dict[str, Any], str, Tensor]]:

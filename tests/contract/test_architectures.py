@@ -6,7 +6,7 @@
 from pathlib import Path
 
 import pytest
-from architecture_checks import EQUAL, REFUSED, run
+from architecture_checks import EQUAL, OF_TABLE, REFUSED, run
 from architecture_table import read
 from architectures import architectures
 
@@ -19,7 +19,7 @@ SOME = (
 
 @pytest.mark.parametrize("name", SOME)
 def test_an_architecture_is_equal_or_refused_as_the_table_says(name, tmp_path):
-    results = run(architectures()[name], tmp_path)
+    results = run(architectures()[name], tmp_path, OF_TABLE)
     assert {c: r for c, r in results.items() if r.verdict not in (EQUAL, REFUSED)} == {}
     assert results == read(TABLE)[name]
 
