@@ -114,6 +114,12 @@ def find_entry(stack: Any, words: int, start: Sequence[int], placeholder: int, i
             right = states_of(stack(input_ids=ids, **options))
         embeds = stack.get_input_embeddings()(ids)
     if is_causal and not _is_close(begin, right[:, :length]):
+        # Some models scale positions by the length of a row, so the comparison that decides keeps the length.
+        changed = ids.clone()
+        changed[:, length:] = placeholder
+        with torch.no_grad():
+            begin = states_of(stack(input_ids=changed, **options))[:, :length]
+    if is_causal and not _is_close(begin, right[:, :length]):
         raise EntryUnsupportedError("its states depend on later tokens, so that it would see the answer it predicts")
     long.largest.pop(stack.get_input_embeddings().weight, None)
     positions = learned_positions(short, long, TOKENS - SHORT)

@@ -16,7 +16,6 @@ NO_END = {"forced_eos_token_id": None}
 MODELS = {  # a model, and how its rows run
     "scaled embeddings": (Architecture("pegasus", NO_END), "keeps its keys and values"),
     "forced opening": (Architecture("bart", {**NO_END, "forced_bos_token_id": BOS}), "keeps its keys and values"),
-    "cache of its own": (Architecture("prophetnet"), "has no cache"),
 }
 
 
