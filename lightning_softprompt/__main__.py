@@ -14,6 +14,7 @@ from typing import Any, TextIO, cast
 from lightning_softprompt import __version__
 from lightning_softprompt.commands import LIGHT_COMMANDS, RUN_COMMANDS, CommandError
 from lightning_softprompt.commands.configs import configs_folder
+from lightning_softprompt.folders import expand_home
 from lightning_softprompt.printable import PrintableStream, printable
 from lightning_softprompt.trust import trusted_modules, trusting
 
@@ -45,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     Args:
         argv: The words behind `softprompt`; those of the process if None.
     """
-    argv = sys.argv[1:] if argv is None else argv
+    argv = expand_home(sys.argv[1:] if argv is None else argv)
     command, rest = (argv[0], argv[1:]) if argv else ("--help", [])
     if command in {"-h", "--help", "help"}:
         print(help_page(), end="")

@@ -60,9 +60,10 @@ from lightning_softprompt.checkpoints.settings import SETTINGS, refuse_changes, 
 from lightning_softprompt.checkpoints.whole import WholeCheckpoints
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.data.saved_classes import fill_classes, lacks_classes
+from lightning_softprompt.folders import expand_home
 from lightning_softprompt.module import SoftPromptModule
 from lightning_softprompt.monitors import refuse_monitor, refuse_monitors, validation_metrics, watched
-from lightning_softprompt.parser import Parser
+from lightning_softprompt.parser import Parser, why_not_made
 from lightning_softprompt.plain_yaml import read_yaml
 from lightning_softprompt.printable import PrintableFormatter, one_line
 from lightning_softprompt.replicas import Replicas, ReplicaSpec
@@ -362,29 +363,31 @@ def _listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list) else [] if value in (None, False, True) else [value]
 
 
-def expand_home(argv: Sequence[str]) -> list[str]:
-    """Replaces `~` where a value begins with it: a shell does so for `--option ~/x`, but not for `--option=~/x`."""
-    expanded = []
-    for word in argv:
-        option, sign, value = word.partition("=") if word.startswith("--") else ("", "", word)
-        is_home = value == "~" or value.startswith("~/")
-        expanded.append(f"{option}{sign}{os.path.expanduser(value)}" if is_home else word)
-    return expanded
-
-
 def with_run_config(argv: Sequence[str]) -> list[str]:
     """Takes settings from the config of a checkpoint's own run if the command names no config and no model."""
     words = [word for arg in argv for word in arg.split("=", 1)]
     if {"-c", "--config", "--model"} & set(words):
         return list(argv)
-    for flag, value in pairwise(words):
-        if flag not in ("--ckpt_path", "--init_from") or value == "last":
+    for flag, given in pairwise(words):
+        if flag not in ("--ckpt_path", "--init_from"):
+            continue
+        value = _last_of(words) if flag == "--ckpt_path" and given == "last" else given
+        if value is None:
             continue
         if found := config_beside(Path(value)):
             return [argv[0], "--config", _settings_of(found, argv[0]), *argv[1:]]
         if not Path(value).exists():
             raise ValueError(f"{flag}: there is no file {value}")
     return list(argv)
+
+
+def _last_of(words: Sequence[str]) -> str | None:
+    """The checkpoint that `last` means by the options of the run in the command; None where there is none yet."""
+    options = {flag: value for flag, value in pairwise(words) if flag.startswith("--run.")}
+    places = ("folder", "experiment", "name")
+    given: dict[str, Any] = {name: options[f"--run.{name}"] for name in places if f"--run.{name}" in options}
+    found = RunSpec(**given).last_checkpoint()
+    return None if found is None else str(found)
 
 
 def _settings_of(path: Path, command: str) -> str:
@@ -492,6 +495,8 @@ def _reason(error: Exception) -> str:
     ours = next((e for e in _chain(error) if isinstance(e, FOR_USERS) and _ours(e)), None)
     if ours is not None or isinstance(error, (OSError, ImportError, MisconfigurationException)):
         return one_line(ours or error)
+    if reason := why_not_made(str(error)):
+        return one_line(reason)
     last = traceback.extract_tb(error.__traceback__)[-1]
     place = last.filename.rpartition("site-packages/")[2]
     return f"{type(error).__name__} at {place}:{last.lineno}: {one_line(error)}"

@@ -4,15 +4,36 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 log = logging.getLogger(__name__)
 STALE = 3600  # seconds, far longer than any draft takes
+HOME = re.compile(r"~(/[^{}\n]*)?")  # a path in the home folder; no template
+
+
+def expand_home(argv: Sequence[str]) -> list[str]:
+    """Replaces `~` where a value begins with it: a shell does so for `--option ~/x`, but not for `--option=~/x`."""
+    expanded = []
+    for word in argv:
+        option, sign, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        expanded.append(f"{option}{sign}{home_in(value)}")
+    return expanded
+
+
+def home_in(value: Any) -> Any:
+    """Replaces `~` where a text in the value begins with it and may be a path; mappings and lists are searched."""
+    if isinstance(value, str):
+        return os.path.expanduser(value) if HOME.fullmatch(value) else value
+    if isinstance(value, Mapping):
+        return {name: home_in(part) for name, part in value.items()}
+    return [home_in(part) for part in value] if isinstance(value, list) else value
 
 
 def fill(folder: Path, write: Callable[[Path], None]) -> None:

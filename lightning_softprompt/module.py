@@ -24,6 +24,7 @@ from lightning_softprompt.backbones.codec import Codec
 from lightning_softprompt.backbones.load import load_backbone
 from lightning_softprompt.backbones.ranks import evened, mean_of_all, settle, spec_here
 from lightning_softprompt.backbones.requirements import Requirement, require, require_of_copy, takes_soft_tokens
+from lightning_softprompt.callbacks.loggers import is_logging_step
 from lightning_softprompt.checkpoints.class_names import check_class_names
 from lightning_softprompt.checkpoints.files import BACKBONE, SEED, check_backbone, identity
 from lightning_softprompt.checkpoints.folding import same_for_all
@@ -270,7 +271,7 @@ class SoftPromptModule(LightningModule, ABC):
         Of several processes the loss that is logged is that of all; its parts are the first one's.
         """
         logs = self.step(batch, done(self.trainer) if self.penalties else 0.0, evened(self.objective.count(batch)))
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if is_logging_step(self.trainer, self.global_step + 1):
             loss = mean_of_all(logs["loss"].detach(), self.loaded)
             told = {f"train/{name}": value.detach() for name, value in {**logs, "loss": loss}.items()}
             self.log_dict(told, batch_size=len(batch))

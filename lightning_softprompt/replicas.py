@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.backbones.load import load_backbone
 from lightning_softprompt.backbones.ranks import evened, mean_of_all, settle, spec_here
+from lightning_softprompt.callbacks.loggers import is_logging_step
 from lightning_softprompt.checkpoints.files import replica_numbers
 from lightning_softprompt.checkpoints.hooks import leave_out_of_checkpoints
 from lightning_softprompt.checkpoints.restoring import load_module, load_tensors
@@ -172,7 +173,7 @@ class Replicas(LightningModule):
         for k, replica in enumerate(self._each):
             with self._stream(k):
                 logs.append(replica.step(batch, behind, share))
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if is_logging_step(self.trainer, self.global_step + 1):
             losses = [{"loss": mean_of_all(of["loss"].detach(), self.loaded)} for of in logs]
             told = [{**of, **loss} for of, loss in zip(logs, losses, strict=True)]
             values = [{f"train/{name}": float(value.detach()) for name, value in of.items()} for of in told]

@@ -56,7 +56,7 @@ class RunSpec:
             lost, ends the others with a message; 0 lets them wait as long as PyTorch does.
 
     Raises:
-        ValueError: If keep_last is below 1, or process_timeout below 0.
+        ValueError: If keep_last is below 1, process_timeout below 0, or a name leads out of the folder of the runs.
     """
 
     experiment: str = "default"
@@ -77,6 +77,7 @@ class RunSpec:
         object.__setattr__(self, "folder", os.path.expanduser(self.folder))
         if self.predictions is not None:
             object.__setattr__(self, "predictions", os.path.expanduser(self.predictions))
+        _refuse_other_places(self.experiment, self.name)
         if self.keep_last < 1:
             raise ValueError(f"run.keep_last must be at least 1, got {self.keep_last}")
         if not self.process_timeout >= 0:
@@ -117,6 +118,21 @@ class RunSpec:
     def last_checkpoint(self) -> Path | None:
         """The `last.ckpt` of the run of the experiment that was started last, or of the run with `name`."""
         return last_checkpoint(self.experiment_folder, self.name)
+
+
+def _refuse_other_places(experiment: str, name: str | None) -> None:
+    """Refuses names by which a run would lie elsewhere than in `<folder>/<experiment>/<name>/`.
+
+    Raises:
+        ValueError: Naming the option.
+    """
+    if name is not None and (name in (".", "..") or len(Path(name).parts) > 1 or Path(name).is_absolute()):
+        raise ValueError(
+            f"run.name is {name!r}, but it must be the name of a folder, not a path: --run.folder and --run.experiment "
+            f"say where the folder is"
+        )
+    if Path(experiment).is_absolute() or ".." in Path(experiment).parts:
+        raise ValueError(f"run.experiment is {experiment!r}, but it must lie in run.folder; --run.folder names another")
 
 
 def refuse_used(folder: Path, resumed: Path | None) -> None:

@@ -28,10 +28,19 @@ OF_TRAINING: Mapping[str, tuple[Wrong, str]] = {
         lambda value: value is not None and not value >= 0,
         "it must be at least 0; below 0 it would turn gradients round",
     ),
+    "val_check_interval": (
+        lambda value: isinstance(value, int | float) and value <= 0,
+        "it must be a number of steps or a share of an epoch above 0; --trainer.limit_val_batches 0 leaves validation "
+        "out",
+    ),
     "check_val_every_n_epoch": (lambda value: value is not None and value < 1, "it must be at least 1, or null"),
 }
 OF_ALL: Mapping[str, tuple[Wrong, str]] = {
     "precision": (lambda value: str(value).startswith("64"), "prompts are trained in float32; use 32-true"),
+    "log_every_n_steps": (
+        lambda value: value is not None and value < 0,
+        "it must be at least 1, or 0 to log nothing during training",
+    ),
     "barebones": (lambda value: value is True, "a run needs its loggers and checkpoints; leave the option out"),
 }
 REFUSED: Mapping[type[Callback], str] = {

@@ -95,10 +95,17 @@ class Session:
             return
         make_folder(self.folder, self.command == "fit")
         log.info("run folder: %s", self.folder)
-        save_config(self.folder / "config.yaml")
+        save_config(self._config_file)
         for logger in self.loggers:
             logger.held = False
             logger.log_hyperparams(yaml.safe_load(config))
+
+    @property
+    def _config_file(self) -> Path:
+        """Where the config goes; that of a training is kept where the folder is that of a run to be scored."""
+        config = self.folder / "config.yaml"
+        is_trained = self.command != "fit" and self.last.is_file() and config.is_file()
+        return self.folder / f"config_{self.command}.yaml" if is_trained else config
 
     def callbacks(self, init_from: str | None, ckpt_path: str | None, config: str) -> list[Callback]:
         """The callbacks of the command, of which some are told its config."""
@@ -116,6 +123,11 @@ class Session:
         if self.prints:
             return PredictionWriter("-")
         if self.run.predictions:
+            if Path(self.run.predictions).is_dir():
+                raise ValueError(
+                    f"run.predictions must be a file, but {self.run.predictions} is a folder; give "
+                    f"{Path(self.run.predictions, PREDICTIONS)}"
+                )
             return PredictionWriter(Path(self.run.predictions), deciding(config))
         earlier = sorted(self.folder.parent.glob(f"*/{PREDICTIONS}.part"), reverse=True)
         return PredictionWriter(self.folder / PREDICTIONS, deciding(config), earlier)
@@ -157,6 +169,11 @@ class Session:
         """Leaves the best prompt of a training run as `prompt.safetensors`; each one's, where there are several."""
         if not self.module.trainer.is_global_zero:
             return
+        if not self.last.is_file() and not any(kept.best_model_path for kept in self.best.values()):
+            raise ValueError(
+                f"the training stopped before its first step, so {self.folder} has no prompt; see --trainer.max_time "
+                f"and the callbacks that stop a training"
+            )
         best = {name: read_prompt(Path(kept.best_model_path or self.last)) for name, kept in self.best.items()}
         is_validated = any(kept.best_model_path for kept in self.best.values())
         kind = "best prompt" if is_validated else "last prompt (no validation was run)"

@@ -27,6 +27,11 @@ log = logging.getLogger(__name__)
 Summary = Sequence[tuple[str, Literal["min", "max"]]]
 
 STEP = "trainer/global_step"
+CACHES = {  # where W&B keeps files of all runs on Linux, by the variable that names another place
+    "WANDB_CACHE_DIR": "~/.cache/wandb",
+    "WANDB_CONFIG_DIR": "~/.config/wandb",
+    "WANDB_DATA_DIR": "~/.local/share/wandb",
+}
 PATIENCE = 10.0  # seconds that a run waits for W&B's server before it goes on offline
 LAST_PATIENCE = 300.0  # seconds that it waits at its end, for what is still to be sent; what is not stays on the disk
 
@@ -51,7 +56,9 @@ def make_loggers(
     mode = os.environ.get("WANDB_MODE", "auto") if wandb == "auto" else wandb
     if mode == "disabled":
         return [MetricsFile(folder)]
-    return [MetricsFile(folder), WandbRun(folder, name, project, mode, summary)]
+    run = WandbRun(folder, name, project, mode, summary)
+    run.refuse_without_key()
+    return [MetricsFile(folder), run]
 
 
 @rank_zero_only
@@ -188,15 +195,24 @@ class WandbRun(WandbLogger):
             self._lost = True
             log.warning("W&B takes nothing more (%r): the run goes on without it, and metrics.csv has all", error)
 
+    def refuse_without_key(self) -> None:
+        """Refuses a run that must be online where W&B knows no API key.
+
+        Raises:
+            ValueError: With what W&B lacks.
+        """
+        if self._mode in ("auto", "offline", "dryrun") or "WANDB_MODE" in os.environ:
+            return
+        if problem := no_credentials():
+            raise ValueError(
+                f"W&B was to run {self._mode}, but {problem}; run `wandb login`, or choose auto or offline"
+            )
+
     def _start(self) -> Run:
         if self._mode in ("offline", "dryrun"):
             return self._start_offline("as asked")
         if problem := no_credentials():
-            if self._mode == "auto" or "WANDB_MODE" in os.environ:
-                return self._start_offline(problem)
-            raise ValueError(
-                f"W&B was to run {self._mode}, but {problem}; run `wandb login`, or choose auto or offline"
-            )
+            return self._start_offline(problem)
         host = wandb_host()
         if host.state() == "not reachable":  # asked for 2 seconds; W&B itself would wait far longer
             return self._start_offline(f"{host.url} is not reachable")
@@ -223,6 +239,7 @@ class WandbRun(WandbLogger):
 
         # W&B quietly writes to the temporary folder where this one is missing
         Path(self._wandb_init["dir"]).mkdir(parents=True, exist_ok=True)
+        _keep_caches_in(Path(self._wandb_init["dir"], "wandb"))
         # a second training in this process is a second run, not more points of the first: the first is finished
         options = {name: value for name, value in self._wandb_init.items() if value is not None}
         return wandb.init(**options, mode=mode, settings=wandb.Settings(reinit="finish_previous", **settings))
@@ -232,6 +249,22 @@ class WandbRun(WandbLogger):
         run.define_metric("*", step_metric=STEP, step_sync=True)
         for name, best in self._summary:  # a definition of its own takes a metric out of "*": its axis is said again
             run.define_metric(name, step_metric=STEP, step_sync=True, summary=best)
+
+
+def _keep_caches_in(folder: Path) -> None:
+    """Gives W&B folders of its own below a run's, where it cannot write to those in the home folder.
+
+    It stages tables and images there; without them it would lose them, and write its log to the terminal.
+    """
+    for variable, default in CACHES.items():
+        usual = Path(default).expanduser()
+        try:
+            usual.mkdir(parents=True, exist_ok=True)
+            is_writable = os.access(usual, os.W_OK)
+        except OSError:
+            is_writable = False
+        if not is_writable:
+            os.environ.setdefault(variable, str(folder / usual.parent.name))
 
 
 def no_credentials() -> str | None:

@@ -145,8 +145,9 @@ def read_prompt(path: Path) -> SavedPrompt:
     Raises:
         ValueError: If the file is missing, broken, or not one of this project's.
     """
+    path = path.expanduser()
     if not path.is_file():
-        raise ValueError(f"no prompt at {path}")
+        raise _missing("prompt", path)
     return _read_safetensors(path) if path.suffix == ".safetensors" else _read_checkpoint(path)
 
 
@@ -201,8 +202,9 @@ def load_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
         ValueError: If the file is missing, broken, or holds anything but plain values and tensors. It names a whole
             checkpoint that lies beside it, if there is one.
     """
+    path = path.expanduser()
     if not path.is_file():
-        raise ValueError(f"no checkpoint at {path}")
+        raise _missing("checkpoint", path)
     if _starts(path) == b"PK" and (damage := damage_of(path)):
         raise _broken(path, damage)
     try:
@@ -240,6 +242,15 @@ def _is_odd(part: ZipInfo) -> bool:
 def _starts(path: Path) -> bytes:
     with path.open("rb") as file:
         return file.read(2)
+
+
+def _missing(kind: str, path: Path) -> ValueError:
+    """Names the files in a folder that was given in the place of one of them."""
+    if not path.is_dir():
+        return ValueError(f"no {kind} at {path}")
+    inside = sorted(str(file) for pattern in ("*.safetensors", "*.ckpt", "*/*.ckpt") for file in path.glob(pattern))
+    found = f"; name a file: {', '.join(inside)}" if inside else ", and holds none"
+    return ValueError(f"no {kind} at {path}, which is a folder{found}")
 
 
 def _broken(path: Path, reason: str) -> ValueError:

@@ -206,6 +206,21 @@ def test_test_of_a_checkpoint_needs_no_further_options_and_scores_each_row_once(
     assert metrics["test/accuracy"] == pytest.approx(right / 5)
 
 
+def test_the_last_checkpoint_of_a_named_run_is_scored_without_a_config_and_its_config_is_kept(fit, tmp_path, capsys):
+    folder = fit("--run.name=mine", "--trainer.log_every_n_steps=0")
+    config = (folder / "config.yaml").read_text()
+    place = [f"--run.folder={tmp_path / 'runs'}", "--run.name=mine"]
+    assert main(["test", "--ckpt_path=last", *place, "--data.eval_batch_size=1"]) == 0
+    assert last_folder() == folder
+    assert (folder / "config.yaml").read_text() == config
+    assert "eval_batch_size: 1" in (folder / "config_test.yaml").read_text()
+    wrong = ["--data.predict=rows.jsonl", f"--run.predictions={tmp_path}"]
+    assert main(["predict", f"--ckpt_path={folder / 'checkpoints' / 'last.ckpt'}", *wrong]) == 2
+    assert f"give {tmp_path / 'predictions.jsonl'}" in capsys.readouterr().err
+    assert main(["test", f"--ckpt_path={folder / 'checkpoints'}"]) == 2
+    assert "which is a folder; name a file" in capsys.readouterr().err
+
+
 def test_a_saved_prompt_scores_as_its_checkpoint_does(fit):
     folder = fit()
     scores = []
@@ -308,7 +323,36 @@ MISTAKES = {
     "no such device": (["--model=PromptTuning", "--trainer.strategy=foo"], "strategy"),
     "batch of none": (["--model=PromptTuning", "--data.batch_size=0"], "at least 1"),
     "missing config": (["--config=missing.yaml"], "missing.yaml"),
-    "missing model": ([], "fit.model"),
+    "missing model": ([], "--model must be given"),
+    "option before its optimizer": (["--model=PromptTuning", "--model.optimizer.lr=0.1"], "names a class"),
+    "option before its schedule": (
+        ["--model=PromptTuning", "--model.scheduler.max_lr=1"], "before --model.scheduler names a class"
+    ),
+    "option before its objective": (
+        ["--model=PromptTuning", "--model.objective.gamma=2"], "before --model.objective names a class"
+    ),
+    "option before its callback": (["--trainer.callbacks.patience=3"], "before --trainer.callbacks names a class"),
+    "option before its logger": (["--trainer.logger.save_dir=x"], "before --trainer.logger names a class"),
+    "misspelt option of an optimizer": (
+        ["--model=PromptTuning", "--model.optimizer=AdamW", "--model.optimizer.weight_decey=1"],
+        "AdamW has no option 'weight_decey'. Did you mean 'weight_decay'",
+    ),
+    "misspelt schedule": (["--model=PromptTuning", "--model.scheduler=CosineLR"], "Did you mean 'CosineAnnealingLR'"),
+    "callback without its monitor": (["--trainer.callbacks=EarlyStopping"], "EarlyStopping lacks its option monitor"),
+    "logger without its folder": (["--trainer.logger=CSVLogger"], "CSVLogger lacks its option save_dir"),
+    "logger that is not installed": (
+        ["--model=PromptTuning", "--trainer.logger=MLFlowLogger"], "MLFlowLogger cannot be made: Requirement 'mlflow"
+    ),
+    "unknown precision": (["--trainer.precision=half"], "expected int or one of transformer-engine"),
+    "unknown mode of W&B": (["--run.wandb=of"], "run.wandb: expected one of auto, online, offline, disabled, got of"),
+    "rate that is no number": (
+        ["--model=PromptTuning", "--model.optimizer=AdamW", "--model.optimizer.lr=high"],
+        "model.optimizer.lr: expected float or Tensor, got high",
+    ),
+    "seed that is no number": (["--seed_everything=abc"], "seed_everything: expected bool or int, got abc"),
+    "name that leads elsewhere": (["--model=PromptTuning", "--run.name=.."], "must be the name of a folder"),
+    "validation after no step": (["--model=PromptTuning", "--trainer.val_check_interval=0"], "above 0"),
+    "logging after less than no step": (["--model=PromptTuning", "--trainer.log_every_n_steps=-1"], "at least 1, or 0"),
     "missing data": (["--model=PromptTuning", "--data.path=/nowhere"], "/nowhere"),
     "word that YAML reads as a value": (
         ["--model=PromptTuning", "--data.labels={negative: no, positive: yes}"],
@@ -338,6 +382,11 @@ def test_a_mistake_is_told_in_two_lines_with_exit_code_2(common, capsys, mistake
     assert named in error[0]
     assert error[0].startswith("error: ")
     assert len(error) == 2
+
+
+def test_a_training_that_takes_no_step_says_so(common, capsys):
+    assert main(["fit", "--model=PromptTuning", *common, "--trainer.max_time=00:00:00:00"]) == 2
+    assert "stopped before its first step" in capsys.readouterr().err
 
 
 def _news(line):

@@ -190,8 +190,20 @@ def test_malformed_key_is_named_as_the_reason(tmp_path, said, monkeypatch):
 
 def test_online_demands_a_key(tmp_path):
     with pytest.raises(ValueError, match=r"no API key is configured; run `wandb login`"):
-        _ = make_loggers(tmp_path, "n", "p", "online")[1].experiment
-    assert not (tmp_path / "wandb").exists()
+        make_loggers(tmp_path, "n", "p", "online")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_offline_run_with_a_table_is_kept_where_the_home_folder_cannot_be_written(tmp_path, said, monkeypatch):
+    (tmp_path / "home").write_text("no folder can be made in it")
+    for variable in loggers.CACHES:
+        monkeypatch.setenv(variable, "")
+        monkeypatch.delenv(variable)  # what the logger sets is taken back at the end
+    logger = make_loggers(tmp_path / "run", "n", "p", "offline")[1]
+    logger.log_table("rows", columns=["row"], data=[["a"]])
+    finished(logger, [(1, {"val/loss": 2.0})])
+    assert read_run(tmp_path / "run").summary["val/loss"] == {"min": 2.0}
+    assert [*(tmp_path / "run").rglob("*.table.json")]
 
 
 @pytest.mark.parametrize("source", ["environment", "netrc"])

@@ -1,5 +1,7 @@
 """Values on the command line mean what they mean in a file."""
 
+from lightning.pytorch.callbacks import Callback, Timer
+
 import lightning_softprompt.data.rag_qa  # noqa: F401  the option names its class
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.parser import Parser
@@ -14,3 +16,20 @@ def test_null_in_a_nested_option_is_no_text():
     settings = given.data.init_args.index_settings
     assert (settings.encoder, settings.language, given.data.init_args.gold_at) == (None, "none", None)
     assert IndexSettings(**settings.as_dict()).encoder is None
+
+
+def test_a_tilde_in_a_mapping_on_the_command_line_is_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    parser = Parser(exit_on_error=False)
+    parser.add_subclass_arguments(SoftPromptDataModule, "data")
+    given = parser.parse_args(["--data", "{class_path: RagQaDataModule, init_args: {corpus: ~/docs}}"])
+    assert given.data.init_args.corpus == f"{tmp_path}/docs"
+
+
+def test_a_class_with_a_member_of_an_enumeration_as_default_is_an_option():
+    parser = Parser(exit_on_error=False)
+    parser.add_argument("--callbacks", type=list[Callback] | Callback | None)
+    given = parser.parse_args(["--callbacks", "Timer", "--callbacks.duration", "00:01:00:00"])
+    (made,) = parser.instantiate_classes(given).callbacks
+    assert isinstance(made, Timer)
+    assert "interval: step" in parser.dump(given)

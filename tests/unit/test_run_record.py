@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lightning_softprompt.backbones.base import BackboneSpec
-from lightning_softprompt.cli import expand_home
+from lightning_softprompt.folders import expand_home, home_in
 from lightning_softprompt.run import RunSpec, new_name, refuse_used
 from lightning_softprompt.run_record import LAST, note_start
 
@@ -128,3 +128,18 @@ def test_a_tilde_is_the_home_folder(monkeypatch, tmp_path):
     assert expand_home(words) == [
         "test", f"--ckpt_path={tmp_path}/a.ckpt", "--init_from", f"{tmp_path}/b.ckpt", "--data.template={text} ~/c"
     ]  # fmt: skip
+
+
+def test_a_tilde_within_options_and_configs_is_the_home_folder_but_not_in_text(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    given = {"init_args": {"path": "~/a b.ckpt", "paths": ["~", "x~/y"]}, "template": "~/{text} {target}"}
+    assert home_in(given) == {
+        "init_args": {"path": f"{tmp_path}/a b.ckpt", "paths": [str(tmp_path), "x~/y"]},
+        "template": "~/{text} {target}",
+    }
+
+
+@pytest.mark.parametrize("options", [{"name": ".."}, {"name": "a/b"}, {"name": "/a"}, {"experiment": "../a"}])
+def test_a_run_lies_in_the_folder_of_its_experiment(options):
+    with pytest.raises(ValueError, match=r"must be the name of a folder|must lie in run\.folder"):
+        RunSpec(**options)
