@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, TextIO, cast
 
 from lightning_softprompt import __version__
-from lightning_softprompt.commands import LIGHT_COMMANDS, RUN_COMMANDS, CommandError
+from lightning_softprompt.commands import LIGHT_COMMANDS, RUN_COMMANDS, TRACEBACK_VARIABLE, CommandError
 from lightning_softprompt.commands.configs import configs_folder
 from lightning_softprompt.folders import expand_home
-from lightning_softprompt.printable import PrintableStream, printable
+from lightning_softprompt.printable import PrintableStream, one_line, printable
 from lightning_softprompt.trust import trusted_modules, trusting
 
 HELP = """\
@@ -94,6 +94,12 @@ def _light(command: str, argv: list[str]) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as error:  # whatever a damaged or forged file leads to
+        if os.environ.get(TRACEBACK_VARIABLE):
+            raise
+        print(f"softprompt {command}: error: {type(error).__name__}: {one_line(error)}", file=sys.stderr)
+        print(f"to see where: {TRACEBACK_VARIABLE}=1", file=sys.stderr)
+        return 2
     return code
 
 

@@ -58,6 +58,7 @@ from lightning_softprompt.checkpoints.files import SEED, load_checkpoint, read_p
 from lightning_softprompt.checkpoints.plain import plain
 from lightning_softprompt.checkpoints.settings import SETTINGS, refuse_changes, refuse_incomplete
 from lightning_softprompt.checkpoints.whole import WholeCheckpoints
+from lightning_softprompt.commands import TRACEBACK_VARIABLE
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.data.saved_classes import fill_classes, lacks_classes
 from lightning_softprompt.folders import expand_home
@@ -79,7 +80,6 @@ log = logging.getLogger(__name__)
 Refuses = Callable[[Mapping[str, Any]], None]
 TELLS_USERS = (str(Path(__file__).parent), str(Path(lightning.__file__).parent))  # whose errors are meant for users
 FOR_USERS = (ValueError, RuntimeError, MisconfigurationException)
-TRACEBACK_VARIABLE = "SOFTPROMPT_TRACEBACK"
 NOISE = (
     ".*in eval mode.*",  # the frozen backbone always is
     ".*isinstance.treespec, LeafSpec.*",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import secrets
 import shutil
 import tempfile
 import time
@@ -42,7 +43,8 @@ def fill(folder: Path, write: Callable[[Path], None]) -> None:
     for stale in folder.parent.glob(".draft-*"):  # of a process that was killed
         if time.time() - stale.stat().st_mtime > STALE:
             shutil.rmtree(stale, ignore_errors=True)
-    draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=folder.parent))
+    draft = folder.parent / f".draft-{secrets.token_hex(8)}"
+    draft.mkdir()  # with the usual permissions, unlike tempfile's folders, which no other user may enter
     try:
         write(draft)
         os.replace(draft, folder)

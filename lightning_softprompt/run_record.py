@@ -38,7 +38,7 @@ def read_record(folder: Path) -> RunRecord:
     try:
         values = json.loads((folder / RECORD).read_bytes())
         return RunRecord(str(values["id"]), str(values["name"]), int(values["order"]), str(values["started"]))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):  # a record that somebody forged
         return RunRecord(f"unknown, {folder.name}", folder.name, 0, "unknown")
 
 

@@ -1,7 +1,10 @@
 """A corpus of files that somebody hostile could share. `python tests/hostile_corpus.py FOLDER` writes it."""
 
+import bz2
+import gzip
 import io
 import json
+import lzma
 import struct
 import sys
 import zipfile
@@ -9,8 +12,11 @@ from collections import namedtuple
 from hashlib import sha256
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import torch
 import yaml
+from pyarrow import parquet
 
 from lightning_softprompt.checkpoints.files import SavedPrompt, write_prompt
 
@@ -126,6 +132,8 @@ def checkpoints(folder, owner):
         "meta": {"state_dict": {"tokens": torch.empty(10**9, 32, device="meta")}},
         "sparse": {"state_dict": {"tokens": torch.eye(3).to_sparse()}},
         "bytes": {"epoch": Call(bytearray, 10**10)},
+        "storage": {"epoch": Call(torch.UntypedStorage, 4 * 10**9)},
+        "typed-storage": {"epoch": Call(torch.storage.TypedStorage, 10**9)},
         "system": {"epoch": Call(__import__("os").system, "touch made")},
         "open": {"epoch": Call(open, "made", "w")},
         "import": {"epoch": Call(__import__, "antigravity")},
@@ -224,6 +232,32 @@ def rows(folder):
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8", newline="")
         yield Hostile("rows", name, folder / name)
+    line = b'{"text": "' + b"a" * 10 * 2**20 + b'"}'
+    packed = {
+        "bomb.jsonl.gz": gzip.compress(line, 1), "bomb.json.bz2": bz2.compress(line),
+        "bomb.txt.xz": lzma.compress(line, preset=0), "lines.csv.gz": gzip.compress(b"a\n" * 5 * 2**20, 1),
+    }  # fmt: skip
+    for name, content in packed.items():
+        (folder / name).write_bytes(content)
+        yield Hostile("rows", name, folder / name)
+    tables = {"cells": pa.nulls(3 * 10**6), "repeated": pa.array(["a" * 2**16] * 10**3)}
+    for name, column in tables.items():
+        parquet.write_table(pa.table({"text": column}), folder / f"{name}.parquet", compression="zstd")
+        yield Hostile("rows", name, folder / f"{name}.parquet")
+
+
+def documents(folder):
+    """Pages that take long to parse unless that takes no longer than in proportion to their size."""
+    many = 5 * 10**4
+    texts = {
+        "nested.html": "<div>" * 10**4 + "x", "comments.html": "<!--" * many, "closed.html": ">" * many + "<!--" * many,
+        "declarations.html": "<![CDATA[" * many, "ends.html": "<a>" + "</a" * many, "breaks.html": "a<br>" * 10**4,
+        "escapes.html": f"<title>{ESCAPES}</title><p>{ESCAPES}", "heading.md": "# a" + "#" * 3000 + " x",
+        "spaces.md": "# " + " " * many, "bomb.pdf": "%PDF-1.7\n" + "1 0 obj <<" * many,
+    }  # fmt: skip
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+        yield Hostile("document", name, folder / name)
 
 
 def indexes(folder, build):
@@ -246,13 +280,39 @@ def indexes(folder, build):
                 manifest[noun][setting] = value
             else:
                 manifest[noun] = value
-        seal = sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-        (place / "manifest.json").write_text(json.dumps({**manifest, "seal": seal}))
+        _seal(place, manifest)
+        yield Hostile("index", name, place)
+    parts = {
+        "documents-keys": ("documents.jsonl", b'{"x": 1}\n'), "documents-nested": ("documents.jsonl", b"[" * 10**5),
+        "places": ("documents.npy", _array([0, 2**60])), "passages-float": ("passages.npy", _array([[0.5, 0, 5]])),
+        "passages-outside": ("passages.npy", _array([[10**9, 0, 5]])), "passages-none": ("passages.npy", b""),
+        "words-nested": ("lexical/vocab.index.json", b"[" * 10**5),
+        "words-outside": ("lexical/vocab.index.json", json.dumps({"film": 10**12, "good": 5}).encode()),
+        "backend": ("lexical/params.index.json", b'{"k1": "x", "method": "os.system", "backend": "numba"}'),
+        "scores-outside": ("lexical/indices.csc.index.npy", _array([10**9] * 20)),
+    }  # fmt: skip
+    for name, (file, content) in parts.items():
+        place = build(folder / name, ESCAPES)
+        manifest = json.loads((place / "manifest.json").read_text())
+        (place / manifest["generation"] / file).write_bytes(content)
+        manifest["files"][file] = {"bytes": len(content), "sha256": sha256(content).hexdigest()}
+        manifest.pop("seal")
+        _seal(place, manifest)
         yield Hostile("index", name, place)
     for name, text in {"nested": "[" * 10**5, "not-json": ESCAPES}.items():
         (folder / name).mkdir()
         (folder / name / "manifest.json").write_text(text)
         yield Hostile("index", name, folder / name)
+
+
+def _seal(place, manifest):
+    seal = sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    (place / "manifest.json").write_text(json.dumps({**manifest, "seal": seal}))
+
+
+def _array(values):
+    np.save(buffer := io.BytesIO(), np.array(values))
+    return buffer.getvalue()
 
 
 def names(folder, owner):
@@ -276,7 +336,7 @@ def write_corpus(folder, owner, build):
     kinds = {
         "prompts": lambda at: prompts(at, owner), "checkpoints": lambda at: checkpoints(at, owner), "configs": configs,
         "studies": studies, "rows": rows, "indexes": lambda at: indexes(at, build),
-        "names": lambda at: names(at, owner),
+        "names": lambda at: names(at, owner), "documents": documents,
     }  # fmt: skip
     for name, write in kinds.items():
         (folder / name).mkdir(parents=True)

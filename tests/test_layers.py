@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "lightning_softprompt"
 NAME = "lightning_softprompt"
 
-LOWEST = {"types", "template", "folders", "word_boundaries"}
+LOWEST = {"types", "template", "folders", "tensor_files", "word_boundaries"}
 BACKBONES = LOWEST | {"backbones"}
 SHARED = BACKBONES | {"checkpoints", "prompts", "lm"}
 SCORING = SHARED | {"readouts", "objectives", "evaluation"}
@@ -20,6 +20,7 @@ MAY_IMPORT = {  # beside its own kind
     "types": set(),
     "template": {"types"},
     "folders": set(),
+    "tensor_files": set(),
     "trust": {"commands"},  # whose errors it raises
     "word_boundaries": set(),
     "backbones": LOWEST,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import cached_property
@@ -17,8 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
@@ -27,6 +24,8 @@ from lightning_softprompt.backbones.entry import Entry
 from lightning_softprompt.backbones.generation import Reading, embedded_as
 from lightning_softprompt.backbones.packing import Kept, Past, pack
 from lightning_softprompt.backbones.rows import Rows
+from lightning_softprompt.folders import write_if_possible
+from lightning_softprompt.tensor_files import read_tensors, write_tensors
 from lightning_softprompt.types import Pairs
 
 log = logging.getLogger(__name__)
@@ -81,9 +80,13 @@ class ContextCache:
         if file is None or not file.is_file():
             return None
         try:
-            tensor = load_file(file)[KEYS]
+            tensor = read_tensors(file)[KEYS]
             os.utime(file)  # used just now
-        except (SafetensorError, OSError, KeyError):  # another process dropped it, or a disk was full
+        except (ValueError, KeyError) as error:  # written without a checksum by an earlier version, or changed since
+            log.warning("%s is computed again: %s", file, error)
+            file.unlink(missing_ok=True)
+            return None
+        except OSError:  # another process dropped it
             return None
         return tensor
 
@@ -91,15 +94,11 @@ class ContextCache:
         file = self._file(name)
         if file is None or file.is_file() or tensor.nbytes > self.disk:
             return
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle, draft = tempfile.mkstemp(prefix=".draft-", dir=file.parent)
-        os.close(handle)
-        try:
-            save_file({KEYS: tensor.contiguous()}, draft)
-            os.replace(draft, file)
-        finally:
-            Path(draft).unlink(missing_ok=True)
-        self._trim(file.parent, file.stat().st_size)
+        write_if_possible(file, lambda draft: write_tensors(draft, {KEYS: tensor}))
+        if file.is_file():
+            self._trim(file.parent, file.stat().st_size)
+        else:
+            self.disk = 0  # one warning is enough
 
     def _trim(self, folder: Path, added: int) -> None:
         if self.written is not None and self.written + added <= self.disk:

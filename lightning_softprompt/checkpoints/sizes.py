@@ -9,6 +9,7 @@ import re
 import struct
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import NoneType
 from typing import Any
 from zipfile import ZipFile
 
@@ -23,8 +24,9 @@ MAX_DEPTH = 64
 GLOBAL = re.compile(
     r"collections (OrderedDict|Counter|defaultdict)|builtins (set|complex)|torch (Size|device|dtype|\w+Storage|"
     r"u?int\d+|b?float\d+\w*|bool|complex\d+)|torch\.serialization _get_layout|torch\._utils "
-    r"(_rebuild_tensor_v2|_rebuild_tensor_v3|_rebuild_parameter)|torch\.storage (Untyped|Typed)Storage"
+    r"(_rebuild_tensor_v2|_rebuild_tensor_v3|_rebuild_parameter)|torch\.storage UntypedStorage"
 )
+LEAVES = (bool, int, float, complex, str, bytes, NoneType, Tensor, torch.dtype, torch.device, torch.layout)
 FACTORIES = ("empty", "zeros", "ones", "full", "rand", "randn", "randint", "randperm", "arange", "linspace", "eye",
              "normal", "empty_strided")  # fmt: skip
 LARGEST = 1_000_000  # of a whole number in a header that has nothing to do with the sizes of its tensors
@@ -93,6 +95,8 @@ def check_values(value: Any, size: int) -> None:
 def _count(value: Any, known: dict[int, int], depth: int) -> int:
     """How many values there are, each as often as it is repeated."""
     if not isinstance(value, Mapping | list | tuple | set):
+        if not isinstance(value, LEAVES):  # such as a bare storage, whose size nothing else checks
+            raise ValueError(f"it holds a {type(value).__name__}, which is neither a plain value nor a tensor")
         return 1
     if depth > MAX_DEPTH:
         raise ValueError(f"it is nested in more than {MAX_DEPTH} levels")

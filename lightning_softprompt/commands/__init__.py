@@ -6,6 +6,8 @@ exit code. Its name and what it does stand in `LIGHT_COMMANDS`.
 
 from __future__ import annotations
 
+TRACEBACK_VARIABLE = "SOFTPROMPT_TRACEBACK"  # set, errors are shown with their traceback
+
 RUN_COMMANDS = {
     "fit": "train a soft prompt, and validate it on the way",
     "validate": "score a checkpoint on the validation rows",

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import logging
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from hashlib import sha256
 from itertools import accumulate, pairwise
 from pathlib import Path
 
 import torch
 from platformdirs import user_cache_path
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from lightning_softprompt.folders import write_if_possible
+from lightning_softprompt.tensor_files import read_tensors, write_tensors
 from lightning_softprompt.types import Encoded, Example
 
 log = logging.getLogger(__name__)
 VERSION = 3  # of what stands in a file; another is another key
-CHECKSUM = "checksum"  # key of a header
 PARTS = ("ids", "answers", "targets", "slots", "words")
 
 
@@ -49,31 +47,17 @@ def cached(key: str, make: Callable[[], list[Encoded]]) -> list[Encoded]:
     if rows is None:
         rows = make()
         tensors = pack(rows)
-        write_if_possible(path, lambda draft: save_file(tensors, draft, {CHECKSUM: _checksum(tensors)}))
+        write_if_possible(path, lambda draft: write_tensors(draft, tensors))
     return rows
 
 
 def _read(path: Path) -> list[Encoded] | None:
     """The rows in a file; None where there is none, or what is in it is not what was written."""
     try:
-        if not path.is_file():
-            return None
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-            if (file.metadata() or {}).get(CHECKSUM) == _checksum(tensors):
-                return unpack(tensors)
-    except (SafetensorError, OSError, ValueError, KeyError):
-        pass
-    log.warning("%s is damaged and is made again", path)
-    return None
-
-
-def _checksum(tensors: Mapping[str, Tensor]) -> str:
-    digest = sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.numpy().tobytes())
-    return digest.hexdigest()
+        return unpack(read_tensors(path)) if path.is_file() else None
+    except (OSError, ValueError, KeyError):
+        log.warning("%s is damaged and is made again", path)
+        return None
 
 
 def pack(rows: list[Encoded]) -> dict[str, Tensor]:

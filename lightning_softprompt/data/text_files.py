@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -65,16 +65,31 @@ def _markdown(path: Path) -> tuple[str, str]:
 
 def _html(path: Path) -> tuple[str, str]:
     bs4 = _extractor("bs4")
-    parsed = bs4.BeautifulSoup(path.read_bytes(), "html.parser")
+    content = path.read_bytes()
+    pairs = ((b"<", b">"), (b"<!--", b"-->"))  # the parser searches to the end of the file for each that is not closed
+    unclosed = max(content.count(opening) - content.count(closing) for opening, closing in pairs)
+    if unclosed > UNCLOSED:
+        raise DataError(f"{path} cannot be read as HTML: {unclosed:,} of its tags or comments are not closed")
+    parsed = bs4.BeautifulSoup(content, "html.parser")
     title = " ".join(parsed.title.get_text().split()) if parsed.title else ""
-    for part in parsed(["script", "style", "noscript", "template", "head", "nav"]):
-        part.decompose()
-    for string in parsed.find_all(string=True):
-        if type(string) is bs4.NavigableString:  # comments are strings too
-            string.replace_with(re.sub(r"\s+", " ", string))
-    for part in parsed(BLOCKS):
-        part.append("\n\n")
-    return title, re.sub(r"\s*\n\s*", "\n\n", parsed.get_text()).strip()
+    return title, re.sub(r"\s*\n\s*", "\n\n", "".join(_html_texts(parsed, bs4))).strip()
+
+
+def _html_texts(parsed: Any, bs4: Any) -> Iterator[str]:
+    """The texts of a page in their order, with an empty line after each block.
+
+    The tree is walked by a stack, and is not changed, since pages may be nested deeply or have very many parts.
+    """
+    stack = [parsed]
+    while stack:
+        part = stack.pop()
+        if isinstance(part, str) and not isinstance(part, bs4.NavigableString):
+            yield part  # the end of a block
+        elif type(part) is bs4.NavigableString:  # comments are strings too
+            yield re.sub(r"\s+", " ", part)
+        elif isinstance(part, bs4.Tag) and part.name not in SKIPPED:
+            stack.extend(["\n\n"] if part.name in BLOCKS else [])
+            stack.extend(reversed(part.contents))
 
 
 def _pdf(path: Path) -> tuple[str, str]:
@@ -98,6 +113,8 @@ def _extractor(module: str) -> Any:
         ) from None
 
 
+UNCLOSED = 1000
+SKIPPED = ("script", "style", "noscript", "template", "head", "nav")
 BLOCKS = "p div section article li tr h1 h2 h3 h4 h5 h6 blockquote pre table ul ol dd dt br".split()  # noqa: SIM905
 TEXT_FILES: dict[str, Callable[[Path], tuple[str, str]]] = {
     ".txt": _text,

@@ -5,8 +5,11 @@ import os
 
 import numpy as np
 import pytest
+import torch
 from platformdirs import user_cache_path
+from safetensors.torch import save_file
 
+from lightning_softprompt.backbones.contexts import KEYS, ContextCache
 from lightning_softprompt.data.cache import cached
 from lightning_softprompt.retrieval import cache as rankings
 from lightning_softprompt.retrieval.ranking import Ranking
@@ -100,3 +103,37 @@ def test_rankings_are_searched_again_where_they_are_damaged_or_cannot_be_kept(fo
         rankings.rankings_for(retriever, ["why?"], 2)
     assert retriever.searches == 3
     assert "it is an optional cache" in caplog.text
+
+
+CONTEXT = torch.arange(6, dtype=torch.bfloat16).reshape(2, 3)
+
+
+def context(folder, make):
+    """What a new process gets of a cache that keeps nothing in memory."""
+    return ContextCache(memory=0, disk=1 << 20, folder=folder).get("row", make)
+
+
+def test_each_flipped_bit_of_a_kept_context_is_noticed(tmp_path, caplog):
+    context(tmp_path, lambda: CONTEXT)
+    file = tmp_path / "row.safetensors"
+    whole = file.read_bytes()
+    for position in range(len(whole)):
+        file.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
+        made = []
+        assert torch.equal(context(tmp_path, lambda made=made: made.append(1) or CONTEXT), CONTEXT)
+        assert made, position
+    assert "is computed again" in caplog.text
+    assert torch.equal(context(tmp_path, never), CONTEXT)
+
+
+def test_a_context_without_a_checksum_is_computed_again(tmp_path):
+    save_file({KEYS: CONTEXT + 1}, tmp_path / "row.safetensors")
+    assert torch.equal(context(tmp_path, lambda: CONTEXT), CONTEXT)
+    assert torch.equal(context(tmp_path, never), CONTEXT)
+
+
+def test_contexts_that_cannot_be_written_are_reported_once(tmp_path, caplog):
+    (tmp_path / "file").write_text("no folder")
+    cache = ContextCache(memory=0, disk=1 << 20, folder=tmp_path / "file")
+    assert [torch.equal(cache.get(name, lambda: CONTEXT), CONTEXT) for name in "ab"] == [True, True]
+    assert caplog.text.count("cannot be written") == 1

@@ -6,6 +6,7 @@ import pytest
 
 from lightning_softprompt.data.corpora import Columns, read_documents
 from lightning_softprompt.data.sources import DataError
+from lightning_softprompt.data.text_files import read_text_file
 from lightning_softprompt.retrieval.documents import Document
 
 ROWS = [{"id": "a", "title": "Film", "text": "a warm film"}, {"id": 7, "title": None, "text": "a dog"}]
@@ -205,3 +206,14 @@ def test_files_that_are_not_read_are_reported(tmp_path, caplog):
     assert [document.id for document in read_documents(tmp_path)] == ["doc0.txt"]
     assert "1 files" in caplog.text
     assert "more.docx" in caplog.text
+
+
+def test_deep_and_long_pages_keep_their_texts_in_order(tmp_path):
+    (tmp_path / "a.html").write_text(f"<div>{'<div>' * 5000}a<b>b</b>{'</div>' * 5000}<!-- c -->{'<br>d' * 3}</div>")
+    assert read_text_file(tmp_path / "a.html") == ("a", "ab\n\nd\n\nd\n\nd")
+
+
+def test_a_page_with_very_many_open_comments_is_refused(tmp_path):
+    (tmp_path / "a.html").write_text("<!--" * 2000)
+    with pytest.raises(DataError, match=r"a\.html cannot be read as HTML: 2,000 of its tags or comments"):
+        read_text_file(tmp_path / "a.html")

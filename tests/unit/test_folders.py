@@ -18,6 +18,12 @@ def test_a_folder_appears_when_all_of_it_is_written(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
 
 
+def test_a_folder_has_the_usual_permissions(tmp_path):
+    (tmp_path / "usual").mkdir()
+    fill(tmp_path / "made", lambda folder: None)
+    assert (tmp_path / "made").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
 def test_what_fails_on_the_way_leaves_nothing(tmp_path):
     def write(folder):
         (folder / "file").write_text("half")

@@ -1,10 +1,13 @@
 """A corpus of hostile files: nothing of them is run, imported or written, none takes long or reaches a terminal raw."""
 
+import gc
 import json
+import re
 import resource
 import sys
 import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +23,7 @@ from lightning_softprompt.callbacks.case_page import article, page
 from lightning_softprompt.checkpoints.files import read_prompt
 from lightning_softprompt.checkpoints.restoring import restored
 from lightning_softprompt.data.sources import DataError, read_rows
+from lightning_softprompt.data.text_files import read_text_file
 from lightning_softprompt.module import SoftPromptModule
 from lightning_softprompt.printable import HIDDEN, PrintableFormatter, printable
 from lightning_softprompt.retrieval import chosen
@@ -28,7 +32,8 @@ from lightning_softprompt.retrieval.documents import Document
 from lightning_softprompt.retrieval.settings import IndexSettings
 
 FAMILIES = ("llama",)
-SECONDS, MEMORY = 4.0, 150 * 2**20  # of this process; MEMORY is far above what importing a plug-in takes
+SECONDS, MEMORY = 1.0, 16 * 2**20  # of this process for each file; MEMORY is what it takes above the file's own size
+TRIES = 3  # the best counts: what else the machine does only makes a measurement worse
 STRANGE = ("evilmod", "antigravity", "runpy")
 
 
@@ -65,13 +70,14 @@ ACTIONS = {
     "prompt": open_prompt, "checkpoint": open_checkpoint, "config": open_config,
     "study": lambda path, _: run("study", path, "--show"),
     "rows": lambda path, _: read_rows(path, on_bad_row="skip"),
+    "document": lambda path, _: read_text_file(path),
     "index": lambda path, _: run("index", "search", path, "is this film good"),
     "library": lambda path, _: run("library", "list", "--folder", path),
 }  # fmt: skip
 HARMLESS = {  # read as what they are: nothing of them is dangerous once it is shown as text
     ("index", "texts"), ("index", "url"), ("index", "size"), ("config", "merge"),
     ("config", "callbacks"), ("config", "logger"), ("config", "plugins"), ("config", "strategy"), ("config", "run"),
-    ("library", "names"),
+    ("library", "names"), ("index", "places"),
 }  # fmt: skip
 
 
@@ -95,6 +101,48 @@ def warm_up(folder, backbone):
     (folder / "p.ckpt").unlink()
 
 
+def measured(file, backbone):
+    """The outcome of a file, and what it takes: seconds of the processor, and bytes above the file's size."""
+    best = []
+    for _ in range(TRIES):
+        gc.collect()
+        before, started = restarted_peak(), time.process_time()
+        with nothing_happens():
+            error = outcome(file, backbone)
+        best.append((time.process_time() - started, peak() - before - size(file.path)))
+        seconds, memory = (min(values) for values in zip(*best, strict=True))
+        if seconds < SECONDS and memory < MEMORY:
+            break
+    return error, seconds, memory
+
+
+def size(path):
+    return sum(file.stat().st_size for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file())
+
+
+def restarted_peak():
+    """The bytes that this process has, from which the peak counts anew; where Linux cannot do that, its peak so far."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return peak()
+    return peak()
+
+
+def peak():
+    """The most bytes that this process had."""
+    status = Path("/proc/self/status")
+    if status.is_file() and (found := re.search(r"VmHWM:\s*(\d+) kB", status.read_text())):
+        return int(found[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def test_the_measurement_sees_what_is_allocated():
+    before = restarted_peak()
+    torch.ones(2 * MEMORY // 4)
+    assert peak() - before > MEMORY
+
+
 def test_the_corpus_covers_every_kind(corpus):
     assert len(corpus) >= 150
     assert min(Counter(file.kind for file in corpus).values()) >= 1
@@ -111,14 +159,11 @@ def test_hostile_files_do_nothing(corpus, backbone, monkeypatch, capsys, caplog,
     warm_up(tmp_path, backbone)
     outcome(chosen[-1], backbone)
     for file in chosen:
-        started, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        with nothing_happens():
-            error = outcome(file, backbone)
-        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
-        assert time.process_time() - started < SECONDS, file
-        assert grown < MEMORY, file
+        error, seconds, memory = measured(file, backbone)
+        assert seconds < SECONDS, file
+        assert memory < MEMORY, file
         assert not set(STRANGE) & (set(sys.modules) - {"runpy"}), file
-        assert kind == "rows" or (error is None) == ((kind, file.name) in HARMLESS), (file, error)
+        assert kind in ("rows", "document") or (error is None) == ((kind, file.name) in HARMLESS), (file, error)
         assert not error or kind in ("study", "index", "library") or str(file.path.parent.name) in error, (file, error)
         shown = capsys.readouterr()
         assert not HIDDEN.search(shown.out + shown.err), file

@@ -143,3 +143,13 @@ def test_a_tilde_within_options_and_configs_is_the_home_folder_but_not_in_text(m
 def test_a_run_lies_in_the_folder_of_its_experiment(options):
     with pytest.raises(ValueError, match=r"must be the name of a folder|must lie in run\.folder"):
         RunSpec(**options)
+
+
+@pytest.mark.parametrize("content", [
+    "[" * 10**5, "[]", "{}", '{"id": "a", "name": "b", "order": 1e999, "started": "x"}', "\x1b[2J",
+    '{"id": "a", "name": "b", "order": [1], "started": "x"}',
+], ids=["nested", "list", "empty", "infinite", "control", "type"])  # fmt: skip
+def test_a_forged_record_counts_as_none(start, last, content):
+    (start("forged") / "run.json").write_text(content)
+    start("run")
+    assert last() == "run"

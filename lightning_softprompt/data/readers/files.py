@@ -10,16 +10,19 @@ import zlib
 from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 from lightning_softprompt.data.readers.csv_rows import parse_table, parse_tsv
 from lightning_softprompt.data.readers.json_rows import parse_json, parse_json_lines
 from lightning_softprompt.data.readers.rows import INDEX, LINE, DataError, OnBadRow, Parsed, Rows, check, collect
 from lightning_softprompt.data.readers.text_rows import parse_text
 
-OPENERS: dict[str, Callable[[Path], object]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+OPENERS: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 BROKEN = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
 TEXT_SUFFIXES = (".txt", ".text")
+SPARE, CELLS, MOST = 2 * 2**20, 10**5, 100  # a file may hold so many bytes and cells, or MOST times its own bytes
+CHUNK = 1 << 18  # bytes
+BATCH = 256  # rows of Parquet that are decoded at once: a small file may repeat a long text in each of them
 
 
 def read_file(path: Path, on_bad_row: OnBadRow, columns: Collection[str] = ()) -> Rows:
@@ -68,9 +71,41 @@ def data_stem(path: Path) -> str:
 
 
 def open_file(path: Path) -> BinaryIO:
-    """A file's bytes, decompressed."""
+    """A file's bytes, decompressed.
+
+    Raises:
+        DataError: If a small file expands to very many.
+    """
     opener = OPENERS.get(path.suffix.lower())
-    return path.open("rb") if opener is None else cast(BinaryIO, opener(path))
+    if opener is None:
+        return path.open("rb")
+    _check_expansion(path)
+    return cast(BinaryIO, opener(path))
+
+
+def _check_expansion(path: Path) -> None:
+    """Refuses a compressed file that holds far more than it has bytes, before any of it is kept.
+
+    Raises:
+        DataError: If it does.
+    """
+    left = _most(path, SPARE)
+    with OPENERS[path.suffix.lower()](path) as content:
+        while part := content.read(CHUNK):
+            left -= len(part)
+            if left < 0:
+                raise _too_large(path, SPARE, "bytes")
+
+
+def _most(path: Path, usual: int) -> int:
+    return max(usual, MOST * path.stat().st_size)
+
+
+def _too_large(path: Path, usual: int, unit: str) -> DataError:
+    return DataError(
+        f"{path} has {path.stat().st_size:,} bytes and expands to more than {_most(path, usual):,} {unit}, as a file "
+        f"does that is made to exhaust memory. If it is yours, write its rows as JSON lines that are not compressed"
+    )
 
 
 def _read_lines(path: Path, on_bad_row: OnBadRow, parse: Callable[[BinaryIO, str], Parsed]) -> Rows:
@@ -89,10 +124,25 @@ def _read_parquet(path: Path, on_bad_row: OnBadRow) -> Rows:
 
     try:
         with parquet.ParquetFile(path) as table:
-            rows = [row for batch in table.iter_batches() for row in batch.to_pylist()]
+            rows = _parquet_rows(table, path)
+    except DataError:
+        raise
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is no Parquet file, or a broken one: {error}. Write it again") from error
     return collect(check(rows), str(path), INDEX, on_bad_row)
+
+
+def _parquet_rows(table: Any, path: Path) -> list[Any]:
+    if table.metadata.num_rows * max(1, table.metadata.num_columns) > _most(path, CELLS):
+        raise _too_large(path, CELLS, "cells")
+    left = _most(path, SPARE)
+    rows: list[Any] = []
+    for batch in table.iter_batches(batch_size=BATCH):
+        left -= batch.nbytes
+        if left < 0:
+            raise _too_large(path, SPARE, "bytes")
+        rows += batch.to_pylist()
+    return rows
 
 
 def _json_lines(file: BinaryIO, name: str) -> Parsed:
