@@ -11,11 +11,12 @@ import numpy as np
 
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.data.labels import (
+    NUMERAL,
     ClassNumbers,
     GivenLabels,
-    composed,
     is_missing,
     is_written_list,
+    trimmed,
     words_by_name,
 )
 from lightning_softprompt.data.sources import first_columns
@@ -81,7 +82,14 @@ class ClassificationDataModule(SoftPromptDataModule):
             )
         values = (row.get(self.label) for row in rows)
         single = (value for value in values if not isinstance(value, list | tuple | Mapping))
-        return sorted({composed(str(v)).strip() for v in single if not is_missing(v) and not is_written_list(v)})
+        names = sorted({trimmed(str(v)) for v in single if not is_missing(v) and not is_written_list(v)})
+        floats = [name for name in names if name.endswith(".0") and NUMERAL.fullmatch(name)]
+        if same := [name for name in floats if name.removesuffix(".0") in names]:
+            raise ValueError(
+                f"the training rows have both labels {same[0].removesuffix('.0')!r} and {same[0]!r}, which are one "
+                "number: write it in one way, or name the classes in data.labels"
+            )
+        return names
 
     @cached_property
     def _numbers(self) -> ClassNumbers:

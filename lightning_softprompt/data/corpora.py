@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from lightning_softprompt.data.readers.files import data_suffix
+from lightning_softprompt.data.readers.folders import has_rows
 from lightning_softprompt.data.sources import READERS, DataError, OnBadRow, Row, Rows, read_rows
-from lightning_softprompt.data.text_files import TEXT_FILES, find_text_files, is_hidden, read_text_file
+from lightning_softprompt.data.text_files import (
+    ABOUT_A_FOLDER,
+    TEXT_FILES,
+    find_text_files,
+    has_text_files,
+    is_hidden,
+    read_text_file,
+)
 from lightning_softprompt.retrieval.documents import Document
 
 log = logging.getLogger(__name__)
-LIKE_IDS = frozenset((
-    "id", "_id", "doc_id", "docid", "doc-id", "document_id", "documentid", "docno", "corpus_id", "corpus-id", "pid",
-    "passage_id", "uid", "uuid",
+LIKE_IDS = frozenset((  # without what separates their words
+    "id", "docid", "documentid", "docno", "corpusid", "pid", "passageid", "psgid", "uid", "uuid", "guid", "corduid",
+    "pmid", "articleid", "pageid", "wikiid", "chunkid", "contextid", "paragraphid", "sectionid", "identifier",
 ))  # fmt: skip
-ABOUT_A_FOLDER = frozenset(("readme", "license", "licence", "notice", "changelog"))
 CORPUS = "corpus"  # the split of this name, where a folder has several
 
 
@@ -72,12 +80,14 @@ def read_documents(
 def _has_rows(folder: Path) -> bool:
     if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
         return True
-    return any(data_suffix(path) in READERS for path in folder.iterdir())
+    if any(data_suffix(path) in READERS for path in folder.iterdir()):
+        return True
+    return has_rows(folder) and not has_text_files(folder)
 
 
 def _check_texts_beside_tables(folder: Path, chosen: str | None) -> None:
     """Raises an error if a folder holds tables and files of text, unless a table has the name of a corpus."""
-    tables = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in READERS)
+    tables = sorted(path.name for path in folder.iterdir() if data_suffix(path) in READERS)
     files = (path for path in folder.rglob("*") if path.suffix.lower() in TEXT_FILES and path.is_file())
     texts = sorted(path.relative_to(folder).as_posix() for path in files if path.stem.lower() not in ABOUT_A_FOLDER)
     if texts and chosen is not None:
@@ -152,7 +162,7 @@ def _wrong_id(row: Row, column: str, has_ids: bool | None) -> str | None:
     """What is wrong with the id of a row, if anything."""
     id = row.get(column)
     if id is None and column and has_ids is not False:
-        like_ids = [name for name in row if str(name).casefold() in LIKE_IDS]
+        like_ids = [name for name in row if re.sub(r"[\W_]", "", str(name)).casefold() in LIKE_IDS]
         if has_ids:
             return f"no id in column {column!r}, though earlier rows have one"
         if like_ids:
@@ -164,7 +174,8 @@ def _wrong_id(row: Row, column: str, has_ids: bool | None) -> str | None:
         return f"an id in column {column!r}, though earlier rows have none"
     if isinstance(id, str) and not id.strip():
         return f"the id in column {column!r} is empty"
-    is_id = id is None or isinstance(id, str | int) or (isinstance(id, float) and id.is_integer())
+    is_whole = (isinstance(id, int) and not isinstance(id, bool)) or (isinstance(id, float) and id.is_integer())
+    is_id = id is None or isinstance(id, str) or is_whole
     return None if is_id else f"column {column!r} must hold a text or a whole number, got {id!r}"
 
 

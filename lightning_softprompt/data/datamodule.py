@@ -217,9 +217,16 @@ class SoftPromptDataModule(LightningDataModule, ABC):
             as_text(old, "rename_columns"): as_text(new, "rename_columns")
             for old, new in (rename_columns or {}).items()
         }
+        self._check_new_names()
         self._rows: dict[str, Rows] = {}
         self._prepared: dict[str, Prepared] = {}
         self._undivided: tuple[list[Example], list[Origin]] | None = None
+
+    def _check_new_names(self) -> None:
+        new = list(self.rename_columns.values())
+        if twice := sorted({name for name in new if new.count(name) > 1}):
+            old = [name for name, given in self.rename_columns.items() if given == twice[0]]
+            raise ValueError(f"rename_columns gives the columns {old} the same name {twice[0]!r}; name each its own")
 
     @abstractmethod
     def example(self, row: Mapping[str, Any], labelled: bool) -> Example:
@@ -358,8 +365,16 @@ class SoftPromptDataModule(LightningDataModule, ABC):
             chosen = self.chosen(examples)
             examples, origins = [examples[i] for i in chosen], [origins[i] for i in chosen]
         if not examples:
-            raise ValueError(f"no {name} rows are left to use")
+            raise ValueError(self._nothing_left(name))
         return Prepared(examples, self._encoded(examples, origins, name), origins)
+
+    def _nothing_left(self, name: Split) -> str:
+        if self._undivided is None or not (count := len(self._undivided[0])):
+            return f"no {name} rows are left to use"
+        return (
+            f"no {name} rows are left to use: {self.validation_share} of the {count} training rows, at least one, are "
+            "held out for validation. Give validation rows by data.validation, or more training rows"
+        )
 
     @cached_property
     def _has_validation(self) -> bool:

@@ -13,7 +13,13 @@ from typing import Any
 GivenWord = str | int | float | bool | None
 GivenLabels = dict[str, GivenWord | list[GivenWord]] | list[GivenWord]
 NUMERAL = re.compile(r"[+-]?\d+([.,]\d+)?")
-WRITTEN_LIST = re.compile(r"""\[\s*(['"].*['"])?\s*\]""", re.DOTALL)
+WRITTEN_LIST = re.compile(
+    r"""(array\()?\[\s*(['"].*['"])?\s*\](, dtype=\w+)?\)?"""  # a list, or NumPy's array
+    r"""|\(\s*(['"])[^'"]*\4\s*,(.*['"],?)?\s*\)"""  # a tuple, which has a comma, as no text in brackets does
+    r"""|\{\s*(['"])[^'"]*\6\s*(,.*['"])?\s*\}""",  # a set
+    re.DOTALL,
+)
+INVISIBLE = "\u200b\u200e\u200f\u2060\ufeff"  # such as the byte order marks of files that were joined
 
 
 class ClassNumbers:
@@ -48,7 +54,7 @@ class ClassNumbers:
     def find_name(self, name: str) -> int | None:
         """The number of the class of this name, spaces around it aside, or None if there is no such class."""
         number = self._numbers.get(composed(name))
-        return self._numbers.get(composed(name).strip()) if number is None else number
+        return self._numbers.get(trimmed(name)) if number is None else number
 
     def _position(self, value: object) -> int | None:
         number = int(value) if isinstance(value, str) and value.strip().isdecimal() else value
@@ -67,6 +73,15 @@ def composed(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
+def trimmed(text: str) -> str:
+    r"""Text in composed form without white space and characters that have no width around it.
+
+    >>> trimmed("\ufeffgood ")
+    'good'
+    """
+    return composed(text).strip().strip(INVISIBLE).strip()
+
+
 def is_missing(value: object) -> bool:
     """Whether a cell holds no label: null, not a number, or white space.
 
@@ -75,7 +90,7 @@ def is_missing(value: object) -> bool:
     """
     if isinstance(value, float):
         return math.isnan(value)
-    return value is None or (isinstance(value, str) and not value.strip())
+    return value is None or (isinstance(value, str) and not trimmed(value))
 
 
 def is_written_list(value: object) -> bool:

@@ -120,6 +120,8 @@ def _read_files(paths: Sequence[Path], on_bad_row: OnBadRow, columns: Collection
 def _read_folder(folder: Path, split: str | None, on_bad_row: OnBadRow) -> Rows:
     if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
         return _from_datasets(lambda datasets: datasets.load_from_disk(str(folder)), str(folder), split)
+    if split is not None and (folder / split / "state.json").exists():
+        return _read_folder(folder / split, None, on_bad_row)
     return _read_files(files_of_split(folder, split), on_bad_row)
 
 

@@ -9,7 +9,7 @@ from string import Formatter
 from typing import Any, cast, final
 
 from lightning_softprompt.data.datamodule import SoftPromptDataModule, Split
-from lightning_softprompt.data.labels import ClassNumbers, GivenWord, as_text, composed, is_missing
+from lightning_softprompt.data.labels import ClassNumbers, GivenWord, as_text, composed, is_missing, trimmed
 from lightning_softprompt.data.sources import first_columns
 from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.evaluation.tagging import TaggingEvaluation
@@ -86,7 +86,7 @@ class TaggingDataModule(SoftPromptDataModule):
         found = [tag for column in columns if isinstance(column, list) for tag in column]
         if any(type(tag) is int for tag in found):
             raise ValueError("tags of the training rows are numbers; name the tags in order in tags")
-        return sorted({composed(tag).strip() for tag in found if isinstance(tag, str) and not is_missing(tag)})
+        return sorted({trimmed(tag) for tag in found if isinstance(tag, str) and not is_missing(tag)})
 
     @property
     def classes(self) -> Classes:
@@ -121,7 +121,7 @@ class TaggingDataModule(SoftPromptDataModule):
     def _numbers(self, row: Mapping[str, Any], words: Sequence[str]) -> tuple[int, ...]:
         tags = self._listed(row, "tags_column", str, int)
         if len(tags) != len(words):
-            raise ValueError(f"each word wants one tag, but there are {len(words)} words and {len(tags)} tags")
+            raise ValueError(f"each word needs one tag, but there are {len(words)} words and {len(tags)} tags")
         numbers = [self._tag_numbers.find(tag) for tag in tags]
         if None in numbers:
             first = numbers.index(None)

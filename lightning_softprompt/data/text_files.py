@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning_softprompt.data.sources import BOM, DataError
 
+ABOUT_A_FOLDER = frozenset(("readme", "license", "licence", "notice", "changelog"))
 HEADING = re.compile(r"^#{1,6}\s+(.+?)\s*#*\s*$", re.MULTILINE)
 
 
@@ -19,11 +20,20 @@ def find_text_files(folder: Path) -> list[Path]:
     Raises:
         DataError: If there is none.
     """
-    paths = (path for path in folder.rglob("*") if path.suffix.lower() in TEXT_FILES and path.is_file())
-    found = sorted(path for path in paths if not is_hidden(path.relative_to(folder)))
+    found = _text_files(folder)
     if not found:
-        raise DataError(f"{folder} has no files of rows, nor of text; wanted one of {', '.join(TEXT_FILES)}")
+        raise DataError(f"{folder} has no files of rows, nor of text; expected one of {', '.join(TEXT_FILES)}")
     return found
+
+
+def has_text_files(folder: Path) -> bool:
+    """Whether a folder, or those below it, hold files of text other than those about the folder itself."""
+    return any(path.stem.lower() not in ABOUT_A_FOLDER for path in _text_files(folder))
+
+
+def _text_files(folder: Path) -> list[Path]:
+    paths = (path for path in folder.rglob("*") if path.suffix.lower() in TEXT_FILES and path.is_file())
+    return sorted(path for path in paths if not is_hidden(path.relative_to(folder)))
 
 
 def read_text_file(path: Path) -> tuple[str, str]:

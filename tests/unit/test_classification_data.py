@@ -97,6 +97,21 @@ def test_spaces_around_labels_make_no_other_class(data):
     assert labels_of(data(labels={" a": "bad", "a": "good"}, test=rows_of([" a", "a", "a "])), "test") == [0, 1, 1]
 
 
+@pytest.mark.parametrize("mark", ["\u200b", "\ufeff", "\u2060", "\u200f"])
+def test_characters_without_width_make_no_other_class(data, mark):
+    module = data(labels=None, train=rows_of([f"{mark}sad", "good", "sad"]), test=rows_of([f"sad{mark} "]))
+    assert (list(module.words), labels_of(module, "test")) == (["good", "sad"], [1])
+    with pytest.raises(ValueError, match="column 'label' has no label"):
+        data(test=rows_of([mark])).split("test")
+
+
+@pytest.mark.parametrize("numbers", [(1, 1.0), ("1", "1.0"), (1, "1.0")])
+def test_one_number_in_two_ways_makes_no_two_classes(data, numbers):
+    with pytest.raises(ValueError, match=r"have both labels '1' and '1.0', which are one number"):
+        data(labels=None, train=rows_of([*numbers, 2])).split("train")
+    assert list(data(labels=None, train=rows_of(["v1", "v1.0"])).words) == ["v1", "v1.0"]
+
+
 @pytest.mark.parametrize("label", [["joy"], {"name": "joy"}, "['joy']"])
 def test_a_list_of_labels_is_no_class(data, label):
     module = data(labels=None, train=rows_of(["sad", "good", label]), validation=rows_of(["sad"]))
@@ -345,6 +360,11 @@ def test_columns_are_named_as_they_are_or_renamed(data, tmp_path):
         data(rename_columns={"Review Text": "text"}, predict=[{"other": "dull"}]).split("predict")
 
 
+def test_two_columns_get_no_common_name(data):
+    with pytest.raises(ValueError, match=r"gives the columns \['title', 'body'\] the same name 'text'"):
+        data(rename_columns={"title": "text", "body": "text"})
+
+
 def test_text_files_become_the_column_of_the_template(data, tmp_path):
     (tmp_path / "a.txt").write_text("warm\n\ndull\n")
     module = data(template="{review} it was {target}", predict=str(tmp_path / "a.txt"))
@@ -356,6 +376,12 @@ def test_text_files_become_the_column_of_the_template(data, tmp_path):
 def test_a_split_without_usable_rows_is_an_error(data):
     with pytest.raises(ValueError, match="no test rows are left"):
         data(test=rows_of(["neutral"]), on_bad_row="skip").split("test")
+
+
+def test_a_single_training_row_is_not_enough_to_hold_one_out(data):
+    with pytest.raises(ValueError, match=r"no train rows are left to use: 0.1 of the 1 training rows, at least one"):
+        data(train=rows_of(["negative"])).split("train")
+    assert labels_of(data(train=rows_of(["negative"]), validation=rows_of(["positive"]))) == [0]
 
 
 def test_a_split_without_source_is_an_error_that_says_what_to_set(data):

@@ -1,5 +1,6 @@
 """Documents from rows and from files of text; what is wrong is named with its place."""
 
+import gzip
 import json
 
 import pytest
@@ -155,11 +156,11 @@ def test_a_missing_extractor_is_told(tmp_path, monkeypatch, module, name):
 
 
 def test_a_folder_of_nothing_is_an_error(tmp_path):
-    with pytest.raises(DataError, match=r"has no files of rows, nor of text; wanted one of \.txt"):
+    with pytest.raises(DataError, match=r"has no files of rows, nor of text; expected one of \.txt"):
         list(read_documents(tmp_path))
 
 
-@pytest.mark.parametrize("name", ["_id", "doc_id", "ID", "docno"])
+@pytest.mark.parametrize("name", ["_id", "doc_id", "ID", "docno", "Doc Id", "docId", "chunk_id", "pmid"])
 def test_a_column_that_looks_like_ids_is_not_passed_over(tmp_path, name):
     path = written(tmp_path / "corpus.jsonl", [{name: "doc0", "text": "a dog"}])
     with pytest.raises(DataError, match=rf"corpus\.jsonl:1: no column 'id', but '{name}' looks like ids.*--id-column"):
@@ -175,6 +176,7 @@ def test_a_column_that_looks_like_ids_is_not_passed_over(tmp_path, name):
         ([{"text": "a dog"}, ROWS[0]], r"jsonl:2: an id in column 'id', though earlier rows have none"),
         ([{"id": " ", "text": "a dog"}], r"jsonl:1: the id in column 'id' is empty"),
         ([{"id": ["a"], "text": "a dog"}], r"jsonl:1: column 'id' must hold a text or a whole number, got \['a'\]"),
+        ([{"id": True, "text": "a dog"}], r"jsonl:1: column 'id' must hold a text or a whole number, got True"),
     ],
 )
 def test_a_row_without_a_usable_id_is_named(tmp_path, rows, said):
@@ -217,3 +219,20 @@ def test_a_page_with_very_many_open_comments_is_refused(tmp_path):
     (tmp_path / "a.html").write_text("<!--" * 2000)
     with pytest.raises(DataError, match=r"a\.html cannot be read as HTML: 2,000 of its tags or comments"):
         read_text_file(tmp_path / "a.html")
+
+
+def test_a_compressed_table_beside_texts_is_a_table(tmp_path):
+    (tmp_path / "a.txt").write_text("Snow falls.")
+    (tmp_path / "meta.csv.gz").write_bytes(gzip.compress(b"text\nIt rains.\n"))
+    with pytest.raises(DataError, match=r"holds the tables \['meta.csv.gz'\] and 1 files of text"):
+        list(read_documents(tmp_path))
+
+
+@pytest.mark.parametrize("folder", ["data", "corpus", "train"])
+def test_tables_of_a_corpus_may_lie_below_as_on_the_hub(tmp_path, folder):
+    (tmp_path / "README.md").write_text("# A corpus")
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "train-00000-of-00001.jsonl").write_text('{"id": "a", "text": "It rains."}\n')
+    assert [document.id for document in read_documents(tmp_path)] == ["a"]
+    (tmp_path / "a.txt").write_text("Snow falls.")
+    assert "a.txt" in [document.id for document in read_documents(tmp_path)]

@@ -346,6 +346,8 @@ def test_plain_text_on_standard_input_is_a_question(data, monkeypatch):
         ([{"text": "sad", "answer_start": 3}, {"text": "sad", "answer_start": 9}], ("sad",)),
         ({"text": [], "answer_start": []}, ("none",)),
         ("[1]", ("[1]",)),
+        ('("sad")', ('("sad")',)),
+        ("{x}", ("{x}",)),
     ],
 )
 def test_answers_may_have_the_forms_of_squad(data, answers, references):
@@ -355,6 +357,7 @@ def test_answers_may_have_the_forms_of_squad(data, answers, references):
 
 @pytest.mark.parametrize(
     "answers", ["['sad', 'very sad']", '["sad"]', """['sad', "it's"]""", "['sad' 'bad']", "[]", ["['sad']"],
+                "('sad',)", "('sad', 'bad')", "array(['sad'], dtype=object)", "{'sad', 'bad'}",
                 "{'text': array(['sad'], dtype=object), 'answer_start': array([3])}"],
 )  # fmt: skip
 def test_a_list_that_a_table_holds_as_text_is_refused(data, answers):

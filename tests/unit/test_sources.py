@@ -315,6 +315,29 @@ def test_files_that_lie_deeper_do_not_become_splits_of_a_folder_that_has_some(tm
     assert texts(read_rows(tmp_path, "validation")) == ["validation/a.jsonl"]
 
 
+def test_a_split_saved_by_datasets_is_no_folder_of_json_files(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_list([{"text": "a"}]).save_to_disk(str(tmp_path / "train"))
+    save(tmp_path, "test/dataset_info.json", "test/part.jsonl")
+    assert texts(read_rows(tmp_path, "train")) == ["a"]
+    assert texts(read_rows(tmp_path, "test")) == ["test/part.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["train.xlsx", "notes.md"], r"no files of rows for the split 'train': it holds \['notes.md', 'train.xlsx'\]"),
+        ([".git/train.jsonl"], r"no files of rows for the split 'train': it is empty"),
+        (["sst2_train-1.jsonl", "test.jsonl"], r"If \['sst2_train-1'\] are parts of it, give their files"),
+        (["constrain.jsonl", "test.jsonl"], r"wanted 'train'. Name a split it has"),
+    ],
+)
+def test_a_folder_without_the_split_says_what_it_holds(tmp_path, names, message):
+    save(tmp_path, *names)
+    with pytest.raises(DataError, match=message):
+        read_rows(tmp_path, "train")
+
+
 def test_a_split_that_lacks_a_shard_is_refused(tmp_path):
     save(tmp_path, "train-00000-of-00003.jsonl", "train-00002-of-00003.jsonl")
     with pytest.raises(DataError, match=r"one of 3 files, but number 1 of them is missing"):
@@ -478,6 +501,31 @@ def test_tsv_that_is_not_quoted_keeps_its_quotation_marks(tmp_path, line):
     assert texts(read_rows(path)) == [line.split("\t")[0], "fun"]
 
 
+def test_tsv_with_quoted_names_is_quoted(tmp_path):
+    path = write(tmp_path / "a.tsv", '\ufeff"text"\t"label"\r\n"a"\t"x"\r\n')
+    assert list(read_rows(path)) == [{"text": "a", "label": "x"}]
+    path = write(tmp_path / "b.tsv", '"text"\t"label"\n"never closed\t"x"\n')
+    assert read_rows(path)[0]['"text"'] == '"never closed'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", "text;label\na, b;x\n", r"a.csv:1: one column was found, 'text;label': .* use ';'. Save it with ','"),
+        ("a.csv", '"text"|"label"\n"a"|"x"\n', "a.csv:1: broken quoting"),
+        ("a.csv", "Text\tlabel\na\tx\n", r"use '\\t'. Save it with ',', or as .tsv"),
+        ("a.tsv", "text,label\na,x\n", r"a.tsv:1: one column was found, 'text,label': .* use ','"),
+    ],
+)
+def test_a_table_with_another_delimiter_says_so(tmp_path, name, content, message):
+    with pytest.raises(DataError, match=message):
+        read_rows(write(tmp_path / name, content))
+
+
+def test_a_table_of_one_column_may_have_any_name(tmp_path):
+    assert list(read_rows(write(tmp_path / "a.csv", "a; b\nx;y\n"))) == [{"a; b": "x;y"}]
+
+
 # JSON files
 
 
@@ -500,6 +548,17 @@ def test_the_official_files_of_squad_give_the_rows_of_the_hub(tmp_path, indent):
         {**common, "id": "1", "question": "What?", "answers": {"text": ["a"], "answer_start": [0]}},
         {**common, "id": "2", "question": "Who?", "answers": {"text": [], "answer_start": []}, "is_impossible": True},
     ]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [SQUAD["data"], {**SQUAD, "meta": {"language": "en"}}, {**SQUAD, "sources": ["wikipedia"]}],
+    ids=["list", "mapping", "sources"],
+)
+def test_articles_of_squad_may_be_wrapped_in_other_ways(tmp_path, value):
+    rows = read_rows(write(tmp_path / "a.json", json.dumps(value)))
+    assert [row["question"] for row in rows] == ["What?", "Who?"]
+    assert rows[0]["answers"] == {"text": ["a"], "answer_start": [0]}
 
 
 @pytest.mark.parametrize(
@@ -538,6 +597,7 @@ def test_objects_over_several_lines_are_named_by_their_first(tmp_path):
         ("label\ttext\nx\ta\n", [{"text": "a", "label": "x"}]),
         ("text\na\nb\n", [{"text": "a"}, {"text": "b"}]),
         ("text;label\na;x\n", [{"text": "a", "label": "x"}]),
+        ("label|text\nx|a\n", [{"text": "a", "label": "x"}]),
         ("text\n", [{"text": "text"}]),
         ("text, or not\nb, c\n", [{"text": "text, or not"}, {"text": "b, c"}]),
         ('{"quote"} is a set literal\n', [{"text": '{"quote"} is a set literal'}]),
@@ -562,6 +622,9 @@ def test_standard_input_and_text_files_may_be_json_a_table_or_text(tmp_path, mon
         ('{\n "text": "a"\n', "standard input:3: broken JSON"),
         ('words\n{"text: "a"}\n', "standard input:2: broken JSON"),
         ('[{"text": "a"}, 1]', "row 1 of standard input: expected columns and their values, got int 1"),
+        ('["a", null]', "row 0 of standard input: expected columns and their values, got str 'a'"),
+        ('[["a"], ["b"]]', "row 0 of standard input: expected columns and their values, got list"),
+        ('{"text": "a"}\n[{"text": "b"}]\n', "standard input:2: expected a JSON object, got list"),
         ("text,label\na\n", "standard input:2: expected 2 cells"),
         ("text,label\n", "standard input has no rows"),
         ("[]", "standard input has no rows"),
@@ -590,3 +653,19 @@ def test_plain_text_that_looks_like_a_table_is_worth_a_warning(monkeypatch, capl
     pipe(monkeypatch, b"review,label\ngood,1\n")
     assert len(read_rows("-", columns=["text"])) == 2
     assert "looks like the columns of a table" in caplog.text
+
+
+@pytest.mark.parametrize("content", ["text, label\ngood, 1\n", "review|label\ngood|1\n", "Text;label\ngood;1\n"])
+def test_the_columns_of_other_tables_are_worth_a_warning(monkeypatch, caplog, content):
+    pipe(monkeypatch, content.encode())
+    assert len(read_rows("-", columns=["text"])) == 2
+    assert "looks like the columns of a table" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("content", "warns"), [('"good"\n"a \\"b\\""\n', True), ('"good"\nbad\n', False), ('"a" b\n', False)]
+)
+def test_lines_that_are_texts_of_json_are_worth_a_warning(monkeypatch, caplog, content, warns):
+    pipe(monkeypatch, content.encode())
+    read_rows("-", columns=["text"])
+    assert ("jq leaves them out with -r" in caplog.text) == warns

@@ -16,6 +16,9 @@ log = logging.getLogger(__name__)
 Quoting = Literal[0, 3]  # csv.QUOTE_MINIMAL, csv.QUOTE_NONE
 LIKE_ROWS = 3  # so many lines within a cell that look like rows are worth a warning
 QUOTED = re.compile(r'(?:^|(?<=\t))"((?:[^"]++|"")*+)"(?=\t|\r?$)', re.MULTILINE)
+TAB = "\t"
+NAME = r'"?[^\W\d]\w*"?'
+OTHER_DELIMITER = re.compile(rf"{NAME}(?P<delimiter>[,;|\t]){NAME}(?:(?P=delimiter){NAME})*")
 OPENED = re.compile(r'(?:^|\t)"', re.MULTILINE)
 
 
@@ -36,7 +39,7 @@ def parse_table(file: Iterable[bytes], name: str, delimiter: str, quoting: Quoti
     header: list[str] | None = None
     for record in table.records():
         if header is None:
-            header = _header(record, name)
+            header = _header(record, name, delimiter)
         elif record.cells or record.problem:
             _warn_of_swallowed_rows(table, record, len(header), name)
             yield record.line, record.problem or _row(header, record.cells)
@@ -146,12 +149,18 @@ class _Table:
                 yield content.decode(errors="replace")
 
 
-def _header(record: _Record, name: str) -> list[str]:
+def _header(record: _Record, name: str, delimiter: str) -> list[str]:
     twice = sorted(column for column, count in Counter(record.cells).items() if count > 1)
     problem = f"the columns {first_columns(twice)} are named more than once" if twice else record.problem
     if problem or not record.cells:
         raise DataError(
             f"{name}:{record.line}: {problem or 'the names of the columns are missing'}. Fix the first line"
+        )
+    if len(record.cells) == 1 and (other := OTHER_DELIMITER.fullmatch(record.cells[0])):
+        raise DataError(
+            f"{name}:{record.line}: one column was found, {record.cells[0]!r}: cells are separated by {delimiter!r} "
+            f"here, and this file seems to use {other['delimiter']!r}. Save it with {delimiter!r}"
+            f"{', or as .tsv' if other['delimiter'] == TAB else ''}"
         )
     return record.cells
 
@@ -179,8 +188,8 @@ def quoting_of_tsv(lines: Sequence[bytes]) -> Quoting:
     """Whether cells of a TSV are quoted, as spreadsheets and pandas write them.
 
     TSV does not quote by its definition, and in GLUE cells begin with quotation marks that are never closed. So a file
-    is quoted only if each cell that begins with a mark is closed properly, and has a reason to be quoted: a doubled
-    mark, a tab or a line break in it.
+    is quoted only if each cell that begins with a mark is closed properly, and either the names of all columns are
+    quoted, or each quoted cell has a reason to be: a doubled mark, a tab or a line break in it.
     """
     if not any(b'"' in line for line in lines):
         return csv.QUOTE_NONE
@@ -188,7 +197,9 @@ def quoting_of_tsv(lines: Sequence[bytes]) -> Quoting:
     cells = QUOTED.findall(text)
     is_closed = not OPENED.search(QUOTED.sub("", text))
     has_reason = all('""' in cell or "\t" in cell or "\n" in cell for cell in cells)
-    return csv.QUOTE_MINIMAL if cells and is_closed and has_reason else csv.QUOTE_NONE
+    names = text.lstrip("\ufeff").partition("\n")[0].split("\t")
+    has_quoted_names = all(QUOTED.fullmatch(name.strip("\r")) for name in names)
+    return csv.QUOTE_MINIMAL if cells and is_closed and (has_reason or has_quoted_names) else csv.QUOTE_NONE
 
 
 def parse_tsv(file: Iterable[bytes], name: str) -> Parsed:

@@ -13,6 +13,7 @@ from lightning_softprompt.data.readers.rows import DataError, NoSplitError
 VALIDATION = ("validation", "valid", "val", "dev")  # names in use for the same split
 SPLITS = ("train", "test", *VALIDATION)
 SHARD = re.compile(r"(?P<split>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?:-[0-9a-f]+)?")
+NO_ROWS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")  # what `datasets` notes
 DATA = "data"  # the folder that hub data sets often have their files in
 DEPTH = 3  # folders below which no files are looked for
 
@@ -56,7 +57,19 @@ def files_of_split(folder: Path, split: str | None) -> list[Path]:
         known |= names
         if any(other.casefold() in SPLITS for other in names) or (names and split is None):
             break  # what lies further below belongs to something else
-    raise _no_split(known, split, str(folder))
+    raise _no_split(known, split, str(folder)) if known else NoSplitError(_no_rows(folder, split))
+
+
+def has_rows(folder: Path) -> bool:
+    """Whether a folder, or those below it, hold files of rows."""
+    return next(_walk(folder, DEPTH), None) is not None
+
+
+def _no_rows(folder: Path, split: str | None) -> str:
+    found = [path.name for path in _visible(folder)]
+    wanted = "files of rows" if split is None else f"files of rows for the split {split!r}"
+    others = f"it holds {found[:5]}{' and more' if len(found) > 5 else ''}" if found else "it is empty"
+    return f"{folder} has no {wanted}: {others}. Rows are read from {', '.join(READERS)}, compressed or not"
 
 
 def _levels(folder: Path) -> Iterator[list[SplitFile]]:
@@ -96,7 +109,14 @@ def pick_split(known: Iterable[str], split: str | None, name: str) -> str:
 
 def _no_split(known: Iterable[str], split: str | None, name: str) -> NoSplitError:
     wanted = split or "one of them"
-    return NoSplitError(f"{name} has the splits {sorted(known)}, wanted {wanted!r}. Name a split it has")
+    parts = [] if split is None else [known_name for known_name in sorted(known) if split in _words(known_name)]
+    way_out = f"If {parts} are parts of it, give their files as a list or pattern" if parts else "Name a split it has"
+    return NoSplitError(f"{name} has the splits {sorted(known)}, wanted {wanted!r}. {way_out}")
+
+
+def _words(name: str) -> list[str]:
+    """The words of a file's name, such as `train` of `sst2_train-1`."""
+    return re.findall(r"[a-z]+", name.casefold())
 
 
 def _split_files(root: Path, folder: Path, depth: int) -> Iterator[SplitFile]:
@@ -113,7 +133,8 @@ def _split_files(root: Path, folder: Path, depth: int) -> Iterator[SplitFile]:
 def _walk(folder: Path, depth: int) -> Iterator[Path]:
     """Files of rows, those at the top first."""
     visible = _visible(folder)
-    yield from (path for path in visible if data_suffix(path) in READERS and path.is_file())
+    files = (path for path in visible if path.name not in NO_ROWS)
+    yield from (path for path in files if data_suffix(path) in READERS and path.is_file())
     if depth > 1:
         for path in visible:
             if path.is_dir() and not path.is_symlink():

@@ -62,7 +62,7 @@ def parse_json(content: bytes, name: str) -> tuple[Parsed, str]:
     text = _decoded(content, name)
     may_hold_surrogates = r"\ud" in text.lower()
     if text.lstrip().startswith("["):
-        return check(_loaded(text, name), may_hold_surrogates), INDEX
+        return check(unfolded(_loaded(text, name)), may_hold_surrogates), INDEX
     try:
         values = list(_stream(text, name))
     except DataError:
@@ -124,11 +124,21 @@ def wrapped_rows(value: object) -> list[Any] | None:
         return None
     rows = value.get("data")
     others = [other for name, other in value.items() if name != "data"]
-    if not isinstance(rows, list) or not rows or any(isinstance(other, list | dict) for other in others):
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         return None
-    if not all(isinstance(row, dict) for row in rows):
-        return None
-    return squad_rows(rows) if any("paragraphs" in row for row in rows) else rows
+    if _are_articles(rows):
+        return squad_rows(rows)
+    return None if any(isinstance(other, list | dict) for other in others) else rows
+
+
+def unfolded(rows: list[Any]) -> list[Any]:
+    """Rows as they are, or the questions in them where they are articles as in SQuAD's own files."""
+    return squad_rows(rows) if _are_articles(rows) else rows
+
+
+def _are_articles(rows: Sequence[Any]) -> bool:
+    """Whether rows are articles of SQuAD, which hold their questions in paragraphs."""
+    return bool(rows) and all(isinstance(row, Mapping) and isinstance(row.get("paragraphs"), list) for row in rows)
 
 
 def squad_rows(articles: Sequence[Mapping[str, Any]]) -> list[Any]:

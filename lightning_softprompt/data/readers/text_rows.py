@@ -18,9 +18,10 @@ log = logging.getLogger(__name__)
 TEXT = "text"  # the column of plain text, if the template does not name a single one
 KEY = r'"(?:[^"\\]|\\.)*"'
 OBJECT = re.compile(rf'\{{\s*({KEY}\s*(:|$)|"(?:[^"\\]|\\.)*$|\}}$|$)')
+LIST_OF_NAMED = re.compile(rf"\[\s*\{{\s*{KEY}\s*:")
 LIST_OF_OBJECTS = re.compile(r"\[\s*($|\{\s*[\"}])")
-NAMES = re.compile(r"[A-Za-z_]\w*([,;\t][A-Za-z_]\w*)+")
-DELIMITERS = (",", "\t", ";")
+NAMES = re.compile(r"[A-Za-z_]\w*([,;|\t] ?[A-Za-z_]\w*)+")
+DELIMITERS = (",", "\t", ";", "|")
 
 
 def parse_text(content: bytes, name: str, columns: Collection[str] = ()) -> tuple[Parsed, str]:
@@ -47,6 +48,7 @@ def parse_text(content: bytes, name: str, columns: Collection[str] = ()) -> tupl
     if delimiter is not None:
         return parse_table(lines, name, delimiter), LINE
     _warn_of_a_table(filled, name)
+    _warn_of_json_texts(filled, name)
     return _lines(lines, column), LINE
 
 
@@ -72,7 +74,7 @@ def _is_json_document(content: bytes) -> bool:
     first = start.partition(b"\n")[0].strip()
     if start.startswith(b"["):
         begins = LIST_OF_OBJECTS.match(first.decode(errors="replace")) is not None
-        return begins or any(isinstance(row, dict) for row in _json_list(content) or [])
+        return begins or not all(isinstance(value, int | float) for value in _json_list(content) or [])
     if not start.startswith(b"{"):
         return False
     if isinstance(json_row(first), dict):
@@ -117,6 +119,22 @@ def _warn_of_a_table(lines: Sequence[bytes], name: str) -> None:
         )  # fmt: skip
 
 
+def _warn_of_json_texts(lines: Sequence[bytes], name: str) -> None:
+    """Warns where every line is a text of JSON, as `jq .text` writes them."""
+    if lines and all(line.startswith(b'"') and _is_json_text(line) for line in lines):
+        log.warning(
+            "%s is read as plain text, so the quotation marks around each line stay in it; jq leaves them out with -r",
+            name,
+        )
+
+
+def _is_json_text(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line.decode()), str)
+    except ValueError:
+        return False
+
+
 def _lines(lines: Sequence[bytes], column: str) -> Parsed:
     for number, line in enumerate(lines, start=1):
         if content := line.strip():
@@ -132,8 +150,8 @@ def _line(line: bytes, column: str) -> Row | str:
 
 
 def _is_meant_as_json(line: str) -> bool:
-    """Whether a line is a JSON object, whole or broken; a text such as `{"quote"} is a set literal` is none."""
-    if OBJECT.match(line):
+    """Whether a line is a JSON object or a list of them, whole or broken; `{"quote"} is a set literal` is a text."""
+    if OBJECT.match(line) or LIST_OF_NAMED.match(line):
         return True
     within = line.removeprefix("{").lstrip()
     return line.startswith("{") and line.endswith("}") and ":" in within and within.startswith(("'", '"'))
