@@ -97,7 +97,8 @@ def _light(command: str, argv: list[str]) -> int:
     except Exception as error:  # whatever a damaged or forged file leads to
         if os.environ.get(TRACEBACK_VARIABLE):
             raise
-        print(f"softprompt {command}: error: {type(error).__name__}: {one_line(error)}", file=sys.stderr)
+        kind = "" if isinstance(error, OSError) else f"{type(error).__name__}: "
+        print(f"softprompt {command}: error: {kind}{one_line(error)}", file=sys.stderr)
         print(f"to see where: {TRACEBACK_VARIABLE}=1", file=sys.stderr)
         return 2
     return code

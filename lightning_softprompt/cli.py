@@ -80,6 +80,7 @@ log = logging.getLogger(__name__)
 Refuses = Callable[[Mapping[str, Any]], None]
 TELLS_USERS = (str(Path(__file__).parent), str(Path(lightning.__file__).parent))  # whose errors are meant for users
 FOR_USERS = (ValueError, RuntimeError, MisconfigurationException)
+COMPILER = ("torch._dynamo", "torch._inductor")  # modules whose errors a machine without a working compiler raises
 NOISE = (
     ".*in eval mode.*",  # the frozen backbone always is
     ".*isinstance.treespec, LeafSpec.*",
@@ -497,6 +498,9 @@ def _reason(error: Exception) -> str:
         return one_line(ours or error)
     if reason := why_not_made(str(error)):
         return one_line(reason)
+    if type(error).__module__.startswith(COMPILER):
+        told = " ".join(str(error).splitlines()[:2])
+        return one_line(f"--backbone.compiled: PyTorch cannot compile the layers here ({told}); set it to false")
     last = traceback.extract_tb(error.__traceback__)[-1]
     place = last.filename.rpartition("site-packages/")[2]
     return f"{type(error).__name__} at {place}:{last.lineno}: {one_line(error)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -123,9 +124,15 @@ def _said(saved: Mapping[str, Any]) -> str:
 
 
 def write_prompt(path: Path, prompt: SavedPrompt) -> None:
-    """Writes safetensors, whole or not at all, with a checksum of all that is in them."""
+    """Writes safetensors, whole or not at all, with a checksum of all that is in them.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
     header = {BACKBONE: json.dumps(dict(prompt.backbone)), "method": json.dumps(dict(prompt.method))}
     header[CHECKSUM] = _checksum(prompt.tensors, header)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "a prompt is a file, and this is a folder", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".part")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in prompt.tensors.items()}

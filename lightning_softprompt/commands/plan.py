@@ -6,6 +6,7 @@ import json
 import sys
 import tempfile
 from argparse import ArgumentParser, Namespace
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,7 @@ def parser() -> ArgumentParser:
 def main(argv: list[str]) -> int:
     """Run the command."""
     args, of_fit = parser().parse_known_args(argv)
+    refuse_numbers(args)
     from lightning_softprompt.planning import plan
 
     with tempfile.TemporaryDirectory() as folder:
@@ -66,6 +68,24 @@ def main(argv: list[str]) -> int:
     if not fits:
         print(f"does not fit: {gib(found.peak)} and {args.reserve:g} reserved, of {args.memory:g} GiB", file=sys.stderr)
     return 0 if fits else TOO_LARGE
+
+
+def refuse_numbers(args: Namespace) -> None:
+    """Refuses numbers that no run has.
+
+    Raises:
+        CommandError: Naming the option.
+    """
+    for name in ("devices", "devices_per_copy", "tokens"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise CommandError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    for name in ("memory", "reserve"):
+        if (value := getattr(args, name)) is not None and not 0 <= value < inf:
+            raise CommandError(f"--{name} must be a number of GiB that is at least 0, got {value}")
+    if args.devices and args.devices_per_copy and args.devices % args.devices_per_copy:
+        raise CommandError(
+            f"--devices must be a multiple of --devices-per-copy {args.devices_per_copy}, got {args.devices}"
+        )
 
 
 def written(shape: str, folder: Path) -> Path:

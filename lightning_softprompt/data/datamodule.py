@@ -125,7 +125,8 @@ class SoftPromptDataModule(LightningDataModule, ABC):
         train: Source of the training rows.
         validation: Source of the validation rows; without one, a share of the training rows is held out.
         test: Source of the test rows.
-        predict: Source of rows to be predicted, which need no answers.
+        predict: Source of rows to be predicted, which need no answers. Standard input is read to its end before the
+            first answer is written.
         template: How a row is written: `{column}`, `{soft}` where soft tokens stand, `{target}` where the answer does.
         truncate: Columns that give way when a row is longer than max_tokens; None lets all give way, the last first.
         cut: Where they are cut: at the row's end, its start, or in the middle of what may be cut.

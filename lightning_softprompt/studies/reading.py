@@ -37,7 +37,12 @@ def read_study(path: Path, folder: Path | None = None, options: Sequence[str] = 
     given |= {noun: combinations(given[noun]) for noun in ("compare", "repeat") if noun in given}
     for noun in ("stages", "tests"):
         if noun in given:
+            if not isinstance(given[noun], dict):
+                raise ValueError(f"{path}: {noun} must have a name for each, as in {{source: {{}}}}, got {given[noun]}")
             given[noun] = {str(name): own or {} for name, own in given[noun].items()}
+    options_of = {"common": given.get("common", {}), **given.get("stages", {}), **given.get("tests", {})}
+    if wrong := [name for name, own in options_of.items() if not isinstance(own, dict)]:
+        raise ValueError(f"{path}: {', '.join(wrong)} must have values by option, such as {{trainer.max_steps: 200}}")
     given["common"] = {**given.get("common", {}), **as_options(options)}
     return Study(folder=place, **given)
 

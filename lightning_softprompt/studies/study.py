@@ -130,7 +130,7 @@ class Step:
         """
         if not self.record.is_file():
             return None
-        saved = json.loads(self.record.read_text())
+        saved = _read_record(self.record)
         if saved["metrics"] is None and not self._last.is_file():
             return None  # nothing came of it, as where an option was misspelt
         if saved["options"] != self._identity:
@@ -200,6 +200,21 @@ class Step:
     def _write(self, metrics: Metrics | None) -> None:
         said = {"options": self._identity, "metrics": metrics}
         write_whole(self.record, f"{json.dumps(said, indent=2)}\n".encode())
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """What a file says of a run.
+
+    Raises:
+        ValueError: If it was damaged, or is something else.
+    """
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it to run it again") from error
+    if not isinstance(saved, dict) or not {"options", "metrics"} <= saved.keys():
+        raise ValueError(f"{path} is no record of a run of a study; delete it to run it again")
+    return saved
 
 
 def words(options: Options) -> list[str]:

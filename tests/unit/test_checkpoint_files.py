@@ -247,3 +247,10 @@ def test_a_disk_that_is_full_leaves_the_last_checkpoint(checkpoint, monkeypatch)
     assert [p.name for p in checkpoint.parent.iterdir()] == [checkpoint.name]
     WholeCheckpoints().save_checkpoint({"a": torch.ones(3)}, checkpoint.parent / "new" / "run.ckpt")
     assert torch.equal(torch.load(checkpoint.parent / "new" / "run.ckpt", weights_only=True)["a"], torch.ones(3))
+
+
+def test_a_prompt_in_the_place_of_a_folder_leaves_nothing_behind(tmp_path):
+    (tmp_path / "prompt").mkdir()
+    with pytest.raises(IsADirectoryError):
+        write_prompt(tmp_path / "prompt", SavedPrompt({"tokens": torch.zeros(1)}, {}, {}))
+    assert [path.name for path in tmp_path.iterdir()] == ["prompt"]

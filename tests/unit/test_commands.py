@@ -330,6 +330,36 @@ def test_runs_are_handed_over_with_all_their_words(monkeypatch):
         assert seen.pop() == argv
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["study", "study.yaml", "--folder", "file"], "File exists: 'file'"),
+        (["study", "list.yaml"], "list.yaml: common must have values by option"),
+        (["study", "stages.yaml"], "stages.yaml: stages must have a name for each"),
+        (["study", "study.yaml", "--folder", "damaged", "--show"], "run.json is damaged"),
+        (["study", "study.yaml", "--folder", "foreign", "--show"], "run.json is no record of a run"),
+        (["configs", "--copy", "file"], "Not a directory"),
+        (["plan", "--devices", "0"], "--devices must be at least 1, got 0"),
+        (["plan", "--tokens", "-3"], "--tokens must be at least 1, got -3"),
+        (["plan", "--reserve", "nan"], "--reserve must be a number of GiB"),
+        (["plan", "--devices", "4", "--devices-per-copy", "3"], "a multiple of --devices-per-copy 3, got 4"),
+    ],
+)
+def test_a_command_that_cannot_run_says_why_in_two_lines_at_most(tmp_path, monkeypatch, capsys, words, said):
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    Path("study.yaml").write_text("common: {model: PromptTuning}")
+    Path("list.yaml").write_text("common: [1]")
+    Path("stages.yaml").write_text("stages: [a]")
+    for name, record in (("damaged", ""), ("foreign", "[]")):
+        Path(name, "all").mkdir(parents=True)
+        Path(name, "all", "run.json").write_text(record)
+    assert launcher.main(words) == 2
+    error = capsys.readouterr().err.splitlines()
+    assert said in error[0]
+    assert len(error) <= 2
+
+
 def test_a_method_is_described_with_its_defaults_and_the_papers_settings(capsys):
     assert methods.main(["dept"]) == 0
     said = capsys.readouterr().out
