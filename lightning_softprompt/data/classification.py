@@ -57,6 +57,8 @@ class ClassificationDataModule(SoftPromptDataModule):
         super().__init__(template=template, **common)
         if shots is not None and shots < 1:
             raise ValueError(f"shots must be at least 1, got {shots}")
+        if demonstrations < 0:
+            raise ValueError(f"demonstrations must be at least 0, got {demonstrations}")
         self._labels = labels
         self.label = label
         self.shots = shots

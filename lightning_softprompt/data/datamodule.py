@@ -414,6 +414,8 @@ class SoftPromptDataModule(LightningDataModule, ABC):
                 if self.on_bad_row == "raise":
                     raise DataError(f"{rows.where(i)}: {error}") from None
                 bad.append(f"{rows.where(i)}: {error}")
+        if bad and not examples:
+            raise DataError(f"no {name} rows are left to use: all {len(bad)} were skipped, the first: {bad[0]}")
         if bad:
             log.warning("%d of the %s rows were skipped, the first: %s", len(bad), name, bad[0])
         return examples, origins

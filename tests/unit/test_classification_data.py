@@ -252,6 +252,12 @@ def test_too_few_shots_is_an_error_that_says_how_many_there_are(data):
         data(train=rows_of([0] * 5 + [1] * 2), validation=rows_of([0]), shots=4).split("train")
 
 
+@pytest.mark.parametrize("option", [{"shots": 0}, {"shots": -1}, {"demonstrations": -1}])
+def test_a_number_of_rows_is_not_negative(data, option):
+    with pytest.raises(ValueError, match=rf"{next(iter(option))} must be at least \d, got"):
+        data(train=rows_of(["negative", "positive"]), **option)
+
+
 def test_balanced_rows_are_drawn_equally_often(data):
     rows = rows_of([0] * 90 + [1] * 10)
     plain, balanced = (data(train=rows, validation=rows[:1], balanced=b, batch_size=10) for b in (False, True))
@@ -374,7 +380,9 @@ def test_text_files_become_the_column_of_the_template(data, tmp_path):
 
 
 def test_a_split_without_usable_rows_is_an_error(data):
-    with pytest.raises(ValueError, match="no test rows are left"):
+    with pytest.raises(
+        ValueError, match=r"no test rows are left to use: all 1 were skipped, the first: row 0 .*neutral"
+    ):
         data(test=rows_of(["neutral"]), on_bad_row="skip").split("test")
 
 
