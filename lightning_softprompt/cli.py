@@ -63,7 +63,13 @@ from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.data.saved_classes import fill_classes, lacks_classes
 from lightning_softprompt.folders import expand_home
 from lightning_softprompt.module import SoftPromptModule
-from lightning_softprompt.monitors import refuse_monitor, refuse_monitors, validation_metrics, watched
+from lightning_softprompt.monitors import (
+    refuse_monitor,
+    refuse_monitors,
+    refuse_unvalidated,
+    validation_metrics,
+    watched,
+)
 from lightning_softprompt.parser import Parser, why_not_made
 from lightning_softprompt.plain_yaml import read_yaml
 from lightning_softprompt.printable import PrintableFormatter, one_line
@@ -162,6 +168,8 @@ class SoftPromptCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Refuses options that contradict each other or the checkpoint."""
         config = self.config if self.subcommand is None else self._given
+        if empty := [option for option in ("ckpt_path", "init_from") if config.get(option) == ""]:
+            raise ValueError(f"--{empty[0]} is empty; give a file, or leave the option out")
         if config.get("ckpt_path") == "last":
             self._find_last(config)
         if self.subcommand != "fit":
@@ -225,6 +233,8 @@ class SoftPromptCLI(LightningCLI):
         names = self.model.names if isinstance(self.model, Replicas) else ()
         known = validation_metrics(self.datamodule.evaluation, names)
         refuse_monitors(callbacks, known)
+        if made.trainer.limit_val_batches == 0:
+            refuse_unvalidated(callbacks)
         if (plateau := self.model.watched_by_schedule()) is not None:
             refuse_monitor("--model.scheduler.monitor", plateau, known)
         if made.run.monitor is not None:
@@ -283,8 +293,9 @@ def _check_configs(argv: Sequence[str]) -> None:
         ValueError: Naming the file.
     """
     for flag, value in pairwise(word for arg in argv for word in arg.split("=", 1)):
-        if flag in ("-c", "--config") and "\n" not in value and len(value) < 1000 and Path(value).is_file():
-            read_yaml(Path(value))
+        is_config = flag in ("-c", "--config") and "\n" not in value and len(value) < 1000 and Path(value).is_file()
+        if is_config and not isinstance(read_yaml(Path(value)), Mapping):
+            raise ValueError(f"{value} holds no settings; a config has values by option")
 
 
 def replica_spec(given: Any) -> ReplicaSpec:

@@ -74,3 +74,17 @@ def refuse_monitors(callbacks: Iterable[Callback], known: Collection[str] | None
         name: Any = getattr(callback, "monitor", None)
         if isinstance(name, str):
             refuse_monitor(f"the monitor of {type(callback).__name__}", name, known)
+
+
+def refuse_unvalidated(callbacks: Iterable[Callback]) -> None:
+    """Refuses callbacks that watch a metric of validation in a run without validation.
+
+    Raises:
+        ValueError: Naming the callback.
+    """
+    for callback in callbacks:
+        name: Any = getattr(callback, "monitor", None)
+        if isinstance(name, str) and name.startswith(STAGE):
+            raise ValueError(
+                f"{type(callback).__name__} watches {name}, but --trainer.limit_val_batches 0 leaves validation out"
+            )

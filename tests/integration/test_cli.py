@@ -350,6 +350,15 @@ MISTAKES = {
         "model.optimizer.lr: expected float or Tensor, got high",
     ),
     "seed that is no number": (["--seed_everything=abc"], "seed_everything: expected bool or int, got abc"),
+    "no file": (["--model=PromptTuning", "--ckpt_path="], "--ckpt_path is empty"),
+    "no file to start from": (["--model=PromptTuning", "--init_from="], "--init_from is empty"),
+    "metric of no validation": (
+        [
+            "--model=PromptTuning", "--trainer.limit_val_batches=0", "--trainer.callbacks=EarlyStopping",
+            "--trainer.callbacks.monitor=val/loss",
+        ],
+        "EarlyStopping watches val/loss, but --trainer.limit_val_batches 0",
+    ),
     "name that leads elsewhere": (["--model=PromptTuning", "--run.name=.."], "must be the name of a folder"),
     "validation after no step": (["--model=PromptTuning", "--trainer.val_check_interval=0"], "above 0"),
     "logging after less than no step": (["--model=PromptTuning", "--trainer.log_every_n_steps=-1"], "at least 1, or 0"),
@@ -382,6 +391,12 @@ def test_a_mistake_is_told_in_two_lines_with_exit_code_2(common, capsys, mistake
     assert named in error[0]
     assert error[0].startswith("error: ")
     assert len(error) == 2
+
+
+def test_a_config_without_settings_is_refused_by_its_name(tmp_path, capsys):
+    (tmp_path / "empty.yaml").write_text("# nothing yet\n")
+    assert main(["fit", f"--config={tmp_path / 'empty.yaml'}"]) == 2
+    assert "empty.yaml holds no settings" in capsys.readouterr().err
 
 
 def test_a_training_that_takes_no_step_says_so(common, capsys):
