@@ -237,12 +237,14 @@ def test_predict_reads_standard_input_and_writes_json_lines(fit, monkeypatch, ca
     folder = fit()
     text = '{"text": "the movie was great"}\nthat dog is one dog\n'
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+    folders = set(folder.parent.iterdir())
     capsys.readouterr()
     assert main(["predict", f"--ckpt_path={folder / 'checkpoints' / 'best.ckpt'}", "--data.predict=-"]) == 0
     records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [record["input"] for record in records] == ["the movie was great it is", "that dog is one dog it is"]
     assert all(sum(record["scores"].values()) == pytest.approx(1, abs=1e-4) for record in records)
     assert all(record["prediction"] == max(record["scores"], key=record["scores"].get) for record in records)
+    assert set(folder.parent.iterdir()) == folders, "a prediction to standard output makes no folder"
 
 
 @pytest.mark.parametrize(

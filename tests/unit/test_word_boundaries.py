@@ -9,7 +9,7 @@ import unicodedata
 import pytest
 
 from lightning_softprompt.evaluation.sentences import sentences
-from lightning_softprompt.evaluation.text_metrics import novel_bigrams, repetition, rouge
+from lightning_softprompt.evaluation.text_metrics import Rouge, novel_bigrams, repetition, rouge
 from lightning_softprompt.retrieval.building import build_index
 from lightning_softprompt.retrieval.cutting import Cutting, words_of
 from lightning_softprompt.retrieval.documents import Document
@@ -100,3 +100,19 @@ def test_bigrams_of_scripts_without_spaces_are_of_characters():
 def test_rouge_compares_words_of_every_script_if_asked_to(text, right, ascii, unicode):
     scores = [rouge(text, [right], ["rouge1"], letters=letters)["rouge1"] for letters in ("ascii", "unicode")]
     assert scores == [ascii, unicode]
+
+
+@pytest.mark.parametrize(
+    ("letters", "right", "warns"),
+    [
+        ("ascii", "não é", True),
+        ("ascii", "Привет", True),
+        ("ascii", "it’s “so” €5 …", False),
+        ("unicode", "não", False),
+    ],
+)
+def test_a_run_reports_once_that_rouge_leaves_letters_out(caplog, letters, right, warns):
+    score = Rouge(["rouge1"], letters=letters)
+    for _ in range(2):
+        score("n o", ["no", right])
+    assert caplog.text.count("set rouge_words=unicode") == warns
