@@ -72,7 +72,7 @@ from lightning_softprompt.monitors import (
 )
 from lightning_softprompt.parser import Parser, why_not_made
 from lightning_softprompt.plain_yaml import read_yaml
-from lightning_softprompt.printable import PrintableFormatter, one_line
+from lightning_softprompt.printable import PrintableFormatter, one_line, printable
 from lightning_softprompt.replicas import Replicas, ReplicaSpec
 from lightning_softprompt.run import RunSpec
 from lightning_softprompt.run_checks import refuse_callbacks, refuse_options
@@ -104,6 +104,7 @@ CHATTER = (
     "`weights_only` was not set",
     "You are using",
 )
+FORMAT_WARNING = warnings.formatwarning  # Lightning's, which is imported above
 LAUNCHED = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what Lightning's launcher sets
 TRAINER_DEFAULTS = {
     "logger": False,  # the run's own loggers are added
@@ -188,9 +189,10 @@ class SoftPromptCLI(LightningCLI):
                 f"{path} is a prompt, not a checkpoint: it holds no state of a training. Give it as --init_from {path}"
             )
         checkpoint = load_checkpoint(path)
-        refuse_contradiction(model, checkpoint, path, training, seed)
         if training:
             refuse_incomplete(checkpoint, path)
+        refuse_contradiction(model, checkpoint, path, training, seed)
+        if training:
             self._resumed = self._comparison(checkpoint, path, RunSpec(**config.run.as_dict()))
 
     @staticmethod
@@ -526,8 +528,14 @@ def quiet() -> None:
     for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
         logging.getLogger(f"lightning.pytorch.{name}").addFilter(_tells)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # an unreachable hub is told once, by us
+    warnings.formatwarning = _printable_warning
     for noise in NOISE:
         warnings.filterwarnings("ignore", message=noise)
+
+
+def _printable_warning(*given: Any, **options: Any) -> str:
+    """A warning as printable text: its message may quote names from files."""
+    return printable(FORMAT_WARNING(*given, **options))
 
 
 def _tells(record: logging.LogRecord) -> bool:

@@ -23,11 +23,20 @@ from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.module import SoftPromptModule
 from lightning_softprompt.plain_yaml import read_yaml
 from lightning_softprompt.replicas import ReplicaSpec
+from lightning_softprompt.retrieval.chosen import refuse_strange_names
+from lightning_softprompt.retrieval.manifest import NAME as MANIFEST
 from lightning_softprompt.run import RunSpec
 
 WORD = re.compile(r"[\w:+,-]*")  # a trainer's setting by name, such as bf16-mixed; never an import path or a file
 ELSEWHERE = ("default_root_dir", "model_registry")  # trainer settings that say where files go
 OF_CLASSES = ("callbacks", "logger", "plugins", "profiler", "strategy", "accelerator")
+COUNTS = {
+    "devices": 64,
+    "num_nodes": 1,
+    "num_workers": 64,
+    "replicas": 1000,
+    "count": 1000,
+}  # of processes and copies at most
 PLACES = ("predictions", "name")  # run settings that belong to one command
 
 
@@ -71,12 +80,56 @@ def read_run_config(path: Path) -> RunConfig:
         trainer, left_out = _read_trainer(config.get("trainer") or {})
         run = _read_run(config.get("run") or {}, path)
         values = {**_read_nouns(config), **_some("trainer", trainer), **_some("run", run)}
+        _refuse_large_counts(values, "")
+        _refuse_strange_indexes(values.get("data"), "data")
     except ValueError as error:
         raise ValueError(
             f"{path}, the config of the checkpoint's run, is not taken: {error}. To take it as it is, name it: "
             f"--config {path}"
         ) from error
     return RunConfig(path, values, left_out)
+
+
+def _refuse_large_counts(value: Any, place: str) -> None:
+    """Refuses numbers of processes that would exhaust the machine, or wait for other machines.
+
+    Raises:
+        ValueError: Naming the setting.
+    """
+    name = place.rpartition(".")[2]
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            _refuse_large_counts(inner, f"{place}.{key}" if place else str(key))
+    elif name in COUNTS:
+        counts = [len(value)] if isinstance(value, list) else re.findall(r"\d+", str(value))
+        if any(int(count) > COUNTS[name] for count in counts):
+            raise ValueError(f"{place}: expected at most {COUNTS[name]}, got {shorten(value)}")
+
+
+def _refuse_strange_indexes(value: Any, place: str) -> None:
+    """Refuses to build an index where the config says, to load an encoder or to call a server that it alone names.
+
+    Raises:
+        ValueError: Naming the setting.
+    """
+    if isinstance(value, list):
+        value = dict(enumerate(value))
+    if not isinstance(value, Mapping):
+        return
+    arguments = value.get("init_args", value)
+    if isinstance(settings := arguments.get("index_settings"), Mapping):
+        refuse_strange_names(f"{place}.index_settings", settings)
+    index = _index_of(arguments.get("retriever"))
+    if index is not None and arguments.get("corpus") is not None and not (index / MANIFEST).is_file():
+        raise ValueError(f"{place}: it builds the index {index}, which does not exist")
+    for name, inner in value.items():
+        _refuse_strange_indexes(inner, f"{place}.{name}")
+
+
+def _index_of(retriever: Any) -> Path | None:
+    """The folder of a retriever's index."""
+    arguments = retriever.get("init_args", retriever) if isinstance(retriever, Mapping) else {}
+    return Path(arguments["index"]).expanduser() if "index" in arguments else None
 
 
 def _some(noun: str, values: dict[str, Any]) -> dict[str, Any]:

@@ -170,6 +170,12 @@ class Session:
         if not self.module.trainer.is_global_zero:
             return
         if not self.last.is_file() and not any(kept.best_model_path for kept in self.best.values()):
+            if self.resumed is not None:
+                raise ValueError(
+                    f"{self.resumed} is of step {self.module.trainer.global_step}, after which this run has no step "
+                    f"left, so {self.folder} has no prompt; raise --trainer.max_steps or --trainer.max_epochs, or take "
+                    f"the prompt from the checkpoint with --init_from {self.resumed}"
+                )
             raise ValueError(
                 f"the training stopped before its first step, so {self.folder} has no prompt; see --trainer.max_time "
                 f"and the callbacks that stop a training"

@@ -10,6 +10,11 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 SETTINGS = "settings"  # key of a checkpoint
+TYPES = {"state_dict": Mapping, "loops": Mapping, "callbacks": Mapping, "hyper_parameters": Mapping,
+         "backbone": Mapping, "settings": Mapping, "optimizer_states": list, "lr_schedulers": list, "epoch": int,
+         "global_step": int}  # fmt: skip
+FIT_LOOP = ("state_dict", "epoch_loop.state_dict", "epoch_loop.batch_progress", "epoch_progress",
+            "epoch_loop.automatic_optimization.optim_progress")  # fmt: skip
 PROGRESS = ("epoch", "global_step", "state_dict", "loops", "callbacks", "optimizer_states", "lr_schedulers")
 SHOWN = 100  # characters of a value that a message shows
 
@@ -22,7 +27,13 @@ def refuse_incomplete(checkpoint: Mapping[str, Any], path: Path) -> None:
     Raises:
         ValueError: Naming what is missing.
     """
+    wrong = [name for name, kind in TYPES.items() if name in checkpoint and not isinstance(checkpoint[name], kind)]
+    if wrong:
+        raise ValueError(f"{path} cannot be resumed: it was changed, and {', '.join(wrong)} are of another type")
     missing = [name for name in PROGRESS if name not in checkpoint]
+    loop = checkpoint.get("loops", {}).get("fit_loop")
+    missing += [f"loops.fit_loop.{name}" for name in FIT_LOOP if isinstance(loop, Mapping) and name not in loop]
+    missing += [SETTINGS] if SETTINGS in checkpoint and not checkpoint[SETTINGS] else []
     missing += [name for name in ("loops", "callbacks", "optimizer_states") if not checkpoint.get(name, True)]
     callbacks = checkpoint.get("callbacks")
     if isinstance(callbacks, Mapping) and callbacks and "RngState" not in callbacks:

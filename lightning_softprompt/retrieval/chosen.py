@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from platformdirs import user_cache_path
 
@@ -50,6 +52,23 @@ def refuse_strange(folder: Path, settings: IndexSettings, encoder: bool) -> None
                 f"it: softprompt index search {folder} QUESTION --{option} {name}. "
                 f"Search without an encoder: --way lexical"
             )
+
+
+def refuse_strange_names(place: str, settings: Mapping[str, Any]) -> None:
+    """Refuses settings of an index, in a config that the user has not named, which name what the user has not.
+
+    Args:
+        place: Names the settings in errors.
+        settings: Plain values by name.
+
+    Raises:
+        ValueError: Naming the setting.
+    """
+    default = IndexSettings()
+    for option, usual in (("encoder", default.encoder), ("unit", default.unit), ("url", default.url)):
+        name = settings.get(option)
+        if name is not None and name not in (usual, "words") and not _is_chosen(str(name)):
+            raise ValueError(f"{place}.{option}: it names {name!r}, which you have not named yourself")
 
 
 def _is_chosen(name: str) -> bool:

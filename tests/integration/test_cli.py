@@ -406,6 +406,14 @@ def test_a_training_that_takes_no_step_says_so(common, capsys):
     assert "stopped before its first step" in capsys.readouterr().err
 
 
+def test_a_resumed_training_without_a_step_left_names_its_checkpoint(common, tmp_path, capsys):
+    words = ["fit", "--model=PromptTuning", *common, "--trainer.max_steps=1"]
+    assert main([*words, "--run.name=one"]) == 0
+    last = next(tmp_path.rglob("one/checkpoints/last.ckpt"))
+    assert main([*words, "--run.name=two", f"--ckpt_path={last}"]) == 2
+    assert f"{last} is of step 1, after which this run has no step left" in capsys.readouterr().err
+
+
 def _news(line):
     """What a run says before it finds the mistake."""
     return [line] if line.startswith(("run folder", "Seed set", "W&B", "GPU", "TPU", "💡")) else []

@@ -6,6 +6,7 @@ import re
 import resource
 import sys
 import time
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -212,6 +213,14 @@ def test_control_characters_are_shown_as_json_writes_them():
     shown = printable(ESCAPES)
     assert not HIDDEN.search(shown)
     assert json.loads(f'"{shown}"') == ESCAPES
+
+
+def test_warnings_show_no_control_characters(monkeypatch):
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    cli.quiet()
+    shown = warnings.formatwarning(ESCAPES, UserWarning, "file.py", 1)
+    assert "evil" in shown
+    assert not HIDDEN.search(shown)
 
 
 def test_pages_show_no_control_characters():

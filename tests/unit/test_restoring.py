@@ -269,6 +269,50 @@ def test_a_config_beside_a_checkpoint_names_no_strange_class(tmp_path, nouns):
         read_run_config(path)
 
 
+def rag(folder, **arguments):
+    """Data that searches an index of that folder."""
+    retriever = {
+        "class_path": "lightning_softprompt.retrieval.retriever.Retriever",
+        "init_args": {"index": str(folder)},
+    }
+    arguments = {"retriever": retriever, **arguments}
+    return {"class_path": "lightning_softprompt.data.rag_qa.RagQaDataModule", "init_args": arguments}
+
+
+@pytest.mark.parametrize("arguments", [
+    {"corpus": "corpus.jsonl"}, {"index_settings": {"encoder": "stranger/encoder"}},
+    {"index_settings": {"unit": "stranger/tokenizer"}},
+    {"index_settings": {"url": "http://127.0.0.1:9", "store": "qdrant"}},
+])  # fmt: skip
+@pytest.mark.parametrize("is_task", [False, True])
+def test_a_config_beside_a_checkpoint_builds_no_index_and_names_no_model_for_one(tmp_path, arguments, is_task):
+    data = rag(tmp_path / "index", **arguments)
+    several = {
+        "class_path": "lightning_softprompt.data.multitask.MultitaskDataModule",
+        "init_args": {"tasks": {"a": data}},
+    }
+    path = config(tmp_path, data=several if is_task else data)
+    with nothing_happens(), pytest.raises(ValueError, match=r"which (does not exist|you have not named yourself)"):
+        read_run_config(path)
+
+
+def test_a_config_beside_a_checkpoint_searches_an_index_that_is_there(tmp_path):
+    (tmp_path / "index").mkdir()
+    (tmp_path / "index" / "manifest.json").write_text("{}")
+    data = rag(tmp_path / "index", corpus="corpus.jsonl", index_settings={"unit": "words"})
+    assert read_run_config(config(tmp_path, data=data)).values["data"]["init_args"]["corpus"] == "corpus.jsonl"
+
+
+@pytest.mark.parametrize("nouns", [
+    {"trainer": {"devices": 5000}}, {"trainer": {"devices": "5000"}}, {"trainer": {"devices": list(range(99))}},
+    {"trainer": {"num_nodes": 2}}, {"replicas": 10**9}, {"replicas": {"count": 10**9}},
+    {"data": {**GOOD["data"], "init_args": {**GOOD["data"]["init_args"], "num_workers": 10**6}}},
+])  # fmt: skip
+def test_a_config_beside_a_checkpoint_starts_few_processes(tmp_path, nouns):
+    with pytest.raises(ValueError, match="expected at most"):
+        read_run_config(config(tmp_path, **nouns))
+
+
 @pytest.mark.parametrize("setting", [
     {"callbacks": [CALLBACK]}, {"callbacks": CALL}, {"logger": CALL}, {"plugins": [CALL]}, {"profiler": CALL},
     {"strategy": CALL}, {"max_steps": CALL}, {"accelerator": "os.system"}, {"max_time": {"days": "x"}},

@@ -29,7 +29,7 @@ CONFIG = {
     },
     "replicas": 1,
 }  # fmt: skip
-COMPLETE = dict.fromkeys(("epoch", "global_step", "state_dict", "lr_schedulers"), 1)
+COMPLETE = {"epoch": 1, "global_step": 1, "state_dict": {}, "lr_schedulers": []}
 COMPLETE |= {"loops": {"fit_loop": 1}, "callbacks": {"RngState": 1}, "optimizer_states": [1]}
 
 
@@ -115,10 +115,28 @@ def test_a_checkpoint_that_lacks_progress_is_not_resumed(name):
         ({"loops": {}}, "loops"),
         ({"callbacks": {"Other": 1}}, r"callbacks\.RngState"),
         ({"optimizer_states": []}, "opt"),
+        ({"settings": {}}, "settings"),
+        ({"loops": {"fit_loop": {"x": 1}}}, r"loops\.fit_loop\.state_dict"),
     ],
 )
 def test_a_checkpoint_with_empty_progress_is_not_resumed(change, lacks):
     with pytest.raises(ValueError, match=f"lacks {lacks}"):
+        refuse_incomplete({**COMPLETE, **change}, "last.ckpt")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"loops": "x"},
+        {"callbacks": [1]},
+        {"backbone": "x"},
+        {"hyper_parameters": [1]},
+        {"settings": [1]},
+        {"epoch": ""},
+    ],
+)
+def test_a_checkpoint_with_progress_of_another_type_is_not_resumed(change):
+    with pytest.raises(ValueError, match=f"last.ckpt cannot be resumed: .* {next(iter(change))} are of another type"):
         refuse_incomplete({**COMPLETE, **change}, "last.ckpt")
 
 
