@@ -184,6 +184,14 @@ class SoftPromptCLI(LightningCLI):
         given = strip_meta(config.model)  # without the names of the files that it was read from
         model = {**plain(given.as_dict()), "replicas": replica_spec(config.replicas).count}
         path = Path(config.ckpt_path)
+        checkpoint = self._load_checkpoint(path, training)
+        refuse_contradiction(model, checkpoint, path, training, seed)
+        if training:
+            self._resumed = self._comparison(checkpoint, path, RunSpec(**config.run.as_dict()))
+
+    @staticmethod
+    def _load_checkpoint(path: Path, training: bool) -> dict[str, Any]:
+        """A checkpoint, refused where it lacks what the command needs."""
         if path.suffix == ".safetensors":
             raise ValueError(
                 f"{path} is a prompt, not a checkpoint: it holds no state of a training. Give it as --init_from {path}"
@@ -191,9 +199,7 @@ class SoftPromptCLI(LightningCLI):
         checkpoint = load_checkpoint(path)
         if training:
             refuse_incomplete(checkpoint, path)
-        refuse_contradiction(model, checkpoint, path, training, seed)
-        if training:
-            self._resumed = self._comparison(checkpoint, path, RunSpec(**config.run.as_dict()))
+        return checkpoint
 
     @staticmethod
     def _comparison(checkpoint: Mapping[str, Any], path: Path, run: RunSpec) -> Refuses | None:

@@ -105,8 +105,9 @@ def warm_up(folder, backbone):
 def measured(file, backbone):
     """The outcome of a file, and what it takes: seconds of the processor, and bytes above the file's size."""
     best = []
-    for _ in range(TRIES):
-        gc.collect()
+    for attempt in range(TRIES):
+        if attempt:  # garbage of earlier files may have been collected in between
+            gc.collect()
         before, started = restarted_peak(), time.process_time()
         with nothing_happens():
             error = outcome(file, backbone)
