@@ -1,9 +1,8 @@
-"""Runs every check of `tests/architecture_checks.py` on every architecture and writes `docs/architectures.md`.
+"""Runs every check of `tests/architecture_table.py` on every architecture and writes `docs/architectures.md`.
 
-    python benchmarks/architectures.py [--generation] [NAME ...]
+    python benchmarks/architectures.py [NAME ...]
 
-With names, only their rows of the table change. With `--generation` it runs the checks of generation instead, and only
-prints what they find.
+With names, only their rows of the table change.
 """
 
 from __future__ import annotations
@@ -17,9 +16,8 @@ HOME = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(HOME / "tests"))
 
 import torch  # noqa: E402
-from architecture_checks import CHECKS, EQUAL, REFUSED, Result, run  # noqa: E402
-from architecture_generation import GENERATION  # noqa: E402
-from architecture_table import read, write  # noqa: E402
+from architecture_checks import EQUAL, REFUSED, Result, run  # noqa: E402
+from architecture_table import COLUMNS, read, write  # noqa: E402
 from architectures import NotSmallError, architectures  # noqa: E402
 from transformers.utils.logging import set_verbosity_error  # noqa: E402
 
@@ -32,26 +30,22 @@ def main(names: list[str]) -> int:
     set_verbosity_error()
     torch.set_num_threads(1)
     every = architectures()
-    checks = GENERATION if "--generation" in names else CHECKS
-    names = [name for name in names if name != "--generation"]
-    table = read(TABLE) if names and checks is CHECKS else {}
+    table = read(TABLE) if names else {}
     failed = 0
     for name in names or every:
         with tempfile.TemporaryDirectory() as folder:
             try:
-                table[name] = run(every[name], Path(folder), checks)
+                table[name] = run(every[name], Path(folder), COLUMNS)
             except NotSmallError as reason:
                 table[name] = {"load": Result("not built", str(reason))}
                 continue
-        bad = {check: result for check, result in table[name].items() if result.verdict not in (EQUAL, REFUSED)}
-        failed += bool(bad)
-        for check, result in table[name].items():
-            if result.verdict != EQUAL:
-                print(f"{name}: {check}: {result.verdict}: {result.reason}", flush=True)
-        if not any(result.verdict != EQUAL for result in table[name].values()):
+        differences = {check: result for check, result in table[name].items() if result.verdict != EQUAL}
+        failed += any(result.verdict != REFUSED for result in differences.values())
+        for check, result in differences.items():
+            print(f"{name}: {check}: {result.verdict}: {result.reason}", flush=True)
+        if not differences:
             print(f"{name}: equal", flush=True)
-    if checks is CHECKS:
-        write(TABLE, table, list(CHECKS))
+    write(TABLE, table, list(COLUMNS))
     print(f"{len(names or every)} architectures, {failed} failed")
     return 1 if failed else 0
 

@@ -50,6 +50,7 @@ import lightning_softprompt.readouts.ranked
 import lightning_softprompt.readouts.suited
 import lightning_softprompt.readouts.token_head  # noqa: F401
 from lightning_softprompt.backbones.base import BackboneSpec
+from lightning_softprompt.backbones.requirements import require_of_copy
 from lightning_softprompt.callbacks.process_watch import LOST, lost_connection
 from lightning_softprompt.callbacks.record_lines import ReaderGoneError
 from lightning_softprompt.callbacks.run_settings import RunSettings
@@ -248,11 +249,17 @@ class SoftPromptCLI(LightningCLI):
         if made.run.monitor is not None:
             refuse_monitor("--run.monitor", watched(made.run, self.datamodule.evaluation)[0], known)
 
+    def _check_backbone(self) -> None:
+        """Refuses a backbone that the method or the evaluation cannot use."""
+        self.model.check_backbone()
+        evaluation = self.datamodule.evaluation
+        require_of_copy(evaluation.requires, type(evaluation).__name__, self.model.spec)
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A Trainer with the run's loggers and callbacks beside those of the config."""
         if self.subcommand is None:
             return super().instantiate_trainer(**kwargs)
-        self.model.check_backbone()  # before a run leaves anything on disk
+        self._check_backbone()  # before a run leaves anything on disk
         replicas = replica_spec(self.config_init[self.subcommand].replicas)
         if replicas.count > 1:
             self.model = Replicas(self.model, replicas)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lightning_softprompt.backbones.base import Backbone, BackboneSpec
 from lightning_softprompt.backbones.hollow import made_rows, twin
+from lightning_softprompt.backbones.load import try_out
 from lightning_softprompt.backbones.narrowing import divisors, narrowest
 from lightning_softprompt.backbones.refusals import FAILURES, UnsupportedBackboneError, reason_of
 from lightning_softprompt.backbones.stacks import Stack, matrix_widths, stacks_of
@@ -165,7 +166,9 @@ class Measurement:
         return Kept(total.step, layers.step, total.token, total.row, depth)
 
     def _copy(self, counts: dict[str, int]) -> Backbone:
-        return twin(self.config, self.spec, self.by, counts)
+        copy = twin(self.config, self.spec, self.by, counts)
+        try_out(copy)
+        return copy
 
     def _calls(self, small: Backbone, stacks: Sequence[Stack]) -> dict[str, int]:
         """How many layers of each stack a step of the method runs; layers that share weights count each time."""

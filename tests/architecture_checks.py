@@ -1,8 +1,8 @@
 """What an architecture must do to be supported, each compared with plain transformers that runs one row at a time.
 
 The reference feeds token ids and puts soft tokens in after the embedding module: no padding, no batch, no cache.
-`CHECKS` holds the checks by name; another module adds its own with `@check`. A check takes a `Trial` and raises where
-results differ. No check names an architecture.
+`CHECKS` holds the checks by name; `architecture_table` adds those of methods and of generation. A check takes a `Trial`
+and raises where results differ. No check names an architecture.
 """
 
 from collections.abc import Callable
@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy
 
 from lightning_softprompt.backbones.base import Backbone, BackboneSpec
 from lightning_softprompt.backbones.load import FAMILIES, load_backbone
+from lightning_softprompt.backbones.refusals import UnsupportedBackboneError
 from lightning_softprompt.checkpoints.files import identity
 from lightning_softprompt.methods import PromptTuning
 from lightning_softprompt.prompts.init import FromText
@@ -58,10 +59,17 @@ Check = Callable[["Trial"], None]
 CHECKS: dict[str, Check] = {}
 
 
-def check(function: Check) -> Check:
-    """Registers a check under its function's name."""
-    CHECKS[function.__name__] = function
-    return function
+def check_of(checks: dict[str, Check]) -> Callable[[Check], Check]:
+    """A decorator that adds a check to some, under its function's name."""
+
+    def add(function: Check) -> Check:
+        checks[function.__name__] = function
+        return function
+
+    return add
+
+
+check = check_of(CHECKS)
 
 
 @dataclass
@@ -169,6 +177,19 @@ def close(what, ours, right, tolerance=TOLERANCE):
 def real(batch, logits):
     """[B, U, V] -> [targets of all rows, V]."""
     return tiny.real(batch, logits)
+
+
+@contextmanager
+def refusable(trial):
+    """Lets a check end where the product refuses a method, or generation, by name.
+
+    Raises:
+        RefusedError: With the product's message.
+    """
+    try:
+        yield
+    except UnsupportedBackboneError as error:
+        raise RefusedError(str(error).replace(str(trial.folder), "FOLDER")) from error
 
 
 def loss_and_gradient(run, tokens):
@@ -285,6 +306,3 @@ def _result(function, trial):
 def _crash(error):
     lines = str(error).strip().splitlines() or [""]
     return Result(CRASHED, f"{type(error).__name__}: {lines[0]}")
-
-
-OF_TABLE = dict(CHECKS)  # the columns of docs/architectures.md; other modules add checks of their own

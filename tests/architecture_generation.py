@@ -6,15 +6,18 @@ The reference takes the most likely token of a plain forward pass of one row, ag
 
 import tiny
 import torch
-from architecture_checks import LONG, SHORT, DifferentError, close, soft_at
+from architecture_checks import LONG, SHORT, DifferentError, check_of, close, refusable, soft_at
 
 from lightning_softprompt.backbones.causal import CausalBackbone
 from lightning_softprompt.backbones.conversation import Conversation
 from lightning_softprompt.backbones.masked import MaskedBackbone
+from lightning_softprompt.backbones.requirements import generates, require_of_copy
 from lightning_softprompt.types import SoftPrompt
 
 MOST = 5
 SURE = 1e-4  # lead of a token over the next one, relative to the logits, below which rounding decides
+GENERATION = {}
+check = check_of(GENERATION)
 ASKED = {"front": "{soft}{text} it was {target}", "middle": "the film {text}{soft} it was {target}"}
 
 
@@ -58,11 +61,14 @@ def equal(what, ours, right):
         raise DifferentError(f"{what} is {ours[: len(right)]}, not {right}")
 
 
+@check
 def generate(trial):
     """Greedy answers of batches, with and without a prompt and a cache, are those of rows alone."""
     if isinstance(trial.backbone, MaskedBackbone):
         _filled(trial)
         return
+    with refusable(trial):
+        require_of_copy((generates(),), "GenerationEvaluation", trial.backbone.spec)
     for texts in (SHORT, LONG):
         for template in ASKED:
             for tokens in (trial.tokens, None):
@@ -86,6 +92,7 @@ def _filled(trial):
             raise DifferentError("filled masks differ")
 
 
+@check
 def beams(trial):
     """Beams have the likelihood that the forward pass gives them, in their order."""
     if isinstance(trial.backbone, MaskedBackbone):
@@ -107,6 +114,7 @@ def _score(trial, row, answer):
     return sum(float(step[token]) for step, token in zip(steps, answer, strict=True))
 
 
+@check
 def conversation(trial):
     """A second turn follows from the whole text."""
     if not isinstance(trial.backbone, CausalBackbone):
@@ -118,6 +126,3 @@ def conversation(trial):
     talk.add("dull dog")
     second = talk.answer(max_new_tokens=MOST)[0].tolist()
     equal("second answer", second, greedy(trial, row, trial.tokens, [*first, *trial.backbone.codec.ids("dull dog")]))
-
-
-GENERATION = {"generate": generate, "beams": beams, "conversation": conversation}

@@ -1,22 +1,26 @@
-"""What methods that enter attentions and layers must do on an architecture: equal to plain transformers, or refused."""
+"""What methods and options must do on an architecture: equal to plain transformers, or refused by name.
+
+`METHODS` holds the checks by name; see `architecture_checks`.
+"""
 
 from dataclasses import replace
 
 import tiny
 import torch
-from architecture_checks import LENGTH, TOLERANCE, DifferentError, RefusedError, check, close, real, soft_at
+from architecture_checks import LENGTH, TOLERANCE, DifferentError, check_of, close, real, refusable, soft_at
 
 from lightning_softprompt.backbones.base import BackboneSpec
 from lightning_softprompt.backbones.causal import CausalBackbone
 from lightning_softprompt.backbones.layers import layers_of
 from lightning_softprompt.backbones.load import load_backbone
-from lightning_softprompt.backbones.refusals import UnsupportedBackboneError
 from lightning_softprompt.measurement import Load
 from lightning_softprompt.methods import LatePromptTuning, PrefixTuning, PromptTuning
 from lightning_softprompt.planning import plan
 from lightning_softprompt.prompts.key_values import NormalKeysValues
 from lightning_softprompt.types import SoftPrompt
 
+METHODS = {}
+check = check_of(METHODS)
 HALF = 0.3  # relative error of a loss in bfloat16
 
 
@@ -27,11 +31,9 @@ def attached(trial, cls, **arguments):
         RefusedError: If the method refuses the backbone.
     """
     method = cls(backbone=trial.backbone.spec, **arguments)
-    try:
+    with refusable(trial):
         method.check_backbone()
         method.attach(trial.backbone)
-    except UnsupportedBackboneError as error:
-        raise RefusedError(str(error).replace(str(trial.folder), "FOLDER")) from error
     return method.eval()
 
 
@@ -51,7 +53,9 @@ def _before(trial, row, tokens, at_first_layer):
     def put(_, args):
         return torch.cat([tokens, args[0][:, length:]], dim=1), *args[1:]
 
-    layers = getattr(*layers_of(model.get_decoder()))
+    backbone = trial.backbone
+    name = next(name for name, module in backbone.model.named_modules() if module is backbone.stack)
+    layers = getattr(*layers_of(model.get_submodule(name)))
     handle = layers[0].register_forward_pre_hook(put)
     try:
         logits = model(input_ids=ids, use_cache=False).logits[0]
@@ -72,6 +76,11 @@ def same_alone(trial, prompt):
     close("logits of rows alone", alone, together)
 
 
+def _for_heads(cached, heads):
+    """Cached keys or values as the attention sees them: JetMoe repeats them for the experts of a token."""
+    return cached.repeat(1, heads // cached.shape[1], 1, 1)
+
+
 @check
 def prefix(trial):
     """Keys and values before the rows: those that a decoder makes of soft tokens act like the soft tokens."""
@@ -80,7 +89,9 @@ def prefix(trial):
     if isinstance(trial.backbone, CausalBackbone):
         with torch.no_grad(), soft_at(trial.reference, 0, trial.tokens):
             made = trial.reference(input_ids=torch.full((1, LENGTH), tiny.UNK), use_cache=True).past_key_values.layers
-            kv = {"self": {n: (layer.keys, layer.values) for n, layer in enumerate(made)}}
+            heads = trial.backbone.attentions["self"].heads
+            pairs = [(_for_heads(layer.keys, heads), _for_heads(layer.values, heads)) for layer in made]
+            kv = {"self": dict(enumerate(pairs))}
         with torch.no_grad():
             ours = real(batch, trial.backbone(batch, SoftPrompt(kv=kv)))
             close("logits", ours, before_all(trial, batch, trial.tokens))
@@ -154,11 +165,10 @@ def prepacked(trial):
 @check
 def bfloat16(trial):
     """Weights in bfloat16 run, and give about the same loss."""
-    try:
+    with refusable(trial):
         PromptTuning(backbone=replace(trial.backbone.spec, dtype="bfloat16")).check_backbone()
-        ours = loss_of(trial, loaded(trial, dtype="bfloat16"))
-    except UnsupportedBackboneError as error:
-        raise RefusedError(str(error).replace(str(trial.folder), "FOLDER")) from error
+        half = loaded(trial, dtype="bfloat16")
+    ours = loss_of(trial, half)
     close("loss", ours[0].float(), loss_of(trial, trial.backbone)[0], HALF)
 
 
@@ -166,10 +176,8 @@ def bfloat16(trial):
 def memory(trial):
     """The estimate counts the model's parameters, and a step runs on its copies."""
     spec = BackboneSpec(name=str(trial.folder))
-    try:
+    with refusable(trial):
         found = plan(PromptTuning(backbone=spec, length=LENGTH), spec, Load(2, 32, answers=2, new_tokens=4))
-    except UnsupportedBackboneError as error:
-        raise RefusedError(str(error).replace(str(trial.folder), "FOLDER")) from error
     count = sum(weight.numel() for weight in trial.reference.parameters())
     if found.frozen != count:
         raise DifferentError(f"{found.frozen} parameters are counted, and there are {count}")

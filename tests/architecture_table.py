@@ -2,13 +2,27 @@
 
 from pathlib import Path
 
-from architecture_checks import EQUAL, Result
+from architecture_checks import CHECKS, EQUAL, Result
+from architecture_generation import GENERATION
+from architecture_method_checks import METHODS
+
+COLUMNS = {**CHECKS, **METHODS, **GENERATION}
 
 HEAD = """# Architectures
 
 Every language-model type of transformers that a small configuration can build, and variants that change how rows run.
 Each check compares a tiny random model with plain transformers that runs one row at a time. `equal` means equal to
-1e-5; anything else is listed with its reason. An architecture that is refused is refused when it is loaded.
+1e-5 (`bfloat16`: runs, with about the same loss). `refused` means a clear error before a run leaves anything on disk.
+An architecture that is refused as a whole is refused when it is loaded.
+
+| columns | what they compare |
+|---|---|
+| bare, short, long, text, padding, checkpoint | training and evaluation with soft tokens |
+| prefix, late | keys and values before the rows, soft tokens at a middle layer |
+| states, words | states for heads of classes and tags, scores of single words |
+| recompute, prepacked, bfloat16 | options of the backbone |
+| memory | the estimate of `softprompt plan` |
+| generate, beams, conversation | generation of batches against single rows |
 
 `python benchmarks/architectures.py` writes this page.
 """

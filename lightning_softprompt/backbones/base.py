@@ -1,4 +1,4 @@
-"""What the package knows of a language model: the contract `Backbone`, and `BackboneSpec`, which names one."""
+"""The interface of frozen language models, `Backbone`, and their specification, `BackboneSpec`."""
 
 from __future__ import annotations
 
@@ -30,14 +30,17 @@ from lightning_softprompt.backbones.generation import special_tokens_only
 from lightning_softprompt.backbones.head import Head, States
 from lightning_softprompt.backbones.injection import (
     NAME,
+    WAY_OUT,
+    InjectionUnsupportedError,
     Sites,
     at,
+    injectable,
     injected,
     keys_and_values_of,
     sites_of,
 )
 from lightning_softprompt.backbones.layers import compile_layers, layers_of, recompute_layers, states_before
-from lightning_softprompt.backbones.linear import Compute, prepack
+from lightning_softprompt.backbones.linear import Compute, plain_products, prepack
 from lightning_softprompt.backbones.norms import freeze_norms
 from lightning_softprompt.backbones.positions import configured_positions
 from lightning_softprompt.backbones.quantized import Quantization, take_apart
@@ -49,40 +52,42 @@ from lightning_softprompt.types import IGNORE, Batch, SoftPrompt
 if TYPE_CHECKING:
     from lightning_softprompt.backbones.ranks import Turns
 
+INJECTION_LIMIT, INJECTION_LIMIT_IN_FEW_BITS = 1e-3, 0.1  # relative errors; see `Backbone.injection_limit`
+
 
 @dataclass(frozen=True)
 class BackboneSpec:
-    """Which frozen language model, and how it is held.
+    """Which frozen language model to load, and how to hold it in memory.
 
     Args:
-        name: A hub id, a local folder, or `smollm2-135m-instruct`, which comes packaged and needs no hub.
+        name: A hub id, a local folder, or `smollm2-135m-instruct`, which is a Python package and requires no hub.
         revision: Branch, tag or commit of a hub id.
-        gguf_file: Name of a GGUF file of a causal model in a local folder; it is converted once and kept in the cache.
-        dtype: Precision of the frozen weights. Soft prompts are float32 all the same.
-        quantization: How the matrices of its layers are held in 8 or 4 bits, by transformers' own configs; the rest,
-            and the products, are of `dtype`. Gradients are those of the weights as they are held. It wants the extra
+        gguf_file: Name of a GGUF file of a causal model in a local folder. It is converted once and cached.
+        dtype: Precision of the frozen weights. Soft prompts are always float32.
+        quantization: How the matrices of the layers are held in 8 or 4 bits, by transformers' own configs. Other
+            weights and all products have `dtype`. Gradients are those of the quantized weights. It requires the extra
             `quantized`. A prompt belongs to the weights that it was trained on.
-        stands_for: Fingerprint of another backbone whose prompts are taken all the same, such as the one that this is
-            a quantisation of.
+        stands_for: Fingerprint of another backbone whose prompts are accepted, such as the one that this backbone is a
+            quantized version of.
         attention: Attention implementation of transformers. None uses `sdpa` if the model supports it, and `eager`
             otherwise.
-        packed: Whether the rows of a batch run as one, without padding and with what they share once, where the model
-            allows it. Same loss and gradients, several times faster.
-        checkpointing: Whether layers are computed again in the backward pass instead of being kept: less memory, about
-            1.4 times the time.
-        compiled: Whether `torch.compile` makes kernels of the layers, in place: names of weights stay. It takes a C++
-            compiler and, on the first steps, a minute; where it pays is on GPUs.
-        compute: How float32 products with frozen weights run on a CPU: `prepacked` lays the weights out for oneDNN once
-            (and holds them three times), `auto` does so where it was measured to be faster on this machine, `bf16`
-            multiplies in bfloat16, which is faster, an approximation, and requires a CPU that has such instructions.
-        context_memory: MiB in memory for keys and values of text that stands before a row's first soft token; they are
-            computed once and serve all epochs.
-        context_disk: MiB on disk for those that memory does not hold.
-        padding_side: Where shorter rows are padded; the logits do not depend on it.
-        start_token: The token that opens each row of a causal model: `tokenizer` takes what the tokenizer itself adds,
-            `bos` the start token, or the end token where there is none, and `none` adds nothing. `auto` takes what the
-            tokenizer adds, else its start token, if it defines one. A template that begins with the token, as a chat
-            form may, does not get it twice.
+        packed: Whether the rows of a batch run as one sequence, without padding and with their shared beginning once,
+            if the model allows it. Loss and gradients are the same, several times faster.
+        checkpointing: Whether the backward pass recomputes activations of layers: less memory, about 1.4 times the
+            time.
+        compiled: Whether to compile the layers with `torch.compile`. It requires a C++ compiler, takes a minute in the
+            first steps, and is faster mostly on GPUs.
+        compute: How float32 products with frozen weights run on a CPU: `prepacked` reorders the weights for oneDNN once
+            (and holds them three times); `auto` does so if it is faster on this machine; `bf16` multiplies in
+            bfloat16, a faster approximation that requires a CPU with such instructions; `plain` leaves them to PyTorch.
+        context_memory: MiB in memory for keys and values of the text before a row's first soft token. They are computed
+            once and used in all epochs.
+        context_disk: MiB on disk for those that do not fit in memory.
+        padding_side: On which side shorter rows are padded. The logits do not depend on it.
+        start_token: The token at the start of each row of a causal model: `tokenizer` adds what the tokenizer adds,
+            `bos` the start token (the end token if there is no start token), and `none` nothing. `auto` adds what the
+            tokenizer adds, or else its start token, if it defines one. A template that begins with the token, such as a
+            chat template, does not get it twice.
     """
 
     name: str = "smollm2-135m-instruct"
@@ -106,14 +111,14 @@ class BackboneSpec:
 
 
 class Backbone(nn.Module, ABC):
-    """A frozen language model that says: given a batch and perhaps a soft prompt, what are the logits of the targets?
+    """A frozen language model. It computes the logits of the targets of a batch, with or without a soft prompt.
 
-    Always in evaluation mode, never trainable. Subclasses are final.
+    It is always in evaluation mode and never trainable. Subclasses are final.
 
     Args:
-        model: The transformers model, with its language-modelling head.
-        codec: How its family reads and writes.
-        spec: What it was loaded from.
+        model: The transformers model, with its language-modeling head.
+        codec: Converts rows to tokens and back.
+        spec: The specification it was loaded from.
     """
 
     codec_class: ClassVar[type[Codec]]
@@ -124,19 +129,19 @@ class Backbone(nn.Module, ABC):
         self.model = model.requires_grad_(False)
         self.codec = codec
         self.spec = spec
-        self.attention: str = model.config._attn_implementation  # what transformers runs where a path has none
+        self.attention: str = model.config._attn_implementation  # for paths that use transformers' own
         self.entry = Entry()
         self.learned_positions: int | None = None
         self.row_check = RowCheck(model, spec.name)
         self.head = Head(model)
         if model.can_generate():
             model.generation_config = special_tokens_only(model.generation_config)
-        self.opened: str | None = None  # the fingerprint, where a baseline changes the weights, or they are shared out
+        self.opened: str | None = None  # the fingerprint before weights change or are sharded
         self._opened_sample: str | None = None
-        self.files: WeightFiles | None = None  # what the weights were loaded from
-        self.turns: Turns | None = None  # how processes that share the layers run them
+        self.files: WeightFiles | None = None  # the files of the weights
+        self.turns: Turns | None = None  # the order in which processes with sharded layers run them
         self.train()
-        if not spec.compiled:  # which fuses them itself
+        if not spec.compiled:  # the compiler fuses them
             freeze_norms(model)
             save_gates(model)
         self.quantized = {} if spec.quantization is None else take_apart(model, spec.quantization)
@@ -146,18 +151,18 @@ class Backbone(nn.Module, ABC):
         if spec.checkpointing:
             recompute_layers(model)
         self._loaded = versions(model)
-        self._hashed: tuple[tuple[int, ...], str] | None = None  # the weights' digest, and the state it belongs to
+        self._hashed: tuple[tuple[int, ...], str] | None = None  # the weights' state and digest
 
     def use_entry(self, entry: Entry) -> None:
-        """Lets embeddings enter the model in another way."""
+        """Sets how embeddings enter the model."""
         self.entry = entry
 
     @abstractmethod
     def run_padded(self, batch: Batch, prompt: SoftPrompt | None) -> States:
-        """As `states`, without trying anything out."""
+        """Same as `states`, in one padded batch and without any trial."""
 
     def try_head(self) -> None:
-        """Runs a row through the whole model, unless it came without a head.
+        """Runs a row through the whole model, unless the model has no head.
 
         Raises:
             EntryUnsupportedError: If soft tokens do not reach the logits.
@@ -171,10 +176,10 @@ class Backbone(nn.Module, ABC):
         if not total.requires_grad:
             raise EntryUnsupportedError("what its encoder reads does not reach its logits.")
         torch.autograd.grad(total, tokens)
-        self.head.plain = None  # decided by the first batch
+        self.head.plain = None  # the first batch determines it
 
     def train(self, mode: bool = True) -> Self:
-        """Stays in evaluation mode: dropout in a frozen model would only add noise to the prompt's gradient."""
+        """Stays in evaluation mode, since dropout in a frozen model only adds noise to the prompt's gradient."""
         return super().train(False)
 
     @staticmethod
@@ -184,62 +189,62 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def states(self, batch: Batch, prompt: SoftPrompt | None = None) -> States:
-        """What the head says the targets from, and nothing else: `batch.targets[b, u]` is drawn from `[b, u]`."""
+        """The states from which the head predicts the targets: `batch.targets[b, u]` from `[b, u]`."""
 
     def forward(self, batch: Batch, prompt: SoftPrompt | None = None, words: Tensor | None = None) -> Tensor:
-        """Logits of the targets [B, U, V], or [B, U, W] of W words. Without prompt: the bare backbone."""
+        """Logits of the targets [B, U, V], or [B, U, W] of W words. Without a prompt, those of the bare backbone."""
         return self.head.logits(self.states(batch, prompt), words)
 
     def cross_entropy(self, batch: Batch, prompt: SoftPrompt | None = None, label_smoothing: float = 0.0) -> Tensor:
-        """[B, U] of the targets over the whole vocabulary, in float32; 0 where there is no target."""
+        """[B, U] cross-entropy of the targets over the whole vocabulary, in float32; 0 where there is no target."""
         return self.head.cross_entropy(self.states(batch, prompt), batch.targets, label_smoothing)
 
     def known_logits(self, states: States, batch: Batch) -> Tensor:
-        """Logits of the targets that are tokens."""
+        """Logits of the targets that are not ignored."""
         return self.head.logits(states)[: len(batch)][batch.targets != IGNORE]
 
     def take_over(self, twin: Any) -> None:
-        """Runs rows as a twin found that they can be run, and tries out nothing more."""
+        """Runs rows as a smaller copy does, without further trials."""
         self.head.plain = twin.head.plain
         self.use_entry(twin.entry)
 
     def source_as_target(self, batch: Batch) -> Batch:
-        """The rows as if their source were what is to be said, so that it can have a loss.
+        """The rows with their source as targets, for a loss of the source.
 
         Raises:
-            ValueError: If the family reads its source and does not say it.
+            ValueError: If the family does not predict its source.
         """
-        raise ValueError(f"{self.spec.name} reads its source and does not say it; source_weight wants a decoder")
+        raise ValueError(f"{self.spec.name} does not predict its source; source_weight requires a decoder")
 
     def asked(self, batch: Batch) -> Batch:
-        """What generation starts from: the rows without what is to be generated."""
+        """The input of generation: the rows without their answers."""
         return batch
 
     @abstractmethod
     def generate(self, batch: Batch, prompt: SoftPrompt | None = None, **decoding: Any) -> Tensor:
-        """Answers [B, U] to the rows without theirs, padded at the end; [B * R, U] where R are wanted of each row.
+        """Generates answers [B, U], padded at the end; [B * R, U] with R answers for each row.
 
         Args:
-            batch: The rows.
+            batch: The rows; their own answers are not read.
             prompt: As in `forward`.
-            decoding: Options of transformers' `generate`, greedy unless they say otherwise, and `stop`: texts that end
-                an answer. Penalties look at the answer alone.
+            decoding: Options of transformers' `generate`, greedy by default, and `stop`: texts that end an answer.
+                Penalties apply to the answer only.
         """
 
     def one_by_one(self, batch: Batch, prompt: SoftPrompt | None, decoding: dict[str, Any]) -> Tensor:
-        """`generate` for decoding that transformers does for one row at a time."""
+        """Runs `generate` for one row at a time, for decoding that supports no batches."""
         rows = ([b] for b in range(len(batch)))
         each = [self.generate(batch.only(b), prompt and prompt.only(b), **decoding) for b in rows]
-        return pad_sequence([said[0] for said in each], batch_first=True, padding_value=self.codec.pad_id)
+        return pad_sequence([answers[0] for answers in each], batch_first=True, padding_value=self.codec.pad_id)
 
     @property
     def hidden_size(self) -> int:
-        """H, the width of the input embeddings."""
+        """H, the size of the input embeddings."""
         return self.word_embeddings.shape[1]
 
     @property
     def word_embeddings(self) -> Tensor:
-        """The frozen table [V, H]."""
+        """The frozen embedding table [V, H]."""
         return cast(Tensor, self.model.get_input_embeddings().weight)
 
     @cached_property
@@ -252,12 +257,12 @@ class Backbone(nn.Module, ABC):
 
     @property
     def window(self) -> int | None:
-        """Most tokens that a row may take, soft ones included; None where positions are not limited."""
+        """Most tokens of a row, including soft tokens; None if positions are not limited."""
         limits = (self.learned_positions, configured_positions(self.model.config))
         return min((limit for limit in limits if limit is not None), default=None)
 
     def embed(self, ids: Tensor) -> Tensor:
-        """[B, T] -> [B, T, H] as the first layer takes them."""
+        """[B, T] -> [B, T, H], the output of the embedding module."""
         return self.stack.get_input_embeddings()(ids)  # type: ignore[no-any-return]
 
     def splice(self, batch: Batch, prompt: SoftPrompt | None) -> Spliced:
@@ -269,33 +274,68 @@ class Backbone(nn.Module, ABC):
         prompt = prompt or SoftPrompt()
         embeds = self.embed(batch.input_ids)
         if prompt.shift is not None:
-            embeds = embeds + prompt.shift.to(embeds) * batch.mask[..., None]  # padding must stay as it was trained
+            embeds = embeds + prompt.shift.to(embeds) * batch.mask[..., None]  # padding must stay unchanged
         rows = splice(embeds, batch.mask, batch.slots, prompt.tokens, prompt.blocks, prompt.inside)
         self.check_window(rows.mask.shape[1])
         return rows
 
     @cached_property
     def attentions(self) -> dict[str, Sites]:
-        """The attentions that can be given keys and values, by kind.
+        """The attentions that take keys and values from outside, by kind.
 
         Raises:
-            InjectionUnsupportedError: If the model's cannot.
+            InjectionUnsupportedError: If those of the model do not.
         """
         return sites_of(self.model)
 
     def check_attentions(self) -> None:
-        """Refuses a model whose attentions cannot be given keys and values.
+        """Refuses a model whose attentions cannot take keys and values.
 
         Raises:
             InjectionUnsupportedError: With the reason.
         """
         _ = self.attentions
+        with plain_products():
+            self._check_attention_function()
 
-    def check_late_tokens(self) -> None:
-        """Refuses a model that soft tokens cannot enter before a middle layer, tried on two tokens.
+    @torch.no_grad()
+    def _check_attention_function(self) -> None:
+        """Compares padded rows with and without the attention function that takes keys and values.
 
         Raises:
-            ValueError: With the reason, or whatever the model raises.
+            InjectionUnsupportedError: If they differ, as where a model also reads the attention mask elsewhere.
+        """
+        ids = torch.arange(1, 9, device=self.word_embeddings.device).expand(2, -1)
+        mask = torch.ones_like(ids, dtype=torch.bool)
+        mask[1, 5:] = False
+        batch = Batch(ids, mask, mask, ids[:, :2], ids.new_zeros(2, 1))
+        right = self._plain_results(batch)
+        with injectable(self.model):
+            ours = self._plain_results(batch)
+        error = float((ours - right).abs().max() / right.abs().max().clamp(min=1e-30))
+        if error > self.injection_limit:
+            raise InjectionUnsupportedError(
+                f"{type(self.model).__name__} cannot be given keys and values: with an attention function that takes "
+                f"them its results differ by {error:.1e}; {WAY_OUT}"
+            )
+
+    def _plain_results(self, batch: Batch) -> Tensor:
+        """Logits of rows without a prompt; the last states where the model has no head."""
+        if self.head.headless:
+            return self._hidden_states(batch, None)[batch.mask]
+        return self.head.logits(self.run_padded(batch, None))
+
+    @property
+    def injection_limit(self) -> float:
+        """Relative error up to which results with keys and values from outside count as equal."""
+        is_exact = self.model.dtype in (torch.float32, torch.float64) and not self.quantized
+        return INJECTION_LIMIT if is_exact else INJECTION_LIMIT_IN_FEW_BITS
+
+    def check_late_tokens(self) -> None:
+        """Refuses a model that soft tokens cannot enter before a middle layer, by a trial with two tokens.
+
+        Raises:
+            ValueError: With the reason; other errors of the model pass.
         """
         ids = torch.arange(1, 6, device=self.word_embeddings.device)[None]
         seen = torch.ones_like(ids, dtype=torch.bool)
@@ -307,12 +347,12 @@ class Backbone(nn.Module, ABC):
             self.states(batch, SoftPrompt(hidden={layer: tokens}))
 
     def keys_and_values(self, ids: Tensor) -> dict[str, Tensor]:
-        """Those of a text [P], by kind of attention: [L, 2, N, P, D]. An encoder and a decoder each read it."""
+        """Keys and values of a text [P], by kind of attention: [L, 2, N, P, D]. Encoder and decoder both read it."""
         return keys_and_values_of(self.model, self.attentions, ids)
 
     @contextmanager
     def injected(self, prompt: SoftPrompt | None) -> Iterator[None]:
-        """Gives the attentions the prompt's keys and values for what runs inside."""
+        """Adds the prompt's keys and values to the attentions within the context."""
         if prompt is None or not prompt.kv:
             yield
             return
@@ -332,14 +372,14 @@ class Backbone(nn.Module, ABC):
         return len(getattr(*layers_of(self.stack)))
 
     def hidden_states(self, batch: Batch, prompt: SoftPrompt | None = None, layer: int | None = None) -> Tensor:
-        """What a layer is given of the input tokens [B, T, H], or the last states of all; anything on padding.
+        """Input states of a layer [B, T, H], or the last states, of the input tokens; values on padding are arbitrary.
 
         Raises:
-            ValueError: If soft tokens are to enter at a middle layer, which these states would not have heard.
+            ValueError: If the prompt has soft tokens for a middle layer, since these states do not attend to them.
         """
         if prompt is not None and prompt.hidden:
             raise ValueError(
-                "heads do not read states with soft tokens that enter at a middle layer; take soft tokens, keys and "
+                "heads do not read states with soft tokens that enter at a middle layer; use soft tokens, keys and "
                 "values, or a readout of words"
             )
         if layer is not None:
@@ -365,22 +405,22 @@ class Backbone(nn.Module, ABC):
 
     @property
     def way(self) -> str:
-        """How rows run, as a person is told."""
+        """How rows run, for users."""
         if self.row_check.is_alone:
             return "rows run one by one, since padding changes the results of this model"
-        return "rows run padded, each with all it has (an encoder looks both ways, and shares nothing)"
+        return "rows run padded, each as a whole (an encoder attends in both directions and shares nothing)"
 
     @property
     def generation_way(self) -> str:
-        """How answers are generated, as a person is told."""
+        """How answers are generated, for users."""
         return "by transformers' own generation"
 
     def check_window(self, tokens: int, window: int | None = None) -> None:
-        """Refuses rows for which there are no positions.
+        """Refuses rows that are longer than the window.
 
         Args:
-            tokens: Of the longest row.
-            window: Positions; None takes those of the part that reads the input.
+            tokens: Number of tokens of the longest row.
+            window: Number of positions; None is that of the part that reads the input.
 
         Raises:
             ValueError: Naming the window.
@@ -393,25 +433,25 @@ class Backbone(nn.Module, ABC):
             )
 
     def open(self) -> None:
-        """Lets a baseline change the weights. Prompts still belong to the weights before the change.
+        """Allows a baseline to change the weights. Prompts still belong to the weights before the change.
 
         Raises:
-            ValueError: If they are laid out, or held in few bits, for reading only.
+            ValueError: If the weights are quantized or prepacked.
         """
         if self.quantized:
-            raise ValueError("weights that are to change cannot be quantised; leave backbone.quantization out")
+            raise ValueError("quantized weights cannot be trained; remove backbone.quantization")
         if self.prepacked:
-            raise ValueError("weights that are to change cannot be laid out beforehand; set backbone.compute to plain")
+            raise ValueError("prepacked weights cannot be trained; set backbone.compute to plain")
         self.pin_fingerprint()
 
     def pin_fingerprint(self) -> None:
-        """Keeps the fingerprint as it is now, before a baseline changes the weights or processes share them out."""
+        """Keeps the current fingerprint, before a baseline changes the weights or processes shard them."""
         self.opened, self._opened_sample = self.fingerprint(), self.sampled_fingerprint()
 
     def fingerprint(self) -> str:
-        """A digest of all weights, the configuration and the tokenizer, which ties prompts to them.
+        """A digest of all weights, the configuration and the tokenizer, which prompts are tied to.
 
-        It is the same in every precision. Quantized weights are marked as such.
+        It is the same in every precision. It differs for quantized weights.
         """
         if self.opened is not None:
             return self.opened
@@ -430,7 +470,7 @@ class Backbone(nn.Module, ABC):
 
     @cached_property
     def tokenizer_digest(self) -> str:
-        """A digest of what decides how text becomes tokens."""
+        """A digest of everything that determines how text becomes tokens."""
         return tokenizer_digest(self.codec.tokenizer)
 
     def sampled_fingerprint(self) -> str:
@@ -447,6 +487,6 @@ def _cat(parts: Sequence[Tensor]) -> Tensor:
 
 
 def answer_positions(batch: Batch) -> Tensor:
-    """[B, U] positions in `input_ids` of the answer's tokens; anything where a row's answer is shorter than U."""
+    """[B, U] positions of the answer's tokens in `input_ids`; arbitrary where an answer is shorter than U."""
     answer = batch.mask & ~batch.source
     return (~answer).int().argsort(dim=1, stable=True)[:, : batch.targets.shape[1]]

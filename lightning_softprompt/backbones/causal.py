@@ -31,7 +31,6 @@ from lightning_softprompt.backbones.splice import Spliced
 from lightning_softprompt.types import IGNORE, Batch, Encoded, Piece, Slot, SoftPrompt
 
 log = logging.getLogger(__name__)
-LIMIT, LIMIT_IN_FEW_BITS = 1e-3, 0.1  # relative errors up to which keys and values of a text act like the text
 register()
 
 
@@ -177,9 +176,8 @@ class CausalBackbone(Backbone):
 
     def check_attentions(self) -> None:
         """As elsewhere; keys and values of a text must act like the text."""
-        exact = self.model.dtype in (torch.float32, torch.float64) and not self.quantized
         with plain_products():
-            check_like_text(self.model, self.stack, self.attentions, LIMIT if exact else LIMIT_IN_FEW_BITS)
+            check_like_text(self.model, self.stack, self.attentions, self.injection_limit)
 
     def check_late_tokens(self) -> None:
         """As elsewhere; they reach rows as keys and values."""

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from lightning_softprompt.backbones.positions import TableReads, learned_positions
-from lightning_softprompt.backbones.refusals import FAILURES
+from lightning_softprompt.backbones.refusals import FAILURES, UnsupportedBackboneError, explaining
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}  # relative error; half precision has the next one
 HALF = 2e-2
 TOKENS, SHORT = 12, 8  # of the texts that are tried out
 
 
-class EntryUnsupportedError(RuntimeError):
+class EntryUnsupportedError(UnsupportedBackboneError):
     """A model that soft tokens cannot enter."""
 
 
@@ -75,6 +75,16 @@ def embedded_as(embedding: nn.Module, embeds: Tensor) -> Iterator[None]:
         handle.remove()
 
 
+def check_embeddings(model: Any) -> None:
+    """Refuses a model, or a part of one, that has no embedding module to enter after.
+
+    Raises:
+        UnsupportedBackboneError: With the reason.
+    """
+    with explaining("soft tokens have no place to enter: transformers gives no access to its word embeddings"):
+        _ = model.get_input_embeddings().weight.shape
+
+
 @dataclass(frozen=True)
 class Findings:
     """What running a model on a few tokens shows.
@@ -101,18 +111,23 @@ def find_entry(stack: Any, words: int, start: Sequence[int], placeholder: int, i
     Raises:
         EntryUnsupportedError: If there is none, with the reason.
     """
+    check_embeddings(stack)
     device = stack.get_input_embeddings().weight.device
     plain = torch.linspace(words // 4, words // 2, TOKENS, device=device).long()
     opening = plain.new_tensor(start)
     ids, length = torch.cat([opening, plain])[None], len(opening) + SHORT
     others = None if is_causal else torch.cat([opening, torch.full_like(plain, placeholder)])[None]
     options = {"use_cache": False} if is_causal else {}
-    with torch.no_grad():
+    with torch.no_grad(), explaining("it does not run on token ids alone"):
         with TableReads() as short:
             begin = states_of(stack(input_ids=ids[:, :length], **options))
         with TableReads() as long:
             right = states_of(stack(input_ids=ids, **options))
         embeds = stack.get_input_embeddings()(ids)
+    if not isinstance(embeds, Tensor):
+        raise EntryUnsupportedError(
+            f"soft tokens are one tensor, and its embedding module returns a {type(embeds).__name__} of several."
+        )
     if is_causal and not _is_close(begin, right[:, :length]):
         # Some models scale positions by the length of a row, so the comparison that decides keeps the length.
         changed = ids.clone()
@@ -120,7 +135,7 @@ def find_entry(stack: Any, words: int, start: Sequence[int], placeholder: int, i
         with torch.no_grad():
             begin = states_of(stack(input_ids=changed, **options))[:, :length]
     if is_causal and not _is_close(begin, right[:, :length]):
-        raise EntryUnsupportedError("its states depend on later tokens, so that it would see the answer it predicts")
+        raise EntryUnsupportedError("its states depend on later tokens, so that it would see the answer it predicts.")
     long.largest.pop(stack.get_input_embeddings().weight, None)
     positions = learned_positions(short, long, TOKENS - SHORT)
     reasons = []
@@ -143,11 +158,35 @@ def _fault(entry: Entry, stack: Any, embeds: Tensor, right: Tensor, options: dic
         with torch.enable_grad():
             ours = states_of(entry.run(stack, leaf, **options))
             if ours.shape[1:] != right.shape[1:] or not _is_close(ours[:1], right):
-                return "it reads token ids elsewhere than in its embedding module, and soft tokens have none"
+                return "it reads token ids elsewhere than in its embedding module, and soft tokens have none."
             torch.autograd.grad(ours.float().sum(), leaf)
     except FAILURES as error:
-        return f"soft tokens cannot enter it, or get no gradient ({_first_line(error)})"
+        return f"soft tokens cannot enter it, or get no gradient ({_first_line(error)})."
     return None
+
+
+@torch.no_grad()
+def check_attends(stack: Any, words: int, is_causal: bool) -> None:
+    """Refuses a model whose tokens do not affect each other, such as MRA without its kernel.
+
+    Args:
+        stack: The part of a model that reads the input.
+        words: V, the size of its vocabulary.
+        is_causal: Whether the stack is a decoder.
+
+    Raises:
+        EntryUnsupportedError: If another first token changes no later state.
+    """
+    options = {"use_cache": False} if is_causal else {}
+    device = stack.get_input_embeddings().weight.device
+    ids = torch.linspace(words // 4, words // 2, TOKENS, device=device).long()[None]
+    other = torch.cat([ids[:, -1:], ids[:, 1:]], dim=1)
+    before, after = (states_of(stack(input_ids=row, **options)) for row in (ids, other))
+    if torch.equal(before[:, 1:], after[:, 1:]):
+        raise EntryUnsupportedError(
+            "its states do not depend on the other tokens of a row; its attention may require a kernel that does not "
+            "run on this device."
+        )
 
 
 def states_of(output: Any) -> Tensor:

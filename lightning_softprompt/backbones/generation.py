@@ -1,7 +1,7 @@
-"""What transformers' own generation is told, so that it means the same in every family and however a row begins.
+"""Calls transformers' `generate` so that options mean the same in every family, however a row begins.
 
 The model reads ids, and soft tokens replace the output of its embedding module. Their ids are placeholders that were
-never generated: penalties and texts that stop must not look at them.
+never generated, so penalties and stop texts must ignore them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PENALTIES: dict[str, Callable[[Any], LogitsProcessor]] = {
     "repetition_penalty": RepetitionPenaltyLogitsProcessor,
     "no_repeat_ngram_size": NoRepeatNGramLogitsProcessor,
 }
-DRAFTED = ("assistant_model", "prompt_lookup_num_tokens")  # decoding that checks drafts of several tokens
+DRAFTED = ("assistant_model", "prompt_lookup_num_tokens")  # options of speculative decoding
 ON_THE_HUB = ("penalty_alpha", "num_beam_groups", "diversity_penalty", "dola_layers", "constraints", "force_words_ids")
 
 TOKENS = (
@@ -43,18 +43,18 @@ TOKENS = (
 
 
 def special_tokens_only(config: GenerationConfig) -> GenerationConfig:
-    """A model's own settings of generation without its taste: beams, penalties and lengths are the run's to choose."""
+    """The special tokens of a model's generation config. The run chooses beams, penalties and lengths."""
     return GenerationConfig(**{name: getattr(config, name, None) for name in TOKENS})
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What generation reads: tokens by id, of which the first are embedded as the rows have them.
+    """The input of generation: token ids, and the embeddings of the first of them.
 
     Args:
-        ids: [B, M] tokens; those of soft tokens and of padding are placeholders.
-        embeds: [B, m, H] what the first m of them are embedded as.
-        inputs: Masks, positions and a cache for transformers' `generate`.
+        ids: [B, M] token ids; soft tokens and padding have placeholders.
+        embeds: [B, m, H] embeddings of the first m tokens.
+        inputs: Further inputs of transformers' `generate`: masks, positions and a cache.
     """
 
     ids: Tensor
@@ -63,17 +63,18 @@ class Reading:
 
 
 def generate(backbone: Backbone, reading: Reading, skip: int, decoding: dict[str, Any]) -> Any:
-    """Runs transformers' `generate`; what it returns has `skip` tokens before each answer.
+    """Runs transformers' `generate`, whose result has `skip` tokens before each answer.
 
     Args:
-        backbone: Whose model generates.
-        reading: What it reads.
-        skip: Tokens before an answer where transformers keeps what is generated.
-        decoding: The options as `Backbone.generate` was given them.
+        backbone: The backbone whose model generates.
+        reading: The input.
+        skip: Tokens before an answer in the result.
+        decoding: The options of `Backbone.generate`.
     """
     model: Any = backbone.model
-    options = {**told(backbone.codec, skip, decoding), "synced_gpus": False}  # processes need not end with each other
-    # A static cache may compile what follows the first pass, and drafts read several tokens at a time.
+    # Processes may generate different numbers of tokens.
+    options = {**generate_options(backbone.codec, skip, decoding), "synced_gpus": False}
+    # A static cache may compile later passes, and speculative decoding reads several tokens in a pass.
     once = model.config.is_encoder_decoder or bool(decoding.get("cache_implementation")) or drafted(decoding)
     with embedded_as(backbone.stack if model.config.is_encoder_decoder else model, reading, once):
         return model.generate(input_ids=reading.ids, **reading.inputs, **options)
@@ -81,12 +82,12 @@ def generate(backbone: Backbone, reading: Reading, skip: int, decoding: dict[str
 
 @contextmanager
 def embedded_as(stack: PreTrainedModel, reading: Reading, once: bool = False) -> Iterator[None]:
-    """Embeds the tokens of a reading as its rows have them, whatever their ids are.
+    """Replaces the embeddings of the first tokens with those of a reading.
 
     Args:
         stack: The model, or its encoder.
-        reading: What it reads first, of which a cache may cover the beginning.
-        once: Whether it reads them once. Else it reads all of them again whenever it runs without a cache.
+        reading: The tokens of the first pass; a cache may cover their beginning.
+        once: Whether only the first pass reads these tokens. Without a cache, each pass reads them.
     """
     embeds, length = reading.embeds, reading.ids.shape[1]
     is_first = True
@@ -99,7 +100,7 @@ def embedded_as(stack: PreTrainedModel, reading: Reading, once: bool = False) ->
         if once:
             handle.remove()
         is_first = False
-        begin = max(length - columns, 0)  # columns in the cache
+        begin = max(length - columns, 0)  # columns that the cache covers
         rows = embeds[:, begin:].repeat_interleave(len(out) // len(embeds), dim=0)
         return torch.cat([rows.to(out), out[:, rows.shape[1] :]], dim=1)
 
@@ -110,21 +111,21 @@ def embedded_as(stack: PreTrainedModel, reading: Reading, once: bool = False) ->
         handle.remove()
 
 
-def told(codec: Codec, skip: int, decoding: dict[str, Any]) -> dict[str, Any]:
-    """Options of transformers' `generate`, where penalties and `stop` look at what is generated only.
+def generate_options(codec: Codec, skip: int, decoding: dict[str, Any]) -> dict[str, Any]:
+    """Options of transformers' `generate`, whose penalties and `stop` texts apply to generated tokens only.
 
     Raises:
-        ValueError: If they are for a way of decoding that transformers has moved out, as code to be downloaded and run.
+        ValueError: If a decoding method requires code from the hub.
     """
     if foreign := sorted(name for name in ON_THE_HUB if decoding.get(name)):
         raise ValueError(
-            f"{foreign} want code that transformers would download and run, which this project never does; take "
-            f"beams (num_beams, num_return_sequences) or sampling"
+            f"{foreign} require code that transformers downloads and runs, which is not allowed; use beams "
+            f"(num_beams, num_return_sequences) or sampling"
         )
     options = {**GREEDY, "pad_token_id": codec.pad_id, **decoding}
     stop = options.pop("stop", None)
-    wanted = {name: options.pop(name, None) for name in PENALTIES}
-    penalties = [AnswerProcessor(PENALTIES[name](value), skip) for name, value in wanted.items() if value]
+    strengths = {name: options.pop(name, None) for name in PENALTIES}
+    penalties = [AnswerProcessor(PENALTIES[name](value), skip) for name, value in strengths.items() if value]
     stops = [AnswerStops(codec, stop, skip)] if stop else []
     return {
         **options,
@@ -134,21 +135,21 @@ def told(codec: Codec, skip: int, decoding: dict[str, Any]) -> dict[str, Any]:
 
 
 def drafted(decoding: dict[str, Any]) -> bool:
-    """Whether drafts of several tokens are made and checked, by another model or by what was said before."""
+    """Whether decoding is speculative: an assistant model, or the text so far, proposes several tokens at a time."""
     return any(decoding.get(name) for name in DRAFTED)
 
 
 def sequences(decoding: dict[str, Any]) -> int:
-    """How many sequences of a row run side by side."""
+    """Number of sequences of each row that run in parallel."""
     return max(decoding.get("num_beams") or 1, decoding.get("num_return_sequences") or 1)
 
 
 class AnswerProcessor(LogitsProcessor):  # type: ignore[misc]
-    """A processor of logits that sees what is generated only.
+    """Applies a logits processor to generated tokens only.
 
     Args:
         inner: The processor.
-        skip: Tokens before.
+        skip: Tokens before the answer.
     """
 
     def __init__(self, inner: LogitsProcessor, skip: int) -> None:
@@ -160,18 +161,18 @@ class AnswerProcessor(LogitsProcessor):  # type: ignore[misc]
 
 
 class AnswerStops(StoppingCriteria):  # type: ignore[misc]
-    """Texts that stop an answer, looked for in what is generated only, whatever tokens they are made of.
+    """Stops an answer at given texts, which may span tokens. The prompt is ignored.
 
     Args:
-        codec: Of the backbone.
+        codec: The backbone's codec.
         stop: The texts.
-        skip: Tokens before.
+        skip: Tokens before the answer.
     """
 
     def __init__(self, codec: Codec, stop: Sequence[str], skip: int) -> None:
         self.codec, self.stop, self.skip = codec, tuple(stop), skip
 
     def __call__(self, input_ids: Any, scores: Any, **options: Any) -> Any:
-        """[B] bool, whether a row has said one."""
+        """[B] bool, whether the answer of a row contains one of the texts."""
         texts = self.codec.tokenizer.batch_decode(input_ids[:, self.skip :])
         return torch.tensor([any(stop in text for stop in self.stop) for text in texts], device=input_ids.device)

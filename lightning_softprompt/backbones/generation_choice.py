@@ -1,4 +1,4 @@
-"""Which generation path a model allows: it is tried out against the forward pass of each row alone."""
+"""Chooses the generation path of a model by comparing paths with the forward pass of each row alone."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 LIMIT = 1e-4  # relative error of logits in float32
-# In half precision rounding alone gives some percent. Rows of one length are all the same what transformers gives them.
+# In half precision, rounding alone causes errors of some percent. Rows of one length run exactly as in transformers.
 HALF_LIMIT, HALF_LIMIT_OF_EQUAL = 0.03, 0.3
 FAILURES = (NotImplementedError, TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError)
 
 
 class GenerationUnsupportedError(ValueError):
-    """A model that cannot generate what its forward pass predicts."""
+    """A model whose generation does not agree with its forward pass."""
 
 
 @dataclass
 class Attempt:
-    """What was tried out for one kind of decoding.
+    """The trials of one kind of decoding.
 
     Args:
-        structure: The options that decide how the model runs.
-        paths: Those that are left, the fastest first.
-        length: Tokens of the longest sequence for which the first of them was right.
-        padding: Columns of padding for which it was right.
-        reasons: Why earlier ones were not.
+        structure: The options that determine how the model runs.
+        paths: Remaining paths, the fastest first.
+        length: Tokens of the longest sequence for which the first path passed.
+        padding: Most columns of padding for which it passed.
+        reasons: Why earlier paths failed.
     """
 
     structure: tuple[Any, ...]
@@ -53,15 +53,15 @@ class Attempt:
     reasons: list[str] = field(default_factory=list)
 
     def covers(self, length: int, padding: int) -> bool:
-        """Whether rows like these were tried out."""
+        """Whether earlier trials cover rows of this length and padding."""
         return length <= self.length and padding <= self.padding
 
 
 class Generator:
-    """Generates by the fastest path that is right, and tries out again what goes beyond all earlier batches.
+    """Generates by the fastest correct path, and repeats the trial for batches that exceed all earlier ones.
 
     Args:
-        backbone: Whose model generates.
+        backbone: The backbone whose model generates.
     """
 
     def __init__(self, backbone: CausalBackbone) -> None:
@@ -73,22 +73,22 @@ class Generator:
         """Answers [B * R, U] to rows.
 
         Raises:
-            GenerationUnsupportedError: If no path gives what the forward pass of a row alone does.
+            GenerationUnsupportedError: If no path agrees with the forward pass of each row alone.
         """
         return self.path_for(rows, decoding)(rows, decoding)
 
     @property
     def way(self) -> str:
-        """The path of the first decoding, and why it is not a faster one."""
+        """The path of the first kind of decoding, and why faster ones failed."""
         if not self.attempts:
-            return "the first batch decides how rows are generated"
+            return "the first batch determines how rows are generated"
         attempt = next(iter(self.attempts.values()))
         if not attempt.paths:
             return f"it cannot generate: {'; '.join(dict.fromkeys(attempt.reasons))}"
         return attempt.paths[0].description + "".join(f" ({reason})" for reason in attempt.reasons[-1:])
 
     def path_for(self, rows: Rows, decoding: Decoding) -> GenerationPath:
-        """The fastest path that is right for rows like these."""
+        """The fastest correct path for these rows."""
         attempt = self._attempt_for(rows, decoding)
         lengths = rows.mask.sum(1)
         longest, padding = int(lengths.argmax()), int(lengths.max() - lengths.min())
@@ -114,7 +114,7 @@ class Generator:
         return self.attempts[kind]
 
     def _is_right(self, attempt: Attempt, rows: Rows, new: int, decoding: Decoding) -> bool:
-        """Tries out the first path that is left; drops it where it is wrong."""
+        """Tries the first remaining path, and drops it if it fails."""
         wrong = self.wrong.setdefault(attempt.structure, set())
         attempt.paths = [path for path in attempt.paths if type(path) not in wrong]
         if not attempt.paths:
@@ -123,17 +123,17 @@ class Generator:
                 f"{'; '.join(dict.fromkeys(attempt.reasons))}. Use a task that scores texts, or another backbone"
             )
         path = attempt.paths[0]
-        if isinstance(path, SharedPrompt):  # whose kept prompt moves by a row's padding
+        if isinstance(path, SharedPrompt):  # its cached prompt shifts with the padding of a row
             rows = rows.with_shorter_copy()
         reason = self._fault_of(path, rows, new, decoding)
         if reason:
-            log.info("%s: not generated so that %s: %s", self.backbone.spec.name, path.description, reason)
+            log.info("%s: rejected the path by which %s: %s", self.backbone.spec.name, path.description, reason)
             attempt.reasons.append(reason)
             wrong.add(type(path))
         return not reason
 
     def _fault_of(self, path: GenerationPath, rows: Rows, new: int, decoding: Decoding) -> str:
-        """Why a path is not right for these rows; empty where it is."""
+        """Why a path fails for these rows; empty if it passes."""
         try:
             limit = self._limit(path)
             error = error_of(path, rows, new, decoding, limit)

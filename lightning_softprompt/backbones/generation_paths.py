@@ -1,7 +1,7 @@
-"""The paths by which a decoder-only model generates, all to the same answers, the fastest first.
+"""The paths by which a decoder-only model generates. All of them give the same answers; the fastest comes first.
 
-Every path lays a row out as one sequence, with its prompt in place and padding before it only: windows, relative
-positions and recurrent states then see what they see of the row alone.
+Every path runs a row as one sequence, with its prompt in place and padding only on the left. Windows, relative
+positions and recurrent states then match those of the row alone.
 """
 
 from __future__ import annotations
@@ -29,30 +29,30 @@ class GenerationPath(ABC):
     """A path by which rows are generated.
 
     Args:
-        backbone: Whose model generates.
+        backbone: The backbone whose model generates.
     """
 
     description: ClassVar[str]
     batches_lengths: ClassVar[bool]  # whether rows of different lengths run together
-    is_forward: ClassVar[bool] = False  # whether each new token comes from a forward pass of the whole row
+    is_forward: ClassVar[bool] = False  # whether a forward pass of the whole row gives each new token
 
     def __init__(self, backbone: CausalBackbone) -> None:
         self.backbone = backbone
 
     def __call__(self, rows: Rows, decoding: Decoding) -> Tensor:
-        """Answers [B * R, U], R of each row, padded at the end."""
+        """Answers [B * R, U], R for each row, padded at the end."""
         return self.run(rows, decoding)[:, rows.mask.shape[1] :]  # type: ignore[no-any-return]
 
     @abstractmethod
     def run(self, rows: Rows, decoding: Decoding) -> Any:
-        """What transformers' `generate` returns for rows that run together: [B * R, M + U] with M columns before."""
+        """The result of transformers' `generate` for rows that run together: [B * R, M + U], M input columns first."""
 
 
 @final
 class SharedPrompt(GenerationPath):
-    """The prompt that all rows begin with runs once for all calls, and its keys and values come before each row."""
+    """Runs the prompt that all rows begin with once for all calls. Its keys and values precede each row."""
 
-    description = "the shared prompt runs once and its keys and values are kept"
+    description = "the shared prompt runs once and its keys and values are cached"
     batches_lengths = True
 
     def run(self, rows: Rows, decoding: Decoding) -> Any:
@@ -66,14 +66,14 @@ class SharedPrompt(GenerationPath):
 
     @staticmethod
     def applies(rows: Rows, decoding: Decoding) -> bool:
-        """Whether all rows begin with a prompt and go on behind it, and the cache is not the decoding's own."""
+        """Whether all rows begin with the prompt and continue after it, and no option selects another cache."""
         own = decoding.get("use_cache", True) is False or decoding.get("cache_implementation") or drafted(decoding)
         return not own and not rows.kv and 0 < rows.prompt_end < int(rows.mask.sum(1).min())
 
 
 @final
 class LeftPadded(GenerationPath):
-    """Rows of all lengths run together, with padding before the shorter ones."""
+    """Runs rows of all lengths together, with padding on the left of shorter rows."""
 
     description = "rows run together, padded on the left"
     batches_lengths = True
@@ -86,7 +86,7 @@ class LeftPadded(GenerationPath):
 
 
 class EqualLengths(GenerationPath):
-    """Rows of one length run together, without padding."""
+    """Runs rows of the same length together, without padding."""
 
     description = "rows run together with those of the same length only"
     batches_lengths = False
@@ -111,7 +111,7 @@ class EqualLengths(GenerationPath):
 
 @final
 class WithoutCache(EqualLengths):
-    """Rows run as in the forward pass, as a whole for each new token: slow, and right wherever that pass is."""
+    """Runs the whole row in a forward pass for each new token: slow, and correct wherever the forward pass is."""
 
     description = "rows of the same length run as a whole for each new token"
     is_forward = True
@@ -127,11 +127,11 @@ class WithoutCache(EqualLengths):
 
 @contextmanager
 def forward_inputs(model: Any, first: Tensor | None) -> Iterator[None]:
-    """Lets `generate` run the model on ids alone, as the forward pass does: without masks, positions and cache.
+    """Makes `generate` run the model on ids alone, as the forward pass does: without masks, positions and cache.
 
     Args:
         model: The transformers model.
-        first: [B|1] position of the first token of each row; None leaves positions to the model.
+        first: [B|1] position of the first token of each row; if None, the model counts positions.
     """
 
     def prepare(input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
@@ -145,7 +145,7 @@ def forward_inputs(model: Any, first: Tensor | None) -> Iterator[None]:
 
 
 def plain_inputs(ids: Tensor, first: Tensor | None) -> dict[str, Any]:
-    """What the forward pass is given of ids [B, M] alone; see `forward_inputs`."""
+    """Inputs of the forward pass for ids [B, M] alone; see `forward_inputs`."""
     inputs: dict[str, Any] = {"input_ids": ids, "use_cache": False}
     if first is not None:
         inputs["position_ids"] = first[:, None] + torch.arange(ids.shape[1], device=ids.device)
@@ -153,13 +153,13 @@ def plain_inputs(ids: Tensor, first: Tensor | None) -> dict[str, Any]:
 
 
 def reading_of(backbone: CausalBackbone, rows: Rows, **inputs: Any) -> Reading:
-    """Rows without padding behind them, as generation reads them, with further inputs such as a cache."""
+    """The generation input of rows without padding on the right, with further inputs such as a cache."""
     if rows.kv:
         inputs["position_ids"] = (rows.mask.cumsum(1) - 1).clamp(min=0) + rows.first_position[:, None]
     return Reading(token_ids(rows, backbone.codec), rows.embeds, {"attention_mask": rows.mask.long(), **inputs})
 
 
 def token_ids(rows: Rows, codec: Codec) -> Tensor:
-    """[B, M] ids of text, with a placeholder for every other token."""
+    """[B, M] ids of text tokens, with a placeholder for every other token."""
     is_text = (rows.keys >= 0) & (rows.keys < SOFT)
     return rows.keys.where(is_text, codec.placeholder).where(rows.mask, codec.pad_id)

@@ -1,4 +1,4 @@
-"""Tries a generation path out against the forward pass of each row alone, which is what training optimizes."""
+"""Compares a generation path with the forward pass of each row alone, which training optimizes."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ if TYPE_CHECKING:
     from lightning_softprompt.backbones.base import Backbone
     from lightning_softprompt.backbones.causal import CausalBackbone
 
-STEPS = 3  # tokens of each row that are tried out: one of the first pass, two behind a cache
-STRUCTURE = ("use_cache", "cache_implementation", *DRAFTED)  # options that decide how the model runs
+STEPS = 3  # generated tokens that a trial compares: one from the first pass, two that use the cache
+STRUCTURE = ("use_cache", "cache_implementation", *DRAFTED)  # options that determine how the model runs
 
 
 class LengthDependenceError(NotImplementedError):
-    """A model whose results for a token depend on how many follow, as where positions scale with the length."""
+    """A model whose results for a token depend on the number of later tokens, as with length-scaled positions."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What a path is tried out on.
+    """Rows on which a path is compared with the forward pass.
 
     Args:
-        rows: One or two rows, almost as long as they become.
+        rows: One or two rows, including all generated tokens but the last ones.
         text: [B, U] the last tokens, which the path is forced to generate.
         right: [U, V] logits of these tokens in the forward pass of each row alone.
-        logits: Gives the same of other texts; see `next_logits`.
+        logits: Computes the same for other texts; see `next_logits`.
     """
 
     rows: Rows
@@ -50,19 +50,19 @@ class Trial:
     logits: Callable[[CausalBackbone, Rows, int, Tensor], Tensor]
 
     def only(self, b: int) -> Trial:
-        """One row of it."""
+        """The trial of one row."""
         return replace(self, rows=self.rows[[b]].trimmed(), text=self.text[b : b + 1], right=self.right[b : b + 1])
 
 
 def error_of(path: GenerationPath, rows: Rows, new: int, decoding: Decoding, limit: float) -> float:
-    """How far a path is from the forward pass, relative to the logits; without bound where a number is not finite.
+    """The error of a path, relative to the logits of the forward pass; infinite if a number is not finite.
 
     Args:
         path: The path.
         rows: One or two rows.
-        new: Tokens that are to be generated.
-        decoding: The options, of which those count that decide how the model runs.
-        limit: Errors of rounding.
+        new: Number of tokens to generate.
+        decoding: The options; only those that determine how the model runs are used.
+        limit: Largest rounding error.
 
     Raises:
         LengthDependenceError: If the path cannot run these rows together.
@@ -79,7 +79,7 @@ def error_of(path: GenerationPath, rows: Rows, new: int, decoding: Decoding, lim
 
 
 def trial_of(path: GenerationPath, rows: Rows, new: int, limit: float) -> tuple[Trial, bool]:
-    """Rows with so many new tokens, and whether their first logits stay the same as they grow."""
+    """Rows with `new` more tokens, and whether their first logits stay the same as the rows grow."""
     backbone, steps, count = path.backbone, min(STEPS, new), len(rows.mask)
     tokens, embeds = some_text(backbone, count, new)
     longer = rows.followed_by(tokens[:, : new - steps], embeds[:, : new - steps])
@@ -94,7 +94,7 @@ def trial_of(path: GenerationPath, rows: Rows, new: int, limit: float) -> tuple[
 
 
 def _of_logits(path: GenerationPath, trial: Trial, options: Decoding, beams: int) -> float:
-    """Of the logits along a text that the path is forced to generate."""
+    """Error of the logits along a text that the path is forced to generate."""
     text, length = trial.text, trial.rows.mask.shape[1]
     forced = LogitsProcessorList([ForcedText(text, length)])
     kept = {"output_logits": True, "return_dict_in_generate": True, "logits_processor": forced}
@@ -104,7 +104,7 @@ def _of_logits(path: GenerationPath, trial: Trial, options: Decoding, beams: int
 
 
 def _of_beams(path: GenerationPath, trial: Trial, options: Decoding, beams: int) -> float:
-    """Of the log-likelihoods that beams are ranked by."""
+    """Error of the log-likelihoods that rank beams."""
     steps, length = trial.text.shape[1], trial.rows.mask.shape[1]
     shaped = {"num_beams": beams, "num_return_sequences": beams, "min_new_tokens": steps, "length_penalty": 0.0}
     kept = {"output_scores": True, "return_dict_in_generate": True}
@@ -118,7 +118,7 @@ def _of_beams(path: GenerationPath, trial: Trial, options: Decoding, beams: int)
 
 
 def _of_drafts(path: GenerationPath, trial: Trial, options: Decoding, beams: int) -> float:
-    """How much likelier other tokens are than those of the answers."""
+    """How much more likely other tokens are than those of the answers."""
     length = trial.rows.mask.shape[1]
     answers = path.run(trial.rows, {**options, "max_new_tokens": trial.text.shape[1]})[:, length:]
     errors = []
@@ -130,7 +130,7 @@ def _of_drafts(path: GenerationPath, trial: Trial, options: Decoding, beams: int
 
 
 def next_logits(backbone: CausalBackbone, rows: Rows, b: int, text: Tensor) -> Tensor:
-    """[U, V] of each token of a text [U] behind a row, from one forward pass of that row alone."""
+    """[U, V] logits of each token of a text [U] that follows a row, from one forward pass of that row alone."""
     row = rows[[b]].trimmed()
     reading = Reading(token_ids(row, backbone.codec), row.embeds, {})
     reading = replace(reading, ids=torch.cat([reading.ids, text[None, :-1]], dim=1))
@@ -142,13 +142,13 @@ def next_logits(backbone: CausalBackbone, rows: Rows, b: int, text: Tensor) -> T
 
 
 def stepwise_logits(backbone: CausalBackbone, rows: Rows, b: int, text: Tensor) -> Tensor:
-    """The same from a forward pass for each token, of the text up to there."""
+    """The same from one forward pass for each token, over the text before it."""
     each = [next_logits(backbone, rows, b, text[: step + 1])[-1] for step in range(len(text))]
     return torch.stack(each)
 
 
 def some_text(backbone: Backbone, rows: int, length: int) -> tuple[Tensor, Tensor]:
-    """Tokens [B, length] that end no answer, the same at each call, and what they are embedded as."""
+    """Tokens [B, length] that end no answer, the same for each call, and their embeddings."""
     ends = backbone.model.generation_config.eos_token_id
     special = {*backbone.codec.tokenizer.all_special_ids, *(ends if isinstance(ends, list) else [ends])}
     words = backbone.word_embeddings
@@ -165,11 +165,11 @@ def relative_error(ours: Tensor, right: Tensor) -> float:
 
 
 class ForcedText(LogitsProcessor):  # type: ignore[misc]
-    """Makes rows generate a text.
+    """Forces rows to generate a text.
 
     Args:
         text: [B, U] tokens.
-        skip: Tokens before.
+        skip: Tokens before the text.
     """
 
     def __init__(self, text: Tensor, skip: int) -> None:

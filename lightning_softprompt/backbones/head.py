@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy, linear
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from lightning_softprompt.backbones.refusals import UnsupportedBackboneError
 from lightning_softprompt.types import IGNORE
 
 CHUNK = 128  # targets whose logits over the whole vocabulary are held at once
@@ -61,7 +62,7 @@ class Head:
             packed: [1, B * U] where they are in a packed row, if the model sees one.
 
         Raises:
-            ValueError: If the model has no head.
+            ValueError: If the model has no head, or one that does not take one state for each token.
         """
         if self.headless:
             raise ValueError(
@@ -71,6 +72,11 @@ class Head:
         seen: list[Tensor] = []
 
         def select(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            if args[0].dim() != 3:
+                raise UnsupportedBackboneError(
+                    f"its head takes states with {args[0].dim()} dimensions, such as those of several predictions for "
+                    f"each token, and one state for each token is required."
+                )
             places = columns if packed is None else packed
             seen.append(args[0].gather(1, places[..., None].expand(-1, -1, args[0].shape[2])))
             return (seen[0][:, :0] if self.plain else seen[0], *args[1:])
@@ -81,7 +87,7 @@ class Head:
         finally:
             handle.remove()
         if not seen:
-            raise RuntimeError("the model computes its logits without calling its head.")
+            raise UnsupportedBackboneError("the model computes its logits without calling its head.")
         hidden = seen[0].view(*columns.shape, -1)
         if self.plain is None:
             self.plain = _same(logits, self._project(seen[0]))

@@ -115,9 +115,10 @@ def made_rows(backbone: Backbone, rows: int, tokens: int) -> Batch:
     codec, draw = backbone.codec, torch.Generator().manual_seed(0)
     text = "a" + " a" * ((tokens - 4) // len(codec.ids(" a")))
     batch = codec.collate([codec.encode(Template("{soft}{text}{target}").pieces({"text": text}), "a")] * rows)
-    words = len(codec.tokenizer)
-    ids = torch.randint(0, words, batch.input_ids.shape, generator=draw)
-    ids[torch.arange(rows), batch.source.int().argmax(1)] = torch.arange(rows) % words
+    special = set(codec.tokenizer.all_special_ids)  # some models do not attend to padding, wherever it is
+    words = torch.tensor([word for word in range(len(codec.tokenizer)) if word not in special])
+    ids = words[torch.randint(len(words), batch.input_ids.shape, generator=draw)]
+    ids[torch.arange(rows), batch.source.int().argmax(1)] = words[torch.arange(rows) % len(words)]
     return replace(batch, input_ids=torch.where(batch.source, ids, batch.input_ids))
 
 

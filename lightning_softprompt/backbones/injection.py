@@ -220,16 +220,28 @@ def _plain_mask(query: Tensor, key: Tensor, causal: bool) -> Tensor | None:
     return torch.ones(size, keys, dtype=torch.bool, device=key.device).tril(keys - size)[None, None]
 
 
+@contextmanager
+def injectable(model: PreTrainedModel) -> Iterator[None]:
+    """Sets the attention function that takes keys and values, and restores that of each part of the model."""
+    configs = [module.config for module in model.modules() if isinstance(module, PreTrainedModel)]
+    before = [config._attn_implementation for config in configs]
+    try:
+        model.set_attn_implementation(NAME)
+        yield
+    finally:
+        for config, name in zip(configs, before, strict=True):  # the whole first: it also sets its parts
+            config._attn_implementation = name
+
+
 def watch(model: PreTrainedModel, **inputs: Tensor) -> list[Seen]:
     """What each attention of a model is given as it runs, in order."""
     seen: list[Seen] = []
-    token, before = WATCHED.set(seen), model.config._attn_implementation
+    token = WATCHED.set(seen)
     try:
-        model.set_attn_implementation(NAME)
-        model(**inputs, use_cache=False)
+        with injectable(model):
+            model(**inputs, use_cache=False)
     finally:
         WATCHED.reset(token)
-        model.set_attn_implementation(before)
     return seen
 
 
@@ -309,13 +321,9 @@ def check_like_text(model: PreTrainedModel, stack: nn.Module, sites: Mapping[str
     kept = keys_and_values_of(model, sites, ids[0, :3])
     kv = {kind: {n: (layer[:1], layer[1:]) for n, layer in enumerate(layers)} for kind, layers in kept.items()}
     whole = stack(input_ids=ids, use_cache=False)[0][:, 3:]
-    positions, before = torch.arange(3, 7, device=ids.device)[None], model.config._attn_implementation
-    try:
-        model.set_attn_implementation(NAME)
-        with injected(at(sites, kv, {})):
-            own = stack(input_ids=ids[:, 3:], position_ids=positions, use_cache=False)[0]
-    finally:
-        model.set_attn_implementation(before)
+    positions = torch.arange(3, 7, device=ids.device)[None]
+    with injectable(model), injected(at(sites, kv, {})):
+        own = stack(input_ids=ids[:, 3:], position_ids=positions, use_cache=False)[0]
     error = float((own - whole).abs().max() / whole.abs().max().clamp(min=1e-30))
     if error > limit:
         raise InjectionUnsupportedError(

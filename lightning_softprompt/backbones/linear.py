@@ -90,7 +90,7 @@ class Prepacked:
             cast = weight.detach().to(self.dtype)
             self.packed = laid_out(cast), laid_out(cast.t()), None if bias is None else bias.to(self.dtype)
         out = FrozenLinear.apply(rows.flatten(0, -2), *self.packed)
-        return out.view(*rows.shape[:-1], -1)  # out here, where models may change the result in place
+        return out.view(*rows.shape[:-1], out.shape[-1])  # out here, where models may change the result in place
 
 
 class FrozenLinear(torch.autograd.Function):

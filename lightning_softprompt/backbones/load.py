@@ -35,12 +35,12 @@ from transformers.utils.hub import cached_file
 from lightning_softprompt.backbones.base import Backbone, BackboneSpec
 from lightning_softprompt.backbones.causal import CausalBackbone
 from lightning_softprompt.backbones.codec import Codec
-from lightning_softprompt.backbones.entry import EntryUnsupportedError, find_entry
+from lightning_softprompt.backbones.entry import EntryUnsupportedError, check_attends, check_embeddings, find_entry
 from lightning_softprompt.backbones.fingerprint import WeightFiles, weight_files
 from lightning_softprompt.backbones.linear import plain_products
 from lightning_softprompt.backbones.masked import MaskedBackbone
 from lightning_softprompt.backbones.quantized import quantization_config, refuse_with_quantized
-from lightning_softprompt.backbones.refusals import UnsupportedBackboneError, refusing
+from lightning_softprompt.backbones.refusals import UnsupportedBackboneError, explaining, refusing
 from lightning_softprompt.backbones.seq2seq import Seq2SeqBackbone
 from lightning_softprompt.folders import fill, write_whole
 
@@ -114,10 +114,12 @@ def load_backbone(spec: BackboneSpec) -> Backbone:
     model, codec = _model(place, FAMILIES[family]), _codec(place)
     subject = f"backbone {spec.name!r} of type {config.model_type} is not supported"
     with refusing(subject, ANOTHER):
-        backbone = family(model, codec, spec)
         try:
+            check_embeddings(model)
+            backbone = family(model, codec, spec)
             try_out(backbone)
-        except EntryUnsupportedError as reason:
+            check_attends(backbone.stack, len(backbone.word_embeddings), backbone.is_causal)
+        except UnsupportedBackboneError as reason:
             raise UnsupportedBackboneError(f"{subject}: {reason} {ANOTHER}") from reason
     backbone.files = _weight_files(place)
     return backbone
@@ -127,8 +129,7 @@ def try_out(backbone: Backbone) -> None:
     """Runs a model on a few tokens: to find how embeddings enter it, and whether its head gives logits.
 
     Raises:
-        EntryUnsupportedError: If soft tokens cannot enter it.
-        RuntimeError: Whatever the model raises, or another error of transformers.
+        UnsupportedBackboneError: If soft tokens cannot enter it, or it does not run.
     """
     if getattr(backbone.model.config, "attention_type", None) == "block_sparse":
         raise EntryUnsupportedError(
@@ -140,7 +141,8 @@ def try_out(backbone: Backbone) -> None:
         found = find_entry(backbone.stack, words, codec.start, codec.placeholder, backbone.is_causal)
         backbone.use_entry(found.entry)
         backbone.learned_positions = found.positions
-        backbone.try_head()
+        with explaining("it does not predict tokens of a row that has a soft token"):
+            backbone.try_head()
 
 
 def _weight_files(place: BackboneSpec) -> WeightFiles | None:

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 
 EXACT = (torch.float32, torch.float64)
 
@@ -26,6 +28,17 @@ class _View:
         return self.weight.detach().float().as_strided(self.size, self.stride, self.offset)
 
 
+class _MasksOfQueries(TorchFunctionMode):
+    """Casts additive masks to the precision of the queries: some models create them in that of their weights."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        mask = kwargs.get("attn_mask")
+        if func is scaled_dot_product_attention and mask is not None and mask.dtype != torch.bool:
+            kwargs = {**kwargs, "attn_mask": mask.to(args[0].dtype)}
+        return func(*args, **kwargs)
+
+
 @contextmanager
 def in_float32(model: nn.Module) -> Iterator[None]:
     """Within it, modules compute in float32 with their own weights. No copy of the model is held.
@@ -35,13 +48,14 @@ def in_float32(model: nn.Module) -> Iterator[None]:
     weights: dict[int, Tensor] = {}  # by the storage of their float32 copy, while their module runs
     units = _units(model)
 
-    def enlarge(module: nn.Module, *_: Any) -> None:
+    def enlarge(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         kept = [half for owner in units[module] for half in _halves(owner)]
         vars(module)["_in_half"] = kept
         for table, name, half in kept:
             copy = half.detach().float()
             weights[copy.untyped_storage().data_ptr()] = half
             table[name] = copy
+        return tuple(map(_enlarged, args))
 
     def restore(module: nn.Module, *_: Any) -> None:
         for table, name, half in vars(module).pop("_in_half", ()):
@@ -64,26 +78,31 @@ def in_float32(model: nn.Module) -> Iterator[None]:
         )
     ]
     try:
-        with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        with torch.autograd.graph.saved_tensors_hooks(pack, unpack), _MasksOfQueries():
             yield
     finally:
         for handle in handles:
             handle.remove()
 
 
+def _enlarged(value: Any) -> Any:
+    """A half-precision tensor in float32: Mamba casts states to the precision of its head's weights before the head."""
+    is_half = isinstance(value, Tensor) and value.is_floating_point() and value.dtype not in EXACT
+    return value.float() if is_half else value
+
+
 def _units(model: nn.Module) -> dict[nn.Module, list[nn.Module]]:
     """Modules whose weights are enlarged together while the first of them runs.
 
     A module of leaves alone is one unit: T5's perceptron asks for the precision of a weight before that layer runs.
+    Each of its leaves is a unit as well, for calls from outside the module: the head of RoBERTa is such a leaf.
     """
     units: dict[nn.Module, list[nn.Module]] = {}
-    grouped: set[nn.Module] = set()
     for module in model.modules():
         children = list(module.children())
         if children and not any(list(child.children()) for child in children):
             units[module] = [module, *children]
-            grouped.update(units[module])
-    single = {module: [module] for module in model.modules() if module not in grouped and _halves(module)}
+    single = {module: [module] for module in model.modules() if module not in units and _halves(module)}
     return {**units, **single}
 
 

@@ -125,6 +125,7 @@ def share_out(backbone: Backbone, mesh: DeviceMesh) -> None:
     _check(backbone, layers)
     backbone.pin_fingerprint()
     small = twin(backbone.model.config, backbone.spec, narrowest(backbone.model.config), 4)
+    small.use_entry(backbone.entry)
     with torch.no_grad():
         small.states(made_rows(small, 2, 24))
     backbone.take_over(small)

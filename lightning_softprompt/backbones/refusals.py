@@ -8,12 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 
 PACKAGE = str(Path(__file__).parents[1])
 # What transformers and PyTorch raise for files, configurations and architectures that they cannot use.
 FAILURES = (
     *(OSError, ValueError, TypeError, AttributeError, LookupError, AssertionError, ArithmeticError),
-    *(RuntimeError, ImportError),
+    *(RuntimeError, ImportError, StrictDataclassError),
 )
 
 
@@ -40,6 +41,26 @@ def refusing(subject: str, way_out: str) -> Iterator[None]:
         if isinstance(error, ValueError) and _is_ours(error):
             raise
         raise UnsupportedBackboneError(f"{subject}: {reason_of(error)} {way_out}") from error
+
+
+@contextmanager
+def explaining(explanation: str) -> Iterator[None]:
+    """Turns failures of transformers and PyTorch inside into refusals that open with an explanation.
+
+    Args:
+        explanation: What the failure means, as a clause without a full stop.
+
+    Raises:
+        UnsupportedBackboneError: With the explanation, and the first line of the failure in parentheses.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except FAILURES as error:
+        if isinstance(error, ValueError) and _is_ours(error):
+            raise
+        raise UnsupportedBackboneError(f"{explanation} ({reason_of(error).rstrip('.')}).") from error
 
 
 def reason_of(error: BaseException) -> str:

@@ -12,9 +12,11 @@ from dataclasses import replace
 import torch
 
 from lightning_softprompt.backbones.base import Backbone, BackboneSpec
+from lightning_softprompt.backbones.generation_trial import STEPS
 from lightning_softprompt.backbones.hollow import load_config, made_rows, twin
+from lightning_softprompt.backbones.load import try_out
 from lightning_softprompt.backbones.narrowing import divisors, narrowest
-from lightning_softprompt.backbones.refusals import FAILURES, UnsupportedBackboneError, reason_of
+from lightning_softprompt.backbones.refusals import FAILURES, UnsupportedBackboneError, explaining, reason_of
 from lightning_softprompt.types import SoftPrompt
 
 Requirement = Callable[[Backbone], None]
@@ -24,20 +26,42 @@ WIDTHS_TRIED = 3
 
 def takes_soft_tokens(backbone: Backbone) -> None:
     """Rows with soft tokens run, forward and backward."""
-    batch = made_rows(backbone, 2, TOKENS)
-    tokens = backbone.embed(batch.input_ids[:1, :2]).detach().requires_grad_()
-    states = backbone.states(batch, SoftPrompt(tokens=tokens))
-    torch.autograd.grad(states.hidden.float().sum(), tokens)
+    with explaining(f"rows with soft tokens do not run in {backbone.spec.dtype}"):
+        batch = made_rows(backbone, 2, TOKENS)
+        tokens = backbone.embed(batch.input_ids[:1, :2]).detach().requires_grad_()
+        states = backbone.states(batch, SoftPrompt(tokens=tokens))
+        torch.autograd.grad(states.hidden.float().sum(), tokens)
 
 
 def takes_keys_and_values(backbone: Backbone) -> None:
     """The attentions of all layers can be given keys and values."""
-    backbone.check_attentions()
+    with explaining("its attentions do not run with keys and values from outside"):
+        backbone.check_attentions()
 
 
 def takes_late_tokens(backbone: Backbone) -> None:
     """Soft tokens can enter before a middle layer."""
-    backbone.check_late_tokens()
+    with explaining("soft tokens do not enter before a middle layer of it"):
+        backbone.check_late_tokens()
+
+
+def generates(beams: int = 1) -> Requirement:
+    """A requirement: rows generate answers that agree with the forward pass of each row alone.
+
+    Args:
+        beams: How many beams a row has.
+    """
+
+    def generates_answers(backbone: Backbone) -> None:
+        if not backbone.codec.stop:  # which the data module refuses, with what to do
+            return
+        with explaining("it does not generate answers"):
+            batch = made_rows(backbone, 2, TOKENS)
+            tokens = backbone.embed(batch.input_ids[:1, :2]).detach()
+            options = {"num_beams": beams} if beams > 1 else {}
+            backbone.generate(backbone.asked(batch), SoftPrompt(tokens=tokens), max_new_tokens=STEPS, **options)
+
+    return generates_answers
 
 
 def require(requirements: Sequence[Requirement], method: str, backbone: Backbone) -> None:
@@ -71,6 +95,8 @@ def require_of_copy(requirements: Sequence[Requirement], method: str, spec: Back
     Raises:
         ValueError: If there is no such backbone, or the method cannot use it.
     """
+    if not requirements:
+        return
     config = load_config(spec)
     attention = None if spec.attention == "flash_attention_2" else spec.attention
     plain = replace(spec, attention=attention)
@@ -79,6 +105,7 @@ def require_of_copy(requirements: Sequence[Requirement], method: str, spec: Back
     for by in divisors(narrowest(config))[:WIDTHS_TRIED]:
         try:
             copy = twin(config, plain, by)
+            try_out(copy)  # embeddings enter it as they enter the backbone
         except UnsupportedBackboneError:
             continue
         try:

@@ -1,4 +1,4 @@
-"""How an encoder-decoder generates: by the fastest path that agrees with the forward pass of each row alone."""
+"""Generation of encoder-decoders by the fastest path that agrees with the forward pass of each row alone."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ OWN_CACHE = ("cache_implementation", *DRAFTED)  # options that require a cache
 
 @dataclass(frozen=True)
 class EncoderRows:
-    """Rows that an encoder reads, padded behind.
+    """Rows for an encoder, padded on the right.
 
     Args:
-        ids: [B, M] tokens, with placeholders on soft ones.
-        embeds: [B, M, H] what they are embedded as.
-        mask: [B, M] bool.
-        prompt: Keys and values from outside.
+        ids: [B, M] token ids, with placeholders for soft tokens.
+        embeds: [B, M, H] embeddings.
+        mask: [B, M] bool, False on padding.
+        prompt: The prompt, for its keys and values.
     """
 
     ids: Tensor
@@ -41,7 +41,7 @@ class EncoderRows:
     prompt: SoftPrompt | None
 
     def only(self, rows: list[int]) -> EncoderRows:
-        """Some of them, without columns that none of these has."""
+        """Some of the rows, without columns in which all of them have padding."""
         mask = self.mask[rows]
         longest = int(mask.sum(1).max())
         parts = self.ids[rows, :longest], self.embeds[rows, :longest], mask[:, :longest]
@@ -53,8 +53,8 @@ class Path:
     """A path by which rows are generated.
 
     Args:
-        has_cache: Whether the decoder keeps its keys and values, or reads an answer again for each new token.
-        is_batched: Whether rows run together, or one by one.
+        has_cache: Whether the decoder caches keys and values; if not, it reads the answer again for each new token.
+        is_batched: Whether rows run together or one by one.
     """
 
     has_cache: bool
@@ -62,13 +62,13 @@ class Path:
 
     @property
     def description(self) -> str:
-        """How rows run, as a person reads it."""
-        rows = "rows run together, padded behind them" if self.is_batched else "rows run one by one"
-        cache = "the decoder keeps its keys and values" if self.has_cache else "the decoder has no cache"
+        """A description for users."""
+        rows = "rows run together, padded on the right" if self.is_batched else "rows run one by one"
+        cache = "the decoder caches keys and values" if self.has_cache else "the decoder has no cache"
         return f"{rows}; {cache}"
 
     def options(self, decoding: dict[str, Any]) -> dict[str, Any]:
-        """The options of decoding, without a cache where the path has none."""
+        """The decoding options, without a cache if the path has none."""
         if self.has_cache:
             return decoding
         return {name: value for name, value in decoding.items() if name not in OWN_CACHE} | {"use_cache": False}
@@ -78,31 +78,31 @@ PATHS = (Path(True, True), Path(False, True), Path(True, False), Path(False, Fal
 
 
 class Seq2SeqGenerator:
-    """Generates by the fastest path that is right; a batch that goes beyond all earlier ones tries it out again.
+    """Generates by the fastest correct path, and repeats the trial for batches that exceed all earlier ones.
 
     Args:
-        backbone: Whose model generates.
+        backbone: The backbone whose model generates.
     """
 
     def __init__(self, backbone: Seq2SeqBackbone) -> None:
         self.backbone = backbone
-        self.paths: dict[tuple[Any, ...], list[Path]] = {}  # those that are left, by the options that matter
-        self.tried: dict[tuple[Any, ...], tuple[int, int]] = {}  # the longest row, and the most padding
+        self.paths: dict[tuple[Any, ...], list[Path]] = {}  # remaining paths by options
+        self.tried: dict[tuple[Any, ...], tuple[int, int]] = {}  # the longest row and the most padding that passed
         self.reasons: list[str] = []
 
     @property
     def way(self) -> str:
-        """The path of the first decoding, and why it is not a faster one."""
+        """The path of the first kind of decoding, and why faster ones failed."""
         paths = next(iter(self.paths.values()), list(PATHS))
         if not paths:
             return f"it cannot generate: {'; '.join(dict.fromkeys(self.reasons))}"
         return paths[0].description + "".join(f" ({reason})" for reason in self.reasons[-1:])
 
     def __call__(self, rows: EncoderRows, decoding: dict[str, Any]) -> Tensor:
-        """Answers [B * R, U], R of each row.
+        """Answers [B * R, U], R for each row.
 
         Raises:
-            GenerationUnsupportedError: If no path gives what the forward pass of a row alone does.
+            GenerationUnsupportedError: If no path agrees with the forward pass of each row alone.
         """
         path = self.path_for(rows, decoding)
         parts = [rows] if path.is_batched else [rows.only([b]) for b in range(len(rows.mask))]
@@ -111,7 +111,7 @@ class Seq2SeqGenerator:
         return pad_sequence(answers, batch_first=True, padding_value=self.backbone.codec.pad_id)
 
     def run(self, rows: EncoderRows, options: dict[str, Any]) -> Any:
-        """What transformers' `generate` returns for rows that run together; the decoder opens as in training."""
+        """The result of transformers' `generate` for rows that run together; the decoder starts as in training."""
         opening = rows.ids.new_tensor(self.backbone.opening)
         inputs: dict[str, Any] = {"attention_mask": rows.mask.long(), "forced_bos_token_id": None}
         if len(opening) > 1:
@@ -120,7 +120,7 @@ class Seq2SeqGenerator:
             return generate(self.backbone, Reading(rows.ids, rows.embeds, inputs), len(opening), options)
 
     def path_for(self, rows: EncoderRows, decoding: dict[str, Any]) -> Path:
-        """The fastest path that is right for rows like these."""
+        """The fastest correct path for these rows."""
         has_kv = rows.prompt is not None and bool(rows.prompt.kv)
         steps = min(STEPS, decoding.get("max_new_tokens") or STEPS)
         kind = (*(decoding.get(name) for name in STRUCTURE), has_kv, steps)
@@ -132,7 +132,7 @@ class Seq2SeqGenerator:
             return self._first(paths)
         two = rows.only(sorted({int(lengths.argmin()), int(lengths.argmax())}))
         while fault := self._fault_of(self._first(paths), two, decoding, steps):
-            log.info("%s: not generated so that %s: %s", self.backbone.spec.name, paths[0].description, fault)
+            log.info("%s: rejected the path by which %s: %s", self.backbone.spec.name, paths[0].description, fault)
             self.reasons.append(fault)
             del paths[0]
             before = (-1, -1)
@@ -148,7 +148,7 @@ class Seq2SeqGenerator:
         return paths[0]
 
     def _fault_of(self, path: Path, rows: EncoderRows, decoding: dict[str, Any], steps: int) -> str:
-        """Why a path is not right for these rows; empty where it is."""
+        """Why a path fails for these rows; empty if it passes."""
         structure = {name: decoding[name] for name in STRUCTURE if name in decoding}
         is_exact = self.backbone.model.dtype in (torch.float32, torch.float64)
         try:
@@ -161,7 +161,7 @@ class Seq2SeqGenerator:
 
     def _error_of(self, path: Path, rows: EncoderRows, options: dict[str, Any], steps: int) -> float:
         text, _ = some_text(self.backbone, len(rows.ids), steps)
-        if drafted(options):  # which forces no text
+        if drafted(options):  # speculative decoding cannot force a text
             options = {name: value for name, value in options.items() if name not in DRAFTED}
         groups = [list(range(len(text)))] if path.is_batched else [[b] for b in range(len(text))]
         errors = []
@@ -174,14 +174,17 @@ class Seq2SeqGenerator:
         return max(errors)
 
     def _right(self, row: EncoderRows, text: Tensor) -> Tensor:
-        """[U, V] of each token of a text [U] in the forward pass of one row, up to there if what follows counts."""
+        """[U, V] logits of each token of a text [U] in the forward pass of one row.
+
+        A model whose logits depend on later tokens reads the text up to each token only.
+        """
         whole, begin = self._forward(row, text), self._forward(row, text[:1])
         if relative_error(whole[:1], begin) <= LIMIT:
             return whole
         return torch.cat([self._forward(row, text[: step + 1])[-1:] for step in range(len(text))])
 
     def _forward(self, row: EncoderRows, text: Tensor) -> Tensor:
-        """[U, V] of each token of a text [U], from one forward pass."""
+        """[U, V] logits of each token of a text [U], from one forward pass."""
         read = torch.cat([text.new_tensor(self.backbone.opening), text[:-1]])[None]
         model: Any = self.backbone.model
         reading = Reading(row.ids, row.embeds, {})

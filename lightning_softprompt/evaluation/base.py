@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
 
+from lightning_softprompt.backbones.requirements import Requirement
 from lightning_softprompt.lm import PromptedLM
 from lightning_softprompt.types import Batch
 
@@ -31,6 +32,11 @@ class Evaluation(nn.Module, ABC):
     ranks: str | None = None  # the score of a row that says how well it came out: the greater, the better
 
     stage = "test"  # of the pass
+
+    @property
+    def requires(self) -> tuple[Requirement, ...]:
+        """What the evaluation requires of a backbone, checked before a run leaves anything on disk."""
+        return ()
 
     @abstractmethod
     def predict(self, lm: PromptedLM, batch: Batch) -> list[dict[str, Any]]:

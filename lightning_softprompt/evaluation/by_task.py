@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, final
 import torch
 from torch import Tensor, nn
 
+from lightning_softprompt.backbones.requirements import Requirement
 from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.lm import PromptedLM
 from lightning_softprompt.types import Batch
@@ -52,6 +53,11 @@ class EvaluationByTask(Evaluation):
         own = [(name, evaluation.logged) for name, evaluation in evaluations.items()]
         listed = [f"{name}/{metric}" for name, logged in own for metric in logged or ()]
         self.logged = ("macro", *listed) if all(logged is not None for _, logged in own) else None
+
+    @property
+    def requires(self) -> tuple[Requirement, ...]:
+        """What the tasks' evaluations require."""
+        return tuple(requirement for name in self.names for requirement in self._of(name).requires)
 
     def _of(self, name: str) -> Evaluation:
         return cast(Evaluation, self.of_tasks[name])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_softprompt.backbones.decoding import Decoding
+from lightning_softprompt.backbones.requirements import Requirement, generates
 from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.evaluation.map_reduce import MapReduce
 from lightning_softprompt.evaluation.sentences import lead
@@ -96,6 +97,11 @@ class GenerationEvaluation(Evaluation):
         self._measured: dict[tuple[str, ...], Measures] = {}  # of leads, which are the same in each epoch
         self.stage, self.generates, self.spent = "test", True, 0.0
         self.sampled: Container[int] | None = None if sample is None else range(sample)  # rows that validations answer
+
+    @property
+    def requires(self) -> tuple[Requirement, ...]:
+        """A backbone that generates."""
+        return (generates(self.decoding.num_beams),)
 
     def begin(self, stage: str, epoch: int) -> None:
         """A pass begins; only validations leave rows out."""

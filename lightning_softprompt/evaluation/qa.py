@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_softprompt.backbones.decoding import Decoding
+from lightning_softprompt.backbones.requirements import Requirement, generates
 from lightning_softprompt.evaluation.answers import (
     OF_ANSWERS,
     answer_measures,
@@ -90,6 +91,11 @@ class QaEvaluation(Evaluation):
         self.rows = TextRows((*self.means, *retrieval_names(), FOUND, SEARCHED))
         of_both = () if abstain is None else ("abstain_f1",)
         self.logged = ("generated", *self.means, *of_both, *retrieval_names())
+
+    @property
+    def requires(self) -> tuple[Requirement, ...]:
+        """A backbone that generates."""
+        return (generates(self.decoding.num_beams),)
 
     def reset(self) -> None:
         """Forgets the pass."""

@@ -1,4 +1,4 @@
-"""Architectures generate in a batch what each row gets alone. `benchmarks/architectures.py --generation` runs all."""
+"""Architectures generate in a batch what each row gets alone. `benchmarks/architectures.py` runs all."""
 
 import pytest
 from architecture_checks import EQUAL, run

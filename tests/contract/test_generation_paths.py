@@ -157,7 +157,7 @@ def test_a_model_that_cannot_generate_is_refused_by_name(load, monkeypatch):
 
 
 def test_the_doctor_reports_the_path(tiny_folder, capsys):
-    for family, words in (("llama", "the shared prompt runs once"), ("t5", "rows run together, padded behind")):
+    for family, words in (("llama", "the shared prompt runs once"), ("t5", "rows run together, padded on the right")):
         for finding in doctor.speed(str(tiny_folder(family))):
             print(finding.name, finding.text)
         assert f"generation {words}" in capsys.readouterr().out

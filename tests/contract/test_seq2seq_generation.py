@@ -14,8 +14,8 @@ TEMPLATE = "{text}{soft} it was {target}"
 TEXTS = ("it is a sad story about a dog that never ends well and it was very long", "dull", "this film , good ?")
 NO_END = {"forced_eos_token_id": None}
 MODELS = {  # a model, and how its rows run
-    "scaled embeddings": (Architecture("pegasus", NO_END), "keeps its keys and values"),
-    "forced opening": (Architecture("bart", {**NO_END, "forced_bos_token_id": BOS}), "keeps its keys and values"),
+    "scaled embeddings": (Architecture("pegasus", NO_END), "caches keys and values"),
+    "forced opening": (Architecture("bart", {**NO_END, "forced_bos_token_id": BOS}), "caches keys and values"),
 }
 
 

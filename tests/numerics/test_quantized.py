@@ -172,7 +172,7 @@ def test_what_quantised_weights_cannot_have_is_refused(kind, wrong, told, load):
 
 
 def test_weights_that_are_to_change_are_not_quantised(load):
-    with pytest.raises(ValueError, match=r"leave backbone\.quantization out"):
+    with pytest.raises(ValueError, match=r"remove backbone\.quantization"):
         load("llama", quantization="torchao-int8").open()
 
 

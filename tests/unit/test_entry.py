@@ -3,20 +3,23 @@
 import pytest
 import tiny
 import torch
+from architectures import Architecture, save
+from torch.nn.functional import scaled_dot_product_attention
 
 from lightning_softprompt.backbones.base import BackboneSpec
-from lightning_softprompt.backbones.entry import Entry, EntryUnsupportedError, find_entry
+from lightning_softprompt.backbones.entry import Entry, EntryUnsupportedError, check_attends, find_entry
 from lightning_softprompt.backbones.load import load_backbone
 from lightning_softprompt.backbones.precise import in_float32
+from lightning_softprompt.backbones.refusals import UnsupportedBackboneError
 
 
 class Toy(torch.nn.Module):
     """A causal stack whose states are sums over the tokens before."""
 
-    def __init__(self, of_ids=0.0, scale=1.0, looks_ahead=False):
+    def __init__(self, of_ids=0.0, scale=1.0, looks_ahead=False, is_deaf=False):
         super().__init__()
         self.table, self.extra = torch.nn.Embedding(tiny.V, 4), torch.nn.Embedding(tiny.V, 4)
-        self.of_ids, self.scale, self.looks_ahead = of_ids, scale, looks_ahead
+        self.of_ids, self.scale, self.looks_ahead, self.is_deaf = of_ids, scale, looks_ahead, is_deaf
 
     def get_input_embeddings(self):
         return self.table
@@ -26,6 +29,8 @@ class Toy(torch.nn.Module):
             inputs_embeds = self.table(input_ids) * self.scale
         if self.of_ids and input_ids is not None:
             inputs_embeds = inputs_embeds + self.extra(input_ids)
+        if self.is_deaf:
+            return (inputs_embeds,)
         return (inputs_embeds.flip(1).cumsum(1) if self.looks_ahead else inputs_embeds.cumsum(1),)
 
 
@@ -45,10 +50,22 @@ def test_a_model_that_scales_what_it_embeds_is_given_ids():
     torch.testing.assert_close(entry.run(stack, embeds)[0], 3 * embeds.cumsum(1))
 
 
-@pytest.mark.parametrize(("stack", "reason"), [(Toy(of_ids=1.0), "elsewhere"), (Toy(looks_ahead=True), "later tokens")])
+REFUSED = [
+    (Toy(of_ids=1.0), "elsewhere"),
+    (Toy(looks_ahead=True), "later tokens"),
+]
+
+
+@pytest.mark.parametrize(("stack", "reason"), REFUSED)
 def test_a_model_that_soft_tokens_cannot_enter_is_refused(stack, reason):
     with pytest.raises(EntryUnsupportedError, match=reason):
         found(stack)
+
+
+def test_a_model_whose_tokens_do_not_affect_each_other_is_refused():
+    check_attends(Toy(), tiny.V, is_causal=True)
+    with pytest.raises(EntryUnsupportedError, match="do not depend on the other tokens"):
+        check_attends(Toy(is_deaf=True), tiny.V, is_causal=True)
 
 
 def test_a_backbone_that_soft_tokens_cannot_enter_is_refused_by_its_type(tiny_folder, monkeypatch):
@@ -78,3 +95,37 @@ def test_a_half_precision_model_computes_in_float32_without_a_copy(load):
     assert results[0][0].dtype == torch.float32
     assert {name: weight.data_ptr() for name, weight in half.named_parameters()} == weights
     assert half.dtype == torch.bfloat16
+
+
+def test_a_half_precision_head_computes_in_float32_when_it_is_called_on_its_own(tmp_path):
+    half = load_backbone(BackboneSpec(name=str(save(Architecture("roberta"), tmp_path)), dtype="bfloat16")).model
+    states, head = torch.randn(1, 3, 32), half.get_output_embeddings()
+    with in_float32(half):
+        torch.testing.assert_close(head(states), states @ head.weight.float().T + head.bias.float())
+        assert half.lm_head(states).dtype == torch.float32
+    assert head.weight.dtype == torch.bfloat16
+
+
+def test_states_and_masks_in_half_precision_take_the_precision_of_a_trial(load):
+    half = load("llama", dtype="bfloat16").model
+    query = torch.randn(1, 2, 3, 8)
+    with in_float32(half):
+        assert half.lm_head(torch.randn(1, 3, 32).bfloat16()).dtype == torch.float32
+        mask = torch.zeros(3, 3, dtype=torch.bfloat16)
+        assert scaled_dot_product_attention(query, query, query, attn_mask=mask).dtype == torch.float32
+
+
+UNSUPPORTED = {
+    "fsmt": "transformers gives no access to its word embeddings",
+    "perceiver": "transformers gives no access to its word embeddings",
+    "ibert": "its embedding module returns a tuple of several",
+    "prophetnet": "one state for each token is required",
+    "mra": "its states do not depend on the other tokens of a row",
+}
+
+
+@pytest.mark.parametrize(("name", "reason"), UNSUPPORTED.items())
+def test_an_architecture_that_is_not_supported_is_refused_with_an_explanation(name, reason, tmp_path):
+    folder = save(Architecture(name), tmp_path)
+    with pytest.raises(UnsupportedBackboneError, match=rf"of type {name} is not supported: .*{reason}"):
+        load_backbone(BackboneSpec(name=str(folder)))

@@ -2,9 +2,13 @@
 
 import pytest
 from architectures import Architecture, save
+from transformers import LlamaForCausalLM, PreTrainedModel
 
 from lightning_softprompt.backbones.base import BackboneSpec
+from lightning_softprompt.backbones.injection import NAME, injectable
+from lightning_softprompt.backbones.load import load_backbone
 from lightning_softprompt.backbones.refusals import UnsupportedBackboneError, reason_of, refusing
+from lightning_softprompt.backbones.requirements import generates, require_of_copy
 from lightning_softprompt.cli import main
 from lightning_softprompt.methods import LatePromptTuning, PrefixTuning, PromptTuning
 from lightning_softprompt.types import SoftPrompt
@@ -21,6 +25,7 @@ REFUSED = {  # a type, and why a method cannot use it
     ("deepseek_v3", PrefixTuning): "heads and sizes of its keys and values differ",
     ("t5", LatePromptTuning): "encoder-decoders take no soft tokens at a middle layer",
     ("longformer", LatePromptTuning): "Sequence length should be multiple of",
+    ("nllb-moe", PrefixTuning): "with an attention function that takes them its results differ",
 }
 
 
@@ -50,10 +55,62 @@ def test_a_run_is_refused_in_two_lines_before_its_folder_exists(tmp_path, capsys
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_copy_has_the_precision_of_the_backbone(tmp_path):
+@pytest.mark.parametrize("name", ["t5gemma", "mamba2", "openai-gpt"])
+def test_small_copies_do_not_refuse_what_the_backbone_can_do(name, tmp_path):
+    spec = BackboneSpec(name=str(save(Architecture(name), tmp_path)))
+    PromptTuning(backbone=spec).check_backbone()
+    require_of_copy((generates(),), "GenerationEvaluation", spec)
+
+
+def test_a_copy_reads_token_ids_where_the_backbone_does(tmp_path):
+    spec = BackboneSpec(name=str(save(Architecture("deepseek_v4"), tmp_path)))
+    PromptTuning(backbone=spec).check_backbone()
+    assert load_backbone(spec).entry.by_ids
+
+
+def test_a_configuration_that_cannot_be_made_narrower_refuses_no_method(tmp_path):
+    spec = BackboneSpec(name=str(save(Architecture("t5gemma2"), tmp_path)))
+    PromptTuning(backbone=spec).check_backbone()
+
+
+def test_parts_of_a_model_keep_their_attention_functions(tmp_path):
+    model = load_backbone(BackboneSpec(name=str(save(Architecture("got_ocr2"), tmp_path)))).model
+    model.set_attn_implementation(NAME)
+    parts = [module.config for module in model.modules() if isinstance(module, PreTrainedModel)]
+    before = [part._attn_implementation for part in parts]
+    assert len(set(before)) > 1
+    with injectable(model):
+        pass
+    assert [part._attn_implementation for part in parts] == before
+
+
+SUMMARIES = [
+    "--model=PromptTuning", "--data=SummarizationDataModule", "--data.template={soft}{document} :{target}",
+    "--trainer.accelerator=cpu", "--trainer.max_steps=1", "--run.wandb=disabled",
+]  # fmt: skip
+
+
+def test_a_task_that_generates_refuses_a_backbone_that_does_not_before_its_folder_exists(tmp_path, capsys, monkeypatch):
+    def generate(self, *args, **kwargs):
+        raise NotImplementedError("this model has no generation")
+
+    folder = save(Architecture("llama"), tmp_path / "llama")
+    (tmp_path / "data").mkdir()
+    for split in ("train", "val", "test"):
+        (tmp_path / "data" / f"{split}.jsonl").write_text('{"document": "a film", "summary": "bad"}\n' * 4)
+    own = [f"--backbone.name={folder}", f"--data.path={tmp_path / 'data'}", f"--run.folder={tmp_path / 'runs'}"]
+    monkeypatch.setattr(LlamaForCausalLM, "generate", generate)
+    assert main(["fit", *SUMMARIES, *own]) == 2
+    error = capsys.readouterr().err
+    assert "GenerationEvaluation cannot use backbone" in error
+    assert "this model has no generation" in error
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_backbone_that_does_not_run_in_a_precision_is_refused_when_it_is_loaded(tmp_path):
     spec = BackboneSpec(name=str(save(Architecture("fnet"), tmp_path)), dtype="bfloat16")
     with pytest.raises(UnsupportedBackboneError, match="Unsupported dtype BFloat16"):
-        PromptTuning(backbone=spec).check_backbone()
+        load_backbone(spec)
 
 
 def test_what_libraries_raise_is_a_reason_and_messages_of_the_package_pass():
