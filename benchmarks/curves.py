@@ -16,7 +16,7 @@ import torch
 from measure import flops, seconds
 from sides import batches, make
 
-from lightning_softprompt.backbones.load import load_backbone
+from lightning_softprompt.backbones.loading import load_backbone
 
 Shape = tuple[int, int, int]  # prompt length, batch, text length
 SWEEPS: dict[str, tuple[int, list[Shape]]] = {  # what varies, and where it stands in a shape

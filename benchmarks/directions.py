@@ -21,12 +21,12 @@ import torch
 from methods import Made, endless, interval, keep, replicas, scored, slices, train
 
 from lightning_softprompt.backbones.base import Backbone, BackboneSpec
-from lightning_softprompt.backbones.load import load_backbone
-from lightning_softprompt.callbacks.pruning import Pruning
+from lightning_softprompt.backbones.loading import load_backbone
+from lightning_softprompt.callbacks.algorithms.pruning import Pruning
 from lightning_softprompt.data.classification import ClassificationDataModule
 from lightning_softprompt.methods import ContextAware, PromptTuning, ResidualPromptTuning, XPrompt
 from lightning_softprompt.prompts.init import FromText, SampleVocabulary, Uniform
-from lightning_softprompt.replicas import ReplicaSpec
+from lightning_softprompt.training.replicas import ReplicaSpec
 
 Line = tuple[Made, float, dict[str, Any]]  # method, learning rate, options of the data
 TALK = "Is the review of this film positive or negative? Decide by its words."

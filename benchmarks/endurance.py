@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # where the tiny b
 
 from scenarios import BATCHES, CLASSIFICATION, START, Scenario, write_data
 
-from lightning_softprompt.cli import main
+from lightning_softprompt.cli.app import main
 
 COLUMNS = ("step", "memory (MB)", "open files", "child processes", "Python objects")
 STATUS = Path("/proc/self/status")

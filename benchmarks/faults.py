@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # where the tiny b
 from killing import PLACES, Kill, ended, left_running, start, together
 from scenarios import SCENARIOS, Scenario, write_data
 
-from lightning_softprompt.checkpoints.files import read_prompt
+from lightning_softprompt.checkpoints.prompt_file import read_prompt
 
 CLOCKS = ("speed/", "seconds")  # what is said of time and memory
 UNREAD = "/current_score"  # Lightning's: not restored, and decides nothing

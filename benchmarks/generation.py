@@ -19,11 +19,11 @@ import torch
 from measure import peak_bytes, seconds
 from sides import DEVICE, Ours, Peft, make
 
-from lightning_softprompt.backbones.codec import Codec
-from lightning_softprompt.backbones.load import load_backbone
-from lightning_softprompt.data.sources import read_rows
-from lightning_softprompt.template import Template
-from lightning_softprompt.types import Batch
+from lightning_softprompt.backbones.loading import load_backbone
+from lightning_softprompt.backbones.tokenization.codec import Codec
+from lightning_softprompt.core.template import Template
+from lightning_softprompt.core.types import Batch
+from lightning_softprompt.data.readers.sources import read_rows
 
 Side = Ours | Peft
 COLUMNS = ("soft tokens", "rows", "PEFT tokens/s", "ours tokens/s", "ours prepacked", "ratio", "prepacked", "peak MB")

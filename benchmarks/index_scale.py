@@ -23,16 +23,16 @@ from typing import Any, final
 
 import numpy as np
 
-from lightning_softprompt.retrieval import encoding
-from lightning_softprompt.retrieval.building import build_index
-from lightning_softprompt.retrieval.cutting import Cutting
-from lightning_softprompt.retrieval.documents import Document, content_digest
-from lightning_softprompt.retrieval.encoding import Encoder, SentenceEncoder
 from lightning_softprompt.retrieval.index import Index
-from lightning_softprompt.retrieval.ranking import Floats
+from lightning_softprompt.retrieval.index_builder import build_index
+from lightning_softprompt.retrieval.passages.chunking import Cutting
+from lightning_softprompt.retrieval.passages.documents import Document, content_digest
 from lightning_softprompt.retrieval.retriever import WAYS, Retriever
-from lightning_softprompt.retrieval.settings import IndexSettings
-from lightning_softprompt.retrieval.vectors import FileVectors
+from lightning_softprompt.retrieval.search import encoder
+from lightning_softprompt.retrieval.search.encoder import Encoder, SentenceEncoder
+from lightning_softprompt.retrieval.search.fusion import Floats
+from lightning_softprompt.retrieval.search.settings import IndexSettings
+from lightning_softprompt.retrieval.search.vectors import FileVectors
 
 SEED, WORDS, NOISE = 13, 100, 0.02
 NAME = "all-minilm-l6-v2"
@@ -76,7 +76,7 @@ def real() -> Encoder:
 def stand_in(folder: Path) -> None:
     """Has indexes take mixtures in the place of the encoder's vectors."""
     mixtures = Mixtures(np.load(folder / "made.npy"))
-    encoding.encoder = lambda name: mixtures  # type: ignore[assignment]
+    encoder.encoder = lambda name: mixtures  # type: ignore[assignment]
 
 
 def texts_of(data: Path) -> Iterator[str]:

@@ -92,11 +92,11 @@ def is_last_batch(callback: Any, trainer: Any, *_: Any) -> bool:
     return bool(trainer.fit_loop.epoch_loop.batch_progress.is_last_batch)
 
 
-PREEMPTION = "lightning_softprompt.callbacks.preemption:Preemption."
-MODULE = "lightning_softprompt.module:SoftPromptModule."
+PREEMPTION = "lightning_softprompt.callbacks.recovery.preemption:Preemption."
+MODULE = "lightning_softprompt.methods.base:SoftPromptModule."
 PLACES = {
     "while data is prepared": Place("lightning_softprompt.data.datamodule:SoftPromptDataModule.setup"),
-    "within the cache of tokens": Place("lightning_softprompt.data.cache:save_file", half_of_the_tensors),
+    "within the cache of tokens": Place("lightning_softprompt.data.token_cache:save_file", half_of_the_tensors),
     "before a step": Place(PREEMPTION + "on_train_batch_start"),
     "within a step": Place(MODULE + "step", all_of_it),
     "between backward and optimizer": Place("lightning.pytorch:LightningModule.optimizer_step"),
@@ -104,19 +104,21 @@ PLACES = {
     "last batch of an epoch": Place(PREEMPTION + "on_train_batch_end", when=is_last_batch),
     "end of an epoch": Place(PREEMPTION + "on_train_epoch_end"),
     "within a validation": Place(MODULE + "score", all_of_it),
-    "end of a validation": Place("lightning_softprompt.callbacks.run_files:RunFiles.on_validation_end"),
+    "end of a validation": Place("lightning_softprompt.callbacks.reporting.run_files:RunFiles.on_validation_end"),
     "within a checkpoint": Place("torch:save", half_of_the_checkpoint),
     "before a checkpoint has its name": Place("os:fsync", all_of_it),
-    "after a checkpoint": Place("lightning_softprompt.checkpoints.whole:WholeCheckpoints.save_checkpoint", all_of_it),
-    "within metrics.csv": Place("lightning_softprompt.callbacks.loggers:_Appending.save", half_of_the_table),
+    "after a checkpoint": Place(
+        "lightning_softprompt.checkpoints.atomic_io:WholeCheckpoints.save_checkpoint", all_of_it
+    ),
+    "within metrics.csv": Place("lightning_softprompt.runs.loggers:_Appending.save", half_of_the_table),
     "within metrics.json": Place("pathlib:Path.write_bytes", half_of_the_bytes),
     "before a file has its name": Place("os:replace"),
     "after a file has its name": Place("os:replace", all_of_it),
-    "within prompt.safetensors": Place("lightning_softprompt.checkpoints.files:save_file", half_of_the_tensors),
+    "within prompt.safetensors": Place("lightning_softprompt.checkpoints.prompt_file:save_file", half_of_the_tensors),
     "before rows are predicted": Place(MODULE + "predict_step"),
     "after rows are predicted": Place(MODULE + "predict_step", all_of_it),
     "within a line of predictions": Place(
-        "lightning_softprompt.callbacks.record_lines:RecordLines._write", half_of_the_lines
+        "lightning_softprompt.callbacks.reporting.record_lines:RecordLines._write", half_of_the_lines
     ),
 }
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 from torch.utils.flop_counter import FlopCounterMode
 
-from lightning_softprompt.backbones.linear import laid_out, product
+from lightning_softprompt.backbones.kernels.prepacked_linear import laid_out, product
 
 Call = Callable[[], object]
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")

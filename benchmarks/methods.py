@@ -26,13 +26,13 @@ from torch.optim import AdamW
 
 from lightning_softprompt import methods
 from lightning_softprompt.backbones.base import Backbone, BackboneSpec
-from lightning_softprompt.backbones.load import load_backbone
+from lightning_softprompt.backbones.loading import load_backbone
+from lightning_softprompt.core.types import Batch
 from lightning_softprompt.data.classification import ClassificationDataModule
-from lightning_softprompt.data.sources import read_rows
-from lightning_softprompt.evaluation.intervals import student
-from lightning_softprompt.module import SoftPromptModule
-from lightning_softprompt.replicas import Replicas, ReplicaSpec
-from lightning_softprompt.types import Batch
+from lightning_softprompt.data.readers.sources import read_rows
+from lightning_softprompt.evaluation.metrics.intervals import student
+from lightning_softprompt.methods.base import SoftPromptModule
+from lightning_softprompt.training.replicas import Replicas, ReplicaSpec
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "data"
 TASKS = ("sst2", "rte", "trec6", "medical_abstracts")

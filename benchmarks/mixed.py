@@ -27,13 +27,13 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from lightning_softprompt.backbones.base import Backbone, BackboneSpec
-from lightning_softprompt.backbones.load import load_backbone
-from lightning_softprompt.checkpoints.files import SavedPrompt, identity, write_prompt
+from lightning_softprompt.backbones.loading import load_backbone
+from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, identity, write_prompt
+from lightning_softprompt.core.types import IGNORE, Batch
 from lightning_softprompt.data.classification import ClassificationDataModule
 from lightning_softprompt.data.multitask import MixedCollate, MultitaskDataModule
 from lightning_softprompt.methods import DePT, PrefixTuning, PromptBank, PromptTuning
-from lightning_softprompt.module import SoftPromptModule
-from lightning_softprompt.types import IGNORE, Batch
+from lightning_softprompt.methods.base import SoftPromptModule
 
 TASKS = ("sst2", "rte", "boolq", "trec6", "ag_news", "cola", "cb", "pubmedqa_cls")
 LENGTHS = (5, 10, 20, 40)

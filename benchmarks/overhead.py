@@ -21,8 +21,8 @@ from sides import random_llama
 from torch.optim import AdamW
 
 from lightning_softprompt.backbones.base import BackboneSpec
-from lightning_softprompt.backbones.load import load_backbone
-from lightning_softprompt.cli import main as run_command
+from lightning_softprompt.backbones.loading import load_backbone
+from lightning_softprompt.cli.app import main as run_command
 from lightning_softprompt.data.classification import ClassificationDataModule
 from lightning_softprompt.methods import PromptTuning
 

@@ -21,11 +21,11 @@ from measure import Call, peak_bytes, saved_bytes
 from torch import Tensor, nn
 
 from lightning_softprompt.backbones.base import Backbone, BackboneSpec
-from lightning_softprompt.backbones.load import load_backbone
-from lightning_softprompt.data.movie_sentences import movie_sentences
-from lightning_softprompt.data.sources import read_rows
-from lightning_softprompt.template import Template
-from lightning_softprompt.types import Batch, SoftPrompt
+from lightning_softprompt.backbones.loading import load_backbone
+from lightning_softprompt.core.template import Template
+from lightning_softprompt.core.types import Batch, SoftPrompt
+from lightning_softprompt.data.readers.sources import read_rows
+from lightning_softprompt.data.samples.movie_sentences import movie_sentences
 
 KINDS = (None, "torchao-int8", "bitsandbytes-int8", "bitsandbytes-nf4")
 CASES = [("float32", kind, False) for kind in KINDS] + [("float32", "torchao-int8", True)]

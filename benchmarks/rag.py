@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
-from lightning_softprompt.cli import main as run_command
-from lightning_softprompt.evaluation.intervals import bootstrap
-from lightning_softprompt.folders import write_whole
-from lightning_softprompt.run import last_folder
+from lightning_softprompt.cli.app import main as run_command
+from lightning_softprompt.evaluation.metrics.intervals import bootstrap
+from lightning_softprompt.runs.run_spec import last_folder
+from lightning_softprompt.system.atomic_files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -18,10 +18,10 @@ from sides import DEVICE, batches
 from torch.optim import AdamW
 
 from lightning_softprompt.backbones.base import BackboneSpec
-from lightning_softprompt.backbones.load import load_backbone
+from lightning_softprompt.backbones.loading import load_backbone
+from lightning_softprompt.core.types import Batch
 from lightning_softprompt.methods import PromptTuning
-from lightning_softprompt.replicas import Replicas, ReplicaSpec
-from lightning_softprompt.types import Batch
+from lightning_softprompt.training.replicas import Replicas, ReplicaSpec
 
 
 def step(together: Replicas, optimizer: Any, batch: Batch) -> None:

@@ -15,12 +15,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning_softprompt.data.corpora import read_documents
-from lightning_softprompt.data.sources import read_rows
-from lightning_softprompt.retrieval.building import build_index
-from lightning_softprompt.retrieval.documents import Hit
+from lightning_softprompt.data.readers.corpora import read_documents
+from lightning_softprompt.data.readers.sources import read_rows
+from lightning_softprompt.retrieval.index_builder import build_index
+from lightning_softprompt.retrieval.passages.documents import Hit
 from lightning_softprompt.retrieval.retriever import WAYS, Retriever, Way
-from lightning_softprompt.retrieval.settings import IndexSettings
+from lightning_softprompt.retrieval.search.settings import IndexSettings
 
 AT = (1, 5, 10)
 

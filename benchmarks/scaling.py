@@ -30,10 +30,10 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback
 
-from lightning_softprompt.cli import main as softprompt
-from lightning_softprompt.commands.plan import asked, parser, written
-from lightning_softprompt.data.movie_sentences import movie_sentences
-from lightning_softprompt.planning import Plan, plan
+from lightning_softprompt.cli.app import main as softprompt
+from lightning_softprompt.cli.commands.plan import asked, parser, written
+from lightning_softprompt.data.samples.movie_sentences import movie_sentences
+from lightning_softprompt.training.memory_plan import Plan, plan
 
 ACKNOWLEDGED = 120  # offset of tcpi_bytes_acked in Linux's struct tcp_info
 FIRST = 2  # steps that are not counted

@@ -15,9 +15,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning_softprompt.cli import main as run_command
-from lightning_softprompt.evaluation.intervals import student
-from lightning_softprompt.run import last_folder
+from lightning_softprompt.cli.app import main as run_command
+from lightning_softprompt.evaluation.metrics.intervals import student
+from lightning_softprompt.runs.run_spec import last_folder
 
 METRICS = ("accuracy", "macro_f1", "loss")
 Metrics = dict[str, float]

@@ -17,11 +17,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lightning_softprompt.backbones.base import Backbone, BackboneSpec, answer_positions
 from lightning_softprompt.backbones.causal import CausalBackbone
-from lightning_softprompt.backbones.linear import prepack
-from lightning_softprompt.backbones.load import load_codec
-from lightning_softprompt.data.sources import read_rows
-from lightning_softprompt.template import Template
-from lightning_softprompt.types import IGNORE, Batch, SoftPrompt
+from lightning_softprompt.backbones.kernels.prepacked_linear import prepack
+from lightning_softprompt.backbones.loading import load_codec
+from lightning_softprompt.core.template import Template
+from lightning_softprompt.core.types import IGNORE, Batch, SoftPrompt
+from lightning_softprompt.data.readers.sources import read_rows
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 Load = Callable[[BackboneSpec], Backbone]

@@ -36,9 +36,9 @@ from sides import DEVICE, SHAPES, Load, Ours, Peft, batches, make, random_llama
 from torch import Tensor
 
 from lightning_softprompt.backbones.base import BackboneSpec
-from lightning_softprompt.backbones.linear import is_supported
-from lightning_softprompt.backbones.load import load_backbone
-from lightning_softprompt.types import Batch
+from lightning_softprompt.backbones.kernels.prepacked_linear import is_supported
+from lightning_softprompt.backbones.loading import load_backbone
+from lightning_softprompt.core.types import Batch
 
 Case = tuple[str, str, int, int]  # phase, text, batch, prompt length
 QUICK: list[Case] = [

@@ -26,21 +26,21 @@ from methods import CONFIGS, Made, drawn, keep, replicas, scored, train
 from transfer_tables import draw, tables
 
 from lightning_softprompt.backbones.base import Backbone, BackboneSpec
-from lightning_softprompt.backbones.linear import is_supported
-from lightning_softprompt.backbones.load import load_backbone
-from lightning_softprompt.checkpoints.files import SavedPrompt, identity, read_prompt, write_prompt
+from lightning_softprompt.backbones.kernels.prepacked_linear import is_supported
+from lightning_softprompt.backbones.loading import load_backbone
 from lightning_softprompt.checkpoints.library import Library, soft_tokens
+from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, identity, read_prompt, write_prompt
 from lightning_softprompt.data.classification import ClassificationDataModule
-from lightning_softprompt.data.mixing import Uniform
 from lightning_softprompt.data.multitask import MultitaskDataModule
-from lightning_softprompt.data.together import Together
+from lightning_softprompt.data.sampling.shared_batches import Together
+from lightning_softprompt.data.sampling.task_mixing import Uniform
 from lightning_softprompt.methods import ATTEMPT, MPT, PromptTuning
-from lightning_softprompt.module import SoftPromptModule
+from lightning_softprompt.methods.base import SoftPromptModule
 from lightning_softprompt.objectives.distillation import Distillation
-from lightning_softprompt.prompts.blend import FromLibrary, likest
-from lightning_softprompt.prompts.factors import FromTasks
+from lightning_softprompt.prompts.from_checkpoints import FromLibrary, likest
 from lightning_softprompt.prompts.init import FromCheckpoint
-from lightning_softprompt.replicas import ReplicaSpec
+from lightning_softprompt.prompts.task_factors import FromTasks
+from lightning_softprompt.training.replicas import ReplicaSpec
 
 SOURCES = ("sst2", "rte", "boolq", "trec6", "ag_news", "cola")
 TARGETS = ("cb", "medical_abstracts", "pubmedqa_cls")

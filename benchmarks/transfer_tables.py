@@ -9,9 +9,9 @@ from typing import Any
 
 from methods import interval
 
-from lightning_softprompt.checkpoints.files import read_prompt
 from lightning_softprompt.checkpoints.library import Library, soft_tokens
-from lightning_softprompt.evaluation.plots import similarity_figure
+from lightning_softprompt.checkpoints.prompt_file import read_prompt
+from lightning_softprompt.evaluation.figures import similarity_figure
 from lightning_softprompt.prompts.similarity import similarities
 
 Records = Sequence[dict[str, Any]]

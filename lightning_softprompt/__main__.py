@@ -1,4 +1,4 @@
-"""The `softprompt` command: answers at once what needs no torch, and hands runs over to `lightning_softprompt.cli`."""
+"""The `softprompt` command: answers at once what needs no torch, and hands runs over to `lightning_softprompt.cli.app`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, TextIO, cast
 
 from lightning_softprompt import __version__
-from lightning_softprompt.commands import LIGHT_COMMANDS, RUN_COMMANDS, TRACEBACK_VARIABLE, CommandError
-from lightning_softprompt.commands.configs import configs_folder
-from lightning_softprompt.folders import expand_home
-from lightning_softprompt.printable import PrintableStream, one_line, printable
-from lightning_softprompt.trust import trusted_modules, trusting
+from lightning_softprompt.cli.commands import LIGHT_COMMANDS, RUN_COMMANDS, TRACEBACK_VARIABLE, CommandError
+from lightning_softprompt.cli.commands.configs import configs_folder
+from lightning_softprompt.system.atomic_files import expand_home
+from lightning_softprompt.system.printable import PrintableStream, one_line, printable
+from lightning_softprompt.system.trust import trusted_modules, trusting
 
 HELP = """\
 softprompt: soft-prompt tuning of frozen language models in PyTorch Lightning.
@@ -55,9 +55,9 @@ def main(argv: list[str] | None = None) -> int:
     elif command in LIGHT_COMMANDS:
         return _light(command, rest)
     elif command in RUN_COMMANDS or command.startswith("-"):
-        from lightning_softprompt import cli
+        from lightning_softprompt.cli import app
 
-        code: int = cli.main(argv)
+        code: int = app.main(argv)
         return code
     else:
         return _unknown(command)
@@ -82,7 +82,7 @@ def _configs() -> str:
 
 
 def _light(command: str, argv: list[str]) -> int:
-    place = "lightning_softprompt" if command == "quickstart" else "lightning_softprompt.commands"
+    place = "lightning_softprompt" if command == "quickstart" else "lightning_softprompt.cli.commands"
     try:
         modules, argv = trusted_modules(argv)
         with trusting(modules), _plain_output(command):

@@ -17,12 +17,12 @@ from architectures import Architecture, save, tokenizer_for
 from torch.nn.functional import cross_entropy
 
 from lightning_softprompt.backbones.base import Backbone, BackboneSpec
-from lightning_softprompt.backbones.load import FAMILIES, load_backbone
-from lightning_softprompt.backbones.refusals import UnsupportedBackboneError
-from lightning_softprompt.checkpoints.files import identity
+from lightning_softprompt.backbones.loading import FAMILIES, load_backbone
+from lightning_softprompt.checkpoints.prompt_file import identity
+from lightning_softprompt.core.refusals import UnsupportedBackboneError
+from lightning_softprompt.core.types import SoftPrompt
 from lightning_softprompt.methods import PromptTuning
 from lightning_softprompt.prompts.init import FromText
-from lightning_softprompt.types import SoftPrompt
 
 TOLERANCE = 1e-5  # relative, of logits, losses and gradients in float32
 TEMPLATES = {"front": "{soft}{text} it was {target}", "middle": "the film {text}{soft} it was {target}"}

@@ -12,7 +12,7 @@ from lightning_softprompt.backbones.causal import CausalBackbone
 from lightning_softprompt.backbones.conversation import Conversation
 from lightning_softprompt.backbones.masked import MaskedBackbone
 from lightning_softprompt.backbones.requirements import generates, require_of_copy
-from lightning_softprompt.types import SoftPrompt
+from lightning_softprompt.core.types import SoftPrompt
 
 MOST = 5
 SURE = 1e-4  # lead of a token over the next one, relative to the logits, below which rounding decides

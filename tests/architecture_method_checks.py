@@ -11,13 +11,13 @@ from architecture_checks import LENGTH, TOLERANCE, DifferentError, check_of, clo
 
 from lightning_softprompt.backbones.base import BackboneSpec
 from lightning_softprompt.backbones.causal import CausalBackbone
-from lightning_softprompt.backbones.layers import layers_of
-from lightning_softprompt.backbones.load import load_backbone
-from lightning_softprompt.measurement import Load
+from lightning_softprompt.backbones.insertion.layers import layers_of
+from lightning_softprompt.backbones.loading import load_backbone
+from lightning_softprompt.core.types import SoftPrompt
 from lightning_softprompt.methods import LatePromptTuning, PrefixTuning, PromptTuning
-from lightning_softprompt.planning import plan
-from lightning_softprompt.prompts.key_values import NormalKeysValues
-from lightning_softprompt.types import SoftPrompt
+from lightning_softprompt.prompts.kv_prefix import NormalKeysValues
+from lightning_softprompt.training.memory_measurement import Load
+from lightning_softprompt.training.memory_plan import plan
 
 METHODS = {}
 check = check_of(METHODS)

@@ -20,7 +20,7 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils.logging import disable_progress_bar
 
-from lightning_softprompt.backbones.load import FAMILIES, family_of
+from lightning_softprompt.backbones.loading import FAMILIES, family_of
 from lightning_softprompt.backbones.masked import MaskedBackbone
 
 WINDOW = 256  # positions of every model

@@ -16,7 +16,7 @@ import tiny
 import torch
 
 from lightning_softprompt.backbones.base import BackboneSpec
-from lightning_softprompt.backbones.load import load_backbone
+from lightning_softprompt.backbones.loading import load_backbone
 from lightning_softprompt.methods import (
     ATTEMPT,
     DPT,
@@ -39,7 +39,7 @@ from lightning_softprompt.methods import (
     XPrompt,
 )
 from lightning_softprompt.prompts.init import FromText, SampleVocabulary, Uniform
-from lightning_softprompt.prompts.key_values import NormalKeysValues
+from lightning_softprompt.prompts.kv_prefix import NormalKeysValues
 from lightning_softprompt.readouts.class_head import ClassHead
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # for processes that tests start

@@ -3,8 +3,8 @@
 import torch
 from torch.nn.functional import cross_entropy
 
-from lightning_softprompt.template import Template
-from lightning_softprompt.types import IGNORE, SoftPrompt
+from lightning_softprompt.core.template import Template
+from lightning_softprompt.core.types import IGNORE, SoftPrompt
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
 TEMPLATES = {

@@ -9,7 +9,7 @@ import traceback
 
 import matplotlib.figure  # noqa: F401 (processes that are forked have it then)
 
-from lightning_softprompt.cli import main
+from lightning_softprompt.cli.app import main
 
 LONGEST = 120  # seconds
 

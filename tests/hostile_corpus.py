@@ -18,7 +18,7 @@ import torch
 import yaml
 from pyarrow import parquet
 
-from lightning_softprompt.checkpoints.files import SavedPrompt, write_prompt
+from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, write_prompt
 
 Hostile = namedtuple("Hostile", "kind name path")
 ESCAPES = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202eevil\u2066<script>alert(1)</script>"
@@ -56,7 +56,7 @@ def methods():
     plain = {"_class_path": f"{METHODS}.PromptTuning", "length": 3}
     names = ["os.system", "subprocess.getoutput", "subprocess.Popen", "builtins.exec", "shutil.rmtree",
              "torch.hub.load", "torch.load", "runpy.run_path", "importlib.import_module", "antigravity.geohash",
-             "evilmod.Evil", "lightning_softprompt.folders.write_whole", "lightning.pytorch.callbacks.LambdaCallback",
+             "evilmod.Evil", "lightning_softprompt.system.atomic_files.write_whole", "lightning.pytorch.callbacks.LambdaCallback",
              "jsonargparse.set_parsing_settings"]  # fmt: skip
     arguments = {"command": "touch made", "cmd": "touch made", "path": "made", "args": ["touch", "made"]}
     yield from ((f"readout-{n}", {**plain, "readout": {"class_path": n, "init_args": arguments}}) for n in names)
@@ -345,9 +345,9 @@ def write_corpus(folder, owner, build):
 
 def build_lexical(folder, text):
     """An index of one text without an encoder."""
-    from lightning_softprompt.retrieval.building import build_index
-    from lightning_softprompt.retrieval.documents import Document
-    from lightning_softprompt.retrieval.settings import IndexSettings
+    from lightning_softprompt.retrieval.index_builder import build_index
+    from lightning_softprompt.retrieval.passages.documents import Document
+    from lightning_softprompt.retrieval.search.settings import IndexSettings
 
     build_index(folder, [Document("1", text, f"is this film good {text}", text)], IndexSettings(encoder=None))
     return folder

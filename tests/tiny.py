@@ -23,8 +23,8 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
-from lightning_softprompt.template import Template
-from lightning_softprompt.types import IGNORE, Classes
+from lightning_softprompt.core.template import Template
+from lightning_softprompt.core.types import IGNORE, Classes
 
 WINDOW = 48
 WORDS = """

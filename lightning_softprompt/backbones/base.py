@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from lightning_softprompt.backbones.codec import Codec
-from lightning_softprompt.backbones.entry import Entry, EntryUnsupportedError
+from lightning_softprompt.backbones.execution.lm_head import Head, States
+from lightning_softprompt.backbones.execution.row_check import RowCheck
 from lightning_softprompt.backbones.fingerprint import (
     WeightFiles,
     fingerprint,
@@ -25,10 +25,9 @@ from lightning_softprompt.backbones.fingerprint import (
     tokenizer_digest,
     versions,
 )
-from lightning_softprompt.backbones.gated import save_gates
-from lightning_softprompt.backbones.generation import special_tokens_only
-from lightning_softprompt.backbones.head import Head, States
-from lightning_softprompt.backbones.injection import (
+from lightning_softprompt.backbones.generation.generate import special_tokens_only
+from lightning_softprompt.backbones.insertion.embeddings import Entry, EntryUnsupportedError
+from lightning_softprompt.backbones.insertion.key_values import (
     NAME,
     WAY_OUT,
     InjectionUnsupportedError,
@@ -39,18 +38,19 @@ from lightning_softprompt.backbones.injection import (
     keys_and_values_of,
     sites_of,
 )
-from lightning_softprompt.backbones.layers import compile_layers, layers_of, recompute_layers, states_before
-from lightning_softprompt.backbones.linear import Compute, plain_products, prepack
-from lightning_softprompt.backbones.norms import freeze_norms
-from lightning_softprompt.backbones.positions import configured_positions
-from lightning_softprompt.backbones.quantized import Quantization, take_apart
-from lightning_softprompt.backbones.rowwise import RowCheck
-from lightning_softprompt.backbones.splice import Spliced, ids_of, splice
-from lightning_softprompt.template import Template
-from lightning_softprompt.types import IGNORE, Batch, SoftPrompt
+from lightning_softprompt.backbones.insertion.layers import compile_layers, layers_of, recompute_layers, states_before
+from lightning_softprompt.backbones.insertion.positions import configured_positions
+from lightning_softprompt.backbones.insertion.splice import Spliced, ids_of, splice
+from lightning_softprompt.backbones.kernels.gated_mlp import save_gates
+from lightning_softprompt.backbones.kernels.prepacked_linear import Compute, plain_products, prepack
+from lightning_softprompt.backbones.kernels.quantized_linear import Quantization, take_apart
+from lightning_softprompt.backbones.kernels.rms_norm import freeze_norms
+from lightning_softprompt.backbones.tokenization.codec import Codec
+from lightning_softprompt.core.template import Template
+from lightning_softprompt.core.types import IGNORE, Batch, SoftPrompt
 
 if TYPE_CHECKING:
-    from lightning_softprompt.backbones.ranks import Turns
+    from lightning_softprompt.distributed.sharding import Turns
 
 INJECTION_LIMIT, INJECTION_LIMIT_IN_FEW_BITS = 1e-3, 0.1  # relative errors; see `Backbone.injection_limit`
 

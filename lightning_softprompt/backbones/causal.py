@@ -13,22 +13,22 @@ from platformdirs import user_cache_path
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from lightning_softprompt.backbones.attention import PackingUnsupportedError, register
 from lightning_softprompt.backbones.base import Backbone, BackboneSpec, answer_positions
-from lightning_softprompt.backbones.codec import Codec, Run, StartToken
-from lightning_softprompt.backbones.contexts import ContextCache, Prefilled
-from lightning_softprompt.backbones.entry import Entry
-from lightning_softprompt.backbones.generation import drafted
-from lightning_softprompt.backbones.generation_choice import Generator
-from lightning_softprompt.backbones.head import States
-from lightning_softprompt.backbones.injection import check_like_text, watch
-from lightning_softprompt.backbones.layers import starting_at
-from lightning_softprompt.backbones.linear import plain_products
-from lightning_softprompt.backbones.path_trial import Extent, choose
-from lightning_softprompt.backbones.paths import Alone, Offer, Path, offers
-from lightning_softprompt.backbones.rows import Rows
-from lightning_softprompt.backbones.splice import Spliced
-from lightning_softprompt.types import IGNORE, Batch, Encoded, Piece, Slot, SoftPrompt
+from lightning_softprompt.backbones.execution.context_cache import ContextCache, Prefilled
+from lightning_softprompt.backbones.execution.lm_head import States
+from lightning_softprompt.backbones.execution.packed_attention import PackingUnsupportedError, register
+from lightning_softprompt.backbones.execution.path_trial import Extent, choose
+from lightning_softprompt.backbones.execution.paths import Alone, Offer, Path, offers
+from lightning_softprompt.backbones.execution.row_batch import Rows
+from lightning_softprompt.backbones.generation.generate import drafted
+from lightning_softprompt.backbones.generation.path_choice import Generator
+from lightning_softprompt.backbones.insertion.embeddings import Entry
+from lightning_softprompt.backbones.insertion.key_values import check_like_text, watch
+from lightning_softprompt.backbones.insertion.layers import starting_at
+from lightning_softprompt.backbones.insertion.splice import Spliced
+from lightning_softprompt.backbones.kernels.prepacked_linear import plain_products
+from lightning_softprompt.backbones.tokenization.codec import Codec, Run, StartToken
+from lightning_softprompt.core.types import IGNORE, Batch, Encoded, Piece, Slot, SoftPrompt
 
 log = logging.getLogger(__name__)
 register()

@@ -9,10 +9,10 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from lightning_softprompt.backbones.causal import CausalBackbone
-from lightning_softprompt.backbones.generation import drafted, generate, sequences
-from lightning_softprompt.backbones.generation_paths import WithoutCache, reading_of
-from lightning_softprompt.backbones.rows import Rows
-from lightning_softprompt.types import Batch, SoftPrompt, Text
+from lightning_softprompt.backbones.execution.row_batch import Rows
+from lightning_softprompt.backbones.generation.generate import drafted, generate, sequences
+from lightning_softprompt.backbones.generation.paths import WithoutCache, reading_of
+from lightning_softprompt.core.types import Batch, SoftPrompt, Text
 
 
 @final

@@ -23,7 +23,7 @@ from platformdirs import user_cache_path
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from lightning_softprompt.folders import write_whole
+from lightning_softprompt.system.atomic_files import write_whole
 
 log = logging.getLogger(__name__)
 SCHEME = "2"  # the first part of a fingerprint; another way of hashing is another scheme

@@ -14,11 +14,11 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from lightning_softprompt.backbones.base import Backbone, answer_positions
-from lightning_softprompt.backbones.codec import Codec
-from lightning_softprompt.backbones.head import States
-from lightning_softprompt.backbones.layers import starting_at
-from lightning_softprompt.backbones.splice import Spliced, splice
-from lightning_softprompt.types import Batch, SoftPrompt
+from lightning_softprompt.backbones.execution.lm_head import States
+from lightning_softprompt.backbones.insertion.layers import starting_at
+from lightning_softprompt.backbones.insertion.splice import Spliced, splice
+from lightning_softprompt.backbones.tokenization.codec import Codec
+from lightning_softprompt.core.types import Batch, SoftPrompt
 
 
 @final

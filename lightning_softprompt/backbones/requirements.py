@@ -12,12 +12,12 @@ from dataclasses import replace
 import torch
 
 from lightning_softprompt.backbones.base import Backbone, BackboneSpec
-from lightning_softprompt.backbones.generation_trial import STEPS
-from lightning_softprompt.backbones.hollow import load_config, made_rows, twin
-from lightning_softprompt.backbones.load import try_out
-from lightning_softprompt.backbones.narrowing import divisors, narrowest
-from lightning_softprompt.backbones.refusals import FAILURES, UnsupportedBackboneError, explaining, reason_of
-from lightning_softprompt.types import SoftPrompt
+from lightning_softprompt.backbones.generation.path_trial import STEPS
+from lightning_softprompt.backbones.loading import try_out
+from lightning_softprompt.backbones.skeleton import load_config, made_rows, twin
+from lightning_softprompt.backbones.small_copy import divisors, narrowest
+from lightning_softprompt.core.refusals import FAILURES, UnsupportedBackboneError, explaining, reason_of
+from lightning_softprompt.core.types import SoftPrompt
 
 Requirement = Callable[[Backbone], None]
 TOKENS = 8  # of the rows that a copy runs

@@ -11,13 +11,13 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from lightning_softprompt.backbones.base import Backbone, BackboneSpec
-from lightning_softprompt.backbones.codec import Codec
-from lightning_softprompt.backbones.generation import drafted
-from lightning_softprompt.backbones.head import States
-from lightning_softprompt.backbones.positions import DECODER_NAMES, configured_positions
-from lightning_softprompt.backbones.seq2seq_generation import EncoderRows, Seq2SeqGenerator
-from lightning_softprompt.backbones.splice import Spliced
-from lightning_softprompt.types import IGNORE, Batch, SoftPrompt
+from lightning_softprompt.backbones.execution.lm_head import States
+from lightning_softprompt.backbones.generation.generate import drafted
+from lightning_softprompt.backbones.generation.seq2seq import EncoderRows, Seq2SeqGenerator
+from lightning_softprompt.backbones.insertion.positions import DECODER_NAMES, configured_positions
+from lightning_softprompt.backbones.insertion.splice import Spliced
+from lightning_softprompt.backbones.tokenization.codec import Codec
+from lightning_softprompt.core.types import IGNORE, Batch, SoftPrompt
 
 NO_LATE_TOKENS = "encoder-decoders take no soft tokens at a middle layer; take a decoder or an encoder"
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from lightning_softprompt.backbones.base import Backbone
-from lightning_softprompt.template import Template
-from lightning_softprompt.types import Batch, KeysValues, SoftPrompt
+from lightning_softprompt.core.template import Template
+from lightning_softprompt.core.types import Batch, KeysValues, SoftPrompt
 
 SIDES = ("key", "value")
 PREFIX = "parts."  # of `Folded`'s parameters, whose names have no dots

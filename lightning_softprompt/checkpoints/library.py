@@ -9,8 +9,8 @@ from pathlib import Path
 from torch import Tensor
 
 from lightning_softprompt.backbones.fingerprint import SAMPLED
-from lightning_softprompt.checkpoints.files import SavedPrompt, read_prompt, write_prompt
 from lightning_softprompt.checkpoints.folding import named
+from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, read_prompt, write_prompt
 
 log = logging.getLogger(__name__)
 NAME = re.compile(r"\w[\w.-]*")

@@ -11,7 +11,7 @@ from torch import optim
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
-from lightning_softprompt.trust import is_standard, is_trusted
+from lightning_softprompt.system.trust import is_standard, is_trusted
 
 PACKAGE = "lightning_softprompt"
 PLUGIN_FOLDERS = ("backbones", "callbacks", "data", "evaluation", "methods", "objectives", "prompts", "readouts",

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from lightning_softprompt.checkpoints.building import Spec
+from lightning_softprompt.checkpoints.arguments import Spec
 
 MAX_HEADER = 32 * 2**20  # bytes
 MAX_DEPTH = 64

@@ -9,6 +9,8 @@ from typing import Any, final
 
 import numpy as np
 
+from lightning_softprompt.core.template import TARGET
+from lightning_softprompt.core.types import Classes, Example, Label
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.data.labels import (
     NUMERAL,
@@ -19,11 +21,9 @@ from lightning_softprompt.data.labels import (
     trimmed,
     words_by_name,
 )
-from lightning_softprompt.data.sources import first_columns
+from lightning_softprompt.data.readers.sources import first_columns
 from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.evaluation.classification import ClassificationEvaluation
-from lightning_softprompt.template import TARGET
-from lightning_softprompt.types import Classes, Example, Label
 
 
 @final

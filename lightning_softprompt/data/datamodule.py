@@ -15,12 +15,12 @@ import numpy as np
 from lightning import LightningDataModule
 
 from lightning_softprompt.backbones.base import BackboneSpec
-from lightning_softprompt.backbones.codec import Codec, Cut
-from lightning_softprompt.backbones.load import load_codec
-from lightning_softprompt.data.batching import BucketBatchSampler, Order, ResumableLoader
-from lightning_softprompt.data.cache import cached, content_key, rows_digest
+from lightning_softprompt.backbones.loading import load_codec
+from lightning_softprompt.backbones.tokenization.codec import Codec, Cut
+from lightning_softprompt.core.template import Template
+from lightning_softprompt.core.types import LOST, Batch, Classes, Encoded, Example, Text
 from lightning_softprompt.data.labels import as_text
-from lightning_softprompt.data.sources import (
+from lightning_softprompt.data.readers.sources import (
     DataError,
     NoSplitError,
     Origin,
@@ -29,9 +29,9 @@ from lightning_softprompt.data.sources import (
     is_pattern,
     read_rows,
 )
+from lightning_softprompt.data.sampling.bucketing import BucketBatchSampler, Order, ResumableLoader
+from lightning_softprompt.data.token_cache import cached, content_key, rows_digest
 from lightning_softprompt.evaluation.base import Evaluation
-from lightning_softprompt.template import Template
-from lightning_softprompt.types import LOST, Batch, Classes, Encoded, Example, Text
 
 log = logging.getLogger(__name__)
 Source = str | list[str] | list[dict[str, Any]]

@@ -12,17 +12,17 @@ import torch
 from torch import nn
 
 from lightning_softprompt.backbones.base import BackboneSpec
-from lightning_softprompt.backbones.codec import Codec
-from lightning_softprompt.data.batching import BucketBatchSampler, Order, ResumableLoader
-from lightning_softprompt.data.cache import content_key
+from lightning_softprompt.backbones.tokenization.codec import Codec
+from lightning_softprompt.core.types import Batch, Classes, Encoded, Example
 from lightning_softprompt.data.datamodule import Collate, Prepared, SoftPromptDataModule, Source, Split
-from lightning_softprompt.data.mixing import MixedBatchSampler, Proportional, Sampling, quotas
-from lightning_softprompt.data.resuming import ResumableBatchSampler
-from lightning_softprompt.data.sources import DataError, Rows
-from lightning_softprompt.data.together import Together, TogetherBatchSampler
+from lightning_softprompt.data.readers.sources import DataError, Rows
+from lightning_softprompt.data.sampling.bucketing import BucketBatchSampler, Order, ResumableLoader
+from lightning_softprompt.data.sampling.resumable import ResumableBatchSampler
+from lightning_softprompt.data.sampling.shared_batches import Together, TogetherBatchSampler
+from lightning_softprompt.data.sampling.task_mixing import MixedBatchSampler, Proportional, Sampling, quotas
+from lightning_softprompt.data.token_cache import content_key
 from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.evaluation.by_task import EvaluationByTask
-from lightning_softprompt.types import Batch, Classes, Encoded, Example
 
 T = TypeVar("T")
 NAME = re.compile(r"\w[\w-]*")

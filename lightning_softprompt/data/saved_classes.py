@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from lightning_softprompt.template import Template
+from lightning_softprompt.core.template import Template
 
 Words = dict[str, list[str]]
 

@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, final
 
-from lightning_softprompt.backbones.decoding import Decoding
+from lightning_softprompt.backbones.generation.decoding import Decoding
+from lightning_softprompt.core.types import Example
 from lightning_softprompt.data.answer_texts import check_is_no_list
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
-from lightning_softprompt.data.sources import first_columns
+from lightning_softprompt.data.readers.sources import first_columns
 from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.evaluation.generation import DEFAULT, GenerationEvaluation
-from lightning_softprompt.evaluation.text_metrics import RougeWords
-from lightning_softprompt.types import Example
+from lightning_softprompt.evaluation.metrics.text import RougeWords
 
 
 @final

@@ -8,13 +8,13 @@ from itertools import accumulate
 from string import Formatter
 from typing import Any, cast, final
 
+from lightning_softprompt.core.template import TARGET
+from lightning_softprompt.core.types import Classes, Example, Spans
 from lightning_softprompt.data.datamodule import SoftPromptDataModule, Split
 from lightning_softprompt.data.labels import ClassNumbers, GivenWord, as_text, composed, is_missing, trimmed
-from lightning_softprompt.data.sources import first_columns
+from lightning_softprompt.data.readers.sources import first_columns
 from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.evaluation.tagging import TaggingEvaluation
-from lightning_softprompt.template import TARGET
-from lightning_softprompt.types import Classes, Example, Spans
 
 
 @final

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
 
+from lightning_softprompt.backbones.prompted_lm import PromptedLM
 from lightning_softprompt.backbones.requirements import Requirement
-from lightning_softprompt.lm import PromptedLM
-from lightning_softprompt.types import Batch
+from lightning_softprompt.core.types import Batch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

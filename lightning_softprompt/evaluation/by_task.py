@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal, cast, final
 import torch
 from torch import Tensor, nn
 
+from lightning_softprompt.backbones.prompted_lm import PromptedLM
 from lightning_softprompt.backbones.requirements import Requirement
+from lightning_softprompt.core.types import Batch
 from lightning_softprompt.evaluation.base import Evaluation
-from lightning_softprompt.lm import PromptedLM
-from lightning_softprompt.types import Batch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -16,9 +16,9 @@ from torchmetrics.classification import (
     MulticlassRecall,
 )
 
+from lightning_softprompt.backbones.prompted_lm import PromptedLM
+from lightning_softprompt.core.types import Batch
 from lightning_softprompt.evaluation.base import Evaluation
-from lightning_softprompt.lm import PromptedLM
-from lightning_softprompt.types import Batch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -97,6 +97,6 @@ class ClassificationEvaluation(Evaluation):
 
     def figures(self) -> dict[str, Figure]:
         """The confusion matrix, in shares of each true class."""
-        from lightning_softprompt.evaluation.plots import confusion_figure
+        from lightning_softprompt.evaluation.figures import confusion_figure
 
         return {"confusion": confusion_figure(self.metrics["confusion"].compute().cpu(), self.names)}

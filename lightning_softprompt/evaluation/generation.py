@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any, Literal, final
 import torch
 from torch import Tensor
 
-from lightning_softprompt.backbones.decoding import Decoding
+from lightning_softprompt.backbones.generation.decoding import Decoding
+from lightning_softprompt.backbones.prompted_lm import PromptedLM
 from lightning_softprompt.backbones.requirements import Requirement, generates
+from lightning_softprompt.core.template import Template
+from lightning_softprompt.core.types import Batch, Example
 from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.evaluation.map_reduce import MapReduce
-from lightning_softprompt.evaluation.sentences import lead
-from lightning_softprompt.evaluation.text_metrics import RougeWords
-from lightning_softprompt.evaluation.text_rows import Numbers, TextRows
-from lightning_softprompt.evaluation.text_scoring import Measures, TextScoring, references_of, source_of
-from lightning_softprompt.lm import PromptedLM
-from lightning_softprompt.template import Template
-from lightning_softprompt.types import Batch, Example
+from lightning_softprompt.evaluation.metrics.sentences import lead
+from lightning_softprompt.evaluation.metrics.text import RougeWords
+from lightning_softprompt.evaluation.metrics.text_rows import Numbers, TextRows
+from lightning_softprompt.evaluation.metrics.text_scorer import Measures, TextScoring, references_of, source_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -200,7 +200,7 @@ class GenerationEvaluation(Evaluation):
 
     def figures(self) -> dict[str, Figure]:
         """How ROUGE spreads over the rows, and how it goes with the length of the source."""
-        from lightning_softprompt.evaluation.plots import histogram_figure, length_figure
+        from lightning_softprompt.evaluation.figures import histogram_figure, length_figure
 
         rows, leads = self.rows.compute(), self.leads.compute()
         shown: dict[str, Numbers] = {name: rows.columns[name] for name in ("rouge1", "rougeL") if name in rows.columns}

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import final
 
-from lightning_softprompt.backbones.codec import Codec
-from lightning_softprompt.backbones.decoding import Decoding
-from lightning_softprompt.evaluation.sentences import END
-from lightning_softprompt.lm import PromptedLM
-from lightning_softprompt.template import Template
-from lightning_softprompt.types import Batch, Encoded, Example
+from lightning_softprompt.backbones.generation.decoding import Decoding
+from lightning_softprompt.backbones.prompted_lm import PromptedLM
+from lightning_softprompt.backbones.tokenization.codec import Codec
+from lightning_softprompt.core.template import Template
+from lightning_softprompt.core.types import Batch, Encoded, Example
+from lightning_softprompt.evaluation.metrics.sentences import END
 
 
 @final

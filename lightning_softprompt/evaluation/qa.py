@@ -9,9 +9,13 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from lightning_softprompt.backbones.decoding import Decoding
+from lightning_softprompt.backbones.generation.decoding import Decoding
+from lightning_softprompt.backbones.prompted_lm import PromptedLM
 from lightning_softprompt.backbones.requirements import Requirement, generates
-from lightning_softprompt.evaluation.answers import (
+from lightning_softprompt.core.types import Batch, Example
+from lightning_softprompt.evaluation.base import Evaluation
+from lightning_softprompt.evaluation.generation import examples_of
+from lightning_softprompt.evaluation.metrics.answers import (
     OF_ANSWERS,
     answer_measures,
     content_words,
@@ -20,14 +24,16 @@ from lightning_softprompt.evaluation.answers import (
     same_answer,
     uncited,
 )
-from lightning_softprompt.evaluation.base import Evaluation
-from lightning_softprompt.evaluation.generation import examples_of
-from lightning_softprompt.evaluation.retrieval import FOUND, SEARCHED, names_to_report, retrieval_names, search_measures
-from lightning_softprompt.evaluation.text_metrics import Rouge, RougeWords
-from lightning_softprompt.evaluation.text_rows import TextRows
-from lightning_softprompt.evaluation.text_scoring import means_of, references_of
-from lightning_softprompt.lm import PromptedLM
-from lightning_softprompt.types import Batch, Example
+from lightning_softprompt.evaluation.metrics.retrieval import (
+    FOUND,
+    SEARCHED,
+    names_to_report,
+    retrieval_names,
+    search_measures,
+)
+from lightning_softprompt.evaluation.metrics.text import Rouge, RougeWords
+from lightning_softprompt.evaluation.metrics.text_rows import TextRows
+from lightning_softprompt.evaluation.metrics.text_scorer import means_of, references_of
 
 NAN = float("nan")
 ROUGE = "rougeL"

@@ -12,9 +12,9 @@ from torch.nn.functional import cross_entropy
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
+from lightning_softprompt.backbones.prompted_lm import PromptedLM
+from lightning_softprompt.core.types import IGNORE, LOST, Batch
 from lightning_softprompt.evaluation.base import Evaluation
-from lightning_softprompt.lm import PromptedLM
-from lightning_softprompt.types import IGNORE, LOST, Batch
 
 BIO = re.compile(r"O|[BI](?:-(.*))?")  # outside, or beginning or inside of an entity of some type
 Entity = tuple[str, int, int]

@@ -1,30 +1,30 @@
 """The methods of the literature, one `LightningModule` a file."""
 
-from lightning_softprompt.methods.adept import ADePT
-from lightning_softprompt.methods.attempt import ATTEMPT
-from lightning_softprompt.methods.bare import Bare
-from lightning_softprompt.methods.cartridge import Cartridge
-from lightning_softprompt.methods.context_aware import ContextAware
-from lightning_softprompt.methods.dept import DePT
-from lightning_softprompt.methods.dpt import DPT
-from lightning_softprompt.methods.folded import Folded
-from lightning_softprompt.methods.full_fine_tuning import FullFineTuning
-from lightning_softprompt.methods.idpg import IDPG
-from lightning_softprompt.methods.late_prompt_tuning import LatePromptTuning
-from lightning_softprompt.methods.lora import LoRA
-from lightning_softprompt.methods.mpt import MPT
-from lightning_softprompt.methods.p_tuning import PTuning
-from lightning_softprompt.methods.p_tuning_v2 import PTuningV2
-from lightning_softprompt.methods.prefix_tuning import PrefixTuning
-from lightning_softprompt.methods.prompt_bank import PromptBank
-from lightning_softprompt.methods.prompt_tuning import PromptTuning
-from lightning_softprompt.methods.pt_moe import PTMoE
-from lightning_softprompt.methods.residual_prompt_tuning import ResidualPromptTuning
-from lightning_softprompt.methods.smop import SMoP
-from lightning_softprompt.methods.spring import Spring
-from lightning_softprompt.methods.transprompt import TransPrompt
-from lightning_softprompt.methods.ulpt import ULPT
-from lightning_softprompt.methods.xprompt import XPrompt
+from lightning_softprompt.methods.baselines.bare import Bare
+from lightning_softprompt.methods.baselines.full_fine_tuning import FullFineTuning
+from lightning_softprompt.methods.baselines.lora import LoRA
+from lightning_softprompt.methods.input_prompts.adept import ADePT
+from lightning_softprompt.methods.input_prompts.context_aware import ContextAware
+from lightning_softprompt.methods.input_prompts.dept import DePT
+from lightning_softprompt.methods.input_prompts.dpt import DPT
+from lightning_softprompt.methods.input_prompts.p_tuning import PTuning
+from lightning_softprompt.methods.input_prompts.prompt_tuning import PromptTuning
+from lightning_softprompt.methods.input_prompts.residual_prompt_tuning import ResidualPromptTuning
+from lightning_softprompt.methods.input_prompts.spring import Spring
+from lightning_softprompt.methods.input_prompts.ulpt import ULPT
+from lightning_softprompt.methods.input_prompts.xprompt import XPrompt
+from lightning_softprompt.methods.layer_prompts.cartridge import Cartridge
+from lightning_softprompt.methods.layer_prompts.late_prompt_tuning import LatePromptTuning
+from lightning_softprompt.methods.layer_prompts.p_tuning_v2 import PTuningV2
+from lightning_softprompt.methods.layer_prompts.prefix_tuning import PrefixTuning
+from lightning_softprompt.methods.row_prompts.idpg import IDPG
+from lightning_softprompt.methods.row_prompts.pt_moe import PTMoE
+from lightning_softprompt.methods.row_prompts.smop import SMoP
+from lightning_softprompt.methods.task_prompts.attempt import ATTEMPT
+from lightning_softprompt.methods.task_prompts.mpt import MPT
+from lightning_softprompt.methods.task_prompts.transprompt import TransPrompt
+from lightning_softprompt.methods.trained.folded import Folded
+from lightning_softprompt.methods.trained.prompt_bank import PromptBank
 
 __all__ = [
     "ATTEMPT",

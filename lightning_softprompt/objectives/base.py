@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from lightning_softprompt.lm import PromptedLM
-from lightning_softprompt.types import Batch
+from lightning_softprompt.backbones.prompted_lm import PromptedLM
+from lightning_softprompt.core.types import Batch
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lightning_softprompt.lm import PromptedLM
+from lightning_softprompt.backbones.prompted_lm import PromptedLM
+from lightning_softprompt.core.types import Batch
 from lightning_softprompt.objectives.base import Objective, Outcome
 from lightning_softprompt.objectives.classification import Classification
 from lightning_softprompt.objectives.language_modeling import LanguageModeling
-from lightning_softprompt.types import Batch
 
 
 @final

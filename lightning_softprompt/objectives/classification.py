@@ -8,9 +8,9 @@ from typing import final
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from lightning_softprompt.lm import PromptedLM
+from lightning_softprompt.backbones.prompted_lm import PromptedLM
+from lightning_softprompt.core.types import IGNORE, Batch
 from lightning_softprompt.objectives.base import Objective, Outcome
-from lightning_softprompt.types import IGNORE, Batch
 
 
 @final

@@ -9,10 +9,10 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lightning_softprompt.backbones.codec import Codec
-from lightning_softprompt.lm import PromptedLM
+from lightning_softprompt.backbones.prompted_lm import PromptedLM
+from lightning_softprompt.backbones.tokenization.codec import Codec
+from lightning_softprompt.core.types import IGNORE, Batch, Encoded
 from lightning_softprompt.objectives.base import Objective, Outcome
-from lightning_softprompt.types import IGNORE, Batch, Encoded
 
 
 @final

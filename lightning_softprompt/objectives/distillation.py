@@ -15,13 +15,13 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 
 from lightning_softprompt.backbones.base import Backbone
-from lightning_softprompt.backbones.contexts import ContextCache
-from lightning_softprompt.checkpoints.files import read_prompt, weights_identity
-from lightning_softprompt.checkpoints.restoring import Restored, restored
-from lightning_softprompt.lm import PromptedLM
+from lightning_softprompt.backbones.execution.context_cache import ContextCache
+from lightning_softprompt.backbones.prompted_lm import PromptedLM
+from lightning_softprompt.checkpoints.prompt_file import read_prompt, weights_identity
+from lightning_softprompt.checkpoints.restore import Restored, restored
+from lightning_softprompt.core.types import IGNORE, Batch
 from lightning_softprompt.objectives.base import Objective, Outcome
 from lightning_softprompt.objectives.by_task import ByTask
-from lightning_softprompt.types import IGNORE, Batch
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from typing import Literal, final
 
 from torch import Tensor
 
-from lightning_softprompt.lm import PromptedLM
+from lightning_softprompt.backbones.prompted_lm import PromptedLM
+from lightning_softprompt.core.types import IGNORE, Batch
 from lightning_softprompt.objectives.base import Objective, Outcome
-from lightning_softprompt.types import IGNORE, Batch
 
 
 @final

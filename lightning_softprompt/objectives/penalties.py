@@ -11,8 +11,8 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
-from lightning_softprompt.lm import PromptedLM
-from lightning_softprompt.types import IGNORE, Batch
+from lightning_softprompt.backbones.prompted_lm import PromptedLM
+from lightning_softprompt.core.types import IGNORE, Batch
 
 STEEPNESS, EPOCHS = 0.2, 50  # of Nemesis's schedule, and the epochs that it was made for
 

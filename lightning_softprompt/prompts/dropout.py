@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from torch.nn.functional import dropout
 
-from lightning_softprompt.types import SoftPrompt
+from lightning_softprompt.core.types import SoftPrompt
 
 
 def dropped_out(prompt: SoftPrompt, rate: float) -> SoftPrompt:

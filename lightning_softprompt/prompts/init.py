@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lightning_softprompt.backbones.base import Backbone
-from lightning_softprompt.checkpoints.files import read_prompt
+from lightning_softprompt.checkpoints.prompt_file import read_prompt
 
 
 class Init(ABC):

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lightning_softprompt.core.types import Batch
 from lightning_softprompt.prompts.networks import at_least_float32
-from lightning_softprompt.prompts.pool import pooled
-from lightning_softprompt.types import Batch
+from lightning_softprompt.prompts.pooling import pooled
 
 
 @dataclass(frozen=True)

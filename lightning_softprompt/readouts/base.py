@@ -7,9 +7,9 @@ from abc import ABC, abstractmethod
 from torch import Tensor, nn
 
 from lightning_softprompt.backbones.base import Backbone
-from lightning_softprompt.backbones.codec import Codec
-from lightning_softprompt.lm import PromptedLM
-from lightning_softprompt.types import Batch, Classes
+from lightning_softprompt.backbones.prompted_lm import PromptedLM
+from lightning_softprompt.backbones.tokenization.codec import Codec
+from lightning_softprompt.core.types import Batch, Classes
 
 
 class Readout(nn.Module, ABC):

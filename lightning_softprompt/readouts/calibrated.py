@@ -8,12 +8,12 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lightning_softprompt.backbones.codec import Codec
-from lightning_softprompt.lm import PromptedLM
+from lightning_softprompt.backbones.prompted_lm import PromptedLM
+from lightning_softprompt.backbones.tokenization.codec import Codec
+from lightning_softprompt.core.template import Template
+from lightning_softprompt.core.types import Batch, Classes
 from lightning_softprompt.readouts.base import Readout, WordReadout
 from lightning_softprompt.readouts.label_words import LabelWords
-from lightning_softprompt.template import Template
-from lightning_softprompt.types import Batch, Classes
 
 
 @final

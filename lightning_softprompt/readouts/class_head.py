@@ -7,11 +7,11 @@ from typing import final
 from torch import Tensor, nn
 
 from lightning_softprompt.backbones.base import Backbone
-from lightning_softprompt.backbones.codec import Codec
-from lightning_softprompt.lm import PromptedLM
-from lightning_softprompt.prompts.pool import Pool, pooled
+from lightning_softprompt.backbones.prompted_lm import PromptedLM
+from lightning_softprompt.backbones.tokenization.codec import Codec
+from lightning_softprompt.core.types import Batch, Classes
+from lightning_softprompt.prompts.pooling import Pool, pooled
 from lightning_softprompt.readouts.base import Readout
-from lightning_softprompt.types import Batch, Classes
 
 
 @final

@@ -7,11 +7,11 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
-from lightning_softprompt.backbones.codec import Codec
-from lightning_softprompt.lm import PromptedLM
+from lightning_softprompt.backbones.prompted_lm import PromptedLM
+from lightning_softprompt.backbones.tokenization.codec import Codec
+from lightning_softprompt.core.template import Template
+from lightning_softprompt.core.types import Batch, Classes
 from lightning_softprompt.readouts.base import WordReadout
-from lightning_softprompt.template import Template
-from lightning_softprompt.types import Batch, Classes
 
 
 @final

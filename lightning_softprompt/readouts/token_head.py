@@ -7,9 +7,9 @@ from typing import final
 from torch import Tensor, nn
 
 from lightning_softprompt.backbones.base import Backbone
-from lightning_softprompt.lm import PromptedLM
+from lightning_softprompt.backbones.prompted_lm import PromptedLM
+from lightning_softprompt.core.types import Batch
 from lightning_softprompt.readouts.base import Readout
-from lightning_softprompt.types import Batch
 
 
 @final

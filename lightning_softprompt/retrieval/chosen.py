@@ -9,8 +9,8 @@ from typing import Any
 
 from platformdirs import user_cache_path
 
-from lightning_softprompt.folders import write_whole
-from lightning_softprompt.retrieval.settings import IndexSettings
+from lightning_softprompt.retrieval.search.settings import IndexSettings
+from lightning_softprompt.system.atomic_files import write_whole
 
 _chosen: set[str] = set()  # in this process
 

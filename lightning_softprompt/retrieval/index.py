@@ -9,13 +9,13 @@ from typing import final
 import numpy as np
 
 from lightning_softprompt.retrieval.chosen import refuse_strange
-from lightning_softprompt.retrieval.lexical import Lexical
 from lightning_softprompt.retrieval.manifest import NAME as MANIFEST
 from lightning_softprompt.retrieval.manifest import BadIndexError, Manifest, read_manifest
-from lightning_softprompt.retrieval.qdrant import QdrantVectors
-from lightning_softprompt.retrieval.ranking import Ranking
-from lightning_softprompt.retrieval.texts import Passages
-from lightning_softprompt.retrieval.vectors import FileVectors, VectorStore
+from lightning_softprompt.retrieval.passages.text_files import Passages
+from lightning_softprompt.retrieval.search.bm25 import Lexical
+from lightning_softprompt.retrieval.search.fusion import Ranking
+from lightning_softprompt.retrieval.search.qdrant import QdrantVectors
+from lightning_softprompt.retrieval.search.vectors import FileVectors, VectorStore
 
 LEXICAL, DENSE, EMBEDDED = "lexical", "dense", "qdrant"  # folders; the last in the index itself
 SAME = 0.999  # product of two vectors of one text by the same encoder, on whatever device
@@ -66,7 +66,7 @@ class Index:
         return self._store
 
     def _recognise(self, store: VectorStore) -> None:
-        from lightning_softprompt.retrieval.encoding import encoder
+        from lightning_softprompt.retrieval.search.encoder import encoder
 
         name = str(self.manifest.settings.encoder)
         refuse_strange(self.folder, self.manifest.settings, encoder=True)
@@ -84,7 +84,7 @@ class Index:
 
     def dense(self, questions: Sequence[str], k: int) -> list[Ranking]:
         """The k nearest passages for each question."""
-        from lightning_softprompt.retrieval.encoding import encoder
+        from lightning_softprompt.retrieval.search.encoder import encoder
 
         store = self.by_vectors
         return store.search(encoder(str(self.manifest.settings.encoder)).questions(questions), k)

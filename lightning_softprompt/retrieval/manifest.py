@@ -11,8 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from lightning_softprompt.folders import write_whole
-from lightning_softprompt.retrieval.settings import IndexSettings
+from lightning_softprompt.retrieval.search.settings import IndexSettings
+from lightning_softprompt.system.atomic_files import write_whole
 
 NAME = "manifest.json"
 NAMED = re.compile(r"[\w-]*")

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Literal, final
 
-from lightning_softprompt.retrieval.documents import Hit
 from lightning_softprompt.retrieval.index import Index
-from lightning_softprompt.retrieval.ranking import Fusion, Ranking, WeightedScores
-from lightning_softprompt.retrieval.reranking import Reranker, reranked
+from lightning_softprompt.retrieval.passages.documents import Hit
+from lightning_softprompt.retrieval.reranker import Reranker, reranked
+from lightning_softprompt.retrieval.search.fusion import Fusion, Ranking, WeightedScores
 
 Way = Literal["hybrid", "lexical", "dense"]
 WAYS = ("hybrid", "lexical", "dense")

@@ -15,7 +15,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning_softprompt.folders import write_whole
+from lightning_softprompt.system.atomic_files import write_whole
 
 log = logging.getLogger(__name__)
 Options = Mapping[str, Any]  # of a run command, without the dashes
@@ -162,7 +162,7 @@ class Step:
     @property
     def _goes_on(self) -> bool:
         """Whether the last checkpoint is there and whole: a machine that lost its power may leave half of one."""
-        from lightning_softprompt.checkpoints.files import load_checkpoint
+        from lightning_softprompt.checkpoints.prompt_file import load_checkpoint
 
         if self.command != "fit" or not self.record.is_file() or not self._last.is_file():
             return False

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 from exact import rms_norm
 
-from lightning_softprompt.backbones import packing
+from lightning_softprompt.backbones.execution import packing
 
 WAYS = {"together": (packing.GROUP, 0), "in groups": (0, 0), "in groups, behind copies": (0, 1000)}
 

@@ -8,12 +8,12 @@ from tiny import CAUSAL, EOS, SEQ2SEQ, TEMPLATES, TEXTS, batch_of, encoded, on_s
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, TextIteratorStreamer
 
-from lightning_softprompt.backbones import contexts
-from lightning_softprompt.backbones.decoding import Decoding
+from lightning_softprompt.backbones.execution import context_cache
+from lightning_softprompt.backbones.generation.decoding import Decoding
+from lightning_softprompt.core.types import SoftPrompt
 from lightning_softprompt.methods import PrefixTuning, PromptTuning
-from lightning_softprompt.prompts.key_values import NormalKeysValues
-from lightning_softprompt.prompts.mixed import mixed
-from lightning_softprompt.types import SoftPrompt
+from lightning_softprompt.prompts.kv_prefix import NormalKeysValues
+from lightning_softprompt.prompts.merge_rows import mixed
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 FAMILIES = (*CAUSAL, *SEQ2SEQ)
@@ -183,7 +183,7 @@ def leaves(methods):
 
 @pytest.mark.parametrize("family", CAUSAL)
 def test_a_row_without_a_prompt_may_stand_among_long_texts(family, backbone, monkeypatch):
-    monkeypatch.setattr(contexts, "WORTH", 4)  # tokens from which the text before soft ones is kept
+    monkeypatch.setattr(context_cache, "WORTH", 4)  # tokens from which the text before soft ones is kept
     batch = batch_of(backbone.codec, "{text} it was{soft} {target}", TEXTS * 2, ["good"] * 8)
     prompt = SoftPrompt(tokens=backbone.embed(torch.tensor([[7, 8, 9]])))
     together = mixed([([0, 2, 4, 5, 6, 7], prompt)], batch)

@@ -8,14 +8,14 @@ import torch
 from architectures import Architecture, save
 from tiny import EOS, batch_of, encoded
 
-from lightning_softprompt.backbones import generation_choice, generation_paths
 from lightning_softprompt.backbones.base import BackboneSpec
 from lightning_softprompt.backbones.conversation import Conversation
-from lightning_softprompt.backbones.generation_choice import GenerationUnsupportedError
-from lightning_softprompt.backbones.generation_paths import EqualLengths, LeftPadded, SharedPrompt, WithoutCache
-from lightning_softprompt.backbones.load import load_backbone
-from lightning_softprompt.commands import doctor
-from lightning_softprompt.types import SoftPrompt
+from lightning_softprompt.backbones.generation import path_choice, paths
+from lightning_softprompt.backbones.generation.path_choice import GenerationUnsupportedError
+from lightning_softprompt.backbones.generation.paths import EqualLengths, LeftPadded, SharedPrompt, WithoutCache
+from lightning_softprompt.backbones.loading import load_backbone
+from lightning_softprompt.cli.commands import doctor
+from lightning_softprompt.core.types import SoftPrompt
 
 MOST = 6
 TEMPLATES = {"front": "{soft}{text} it was {target}", "middle": "{text}{soft} it was {target}"}
@@ -131,9 +131,9 @@ def test_a_conversation_continues_as_the_whole_text_would(model_and_path):
 
 def test_what_goes_beyond_all_earlier_batches_is_tried_out_again(load, monkeypatch):
     backbone, tried = load("llama"), []
-    measure = generation_choice.error_of
+    measure = path_choice.error_of
     monkeypatch.setattr(
-        generation_choice, "error_of", lambda path, rows, *rest: tried.append(type(path)) or measure(path, rows, *rest)
+        path_choice, "error_of", lambda path, rows, *rest: tried.append(type(path)) or measure(path, rows, *rest)
     )
     generate = partial(backbone.generate, prompt=soft(backbone), max_new_tokens=3)
     short, long = (batch_of(backbone.codec, TEMPLATES["front"], t, [""] * len(t)) for t in BATCHES.values())
@@ -148,7 +148,7 @@ def test_a_model_that_cannot_generate_is_refused_by_name(load, monkeypatch):
     def fail(*args, **kwargs):
         raise RuntimeError("no kernel")
 
-    monkeypatch.setattr(generation_paths, "generate", fail)
+    monkeypatch.setattr(paths, "generate", fail)
     batch = batch_of(backbone.codec)
     for _ in range(2):
         with pytest.raises(GenerationUnsupportedError, match=r"LlamaForCausalLM\) cannot generate: no kernel"):

@@ -22,14 +22,14 @@ from torch import nn
 from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
-from lightning_softprompt.checkpoints.files import SavedPrompt, identity, load_checkpoint, write_prompt
-from lightning_softprompt.commands.fold import fold
+from lightning_softprompt.backbones.prompted_lm import PromptedLM
+from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, identity, load_checkpoint, write_prompt
+from lightning_softprompt.cli.commands.fold import fold
+from lightning_softprompt.core.types import SoftPrompt
 from lightning_softprompt.evaluation.classification import ClassificationEvaluation
-from lightning_softprompt.lm import PromptedLM
 from lightning_softprompt.methods import Bare, Folded
-from lightning_softprompt.module import SoftPromptModule
+from lightning_softprompt.methods.base import SoftPromptModule
 from lightning_softprompt.objectives.language_modeling import LanguageModeling
-from lightning_softprompt.types import SoftPrompt
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 LABELS = (0, 1, 1, 0)

@@ -4,10 +4,10 @@ import pytest
 import torch
 from exact import TEMPLATES, batch_of, kept_by, loss_and_gradients
 
-from lightning_softprompt.backbones.packing import pack
-from lightning_softprompt.backbones.paths import Packed, Padded, TwoPass
-from lightning_softprompt.backbones.rows import Rows
-from lightning_softprompt.types import SoftPrompt
+from lightning_softprompt.backbones.execution.packing import pack
+from lightning_softprompt.backbones.execution.paths import Packed, Padded, TwoPass
+from lightning_softprompt.backbones.execution.row_batch import Rows
+from lightning_softprompt.core.types import SoftPrompt
 
 FAMILIES = ("llama", "gpt2")
 

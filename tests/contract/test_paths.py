@@ -8,14 +8,15 @@ import torch
 from exact import EXACT, TEMPLATES, batch_of, loss_and_gradients
 from transformers import MistralConfig, MistralForCausalLM
 
-from lightning_softprompt.backbones import attention, causal, contexts
+from lightning_softprompt.backbones import causal
 from lightning_softprompt.backbones.base import BackboneSpec
 from lightning_softprompt.backbones.causal import CausalBackbone
-from lightning_softprompt.backbones.contexts import ContextCache
-from lightning_softprompt.backbones.load import load_backbone
-from lightning_softprompt.backbones.paths import Alone, Packed, Padded, TwoPass
-from lightning_softprompt.backbones.rows import Rows
-from lightning_softprompt.types import SoftPrompt
+from lightning_softprompt.backbones.execution import context_cache, packed_attention
+from lightning_softprompt.backbones.execution.context_cache import ContextCache
+from lightning_softprompt.backbones.execution.paths import Alone, Packed, Padded, TwoPass
+from lightning_softprompt.backbones.execution.row_batch import Rows
+from lightning_softprompt.backbones.loading import load_backbone
+from lightning_softprompt.core.types import SoftPrompt
 
 FAMILIES = ("llama", "gpt2")
 TEXTS = ["the movie was great", "what ?", "that dog is one dog the movie"]
@@ -27,7 +28,7 @@ def soft(backbone, length=4, rows=1):
 
 @pytest.fixture
 def short_contexts(monkeypatch):
-    monkeypatch.setattr(contexts, "WORTH", 1)
+    monkeypatch.setattr(context_cache, "WORTH", 1)
 
 
 @pytest.mark.parametrize("template", ["middle", "end", "instruction before"])
@@ -53,7 +54,7 @@ def test_kept_contexts_serve_prompts_of_each_row(pair, short_contexts):
 def test_a_context_runs_once_however_often_it_comes(pair, short_contexts, monkeypatch):
     backbone = pair[0]
     backbone(batch_of(backbone, TEMPLATES["front"], TEXTS))  # the first batch tries the paths out
-    lengths, run = [], contexts.keys_and_values
+    lengths, run = [], context_cache.keys_and_values
     backbone.path.contexts.run = lambda embeds: (
         lengths.append(embeds.shape[1]) or run(backbone.model, embeds, backbone.entry)
     )
@@ -143,9 +144,9 @@ def test_a_path_that_is_off_is_not_taken(load):
 
 
 def test_a_path_with_wrong_gradients_is_not_taken(load, monkeypatch):
-    backward = attention.PackedAttention.backward
+    backward = packed_attention.PackedAttention.backward
     halved = staticmethod(lambda ctx, grad: backward(ctx, grad / 2))
-    monkeypatch.setattr(attention.PackedAttention, "backward", halved)
+    monkeypatch.setattr(packed_attention.PackedAttention, "backward", halved)
     backbone = load("llama")
     with torch.inference_mode():  # a validation before all training, say
         backbone(batch_of(backbone, TEMPLATES["front"], TEXTS), SoftPrompt(tokens=soft(backbone)))

@@ -6,8 +6,8 @@ from architectures import Architecture, save
 from tiny import BOS, EOS, UNK, batch_of
 
 from lightning_softprompt.backbones.base import BackboneSpec
-from lightning_softprompt.backbones.load import load_backbone
-from lightning_softprompt.types import SoftPrompt
+from lightning_softprompt.backbones.loading import load_backbone
+from lightning_softprompt.core.types import SoftPrompt
 
 MOST = 6
 TEMPLATE = "{text}{soft} it was {target}"

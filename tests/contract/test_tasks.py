@@ -10,12 +10,12 @@ from tiny import CLASSES, MASKED, TEMPLATES, batch_of, encoded, more_padding, on
 from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
-from lightning_softprompt.checkpoints.files import load_checkpoint
+from lightning_softprompt.checkpoints.prompt_file import load_checkpoint
+from lightning_softprompt.core.types import Classes
 from lightning_softprompt.evaluation.by_task import EvaluationByTask
 from lightning_softprompt.evaluation.classification import ClassificationEvaluation
 from lightning_softprompt.methods import ATTEMPT, MPT, TransPrompt
 from lightning_softprompt.prompts.init import FromText, SampleVocabulary
-from lightning_softprompt.types import Classes
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 BY_TASK = {"mood": CLASSES, "length": Classes({"long": [" long"], "short": [" never"], "other": [" one"]})}

@@ -7,11 +7,11 @@ import pytest
 from wandb_file import read_run
 
 from lightning_softprompt.__main__ import main
-from lightning_softprompt.backbones.decoding import Decoding
+from lightning_softprompt.backbones.generation.decoding import Decoding
+from lightning_softprompt.core.types import Example, Shown
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.evaluation.qa import QaEvaluation
-from lightning_softprompt.run import last_folder
-from lightning_softprompt.types import Example, Shown
+from lightning_softprompt.runs.run_spec import last_folder
 
 ROWS = [
     {"question": "what is a funny dog ?", "answers": ["good", "very good"], "gold": ["b"]},

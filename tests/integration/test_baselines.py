@@ -9,11 +9,11 @@ from tiny import CLASSES, SEQ2SEQ, batch_of, encoded, real
 from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
+from lightning_softprompt.core.types import IGNORE
 from lightning_softprompt.evaluation.classification import ClassificationEvaluation
 from lightning_softprompt.methods import FullFineTuning, LoRA
 from lightning_softprompt.objectives.language_modeling import LanguageModeling
-from lightning_softprompt.replicas import Replicas, ReplicaSpec
-from lightning_softprompt.types import IGNORE
+from lightning_softprompt.training.replicas import Replicas, ReplicaSpec
 
 LABELS = (0, 1, 1, 0)
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}

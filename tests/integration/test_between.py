@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from lightning_softprompt.backbones.base import BackboneSpec
-from lightning_softprompt.backbones.load import load_backbone
-from lightning_softprompt.checkpoints.files import SavedPrompt, identity, write_prompt
-from lightning_softprompt.commands import CommandError, between
+from lightning_softprompt.backbones.loading import load_backbone
+from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, identity, write_prompt
+from lightning_softprompt.cli.commands import CommandError, between
 from lightning_softprompt.data.classification import ClassificationDataModule
 from lightning_softprompt.methods import PromptTuning
 

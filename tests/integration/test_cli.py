@@ -8,11 +8,11 @@ import pytest
 import torch
 import wandb_file
 
-from lightning_softprompt.checkpoints.files import read_prompt
-from lightning_softprompt.cli import main, make_cli
-from lightning_softprompt.commands import CommandError, fold
-from lightning_softprompt.commands.configs import configs_folder
-from lightning_softprompt.run import last_folder
+from lightning_softprompt.checkpoints.prompt_file import read_prompt
+from lightning_softprompt.cli.app import main, make_cli
+from lightning_softprompt.cli.commands import CommandError, fold
+from lightning_softprompt.cli.commands.configs import configs_folder
+from lightning_softprompt.runs.run_spec import last_folder
 
 CONFIGS = configs_folder()
 
@@ -445,7 +445,7 @@ def test_every_config_that_ships_opens_with_a_comment_and_can_be_instantiated(pa
     assert cli.model.classes_by_task == cli.datamodule.classes_by_task
 
 
-PRUNING = '[{"class_path": "lightning_softprompt.callbacks.pruning.Pruning", "init_args": {"after": 3, "measured": 2}}]'
+PRUNING = '[{"class_path": "lightning_softprompt.callbacks.algorithms.pruning.Pruning", "init_args": {"after": 3, "measured": 2}}]'
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from lightning_softprompt.backbones.base import BackboneSpec
-from lightning_softprompt.backbones.load import load_backbone
-from lightning_softprompt.cli import main
-from lightning_softprompt.commands import doctor
-from lightning_softprompt.template import Template
-from lightning_softprompt.types import SoftPrompt
+from lightning_softprompt.backbones.loading import load_backbone
+from lightning_softprompt.cli.app import main
+from lightning_softprompt.cli.commands import doctor
+from lightning_softprompt.core.template import Template
+from lightning_softprompt.core.types import SoftPrompt
 
 BEGINNINGS = ("Yesterday", "This morning", "Last week", "In the end", "Once more", "As ever", "At noon", "Today")
 TEXTS = {

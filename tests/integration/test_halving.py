@@ -11,15 +11,15 @@ from lightning.pytorch import Trainer
 from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
-from lightning_softprompt.backbones.head import States
-from lightning_softprompt.callbacks.halving import Halved, Halving
-from lightning_softprompt.cli import main
+from lightning_softprompt.backbones.execution.lm_head import States
+from lightning_softprompt.callbacks.recovery.oom_retry import Halved, Halving
+from lightning_softprompt.cli.app import main
 from lightning_softprompt.methods import PrefixTuning, PromptTuning, PTuningV2, SMoP
 from lightning_softprompt.objectives.language_modeling import LanguageModeling
-from lightning_softprompt.prompts.key_values import NormalKeysValues
+from lightning_softprompt.prompts.kv_prefix import NormalKeysValues
 from lightning_softprompt.readouts.class_head import ClassHead
-from lightning_softprompt.replicas import Replicas, ReplicaSpec
-from lightning_softprompt.run import last_folder
+from lightning_softprompt.runs.run_spec import last_folder
+from lightning_softprompt.training.replicas import Replicas, ReplicaSpec
 
 FAMILIES = ("llama", "t5", "bert")
 LABELS = torch.tensor([0, 1, 1, 0])

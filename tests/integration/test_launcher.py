@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lightning_softprompt import __version__
-from lightning_softprompt.commands import LIGHT_COMMANDS, RUN_COMMANDS
+from lightning_softprompt.cli.commands import LIGHT_COMMANDS, RUN_COMMANDS
 
 ROOT = Path(__file__).parents[2]
 HEAVY = {"torch", "lightning", "pytorch_lightning", "transformers", "torchmetrics", "wandb", "datasets", "jsonargparse"}
@@ -104,7 +104,7 @@ def test_configs_are_copied_once(tmp_path):
 
 
 def test_doctor_speaks_before_it_imports_torch():
-    program = "import sys; from lightning_softprompt.commands import doctor\nfor found in doctor.findings():\n"
+    program = "import sys; from lightning_softprompt.cli.commands import doctor\nfor found in doctor.findings():\n"
     program += "    print(found.name, sorted({'torch', 'transformers', 'lightning'} & set(sys.modules)))"
     ran = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True, timeout=120
@@ -134,6 +134,6 @@ def test_whatever_a_config_may_name_is_known_by_its_short_name():
     places = ("readouts", "objectives", "callbacks", "prompts", "methods")
     files = [file for place in places for file in (package / place).glob("[!_]*.py") if "\nclass " in file.read_text()]
     wanted = {".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files}
-    code = "import sys, lightning_softprompt.cli; print(*sys.modules)"
+    code = "import sys, lightning_softprompt.cli.app; print(*sys.modules)"
     known = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert wanted - set(known) == set()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from forks import as_of_torchrun, ended, forked
 
-from lightning_softprompt.callbacks.process_watch import Watch, lost_connection
+from lightning_softprompt.callbacks.recovery.process_watch import Watch, lost_connection
 
 PATIENCE = 2
 

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from lightning_softprompt.cli import main, make_cli
+from lightning_softprompt.cli.app import main, make_cli
 from lightning_softprompt.objectives.classification import Classification
-from lightning_softprompt.run import last_folder
+from lightning_softprompt.runs.run_spec import last_folder
 
 MOODS = {"positive": "good", "negative": "bad", "neutral": "one"}
 LENGTHS = {"long": "long", "short": "never"}

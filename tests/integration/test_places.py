@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lightning_softprompt import run
-from lightning_softprompt.cli import main
+from lightning_softprompt.cli.app import main
+from lightning_softprompt.runs import run_spec
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 import killing
@@ -68,7 +68,7 @@ def test_two_runs_do_not_write_to_one_folder(argv, tmp_path, capsys):
     holder = os.fork()
     if not holder:
         try:
-            run.keep(made(tmp_path / "runs" / "default" / "one"))
+            run_spec.keep(made(tmp_path / "runs" / "default" / "one"))
             os.write(theirs, b"!")
             os.read(os.pipe()[0], 1)  # till it is killed
         finally:

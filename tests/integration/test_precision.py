@@ -8,9 +8,9 @@ import pytest
 import tiny
 import torch
 
-from lightning_softprompt.cli import main
-from lightning_softprompt.run import last_folder
-from lightning_softprompt.types import SoftPrompt
+from lightning_softprompt.cli.app import main
+from lightning_softprompt.core.types import SoftPrompt
+from lightning_softprompt.runs.run_spec import last_folder
 
 HALVES = ("bfloat16", "float16")
 KINDS = ("torchao-int8", "bitsandbytes-nf4")

@@ -10,9 +10,9 @@ import sys
 import pytest
 import tiny
 
-from lightning_softprompt.cli import main
-from lightning_softprompt.module import SoftPromptModule
-from lightning_softprompt.run import last_folder
+from lightning_softprompt.cli.app import main
+from lightning_softprompt.methods.base import SoftPromptModule
+from lightning_softprompt.runs.run_spec import last_folder
 
 ROWS = 301  # the last batch is not full
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from forks import as_of_torchrun, ended, forked
 
-from lightning_softprompt.cli import main
+from lightning_softprompt.cli.app import main
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 import killing

@@ -8,8 +8,8 @@ from lightning.pytorch import Callback, Trainer
 from tiny import CLASSES, batch_of
 from torch.utils.data import DataLoader
 
-from lightning_softprompt.callbacks.corruption_probe import CorruptionProbe
-from lightning_softprompt.callbacks.pruning import Pruning
+from lightning_softprompt.callbacks.algorithms.corruption_probe import CorruptionProbe
+from lightning_softprompt.callbacks.algorithms.pruning import Pruning
 from lightning_softprompt.evaluation.classification import ClassificationEvaluation
 from lightning_softprompt.methods import PromptTuning, XPrompt
 

@@ -11,18 +11,18 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from safetensors.torch import load_file
 
-from lightning_softprompt.backbones import contexts, paths
 from lightning_softprompt.backbones.base import BackboneSpec
-from lightning_softprompt.cli import main
-from lightning_softprompt.commands.analyze import read_run
-from lightning_softprompt.data.rag_qa import RagQaDataModule
+from lightning_softprompt.backbones.execution import context_cache, paths
+from lightning_softprompt.cli.app import main
+from lightning_softprompt.cli.commands.analyze import read_run
+from lightning_softprompt.core.template import Template
 from lightning_softprompt.methods import Spring
-from lightning_softprompt.module import SoftPromptModule
-from lightning_softprompt.prompt_reranker import PromptReranker
+from lightning_softprompt.methods.base import SoftPromptModule
+from lightning_softprompt.rag.prompt_reranker import PromptReranker
+from lightning_softprompt.rag.qa_datamodule import RagQaDataModule
 from lightning_softprompt.retrieval.retriever import Retriever
-from lightning_softprompt.retrieval.settings import IndexSettings
-from lightning_softprompt.run import last_folder
-from lightning_softprompt.template import Template
+from lightning_softprompt.retrieval.search.settings import IndexSettings
+from lightning_softprompt.runs.run_spec import last_folder
 
 CORPUS = {
     "dog": "the dog is sad . it never ends",
@@ -147,7 +147,7 @@ def test_a_resumed_run_draws_the_same_passages_and_lengths(fit):
 KILLED = """
     import os, sys, torch
     from lightning_softprompt.__main__ import main
-    from lightning_softprompt.module import SoftPromptModule
+    from lightning_softprompt.methods.base import SoftPromptModule
 
     def dies(module, batch, batch_idx):
         calls.append(batch_idx)
@@ -243,8 +243,8 @@ def test_passages_before_the_soft_tokens_are_read_in_the_first_epoch_only(
     folder, tmp_path, tiny_folder, monkeypatch, order, again
 ):
     """Shuffled they are another text, and read again."""
-    calls, run = [], contexts.keys_and_values
-    monkeypatch.setattr(contexts, "WORTH", 1)
+    calls, run = [], context_cache.keys_and_values
+    monkeypatch.setattr(context_cache, "WORTH", 1)
     monkeypatch.setattr(paths, "keys_and_values", lambda *given: calls.append(1) or run(*given))
     data = RagQaDataModule(
         template="{passages}{soft}{question} : {target}", passage="{text} ,", passages=2, order=order,

@@ -11,9 +11,9 @@ from forks import as_of_torchrun, ended, forked
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from lightning_softprompt.backbones.base import BackboneSpec
-from lightning_softprompt.backbones.ranks import spec_here
-from lightning_softprompt.checkpoints.files import load_checkpoint, read_prompt
-from lightning_softprompt.strategy import ShardedStrategy, refuse_others
+from lightning_softprompt.checkpoints.prompt_file import load_checkpoint, read_prompt
+from lightning_softprompt.distributed.sharding import spec_here
+from lightning_softprompt.distributed.strategy import ShardedStrategy, refuse_others
 
 UNSIGNALLED = "--run.accept_changes=trainer.callbacks"  # a resumed run has no callback that stops it
 STEPS = 7  # of 5 in an epoch

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from lightning_softprompt.__main__ import main
-from lightning_softprompt.data.movie_sentences import movie_sentences
-from lightning_softprompt.run import last_folder
+from lightning_softprompt.data.samples.movie_sentences import movie_sentences
+from lightning_softprompt.runs.run_spec import last_folder
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

@@ -6,12 +6,12 @@ from torch.testing import assert_close
 
 from lightning_softprompt.backbones.base import BackboneSpec
 from lightning_softprompt.backbones.conversation import Conversation
-from lightning_softprompt.backbones.load import load_backbone
+from lightning_softprompt.backbones.loading import load_backbone
+from lightning_softprompt.core.template import Template
+from lightning_softprompt.core.types import SoftPrompt
 from lightning_softprompt.methods import PrefixTuning, PromptTuning
 from lightning_softprompt.prompts.init import FromText
-from lightning_softprompt.prompts.mixed import mixed
-from lightning_softprompt.template import Template
-from lightning_softprompt.types import SoftPrompt
+from lightning_softprompt.prompts.merge_rows import mixed
 
 pytestmark = pytest.mark.slow
 TEMPLATE = Template("user\n{soft}{text}<|im_end|>\n<|im_start|>assistant\n{target}")

@@ -2,8 +2,8 @@
 
 import pytest
 
-from lightning_softprompt.retrieval.building import build_index
-from lightning_softprompt.retrieval.documents import Document
+from lightning_softprompt.retrieval.index_builder import build_index
+from lightning_softprompt.retrieval.passages.documents import Document
 from lightning_softprompt.retrieval.retriever import Retriever
 
 pytestmark = pytest.mark.slow

@@ -10,13 +10,13 @@ from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import StepLR
 from torch.utils.data import DataLoader
 
-from lightning_softprompt.callbacks.resume import RngState
+from lightning_softprompt.callbacks.recovery.resume import RngState
+from lightning_softprompt.core.types import SoftPrompt
 from lightning_softprompt.evaluation.classification import ClassificationEvaluation
 from lightning_softprompt.methods import PromptTuning
-from lightning_softprompt.module import SoftPromptModule
+from lightning_softprompt.methods.base import SoftPromptModule
 from lightning_softprompt.prompts.init import Normal, Uniform
-from lightning_softprompt.replicas import Replicas, ReplicaSpec
-from lightning_softprompt.types import SoftPrompt
+from lightning_softprompt.training.replicas import Replicas, ReplicaSpec
 
 FAMILIES = ("llama", "bert")
 LABELS = (0, 1, 1, 0)

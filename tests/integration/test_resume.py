@@ -11,8 +11,8 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
-from lightning_softprompt.callbacks.resume import RngState
-from lightning_softprompt.data.batching import BucketBatchSampler, ResumableLoader
+from lightning_softprompt.callbacks.recovery.resume import RngState
+from lightning_softprompt.data.sampling.bucketing import BucketBatchSampler, ResumableLoader
 
 ROWS, BATCH, EPOCHS = 22, 4, 3  # 6 batches an epoch, one of them short
 LENGTHS = np.random.default_rng(0).integers(1, 30, ROWS).tolist()

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from lightning_softprompt.checkpoints.class_names import class_names
-from lightning_softprompt.checkpoints.files import load_checkpoint, read_prompt
-from lightning_softprompt.cli import main
-from lightning_softprompt.run import last_folder
+from lightning_softprompt.checkpoints.prompt_file import load_checkpoint, read_prompt
+from lightning_softprompt.cli.app import main
+from lightning_softprompt.runs.run_spec import last_folder
 
 NAMED = ["negative", "neutral", "positive"]
 REORDERED = '--data.labels={"positive": "good", "neutral": "one", "negative": "bad"}'

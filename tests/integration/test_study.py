@@ -12,14 +12,14 @@ import pytest
 import torch
 import yaml
 
-from lightning_softprompt import cli
 from lightning_softprompt.__main__ import main
-from lightning_softprompt.checkpoints.files import read_prompt
-from lightning_softprompt.cli import make_cli
-from lightning_softprompt.commands.configs import configs_folder
-from lightning_softprompt.evaluation.continual import transfer
-from lightning_softprompt.studies.reading import read_study
+from lightning_softprompt.checkpoints.prompt_file import read_prompt
+from lightning_softprompt.cli import app
+from lightning_softprompt.cli.app import make_cli
+from lightning_softprompt.cli.commands.configs import configs_folder
+from lightning_softprompt.evaluation.metrics.continual import transfer
 from lightning_softprompt.studies.study import PLACE
+from lightning_softprompt.studies.study_file import read_study
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 from killing import Kill, ended, start
@@ -66,15 +66,15 @@ def study(tmp_path, monkeypatch):
         path = tmp_path / f"{name}.yaml"
         path.write_text(yaml.safe_dump(said, sort_keys=False))
         asked = []
-        run = cli.main
+        run = app.main
 
         def noted(argv):
             asked.append(argv)
             return run(argv)
 
-        monkeypatch.setattr(cli, "main", noted)
+        monkeypatch.setattr(app, "main", noted)
         assert main(["study", str(path), *options]) == code
-        monkeypatch.setattr(cli, "main", run)
+        monkeypatch.setattr(app, "main", run)
         return tmp_path / "studies" / name, asked
 
     return study

@@ -12,10 +12,10 @@ import yaml
 from optuna.storages.journal import JournalFileBackend
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
-from lightning_softprompt.cli import main as run
-from lightning_softprompt.cli import make_cli
-from lightning_softprompt.commands import CommandError, sweep
-from lightning_softprompt.commands.configs import configs_folder
+from lightning_softprompt.cli.app import main as run
+from lightning_softprompt.cli.app import make_cli
+from lightning_softprompt.cli.commands import CommandError, sweep
+from lightning_softprompt.cli.commands.configs import configs_folder
 from lightning_softprompt.studies.study import words
 
 SEARCH = {
@@ -93,7 +93,7 @@ def test_a_trial_that_fails_counts_and_the_others_go_on(written, here, monkeypat
 PROCESS = """
 import json, subprocess, sys
 from pathlib import Path
-from lightning_softprompt.commands import sweep
+from lightning_softprompt.cli.commands import sweep
 def call(words):
     given = dict(word.removeprefix("--").split("=", 1) for word in words[4:])
     folder = Path(given["run.folder"], given["run.experiment"], given["run.name"])

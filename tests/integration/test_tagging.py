@@ -7,10 +7,10 @@ import random
 import pytest
 import wandb_file
 
-from lightning_softprompt.checkpoints.files import read_prompt
-from lightning_softprompt.cli import main
-from lightning_softprompt.commands import fold
-from lightning_softprompt.run import last_folder
+from lightning_softprompt.checkpoints.prompt_file import read_prompt
+from lightning_softprompt.cli.app import main
+from lightning_softprompt.cli.commands import fold
+from lightning_softprompt.runs.run_spec import last_folder
 
 PLAIN = ("a", "that", "is", "one", "about", "it", "this", "label")
 ENTITIES = {  # in the tokens of tiny backbones, `sad!` and `text?` are two

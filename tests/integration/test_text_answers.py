@@ -7,11 +7,11 @@ import pytest
 import torch
 import wandb_file
 
-from lightning_softprompt.cli import main
+from lightning_softprompt.cli.app import main
+from lightning_softprompt.core.types import Example
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.evaluation.base import Evaluation
-from lightning_softprompt.run import last_folder
-from lightning_softprompt.types import Example
+from lightning_softprompt.runs.run_spec import last_folder
 
 DOCUMENTS = ("a warm and funny film", "dull", "is it a sad story ?", "a dog and a dog", "well", "bad film")
 

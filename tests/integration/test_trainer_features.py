@@ -7,9 +7,9 @@ import pytest
 import torch
 from spies import Rows
 
-from lightning_softprompt.callbacks.run_start import RunStart
-from lightning_softprompt.cli import main
-from lightning_softprompt.run import last_folder
+from lightning_softprompt.callbacks.recovery.run_start import RunStart
+from lightning_softprompt.cli.app import main
+from lightning_softprompt.runs.run_spec import last_folder
 
 LONG = " ".join(["very"] * 12)
 

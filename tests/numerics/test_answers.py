@@ -9,7 +9,7 @@ import pytest
 import pytrec_eval
 from torchmetrics.functional.text import squad
 
-from lightning_softprompt.evaluation.answers import (
+from lightning_softprompt.evaluation.metrics.answers import (
     answer_measures,
     answer_words,
     content_words,
@@ -19,8 +19,8 @@ from lightning_softprompt.evaluation.answers import (
     overlap,
     same_answer,
 )
-from lightning_softprompt.evaluation.intervals import bootstrap
-from lightning_softprompt.evaluation.retrieval import KS, RetrievalScores, retrieval_measures, retrieval_names
+from lightning_softprompt.evaluation.metrics.intervals import bootstrap
+from lightning_softprompt.evaluation.metrics.retrieval import KS, RetrievalScores, retrieval_measures, retrieval_names
 
 PIECES = """
     the The a an A An theatre another Paris PARIS paris, (Paris) don't U.S. $5 5% well-known _ -- ' "New York" new york

@@ -11,9 +11,9 @@ from torch.optim import SGD, AdamW
 from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
-from lightning_softprompt.callbacks.consolidation import EWC, SynapticIntelligence
-from lightning_softprompt.callbacks.resume import RngState
-from lightning_softprompt.checkpoints.files import read_prompt
+from lightning_softprompt.callbacks.algorithms.consolidation import EWC, SynapticIntelligence
+from lightning_softprompt.callbacks.recovery.resume import RngState
+from lightning_softprompt.checkpoints.prompt_file import read_prompt
 from lightning_softprompt.evaluation.classification import ClassificationEvaluation
 from lightning_softprompt.methods import PromptTuning, ResidualPromptTuning
 

@@ -9,10 +9,10 @@ from peft import CPTConfig, get_peft_model
 from tiny import CAUSAL, CLASSES, TEMPLATES, batch_of, encoded
 from torch.testing import assert_close
 
+from lightning_softprompt.core.types import IGNORE, Classes
 from lightning_softprompt.methods import ContextAware
 from lightning_softprompt.objectives.language_modeling import LanguageModeling
-from lightning_softprompt.prompts.context import FORMAT, INPUT, LABEL, SEAM
-from lightning_softprompt.types import IGNORE, Classes
+from lightning_softprompt.prompts.demonstrations import FORMAT, INPUT, LABEL, SEAM
 
 FAMILIES = CAUSAL
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}

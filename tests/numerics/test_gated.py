@@ -10,8 +10,8 @@ from transformers import GemmaConfig, LlamaConfig
 from transformers.models.gemma.modeling_gemma import GemmaMLP
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from lightning_softprompt.backbones.gated import GatedUnit, save_gates
-from lightning_softprompt.types import SoftPrompt
+from lightning_softprompt.backbones.kernels.gated_mlp import GatedUnit, save_gates
+from lightning_softprompt.core.types import SoftPrompt
 
 SIZES = {"hidden_size": 12, "intermediate_size": 20, "num_attention_heads": 3}
 

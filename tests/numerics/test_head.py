@@ -6,8 +6,8 @@ from tiny import batch_of
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
-from lightning_softprompt.backbones import head
-from lightning_softprompt.types import IGNORE, SoftPrompt
+from lightning_softprompt.backbones.execution import lm_head
+from lightning_softprompt.core.types import IGNORE, SoftPrompt
 
 
 def prompt(backbone, length=3):
@@ -22,7 +22,7 @@ def test_some_words_are_columns_of_all(backbone):
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_cross_entropy_in_pieces_is_that_of_the_logits(backbone, monkeypatch, smoothing):
-    monkeypatch.setattr(head, "CHUNK", 2)
+    monkeypatch.setattr(lm_head, "CHUNK", 2)
     batch, soft = batch_of(backbone.codec), prompt(backbone)
     expected = cross_entropy(
         backbone(batch, soft).flatten(0, 1).float(),

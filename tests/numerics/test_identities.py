@@ -8,15 +8,15 @@ from sklearn import metrics
 from tiny import CLASSES, MASKED, TARGETS, TEMPLATES, TEXTS, V, batch_of, encoded, on_side, real
 from torch.testing import assert_close
 
+from lightning_softprompt.backbones.prompted_lm import PromptedLM
+from lightning_softprompt.core.types import Classes, SoftPrompt
 from lightning_softprompt.evaluation.classification import ClassificationEvaluation
-from lightning_softprompt.evaluation.intervals import bootstrap
-from lightning_softprompt.lm import PromptedLM
+from lightning_softprompt.evaluation.metrics.intervals import bootstrap
 from lightning_softprompt.objectives.classification import Classification
 from lightning_softprompt.objectives.language_modeling import LanguageModeling
 from lightning_softprompt.readouts.calibrated import Calibrated
 from lightning_softprompt.readouts.label_words import LabelWords
 from lightning_softprompt.readouts.ranked import RankedChoices
-from lightning_softprompt.types import Classes, SoftPrompt
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 SIDES = ("right", "left")

@@ -10,8 +10,8 @@ from torch.testing import assert_close
 from transformers import DynamicCache
 
 from lightning_softprompt.backbones.causal import CausalBackbone
-from lightning_softprompt.backbones.injection import InjectionUnsupportedError, check_like_text, sites_of
-from lightning_softprompt.types import SoftPrompt
+from lightning_softprompt.backbones.insertion.key_values import InjectionUnsupportedError, check_like_text, sites_of
+from lightning_softprompt.core.types import SoftPrompt
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 

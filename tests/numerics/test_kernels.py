@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from lightning_softprompt.backbones.kernels import attend, attend_backward, cuda, cuda_backward, plain, plain_backward
+from lightning_softprompt.backbones.kernels.attention import (
+    attend,
+    attend_backward,
+    cuda,
+    cuda_backward,
+    plain,
+    plain_backward,
+)
 
 CASES = {"causal": (7, 7, True), "all": (5, 9, False), "masked": (6, 11, False)}
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_softprompt.backbones import linear
+from lightning_softprompt.backbones.kernels import prepacked_linear
 
 
 def model():
@@ -25,7 +25,7 @@ def output_and_gradient(layers, rows):
 
 def test_outputs_and_gradients_are_those_of_plain_layers():
     plain, packed = model(), model()
-    assert linear.prepack(packed, "prepacked", 48)
+    assert prepacked_linear.prepack(packed, "prepacked", 48)
     rows = torch.randn(2, 5, 48)
     results = [output_and_gradient(layers, rows) for layers in (plain, packed)]
     torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=1e-5)
@@ -34,24 +34,24 @@ def test_outputs_and_gradients_are_those_of_plain_layers():
 
 def test_other_precisions_run_as_before():
     packed = model().to(torch.bfloat16)
-    linear.prepack(packed, "prepacked", 48)
+    prepacked_linear.prepack(packed, "prepacked", 48)
     assert packed(torch.randn(3, 48, dtype=torch.bfloat16)).dtype == torch.bfloat16
     assert packed[0].forward.packed is None
 
 
 def test_products_in_bfloat16_are_near_and_everything_else_stays_float32():
     plain, packed = model(), model()
-    if not linear.is_supported(torch.bfloat16):  # a CPU with AVX2 alone
+    if not prepacked_linear.is_supported(torch.bfloat16):  # a CPU with AVX2 alone
         with pytest.raises(ValueError, match=r"compute=bf16 requires .* Set --backbone.compute auto"):
-            linear.prepack(packed, "bf16", 48)
+            prepacked_linear.prepack(packed, "bf16", 48)
         return
-    assert linear.prepack(packed, "bf16", 48)
+    assert prepacked_linear.prepack(packed, "bf16", 48)
     rows = torch.randn(2, 5, 48)
     results = [output_and_gradient(layers, rows) for layers in (plain, packed)]
     assert results[1][0].dtype == results[1][1].dtype == torch.float32
     torch.testing.assert_close(results[1], results[0], rtol=0.05, atol=0.02)
     assert not torch.equal(results[1][0], results[0][0])
-    with linear.plain_products():
+    with prepacked_linear.plain_products():
         assert torch.equal(packed(rows), results[0][0])
 
 
@@ -60,42 +60,42 @@ def test_products_that_the_cpu_lacks_are_refused_before_any_layer_changes(comput
     def refuse(weight):
         raise RuntimeError("mkldnn_reorder_linear_weight: the path needs instructions")
 
-    monkeypatch.setattr(linear, "laid_out", refuse)
+    monkeypatch.setattr(prepacked_linear, "laid_out", refuse)
     layers = model()
-    linear.is_supported.cache_clear()
+    prepacked_linear.is_supported.cache_clear()
     try:
         with pytest.raises(ValueError, match=f"backbone.compute={compute} requires oneDNN products"):
-            linear.prepack(layers, compute, 48)
+            prepacked_linear.prepack(layers, compute, 48)
         assert "forward" not in vars(layers[0])
-        assert linear.gain() == 0
+        assert prepacked_linear.gain() == 0
     finally:
-        linear.is_supported.cache_clear()
+        prepacked_linear.is_supported.cache_clear()
 
 
 def test_plain_and_narrow_models_are_left_alone():
-    assert not linear.prepack(model(), "plain", 1024)
-    assert not linear.prepack(model(), "auto", 48)
+    assert not prepacked_linear.prepack(model(), "plain", 1024)
+    assert not prepacked_linear.prepack(model(), "auto", 48)
 
 
 def test_what_was_measured_once_is_remembered(tmp_path, monkeypatch):
     file = tmp_path / "compute.json"
-    monkeypatch.setattr(linear, "gain", lambda: 2.0)
-    assert linear.pays(file)
-    monkeypatch.setattr(linear, "gain", lambda: 0.5)
-    assert linear.pays(file)
+    monkeypatch.setattr(prepacked_linear, "gain", lambda: 2.0)
+    assert prepacked_linear.pays(file)
+    monkeypatch.setattr(prepacked_linear, "gain", lambda: 0.5)
+    assert prepacked_linear.pays(file)
     assert list(json.loads(file.read_text()).values()) == [2.0]
     assert [p.name for p in tmp_path.iterdir()] == ["compute.json"]
 
 
 def test_a_damaged_or_unwritable_cache_costs_a_measurement_only(tmp_path, monkeypatch):
-    monkeypatch.setattr(linear, "gain", lambda: 2.0)
+    monkeypatch.setattr(prepacked_linear, "gain", lambda: 2.0)
     damaged = tmp_path / "compute.json"
     damaged.write_text("[not json")
-    assert linear.pays(damaged)
+    assert prepacked_linear.pays(damaged)
     assert list(json.loads(damaged.read_text()).values()) == [2.0]
     (tmp_path / "file").write_text("")
-    assert linear.pays(tmp_path / "file" / "compute.json")
+    assert prepacked_linear.pays(tmp_path / "file" / "compute.json")
 
 
 def test_the_gain_is_measured():
-    assert linear.gain() > 0
+    assert prepacked_linear.gain() > 0

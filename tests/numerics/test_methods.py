@@ -8,7 +8,8 @@ from tiny import CLASSES, batch_of, encoded
 from torch.testing import assert_close
 
 from lightning_softprompt.backbones.base import BackboneSpec
-from lightning_softprompt.lm import PromptedLM
+from lightning_softprompt.backbones.prompted_lm import PromptedLM
+from lightning_softprompt.core.types import SoftPrompt
 from lightning_softprompt.methods import (
     DPT,
     IDPG,
@@ -28,10 +29,9 @@ from lightning_softprompt.methods import (
 )
 from lightning_softprompt.objectives.context_distillation import ContextDistillation
 from lightning_softprompt.prompts.init import SampleVocabulary, Uniform, rms
-from lightning_softprompt.prompts.key_values import Activations, NormalKeysValues
+from lightning_softprompt.prompts.kv_prefix import Activations, NormalKeysValues
 from lightning_softprompt.prompts.networks import HypercomplexLinear
 from lightning_softprompt.readouts.class_head import ClassHead
-from lightning_softprompt.types import SoftPrompt
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec")
 FAMILIES = ("llama", "t5", "bert")

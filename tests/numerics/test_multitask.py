@@ -9,9 +9,9 @@ import torch
 from tiny import CLASSES, SEQ2SEQ, TEXTS, batch_of, real
 from torch.testing import assert_close
 
-from lightning_softprompt.checkpoints.files import SavedPrompt, identity, write_prompt
-from lightning_softprompt.commands.fold import fold
-from lightning_softprompt.lm import PromptedLM
+from lightning_softprompt.backbones.prompted_lm import PromptedLM
+from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, identity, write_prompt
+from lightning_softprompt.cli.commands.fold import fold
 from lightning_softprompt.methods import (
     ATTEMPT,
     MPT,
@@ -25,8 +25,8 @@ from lightning_softprompt.methods import (
 )
 from lightning_softprompt.objectives.distillation import Distillation, Teacher
 from lightning_softprompt.objectives.language_modeling import LanguageModeling
-from lightning_softprompt.prompts.factors import FromTasks, NormalFactors
 from lightning_softprompt.prompts.init import FromCheckpoint, FromText, SampleVocabulary, Uniform
+from lightning_softprompt.prompts.task_factors import FromTasks, NormalFactors
 from lightning_softprompt.readouts.class_head import ClassHead
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec")

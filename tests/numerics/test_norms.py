@@ -9,8 +9,8 @@ from torch.testing import assert_close
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from lightning_softprompt.backbones.norms import RootMeanSquareNorm, freeze_norms
-from lightning_softprompt.types import SoftPrompt
+from lightning_softprompt.backbones.kernels.rms_norm import RootMeanSquareNorm, freeze_norms
+from lightning_softprompt.core.types import SoftPrompt
 
 
 @pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)], ids=str)

@@ -17,15 +17,15 @@ from peft.tuners.multitask_prompt_tuning import MultitaskPromptEmbedding
 from tiny import CAUSAL, TEMPLATES, batch_of, encoded
 from torch.testing import assert_close
 
-from lightning_softprompt.checkpoints.files import SavedPrompt, identity, write_prompt
-from lightning_softprompt.lm import PromptedLM
+from lightning_softprompt.backbones.prompted_lm import PromptedLM
+from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, identity, write_prompt
+from lightning_softprompt.core.types import IGNORE, SoftPrompt
 from lightning_softprompt.methods import MPT, PrefixTuning, PTuning
 from lightning_softprompt.objectives.language_modeling import LanguageModeling
-from lightning_softprompt.prompts.factors import FromTasks, NormalFactors
 from lightning_softprompt.prompts.init import FromCheckpoint
-from lightning_softprompt.prompts.key_values import NormalKeysValues
+from lightning_softprompt.prompts.kv_prefix import NormalKeysValues
 from lightning_softprompt.prompts.networks import perceptron
-from lightning_softprompt.types import IGNORE, SoftPrompt
+from lightning_softprompt.prompts.task_factors import FromTasks, NormalFactors
 
 P = 4
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}

@@ -7,14 +7,14 @@ import torch
 from tiny import CLASSES, batch_of
 from torch.testing import assert_close
 
+from lightning_softprompt.backbones.prompted_lm import PromptedLM
+from lightning_softprompt.core.types import SoftPrompt
 from lightning_softprompt.evaluation.classification import ClassificationEvaluation
-from lightning_softprompt.lm import PromptedLM
 from lightning_softprompt.methods import PrefixTuning, PromptTuning
 from lightning_softprompt.objectives.penalties import AwareNorm, UniformNorm, Wayward, accuracy, rescaled
 from lightning_softprompt.prompts.dropout import dropped_out
-from lightning_softprompt.prompts.key_values import NormalKeysValues
+from lightning_softprompt.prompts.kv_prefix import NormalKeysValues
 from lightning_softprompt.readouts.label_words import LabelWords
-from lightning_softprompt.types import SoftPrompt
 
 FAMILIES = ("llama", "t5")
 LABELS = (0, 1, 1, 0)

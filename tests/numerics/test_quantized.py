@@ -9,18 +9,18 @@ from bitsandbytes.nn import Params4bit
 from torch.testing import assert_close
 from transformers import AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
-from lightning_softprompt.backbones import quantized
 from lightning_softprompt.backbones.base import BackboneSpec
-from lightning_softprompt.backbones.load import load_backbone
-from lightning_softprompt.checkpoints.files import check_backbone, identity
-from lightning_softprompt.commands import doctor
-from lightning_softprompt.measurement import Load
+from lightning_softprompt.backbones.kernels import quantized_linear
+from lightning_softprompt.backbones.loading import load_backbone
+from lightning_softprompt.checkpoints.prompt_file import check_backbone, identity
+from lightning_softprompt.cli.commands import doctor
+from lightning_softprompt.core.types import SoftPrompt
 from lightning_softprompt.methods import PromptTuning
-from lightning_softprompt.planning import plan
-from lightning_softprompt.types import SoftPrompt
+from lightning_softprompt.training.memory_measurement import Load
+from lightning_softprompt.training.memory_plan import plan
 
 FAMILIES = ("llama", "t5", "bart", "bert")
-KINDS = tuple(quantized.SCHEMES)
+KINDS = tuple(quantized_linear.SCHEMES)
 AUTO = {"t5": AutoModelForSeq2SeqLM, "bart": AutoModelForSeq2SeqLM, "bert": AutoModelForMaskedLM}
 NF4 = (  # Dettmers et al. 2023 (arXiv 2305.14314), appendix E
     *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
@@ -99,7 +99,7 @@ def test_weights_of_any_width_come_back(shape):
     given = torch.randn(shape)
     layer = torch.nn.Module()
     layer.weight = Params4bit(given, requires_grad=False, quant_type="nf4", compress_statistics=False).to("cpu")
-    apart = quantized.Apart(layer, quantized.SCHEMES["bitsandbytes-nf4"]).weight(torch.float32)
+    apart = quantized_linear.Apart(layer, quantized_linear.SCHEMES["bitsandbytes-nf4"]).weight(torch.float32)
     assert_close(apart, by_code(layer.weight))
     assert (apart - given).abs().max() <= 0.153 * given.abs().max()
 
@@ -178,7 +178,7 @@ def test_weights_that_are_to_change_are_not_quantised(load):
 
 @kinds
 def test_a_missing_package_is_named(kind, load, monkeypatch):
-    monkeypatch.setattr(quantized, "find_spec", lambda name: None)
+    monkeypatch.setattr(quantized_linear, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"wants the package \w+; pip install 'lightning-softprompt\[quantized\]'"):
         load("llama", quantization=kind)
 

@@ -10,14 +10,14 @@ import tiny
 import torch
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, BertModel
 
-from lightning_softprompt.retrieval.building import build_index
-from lightning_softprompt.retrieval.documents import Document, Passage
-from lightning_softprompt.retrieval.encoding import SentenceEncoder
 from lightning_softprompt.retrieval.index import Index
-from lightning_softprompt.retrieval.ranking import Ranking, ReciprocalRank, WeightedScores, best
-from lightning_softprompt.retrieval.reranking import CrossEncoder, reranked
-from lightning_softprompt.retrieval.settings import IndexSettings
-from lightning_softprompt.retrieval.words import words
+from lightning_softprompt.retrieval.index_builder import build_index
+from lightning_softprompt.retrieval.passages.documents import Document, Passage
+from lightning_softprompt.retrieval.passages.words import words
+from lightning_softprompt.retrieval.reranker import CrossEncoder, reranked
+from lightning_softprompt.retrieval.search.encoder import SentenceEncoder
+from lightning_softprompt.retrieval.search.fusion import Ranking, ReciprocalRank, WeightedScores, best
+from lightning_softprompt.retrieval.search.settings import IndexSettings
 
 TEXTS = [
     "a warm and funny film about a dog",

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lightning_softprompt.backbones.splice import splice
+from lightning_softprompt.backbones.insertion.splice import splice
 
 B, T, H = 5, 9, 3
 

@@ -11,9 +11,11 @@ from tiny import SEQ2SEQ, TEXTS, more_padding, on_side
 from torch.nn.utils.rnn import pad_sequence
 from torch.testing import assert_close
 
-from lightning_softprompt.backbones.words import words_begun
+from lightning_softprompt.backbones.prompted_lm import PromptedLM
+from lightning_softprompt.backbones.tokenization.word_alignment import words_begun
+from lightning_softprompt.core.template import Template
+from lightning_softprompt.core.types import IGNORE, LOST, Batch, Classes, SoftPrompt
 from lightning_softprompt.evaluation.tagging import TaggingEvaluation, entity_types
-from lightning_softprompt.lm import PromptedLM
 from lightning_softprompt.methods import LatePromptTuning, PrefixTuning, PromptTuning, PTuningV2
 from lightning_softprompt.objectives.classification import Classification
 from lightning_softprompt.objectives.penalties import accuracy
@@ -21,8 +23,6 @@ from lightning_softprompt.readouts.class_head import ClassHead
 from lightning_softprompt.readouts.label_words import LabelWords
 from lightning_softprompt.readouts.ranked import RankedChoices
 from lightning_softprompt.readouts.token_head import TokenHead
-from lightning_softprompt.template import Template
-from lightning_softprompt.types import IGNORE, LOST, Batch, Classes, SoftPrompt
 
 NAMES = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
 TAGS = Classes(dict.fromkeys(NAMES, ()))

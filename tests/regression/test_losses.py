@@ -18,11 +18,11 @@ import yaml
 from lightning.pytorch import Callback, Trainer
 from torch.utils.data import DataLoader
 
-import lightning_softprompt.cli  # noqa: F401 (registers the short names of classes)
-from lightning_softprompt.checkpoints.files import SavedPrompt, identity, write_prompt
-from lightning_softprompt.commands.configs import configs_folder
-from lightning_softprompt.module import SoftPromptModule
-from lightning_softprompt.parser import Parser
+import lightning_softprompt.cli.app  # noqa: F401 (registers the short names of classes)
+from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, identity, write_prompt
+from lightning_softprompt.cli.commands.configs import configs_folder
+from lightning_softprompt.cli.parser import Parser
+from lightning_softprompt.methods.base import SoftPromptModule
 
 RECORDED = Path(__file__).with_name("losses.json")
 RECORDS = "RECORD_LOSSES" in os.environ

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lightning_softprompt.checkpoints.files import SavedPrompt, identity, write_prompt
-from lightning_softprompt.prompts.anchors import FromAnchors, anchors
+from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, identity, write_prompt
+from lightning_softprompt.prompts.cross_model import FromAnchors, anchors
 from lightning_softprompt.prompts.init import embeddings_of
 
 FAMILIES = ("t5",)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from lightning_softprompt.data.batching import WINDOW, BucketBatchSampler, ResumableLoader
+from lightning_softprompt.data.sampling.bucketing import WINDOW, BucketBatchSampler, ResumableLoader
 
 LENGTHS = np.random.default_rng(0).integers(1, 100, 103).tolist()
 

@@ -7,18 +7,18 @@ import torch
 from tiny import CLASSES, batch_of
 from torch.testing import assert_close
 
+from lightning_softprompt.core.types import Classes
 from lightning_softprompt.evaluation.by_task import EvaluationByTask
 from lightning_softprompt.evaluation.classification import ClassificationEvaluation
 from lightning_softprompt.methods import PromptTuning
 from lightning_softprompt.objectives.by_task import ByTask
 from lightning_softprompt.objectives.classification import Classification
 from lightning_softprompt.objectives.language_modeling import LanguageModeling
+from lightning_softprompt.readouts.auto import Suited
 from lightning_softprompt.readouts.class_head import ClassHead
 from lightning_softprompt.readouts.label_words import LabelWords
 from lightning_softprompt.readouts.ranked import RankedChoices
-from lightning_softprompt.readouts.suited import Suited
 from lightning_softprompt.readouts.token_head import TokenHead
-from lightning_softprompt.types import Classes
 
 FAMILIES = ("llama", "bert")
 OTHER = Classes({"long": [" long"], "short": [" never"]})

@@ -9,11 +9,11 @@ import torch
 from platformdirs import user_cache_path
 from safetensors.torch import save_file
 
-from lightning_softprompt.backbones.contexts import KEYS, ContextCache
-from lightning_softprompt.data.cache import cached
-from lightning_softprompt.retrieval import cache as rankings
-from lightning_softprompt.retrieval.ranking import Ranking
-from lightning_softprompt.types import Encoded
+from lightning_softprompt.backbones.execution.context_cache import KEYS, ContextCache
+from lightning_softprompt.core.types import Encoded
+from lightning_softprompt.data.token_cache import cached
+from lightning_softprompt.retrieval import result_cache as rankings
+from lightning_softprompt.retrieval.search.fusion import Ranking
 
 ROWS = [
     Encoded(ids=(4, 5, 6), answers=(), targets=(7,), slots=(0,), words=(), cut=0),

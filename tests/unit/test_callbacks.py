@@ -15,12 +15,12 @@ from torch import nn
 from torch.utils.data import DataLoader
 from wandb_file import read_run
 
-from lightning_softprompt.callbacks import predictions
-from lightning_softprompt.callbacks.loggers import make_loggers
-from lightning_softprompt.callbacks.prompt_watch import PromptWatch
-from lightning_softprompt.callbacks.run_files import RunFiles, learning_curve
-from lightning_softprompt.callbacks.throughput import Throughput
-from lightning_softprompt.types import Batch, Classes
+from lightning_softprompt.callbacks.reporting import predictions
+from lightning_softprompt.callbacks.reporting.prompt_watch import PromptWatch
+from lightning_softprompt.callbacks.reporting.run_files import RunFiles, learning_curve
+from lightning_softprompt.callbacks.reporting.throughput import Throughput
+from lightning_softprompt.core.types import Batch, Classes
+from lightning_softprompt.runs.loggers import make_loggers
 
 ROWS = 10
 SPLITS = {"train": 16, "validation": ROWS, "test": ROWS, "predict": ROWS}

@@ -8,8 +8,8 @@ import pytest
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
-from lightning_softprompt.callbacks.case_page import LONG, html, marked
-from lightning_softprompt.callbacks.case_report import CaseReport
+from lightning_softprompt.callbacks.reporting.case_report import CaseReport
+from lightning_softprompt.reports.html import LONG, html, marked
 
 VOID = {"meta"}
 ROWS = 10

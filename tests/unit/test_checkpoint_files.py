@@ -10,11 +10,17 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from lightning_softprompt.checkpoints import files
-from lightning_softprompt.checkpoints.files import SavedPrompt, check_backbone, identity, read_prompt, write_prompt
+from lightning_softprompt.checkpoints import prompt_file
+from lightning_softprompt.checkpoints.atomic_io import WholeCheckpoints
 from lightning_softprompt.checkpoints.library import Library
-from lightning_softprompt.checkpoints.restoring import restored
-from lightning_softprompt.checkpoints.whole import WholeCheckpoints
+from lightning_softprompt.checkpoints.prompt_file import (
+    SavedPrompt,
+    check_backbone,
+    identity,
+    read_prompt,
+    write_prompt,
+)
+from lightning_softprompt.checkpoints.restore import restored
 
 FAMILIES = ("llama",)
 METHOD = {"class_path": "lightning_softprompt.methods.PromptTuning", "init_args": {"length": 3}}
@@ -69,7 +75,7 @@ def test_writing_replaces_the_file_whole_or_not_at_all(prompt, file, monkeypatch
         Path(path).write_bytes(b"half")
         raise OSError("no space left")
 
-    monkeypatch.setattr(files, "save_file", broken)
+    monkeypatch.setattr(prompt_file, "save_file", broken)
     with pytest.raises(OSError, match="no space left"):
         write_prompt(file, prompt)
     assert file.read_bytes() == before
@@ -202,7 +208,7 @@ def test_a_header_that_claims_too_much_is_refused(tmp_path, said):
         read_prompt(tmp_path / "p.safetensors")
 
 
-@pytest.mark.parametrize("kind", ["subprocess.Popen", "os.mkdir", "lightning_softprompt.folders.fill"])
+@pytest.mark.parametrize("kind", ["subprocess.Popen", "os.mkdir", "lightning_softprompt.system.atomic_files.fill"])
 @pytest.mark.parametrize("where", ["method", "optimizer", "init"])
 def test_a_file_cannot_name_what_is_run(prompt, backbone, tmp_path, kind, where):
     attack = {

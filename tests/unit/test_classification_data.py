@@ -8,11 +8,11 @@ import torch
 from tiny import EOS
 
 from lightning_softprompt.backbones.base import BackboneSpec
-from lightning_softprompt.backbones.codec import Codec
-from lightning_softprompt.data import cache
+from lightning_softprompt.backbones.tokenization.codec import Codec
+from lightning_softprompt.core.types import Encoded
+from lightning_softprompt.data import token_cache
 from lightning_softprompt.data.classification import ClassificationDataModule
 from lightning_softprompt.evaluation.classification import ClassificationEvaluation
-from lightning_softprompt.types import Encoded
 
 LABELS = {"negative": "bad", "positive": ["good", "great"]}
 WORDS = ["warm", "funny", "dull", "sad", "long"]
@@ -523,7 +523,7 @@ def test_another_tokenizer_misses_the_cache(data, no_tokenizing, tiny_folder):
 def test_a_damaged_cache_is_made_again(data, no_tokenizing):
     rows = rows_of([0, 1, 1])
     first = data(test=rows, cache=True).split("test")
-    (file,) = (Path(cache.user_cache_path("lightning-softprompt")) / "tokens").glob("*.safetensors")
+    (file,) = (Path(token_cache.user_cache_path("lightning-softprompt")) / "tokens").glob("*.safetensors")
     file.write_bytes(file.read_bytes()[:40])
     assert data(test=rows, cache=True).split("test").encoded == first.encoded
     no_tokenizing()
@@ -536,4 +536,4 @@ def test_what_is_packed_is_unpacked():
         Encoded((4,), (), (), (1, 1)),
         Encoded((5, 6), (), (7, -100), (0, 1), (1, -1, 1)),
     ]
-    assert cache.unpack(cache.pack(rows)) == rows
+    assert token_cache.unpack(token_cache.pack(rows)) == rows

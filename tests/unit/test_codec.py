@@ -26,8 +26,8 @@ from transformers import PreTrainedTokenizerFast
 from lightning_softprompt.backbones.causal import CausalCodec
 from lightning_softprompt.backbones.masked import MaskedCodec
 from lightning_softprompt.backbones.seq2seq import Seq2SeqCodec
-from lightning_softprompt.template import Template
-from lightning_softprompt.types import IGNORE, LOST
+from lightning_softprompt.core.template import Template
+from lightning_softprompt.core.types import IGNORE, LOST
 
 CODECS = dict.fromkeys(CAUSAL, CausalCodec) | dict.fromkeys(SEQ2SEQ, Seq2SeqCodec) | dict.fromkeys(MASKED, MaskedCodec)
 SIDES = ("right", "left")

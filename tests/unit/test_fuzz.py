@@ -10,12 +10,12 @@ from hostile import VALUES, fuzz, nothing_happens
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_softprompt.cli import make_cli
+from lightning_softprompt.cli.app import make_cli
+from lightning_softprompt.core.template import Template
 from lightning_softprompt.data.classification import ClassificationDataModule
-from lightning_softprompt.data.rag_qa import RagQaDataModule
-from lightning_softprompt.data.sources import DataError, read_rows
+from lightning_softprompt.data.readers.sources import DataError, read_rows
 from lightning_softprompt.data.summarization import SummarizationDataModule
-from lightning_softprompt.template import Template
+from lightning_softprompt.rag.qa_datamodule import RagQaDataModule
 
 FAMILIES = ("llama",)
 TEMPLATES = st.lists(

@@ -13,14 +13,14 @@ from lightning.pytorch import Trainer
 from rouge_score.rouge_scorer import RougeScorer
 from torch.utils.data import DataLoader
 
-from lightning_softprompt.backbones.decoding import Decoding
-from lightning_softprompt.callbacks.run_files import finite
+from lightning_softprompt.backbones.generation.decoding import Decoding
+from lightning_softprompt.callbacks.reporting.run_files import finite
+from lightning_softprompt.core.template import Template
+from lightning_softprompt.core.types import Example
 from lightning_softprompt.evaluation.generation import GenerationEvaluation
-from lightning_softprompt.evaluation.intervals import bootstrap
 from lightning_softprompt.evaluation.map_reduce import MapReduce
+from lightning_softprompt.evaluation.metrics.intervals import bootstrap
 from lightning_softprompt.methods import PromptTuning
-from lightning_softprompt.template import Template
-from lightning_softprompt.types import Example
 
 FAMILIES = ("llama", "t5")
 TEMPLATE = Template("{soft}{text} it was {target}", ["text"])

@@ -7,16 +7,16 @@ from collections import Counter
 import pytest
 
 from lightning_softprompt.backbones.base import BackboneSpec
-from lightning_softprompt.data.corpora import Columns
-from lightning_softprompt.data.rag_qa import RagQaDataModule
-from lightning_softprompt.data.relevance import RelevanceDataModule
-from lightning_softprompt.data.showing import Noise
+from lightning_softprompt.data.readers.corpora import Columns
 from lightning_softprompt.evaluation.qa import QaEvaluation
-from lightning_softprompt.retrieval.building import build_index
-from lightning_softprompt.retrieval.documents import Document
+from lightning_softprompt.rag.passage_selection import Noise
+from lightning_softprompt.rag.qa_datamodule import RagQaDataModule
+from lightning_softprompt.rag.relevance_datamodule import RelevanceDataModule
 from lightning_softprompt.retrieval.index import Index
+from lightning_softprompt.retrieval.index_builder import build_index
+from lightning_softprompt.retrieval.passages.documents import Document
 from lightning_softprompt.retrieval.retriever import Retriever
-from lightning_softprompt.retrieval.settings import IndexSettings
+from lightning_softprompt.retrieval.search.settings import IndexSettings
 
 FAMILIES = ("llama",)
 TEXTS = {

@@ -19,18 +19,18 @@ from hypothesis import strategies as st
 from lightning import LightningModule
 
 from lightning_softprompt import __main__ as command
-from lightning_softprompt import cli
-from lightning_softprompt.callbacks.case_page import article, page
-from lightning_softprompt.checkpoints.files import read_prompt
-from lightning_softprompt.checkpoints.restoring import restored
-from lightning_softprompt.data.sources import DataError, read_rows
-from lightning_softprompt.data.text_files import read_text_file
-from lightning_softprompt.module import SoftPromptModule
-from lightning_softprompt.printable import HIDDEN, PrintableFormatter, printable
+from lightning_softprompt.checkpoints.prompt_file import read_prompt
+from lightning_softprompt.checkpoints.restore import restored
+from lightning_softprompt.cli import app
+from lightning_softprompt.data.readers.sources import DataError, read_rows
+from lightning_softprompt.data.readers.text_files import read_text_file
+from lightning_softprompt.methods.base import SoftPromptModule
+from lightning_softprompt.reports.html import article, page
 from lightning_softprompt.retrieval import chosen
-from lightning_softprompt.retrieval.building import build_index, update_index
-from lightning_softprompt.retrieval.documents import Document
-from lightning_softprompt.retrieval.settings import IndexSettings
+from lightning_softprompt.retrieval.index_builder import build_index, update_index
+from lightning_softprompt.retrieval.passages.documents import Document
+from lightning_softprompt.retrieval.search.settings import IndexSettings
+from lightning_softprompt.system.printable import HIDDEN, PrintableFormatter, printable
 
 FAMILIES = ("llama",)
 SECONDS, MEMORY = 1.0, 16 * 2**20  # of this process for each file; MEMORY is what it takes above the file's own size
@@ -55,7 +55,7 @@ def open_checkpoint(path, backbone):
 
 
 def open_config(path, backbone):
-    found = cli.with_run_config(["test", "--init_from", str(path.parent / "prompt.safetensors")])
+    found = app.with_run_config(["test", "--init_from", str(path.parent / "prompt.safetensors")])
     settings = json.loads(found[2])
     assert "os.system" not in found[2]
     assert "folder" not in settings.get("run", {})
@@ -218,7 +218,7 @@ def test_control_characters_are_shown_as_json_writes_them():
 
 def test_warnings_show_no_control_characters(monkeypatch):
     monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
-    cli.quiet()
+    app.quiet()
     shown = warnings.formatwarning(ESCAPES, UserWarning, "file.py", 1)
     assert "evil" in shown
     assert not HIDDEN.search(shown)
@@ -265,7 +265,7 @@ def test_a_config_that_is_named_is_refused_quickly(corpus, name, capsys):
     path = next(file.path for file in corpus if (file.kind, file.name) == ("study", name))
     started = time.process_time()
     with nothing_happens(), pytest.raises((SystemExit, ValueError)):
-        cli.make_cli(["fit", "--config", str(path)])
+        app.make_cli(["fit", "--config", str(path)])
     assert time.process_time() - started < SECONDS
     shown = capsys.readouterr()
     assert "Traceback" not in shown.err

@@ -10,8 +10,8 @@ from hostile import VALUES, fuzz, nothing_happens
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_softprompt.checkpoints.files import SavedPrompt, load_checkpoint, read_prompt, write_prompt
-from lightning_softprompt.checkpoints.restoring import restored
+from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, load_checkpoint, read_prompt, write_prompt
+from lightning_softprompt.checkpoints.restore import restored
 
 FAMILIES = ("llama",)
 METHOD = {"_class_path": "lightning_softprompt.methods.PromptTuning", "length": 3}
@@ -145,7 +145,7 @@ METHODS = st.dictionaries(
     VALUES
     | st.sampled_from(["os.system", "lightning_softprompt.methods.PromptTuning", "builtins.exec", ".."])
     | st.fixed_dictionaries({
-        "class_path": st.sampled_from(["os.mkdir", "subprocess.Popen", "lightning_softprompt.folders.write_whole",
+        "class_path": st.sampled_from(["os.mkdir", "subprocess.Popen", "lightning_softprompt.system.atomic_files.write_whole",
                                        "lightning_softprompt.prompts.init.Uniform", "shutil.rmtree"]),
         "init_args": st.dictionaries(st.sampled_from(["path", "args", "name", "content"]), VALUES, max_size=2),
     }), max_size=4,

@@ -14,13 +14,14 @@ from textwrap import dedent
 import numpy as np
 import pytest
 
-from lightning_softprompt.retrieval import building, cache, encoding
-from lightning_softprompt.retrieval.building import EMBEDDED, _writing, build_index, update_index
-from lightning_softprompt.retrieval.documents import CorpusError, Document
+from lightning_softprompt.retrieval import index_builder, result_cache
 from lightning_softprompt.retrieval.index import Index
+from lightning_softprompt.retrieval.index_builder import EMBEDDED, _writing, build_index, update_index
 from lightning_softprompt.retrieval.manifest import BadIndexError, Manifest, check_files
+from lightning_softprompt.retrieval.passages.documents import CorpusError, Document
 from lightning_softprompt.retrieval.retriever import Retriever
-from lightning_softprompt.retrieval.settings import IndexSettings
+from lightning_softprompt.retrieval.search import encoder
+from lightning_softprompt.retrieval.search.settings import IndexSettings
 
 TEXTS = {
     "film": "a warm and funny film",
@@ -137,9 +138,11 @@ def test_an_update_is_a_rebuild_that_encodes_only_what_is_new(folder, tmp_path, 
     build_index(folder, documents(), dense)
     before = {Index(folder).passages[row].searched for row in range(len(Index(folder)))}
     after = {Index(tmp_path / "anew").passages[row].searched for row in range(len(Index(tmp_path / "anew")))}
-    encoded, plain = [], encoding.SentenceEncoder.passages
-    monkeypatch.setattr(encoding.SentenceEncoder, "passages", lambda e, t: encoded.extend(t) or plain(e, t))
-    monkeypatch.setattr(building, "words", lambda text, language: stemmed.append(text) or plain_words(text, language))
+    encoded, plain = [], encoder.SentenceEncoder.passages
+    monkeypatch.setattr(encoder.SentenceEncoder, "passages", lambda e, t: encoded.extend(t) or plain(e, t))
+    monkeypatch.setattr(
+        index_builder, "words", lambda text, language: stemmed.append(text) or plain_words(text, language)
+    )
     stemmed = []
     build_index(folder, new, dense)
     assert set(stemmed) == after - before
@@ -151,7 +154,7 @@ def test_an_update_is_a_rebuild_that_encodes_only_what_is_new(folder, tmp_path, 
     assert Index(folder).manifest.identity == Index(tmp_path / "anew").manifest.identity
 
 
-plain_words = building.words
+plain_words = index_builder.words
 
 
 def test_documents_are_added_replaced_and_removed_one_by_one(folder, tmp_path):
@@ -182,8 +185,8 @@ def test_the_same_again_changes_nothing(folder):
 def test_vectors_go_to_another_store_without_being_made_again(folder, dense, monkeypatch):
     build_index(folder, documents(), dense)
     before = Index(folder).dense(["a sad dog"], 3)[0]
-    encoded, plain = [], encoding.SentenceEncoder.passages
-    monkeypatch.setattr(encoding.SentenceEncoder, "passages", lambda e, t: encoded.extend(t) or plain(e, t))
+    encoded, plain = [], encoder.SentenceEncoder.passages
+    monkeypatch.setattr(encoder.SentenceEncoder, "passages", lambda e, t: encoded.extend(t) or plain(e, t))
     for store in ("hnsw", "ivf", "flat"):
         build_index(folder, documents(), replace(dense, store=store))
         after = Index(folder).dense(["a sad dog"], 3)[0]
@@ -208,9 +211,9 @@ def test_other_settings_make_the_index_anew(folder, dense):
 
 BUILD = """
     import sys, time
-    from lightning_softprompt.retrieval.building import build_index
-    from lightning_softprompt.retrieval.documents import Document
-    from lightning_softprompt.retrieval.settings import IndexSettings
+    from lightning_softprompt.retrieval.index_builder import build_index
+    from lightning_softprompt.retrieval.passages.documents import Document
+    from lightning_softprompt.retrieval.search.settings import IndexSettings
 
     def track(items, doing, total):
         for item in items:
@@ -256,9 +259,9 @@ def test_a_build_that_is_refused_leaves_what_the_first_one_has_written(folder):
 KILLED = """
     import os, sys
     from lightning_softprompt.retrieval import unfinished
-    from lightning_softprompt.retrieval.building import build_index
-    from lightning_softprompt.retrieval.documents import Document
-    from lightning_softprompt.retrieval.settings import IndexSettings
+    from lightning_softprompt.retrieval.index_builder import build_index
+    from lightning_softprompt.retrieval.passages.documents import Document
+    from lightning_softprompt.retrieval.search.settings import IndexSettings
 
     def track(items, doing, total):
         for number, item in enumerate(items):
@@ -278,8 +281,8 @@ def killed(folder, tiny_folder, monkeypatch):
     settings = IndexSettings(encoder=str(tiny_folder("bert")))
     died = subprocess.run([sys.executable, "-c", dedent(KILLED), str(folder), settings.encoder], check=False)
     assert died.returncode == -9
-    encoded, plain = [], encoding.SentenceEncoder.passages
-    monkeypatch.setattr(encoding.SentenceEncoder, "passages", lambda e, t: encoded.extend(t) or plain(e, t))
+    encoded, plain = [], encoder.SentenceEncoder.passages
+    monkeypatch.setattr(encoder.SentenceEncoder, "passages", lambda e, t: encoded.extend(t) or plain(e, t))
     return settings, encoded
 
 
@@ -429,7 +432,7 @@ def test_another_encoder_under_the_same_name_is_refused(folder, tiny_folder, tmp
     name = shutil.copytree(tiny_folder("bert"), tmp_path / "encoder")
     build_index(folder, documents(), IndexSettings(encoder=str(name)))
     shutil.copytree(tiny_folder("bert", 1), name, dirs_exist_ok=True)
-    encoding.encoder.cache_clear()
+    encoder.encoder.cache_clear()
     with pytest.raises(ValueError, match="is not the one that"):
         Retriever(str(folder)).search(["a dog"])
     build_index(folder, documents(CHANGES["added"]), IndexSettings(encoder=str(name)))
@@ -478,31 +481,31 @@ def test_a_question_set_is_searched_once(folder, monkeypatch, caplog):
     build_index(folder, documents(), LEXICAL)
     questions, searched, plain = ["funny film", "dog", "unheard"], [], Retriever.rank
     monkeypatch.setattr(Retriever, "rank", lambda r, q, k=10: searched.append(list(q)) or plain(r, q, k))
-    first = cache.found_for(Retriever(str(folder), "lexical"), questions, 2)
+    first = result_cache.found_for(Retriever(str(folder), "lexical"), questions, 2)
     assert [len(hits) for hits in first] == [2, 2, 0]
-    assert cache.found_for(Retriever(str(folder), "lexical"), questions, 2) == first
+    assert result_cache.found_for(Retriever(str(folder), "lexical"), questions, 2) == first
     assert len(searched) == 1
-    cache.found_for(Retriever(str(folder), "lexical"), questions[:2], 2)
-    cache.found_for(Retriever(str(folder), "lexical"), questions, 1)
-    cache.found_for(Retriever(str(folder), "lexical", candidates=7), questions, 2)
+    result_cache.found_for(Retriever(str(folder), "lexical"), questions[:2], 2)
+    result_cache.found_for(Retriever(str(folder), "lexical"), questions, 1)
+    result_cache.found_for(Retriever(str(folder), "lexical", candidates=7), questions, 2)
     assert len(searched) == 4
     build_index(folder, documents(CHANGES["removed"]), LEXICAL)
-    assert len(cache.found_for(Retriever(str(folder), "lexical"), questions, 2)[1]) == 1
+    assert len(result_cache.found_for(Retriever(str(folder), "lexical"), questions, 2)[1]) == 1
     assert len(searched) == 5
-    assert cache.found_for(Retriever(str(folder), "lexical"), [], 2) == []
-    for file in cache.cache_folder().iterdir():
+    assert result_cache.found_for(Retriever(str(folder), "lexical"), [], 2) == []
+    for file in result_cache.cache_folder().iterdir():
         file.write_bytes(b"half")
-    assert len(cache.found_for(Retriever(str(folder), "lexical"), questions, 2)) == 3
+    assert len(result_cache.found_for(Retriever(str(folder), "lexical"), questions, 2)) == 3
     assert "is damaged and is made again" in caplog.text
     assert len(searched) == 6
-    assert all(Path(file).suffix == ".npz" for file in cache.cache_folder().iterdir())
+    assert all(Path(file).suffix == ".npz" for file in result_cache.cache_folder().iterdir())
 
 
 def test_a_cache_that_cannot_be_written_stops_no_search(folder, tmp_path, monkeypatch, caplog):
     build_index(folder, documents(), LEXICAL)
     (tmp_path / "file").write_text("no folder")
-    monkeypatch.setattr(cache, "cache_folder", lambda: tmp_path / "file" / "found")
-    found = cache.rankings_for(Retriever(str(folder), "lexical"), ["funny film", "dog"], 2)
+    monkeypatch.setattr(result_cache, "cache_folder", lambda: tmp_path / "file" / "found")
+    found = result_cache.rankings_for(Retriever(str(folder), "lexical"), ["funny film", "dog"], 2)
     assert [len(ranking) for ranking in found] == [2, 2]
     assert "it is an optional cache" in caplog.text
 
@@ -510,8 +513,8 @@ def test_a_cache_that_cannot_be_written_stops_no_search(folder, tmp_path, monkey
 def test_kept_rankings_of_other_questions_are_not_taken(folder, caplog):
     build_index(folder, documents(), LEXICAL)
     retriever = Retriever(str(folder), "lexical")
-    cache.rankings_for(retriever, ["funny film", "dog"], 2)
-    (kept,) = cache.cache_folder().iterdir()
-    cache._write(kept, retriever.rank(["dog"], 2))
-    assert len(cache.rankings_for(retriever, ["funny film", "dog"], 2)) == 2
+    result_cache.rankings_for(retriever, ["funny film", "dog"], 2)
+    (kept,) = result_cache.cache_folder().iterdir()
+    result_cache._write(kept, retriever.rank(["dog"], 2))
+    assert len(result_cache.rankings_for(retriever, ["funny film", "dog"], 2)) == 2
     assert "it has 1 rankings of 2" in caplog.text

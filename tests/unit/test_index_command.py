@@ -5,7 +5,7 @@ import json
 import pytest
 
 from lightning_softprompt.__main__ import main
-from lightning_softprompt.commands import CommandError, index
+from lightning_softprompt.cli.commands import CommandError, index
 
 ROWS = [
     {"id": "film", "title": "Films", "text": "a warm and funny film"},

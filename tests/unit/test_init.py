@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lightning_softprompt.checkpoints.files import SavedPrompt, identity, write_prompt
+from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, identity, write_prompt
 from lightning_softprompt.methods import PromptTuning
 from lightning_softprompt.prompts.init import (
     ClassLabels,

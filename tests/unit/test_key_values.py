@@ -2,7 +2,7 @@
 
 import torch
 
-from lightning_softprompt.prompts.key_values import Reparameterized
+from lightning_softprompt.prompts.kv_prefix import Reparameterized
 
 
 def test_a_network_starts_the_same_each_time_whatever_memory_holds():

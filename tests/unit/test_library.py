@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lightning_softprompt.checkpoints.files import SavedPrompt, identity, read_prompt, write_prompt
 from lightning_softprompt.checkpoints.library import Library, soft_tokens
-from lightning_softprompt.commands import CommandError, library
+from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, identity, read_prompt, write_prompt
+from lightning_softprompt.cli.commands import CommandError, library
 from lightning_softprompt.methods import MPT, DePT, PromptTuning, ResidualPromptTuning
-from lightning_softprompt.prompts.blend import FromCheckpoints, FromLibrary
+from lightning_softprompt.prompts.from_checkpoints import FromCheckpoints, FromLibrary
 from lightning_softprompt.prompts.init import Uniform
 from lightning_softprompt.prompts.similarity import mean_similarity, row_similarity, similarities
 
@@ -28,7 +28,7 @@ def kept(backbone, tmp_path):
 
     def kept(name, tokens, key="tokens", backbone=backbone):
         path = tmp_path / f"{name}.safetensors"
-        method = {"_class_path": "lightning_softprompt.methods.prompt_tuning.PromptTuning"}
+        method = {"_class_path": "lightning_softprompt.methods.input_prompts.prompt_tuning.PromptTuning"}
         write_prompt(path, SavedPrompt({key: tokens}, identity(backbone), method))
         return path
 

@@ -10,8 +10,8 @@ import pytest
 import wandb
 from wandb_file import log_records, read_run
 
-from lightning_softprompt.callbacks import loggers
-from lightning_softprompt.callbacks.loggers import MetricsFile, WandbRun, make_loggers, no_credentials
+from lightning_softprompt.runs import loggers
+from lightning_softprompt.runs.loggers import MetricsFile, WandbRun, make_loggers, no_credentials
 
 KEY = "0" * 40
 
@@ -155,8 +155,8 @@ def test_reader_refuses_other_files():
 
 def test_without_a_key_one_line_is_said_and_nothing_asked_even_on_a_terminal(tmp_path):
     script = (
-        "import sys\nfrom pathlib import Path\nfrom lightning_softprompt.callbacks.loggers import make_loggers\n"
-        "from lightning_softprompt.cli import quiet\nquiet()\n"
+        "import sys\nfrom pathlib import Path\nfrom lightning_softprompt.runs.loggers import make_loggers\n"
+        "from lightning_softprompt.cli.app import quiet\nquiet()\n"
         "csv, wandb = make_loggers(Path(sys.argv[1]), 'n', 'p')\nwandb.log_metrics({'val/loss': 1.0}, step=1)\n"
     )
     ours, theirs = pty.openpty()

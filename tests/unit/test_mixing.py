@@ -6,8 +6,8 @@ from itertools import accumulate
 import numpy as np
 import pytest
 
-from lightning_softprompt.data.batching import BucketBatchSampler
-from lightning_softprompt.data.mixing import (
+from lightning_softprompt.data.sampling.bucketing import BucketBatchSampler
+from lightning_softprompt.data.sampling.task_mixing import (
     Given,
     MixedBatchSampler,
     Proportional,

@@ -7,11 +7,11 @@ import torch
 
 from lightning_softprompt.backbones.base import BackboneSpec
 from lightning_softprompt.data.classification import ClassificationDataModule
-from lightning_softprompt.data.mixing import Given, Proportional, Uniform
 from lightning_softprompt.data.multitask import MultitaskDataModule
+from lightning_softprompt.data.sampling.shared_batches import Together
+from lightning_softprompt.data.sampling.task_mixing import Given, Proportional, Uniform
 from lightning_softprompt.data.summarization import SummarizationDataModule
 from lightning_softprompt.data.tagging import TaggingDataModule
-from lightning_softprompt.data.together import Together
 
 MOOD = {"negative": "bad", "positive": ["good", "great"]}
 LENGTH = {"short": "never", "long": "long", "other": "one"}

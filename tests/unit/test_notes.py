@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from lightning_softprompt.data.notes import notes
+from lightning_softprompt.data.samples.notes import notes
 
 
 @pytest.fixture(scope="module")

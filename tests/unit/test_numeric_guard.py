@@ -10,13 +10,13 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lightning_softprompt.callbacks.numeric_guard import NonFiniteError, NumericGuard, Spikes
-from lightning_softprompt.callbacks.row_blame import blamed
+from lightning_softprompt.callbacks.recovery.bad_rows import blamed
+from lightning_softprompt.callbacks.recovery.nan_guard import NonFiniteError, NumericGuard, Spikes
+from lightning_softprompt.core.types import Batch, Example
 from lightning_softprompt.methods import PromptTuning
 from lightning_softprompt.objectives.base import Outcome
 from lightning_softprompt.objectives.classification import Classification
-from lightning_softprompt.replicas import Replicas, ReplicaSpec
-from lightning_softprompt.types import Batch, Example
+from lightning_softprompt.training.replicas import Replicas, ReplicaSpec
 
 ROWS, SIZE = 24, 4
 BAD = 9  # in the third batch

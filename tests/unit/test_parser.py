@@ -2,10 +2,10 @@
 
 from lightning.pytorch.callbacks import Callback, Timer
 
-import lightning_softprompt.data.rag_qa  # noqa: F401  the option names its class
+import lightning_softprompt.rag.qa_datamodule  # noqa: F401  the option names its class
+from lightning_softprompt.cli.parser import Parser
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
-from lightning_softprompt.parser import Parser
-from lightning_softprompt.retrieval.settings import IndexSettings
+from lightning_softprompt.retrieval.search.settings import IndexSettings
 
 
 def test_null_in_a_nested_option_is_no_text():

@@ -8,10 +8,10 @@ from tiny import CLASSES, batch_of
 from torch.optim import SGD, AdamW
 
 from lightning_softprompt.backbones.base import BackboneSpec
-from lightning_softprompt.checkpoints.files import load_checkpoint
-from lightning_softprompt.checkpoints.plain import plain
+from lightning_softprompt.checkpoints.hyperparameters import plain
+from lightning_softprompt.checkpoints.prompt_file import load_checkpoint
 from lightning_softprompt.methods import PromptTuning
-from lightning_softprompt.module import SoftPromptModule
+from lightning_softprompt.methods.base import SoftPromptModule
 from lightning_softprompt.objectives.classification import Classification
 from lightning_softprompt.objectives.language_modeling import LanguageModeling
 from lightning_softprompt.prompts.init import ClassLabels, FromText, Normal

@@ -10,16 +10,16 @@ import torch
 from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader
 
-from lightning_softprompt.backbones.decoding import Decoding
-from lightning_softprompt.evaluation.answers import answer_measures, grounded, holds_answer, uncited
+from lightning_softprompt.backbones.generation.decoding import Decoding
+from lightning_softprompt.core.template import Template
+from lightning_softprompt.core.types import Example, Shown
 from lightning_softprompt.evaluation.by_task import EvaluationByTask
-from lightning_softprompt.evaluation.intervals import bootstrap
+from lightning_softprompt.evaluation.metrics.answers import answer_measures, grounded, holds_answer, uncited
+from lightning_softprompt.evaluation.metrics.intervals import bootstrap
+from lightning_softprompt.evaluation.metrics.retrieval import retrieval_measures, retrieval_names
+from lightning_softprompt.evaluation.metrics.text import rouge
 from lightning_softprompt.evaluation.qa import QaEvaluation
-from lightning_softprompt.evaluation.retrieval import retrieval_measures, retrieval_names
-from lightning_softprompt.evaluation.text_metrics import rouge
 from lightning_softprompt.methods import PromptTuning
-from lightning_softprompt.template import Template
-from lightning_softprompt.types import Example, Shown
 
 FAMILIES = ("llama", "t5")
 TEMPLATE = Template("{soft}{question} it was {target}", ["question"])

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from lightning_softprompt.retrieval import encoding
-from lightning_softprompt.retrieval.building import build_index
-from lightning_softprompt.retrieval.documents import Document
 from lightning_softprompt.retrieval.index import Index
+from lightning_softprompt.retrieval.index_builder import build_index
+from lightning_softprompt.retrieval.passages.documents import Document
 from lightning_softprompt.retrieval.retriever import Retriever
-from lightning_softprompt.retrieval.settings import IndexSettings
+from lightning_softprompt.retrieval.search import encoder
+from lightning_softprompt.retrieval.search.settings import IndexSettings
 
 pytest.importorskip("qdrant_client")
 
@@ -47,8 +47,8 @@ def test_it_finds_what_files_find(tmp_path, name):
 def test_an_update_sends_what_is_new_and_removes_what_is_gone(tmp_path, name, monkeypatch):
     settings = IndexSettings(encoder=name, store="qdrant")
     first = build_index(tmp_path, documents(), settings)
-    encoded, plain = [], encoding.SentenceEncoder.passages
-    monkeypatch.setattr(encoding.SentenceEncoder, "passages", lambda e, t: encoded.extend(t) or plain(e, t))
+    encoded, plain = [], encoder.SentenceEncoder.passages
+    monkeypatch.setattr(encoder.SentenceEncoder, "passages", lambda e, t: encoded.extend(t) or plain(e, t))
     second = build_index(tmp_path, documents([*TEXTS[1:], "a wonderful thing"]), settings)
     assert encoded[1:] == ["a wonderful thing"]
     assert second.collection == first.collection
@@ -68,8 +68,8 @@ def test_points_of_a_build_that_died_are_not_found_and_not_sent_again(tmp_path, 
     hits = retriever.search(["a dog"], 5)[0]
     assert {hit.passage.text for hit in hits} == set(TEXTS)
     retriever.index.by_vectors.close()
-    encoded, plain = [], encoding.SentenceEncoder.passages
-    monkeypatch.setattr(encoding.SentenceEncoder, "passages", lambda e, t: encoded.extend(t) or plain(e, t))
+    encoded, plain = [], encoder.SentenceEncoder.passages
+    monkeypatch.setattr(encoder.SentenceEncoder, "passages", lambda e, t: encoded.extend(t) or plain(e, t))
     build_index(tmp_path, documents([*TEXTS, *new]), settings)
     assert encoded[1:] == []
     assert points(tmp_path) == 8
@@ -94,7 +94,7 @@ def test_embedded_it_serves_one_at_a_time(tmp_path, name):
 
 
 def test_a_first_build_that_fails_leaves_nothing(tmp_path, name, monkeypatch):
-    monkeypatch.setattr(encoding.SentenceEncoder, "passages", lambda *_: 1 / 0)
+    monkeypatch.setattr(encoder.SentenceEncoder, "passages", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         build_index(tmp_path / "index", documents(), IndexSettings(encoder=name, store="qdrant"))
     assert not (tmp_path / "index").exists()

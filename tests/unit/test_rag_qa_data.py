@@ -9,20 +9,20 @@ from collections import Counter
 import pytest
 
 from lightning_softprompt.backbones.base import BackboneSpec
+from lightning_softprompt.core.types import Answer, Shown, Slot, Text
 from lightning_softprompt.data.classification import ClassificationDataModule
-from lightning_softprompt.data.indexing import ensure_index
 from lightning_softprompt.data.multitask import MultitaskDataModule
-from lightning_softprompt.data.passage_rows import PassageTemplate
-from lightning_softprompt.data.rag_qa import RagQaDataModule
-from lightning_softprompt.data.showing import Noise
-from lightning_softprompt.data.sources import DataError
-from lightning_softprompt.evaluation.choices import ChoiceEvaluation
-from lightning_softprompt.retrieval.building import build_index
-from lightning_softprompt.retrieval.documents import Document
+from lightning_softprompt.data.readers.sources import DataError
+from lightning_softprompt.evaluation.multiple_choice import ChoiceEvaluation
+from lightning_softprompt.rag.index_setup import ensure_index
+from lightning_softprompt.rag.passage_rendering import PassageTemplate
+from lightning_softprompt.rag.passage_selection import Noise
+from lightning_softprompt.rag.qa_datamodule import RagQaDataModule
+from lightning_softprompt.retrieval.index_builder import build_index
 from lightning_softprompt.retrieval.manifest import BadIndexError
+from lightning_softprompt.retrieval.passages.documents import Document
 from lightning_softprompt.retrieval.retriever import Retriever
-from lightning_softprompt.retrieval.settings import IndexSettings
-from lightning_softprompt.types import Answer, Shown, Slot, Text
+from lightning_softprompt.retrieval.search.settings import IndexSettings
 
 FAMILIES = ("llama",)
 TEXTS = {

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from lightning_softprompt.callbacks import unfinished
-from lightning_softprompt.callbacks.record_lines import RecordLines, UnwritableError
-from lightning_softprompt.callbacks.unfinished import UnfinishedFile, identity_of, whole_lines
+from lightning_softprompt.callbacks.reporting.record_lines import RecordLines, UnwritableError
+from lightning_softprompt.system import partial_file
+from lightning_softprompt.system.partial_file import UnfinishedFile, identity_of, whole_lines
 
 ALONE = SimpleNamespace(is_global_zero=True, world_size=1)
 IDENTITY = {"rows": "a", "settings": 0.1}
@@ -26,7 +26,7 @@ def text(*rows):
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    monkeypatch.setattr(unfinished, "PATIENCE", 0.2)
+    monkeypatch.setattr(partial_file, "PATIENCE", 0.2)
 
 
 @pytest.fixture

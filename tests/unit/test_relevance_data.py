@@ -5,12 +5,12 @@ import json
 import pytest
 
 from lightning_softprompt.backbones.base import BackboneSpec
-from lightning_softprompt.data.relevance import RelevanceDataModule
-from lightning_softprompt.data.sources import DataError
-from lightning_softprompt.retrieval.building import build_index
-from lightning_softprompt.retrieval.documents import Document
+from lightning_softprompt.data.readers.sources import DataError
+from lightning_softprompt.rag.relevance_datamodule import RelevanceDataModule
+from lightning_softprompt.retrieval.index_builder import build_index
+from lightning_softprompt.retrieval.passages.documents import Document
 from lightning_softprompt.retrieval.retriever import Retriever
-from lightning_softprompt.retrieval.settings import IndexSettings
+from lightning_softprompt.retrieval.search.settings import IndexSettings
 
 FAMILIES = ("llama", "bert")
 TEXTS = {

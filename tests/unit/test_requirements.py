@@ -5,13 +5,13 @@ from architectures import Architecture, save
 from transformers import LlamaForCausalLM, PreTrainedModel
 
 from lightning_softprompt.backbones.base import BackboneSpec
-from lightning_softprompt.backbones.injection import NAME, injectable
-from lightning_softprompt.backbones.load import load_backbone
-from lightning_softprompt.backbones.refusals import UnsupportedBackboneError, reason_of, refusing
+from lightning_softprompt.backbones.insertion.key_values import NAME, injectable
+from lightning_softprompt.backbones.loading import load_backbone
 from lightning_softprompt.backbones.requirements import generates, require_of_copy
-from lightning_softprompt.cli import main
+from lightning_softprompt.cli.app import main
+from lightning_softprompt.core.refusals import UnsupportedBackboneError, reason_of, refusing
+from lightning_softprompt.core.types import SoftPrompt
 from lightning_softprompt.methods import LatePromptTuning, PrefixTuning, PromptTuning
-from lightning_softprompt.types import SoftPrompt
 
 FIT = [
     "--model=PrefixTuning", "--data=ClassificationDataModule", '--data.labels={"negative": "bad", "positive": "good"}',

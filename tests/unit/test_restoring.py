@@ -13,15 +13,16 @@ from hostile import nothing_happens
 from lightning import LightningModule, Trainer
 
 from lightning_softprompt import __main__ as command
-from lightning_softprompt import cli, trust
-from lightning_softprompt.checkpoints.files import SavedPrompt, read_prompt, write_prompt
-from lightning_softprompt.checkpoints.restoring import restored
+from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, read_prompt, write_prompt
+from lightning_softprompt.checkpoints.restore import restored
+from lightning_softprompt.cli import app
+from lightning_softprompt.cli.run_config import read_run_config
 from lightning_softprompt.methods import Folded, PromptBank, PromptTuning
-from lightning_softprompt.module import SoftPromptModule
+from lightning_softprompt.methods.base import SoftPromptModule
 from lightning_softprompt.objectives.distillation import Teacher
-from lightning_softprompt.prompt_reranker import PromptReranker
-from lightning_softprompt.replicas import Replicas, ReplicaSpec
-from lightning_softprompt.run_config import read_run_config
+from lightning_softprompt.rag.prompt_reranker import PromptReranker
+from lightning_softprompt.system import trust
+from lightning_softprompt.training.replicas import Replicas, ReplicaSpec
 
 FAMILIES = ("llama",)
 METHOD = {"_class_path": "lightning_softprompt.methods.PromptTuning", "length": 3}
@@ -75,9 +76,9 @@ def module_nearby(tmp_path, monkeypatch):
 
 NAMES = [
     "os.system", "subprocess.getoutput", "subprocess.Popen", "builtins.exec", "shutil.rmtree", "torch.hub.load",
-    "torch.load", "torch.optim.lr_scheduler.partial", "lightning_softprompt.folders.write_whole",
-    "lightning_softprompt.checkpoints.files.read_prompt", "lightning_softprompt.prompts.init.rms",
-    "lightning_softprompt.methods.folded.read_prompt", "lightning_softprompt.callbacks.predictions.PredictionWriter",
+    "torch.load", "torch.optim.lr_scheduler.partial", "lightning_softprompt.system.atomic_files.write_whole",
+    "lightning_softprompt.checkpoints.prompt_file.read_prompt", "lightning_softprompt.prompts.init.rms",
+    "lightning_softprompt.methods.trained.folded.read_prompt", "lightning_softprompt.callbacks.reporting.predictions.PredictionWriter",
     "nearby.Ones", "nearby.call", "..", "", "a-b.c",
 ]  # fmt: skip
 
@@ -276,7 +277,7 @@ def rag(folder, **arguments):
         "init_args": {"index": str(folder)},
     }
     arguments = {"retriever": retriever, **arguments}
-    return {"class_path": "lightning_softprompt.data.rag_qa.RagQaDataModule", "init_args": arguments}
+    return {"class_path": "lightning_softprompt.rag.qa_datamodule.RagQaDataModule", "init_args": arguments}
 
 
 @pytest.mark.parametrize("arguments", [
@@ -324,7 +325,7 @@ def test_settings_that_name_strange_classes_are_left_out(tmp_path, setting):
 
 
 def test_the_packages_callbacks_are_taken(tmp_path):
-    callback = {"class_path": "lightning_softprompt.callbacks.pruning.Pruning", "init_args": {}}
+    callback = {"class_path": "lightning_softprompt.callbacks.algorithms.pruning.Pruning", "init_args": {}}
     found = read_run_config(config(tmp_path, trainer={"callbacks": [callback]}))
     assert found.values["trainer"]["callbacks"] == [callback]
 
@@ -332,11 +333,11 @@ def test_the_packages_callbacks_are_taken(tmp_path):
 def test_a_command_names_the_config_that_it_takes(tmp_path, caplog):
     path = config(tmp_path, trainer={"callbacks": [CALLBACK]})
     with caplog.at_level("INFO"):
-        words = cli.with_run_config(["test", "--init_from", str(tmp_path / "prompt.safetensors")])
+        words = app.with_run_config(["test", "--init_from", str(tmp_path / "prompt.safetensors")])
     assert json.loads(words[2])["model"] == GOOD["model"]
     assert f"from {path}, without its trainer.callbacks" in caplog.text
     with pytest.raises(ValueError, match=r"LambdaCallback.*--trust lightning\.pytorch\.callbacks"):
-        cli.with_run_config(["fit", "--ckpt_path", str(tmp_path / "checkpoints" / "last.ckpt")])
+        app.with_run_config(["fit", "--ckpt_path", str(tmp_path / "checkpoints" / "last.ckpt")])
 
 
 def test_folded_prompts_need_no_trust(write, backbone, tmp_path):

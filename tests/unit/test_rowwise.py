@@ -3,7 +3,7 @@
 import tiny
 import torch
 
-from lightning_softprompt.types import SoftPrompt
+from lightning_softprompt.core.types import SoftPrompt
 
 
 def mixing(backbone):

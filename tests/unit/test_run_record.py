@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from lightning_softprompt.backbones.base import BackboneSpec
-from lightning_softprompt.folders import expand_home, home_in
-from lightning_softprompt.run import RunSpec, new_name, refuse_used
-from lightning_softprompt.run_record import LAST, note_start
+from lightning_softprompt.runs.run_record import LAST, note_start
+from lightning_softprompt.runs.run_spec import RunSpec, new_name, refuse_used
+from lightning_softprompt.system.atomic_files import expand_home, home_in
 
 
 @pytest.fixture

@@ -2,10 +2,10 @@
 
 import pytest
 
-from lightning_softprompt.callbacks.run_settings import refuse_other_processes
-from lightning_softprompt.checkpoints.settings import refuse_changes, refuse_incomplete
-from lightning_softprompt.run import RunSpec
-from lightning_softprompt.run_settings import config_settings
+from lightning_softprompt.callbacks.recovery.run_settings import refuse_other_processes
+from lightning_softprompt.checkpoints.run_settings import refuse_changes, refuse_incomplete
+from lightning_softprompt.runs.run_settings import config_settings
+from lightning_softprompt.runs.run_spec import RunSpec
 
 CONFIG = {
     "data": {

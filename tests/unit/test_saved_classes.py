@@ -2,9 +2,9 @@
 
 import pytest
 
-from lightning_softprompt.checkpoints.plain import plain
+from lightning_softprompt.checkpoints.hyperparameters import plain
+from lightning_softprompt.core.types import Classes
 from lightning_softprompt.data.saved_classes import fill_classes, lacks_classes
-from lightning_softprompt.types import Classes
 
 OPTIONS = {"Texts": "labels", "Tags": "tags"}
 SPOKEN = plain(Classes({"a": [" good", " great"], "b": [" bad"]}, "{text} it was {target}"))

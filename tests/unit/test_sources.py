@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from lightning_softprompt.data.sources import DataError, read_rows
+from lightning_softprompt.data.readers.sources import DataError, read_rows
 
 ROWS = [{"text": "naïve", "label": "0"}, {"text": "fun", "label": "1"}]
 
@@ -262,7 +262,7 @@ def test_broken_json_on_standard_input_is_not_taken_for_text(monkeypatch):
 def test_reading_needs_neither_torch_nor_datasets(tmp_path):
     path = write(tmp_path / "a.jsonl", '{"text": "a"}')
     code = (
-        "import sys; from lightning_softprompt.data.sources import read_rows; "
+        "import sys; from lightning_softprompt.data.readers.sources import read_rows; "
         f"read_rows({str(path)!r}); assert not {{'torch', 'datasets', 'pyarrow'}} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

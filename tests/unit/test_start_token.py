@@ -10,9 +10,9 @@ from tokenizers.processors import TemplateProcessing
 
 from lightning_softprompt.backbones.base import BackboneSpec
 from lightning_softprompt.backbones.causal import CausalCodec
-from lightning_softprompt.backbones.load import load_backbone, load_codec
-from lightning_softprompt.template import Template
-from lightning_softprompt.types import SoftPrompt
+from lightning_softprompt.backbones.loading import load_backbone, load_codec
+from lightning_softprompt.core.template import Template
+from lightning_softprompt.core.types import SoftPrompt
 
 CHAT = "<s>user {text}</s> {soft}<s>bot {target}"
 

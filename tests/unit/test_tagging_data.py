@@ -7,8 +7,8 @@ from tiny import FAMILIES as ALL
 from tiny import on_side
 
 from lightning_softprompt.backbones.base import BackboneSpec
+from lightning_softprompt.core.types import IGNORE, LOST
 from lightning_softprompt.data.tagging import TaggingDataModule
-from lightning_softprompt.types import IGNORE, LOST
 
 TAGS = ["O", "B-MOOD", "I-MOOD", "B-THING"]
 ROWS = [

@@ -1,7 +1,7 @@
 import pytest
 
-from lightning_softprompt.template import Template
-from lightning_softprompt.types import Answer, Slot, Text
+from lightning_softprompt.core.template import Template
+from lightning_softprompt.core.types import Answer, Slot, Text
 
 
 def test_pieces_come_in_reading_order():

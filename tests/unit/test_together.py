@@ -5,8 +5,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from lightning_softprompt.data.batching import BucketBatchSampler
-from lightning_softprompt.data.together import Together, TogetherBatchSampler
+from lightning_softprompt.data.sampling.bucketing import BucketBatchSampler
+from lightning_softprompt.data.sampling.shared_batches import Together, TogetherBatchSampler
 
 SIZES = (23, 7, 40, 11)
 STARTS = np.cumsum((0, *SIZES))

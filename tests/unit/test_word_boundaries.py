@@ -8,15 +8,15 @@ import unicodedata
 
 import pytest
 
-from lightning_softprompt.evaluation.sentences import sentences
-from lightning_softprompt.evaluation.text_metrics import Rouge, novel_bigrams, repetition, rouge
-from lightning_softprompt.retrieval.building import build_index
-from lightning_softprompt.retrieval.cutting import Cutting, words_of
-from lightning_softprompt.retrieval.documents import Document
+from lightning_softprompt.core.word_boundaries import split_words
+from lightning_softprompt.evaluation.metrics.sentences import sentences
+from lightning_softprompt.evaluation.metrics.text import Rouge, novel_bigrams, repetition, rouge
+from lightning_softprompt.retrieval.index_builder import build_index
+from lightning_softprompt.retrieval.passages.chunking import Cutting, words_of
+from lightning_softprompt.retrieval.passages.documents import Document
+from lightning_softprompt.retrieval.passages.words import words
 from lightning_softprompt.retrieval.retriever import Retriever
-from lightning_softprompt.retrieval.settings import IndexSettings
-from lightning_softprompt.retrieval.words import words
-from lightning_softprompt.word_boundaries import split_words
+from lightning_softprompt.retrieval.search.settings import IndexSettings
 
 SPACED = "abc ÀéßøжИΩ가나한_12,.'\n\t-–«»’ªº"
 

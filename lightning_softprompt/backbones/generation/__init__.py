@@ -1,0 +1,1 @@
+"""How a frozen language model generates answers."""

@@ -1,0 +1,147 @@
+"""Chooses the generation path of a model by comparing paths with the forward pass of each row alone."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lightning_softprompt.backbones.execution.row_batch import Rows
+from lightning_softprompt.backbones.generation.path_trial import STEPS, STRUCTURE, error_of
+from lightning_softprompt.backbones.generation.paths import (
+    Decoding,
+    EqualLengths,
+    GenerationPath,
+    LeftPadded,
+    SharedPrompt,
+    WithoutCache,
+)
+
+if TYPE_CHECKING:
+    from lightning_softprompt.backbones.causal import CausalBackbone
+
+log = logging.getLogger(__name__)
+LIMIT = 1e-4  # relative error of logits in float32
+# In half precision, rounding alone causes errors of some percent. Rows of one length run exactly as in transformers.
+HALF_LIMIT, HALF_LIMIT_OF_EQUAL = 0.03, 0.3
+FAILURES = (NotImplementedError, TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError)
+
+
+class GenerationUnsupportedError(ValueError):
+    """A model whose generation does not agree with its forward pass."""
+
+
+@dataclass
+class Attempt:
+    """The trials of one kind of decoding.
+
+    Args:
+        structure: The options that determine how the model runs.
+        paths: Remaining paths, the fastest first.
+        length: Tokens of the longest sequence for which the first path passed.
+        padding: Most columns of padding for which it passed.
+        reasons: Why earlier paths failed.
+    """
+
+    structure: tuple[Any, ...]
+    paths: list[GenerationPath]
+    length: int = -1
+    padding: int = -1
+    reasons: list[str] = field(default_factory=list)
+
+    def covers(self, length: int, padding: int) -> bool:
+        """Whether earlier trials cover rows of this length and padding."""
+        return length <= self.length and padding <= self.padding
+
+
+class Generator:
+    """Generates by the fastest correct path, and repeats the trial for batches that exceed all earlier ones.
+
+    Args:
+        backbone: The backbone whose model generates.
+    """
+
+    def __init__(self, backbone: CausalBackbone) -> None:
+        self.backbone = backbone
+        self.attempts: dict[tuple[Any, ...], Attempt] = {}
+        self.wrong: dict[tuple[Any, ...], set[type[GenerationPath]]] = {}  # by structure
+
+    def __call__(self, rows: Rows, decoding: Decoding) -> Tensor:
+        """Answers [B * R, U] to rows.
+
+        Raises:
+            GenerationUnsupportedError: If no path agrees with the forward pass of each row alone.
+        """
+        return self.path_for(rows, decoding)(rows, decoding)
+
+    @property
+    def way(self) -> str:
+        """The path of the first kind of decoding, and why faster ones failed."""
+        if not self.attempts:
+            return "the first batch determines how rows are generated"
+        attempt = next(iter(self.attempts.values()))
+        if not attempt.paths:
+            return f"it cannot generate: {'; '.join(dict.fromkeys(attempt.reasons))}"
+        return attempt.paths[0].description + "".join(f" ({reason})" for reason in attempt.reasons[-1:])
+
+    def path_for(self, rows: Rows, decoding: Decoding) -> GenerationPath:
+        """The fastest correct path for these rows."""
+        attempt = self._attempt_for(rows, decoding)
+        lengths = rows.mask.sum(1)
+        longest, padding = int(lengths.argmax()), int(lengths.max() - lengths.min())
+        new = decoding.get("max_new_tokens") or STEPS
+        length = int(rows.first_position.max()) + int(lengths.max()) + new
+        if attempt.covers(length, padding):
+            return attempt.paths[0]
+        two = sorted({int(lengths.argmin()), longest})
+        while not self._is_right(attempt, rows[two], new, decoding):
+            attempt.length = attempt.padding = -1
+        attempt.length, attempt.padding = max(attempt.length, length), max(attempt.padding, padding)
+        return attempt.paths[0]
+
+    def _attempt_for(self, rows: Rows, decoding: Decoding) -> Attempt:
+        shared = SharedPrompt.applies(rows, decoding)
+        beams, steps = (decoding.get("num_beams") or 1) > 1, min(STEPS, decoding.get("max_new_tokens") or STEPS)
+        structure = (*(decoding.get(name) for name in STRUCTURE), bool(rows.kv), beams)
+        kind = (structure, shared, steps)
+        if kind not in self.attempts:
+            paths: list[type[GenerationPath]] = [LeftPadded, EqualLengths, WithoutCache]
+            paths = [SharedPrompt, *paths] if shared else paths
+            self.attempts[kind] = Attempt(structure, [path(self.backbone) for path in paths])
+        return self.attempts[kind]
+
+    def _is_right(self, attempt: Attempt, rows: Rows, new: int, decoding: Decoding) -> bool:
+        """Tries the first remaining path, and drops it if it fails."""
+        wrong = self.wrong.setdefault(attempt.structure, set())
+        attempt.paths = [path for path in attempt.paths if type(path) not in wrong]
+        if not attempt.paths:
+            raise GenerationUnsupportedError(
+                f"{self.backbone.spec.name} ({type(self.backbone.model).__name__}) cannot generate: "
+                f"{'; '.join(dict.fromkeys(attempt.reasons))}. Use a task that scores texts, or another backbone"
+            )
+        path = attempt.paths[0]
+        if isinstance(path, SharedPrompt):  # its cached prompt shifts with the padding of a row
+            rows = rows.with_shorter_copy()
+        reason = self._fault_of(path, rows, new, decoding)
+        if reason:
+            log.info("%s: rejected the path by which %s: %s", self.backbone.spec.name, path.description, reason)
+            attempt.reasons.append(reason)
+            wrong.add(type(path))
+        return not reason
+
+    def _fault_of(self, path: GenerationPath, rows: Rows, new: int, decoding: Decoding) -> str:
+        """Why a path fails for these rows; empty if it passes."""
+        try:
+            limit = self._limit(path)
+            error = error_of(path, rows, new, decoding, limit)
+        except FAILURES as failure:
+            return (str(failure) or type(failure).__name__).splitlines()[0]
+        return "" if error <= limit else f"results would be off by {error:.1e} if {path.description}"
+
+    def _limit(self, path: GenerationPath) -> float:
+        if self.backbone.model.dtype in (torch.float32, torch.float64):
+            return LIMIT
+        return HALF_LIMIT if path.batches_lengths else HALF_LIMIT_OF_EQUAL

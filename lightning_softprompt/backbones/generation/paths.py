@@ -1,0 +1,165 @@
+"""The paths by which a decoder-only model generates. All of them give the same answers; the fastest comes first.
+
+Every path runs a row as one sequence, with its prompt in place and padding only on the left. Windows, relative
+positions and recurrent states then match those of the row alone.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, ClassVar, final
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from lightning_softprompt.backbones.execution.row_batch import SOFT, Rows
+from lightning_softprompt.backbones.generation.generate import DRAFTED, Reading, drafted, generate, sequences
+from lightning_softprompt.backbones.tokenization.codec import Codec
+
+if TYPE_CHECKING:
+    from lightning_softprompt.backbones.causal import CausalBackbone
+
+Decoding = dict[str, Any]
+
+
+class GenerationPath(ABC):
+    """A path by which rows are generated.
+
+    Args:
+        backbone: The backbone whose model generates.
+    """
+
+    description: ClassVar[str]
+    batches_lengths: ClassVar[bool]  # whether rows of different lengths run together
+    is_forward: ClassVar[bool] = False  # whether a forward pass of the whole row gives each new token
+
+    def __init__(self, backbone: CausalBackbone) -> None:
+        self.backbone = backbone
+
+    def __call__(self, rows: Rows, decoding: Decoding) -> Tensor:
+        """Answers [B * R, U], R for each row, padded at the end."""
+        return self.run(rows, decoding)[:, rows.mask.shape[1] :]  # type: ignore[no-any-return]
+
+    @abstractmethod
+    def run(self, rows: Rows, decoding: Decoding) -> Any:
+        """The result of transformers' `generate` for rows that run together: [B * R, M + U], M input columns first."""
+
+
+@final
+class SharedPrompt(GenerationPath):
+    """Runs the prompt that all rows begin with once for all calls. Its keys and values precede each row."""
+
+    description = "the shared prompt runs once and its keys and values are cached"
+    batches_lengths = True
+
+    def run(self, rows: Rows, decoding: Decoding) -> Any:
+        """See `GenerationPath`."""
+        left, end = rows.padded_left(), rows.prompt_end
+        padding = left.mask.shape[1] - left.mask.sum(1)
+        cache = self.backbone.prompts.cache_for(rows, end, padding, sequences(decoding))
+        return generate(
+            self.backbone, reading_of(self.backbone, left, past_key_values=cache), left.mask.shape[1], decoding
+        )
+
+    @staticmethod
+    def applies(rows: Rows, decoding: Decoding) -> bool:
+        """Whether all rows begin with the prompt and continue after it, and no option selects another cache."""
+        own = decoding.get("use_cache", True) is False or decoding.get("cache_implementation") or drafted(decoding)
+        return not own and not rows.kv and 0 < rows.prompt_end < int(rows.mask.sum(1).min())
+
+
+@final
+class LeftPadded(GenerationPath):
+    """Runs rows of all lengths together, with padding on the left of shorter rows."""
+
+    description = "rows run together, padded on the left"
+    batches_lengths = True
+
+    def run(self, rows: Rows, decoding: Decoding) -> Any:
+        """See `GenerationPath`."""
+        left = rows.padded_left()
+        with self.backbone.injected(left.injection):
+            return generate(self.backbone, reading_of(self.backbone, left), left.mask.shape[1], decoding)
+
+
+class EqualLengths(GenerationPath):
+    """Runs rows of the same length together, without padding."""
+
+    description = "rows run together with those of the same length only"
+    batches_lengths = False
+
+    def __call__(self, rows: Rows, decoding: Decoding) -> Tensor:
+        """See `GenerationPath`."""
+        lengths = rows.mask.sum(1).tolist()
+        groups = [[b for b, other in enumerate(lengths) if other == length] for length in dict.fromkeys(lengths)]
+        answers: dict[int, Tensor] = {}
+        for group in groups:
+            part = rows[group].trimmed()
+            of_rows = self.run(part, decoding)[:, part.mask.shape[1] :].chunk(len(group))
+            answers |= dict(zip(group, of_rows, strict=True))
+        ordered = [answer for b in range(len(lengths)) for answer in answers[b]]
+        return pad_sequence(ordered, batch_first=True, padding_value=self.backbone.codec.pad_id)
+
+    def run(self, rows: Rows, decoding: Decoding) -> Any:
+        """See `GenerationPath`."""
+        with self.backbone.injected(rows.injection):
+            return generate(self.backbone, reading_of(self.backbone, rows), rows.mask.shape[1], decoding)
+
+
+@final
+class WithoutCache(EqualLengths):
+    """Runs the whole row in a forward pass for each new token: slow, and correct wherever the forward pass is."""
+
+    description = "rows of the same length run as a whole for each new token"
+    is_forward = True
+
+    def run(self, rows: Rows, decoding: Decoding) -> Any:
+        """See `GenerationPath`."""
+        plain = {name: value for name, value in decoding.items() if name not in ("cache_implementation", *DRAFTED)}
+        first = rows.first_position.repeat_interleave(sequences(decoding) if len(rows.first_position) > 1 else 1)
+        reading = Reading(token_ids(rows, self.backbone.codec), rows.embeds, {})
+        with self.backbone.injected(rows.injection), forward_inputs(self.backbone.model, first if rows.kv else None):
+            return generate(self.backbone, reading, rows.mask.shape[1], {**plain, "use_cache": False})
+
+
+@contextmanager
+def forward_inputs(model: Any, first: Tensor | None) -> Iterator[None]:
+    """Makes `generate` run the model on ids alone, as the forward pass does: without masks, positions and cache.
+
+    Args:
+        model: The transformers model.
+        first: [B|1] position of the first token of each row; if None, the model counts positions.
+    """
+
+    def prepare(input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
+        return plain_inputs(input_ids, first)
+
+    vars(model)["prepare_inputs_for_generation"] = prepare
+    try:
+        yield
+    finally:
+        del vars(model)["prepare_inputs_for_generation"]
+
+
+def plain_inputs(ids: Tensor, first: Tensor | None) -> dict[str, Any]:
+    """Inputs of the forward pass for ids [B, M] alone; see `forward_inputs`."""
+    inputs: dict[str, Any] = {"input_ids": ids, "use_cache": False}
+    if first is not None:
+        inputs["position_ids"] = first[:, None] + torch.arange(ids.shape[1], device=ids.device)
+    return inputs
+
+
+def reading_of(backbone: CausalBackbone, rows: Rows, **inputs: Any) -> Reading:
+    """The generation input of rows without padding on the right, with further inputs such as a cache."""
+    if rows.kv:
+        inputs["position_ids"] = (rows.mask.cumsum(1) - 1).clamp(min=0) + rows.first_position[:, None]
+    return Reading(token_ids(rows, backbone.codec), rows.embeds, {"attention_mask": rows.mask.long(), **inputs})
+
+
+def token_ids(rows: Rows, codec: Codec) -> Tensor:
+    """[B, M] ids of text tokens, with a placeholder for every other token."""
+    is_text = (rows.keys >= 0) & (rows.keys < SOFT)
+    return rows.keys.where(is_text, codec.placeholder).where(rows.mask, codec.pad_id)

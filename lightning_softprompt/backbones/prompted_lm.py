@@ -1,0 +1,77 @@
+"""A frozen backbone with the prompt of a method: what objectives, readouts and evaluations are handed for one step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from lightning_softprompt.backbones.base import Backbone
+from lightning_softprompt.core.types import Batch, SoftPrompt
+
+
+class PromptedLM:
+    """Backbone and method for one step. Prompt and scores of a batch are computed once, however often asked for.
+
+    Args:
+        backbone: The frozen model.
+        method: Gives the soft prompt of a batch.
+        readout: Gives class scores; None where the task has no classes.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        method: Callable[[Batch], SoftPrompt],
+        readout: Callable[[PromptedLM, Batch], Tensor] | None = None,
+    ) -> None:
+        self.backbone = backbone
+        self._method = method
+        self._readout = readout
+        self._prompts: dict[int, tuple[Batch, SoftPrompt]] = {}
+        self._scores: dict[int, Tensor] = {}
+
+    def prompt(self, batch: Batch) -> SoftPrompt:
+        """The method's prompt for the batch."""
+        if id(batch) not in self._prompts:
+            self._prompts[id(batch)] = batch, self._method(batch)  # the batch is kept: another could get its id
+        return self._prompts[id(batch)][1]
+
+    def given(self, method: Callable[[Batch], SoftPrompt]) -> PromptedLM:
+        """The same backbone and readout with other prompts."""
+        return PromptedLM(self.backbone, method, self._readout)
+
+    def read_by(self, readout: Callable[[PromptedLM, Batch], Tensor]) -> PromptedLM:
+        """The same backbone and prompts with another readout."""
+        return PromptedLM(self.backbone, self._method, readout)
+
+    def __call__(self, batch: Batch, *, prompted: bool = True, words: Tensor | None = None) -> Tensor:
+        """Logits of the targets [B, U, V], [B, U, W] of W words; those of the bare backbone with `prompted=False`."""
+        return self.backbone(batch, self.prompt(batch) if prompted else None, words)  # type: ignore[no-any-return]
+
+    def cross_entropy(self, batch: Batch, *, prompted: bool = True, label_smoothing: float = 0.0) -> Tensor:
+        """[B, U] of the targets; 0 where there is none. Takes less memory than their logits."""
+        return self.backbone.cross_entropy(batch, self.prompt(batch) if prompted else None, label_smoothing)
+
+    def scores(self, batch: Batch) -> Tensor:
+        """Class scores [B, C], or [B, W, C] where each word has a class; their softmax are the class probabilities.
+
+        Raises:
+            ValueError: If the task has no classes, or the readout scores rows where words have classes.
+        """
+        if self._readout is None:
+            raise ValueError("class scores were asked for, but the data module names no classes")
+        if id(batch) not in self._scores:
+            self.prompt(batch)
+            self._scores[id(batch)] = scores = self._readout(self, batch)
+            if batch.words is not None and scores.shape[:-1] != batch.words.shape:
+                raise ValueError(
+                    "the readout scores rows, but words have classes here; set --model.readout to TokenHead"
+                )
+        return self._scores[id(batch)]
+
+    def generate(self, batch: Batch, *, prompted: bool = True, **decoding: Any) -> Tensor:
+        """Answers [B, U], see `Backbone.generate`; those of the bare backbone with `prompted=False`."""
+        asked = self.backbone.asked(batch)
+        return self.backbone.generate(asked, self.prompt(asked) if prompted else None, **decoding)

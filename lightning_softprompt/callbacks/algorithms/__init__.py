@@ -1,0 +1,1 @@
+"""Callbacks that are part of a training algorithm."""

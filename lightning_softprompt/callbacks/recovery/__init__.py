@@ -1,0 +1,1 @@
+"""Callbacks that let a run survive interruptions, memory limits and invalid numbers."""

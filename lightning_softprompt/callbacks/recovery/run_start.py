@@ -1,0 +1,61 @@
+"""When a run begins to leave files: after all that can be refused before its first step was checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast, final
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+
+from lightning_softprompt.methods.base import SoftPromptModule
+from lightning_softprompt.methods.optimizers import steps_of
+from lightning_softprompt.runs.run_checks import refuse_early_copies
+
+
+@final
+class RunStart(Callback):
+    """Calls a function once, when the rows are read, the backbone is loaded and the optimizer is made.
+
+    It is the first callback of a run. Lightning opens loggers before it reads the rows, so loggers wait for it.
+
+    Args:
+        begin: Makes the run's folder and lets its loggers write.
+    """
+
+    def __init__(self, begin: Callable[[], None]) -> None:
+        self._begin = begin
+        self._begun = False
+
+    def _once(self) -> None:
+        if not self._begun:
+            self._begun = True
+            self._begin()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The first step of a training follows.
+
+        Raises:
+            ValueError: If a callback has a copy of the module that lacks the prompt, or the schedule ends too early.
+        """
+        groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+        cast(SoftPromptModule, pl_module).try_schedule(groups, steps_of(trainer))
+        refuse_early_copies(trainer.callbacks, pl_module)  # type: ignore[attr-defined]
+        self._once()
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A training had no step to take."""
+        self._once()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A validation begins; within a training this comes later than its start."""
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._once()
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A test begins."""
+        self._once()
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A prediction begins."""
+        self._once()

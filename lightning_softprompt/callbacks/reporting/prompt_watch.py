@@ -1,0 +1,144 @@
+"""Whether the prompt is learning."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+from torch.optim import Optimizer
+
+from lightning_softprompt.core.types import Batch
+from lightning_softprompt.runs.loggers import is_logging_step, logged_step, wandb_loggers
+
+PATIENCE = 50  # optimizer steps after which a prompt should have moved
+STILL = 1e-6  # relative; float32 resolves 6e-8
+EXPLODED = 100  # times the norm of the start
+ALONE = 5  # logging steps in a row after which a router that uses one expert is said to have collapsed
+
+
+class PromptWatch(Callback):
+    """Logs the prompt's size and movement, and warns once where it does not move, explodes, or is no longer finite.
+
+    It also warns where the router of a mixture sends every row to the same expert for long.
+
+    On logging steps: `prompt/norm`; `prompt/moved`, the distance from where the run began, relative to the norm there
+    (as it is, where that was zero); `prompt/grad_norm` before clipping; and `lr`, or `lr/<group>` where the optimizer
+    has several groups (LearningRateMonitor would write rows of its own for it). After each validation W&B gets a
+    histogram of the norms of rows, `prompt/row_norms`. All are over every trainable parameter.
+    """
+
+    def __init__(self) -> None:
+        self._start: list[Tensor] = []
+        self._start_step = 0
+        self._values: dict[str, float] = {}
+        self._judged = False
+        self._warned: set[str] = set()
+        self._alone = 0  # logging steps in a row at which one expert had all rows
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the run began, so that a resumed run measures from there."""
+        return {"start": [tensor.cpu() for tensor in self._start], "start_step": self._start_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on measuring from where the interrupted run began."""
+        self._start, self._start_step = state_dict["start"], state_dict["start_step"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remember where the prompt starts."""
+        if self._start:
+            self._start = [tensor.to(pl_module.device) for tensor in self._start]
+        else:
+            self._start = [parameter.detach().clone() for parameter in trainable(pl_module)]
+            self._start_step = trainer.global_step
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """On logging steps, take the gradient before it is clipped, and the learning rates of this very step."""
+        if is_logging_step(trainer, trainer.global_step + 1):
+            gradients = [parameter.grad for parameter in trainable(pl_module) if parameter.grad is not None]
+            self._values = {"prompt/grad_norm": float(get_total_norm(gradients)), **learning_rates(optimizer)}
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Log what a logging step left; look once whether the prompt has moved."""
+        if self._values:
+            norm = float(get_total_norm([parameter.detach() for parameter in trainable(pl_module)]))
+            values = {**self._values, "prompt/norm": norm, "prompt/moved": self._moved(pl_module)}
+            pl_module.log_dict(values, batch_size=len(batch))
+            self._values = {}
+            self._warn_if_broken(norm, trainer.global_step)
+            self._warn_if_collapsed(trainer)
+        if not self._judged and trainer.global_step - self._start_step >= PATIENCE:
+            self._judged = True
+            self._warn_if_still(self._moved(pl_module))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give W&B the norms of the prompt's rows."""
+        if trainer.sanity_checking or not (loggers := wandb_loggers(trainer)):
+            return
+        import wandb
+
+        norms = row_norms(pl_module).tolist()
+        for logger in loggers:
+            histogram: Any = wandb.Histogram(norms)
+            logger.log_metrics({"prompt/row_norms": histogram}, step=logged_step(trainer))
+
+    def _moved(self, pl_module: LightningModule) -> float:
+        pairs = zip(trainable(pl_module), self._start, strict=True)
+        distance = float(get_total_norm([parameter.detach() - start for parameter, start in pairs]))
+        size = float(get_total_norm(self._start))
+        return distance / size if size else distance
+
+    def _warn_if_still(self, moved: float) -> None:
+        if moved < STILL:
+            rank_zero_warn(
+                f"after {PATIENCE} optimizer steps the prompt has moved by {moved:.1e} of its size: it does not learn. "
+                "Raise the learning rate (soft prompts often need 0.01 to 0.3), or look at prompt/grad_norm"
+            )
+
+    def _warn_if_broken(self, norm: float, step: int) -> None:
+        way_out = "lower the learning rate, or set trainer.gradient_clip_val"
+        if not math.isfinite(norm):
+            told = f"at optimizer step {step} the prompt is no longer finite; {way_out}, and go on from before"
+            self._warn_once("broken", told)
+        elif norm > EXPLODED * float(get_total_norm(self._start)) > 0:
+            told = f"at optimizer step {step} the prompt is over {EXPLODED} times as large as where it began; {way_out}"
+            self._warn_once("exploded", told)
+
+    def _warn_if_collapsed(self, trainer: Trainer) -> None:
+        usage = {name: float(value) for name, value in trainer.callback_metrics.items() if "/usage/" in name}
+        self._alone = self._alone + 1 if usage and max(usage.values()) == 1 and len(usage) > 1 else 0
+        if self._alone >= ALONE:
+            name = max(usage, key=lambda name: usage[name]).rpartition("/")[2]
+            told = f"{name} has had every row for {ALONE} logging steps, so the router has collapsed; "
+            way_out = "weigh the penalty `balance` (penalty_weights: {balance: 0.01}), or raise the method's noise"
+            self._warn_once("collapsed", told + way_out)
+
+    def _warn_once(self, what: str, message: str) -> None:
+        if what not in self._warned:
+            self._warned.add(what)
+            rank_zero_warn(message)
+
+
+def trainable(pl_module: LightningModule) -> list[torch.nn.Parameter]:
+    """The parameters of the prompt: all that train."""
+    return [parameter for parameter in pl_module.parameters() if parameter.requires_grad]
+
+
+def row_norms(pl_module: LightningModule) -> Tensor:
+    """Norms over the last axis of every trainable parameter, all in one row."""
+    rows = [parameter.detach().float().norm(dim=-1).flatten() for parameter in trainable(pl_module)]
+    return torch.cat(rows) if rows else torch.zeros(0)
+
+
+def learning_rates(optimizer: Optimizer) -> dict[str, float]:
+    """`lr`, or `lr/<name or number>` for each of several groups."""
+    groups = optimizer.param_groups
+    if len(groups) == 1:
+        return {"lr": float(groups[0]["lr"])}
+    return {f"lr/{group.get('name', number)}": float(group["lr"]) for number, group in enumerate(groups)}

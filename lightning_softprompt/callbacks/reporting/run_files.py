@@ -1,0 +1,250 @@
+"""What a run leaves in its folder for people and scripts: `metrics.json` and plots."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lightning_softprompt.core.types import Batch
+from lightning_softprompt.runs.loggers import is_logging_step, metrics_files
+from lightning_softprompt.system.atomic_files import write_whole
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from lightning_softprompt.evaluation.base import Evaluation
+
+Metrics = dict[str, float | None]
+LATEST = ("train", "val")  # what of a report a run that goes on from its end would not measure again
+TRAIN, VAL, BEST = "#8fb3d9", "#1f4e8c", "#d1495b"
+
+
+class RunFiles(Callback):
+    """Keeps `metrics.json` and `plots/` of a run's folder up to date.
+
+    `metrics.json` has the latest metrics by stage, the best validation, epoch, step, seconds of training and the number
+    of trainable parameters. It is written after each validation and test, and when training ends, which also draws
+    `plots/learning_curve.png`. Figures of an evaluation become `plots/<stage>_<name>.png`. A resumed run keeps the
+    history of what came before.
+
+    Args:
+        folder: The run's folder.
+        monitor: The metric that says which validation is best.
+        mode: Whether its least or its greatest value is best.
+    """
+
+    def __init__(self, folder: Path, monitor: str = "val/loss", mode: Literal["min", "max"] = "min") -> None:
+        self.folder = Path(folder)
+        self.monitor = monitor
+        self.mode = mode
+        self._report: dict[str, Any] = {}
+        self._train: list[tuple[int, float]] = []  # optimizer steps and losses
+        self._val: list[tuple[int, int, dict[str, float]]] = []  # optimizer steps, epochs and metrics
+        self._seconds = 0.0  # of training before this start
+        self._since: float | None = None
+        self._epoch = 0  # of the last step
+
+    def state_dict(self) -> dict[str, Any]:
+        """The history, in plain lists."""
+        train, val = [list(point) for point in self._train], [list(point) for point in self._val]
+        latest = {name: self._report[name] for name in LATEST if name in self._report}
+        return {"train": train, "val": val, "seconds": self._elapsed(), "epoch": self._epoch, "latest": latest}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the history of the interrupted run."""
+        self._train = [(step, loss) for step, loss in state_dict["train"]]
+        self._val = [(step, epoch, metrics) for step, epoch, metrics in state_dict["val"]]
+        self._seconds, self._epoch = state_dict["seconds"], state_dict.get("epoch", 0)
+        self._report |= state_dict.get("latest", {})
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """A test of a run that was trained before adds to what the file says."""
+        path = self.folder / "metrics.json"
+        if stage != "fit" and not self._report and path.is_file():
+            self._report = json.loads(path.read_text())
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._since = perf_counter()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave out of `metrics.csv` what a run that was killed wrote after the checkpoint that is gone on from."""
+        for file in metrics_files(trainer):
+            file.go_on(trainer.global_step)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Keep the loss of each logging step."""
+        step, self._epoch = trainer.global_step, trainer.current_epoch
+        if not is_logging_step(trainer, step) or (self._train and self._train[-1][0] == step):
+            return
+        metrics = stage_metrics(trainer, "train")
+        if "train/loss" in metrics:
+            self._train.append((step, metrics["train/loss"]))
+        self._report["train"] = finite(metrics)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the figures of the pass while its counts are there."""
+        self._draw_figures(trainer, pl_module, "val")
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the figures of the pass while its counts are there."""
+        self._draw_figures(trainer, pl_module, "test")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the metrics; in training, they are a point of the history."""
+        if trainer.sanity_checking:
+            return
+        metrics = stage_metrics(trainer, "val")
+        self._report["val"] = finite(metrics)
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._warn_without_monitor(metrics)
+            self._val.append((trainer.global_step, trainer.current_epoch, metrics))
+            self._report_training(trainer, pl_module)
+        self._write(trainer)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the metrics."""
+        self._report["test"] = finite(stage_metrics(trainer, "test"))
+        self._write(trainer)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the metrics a last time and draw the learning curve."""
+        self._seconds, self._since = self._elapsed(), None
+        self._report_training(trainer, pl_module)
+        self._write(trainer)
+        if trainer.is_global_zero and (self._train or self._val):
+            self._draw(learning_curve(self._train, self._val, self.monitor, self.mode), "learning_curve")
+
+    def _elapsed(self) -> float:
+        return self._seconds + (0.0 if self._since is None else perf_counter() - self._since)
+
+    def _warn_without_monitor(self, metrics: Mapping[str, float]) -> None:
+        if self.monitor not in metrics and not self._val:
+            rank_zero_warn(f"{self.monitor} is to say which validation is best, but validation gives {sorted(metrics)}")
+
+    def _report_training(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        sizes = dict.fromkeys((True, False), 0)
+        for parameter in pl_module.parameters():
+            sizes[parameter.requires_grad] += parameter.numel()
+        self._report |= {
+            "best": self._best(),
+            "epoch": self._epoch,
+            "global_step": trainer.global_step,
+            "trainable_parameters": sizes[True],
+            "frozen_parameters": sizes[False],
+            "seconds": round(self._elapsed(), 3),
+        }
+
+    def _best(self) -> dict[str, Any] | None:
+        if (index := best_index(self._val, self.monitor, self.mode)) is None:
+            return None
+        step, epoch, metrics = self._val[index]
+        return {"metric": self.monitor, "value": metrics[self.monitor], "epoch": epoch, "global_step": step}
+
+    def _write(self, trainer: Trainer) -> None:
+        if trainer.is_global_zero:
+            write_whole(
+                self.folder / "metrics.json", f"{json.dumps(self._report, indent=2, sort_keys=True)}\n".encode()
+            )
+
+    def _draw_figures(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        evaluations = cast("Mapping[str, Evaluation]", pl_module.evaluations)
+        if trainer.sanity_checking or stage not in evaluations:
+            return
+        figures = evaluations[stage].figures()  # in every process: their counts are added up in it
+        if trainer.is_global_zero:
+            for name, figure in figures.items():
+                self._draw(figure, f"{stage}_{name}")
+
+    def _draw(self, figure: Figure, name: str) -> None:
+        image = BytesIO()
+        figure.savefig(image, format="png", dpi=150)
+        try:
+            write_whole(self.folder / "plots" / f"{name}.png", image.getvalue())
+        except OSError as error:  # a plot can be drawn again from metrics.csv, so it does not stop a run
+            rank_zero_warn(f"a plot is left out: {error}")
+
+
+def stage_metrics(trainer: Trainer, stage: str) -> dict[str, float]:
+    """The latest value of each metric of a stage, by its full name."""
+    return {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(f"{stage}/")}
+
+
+def finite(metrics: Mapping[str, float]) -> Metrics:
+    """The metrics as JSON can say them: None for what is not finite."""
+    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+
+
+def best_index(val: Sequence[tuple[int, int, Mapping[str, float]]], monitor: str, mode: str) -> int | None:
+    """Which validation is best; the first of equals, and None where none gave a finite value.
+
+    >>> best_index([(1, 0, {"val/f1": 0.5}), (2, 1, {"val/f1": 0.7}), (3, 2, {"val/f1": 0.7})], "val/f1", "max")
+    1
+    """
+    sign = 1 if mode == "min" else -1
+    known = [(sign * metrics.get(monitor, math.nan), index) for index, (_, _, metrics) in enumerate(val)]
+    return min(((value, index) for value, index in known if math.isfinite(value)), default=(0.0, None))[1]
+
+
+def learning_curve(
+    train: Sequence[tuple[int, float]],
+    val: Sequence[tuple[int, int, Mapping[str, float]]],
+    monitor: str = "val/loss",
+    mode: str = "min",
+) -> Figure:
+    """Losses over optimizer steps; below them the monitored metric, where that is another. The best point is marked."""
+    from matplotlib.figure import Figure
+
+    panels = 1 if monitor == "val/loss" else 2
+    figure = Figure(figsize=(7, 2 + 2.4 * panels), layout="constrained")
+    rows = figure.subplots(panels, sharex=True, squeeze=False)[:, 0]
+    if train:
+        rows[0].plot(*zip(*train, strict=True), color=TRAIN, marker=_marker(train), markersize=3, label="training")
+    _plot_validation(rows[0], val, "val/loss")
+    rows[0].set_ylabel("loss")
+    if panels == 2:
+        _plot_validation(rows[1], val, monitor)
+        rows[1].set_ylabel(monitor.removeprefix("val/").replace("_", " "))
+    if (best := best_index(val, monitor, mode)) is not None:
+        _mark(rows[-1], val[best][0], val[best][2][monitor])
+    for axes in rows:
+        _tidy(axes)
+    rows[-1].set_xlabel("optimizer step")
+    return figure
+
+
+def _plot_validation(axes: Axes, val: Sequence[tuple[int, int, Mapping[str, float]]], name: str) -> None:
+    points = [(step, metrics[name]) for step, _, metrics in val if name in metrics]
+    if points:
+        axes.plot(*zip(*points, strict=True), color=VAL, marker=_marker(points), markersize=4, label="validation")
+
+
+def _marker(points: Sequence[Any]) -> str:
+    """Points are shown where they can be told apart; a single one would be invisible as a line."""
+    return "o" if len(points) <= 60 else ""
+
+
+def _mark(axes: Axes, step: int, value: float) -> None:
+    label = f"best: {value:.4g} at step {step}"
+    axes.plot([step], [value], color=BEST, marker="*", markersize=13, linestyle="none", zorder=3, label=label)
+
+
+def _tidy(axes: Axes) -> None:
+    axes.grid(color="#e3e6ea", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(y=0.12)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False)

@@ -1,0 +1,86 @@
+"""How fast a run trains, and how much memory it takes."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from time import perf_counter
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from lightning_softprompt.core.types import Batch
+from lightning_softprompt.runs.loggers import is_logging_step
+
+
+class Throughput(Callback):
+    """Logs `speed/tokens_per_s`, `speed/step_ms` and `speed/memory_mb` on logging steps.
+
+    Speeds are those of the steps since the last logging step: waiting for data counts, validation and what follows it,
+    such as checkpoints, does not. Tokens are real input tokens; those of other processes are taken to be as many.
+    Memory is the peak of the run so far: the GPU's where there is one, else the process's.
+    """
+
+    def __init__(self) -> None:
+        self._tokens: Tensor | int = 0  # a tensor on the batch's device, which nobody waits for between logging steps
+        self._seconds = 0.0
+        self._since: float | None = None  # None while the clock stands
+        self._step = 0  # the optimizer step after which the count began
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin to count, which a resumed run does at its step."""
+        self._begin(trainer.global_step)
+        self._since = None
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
+        """Let the clock run."""
+        if self._since is None:
+            self._since = perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Count the batch; log on logging steps, once for all batches of an accumulated step."""
+        self._tokens = self._tokens + batch.mask.sum()
+        step = trainer.global_step
+        if step > self._step and is_logging_step(trainer, step):
+            self._stop(pl_module.device)
+            pl_module.log_dict(self._speeds(trainer, pl_module.device), batch_size=len(batch))
+            self._begin(step)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock till the next training batch."""
+        self._stop(pl_module.device)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock till the next training batch."""
+        self._stop(pl_module.device)
+
+    def _begin(self, step: int) -> None:
+        self._tokens, self._seconds, self._step = 0, 0.0, step
+        self._since = perf_counter()
+
+    def _stop(self, device: torch.device) -> None:
+        if self._since is None:
+            return
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        self._seconds += perf_counter() - self._since
+        self._since = None
+
+    def _speeds(self, trainer: Trainer, device: torch.device) -> dict[str, float]:
+        return {
+            "speed/tokens_per_s": int(self._tokens) * trainer.world_size / self._seconds,
+            "speed/step_ms": 1000 * self._seconds / (trainer.global_step - self._step),
+            "speed/memory_mb": peak_memory(device) / 2**20,
+        }
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes held so far: on the GPU, or by the process where there is none."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in kilobytes

@@ -1,0 +1,151 @@
+"""`softprompt completion`: one script that completes the run commands and the light ones.
+
+The run commands' part comes from their parser, which takes seconds to build; the light commands' part from theirs. A
+function in front of both looks at the first word and hands over.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from importlib import import_module
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+
+from lightning_softprompt.cli.commands import LIGHT_COMMANDS, CommandError
+
+INSTALL = """\
+Writing takes about 10 seconds, since every class that a run can name is read. Do it once, and again after an upgrade:
+
+  bash   softprompt completion bash --output ~/.local/share/bash-completion/completions/softprompt
+         Without the bash-completion package, source that file in ~/.bashrc.
+  zsh    softprompt completion zsh --output ~/.zfunc/_softprompt
+         In ~/.zshrc, before compinit: fpath=(~/.zfunc $fpath)
+"""
+
+BASH = """
+_softprompt() {
+  case " %(names)s " in
+    *" ${COMP_WORDS[1]} "*)
+      if [ "$COMP_CWORD" -gt 1 ]; then %(light)s; return; fi ;;
+  esac
+  %(run)s
+  if [ "$COMP_CWORD" -eq 1 ]; then
+    COMPREPLY+=( $(compgen -W "%(names)s" -- "${COMP_WORDS[1]}") )
+  fi
+}
+
+complete -o bashdefault -F _softprompt softprompt
+"""
+
+ZSH = """
+_softprompt() {
+  local names=(%(names)s)
+  if (( CURRENT > 2 && ${names[(Ie)${words[2]}]} )); then
+    %(light)s
+  elif (( CURRENT == 2 )) && [[ ${words[2]} != -* ]]; then
+    %(light)s_commands
+    %(run)s_commands
+  else
+    %(run)s
+  fi
+}
+
+typeset -A opt_args
+if [[ $zsh_eval_context[-1] == eval ]]; then
+  compdef _softprompt softprompt  # sourced: to be called later
+else
+  _softprompt "$@"  # found in fpath: called now
+fi
+"""
+
+
+def script(shell: str) -> str:
+    """The completion script of the whole command."""
+    from lightning_softprompt.cli.app import completion
+
+    return join_scripts(shell, completion(shell), light_script(shell))
+
+
+def light_script(shell: str) -> str:
+    """The completion script of the light commands alone."""
+    import shtab
+
+    root = ArgumentParser("softprompt")
+    commands = root.add_subparsers()
+    for name, description in LIGHT_COMMANDS.items():
+        arguments = (
+            [] if name == "quickstart" else [import_module(f"lightning_softprompt.cli.commands.{name}").parser()]
+        )
+        command = commands.add_parser(name, parents=arguments, add_help=not arguments, help=description)
+        command.description = description
+    return str(shtab.complete(root, shell, root_prefix="softprompt_light"))
+
+
+def join_scripts(shell: str, run: str, light: str) -> str:
+    """Two scripts for one command, and the function that chooses between them.
+
+    Raises:
+        CommandError: If a script registers no function.
+    """
+    registered, head, join = _DIALECTS[shell]
+    functions = [_registered(registered, text) for text in (run, light)]
+    bodies = [text[: found.start()].removeprefix(head) for text, found in zip((run, light), functions, strict=True)]
+    names = {"run": functions[0]["name"], "light": functions[1]["name"], "names": " ".join(LIGHT_COMMANDS)}
+    return head + "".join(bodies) + join % names
+
+
+def write(text: str, file: Path) -> None:
+    """Write a file whole or not at all: a shell that starts meanwhile reads the old one."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with NamedTemporaryFile("w", encoding="utf-8", dir=file.parent, prefix=f".{file.name}.", delete=False) as part:
+        part.write(text)
+    os.chmod(part.name, 0o644)
+    os.replace(part.name, file)
+
+
+def parser() -> ArgumentParser:
+    """The command's arguments."""
+    parser = ArgumentParser(
+        "softprompt completion",
+        description="Write the script by which a shell completes commands, options and class names.",
+        epilog=INSTALL,
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("shell", choices=sorted(_DIALECTS), help="which shell")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write to this file; without it, print")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Run the command."""
+    args = parser().parse_args(argv)
+    print("Reading every class that a run can name; this takes about 10 seconds.", file=sys.stderr)
+    text = script(args.shell)
+    if not args.output:
+        print(text, end="")
+        return 0
+    output = args.output.expanduser()
+    write(text, output)
+    print(f"{output} written; softprompt completion --help says how a shell finds it", file=sys.stderr)
+    return 0
+
+
+# for each shell: how a script registers its function, at its end; its first line; what goes behind both scripts
+_DIALECTS = {
+    "bash": (re.compile(r"^complete .*-F (?P<name>\S+) ", re.MULTILINE), "", BASH),
+    "zsh": (
+        re.compile(r"^typeset -A opt_args$(?=.*^\s*compdef (?P<name>\S+))", re.MULTILINE | re.DOTALL),
+        "#compdef softprompt\n",
+        ZSH,
+    ),
+}
+
+
+def _registered(pattern: re.Pattern[str], text: str) -> re.Match[str]:
+    found = pattern.search(text)
+    if found is None:
+        raise CommandError("shtab's script registers no function; install shtab>=1.7,<2")
+    return found

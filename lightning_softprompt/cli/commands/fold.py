@@ -1,0 +1,85 @@
+"""`softprompt fold`: a trained prompt without the network that made it."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_softprompt.cli.commands import CommandError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lightning_softprompt.checkpoints.prompt_file import SavedPrompt
+    from lightning_softprompt.checkpoints.restore import Restored
+
+
+def parser() -> ArgumentParser:
+    """The command's arguments."""
+    parser = ArgumentParser(
+        "softprompt fold",
+        description="Write the soft tokens, keys and values that a trained prompt comes to, without the network that "
+        "makes them, for `--model Folded --model.path FILE`. Prompts that depend on the row cannot be folded.",
+    )
+    parser.add_argument("prompt", type=Path, help="prompt.safetensors or a checkpoint of a run")
+    parser.add_argument("--task", metavar="NAME", help="which task's, where the prompt is another one for each")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="where to; PROMPT.folded.safetensors unless given")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Run the command."""
+    args = parser().parse_args(argv)
+    out = args.out or args.prompt.with_suffix(".folded.safetensors")
+    from lightning_softprompt.checkpoints.prompt_file import read_prompt, write_prompt
+    from lightning_softprompt.checkpoints.restore import restored
+
+    try:
+        saved = read_prompt(args.prompt)
+        folded = fold(restored(saved, args.prompt), saved, args.task)
+    except ValueError as error:
+        raise CommandError(str(error)) from error
+    write_prompt(out, folded)
+    before, after = (sum(t.numel() for t in prompt.tensors.values()) for prompt in (saved, folded))
+    print(f"{out}: {after:,} numbers, where {args.prompt} has {before:,}")
+    return 0
+
+
+def fold(module: Restored, saved: SavedPrompt, task: str | None = None) -> SavedPrompt:
+    """What `Folded` is built from; of several tasks, the prompt of one.
+
+    Raises:
+        ValueError: If the prompt is not the same for every row, or there is no such task.
+    """
+    from lightning_softprompt.checkpoints.folding import named, tensors_of
+    from lightning_softprompt.checkpoints.prompt_file import SavedPrompt
+
+    if task is not None and task not in module.tasks:
+        raise ValueError(f"no task {task!r}; the prompt has {list(module.tasks)}")
+    prompt = module.fold(None if task is None else module.tasks.index(task))
+    parts = tensors_of(prompt)
+    tensors = {named(name): tensor for name, tensor in parts.items()}
+    method = {**_read_by(saved, task), "_class_path": FOLDED, "blocks": prompt.blocks}
+    shapes = {name: list(tensor.shape) for name, tensor in parts.items()}
+    return SavedPrompt({**tensors, **_heads(saved, task)}, saved.backbone, {**method, "shapes": shapes})
+
+
+def _read_by(saved: SavedPrompt, task: str | None) -> dict[str, Any]:
+    """What says how answers are read, of one task where it is named."""
+    kept = {name: saved.method.get(name) for name in COMMON}
+    if task is None:
+        return kept
+    return {**kept, "classes": saved.method["classes_by_task"][task], "classes_by_task": None}
+
+
+def _heads(saved: SavedPrompt, task: str | None) -> dict[str, Tensor]:
+    """What the readout learnt."""
+    of_task = READOUT if task is None else f"{READOUT}of_tasks.{task}."
+    heads = {name: tensor for name, tensor in saved.tensors.items() if name.startswith(of_task)}
+    return {READOUT + name.removeprefix(of_task): tensor for name, tensor in heads.items()}
+
+
+READOUT = "readout."
+FOLDED = "lightning_softprompt.methods.trained.folded.Folded"
+COMMON = ("backbone", "classes", "classes_by_task", "readout")

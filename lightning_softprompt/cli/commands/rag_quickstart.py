@@ -1,0 +1,113 @@
+"""Questions with passages: an index built, the bare backbone asked, a soft prompt trained and asked, and one table."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+from rich.console import Console
+from rich.table import Table
+
+from lightning_softprompt.cli.commands.configs import configs_folder
+from lightning_softprompt.cli.commands.index import main as index_command
+from lightning_softprompt.cli.commands.quickstart import RunError, completed
+from lightning_softprompt.data.samples.notes import notes
+from lightning_softprompt.evaluation.metrics.intervals import bootstrap
+
+MEASURES = ("exact_match", "f1", "precision", "recall")
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What a test of questions left.
+
+    Args:
+        metrics: Of the test.
+        scores: F1 of each row.
+        first: What was answered to the first question, after that.
+        seconds: Wall time of the command.
+    """
+
+    metrics: Mapping[str, float]
+    scores: Sequence[float]
+    first: tuple[str, str]
+    seconds: float
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs it; options it does not know go to its runs, such as `--trainer.max_steps 300`."""
+    parser = argparse.ArgumentParser("softprompt quickstart --rag", description=__doc__)
+    parser.add_argument(
+        "--rag", action="store_true", required=True, help="this, and not the quickstart without passages"
+    )
+    parser.add_argument("--folder", default="runs", help="where runs and index are kept (default: %(default)s)")
+    args, options = parser.parse_known_args(list(argv))
+    try:
+        run_all(Console(), Path(args.folder), options)
+    except RunError as error:
+        return error.code
+    except ValueError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    return 0
+
+
+def run_all(console: Console, folder: Path, options: Sequence[str]) -> None:
+    """Each step, under a line that says which."""
+    config, data, index = configs_folder() / "run" / "rag_quickstart.yaml", notes(), folder / "rag-quickstart-index"
+    console.rule("1/5 an index of the notes")
+    if code := index_command(["build", str(data), "--index", str(index)]):
+        raise RunError(code)
+    common = ["--config", str(config), f"--data.path={data}", f"--data.corpus={data}",
+              f"--data.retriever.index={index}", f"--run.folder={folder}", *options]  # fmt: skip
+    console.rule("2/5 the bare backbone without passages")
+    closed = answered([*common, "--model=Bare", "--data.mode=closed_book"])
+    console.rule("3/5 the bare backbone with passages")
+    bare = answered([*common, "--model=Bare"])
+    console.rule("4/5 training soft tokens behind the passages")
+    run, seconds = completed(["fit", *common])
+    console.rule("5/5 testing them")
+    tuned = answered([*common, f"--init_from={run / 'prompt.safetensors'}"])
+    console.print(table(closed, bare, tuned, run, seconds))
+    question, said = tuned.first
+    console.print(f"{question}\n  bare: {bare.first[1]}\n  soft prompt: {said}", markup=False)
+    console.print(f"index: {index}\nlearning curve: {run / 'plots' / 'learning_curve.png'}")
+
+
+def answered(options: Sequence[str]) -> Answered:
+    """Runs a test."""
+    folder, seconds = completed(["test", *options])
+    metrics = json.loads((folder / "metrics.json").read_text())["test"]
+    lines = (folder / "test_predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    records = [json.loads(line) for line in lines]
+    first = records[0]["question"], records[0]["prediction"]
+    return Answered(metrics, [record["scores"]["f1"] for record in records], first, seconds)
+
+
+def table(closed: Answered, bare: Answered, tuned: Answered, run: Path, seconds: float) -> Table:
+    """Without passages, with passages, and with a soft prompt too."""
+    sides = (closed, bare, tuned)
+    title = f"{len(bare.scores)} test questions, the backbone is frozen"
+    result = Table("", "closed book", "RAG, zero-shot", "RAG + soft prompt", title=title)
+    for name in MEASURES:
+        result.add_row(name, *(with_interval(side.metrics, f"test/{name}") for side in sides))
+    hits = f"{bare.metrics['test/hit@1']:.3f}"
+    result.add_row("right passage found first", "-", hits, hits)
+    saved = json.loads((run / "metrics.json").read_text())
+    result.add_row("trainable parameters", "0", "0", f"{saved['trainable_parameters']:,}")
+    result.add_row("training", "-", "-", f"{seconds:.0f} s")
+    result.add_row("test", *(f"{side.seconds:.0f} s" for side in sides))
+    lift = [after - before for before, after in zip(bare.scores, tuned.scores, strict=True)]
+    low, high = bootstrap(lift)
+    result.caption = f"lift in f1 {fmean(lift):+.3f}, 95 % paired bootstrap interval [{low:+.3f}, {high:+.3f}]"
+    return result
+
+
+def with_interval(metrics: Mapping[str, float], name: str) -> str:
+    """A metric with its bootstrap interval."""
+    return f"{metrics[name]:.3f} [{metrics[f'{name}_low']:.3f}, {metrics[f'{name}_high']:.3f}]"

@@ -1,0 +1,203 @@
+"""`softprompt study`: runs that belong together, each done once, and a table of what came of them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Mapping, Sequence
+from io import StringIO
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_softprompt.cli.commands import CommandError
+from lightning_softprompt.reports.text_table import table
+
+if TYPE_CHECKING:
+    from lightning_softprompt.studies.study import Step, Study
+
+DESCRIPTION = """\
+Runs all that a study's file asks for, and shows the mean of the test scores with half of its 95 % interval (Student's
+t over all that is repeated, as if each were drawn anew). What is done is not done again: a study that was killed goes
+on where it was, to the same result, and one that asks for more seeds runs those alone.
+
+A study is a YAML file:
+
+  common:            options of every run, as on the command line of `softprompt fit`
+    model: PromptTuning
+    data: configs/data/sst2.yaml
+    trainer.max_steps: 200
+  repeat:            values that results are averaged over: here 3 draws of rows x 2 seeds; or a list of options,
+    data.seed: [1, 2, 3]                            such as [{data.seed: 1, seed_everything: 1}, ...]
+    seed_everything: [1, 2]
+  compare:           values that have a line each in the table
+    data.shots: [8, 32]
+  stages:            runs that follow each other; ${NAME} is the folder of an earlier one
+    source: {}
+    target: {data: configs/data/trec6.yaml, init_from: "${source}/prompt.safetensors"}
+  tests:             tests of every stage; without any, the last stage is tested on its own data
+    sst2: {data: configs/data/sst2.yaml}
+    trec6: {data: configs/data/trec6.yaml}
+  metrics: [accuracy]
+
+All parts may be left out but for a model and data. Where stages and tests have the same names, the mean score in the
+end and the backward transfer are shown too. Paths are as on the command line. Results are left in the study's folder as
+results.json (means) and results.csv (each run).
+"""
+EPILOG = """\
+Further options are for all runs, over those under `common`:
+  softprompt study configs/study/few_shot.yaml --model DePT --data configs/data/sst2.yaml --data.path DATA/sst2
+"""
+USUAL = ("macro", "accuracy", "macro_f1", "f1", "rougeL", "loss")  # metrics that are shown unless others are named
+OF_ALL = ("average", "backward transfer")  # of a sequence of tasks, in the place of a test's name
+
+
+def parser() -> ArgumentParser:
+    """The command's arguments."""
+    form = {"formatter_class": RawDescriptionHelpFormatter, "allow_abbrev": False}
+    parser = ArgumentParser("softprompt study", description=DESCRIPTION, epilog=EPILOG, **form)  # type: ignore[arg-type]
+    parser.add_argument("file", type=Path, metavar="FILE", help="the study")
+    parser.add_argument("--folder", type=Path, metavar="DIR", help="where its runs are; studies/NAME unless given")
+    parser.add_argument("--show", action="store_true", help="list the runs and which are done, and run nothing")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Run the command."""
+    args, options = parser().parse_known_args(argv)
+    from lightning_softprompt.studies.study import alone
+    from lightning_softprompt.studies.study_file import read_study
+
+    try:
+        study = read_study(args.file, args.folder, options)
+        if args.show:
+            print(_shown(study.steps))
+            return 0
+        with alone(study.folder):
+            return _run(study)
+    except ValueError as error:
+        raise CommandError(str(error)) from error
+
+
+def _shown(steps: Sequence[Step]) -> str:
+    rows = [[str(step.folder), step.command, "done" if step.found() is not None else "to do"] for step in steps]
+    return table(rows, ["folder", "command", "state"])
+
+
+def _run(study: Study) -> int:
+    """All that is left to do, then the table."""
+    steps = study.steps
+    left = [step for step in steps if step.found() is None]
+    if left:
+        from lightning_softprompt.cli.app import main as run
+
+        for number, step in enumerate(left, 1):
+            print(f"[{number}/{len(left)}] {step.command} {step.folder}", file=sys.stderr, flush=True)
+            if code := step.do(run):
+                print("what is done is kept: the same command goes on from here", file=sys.stderr)
+                return code
+    print(_reported(study, results(steps)))
+    return 0
+
+
+Result = dict[str, Any]  # a test's metrics, and what it is of
+
+
+def results(steps: Sequence[Step]) -> list[Result]:
+    """Of each test."""
+    tests = [step for step in steps if step.command == "test"]
+    return [
+        {"variant": step.variant, "stage": step.stage, "test": step.test, "metrics": _plain(step.found() or {})}
+        for step in tests
+    ]
+
+
+def _plain(metrics: Mapping[str, float | None]) -> dict[str, float]:
+    """Without the stage's name, and what is no number."""
+    return {name.removeprefix("test/"): value for name, value in metrics.items() if value is not None}
+
+
+def _reported(study: Study, found: list[Result]) -> str:
+    """Leaves the files, and gives the table."""
+    from lightning_softprompt.system.atomic_files import write_whole
+
+    found = [*found, *_of_sequences(study, found)]
+    means = summed_up(study, found)
+    write_whole(study.folder / "results.csv", _csv(found).encode())
+    write_whole(study.folder / "results.json", f"{json.dumps(means, indent=2)}\n".encode())
+    return f"{_table(study, means)}\n\n{study.folder / 'results.json'}, {study.folder / 'results.csv'}"
+
+
+def _of_sequences(study: Study, found: Sequence[Result]) -> list[Result]:
+    """Where each stage has a test of its name, what each variant's sequence of stages comes to."""
+    from lightning_softprompt.evaluation.metrics.continual import transfer
+
+    names = list(study.stages)
+    if len(names) < 2 or set(names) != set(study.tests):
+        return []
+    added = []
+    for variant in study.variants:
+        cells = {(r["stage"], r["test"]): r["metrics"] for r in found if r["variant"] == variant}
+        shared = set.intersection(*(set(metrics) for metrics in cells.values()))
+        matrices = {m: [[cells[i, j][m] for j in names] for i in names] for m in sorted(shared)}
+        both = {metric: transfer(matrix) for metric, matrix in matrices.items()}
+        for number, name in enumerate(OF_ALL):
+            metrics = {metric: moved[number] for metric, moved in both.items()}
+            added.append({"variant": variant, "stage": names[-1], "test": name, "metrics": metrics})
+    return added
+
+
+def summed_up(study: Study, found: Sequence[Result]) -> list[Result]:
+    """Mean and half of its interval over what is repeated, by what is compared, stage, test and metric."""
+    from lightning_softprompt.evaluation.metrics.intervals import student
+
+    groups: dict[str, list[Result]] = {}
+    for result in found:
+        apart = [{name: result["variant"].get(name) for name in compared(study)}, result["stage"], result["test"]]
+        groups.setdefault(json.dumps(apart), []).append(result)
+    rows = []
+    for key, group in groups.items():
+        of, stage, test = json.loads(key)
+        for metric in group[0]["metrics"]:
+            values = [result["metrics"][metric] for result in group if metric in result["metrics"]]
+            mean, half = student(values)
+            kept = {"mean": mean, "interval": half if isfinite(half) else None, "values": values}
+            rows.append({"compare": of, "stage": stage, "test": test, "metric": metric, **kept})
+    return rows
+
+
+def compared(study: Study) -> list[str]:
+    """Names of the options that set lines apart."""
+    return list(dict.fromkeys(name for options in study.compare for name in options))
+
+
+def _csv(found: Sequence[Result]) -> str:
+    """A line for each number of each test."""
+    text = StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    varied = list(dict.fromkeys(name for result in found for name in result["variant"]))
+    writer.writerow([*varied, "stage", "test", "metric", "value"])
+    for result in found:
+        values = [_said(result["variant"].get(name)) for name in varied]
+        rows = result["metrics"].items()
+        writer.writerows([*values, result["stage"], result["test"], metric, value] for metric, value in rows)
+    return text.getvalue()
+
+
+def _said(value: Any) -> str:
+    return value if isinstance(value, str) else "" if value is None else json.dumps(value)
+
+
+def _table(study: Study, means: Sequence[Result]) -> str:
+    """A line for each test, a column for each metric."""
+    there = {row["metric"] for row in means}
+    metrics = [name for name in study.metrics or USUAL if name in there] or sorted(there)
+    cells: dict[str, dict[str, str]] = {}
+    for row in means:
+        said = [_said(value) for value in row["compare"].values()]
+        half = "" if row["interval"] is None else f" ± {row['interval']:.3f}"
+        cells.setdefault(json.dumps([*said, row["stage"], row["test"]]), {})[row["metric"]] = f"{row['mean']:.3f}{half}"
+    rows = [[*json.loads(key), *(of.get(metric, "") for metric in metrics)] for key, of in cells.items()]
+    return table(rows, [*compared(study), "stage", "test", *metrics])

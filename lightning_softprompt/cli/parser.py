@@ -1,0 +1,455 @@
+"""The command line's parser: what it says of mistakes fits in two lines, what is wrong and the way out."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from enum import Enum
+from importlib import import_module
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, ClassVar, NoReturn
+
+import yaml
+from jsonargparse import Namespace, _typehints, get_loader, set_loader
+from jsonargparse._util import NestedArg
+from lightning.pytorch.cli import LightningArgumentParser
+from torch import optim
+
+from lightning_softprompt.system.atomic_files import home_in
+from lightning_softprompt.system.plain_yaml import guarded, read_yaml
+from lightning_softprompt.system.printable import one_line, printable
+
+OPTION = re.compile(r"Problem with given class_path '([\w.]+)':\s+Option '([\w.]+)' is not accepted")
+OPTION_OF_CALLABLE = re.compile(r"Option '([\w.]+)' is not accepted\. Got value: Namespace\(class_path='([\w.]+)'")
+CLASS = re.compile(r"Expected a dot import path string: (\S+)")
+NO_CLASS = re.compile(r"Import path (\S+?) does not correspond to a subclass of (\S+)")
+KEY = re.compile(r'^( *)(?:- )?Parser key "([\w.]+)":', re.MULTILINE)
+VALUE = re.compile(r"Expected (?:a )?([^\n]*)\. Got value: ([^\n]*)")
+TYPE_ALONE = re.compile(r"Expected a (<class '[\w.]+'>|typing\.Literal\[[^\n]*\])$", re.MULTILINE)
+LITERAL = re.compile(r"typing\.Literal\[([^\]]*)\]")
+GIVEN = re.compile(r"Given value: ([^\n]*)")
+SUBTYPES = re.compile(
+    r"(?:Subtypes: \[(?:<class '|list\[)|Callable\[\[[^\]]*\], (?:typing\.Union\[)?)(?!typing\.)([\w.]+)"
+)
+IDLE = ("Does not validate", "Subtypes:", "Errors:", "Expected a <class 'NoneType'>", "Expected a path", "Given value")
+TYPE = re.compile(r"<class '([\w.]+)'>")
+UNKNOWN = re.compile(r"(?:unrecognized arguments: --|does not accept option '|Key ')([\w.]+)")
+NUMBER = re.compile(
+    r'Parser key "([\w.]+)":[^"]*?Subtypes: \[(<class \'(?:float|int|bool)\'>[^\n"]*)\]'
+    r'[^"]*?Given value: ([^\n"]*?)(?:\. Got value:|\n|$)'
+)
+MISSING = re.compile(
+    r'Parser key "([\w.]+)":[^"]*?a callable class: the following arguments are required: ([\w, ]+)'
+    r"[^\"]*?class_path='([\w.]+)'"
+)
+MISSING_ARGUMENTS = re.compile(
+    r"Problem with given class_path '([\w.]+)':\s+the following arguments are required: ([\w, ]+)"
+)
+REQUIRED = re.compile(r"^the following arguments are required: ([\w., ]+)$")
+NOT_MADE = re.compile(r"Problem with given class_path '([\w.]+)':\s+([^\n]+)")
+FUNCTION = re.compile(r"Expected '([\w.]+)' to be a function that returns (?:Union\[)?(\w+)")
+ABSTRACT = re.compile(r"Expected an instantiatable class, but ([\w.]+) is abstract")
+NESTED = re.compile(r"NestedArg\(key='([\w.]+)'")
+SHOWN = 12  # classes that a message lists
+
+PLATEAU = "torch.optim.lr_scheduler.ReduceLROnPlateau"
+_all_subclasses = _typehints.get_all_subclass_paths
+
+
+def _subclasses_by_short_name(*args: Any, **kwargs: Any) -> list[str]:
+    """Without namesakes, which would leave a short name without a meaning.
+
+    bitsandbytes, once imported, has an `SGD` beside PyTorch's. Of the two `ReduceLROnPlateau`, Lightning's is taken:
+    it has the option `monitor`.
+    """
+    paths = [path for path in _all_subclasses(*args, **kwargs) if path != PLATEAU]
+    return [
+        path for path in paths if not (path.startswith("bitsandbytes.") and hasattr(optim, path.rpartition(".")[2]))
+    ]
+
+
+_typehints.get_all_subclass_paths = _subclasses_by_short_name  # there is no public place for it
+_adapt_class_type = _typehints.adapt_class_type
+
+
+def _adapt_with_nulls(value: Any, *args: Any, **kwargs: Any) -> Any:
+    """Passes `null` on to an option within an option, where jsonargparse would pass on the text `None`."""
+    nested = value.get("init_args") if isinstance(value, Namespace) else None
+    if isinstance(nested, NestedArg) and nested.val is None:
+        value["init_args"] = NestedArg(nested.key, "null")
+    return _adapt_class_type(value, *args, **kwargs)
+
+
+_typehints.adapt_class_type = _adapt_with_nulls
+
+
+_load_yaml = guarded(get_loader("yaml"))
+
+
+def _load(text: str) -> Any:
+    """The value of a config or option, with `~` at the start of paths in it replaced by the home folder."""
+    return home_in(_load_yaml(text))
+
+
+set_loader("yaml", _load, (yaml.YAMLError,))
+
+
+def _write_member(dumper: yaml.SafeDumper, member: Enum) -> yaml.Node:
+    """Writes a member of an enumeration as its value; without it, a class with such a default cannot be an option."""
+    return dumper.represent_data(member.value)
+
+
+yaml.SafeDumper.add_multi_representer(Enum, _write_member)
+
+
+class Parser(LightningArgumentParser):
+    """LightningCLI's parser with short errors and without abbreviated options."""
+
+    words: ClassVar[Sequence[str]] = ()  # the command being parsed, which names the files that an error may come from
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Prints two lines and exits with 2; parsers that jsonargparse makes for itself raise instead."""
+        if not self.exit_on_error:
+            super().error(message, ex)
+        what, way_out = explained(message, self)
+        sys.stderr.write(f"error: {one_line(what)}\n{printable(way_out)}\n")
+        sys.exit(2)
+
+    @property
+    def options(self) -> list[str]:
+        """Names of all options."""
+        return [flag.removeprefix("--") for action in self._actions for flag in action.option_strings]
+
+
+def explained(message: str, parser: Parser) -> tuple[str, str]:
+    """What is wrong and the way out, from an error of jsonargparse.
+
+    Its errors name every type that a value might have had; the one that matters is the innermost.
+    """
+    for explain in (
+        _missing_file,
+        _missing_nouns,
+        _wrong_option,
+        _wrong_option_of_callable,
+        _wrong_number,
+        _missing_option,
+        _missing_argument,
+        _wrong_function,
+        _wrong_class,
+        _wrong_value,
+        _too_early,
+        _unknown_option,
+        _bad_yaml,
+    ):
+        if found := explain(message, parser):
+            return found
+    lines = [line.strip(" -") for line in message.strip().splitlines()]
+    kept = [line for line in lines if line and not line.startswith(IDLE)]
+    return " ".join([*kept[:1], *kept[-1:]][: len(kept)]), _see(parser)
+
+
+def _missing_file(message: str, parser: Parser) -> tuple[str, str] | None:
+    """A noun may be a file; one that is not there is taken for something else, and told of as that."""
+    for path in _yaml_files(parser):
+        if not path.is_file():
+            return f"no file {path}", "configs that ship: softprompt configs"
+    return None
+
+
+def _yaml_files(parser: Parser) -> list[Path]:
+    words = (word.rpartition("=")[2] for word in parser.words)
+    return [Path(word) for word in words if word.endswith((".yaml", ".yml"))]
+
+
+def _missing_nouns(message: str, parser: Parser) -> tuple[str, str] | None:
+    """A command without a model or data."""
+    if not (found := REQUIRED.search(message.strip())):
+        return None
+    names = " and ".join(f"--{name.rpartition('.')[2]}" for name in found[1].split(", "))
+    return (
+        f"{names} must be given",
+        "give a class or a config (softprompt methods, softprompt configs), or --ckpt_path FILE of a run: the config "
+        "in its folder is then used",
+    )
+
+
+def _wrong_option(message: str, parser: Parser) -> tuple[str, str] | None:
+    if not (found := list(OPTION.finditer(message))):
+        return None
+    path, option = found[-1].groups()
+    name = _option_before(message, found[-1].start())
+    return _class_first(message, name, path, option) or _no_option(path, option, _arguments(path))
+
+
+def _wrong_option_of_callable(message: str, parser: Parser) -> tuple[str, str] | None:
+    """An option of a class that is made later, such as an optimizer, whose first argument it is given then."""
+    if not (found := list(OPTION_OF_CALLABLE.finditer(message))):
+        return None
+    option, path = found[-1].groups()
+    name = _option_before(message, found[-1].start())
+    early = _class_first(message, name, path, option)
+    return early or _no_option(path, option, _arguments(path)[1:])
+
+
+def _no_option(path: str, option: str, taken: list[str]) -> tuple[str, str]:
+    name = path.rpartition(".")[2]
+    return f"{name} has no option {option!r}{_meant(option, taken)}", f"{name} takes: {', '.join(taken)}"
+
+
+def _class_first(message: str, name: str, path: str, option: str) -> tuple[str, str] | None:
+    """The way out where an option of a class comes before any class is named; None where one is.
+
+    Args:
+        message: The error.
+        name: The option that takes the class.
+        path: The class that jsonargparse takes where none is named: that of the type.
+        option: The option of the class.
+    """
+    bases = [_imported(base) for base in SUBTYPES.findall(message) if "." in base]
+    if path != "typing.Union" and _imported(path) not in bases:
+        return None
+    return _too_early_for(name, option, bases[-1])
+
+
+def _too_early_for(name: str, option: str, base: type) -> tuple[str, str]:
+    """What is said of an option that comes before its class, with the classes that have it."""
+    first = option.partition(".")[0]
+    packages = (base.__module__.partition(".")[0], "lightning_softprompt")
+    classes = (cls for cls in _subclasses(base) if cls.__module__.partition(".")[0] in packages)
+    having = sorted({cls.__name__ for cls in classes if first in _parameters(cls) and not cls.__name__.startswith("_")})
+    more = f" and {len(having) - SHOWN} more" if len(having) > SHOWN else ""
+    known = f"; classes that take {first}: {', '.join(having[:SHOWN])}{more}" if having else ""
+    what, way_out = _early(name, option)
+    return what, way_out + known
+
+
+def _early(name: str, option: str) -> tuple[str, str]:
+    return f"--{name}.{option} comes before --{name} names a class", f"give --{name} CLASS first, then its options"
+
+
+def _wrong_number(message: str, parser: Parser) -> tuple[str, str] | None:
+    """A value that is to be a number or one of several other types."""
+    if not (found := list(NUMBER.finditer(message))):
+        return None
+    key, types, value = found[-1].groups()
+    names = [name for name in _types(types) if name != "NoneType"]
+    outer = _option_before(message, found[-1].start())
+    name = f"{outer}.{key}" if outer else key
+    return f"{name}: expected {' or '.join(names)}, got {value}", _see(parser)
+
+
+def _missing_option(message: str, parser: Parser) -> tuple[str, str] | None:
+    """A class that is not made without an option."""
+    if not (found := _last(MISSING, message)):
+        return None
+    key, options, path = found
+    names, kind = options.split(", "), path.rpartition(".")[2]
+    return f"{kind} lacks its option {' and '.join(names)}", f"give it after the class: --model.{key}.{names[0]} VALUE"
+
+
+def _missing_argument(message: str, parser: Parser) -> tuple[str, str] | None:
+    """A class of a list, or one of several types, without an option that it must have."""
+    if not (found := list(MISSING_ARGUMENTS.finditer(message))):
+        return None
+    path, options = found[-1].groups()
+    names = options.split(", ")
+    place = _option_before(message, found[-1].start())
+    return (
+        f"{path.rpartition('.')[2]} lacks its option {' and '.join(names)}",
+        f"give it after the class: --{place}.{names[0]} VALUE; in a config, under init_args",
+    )
+
+
+def _wrong_function(message: str, parser: Parser) -> tuple[str, str] | None:
+    """A function that does not tell by its annotation that it makes what is wanted."""
+    if not (found := _last(FUNCTION, message)):
+        return None
+    path, kind = found
+    return (
+        f"{path} is a function that is not annotated to return {kind}",
+        "give a class, as LinearLR, OneCycleLR or CosineAnnealingLR for a schedule; in Python a function will do",
+    )
+
+
+def _wrong_class(message: str, parser: Parser) -> tuple[str, str] | None:
+    found = _last(CLASS, message) or _last(NO_CLASS, message)
+    bases = [base for base in SUBTYPES.findall(message) if "." in base]  # no class of Python's own is meant
+    if not found or not bases:
+        return None
+    wanted = found[0].strip("'\"")
+    known = sorted({c.__name__ for c in _subclasses(_imported(bases[-1])) if not c.__name__.startswith("_")})
+    if not _meant(wanted, known) and (meant := _meant(wanted, _package_classes())):
+        return f"no class {wanted!r}{meant}", _see(parser)  # jsonargparse does not say what a callable is to return
+    kind = bases[-1].rpartition(".")[2]
+    return (
+        f"no class {wanted!r}{_meant(wanted, known)}",
+        f"known for {kind}: {', '.join(known)}; or a class's full import path",
+    )
+
+
+def _package_classes() -> list[str]:
+    modules = [module for name, module in sys.modules.items() if name.startswith("lightning_softprompt.")]
+    return sorted({name for module in modules for name, value in vars(module).items() if isinstance(value, type)})
+
+
+def _wrong_value(message: str, parser: Parser) -> tuple[str, str] | None:
+    if not (keys := list(KEY.finditer(message))):
+        return None
+    reasons = _block(message, keys[-1])
+    if not (found := _last(VALUE, reasons) or _union(reasons)):
+        return None
+    expected, value = found
+    if option := NESTED.match(value):
+        return _early(_option(keys), option[1])
+    names = LITERAL.sub(_choices, TYPE.sub(_name, expected))
+    is_scalar = not value.startswith(("{", "["))
+    way_out = _quoted(value) if is_scalar and "str" in names.split(" or ") else _spelled(names, value)
+    return f"{_option(keys)}: expected {names}, got {value}", way_out or _see(parser)
+
+
+def _block(message: str, key: re.Match[str]) -> str:
+    """What a message says of a key: the lines below it that are indented further."""
+    lines = message[key.end() :].splitlines()[1:]
+    return "\n".join(takewhile(lambda line: len(line) - len(line.lstrip()) > len(key[1]), lines))
+
+
+def _option(keys: Sequence[re.Match[str]]) -> str:
+    """The full name of the innermost key; the keys around it are indented less."""
+    names = [keys[-1][2]]
+    indent = len(keys[-1][1])
+    for key in reversed(keys[:-1]):
+        if len(key[1]) < indent:
+            names, indent = [key[2], *names], len(key[1])
+    return ".".join(names)
+
+
+def _option_before(message: str, position: int) -> str:
+    """The full name of the option that a place of a message is about; empty where it names none."""
+    keys = [key for key in KEY.finditer(message) if key.start() < position and key.end() < position]
+    return _option(keys) if keys else ""
+
+
+def _union(reasons: str) -> tuple[str, str] | None:
+    """The types and the value of an option that may be of several types."""
+    if not reasons.lstrip().startswith("Does not validate") or "Problem with" in reasons:
+        return None
+    found = [name for types in TYPE_ALONE.findall(reasons) for name in _types(types)]
+    types = [name for name in found if name != "NoneType"]
+    value = _last(GIVEN, reasons)
+    return (" or ".join(dict.fromkeys(types)), value[0]) if types and value else None
+
+
+def _quoted(value: str) -> str:
+    """The way out where a text is expected: YAML has made something else of it."""
+    if value in ("True", "False", "None"):
+        return "YAML reads unquoted yes, no, on, off, true, false and null as values; put the word in quotes: 'no'"
+    return f"put it in quotes to make it text: '{value}'"
+
+
+def _spelled(names: str, value: str) -> str | None:
+    """The way out where a mapping or list is expected, or None."""
+    if not {"dict", "list"} & set(names.split(" or ")):
+        return None
+    is_file = Path(value).is_file()
+    return f"write {'its contents' if is_file else 'it'} as {{name: value, ..}} or [a, b, ..]; spaces follow : and ,"
+
+
+def _too_early(message: str, parser: Parser) -> tuple[str, str] | None:
+    if not (found := ABSTRACT.search(message)) or not (option := NESTED.search(message, found.end())):
+        return None
+    return _too_early_for(_option_before(message, found.start()), option[1], _imported(found[1]))
+
+
+def _unknown_option(message: str, parser: Parser) -> tuple[str, str] | None:
+    if not (found := _last(UNKNOWN, message)):
+        return None
+    return f"no option --{found[0]}{_meant(found[0], parser.options)}", _see(parser)
+
+
+def _bad_yaml(message: str, parser: Parser) -> tuple[str, str] | None:
+    """Jsonargparse does not say which of the files is broken."""
+    for path in _yaml_files(parser):
+        if path.is_file():
+            try:
+                read_yaml(path)
+            except ValueError as error:
+                return str(error), "mend the file, or print one that is: --print_config"
+    return None
+
+
+def _types(text: str) -> list[str]:
+    """Names of the types, and choices, in a list of types as jsonargparse writes it."""
+    return [*map(_last_part, TYPE.findall(text)), *map(_choices, LITERAL.finditer(text))]
+
+
+def _choices(found: re.Match[str]) -> str:
+    return "one of " + found[1].replace("'", "")
+
+
+def _name(found: re.Match[str]) -> str:
+    return _last_part(found[1])
+
+
+def _last_part(path: str) -> str:
+    return path.rpartition(".")[2]
+
+
+def why_not_made(message: str) -> str | None:
+    """The class that could not be made and the reason, from an error of jsonargparse that lists what it tried."""
+    found = _last(NOT_MADE, message)
+    return f"{_last_part(found[0])} cannot be made: {found[1].strip()}" if found else None
+
+
+def _last(pattern: re.Pattern[str], message: str) -> tuple[str, ...] | None:
+    found = list(pattern.finditer(message))
+    return found[-1].groups() if found else None
+
+
+def _meant(given: str, known: list[str]) -> str:
+    close = get_close_matches(given, known, n=2, cutoff=0.6)
+    return f". Did you mean {' or '.join(map(repr, close))}?" if close else ""
+
+
+def _see(parser: Parser) -> str:
+    command = parser.prog.replace(" [options]", "")
+    return f"all options: {command} --help; those of a class: --model.help CLASS, --data.help CLASS"
+
+
+def _imported(path: str) -> type:
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(module), name)  # type: ignore[no-any-return]
+
+
+def _subclasses(cls: type) -> Iterator[type]:
+    sub: type
+    for sub in cls.__subclasses__():
+        if not inspect.isabstract(sub):
+            yield sub
+        yield from _subclasses(sub)
+
+
+def _arguments(path: str) -> list[str]:
+    """Names that a class's constructor takes; of this package's classes, those passed on to its bases included."""
+    cls = _imported(path)
+    if not cls.__module__.startswith("lightning_softprompt"):
+        return _parameters(cls)
+    known = [name for base in cls.__mro__[:-1] if "__init__" in vars(base) for name in _own_arguments(base)]
+    return list(dict.fromkeys(known))
+
+
+def _own_arguments(cls: type) -> list[str]:
+    return _parameters(cls) if cls.__module__.startswith("lightning_softprompt") else []
+
+
+def _parameters(cls: type) -> list[str]:
+    """Names of the arguments of a class's own constructor."""
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    own = inspect.signature(cls.__init__).parameters.values()  # type: ignore[misc]
+    return [p.name for p in own if p.name != "self" and p.kind not in kinds]

@@ -1,0 +1,1 @@
+"""The values that every part of the package shares."""

@@ -1,0 +1,297 @@
+"""Which rows make a batch, in which order, and how a run goes on with exactly the batch it had not yet seen."""
+
+from __future__ import annotations
+
+import math
+import os
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, Protocol, final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import DataLoader
+
+from lightning_softprompt.data.sampling.resumable import ResumableBatchSampler
+
+Order = Literal["shuffled", "longest_first", "given"]
+Indices = npt.NDArray[np.int64]
+
+WINDOW = 50  # batches; rows are sorted by length within a window, so that batches hold alike rows and epochs still mix
+
+
+class Table(Protocol):
+    """Numbered rows."""
+
+    def __len__(self) -> int:
+        """How many rows there are."""
+
+    def __getitem__(self, index: int, /) -> Any:
+        """Row `index`."""
+
+
+@final
+class BucketBatchSampler(ResumableBatchSampler):
+    """Batches of rows of like length. Their order is a function of seed and epoch alone.
+
+    Orders: `shuffled` for training, bucketed by length; `longest_first` for evaluation, so that want of memory shows at
+    once; `given` for prediction. `draw` is for an evaluation of which only the first batches run.
+
+    On several ranks, a shuffled order is cut into batches for all ranks together, and each rank takes its share of
+    every batch: all make the same number of steps, on rows of like length, and another number of ranks with the same
+    `batch_size * world_size` sees the same batches. Rows of the last batch that cannot be shared evenly are dropped,
+    others in each epoch. Evaluation drops and repeats none: the ranks' rows differ in number by at most one, and where
+    there are fewer rows than ranks, some have none.
+
+    Args:
+        lengths: Of each row, in tokens.
+        batch_size: Rows in a batch of one rank.
+        order: How rows are ordered.
+        seed: Of the shuffled order.
+        rank: This process's number.
+        world_size: How many processes share the rows.
+        drop_last: Drop the last batch of a shuffled order if it is not full.
+        weights: How often to draw each row, with replacement; an epoch stays as long as it was.
+        max_tokens: Most tokens of a batch, instead of batch_size: all batches have about as many, and so take about as
+            long.
+
+    Raises:
+        ValueError: If the arguments do not fit each other, or leave a rank without a batch.
+
+    >>> list(BucketBatchSampler([3, 9, 5, 1], batch_size=3, order="longest_first"))
+    [[1, 2, 0], [3]]
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        batch_size: int = 1,
+        *,
+        order: Order,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        drop_last: bool = False,
+        weights: Sequence[float] | None = None,
+        max_tokens: int | None = None,
+    ) -> None:
+        if order != "shuffled" and (drop_last or weights is not None):
+            raise ValueError(f"drop_last and weights are for the order 'shuffled', got {order!r}; leave them out")
+        if batch_size < 1 or not 0 <= rank < world_size:
+            raise ValueError(
+                f"wanted batch_size > 0 and 0 <= rank < world_size, got {batch_size}, {rank}, {world_size}"
+            )
+        super().__init__(seed)
+        self.lengths = np.asarray(lengths, dtype=np.int64)
+        self.odds = None if weights is None else _odds(weights, len(self.lengths))
+        self.order, self.rank, self.world_size = order, rank, world_size
+        self.max_tokens, self.pieces = max_tokens, 0
+        self.first: int | None = None  # batches of this rank whose rows are an even draw; None is for all batches
+        if max_tokens is not None:
+            if drop_last or weights is not None:
+                raise ValueError("max_tokens goes with neither drop_last nor weights; set batch_size instead")
+            self.pieces = self._count_pieces(max_tokens)
+            batch_size = max(1, len(self.lengths) // self.pieces)  # on average
+        # Not called batch_size and drop_last: whatever has both, Lightning rebuilds as if it were torch's BatchSampler.
+        self.rows_per_rank, self.rows_per_step = batch_size, batch_size * world_size
+        self.kept = len(self.lengths) - (len(self.lengths) % self._unit(drop_last))
+        if self.kept < (world_size if order == "shuffled" else 1):
+            raise ValueError(
+                f"{len(self.lengths)} rows give no batch to each of {world_size} processes, with "
+                f"batch_size={batch_size} and drop_last={drop_last}; use fewer processes, a smaller batch, or more rows"
+            )
+
+    def _count_pieces(self, most: int) -> int:
+        """Into how many batches of like tokens an epoch is cut, so that none has more than `most`.
+
+        One number for all epochs: a batch ends with the row that completes its share, so it exceeds it by less than
+        the longest row; a third is what it takes to leave no batch empty.
+        """
+        longest, total = int(self.lengths.max(initial=1)), int(self.lengths.sum())
+        if most < 3 * longest:
+            raise ValueError(f"batches of {most} tokens want rows of a third of that at most, got one of {longest}")
+        pieces = math.ceil(total / (most - longest + 1))
+        pieces += -pieces % self.world_size
+        if total < longest * pieces:
+            raise ValueError(f"too few rows for batches of {most} tokens on {self.world_size} processes; use fewer")
+        return pieces
+
+    def _cut(self, rows: Indices) -> list[Indices]:
+        """Rows in batches of like tokens."""
+        ends = np.cumsum(self.lengths[rows])
+        piece = (ends * self.pieces - 1) // ends[-1]  # [rows]
+        return np.split(rows, np.searchsorted(piece, np.arange(1, self.pieces)))
+
+    def _unit(self, drop_last: bool) -> int:
+        """Rows are kept in multiples of this."""
+        if self.order != "shuffled" or self.pieces:
+            return 1
+        return self.rows_per_step if drop_last else self.world_size
+
+    @property
+    def most_batches(self) -> int:
+        """Batches of the rank that has most of them."""
+        return self.pieces // self.world_size if self.pieces else math.ceil(self.kept / self.rows_per_step)
+
+    def draw(self, batches: int) -> None:
+        """Makes the first batches of each rank an even draw from all rows, the same in each pass.
+
+        Args:
+            batches: How many of them run.
+        """
+        self.first = batches
+        rows, most = self._sorted()[0], batches * self.rows_per_step
+        if self.pieces:
+            most = sum(map(len, self._cut(rows)[: batches * self.world_size]))
+        self.drawn = [sorted(rows[:most].tolist())]
+
+    def __len__(self) -> int:
+        if self.pieces:
+            return self.pieces // self.world_size
+        return math.ceil(len(range(self.rank, self.kept, self.world_size)) / self.rows_per_rank)
+
+    def _batches(self, start: int) -> Iterator[list[int]]:
+        rows, turns = self._shuffled() if self.order == "shuffled" else self._sorted()
+        if self.pieces:
+            pieces = self._cut(rows)[self.rank :: self.world_size]
+            yield from (pieces[turn].tolist() for turn in turns[start:])
+            return
+        share, size = rows[self.rank : self.kept : self.world_size], self.rows_per_rank
+        for turn in turns[start:].tolist():
+            yield share[turn * size : (turn + 1) * size].tolist()
+
+    def _sorted(self) -> tuple[Indices, Indices]:
+        turns = np.arange(len(self))
+        if self.first is not None:
+            return self._evenly(self.first * self.world_size), turns
+        keys = -self.lengths if self.order == "longest_first" else np.zeros_like(self.lengths)
+        return np.argsort(keys, kind="stable"), turns
+
+    def _evenly(self, batches: int) -> Indices:
+        """All rows. First come those of an even draw for so many batches of all ranks, the longest first.
+
+        Rows are drawn at equal distances from all rows in the order of their lengths. Rows of the same length are
+        shuffled, so that no pattern of the file meets the distance.
+        """
+        count = len(self.lengths)
+        most = count * batches // self.pieces if self.pieces else batches * self.rows_per_rank
+        mixed = np.random.default_rng(self.seed).permutation(count)
+        by_length = mixed[np.argsort(-self.lengths[mixed], kind="stable")]
+        places = (2 * np.arange(min(most, count)) + 1) * count // (2 * max(1, min(most, count)))
+        drawn = by_length[places]
+        return np.concatenate([drawn, mixed[~np.isin(mixed, drawn)]])
+
+    def _shuffled(self) -> tuple[Indices, Indices]:
+        """Rows in the order in which batches are cut from them, and whose turn it is.
+
+        The batch that is not full is the last to be cut, and not bucketed: which rows are dropped must not depend on
+        their lengths, nor the other batches on how many are dropped.
+        """
+        count, step = len(self.lengths), self.rows_per_step
+        draw = np.random.default_rng((self.seed, self.drawn_epoch))
+        rows = draw.permutation(count) if self.odds is None else draw.choice(count, count, p=self.odds)
+        full = count if self.pieces else count - count % step
+        for begin in range(0, full, WINDOW * step):
+            window = rows[begin : min(begin + WINDOW * step, full)]
+            window[:] = window[np.argsort(self.lengths[window], kind="stable")]
+        turns = draw.permutation(len(self) if self.pieces else math.ceil(count / step))
+        return rows, turns[turns < len(self)]
+
+    @property
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same for the order to go on."""
+        weights = b"" if self.odds is None else self.odds.tobytes()
+        return {
+            "rows": len(self.lengths),
+            "batch_size * world_size": self.rows_per_step,
+            "batches per epoch": len(self),
+            "max_tokens": self.max_tokens,
+            "seed": self.seed,
+            "order": self.order,
+            "checksum of lengths and weights": zlib.crc32(weights, zlib.crc32(self.lengths.tobytes())),
+        }
+
+
+def _odds(weights: Sequence[float], rows: int) -> npt.NDArray[np.float64]:
+    odds: npt.NDArray[np.float64] = np.array(weights, dtype=np.float64)
+    if odds.shape != (rows,) or not np.isfinite(odds).all() or odds.min(initial=0) < 0 or not odds.any():
+        raise ValueError(
+            f"weights must be {rows} finite numbers, one for each row, none below and some above zero; got "
+            f"{odds.size} from {odds.min(initial=0)} to {odds.max(initial=0)}"
+        )
+    odds /= odds.sum()
+    return odds
+
+
+def leave_group(number: int) -> None:
+    """Takes a data worker out of its run's process group: Ctrl-C, and a scheduler's SIGTERM, are the run's to heed.
+
+    A worker that they end would take the run with it before its checkpoint is written. Workers end with their run.
+    """
+    os.setpgid(0, 0)
+
+
+class ResumableLoader:
+    """Loads the batches of a sampler that can go on, and knows which of them the loop was given.
+
+    Lightning saves and restores it with the fit loop, as it does with whatever has `state_dict` and `load_state_dict`.
+    It has a `DataLoader` and is none: Lightning rebuilds those, for prediction and on several ranks, with a sampler of
+    its own.
+
+    Randomness in data sets is repeated by a resumed run if it is a function of seed, epoch and row, or if
+    `num_workers` is 0 and the state of random numbers is restored.
+
+    Args:
+        dataset: The rows.
+        batch_sampler: Which of them make a batch.
+        collate_fn: Makes a batch of a list of rows.
+        num_workers: Processes that load ahead; 0 loads in this process.
+    """
+
+    def __init__(
+        self, dataset: Table, batch_sampler: ResumableBatchSampler, collate_fn: Callable[..., Any], num_workers: int = 0
+    ) -> None:
+        self.dataset, self.batch_sampler = dataset, batch_sampler
+        self._loader: DataLoader[Any] = DataLoader(
+            dataset,  # type: ignore[arg-type]  # torch wants its own class of data set, and uses only this much of it
+            batch_sampler=batch_sampler,
+            collate_fn=collate_fn,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            # Each pass draws a number: from the global generator, a validation would change the dropout after it.
+            generator=torch.Generator().manual_seed(batch_sampler.seed),
+            worker_init_fn=leave_group,
+        )
+
+    def __len__(self) -> int:
+        # Where a process has no rows Lightning would leave out its pass, at the end of which the others wait for it.
+        return max(1, len(self.batch_sampler))
+
+    def __iter__(self) -> Iterator[Any]:
+        # Nothing happens before the first batch is asked for: a resuming Lightning makes the iterator first, and tells
+        # the epoch then, which is the next one if the saved epoch was at its end, or was ended early.
+        for batch in self._loader:
+            self.batch_sampler.count()
+            yield batch
+
+    def skip_to(self, row: int) -> int:
+        """Begin with the batch that has a row; those before it are not loaded. Gives how many they are."""
+        return self.batch_sampler.skip_to(row)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place in the order of batches."""
+        return self.batch_sampler.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on after the last batch that was handed out; those before it are not loaded."""
+        self.batch_sampler.load_state_dict(state)
+
+    @property
+    def _iterator(self) -> Any:  # Lightning ends the workers of what has an `_iterator`, then sets it to None
+        return self._loader._iterator
+
+    @_iterator.setter
+    def _iterator(self, value: Any) -> None:
+        self._loader._iterator = value

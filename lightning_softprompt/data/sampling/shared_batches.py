@@ -1,0 +1,138 @@
+"""Batches that several tasks share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, final
+
+import numpy as np
+
+from lightning_softprompt.data.sampling.bucketing import BucketBatchSampler, Indices
+from lightning_softprompt.data.sampling.resumable import ResumableBatchSampler
+
+
+@final
+@dataclass(frozen=True)
+class Together:
+    """Batches with rows of several tasks, as evenly many of each as can be (Wang et al. 2023, MPT, arXiv 2303.02861).
+
+    The tasks of a batch are drawn by the rates of `sampling`, each once at most.
+
+    Args:
+        rows: Rows of a batch, on each device; the tasks' own `batch_size` is for evaluation then.
+        tasks: Tasks of a batch; None draws how many they are for each batch, from 2 to all of them.
+
+    Raises:
+        ValueError: If there are no rows, or no tasks.
+    """
+
+    rows: int = 16
+    tasks: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.rows < 1 or (self.tasks is not None and self.tasks < 1):
+            raise ValueError(f"together.rows and tasks must be at least 1, got {self.rows} and {self.tasks}")
+
+    def most(self, tasks: int) -> int:
+        """Tasks that a batch may have of those there are.
+
+        Raises:
+            ValueError: If there are fewer than it is to have.
+        """
+        if self.tasks is not None and self.tasks > tasks:
+            raise ValueError(f"together.tasks is {self.tasks}, but there are only {tasks} tasks")
+        return self.tasks or tasks
+
+
+@final
+class TogetherBatchSampler(ResumableBatchSampler):
+    """Batches of several tasks' rows. Their order is a function of seed and epoch alone.
+
+    Rows are numbered through all tasks. Each task walks through its own rows in its own epochs, wherever the common
+    ones end: no row of a task comes again before all others of it have. On several ranks a batch is drawn for all of
+    them, and each takes its share of every task's rows, so that another number of ranks sees the same batches.
+
+    Args:
+        samplers: Those of the tasks, each over its own rows, as if on one rank.
+        together: Rows and tasks of a batch.
+        rates: How often each task is drawn, relative to each other.
+        count: Batches of an epoch; None takes as many as all rows make.
+        seed: Of the draws.
+        ranks: This process's number, and how many there are.
+
+    Raises:
+        ValueError: If a batch cannot have a row of each of its tasks on each rank.
+    """
+
+    def __init__(
+        self,
+        samplers: Sequence[BucketBatchSampler],
+        together: Together,
+        rates: Sequence[float],
+        count: int | None = None,
+        seed: int = 0,
+        ranks: tuple[int, int] = (0, 1),
+    ) -> None:
+        super().__init__(seed)
+        self.samplers, self.together, self.rates = list(samplers), together, list(rates)
+        self.rank, self.world_size = ranks
+        self.rows = together.rows * self.world_size
+        self.sizes = [len(sampler.lengths) for sampler in samplers]
+        self.offsets = list(accumulate(self.sizes, initial=0))
+        self.most = together.most(len(samplers))
+        if self.most > together.rows:
+            raise ValueError(
+                f"a batch of {together.rows} rows cannot have one of each of {self.most} tasks; raise together.rows"
+            )
+        self.count_of_batches = count or -(-sum(self.sizes) // self.rows)
+        self._starts = [np.zeros(len(samplers), dtype=np.int64)]  # of each epoch, rows that each task has given before
+        self._own: dict[int, tuple[int, list[int]]] = {}  # by task, its epoch and the order of its rows in that
+
+    def __len__(self) -> int:
+        return self.count_of_batches
+
+    def shares(self, epoch: int) -> Indices:
+        """[batches, K] rows of each task in the batches of an epoch."""
+        draw = np.random.default_rng((self.seed, epoch))
+        batches, tasks = len(self), len(self.samplers)
+        many = np.full(batches, self.most)
+        if self.together.tasks is None:
+            many = draw.integers(min(2, tasks), tasks + 1, batches)
+        # Numbers that fall like this are those of draws by the rates, one after the other, without putting back.
+        turn = (draw.exponential(size=(batches, tasks)) / np.array(self.rates)).argsort(1).argsort(1)  # [batches, K]
+        even, left = self.rows // many[:, None], self.rows % many[:, None]
+        return np.where(turn < many[:, None], even + (turn < left), 0)
+
+    def _before(self, epoch: int) -> Indices:
+        """[K] rows that each task has given before an epoch."""
+        while len(self._starts) <= epoch:
+            self._starts.append(self._starts[-1] + self.shares(len(self._starts) - 1).sum(0))
+        return self._starts[epoch]
+
+    def _batches(self, start: int) -> Iterator[list[int]]:
+        shares = self.shares(self.drawn_epoch)
+        begins = self._before(self.drawn_epoch) + shares.cumsum(0) - shares  # [batches, K]
+        for begin, share in zip(begins[start:].tolist(), shares[start:].tolist(), strict=True):
+            rows = [self._row(task, begin[task] + n) for task, many in enumerate(share) for n in range(many)]
+            yield rows[self.rank :: self.world_size]
+
+    def _row(self, task: int, place: int) -> int:
+        """The row that a task gives after so many others."""
+        epoch, number = divmod(place, self.sizes[task])
+        if self._own.get(task, (None,))[0] != epoch:
+            self.samplers[task].set_epoch(epoch)
+            self._own[task] = epoch, [row for batch in self.samplers[task] for row in batch]
+        return self.offsets[task] + self._own[task][1][number]
+
+    @property
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "rows of a batch * world_size": self.rows,
+            "tasks of a batch": self.together.tasks,
+            "rates": self.rates,
+            "batches per epoch": len(self),
+            "seed": self.seed,
+            "tasks": [sampler._identity for sampler in self.samplers],
+        }

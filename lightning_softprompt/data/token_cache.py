@@ -1,0 +1,80 @@
+"""Tokenized rows kept on disk, keyed by all that decides them: a changed file, template or tokenizer is a new key."""
+
+from __future__ import annotations
+
+import logging
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from hashlib import sha256
+from itertools import accumulate, pairwise
+from pathlib import Path
+
+import torch
+from platformdirs import user_cache_path
+from torch import Tensor
+
+from lightning_softprompt.core.types import Encoded, Example
+from lightning_softprompt.system.atomic_files import write_if_possible
+from lightning_softprompt.system.tensor_files import read_tensors, write_tensors
+
+log = logging.getLogger(__name__)
+VERSION = 3  # of what stands in a file; another is another key
+PARTS = ("ids", "answers", "targets", "slots", "words")
+
+
+def content_key(parts: Iterable[object]) -> str:
+    """A hash of values by their representation."""
+    digest = sha256(f"version {VERSION}".encode())
+    for part in parts:
+        digest.update(repr(part).encode() + b"\0")
+    return digest.hexdigest()[:32]
+
+
+def rows_digest(examples: Sequence[Example], encoded: Sequence[Encoded]) -> str:
+    """How many rows there are, and a digest of their texts, labels and tokens in their order."""
+    digest = sha256(f"version {VERSION}".encode())
+    for example, row in zip(examples, encoded, strict=True):
+        digest.update(repr(example).encode("utf-8", "surrogatepass"))
+        for part in PARTS:
+            digest.update(array("q", getattr(row, part)).tobytes() + b"\0")
+    return f"{len(encoded)} rows ({digest.hexdigest()[:12]})"
+
+
+def cached(key: str, make: Callable[[], list[Encoded]]) -> list[Encoded]:
+    """The rows kept under the key, else those that `make` gives, which are then kept where that is possible."""
+    path = user_cache_path("lightning-softprompt") / "tokens" / f"{key}.safetensors"
+    rows = _read(path)
+    if rows is None:
+        rows = make()
+        tensors = pack(rows)
+        write_if_possible(path, lambda draft: write_tensors(draft, tensors))
+    return rows
+
+
+def _read(path: Path) -> list[Encoded] | None:
+    """The rows in a file; None where there is none, or what is in it is not what was written."""
+    try:
+        return unpack(read_tensors(path)) if path.is_file() else None
+    except (OSError, ValueError, KeyError):
+        log.warning("%s is damaged and is made again", path)
+        return None
+
+
+def pack(rows: list[Encoded]) -> dict[str, Tensor]:
+    """Rows as flat tensors, each part beside the lengths of its rows."""
+    tensors = {"cut": torch.tensor([row.cut for row in rows])}
+    for part in PARTS:
+        values = [getattr(row, part) for row in rows]
+        tensors[part] = torch.tensor([v for row in values for v in row], dtype=torch.int32)
+        tensors[f"{part}.lengths"] = torch.tensor([len(row) for row in values])
+    return tensors
+
+
+def unpack(tensors: dict[str, Tensor]) -> list[Encoded]:
+    """The rows that were packed."""
+    parts = [_split(tensors[part].tolist(), tensors[f"{part}.lengths"].tolist()) for part in PARTS]
+    return [Encoded(*row) for row in zip(*parts, tensors["cut"].tolist(), strict=True)]
+
+
+def _split(flat: list[int], lengths: list[int]) -> list[tuple[int, ...]]:
+    return [tuple(flat[a:b]) for a, b in pairwise(accumulate(lengths, initial=0))]

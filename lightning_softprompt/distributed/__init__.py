@@ -1,0 +1,1 @@
+"""One backbone in several processes."""

@@ -1,0 +1,55 @@
+"""LoRA (Hu et al., ICLR 2022), the baseline, as HF PEFT has it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any
+
+from torch import nn
+
+from lightning_softprompt.backbones.base import Backbone
+from lightning_softprompt.core.types import Batch, SoftPrompt
+from lightning_softprompt.methods.base import SoftPromptModule
+
+
+class LoRA(SoftPromptModule):
+    """A low-rank update of the backbone's matrices, to compare with: W + B A * alpha / R.
+
+    It wants the package peft, `pip install 'lightning-softprompt[lora]'`. `prompted=False` is the backbone with its
+    update.
+
+    Paper: Hu et al. 2022, arXiv 2106.09685
+    Enters: linear layers
+    Parameters: R * (inputs + outputs) of each layer
+
+    Args:
+        rank: R.
+        alpha: Scale of the update.
+        layers: Ends of the names of the linear layers that are updated, such as `q_proj`; None takes all but the head.
+        common: Arguments of every method.
+    """
+
+    default_rate = 1e-3
+    changes_backbone = True
+
+    def __init__(self, rank: int = 8, alpha: int = 16, layers: Sequence[str] | None = None, **common: Any) -> None:
+        super().__init__(**common)
+        if find_spec("peft") is None:
+            raise ValueError("LoRA wants the package peft; pip install 'lightning-softprompt[lora]'")
+        self.rank, self.alpha, self.layers = rank, alpha, layers
+
+    def build(self, backbone: Backbone) -> None:
+        """Makes `update`, by the names that the backbone's weights have."""
+        from peft import LoraConfig, inject_adapter_in_model
+
+        backbone.open()
+        layers = "all-linear" if self.layers is None else list(self.layers)
+        config = LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=layers, lora_dropout=0.0)
+        inject_adapter_in_model(config, backbone.model)
+        made = {name: weight for name, weight in backbone.model.named_parameters() if weight.requires_grad}
+        self.update = nn.ParameterDict({name.replace(".", "/"): weight for name, weight in made.items()})
+
+    def prompt(self, batch: Batch) -> SoftPrompt:
+        """An empty prompt."""
+        return SoftPrompt()

@@ -1,0 +1,1 @@
+"""Soft tokens in the input, the same for every row."""

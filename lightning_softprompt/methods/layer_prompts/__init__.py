@@ -1,0 +1,1 @@
+"""Keys, values and states inside the layers."""

@@ -1,0 +1,1 @@
+"""Soft tokens that depend on the row."""

@@ -1,0 +1,1 @@
+"""Prompts of several tasks that share parameters."""

@@ -1,0 +1,75 @@
+"""Several trained prompts, a row each its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from lightning_softprompt.backbones.base import Backbone
+from lightning_softprompt.checkpoints.class_names import class_names, refuse_other_classes
+from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, read_prompt
+from lightning_softprompt.checkpoints.restore import readout_of, restored
+from lightning_softprompt.checkpoints.state_dict_hooks import leave_out_of_checkpoints
+from lightning_softprompt.core.types import Batch, SoftPrompt
+from lightning_softprompt.methods.base import SoftPromptModule
+from lightning_softprompt.prompts.merge_rows import mixed
+
+
+class PromptBank(SoftPromptModule):
+    """Saved prompts of any methods and lengths over one backbone: each row of a batch has that of its task.
+
+    Rows are what they are with their own prompt alone, in whatever company. What readouts learnt comes along. The files
+    must stay where they are, to load a checkpoint.
+
+    Paper: none
+    Enters: where each of the prompts does
+    Parameters: those of all prompts
+
+    Args:
+        prompts: By task, `prompt.safetensors` or checkpoints of runs on this backbone.
+        common: Arguments of every method.
+
+    Raises:
+        ValueError: If there are none, or the data has other tasks.
+    """
+
+    trained = True
+
+    def __init__(self, prompts: Mapping[str, str] | None = None, **common: Any) -> None:
+        super().__init__(**common)
+        if not prompts:
+            raise ValueError("PromptBank wants prompts, such as {sst2: runs/.../prompt.safetensors}")
+        if self.tasks and set(self.tasks) != set(prompts):
+            raise ValueError(f"prompts wants one for each of the tasks {list(self.tasks)}, got {sorted(prompts)}")
+        self.paths = {name: Path(prompts[name]) for name in self.tasks or prompts}
+
+    def build(self, backbone: Backbone) -> None:
+        """Makes the methods in `prompts`, by task."""
+        self.prompts = nn.ModuleDict()
+        learnt: dict[str, Tensor] = {}
+        for name, path in self.paths.items():
+            saved = read_prompt(path)
+            self._check_classes(name, saved, path)
+            learnt |= {f"of_tasks.{name}.{key}": tensor for key, tensor in readout_of(saved).items()}
+            method = cast(SoftPromptModule, restored(saved, path, backbone))
+            method.readout = None  # this module's own reads, and starts with what it learnt
+            self.prompts[name] = method
+            leave_out_of_checkpoints(self, f"prompts.{name}.backbone")
+        self.trained_readout = learnt if self.tasks else {}
+
+    def _check_classes(self, task: str, saved: SavedPrompt, path: Path) -> None:
+        """Refuses a prompt whose readout was trained for other classes than those of its task here."""
+        here = (self.classes_by_task or {}).get(task)
+        if here is not None and readout_of(saved):
+            refuse_other_classes(class_names(saved.method), list(here.names), path, f"--data.tasks.{task}.labels")
+
+    def prompt(self, batch: Batch) -> SoftPrompt:
+        """Each row's own."""
+        if batch.task_ids is None and len(self.paths) > 1:
+            raise ValueError(f"rows do not say which of the prompts {list(self.paths)} they want; give them task_ids")
+        methods = [cast(SoftPromptModule, method) for method in self.prompts.values()]
+        parts = [(places, methods[task].prompt(own)) for task, places, own in batch.by_task()]
+        return parts[0][1] if len(parts) == 1 else mixed(parts, batch)

@@ -1,0 +1,37 @@
+"""How much each of several prompts counts for a row."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lightning_softprompt.core.types import Batch
+from lightning_softprompt.prompts.networks import at_least_float32
+
+
+class PromptAttention(nn.Module):
+    """Attention of a row over J prompts: softmax_j(key_j . LN(W_up SiLU(W_down x)) / t) (Asai et al. 2022, eq. 1 to 3).
+
+    Args:
+        width: H.
+        bottleneck: M, width of its middle.
+        temperature: t; None takes e * H.
+    """
+
+    def __init__(self, width: int, bottleneck: int, temperature: float | None = None) -> None:
+        super().__init__()
+        self.down, self.up = nn.Linear(width, bottleneck, bias=False), nn.Linear(bottleneck, width, bias=False)
+        self.norm = nn.LayerNorm(width)
+        self.temperature = torch.e * width if temperature is None else temperature
+
+    def forward(self, features: Tensor, keys: Tensor) -> Tensor:
+        """[B, J] that add up to 1, of features [B, H] and keys [B|1, J, H]."""
+        query = self.norm(self.up(nn.functional.silu(self.down(features))))
+        scores = (keys @ query[..., None])[..., 0] / self.temperature
+        return scores.softmax(-1)
+
+
+def greatest_embedding(embeds: Tensor, batch: Batch) -> Tensor:
+    """[B, H] in float32: number by number the greatest of what a method may look at, of embeddings [B, T, H]."""
+    seen = at_least_float32(embeds).masked_fill(~batch.source[..., None], float("-inf")).amax(1)
+    return seen.masked_fill(~batch.source.any(1, keepdim=True), 0.0)

@@ -1,0 +1,1 @@
+"""Documents and the passages that they are cut into."""

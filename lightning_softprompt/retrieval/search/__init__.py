@@ -1,0 +1,1 @@
+"""Ways to search passages: by words, by vectors, and by both."""

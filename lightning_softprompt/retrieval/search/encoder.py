@@ -1,0 +1,161 @@
+"""Texts as vectors: a sentence encoder, its states averaged and brought to length 1."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+from transformers import AutoModel, AutoTokenizer
+from transformers.utils.hub import cached_file
+from transformers.utils.logging import disable_progress_bar
+
+from lightning_softprompt.backbones.base import BackboneSpec
+from lightning_softprompt.backbones.loading import from_pretrained, located
+from lightning_softprompt.retrieval.passages.chunking import Span, Units
+from lightning_softprompt.retrieval.search.fusion import Floats
+
+AT_ONCE = 32  # texts
+POOLS = {
+    "pooling_mode_mean_tokens": lambda states, mask: (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True),
+    "pooling_mode_cls_token": lambda states, mask: states[:, 0],
+}
+
+
+class Encoder(ABC):
+    """Texts as vectors of length 1; the more two texts say the same, the larger the product of theirs."""
+
+    @abstractmethod
+    def passages(self, texts: Sequence[str]) -> Floats:
+        """[n, H] of texts that are searched."""
+
+    @abstractmethod
+    def questions(self, texts: Sequence[str]) -> Floats:
+        """[n, H] of texts that are searched for."""
+
+
+@final
+class SentenceEncoder(Encoder):
+    """An encoder with the files of sentence-transformers (Reimers & Gurevych 2019), by transformers alone.
+
+    Read from its files: which states are pooled (`1_Pooling`; the mean where it says nothing), how many tokens are read
+    (`sentence_bert_config.json`), what goes before questions and passages (`config_sentence_transformers.json`).
+
+    Args:
+        name: `all-minilm-l6-v2`, which comes packaged, a folder, or a hub id.
+        device: Where it runs; the first CUDA device if there is one, unless given.
+
+    Raises:
+        ValueError: If it cannot be loaded, or pools in another way than by mean or first state.
+    """
+
+    def __init__(self, name: str, device: str | None = None) -> None:
+        self.name = name
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        place = located(BackboneSpec(name)).name
+        disable_progress_bar()
+        self.tokenizer: Any = _loaded(AutoTokenizer.from_pretrained, name, place)
+        load = {"use_safetensors": True, "dtype": torch.float32}
+        with torch.inference_mode(False), torch.random.fork_rng(devices=[]):  # a pooler that is made up draws numbers
+            self.model: Any = _loaded(AutoModel.from_pretrained, name, place, **load).to(self.device).eval()
+        self.window = _window(place, self.tokenizer, self.model)
+        self.pool = POOLS[_pool(name, place)]
+        prompts = _read(place, "config_sentence_transformers.json").get("prompts") or {}
+        self.before_question = _said(prompts, "query")
+        self.before_passage = _said(prompts, "document", "passage")
+
+    def passages(self, texts: Sequence[str]) -> Floats:
+        """[n, H] of texts that are searched."""
+        return self._encode([f"{self.before_passage}{text}" for text in texts])
+
+    def questions(self, texts: Sequence[str]) -> Floats:
+        """[n, H] of texts that are searched for."""
+        return self._encode([f"{self.before_question}{text}" for text in texts])
+
+    @torch.inference_mode()
+    def _encode(self, texts: Sequence[str]) -> Floats:
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # rows of a batch are padded to the longest
+        found: list[Tensor] = [torch.empty(0)] * len(texts)
+        for start in range(0, len(texts), AT_ONCE):
+            some = order[start : start + AT_ONCE]
+            for i, vector in zip(some, self._vectors([texts[i] for i in some]), strict=True):
+                found[i] = vector
+        width = self.model.config.hidden_size
+        return torch.stack(found).numpy() if found else np.empty((0, width), np.float32)
+
+    def _vectors(self, texts: list[str]) -> Tensor:
+        rows = self.tokenizer(texts, padding=True, truncation=True, max_length=self.window, return_tensors="pt")
+        rows = rows.to(self.device)
+        states = self.model(**rows).last_hidden_state.float()  # [B, T, H]
+        pooled: Tensor = self.pool(states, rows["attention_mask"].to(states.dtype))
+        return normalize(pooled, dim=-1).cpu()
+
+
+@cache
+def encoder(name: str) -> Encoder:
+    """The encoder of a name, loaded once a process."""
+    return SentenceEncoder(name)
+
+
+def token_units(name: str) -> Units:
+    """A function from a text to where its tokens stand, by a model's tokenizer.
+
+    Raises:
+        ValueError: If the tokenizer cannot be loaded, or does not say where tokens stand.
+    """
+    tokenizer: Any = _loaded(AutoTokenizer.from_pretrained, name, located(BackboneSpec(name)).name)
+    if not tokenizer.is_fast:
+        raise ValueError(f"the tokenizer of {name!r} does not say where tokens stand; cut by unit words")
+
+    def units(text: str) -> list[Span]:
+        rows = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        return _visible(text, rows["offset_mapping"])
+
+    return units
+
+
+def _visible(text: str, spans: Sequence[Span]) -> list[Span]:
+    """Spans without the white space that some tokenizers count in, and a character that is several tokens once."""
+    found: list[Span] = []
+    for start, end in spans:
+        begins = end - len(text[start:end].lstrip())
+        if begins < end and (not found or begins > found[-1][0]):
+            found.append((begins, end))
+    return found
+
+
+def _loaded(load: Callable[..., Any], name: str, place: str, **options: object) -> Any:
+    return from_pretrained(load, BackboneSpec(place), f"encoder {name!r}", **options)
+
+
+def _read(place: str, file: str) -> dict[str, Any]:
+    """A JSON file of a model; empty where it has none."""
+    missing = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    path = Path(place) / file if Path(place).is_dir() else cached_file(place, file, **missing)
+    return dict(json.loads(Path(path).read_text())) if path and Path(path).is_file() else {}
+
+
+def _window(place: str, tokenizer: Any, model: Any) -> int:
+    told = _read(place, "sentence_bert_config.json").get("max_seq_length")
+    return int(min(told or 10**9, tokenizer.model_max_length, model.config.max_position_embeddings))
+
+
+def _pool(name: str, place: str) -> str:
+    told = _read(place, "1_Pooling/config.json")
+    asked = sorted(key for key, value in told.items() if key.startswith("pooling_mode_") and value is True)
+    if not asked:
+        return "pooling_mode_mean_tokens"
+    if len(asked) > 1 or asked[0] not in POOLS:
+        raise ValueError(f"encoder {name!r} pools by {', '.join(asked)}; known are {', '.join(POOLS)}")
+    return asked[0]
+
+
+def _said(prompts: dict[str, str], *names: str) -> str:
+    return next((prompts[name] for name in names if prompts.get(name)), "")

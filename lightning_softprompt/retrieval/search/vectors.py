@@ -1,0 +1,173 @@
+"""Where the vectors of passages are kept and searched: in files of the index, by FAISS.
+
+Vectors stand in one array that is mapped into memory. `flat` compares a question with all of them; `ivf` with those of
+the cells next to it (Sivic & Zisserman 2003); `hnsw` walks a graph of neighbours (Malkov & Yashunin 2018, arXiv
+1603.09320).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
+
+from lightning_softprompt.retrieval.search.fusion import Floats, Ranking, Rows
+from lightning_softprompt.system.optional_packages import needed
+
+VECTORS, GRAPH = "vectors.npy", "vectors.faiss"
+Encode = Callable[[Rows], Iterator[tuple[Rows, Floats]]]  # from rows to [m] of them at a time, and their vectors [m, H]
+SEED = 13
+NEIGHBOURS, EFFORT = 32, 128  # of hnsw: links of a vector, candidates at building and searching
+PER_CELL = 64  # vectors of an ivf cell; faiss wants 39 to find its centre
+VISITED = 0.1  # share of the ivf cells that are searched
+
+
+class VectorStore(ABC):
+    """Where the vectors of passages are kept and searched. A passage is known by a digest of its content."""
+
+    @abstractmethod
+    def open(self) -> None:
+        """Opens what a later build may take away."""
+
+    @abstractmethod
+    def write(self, digests: NDArray[np.uint8], encode: Encode, kept: Vectors | None) -> int:
+        """Keeps a vector for each passage; gives H.
+
+        Args:
+            digests: [n, 16], of the passages.
+            encode: Makes the vectors of rows.
+            kept: What an earlier state of the index has, by digest.
+        """
+
+    @abstractmethod
+    def settle(self, digests: NDArray[np.uint8]) -> None:
+        """Forgets all other passages, once the index is what was written."""
+
+    @abstractmethod
+    def search(self, questions: Floats, k: int) -> list[Ranking]:
+        """The k passages whose vectors are nearest to each of [Q, H]."""
+
+    @abstractmethod
+    def first(self) -> Floats:
+        """[H] of the first passage, by which an encoder is recognised."""
+
+    @abstractmethod
+    def forget(self) -> None:
+        """Removes all of them."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Lets go of what is open."""
+
+
+class Vectors:
+    """Vectors that are there already.
+
+    Args:
+        rows: The row of each digest.
+        vectors: [n, H]
+    """
+
+    def __init__(self, rows: Mapping[bytes, int], vectors: Floats) -> None:
+        self.rows, self.vectors = rows, vectors
+
+    def find(self, digests: NDArray[np.uint8]) -> Rows:
+        """[n] the row of each digest, -1 where there is none."""
+        return np.array([self.rows.get(digest.tobytes(), -1) for digest in digests], np.int64)
+
+
+@final
+class FileVectors(VectorStore):
+    """Vectors in files of the index.
+
+    Args:
+        folder: Where they are.
+        store: `flat`, `ivf` or `hnsw`.
+    """
+
+    def __init__(self, folder: Path, store: str) -> None:
+        self.folder, self.store = folder, store
+
+    @cached_property
+    def vectors(self) -> Floats:
+        """[n, H], mapped into memory."""
+        found: Floats = np.load(self.folder / VECTORS, mmap_mode="r")
+        return found
+
+    def open(self) -> None:
+        """Maps the files into memory."""
+        if len(self.vectors) and self.store != "flat":
+            assert self._faiss.ntotal == len(self.vectors), "one graph for all vectors"
+
+    def write(self, digests: NDArray[np.uint8], encode: Encode, kept: Vectors | None) -> int:
+        """Takes over the vectors that are kept, and makes the others."""
+        faiss = needed("faiss")
+        old = kept.find(digests) if kept else np.full(len(digests), -1)
+        made = encode(np.flatnonzero(old < 0))
+        first = next(made, None)
+        width = kept.vectors.shape[1] if kept and first is None else first[1].shape[1] if first else 0
+        vectors = open_memmap(self.folder / VECTORS, "w+", np.float32, (len(digests), width))
+        if kept:
+            vectors[old >= 0] = kept.vectors[old[old >= 0]]
+        for rows, values in [first, *made] if first else ():
+            vectors[rows] = values
+        vectors.flush()
+        if self.store != "flat":
+            faiss.write_index(_graph(faiss, vectors, self.store), str(self.folder / GRAPH))
+        return width
+
+    def settle(self, digests: NDArray[np.uint8]) -> None:
+        """Does nothing: the folder holds these passages only."""
+
+    def forget(self) -> None:
+        """Does nothing: they go with their folder."""
+
+    def close(self) -> None:
+        """Does nothing: any number of processes may have files open."""
+
+    def search(self, questions: Floats, k: int) -> list[Ranking]:
+        """The k nearest of each question, by FAISS."""
+        k = min(k, len(self.vectors))
+        if self.store == "flat":
+            faiss = needed("faiss")
+            scores, rows = faiss.knn(questions, self.vectors, k, metric=faiss.METRIC_INNER_PRODUCT)
+        else:
+            scores, rows = self._faiss.search(questions, k)
+        return [Ranking(r[r >= 0], s[r >= 0]) for r, s in zip(rows.astype(np.int64), scores, strict=True)]
+
+    def first(self) -> Floats:
+        """[H] of the first passage."""
+        return np.array(self.vectors[0])
+
+    @cached_property
+    def _faiss(self) -> Any:
+        faiss = needed("faiss")
+        found = faiss.read_index(str(self.folder / GRAPH), faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY)
+        return _searching(found, self.store)
+
+
+def _graph(faiss: Any, vectors: Floats, store: str) -> Any:
+    n, width = vectors.shape
+    if store == "hnsw":
+        index = faiss.IndexHNSWFlat(width, NEIGHBOURS, faiss.METRIC_INNER_PRODUCT)
+        index.hnsw.efConstruction = EFFORT
+    else:
+        index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, max(1, n // PER_CELL), faiss.METRIC_INNER_PRODUCT)
+        index.cp.seed = SEED
+        index.train(np.asarray(vectors))
+    index.add(np.asarray(vectors))
+    return index
+
+
+def _searching(index: Any, store: str) -> Any:
+    if store == "hnsw":
+        index.hnsw.efSearch = EFFORT
+    else:
+        index.nprobe = max(8, round(index.nlist * VISITED))
+    return index

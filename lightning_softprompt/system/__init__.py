@@ -1,0 +1,1 @@
+"""Files, locks, hosts and other services of the operating system."""

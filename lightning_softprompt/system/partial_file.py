@@ -1,0 +1,170 @@
+"""A file while it is written, which a run that was killed leaves unfinished and the same run goes on with."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from itertools import count
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any, TextIO
+
+from lightning_softprompt.system.atomic_files import write_whole
+
+log = logging.getLogger(__name__)
+Identity = Mapping[str, Any]  # what must be the same for a file to be gone on with: plain values by name
+
+SHOWN = 60  # characters of a value that a message shows
+PATIENCE = (
+    12.0  # seconds; processes that loaded data for a run that was killed end within 5, and hold its file till then
+)
+
+
+class UnfinishedFile:
+    """JSON lines of rows in a known order under the name `<path>.part`, beside `<path>.part.json`, their identity.
+
+    Args:
+        path: The file's name when it is whole.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.part = path.with_name(f"{path.name}.part")
+
+    def open(
+        self, identity: Identity | None, earlier: Sequence[Path] = (), numbers: Sequence[int] | None = None
+    ) -> tuple[TextIO, int]:
+        """The file to write to, and how many rows stand in it: those of a killed run with the same identity.
+
+        Lines of a run with another identity are kept under another name, and a line that broke off is dropped.
+
+        Args:
+            identity: What the rows belong to; None begins anew.
+            earlier: Unfinished files of other runs, the first of which that fits is taken over.
+            numbers: The number of each row, as the lines have it; None numbers them from 0.
+
+        Raises:
+            OSError: If the file cannot be written.
+            ValueError: If another run writes it.
+        """
+        self.part.parent.mkdir(parents=True, exist_ok=True)
+        if identity is not None and not self.part.exists():
+            self._take_over(identity, earlier)
+        file = self._locked()
+        rows, size = whole_lines(self.part, numbers)
+        if rows and (reason := _foreign(self.part, identity)):
+            self._keep(reason)
+            file.close()
+            file, rows, size = self._locked(), 0, 0
+        file.truncate(size)
+        self._describe(identity)
+        if rows:
+            log.info("going on with %s: %d rows are done", self.part, rows)
+        return file, rows
+
+    def finish(self) -> None:
+        """Gives the file its name."""
+        self.part.replace(self.path)
+        identity_of(self.part).unlink(missing_ok=True)
+
+    def _take_over(self, identity: Identity, earlier: Sequence[Path]) -> None:
+        for part in earlier:
+            if _foreign(part, identity) is None and _is_free(part):
+                self._describe(identity)
+                part.replace(self.part)
+                identity_of(part).unlink()
+                log.info("%s was unfinished, and is now %s", part, self.part)
+                return
+
+    def _locked(self) -> TextIO:
+        file = self.part.open("a", encoding="utf-8")
+        try:
+            _lock(file)
+            if not self.part.exists() or not os.path.samestat(os.fstat(file.fileno()), self.part.stat()):
+                file.close()  # whoever held it has finished and renamed it
+                return self._locked()
+        except BlockingIOError:
+            file.close()
+            raise ValueError(f"another run is writing {self.part}; wait for its end, or name another file") from None
+        except OSError:  # some file systems of clusters know no locks
+            log.warning("%s cannot be locked here: see that no other run writes it", self.part)
+        return file
+
+    def _keep(self, reason: str) -> None:
+        kept = next(p for n in count(1) if not (p := self.part.with_name(f"{self.part.name}.{n}")).exists())
+        if identity_of(self.part).exists():
+            identity_of(self.part).rename(identity_of(kept))
+        self.part.rename(kept)
+        log.warning("%s is begun anew, and what it held kept as %s: %s", self.part, kept, reason)
+
+    def _describe(self, identity: Identity | None) -> None:
+        if identity is None:
+            identity_of(self.part).unlink(missing_ok=True)
+        else:
+            write_whole(identity_of(self.part), f"{json.dumps(identity, indent=2, sort_keys=True)}\n".encode())
+
+
+def identity_of(part: Path) -> Path:
+    """Where it stands what an unfinished file belongs to."""
+    return part.with_name(f"{part.name}.json")
+
+
+def whole_lines(part: Path, numbers: Sequence[int] | None = None) -> tuple[int, int]:
+    """How many lines of an unfinished file are whole and in turn, and their bytes."""
+    rows = size = 0
+    with part.open("rb") as file:
+        for line, number in zip(file, count() if numbers is None else numbers, strict=False):
+            if not _is_row(line, number):
+                break
+            rows, size = rows + 1, size + len(line)
+    return rows, size
+
+
+def _is_row(line: bytes, row: int) -> bool:
+    try:
+        return line.endswith(b"\n") and json.loads(line)["row"] == row
+    except (ValueError, TypeError, LookupError):  # what a machine that lost its power left there
+        return False
+
+
+def _foreign(part: Path, identity: Identity | None) -> str | None:
+    """Why an unfinished file cannot be gone on with, or None where it can."""
+    if identity is None:
+        return "only `softprompt predict` in a single process goes on with an unfinished file"
+    try:
+        saved = dict(json.loads(identity_of(part).read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return f"{identity_of(part)}, which says what it belongs to, is missing or broken"
+    here = json.loads(json.dumps(identity))
+    changed = [name for name in sorted({*saved, *here}) if saved.get(name) != here.get(name)]
+    told = [f"{name} was {_short(saved.get(name))} and is {_short(here.get(name))}" for name in changed]
+    return ", ".join(told) or None
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
+
+
+def _lock(file: TextIO) -> None:
+    deadline = monotonic() + PATIENCE
+    while True:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if monotonic() > deadline:
+                raise
+            sleep(0.1)
+
+
+def _is_free(part: Path) -> bool:
+    """Whether no run writes a file, as far as its file system can tell."""
+    try:
+        with part.open("a") as file:
+            _lock(file)
+    except OSError:
+        return False
+    return True

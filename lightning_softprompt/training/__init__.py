@@ -1,0 +1,1 @@
+"""Runs of training: sessions, replicas and estimates of memory."""

@@ -1,0 +1,205 @@
+"""One run: its folder, its loggers, its callbacks, and the prompt it leaves."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch import Callback
+
+from lightning_softprompt import __version__
+from lightning_softprompt.callbacks.algorithms.warm_start import WarmStart
+from lightning_softprompt.callbacks.recovery.best_checkpoint import BestCheckpoint
+from lightning_softprompt.callbacks.recovery.final_checkpoint import FinalCheckpoint
+from lightning_softprompt.callbacks.recovery.nan_guard import NumericGuard
+from lightning_softprompt.callbacks.recovery.oom_retry import Halving
+from lightning_softprompt.callbacks.recovery.preemption import Preemption, Termination
+from lightning_softprompt.callbacks.recovery.process_watch import ProcessWatch
+from lightning_softprompt.callbacks.recovery.resume import RngState
+from lightning_softprompt.callbacks.recovery.run_settings import RunSettings
+from lightning_softprompt.callbacks.recovery.run_start import RunStart
+from lightning_softprompt.callbacks.reporting.case_report import CaseReport
+from lightning_softprompt.callbacks.reporting.predictions import PredictionTable, PredictionWriter, TestPredictions
+from lightning_softprompt.callbacks.reporting.prompt_watch import PromptWatch
+from lightning_softprompt.callbacks.reporting.run_files import RunFiles
+from lightning_softprompt.callbacks.reporting.throughput import Throughput
+from lightning_softprompt.checkpoints.prompt_file import apart, read_prompt, write_prompt
+from lightning_softprompt.data.datamodule import SoftPromptDataModule
+from lightning_softprompt.methods.base import SoftPromptModule
+from lightning_softprompt.runs.loggers import Summary, make_loggers
+from lightning_softprompt.runs.run_spec import RunSpec, make_folder
+from lightning_softprompt.training.monitors import watched
+from lightning_softprompt.training.replicas import Replicas
+
+log = logging.getLogger(__name__)
+PREDICTIONS = "predictions.jsonl"
+DECIDE = ("backbone", "model", "data", "replicas", "seed_everything", "trainer.precision")  # what is predicted, but for
+ROWS = {"data.path", "data.predict", "data.num_workers", "data.cache", "data.on_bad_row"}  # where its rows come from
+
+
+class Session:
+    """What the project adds to a Trainer for one run.
+
+    Args:
+        run: Where files go.
+        command: `fit`, `validate`, `test` or `predict`.
+        module: The method, or several of it.
+        data: The data module.
+        settings: Keeps and compares the settings of the run.
+        folder: The folder of a run that is resumed in its own folder; None makes a new one.
+        resumed: The checkpoint that a run is resumed from, if any.
+
+    Attributes:
+        folder: Where the run leaves its files. It is made when the run begins.
+        has_folder: Whether there are such files: predictions that go elsewhere are all that their run leaves.
+    """
+
+    def __init__(
+        self,
+        run: RunSpec,
+        command: str,
+        module: SoftPromptModule | Replicas,
+        data: SoftPromptDataModule,
+        settings: RunSettings,
+        folder: Path | None = None,
+        resumed: Path | None = None,
+    ) -> None:
+        self.settings, self.resumed = settings, resumed
+        self.run, self.command, self.module, self.data = run, command, module, data
+        self.monitor, self.mode = watched(run, data.evaluation)
+        self.folder = run.name_folder(folder, command == "fit", resumed)
+        self.prints = run.predictions == "-" or (run.predictions is None and data.sources["predict"] == "-")
+        self.has_folder = command != "predict" or not (self.prints or run.predictions)
+        summary: Summary = ((self.monitor, self.mode), ("val/loss", "min"))
+        wandb = run.wandb if command == "fit" else "disabled"
+        made = make_loggers(self.folder, self.folder.name, run.project, wandb, summary) if self.has_folder else []
+        self.loggers = made
+
+    def starting(self, save_config: Callable[[Path], None], config: str) -> RunStart:
+        """The callback that begins the run; until then nothing is written and W&B hears nothing.
+
+        Args:
+            save_config: Writes the config of the run to a file.
+            config: The config that loggers are given.
+        """
+        for logger in self.loggers:
+            logger.held = True
+        return RunStart(partial(self._begin, save_config, config))
+
+    def _begin(self, save_config: Callable[[Path], None], config: str) -> None:
+        if not self.has_folder:
+            return
+        make_folder(self.folder, self.command == "fit")
+        log.info("run folder: %s", self.folder)
+        save_config(self._config_file)
+        for logger in self.loggers:
+            logger.held = False
+            logger.log_hyperparams(yaml.safe_load(config))
+
+    @property
+    def _config_file(self) -> Path:
+        """Where the config goes; that of a training is kept where the folder is that of a run to be scored."""
+        config = self.folder / "config.yaml"
+        is_trained = self.command != "fit" and self.last.is_file() and config.is_file()
+        return self.folder / f"config_{self.command}.yaml" if is_trained else config
+
+    def callbacks(self, init_from: str | None, ckpt_path: str | None, config: str) -> list[Callback]:
+        """The callbacks of the command, of which some are told its config."""
+        untrained = self.module.trains and not self.module.trained
+        if self.command != "fit" and init_from is None and ckpt_path is None and untrained:
+            log.warning("neither --ckpt_path nor --init_from was given: the prompt is as it starts, untrained")
+        start: list[Callback] = [] if init_from is None else [WarmStart(Path(init_from))]
+        own = [self._writer(config)] if self.command == "predict" else self._of_command()
+        watch = ProcessWatch(self.run.process_timeout)
+        stop: list[Callback] = [] if self.command == "fit" else [Termination()]
+        return [watch, *stop, self.settings, *start, *own]
+
+    def _writer(self, config: str) -> PredictionWriter:
+        """What writes the predictions. Those of a run that was killed lie in its own folder, if no file was named."""
+        if self.prints:
+            return PredictionWriter("-")
+        if self.run.predictions:
+            if Path(self.run.predictions).is_dir():
+                raise ValueError(
+                    f"run.predictions must be a file, but {self.run.predictions} is a folder; give "
+                    f"{Path(self.run.predictions, PREDICTIONS)}"
+                )
+            return PredictionWriter(Path(self.run.predictions), deciding(config))
+        earlier = sorted(self.folder.parent.glob(f"*/{PREDICTIONS}.part"), reverse=True)
+        return PredictionWriter(self.folder / PREDICTIONS, deciding(config), earlier)
+
+    def _of_command(self) -> list[Callback]:
+        files = RunFiles(self.folder, self.monitor, self.mode)
+        if self.command == "test":
+            return [files, TestPredictions(self.folder / "test_predictions.jsonl"), *self._cases()]
+        return [files, PredictionTable(), *(self._of_training() if self.command == "fit" else [])]
+
+    def _cases(self) -> list[Callback]:
+        """A page of cases, where rows have a score to be ranked by."""
+        score = self.data.evaluation.ranks
+        return [] if score is None else [CaseReport(self.folder / "test_cases.html", score)]
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint to go on from."""
+        return self.folder / "checkpoints" / "last.ckpt"
+
+    def _of_training(self) -> list[Callback]:
+        checkpoints = [Preemption(self.last), *self.best.values(), FinalCheckpoint(self.last, self.run.keep_last)]
+        guard = NumericGuard(self.folder / "bad_rows.jsonl", self.run.skip_bad_steps)
+        halving = [Halving()] if self.run.halve_on_oom else []
+        return [Throughput(), PromptWatch(), guard, *halving, RngState(), *checkpoints]
+
+    def _checkpoint(self, name: str, metric: str) -> BestCheckpoint:
+        return BestCheckpoint(self.folder / "checkpoints", name, metric, self.mode, self.resumed)
+
+    @cached_property
+    def best(self) -> dict[str, BestCheckpoint]:
+        """What keeps the best prompt, by the name of its file; that of each, where there are several."""
+        kept = {"prompt": self._checkpoint("best", self.monitor)}
+        if isinstance(self.module, Replicas):
+            kept |= {name: self._checkpoint(f"best_{name}", f"{self.monitor}/{name}") for name in self.module.names}
+        return kept
+
+    def conclude(self) -> None:
+        """Leaves the best prompt of a training run as `prompt.safetensors`; each one's, where there are several."""
+        if not self.module.trainer.is_global_zero:
+            return
+        if not self.last.is_file() and not any(kept.best_model_path for kept in self.best.values()):
+            if self.resumed is not None:
+                raise ValueError(
+                    f"{self.resumed} is of step {self.module.trainer.global_step}, after which this run has no step "
+                    f"left, so {self.folder} has no prompt; raise --trainer.max_steps or --trainer.max_epochs, or take "
+                    f"the prompt from the checkpoint with --init_from {self.resumed}"
+                )
+            raise ValueError(
+                f"the training stopped before its first step, so {self.folder} has no prompt; see --trainer.max_time "
+                f"and the callbacks that stop a training"
+            )
+        best = {name: read_prompt(Path(kept.best_model_path or self.last)) for name, kept in self.best.items()}
+        is_validated = any(kept.best_model_path for kept in self.best.values())
+        kind = "best prompt" if is_validated else "last prompt (no validation was run)"
+        if isinstance(self.module, Replicas):
+            del best["prompt"]
+            best = {name: apart(best[name])[number] for number, name in enumerate(best)}
+        for name, prompt in best.items():
+            write_prompt(self.folder / f"{name}.safetensors", prompt)
+            log.info("the %s: %s", kind, self.folder / f"{name}.safetensors")
+
+
+def deciding(config: str) -> dict[str, Any]:
+    """What of a run's config decides what is predicted for a row: plain values by name."""
+    values = {name.replace(".init_args.", "."): value for name, value in _flat(yaml.safe_load(config)).items()}
+    kept = {name: value for name, value in values.items() if name.startswith(DECIDE) and name not in ROWS}
+    return {"version": __version__, **kept}
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
