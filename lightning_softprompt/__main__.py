@@ -1,4 +1,4 @@
-"""The `softprompt` command: answers at once what needs no torch, and hands runs over to `lightning_softprompt.cli.app`."""
+"""The `softprompt` command: answers at once what needs no torch, and hands runs over to `cli.app`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, TextIO, cast
 
 from lightning_softprompt import __version__
-from lightning_softprompt.cli.commands import LIGHT_COMMANDS, RUN_COMMANDS, TRACEBACK_VARIABLE, CommandError
+from lightning_softprompt.cli.commands import LIGHT_COMMANDS, RUN_COMMANDS, TRACEBACK_VARIABLE
 from lightning_softprompt.cli.commands.configs import configs_folder
 from lightning_softprompt.system.atomic_files import expand_home
+from lightning_softprompt.system.errors import CommandError
 from lightning_softprompt.system.printable import PrintableStream, one_line, printable
 from lightning_softprompt.system.trust import trusted_modules, trusting
 
@@ -82,11 +83,10 @@ def _configs() -> str:
 
 
 def _light(command: str, argv: list[str]) -> int:
-    place = "lightning_softprompt" if command == "quickstart" else "lightning_softprompt.cli.commands"
     try:
         modules, argv = trusted_modules(argv)
         with trusting(modules), _plain_output(command):
-            code: int = import_module(f"{place}.{command}").main(argv)
+            code: int = import_module(f"lightning_softprompt.cli.commands.{command}").main(argv)
         sys.stdout.flush()
     except CommandError as error:
         print(f"softprompt {command}: error: {printable(error)}", file=sys.stderr)

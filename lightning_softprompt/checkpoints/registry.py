@@ -14,27 +14,26 @@ from torch.optim.lr_scheduler import LRScheduler
 from lightning_softprompt.system.trust import is_standard, is_trusted
 
 PACKAGE = "lightning_softprompt"
-PLUGIN_FOLDERS = ("backbones", "callbacks", "data", "evaluation", "methods", "objectives", "prompts", "readouts",
+PLUGIN_FOLDERS = ("callbacks", "data", "distributed", "evaluation", "methods", "objectives", "prompts", "rag", "readouts",
                   "retrieval")  # fmt: skip
-PLUGIN_FILES = ("prompt_reranker", "strategy")
 BASES = (
-    "callbacks.consolidation.Consolidation",
-    "callbacks.corruption_probe.CorruptionProbe",
-    "callbacks.pruning.Pruning",
+    "callbacks.algorithms.consolidation.Consolidation",
+    "callbacks.algorithms.corruption_probe.CorruptionProbe",
+    "callbacks.algorithms.pruning.Pruning",
     "data.datamodule.SoftPromptDataModule",
-    "data.mixing.Sampling",
+    "data.sampling.task_mixing.Sampling",
     "evaluation.base.Evaluation",
-    "module.SoftPromptModule",
+    "methods.base.SoftPromptModule",
     "objectives.base.Objective",
     "objectives.penalties.Penalty",
-    "prompts.factors.FactorStart",
+    "prompts.task_factors.FactorStart",
     "prompts.init.Init",
-    "prompts.key_values.KeysValuesInit",
+    "prompts.kv_prefix.KeysValuesInit",
     "readouts.base.Readout",
-    "retrieval.ranking.Fusion",
-    "retrieval.reranking.Reranker",
+    "retrieval.search.fusion.Fusion",
+    "retrieval.reranker.Reranker",
     "retrieval.retriever.Retriever",
-    "strategy.ShardedStrategy",
+    "distributed.strategy.ShardedStrategy",
 )
 
 
@@ -105,7 +104,7 @@ def _package_class(path: str) -> type:
     module, _, name = path.rpartition(".")
     place = module.split(".")[1:2]
     found = None
-    if place and place[0] in (*PLUGIN_FOLDERS, *PLUGIN_FILES):
+    if place and place[0] in PLUGIN_FOLDERS:
         try:
             found = getattr(import_module(module), name, None)
         except ModuleNotFoundError:
@@ -118,7 +117,7 @@ def _package_class(path: str) -> type:
 def is_plugin(cls: type) -> bool:
     """Whether a class is defined in a plug-in folder of this package, as a subclass of one of the package's bases."""
     package, _, rest = cls.__module__.partition(".")
-    if package != PACKAGE or rest.partition(".")[0] not in (*PLUGIN_FOLDERS, *PLUGIN_FILES):
+    if package != PACKAGE or rest.partition(".")[0] not in PLUGIN_FOLDERS:
         return False
     return issubclass(cls, _bases())
 

@@ -85,7 +85,7 @@ from lightning_softprompt.training.session import Session
 
 log = logging.getLogger(__name__)
 Refuses = Callable[[Mapping[str, Any]], None]
-TELLS_USERS = (str(Path(__file__).parent), str(Path(lightning.__file__).parent))  # whose errors are meant for users
+TELLS_USERS = (str(Path(__file__).parents[1]), str(Path(lightning.__file__).parent))  # whose errors are meant for users
 FOR_USERS = (ValueError, RuntimeError, MisconfigurationException)
 COMPILER = ("torch._dynamo", "torch._inductor")  # modules whose errors a machine without a working compiler raises
 NOISE = (

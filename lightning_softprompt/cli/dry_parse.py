@@ -10,9 +10,9 @@ from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 
 from lightning_softprompt.cli.app import SoftPromptCLI, make_cli
-from lightning_softprompt.cli.commands import CommandError
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.methods.base import SoftPromptModule
+from lightning_softprompt.system.errors import CommandError
 
 
 @dataclass(frozen=True)

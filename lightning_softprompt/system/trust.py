@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import entry_points
 
-from lightning_softprompt.cli.commands import CommandError
+from lightning_softprompt.system.errors import CommandError
 
 OPTION = "--trust"
 ENTRY_POINTS = "lightning_softprompt.plugins"  # group in which an installed distribution names modules with plug-ins

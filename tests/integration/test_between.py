@@ -8,9 +8,10 @@ import torch
 from lightning_softprompt.backbones.base import BackboneSpec
 from lightning_softprompt.backbones.loading import load_backbone
 from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, identity, write_prompt
-from lightning_softprompt.cli.commands import CommandError, between
+from lightning_softprompt.cli.commands import between
 from lightning_softprompt.data.classification import ClassificationDataModule
 from lightning_softprompt.methods import PromptTuning
+from lightning_softprompt.system.errors import CommandError
 
 LABELS = {"negative": "bad", "neutral": "one", "positive": "good"}
 TEMPLATE = "{soft}{text} it is{target}"

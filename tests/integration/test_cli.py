@@ -10,9 +10,10 @@ import wandb_file
 
 from lightning_softprompt.checkpoints.prompt_file import read_prompt
 from lightning_softprompt.cli.app import main, make_cli
-from lightning_softprompt.cli.commands import CommandError, fold
+from lightning_softprompt.cli.commands import fold
 from lightning_softprompt.cli.commands.configs import configs_folder
 from lightning_softprompt.runs.run_spec import last_folder
+from lightning_softprompt.system.errors import CommandError
 
 CONFIGS = configs_folder()
 

@@ -14,9 +14,10 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 from lightning_softprompt.cli.app import main as run
 from lightning_softprompt.cli.app import make_cli
-from lightning_softprompt.cli.commands import CommandError, sweep
+from lightning_softprompt.cli.commands import sweep
 from lightning_softprompt.cli.commands.configs import configs_folder
 from lightning_softprompt.studies.study import words
+from lightning_softprompt.system.errors import CommandError
 
 SEARCH = {
     "model.length": {"int": {"low": 1, "high": 4}},

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from lightning_softprompt.__main__ import main as launcher
-from lightning_softprompt.cli.commands import CommandError
 from lightning_softprompt.cli.commands.analyze import main, read_run
 from lightning_softprompt.evaluation.metrics.answers import answer_measures, grounded, same_answer
 from lightning_softprompt.evaluation.metrics.intervals import bootstrap
 from lightning_softprompt.evaluation.metrics.retrieval import retrieval_measures
 from lightning_softprompt.reports.error_analysis import analysis, compared
 from lightning_softprompt.reports.error_types import KINDS, AnsweredRow, question_type, rank_name
+from lightning_softprompt.system.errors import CommandError
 
 ABSTAIN = "no answer"
 PARIS, LYON, ROME = "Paris is the capital of France", "Lyon is a city on the Rhône", "Rome is the capital of Italy"

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from lightning_softprompt import __main__ as launcher
-from lightning_softprompt.cli.commands import CommandError, completion, configs, doctor, methods
+from lightning_softprompt.cli.commands import completion, configs, doctor, methods
 from lightning_softprompt.reports.text_table import table
 from lightning_softprompt.system import hosts
+from lightning_softprompt.system.errors import CommandError
 
 METHOD = '''
 import a_package_that_is_not_there

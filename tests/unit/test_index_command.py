@@ -5,7 +5,8 @@ import json
 import pytest
 
 from lightning_softprompt.__main__ import main
-from lightning_softprompt.cli.commands import CommandError, index
+from lightning_softprompt.cli.commands import index
+from lightning_softprompt.system.errors import CommandError
 
 ROWS = [
     {"id": "film", "title": "Films", "text": "a warm and funny film"},

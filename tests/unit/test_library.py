@@ -6,11 +6,12 @@ from torch.testing import assert_close
 
 from lightning_softprompt.checkpoints.library import Library, soft_tokens
 from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, identity, read_prompt, write_prompt
-from lightning_softprompt.cli.commands import CommandError, library
+from lightning_softprompt.cli.commands import library
 from lightning_softprompt.methods import MPT, DePT, PromptTuning, ResidualPromptTuning
 from lightning_softprompt.prompts.from_checkpoints import FromCheckpoints, FromLibrary
 from lightning_softprompt.prompts.init import Uniform
 from lightning_softprompt.prompts.similarity import mean_similarity, row_similarity, similarities
+from lightning_softprompt.system.errors import CommandError
 
 FAMILIES = ("llama",)
 LENGTH, WIDTH = 3, 32

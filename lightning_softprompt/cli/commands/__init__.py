@@ -30,7 +30,3 @@ LIGHT_COMMANDS = {
     "doctor": "what this machine has and what is missing",
     "completion": "write the completion script for bash or zsh",
 }
-
-
-class CommandError(ValueError):
-    """What a user can cause and mend: shown as one line, without a traceback."""

@@ -7,10 +7,10 @@ from argparse import ArgumentParser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
-from lightning_softprompt.cli.commands import CommandError
 from lightning_softprompt.reports.error_tables import tables
 from lightning_softprompt.reports.text_table import table
 from lightning_softprompt.system.atomic_files import write_whole
+from lightning_softprompt.system.errors import CommandError
 
 if TYPE_CHECKING:
     from lightning_softprompt.reports.error_types import AnsweredRow

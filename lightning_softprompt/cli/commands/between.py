@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_softprompt.cli.commands import CommandError
 from lightning_softprompt.reports.text_table import table
 from lightning_softprompt.system.atomic_files import write_whole
+from lightning_softprompt.system.errors import CommandError
 
 if TYPE_CHECKING:
     from torch import Tensor

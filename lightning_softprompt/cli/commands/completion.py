@@ -14,7 +14,8 @@ from importlib import import_module
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
-from lightning_softprompt.cli.commands import LIGHT_COMMANDS, CommandError
+from lightning_softprompt.cli.commands import LIGHT_COMMANDS
+from lightning_softprompt.system.errors import CommandError
 
 INSTALL = """\
 Writing takes about 10 seconds, since every class that a run can name is read. Do it once, and again after an upgrade:

@@ -10,10 +10,10 @@ from difflib import get_close_matches
 from itertools import groupby, takewhile
 from pathlib import Path
 
-from lightning_softprompt.cli.commands import CommandError
 from lightning_softprompt.reports.text_table import table
+from lightning_softprompt.system.errors import CommandError
 
-PACKAGE = Path(__file__).parent.parent
+PACKAGE = Path(__file__).parents[2]
 
 
 def configs_folder() -> Path:

@@ -6,7 +6,7 @@ from argparse import ArgumentParser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_softprompt.cli.commands import CommandError
+from lightning_softprompt.system.errors import CommandError
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,8 +9,8 @@ from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
-from lightning_softprompt.cli.commands import CommandError
 from lightning_softprompt.retrieval.search.settings import STORES, WHOLE, IndexSettings
+from lightning_softprompt.system.errors import CommandError
 from lightning_softprompt.system.printable import printable
 
 if TYPE_CHECKING:

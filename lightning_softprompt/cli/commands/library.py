@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning_softprompt.cli.commands import CommandError
 from lightning_softprompt.reports.text_table import table
+from lightning_softprompt.system.errors import CommandError
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -14,15 +14,15 @@ from difflib import get_close_matches
 from pathlib import Path
 from textwrap import indent
 
-from lightning_softprompt.cli.commands import CommandError
 from lightning_softprompt.cli.commands.configs import configs_folder
 from lightning_softprompt.reports.text_table import table
+from lightning_softprompt.system.errors import CommandError
 
 BASE = "SoftPromptModule"
 LABELS = ("Paper", "Enters", "Parameters")
 RATE = "default_rate"
-SHIPPED = Path(__file__).parent.parent / "methods"
-MODULE = Path(__file__).parent.parent / "module.py"
+SHIPPED = Path(__file__).parents[2] / "methods"
+MODULE = SHIPPED / "base.py"
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def _assigned(node: ast.stmt) -> dict[str, str]:
 def _files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise CommandError(f"no folder {folder}; --folder takes one with a method in each file")
-    return sorted(folder.glob("*.py"))
+    return sorted(folder.rglob("*.py"))
 
 
 def _last_name(base: ast.expr) -> str:

@@ -10,8 +10,8 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_softprompt.cli.commands import CommandError
 from lightning_softprompt.reports.text_table import table
+from lightning_softprompt.system.errors import CommandError
 
 if TYPE_CHECKING:
     from lightning_softprompt.training.memory_measurement import Load

@@ -12,8 +12,8 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_softprompt.cli.commands import CommandError
 from lightning_softprompt.reports.text_table import table
+from lightning_softprompt.system.errors import CommandError
 
 if TYPE_CHECKING:
     from lightning_softprompt.studies.study import Step, Study

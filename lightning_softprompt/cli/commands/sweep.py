@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_softprompt.cli.commands import CommandError
+from lightning_softprompt.system.errors import CommandError
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
