@@ -20,9 +20,10 @@ from typing import Any
 import torch
 from methods import Made, endless, interval, keep, replicas, scored, slices, train
 
-from lightning_softprompt.backbones.base import Backbone, BackboneSpec
+from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.backbones.loading import load_backbone
 from lightning_softprompt.callbacks.algorithms.pruning import Pruning
+from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.data.classification import ClassificationDataModule
 from lightning_softprompt.methods import ContextAware, PromptTuning, ResidualPromptTuning, XPrompt
 from lightning_softprompt.prompts.init import FromText, SampleVocabulary, Uniform

@@ -25,8 +25,9 @@ from measure import peak_bytes
 from torch.optim import AdamW
 
 from lightning_softprompt import methods
-from lightning_softprompt.backbones.base import Backbone, BackboneSpec
+from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.backbones.loading import load_backbone
+from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.types import Batch
 from lightning_softprompt.data.classification import ClassificationDataModule
 from lightning_softprompt.data.readers.sources import read_rows

@@ -20,9 +20,9 @@ import torch
 from sides import random_llama
 from torch.optim import AdamW
 
-from lightning_softprompt.backbones.base import BackboneSpec
 from lightning_softprompt.backbones.loading import load_backbone
 from lightning_softprompt.cli.app import main as run_command
+from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.data.classification import ClassificationDataModule
 from lightning_softprompt.methods import PromptTuning
 

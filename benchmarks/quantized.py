@@ -20,8 +20,9 @@ import torch
 from measure import Call, peak_bytes, saved_bytes
 from torch import Tensor, nn
 
-from lightning_softprompt.backbones.base import Backbone, BackboneSpec
+from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.backbones.loading import load_backbone
+from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.template import Template
 from lightning_softprompt.core.types import Batch, SoftPrompt
 from lightning_softprompt.data.readers.sources import read_rows

@@ -17,8 +17,8 @@ from measure import peak_bytes, seconds
 from sides import DEVICE, batches
 from torch.optim import AdamW
 
-from lightning_softprompt.backbones.base import BackboneSpec
 from lightning_softprompt.backbones.loading import load_backbone
+from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.types import Batch
 from lightning_softprompt.methods import PromptTuning
 from lightning_softprompt.training.replicas import Replicas, ReplicaSpec

@@ -35,9 +35,9 @@ from measure import flops, peak_bytes, rate, saved_bytes, seconds
 from sides import DEVICE, SHAPES, Load, Ours, Peft, batches, make, random_llama
 from torch import Tensor
 
-from lightning_softprompt.backbones.base import BackboneSpec
 from lightning_softprompt.backbones.kernels.prepacked_linear import is_supported
 from lightning_softprompt.backbones.loading import load_backbone
+from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.types import Batch
 
 Case = tuple[str, str, int, int]  # phase, text, batch, prompt length

@@ -25,11 +25,12 @@ import yaml
 from methods import CONFIGS, Made, drawn, keep, replicas, scored, train
 from transfer_tables import draw, tables
 
-from lightning_softprompt.backbones.base import Backbone, BackboneSpec
+from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.backbones.kernels.prepacked_linear import is_supported
 from lightning_softprompt.backbones.loading import load_backbone
 from lightning_softprompt.checkpoints.library import Library, soft_tokens
 from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, identity, read_prompt, write_prompt
+from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.data.classification import ClassificationDataModule
 from lightning_softprompt.data.multitask import MultitaskDataModule
 from lightning_softprompt.data.sampling.shared_batches import Together

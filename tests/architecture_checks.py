@@ -16,9 +16,10 @@ import torch
 from architectures import Architecture, save, tokenizer_for
 from torch.nn.functional import cross_entropy
 
-from lightning_softprompt.backbones.base import Backbone, BackboneSpec
+from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.backbones.loading import FAMILIES, load_backbone
 from lightning_softprompt.checkpoints.prompt_file import identity
+from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.refusals import UnsupportedBackboneError
 from lightning_softprompt.core.types import SoftPrompt
 from lightning_softprompt.methods import PromptTuning

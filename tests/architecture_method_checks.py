@@ -9,10 +9,10 @@ import tiny
 import torch
 from architecture_checks import LENGTH, TOLERANCE, DifferentError, check_of, close, real, refusable, soft_at
 
-from lightning_softprompt.backbones.base import BackboneSpec
 from lightning_softprompt.backbones.causal import CausalBackbone
 from lightning_softprompt.backbones.insertion.layers import layers_of
 from lightning_softprompt.backbones.loading import load_backbone
+from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.types import SoftPrompt
 from lightning_softprompt.methods import LatePromptTuning, PrefixTuning, PromptTuning
 from lightning_softprompt.prompts.kv_prefix import NormalKeysValues

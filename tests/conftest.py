@@ -15,8 +15,8 @@ import pytest
 import tiny
 import torch
 
-from lightning_softprompt.backbones.base import BackboneSpec
 from lightning_softprompt.backbones.loading import load_backbone
+from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.methods import (
     ATTEMPT,
     DPT,

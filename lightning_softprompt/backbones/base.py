@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -42,10 +40,11 @@ from lightning_softprompt.backbones.insertion.layers import compile_layers, laye
 from lightning_softprompt.backbones.insertion.positions import configured_positions
 from lightning_softprompt.backbones.insertion.splice import Spliced, ids_of, splice
 from lightning_softprompt.backbones.kernels.gated_mlp import save_gates
-from lightning_softprompt.backbones.kernels.prepacked_linear import Compute, plain_products, prepack
-from lightning_softprompt.backbones.kernels.quantized_linear import Quantization, take_apart
+from lightning_softprompt.backbones.kernels.prepacked_linear import plain_products, prepack
+from lightning_softprompt.backbones.kernels.quantized_linear import take_apart
 from lightning_softprompt.backbones.kernels.rms_norm import freeze_norms
 from lightning_softprompt.backbones.tokenization.codec import Codec
+from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.template import Template
 from lightning_softprompt.core.types import IGNORE, Batch, SoftPrompt
 
@@ -53,61 +52,6 @@ if TYPE_CHECKING:
     from lightning_softprompt.distributed.sharding import Turns
 
 INJECTION_LIMIT, INJECTION_LIMIT_IN_FEW_BITS = 1e-3, 0.1  # relative errors; see `Backbone.injection_limit`
-
-
-@dataclass(frozen=True)
-class BackboneSpec:
-    """Which frozen language model to load, and how to hold it in memory.
-
-    Args:
-        name: A hub id, a local folder, or `smollm2-135m-instruct`, which is a Python package and requires no hub.
-        revision: Branch, tag or commit of a hub id.
-        gguf_file: Name of a GGUF file of a causal model in a local folder. It is converted once and cached.
-        dtype: Precision of the frozen weights. Soft prompts are always float32.
-        quantization: How the matrices of the layers are held in 8 or 4 bits, by transformers' own configs. Other
-            weights and all products have `dtype`. Gradients are those of the quantized weights. It requires the extra
-            `quantized`. A prompt belongs to the weights that it was trained on.
-        stands_for: Fingerprint of another backbone whose prompts are accepted, such as the one that this backbone is a
-            quantized version of.
-        attention: Attention implementation of transformers. None uses `sdpa` if the model supports it, and `eager`
-            otherwise.
-        packed: Whether the rows of a batch run as one sequence, without padding and with their shared beginning once,
-            if the model allows it. Loss and gradients are the same, several times faster.
-        checkpointing: Whether the backward pass recomputes activations of layers: less memory, about 1.4 times the
-            time.
-        compiled: Whether to compile the layers with `torch.compile`. It requires a C++ compiler, takes a minute in the
-            first steps, and is faster mostly on GPUs.
-        compute: How float32 products with frozen weights run on a CPU: `prepacked` reorders the weights for oneDNN once
-            (and holds them three times); `auto` does so if it is faster on this machine; `bf16` multiplies in
-            bfloat16, a faster approximation that requires a CPU with such instructions; `plain` leaves them to PyTorch.
-        context_memory: MiB in memory for keys and values of the text before a row's first soft token. They are computed
-            once and used in all epochs.
-        context_disk: MiB on disk for those that do not fit in memory.
-        padding_side: On which side shorter rows are padded. The logits do not depend on it.
-        start_token: The token at the start of each row of a causal model: `tokenizer` adds what the tokenizer adds,
-            `bos` the start token (the end token if there is no start token), and `none` nothing. `auto` adds what the
-            tokenizer adds, or else its start token, if it defines one. A template that begins with the token, such as a
-            chat template, does not get it twice.
-    """
-
-    name: str = "smollm2-135m-instruct"
-    revision: str | None = None
-    gguf_file: str | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    quantization: Quantization | None = None
-    stands_for: str | None = None
-    attention: Literal["sdpa", "eager", "flash_attention_2"] | None = None
-    packed: bool = True
-    checkpointing: bool = False
-    compiled: bool = False
-    compute: Compute = "auto"
-    context_memory: int = 1024
-    context_disk: int = 0
-    padding_side: Literal["right", "left"] = "right"
-    start_token: Literal["auto", "bos", "tokenizer", "none"] = "auto"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "name", os.path.expanduser(self.name))
 
 
 class Backbone(nn.Module, ABC):

@@ -13,7 +13,7 @@ from platformdirs import user_cache_path
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from lightning_softprompt.backbones.base import Backbone, BackboneSpec, answer_positions
+from lightning_softprompt.backbones.base import Backbone, answer_positions
 from lightning_softprompt.backbones.execution.context_cache import ContextCache, Prefilled
 from lightning_softprompt.backbones.execution.lm_head import States
 from lightning_softprompt.backbones.execution.packed_attention import PackingUnsupportedError, register
@@ -28,6 +28,7 @@ from lightning_softprompt.backbones.insertion.layers import starting_at
 from lightning_softprompt.backbones.insertion.splice import Spliced
 from lightning_softprompt.backbones.kernels.prepacked_linear import plain_products
 from lightning_softprompt.backbones.tokenization.codec import Codec, Run, StartToken
+from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.types import IGNORE, Batch, Encoded, Piece, Slot, SoftPrompt
 
 log = logging.getLogger(__name__)

@@ -32,7 +32,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
-from lightning_softprompt.backbones.base import Backbone, BackboneSpec
+from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.backbones.causal import CausalBackbone
 from lightning_softprompt.backbones.fingerprint import WeightFiles, weight_files
 from lightning_softprompt.backbones.insertion.embeddings import (
@@ -46,6 +46,7 @@ from lightning_softprompt.backbones.kernels.quantized_linear import quantization
 from lightning_softprompt.backbones.masked import MaskedBackbone
 from lightning_softprompt.backbones.seq2seq import Seq2SeqBackbone
 from lightning_softprompt.backbones.tokenization.codec import Codec
+from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.refusals import UnsupportedBackboneError, explaining, refusing
 from lightning_softprompt.system.atomic_files import fill, write_whole
 

@@ -11,11 +11,12 @@ from dataclasses import replace
 
 import torch
 
-from lightning_softprompt.backbones.base import Backbone, BackboneSpec
+from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.backbones.generation.path_trial import STEPS
 from lightning_softprompt.backbones.loading import try_out
 from lightning_softprompt.backbones.skeleton import load_config, made_rows, twin
 from lightning_softprompt.backbones.small_copy import divisors, narrowest
+from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.refusals import FAILURES, UnsupportedBackboneError, explaining, reason_of
 from lightning_softprompt.core.types import SoftPrompt
 

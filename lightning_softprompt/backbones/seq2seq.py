@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from lightning_softprompt.backbones.base import Backbone, BackboneSpec
+from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.backbones.execution.lm_head import States
 from lightning_softprompt.backbones.generation.generate import drafted
 from lightning_softprompt.backbones.generation.seq2seq import EncoderRows, Seq2SeqGenerator
 from lightning_softprompt.backbones.insertion.positions import DECODER_NAMES, configured_positions
 from lightning_softprompt.backbones.insertion.splice import Spliced
 from lightning_softprompt.backbones.tokenization.codec import Codec
+from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.types import IGNORE, Batch, SoftPrompt
 
 NO_LATE_TOKENS = "encoder-decoders take no soft tokens at a middle layer; take a decoder or an encoder"

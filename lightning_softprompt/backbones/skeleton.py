@@ -15,7 +15,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from lightning_softprompt.backbones.base import Backbone, BackboneSpec
+from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.backbones.insertion.layer_stacks import shorten, stacks_of
 from lightning_softprompt.backbones.loading import (
     ANOTHER,
@@ -28,6 +28,7 @@ from lightning_softprompt.backbones.loading import (
 )
 from lightning_softprompt.backbones.small_copy import narrowed
 from lightning_softprompt.backbones.tokenization.codec import Codec
+from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.refusals import UnsupportedBackboneError, refusing
 from lightning_softprompt.core.template import Template
 from lightning_softprompt.core.types import Batch

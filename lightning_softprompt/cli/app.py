@@ -49,7 +49,6 @@ import lightning_softprompt.readouts.calibrated
 import lightning_softprompt.readouts.class_head
 import lightning_softprompt.readouts.ranked
 import lightning_softprompt.readouts.token_head  # noqa: F401
-from lightning_softprompt.backbones.base import BackboneSpec
 from lightning_softprompt.backbones.requirements import require_of_copy
 from lightning_softprompt.callbacks.algorithms.warm_start import WarmStart
 from lightning_softprompt.callbacks.recovery.process_watch import LOST, lost_connection
@@ -62,6 +61,7 @@ from lightning_softprompt.checkpoints.run_settings import SETTINGS, refuse_chang
 from lightning_softprompt.cli.commands import TRACEBACK_VARIABLE
 from lightning_softprompt.cli.parser import Parser, why_not_made
 from lightning_softprompt.cli.run_config import config_beside, read_run_config
+from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.data.saved_classes import fill_classes, lacks_classes
 from lightning_softprompt.distributed.strategy import refuse_others

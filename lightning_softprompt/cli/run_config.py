@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning_softprompt.backbones.base import BackboneSpec
 from lightning_softprompt.checkpoints.arguments import (
     PLAIN,
     as_config,
@@ -19,6 +18,7 @@ from lightning_softprompt.checkpoints.arguments import (
     read_value,
     shorten,
 )
+from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.methods.base import SoftPromptModule
 from lightning_softprompt.retrieval.chosen import refuse_strange_names

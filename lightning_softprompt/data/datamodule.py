@@ -14,9 +14,9 @@ from typing import Any, ClassVar, Literal, Protocol, Self, cast, final
 import numpy as np
 from lightning import LightningDataModule
 
-from lightning_softprompt.backbones.base import BackboneSpec
 from lightning_softprompt.backbones.loading import load_codec
 from lightning_softprompt.backbones.tokenization.codec import Codec, Cut
+from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.template import Template
 from lightning_softprompt.core.types import LOST, Batch, Classes, Encoded, Example, Text
 from lightning_softprompt.data.labels import as_text

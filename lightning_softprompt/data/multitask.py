@@ -11,8 +11,8 @@ from typing import Any, TypeVar, cast, final
 import torch
 from torch import nn
 
-from lightning_softprompt.backbones.base import BackboneSpec
 from lightning_softprompt.backbones.tokenization.codec import Codec
+from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.types import Batch, Classes, Encoded, Example
 from lightning_softprompt.data.datamodule import Collate, Prepared, SoftPromptDataModule, Source, Split
 from lightning_softprompt.data.readers.sources import DataError, Rows

@@ -13,9 +13,10 @@ from torch.distributed.fsdp import fully_shard
 from torch.utils._pytree import tree_leaves
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from lightning_softprompt.backbones.base import Backbone, BackboneSpec
+from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.backbones.skeleton import made_rows, twin
 from lightning_softprompt.backbones.small_copy import narrowest
+from lightning_softprompt.core.backbone_spec import BackboneSpec
 
 log = logging.getLogger(__name__)
 SHARES = "shares"  # the dimension of a mesh along which layers are cut

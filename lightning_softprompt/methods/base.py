@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torchmetrics import MeanMetric
 
-from lightning_softprompt.backbones.base import Backbone, BackboneSpec
+from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.backbones.loading import load_backbone
 from lightning_softprompt.backbones.prompted_lm import PromptedLM
 from lightning_softprompt.backbones.requirements import Requirement, require, require_of_copy, takes_soft_tokens
@@ -31,6 +31,7 @@ from lightning_softprompt.checkpoints.prompt_file import BACKBONE, SEED, check_b
 from lightning_softprompt.checkpoints.restore import load_module, load_tensors
 from lightning_softprompt.checkpoints.sizes import limit_build
 from lightning_softprompt.checkpoints.state_dict_hooks import leave_out_of_checkpoints
+from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.types import Batch, Classes, SoftPrompt
 from lightning_softprompt.distributed.sharding import evened, mean_of_all, settle, spec_here
 from lightning_softprompt.evaluation.base import Evaluation

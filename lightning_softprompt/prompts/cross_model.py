@@ -10,11 +10,12 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lightning_softprompt.backbones.base import Backbone, BackboneSpec
+from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.backbones.loading import load_backbone
 from lightning_softprompt.backbones.tokenization.codec import Codec
 from lightning_softprompt.checkpoints.library import soft_tokens
 from lightning_softprompt.checkpoints.prompt_file import read_prompt
+from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.prompts.init import Init, embeddings_of
 
 log = logging.getLogger(__name__)

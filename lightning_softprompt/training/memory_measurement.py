@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_softprompt.backbones.base import Backbone, BackboneSpec
+from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.backbones.insertion.layer_stacks import Stack, matrix_widths, stacks_of
 from lightning_softprompt.backbones.loading import try_out
 from lightning_softprompt.backbones.skeleton import made_rows, twin
 from lightning_softprompt.backbones.small_copy import divisors, narrowest
+from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.refusals import FAILURES, UnsupportedBackboneError, reason_of
 from lightning_softprompt.methods.base import SoftPromptModule
 

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lightning_softprompt.backbones.base import Backbone, BackboneSpec
+from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.backbones.execution.lm_head import CHUNK
 from lightning_softprompt.backbones.insertion.layer_stacks import stacks_of
 from lightning_softprompt.backbones.kernels.quantized_linear import SCHEMES, matrices
 from lightning_softprompt.backbones.skeleton import hollow, load_config
+from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.methods.base import SoftPromptModule
 from lightning_softprompt.training.memory_measurement import Kept, Load, attached, measure
 

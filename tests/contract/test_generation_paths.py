@@ -8,13 +8,13 @@ import torch
 from architectures import Architecture, save
 from tiny import EOS, batch_of, encoded
 
-from lightning_softprompt.backbones.base import BackboneSpec
 from lightning_softprompt.backbones.conversation import Conversation
 from lightning_softprompt.backbones.generation import path_choice, paths
 from lightning_softprompt.backbones.generation.path_choice import GenerationUnsupportedError
 from lightning_softprompt.backbones.generation.paths import EqualLengths, LeftPadded, SharedPrompt, WithoutCache
 from lightning_softprompt.backbones.loading import load_backbone
 from lightning_softprompt.cli.commands import doctor
+from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.types import SoftPrompt
 
 MOST = 6

@@ -9,13 +9,13 @@ from exact import EXACT, TEMPLATES, batch_of, loss_and_gradients
 from transformers import MistralConfig, MistralForCausalLM
 
 from lightning_softprompt.backbones import causal
-from lightning_softprompt.backbones.base import BackboneSpec
 from lightning_softprompt.backbones.causal import CausalBackbone
 from lightning_softprompt.backbones.execution import context_cache, packed_attention
 from lightning_softprompt.backbones.execution.context_cache import ContextCache
 from lightning_softprompt.backbones.execution.paths import Alone, Packed, Padded, TwoPass
 from lightning_softprompt.backbones.execution.row_batch import Rows
 from lightning_softprompt.backbones.loading import load_backbone
+from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.types import SoftPrompt
 
 FAMILIES = ("llama", "gpt2")

@@ -5,8 +5,8 @@ import torch
 from architectures import Architecture, save
 from tiny import BOS, EOS, UNK, batch_of
 
-from lightning_softprompt.backbones.base import BackboneSpec
 from lightning_softprompt.backbones.loading import load_backbone
+from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.types import SoftPrompt
 
 MOST = 6

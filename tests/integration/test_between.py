@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 
-from lightning_softprompt.backbones.base import BackboneSpec
 from lightning_softprompt.backbones.loading import load_backbone
 from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, identity, write_prompt
 from lightning_softprompt.cli.commands import between
+from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.data.classification import ClassificationDataModule
 from lightning_softprompt.methods import PromptTuning
 from lightning_softprompt.system.errors import CommandError

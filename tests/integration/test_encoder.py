@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 
-from lightning_softprompt.backbones.base import BackboneSpec
 from lightning_softprompt.backbones.loading import load_backbone
 from lightning_softprompt.cli.app import main
 from lightning_softprompt.cli.commands import doctor
+from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.template import Template
 from lightning_softprompt.core.types import SoftPrompt
 

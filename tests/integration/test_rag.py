@@ -11,10 +11,10 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from safetensors.torch import load_file
 
-from lightning_softprompt.backbones.base import BackboneSpec
 from lightning_softprompt.backbones.execution import context_cache, paths
 from lightning_softprompt.cli.app import main
 from lightning_softprompt.cli.commands.analyze import read_run
+from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.template import Template
 from lightning_softprompt.methods import Spring
 from lightning_softprompt.methods.base import SoftPromptModule

@@ -10,8 +10,8 @@ import torch
 from forks import as_of_torchrun, ended, forked
 from lightning.pytorch.strategies import ModelParallelStrategy
 
-from lightning_softprompt.backbones.base import BackboneSpec
 from lightning_softprompt.checkpoints.prompt_file import load_checkpoint, read_prompt
+from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.distributed.sharding import spec_here
 from lightning_softprompt.distributed.strategy import ShardedStrategy, refuse_others
 

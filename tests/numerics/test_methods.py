@@ -7,8 +7,8 @@ import torch
 from tiny import CLASSES, batch_of, encoded
 from torch.testing import assert_close
 
-from lightning_softprompt.backbones.base import BackboneSpec
 from lightning_softprompt.backbones.prompted_lm import PromptedLM
+from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.types import SoftPrompt
 from lightning_softprompt.methods import (
     DPT,

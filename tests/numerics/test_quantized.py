@@ -9,11 +9,11 @@ from bitsandbytes.nn import Params4bit
 from torch.testing import assert_close
 from transformers import AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
-from lightning_softprompt.backbones.base import BackboneSpec
 from lightning_softprompt.backbones.kernels import quantized_linear
 from lightning_softprompt.backbones.loading import load_backbone
 from lightning_softprompt.checkpoints.prompt_file import check_backbone, identity
 from lightning_softprompt.cli.commands import doctor
+from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.types import SoftPrompt
 from lightning_softprompt.methods import PromptTuning
 from lightning_softprompt.training.memory_measurement import Load

@@ -7,8 +7,8 @@ import pytest
 import torch
 from tiny import EOS
 
-from lightning_softprompt.backbones.base import BackboneSpec
 from lightning_softprompt.backbones.tokenization.codec import Codec
+from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.types import Encoded
 from lightning_softprompt.data import token_cache
 from lightning_softprompt.data.classification import ClassificationDataModule

@@ -6,10 +6,10 @@ import torch
 from architectures import Architecture, save
 from torch.nn.functional import scaled_dot_product_attention
 
-from lightning_softprompt.backbones.base import BackboneSpec
 from lightning_softprompt.backbones.execution.float32_reference import in_float32
 from lightning_softprompt.backbones.insertion.embeddings import Entry, EntryUnsupportedError, check_attends, find_entry
 from lightning_softprompt.backbones.loading import load_backbone
+from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.refusals import UnsupportedBackboneError
 
 

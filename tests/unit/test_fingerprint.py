@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 
 from lightning_softprompt.backbones import fingerprint as module
 from lightning_softprompt.backbones import loading as loading
-from lightning_softprompt.backbones.base import BackboneSpec
 from lightning_softprompt.backbones.causal import CausalBackbone
 from lightning_softprompt.backbones.loading import load_backbone
 from lightning_softprompt.checkpoints.prompt_file import check_backbone, identity
+from lightning_softprompt.core.backbone_spec import BackboneSpec
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from lightning_softprompt.backbones.base import BackboneSpec
+from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.data.readers.corpora import Columns
 from lightning_softprompt.evaluation.qa import QaEvaluation
 from lightning_softprompt.rag.passage_selection import Noise

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from lightning_softprompt.backbones.base import BackboneSpec
+from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.data.classification import ClassificationDataModule
 from lightning_softprompt.data.multitask import MultitaskDataModule
 from lightning_softprompt.data.sampling.shared_batches import Together

@@ -7,9 +7,9 @@ from lightning.pytorch import LightningModule, Trainer
 from tiny import CLASSES, batch_of
 from torch.optim import SGD, AdamW
 
-from lightning_softprompt.backbones.base import BackboneSpec
 from lightning_softprompt.checkpoints.hyperparameters import plain
 from lightning_softprompt.checkpoints.prompt_file import load_checkpoint
+from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.methods import PromptTuning
 from lightning_softprompt.methods.base import SoftPromptModule
 from lightning_softprompt.objectives.classification import Classification

@@ -20,11 +20,11 @@ from transformers import (
 )
 
 from lightning_softprompt.backbones import skeleton as hollow_module
-from lightning_softprompt.backbones.base import BackboneSpec
 from lightning_softprompt.backbones.insertion.layer_stacks import Stack
 from lightning_softprompt.backbones.skeleton import hollow, made_rows, twin
 from lightning_softprompt.cli.app import main
 from lightning_softprompt.cli.commands import plan as command
+from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.methods import DPT, IDPG, PrefixTuning, PromptTuning, PTuning
 from lightning_softprompt.runs.run_spec import last_folder
 from lightning_softprompt.system.errors import CommandError

@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from lightning_softprompt.backbones.base import BackboneSpec
+from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.types import Answer, Shown, Slot, Text
 from lightning_softprompt.data.classification import ClassificationDataModule
 from lightning_softprompt.data.multitask import MultitaskDataModule

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lightning_softprompt.backbones.base import BackboneSpec
+from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.data.readers.sources import DataError
 from lightning_softprompt.rag.relevance_datamodule import RelevanceDataModule
 from lightning_softprompt.retrieval.index_builder import build_index

@@ -4,11 +4,11 @@ import pytest
 from architectures import Architecture, save
 from transformers import LlamaForCausalLM, PreTrainedModel
 
-from lightning_softprompt.backbones.base import BackboneSpec
 from lightning_softprompt.backbones.insertion.key_values import NAME, injectable
 from lightning_softprompt.backbones.loading import load_backbone
 from lightning_softprompt.backbones.requirements import generates, require_of_copy
 from lightning_softprompt.cli.app import main
+from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.refusals import UnsupportedBackboneError, reason_of, refusing
 from lightning_softprompt.core.types import SoftPrompt
 from lightning_softprompt.methods import LatePromptTuning, PrefixTuning, PromptTuning

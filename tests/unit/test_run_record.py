@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from lightning_softprompt.backbones.base import BackboneSpec
+from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.runs.run_record import LAST, note_start
 from lightning_softprompt.runs.run_spec import RunSpec, new_name, refuse_used
 from lightning_softprompt.system.atomic_files import expand_home, home_in

@@ -8,9 +8,9 @@ import torch
 from tiny import BOS, EOS, batch_of
 from tokenizers.processors import TemplateProcessing
 
-from lightning_softprompt.backbones.base import BackboneSpec
 from lightning_softprompt.backbones.causal import CausalCodec
 from lightning_softprompt.backbones.loading import load_backbone, load_codec
+from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.template import Template
 from lightning_softprompt.core.types import SoftPrompt
 

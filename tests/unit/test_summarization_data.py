@@ -2,8 +2,8 @@
 
 import pytest
 
-from lightning_softprompt.backbones.base import BackboneSpec
 from lightning_softprompt.backbones.generation.decoding import Decoding
+from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.data.readers.sources import DataError
 from lightning_softprompt.data.summarization import SummarizationDataModule
 from lightning_softprompt.evaluation.map_reduce import MapReduce

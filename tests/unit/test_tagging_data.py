@@ -6,7 +6,7 @@ import torch
 from tiny import FAMILIES as ALL
 from tiny import on_side
 
-from lightning_softprompt.backbones.base import BackboneSpec
+from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.types import IGNORE, LOST
 from lightning_softprompt.data.tagging import TaggingDataModule
 

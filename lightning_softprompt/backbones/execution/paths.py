@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from lightning_softprompt.backbones.base import BackboneSpec
 from lightning_softprompt.backbones.execution.context_cache import ContextCache, Contexts, keys_and_values
 from lightning_softprompt.backbones.execution.lm_head import Head, States
 from lightning_softprompt.backbones.execution.packing import pack
 from lightning_softprompt.backbones.execution.row_batch import Rows
 from lightning_softprompt.backbones.insertion.embeddings import Entry
 from lightning_softprompt.backbones.insertion.key_values import NAME, Sites, at, injected, sites_of
+from lightning_softprompt.core.backbone_spec import BackboneSpec
 
 log = logging.getLogger(__name__)
 Offer = Callable[..., "Path"]  # of a model and its head

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from platformdirs import user_cache_path
@@ -27,8 +27,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
+from lightning_softprompt.core.backbone_spec import Compute
+
 log = logging.getLogger(__name__)
-Compute = Literal["auto", "plain", "prepacked", "bf16"]
 _plain: ContextVar[bool] = ContextVar("plain", default=False)
 WIDE = 256  # below, calls cost more than products
 PAYS = 1.15  # times faster

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +23,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import embedding, linear, pad
 from transformers import PreTrainedModel
 
+from lightning_softprompt.core.backbone_spec import Quantization
+
 log = logging.getLogger(__name__)
 SCALE = 4  # bytes of a scale
-Quantization = Literal["torchao-int8", "bitsandbytes-int8", "bitsandbytes-nf4"]
 
 
 @dataclass(frozen=True)

@@ -144,8 +144,8 @@ def devices() -> Finding:
 
 def speed(name: str, quantization: str | None = None, attention: str | None = None) -> Iterator[Finding]:
     """How a backbone would run here, found out on two rows."""
-    from lightning_softprompt.backbones.base import BackboneSpec
     from lightning_softprompt.backbones.loading import load_backbone
+    from lightning_softprompt.core.backbone_spec import BackboneSpec
     from lightning_softprompt.core.template import Template
     from lightning_softprompt.core.types import SoftPrompt
 

@@ -8,9 +8,10 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from lightning_softprompt.backbones.base import Backbone, BackboneSpec
+from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.backbones.loading import load_backbone
 from lightning_softprompt.backbones.masked import MaskedBackbone
+from lightning_softprompt.core.backbone_spec import BackboneSpec
 
 AT_ONCE = 64  # texts
 
