@@ -23,7 +23,9 @@ from torch import Tensor
 
 from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.backbones.fingerprint import SAMPLED, differing_part
+from lightning_softprompt.checkpoints.run_settings import SETTINGS
 from lightning_softprompt.checkpoints.sizes import check_archive, check_header, check_values
+from lightning_softprompt.moved import current_names
 from lightning_softprompt.system.atomic_files import usual_mode
 
 log = logging.getLogger(__name__)
@@ -31,6 +33,7 @@ SEED = "seed"  # key of a checkpoint that says what the run's random numbers beg
 REPLICAS = "replicas"  # what the tensors of several prompts are named by, with their numbers
 BACKBONE = "backbone"  # key of a checkpoint and of a header that says what the prompt was trained on
 CHECKSUM = "checksum"  # key of a header
+WITH_CLASS_NAMES = ("hyper_parameters", "method", SETTINGS)  # keys of a checkpoint whose values name classes
 
 
 @dataclass(frozen=True)
@@ -170,7 +173,7 @@ def _read_safetensors(path: Path) -> SavedPrompt:
     if header.get(CHECKSUM, checksum) != checksum:
         raise ValueError(f"{path} is no whole safetensors file: what is in it is not what its checksum was made of")
     try:
-        parts = {name: json.loads(header[name]) for name in (BACKBONE, "method") if name in header}
+        parts = {name: current_names(json.loads(header[name])) for name in (BACKBONE, "method") if name in header}
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} says of its prompt what is no JSON: {error}") from error
     return _saved(path, {"state_dict": tensors, "method": {}, **parts})
@@ -222,7 +225,8 @@ def load_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
         raise _broken(path, str(error).splitlines()[0] if str(error) else type(error).__name__) from error
     if not isinstance(checkpoint, dict):
         raise ValueError(f"{path} holds a {type(checkpoint).__name__}; it was not written by this project")
-    return checkpoint
+    named = {name: current_names(checkpoint[name]) for name in WITH_CLASS_NAMES if name in checkpoint}
+    return {**checkpoint, **named}
 
 
 def damage_of(path: Path) -> str | None:

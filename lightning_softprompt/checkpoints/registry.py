@@ -11,11 +11,14 @@ from torch import optim
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
+from lightning_softprompt.moved import current_path
 from lightning_softprompt.system.trust import is_standard, is_trusted
 
 PACKAGE = "lightning_softprompt"
-PLUGIN_FOLDERS = ("callbacks", "data", "distributed", "evaluation", "methods", "objectives", "prompts", "rag", "readouts",
-                  "retrieval")  # fmt: skip
+PLUGIN_FOLDERS = (
+    "callbacks", "data", "distributed", "evaluation", "methods", "objectives", "prompts", "rag", "readouts",
+    "retrieval",
+)  # fmt: skip
 BASES = (
     "callbacks.algorithms.consolidation.Consolidation",
     "callbacks.algorithms.corruption_probe.CorruptionProbe",
@@ -44,7 +47,7 @@ def registered_class(path: object) -> type:
         ValueError: If files may not name it, with the option that allows it where there is one.
     """
     check_class(path)
-    named = cast(str, path)
+    named = current_path(cast(str, path))
     if named in (torch_classes := _torch_classes()):
         return torch_classes[named]
     if named.partition(".")[0] == PACKAGE:
@@ -70,7 +73,7 @@ def check_class(path: object) -> None:
     if is_standard(path) or path.partition(".")[0] == "torch":
         raise ValueError(f"it names {_short(path)}, which is not a plug-in, an optimizer or a scheduler")
     if path.partition(".")[0] == PACKAGE:
-        _package_class(path)
+        _package_class(current_path(path))
 
 
 @cache

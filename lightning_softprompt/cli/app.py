@@ -26,29 +26,6 @@ from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningCLI
 from torch import distributed
 
-# Imported so that configs may name their classes without the module's path.
-import lightning_softprompt.callbacks.algorithms.consolidation
-import lightning_softprompt.callbacks.algorithms.corruption_probe
-import lightning_softprompt.callbacks.algorithms.pruning
-import lightning_softprompt.data.classification
-import lightning_softprompt.data.multitask
-import lightning_softprompt.data.summarization
-import lightning_softprompt.data.tagging
-import lightning_softprompt.methods
-import lightning_softprompt.objectives.context_distillation
-import lightning_softprompt.objectives.distillation
-import lightning_softprompt.prompts.cross_model
-import lightning_softprompt.prompts.from_checkpoints
-import lightning_softprompt.prompts.init
-import lightning_softprompt.prompts.task_factors
-import lightning_softprompt.rag.prompt_reranker
-import lightning_softprompt.rag.qa_datamodule
-import lightning_softprompt.rag.relevance_datamodule
-import lightning_softprompt.readouts.auto
-import lightning_softprompt.readouts.calibrated
-import lightning_softprompt.readouts.class_head
-import lightning_softprompt.readouts.ranked
-import lightning_softprompt.readouts.token_head  # noqa: F401
 from lightning_softprompt.backbones.requirements import require_of_copy
 from lightning_softprompt.callbacks.algorithms.warm_start import WarmStart
 from lightning_softprompt.callbacks.recovery.process_watch import LOST, lost_connection
@@ -60,6 +37,7 @@ from lightning_softprompt.checkpoints.prompt_file import SEED, load_checkpoint, 
 from lightning_softprompt.checkpoints.run_settings import SETTINGS, refuse_changes, refuse_incomplete
 from lightning_softprompt.cli.commands import TRACEBACK_VARIABLE
 from lightning_softprompt.cli.parser import Parser, why_not_made
+from lightning_softprompt.cli.plugins import import_plugins
 from lightning_softprompt.cli.run_config import config_beside, read_run_config
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
@@ -436,6 +414,7 @@ def _settings_of(path: Path, command: str) -> str:
 
 def make_cli(argv: Sequence[str], cli: type[SoftPromptCLI] = SoftPromptCLI, run: bool = True) -> SoftPromptCLI:
     """The command line of the run commands, which runs what `argv` says."""
+    import_plugins()
     names = SoftPromptCLI.subcommands()
     return cli(
         SoftPromptModule,

@@ -446,7 +446,8 @@ def test_every_config_that_ships_opens_with_a_comment_and_can_be_instantiated(pa
     assert cli.model.classes_by_task == cli.datamodule.classes_by_task
 
 
-PRUNING = '[{"class_path": "lightning_softprompt.callbacks.algorithms.pruning.Pruning", "init_args": {"after": 3, "measured": 2}}]'
+PRUNING_CLASS = "lightning_softprompt.callbacks.algorithms.pruning.Pruning"
+PRUNING = json.dumps([{"class_path": PRUNING_CLASS, "init_args": {"after": 3, "measured": 2}}])
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,10 @@ import yaml
 from lightning.pytorch import Callback, Trainer
 from torch.utils.data import DataLoader
 
-import lightning_softprompt.cli.app  # noqa: F401 (registers the short names of classes)
 from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, identity, write_prompt
 from lightning_softprompt.cli.commands.configs import configs_folder
 from lightning_softprompt.cli.parser import Parser
+from lightning_softprompt.cli.plugins import import_plugins
 from lightning_softprompt.methods.base import SoftPromptModule
 
 RECORDED = Path(__file__).with_name("losses.json")
@@ -66,6 +66,7 @@ def shrink(arguments, prompt_file, corpus):
 
 def build(config, classes):
     """The method that a config names, as the command line builds it."""
+    import_plugins()
     parser = Parser()
     parser.add_subclass_arguments(SoftPromptModule, "model", fail_untyped=False)
     arguments = {**config["init_args"], "classes": {**asdict(classes), "demonstrations": list(classes.demonstrations)}}

@@ -145,7 +145,8 @@ METHODS = st.dictionaries(
     VALUES
     | st.sampled_from(["os.system", "lightning_softprompt.methods.PromptTuning", "builtins.exec", ".."])
     | st.fixed_dictionaries({
-        "class_path": st.sampled_from(["os.mkdir", "subprocess.Popen", "lightning_softprompt.system.atomic_files.write_whole",
+        "class_path": st.sampled_from(["os.mkdir", "subprocess.Popen",
+                                       "lightning_softprompt.system.atomic_files.write_whole",
                                        "lightning_softprompt.prompts.init.Uniform", "shutil.rmtree"]),
         "init_args": st.dictionaries(st.sampled_from(["path", "args", "name", "content"]), VALUES, max_size=2),
     }), max_size=4,

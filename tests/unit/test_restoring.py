@@ -78,7 +78,8 @@ NAMES = [
     "os.system", "subprocess.getoutput", "subprocess.Popen", "builtins.exec", "shutil.rmtree", "torch.hub.load",
     "torch.load", "torch.optim.lr_scheduler.partial", "lightning_softprompt.system.atomic_files.write_whole",
     "lightning_softprompt.checkpoints.prompt_file.read_prompt", "lightning_softprompt.prompts.init.rms",
-    "lightning_softprompt.methods.trained.folded.read_prompt", "lightning_softprompt.callbacks.reporting.predictions.PredictionWriter",
+    "lightning_softprompt.methods.trained.folded.read_prompt",
+    "lightning_softprompt.callbacks.reporting.predictions.PredictionWriter",
     "nearby.Ones", "nearby.call", "..", "", "a-b.c",
 ]  # fmt: skip
 

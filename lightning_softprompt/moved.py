@@ -1,0 +1,267 @@
+"""Modules that have moved: files and code that use the old names keep working for one release.
+
+Prompts, checkpoints and configs name classes by their modules. `current_names` translates what a file says. Importing
+an old module gives the new one, with a warning that names it.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+PACKAGE = "lightning_softprompt"
+REMOVED_IN = "0.3.0"
+MOVED = {  # old module, or class, and the new one
+    "backbones.base.BackboneSpec": "core.backbone_spec.BackboneSpec",
+    "backbones.attention": "backbones.execution.packed_attention",
+    "backbones.codec": "backbones.tokenization.codec",
+    "backbones.contexts": "backbones.execution.context_cache",
+    "backbones.control_tokens": "backbones.tokenization.control_tokens",
+    "backbones.decoding": "backbones.generation.decoding",
+    "backbones.entry": "backbones.insertion.embeddings",
+    "backbones.gated": "backbones.kernels.gated_mlp",
+    "backbones.generation_choice": "backbones.generation.path_choice",
+    "backbones.generation_paths": "backbones.generation.paths",
+    "backbones.generation_trial": "backbones.generation.path_trial",
+    "backbones.head": "backbones.execution.lm_head",
+    "backbones.hollow": "backbones.skeleton",
+    "backbones.injection": "backbones.insertion.key_values",
+    "backbones.layers": "backbones.insertion.layers",
+    "backbones.linear": "backbones.kernels.prepacked_linear",
+    "backbones.load": "backbones.loading",
+    "backbones.narrowing": "backbones.small_copy",
+    "backbones.norms": "backbones.kernels.rms_norm",
+    "backbones.packing": "backbones.execution.packing",
+    "backbones.parts": "backbones.microbatching",
+    "backbones.path_trial": "backbones.execution.path_trial",
+    "backbones.paths": "backbones.execution.paths",
+    "backbones.positions": "backbones.insertion.positions",
+    "backbones.precise": "backbones.execution.float32_reference",
+    "backbones.quantized": "backbones.kernels.quantized_linear",
+    "backbones.ranks": "distributed.sharding",
+    "backbones.refusals": "core.refusals",
+    "backbones.rows": "backbones.execution.row_batch",
+    "backbones.rowwise": "backbones.execution.row_check",
+    "backbones.seq2seq_generation": "backbones.generation.seq2seq",
+    "backbones.splice": "backbones.insertion.splice",
+    "backbones.stacks": "backbones.insertion.layer_stacks",
+    "backbones.words": "backbones.tokenization.word_alignment",
+    "callbacks.best_checkpoint": "callbacks.recovery.best_checkpoint",
+    "callbacks.case_page": "reports.html",
+    "callbacks.case_report": "callbacks.reporting.case_report",
+    "callbacks.consolidation": "callbacks.algorithms.consolidation",
+    "callbacks.corruption_probe": "callbacks.algorithms.corruption_probe",
+    "callbacks.final_checkpoint": "callbacks.recovery.final_checkpoint",
+    "callbacks.halving": "callbacks.recovery.oom_retry",
+    "callbacks.loggers": "runs.loggers",
+    "callbacks.numeric_guard": "callbacks.recovery.nan_guard",
+    "callbacks.predictions": "callbacks.reporting.predictions",
+    "callbacks.preemption": "callbacks.recovery.preemption",
+    "callbacks.process_watch": "callbacks.recovery.process_watch",
+    "callbacks.prompt_watch": "callbacks.reporting.prompt_watch",
+    "callbacks.pruning": "callbacks.algorithms.pruning",
+    "callbacks.record_lines": "callbacks.reporting.record_lines",
+    "callbacks.resume": "callbacks.recovery.resume",
+    "callbacks.row_blame": "callbacks.recovery.bad_rows",
+    "callbacks.run_files": "callbacks.reporting.run_files",
+    "callbacks.run_settings": "callbacks.recovery.run_settings",
+    "callbacks.run_start": "callbacks.recovery.run_start",
+    "callbacks.throughput": "callbacks.reporting.throughput",
+    "callbacks.unfinished": "system.partial_file",
+    "callbacks.warm_start": "callbacks.algorithms.warm_start",
+    "checkpoints.building": "checkpoints.arguments",
+    "checkpoints.files": "checkpoints.prompt_file",
+    "checkpoints.hooks": "checkpoints.state_dict_hooks",
+    "checkpoints.plain": "checkpoints.hyperparameters",
+    "checkpoints.restoring": "checkpoints.restore",
+    "checkpoints.settings": "checkpoints.run_settings",
+    "checkpoints.whole": "checkpoints.atomic_io",
+    "commands.analysis_page": "reports.error_page",
+    "commands.analysis_tables": "reports.error_tables",
+    "commands.analyze": "cli.commands.analyze",
+    "commands.between": "cli.commands.between",
+    "commands.completion": "cli.commands.completion",
+    "commands.configs": "cli.commands.configs",
+    "commands.doctor": "cli.commands.doctor",
+    "commands.fold": "cli.commands.fold",
+    "commands.index": "cli.commands.index",
+    "commands.library": "cli.commands.library",
+    "commands.methods": "cli.commands.methods",
+    "commands.parsing": "cli.dry_parse",
+    "commands.plan": "cli.commands.plan",
+    "commands.reach": "system.hosts",
+    "commands.study": "cli.commands.study",
+    "commands.sweep": "cli.commands.sweep",
+    "commands.table": "reports.text_table",
+    "data.batching": "data.sampling.bucketing",
+    "data.cache": "data.token_cache",
+    "data.corpora": "data.readers.corpora",
+    "data.drawn": "rag.epoch_resampling",
+    "data.gold": "rag.gold",
+    "data.indexing": "rag.index_setup",
+    "data.mixing": "data.sampling.task_mixing",
+    "data.movie_sentences": "data.samples.movie_sentences",
+    "data.notes": "data.samples.notes",
+    "data.passage_rows": "rag.passage_rendering",
+    "data.rag_qa": "rag.qa_datamodule",
+    "data.relevance": "rag.relevance_datamodule",
+    "data.resuming": "data.sampling.resumable",
+    "data.showing": "rag.passage_selection",
+    "data.sources": "data.readers.sources",
+    "data.text_files": "data.readers.text_files",
+    "data.together": "data.sampling.shared_batches",
+    "evaluation.analysis": "reports.error_analysis",
+    "evaluation.answers": "evaluation.metrics.answers",
+    "evaluation.bert_score": "evaluation.metrics.bert_score",
+    "evaluation.choices": "evaluation.multiple_choice",
+    "evaluation.continual": "evaluation.metrics.continual",
+    "evaluation.intervals": "evaluation.metrics.intervals",
+    "evaluation.mistakes": "reports.error_types",
+    "evaluation.plots": "evaluation.figures",
+    "evaluation.retrieval": "evaluation.metrics.retrieval",
+    "evaluation.sentences": "evaluation.metrics.sentences",
+    "evaluation.text_metrics": "evaluation.metrics.text",
+    "evaluation.text_rows": "evaluation.metrics.text_rows",
+    "evaluation.text_scoring": "evaluation.metrics.text_scorer",
+    "folders": "system.atomic_files",
+    "lm": "backbones.prompted_lm",
+    "measurement": "training.memory_measurement",
+    "methods.adept": "methods.input_prompts.adept",
+    "methods.attempt": "methods.task_prompts.attempt",
+    "methods.bare": "methods.baselines.bare",
+    "methods.cartridge": "methods.layer_prompts.cartridge",
+    "methods.context_aware": "methods.input_prompts.context_aware",
+    "methods.dept": "methods.input_prompts.dept",
+    "methods.dpt": "methods.input_prompts.dpt",
+    "methods.folded": "methods.trained.folded",
+    "methods.full_fine_tuning": "methods.baselines.full_fine_tuning",
+    "methods.idpg": "methods.row_prompts.idpg",
+    "methods.late_prompt_tuning": "methods.layer_prompts.late_prompt_tuning",
+    "methods.lora": "methods.baselines.lora",
+    "methods.mpt": "methods.task_prompts.mpt",
+    "methods.p_tuning": "methods.input_prompts.p_tuning",
+    "methods.p_tuning_v2": "methods.layer_prompts.p_tuning_v2",
+    "methods.prefix_tuning": "methods.layer_prompts.prefix_tuning",
+    "methods.prompt_bank": "methods.trained.prompt_bank",
+    "methods.prompt_tuning": "methods.input_prompts.prompt_tuning",
+    "methods.pt_moe": "methods.row_prompts.pt_moe",
+    "methods.residual_prompt_tuning": "methods.input_prompts.residual_prompt_tuning",
+    "methods.smop": "methods.row_prompts.smop",
+    "methods.spring": "methods.input_prompts.spring",
+    "methods.transprompt": "methods.task_prompts.transprompt",
+    "methods.ulpt": "methods.input_prompts.ulpt",
+    "methods.xprompt": "methods.input_prompts.xprompt",
+    "module": "methods.base",
+    "monitors": "training.monitors",
+    "optimizers": "methods.optimizers",
+    "parser": "cli.parser",
+    "plain_yaml": "system.plain_yaml",
+    "planning": "training.memory_plan",
+    "printable": "system.printable",
+    "prompt_reranker": "rag.prompt_reranker",
+    "prompts.anchors": "prompts.cross_model",
+    "prompts.attention": "prompts.prompt_attention",
+    "prompts.blend": "prompts.from_checkpoints",
+    "prompts.context": "prompts.demonstrations",
+    "prompts.factors": "prompts.task_factors",
+    "prompts.key_values": "prompts.kv_prefix",
+    "prompts.mixed": "prompts.merge_rows",
+    "prompts.pool": "prompts.pooling",
+    "prompts.tasks": "prompts.task_ids",
+    "quickstart": "cli.commands.quickstart",
+    "rag_quickstart": "cli.commands.rag_quickstart",
+    "readouts.suited": "readouts.auto",
+    "replicas": "training.replicas",
+    "retrieval.building": "retrieval.index_builder",
+    "retrieval.cache": "retrieval.result_cache",
+    "retrieval.cutting": "retrieval.passages.chunking",
+    "retrieval.documents": "retrieval.passages.documents",
+    "retrieval.encoding": "retrieval.search.encoder",
+    "retrieval.extras": "system.optional_packages",
+    "retrieval.lexical": "retrieval.search.bm25",
+    "retrieval.qdrant": "retrieval.search.qdrant",
+    "retrieval.ranking": "retrieval.search.fusion",
+    "retrieval.reranking": "retrieval.reranker",
+    "retrieval.settings": "retrieval.search.settings",
+    "retrieval.texts": "retrieval.passages.text_files",
+    "retrieval.unfinished": "retrieval.vector_log",
+    "retrieval.vectors": "retrieval.search.vectors",
+    "retrieval.words": "retrieval.passages.words",
+    "run": "runs.run_spec",
+    "run_checks": "runs.run_checks",
+    "run_config": "cli.run_config",
+    "run_record": "runs.run_record",
+    "run_settings": "runs.run_settings",
+    "session": "training.session",
+    "strategy": "distributed.strategy",
+    "studies.reading": "studies.study_file",
+    "template": "core.template",
+    "trust": "system.trust",
+    "types": "core.types",
+    "word_boundaries": "core.word_boundaries",
+}
+
+
+def current_path(path: str) -> str:
+    """The import path of a class or module today.
+
+    Args:
+        path: An import path, as a file or a config names it.
+
+    Returns:
+        The path with the module replaced if it has moved; any other path unchanged.
+    """
+    package, _, rest = path.partition(".")
+    if package != PACKAGE:
+        return path
+    parts = rest.split(".")
+    for length in range(len(parts), 0, -1):
+        module = ".".join(parts[:length])
+        if module in MOVED:
+            return ".".join([PACKAGE, MOVED[module], *parts[length:]])
+    return path
+
+
+def current_names(value: Any) -> Any:
+    """Plain values from a file, with the class paths among them brought up to date."""
+    if isinstance(value, str):
+        return current_path(value)
+    if isinstance(value, Mapping):
+        return {key: current_names(inner) for key, inner in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, bytes):
+        return [current_names(inner) for inner in value]
+    return value
+
+
+class MovedModules(MetaPathFinder, Loader):
+    """Imports a module under its old name: the result is the module under its new name."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Handles only the modules in `MOVED`."""
+        is_moved = fullname.removeprefix(f"{PACKAGE}.") in MOVED and fullname.startswith(f"{PACKAGE}.")
+        return ModuleSpec(fullname, self) if is_moved else None
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        """Leaves it to the import system to create an empty module, which `exec_module` replaces."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Puts the new module in the place of the old one and warns."""
+        old = module.__name__
+        new = current_path(old)
+        sys.modules[old] = import_module(new)
+        message = f"{old} is now {new}; the old name stops working in version {REMOVED_IN}"
+        warnings.warn(message, FutureWarning, stacklevel=2)
+
+
+def install() -> None:
+    """Makes the old names importable; a second call changes nothing."""
+    if not any(isinstance(finder, MovedModules) for finder in sys.meta_path):
+        sys.meta_path.append(MovedModules())
