@@ -1,7 +1,9 @@
-"""Which part of the package may know of which, read from the syntax trees: a wrong import fails here, not in review."""
+"""Which part of the package may import which, read from the syntax trees: a wrong import fails here, not in review."""
 
 import ast
+from collections import defaultdict
 from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -9,35 +11,33 @@ import pytest
 ROOT = Path(__file__).parents[1] / "lightning_softprompt"
 NAME = "lightning_softprompt"
 
-LOWEST = {"types", "template", "folders", "tensor_files", "word_boundaries"}
-BACKBONES = LOWEST | {"backbones"}
-SHARED = BACKBONES | {"checkpoints", "prompts", "lm"}
-SCORING = SHARED | {"readouts", "objectives", "evaluation"}
-WEIGHTS = {"backbones.base", "backbones.load"}
-TASKS = LOWEST | WEIGHTS | {"backbones.codec", "backbones.decoding", "evaluation", "retrieval"}
+GROUND = {"core", "system"}
+STORED = GROUND | {"backbones", "checkpoints"}
+TRAINED = STORED | {"prompts", "readouts", "objectives", "evaluation", "distributed"}
 
-MAY_IMPORT = {  # beside its own kind
-    "types": set(),
-    "template": {"types"},
-    "folders": set(),
-    "tensor_files": set(),
-    "trust": {"commands"},  # whose errors it raises
-    "word_boundaries": set(),
-    "backbones": LOWEST,
-    "checkpoints": BACKBONES | {"trust"},
-    "prompts": BACKBONES | {"checkpoints"},
-    "lm": BACKBONES | {"checkpoints"},
-    "readouts": SHARED,
-    "objectives": SHARED,
-    "evaluation": SHARED,
-    "retrieval": LOWEST | WEIGHTS,  # what is searched is given to it: it reads no corpus
-    "optimizers": set(),
-    "module": SCORING | {"optimizers"},
-    "methods": SCORING | {"module"},
-    "data": TASKS,
+MAY_IMPORT = {  # in addition to itself
+    "core": set(),
+    "system": set(),
+    "backbones": GROUND,
+    "distributed": GROUND | {"backbones"},
+    "checkpoints": GROUND | {"backbones", "moved"},
+    "runs": STORED,
+    "evaluation": GROUND | {"backbones"},
+    "retrieval": GROUND | {"backbones"},  # its callers pass the documents: it reads no corpus
+    "prompts": STORED,
+    "objectives": STORED,
+    "reports": GROUND | {"evaluation"},
+    "studies": STORED,
+    "data": GROUND | {"backbones", "evaluation", "retrieval"},
+    "readouts": STORED | {"prompts"},
+    "methods": TRAINED,
+    "rag": STORED | {"data", "evaluation", "methods", "retrieval"},
+    "callbacks": STORED | {"evaluation", "methods", "objectives", "reports", "runs"},
+    "training": TRAINED | {"methods", "runs", "callbacks", "data"},
+    "cli": TRAINED | {"methods", "runs", "callbacks", "data", "rag", "reports", "retrieval", "studies", "training"},
 }
-MAY_IMPORT_DATA = {"data", "cli", "commands", "run_config", "session", "quickstart", "rag_quickstart"}
 BAD_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "manager", "managers"}
+MOST_MODULES = 16  # of a folder without sub-folders
 
 
 @cache
@@ -46,12 +46,16 @@ def tree(path):
 
 
 def files(part=""):
-    place = ROOT / part
-    return sorted(place.rglob("*.py")) if place.is_dir() else [place.with_suffix(".py")]
+    return sorted((ROOT / part).rglob("*.py"))
 
 
-def part_of(path):
-    return path.relative_to(ROOT).with_suffix("").parts[0]
+def module_name(path):
+    """The dotted name of a file's module, without the package's name."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in files()}
 
 
 def imports(path):
@@ -60,17 +64,18 @@ def imports(path):
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.ImportFrom):
             assert not node.level, f"{path.name}:{node.lineno} imports relatively"
-            names = [f"{node.module}.{alias.name}" if node.module == NAME else str(node.module) for alias in node.names]
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         else:
             continue
-        found |= {name.removeprefix(f"{NAME}.") for name in names if name.startswith(f"{NAME}.")}
-    return found
+        inside = [name.removeprefix(f"{NAME}.") for name in names if name.startswith(f"{NAME}.")]
+        found |= {name if name in MODULES else name.rpartition(".")[0] for name in inside}
+    return found - {"", module_name(path)}
 
 
-def within(name, allowed):
-    return any(name == a or name.startswith(f"{a}.") for a in allowed)
+def within(name, part):
+    return name == part or name.startswith(f"{part}.")
 
 
 def classes():
@@ -81,40 +86,72 @@ def classes():
                 yield path, node.name, {ast.unparse(base).rpartition(".")[2] for base in node.bases}
 
 
+def method_files():
+    """The files of the methods: those in the sub-folders of `methods`."""
+    return [path for path in files("methods") if path.parent.name != "methods"]
+
+
+def circle(graph):
+    """The members of a circle, or nothing."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return []
+
+
+def test_every_part_has_a_row():
+    parts = {path.relative_to(ROOT).parts[0] for path in files() if path.parent != ROOT}
+    assert parts == MAY_IMPORT.keys()
+
+
 @pytest.mark.parametrize("part", MAY_IMPORT)
-def test_a_part_knows_only_the_parts_below_it(part):
-    assert files(part)
+def test_a_part_imports_only_the_parts_below_it(part):
     for path in files(part):
-        wrong = {name for name in imports(path) if not within(name, MAY_IMPORT[part] | {part})}
+        wrong = {name for name in imports(path) if name.partition(".")[0] not in MAY_IMPORT[part] | {part}}
         assert not wrong, f"{path.relative_to(ROOT)} imports {sorted(wrong)}"
 
 
-def test_nobody_but_the_command_line_knows_the_data():
+def test_parts_do_not_import_each_other_in_a_circle():
+    assert not circle(MAY_IMPORT)
+
+
+def test_files_do_not_import_each_other_in_a_circle():
+    assert not circle({name: imports(path) for name, path in MODULES.items()})
+
+
+def test_the_root_holds_what_every_command_needs():
+    assert {path.name for path in ROOT.glob("*.py")} == {"__init__.py", "__main__.py", "moved.py"}
+
+
+def test_folders_are_small():
+    folders = defaultdict(list)
     for path in files():
-        if part_of(path) not in MAY_IMPORT_DATA:
-            assert not [n for n in imports(path) if within(n, {"data"})], path.relative_to(ROOT)
+        folders[path.parent].append(path.name)
+    large = [str(folder.relative_to(ROOT)) for folder, names in folders.items() if len(names) > MOST_MODULES]
+    assert not large
 
 
 def test_callbacks_know_no_method():
     for path in files("callbacks"):
-        assert not [n for n in imports(path) if within(n, {"methods"})], path.name
+        assert not [name for name in imports(path) if within(name, "methods") and MODULES[name] in method_files()]
 
 
 def test_methods_do_not_know_each_other():
-    for path in files("methods"):
-        if path.name != "__init__.py":
-            assert not [n for n in imports(path) if within(n, {"methods"})], path.name
+    for path in method_files():
+        known = [name for name in imports(path) if MODULES[name] in method_files()]
+        assert path.name == "__init__.py" or not known, path.name
 
 
 def test_no_method_subclasses_another():
-    bases = {name: told for path, name, told in classes() if part_of(path) == "methods"}
+    bases = {name: parents for path, name, parents in classes() if path in method_files()}
     assert bases
-    for name, told in bases.items():
-        assert not told & bases.keys(), f"{name} subclasses {told & bases.keys()}"
+    for name, parents in bases.items():
+        assert not parents & bases.keys(), f"{name} subclasses {parents & bases.keys()}"
 
 
 def test_nobody_asks_which_method_it_is():
-    methods = {name for path, name, _ in classes() if part_of(path) == "methods"}
+    methods = {name for path, name, _ in classes() if path in method_files()}
     for path in files():
         for node in ast.walk(tree(path)):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("isinstance", "issubclass"):
@@ -123,7 +160,7 @@ def test_nobody_asks_which_method_it_is():
                 assert not asked & methods, f"{path.relative_to(ROOT)}:{node.lineno} asks for {asked & methods}"
 
 
-def test_every_file_has_a_name_that_says_what_is_in_it():
-    named = {part for path in files() for part in path.relative_to(ROOT).with_suffix("").parts}
-    assert not named & BAD_NAMES
+def test_every_file_has_a_name_that_describes_it():
+    names = {part for path in files() for part in path.relative_to(ROOT).with_suffix("").parts}
+    assert not names & BAD_NAMES
     assert not [name for _, name, _ in classes() if name.lower().endswith(("helper", "manager", "util", "utils"))]

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
+from typing import Any, ClassVar, Protocol, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -48,10 +48,17 @@ from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.template import Template
 from lightning_softprompt.core.types import IGNORE, Batch, SoftPrompt
 
-if TYPE_CHECKING:
-    from lightning_softprompt.distributed.sharding import Turns
-
 INJECTION_LIMIT, INJECTION_LIMIT_IN_FEW_BITS = 1e-3, 0.1  # relative errors; see `Backbone.injection_limit`
+
+
+class SharedLayers(Protocol):
+    """How processes that share the layers of a backbone gather them."""
+
+    def begin(self) -> None:
+        """Starts to gather each layer before it runs."""
+
+    def finish(self) -> None:
+        """Takes part until no process runs a layer."""
 
 
 class Backbone(nn.Module, ABC):
@@ -83,7 +90,7 @@ class Backbone(nn.Module, ABC):
         self.opened: str | None = None  # the fingerprint before weights change or are sharded
         self._opened_sample: str | None = None
         self.files: WeightFiles | None = None  # the files of the weights
-        self.turns: Turns | None = None  # the order in which processes with sharded layers run them
+        self.turns: SharedLayers | None = None  # the order in which processes with sharded layers run them
         self.train()
         if not spec.compiled:  # the compiler fuses them
             freeze_norms(model)

@@ -161,7 +161,7 @@ def load_tensors(module: Any, tensors: Mapping[str, Tensor], path: Path | str, s
 
 
 def _method_base() -> type:
-    return package_base("module.SoftPromptModule")
+    return package_base("methods.base.SoftPromptModule")
 
 
 def load_module(

@@ -258,7 +258,7 @@ def test_a_build_that_is_refused_leaves_what_the_first_one_has_written(folder):
 
 KILLED = """
     import os, sys
-    from lightning_softprompt.retrieval import unfinished
+    from lightning_softprompt.retrieval import vector_log
     from lightning_softprompt.retrieval.index_builder import build_index
     from lightning_softprompt.retrieval.passages.documents import Document
     from lightning_softprompt.retrieval.search.settings import IndexSettings
@@ -269,7 +269,7 @@ KILLED = """
                 os.kill(os.getpid(), 9)
             yield item
 
-    unfinished.WINDOW = 4
+    vector_log.WINDOW = 4
     texts = [Document(str(n), "", f"story number {n}") for n in range(20)]
     build_index(sys.argv[1], texts, IndexSettings(encoder=sys.argv[2]), track)
 """

@@ -22,8 +22,8 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from lightning_softprompt.backbones.execution.packing import Kept, Past, pack
 from lightning_softprompt.backbones.execution.row_batch import Rows
-from lightning_softprompt.backbones.generation.generate import Reading, embedded_as
 from lightning_softprompt.backbones.insertion.embeddings import Entry
+from lightning_softprompt.backbones.insertion.reading import Reading, embedded_as
 from lightning_softprompt.core.types import Pairs
 from lightning_softprompt.system.atomic_files import write_if_possible
 from lightning_softprompt.system.tensor_files import read_tensors, write_tensors

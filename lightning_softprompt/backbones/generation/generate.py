@@ -6,27 +6,22 @@ never generated, so penalties and stop texts must ignore them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
 from transformers import (
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
-    PreTrainedModel,
     StoppingCriteria,
     StoppingCriteriaList,
 )
 from transformers.generation.logits_process import NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
 
+from lightning_softprompt.backbones.generation.backbone import GeneratingBackbone
+from lightning_softprompt.backbones.insertion.reading import Reading, embedded_as
 from lightning_softprompt.backbones.tokenization.codec import Codec
-
-if TYPE_CHECKING:
-    from lightning_softprompt.backbones.base import Backbone
 
 GREEDY = {"do_sample": False, "num_beams": 1}
 PENALTIES: dict[str, Callable[[Any], LogitsProcessor]] = {
@@ -47,22 +42,7 @@ def special_tokens_only(config: GenerationConfig) -> GenerationConfig:
     return GenerationConfig(**{name: getattr(config, name, None) for name in TOKENS})
 
 
-@dataclass(frozen=True)
-class Reading:
-    """The input of generation: token ids, and the embeddings of the first of them.
-
-    Args:
-        ids: [B, M] token ids; soft tokens and padding have placeholders.
-        embeds: [B, m, H] embeddings of the first m tokens.
-        inputs: Further inputs of transformers' `generate`: masks, positions and a cache.
-    """
-
-    ids: Tensor
-    embeds: Tensor
-    inputs: dict[str, Any]
-
-
-def generate(backbone: Backbone, reading: Reading, skip: int, decoding: dict[str, Any]) -> Any:
+def generate(backbone: GeneratingBackbone, reading: Reading, skip: int, decoding: dict[str, Any]) -> Any:
     """Runs transformers' `generate`, whose result has `skip` tokens before each answer.
 
     Args:
@@ -78,37 +58,6 @@ def generate(backbone: Backbone, reading: Reading, skip: int, decoding: dict[str
     once = model.config.is_encoder_decoder or bool(decoding.get("cache_implementation")) or drafted(decoding)
     with embedded_as(backbone.stack if model.config.is_encoder_decoder else model, reading, once):
         return model.generate(input_ids=reading.ids, **reading.inputs, **options)
-
-
-@contextmanager
-def embedded_as(stack: PreTrainedModel, reading: Reading, once: bool = False) -> Iterator[None]:
-    """Replaces the embeddings of the first tokens with those of a reading.
-
-    Args:
-        stack: The model, or its encoder.
-        reading: The tokens of the first pass; a cache may cover their beginning.
-        once: Whether only the first pass reads these tokens. Without a cache, each pass reads them.
-    """
-    embeds, length = reading.embeds, reading.ids.shape[1]
-    is_first = True
-
-    def replace(_: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor | None:
-        nonlocal is_first
-        columns = out.shape[1]
-        if not is_first and columns <= length:
-            return None
-        if once:
-            handle.remove()
-        is_first = False
-        begin = max(length - columns, 0)  # columns that the cache covers
-        rows = embeds[:, begin:].repeat_interleave(len(out) // len(embeds), dim=0)
-        return torch.cat([rows.to(out), out[:, rows.shape[1] :]], dim=1)
-
-    handle = stack.get_input_embeddings().register_forward_hook(replace)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def generate_options(codec: Codec, skip: int, decoding: dict[str, Any]) -> dict[str, Any]:

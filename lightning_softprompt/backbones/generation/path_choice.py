@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_softprompt.backbones.execution.row_batch import Rows
+from lightning_softprompt.backbones.generation.backbone import DecoderBackbone
 from lightning_softprompt.backbones.generation.path_trial import STEPS, STRUCTURE, error_of
 from lightning_softprompt.backbones.generation.paths import (
     Decoding,
@@ -19,9 +20,6 @@ from lightning_softprompt.backbones.generation.paths import (
     SharedPrompt,
     WithoutCache,
 )
-
-if TYPE_CHECKING:
-    from lightning_softprompt.backbones.causal import CausalBackbone
 
 log = logging.getLogger(__name__)
 LIMIT = 1e-4  # relative error of logits in float32
@@ -64,7 +62,7 @@ class Generator:
         backbone: The backbone whose model generates.
     """
 
-    def __init__(self, backbone: CausalBackbone) -> None:
+    def __init__(self, backbone: DecoderBackbone) -> None:
         self.backbone = backbone
         self.attempts: dict[tuple[Any, ...], Attempt] = {}
         self.wrong: dict[tuple[Any, ...], set[type[GenerationPath]]] = {}  # by structure

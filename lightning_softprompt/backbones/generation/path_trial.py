@@ -5,25 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from inspect import signature
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from lightning_softprompt.backbones.execution.row_batch import Rows
-from lightning_softprompt.backbones.generation.generate import DRAFTED, Reading, drafted, embedded_as
+from lightning_softprompt.backbones.generation.backbone import DecoderBackbone, GeneratingBackbone
+from lightning_softprompt.backbones.generation.generate import DRAFTED, drafted
 from lightning_softprompt.backbones.generation.paths import (
     Decoding,
     GenerationPath,
     plain_inputs,
     token_ids,
 )
+from lightning_softprompt.backbones.insertion.reading import Reading, embedded_as
 from lightning_softprompt.backbones.kernels.prepacked_linear import plain_products
-
-if TYPE_CHECKING:
-    from lightning_softprompt.backbones.base import Backbone
-    from lightning_softprompt.backbones.causal import CausalBackbone
 
 STEPS = 3  # generated tokens that a trial compares: one from the first pass, two that use the cache
 STRUCTURE = ("use_cache", "cache_implementation", *DRAFTED)  # options that determine how the model runs
@@ -47,7 +45,7 @@ class Trial:
     rows: Rows
     text: Tensor
     right: Sequence[Tensor]
-    logits: Callable[[CausalBackbone, Rows, int, Tensor], Tensor]
+    logits: Callable[[DecoderBackbone, Rows, int, Tensor], Tensor]
 
     def only(self, b: int) -> Trial:
         """The trial of one row."""
@@ -129,7 +127,7 @@ def _of_drafts(path: GenerationPath, trial: Trial, options: Decoding, beams: int
     return float(torch.stack(errors).nan_to_num(float("inf")).max())
 
 
-def next_logits(backbone: CausalBackbone, rows: Rows, b: int, text: Tensor) -> Tensor:
+def next_logits(backbone: DecoderBackbone, rows: Rows, b: int, text: Tensor) -> Tensor:
     """[U, V] logits of each token of a text [U] that follows a row, from one forward pass of that row alone."""
     row = rows[[b]].trimmed()
     reading = Reading(token_ids(row, backbone.codec), row.embeds, {})
@@ -141,13 +139,13 @@ def next_logits(backbone: CausalBackbone, rows: Rows, b: int, text: Tensor) -> T
         return backbone.model(**inputs).logits[0, -len(text) :]  # type: ignore[no-any-return]
 
 
-def stepwise_logits(backbone: CausalBackbone, rows: Rows, b: int, text: Tensor) -> Tensor:
+def stepwise_logits(backbone: DecoderBackbone, rows: Rows, b: int, text: Tensor) -> Tensor:
     """The same from one forward pass for each token, over the text before it."""
     each = [next_logits(backbone, rows, b, text[: step + 1])[-1] for step in range(len(text))]
     return torch.stack(each)
 
 
-def some_text(backbone: Backbone, rows: int, length: int) -> tuple[Tensor, Tensor]:
+def some_text(backbone: GeneratingBackbone, rows: int, length: int) -> tuple[Tensor, Tensor]:
     """Tokens [B, length] that end no answer, the same for each call, and their embeddings."""
     ends = backbone.model.generation_config.eos_token_id
     special = {*backbone.codec.tokenizer.all_special_ids, *(ends if isinstance(ends, list) else [ends])}

@@ -9,18 +9,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from lightning_softprompt.backbones.execution.row_batch import SOFT, Rows
-from lightning_softprompt.backbones.generation.generate import DRAFTED, Reading, drafted, generate, sequences
+from lightning_softprompt.backbones.generation.backbone import DecoderBackbone
+from lightning_softprompt.backbones.generation.generate import DRAFTED, drafted, generate, sequences
+from lightning_softprompt.backbones.insertion.reading import Reading
 from lightning_softprompt.backbones.tokenization.codec import Codec
-
-if TYPE_CHECKING:
-    from lightning_softprompt.backbones.causal import CausalBackbone
 
 Decoding = dict[str, Any]
 
@@ -36,7 +35,7 @@ class GenerationPath(ABC):
     batches_lengths: ClassVar[bool]  # whether rows of different lengths run together
     is_forward: ClassVar[bool] = False  # whether a forward pass of the whole row gives each new token
 
-    def __init__(self, backbone: CausalBackbone) -> None:
+    def __init__(self, backbone: DecoderBackbone) -> None:
         self.backbone = backbone
 
     def __call__(self, rows: Rows, decoding: Decoding) -> Tensor:
@@ -152,7 +151,7 @@ def plain_inputs(ids: Tensor, first: Tensor | None) -> dict[str, Any]:
     return inputs
 
 
-def reading_of(backbone: CausalBackbone, rows: Rows, **inputs: Any) -> Reading:
+def reading_of(backbone: DecoderBackbone, rows: Rows, **inputs: Any) -> Reading:
     """The generation input of rows without padding on the right, with further inputs such as a cache."""
     if rows.kv:
         inputs["position_ids"] = (rows.mask.cumsum(1) - 1).clamp(min=0) + rows.first_position[:, None]

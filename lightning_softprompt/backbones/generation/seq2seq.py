@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import LogitsProcessorList
 
-from lightning_softprompt.backbones.generation.generate import DRAFTED, Reading, drafted, embedded_as, generate
+from lightning_softprompt.backbones.generation.backbone import EncoderDecoderBackbone
+from lightning_softprompt.backbones.generation.generate import DRAFTED, drafted, generate
 from lightning_softprompt.backbones.generation.path_choice import (
     FAILURES,
     HALF_LIMIT,
@@ -19,11 +20,9 @@ from lightning_softprompt.backbones.generation.path_choice import (
     GenerationUnsupportedError,
 )
 from lightning_softprompt.backbones.generation.path_trial import STEPS, STRUCTURE, ForcedText, relative_error, some_text
+from lightning_softprompt.backbones.insertion.reading import Reading, embedded_as
 from lightning_softprompt.backbones.kernels.prepacked_linear import plain_products
 from lightning_softprompt.core.types import SoftPrompt
-
-if TYPE_CHECKING:
-    from lightning_softprompt.backbones.seq2seq import Seq2SeqBackbone
 
 log = logging.getLogger(__name__)
 OWN_CACHE = ("cache_implementation", *DRAFTED)  # options that require a cache
@@ -89,7 +88,7 @@ class Seq2SeqGenerator:
         backbone: The backbone whose model generates.
     """
 
-    def __init__(self, backbone: Seq2SeqBackbone) -> None:
+    def __init__(self, backbone: EncoderDecoderBackbone) -> None:
         self.backbone = backbone
         self.paths: dict[tuple[Any, ...], list[Path]] = {}  # remaining paths by options
         self.tried: dict[tuple[Any, ...], tuple[int, int]] = {}  # the longest row and the most padding that passed
