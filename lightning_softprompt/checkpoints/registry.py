@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
-from typing import cast
+from typing import Any, cast
 
 from lightning.pytorch.cli import ReduceLROnPlateau
 from torch import optim
@@ -140,6 +141,23 @@ def package_base(path: str) -> type:
 def class_path(cls: type) -> str:
     """The import path that names a class."""
     return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def with_definitions(value: Any) -> Any:
+    """Plain values whose class paths are those of the definitions, so that two names of a class compare equal."""
+    if isinstance(value, Mapping):
+        return {
+            key: _definition(inner) if key in ("class_path", "_class_path") else with_definitions(inner)
+            for key, inner in value.items()
+        }
+    return [with_definitions(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _definition(path: Any) -> Any:
+    try:
+        return class_path(registered_class(path))
+    except ValueError:  # a class of the user's, which only the command line may name
+        return path
 
 
 def _short(value: object) -> str:

@@ -34,6 +34,7 @@ from lightning_softprompt.callbacks.reporting.record_lines import ReaderGoneErro
 from lightning_softprompt.checkpoints.atomic_io import WholeCheckpoints
 from lightning_softprompt.checkpoints.hyperparameters import plain
 from lightning_softprompt.checkpoints.prompt_file import SEED, load_checkpoint, read_prompt
+from lightning_softprompt.checkpoints.registry import with_definitions
 from lightning_softprompt.checkpoints.run_settings import SETTINGS, refuse_changes, refuse_incomplete
 from lightning_softprompt.cli.commands import TRACEBACK_VARIABLE
 from lightning_softprompt.cli.parser import Parser, why_not_made
@@ -333,6 +334,7 @@ def refuse_contradiction(
     saved = {"replicas": 1, **checkpoint.get("hyper_parameters", {}), "seed_everything": checkpoint.get(SEED, seed)}
     arguments = {"replicas": model.get("replicas", 1), **model.get("init_args", {})}
     given = {"_class_path": model["class_path"], **arguments, "seed_everything": seed}
+    saved, given = with_definitions(plain(saved)), with_definitions(plain(given))
     skip = (
         set() if training else {"seed_everything", "optimizer", "scheduler", "objective", "penalty_weights", "readout"}
     )
@@ -343,7 +345,7 @@ def refuse_contradiction(
         "evaluation",
         "backbone",
     }  # the data's; the backbone goes by its fingerprint
-    differ = [k for k in sorted({*saved, *given} - skip) if plain(saved.get(k)) != plain(given.get(k))]
+    differ = [k for k in sorted({*saved, *given} - skip) if saved.get(k) != given.get(k)]
     if differ:
         lines = ", ".join(f"{k.removeprefix('_')} was {saved.get(k)!r} and is {given.get(k)!r}" for k in differ)
         raise ValueError(
