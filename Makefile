@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart rag-quickstart test lint types clean
+.PHONY: quickstart rag-quickstart test lint types docs clean
 
 quickstart: .venv/.ready
 	$(BIN)/softprompt quickstart
@@ -20,6 +20,9 @@ lint: .venv/.ready-to-test
 
 types: .venv/.ready-to-test
 	$(BIN)/mypy
+
+docs: .venv/.ready-to-test
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --builder html docs docs/_build/html
 
 # A stamp is written last, so that an installation that was cut off is taken up again.
 .venv/.ready: pyproject.toml constraints.txt
@@ -40,4 +43,4 @@ types: .venv/.ready-to-test
 	touch $@
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache docs/_build docs/api

@@ -1,12 +1,12 @@
 """The values that flow through a run, and the letters that name their axes.
 
-Axis letters, used in every comment and docstring of the package:
+Axis letters, used in every comment and docstring of the package::
 
     B batch    T input tokens    U target tokens    P soft tokens    S slots     H hidden
     V vocabulary    L layers     N key/value heads  D head size      C classes   K tasks
     W words
 
-How they flow:
+How they flow::
 
     row --data module--> Example --Template--> pieces --Codec.encode--> Encoded --Codec.collate--> Batch
                                                                                                      |

@@ -1,4 +1,4 @@
-"""What the README tells people to type works, on the real backbone and real data."""
+"""The commands and examples of the README and the guide work, on the real backbone and real data."""
 
 import json
 import re
@@ -13,13 +13,14 @@ from lightning_softprompt.runs.run_spec import last_folder
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+PAGES = (README, (ROOT / "docs" / "guide" / "tasks.md").read_text())
 SHORT = ["--trainer.max_steps=2", "--trainer.limit_val_batches=1", "--trainer.limit_test_batches=2"]
 SHORT += ["--trainer.val_check_interval=2", "--trainer.log_every_n_steps=1"]
 
 
-def commands():
-    """The `softprompt` lines of the README, those that go on with a backslash joined."""
-    blocks = re.findall(r"```\n(.*?)```", README, flags=re.DOTALL)
+def commands(pages=PAGES):
+    """The `softprompt` lines of all `bash` blocks, joined where a line ends with a backslash."""
+    blocks = [block for page in pages for block in re.findall(r"```bash\n(.*?)```", page, flags=re.DOTALL)]
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     return [line[line.index("softprompt ") :] for line in lines if "softprompt " in line]
 
@@ -79,6 +80,20 @@ def test_the_commands_run_one_after_the_other(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
+def test_the_first_tutorial_runs_as_printed(tmp_path, monkeypatch):
+    page = (ROOT / "docs" / "tutorials" / "first_prompt.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tickets.csv").write_text(re.search(r"```csv\n(.*?)```", page, flags=re.DOTALL)[1])
+    fit, predict = (shlex.split(command)[1:] for command in commands([page]))
+    assert main([*fit, "--trainer.max_steps=3", "--trainer.check_val_every_n_epoch=1", "--run.wandb=disabled"]) == 0
+    words = [word.replace("runs/default/TIME-ID", str(last_folder())) for word in predict]
+    assert main(words) == 0
+    records = [json.loads(line) for line in (last_folder() / "predictions.jsonl").read_text().splitlines()]
+    assert len(records) == 12
+    assert {record["prediction"] for record in records} <= {"billing", "login", "delivery"}
+
+
+@pytest.mark.slow
 def test_the_quickstart_prints_its_table(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["quickstart", f"--folder={tmp_path}", *SHORT]) == 0
@@ -98,7 +113,7 @@ def test_the_python_example_trains(monkeypatch, tmp_path):
 
 
 def test_numbers_in_the_text_are_those_of_its_table():
-    """The sentence under the table repeats the table's difference."""
+    """The sentence under the table repeats the difference of the table."""
     bare, tuned = re.search(r"accuracy \(95 %.*?\| ([\d.]+) \[.*?\| ([\d.]+) \[", README).groups()
-    lift = re.search(r"Lift in accuracy \+([\d.]+)", README)[1]
+    lift = re.search(r"gain in accuracy is \+([\d.]+)", README)[1]
     assert float(tuned) - float(bare) == pytest.approx(float(lift), abs=1e-6)

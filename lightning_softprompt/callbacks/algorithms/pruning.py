@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 class Pruning(Callback):
     """Drops soft tokens, then pieces of those left, then rewinds what is left and lets training go on.
 
-    What matters is told by the gradient of the loss by a gate of one on each token, or piece: |<dL/dP, P>|, summed over
+    What matters is told by the gradient of the loss by a gate of one on each token, or piece: `|<dL/dP, P>|`, summed over
     the last steps. Tokens are dropped at step `after`, pieces `measured` steps later, at which the rest goes back to
     its values of step `after`, and the optimizer forgets.
 

@@ -1,7 +1,9 @@
 """Lexical search: BM25 (Robertson et al. 1994; the variant of Lucene) by bm25s, which computes scores when it indexes.
 
-score(q, p) = sum over words w of q: idf(w) * tf / (tf + k1 * (1 - b + b * |p| / mean |p|)),
-idf(w) = ln(1 + (N - df + 1/2) / (df + 1/2)).
+The score of a passage p for a query q::
+
+    score(q, p) = sum over words w of q: idf(w) * tf / (tf + k1 * (1 - b + b * |p| / mean |p|)),
+    idf(w) = ln(1 + (N - df + 1/2) / (df + 1/2))
 """
 
 from __future__ import annotations
