@@ -3,7 +3,7 @@
 from lightning_softprompt import __version__
 
 project = "Lightning SoftPrompt"
-copyright = "2026, the Lightning SoftPrompt authors"  # noqa: A001 (Sphinx names it)
+copyright = "2026, the Lightning SoftPrompt authors"
 version = release = __version__
 
 extensions = [

@@ -30,7 +30,7 @@ MAY_IMPORT = {  # in addition to itself
     "studies": STORED,
     "data": GROUND | {"backbones", "evaluation", "retrieval"},
     "readouts": STORED | {"prompts"},
-    "methods": TRAINED,
+    "methods": TRAINED | {"runs"},
     "rag": STORED | {"data", "evaluation", "methods", "retrieval"},
     "callbacks": STORED | {"evaluation", "methods", "objectives", "reports", "runs"},
     "training": TRAINED | {"methods", "runs", "callbacks", "data"},

@@ -1,7 +1,7 @@
 """Plain values from a file, read against the type of the argument that they are for.
 
-Reading checks everything and creates nothing: it gives plain values and objects of `Spec`. `build` then calls the classes
-of these objects, all of which are registered, and nothing else.
+Reading checks everything and creates nothing: it gives plain values and objects of `Spec`. `build` then calls the
+classes of these objects, all of which are registered, and nothing else.
 """
 
 from __future__ import annotations

@@ -14,11 +14,11 @@ log = logging.getLogger(__name__)
 
 
 class Pruning(Callback):
-    """Drops soft tokens, then pieces of those left, then rewinds what is left and lets training go on.
+    """Prunes soft tokens, then pieces of the remaining ones, then rewinds the rest and continues training.
 
-    What matters is told by the gradient of the loss by a gate of one on each token, or piece: `|<dL/dP, P>|`, summed over
-    the last steps. Tokens are dropped at step `after`, pieces `measured` steps later, at which the rest goes back to
-    its values of step `after`, and the optimizer forgets.
+    The importance of a token or piece is the gradient of the loss with respect to a gate of one on it,
+    `|<dL/dP, P>|`, summed over the last steps. Tokens are pruned at step `after`, pieces `measured` steps later. Then
+    the remaining values return to those of step `after`, and the state of the optimizer is reset.
 
     Args:
         after: Steps of training before anything is dropped.
