@@ -84,6 +84,7 @@ MOVED = {  # old module, or class, and the new one
     "checkpoints.whole": "checkpoints.atomic_io",
     "commands.analysis_page": "reports.error_page",
     "commands.analysis_tables": "reports.error_tables",
+    "commands": "cli.commands",
     "commands.analyze": "cli.commands.analyze",
     "commands.between": "cli.commands.between",
     "commands.completion": "cli.commands.completion",
@@ -264,4 +265,4 @@ class MovedModules(MetaPathFinder, Loader):
 def install() -> None:
     """Makes the old names importable; a second call changes nothing."""
     if not any(isinstance(finder, MovedModules) for finder in sys.meta_path):
-        sys.meta_path.append(MovedModules())
+        sys.meta_path.insert(0, MovedModules())  # before those that would find a new file under an old name
