@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import rich
 import yaml
 from jsonargparse import Namespace, strip_meta
 from lightning.fabric.plugins.io import TorchCheckpointIO
@@ -86,6 +87,7 @@ CHATTER = (
 )
 FORMAT_WARNING = warnings.formatwarning  # Lightning's, which is imported above
 LAUNCHED = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what Lightning's launcher sets
+PLAIN_TEXT = {"markup": False, "emoji": False}  # names of metrics in tables are no markup
 TRAINER_DEFAULTS = {
     "logger": False,  # the run's own loggers are added
     "enable_model_summary": False,
@@ -264,7 +266,7 @@ class SoftPromptCLI(LightningCLI):
         if self.session.prints:
             kwargs["enable_progress_bar"] = False  # standard output is for the predictions
         elif trainer.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in given):
-            given.append(RichProgressBar())
+            given.append(RichProgressBar(console_kwargs=PLAIN_TEXT))
         start = self.session.starting(save, dumped)
         callbacks = [start, *given, *self.session.callbacks(config.init_from, config.get("ckpt_path"), dumped)]
         loggers = [*_listed(trainer.logger), *self.session.loggers]
@@ -523,6 +525,7 @@ def quiet() -> None:
         logging.getLogger(f"lightning.pytorch.{name}").addFilter(_tells)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # an unreachable hub is told once, by us
     warnings.formatwarning = _printable_warning
+    rich.reconfigure(**PLAIN_TEXT)
     for noise in NOISE:
         warnings.filterwarnings("ignore", message=noise)
 

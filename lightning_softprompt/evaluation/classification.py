@@ -19,6 +19,7 @@ from torchmetrics.classification import (
 from lightning_softprompt.backbones.prompted_lm import PromptedLM
 from lightning_softprompt.core.types import Batch
 from lightning_softprompt.evaluation.base import Evaluation
+from lightning_softprompt.system.printable import metric_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,7 +44,8 @@ class ClassificationEvaluation(Evaluation):
     def __init__(self, names: tuple[str, ...]) -> None:
         super().__init__()
         self.names = tuple(names)
-        each = (f"{what}/{name}" for what in (*OF_EACH_CLASS, "predicted") for name in self.names)
+        self.metric_names = tuple(metric_name(name) for name in names)
+        each = (f"{what}/{name}" for what in (*OF_EACH_CLASS, "predicted") for name in self.metric_names)
         self.logged = ("accuracy", "macro_f1", "mcc", "cross_entropy", *each)
         self.metrics = MetricCollection(
             {
@@ -82,12 +84,12 @@ class ClassificationEvaluation(Evaluation):
         counts = self.metrics["confusion"].compute()  # [C, C]
         said = counts.sum(0) / counts.sum().clamp(min=1)
         scalars = {name: self.metrics[name].compute().float() for name in ("accuracy", "macro_f1", "mcc")}
-        each = {what: zip(self.names, self.metrics[what].compute(), strict=True) for what in OF_EACH_CLASS}
+        each = {what: zip(self.metric_names, self.metrics[what].compute(), strict=True) for what in OF_EACH_CLASS}
         return {
             **scalars,
             "cross_entropy": self.loss.compute(),
             **{f"{what}/{name}": value for what, values in each.items() for name, value in values},
-            **{f"predicted/{name}": value for name, value in zip(self.names, said, strict=True)},
+            **{f"predicted/{name}": value for name, value in zip(self.metric_names, said, strict=True)},
         }
 
     def reset(self) -> None:
@@ -99,4 +101,4 @@ class ClassificationEvaluation(Evaluation):
         """The confusion matrix, in shares of each true class."""
         from lightning_softprompt.evaluation.figures import confusion_figure
 
-        return {"confusion": confusion_figure(self.metrics["confusion"].compute().cpu(), self.names)}
+        return {"confusion": confusion_figure(self.metrics["confusion"].compute().cpu(), self.metric_names)}

@@ -19,8 +19,8 @@ def confusion_figure(counts: Tensor, names: Sequence[str]) -> Figure:
     figure = Figure(figsize=(size + 0.8, size), layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(len(names)), list(names), rotation=30, ha="right")
-    axes.set_yticks(range(len(names)), list(names))
+    axes.set_xticks(range(len(names)), list(names), rotation=30, ha="right", parse_math=False)
+    axes.set_yticks(range(len(names)), list(names), parse_math=False)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     for i, row in enumerate(counts.tolist()):
@@ -36,8 +36,8 @@ def similarity_figure(similarities: Tensor, names: Sequence[str]) -> Figure:
     figure = Figure(figsize=(size + 0.8, size), layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(similarities.numpy(), cmap="RdBu", vmin=-1, vmax=1)
-    axes.set_xticks(range(len(names)), list(names), rotation=30, ha="right")
-    axes.set_yticks(range(len(names)), list(names))
+    axes.set_xticks(range(len(names)), list(names), rotation=30, ha="right", parse_math=False)
+    axes.set_yticks(range(len(names)), list(names), parse_math=False)
     for i, row in enumerate(similarities.tolist()):
         for j, value in enumerate(row):
             color = "white" if abs(value) > 0.6 else "black"

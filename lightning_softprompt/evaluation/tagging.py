@@ -15,6 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from lightning_softprompt.backbones.prompted_lm import PromptedLM
 from lightning_softprompt.core.types import IGNORE, LOST, Batch
 from lightning_softprompt.evaluation.base import Evaluation
+from lightning_softprompt.system.printable import metric_name
 
 BIO = re.compile(r"O|[BI](?:-(.*))?")  # outside, or beginning or inside of an entity of some type
 Entity = tuple[str, int, int]
@@ -39,7 +40,7 @@ class TaggingEvaluation(Evaluation):
         self.accuracy = MulticlassAccuracy(len(names), average="micro")
         self.loss = MeanMetric()
         self.entities = EntityCounts(entity_types(names))
-        types = [f"f1/{kind}" for kind in self.entities.types if kind]
+        types = [f"f1/{metric_name(kind)}" for kind in self.entities.types if kind]
         of_entities = ("precision", "recall", "f1", *types) if self.entities.types else ()
         self.logged = ("accuracy", "cross_entropy", *of_entities)
         self.monitor = ("f1" if self.entities.types else "accuracy", "max")
@@ -114,7 +115,7 @@ class EntityCounts(Metric):
             "precision": share(right, said),
             "recall": share(right, there),
             "f1": share(2 * right, said + there),
-            **{f"f1/{kind}": share(2 * of[0], of[1] + of[2]) for kind, of in each if kind},
+            **{f"f1/{metric_name(kind)}": share(2 * of[0], of[1] + of[2]) for kind, of in each if kind},
         }
 
 

@@ -33,6 +33,15 @@ def one_line(text: object) -> str:
     return line if len(line) <= LONGEST else f"{line[:LONGEST]} ..."
 
 
+def metric_name(text: object) -> str:
+    r"""A name from data as part of the name of a metric or as a label of a plot: printable text of one line.
+
+    >>> metric_name("good\n\x1b[2J")
+    'good\\n\\u001b[2J'
+    """
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
 def html_text(text: object) -> str:
     """Printable text as part of a page."""
     return escape(printable(text))

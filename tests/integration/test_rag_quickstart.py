@@ -25,3 +25,15 @@ def test_it_builds_trains_tests_and_compares(tmp_path, tiny_folder, capsys, monk
 def test_what_goes_wrong_ends_it(tmp_path, tiny_folder, capsys):
     assert main(["quickstart", "--rag", f"--folder={tmp_path}", f"--backbone.name={tmp_path / 'none'}"]) != 0
     assert "2/5" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", [[], ["--rag"]])
+def test_an_unknown_option_is_refused_before_anything_is_printed_or_made(tmp_path, kind, capfd):
+    folder = tmp_path / "runs"
+    with pytest.raises(SystemExit) as ended:
+        main(["quickstart", *kind, f"--folder={folder}", "--foo"])
+    printed = capfd.readouterr()
+    assert ended.value.code == 2
+    assert "--foo" in printed.err
+    assert not printed.out
+    assert not folder.exists()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from lightning_softprompt.reports.text_table import table
 from lightning_softprompt.system.errors import CommandError
+from lightning_softprompt.system.printable import metric_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -100,7 +101,7 @@ def _similar(args: Namespace, library: Library) -> None:
         from lightning_softprompt.evaluation.figures import similarity_figure
 
         args.plot.parent.mkdir(parents=True, exist_ok=True)
-        similarity_figure(found, list(tokens)).savefig(args.plot, dpi=150)
+        similarity_figure(found, [metric_name(name) for name in tokens]).savefig(args.plot, dpi=150)
         print(f"drawn: {args.plot}")
 
 

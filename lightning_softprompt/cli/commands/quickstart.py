@@ -15,11 +15,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from lightning_softprompt.cli.app import command_line
 from lightning_softprompt.cli.app import main as run_command
 from lightning_softprompt.cli.commands.configs import configs_folder
+from lightning_softprompt.cli.dry_parse import parsed
 from lightning_softprompt.data.samples.movie_sentences import movie_sentences
 from lightning_softprompt.evaluation.metrics.intervals import bootstrap
 from lightning_softprompt.runs.run_spec import last_folder
+from lightning_softprompt.system.printable import printable
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ def main(argv: Sequence[str]) -> int:
     config = configs_folder() / "run" / "quickstart.yaml"
     try:
         common = ["--config", str(config), f"--data.path={movie_sentences()}", f"--run.folder={args.folder}", *options]
+        check_options(common, options)
         console.rule("1/3 the bare backbone, zero-shot")
         bare = tested([*common, "--model=Bare"])
         console.rule("2/3 training a soft prompt")
@@ -61,8 +65,25 @@ def main(argv: Sequence[str]) -> int:
         sys.stderr.write(f"error: {error}\n")
         return 2
     console.print(table(bare, tuned, run, seconds))
-    console.print(f"learning curve: {run / 'plots' / 'learning_curve.png'}\nprompt: {run / 'prompt.safetensors'}")
+    files = f"learning curve: {run / 'plots' / 'learning_curve.png'}\nprompt: {run / 'prompt.safetensors'}"
+    console.print(printable(files), markup=False)
     return 0
+
+
+def check_options(common: Sequence[str], options: Sequence[str]) -> None:
+    """Refuses options that a training does not have, before anything is printed.
+
+    Args:
+        common: All options of the training.
+        options: Those that the user gave.
+
+    Raises:
+        SystemExit: If a training has no such option, or its value is wrong.
+        CommandError: If they contradict each other.
+    """
+    if options:
+        with command_line(["fit", *common]):
+            parsed(["fit", *common])
 
 
 class RunError(Exception):

@@ -15,9 +15,10 @@ from rich.table import Table
 
 from lightning_softprompt.cli.commands.configs import configs_folder
 from lightning_softprompt.cli.commands.index import main as index_command
-from lightning_softprompt.cli.commands.quickstart import RunError, completed
+from lightning_softprompt.cli.commands.quickstart import RunError, check_options, completed
 from lightning_softprompt.data.samples.notes import notes
 from lightning_softprompt.evaluation.metrics.intervals import bootstrap
+from lightning_softprompt.system.printable import printable
 
 MEASURES = ("exact_match", "f1", "precision", "recall")
 
@@ -60,11 +61,12 @@ def main(argv: Sequence[str]) -> int:
 def run_all(console: Console, folder: Path, options: Sequence[str]) -> None:
     """Each step, under a line that says which."""
     config, data, index = configs_folder() / "run" / "rag_quickstart.yaml", notes(), folder / "rag-quickstart-index"
+    common = ["--config", str(config), f"--data.path={data}", f"--data.corpus={data}",
+              f"--data.retriever.index={index}", f"--run.folder={folder}", *options]  # fmt: skip
+    check_options(common, options)
     console.rule("1/5 an index of the notes")
     if code := index_command(["build", str(data), "--index", str(index)]):
         raise RunError(code)
-    common = ["--config", str(config), f"--data.path={data}", f"--data.corpus={data}",
-              f"--data.retriever.index={index}", f"--run.folder={folder}", *options]  # fmt: skip
     console.rule("2/5 the bare backbone without passages")
     closed = answered([*common, "--model=Bare", "--data.mode=closed_book"])
     console.rule("3/5 the bare backbone with passages")
@@ -75,8 +77,9 @@ def run_all(console: Console, folder: Path, options: Sequence[str]) -> None:
     tuned = answered([*common, f"--init_from={run / 'prompt.safetensors'}"])
     console.print(table(closed, bare, tuned, run, seconds))
     question, said = tuned.first
-    console.print(f"{question}\n  bare: {bare.first[1]}\n  soft prompt: {said}", markup=False)
-    console.print(f"index: {index}\nlearning curve: {run / 'plots' / 'learning_curve.png'}")
+    console.print(printable(f"{question}\n  bare: {bare.first[1]}\n  soft prompt: {said}"), markup=False)
+    files = f"index: {index}\nlearning curve: {run / 'plots' / 'learning_curve.png'}"
+    console.print(printable(files), markup=False)
 
 
 def answered(options: Sequence[str]) -> Answered:

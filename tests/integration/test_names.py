@@ -1,0 +1,52 @@
+"""Names from data in what a run prints and writes: they control no terminal and are no markup."""
+
+import csv
+import json
+
+import pytest
+
+from lightning_softprompt.cli.app import main
+from lightning_softprompt.runs.run_spec import last_folder
+from lightning_softprompt.system.printable import HIDDEN
+
+ESCAPES = "\x1b[2J\u202e"
+NAMES = [f"bad{ESCAPES}", "[/red] $x_$ :dog:", "<b>good</b>\nok"]
+
+
+@pytest.fixture
+def common(tmp_path, tiny_folder):
+    rows = [{"text": "a warm film", "label": name} for name in NAMES * 2]
+    for split in ("train", "validation", "test"):
+        (tmp_path / f"{split}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    words = dict(zip(NAMES, ("bad", "one", "good"), strict=True))
+    return [
+        f"--backbone.name={tiny_folder('llama')}",
+        "--data=ClassificationDataModule",
+        f"--data.path={tmp_path}",
+        "--data.template={soft}{text} it is{target}",
+        f"--data.labels={json.dumps(words)}",
+        "--data.batch_size=2",
+        "--trainer.accelerator=cpu",
+        f"--run.folder={tmp_path / 'runs'}",
+        "--run.wandb=disabled",
+    ]
+
+
+def test_names_of_classes_are_printable_wherever_metrics_are_named(common, capfd):
+    method = ["--model=PromptTuning", "--model.length=2"]
+    assert main(["fit", *method, *common, "--trainer.max_steps=2", "--trainer.val_check_interval=1"]) == 0
+    fitted = last_folder()
+    assert main(["test", *common, f"--init_from={fitted / 'prompt.safetensors'}", *method]) == 0
+    printed = capfd.readouterr()
+    assert not HIDDEN.search(printed.out + printed.err)
+    table = "".join(printed.out.split())
+    assert "f1/[/red]$x_$:dog:" in table
+    assert "f1/bad\\u001b[2J\\u202e" in table
+    assert "f1/<b>good</b>\\nok" in table
+    with (fitted / "metrics.csv").open(newline="") as file:
+        columns = next(csv.reader(file))
+    assert "val/f1/bad\\u001b[2J\\u202e" in columns
+    assert not any(HIDDEN.search(name) or "\n" in name for name in columns)
+    assert (last_folder() / "plots" / "test_confusion.png").is_file()
+    records = [json.loads(line) for line in (last_folder() / "test_predictions.jsonl").read_text().splitlines()]
+    assert {record["target"] for record in records} == set(NAMES)  # records keep the names as they are
