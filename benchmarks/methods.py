@@ -157,7 +157,7 @@ def bare(data: ClassificationDataModule, backbone: Backbone) -> dict[str, Any]:
     """The backbone without a prompt, and in-context learning: the demonstrations untrained."""
     test = list(data.test_dataloader())
     common = {"classes": data.classes, "evaluation": data.evaluation, "backbone": backbone.spec}
-    both = {"bare": methods.Bare(**common), "in context": methods.ContextAware(**common)}
+    both = {"bare": methods.NoPrompt(**common), "in context": methods.ContextAware(**common)}
     for method in both.values():
         method.attach(backbone)
     return {name: scored(method.eval(), test) for name, method in both.items()}

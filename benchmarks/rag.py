@@ -63,10 +63,10 @@ def ways(front: str, passages: int) -> dict[str, Way]:
     firsts = {f"{FIRST}{k}": [f"--model.use={k}"] for k in SWEEP}
     gold = {", oracle": ["--data.mode=gold"]}
     return {
-        PLAIN: Way("Bare", tests={"": (), **gold, **more}),
+        PLAIN: Way("NoPrompt", tests={"": (), **gold, **more}),
         "RAG + prompt tuning behind the passages": Way("PromptTuning", START),
         "RAG + Spring": Way("Spring", [f"--model.length={LENGTH}", *START], {"": (), **firsts, **more}),
-        "closed book": Way("Bare", ["--data.mode=closed_book"]),
+        "closed book": Way("NoPrompt", ["--data.mode=closed_book"]),
         "RAG + prefix tuning": Way("PrefixTuning", costly=True),
         "RAG + prompt tuning in front": Way("PromptTuning", [f"--data.template={front}", *START], costly=True),
     }
@@ -86,7 +86,7 @@ def run(command: Sequence[str]) -> Path:
 
 def tested(way: Way, missing: Sequence[str], common: Sequence[str], prompt: Path) -> Iterator[dict[str, Any]]:
     """Tests one way, once it was trained, in some of its ways."""
-    start = [f"--init_from={prompt}"] if way.model != "Bare" else []
+    start = [f"--init_from={prompt}"] if way.model != "NoPrompt" else []
     for name in missing:
         folder = run(["test", f"--model={way.model}", *common, *way.options, *start, *way.tests[name]])
         records = [json.loads(line) for line in (folder / "test_predictions.jsonl").read_text().splitlines()]
@@ -96,7 +96,7 @@ def tested(way: Way, missing: Sequence[str], common: Sequence[str], prompt: Path
 
 def trained(way: Way, common: Sequence[str], args: argparse.Namespace, prompt: Path) -> None:
     """Trains one way, unless that is done or there is nothing to train, and keeps the prompt."""
-    if way.model == "Bare" or prompt.is_file():
+    if way.model == "NoPrompt" or prompt.is_file():
         return
     steps = args.short if way.costly else args.steps
     limits = [f"--trainer.max_steps={steps}", "--trainer.max_epochs=-1", "--trainer.limit_val_batches=0"]

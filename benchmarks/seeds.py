@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--bare", action=argparse.BooleanOptionalAction, default=True, help="whether it is tested too")
     args, options = parser.parse_known_args()
     options = [option for option in options if option != "--"]
-    bare = tested(["--seed_everything=1", *without_method(options), "--model=Bare"]) if args.bare else {}
+    bare = tested(["--seed_everything=1", *without_method(options), "--model=NoPrompt"]) if args.bare else {}
     runs = [trained_and_tested(seed, options) for seed in args.seeds]
     lead = ["lead"] if any(name.startswith("test/lead/") for name in bare) else []
     print(

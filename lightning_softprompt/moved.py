@@ -1,23 +1,26 @@
-"""Modules that have moved: files and code that use the old names keep working for one release.
+"""Modules and classes with a new name: files and code that use the old names keep working for one release.
 
-Prompts, checkpoints and configs name classes by their modules. `current_names` translates what a file says. Importing
-an old module gives the new one, with a warning that names it.
+Prompts, checkpoints and configs name classes by their import paths, which `current_names` translates. Importing an old
+module returns the new one, with a warning that names it. The command line also accepts the old short names of classes.
 """
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
+log = logging.getLogger(__name__)
 PACKAGE = "lightning_softprompt"
 REMOVED_IN = "0.3.0"
-MOVED = {  # old module, or class, and the new one
+MOVED = {  # old module or class: new one, inside the package
     "backbones.base.BackboneSpec": "core.backbone_spec.BackboneSpec",
     "backbones.attention": "backbones.execution.packed_attention",
     "backbones.codec": "backbones.tokenization.codec",
@@ -135,7 +138,9 @@ MOVED = {  # old module, or class, and the new one
     "measurement": "training.memory_measurement",
     "methods.adept": "methods.input_prompts.adept",
     "methods.attempt": "methods.task_prompts.attempt",
-    "methods.bare": "methods.baselines.bare",
+    "methods.Bare": "methods.NoPrompt",
+    "methods.bare": "methods.baselines.no_prompt",
+    "methods.baselines.no_prompt.Bare": "methods.baselines.no_prompt.NoPrompt",
     "methods.cartridge": "methods.layer_prompts.cartridge",
     "methods.context_aware": "methods.input_prompts.context_aware",
     "methods.dept": "methods.input_prompts.dept",
@@ -177,6 +182,7 @@ MOVED = {  # old module, or class, and the new one
     "prompts.tasks": "prompts.task_ids",
     "quickstart": "cli.commands.quickstart",
     "rag_quickstart": "cli.commands.rag_quickstart",
+    "readouts.auto.Suited": "readouts.auto.AutoReadout",
     "readouts.suited": "readouts.auto",
     "replicas": "training.replicas",
     "retrieval.building": "retrieval.index_builder",
@@ -210,27 +216,58 @@ MOVED = {  # old module, or class, and the new one
 
 
 def current_path(path: str) -> str:
-    """The import path of a class or module today.
+    """The current import path of a class or module.
 
     Args:
         path: An import path, as a file or a config names it.
 
     Returns:
-        The path with the module replaced if it has moved; any other path unchanged.
+        The path with an old module or class name replaced; any other path unchanged.
     """
     package, _, rest = path.partition(".")
     if package != PACKAGE:
         return path
-    parts = rest.split(".")
+    while (new := _replace_longest(rest)) is not None:  # the module first, then its class
+        rest = new
+    return f"{PACKAGE}.{rest}"
+
+
+def _replace_longest(path: str) -> str | None:
+    """A path with its longest part that `MOVED` names replaced; None if it names no part."""
+    parts = path.split(".")
     for length in range(len(parts), 0, -1):
-        module = ".".join(parts[:length])
-        if module in MOVED:
-            return ".".join([PACKAGE, MOVED[module], *parts[length:]])
-    return path
+        old = ".".join(parts[:length])
+        if old in MOVED:
+            return ".".join([MOVED[old], *parts[length:]])
+    return None
+
+
+def renamed_classes() -> dict[str, str]:
+    """New short names of the classes in `MOVED` by their old ones."""
+    short_names = [(old.rpartition(".")[2], new.rpartition(".")[2]) for old, new in MOVED.items()]
+    return {old: new for old, new in short_names if old[0].isupper() and old != new}
+
+
+def current_class(name: str) -> str:
+    """The current name of a class that a command line or a config names, with a warning if it has changed.
+
+    Args:
+        name: A short name, such as `PromptTuning`, or an import path.
+    """
+    current = current_path(name) if "." in name else renamed_classes().get(name, name)
+    if current != name:
+        _warn(name, current)
+    return current
+
+
+@cache
+def _warn(old: str, new: str) -> None:
+    """Logs one line for each old name."""
+    log.warning("%s is now %s; the old name stops working in version %s", old, new, REMOVED_IN)
 
 
 def current_names(value: Any) -> Any:
-    """Plain values from a file, with the class paths among them brought up to date."""
+    """Plain values from a file, with old class paths among them replaced by the current ones."""
     if isinstance(value, str):
         return current_path(value)
     if isinstance(value, Mapping):
@@ -241,28 +278,35 @@ def current_names(value: Any) -> Any:
 
 
 class MovedModules(MetaPathFinder, Loader):
-    """Imports a module under its old name: the result is the module under its new name."""
+    """Imports a module or class under its old name: the result is the one with the new name."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Handles only the modules in `MOVED`."""
-        is_moved = fullname.removeprefix(f"{PACKAGE}.") in MOVED and fullname.startswith(f"{PACKAGE}.")
+        """Handles only the names in `MOVED`."""
+        package, _, rest = fullname.partition(".")
+        is_moved = package == PACKAGE and rest in MOVED
         return ModuleSpec(fullname, self) if is_moved else None
 
     def create_module(self, spec: ModuleSpec) -> None:
-        """Leaves it to the import system to create an empty module, which `exec_module` replaces."""
+        """Lets the import system create an empty module, which `exec_module` replaces."""
 
     def exec_module(self, module: ModuleType) -> None:
-        """Puts the new module in the place of the old one and warns."""
+        """Replaces the old module with the new one and warns."""
         old = module.__name__
         new = current_path(old)
-        sys.modules[old] = import_module(new)
+        sys.modules[old] = _import_object(new)
         message = f"{old} is now {new}; the old name stops working in version {REMOVED_IN}"
         warnings.warn(message, FutureWarning, stacklevel=2)
 
 
+def _import_object(path: str) -> Any:
+    """The module or class of an import path."""
+    parent, _, name = path.rpartition(".")
+    return getattr(import_module(parent), name) if name[0].isupper() else import_module(path)
+
+
 def install() -> None:
-    """Makes the old names importable; a second call changes nothing."""
+    """Makes the old names importable; a second call has no effect."""
     if not any(isinstance(finder, MovedModules) for finder in sys.meta_path):
         sys.meta_path.insert(0, MovedModules())  # before those that would find a new file under an old name

@@ -34,7 +34,8 @@ MAY_IMPORT = {  # in addition to itself
     "rag": STORED | {"data", "evaluation", "methods", "retrieval"},
     "callbacks": STORED | {"evaluation", "methods", "objectives", "reports", "runs"},
     "training": TRAINED | {"methods", "runs", "callbacks", "data"},
-    "cli": TRAINED | {"methods", "runs", "callbacks", "data", "rag", "reports", "retrieval", "studies", "training"},
+    "cli": TRAINED
+    | {"methods", "runs", "callbacks", "data", "rag", "reports", "retrieval", "studies", "training", "moved"},
 }
 BAD_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "manager", "managers"}
 MOST_MODULES = 16  # of a folder without sub-folders

@@ -19,6 +19,7 @@ from jsonargparse._util import NestedArg
 from lightning.pytorch.cli import LightningArgumentParser
 from torch import optim
 
+from lightning_softprompt.moved import current_class
 from lightning_softprompt.system.atomic_files import home_in
 from lightning_softprompt.system.plain_yaml import guarded, read_yaml
 from lightning_softprompt.system.printable import one_line, printable
@@ -73,6 +74,15 @@ def _subclasses_by_short_name(*args: Any, **kwargs: Any) -> list[str]:
 
 
 _typehints.get_all_subclass_paths = _subclasses_by_short_name  # there is no public place for it
+_resolve_class_path = _typehints.resolve_class_path_by_name
+
+
+def _resolve_current_class(cls: type | tuple[type], name: str) -> str:
+    """Resolves the name of a class; old names of renamed classes are accepted with a warning."""
+    return _resolve_class_path(cls, current_class(name))
+
+
+_typehints.resolve_class_path_by_name = _resolve_current_class
 _adapt_class_type = _typehints.adapt_class_type
 
 

@@ -72,7 +72,7 @@ class MultitaskDataModule(SoftPromptDataModule):
             --data.tasks '{sst2: configs/data/sst2.yaml, rte: configs/data/rte.yaml}' --data.tasks.rte.batch_size 4
 
     Metrics are logged as `<task>/<metric>`; `macro`, the mean over tasks of one score each, says which checkpoint is
-    best. Where some tasks have classes and others tags, the model wants the readout `Suited`. Rows to be predicted are
+    best. Where some tasks have classes and others tags, set `--model.readout AutoReadout`. Rows to be predicted are
     the tasks' own, or come from one source, where a column `task` names the task.
 
     Args:

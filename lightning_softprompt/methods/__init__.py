@@ -1,8 +1,8 @@
 """The methods of the literature, one `LightningModule` a file."""
 
-from lightning_softprompt.methods.baselines.bare import Bare
 from lightning_softprompt.methods.baselines.full_fine_tuning import FullFineTuning
 from lightning_softprompt.methods.baselines.lora import LoRA
+from lightning_softprompt.methods.baselines.no_prompt import NoPrompt
 from lightning_softprompt.methods.input_prompts.adept import ADePT
 from lightning_softprompt.methods.input_prompts.context_aware import ContextAware
 from lightning_softprompt.methods.input_prompts.dept import DePT
@@ -33,7 +33,6 @@ __all__ = [
     "MPT",
     "ULPT",
     "ADePT",
-    "Bare",
     "Cartridge",
     "ContextAware",
     "DePT",
@@ -41,6 +40,7 @@ __all__ = [
     "FullFineTuning",
     "LatePromptTuning",
     "LoRA",
+    "NoPrompt",
     "PTMoE",
     "PTuning",
     "PTuningV2",

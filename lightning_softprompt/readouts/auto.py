@@ -17,7 +17,7 @@ from lightning_softprompt.readouts.token_head import TokenHead
 
 
 @final
-class Suited(Readout):
+class AutoReadout(Readout):
     """One readout where classes are spoken, and another where they are not, as tags of words: for runs with both.
 
     Args:

@@ -27,7 +27,7 @@ from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, identity, 
 from lightning_softprompt.cli.commands.fold import fold
 from lightning_softprompt.core.types import SoftPrompt
 from lightning_softprompt.evaluation.classification import ClassificationEvaluation
-from lightning_softprompt.methods import Bare, Folded
+from lightning_softprompt.methods import Folded, NoPrompt
 from lightning_softprompt.methods.base import SoftPromptModule
 from lightning_softprompt.objectives.language_modeling import LanguageModeling
 
@@ -313,7 +313,7 @@ def test_gradient_checkpointing_changes_nothing(method, family, load):
 def test_without_its_prompt_it_is_the_bare_backbone(method, family, backbone):
     batch = batch_of(backbone.codec)
     logits = method.on(backbone).lm()(batch, prompted=False)
-    bare = Bare(backbone=backbone.spec)
+    bare = NoPrompt(backbone=backbone.spec)
     bare.attach(backbone)
     assert_close(bare(batch), logits, **CLOSE)
     for b, row in enumerate(encoded(backbone.codec, TEMPLATES["front"])):
@@ -343,7 +343,7 @@ def test_folded_it_gives_the_same_logits_or_says_why_it_cannot(method, backbone,
 
 
 def test_nothing_to_train_is_an_error_that_says_so(backbone):
-    bare = Bare(backbone=backbone.spec)
+    bare = NoPrompt(backbone=backbone.spec)
     bare.attach(backbone)
     assert not bare.trains
     with pytest.raises(ValueError, match="nothing to train"):

@@ -253,7 +253,7 @@ def test_predict_reads_standard_input_and_writes_json_lines(fit, monkeypatch, ca
     [
         ("--model.length=4", "length was 3 and is 4"),
         ("--model.optimizer=SGD", "optimizer"),
-        ("--model=Bare", "Bare"),
+        ("--model=NoPrompt", "NoPrompt"),
         ("--seed_everything=7", "seed_everything was 42 and is 7"),
     ],
 )

@@ -132,7 +132,7 @@ def test_tags_and_classes_go_together(fit, folder):
         (folder / "tags" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in words * 3))
     config = {"class_path": "TaggingDataModule", "init_args": {"path": str(folder / "tags"), "batch_size": 2}}
     (folder / "tags.yaml").write_text(json.dumps(config))
-    run = fit("--model=MPT", "--model.readout=Suited", tasks=("mood", "tags"))
+    run = fit("--model=MPT", "--model.readout=AutoReadout", tasks=("mood", "tags"))
     seen = metrics(run, "val")
     assert seen["val/macro"] == pytest.approx((seen["val/mood/accuracy"] + seen["val/tags/f1"]) / 2, abs=1e-6)
     assert main(["test", f"--ckpt_path={run / 'checkpoints' / 'best.ckpt'}"]) == 0

@@ -16,7 +16,7 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from lightning_softprompt.cli.app import main
-from lightning_softprompt.moved import MOVED, current_names, current_path
+from lightning_softprompt.moved import MOVED, _warn, current_names, current_path
 from lightning_softprompt.runs.run_spec import last_folder
 
 FILES = Path(__file__).with_name("moved")
@@ -98,11 +98,13 @@ def test_checkpoint_of_replicas(folder):
     assert_same(rows, EXPECTED["replicas"])
 
 
-def test_prompt_and_config(folder):
+def test_prompt_and_config(folder, caplog):
     options = ["--config=xprompt.yaml", "--init_from=xprompt.safetensors", "--data.predict=rows.jsonl"]
-    with pytest.warns(FutureWarning, match=r"callbacks\.pruning is now lightning_softprompt\.callbacks\.algorithms"):
-        written = run("predict", *options)
+    written = run("predict", *options)
     assert_same(read_predictions(written), EXPECTED["xprompt"])
+    warnings = [record.message for record in caplog.records if "is now" in record.message]
+    assert any("callbacks.pruning.Pruning is now lightning_softprompt.callbacks.algorithms" in one for one in warnings)
+    assert len(warnings) == len(set(warnings))
 
 
 def test_checkpoint_of_several_tasks(folder):
@@ -126,6 +128,22 @@ def test_old_module_names_import_the_new_modules():
         warnings.simplefilter("ignore", FutureWarning)
         for old, new in modules.items():
             assert importlib.import_module(f"{PACKAGE}.{old}") is importlib.import_module(f"{PACKAGE}.{new}")
+
+
+def test_old_short_names_of_classes(folder, caplog):
+    _warn.cache_clear()
+    options = ["--model=Bare", "--model.readout=Suited"]
+    assert predictions(*options) == predictions("--model=NoPrompt", "--model.readout=AutoReadout")
+    warnings = [record.message for record in caplog.records if "is now" in record.message]
+    assert [warning.partition(";")[0] for warning in warnings] == ["Bare is now NoPrompt", "Suited is now AutoReadout"]
+
+
+def test_module_and_class_names_are_both_replaced():
+    assert current_path(f"{PACKAGE}.readouts.suited.Suited") == f"{PACKAGE}.readouts.auto.AutoReadout"
+    assert current_path(f"{PACKAGE}.methods.bare.Bare") == f"{PACKAGE}.methods.baselines.no_prompt.NoPrompt"
+    with pytest.warns(FutureWarning, match=r"methods\.Bare is now"):
+        old = importlib.import_module(f"{PACKAGE}.methods.Bare")
+    assert old is importlib.import_module(f"{PACKAGE}.methods").NoPrompt
 
 
 def test_moved_classes_exist():

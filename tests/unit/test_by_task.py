@@ -14,7 +14,7 @@ from lightning_softprompt.methods import PromptTuning
 from lightning_softprompt.objectives.by_task import ByTask
 from lightning_softprompt.objectives.classification import Classification
 from lightning_softprompt.objectives.language_modeling import LanguageModeling
-from lightning_softprompt.readouts.auto import Suited
+from lightning_softprompt.readouts.auto import AutoReadout
 from lightning_softprompt.readouts.class_head import ClassHead
 from lightning_softprompt.readouts.label_words import LabelWords
 from lightning_softprompt.readouts.ranked import RankedChoices
@@ -97,7 +97,7 @@ def test_scores_are_of_one_task_and_of_one_that_has_classes(made, backbone):
 
 def test_a_readout_suits_classes_that_are_spoken_and_tags_that_are_not(made):
     tags = Classes({"O": (), "B-MOOD": ()})
-    of_tasks = made({"mood": CLASSES, "tags": tags}, readout=Suited).readout.of_tasks
+    of_tasks = made({"mood": CLASSES, "tags": tags}, readout=AutoReadout).readout.of_tasks
     assert [type(of_tasks[name].inner) for name in ("mood", "tags")] == [LabelWords, TokenHead]
     assert of_tasks["tags"].inner.linear.weight.shape == (2, 32)
     with pytest.raises(ValueError, match="task 'tags': LabelWords reads the words of classes"):

@@ -118,7 +118,7 @@ def test_a_method_is_described_with_its_learning_rate(capsys):
     for name, rate in {"IDPG": "0.001", "PromptTuning": "0.005"}.items():
         assert methods.main([name]) == 0
         assert f"learning rate: {rate}, of AdamW" in capsys.readouterr().out
-    assert methods.main(["Bare"]) == 0
+    assert methods.main(["NoPrompt"]) == 0
     assert "learning rate" not in capsys.readouterr().out
 
 

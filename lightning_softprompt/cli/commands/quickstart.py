@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
         common = ["--config", str(config), f"--data.path={movie_sentences()}", f"--run.folder={args.folder}", *options]
         check_options(common, options)
         console.rule("1/3 the bare backbone, zero-shot")
-        bare = tested([*common, "--model=Bare"])
+        bare = tested([*common, "--model=NoPrompt"])
         console.rule("2/3 training a soft prompt")
         run, seconds = completed(["fit", *common])
         console.rule("3/3 testing it")

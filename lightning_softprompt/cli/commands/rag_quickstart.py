@@ -68,9 +68,9 @@ def run_all(console: Console, folder: Path, options: Sequence[str]) -> None:
     if code := index_command(["build", str(data), "--index", str(index)]):
         raise RunError(code)
     console.rule("2/5 the bare backbone without passages")
-    closed = answered([*common, "--model=Bare", "--data.mode=closed_book"])
+    closed = answered([*common, "--model=NoPrompt", "--data.mode=closed_book"])
     console.rule("3/5 the bare backbone with passages")
-    bare = answered([*common, "--model=Bare"])
+    bare = answered([*common, "--model=NoPrompt"])
     console.rule("4/5 training soft tokens behind the passages")
     run, seconds = completed(["fit", *common])
     console.rule("5/5 testing them")

@@ -36,7 +36,7 @@ class PromptTuning(SoftPromptModule):
         super().__init__(**common)
         self.blocks = (length,) if isinstance(length, int) else tuple(length)
         if min(self.blocks, default=0) < 1:
-            raise ValueError(f"length must be at least 1, got {length}; Bare is the backbone without a prompt")
+            raise ValueError(f"length must be at least 1, got {length}; use NoPrompt for the backbone without a prompt")
         self.length, self.init = sum(self.blocks), init or SampleVocabulary()
 
     def build(self, backbone: Backbone) -> None:

@@ -7,7 +7,7 @@ from lightning_softprompt.core.types import Batch, SoftPrompt
 from lightning_softprompt.methods.base import SoftPromptModule
 
 
-class Bare(SoftPromptModule):
+class NoPrompt(SoftPromptModule):
     """No soft prompt: the zero-shot backbone, to compare with.
 
     Paper: none
