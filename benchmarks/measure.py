@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 from torch.utils.flop_counter import FlopCounterMode
 
-from lightning_softprompt.backbones.kernels.prepacked_linear import laid_out, product
+from lightning_softprompt.backbones.kernels.prepacked_linear import pack_weight, product
 
 Call = Callable[[], object]
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -80,6 +80,6 @@ def rate(compute: str, dtype: torch.dtype, device: torch.device) -> float:
     if compute == "bf16":
         rows, weight = rows.bfloat16(), weight.bfloat16()
     if compute != "plain":
-        packed = laid_out(weight)
+        packed = pack_weight(weight)
         way = lambda: product(rows, packed)  # noqa: E731
     return 2 * rows.numel() * len(weight) / min(seconds(way) for _ in range(30))

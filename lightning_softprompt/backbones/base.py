@@ -39,25 +39,25 @@ from lightning_softprompt.backbones.insertion.key_values import (
 from lightning_softprompt.backbones.insertion.layers import compile_layers, layers_of, recompute_layers, states_before
 from lightning_softprompt.backbones.insertion.positions import configured_positions
 from lightning_softprompt.backbones.insertion.splice import Spliced, ids_of, splice
-from lightning_softprompt.backbones.kernels.gated_mlp import save_gates
+from lightning_softprompt.backbones.kernels.gated_mlp import use_lean_gated_mlp
 from lightning_softprompt.backbones.kernels.prepacked_linear import plain_products, prepack
-from lightning_softprompt.backbones.kernels.quantized_linear import take_apart
-from lightning_softprompt.backbones.kernels.rms_norm import freeze_norms
+from lightning_softprompt.backbones.kernels.quantized_linear import use_exact_dequant_linear
+from lightning_softprompt.backbones.kernels.rms_norm import use_frozen_rms_norm
 from lightning_softprompt.backbones.tokenization.codec import Codec
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.template import Template
 from lightning_softprompt.core.types import IGNORE, Batch, SoftPrompt
 
-INJECTION_LIMIT, INJECTION_LIMIT_IN_FEW_BITS = 1e-3, 0.1  # relative errors; see `Backbone.injection_limit`
+INJECTION_TOLERANCE, LOW_PRECISION_INJECTION_TOLERANCE = 1e-3, 0.1  # relative errors; see `Backbone.injection_limit`
 
 
 class SharedLayers(Protocol):
     """How processes that share the layers of a backbone gather them."""
 
-    def begin(self) -> None:
+    def register_hooks(self) -> None:
         """Starts to gather each layer before it runs."""
 
-    def finish(self) -> None:
+    def drain(self) -> None:
         """Takes part until no process runs a layer."""
 
 
@@ -87,15 +87,15 @@ class Backbone(nn.Module, ABC):
         self.head = Head(model)
         if model.can_generate():
             model.generation_config = special_tokens_only(model.generation_config)
-        self.opened: str | None = None  # the fingerprint before weights change or are sharded
-        self._opened_sample: str | None = None
+        self.pinned_fingerprint: str | None = None  # the fingerprint before weights change or are sharded
+        self._pinned_sampled_fingerprint: str | None = None
         self.files: WeightFiles | None = None  # the files of the weights
-        self.turns: SharedLayers | None = None  # the order in which processes with sharded layers run them
+        self.layer_gather: SharedLayers | None = None  # the order in which processes with sharded layers run them
         self.train()
         if not spec.compiled:  # the compiler fuses them
-            freeze_norms(model)
-            save_gates(model)
-        self.quantized = {} if spec.quantization is None else take_apart(model, spec.quantization)
+            use_frozen_rms_norm(model)
+            use_lean_gated_mlp(model)
+        self.quantized = {} if spec.quantization is None else use_exact_dequant_linear(model, spec.quantization)
         self.prepacked = not self.quantized and prepack(model, spec.compute, self.hidden_size)
         if spec.compiled:
             compile_layers(model)
@@ -154,12 +154,12 @@ class Backbone(nn.Module, ABC):
         """Logits of the targets that are not ignored."""
         return self.head.logits(states)[: len(batch)][batch.targets != IGNORE]
 
-    def take_over(self, twin: Any) -> None:
+    def adopt_path_of(self, small_copy: Any) -> None:
         """Runs rows as a smaller copy does, without further trials."""
-        self.head.plain = twin.head.plain
-        self.use_entry(twin.entry)
+        self.head.plain = small_copy.head.plain
+        self.use_entry(small_copy.entry)
 
-    def source_as_target(self, batch: Batch) -> Batch:
+    def language_modeling_view(self, batch: Batch) -> Batch:
         """The rows with their source as targets, for a loss of the source.
 
         Raises:
@@ -167,7 +167,7 @@ class Backbone(nn.Module, ABC):
         """
         raise ValueError(f"{self.spec.name} does not predict its source; source_weight requires a decoder")
 
-    def asked(self, batch: Batch) -> Batch:
+    def without_answers(self, batch: Batch) -> Batch:
         """The input of generation: the rows without their answers."""
         return batch
 
@@ -182,7 +182,7 @@ class Backbone(nn.Module, ABC):
                 Penalties apply to the answer only.
         """
 
-    def one_by_one(self, batch: Batch, prompt: SoftPrompt | None, decoding: dict[str, Any]) -> Tensor:
+    def generate_row_by_row(self, batch: Batch, prompt: SoftPrompt | None, decoding: dict[str, Any]) -> Tensor:
         """Runs `generate` for one row at a time, for decoding that supports no batches."""
         rows = ([b] for b in range(len(batch)))
         each = [self.generate(batch.only(b), prompt and prompt.only(b), **decoding) for b in rows]
@@ -226,7 +226,7 @@ class Backbone(nn.Module, ABC):
         embeds = self.embed(batch.input_ids)
         if prompt.shift is not None:
             embeds = embeds + prompt.shift.to(embeds) * batch.mask[..., None]  # padding must stay unchanged
-        rows = splice(embeds, batch.mask, batch.slots, prompt.tokens, prompt.blocks, prompt.inside)
+        rows = splice(embeds, batch.mask, batch.slots, prompt.tokens, prompt.blocks, prompt.token_mask)
         self.check_window(rows.mask.shape[1])
         return rows
 
@@ -264,7 +264,7 @@ class Backbone(nn.Module, ABC):
         with injectable(self.model):
             ours = self._plain_results(batch)
         error = float((ours - right).abs().max() / right.abs().max().clamp(min=1e-30))
-        if error > self.injection_limit:
+        if error > self.injection_tolerance:
             raise InjectionUnsupportedError(
                 f"{type(self.model).__name__} cannot be given keys and values: with an attention function that takes "
                 f"them its results differ by {error:.1e}; {WAY_OUT}"
@@ -277,10 +277,10 @@ class Backbone(nn.Module, ABC):
         return self.head.logits(self.run_padded(batch, None))
 
     @property
-    def injection_limit(self) -> float:
+    def injection_tolerance(self) -> float:
         """Relative error up to which results with keys and values from outside count as equal."""
         is_exact = self.model.dtype in (torch.float32, torch.float64) and not self.quantized
-        return INJECTION_LIMIT if is_exact else INJECTION_LIMIT_IN_FEW_BITS
+        return INJECTION_TOLERANCE if is_exact else LOW_PRECISION_INJECTION_TOLERANCE
 
     def check_late_tokens(self) -> None:
         """Refuses a model that soft tokens cannot enter before a middle layer, by a trial with two tokens.
@@ -307,7 +307,7 @@ class Backbone(nn.Module, ABC):
         if prompt is None or not prompt.kv:
             yield
             return
-        pairs = at(self.attentions, prompt.kv, prompt.kv_inside)
+        pairs = at(self.attentions, prompt.kv, prompt.kv_mask)
         self.model.set_attn_implementation(NAME)
         with injected(pairs):
             yield
@@ -355,14 +355,14 @@ class Backbone(nn.Module, ABC):
         return ids_of(rows, batch.input_ids, self.entry.placeholder, self.codec.pad_id)
 
     @property
-    def way(self) -> str:
+    def execution_description(self) -> str:
         """How rows run, for users."""
         if self.row_check.is_alone:
             return "rows run one by one, since padding changes the results of this model"
         return "rows run padded, each as a whole (an encoder attends in both directions and shares nothing)"
 
     @property
-    def generation_way(self) -> str:
+    def generation_description(self) -> str:
         """How answers are generated, for users."""
         return "by transformers' own generation"
 
@@ -383,7 +383,7 @@ class Backbone(nn.Module, ABC):
                 f"{window}; lower the data module's max_tokens, the prompt's length or max_new_tokens"
             )
 
-    def open(self) -> None:
+    def unfreeze(self) -> None:
         """Allows a baseline to change the weights. Prompts still belong to the weights before the change.
 
         Raises:
@@ -397,15 +397,15 @@ class Backbone(nn.Module, ABC):
 
     def pin_fingerprint(self) -> None:
         """Keeps the current fingerprint, before a baseline changes the weights or processes shard them."""
-        self.opened, self._opened_sample = self.fingerprint(), self.sampled_fingerprint()
+        self.pinned_fingerprint, self._pinned_sampled_fingerprint = self.fingerprint(), self.sampled_fingerprint()
 
     def fingerprint(self) -> str:
         """A digest of all weights, the configuration and the tokenizer, which prompts are tied to.
 
         It is the same in every precision. It differs for quantized weights.
         """
-        if self.opened is not None:
-            return self.opened
+        if self.pinned_fingerprint is not None:
+            return self.pinned_fingerprint
         state = versions(self.model)
         if self._hashed is None or self._hashed[0] != state:
             self._hashed = state, self._weights_digest(state)
@@ -426,8 +426,8 @@ class Backbone(nn.Module, ABC):
 
     def sampled_fingerprint(self) -> str:
         """The fingerprint as earlier versions computed it, from a sample of the weights."""
-        if self._opened_sample is not None:
-            return self._opened_sample
+        if self._pinned_sampled_fingerprint is not None:
+            return self._pinned_sampled_fingerprint
         names = sorted(self.model.named_parameters())[::7]
         sample = ((name, self._held_values(name, weight), weight.numel()) for name, weight in names)
         return sampled_digest(sample, self.model.config, self.hidden_size)

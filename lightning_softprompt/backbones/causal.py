@@ -17,10 +17,10 @@ from lightning_softprompt.backbones.base import Backbone, answer_positions
 from lightning_softprompt.backbones.execution.context_cache import ContextCache, Prefilled
 from lightning_softprompt.backbones.execution.lm_head import States
 from lightning_softprompt.backbones.execution.packed_attention import PackingUnsupportedError, register
-from lightning_softprompt.backbones.execution.path_trial import Extent, choose
-from lightning_softprompt.backbones.execution.paths import Alone, Offer, Path, offers
-from lightning_softprompt.backbones.execution.row_batch import Rows
-from lightning_softprompt.backbones.generation.generate import drafted
+from lightning_softprompt.backbones.execution.path_trial import Extent, select_path
+from lightning_softprompt.backbones.execution.paths import Alone, Path, PathFactory, candidate_paths
+from lightning_softprompt.backbones.execution.row_batch import RowBatch
+from lightning_softprompt.backbones.generation.generate import uses_speculation
 from lightning_softprompt.backbones.generation.path_choice import Generator
 from lightning_softprompt.backbones.insertion.embeddings import Entry
 from lightning_softprompt.backbones.insertion.key_values import check_like_text, watch
@@ -127,7 +127,7 @@ class CausalBackbone(Backbone):
         kept = context_cache(self)
         self.contexts = kept
         self.tried = Extent()
-        self.offers = self.candidate_paths()
+        self.path_factories = self._allowed_paths()
         self.prompts = Prefilled(model, kept)
         self.generator = Generator(self)
         self.path: Path | None = None
@@ -141,16 +141,16 @@ class CausalBackbone(Backbone):
 
     def states(self, batch: Batch, prompt: SoftPrompt | None = None) -> States:
         """What the targets are said from."""
-        prompt = self.with_late_keys(prompt)
+        prompt = self.hidden_to_kv(prompt)
         spliced = self.splice(batch, prompt)
         columns, first = target_columns(spliced, batch)
-        rows = Rows.of(spliced, batch, prompt).until(columns)
+        rows = RowBatch.of(spliced, batch, prompt).until(columns)
         self.check_window(rows.longest)
         self._warn_of_tokens_out_of_reach(rows)
         try:
             return self._path_for(rows, columns, first)(rows, columns, first)
         except PackingUnsupportedError as reason:  # as where a later batch is longer than a sliding window
-            self.offers, self.path = self.offers[1:], None
+            self.path_factories, self.path = self.path_factories[1:], None
             self.reasons.append(str(reason))
             return self.states(batch, prompt)
 
@@ -159,7 +159,7 @@ class CausalBackbone(Backbone):
         inputs = {**super().stack_inputs(rows, prompt), "use_cache": False}
         if prompt is None or not prompt.kv:  # the model counts by itself
             return inputs
-        key, inside = next(iter(prompt.kv["self"].values()))[0], prompt.kv_inside.get("self")
+        key, inside = next(iter(prompt.kv["self"].values()))[0], prompt.kv_mask.get("self")
         before = key.shape[2] if inside is None else inside.sum(1, keepdim=True)
         positions = before + torch.arange(rows.mask.shape[1], device=rows.mask.device)[None]
         return {**inputs, "position_ids": positions}
@@ -178,16 +178,16 @@ class CausalBackbone(Backbone):
     def check_attentions(self) -> None:
         """As elsewhere; keys and values of a text must act like the text."""
         with plain_products():
-            check_like_text(self.model, self.stack, self.attentions, self.injection_limit)
+            check_like_text(self.model, self.stack, self.attentions, self.injection_tolerance)
 
     def check_late_tokens(self) -> None:
         """As elsewhere; they reach rows as keys and values."""
         self.check_attentions()
         tokens = self.word_embeddings.new_zeros(1, 2, self.hidden_size)
         with torch.no_grad():
-            self.with_late_keys(SoftPrompt(hidden={self.depth // 2: tokens}))
+            self.hidden_to_kv(SoftPrompt(hidden={self.depth // 2: tokens}))
 
-    def with_late_keys(self, prompt: SoftPrompt | None) -> SoftPrompt | None:
+    def hidden_to_kv(self, prompt: SoftPrompt | None) -> SoftPrompt | None:
         """Soft tokens that enter at a layer stand before the row and hear only each other: they are keys and values."""
         if prompt is None or not prompt.hidden:
             return prompt
@@ -199,17 +199,20 @@ class CausalBackbone(Backbone):
         numbers = {module: number for number, module in enumerate(sites.modules)}
         return replace(prompt, hidden={}, kv={"self": {numbers[s.module]: (s.key, s.value) for s in seen}})
 
-    def take_over(self, twin: Any) -> None:
+    def adopt_path_of(self, small_copy: Any) -> None:
         """As elsewhere. With a sliding window rows run padded: packed ones could turn out too long at any step."""
-        super().take_over(twin)
+        super().adopt_path_of(small_copy)
         if getattr(self.model.config, "sliding_window", None):
-            self.reasons, self.offers = ["layers have a sliding window"], self.offers[-2:-1]
+            self.reasons, self.path_factories = ["layers have a sliding window"], self.path_factories[-2:-1]
         else:
-            self.reasons, self.offers = twin.reasons, self.offers[-len(twin.offers) :][:1]
-        self.path = self.offers[0](self.model, self.head)
+            self.reasons, self.path_factories = (
+                small_copy.reasons,
+                self.path_factories[-len(small_copy.path_factories) :][:1],
+            )
+        self.path = self.path_factories[0](self.model, self.head)
         self.path.enter()
 
-    def _warn_of_tokens_out_of_reach(self, rows: Rows) -> None:
+    def _warn_of_tokens_out_of_reach(self, rows: RowBatch) -> None:
         """Says once where the end of a row does not hear soft tokens at its beginning."""
         reach = getattr(self.model.config, "sliding_window", None)
         if self.told_of_reach or reach is None or not rows.soft.any():
@@ -228,49 +231,49 @@ class CausalBackbone(Backbone):
         spliced = self.splice(batch, prompt)
         columns, first = target_columns(spliced, batch)
         alone = Alone(self.model, self.head, self.attention, self.entry)
-        return alone(Rows.of(spliced, batch, prompt).until(columns), columns, first)
+        return alone(RowBatch.of(spliced, batch, prompt).until(columns), columns, first)
 
     def use_entry(self, entry: Entry) -> None:
         """As elsewhere; paths are tried out with it."""
         super().use_entry(entry)
-        self.offers = self.candidate_paths()
+        self.path_factories = self._allowed_paths()
 
-    def candidate_paths(self) -> list[Offer]:
+    def _allowed_paths(self) -> list[PathFactory]:
         """The paths that the specification allows, the fastest first."""
-        return offers(self.spec, self.attention, self.contexts, self.entry)
+        return candidate_paths(self.spec, self.attention, self.contexts, self.entry)
 
-    def _path_for(self, rows: Rows, columns: Tensor, first: Tensor) -> Path:
+    def _path_for(self, rows: RowBatch, columns: Tensor, first: Tensor) -> Path:
         """The path of a batch, tried out again where the batch goes beyond what was tried."""
         extent = Extent.of(rows)
-        if self.path is not None and (len(self.offers) == 1 or self.tried.covers(extent)):
+        if self.path is not None and (len(self.path_factories) == 1 or self.tried.covers(extent)):
             return self.path
-        number, reasons = choose(self.model, self.offers, rows, columns, first)
+        number, reasons = select_path(self.model, self.path_factories, rows, columns, first)
         self.tried = self.tried.join(extent)
         self.reasons += reasons
         if self.path is None or number:
-            self.offers = self.offers[number:]
-            self.path = self.offers[0](self.model, self.head)
-            log.info(self.way)
+            self.path_factories = self.path_factories[number:]
+            self.path = self.path_factories[0](self.model, self.head)
+            log.info(self.execution_description)
         self.path.enter()
         return self.path
 
     @property
-    def way(self) -> str:
+    def execution_description(self) -> str:
         """How rows run, and why not faster; a first batch decides it."""
         if self.path is None:
             return "how rows run is decided by the first batch"
-        return self.path.told + "".join(f" ({reason})" for reason in self.reasons[:1])
+        return self.path.description + "".join(f" ({reason})" for reason in self.reasons[:1])
 
     @property
-    def generation_way(self) -> str:
+    def generation_description(self) -> str:
         """How rows are generated, and why not faster; a first batch decides it."""
-        return self.generator.way
+        return self.generator.execution_description
 
-    def asked(self, batch: Batch) -> Batch:
+    def without_answers(self, batch: Batch) -> Batch:
         """The rows up to their answers."""
         return batch if bool((batch.source == batch.mask).all()) else self.codec.questions(batch)
 
-    def source_as_target(self, batch: Batch) -> Batch:
+    def language_modeling_view(self, batch: Batch) -> Batch:
         """The rows without their answers, whose targets are all tokens but the first, which nothing comes before."""
         first = batch.mask & (batch.mask.cumsum(1) == 1)
         said = batch.source & ~first
@@ -283,10 +286,10 @@ class CausalBackbone(Backbone):
     @torch.no_grad()
     def generate(self, batch: Batch, prompt: SoftPrompt | None = None, **decoding: Any) -> Tensor:
         """Continuations, by the fastest path that the model allows; see `generation_choice`."""
-        if drafted(decoding) and len(batch) > 1:
-            return self.one_by_one(batch, prompt, decoding)
-        questions, prompt = self.asked(batch), self.with_late_keys(prompt)
-        rows = Rows.of(self.splice(questions, prompt), questions, prompt)
+        if uses_speculation(decoding) and len(batch) > 1:
+            return self.generate_row_by_row(batch, prompt, decoding)
+        questions, prompt = self.without_answers(batch), self.hidden_to_kv(prompt)
+        rows = RowBatch.of(self.splice(questions, prompt), questions, prompt)
         self.check_window(rows.longest + decoding.get("max_new_tokens", 0))
         return self.generator(rows, decoding)
 

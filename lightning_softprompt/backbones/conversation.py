@@ -9,8 +9,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from lightning_softprompt.backbones.causal import CausalBackbone
-from lightning_softprompt.backbones.execution.row_batch import Rows
-from lightning_softprompt.backbones.generation.generate import drafted, generate, sequences
+from lightning_softprompt.backbones.execution.row_batch import RowBatch
+from lightning_softprompt.backbones.generation.generate import generate, num_sequences, uses_speculation
 from lightning_softprompt.backbones.generation.paths import WithoutCache, reading_of
 from lightning_softprompt.core.types import Batch, SoftPrompt, Text
 
@@ -34,11 +34,11 @@ class Conversation:
         if len(batch) != 1:
             raise ValueError(f"a conversation has one row, got {len(batch)}")
         self.backbone = backbone
-        asked, prompt = backbone.asked(batch), backbone.with_late_keys(prompt)
-        self._rows = Rows.of(backbone.splice(asked, prompt), asked, prompt)
+        questions, prompt = backbone.without_answers(batch), backbone.hidden_to_kv(prompt)
+        self._rows = RowBatch.of(backbone.splice(questions, prompt), questions, prompt)
         self._cache: DynamicCache | None = None
         self._has_cache: bool | None = None  # decided by the first answer
-        self._text = torch.zeros(0, dtype=torch.long, device=asked.input_ids.device)  # behind the first turn
+        self._text = torch.zeros(0, dtype=torch.long, device=questions.input_ids.device)  # behind the first turn
 
     def add(self, text: str, before: str = "", after: str = "") -> None:
         """Further text, tokenized by itself, which the next answer follows.
@@ -64,7 +64,7 @@ class Conversation:
         Raises:
             ValueError: If the conversation outgrows the backbone's window, or the options require a cache of their own.
         """
-        if sequences(decoding) > 1 or drafted(decoding):
+        if num_sequences(decoding) > 1 or uses_speculation(decoding):
             raise ValueError("a conversation goes on from one answer, word by word; beams and drafts are not for it")
         text = self._text[None]
         rows = self._rows.followed_by(text, self.backbone.embed(text))
@@ -74,14 +74,14 @@ class Conversation:
         self._text = torch.cat([self._text, answer[0]])
         return answer
 
-    def _keeps_cache(self, rows: Rows, decoding: dict[str, Any]) -> bool:
+    def _keeps_cache(self, rows: RowBatch, decoding: dict[str, Any]) -> bool:
         if self._has_cache is None:
             is_cached = not isinstance(self.backbone.generator.path_for(rows, decoding), WithoutCache)
             self._has_cache = is_cached and self.backbone.prompts.is_supported
             self._cache = self.backbone.prompts.new_cache() if self._has_cache else None
         return self._has_cache
 
-    def _continued(self, rows: Rows, decoding: dict[str, Any]) -> Tensor:
+    def _continued(self, rows: RowBatch, decoding: dict[str, Any]) -> Tensor:
         """The answer, for which the model reads what its cache does not have."""
         reading = reading_of(self.backbone, rows, past_key_values=self._cache)
         length = rows.mask.shape[1]

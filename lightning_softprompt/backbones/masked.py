@@ -90,7 +90,7 @@ class MaskedBackbone(Backbone):
         return rows
 
     @property
-    def generation_way(self) -> str:
+    def generation_description(self) -> str:
         """See `Backbone`."""
         return "all masks of a row are filled at once"
 

@@ -17,7 +17,7 @@ from lightning_softprompt.core.types import Batch, SoftPrompt
 
 
 @contextmanager
-def in_parts(backbone: Backbone, parts: int) -> Iterator[None]:
+def microbatched(backbone: Backbone, parts: int) -> Iterator[None]:
     """Within it, the backbone runs rows in so many parts, and keeps for the backward pass what one part needs.
 
     A row's states do not depend on the other rows, and nothing in the backbone is drawn at random, so whatever is made

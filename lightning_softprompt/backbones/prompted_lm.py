@@ -73,5 +73,5 @@ class PromptedLM:
 
     def generate(self, batch: Batch, *, prompted: bool = True, **decoding: Any) -> Tensor:
         """Answers [B, U], see `Backbone.generate`; those of the bare backbone with `prompted=False`."""
-        asked = self.backbone.asked(batch)
-        return self.backbone.generate(asked, self.prompt(asked) if prompted else None, **decoding)
+        questions = self.backbone.without_answers(batch)
+        return self.backbone.generate(questions, self.prompt(questions) if prompted else None, **decoding)

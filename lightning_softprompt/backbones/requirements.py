@@ -14,8 +14,8 @@ import torch
 from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.backbones.generation.path_trial import STEPS
 from lightning_softprompt.backbones.loading import try_out
-from lightning_softprompt.backbones.skeleton import load_config, made_rows, twin
-from lightning_softprompt.backbones.small_copy import divisors, narrowest
+from lightning_softprompt.backbones.skeleton import build_small_copy, load_config, random_batch
+from lightning_softprompt.backbones.small_copy import divisors, max_shrink_factor
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.refusals import FAILURES, UnsupportedBackboneError, explaining, reason_of
 from lightning_softprompt.core.types import SoftPrompt
@@ -28,7 +28,7 @@ WIDTHS_TRIED = 3
 def takes_soft_tokens(backbone: Backbone) -> None:
     """Rows with soft tokens run, forward and backward."""
     with explaining(f"rows with soft tokens do not run in {backbone.spec.dtype}"):
-        batch = made_rows(backbone, 2, TOKENS)
+        batch = random_batch(backbone, 2, TOKENS)
         tokens = backbone.embed(batch.input_ids[:1, :2]).detach().requires_grad_()
         states = backbone.states(batch, SoftPrompt(tokens=tokens))
         torch.autograd.grad(states.hidden.float().sum(), tokens)
@@ -57,10 +57,12 @@ def generates(beams: int = 1) -> Requirement:
         if not backbone.codec.stop:  # which the data module refuses, with what to do
             return
         with explaining("it does not generate answers"):
-            batch = made_rows(backbone, 2, TOKENS)
+            batch = random_batch(backbone, 2, TOKENS)
             tokens = backbone.embed(batch.input_ids[:1, :2]).detach()
             options = {"num_beams": beams} if beams > 1 else {}
-            backbone.generate(backbone.asked(batch), SoftPrompt(tokens=tokens), max_new_tokens=STEPS, **options)
+            backbone.generate(
+                backbone.without_answers(batch), SoftPrompt(tokens=tokens), max_new_tokens=STEPS, **options
+            )
 
     return generates_answers
 
@@ -103,9 +105,9 @@ def require_of_copy(requirements: Sequence[Requirement], method: str, spec: Back
     plain = replace(spec, attention=attention)
     plain = replace(plain, dtype="float32") if spec.dtype == "float16" else plain  # which CPUs have no products in
     refusals: list[ValueError] = []
-    for by in divisors(narrowest(config))[:WIDTHS_TRIED]:
+    for by in divisors(max_shrink_factor(config))[:WIDTHS_TRIED]:
         try:
-            copy = twin(config, plain, by)
+            copy = build_small_copy(config, plain, by)
             try_out(copy)  # embeddings enter it as they enter the backbone
         except UnsupportedBackboneError:
             continue

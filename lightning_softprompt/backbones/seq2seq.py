@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.backbones.execution.lm_head import States
-from lightning_softprompt.backbones.generation.generate import drafted
+from lightning_softprompt.backbones.generation.generate import uses_speculation
 from lightning_softprompt.backbones.generation.seq2seq import EncoderRows, Seq2SeqGenerator
 from lightning_softprompt.backbones.insertion.positions import DECODER_NAMES, configured_positions
 from lightning_softprompt.backbones.insertion.splice import Spliced
@@ -112,16 +112,16 @@ class Seq2SeqBackbone(Backbone):
     @torch.no_grad()
     def generate(self, batch: Batch, prompt: SoftPrompt | None = None, **decoding: Any) -> Tensor:
         """Outputs, without the tokens that the decoder opens with."""
-        if drafted(decoding) and len(batch) > 1:
-            return self.one_by_one(batch, prompt, decoding)
+        if uses_speculation(decoding) and len(batch) > 1:
+            return self.generate_row_by_row(batch, prompt, decoding)
         rows = self.splice(batch, prompt)
         reading = EncoderRows(self.token_ids(rows, batch, prompt), rows.embeds, rows.mask, prompt)
         return self.generator(reading, decoding)
 
     @property
-    def generation_way(self) -> str:
+    def generation_description(self) -> str:
         """See `Backbone`."""
-        return self.generator.way
+        return self.generator.execution_description
 
     def token_ids(self, rows: Spliced, batch: Batch, prompt: SoftPrompt | None) -> Tensor:
         """[B, M] ids of the encoder's input, with a placeholder for each soft token."""

@@ -47,7 +47,7 @@ def load_config(spec: BackboneSpec) -> PreTrainedConfig:
     return config
 
 
-def hollow(config: PreTrainedConfig, spec: BackboneSpec) -> Backbone:
+def build_skeleton(config: PreTrainedConfig, spec: BackboneSpec) -> Backbone:
     """A backbone of the full size whose weights are all one zero, which takes no memory; what it says is worthless."""
 
     def weights(model: PreTrainedModel) -> PreTrainedModel:
@@ -70,7 +70,7 @@ def _nothing(size: int, rows: Tensor) -> Tensor:
     return rows.new_zeros(*rows.shape[:-1], size)
 
 
-def twin(
+def build_small_copy(
     config: PreTrainedConfig, spec: BackboneSpec, by: int, layers: int | Mapping[str, int] | None = None
 ) -> Backbone:
     """A backbone of random weights so many times narrower, with room for any prompt; heads keep their size.
@@ -111,7 +111,7 @@ def randomized(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def made_rows(backbone: Backbone, rows: int, tokens: int) -> Batch:
+def random_batch(backbone: Backbone, rows: int, tokens: int) -> Batch:
     """Rows of about so many tokens, drawn from the vocabulary, that begin each with another."""
     codec, draw = backbone.codec, torch.Generator().manual_seed(0)
     text = "a" + " a" * ((tokens - 4) // len(codec.ids(" a")))

@@ -30,7 +30,7 @@ WINDOW = 1024  # positions of a narrow model, at least
 PER_LAYER = "per_layer_config"  # where transformers writes what single layers have of their own
 
 
-def narrowest(config: PreTrainedConfig) -> int:
+def max_shrink_factor(config: PreTrainedConfig) -> int:
     """How many times narrower the text parts of a model can be: heads and widths must stay whole numbers."""
     of_parts = [_common(part.to_dict()) for part in _text_parts(config)]
     return reduce(gcd, of_parts) or 1

@@ -44,7 +44,7 @@ from lightning_softprompt.cli.run_config import config_beside, read_run_config
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.data.saved_classes import fill_classes, lacks_classes
-from lightning_softprompt.distributed.strategy import refuse_others
+from lightning_softprompt.distributed.strategy import refuse_untested_strategy
 from lightning_softprompt.methods.base import SoftPromptModule
 from lightning_softprompt.runs.run_checks import refuse_callbacks, refuse_options
 from lightning_softprompt.runs.run_settings import CommandSettings
@@ -271,7 +271,7 @@ class SoftPromptCLI(LightningCLI):
         callbacks = [start, *given, *self.session.callbacks(config.init_from, config.get("ckpt_path"), dumped)]
         loggers = [*_listed(trainer.logger), *self.session.loggers]
         trainer_made = super().instantiate_trainer(callbacks=callbacks, logger=loggers, **kwargs)
-        refuse_others(trainer_made.strategy)
+        refuse_untested_strategy(trainer_made.strategy)
         if type(trainer_made.strategy.checkpoint_io) is TorchCheckpointIO:  # none was asked for
             trainer_made.strategy.checkpoint_io = WholeCheckpoints()
         return trainer_made

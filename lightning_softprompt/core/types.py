@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 IGNORE = -100  # a target without loss
-LOST = -1  # the place of a word that has no token in the row
+NO_TOKEN = -1  # the place of a word that has no token in the row
 
 Pairs = Mapping[int, tuple[Tensor, Tensor]]  # keys and values [B|1, N, P, D] each, by layer
 KeysValues = Mapping[str, Pairs]  # by kind of attention
@@ -93,7 +93,7 @@ class Text:
     """
 
     text: str
-    gives_way: bool = False
+    truncatable: bool = False
     words: Spans = ()
     template_spans: Spans = field(default=(), compare=False, repr=False)
 
@@ -187,20 +187,20 @@ class Batch:
     rows: Tensor | None = None
     examples: tuple[Example, ...] | None = None
     words: Tensor | None = None
-    overall: Tensor | None = None
+    global_rows: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
 
     @property
-    def numbers(self) -> list[int]:
+    def row_ids(self) -> list[int]:
         """Each row's number in its split; its place in the batch where that is not known."""
         return list(range(len(self))) if self.rows is None else self.rows.tolist()  # type: ignore[no-any-return]
 
     @property
-    def overall_numbers(self) -> list[int]:
+    def global_row_ids(self) -> list[int]:
         """Each row's number in its split, whichever task it is of."""
-        return self.numbers if self.overall is None else self.overall.tolist()
+        return self.row_ids if self.global_rows is None else self.global_rows.tolist()
 
     def by_task(self) -> list[tuple[int, list[int], Batch]]:
         """Number, places and rows of each task that occurs; the batch itself where that is one, or tasks are unknown.
@@ -260,10 +260,10 @@ class SoftPrompt:
 
     tokens: Tensor | None = None
     blocks: tuple[int, ...] | None = None
-    inside: Tensor | None = None
+    token_mask: Tensor | None = None
     shift: Tensor | None = None
     kv: KeysValues = field(default_factory=dict)
-    kv_inside: Mapping[str, Tensor] = field(default_factory=dict)
+    kv_mask: Mapping[str, Tensor] = field(default_factory=dict)
     hidden: Mapping[int, Tensor] = field(default_factory=dict)
     penalties: Mapping[str, Tensor] = field(default_factory=dict)
     logs: Mapping[str, Tensor] = field(default_factory=dict)
@@ -282,9 +282,9 @@ class SoftPrompt:
         return replace(
             self,
             tokens=None if self.tokens is None else of(self.tokens),
-            inside=None if self.inside is None else of(self.inside),
+            token_mask=None if self.token_mask is None else of(self.token_mask),
             shift=None if self.shift is None else of(self.shift),
             kv={kind: {n: (of(k), of(v)) for n, (k, v) in layers.items()} for kind, layers in self.kv.items()},
-            kv_inside={kind: of(inside) for kind, inside in self.kv_inside.items()},
+            kv_mask={kind: of(token_mask) for kind, token_mask in self.kv_mask.items()},
             hidden={layer: of(tokens) for layer, tokens in self.hidden.items()},
         )

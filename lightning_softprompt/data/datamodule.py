@@ -18,7 +18,7 @@ from lightning_softprompt.backbones.loading import load_codec
 from lightning_softprompt.backbones.tokenization.codec import Codec, Cut
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.template import Template
-from lightning_softprompt.core.types import LOST, Batch, Classes, Encoded, Example, Text
+from lightning_softprompt.core.types import NO_TOKEN, Batch, Classes, Encoded, Example, Text
 from lightning_softprompt.data.labels import as_text
 from lightning_softprompt.data.readers.sources import (
     DataError,
@@ -110,7 +110,7 @@ class Collate:
         numbers, rows, examples = zip(*items, strict=True)
         labels = [example.label for example in examples]
         known = None if all(label is None for label in labels) else labels
-        return self.codec.collate(rows, labels=known, numbers=numbers, examples=examples)
+        return self.codec.collate(rows, labels=known, row_ids=numbers, examples=examples)
 
 
 class SoftPromptDataModule(LightningDataModule, ABC):
@@ -455,7 +455,7 @@ class SoftPromptDataModule(LightningDataModule, ABC):
         encoded = cached(key, make) if self.cache and name != "predict" else make()
         if cut := sum(row.cut > 0 for row in encoded):
             log.info("%d of %d %s rows were cut to max_tokens=%d", cut, len(encoded), name, self.max_tokens)
-        if lost := sum(row.words.count(LOST) for row in encoded):
+        if lost := sum(row.words.count(NO_TOKEN) for row in encoded):
             log.info("%d words of the %s rows have no token and are not scored", lost, name)
         return encoded
 

@@ -56,7 +56,7 @@ class MixedCollate:
         overall = [row for row, _, _ in items]
         own = [(self.numbers[row], encoded, example) for row, encoded, example in items]
         tasks = torch.tensor([self.tasks[row] for row in overall])
-        return replace(Collate(self.codec)(own), task_ids=tasks, overall=torch.tensor(overall))
+        return replace(Collate(self.codec)(own), task_ids=tasks, global_rows=torch.tensor(overall))
 
 
 @final

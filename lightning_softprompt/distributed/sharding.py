@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, final
 
@@ -14,8 +15,8 @@ from torch.utils._pytree import tree_leaves
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lightning_softprompt.backbones.base import Backbone
-from lightning_softprompt.backbones.skeleton import made_rows, twin
-from lightning_softprompt.backbones.small_copy import narrowest
+from lightning_softprompt.backbones.skeleton import build_small_copy, random_batch
+from lightning_softprompt.backbones.small_copy import max_shrink_factor
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 
 log = logging.getLogger(__name__)
@@ -23,30 +24,30 @@ SHARES = "shares"  # the dimension of a mesh along which layers are cut
 DONE = -1  # instead of the number of a layer
 
 
-def in_many() -> bool:
+def is_distributed() -> bool:
     """Whether there are other processes."""
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
-def settle(root: Any, backbone: Backbone) -> None:
+def prepare_for_distributed(root: Any, backbone: Backbone) -> None:
     """Makes a backbone and a Lightning module that has it ready to run in several processes.
 
     Raises:
         ValueError: If the processes have different ones, or they cannot share one out.
     """
-    check_same(backbone)
+    check_same_weights(backbone)
     root._ddp_params_and_buffers_to_ignore = frozen_names(root)
     if root.device_mesh is not None:
-        share_out(backbone, root.device_mesh[SHARES])
+        shard_layers(backbone, root.device_mesh[SHARES])
 
 
-def check_same(backbone: Backbone) -> None:
+def check_same_weights(backbone: Backbone) -> None:
     """Sees to it that all processes have loaded the same weights, which nobody sends them.
 
     Raises:
         ValueError: Naming the processes that have others.
     """
-    if not in_many():
+    if not is_distributed():
         return
     seen: list[Any] = [None] * distributed.get_world_size()
     distributed.all_gather_object(seen, backbone.fingerprint())
@@ -57,7 +58,7 @@ def check_same(backbone: Backbone) -> None:
         )
 
 
-def evened(count: Tensor) -> Tensor | float:
+def global_loss_scale(count: Tensor) -> Tensor | float:
     """What a process's loss is multiplied by, so that the mean over processes is the mean over what all have.
 
     Answers are of other lengths in each process: as many rows are not as many losses.
@@ -65,19 +66,19 @@ def evened(count: Tensor) -> Tensor | float:
     Args:
         count: How many losses this process has.
     """
-    if not in_many():
+    if not is_distributed():
         return 1.0
     everywhere = count.float()
     distributed.all_reduce(everywhere)
     return count * distributed.get_world_size() / everywhere.clamp(min=1)
 
 
-def mean_of_all(value: Tensor, backbone: Backbone) -> Tensor:
+def mean_over_processes(value: Tensor, backbone: Backbone) -> Tensor:
     """Over the processes."""
-    if not in_many():
+    if not is_distributed():
         return value
-    if backbone.turns is not None:
-        backbone.turns.finish()
+    if backbone.layer_gather is not None:
+        backbone.layer_gather.drain()
     mean = value.detach() / distributed.get_world_size()
     distributed.all_reduce(mean)
     return mean
@@ -91,7 +92,7 @@ def frozen_names(root: nn.Module) -> list[str]:
     return [n for n, _ in named if n not in trained and any(n.startswith(f"{b}.") for b in backbones)]
 
 
-def spec_here(root: Any, spec: BackboneSpec) -> BackboneSpec:
+def spec_for_sharding(root: Any, spec: BackboneSpec) -> BackboneSpec:
     """How a Lightning module's backbone is to be held; one that is shared out has no copies of its weights.
 
     Raises:
@@ -109,7 +110,7 @@ def spec_here(root: Any, spec: BackboneSpec) -> BackboneSpec:
     return replace(spec, compute="plain")
 
 
-def share_out(backbone: Backbone, mesh: DeviceMesh) -> None:
+def shard_layers(backbone: Backbone, mesh: DeviceMesh) -> None:
     """Leaves each process its share of each layer (FSDP2); embeddings and head stay whole.
 
     A layer is gathered when it runs, forth or back, and let go of after. What looks into the embeddings or scores words
@@ -125,24 +126,34 @@ def share_out(backbone: Backbone, mesh: DeviceMesh) -> None:
     layers: list[nn.Module] = [m for m in backbone.model.modules() if isinstance(m, GradientCheckpointingLayer)]
     _check(backbone, layers)
     backbone.pin_fingerprint()
-    small = twin(backbone.model.config, backbone.spec, narrowest(backbone.model.config), 4)
+    small = build_small_copy(backbone.model.config, backbone.spec, max_shrink_factor(backbone.model.config), 4)
     small.use_entry(backbone.entry)
     with torch.no_grad():
-        small.states(made_rows(small, 2, 24))
-    backbone.take_over(small)
-    backbone.turns = Turns(layers, mesh)
-    cut = {parameter for layer in layers for parameter in layer.parameters()}
+        small.states(random_batch(small, 2, 24))
+    backbone.adopt_path_of(small)
+    backbone.layer_gather = LockstepGather(layers, mesh)
+    sharded = {parameter for layer in layers for parameter in layer.parameters()}
+    unsharded = set(backbone.model.parameters()) - sharded
     for layer in layers:
         fully_shard(layer, mesh=mesh, reshard_after_forward=True)
-    root: Any = fully_shard(backbone.model, mesh=mesh, ignored_params=set(backbone.model.parameters()) - cut)
+    root: Any = fully_shard(backbone.model, mesh=mesh, ignored_params=unsharded)
     root._get_fsdp_state()._lazy_init()  # layers have one root, whichever part of the model runs first
-    backbone.turns.begin()
-    whole = sum(p.numel() * p.element_size() for p in backbone.model.parameters() if p not in cut) / 2**20
-    share = sum(p.numel() * p.element_size() for p in cut) / 2**20
+    backbone.layer_gather.register_hooks()
+    sharded_mib = _mebibytes(sharded)
     log.info(
-        "%d layers are shared out over %d processes: each holds %.1f MiB of their %.1f, and %.1f MiB whole "
-        "(embeddings, head); %s", len(layers), mesh.size(), share / mesh.size(), share, whole, backbone.way,
-    )  # fmt: skip
+        "sharded %d layers over %d processes: each process holds %.1f of their %.1f MiB, and a full copy of the other "
+        "%.1f MiB (embeddings, head); %s",
+        len(layers),
+        mesh.size(),
+        sharded_mib / mesh.size(),
+        sharded_mib,
+        _mebibytes(unsharded),
+        backbone.execution_description,
+    )
+
+
+def _mebibytes(parameters: Iterable[nn.Parameter]) -> float:
+    return sum(parameter.numel() * parameter.element_size() for parameter in parameters) / 2**20
 
 
 def _check(backbone: Backbone, layers: list[nn.Module]) -> None:
@@ -155,7 +166,7 @@ def _check(backbone: Backbone, layers: list[nn.Module]) -> None:
 
 
 @final
-class Turns:
+class LockstepGather:
     """Lets processes that share layers run them in an order of their own, and how often they like.
 
     A layer is gathered from all processes, so that all have to be there whenever one of them runs it; but they answer
@@ -175,19 +186,19 @@ class Turns:
         for number, layer in enumerate(layers):  # before FSDP's hooks, so that gradients come here first
             layer.register_forward_hook(lambda _, args, out, number=number: self._watch(number, out))
 
-    def begin(self) -> None:
+    def register_hooks(self) -> None:
         """Goes before what FSDP does, once the layers are its own."""
         for number, layer in enumerate(self.layers):
-            layer.register_forward_pre_hook(lambda *_, number=number: self.take(number), prepend=True)
+            layer.register_forward_pre_hook(lambda *_, number=number: self.gather(number), prepend=True)
             layer.set_modules_to_backward_prefetch([layer])  # type: ignore[operator]  # nothing but what is agreed on
 
-    def take(self, number: int) -> None:
+    def gather(self, number: int) -> None:
         """Gathers a layer, and what others want."""
         with torch.inference_mode(False), torch.no_grad():
             for wanted in self._wanted(number):
                 self._gather(wanted, keep=wanted == number)
 
-    def finish(self) -> None:
+    def drain(self) -> None:
         """Helps the others till none of them runs a layer any more."""
         with torch.inference_mode(False), torch.no_grad():
             while wanted := self._wanted(DONE):
@@ -203,7 +214,7 @@ class Turns:
     def _watch(self, number: int, out: Any) -> None:
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor) and tensor.requires_grad:
-                tensor.register_hook(lambda gradient: self.take(number))
+                tensor.register_hook(lambda gradient: self.gather(number))
 
     def _wanted(self, own: int) -> list[int]:
         said = [torch.empty(1, dtype=torch.int64) for _ in range(self.size)]

@@ -53,7 +53,7 @@ class ShardedStrategy(ModelParallelStrategy):
     def setup(self, trainer: Trainer) -> None:
         """Brings all processes to where the first one's prompt starts."""
         super().setup(trainer)
-        trainer.callbacks.insert(0, FinishTogether())  # type: ignore[attr-defined]
+        trainer.callbacks.insert(0, DrainGathers())  # type: ignore[attr-defined]
         for tensor in (*self._trained(), *self._buffers()):
             distributed.broadcast(tensor, 0)
 
@@ -83,7 +83,7 @@ class ShardedStrategy(ModelParallelStrategy):
     def post_backward(self, closure_loss: Tensor) -> None:
         """Averages the gradients of what is trained."""
         assert self.lightning_module is not None
-        finish_together(self.lightning_module)
+        drain_gathers(self.lightning_module)
         if not self._adding_up:
             average_gradients([p for p in self.lightning_module.parameters() if p.requires_grad])
 
@@ -121,26 +121,26 @@ StrategyRegistry.register("sharded", ShardedStrategy, "Frozen layers are shared 
 
 
 @final
-class FinishTogether(Callback):
+class DrainGathers(Callback):
     """Has processes wait for each other with what only all of them can run, at the end of each pass."""
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Before metrics are put together."""
-        finish_together(pl_module)
+        drain_gathers(pl_module)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Before metrics are put together."""
-        finish_together(pl_module)
+        drain_gathers(pl_module)
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Before predictions are put together."""
-        finish_together(pl_module)
+        drain_gathers(pl_module)
 
 
-def finish_together(module: Any) -> None:
+def drain_gathers(module: Any) -> None:
     """See `Turns.finish`; nothing where the backbone is not shared out."""
-    if (turns := module.loaded.turns) is not None:
-        turns.finish()
+    if (layer_gather := module.loaded.layer_gather) is not None:
+        layer_gather.drain()
 
 
 @torch.no_grad()
@@ -157,7 +157,7 @@ def average_gradients(parameters: list[torch.nn.Parameter]) -> None:
             parameter.grad = part.view_as(parameter).clone()
 
 
-def refuse_others(strategy: object) -> None:
+def refuse_untested_strategy(strategy: object) -> None:
     """Refuses strategies that would cut a prompt to pieces, or were never tried.
 
     Raises:

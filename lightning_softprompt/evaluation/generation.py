@@ -122,7 +122,7 @@ class GenerationEvaluation(Evaluation):
     @torch.no_grad()
     def predict(self, lm: PromptedLM, batch: Batch) -> Records:
         """The answers."""
-        with self.decoding.drawing(batch.numbers[0]):
+        with self.decoding.drawing(batch.row_ids[0]):
             said = self._said(lm, batch) if self.long_documents == "cut" else self._whole(lm, batch)
         return [{"prediction": text, "scores": None} for text in said]
 
@@ -154,12 +154,12 @@ class GenerationEvaluation(Evaluation):
             return list(range(len(batch)))
         if not self.generates or (self.minutes is not None and self.spent >= 60 * self.minutes):
             return []
-        return [b for b, row in enumerate(batch.numbers) if self.sampled is None or row in self.sampled]
+        return [b for b, row in enumerate(batch.row_ids) if self.sampled is None or row in self.sampled]
 
     def _scored(self, lm: PromptedLM, batch: Batch) -> Records:
         examples, device = examples_of(batch), lm.backbone.word_embeddings.device
         start = time.monotonic()
-        with self.decoding.drawing(batch.numbers[0]):
+        with self.decoding.drawing(batch.row_ids[0]):
             said = self._said(lm, batch)
         self.spent += time.monotonic() - start
         measures = self.scoring.measures(said, examples, device)
@@ -176,7 +176,7 @@ class GenerationEvaluation(Evaluation):
     def _add(rows: TextRows, batch: Batch, texts: Sequence[str], measures: Sequence[Measures]) -> None:
         right = [references_of(example) for example in examples_of(batch)]
         kept = [{"said": text, "right": of} for text, of in zip(texts, right, strict=True)]
-        rows.update(batch.numbers, [list(of.values()) for of in measures], kept)
+        rows.update(batch.row_ids, [list(of.values()) for of in measures], kept)
 
     def _of_leads(self, leads: Sequence[str], examples: Sequence[Example], device: torch.device) -> list[Measures]:
         keys = [

@@ -123,7 +123,7 @@ class MapReduce:
         examples = [Example({**fields, self.column: part}, "") for part in parts]
         task = None if batch.task_ids is None else batch.task_ids[row].expand(len(parts))
         rows = [self._encoded(example.fields) for example in examples]
-        made = self.codec.collate(rows, numbers=[batch.numbers[row]] * len(parts), examples=examples)
+        made = self.codec.collate(rows, row_ids=[batch.row_ids[row]] * len(parts), examples=examples)
         return replace(made.to(batch.input_ids.device), task_ids=task)
 
     def _encoded(self, fields: Mapping[str, str]) -> Encoded:

@@ -61,7 +61,7 @@ class ChoiceEvaluation(Evaluation):
         examples = examples_of(batch)
         measured = [search_measures(example.found, example.gold, example.searched) for example in examples]
         table = [[of[name] for name in self.searches.columns] for of in measured]
-        self.searches.update(batch.numbers, table, [{}] * len(examples))
+        self.searches.update(batch.row_ids, table, [{}] * len(examples))
         rows = zip(self.chosen.update(lm, batch), examples, strict=True)
         return [{**said, "details": {**asked_of(of), **right_of(of, of.references)}} for said, of in rows]
 

@@ -114,7 +114,7 @@ class QaEvaluation(Evaluation):
         return [{"prediction": said[0], "scores": None, "details": self._asked(of, said[1])} for said, of in rows]
 
     def _said(self, lm: PromptedLM, batch: Batch) -> list[Said]:
-        with self.decoding.drawing(batch.numbers[0]):
+        with self.decoding.drawing(batch.row_ids[0]):
             ids = lm.generate(batch, **self.decoding.options)
         texts = self.decoding.texts(lm.backbone.codec, ids)
         return [uncited(text) for text in texts] if self.cite else [(text, []) for text in texts]
@@ -129,7 +129,7 @@ class QaEvaluation(Evaluation):
         rows = list(zip(self._said(lm, batch), examples, strict=True))
         measured = [self.measures(*said, example) for said, example in rows]
         table = [[of[name] for name in self.rows.columns] for of in measured]
-        self.rows.update(batch.numbers, table, [{}] * len(rows))
+        self.rows.update(batch.row_ids, table, [{}] * len(rows))
         return [self._record(*said, example, of) for (said, example), of in zip(rows, measured, strict=True)]
 
     def _record(self, text: str, cited: Sequence[int], example: Example, measured: Measures) -> dict[str, Any]:

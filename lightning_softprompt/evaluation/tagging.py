@@ -13,7 +13,7 @@ from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_softprompt.backbones.prompted_lm import PromptedLM
-from lightning_softprompt.core.types import IGNORE, LOST, Batch
+from lightning_softprompt.core.types import IGNORE, NO_TOKEN, Batch
 from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.system.printable import metric_name
 
@@ -53,7 +53,7 @@ class TaggingEvaluation(Evaluation):
         assert batch.words is not None
         rows = zip(tags.tolist(), batch.words.tolist(), strict=True)
         return [
-            [None if at == LOST else self.names[tag] for tag, at in zip(*row, strict=True) if at != IGNORE]
+            [None if at == NO_TOKEN else self.names[tag] for tag, at in zip(*row, strict=True) if at != IGNORE]
             for row in rows
         ]
 

@@ -33,7 +33,12 @@ from lightning_softprompt.checkpoints.sizes import limit_build
 from lightning_softprompt.checkpoints.state_dict_hooks import leave_out_of_checkpoints
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.types import Batch, Classes, SoftPrompt
-from lightning_softprompt.distributed.sharding import evened, mean_of_all, settle, spec_here
+from lightning_softprompt.distributed.sharding import (
+    global_loss_scale,
+    mean_over_processes,
+    prepare_for_distributed,
+    spec_for_sharding,
+)
 from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.methods.optimizers import (
     advance,
@@ -196,8 +201,8 @@ class SoftPromptModule(LightningModule, ABC):
         if self.backbone is not None:
             return
         spec = replace(self.spec, compute="plain") if self.changes_backbone else self.spec
-        self.attach(load_backbone(spec_here(self, spec)))
-        settle(self, self.loaded)
+        self.attach(load_backbone(spec_for_sharding(self, spec)))
+        prepare_for_distributed(self, self.loaded)
 
     @final
     def attach(self, backbone: Backbone, seed: int | None = None) -> None:
@@ -271,9 +276,11 @@ class SoftPromptModule(LightningModule, ABC):
 
         Of several processes the loss that is logged is that of all; its parts are the first one's.
         """
-        logs = self.step(batch, done(self.trainer) if self.penalties else 0.0, evened(self.objective.count(batch)))
+        logs = self.step(
+            batch, done(self.trainer) if self.penalties else 0.0, global_loss_scale(self.objective.count(batch))
+        )
         if is_logging_step(self.trainer, self.global_step + 1):
-            loss = mean_of_all(logs["loss"].detach(), self.loaded)
+            loss = mean_over_processes(logs["loss"].detach(), self.loaded)
             told = {f"train/{name}": value.detach() for name, value in {**logs, "loss": loss}.items()}
             self.log_dict(told, batch_size=len(batch))
             self.log("loss", loss, prog_bar=True, logger=False, batch_size=len(batch))
@@ -343,7 +350,7 @@ class SoftPromptModule(LightningModule, ABC):
     @staticmethod
     def _records(batch: Batch, records: Sequence[dict[str, Any] | None]) -> Records:
         """Those of the rows that were not left out, with the rows' numbers."""
-        said = zip(batch.overall_numbers, records, strict=True)
+        said = zip(batch.global_row_ids, records, strict=True)
         return [{"row": row, **record} for row, record in said if record is not None]
 
     @final

@@ -49,6 +49,6 @@ class LanguageModeling(Objective):
         return (losses.sum(1) / said.sum(1).clamp(min=1)).sum() / said.any(1).sum()
 
     def _of_source(self, lm: PromptedLM, batch: Batch) -> Tensor:
-        source = lm.backbone.source_as_target(batch)
+        source = lm.backbone.language_modeling_view(batch)
         losses = lm.backbone.cross_entropy(source, lm.prompt(batch), self.label_smoothing)
         return self._averaged(losses, source.targets)

@@ -37,18 +37,18 @@ def mixed(parts: Sequence[Part], batch: Batch) -> SoftPrompt:
     injected = {kind: _pairs(kind, parts, len(batch)) for kind in kinds}
     return SoftPrompt(
         tokens=tokens,
-        inside=inside,
+        token_mask=inside,
         blocks=blocks,
         shift=_shift(parts, batch),
         kv={kind: pairs for kind, (pairs, _) in injected.items()},
-        kv_inside={kind: inside for kind, (_, inside) in injected.items()},
+        kv_mask={kind: inside for kind, (_, inside) in injected.items()},
     )
 
 
 def _tokens(parts: Sequence[Part], batch: int) -> tuple[Tensor | None, Tensor | None, tuple[int, ...] | None]:
     """Soft tokens [B, P, H] block by block, each as long as the longest, and which of them [B, P] each row has."""
     with_tokens = [
-        (rows, p.tokens, _inside(p.tokens, p.inside), _blocks(p)) for rows, p in parts if p.tokens is not None
+        (rows, p.tokens, _inside(p.tokens, p.token_mask), _blocks(p)) for rows, p in parts if p.tokens is not None
     ]
     if not with_tokens:
         return None, None, None
@@ -81,7 +81,7 @@ def _shift(parts: Sequence[Part], batch: Batch) -> Tensor | None:
 
 def _pairs(kind: str, parts: Sequence[Part], batch: int) -> tuple[dict[int, tuple[Tensor, Tensor]], Tensor]:
     """Keys and values [B, N, P, D] by layer, and which of them [B, P] each row has."""
-    given = [(rows, p.kv[kind], p.kv_inside.get(kind)) for rows, p in parts if kind in p.kv]
+    given = [(rows, p.kv[kind], p.kv_mask.get(kind)) for rows, p in parts if kind in p.kv]
     if len({frozenset(layers) for _, layers, _ in given}) > 1:
         raise ValueError(f"prompts that bring {kind} keys to different layers cannot be mixed; run them apart")
     longest = max(key.shape[2] for _, layers, _ in given for key, _ in layers.values())

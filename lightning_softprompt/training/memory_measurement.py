@@ -15,8 +15,8 @@ from torch import Tensor
 from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.backbones.insertion.layer_stacks import Stack, matrix_widths, stacks_of
 from lightning_softprompt.backbones.loading import try_out
-from lightning_softprompt.backbones.skeleton import made_rows, twin
-from lightning_softprompt.backbones.small_copy import divisors, narrowest
+from lightning_softprompt.backbones.skeleton import build_small_copy, random_batch
+from lightning_softprompt.backbones.small_copy import divisors, max_shrink_factor
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.refusals import FAILURES, UnsupportedBackboneError, reason_of
 from lightning_softprompt.methods.base import SoftPromptModule
@@ -112,7 +112,7 @@ def measure(module: SoftPromptModule, full: Backbone, config: Any, spec: Backbon
         ValueError: If none does.
     """
     reasons: list[str] = []
-    for by in divisors(narrowest(config))[:WIDTHS_TRIED]:
+    for by in divisors(max_shrink_factor(config))[:WIDTHS_TRIED]:
         for shallow in (True, False):
             try:
                 return Measurement(module, full, config, spec, load, by).taken(shallow)
@@ -167,7 +167,7 @@ class Measurement:
         return Kept(total.step, layers.step, total.token, total.row, depth)
 
     def _copy(self, counts: dict[str, int]) -> Backbone:
-        copy = twin(self.config, self.spec, self.by, counts)
+        copy = build_small_copy(self.config, self.spec, self.by, counts)
         try_out(copy)
         return copy
 
@@ -181,7 +181,7 @@ class Measurement:
 
             return add
 
-        method, batch = attached(self.module, small), made_rows(small, 2, SHORT)
+        method, batch = attached(self.module, small), random_batch(small, 2, SHORT)
         with torch.no_grad():
             prompt = method.prompt(batch)
             small.states(batch, prompt)  # the first use finds out how rows run
@@ -263,7 +263,7 @@ def _grown(module: SoftPromptModule, backbone: Backbone, load: Load) -> float:
 
 def _kept(method: SoftPromptModule, backbone: Backbone, load: Load, rows: int, tokens: int) -> tuple[float, int]:
     """T of a row, and the bytes that a step keeps."""
-    batch = made_rows(backbone, rows, tokens)
+    batch = random_batch(backbone, rows, tokens)
 
     def step() -> Tensor:
         return backbone.states(batch, method.prompt(batch)).hidden.float().sum()

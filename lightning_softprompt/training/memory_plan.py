@@ -15,7 +15,7 @@ from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.backbones.execution.lm_head import CHUNK
 from lightning_softprompt.backbones.insertion.layer_stacks import stacks_of
 from lightning_softprompt.backbones.kernels.quantized_linear import SCHEMES, matrices
-from lightning_softprompt.backbones.skeleton import hollow, load_config
+from lightning_softprompt.backbones.skeleton import build_skeleton, load_config
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.methods.base import SoftPromptModule
 from lightning_softprompt.training.memory_measurement import Kept, Load, attached, measure
@@ -65,7 +65,7 @@ def plan(module: SoftPromptModule, spec: BackboneSpec, load: Load) -> Plan:
         ValueError: If weights are to be both quantised and shared out.
     """
     config = load_config(spec)
-    full = hollow(config, spec)
+    full = build_skeleton(config, spec)
     method = attached(module, full)
     trainable = load.replicas * sum(p.numel() for p in method.parameters() if p.requires_grad)
     whole, layers, largest = weight_bytes(full)

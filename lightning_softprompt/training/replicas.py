@@ -24,7 +24,12 @@ from lightning_softprompt.checkpoints.restore import load_module, load_tensors
 from lightning_softprompt.checkpoints.sizes import limit_build
 from lightning_softprompt.checkpoints.state_dict_hooks import leave_out_of_checkpoints
 from lightning_softprompt.core.types import Batch
-from lightning_softprompt.distributed.sharding import evened, mean_of_all, settle, spec_here
+from lightning_softprompt.distributed.sharding import (
+    global_loss_scale,
+    mean_over_processes,
+    prepare_for_distributed,
+    spec_for_sharding,
+)
 from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.evaluation.metrics.intervals import student
 from lightning_softprompt.methods.base import Records, SoftPromptModule, done, drawn_rows
@@ -146,10 +151,10 @@ class Replicas(LightningModule):
         """Loads the backbone once, then makes each prompt from its own seed."""
         if self._each[0].backbone is not None:
             return
-        backbone = load_backbone(spec_here(self, self._each[0].spec))
+        backbone = load_backbone(spec_for_sharding(self, self._each[0].spec))
         for replica, seed in zip(self._each, self.seeds, strict=True):
             replica.attach(backbone, seed)
-        settle(self, backbone)
+        prepare_for_distributed(self, backbone)
 
     @contextmanager
     def _stream(self, k: int) -> Iterator[None]:
@@ -169,12 +174,12 @@ class Replicas(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The sum of the replicas' losses, so that each has the gradient it would have alone."""
         logs, behind = [], done(self.trainer) if self._each[0].penalties else 0.0
-        share = evened(self._each[0].objective.count(batch))
+        share = global_loss_scale(self._each[0].objective.count(batch))
         for k, replica in enumerate(self._each):
             with self._stream(k):
                 logs.append(replica.step(batch, behind, share))
         if is_logging_step(self.trainer, self.global_step + 1):
-            losses = [{"loss": mean_of_all(of["loss"].detach(), self.loaded)} for of in logs]
+            losses = [{"loss": mean_over_processes(of["loss"].detach(), self.loaded)} for of in logs]
             told = [{**of, **loss} for of, loss in zip(logs, losses, strict=True)]
             values = [{f"train/{name}": float(value.detach()) for name, value in of.items()} for of in told]
             self.log_dict(self._together(values), batch_size=len(batch))

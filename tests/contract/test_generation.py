@@ -197,7 +197,7 @@ def test_keys_that_rows_share_may_be_there_for_some_only(family, backbone):
           for kind, pairs in backbone.keys_and_values(torch.tensor([7, 8, 9])).items()}  # fmt: skip
     inside = torch.tensor([[True] * 3, [False] * 3, [True] * 3, [False] * 3])
     backbone(batch, SoftPrompt(tokens=backbone.embed(torch.tensor([[7]]))))  # decides how rows run
-    some = backbone(batch, SoftPrompt(kv=kv, kv_inside=dict.fromkeys(kv, inside)))
+    some = backbone(batch, SoftPrompt(kv=kv, kv_mask=dict.fromkeys(kv, inside)))
     assert_close(some[::2], backbone(batch, SoftPrompt(kv=kv))[::2], **CLOSE)
     assert_close(some[1::2], backbone(batch)[1::2], **CLOSE)
 

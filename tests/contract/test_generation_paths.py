@@ -98,7 +98,7 @@ def test_a_batch_is_generated_as_each_row_alone(model_and_path, template):
                 assert_answers(backbone, batch, given, found)
     if template == "front":
         assert type(next(iter(backbone.generator.attempts.values())).paths[0]) is path
-        assert path.description in backbone.generator.way
+        assert path.description in backbone.generator.execution_description
 
 
 def test_beams_have_the_likelihood_of_the_forward_pass(model_and_path):
@@ -153,7 +153,7 @@ def test_a_model_that_cannot_generate_is_refused_by_name(load, monkeypatch):
     for _ in range(2):
         with pytest.raises(GenerationUnsupportedError, match=r"LlamaForCausalLM\) cannot generate: no kernel"):
             backbone.generate(batch, max_new_tokens=2)
-    assert "cannot generate: no kernel" in backbone.generator.way
+    assert "cannot generate: no kernel" in backbone.generator.execution_description
 
 
 def test_the_doctor_reports_the_path(tiny_folder, capsys):

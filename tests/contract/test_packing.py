@@ -6,7 +6,7 @@ from exact import TEMPLATES, batch_of, kept_by, loss_and_gradients
 
 from lightning_softprompt.backbones.execution.packing import pack
 from lightning_softprompt.backbones.execution.paths import Packed, Padded, TwoPass
-from lightning_softprompt.backbones.execution.row_batch import Rows
+from lightning_softprompt.backbones.execution.row_batch import RowBatch
 from lightning_softprompt.core.types import SoftPrompt
 
 FAMILIES = ("llama", "gpt2")
@@ -45,7 +45,7 @@ def test_the_shared_head_is_what_all_rows_begin_with(load):
     prompt = SoftPrompt(tokens=torch.randn(1, 3, backbone.hidden_size))
 
     def head(prompt):
-        return Rows.of(backbone.splice(batch, prompt), batch, prompt).head
+        return RowBatch.of(backbone.splice(batch, prompt), batch, prompt).head
 
     instruction = len(backbone.codec.ids("is this film good ?"))
     assert head(prompt) == 1 + instruction + 3 + 1  # BOS, instruction, soft tokens, "the"

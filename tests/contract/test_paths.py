@@ -13,7 +13,7 @@ from lightning_softprompt.backbones.causal import CausalBackbone
 from lightning_softprompt.backbones.execution import context_cache, packed_attention
 from lightning_softprompt.backbones.execution.context_cache import ContextCache
 from lightning_softprompt.backbones.execution.paths import Alone, Packed, Padded, TwoPass
-from lightning_softprompt.backbones.execution.row_batch import Rows
+from lightning_softprompt.backbones.execution.row_batch import RowBatch
 from lightning_softprompt.backbones.loading import load_backbone
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.types import SoftPrompt
@@ -100,7 +100,7 @@ def test_another_prompt_is_not_taken_for_the_kept_one(pair):
 @pytest.mark.parametrize("texts", [TEXTS, ["what ?"] * 3], ids=["different", "same"])
 def test_two_passes_equal_padded_rows(pair, template, texts):
     ours, plain = pair
-    ours.offers = [partial(TwoPass, attention="sdpa"), *ours.offers[2:]]
+    ours.path_factories = [partial(TwoPass, attention="sdpa"), *ours.path_factories[2:]]
     batch, tokens = batch_of(ours, TEMPLATES[template], texts), soft(ours)
     results = [loss_and_gradients(backbone, batch, tokens) for backbone in (ours, plain)]
     assert isinstance(ours.path, TwoPass)
@@ -137,7 +137,7 @@ def test_a_path_that_is_off_is_not_taken(load):
 
     backbone = load("llama")
     batch = batch_of(backbone, TEMPLATES["front"], TEXTS)
-    backbone.offers = [partial(Off, attention="sdpa"), *backbone.offers[2:]]
+    backbone.path_factories = [partial(Off, attention="sdpa"), *backbone.path_factories[2:]]
     backbone(batch)
     assert type(backbone.path) is Padded
     assert "off by" in backbone.reasons[0]
@@ -225,7 +225,7 @@ def test_generation_runs_a_shared_prompt_once_a_pass_and_says_the_same(pair, tem
         batch = batch_of(backbone, TEMPLATES[template], texts)
         said = backbone.generate(batch, SoftPrompt(tokens=tokens), max_new_tokens=6)
         with monkeypatch.context() as patch:
-            patch.setattr(Rows, "prompt_end", 0)  # the whole row at once
+            patch.setattr(RowBatch, "prompt_end", 0)  # the whole row at once
             assert torch.equal(said, backbone.generate(batch, SoftPrompt(tokens=tokens), max_new_tokens=6))
     if template in ("front", "instruction before"):
         assert len(runs) == 1
@@ -290,7 +290,7 @@ def test_paths_are_tried_out_again_where_a_batch_has_longer_rows(load):
             return super().__call__(rows, (columns - off).clamp(min=0), first)
 
     backbone, plain = load("llama"), load("llama", packed=False)
-    backbone.offers = [partial(OffWhereLong, attention="sdpa"), *backbone.offers[2:]]
+    backbone.path_factories = [partial(OffWhereLong, attention="sdpa"), *backbone.path_factories[2:]]
     short = batch_of(backbone, "{text} {target}", ["what ?", "what", "a dog"])
     backbone(short)
     assert type(backbone.path) is OffWhereLong
@@ -303,7 +303,7 @@ def test_nothing_is_tried_out_for_a_batch_that_goes_no_further(load, monkeypatch
     backbone = load("llama")
     batch = batch_of(backbone, TEMPLATES["front"], TEXTS)
     backbone(batch)
-    monkeypatch.setattr(causal, "choose", None)
+    monkeypatch.setattr(causal, "select_path", None)
     backbone(batch)
     backbone(batch.only([0, 1]))
 
@@ -321,4 +321,4 @@ def test_a_row_alone_is_the_last_resort(load):
     backbone.model.model.forward = mixing
     torch.testing.assert_close(backbone(batch), right)
     assert type(backbone.path) is Alone
-    assert "one by one" in backbone.way
+    assert "one by one" in backbone.execution_description

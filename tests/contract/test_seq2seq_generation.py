@@ -56,4 +56,4 @@ def test_a_batch_is_generated_as_each_row_alone(architecture, way, tmp_path):
             answer, leads = alone(backbone, row, tokens)
             sure = next((i for i, lead in enumerate(leads) if lead < 1e-4), len(leads))
             assert ids[:sure] == answer[:sure]
-    assert way in backbone.generation_way
+    assert way in backbone.generation_description

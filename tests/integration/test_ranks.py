@@ -12,8 +12,8 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 
 from lightning_softprompt.checkpoints.prompt_file import load_checkpoint, read_prompt
 from lightning_softprompt.core.backbone_spec import BackboneSpec
-from lightning_softprompt.distributed.sharding import spec_here
-from lightning_softprompt.distributed.strategy import ShardedStrategy, refuse_others
+from lightning_softprompt.distributed.sharding import spec_for_sharding
+from lightning_softprompt.distributed.strategy import ShardedStrategy, refuse_untested_strategy
 
 UNSIGNALLED = "--run.accept_changes=trainer.callbacks"  # a resumed run has no callback that stops it
 STEPS = 7  # of 5 in an epoch
@@ -167,8 +167,8 @@ def test_two_processes_send_each_other_the_prompt_and_no_weights(run, answered, 
 
 def test_strategies_that_would_cut_the_prompt_are_refused():
     with pytest.raises(ValueError, match="ModelParallelStrategy was not tried with soft prompts"):
-        refuse_others(ModelParallelStrategy())
-    refuse_others(ShardedStrategy())
+        refuse_untested_strategy(ModelParallelStrategy())
+    refuse_untested_strategy(ShardedStrategy())
 
 
 @pytest.mark.parametrize(
@@ -176,9 +176,9 @@ def test_strategies_that_would_cut_the_prompt_are_refused():
 )
 def test_a_shared_backbone_is_held_as_it_is(spec, said):
     with pytest.raises(ValueError, match=said):
-        spec_here(SimpleNamespace(device_mesh=object()), BackboneSpec(**spec))
-    assert spec_here(SimpleNamespace(device_mesh=object()), BackboneSpec()).compute == "plain"
-    assert spec_here(SimpleNamespace(device_mesh=None), BackboneSpec(**spec)) == BackboneSpec(**spec)
+        spec_for_sharding(SimpleNamespace(device_mesh=object()), BackboneSpec(**spec))
+    assert spec_for_sharding(SimpleNamespace(device_mesh=object()), BackboneSpec()).compute == "plain"
+    assert spec_for_sharding(SimpleNamespace(device_mesh=None), BackboneSpec(**spec)) == BackboneSpec(**spec)
 
 
 def test_a_method_that_changes_the_backbone_does_not_share_it(run, classified):

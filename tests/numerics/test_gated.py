@@ -10,7 +10,7 @@ from transformers import GemmaConfig, LlamaConfig
 from transformers.models.gemma.modeling_gemma import GemmaMLP
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from lightning_softprompt.backbones.kernels.gated_mlp import GatedUnit, save_gates
+from lightning_softprompt.backbones.kernels.gated_mlp import GatedUnit, use_lean_gated_mlp
 from lightning_softprompt.core.types import SoftPrompt
 
 SIZES = {"hidden_size": 12, "intermediate_size": 20, "num_attention_heads": 3}
@@ -21,7 +21,7 @@ SIZES = {"hidden_size": 12, "intermediate_size": 20, "num_attention_heads": 3}
 def test_it_computes_what_the_model_computes(dtype, error, trained):
     model = LlamaMLP(LlamaConfig(**SIZES)).to(dtype).requires_grad_(trained)
     ours = deepcopy(model)
-    assert save_gates(ours) == 1
+    assert use_lean_gated_mlp(ours) == 1
     hidden = torch.randn(2, 5, 12, dtype=dtype).requires_grad_()
     found = []
     for module in (ours, model):
@@ -36,14 +36,14 @@ def test_its_gradient_is_that_of_finite_differences():
 
 
 def test_a_perceptron_that_computes_something_else_is_left_alone():
-    assert save_gates(GemmaMLP(GemmaConfig(**SIZES, hidden_activation="gelu_pytorch_tanh"))) == 0
-    assert save_gates(torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.SiLU())) == 0
+    assert use_lean_gated_mlp(GemmaMLP(GemmaConfig(**SIZES, hidden_activation="gelu_pytorch_tanh"))) == 0
+    assert use_lean_gated_mlp(torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.SiLU())) == 0
 
 
 @pytest.mark.parametrize("family", ["llama"])
 def test_backbones_have_them_and_save_a_third_less_of_what_they_are_given(family, load):
     backbone, saved = load(family), []
-    assert save_gates(backbone.model) == 0  # each has been found
+    assert use_lean_gated_mlp(backbone.model) == 0  # each has been found
     tokens, batch = backbone.embed(torch.tensor([[7, 8]])).requires_grad_(), batch_of(backbone.codec)
     inner = backbone.model.config.intermediate_size
 

@@ -60,7 +60,7 @@ def test_products_that_the_cpu_lacks_are_refused_before_any_layer_changes(comput
     def refuse(weight):
         raise RuntimeError("mkldnn_reorder_linear_weight: the path needs instructions")
 
-    monkeypatch.setattr(prepacked_linear, "laid_out", refuse)
+    monkeypatch.setattr(prepacked_linear, "pack_weight", refuse)
     layers = model()
     prepacked_linear.is_supported.cache_clear()
     try:
@@ -80,9 +80,9 @@ def test_plain_and_narrow_models_are_left_alone():
 def test_what_was_measured_once_is_remembered(tmp_path, monkeypatch):
     file = tmp_path / "compute.json"
     monkeypatch.setattr(prepacked_linear, "gain", lambda: 2.0)
-    assert prepacked_linear.pays(file)
+    assert prepacked_linear.is_faster_here(file)
     monkeypatch.setattr(prepacked_linear, "gain", lambda: 0.5)
-    assert prepacked_linear.pays(file)
+    assert prepacked_linear.is_faster_here(file)
     assert list(json.loads(file.read_text()).values()) == [2.0]
     assert [p.name for p in tmp_path.iterdir()] == ["compute.json"]
 
@@ -91,10 +91,10 @@ def test_a_damaged_or_unwritable_cache_costs_a_measurement_only(tmp_path, monkey
     monkeypatch.setattr(prepacked_linear, "gain", lambda: 2.0)
     damaged = tmp_path / "compute.json"
     damaged.write_text("[not json")
-    assert prepacked_linear.pays(damaged)
+    assert prepacked_linear.is_faster_here(damaged)
     assert list(json.loads(damaged.read_text()).values()) == [2.0]
     (tmp_path / "file").write_text("")
-    assert prepacked_linear.pays(tmp_path / "file" / "compute.json")
+    assert prepacked_linear.is_faster_here(tmp_path / "file" / "compute.json")
 
 
 def test_the_gain_is_measured():

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from lightning_softprompt.backbones.kernels.rms_norm import RootMeanSquareNorm, freeze_norms
+from lightning_softprompt.backbones.kernels.rms_norm import RootMeanSquareNorm, use_frozen_rms_norm
 from lightning_softprompt.core.types import SoftPrompt
 
 
@@ -18,7 +18,7 @@ def test_it_computes_what_the_model_computes(dtype, error):
     model = LlamaRMSNorm(24, eps=1e-3).to(dtype).requires_grad_(False)
     model.weight.normal_()
     ours = deepcopy(model)
-    assert freeze_norms(ours) == 1
+    assert use_frozen_rms_norm(ours) == 1
     hidden, grad = torch.randn(2, 5, 24, dtype=dtype).requires_grad_(), torch.randn(2, 5, 24, dtype=dtype)
     both = [(norm(hidden), torch.autograd.grad(norm(hidden), hidden, grad)) for norm in (ours, model)]
     assert_close(*both, rtol=error, atol=error)
@@ -43,13 +43,13 @@ def test_its_gradient_is_that_of_finite_differences():
 
 
 def test_a_norm_that_computes_something_else_is_left_alone():
-    assert freeze_norms(GemmaRMSNorm(8)) == 0  # it adds one to its weight
-    assert freeze_norms(torch.nn.LayerNorm(8)) == 0
+    assert use_frozen_rms_norm(GemmaRMSNorm(8)) == 0  # it adds one to its weight
+    assert use_frozen_rms_norm(torch.nn.LayerNorm(8)) == 0
 
 
 def test_a_weight_that_was_opened_gets_its_gradient():
     norm = LlamaRMSNorm(8)
-    freeze_norms(norm)
+    use_frozen_rms_norm(norm)
     norm(torch.randn(2, 8)).sum().backward()
     assert norm.weight.grad.abs().sum() > 0
 
@@ -57,7 +57,7 @@ def test_a_weight_that_was_opened_gets_its_gradient():
 @pytest.mark.parametrize("family", ["llama", "t5"])
 def test_backbones_have_them_and_save_less(family, load):
     backbone, saved = load(family), []
-    assert freeze_norms(backbone.model) == 0  # each has been found
+    assert use_frozen_rms_norm(backbone.model) == 0  # each has been found
     tokens = backbone.embed(torch.tensor([[7, 8]])).requires_grad_()
 
     def pack(tensor):
@@ -92,5 +92,5 @@ class GatedNorm(torch.nn.Module):
 
 def test_a_norm_with_a_second_input_keeps_its_forward():
     norm = GatedNorm()
-    assert freeze_norms(norm) == 0
+    assert use_frozen_rms_norm(norm) == 0
     assert norm(torch.ones(1, 4), torch.ones(1, 4)).shape == (1, 4)

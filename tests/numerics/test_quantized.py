@@ -99,7 +99,7 @@ def test_weights_of_any_width_come_back(shape):
     given = torch.randn(shape)
     layer = torch.nn.Module()
     layer.weight = Params4bit(given, requires_grad=False, quant_type="nf4", compress_statistics=False).to("cpu")
-    apart = quantized_linear.Apart(layer, quantized_linear.SCHEMES["bitsandbytes-nf4"]).weight(torch.float32)
+    apart = quantized_linear.DequantLinear(layer, quantized_linear.SCHEMES["bitsandbytes-nf4"]).weight(torch.float32)
     assert_close(apart, by_code(layer.weight))
     assert (apart - given).abs().max() <= 0.153 * given.abs().max()
 
@@ -127,7 +127,7 @@ def test_packed_rows_are_tried_out_and_taken(kind, dtype, load):
     backbone, padded = (load("llama", quantization=kind, dtype=dtype, packed=packed) for packed in (True, False))
     batch, prompt = tiny.batch_of(backbone.codec), SoftPrompt(tokens=prompt_of(backbone, requires_grad=False))
     got, wanted = (tiny.real(batch, each(batch, prompt)).float() for each in (backbone, padded))
-    assert backbone.way.startswith("rows run packed")
+    assert backbone.execution_description.startswith("rows run packed")
     tolerance = {"float32": 1e-5, "bfloat16": 0.1, "float16": 0.02}[dtype]
     assert_close(got, wanted, rtol=tolerance, atol=tolerance)
 
@@ -173,7 +173,7 @@ def test_what_quantised_weights_cannot_have_is_refused(kind, wrong, told, load):
 
 def test_weights_that_are_to_change_are_not_quantised(load):
     with pytest.raises(ValueError, match=r"remove backbone\.quantization"):
-        load("llama", quantization="torchao-int8").open()
+        load("llama", quantization="torchao-int8").unfreeze()
 
 
 @kinds

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from lightning_softprompt.backbones.prompted_lm import PromptedLM
 from lightning_softprompt.backbones.tokenization.word_alignment import words_begun
 from lightning_softprompt.core.template import Template
-from lightning_softprompt.core.types import IGNORE, LOST, Batch, Classes, SoftPrompt
+from lightning_softprompt.core.types import IGNORE, NO_TOKEN, Batch, Classes, SoftPrompt
 from lightning_softprompt.evaluation.tagging import TaggingEvaluation, entity_types
 from lightning_softprompt.methods import LatePromptTuning, PrefixTuning, PromptTuning, PTuningV2
 from lightning_softprompt.objectives.classification import Classification
@@ -63,7 +63,7 @@ def expected(family, backbone, linear, row):
     """Scores [W, C] of a row from transformers' own run of it alone."""
     stack = backbone.model.get_encoder() if family in SEQ2SEQ else backbone.model.base_model
     states = stack(torch.tensor([row.ids])).last_hidden_state[0]
-    return torch.stack([linear.weight @ states[at] + linear.bias for at in row.words if at != LOST])
+    return torch.stack([linear.weight @ states[at] + linear.bias for at in row.words if at != NO_TOKEN])
 
 
 def test_the_loss_is_that_of_each_tagged_word_alone(bare, backbone, family):
@@ -74,7 +74,7 @@ def test_the_loss_is_that_of_each_tagged_word_alone(bare, backbone, family):
     losses, right, scores = [], 0, lm.scores(batch)
     for b, (row, labels) in enumerate(zip(rows, tags, strict=True)):
         alone = expected(family, backbone, linear, row)
-        there = [w for w, at in enumerate(row.words) if at != LOST]
+        there = [w for w, at in enumerate(row.words) if at != NO_TOKEN]
         assert_close(scores[b, there], alone, **CLOSE)
         losses += [-alone[n].log_softmax(-1)[labels[w]] for n, w in enumerate(there)]
         right += sum(int(alone[n].argmax()) == labels[w] for n, w in enumerate(there))
@@ -175,7 +175,7 @@ def of(names, said, true, lost=()):
 
 def padded(names, rows, lost=()):
     """A batch of as many tokens as words; those at the places in `lost` have none."""
-    places = [[LOST if (b, w) in lost else w for w in range(len(row))] for b, row in enumerate(rows)]
+    places = [[NO_TOKEN if (b, w) in lost else w for w in range(len(row))] for b, row in enumerate(rows)]
     words = pad_sequence([torch.tensor(row) for row in places], True, IGNORE)
     labels = pad_sequence([torch.tensor([names.index(tag) for tag in row]) for row in rows], True, IGNORE)
     real = words != IGNORE

@@ -37,7 +37,10 @@ def made(backbone):
 
 def mixed(codec, tasks=(1, 0, 1, 0), labels=(1, 2, 0, 1)):
     return replace(
-        batch_of(codec, labels=labels), task_ids=torch.tensor(tasks), rows=torch.arange(4), overall=torch.arange(4) + 9
+        batch_of(codec, labels=labels),
+        task_ids=torch.tensor(tasks),
+        rows=torch.arange(4),
+        global_rows=torch.arange(4) + 9,
     )
 
 

@@ -27,7 +27,7 @@ from lightning_softprompt.backbones.causal import CausalCodec
 from lightning_softprompt.backbones.masked import MaskedCodec
 from lightning_softprompt.backbones.seq2seq import Seq2SeqCodec
 from lightning_softprompt.core.template import Template
-from lightning_softprompt.core.types import IGNORE, LOST
+from lightning_softprompt.core.types import IGNORE, NO_TOKEN
 
 CODECS = dict.fromkeys(CAUSAL, CausalCodec) | dict.fromkeys(SEQ2SEQ, Seq2SeqCodec) | dict.fromkeys(MASKED, MaskedCodec)
 SIDES = ("right", "left")
@@ -202,16 +202,16 @@ def test_words_begin_at_their_first_token_that_is_left(codec, family, most):
     assert [*row.ids[start : start + len(whole) - row.cut]] == whole[: len(whole) - row.cut]
     expected, at = [], 0
     for word in SENTENCE.split():
-        expected.append(start + at if at < len(whole) - row.cut else LOST)
+        expected.append(start + at if at < len(whole) - row.cut else NO_TOKEN)
         at += len(codec.ids(word))
     assert list(row.words) == expected
-    assert (LOST in row.words) == (row.cut > 1)
+    assert (NO_TOKEN in row.words) == (row.cut > 1)
 
 
 def test_a_row_that_keeps_none_of_its_words_is_an_error(codec):
     pieces = Template(TAGGED, ["text"]).pieces({"text": SENTENCE}, {"text": words_of(SENTENCE)})
     least = len(codec.encode(pieces, "good").ids) + (codec.assemble((), (), [0])[1] == range(0)) - 10
-    assert codec.encode(pieces, "good", least + 1).words[1:] == (LOST,) * 5
+    assert codec.encode(pieces, "good", least + 1).words[1:] == (NO_TOKEN,) * 5
     with pytest.raises(ValueError, match="none of its 6 words has a token left, 10 tokens were cut; raise max_tokens"):
         codec.encode(pieces, "good", least)
 
@@ -236,13 +236,13 @@ def test_words_move_with_padding_and_answers(codec, side):
     for b, row in enumerate(rows):
         for w, at in enumerate(row.words):
             place, label = int(batch.words[b, w]), int(batch.labels[b, w])
-            if at == LOST:
-                assert (place, label) == (LOST, IGNORE)
+            if at == NO_TOKEN:
+                assert (place, label) == (NO_TOKEN, IGNORE)
             else:
                 assert (int(batch.input_ids[b, place]), label) == (codec.ids(texts[b].split()[w])[0], w)
         assert set(batch.words[b, len(row.words) :].tolist()) <= {IGNORE}
         assert set(batch.labels[b, len(row.words) :].tolist()) <= {IGNORE}
-    assert LOST in rows[-1].words
+    assert NO_TOKEN in rows[-1].words
     for row in rows:
         assert codec.answered(row, codec.ids("bad")).words == row.words
 
@@ -300,7 +300,7 @@ def test_a_batch_can_be_unpacked(codec, template, side):
 def test_padding_stands_on_its_side_and_everything_moves_with_it(codec, side):
     codec = on_side(codec, side)
     rows = encoded(codec, TEMPLATES["middle"])
-    batch = codec.collate(rows, labels=[0, 1, 1, 0], numbers=[7, 3, 9, 1])
+    batch = codec.collate(rows, labels=[0, 1, 1, 0], row_ids=[7, 3, 9, 1])
     for b, row in enumerate(rows):
         width = batch.mask.shape[1]
         at = width - len(row.ids) if side == "left" else 0
@@ -328,7 +328,7 @@ def test_text_is_cut_at_its_end_its_start_or_in_the_middle(codec, cut, left):
 
 def test_a_batch_goes_to_another_device_whole(codec):
     rows = [replace(row, words=(1,)) for row in encoded(codec, TEMPLATES["front"])]
-    batch = codec.collate(rows, labels=[(0,)] * 4, task_ids=torch.arange(4), numbers=range(4))
+    batch = codec.collate(rows, labels=[(0,)] * 4, task_ids=torch.arange(4), row_ids=range(4))
     moved = batch.to("meta")
     assert {t.device.type for t in vars(moved).values() if t is not None} == {"meta"}
     assert batch.input_ids.device.type == "cpu"

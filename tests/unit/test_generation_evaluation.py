@@ -46,7 +46,7 @@ def batches_of(codec, examples, size=4, numbers=None):
     for start in range(0, len(numbers), size):
         part = numbers[start : start + size]
         rows = [codec.encode(TEMPLATE.pieces(examples[i].fields), examples[i].target, 40) for i in part]
-        made.append(codec.collate(rows, numbers=part, examples=[examples[i] for i in part]))
+        made.append(codec.collate(rows, row_ids=part, examples=[examples[i] for i in part]))
     return made
 
 
@@ -61,9 +61,9 @@ class Says:
             monkeypatch.setattr("lightning_softprompt.evaluation.generation.time", clock)
 
     def generate(self, batch, **options):
-        self.asked.append(batch.numbers)
+        self.asked.append(batch.row_ids)
         self.now += self.took
-        ids = [torch.tensor([*self.backbone.codec.ids(self.texts[row]), tiny.EOS]) for row in batch.numbers]
+        ids = [torch.tensor([*self.backbone.codec.ids(self.texts[row]), tiny.EOS]) for row in batch.row_ids]
         return torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=tiny.PAD)
 
 
@@ -378,7 +378,7 @@ def test_predictions_read_all_of_long_documents_if_asked(backbone):
     examples = [Example({"text": "a dog"}, ""), Example({"text": LONG}, ""), Example({"text": "dull film"}, "")]
     codec = backbone.codec
     rows = [codec.encode(TEMPLATE.pieces(example.fields), "", 14) for example in examples]
-    batch = codec.collate(rows, numbers=[0, 1, 2], examples=examples)
+    batch = codec.collate(rows, row_ids=[0, 1, 2], examples=examples)
     module = PromptTuning(length=2, backbone=backbone.spec)
     module.attach(backbone)
     lm, decoding = module.eval().lm(), Decoding(max_new_tokens=4)

@@ -86,8 +86,8 @@ def test_rows_are_scored_once_each_with_both_their_numbers(made, loader):
     count = 5 if loader == "val_dataloader" else 4
     assert sorted(rows_of(batches)) == [(task, row) for task in range(3) for row in range(count)]
     for batch in batches:
-        assert batch.overall.tolist() == [task * count + row for task, row in rows_of([batch])]
-        assert batch.overall_numbers == batch.overall.tolist()
+        assert batch.global_rows.tolist() == [task * count + row for task, row in rows_of([batch])]
+        assert batch.global_row_ids == batch.global_rows.tolist()
 
 
 def test_a_row_is_what_its_own_data_module_makes_of_it(made, spec):
@@ -137,7 +137,7 @@ def test_rows_to_be_predicted_name_their_tasks_and_keep_their_order(made):
     data = made(predict=given)
     (first, second) = list(data.predict_dataloader())
     assert [*rows_of([first]), *rows_of([second])] == [(2, 0), (0, 0), (2, 1), (1, 0)]
-    assert [*first.overall.tolist(), *second.overall.tolist()] == [0, 1, 2, 3]
+    assert [*first.global_rows.tolist(), *second.global_rows.tolist()] == [0, 1, 2, 3]
     assert data.shown("predict", 2) == {"task": "summary", "row": 2, "input": "a dog\nSummary:", "target": None}
     with pytest.raises(ValueError, match=r"row 1 of .*must name one of the tasks \['mood', 'length', 'summary'\]"):
         made(predict=[given[0], {"task": "tone", "text": "dull"}]).split("predict")
@@ -208,7 +208,7 @@ def test_tasks_that_share_batches_keep_templates_labels_and_numbers_of_their_own
                 assert part.examples[b] == own.examples[row]
                 assert data.codec.unpack(part)[b].ids == own.encoded[row].ids
                 assert part.labels is None or int(part.labels[b]) == own.examples[row].label
-                assert batch.overall[at] == sum(len(alone[name]) for name in kinds[:task]) + row
+                assert batch.global_rows[at] == sum(len(alone[name]) for name in kinds[:task]) + row
     assert all(len(set(batch.task_ids.tolist())) == 1 for batch in data.val_dataloader())
 
 

@@ -19,9 +19,9 @@ from transformers import (
     T5Config,
 )
 
-from lightning_softprompt.backbones import skeleton as hollow_module
+from lightning_softprompt.backbones import skeleton as skeleton_module
 from lightning_softprompt.backbones.insertion.layer_stacks import Stack
-from lightning_softprompt.backbones.skeleton import hollow, made_rows, twin
+from lightning_softprompt.backbones.skeleton import build_skeleton, build_small_copy, random_batch
 from lightning_softprompt.cli.app import main
 from lightning_softprompt.cli.commands import plan as command
 from lightning_softprompt.core.backbone_spec import BackboneSpec
@@ -61,10 +61,10 @@ CASES = [(family, method, "float32") for family in CONFIGS for method in METHODS
 @pytest.mark.parametrize(("family", "name", "dtype"), CASES)
 def test_what_a_step_keeps_is_within_a_quarter_of_what_is_measured(spec, family, name, dtype):
     place, (cls, arguments) = spec(family, dtype=dtype), METHODS[name]
-    backbone = twin(CONFIGS[family], place, 1, CONFIGS[family].num_hidden_layers)
+    backbone = build_small_copy(CONFIGS[family], place, 1, CONFIGS[family].num_hidden_layers)
     method = cls(backbone=place, **arguments)
     method.attach(backbone)
-    batch = made_rows(backbone, ROWS, TOKENS)
+    batch = random_batch(backbone, ROWS, TOKENS)
     with torch.no_grad():
         method.step(batch)
     kept, _ = kept_by(lambda: method.step(batch)["loss"])
@@ -74,7 +74,7 @@ def test_what_a_step_keeps_is_within_a_quarter_of_what_is_measured(spec, family,
     assert found.training["kept for the backward pass"] == pytest.approx(kept, rel=0.25)
     assert found.trainable == sum(p.numel() for p in method.parameters() if p.requires_grad)
     assert found.training["frozen weights"] == pytest.approx(weights, rel=0.3)  # the real one has fewer words
-    assert found.frozen == sum(p.numel() for p in hollow(CONFIGS[family], place).parameters())
+    assert found.frozen == sum(p.numel() for p in build_skeleton(CONFIGS[family], place).parameters())
 
 
 WIDTHS = {"vocab_size": 600, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4}
@@ -106,10 +106,10 @@ def test_estimates_read_the_built_model(tmp_path, name):
     model = (AutoModelForMaskedLM if masked else AutoModelForCausalLM).from_config(config)
     assert found.frozen == sum(p.numel() for p in model.parameters())
     assert found.training["frozen weights"] == sum(p.numel() * p.element_size() for p in model.parameters())
-    backbone = twin(config, spec, 1)
+    backbone = build_small_copy(config, spec, 1)
     method = PromptTuning(backbone=spec, length=7)
     method.attach(backbone)
-    batch = made_rows(backbone, ROWS, TOKENS)
+    batch = random_batch(backbone, ROWS, TOKENS)
     with torch.no_grad():
         method.step(batch)
     kept, _ = kept_by(lambda: method.step(batch)["loss"])
@@ -122,7 +122,7 @@ def test_estimates_read_the_built_model(tmp_path, name):
 def test_a_model_that_cannot_be_measured_is_refused_by_name(tmp_path, monkeypatch):
     CONFIGS["llama"].save_pretrained(tmp_path)
     spec = BackboneSpec(name=str(tmp_path))
-    monkeypatch.setattr(hollow_module, "MOST", 10)
+    monkeypatch.setattr(skeleton_module, "MOST", 10)
     with pytest.raises(ValueError, match="cannot be estimated: no small copy of a LlamaForCausalLM runs"):
         plan(PromptTuning(backbone=spec, length=7), spec, Load(ROWS, TOKENS))
 
@@ -143,7 +143,7 @@ def test_other_methods_are_counted_too(spec, cls):
     place = spec("llama")
     found = plan(cls(backbone=place), place, Load(2, 30))
     method = cls(backbone=place)
-    method.attach(hollow(CONFIGS["llama"], place))
+    method.attach(build_skeleton(CONFIGS["llama"], place))
     assert found.trainable == sum(p.numel() for p in method.parameters() if p.requires_grad) > 0
 
 
@@ -156,7 +156,7 @@ def test_optimizers_devices_replicas_and_recomputed_layers_count(spec):
     four = plan(PromptTuning(backbone=place, length=10), place, Load(4, 60, devices=4))
     assert four.wire == {"gradients": round(1.5 * one.training["prompt"])}
     assert four.start == one.training["prompt"]  # each process reads the frozen weights itself
-    full = hollow(CONFIGS["llama"], place).model
+    full = build_skeleton(CONFIGS["llama"], place).model
     layers = 4 * sum(p.numel() for layer in full.model.layers for p in layer.parameters())
     largest = layers / len(full.model.layers)
     sharded = plan(PromptTuning(backbone=place, length=10), place, Load(4, 60, devices=4, sharded=True))

@@ -65,7 +65,7 @@ def batches_of(codec, examples, size=4, numbers=None):
     for start in range(0, len(numbers), size):
         part = numbers[start : start + size]
         rows = [codec.encode(TEMPLATE.pieces(examples[i].fields), examples[i].target, 40) for i in part]
-        made.append(codec.collate(rows, numbers=part, examples=[examples[i] for i in part]))
+        made.append(codec.collate(rows, row_ids=part, examples=[examples[i] for i in part]))
     return made
 
 
@@ -76,7 +76,7 @@ class Says:
         self.backbone, self.texts = backbone, texts
 
     def generate(self, batch, **options):
-        ids = [torch.tensor([*self.backbone.codec.ids(self.texts[row].lower()), tiny.EOS]) for row in batch.numbers]
+        ids = [torch.tensor([*self.backbone.codec.ids(self.texts[row].lower()), tiny.EOS]) for row in batch.row_ids]
         return torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=tiny.PAD)
 
 
@@ -135,7 +135,7 @@ def test_the_search_is_measured_as_deep_as_it_went(backbone, examples, said):
 def test_cited_passages_are_scored_apart_from_the_answer(backbone, examples, said):
     """A tiny vocabulary has no brackets, so the texts are given as a decoder would."""
     evaluation = QaEvaluation(cite=True)
-    evaluation._said = lambda lm, batch: [uncited(cited[row]) for row in batch.numbers]
+    evaluation._said = lambda lm, batch: [uncited(cited[row]) for row in batch.row_ids]
     shown = [Shown("d1", "a", 0), Shown("d2", "b", 1), Shown("d3", "c", 2)]
     rows = [replace(examples[0], passages=tuple(shown), found=("d1", "d2", "d3"), gold=gold) for gold in
             (("d2",), ("d1", "d3"), ("d9",), ("d1",))]  # fmt: skip

@@ -23,7 +23,7 @@ def test_a_model_that_padding_changes_runs_row_by_row(load):
     batch, prompt = tiny.batch_of(backbone.codec), SoftPrompt(tokens=torch.randn(1, 3, 32))
     right = [alone(batch.only([b]), prompt)[0] for b in range(len(batch))]
     torch.testing.assert_close(backbone(batch, prompt), torch.stack(right))
-    assert "one by one" in backbone.way
+    assert "one by one" in backbone.execution_description
 
 
 def test_a_model_that_padding_does_not_change_runs_in_batches(load):

@@ -7,7 +7,7 @@ from tiny import FAMILIES as ALL
 from tiny import on_side
 
 from lightning_softprompt.core.backbone_spec import BackboneSpec
-from lightning_softprompt.core.types import IGNORE, LOST
+from lightning_softprompt.core.types import IGNORE, NO_TOKEN
 from lightning_softprompt.data.tagging import TaggingDataModule
 
 TAGS = ["O", "B-MOOD", "I-MOOD", "B-THING"]
@@ -47,7 +47,7 @@ def test_each_tag_stands_at_the_first_token_of_its_word(data, family, side, temp
         row = ROWS[number]
         for w, (word, tag) in enumerate(zip(row["tokens"], row["tags"], strict=True)):
             place = int(batch.words[b, w])
-            if place == LOST:
+            if place == NO_TOKEN:
                 assert int(batch.labels[b, w]) == IGNORE
                 continue
             assert batch.input_ids[b, place] == module.codec.ids(word)[0]

@@ -10,7 +10,7 @@ def test_pieces_come_in_reading_order():
     assert template.pieces({"text": "Fun!", "other": "?"}) == (
         Slot(),
         Text("Say: "),
-        Text("Fun!", gives_way=True),
+        Text("Fun!", truncatable=True),
         Slot(),
         Text(" it was"),
         Answer(" "),

@@ -21,7 +21,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from lightning_softprompt.backbones.execution.packing import Kept, Past, pack
-from lightning_softprompt.backbones.execution.row_batch import Rows
+from lightning_softprompt.backbones.execution.row_batch import RowBatch
 from lightning_softprompt.backbones.insertion.embeddings import Entry
 from lightning_softprompt.backbones.insertion.reading import Reading, embedded_as
 from lightning_softprompt.core.types import Pairs
@@ -125,7 +125,7 @@ class Contexts:
         self.run = run
         self.cache = cache
 
-    def of(self, rows: Rows, until: Tensor) -> tuple[Past | None, Tensor]:
+    def of(self, rows: RowBatch, until: Tensor) -> tuple[Past | None, Tensor]:
         """The past of a batch, and how many tokens of each row it covers [B].
 
         Args:
@@ -143,7 +143,7 @@ class Contexts:
         inside = rows.mask.new_ones(1, end)
         return Past(_layers(self._kept(rows, 0, end, lasting=False)[None]), inside), begin.new_full(begin.shape, end)
 
-    def _texts(self, rows: Rows, begin: Tensor) -> Past:
+    def _texts(self, rows: RowBatch, begin: Tensor) -> Past:
         lengths = begin.tolist()
         same = len(set(lengths)) == 1 and bool((rows.keys[:, : lengths[0]] == rows.keys[:1, : lengths[0]]).all())
         each = {b: self._kept(rows, b, n) for b, n in enumerate(lengths[:1] if same else lengths) if n}
@@ -154,7 +154,7 @@ class Contexts:
         inside = torch.arange(longest, device=begin.device) < begin[:count, None]
         return Past(_layers(stacked), inside)
 
-    def _kept(self, rows: Rows, b: int, length: int, lasting: bool = True) -> Tensor:
+    def _kept(self, rows: RowBatch, b: int, length: int, lasting: bool = True) -> Tensor:
         return kept(self.cache, self.run, rows.keys[b, :length], rows.embeds[b : b + 1, :length], lasting)
 
 
@@ -171,7 +171,7 @@ class Prefilled:
         self.cache = cache
         self.shapes: list[torch.Size] = []  # of the keys and values of each layer for one token
 
-    def cache_for(self, rows: Rows, end: int, padding: Tensor, copies: int = 1) -> DynamicCache:
+    def cache_for(self, rows: RowBatch, end: int, padding: Tensor, copies: int = 1) -> DynamicCache:
         """The model's cache of the first `end` columns of rows that are padded before them.
 
         Args:

@@ -16,11 +16,11 @@ from transformers import PreTrainedModel
 from lightning_softprompt.backbones.execution.context_cache import ContextCache
 from lightning_softprompt.backbones.execution.float32_reference import in_float32
 from lightning_softprompt.backbones.execution.lm_head import Head
-from lightning_softprompt.backbones.execution.paths import Offer, Path
-from lightning_softprompt.backbones.execution.row_batch import Rows
+from lightning_softprompt.backbones.execution.paths import Path, PathFactory
+from lightning_softprompt.backbones.execution.row_batch import RowBatch
 from lightning_softprompt.backbones.kernels.prepacked_linear import plain_products
 
-LIMIT = 1e-4  # relative error of logits in float32
+TOLERANCE = 1e-4  # relative error of logits in float32
 SAMPLE = 4  # rows whose logits in the whole batch are compared
 FAILURES = (NotImplementedError, TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError)
 
@@ -42,7 +42,7 @@ class Extent:
     past: int = 0
 
     @classmethod
-    def of(cls, rows: Rows) -> Extent:
+    def of(cls, rows: RowBatch) -> Extent:
         """Of a batch."""
         past = int(rows.first_position.max())
         return cls(int(rows.mask.sum(1).max()), int(rows.mask.sum()), rows.head, past)
@@ -56,39 +56,39 @@ class Extent:
         return Extent(*map(max, astuple(self), astuple(other)))
 
 
-def choose(
-    model: PreTrainedModel, offers: Sequence[Offer], rows: Rows, columns: Tensor, first: Tensor
+def select_path(
+    model: PreTrainedModel, factories: Sequence[PathFactory], rows: RowBatch, columns: Tensor, first: Tensor
 ) -> tuple[int, list[str]]:
     """The number of the first path that agrees with the last, and why those before it do not.
 
     Args:
         model: One in half precision computes in float32 here, since its own rounding would hide a fault.
-        offers: Make the paths; the last is right. A trial keeps nothing in the cache of a run.
+        factories: Create the paths; the last one is the reference. A trial does not touch the cache of a run.
         rows: The batch.
         columns: [B, U] where the targets' states are.
         first: [B] the first of them in each row.
     """
-    if len(offers) == 1:
+    if len(factories) == 1:
         return 0, []
     device = rows.embeds.device.type
     dtype = torch.promote_types(rows.embeds.dtype, torch.float32)
     with plain_products(), torch.inference_mode(False), torch.autocast(device, enabled=False), in_float32(model):
         trial = _Trial(rows.copied(dtype), columns.clone(), first.clone())
-        alone = offers[-1](model, Head(model))
+        alone = factories[-1](model, Head(model))
         right, whole = trial.results(alone), trial.logits(alone, trial.sample)
         reasons: list[str] = []
-        for number, offer in enumerate(offers[:-1]):
+        for number, factory in enumerate(factories[:-1]):
             try:
-                error = trial.error(offer(model, Head(model), cache=ContextCache(0)), right, whole)
+                error = trial.error(factory(model, Head(model), cache=ContextCache(0)), right, whole)
             except FAILURES as reason:
                 reasons.append((str(reason).splitlines() or [type(reason).__name__])[0])
                 continue
-            if error <= LIMIT:
+            if error <= TOLERANCE:
                 return number, reasons
             reasons.append(f"results would be off by {error:.1e}")
     if not all(bool(result.isfinite().all()) for result in right):
-        return len(offers) - 2, reasons  # nothing can be compared, and rows one by one would be no better
-    return len(offers) - 1, reasons
+        return len(factories) - 2, reasons  # nothing can be compared, and rows one by one would be no better
+    return len(factories) - 1, reasons
 
 
 @dataclass(frozen=True)
@@ -97,11 +97,11 @@ class _Trial:
 
     Args:
         rows: The batch.
-        columns: As in `choose`.
-        first: As in `choose`.
+        columns: As in `select_path`.
+        first: As in `select_path`.
     """
 
-    rows: Rows
+    rows: RowBatch
     columns: Tensor
     first: Tensor
 

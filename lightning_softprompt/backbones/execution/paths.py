@@ -21,13 +21,13 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from lightning_softprompt.backbones.execution.context_cache import ContextCache, Contexts, keys_and_values
 from lightning_softprompt.backbones.execution.lm_head import Head, States
 from lightning_softprompt.backbones.execution.packing import pack
-from lightning_softprompt.backbones.execution.row_batch import Rows
+from lightning_softprompt.backbones.execution.row_batch import RowBatch
 from lightning_softprompt.backbones.insertion.embeddings import Entry
 from lightning_softprompt.backbones.insertion.key_values import NAME, Sites, at, injected, sites_of
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 
 log = logging.getLogger(__name__)
-Offer = Callable[..., "Path"]  # of a model and its head
+PathFactory = Callable[..., "Path"]  # of a model and its head
 BY_TOKEN = ("mlp", "self_attn.q_proj", "self_attn.o_proj")  # of a layer
 
 
@@ -42,7 +42,7 @@ class Path(ABC):
         cache: Keeps keys and values of what is frozen, where the path uses them.
     """
 
-    told: ClassVar[str]
+    description: ClassVar[str]
 
     def __init__(
         self,
@@ -60,14 +60,14 @@ class Path(ABC):
         self.model.set_attn_implementation(self.attention)
 
     @contextmanager
-    def injected(self, rows: Rows) -> Iterator[None]:
+    def injected(self, rows: RowBatch) -> Iterator[None]:
         """Gives the model's attentions what the rows bring for them, while it runs as transformers has it."""
         if not rows.kv:
             yield
             return
         sites = self.sites
         self.model.set_attn_implementation(NAME)
-        with injected(at(sites, rows.injection.kv, rows.injection.kv_inside)):
+        with injected(at(sites, rows.injection.kv, rows.injection.kv_mask)):
             yield
 
     @cached_property
@@ -76,7 +76,7 @@ class Path(ABC):
         return sites_of(self.model)
 
     @abstractmethod
-    def __call__(self, rows: Rows, columns: Tensor, first: Tensor) -> States:
+    def __call__(self, rows: RowBatch, columns: Tensor, first: Tensor) -> States:
         """The states of the targets.
 
         Args:
@@ -98,7 +98,7 @@ class Packed(Path):
         cache: Keeps keys and values of what is frozen.
     """
 
-    told = "rows run packed, and what they share runs once"
+    description = "rows run packed, and what they share runs once"
 
     def __init__(
         self,
@@ -113,7 +113,7 @@ class Packed(Path):
         self.contexts = Contexts(lambda embeds: keys_and_values(model, embeds, self.entry), kept)
         self.last = last_by_token(model)
 
-    def __call__(self, rows: Rows, columns: Tensor, first: Tensor) -> States:
+    def __call__(self, rows: RowBatch, columns: Tensor, first: Tensor) -> States:
         """See `Path`."""
         past, begin = self.contexts.of(rows, first)
         rest = rows if past is None else rows.after(begin)
@@ -139,9 +139,9 @@ class Packed(Path):
 class TwoPass(Path):
     """What rows share runs first, alone; then the rows, padded, behind its keys and values."""
 
-    told = "what rows share runs once, in a pass of its own"
+    description = "what rows share runs once, in a pass of its own"
 
-    def __call__(self, rows: Rows, columns: Tensor, first: Tensor) -> States:
+    def __call__(self, rows: RowBatch, columns: Tensor, first: Tensor) -> States:
         """See `Path`."""
         head, batch = min(rows.head, int(first.min())), len(rows.mask)
         if not head:
@@ -167,9 +167,9 @@ class TwoPass(Path):
 class Padded(Path):
     """Rows are padded at the end, where a causal model never looks: no mask is needed, and fast kernels run."""
 
-    told = "rows run padded, each with all it has"
+    description = "rows run padded, each with all it has"
 
-    def __call__(self, rows: Rows, columns: Tensor, first: Tensor) -> States:
+    def __call__(self, rows: RowBatch, columns: Tensor, first: Tensor) -> States:
         """See `Path`."""
         with self.injected(rows):
             run = partial(self.entry.run, self.model, rows.embeds, **positions_of(rows), use_cache=False)
@@ -180,21 +180,21 @@ class Padded(Path):
 class Alone(Path):
     """Each row runs by itself without padding, as the model's own forward pass has it."""
 
-    told = "rows run one by one, since nothing else gives what each row alone gives"
+    description = "rows run one by one, since nothing else gives what each row alone gives"
 
-    def __call__(self, rows: Rows, columns: Tensor, first: Tensor) -> States:
+    def __call__(self, rows: RowBatch, columns: Tensor, first: Tensor) -> States:
         """See `Path`."""
         lengths = rows.mask.sum(1).tolist()
         return States.join([self._row(rows[[b]], columns[[b]], length) for b, length in enumerate(lengths)])
 
-    def _row(self, row: Rows, columns: Tensor, length: int) -> States:
+    def _row(self, row: RowBatch, columns: Tensor, length: int) -> States:
         with self.injected(row):
             positions = positions_of(replace(row, mask=row.mask[:, :length]))
             run = partial(self.entry.run, self.model, row.embeds[:, :length], **positions, use_cache=False)
             return self.head.states(run, columns)
 
 
-def positions_of(rows: Rows) -> dict[str, Tensor]:
+def positions_of(rows: RowBatch) -> dict[str, Tensor]:
     """Positions for a model, which counts from 0 by itself unless keys and values precede the rows."""
     if not rows.kv:
         return {}
@@ -228,12 +228,12 @@ def narrowed(modules: Sequence[nn.Module], places: Tensor, length: int) -> Itera
             handle.remove()
 
 
-def offers(spec: BackboneSpec, attention: str, cache: ContextCache, entry: Entry) -> list[Offer]:
+def candidate_paths(spec: BackboneSpec, attention: str, cache: ContextCache, entry: Entry) -> list[PathFactory]:
     """The paths that a specification allows, the fastest first and the one that is always right last."""
     options: Any = {"attention": attention, "entry": entry}
-    plain: list[Offer] = [partial(Padded, **options), partial(Alone, **options)]
+    plain: list[PathFactory] = [partial(Padded, **options), partial(Alone, **options)]
     if not spec.packed:
         return plain
     # A recomputed layer would fill the cache of two passes twice.
-    two_pass: list[Offer] = [] if spec.checkpointing else [partial(TwoPass, **options)]
+    two_pass: list[PathFactory] = [] if spec.checkpointing else [partial(TwoPass, **options)]
     return [partial(Packed, **options, cache=cache), *two_pass, *plain]

@@ -17,7 +17,7 @@ SOFT = 2**31  # above every token id
 
 
 @dataclass(frozen=True)
-class Rows:
+class RowBatch:
     """Rows with their soft blocks in place, padded at the end.
 
     Args:
@@ -34,10 +34,10 @@ class Rows:
     keys: Tensor
     soft: Tensor
     kv: Pairs = field(default_factory=dict)
-    kv_inside: Tensor | None = None
+    kv_mask: Tensor | None = None
 
     @classmethod
-    def of(cls, spliced: Spliced, batch: Batch, prompt: SoftPrompt | None) -> Rows:
+    def of(cls, spliced: Spliced, batch: Batch, prompt: SoftPrompt | None) -> RowBatch:
         """The rows of a batch.
 
         Raises:
@@ -53,19 +53,19 @@ class Rows:
         text = batch.input_ids if shift is None else own.expand_as(batch.input_ids)
         keys = torch.cat([each, text], dim=1).gather(1, spliced.order)
         soft = (spliced.order < length) & spliced.mask
-        return cls(spliced.embeds, spliced.mask, keys, soft, prompt.kv.get("self", {}), prompt.kv_inside.get("self"))
+        return cls(spliced.embeds, spliced.mask, keys, soft, prompt.kv.get("self", {}), prompt.kv_mask.get("self"))
 
-    def __getitem__(self, rows: list[int]) -> Rows:
+    def __getitem__(self, rows: list[int]) -> RowBatch:
         kv = {n: (k[rows], v[rows]) if len(k) > 1 else (k, v) for n, (k, v) in self.kv.items()}
-        inside = None if self.kv_inside is None else self.kv_inside[rows]
-        return Rows(self.embeds[rows], self.mask[rows], self.keys[rows], self.soft[rows], kv, inside)
+        inside = None if self.kv_mask is None else self.kv_mask[rows]
+        return RowBatch(self.embeds[rows], self.mask[rows], self.keys[rows], self.soft[rows], kv, inside)
 
-    def copied(self, dtype: torch.dtype) -> Rows:
+    def copied(self, dtype: torch.dtype) -> RowBatch:
         """In another precision, and apart from what it was made of."""
         kv = {n: (k.detach().to(dtype, copy=True), v.detach().to(dtype, copy=True)) for n, (k, v) in self.kv.items()}
         embeds = self.embeds.detach().to(dtype, copy=True)
-        inside = None if self.kv_inside is None else self.kv_inside.clone()
-        return Rows(embeds, self.mask.clone(), self.keys.clone(), self.soft.clone(), kv, inside)
+        inside = None if self.kv_mask is None else self.kv_mask.clone()
+        return RowBatch(embeds, self.mask.clone(), self.keys.clone(), self.soft.clone(), kv, inside)
 
     @cached_property
     def injected(self) -> Past | None:
@@ -73,16 +73,16 @@ class Rows:
         if not self.kv:
             return None
         key, _ = next(iter(self.kv.values()))
-        if self.kv_inside is None:
+        if self.kv_mask is None:
             return Past(self.kv, self.mask.new_ones(len(key), key.shape[2]))
-        own = (len(self.kv_inside), -1, -1, -1)
-        return Past({n: (k.expand(own), v.expand(own)) for n, (k, v) in self.kv.items()}, self.kv_inside)
+        own = (len(self.kv_mask), -1, -1, -1)
+        return Past({n: (k.expand(own), v.expand(own)) for n, (k, v) in self.kv.items()}, self.kv_mask)
 
     @property
     def injection(self) -> SoftPrompt:
         """What is injected, as a prompt of nothing else."""
-        inside = {} if self.kv_inside is None else {"self": self.kv_inside}
-        return SoftPrompt(kv={"self": self.kv} if self.kv else {}, kv_inside=inside)
+        inside = {} if self.kv_mask is None else {"self": self.kv_mask}
+        return SoftPrompt(kv={"self": self.kv} if self.kv else {}, kv_mask=inside)
 
     @property
     def first_position(self) -> Tensor:
@@ -116,7 +116,7 @@ class Rows:
         """Whether all tokens from there on are words as they are, so that their keys are their ids."""
         return not bool((self.soft | (self.keys < 0))[:, begin:].any())
 
-    def after(self, begin: Tensor) -> Rows:
+    def after(self, begin: Tensor) -> RowBatch:
         """Without the first `begin` [B] tokens of each row."""
         left = self.mask.sum(1) - begin
         longest = int(left.max())
@@ -124,13 +124,13 @@ class Rows:
         places = (begin[:, None] + step).clamp(max=self.mask.shape[1] - 1)  # [B, longest]
         return self._gathered(places, step < left[:, None])
 
-    def trimmed(self) -> Rows:
+    def trimmed(self) -> RowBatch:
         """Without columns that no row has."""
         longest = int(self.mask.sum(1).max())
         keys, soft = self.keys[:, :longest], self.soft[:, :longest]
         return replace(self, embeds=self.embeds[:, :longest], mask=self.mask[:, :longest], keys=keys, soft=soft)
 
-    def with_shorter_copy(self) -> Rows:
+    def with_shorter_copy(self) -> RowBatch:
         """With the longest row once more, without its last token."""
         lengths = self.mask.sum(1)
         longer = self[[*range(len(lengths)), int(lengths.argmax())]]
@@ -138,7 +138,7 @@ class Rows:
         mask[-1, int(lengths.max()) - 1] = False
         return replace(longer, mask=mask)
 
-    def followed_by(self, ids: Tensor, embeds: Tensor) -> Rows:
+    def followed_by(self, ids: Tensor, embeds: Tensor) -> RowBatch:
         """With further text [B, U], embedded [B, U, H], at the end of each row."""
         none = torch.zeros_like(ids, dtype=torch.bool)
         mask = torch.cat([self.mask, ~none], dim=1)
@@ -151,20 +151,20 @@ class Rows:
         order = (~mask).int().argsort(dim=1, stable=True)
         return longer._gathered(order, mask.gather(1, order)).trimmed()
 
-    def until(self, columns: Tensor) -> Rows:
+    def until(self, columns: Tensor) -> RowBatch:
         """Without what comes behind the last of the columns [B, U] of each row: no target looks at it."""
         last = columns.amax(1, keepdim=True)
         end = int(last.max()) + 1
         mask = self.mask[:, :end] & (torch.arange(end, device=last.device) <= last)
         return replace(self, embeds=self.embeds[:, :end], mask=mask, keys=self.keys[:, :end], soft=self.soft[:, :end])
 
-    def padded_left(self) -> Rows:
+    def padded_left(self) -> RowBatch:
         """With the padding before the rows, as generation wants it."""
         length = self.mask.shape[1]
         places = torch.arange(length, device=self.mask.device) - (length - self.mask.sum(1, keepdim=True))
         return self._gathered(places % length, self.mask.flip(1))
 
-    def _gathered(self, places: Tensor, mask: Tensor) -> Rows:
+    def _gathered(self, places: Tensor, mask: Tensor) -> RowBatch:
         embeds = self.embeds.gather(1, places[..., None].expand(-1, -1, self.embeds.shape[2]))
         return replace(
             self, embeds=embeds, mask=mask, keys=self.keys.gather(1, places), soft=self.soft.gather(1, places)

@@ -17,7 +17,7 @@ from lightning_softprompt.backbones.kernels.prepacked_linear import plain_produc
 from lightning_softprompt.core.types import Batch, SoftPrompt
 
 log = logging.getLogger(__name__)
-LIMIT = 1e-4  # relative error in float32
+TOLERANCE = 1e-4  # relative error in float32
 Result = TypeVar("Result")
 Run = Callable[[Batch, SoftPrompt | None], Result]
 
@@ -72,7 +72,7 @@ class RowCheck:
             except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
                 ours = right.new_full(right.shape, float("nan"))
         error = float((ours - right).abs().max() / right.abs().max().clamp(min=1e-30))
-        if error <= LIMIT or not bool(right.isfinite().all()):
+        if error <= TOLERANCE or not bool(right.isfinite().all()):
             return False
         log.warning("%s runs row by row, which is slow: padding changes its results by %.1e", self.name, error)
         return True

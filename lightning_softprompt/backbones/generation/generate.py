@@ -55,7 +55,7 @@ def generate(backbone: GeneratingBackbone, reading: Reading, skip: int, decoding
     # Processes may generate different numbers of tokens.
     options = {**generate_options(backbone.codec, skip, decoding), "synced_gpus": False}
     # A static cache may compile later passes, and speculative decoding reads several tokens in a pass.
-    once = model.config.is_encoder_decoder or bool(decoding.get("cache_implementation")) or drafted(decoding)
+    once = model.config.is_encoder_decoder or bool(decoding.get("cache_implementation")) or uses_speculation(decoding)
     with embedded_as(backbone.stack if model.config.is_encoder_decoder else model, reading, once):
         return model.generate(input_ids=reading.ids, **reading.inputs, **options)
 
@@ -83,12 +83,12 @@ def generate_options(codec: Codec, skip: int, decoding: dict[str, Any]) -> dict[
     }
 
 
-def drafted(decoding: dict[str, Any]) -> bool:
+def uses_speculation(decoding: dict[str, Any]) -> bool:
     """Whether decoding is speculative: an assistant model, or the text so far, proposes several tokens at a time."""
     return any(decoding.get(name) for name in DRAFTED)
 
 
-def sequences(decoding: dict[str, Any]) -> int:
+def num_sequences(decoding: dict[str, Any]) -> int:
     """Number of sequences of each row that run in parallel."""
     return max(decoding.get("num_beams") or 1, decoding.get("num_return_sequences") or 1)
 

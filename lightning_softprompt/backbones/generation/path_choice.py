@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_softprompt.backbones.execution.row_batch import Rows
+from lightning_softprompt.backbones.execution.row_batch import RowBatch
 from lightning_softprompt.backbones.generation.backbone import DecoderBackbone
 from lightning_softprompt.backbones.generation.path_trial import STEPS, STRUCTURE, error_of
 from lightning_softprompt.backbones.generation.paths import (
@@ -22,9 +22,9 @@ from lightning_softprompt.backbones.generation.paths import (
 )
 
 log = logging.getLogger(__name__)
-LIMIT = 1e-4  # relative error of logits in float32
+TOLERANCE = 1e-4  # relative error of logits in float32
 # In half precision, rounding alone causes errors of some percent. Rows of one length run exactly as in transformers.
-HALF_LIMIT, HALF_LIMIT_OF_EQUAL = 0.03, 0.3
+HALF_TOLERANCE, HALF_TOLERANCE_EQUAL_LENGTHS = 0.03, 0.3
 FAILURES = (NotImplementedError, TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError)
 
 
@@ -67,7 +67,7 @@ class Generator:
         self.attempts: dict[tuple[Any, ...], Attempt] = {}
         self.wrong: dict[tuple[Any, ...], set[type[GenerationPath]]] = {}  # by structure
 
-    def __call__(self, rows: Rows, decoding: Decoding) -> Tensor:
+    def __call__(self, rows: RowBatch, decoding: Decoding) -> Tensor:
         """Answers [B * R, U] to rows.
 
         Raises:
@@ -76,7 +76,7 @@ class Generator:
         return self.path_for(rows, decoding)(rows, decoding)
 
     @property
-    def way(self) -> str:
+    def execution_description(self) -> str:
         """The path of the first kind of decoding, and why faster ones failed."""
         if not self.attempts:
             return "the first batch determines how rows are generated"
@@ -85,7 +85,7 @@ class Generator:
             return f"it cannot generate: {'; '.join(dict.fromkeys(attempt.reasons))}"
         return attempt.paths[0].description + "".join(f" ({reason})" for reason in attempt.reasons[-1:])
 
-    def path_for(self, rows: Rows, decoding: Decoding) -> GenerationPath:
+    def path_for(self, rows: RowBatch, decoding: Decoding) -> GenerationPath:
         """The fastest correct path for these rows."""
         attempt = self._attempt_for(rows, decoding)
         lengths = rows.mask.sum(1)
@@ -100,7 +100,7 @@ class Generator:
         attempt.length, attempt.padding = max(attempt.length, length), max(attempt.padding, padding)
         return attempt.paths[0]
 
-    def _attempt_for(self, rows: Rows, decoding: Decoding) -> Attempt:
+    def _attempt_for(self, rows: RowBatch, decoding: Decoding) -> Attempt:
         shared = SharedPrompt.applies(rows, decoding)
         beams, steps = (decoding.get("num_beams") or 1) > 1, min(STEPS, decoding.get("max_new_tokens") or STEPS)
         structure = (*(decoding.get(name) for name in STRUCTURE), bool(rows.kv), beams)
@@ -111,7 +111,7 @@ class Generator:
             self.attempts[kind] = Attempt(structure, [path(self.backbone) for path in paths])
         return self.attempts[kind]
 
-    def _is_right(self, attempt: Attempt, rows: Rows, new: int, decoding: Decoding) -> bool:
+    def _is_right(self, attempt: Attempt, rows: RowBatch, new: int, decoding: Decoding) -> bool:
         """Tries the first remaining path, and drops it if it fails."""
         wrong = self.wrong.setdefault(attempt.structure, set())
         attempt.paths = [path for path in attempt.paths if type(path) not in wrong]
@@ -130,7 +130,7 @@ class Generator:
             wrong.add(type(path))
         return not reason
 
-    def _fault_of(self, path: GenerationPath, rows: Rows, new: int, decoding: Decoding) -> str:
+    def _fault_of(self, path: GenerationPath, rows: RowBatch, new: int, decoding: Decoding) -> str:
         """Why a path fails for these rows; empty if it passes."""
         try:
             limit = self._limit(path)
@@ -141,5 +141,5 @@ class Generator:
 
     def _limit(self, path: GenerationPath) -> float:
         if self.backbone.model.dtype in (torch.float32, torch.float64):
-            return LIMIT
-        return HALF_LIMIT if path.batches_lengths else HALF_LIMIT_OF_EQUAL
+            return TOLERANCE
+        return HALF_TOLERANCE if path.batches_lengths else HALF_TOLERANCE_EQUAL_LENGTHS

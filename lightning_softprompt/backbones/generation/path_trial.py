@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from lightning_softprompt.backbones.execution.row_batch import Rows
+from lightning_softprompt.backbones.execution.row_batch import RowBatch
 from lightning_softprompt.backbones.generation.backbone import DecoderBackbone, GeneratingBackbone
-from lightning_softprompt.backbones.generation.generate import DRAFTED, drafted
+from lightning_softprompt.backbones.generation.generate import DRAFTED, uses_speculation
 from lightning_softprompt.backbones.generation.paths import (
     Decoding,
     GenerationPath,
@@ -42,17 +42,17 @@ class Trial:
         logits: Computes the same for other texts; see `next_logits`.
     """
 
-    rows: Rows
+    rows: RowBatch
     text: Tensor
     right: Sequence[Tensor]
-    logits: Callable[[DecoderBackbone, Rows, int, Tensor], Tensor]
+    logits: Callable[[DecoderBackbone, RowBatch, int, Tensor], Tensor]
 
     def only(self, b: int) -> Trial:
         """The trial of one row."""
         return replace(self, rows=self.rows[[b]].trimmed(), text=self.text[b : b + 1], right=self.right[b : b + 1])
 
 
-def error_of(path: GenerationPath, rows: Rows, new: int, decoding: Decoding, limit: float) -> float:
+def error_of(path: GenerationPath, rows: RowBatch, new: int, decoding: Decoding, limit: float) -> float:
     """The error of a path, relative to the logits of the forward pass; infinite if a number is not finite.
 
     Args:
@@ -72,11 +72,11 @@ def error_of(path: GenerationPath, rows: Rows, new: int, decoding: Decoding, lim
         if path.batches_lengths and not is_stable and len(trial.text) > 1:
             raise LengthDependenceError("its logits of a token depend on the length of the sequence")
         parts = [trial] if path.batches_lengths else [trial.only(b) for b in range(len(trial.text))]
-        measure = _of_beams if beams > 1 else _of_drafts if drafted(decoding) else _of_logits
+        measure = _of_beams if beams > 1 else _of_drafts if uses_speculation(decoding) else _of_logits
         return max(measure(path, part, options, beams) for part in parts)
 
 
-def trial_of(path: GenerationPath, rows: Rows, new: int, limit: float) -> tuple[Trial, bool]:
+def trial_of(path: GenerationPath, rows: RowBatch, new: int, limit: float) -> tuple[Trial, bool]:
     """Rows with `new` more tokens, and whether their first logits stay the same as the rows grow."""
     backbone, steps, count = path.backbone, min(STEPS, new), len(rows.mask)
     tokens, embeds = some_text(backbone, count, new)
@@ -127,7 +127,7 @@ def _of_drafts(path: GenerationPath, trial: Trial, options: Decoding, beams: int
     return float(torch.stack(errors).nan_to_num(float("inf")).max())
 
 
-def next_logits(backbone: DecoderBackbone, rows: Rows, b: int, text: Tensor) -> Tensor:
+def next_logits(backbone: DecoderBackbone, rows: RowBatch, b: int, text: Tensor) -> Tensor:
     """[U, V] logits of each token of a text [U] that follows a row, from one forward pass of that row alone."""
     row = rows[[b]].trimmed()
     reading = Reading(token_ids(row, backbone.codec), row.embeds, {})
@@ -139,7 +139,7 @@ def next_logits(backbone: DecoderBackbone, rows: Rows, b: int, text: Tensor) -> 
         return backbone.model(**inputs).logits[0, -len(text) :]  # type: ignore[no-any-return]
 
 
-def stepwise_logits(backbone: DecoderBackbone, rows: Rows, b: int, text: Tensor) -> Tensor:
+def stepwise_logits(backbone: DecoderBackbone, rows: RowBatch, b: int, text: Tensor) -> Tensor:
     """The same from one forward pass for each token, over the text before it."""
     each = [next_logits(backbone, rows, b, text[: step + 1])[-1] for step in range(len(text))]
     return torch.stack(each)

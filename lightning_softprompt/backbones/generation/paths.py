@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from lightning_softprompt.backbones.execution.row_batch import SOFT, Rows
+from lightning_softprompt.backbones.execution.row_batch import SOFT, RowBatch
 from lightning_softprompt.backbones.generation.backbone import DecoderBackbone
-from lightning_softprompt.backbones.generation.generate import DRAFTED, drafted, generate, sequences
+from lightning_softprompt.backbones.generation.generate import DRAFTED, generate, num_sequences, uses_speculation
 from lightning_softprompt.backbones.insertion.reading import Reading
 from lightning_softprompt.backbones.tokenization.codec import Codec
 
@@ -38,12 +38,12 @@ class GenerationPath(ABC):
     def __init__(self, backbone: DecoderBackbone) -> None:
         self.backbone = backbone
 
-    def __call__(self, rows: Rows, decoding: Decoding) -> Tensor:
+    def __call__(self, rows: RowBatch, decoding: Decoding) -> Tensor:
         """Answers [B * R, U], R for each row, padded at the end."""
         return self.run(rows, decoding)[:, rows.mask.shape[1] :]  # type: ignore[no-any-return]
 
     @abstractmethod
-    def run(self, rows: Rows, decoding: Decoding) -> Any:
+    def run(self, rows: RowBatch, decoding: Decoding) -> Any:
         """The result of transformers' `generate` for rows that run together: [B * R, M + U], M input columns first."""
 
 
@@ -54,19 +54,23 @@ class SharedPrompt(GenerationPath):
     description = "the shared prompt runs once and its keys and values are cached"
     batches_lengths = True
 
-    def run(self, rows: Rows, decoding: Decoding) -> Any:
+    def run(self, rows: RowBatch, decoding: Decoding) -> Any:
         """See `GenerationPath`."""
         left, end = rows.padded_left(), rows.prompt_end
         padding = left.mask.shape[1] - left.mask.sum(1)
-        cache = self.backbone.prompts.cache_for(rows, end, padding, sequences(decoding))
+        cache = self.backbone.prompts.cache_for(rows, end, padding, num_sequences(decoding))
         return generate(
             self.backbone, reading_of(self.backbone, left, past_key_values=cache), left.mask.shape[1], decoding
         )
 
     @staticmethod
-    def applies(rows: Rows, decoding: Decoding) -> bool:
+    def applies(rows: RowBatch, decoding: Decoding) -> bool:
         """Whether all rows begin with the prompt and continue after it, and no option selects another cache."""
-        own = decoding.get("use_cache", True) is False or decoding.get("cache_implementation") or drafted(decoding)
+        own = (
+            decoding.get("use_cache", True) is False
+            or decoding.get("cache_implementation")
+            or uses_speculation(decoding)
+        )
         return not own and not rows.kv and 0 < rows.prompt_end < int(rows.mask.sum(1).min())
 
 
@@ -77,7 +81,7 @@ class LeftPadded(GenerationPath):
     description = "rows run together, padded on the left"
     batches_lengths = True
 
-    def run(self, rows: Rows, decoding: Decoding) -> Any:
+    def run(self, rows: RowBatch, decoding: Decoding) -> Any:
         """See `GenerationPath`."""
         left = rows.padded_left()
         with self.backbone.injected(left.injection):
@@ -90,7 +94,7 @@ class EqualLengths(GenerationPath):
     description = "rows run together with those of the same length only"
     batches_lengths = False
 
-    def __call__(self, rows: Rows, decoding: Decoding) -> Tensor:
+    def __call__(self, rows: RowBatch, decoding: Decoding) -> Tensor:
         """See `GenerationPath`."""
         lengths = rows.mask.sum(1).tolist()
         groups = [[b for b, other in enumerate(lengths) if other == length] for length in dict.fromkeys(lengths)]
@@ -102,7 +106,7 @@ class EqualLengths(GenerationPath):
         ordered = [answer for b in range(len(lengths)) for answer in answers[b]]
         return pad_sequence(ordered, batch_first=True, padding_value=self.backbone.codec.pad_id)
 
-    def run(self, rows: Rows, decoding: Decoding) -> Any:
+    def run(self, rows: RowBatch, decoding: Decoding) -> Any:
         """See `GenerationPath`."""
         with self.backbone.injected(rows.injection):
             return generate(self.backbone, reading_of(self.backbone, rows), rows.mask.shape[1], decoding)
@@ -115,10 +119,10 @@ class WithoutCache(EqualLengths):
     description = "rows of the same length run as a whole for each new token"
     is_forward = True
 
-    def run(self, rows: Rows, decoding: Decoding) -> Any:
+    def run(self, rows: RowBatch, decoding: Decoding) -> Any:
         """See `GenerationPath`."""
         plain = {name: value for name, value in decoding.items() if name not in ("cache_implementation", *DRAFTED)}
-        first = rows.first_position.repeat_interleave(sequences(decoding) if len(rows.first_position) > 1 else 1)
+        first = rows.first_position.repeat_interleave(num_sequences(decoding) if len(rows.first_position) > 1 else 1)
         reading = Reading(token_ids(rows, self.backbone.codec), rows.embeds, {})
         with self.backbone.injected(rows.injection), forward_inputs(self.backbone.model, first if rows.kv else None):
             return generate(self.backbone, reading, rows.mask.shape[1], {**plain, "use_cache": False})
@@ -151,14 +155,14 @@ def plain_inputs(ids: Tensor, first: Tensor | None) -> dict[str, Any]:
     return inputs
 
 
-def reading_of(backbone: DecoderBackbone, rows: Rows, **inputs: Any) -> Reading:
+def reading_of(backbone: DecoderBackbone, rows: RowBatch, **inputs: Any) -> Reading:
     """The generation input of rows without padding on the right, with further inputs such as a cache."""
     if rows.kv:
         inputs["position_ids"] = (rows.mask.cumsum(1) - 1).clamp(min=0) + rows.first_position[:, None]
     return Reading(token_ids(rows, backbone.codec), rows.embeds, {"attention_mask": rows.mask.long(), **inputs})
 
 
-def token_ids(rows: Rows, codec: Codec) -> Tensor:
+def token_ids(rows: RowBatch, codec: Codec) -> Tensor:
     """[B, M] ids of text tokens, with a placeholder for every other token."""
     is_text = (rows.keys >= 0) & (rows.keys < SOFT)
     return rows.keys.where(is_text, codec.placeholder).where(rows.mask, codec.pad_id)

@@ -12,11 +12,11 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import LogitsProcessorList
 
 from lightning_softprompt.backbones.generation.backbone import EncoderDecoderBackbone
-from lightning_softprompt.backbones.generation.generate import DRAFTED, drafted, generate
+from lightning_softprompt.backbones.generation.generate import DRAFTED, generate, uses_speculation
 from lightning_softprompt.backbones.generation.path_choice import (
     FAILURES,
-    HALF_LIMIT,
-    LIMIT,
+    HALF_TOLERANCE,
+    TOLERANCE,
     GenerationUnsupportedError,
 )
 from lightning_softprompt.backbones.generation.path_trial import STEPS, STRUCTURE, ForcedText, relative_error, some_text
@@ -95,7 +95,7 @@ class Seq2SeqGenerator:
         self.reasons: list[str] = []
 
     @property
-    def way(self) -> str:
+    def execution_description(self) -> str:
         """The path of the first kind of decoding, and why faster ones failed."""
         paths = next(iter(self.paths.values()), list(PATHS))
         if not paths:
@@ -160,12 +160,12 @@ class Seq2SeqGenerator:
                 error = self._error_of(path, rows, path.options(structure), steps)
         except FAILURES as failure:
             return (str(failure) or type(failure).__name__).splitlines()[0]
-        is_right = error <= (LIMIT if is_exact else HALF_LIMIT)
+        is_right = error <= (TOLERANCE if is_exact else HALF_TOLERANCE)
         return "" if is_right else f"results would be off by {error:.1e} if {path.description}"
 
     def _error_of(self, path: Path, rows: EncoderRows, options: dict[str, Any], steps: int) -> float:
         text, _ = some_text(self.backbone, len(rows.ids), steps)
-        if drafted(options):  # speculative decoding cannot force a text
+        if uses_speculation(options):  # speculative decoding cannot force a text
             options = {name: value for name, value in options.items() if name not in DRAFTED}
         groups = [list(range(len(text)))] if path.is_batched else [[b] for b in range(len(text))]
         errors = []
@@ -183,7 +183,7 @@ class Seq2SeqGenerator:
         A model whose logits depend on later tokens reads the text up to each token only.
         """
         whole, begin = self._forward(row, text), self._forward(row, text[:1])
-        if relative_error(whole[:1], begin) <= LIMIT:
+        if relative_error(whole[:1], begin) <= TOLERANCE:
             return whole
         return torch.cat([self._forward(row, text[: step + 1])[-1:] for step in range(len(text))])
 

@@ -38,7 +38,7 @@ def splice(
     slots: Tensor,
     tokens: Tensor | None = None,
     blocks: tuple[int, ...] | None = None,
-    inside: Tensor | None = None,
+    token_mask: Tensor | None = None,
 ) -> Spliced:
     """Puts soft block s before token `slots[:, s]`, and all padding at the end.
 
@@ -51,7 +51,7 @@ def splice(
         slots: [B, S].
         tokens: [B|1, P, H] soft tokens, in any precision.
         blocks: Lengths of the soft blocks, one a slot; None puts all at the first slot.
-        inside: [B, P] bool, False on soft tokens that a row does not have.
+        token_mask: [B, P] bool, False on soft tokens that a row does not have.
 
     Raises:
         ValueError: If there are more soft blocks than slots.
@@ -59,7 +59,7 @@ def splice(
     batch, length = mask.shape
     soft = embeds.new_zeros(batch, 0, embeds.shape[2]) if tokens is None else tokens.to(embeds).expand(batch, -1, -1)
     places = _places(slots, soft.shape[1], blocks)  # [B, P]
-    keep = torch.cat([mask.new_ones(places.shape) if inside is None else inside, mask], dim=1)  # [B, P+T]
+    keep = torch.cat([mask.new_ones(places.shape) if token_mask is None else token_mask, mask], dim=1)  # [B, P+T]
     rank = torch.cat([2 * places, 2 * torch.arange(length, device=mask.device).expand(batch, -1) + 1], dim=1)
     rank = rank.masked_fill(~keep, 2 * length + 2)
     order = rank.argsort(dim=1, stable=True)  # [B, P+T]

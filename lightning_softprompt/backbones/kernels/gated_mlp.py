@@ -18,7 +18,7 @@ from torch.nn.functional import silu
 PARTS = ["gate_proj", "up_proj", "down_proj"]  # of a layer's perceptron, as models call them
 
 
-def save_gates(model: nn.Module) -> int:
+def use_lean_gated_mlp(model: nn.Module) -> int:
     """Has a model's gated perceptrons keep less, and says how many. Which modules are such is tried out."""
     found = [module for module in model.modules() if _is_gated(module)]
     for module in found:

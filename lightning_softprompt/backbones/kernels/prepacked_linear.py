@@ -32,7 +32,7 @@ from lightning_softprompt.core.backbone_spec import Compute
 log = logging.getLogger(__name__)
 _plain: ContextVar[bool] = ContextVar("plain", default=False)
 WIDE = 256  # below, calls cost more than products
-PAYS = 1.15  # times faster
+MIN_SPEEDUP = 1.15  # times faster
 
 
 def prepack(model: nn.Module, compute: Compute, hidden_size: int) -> bool:
@@ -43,7 +43,7 @@ def prepack(model: nn.Module, compute: Compute, hidden_size: int) -> bool:
     Raises:
         ValueError: If the requested products need instructions that this CPU, or a library that this PyTorch, lacks.
     """
-    if compute == "plain" or (compute == "auto" and (hidden_size < WIDE or not pays())):
+    if compute == "plain" or (compute == "auto" and (hidden_size < WIDE or not is_faster_here())):
         return False
     dtype = torch.bfloat16 if compute == "bf16" else torch.float32
     if not is_supported(dtype):
@@ -89,7 +89,7 @@ class Prepacked:
             return linear(rows, weight, bias)
         if self.packed is None:
             cast = weight.detach().to(self.dtype)
-            self.packed = laid_out(cast), laid_out(cast.t()), None if bias is None else bias.to(self.dtype)
+            self.packed = pack_weight(cast), pack_weight(cast.t()), None if bias is None else bias.to(self.dtype)
         out = FrozenLinear.apply(rows.flatten(0, -2), *self.packed)
         return out.view(*rows.shape[:-1], out.shape[-1])  # out here, where models may change the result in place
 
@@ -110,7 +110,7 @@ class FrozenLinear(torch.autograd.Function):
         return product(grad.contiguous().to(ctx.back.dtype), ctx.back).to(grad.dtype), None, None, None
 
 
-def laid_out(weight: Tensor) -> Tensor:
+def pack_weight(weight: Tensor) -> Tensor:
     """A weight [out, in] in oneDNN's layout."""
     return torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), None)  # type: ignore[no-any-return]
 
@@ -127,13 +127,13 @@ def is_supported(dtype: torch.dtype) -> bool:
     Instruction sets differ between CPUs and can be lowered by environment variables, so they are not looked up by name.
     """
     try:
-        product(torch.zeros(2, 16, dtype=dtype), laid_out(torch.zeros(16, 16, dtype=dtype)))
+        product(torch.zeros(2, 16, dtype=dtype), pack_weight(torch.zeros(16, 16, dtype=dtype)))
     except (RuntimeError, AttributeError):  # instructions that the CPU lacks, or a PyTorch built without oneDNN
         return False
     return True
 
 
-def pays(file: Path | None = None) -> bool:
+def is_faster_here(file: Path | None = None) -> bool:
     """Whether oneDNN is faster here, measured once per machine and cached, so that repeated runs take the same path."""
     file = file or user_cache_path("lightning-softprompt") / "compute.json"
     key = f"{platform.machine()} {cpu_name()} {torch.backends.cpu.get_cpu_capability()} torch {torch.__version__}"
@@ -141,7 +141,7 @@ def pays(file: Path | None = None) -> bool:
     if key not in known:
         known[key] = round(gain(), 3)
         write_gains(file, known)
-    return known[key] > PAYS
+    return known[key] > MIN_SPEEDUP
 
 
 def read_gains(file: Path) -> dict[str, float]:
@@ -177,7 +177,7 @@ def gain() -> float:
     if not is_supported(torch.float32):
         return 0.0
     rows, weight = torch.randn(512, 576), torch.randn(1536, 576)
-    packed = laid_out(weight)
+    packed = pack_weight(weight)
     ways: list[Callable[[], Tensor]] = [partial(linear, rows, weight), partial(product, rows, packed)]
     plain, ours = (min(seconds(way) for _ in range(10)) for way in ways)
     return plain / ours

@@ -138,7 +138,7 @@ def refuse_with_quantized(kind: Quantization, compute: str, compiled: bool) -> N
         )
 
 
-def take_apart(model: nn.Module, kind: Quantization) -> dict[str, Apart]:
+def use_exact_dequant_linear(model: nn.Module, kind: Quantization) -> dict[str, DequantLinear]:
     """Gives the quantised layers of a model our products; by the names of their weights.
 
     Raises:
@@ -152,7 +152,7 @@ def take_apart(model: nn.Module, kind: Quantization) -> dict[str, Apart]:
             f"linear layers; take another quantization, or none"
         )
     for module in found.values():
-        module.forward = Apart(module, scheme)
+        module.forward = DequantLinear(module, scheme)
     log.info("%d matrices are held in %d bits by %s", len(found), scheme.bits, scheme.package)
     return {name: module.forward for name, module in found.items()}
 
@@ -169,7 +169,7 @@ def is_quantized(module: nn.Module) -> bool:
     return weight is not None and type(weight) is not nn.Parameter
 
 
-class Apart:
+class DequantLinear:
     """The forward of a linear layer whose weight is quantised.
 
     Args:
@@ -208,7 +208,7 @@ class QuantizedLinear(torch.autograd.Function):
 def in_float32(model: PreTrainedModel) -> PreTrainedModel:
     """A copy in which all is float32 but what is quantised, and the products of that, too."""
     copy = deepcopy(model)
-    if not any(type(vars(module).get("forward")) is Apart for module in copy.modules()):
+    if not any(type(vars(module).get("forward")) is DequantLinear for module in copy.modules()):
         return copy.float()  # type: ignore[no-any-return]
     for tensor in (*copy.parameters(), *copy.buffers()):
         if tensor.is_floating_point() and type(tensor) in (nn.Parameter, Tensor):

@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 EPSILON = ("variance_epsilon", "eps")  # what models call it
 
 
-def freeze_norms(model: nn.Module) -> int:
+def use_frozen_rms_norm(model: nn.Module) -> int:
     """Gives norms of a model a faster forward pass, and says to how many. Which modules are such norms is tried out."""
     found = [(module, epsilon) for module in model.modules() if (epsilon := _epsilon(module)) is not None]
     for module, epsilon in found:

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lightning_softprompt.backbones.tokenization.control_tokens import ControlTokens, Tokens, joined
 from lightning_softprompt.backbones.tokenization.word_alignment import numbered, placed_words, words_begun
-from lightning_softprompt.core.types import IGNORE, LOST, Answer, Batch, Encoded, Example, Label, Piece, Slot, Text
+from lightning_softprompt.core.types import IGNORE, NO_TOKEN, Answer, Batch, Encoded, Example, Label, Piece, Slot, Text
 
 RULES = 2  # of how text becomes tokens; a change of them is another number
 Cut = Literal["end", "start", "middle"]
@@ -28,7 +28,7 @@ class Token(NamedTuple):
     """A token of a row that is being written: whether it may be cut, and the words of which it is the first."""
 
     id: int
-    gives_way: bool
+    truncatable: bool
     words: tuple[int, ...]
 
 
@@ -182,7 +182,7 @@ class Codec(ABC):
         Raises:
             ValueError: If none of them has a token, or the family would not let them hear a soft block.
         """
-        if max(row.words) == LOST:
+        if max(row.words) == NO_TOKEN:
             raise ValueError(
                 f"none of its {len(row.words)} words has a token left, {row.cut} tokens were cut; raise max_tokens"
             )
@@ -205,14 +205,14 @@ class Codec(ABC):
         """A token is cut only if wholly inside a text that gives way."""
         ids, places = self.tokenize(run)
         starts = list(accumulate((len(p.text) for p in run), initial=0))
-        spans = [(start, start + len(p.text)) for p, start in zip(run, starts, strict=False) if p.gives_way]
+        spans = [(start, start + len(p.text)) for p, start in zip(run, starts, strict=False) if p.truncatable]
         words = [(start + a, start + b) for p, start in zip(run, starts, strict=False) for a, b in p.words]
         inside = [any(a <= start and end <= b for a, b in spans) for start, end in places]
         begun = words_begun(places, words)
         return [Token(*token) for token in zip(ids, inside, begun, strict=True)]
 
     def _cut(self, runs: Sequence[Run | None], surplus: int, where: Cut) -> list[Run | None]:
-        loose = sum(token.gives_way for run in runs if run is not None for token in run)
+        loose = sum(token.truncatable for run in runs if run is not None for token in run)
         if surplus > loose:
             raise ValueError(
                 f"a row must lose {surplus} tokens to fit, but only {loose} of it may be cut; raise max_tokens, or "
@@ -222,7 +222,7 @@ class Codec(ABC):
         number = count()  # of the next loose token
         gone = range(first, first + surplus)
         return [
-            None if run is None else [token for token in run if not (token.gives_way and next(number) in gone)]
+            None if run is None else [token for token in run if not (token.truncatable and next(number) in gone)]
             for run in runs
         ]
 
@@ -242,7 +242,7 @@ class Codec(ABC):
             sides[side] += [token.id for token in run]
             seam = True
         sides[1] += self.end
-        return self._joined(sides[0], sides[1], answer, slots, [begun.get(w, (0, LOST)) for w in range(words)])
+        return self._joined(sides[0], sides[1], answer, slots, [begun.get(w, (0, NO_TOKEN)) for w in range(words)])
 
     def _joined(
         self,
@@ -291,7 +291,7 @@ class Codec(ABC):
         total = len(ids)
         slots = [int(before[s]) if s < len(real) else total for s in batch.slots[b].tolist()]
         words = [] if batch.words is None else [w for w in batch.words[b].tolist() if w != IGNORE]
-        words = [w if w == LOST else int(before[w]) for w in words]
+        words = [w if w == NO_TOKEN else int(before[w]) for w in words]
         return Encoded(tuple(ids), tuple(answers), tuple(targets), tuple(slots), tuple(words))
 
     def collate(
@@ -299,7 +299,7 @@ class Codec(ABC):
         rows: Sequence[Encoded],
         labels: Sequence[Label | None] | None = None,
         task_ids: Tensor | None = None,
-        numbers: Sequence[int] | None = None,
+        row_ids: Sequence[int] | None = None,
         examples: Sequence[Example] | None = None,
     ) -> Batch:
         """Pads rows to one batch. Of slots they keep as many as each row has."""
@@ -322,7 +322,7 @@ class Codec(ABC):
             slots=torch.tensor([row.slots[:fewest] for row in rows], dtype=torch.long) + offset[:, None],
             labels=None if labels is None else numbered(labels, words),
             task_ids=task_ids,
-            rows=None if numbers is None else torch.tensor(numbers, dtype=torch.long),
+            rows=None if row_ids is None else torch.tensor(row_ids, dtype=torch.long),
             examples=None if examples is None else tuple(examples),
             words=words,
         )

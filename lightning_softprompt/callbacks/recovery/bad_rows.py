@@ -35,7 +35,7 @@ def _tried(methods: Any, batch: Batch, b: int) -> dict[str, Any]:
     finite = all(bool(torch.isfinite(gradient).all()) for gradient in gradients if gradient is not None)
     value = float(loss.detach())
     told = {"loss": value if math.isfinite(value) else None, "gradient_is_finite": finite}
-    return {"row": batch.overall_numbers[b], **_said(methods[0], row), **told}
+    return {"row": batch.global_row_ids[b], **_said(methods[0], row), **told}
 
 
 def _said(method: nn.Module, row: Batch) -> dict[str, str]:

@@ -154,7 +154,7 @@ class NumericGuard(Callback):
         if self._spikes.take(loss) and self._spikes.told <= TOLD:
             log.warning(
                 "at optimizer step %d the loss is %.4g, far above its running mean of %.4g; rows %s",
-                judged.step, loss, self._spikes.mean, [n for batch in judged.batches for n in batch.overall_numbers],
+                judged.step, loss, self._spikes.mean, [n for batch in judged.batches for n in batch.global_row_ids],
             )  # fmt: skip
 
     def _refuse(self, trainer: Trainer, pl_module: LightningModule, judged: Judgement) -> None:

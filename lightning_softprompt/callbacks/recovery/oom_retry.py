@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from lightning_softprompt.backbones.microbatching import in_parts
+from lightning_softprompt.backbones.microbatching import microbatched
 from lightning_softprompt.callbacks.recovery.nan_guard import scaler_of
 from lightning_softprompt.callbacks.reporting.prompt_watch import trainable
 from lightning_softprompt.core.types import Batch
@@ -104,7 +104,7 @@ class Halved:
     def _tried(self, batch: Batch, *rest: Any) -> dict[str, Tensor]:
         parameters = trainable(self.method)
         scale = 1.0 if self.scaler is None else self.scaler.get_scale()
-        with in_parts(self.method.loaded, self.halving.parts):
+        with microbatched(self.method.loaded, self.halving.parts):
             logs = self.step(batch, *rest)
             with torch.autocast(batch.mask.device.type, enabled=False):
                 found = torch.autograd.grad(logs["loss"] * scale, parameters, allow_unused=True)

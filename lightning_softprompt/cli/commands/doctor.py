@@ -160,7 +160,7 @@ def speed(name: str, quantization: str | None = None, attention: str | None = No
     batch, prompt = backbone.codec.collate(rows), SoftPrompt(tokens=backbone.word_embeddings[None, :2])
     if not backbone.head.headless:
         backbone(batch, prompt)
-    yield Finding("rows", backbone.way, backbone.way)
+    yield Finding("rows", backbone.execution_description, backbone.execution_description)
     if not backbone.head.headless:
         yield generation(backbone, batch, prompt)
     choice = "as asked" if attention else "the default of this model"
@@ -179,10 +179,10 @@ def generation(backbone: Backbone, batch: Batch, prompt: SoftPrompt) -> Finding:
     """How a backbone would generate answers, found out on two rows."""
     options = {"max_new_tokens": 4} if backbone.codec.stop else {}
     try:
-        backbone.generate(backbone.asked(batch), prompt, **options)
+        backbone.generate(backbone.without_answers(batch), prompt, **options)
     except ValueError as error:
         return Finding("generation", str(error), None)
-    return Finding("generation", backbone.generation_way, backbone.generation_way)
+    return Finding("generation", backbone.generation_description, backbone.generation_description)
 
 
 def cache_folder() -> Path:

@@ -162,7 +162,7 @@ def autocast(precision: str) -> Any:
 def told(plan: Plan, load: Load) -> str:
     """The plan for people."""
     weights = "embeddings, head, a share of the layers and two of them gathered" if load.shares > 1 else "all of them"
-    notes = {"frozen weights": weights, "kept for the backward pass": "measured on a narrow twin"}
+    notes = {"frozen weights": weights, "kept for the backward pass": "measured on a narrow copy"}
     rows = [[name, gib(size), notes.get(name, "")] for name, size in plan.training.items() if size]
     rows += [[name, gib(size), "while text is generated"] for name, size in plan.answering.items()]
     rows += [["at most at once", gib(plan.peak), f"{load.rows} rows of {load.tokens} tokens on each of {load.devices}"]]

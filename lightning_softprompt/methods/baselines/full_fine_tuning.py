@@ -24,7 +24,7 @@ class FullFineTuning(SoftPromptModule):
 
     def build(self, backbone: Backbone) -> None:
         """Takes the backbone's weights for its own, as `weights`."""
-        backbone.open()
+        backbone.unfreeze()
         weights = backbone.model.requires_grad_().named_parameters()
         self.weights = nn.ParameterDict({name.replace(".", "/"): weight for name, weight in weights})
 

@@ -43,7 +43,7 @@ class LoRA(SoftPromptModule):
         """Makes `update`, by the names that the backbone's weights have."""
         from peft import LoraConfig, inject_adapter_in_model
 
-        backbone.open()
+        backbone.unfreeze()
         layers = "all-linear" if self.layers is None else list(self.layers)
         config = LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=layers, lora_dropout=0.0)
         inject_adapter_in_model(config, backbone.model)
