@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
@@ -22,7 +23,14 @@ from torchmetrics import MeanMetric
 from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.backbones.loading import load_backbone
 from lightning_softprompt.backbones.prompted_lm import PromptedLM
-from lightning_softprompt.backbones.requirements import Requirement, require, require_of_copy, takes_soft_tokens
+from lightning_softprompt.backbones.requirements import (
+    TOKENS,
+    Requirement,
+    require,
+    require_of_copy,
+    takes_soft_tokens,
+)
+from lightning_softprompt.backbones.skeleton import made_rows
 from lightning_softprompt.backbones.tokenization.codec import Codec
 from lightning_softprompt.checkpoints.class_names import check_class_names
 from lightning_softprompt.checkpoints.folding import same_for_all
@@ -59,6 +67,7 @@ from lightning_softprompt.readouts.by_task import ReadoutByTask
 from lightning_softprompt.readouts.label_words import LabelWords
 from lightning_softprompt.runs.loggers import is_logging_step
 
+log = logging.getLogger(__name__)
 Records = list[dict[str, Any]]
 
 
@@ -303,9 +312,34 @@ class SoftPromptModule(LightningModule, ABC):
         terms = {f"penalty/{name}": value for name, value in {**prompt.penalties, **added}.items()}
         return {"loss": loss, **outcome.logs, **terms, **prompt.logs}
 
+    @final
+    def check_prompt(self) -> None:
+        """Refuses a prompt that never fits, and weights of penalties that the method does not report, before step 1.
+
+        Raises:
+            ValueError: If the soft tokens fill the backbone's window, or `penalty_weights` names an unknown penalty.
+        """
+        device = self.loaded.word_embeddings.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
+            try:
+                prompt = self.prompt(made_rows(self.loaded, 2, TOKENS).to(device))
+            except Exception as error:  # a method that needs more of a row: its first step shows what is wrong
+                log.debug("the prompt of made rows was not checked: %s", error)
+                return
+        blocks = [prompt.tokens, *prompt.hidden.values()]
+        longest = max((block.shape[1] for block in blocks if block is not None), default=0)
+        if longest:
+            self.loaded.check_window(longest + 1)
+        if self.training:
+            self._check_penalties(prompt.penalties)
+
+    def _check_penalties(self, penalties: Mapping[str, Tensor]) -> None:
+        if unknown := sorted(set(self.penalty_weights) - set(penalties)):
+            known = f"reports {sorted(penalties)}" if penalties else "reports none"
+            raise ValueError(f"penalty_weights names {unknown}, but {type(self).__name__} {known}")
+
     def _weighed(self, penalties: Mapping[str, Tensor]) -> Tensor | float:
-        if unknown := set(self.penalty_weights) - set(penalties):
-            raise ValueError(f"penalty_weights names {sorted(unknown)}, but the method reports {sorted(penalties)}")
+        self._check_penalties(penalties)
         return sum(weight * penalties[name] for name, weight in self.penalty_weights.items())
 
     @final

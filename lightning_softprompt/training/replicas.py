@@ -270,6 +270,10 @@ class Replicas(LightningModule):
         """As each replica does."""
         self._each[0].try_schedule(groups, steps)
 
+    def check_prompt(self) -> None:
+        """As each replica does."""
+        self._each[0].check_prompt()
+
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Advances the schedule after a step; one that watches a metric advances at the end of a validation."""
         advance(scheduler)

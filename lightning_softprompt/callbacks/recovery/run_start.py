@@ -27,8 +27,10 @@ class RunStart(Callback):
         self._begin = begin
         self._begun = False
 
-    def _once(self) -> None:
+    def _once(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._begun:
+            with trainer.precision_plugin.forward_context():
+                cast(SoftPromptModule, pl_module).check_prompt()
             self._begun = True
             self._begin()
 
@@ -36,26 +38,27 @@ class RunStart(Callback):
         """The first step of a training follows.
 
         Raises:
-            ValueError: If a callback has a copy of the module that lacks the prompt, or the schedule ends too early.
+            ValueError: If a callback has a copy of the module that lacks the prompt, the schedule ends too early, the
+                prompt never fits, or a weight is of a penalty that the method does not report.
         """
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
         cast(SoftPromptModule, pl_module).try_schedule(groups, steps_of(trainer))
         refuse_early_copies(trainer.callbacks, pl_module)  # type: ignore[attr-defined]
-        self._once()
+        self._once(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A training had no step to take."""
-        self._once()
+        self._once(trainer, pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A validation begins; within a training this comes later than its start."""
         if trainer.state.fn == TrainerFn.VALIDATING:
-            self._once()
+            self._once(trainer, pl_module)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A test begins."""
-        self._once()
+        self._once(trainer, pl_module)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A prediction begins."""
-        self._once()
+        self._once(trainer, pl_module)
