@@ -30,7 +30,7 @@ from lightning_softprompt.backbones.requirements import (
     require_of_copy,
     takes_soft_tokens,
 )
-from lightning_softprompt.backbones.skeleton import made_rows
+from lightning_softprompt.backbones.skeleton import random_batch
 from lightning_softprompt.backbones.tokenization.codec import Codec
 from lightning_softprompt.checkpoints.class_names import check_class_names
 from lightning_softprompt.checkpoints.folding import same_for_all
@@ -322,9 +322,9 @@ class SoftPromptModule(LightningModule, ABC):
         device = self.loaded.word_embeddings.device
         with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
             try:
-                prompt = self.prompt(made_rows(self.loaded, 2, TOKENS).to(device))
+                prompt = self.prompt(random_batch(self.loaded, 2, TOKENS).to(device))
             except Exception as error:  # a method that needs more of a row: its first step shows what is wrong
-                log.debug("the prompt of made rows was not checked: %s", error)
+                log.debug("the prompt of random rows was not checked: %s", error)
                 return
         blocks = [prompt.tokens, *prompt.hidden.values()]
         longest = max((block.shape[1] for block in blocks if block is not None), default=0)
