@@ -33,8 +33,8 @@ from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, identity, 
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.data.classification import ClassificationDataModule
 from lightning_softprompt.data.multitask import MultitaskDataModule
-from lightning_softprompt.data.sampling.shared_batches import Together
-from lightning_softprompt.data.sampling.task_mixing import Uniform
+from lightning_softprompt.data.sampling.shared_batches import SharedBatches
+from lightning_softprompt.data.sampling.task_mixing import UniformTasks
 from lightning_softprompt.methods import ATTEMPT, MPT, PromptTuning
 from lightning_softprompt.methods.base import SoftPromptModule
 from lightning_softprompt.objectives.distillation import Distillation
@@ -118,7 +118,7 @@ def learn_sources(files: Files, backbone: Backbone, args: Any) -> None:
     if files.shared.is_file():
         return
     tasks: dict[str, Any] = {task: source_rows(task, args) for task in SOURCES}
-    data = MultitaskDataModule(tasks, Uniform(), together=Together(args.shared_rows, args.shared_tasks))
+    data = MultitaskDataModule(tasks, UniformTasks(), together=SharedBatches(args.shared_rows, args.shared_tasks))
     data.setup("fit")
     teachers = Distillation([str(files.library.path(task)) for task in SOURCES], weight=0.9)
     made = partial(MPT, length=LENGTH, objective=teachers, classes_by_task=data.classes_by_task)

@@ -79,6 +79,8 @@ _resolve_class_path = _typehints.resolve_class_path_by_name
 
 def _resolve_current_class(cls: type | tuple[type], name: str) -> str:
     """Resolves the name of a class; old names of renamed classes are accepted with a warning."""
+    if "." not in name and "." in (path := _resolve_class_path(cls, name)):
+        return path  # it is the name of a class of this kind, whatever another class was called
     return _resolve_class_path(cls, current_class(name))
 
 

@@ -36,7 +36,7 @@ Label = int | tuple[int, ...]  # the number of a class, or that of each word's
 
 
 @dataclass(frozen=True)
-class Shown:
+class ShownPassage:
     """A passage that a row shows.
 
     Args:
@@ -73,7 +73,7 @@ class Example:
     label: Label | None = None
     references: tuple[str, ...] = ()
     words: Mapping[str, Spans] = field(default_factory=dict)
-    passages: tuple[Shown, ...] = ()
+    passages: tuple[ShownPassage, ...] = ()
     found: tuple[str, ...] = ()
     gold: tuple[str, ...] = ()
     searched: int = 0

@@ -144,7 +144,7 @@ class SoftPromptDataModule(LightningDataModule, ABC):
     """
 
     classes_option: ClassVar[str | None] = None  # the argument that names the classes, if they can be inferred
-    closed = False  # whether answers end with the token that stops generation
+    append_eos = False  # whether answers end with the token that stops generation
     max_target_tokens: int | None = None  # tokens of a row that are set aside for its answer
 
     @classmethod
@@ -273,7 +273,7 @@ class SoftPromptDataModule(LightningDataModule, ABC):
             ValueError: If it is not.
         """
         codec = load_codec(self.spec)
-        if self.closed and not codec.stop:
+        if self.append_eos and not codec.stop:
             raise ValueError(f"{self.spec.name} fills masks and generates no text; take a decoder or encoder-decoder")
         if codec.remark is not None:
             log.info(codec.remark)
@@ -436,7 +436,7 @@ class SoftPromptDataModule(LightningDataModule, ABC):
                 raise ValueError(f"no column {column!r}; the row has {first_columns(row)}")
             if not isinstance(row[column], str):
                 raise ValueError(f"column {column!r} must be text, got {row[column]!r} ({type(row[column]).__name__})")
-        if self.closed and not any(row[column].strip() for column in needed):
+        if self.append_eos and not any(row[column].strip() for column in needed):
             raise ValueError(" and ".join(f"column {column!r} is empty" for column in needed))
         values = {**row, **(filled or {})}
         return {column: values[column] for column in self.template.columns}
@@ -450,7 +450,7 @@ class SoftPromptDataModule(LightningDataModule, ABC):
             for e in examples
         ]
         truncate = sorted(self.template.truncate)
-        how = [truncate, self.cut, self.max_tokens, self.closed, self.max_target_tokens]
+        how = [truncate, self.cut, self.max_tokens, self.append_eos, self.max_target_tokens]
         key = content_key([self.codec.fingerprint, self.template.text, how, said])
         encoded = cached(key, make) if self.cache and name != "predict" else make()
         if cut := sum(row.cut > 0 for row in encoded):
@@ -461,7 +461,7 @@ class SoftPromptDataModule(LightningDataModule, ABC):
 
     def _encode(self, example: Example) -> Encoded:
         pieces = self.template.pieces(example.fields, example.words, example.template_spans)
-        how = (self.max_tokens, self.closed, self.cut, self.max_target_tokens)
+        how = (self.max_tokens, self.append_eos, self.cut, self.max_target_tokens)
         return self.codec.encode(pieces, example.target, *how)
 
     def _encode_at(self, example: Example, origin: Origin) -> Encoded:

@@ -18,7 +18,7 @@ from lightning_softprompt.data.datamodule import Collate, Prepared, SoftPromptDa
 from lightning_softprompt.data.readers.sources import DataError, Rows
 from lightning_softprompt.data.sampling.bucketing import BucketBatchSampler, Order, ResumableLoader
 from lightning_softprompt.data.sampling.resumable import ResumableBatchSampler
-from lightning_softprompt.data.sampling.shared_batches import Together, TogetherBatchSampler
+from lightning_softprompt.data.sampling.shared_batches import SharedBatches, SharedBatchSampler
 from lightning_softprompt.data.sampling.task_mixing import MixedBatchSampler, Proportional, Sampling, quotas
 from lightning_softprompt.data.token_cache import content_key
 from lightning_softprompt.evaluation.base import Evaluation
@@ -98,7 +98,7 @@ class MultitaskDataModule(SoftPromptDataModule):
         tasks: dict[str, SoftPromptDataModule],
         sampling: Sampling | None = None,
         epoch_batches: int | None = None,
-        together: Together | None = None,
+        together: SharedBatches | None = None,
         scores: dict[str, str] | None = None,
         predict: Source | None = None,
         backbone: BackboneSpec | None = None,
@@ -247,11 +247,11 @@ class MultitaskDataModule(SoftPromptDataModule):
         counts = self._counts(samplers) if order == "shuffled" else None
         return MixedBatchSampler(list(samplers.values()), counts, self.seed)
 
-    def _sampler_together(self, together: Together) -> TogetherBatchSampler:
+    def _sampler_together(self, together: SharedBatches) -> SharedBatchSampler:
         samplers = self._of_each(lambda task: task.sampler("train", "shuffled", (0, 1)))
         rates = self.sampling.rates({name: len(sampler.lengths) for name, sampler in samplers.items()})
         own = list(samplers.values())
-        return TogetherBatchSampler(own, together, rates, self.epoch_batches, self.seed, self.ranks)
+        return SharedBatchSampler(own, together, rates, self.epoch_batches, self.seed, self.ranks)
 
     def _counts(self, samplers: Mapping[str, BucketBatchSampler]) -> list[int]:
         """Batches of each task in an epoch."""

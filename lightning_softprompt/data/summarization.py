@@ -43,7 +43,7 @@ class SummarizationDataModule(SoftPromptDataModule):
         common: Arguments of every data module.
     """
 
-    closed = True
+    append_eos = True
 
     def __init__(
         self,

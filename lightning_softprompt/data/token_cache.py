@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from array import array
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields, is_dataclass
 from hashlib import sha256
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -18,7 +19,8 @@ from lightning_softprompt.system.atomic_files import write_if_possible
 from lightning_softprompt.system.tensor_files import read_tensors, write_tensors
 
 log = logging.getLogger(__name__)
-VERSION = 3  # of what stands in a file; another is another key
+VERSION = 3  # of the file format; part of each key
+FORMER_NAMES = {"QaExample": "Asked", "ShownPassage": "Shown"}  # digests of earlier versions hold these class names
 PARTS = ("ids", "answers", "targets", "slots", "words")
 
 
@@ -26,15 +28,28 @@ def content_key(parts: Iterable[object]) -> str:
     """A hash of values by their representation."""
     digest = sha256(f"version {VERSION}".encode())
     for part in parts:
-        digest.update(repr(part).encode() + b"\0")
+        digest.update(representation(part).encode() + b"\0")
     return digest.hexdigest()[:32]
+
+
+def representation(value: object) -> str:
+    """The `repr` of a value, in which renamed dataclasses have their first name, so that digests do not change."""
+    if is_dataclass(value):
+        name = type(value).__name__
+        values = {field.name: getattr(value, field.name) for field in fields(value) if field.repr}
+        inner = ", ".join(f"{key}={representation(item)}" for key, item in values.items())
+        return f"{FORMER_NAMES.get(name, name)}({inner})"
+    if type(value) is tuple and any(map(is_dataclass, value)):
+        inner = ", ".join(map(representation, value))
+        return f"({inner},)" if len(value) == 1 else f"({inner})"
+    return repr(value)
 
 
 def rows_digest(examples: Sequence[Example], encoded: Sequence[Encoded]) -> str:
     """How many rows there are, and a digest of their texts, labels and tokens in their order."""
     digest = sha256(f"version {VERSION}".encode())
     for example, row in zip(examples, encoded, strict=True):
-        digest.update(repr(example).encode("utf-8", "surrogatepass"))
+        digest.update(representation(example).encode("utf-8", "surrogatepass"))
         for part in PARTS:
             digest.update(array("q", getattr(row, part)).tobytes() + b"\0")
     return f"{len(encoded)} rows ({digest.hexdigest()[:12]})"

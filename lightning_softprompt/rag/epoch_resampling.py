@@ -12,12 +12,12 @@ from lightning_softprompt.core.types import Encoded, Example
 from lightning_softprompt.data.datamodule import Prepared
 from lightning_softprompt.data.sampling.bucketing import BucketBatchSampler
 from lightning_softprompt.data.sampling.resumable import ResumableBatchSampler
-from lightning_softprompt.rag.passage_rendering import RowWriter
-from lightning_softprompt.rag.passage_selection import Asked, Candidate, Draw
+from lightning_softprompt.rag.passage_rendering import PassageRenderer
+from lightning_softprompt.rag.passage_selection import Candidate, Draw, QaExample
 
 
 @final
-class NumberedByEpoch(ResumableBatchSampler):
+class EpochIndexedSampler(ResumableBatchSampler):
     """The batches of another sampler, their rows numbered through all epochs: that is how data workers learn of them.
 
     Args:
@@ -44,7 +44,7 @@ class NumberedByEpoch(ResumableBatchSampler):
 
 @final
 @dataclass(frozen=True)
-class DrawnRows:
+class ResampledDataset:
     """Rows by number and epoch, `epoch * rows + row`; picklable, for data workers.
 
     Args:
@@ -56,7 +56,7 @@ class DrawnRows:
     """
 
     rows: Prepared
-    writer: RowWriter
+    writer: PassageRenderer
     abstain: str | None
     any_answer: bool
     seed: int
@@ -67,10 +67,10 @@ class DrawnRows:
     def __getitem__(self, number: int) -> tuple[int, Encoded, Example]:
         epoch, row = divmod(number, len(self))
         draw = np.random.default_rng((self.seed, epoch, row))
-        written = self.writer.write(*self._drawn(cast(Asked, self.rows.examples[row]), draw))
+        written = self.writer.write(*self._drawn(cast(QaExample, self.rows.examples[row]), draw))
         return row, written.encoded, written.example
 
-    def _drawn(self, asked: Asked, draw: Draw) -> tuple[Asked, list[Candidate]]:
+    def _drawn(self, asked: QaExample, draw: Draw) -> tuple[QaExample, list[Candidate]]:
         showing = self.writer.showing
         hidden = bool(asked.gold) and draw.random() < showing.noise.no_gold
         candidates = showing.drawn(asked, draw, hidden)

@@ -10,8 +10,8 @@ from typing import NamedTuple, final
 
 from lightning_softprompt.backbones.tokenization.codec import Codec
 from lightning_softprompt.core.template import SOFT, Template
-from lightning_softprompt.core.types import Encoded, Shown, Spans, Text
-from lightning_softprompt.rag.passage_selection import Asked, Candidate, Showing
+from lightning_softprompt.core.types import Encoded, ShownPassage, Spans, Text
+from lightning_softprompt.rag.passage_selection import Candidate, PassageSelector, QaExample
 
 PASSAGES = "passages"  # the place of all passages in a template
 NAMES = ("number", "title", "heading", "text", "document")
@@ -48,15 +48,15 @@ class PassageTemplate:
         if "text" not in [name for _, name, *_ in parsed]:
             raise ValueError(f"passage {text!r} must name {{text}}")
 
-    def written(self, number: int, shown: Shown, title: str) -> str:
+    def written(self, number: int, shown: ShownPassage, title: str) -> str:
         """A passage as a row says it."""
         return "".join(self._written(number, shown, title))
 
-    def _written(self, number: int, shown: Shown, title: str) -> list[str]:
+    def _written(self, number: int, shown: ShownPassage, title: str) -> list[str]:
         said = self._values(number, shown, title)
         return [stretch.format(**said) for stretch in self.stretches]
 
-    def template_spans(self, passages: Sequence[tuple[Shown, str]], count: int) -> dict[str, Spans]:
+    def template_spans(self, passages: Sequence[tuple[ShownPassage, str]], count: int) -> dict[str, Spans]:
         """Where the template itself wrote the columns of `fields`, in which control tokens are meant."""
         each = [self._spans(n, *passage) for n, passage in enumerate(passages, start=1)]
         if len(self.stretches) > 1:
@@ -66,7 +66,7 @@ class PassageTemplate:
         moved = ((start + a, start + b) for start, (spans,) in zip(starts, each, strict=False) for a, b in spans)
         return {PASSAGES: tuple(moved)}
 
-    def _spans(self, number: int, shown: Shown, title: str) -> list[Spans]:
+    def _spans(self, number: int, shown: ShownPassage, title: str) -> list[Spans]:
         """The spans of each stretch: what of it is not the value of a name."""
         said = self._values(number, shown, title)
         found: list[Spans] = []
@@ -79,7 +79,7 @@ class PassageTemplate:
         return found
 
     @staticmethod
-    def _values(number: int, shown: Shown, title: str) -> dict[str, object]:
+    def _values(number: int, shown: ShownPassage, title: str) -> dict[str, object]:
         heading = f"{title}: " if title else ""
         return {"number": number, "title": title, "heading": heading, "text": shown.text, "document": shown.document}
 
@@ -100,7 +100,7 @@ class PassageTemplate:
             for literal, name, *_ in parsed
         )
 
-    def fields(self, passages: Sequence[tuple[Shown, str]], count: int) -> dict[str, str]:
+    def fields(self, passages: Sequence[tuple[ShownPassage, str]], count: int) -> dict[str, str]:
         """What the columns hold, by the passages of a row with their titles."""
         said = [self._written(n, *passage) for n, passage in enumerate(passages, start=1)]
         if len(self.stretches) == 1:
@@ -112,7 +112,7 @@ def _literal(text: str) -> str:
     return text.replace("{", "{{").replace("}", "}}")
 
 
-class Written(NamedTuple):
+class RenderedRow(NamedTuple):
     """A row with its passages.
 
     Args:
@@ -122,7 +122,7 @@ class Written(NamedTuple):
         cut: Whether the one that is left was cut.
     """
 
-    example: Asked
+    example: QaExample
     encoded: Encoded
     dropped: int
     cut: bool
@@ -130,7 +130,7 @@ class Written(NamedTuple):
 
 @final
 @dataclass(frozen=True)
-class RowWriter:
+class PassageRenderer:
     """Writes as many passages as fit, the first candidates before the others, whole. One alone is cut if it must be.
 
     Picklable, for data workers.
@@ -141,7 +141,7 @@ class RowWriter:
         passage: How one of them is written.
         showing: Puts them in order.
         max_tokens: Most tokens of a row without the soft ones.
-        closed: Whether the target ends with the token that stops generation.
+        append_eos: Whether the target ends with the token that stops generation.
         target_tokens: Tokens of them that are set aside for the target.
         cite: Whether targets name the passages of gold documents behind the answer, by number.
     """
@@ -149,13 +149,13 @@ class RowWriter:
     codec: Codec
     template: Template
     passage: PassageTemplate
-    showing: Showing
+    showing: PassageSelector
     max_tokens: int
-    closed: bool
+    append_eos: bool
     target_tokens: int | None
     cite: bool = False
 
-    def write(self, asked: Asked, candidates: Sequence[Candidate]) -> Written:
+    def write(self, asked: QaExample, candidates: Sequence[Candidate]) -> RenderedRow:
         """The row.
 
         Raises:
@@ -169,15 +169,15 @@ class RowWriter:
                 break
             kept = self._fewer(kept, encoded.cut)
         cut = len(kept) == 1 and kept[0].passage.text != candidates[0].passage.text
-        return Written(example, encoded, len(candidates) - len(kept), cut)
+        return RenderedRow(example, encoded, len(candidates) - len(kept), cut)
 
-    def _encoded(self, example: Asked) -> Encoded:
+    def _encoded(self, example: QaExample) -> Encoded:
         pieces = self.template.pieces(example.fields, template_spans=example.template_spans)
-        return self.codec.encode(pieces, example.target, self.max_tokens, self.closed, "end", self.target_tokens)
+        return self.codec.encode(pieces, example.target, self.max_tokens, self.append_eos, "end", self.target_tokens)
 
-    def _with(self, asked: Asked, candidates: Sequence[Candidate]) -> Asked:
+    def _with(self, asked: QaExample, candidates: Sequence[Candidate]) -> QaExample:
         arranged = self.showing.arranged(candidates, asked.gold)
-        shown = [Shown(c.passage.document, c.passage.text, c.rank) for c in arranged]
+        shown = [ShownPassage(c.passage.document, c.passage.text, c.rank) for c in arranged]
         titles = [c.passage.title for c in arranged]
         passages, count = list(zip(shown, titles, strict=True)), self.showing.count
         fields = {**asked.fields, **self.passage.fields(passages, count)}
@@ -185,7 +185,7 @@ class RowWriter:
         spans = self.passage.template_spans(passages, count) if means_control else {}
         return replace(self._citing(asked, shown), fields=fields, passages=tuple(shown), template_spans=spans)
 
-    def _citing(self, asked: Asked, shown: Sequence[Shown]) -> Asked:
+    def _citing(self, asked: QaExample, shown: Sequence[ShownPassage]) -> QaExample:
         if not self.cite:
             return asked
         gold = [number for number, passage in enumerate(shown, start=1) if passage.document in asked.gold]
@@ -199,7 +199,7 @@ class RowWriter:
         left = list(kept)
         while surplus > 0 and len(left) > 1:
             last = left.pop().passage
-            said = self.passage.written(len(left) + 1, Shown(last.document, last.text), last.title)
+            said = self.passage.written(len(left) + 1, ShownPassage(last.document, last.text), last.title)
             surplus -= len(self.codec.ids(said))
         return left
 

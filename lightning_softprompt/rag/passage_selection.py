@@ -26,7 +26,7 @@ SPARE = 50  # passages drawn beside those that are wanted, since some may be gol
 
 
 @dataclass(frozen=True)
-class Asked(Example):
+class QaExample(Example):
     """A row with a question.
 
     Args:
@@ -74,17 +74,17 @@ class Candidate:
     Args:
         passage: The passage.
         rank: Its place among what was found, from 0; None where it was not looked for.
-        place: Where it stands among the others of its row: the lowest first.
+        sort_key: Position among the passages of its row: the lowest comes first.
     """
 
     passage: Passage
     rank: int | None
-    place: float = 0
+    sort_key: float = 0
 
 
 @final
 @dataclass(frozen=True)
-class Showing:
+class PassageSelector:
     """How passages are chosen and put in order.
 
     Args:
@@ -126,20 +126,20 @@ class Showing:
         """Whether training rows show something else in each epoch."""
         return bool(self.noise) or (self.order == "shuffled" and self.mode != "closed_book")
 
-    def usual(self, asked: Asked) -> list[Candidate]:
+    def usual(self, asked: QaExample) -> list[Candidate]:
         """Without noise: the passages of a row, those first that are to be kept longest."""
         return self._placed(self.ranked(asked))
 
-    def drawn(self, asked: Asked, draw: Draw, hidden: bool) -> list[Candidate]:
+    def drawn(self, asked: QaExample, draw: Draw, hidden: bool) -> list[Candidate]:
         """With noise; `hidden` takes away the passages that hold the answer."""
         ranked = self.ranked(asked, asked.gold if hidden else ())
         ranked = [self._disturbed(found, asked, draw) for found in ranked]
         kept = [found for found in ranked if draw.random() >= self.noise.drop]
         if self.order != "shuffled":
             return self._placed(kept)
-        return [replace(found, place=place) for found, place in zip(kept, draw.random(len(kept)), strict=True)]
+        return [replace(found, sort_key=key) for found, key in zip(kept, draw.random(len(kept)), strict=True)]
 
-    def ranked(self, asked: Asked, without: Sequence[str] = ()) -> list[Candidate]:
+    def ranked(self, asked: QaExample, without: Sequence[str] = ()) -> list[Candidate]:
         """The passages that a mode gives, the best first, but for those of some documents."""
         if self.mode == "closed_book":
             return []
@@ -151,7 +151,7 @@ class Showing:
 
     def arranged(self, candidates: Iterable[Candidate], gold: Sequence[str]) -> list[Candidate]:
         """In the order in which they are shown."""
-        shown = sorted(candidates, key=lambda candidate: candidate.place)
+        shown = sorted(candidates, key=lambda candidate: candidate.sort_key)
         first = next((n for n, candidate in enumerate(shown) if candidate.passage.document in gold), None)
         if self.gold_at is None or first is None:
             return shown
@@ -160,7 +160,7 @@ class Showing:
         shown.insert(max(0, place), moved)
         return shown
 
-    def found(self, asked: Asked) -> tuple[str, ...]:
+    def found(self, asked: QaExample) -> tuple[str, ...]:
         """The documents that were found, each once; gold ones by the text of their passages."""
         passages = (self._passages[row] for row in asked.pool)
         documents = (self.gold.documents(passage, asked.gold) or (passage.document,) for passage in passages)
@@ -171,14 +171,14 @@ class Showing:
         """The passages of gold documents."""
         return GoldPassages(self._passages)
 
-    def _found(self, asked: Asked) -> Iterator[Candidate]:
+    def _found(self, asked: QaExample) -> Iterator[Candidate]:
         return (Candidate(self._at(row, asked), rank) for rank, row in enumerate(asked.pool))
 
-    def _at(self, row: int, asked: Asked) -> Passage:
+    def _at(self, row: int, asked: QaExample) -> Passage:
         """A passage of the index, named by the gold document whose text it has."""
         return self.gold.named(self._passages[row], asked.gold)
 
-    def _gold(self, asked: Asked) -> Iterator[Candidate]:
+    def _gold(self, asked: QaExample) -> Iterator[Candidate]:
         """Passages of gold documents, those first that are gold first.
 
         Raises:
@@ -193,14 +193,14 @@ class Showing:
 
     def _placed(self, ranked: Iterable[Candidate]) -> list[Candidate]:
         sign = -1 if self.order == "reversed" else 1
-        return [replace(candidate, place=sign * place) for place, candidate in enumerate(ranked)]
+        return [replace(candidate, sort_key=sign * rank) for rank, candidate in enumerate(ranked)]
 
-    def _disturbed(self, candidate: Candidate, asked: Asked, draw: Draw) -> Candidate:
+    def _disturbed(self, candidate: Candidate, asked: QaExample, draw: Draw) -> Candidate:
         if candidate.passage.document in asked.gold or draw.random() >= self.noise.distractors:
             return candidate
         return next((Candidate(other, None) for other in self._others(asked, draw, 1)), candidate)
 
-    def _others(self, asked: Asked, draw: Draw, count: int) -> list[Passage]:
+    def _others(self, asked: QaExample, draw: Draw, count: int) -> list[Passage]:
         """Any passages that are not gold, each once; fewer where there are fewer."""
         size = len(self._passages)
         rows = draw.choice(size, min(size, count + SPARE), replace=False).tolist()

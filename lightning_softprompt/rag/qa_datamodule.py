@@ -22,11 +22,11 @@ from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.evaluation.metrics.text import RougeWords
 from lightning_softprompt.evaluation.multiple_choice import ChoiceEvaluation
 from lightning_softprompt.evaluation.qa import QaEvaluation
-from lightning_softprompt.rag.epoch_resampling import DrawnRows, NumberedByEpoch
+from lightning_softprompt.rag.epoch_resampling import EpochIndexedSampler, ResampledDataset
 from lightning_softprompt.rag.gold import GoldCheck, read_ids
 from lightning_softprompt.rag.index_setup import ensure_index
-from lightning_softprompt.rag.passage_rendering import PASSAGES, PassageTemplate, RowWriter
-from lightning_softprompt.rag.passage_selection import Asked, Mode, Noise, PassageOrder, Showing
+from lightning_softprompt.rag.passage_rendering import PASSAGES, PassageRenderer, PassageTemplate
+from lightning_softprompt.rag.passage_selection import Mode, Noise, PassageOrder, PassageSelector, QaExample
 from lightning_softprompt.retrieval.result_cache import rankings_for
 from lightning_softprompt.retrieval.retriever import Retriever
 from lightning_softprompt.retrieval.search.settings import IndexSettings
@@ -115,7 +115,7 @@ class RagQaDataModule(SoftPromptDataModule):
         self.holding = list(self.passage.columns(passages)) if named else []
         opened = self.passage.opened(template, passages)
         super().__init__(template=opened, truncate=self.holding, cut="end", **common)
-        self.showing = Showing(retriever, mode, passages, order, gold_at, noise or Noise(), self.seed)
+        self.showing = PassageSelector(retriever, mode, passages, order, gold_at, noise or Noise(), self.seed)
         self.retriever, self.corpus, self.index_settings = retriever, corpus, index_settings
         self.corpus_columns = corpus_columns
         self.found, self.question, self.answers, self.gold = found, question, answers, gold
@@ -123,8 +123,8 @@ class RagQaDataModule(SoftPromptDataModule):
         self.rouge_words: RougeWords = rouge_words
         self.words = _spoken(choices)
         self.any_answer = target == "any" and self.words is None
-        self.closed = self.words is None
-        self.max_target_tokens = max_target_tokens if self.closed else None
+        self.append_eos = self.words is None
+        self.max_target_tokens = max_target_tokens if self.append_eos else None
         decoding = decoding or Decoding()
         self.decoding = replace(decoding, max_new_tokens=decoding.max_new_tokens or max_target_tokens)
         self._pools: dict[str, tuple[int, ...]] = {}
@@ -140,7 +140,7 @@ class RagQaDataModule(SoftPromptDataModule):
             raise ValueError(f"template must name {{{PASSAGES}}}, or mode be closed_book: {self.template.text!r}")
         if self.found < self.showing.count:
             raise ValueError(f"found={self.found} is fewer than passages={self.showing.count}; raise it")
-        if self.closed and not 0 < int(self.max_target_tokens or 0) < self.max_tokens:
+        if self.append_eos and not 0 < int(self.max_target_tokens or 0) < self.max_tokens:
             raise ValueError(f"max_target_tokens must lie between 0 and max_tokens={self.max_tokens}")
         if self.words is not None and self.abstain is not None:
             raise ValueError("abstain is for answers that are generated; make it one of the choices instead")
@@ -177,10 +177,10 @@ class RagQaDataModule(SoftPromptDataModule):
         return tuple(name for name in self.template.columns if name not in self.holding)
 
     @cached_property
-    def writer(self) -> RowWriter:
+    def writer(self) -> PassageRenderer:
         """Writes rows with their passages."""
-        how = (self.max_tokens, self.closed, self.max_target_tokens, self.cite)
-        return RowWriter(self.codec, self.template, self.passage, self.showing, *how)
+        how = (self.max_tokens, self.append_eos, self.max_target_tokens, self.cite)
+        return PassageRenderer(self.codec, self.template, self.passage, self.showing, *how)
 
     def prepare_data(self) -> None:
         """Builds the index where it is not there; in one process of a machine.
@@ -242,7 +242,7 @@ class RagQaDataModule(SoftPromptDataModule):
         self._lost["cut"] += written.cut
         return written.example
 
-    def _asked(self, row: Mapping[str, Any], labelled: bool) -> Asked:
+    def _asked(self, row: Mapping[str, Any], labelled: bool) -> QaExample:
         question = row.get(self.question)
         if isinstance(question, str) and not question.strip():
             raise ValueError(f"column {self.question!r} is empty")
@@ -252,7 +252,7 @@ class RagQaDataModule(SoftPromptDataModule):
         fields = {"question": question, **fields}  # by that name evaluations ask for it
         searched = self.found if question in self._pools else 0
         pool = self._pools.get(question, ())
-        asked = Asked(fields, "", gold=self._gold(row), question=question, pool=pool, searched=searched)
+        asked = QaExample(fields, "", gold=self._gold(row), question=question, pool=pool, searched=searched)
         asked = replace(asked, found=self.showing.found(asked))
         return self._answered(asked, row) if labelled else self._unanswered(asked)
 
@@ -267,11 +267,11 @@ class RagQaDataModule(SoftPromptDataModule):
         names = read_ids(ids, self.gold)
         return names if self.showing.mode == "closed_book" else self.showing.gold.distinct(names)
 
-    def _unanswered(self, asked: Asked) -> Asked:
+    def _unanswered(self, asked: QaExample) -> QaExample:
         """A row to be predicted; where there are choices it takes any, which nothing reads."""
         return asked if self.words is None else replace(asked, target=next(iter(self.words.values())))
 
-    def _answered(self, asked: Asked, row: Mapping[str, Any]) -> Asked:
+    def _answered(self, asked: QaExample, row: Mapping[str, Any]) -> QaExample:
         right = self._right(row)
         if self.words is not None:
             return self._chosen(asked, right)
@@ -288,7 +288,7 @@ class RagQaDataModule(SoftPromptDataModule):
             raise ValueError(f"no column {self.answers!r}; the row has {first_columns(row)}: set answers to another")
         return read_answers(row[self.answers], self.answers)
 
-    def _chosen(self, asked: Asked, right: Sequence[str]) -> Asked:
+    def _chosen(self, asked: QaExample, right: Sequence[str]) -> QaExample:
         assert self.words is not None
         names = list(self.words)
         number = ClassNumbers(names).find_name(right[0]) if len(right) == 1 else None
@@ -299,8 +299,8 @@ class RagQaDataModule(SoftPromptDataModule):
     def _loader(self, name: Split, order: Order) -> ResumableLoader:
         if order != "shuffled" or not self.redraws:
             return super()._loader(name, order)
-        rows = DrawnRows(self.split(name), self.writer, self.abstain, self.any_answer, self.seed)
-        sampler = NumberedByEpoch(self.sampler(name, order, self.ranks))
+        rows = ResampledDataset(self.split(name), self.writer, self.abstain, self.any_answer, self.seed)
+        sampler = EpochIndexedSampler(self.sampler(name, order, self.ranks))
         return ResumableLoader(rows, sampler, Collate(self.codec), num_workers=self.num_workers)
 
 

@@ -16,7 +16,7 @@ from lightning_softprompt.data.readers.sources import DataError, Origin, Row, Ro
 from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.rag.gold import read_ids
 from lightning_softprompt.rag.index_setup import ensure_index
-from lightning_softprompt.rag.passage_selection import Asked, Candidate, Showing
+from lightning_softprompt.rag.passage_selection import Candidate, PassageSelector, QaExample
 from lightning_softprompt.retrieval.result_cache import rankings_for
 from lightning_softprompt.retrieval.retriever import Retriever
 from lightning_softprompt.retrieval.search.settings import IndexSettings
@@ -82,9 +82,9 @@ class RelevanceDataModule(SoftPromptDataModule):
         self.judged = ClassificationDataModule(template, labels, LABEL, balanced=balanced, backbone=self.spec)
         self.retriever, self.corpus, self.index_settings = retriever, corpus, index_settings
         self.corpus_columns = corpus_columns
-        self.right = Showing(retriever, "gold", positives)
-        self.wrong = Showing(retriever, "retrieved", negatives)
-        self.all = Showing(retriever, "retrieved", found)
+        self.right = PassageSelector(retriever, "gold", positives)
+        self.wrong = PassageSelector(retriever, "retrieved", negatives)
+        self.all = PassageSelector(retriever, "retrieved", found)
         self.question, self.gold = question, gold
         self._paired: dict[str, Rows] = {}
 
@@ -181,7 +181,7 @@ class RelevanceDataModule(SoftPromptDataModule):
         question = row.get(self.question)
         if not isinstance(question, str) or not question.strip():
             raise ValueError(f"column {self.question!r} must be text that is not empty, got {question!r}")
-        asked = Asked({}, "", gold=self._gold(row) if labelled else (), question=question, pool=found[question])
+        asked = QaExample({}, "", gold=self._gold(row) if labelled else (), question=question, pool=found[question])
         if not labelled:
             yield from (self._pair(asked, candidate) for candidate in self.all.ranked(asked))
             return
@@ -197,6 +197,6 @@ class RelevanceDataModule(SoftPromptDataModule):
         return self.right.gold.distinct(names)
 
     @staticmethod
-    def _pair(asked: Asked, candidate: Candidate, label: str | None = None) -> Row:
+    def _pair(asked: QaExample, candidate: Candidate, label: str | None = None) -> Row:
         passage = candidate.passage
         return {"question": asked.question, "title": passage.title, "passage": passage.text, LABEL: label}

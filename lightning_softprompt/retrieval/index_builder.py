@@ -279,7 +279,7 @@ def _settle(place: Path, manifest: Manifest, earlier: Index | None) -> None:
     if earlier and earlier.manifest.settings.encoder is not None:
         store = store_of(place, earlier.files, earlier.manifest, None)
         if earlier.manifest.collection == manifest.collection:
-            store.settle(np.asarray(Passages(place / manifest.generation).digests))
+            store.prune(np.asarray(Passages(place / manifest.generation).digests))
         else:
             store.forget()
         store.close()

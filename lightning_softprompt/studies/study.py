@@ -248,7 +248,7 @@ def digest(content: bytes) -> str:
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def exclusive(folder: Path) -> Iterator[None]:
     """Within it no other process runs the study of a folder.
 
     Raises:

@@ -8,7 +8,7 @@ from wandb_file import read_run
 
 from lightning_softprompt.__main__ import main
 from lightning_softprompt.backbones.generation.decoding import Decoding
-from lightning_softprompt.core.types import Example, Shown
+from lightning_softprompt.core.types import Example, ShownPassage
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.evaluation.qa import QaEvaluation
 from lightning_softprompt.runs.run_spec import last_folder
@@ -24,13 +24,13 @@ TEXTS = {"a": "a dog is sad", "b": "a funny dog is very good"}
 class AsksDataModule(SoftPromptDataModule):
     """Questions, each with the same two passages."""
 
-    closed = True
+    append_eos = True
 
     def __init__(self, template: str = "{soft}{question} :{target}", **common: Any) -> None:
         super().__init__(template=template, **common)
 
     def example(self, row, labelled):
-        shown = tuple(Shown(name, text, rank) for rank, (name, text) in enumerate(TEXTS.items()))
+        shown = tuple(ShownPassage(name, text, rank) for rank, (name, text) in enumerate(TEXTS.items()))
         fields = self.text(row)
         if not labelled:
             return Example(fields, "", passages=shown, found=("a", "b", "c"))

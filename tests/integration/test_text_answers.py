@@ -51,7 +51,7 @@ class BackwardsEvaluation(Evaluation):
 class BackwardsDataModule(SoftPromptDataModule):
     """Documents and summaries."""
 
-    closed = True
+    append_eos = True
 
     def __init__(self, template: str = "{soft}{document} :{target}", **common: Any) -> None:
         super().__init__(template=template, **common)

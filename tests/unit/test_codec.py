@@ -38,8 +38,8 @@ def codec(family):
     return CODECS[family](tokenizer(family))
 
 
-def encode(codec, template, target="good", truncate=(), max_tokens=None, closed=False, **fields):
-    return codec.encode(Template(template, truncate).pieces(fields), target, max_tokens, closed)
+def encode(codec, template, target="good", truncate=(), max_tokens=None, append_eos=False, **fields):
+    return codec.encode(Template(template, truncate).pieces(fields), target, max_tokens, append_eos)
 
 
 def text(codec, row):
@@ -81,9 +81,9 @@ def test_a_target_that_is_not_known_leaves_its_place(codec, answers, targets):
 
 
 def test_a_closed_target_ends_with_what_stops_generation(codec, family):
-    closed, open_ = (encode(codec, "{a} is {target}", a="it", closed=c) for c in (True, False))
+    closed, open_ = (encode(codec, "{a} is {target}", a="it", append_eos=c) for c in (True, False))
     assert closed.targets == (*open_.targets, *([] if family in MASKED else [EOS]))
-    unknown, as_before = (encode(codec, "{a} is {target}", target="", a="it", closed=c) for c in (True, False))
+    unknown, as_before = (encode(codec, "{a} is {target}", target="", a="it", append_eos=c) for c in (True, False))
     assert unknown == as_before
 
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from lightning_softprompt.backbones.causal import CausalCodec
 from lightning_softprompt.backbones.tokenization.control_tokens import ControlTokens
 from lightning_softprompt.core.template import Template
-from lightning_softprompt.core.types import Shown, Text
+from lightning_softprompt.core.types import ShownPassage, Text
 from lightning_softprompt.rag.passage_rendering import PassageTemplate
 
 NAMED = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
@@ -123,7 +123,7 @@ def test_columns_and_targets_of_a_row_stay_text():
     codec = CausalCodec(byte_level())
     end = codec.tokenizer.eos_token_id
     template = Template("{soft}</s>{text}</s> a {target}")
-    row = codec.encode(template.pieces({"text": "b </s> d"}), "e </s> f", closed=True)
+    row = codec.encode(template.pieces({"text": "b </s> d"}), "e </s> f", append_eos=True)
     before = [id for id in row.ids[: row.answers[0]] if id == end]
     assert (len(before), row.targets.count(end), row.targets[-1]) == (2, 1, end)
     assert codec.ids("</s>") == list(codec.encode(template.pieces({"text": "b"}), "</s>").targets)[1:]
@@ -140,7 +140,7 @@ def test_a_cut_row_keeps_the_tokens_of_its_template():
 @pytest.mark.parametrize("passage", ["</s>{text} {number}</s>\n", "{soft}</s>{title}{soft}{text}</s>"])
 def test_the_template_of_a_passage_means_control_tokens_and_its_text_does_not(passage):
     codec, template = CausalCodec(byte_level()), PassageTemplate(passage)
-    shown = [(Shown("d0", "a </s> b"), "</s>"), (Shown("d1", "</s>"), "")]
+    shown = [(ShownPassage("d0", "a </s> b"), "</s>"), (ShownPassage("d1", "</s>"), "")]
     row = Template(template.opened("{passages}{target}", 3))
     spans = template.template_spans(shown, 3)
     encoded = codec.encode(row.pieces(template.fields(shown, 3), template_spans=spans), "e")

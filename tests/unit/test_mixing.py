@@ -8,11 +8,11 @@ import pytest
 
 from lightning_softprompt.data.sampling.bucketing import BucketBatchSampler
 from lightning_softprompt.data.sampling.task_mixing import (
-    Given,
+    FixedRates,
     MixedBatchSampler,
     Proportional,
     Temperature,
-    Uniform,
+    UniformTasks,
     quotas,
 )
 
@@ -27,8 +27,8 @@ SIZES = {"small": 10, "large": 1000, "middle": 100}
         (Temperature(1.0), [10, 1000, 100]),
         (Temperature(2.0), [10**0.5, 1000**0.5, 10]),
         (Temperature(2.0, limit=64), [10**0.5, 8, 8]),
-        (Uniform(), [1, 1, 1]),
-        (Given({"large": 3, "small": 1, "middle": 2}), [1, 3, 2]),
+        (UniformTasks(), [1, 1, 1]),
+        (FixedRates({"large": 3, "small": 1, "middle": 2}), [1, 3, 2]),
     ],
 )
 def test_rates_of_tasks(sampling, expected):
@@ -37,9 +37,9 @@ def test_rates_of_tasks(sampling, expected):
 
 def test_rates_that_make_no_sense_are_refused():
     with pytest.raises(ValueError, match="must name the tasks"):
-        Given({"large": 1}).rates(SIZES)
+        FixedRates({"large": 1}).rates(SIZES)
     with pytest.raises(ValueError, match="must be above 0"):
-        Given({"large": 0})
+        FixedRates({"large": 0})
     with pytest.raises(ValueError, match="must be above 0"):
         Temperature(0)
 

@@ -8,8 +8,8 @@ import torch
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.data.classification import ClassificationDataModule
 from lightning_softprompt.data.multitask import MultitaskDataModule
-from lightning_softprompt.data.sampling.shared_batches import Together
-from lightning_softprompt.data.sampling.task_mixing import Given, Proportional, Uniform
+from lightning_softprompt.data.sampling.shared_batches import SharedBatches
+from lightning_softprompt.data.sampling.task_mixing import FixedRates, Proportional, UniformTasks
 from lightning_softprompt.data.summarization import SummarizationDataModule
 from lightning_softprompt.data.tagging import TaggingDataModule
 
@@ -74,7 +74,7 @@ def test_an_epoch_of_proportional_sampling_is_each_row_once_in_batches_of_one_ta
 
 
 def test_uniform_sampling_draws_as_many_rows_of_each_task(made):
-    data = made(sampling=Uniform(), epoch_batches=130)
+    data = made(sampling=UniformTasks(), epoch_batches=130)
     rows = [task for task, _ in rows_of(data.train_dataloader())]
     shares = [rows.count(task) / len(rows) for task in range(3)]
     assert shares == pytest.approx([1 / 3] * 3, abs=0.05)
@@ -196,7 +196,7 @@ def test_loaders_with_workers_make_the_same_batches(made):
 
 
 def test_tasks_that_share_batches_keep_templates_labels_and_numbers_of_their_own(made):
-    data = made(together=Together(rows=7, tasks=3), sampling=Uniform(), epoch_batches=20)
+    data = made(together=SharedBatches(rows=7, tasks=3), sampling=UniformTasks(), epoch_batches=20)
     kinds, alone = list(data.tasks), {name: task.split("train") for name, task in made().tasks.items()}
     for batch in data.train_dataloader():
         assert len(set(batch.task_ids.tolist())) == 3
@@ -214,7 +214,7 @@ def test_tasks_that_share_batches_keep_templates_labels_and_numbers_of_their_own
 
 def test_how_often_a_task_is_in_a_batch_is_by_its_rate(made):
     rates = {"mood": 6, "length": 3, "summary": 1}
-    data = made(together=Together(rows=4, tasks=1), sampling=Given(rates), epoch_batches=1000)
+    data = made(together=SharedBatches(rows=4, tasks=1), sampling=FixedRates(rates), epoch_batches=1000)
     drawn = [int(batch[0] >= 24) + int(batch[0] >= 36) for batch in data.train_dataloader().batch_sampler]
     assert [drawn.count(task) / 1000 for task in range(3)] == pytest.approx([0.6, 0.3, 0.1], abs=0.04)
 
@@ -226,7 +226,7 @@ def test_tags_and_classes_share_a_batch(spec):
         "tags": TaggingDataModule(template="{soft}{tokens}{soft}{target}", **splits(words * 3), cache=False),
         "summary": SummarizationDataModule(**splits(summed_up()), cache=False),
     }
-    data = MultitaskDataModule(tasks, together=Together(6, 3), scores={"summary": "rouge1"}, backbone=spec)
+    data = MultitaskDataModule(tasks, together=SharedBatches(6, 3), scores={"summary": "rouge1"}, backbone=spec)
     for batch in data.train_dataloader():
         assert batch.slots.shape == (6, 1)  # as many as each of the three templates has
         mood, tags, summary = (part for *_, part in batch.by_task())

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from lightning_softprompt.backbones.generation.decoding import Decoding
 from lightning_softprompt.core.template import Template
-from lightning_softprompt.core.types import Example, Shown
+from lightning_softprompt.core.types import Example, ShownPassage
 from lightning_softprompt.evaluation.by_task import EvaluationByTask
 from lightning_softprompt.evaluation.metrics.answers import answer_measures, grounded, holds_answer, uncited
 from lightning_softprompt.evaluation.metrics.intervals import bootstrap
@@ -40,7 +40,7 @@ def examples():
         found = tuple(generator.sample([f"d{i}" for i in range(12)], 6))
         texts = [sentence(generator, 3, 9) for _ in range(3)]
         texts[0] += f" {right[-1]}" if right and row % 2 else ""
-        shown = tuple(Shown(found[i], text, i) for i, text in enumerate(texts))
+        shown = tuple(ShownPassage(found[i], text, i) for i, text in enumerate(texts))
         gold = () if row in NONE else tuple(generator.sample([f"d{i}" for i in range(12)], 1 + row % 2))
         fields = {"question": f"what is {sentence(generator)}"}
         made.append(
@@ -136,7 +136,7 @@ def test_cited_passages_are_scored_apart_from_the_answer(backbone, examples, sai
     """A tiny vocabulary has no brackets, so the texts are given as a decoder would."""
     evaluation = QaEvaluation(cite=True)
     evaluation._said = lambda lm, batch: [uncited(cited[row]) for row in batch.row_ids]
-    shown = [Shown("d1", "a", 0), Shown("d2", "b", 1), Shown("d3", "c", 2)]
+    shown = [ShownPassage("d1", "a", 0), ShownPassage("d2", "b", 1), ShownPassage("d3", "c", 2)]
     rows = [replace(examples[0], passages=tuple(shown), found=("d1", "d2", "d3"), gold=gold) for gold in
             (("d2",), ("d1", "d3"), ("d9",), ("d1",))]  # fmt: skip
     cited = [f"{examples[0].references[0]} [2]", "no [1][2]", "no [3]", "no"]

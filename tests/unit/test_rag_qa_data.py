@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 
 from lightning_softprompt.core.backbone_spec import BackboneSpec
-from lightning_softprompt.core.types import Answer, Shown, Slot, Text
+from lightning_softprompt.core.types import Answer, ShownPassage, Slot, Text
 from lightning_softprompt.data.classification import ClassificationDataModule
 from lightning_softprompt.data.multitask import MultitaskDataModule
 from lightning_softprompt.data.readers.sources import DataError
@@ -72,7 +72,7 @@ def first(module, split="test"):
 def test_a_row_shows_what_was_found_and_knows_all_of_it(data):
     module = data([ROW, FILM])
     example, other = module.split("test").examples
-    assert example.passages == (Shown("dog", TEXTS["dog"], 0), Shown("story", TEXTS["story"], 1))
+    assert example.passages == (ShownPassage("dog", TEXTS["dog"], 0), ShownPassage("story", TEXTS["story"], 1))
     assert example.fields["passages"] == f"{TEXTS['dog']} ,{TEXTS['story']} ,"
     assert example.found[:2] == ("dog", "story")
     assert example.gold == ("dog",)
@@ -107,8 +107,8 @@ def test_drawn_rows_name_them_where_they_stand_then(data):
 
 def test_passages_are_numbered_in_the_order_in_which_they_are_shown():
     passage = PassageTemplate("[{number}] {heading}{text} ({document}, {title}) {{}}\n")
-    assert passage.written(3, Shown("d7", "It {text}"), "Dogs") == "[3] Dogs: It {text} (d7, Dogs) {}\n"
-    assert passage.written(1, Shown("d7", "It barks"), "") == "[1] It barks (d7, ) {}\n"
+    assert passage.written(3, ShownPassage("d7", "It {text}"), "Dogs") == "[3] Dogs: It {text} (d7, Dogs) {}\n"
+    assert passage.written(1, ShownPassage("d7", "It barks"), "") == "[1] It barks (d7, ) {}\n"
 
 
 @pytest.mark.parametrize("text", ["{number}", "{text}{rank}", "{text!r}", "{text:>9}", "{text.title}", "{text"])
@@ -193,7 +193,7 @@ def test_a_copy_of_the_gold_document_is_shown_under_its_id(data, tmp_path):
     build_index(tmp_path / "copies", [Document(name, "", text) for name, text in texts.items()], LEXICAL)
     retriever = Retriever(str(tmp_path / "copies"), "lexical")
     example = first(data([{**ROW, "positive_ids": ["copy"]}], mode="gold", retriever=retriever))
-    assert example.passages == (Shown("copy", TEXTS["dog"]),)
+    assert example.passages == (ShownPassage("copy", TEXTS["dog"]),)
 
 
 def test_random_passages_are_not_gold_and_the_same_each_time(data):
@@ -531,7 +531,7 @@ def test_shuffling_loses_nothing_and_scoring_is_not_shuffled(data):
 def test_a_passage_with_the_answer_is_never_replaced(data):
     seen = epochs(data(ROWS, passages=3, noise=Noise(distractors=0.5)), 30)
     places = Counter(shown.rank is None for epoch in seen for e in epoch for shown in e.passages[1:])
-    assert all(e.passages[0] == Shown("dog", TEXTS["dog"], 0) for epoch in seen for e in epoch)
+    assert all(e.passages[0] == ShownPassage("dog", TEXTS["dog"], 0) for epoch in seen for e in epoch)
     assert 0.4 < places[True] / places.total() < 0.6
     assert not any(shown.document == "dog" for epoch in seen for e in epoch for shown in e.passages[1:])
 

@@ -140,7 +140,7 @@ class Codec(ABC):
         pieces: Sequence[Piece],
         target: str,
         max_tokens: int | None = None,
-        closed: bool = False,
+        append_eos: bool = False,
         cut: Cut = "end",
         target_tokens: int | None = None,
     ) -> Encoded:
@@ -150,7 +150,7 @@ class Codec(ABC):
             pieces: The row as its template writes it.
             target: What is to be said; empty where it is not known.
             max_tokens: Most tokens that input and target together may take; text that gives way is cut to fit.
-            closed: Whether the target ends with the token that stops generation.
+            append_eos: Whether the target ends with the token that stops generation.
             cut: Where text that gives way is cut: at the row's end, its start, or amid what may be cut.
             target_tokens: Tokens that the target is given, however many it has, so that what is read does not depend on
                 what is to be said; longer targets are cut.
@@ -161,7 +161,7 @@ class Codec(ABC):
         """
         place = next(i for i, piece in enumerate(pieces) if isinstance(piece, Answer))
         glue = pieces[place].glue  # type: ignore[union-attr]
-        answer = [*(self.ids(glue + target) if target else ()), *(self.stop if closed and target else ())]
+        answer = [*(self.ids(glue + target) if target else ()), *(self.stop if append_eos and target else ())]
         answer = answer[:target_tokens]
         before, after = self._runs(pieces[:place]), self._runs(self.heard_after(pieces[place + 1 :]))
         opening = self.opening(before)

@@ -67,7 +67,7 @@ def parser() -> ArgumentParser:
 def main(argv: list[str]) -> int:
     """Run the command."""
     args, options = parser().parse_known_args(argv)
-    from lightning_softprompt.studies.study import alone
+    from lightning_softprompt.studies.study import exclusive
     from lightning_softprompt.studies.study_file import read_study
 
     try:
@@ -75,7 +75,7 @@ def main(argv: list[str]) -> int:
         if args.show:
             print(_shown(study.steps))
             return 0
-        with alone(study.folder):
+        with exclusive(study.folder):
             return _run(study)
     except ValueError as error:
         raise CommandError(str(error)) from error

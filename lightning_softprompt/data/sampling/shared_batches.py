@@ -15,7 +15,7 @@ from lightning_softprompt.data.sampling.resumable import ResumableBatchSampler
 
 @final
 @dataclass(frozen=True)
-class Together:
+class SharedBatches:
     """Batches with rows of several tasks, as evenly many of each as can be (Wang et al. 2023, MPT, arXiv 2303.02861).
 
     The tasks of a batch are drawn by the rates of `sampling`, each once at most.
@@ -47,7 +47,7 @@ class Together:
 
 
 @final
-class TogetherBatchSampler(ResumableBatchSampler):
+class SharedBatchSampler(ResumableBatchSampler):
     """Batches of several tasks' rows. Their order is a function of seed and epoch alone.
 
     Rows are numbered through all tasks. Each task walks through its own rows in its own epochs, wherever the common
@@ -69,7 +69,7 @@ class TogetherBatchSampler(ResumableBatchSampler):
     def __init__(
         self,
         samplers: Sequence[BucketBatchSampler],
-        together: Together,
+        together: SharedBatches,
         rates: Sequence[float],
         count: int | None = None,
         seed: int = 0,

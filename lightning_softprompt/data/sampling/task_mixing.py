@@ -65,7 +65,7 @@ class Temperature(Sampling):
 
 @final
 @dataclass(frozen=True)
-class Uniform(Sampling):
+class UniformTasks(Sampling):
     """As many of each task."""
 
     def rates(self, sizes: Mapping[str, int]) -> list[float]:
@@ -75,7 +75,7 @@ class Uniform(Sampling):
 
 @final
 @dataclass(frozen=True)
-class Given(Sampling):
+class FixedRates(Sampling):
     """As the config says.
 
     Args:

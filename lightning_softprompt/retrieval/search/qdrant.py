@@ -76,7 +76,7 @@ class QdrantVectors(VectorStore):
             self.client.upsert(self.collection, points, wait=True)
         return len(self._vector(digests[0]))
 
-    def settle(self, digests: NDArray[np.uint8]) -> None:
+    def prune(self, digests: NDArray[np.uint8]) -> None:
         """Removes the points of other passages."""
         models = needed("qdrant_client").models
         named = {point_id(digest) for digest in digests}

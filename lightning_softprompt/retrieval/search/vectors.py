@@ -46,7 +46,7 @@ class VectorStore(ABC):
         """
 
     @abstractmethod
-    def settle(self, digests: NDArray[np.uint8]) -> None:
+    def prune(self, digests: NDArray[np.uint8]) -> None:
         """Forgets all other passages, once the index is what was written."""
 
     @abstractmethod
@@ -122,7 +122,7 @@ class FileVectors(VectorStore):
             faiss.write_index(_graph(faiss, vectors, self.store), str(self.folder / GRAPH))
         return width
 
-    def settle(self, digests: NDArray[np.uint8]) -> None:
+    def prune(self, digests: NDArray[np.uint8]) -> None:
         """Does nothing: the folder holds these passages only."""
 
     def forget(self) -> None:

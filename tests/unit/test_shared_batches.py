@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lightning_softprompt.data.sampling.bucketing import BucketBatchSampler
-from lightning_softprompt.data.sampling.shared_batches import Together, TogetherBatchSampler
+from lightning_softprompt.data.sampling.shared_batches import SharedBatches, SharedBatchSampler
 
 SIZES = (23, 7, 40, 11)
 STARTS = np.cumsum((0, *SIZES))
@@ -15,7 +15,7 @@ LENGTHS = [np.random.default_rng(n).integers(1, 30, rows).tolist() for n, rows i
 
 def made(rows=12, tasks=None, rates=SIZES, count=None, seed=0, rank=0, world=1):
     own = [BucketBatchSampler(lengths, 4, order="shuffled", seed=n) for n, lengths in enumerate(LENGTHS)]
-    return TogetherBatchSampler(own, Together(rows, tasks), rates, count, seed, (rank, world))
+    return SharedBatchSampler(own, SharedBatches(rows, tasks), rates, count, seed, (rank, world))
 
 
 def epoch_of(sampler, epoch):
@@ -125,4 +125,4 @@ def test_batches_too_small_for_their_tasks_and_tasks_that_are_not_there_are_refu
     with pytest.raises(ValueError, match=r"together\.tasks is 5, but there are only 4 tasks"):
         made(tasks=5)
     with pytest.raises(ValueError, match="at least 1, got 0 and None"):
-        Together(0)
+        SharedBatches(0)
