@@ -108,7 +108,7 @@ PLACES = {
     "within a checkpoint": Place("torch:save", half_of_the_checkpoint),
     "before a checkpoint has its name": Place("os:fsync", all_of_it),
     "after a checkpoint": Place(
-        "lightning_softprompt.checkpoints.atomic_io:WholeCheckpoints.save_checkpoint", all_of_it
+        "lightning_softprompt.checkpoints.atomic_io:AtomicCheckpointIO.save_checkpoint", all_of_it
     ),
     "within metrics.csv": Place("lightning_softprompt.runs.loggers:_Appending.save", half_of_the_table),
     "within metrics.json": Place("pathlib:Path.write_bytes", half_of_the_bytes),

@@ -28,7 +28,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.backbones.loading import load_backbone
-from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, identity, write_prompt
+from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, backbone_identity, write_prompt
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.types import IGNORE, Batch
 from lightning_softprompt.data.classification import ClassificationDataModule
@@ -65,7 +65,9 @@ def bank(backbone: Backbone, folder: Path) -> tuple[PromptBank, int]:
         method = made(backbone=backbone.spec, length=length)
         method.attach(backbone)
         paths[task] = str(folder / f"{task}.safetensors")
-        write_prompt(Path(paths[task]), SavedPrompt(method.state_dict(), identity(backbone), dict(method.hparams)))
+        write_prompt(
+            Path(paths[task]), SavedPrompt(method.state_dict(), backbone_identity(backbone), dict(method.hparams))
+        )
     together = PromptBank(paths, backbone=backbone.spec, classes_by_task=dict.fromkeys(TASKS))
     together.attach(backbone)
     return together, round(sum(lengths) / len(lengths))

@@ -26,7 +26,7 @@ import yaml
 from lightning_softprompt.cli.app import main as run_command
 from lightning_softprompt.evaluation.metrics.intervals import bootstrap
 from lightning_softprompt.runs.run_spec import last_folder
-from lightning_softprompt.system.atomic_files import write_whole
+from lightning_softprompt.system.atomic_files import write_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -103,7 +103,7 @@ def trained(way: Way, common: Sequence[str], args: argparse.Namespace, prompt: P
     falling = ["--model.scheduler=torch.optim.lr_scheduler.LinearLR", "--model.scheduler.start_factor=1",
                "--model.scheduler.end_factor=0.1", f"--model.scheduler.total_iters={steps}"]  # fmt: skip
     folder = run(["fit", f"--model={way.model}", *common, *way.options, *falling, *limits])
-    write_whole(prompt, (folder / "prompt.safetensors").read_bytes())
+    write_file(prompt, (folder / "prompt.safetensors").read_bytes())
 
 
 def score(record: Mapping[str, Any]) -> float:

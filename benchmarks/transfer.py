@@ -29,7 +29,7 @@ from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.backbones.kernels.prepacked_linear import is_supported
 from lightning_softprompt.backbones.loading import load_backbone
 from lightning_softprompt.checkpoints.library import Library, soft_tokens
-from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, identity, read_prompt, write_prompt
+from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, backbone_identity, read_prompt, write_prompt
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.data.classification import ClassificationDataModule
 from lightning_softprompt.data.multitask import MultitaskDataModule
@@ -102,7 +102,7 @@ def trained(made: Made, data: Any, backbone: Backbone, steps: int, rate: float, 
 def save(path: Path, method: SoftPromptModule, backbone: Backbone) -> None:
     """A prompt's file."""
     trained = {name: p.detach() for name, p in method.named_parameters() if p.requires_grad}
-    write_prompt(path, SavedPrompt(trained, identity(backbone), dict(method.hparams)))
+    write_prompt(path, SavedPrompt(trained, backbone_identity(backbone), dict(method.hparams)))
 
 
 def learn_sources(files: Files, backbone: Backbone, args: Any) -> None:

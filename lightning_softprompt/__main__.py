@@ -17,7 +17,7 @@ from lightning_softprompt.cli.commands.configs import configs_folder
 from lightning_softprompt.system.atomic_files import expand_home
 from lightning_softprompt.system.errors import CommandError
 from lightning_softprompt.system.printable import PrintableStream, one_line, printable
-from lightning_softprompt.system.trust import trusted_modules, trusting
+from lightning_softprompt.system.trust import parse_trust_options, trust_modules
 
 HELP = """\
 softprompt: soft-prompt tuning of frozen language models in PyTorch Lightning.
@@ -84,8 +84,8 @@ def _configs() -> str:
 
 def _light(command: str, argv: list[str]) -> int:
     try:
-        modules, argv = trusted_modules(argv)
-        with trusting(modules), _plain_output(command):
+        modules, argv = parse_trust_options(argv)
+        with trust_modules(modules), _plain_output(command):
             code: int = import_module(f"lightning_softprompt.cli.commands.{command}").main(argv)
         sys.stdout.flush()
     except CommandError as error:

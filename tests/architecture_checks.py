@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 
 from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.backbones.loading import FAMILIES, load_backbone
-from lightning_softprompt.checkpoints.prompt_file import identity
+from lightning_softprompt.checkpoints.prompt_file import backbone_identity
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.refusals import UnsupportedBackboneError
 from lightning_softprompt.core.types import SoftPrompt
@@ -268,7 +268,7 @@ def padding(trial):
 @check
 def checkpoint(trial):
     """A prompt belongs to its backbone and folds."""
-    first, second = (identity(load_backbone(trial.backbone.spec)) for _ in range(2))
+    first, second = (backbone_identity(load_backbone(trial.backbone.spec)) for _ in range(2))
     if first != second:
         raise DifferentError("the same weights have two fingerprints")
     method = PromptTuning(length=3, backbone=trial.backbone.spec)

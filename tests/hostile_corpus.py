@@ -56,7 +56,7 @@ def methods():
     plain = {"_class_path": f"{METHODS}.PromptTuning", "length": 3}
     names = ["os.system", "subprocess.getoutput", "subprocess.Popen", "builtins.exec", "shutil.rmtree",
              "torch.hub.load", "torch.load", "runpy.run_path", "importlib.import_module", "antigravity.geohash",
-             "evilmod.Evil", "lightning_softprompt.system.atomic_files.write_whole",
+             "evilmod.Evil", "lightning_softprompt.system.atomic_files.write_file",
              "lightning.pytorch.callbacks.LambdaCallback",
              "jsonargparse.set_parsing_settings"]  # fmt: skip
     arguments = {"command": "touch made", "cmd": "touch made", "path": "made", "args": ["touch", "made"]}

@@ -23,7 +23,7 @@ from platformdirs import user_cache_path
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from lightning_softprompt.system.atomic_files import write_whole
+from lightning_softprompt.system.atomic_files import write_file
 
 log = logging.getLogger(__name__)
 SCHEME = "2"  # the first part of a fingerprint; another way of hashing is another scheme
@@ -231,7 +231,7 @@ def _read_kept(path: Path, key: str) -> str | None:
 
 def _keep(path: Path, key: str, digest: str) -> None:
     try:
-        write_whole(path, json.dumps({"digest": digest, "check": _check(key, digest)}).encode())
+        write_file(path, json.dumps({"digest": digest, "check": _check(key, digest)}).encode())
     except OSError as error:
         log.info("%s cannot be written (%s); the weights are hashed again next time", path, error.strerror)
 

@@ -48,7 +48,7 @@ from lightning_softprompt.backbones.seq2seq import Seq2SeqBackbone
 from lightning_softprompt.backbones.tokenization.codec import Codec
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.refusals import UnsupportedBackboneError, explaining, refusing
-from lightning_softprompt.system.atomic_files import fill, write_whole
+from lightning_softprompt.system.atomic_files import write_file, write_folder
 
 log = logging.getLogger(__name__)
 DIGESTS = "digests.json"  # what a converted backbone consists of
@@ -207,7 +207,7 @@ def _keep_converted(file: Path, kept: Path) -> Path:
             log.warning("%s is damaged and is converted again", kept)
             shutil.rmtree(kept)
         log.info("converting %s to safetensors, once, into %s", file.name, kept)
-        fill(kept, lambda folder: _convert(file, folder))
+        write_folder(kept, lambda folder: _convert(file, folder))
     except OSError as error:
         temporary = Path(tempfile.mkdtemp(prefix="softprompt-"))
         atexit.register(shutil.rmtree, temporary, ignore_errors=True)
@@ -240,7 +240,7 @@ def cache_folder() -> Path:
 
 def _convert(file: Path, folder: Path) -> None:
     _convert_weights(file, folder)
-    write_whole(folder / DIGESTS, json.dumps(_digests(folder)).encode())
+    write_file(folder / DIGESTS, json.dumps(_digests(folder)).encode())
 
 
 def _convert_weights(file: Path, folder: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from lightning_softprompt.checkpoints.registry import check_class, class_path, registered_class
+from lightning_softprompt.checkpoints.registry import check_class, class_path, find_class
 
 CLASS_KEYS = {"class_path", "init_args", "dict_kwargs"}
 MAX_DEPTH = 32
@@ -139,7 +139,7 @@ def read_class(value: Any, base: type, place: str, deferred: int | None = None) 
     """
     path, arguments = _class_parts(value, place)
     try:
-        cls = base if path == class_path(base) else registered_class(path)
+        cls = base if path == class_path(base) else find_class(path)
     except ValueError as error:
         raise ValueError(f"{place}: {error}") from error
     if not issubclass(cls, base) or inspect.isabstract(cls):

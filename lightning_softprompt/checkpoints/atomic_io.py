@@ -11,7 +11,7 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 
 
 @final
-class WholeCheckpoints(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes beside the checkpoint, and renames once the disk has it.
 
     Lightning writes to the machine's temporary folder and moves the file from there, which is a copy where that is

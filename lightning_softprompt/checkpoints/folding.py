@@ -15,17 +15,17 @@ SIDES = ("key", "value")
 PREFIX = "parts."  # of `Folded`'s parameters, whose names have no dots
 
 
-def named(name: str) -> str:
+def parameter_name(name: str) -> str:
     """The parameter of `Folded` that holds a tensor."""
     return PREFIX + name.replace(".", "/")
 
 
-def unnamed(parameter: str) -> str:
+def tensor_name(parameter: str) -> str:
     """The tensor that a parameter of `Folded` holds."""
     return parameter.removeprefix(PREFIX).replace("/", ".")
 
 
-def tensors_of(prompt: SoftPrompt) -> dict[str, Tensor]:
+def prompt_to_tensors(prompt: SoftPrompt) -> dict[str, Tensor]:
     """By name: `tokens` [1, P, H], `hidden.<layer>` [1, P, H], `kv.<kind>.<layer>.key` and `.value` [1, N, P, D].
 
     Raises:
@@ -43,7 +43,9 @@ def tensors_of(prompt: SoftPrompt) -> dict[str, Tensor]:
     return tensors
 
 
-def same_for_all(method: Callable[[Batch], SoftPrompt], backbone: Backbone, task: int | None = None) -> SoftPrompt:
+def compute_shared_prompt(
+    method: Callable[[Batch], SoftPrompt], backbone: Backbone, task: int | None = None
+) -> SoftPrompt:
     """The prompt that a method gives every row, or every row of a task.
 
     Raises:
@@ -52,11 +54,13 @@ def same_for_all(method: Callable[[Batch], SoftPrompt], backbone: Backbone, task
     row = backbone.codec.encode(Template("{soft}a {target}").pieces({}), "a")
     batch = backbone.codec.collate([row] * 2, task_ids=None if task is None else torch.tensor([task] * 2))
     prompt = method(batch.to(backbone.word_embeddings.device))
-    return prompt_of({name: tensor.clone() for name, tensor in tensors_of(prompt).items()}, prompt.blocks)
+    return tensors_to_prompt(
+        {name: tensor.clone() for name, tensor in prompt_to_tensors(prompt).items()}, prompt.blocks
+    )
 
 
-def prompt_of(tensors: Mapping[str, Tensor], blocks: tuple[int, ...] | None = None) -> SoftPrompt:
-    """The prompt of tensors that `tensors_of` named."""
+def tensors_to_prompt(tensors: Mapping[str, Tensor], blocks: tuple[int, ...] | None = None) -> SoftPrompt:
+    """The prompt of tensors that `prompt_to_tensors` named."""
     hidden = {int(name.split(".")[1]): t for name, t in tensors.items() if name.startswith("hidden.")}
     kv: dict[str, dict[int, tuple[Tensor, Tensor]]] = {}
     for name in tensors:

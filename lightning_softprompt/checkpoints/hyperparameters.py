@@ -12,7 +12,7 @@ from typing import Any
 from lightning import LightningModule
 
 
-def plain(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
     """A value as a config file would write it: objects become `class_path` and `init_args`, paths become text.
 
     Raises:
@@ -23,18 +23,21 @@ def plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
+        return {str(k): to_plain(v) for k, v in value.items()}
     if isinstance(value, Sequence | set | frozenset):
-        return [plain(v) for v in value]
+        return [to_plain(v) for v in value]
     if is_dataclass(value) and not isinstance(value, type):
         return {
             "class_path": _path(type(value)),
-            "init_args": {f.name: plain(getattr(value, f.name)) for f in fields(value)},
+            "init_args": {f.name: to_plain(getattr(value, f.name)) for f in fields(value)},
         }
     if isinstance(value, partial) and (
         made := next((a for a in (value.func, *value.args) if isinstance(a, type)), None)
     ):
-        return {"class_path": _path(made), "init_args": plain(value.keywords)}  # jsonargparse hides the class in args
+        return {
+            "class_path": _path(made),
+            "init_args": to_plain(value.keywords),
+        }  # jsonargparse hides the class in args
     if isinstance(value, type):
         return {"class_path": _path(value)}
     raise ValueError(
@@ -47,7 +50,7 @@ def _path(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def keep_hyperparameters(module: LightningModule, frame: FrameType | None, leave_out: Sequence[str] = ()) -> None:
+def save_plain_hyperparameters(module: LightningModule, frame: FrameType | None, leave_out: Sequence[str] = ()) -> None:
     """Keeps the arguments that a module's `__init__` was called with as plain hyper-parameters.
 
     Under the command line they are the config's own; in Python they are brought to the same form, so that
@@ -55,6 +58,6 @@ def keep_hyperparameters(module: LightningModule, frame: FrameType | None, leave
     """
     module.save_hyperparameters(frame=frame, ignore=leave_out, logger=False)
     for name, value in module.hparams.items():
-        module.hparams[name] = plain(value)
+        module.hparams[name] = to_plain(value)
     module.hparams.setdefault("_class_path", _path(type(module)))
     module.hparams.setdefault("_instantiator", "lightning.pytorch.cli.instantiate_module")

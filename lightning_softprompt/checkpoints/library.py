@@ -9,12 +9,16 @@ from pathlib import Path
 from torch import Tensor
 
 from lightning_softprompt.backbones.fingerprint import SAMPLED
-from lightning_softprompt.checkpoints.folding import named
+from lightning_softprompt.checkpoints.folding import parameter_name
 from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, read_prompt, write_prompt
 
 log = logging.getLogger(__name__)
 NAME = re.compile(r"\w[\w.-]*")
-TOKENS = ("tokens", named("tokens"), "shared")  # of plain soft tokens, of folded ones, of those that tasks share
+TOKENS = (
+    "tokens",
+    parameter_name("tokens"),
+    "shared",
+)  # of plain soft tokens, of folded ones, of those that tasks share
 
 BESIDE = ("u", "v", "readout")  # what may stand beside them: factors of tasks, and what a readout learnt
 

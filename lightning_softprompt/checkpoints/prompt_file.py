@@ -26,7 +26,7 @@ from lightning_softprompt.backbones.fingerprint import SAMPLED, differing_part
 from lightning_softprompt.checkpoints.run_settings import SETTINGS
 from lightning_softprompt.checkpoints.sizes import check_archive, check_header, check_values
 from lightning_softprompt.moved import current_names
-from lightning_softprompt.system.atomic_files import usual_mode
+from lightning_softprompt.system.atomic_files import default_permissions
 
 log = logging.getLogger(__name__)
 SEED = "seed"  # key of a checkpoint that says what the run's random numbers began with
@@ -59,7 +59,7 @@ class SavedPrompt:
         check_backbone(self.backbone, backbone, path)
 
 
-def apart(saved: SavedPrompt) -> list[SavedPrompt]:
+def split_replicas(saved: SavedPrompt) -> list[SavedPrompt]:
     """The prompts of a run that trained several, in order; a single one as it is."""
     numbers = replica_numbers(saved.tensors)
     if not numbers:
@@ -76,7 +76,7 @@ def replica_numbers(tensors: Mapping[str, Tensor]) -> list[int]:
     return sorted({int(part[1]) for part in parts if part[1].isdecimal()})
 
 
-def identity(backbone: Backbone) -> dict[str, Any]:
+def backbone_identity(backbone: Backbone) -> dict[str, Any]:
     """What a checkpoint says of its backbone."""
     spec = backbone.spec
     held = {} if spec.quantization is None else {"quantization": spec.quantization}
@@ -109,18 +109,18 @@ def check_backbone(saved: Mapping[str, Any], backbone: Backbone, path: Path | st
             "its tokenizer; nothing more could be compared", path,
         )  # fmt: skip
         return
-    here = identity(backbone)
+    here = backbone_identity(backbone)
     if before == here["fingerprint"]:
         return
     difference = "" if SAMPLED.fullmatch(before) else f" ({differing_part(before, here['fingerprint'])})"
     raise ValueError(
-        f"{path} was trained on {_said(saved)}, but the backbone here is {_said(here)}{difference}; a prompt means "
-        f"nothing to other weights: set backbone.name (and revision, and quantization) to the former. Where one is the "
-        f"other, quantised, the prompt can be had as it is: --backbone.stands_for {before}"
+        f"{path} was trained on {_describe(saved)}, but the backbone here is {_describe(here)}{difference}. A prompt "
+        f"only works with the backbone it was trained on: set --backbone.name (and revision, and quantization) to it. "
+        f"If one is a quantized form of the other, accept its prompts with --backbone.stands_for {before}"
     )
 
 
-def _said(saved: Mapping[str, Any]) -> str:
+def _describe(saved: Mapping[str, Any]) -> str:
     revision = f" at {saved['revision']}" if saved.get("revision") else ""
     held = f" held as {saved['quantization']}" if saved.get("quantization") else ""
     return f"{saved.get('name')}{revision}{held} (fingerprint {saved.get('fingerprint')})"
@@ -139,7 +139,7 @@ def write_prompt(path: Path, prompt: SavedPrompt) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".part")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in prompt.tensors.items()}
-    with usual_mode(draft):
+    with default_permissions(draft):
         save_file(tensors, draft, header)
     os.replace(draft, path)
 
@@ -215,7 +215,7 @@ def load_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     path = path.expanduser()
     if not path.is_file():
         raise _missing("checkpoint", path)
-    if _starts(path) == b"PK" and (damage := damage_of(path)):
+    if _starts(path) == b"PK" and (damage := find_damage(path)):
         raise _broken(path, damage)
     try:
         check_archive(path)
@@ -229,7 +229,7 @@ def load_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     return {**checkpoint, **named}
 
 
-def damage_of(path: Path) -> str | None:
+def find_damage(path: Path) -> str | None:
     """What of a checkpoint is not as it was written; PyTorch writes checksums of its parts, and does not look at them.
 
     None where all is as it was.
@@ -265,7 +265,7 @@ def _missing(kind: str, path: Path) -> ValueError:
 
 
 def _broken(path: Path, reason: str) -> ValueError:
-    beside = (other for other in path.parent.glob("*.ckpt") if other != path and damage_of(other) is None)
+    beside = (other for other in path.parent.glob("*.ckpt") if other != path and find_damage(other) is None)
     whole = max(beside, key=lambda other: other.stat().st_mtime, default=None)
     way_out = "" if whole is None else f". {whole}, of {datetime.fromtimestamp(whole.stat().st_mtime):%F %T}, is whole"
     return ValueError(f"{path} is no whole checkpoint of plain values and tensors: {reason}{way_out}")

@@ -41,7 +41,7 @@ BASES = (
 )
 
 
-def registered_class(path: object) -> type:
+def find_class(path: object) -> type:
     """The class of an import path that a file names.
 
     Raises:
@@ -143,19 +143,19 @@ def class_path(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def with_definitions(value: Any) -> Any:
+def resolve_class_paths(value: Any) -> Any:
     """Plain values whose class paths are those of the definitions, so that two names of a class compare equal."""
     if isinstance(value, Mapping):
         return {
-            key: _definition(inner) if key in ("class_path", "_class_path") else with_definitions(inner)
+            key: _definition(inner) if key in ("class_path", "_class_path") else resolve_class_paths(inner)
             for key, inner in value.items()
         }
-    return [with_definitions(inner) for inner in value] if isinstance(value, list) else value
+    return [resolve_class_paths(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _definition(path: Any) -> Any:
     try:
-        return class_path(registered_class(path))
+        return class_path(find_class(path))
     except ValueError:  # a class of the user's, which only the command line may name
         return path
 

@@ -24,13 +24,13 @@ from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, are_tensor
 from lightning_softprompt.checkpoints.registry import PACKAGE, class_path, package_base
 from lightning_softprompt.checkpoints.sizes import check_numbers, limit_build
 from lightning_softprompt.core.types import Batch, SoftPrompt
-from lightning_softprompt.system.trust import trusting
+from lightning_softprompt.system.trust import trust_modules
 
 NOT_ARGUMENTS = ("_class_path", "_instantiator", "replicas", "evaluation")
 TRAINING_ONLY = ("optimizer", "scheduler", "objective", "penalties", "penalty_weights", "prompt_dropout")
 
 
-class Restored(Protocol):
+class LoadedMethod(Protocol):
     """As much of a method as is asked of one that comes from a file."""
 
     changes_backbone: bool
@@ -65,7 +65,9 @@ class Restored(Protocol):
         """Leaves training."""
 
 
-def restored(saved: SavedPrompt, path: Path, backbone: Backbone | None = None, trust: Iterable[str] = ()) -> Restored:
+def load_method(
+    saved: SavedPrompt, path: Path, backbone: Backbone | None = None, trust: Iterable[str] = ()
+) -> LoadedMethod:
     """The method as it was trained, ready to give prompts, on its backbone or on one that is loaded already.
 
     Neither optimizer nor schedule nor loss is built: `load_from_checkpoint` gives a method that can be trained further.
@@ -80,12 +82,12 @@ def restored(saved: SavedPrompt, path: Path, backbone: Backbone | None = None, t
         ValueError: If the file names classes that files may not name or does not describe a method, the backbone is
             another or cannot be loaded, or what was trained are the weights of the backbone.
     """
-    with trusting(trust):
+    with trust_modules(trust):
         spec = read_method(saved.method, path, TRAINING_ONLY)
     if backbone is not None:
         saved.check(backbone, path)
     check_sizes(spec, saved.tensors, path)
-    module = cast(Restored, construct(spec, path))
+    module = cast(LoadedMethod, construct(spec, path))
     limit_build(module, saved.tensors, path)
     if backbone is None:
         module.configure_model()
@@ -183,7 +185,7 @@ def load_module(
     method = checkpoint.get("hyper_parameters", {})
     if not isinstance(method, Mapping):
         raise ValueError(f"{path} does not say which method it is of")
-    with trusting([*trust, *_module_of(cls)]):
+    with trust_modules([*trust, *_module_of(cls)]):
         spec = read_method(method, path, given, cls)
     tensors = cast(Mapping[str, Tensor], checkpoint.get("state_dict"))
     if not are_tensors(tensors):
@@ -221,7 +223,7 @@ def instantiate(class_type: type[Any], config: dict[str, Any]) -> Any:
     if cls.__module__.partition(".")[0] != PACKAGE and not issubclass(cls, _method_base()):
         return _instantiate_module(class_type, config)
     given = {name: value for name, value in config.items() if not isinstance(value, (*PLAIN, Mapping, list, tuple))}
-    with trusting(_module_of(cls)):
+    with trust_modules(_module_of(cls)):
         spec = read_method({**config, "_class_path": path}, "the checkpoint", given)
     return construct(spec, "the checkpoint", given)
 
@@ -230,6 +232,6 @@ _instantiate_module = lightning.pytorch.cli.instantiate_module
 lightning.pytorch.cli.instantiate_module = instantiate  # Lightning looks it up there by name
 
 
-def readout_of(saved: SavedPrompt) -> dict[str, Tensor]:
+def readout_tensors(saved: SavedPrompt) -> dict[str, Tensor]:
     """What the readout learnt that was trained with a prompt."""
     return {name.removeprefix("readout."): t for name, t in saved.tensors.items() if name.startswith("readout.")}

@@ -57,7 +57,7 @@ def refuse_changes(saved: Settings, here: Settings, accepted: Iterable[str], pat
     Raises:
         ValueError: Naming each difference that is not accepted.
     """
-    changed, names = differences(saved, here), list(accepted)
+    changed, names = find_differences(saved, here), list(accepted)
     refused = {name: told for name, told in changed.items() if not any(covers(each, name) for each in names)}
     if refused:
         raise ValueError(
@@ -69,10 +69,10 @@ def refuse_changes(saved: Settings, here: Settings, accepted: Iterable[str], pat
         log.warning("accepted: %s", told)
 
 
-def differences(one: Settings, other: Settings) -> dict[str, str]:
+def find_differences(one: Settings, other: Settings) -> dict[str, str]:
     """What differs, by name, as a message says it. Settings that only one version of the package has are left out."""
-    changed = [name for name in sorted({*one} & {*other}) if as_json(one[name]) != as_json(other[name])]
-    return {name: f"{name} was {shown(one[name])} and is {shown(other[name])}" for name in changed}
+    changed = [name for name in sorted({*one} & {*other}) if to_json(one[name]) != to_json(other[name])]
+    return {name: f"{name} was {shorten(one[name])} and is {shorten(other[name])}" for name in changed}
 
 
 def covers(name: str, setting: str) -> bool:
@@ -80,12 +80,12 @@ def covers(name: str, setting: str) -> bool:
     return setting == name or setting.startswith(f"{name}.")
 
 
-def as_json(value: Any) -> str:
+def to_json(value: Any) -> str:
     """A value as text that keeps the order of mappings, and tells 1 from 1.0."""
     return json.dumps(value, ensure_ascii=False)
 
 
-def shown(value: Any) -> str:
+def shorten(value: Any) -> str:
     """A value in a message, not too long."""
     text = repr(value)
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."

@@ -145,7 +145,7 @@ def check_numbers(value: Any, tensors: Mapping[str, Tensor], place: str = "") ->
             raise ValueError(f"{name} is {one}, more than the file has numbers")
 
 
-class Allowance(TorchFunctionMode):
+class AllocationLimit(TorchFunctionMode):
     """Within it, tensors are made as long as they are no more than what a file's own tensors lead to.
 
     Args:
@@ -185,7 +185,7 @@ def limit_build(module: Any, tensors: Mapping[str, Tensor], path: Path | str) ->
     def limited(backbone: Any) -> None:
         del module.build
         try:
-            with Allowance(tensors, 4 * backbone.word_embeddings.numel() + LARGEST):
+            with AllocationLimit(tensors, 4 * backbone.word_embeddings.numel() + LARGEST):
                 build(backbone)
         except Exception as error:  # whatever a description of sizes that do not fit leads to
             reason = " ".join(str(error).split()) or type(error).__name__

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 
-def leave_out_of_checkpoints(root: nn.Module, child: str) -> None:
+def exclude_from_checkpoints(root: nn.Module, child: str) -> None:
     """Leaves a child module out of the root's state dict, and does not miss it on loading: all other keys stay strict.
 
     The loading hook belongs to the root: on the child it would also forgive a missing prompt.

@@ -32,10 +32,10 @@ from lightning_softprompt.callbacks.algorithms.warm_start import WarmStart
 from lightning_softprompt.callbacks.recovery.process_watch import LOST, lost_connection
 from lightning_softprompt.callbacks.recovery.run_settings import RunSettings
 from lightning_softprompt.callbacks.reporting.record_lines import ReaderGoneError
-from lightning_softprompt.checkpoints.atomic_io import WholeCheckpoints
-from lightning_softprompt.checkpoints.hyperparameters import plain
+from lightning_softprompt.checkpoints.atomic_io import AtomicCheckpointIO
+from lightning_softprompt.checkpoints.hyperparameters import to_plain
 from lightning_softprompt.checkpoints.prompt_file import SEED, load_checkpoint, read_prompt
-from lightning_softprompt.checkpoints.registry import with_definitions
+from lightning_softprompt.checkpoints.registry import resolve_class_paths
 from lightning_softprompt.checkpoints.run_settings import SETTINGS, refuse_changes, refuse_incomplete
 from lightning_softprompt.cli.commands import TRACEBACK_VARIABLE
 from lightning_softprompt.cli.parser import Parser, why_not_made
@@ -52,7 +52,7 @@ from lightning_softprompt.runs.run_spec import RunSpec
 from lightning_softprompt.system.atomic_files import expand_home
 from lightning_softprompt.system.plain_yaml import read_yaml
 from lightning_softprompt.system.printable import PrintableFormatter, one_line, printable
-from lightning_softprompt.system.trust import trusted_modules, trusting
+from lightning_softprompt.system.trust import parse_trust_options, trust_modules
 from lightning_softprompt.training.monitors import (
     refuse_monitor,
     refuse_monitors,
@@ -164,7 +164,7 @@ class SoftPromptCLI(LightningCLI):
         training = self.subcommand == "fit"
         seed = config.seed_everything if training else None
         given = strip_meta(config.model)  # without the names of the files that it was read from
-        model = {**plain(given.as_dict()), "replicas": replica_spec(config.replicas).count}
+        model = {**to_plain(given.as_dict()), "replicas": replica_spec(config.replicas).count}
         path = Path(config.ckpt_path)
         checkpoint = self._load_checkpoint(path, training)
         refuse_contradiction(model, checkpoint, path, training, seed)
@@ -273,7 +273,7 @@ class SoftPromptCLI(LightningCLI):
         trainer_made = super().instantiate_trainer(callbacks=callbacks, logger=loggers, **kwargs)
         refuse_untested_strategy(trainer_made.strategy)
         if type(trainer_made.strategy.checkpoint_io) is TorchCheckpointIO:  # none was asked for
-            trainer_made.strategy.checkpoint_io = WholeCheckpoints()
+            trainer_made.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer_made
 
     def after_fit(self) -> None:
@@ -336,7 +336,7 @@ def refuse_contradiction(
     saved = {"replicas": 1, **checkpoint.get("hyper_parameters", {}), "seed_everything": checkpoint.get(SEED, seed)}
     arguments = {"replicas": model.get("replicas", 1), **model.get("init_args", {})}
     given = {"_class_path": model["class_path"], **arguments, "seed_everything": seed}
-    saved, given = with_definitions(plain(saved)), with_definitions(plain(given))
+    saved, given = resolve_class_paths(to_plain(saved)), resolve_class_paths(to_plain(given))
     skip = (
         set() if training else {"seed_everything", "optimizer", "scheduler", "objective", "penalty_weights", "readout"}
     )
@@ -465,9 +465,9 @@ def main(argv: Sequence[str]) -> int:
     argv = expand_home(argv)
     given = list(argv)
     try:
-        modules, argv = trusted_modules(argv)
+        modules, argv = parse_trust_options(argv)
         refuse_linked(argv)
-        with trusting(modules), command_line(given):
+        with trust_modules(modules), command_line(given):
             make_cli(with_run_config(argv))
     except ReaderGoneError:
         return 0

@@ -20,8 +20,8 @@ from lightning.pytorch.cli import LightningArgumentParser
 from torch import optim
 
 from lightning_softprompt.moved import current_class
-from lightning_softprompt.system.atomic_files import home_in
-from lightning_softprompt.system.plain_yaml import guarded, read_yaml
+from lightning_softprompt.system.atomic_files import expand_home_in
+from lightning_softprompt.system.plain_yaml import guard_loader, read_yaml
 from lightning_softprompt.system.printable import one_line, printable
 
 OPTION = re.compile(r"Problem with given class_path '([\w.]+)':\s+Option '([\w.]+)' is not accepted")
@@ -99,12 +99,12 @@ def _adapt_with_nulls(value: Any, *args: Any, **kwargs: Any) -> Any:
 _typehints.adapt_class_type = _adapt_with_nulls
 
 
-_load_yaml = guarded(get_loader("yaml"))
+_load_yaml = guard_loader(get_loader("yaml"))
 
 
 def _load(text: str) -> Any:
     """The value of a config or option, with `~` at the start of paths in it replaced by the home folder."""
-    return home_in(_load_yaml(text))
+    return expand_home_in(_load_yaml(text))
 
 
 set_loader("yaml", _load, (yaml.YAMLError,))

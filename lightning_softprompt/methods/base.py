@@ -33,12 +33,12 @@ from lightning_softprompt.backbones.requirements import (
 from lightning_softprompt.backbones.skeleton import random_batch
 from lightning_softprompt.backbones.tokenization.codec import Codec
 from lightning_softprompt.checkpoints.class_names import check_class_names
-from lightning_softprompt.checkpoints.folding import same_for_all
-from lightning_softprompt.checkpoints.hyperparameters import keep_hyperparameters
-from lightning_softprompt.checkpoints.prompt_file import BACKBONE, SEED, check_backbone, identity
+from lightning_softprompt.checkpoints.folding import compute_shared_prompt
+from lightning_softprompt.checkpoints.hyperparameters import save_plain_hyperparameters
+from lightning_softprompt.checkpoints.prompt_file import BACKBONE, SEED, backbone_identity, check_backbone
 from lightning_softprompt.checkpoints.restore import load_module, load_tensors
 from lightning_softprompt.checkpoints.sizes import limit_build
-from lightning_softprompt.checkpoints.state_dict_hooks import leave_out_of_checkpoints
+from lightning_softprompt.checkpoints.state_dict_hooks import exclude_from_checkpoints
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.types import Batch, Classes, SoftPrompt
 from lightning_softprompt.distributed.sharding import (
@@ -117,7 +117,7 @@ class SoftPromptModule(LightningModule, ABC):
         super().__init__()
         if not 0 <= prompt_dropout < 1:
             raise ValueError(f"prompt_dropout must be from 0 to below 1, got {prompt_dropout}")
-        keep_hyperparameters(self, currentframe(), leave_out=["evaluation"])
+        save_plain_hyperparameters(self, currentframe(), leave_out=["evaluation"])
         self.spec = backbone or BackboneSpec()
         self.backbone: Backbone | None = None
         self.readout: Readout | None = None
@@ -135,7 +135,7 @@ class SoftPromptModule(LightningModule, ABC):
         self.penalty_weights = dict(penalty_weights or {})
         self.penalties = list(penalties or [])
         self.prompt_dropout = prompt_dropout
-        leave_out_of_checkpoints(self, "backbone")
+        exclude_from_checkpoints(self, "backbone")
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
@@ -251,7 +251,7 @@ class SoftPromptModule(LightningModule, ABC):
             ValueError: If rows get prompts of their own, or their embeddings are shifted.
         """
         training = self.training
-        prompt = same_for_all(self.eval().prompt, self.loaded, task)
+        prompt = compute_shared_prompt(self.eval().prompt, self.loaded, task)
         self.train(training)
         return prompt
 
@@ -485,7 +485,7 @@ class SoftPromptModule(LightningModule, ABC):
     @final
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Says which backbone the prompt belongs to, and which seed the run went by."""
-        checkpoint[BACKBONE] = identity(self.loaded)
+        checkpoint[BACKBONE] = backbone_identity(self.loaded)
         checkpoint[SEED] = torch.initial_seed()
 
     @final

@@ -18,7 +18,7 @@ from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.backbones.execution.context_cache import ContextCache
 from lightning_softprompt.backbones.prompted_lm import PromptedLM
 from lightning_softprompt.checkpoints.prompt_file import read_prompt, weights_identity
-from lightning_softprompt.checkpoints.restore import Restored, restored
+from lightning_softprompt.checkpoints.restore import LoadedMethod, load_method
 from lightning_softprompt.core.types import IGNORE, Batch
 from lightning_softprompt.objectives.base import Objective, Outcome
 from lightning_softprompt.objectives.by_task import ByTask
@@ -33,14 +33,14 @@ class Teacher:
         answers: What it said, by row.
     """
 
-    method: Restored
+    method: LoadedMethod
     answers: ContextCache
 
     @classmethod
     def of(cls, path: Path, backbone: Backbone, disk: int) -> Teacher:
         """That of a file."""
         saved = read_prompt(path)
-        method = restored(saved, path, backbone)
+        method = load_method(saved, path, backbone)
         method.requires_grad_(False)
         whose = digest(weights_identity(saved.tensors), saved.method, backbone.fingerprint(), backbone.spec.dtype)
         folder = user_cache_path("lightning-softprompt") / "teachers" / whose

@@ -11,7 +11,7 @@ from typing import Any, cast, final
 import torch
 
 from lightning_softprompt.checkpoints.prompt_file import read_prompt
-from lightning_softprompt.checkpoints.restore import restored
+from lightning_softprompt.checkpoints.restore import load_method
 from lightning_softprompt.core.template import Template
 from lightning_softprompt.core.types import Batch, Classes
 from lightning_softprompt.methods.base import SoftPromptModule
@@ -97,7 +97,7 @@ class PromptReranker(Reranker):
             ValueError: If it cannot be loaded, or was trained for something else.
         """
         path = Path(self.path).expanduser()
-        method = cast(SoftPromptModule, restored(read_prompt(path), path))
+        method = cast(SoftPromptModule, load_method(read_prompt(path), path))
         classes = method.classes
         if classes is None or self.relevant not in classes.words:
             told = "no classes" if classes is None else f"the classes {list(classes.names)}"

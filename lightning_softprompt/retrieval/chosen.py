@@ -10,7 +10,7 @@ from typing import Any
 from platformdirs import user_cache_path
 
 from lightning_softprompt.retrieval.search.settings import IndexSettings
-from lightning_softprompt.system.atomic_files import write_whole
+from lightning_softprompt.system.atomic_files import write_file
 
 _chosen: set[str] = set()  # in this process
 
@@ -21,7 +21,7 @@ def choose(name: str | None) -> None:
         return
     _chosen.add(name)
     try:
-        write_whole(_mark(name), name.encode())
+        write_file(_mark(name), name.encode())
     except OSError:  # without a cache that can be written, it is named again each time
         return
 

@@ -42,7 +42,7 @@ from lightning_softprompt.retrieval.search.bm25 import write_lexical
 from lightning_softprompt.retrieval.search.settings import IndexSettings
 from lightning_softprompt.retrieval.search.vectors import FileVectors, Vectors
 from lightning_softprompt.retrieval.vector_log import Track
-from lightning_softprompt.system.atomic_files import fill
+from lightning_softprompt.system.atomic_files import write_folder
 
 log = logging.getLogger(__name__)
 GENERATION, DRAFT = "generation-", ".draft-"
@@ -129,7 +129,9 @@ def _build(
     written: list[Manifest] = []
     start = Manifest(FORMAT, generation, collection, "", settings, 0, 0, 0, 0, installed(), {})
     try:
-        fill(place / generation, lambda draft: written.append(_write(draft, place, documents, start, earlier, track)))
+        write_folder(
+            place / generation, lambda draft: written.append(_write(draft, place, documents, start, earlier, track))
+        )
     except _UnchangedError:
         assert earlier, "nothing else can be unchanged"
         return earlier.manifest

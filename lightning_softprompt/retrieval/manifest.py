@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_softprompt.retrieval.search.settings import IndexSettings
-from lightning_softprompt.system.atomic_files import write_whole
+from lightning_softprompt.system.atomic_files import write_file
 
 NAME = "manifest.json"
 NAMED = re.compile(r"[\w-]*")
@@ -63,7 +63,7 @@ class Manifest:
     def write(self, folder: Path) -> None:
         """Makes an index be what this says, from one moment to the next."""
         content = json.loads(json.dumps(asdict(self)))
-        write_whole(folder / NAME, f"{json.dumps({**content, 'seal': _seal(content)}, indent=2)}\n".encode())
+        write_file(folder / NAME, f"{json.dumps({**content, 'seal': _seal(content)}, indent=2)}\n".encode())
 
 
 def read_manifest(folder: Path) -> Manifest:

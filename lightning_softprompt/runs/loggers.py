@@ -18,7 +18,7 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_softprompt.system.hosts import wandb as wandb_host
-from lightning_softprompt.system.atomic_files import write_whole
+from lightning_softprompt.system.atomic_files import write_file
 
 if TYPE_CHECKING:
     from wandb import Run
@@ -145,7 +145,7 @@ def _write(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, str]]
     writer = csv.DictWriter(table, fieldnames=columns)
     writer.writeheader()
     writer.writerows(rows)
-    write_whole(path, table.getvalue().encode())
+    write_file(path, table.getvalue().encode())
 
 
 class WandbRun(WandbLogger):

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 
 from lightning_softprompt.checkpoints.prompt_file import load_checkpoint
-from lightning_softprompt.system.atomic_files import write_whole
+from lightning_softprompt.system.atomic_files import write_file
 
 RECORD = "run.json"
 LAST = Path("checkpoints", "last.ckpt")
@@ -48,7 +48,7 @@ def note_start(folder: Path) -> None:
     before, now = read_record(folder), f"{datetime.now():%F %T}"
     identity = before.id if before.order and before.name == folder.name else secrets.token_hex(8)
     record = RunRecord(identity, folder.name, max(others, default=0) + 1, now)
-    write_whole(folder / RECORD, f"{json.dumps(asdict(record), indent=2)}\n".encode())
+    write_file(folder / RECORD, f"{json.dumps(asdict(record), indent=2)}\n".encode())
 
 
 def last_checkpoint(experiment: Path, name: str | None = None) -> Path | None:

@@ -15,7 +15,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning_softprompt.system.atomic_files import write_whole
+from lightning_softprompt.system.atomic_files import write_file
 
 log = logging.getLogger(__name__)
 Options = Mapping[str, Any]  # of a run command, without the dashes
@@ -199,7 +199,7 @@ class Step:
 
     def _write(self, metrics: Metrics | None) -> None:
         said = {"options": self._identity, "metrics": metrics}
-        write_whole(self.record, f"{json.dumps(said, indent=2)}\n".encode())
+        write_file(self.record, f"{json.dumps(said, indent=2)}\n".encode())
 
 
 def _read_record(path: Path) -> dict[str, Any]:

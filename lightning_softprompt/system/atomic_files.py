@@ -24,20 +24,20 @@ def expand_home(argv: Sequence[str]) -> list[str]:
     expanded = []
     for word in argv:
         option, sign, value = word.partition("=") if word.startswith("--") else ("", "", word)
-        expanded.append(f"{option}{sign}{home_in(value)}")
+        expanded.append(f"{option}{sign}{expand_home_in(value)}")
     return expanded
 
 
-def home_in(value: Any) -> Any:
+def expand_home_in(value: Any) -> Any:
     """Replaces `~` where a text in the value begins with it and may be a path; mappings and lists are searched."""
     if isinstance(value, str):
         return os.path.expanduser(value) if HOME.fullmatch(value) else value
     if isinstance(value, Mapping):
-        return {name: home_in(part) for name, part in value.items()}
-    return [home_in(part) for part in value] if isinstance(value, list) else value
+        return {name: expand_home_in(part) for name, part in value.items()}
+    return [expand_home_in(part) for part in value] if isinstance(value, list) else value
 
 
-def fill(folder: Path, write: Callable[[Path], None]) -> None:
+def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
     """Makes a folder by `write`, also where two processes make it at once or one is killed on the way."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     for stale in folder.parent.glob(".draft-*"):  # of a process that was killed
@@ -55,7 +55,7 @@ def fill(folder: Path, write: Callable[[Path], None]) -> None:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_file(path: Path, content: bytes) -> None:
     """Writes a file as a whole: a reader finds the old content or the new, never a part.
 
     Raises:
@@ -73,7 +73,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def usual_mode(path: Path) -> Iterator[None]:
+def default_permissions(path: Path) -> Iterator[None]:
     """Gives the file that is written within it the permissions of a newly created file, whatever its writer sets."""
     path.touch()
     mode = path.stat().st_mode
@@ -92,7 +92,7 @@ def write_if_possible(path: Path, write: Callable[[Path], None]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as draft:
             part = Path(draft) / f"part{path.suffix}"
-            with usual_mode(part):
+            with default_permissions(part):
                 write(part)
             os.replace(part, path)
     except OSError as error:

@@ -8,7 +8,7 @@ from typing import Any
 EXTRAS = {"bm25s": "rag", "faiss": "rag", "qdrant_client": "qdrant"}
 
 
-def needed(module: str) -> Any:
+def import_optional(module: str) -> Any:
     """A package of an extra.
 
     Raises:

@@ -12,7 +12,7 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import Any, TextIO
 
-from lightning_softprompt.system.atomic_files import write_whole
+from lightning_softprompt.system.atomic_files import write_file
 
 log = logging.getLogger(__name__)
 Identity = Mapping[str, Any]  # what must be the same for a file to be gone on with: plain values by name
@@ -23,7 +23,7 @@ PATIENCE = (
 )
 
 
-class UnfinishedFile:
+class PartialFile:
     """JSON lines of rows in a known order under the name `<path>.part`, beside `<path>.part.json`, their identity.
 
     Args:
@@ -54,7 +54,7 @@ class UnfinishedFile:
         if identity is not None and not self.part.exists():
             self._take_over(identity, earlier)
         file = self._locked()
-        rows, size = whole_lines(self.part, numbers)
+        rows, size = count_complete_lines(self.part, numbers)
         if rows and (reason := _foreign(self.part, identity)):
             self._keep(reason)
             file.close()
@@ -68,14 +68,14 @@ class UnfinishedFile:
     def finish(self) -> None:
         """Gives the file its name."""
         self.part.replace(self.path)
-        identity_of(self.part).unlink(missing_ok=True)
+        identity_path(self.part).unlink(missing_ok=True)
 
     def _take_over(self, identity: Identity, earlier: Sequence[Path]) -> None:
         for part in earlier:
             if _foreign(part, identity) is None and _is_free(part):
                 self._describe(identity)
                 part.replace(self.part)
-                identity_of(part).unlink()
+                identity_path(part).unlink()
                 log.info("%s was unfinished, and is now %s", part, self.part)
                 return
 
@@ -95,24 +95,24 @@ class UnfinishedFile:
 
     def _keep(self, reason: str) -> None:
         kept = next(p for n in count(1) if not (p := self.part.with_name(f"{self.part.name}.{n}")).exists())
-        if identity_of(self.part).exists():
-            identity_of(self.part).rename(identity_of(kept))
+        if identity_path(self.part).exists():
+            identity_path(self.part).rename(identity_path(kept))
         self.part.rename(kept)
         log.warning("%s is begun anew, and what it held kept as %s: %s", self.part, kept, reason)
 
     def _describe(self, identity: Identity | None) -> None:
         if identity is None:
-            identity_of(self.part).unlink(missing_ok=True)
+            identity_path(self.part).unlink(missing_ok=True)
         else:
-            write_whole(identity_of(self.part), f"{json.dumps(identity, indent=2, sort_keys=True)}\n".encode())
+            write_file(identity_path(self.part), f"{json.dumps(identity, indent=2, sort_keys=True)}\n".encode())
 
 
-def identity_of(part: Path) -> Path:
+def identity_path(part: Path) -> Path:
     """Where it stands what an unfinished file belongs to."""
     return part.with_name(f"{part.name}.json")
 
 
-def whole_lines(part: Path, numbers: Sequence[int] | None = None) -> tuple[int, int]:
+def count_complete_lines(part: Path, numbers: Sequence[int] | None = None) -> tuple[int, int]:
     """How many lines of an unfinished file are whole and in turn, and their bytes."""
     rows = size = 0
     with part.open("rb") as file:
@@ -135,9 +135,9 @@ def _foreign(part: Path, identity: Identity | None) -> str | None:
     if identity is None:
         return "only `softprompt predict` in a single process goes on with an unfinished file"
     try:
-        saved = dict(json.loads(identity_of(part).read_bytes()))
+        saved = dict(json.loads(identity_path(part).read_bytes()))
     except (OSError, ValueError, TypeError):
-        return f"{identity_of(part)}, which says what it belongs to, is missing or broken"
+        return f"{identity_path(part)}, which says what it belongs to, is missing or broken"
     here = json.loads(json.dumps(identity))
     changed = [name for name in sorted({*saved, *here}) if saved.get(name) != here.get(name)]
     told = [f"{name} was {_short(saved.get(name))} and is {_short(here.get(name))}" for name in changed]

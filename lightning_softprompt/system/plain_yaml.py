@@ -59,7 +59,7 @@ def load_yaml(text: str, name: str = "the YAML text") -> Any:
         raise ValueError(f"{name}: {error}") from error
 
 
-def guarded(load: Callable[[str], Any]) -> Callable[[str], Any]:
+def guard_loader(load: Callable[[str], Any]) -> Callable[[str], Any]:
     """A function that loads YAML, and refuses what would become huge before it does."""
 
     def load_small(text: str) -> Any:

@@ -24,7 +24,7 @@ def printable(text: object) -> str:
     >>> printable("a\x1b[2Jb\u202ec")
     'a\\u001b[2Jb\\u202ec'
     """
-    return HIDDEN.sub(_escaped, str(text))
+    return HIDDEN.sub(_escape, str(text))
 
 
 def one_line(text: object) -> str:
@@ -47,7 +47,7 @@ def html_text(text: object) -> str:
     return escape(printable(text))
 
 
-def _escaped(found: re.Match[str]) -> str:
+def _escape(found: re.Match[str]) -> str:
     code = ord(found[0])
     if code < 0x10000:
         return f"\\u{code:04x}"

@@ -16,7 +16,7 @@ ENTRY_POINTS = "lightning_softprompt.plugins"  # group in which an installed dis
 VARIABLE = "SOFTPROMPT_TRUST"  # keeps the modules for this process and for those that it starts
 
 
-def trusted_modules(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+def parse_trust_options(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """The modules that a command trusts, and its words without them.
 
     Raises:
@@ -38,7 +38,7 @@ def trusted_modules(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 @contextmanager
-def trusting(modules: Iterable[str]) -> Iterator[None]:
+def trust_modules(modules: Iterable[str]) -> Iterator[None]:
     """Within it, files may also name classes of these modules and of the modules inside them.
 
     Raises:

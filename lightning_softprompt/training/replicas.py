@@ -22,7 +22,7 @@ from lightning_softprompt.backbones.loading import load_backbone
 from lightning_softprompt.checkpoints.prompt_file import replica_numbers
 from lightning_softprompt.checkpoints.restore import load_module, load_tensors
 from lightning_softprompt.checkpoints.sizes import limit_build
-from lightning_softprompt.checkpoints.state_dict_hooks import leave_out_of_checkpoints
+from lightning_softprompt.checkpoints.state_dict_hooks import exclude_from_checkpoints
 from lightning_softprompt.core.types import Batch
 from lightning_softprompt.distributed.sharding import (
     global_loss_scale,
@@ -105,7 +105,7 @@ class Replicas(LightningModule):
         self.ensembles = nn.ModuleDict({s: deepcopy(e) for s, e in method.evaluations.items()} if several else {})
         self._streams: dict[int, tuple[Tensor, Tensor | None]] = {}
         for k in range(spec.count):
-            leave_out_of_checkpoints(self, f"replicas.{k}.backbone")
+            exclude_from_checkpoints(self, f"replicas.{k}.backbone")
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]

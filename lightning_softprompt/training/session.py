@@ -27,7 +27,7 @@ from lightning_softprompt.callbacks.reporting.predictions import PredictionTable
 from lightning_softprompt.callbacks.reporting.prompt_watch import PromptWatch
 from lightning_softprompt.callbacks.reporting.run_files import RunFiles
 from lightning_softprompt.callbacks.reporting.throughput import Throughput
-from lightning_softprompt.checkpoints.prompt_file import apart, read_prompt, write_prompt
+from lightning_softprompt.checkpoints.prompt_file import read_prompt, split_replicas, write_prompt
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.methods.base import SoftPromptModule
 from lightning_softprompt.runs.loggers import Summary, make_loggers
@@ -185,7 +185,7 @@ class Session:
         kind = "best prompt" if is_validated else "last prompt (no validation was run)"
         if isinstance(self.module, Replicas):
             del best["prompt"]
-            best = {name: apart(best[name])[number] for number, name in enumerate(best)}
+            best = {name: split_replicas(best[name])[number] for number, name in enumerate(best)}
         for name, prompt in best.items():
             write_prompt(self.folder / f"{name}.safetensors", prompt)
             log.info("the %s: %s", kind, self.folder / f"{name}.safetensors")

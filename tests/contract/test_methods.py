@@ -23,7 +23,7 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
 from lightning_softprompt.backbones.prompted_lm import PromptedLM
-from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, identity, load_checkpoint, write_prompt
+from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, backbone_identity, load_checkpoint, write_prompt
 from lightning_softprompt.cli.commands.fold import fold
 from lightning_softprompt.core.types import SoftPrompt
 from lightning_softprompt.evaluation.classification import ClassificationEvaluation
@@ -332,7 +332,7 @@ def test_folded_it_gives_the_same_logits_or_says_why_it_cannot(method, backbone,
         with pytest.raises(ValueError, match="cannot be folded"):
             module.fold()
         return
-    saved = SavedPrompt(module.state_dict(), identity(backbone), dict(module.hparams))
+    saved = SavedPrompt(module.state_dict(), backbone_identity(backbone), dict(module.hparams))
     write_prompt(tmp_path / "folded.safetensors", fold(module, saved))
     folded = Folded(path=str(tmp_path / "folded.safetensors"), backbone=backbone.spec)
     folded.attach(backbone)

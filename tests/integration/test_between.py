@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightning_softprompt.backbones.loading import load_backbone
-from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, identity, write_prompt
+from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, backbone_identity, write_prompt
 from lightning_softprompt.cli.commands import between
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.data.classification import ClassificationDataModule
@@ -31,7 +31,7 @@ def ends(tiny_folder, tmp_path, rows):
     paths = []
     for number, of in enumerate(tokens):
         paths.append(str(tmp_path / f"{number}.safetensors"))
-        write_prompt(tmp_path / f"{number}.safetensors", SavedPrompt({"tokens": of}, identity(backbone), {}))
+        write_prompt(tmp_path / f"{number}.safetensors", SavedPrompt({"tokens": of}, backbone_identity(backbone), {}))
     options = [
         f"--backbone.name={name}", "--model=PromptTuning", "--model.length=3", "--data=ClassificationDataModule",
         f"--data.path={folder}", f"--data.template={TEMPLATE}", f"--data.labels={json.dumps(LABELS)}",

@@ -10,7 +10,7 @@ from tiny import CLASSES, SEQ2SEQ, TEXTS, batch_of, real
 from torch.testing import assert_close
 
 from lightning_softprompt.backbones.prompted_lm import PromptedLM
-from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, identity, write_prompt
+from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, backbone_identity, write_prompt
 from lightning_softprompt.cli.commands.fold import fold
 from lightning_softprompt.methods import (
     ATTEMPT,
@@ -61,7 +61,7 @@ def kept(backbone, tmp_path):
 
     def kept(module, name="prompt"):
         path = tmp_path / f"{name}.safetensors"
-        write_prompt(path, SavedPrompt(module.state_dict(), identity(backbone), dict(module.hparams)))
+        write_prompt(path, SavedPrompt(module.state_dict(), backbone_identity(backbone), dict(module.hparams)))
         return str(path)
 
     return kept
@@ -171,7 +171,7 @@ def test_the_prompt_of_one_task_can_be_folded_with_its_head(made, backbone, kept
     module = shaken(made(MPT, tasks, length=3, readout=ClassHead))
     with pytest.raises(ValueError, match="do not say which of the tasks"):
         module.fold()
-    saved = SavedPrompt(module.state_dict(), identity(backbone), dict(module.hparams))
+    saved = SavedPrompt(module.state_dict(), backbone_identity(backbone), dict(module.hparams))
     with pytest.raises(ValueError, match=r"no task 'taste'; the prompt has \['mood', 'tone'\]"):
         fold(module, saved, "taste")
     write_prompt(tmp_path / "tone.safetensors", fold(module, saved, "tone"))

@@ -18,7 +18,7 @@ from tiny import CAUSAL, TEMPLATES, batch_of, encoded
 from torch.testing import assert_close
 
 from lightning_softprompt.backbones.prompted_lm import PromptedLM
-from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, identity, write_prompt
+from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, backbone_identity, write_prompt
 from lightning_softprompt.core.types import IGNORE, SoftPrompt
 from lightning_softprompt.methods import MPT, PrefixTuning, PTuning
 from lightning_softprompt.objectives.language_modeling import LanguageModeling
@@ -237,7 +237,7 @@ def test_multitask_prompts_start_from_sources_as_theirs(backbone, tmp_path, thei
     with torch.no_grad():
         for parameter in (source.shared, *source.u.values(), *source.v.values()):
             parameter.copy_(torch.randn_like(parameter))
-    write_prompt(path, SavedPrompt(source.state_dict(), identity(backbone), dict(source.hparams)))
+    write_prompt(path, SavedPrompt(source.state_dict(), backbone_identity(backbone), dict(source.hparams)))
     stacked = {
         "prompt_embeddings": source.shared.detach(),
         "prefix_task_cols": torch.stack([source.u[name].detach() for name in names]),

@@ -11,7 +11,7 @@ from transformers import AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
 from lightning_softprompt.backbones.kernels import quantized_linear
 from lightning_softprompt.backbones.loading import load_backbone
-from lightning_softprompt.checkpoints.prompt_file import check_backbone, identity
+from lightning_softprompt.checkpoints.prompt_file import backbone_identity, check_backbone
 from lightning_softprompt.cli.commands import doctor
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.types import SoftPrompt
@@ -146,15 +146,15 @@ def test_a_prompt_belongs_to_the_weights_as_they_are_held_unless_it_is_said_to_b
     full, held = load("llama"), load("llama", quantization=kind)
     assert load("llama", quantization=kind).fingerprint() == held.fingerprint() != full.fingerprint()
     with pytest.raises(ValueError, match=rf"--backbone.stands_for {full.fingerprint()}"):
-        check_backbone(identity(full), held, "a.ckpt")
+        check_backbone(backbone_identity(full), held, "a.ckpt")
     with pytest.raises(ValueError, match=f"held as {kind}"):
-        check_backbone(identity(held), full, "a.ckpt")
-    check_backbone(identity(held), held, "a.ckpt")
+        check_backbone(backbone_identity(held), full, "a.ckpt")
+    check_backbone(backbone_identity(held), held, "a.ckpt")
     other = load("llama", quantization=kind, stands_for=full.fingerprint())
-    check_backbone(identity(full), other, "a.ckpt")
-    check_backbone(identity(other), held, "a.ckpt")
-    with pytest.raises(ValueError, match="means nothing"):
-        check_backbone(identity(load("llama", seed=1)), other, "a.ckpt")
+    check_backbone(backbone_identity(full), other, "a.ckpt")
+    check_backbone(backbone_identity(other), held, "a.ckpt")
+    with pytest.raises(ValueError, match="only works with the backbone it was trained on"):
+        check_backbone(backbone_identity(load("llama", seed=1)), other, "a.ckpt")
 
 
 @kinds

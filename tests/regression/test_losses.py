@@ -18,7 +18,7 @@ import yaml
 from lightning.pytorch import Callback, Trainer
 from torch.utils.data import DataLoader
 
-from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, identity, write_prompt
+from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, backbone_identity, write_prompt
 from lightning_softprompt.cli.commands.configs import configs_folder
 from lightning_softprompt.cli.parser import Parser
 from lightning_softprompt.cli.plugins import import_plugins
@@ -89,7 +89,9 @@ def write_losses(losses):
 def test_losses_are_the_recorded_ones(path, family, load, classes, tmp_path):
     backbone = load(family)
     source = tmp_path / "source.safetensors"
-    write_prompt(source, SavedPrompt({"tokens": backbone.word_embeddings[5:8].clone()}, identity(backbone), {}))
+    write_prompt(
+        source, SavedPrompt({"tokens": backbone.word_embeddings[5:8].clone()}, backbone_identity(backbone), {})
+    )
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("it is a sad story about a dog that never ends well")
     config = yaml.safe_load(path.read_text())

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, identity, write_prompt
+from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, backbone_identity, write_prompt
 from lightning_softprompt.prompts.cross_model import FromAnchors, anchors
 from lightning_softprompt.prompts.init import embeddings_of
 
@@ -17,7 +17,7 @@ def prompt(load, tiny_folder, tmp_path):
     """The folder of another backbone, and the file of soft tokens that are words of it."""
     source, path = load("llama", seed=1), tmp_path / "prompt.safetensors"
     tokens = embeddings_of(source, torch.tensor(source.codec.ids(WORDS)))
-    write_prompt(path, SavedPrompt({"tokens": tokens}, identity(source), {}))
+    write_prompt(path, SavedPrompt({"tokens": tokens}, backbone_identity(source), {}))
     return str(tiny_folder("llama", 1)), path
 
 

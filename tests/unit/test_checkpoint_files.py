@@ -11,16 +11,16 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from lightning_softprompt.checkpoints import prompt_file
-from lightning_softprompt.checkpoints.atomic_io import WholeCheckpoints
+from lightning_softprompt.checkpoints.atomic_io import AtomicCheckpointIO
 from lightning_softprompt.checkpoints.library import Library
 from lightning_softprompt.checkpoints.prompt_file import (
     SavedPrompt,
+    backbone_identity,
     check_backbone,
-    identity,
     read_prompt,
     write_prompt,
 )
-from lightning_softprompt.checkpoints.restore import restored
+from lightning_softprompt.checkpoints.restore import load_method
 
 FAMILIES = ("llama",)
 METHOD = {"class_path": "lightning_softprompt.methods.PromptTuning", "init_args": {"length": 3}}
@@ -28,7 +28,7 @@ METHOD = {"class_path": "lightning_softprompt.methods.PromptTuning", "init_args"
 
 @pytest.fixture
 def prompt(backbone):
-    return SavedPrompt({"tokens": torch.randn(3, 32), "scale": torch.ones(())}, identity(backbone), METHOD)
+    return SavedPrompt({"tokens": torch.randn(3, 32), "scale": torch.ones(())}, backbone_identity(backbone), METHOD)
 
 
 @pytest.fixture
@@ -144,11 +144,11 @@ def test_checkpoints_of_others_are_told_as_such(tmp_path, value):
 
 
 def test_a_prompt_is_bound_to_its_weights_and_not_to_their_name(backbone, load, tmp_path):
-    saved = identity(backbone)
+    saved = backbone_identity(backbone)
     check_backbone({**saved, "name": "somewhere else"}, backbone, "p")
     check_backbone(saved, load("llama", dtype="bfloat16"), "p")
     other = load("llama", seed=1)
-    with pytest.raises(ValueError, match=r"p was trained on .* set backbone\.name") as error:
+    with pytest.raises(ValueError, match=r"p was trained on .* set --backbone\.name") as error:
         check_backbone(saved, other, "p")
     assert saved["fingerprint"] in str(error.value)
     assert other.fingerprint() in str(error.value)
@@ -208,7 +208,9 @@ def test_a_header_that_claims_too_much_is_refused(tmp_path, said):
         read_prompt(tmp_path / "p.safetensors")
 
 
-@pytest.mark.parametrize("kind", ["subprocess.Popen", "os.mkdir", "lightning_softprompt.system.atomic_files.fill"])
+@pytest.mark.parametrize(
+    "kind", ["subprocess.Popen", "os.mkdir", "lightning_softprompt.system.atomic_files.write_folder"]
+)
 @pytest.mark.parametrize("where", ["method", "optimizer", "init"])
 def test_a_file_cannot_name_what_is_run(prompt, backbone, tmp_path, kind, where):
     attack = {
@@ -219,7 +221,7 @@ def test_a_file_cannot_name_what_is_run(prompt, backbone, tmp_path, kind, where)
     given = {**attack["init_args"], "_class_path": kind} if where == "method" else {**method, where: attack}
     write_prompt(tmp_path / "p.safetensors", SavedPrompt(prompt.tensors, prompt.backbone, given))
     with pytest.raises(ValueError, match=r"p\.safetensors cannot be loaded: .*which is not a plug-in"):
-        restored(read_prompt(tmp_path / "p.safetensors"), tmp_path / "p.safetensors", backbone)
+        load_method(read_prompt(tmp_path / "p.safetensors"), tmp_path / "p.safetensors", backbone)
     assert not (tmp_path / "made").exists()
 
 
@@ -235,7 +237,7 @@ def test_names_of_tensors_are_no_paths(prompt, backbone, tmp_path):
     given = {"_class_path": "lightning_softprompt.methods.PromptTuning", "length": 3}
     write_prompt(tmp_path / "p.safetensors", SavedPrompt(tensors, prompt.backbone, given))
     with pytest.raises(ValueError, match=r"p\.safetensors holds other tensors.*Unexpected key"):
-        restored(read_prompt(tmp_path / "p.safetensors"), tmp_path / "p.safetensors", backbone)
+        load_method(read_prompt(tmp_path / "p.safetensors"), tmp_path / "p.safetensors", backbone)
 
 
 def test_a_disk_that_is_full_leaves_the_last_checkpoint(checkpoint, monkeypatch):
@@ -248,10 +250,10 @@ def test_a_disk_that_is_full_leaves_the_last_checkpoint(checkpoint, monkeypatch)
     with monkeypatch.context() as patched:
         patched.setattr(torch, "save", full)
         with pytest.raises(OSError, match="no space left"):
-            WholeCheckpoints().save_checkpoint({"a": 1}, checkpoint)
+            AtomicCheckpointIO().save_checkpoint({"a": 1}, checkpoint)
     assert checkpoint.read_bytes() == before
     assert [p.name for p in checkpoint.parent.iterdir()] == [checkpoint.name]
-    WholeCheckpoints().save_checkpoint({"a": torch.ones(3)}, checkpoint.parent / "new" / "run.ckpt")
+    AtomicCheckpointIO().save_checkpoint({"a": torch.ones(3)}, checkpoint.parent / "new" / "run.ckpt")
     assert torch.equal(torch.load(checkpoint.parent / "new" / "run.ckpt", weights_only=True)["a"], torch.ones(3))
 
 

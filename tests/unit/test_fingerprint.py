@@ -16,7 +16,7 @@ from lightning_softprompt.backbones import fingerprint as module
 from lightning_softprompt.backbones import loading as loading
 from lightning_softprompt.backbones.causal import CausalBackbone
 from lightning_softprompt.backbones.loading import load_backbone
-from lightning_softprompt.checkpoints.prompt_file import check_backbone, identity
+from lightning_softprompt.checkpoints.prompt_file import backbone_identity, check_backbone
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 
 
@@ -75,7 +75,7 @@ def add_normalizer(rules):
 
 @pytest.mark.parametrize("change", [swap_words, add_normalizer])
 def test_the_tokenizer_counts(folder, change):
-    before = identity(load(folder))
+    before = backbone_identity(load(folder))
     path = folder / "tokenizer.json"
     rules = json.loads(path.read_text())
     change(rules)

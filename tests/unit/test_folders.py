@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from lightning_softprompt.system.atomic_files import fill, usual_mode, write_whole
+from lightning_softprompt.system.atomic_files import default_permissions, write_file, write_folder
 
 
 def test_a_folder_appears_when_all_of_it_is_written(tmp_path):
@@ -13,14 +13,14 @@ def test_a_folder_appears_when_all_of_it_is_written(tmp_path):
         assert not (tmp_path / "made").exists()
         (folder / "file").write_text("whole")
 
-    fill(tmp_path / "made", write)
+    write_folder(tmp_path / "made", write)
     assert (tmp_path / "made" / "file").read_text() == "whole"
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
 
 
 def test_a_folder_has_the_usual_permissions(tmp_path):
     (tmp_path / "usual").mkdir()
-    fill(tmp_path / "made", lambda folder: None)
+    write_folder(tmp_path / "made", lambda folder: None)
     assert (tmp_path / "made").stat().st_mode == (tmp_path / "usual").stat().st_mode
 
 
@@ -30,7 +30,7 @@ def test_what_fails_on_the_way_leaves_nothing(tmp_path):
         raise ValueError("broken off")
 
     with pytest.raises(ValueError, match="broken off"):
-        fill(tmp_path / "made", write)
+        write_folder(tmp_path / "made", write)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -40,7 +40,7 @@ def test_a_faster_process_wins(tmp_path):
         (tmp_path / "made" / "file").write_text("theirs")
         (folder / "file").write_text("ours")
 
-    fill(tmp_path / "made", write)
+    write_folder(tmp_path / "made", write)
     assert (tmp_path / "made" / "file").read_text() == "theirs"
 
 
@@ -48,7 +48,7 @@ def test_drafts_of_killed_processes_are_cleared_away_but_not_those_under_way(tmp
     for name, age in {".draft-old": 7200, ".draft-new": 5}.items():
         (tmp_path / name).mkdir()
         os.utime(tmp_path / name, (time.time() - age,) * 2)
-    fill(tmp_path / "made", lambda folder: None)
+    write_folder(tmp_path / "made", lambda folder: None)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".draft-new", "made"]
 
 
@@ -56,7 +56,7 @@ def test_drafts_of_killed_processes_are_cleared_away_but_not_those_under_way(tmp
 def test_a_file_has_the_permissions_that_the_user_gives_to_new_files(tmp_path, umask):
     before = os.umask(umask)
     try:
-        with usual_mode(tmp_path / "made"):
+        with default_permissions(tmp_path / "made"):
             (tmp_path / "made").chmod(0o600)
     finally:
         os.umask(before)
@@ -65,7 +65,7 @@ def test_a_file_has_the_permissions_that_the_user_gives_to_new_files(tmp_path, u
 
 def test_a_file_that_cannot_be_written_is_named_and_the_old_one_stays(tmp_path, monkeypatch):
     path = tmp_path / "metrics.json"
-    write_whole(path, b"old")
+    write_file(path, b"old")
 
     def fail(part, content):
         part.touch()
@@ -73,6 +73,6 @@ def test_a_file_that_cannot_be_written_is_named_and_the_old_one_stays(tmp_path, 
 
     monkeypatch.setattr("pathlib.Path.write_bytes", fail)
     with pytest.raises(OSError, match=r"No space left on device: '.*metrics\.json'"):
-        write_whole(path, b"new")
+        write_file(path, b"new")
     assert path.read_text() == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.json"]

@@ -20,7 +20,7 @@ from lightning import LightningModule
 
 from lightning_softprompt import __main__ as command
 from lightning_softprompt.checkpoints.prompt_file import read_prompt
-from lightning_softprompt.checkpoints.restore import restored
+from lightning_softprompt.checkpoints.restore import load_method
 from lightning_softprompt.cli import app
 from lightning_softprompt.data.readers.sources import DataError, read_rows
 from lightning_softprompt.data.readers.text_files import read_text_file
@@ -46,7 +46,7 @@ def corpus(load, tmp_path_factory):
 
 
 def open_prompt(path, backbone):
-    restored(read_prompt(path), path, backbone)
+    load_method(read_prompt(path), path, backbone)
 
 
 def open_checkpoint(path, backbone):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, load_checkpoint, read_prompt, write_prompt
-from lightning_softprompt.checkpoints.restore import restored
+from lightning_softprompt.checkpoints.restore import load_method
 
 FAMILIES = ("llama",)
 METHOD = {"_class_path": "lightning_softprompt.methods.PromptTuning", "length": 3}
@@ -146,7 +146,7 @@ METHODS = st.dictionaries(
     | st.sampled_from(["os.system", "lightning_softprompt.methods.PromptTuning", "builtins.exec", ".."])
     | st.fixed_dictionaries({
         "class_path": st.sampled_from(["os.mkdir", "subprocess.Popen",
-                                       "lightning_softprompt.system.atomic_files.write_whole",
+                                       "lightning_softprompt.system.atomic_files.write_file",
                                        "lightning_softprompt.prompts.init.Uniform", "shutil.rmtree"]),
         "init_args": st.dictionaries(st.sampled_from(["path", "args", "name", "content"]), VALUES, max_size=2),
     }), max_size=4,
@@ -156,14 +156,14 @@ METHODS = st.dictionaries(
 def test_a_method_of_anything_is_built_right_or_refused_by_name(whole, backbone, tmp_path):
     saved, _ = whole
     path = tmp_path / "p.safetensors"
-    restored(saved, path, backbone)  # whatever is imported and kept for later calls, is now
+    load_method(saved, path, backbone)  # whatever is imported and kept for later calls, is now
 
     @fuzz(40)
     @given(METHODS)
     def check(method):
         with nothing_happens():
             try:
-                made = restored(SavedPrompt(saved.tensors, saved.backbone, {**METHOD, **method}), path, backbone)
+                made = load_method(SavedPrompt(saved.tensors, saved.backbone, {**METHOD, **method}), path, backbone)
             except ValueError as error:
                 assert str(path) in str(error)  # noqa: PT017
             else:

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, identity, write_prompt
+from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, backbone_identity, write_prompt
 from lightning_softprompt.methods import PromptTuning
 from lightning_softprompt.prompts.init import (
     ClassLabels,
@@ -92,7 +92,7 @@ def test_labels_may_fill_the_prompt(backbone, length):
 
 def test_a_trained_prompt_starts_another(backbone, load, family, tmp_path):
     tokens, file = torch.randn(3, backbone.hidden_size), tmp_path / "prompt.safetensors"
-    write_prompt(file, SavedPrompt({"tokens": tokens.bfloat16()}, identity(backbone), {}))
+    write_prompt(file, SavedPrompt({"tokens": tokens.bfloat16()}, backbone_identity(backbone), {}))
     start = FromCheckpoint(str(file))(backbone, 3)
     assert torch.equal(start, tokens.bfloat16().float())
     with pytest.raises(ValueError, match="set length to 3"):

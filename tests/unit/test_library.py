@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from lightning_softprompt.checkpoints.library import Library, soft_tokens
-from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, identity, read_prompt, write_prompt
+from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, backbone_identity, read_prompt, write_prompt
 from lightning_softprompt.cli.commands import library
 from lightning_softprompt.methods import MPT, DePT, PromptTuning, ResidualPromptTuning
 from lightning_softprompt.prompts.from_checkpoints import FromCheckpoints, FromLibrary
@@ -30,7 +30,7 @@ def kept(backbone, tmp_path):
     def kept(name, tokens, key="tokens", backbone=backbone):
         path = tmp_path / f"{name}.safetensors"
         method = {"_class_path": "lightning_softprompt.methods.input_prompts.prompt_tuning.PromptTuning"}
-        write_prompt(path, SavedPrompt({key: tokens}, identity(backbone), method))
+        write_prompt(path, SavedPrompt({key: tokens}, backbone_identity(backbone), method))
         return path
 
     return kept
@@ -79,7 +79,7 @@ def test_what_has_no_plain_soft_tokens_is_refused_with_the_way_out(backbone, tmp
         module = cls(length=LENGTH, backbone=backbone.spec)
         module.attach(backbone)
         path = tmp_path / "other.safetensors"
-        write_prompt(path, SavedPrompt(module.state_dict(), identity(backbone), dict(module.hparams)))
+        write_prompt(path, SavedPrompt(module.state_dict(), backbone_identity(backbone), dict(module.hparams)))
         with pytest.raises(ValueError, match=r"more than soft tokens, .* fold it first"):
             made.add("other", path)
     assert made.names == []
@@ -100,7 +100,7 @@ def test_shared_and_folded_soft_tokens_are_found(backbone, kept, tmp_path):
     assert_close(soft_tokens(read_prompt(folded), folded), tokens)
     module = MPT(length=LENGTH, backbone=backbone.spec, classes_by_task={"a": None, "b": None})
     module.attach(backbone)
-    saved = SavedPrompt(module.state_dict(), identity(backbone), {})
+    saved = SavedPrompt(module.state_dict(), backbone_identity(backbone), {})
     assert_close(soft_tokens(saved, tmp_path), module.shared.detach())
 
 

@@ -98,7 +98,7 @@ def test_a_new_column_loses_no_row_even_where_the_disk_is_full(tmp_path, monkeyp
 
     logger.log_metrics({"val/loss": 1.0}, step=1)
     with monkeypatch.context() as patched:
-        patched.setattr(loggers, "write_whole", full)
+        patched.setattr(loggers, "write_file", full)
         with pytest.raises(OSError, match="no space left"):
             logger.save()
     assert (tmp_path / "metrics.csv").read_bytes() == before

@@ -7,7 +7,7 @@ from lightning.pytorch import LightningModule, Trainer
 from tiny import CLASSES, batch_of
 from torch.optim import SGD, AdamW
 
-from lightning_softprompt.checkpoints.hyperparameters import plain
+from lightning_softprompt.checkpoints.hyperparameters import to_plain
 from lightning_softprompt.checkpoints.prompt_file import load_checkpoint
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.methods import PromptTuning
@@ -26,7 +26,7 @@ LOADERS = pytest.mark.parametrize("cls", [SoftPromptModule, PromptTuning, Lightn
 
 @pytest.mark.parametrize("value", [None, True, 3, 0.5, "text", [1, [2]], {"a": {"b": None}}])
 def test_plain_values_stay(value):
-    assert plain(value) == value
+    assert to_plain(value) == value
 
 
 @pytest.mark.parametrize(
@@ -45,13 +45,13 @@ def test_plain_values_stay(value):
     ],
 )
 def test_objects_are_written_as_a_config_writes_them(value, written):
-    assert plain(value) == written
+    assert to_plain(value) == written
 
 
 @pytest.mark.parametrize("value", [lambda p: AdamW(p, lr=0.1), object(), torch.ones(2), partial(lambda p: p)])
 def test_what_a_config_cannot_write_is_an_error_that_says_what_can(value):
     with pytest.raises(ValueError, match=r"pass a class or functools\.partial\(AdamW, lr=0.1\) instead of a lambda"):
-        plain([value])
+        to_plain([value])
 
 
 def test_a_module_made_with_a_lambda_is_an_error_at_once():
@@ -136,7 +136,7 @@ def test_without_an_optimizer_prompts_get_a_high_rate_and_no_decay(saved):
 def test_hyper_parameters_are_plain_values(saved):
     _, path = saved(length=2, readout=LabelWords, classes=CLASSES, init=Normal(), optimizer=partial(SGD, lr=0.3))
     values = load_checkpoint(path)["hyper_parameters"]  # unpickles no class
-    assert plain(dict(values)) == dict(values)
+    assert to_plain(dict(values)) == dict(values)
     assert "evaluation" not in values
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from lightning_softprompt.callbacks.reporting.record_lines import RecordLines, UnwritableError
 from lightning_softprompt.system import partial_file
-from lightning_softprompt.system.partial_file import UnfinishedFile, identity_of, whole_lines
+from lightning_softprompt.system.partial_file import PartialFile, count_complete_lines, identity_path
 
 ALONE = SimpleNamespace(is_global_zero=True, world_size=1)
 IDENTITY = {"rows": "a", "settings": 0.1}
@@ -44,7 +44,7 @@ def left(part, content, identity=IDENTITY):
     part.parent.mkdir(parents=True, exist_ok=True)
     part.write_bytes(content)
     if identity is not None:
-        identity_of(part).write_text(json.dumps(identity))
+        identity_path(part).write_text(json.dumps(identity))
     return part
 
 
@@ -94,7 +94,7 @@ def test_rows_may_have_the_numbers_of_their_source(path, part):
 def test_a_file_that_does_not_say_what_it_belongs_to_is_kept(path, part, caplog, label):
     left(part, text(0, 1), None)
     if label is not None:
-        identity_of(part).write_bytes(label)
+        identity_path(part).write_bytes(label)
     _, first = opened(path)
     assert first == 0
     assert part.with_name(f"{part.name}.1").read_bytes() == text(0, 1)
@@ -107,9 +107,9 @@ def test_what_is_kept_replaces_nothing_that_was_kept_before(path, part):
         assert first == 0
         lines.add(ALONE, records(*range(number + 1)))
         lines.leave()
-    assert [whole_lines(part.with_name(f"{part.name}.{n}"))[0] for n in (1, 2)] == [1, 2]
-    assert json.loads(identity_of(part.with_name(f"{part.name}.2")).read_text()) == {"rows": "1"}
-    assert whole_lines(part)[0] == 3
+    assert [count_complete_lines(part.with_name(f"{part.name}.{n}"))[0] for n in (1, 2)] == [1, 2]
+    assert json.loads(identity_path(part.with_name(f"{part.name}.2")).read_text()) == {"rows": "1"}
+    assert count_complete_lines(part)[0] == 3
 
 
 def test_several_processes_begin_anew_and_say_so(path, part, caplog):
@@ -118,7 +118,7 @@ def test_several_processes_begin_anew_and_say_so(path, part, caplog):
     assert first == 0
     assert "in a single process" in caplog.text
     assert part.with_name(f"{part.name}.1").read_bytes() == text(0, 1)
-    assert not identity_of(part).exists()
+    assert not identity_path(part).exists()
     lines.leave()
 
 
@@ -153,7 +153,7 @@ def test_the_newest_file_of_the_same_run_that_nobody_writes_is_taken_over(tmp_pa
     lines, first = opened(path, earlier=earlier)
     assert first == 3
     assert [part.exists() for part in earlier] == [False, True, True, False, True]
-    assert not identity_of(mine).exists()
+    assert not identity_path(mine).exists()
     lines.leave()
     held.leave()
 
@@ -187,7 +187,7 @@ class FullDisk(io.StringIO):
 @pytest.mark.parametrize(("identity", "way_out"), [(IDENTITY, "the same command again"), (None, "run it again")])
 def test_a_full_disk_is_told_with_file_row_and_way_out(path, part, monkeypatch, identity, way_out):
     file = FullDisk(part, 3)
-    monkeypatch.setattr(UnfinishedFile, "open", lambda *_: (file, 0))
+    monkeypatch.setattr(PartialFile, "open", lambda *_: (file, 0))
     lines, _ = opened(path, identity)
     lines.add(ALONE, records(0, 1))
     wanted = (

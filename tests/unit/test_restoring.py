@@ -14,7 +14,7 @@ from lightning import LightningModule, Trainer
 
 from lightning_softprompt import __main__ as command
 from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, read_prompt, write_prompt
-from lightning_softprompt.checkpoints.restore import restored
+from lightning_softprompt.checkpoints.restore import load_method
 from lightning_softprompt.cli import app
 from lightning_softprompt.cli.run_config import read_run_config
 from lightning_softprompt.methods import Folded, PromptBank, PromptTuning
@@ -76,7 +76,7 @@ def module_nearby(tmp_path, monkeypatch):
 
 NAMES = [
     "os.system", "subprocess.getoutput", "subprocess.Popen", "builtins.exec", "shutil.rmtree", "torch.hub.load",
-    "torch.load", "torch.optim.lr_scheduler.partial", "lightning_softprompt.system.atomic_files.write_whole",
+    "torch.load", "torch.optim.lr_scheduler.partial", "lightning_softprompt.system.atomic_files.write_file",
     "lightning_softprompt.checkpoints.prompt_file.read_prompt", "lightning_softprompt.prompts.init.rms",
     "lightning_softprompt.methods.trained.folded.read_prompt",
     "lightning_softprompt.callbacks.reporting.predictions.PredictionWriter",
@@ -91,7 +91,7 @@ def test_a_file_names_no_class_that_is_not_registered(write, backbone, module_ne
     path = write(**{place: value})
     before = set(sys.modules)
     with nothing_happens(), pytest.raises(ValueError, match=r"p\.safetensors cannot be loaded"):
-        restored(read_prompt(path), path, backbone)
+        load_method(read_prompt(path), path, backbone)
     assert not set(sys.modules) - before
 
 
@@ -105,13 +105,13 @@ def test_a_file_names_no_class_that_is_not_registered(write, backbone, module_ne
 def test_a_readout_is_a_registered_class_with_plain_arguments(write, backbone, value):
     path = write(readout=value)
     with nothing_happens(), pytest.raises(ValueError, match=r"p\.safetensors cannot be loaded: readout"):
-        restored(read_prompt(path), path, backbone)
+        load_method(read_prompt(path), path, backbone)
 
 
 def doors(path, backbone):
     """Every way to read a method from a file."""
     return {
-        "restored": lambda: restored(read_prompt(path), path),
+        "restored": lambda: load_method(read_prompt(path), path),
         "fold": lambda: raise_for(command.main(["fold", str(path)])),
         "bank": lambda: PromptBank({"a": str(path)}, backbone=backbone.spec).attach(backbone),
         "teacher": lambda: Teacher.of(path, backbone, 0),
@@ -165,7 +165,7 @@ def test_neither_optimizer_nor_schedule_is_built_for_inference(write, backbone, 
     strange = {"class_path": "bitsandbytes.optim.AdamW8bit", "init_args": {"lr": 0.1}}
     path = write(optimizer=strange, scheduler={"class_path": "nearby.Schedule"})
     before = set(sys.modules)
-    method = restored(read_prompt(path), path, backbone)
+    method = load_method(read_prompt(path), path, backbone)
     assert not {name for name in set(sys.modules) - before if name.startswith(("bitsandbytes", "nearby"))}
     assert "optimizer" not in method.hparams or method.hparams["optimizer"] is None
 
@@ -173,9 +173,9 @@ def test_neither_optimizer_nor_schedule_is_built_for_inference(write, backbone, 
 def test_a_module_is_used_once_the_user_trusts_it(write, backbone, module_nearby, capsys):
     path = write(init={"class_path": "nearby.Ones", "init_args": {}})
     with pytest.raises(ValueError, match=r"names 'nearby\.Ones', .* give --trust nearby"):
-        restored(read_prompt(path), path, backbone)
+        load_method(read_prompt(path), path, backbone)
     assert "nearby" not in sys.modules
-    assert type(restored(read_prompt(path), path, backbone, trust=["nearby"]).init).__name__ == "Ones"
+    assert type(load_method(read_prompt(path), path, backbone, trust=["nearby"]).init).__name__ == "Ones"
     assert command.main(["fold", str(path)]) == 2
     assert command.main(["fold", str(path), "--trust", "nearby"]) == 0
     assert command.main(["fold", "--trust=nearby", str(path)]) == 0
@@ -185,12 +185,12 @@ def test_a_module_is_used_once_the_user_trusts_it(write, backbone, module_nearby
 def test_a_trusted_module_still_lends_no_functions(write, backbone, module_nearby):
     path = write(readout={"class_path": "nearby.call", "init_args": {}})
     with pytest.raises(ValueError, match=r"nearby\.call, which is not a class"):
-        restored(read_prompt(path), path, backbone, trust=["nearby"])
+        load_method(read_prompt(path), path, backbone, trust=["nearby"])
 
 
 @pytest.mark.parametrize("module", ["os", "subprocess.x", "a-b", "", "builtins"])
 def test_the_standard_library_is_never_trusted(module):
-    with pytest.raises(ValueError, match="--trust expects"), trust.trusting([module]):
+    with pytest.raises(ValueError, match="--trust expects"), trust.trust_modules([module]):
         pass
 
 
@@ -198,7 +198,7 @@ def test_an_installed_distribution_registers_its_modules(write, backbone, module
     entry = metadata.EntryPoint("mine", "nearby", "lightning_softprompt.plugins")
     monkeypatch.setattr(trust, "_of_distributions", lambda: (entry.module,))
     path = write(init={"class_path": "nearby.Ones"})
-    assert type(restored(read_prompt(path), path, backbone).init).__name__ == "Ones"
+    assert type(load_method(read_prompt(path), path, backbone).init).__name__ == "Ones"
 
 
 class Mine(SoftPromptModule):
@@ -227,7 +227,7 @@ def test_the_fingerprint_is_compared_before_anything_is_built(write, backbone, l
     path = write()
     monkeypatch.setattr(PromptTuning, "__init__", lambda *_, **__: pytest.fail("built"))
     with pytest.raises(ValueError, match=r"p\.safetensors was trained on"):
-        restored(read_prompt(path), path, load("llama", seed=1))
+        load_method(read_prompt(path), path, load("llama", seed=1))
 
 
 CALLBACK = {"class_path": "lightning.pytorch.callbacks.LambdaCallback", "init_args": {"setup": CALL}}

@@ -9,7 +9,7 @@ import torch
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.runs.run_record import LAST, note_start
 from lightning_softprompt.runs.run_spec import RunSpec, new_name, refuse_used
-from lightning_softprompt.system.atomic_files import expand_home, home_in
+from lightning_softprompt.system.atomic_files import expand_home, expand_home_in
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def test_a_tilde_is_the_home_folder(monkeypatch, tmp_path):
 def test_a_tilde_within_options_and_configs_is_the_home_folder_but_not_in_text(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     given = {"init_args": {"path": "~/a b.ckpt", "paths": ["~", "x~/y"]}, "template": "~/{text} {target}"}
-    assert home_in(given) == {
+    assert expand_home_in(given) == {
         "init_args": {"path": f"{tmp_path}/a b.ckpt", "paths": [str(tmp_path), "x~/y"]},
         "template": "~/{text} {target}",
     }

@@ -2,13 +2,13 @@
 
 import pytest
 
-from lightning_softprompt.checkpoints.hyperparameters import plain
+from lightning_softprompt.checkpoints.hyperparameters import to_plain
 from lightning_softprompt.core.types import Classes
 from lightning_softprompt.data.saved_classes import fill_classes, lacks_classes
 
 OPTIONS = {"Texts": "labels", "Tags": "tags"}
-SPOKEN = plain(Classes({"a": [" good", " great"], "b": [" bad"]}, "{text} it was {target}"))
-UNSPOKEN = plain(Classes({"O": (), "B": ()}))
+SPOKEN = to_plain(Classes({"a": [" good", " great"], "b": [" bad"]}, "{text} it was {target}"))
+UNSPOKEN = to_plain(Classes({"O": (), "B": ()}))
 
 
 def data(kind, **arguments):

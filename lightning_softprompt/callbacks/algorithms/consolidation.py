@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from lightning_softprompt.checkpoints.prompt_file import (
     SavedPrompt,
-    identity,
+    backbone_identity,
     load_checkpoint,
     read_prompt,
     write_prompt,
@@ -113,7 +113,7 @@ class Consolidation(Callback, ABC):
         total = {name: t + self.importance[name].to(t) if self.importance else t for name, t in measured.items()}
         tensors = {f"importance/{name}": t for name, t in total.items()}
         tensors |= {f"anchor/{name}": t for name, t in anchor.items()}
-        self.left = SavedPrompt(tensors, identity(module.loaded), {"_class_path": type(self).__name__})
+        self.left = SavedPrompt(tensors, backbone_identity(module.loaded), {"_class_path": type(self).__name__})
         module.load_state_dict(last)
         self.load_state_dict(observed)
 

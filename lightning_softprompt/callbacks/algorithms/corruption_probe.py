@@ -14,7 +14,7 @@ from torch import Tensor, distributed
 from lightning_softprompt.core.types import Batch
 from lightning_softprompt.objectives.penalties import labelled, replaced, rescaled, right, soft_tokens
 from lightning_softprompt.runs.run_spec import last_folder
-from lightning_softprompt.system.atomic_files import write_whole
+from lightning_softprompt.system.atomic_files import write_file
 
 
 class CorruptionProbe(Callback):
@@ -71,9 +71,9 @@ class CorruptionProbe(Callback):
             "corruption": self.corruption, "accuracy": whole, "rows": rows, "positions": len(low),
             "low_norm_positions": sum(low), "by_strength": named,
         }  # fmt: skip
-        write_whole(last_folder() / "low_norm.json", f"{json.dumps(report, indent=1)}\n".encode())
+        write_file(last_folder() / "low_norm.json", f"{json.dumps(report, indent=1)}\n".encode())
         image = drawn(by_strength, whole, [f"{self.corruption} {strength}" for strength in self.strengths])
-        write_whole(last_folder() / "plots" / "low_norm.png", image)
+        write_file(last_folder() / "plots" / "low_norm.png", image)
 
 
 def drawn(accuracies: Sequence[Sequence[float]], whole: float, names: Sequence[str]) -> bytes:

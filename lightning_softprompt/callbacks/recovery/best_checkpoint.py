@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_softprompt.checkpoints.prompt_file import load_checkpoint
-from lightning_softprompt.system.atomic_files import write_whole
+from lightning_softprompt.system.atomic_files import write_file
 
 log = logging.getLogger(__name__)
 
@@ -86,4 +86,4 @@ def _is_same(one: Path, other: Path) -> bool:
 @rank_zero_only
 def _copy(source: Path, target: Path) -> None:
     log.info("%s is copied to %s", source, target)
-    write_whole(target, source.read_bytes())
+    write_file(target, source.read_bytes())

@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
-from lightning_softprompt.system.atomic_files import write_whole
+from lightning_softprompt.system.atomic_files import write_file
 
 
 class FinalCheckpoint(Checkpoint):
@@ -70,7 +70,7 @@ class FinalCheckpoint(Checkpoint):
             if earlier.exists():
                 earlier.replace(later)
         for second in self.names[1:2]:
-            write_whole(second, self.path.read_bytes())
+            write_file(second, self.path.read_bytes())
 
     @staticmethod
     def _is_validated(trainer: Trainer) -> bool:

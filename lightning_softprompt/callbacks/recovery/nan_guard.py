@@ -20,7 +20,7 @@ from lightning_softprompt.callbacks.recovery.bad_rows import blamed
 from lightning_softprompt.callbacks.recovery.resume import gathered
 from lightning_softprompt.callbacks.reporting.prompt_watch import trainable
 from lightning_softprompt.core.types import Batch
-from lightning_softprompt.system.atomic_files import write_whole
+from lightning_softprompt.system.atomic_files import write_file
 
 log = logging.getLogger(__name__)
 SPIKE = 6.0  # deviations above the mean
@@ -181,7 +181,7 @@ class NumericGuard(Callback):
         records = [record for record in records if not record["whole_batch"]] or records
         if trainer.is_global_zero:
             before = self.path.read_bytes() if self.path.is_file() else b""
-            write_whole(self.path, before + "".join(f"{json.dumps(record)}\n" for record in records).encode())
+            write_file(self.path, before + "".join(f"{json.dumps(record)}\n" for record in records).encode())
         return records
 
     def _stop(self, step: int, records: list[dict[str, Any]]) -> NoReturn:

@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_softprompt.callbacks.recovery.resume import gathered
-from lightning_softprompt.checkpoints.run_settings import SETTINGS, as_json, shown
+from lightning_softprompt.checkpoints.run_settings import SETTINGS, shorten, to_json
 from lightning_softprompt.runs.run_settings import CommandSettings
 
 Settings = Mapping[str, Any]
@@ -55,9 +55,9 @@ def refuse_other_processes(settings: list[Settings]) -> None:
     """
     first, found = settings[0], []
     for rank, other in enumerate(settings):
-        changed = [name for name in sorted({*first, *other}) if as_json(first.get(name)) != as_json(other.get(name))]
+        changed = [name for name in sorted({*first, *other}) if to_json(first.get(name)) != to_json(other.get(name))]
         for name in changed:
-            values = f"{shown(first.get(name))} in process 0 and {shown(other.get(name))} in process {rank}"
+            values = f"{shorten(first.get(name))} in process 0 and {shorten(other.get(name))} in process {rank}"
             found.append(f"{name} is {values}")
     if found:
         raise ValueError(

@@ -15,7 +15,7 @@ from lightning_softprompt.callbacks.reporting.run_files import stage_metrics
 from lightning_softprompt.core.types import Batch
 from lightning_softprompt.reports.html import Case, html
 from lightning_softprompt.runs.loggers import rank_zero_info
-from lightning_softprompt.system.atomic_files import write_whole
+from lightning_softprompt.system.atomic_files import write_file
 
 
 class CaseReport(Callback):
@@ -56,7 +56,7 @@ class CaseReport(Callback):
             return
         best, worst = ([targeted(trainer, "test", record) for record in part] for part in self._ranked(cases))
         page = html(self.score, stage_metrics(trainer, "test"), {"Best": best, "Worst": worst})
-        write_whole(self.path, page.encode())
+        write_file(self.path, page.encode())
         rank_zero_info(f"the best and worst cases: {self.path}")
 
     def _ranked(self, cases: Mapping[int, Case]) -> tuple[list[Case], list[Case]]:

@@ -14,7 +14,7 @@ from typing import Any, Literal, TextIO, TypeVar
 import torch
 from lightning.pytorch import Trainer
 
-from lightning_softprompt.system.partial_file import Identity, UnfinishedFile, whole_lines
+from lightning_softprompt.system.partial_file import Identity, PartialFile, count_complete_lines
 from lightning_softprompt.system.printable import printable
 
 Records = Mapping[int, Mapping[str, Any]]  # by their position in the order of the data
@@ -38,7 +38,7 @@ class RecordLines:
     """
 
     def __init__(self, path: Path | Literal["-"]) -> None:
-        self._unfinished = None if path == "-" else UnfinishedFile(Path(path))
+        self._unfinished = None if path == "-" else PartialFile(Path(path))
         self._file: TextIO | None = None
         self._waiting: dict[int, str] = {}  # rows that came before an earlier one did
         self._next = 0
@@ -52,7 +52,7 @@ class RecordLines:
         earlier: Sequence[Path] = (),
         rows: Sequence[int] | None = None,
     ) -> int:
-        """Opens the file, as `UnfinishedFile.open` does; returns the position of the first record that is needed.
+        """Opens the file, as `PartialFile.open` does; returns the position of the first record that is needed.
 
         Raises:
             UnwritableError: If the file cannot be written.
@@ -131,7 +131,7 @@ class RecordLines:
     def _told(self, error: OSError) -> str:
         assert self._unfinished is not None
         part = self._unfinished.part
-        rows = whole_lines(part, self._rows)[0] if part.is_file() else 0
+        rows = count_complete_lines(part, self._rows)[0] if part.is_file() else 0
         held = f"rows 0 to {rows - 1} are whole in it" if rows else "it holds no whole line"
         remedy = "Free some space" if error.errno in FULL else "Mend that"
         again = "give the same command again, which goes on from there" if self._goes_on else "run it again"

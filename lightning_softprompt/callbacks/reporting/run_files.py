@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_softprompt.core.types import Batch
 from lightning_softprompt.runs.loggers import is_logging_step, metrics_files
-from lightning_softprompt.system.atomic_files import write_whole
+from lightning_softprompt.system.atomic_files import write_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -155,9 +155,7 @@ class RunFiles(Callback):
 
     def _write(self, trainer: Trainer) -> None:
         if trainer.is_global_zero:
-            write_whole(
-                self.folder / "metrics.json", f"{json.dumps(self._report, indent=2, sort_keys=True)}\n".encode()
-            )
+            write_file(self.folder / "metrics.json", f"{json.dumps(self._report, indent=2, sort_keys=True)}\n".encode())
 
     def _draw_figures(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         evaluations = cast("Mapping[str, Evaluation]", pl_module.evaluations)
@@ -172,7 +170,7 @@ class RunFiles(Callback):
         image = BytesIO()
         figure.savefig(image, format="png", dpi=150)
         try:
-            write_whole(self.folder / "plots" / f"{name}.png", image.getvalue())
+            write_file(self.folder / "plots" / f"{name}.png", image.getvalue())
         except OSError as error:  # a plot can be drawn again from metrics.csv, so it does not stop a run
             rank_zero_warn(f"a plot is left out: {error}")
 

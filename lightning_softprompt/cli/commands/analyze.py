@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from lightning_softprompt.reports.error_tables import tables
 from lightning_softprompt.reports.text_table import table
-from lightning_softprompt.system.atomic_files import write_whole
+from lightning_softprompt.system.atomic_files import write_file
 from lightning_softprompt.system.errors import CommandError
 
 if TYPE_CHECKING:
@@ -57,8 +57,8 @@ def main(argv: list[str]) -> int:
     for each in tables(told):
         print(f"{each.title}\n\n{table(each.rows, each.header)}\n")
     page = analysis_page(args.run.resolve().name, told, rows, args.examples)
-    write_whole(args.run / JSON, f"{json.dumps(told, indent=1, ensure_ascii=False)}\n".encode())
-    write_whole(args.run / PAGE, page.encode())
+    write_file(args.run / JSON, f"{json.dumps(told, indent=1, ensure_ascii=False)}\n".encode())
+    write_file(args.run / PAGE, page.encode())
     _log(args.run.resolve(), args.wandb, told, page)
     print(f"{args.run / PAGE}: examples of each kind\n{args.run / JSON}: all numbers, and each row's kind")
     return 0

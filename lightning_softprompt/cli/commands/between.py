@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_softprompt.reports.text_table import table
-from lightning_softprompt.system.atomic_files import write_whole
+from lightning_softprompt.system.atomic_files import write_file
 from lightning_softprompt.system.errors import CommandError
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def leave(args: Namespace, points: list[dict[str, Any]], name: str) -> None:
     """Writes and draws, where that was asked for."""
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(args.out, f"{json.dumps(points, indent=1)}\n".encode())
+        write_file(args.out, f"{json.dumps(points, indent=1)}\n".encode())
         print(f"written: {args.out}")
     if args.plot:
         from lightning_softprompt.evaluation.figures import line_figure

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lightning_softprompt.checkpoints.prompt_file import SavedPrompt
-    from lightning_softprompt.checkpoints.restore import Restored
+    from lightning_softprompt.checkpoints.restore import LoadedMethod
 
 
 def parser() -> ArgumentParser:
@@ -33,11 +33,11 @@ def main(argv: list[str]) -> int:
     args = parser().parse_args(argv)
     out = args.out or args.prompt.with_suffix(".folded.safetensors")
     from lightning_softprompt.checkpoints.prompt_file import read_prompt, write_prompt
-    from lightning_softprompt.checkpoints.restore import restored
+    from lightning_softprompt.checkpoints.restore import load_method
 
     try:
         saved = read_prompt(args.prompt)
-        folded = fold(restored(saved, args.prompt), saved, args.task)
+        folded = fold(load_method(saved, args.prompt), saved, args.task)
     except ValueError as error:
         raise CommandError(str(error)) from error
     write_prompt(out, folded)
@@ -46,20 +46,20 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def fold(module: Restored, saved: SavedPrompt, task: str | None = None) -> SavedPrompt:
+def fold(module: LoadedMethod, saved: SavedPrompt, task: str | None = None) -> SavedPrompt:
     """What `Folded` is built from; of several tasks, the prompt of one.
 
     Raises:
         ValueError: If the prompt is not the same for every row, or there is no such task.
     """
-    from lightning_softprompt.checkpoints.folding import named, tensors_of
+    from lightning_softprompt.checkpoints.folding import parameter_name, prompt_to_tensors
     from lightning_softprompt.checkpoints.prompt_file import SavedPrompt
 
     if task is not None and task not in module.tasks:
         raise ValueError(f"no task {task!r}; the prompt has {list(module.tasks)}")
     prompt = module.fold(None if task is None else module.tasks.index(task))
-    parts = tensors_of(prompt)
-    tensors = {named(name): tensor for name, tensor in parts.items()}
+    parts = prompt_to_tensors(prompt)
+    tensors = {parameter_name(name): tensor for name, tensor in parts.items()}
     method = {**_read_by(saved, task), "_class_path": FOLDED, "blocks": prompt.blocks}
     shapes = {name: list(tensor.shape) for name, tensor in parts.items()}
     return SavedPrompt({**tensors, **_heads(saved, task)}, saved.backbone, {**method, "shapes": shapes})

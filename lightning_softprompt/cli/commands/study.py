@@ -121,12 +121,12 @@ def _plain(metrics: Mapping[str, float | None]) -> dict[str, float]:
 
 def _reported(study: Study, found: list[Result]) -> str:
     """Leaves the files, and gives the table."""
-    from lightning_softprompt.system.atomic_files import write_whole
+    from lightning_softprompt.system.atomic_files import write_file
 
     found = [*found, *_of_sequences(study, found)]
     means = summed_up(study, found)
-    write_whole(study.folder / "results.csv", _csv(found).encode())
-    write_whole(study.folder / "results.json", f"{json.dumps(means, indent=2)}\n".encode())
+    write_file(study.folder / "results.csv", _csv(found).encode())
+    write_file(study.folder / "results.json", f"{json.dumps(means, indent=2)}\n".encode())
     return f"{_table(study, means)}\n\n{study.folder / 'results.json'}, {study.folder / 'results.csv'}"
 
 

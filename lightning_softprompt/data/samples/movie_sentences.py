@@ -19,7 +19,7 @@ from pathlib import Path
 
 from platformdirs import user_cache_path
 
-from lightning_softprompt.system.atomic_files import fill
+from lightning_softprompt.system.atomic_files import write_folder
 
 PACKAGE = "vaderSentiment==3.3.2"
 ARCHIVE = "additional_resources/hutto_ICWSM_2014.tar.gz"
@@ -35,7 +35,7 @@ def movie_sentences() -> Path:
     """
     folder = user_cache_path("lightning-softprompt") / "data" / "movie-sentences"
     if not folder.is_dir():
-        fill(folder, _write)
+        write_folder(folder, _write)
     return folder
 
 

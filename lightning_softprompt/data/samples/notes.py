@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from platformdirs import user_cache_path
 
-from lightning_softprompt.system.atomic_files import fill
+from lightning_softprompt.system.atomic_files import write_folder
 
 SOURCE = Path(__file__).with_name("notes.yaml")
 VALIDATION = 2  # of the notes that would train
@@ -26,7 +26,7 @@ def notes() -> Path:
     content = SOURCE.read_bytes()
     folder = user_cache_path("lightning-softprompt") / "data" / f"notes-{blake2b(content, digest_size=4).hexdigest()}"
     if not folder.is_dir():
-        fill(folder, partial(_write, written=yaml.safe_load(content)))
+        write_folder(folder, partial(_write, written=yaml.safe_load(content)))
     return folder
 
 

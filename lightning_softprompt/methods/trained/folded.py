@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from lightning_softprompt.backbones.base import Backbone
-from lightning_softprompt.checkpoints.folding import PREFIX, named, prompt_of, unnamed
+from lightning_softprompt.checkpoints.folding import PREFIX, parameter_name, tensor_name, tensors_to_prompt
 from lightning_softprompt.checkpoints.prompt_file import read_prompt
-from lightning_softprompt.checkpoints.restore import readout_of
+from lightning_softprompt.checkpoints.restore import readout_tensors
 from lightning_softprompt.core.types import Batch, SoftPrompt
 from lightning_softprompt.methods.base import SoftPromptModule
 
@@ -53,15 +53,15 @@ class Folded(SoftPromptModule):
         if self.path is not None:
             saved = read_prompt(Path(self.path))
             saved.check(backbone, Path(self.path))
-            tensors = {unnamed(name): t for name, t in saved.tensors.items() if name.startswith(PREFIX)}
-            self.trained_readout = readout_of(saved)
+            tensors = {tensor_name(name): t for name, t in saved.tensors.items() if name.startswith(PREFIX)}
+            self.trained_readout = readout_tensors(saved)
             self.blocks = saved.method.get("blocks")
             shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
             self.hparams.update(path=None, shapes=shapes, blocks=self.blocks)  # a checkpoint needs no other file
-        parts = {named(name).removeprefix(PREFIX): nn.Parameter(tensor) for name, tensor in tensors.items()}
+        parts = {parameter_name(name).removeprefix(PREFIX): nn.Parameter(tensor) for name, tensor in tensors.items()}
         self.parts = nn.ParameterDict(parts)
 
     def prompt(self, batch: Batch) -> SoftPrompt:
         """The same for every row."""
-        parts = {unnamed(name): part for name, part in self.parts.items()}
-        return prompt_of(parts, None if self.blocks is None else tuple(self.blocks))
+        parts = {tensor_name(name): part for name, part in self.parts.items()}
+        return tensors_to_prompt(parts, None if self.blocks is None else tuple(self.blocks))

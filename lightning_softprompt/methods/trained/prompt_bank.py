@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.checkpoints.class_names import class_names, refuse_other_classes
 from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, read_prompt
-from lightning_softprompt.checkpoints.restore import readout_of, restored
-from lightning_softprompt.checkpoints.state_dict_hooks import leave_out_of_checkpoints
+from lightning_softprompt.checkpoints.restore import load_method, readout_tensors
+from lightning_softprompt.checkpoints.state_dict_hooks import exclude_from_checkpoints
 from lightning_softprompt.core.types import Batch, SoftPrompt
 from lightning_softprompt.methods.base import SoftPromptModule
 from lightning_softprompt.prompts.merge_rows import mixed
@@ -53,17 +53,17 @@ class PromptBank(SoftPromptModule):
         for name, path in self.paths.items():
             saved = read_prompt(path)
             self._check_classes(name, saved, path)
-            learnt |= {f"of_tasks.{name}.{key}": tensor for key, tensor in readout_of(saved).items()}
-            method = cast(SoftPromptModule, restored(saved, path, backbone))
+            learnt |= {f"of_tasks.{name}.{key}": tensor for key, tensor in readout_tensors(saved).items()}
+            method = cast(SoftPromptModule, load_method(saved, path, backbone))
             method.readout = None  # this module's own reads, and starts with what it learnt
             self.prompts[name] = method
-            leave_out_of_checkpoints(self, f"prompts.{name}.backbone")
+            exclude_from_checkpoints(self, f"prompts.{name}.backbone")
         self.trained_readout = learnt if self.tasks else {}
 
     def _check_classes(self, task: str, saved: SavedPrompt, path: Path) -> None:
         """Refuses a prompt whose readout was trained for other classes than those of its task here."""
         here = (self.classes_by_task or {}).get(task)
-        if here is not None and readout_of(saved):
+        if here is not None and readout_tensors(saved):
             refuse_other_classes(class_names(saved.method), list(here.names), path, f"--data.tasks.{task}.labels")
 
     def prompt(self, batch: Batch) -> SoftPrompt:

@@ -22,7 +22,7 @@ from lightning_softprompt.retrieval.passages.documents import CorpusError
 from lightning_softprompt.retrieval.passages.words import words
 from lightning_softprompt.retrieval.search.fusion import Ranking, best
 from lightning_softprompt.retrieval.search.settings import IndexSettings
-from lightning_softprompt.system.optional_packages import needed
+from lightning_softprompt.system.optional_packages import import_optional
 
 WORDS, ENDS = "words.npy", "words_ends.npy"
 
@@ -46,7 +46,7 @@ def write_lexical(folder: Path, tokens: Sequence[Sequence[str]], settings: Index
 
 
 def _bm25s() -> Any:
-    found = needed("bm25s")
+    found = import_optional("bm25s")
     logging.getLogger("bm25s").setLevel(logging.WARNING)  # it asks for all of its own messages
     return found
 

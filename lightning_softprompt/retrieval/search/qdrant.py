@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from lightning_softprompt.retrieval.search.fusion import Floats, Ranking, Rows
 from lightning_softprompt.retrieval.search.vectors import Encode, Vectors, VectorStore
-from lightning_softprompt.system.optional_packages import needed
+from lightning_softprompt.system.optional_packages import import_optional
 
 AT_ONCE = 512  # points of a call
 PATIENCE = 60  # seconds
@@ -44,7 +44,7 @@ class QdrantVectors(VectorStore):
         Raises:
             ValueError: If it cannot be reached, or another process has it, or qdrant-client is not installed.
         """
-        qdrant = needed("qdrant_client")
+        qdrant = import_optional("qdrant_client")
         try:
             if self.url is None:
                 return qdrant.QdrantClient(path=str(self.folder))
@@ -67,7 +67,7 @@ class QdrantVectors(VectorStore):
 
     def write(self, digests: NDArray[np.uint8], encode: Encode, kept: Vectors | None) -> int:
         """Sends the vectors that the collection lacks."""
-        models = needed("qdrant_client").models
+        models = import_optional("qdrant_client").models
         missing = self._missing(digests)
         for rows, vectors in encode(missing):
             self._collect(vectors.shape[1])
@@ -78,7 +78,7 @@ class QdrantVectors(VectorStore):
 
     def prune(self, digests: NDArray[np.uint8]) -> None:
         """Removes the points of other passages."""
-        models = needed("qdrant_client").models
+        models = import_optional("qdrant_client").models
         named = {point_id(digest) for digest in digests}
         stale = [point for point in self._points() if point not in named]
         for start in range(0, len(stale), AT_ONCE):
@@ -121,7 +121,7 @@ class QdrantVectors(VectorStore):
 
     def _collect(self, width: int) -> None:
         if not self.client.collection_exists(self.collection):
-            models = needed("qdrant_client").models
+            models = import_optional("qdrant_client").models
             sizes = models.VectorParams(size=width, distance=models.Distance.COSINE)
             self.client.create_collection(self.collection, sizes)
 

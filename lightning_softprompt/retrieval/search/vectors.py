@@ -18,7 +18,7 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from lightning_softprompt.retrieval.search.fusion import Floats, Ranking, Rows
-from lightning_softprompt.system.optional_packages import needed
+from lightning_softprompt.system.optional_packages import import_optional
 
 VECTORS, GRAPH = "vectors.npy", "vectors.faiss"
 Encode = Callable[[Rows], Iterator[tuple[Rows, Floats]]]  # from rows to [m] of them at a time, and their vectors [m, H]
@@ -107,7 +107,7 @@ class FileVectors(VectorStore):
 
     def write(self, digests: NDArray[np.uint8], encode: Encode, kept: Vectors | None) -> int:
         """Takes over the vectors that are kept, and makes the others."""
-        faiss = needed("faiss")
+        faiss = import_optional("faiss")
         old = kept.find(digests) if kept else np.full(len(digests), -1)
         made = encode(np.flatnonzero(old < 0))
         first = next(made, None)
@@ -135,7 +135,7 @@ class FileVectors(VectorStore):
         """The k nearest of each question, by FAISS."""
         k = min(k, len(self.vectors))
         if self.store == "flat":
-            faiss = needed("faiss")
+            faiss = import_optional("faiss")
             scores, rows = faiss.knn(questions, self.vectors, k, metric=faiss.METRIC_INNER_PRODUCT)
         else:
             scores, rows = self._faiss.search(questions, k)
@@ -147,7 +147,7 @@ class FileVectors(VectorStore):
 
     @cached_property
     def _faiss(self) -> Any:
-        faiss = needed("faiss")
+        faiss = import_optional("faiss")
         found = faiss.read_index(str(self.folder / GRAPH), faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY)
         return _searching(found, self.store)
 
