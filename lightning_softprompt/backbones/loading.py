@@ -310,6 +310,16 @@ def _whole(model: PreTrainedModel, missing: Collection[str], place: BackboneSpec
     return model
 
 
+def is_missing_folder(name: str) -> bool:
+    """Whether a name can only be that of a local folder, and there is none.
+
+    >>> is_missing_folder("/no/such/folder"), is_missing_folder("gpt2"), is_missing_folder("someone/model")
+    (True, False, False)
+    """
+    is_path = Path(name).is_absolute() or name.startswith(("./", "../", "~")) or name.count("/") > 1
+    return is_path and not Path(name).exists()
+
+
 def from_pretrained(load: Callable[..., Any], place: BackboneSpec, called: str | None = None, **options: object) -> Any:
     """What transformers loads from a place, never running code of its own.
 
@@ -323,5 +333,7 @@ def from_pretrained(load: Callable[..., Any], place: BackboneSpec, called: str |
         ValueError: If it cannot be loaded.
     """
     subject = f"{called or f'backbone {place.name!r}'} cannot be loaded"
+    if is_missing_folder(place.name):
+        raise ValueError(f"{subject}: the folder {place.name} does not exist")
     with refusing(subject, f"Name a folder with safetensors, a hub id, or a package: {', '.join(PACKAGED)}"):
         return load(place.name, revision=place.revision, trust_remote_code=False, **options)

@@ -29,6 +29,7 @@ from torch import distributed
 
 from lightning_softprompt.backbones.requirements import require_of_copy
 from lightning_softprompt.callbacks.algorithms.warm_start import WarmStart
+from lightning_softprompt.callbacks.recovery.final_checkpoint import lacks_metric
 from lightning_softprompt.callbacks.recovery.process_watch import LOST, lost_connection
 from lightning_softprompt.callbacks.recovery.run_settings import RunSettings
 from lightning_softprompt.callbacks.reporting.record_lines import ReaderGoneError
@@ -87,6 +88,7 @@ CHATTER = (
 )
 FORMAT_WARNING = warnings.formatwarning  # Lightning's, which is imported above
 LAUNCHED = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what Lightning's launcher sets
+OF_SOME_COMMANDS = ("verbose", "return_predictions")  # options that a config of the run can do without
 PLAIN_TEXT = {"markup": False, "emoji": False}  # names of metrics in tables are no markup
 TRAINER_DEFAULTS = {
     "logger": False,  # the run's own loggers are added
@@ -223,9 +225,10 @@ class SoftPromptCLI(LightningCLI):
         names = self.model.names if isinstance(self.model, Replicas) else ()
         known = validation_metrics(self.datamodule.evaluation, names)
         refuse_monitors(callbacks, known)
+        plateau = self.model.watched_by_schedule()
         if made.trainer.limit_val_batches == 0:
-            refuse_unvalidated(callbacks)
-        if (plateau := self.model.watched_by_schedule()) is not None:
+            refuse_unvalidated(callbacks, plateau)
+        if plateau is not None:
             refuse_monitor("--model.scheduler.monitor", plateau, known)
         if made.run.monitor is not None:
             refuse_monitor("--run.monitor", watched(made.run, self.datamodule.evaluation)[0], known)
@@ -262,6 +265,8 @@ class SoftPromptCLI(LightningCLI):
         )
         kept = config.clone()  # how this run started is not how another from its config does
         kept.ckpt_path = kept.init_from = kept.run.name = kept.run.accept_changes = None
+        for name in OF_SOME_COMMANDS:
+            kept.pop(name, None)
         save = partial(parser.save, kept, skip_none=False, overwrite=True, multifile=False)
         if self.session.prints:
             kwargs["enable_progress_bar"] = False  # standard output is for the predictions
@@ -275,6 +280,15 @@ class SoftPromptCLI(LightningCLI):
         if type(trainer_made.strategy.checkpoint_io) is TorchCheckpointIO:  # none was asked for
             trainer_made.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer_made
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Runs the command; a training that ends for want of a monitored metric leaves its prompt all the same."""
+        try:
+            super()._run_subcommand(subcommand)
+        except Exception as error:
+            if subcommand == "fit" and hasattr(self, "session") and lacks_metric(error):
+                self.session.conclude()
+            raise
 
     def after_fit(self) -> None:
         """Leaves the best prompt as a file of its own."""

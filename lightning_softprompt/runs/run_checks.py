@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import (
     BackboneFinetuning,
+    EarlyStopping,
     LearningRateFinder,
     ModelPruning,
     StochasticWeightAveraging,
@@ -69,6 +73,28 @@ def refuse_early_copies(callbacks: Iterable[Callback], module: LightningModule) 
             )
 
 
+def refuse_late_validation(trainer: Trainer) -> None:
+    """Refuses callbacks that watch validation at the end of an epoch where training ends before the first validation.
+
+    Raises:
+        ValueError: Naming the callback.
+    """
+    if trainer.max_steps < 1 or trainer.global_step or math.isinf(trainer.num_training_batches):
+        return
+    steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+    if trainer.max_steps >= steps:
+        return
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if not isinstance(callback, EarlyStopping):
+            continue
+        if callback.monitor.startswith("val/") and callback._check_on_train_epoch_end and callback.strict:
+            raise ValueError(
+                f"{type(callback).__name__} watches {callback.monitor}, but --trainer.max_steps {trainer.max_steps} "
+                f"ends the training before the first validation, at step {steps}; raise it, or set "
+                f"--trainer.val_check_interval to a smaller number of batches"
+            )
+
+
 def refuse_options(command: str, trainer: Mapping[str, Any]) -> None:
     """Refuses options of the Trainer.
 
@@ -83,6 +109,15 @@ def refuse_options(command: str, trainer: Mapping[str, Any]) -> None:
     for name, (is_wrong, advice) in wrong.items():
         if name in trainer and is_wrong(trainer[name]):
             raise ValueError(f"--trainer.{name} is {trainer[name]}: {advice}")
+    devices = str(trainer.get("devices", "auto"))
+    if is_on_cpu(trainer) and devices != "auto" and not re.fullmatch(r"0*[1-9]\d*", devices):
+        raise ValueError(f"--trainer.devices is {devices}: on a CPU it is a number of processes, at least 1, or auto")
+
+
+def is_on_cpu(trainer: Mapping[str, Any]) -> bool:
+    """Whether a run with these options of the Trainer runs on a CPU."""
+    accelerator = trainer.get("accelerator", "auto")
+    return accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())
 
 
 def refuse_callbacks(callbacks: Iterable[Callback]) -> None:

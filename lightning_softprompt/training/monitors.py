@@ -76,15 +76,17 @@ def refuse_monitors(callbacks: Iterable[Callback], known: Collection[str] | None
             refuse_monitor(f"the monitor of {type(callback).__name__}", name, known)
 
 
-def refuse_unvalidated(callbacks: Iterable[Callback]) -> None:
-    """Refuses callbacks that watch a metric of validation in a run without validation.
+def refuse_unvalidated(callbacks: Iterable[Callback], scheduled: str | None = None) -> None:
+    """Refuses callbacks and a schedule that watch a metric of validation in a run without validation.
+
+    Args:
+        callbacks: Of the run.
+        scheduled: The metric that the schedule watches, if it watches one.
 
     Raises:
-        ValueError: Naming the callback.
+        ValueError: Naming the callback, or the schedule.
     """
-    for callback in callbacks:
-        name: Any = getattr(callback, "monitor", None)
+    monitors = [(type(callback).__name__, getattr(callback, "monitor", None)) for callback in callbacks]
+    for watcher, name in [*monitors, ("the schedule", scheduled)]:
         if isinstance(name, str) and name.startswith(STAGE):
-            raise ValueError(
-                f"{type(callback).__name__} watches {name}, but --trainer.limit_val_batches 0 leaves validation out"
-            )
+            raise ValueError(f"{watcher} watches {name}, but --trainer.limit_val_batches 0 leaves validation out")

@@ -30,7 +30,7 @@ from lightning_softprompt.callbacks.reporting.throughput import Throughput
 from lightning_softprompt.checkpoints.prompt_file import read_prompt, split_replicas, write_prompt
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.methods.base import SoftPromptModule
-from lightning_softprompt.runs.loggers import Summary, make_loggers
+from lightning_softprompt.runs.loggers import MetricsFile, Summary, make_loggers
 from lightning_softprompt.runs.run_spec import RunSpec, make_folder
 from lightning_softprompt.training.monitors import watched
 from lightning_softprompt.training.replicas import Replicas
@@ -98,14 +98,19 @@ class Session:
         save_config(self._config_file)
         for logger in self.loggers:
             logger.held = False
-            logger.log_hyperparams(yaml.safe_load(config))
+            if not (self._scores_training and isinstance(logger, MetricsFile)):  # it would overwrite hparams.yaml
+                logger.log_hyperparams(yaml.safe_load(config))
+
+    @property
+    def _scores_training(self) -> bool:
+        """Whether the folder is that of a training, whose run is scored there."""
+        return self.command != "fit" and self.last.is_file() and (self.folder / "config.yaml").is_file()
 
     @property
     def _config_file(self) -> Path:
         """Where the config goes; that of a training is kept where the folder is that of a run to be scored."""
-        config = self.folder / "config.yaml"
-        is_trained = self.command != "fit" and self.last.is_file() and config.is_file()
-        return self.folder / f"config_{self.command}.yaml" if is_trained else config
+        name = f"config_{self.command}.yaml" if self._scores_training else "config.yaml"
+        return self.folder / name
 
     def callbacks(self, init_from: str | None, ckpt_path: str | None, config: str) -> list[Callback]:
         """The callbacks of the command, of which some are told its config."""

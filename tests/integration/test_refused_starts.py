@@ -4,7 +4,9 @@ import json
 
 import pytest
 
+from lightning_softprompt.checkpoints.prompt_file import load_checkpoint
 from lightning_softprompt.cli.app import main
+from lightning_softprompt.runs.run_spec import last_folder
 
 SHORT = ["--trainer.max_steps=2", "--trainer.val_check_interval=1", "--trainer.enable_progress_bar=false"]
 
@@ -66,3 +68,63 @@ def test_a_weight_of_an_unknown_penalty(refused, chosen):
 
 def test_a_weight_of_a_penalty_that_the_method_reports(command):
     assert command("fit", "--model=SMoP", "--model.length=2", "--model.penalty_weights={balance: 0.1}") == 0
+
+
+STOPPING = ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/loss"]
+
+
+def test_early_stopping_where_training_ends_before_the_first_validation(refused):
+    message = refused("fit", *STOPPING, "--trainer.val_check_interval=1.0")
+    assert "--trainer.max_steps 2 ends the training before the first validation, at step 3" in message
+
+
+def test_early_stopping_with_a_validation_in_time(command):
+    assert command("fit", *STOPPING, "--trainer.val_check_interval=1.0", "--trainer.max_steps=3") == 0
+
+
+def test_a_schedule_that_watches_a_validation_which_is_left_out(refused):
+    schedule = "--model.scheduler=lightning.pytorch.cli.ReduceLROnPlateau"
+    message = refused("fit", schedule, "--model.scheduler.monitor=val/loss", "--trainer.limit_val_batches=0")
+    assert "the schedule watches val/loss" in message
+
+
+@pytest.mark.parametrize("devices", ["-1", "0", "[0, 1]"])
+def test_devices_that_a_cpu_does_not_have(refused, devices):
+    message = refused("fit", f"--trainer.devices={devices}")
+    assert message.startswith(f"error: --trainer.devices is {devices}: on a CPU")
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "./no-such-folder"])
+def test_a_backbone_folder_that_does_not_exist(refused, name):
+    assert f"the folder {name} does not exist" in refused("fit", f"--backbone.name={name}")
+
+
+@pytest.mark.parametrize("watcher", ["EarlyStopping", "ModelCheckpoint"])
+def test_a_metric_that_is_never_logged_leaves_the_prompt(command, tmp_path, watcher, monkeypatch, capfd):
+    monkeypatch.setattr("lightning_softprompt.cli.app.refuse_monitors", lambda *_: None)  # as with unknown callbacks
+    options = [f"--trainer.callbacks+={watcher}", "--trainer.callbacks.monitor=val/other"]
+    assert command("fit", *options, "--trainer.max_steps=6", "--trainer.val_check_interval=1.0") == 2
+    assert "val/other" in capfd.readouterr().err
+    (folder,) = (tmp_path / "runs" / "default").iterdir()
+    assert (folder / "prompt.safetensors").is_file()
+    last = folder / "checkpoints" / "last.ckpt"
+    assert load_checkpoint(last)["global_step"] == 3  # the first epoch has three steps
+    again = ["--trainer.max_steps=6", "--trainer.val_check_interval=1.0", f"--ckpt_path={last}"]
+    assert command("fit", *again, "--run.accept_changes=[trainer.callbacks]") == 0
+    assert load_checkpoint(last_folder() / "checkpoints" / "last.ckpt")["global_step"] == 6
+
+
+def test_a_test_in_the_folder_of_a_training_leaves_its_files(command, tmp_path):
+    assert command("fit", "--run.name=one") == 0
+    folder = tmp_path / "runs" / "default" / "one"
+    before = {name: (folder / name).read_bytes() for name in ("hparams.yaml", "config.yaml")}
+    options = [f"--ckpt_path={folder / 'checkpoints' / 'last.ckpt'}", "--data.eval_batch_size=3"]
+    assert command("test", "--run.name=one", *options) == 0
+    assert before == {name: (folder / name).read_bytes() for name in before}
+
+
+def test_the_config_of_a_test_starts_a_training(command, tmp_path):
+    assert command("test", "--run.name=tested") == 0
+    config = tmp_path / "runs" / "default" / "tested" / "config.yaml"
+    assert main(["fit", f"--config={config}", *SHORT, "--run.name=trained"]) == 0
+    assert main(["predict", f"--config={config}", f"--data.predict={tmp_path / 'test.jsonl'}"]) == 0

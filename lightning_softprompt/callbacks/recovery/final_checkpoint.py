@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import traceback
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
@@ -32,11 +34,13 @@ class FinalCheckpoint(Checkpoint):
         self.names = [path, *(path.with_stem(f"{path.stem}-{n}") for n in range(1, keep))]
         self._step = 0  # at which the run began
         self._saved = False
+        self._saved_step = 0  # of the last save
         self._due = False  # whether a validation fell between the batches of a step
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A run that goes on from its end takes no step, and leaves its checkpoint as it is."""
         self._step, self._saved, self._due = trainer.global_step, False, False
+        self._saved_step = 0
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -58,11 +62,16 @@ class FinalCheckpoint(Checkpoint):
         if not self._saved and trainer.global_step > self._step:
             self._save(trainer)
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Saves what a callback ends for want of its metric: it does so between two steps."""
+        if lacks_metric(exception) and trainer.global_step > max(self._step, self._saved_step):
+            self._save(trainer)
+
     def _save(self, trainer: Trainer) -> None:
         if trainer.is_global_zero and self.path.exists():
             self._keep_earlier()
         trainer.save_checkpoint(self.path)
-        self._saved, self._due = True, False
+        self._saved, self._due, self._saved_step = True, False, trainer.global_step
 
     def _keep_earlier(self) -> None:
         """Counts on those that are there; the last one stays where it is until another takes its place."""
@@ -77,6 +86,14 @@ class FinalCheckpoint(Checkpoint):
         """Whether a validation follows this batch, which only the loop knows."""
         loop = trainer.fit_loop
         return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)  # type: ignore[arg-type]
+
+
+def lacks_metric(error: BaseException | None) -> bool:
+    """Whether an error is that of a callback of Lightning whose metric is not there."""
+    if not isinstance(error, RuntimeError | MisconfigurationException):
+        return False
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and Path(frames[-1].filename).name in ("early_stopping.py", "model_checkpoint.py")
 
 
 def _adds_up(trainer: Trainer) -> bool:

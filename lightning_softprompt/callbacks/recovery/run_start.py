@@ -10,7 +10,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_softprompt.methods.base import SoftPromptModule
 from lightning_softprompt.methods.optimizers import steps_of
-from lightning_softprompt.runs.run_checks import refuse_early_copies
+from lightning_softprompt.runs.run_checks import refuse_early_copies, refuse_late_validation
 
 
 @final
@@ -43,6 +43,7 @@ class RunStart(Callback):
         """
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
         cast(SoftPromptModule, pl_module).try_schedule(groups, steps_of(trainer))
+        refuse_late_validation(trainer)
         refuse_early_copies(trainer.callbacks, pl_module)  # type: ignore[attr-defined]
         self._once(trainer, pl_module)
 
