@@ -263,11 +263,7 @@ class SoftPromptCLI(LightningCLI):
         self.session = Session(
             made.run, str(self.subcommand), self.model, self.datamodule, checked, self._same, resumed
         )
-        kept = config.clone()  # how this run started is not how another from its config does
-        kept.ckpt_path = kept.init_from = kept.run.name = kept.run.accept_changes = None
-        for name in OF_SOME_COMMANDS:
-            kept.pop(name, None)
-        save = partial(parser.save, kept, skip_none=False, overwrite=True, multifile=False)
+        save = partial(parser.save, _reusable(config), skip_none=False, overwrite=True, multifile=False)
         if self.session.prints:
             kwargs["enable_progress_bar"] = False  # standard output is for the predictions
         elif trainer.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in given):
@@ -294,6 +290,15 @@ class SoftPromptCLI(LightningCLI):
         """Leaves the best prompt as a file of its own."""
         if hasattr(self, "session"):
             self.session.conclude()
+
+
+def _reusable(config: Namespace) -> Namespace:
+    """The config without how this run started: another run that starts from it is another run, of any command."""
+    kept = config.clone()
+    kept.ckpt_path = kept.init_from = kept.run.name = kept.run.accept_changes = None
+    for name in OF_SOME_COMMANDS:
+        kept.pop(name, None)
+    return kept
 
 
 def _check_configs(argv: Sequence[str]) -> None:
