@@ -1,4 +1,4 @@
-# `make quickstart`, `make rag-quickstart` and `make test` need nothing but Python 3.11 or later: each sets up what it needs in .venv, once.
+# `make quickstart`, `make rag-quickstart` and `make test` require only Python 3.11 or later. Each installs its dependencies into .venv once.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
@@ -24,9 +24,9 @@ types: .venv/.ready-to-test
 docs: .venv/.ready-to-test
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --builder html docs docs/_build/html
 
-# A stamp is written last, so that an installation that was cut off is taken up again.
+# A stamp is written last, so an interrupted installation is resumed.
 .venv/.ready: pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is wanted: make PYTHON=python3.11")'
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is required: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
 	$(PIP) torch
 	$(PIP) --editable .

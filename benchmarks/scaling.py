@@ -31,7 +31,7 @@ import torch
 from lightning.pytorch import Callback
 
 from lightning_softprompt.cli.app import main as softprompt
-from lightning_softprompt.cli.commands.plan import asked, parser, written
+from lightning_softprompt.cli.commands.estimate import parser, read_workload, write_config
 from lightning_softprompt.data.samples.movie_sentences import movie_sentences
 from lightning_softprompt.training.memory_plan import Plan, plan
 
@@ -132,13 +132,13 @@ def measured(args: Namespace) -> str:
 
 
 def planned(options: list[str], folder: Path) -> tuple[Plan, list[int]]:
-    """What `softprompt plan` says of 8 devices that share a 70B backbone in bfloat16, and the peaks of 1, 8 and 64."""
+    """The estimate for 8 devices that share a 70B backbone in bfloat16, and the peaks of 1, 8 and 64 devices."""
     args, of_fit = parser().parse_known_args([
-        f"--backbone.name={written(','.join(map(str, SHAPE)), folder)}", "--backbone.dtype=bfloat16",
+        f"--backbone.name={write_config(','.join(map(str, SHAPE)), folder)}", "--backbone.dtype=bfloat16",
         "--backbone.checkpointing=true", "--trainer.precision=bf16-mixed", *options,
     ])  # fmt: skip
-    module, spec, load = asked(of_fit, args)
-    found = plan(module, spec, replace(load, devices=8, sharded=True))
+    module, spec, workload = read_workload(of_fit, args)
+    found = plan(module, spec, replace(workload, devices=8, sharded=True))
     held, layers, total = found.training["frozen weights"], found.wire["weights"] * 8 // 14, 2 * found.frozen
     gathered = held - (total - layers) - layers // 8
     weights = [total, held, total - layers + layers // 64 + gathered]  # nothing else depends on the sharing

@@ -16,7 +16,7 @@ from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.types import SoftPrompt
 from lightning_softprompt.methods import LatePromptTuning, PrefixTuning, PromptTuning
 from lightning_softprompt.prompts.kv_prefix import NormalKeysValues
-from lightning_softprompt.training.memory_measurement import Load
+from lightning_softprompt.training.memory_measurement import Workload
 from lightning_softprompt.training.memory_plan import plan
 
 METHODS = {}
@@ -177,7 +177,7 @@ def memory(trial):
     """The estimate counts the model's parameters, and a step runs on its copies."""
     spec = BackboneSpec(name=str(trial.folder))
     with refusable(trial):
-        found = plan(PromptTuning(backbone=spec, length=LENGTH), spec, Load(2, 32, answers=2, new_tokens=4))
+        found = plan(PromptTuning(backbone=spec, length=LENGTH), spec, Workload(2, 32, answers=2, new_tokens=4))
     count = sum(weight.numel() for weight in trial.reference.parameters())
     if found.frozen != count:
         raise DifferentError(f"{found.frozen} parameters are counted, and there are {count}")

@@ -21,7 +21,7 @@ An architecture that is refused as a whole is refused when it is loaded.
 | prefix, late | keys and values before the rows, soft tokens at a middle layer |
 | states, words | states for heads of classes and tags, scores of single words |
 | recompute, prepacked, bfloat16 | options of the backbone |
-| memory | the estimate of `softprompt plan` |
+| memory | the estimate of `softprompt estimate` |
 | generate, beams, conversation | generation of batches against single rows |
 
 `python benchmarks/architectures.py` writes this page.

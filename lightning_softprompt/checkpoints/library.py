@@ -49,7 +49,7 @@ class Library:
             ValueError: If there is none, or a file is broken.
         """
         if not self.names:
-            raise ValueError(f"no prompts in {self.folder}; put some there: softprompt library add NAME FILE")
+            raise ValueError(f"no prompts in {self.folder}; put some there: softprompt prompts add NAME FILE")
         return {name: read_prompt(self.path(name)) for name in self.names}
 
     def add(self, name: str, file: Path) -> SavedPrompt:

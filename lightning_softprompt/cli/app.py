@@ -38,7 +38,7 @@ from lightning_softprompt.checkpoints.hyperparameters import to_plain
 from lightning_softprompt.checkpoints.prompt_file import SEED, load_checkpoint, read_prompt
 from lightning_softprompt.checkpoints.registry import resolve_class_paths
 from lightning_softprompt.checkpoints.run_settings import SETTINGS, refuse_changes, refuse_incomplete
-from lightning_softprompt.cli.commands import TRACEBACK_VARIABLE
+from lightning_softprompt.cli.commands import TRACEBACK_HINT, TRACEBACK_VARIABLE
 from lightning_softprompt.cli.parser import Parser, why_not_made
 from lightning_softprompt.cli.plugins import import_plugins
 from lightning_softprompt.cli.run_config import config_beside, read_run_config
@@ -152,7 +152,7 @@ class SoftPromptCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Refuses options that contradict each other or the checkpoint."""
-        config = self.config if self.subcommand is None else self._given
+        config = self.config if self.subcommand is None else self.run_config
         if empty := [option for option in ("ckpt_path", "init_from") if config.get(option) == ""]:
             raise ValueError(f"--{empty[0]} is empty; give a file, or leave the option out")
         if config.get("ckpt_path") == "last":
@@ -211,7 +211,8 @@ class SoftPromptCLI(LightningCLI):
         self._same = None if found is None or self.subcommand != "fit" else found.parents[1]
 
     @property
-    def _given(self) -> Namespace:
+    def run_config(self) -> Namespace:
+        """The values of the command."""
         return self.config[self.subcommand]  # type: ignore[no-any-return]
 
     def _refuse_what_cannot_run(self) -> None:
@@ -248,10 +249,10 @@ class SoftPromptCLI(LightningCLI):
         if replicas.count > 1:
             self.model = Replicas(self.model, replicas)
         self._refuse_what_cannot_run()
-        if self._given.trainer.fast_dev_run:
-            warm = [] if self._given.init_from is None else [WarmStart(Path(self._given.init_from))]
+        if self.run_config.trainer.fast_dev_run:
+            warm = [] if self.run_config.init_from is None else [WarmStart(Path(self.run_config.init_from))]
             return super().instantiate_trainer(callbacks=warm, **kwargs)
-        config, made = self._given, self.config_init[self.subcommand]
+        config, made = self.run_config, self.config_init[self.subcommand]
         trainer, given = made.trainer, _listed(made.trainer.callbacks)
         parser = self._parser(self.subcommand)
         dumped = parser.dump(config)
@@ -494,7 +495,7 @@ def main(argv: Sequence[str]) -> int:
         if os.environ.get(TRACEBACK_VARIABLE):
             raise
         lost = lost_connection(error) if isinstance(error, RuntimeError) else None
-        sys.stderr.write(f"error: {lost or _reason(error)}\nto see where: {TRACEBACK_VARIABLE}=1\n")
+        sys.stderr.write(f"error: {lost or _reason(error)}\n{TRACEBACK_HINT}\n")
         return 2 if lost is None else LOST
     return 0
 

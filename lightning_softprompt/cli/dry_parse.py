@@ -1,4 +1,4 @@
-"""What the options of a run command come to, before anything runs."""
+"""Parses the options of a run command without running it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from lightning_softprompt.system.errors import CommandError
 
 
 @dataclass(frozen=True)
-class Parsed:
-    """What a run command came to, before anything runs.
+class ParsedRun:
+    """A run command after parsing, before anything runs.
 
     Args:
         module: The method.
@@ -30,29 +30,29 @@ class Parsed:
     config: Namespace
 
 
-class ParsedCLI(SoftPromptCLI):
-    """Stops once method and data are there, which load nothing by then, and before a run has a folder."""
+class DryParseCLI(SoftPromptCLI):
+    """Stops after method and data module are created: neither has loaded anything, and no run folder exists."""
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Raises `Stopped`."""
-        raise Stopped(Parsed(self.model, self.datamodule, self._given))
+        """Raise `Stopped`."""
+        raise Stopped(ParsedRun(self.model, self.datamodule, self.run_config))
 
 
-class Stopped(Exception):  # noqa: N818 (no error: it carries what was parsed out of the constructor)
-    """What was parsed, as its only argument."""
+class Stopped(Exception):  # noqa: N818 (not an error: it carries the parsed run out of the constructor)
+    """Carries the parsed run as its only argument."""
 
 
-def parsed(argv: Sequence[str]) -> Parsed:
-    """Method, data and values of a run command.
+def parse_run(argv: Sequence[str]) -> ParsedRun:
+    """Parse a run command into its method, data module and config.
 
     Raises:
-        CommandError: If they do not fit each other.
+        CommandError: If the options are invalid or contradict each other.
     """
     try:
-        make_cli(argv, ParsedCLI)
+        make_cli(argv, DryParseCLI)
     except Stopped as stopped:
-        found: Parsed = stopped.args[0]
-        return found
+        run: ParsedRun = stopped.args[0]
+        return run
     except ValueError as error:
         raise CommandError(str(error)) from error
-    raise AssertionError("ParsedCLI stops before anything runs")
+    raise AssertionError("DryParseCLI stops before anything runs")

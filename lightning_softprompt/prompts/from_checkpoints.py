@@ -59,7 +59,7 @@ class FromLibrary(Init):
 
     Args:
         query: The task's own prompt, a `prompt.safetensors` or a checkpoint.
-        folder: The library, as `softprompt library` fills it.
+        folder: The library, as `softprompt prompts` fills it.
         top: How many of the likest are mixed, each by its share of their similarities; 1 takes the likest.
         measure: Cosine over all pairs of soft tokens (`rows`), or of their means (`mean`).
 

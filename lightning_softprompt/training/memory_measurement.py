@@ -1,8 +1,8 @@
-"""What a step keeps for its backward pass, measured on narrow, shallow copies of a backbone and extrapolated."""
+"""Measures the memory that a step keeps for its backward pass, on small copies of a backbone, and extrapolates it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -21,27 +21,27 @@ from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.refusals import FAILURES, UnsupportedBackboneError, reason_of
 from lightning_softprompt.methods.base import SoftPromptModule
 
-SHORT, LONG, LONGEST = 24, 48, 72  # tokens of the rows that a copy runs
-NONLINEAR = 0.05  # by how much a further token keeps more than an earlier one, if scores of pairs are kept
+SHORT, LONG, LONGEST = 24, 48, 72  # row lengths, in tokens, that are measured
+NONLINEAR = 0.05  # relative growth of the bytes per token above which a quadratic term is fitted
 WIDTHS_TRIED = 4
-SMALL_PARTS = 0.05  # share of a layer's width, such as a router's, that may keep its size and still count as narrowed
+WIDTH_TOLERANCE = 0.05  # share of a layer's width, such as a router's, that may keep its size in a narrow copy
 
 
 @dataclass(frozen=True)
-class Load:
-    """What a run asks of each device.
+class Workload:
+    """The work of each device.
 
     Args:
-        rows: B, of a training batch.
-        tokens: T of a row, without soft ones.
-        targets: U of a row, where the loss looks at the whole vocabulary; 0 where it looks at words of classes.
-        devices: How many there are.
-        sharded: Whether each holds a share of the frozen layers (FSDP) instead of all (DDP).
-        per_copy: How many devices share one copy of the layers; 0 has all share one.
+        rows: Rows of a training batch, B.
+        tokens: Tokens of a row, T, excluding soft tokens.
+        targets: Targets of a row, U, if the loss covers the whole vocabulary; 0 if it covers only label words.
+        devices: Total number of devices.
+        sharded: Whether each device holds a shard of the frozen layers (FSDP) instead of all of them (DDP).
+        per_copy: Number of devices that share one copy of the layers; 0 for all.
         autocast: Precision of products under mixed precision, or None.
-        replicas: Prompts that are trained at once.
-        answers: Rows that are answered at once in validation, where text is generated; else 0.
-        new_tokens: Most tokens of an answer.
+        replicas: Number of prompts trained at once.
+        answers: Rows of a validation batch, if text is generated; 0 otherwise.
+        new_tokens: Maximum number of generated tokens.
     """
 
     rows: int
@@ -57,12 +57,12 @@ class Load:
 
     @property
     def shares(self) -> int:
-        """How many devices hold the layers together."""
+        """Number of devices that hold one copy of the layers together."""
         return (self.per_copy or self.devices) if self.sharded else 1
 
 
-def attached(module: SoftPromptModule, backbone: Backbone) -> SoftPromptModule:
-    """A copy of the method on a backbone; without a readout where a tokenizer of bytes has none of its words."""
+def attach_copy(module: SoftPromptModule, backbone: Backbone) -> SoftPromptModule:
+    """Copy the method and attach it to a backbone, without label words if the stand-in tokenizer lacks them."""
     method = deepcopy(module)
     try:
         method.attach(backbone)
@@ -74,15 +74,15 @@ def attached(module: SoftPromptModule, backbone: Backbone) -> SoftPromptModule:
 
 
 @dataclass(frozen=True)
-class Kept:
-    """What a step and the rows of an answer keep, in bytes of the full size.
+class MemoryUse:
+    """Memory of a step and of generation, in bytes, at the full size of the backbone.
 
     Args:
-        step: For the backward pass of a step.
-        layer: In one layer of each stack.
-        token: Of the keys and values of a token.
-        row: Of other states that a row has while it is answered, whatever its length.
-        depth: Layers of the deepest stack that runs.
+        step: Saved for the backward pass of a step.
+        layer: Saved in one layer of each stack.
+        token: Keys and values of one token.
+        row: Other cached states of a row during generation, independent of its length.
+        depth: Number of layers of the deepest stack that runs.
     """
 
     step: float
@@ -91,8 +91,8 @@ class Kept:
     row: float
     depth: int
 
-    def plus(self, other: Kept, times: float) -> Kept:
-        """With further layers, or a negative number of them."""
+    def plus(self, other: MemoryUse, times: float) -> MemoryUse:
+        """Add `times` times another measurement; `times` may be negative."""
         return replace(
             self,
             step=self.step + times * other.step,
@@ -102,24 +102,24 @@ class Kept:
         )
 
 
-NOTHING = Kept(0.0, 0.0, 0.0, 0.0, 0)
+ZERO = MemoryUse(0.0, 0.0, 0.0, 0.0, 0)
 
 
-def measure(module: SoftPromptModule, full: Backbone, config: Any, spec: BackboneSpec, load: Load) -> Kept:
-    """What a step keeps, measured on the narrowest and shallowest copy of the backbone that runs.
+def measure(module: SoftPromptModule, full: Backbone, config: Any, spec: BackboneSpec, workload: Workload) -> MemoryUse:
+    """Measure the memory of a step on the max_shrink_factor and shallowest copy of the backbone that runs.
 
     Raises:
-        ValueError: If none does.
+        ValueError: If no copy runs.
     """
     reasons: list[str] = []
-    for by in divisors(max_shrink_factor(config))[:WIDTHS_TRIED]:
+    for factor in divisors(max_shrink_factor(config))[:WIDTHS_TRIED]:
         for shallow in (True, False):
             try:
-                return Measurement(module, full, config, spec, load, by).taken(shallow)
+                return Measurement(module, full, config, spec, workload, factor).run(shallow)
             except FAILURES as error:
                 reasons.append(reason_of(error))
         if reasons[-1] in reasons[-3:-2]:
-            break  # whole copies of two widths fail for one reason, which is not the width
+            break  # full-depth copies of two widths fail for the same reason, so the width is not the cause
     raise UnsupportedBackboneError(
         f"the memory of {spec.name} cannot be estimated: no small copy of a {type(full.model).__name__} runs. "
         f"{reasons[0]} Train for a few steps and read the device's own figures"
@@ -128,51 +128,52 @@ def measure(module: SoftPromptModule, full: Backbone, config: Any, spec: Backbon
 
 @dataclass(frozen=True)
 class Measurement:
-    """How narrow copies of a backbone are measured.
+    """Measures narrow copies of a backbone.
 
     Args:
         module: The method.
-        full: The backbone of the full size, without weights.
+        full: The backbone at full size, without weights.
         config: Its configuration.
-        spec: The backbone.
-        load: What a device is given.
-        by: How many times narrower the copies are.
+        spec: The backbone spec.
+        workload: The work of a device.
+        factor: By which the copies are narrower.
     """
 
     module: SoftPromptModule
     full: Backbone
     config: Any
     spec: BackboneSpec
-    load: Load
-    by: int
+    workload: Workload
+    factor: int
 
-    def taken(self, shallow: bool) -> Kept:
-        """The measurement: of few layers, and then of further ones of each stack, or of all layers at once."""
+    def run(self, shallow: bool) -> MemoryUse:
+        """Measure a copy with few layers and extrapolate to all layers of each stack, or measure all layers at once."""
         stacks = stacks_of(self.full.model)
         counts = {stack.name: stack.fewest if shallow else len(stack) for stack in stacks}
         small = self._copy(counts)
-        calls = self._calls(small, stacks)
+        calls = self._count_calls(small, stacks)
         running = [stack for stack in stacks if calls[stack.name]]
-        first = self._kept(small, running)
-        total, layers = first, NOTHING
+        base = self._measure_copy(small, running)
+        total, layers = base, ZERO
         for stack in running:
             missing = len(stack) - counts[stack.name]
             if not missing:
-                layers = layers.plus(first, 1 / sum(calls.values()))
+                layers = layers.plus(base, 1 / sum(calls.values()))
                 continue
-            deeper = self._kept(self._copy({**counts, stack.name: counts[stack.name] + stack.period}), running)
-            one = NOTHING.plus(deeper.plus(first, -1), 1 / stack.period)
-            total, layers = total.plus(one, missing), layers.plus(one, 1)
-        depth = max((calls[stack.name] + len(stack) - counts[stack.name] for stack in running), default=1)
-        return Kept(total.step, layers.step, total.token, total.row, depth)
+            deeper = self._copy({**counts, stack.name: counts[stack.name] + stack.period})
+            added = self._measure_copy(deeper, running).plus(base, -1)
+            one_layer = ZERO.plus(added, 1 / stack.period)
+            total, layers = total.plus(one_layer, missing), layers.plus(one_layer, 1)
+        depths = [calls[stack.name] + len(stack) - counts[stack.name] for stack in running]
+        return MemoryUse(total.step, layers.step, total.token, total.row, max(depths, default=1))
 
     def _copy(self, counts: dict[str, int]) -> Backbone:
-        copy = build_small_copy(self.config, self.spec, self.by, counts)
+        copy = build_small_copy(self.config, self.spec, self.factor, counts)
         try_out(copy)
         return copy
 
-    def _calls(self, small: Backbone, stacks: Sequence[Stack]) -> dict[str, int]:
-        """How many layers of each stack a step of the method runs; layers that share weights count each time."""
+    def _count_calls(self, small: Backbone, stacks: Sequence[Stack]) -> dict[str, int]:
+        """Count the layers of each stack that a step runs; layers that share weights count each time."""
         calls = dict.fromkeys((stack.name for stack in stacks), 0)
 
         def count(name: str) -> Callable[..., None]:
@@ -181,10 +182,10 @@ class Measurement:
 
             return add
 
-        method, batch = attached(self.module, small), random_batch(small, 2, SHORT)
+        method, batch = attach_copy(self.module, small), random_batch(small, 2, SHORT)
         with torch.no_grad():
             prompt = method.prompt(batch)
-            small.states(batch, prompt)  # the first use finds out how rows run
+            small.states(batch, prompt)  # the first use selects the execution path
             handles = [
                 layer.register_forward_hook(count(stack.name))
                 for stack in stacks
@@ -195,96 +196,110 @@ class Measurement:
             handle.remove()
         return calls
 
-    def _kept(self, small: Backbone, running: Sequence[Stack]) -> Kept:
-        """What a copy would keep if it were as wide as the backbone."""
+    def _measure_copy(self, small: Backbone, running: Sequence[Stack]) -> MemoryUse:
+        """Measure a copy and scale the result to the width of the full backbone."""
         lengths = {stack.name: len(stack) for stack in stacks_of(small.model)}
-        wide, narrow = (
-            sum(matrix_widths(model, stack, lengths[stack.name]) for stack in running)
-            for model in (self.full.model, small.model)
-        )
-        exact = wide / narrow if narrow else float(self.by)
-        times = self.by if abs(exact / self.by - 1) < SMALL_PARTS else exact
-        token, row = cached_bytes(small) if self.load.answers else (0.0, 0.0)
-        return Kept(times * _grown(self.module, small, self.load), 0, self.by * token, self.by * row, 0)
+        wide = sum(matrix_widths(self.full.model, stack, lengths[stack.name]) for stack in running)
+        narrow = sum(matrix_widths(small.model, stack, lengths[stack.name]) for stack in running)
+        exact = wide / narrow if narrow else float(self.factor)
+        scale = self.factor if abs(exact / self.factor - 1) < WIDTH_TOLERANCE else exact
+        token, row = measure_cache(small) if self.workload.answers else (0.0, 0.0)
+        step = extrapolate_step(self.module, small, self.workload)
+        return MemoryUse(scale * step, 0, self.factor * token, self.factor * row, 0)
 
 
-def cached_bytes(backbone: Backbone) -> tuple[float, float]:
-    """Bytes that a model keeps of one row while it answers: for each token, and for any number of them."""
+def measure_cache(backbone: Backbone) -> tuple[float, float]:
+    """Measure the bytes that a model caches of one row during generation: per token, and independent of its length."""
     short, long = (_cache_size(backbone, tokens) for tokens in (SHORT, LONG))
     token = (long - short) / (LONG - SHORT)
-    decoded = 1 if backbone.model.config.is_encoder_decoder else 0  # tokens of the decoder, in addition
-    return token, short - token * (SHORT + decoded)
+    decoder_tokens = 1 if backbone.model.config.is_encoder_decoder else 0
+    return token, short - token * (SHORT + decoder_tokens)
 
 
 def _cache_size(backbone: Backbone, tokens: int) -> int:
-    model, first = backbone.model, torch.zeros(1, tokens, dtype=torch.long)
-    inputs = {"input_ids": first, "attention_mask": torch.ones_like(first)}
+    model, input_ids = backbone.model, torch.zeros(1, tokens, dtype=torch.long)
+    inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
     if model.config.is_encoder_decoder:
-        inputs["decoder_input_ids"] = first[:, :1]
+        inputs["decoder_input_ids"] = input_ids[:, :1]
     if not model.can_generate():
         return 0
     with torch.no_grad():
-        found = model(**inputs, use_cache=True)
-    cached = [getattr(found, name, None) for name in ("past_key_values", "cache_params", "state")]
-    return sum(t.numel() * t.element_size() for t in _tensors(cached, set()) if t.is_floating_point())
+        outputs = model(**inputs, use_cache=True)
+    caches = [getattr(outputs, name, None) for name in ("past_key_values", "cache_params", "state")]
+    return sum(t.numel() * t.element_size() for t in _tensors(caches, set()) if t.is_floating_point())
 
 
 def _tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
-    """All tensors in an object, each once."""
+    """Yield all tensors in an object, each once."""
     if id(value) in seen:
         return
     seen.add(id(value))
     if isinstance(value, Tensor):
         yield value
         return
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-    for each in inner or vars(value).values() if hasattr(value, "__dict__") else inner:
-        yield from _tensors(each, seen)
+    items: Iterable[Any] = ()
+    if isinstance(value, dict):
+        items = value.values()
+    elif isinstance(value, list | tuple):
+        items = value
+    if not items and hasattr(value, "__dict__"):
+        items = vars(value).values()
+    for item in items:
+        yield from _tensors(item, seen)
 
 
-def _grown(module: SoftPromptModule, backbone: Backbone, load: Load) -> float:
-    """What the step of a copy would keep if it had all rows, and their lengths: a + B (c + b T + d T^2).
+def extrapolate_step(module: SoftPromptModule, backbone: Backbone, workload: Workload) -> float:
+    """Extrapolate the bytes saved by a step of a copy to all rows at their full length: a + B (c + b T + d T^2).
 
-    The square is there where scores of all pairs of tokens are kept, as by attention that is written out.
+    The quadratic term covers attention that materializes the scores of all pairs of tokens.
     """
-    method = attached(module, backbone)
-    few, more, longer, longest = (
-        _kept(method, backbone, load, *of) for of in ((2, SHORT), (4, SHORT), (2, LONG), (2, LONGEST))
-    )
-    of_token = (longer[1] - few[1]) / (2 * (longer[0] - few[0]))
-    of_row = (more[1] - few[1]) / 2
-    fixed = few[1] - 2 * of_row
-    later = (longest[1] - longer[1]) / (2 * (longest[0] - longer[0]))
-    square = (later - of_token) / (longest[0] - few[0]) if later > of_token * (1 + NONLINEAR) else 0.0
-    own = load.tokens - few[0]
-    of_length = of_token * own + square * own * (load.tokens - longer[0])
-    return fixed + load.rows * (of_row + of_length)
+    method = attach_copy(module, backbone)
+    base_tokens, base = _measure_step(method, backbone, workload, 2, SHORT)
+    _, more_rows = _measure_step(method, backbone, workload, 4, SHORT)
+    long_tokens, long = _measure_step(method, backbone, workload, 2, LONG)
+    longest_tokens, longest = _measure_step(method, backbone, workload, 2, LONGEST)
+    per_token = (long - base) / (2 * (long_tokens - base_tokens))
+    later_per_token = (longest - long) / (2 * (longest_tokens - long_tokens))
+    quadratic = 0.0
+    if later_per_token > per_token * (1 + NONLINEAR):
+        quadratic = (later_per_token - per_token) / (longest_tokens - base_tokens)
+    per_row = (more_rows - base) / 2
+    fixed = base - 2 * per_row
+    added = workload.tokens - base_tokens
+    of_length = per_token * added + quadratic * added * (workload.tokens - long_tokens)
+    return fixed + workload.rows * (per_row + of_length)
 
 
-def _kept(method: SoftPromptModule, backbone: Backbone, load: Load, rows: int, tokens: int) -> tuple[float, int]:
-    """T of a row, and the bytes that a step keeps."""
+def _measure_step(
+    method: SoftPromptModule, backbone: Backbone, workload: Workload, rows: int, tokens: int
+) -> tuple[float, int]:
+    """Measure the mean number of tokens of a row, and the bytes that a step saves."""
     batch = random_batch(backbone, rows, tokens)
 
     def step() -> Tensor:
         return backbone.states(batch, method.prompt(batch)).hidden.float().sum()
 
-    mixed = torch.autocast("cpu", load.autocast) if load.autocast else nullcontext()
+    autocast = torch.autocast("cpu", workload.autocast) if workload.autocast else nullcontext()
     with torch.no_grad():
-        step()  # the first use finds out in which way rows run
-    with mixed:
-        return float(batch.mask.sum()) / rows, saved_bytes(step, {tuple(p.shape) for p in backbone.parameters()})
+        step()  # the first use selects the execution path
+    weights = {tuple(parameter.shape) for parameter in backbone.parameters()}
+    with autocast:
+        return float(batch.mask.sum()) / rows, saved_bytes(step, weights)
 
 
 def saved_bytes(step: Callable[[], Any], weights: set[tuple[int, ...]]) -> int:
-    """Bytes of distinct storages that a step keeps for its backward pass, weights and casts of them left out."""
-    kept: dict[int, tuple[int, Tensor]] = {}
+    """Count the bytes of distinct storages that a step saves for its backward pass, except weights and their casts."""
+    storages: dict[int, tuple[int, Tensor]] = {}
 
-    def keep(tensor: Tensor) -> Tensor:
-        weight = tuple(tensor.shape) in weights or tuple(tensor.shape)[::-1] in weights
-        if (not tensor.is_leaf or tensor.requires_grad) and not (weight and tensor.dim() > 1):
-            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes(), tensor
+    def record(tensor: Tensor) -> Tensor:
+        shape = tuple(tensor.shape)
+        is_weight = tensor.dim() > 1 and (shape in weights or shape[::-1] in weights)
+        is_frozen_leaf = tensor.is_leaf and not tensor.requires_grad
+        if not is_frozen_leaf and not is_weight:
+            storage = tensor.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes(), tensor
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
         step()
-    return sum(size for size, _ in kept.values())
+    return sum(size for size, _ in storages.values())

@@ -62,6 +62,8 @@ def test_help_names_every_command_and_the_configs():
         assert f"  {word} " in text
     assert text.count("  softprompt ") == 3
     assert "configs" in text
+    assert "\nTrain and evaluate:\n" in text
+    assert "\nOther commands:\n" in text
 
 
 def test_version():
@@ -132,8 +134,10 @@ def test_a_reader_that_leaves_is_no_traceback():
 def test_whatever_a_config_may_name_is_known_by_its_short_name():
     package = ROOT / "lightning_softprompt"
     places = ("readouts", "objectives", "callbacks", "prompts", "methods")
-    files = [file for place in places for file in (package / place).glob("[!_]*.py") if "\nclass " in file.read_text()]
+    files = [file for place in places for file in (package / place).rglob("[!_]*.py") if "\nclass " in file.read_text()]
     wanted = {".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files}
-    code = "import sys, lightning_softprompt.cli.app; print(*sys.modules)"
+    code = (
+        "import sys; from lightning_softprompt.cli.plugins import import_plugins; import_plugins(); print(*sys.modules)"
+    )
     known = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert wanted - set(known) == set()

@@ -16,7 +16,7 @@ from lightning_softprompt.cli.commands import doctor
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.types import SoftPrompt
 from lightning_softprompt.methods import PromptTuning
-from lightning_softprompt.training.memory_measurement import Load
+from lightning_softprompt.training.memory_measurement import Workload
 from lightning_softprompt.training.memory_plan import plan
 
 FAMILIES = ("llama", "t5", "bart", "bert")
@@ -214,12 +214,12 @@ def bytes_of(tensor):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_plan_knows_what_quantised_weights_take(kind, dtype, load):
     backbone = load("llama", quantization=kind, dtype=dtype)
-    found = plan(PromptTuning(length=3, backbone=backbone.spec), backbone.spec, Load(rows=2, tokens=30))
+    found = plan(PromptTuning(length=3, backbone=backbone.spec), backbone.spec, Workload(rows=2, tokens=30))
     assert found.training["frozen weights"] == sum(map(bytes_of, backbone.model.parameters()))
     largest = max(apart.weight(getattr(torch, dtype)).nbytes for apart in backbone.quantized.values())
-    assert found.training["a matrix taken apart"] == largest
-    with pytest.raises(ValueError, match="not shared out"):
-        plan(PromptTuning(backbone=backbone.spec), backbone.spec, Load(2, 30, devices=2, sharded=True))
+    assert found.training["dequantized matrix"] == largest
+    with pytest.raises(ValueError, match="cannot be sharded"):
+        plan(PromptTuning(backbone=backbone.spec), backbone.spec, Workload(2, 30, devices=2, sharded=True))
 
 
 def test_the_doctor_says_how_weights_are_held(tiny_folder):

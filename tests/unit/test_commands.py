@@ -318,6 +318,18 @@ def test_every_light_command_has_a_parser_or_is_handed_over():
         assert name == "quickstart" or Path(completion.__file__).with_name(f"{name}.py").is_file()
 
 
+@pytest.mark.parametrize(("old", "new"), [("between", "interpolate"), ("plan", "estimate"), ("library", "prompts")])
+def test_old_names_of_commands_work_and_name_the_new_one(old, new, capsys):
+    with pytest.raises(SystemExit) as ended:
+        launcher.main([old, "--help"])
+    assert ended.value.code == 0
+    output = capsys.readouterr()
+    assert output.err == f"softprompt {old} is now softprompt {new}; the old name will be removed in 0.3.0\n"
+    assert f"usage: softprompt {new}" in output.out
+    assert old not in launcher.LIGHT_COMMANDS
+    assert f"  {old} " not in launcher.help_page()
+
+
 def test_runs_are_handed_over_with_all_their_words(monkeypatch):
     import sys
     import types
@@ -341,10 +353,10 @@ def test_runs_are_handed_over_with_all_their_words(monkeypatch):
         (["study", "study.yaml", "--folder", "damaged", "--show"], "run.json is damaged"),
         (["study", "study.yaml", "--folder", "foreign", "--show"], "run.json is no record of a run"),
         (["configs", "--copy", "file"], "Not a directory"),
-        (["plan", "--devices", "0"], "--devices must be at least 1, got 0"),
-        (["plan", "--tokens", "-3"], "--tokens must be at least 1, got -3"),
-        (["plan", "--reserve", "nan"], "--reserve must be a number of GiB"),
-        (["plan", "--devices", "4", "--devices-per-copy", "3"], "a multiple of --devices-per-copy 3, got 4"),
+        (["estimate", "--devices", "0"], "--devices must be at least 1, got 0"),
+        (["estimate", "--tokens", "-3"], "--tokens must be at least 1, got -3"),
+        (["estimate", "--reserve", "nan"], "--reserve must be a number of GiB"),
+        (["estimate", "--devices", "4", "--devices-per-copy", "3"], "a multiple of --devices-per-copy 3, got 4"),
     ],
 )
 def test_a_command_that_cannot_run_says_why_in_two_lines_at_most(tmp_path, monkeypatch, capsys, words, said):

@@ -73,7 +73,7 @@ ACTIONS = {
     "rows": lambda path, _: read_rows(path, on_bad_row="skip"),
     "document": lambda path, _: read_text_file(path),
     "index": lambda path, _: run("index", "search", path, "is this film good"),
-    "library": lambda path, _: run("library", "list", "--folder", path),
+    "library": lambda path, _: run("prompts", "list", "--folder", path),
 }  # fmt: skip
 HARMLESS = {  # read as what they are: nothing of them is dangerous once it is shown as text
     ("index", "texts"), ("index", "url"), ("index", "size"), ("config", "merge"),

@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from lightning_softprompt.checkpoints.library import Library, soft_tokens
 from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, backbone_identity, read_prompt, write_prompt
-from lightning_softprompt.cli.commands import library
+from lightning_softprompt.cli.commands import prompts
 from lightning_softprompt.methods import MPT, DePT, PromptTuning, ResidualPromptTuning
 from lightning_softprompt.prompts.from_checkpoints import FromCheckpoints, FromLibrary
 from lightning_softprompt.prompts.init import Uniform
@@ -91,7 +91,7 @@ def test_prompts_of_another_backbone_do_not_come_in(filled, kept, load, tmp_path
     with pytest.raises(ValueError, match="prompts of different backbones have nothing in common"):
         made.add("other", other)
     with pytest.raises(CommandError, match="different backbones"):
-        library.main(["suggest", str(other), "--folder", str(made.folder)])
+        prompts.main(["suggest", str(other), "--folder", str(made.folder)])
 
 
 def test_shared_and_folded_soft_tokens_are_found(backbone, kept, tmp_path):
@@ -164,20 +164,20 @@ def test_the_command_adds_lists_compares_draws_and_suggests(filled, kept, tmp_pa
     monkeypatch.setenv("COLUMNS", "250")  # the folders of tests may have long names
     made, tokens, own = filled
     at = ["--folder", str(made.folder)]
-    assert library.main(["add", "d", str(kept("d", own)), *at]) == 0
+    assert prompts.main(["add", "d", str(kept("d", own)), *at]) == 0
     assert "4 prompts" in capsys.readouterr().out
-    assert library.main(["list", *at]) == 0
+    assert prompts.main(["list", *at]) == 0
     listed = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in listed[2:]] == ["a", "b", "c", "d"]
     assert "PromptTuning" in listed[2]
     assert "3 x 32" in listed[2]
-    assert library.main(["similar", *at, "--plot", str(tmp_path / "plots" / "map.png")]) == 0
+    assert prompts.main(["similar", *at, "--plot", str(tmp_path / "plots" / "map.png")]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert float(lines[3].split()[4]) == pytest.approx(row_similarity(tokens["b"], own), abs=1e-3)
     assert (tmp_path / "plots" / "map.png").read_bytes().startswith(b"\x89PNG")
     made.path("d").unlink()
     query = str(kept("own", own))
-    assert library.main(["suggest", query, *at, "--top", "2", "--measure", "mean"]) == 0
+    assert prompts.main(["suggest", query, *at, "--top", "2", "--measure", "mean"]) == 0
     said = capsys.readouterr().out
     assert [line.split()[0] for line in said.splitlines()[2:4]] == ["b", "a"]
     assert f"--model.init.path {made.path('b')}" in said
@@ -187,8 +187,8 @@ def test_the_command_adds_lists_compares_draws_and_suggests(filled, kept, tmp_pa
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (["add", "one"], "add wants NAME and FILE, got"),
-        (["list", "one"], "list wants nothing more, got"),
+        (["add", "one"], "add requires NAME and FILE, got"),
+        (["list", "one"], "list requires no arguments, got"),
         (["suggest", "x", "--top", "0"], "--top must be at least 1"),
         (["similar"], "no prompts in library"),
         (["add", "one", "nowhere.safetensors"], "no prompt at nowhere"),
@@ -197,5 +197,5 @@ def test_the_command_adds_lists_compares_draws_and_suggests(filled, kept, tmp_pa
 def test_mistakes_of_the_command_are_told_in_a_line(words, named, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CommandError, match=named):
-        library.main(words)
+        prompts.main(words)
     assert list(tmp_path.iterdir()) == []

@@ -23,12 +23,12 @@ from lightning_softprompt.backbones import skeleton as skeleton_module
 from lightning_softprompt.backbones.insertion.layer_stacks import Stack
 from lightning_softprompt.backbones.skeleton import build_skeleton, build_small_copy, random_batch
 from lightning_softprompt.cli.app import main
-from lightning_softprompt.cli.commands import plan as command
+from lightning_softprompt.cli.commands import estimate as command
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.methods import DPT, IDPG, PrefixTuning, PromptTuning, PTuning
 from lightning_softprompt.runs.run_spec import last_folder
 from lightning_softprompt.system.errors import CommandError
-from lightning_softprompt.training.memory_measurement import Load
+from lightning_softprompt.training.memory_measurement import Workload
 from lightning_softprompt.training.memory_plan import plan
 
 CONFIGS = {
@@ -69,7 +69,7 @@ def test_what_a_step_keeps_is_within_a_quarter_of_what_is_measured(spec, family,
         method.step(batch)
     kept, _ = kept_by(lambda: method.step(batch)["loss"])
     tokens = int(batch.mask.sum()) // ROWS
-    found = plan(cls(backbone=place, **arguments), place, Load(ROWS, tokens, batch.targets.shape[1]))
+    found = plan(cls(backbone=place, **arguments), place, Workload(ROWS, tokens, batch.targets.shape[1]))
     weights = sum(p.numel() * p.element_size() for p in backbone.parameters())
     assert found.training["kept for the backward pass"] == pytest.approx(kept, rel=0.25)
     assert found.trainable == sum(p.numel() for p in method.parameters() if p.requires_grad)
@@ -101,7 +101,7 @@ def test_estimates_read_the_built_model(tmp_path, name):
     config, depth = OTHERS[name]
     config.save_pretrained(tmp_path)
     spec = BackboneSpec(name=str(tmp_path))
-    found = plan(PromptTuning(backbone=spec, length=7), spec, Load(ROWS, TOKENS, answers=2, new_tokens=3))
+    found = plan(PromptTuning(backbone=spec, length=7), spec, Workload(ROWS, TOKENS, answers=2, new_tokens=3))
     masked = config.model_type in ("albert", "distilbert")
     model = (AutoModelForMaskedLM if masked else AutoModelForCausalLM).from_config(config)
     assert found.frozen == sum(p.numel() for p in model.parameters())
@@ -124,7 +124,7 @@ def test_a_model_that_cannot_be_measured_is_refused_by_name(tmp_path, monkeypatc
     spec = BackboneSpec(name=str(tmp_path))
     monkeypatch.setattr(skeleton_module, "MOST", 10)
     with pytest.raises(ValueError, match="cannot be estimated: no small copy of a LlamaForCausalLM runs"):
-        plan(PromptTuning(backbone=spec, length=7), spec, Load(ROWS, TOKENS))
+        plan(PromptTuning(backbone=spec, length=7), spec, Workload(ROWS, TOKENS))
 
 
 def test_layers_repeat_after_a_beginning_of_their_own():
@@ -141,7 +141,7 @@ def test_layers_repeat_after_a_beginning_of_their_own():
 @pytest.mark.parametrize("cls", [PTuning, DPT, IDPG])
 def test_other_methods_are_counted_too(spec, cls):
     place = spec("llama")
-    found = plan(cls(backbone=place), place, Load(2, 30))
+    found = plan(cls(backbone=place), place, Workload(2, 30))
     method = cls(backbone=place)
     method.attach(build_skeleton(CONFIGS["llama"], place))
     assert found.trainable == sum(p.numel() for p in method.parameters() if p.requires_grad) > 0
@@ -149,27 +149,27 @@ def test_other_methods_are_counted_too(spec, cls):
 
 def test_optimizers_devices_replicas_and_recomputed_layers_count(spec):
     place = spec("llama")
-    one = plan(PromptTuning(backbone=place, length=10), place, Load(4, 60))
+    one = plan(PromptTuning(backbone=place, length=10), place, Workload(4, 60))
     assert one.training["optimizer"] == 2 * one.training["prompt"] == 2 * 4 * 10 * 128
     plain = PromptTuning(backbone=place, optimizer=partial(torch.optim.SGD, lr=0.1))
-    assert plan(plain, place, Load(4, 60)).training["optimizer"] == 0
-    four = plan(PromptTuning(backbone=place, length=10), place, Load(4, 60, devices=4))
+    assert plan(plain, place, Workload(4, 60)).training["optimizer"] == 0
+    four = plan(PromptTuning(backbone=place, length=10), place, Workload(4, 60, devices=4))
     assert four.wire == {"gradients": round(1.5 * one.training["prompt"])}
     assert four.start == one.training["prompt"]  # each process reads the frozen weights itself
     full = build_skeleton(CONFIGS["llama"], place).model
     layers = 4 * sum(p.numel() for layer in full.model.layers for p in layer.parameters())
     largest = layers / len(full.model.layers)
-    sharded = plan(PromptTuning(backbone=place, length=10), place, Load(4, 60, devices=4, sharded=True))
+    sharded = plan(PromptTuning(backbone=place, length=10), place, Workload(4, 60, devices=4, sharded=True))
     assert sharded.wire["weights"] == 1.5 * layers
     whole = one.training["frozen weights"] - layers
     assert sharded.training["frozen weights"] == whole + layers / 4 + 2 * largest
-    pairs = plan(PromptTuning(backbone=place, length=10), place, Load(4, 60, devices=4, sharded=True, per_copy=2))
+    pairs = plan(PromptTuning(backbone=place, length=10), place, Workload(4, 60, devices=4, sharded=True, per_copy=2))
     assert pairs.wire == {**four.wire, "weights": layers}
     assert pairs.training["frozen weights"] == whole + layers / 2 + 2 * largest
-    three = plan(PromptTuning(backbone=place, length=10), place, Load(4, 60, replicas=3))
+    three = plan(PromptTuning(backbone=place, length=10), place, Workload(4, 60, replicas=3))
     assert three.trainable == 3 * one.trainable
     again = spec("llama", checkpointing=True)
-    less = plan(PromptTuning(backbone=again, length=10), again, Load(4, 60))
+    less = plan(PromptTuning(backbone=again, length=10), again, Workload(4, 60))
     assert less.training["kept for the backward pass"] == 5 * (4 * 60 + 10) * 128 * 4
     assert less.peak < one.peak
 
@@ -206,7 +206,7 @@ def test_devices_are_counted(devices, count):
 
 
 def test_devices_that_nobody_knows_the_number_of_are_asked_for():
-    with pytest.raises(CommandError, match="say how many with --devices"):
+    with pytest.raises(CommandError, match="give their number with --devices"):
         command.device_count(-1)
 
 
@@ -225,7 +225,7 @@ def test_the_plan_of_a_run_is_what_its_checkpoint_takes(tmp_path, rows, tiny_fol
     ]  # fmt: skip
     assert command.main(options) == 0
     told = capsys.readouterr().out
-    assert "640 parameters are trained" in told
+    assert "640 trainable parameters" in told
     assert "kept for the backward pass" in told
     assert command.main([*options, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

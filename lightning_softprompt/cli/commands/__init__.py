@@ -1,32 +1,35 @@
-"""The commands beside a run: each answers at once, so nothing here imports torch before it has said something.
+"""The commands other than runs. Each starts quickly: no module here imports torch before the command needs it.
 
-A command is one file with `parser()`, which the help and the shell completion read, and `main(argv)`, which returns the
-exit code. Its name and what it does stand in `LIGHT_COMMANDS`.
+A command is one module with `parser()`, which the help and the shell completion read, and `main(argv)`, which returns
+the exit code. Its name and description are in `LIGHT_COMMANDS`.
 """
 
 from __future__ import annotations
 
-TRACEBACK_VARIABLE = "SOFTPROMPT_TRACEBACK"  # set, errors are shown with their traceback
+TRACEBACK_VARIABLE = "SOFTPROMPT_TRACEBACK"  # if set, errors are shown with their traceback
+TRACEBACK_HINT = f"Set {TRACEBACK_VARIABLE}=1 for the full traceback"
 
 RUN_COMMANDS = {
-    "fit": "train a soft prompt, and validate it on the way",
-    "validate": "score a checkpoint on the validation rows",
-    "test": "score a checkpoint on the test rows",
-    "predict": "write what a checkpoint answers",
+    "fit": "train a soft prompt, with periodic validation",
+    "validate": "evaluate a checkpoint on the validation split",
+    "test": "evaluate a checkpoint on the test split",
+    "predict": "write predictions for new inputs",
 }
 
 LIGHT_COMMANDS = {
-    "quickstart": "a first soft prompt, trained and tried in one go",
-    "methods": "the methods: paper, where each enters, how many parameters",
-    "configs": "the configuration files that ship; print or copy them",
-    "plan": "what a run would take of memory, wire and disk, and whether it fits",
-    "index": "make a corpus searchable for retrieval-augmented answers, and search it",
-    "analyze": "where the answers of a test went wrong, and whether another run's are better",
-    "study": "runs that belong together: stages, seeds, draws, comparisons; each is done once",
-    "sweep": "hyper-parameters by Optuna; several processes may share one search",
-    "fold": "write a trained prompt without the network that made it",
-    "library": "a folder of trained prompts, and which of them a new task might start from",
-    "between": "the loss along the line from one trained prompt to another",
-    "doctor": "what this machine has and what is missing",
+    "quickstart": "train and test a first soft prompt (about 4 min on 2 CPU cores)",
+    "methods": "list methods: paper, injection point, parameter count",
+    "configs": "list, print or copy the bundled configs",
+    "estimate": "estimate memory, communication and checkpoint size before you run",
+    "index": "build and search a retrieval index over a corpus",
+    "analyze": "error analysis of a QA test, optionally paired against another run",
+    "study": "run a grid of experiments (seeds, data samples, stages) and report mean and 95% CI; resumable",
+    "sweep": "search hyperparameters with Optuna; several processes may share one search",
+    "fold": "export a prompt as plain tensors, without its reparameterization network",
+    "prompts": "store trained prompts; find the most similar ones to initialize from",
+    "interpolate": "interpolate between two prompts and plot the loss",
+    "doctor": "check the environment and report missing dependencies",
     "completion": "write the completion script for bash or zsh",
 }
+
+RENAMED_COMMANDS = {"between": "interpolate", "plan": "estimate", "library": "prompts"}  # old names, until 0.3.0

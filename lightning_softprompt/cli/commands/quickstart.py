@@ -18,7 +18,7 @@ from rich.table import Table
 from lightning_softprompt.cli.app import command_line
 from lightning_softprompt.cli.app import main as run_command
 from lightning_softprompt.cli.commands.configs import configs_folder
-from lightning_softprompt.cli.dry_parse import parsed
+from lightning_softprompt.cli.dry_parse import parse_run
 from lightning_softprompt.data.samples.movie_sentences import movie_sentences
 from lightning_softprompt.evaluation.metrics.intervals import bootstrap
 from lightning_softprompt.runs.run_spec import last_folder
@@ -83,7 +83,7 @@ def check_options(common: Sequence[str], options: Sequence[str]) -> None:
     """
     if options:
         with command_line(["fit", *common]):
-            parsed(["fit", *common])
+            parse_run(["fit", *common])
 
 
 class RunError(Exception):

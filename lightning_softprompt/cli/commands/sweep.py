@@ -1,4 +1,4 @@
-"""`softprompt sweep`: hyper-parameters by Optuna, as many processes at once as are started on one database."""
+"""`softprompt sweep`: hyperparameter search with Optuna; several processes may share one database."""
 
 from __future__ import annotations
 
@@ -16,28 +16,30 @@ if TYPE_CHECKING:
     from optuna import Study, Trial
 
 DESCRIPTION = """\
-Looks for the best options of `softprompt fit` by Optuna's tree-structured Parzen estimator. Each trial is a run of its
-own, `<run.experiment>/trial-N`. The same command, given again or elsewhere, joins in until there are `trials` of them,
-failed ones included. What is best is what a run says of its best validation. A sweep is a YAML file:
+Search for the best options of `softprompt fit` with Optuna's tree-structured Parzen estimator. Each trial is a run in
+its own folder, `<run.experiment>/trial-N`. Start the same command several times, on one or several machines, to run
+trials in parallel: all processes stop when `trials` trials have ended, including failed ones. The objective is each
+run's best validation metric. A sweep is a YAML file:
 
-  storage: sweeps/lr.log     a file that all processes see, or an address such as sqlite:///sweeps/lr.db
+  storage: sweeps/lr.log     a file that all processes can access, or an address such as sqlite:///sweeps/lr.db
   trials: 20
   fit: {model: PromptTuning}                         options of every run, as on the command line
-  search:                                            int, float or categorical, as Optuna's suggest_int and so on
+  search:                                            int, float or categorical, with the arguments of suggest_int, ...
     model.length: {int: {low: 5, high: 100, log: true}}
     model.init: {categorical: {choices: [SampleVocabulary, Uniform]}}
 
-It wants the extra `sweep`. Sweeps of W&B do without it: configs/sweep/wandb.yaml.
+Requires: pip install 'lightning-softprompt[sweep]'. W&B sweeps need no extra package: see configs/sweep/wandb.yaml.
 """
-PARTS = {"storage", "trials", "fit", "search", "seed"}
-KINDS = ("float", "int", "categorical")
+SECTIONS = {"storage", "trials", "fit", "search", "seed"}
+DISTRIBUTIONS = ("float", "int", "categorical")
 
 
 def parser() -> ArgumentParser:
     """The command's arguments."""
-    form = {"formatter_class": RawDescriptionHelpFormatter, "allow_abbrev": False}
-    parser = ArgumentParser("softprompt sweep", description=DESCRIPTION, **form)  # type: ignore[arg-type]
-    parser.add_argument("file", type=Path, metavar="FILE", help="the sweep; further options are for all its runs")
+    parser = ArgumentParser(
+        "softprompt sweep", description=DESCRIPTION, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("file", type=Path, metavar="FILE", help="the sweep file; further options apply to all runs")
     return parser
 
 
@@ -45,7 +47,7 @@ def main(argv: list[str]) -> int:
     """Run the command."""
     args, options = parser().parse_known_args(argv)
     if find_spec("optuna") is None:
-        raise CommandError("sweeps want the package optuna: pip install 'lightning-softprompt[sweep]'")
+        raise CommandError("sweep requires optuna: pip install 'lightning-softprompt[sweep]'")
     from optuna.study import MaxTrialsCallback
     from optuna.trial import TrialState
 
@@ -56,59 +58,64 @@ def main(argv: list[str]) -> int:
         fit = {**sweep.get("fit", {}), **as_options(options)}
     except ValueError as error:
         raise CommandError(str(error)) from error
-    study = study_of(sweep, args.file.stem, fit)
+    study = create_study(sweep, args.file.stem, fit)
     ended = (TrialState.COMPLETE, TrialState.FAIL)
-    enough = MaxTrialsCallback(sweep["trials"], states=ended)
+    stop = MaxTrialsCallback(sweep["trials"], states=ended)
     if len(study.get_trials(deepcopy=False, states=ended)) < sweep["trials"]:
-        study.optimize(lambda trial: run(trial, sweep["search"], fit), callbacks=[enough], catch=(RunFailedError,))
-    done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    if not done:
-        raise CommandError("no trial came to an end; see what they said above")
+        study.optimize(lambda trial: run_trial(trial, sweep["search"], fit), callbacks=[stop], catch=(RunFailedError,))
+    completed = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if not completed:
+        raise CommandError("no trial finished; see the errors above")
     best = study.best_trial
-    print(json.dumps({"trials": len(done), "best": best.number, "value": best.value, "options": best.params}, indent=2))
+    summary = {"trials": len(completed), "best": best.number, "value": best.value, "options": best.params}
+    print(json.dumps(summary, indent=2))
     return 0
 
 
 class RunFailedError(RuntimeError):
-    """A trial's run ended with an error."""
+    """The run of a trial failed."""
 
 
 def read_sweep(path: Path) -> dict[str, Any]:
-    """What a file says.
+    """Read and check a sweep file.
 
     Raises:
-        CommandError: If it is no sweep.
+        CommandError: If it is not a valid sweep.
     """
     from lightning_softprompt.system.plain_yaml import read_yaml
 
     try:
-        said = read_yaml(path)
+        sweep = read_yaml(path)
     except (OSError, ValueError) as error:
         raise CommandError(f"{path} cannot be read as YAML: {error}") from error
-    if not isinstance(said, dict) or not {"storage", "trials", "search"} <= set(said) <= PARTS:
-        raise CommandError(f"{path} must be a mapping with storage, trials and search, and may have fit and seed")
-    for name, how in said["search"].items():
-        if not isinstance(how, dict) or len(how) != 1 or not set(how) <= set(KINDS):
-            raise CommandError(f"{path}: {name} wants one of {', '.join(KINDS)} and its arguments, got {how}")
-    return said
+    if not isinstance(sweep, dict) or not {"storage", "trials", "search"} <= set(sweep) <= SECTIONS:
+        raise CommandError(f"{path} must be a mapping with storage, trials and search, and optionally fit and seed")
+    for name, distribution in sweep["search"].items():
+        is_valid = isinstance(distribution, dict) and len(distribution) == 1 and set(distribution) <= set(DISTRIBUTIONS)
+        if not is_valid:
+            raise CommandError(
+                f"{path}: {name} requires one of {', '.join(DISTRIBUTIONS)} with its arguments, got {distribution}"
+            )
+    return sweep
 
 
-def study_of(sweep: dict[str, Any], name: str, fit: dict[str, Any]) -> Study:
-    """The study on its database, which processes share; the metric says in which direction it looks."""
+def create_study(sweep: dict[str, Any], name: str, fit: dict[str, Any]) -> Study:
+    """Open the study in its database, or create it; the monitored metric determines the direction."""
     import optuna
     from optuna.storages.journal import JournalFileBackend
 
-    from lightning_softprompt.cli.dry_parse import parsed
+    from lightning_softprompt.cli.dry_parse import parse_run
     from lightning_softprompt.runs.run_spec import RunSpec
     from lightning_softprompt.studies.study import words
     from lightning_softprompt.training.monitors import watched
 
-    made = parsed(["fit", *words(fit)])
-    run = RunSpec(**made.config.run.as_dict())
-    place, (_, mode) = str(sweep["storage"]), watched(run, made.data.evaluation)
-    if "://" not in place or place.startswith("sqlite:///"):
-        Path(place.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    storage: Any = place if "://" in place else optuna.storages.JournalStorage(JournalFileBackend(place))
+    parsed_run = parse_run(["fit", *words(fit)])
+    run_spec = RunSpec(**parsed_run.config.run.as_dict())
+    _, mode = watched(run_spec, parsed_run.data.evaluation)
+    address = str(sweep["storage"])
+    if "://" not in address or address.startswith("sqlite:///"):
+        Path(address.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    storage: Any = address if "://" in address else optuna.storages.JournalStorage(JournalFileBackend(address))
     sampler = optuna.samplers.TPESampler(seed=sweep.get("seed"), constant_liar=True)
     direction: Any = {"min": "minimize", "max": "maximize"}[mode]
     return optuna.create_study(
@@ -116,22 +123,25 @@ def study_of(sweep: dict[str, Any], name: str, fit: dict[str, Any]) -> Study:
     )
 
 
-def run(trial: Trial, search: dict[str, dict[str, Any]], fit: dict[str, Any]) -> float:
-    """The score of the best validation of a trial's run, which is a process of its own.
+def run_trial(trial: Trial, search: dict[str, dict[str, Any]], fit: dict[str, Any]) -> float:
+    """Run a trial in a process of its own, and return its best validation metric.
 
     Raises:
-        RunFailedError: If it ended with an error, or its score is none.
+        RunFailedError: If the run fails or has no validation metric.
     """
     from lightning_softprompt.studies.study import words
 
-    asked = [(name, *next(iter(how.items()))) for name, how in search.items()]
-    drawn = {name: getattr(trial, f"suggest_{kind}")(name, **of) for name, kind, of in asked}
-    options = {"run.experiment": trial.study.study_name, **fit, **drawn, "run.name": f"trial-{trial.number}"}
+    sampled = {}
+    for name, distribution in search.items():
+        kind, arguments = next(iter(distribution.items()))
+        sampled[name] = getattr(trial, f"suggest_{kind}")(name, **arguments)
+    run_name = f"trial-{trial.number}"
+    options = {"run.experiment": trial.study.study_name, **fit, **sampled, "run.name": run_name}
     code = subprocess.call([sys.executable, "-m", "lightning_softprompt", "fit", *words(options)])
-    report = Path(str(options.get("run.folder", "runs")), str(options["run.experiment"]), f"trial-{trial.number}")
-    if code != 0 or not (report / "metrics.json").is_file():
-        raise RunFailedError(f"trial {trial.number} ended with code {code}")
-    best = json.loads((report / "metrics.json").read_text())["best"]
+    metrics = Path(str(options.get("run.folder", "runs")), str(options["run.experiment"]), run_name, "metrics.json")
+    if code != 0 or not metrics.is_file():
+        raise RunFailedError(f"trial {trial.number} failed with exit code {code}")
+    best = json.loads(metrics.read_text())["best"]
     if best is None:
-        raise RunFailedError(f"trial {trial.number} has no validation to go by")
+        raise RunFailedError(f"trial {trial.number} has no validation metric")
     return float(best["value"])

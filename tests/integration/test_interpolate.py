@@ -1,4 +1,4 @@
-"""The loss along the line between two prompts, as the command tells it."""
+"""The loss along the line between two prompts, as the command reports it."""
 
 import json
 
@@ -7,7 +7,7 @@ import torch
 
 from lightning_softprompt.backbones.loading import load_backbone
 from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, backbone_identity, write_prompt
-from lightning_softprompt.cli.commands import between
+from lightning_softprompt.cli.commands import interpolate
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.data.classification import ClassificationDataModule
 from lightning_softprompt.methods import PromptTuning
@@ -56,7 +56,7 @@ def ends(tiny_folder, tmp_path, rows):
 def test_every_point_of_the_line_has_the_loss_of_its_own_prompt(ends, tmp_path, capsys):
     (one, other), paths, options, loss = ends
     out, plot = tmp_path / "out" / "line.json", tmp_path / "out" / "line.png"
-    assert between.main([*paths, "--points", "5", "--out", str(out), "--plot", str(plot), *options]) == 0
+    assert interpolate.main([*paths, "--points", "5", "--out", str(out), "--plot", str(plot), *options]) == 0
     points = json.loads(out.read_text())
     assert [point["t"] for point in points] == [0.0, 0.25, 0.5, 0.75, 1.0]
     shares = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -65,16 +65,16 @@ def test_every_point_of_the_line_has_the_loss_of_its_own_prompt(ends, tmp_path, 
     assert len(set(losses)) == 5
     rise = losses[-1] - losses[0]
     highest = max(value - losses[0] - t * rise for t, value in zip(shares, losses, strict=True))
-    said = capsys.readouterr().out
-    assert float(said.split("hill: ")[1].split()[0]) == pytest.approx(highest, abs=1e-4)
+    output = capsys.readouterr().out
+    assert float(output.split("loss barrier: ")[1].split()[0]) == pytest.approx(highest, abs=1e-4)
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
 def test_what_does_not_fit_is_refused(ends, tmp_path):
     _, paths, options, _ = ends
     with pytest.raises(CommandError, match=r"0\.safetensors has .*set --model and its sizes"):
-        between.main([*paths, *options, "--model.length=4"])
+        interpolate.main([*paths, *options, "--model.length=4"])
     with pytest.raises(CommandError, match="no prompt at"):
-        between.main([paths[0], str(tmp_path / "none.safetensors"), *options])
+        interpolate.main([paths[0], str(tmp_path / "none.safetensors"), *options])
     with pytest.raises(CommandError, match="--points must be at least 2"):
-        between.main([*paths, "--points", "1", *options])
+        interpolate.main([*paths, "--points", "1", *options])
