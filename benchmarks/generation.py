@@ -19,6 +19,7 @@ import torch
 from measure import peak_bytes, seconds
 from sides import DEVICE, Ours, Peft, make
 
+from lightning_softprompt.backbones.kernels.prepacked_linear import is_supported
 from lightning_softprompt.backbones.loading import load_backbone
 from lightning_softprompt.backbones.tokenization.codec import Codec
 from lightning_softprompt.core.template import Template
@@ -26,6 +27,7 @@ from lightning_softprompt.core.types import Batch
 from lightning_softprompt.data.readers.sources import read_rows
 
 Side = Ours | Peft
+SKIPPED = "-"  # a cell of what the machine cannot run
 COLUMNS = ("soft tokens", "rows", "PEFT tokens/s", "ours tokens/s", "ours prepacked", "ratio", "prepacked", "peak MB")
 
 
@@ -55,12 +57,25 @@ def measured(sides: dict[str, Side], batch: Batch, new: int, rounds: int) -> dic
     return {"rates": rates, "ratios": ratios, "peaks": peaks, "equal": equal}
 
 
+def side_names() -> list[str]:
+    """The sides that this machine can run; says which it cannot."""
+    if DEVICE.type != "cpu":
+        reason = "weights are prepacked on a CPU alone"
+    elif not is_supported(torch.float32):
+        reason = "oneDNN has no torch.float32 products on this CPU"
+    else:
+        return ["ours", "ours_prepacked", "peft"]
+    print(f"skipped: ours prepacked, since {reason}\n", flush=True)
+    return ["ours", "peft"]
+
+
 def line(length: int, size: int, found: dict[str, Any]) -> str:
     """A row of the table."""
     rates, ratios, peaks = found["rates"], found["ratios"], found["peaks"]
     cells = [
-        str(length), str(size), *(f"{rates[n]:.1f}" for n in ("peft", "ours", "ours_prepacked")),
-        f"**{ratios['ours']:.2f}**", f"**{ratios['ours_prepacked']:.2f}**",
+        str(length), str(size),
+        *(f"{rates[name]:.1f}" if name in rates else SKIPPED for name in ("peft", "ours", "ours_prepacked")),
+        *(f"**{ratios[name]:.2f}**" if name in ratios else SKIPPED for name in ("ours", "ours_prepacked")),
         f"{peaks['peft'] / 2**20:.0f} / {peaks['ours'] / 2**20:.0f}",
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |" + ("" if found["equal"] else " TOKENS DIFFER")
@@ -75,6 +90,8 @@ def draw(results: Sequence[tuple[int, int, dict[str, Any]]], path: Path) -> None
     names = {"peft": ("PEFT", "#8fb3d9"), "ours": ("ours", "#1f4e8c"), "ours_prepacked": ("ours, prepacked", "#d1495b")}
     for axes, length in zip(figure.subplots(1, len(lengths), sharey=True, squeeze=False)[0], lengths, strict=True):
         for name, (label, color) in names.items():
+            if any(name not in found["rates"] for *_, found in results):
+                continue
             points = [(size, found["rates"][name]) for at, size, found in results if at == length]
             axes.plot(*zip(*points, strict=True), marker="o", color=color, label=label)
         axes.set_xscale("log", base=2)
@@ -98,10 +115,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--png", type=Path)
     args = parser.parse_args()
+    names = side_names()
     print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}", flush=True)
     results = []
     for length, size in product(args.lengths, args.batches):
-        sides: dict[str, Side] = make(load_backbone, length, "fp32", ["ours", "ours_prepacked", "peft"])
+        sides: dict[str, Side] = make(load_backbone, length, "fp32", names)
         batch = rows_of_one_length(sides["ours"].backbone.codec, args.data, size, args.tokens)  # type: ignore[union-attr]
         results.append((length, size, measured(sides, batch, args.new, args.rounds)))
         print(line(*results[-1]), flush=True)
