@@ -1,10 +1,168 @@
-"""Lightning SoftPrompt: soft-prompt tuning of frozen language models in PyTorch Lightning."""
+"""Lightning SoftPrompt: soft-prompt tuning of frozen language models in PyTorch Lightning.
+
+Public names are imported from their modules at their first use, so that `import lightning_softprompt` is fast.
+"""
 
 import logging
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from lightning_softprompt import moved
 
+if TYPE_CHECKING:
+    from lightning_softprompt.backbones.generation.decoding import Decoding
+    from lightning_softprompt.backbones.loading import load_backbone
+    from lightning_softprompt.core.backbone_spec import BackboneSpec
+    from lightning_softprompt.core.template import Template
+    from lightning_softprompt.data.classification import ClassificationDataModule
+    from lightning_softprompt.data.datamodule import SoftPromptDataModule
+    from lightning_softprompt.data.multitask import MultitaskDataModule
+    from lightning_softprompt.data.summarization import SummarizationDataModule
+    from lightning_softprompt.data.tagging import TaggingDataModule
+    from lightning_softprompt.inference.prompt import Prompt, load_prompt, save_prompt
+    from lightning_softprompt.methods import (
+        ATTEMPT,
+        DPT,
+        IDPG,
+        MPT,
+        ULPT,
+        ADePT,
+        Cartridge,
+        ContextAware,
+        DePT,
+        Folded,
+        FullFineTuning,
+        LatePromptTuning,
+        LoRA,
+        NoPrompt,
+        PrefixTuning,
+        PromptBank,
+        PromptTuning,
+        PTMoE,
+        PTuning,
+        PTuningV2,
+        ResidualPromptTuning,
+        SMoP,
+        Spring,
+        TransPrompt,
+        XPrompt,
+    )
+    from lightning_softprompt.methods.base import SoftPromptModule
+    from lightning_softprompt.objectives.classification import Classification
+    from lightning_softprompt.objectives.context_distillation import ContextDistillation
+    from lightning_softprompt.objectives.distillation import Distillation
+    from lightning_softprompt.objectives.language_modeling import LanguageModeling
+    from lightning_softprompt.rag.qa_datamodule import RagQaDataModule
+    from lightning_softprompt.rag.relevance_datamodule import RelevanceDataModule
+    from lightning_softprompt.readouts.auto import AutoReadout
+    from lightning_softprompt.readouts.calibrated import Calibrated
+    from lightning_softprompt.readouts.class_head import ClassHead
+    from lightning_softprompt.readouts.label_words import LabelWords
+    from lightning_softprompt.readouts.ranked import RankedChoices
+    from lightning_softprompt.readouts.token_head import TokenHead
+    from lightning_softprompt.runs.run_spec import RunSpec
+    from lightning_softprompt.training.trainer import Trainer
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "ATTEMPT",
+    "DPT",
+    "IDPG",
+    "MPT",
+    "ULPT",
+    "ADePT",
+    "AutoReadout",
+    "BackboneSpec",
+    "Calibrated",
+    "Cartridge",
+    "ClassHead",
+    "Classification",
+    "ClassificationDataModule",
+    "ContextAware",
+    "ContextDistillation",
+    "DePT",
+    "Decoding",
+    "Distillation",
+    "Folded",
+    "FullFineTuning",
+    "LabelWords",
+    "LanguageModeling",
+    "LatePromptTuning",
+    "LoRA",
+    "MultitaskDataModule",
+    "NoPrompt",
+    "PTMoE",
+    "PTuning",
+    "PTuningV2",
+    "PrefixTuning",
+    "Prompt",
+    "PromptBank",
+    "PromptTuning",
+    "RagQaDataModule",
+    "RankedChoices",
+    "RelevanceDataModule",
+    "ResidualPromptTuning",
+    "RunSpec",
+    "SMoP",
+    "SoftPromptDataModule",
+    "SoftPromptModule",
+    "Spring",
+    "SummarizationDataModule",
+    "TaggingDataModule",
+    "Template",
+    "TokenHead",
+    "Trainer",
+    "TransPrompt",
+    "XPrompt",
+    "load_backbone",
+    "load_prompt",
+    "save_prompt",
+]
+
+HOMES = {  # the module of each public name that is not a method
+    "AutoReadout": "readouts.auto",
+    "BackboneSpec": "core.backbone_spec",
+    "Calibrated": "readouts.calibrated",
+    "ClassHead": "readouts.class_head",
+    "Classification": "objectives.classification",
+    "ClassificationDataModule": "data.classification",
+    "ContextDistillation": "objectives.context_distillation",
+    "Decoding": "backbones.generation.decoding",
+    "Distillation": "objectives.distillation",
+    "LabelWords": "readouts.label_words",
+    "LanguageModeling": "objectives.language_modeling",
+    "MultitaskDataModule": "data.multitask",
+    "Prompt": "inference.prompt",
+    "RagQaDataModule": "rag.qa_datamodule",
+    "RankedChoices": "readouts.ranked",
+    "RelevanceDataModule": "rag.relevance_datamodule",
+    "RunSpec": "runs.run_spec",
+    "SoftPromptDataModule": "data.datamodule",
+    "SoftPromptModule": "methods.base",
+    "SummarizationDataModule": "data.summarization",
+    "TaggingDataModule": "data.tagging",
+    "Template": "core.template",
+    "TokenHead": "readouts.token_head",
+    "Trainer": "training.trainer",
+    "load_backbone": "backbones.loading",
+    "load_prompt": "inference.prompt",
+    "save_prompt": "inference.prompt",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """The public object of a name, imported now."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = import_module(f"{__name__}.{HOMES.get(name, 'methods')}")
+    value = globals()[name] = getattr(module, name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
 
 moved.install()
 

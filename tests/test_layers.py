@@ -33,6 +33,7 @@ MAY_IMPORT = {  # in addition to itself
     "methods": TRAINED | {"runs"},
     "rag": STORED | {"data", "evaluation", "methods", "retrieval"},
     "callbacks": STORED | {"evaluation", "methods", "objectives", "reports", "runs"},
+    "inference": TRAINED | {"methods", "data"},
     "training": TRAINED | {"methods", "runs", "callbacks", "data"},
     "cli": TRAINED
     | {"methods", "runs", "callbacks", "data", "rag", "reports", "retrieval", "studies", "training", "moved"},

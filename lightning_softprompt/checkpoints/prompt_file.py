@@ -9,7 +9,7 @@ import os
 import struct
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
@@ -32,7 +32,9 @@ log = logging.getLogger(__name__)
 SEED = "seed"  # key of a checkpoint that says what the run's random numbers began with
 REPLICAS = "replicas"  # what the tensors of several prompts are named by, with their numbers
 BACKBONE = "backbone"  # key of a checkpoint and of a header that says what the prompt was trained on
+ROWS = "rows"  # key of a checkpoint and of a header: how rows are written, by task
 CHECKSUM = "checksum"  # key of a header
+HEADER = (BACKBONE, "method", ROWS)  # keys of a header that hold JSON
 WITH_CLASS_NAMES = ("hyper_parameters", "method", SETTINGS)  # keys of a checkpoint whose values name classes
 
 
@@ -44,11 +46,14 @@ class SavedPrompt:
         tensors: The trainable parameters by name.
         backbone: Name, revision and fingerprint of the backbone.
         method: The method's class path and arguments, as plain values.
+        rows: How rows are written, by task, as plain values; a single task has the name "". Empty in files of earlier
+            versions.
     """
 
     tensors: Mapping[str, Tensor]
     backbone: Mapping[str, Any]
     method: Mapping[str, Any]
+    rows: Mapping[str, Any] = field(default_factory=dict)
 
     def check(self, backbone: Backbone, path: Path) -> None:
         """Refuses a prompt that was trained on another backbone.
@@ -67,7 +72,7 @@ def split_replicas(saved: SavedPrompt) -> list[SavedPrompt]:
     method = {**saved.method, "replicas": 1}
     prefixes = [f"{REPLICAS}.{number}." for number in numbers]
     parts = [{k.removeprefix(p): t for k, t in saved.tensors.items() if k.startswith(p)} for p in prefixes]
-    return [SavedPrompt(part, saved.backbone, method) for part in parts]
+    return [SavedPrompt(part, saved.backbone, method, saved.rows) for part in parts]
 
 
 def replica_numbers(tensors: Mapping[str, Tensor]) -> list[int]:
@@ -133,6 +138,8 @@ def write_prompt(path: Path, prompt: SavedPrompt) -> None:
         OSError: If the file cannot be written.
     """
     header = {BACKBONE: json.dumps(dict(prompt.backbone)), "method": json.dumps(dict(prompt.method))}
+    if prompt.rows:
+        header[ROWS] = json.dumps(dict(prompt.rows))
     header[CHECKSUM] = _checksum(prompt.tensors, header)
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, "a prompt is a file, and this is a folder", str(path))
@@ -173,7 +180,7 @@ def _read_safetensors(path: Path) -> SavedPrompt:
     if header.get(CHECKSUM, checksum) != checksum:
         raise ValueError(f"{path} is no whole safetensors file: what is in it is not what its checksum was made of")
     try:
-        parts = {name: current_names(json.loads(header[name])) for name in (BACKBONE, "method") if name in header}
+        parts = {name: current_names(json.loads(header[name])) for name in HEADER if name in header}
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} says of its prompt what is no JSON: {error}") from error
     return _saved(path, {"state_dict": tensors, "method": {}, **parts})
@@ -188,7 +195,7 @@ def _saved(path: Path, said: Mapping[str, Any]) -> SavedPrompt:
     """What a file says, if it is what this project writes."""
     if BACKBONE not in said or "state_dict" not in said:
         raise ValueError(f"{path} does not say which backbone it belongs to; it was not written by this project")
-    parts = [said[name] for name in ("state_dict", BACKBONE, "method")]
+    parts = [said["state_dict"], said[BACKBONE], said["method"], said.get(ROWS, {})]
     if not all(isinstance(part, Mapping) for part in parts) or not are_tensors(parts[0]):
         raise ValueError(f"{path} holds something else than tensors and mappings; it was not written by this project")
     return SavedPrompt(*parts)

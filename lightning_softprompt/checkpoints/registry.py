@@ -12,6 +12,7 @@ from torch import optim
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
+import lightning_softprompt
 from lightning_softprompt.moved import current_path
 from lightning_softprompt.system.trust import is_standard, is_trusted
 
@@ -104,11 +105,13 @@ def _trusted_class(path: str) -> type:
 
 
 def _package_class(path: str) -> type:
-    """A plug-in of this package; the path may also lead through a folder that exports it."""
+    """A plug-in of this package; the path may also lead through a folder or the package that exports it."""
     module, _, name = path.rpartition(".")
     place = module.split(".")[1:2]
     found = None
-    if place and place[0] in PLUGIN_FOLDERS:
+    if module == PACKAGE and name in lightning_softprompt.__all__:
+        found = getattr(lightning_softprompt, name)
+    elif place and place[0] in PLUGIN_FOLDERS:
         try:
             found = getattr(import_module(module), name, None)
         except ModuleNotFoundError:

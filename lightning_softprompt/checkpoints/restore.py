@@ -26,7 +26,7 @@ from lightning_softprompt.checkpoints.sizes import check_numbers, limit_build
 from lightning_softprompt.core.types import Batch, SoftPrompt
 from lightning_softprompt.system.trust import trust_modules
 
-NOT_ARGUMENTS = ("_class_path", "_instantiator", "replicas", "evaluation")
+NOT_ARGUMENTS = ("_class_path", "_instantiator", "replicas", "evaluation", "data")
 TRAINING_ONLY = ("optimizer", "scheduler", "objective", "penalties", "penalty_weights", "prompt_dropout")
 
 

@@ -63,20 +63,13 @@ from lightning_softprompt.training.monitors import (
 )
 from lightning_softprompt.training.replicas import Replicas, ReplicaSpec
 from lightning_softprompt.training.session import Session
+from lightning_softprompt.training.trainer import NOISE, TRAINER_DEFAULTS
 
 log = logging.getLogger(__name__)
 Refuses = Callable[[Mapping[str, Any]], None]
 TELLS_USERS = (str(Path(__file__).parents[1]), str(Path(lightning.__file__).parent))  # whose errors are meant for users
 FOR_USERS = (ValueError, RuntimeError, MisconfigurationException)
 COMPILER = ("torch._dynamo", "torch._inductor")  # modules whose errors a machine without a working compiler raises
-NOISE = (
-    ".*in eval mode.*",  # the frozen backbone always is
-    ".*isinstance.treespec, LeafSpec.*",
-    ".*does not have many workers.*",
-    ".*It is recommended to use `self.log.*sync_dist=True.*",  # metrics synchronise themselves
-    ".*Consider setting `persistent_workers.*",
-    ".*Be aware that when using `ckpt_path`.*",  # the project's callbacks keep nothing that an evaluation needs
-)
 CHATTER = (
     "`Trainer(limit_",  # the data module says what is scored
     "Loading `train_dataloader` to estimate",
@@ -90,12 +83,6 @@ FORMAT_WARNING = warnings.formatwarning  # Lightning's, which is imported above
 LAUNCHED = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what Lightning's launcher sets
 OF_SOME_COMMANDS = ("verbose", "return_predictions")  # options that a config of the run can do without
 PLAIN_TEXT = {"markup": False, "emoji": False}  # names of metrics in tables are no markup
-TRAINER_DEFAULTS = {
-    "logger": False,  # the run's own loggers are added
-    "enable_model_summary": False,
-    "num_sanity_val_steps": 0,
-    "use_distributed_sampler": False,  # the data module's own gives each row once
-}
 
 
 class SoftPromptCLI(LightningCLI):

@@ -56,6 +56,7 @@ FUNCTION = re.compile(r"Expected '([\w.]+)' to be a function that returns (?:Uni
 ABSTRACT = re.compile(r"Expected an instantiatable class, but ([\w.]+) is abstract")
 NESTED = re.compile(r"NestedArg\(key='([\w.]+)'")
 SHOWN = 12  # classes that a message lists
+PYTHON_ONLY = {"data"}  # arguments of methods that the command line fills by links instead
 
 PLATEAU = "torch.optim.lr_scheduler.ReduceLROnPlateau"
 _all_subclasses = _typehints.get_all_subclass_paths
@@ -125,6 +126,12 @@ class Parser(LightningArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def add_subclass_arguments(self, baseclass: Any, nested_key: str, *args: Any, **kwargs: Any) -> None:
+        """Leaves out the arguments of methods that are for Python only."""
+        if nested_key == "model":
+            kwargs["skip"] = {*(kwargs.get("skip") or ()), *PYTHON_ONLY}
+        super().add_subclass_arguments(baseclass, nested_key, *args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Prints two lines and exits with 2; parsers that jsonargparse makes for itself raise instead."""
@@ -453,7 +460,7 @@ def _arguments(path: str) -> list[str]:
     if not cls.__module__.startswith("lightning_softprompt"):
         return _parameters(cls)
     known = [name for base in cls.__mro__[:-1] if "__init__" in vars(base) for name in _own_arguments(base)]
-    return list(dict.fromkeys(known))
+    return [name for name in dict.fromkeys(known) if name not in PYTHON_ONLY]
 
 
 def _own_arguments(cls: type) -> list[str]:

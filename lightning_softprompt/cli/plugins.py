@@ -6,6 +6,9 @@ from functools import cache
 from importlib import import_module
 from pkgutil import walk_packages
 
+from jsonargparse._util import resolved_import_paths
+
+import lightning_softprompt
 from lightning_softprompt.checkpoints.registry import PACKAGE, PLUGIN_FOLDERS
 
 
@@ -16,3 +19,18 @@ def import_plugins() -> None:
         package = import_module(f"{PACKAGE}.{folder}")
         for module in walk_packages(package.__path__, f"{package.__name__}."):
             import_module(module.name)
+    for name in lightning_softprompt.__all__:
+        _keep_import_path(getattr(lightning_softprompt, name))
+
+
+def _keep_import_path(value: object) -> None:
+    """Makes configs name a class by the shortest path below the package, as they did before the package exported it.
+
+    jsonargparse takes the shortest path of all, and configs written under one version are compared with another's.
+    """
+    if not isinstance(value, type):
+        return
+    parts = value.__module__.split(".")
+    modules = (".".join(parts[:length]) for length in range(2, len(parts) + 1))
+    exports = (module for module in modules if getattr(import_module(module), value.__name__, None) is value)
+    resolved_import_paths.add(value, f"{next(exports)}.{value.__name__}")

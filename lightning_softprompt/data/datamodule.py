@@ -9,11 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Protocol, Self, cast, final
 
 import numpy as np
 from lightning import LightningDataModule
 
+from lightning_softprompt.backbones.generation.decoding import Decoding
+from lightning_softprompt.backbones.generation.row_format import RowFormat
 from lightning_softprompt.backbones.loading import load_codec
 from lightning_softprompt.backbones.tokenization.codec import Codec, Cut
 from lightning_softprompt.core.backbone_spec import BackboneSpec
@@ -117,7 +120,8 @@ class SoftPromptDataModule(LightningDataModule, ABC):
     """Rows of a task as batches. It knows columns, template and how answers are scored, and no method.
 
     A source is a file (JSON lines, JSON, CSV, TSV, Parquet, plain text), a pattern or list of files, a folder with
-    files for each split, `-` for standard input, or the name of a `datasets` hub set.
+    files for each split, `-` for standard input, or the name of a `datasets` hub set. In Python, `train`, `validation`,
+    `test` and `predict` also accept the rows themselves: a list of mappings or a `datasets.Dataset`.
 
     Args:
         backbone: The frozen language model, of which only the tokenizer is used.
@@ -146,6 +150,8 @@ class SoftPromptDataModule(LightningDataModule, ABC):
     classes_option: ClassVar[str | None] = None  # the argument that names the classes, if they can be inferred
     append_eos = False  # whether answers end with the token that stops generation
     max_target_tokens: int | None = None  # tokens of a row that are set aside for its answer
+    decoding: Decoding | None = None  # how answers are generated, where they are
+    defaults: Mapping[str, str] = MappingProxyType({})  # values of columns that a row may omit
 
     @classmethod
     def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> Self:  # type: ignore[override]
@@ -181,6 +187,11 @@ class SoftPromptDataModule(LightningDataModule, ABC):
         super().__init__()
         self.spec = backbone or BackboneSpec()
         self.template = Template(template, Template(template).columns if truncate is None else truncate)
+        if path is not None and not isinstance(path, str | Path):
+            raise ValueError(
+                f"path must name a folder of splits or a data set on the hub, got {type(path).__name__}; give rows by "
+                "split, as in train=rows, validation=rows, test=rows"
+            )
         if path is not None and (Path(path).expanduser().is_file() or is_pattern(path)):
             raise ValueError(
                 f"data.path is a folder of splits or a hub name, but {path} names files: set data.train, data.test or "
@@ -251,6 +262,21 @@ class SoftPromptDataModule(LightningDataModule, ABC):
     def classes_by_task(self) -> Mapping[str, Classes | None] | None:
         """Where there are several tasks, their names in the order of their numbers, each with its classes, if any."""
         return None
+
+    @property
+    def row_formats(self) -> Mapping[str, RowFormat]:
+        """How rows are written, by task, which is stored with a prompt; a single task has the name ""."""
+        return {
+            "": RowFormat(
+                self.template.text,
+                tuple(sorted(self.template.truncate)),
+                self.max_tokens,
+                self.cut,
+                self.max_target_tokens,
+                self.decoding,
+                dict(self.defaults),
+            )
+        }
 
     @property
     def redraws(self) -> bool:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar, cast, final
 import torch
 from torch import nn
 
+from lightning_softprompt.backbones.generation.row_format import RowFormat
 from lightning_softprompt.backbones.tokenization.codec import Codec
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.types import Batch, Classes, Encoded, Example
@@ -131,6 +132,11 @@ class MultitaskDataModule(SoftPromptDataModule):
     def classes_by_task(self) -> Mapping[str, Classes | None]:
         """How classes are spoken, for the tasks that have any."""
         return self._of_each(lambda task: task.classes)
+
+    @property
+    def row_formats(self) -> Mapping[str, RowFormat]:
+        """How the rows of each task are written."""
+        return {name: task.row_formats[""] for name, task in self.tasks.items()}
 
     @property
     def evaluation(self) -> Evaluation:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import accumulate
 from string import Formatter
 from typing import Any, cast, final
 
+from lightning_softprompt.backbones.generation.row_format import RowFormat
 from lightning_softprompt.core.template import TARGET
 from lightning_softprompt.core.types import Classes, Example, Spans
 from lightning_softprompt.data.datamodule import SoftPromptDataModule, Split
@@ -92,6 +94,11 @@ class TaggingDataModule(SoftPromptDataModule):
     def classes(self) -> Classes:
         """The tags, which are not spoken."""
         return Classes(dict.fromkeys(self.names, ()), self.template.text)
+
+    @property
+    def row_formats(self) -> Mapping[str, RowFormat]:
+        """How rows are written, with the column of words."""
+        return {"": replace(super().row_formats[""], words=self.tokens_column)}
 
     @property
     def evaluation(self) -> Evaluation:

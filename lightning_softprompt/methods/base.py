@@ -6,11 +6,11 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from inspect import currentframe
 from pathlib import Path
-from typing import Any, ClassVar, Self, cast, final
+from typing import Any, ClassVar, Protocol, Self, cast, final
 
 import torch
 from lightning import LightningModule, Trainer
@@ -21,6 +21,7 @@ from torch.optim import AdamW
 from torchmetrics import MeanMetric
 
 from lightning_softprompt.backbones.base import Backbone
+from lightning_softprompt.backbones.generation.row_format import RowFormat
 from lightning_softprompt.backbones.loading import load_backbone
 from lightning_softprompt.backbones.prompted_lm import PromptedLM
 from lightning_softprompt.backbones.requirements import (
@@ -34,8 +35,8 @@ from lightning_softprompt.backbones.skeleton import random_batch
 from lightning_softprompt.backbones.tokenization.codec import Codec
 from lightning_softprompt.checkpoints.class_names import check_class_names
 from lightning_softprompt.checkpoints.folding import compute_shared_prompt
-from lightning_softprompt.checkpoints.hyperparameters import save_plain_hyperparameters
-from lightning_softprompt.checkpoints.prompt_file import BACKBONE, SEED, backbone_identity, check_backbone
+from lightning_softprompt.checkpoints.hyperparameters import save_plain_hyperparameters, to_plain
+from lightning_softprompt.checkpoints.prompt_file import BACKBONE, ROWS, SEED, backbone_identity, check_backbone
 from lightning_softprompt.checkpoints.restore import load_module, load_tensors
 from lightning_softprompt.checkpoints.sizes import limit_build
 from lightning_softprompt.checkpoints.state_dict_hooks import exclude_from_checkpoints
@@ -71,6 +72,24 @@ log = logging.getLogger(__name__)
 Records = list[dict[str, Any]]
 
 
+class TaskData(Protocol):
+    """What a method reads from a data module: how its rows are answered and scored, and for which backbone."""
+
+    spec: BackboneSpec
+
+    @property
+    def classes(self) -> Classes | None:
+        """The classes and the words that stand for them, if the task has any."""
+
+    @property
+    def classes_by_task(self) -> Mapping[str, Classes | None] | None:
+        """The same for each of several tasks, by name; None for a single task."""
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """How answers are scored."""
+
+
 class SoftPromptModule(LightningModule, ABC):
     """A soft-prompt method on a frozen backbone.
 
@@ -92,6 +111,8 @@ class SoftPromptModule(LightningModule, ABC):
         prompt_dropout: Share of the prompt's numbers that is dropped in training, drawn once a step for all rows.
         classes_by_task: Where there are several tasks, their names in the order of their numbers, each with how its
             classes are spoken if it has any; the data module gives it.
+        data: In Python, the data module. `backbone`, `classes`, `classes_by_task` and `evaluation` are taken from it
+            where they are not given.
     """
 
     trains = True  # whether there is anything to train
@@ -113,12 +134,21 @@ class SoftPromptModule(LightningModule, ABC):
         penalties: Sequence[Penalty] | None = None,
         prompt_dropout: float = 0.0,
         classes_by_task: Mapping[str, Classes | None] | None = None,
+        data: TaskData | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= prompt_dropout < 1:
             raise ValueError(f"prompt_dropout must be from 0 to below 1, got {prompt_dropout}")
-        save_plain_hyperparameters(self, currentframe(), leave_out=["evaluation"])
+        save_plain_hyperparameters(self, currentframe(), leave_out=["evaluation", "data"])
+        if data is not None:
+            backbone = backbone or data.spec
+            evaluation = evaluation or data.evaluation
+            if classes is None and classes_by_task is None:
+                classes, classes_by_task = data.classes, data.classes_by_task
+            taken = {"backbone": backbone, "classes": classes, "classes_by_task": classes_by_task}
+            self.hparams.update({name: to_plain(value) for name, value in taken.items()})
         self.spec = backbone or BackboneSpec()
+        self._row_formats: Mapping[str, RowFormat] = getattr(data, "row_formats", {})
         self.backbone: Backbone | None = None
         self.readout: Readout | None = None
         self.objective = objective or _usual_objective(classes, classes_by_task)
@@ -259,6 +289,16 @@ class SoftPromptModule(LightningModule, ABC):
     def tasks(self) -> tuple[str, ...]:
         """Names of the tasks in the order of their numbers, where there are several."""
         return tuple(self.classes_by_task or ())
+
+    @property
+    def row_formats(self) -> Mapping[str, RowFormat]:
+        """How the rows of training are written, by task, as far as it is known."""
+        return formats_of(self._trainer) or self._row_formats
+
+    @final
+    def remember_formats(self, formats: Mapping[str, RowFormat]) -> None:
+        """Sets how rows are written for a method that was not trained in this process."""
+        self._row_formats = formats
 
     @property
     def loaded(self) -> Backbone:
@@ -487,6 +527,8 @@ class SoftPromptModule(LightningModule, ABC):
         """Says which backbone the prompt belongs to, and which seed the run went by."""
         checkpoint[BACKBONE] = backbone_identity(self.loaded)
         checkpoint[SEED] = torch.initial_seed()
+        if self.row_formats:
+            checkpoint[ROWS] = plain_formats(self.row_formats)
 
     @final
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -501,6 +543,17 @@ def _usual_objective(classes: Classes | None, by_task: Mapping[str, Classes | No
     if by_task is not None:
         return ByTask()
     return LanguageModeling() if classes is None else Classification()
+
+
+def formats_of(trainer: Any) -> Mapping[str, RowFormat]:
+    """How the rows of a Trainer's data module are written, by task; empty without Trainer or data module."""
+    data = getattr(trainer, "datamodule", None)
+    return getattr(data, "row_formats", {})
+
+
+def plain_formats(formats: Mapping[str, RowFormat]) -> dict[str, Any]:
+    """Formats of rows as plain values, for files."""
+    return {task: to_plain(asdict(row_format)) for task, row_format in formats.items()}
 
 
 def drawn_rows(loader: Any) -> Sequence[Sequence[int]] | None:

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.backbones.loading import load_backbone
-from lightning_softprompt.checkpoints.prompt_file import replica_numbers
+from lightning_softprompt.checkpoints.prompt_file import ROWS, replica_numbers
 from lightning_softprompt.checkpoints.restore import load_module, load_tensors
 from lightning_softprompt.checkpoints.sizes import limit_build
 from lightning_softprompt.checkpoints.state_dict_hooks import exclude_from_checkpoints
@@ -32,7 +32,14 @@ from lightning_softprompt.distributed.sharding import (
 )
 from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.evaluation.metrics.intervals import student
-from lightning_softprompt.methods.base import Records, SoftPromptModule, done, drawn_rows
+from lightning_softprompt.methods.base import (
+    Records,
+    SoftPromptModule,
+    done,
+    drawn_rows,
+    formats_of,
+    plain_formats,
+)
 from lightning_softprompt.methods.optimizers import advance, lower_on_plateau
 from lightning_softprompt.prompts.init import Init
 from lightning_softprompt.runs.loggers import is_logging_step
@@ -291,6 +298,8 @@ class Replicas(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """As each replica does, and where its random numbers are."""
         self._each[0].on_save_checkpoint(checkpoint)
+        if formats := formats_of(self._trainer):
+            checkpoint[ROWS] = plain_formats(formats)
         checkpoint[STREAMS] = self._streams
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import re
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
@@ -71,12 +71,20 @@ def read_rows(
     """
     if on_bad_row not in ("raise", "skip"):
         raise ValueError(f"on_bad_row must be 'raise' or 'skip', got {on_bad_row!r}")
+    if isinstance(source, Mapping) or hasattr(source, "iterrows"):
+        raise DataError(_no_rows(source, split))
     if isinstance(source, str | Path):
         return _read_named(str(source), split, on_bad_row, columns)
     if source and all(isinstance(file, str | Path) for file in source):
         paths = [path for file in source for path in _files(str(file))]
         return _read_files(paths, on_bad_row, columns)
     return collect(check(source), "the given rows", INDEX, on_bad_row)
+
+
+def _no_rows(source: object, split: str | None) -> str:
+    """The message about an object that holds rows in another form."""
+    fix = f"give one split, such as splits[{split!r}]" if isinstance(source, Mapping) else "give its to_dict('records')"
+    return f"rows must be a list of mappings or a datasets.Dataset, got {type(source).__name__}; {fix}"
 
 
 def _read_named(source: str, split: str | None, on_bad_row: OnBadRow, columns: Collection[str]) -> Rows:

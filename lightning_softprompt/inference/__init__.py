@@ -1,0 +1,1 @@
+"""Trained prompts in Python: prediction and generation."""

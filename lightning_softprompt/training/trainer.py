@@ -1,0 +1,136 @@
+"""`Trainer`: Lightning's Trainer with the defaults of this package and a run folder."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch
+from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities import rank_zero_info
+
+from lightning_softprompt.callbacks.recovery.best_checkpoint import BestCheckpoint
+from lightning_softprompt.callbacks.recovery.final_checkpoint import FinalCheckpoint
+from lightning_softprompt.callbacks.reporting.run_files import RunFiles
+from lightning_softprompt.checkpoints.atomic_io import AtomicCheckpointIO
+from lightning_softprompt.checkpoints.prompt_file import read_prompt, write_prompt
+from lightning_softprompt.data.datamodule import SoftPromptDataModule
+from lightning_softprompt.methods.base import SoftPromptModule
+from lightning_softprompt.runs.run_spec import RunSpec, make_folder
+from lightning_softprompt.training.monitors import watched
+
+TRAINER_DEFAULTS = {
+    "logger": False,  # the run's own loggers are added
+    "enable_model_summary": False,
+    "num_sanity_val_steps": 0,
+    "use_distributed_sampler": False,  # the data module's own gives each row once
+}
+NOISE = (
+    ".*in eval mode.*",  # the frozen backbone always is
+    ".*isinstance.treespec, LeafSpec.*",
+    ".*does not have many workers.*",
+    ".*It is recommended to use `self.log.*sync_dist=True.*",  # metrics synchronise themselves
+    ".*Consider setting `persistent_workers.*",
+    ".*Be aware that when using `ckpt_path`.*",  # the project's callbacks keep nothing that an evaluation needs
+)
+
+
+class Trainer(lightning.pytorch.Trainer):
+    """Lightning's Trainer for use from Python: this package's defaults, a progress bar and a run folder.
+
+    `fit` writes `<folder>/<experiment>/<time-id>/` with checkpoints, `metrics.json`, `plots/` and the best prompt as
+    `prompt.safetensors`. The command `softprompt fit` adds loggers and the guards of long runs.
+
+    Args:
+        run: Where the files of a training are written; None writes no files.
+        options: Arguments of Lightning's Trainer, with the defaults in `TRAINER_DEFAULTS`.
+
+    Attributes:
+        prompt_path: The prompt file of the last `fit`; None if there is none.
+    """
+
+    def __init__(self, *, run: RunSpec | None = RunSpec(), **options: Any) -> None:  # noqa: B008 (a frozen value)
+        callbacks = _listed(options.get("callbacks"))
+        saves = any(isinstance(callback, Checkpoint) for callback in callbacks)
+        super().__init__(**{**TRAINER_DEFAULTS, "enable_checkpointing": saves, **options})
+        self.run = run
+        self.prompt_path: Path | None = None
+        if type(self.strategy.checkpoint_io) is TorchCheckpointIO:
+            self.strategy.checkpoint_io = AtomicCheckpointIO()
+
+    def fit(self, model: Any, train_dataloaders: Any = None, *args: Any, **options: Any) -> None:
+        """Trains a method, then saves the best prompt of the run.
+
+        Args:
+            model: The method.
+            train_dataloaders: The data module, or loaders as Lightning takes them.
+            args: Further arguments of Lightning's `fit`.
+            options: Further arguments of Lightning's `fit`, such as `datamodule`.
+        """
+        data = options.get("datamodule") or train_dataloaders
+        has_run = self.run is not None and not self.fast_dev_run  # type: ignore[attr-defined]
+        is_ours = isinstance(model, SoftPromptModule) and isinstance(data, SoftPromptDataModule)
+        files = RunOutputs(self.run, data) if self.run is not None and has_run and is_ours else None
+        self.prompt_path = None
+        own = [] if files is None else files.callbacks
+        self.callbacks.extend(own)  # type: ignore[attr-defined]
+        try:
+            with warnings.catch_warnings():
+                for message in NOISE:
+                    warnings.filterwarnings("ignore", message=message)
+                super().fit(model, train_dataloaders, *args, **options)
+        finally:
+            for callback in own:
+                self.callbacks.remove(callback)  # type: ignore[attr-defined]
+        if files is not None and self.is_global_zero:
+            self.prompt_path = files.write_prompt()
+
+
+class RunOutputs:
+    """The run folder of one training from Python.
+
+    Args:
+        run: Where it is.
+        data: The data module, whose evaluation decides which validation is best.
+    """
+
+    def __init__(self, run: RunSpec, data: SoftPromptDataModule) -> None:
+        self.folder = run.name_folder(training=True)
+        make_folder(self.folder)
+        monitor, mode = watched(run, data.evaluation)
+        self.last = self.folder / "checkpoints" / "last.ckpt"
+        self.best = BestCheckpoint(self.last.parent, "best", monitor, mode)
+        self.callbacks: list[Callback] = [
+            RunFiles(self.folder, monitor, mode), self.best, FinalCheckpoint(self.last, run.keep_last),
+        ]  # fmt: skip
+
+    def write_prompt(self) -> Path | None:
+        """Writes the prompt of the best validation, or of the last step if there was none.
+
+        Returns:
+            The file; None if no step was taken.
+        """
+        found = Path(self.best.best_model_path or self.last)
+        if not found.is_file():
+            return None
+        path = self.folder / "prompt.safetensors"
+        write_prompt(path, read_prompt(found))
+        kind = "best" if self.best.best_model_path else "last"
+        rank_zero_info(f"the {kind} prompt: {_short(path)}")
+        return path
+
+
+def _short(path: Path) -> Path:
+    """The path below the current folder, if it is there."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
+def _listed(value: Callback | Sequence[Callback] | None) -> list[Callback]:
+    if value is None:
+        return []
+    return [value] if isinstance(value, Callback) else list(value)

@@ -1,0 +1,207 @@
+"""`import lightning_softprompt as sp`: its names, training, and prompts in Python."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from lightning import seed_everything
+
+import lightning_softprompt as sp
+from lightning_softprompt.checkpoints.prompt_file import read_prompt, write_prompt
+from lightning_softprompt.runs.run_spec import RunSpec
+
+TEMPLATE = "{soft}{text} it was {target}"
+LABELS = {"positive": "good", "negative": "bad"}
+QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
+
+
+@pytest.fixture
+def spec(tiny_folder):
+    return sp.BackboneSpec(name=str(tiny_folder("llama")))
+
+
+@pytest.fixture
+def two_classes(rows):
+    return [row for row in rows if row["label"] in LABELS] * 4
+
+
+@pytest.fixture
+def data(spec, two_classes):
+    return sp.ClassificationDataModule(
+        backbone=spec, train=two_classes, template=TEMPLATE, labels=LABELS, batch_size=4, cache=False
+    )
+
+
+def test_every_public_name_is_there():
+    for name in sp.__all__:
+        assert getattr(sp, name).__name__ == name
+    assert set(sp.__all__) <= set(dir(sp))
+    with pytest.raises(AttributeError, match="no attribute 'PromptTunning'"):
+        sp.PromptTunning  # noqa: B018
+
+
+def test_every_method_is_a_public_name():
+    from lightning_softprompt import methods
+
+    assert set(methods.__all__) <= set(sp.__all__)
+
+
+def test_the_import_loads_no_torch():
+    names = ("torch", "lightning", "transformers", "numpy")
+    code = f"import sys, lightning_softprompt; print([name for name in {names} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_method_takes_what_it_needs_from_the_data_module(data):
+    model = sp.PromptTuning(length=3, data=data)
+    given = sp.PromptTuning(length=3, backbone=data.spec, classes=data.classes, evaluation=data.evaluation)
+    assert model.spec == data.spec
+    assert model.classes == data.classes
+    assert model.hparams == given.hparams
+    assert set(model.evaluations) == {"val", "test"}
+
+
+def test_explicit_arguments_take_precedence_over_the_data_module(data):
+    other = sp.BackboneSpec(name="other")
+    model = sp.PromptTuning(length=3, data=data, backbone=other)
+    assert model.spec == other
+    assert model.hparams["backbone"]["init_args"]["name"] == "other"
+
+
+def test_training_leaves_a_prompt_that_predicts_as_the_method_does(data, two_classes, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    seed_everything(1)
+    model = sp.PromptTuning(length=3, data=data)
+    trainer = sp.Trainer(max_epochs=2, **QUIET)
+    trainer.fit(model, data)
+    assert trainer.prompt_path.name == "prompt.safetensors"
+    assert trainer.prompt_path.parents[1] == tmp_path / "runs" / "default"
+    assert json.loads((trainer.prompt_path.parent / "metrics.json").read_text())["global_step"] == trainer.global_step
+
+    prompt = sp.load_prompt(trainer.prompt_path, backbone=model.loaded)
+    assert prompt.backbone is model.loaded
+    texts = [row["text"] for row in two_classes[:5]]
+    records = prompt.predict(texts, batch_size=2)
+    assert {record["prediction"] for record in records} <= set(LABELS)
+    assert sum(records[0]["scores"].values()) == pytest.approx(1)
+
+    asked = sp.ClassificationDataModule(
+        backbone=data.spec, predict=[{"text": text} for text in texts], template=TEMPLATE, labels=LABELS, cache=False
+    )
+    best = sp.SoftPromptModule.load_from_checkpoint(
+        trainer.prompt_path.parent / "checkpoints" / "best.ckpt", evaluation=data.evaluation
+    )
+    expected = sp.Trainer(run=None, **QUIET).predict(best, asked)
+    for record, other in zip(records, [one for batch in expected for one in batch], strict=True):
+        assert record["prediction"] == other["prediction"]
+        assert record["scores"] == pytest.approx(other["scores"], abs=1e-5)
+
+
+def test_the_backbone_is_found_by_name(data, tmp_path):
+    model = sp.PromptTuning(length=3, data=data)
+    model.configure_model()
+    path = sp.save_prompt(model, tmp_path / "prompt.safetensors")
+    prompt = sp.load_prompt(str(path))
+    assert torch.equal(prompt.method.tokens, model.tokens)
+    assert prompt.backbone is not model.loaded
+    again = sp.load_prompt(sp.save_prompt(prompt.method, tmp_path / "again.safetensors"), backbone=prompt.backbone)
+    assert again.predict("a warm film") == prompt.predict("a warm film")
+
+
+def test_a_run_may_write_no_files(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trainer = sp.Trainer(max_steps=1, run=None, **QUIET)
+    model = sp.PromptTuning(length=3, data=data)
+    trainer.fit(model, data)
+    assert trainer.prompt_path is None
+    assert not list(tmp_path.iterdir())
+    assert sp.Prompt(model).predict("dull")[0]["prediction"] in LABELS
+
+
+def test_rows_are_a_data_set_of_the_datasets_package(spec, two_classes):
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_list(two_classes)
+    data = sp.ClassificationDataModule(backbone=spec, train=rows, validation=rows, template=TEMPLATE, cache=False)
+    assert list(data.classes.words) == ["negative", "positive"]
+    assert len(data.split("train")) == len(two_classes)
+
+
+@pytest.mark.parametrize("rows", [[{"text": "dull"}], {"train": [{"text": "dull"}]}])
+def test_rows_given_as_path_are_refused(rows, spec):
+    with pytest.raises(ValueError, match="train="):
+        sp.ClassificationDataModule(backbone=spec, path=rows, template=TEMPLATE)
+
+
+def test_splits_given_as_rows_are_refused(spec, two_classes):
+    data = sp.ClassificationDataModule(backbone=spec, train={"train": two_classes}, template=TEMPLATE, labels=LABELS)
+    with pytest.raises(ValueError, match=r"got dict; give one split, such as splits\['train'\]"):
+        data.split("train")
+
+
+@pytest.fixture
+def summaries(spec):
+    rows = [{"document": "a warm and funny film", "summary": "very good"}] * 8
+    return sp.SummarizationDataModule(
+        backbone=spec, train=rows, template="{soft}{document} it was {target}", max_tokens=24, max_target_tokens=6,
+        batch_size=4, cache=False,
+    )  # fmt: skip
+
+
+def test_answers_are_generated(summaries, tmp_path):
+    trainer = sp.Trainer(max_steps=2, run=RunSpec(folder=str(tmp_path)), **QUIET)
+    trainer.fit(sp.PromptTuning(length=3, data=summaries), summaries)
+    prompt = sp.load_prompt(trainer.prompt_path)
+    texts = ["a warm film", "a sad story about a dog", "dull"]
+    answers = prompt.generate(texts, batch_size=2, max_new_tokens=4)
+    assert len(answers) == 3
+    assert list(prompt.generate(texts, batch_size=2, max_new_tokens=4, stream=True)) == answers
+    assert [record["prediction"] for record in prompt.predict(texts)] == prompt.generate(texts)
+    with pytest.raises(ValueError, match="max_new_tokens"):
+        prompt.generate(texts, max_new_tokens=0)
+
+
+def test_a_file_without_a_template_asks_for_it(summaries, tmp_path):
+    model = sp.PromptTuning(length=3, data=summaries)
+    model.configure_model()
+    path = sp.save_prompt(model, tmp_path / "prompt.safetensors")
+    saved = read_prompt(path)
+    write_prompt(path, type(saved)(saved.tensors, saved.backbone, saved.method))  # as version 0.1.0 did
+    prompt = sp.load_prompt(path, backbone=model.loaded)
+    with pytest.raises(ValueError, match="template"):
+        prompt.generate("a warm film")
+    prompt = sp.load_prompt(path, backbone=model.loaded, template="{soft}{document} it was {target}")
+    assert len(prompt.generate("a warm film", max_new_tokens=2)) == 1
+
+
+def test_rows_that_lack_columns_are_named(data):
+    model = sp.PromptTuning(length=3, data=data)
+    model.configure_model()
+    prompt = sp.Prompt(model)
+    with pytest.raises(ValueError, match="row 1: no column 'text'"):
+        prompt.predict(["dull", {"title": "dull"}])
+    with pytest.raises(ValueError, match="single task"):
+        prompt.predict("dull", task="reviews")
+
+
+def test_words_are_tagged(spec):
+    rows = [{"tokens": ["a", "warm", "film"], "tags": ["O", "A", "N"]}, {"tokens": ["dull"], "tags": ["A"]}] * 4
+    data = sp.TaggingDataModule(backbone=spec, train=rows, tags=["O", "A", "N"], cache=False)
+    model = sp.PromptTuning(length=2, data=data, readout=sp.TokenHead)
+    model.configure_model()
+    records = sp.Prompt(model).predict([{"tokens": ["a", "warm", "film"]}, "dull film"])
+    assert [len(record["prediction"]) for record in records] == [3, 2]
+
+
+def test_each_task_has_its_own_rows(data, summaries, tmp_path):
+    both = sp.MultitaskDataModule({"mood": data, "sum": summaries}, scores={"sum": "rougeL"})
+    model = sp.MPT(length=3, data=both)
+    model.configure_model()
+    prompt = sp.load_prompt(sp.save_prompt(model, tmp_path / "prompt.safetensors"), backbone=model.loaded)
+    assert prompt.tasks == ("mood", "sum")
+    assert prompt.predict("dull", task="mood")[0]["prediction"] in LABELS
+    assert len(prompt.generate("dull", task="sum", max_new_tokens=2)) == 1
+    with pytest.raises(ValueError, match="one of the tasks"):
+        prompt.predict("dull")
