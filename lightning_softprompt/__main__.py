@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from difflib import get_close_matches
@@ -20,6 +21,7 @@ from lightning_softprompt.cli.commands import (
     TRACEBACK_VARIABLE,
 )
 from lightning_softprompt.cli.commands.configs import configs_folder
+from lightning_softprompt.cli.output import show_warning
 from lightning_softprompt.moved import REMOVED_IN
 from lightning_softprompt.system.atomic_files import expand_home
 from lightning_softprompt.system.errors import CommandError
@@ -103,7 +105,8 @@ def _configs() -> str:
 def _run_light(command: str, argv: list[str]) -> int:
     try:
         modules, argv = parse_trust_options(argv)
-        with trust_modules(modules), _plain_output(command):
+        with trust_modules(modules), _plain_output(command), warnings.catch_warnings():
+            warnings.showwarning = show_warning
             code: int = import_module(f"lightning_softprompt.cli.commands.{command}").main(argv)
         sys.stdout.flush()
     except CommandError as error:

@@ -1,1 +1,1 @@
-"""The command line: `softprompt`. Nothing here imports torch before a command needs it."""
+"""The command line: `softprompt`. No module imports torch before a command needs it."""

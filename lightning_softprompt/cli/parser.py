@@ -1,4 +1,4 @@
-"""The command line's parser: what it says of mistakes fits in two lines, what is wrong and the way out."""
+"""The command line parser. It reports errors in two lines: the problem and the fix."""
 
 from __future__ import annotations
 
@@ -36,7 +36,14 @@ GIVEN = re.compile(r"Given value: ([^\n]*)")
 SUBTYPES = re.compile(
     r"(?:Subtypes: \[(?:<class '|list\[)|Callable\[\[[^\]]*\], (?:typing\.Union\[)?)(?!typing\.)([\w.]+)"
 )
-IDLE = ("Does not validate", "Subtypes:", "Errors:", "Expected a <class 'NoneType'>", "Expected a path", "Given value")
+UNINFORMATIVE = (
+    "Does not validate",
+    "Subtypes:",
+    "Errors:",
+    "Expected a <class 'NoneType'>",
+    "Expected a path",
+    "Given value",
+)
 TYPE = re.compile(r"<class '([\w.]+)'>")
 UNKNOWN = re.compile(r"(?:unrecognized arguments: --|does not accept option '|Key ')([\w.]+)")
 NUMBER = re.compile(
@@ -51,22 +58,22 @@ MISSING_ARGUMENTS = re.compile(
     r"Problem with given class_path '([\w.]+)':\s+the following arguments are required: ([\w, ]+)"
 )
 REQUIRED = re.compile(r"^the following arguments are required: ([\w., ]+)$")
-NOT_MADE = re.compile(r"Problem with given class_path '([\w.]+)':\s+([^\n]+)")
+CREATION_ERROR = re.compile(r"Problem with given class_path '([\w.]+)':\s+([^\n]+)")
 FUNCTION = re.compile(r"Expected '([\w.]+)' to be a function that returns (?:Union\[)?(\w+)")
 ABSTRACT = re.compile(r"Expected an instantiatable class, but ([\w.]+) is abstract")
 NESTED = re.compile(r"NestedArg\(key='([\w.]+)'")
-SHOWN = 12  # classes that a message lists
-PYTHON_ONLY = {"data"}  # arguments of methods that the command line fills by links instead
+MAX_LISTED = 12  # classes in a message
+PYTHON_ONLY = {"data"}  # arguments of methods that the command line sets by links
 
 PLATEAU = "torch.optim.lr_scheduler.ReduceLROnPlateau"
 _all_subclasses = _typehints.get_all_subclass_paths
 
 
 def _subclasses_by_short_name(*args: Any, **kwargs: Any) -> list[str]:
-    """Without namesakes, which would leave a short name without a meaning.
+    """The paths of all subclasses, without duplicates of one short name, which would make the name ambiguous.
 
-    bitsandbytes, once imported, has an `SGD` beside PyTorch's. Of the two `ReduceLROnPlateau`, Lightning's is taken:
-    it has the option `monitor`.
+    bitsandbytes, once imported, has an `SGD` as PyTorch does. Of the two `ReduceLROnPlateau`, Lightning's is used,
+    which has the option `monitor`.
     """
     paths = [path for path in _all_subclasses(*args, **kwargs) if path != PLATEAU]
     return [
@@ -74,7 +81,7 @@ def _subclasses_by_short_name(*args: Any, **kwargs: Any) -> list[str]:
     ]
 
 
-_typehints.get_all_subclass_paths = _subclasses_by_short_name  # there is no public place for it
+_typehints.get_all_subclass_paths = _subclasses_by_short_name  # there is no public hook
 _resolve_class_path = _typehints.resolve_class_path_by_name
 
 
@@ -90,7 +97,7 @@ _adapt_class_type = _typehints.adapt_class_type
 
 
 def _adapt_with_nulls(value: Any, *args: Any, **kwargs: Any) -> Any:
-    """Passes `null` on to an option within an option, where jsonargparse would pass on the text `None`."""
+    """Pass `null` to a nested option; jsonargparse would pass the text `None`."""
     nested = value.get("init_args") if isinstance(value, Namespace) else None
     if isinstance(nested, NestedArg) and nested.val is None:
         value["init_args"] = NestedArg(nested.key, "null")
@@ -104,7 +111,7 @@ _load_yaml = guard_loader(get_loader("yaml"))
 
 
 def _load(text: str) -> Any:
-    """The value of a config or option, with `~` at the start of paths in it replaced by the home folder."""
+    """Parse a config or option, and replace `~` at the start of paths by the home folder."""
     return expand_home_in(_load_yaml(text))
 
 
@@ -112,7 +119,7 @@ set_loader("yaml", _load, (yaml.YAMLError,))
 
 
 def _write_member(dumper: yaml.SafeDumper, member: Enum) -> yaml.Node:
-    """Writes a member of an enumeration as its value; without it, a class with such a default cannot be an option."""
+    """Write an enum member as its value, so that classes with such defaults can be options."""
     return dumper.represent_data(member.value)
 
 
@@ -122,23 +129,23 @@ yaml.SafeDumper.add_multi_representer(Enum, _write_member)
 class Parser(LightningArgumentParser):
     """LightningCLI's parser with short errors and without abbreviated options."""
 
-    words: ClassVar[Sequence[str]] = ()  # the command being parsed, which names the files that an error may come from
+    words: ClassVar[Sequence[str]] = ()  # the command being parsed; names the files that may cause an error
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, allow_abbrev=False, **kwargs)
 
     def add_subclass_arguments(self, baseclass: Any, nested_key: str, *args: Any, **kwargs: Any) -> None:
-        """Leaves out the arguments of methods that are for Python only."""
+        """Skip the arguments of methods that exist only in Python."""
         if nested_key == "model":
             kwargs["skip"] = {*(kwargs.get("skip") or ()), *PYTHON_ONLY}
         super().add_subclass_arguments(baseclass, nested_key, *args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Prints two lines and exits with 2; parsers that jsonargparse makes for itself raise instead."""
+        """Print two lines and exit with 2; parsers that jsonargparse creates internally raise instead."""
         if not self.exit_on_error:
             super().error(message, ex)
-        what, way_out = explained(message, self)
-        sys.stderr.write(f"error: {one_line(what)}\n{printable(way_out)}\n")
+        problem, fix = explain(message, self)
+        sys.stderr.write(f"error: {one_line(problem)}\n{printable(fix)}\n")
         sys.exit(2)
 
     @property
@@ -147,14 +154,14 @@ class Parser(LightningArgumentParser):
         return [flag.removeprefix("--") for action in self._actions for flag in action.option_strings]
 
 
-def explained(message: str, parser: Parser) -> tuple[str, str]:
-    """What is wrong and the way out, from an error of jsonargparse.
+def explain(message: str, parser: Parser) -> tuple[str, str]:
+    """Explain an error of jsonargparse: the problem and the fix.
 
-    Its errors name every type that a value might have had; the one that matters is the innermost.
+    Its errors list every type that a value may have; the innermost one is the relevant one.
     """
-    for explain in (
+    for explain_kind in (
         _missing_file,
-        _missing_nouns,
+        _missing_components,
         _wrong_option,
         _wrong_option_of_callable,
         _wrong_number,
@@ -163,22 +170,24 @@ def explained(message: str, parser: Parser) -> tuple[str, str]:
         _wrong_function,
         _wrong_class,
         _wrong_value,
-        _too_early,
+        _abstract_class,
         _unknown_option,
         _bad_yaml,
     ):
-        if found := explain(message, parser):
-            return found
+        if explanation := explain_kind(message, parser):
+            return explanation
     lines = [line.strip(" -") for line in message.strip().splitlines()]
-    kept = [line for line in lines if line and not line.startswith(IDLE)]
-    return " ".join([*kept[:1], *kept[-1:]][: len(kept)]), _see(parser)
+    relevant = [line for line in lines if line and not line.startswith(UNINFORMATIVE)]
+    if len(relevant) > 1:
+        relevant = [relevant[0], relevant[-1]]
+    return " ".join(relevant), _see_help(parser)
 
 
 def _missing_file(message: str, parser: Parser) -> tuple[str, str] | None:
-    """A noun may be a file; one that is not there is taken for something else, and told of as that."""
+    """A component may be given as a file; jsonargparse reports a missing file as an invalid class."""
     for path in _yaml_files(parser):
         if not path.is_file():
-            return f"no file {path}", "configs that ship: softprompt configs"
+            return f"{path} does not exist", "list the bundled configs: softprompt configs"
     return None
 
 
@@ -187,15 +196,15 @@ def _yaml_files(parser: Parser) -> list[Path]:
     return [Path(word) for word in words if word.endswith((".yaml", ".yml"))]
 
 
-def _missing_nouns(message: str, parser: Parser) -> tuple[str, str] | None:
-    """A command without a model or data."""
+def _missing_components(message: str, parser: Parser) -> tuple[str, str] | None:
+    """Report a missing model or data."""
     if not (found := REQUIRED.search(message.strip())):
         return None
     names = " and ".join(f"--{name.rpartition('.')[2]}" for name in found[1].split(", "))
     return (
         f"{names} must be given",
-        "give a class or a config (softprompt methods, softprompt configs), or --ckpt_path FILE of a run: the config "
-        "in its folder is then used",
+        "pass a class or a config (see softprompt methods, softprompt configs), or --ckpt_path FILE to use the config "
+        "of the checkpoint's run",
     )
 
 
@@ -204,112 +213,120 @@ def _wrong_option(message: str, parser: Parser) -> tuple[str, str] | None:
         return None
     path, option = found[-1].groups()
     name = _option_before(message, found[-1].start())
-    return _class_first(message, name, path, option) or _no_option(path, option, _arguments(path))
+    return _missing_class(message, name, path, option) or _unknown_argument(path, option, _arguments(path))
 
 
 def _wrong_option_of_callable(message: str, parser: Parser) -> tuple[str, str] | None:
-    """An option of a class that is made later, such as an optimizer, whose first argument it is given then."""
+    """An option of a class that is instantiated later, such as an optimizer, with its first argument passed then."""
     if not (found := list(OPTION_OF_CALLABLE.finditer(message))):
         return None
     option, path = found[-1].groups()
     name = _option_before(message, found[-1].start())
-    early = _class_first(message, name, path, option)
-    return early or _no_option(path, option, _arguments(path)[1:])
+    no_class = _missing_class(message, name, path, option)
+    return no_class or _unknown_argument(path, option, _arguments(path)[1:])
 
 
-def _no_option(path: str, option: str, taken: list[str]) -> tuple[str, str]:
+def _unknown_argument(path: str, option: str, arguments: list[str]) -> tuple[str, str]:
     name = path.rpartition(".")[2]
-    return f"{name} has no option {option!r}{_meant(option, taken)}", f"{name} takes: {', '.join(taken)}"
+    problem = f"{name} has no option {option!r}{_did_you_mean(option, arguments)}"
+    return problem, f"options of {name}: {', '.join(arguments)}"
 
 
-def _class_first(message: str, name: str, path: str, option: str) -> tuple[str, str] | None:
-    """The way out where an option of a class comes before any class is named; None where one is.
+def _missing_class(message: str, name: str, path: str, option: str) -> tuple[str, str] | None:
+    """Report an option of a class that precedes the class; None if the class is named.
 
     Args:
         message: The error.
-        name: The option that takes the class.
-        path: The class that jsonargparse takes where none is named: that of the type.
+        name: The option whose value is the class.
+        path: The class that jsonargparse assumes if none is named: the base class.
         option: The option of the class.
     """
     bases = [_imported(base) for base in SUBTYPES.findall(message) if "." in base]
     if path != "typing.Union" and _imported(path) not in bases:
         return None
-    return _too_early_for(name, option, bases[-1])
+    return _option_before_class(name, option, bases[-1])
 
 
-def _too_early_for(name: str, option: str, base: type) -> tuple[str, str]:
-    """What is said of an option that comes before its class, with the classes that have it."""
+def _option_before_class(name: str, option: str, base: type) -> tuple[str, str]:
+    """Report an option that precedes its class, and list the classes that have the option."""
     first = option.partition(".")[0]
     packages = (base.__module__.partition(".")[0], "lightning_softprompt")
-    classes = (cls for cls in _subclasses(base) if cls.__module__.partition(".")[0] in packages)
-    having = sorted({cls.__name__ for cls in classes if first in _parameters(cls) and not cls.__name__.startswith("_")})
-    more = f" and {len(having) - SHOWN} more" if len(having) > SHOWN else ""
-    known = f"; classes that take {first}: {', '.join(having[:SHOWN])}{more}" if having else ""
-    what, way_out = _early(name, option)
-    return what, way_out + known
+    names = set()
+    for cls in _subclasses(base):
+        is_public = not cls.__name__.startswith("_") and cls.__module__.partition(".")[0] in packages
+        if is_public and first in _parameters(cls):
+            names.add(cls.__name__)
+    problem, fix = _early_option(name, option)
+    if names:
+        more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+        fix += f"; classes with {first}: {', '.join(sorted(names)[:MAX_LISTED])}{more}"
+    return problem, fix
 
 
-def _early(name: str, option: str) -> tuple[str, str]:
-    return f"--{name}.{option} comes before --{name} names a class", f"give --{name} CLASS first, then its options"
+def _early_option(name: str, option: str) -> tuple[str, str]:
+    return f"--{name}.{option} precedes --{name}, which names its class", f"pass --{name} CLASS first, then its options"
 
 
 def _wrong_number(message: str, parser: Parser) -> tuple[str, str] | None:
-    """A value that is to be a number or one of several other types."""
+    """A value of the wrong type, if a number or one of several types is expected."""
     if not (found := list(NUMBER.finditer(message))):
         return None
     key, types, value = found[-1].groups()
     names = [name for name in _types(types) if name != "NoneType"]
     outer = _option_before(message, found[-1].start())
     name = f"{outer}.{key}" if outer else key
-    return f"{name}: expected {' or '.join(names)}, got {value}", _see(parser)
+    return f"{name}: expected {' or '.join(names)}, got {value}", _see_help(parser)
 
 
 def _missing_option(message: str, parser: Parser) -> tuple[str, str] | None:
-    """A class that is not made without an option."""
+    """A class without a required option."""
     if not (found := _last(MISSING, message)):
         return None
     key, options, path = found
     names, kind = options.split(", "), path.rpartition(".")[2]
-    return f"{kind} lacks its option {' and '.join(names)}", f"give it after the class: --model.{key}.{names[0]} VALUE"
+    return (
+        f"{kind} requires the option {' and '.join(names)}",
+        f"pass it after the class: --model.{key}.{names[0]} VALUE",
+    )
 
 
 def _missing_argument(message: str, parser: Parser) -> tuple[str, str] | None:
-    """A class of a list, or one of several types, without an option that it must have."""
+    """A class in a list, or one of several types, without a required option."""
     if not (found := list(MISSING_ARGUMENTS.finditer(message))):
         return None
     path, options = found[-1].groups()
     names = options.split(", ")
     place = _option_before(message, found[-1].start())
     return (
-        f"{path.rpartition('.')[2]} lacks its option {' and '.join(names)}",
-        f"give it after the class: --{place}.{names[0]} VALUE; in a config, under init_args",
+        f"{path.rpartition('.')[2]} requires the option {' and '.join(names)}",
+        f"pass it after the class: --{place}.{names[0]} VALUE; in a config, under init_args",
     )
 
 
 def _wrong_function(message: str, parser: Parser) -> tuple[str, str] | None:
-    """A function that does not tell by its annotation that it makes what is wanted."""
+    """A function whose return annotation is not the expected type."""
     if not (found := _last(FUNCTION, message)):
         return None
     path, kind = found
     return (
         f"{path} is a function that is not annotated to return {kind}",
-        "give a class, as LinearLR, OneCycleLR or CosineAnnealingLR for a schedule; in Python a function will do",
+        "pass a class, such as LinearLR, OneCycleLR or CosineAnnealingLR for a schedule; functions work only in Python",
     )
 
 
 def _wrong_class(message: str, parser: Parser) -> tuple[str, str] | None:
     found = _last(CLASS, message) or _last(NO_CLASS, message)
-    bases = [base for base in SUBTYPES.findall(message) if "." in base]  # no class of Python's own is meant
+    bases = [base for base in SUBTYPES.findall(message) if "." in base]  # not a builtin type
     if not found or not bases:
         return None
-    wanted = found[0].strip("'\"")
+    requested = found[0].strip("'\"")
     known = sorted({c.__name__ for c in _subclasses(_imported(bases[-1])) if not c.__name__.startswith("_")})
-    if not _meant(wanted, known) and (meant := _meant(wanted, _package_classes())):
-        return f"no class {wanted!r}{meant}", _see(parser)  # jsonargparse does not say what a callable is to return
+    if not _did_you_mean(requested, known) and (hint := _did_you_mean(requested, _package_classes())):
+        return f"unknown class {requested!r}{hint}", _see_help(parser)  # the error does not name a callable's type
     kind = bases[-1].rpartition(".")[2]
     return (
-        f"no class {wanted!r}{_meant(wanted, known)}",
-        f"known for {kind}: {', '.join(known)}; or a class's full import path",
+        f"unknown class {requested!r}{_did_you_mean(requested, known)}",
+        f"subclasses of {kind}: {', '.join(known)}; or use a full import path",
     )
 
 
@@ -326,15 +343,15 @@ def _wrong_value(message: str, parser: Parser) -> tuple[str, str] | None:
         return None
     expected, value = found
     if option := NESTED.match(value):
-        return _early(_option(keys), option[1])
+        return _early_option(_option(keys), option[1])
     names = LITERAL.sub(_choices, TYPE.sub(_name, expected))
     is_scalar = not value.startswith(("{", "["))
-    way_out = _quoted(value) if is_scalar and "str" in names.split(" or ") else _spelled(names, value)
-    return f"{_option(keys)}: expected {names}, got {value}", way_out or _see(parser)
+    fix = _quote(value) if is_scalar and "str" in names.split(" or ") else _write_as_yaml(names, value)
+    return f"{_option(keys)}: expected {names}, got {value}", fix or _see_help(parser)
 
 
 def _block(message: str, key: re.Match[str]) -> str:
-    """What a message says of a key: the lines below it that are indented further."""
+    """The part of a message about a key: the lines below it that are indented further."""
     lines = message[key.end() :].splitlines()[1:]
     return "\n".join(takewhile(lambda line: len(line) - len(line.lstrip()) > len(key[1]), lines))
 
@@ -350,7 +367,7 @@ def _option(keys: Sequence[re.Match[str]]) -> str:
 
 
 def _option_before(message: str, position: int) -> str:
-    """The full name of the option that a place of a message is about; empty where it names none."""
+    """The full name of the option that a position in a message refers to; empty if there is none."""
     keys = [key for key in KEY.finditer(message) if key.start() < position and key.end() < position]
     return _option(keys) if keys else ""
 
@@ -365,46 +382,46 @@ def _union(reasons: str) -> tuple[str, str] | None:
     return (" or ".join(dict.fromkeys(types)), value[0]) if types and value else None
 
 
-def _quoted(value: str) -> str:
-    """The way out where a text is expected: YAML has made something else of it."""
+def _quote(value: str) -> str:
+    """The fix if a text is expected and YAML parsed it as another type."""
     if value in ("True", "False", "None"):
         return "YAML reads unquoted yes, no, on, off, true, false and null as values; put the word in quotes: 'no'"
     return f"put it in quotes to make it text: '{value}'"
 
 
-def _spelled(names: str, value: str) -> str | None:
-    """The way out where a mapping or list is expected, or None."""
+def _write_as_yaml(names: str, value: str) -> str | None:
+    """The fix if a mapping or list is expected, or None."""
     if not {"dict", "list"} & set(names.split(" or ")):
         return None
     is_file = Path(value).is_file()
     return f"write {'its contents' if is_file else 'it'} as {{name: value, ..}} or [a, b, ..]; spaces follow : and ,"
 
 
-def _too_early(message: str, parser: Parser) -> tuple[str, str] | None:
+def _abstract_class(message: str, parser: Parser) -> tuple[str, str] | None:
     if not (found := ABSTRACT.search(message)) or not (option := NESTED.search(message, found.end())):
         return None
-    return _too_early_for(_option_before(message, found.start()), option[1], _imported(found[1]))
+    return _option_before_class(_option_before(message, found.start()), option[1], _imported(found[1]))
 
 
 def _unknown_option(message: str, parser: Parser) -> tuple[str, str] | None:
     if not (found := _last(UNKNOWN, message)):
         return None
-    return f"no option --{found[0]}{_meant(found[0], parser.options)}", _see(parser)
+    return f"unknown option --{found[0]}{_did_you_mean(found[0], parser.options)}", _see_help(parser)
 
 
 def _bad_yaml(message: str, parser: Parser) -> tuple[str, str] | None:
-    """Jsonargparse does not say which of the files is broken."""
+    """Find the file with a syntax error, which jsonargparse does not name."""
     for path in _yaml_files(parser):
         if path.is_file():
             try:
                 read_yaml(path)
             except ValueError as error:
-                return str(error), "mend the file, or print one that is: --print_config"
+                return str(error), "fix the file, or generate a valid one with --print_config"
     return None
 
 
 def _types(text: str) -> list[str]:
-    """Names of the types, and choices, in a list of types as jsonargparse writes it."""
+    """Names of the types and choices in a list of types as jsonargparse formats it."""
     return [*map(_last_part, TYPE.findall(text)), *map(_choices, LITERAL.finditer(text))]
 
 
@@ -420,10 +437,10 @@ def _last_part(path: str) -> str:
     return path.rpartition(".")[2]
 
 
-def why_not_made(message: str) -> str | None:
-    """The class that could not be made and the reason, from an error of jsonargparse that lists what it tried."""
-    found = _last(NOT_MADE, message)
-    return f"{_last_part(found[0])} cannot be made: {found[1].strip()}" if found else None
+def creation_error(message: str) -> str | None:
+    """The class that could not be created and the reason, from an error of jsonargparse that lists its attempts."""
+    found = _last(CREATION_ERROR, message)
+    return f"{_last_part(found[0])} cannot be created: {found[1].strip()}" if found else None
 
 
 def _last(pattern: re.Pattern[str], message: str) -> tuple[str, ...] | None:
@@ -431,14 +448,14 @@ def _last(pattern: re.Pattern[str], message: str) -> tuple[str, ...] | None:
     return found[-1].groups() if found else None
 
 
-def _meant(given: str, known: list[str]) -> str:
-    close = get_close_matches(given, known, n=2, cutoff=0.6)
+def _did_you_mean(name: str, known: list[str]) -> str:
+    close = get_close_matches(name, known, n=2, cutoff=0.6)
     return f". Did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 
-def _see(parser: Parser) -> str:
+def _see_help(parser: Parser) -> str:
     command = parser.prog.replace(" [options]", "")
-    return f"all options: {command} --help; those of a class: --model.help CLASS, --data.help CLASS"
+    return f"See `{command} --help`, or `--model.help CLASS` and `--data.help CLASS` for the options of a class"
 
 
 def _imported(path: str) -> type:
@@ -455,20 +472,20 @@ def _subclasses(cls: type) -> Iterator[type]:
 
 
 def _arguments(path: str) -> list[str]:
-    """Names that a class's constructor takes; of this package's classes, those passed on to its bases included."""
+    """Names of a class's constructor arguments; for classes of this package, including those passed to base classes."""
     cls = _imported(path)
     if not cls.__module__.startswith("lightning_softprompt"):
         return _parameters(cls)
-    known = [name for base in cls.__mro__[:-1] if "__init__" in vars(base) for name in _own_arguments(base)]
+    known = [name for base in cls.__mro__[:-1] if "__init__" in vars(base) for name in _package_arguments(base)]
     return [name for name in dict.fromkeys(known) if name not in PYTHON_ONLY]
 
 
-def _own_arguments(cls: type) -> list[str]:
+def _package_arguments(cls: type) -> list[str]:
     return _parameters(cls) if cls.__module__.startswith("lightning_softprompt") else []
 
 
 def _parameters(cls: type) -> list[str]:
-    """Names of the arguments of a class's own constructor."""
+    """Names of the arguments of a class's constructor, without those passed to base classes."""
     kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    own = inspect.signature(cls.__init__).parameters.values()  # type: ignore[misc]
-    return [p.name for p in own if p.name != "self" and p.kind not in kinds]
+    parameters = inspect.signature(cls.__init__).parameters.values()  # type: ignore[misc]
+    return [p.name for p in parameters if p.name != "self" and p.kind not in kinds]

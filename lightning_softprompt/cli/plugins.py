@@ -1,4 +1,4 @@
-"""Discovers the plug-ins of the package, so that configs may name their classes without the module's path."""
+"""Discovers the plug-ins of the package, so that configs can name their classes without a module path."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lightning_softprompt.checkpoints.registry import PACKAGE, PLUGIN_FOLDERS
 
 @cache
 def import_plugins() -> None:
-    """Imports every module of the plug-in folders: a class in a file of its own is known without any other edit."""
+    """Import every module of the plug-in folders: a class in a new file is known without any other edit."""
     for folder in PLUGIN_FOLDERS:
         package = import_module(f"{PACKAGE}.{folder}")
         for module in walk_packages(package.__path__, f"{package.__name__}."):
@@ -24,9 +24,9 @@ def import_plugins() -> None:
 
 
 def _keep_import_path(value: object) -> None:
-    """Makes configs name a class by the shortest path below the package, as they did before the package exported it.
+    """Name a class in configs by its shortest path below the package, as before the package exported it.
 
-    jsonargparse takes the shortest path of all, and configs written under one version are compared with another's.
+    jsonargparse uses the shortest path of all, but configs of different versions must be comparable.
     """
     if not isinstance(value, type):
         return

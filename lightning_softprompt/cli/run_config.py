@@ -1,4 +1,4 @@
-"""The config beside a checkpoint: its plain values and registered classes are taken, and nothing else that it names."""
+"""The config of a checkpoint's run: only its plain values and registered classes are used."""
 
 from __future__ import annotations
 
@@ -27,27 +27,21 @@ from lightning_softprompt.runs.run_spec import RunSpec
 from lightning_softprompt.system.plain_yaml import read_yaml
 from lightning_softprompt.training.replicas import ReplicaSpec
 
-WORD = re.compile(r"[\w:+,-]*")  # a trainer's setting by name, such as bf16-mixed; never an import path or a file
-ELSEWHERE = ("default_root_dir", "model_registry")  # trainer settings that say where files go
-OF_CLASSES = ("callbacks", "logger", "plugins", "profiler", "strategy", "accelerator")
-COUNTS = {
-    "devices": 64,
-    "num_nodes": 1,
-    "num_workers": 64,
-    "replicas": 1000,
-    "count": 1000,
-}  # of processes and copies at most
-PLACES = ("predictions", "name")  # run settings that belong to one command
+WORD = re.compile(r"[\w:+,-]*")  # a trainer setting by name, such as bf16-mixed; never an import path or a file
+IGNORED_TRAINER_SETTINGS = ("default_root_dir", "model_registry")  # output locations
+CLASS_SETTINGS = ("callbacks", "logger", "plugins", "profiler", "strategy", "accelerator")
+MAX_COUNTS = {"devices": 64, "num_nodes": 1, "num_workers": 64, "replicas": 1000, "count": 1000}
+COMMAND_SETTINGS = ("predictions", "name")  # run settings that belong to one command
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What a command takes from the config of a run.
+    """The settings that a command takes from the config of a run.
 
     Args:
-        path: The config.
+        path: The config file.
         values: Plain values, with registered classes by their full import paths.
-        left_out: Settings that are not taken, with the reason.
+        left_out: Ignored settings, with the reason.
     """
 
     path: Path
@@ -56,42 +50,46 @@ class RunConfig:
 
     @property
     def text(self) -> str:
-        """The values as a config that the command line takes."""
+        """The values as a config for the command line."""
         return json.dumps(self.values)
 
 
 def config_beside(checkpoint: Path) -> Path | None:
-    """The config of the run that a checkpoint or a prompt is from."""
+    """The config of the run that a checkpoint or a prompt belongs to."""
     folders = checkpoint.absolute().parents[:2]
     return next((path for folder in folders if (path := folder / "config.yaml").is_file()), None)
 
 
 def read_run_config(path: Path) -> RunConfig:
-    """The settings of a config that a command may take without being asked.
+    """Read the settings of a config that are safe to use without an explicit option.
 
     Raises:
-        ValueError: If the file is no config, or model, data or backbone name classes that files may not name.
+        ValueError: If the file is not a config, or model, data or backbone name classes that are not registered.
     """
     config = read_yaml(path)
     if not isinstance(config, Mapping):
-        raise ValueError(f"{path} holds no settings, but {shorten(config)}")
+        raise ValueError(f"{path} is not a config, but {shorten(config)}")
     try:
         check_plain(config)
         trainer, left_out = _read_trainer(config.get("trainer") or {})
         run = _read_run(config.get("run") or {}, path)
-        values = {**_read_nouns(config), **_some("trainer", trainer), **_some("run", run)}
+        values = _read_components(config)
+        if trainer:
+            values["trainer"] = trainer
+        if run:
+            values["run"] = run
         _refuse_large_counts(values, "")
         _refuse_strange_indexes(values.get("data"), "data")
     except ValueError as error:
         raise ValueError(
-            f"{path}, the config of the checkpoint's run, is not taken: {error}. To take it as it is, name it: "
+            f"{path}, the config of the checkpoint's run, is not used: {error}. To use it anyway, pass it: "
             f"--config {path}"
         ) from error
     return RunConfig(path, values, left_out)
 
 
 def _refuse_large_counts(value: Any, place: str) -> None:
-    """Refuses numbers of processes that would exhaust the machine, or wait for other machines.
+    """Refuse numbers of processes that would exhaust the machine, or wait for other machines.
 
     Raises:
         ValueError: Naming the setting.
@@ -100,14 +98,14 @@ def _refuse_large_counts(value: Any, place: str) -> None:
     if isinstance(value, Mapping):
         for key, inner in value.items():
             _refuse_large_counts(inner, f"{place}.{key}" if place else str(key))
-    elif name in COUNTS:
+    elif name in MAX_COUNTS:
         counts = [len(value)] if isinstance(value, list) else re.findall(r"\d+", str(value))
-        if any(int(count) > COUNTS[name] for count in counts):
-            raise ValueError(f"{place}: expected at most {COUNTS[name]}, got {shorten(value)}")
+        if any(int(count) > MAX_COUNTS[name] for count in counts):
+            raise ValueError(f"{place}: expected at most {MAX_COUNTS[name]}, got {shorten(value)}")
 
 
 def _refuse_strange_indexes(value: Any, place: str) -> None:
-    """Refuses to build an index where the config says, to load an encoder or to call a server that it alone names.
+    """Refuse an index to be built, an encoder to be loaded, or a server to be called that only the config names.
 
     Raises:
         ValueError: Naming the setting.
@@ -121,7 +119,7 @@ def _refuse_strange_indexes(value: Any, place: str) -> None:
         refuse_strange_names(f"{place}.index_settings", settings)
     index = _index_of(arguments.get("retriever"))
     if index is not None and arguments.get("corpus") is not None and not (index / MANIFEST).is_file():
-        raise ValueError(f"{place}: it builds the index {index}, which does not exist")
+        raise ValueError(f"{place}: the index {index} does not exist and would be built")
     for name, inner in value.items():
         _refuse_strange_indexes(inner, f"{place}.{name}")
 
@@ -132,15 +130,11 @@ def _index_of(retriever: Any) -> Path | None:
     return Path(arguments["index"]).expanduser() if "index" in arguments else None
 
 
-def _some(noun: str, values: dict[str, Any]) -> dict[str, Any]:
-    return {noun: values} if values else {}
-
-
-def _read_nouns(config: Mapping[str, Any]) -> dict[str, Any]:
+def _read_components(config: Mapping[str, Any]) -> dict[str, Any]:
     values: dict[str, Any] = {}
-    for noun, base in (("model", SoftPromptModule), ("data", SoftPromptDataModule)):
-        if config.get(noun) is not None:
-            values[noun] = as_config(read_class(config[noun], base, noun))
+    for component, base in (("model", SoftPromptModule), ("data", SoftPromptDataModule)):
+        if config.get(component) is not None:
+            values[component] = as_config(read_class(config[component], base, component))
     if config.get("backbone") is not None:
         spec = read_value(config["backbone"], BackboneSpec, "backbone")
         values["backbone"] = as_config(dict(spec.arguments))
@@ -156,27 +150,27 @@ def _as_fields(value: Any) -> Any:
 
 
 def _read_trainer(trainer: Any) -> tuple[dict[str, Any], dict[str, str]]:
-    """Plain settings of the trainer, registered classes, and what is left out."""
+    """Read the plain settings and registered classes of the trainer, and collect those that are ignored."""
     if not isinstance(trainer, Mapping):
         raise ValueError(f"trainer: expected settings, got {shorten(trainer)}")
-    taken: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     left_out: dict[str, str] = {}
     for name, value in trainer.items():
         place = f"trainer.{name}"
-        if value is None or name in ELSEWHERE:
+        if value is None or name in IGNORED_TRAINER_SETTINGS:
             continue
         if isinstance(value, PLAIN) and (not isinstance(value, str) or WORD.fullmatch(value)):
-            taken[name] = value
-        elif name in OF_CLASSES:
+            settings[name] = value
+        elif name in CLASS_SETTINGS:
             try:
-                taken[name] = _read_objects(value, place)
+                settings[name] = _read_objects(value, place)
             except ValueError as error:
                 left_out[place] = str(error)
         elif isinstance(value, list) and all(type(one) in (bool, int, float) for one in value):
-            taken[name] = value
+            settings[name] = value
         else:
             left_out[place] = f"{place}: expected a plain setting, got {shorten(value)}"
-    return taken, left_out
+    return settings, left_out
 
 
 def _read_objects(value: Any, place: str) -> Any:
@@ -186,11 +180,11 @@ def _read_objects(value: Any, place: str) -> Any:
 
 
 def _read_run(run: Any, path: Path) -> dict[str, Any]:
-    """Settings of the run; where it leaves its files only if the config lies in that folder itself."""
+    """Read the settings of the run; its folder is used only if the config is in that folder."""
     if not isinstance(run, Mapping):
         raise ValueError(f"run: expected settings, got {shorten(run)}")
-    given = {name: value for name, value in run.items() if name not in PLACES}
-    spec = dict(read_arguments(RunSpec, given, "run").arguments)
+    arguments = {name: value for name, value in run.items() if name not in COMMAND_SETTINGS}
+    spec = dict(read_arguments(RunSpec, arguments, "run").arguments)
     folder = Path(spec.get("folder", "runs"), spec.get("experiment", "default"))
     if folder.absolute().resolve() == path.parent.parent.resolve():
         return spec

@@ -317,34 +317,34 @@ MISTAKES = {
     "misspelt callback": (["--trainer.callbacks+=EarlyStoping"], "Did you mean 'EarlyStopping'"),
     "wrong type": (["--model=PromptTuning", "--data.batch_size=eight"], "batch_size: expected int, got eight"),
     "unknown trainer option": (["--trainer.max_stepz=3"], "Did you mean 'trainer.max_steps'"),
-    "abbreviated option": (["--trainer.max_step=3"], "no option --trainer.max_step"),
+    "abbreviated option": (["--trainer.max_step=3"], "unknown option --trainer.max_step"),
     "misspelt readout": (["--model=PromptTuning", "--model.readout=RankedChoises"], "Did you mean 'RankedChoices'"),
     "misspelt optimizer": (["--model=PromptTuning", "--model.optimizer=AdmW"], "Did you mean 'AdamW'"),
-    "missing noun file": (["--model=nope.yaml"], "no file nope.yaml"),
-    "linked option": (["--model=PromptTuning", "--model.backbone.name=x"], "comes from --backbone"),
+    "missing noun file": (["--model=nope.yaml"], "nope.yaml does not exist"),
+    "linked option": (["--model=PromptTuning", "--model.backbone.name=x"], "is set by --backbone"),
     "half precision": (["--model=PromptTuning", "--trainer.precision=bf16-true"], "bf16-mixed"),
     "no such device": (["--model=PromptTuning", "--trainer.strategy=foo"], "strategy"),
     "batch of none": (["--model=PromptTuning", "--data.batch_size=0"], "at least 1"),
     "missing config": (["--config=missing.yaml"], "missing.yaml"),
     "missing model": ([], "--model must be given"),
-    "option before its optimizer": (["--model=PromptTuning", "--model.optimizer.lr=0.1"], "names a class"),
+    "option before its optimizer": (["--model=PromptTuning", "--model.optimizer.lr=0.1"], "names its class"),
     "option before its schedule": (
-        ["--model=PromptTuning", "--model.scheduler.max_lr=1"], "before --model.scheduler names a class"
+        ["--model=PromptTuning", "--model.scheduler.max_lr=1"], "precedes --model.scheduler, which names its class"
     ),
     "option before its objective": (
-        ["--model=PromptTuning", "--model.objective.gamma=2"], "before --model.objective names a class"
+        ["--model=PromptTuning", "--model.objective.gamma=2"], "precedes --model.objective, which names its class"
     ),
-    "option before its callback": (["--trainer.callbacks.patience=3"], "before --trainer.callbacks names a class"),
-    "option before its logger": (["--trainer.logger.save_dir=x"], "before --trainer.logger names a class"),
+    "option before its callback": (["--trainer.callbacks.patience=3"], "precedes --trainer.callbacks, which"),
+    "option before its logger": (["--trainer.logger.save_dir=x"], "precedes --trainer.logger, which"),
     "misspelt option of an optimizer": (
         ["--model=PromptTuning", "--model.optimizer=AdamW", "--model.optimizer.weight_decey=1"],
         "AdamW has no option 'weight_decey'. Did you mean 'weight_decay'",
     ),
     "misspelt schedule": (["--model=PromptTuning", "--model.scheduler=CosineLR"], "Did you mean 'CosineAnnealingLR'"),
-    "callback without its monitor": (["--trainer.callbacks=EarlyStopping"], "EarlyStopping lacks its option monitor"),
-    "logger without its folder": (["--trainer.logger=CSVLogger"], "CSVLogger lacks its option save_dir"),
+    "callback without its monitor": (["--trainer.callbacks=EarlyStopping"], "requires the option monitor"),
+    "logger without its folder": (["--trainer.logger=CSVLogger"], "CSVLogger requires the option save_dir"),
     "logger that is not installed": (
-        ["--model=PromptTuning", "--trainer.logger=MLFlowLogger"], "MLFlowLogger cannot be made: Requirement 'mlflow"
+        ["--model=PromptTuning", "--trainer.logger=MLFlowLogger"], "MLFlowLogger cannot be created: Requirement 'mlflow"
     ),
     "unknown precision": (["--trainer.precision=half"], "expected int or one of transformer-engine"),
     "unknown mode of W&B": (["--run.wandb=of"], "run.wandb: expected one of auto, online, offline, disabled, got of"),
@@ -399,7 +399,7 @@ def test_a_mistake_is_told_in_two_lines_with_exit_code_2(common, capsys, mistake
 def test_a_config_without_settings_is_refused_by_its_name(tmp_path, capsys):
     (tmp_path / "empty.yaml").write_text("# nothing yet\n")
     assert main(["fit", f"--config={tmp_path / 'empty.yaml'}"]) == 2
-    assert "empty.yaml holds no settings" in capsys.readouterr().err
+    assert "empty.yaml is not a config" in capsys.readouterr().err
 
 
 def test_a_training_that_takes_no_step_says_so(common, capsys):

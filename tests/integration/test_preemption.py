@@ -88,7 +88,7 @@ def test_a_run_that_was_told_to_stop_ends_as_one_that_was_not(start, tmp_path):
     for name, batch, wanted in (("SIGTERM", 2, 143), ("SIGUSR1", 5, 143), ("SIGINT", 0, 130)):
         code, told = start(name, "--ckpt_path=last", UNSIGNALLED, signalled(batch, name))
         assert code == wanted, told
-        assert "no checkpoint yet, so a new run begins" in told
+        assert "yet; starting a new run" in told
         assert f"stopped at optimizer step {batch + 1}, as asked; to go on: --ckpt_path" in told
         assert "Traceback" not in told
         assert state(tmp_path / name)["global_step"] == batch + 1

@@ -108,7 +108,7 @@ REFUSED = {
     "checkpoint": (["--trainer.callbacks=ModelCheckpoint", "--trainer.callbacks.monitor=val/acc"], "val/accuracy"),
     "watched metric": (["--run.monitor=f2"], "--run.monitor is 'val/f2', but validation gives"),
     "plateau": (["--model.scheduler=ReduceLROnPlateau", "--model.scheduler.monitor=val/los"], "Did you mean val/loss"),
-    "plateau without a metric": (["--model.scheduler=ReduceLROnPlateau"], "ReduceLROnPlateau lacks its option monitor"),
+    "plateau without a metric": (["--model.scheduler=ReduceLROnPlateau"], "requires the option monitor"),
     "weight averaging": (
         ["--trainer.callbacks+=StochasticWeightAveraging", "--trainer.callbacks.swa_lrs=0.01"], "EMAWeightAveraging",
     ),

@@ -5,6 +5,7 @@ import shutil
 import socket
 import subprocess
 import tomllib
+import warnings
 from argparse import ArgumentParser
 from itertools import chain
 from pathlib import Path
@@ -316,6 +317,16 @@ def test_a_script_is_written_whole_and_replaces_the_old(tmp_path):
 def test_every_light_command_has_a_parser_or_is_handed_over():
     for name in launcher.LIGHT_COMMANDS:
         assert name == "quickstart" or Path(completion.__file__).with_name(f"{name}.py").is_file()
+
+
+def test_warnings_of_a_command_are_one_line(capsys, monkeypatch):
+    def main(argv):
+        warnings.warn("a.b is now a.c", FutureWarning, stacklevel=1)
+        return 0
+
+    monkeypatch.setattr(configs, "main", main)
+    assert launcher.main(["configs"]) == 0
+    assert capsys.readouterr().err == "FutureWarning: a.b is now a.c\n"
 
 
 @pytest.mark.parametrize(("old", "new"), [("between", "interpolate"), ("plan", "estimate"), ("library", "prompts")])

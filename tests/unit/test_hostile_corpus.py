@@ -21,7 +21,8 @@ from lightning import LightningModule
 from lightning_softprompt import __main__ as command
 from lightning_softprompt.checkpoints.prompt_file import read_prompt
 from lightning_softprompt.checkpoints.restore import load_method
-from lightning_softprompt.cli import app
+from lightning_softprompt.cli import app, resume_checks
+from lightning_softprompt.cli.errors import configure_output
 from lightning_softprompt.data.readers.sources import DataError, read_rows
 from lightning_softprompt.data.readers.text_files import read_text_file
 from lightning_softprompt.methods.base import SoftPromptModule
@@ -55,7 +56,7 @@ def open_checkpoint(path, backbone):
 
 
 def open_config(path, backbone):
-    found = app.with_run_config(["test", "--init_from", str(path.parent / "prompt.safetensors")])
+    found = resume_checks.with_run_config(["test", "--init_from", str(path.parent / "prompt.safetensors")])
     settings = json.loads(found[2])
     assert "os.system" not in found[2]
     assert "folder" not in settings.get("run", {})
@@ -218,8 +219,11 @@ def test_control_characters_are_shown_as_json_writes_them():
 
 def test_warnings_show_no_control_characters(monkeypatch):
     monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
-    app.quiet()
-    shown = warnings.formatwarning(ESCAPES, UserWarning, "file.py", 1)
+    configure_output()
+    shown = warnings.formatwarning(f"{ESCAPES}\nmore", UserWarning, "file.py", 1)
+    assert shown.count("\n") == 1
+    assert "file.py" not in shown
+    assert shown.startswith("UserWarning: ")
     assert "evil" in shown
     assert not HIDDEN.search(shown)
 

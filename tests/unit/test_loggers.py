@@ -156,7 +156,7 @@ def test_reader_refuses_other_files():
 def test_without_a_key_one_line_is_said_and_nothing_asked_even_on_a_terminal(tmp_path):
     script = (
         "import sys\nfrom pathlib import Path\nfrom lightning_softprompt.runs.loggers import make_loggers\n"
-        "from lightning_softprompt.cli.app import quiet\nquiet()\n"
+        "from lightning_softprompt.cli.errors import configure_output\nconfigure_output()\n"
         "csv, wandb = make_loggers(Path(sys.argv[1]), 'n', 'p')\nwandb.log_metrics({'val/loss': 1.0}, step=1)\n"
     )
     ours, theirs = pty.openpty()

@@ -15,7 +15,7 @@ from lightning import LightningModule, Trainer
 from lightning_softprompt import __main__ as command
 from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, read_prompt, write_prompt
 from lightning_softprompt.checkpoints.restore import load_method
-from lightning_softprompt.cli import app
+from lightning_softprompt.cli import resume_checks
 from lightning_softprompt.cli.run_config import read_run_config
 from lightning_softprompt.methods import Folded, PromptBank, PromptTuning
 from lightning_softprompt.methods.base import SoftPromptModule
@@ -267,7 +267,7 @@ def test_a_config_beside_a_checkpoint_gives_its_plain_values(tmp_path):
 ])  # fmt: skip
 def test_a_config_beside_a_checkpoint_names_no_strange_class(tmp_path, nouns):
     path = config(tmp_path, **nouns)
-    with nothing_happens(), pytest.raises(ValueError, match=r"config\.yaml, the config of .* is not taken: .*--config"):
+    with nothing_happens(), pytest.raises(ValueError, match=r"config\.yaml, the config of .* is not used: .*--config"):
         read_run_config(path)
 
 
@@ -334,11 +334,11 @@ def test_the_packages_callbacks_are_taken(tmp_path):
 def test_a_command_names_the_config_that_it_takes(tmp_path, caplog):
     path = config(tmp_path, trainer={"callbacks": [CALLBACK]})
     with caplog.at_level("INFO"):
-        words = app.with_run_config(["test", "--init_from", str(tmp_path / "prompt.safetensors")])
+        words = resume_checks.with_run_config(["test", "--init_from", str(tmp_path / "prompt.safetensors")])
     assert json.loads(words[2])["model"] == GOOD["model"]
     assert f"from {path}, without its trainer.callbacks" in caplog.text
     with pytest.raises(ValueError, match=r"LambdaCallback.*--trust lightning\.pytorch\.callbacks"):
-        app.with_run_config(["fit", "--ckpt_path", str(tmp_path / "checkpoints" / "last.ckpt")])
+        resume_checks.with_run_config(["fit", "--ckpt_path", str(tmp_path / "checkpoints" / "last.ckpt")])
 
 
 def test_folded_prompts_need_no_trust(write, backbone, tmp_path):

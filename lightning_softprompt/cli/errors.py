@@ -1,0 +1,82 @@
+"""Error messages for users, in one line each, and the configuration of logging and warnings."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import lightning
+import rich
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from lightning_softprompt.cli.output import format_warning
+from lightning_softprompt.cli.parser import creation_error
+from lightning_softprompt.system.printable import PrintableFormatter, one_line
+from lightning_softprompt.training.trainer import NOISE
+
+USER_FACING_FOLDERS = (str(Path(__file__).parents[1]), str(Path(lightning.__file__).parent))
+USER_FACING_ERRORS = (ValueError, RuntimeError, MisconfigurationException)
+PLAIN_TEXT = {"markup": False, "emoji": False}  # metric names in tables are not markup
+COMPILER_MODULES = ("torch._dynamo", "torch._inductor")  # raise errors if a machine has no working compiler
+IGNORED_LOGS = (
+    "`Trainer(limit_",  # the data module reports how many rows are evaluated
+    "Loading `train_dataloader` to estimate",
+    "GPU available",
+    "TPU available",
+    "💡",
+    "`weights_only` was not set",
+    "You are using",
+)
+
+
+def configure_output() -> None:
+    """Show the package's own log and warnings, and hide messages about how it uses its libraries."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(PrintableFormatter("%(message)s"))
+    logging.basicConfig(handlers=[handler])
+    logging.getLogger("lightning_softprompt").setLevel(logging.INFO)
+    for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
+        logging.getLogger(f"lightning.pytorch.{name}").addFilter(_is_relevant)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # the package itself reports an unreachable hub, once
+    rich.reconfigure(**PLAIN_TEXT)
+    warnings.formatwarning = format_warning
+    for pattern in NOISE:
+        warnings.filterwarnings("ignore", message=pattern)
+
+
+def _is_relevant(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(IGNORED_LOGS)
+
+
+def describe_error(error: Exception) -> str:
+    """Describe an error in one line: by its message if that addresses users, else by its type, place and message."""
+    user_facing = next((e for e in _chain(error) if isinstance(e, USER_FACING_ERRORS) and _is_user_facing(e)), None)
+    if user_facing is not None:
+        return one_line(user_facing)
+    if isinstance(error, (OSError, ImportError, MisconfigurationException)):
+        return one_line(error)
+    if reason := creation_error(str(error)):
+        return one_line(reason)
+    if type(error).__module__.startswith(COMPILER_MODULES):
+        details = " ".join(str(error).splitlines()[:2])
+        return one_line(f"--backbone.compiled: PyTorch cannot compile the layers here ({details}); set it to false")
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    file = last.filename.rpartition("site-packages/")[2]
+    return f"{type(error).__name__} at {file}:{last.lineno}: {one_line(error)}"
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and its causes; jsonargparse wraps the errors of constructors."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _is_user_facing(error: BaseException) -> bool:
+    """Whether an error was raised in a package whose messages address users."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return last.filename.startswith(USER_FACING_FOLDERS)
