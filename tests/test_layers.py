@@ -34,7 +34,7 @@ MAY_IMPORT = {  # in addition to itself
     "rag": STORED | {"data", "evaluation", "methods", "retrieval"},
     "callbacks": STORED | {"evaluation", "methods", "objectives", "reports", "runs"},
     "inference": TRAINED | {"methods", "data"},
-    "training": TRAINED | {"methods", "runs", "callbacks", "data"},
+    "training": TRAINED | {"methods", "runs", "callbacks", "data", "reports"},
     "cli": TRAINED
     | {"methods", "runs", "callbacks", "data", "rag", "reports", "retrieval", "studies", "training", "moved"},
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from functools import cached_property, partial
@@ -27,11 +28,13 @@ from lightning_softprompt.callbacks.reporting.predictions import PredictionTable
 from lightning_softprompt.callbacks.reporting.prompt_watch import PromptWatch
 from lightning_softprompt.callbacks.reporting.run_files import RunFiles
 from lightning_softprompt.callbacks.reporting.throughput import Throughput
-from lightning_softprompt.checkpoints.prompt_file import read_prompt, split_replicas, write_prompt
+from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, read_prompt, split_replicas, write_prompt
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.methods.base import SoftPromptModule
+from lightning_softprompt.reports.model_card import model_card
 from lightning_softprompt.runs.loggers import MetricsFile, Summary, make_loggers
 from lightning_softprompt.runs.run_spec import RunSpec, make_folder
+from lightning_softprompt.system.atomic_files import write_file
 from lightning_softprompt.training.monitors import watched
 from lightning_softprompt.training.replicas import Replicas
 
@@ -193,7 +196,24 @@ class Session:
             best = {name: split_replicas(best[name])[number] for number, name in enumerate(best)}
         for name, prompt in best.items():
             write_prompt(self.folder / f"{name}.safetensors", prompt)
+            self._write_card(name, prompt)
             log.info("the %s: %s", kind, self.folder / f"{name}.safetensors")
+
+    def _write_card(self, name: str, prompt: SavedPrompt) -> None:
+        """Writes the model card of a prompt as Markdown, next to the prompt."""
+        file = f"{name}.safetensors"
+        metrics = self.folder / "metrics.json"
+        report = json.loads(metrics.read_text()) if metrics.is_file() else {}
+        report |= {"validation_rows": self._count_validation_rows()}
+        config = yaml.safe_load(self._config_file.read_text())
+        card = model_card(file, prompt.backbone, prompt.method, config, report, __version__)
+        write_file(self.folder / f"{name}.md", card.encode())
+
+    def _count_validation_rows(self) -> int | None:
+        """The number of rows that each validation scores, if all of them are of one task."""
+        if self.data.classes_by_task is not None or self.module.trainer.limit_val_batches != 1.0:
+            return None
+        return len(self.data.split("validation"))
 
 
 def deciding(config: str) -> dict[str, Any]:

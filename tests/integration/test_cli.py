@@ -72,7 +72,7 @@ def trained_tokens(folder, name="last.ckpt"):
 def test_fit_leaves_config_metrics_checkpoints_plots_and_prompt(fit):
     folder = fit()
     for name in ("config.yaml", "metrics.csv", "metrics.json", "checkpoints/best.ckpt", "checkpoints/last.ckpt",
-                 "plots/learning_curve.png", "plots/val_confusion.png", "prompt.safetensors"):  # fmt: skip
+                 "plots/learning_curve.png", "plots/val_confusion.png", "prompt.safetensors", "prompt.md"):  # fmt: skip
         assert (folder / name).stat().st_size > 0, name
     assert len(losses(folder)) == 6
     checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)

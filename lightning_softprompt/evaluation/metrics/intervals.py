@@ -26,6 +26,25 @@ def bootstrap(values: Sequence[float], level: float = 0.95, draws: int = 10_000,
     return float(low), float(high)
 
 
+def share_interval(share: float, rows: int, level: float = 0.95) -> tuple[float, float]:
+    """Interval of a share of rows (Wilson 1927).
+
+    Args:
+        share: The share, from 0 to 1.
+        rows: The number of rows.
+        level: Coverage of the interval.
+
+    >>> [round(bound, 3) for bound in share_interval(0.9, 100)]
+    [0.826, 0.945]
+    """
+    from scipy.stats import norm
+
+    z = float(norm.ppf((1 + level) / 2))
+    center = (share + z * z / (2 * rows)) / (1 + z * z / rows)
+    half = z / (1 + z * z / rows) * (share * (1 - share) / rows + z * z / (4 * rows * rows)) ** 0.5
+    return max(center - half, 0.0), min(center + half, 1.0)
+
+
 def student(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
     """Mean over runs and half the width of its interval (Student 1908); a single run has no width that is finite.
 
