@@ -115,10 +115,10 @@ def endless(data: ClassificationDataModule) -> Any:
 @torch.no_grad()
 def scored(method: SoftPromptModule, batches: Sequence[Batch]) -> dict[str, float]:
     """Metrics of a pass."""
-    method.forget("test", 0)
+    method.reset_metrics("test", 0)
     for batch in batches:
         method.score("test", batch)
-    return {name.removeprefix("test/"): float(value) for name, value in method.metrics("test").items()}
+    return {name.removeprefix("test/"): float(value) for name, value in method.compute_metrics("test").items()}
 
 
 def searched(name: str, data: ClassificationDataModule, backbone: Backbone, steps: int) -> dict[float, float]:

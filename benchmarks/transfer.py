@@ -38,7 +38,7 @@ from lightning_softprompt.data.sampling.task_mixing import UniformTasks
 from lightning_softprompt.methods import ATTEMPT, MPT, PromptTuning
 from lightning_softprompt.methods.base import SoftPromptModule
 from lightning_softprompt.objectives.distillation import Distillation
-from lightning_softprompt.prompts.from_checkpoints import FromLibrary, likest
+from lightning_softprompt.prompts.from_checkpoints import FromLibrary, most_similar
 from lightning_softprompt.prompts.init import FromCheckpoint
 from lightning_softprompt.prompts.task_factors import FromTasks
 from lightning_softprompt.training.replicas import ReplicaSpec
@@ -153,7 +153,7 @@ def searched(files: Files, backbone: Backbone, target: str, shots: str, args: An
         if rate == USUAL:
             save(query, method, backbone)
     own = {name: soft_tokens(saved, query) for name, saved in files.library.read().items()}
-    shares = likest(soft_tokens(read_prompt(query), query), own, len(own), "rows")
+    shares = most_similar(soft_tokens(read_prompt(query), query), own, len(own), "rows")
     best = float(min(losses, key=lambda rate: losses[rate]))
     return {"losses": losses, "rate": best, "likest": shares, "found": found}
 

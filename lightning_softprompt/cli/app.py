@@ -181,7 +181,7 @@ class SoftPromptCLI(LightningCLI):
         names = self.model.names if isinstance(self.model, Replicas) else ()
         metrics = validation_metrics(self.datamodule.evaluation, names)
         refuse_monitors(callbacks, metrics)
-        plateau = self.model.watched_by_schedule()
+        plateau = self.model.scheduler_monitor()
         if config.trainer.limit_val_batches == 0:
             refuse_unvalidated(callbacks, plateau)
         if plateau is not None:

@@ -1,4 +1,4 @@
-"""`SoftPromptModule`: what all methods share. Final but for `build`, `prompt`, `project` and `parameter_groups`."""
+"""`SoftPromptModule`: base class of all methods, which override `build`, `prompt`, `project` and `parameter_groups`."""
 
 from __future__ import annotations
 
@@ -50,19 +50,19 @@ from lightning_softprompt.distributed.sharding import (
 )
 from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.methods.optimizers import (
-    advance,
-    lower_on_plateau,
-    monitor_of,
-    optimizer_over,
+    advance_schedule,
+    build_optimizer,
+    build_schedule,
+    find_monitor,
+    step_plateau_schedules,
     try_schedule,
-    with_schedule,
 )
 from lightning_softprompt.objectives.base import Objective
 from lightning_softprompt.objectives.by_task import ByTask
 from lightning_softprompt.objectives.classification import Classification
 from lightning_softprompt.objectives.language_modeling import LanguageModeling
 from lightning_softprompt.objectives.penalties import Penalty
-from lightning_softprompt.prompts.dropout import dropped_out
+from lightning_softprompt.prompts.dropout import apply_dropout
 from lightning_softprompt.readouts.base import Readout
 from lightning_softprompt.readouts.by_task import ReadoutByTask
 from lightning_softprompt.readouts.label_words import LabelWords
@@ -70,20 +70,21 @@ from lightning_softprompt.runs.loggers import is_logging_step
 
 log = logging.getLogger(__name__)
 Records = list[dict[str, Any]]
+STAGES = ("val", "test")
 
 
 class TaskData(Protocol):
-    """What a method reads from a data module: how its rows are answered and scored, and for which backbone."""
+    """The part of a data module that a method uses: task, evaluation and backbone."""
 
     spec: BackboneSpec
 
     @property
     def classes(self) -> Classes | None:
-        """The classes and the words that stand for them, if the task has any."""
+        """The classes and their label words, if the task has any."""
 
     @property
     def classes_by_task(self) -> Mapping[str, Classes | None] | None:
-        """The same for each of several tasks, by name; None for a single task."""
+        """The classes of each of several tasks by name; None for a single task."""
 
     @property
     def evaluation(self) -> Evaluation:
@@ -93,33 +94,33 @@ class TaskData(Protocol):
 class SoftPromptModule(LightningModule, ABC):
     """A soft-prompt method on a frozen backbone.
 
-    A method says what it trains (`build`) and which soft prompt a batch gets (`prompt`). It never sees the backbone's
-    forward pass, the loss, the task or the answers. Methods are final: none subclasses another.
+    A method defines its trainable parameters (`build`) and the soft prompt of a batch (`prompt`). It does not see the
+    backbone's forward pass, the loss, the task or the answers. Methods are final: none subclasses another.
 
     Args:
         backbone: The frozen language model.
-        objective: What training minimises; None takes `Classification` where there are classes, `LanguageModeling`
-            elsewhere, and `ByTask` where there are several tasks.
-        evaluation: How answers are scored; the data module gives it.
-        readout: How class scores are read off the backbone.
-        classes: How classes are spoken; the data module gives it.
-        optimizer: Makes the optimizer; None takes AdamW without weight decay, at the method's own learning rate.
-        scheduler: Makes the learning-rate schedule, advanced once a step, and ReduceLROnPlateau with each validation;
-            None keeps the rate constant.
-        penalty_weights: How much of each penalty that the method reports is added to the loss.
-        penalties: Further terms of the loss, on soft tokens of any method.
-        prompt_dropout: Share of the prompt's numbers that is dropped in training, drawn once a step for all rows.
-        classes_by_task: Where there are several tasks, their names in the order of their numbers, each with how its
-            classes are spoken if it has any; the data module gives it.
-        data: In Python, the data module. `backbone`, `classes`, `classes_by_task` and `evaluation` are taken from it
-            where they are not given.
+        objective: Training loss (default: `Classification` for tasks with classes, `LanguageModeling` for text
+            answers, `ByTask` for several tasks).
+        evaluation: How answers are scored; set by the data module.
+        readout: How class scores are computed from the backbone (label words, head, ranked candidates).
+        classes: The classes and their label words; set by the data module.
+        optimizer: Optimizer (default: AdamW without weight decay at the method's learning rate).
+        scheduler: Learning-rate schedule, advanced once per step, `ReduceLROnPlateau` once per validation (default:
+            constant rate).
+        penalty_weights: Weights of the method's auxiliary losses, by name.
+        penalties: Additional loss terms on the soft tokens, for any method.
+        prompt_dropout: Dropout probability on prompt parameters (one mask per step, shared by the batch).
+        classes_by_task: The classes of each of several tasks by name, None for a task without classes; set by the data
+            module.
+        data: In Python, the data module, which sets `backbone`, `classes`, `classes_by_task` and `evaluation` unless
+            they are given.
     """
 
-    trains = True  # whether there is anything to train
-    trained = False  # whether it comes trained already
-    default_rate = 0.005  # of AdamW, where no optimizer is given
-    requires: ClassVar[tuple[Requirement, ...]] = ()  # of the backbone, in addition to what all methods need
-    changes_backbone = False  # whether its weights are changed, as by the baselines
+    trains = True  # whether the method has trainable parameters
+    trained = False  # whether the method loads trained prompts
+    default_rate = 0.005  # learning rate of AdamW if no optimizer is given
+    requires: ClassVar[tuple[Requirement, ...]] = ()  # requirements of the backbone beyond those of all methods
+    changes_backbone = False  # whether training changes the backbone's weights
 
     def __init__(
         self,
@@ -138,25 +139,25 @@ class SoftPromptModule(LightningModule, ABC):
     ) -> None:
         super().__init__()
         if not 0 <= prompt_dropout < 1:
-            raise ValueError(f"prompt_dropout must be from 0 to below 1, got {prompt_dropout}")
+            raise ValueError(f"prompt_dropout must be at least 0 and below 1, got {prompt_dropout}")
         save_plain_hyperparameters(self, currentframe(), leave_out=["evaluation", "data"])
         if data is not None:
             backbone = backbone or data.spec
             evaluation = evaluation or data.evaluation
             if classes is None and classes_by_task is None:
                 classes, classes_by_task = data.classes, data.classes_by_task
-            taken = {"backbone": backbone, "classes": classes, "classes_by_task": classes_by_task}
-            self.hparams.update({name: to_plain(value) for name, value in taken.items()})
+            from_data = {"backbone": backbone, "classes": classes, "classes_by_task": classes_by_task}
+            self.hparams.update({name: to_plain(value) for name, value in from_data.items()})
         self.spec = backbone or BackboneSpec()
         self._row_formats: Mapping[str, RowFormat] = getattr(data, "row_formats", {})
         self.backbone: Backbone | None = None
         self.readout: Readout | None = None
-        self.objective = objective or _usual_objective(classes, classes_by_task)
-        self.evaluations = nn.ModuleDict(
-            {} if evaluation is None else {s: deepcopy(evaluation) for s in ("val", "test")}
-        )
-        self.losses = nn.ModuleDict({stage: MeanMetric() for stage in ("val", "test")})
-        self.trained_readout: Mapping[str, Tensor] = {}  # of a method that comes trained, set by its `build`
+        self.objective = objective or _default_objective(classes, classes_by_task)
+        self.evaluations = nn.ModuleDict()
+        if evaluation is not None:
+            self.evaluations.update({stage: deepcopy(evaluation) for stage in STAGES})
+        self.losses = nn.ModuleDict({stage: MeanMetric() for stage in STAGES})
+        self.trained_readout: Mapping[str, Tensor] = {}  # set by the `build` of a method that loads a trained prompt
         self.classes = classes
         self.classes_by_task = classes_by_task
         self._make_readout = readout
@@ -176,67 +177,68 @@ class SoftPromptModule(LightningModule, ABC):
         trust: Iterable[str] = (),
         **arguments: Any,
     ) -> Self:
-        """The module of a checkpoint; of `SoftPromptModule` itself, whichever method it is.
+        """Loads a method from a checkpoint. Called on `SoftPromptModule`, it loads any method.
 
-        The checkpoint is never unpickled. It names only plug-ins of this package, PyTorch's optimizers and schedulers,
-        and classes of the modules in `trust` and of the module that defines `cls`.
+        No code in the checkpoint is executed. It may name only plug-ins of this package, optimizers and schedulers of
+        PyTorch, and classes of the modules in `trust` and of the module that defines `cls`.
 
         Args:
-            checkpoint_path: A run's checkpoint.
-            map_location: Where its tensors go, as `torch.load` takes it.
-            strict: Whether all tensors must be there; None takes the module's `strict_loading`.
-            trust: Modules of further classes that the checkpoint may name.
-            arguments: Arguments of the method that take precedence over the checkpoint's.
+            checkpoint_path: Checkpoint of a run.
+            map_location: Device of the tensors, as in `torch.load`.
+            strict: Whether all tensors are required (default: the module's `strict_loading`).
+            trust: Modules whose classes the checkpoint may also name.
+            arguments: Arguments of the method that replace those of the checkpoint.
 
         Raises:
-            ValueError: If the checkpoint is broken, names other classes, or belongs to another backbone or method.
+            ValueError: If the checkpoint is damaged, names other classes, or belongs to another backbone or method.
         """
-        arguments.pop("weights_only", None)  # always
+        arguments.pop("weights_only", None)  # it is always True here
         location = _default_map_location if map_location is None else map_location
         module, checkpoint = load_module(cls, checkpoint_path, trust, arguments, map_location=location)
         limit_build(module, checkpoint["state_dict"], checkpoint_path)
         module.configure_model()
         module.on_load_checkpoint(checkpoint)
         tensors = checkpoint["state_dict"]
-        load_tensors(module, tensors, checkpoint_path, module.strict_loading if strict is None else strict)
+        is_strict = module.strict_loading if strict is None else strict
+        load_tensors(module, tensors, checkpoint_path, is_strict)
         device = next((tensor.device for tensor in tensors.values()), torch.device("cpu"))
         return cast(Self, module.to(device))
 
     @abstractmethod
     def build(self, backbone: Backbone) -> None:
-        """Makes the trainable parameters, in float32. The backbone's weights are there to be read."""
+        """Creates the trainable parameters in float32. The backbone is loaded, so that its weights can be read."""
 
     @abstractmethod
     def prompt(self, batch: Batch) -> SoftPrompt:
-        """The soft prompt of a batch. It may look at `batch.source`, `self.loaded.embed` and `batch.task_ids`."""
+        """Computes the soft prompt of a batch. It may use `batch.source`, `batch.task_ids` and `self.loaded.embed`."""
 
     def project(self) -> None:
-        """Brings parameters back to where they may be; follows each step of the optimizer."""
+        """Projects parameters onto their constraint set, after each optimizer step."""
 
     def parameter_groups(self) -> Iterable[dict[str, Any]]:
-        """Trainable parameters in the optimizer's form; groups may have learning rates of their own."""
+        """Returns the optimizer's parameter groups. A group may set its learning rate."""
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
 
     @final
-    def groups_with(self, name: str, parameters: Iterable[nn.Parameter], lr: float) -> list[dict[str, Any]]:
-        """Groups for two learning rates: these parameters, by a name, at `lr`; the rest at the optimizer's."""
-        own = list(parameters)
-        apart = {id(parameter) for parameter in own}
-        rest = [p for p in self.parameters() if p.requires_grad and id(p) not in apart]
-        return [{"params": rest, "name": "prompt"}, {"params": own, "name": name, "lr": lr}]
+    def split_groups(self, name: str, parameters: Iterable[nn.Parameter], lr: float) -> list[dict[str, Any]]:
+        """Returns two parameter groups: the given parameters with rate `lr`, and the rest with the optimizer's rate."""
+        selected = list(parameters)
+        selected_ids = {id(parameter) for parameter in selected}
+        rest = [p for p in self.parameters() if p.requires_grad and id(p) not in selected_ids]
+        return [{"params": rest, "name": "prompt"}, {"params": selected, "name": name, "lr": lr}]
 
     @final
     def check_backbone(self) -> None:
-        """Tries the method's requirements on a small random copy of the backbone, so that a run is refused at once.
+        """Checks the method's requirements on a small random copy of the backbone, before the weights are loaded.
 
         Raises:
-            ValueError: If there is no such backbone, or the method cannot use it.
+            ValueError: If the backbone does not exist, or the method cannot use it.
         """
         require_of_copy((takes_soft_tokens, *self.requires), type(self).__name__, self.spec)
 
     @final
     def configure_model(self) -> None:
-        """Loads the backbone once, then makes prompt and readout from the run's seed, whatever drew numbers before."""
+        """Loads the backbone once and creates prompt and readout, seeded by the run's seed alone."""
         if self.backbone is not None:
             return
         spec = replace(self.spec, compute="plain") if self.changes_backbone else self.spec
@@ -245,40 +247,49 @@ class SoftPromptModule(LightningModule, ABC):
 
     @final
     def attach(self, backbone: Backbone, seed: int | None = None) -> None:
-        """Takes a backbone that is loaded already, instead of `configure_model`; starts from a seed, or the run's."""
+        """Uses a loaded backbone instead of loading one in `configure_model`.
+
+        Args:
+            backbone: The backbone.
+            seed: Seed of the initial parameters (default: the run's seed).
+        """
         require(self.requires, type(self).__name__, backbone)
         self.backbone = backbone
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(torch.initial_seed() if seed is None else seed)
             self.build(backbone)
-            self.readout = self._made_readout(backbone.codec)
+            self.readout = self._build_readout(backbone.codec)
             if self.readout is not None:
                 self.readout.build(backbone)
-                self._give_readout_what_it_learnt(self.readout)
+                self._load_trained_readout(self.readout)
         self.to(backbone.word_embeddings.device)
 
-    def _made_readout(self, codec: Codec) -> Readout | None:
+    def _build_readout(self, codec: Codec) -> Readout | None:
         if self.classes_by_task is not None:
             return ReadoutByTask(codec, self.classes_by_task, self._make_readout)
         return None if self.classes is None else self._make_readout(codec, self.classes)
 
-    def _give_readout_what_it_learnt(self, readout: Readout) -> None:
+    def _load_trained_readout(self, readout: Readout) -> None:
         if not self.trained_readout:
             return
         if set(self.trained_readout) != set(readout.state_dict()):
             raise ValueError(
-                f"the prompt was trained with a readout that has {sorted(self.trained_readout)}, and "
-                f"{type(readout).__name__} has {sorted(readout.state_dict())}; set --model.readout to the former"
+                f"the prompt was trained with a readout whose parameters are {sorted(self.trained_readout)}, but "
+                f"{type(readout).__name__} has {sorted(readout.state_dict())}; set --model.readout to the readout of "
+                f"training"
             )
         readout.load_state_dict(self.trained_readout)
 
     @final
     @torch.no_grad()
     def fold(self, task: int | None = None) -> SoftPrompt:
-        """The prompt that every row gets, or every row of a task, without what makes it.
+        """Returns the trained prompt as plain tensors, without its reparameterization network.
+
+        Args:
+            task: Index of the task, for a method with one prompt per task.
 
         Raises:
-            ValueError: If rows get prompts of their own, or their embeddings are shifted.
+            ValueError: If the prompt depends on the row, or shifts the row's embeddings.
         """
         training = self.training
         prompt = compute_shared_prompt(self.eval().prompt, self.loaded, task)
@@ -287,33 +298,35 @@ class SoftPromptModule(LightningModule, ABC):
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Names of the tasks in the order of their numbers, where there are several."""
+        """Names of the tasks in the order of their ids; empty for a single task."""
         return tuple(self.classes_by_task or ())
 
     @property
     def row_formats(self) -> Mapping[str, RowFormat]:
-        """How the rows of training are written, by task, as far as it is known."""
+        """Row formats of training by task, as far as they are known."""
         return formats_of(self._trainer) or self._row_formats
 
     @final
     def remember_formats(self, formats: Mapping[str, RowFormat]) -> None:
-        """Sets how rows are written for a method that was not trained in this process."""
+        """Sets the row formats of a method that was not trained in this process."""
         self._row_formats = formats
 
     @property
     def loaded(self) -> Backbone:
-        """The backbone, which must be there by now."""
+        """The backbone. It must have been loaded."""
         assert self.backbone is not None, "configure_model has not run"
         return self.backbone
 
     @final
     def lm(self) -> PromptedLM:
-        """The prompted language model of one step."""
-        return PromptedLM(self.loaded, self._given, self.readout)
+        """Returns the prompted language model for one step."""
+        return PromptedLM(self.loaded, self._prompt_with_dropout, self.readout)
 
-    def _given(self, batch: Batch) -> SoftPrompt:
+    def _prompt_with_dropout(self, batch: Batch) -> SoftPrompt:
         prompt = self.prompt(batch)
-        return dropped_out(prompt, self.prompt_dropout) if self.training and self.prompt_dropout else prompt
+        if self.training and self.prompt_dropout:
+            return apply_dropout(prompt, self.prompt_dropout)
+        return prompt
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits of the targets [B, U, V]."""
@@ -321,50 +334,51 @@ class SoftPromptModule(LightningModule, ABC):
 
     @final
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The loss; logs only on the Trainer's logging steps, since logging is slow.
+        """Computes the loss. It is logged only at the Trainer's logging steps, because logging is slow.
 
-        Of several processes the loss that is logged is that of all; its parts are the first one's.
+        With several processes, the logged loss is the mean over all; its components are those of the first process.
         """
-        logs = self.step(
-            batch, done(self.trainer) if self.penalties else 0.0, global_loss_scale(self.objective.count(batch))
-        )
+        progress = training_progress(self.trainer) if self.penalties else 0.0
+        scale = global_loss_scale(self.objective.count(batch))
+        logs = self.step(batch, progress, scale)
         if is_logging_step(self.trainer, self.global_step + 1):
             loss = mean_over_processes(logs["loss"].detach(), self.loaded)
-            told = {f"train/{name}": value.detach() for name, value in {**logs, "loss": loss}.items()}
-            self.log_dict(told, batch_size=len(batch))
+            metrics = {f"train/{name}": value.detach() for name, value in {**logs, "loss": loss}.items()}
+            self.log_dict(metrics, batch_size=len(batch))
             self.log("loss", loss, prog_bar=True, logger=False, batch_size=len(batch))
         return logs["loss"]
 
     @final
-    def step(self, batch: Batch, done: float = 0.0, share: Tensor | float = 1.0) -> dict[str, Tensor]:
-        """`loss`, objective and penalties together, and what else is worth logging.
+    def step(self, batch: Batch, progress: float = 0.0, scale: Tensor | float = 1.0) -> dict[str, Tensor]:
+        """Computes `loss`, the sum of objective and penalties, and further values to log.
 
         Args:
             batch: The rows.
-            done: The share of training that is behind, from 0 to 1.
-            share: How much the rows count beside those of other processes, on average 1.
+            progress: Training progress in [0, 1].
+            scale: Weight of this process's loss, so that the mean over ranks is the global mean.
         """
         lm = self.lm()
         outcome = self.objective(lm, batch)
         prompt = lm.prompt(batch)
-        added = {penalty.name: penalty(lm, batch, done) for penalty in self.penalties}
-        loss = outcome.loss * share + self._weighed(prompt.penalties) + sum(added.values())
+        added = {penalty.name: penalty(lm, batch, progress) for penalty in self.penalties}
+        loss = outcome.loss * scale + self._sum_method_penalties(prompt.penalties) + sum(added.values())
         terms = {f"penalty/{name}": value for name, value in {**prompt.penalties, **added}.items()}
         return {"loss": loss, **outcome.logs, **terms, **prompt.logs}
 
     @final
     def check_prompt(self) -> None:
-        """Refuses a prompt that never fits, and weights of penalties that the method does not report, before step 1.
+        """Checks, before the first step, that the prompt fits and that `penalty_weights` names known penalties.
 
         Raises:
-            ValueError: If the soft tokens fill the backbone's window, or `penalty_weights` names an unknown penalty.
+            ValueError: If the soft tokens fill the backbone's context window, or `penalty_weights` names an unknown
+                penalty.
         """
         device = self.loaded.word_embeddings.device
         with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
             try:
                 prompt = self.prompt(random_batch(self.loaded, 2, TOKENS).to(device))
-            except Exception as error:  # a method that needs more of a row: its first step shows what is wrong
-                log.debug("the prompt of random rows was not checked: %s", error)
+            except Exception as error:  # a method that needs real rows: its first step reports errors
+                log.debug("could not check the prompt on random rows: %s", error)
                 return
         blocks = [prompt.tokens, *prompt.hidden.values()]
         longest = max((block.shape[1] for block in blocks if block is not None), default=0)
@@ -378,79 +392,82 @@ class SoftPromptModule(LightningModule, ABC):
             known = f"reports {sorted(penalties)}" if penalties else "reports none"
             raise ValueError(f"penalty_weights names {unknown}, but {type(self).__name__} {known}")
 
-    def _weighed(self, penalties: Mapping[str, Tensor]) -> Tensor | float:
+    def _sum_method_penalties(self, penalties: Mapping[str, Tensor]) -> Tensor | float:
         self._check_penalties(penalties)
         return sum(weight * penalties[name] for name, weight in self.penalty_weights.items())
 
     @final
     def validation_step(self, batch: Batch, batch_idx: int) -> Records:  # type: ignore[override]
-        """Scores a batch; gives its records."""
+        """Scores a batch and returns its records."""
         return self.score("val", batch)
 
     @final
     def test_step(self, batch: Batch, batch_idx: int) -> Records:  # type: ignore[override]
-        """Scores a batch; gives its records."""
+        """Scores a batch and returns its records."""
         return self.score("test", batch)
 
     @final
     def predict_step(self, batch: Batch, batch_idx: int) -> Records:
-        """What the model says: one record a row."""
-        return self._records(batch, self._evaluation("test").predict(self.lm(), batch))
+        """Returns the model's predictions, one record per row."""
+        predictions = self._evaluation("test").predict(self.lm(), batch)
+        return self._number_records(batch, predictions)
 
     @final
     def on_validation_epoch_end(self) -> None:
-        """Logs the pass."""
-        metrics = self.metrics("val")
+        """Logs the metrics of the epoch."""
+        metrics = self.compute_metrics("val")
         self.log_dict(metrics, rank_zero_only=False)
-        lower_on_plateau(self.trainer, metrics)
+        step_plateau_schedules(self.trainer, metrics)
 
     @final
     def on_test_epoch_end(self) -> None:
-        """Logs the pass."""
-        self.log_dict(self.metrics("test"), rank_zero_only=False)
+        """Logs the metrics of the epoch."""
+        self.log_dict(self.compute_metrics("test"), rank_zero_only=False)
 
     @final
     def score(self, stage: str, batch: Batch, lm: PromptedLM | None = None) -> Records:
-        """Takes a batch into the metrics of a stage; gives its records."""
+        """Adds a batch to the metrics of a stage and returns its records."""
         lm = lm or self.lm()
         self.losses[stage].update(self.objective(lm, batch).loss, len(batch))  # type: ignore[operator]
-        return self._records(batch, self._evaluation(stage).update(lm, batch))
+        records = self._evaluation(stage).update(lm, batch)
+        return self._number_records(batch, records)
 
     def _evaluation(self, stage: str) -> Evaluation:
         if stage not in self.evaluations:
-            raise ValueError("answers are to be scored, but no evaluation was given; the data module names one")
+            raise ValueError("no evaluation: pass evaluation=data.evaluation to the method")
         return self.evaluations[stage]  # type: ignore[return-value]
 
     @staticmethod
-    def _records(batch: Batch, records: Sequence[dict[str, Any] | None]) -> Records:
-        """Those of the rows that were not left out, with the rows' numbers."""
-        said = zip(batch.global_row_ids, records, strict=True)
-        return [{"row": row, **record} for row, record in said if record is not None]
+    def _number_records(batch: Batch, records: Sequence[dict[str, Any] | None]) -> Records:
+        """Adds the row ids to records. Rows that were skipped have the record None and are left out."""
+        pairs = zip(batch.global_row_ids, records, strict=True)
+        return [{"row": row, **record} for row, record in pairs if record is not None]
 
     @final
-    def metrics(self, stage: str) -> dict[str, Tensor]:
-        """The metrics of the pass, by stage and name."""
-        metrics = {"loss": self.losses[stage].compute(), **self._evaluation(stage).compute()}  # type: ignore[operator]
+    def compute_metrics(self, stage: str) -> dict[str, Tensor]:
+        """Computes the metrics of an epoch, named `<stage>/<metric>`."""
+        loss = self.losses[stage].compute()  # type: ignore[operator]
+        metrics = {"loss": loss, **self._evaluation(stage).compute()}
         return {f"{stage}/{name}": value for name, value in metrics.items()}
 
     @final
     def on_validation_epoch_start(self) -> None:
-        """Forgets the pass before, which callbacks may have read till now."""
-        self.forget("val", self.current_epoch, drawn_rows(self.trainer.val_dataloaders))
+        """Resets the metrics of the previous epoch. Callbacks may read them until now."""
+        self.reset_metrics("val", self.current_epoch, rows_of_limited_pass(self.trainer.val_dataloaders))
 
     @final
     def on_test_epoch_start(self) -> None:
-        """Forgets the pass before, which callbacks may have read till now."""
-        self.forget("test", self.current_epoch, drawn_rows(self.trainer.test_dataloaders))
+        """Resets the metrics of the previous epoch. Callbacks may read them until now."""
+        self.reset_metrics("test", self.current_epoch, rows_of_limited_pass(self.trainer.test_dataloaders))
 
     @final
-    def forget(self, stage: str, epoch: int, drawn: Sequence[Sequence[int]] | None = None) -> None:
-        """Begins the metrics of a stage anew.
+    def reset_metrics(self, stage: str, epoch: int, drawn: Sequence[Sequence[int]] | None = None) -> None:
+        """Resets the metrics of a stage.
 
         Args:
             stage: `val` or `test`.
             epoch: The epoch.
-            drawn: By task, the rows that are scored; None for all.
+            drawn: Ids of the rows that are scored, for each task (default: all rows).
         """
         self.losses[stage].reset()  # type: ignore[operator]
         self._evaluation(stage).begin(stage, epoch)
@@ -458,22 +475,24 @@ class SoftPromptModule(LightningModule, ABC):
 
     @final
     def configure_optimizers(self) -> Any:
-        """The optimizer over the method's parameter groups, and its schedule, advanced once a step."""
-        return self.optimizers_over(self.checked_groups(), [self.project])
+        """Creates the optimizer of the method's parameter groups and its schedule, advanced once per step."""
+        return self.build_optimizers(self.trainable_groups(), [self.project])
 
     @final
-    def checked_groups(self) -> list[dict[str, Any]]:
-        """The method's parameter groups.
+    def trainable_groups(self) -> list[dict[str, Any]]:
+        """Returns the method's parameter groups after checking them.
 
         Raises:
-            ValueError: If there is nothing to train, or it is in half precision.
+            ValueError: If the method has no trainable parameters, or they are in half precision.
         """
         trainable = {name: parameter.dtype for name, parameter in self.named_parameters() if parameter.requires_grad}
-        if halves := {name: dtype for name, dtype in trainable.items() if dtype.itemsize < torch.float32.itemsize}:
+        half = {name: dtype for name, dtype in trainable.items() if dtype.itemsize < torch.float32.itemsize}
+        if half:
+            dtype = next(iter(half.values()))
             raise ValueError(
-                f"{', '.join(halves)} would be trained in {next(iter(halves.values()))} and not in float32; in half "
-                f"precision small updates are lost. Set --trainer.precision to bf16-mixed or 32-true; the precision of "
-                f"the frozen weights is --backbone.dtype"
+                f"{', '.join(half)} would be trained in {dtype} instead of float32, and small updates would be lost. "
+                f"Set --trainer.precision to bf16-mixed or 32-true; --backbone.dtype sets the precision of the frozen "
+                f"weights"
             )
         groups = list(self.parameter_groups())
         if not any(group["params"] for group in groups):
@@ -481,50 +500,50 @@ class SoftPromptModule(LightningModule, ABC):
         return groups
 
     @final
-    def optimizers_over(self, groups: list[dict[str, Any]], after: Sequence[Callable[[], None]] = ()) -> Any:
-        """Optimizer and schedule in Lightning's form.
+    def build_optimizers(self, groups: list[dict[str, Any]], after: Sequence[Callable[[], None]] = ()) -> Any:
+        """Creates optimizer and schedule in Lightning's format.
 
         Args:
-            groups: Of parameters.
-            after: What follows each step of the optimizer.
+            groups: Parameter groups.
+            after: Functions that are called after each optimizer step.
         """
-        optimizer = optimizer_over(self._make_optimizer, groups)
+        optimizer = build_optimizer(self._make_optimizer, groups)
         for follow in after:
             optimizer.register_step_post_hook(lambda *_, follow=follow: follow())
         if self._make_scheduler is None:
             return optimizer
-        return with_schedule(optimizer, self._make_scheduler)
+        return build_schedule(optimizer, self._make_scheduler)
 
     @final
-    def watched_by_schedule(self) -> str | None:
-        """The metric that the schedule watches, if it watches one, asked before anything is loaded.
+    def scheduler_monitor(self) -> str | None:
+        """Returns the metric that the schedule monitors, if any. It is known before the backbone is loaded.
 
         Raises:
-            ValueError: If the optimizer cannot be made.
+            ValueError: If the optimizer cannot be created.
         """
-        return monitor_of(self._make_optimizer, self._make_scheduler)
+        return find_monitor(self._make_optimizer, self._make_scheduler)
 
     @final
     def try_schedule(self, groups: Sequence[dict[str, Any]], steps: float | None) -> None:
-        """Tries whether the schedule lasts as long as the training.
+        """Runs the schedule for the length of the training, without training, to find errors early.
 
         Args:
-            groups: The groups of parameters that are trained.
-            steps: How many steps the training has, infinite where its end is open; None where that is not known.
+            groups: Parameter groups.
+            steps: Number of training steps; infinite if unbounded, None if unknown.
 
         Raises:
-            ValueError: Naming the step at which the schedule fails.
+            ValueError: If the schedule fails, naming the step.
         """
         try_schedule(self._make_optimizer, self._make_scheduler, groups, steps)
 
     @final
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        """Advances the schedule after a step; one that watches a metric advances at the end of a validation."""
-        advance(scheduler)
+        """Advances the schedule after a step. `ReduceLROnPlateau` advances at the end of a validation instead."""
+        advance_schedule(scheduler)
 
     @final
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Says which backbone the prompt belongs to, and which seed the run went by."""
+        """Adds the identity of the backbone and the seed of the run."""
         checkpoint[BACKBONE] = backbone_identity(self.loaded)
         checkpoint[SEED] = torch.initial_seed()
         if self.row_formats:
@@ -532,36 +551,39 @@ class SoftPromptModule(LightningModule, ABC):
 
     @final
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses a prompt of another backbone, or a readout that was trained for other classes."""
+        """Refuses a prompt of another backbone, and a readout that was trained for other classes."""
         check_backbone(checkpoint.get(BACKBONE, {}), self.loaded, "the checkpoint")
-        check_class_names(
-            checkpoint.get("hyper_parameters", {}), checkpoint.get("state_dict", {}), self.hparams, "the checkpoint"
-        )
+        arguments = checkpoint.get("hyper_parameters", {})
+        check_class_names(arguments, checkpoint.get("state_dict", {}), self.hparams, "the checkpoint")
 
 
-def _usual_objective(classes: Classes | None, by_task: Mapping[str, Classes | None] | None) -> Objective:
+def _default_objective(classes: Classes | None, by_task: Mapping[str, Classes | None] | None) -> Objective:
     if by_task is not None:
         return ByTask()
     return LanguageModeling() if classes is None else Classification()
 
 
 def formats_of(trainer: Any) -> Mapping[str, RowFormat]:
-    """How the rows of a Trainer's data module are written, by task; empty without Trainer or data module."""
+    """Returns the row formats of a Trainer's data module by task; empty without Trainer or data module."""
     data = getattr(trainer, "datamodule", None)
     return getattr(data, "row_formats", {})
 
 
 def plain_formats(formats: Mapping[str, RowFormat]) -> dict[str, Any]:
-    """Formats of rows as plain values, for files."""
+    """Returns row formats as plain values, for files."""
     return {task: to_plain(asdict(row_format)) for task, row_format in formats.items()}
 
 
-def drawn_rows(loader: Any) -> Sequence[Sequence[int]] | None:
-    """By task, the rows that a loader draws for a limited pass; None where it gives all, or is not the project's."""
-    return getattr(getattr(loader, "batch_sampler", None), "drawn", None)
+def rows_of_limited_pass(loader: Any) -> Sequence[Sequence[int]] | None:
+    """Returns the ids of the rows that a loader samples for a limited pass, for each task.
+
+    None if the loader uses all rows, or is not one of this package.
+    """
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    return getattr(batch_sampler, "drawn", None)
 
 
-def done(trainer: Trainer) -> float:
-    """The share of a training that is behind, from 0 to 1; 0 where its end is open."""
+def training_progress(trainer: Trainer) -> float:
+    """Training progress in [0, 1]; 0 if max steps is unbounded."""
     total = trainer.estimated_stepping_batches
     return min(1.0, trainer.global_step / total) if total else 0.0

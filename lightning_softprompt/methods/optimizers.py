@@ -1,4 +1,4 @@
-"""Optimizers and schedules made from their options, and tried before a training begins."""
+"""Optimizers and schedules created from their options, and checked before training begins."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 Groups = Sequence[dict[str, Any]]
-TRIED = 10_000  # most steps of a schedule that are tried
-MONITOR = "val/loss"  # what a schedule by plateaus watches if it does not say
+MAX_TRIED_STEPS = 10_000  # of a schedule
+MONITOR = "val/loss"  # default monitor of ReduceLROnPlateau
 
 
-def optimizer_over(make: Callable[[Any], Optimizer], groups: Groups) -> Optimizer:
-    """An optimizer over parameter groups.
+def build_optimizer(make: Callable[[Any], Optimizer], groups: Groups) -> Optimizer:
+    """Creates an optimizer over parameter groups.
 
     Raises:
-        ValueError: If its options are refused by the optimizer, or are not finite.
+        ValueError: If the optimizer refuses its options, or they are not finite.
     """
-    optimizer = _made("optimizer", make, groups)
+    optimizer = _construct("optimizer", make, groups)
     for group in optimizer.param_groups:
         _check_numbers(group)
     return optimizer
@@ -39,52 +39,54 @@ def _check_numbers(group: Mapping[str, Any]) -> None:
     numbers = {name: value for name, value in group.items() if isinstance(value, float)}
     for name, value in numbers.items():
         if not math.isfinite(value) or (name == "lr" and value < 0):
-            raise ValueError(f"--model.optimizer: {name} must be a finite number from 0 on, got {value}")
+            raise ValueError(f"--model.optimizer: {name} must be a finite, non-negative number, got {value}")
 
 
-def _made(option: str, make: Callable[[Any], T], argument: Any) -> T:
+def _construct(option: str, make: Callable[[Any], T], argument: Any) -> T:
     try:
         return make(argument)
-    except Exception as error:  # PyTorch raises what fits the mistake
-        raise ValueError(f"--model.{option} cannot be made with its options: {error}") from error
+    except Exception as error:  # PyTorch raises many types of errors here
+        raise ValueError(f"--model.{option} cannot be created with its options: {error}") from error
 
 
-def with_schedule(optimizer: Optimizer, make: Callable[[Any], Any]) -> tuple[list[Optimizer], list[dict[str, Any]]]:
-    """An optimizer and its schedule in Lightning's form.
+def build_schedule(optimizer: Optimizer, make: Callable[[Any], Any]) -> tuple[list[Optimizer], list[dict[str, Any]]]:
+    """Creates the schedule of an optimizer and returns both in Lightning's format.
 
-    A schedule advances once a step. One that watches a metric advances with each validation, by `lower_on_plateau`.
+    A schedule advances once per step. `ReduceLROnPlateau` advances at each validation, see `step_plateau_schedules`.
 
     Raises:
-        ValueError: If the schedule cannot be made.
+        ValueError: If the schedule cannot be created.
     """
-    schedule = _made("scheduler", make, optimizer)
+    schedule = _construct("scheduler", make, optimizer)
     if isinstance(schedule, ReduceLROnPlateau):
         monitor = getattr(schedule, "monitor", MONITOR)
         return [optimizer], [{"scheduler": schedule, "interval": "epoch", "monitor": monitor, "strict": False}]
     return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
 
-def monitor_of(make_optimizer: Callable[[Any], Optimizer], make_schedule: Callable[[Any], Any] | None) -> str | None:
-    """The metric that a schedule watches, if it watches one, asked before anything is loaded.
+def find_monitor(make_optimizer: Callable[[Any], Optimizer], make_schedule: Callable[[Any], Any] | None) -> str | None:
+    """Returns the metric that a schedule monitors, if any. It is known before the backbone is loaded.
 
     Raises:
-        ValueError: If the optimizer cannot be made.
+        ValueError: If the optimizer cannot be created.
     """
-    twin = _twin(make_optimizer, [{}])
+    optimizer = _build_placeholder(make_optimizer, [{}])
     try:
-        schedule = None if make_schedule is None else make_schedule(twin)
-    except (
-        Exception
-    ):  # it may want as many groups of parameters as the method has; it is made again when they are known
+        schedule = None if make_schedule is None else make_schedule(optimizer)
+    except Exception:  # it may require as many parameter groups as the method has, which are checked later
         return None
     return getattr(schedule, "monitor", MONITOR) if isinstance(schedule, ReduceLROnPlateau) else None
 
 
-def _twin(make: Callable[[Any], Optimizer], groups: Groups) -> Optimizer:
-    """An optimizer with as many groups and the same rates, over parameters that nobody uses."""
-    rates = [{name: group[name] for name in ("initial_lr", "lr") if name in group} for group in groups]
-    starts = [{"lr": rate.get("initial_lr", rate["lr"])} if rate else {} for rate in rates]
-    return optimizer_over(make, [{**start, "params": [nn.Parameter(torch.zeros(2, 2))]} for start in starts])
+def _build_placeholder(make: Callable[[Any], Optimizer], groups: Groups) -> Optimizer:
+    """Creates an optimizer with the same groups and learning rates over unused parameters."""
+    placeholders = []
+    for group in groups:
+        placeholder: dict[str, Any] = {"params": [nn.Parameter(torch.zeros(2, 2))]}
+        if "lr" in group:
+            placeholder["lr"] = group.get("initial_lr", group["lr"])
+        placeholders.append(placeholder)
+    return build_optimizer(make, placeholders)
 
 
 def try_schedule(
@@ -93,77 +95,84 @@ def try_schedule(
     groups: Groups,
     steps: float | None,
 ) -> None:
-    """Advances a schedule as a training will, by one step where its length is not known.
+    """Runs a schedule for the length of the training, or for one step if the length is unknown, to find errors early.
 
     Args:
-        make_optimizer: Makes the optimizer.
-        make_schedule: Makes the schedule, if there is one.
-        groups: The groups of parameters that are trained.
-        steps: How many steps the training has, infinite where its end is open; None where that is not known.
+        make_optimizer: Creates the optimizer.
+        make_schedule: Creates the schedule, if there is one.
+        groups: Parameter groups.
+        steps: Number of training steps; infinite if unbounded, None if unknown.
 
     Raises:
-        ValueError: Naming the step at which it fails.
+        ValueError: If the schedule fails, naming the step.
     """
     if make_schedule is None:
         return
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PyTorch misses the optimizer's steps
-        schedule = _made("scheduler", make_schedule, _twin(make_optimizer, groups))
+        warnings.simplefilter("ignore")  # PyTorch warns that the optimizer takes no steps
+        schedule = _construct("scheduler", make_schedule, _build_placeholder(make_optimizer, groups))
         if isinstance(schedule, ReduceLROnPlateau):
             return
         count = None if steps is None or math.isinf(steps) else int(steps)
-        for step in range(1, min(count or 1, TRIED) + 1):
-            _advance(schedule, f"at step {step}" if count is None else f"at step {step} of {count}")
+        for step in range(1, min(count or 1, MAX_TRIED_STEPS) + 1):
+            position = f"at step {step}" if count is None else f"at step {step} of {count}"
+            _try_step(schedule, position)
     if count is not None:
-        _warn_of_length(schedule, count)
+        _warn_about_length(schedule, count)
 
 
-def _advance(schedule: Any, place: str) -> None:
+def _try_step(schedule: Any, position: str) -> None:
     try:
         schedule.step()
-    except Exception as error:  # PyTorch raises what fits the mistake
-        raise ValueError(f"--model.scheduler fails {place}: {error}; its options do not fit the training") from error
+    except Exception as error:  # PyTorch raises many types of errors here
+        raise ValueError(
+            f"--model.scheduler fails {position}: {error}. Set its options to the length of the training"
+        ) from error
     for rate in schedule.get_last_lr():
         if not 0 <= float(rate) < math.inf:
-            raise ValueError(f"--model.scheduler: the learning rate would be {float(rate)} {place}")
+            raise ValueError(f"--model.scheduler: the learning rate would be {float(rate)} {position}")
 
 
-def _warn_of_length(schedule: Any, count: int) -> None:
-    """Tells of a schedule that is made for another number of steps; a training does not fail for that."""
-    total, half = getattr(schedule, "total_steps", None), getattr(schedule, "T_max", None)
-    if total is not None and total > count:
-        log.warning("--model.scheduler has total_steps=%s, but training ends at step %s, on the way", total, count)
-    if half is not None and half < count:
-        log.warning("--model.scheduler: the learning rate rises after step T_max=%s; training has %s", half, count)
+def _warn_about_length(schedule: Any, count: int) -> None:
+    """Warns about a schedule for another number of steps. Training still works."""
+    total_steps = getattr(schedule, "total_steps", None)
+    half_period = getattr(schedule, "T_max", None)
+    if total_steps is not None and total_steps > count:
+        log.warning("--model.scheduler has total_steps=%s, but training ends earlier, at step %s", total_steps, count)
+    if half_period is not None and half_period < count:
+        log.warning(
+            "--model.scheduler: the learning rate rises again after step T_max=%s; training has %s steps",
+            half_period, count,
+        )  # fmt: skip
 
 
-def steps_of(trainer: Trainer) -> float | None:
-    """How many steps a training has, asked when its rows are there; None where the Trainer cannot say."""
+def count_training_steps(trainer: Trainer) -> float | None:
+    """Returns the number of training steps once the data is set up; None if the Trainer cannot compute it."""
     try:
         return trainer.estimated_stepping_batches
-    except MisconfigurationException:  # accumulation differs between epochs
+    except MisconfigurationException:  # if gradient accumulation changes between epochs
         return None
 
 
-def lower_on_plateau(trainer: Trainer, metrics: Mapping[str, Any]) -> None:
-    """Advances the schedules that watch a metric, after a validation of a training and before its checkpoint.
+def step_plateau_schedules(trainer: Trainer, metrics: Mapping[str, Any]) -> None:
+    """Advances the schedules that monitor a metric, after a validation and before its checkpoint.
 
     Raises:
-        ValueError: If the validation does not give the metric.
+        ValueError: If the validation does not compute the metric.
     """
     if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
         return
-    for config in _plateaus(trainer):
+    for config in _plateau_configs(trainer):
         if config.monitor not in metrics:
-            raise ValueError(f"--model.scheduler.monitor is {config.monitor!r}, but validation gives {sorted(metrics)}")
+            raise ValueError(f"--model.scheduler.monitor is {config.monitor!r}, but validation has {sorted(metrics)}")
         config.scheduler.step(float(metrics[config.monitor]))
 
 
-def _plateaus(trainer: Trainer) -> Iterable[Any]:
+def _plateau_configs(trainer: Trainer) -> Iterable[Any]:
     return (config for config in trainer.lr_scheduler_configs if config.reduce_on_plateau)
 
 
-def advance(schedule: Any) -> None:
-    """Advances a schedule after a step; one that watches a metric does so after validations alone."""
+def advance_schedule(schedule: Any) -> None:
+    """Advances a schedule after a step. `ReduceLROnPlateau` advances only after validations."""
     if not isinstance(schedule, ReduceLROnPlateau):
         schedule.step()

@@ -32,7 +32,7 @@ class ByTask(Objective):
 
     def __call__(self, lm: PromptedLM, batch: Batch) -> Outcome:
         """The loss."""
-        parts = [(len(own), self._of(own)(lm, own)) for _, _, own in batch.by_task()]
+        parts = [(len(own), self._objective_for(own)(lm, own)) for _, _, own in batch.by_task()]
         if len(parts) == 1:
             return parts[0][1]
         return Outcome(torch.stack([rows / len(batch) * outcome.loss for rows, outcome in parts]).sum())
@@ -40,7 +40,7 @@ class ByTask(Objective):
     def count(self, batch: Batch) -> Tensor:
         """Those of a single task; rows, where there are several."""
         parts = [own for _, _, own in batch.by_task()]
-        return self._of(parts[0]).count(parts[0]) if len(parts) == 1 else super().count(batch)
+        return self._objective_for(parts[0]).count(parts[0]) if len(parts) == 1 else super().count(batch)
 
-    def _of(self, batch: Batch) -> Objective:
+    def _objective_for(self, batch: Batch) -> Objective:
         return self.text if batch.labels is None else self.labelled

@@ -92,7 +92,7 @@ class Distillation(Objective):
 
     def _distance(self, task: int, lm: PromptedLM, batch: Batch) -> Tensor:
         teacher = self._teacher(task, lm.backbone)
-        said = self._said(teacher, lm, batch)
+        said = self._teacher_log_probabilities(teacher, lm, batch)
         student = lm(batch)[batch.targets != IGNORE].float().log_softmax(-1)  # [targets, V]
         distance = kl_div(student, said, reduction="none", log_target=True).sum(-1).mean()
         if not self.hidden:
@@ -103,7 +103,7 @@ class Distillation(Objective):
         return distance + self.hidden * (states.float() - wanted.float()).pow(2).mean()
 
     @torch.no_grad()
-    def _said(self, teacher: Teacher, lm: PromptedLM, batch: Batch) -> Tensor:
+    def _teacher_log_probabilities(self, teacher: Teacher, lm: PromptedLM, batch: Batch) -> Tensor:
         """[targets, V] log-probabilities of a teacher's."""
         answer = cache(lambda: teacher.answer(lm.backbone, batch))
         if not self.disk:

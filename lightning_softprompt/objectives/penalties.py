@@ -1,4 +1,4 @@
-"""Terms of the loss that keep soft tokens where they should be, for any method that has some."""
+"""Penalties: loss terms that regularize the soft tokens of any method."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from torch import Tensor
 from lightning_softprompt.backbones.prompted_lm import PromptedLM
 from lightning_softprompt.core.types import IGNORE, Batch
 
-STEEPNESS, EPOCHS = 0.2, 50  # of Nemesis's schedule, and the epochs that it was made for
+STEEPNESS, EPOCHS = 0.2, 50  # of the schedule of Nemesis, which is defined for 50 epochs
 
 
 class Penalty(ABC):
-    """What is added to the loss."""
+    """A term that is added to the loss."""
 
     @property
     def name(self) -> str:
-        """In logs: the class's, in lower case."""
+        """Name in logs: the class name in lower case."""
         return type(self).__name__.lower()
 
     @abstractmethod
-    def __call__(self, lm: PromptedLM, batch: Batch, done: float) -> Tensor:
-        """A scalar, weighed.
+    def __call__(self, lm: PromptedLM, batch: Batch, progress: float) -> Tensor:
+        """Computes the weighted penalty, a scalar.
 
         Args:
-            lm: Backbone and method.
-            batch: The step's.
-            done: The share of training that is behind, from 0 to 1.
+            lm: Backbone with the method's prompt.
+            batch: Batch of the step.
+            progress: Training progress in [0, 1].
         """
 
 
@@ -41,14 +41,14 @@ class Penalty(ABC):
 class UniformNorm(Penalty):
     """The mean norm of the soft tokens (Fu et al. 2024, Nemesis, arXiv 2408.13979, position-uniform normalization).
 
-    Differences from the paper: norms are relative to the mean norm of the backbone's word embeddings, unless told
-    otherwise, so that a weight means the same on every backbone.
+    Differences from the paper: by default, norms are relative to the mean norm of the backbone's word embeddings, so
+    that a weight has the same effect on every backbone.
 
     Args:
         weight: alpha.
         order: q of the norm: 1, 2 or infinity.
-        schedule: `decay` goes from the whole weight to none, as a logistic curve over the training; `constant` stays.
-        relative: Whether norms are relative to those of words.
+        schedule: `decay` lowers the weight to zero along a logistic curve over the training; `constant` keeps it.
+        relative: Whether norms are divided by the mean norm of the word embeddings.
     """
 
     weight: float = 1.0
@@ -56,27 +56,28 @@ class UniformNorm(Penalty):
     schedule: Literal["decay", "constant"] = "decay"
     relative: bool = True
 
-    def __call__(self, lm: PromptedLM, batch: Batch, done: float) -> Tensor:
-        """A scalar."""
-        return self.weight * share(self.schedule, done) * norms(lm, batch, self.order, self.relative).mean()
+    def __call__(self, lm: PromptedLM, batch: Batch, progress: float) -> Tensor:
+        """Computes the weighted penalty, a scalar."""
+        norms = token_norms(lm, batch, self.order, self.relative)
+        return self.weight * schedule_factor(self.schedule, progress) * norms.mean()
 
 
 @final
 @dataclass(frozen=True)
 class AwareNorm(Penalty):
-    """The norm of those soft tokens that do better smaller (Nemesis, position-aware normalization).
+    """The norm of soft tokens that improve accuracy when scaled down (Nemesis, position-aware normalization).
 
-    At each step, some positions are tried out without gradient: where the batch's accuracy rises as the token is scaled
-    down, its norm is penalised. Costs a forward pass for each position tried.
+    Each step tests some positions without gradient. If the accuracy on the batch rises when the token is scaled down,
+    its norm is penalized. Each tested position costs a forward pass.
 
     Args:
         weight: alpha.
-        positions: How many are tried a step, drawn at random.
-        scale: tau, by which a token is scaled down.
+        positions: Number of randomly drawn positions per step.
+        scale: tau, the factor by which a token is scaled down.
         order: q of the norm: 1, 2 or infinity.
-        schedule: As of `UniformNorm`.
-        relative: As of `UniformNorm`.
-        tested: Whether positions are tried out; without, those drawn are penalised as they are, which is the control.
+        schedule: See `UniformNorm`.
+        relative: See `UniformNorm`.
+        tested: Whether positions are tested. If not, all drawn positions are penalized, as a control.
     """
 
     weight: float = 1.0
@@ -87,94 +88,109 @@ class AwareNorm(Penalty):
     relative: bool = True
     tested: bool = True
 
-    def __call__(self, lm: PromptedLM, batch: Batch, done: float) -> Tensor:
-        """A scalar."""
-        size = norms(lm, batch, self.order, self.relative)  # [B|1, P]
-        drawn = torch.randperm(size.shape[1])[: self.positions].tolist()
-        kept = self._better(lm, batch, drawn) if self.tested else drawn
-        return self.weight * share(self.schedule, done) * size[:, kept].sum(1).mean() / max(1, len(kept))
+    def __call__(self, lm: PromptedLM, batch: Batch, progress: float) -> Tensor:
+        """Computes the weighted penalty, a scalar."""
+        norms = token_norms(lm, batch, self.order, self.relative)  # [B|1, P]
+        positions = torch.randperm(norms.shape[1])[: self.positions].tolist()
+        if self.tested:
+            positions = self._find_improving(lm, batch, positions)
+        total = norms[:, positions].sum(1).mean()
+        return self.weight * schedule_factor(self.schedule, progress) * total / max(1, len(positions))
 
     @torch.no_grad()
-    def _better(self, lm: PromptedLM, batch: Batch, drawn: Sequence[int]) -> list[int]:
+    def _find_improving(self, lm: PromptedLM, batch: Batch, positions: Sequence[int]) -> list[int]:
+        """Positions where the accuracy rises if the token is scaled down."""
         if batch.labels is None:
-            raise ValueError("AwareNorm wants rows with labels, since it asks whether accuracy rises; take UniformNorm")
-        right = accuracy(lm, batch)
-        return [p for p in drawn if accuracy(rescaled(lm, batch, [p], self.scale), batch) > right]
+            raise ValueError("AwareNorm requires rows with labels to measure accuracy; use UniformNorm")
+        before = accuracy(lm, batch)
+        improving = []
+        for position in positions:
+            scaled = scale_tokens(lm, batch, [position], self.scale)
+            if accuracy(scaled, batch) > before:
+                improving.append(position)
+        return improving
 
 
 @final
 @dataclass(frozen=True)
 class Wayward(Penalty):
-    """The mean squared distance of the soft tokens from a text's (Khashabi et al. 2022, arXiv 2112.08348, equation 3).
+    """The mean squared distance of soft tokens to a text's (Khashabi et al. 2022, arXiv 2112.08348, equation 3).
 
     Args:
-        text: Whose token i soft token i is kept near; soft tokens past its end are free.
+        text: Soft token i is kept near the embedding of token i of this text; further soft tokens are free.
         weight: gamma.
     """
 
     text: str
     weight: float = 0.01
 
-    def __call__(self, lm: PromptedLM, batch: Batch, done: float) -> Tensor:
-        """A scalar."""
+    def __call__(self, lm: PromptedLM, batch: Batch, progress: float) -> Tensor:
+        """Computes the weighted penalty, a scalar."""
         tokens = soft_tokens(lm, batch)
-        ids = torch.tensor(lm.backbone.codec.template_ids(self.text)[: tokens.shape[1]], device=tokens.device)
-        words = lm.backbone.embed(ids).to(tokens)
-        return self.weight * (tokens[:, : len(ids)] - words).pow(2).sum(-1).mean()
+        ids = lm.backbone.codec.template_ids(self.text)[: tokens.shape[1]]
+        words = lm.backbone.embed(torch.tensor(ids, device=tokens.device)).to(tokens)
+        distance = tokens[:, : len(ids)] - words
+        return self.weight * distance.pow(2).sum(-1).mean()
 
 
-def share(schedule: str, done: float) -> float:
-    """omega, the share of a weight that is left: 1 - 1 / (1 + exp(-0.2 (E - E_max / 2))) for 50 epochs."""
-    return 1.0 if schedule == "constant" else 1 - 1 / (1 + exp(-STEEPNESS * EPOCHS * (done - 0.5)))
+def schedule_factor(schedule: str, progress: float) -> float:
+    """Computes omega, the factor of a weight: 1 - 1 / (1 + exp(-0.2 (E - E_max / 2))) for 50 epochs."""
+    if schedule == "constant":
+        return 1.0
+    exponent = -STEEPNESS * EPOCHS * (progress - 0.5)
+    return 1 - 1 / (1 + exp(exponent))
 
 
 def soft_tokens(lm: PromptedLM, batch: Batch) -> Tensor:
-    """[B|1, P, H] of the batch.
+    """Returns the soft tokens [B|1, P, H] of the batch.
 
     Raises:
         ValueError: If the method has none.
     """
     tokens = lm.prompt(batch).tokens
     if tokens is None:
-        raise ValueError("a penalty on soft tokens was asked for, but the method has none; leave it out of `penalties`")
+        raise ValueError("`penalties` names a penalty on soft tokens, but the method has none; remove the penalty")
     return tokens
 
 
-def norms(lm: PromptedLM, batch: Batch, order: float, relative: bool) -> Tensor:
-    """[B|1, P] of the soft tokens, in float32."""
-    size = soft_tokens(lm, batch).float().norm(order, dim=-1)
+def token_norms(lm: PromptedLM, batch: Batch, order: float, relative: bool) -> Tensor:
+    """Computes the norms [B|1, P] of the soft tokens in float32."""
+    norms = soft_tokens(lm, batch).float().norm(order, dim=-1)
     if not relative:
-        return size
-    words = lm.backbone.word_embeddings.float().norm(order, dim=-1).mean()
-    return size / (lm.backbone.embedding_scale * words)
+        return norms
+    word_norm = lm.backbone.word_embeddings.float().norm(order, dim=-1).mean()
+    return norms / (lm.backbone.embedding_scale * word_norm)
 
 
-def rescaled(lm: PromptedLM, batch: Batch, positions: Sequence[int], scale: float) -> PromptedLM:
-    """The model with some soft tokens of the batch scaled."""
-    prompt, tokens = lm.prompt(batch), soft_tokens(lm, batch).clone()
+def scale_tokens(lm: PromptedLM, batch: Batch, positions: Sequence[int], scale: float) -> PromptedLM:
+    """Returns the model with some soft tokens of the batch scaled."""
+    prompt = lm.prompt(batch)
+    tokens = soft_tokens(lm, batch).clone()
     tokens[:, list(positions)] *= scale
     return lm.given(lambda _: replace(prompt, tokens=tokens))
 
 
-def replaced(lm: PromptedLM, batch: Batch, positions: Sequence[int], deviation: float) -> PromptedLM:
-    """The model with noise in the place of some soft tokens of the batch."""
-    prompt, tokens = lm.prompt(batch), soft_tokens(lm, batch).clone()
-    tokens[:, list(positions)] = torch.randn_like(tokens[:, list(positions)]) * deviation
+def replace_with_noise(lm: PromptedLM, batch: Batch, positions: Sequence[int], deviation: float) -> PromptedLM:
+    """Returns the model with some soft tokens of the batch replaced by noise."""
+    prompt = lm.prompt(batch)
+    tokens = soft_tokens(lm, batch).clone()
+    noise = torch.randn_like(tokens[:, list(positions)])
+    tokens[:, list(positions)] = noise * deviation
     return lm.given(lambda _: replace(prompt, tokens=tokens))
 
 
-def right(lm: PromptedLM, batch: Batch) -> int:
-    """Rows, or words, whose class is the likeliest."""
+def count_correct(lm: PromptedLM, batch: Batch) -> int:
+    """Counts the rows, or words, whose class has the highest score."""
     assert batch.labels is not None
     return int((lm.scores(batch).argmax(-1) == batch.labels).sum())
 
 
-def labelled(batch: Batch) -> int:
-    """Rows, or words, that have a class."""
+def count_labelled(batch: Batch) -> int:
+    """Counts the rows, or words, that have a class."""
     assert batch.labels is not None
     return int((batch.labels != IGNORE).sum())
 
 
 def accuracy(lm: PromptedLM, batch: Batch) -> float:
-    """Of the classes of a batch."""
-    return right(lm, batch) / labelled(batch)
+    """Computes the accuracy of the class scores on a batch."""
+    return count_correct(lm, batch) / count_labelled(batch)

@@ -16,7 +16,7 @@ from lightning_softprompt.backbones.tokenization.codec import Codec
 from lightning_softprompt.checkpoints.library import soft_tokens
 from lightning_softprompt.checkpoints.prompt_file import read_prompt
 from lightning_softprompt.core.backbone_spec import BackboneSpec
-from lightning_softprompt.prompts.init import Init, embeddings_of
+from lightning_softprompt.prompts.init import Init, embed_tokens
 
 log = logging.getLogger(__name__)
 
@@ -64,9 +64,9 @@ class FromAnchors(Init):
             raise ValueError(f"{path} has {len(tokens)} soft tokens, but {length} are wanted; set length to that")
         there, here = anchors(source.codec, backbone.codec)
         log.info("%d words are one token in %s and here", len(there), self.source)
-        return self.moved(tokens, embeddings_of(source, there), embeddings_of(backbone, here))
+        return self.map_tokens(tokens, embed_tokens(source, there), embed_tokens(backbone, here))
 
-    def moved(self, tokens: Tensor, there: Tensor, here: Tensor) -> Tensor:
+    def map_tokens(self, tokens: Tensor, there: Tensor, here: Tensor) -> Tensor:
         """[P, H there] -> [P, H here], by anchors [A, H there] and [A, H here]."""
         square = (there.T @ there).double()
         r = self.ridge * square.diagonal().mean() * torch.eye(len(square), dtype=square.dtype)

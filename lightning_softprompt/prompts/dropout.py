@@ -9,7 +9,7 @@ from torch.nn.functional import dropout
 from lightning_softprompt.core.types import SoftPrompt
 
 
-def dropped_out(prompt: SoftPrompt, rate: float) -> SoftPrompt:
+def apply_dropout(prompt: SoftPrompt, rate: float) -> SoftPrompt:
     """The prompt with a share of its numbers at zero, and the rest as much larger.
 
     What is the same for every row stays so: one draw serves them all.

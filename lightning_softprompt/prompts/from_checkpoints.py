@@ -46,8 +46,8 @@ class FromCheckpoints(Init):
     def __call__(self, backbone: Backbone, length: int) -> Tensor:
         """[P, H]."""
         weights = self.weights or [1 / len(self.paths)] * len(self.paths)
-        tokens = [tokens_of(Path(path), backbone, length, self.name) for path in self.paths]
-        return blended(tokens, weights)
+        tokens = [load_soft_tokens(Path(path), backbone, length, self.name) for path in self.paths]
+        return weighted_sum(tokens, weights)
 
 
 @dataclass(frozen=True)
@@ -79,14 +79,14 @@ class FromLibrary(Init):
     def __call__(self, backbone: Backbone, length: int) -> Tensor:
         """[P, H]."""
         library = Library(Path(self.folder))
-        own = tokens_of(Path(self.query), backbone, length)
-        prompts = {name: tokens_of(library.path(name), backbone, length) for name in library.read()}
-        chosen = likest(own, prompts, self.top, self.measure)
+        own = load_soft_tokens(Path(self.query), backbone, length)
+        prompts = {name: load_soft_tokens(library.path(name), backbone, length) for name in library.read()}
+        chosen = most_similar(own, prompts, self.top, self.measure)
         log.info("starting from %s", ", ".join(f"{share:.3f} {name}" for name, share in chosen.items()))
-        return blended([prompts[name] for name in chosen], list(chosen.values()))
+        return weighted_sum([prompts[name] for name in chosen], list(chosen.values()))
 
 
-def likest(own: Tensor, prompts: dict[str, Tensor], top: int, measure: Measure) -> dict[str, float]:
+def most_similar(own: Tensor, prompts: dict[str, Tensor], top: int, measure: Measure) -> dict[str, float]:
     """The prompts most like one's own, likest first, each with its share of their similarities.
 
     Raises:
@@ -100,12 +100,12 @@ def likest(own: Tensor, prompts: dict[str, Tensor], top: int, measure: Measure) 
     return {name: found[name] / total for name in best}
 
 
-def blended(tokens: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+def weighted_sum(tokens: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """The weighted sum of soft tokens [P, H]."""
     return torch.stack([weight * of for weight, of in zip(weights, tokens, strict=True)]).sum(0)
 
 
-def tokens_of(path: Path, backbone: Backbone, length: int, name: str | None = None) -> Tensor:
+def load_soft_tokens(path: Path, backbone: Backbone, length: int, name: str | None = None) -> Tensor:
     """The soft tokens [P, H] of a trained prompt.
 
     Raises:

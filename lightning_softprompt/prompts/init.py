@@ -73,7 +73,7 @@ class SampleVocabulary(Init):
         words = len(backbone.word_embeddings)
         pool = words if self.first is None else min(self.first, words)
         drawn = torch.cat([torch.randperm(pool) for _ in range(max(1, -(-length // pool)))])[:length]
-        return embeddings_of(backbone, drawn)
+        return embed_tokens(backbone, drawn)
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class FromText(Init):
         ids = torch.tensor(backbone.codec.template_ids(self.text)[:length], dtype=torch.long)
         if not len(ids):
             raise ValueError(f"FromText wants a text with at least one token, got {self.text!r}")
-        return torch.cat([embeddings_of(backbone, ids), SampleVocabulary()(backbone, length - len(ids))])
+        return torch.cat([embed_tokens(backbone, ids), SampleVocabulary()(backbone, length - len(ids))])
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class ClassLabels(Init):
         labels = [backbone.codec.ids(label) for label in self.labels[:length]]
         if not all(labels):
             raise ValueError(f"every label wants at least one token, got {list(self.labels)}")
-        means = [embeddings_of(backbone, torch.tensor(ids)).mean(0, keepdim=True) for ids in labels]
+        means = [embed_tokens(backbone, torch.tensor(ids)).mean(0, keepdim=True) for ids in labels]
         return torch.cat([*means, SampleVocabulary()(backbone, length - len(means))])
 
 
@@ -141,7 +141,7 @@ class FromCheckpoint(Init):
 
 
 @torch.no_grad()
-def embeddings_of(backbone: Backbone, ids: Tensor) -> Tensor:
+def embed_tokens(backbone: Backbone, ids: Tensor) -> Tensor:
     """Embeddings [T, H] of tokens [T] as the model's embedding module gives them, in float32 on the CPU.
 
     Soft tokens enter after this module, which in some models scales its table.

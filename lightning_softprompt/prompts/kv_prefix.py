@@ -63,7 +63,7 @@ class Activations(KeysValuesInit):
         return backbone.keys_and_values(tensor)[kind].transpose(2, 3).flatten(3).float().cpu()
 
 
-class Free(nn.Module):
+class FreeKeysValues(nn.Module):
     """Keys and values that are trained as they are.
 
     Args:
@@ -115,12 +115,12 @@ class Reparameterized(nn.Module):
         last.weight.copy_(solved.T)  # type: ignore[operator]
 
 
-def free_or_made(
+def build_key_values(
     first: Tensor, embedding: int, width: int | None, depth: int = 1, activation: Activation = "tanh"
-) -> Free | Reparameterized:
+) -> FreeKeysValues | Reparameterized:
     """Keys and values [L, 2, P, N * D] that start there: trained as they are, or made by a perceptron of a width."""
     if width is None:
-        return Free(first)
+        return FreeKeysValues(first)
     made = Reparameterized(first.shape, embedding, width, depth, activation)
     made.fit(first)
     return made

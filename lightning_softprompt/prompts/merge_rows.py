@@ -13,7 +13,7 @@ from lightning_softprompt.core.types import Batch, SoftPrompt
 Part = tuple[list[int], SoftPrompt]  # rows of the batch, and their prompt: one for all of them, or one each
 
 
-def mixed(parts: Sequence[Part], batch: Batch) -> SoftPrompt:
+def merge_prompts(parts: Sequence[Part], batch: Batch) -> SoftPrompt:
     """One prompt in which each row of the batch has what its own part gives it, and nothing else.
 
     Args:
@@ -48,7 +48,7 @@ def mixed(parts: Sequence[Part], batch: Batch) -> SoftPrompt:
 def _tokens(parts: Sequence[Part], batch: int) -> tuple[Tensor | None, Tensor | None, tuple[int, ...] | None]:
     """Soft tokens [B, P, H] block by block, each as long as the longest, and which of them [B, P] each row has."""
     with_tokens = [
-        (rows, p.tokens, _inside(p.tokens, p.token_mask), _blocks(p)) for rows, p in parts if p.tokens is not None
+        (rows, p.tokens, _mask_or_ones(p.tokens, p.token_mask), _blocks(p)) for rows, p in parts if p.tokens is not None
     ]
     if not with_tokens:
         return None, None, None
@@ -61,14 +61,14 @@ def _tokens(parts: Sequence[Part], batch: int) -> tuple[Tensor | None, Tensor | 
         padded = [(pad(t, (0, 0, 0, most - n)), pad(i, (0, most - n))) for t, i, n, most in pieces]
         filled.append((rows, torch.cat([t for t, _ in padded], 1)))
         inside.append((rows, torch.cat([i for _, i in padded], 1)))
-    return _in_rows(filled, batch), _in_rows(inside, batch), lengths
+    return _scatter_rows(filled, batch), _scatter_rows(inside, batch), lengths
 
 
 def _blocks(prompt: SoftPrompt) -> tuple[int, ...]:
     return prompt.blocks if prompt.blocks is not None else (prompt.tokens.shape[1],)  # type: ignore[union-attr]
 
 
-def _inside(tensor: Tensor, inside: Tensor | None) -> Tensor:
+def _mask_or_ones(tensor: Tensor, inside: Tensor | None) -> Tensor:
     """[B, P] which of [B, P, ...] is there."""
     return torch.ones(tensor.shape[:2], dtype=torch.bool, device=tensor.device) if inside is None else inside
 
@@ -76,7 +76,7 @@ def _inside(tensor: Tensor, inside: Tensor | None) -> Tensor:
 def _shift(parts: Sequence[Part], batch: Batch) -> Tensor | None:
     """[B, T, H]."""
     shifts = [(rows, prompt.shift) for rows, prompt in parts if prompt.shift is not None]
-    return _in_rows(shifts, len(batch)) if shifts else None
+    return _scatter_rows(shifts, len(batch)) if shifts else None
 
 
 def _pairs(kind: str, parts: Sequence[Part], batch: int) -> tuple[dict[int, tuple[Tensor, Tensor]], Tensor]:
@@ -88,14 +88,14 @@ def _pairs(kind: str, parts: Sequence[Part], batch: int) -> tuple[dict[int, tupl
 
     def in_rows(layer: int, side: int) -> Tensor:
         sides = [(rows, layers[layer][side]) for rows, layers, _ in given]
-        return _in_rows([(rows, pad(t, (0, 0, 0, longest - t.shape[2]))) for rows, t in sides], batch)
+        return _scatter_rows([(rows, pad(t, (0, 0, 0, longest - t.shape[2]))) for rows, t in sides], batch)
 
     pairs = {layer: (in_rows(layer, 0), in_rows(layer, 1)) for layer in given[0][1]}
-    inside = [(rows, _inside(next(iter(layers.values()))[0][:, 0], own)) for rows, layers, own in given]
-    return pairs, _in_rows([(rows, pad(i, (0, longest - i.shape[1]))) for rows, i in inside], batch)
+    inside = [(rows, _mask_or_ones(next(iter(layers.values()))[0][:, 0], own)) for rows, layers, own in given]
+    return pairs, _scatter_rows([(rows, pad(i, (0, longest - i.shape[1]))) for rows, i in inside], batch)
 
 
-def _in_rows(parts: Sequence[tuple[list[int], Tensor]], batch: int) -> Tensor:
+def _scatter_rows(parts: Sequence[tuple[list[int], Tensor]], batch: int) -> Tensor:
     """Tensors [1|rows, ...] of some rows each as one [B, ...], zero in rows that have none."""
     whole = parts[0][1].new_zeros(batch, *parts[0][1].shape[1:])
     for rows, tensor in parts:

@@ -10,7 +10,7 @@ from torch import Tensor
 Pool = Literal["first", "last", "mean"]
 
 
-def pooled(states: Tensor, source: Tensor, pool: Pool) -> Tensor:
+def pool_states(states: Tensor, source: Tensor, pool: Pool) -> Tensor:
     """[B, H] of states [B, T, H], of the tokens [B, T] that are neither padding nor answer."""
     places = torch.arange(source.shape[1], device=source.device)
     weights = {

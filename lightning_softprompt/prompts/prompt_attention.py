@@ -31,7 +31,7 @@ class PromptAttention(nn.Module):
         return scores.softmax(-1)
 
 
-def greatest_embedding(embeds: Tensor, batch: Batch) -> Tensor:
+def max_embedding(embeds: Tensor, batch: Batch) -> Tensor:
     """[B, H] in float32: number by number the greatest of what a method may look at, of embeddings [B, T, H]."""
     seen = at_least_float32(embeds).masked_fill(~batch.source[..., None], float("-inf")).amax(1)
     return seen.masked_fill(~batch.source.any(1, keepdim=True), 0.0)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_softprompt.core.types import Batch
 from lightning_softprompt.prompts.networks import at_least_float32
-from lightning_softprompt.prompts.pooling import pooled
+from lightning_softprompt.prompts.pooling import pool_states
 
 
 @dataclass(frozen=True)
@@ -68,4 +68,4 @@ class Router(nn.Module):
 
 def mean_embedding(embeds: Tensor, batch: Batch) -> Tensor:
     """[B, H] in float32: the mean over what a method may look at, of embeddings [B, T, H]."""
-    return pooled(at_least_float32(embeds), batch.source, "mean")
+    return pool_states(at_least_float32(embeds), batch.source, "mean")

@@ -10,7 +10,7 @@ from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.backbones.prompted_lm import PromptedLM
 from lightning_softprompt.backbones.tokenization.codec import Codec
 from lightning_softprompt.core.types import Batch, Classes
-from lightning_softprompt.prompts.pooling import Pool, pooled
+from lightning_softprompt.prompts.pooling import Pool, pool_states
 from lightning_softprompt.readouts.base import Readout
 
 
@@ -40,4 +40,4 @@ class ClassHead(Readout):
         questions = self.codec.questions(batch)
         states = lm.backbone.hidden_states(questions, lm.prompt(questions))
         states = states.to(self.linear.weight.dtype)
-        return self.linear(pooled(states, questions.source, self.pool))  # type: ignore[no-any-return]
+        return self.linear(pool_states(states, questions.source, self.pool))  # type: ignore[no-any-return]

@@ -35,12 +35,12 @@ from lightning_softprompt.evaluation.metrics.intervals import student
 from lightning_softprompt.methods.base import (
     Records,
     SoftPromptModule,
-    done,
-    drawn_rows,
     formats_of,
     plain_formats,
+    rows_of_limited_pass,
+    training_progress,
 )
-from lightning_softprompt.methods.optimizers import advance, lower_on_plateau
+from lightning_softprompt.methods.optimizers import advance_schedule, step_plateau_schedules
 from lightning_softprompt.prompts.init import Init
 from lightning_softprompt.runs.loggers import is_logging_step
 
@@ -180,7 +180,7 @@ class Replicas(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The sum of the replicas' losses, so that each has the gradient it would have alone."""
-        logs, behind = [], done(self.trainer) if self._each[0].penalties else 0.0
+        logs, behind = [], training_progress(self.trainer) if self._each[0].penalties else 0.0
         share = global_loss_scale(self._each[0].objective.count(batch))
         for k, replica in enumerate(self._each):
             with self._stream(k):
@@ -216,21 +216,21 @@ class Replicas(LightningModule):
 
     def _begin(self, stage: str, loader: Any) -> None:
         self._training = dict(self._streams)  # what a pass draws leaves no trace in training
-        drawn = drawn_rows(loader)
+        drawn = rows_of_limited_pass(loader)
         for replica in self._each:
-            replica.forget(stage, self.current_epoch, drawn)
+            replica.reset_metrics(stage, self.current_epoch, drawn)
         if stage in self.ensembles:
             cast(Evaluation, self.ensembles[stage]).reset()
 
     def _end(self, stage: str) -> None:
         self._streams = self._training
-        metrics: dict[str, Any] = self._together([replica.metrics(stage) for replica in self._each])
+        metrics: dict[str, Any] = self._together([replica.compute_metrics(stage) for replica in self._each])
         if stage in self.ensembles:
             of_all = cast(Evaluation, self.ensembles[stage]).compute()
             metrics |= {f"{stage}/{name}/ensemble": value for name, value in of_all.items()}
         self.log_dict(metrics, rank_zero_only=False)
         if stage == "val":
-            lower_on_plateau(self.trainer, metrics)
+            step_plateau_schedules(self.trainer, metrics)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Records:  # type: ignore[override]
         """Scores a batch by each replica; gives the first one's records."""
@@ -264,14 +264,14 @@ class Replicas(LightningModule):
         """One optimizer over the groups of all: none of those in use looks from one group at another."""
         groups = []
         for replica, rate, name in zip(self._each, self.rates, self.names, strict=True):
-            for number, group in enumerate(replica.checked_groups()):
+            for number, group in enumerate(replica.trainable_groups()):
                 own = {} if rate is None else {"lr": rate}
                 groups.append({**own, **group, "name": f"{name}/{group.get('name', number)}"})
-        return self._each[0].optimizers_over(groups, [replica.project for replica in self._each])
+        return self._each[0].build_optimizers(groups, [replica.project for replica in self._each])
 
-    def watched_by_schedule(self) -> str | None:
+    def scheduler_monitor(self) -> str | None:
         """As each replica has it."""
-        return self._each[0].watched_by_schedule()
+        return self._each[0].scheduler_monitor()
 
     def try_schedule(self, groups: Sequence[dict[str, Any]], steps: float | None) -> None:
         """As each replica does."""
@@ -283,7 +283,7 @@ class Replicas(LightningModule):
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Advances the schedule after a step; one that watches a metric advances at the end of a validation."""
-        advance(scheduler)
+        advance_schedule(scheduler)
 
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None

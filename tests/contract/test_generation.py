@@ -13,7 +13,7 @@ from lightning_softprompt.backbones.generation.decoding import Decoding
 from lightning_softprompt.core.types import SoftPrompt
 from lightning_softprompt.methods import PrefixTuning, PromptTuning
 from lightning_softprompt.prompts.kv_prefix import NormalKeysValues
-from lightning_softprompt.prompts.merge_rows import mixed
+from lightning_softprompt.prompts.merge_rows import merge_prompts
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 FAMILIES = (*CAUSAL, *SEQ2SEQ)
@@ -164,7 +164,7 @@ def test_prompts_of_different_methods_and_lengths_act_in_one_batch_as_alone(fami
     batch = batch_of(codec, template, TEXTS_OF_FIVE, ("very good indeed", "bad", "sad", "very great", "long"))
     chosen = several(backbone, family)
     prompts = [SoftPrompt() if method is None else method.prompt(batch.only([i])) for i, method in enumerate(chosen)]
-    together = mixed([([i], prompt) for i, prompt in enumerate(prompts)], batch)
+    together = merge_prompts([([i], prompt) for i, prompt in enumerate(prompts)], batch)
     logits = real(batch, backbone(batch, together))
     alone = [real(batch.only([i]), backbone(batch.only([i]), prompt)) for i, prompt in enumerate(prompts)]
     assert_close(logits, torch.cat(alone), **CLOSE)
@@ -186,7 +186,7 @@ def test_a_row_without_a_prompt_may_stand_among_long_texts(family, backbone, mon
     monkeypatch.setattr(context_cache, "WORTH", 4)  # tokens from which the text before soft ones is kept
     batch = batch_of(backbone.codec, "{text} it was{soft} {target}", TEXTS * 2, ["good"] * 8)
     prompt = SoftPrompt(tokens=backbone.embed(torch.tensor([[7, 8, 9]])))
-    together = mixed([([0, 2, 4, 5, 6, 7], prompt)], batch)
+    together = merge_prompts([([0, 2, 4, 5, 6, 7], prompt)], batch)
     alone = [backbone(batch.only([b]), prompt if b not in (1, 3) else None) for b in range(8)]
     assert_close(backbone(batch, together), torch.cat(alone), **CLOSE)
 
@@ -206,10 +206,10 @@ def test_what_cannot_be_mixed_says_so(backbone, family):
     batch = batch_of(backbone.codec)
     tokens = SoftPrompt(tokens=torch.zeros(1, 2, backbone.hidden_size))
     with pytest.raises(ValueError, match=r"each row takes one prompt, but rows \[1\] have more"):
-        mixed([([0, 1], tokens), ([1], tokens)], batch)
-    assert mixed([([], tokens)], batch) == SoftPrompt()
+        merge_prompts([([0, 1], tokens), ([1], tokens)], batch)
+    assert merge_prompts([([], tokens)], batch) == SoftPrompt()
     with pytest.raises(ValueError, match="middle layer"):
-        mixed([([0], SoftPrompt(hidden={1: tokens.tokens}))], batch)
+        merge_prompts([([0], SoftPrompt(hidden={1: tokens.tokens}))], batch)
 
 
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES.keys())

@@ -11,7 +11,7 @@ from lightning_softprompt.core.template import Template
 from lightning_softprompt.core.types import SoftPrompt
 from lightning_softprompt.methods import PrefixTuning, PromptTuning
 from lightning_softprompt.prompts.init import FromText
-from lightning_softprompt.prompts.merge_rows import mixed
+from lightning_softprompt.prompts.merge_rows import merge_prompts
 
 pytestmark = pytest.mark.slow
 TEMPLATE = Template("user\n{soft}{text}<|im_end|>\n<|im_start|>assistant\n{target}")
@@ -83,7 +83,7 @@ def test_a_prompt_that_is_switched_off_is_the_bare_model(backbone, methods):
 def test_prompts_of_different_methods_act_in_one_batch_as_alone(backbone, methods):
     batch = batch_of(backbone)
     prompts = [*(method.prompt(batch) for method in methods), SoftPrompt()]
-    together = mixed([([row], prompt) for row, prompt in enumerate(prompts)], batch)
+    together = merge_prompts([([row], prompt) for row, prompt in enumerate(prompts)], batch)
     said = backbone.codec.decode(backbone.generate(batch, together, max_new_tokens=MOST))
     pairs = [(batch_of(backbone, [text]), prompt) for text, prompt in zip(TEXTS, prompts, strict=True)]
     assert said == [backbone.codec.decode(backbone.generate(*pair, max_new_tokens=MOST))[0] for pair in pairs]

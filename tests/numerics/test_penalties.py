@@ -11,8 +11,8 @@ from lightning_softprompt.backbones.prompted_lm import PromptedLM
 from lightning_softprompt.core.types import SoftPrompt
 from lightning_softprompt.evaluation.classification import ClassificationEvaluation
 from lightning_softprompt.methods import PrefixTuning, PromptTuning
-from lightning_softprompt.objectives.penalties import AwareNorm, UniformNorm, Wayward, accuracy, rescaled
-from lightning_softprompt.prompts.dropout import dropped_out
+from lightning_softprompt.objectives.penalties import AwareNorm, UniformNorm, Wayward, accuracy, scale_tokens
+from lightning_softprompt.prompts.dropout import apply_dropout
 from lightning_softprompt.prompts.kv_prefix import NormalKeysValues
 from lightning_softprompt.readouts.label_words import LabelWords
 
@@ -69,7 +69,7 @@ def test_aware_norm_penalises_what_does_better_smaller(lm, batch, tokens, monkey
 
 
 def test_rescaling_changes_the_positions_named_alone(lm, batch, tokens):
-    changed = rescaled(lm, batch, [2], 0.1).prompt(batch).tokens
+    changed = scale_tokens(lm, batch, [2], 0.1).prompt(batch).tokens
     assert_close(changed[0, 2], 0.1 * tokens[0, 2])
     assert_close(changed[:, [0, 1, 3]], tokens[:, [0, 1, 3]])
 
@@ -92,7 +92,7 @@ def test_penalties_are_part_of_the_loss_and_of_the_logs(backbone, batch):
                         for p in (None, [UniformNorm(0.5), Wayward("it is")]))  # fmt: skip
     for module in (plain, penalised):
         module.attach(backbone, seed=1)
-    before, after = plain.step(batch), penalised.step(batch, done=0.4)
+    before, after = plain.step(batch), penalised.step(batch, progress=0.4)
     terms = after["penalty/uniformnorm"] + after["penalty/wayward"]
     assert terms > 0
     assert_close(after["loss"], before["loss"] + terms)
@@ -109,7 +109,7 @@ def test_dropout_zeroes_a_share_and_keeps_the_mean():
     torch.manual_seed(0)
     kv = {"self": {0: (torch.ones(1, 2, 30, 8), torch.ones(1, 2, 30, 8))}}
     prompt = SoftPrompt(tokens=torch.ones(1, 50, 40), kv=kv, hidden={3: torch.ones(1, 50, 40)})
-    dropped = dropped_out(prompt, 0.25)
+    dropped = apply_dropout(prompt, 0.25)
     for tensor in (dropped.tokens, *dropped.kv["self"][0], dropped.hidden[3]):
         assert_close(tensor.unique(), torch.tensor([0.0, 1 / 0.75]))
         assert abs(tensor.mean() - 1) < 0.1

@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, backbone_identity, write_prompt
 from lightning_softprompt.prompts.cross_model import FromAnchors, anchors
-from lightning_softprompt.prompts.init import embeddings_of
+from lightning_softprompt.prompts.init import embed_tokens
 
 FAMILIES = ("t5",)
 WORDS = "the dog is very sad"
@@ -16,7 +16,7 @@ WORDS = "the dog is very sad"
 def prompt(load, tiny_folder, tmp_path):
     """The folder of another backbone, and the file of soft tokens that are words of it."""
     source, path = load("llama", seed=1), tmp_path / "prompt.safetensors"
-    tokens = embeddings_of(source, torch.tensor(source.codec.ids(WORDS)))
+    tokens = embed_tokens(source, torch.tensor(source.codec.ids(WORDS)))
     write_prompt(path, SavedPrompt({"tokens": tokens}, backbone_identity(source), {}))
     return str(tiny_folder("llama", 1)), path
 
@@ -26,19 +26,19 @@ def test_words_of_a_backbone_are_the_same_words_of_one_whose_space_is_turned(pro
     target = load("llama", seed=1)
     target.word_embeddings.data @= torch.linalg.qr(torch.randn(32, 32)).Q
     start = FromAnchors(str(path), source, 1e-9)(target, 5)
-    assert_close(start, embeddings_of(target, torch.tensor(target.codec.ids(WORDS))), atol=1e-4, rtol=1e-4)
+    assert_close(start, embed_tokens(target, torch.tensor(target.codec.ids(WORDS))), atol=1e-4, rtol=1e-4)
 
 
 def test_any_tokens_are_turned_with_the_space():
     there, turn, tokens = torch.randn(90, 12), torch.linalg.qr(torch.randn(12, 12)).Q, torch.randn(4, 12)
-    assert_close(FromAnchors("", "", 1e-9).moved(tokens, there, there @ turn), tokens @ turn, atol=1e-5, rtol=1e-5)
+    assert_close(FromAnchors("", "", 1e-9).map_tokens(tokens, there, there @ turn), tokens @ turn, atol=1e-5, rtol=1e-5)
 
 
 def test_the_mixture_is_ridge_regression():
     there, here, tokens = torch.randn(20, 6), torch.randn(20, 9), torch.randn(3, 6)
     r = 0.3 * there.square().sum(0).mean()
     shares = torch.linalg.solve(there @ there.T + r * torch.eye(20), there @ tokens.T).T  # of each anchor
-    assert_close(FromAnchors("", "", 0.3).moved(tokens, there, here), shares @ here, atol=1e-4, rtol=1e-4)
+    assert_close(FromAnchors("", "", 0.3).map_tokens(tokens, there, here), shares @ here, atol=1e-4, rtol=1e-4)
 
 
 def test_anchors_are_words_of_both(load, backbone):

@@ -117,10 +117,10 @@ def test_metrics_are_those_of_each_task_alone_and_records_keep_their_place(made,
     evaluation = EvaluationByTask({name: ClassificationEvaluation(BOTH[name].names) for name in BOTH})
     module = made(evaluation=evaluation)
     batch = mixed(backbone.codec)
-    module.forget("val", 0)
+    module.reset_metrics("val", 0)
     records = module.score("val", batch)
     assert [record["row"] for record in records] == [9, 10, 11, 12]
-    found = module.metrics("val")
+    found = module.compute_metrics("val")
     accuracies = []
     for number, name in enumerate(BOTH):
         own, own_rows = ClassificationEvaluation(BOTH[name].names), (batch.task_ids == number).nonzero()[:, 0].tolist()
@@ -158,4 +158,4 @@ def test_a_score_that_a_task_does_not_have_is_an_error(made, backbone):
     module = made({"mood": CLASSES}, evaluation=evaluation)
     module.score("val", mixed(backbone.codec, tasks=(0,) * 4, labels=(1, 2, 0, 1)))
     with pytest.raises(ValueError, match=r"'rouge1' for task 'mood', which has \['accuracy'"):
-        module.metrics("val")
+        module.compute_metrics("val")

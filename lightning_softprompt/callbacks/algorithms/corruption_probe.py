@@ -12,7 +12,13 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor, distributed
 
 from lightning_softprompt.core.types import Batch
-from lightning_softprompt.objectives.penalties import labelled, replaced, rescaled, right, soft_tokens
+from lightning_softprompt.objectives.penalties import (
+    count_correct,
+    count_labelled,
+    replace_with_noise,
+    scale_tokens,
+    soft_tokens,
+)
 from lightning_softprompt.runs.run_spec import last_folder
 from lightning_softprompt.system.atomic_files import write_file
 
@@ -49,11 +55,11 @@ class CorruptionProbe(Callback):
         """Counts the batch, corrupted in every way."""
         lm = pl_module.lm()
         positions = range(soft_tokens(lm, batch).shape[1])
-        corrupt = {"rescale": rescaled, "replace": replaced}[self.corruption]
-        counts = [[right(corrupt(lm, batch, [p], s), batch) for p in positions] for s in self.strengths]
+        corrupt = {"rescale": scale_tokens, "replace": replace_with_noise}[self.corruption]
+        counts = [[count_correct(corrupt(lm, batch, [p], s), batch) for p in positions] for s in self.strengths]
         self.right = torch.tensor(counts) + (0 if self.right is None else self.right)
-        self.whole += right(lm, batch)
-        self.rows += labelled(batch)
+        self.whole += count_correct(lm, batch)
+        self.rows += count_labelled(batch)
 
     def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Writes the report, of the rows of all processes."""

@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_softprompt.methods.base import SoftPromptModule
-from lightning_softprompt.methods.optimizers import steps_of
+from lightning_softprompt.methods.optimizers import count_training_steps
 from lightning_softprompt.runs.run_checks import refuse_early_copies, refuse_late_validation
 
 
@@ -42,7 +42,7 @@ class RunStart(Callback):
                 prompt never fits, or a weight is of a penalty that the method does not report.
         """
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
-        cast(SoftPromptModule, pl_module).try_schedule(groups, steps_of(trainer))
+        cast(SoftPromptModule, pl_module).try_schedule(groups, count_training_steps(trainer))
         refuse_late_validation(trainer)
         refuse_early_copies(trainer.callbacks, pl_module)  # type: ignore[attr-defined]
         self._once(trainer, pl_module)

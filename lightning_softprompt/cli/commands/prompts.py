@@ -113,14 +113,14 @@ def _similar(args: Namespace, library: Library) -> None:
 def _suggest(args: Namespace, library: Library) -> None:
     from lightning_softprompt.checkpoints.library import refuse_other_backbone, soft_tokens
     from lightning_softprompt.checkpoints.prompt_file import read_prompt
-    from lightning_softprompt.prompts.from_checkpoints import likest
+    from lightning_softprompt.prompts.from_checkpoints import most_similar
 
     file = Path(args.arguments[0])
     tokens = _read_tokens(library)
     query = read_prompt(file)
     first = library.path(next(iter(tokens)))
     refuse_other_backbone(query, file, read_prompt(first), first)
-    weights = likest(soft_tokens(query, file), tokens, args.top, args.measure)
+    weights = most_similar(soft_tokens(query, file), tokens, args.top, args.measure)
     print(table([[name, f"{weight:.3f}"] for name, weight in weights.items()], ["name", "weight"]))
     options = f"query: {file}, folder: {library.folder}, top: {len(weights)}, measure: {args.measure}"
     best = library.path(next(iter(weights)))

@@ -54,7 +54,7 @@ class ADePT(SoftPromptModule):
 
     def parameter_groups(self) -> Iterable[dict[str, Any]]:
         """Two learning rates."""
-        return self.groups_with("update", self.network.parameters(), self.update_lr)
+        return self.split_groups("update", self.network.parameters(), self.update_lr)
 
     def prompt(self, batch: Batch) -> SoftPrompt:
         """The same soft tokens for every row, and its shift [B, T, H]."""

@@ -13,7 +13,7 @@ from lightning_softprompt.backbones.requirements import takes_late_tokens
 from lightning_softprompt.core.types import Batch, SoftPrompt
 from lightning_softprompt.methods.base import SoftPromptModule
 from lightning_softprompt.prompts.init import rms
-from lightning_softprompt.prompts.pooling import Pool, pooled
+from lightning_softprompt.prompts.pooling import Pool, pool_states
 
 
 class LatePromptTuning(SoftPromptModule):
@@ -74,7 +74,7 @@ class LatePromptTuning(SoftPromptModule):
         questions = self.loaded.codec.questions(batch)
         states = self.loaded.hidden_states(questions, layer=self.at).to(self.up.weight.dtype)
         if self.generator == "state":
-            made = self.up(self.down(pooled(states, questions.source, self.pool)).relu())
+            made = self.up(self.down(pool_states(states, questions.source, self.pool)).relu())
             return made.unflatten(1, (self.length, -1))  # type: ignore[no-any-return]
         shrink = adaptive_avg_pool1d if self.generator == "average" else adaptive_max_pool1d
         lowered = [self.down(row[seen]) for row, seen in zip(states, questions.source, strict=True)]  # each [T, M]

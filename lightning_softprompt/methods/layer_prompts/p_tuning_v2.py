@@ -9,7 +9,7 @@ from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.backbones.requirements import takes_keys_and_values
 from lightning_softprompt.core.types import Batch, SoftPrompt
 from lightning_softprompt.methods.base import SoftPromptModule
-from lightning_softprompt.prompts.kv_prefix import DeepPrompt, KeysValuesInit, NormalKeysValues, free_or_made
+from lightning_softprompt.prompts.kv_prefix import DeepPrompt, KeysValuesInit, NormalKeysValues, build_key_values
 
 
 class PTuningV2(SoftPromptModule):
@@ -55,7 +55,7 @@ class PTuningV2(SoftPromptModule):
             raise ValueError(f"layers must be numbers from {-depth} to {depth - 1}, got {self.layers}")
         numbers = sorted({layer % depth for layer in wanted})
         first = self.init(backbone, self.kind, self.length)[numbers]
-        made = free_or_made(first, backbone.hidden_size, self.width)
+        made = build_key_values(first, backbone.hidden_size, self.width)
         self.prefix = DeepPrompt(sites.heads, numbers, made)
 
     def prompt(self, batch: Batch) -> SoftPrompt:

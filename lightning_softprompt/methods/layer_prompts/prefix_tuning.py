@@ -11,7 +11,7 @@ from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.backbones.requirements import takes_keys_and_values
 from lightning_softprompt.core.types import Batch, SoftPrompt
 from lightning_softprompt.methods.base import SoftPromptModule
-from lightning_softprompt.prompts.kv_prefix import Activations, DeepPrompt, KeysValuesInit, free_or_made
+from lightning_softprompt.prompts.kv_prefix import Activations, DeepPrompt, KeysValuesInit, build_key_values
 from lightning_softprompt.prompts.networks import Activation
 
 
@@ -67,7 +67,7 @@ class PrefixTuning(SoftPromptModule):
     def _prefix(self, backbone: Backbone, kind: str, length: int) -> DeepPrompt:
         sites = backbone.attentions[kind]
         first = self.init(backbone, kind, length)
-        made = free_or_made(first, backbone.hidden_size, self.width, self.depth, self.activation)
+        made = build_key_values(first, backbone.hidden_size, self.width, self.depth, self.activation)
         return DeepPrompt(sites.heads, range(len(sites)), made)
 
     def prompt(self, batch: Batch) -> SoftPrompt:

@@ -12,7 +12,7 @@ from lightning_softprompt.core.types import Batch, SoftPrompt
 from lightning_softprompt.methods.base import SoftPromptModule
 from lightning_softprompt.prompts.init import Init, SampleVocabulary
 from lightning_softprompt.prompts.networks import HypercomplexLinear
-from lightning_softprompt.prompts.pooling import Pool, pooled
+from lightning_softprompt.prompts.pooling import Pool, pool_states
 
 
 class IDPG(SoftPromptModule):
@@ -69,5 +69,5 @@ class IDPG(SoftPromptModule):
         questions = self.loaded.codec.questions(batch)
         with torch.no_grad():
             states = self.loaded.hidden_states(questions).to(self.up.bias.dtype)
-        made = self.up(nn.functional.gelu(self.down(pooled(states, questions.source, self.pool))))
+        made = self.up(nn.functional.gelu(self.down(pool_states(states, questions.source, self.pool))))
         return SoftPrompt(tokens=made.unflatten(1, (self.length, -1)))

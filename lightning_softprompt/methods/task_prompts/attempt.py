@@ -12,7 +12,7 @@ from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.core.types import Batch, SoftPrompt
 from lightning_softprompt.methods.base import SoftPromptModule
 from lightning_softprompt.prompts.init import Init, SampleVocabulary
-from lightning_softprompt.prompts.prompt_attention import PromptAttention, greatest_embedding
+from lightning_softprompt.prompts.prompt_attention import PromptAttention, max_embedding
 from lightning_softprompt.prompts.task_ids import ONLY, task_of_rows
 
 
@@ -76,14 +76,14 @@ class ATTEMPT(SoftPromptModule):
 
     def parameter_groups(self) -> Iterable[dict[str, Any]]:
         """Two learning rates."""
-        return self.groups_with("attention", self.attention.parameters(), self.attention_lr)
+        return self.split_groups("attention", self.attention.parameters(), self.attention_lr)
 
     def prompt(self, batch: Batch) -> SoftPrompt:
         """Other ones for each row; logs how much each source, and the private prompt, counted."""
         rows = task_of_rows(batch, self.names)
         private = torch.stack([self.private[name] for name in self.names])[rows]  # [B|1, P, H]
         each = torch.cat([self.sources.expand(len(private), -1, -1, -1), private[:, None]], 1)  # [B|1, J + 1, P, H]
-        features = greatest_embedding(self.loaded.embed(batch.input_ids), batch)
+        features = max_embedding(self.loaded.embed(batch.input_ids), batch)
         shares = self.attention(features, each.amax(2))  # [B, J + 1]
         mixture = (shares[:, None] @ each.flatten(2)).view(len(batch), *private.shape[1:])
         return SoftPrompt(tokens=private + mixture, logs=self._told(shares.detach().mean(0)))

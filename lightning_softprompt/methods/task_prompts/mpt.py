@@ -66,7 +66,7 @@ class MPT(SoftPromptModule):
 
     def parameter_groups(self) -> Iterable[dict[str, Any]]:
         """Two learning rates."""
-        return self.groups_with("factors", [*self.u.values(), *self.v.values()], self.factors_lr)
+        return self.split_groups("factors", [*self.u.values(), *self.v.values()], self.factors_lr)
 
     def prompt(self, batch: Batch) -> SoftPrompt:
         """Each row's task's own; the same for every row where they are of one task."""

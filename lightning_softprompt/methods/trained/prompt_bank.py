@@ -15,7 +15,7 @@ from lightning_softprompt.checkpoints.restore import load_method, readout_tensor
 from lightning_softprompt.checkpoints.state_dict_hooks import exclude_from_checkpoints
 from lightning_softprompt.core.types import Batch, SoftPrompt
 from lightning_softprompt.methods.base import SoftPromptModule
-from lightning_softprompt.prompts.merge_rows import mixed
+from lightning_softprompt.prompts.merge_rows import merge_prompts
 
 
 class PromptBank(SoftPromptModule):
@@ -72,4 +72,4 @@ class PromptBank(SoftPromptModule):
             raise ValueError(f"rows do not say which of the prompts {list(self.paths)} they want; give them task_ids")
         methods = [cast(SoftPromptModule, method) for method in self.prompts.values()]
         parts = [(places, methods[task].prompt(own)) for task, places, own in batch.by_task()]
-        return parts[0][1] if len(parts) == 1 else mixed(parts, batch)
+        return parts[0][1] if len(parts) == 1 else merge_prompts(parts, batch)
