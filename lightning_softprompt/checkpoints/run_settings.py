@@ -45,6 +45,26 @@ def refuse_incomplete(checkpoint: Mapping[str, Any], path: Path) -> None:
         )
 
 
+def refuse_contradicting_progress(checkpoint: Mapping[str, Any], path: Path) -> None:
+    """Refuses a checkpoint whose epoch or step is not that of its loops, by which training continues.
+
+    Raises:
+        ValueError: Naming what differs.
+    """
+    try:
+        loop = checkpoint["loops"]["fit_loop"]
+        steps = loop["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]
+        counted = {"epoch": loop["epoch_progress"]["current"]["completed"], "global_step": steps["total"]["completed"]}
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} cannot be resumed: it was changed, and its loops have no progress") from error
+    for name, count in counted.items():
+        if checkpoint[name] != count:
+            raise ValueError(
+                f"{path} cannot be resumed: it was changed, and its {name} is {checkpoint[name]}, while its loops have "
+                f"counted {shorten(count)}"
+            )
+
+
 def refuse_changes(saved: Settings, here: Settings, accepted: Iterable[str], path: Path) -> None:
     """Refuses to resume with settings that differ from those of the checkpoint.
 

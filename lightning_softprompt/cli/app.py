@@ -31,7 +31,7 @@ from lightning_softprompt.callbacks.reporting.record_lines import ReaderGoneErro
 from lightning_softprompt.checkpoints.atomic_io import AtomicCheckpointIO
 from lightning_softprompt.checkpoints.hyperparameters import to_plain
 from lightning_softprompt.cli.commands import TRACEBACK_HINT, TRACEBACK_VARIABLE
-from lightning_softprompt.cli.errors import PLAIN_TEXT, configure_output, describe_error
+from lightning_softprompt.cli.errors import PLAIN_TEXT, configure_output, describe_error, is_restore_error
 from lightning_softprompt.cli.parser import Parser
 from lightning_softprompt.cli.plugins import import_plugins
 from lightning_softprompt.cli.resume_checks import (
@@ -260,6 +260,11 @@ class SoftPromptCLI(LightningCLI):
         except Exception as error:
             if subcommand == "fit" and hasattr(self, "session") and lacks_metric(error):
                 self.session.conclude()
+            if is_restore_error(error):
+                raise ValueError(
+                    f"{self.run_config.ckpt_path} cannot be resumed: it was changed, and its state does not fit the run "
+                    f"({type(error).__name__}: {error})"
+                ) from error
             raise
 
     def after_fit(self) -> None:

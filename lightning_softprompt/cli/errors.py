@@ -69,6 +69,17 @@ def describe_error(error: Exception) -> str:
     return f"{type(error).__name__} at {file}:{last.lineno}: {one_line(error)}"
 
 
+def is_restore_error(error: Exception) -> bool:
+    """Whether an error comes from the state in a checkpoint, and not from a check that explains it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    restores = any(
+        Path(frame.filename).name == "checkpoint_connector.py" and frame.name.lstrip("_").startswith("restore")
+        for frame in frames
+    )
+    is_check = frames[-1].filename.startswith(USER_FACING_FOLDERS[0]) and str(frames[-1].line).startswith("raise")
+    return restores and not is_check
+
+
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
     """Yield an error and its causes; jsonargparse wraps the errors of constructors."""
     while error is not None:

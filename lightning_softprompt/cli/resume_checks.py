@@ -15,7 +15,12 @@ from jsonargparse import Namespace
 from lightning_softprompt.checkpoints.hyperparameters import to_plain
 from lightning_softprompt.checkpoints.prompt_file import SEED, load_checkpoint, read_prompt
 from lightning_softprompt.checkpoints.registry import resolve_class_paths
-from lightning_softprompt.checkpoints.run_settings import SETTINGS, refuse_changes, refuse_incomplete
+from lightning_softprompt.checkpoints.run_settings import (
+    SETTINGS,
+    refuse_changes,
+    refuse_contradicting_progress,
+    refuse_incomplete,
+)
 from lightning_softprompt.cli.run_config import config_beside, read_run_config
 from lightning_softprompt.data.saved_classes import fill_classes, lacks_classes
 from lightning_softprompt.runs.run_spec import RunSpec
@@ -37,6 +42,7 @@ def load_checked_checkpoint(path: Path, training: bool) -> dict[str, Any]:
     checkpoint = load_checkpoint(path)
     if training:
         refuse_incomplete(checkpoint, path)
+        refuse_contradicting_progress(checkpoint, path)
     return checkpoint
 
 

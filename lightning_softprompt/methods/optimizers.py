@@ -13,7 +13,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 log = logging.getLogger(__name__)
@@ -21,6 +21,7 @@ T = TypeVar("T")
 Groups = Sequence[dict[str, Any]]
 MAX_TRIED_STEPS = 10_000  # of a schedule
 MONITOR = "val/loss"  # default monitor of ReduceLROnPlateau
+MOMENTS = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg"}  # of PyTorch's optimizers
 
 
 def build_optimizer(make: Callable[[Any], Optimizer], groups: Groups) -> Optimizer:
@@ -62,6 +63,29 @@ def build_schedule(optimizer: Optimizer, make: Callable[[Any], Any]) -> tuple[li
         monitor = getattr(schedule, "monitor", MONITOR)
         return [optimizer], [{"scheduler": schedule, "interval": "epoch", "monitor": monitor, "strict": False}]
     return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+
+def refuse_changed_state(optimizers: Sequence[Optimizer], path: str) -> None:
+    """Refuse the state of optimizers that lacks moments, or whose moments do not have the shapes of their parameters.
+
+    Args:
+        optimizers: They have loaded the state of a checkpoint.
+        path: The checkpoint, for messages.
+
+    Raises:
+        ValueError: Naming the state.
+    """
+    for optimizer in optimizers:
+        if isinstance(optimizer, Adam | AdamW) and not optimizer.state:
+            raise ValueError(f"{path} cannot be resumed: it was changed, and its optimizer has no state")
+        for parameter, state in optimizer.state.items():
+            for name in MOMENTS & set(state):
+                moment = state[name]
+                if moment is not None and getattr(moment, "shape", None) != parameter.shape:
+                    raise ValueError(
+                        f"{path} cannot be resumed: it was changed, and {name} of its optimizer does not have the "
+                        f"shape of the parameter, {list(parameter.shape)}"
+                    )
 
 
 def find_monitor(make_optimizer: Callable[[Any], Optimizer], make_schedule: Callable[[Any], Any] | None) -> str | None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -38,6 +39,7 @@ class BestCheckpoint(ModelCheckpoint):
         )
         self.file = Path(folder).absolute() / f"{name}.ckpt"
         self.resumed = resumed
+        self._source: Path | None = None  # the best checkpoint of the resumed run, which the folder does not have yet
 
     @property
     def state_key(self) -> str:
@@ -56,11 +58,24 @@ class BestCheckpoint(ModelCheckpoint):
                 "the best is chosen from here on", self.monitor, score, state_dict["best_model_path"],
             )  # fmt: skip
             return
-        if not _is_same(found, self.file):
-            _copy(found, self.file)
+        self._source = None if _is_same(found, self.file) else found
         path = str(self.file)
         here = {"best_model_path": path, "kth_best_model_path": path, "best_k_models": {path: score}}
         super().load_state_dict({**state_dict, **here, "dirpath": self.dirpath, "last_model_path": ""})
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The run folder exists by now: copy the best checkpoint."""
+        super().on_train_start(trainer, pl_module)
+        self._copy_source()
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Copy the best checkpoint for a run without a step."""
+        self._copy_source()
+
+    def _copy_source(self) -> None:
+        source, self._source = self._source, None
+        if source is not None:
+            _copy(source, self.file)
 
     def _find(self, state: Mapping[str, Any]) -> Path | None:
         """The checkpoint of the best score: the own one, one beside the resumed checkpoint, or where it was saved."""

@@ -29,7 +29,13 @@ class RngState(Callback):
         return {"ranks": gathered(_states())}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the states until training starts: setting up draws random numbers too."""
+        """Keep the states until training starts: setting up draws random numbers too. They are tried out at once."""
+        before = _states()
+        try:
+            for states in state_dict["ranks"]:
+                _restore({**states, "cuda": None})
+        finally:
+            _restore(before)
         self._loaded = state_dict["ranks"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

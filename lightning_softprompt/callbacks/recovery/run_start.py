@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_softprompt.methods.base import SoftPromptModule
-from lightning_softprompt.methods.optimizers import count_training_steps
+from lightning_softprompt.methods.optimizers import count_training_steps, refuse_changed_state
 from lightning_softprompt.runs.run_checks import refuse_early_copies, refuse_late_validation
 
 
@@ -41,6 +41,8 @@ class RunStart(Callback):
             ValueError: If a callback has a copy of the module that lacks the prompt, the schedule ends too early, the
                 prompt never fits, or a weight is of a penalty that the method does not report.
         """
+        if trainer.ckpt_path is not None and trainer.global_step:
+            refuse_changed_state(trainer.optimizers, str(trainer.ckpt_path))
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
         cast(SoftPromptModule, pl_module).try_schedule(groups, count_training_steps(trainer))
         refuse_late_validation(trainer)
