@@ -262,8 +262,8 @@ class SoftPromptCLI(LightningCLI):
                 self.session.conclude()
             if is_restore_error(error):
                 raise ValueError(
-                    f"{self.run_config.ckpt_path} cannot be resumed: it was changed, and its state does not fit the run "
-                    f"({type(error).__name__}: {error})"
+                    f"{self.run_config.ckpt_path} cannot be resumed: it was changed, and its state does not fit the "
+                    f"run ({type(error).__name__}: {error})"
                 ) from error
             raise
 

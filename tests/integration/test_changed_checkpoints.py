@@ -37,6 +37,7 @@ def moments(checkpoint):
     return checkpoint["optimizer_states"][0]["state"][0]
 
 
+SHORT = torch.zeros(3, dtype=torch.uint8)
 CHANGES = {
     "no optimizer groups": lambda saved: saved["optimizer_states"][0].pop("param_groups"),
     "more optimizer groups": lambda saved: saved["optimizer_states"][0]["param_groups"].append({"params": [7]}),
@@ -45,7 +46,7 @@ CHANGES = {
     "a moment of another shape": lambda saved: moments(saved).update(exp_avg=torch.zeros(5)),
     "a moment that is a number": lambda saved: moments(saved).update(exp_avg_sq=1.0),
     "no random state": lambda saved: random_state(saved).pop("torch"),
-    "a random state of another length": lambda saved: random_state(saved).update(torch=torch.zeros(3, dtype=torch.uint8)),
+    "a random state of another length": lambda saved: random_state(saved).update(torch=SHORT),
     "a random state of another type": lambda saved: random_state(saved).update(python="x"),
     "random states that are a number": lambda saved: saved["callbacks"]["RngState"].update(ranks=1),
     "another step": lambda saved: saved.update(global_step=2),

@@ -7,7 +7,9 @@ import lzma
 import subprocess
 import sys
 import time
+import zipfile
 
+import datasets
 import pytest
 
 from lightning_softprompt.data.readers.sources import DataError, read_rows
@@ -105,7 +107,8 @@ def test_a_bad_row_is_an_error_with_place_and_remedy_or_is_skipped_and_told(tmp_
     assert rows.skipped[0].startswith(f"{path}:{line}: ")
 
 
-ENCODINGS = {"latin-1": "position", "utf-16": "position 0", "cp1252": "position"}
+ENCODINGS = {"latin-1": "position", "cp1252": "position", "utf-16": "UTF-16", "utf-16-le": "UTF-16"}
+ENCODINGS |= {"utf-16-be": "UTF-16", "utf-32": "UTF-32"}
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
@@ -114,6 +117,45 @@ def test_a_file_in_another_encoding_says_so_and_what_to_do(tmp_path, name, encod
     path = write(tmp_path / name, CONTENTS[name].encode(encoding))
     with pytest.raises(DataError, match=rf"{name}.*{ENCODINGS[encoding]}.*[Ss]ave (the file|it) as UTF-8"):
         read_rows(path)
+
+
+PACKED = {"gzip": gzip.compress, "bzip2": bz2.compress, "xz": lzma.compress}
+
+
+@pytest.mark.parametrize("kind", PACKED)
+@pytest.mark.parametrize("name", ["a.jsonl", "list.json", "a.csv", "a.tsv", "a.txt"])
+@pytest.mark.parametrize("on_bad_row", ["raise", "skip"])
+def test_a_compressed_file_that_is_not_named_so(tmp_path, name, kind, on_bad_row):
+    path = write(tmp_path / name, PACKED[kind](CONTENTS.get(name, "good\n").encode()))
+    with pytest.raises(DataError, match=f"{name} is compressed by {kind}; add .* to its name"):
+        read_rows(path, on_bad_row=on_bad_row)
+
+
+def test_a_spreadsheet_that_is_named_csv(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.csv", "w") as archive:
+        archive.writestr("sheet.xml", "<xml/>")
+    with pytest.raises(DataError, match=r"a\.csv is a ZIP archive"):
+        read_rows(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le"])
+def test_standard_input_in_another_encoding(monkeypatch, encoding):
+    pipe(monkeypatch, "a warm film\n".encode(encoding))
+    with pytest.raises(DataError, match="standard input is UTF-16"):
+        read_rows("-")
+
+
+def test_text_with_a_few_zero_bytes_is_no_utf16(tmp_path):
+    assert [row["text"] for row in read_rows(write(tmp_path / "a.txt", b"good\x00 film\n"))] == ["good\x00 film"]
+
+
+@pytest.mark.parametrize("columns", [{}, {"text": [], "label": []}])
+def test_a_set_without_rows_saved_by_datasets(tmp_path, columns):
+    datasets.Dataset.from_dict(columns).save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"train": datasets.Dataset.from_dict(columns)}).save_to_disk(tmp_path / "splits")
+    for folder in ("one", "splits"):
+        with pytest.raises(DataError, match=rf"{folder}.* has no rows"):
+            read_rows(str(tmp_path / folder), "train")
 
 
 def test_half_a_surrogate_pair_in_a_list_is_a_bad_row_and_a_whole_one_is_not(tmp_path):

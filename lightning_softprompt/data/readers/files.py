@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from lightning_softprompt.data.readers.content_kind import HEAD, refuse_other_content
 from lightning_softprompt.data.readers.csv_rows import parse_table, parse_tsv
 from lightning_softprompt.data.readers.json_rows import parse_json, parse_json_lines
 from lightning_softprompt.data.readers.rows import INDEX, LINE, DataError, OnBadRow, Parsed, Rows, check, collect
@@ -19,6 +20,7 @@ from lightning_softprompt.data.readers.text_rows import parse_text
 
 OPENERS: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 BROKEN = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
+PARQUET = ".parquet"
 TEXT_SUFFIXES = (".txt", ".text")
 SPARE, CELLS, MOST = 2 * 2**20, 10**5, 100  # a file may hold so many bytes and cells, or MOST times its own bytes
 CHUNK = 1 << 18  # bytes
@@ -38,6 +40,8 @@ def read_file(path: Path, on_bad_row: OnBadRow, columns: Collection[str] = ()) -
     """
     suffix = data_suffix(path)
     try:
+        if suffix in TEXT_SUFFIXES or (suffix in READERS and suffix != PARQUET):
+            refuse_other_content(_head(path), str(path))
         if suffix in TEXT_SUFFIXES:
             with open_file(path) as file:
                 parsed, place = parse_text(file.read(), str(path), columns)
@@ -81,6 +85,12 @@ def open_file(path: Path) -> BinaryIO:
         return path.open("rb")
     _check_expansion(path)
     return cast(BinaryIO, opener(path))
+
+
+def _head(path: Path) -> bytes:
+    opener = OPENERS.get(path.suffix.lower(), partial(open, mode="rb"))
+    with opener(path) as file:
+        return cast(bytes, file.read(HEAD))
 
 
 def _check_expansion(path: Path) -> None:
@@ -156,5 +166,5 @@ READERS: dict[str, Callable[[Path, OnBadRow], Rows]] = {
     ".json": _read_json,
     ".csv": partial(_read_lines, parse=partial(parse_table, delimiter=",", quoting=csv.QUOTE_MINIMAL)),
     ".tsv": partial(_read_lines, parse=parse_tsv),
-    ".parquet": _read_parquet,
+    PARQUET: _read_parquet,
 }

@@ -13,6 +13,7 @@ from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
 
+from lightning_softprompt.data.readers.content_kind import refuse_other_content
 from lightning_softprompt.data.readers.files import READERS, data_suffix, read_file
 from lightning_softprompt.data.readers.folders import files_of_split, pick_split
 from lightning_softprompt.data.readers.rows import (
@@ -90,7 +91,9 @@ def _no_rows(source: object, split: str | None) -> str:
 def _read_named(source: str, split: str | None, on_bad_row: OnBadRow, columns: Collection[str]) -> Rows:
     if source == STANDARD_INPUT:
         name = "standard input"
-        parsed, place = parse_text(sys.stdin.buffer.read(), name, columns)
+        content = sys.stdin.buffer.read()
+        refuse_other_content(content, name)
+        parsed, place = parse_text(content, name, columns)
         return collect(parsed, name, place, on_bad_row)
     path = Path(source).expanduser()
     if path.is_dir():
@@ -143,6 +146,8 @@ def _from_datasets(load: Callable[[Any], Any], name: str, split: str | None) -> 
 
     try:
         loaded = load(datasets)
+    except IndexError as error:  # as `datasets` answers to a set that was saved without rows
+        raise DataError(f"{name} has no rows, or is broken: datasets finds none in it. Save it with rows") from error
     except Exception as error:  # the hub's client raises whatever its network layers do
         raise DataError(
             f"{name} could not be loaded by the package datasets ({type(error).__name__}: {str(error)[:300]}). "

@@ -1,0 +1,43 @@
+"""What the first bytes of a file show: content that no reader of text can read, whatever the file's name."""
+
+from __future__ import annotations
+
+from lightning_softprompt.data.readers.rows import DataError
+
+HEAD = 4096  # bytes that are looked at
+MAGIC = {
+    b"\x1f\x8b": "is compressed by gzip; add .gz to its name",
+    b"BZh91AY&SY": "is compressed by bzip2; add .bz2 to its name",
+    b"\xfd7zXZ\x00": "is compressed by xz; add .xz to its name",
+    b"PK\x03\x04": "is a ZIP archive, as spreadsheets are, too; unpack it, or export it as CSV in UTF-8",
+    b"\xff\xfe": "is UTF-16 or UTF-32, not UTF-8; save the file as UTF-8",
+    b"\xfe\xff": "is UTF-16, not UTF-8; save the file as UTF-8",
+}
+TOO_MANY, FEW = 0.4, 0.05  # shares of zero bytes
+
+
+def refuse_other_content(head: bytes, name: str) -> None:
+    """Refuses content that is not UTF-8 text.
+
+    UTF-16 without a byte order mark is recognised by its zero bytes: in most scripts with letters, every second byte of
+    a separator, digit or letter is zero.
+
+    Args:
+        head: The first bytes.
+        name: Of the file.
+
+    Raises:
+        DataError: Saying what it is and what to do.
+    """
+    found = next((kind for magic, kind in MAGIC.items() if head.startswith(magic)), None)
+    if found is None and _is_utf16(head):
+        found = "is UTF-16 or UTF-32 without a byte order mark, not UTF-8; save the file as UTF-8"
+    if found is not None:
+        raise DataError(f"{name} {found}")
+
+
+def _is_utf16(head: bytes) -> bool:
+    if len(head) < 4:
+        return False
+    shares = [part.count(0) / max(1, len(part)) for part in (head[:HEAD:2], head[1:HEAD:2])]
+    return max(shares) > TOO_MANY and (min(shares) < FEW or head.count(0) > len(head) / 2)
