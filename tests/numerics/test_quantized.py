@@ -225,5 +225,5 @@ def test_a_plan_knows_what_quantised_weights_take(kind, dtype, load):
 def test_the_doctor_says_how_weights_are_held(tiny_folder):
     found = {finding.name: finding for finding in doctor.speed(str(tiny_folder("llama")), "bitsandbytes-nf4")}
     assert found["rows"].text.startswith("rows run packed")
-    assert "14 matrices held as bitsandbytes-nf4" in found["weights"].text
+    assert "14 matrices quantized to bitsandbytes-nf4" in found["weights"].text
     assert doctor.QUANTIZATIONS == KINDS

