@@ -1,0 +1,45 @@
+"""The plug-ins of `docs/extend/plugins.md`, each one file outside the package, run by the commands of the page."""
+
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from lightning_softprompt.__main__ import main
+from lightning_softprompt.runs.run_spec import last_folder
+
+PAGE = (Path(__file__).parents[2] / "docs" / "extend" / "plugins.md").read_text()
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch, rows):
+    """A folder with the files of the page, and with reviews."""
+    files = {block.split()[1]: block for block in re.findall(r"```python\n(# .*?)```", PAGE, flags=re.DOTALL)}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    lines = [json.dumps({"text": row["text"], "stars": 1 + number % 5}) for number, row in enumerate(rows * 3)]
+    (tmp_path / "reviews.jsonl").write_text("\n".join(lines))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield tmp_path
+    for name in files:
+        sys.modules.pop(Path(name).stem, None)
+
+
+def commands():
+    block = re.search(r"```bash\n(.*?)```", PAGE, flags=re.DOTALL)[1].replace("\\\n", " ")
+    return [shlex.split(line)[3:] for line in block.splitlines()]
+
+
+@pytest.mark.slow
+def test_plug_ins_of_single_files_train(folder):
+    short = ["--trainer.max_steps=2", "--trainer.val_check_interval=1", "--run.wandb=disabled"]
+    assert len(list(folder.glob("*.py"))) == 6
+    for words in commands():
+        assert main([*words, *short]) == 0
+        report = json.loads((last_folder() / "metrics.json").read_text())
+        assert report["best"]["metric"] == "val/stars_error"
+        assert 0 <= report["best"]["value"] <= 4
