@@ -1,4 +1,4 @@
-"""The methods of the literature, one `LightningModule` a file."""
+"""Soft-prompt methods, one `LightningModule` per file."""
 
 from lightning_softprompt.methods.baselines.full_fine_tuning import FullFineTuning
 from lightning_softprompt.methods.baselines.lora import LoRA

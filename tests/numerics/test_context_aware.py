@@ -102,5 +102,5 @@ def test_what_it_cannot_do_without_is_said(backbone, load):
         with pytest.raises(ValueError, match=r"set data\.demonstrations"):
             ContextAware(backbone=backbone.spec, classes=classes).attach(backbone)
     bert = load("bert")
-    with pytest.raises(ValueError, match="wants a decoder"):
+    with pytest.raises(ValueError, match="requires a decoder-only backbone"):
         ContextAware(backbone=bert.spec, classes=CLASSES).attach(bert)

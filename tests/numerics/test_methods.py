@@ -294,7 +294,7 @@ def test_lengths_differ_by_kind_of_attention(backbone, family):
 
 @pytest.mark.parametrize("lengths", [{"elsewhere": 3}, {}, {"self": 0}])
 def test_lengths_of_no_attention_are_refused(backbone, lengths):
-    with pytest.raises(ValueError, match="lengths wants a number of soft tokens for some of"):
+    with pytest.raises(ValueError, match="lengths requires a number of positions for some of"):
         PrefixTuning(lengths=lengths, width=None, backbone=backbone.spec).attach(backbone)
 
 
@@ -506,12 +506,12 @@ def test_an_untrained_cartridge_is_the_beginning_of_its_corpus(backbone, corpus)
 
 
 def test_a_cartridge_wants_a_corpus_that_is_long_enough(backbone, corpus, tmp_path):
-    with pytest.raises(ValueError, match=r"none at .*nowhere"):
+    with pytest.raises(ValueError, match=r"nowhere.* does not exist"):
         Cartridge(str(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match="frozen must leave some"):
         Cartridge(corpus, length=4, frozen=4)
     long = Cartridge(corpus, length=40, backbone=backbone.spec)
-    with pytest.raises(ValueError, match=r"wants a backbone of one stack|fewer than length=40"):
+    with pytest.raises(ValueError, match=r"requires a backbone with one stack|fewer than length=40"):
         long.attach(backbone)
 
 

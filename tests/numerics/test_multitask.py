@@ -216,7 +216,7 @@ def test_sources_stay_or_learn_as_asked(made, backbone):
         LanguageModeling()(module.lm(), of_tasks(backbone.codec, 0, 1, 2, 0)).loss.backward()
         assert ((module.sources.grad is not None) and bool(module.sources.grad.abs().sum() > 0)) == trained
         assert "sources" in module.state_dict()
-    with pytest.raises(ValueError, match="ATTEMPT wants sources"):
+    with pytest.raises(ValueError, match="ATTEMPT requires sources"):
         ATTEMPT()
 
 
@@ -262,7 +262,7 @@ def test_transprompt(made, backbone, recurrent):
     encoders = (k + 1) * (12 * h**2 + 16 * h) if recurrent else 0
     count = sum(p.numel() for p in module.parameters() if p.requires_grad)
     assert count == (k + 1) * 3 * h + encoders + 2 * h**2 + 2 * h
-    with pytest.raises(ValueError, match="share from 0 to 1, got 10 and 2"):
+    with pytest.raises(ValueError, match="share between 0 and 1, got 10 and 2"):
         TransPrompt(share=2)
 
 
@@ -518,11 +518,11 @@ def PromptTuningOn(backbone, **arguments):  # noqa: N802 (it makes one)
 
 def test_a_bank_wants_a_prompt_for_each_task_of_this_backbone(made, backbone, kept, family, load):
     _, bank, paths = bank_of(made, backbone, kept)
-    with pytest.raises(ValueError, match="do not say which of the prompts"):
+    with pytest.raises(ValueError, match="have no task_ids to select one of the prompts"):
         bank.prompt(batch_of(backbone.codec))
     with pytest.raises(ValueError, match="one for each of the tasks"):
         PromptBank(paths, classes_by_task={"plain": None})
-    with pytest.raises(ValueError, match="PromptBank wants prompts"):
+    with pytest.raises(ValueError, match="PromptBank requires prompts"):
         PromptBank()
     other = load(family, seed=1)
     with pytest.raises(ValueError, match="was trained on"):

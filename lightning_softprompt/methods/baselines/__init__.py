@@ -1,1 +1,1 @@
-"""What soft prompts are compared with."""
+"""Baselines: no prompt, LoRA and full fine-tuning."""

@@ -1,4 +1,4 @@
-"""Full fine-tuning, the baseline."""
+"""Full fine-tuning, as a baseline."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from lightning_softprompt.methods.base import SoftPromptModule
 
 
 class FullFineTuning(SoftPromptModule):
-    """Every weight of the backbone is trained, to compare with.
+    """Full fine-tuning of all weights of the backbone, as a baseline.
 
-    Its checkpoints hold all weights. `prompted=False` is the backbone as it has become, not as it was.
+    Checkpoints contain all weights. `prompted=False` uses the fine-tuned backbone, not the original one.
 
     Paper: none
     Enters: all weights
@@ -23,11 +23,11 @@ class FullFineTuning(SoftPromptModule):
     changes_backbone = True
 
     def build(self, backbone: Backbone) -> None:
-        """Takes the backbone's weights for its own, as `weights`."""
+        """Registers the backbone's weights as `weights`, without copying them."""
         backbone.unfreeze()
         weights = backbone.model.requires_grad_().named_parameters()
         self.weights = nn.ParameterDict({name.replace(".", "/"): weight for name, weight in weights})
 
     def prompt(self, batch: Batch) -> SoftPrompt:
-        """An empty prompt."""
+        """Returns an empty prompt."""
         return SoftPrompt()

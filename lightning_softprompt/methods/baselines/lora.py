@@ -1,4 +1,4 @@
-"""LoRA (Hu et al., ICLR 2022), the baseline, as HF PEFT has it."""
+"""LoRA (Hu et al., ICLR 2022), as a baseline, in the implementation of HF PEFT."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from lightning_softprompt.methods.base import SoftPromptModule
 
 
 class LoRA(SoftPromptModule):
-    """A low-rank update of the backbone's matrices, to compare with: W + B A * alpha / R.
+    """A low-rank update of the backbone's matrices, as a baseline: W + B A * alpha / R.
 
-    It wants the package peft, `pip install 'lightning-softprompt[lora]'`. `prompted=False` is the backbone with its
-    update.
+    It requires the package peft, `pip install 'lightning-softprompt[lora]'`. `prompted=False` uses the backbone with
+    its update.
 
     Paper: Hu et al. 2022, arXiv 2106.09685
     Enters: linear layers
@@ -26,7 +26,7 @@ class LoRA(SoftPromptModule):
     Args:
         rank: R.
         alpha: Scale of the update.
-        layers: Ends of the names of the linear layers that are updated, such as `q_proj`; None takes all but the head.
+        layers: Suffixes of the names of the linear layers to update, such as `q_proj` (default: all except the head).
         common: Arguments of every method.
     """
 
@@ -36,20 +36,20 @@ class LoRA(SoftPromptModule):
     def __init__(self, rank: int = 8, alpha: int = 16, layers: Sequence[str] | None = None, **common: Any) -> None:
         super().__init__(**common)
         if find_spec("peft") is None:
-            raise ValueError("LoRA wants the package peft; pip install 'lightning-softprompt[lora]'")
+            raise ValueError("LoRA requires the package peft; pip install 'lightning-softprompt[lora]'")
         self.rank, self.alpha, self.layers = rank, alpha, layers
 
     def build(self, backbone: Backbone) -> None:
-        """Makes `update`, by the names that the backbone's weights have."""
+        """Creates `update`, named by the backbone's weights."""
         from peft import LoraConfig, inject_adapter_in_model
 
         backbone.unfreeze()
         layers = "all-linear" if self.layers is None else list(self.layers)
         config = LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=layers, lora_dropout=0.0)
         inject_adapter_in_model(config, backbone.model)
-        made = {name: weight for name, weight in backbone.model.named_parameters() if weight.requires_grad}
-        self.update = nn.ParameterDict({name.replace(".", "/"): weight for name, weight in made.items()})
+        adapter = {name: weight for name, weight in backbone.model.named_parameters() if weight.requires_grad}
+        self.update = nn.ParameterDict({name.replace(".", "/"): weight for name, weight in adapter.items()})
 
     def prompt(self, batch: Batch) -> SoftPrompt:
-        """An empty prompt."""
+        """Returns an empty prompt."""
         return SoftPrompt()

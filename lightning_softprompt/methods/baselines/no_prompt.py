@@ -1,4 +1,4 @@
-"""The frozen backbone by itself."""
+"""The frozen backbone without a prompt."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from lightning_softprompt.methods.base import SoftPromptModule
 
 
 class NoPrompt(SoftPromptModule):
-    """No soft prompt: the zero-shot backbone, to compare with.
+    """No soft prompt: the zero-shot backbone, as a baseline.
 
     Paper: none
     Enters: nowhere
@@ -18,8 +18,8 @@ class NoPrompt(SoftPromptModule):
     trains = False
 
     def build(self, backbone: Backbone) -> None:
-        """Nothing to train."""
+        """Creates no parameters."""
 
     def prompt(self, batch: Batch) -> SoftPrompt:
-        """An empty prompt."""
+        """Returns an empty prompt."""
         return SoftPrompt()

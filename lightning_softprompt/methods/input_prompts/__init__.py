@@ -1,1 +1,1 @@
-"""Soft tokens in the input, the same for every row."""
+"""Methods with the same soft tokens in the input of every row."""

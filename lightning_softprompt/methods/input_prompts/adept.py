@@ -21,14 +21,14 @@ class ADePT(SoftPromptModule):
     Enters: soft tokens at the template's first slot, and the embeddings of the input
     Parameters: P * H + 2 * H * R + R + H
 
-    Differences from the paper: W_up and b_2 start at zero, so that the input starts as it is; the answer is not
-    shifted, so that generation sees what training saw.
+    Differences from the paper: W_up and b_2 start at zero, so that the input is initially unchanged; the answer is not
+    shifted, so that training and generation see the same inputs.
 
     Args:
-        length: P, soft tokens.
-        bottleneck: R, width of the network's middle.
-        update_lr: Learning rate of the network; the prompt takes the optimizer's.
-        init: Where the soft tokens start; None draws words of the vocabulary.
+        length: P, the number of soft tokens.
+        bottleneck: R, hidden width of the network.
+        update_lr: Learning rate of the network; the soft tokens use the optimizer's.
+        init: Initial soft tokens (default: embeddings of words sampled from the vocabulary).
         common: Arguments of every method.
     """
 
@@ -45,7 +45,7 @@ class ADePT(SoftPromptModule):
         self.init = init or SampleVocabulary()
 
     def build(self, backbone: Backbone) -> None:
-        """Makes `tokens` [P, H] and the network."""
+        """Creates `tokens` [P, H] and the network."""
         self.tokens = nn.Parameter(self.init(backbone, self.length))
         up = nn.Linear(self.bottleneck, backbone.hidden_size)
         nn.init.zeros_(up.weight)
@@ -53,10 +53,10 @@ class ADePT(SoftPromptModule):
         self.network = nn.Sequential(nn.Linear(backbone.hidden_size, self.bottleneck), nn.ReLU(), up)
 
     def parameter_groups(self) -> Iterable[dict[str, Any]]:
-        """Two learning rates."""
+        """Returns parameter groups with two learning rates."""
         return self.split_groups("update", self.network.parameters(), self.update_lr)
 
     def prompt(self, batch: Batch) -> SoftPrompt:
-        """The same soft tokens for every row, and its shift [B, T, H]."""
+        """Returns the same soft tokens for every row, and the shift [B, T, H] of each row."""
         embeds = at_least_float32(self.loaded.embed(batch.input_ids))
         return SoftPrompt(tokens=self.tokens[None], shift=self.network(embeds) * batch.source[..., None])

@@ -16,23 +16,23 @@ from lightning_softprompt.prompts.demonstrations import FORMAT, INPUT, Context
 
 
 class ContextAware(SoftPromptModule):
-    """Demonstrations as the prompt (CPT), of which the words, but not the answers, move a little: E[c] + delta.
+    """Demonstrations as the prompt (CPT), whose inputs, but not answers, are tuned within a small radius: E[c] + delta.
 
-    The demonstrations are `data.demonstrations` training rows of each class. Untrained, this is in-context learning.
-    Reports the penalty `context`, the loss on the demonstrations' own answers, weighed 1 unless `penalty_weights` says
-    otherwise.
+    The demonstrations are `data.demonstrations` training rows of each class. Without training, this is in-context
+    learning. Reports the penalty `context`, the loss on the answers of the demonstrations; its weight is 1 unless
+    `penalty_weights` sets it.
 
     Paper: Blau et al. 2024, arXiv 2410.17222
     Enters: soft tokens at the template's first slot
     Parameters: P * H for demonstrations of P tokens
 
-    Differences from the paper: the projection follows the optimizer's step, not the forward pass; the losses on the
-    demonstrations' answers and on the row's are added, not averaged over their tokens, which is the same up to scale.
+    Differences from the paper: the projection follows the optimizer step, not the forward pass; the losses on the
+    answers of the demonstrations and of the row are added, not averaged over their tokens, which is equal up to scale.
 
     Args:
-        epsilon_input: How far a token of a column may move, in units of sqrt(H / 2048).
-        epsilon_format: How far a token of the template may move.
-        decay: gamma; the answer of the last demonstration weighs gamma, that of the one before gamma^2.
+        epsilon_input: Largest change of a token of a column, in units of sqrt(H / 2048).
+        epsilon_format: Largest change of a token of the template, in the same units.
+        decay: gamma; the answer of the last demonstration has the weight gamma, that of the previous one gamma^2.
         common: Arguments of every method.
     """
 
@@ -48,14 +48,15 @@ class ContextAware(SoftPromptModule):
         self.penalty_weights = self.penalty_weights or {"context": 1.0}
 
     def build(self, backbone: Backbone) -> None:
-        """Makes `delta` [P, H]."""
+        """Creates `delta` [P, H]."""
         if self.classes is None or not self.classes.demonstrations:
-            raise ValueError("ContextAware wants demonstrations; set data.demonstrations to so many of each class")
+            raise ValueError("ContextAware requires demonstrations; set data.demonstrations to the number per class")
         if not isinstance(backbone, CausalBackbone):
-            raise ValueError(f"ContextAware wants a decoder, which {backbone.spec.name} is not")
+            raise ValueError(f"ContextAware requires a decoder-only backbone; {backbone.spec.name} is not one")
         self.context = Context.of(backbone.codec, Template(self.classes.template), self.classes.demonstrations)
         unit = (backbone.hidden_size / 2048) ** 0.5
-        reach = sum(epsilon * unit * (self.context.kinds == kind) for kind, epsilon in self.epsilons.items())
+        kinds = self.context.kinds
+        reach = sum(epsilon * unit * (kinds == kind) for kind, epsilon in self.epsilons.items())
         ids = self.context.ids.to(backbone.word_embeddings.device)
         self.register_buffer("words", backbone.embed(ids).detach().float(), persistent=False)
         self.register_buffer("reach", torch.as_tensor(reach)[:, None], persistent=False)
@@ -63,13 +64,13 @@ class ContextAware(SoftPromptModule):
         self.delta = nn.Parameter(torch.zeros(self.words.shape))
 
     def prompt(self, batch: Batch) -> SoftPrompt:
-        """The same demonstrations for every row."""
+        """Returns the same demonstrations for every row."""
         moved = self.delta * (self.reach > 0)
         penalties = {"context": self._context_loss(moved)} if self.training else {}
         return SoftPrompt(tokens=(self.words + moved)[None], penalties=penalties)
 
     def _context_loss(self, moved: Tensor) -> Tensor:
-        """Cross entropy of the demonstrations' answers, each behind the demonstrations before it."""
+        """Cross entropy of the answer of each demonstration, given the preceding demonstrations."""
         batch = self.context.batch().to(moved.device)
         before = moved.new_zeros(len(self.context.start), moved.shape[1])
         shift = SoftPrompt(shift=torch.cat([before, moved])[None])
@@ -77,5 +78,7 @@ class ContextAware(SoftPromptModule):
 
     @torch.no_grad()
     def project(self) -> None:
-        """Brings each token back to where it may be."""
-        self.delta.mul_(self.reach / torch.maximum(self.delta.norm(dim=1, keepdim=True), self.reach).clamp(min=1e-30))
+        """Projects the change of each token onto the ball of its radius."""
+        norm = self.delta.norm(dim=1, keepdim=True)
+        largest = torch.maximum(norm, self.reach).clamp(min=1e-30)
+        self.delta.mul_(self.reach / largest)

@@ -22,16 +22,16 @@ class DePT(SoftPromptModule):
     Enters: soft tokens at the template's first slot, and the embeddings of the input
     Parameters: P * H + R * (max_tokens + H)
 
-    Differences from the paper: positions count real tokens, whichever side is padded, and padding is never shifted; the
-    answer is not either, so that generation sees what training saw; positions past `max_tokens` are left as they are.
+    Differences from the paper: positions count real tokens, on either side of padding; padding and the answer are not
+    shifted, so that training and generation see the same inputs; positions past `max_tokens` are not changed.
 
     Args:
-        length: P, soft tokens.
-        rank: R of the update.
-        max_tokens: Positions that the update reaches.
+        length: P, the number of soft tokens.
+        rank: R, rank of the update.
+        max_tokens: Number of positions that are updated.
         alpha: Scale of the update.
-        update_lr: Learning rate of the update; the prompt takes the optimizer's.
-        init: Where the soft tokens start; None draws words of the vocabulary.
+        update_lr: Learning rate of the update; the soft tokens use the optimizer's.
+        init: Initial soft tokens (default: embeddings of words sampled from the vocabulary).
         common: Arguments of every method.
     """
 
@@ -47,22 +47,24 @@ class DePT(SoftPromptModule):
     ) -> None:
         super().__init__(**common)
         self.length, self.rank, self.max_tokens = length, rank, max_tokens
-        self.scale, self.update_lr, self.init = alpha / rank**0.5, update_lr, init or SampleVocabulary()
+        self.scale, self.update_lr = alpha / rank**0.5, update_lr
+        self.init = init or SampleVocabulary()
 
     def build(self, backbone: Backbone) -> None:
-        """Makes `tokens` [P, H], `a` [max_tokens, R] and `b` [R, H]."""
+        """Creates `tokens` [P, H], `a` [max_tokens, R] and `b` [R, H]."""
         self.tokens = nn.Parameter(self.init(backbone, self.length))
         self.a = nn.Parameter(torch.empty(self.max_tokens, self.rank))
         nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
         self.b = nn.Parameter(torch.zeros(self.rank, backbone.hidden_size))
 
     def parameter_groups(self) -> Iterable[dict[str, Any]]:
-        """Two learning rates."""
+        """Returns parameter groups with two learning rates."""
         return self.split_groups("update", [self.a, self.b], self.update_lr)
 
     def prompt(self, batch: Batch) -> SoftPrompt:
-        """The same soft tokens for every row, and its shift [B, T, H]."""
+        """Returns the same soft tokens for every row, and the shift [B, T, H] of each row."""
         position = batch.mask.cumsum(1) - 1  # [B, T] counts real tokens
         reached = batch.source & (position < self.max_tokens)
-        update = self.a[position.clamp(0, self.max_tokens - 1)] @ self.b * self.scale
+        rows = self.a[position.clamp(0, self.max_tokens - 1)]  # [B, T, R]
+        update = rows @ self.b * self.scale
         return SoftPrompt(tokens=self.tokens[None], shift=update * reached[..., None])

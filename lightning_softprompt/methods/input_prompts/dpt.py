@@ -16,8 +16,8 @@ from lightning_softprompt.prompts.low_rank import singular_factors, uniform_fact
 class DPT(SoftPromptModule):
     """Soft tokens of low rank: P = A B.
 
-    LoPT (Guo et al. 2024, arXiv 2406.19486) is the same factorisation; with `init`, the factors are the truncated
-    singular value decomposition of given soft tokens, the start of LAMP (arXiv 2502.12200).
+    LoPT (Guo et al. 2024, arXiv 2406.19486) uses the same factorization. With `init`, the factors start from the
+    truncated singular value decomposition of those soft tokens, as in LAMP (arXiv 2502.12200).
 
     Paper: Xiao et al. 2023, arXiv 2310.10094
     Enters: soft tokens at the template's first slot
@@ -26,9 +26,9 @@ class DPT(SoftPromptModule):
     Differences from the paper: uniform factors start at the scale of the backbone's word embeddings, not within 0.5.
 
     Args:
-        length: P, soft tokens.
-        rank: R.
-        init: Soft tokens that the factors start from; None draws uniform factors, as the paper does.
+        length: P, the number of soft tokens.
+        rank: R, rank of the prompt.
+        init: Soft tokens to factorize as the initial value (default: uniform factors, as in the paper).
         common: Arguments of every method.
     """
 
@@ -37,7 +37,7 @@ class DPT(SoftPromptModule):
         self.length, self.rank, self.init = length, rank, init
 
     def build(self, backbone: Backbone) -> None:
-        """Makes `a` [P, R] and `b` [R, H]."""
+        """Creates `a` [P, R] and `b` [R, H]."""
         if self.init is None:
             a, b = uniform_factors(self.length, self.rank, backbone.hidden_size, rms(backbone))
         else:
@@ -45,5 +45,5 @@ class DPT(SoftPromptModule):
         self.a, self.b = nn.Parameter(a), nn.Parameter(b)
 
     def prompt(self, batch: Batch) -> SoftPrompt:
-        """The same soft tokens for every row."""
+        """Returns the same soft tokens for every row."""
         return SoftPrompt(tokens=(self.a @ self.b)[None])

@@ -15,25 +15,25 @@ from lightning_softprompt.prompts.networks import Recurrent, perceptron
 
 
 class PTuning(SoftPromptModule):
-    """Soft tokens anywhere in the template, made by one small network over all of them: h = g(Z).
+    """Soft tokens anywhere in the template, computed by one small network over all of them: h = g(Z).
 
-    Anchor words are plain text of the template; each `{soft}` of it takes one of `blocks`.
+    Anchor words are plain text in the template. Each `{soft}` of the template holds one of `blocks`.
 
     Paper: Liu et al. 2021, arXiv 2103.10385
     Enters: soft tokens at the template's slots
     Parameters: P * H + 14 * H^2 + 18 * H of the LSTM with its MLP; P * H + 3 * H^2 + 3 * H of the MLP
 
-    Differences from the paper: the backbone stays frozen, as the paper has it for LAMA only.
+    Differences from the paper: the backbone stays frozen, as in the paper's experiments on LAMA.
 
     Args:
-        blocks: Soft tokens at each slot, in order.
-        encoder: `lstm` is a bidirectional LSTM of two layers and width H / 2, then H -> H -> H with ReLU; `wide_lstm`
-            the same with width H and 2 H -> H -> H, as the paper has it for SuperGLUE; `mlp` is H -> H -> H -> H.
-        init: Z; None draws normally distributed numbers of the scale of the backbone's word embeddings.
+        blocks: Number of soft tokens at each slot, in order.
+        encoder: `lstm` is a bidirectional LSTM with two layers of width H / 2, then H -> H -> H with ReLU; `wide_lstm`
+            has width H and 2 H -> H -> H, as in the paper's experiments on SuperGLUE; `mlp` is H -> H -> H -> H.
+        init: Initial Z; None draws from a normal distribution with the scale of the backbone's word embeddings.
         common: Arguments of every method.
     """
 
-    default_rate = 3e-4  # the best of three on SST-2, benchmarks/LOG.md
+    default_rate = 3e-4  # the best of three rates on SST-2, see benchmarks/LOG.md
 
     def __init__(
         self,
@@ -44,16 +44,16 @@ class PTuning(SoftPromptModule):
     ) -> None:
         super().__init__(**common)
         if min(blocks, default=0) < 1:
-            raise ValueError(f"blocks must name at least one soft token for each slot, got {list(blocks)}")
+            raise ValueError(f"blocks requires at least one soft token for each slot, got {list(blocks)}")
         self.blocks, self.encoder, self.init = tuple(blocks), encoder, init or Normal()
 
     def build(self, backbone: Backbone) -> None:
-        """Makes `tokens` [P, H] and the network."""
+        """Creates `tokens` [P, H] and the network."""
         self.tokens = nn.Parameter(self.init(backbone, sum(self.blocks)))
         self.network = ENCODERS[self.encoder](backbone.hidden_size)
 
     def prompt(self, batch: Batch) -> SoftPrompt:
-        """The same soft tokens for every row."""
+        """Returns the same soft tokens for every row."""
         return SoftPrompt(tokens=self.network(self.tokens)[None], blocks=self.blocks)
 
 

@@ -13,23 +13,24 @@ from lightning_softprompt.prompts.init import Init, SampleVocabulary
 
 
 class PromptTuning(SoftPromptModule):
-    """Soft tokens before the input, trained freely; all else is frozen.
+    """Soft tokens before the input, trained directly; the backbone is frozen.
 
     Paper: Lester et al. 2021, arXiv 2104.08691
     Enters: soft tokens at the template's first slot, or a block of them at each
     Parameters: P * H
 
-    Differences from the paper: slots anywhere in a template; any family of backbones, not T5 alone (there the tokens
-    stand in the encoder's input, as in the paper); random starts are scaled to the backbone's embeddings; AdamW by
-    default, not Adafactor.
+    Differences from the paper: slots anywhere in the template; any family of backbones, not only T5 (where soft tokens
+    are in the encoder's input, as in the paper); random initial values have the scale of the backbone's embeddings;
+    AdamW by default, not Adafactor.
 
     Args:
-        length: P, soft tokens at the first slot; or a list with those of each `{soft}` of the template, in order.
-        init: Where they start; None draws words of the vocabulary.
+        length: P, the number of soft tokens at the first slot, or a list with the number at each `{soft}` of the
+            template, in order.
+        init: Initial soft tokens (default: embeddings of words sampled from the vocabulary).
         common: Arguments of every method.
 
     Raises:
-        ValueError: If a slot is to have none.
+        ValueError: If a slot has no soft token.
     """
 
     def __init__(self, length: int | list[int] = 20, init: Init | None = None, **common: Any) -> None:
@@ -40,9 +41,9 @@ class PromptTuning(SoftPromptModule):
         self.length, self.init = sum(self.blocks), init or SampleVocabulary()
 
     def build(self, backbone: Backbone) -> None:
-        """Makes `tokens` [P, H]."""
+        """Creates `tokens` [P, H]."""
         self.tokens = nn.Parameter(self.init(backbone, self.length))
 
     def prompt(self, batch: Batch) -> SoftPrompt:
-        """The same soft tokens for every row."""
+        """Returns the same soft tokens for every row."""
         return SoftPrompt(tokens=self.tokens[None], blocks=self.blocks)

@@ -14,29 +14,29 @@ from lightning_softprompt.prompts.init import Init, SampleVocabulary
 
 
 class Spring(SoftPromptModule):
-    """Soft tokens between passages and question, of which the first few serve as well as all.
+    """Soft tokens between passages and question, of which any number of the first ones can be used.
 
-    Each training step draws a number k and uses the first k soft tokens, so that one training serves every number.
-    Where they stand is the template's business: `"{passages}{soft}Question: {question}..."`. Without passages in it the
-    prompt is left out, and the backbone is as it was.
+    Each training step draws a number k and uses the first k soft tokens, so that one training covers every number. The
+    template sets their position: `"{passages}{soft}Question: {question}..."`. A template without `{soft}` uses the
+    backbone without a prompt.
 
     Paper: Zhu et al. 2025, arXiv 2405.19670
     Enters: the first k soft tokens at the template's first slot
     Parameters: P * H
 
-    Differences from the paper: a batch of several devices may draw another k on each; the number of passages and their
-    order, which the paper draws in training too, are the data module's (`order`, `drop`).
+    Differences from the paper: each device may draw another k for its part of a batch; the number of passages and their
+    order, which the paper also draws in training, are options of the data module (`order`, `drop`).
 
     Args:
-        length: P, soft tokens.
-        candidates: The numbers k that training draws from, each as likely; None takes 1 to P.
-        use: How many of the first soft tokens are used when answers are scored or given; None uses all. To try
-            another number on a trained prompt, start from it: `softprompt test --init_from FILE --model.use 5`.
-        init: Where they start; None draws words of the vocabulary.
+        length: P, the number of soft tokens.
+        candidates: The numbers k that training draws from uniformly (default: 1 to P).
+        use: Number of soft tokens used in evaluation and prediction (default: all). To test another number with a
+            trained prompt: `softprompt test --init_from FILE --model.use 5`.
+        init: Initial soft tokens (default: embeddings of words sampled from the vocabulary).
         common: Arguments of every method.
 
     Raises:
-        ValueError: If a number is not from 1 to P.
+        ValueError: If a number is not between 1 and P.
     """
 
     def __init__(
@@ -51,17 +51,19 @@ class Spring(SoftPromptModule):
         self.length, self.init = length, init or SampleVocabulary()
         self.candidates = list(range(1, length + 1)) if candidates is None else list(candidates)
         self.use = length if use is None else use
-        if wrong := [k for k in (*self.candidates, self.use) if not 1 <= k <= length] or not self.candidates:
+        wrong = [k for k in (*self.candidates, self.use) if not 1 <= k <= length]
+        if wrong or not self.candidates:
             raise ValueError(f"candidates and use must be numbers from 1 to length={length}, got {wrong or candidates}")
 
     def build(self, backbone: Backbone) -> None:
-        """Makes `tokens` [P, H]."""
+        """Creates `tokens` [P, H]."""
         self.tokens = nn.Parameter(self.init(backbone, self.length))
 
     def prompt(self, batch: Batch) -> SoftPrompt:
-        """The same first k soft tokens for every row."""
-        return SoftPrompt(tokens=self.tokens[None, : self._drawn() if self.training else self.use])
+        """Returns the same first k soft tokens for every row."""
+        length = self._draw_length() if self.training else self.use
+        return SoftPrompt(tokens=self.tokens[None, :length])
 
-    def _drawn(self) -> int:
-        """From the generator that the run seeds, and that checkpoints keep: a resumed run draws the same."""
+    def _draw_length(self) -> int:
+        """Draws k from the global generator, whose state checkpoints store: a resumed run draws the same numbers."""
         return self.candidates[int(torch.randint(len(self.candidates), ()))]

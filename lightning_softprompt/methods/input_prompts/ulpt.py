@@ -14,9 +14,9 @@ from lightning_softprompt.prompts.init import rms
 
 
 class ULPT(SoftPromptModule):
-    """Soft tokens in few dimensions, brought to H by a frozen random basis: P = (Z Q) * scale + shift.
+    """Low-dimensional soft tokens, mapped to H by a frozen random basis: P = (Z Q) * scale + shift.
 
-    Of the basis Q only the seed is kept.
+    Checkpoints store only the seed of the basis Q.
 
     Paper: Wu et al. 2025, arXiv 2502.04501, equation of section 3
     Enters: soft tokens at the template's first slot
@@ -25,9 +25,9 @@ class ULPT(SoftPromptModule):
     Differences from the paper: Z starts so that the soft tokens have the scale of the backbone's word embeddings.
 
     Args:
-        length: P, soft tokens.
-        rank: R, dimensions that are trained.
-        basis_seed: Of the random basis.
+        length: P, the number of soft tokens.
+        rank: R, number of trained dimensions.
+        basis_seed: Seed of the random basis.
         common: Arguments of every method.
     """
 
@@ -38,7 +38,7 @@ class ULPT(SoftPromptModule):
         self.length, self.rank, self.basis_seed = length, rank, basis_seed
 
     def build(self, backbone: Backbone) -> None:
-        """Makes `z` [P, R], `scale` and `shift` [H]; draws `basis` [R, H]."""
+        """Creates `z` [P, R], `scale` and `shift` [H], and draws `basis` [R, H]."""
         width = backbone.hidden_size
         basis = torch.randn(self.rank, width, generator=torch.Generator().manual_seed(self.basis_seed))
         self.register_buffer("basis", basis, persistent=False)
@@ -46,5 +46,5 @@ class ULPT(SoftPromptModule):
         self.scale, self.shift = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
 
     def prompt(self, batch: Batch) -> SoftPrompt:
-        """The same soft tokens for every row."""
+        """Returns the same soft tokens for every row."""
         return SoftPrompt(tokens=(self.z @ self.basis * self.scale + self.shift)[None])

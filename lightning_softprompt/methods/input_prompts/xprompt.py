@@ -14,18 +14,18 @@ from lightning_softprompt.prompts.init import Init, SampleVocabulary
 
 
 class XPrompt(SoftPromptModule):
-    """Soft tokens of which the callback `Pruning` drops those that matter least, and pieces of the others.
+    """Soft tokens pruned by the callback `Pruning`, by token and by piece of a token.
 
-    Pruned tokens leave the sequence; pruned pieces are zero.
+    Pruned tokens are removed from the sequence; pruned pieces are set to zero.
 
     Paper: Ma et al. 2022, arXiv 2210.04457
     Enters: soft tokens at the template's first slot
-    Parameters: P * H, less what is pruned
+    Parameters: P * H, minus the pruned ones
 
     Args:
         length: P before pruning.
-        pieces: Pieces of a soft token, which must divide H.
-        init: Where the soft tokens start; None draws words of the vocabulary.
+        pieces: Number of pieces of a soft token; it must divide H.
+        init: Initial soft tokens (default: embeddings of words sampled from the vocabulary).
         common: Arguments of every method.
     """
 
@@ -37,7 +37,7 @@ class XPrompt(SoftPromptModule):
         self.length, self.pieces, self.init = length, pieces, init or SampleVocabulary()
 
     def build(self, backbone: Backbone) -> None:
-        """Makes `tokens` [P, H], and `kept_tokens` [P] and `kept_pieces` [P, pieces], which say what is left."""
+        """Creates `tokens` [P, H], and `kept_tokens` [P] and `kept_pieces` [P, pieces], the masks of pruning."""
         if backbone.hidden_size % self.pieces:
             raise ValueError(f"pieces must divide the backbone's width {backbone.hidden_size}, got {self.pieces}")
         self.tokens = nn.Parameter(self.init(backbone, self.length))
@@ -45,10 +45,10 @@ class XPrompt(SoftPromptModule):
         self.register_buffer("kept_pieces", torch.ones(self.length, self.pieces, dtype=torch.bool))
 
     def prompt(self, batch: Batch) -> SoftPrompt:
-        """What is left, the same for every row."""
-        left = (self.in_pieces(self.tokens) * self.kept_pieces[..., None]).flatten(1)
-        return SoftPrompt(tokens=left[self.kept_tokens][None])
+        """Returns the soft tokens that are not pruned, the same for every row."""
+        pieces = self.in_pieces(self.tokens) * self.kept_pieces[..., None]
+        return SoftPrompt(tokens=pieces.flatten(1)[self.kept_tokens][None])
 
     def in_pieces(self, tokens: Tensor) -> Tensor:
-        """[P, H] -> [P, pieces, H / pieces]."""
+        """Splits tokens: [P, H] -> [P, pieces, H / pieces]."""
         return tokens.unflatten(1, (self.pieces, -1))

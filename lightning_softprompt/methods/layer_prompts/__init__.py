@@ -1,1 +1,1 @@
-"""Keys, values and states inside the layers."""
+"""Methods with keys, values or soft tokens inside the layers."""

@@ -16,18 +16,18 @@ from lightning_softprompt.prompts.kv_prefix import Activations, DeepPrompt
 
 
 class Cartridge(SoftPromptModule):
-    """A corpus as trained keys and values, which begin as those of its first tokens; the very first stay as they are.
+    """A corpus as trained keys and values, initialized from its first tokens; the first positions stay frozen.
 
-    Trained with the objective `ContextDistillation`, it learns to answer as the backbone would with the corpus at hand.
+    Trained with the objective `ContextDistillation`, it learns to answer like the backbone with the corpus in context.
 
     Paper: Eyuboglu et al. 2025, arXiv 2506.06266
     Enters: keys and values of every layer; no slot is used
     Parameters: (P - frozen) * 2 * L * N * D
 
     Args:
-        corpus: A text file, whose beginning gives the start.
-        length: P.
-        frozen: Positions at the beginning that are not trained; attention likes to rest there.
+        corpus: Text file whose first tokens initialize the keys and values.
+        length: P, the number of positions.
+        frozen: Number of frozen positions at the start; they act as attention sinks.
         common: Arguments of every method.
     """
 
@@ -38,31 +38,31 @@ class Cartridge(SoftPromptModule):
         if not 0 <= frozen < length:
             raise ValueError(f"frozen must leave some of the {length} positions to train, got {frozen}")
         if not Path(corpus).is_file():
-            raise ValueError(f"corpus wants a text file, and there is none at {corpus}")
+            raise ValueError(f"corpus requires a text file; {corpus} does not exist")
         self.corpus, self.length, self.frozen = corpus, length, frozen
 
     def build(self, backbone: Backbone) -> None:
-        """Makes `cache`."""
+        """Creates `cache`."""
         (kind, sites), *others = backbone.attentions.items()
         if others:
-            raise ValueError(f"Cartridge wants a backbone of one stack, which {backbone.spec.name} is not")
+            raise ValueError(f"Cartridge requires a backbone with one stack of layers; {backbone.spec.name} has more")
         text = Path(self.corpus).read_text(encoding="utf-8")
         if (tokens := len(backbone.codec.template_ids(text))) < self.length:
-            raise ValueError(f"{self.corpus} has {tokens} tokens, fewer than length={self.length}; lower it")
+            raise ValueError(f"{self.corpus} has {tokens} tokens, fewer than length={self.length}; lower length")
         first = Activations(text, start=True)(backbone, kind, self.length)
         self.cache = DeepPrompt(sites.heads, range(len(sites)), PartlyFrozen(first, self.frozen))
 
     def prompt(self, batch: Batch) -> SoftPrompt:
-        """The same keys and values for every row."""
+        """Returns the same keys and values for every row."""
         return SoftPrompt(kv={"self": self.cache()})
 
 
 class PartlyFrozen(nn.Module):
-    """Keys and values of which the first positions are not trained.
+    """Keys and values whose first positions are frozen.
 
     Args:
-        first: [L, 2, P, N * D] where they start.
-        frozen: Positions that are not trained.
+        first: Initial keys and values [L, 2, P, N * D].
+        frozen: Number of frozen positions.
     """
 
     fixed: Tensor
@@ -73,5 +73,5 @@ class PartlyFrozen(nn.Module):
         self.values = nn.Parameter(first[:, :, frozen:].clone())
 
     def forward(self) -> Tensor:
-        """[L, 2, P, N * D]."""
+        """Returns keys and values [L, 2, P, N * D]."""
         return torch.cat([self.fixed, self.values], dim=2)

@@ -13,22 +13,24 @@ from lightning_softprompt.prompts.kv_prefix import DeepPrompt, KeysValuesInit, N
 
 
 class PTuningV2(SoftPromptModule):
-    """Deep prompts for understanding: free keys and values in some or all layers, read off by a head or label words.
+    """Deep prompts for classification and tagging: trained keys and values in some or all layers.
 
-    With the readout `ClassHead`, as in the paper, a linear head is trained with them; `TokenHead` is its like for tags.
+    With the readout `ClassHead`, as in the paper, a linear head is trained too; `TokenHead` is the token-level
+    counterpart.
 
     Paper: Liu et al. 2022, arXiv 2110.07602
     Enters: keys and values of the layers named; no slot is used
     Parameters: P * 2 * L * N * D, and C * H + C of the head
 
     Differences from the paper: real tokens of an encoder keep the positions they have without a prompt; keys and values
-    start small, not with variance 1; of an encoder-decoder, the encoder's attention is prompted.
+    start small, not with variance 1; in an encoder-decoder, only the encoder's attention is prompted.
 
     Args:
-        length: P.
-        layers: Numbers of the layers prompted, counted from 0, or from the end where negative; None takes all.
-        width: Of a network tanh(P H -> width) -> keys and values, which helps on some tasks; None trains them freely.
-        init: Where keys and values start; None draws small ones.
+        length: P, the number of positions.
+        layers: Indices of the prompted layers; negative ones count from the end (default: all layers).
+        width: Hidden width of a network tanh(P H -> width) -> keys and values, which helps on some tasks; None trains
+            keys and values directly.
+        init: Initial keys and values (default: normal with a small standard deviation).
         common: Arguments of every method.
     """
 
@@ -47,17 +49,17 @@ class PTuningV2(SoftPromptModule):
         self.init = init or NormalKeysValues()
 
     def build(self, backbone: Backbone) -> None:
-        """Makes `prefix`."""
+        """Creates `prefix`."""
         self.kind, sites = next(iter(backbone.attentions.items()))
         depth = len(sites)
-        wanted = range(depth) if self.layers is None else self.layers
-        if not wanted or not all(-depth <= layer < depth for layer in wanted):
+        layers = range(depth) if self.layers is None else self.layers
+        if not layers or not all(-depth <= layer < depth for layer in layers):
             raise ValueError(f"layers must be numbers from {-depth} to {depth - 1}, got {self.layers}")
-        numbers = sorted({layer % depth for layer in wanted})
-        first = self.init(backbone, self.kind, self.length)[numbers]
-        made = build_key_values(first, backbone.hidden_size, self.width)
-        self.prefix = DeepPrompt(sites.heads, numbers, made)
+        indices = sorted({layer % depth for layer in layers})
+        first = self.init(backbone, self.kind, self.length)[indices]
+        key_values = build_key_values(first, backbone.hidden_size, self.width)
+        self.prefix = DeepPrompt(sites.heads, indices, key_values)
 
     def prompt(self, batch: Batch) -> SoftPrompt:
-        """The same keys and values for every row."""
+        """Returns the same keys and values for every row."""
         return SoftPrompt(kv={self.kind: self.prefix()})

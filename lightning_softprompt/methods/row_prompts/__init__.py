@@ -1,1 +1,1 @@
-"""Soft tokens that depend on the row."""
+"""Methods whose soft tokens depend on the input."""

@@ -16,27 +16,27 @@ from lightning_softprompt.prompts.pooling import Pool, pool_states
 
 
 class IDPG(SoftPromptModule):
-    """Soft tokens generated from what the frozen backbone makes of the row: W_2 GELU(W_1 h(x)) + b_2.
+    """Soft tokens generated from the frozen backbone's representation of the row: W_2 GELU(W_1 h(x)) + b_2.
 
-    It costs a second forward pass, of the row without its answer and without gradient.
+    Costs a second forward pass, over the row without its answer and without gradient.
 
     Paper: Wu et al. 2022, arXiv 2204.04497
-    Enters: soft tokens at the template's first slot, other ones for each row
+    Enters: soft tokens at the template's first slot, input-dependent
     Parameters: H * M + M + (M + 1) * P * H
 
-    Differences from the paper: b_2 starts from words of the vocabulary; any family of backbones; a choice of states.
+    Differences from the paper: b_2 starts from embeddings of words; any family of backbones; a choice of states.
 
     Args:
-        length: P.
-        bottleneck: M, width of the generator's middle.
-        hypercomplex: n, where both maps are sums of n Kronecker products (PHM), which takes fewer parameters; it must
-            divide H, M and P * H. None takes full matrices.
-        pool: Which of the last states h is: the `first` token's, as of BERT's [CLS], the `last` one's, or the `mean`.
-        init: Where the soft tokens start, in b_2; None draws words of the vocabulary.
+        length: P, the number of soft tokens.
+        bottleneck: M, hidden width of the generator.
+        hypercomplex: n, if both maps are sums of n Kronecker products (PHM), with fewer parameters; it must divide H, M
+            and P * H. None uses full matrices.
+        pool: The final state h: of the `first` token, such as BERT's [CLS], of the `last` one, or the `mean`.
+        init: Initial soft tokens, stored in b_2 (default: embeddings of words sampled from the vocabulary).
         common: Arguments of every method.
     """
 
-    default_rate = 1e-3  # the best of three on SST-2, benchmarks/LOG.md; the paper's is 5e-4
+    default_rate = 1e-3  # the best of three rates on SST-2, see benchmarks/LOG.md; the paper uses 5e-4
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class IDPG(SoftPromptModule):
         self.init = init or SampleVocabulary()
 
     def build(self, backbone: Backbone) -> None:
-        """Makes `down` and `up`."""
+        """Creates `down` and `up`."""
         width = backbone.hidden_size
         self.down = self._linear(width, self.bottleneck)
         self.up = self._linear(self.bottleneck, self.length * width)
@@ -65,9 +65,10 @@ class IDPG(SoftPromptModule):
         return HypercomplexLinear(inner, outer, self.hypercomplex)
 
     def prompt(self, batch: Batch) -> SoftPrompt:
-        """Each row's soft tokens."""
+        """Returns the soft tokens of each row."""
         questions = self.loaded.codec.questions(batch)
         with torch.no_grad():
             states = self.loaded.hidden_states(questions).to(self.up.bias.dtype)
-        made = self.up(nn.functional.gelu(self.down(pool_states(states, questions.source, self.pool))))
-        return SoftPrompt(tokens=made.unflatten(1, (self.length, -1)))
+        features = pool_states(states, questions.source, self.pool)  # [B, H]
+        tokens = self.up(nn.functional.gelu(self.down(features)))
+        return SoftPrompt(tokens=tokens.unflatten(1, (self.length, -1)))

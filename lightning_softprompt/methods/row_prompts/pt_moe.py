@@ -16,21 +16,22 @@ from lightning_softprompt.prompts.router import Router, mean_embedding
 
 
 class PTMoE(SoftPromptModule):
-    """A mixture of low-rank prompts with one factor in common: P = w_i A_i B for the likeliest expert i.
+    """A mixture of low-rank prompts with a shared factor: P = w_i A_i B for the most probable expert i.
 
-    All experts start alike, from the singular value decomposition of given soft tokens; a straight-through estimator
-    gives the router a gradient from each. Reports the penalty `balance`, which `penalty_weights` may weigh.
+    All experts start from the singular value decomposition of the same soft tokens. A straight-through estimator
+    passes gradients from every expert to the router. Reports the penalty `balance` (load balancing) for
+    `penalty_weights`.
 
     Paper: Li et al. 2025, arXiv 2505.09519
-    Enters: soft tokens at the template's first slot, other ones for each row
+    Enters: soft tokens at the template's first slot, input-dependent
     Parameters: N * P * R + R * H + N * H + N
 
     Args:
-        length: P.
-        rank: R.
-        experts: N.
-        noise: Standard deviation of the router's noise while training, a factor around 1.
-        init: Soft tokens to start from, such as an instruction (`FromText`); None draws words of the vocabulary.
+        length: P, the number of soft tokens.
+        rank: R, rank of each prompt.
+        experts: N, the number of experts.
+        noise: Standard deviation of the multiplicative noise of the router in training.
+        init: Initial soft tokens, such as an instruction (`FromText`; default: words sampled from the vocabulary).
         common: Arguments of every method.
     """
 
@@ -48,15 +49,15 @@ class PTMoE(SoftPromptModule):
         self.init = init or SampleVocabulary()
 
     def build(self, backbone: Backbone) -> None:
-        """Makes `a` [N, P, R], `b` [R, H] and the router."""
+        """Creates `a` [N, P, R], `b` [R, H] and the router."""
         a, b = singular_factors(self.init(backbone, self.length), self.rank)
         self.a, self.b = nn.Parameter(a.repeat(self.experts, 1, 1)), nn.Parameter(b)
         self.router = Router(backbone.hidden_size, self.experts, self.noise, bias=True)
 
     def prompt(self, batch: Batch) -> SoftPrompt:
-        """One expert's soft tokens for each row."""
+        """Returns the soft tokens of one expert for each row."""
         routing = self.router(mean_embedding(self.loaded.embed(batch.input_ids), batch))
         p = routing.probabilities
-        weights = p + (p * routing.selected - p).detach()  # the value of the chosen one, the gradient of all
+        weights = p + (p * routing.selected - p).detach()  # the value of the selected expert, the gradient of all
         tokens = torch.einsum("bn,npr,rh->bph", weights, self.a, self.b)
         return SoftPrompt(tokens=tokens, penalties={"balance": routing.balance}, logs=routing.usage)

@@ -1,1 +1,1 @@
-"""Prompts of several tasks that share parameters."""
+"""Methods whose prompts share parameters between tasks."""

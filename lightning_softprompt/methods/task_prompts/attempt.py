@@ -17,26 +17,26 @@ from lightning_softprompt.prompts.task_ids import ONLY, task_of_rows
 
 
 class ATTEMPT(SoftPromptModule):
-    """A private prompt for each task, and a mixture of it and of frozen prompts of sources: P = P_k + sum_j a_j P_j.
+    """A private prompt per task plus an attention-weighted mixture with source prompts: P = P_k + sum_j a_j P_j.
 
-    How much each counts is attended to row by row. The attention is shared by all tasks. Files that sources come from
-    must stay where they are, to load a checkpoint.
+    The attention weights are computed for each row, by one attention for all tasks. Checkpoints refer to the files of
+    the sources, which must stay in place.
 
     Paper: Asai et al. 2022, arXiv 2205.11961
-    Enters: soft tokens at the template's first slot, other ones for each row
+    Enters: soft tokens at the template's first slot, input-dependent
     Parameters: K * P * H + 2 * H * M + 2 * H
 
-    Differences from the paper: padding and the answer are left out of what the attention sees. With `train_sources` the
-    sources are trained too, which is how shared and private prompts are mixed in CrossPT (arXiv 2509.14253).
+    Differences from the paper: the attention does not see padding and the answer. With `train_sources`, the sources are
+    trained too, which is how CrossPT (arXiv 2509.14253) mixes shared and private prompts.
 
     Args:
         sources: Prompts of other tasks, such as `FromCheckpoint`.
-        length: P, the same for all.
-        bottleneck: M, width of the attention's middle.
-        temperature: What the attention's scores are divided by; None takes e * H.
-        attention_lr: Learning rate of the attention; prompts take the optimizer's.
+        length: P, the number of soft tokens of each prompt.
+        bottleneck: M, hidden width of the attention.
+        temperature: Divisor of the attention scores (default: e * H).
+        attention_lr: Learning rate of the attention; prompts use the optimizer's.
         train_sources: Whether the sources are trained too.
-        init: Where private prompts start, as from one of the sources; None draws words of the vocabulary.
+        init: Initial private prompts, such as one of the sources (default: words sampled from the vocabulary).
         common: Arguments of every method.
 
     Raises:
@@ -58,36 +58,38 @@ class ATTEMPT(SoftPromptModule):
     ) -> None:
         super().__init__(**common)
         if not sources:
-            raise ValueError("ATTEMPT wants sources, such as [{class_path: FromCheckpoint, init_args: {path: FILE}}]")
+            raise ValueError("ATTEMPT requires sources, e.g. [{class_path: FromCheckpoint, init_args: {path: FILE}}]")
         self.starts, self.length, self.bottleneck = list(sources), length, bottleneck
         self.temperature, self.attention_lr, self.train_sources = temperature, attention_lr, train_sources
         self.init = init or SampleVocabulary()
 
     def build(self, backbone: Backbone) -> None:
-        """Makes `private` [P, H] for each task and the attention, and keeps `sources` [J, P, H]."""
+        """Creates `private` [P, H] for each task and the attention, and stores `sources` [J, P, H]."""
         self.names = self.tasks or (ONLY,)
         sources = torch.stack([start(backbone, self.length) for start in self.starts])
         if self.train_sources:
             self.sources = nn.Parameter(sources)
         else:
             self.register_buffer("sources", sources)
-        self.private = nn.ParameterDict({n: nn.Parameter(self.init(backbone, self.length)) for n in self.names})
+        private = {name: nn.Parameter(self.init(backbone, self.length)) for name in self.names}
+        self.private = nn.ParameterDict(private)
         self.attention = PromptAttention(backbone.hidden_size, self.bottleneck, self.temperature)
 
     def parameter_groups(self) -> Iterable[dict[str, Any]]:
-        """Two learning rates."""
+        """Returns parameter groups with two learning rates."""
         return self.split_groups("attention", self.attention.parameters(), self.attention_lr)
 
     def prompt(self, batch: Batch) -> SoftPrompt:
-        """Other ones for each row; logs how much each source, and the private prompt, counted."""
+        """Returns the soft tokens of each row, and the mean attention weights as logs."""
         rows = task_of_rows(batch, self.names)
         private = torch.stack([self.private[name] for name in self.names])[rows]  # [B|1, P, H]
-        each = torch.cat([self.sources.expand(len(private), -1, -1, -1), private[:, None]], 1)  # [B|1, J + 1, P, H]
+        sources = self.sources.expand(len(private), -1, -1, -1)
+        prompts = torch.cat([sources, private[:, None]], 1)  # [B|1, J + 1, P, H]
         features = max_embedding(self.loaded.embed(batch.input_ids), batch)
-        shares = self.attention(features, each.amax(2))  # [B, J + 1]
-        mixture = (shares[:, None] @ each.flatten(2)).view(len(batch), *private.shape[1:])
-        return SoftPrompt(tokens=private + mixture, logs=self._told(shares.detach().mean(0)))
+        weights = self.attention(features, prompts.amax(2))  # [B, J + 1]
+        mixture = (weights[:, None] @ prompts.flatten(2)).view(len(batch), *private.shape[1:])
+        return SoftPrompt(tokens=private + mixture, logs=self._name_weights(weights.detach().mean(0)))
 
-    def _told(self, shares: Tensor) -> dict[str, Tensor]:
+    def _name_weights(self, weights: Tensor) -> dict[str, Tensor]:
         names = [*(f"source_{number}" for number in range(len(self.starts))), "private"]
-        return {f"attention/{name}": share for name, share in zip(names, shares, strict=True)}
+        return {f"attention/{name}": weight for name, weight in zip(names, weights, strict=True)}

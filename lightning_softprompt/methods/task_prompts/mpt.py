@@ -17,27 +17,27 @@ from lightning_softprompt.prompts.task_ids import ONLY, task_of_rows
 
 
 class MPT(SoftPromptModule):
-    """One prompt for all tasks, multiplied number by number with a low-rank matrix of each: P_k = P o (u_k v_k).
+    """One prompt for all tasks, multiplied elementwise with a low-rank matrix per task: P_k = P o (u_k v_k).
 
-    The tasks are those of `MultitaskDataModule`; with any other data there is one. Sources are trained with the
-    objective `Distillation` on prompts of their own; targets then start from what came of it, with
+    The tasks are those of `MultitaskDataModule`; any other data module has one task. Train the source tasks with the
+    objective `Distillation`, with one teacher prompt per task. Then initialize the target tasks from the result with
     `init: {class_path: FromCheckpoint, init_args: {path: FILE, name: shared}}` and
     `start: {class_path: FromTasks, init_args: {path: FILE}}`.
 
     Paper: Wang et al. 2023, arXiv 2303.02861
-    Enters: soft tokens at the template's first slot, other ones for each task
+    Enters: soft tokens at the template's first slot, one prompt per task
     Parameters: P * H + K * R * (P + H)
 
-    Differences from the paper: a rank, as in HF PEFT; u and v start at 1, not near 0, where the first prompt is
-    0.0004 of P and, in backbones that add positions to it, so is P's gradient (`NormalFactors`). A batch is of one
-    task, unless the data's `together` draws several at random, as in the paper.
+    Differences from the paper: a rank, as in HF PEFT; u and v start at 1, not near 0, where the initial prompt is
+    0.0004 of P, and so is the gradient of P in backbones that add positions (`NormalFactors`). A batch belongs to one
+    task, unless `--data.together` samples several tasks at random, as in the paper.
 
     Args:
-        length: P.
-        rank: R of each task's matrix.
-        factors_lr: Learning rate of u and v; P takes the optimizer's. They act on P as factors, and P is small.
-        init: Where P starts; None draws words of the vocabulary.
-        start: Where u and v start; None takes 1.
+        length: P, the number of soft tokens.
+        rank: R, rank of each task's matrix.
+        factors_lr: Learning rate of u and v, which scale P; P uses the optimizer's.
+        init: Initial P (default: embeddings of words sampled from the vocabulary).
+        start: Initial u and v (default: 1).
         common: Arguments of every method.
     """
 
@@ -57,7 +57,7 @@ class MPT(SoftPromptModule):
         self.init, self.start = init or SampleVocabulary(), start or OneFactors()
 
     def build(self, backbone: Backbone) -> None:
-        """Makes `shared` [P, H], and for each task `u` [P, R] and `v` [R, H]."""
+        """Creates `shared` [P, H], and for each task `u` [P, R] and `v` [R, H]."""
         self.names = self.tasks or (ONLY,)
         self.shared = nn.Parameter(self.init(backbone, self.length))
         starts = {name: self.start(backbone, self.length, self.rank) for name in self.names}
@@ -65,11 +65,12 @@ class MPT(SoftPromptModule):
         self.v = nn.ParameterDict({name: nn.Parameter(v) for name, (_, v) in starts.items()})
 
     def parameter_groups(self) -> Iterable[dict[str, Any]]:
-        """Two learning rates."""
+        """Returns parameter groups with two learning rates."""
         return self.split_groups("factors", [*self.u.values(), *self.v.values()], self.factors_lr)
 
     def prompt(self, batch: Batch) -> SoftPrompt:
-        """Each row's task's own; the same for every row where they are of one task."""
+        """Returns the prompt of each row's task; one prompt if all rows belong to one task."""
         rows = task_of_rows(batch, self.names)
-        u, v = (torch.stack([factors[name] for name in self.names])[rows] for factors in (self.u, self.v))
+        u = torch.stack([self.u[name] for name in self.names])[rows]
+        v = torch.stack([self.v[name] for name in self.names])[rows]
         return SoftPrompt(tokens=self.shared * (u @ v))

@@ -1,4 +1,4 @@
-"""A trained prompt without what made it."""
+"""A trained prompt as plain tensors."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from lightning_softprompt.methods.base import SoftPromptModule
 
 
 class Folded(SoftPromptModule):
-    """The prompt of any method that gives every row the same, as plain soft tokens, keys and values.
+    """The prompt of any method that is the same for every row, as plain soft tokens, keys and values.
 
-    `softprompt fold` makes its file. It can be tested, used, and trained further, each number freely.
+    `softprompt fold` writes its file. It can be evaluated, used and trained further as free parameters.
 
     Paper: none
-    Enters: where the folded method did
+    Enters: same as the folded method
     Parameters: P * H, or P * 2 * L * N * D
 
     Args:
-        path: What `softprompt fold` wrote.
-        shapes: Of the tensors by name, where they come from a checkpoint.
-        blocks: Soft tokens at each slot, where they come from a checkpoint.
+        path: File written by `softprompt fold`.
+        shapes: Shapes of the tensors by name; set by checkpoints.
+        blocks: Number of soft tokens at each slot; set by checkpoints.
         common: Arguments of every method.
     """
 
@@ -44,24 +44,25 @@ class Folded(SoftPromptModule):
     ) -> None:
         super().__init__(**common)
         if (path is None) == (shapes is None):
-            raise ValueError("Folded wants a path, which `softprompt fold` writes")
+            raise ValueError("Folded requires `path`, a file written by `softprompt fold`")
         self.path, self.shapes, self.blocks = path, shapes, blocks
 
     def build(self, backbone: Backbone) -> None:
-        """Makes `parts`, by name."""
+        """Creates `parts`, the named tensors."""
         tensors = {name: torch.zeros(*shape) for name, shape in (self.shapes or {}).items()}
         if self.path is not None:
             saved = read_prompt(Path(self.path))
             saved.check(backbone, Path(self.path))
-            tensors = {tensor_name(name): t for name, t in saved.tensors.items() if name.startswith(PREFIX)}
+            parameters = {name: tensor for name, tensor in saved.tensors.items() if name.startswith(PREFIX)}
+            tensors = {tensor_name(name): tensor for name, tensor in parameters.items()}
             self.trained_readout = readout_tensors(saved)
             self.blocks = saved.method.get("blocks")
             shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
-            self.hparams.update(path=None, shapes=shapes, blocks=self.blocks)  # a checkpoint needs no other file
+            self.hparams.update(path=None, shapes=shapes, blocks=self.blocks)  # checkpoints need no file
         parts = {parameter_name(name).removeprefix(PREFIX): nn.Parameter(tensor) for name, tensor in tensors.items()}
         self.parts = nn.ParameterDict(parts)
 
     def prompt(self, batch: Batch) -> SoftPrompt:
-        """The same for every row."""
+        """Returns the same prompt for every row."""
         parts = {tensor_name(name): part for name, part in self.parts.items()}
         return tensors_to_prompt(parts, None if self.blocks is None else tuple(self.blocks))

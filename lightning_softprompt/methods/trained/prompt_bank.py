@@ -1,4 +1,4 @@
-"""Several trained prompts, a row each its own."""
+"""Several trained prompts; each row uses that of its task."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from lightning_softprompt.prompts.merge_rows import merge_prompts
 
 
 class PromptBank(SoftPromptModule):
-    """Saved prompts of any methods and lengths over one backbone: each row of a batch has that of its task.
+    """Saved prompts of any methods and lengths on one backbone: each row of a batch uses the prompt of its task.
 
-    Rows are what they are with their own prompt alone, in whatever company. What readouts learnt comes along. The files
-    must stay where they are, to load a checkpoint.
+    The results of a row do not depend on the other rows of the batch. Trained readouts are included. Checkpoints refer
+    to the files of the prompts, which must stay in place.
 
     Paper: none
-    Enters: where each of the prompts does
+    Enters: same as each of the prompts
     Parameters: those of all prompts
 
     Args:
-        prompts: By task, `prompt.safetensors` or checkpoints of runs on this backbone.
+        prompts: `prompt.safetensors` files or checkpoints of runs on this backbone, by task.
         common: Arguments of every method.
 
     Raises:
-        ValueError: If there are none, or the data has other tasks.
+        ValueError: If there are no prompts, or the data has other tasks.
     """
 
     trained = True
@@ -41,35 +41,35 @@ class PromptBank(SoftPromptModule):
     def __init__(self, prompts: Mapping[str, str] | None = None, **common: Any) -> None:
         super().__init__(**common)
         if not prompts:
-            raise ValueError("PromptBank wants prompts, such as {sst2: runs/.../prompt.safetensors}")
+            raise ValueError("PromptBank requires prompts, such as {sst2: runs/.../prompt.safetensors}")
         if self.tasks and set(self.tasks) != set(prompts):
-            raise ValueError(f"prompts wants one for each of the tasks {list(self.tasks)}, got {sorted(prompts)}")
+            raise ValueError(f"prompts must name one for each of the tasks {list(self.tasks)}, got {sorted(prompts)}")
         self.paths = {name: Path(prompts[name]) for name in self.tasks or prompts}
 
     def build(self, backbone: Backbone) -> None:
-        """Makes the methods in `prompts`, by task."""
+        """Loads the methods in `prompts`, by task."""
         self.prompts = nn.ModuleDict()
-        learnt: dict[str, Tensor] = {}
+        readout: dict[str, Tensor] = {}
         for name, path in self.paths.items():
             saved = read_prompt(path)
             self._check_classes(name, saved, path)
-            learnt |= {f"of_tasks.{name}.{key}": tensor for key, tensor in readout_tensors(saved).items()}
+            readout |= {f"of_tasks.{name}.{key}": tensor for key, tensor in readout_tensors(saved).items()}
             method = cast(SoftPromptModule, load_method(saved, path, backbone))
-            method.readout = None  # this module's own reads, and starts with what it learnt
+            method.readout = None  # the bank's readout is used; it loads the trained tensors
             self.prompts[name] = method
             exclude_from_checkpoints(self, f"prompts.{name}.backbone")
-        self.trained_readout = learnt if self.tasks else {}
+        self.trained_readout = readout if self.tasks else {}
 
     def _check_classes(self, task: str, saved: SavedPrompt, path: Path) -> None:
-        """Refuses a prompt whose readout was trained for other classes than those of its task here."""
+        """Refuses a prompt whose readout was trained for other classes than those of its task."""
         here = (self.classes_by_task or {}).get(task)
         if here is not None and readout_tensors(saved):
             refuse_other_classes(class_names(saved.method), list(here.names), path, f"--data.tasks.{task}.labels")
 
     def prompt(self, batch: Batch) -> SoftPrompt:
-        """Each row's own."""
+        """Returns the prompt of each row's task."""
         if batch.task_ids is None and len(self.paths) > 1:
-            raise ValueError(f"rows do not say which of the prompts {list(self.paths)} they want; give them task_ids")
+            raise ValueError(f"rows have no task_ids to select one of the prompts {list(self.paths)}")
         methods = [cast(SoftPromptModule, method) for method in self.prompts.values()]
-        parts = [(places, methods[task].prompt(own)) for task, places, own in batch.by_task()]
+        parts = [(rows, methods[task].prompt(task_batch)) for task, rows, task_batch in batch.by_task()]
         return parts[0][1] if len(parts) == 1 else merge_prompts(parts, batch)
