@@ -38,6 +38,8 @@ NOISE = (
     ".*Be aware that when using `ckpt_path`.*",  # the project's callbacks keep nothing that an evaluation needs
 )
 
+WEIGHTS_ONLY = 4  # the place of Lightning's `weights_only` among the further arguments of `fit`
+
 
 class Trainer(lightning.pytorch.Trainer):
     """Lightning's Trainer for use from Python: this package's defaults, a progress bar and a run folder.
@@ -71,6 +73,8 @@ class Trainer(lightning.pytorch.Trainer):
             args: Further arguments of Lightning's `fit`.
             options: Further arguments of Lightning's `fit`, such as `datamodule`.
         """
+        if len(args) < WEIGHTS_ONLY:
+            options.setdefault("weights_only", True)
         data = options.get("datamodule") or train_dataloaders
         has_run = self.run is not None and not self.fast_dev_run  # type: ignore[attr-defined]
         is_ours = isinstance(model, SoftPromptModule) and isinstance(data, SoftPromptDataModule)

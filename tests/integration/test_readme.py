@@ -102,14 +102,44 @@ def test_the_quickstart_prints_its_table(tmp_path, monkeypatch, capsys):
         assert said in out
 
 
+def python_blocks(page):
+    return re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+
+
+def run_quickly(code, names):
+    """Runs a block of Python with fewer steps; RUN is the folder of the last training."""
+    code = re.sub(r"max_steps=\d+", "max_steps=2", code)
+    training, loading, using = code.partition("prompt = sp.load_prompt(")
+    exec(training, names)
+    if loading:
+        exec((loading + using).replace("runs/default/RUN", f"runs/default/{last_folder().name}"), names)
+
+
+def tickets():
+    """The table of the first tutorial."""
+    page = (ROOT / "docs" / "tutorials" / "first_prompt.md").read_text()
+    return re.search(r"```csv\n(.*?)```", page, flags=re.DOTALL)[1]
+
+
 @pytest.mark.slow
-def test_the_python_example_trains(monkeypatch, tmp_path):
+def test_the_python_example_works_as_printed(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    code = re.search(r"```python\n(.*?)```", README, flags=re.DOTALL)[1]
-    assert "max_steps=120" in code
+    (tmp_path / "tickets").mkdir()
+    (tmp_path / "tickets" / "train.csv").write_text(tickets())
     names = {}
-    exec(code.replace("max_steps=120", "max_steps=1, limit_val_batches=1, logger=False"), names)
-    assert names["method"].tokens.shape == (20, 576)
+    run_quickly(python_blocks(README)[0], names)
+    assert names["model"].tokens.shape == (20, 576)
+    assert names["prompt"].predict(["Where is my refund?"])[0]["prediction"] in ("billing", "login", "delivery")
+
+
+@pytest.mark.slow
+def test_the_python_tutorial_works_as_printed(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for block in python_blocks((ROOT / "docs" / "tutorials" / "python.md").read_text()):
+        run_quickly(block, names)
+    assert [record["prediction"] in ("billing", "login", "delivery") for record in names["records"]] == [True, True]
+    assert len(names["summaries"]) == 2
 
 
 def test_numbers_in_the_text_are_those_of_its_table():
