@@ -28,7 +28,7 @@ apidoc_modules = [
         "separate_modules": True,
         "module_first": True,
         "max_depth": 2,
-        "automodule_options": {"members", "show-inheritance"},
+        "automodule_options": {"ignore-module-all", "members", "show-inheritance"},  # re-exports are documented once
     }
 ]
 exclude_patterns = ["_build"]

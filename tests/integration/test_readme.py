@@ -83,7 +83,7 @@ def test_the_commands_run_one_after_the_other(tmp_path, monkeypatch, capsys):
 def test_the_first_tutorial_runs_as_printed(tmp_path, monkeypatch):
     page = (ROOT / "docs" / "tutorials" / "first_prompt.md").read_text()
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "tickets.csv").write_text(re.search(r"```csv\n(.*?)```", page, flags=re.DOTALL)[1])
+    (tmp_path / "tickets.csv").write_text(re.search(r"```text\n(.*?)```", page, flags=re.DOTALL)[1])
     fit, predict = (shlex.split(command)[1:] for command in commands([page]))
     assert main([*fit, "--trainer.max_steps=3", "--trainer.check_val_every_n_epoch=1", "--run.wandb=disabled"]) == 0
     words = [word.replace("runs/default/TIME-ID", str(last_folder())) for word in predict]
@@ -118,7 +118,7 @@ def run_quickly(code, names):
 def tickets():
     """The table of the first tutorial."""
     page = (ROOT / "docs" / "tutorials" / "first_prompt.md").read_text()
-    return re.search(r"```csv\n(.*?)```", page, flags=re.DOTALL)[1]
+    return re.search(r"```text\n(.*?)```", page, flags=re.DOTALL)[1]
 
 
 @pytest.mark.slow
