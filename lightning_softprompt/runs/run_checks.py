@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import (
     LearningRateFinder,
     ModelPruning,
     StochasticWeightAveraging,
+    WeightAveraging,
 )
 
 Wrong = Callable[[Any], bool]
@@ -130,3 +131,8 @@ def refuse_callbacks(callbacks: Iterable[Callback]) -> None:
         for cls, reason in REFUSED.items():
             if isinstance(callback, cls):
                 raise ValueError(f"{type(callback).__name__} cannot be used here: {reason}")
+        if type(callback) is WeightAveraging and callback._use_buffers:
+            raise ValueError(
+                "WeightAveraging cannot average the buffers of the backbone, some of which are not numbers; set its "
+                "use_buffers to false, or use EMAWeightAveraging"
+            )

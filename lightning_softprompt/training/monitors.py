@@ -52,7 +52,7 @@ def refuse_monitor(option: str, name: str, known: Collection[str] | None) -> Non
     Raises:
         ValueError: With the metrics that there are.
     """
-    if known is None or name in known or name == "loss" or name.startswith("train/"):
+    if known is None or name in known:
         return
     close = get_close_matches(name, known, n=2)
     meant = f" Did you mean {' or '.join(close)}?" if close else ""
@@ -72,7 +72,7 @@ def refuse_monitors(callbacks: Iterable[Callback], known: Collection[str] | None
         return
     for callback in callbacks:
         name: Any = getattr(callback, "monitor", None)
-        if isinstance(name, str):
+        if isinstance(name, str) and name != "loss" and not name.startswith("train/"):
             refuse_monitor(f"the monitor of {type(callback).__name__}", name, known)
 
 

@@ -88,6 +88,19 @@ def test_a_schedule_that_watches_a_validation_which_is_left_out(refused):
     assert "the schedule watches val/loss" in message
 
 
+@pytest.mark.parametrize("metric", ["train/loss", "loss", "accuracy"])
+def test_a_schedule_that_watches_what_no_validation_gives(refused, metric):
+    schedule = "--model.scheduler=lightning.pytorch.cli.ReduceLROnPlateau"
+    message = refused("fit", schedule, f"--model.scheduler.monitor={metric}")
+    assert f"--model.scheduler.monitor is {metric!r}" in message
+
+
+def test_averages_of_buffers_that_are_no_numbers(refused, command):
+    average = "--trainer.callbacks+=WeightAveraging"
+    assert "use_buffers" in refused("fit", average)
+    assert command("fit", average, "--trainer.callbacks.use_buffers=false") == 0
+
+
 @pytest.mark.parametrize("devices", ["-1", "0", "[0, 1]"])
 def test_devices_that_a_cpu_does_not_have(refused, devices):
     message = refused("fit", f"--trainer.devices={devices}")

@@ -294,7 +294,10 @@ def test_a_config_beside_a_checkpoint_builds_no_index_and_names_no_model_for_one
         "init_args": {"tasks": {"a": data}},
     }
     path = config(tmp_path, data=several if is_task else data)
-    with nothing_happens(), pytest.raises(ValueError, match=r"(does not exist and would be|which you have not named yourself)"):
+    with (
+        nothing_happens(),
+        pytest.raises(ValueError, match=r"(does not exist and would be|which you have not named yourself)"),
+    ):
         read_run_config(path)
 
 
