@@ -1,10 +1,12 @@
 """Which part of the package may import which, read from the syntax trees: a wrong import fails here, not in review."""
 
 import ast
+import subprocess
 from collections import defaultdict
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from shutil import which
 
 import pytest
 
@@ -124,6 +126,18 @@ def test_files_do_not_import_each_other_in_a_circle():
 
 def test_the_root_holds_what_every_command_needs():
     assert {path.name for path in ROOT.glob("*.py")} == {"__init__.py", "__main__.py", "moved.py"}
+
+
+def test_every_folder_is_a_package():
+    assert not [str(path) for path in files() if not (path.parent / "__init__.py").is_file()]
+
+
+@pytest.mark.skipif(which("git") is None, reason="the rules are git's")
+def test_the_wheel_has_every_file():
+    """The build leaves out what `.gitignore` names."""
+    paths = [str(path) for path in files()]
+    command = ["git", "check-ignore", "--no-index", *paths]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout == ""
 
 
 def test_folders_are_small():

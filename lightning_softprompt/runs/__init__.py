@@ -1,0 +1,1 @@
+"""Run folders, run records and loggers."""
