@@ -26,7 +26,7 @@ from lightning_softprompt.backbones.fingerprint import SAMPLED, differing_part
 from lightning_softprompt.checkpoints.run_settings import SETTINGS
 from lightning_softprompt.checkpoints.sizes import check_archive, check_header, check_values
 from lightning_softprompt.moved import current_names
-from lightning_softprompt.system.atomic_files import default_permissions
+from lightning_softprompt.system.atomic_files import default_permissions, refuse_special_file
 
 log = logging.getLogger(__name__)
 SEED = "seed"  # key of a checkpoint that says what the run's random numbers began with
@@ -136,7 +136,9 @@ def write_prompt(path: Path, prompt: SavedPrompt) -> None:
 
     Raises:
         OSError: If the file cannot be written.
+        ValueError: If it is a device or a pipe.
     """
+    refuse_special_file(path)
     header = {BACKBONE: json.dumps(dict(prompt.backbone)), "method": json.dumps(dict(prompt.method))}
     if prompt.rows:
         header[ROWS] = json.dumps(dict(prompt.rows))

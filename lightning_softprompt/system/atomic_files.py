@@ -55,12 +55,28 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
         shutil.rmtree(draft, ignore_errors=True)
 
 
+def refuse_special_file(path: Path) -> None:
+    """Refuse a path that is not a regular file: a finished file takes the place of what has its name.
+
+    A superuser would otherwise replace `/dev/null`, for all processes of the machine.
+
+    Raises:
+        ValueError: Naming the path.
+    """
+    is_special = path.exists() and not path.is_file() and not path.is_dir()
+    is_descriptor = str(path.absolute().parent) in ("/dev", "/dev/fd") or path.absolute().parts[:2] == ("/", "proc")
+    if is_special or is_descriptor:
+        raise ValueError(f"{path} is a device or a pipe, which a file would replace; use a regular file")
+
+
 def write_file(path: Path, content: bytes) -> None:
     """Writes a file as a whole: a reader finds the old content or the new, never a part.
 
     Raises:
         OSError: If it cannot be written, naming the file; nothing of it is left behind.
+        ValueError: If it is a device or a pipe.
     """
+    refuse_special_file(path)
     part = path.with_name(f"{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import Any, TextIO
 
-from lightning_softprompt.system.atomic_files import write_file
+from lightning_softprompt.system.atomic_files import refuse_special_file, write_file
 
 log = logging.getLogger(__name__)
 Identity = Mapping[str, Any]  # what must be the same for a file to be gone on with: plain values by name
@@ -48,8 +48,9 @@ class PartialFile:
 
         Raises:
             OSError: If the file cannot be written.
-            ValueError: If another run writes it.
+            ValueError: If another run writes it, or it is a device or a pipe.
         """
+        refuse_special_file(self.path)
         self.part.parent.mkdir(parents=True, exist_ok=True)
         if identity is not None and not self.part.exists():
             self._take_over(identity, earlier)

@@ -34,7 +34,7 @@ from lightning_softprompt.methods.base import SoftPromptModule
 from lightning_softprompt.reports.model_card import model_card
 from lightning_softprompt.runs.loggers import MetricsFile, Summary, make_loggers
 from lightning_softprompt.runs.run_spec import RunSpec, make_folder
-from lightning_softprompt.system.atomic_files import write_file
+from lightning_softprompt.system.atomic_files import refuse_special_file, write_file
 from lightning_softprompt.training.monitors import watched
 from lightning_softprompt.training.replicas import Replicas
 
@@ -136,6 +136,7 @@ class Session:
                     f"run.predictions must be a file, but {self.run.predictions} is a folder; give "
                     f"{Path(self.run.predictions, PREDICTIONS)}"
                 )
+            _refuse_special_predictions(self.run.predictions)
             return PredictionWriter(Path(self.run.predictions), deciding(config))
         earlier = sorted(self.folder.parent.glob(f"*/{PREDICTIONS}.part"), reverse=True)
         return PredictionWriter(self.folder / PREDICTIONS, deciding(config), earlier)
@@ -214,6 +215,13 @@ class Session:
         if self.data.classes_by_task is not None or self.module.trainer.limit_val_batches != 1.0:
             return None
         return len(self.data.split("validation"))
+
+
+def _refuse_special_predictions(path: str) -> None:
+    try:
+        refuse_special_file(Path(path))
+    except ValueError as error:
+        raise ValueError(f"run.predictions: {error}, or - for standard output") from None
 
 
 def deciding(config: str) -> dict[str, Any]:

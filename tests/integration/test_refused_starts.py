@@ -1,6 +1,7 @@
 """What cannot run is refused in two lines, before a run folder exists."""
 
 import json
+import os
 
 import pytest
 
@@ -141,3 +142,11 @@ def test_the_config_of_a_test_starts_a_training(command, tmp_path):
     config = tmp_path / "runs" / "default" / "tested" / "config.yaml"
     assert main(["fit", f"--config={config}", *SHORT, "--run.name=trained"]) == 0
     assert main(["predict", f"--config={config}", f"--data.predict={tmp_path / 'test.jsonl'}"]) == 0
+
+
+def test_predictions_do_not_replace_a_pipe(refused, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    message = refused("predict", f"--run.predictions={tmp_path / 'pipe'}", f"--data.predict={tmp_path / 'test.jsonl'}")
+    assert "device or a pipe" in message
+    assert message.endswith("or - for standard output")
+    assert (tmp_path / "pipe").is_fifo()

@@ -145,6 +145,12 @@ def test_standard_input_in_another_encoding(monkeypatch, encoding):
         read_rows("-")
 
 
+def test_compressed_standard_input(monkeypatch):
+    pipe(monkeypatch, gzip.compress(b"a warm film\n"))
+    with pytest.raises(DataError, match="standard input is compressed by gzip; decompress it first"):
+        read_rows("-")
+
+
 def test_text_with_a_few_zero_bytes_is_no_utf16(tmp_path):
     assert [row["text"] for row in read_rows(write(tmp_path / "a.txt", b"good\x00 film\n"))] == ["good\x00 film"]
 

@@ -92,7 +92,7 @@ def _read_named(source: str, split: str | None, on_bad_row: OnBadRow, columns: C
     if source == STANDARD_INPUT:
         name = "standard input"
         content = sys.stdin.buffer.read()
-        refuse_other_content(content, name)
+        refuse_other_content(content, name, is_named=False)
         parsed, place = parse_text(content, name, columns)
         return collect(parsed, name, place, on_bad_row)
     path = Path(source).expanduser()
