@@ -17,8 +17,8 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from lightning_softprompt.system.hosts import wandb as wandb_host
 from lightning_softprompt.system.atomic_files import write_file
+from lightning_softprompt.system.hosts import wandb as wandb_host
 
 if TYPE_CHECKING:
     from wandb import Run
