@@ -176,6 +176,28 @@ def test_a_file_without_a_template_asks_for_it(summaries, tmp_path):
     assert len(prompt.generate("a warm film", max_new_tokens=2)) == 1
 
 
+@pytest.mark.parametrize(
+    "formats",
+    [
+        {"": "text"},
+        {"": {"template": 3}},
+        {"": {"template": "{text}"}},
+        {"": {"template": TEMPLATE, "decoding": {"max_new_tokens": 0}}},
+        {"": {"template": TEMPLATE, "cut": "nowhere"}},
+        {"": {"template": TEMPLATE, "decoding": {"class_path": "os.system"}}},
+        {"": {"template": TEMPLATE, "more": 1}},
+    ],
+)
+def test_edited_formats_are_refused(formats, data, tmp_path):
+    model = sp.PromptTuning(length=3, data=data)
+    model.configure_model()
+    saved = read_prompt(sp.save_prompt(model, tmp_path / "prompt.safetensors"))
+    path = tmp_path / "edited.safetensors"
+    write_prompt(path, type(saved)(saved.tensors, saved.backbone, saved.method, formats))
+    with pytest.raises(ValueError, match=r"edited.safetensors cannot be loaded"):
+        sp.load_prompt(path, backbone=model.loaded)
+
+
 def test_rows_that_lack_columns_are_named(data):
     model = sp.PromptTuning(length=3, data=data)
     model.configure_model()
