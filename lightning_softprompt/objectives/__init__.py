@@ -1,1 +1,1 @@
-"""What training minimises: formulas on logits, scores and targets, which know no family and no method."""
+"""Training objectives: losses on logits, scores and targets, independent of model family and method."""

@@ -14,10 +14,10 @@ from lightning_softprompt.core.types import Batch
 
 @dataclass(frozen=True)
 class Outcome:
-    """A loss, and what else is worth logging.
+    """A loss, and further values to log.
 
     Args:
-        loss: A scalar.
+        loss: The loss, a scalar.
         logs: Further scalars by name.
     """
 
@@ -30,8 +30,8 @@ class Objective(ABC):
 
     @abstractmethod
     def __call__(self, lm: PromptedLM, batch: Batch) -> Outcome:
-        """The loss, averaged over the batch."""
+        """Computes the loss, averaged over the batch."""
 
     def count(self, batch: Batch) -> Tensor:
-        """How many losses of a batch the mean is over, so that those of several processes can be put together."""
+        """Counts the terms that the loss averages over, so that losses of several processes can be combined."""
         return batch.mask.any(1).sum()

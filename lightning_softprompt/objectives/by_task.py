@@ -1,4 +1,4 @@
-"""Tasks of one run, each by its own loss."""
+"""A separate loss for each kind of task in a run."""
 
 from __future__ import annotations
 
@@ -18,29 +18,33 @@ from lightning_softprompt.objectives.language_modeling import LanguageModeling
 @final
 @dataclass(frozen=True)
 class ByTask(Objective):
-    """One objective for the rows of tasks that have classes, and another for those that are answered by text.
+    """One objective for tasks with classes, and another for tasks with text answers.
 
-    In a batch of several tasks each counts by its rows.
+    In a batch of several tasks, each task is weighted by its number of rows.
 
     Args:
-        labelled: For rows with labels.
-        text: For rows without.
+        labelled: Objective for rows with labels.
+        text: Objective for rows without labels.
     """
 
     labelled: Objective = field(default_factory=Classification)
     text: Objective = field(default_factory=LanguageModeling)
 
     def __call__(self, lm: PromptedLM, batch: Batch) -> Outcome:
-        """The loss."""
-        parts = [(len(own), self._objective_for(own)(lm, own)) for _, _, own in batch.by_task()]
+        """Computes the loss."""
+        parts = [part for _, _, part in batch.by_task()]
+        outcomes = [self._objective_for(part)(lm, part) for part in parts]
         if len(parts) == 1:
-            return parts[0][1]
-        return Outcome(torch.stack([rows / len(batch) * outcome.loss for rows, outcome in parts]).sum())
+            return outcomes[0]
+        losses = [len(part) / len(batch) * outcome.loss for part, outcome in zip(parts, outcomes, strict=True)]
+        return Outcome(torch.stack(losses).sum())
 
     def count(self, batch: Batch) -> Tensor:
-        """Those of a single task; rows, where there are several."""
-        parts = [own for _, _, own in batch.by_task()]
-        return self._objective_for(parts[0]).count(parts[0]) if len(parts) == 1 else super().count(batch)
+        """Counts the terms of a single task, or the rows of several tasks."""
+        parts = [part for _, _, part in batch.by_task()]
+        if len(parts) > 1:
+            return super().count(batch)
+        return self._objective_for(parts[0]).count(parts[0])
 
     def _objective_for(self, batch: Batch) -> Objective:
         return self.text if batch.labels is None else self.labelled

@@ -1,4 +1,4 @@
-"""Learning from the prompts of teachers."""
+"""Distillation from trained prompts."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from lightning_softprompt.objectives.by_task import ByTask
 
 @dataclass(frozen=True)
 class Teacher:
-    """A trained prompt to learn from.
+    """A trained prompt to distill from.
 
     Args:
-        method: Gives its prompts.
-        answers: What it said, by row.
+        method: The trained method.
+        answers: Cache of its log-probabilities, by row.
     """
 
     method: LoadedMethod
@@ -38,7 +38,7 @@ class Teacher:
 
     @classmethod
     def of(cls, path: Path, backbone: Backbone, disk: int) -> Teacher:
-        """That of a file."""
+        """Loads the teacher of a file."""
         saved = read_prompt(path)
         method = load_method(saved, path, backbone)
         method.requires_grad_(False)
@@ -47,7 +47,7 @@ class Teacher:
         return cls(method, ContextCache(memory=0, disk=disk * 2**20, folder=folder))
 
     def answer(self, backbone: Backbone, batch: Batch) -> list[Tensor]:
-        """[targets, V] of each row, log-probabilities of words."""
+        """Computes the log-probabilities [targets, V] of each row."""
         logits = backbone(batch, self.method.prompt(batch))
         each = zip(logits, batch.targets != IGNORE, strict=True)
         return [row[said].float().log_softmax(-1) for row, said in each]
@@ -56,20 +56,20 @@ class Teacher:
 @final
 @dataclass(frozen=True)
 class Distillation(Objective):
-    """A loss, and how far the prompted model is from that of a teacher: L + w (KL(teacher || student) + h MSE).
+    """A base loss plus the distance to a teacher: L + w (KL(teacher || student) + h MSE).
 
-    The divergence is that of the words at each target, averaged over targets; the squared distance is that of the last
-    states of the input's tokens (Wang et al. 2023, arXiv 2303.02861, section 3.2). Teachers are trained beforehand,
-    one for each task, on the same backbone, by any method; they stay as they are. It takes two passes beside that of L.
-    What teachers say may be kept on disk, by teacher and row, which spares one of the two where a row comes again; it
-    takes 4 bytes for each target and word of the vocabulary.
+    The divergence is between the token distributions at each target, averaged over targets; the squared error is
+    between the final states of the input tokens (Wang et al. 2023, arXiv 2303.02861, section 3.2). Teachers are trained
+    beforehand, one per task, on the same backbone, by any method, and stay frozen. Each step takes two forward passes
+    in addition to that of L. The log-probabilities of teachers can be cached on disk, which saves one of the two when
+    a row is seen again, at 4 bytes per target and word of the vocabulary.
 
     Args:
-        teachers: Their `prompt.safetensors` or checkpoints, in the order of the tasks; one serves all tasks.
+        teachers: `prompt.safetensors` files or checkpoints of the teachers, in the order of the tasks, or one for all.
         weight: w.
-        hidden: h; unless 0 it takes two passes more.
-        base: L; None takes `ByTask`, the loss that there is without teachers.
-        disk: Most MiB of each teacher's answers on disk, the oldest first to go; 0 computes them each time.
+        hidden: h; if it is not 0, each step takes two more forward passes.
+        base: L (default: `ByTask`, the loss without teachers).
+        disk: Limit of the cache of each teacher in MiB; the oldest entries are evicted. 0 disables the cache.
     """
 
     teachers: Sequence[str]
@@ -79,7 +79,7 @@ class Distillation(Objective):
     disk: int = 0
 
     def __call__(self, lm: PromptedLM, batch: Batch) -> Outcome:
-        """The loss, averaged over rows."""
+        """Computes the loss, averaged over rows."""
         outcome = (self.base or ByTask())(lm, batch)
         parts = [(len(own) / len(batch), self._distance(task, lm, own)) for task, _, own in batch.by_task()]
         distance = torch.stack([share * part for share, part in parts]).sum()
@@ -87,24 +87,24 @@ class Distillation(Objective):
         return Outcome(outcome.loss + self.weight * distance, logs)
 
     def count(self, batch: Batch) -> Tensor:
-        """As many as L has."""
+        """Counts the terms of L."""
         return (self.base or ByTask()).count(batch)
 
     def _distance(self, task: int, lm: PromptedLM, batch: Batch) -> Tensor:
         teacher = self._teacher(task, lm.backbone)
-        said = self._teacher_log_probabilities(teacher, lm, batch)
+        target = self._teacher_log_probabilities(teacher, lm, batch)
         student = lm(batch)[batch.targets != IGNORE].float().log_softmax(-1)  # [targets, V]
-        distance = kl_div(student, said, reduction="none", log_target=True).sum(-1).mean()
+        distance = kl_div(student, target, reduction="none", log_target=True).sum(-1).mean()
         if not self.hidden:
             return distance
         with torch.no_grad():
-            wanted = lm.backbone.hidden_states(batch, teacher.method.prompt(batch))[batch.mask]  # [tokens, H]
+            target_states = lm.backbone.hidden_states(batch, teacher.method.prompt(batch))[batch.mask]  # [tokens, H]
         states = lm.backbone.hidden_states(batch, lm.prompt(batch))[batch.mask]
-        return distance + self.hidden * (states.float() - wanted.float()).pow(2).mean()
+        return distance + self.hidden * (states.float() - target_states.float()).pow(2).mean()
 
     @torch.no_grad()
     def _teacher_log_probabilities(self, teacher: Teacher, lm: PromptedLM, batch: Batch) -> Tensor:
-        """[targets, V] log-probabilities of a teacher's."""
+        """Returns the log-probabilities [targets, V] of a teacher, from the cache if it is enabled."""
         answer = cache(lambda: teacher.answer(lm.backbone, batch))
         if not self.disk:
             return torch.cat(answer())
@@ -121,7 +121,9 @@ class Distillation(Objective):
     def _teacher(self, task: int, backbone: Backbone) -> Teacher:
         number = 0 if len(self.teachers) == 1 else task
         if number >= len(self.teachers):
-            raise ValueError(f"rows are of task {task}, but there are {len(self.teachers)} teachers; name one for each")
+            raise ValueError(
+                f"rows are of task {task}, but there are {len(self.teachers)} teachers; give one for each task"
+            )
         if number not in self._loaded:
             self._loaded[number] = Teacher.of(Path(self.teachers[number]), backbone, self.disk)
         return self._loaded[number]
@@ -132,5 +134,5 @@ class Distillation(Objective):
 
 
 def digest(*said: object) -> str:
-    """A hash of values by their representation."""
+    """Computes a hash of values from their representation."""
     return blake2b(repr(said).encode(), digest_size=16).hexdigest()

@@ -18,11 +18,11 @@ class LanguageModeling(Objective):
     """Mean cross entropy over target tokens, over the whole vocabulary.
 
     Args:
-        label_smoothing: Share of the probability that the target gives to the rest of the vocabulary.
-        average: Over all target tokens of the batch; or over each row's own first, so that long answers count no more
-            than short ones.
-        source_weight: How much the source counts, beside the answer's 1: 0 leaves it out. Decoder-only models say their
-            source too; no other family does.
+        label_smoothing: Target probability that is distributed over the whole vocabulary.
+        average: Average over all target `tokens` of the batch, or first within `rows`, so that long answers have no
+            larger weight than short ones.
+        source_weight: Weight of the loss on the source, relative to the answer; 0 disables it. Only decoder-only
+            models have a loss on their source.
     """
 
     label_smoothing: float = 0.0
@@ -30,25 +30,26 @@ class LanguageModeling(Objective):
     source_weight: float = 0.0
 
     def __call__(self, lm: PromptedLM, batch: Batch) -> Outcome:
-        """The loss."""
-        loss = self._averaged(lm.cross_entropy(batch, label_smoothing=self.label_smoothing), batch.targets)
+        """Computes the loss."""
+        loss = self._average(lm.cross_entropy(batch, label_smoothing=self.label_smoothing), batch.targets)
         if not self.source_weight:
             return Outcome(loss)
-        source = self._of_source(lm, batch)
+        source = self._source_loss(lm, batch)
         return Outcome(loss + self.source_weight * source, {"answer_loss": loss, "source_loss": source})
 
     def count(self, batch: Batch) -> Tensor:
-        """Target tokens, or rows that have some."""
-        said = batch.targets != IGNORE
-        return said.sum() if self.average == "tokens" else said.any(1).sum()
+        """Counts the target tokens, or the rows that have some."""
+        has_target = batch.targets != IGNORE
+        return has_target.sum() if self.average == "tokens" else has_target.any(1).sum()
 
-    def _averaged(self, losses: Tensor, targets: Tensor) -> Tensor:
-        said = targets != IGNORE
+    def _average(self, losses: Tensor, targets: Tensor) -> Tensor:
+        has_target = targets != IGNORE
         if self.average == "tokens":
-            return losses.sum() / said.sum()
-        return (losses.sum(1) / said.sum(1).clamp(min=1)).sum() / said.any(1).sum()
+            return losses.sum() / has_target.sum()
+        row_means = losses.sum(1) / has_target.sum(1).clamp(min=1)
+        return row_means.sum() / has_target.any(1).sum()
 
-    def _of_source(self, lm: PromptedLM, batch: Batch) -> Tensor:
+    def _source_loss(self, lm: PromptedLM, batch: Batch) -> Tensor:
         source = lm.backbone.language_modeling_view(batch)
         losses = lm.backbone.cross_entropy(source, lm.prompt(batch), self.label_smoothing)
-        return self._averaged(losses, source.targets)
+        return self._average(losses, source.targets)

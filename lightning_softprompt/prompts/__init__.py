@@ -1,1 +1,1 @@
-"""Parts that methods share, in plain torch."""
+"""Initializers, networks and other building blocks of methods."""

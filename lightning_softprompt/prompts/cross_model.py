@@ -1,4 +1,4 @@
-"""Soft tokens of one backbone for another, by way of the words that both know."""
+"""Transfer of soft tokens to another backbone, through the words that both vocabularies contain."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ log = logging.getLogger(__name__)
 @final
 @dataclass(frozen=True)
 class FromAnchors(Init):
-    """Soft tokens that were trained on another backbone: each the same mixture of words here as it is there.
+    """Soft tokens trained on another backbone, expressed as the same mixture of words (experimental).
 
-    The words are those that are one token in both vocabularies, the anchors. With their embeddings A there and B here,
-    a soft token p becomes p M, where M = (A'A + r I)^-1 A'B is the ridge regression of B on A. An experiment: nothing
-    says that two backbones do the same with a mixture as they do with words.
+    The words, called anchors, are those that are a single token in both vocabularies. With their embeddings A in the
+    source and B in this backbone, a soft token p becomes p M, where M = (A'A + r I)^-1 A'B is the ridge regression of
+    B on A. Nothing guarantees that two backbones treat a mixture of words in the same way.
 
-    Source: anchors, Wu et al. 2023 (arXiv 2310.01691), section 3.2. There a prompt's cosines with the anchors are kept,
-    by a search; here the mixture is, in closed form.
+    Source: anchors, Wu et al. 2023 (arXiv 2310.01691), section 3.2. The paper preserves the cosines of a prompt with
+    the anchors, by a search; this class preserves the mixture, in closed form.
 
     Args:
         path: A `prompt.safetensors` or a checkpoint of a run.
-        source: The backbone that the prompt was trained on.
-        ridge: r, as a share of the mean square of the embeddings' directions.
+        source: Name of the backbone that the prompt was trained on.
+        ridge: r, relative to the mean squared norm of the embedding dimensions.
 
     Raises:
-        ValueError: If ridge is not above 0.
+        ValueError: If ridge is not positive.
     """
 
     path: str
@@ -51,30 +51,32 @@ class FromAnchors(Init):
             raise ValueError(f"ridge must be above 0, got {self.ridge}")
 
     def __call__(self, backbone: Backbone, length: int) -> Tensor:
-        """[P, H].
+        """Returns soft tokens [P, H].
 
         Raises:
-            ValueError: If the prompt is not of that backbone, has another length, or no words are known to both.
+            ValueError: If the prompt belongs to another backbone, has another length, or the vocabularies share no
+                word.
         """
         source, path = load_backbone(BackboneSpec(name=self.source)), Path(self.path)
         saved = read_prompt(path)
         saved.check(source, path)
         tokens = soft_tokens(saved, path)
         if len(tokens) != length:
-            raise ValueError(f"{path} has {len(tokens)} soft tokens, but {length} are wanted; set length to that")
+            raise ValueError(f"{path} has {len(tokens)} soft tokens, but length is {length}; make them equal")
         there, here = anchors(source.codec, backbone.codec)
-        log.info("%d words are one token in %s and here", len(there), self.source)
+        log.info("%d words are a single token in this vocabulary and in that of %s", len(there), self.source)
         return self.map_tokens(tokens, embed_tokens(source, there), embed_tokens(backbone, here))
 
     def map_tokens(self, tokens: Tensor, there: Tensor, here: Tensor) -> Tensor:
-        """[P, H there] -> [P, H here], by anchors [A, H there] and [A, H here]."""
-        square = (there.T @ there).double()
-        r = self.ridge * square.diagonal().mean() * torch.eye(len(square), dtype=square.dtype)
-        return (tokens.double() @ torch.linalg.solve(square + r, (there.T @ here).double())).float()
+        """Maps tokens [P, H of the source] to [P, H], given the embeddings of the anchors in both backbones [A, H]."""
+        gram = (there.T @ there).double()
+        ridge = self.ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+        mapping = torch.linalg.solve(gram + ridge, (there.T @ here).double())
+        return (tokens.double() @ mapping).float()
 
 
 def anchors(source: Codec, target: Codec) -> tuple[Tensor, Tensor]:
-    """Ids of words that are one token in both vocabularies, with a space before them.
+    """Returns the ids of words that, preceded by a space, are a single token in both vocabularies.
 
     Raises:
         ValueError: If there are none.
@@ -82,11 +84,16 @@ def anchors(source: Codec, target: Codec) -> tuple[Tensor, Tensor]:
     texts = {str(source.tokenizer.decode([number])).strip() for number in range(len(source.tokenizer))}
     words = [f" {text}" for text in sorted(texts) if text.isalpha()]
     if not words:
-        raise ValueError("the vocabulary that the prompt was trained with has no words")
-    both = [codec.tokenizer(words, add_special_tokens=False)["input_ids"] for codec in (source, target)]
+        raise ValueError("the vocabulary of the source backbone has no words")
+    source_ids = source.tokenizer(words, add_special_tokens=False)["input_ids"]
+    target_ids = target.tokenizer(words, add_special_tokens=False)["input_ids"]
     unknown = target.tokenizer.unk_token_id
-    pairs = [(a[0], b[0]) for a, b in zip(*both, strict=True) if len(a) == len(b) == 1 and b[0] != unknown]
+    pairs = []
+    for one, other in zip(source_ids, target_ids, strict=True):
+        is_single = len(one) == 1 and len(other) == 1
+        if is_single and other[0] != unknown:
+            pairs.append((one[0], other[0]))
     if not pairs:
-        raise ValueError("no word is one token in both vocabularies")
+        raise ValueError("no word is a single token in both vocabularies")
     there, here = torch.tensor(pairs).T
     return there, here

@@ -1,4 +1,4 @@
-"""Demonstrations as the first value of a prompt: what each token of them is, and how it may be trained."""
+"""Tokenized demonstrations as the initial value of a prompt, with the kind of each token."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from lightning_softprompt.core.template import TARGET, Template
 from lightning_softprompt.core.types import IGNORE, Batch, Text
 
 SEPARATOR = "\n\n"
-FORMAT, INPUT, LABEL, SEAM = range(4)  # what a token belongs to: the template's words, a column, the answer, neither
+FORMAT, INPUT, LABEL, SEAM = range(4)  # kinds of tokens: template text, a column, the answer, a separator
 KINDS = {"literal": FORMAT, "column": INPUT, TARGET: LABEL, "seam": SEAM}
 
 
 @dataclass(frozen=True)
 class Context:
-    """Demonstrations in tokens.
+    """Tokenized demonstrations.
 
     Args:
-        ids: [P].
-        kinds: [P] what each belongs to.
-        numbers: [P] the demonstration that each belongs to, counted from 0.
-        start: Special tokens that open a row.
+        ids: Token ids [P].
+        kinds: The kind of each token [P].
+        numbers: The index of each token's demonstration [P].
+        start: Special tokens at the start of a row.
     """
 
     ids: Tensor
@@ -34,29 +34,33 @@ class Context:
     start: tuple[int, ...]
 
     @classmethod
-    def of(cls, codec: Codec, template: Template, demonstrations: Sequence[Mapping[str, str]]) -> Context:
-        """Of rows as `Classes.demonstrations` has them, each followed by a seam."""
-        spans: list[tuple[int, str, int]] = []  # end, kind and demonstration of each stretch of text
+    def from_rows(cls, codec: Codec, template: Template, demonstrations: Sequence[Mapping[str, str]]) -> Context:
+        """Tokenizes rows in the form of `Classes.demonstrations`, each followed by a separator."""
+        spans: list[tuple[int, str, int]] = []  # end, kind and demonstration of each piece of text
         pieces: list[Text] = []
         length = 0
         for number, row in enumerate(demonstrations):
             for kind, part in [*template.parts(row, row[TARGET]), ("seam", SEPARATOR)]:
                 length += len(part)
                 spans.append((length, kind, number))
-                pieces.append(Text(part, template_spans=((0, len(part)),) if kind == "literal" else ()))
+                template_spans = ((0, len(part)),) if kind == "literal" else ()
+                pieces.append(Text(part, template_spans=template_spans))
         ids, places = codec.tokenize(pieces)
         owners = [next(span for span in spans if end <= span[0]) for _, end in places]
         kinds = torch.tensor([KINDS[kind] for _, kind, _ in owners])
-        start = () if tuple(ids[: len(codec.start)]) == codec.start else codec.start
-        return cls(torch.tensor(ids), kinds, torch.tensor([n for *_, n in owners]), start)
+        numbers = torch.tensor([number for *_, number in owners])
+        has_start = tuple(ids[: len(codec.start)]) == codec.start
+        return cls(torch.tensor(ids), kinds, numbers, () if has_start else codec.start)
 
     def weights(self, decay: float) -> Tensor:
-        """[P]: the decay once for an answer's token of the last demonstration, twice for the one before; else 0."""
-        return decay ** (self.numbers.max() + 1 - self.numbers) * (self.kinds == LABEL)
+        """Weights [P] of answer tokens: decay for the last demonstration, decay^2 for the previous one; 0 elsewhere."""
+        distance = self.numbers.max() + 1 - self.numbers
+        return decay**distance * (self.kinds == LABEL)
 
     def batch(self) -> Batch:
-        """The demonstrations as one row whose targets are their answers."""
+        """Returns the demonstrations as one row whose targets are their answers."""
         ids = torch.cat([torch.tensor(self.start, dtype=torch.long), self.ids])[None]
+        mask = torch.ones_like(ids, dtype=torch.bool)
         source = torch.arange(ids.shape[1])[None] < len(self.start)
         targets = self.ids.where(self.kinds == LABEL, IGNORE)[None]
-        return Batch(ids, torch.ones_like(ids, dtype=torch.bool), source, targets, torch.zeros(1, 1, dtype=torch.long))
+        return Batch(ids, mask, source, targets, torch.zeros(1, 1, dtype=torch.long))

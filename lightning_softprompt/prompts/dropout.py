@@ -10,9 +10,9 @@ from lightning_softprompt.core.types import SoftPrompt
 
 
 def apply_dropout(prompt: SoftPrompt, rate: float) -> SoftPrompt:
-    """The prompt with a share of its numbers at zero, and the rest as much larger.
+    """Applies dropout to all tensors of a prompt.
 
-    What is the same for every row stays so: one draw serves them all.
+    Tensors that are shared by all rows have one mask for all rows.
     """
     kv = {
         kind: {layer: (dropout(key, rate), dropout(value, rate)) for layer, (key, value) in layers.items()}

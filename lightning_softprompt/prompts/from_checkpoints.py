@@ -1,4 +1,4 @@
-"""Starting from several trained prompts at once: averages, sums, differences, and what a library has to offer."""
+"""Initializers from several trained prompts: weighted sums, and the most similar prompts of a library."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ log = logging.getLogger(__name__)
 class FromCheckpoints(Init):
     """A weighted sum of the soft tokens of trained prompts, which must have the same backbone, P and H.
 
-    Weights 0.5 and 0.5 are the average, 1 - t and t lie between two prompts, and 1, 1 and -1 add to the first what
-    the second has over the third.
+    Weights 0.5 and 0.5 give the average, 1 - t and t a point between two prompts, and 1, 1 and -1 add the difference
+    of the second and third prompts to the first.
 
     Args:
-        paths: `prompt.safetensors` or checkpoints of runs.
-        weights: One for each, as they are: they need not add up to 1. None takes the average.
-        name: The parameter to take; None finds it.
+        paths: `prompt.safetensors` files or checkpoints of runs.
+        weights: One weight per path, not normalized (default: the average).
+        name: Name of the parameter to load (default: detected).
 
     Raises:
-        ValueError: If there are no paths, or not as many weights.
+        ValueError: If there are no paths, or the number of weights differs.
     """
 
     paths: Sequence[str]
@@ -41,10 +41,10 @@ class FromCheckpoints(Init):
 
     def __post_init__(self) -> None:
         if not self.paths or (self.weights is not None and len(self.weights) != len(self.paths)):
-            raise ValueError(f"FromCheckpoints wants paths, and a weight for each, got {self.paths} and {self.weights}")
+            raise ValueError(f"FromCheckpoints requires paths and as many weights, got {self.paths} and {self.weights}")
 
     def __call__(self, backbone: Backbone, length: int) -> Tensor:
-        """[P, H]."""
+        """Returns soft tokens [P, H]."""
         weights = self.weights or [1 / len(self.paths)] * len(self.paths)
         tokens = [load_soft_tokens(Path(path), backbone, length, self.name) for path in self.paths]
         return weighted_sum(tokens, weights)
@@ -52,15 +52,15 @@ class FromCheckpoints(Init):
 
 @dataclass(frozen=True)
 class FromLibrary(Init):
-    """The prompts of a library that are most like a task's own, by their similarity (Vu et al. 2022, section 3.3).
+    """The prompts of a library that are most similar to a prompt of the task (Vu et al. 2022, section 3.3).
 
-    The task's own prompt is one that was trained for a while from the same start as those of the library were, or the
-    numbers mean little. Prompts that are unlike it, with a similarity of 0 or less, are left out.
+    Train the prompt of the task for a short time from the same initial value as the prompts of the library; otherwise
+    similarities mean little. Prompts with a similarity of 0 or less are left out.
 
     Args:
-        query: The task's own prompt, a `prompt.safetensors` or a checkpoint.
-        folder: The library, as `softprompt prompts` fills it.
-        top: How many of the likest are mixed, each by its share of their similarities; 1 takes the likest.
+        query: Prompt of the task, a `prompt.safetensors` or a checkpoint.
+        folder: Folder of the library, filled by `softprompt prompts add`.
+        top: Number of most similar prompts to mix, weighted by similarity; 1 uses the most similar one.
         measure: Cosine over all pairs of soft tokens (`rows`), or of their means (`mean`).
 
     Raises:
@@ -77,46 +77,51 @@ class FromLibrary(Init):
             raise ValueError(f"top must be at least 1, got {self.top}")
 
     def __call__(self, backbone: Backbone, length: int) -> Tensor:
-        """[P, H]."""
+        """Returns soft tokens [P, H]."""
         library = Library(Path(self.folder))
-        own = load_soft_tokens(Path(self.query), backbone, length)
+        query = load_soft_tokens(Path(self.query), backbone, length)
         prompts = {name: load_soft_tokens(library.path(name), backbone, length) for name in library.read()}
-        chosen = most_similar(own, prompts, self.top, self.measure)
-        log.info("starting from %s", ", ".join(f"{share:.3f} {name}" for name, share in chosen.items()))
-        return weighted_sum([prompts[name] for name in chosen], list(chosen.values()))
+        weights = most_similar(query, prompts, self.top, self.measure)
+        log.info("Initializing from %s", ", ".join(f"{weight:.3f} {name}" for name, weight in weights.items()))
+        return weighted_sum([prompts[name] for name in weights], list(weights.values()))
 
 
-def most_similar(own: Tensor, prompts: dict[str, Tensor], top: int, measure: Measure) -> dict[str, float]:
-    """The prompts most like one's own, likest first, each with its share of their similarities.
+def most_similar(query: Tensor, prompts: dict[str, Tensor], top: int, measure: Measure) -> dict[str, float]:
+    """Finds the prompts most similar to a query, the most similar first.
+
+    Returns:
+        The weight of each prompt: its similarity, normalized to a sum of 1.
 
     Raises:
-        ValueError: If none is like it.
+        ValueError: If no prompt has a positive similarity.
     """
-    found = {name: MEASURES[measure](own, tokens) for name, tokens in prompts.items()}
-    best = sorted((name for name, like in found.items() if like > 0), key=lambda name: -found[name])[:top]
+    similarities = {name: MEASURES[measure](query, tokens) for name, tokens in prompts.items()}
+    positive = [name for name, similarity in similarities.items() if similarity > 0]
+    best = sorted(positive, key=lambda name: -similarities[name])[:top]
     if not best:
-        raise ValueError(f"no prompt of the library is like this one, similarities are {found}; start anew")
-    total = sum(found[name] for name in best)
-    return {name: found[name] / total for name in best}
+        raise ValueError(f"no similar prompt found (similarities {similarities}); train from scratch")
+    total = sum(similarities[name] for name in best)
+    return {name: similarities[name] / total for name in best}
 
 
 def weighted_sum(tokens: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """The weighted sum of soft tokens [P, H]."""
-    return torch.stack([weight * of for weight, of in zip(weights, tokens, strict=True)]).sum(0)
+    """Computes the weighted sum of soft tokens [P, H]."""
+    terms = [weight * one for weight, one in zip(weights, tokens, strict=True)]
+    return torch.stack(terms).sum(0)
 
 
 def load_soft_tokens(path: Path, backbone: Backbone, length: int, name: str | None = None) -> Tensor:
-    """The soft tokens [P, H] of a trained prompt.
+    """Loads the soft tokens [P, H] of a trained prompt.
 
     Raises:
-        ValueError: If it is of another backbone, has none, or another number of them.
+        ValueError: If the prompt belongs to another backbone, or does not have `length` soft tokens.
     """
     saved = read_prompt(path)
     saved.check(backbone, path)
     tokens = soft_tokens(saved, path, name)
     if tokens.shape != (length, backbone.hidden_size):
         raise ValueError(
-            f"{path} has soft tokens of shape {list(tokens.shape)}, but {[length, backbone.hidden_size]} is wanted; "
-            f"set length to {len(tokens)}"
+            f"{path} has soft tokens of shape {list(tokens.shape)}, expected {[length, backbone.hidden_size]}; set "
+            f"length to {len(tokens)}"
         )
     return tokens

@@ -1,6 +1,6 @@
-"""Where soft tokens start: initialisers as objects, each called with the backbone and P, giving [P, H] in float32.
+"""Initializers of soft tokens: objects that are called with the backbone and P and return [P, H] in float32.
 
-Random, vocabulary and label starts are those of Lester et al. 2021 (arXiv 2104.08691), section 3.2 and their code.
+Random, vocabulary and label initialization follow Lester et al. 2021 (arXiv 2104.08691), section 3.2, and their code.
 All draw from torch's global generator, which the run seeds.
 """
 
@@ -19,57 +19,58 @@ from lightning_softprompt.checkpoints.prompt_file import read_prompt
 
 
 class Init(ABC):
-    """Makes the first value of soft tokens."""
+    """Creates the initial value of soft tokens."""
 
     @abstractmethod
     def __call__(self, backbone: Backbone, length: int) -> Tensor:
-        """[P, H] in float32 for P = `length`."""
+        """Returns [P, H] in float32 for P = `length`."""
 
 
 @dataclass(frozen=True)
 class Uniform(Init):
-    """Each number uniform between -bound and bound.
+    """Values drawn uniformly between -bound and bound.
 
     Args:
-        bound: Half the width of the interval; None makes the root mean square that of the word embeddings. Lester et
-            al. take 0.5, which suits the large embeddings of T5.
+        bound: Half the width of the interval (default: the root mean square equals that of the word embeddings).
+            Lester et al. use 0.5, which suits the large embeddings of T5.
     """
 
     bound: float | None = None
 
     def __call__(self, backbone: Backbone, length: int) -> Tensor:
-        """[P, H]."""
+        """Returns soft tokens [P, H]."""
         bound = rms(backbone) * 3**0.5 if self.bound is None else self.bound
         return (torch.rand(length, backbone.hidden_size) * 2 - 1) * bound
 
 
 @dataclass(frozen=True)
 class Normal(Init):
-    """Each number from a normal distribution around 0.
+    """Values drawn from a normal distribution around 0.
 
     Args:
-        std: Its standard deviation; None takes the root mean square of the word embeddings.
+        std: Standard deviation (default: the root mean square of the word embeddings).
     """
 
     std: float | None = None
 
     def __call__(self, backbone: Backbone, length: int) -> Tensor:
-        """[P, H]."""
-        return torch.randn(length, backbone.hidden_size) * (rms(backbone) if self.std is None else self.std)
+        """Returns soft tokens [P, H]."""
+        std = rms(backbone) if self.std is None else self.std
+        return torch.randn(length, backbone.hidden_size) * std
 
 
 @dataclass(frozen=True)
 class SampleVocabulary(Init):
-    """Embeddings of words drawn from the vocabulary, without repeats while there are enough.
+    """Embeddings of words sampled from the vocabulary, without repetition as long as there are enough.
 
     Args:
-        first: Draws among the first so many ids, which in most vocabularies are the frequent ones; None takes all.
+        first: Sample from this many first ids, which are the frequent ones in most vocabularies (None: from all ids).
     """
 
     first: int | None = 5000
 
     def __call__(self, backbone: Backbone, length: int) -> Tensor:
-        """[P, H]."""
+        """Returns soft tokens [P, H]."""
         words = len(backbone.word_embeddings)
         pool = words if self.first is None else min(self.first, words)
         drawn = torch.cat([torch.randperm(pool) for _ in range(max(1, -(-length // pool)))])[:length]
@@ -78,37 +79,37 @@ class SampleVocabulary(Init):
 
 @dataclass(frozen=True)
 class FromText(Init):
-    """Embeddings of a text's tokens: a text longer than P is cut, a shorter one followed by sampled vocabulary.
+    """Embeddings of the tokens of a text, truncated to P tokens or extended with sampled vocabulary.
 
     Args:
-        text: Such as an instruction for the task.
+        text: Text such as an instruction for the task.
     """
 
     text: str
 
     def __call__(self, backbone: Backbone, length: int) -> Tensor:
-        """[P, H]."""
+        """Returns soft tokens [P, H]."""
         ids = torch.tensor(backbone.codec.template_ids(self.text)[:length], dtype=torch.long)
         if not len(ids):
-            raise ValueError(f"FromText wants a text with at least one token, got {self.text!r}")
+            raise ValueError(f"FromText requires a text with at least one token, got {self.text!r}")
         return torch.cat([embed_tokens(backbone, ids), SampleVocabulary()(backbone, length - len(ids))])
 
 
 @dataclass(frozen=True)
 class ClassLabels(Init):
-    """The embedding of one class label a soft token (the mean over a label's tokens), then sampled vocabulary.
+    """The embedding of a class label per soft token (the mean over its tokens), extended with sampled vocabulary.
 
     Args:
-        labels: The labels as the verbalizer speaks them.
+        labels: The label words of the classes.
     """
 
     labels: Sequence[str]
 
     def __call__(self, backbone: Backbone, length: int) -> Tensor:
-        """[P, H]."""
+        """Returns soft tokens [P, H]."""
         labels = [backbone.codec.ids(label) for label in self.labels[:length]]
         if not all(labels):
-            raise ValueError(f"every label wants at least one token, got {list(self.labels)}")
+            raise ValueError(f"every label requires at least one token, got {list(self.labels)}")
         means = [embed_tokens(backbone, torch.tensor(ids)).mean(0, keepdim=True) for ids in labels]
         return torch.cat([*means, SampleVocabulary()(backbone, length - len(means))])
 
@@ -119,36 +120,38 @@ class FromCheckpoint(Init):
 
     Args:
         path: A `prompt.safetensors` or a checkpoint of a run.
-        name: The parameter to take; `parts.tokens` of a folded prompt.
+        name: Name of the parameter to load; `parts.tokens` for a folded prompt.
     """
 
     path: str
     name: str = "tokens"
 
     def __call__(self, backbone: Backbone, length: int) -> Tensor:
-        """[P, H]."""
+        """Returns soft tokens [P, H]."""
         saved = read_prompt(Path(self.path))
         saved.check(backbone, Path(self.path))
         if self.name not in saved.tensors:
             raise ValueError(f"{self.path} has no {self.name!r}; it has {sorted(saved.tensors)}")
-        tokens = saved.tensors[self.name].float().flatten(0, -2)  # folded ones have a leading 1
+        tokens = saved.tensors[self.name].float().flatten(0, -2)  # those of folded prompts are [1, P, H]
         if tokens.shape != (length, backbone.hidden_size):
             raise ValueError(
-                f"{self.path} has soft tokens of shape {list(tokens.shape)}, but {[length, backbone.hidden_size]} is "
-                f"wanted; set length to {len(tokens)}"
+                f"{self.path} has soft tokens of shape {list(tokens.shape)}, expected "
+                f"{[length, backbone.hidden_size]}; set length to {len(tokens)}"
             )
         return tokens
 
 
 @torch.no_grad()
 def embed_tokens(backbone: Backbone, ids: Tensor) -> Tensor:
-    """Embeddings [T, H] of tokens [T] as the model's embedding module gives them, in float32 on the CPU.
+    """Embeds tokens [T] with the model's embedding module: [T, H] in float32 on the CPU.
 
-    Soft tokens enter after this module, which in some models scales its table.
+    Soft tokens are inserted after this module, which in some models scales its table.
     """
-    return backbone.embed(ids.to(backbone.word_embeddings.device)[None])[0].float().cpu()
+    rows = ids.to(backbone.word_embeddings.device)[None]
+    return backbone.embed(rows)[0].float().cpu()
 
 
 def rms(backbone: Backbone) -> float:
-    """Root mean square of the embeddings: the model has never seen inputs of a very different size."""
-    return backbone.embedding_scale * float(backbone.word_embeddings.detach().float().pow(2).mean().sqrt())
+    """Computes the root mean square of the embeddings, the scale of the inputs that the model was trained on."""
+    mean_square = backbone.word_embeddings.detach().float().pow(2).mean()
+    return backbone.embedding_scale * float(mean_square.sqrt())

@@ -1,4 +1,4 @@
-"""Prompts of different methods and lengths for the rows of one batch."""
+"""Merges prompts of different methods and lengths into one prompt for the rows of a batch."""
 
 from __future__ import annotations
 
@@ -14,91 +14,107 @@ Part = tuple[list[int], SoftPrompt]  # rows of the batch, and their prompt: one 
 
 
 def merge_prompts(parts: Sequence[Part], batch: Batch) -> SoftPrompt:
-    """One prompt in which each row of the batch has what its own part gives it, and nothing else.
+    """Merges the prompts of groups of rows; the result for a row depends only on the prompt of its group.
 
     Args:
-        parts: Rows and their prompts; a row that is in none has no prompt.
+        parts: Rows and their prompts; a row that is in no part has no prompt.
         batch: All rows.
 
     Raises:
-        ValueError: If a row is in two parts, a part brings soft tokens that enter at a middle layer, or two parts bring
-            keys and values to different layers.
+        ValueError: If a row is in two parts, a part has soft tokens at a middle layer, or two parts have keys and
+            values in different layers.
     """
-    parts = [(own, prompt) for own, prompt in parts if own]
-    rows = [row for own, _ in parts for row in own]
-    if len(rows) != len(set(rows)):
-        raise ValueError(
-            f"each row takes one prompt, but rows {sorted({r for r in rows if rows.count(r) > 1})} have more"
-        )
+    parts = [(rows, prompt) for rows, prompt in parts if rows]
+    all_rows = [row for rows, _ in parts for row in rows]
+    repeated = sorted({row for row in all_rows if all_rows.count(row) > 1})
+    if repeated:
+        raise ValueError(f"each row takes one prompt, but rows {repeated} have more")
     if any(prompt.hidden for _, prompt in parts):
-        raise ValueError("soft tokens that enter at a middle layer cannot be mixed with other prompts; run them apart")
-    tokens, inside, blocks = _tokens(parts, len(batch))
+        raise ValueError("soft tokens at a middle layer cannot be merged with other prompts; run them separately")
+    tokens, token_mask, blocks = _merge_tokens(parts, len(batch))
     kinds = dict.fromkeys(kind for _, prompt in parts for kind in prompt.kv)
-    injected = {kind: _pairs(kind, parts, len(batch)) for kind in kinds}
+    merged = {kind: _merge_key_values(kind, parts, len(batch)) for kind in kinds}
     return SoftPrompt(
         tokens=tokens,
-        token_mask=inside,
+        token_mask=token_mask,
         blocks=blocks,
-        shift=_shift(parts, batch),
-        kv={kind: pairs for kind, (pairs, _) in injected.items()},
-        kv_mask={kind: inside for kind, (_, inside) in injected.items()},
+        shift=_merge_shifts(parts, batch),
+        kv={kind: pairs for kind, (pairs, _) in merged.items()},
+        kv_mask={kind: mask for kind, (_, mask) in merged.items()},
     )
 
 
-def _tokens(parts: Sequence[Part], batch: int) -> tuple[Tensor | None, Tensor | None, tuple[int, ...] | None]:
-    """Soft tokens [B, P, H] block by block, each as long as the longest, and which of them [B, P] each row has."""
-    with_tokens = [
-        (rows, p.tokens, _mask_or_ones(p.tokens, p.token_mask), _blocks(p)) for rows, p in parts if p.tokens is not None
-    ]
+def _merge_tokens(parts: Sequence[Part], batch: int) -> tuple[Tensor | None, Tensor | None, tuple[int, ...] | None]:
+    """Merges soft tokens block by block, each padded to the longest.
+
+    Returns:
+        Soft tokens [B, P, H], the mask [B, P] of those that each row has, and the lengths of the blocks.
+    """
+    with_tokens = [(rows, prompt.tokens, prompt) for rows, prompt in parts if prompt.tokens is not None]
     if not with_tokens:
         return None, None, None
-    slots = max(len(blocks) for *_, blocks in with_tokens)
-    lengths = tuple(max((b[s] for *_, b in with_tokens if s < len(b)), default=0) for s in range(slots))
-    filled, inside = [], []
-    for rows, tokens, own, blocks in with_tokens:
-        blocks = (*blocks, *[0] * (slots - len(blocks)))
-        pieces = zip(tokens.split(blocks, 1), own.split(blocks, 1), blocks, lengths, strict=True)
-        padded = [(pad(t, (0, 0, 0, most - n)), pad(i, (0, most - n))) for t, i, n, most in pieces]
-        filled.append((rows, torch.cat([t for t, _ in padded], 1)))
-        inside.append((rows, torch.cat([i for _, i in padded], 1)))
-    return _scatter_rows(filled, batch), _scatter_rows(inside, batch), lengths
+    blocks_of_parts = [_block_lengths(prompt) for *_, prompt in with_tokens]
+    num_slots = max(map(len, blocks_of_parts))
+    blocks_of_parts = [(*blocks, *[0] * (num_slots - len(blocks))) for blocks in blocks_of_parts]
+    longest = tuple(max(lengths) for lengths in zip(*blocks_of_parts, strict=True))
+    merged_tokens, merged_masks = [], []
+    for (rows, tokens, prompt), blocks in zip(with_tokens, blocks_of_parts, strict=True):
+        mask = _mask_or_ones(tokens, prompt.token_mask)
+        padded_tokens, padded_masks = [], []
+        for block, block_mask, size in zip(tokens.split(blocks, 1), mask.split(blocks, 1), longest, strict=True):
+            missing = size - block.shape[1]
+            padded_tokens.append(pad(block, (0, 0, 0, missing)))
+            padded_masks.append(pad(block_mask, (0, missing)))
+        merged_tokens.append((rows, torch.cat(padded_tokens, 1)))
+        merged_masks.append((rows, torch.cat(padded_masks, 1)))
+    return _scatter_rows(merged_tokens, batch), _scatter_rows(merged_masks, batch), longest
 
 
-def _blocks(prompt: SoftPrompt) -> tuple[int, ...]:
+def _block_lengths(prompt: SoftPrompt) -> tuple[int, ...]:
     return prompt.blocks if prompt.blocks is not None else (prompt.tokens.shape[1],)  # type: ignore[union-attr]
 
 
-def _mask_or_ones(tensor: Tensor, inside: Tensor | None) -> Tensor:
-    """[B, P] which of [B, P, ...] is there."""
-    return torch.ones(tensor.shape[:2], dtype=torch.bool, device=tensor.device) if inside is None else inside
+def _mask_or_ones(tensor: Tensor, mask: Tensor | None) -> Tensor:
+    """The mask [B, P] of positions of [B, P, ...]; all of them if there is no mask."""
+    if mask is not None:
+        return mask
+    return torch.ones(tensor.shape[:2], dtype=torch.bool, device=tensor.device)
 
 
-def _shift(parts: Sequence[Part], batch: Batch) -> Tensor | None:
-    """[B, T, H]."""
+def _merge_shifts(parts: Sequence[Part], batch: Batch) -> Tensor | None:
+    """Merges the shifts of embeddings to [B, T, H]."""
     shifts = [(rows, prompt.shift) for rows, prompt in parts if prompt.shift is not None]
     return _scatter_rows(shifts, len(batch)) if shifts else None
 
 
-def _pairs(kind: str, parts: Sequence[Part], batch: int) -> tuple[dict[int, tuple[Tensor, Tensor]], Tensor]:
-    """Keys and values [B, N, P, D] by layer, and which of them [B, P] each row has."""
-    given = [(rows, p.kv[kind], p.kv_mask.get(kind)) for rows, p in parts if kind in p.kv]
-    if len({frozenset(layers) for _, layers, _ in given}) > 1:
-        raise ValueError(f"prompts that bring {kind} keys to different layers cannot be mixed; run them apart")
-    longest = max(key.shape[2] for _, layers, _ in given for key, _ in layers.values())
+def _merge_key_values(kind: str, parts: Sequence[Part], batch: int) -> tuple[dict[int, tuple[Tensor, Tensor]], Tensor]:
+    """Merges keys and values [B, N, P, D] by layer; also returns the mask [B, P] of those that each row has."""
+    with_kind = [(rows, prompt.kv[kind], prompt.kv_mask.get(kind)) for rows, prompt in parts if kind in prompt.kv]
+    if len({frozenset(layers) for _, layers, _ in with_kind}) > 1:
+        raise ValueError(f"prompts with {kind} keys in different layers cannot be merged; run them separately")
+    longest = max(key.shape[2] for _, layers, _ in with_kind for key, _ in layers.values())
 
-    def in_rows(layer: int, side: int) -> Tensor:
-        sides = [(rows, layers[layer][side]) for rows, layers, _ in given]
-        return _scatter_rows([(rows, pad(t, (0, 0, 0, longest - t.shape[2]))) for rows, t in sides], batch)
+    def merge_side(layer: int, side: int) -> Tensor:
+        padded = []
+        for rows, layers, _ in with_kind:
+            tensor = layers[layer][side]
+            padded.append((rows, pad(tensor, (0, 0, 0, longest - tensor.shape[2]))))
+        return _scatter_rows(padded, batch)
 
-    pairs = {layer: (in_rows(layer, 0), in_rows(layer, 1)) for layer in given[0][1]}
-    inside = [(rows, _mask_or_ones(next(iter(layers.values()))[0][:, 0], own)) for rows, layers, own in given]
-    return pairs, _scatter_rows([(rows, pad(i, (0, longest - i.shape[1]))) for rows, i in inside], batch)
+    pairs = {layer: (merge_side(layer, 0), merge_side(layer, 1)) for layer in with_kind[0][1]}
+    masks = []
+    for rows, layers, kv_mask in with_kind:
+        key, _ = next(iter(layers.values()))
+        mask = _mask_or_ones(key[:, 0], kv_mask)
+        masks.append((rows, pad(mask, (0, longest - mask.shape[1]))))
+    return pairs, _scatter_rows(masks, batch)
 
 
 def _scatter_rows(parts: Sequence[tuple[list[int], Tensor]], batch: int) -> Tensor:
-    """Tensors [1|rows, ...] of some rows each as one [B, ...], zero in rows that have none."""
-    whole = parts[0][1].new_zeros(batch, *parts[0][1].shape[1:])
+    """Scatters tensors [1|rows, ...] of groups of rows into one tensor [B, ...], with zeros for all other rows."""
+    merged = parts[0][1].new_zeros(batch, *parts[0][1].shape[1:])
     for rows, tensor in parts:
-        index = torch.tensor(rows, device=whole.device)
-        whole = whole.index_copy(0, index, tensor.to(whole.dtype).expand(len(rows), *tensor.shape[1:]))
-    return whole
+        index = torch.tensor(rows, device=merged.device)
+        expanded = tensor.to(merged.dtype).expand(len(rows), *tensor.shape[1:])
+        merged = merged.index_copy(0, index, expanded)
+    return merged

@@ -1,4 +1,4 @@
-"""Small networks that soft prompts are made by."""
+"""Small networks for the reparameterization of soft prompts."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 def perceptron(widths: Sequence[int], activation: Activation = "relu") -> nn.Sequential:
-    """Linear layers from width to width, with the activation between them.
+    """Creates linear layers of the given widths, with the activation between them.
 
     Raises:
-        ValueError: If there is no such activation.
+        ValueError: If the activation is unknown.
     """
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(get_args(Activation))}, got {activation!r}")
     layers: list[nn.Module] = []
-    for before, after in pairwise(widths):
-        layers += [nn.Linear(before, after), ACTIVATIONS[activation]()]
+    for inner, outer in pairwise(widths):
+        layers += [nn.Linear(inner, outer), ACTIVATIONS[activation]()]
     return nn.Sequential(*layers[:-1])
 
 
@@ -38,8 +38,8 @@ class Recurrent(nn.Module):
     Args:
         width: H.
         state: Width of the LSTM in each direction.
-        layers: Of the LSTM.
-        perceptron: What follows, from twice the state to H.
+        layers: Number of layers of the LSTM.
+        perceptron: The following network, from twice `state` to H.
     """
 
     def __init__(self, width: int, state: int, layers: int, perceptron: nn.Module) -> None:
@@ -48,7 +48,7 @@ class Recurrent(nn.Module):
         self.perceptron = perceptron
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """[P, H] -> [P, H]; in float32, whatever precision the run has."""
+        """Maps [P, H] to [P, H]; in float32, independent of the precision of the run."""
         with torch.autocast(tokens.device.type, enabled=False):
             states, _ = self.lstm(at_least_float32(tokens)[None])
             return self.perceptron(states[0])  # type: ignore[no-any-return]
@@ -58,9 +58,9 @@ class HypercomplexLinear(nn.Module):
     """A linear map whose matrix is a sum of n Kronecker products (Zhang et al. 2021, arXiv 2102.08597, equation 3).
 
     Args:
-        inner: Width of what is given.
-        outer: Width of what is made.
-        n: Products.
+        inner: Width of the input.
+        outer: Width of the output.
+        n: Number of products.
 
     Raises:
         ValueError: If n does not divide both widths.
@@ -75,11 +75,11 @@ class HypercomplexLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(outer))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., inner] -> [..., outer]."""
+        """Maps [..., inner] to [..., outer]."""
         weight = torch.einsum("kij,kab->iajb", self.rules, self.blocks).flatten(2).flatten(0, 1)
         return nn.functional.linear(x, weight, self.bias)
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """What is computed with prompts is computed in their precision."""
+    """Converts half precision to float32, the precision of prompts; wider types stay."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""One state for a row."""
+"""Pooling of the states of a row."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ Pool = Literal["first", "last", "mean"]
 
 
 def pool_states(states: Tensor, source: Tensor, pool: Pool) -> Tensor:
-    """[B, H] of states [B, T, H], of the tokens [B, T] that are neither padding nor answer."""
-    places = torch.arange(source.shape[1], device=source.device)
-    weights = {
-        "first": places == source.int().argmax(1, keepdim=True),
-        "last": places == (source * places).amax(1, keepdim=True),
+    """Pools states [B, T, H] to [B, H] over the source tokens [B, T], which exclude padding and answer."""
+    positions = torch.arange(source.shape[1], device=source.device)
+    masks = {
+        "first": positions == source.int().argmax(1, keepdim=True),
+        "last": positions == (source * positions).amax(1, keepdim=True),
         "mean": source,
-    }[pool].to(states)
-    return (states * weights[..., None]).sum(1) / weights.sum(1, keepdim=True).clamp(min=1)
+    }
+    weights = masks[pool].to(states)
+    total = (states * weights[..., None]).sum(1)
+    return total / weights.sum(1, keepdim=True).clamp(min=1)

@@ -1,4 +1,4 @@
-"""How much each of several prompts counts for a row."""
+"""Attention of a row over several prompts."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class PromptAttention(nn.Module):
 
     Args:
         width: H.
-        bottleneck: M, width of its middle.
-        temperature: t; None takes e * H.
+        bottleneck: M, hidden width.
+        temperature: t (default: e * H).
     """
 
     def __init__(self, width: int, bottleneck: int, temperature: float | None = None) -> None:
@@ -25,13 +25,14 @@ class PromptAttention(nn.Module):
         self.temperature = torch.e * width if temperature is None else temperature
 
     def forward(self, features: Tensor, keys: Tensor) -> Tensor:
-        """[B, J] that add up to 1, of features [B, H] and keys [B|1, J, H]."""
+        """Computes weights [B, J] with sum 1 from features [B, H] and keys [B|1, J, H]."""
         query = self.norm(self.up(nn.functional.silu(self.down(features))))
         scores = (keys @ query[..., None])[..., 0] / self.temperature
         return scores.softmax(-1)
 
 
 def max_embedding(embeds: Tensor, batch: Batch) -> Tensor:
-    """[B, H] in float32: number by number the greatest of what a method may look at, of embeddings [B, T, H]."""
-    seen = at_least_float32(embeds).masked_fill(~batch.source[..., None], float("-inf")).amax(1)
-    return seen.masked_fill(~batch.source.any(1, keepdim=True), 0.0)
+    """Max-pools embeddings [B, T, H] over the source tokens: [B, H] in float32."""
+    masked = at_least_float32(embeds).masked_fill(~batch.source[..., None], float("-inf"))
+    has_source = batch.source.any(1, keepdim=True)
+    return masked.amax(1).masked_fill(~has_source, 0.0)

@@ -1,4 +1,4 @@
-"""Which of several prompts a row gets, by what its input says."""
+"""Router that selects one of several prompts for a row by its input."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from lightning_softprompt.prompts.pooling import pool_states
 
 @dataclass(frozen=True)
 class Routing:
-    """What a router decided for each row.
+    """The decisions of a router for each row.
 
     Args:
-        probabilities: [B, N] of N experts.
-        chosen: [B] the likeliest of them.
+        probabilities: Probabilities [B, N] of N experts.
+        chosen: The most probable expert [B].
     """
 
     probabilities: Tensor
@@ -26,29 +26,29 @@ class Routing:
 
     @property
     def selected(self) -> Tensor:
-        """[B, N], 1 at the chosen expert."""
+        """One-hot encoding [B, N] of the chosen expert."""
         return nn.functional.one_hot(self.chosen, self.probabilities.shape[1]).to(self.probabilities)
 
     @property
     def balance(self) -> Tensor:
-        """1 where all experts are used alike, N where only one is (Fedus et al. 2021, arXiv 2101.03961, eq. 4)."""
+        """Load-balancing loss (Fedus et al. 2021, arXiv 2101.03961, eq. 4): 1 if balanced, N if one expert is used."""
         share, mean = self.selected.mean(0), self.probabilities.mean(0)
         return self.probabilities.shape[1] * (share * mean).sum()
 
     @property
     def usage(self) -> dict[str, Tensor]:
-        """The share of rows that each expert got."""
+        """Fraction of rows that each expert gets."""
         return {f"usage/expert_{number}": share for number, share in enumerate(self.selected.mean(0))}
 
 
 class Router(nn.Module):
-    """A linear map of a row's mean input embedding to N experts, with multiplicative noise while training.
+    """A linear map of a row's mean input embedding to N experts, with multiplicative noise in training.
 
     Args:
         width: H.
-        experts: N.
+        experts: N, the number of experts.
         noise: Standard deviation of the noise.
-        bias: Whether the map has one.
+        bias: Whether the map has a bias.
     """
 
     def __init__(self, width: int, experts: int, noise: float, bias: bool) -> None:
@@ -58,7 +58,7 @@ class Router(nn.Module):
         nn.init.orthogonal_(self.linear.weight)
 
     def forward(self, features: Tensor) -> Routing:
-        """Of features [B, H]."""
+        """Routes rows by their features [B, H]."""
         scores = self.linear(features)
         if self.training and self.noise:
             scores = scores * (1 + torch.randn_like(scores) * self.noise)
@@ -67,5 +67,5 @@ class Router(nn.Module):
 
 
 def mean_embedding(embeds: Tensor, batch: Batch) -> Tensor:
-    """[B, H] in float32: the mean over what a method may look at, of embeddings [B, T, H]."""
+    """Mean-pools embeddings [B, T, H] over the source tokens: [B, H] in float32."""
     return pool_states(at_least_float32(embeds), batch.source, "mean")

@@ -1,4 +1,4 @@
-"""How alike soft tokens of different tasks are (Vu et al. 2022, arXiv 2110.07904, section 3.2)."""
+"""Similarity of the soft tokens of tasks (Vu et al. 2022, arXiv 2110.07904, section 3.2)."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ Measure = Literal["rows", "mean"]
 
 
 def mean_similarity(one: Tensor, other: Tensor) -> float:
-    """The cosine of the two means over soft tokens, of [P, H] and [P', H]."""
+    """Computes the cosine of the mean soft tokens of [P, H] and [P', H]."""
     return float(cosine_similarity(one.mean(0), other.mean(0), dim=0))
 
 
 def row_similarity(one: Tensor, other: Tensor) -> float:
-    """The mean cosine over all pairs of soft tokens, of [P, H] and [P', H]."""
+    """Computes the mean cosine over all pairs of soft tokens of [P, H] and [P', H]."""
     return float(normalize(one, dim=1).mean(0) @ normalize(other, dim=1).mean(0))
 
 
@@ -26,6 +26,6 @@ MEASURES: dict[Measure, Callable[[Tensor, Tensor], float]] = {"rows": row_simila
 
 
 def similarities(prompts: Sequence[Tensor], measure: Measure) -> Tensor:
-    """Each with each, [prompts, prompts]."""
-    of = MEASURES[measure]
-    return torch.tensor([[of(one, other) for other in prompts] for one in prompts])
+    """Computes the similarity of all pairs of prompts: [prompts, prompts]."""
+    similarity = MEASURES[measure]
+    return torch.tensor([[similarity(one, other) for other in prompts] for one in prompts])

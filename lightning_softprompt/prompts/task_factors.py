@@ -1,4 +1,4 @@
-"""Where the factors of tasks start, which change a prompt that the tasks share."""
+"""Initializers of the factors that adapt a shared prompt to each task."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ Factors = tuple[Tensor, Tensor]  # u [P, R] and v [R, H]
 
 
 class FactorStart(ABC):
-    """Makes the first value of a task's factors u and v."""
+    """Creates the initial factors u and v of a task."""
 
     @abstractmethod
     def __call__(self, backbone: Backbone, length: int, rank: int) -> Factors:
-        """Factors u [P, R] and v [R, H] in float32."""
+        """Returns factors u [P, R] and v [R, H] in float32."""
 
 
 @final
 @dataclass(frozen=True)
 class OneFactors(FactorStart):
-    """u v is 1 everywhere, so that each task starts from the shared prompt itself.
+    """Factors with u v = 1, so that each task starts from the shared prompt.
 
-    Ranks beyond the first start with a random u and a v of 0: they change nothing yet, and can learn.
+    Ranks beyond the first start with a random u and v = 0: they have no initial effect, but can be trained.
 
     Args:
-        spread: Standard deviation of that u.
+        spread: Standard deviation of that random u.
     """
 
     spread: float = 0.5
 
     def __call__(self, backbone: Backbone, length: int, rank: int) -> Factors:
-        """Factors u [P, R] and v [R, H]."""
+        """Returns factors u [P, R] and v [R, H]."""
         u, v = torch.randn(length, rank) * self.spread, torch.zeros(rank, backbone.hidden_size)
         u[:, 0], v[0] = 1.0, 1.0
         return u, v
@@ -47,55 +47,55 @@ class OneFactors(FactorStart):
 @final
 @dataclass(frozen=True)
 class NormalFactors(FactorStart):
-    """Each number from a normal distribution around 0, as HF PEFT has it: the prompt all but vanishes at first.
+    """Values drawn from a normal distribution around 0, as in HF PEFT: the initial prompt is almost zero.
 
     Args:
-        std: Its standard deviation; of the product of two such numbers it is the square, times the root of the rank.
+        std: Standard deviation of u and v; that of the product is its square times the square root of the rank.
     """
 
     std: float = 0.02
 
     def __call__(self, backbone: Backbone, length: int, rank: int) -> Factors:
-        """Factors u [P, R] and v [R, H]."""
+        """Returns factors u [P, R] and v [R, H]."""
         return torch.randn(length, rank) * self.std, torch.randn(rank, backbone.hidden_size) * self.std
 
 
 @final
 @dataclass(frozen=True)
 class FromTasks(FactorStart):
-    """Those of a trained `MPT`: the mean of its tasks' u and of their v (Wang et al. 2023, section 3.2), or one task's.
+    """Factors of a trained `MPT`: the mean of u and of v over its tasks (Wang et al. 2023, section 3.2), or one task's.
 
     Args:
         path: A `prompt.safetensors` or a checkpoint of a run.
-        task: The task to take; None takes the mean of all.
+        task: Task whose factors are used (default: the mean over all tasks).
     """
 
     path: str
     task: str | None = None
 
     def __call__(self, backbone: Backbone, length: int, rank: int) -> Factors:
-        """Factors u [P, R] and v [R, H].
+        """Returns factors u [P, R] and v [R, H].
 
         Raises:
-            ValueError: If the file is of another backbone, holds no factors of such a task, or they have another shape.
+            ValueError: If the file belongs to another backbone, has no factors of the task, or they have another
+                shape.
         """
         saved = read_prompt(Path(self.path))
         saved.check(backbone, Path(self.path))
         u, v = (self._factor(saved, letter) for letter in "uv")
-        wanted = [[length, rank], [rank, backbone.hidden_size]]
-        if [list(u.shape), list(v.shape)] != wanted:
+        expected = [[length, rank], [rank, backbone.hidden_size]]
+        if [list(u.shape), list(v.shape)] != expected:
             raise ValueError(
-                f"{self.path} has factors of shape {list(u.shape)} and {list(v.shape)}, but {wanted} is wanted; set "
+                f"{self.path} has factors of shape {list(u.shape)} and {list(v.shape)}, expected {expected}; set "
                 f"length to {len(u)} and rank to {len(v)}"
             )
         return u, v
 
     def _factor(self, saved: SavedPrompt, letter: str) -> Tensor:
-        found = {
-            name.removeprefix(f"{letter}."): t for name, t in saved.tensors.items() if name.startswith(f"{letter}.")
-        }
-        if not found or self.task not in (None, *found):
-            raise ValueError(
-                f"{self.path} has factors of the tasks {sorted(found)}, but {self.task or 'some'} is wanted"
-            )
-        return found[self.task] if self.task else torch.stack(list(found.values())).mean(0)
+        prefix = f"{letter}."
+        names = [name for name in saved.tensors if name.startswith(prefix)]
+        factors = {name.removeprefix(prefix): saved.tensors[name] for name in names}
+        if not factors or self.task not in (None, *factors):
+            expected = self.task or "at least one task"
+            raise ValueError(f"{self.path} has factors of the tasks {sorted(factors)}, expected {expected}")
+        return factors[self.task] if self.task else torch.stack(list(factors.values())).mean(0)

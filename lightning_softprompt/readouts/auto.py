@@ -1,4 +1,4 @@
-"""A readout for each kind of classes."""
+"""A readout selected by the kind of classes."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from lightning_softprompt.readouts.token_head import TokenHead
 
 @final
 class AutoReadout(Readout):
-    """One readout where classes are spoken, and another where they are not, as tags of words: for runs with both.
+    """One readout for classes with label words, and another for classes without, such as tags: for runs with both.
 
     Args:
-        codec: The backbone's.
+        codec: Codec of the backbone.
         classes: The classes.
-        spoken: Where each class has a word.
-        unspoken: Where they have none.
+        spoken: Readout for classes that all have label words.
+        unspoken: Readout for classes without label words.
     """
 
     def __init__(
@@ -38,9 +38,9 @@ class AutoReadout(Readout):
         self.inner = (spoken if all(classes.words.values()) else unspoken)(codec, classes)
 
     def build(self, backbone: Backbone) -> None:
-        """Makes the parameters of the one that is taken."""
+        """Creates the parameters of the selected readout."""
         self.inner.build(backbone)
 
     def forward(self, lm: PromptedLM, batch: Batch) -> Tensor:
-        """Its scores."""
+        """Returns the scores of the selected readout."""
         return cast(Tensor, self.inner(lm, batch))

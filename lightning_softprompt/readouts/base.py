@@ -13,13 +13,13 @@ from lightning_softprompt.core.types import Batch, Classes
 
 
 class Readout(nn.Module, ABC):
-    """Reads class scores off a prompted language model, [B, C] or [B, W, C]; their softmax are the probabilities.
+    """Computes class scores [B, C] or [B, W, C] from a prompted language model; their softmax is the probabilities.
 
     Parameters of a readout are trained and saved with the prompt.
 
     Args:
-        codec: The backbone's, which turns words into tokens.
-        classes: How the classes are spoken.
+        codec: Codec of the backbone, which tokenizes words.
+        classes: The classes and their label words.
     """
 
     def __init__(self, codec: Codec, classes: Classes) -> None:
@@ -28,24 +28,24 @@ class Readout(nn.Module, ABC):
         self.classes = classes
 
     def build(self, backbone: Backbone) -> None:
-        """Makes the readout's parameters, where it has any. The backbone's weights are there to be read."""
+        """Creates the readout's parameters, if any. The backbone is loaded, so that its weights can be read."""
 
     @abstractmethod
     def forward(self, lm: PromptedLM, batch: Batch) -> Tensor:
-        """Scores [B, C], or [B, W, C] where each word has a class."""
+        """Computes scores [B, C], or [B, W, C] if each word has a class."""
 
 
 class WordReadout(Readout):
-    """A readout of the classes' words, which others may build on.
+    """Base class of readouts that use the label words of classes.
 
     Raises:
-        ValueError: If classes are not spoken.
+        ValueError: If a class has no label words.
     """
 
     def __init__(self, codec: Codec, classes: Classes) -> None:
         super().__init__(codec, classes)
         if silent := [name for name, words in classes.words.items() if not words]:
             raise ValueError(
-                f"{type(self).__name__} reads the words of classes, and {silent[:3]} have none, as tags of words do; "
+                f"{type(self).__name__} requires label words, but the classes {silent[:3]} have none (such as tags); "
                 f"set --model.readout to TokenHead"
             )

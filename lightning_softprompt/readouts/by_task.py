@@ -1,4 +1,4 @@
-"""Class scores of several tasks."""
+"""Class scores for several tasks."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from lightning_softprompt.readouts.base import Readout
 
 @final
 class ReadoutByTask(Readout):
-    """A readout for each task that has classes; a batch is read by that of its rows' task.
+    """A readout for each task that has classes; a batch uses the readout of its task.
 
     Args:
-        codec: The backbone's.
-        classes: How the classes of each task are spoken, in the order of the tasks' numbers; None where it has none.
-        make: Makes the readout of a task.
+        codec: Codec of the backbone.
+        classes: The classes of each task, in the order of the task ids; None for a task without classes.
+        make: Creates the readout of a task.
 
     Raises:
-        ValueError: Naming the task, if its classes do not suit the readout.
+        ValueError: If the readout cannot be used with the classes of a task, naming the task.
     """
 
     def __init__(
@@ -36,29 +36,31 @@ class ReadoutByTask(Readout):
         super().__init__(codec, Classes({}))
         self.names = tuple(classes)
         self.of_tasks = nn.ModuleDict(
-            {name: self._made(name, make, own) for name, own in classes.items() if own is not None}
+            {name: self._build_readout(name, make, own) for name, own in classes.items() if own is not None}
         )
 
-    def _made(self, name: str, make: Callable[[Codec, Classes], Readout], classes: Classes) -> Readout:
+    def _build_readout(self, name: str, make: Callable[[Codec, Classes], Readout], classes: Classes) -> Readout:
         try:
             return make(self.codec, classes)
         except ValueError as error:
             raise ValueError(f"task {name!r}: {error}") from error
 
     def build(self, backbone: Backbone) -> None:
-        """Makes the parameters of each."""
+        """Creates the parameters of each readout."""
         for readout in self.of_tasks.values():
             cast(Readout, readout).build(backbone)
 
     def forward(self, lm: PromptedLM, batch: Batch) -> Tensor:
-        """Scores [B, C] of the classes of the one task that the rows are of.
+        """Computes scores [B, C] of the classes of the rows' task.
 
         Raises:
-            ValueError: If they are of several, which differ in their classes, or the task has none.
+            ValueError: If the rows belong to several tasks, or the task has no classes.
         """
         tasks = [self.names[task] for task, _, _ in batch.by_task()]
         if len(tasks) > 1:
-            raise ValueError(f"classes are those of one task, but the rows are of {tasks}; score Batch.by_task apart")
+            raise ValueError(
+                f"class scores are defined for one task, but the rows are of {tasks}; use the parts of Batch.by_task"
+            )
         if tasks[0] not in self.of_tasks:
-            raise ValueError(f"class scores were asked for, but task {tasks[0]!r} has no classes")
+            raise ValueError(f"the objective needs class scores, but task {tasks[0]!r} has no classes")
         return cast(Tensor, self.of_tasks[tasks[0]](lm, batch))

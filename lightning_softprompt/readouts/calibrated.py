@@ -1,4 +1,4 @@
-"""Class scores freed of what the backbone says without any input."""
+"""Class scores calibrated by a content-free input."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from lightning_softprompt.readouts.label_words import LabelWords
 class Calibrated(Readout):
     """Contextual calibration: probabilities over those of a content-free input (Zhao et al. 2021, arXiv 2102.09690).
 
-    With q = softmax(W p) and W = diag(p_free)^-1, the logarithm of what their equation 1 puts into the softmax.
+    With q = softmax(W p) and W = diag(p_free)^-1, the logarithm of the input of the softmax in equation 1.
 
     Args:
-        codec: The backbone's.
-        classes: How the classes are spoken, and the template that is filled without content.
+        codec: Codec of the backbone.
+        classes: The classes, their label words, and the template that is filled without content.
         inner: The readout to calibrate.
-        fillers: Texts put in place of every column; their class probabilities are averaged.
+        fillers: Texts that replace every column; their class probabilities are averaged.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Calibrated(Readout):
         self.blank = codec.collate([codec.encode(pieces, word.removeprefix(template.glue)) for pieces in blanks])
 
     def forward(self, lm: PromptedLM, batch: Batch) -> Tensor:
-        """Scores [B, C] in float32."""
+        """Computes scores [B, C] in float32."""
         free = self._log_probability(lm, self.blank.to(batch.input_ids.device))  # [fillers, C]
         return self._log_probability(lm, batch) - (free.logsumexp(0) - torch.tensor(len(free)).log())
 

@@ -1,4 +1,4 @@
-"""Class scores from a head that is trained with the prompt."""
+"""Class scores from a trained linear head."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from lightning_softprompt.readouts.base import Readout
 
 @final
 class ClassHead(Readout):
-    """A linear map of the backbone's last states to class scores (Liu et al. 2022, arXiv 2110.07602, section 3.3).
+    """A linear map of the backbone's final states to class scores (Liu et al. 2022, arXiv 2110.07602, section 3.3).
 
-    It reads no words, so any backbone will do, one without a language-modelling head too. The answer's place holds what
-    it holds in a question.
+    It uses no label words, so that it works with any backbone, also without a language-modelling head. The position of
+    the answer contains the same tokens as in prediction.
 
     Args:
-        codec: The backbone's.
+        codec: Codec of the backbone.
         classes: The classes.
-        pool: Which states: the `first` token's, as of BERT's [CLS], the `last` one's, or the `mean` over the row.
+        pool: State of the `first` token, such as BERT's [CLS], of the `last` one, or the `mean` over the row.
     """
 
     def __init__(self, codec: Codec, classes: Classes, pool: Pool = "mean") -> None:
@@ -32,11 +32,11 @@ class ClassHead(Readout):
         self.pool = pool
 
     def build(self, backbone: Backbone) -> None:
-        """Makes the map [C, H], started at random."""
+        """Creates the map [C, H], initialized at random."""
         self.linear = nn.Linear(backbone.hidden_size, len(self.classes))
 
     def forward(self, lm: PromptedLM, batch: Batch) -> Tensor:
-        """Scores [B, C] in float32."""
+        """Computes scores [B, C] in float32."""
         questions = self.codec.questions(batch)
         states = lm.backbone.hidden_states(questions, lm.prompt(questions))
         states = states.to(self.linear.weight.dtype)

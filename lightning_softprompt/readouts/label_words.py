@@ -15,18 +15,18 @@ from lightning_softprompt.readouts.base import WordReadout
 
 @final
 class LabelWords(WordReadout):
-    """The logit of a class's word at the answer's place; one forward pass scores all classes.
+    """The logit of a class's label word at the position of the answer; one forward pass scores all classes.
 
-    Every word must be one token. Where words are longer, take `RankedChoices`.
+    Every label word must be a single token. Use `RankedChoices` for longer ones.
 
     Args:
-        codec: The backbone's.
-        classes: How the classes are spoken.
-        aggregate: How the words of a class are put together: `sum` adds their probabilities, `mean` averages their
-            logits, `max` takes the likeliest.
+        codec: Codec of the backbone.
+        classes: The classes and their label words.
+        aggregate: How the words of a class are combined: `sum` adds their probabilities, `mean` averages their logits,
+            `max` uses the most probable word.
 
     Raises:
-        ValueError: If a word is not one token, or two classes share one.
+        ValueError: If a label word is not a single token, or two classes share one.
     """
 
     ids: Tensor
@@ -46,7 +46,10 @@ class LabelWords(WordReadout):
         ids = self.codec.ids(word)
         if len(ids) != 1:
             split = self.codec.tokenizer.convert_ids_to_tokens(ids)
-            raise ValueError(f"label word {word!r} must be one token, but is {split}; choose another or RankedChoices")
+            raise ValueError(
+                f"label word {word!r} is {len(ids)} tokens {split}; use a single-token word, or --model.readout "
+                f"RankedChoices to score longer ones"
+            )
         return ids[0]
 
     def _check_distinct(self, ids: list[list[int]]) -> None:
@@ -55,10 +58,10 @@ class LabelWords(WordReadout):
             for token in row:
                 if seen.setdefault(token, name) != name:
                     word = self.codec.tokenizer.convert_ids_to_tokens([token])[0]
-                    raise ValueError(f"classes {seen[token]!r} and {name!r} are both spoken as {word!r}")
+                    raise ValueError(f"classes {seen[token]!r} and {name!r} share the label word {word!r}")
 
     def forward(self, lm: PromptedLM, batch: Batch) -> Tensor:
-        """Scores [B, C] in float32."""
+        """Computes scores [B, C] in float32."""
         words = lm(batch, words=self.ids.flatten())[:, 0].float().unflatten(1, self.ids.shape)  # [B, C, words]
         if self.aggregate == "mean":
             return words.masked_fill(self.pad, 0).sum(-1) / (~self.pad).sum(-1)

@@ -1,4 +1,4 @@
-"""Class scores from the probability of whole candidates."""
+"""Class scores from the probabilities of candidate texts."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from lightning_softprompt.readouts.base import WordReadout
 
 @final
 class RankedChoices(WordReadout):
-    """Log-probability of each class's text, however many tokens it has. The first word of a class is its text.
+    """Log-probability of the text of each class, of any number of tokens. The first label word of a class is its text.
 
     Costs C times the rows of `LabelWords`.
 
     Args:
-        codec: The backbone's.
-        classes: How the classes are spoken.
-        normalize: Divides the log-probability by the number of tokens (`tokens`) or of characters (`characters`), so
-            that long candidates are not at a loss.
+        codec: Codec of the backbone.
+        classes: The classes and their label words.
+        normalize: Divide the log-probability by the number of `tokens` or `characters`, to compare candidates of
+            different lengths.
         premise: A template without columns, such as `"Sentiment:{target}"`; the score is then the log-probability
             gained over it, domain-conditional pointwise mutual information (Holtzman et al. 2021, arXiv 2104.08315).
 
@@ -45,18 +45,20 @@ class RankedChoices(WordReadout):
         texts = [words[0] for words in classes.words.values()]
         self.candidates = [codec.ids(text) for text in texts]
         if empty := [text for text, ids in zip(texts, self.candidates, strict=True) if not ids]:
-            raise ValueError(f"every class wants a text with at least one token, got {empty}")
+            raise ValueError(f"every class requires a text with at least one token, got {empty}")
         sizes = {"none": [1] * len(texts), "tokens": [*map(len, self.candidates)], "characters": [*map(len, texts)]}
         self.register_buffer("size", torch.tensor(sizes[normalize]), persistent=False)
         self.premise = None if premise is None else self._premise(Template(premise))
 
     def _premise(self, template: Template) -> Batch:
         if template.columns:
-            raise ValueError(f"the premise is the same for all rows and names no columns, got {list(template.columns)}")
+            raise ValueError(
+                f"the premise is the same for all rows and must not name columns, got {list(template.columns)}"
+            )
         return self.codec.collate([self.codec.encode(template.pieces({}), "")])
 
     def forward(self, lm: PromptedLM, batch: Batch) -> Tensor:
-        """Scores [B, C] in float32."""
+        """Computes scores [B, C] in float32."""
         scores = self._log_probability(lm, batch)
         if self.premise is not None:
             scores = scores - self._log_probability(lm, self.premise.to(batch.input_ids.device))

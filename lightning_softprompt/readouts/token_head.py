@@ -1,4 +1,4 @@
-"""Scores of each word's class from a head that is trained with the prompt."""
+"""Class scores of each word from a trained linear head."""
 
 from __future__ import annotations
 
@@ -14,28 +14,30 @@ from lightning_softprompt.readouts.base import Readout
 
 @final
 class TokenHead(Readout):
-    """A linear map of each word's last state to scores of its class (Liu et al. 2022, arXiv 2110.07602, section 3.3).
+    """A linear map of each word's final state to class scores (Liu et al. 2022, arXiv 2110.07602, section 3.3).
 
-    A word's state is that of the first of its tokens. An encoder has read the whole row by then; a causal backbone only
-    what stands before, neither the rest of the word nor what follows it.
+    The state of a word is that of its first token. In an encoder it attends to the whole row; in a causal backbone only
+    to the preceding tokens, not to the rest of the word or the following text.
 
     Args:
-        codec: The backbone's.
+        codec: Codec of the backbone.
         classes: The classes.
     """
 
     def build(self, backbone: Backbone) -> None:
-        """Makes the map [C, H], started at random."""
+        """Creates the map [C, H], initialized at random."""
         self.linear = nn.Linear(backbone.hidden_size, len(self.classes))
 
     def forward(self, lm: PromptedLM, batch: Batch) -> Tensor:
-        """Scores [B, W, C] in float32; anything where a row has no such word, or no token of it.
+        """Computes scores [B, W, C] in float32; arbitrary if a row has no such word, or no token of it.
 
         Raises:
-            ValueError: If words of the rows have no classes.
+            ValueError: If the words of the rows have no classes.
         """
         if batch.words is None:
-            raise ValueError("TokenHead scores each word, but only whole rows have classes here; take ClassHead")
+            raise ValueError(
+                "TokenHead scores each word, but only whole rows have classes; use --model.readout ClassHead"
+            )
         states = lm.backbone.hidden_states(batch, lm.prompt(batch))  # [B, T, H]
         first = batch.words.clamp(min=0)[..., None].expand(-1, -1, states.shape[2])
         return self.linear(states.gather(1, first).to(self.linear.weight.dtype))  # type: ignore[no-any-return]

@@ -378,7 +378,7 @@ MISTAKES = {
         ["--model=PromptTuning", "--data.labels=labels.json"], "data.labels: expected dict or list, got labels.json"
     ),
     "bad template": (["--model=PromptTuning", "--data.template={text}"], "{target}"),
-    "long label word": (["--model=PromptTuning", f"--data.labels={LONG}"], "must be one token"),
+    "long label word": (["--model=PromptTuning", f"--data.labels={LONG}"], "single-token word"),
 }  # fmt: skip
 
 

@@ -106,7 +106,7 @@ def test_it_learns_is_tested_and_predicts(common, folder, family, monkeypatch, c
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ([], "LabelWords reads the words of classes, and ['B-MOOD', 'B-THING', 'I-MOOD'] have none"),
+        ([], "LabelWords requires label words, but the classes ['B-MOOD', 'B-THING', 'I-MOOD'] have none"),
         (["--model.readout=RankedChoices"], "set --model.readout to TokenHead"),
         (["--model.readout=Calibrated"], "set --model.readout to TokenHead"),
         (["--model.readout=ClassHead"], "set --model.readout to TokenHead"),

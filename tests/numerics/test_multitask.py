@@ -136,20 +136,20 @@ def test_targets_start_from_the_mean_of_the_sources_factors_or_from_one_sources(
 
 def test_factors_that_are_not_there_are_refused(made, kept):
     path = kept(shaken(made(MPT, length=3)))
-    with pytest.raises(ValueError, match=r"tasks \['length', 'mood', 'tone'\], but taste is wanted"):
+    with pytest.raises(ValueError, match=r"tasks \['length', 'mood', 'tone'\], expected taste"):
         made(MPT, length=3, start=FromTasks(path, "taste"))
     with pytest.raises(ValueError, match="set length to 3 and rank to 1"):
         made(MPT, length=4, start=FromTasks(path))
-    with pytest.raises(ValueError, match=r"tasks \[\], but some is wanted"):
+    with pytest.raises(ValueError, match=r"tasks \[\], expected at least one task"):
         made(MPT, length=3, start=FromTasks(kept(made(PromptTuning, length=3), "plain")))
 
 
 @pytest.mark.parametrize("cls", [MPT, ATTEMPT])
 def test_rows_must_say_their_task_where_there_are_several(made, backbone, cls):
     module = made(cls, **({"sources": SOURCES} if cls is ATTEMPT else {}))
-    with pytest.raises(ValueError, match=r"do not say which of the tasks \['mood', 'length', 'tone'\]"):
+    with pytest.raises(ValueError, match=r"have no task_ids to select one of the tasks \['mood', 'length', 'tone'\]"):
         module.prompt(batch_of(backbone.codec))
-    with pytest.raises(ValueError, match="rows are of task 3, but there are 3"):
+    with pytest.raises(ValueError, match="task id 3 is out of range for 3 tasks"):
         module.prompt(of_tasks(backbone.codec, 0, 3, 1, 2))
 
 
@@ -169,10 +169,10 @@ def test_two_learning_rates(made, cls, group):
 def test_the_prompt_of_one_task_can_be_folded_with_its_head(made, backbone, kept, tmp_path):
     tasks = {"mood": CLASSES, "tone": CLASSES}
     module = shaken(made(MPT, tasks, length=3, readout=ClassHead))
-    with pytest.raises(ValueError, match="do not say which of the tasks"):
+    with pytest.raises(ValueError, match="have no task_ids to select one of the tasks"):
         module.fold()
     saved = SavedPrompt(module.state_dict(), backbone_identity(backbone), dict(module.hparams))
-    with pytest.raises(ValueError, match=r"no task 'taste'; the prompt has \['mood', 'tone'\]"):
+    with pytest.raises(ValueError, match=r"unknown task 'taste'; the tasks of the prompt are \['mood', 'tone'\]"):
         fold(module, saved, "taste")
     write_prompt(tmp_path / "tone.safetensors", fold(module, saved, "tone"))
     folded = Folded(path=str(tmp_path / "tone.safetensors"), backbone=backbone.spec, classes=CLASSES, readout=ClassHead)

@@ -141,7 +141,9 @@ def test_a_head_says_so_where_it_would_not_hear_the_prompt(backbone, readout):
 def test_readouts_of_the_other_kind_are_refused(backbone):
     rows = rows_of(backbone.codec)
     for readout in (LabelWords, RankedChoices):
-        with pytest.raises(ValueError, match=rf"{readout.__name__} reads the words.*set --model.readout to TokenHead"):
+        with pytest.raises(
+            ValueError, match=rf"{readout.__name__} requires label words.*set --model.readout to TokenHead"
+        ):
             readout(backbone.codec, TAGS)
     head = ClassHead(backbone.codec, TAGS)
     head.build(backbone)
@@ -149,7 +151,7 @@ def test_readouts_of_the_other_kind_are_refused(backbone):
         PromptedLM(backbone, lambda _: SoftPrompt(), head).scores(backbone.codec.collate(rows))
     head = TokenHead(backbone.codec, TAGS)
     head.build(backbone)
-    with pytest.raises(ValueError, match=r"TokenHead scores each word.*take ClassHead"):
+    with pytest.raises(ValueError, match=r"TokenHead scores each word.*ClassHead"):
         PromptedLM(backbone, lambda _: SoftPrompt(), head).scores(
             backbone.codec.collate([replace(r, words=()) for r in rows])
         )

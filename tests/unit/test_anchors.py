@@ -52,7 +52,7 @@ def test_anchors_are_words_of_both(load, backbone):
 
 def test_what_does_not_fit_is_told(prompt, backbone, tiny_folder):
     source, path = prompt
-    with pytest.raises(ValueError, match="has 5 soft tokens, but 4 are wanted"):
+    with pytest.raises(ValueError, match="has 5 soft tokens, but length is 4"):
         FromAnchors(str(path), source)(backbone, 4)
     with pytest.raises(ValueError, match="trained on"):
         FromAnchors(str(path), str(tiny_folder("llama", 0)))(backbone, 5)

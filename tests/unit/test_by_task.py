@@ -103,12 +103,12 @@ def test_a_readout_suits_classes_that_are_spoken_and_tags_that_are_not(made):
     of_tasks = made({"mood": CLASSES, "tags": tags}, readout=AutoReadout).readout.of_tasks
     assert [type(of_tasks[name].inner) for name in ("mood", "tags")] == [LabelWords, TokenHead]
     assert of_tasks["tags"].inner.linear.weight.shape == (2, 32)
-    with pytest.raises(ValueError, match="task 'tags': LabelWords reads the words of classes"):
+    with pytest.raises(ValueError, match="task 'tags': LabelWords requires label words"):
         made({"mood": CLASSES, "tags": tags})
 
 
 def test_a_word_that_a_readout_cannot_say_is_told_with_its_task(made):
-    with pytest.raises(ValueError, match="task 'length': label word ' good bad' must be one token"):
+    with pytest.raises(ValueError, match="task 'length': label word ' good bad' is 2 tokens"):
         made({"mood": CLASSES, "length": Classes({"a": [" good bad"], "b": [" long"]})})
 
 

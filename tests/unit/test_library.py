@@ -117,7 +117,7 @@ def test_a_start_from_several_prompts_is_their_weighted_sum(backbone, kept, weig
 
 def test_starts_that_do_not_fit_are_refused(backbone, kept, load):
     path = str(kept("one", torch.randn(LENGTH, WIDTH)))
-    with pytest.raises(ValueError, match="a weight for each"):
+    with pytest.raises(ValueError, match="paths and as many weights"):
         FromCheckpoints([path], [1.0, 2.0])
     with pytest.raises(ValueError, match="set length to 3"):
         FromCheckpoints([path])(backbone, 4)
@@ -144,7 +144,7 @@ def test_a_start_from_the_library_is_the_likest_or_a_mixture_by_likeness(backbon
         assert_close(mixture, expected, atol=1e-5, rtol=1e-5)
     unlike = str(kept("unlike", -own - tokens["b"] * 3 - tokens["a"] + tokens["c"] * 9))
     made.path("c").unlink()
-    with pytest.raises(ValueError, match="no prompt of the library is like this one"):
+    with pytest.raises(ValueError, match="no similar prompt found"):
         FromLibrary(unlike, str(made.folder), measure=measure)(backbone, LENGTH)
 
 

@@ -53,7 +53,8 @@ class ContextAware(SoftPromptModule):
             raise ValueError("ContextAware requires demonstrations; set data.demonstrations to the number per class")
         if not isinstance(backbone, CausalBackbone):
             raise ValueError(f"ContextAware requires a decoder-only backbone; {backbone.spec.name} is not one")
-        self.context = Context.of(backbone.codec, Template(self.classes.template), self.classes.demonstrations)
+        template = Template(self.classes.template)
+        self.context = Context.from_rows(backbone.codec, template, self.classes.demonstrations)
         unit = (backbone.hidden_size / 2048) ** 0.5
         kinds = self.context.kinds
         reach = sum(epsilon * unit * (kinds == kind) for kind, epsilon in self.epsilons.items())
