@@ -1,4 +1,4 @@
-"""Folders and files that are there whole or not at all."""
+"""Atomic writes of files and folders, and paths in the home folder."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 log = logging.getLogger(__name__)
-STALE = 3600  # seconds, far longer than any draft takes
+STALE = 3600  # seconds, far longer than writing any draft takes
 HOME = re.compile(r"~(/[^{}\n]*)?")  # a path in the home folder; no template
 
 
 def expand_home(argv: Sequence[str]) -> list[str]:
-    """Replaces `~` where a value begins with it: a shell does so for `--option ~/x`, but not for `--option=~/x`."""
+    """Expands `~` at the start of values: a shell does so for `--option ~/x`, but not for `--option=~/x`."""
     expanded = []
     for word in argv:
         option, sign, value = word.partition("=") if word.startswith("--") else ("", "", word)
@@ -29,7 +29,7 @@ def expand_home(argv: Sequence[str]) -> list[str]:
 
 
 def expand_home_in(value: Any) -> Any:
-    """Replaces `~` where a text in the value begins with it and may be a path; mappings and lists are searched."""
+    """Expands `~` at the start of strings that may be paths, also inside mappings and lists."""
     if isinstance(value, str):
         return os.path.expanduser(value) if HOME.fullmatch(value) else value
     if isinstance(value, Mapping):
@@ -38,7 +38,7 @@ def expand_home_in(value: Any) -> Any:
 
 
 def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Makes a folder by `write`, also where two processes make it at once or one is killed on the way."""
+    """Creates a folder with `write` atomically, also if several processes create it or one is killed."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     for stale in folder.parent.glob(".draft-*"):  # of a process that was killed
         if time.time() - stale.stat().st_mtime > STALE:
@@ -49,7 +49,7 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
         write(draft)
         os.replace(draft, folder)
     except OSError:
-        if not folder.is_dir():  # otherwise another process was faster, and its folder is as good
+        if not folder.is_dir():  # otherwise another process created the same folder
             raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -70,10 +70,10 @@ def refuse_special_file(path: Path) -> None:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Writes a file as a whole: a reader finds the old content or the new, never a part.
+    """Writes a file atomically: a reader sees the old or the new content, never a part.
 
     Raises:
-        OSError: If it cannot be written, naming the file; nothing of it is left behind.
+        OSError: If the file cannot be written, naming it. No partial file remains.
         ValueError: If it is a device or a pipe.
     """
     refuse_special_file(path)
@@ -90,7 +90,7 @@ def write_file(path: Path, content: bytes) -> None:
 
 @contextmanager
 def default_permissions(path: Path) -> Iterator[None]:
-    """Gives the file that is written within it the permissions of a newly created file, whatever its writer sets."""
+    """Context in which the file is written; it gets the default permissions of a new file, whatever the writer sets."""
     path.touch()
     mode = path.stat().st_mode
     yield
@@ -98,11 +98,11 @@ def default_permissions(path: Path) -> Iterator[None]:
 
 
 def write_if_possible(path: Path, write: Callable[[Path], None]) -> None:
-    """Writes a file of a cache as a whole, which is optional: where that fails, it is reported and nothing else.
+    """Writes a file of an optional cache atomically; a failure is only logged.
 
     Args:
         path: The file.
-        write: Writes a file of another name, which then takes its place.
+        write: Writes a temporary file, which is then renamed.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

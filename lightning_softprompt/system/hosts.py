@@ -1,4 +1,4 @@
-"""The hosts that a run may talk to, and whether they answer; asked in the background, and waited for once."""
+"""Checks in the background whether the hosts that a run may connect to are reachable."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ TIMEOUT = 2.0  # seconds
 
 
 class Host:
-    """A host that is being asked whether it takes connections.
+    """A host whose reachability is checked in the background.
 
     Args:
-        url: Its address; empty if it has none.
-        asked: Whether to ask at all.
+        url: Address of the host; empty if there is none.
+        asked: Whether to connect at all.
     """
 
     def __init__(self, url: str, asked: bool = True) -> None:
@@ -31,13 +31,13 @@ class Host:
             self._thread.start()
 
     def reachable(self) -> bool:
-        """Whether it took a connection within the timeout."""
+        """Whether the host accepted a connection within the timeout."""
         if self._asked:
             self._thread.join(max(0.0, self._deadline - monotonic()))
         return self._answered
 
     def state(self) -> str:
-        """What came of it, in words."""
+        """Describes the result of the check."""
         if not self._asked:
             return "not asked: offline by the environment" if self.url else "not asked"
         if self.reachable():
@@ -56,7 +56,7 @@ class Host:
 
 
 def hub() -> Host:
-    """The hub that models and data sets come from."""
+    """Returns the hub of models and data sets."""
     try:
         from huggingface_hub import constants
     except ImportError:
@@ -65,7 +65,7 @@ def hub() -> Host:
 
 
 def hub_cache() -> Path:
-    """Where the hub's client keeps what it downloaded."""
+    """Returns the cache folder of the hub's client."""
     try:
         from huggingface_hub import constants
     except ImportError:
@@ -74,14 +74,14 @@ def hub_cache() -> Path:
 
 
 def wandb() -> Host:
-    """The host that W&B logs to."""
+    """Returns the host that W&B logs to."""
     url = os.environ.get("WANDB_BASE_URL")
     offline = os.environ.get("WANDB_MODE") in {"offline", "disabled", "dryrun"}
     return Host(url or _wandb_default(), asked=not offline)
 
 
 def has_wandb_key(url: str) -> bool:
-    """Whether a key for W&B's host stands in the environment or in the netrc file."""
+    """Whether a key for W&B's host is set in the environment or the netrc file."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     named = os.environ.get("NETRC")

@@ -1,4 +1,4 @@
-"""Packages that only retrieval wants, and what to do where one is missing."""
+"""Imports of optional packages of retrieval."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ EXTRAS = {"bm25s": "rag", "faiss": "rag", "qdrant_client": "qdrant"}
 
 
 def import_optional(module: str) -> Any:
-    """A package of an extra.
+    """Imports a package of an extra.
 
     Raises:
-        ValueError: If it is not installed.
+        ValueError: If the package is not installed.
     """
     try:
         return import_module(module)
@@ -20,4 +20,6 @@ def import_optional(module: str) -> Any:
         if error.name != module:
             raise
         extra = EXTRAS[module]
-        raise ValueError(f"retrieval wants the package {module}; pip install 'lightning-softprompt[{extra}]'") from None
+        raise ValueError(
+            f"retrieval requires the package {module}; pip install 'lightning-softprompt[{extra}]'"
+        ) from None

@@ -1,4 +1,4 @@
-"""A file while it is written, which a run that was killed leaves unfinished and the same run goes on with."""
+"""A file that is written line by line: if the run is killed, the same run resumes it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any, TextIO
 from lightning_softprompt.system.atomic_files import refuse_special_file, write_file
 
 log = logging.getLogger(__name__)
-Identity = Mapping[str, Any]  # what must be the same for a file to be gone on with: plain values by name
+Identity = Mapping[str, Any]  # values by name that must be equal to resume a file
 
 SHOWN = 60  # characters of a value that a message shows
 PATIENCE = (
@@ -24,10 +24,10 @@ PATIENCE = (
 
 
 class PartialFile:
-    """JSON lines of rows in a known order under the name `<path>.part`, beside `<path>.part.json`, their identity.
+    """JSON lines of rows in a known order in `<path>.part`; `<path>.part.json` contains their identity.
 
     Args:
-        path: The file's name when it is whole.
+        path: Name of the complete file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -37,14 +37,14 @@ class PartialFile:
     def open(
         self, identity: Identity | None, earlier: Sequence[Path] = (), numbers: Sequence[int] | None = None
     ) -> tuple[TextIO, int]:
-        """The file to write to, and how many rows stand in it: those of a killed run with the same identity.
+        """Opens the file and returns it with the number of rows written by a killed run with the same identity.
 
-        Lines of a run with another identity are kept under another name, and a line that broke off is dropped.
+        The file of a run with another identity is renamed, and an incomplete last line is dropped.
 
         Args:
-            identity: What the rows belong to; None begins anew.
-            earlier: Unfinished files of other runs, the first of which that fits is taken over.
-            numbers: The number of each row, as the lines have it; None numbers them from 0.
+            identity: Identity of the rows; None starts a new file.
+            earlier: Partial files of other runs; the first one with the same identity is continued.
+            numbers: Row number of each line (default: counted from 0).
 
         Raises:
             OSError: If the file cannot be written.
@@ -63,11 +63,11 @@ class PartialFile:
         file.truncate(size)
         self._describe(identity)
         if rows:
-            log.info("going on with %s: %d rows are done", self.part, rows)
+            log.info("resuming %s after %d rows", self.part, rows)
         return file, rows
 
     def finish(self) -> None:
-        """Gives the file its name."""
+        """Renames the complete file to its final name."""
         self.part.replace(self.path)
         identity_path(self.part).unlink(missing_ok=True)
 
@@ -109,12 +109,12 @@ class PartialFile:
 
 
 def identity_path(part: Path) -> Path:
-    """Where it stands what an unfinished file belongs to."""
+    """Returns the path of the identity of a partial file."""
     return part.with_name(f"{part.name}.json")
 
 
 def count_complete_lines(part: Path, numbers: Sequence[int] | None = None) -> tuple[int, int]:
-    """How many lines of an unfinished file are whole and in turn, and their bytes."""
+    """Counts the complete lines in order at the start of a partial file, and their bytes."""
     rows = size = 0
     with part.open("rb") as file:
         for line, number in zip(file, count() if numbers is None else numbers, strict=False):
@@ -127,12 +127,12 @@ def count_complete_lines(part: Path, numbers: Sequence[int] | None = None) -> tu
 def _is_row(line: bytes, row: int) -> bool:
     try:
         return line.endswith(b"\n") and json.loads(line)["row"] == row
-    except (ValueError, TypeError, LookupError):  # what a machine that lost its power left there
+    except (ValueError, TypeError, LookupError):  # left by a machine that lost power
         return False
 
 
 def _foreign(part: Path, identity: Identity | None) -> str | None:
-    """Why an unfinished file cannot be gone on with, or None where it can."""
+    """Returns why a partial file cannot be resumed, or None."""
     if identity is None:
         return "only `softprompt predict` in a single process goes on with an unfinished file"
     try:
@@ -162,7 +162,7 @@ def _lock(file: TextIO) -> None:
 
 
 def _is_free(part: Path) -> bool:
-    """Whether no run writes a file, as far as its file system can tell."""
+    """Whether no run is writing a file, as far as the file system supports locks."""
     try:
         with part.open("a") as file:
             _lock(file)

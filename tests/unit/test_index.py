@@ -472,7 +472,7 @@ def test_a_missing_package_is_told_with_its_extra(folder, dense, monkeypatch, pa
     monkeypatch.setitem(sys.modules, package, None)
     store = "qdrant" if extra == "qdrant" else "flat"
     with pytest.raises(
-        ValueError, match=rf"wants the package {package}; pip install 'lightning-softprompt\[{extra}\]'"
+        ValueError, match=rf"requires the package {package}; pip install 'lightning-softprompt\[{extra}\]'"
     ):
         build_index(folder, documents(), IndexSettings(encoder=dense.encoder, store=store))
 
