@@ -32,13 +32,13 @@ def run(capsys, *words):
 def test_built_searched_and_described(tmp_path, corpus, tiny_folder, capsys):
     folder = str(tmp_path / "index")
     built = run(capsys, "build", corpus, "--index", folder, "--encoder", str(tiny_folder("bert")))
-    assert built == f"{folder}: 2 documents, 2 passages (0 duplicates left out), vectors of 32\n"
+    assert built == f"{folder}: 2 documents, 2 passages (0 duplicates removed), vectors of width 32\n"
     assert run(capsys, "search", folder, "funny film", "-k", "1").startswith("1. Films  (score ")
     found = run(capsys, "search", folder, "sad dogs", "--way", "lexical", "--json")
     assert json.loads(found)["text"] == ROWS[1]["text"]
-    assert run(capsys, "search", folder, "zebra", "--way", "lexical") == "nothing found\n"
+    assert run(capsys, "search", folder, "zebra", "--way", "lexical") == "no passages found\n"
     told = run(capsys, "info", folder, "--check")
-    assert "all files as written" in told
+    assert "all checksums match" in told
     assert "language             english" in told
     assert json.loads(run(capsys, "info", folder, "--json"))["settings"]["size"] == 200
 
@@ -56,9 +56,9 @@ def test_added_to_and_taken_from(tmp_path, corpus, capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["build", "--index", "{}"], "name a corpus to build from"),
-        (["build", "{corpus}", "--index", "{}", "--remove", "a"], "--remove with a corpus wants --add"),
-        (["build", "{corpus}", "--index", "{}", "--add", "--size", "7"], "--size cannot be said here"),
+        (["build", "--index", "{}"], "pass a corpus to build from"),
+        (["build", "{corpus}", "--index", "{}", "--remove", "a"], "--remove with a corpus requires --add"),
+        (["build", "{corpus}", "--index", "{}", "--add", "--size", "7"], "omit --size"),
         (["build", "{corpus}", "--index", "{}", "--add"], "has no manifest.json|there is no index"),
         (["build", "{corpus}.gone", "--index", "{}"], "does not exist"),
         (["build", "{corpus}", "--index", "{}", "--text-column", "body"], r"corpus\.jsonl:1: no text in column 'body'"),
