@@ -53,11 +53,11 @@ from lightning_softprompt.system.atomic_files import expand_home
 from lightning_softprompt.system.plain_yaml import read_yaml
 from lightning_softprompt.system.trust import parse_trust_options, trust_modules
 from lightning_softprompt.training.monitors import (
+    monitored_metric,
     refuse_monitor,
     refuse_monitors,
     refuse_unvalidated,
     validation_metrics,
-    watched,
 )
 from lightning_softprompt.training.replicas import Replicas, ReplicaSpec
 from lightning_softprompt.training.session import Session
@@ -187,7 +187,7 @@ class SoftPromptCLI(LightningCLI):
         if plateau is not None:
             refuse_monitor("--model.scheduler.monitor", plateau, metrics)
         if config.run.monitor is not None:
-            monitor, _ = watched(config.run, self.datamodule.evaluation)
+            monitor, _ = monitored_metric(config.run, self.datamodule.evaluation)
             refuse_monitor("--run.monitor", monitor, metrics)
 
     def _check_backbone(self) -> None:

@@ -1,4 +1,4 @@
-"""Trainer options and callbacks that no run can be made with: they are refused before anything is loaded or written."""
+"""Refuses Trainer options and callbacks that a run cannot use, before anything is loaded or written."""
 
 from __future__ import annotations
 
@@ -18,48 +18,48 @@ from lightning.pytorch.callbacks import (
     WeightAveraging,
 )
 
-Wrong = Callable[[Any], bool]
-UNTRAINED = "nothing would be trained; raise it, or use test or predict with --init_from or --ckpt_path"
-OF_TRAINING: Mapping[str, tuple[Wrong, str]] = {
+IsWrong = Callable[[Any], bool]
+UNTRAINED = "nothing would be trained; increase it, or use test or predict with --init_from or --ckpt_path"
+TRAINING_CHECKS: Mapping[str, tuple[IsWrong, str]] = {
     "max_epochs": (lambda value: value == 0, UNTRAINED),
     "max_steps": (lambda value: value == 0, UNTRAINED),
     "limit_train_batches": (lambda value: value is not None and value == 0, UNTRAINED),
     "enable_checkpointing": (
         lambda value: value is False,
-        "a training is kept as its checkpoints; leave the option out (--run.keep_last says how many are kept)",
+        "a training is saved as checkpoints; omit the option (--run.keep_last sets their number)",
     ),
     "accumulate_grad_batches": (lambda value: value < 1, "it must be at least 1"),
     "gradient_clip_val": (
         lambda value: value is not None and not value >= 0,
-        "it must be at least 0; below 0 it would turn gradients round",
+        "it must be at least 0; a negative value would reverse gradients",
     ),
     "val_check_interval": (
         lambda value: isinstance(value, int | float) and value <= 0,
-        "it must be a number of steps or a share of an epoch above 0; --trainer.limit_val_batches 0 leaves validation "
-        "out",
+        "it must be a number of steps or a share of an epoch above 0; --trainer.limit_val_batches 0 disables "
+        "validation",
     ),
     "check_val_every_n_epoch": (lambda value: value is not None and value < 1, "it must be at least 1, or null"),
 }
-OF_ALL: Mapping[str, tuple[Wrong, str]] = {
+COMMON_CHECKS: Mapping[str, tuple[IsWrong, str]] = {
     "precision": (lambda value: str(value).startswith("64"), "prompts are trained in float32; use 32-true"),
     "log_every_n_steps": (
         lambda value: value is not None and value < 0,
         "it must be at least 1, or 0 to log nothing during training",
     ),
-    "barebones": (lambda value: value is True, "a run needs its loggers and checkpoints; leave the option out"),
+    "barebones": (lambda value: value is True, "a run requires its loggers and checkpoints; omit the option"),
 }
 REFUSED: Mapping[type[Callback], str] = {
-    StochasticWeightAveraging: "it copies the model before the prompt is made, and would average nothing; use "
+    StochasticWeightAveraging: "it copies the model before the prompt is created, and would average nothing; use "
     "EMAWeightAveraging",
-    LearningRateFinder: "it wants a model with one attribute `lr`; try rates with `softprompt sweep` or "
+    LearningRateFinder: "it requires a model with an attribute `lr`; compare rates with `softprompt sweep` or "
     "`softprompt study` over model.optimizer.init_args.lr",
     BackboneFinetuning: "it would train the frozen backbone; use the method FullFineTuning or LoRA",
-    ModelPruning: "it prunes the weights of PyTorch's layers, which are frozen; use the callback Pruning",
+    ModelPruning: "it prunes the weights of the frozen layers; use the callback Pruning",
 }
 
 
 def refuse_early_copies(callbacks: Iterable[Callback], module: LightningModule) -> None:
-    """Refuses callbacks that copied the module before its prompt was made: the copy has nothing that is trained.
+    """Refuse callbacks that copied the module before its prompt was created: the copy has no trainable parameters.
 
     Raises:
         ValueError: Naming the callback.
@@ -69,13 +69,13 @@ def refuse_early_copies(callbacks: Iterable[Callback], module: LightningModule) 
         copies = (value for value in vars(callback).values() if isinstance(value, type(module)) and value is not module)
         if any(not trained <= {name for name, _ in copy.named_parameters()} for copy in copies):
             raise ValueError(
-                f"{type(callback).__name__} copied the model in `setup`, before `configure_model` made the prompt; let "
+                f"{type(callback).__name__} copied the model in `setup`, before `configure_model` created the prompt; let "
                 f"it call `configure_model` first, or copy in `on_fit_start`"
             )
 
 
 def refuse_late_validation(trainer: Trainer) -> None:
-    """Refuses callbacks that watch validation at the end of an epoch where training ends before the first validation.
+    """Refuse callbacks that monitor validation at the end of an epoch if training ends before the first validation.
 
     Raises:
         ValueError: Naming the callback.
@@ -97,17 +97,17 @@ def refuse_late_validation(trainer: Trainer) -> None:
 
 
 def refuse_options(command: str, trainer: Mapping[str, Any]) -> None:
-    """Refuses options of the Trainer.
+    """Refuse invalid options of the Trainer.
 
     Args:
         command: `fit`, `validate`, `test` or `predict`.
         trainer: The Trainer's options by name.
 
     Raises:
-        ValueError: Naming the option and what to do.
+        ValueError: Naming the option and the fix.
     """
-    wrong = {**OF_ALL, **(OF_TRAINING if command == "fit" else {})}
-    for name, (is_wrong, advice) in wrong.items():
+    checks = {**COMMON_CHECKS, **(TRAINING_CHECKS if command == "fit" else {})}
+    for name, (is_wrong, advice) in checks.items():
         if name in trainer and is_wrong(trainer[name]):
             raise ValueError(f"--trainer.{name} is {trainer[name]}: {advice}")
     devices = str(trainer.get("devices", "auto"))
@@ -122,10 +122,10 @@ def is_on_cpu(trainer: Mapping[str, Any]) -> bool:
 
 
 def refuse_callbacks(callbacks: Iterable[Callback]) -> None:
-    """Refuses callbacks that do not act on a soft prompt.
+    """Refuse callbacks that do not work with soft prompts.
 
     Raises:
-        ValueError: Naming the callback and what to use instead.
+        ValueError: Naming the callback and an alternative.
     """
     for callback in callbacks:
         for cls, reason in REFUSED.items():

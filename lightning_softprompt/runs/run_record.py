@@ -1,4 +1,4 @@
-"""Which run of an experiment was started last, by a count and not by clocks."""
+"""Records which run of an experiment was started last, with a counter instead of clocks."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ LAST = Path("checkpoints", "last.ckpt")
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What `run.json` in a run's folder says; a copy of the folder says the same.
+    """The content of `run.json` in a run folder, also in copies of the folder.
 
     Args:
-        id: Of the run, the same in all copies.
-        name: Of the folder that it was started in.
-        order: Of its last start among all starts and resumptions in the experiment; 0 where an earlier version ran it.
-        started: The time of that, for people.
+        id: Id of the run, equal in all copies.
+        name: Name of the folder that it was started in.
+        order: Number of its last start among all starts in the experiment; 0 for runs of an earlier version.
+        started: Time of the last start.
     """
 
     id: str
@@ -34,16 +34,16 @@ class RunRecord:
 
 
 def read_record(folder: Path) -> RunRecord:
-    """The record of a run; one of order 0 where there is none that can be read."""
+    """Read the record of a run; without a valid one, return a record of order 0."""
     try:
         values = json.loads((folder / RECORD).read_bytes())
         return RunRecord(str(values["id"]), str(values["name"]), int(values["order"]), str(values["started"]))
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):  # a record that somebody forged
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):  # a forged record
         return RunRecord(f"unknown, {folder.name}", folder.name, 0, "unknown")
 
 
 def note_start(folder: Path) -> None:
-    """Records that the run in a folder starts or is resumed, after all others of its experiment."""
+    """Record that the run in a folder starts or resumes now, after all others of its experiment."""
     others = [read_record(path.parent).order for path in folder.parent.glob(f"*/{RECORD}")]
     before, now = read_record(folder), f"{datetime.now():%F %T}"
     identity = before.id if before.order and before.name == folder.name else secrets.token_hex(8)
@@ -52,35 +52,35 @@ def note_start(folder: Path) -> None:
 
 
 def last_checkpoint(experiment: Path, name: str | None = None) -> Path | None:
-    """The `last.ckpt` of the run that was started or resumed last; None where no run has one.
+    """Find the `last.ckpt` of the run that was started or resumed last; None if no run has one.
 
-    Of copies of one run it is the one with the most steps, or that in the folder it was started in.
+    Among copies of a run, the one with the most steps is chosen, or else the original.
 
     Args:
         experiment: The folder of all runs.
-        name: Of the only run that is looked at.
+        name: Name of the run to consider (default: all runs).
 
     Raises:
-        ValueError: If several runs could be meant.
+        ValueError: If several runs qualify.
     """
-    named = experiment.iterdir() if name is None and experiment.is_dir() else [experiment / str(name)]
-    folders = sorted(folder for folder in named if (folder / LAST).is_file())
+    candidates = experiment.iterdir() if name is None and experiment.is_dir() else [experiment / str(name)]
+    folders = sorted(folder for folder in candidates if (folder / LAST).is_file())
     if not folders:
         return None
     records = {folder: read_record(folder) for folder in folders}
     newest = max(record.order for record in records.values())
     chosen = [folder for folder in folders if records[folder].order == newest]
     if len(chosen) > 1 and len({records[folder].id for folder in chosen}) == 1:
-        chosen = _of_copies(chosen, records[chosen[0]].name)
+        chosen = _select_copies(chosen, records[chosen[0]].name)
     if len(chosen) > 1:
         raise ValueError(
-            f"--ckpt_path last: which of these runs was started last is not recorded: {_listed(chosen)}. Name one "
-            f"with --run.name, or give its checkpoint as --ckpt_path"
+            f"--ckpt_path last is ambiguous: it is not recorded which of these runs was started last: "
+            f"{_format_runs(chosen)}. Choose one with --run.name, or pass its checkpoint as --ckpt_path"
         )
     return chosen[0] / LAST
 
 
-def _of_copies(folders: Sequence[Path], name: str) -> list[Path]:
+def _select_copies(folders: Sequence[Path], name: str) -> list[Path]:
     steps = {folder: _steps(folder) for folder in folders}
     most = [folder for folder in folders if steps[folder] == max(steps.values())]
     original = [folder for folder in most if folder.name == name]
@@ -91,6 +91,6 @@ def _steps(folder: Path) -> int:
     return int(load_checkpoint(folder / LAST).get("global_step", 0))
 
 
-def _listed(folders: Sequence[Path]) -> str:
-    told = [f"{folder / LAST} (step {_steps(folder)}, started {read_record(folder).started})" for folder in folders]
-    return ", ".join(told)
+def _format_runs(folders: Sequence[Path]) -> str:
+    runs = [f"{folder / LAST} (step {_steps(folder)}, started {read_record(folder).started})" for folder in folders]
+    return ", ".join(runs)

@@ -1,4 +1,4 @@
-"""Which parts of a command decide what training does: the settings that checkpoints keep and processes compare."""
+"""The settings of a command that determine training: checkpoints store them, and processes compare them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from lightning.fabric.connector import _convert_precision_to_unified_args
 
 Config = Mapping[str, Any]
 
-# Where rows come from and how they are loaded. Their content counts, and the data module gives a digest of it. The
-# order of batches keeps their size, over all processes.
+# Locations and loading of rows. Only their content matters, for which the data module provides a digest. The batch
+# size over all processes is part of the state of the batch order.
 NOT_DATA = {
     "backbone", "batch_size", "cache", "corpus", "eval_batch_size", "index", "num_workers", "on_bad_row", "path",
     "predict", "test", "train", "url", "validation",
 }  # fmt: skip
-TRAINER = {  # with the values that Lightning takes for None
+TRAINER = {  # with the values that Lightning uses for None
     "accumulate_grad_batches": 1,
     "gradient_clip_val": None,
     "gradient_clip_algorithm": "norm",
@@ -30,9 +30,9 @@ TRAINER = {  # with the values that Lightning takes for None
     "reload_dataloaders_every_n_epochs": 0,
     "deterministic": False,
 }
-BACKBONE = ("dtype", "compute")  # the weights go by their fingerprint
-GROUPS = ("retriever", "index_settings")  # options of the data that are groups of options, and no mapping of names
-PASSIVE = {  # callbacks that watch training and do not change it
+BACKBONE = ("dtype", "compute")  # weights are compared by their fingerprint
+GROUPS = ("retriever", "index_settings")  # data options that are groups of options, not mappings of names
+PASSIVE = {  # callbacks that do not change training
     "BatchSizeFinder", "DeviceStatsMonitor", "LearningRateMonitor", "ModelCheckpoint", "ModelSummary",
     "OnExceptionCheckpoint", "ProgressBar", "RichModelSummary", "RichProgressBar", "SpikeDetection", "Timer",
     "ThroughputMonitor", "TQDMProgressBar",
@@ -41,7 +41,7 @@ STAGES = {"fit": ("train", "validation"), "validate": ("validation",), "test": (
 
 
 class Data(Protocol):
-    """As much of a data module as is asked here."""
+    """The part of a data module that is used here."""
 
     def rows_digest(self, name: Any) -> str:
         """The number of a split's rows and a digest of them."""
@@ -51,7 +51,7 @@ class CommandSettings:
     """The settings of one command.
 
     Args:
-        config: Its config, as plain values.
+        config: Its config as plain values.
         data: Its data module.
         command: `fit`, `validate`, `test` or `predict`.
     """
@@ -61,7 +61,7 @@ class CommandSettings:
 
     @cached_property
     def of_config(self) -> dict[str, Any]:
-        """What is known without the rows."""
+        """The settings that do not depend on the rows."""
         return config_settings(self.config)
 
     @cached_property
@@ -72,30 +72,30 @@ class CommandSettings:
 
     @cached_property
     def kept(self) -> dict[str, Any]:
-        """What checkpoints keep: the config's settings, and digests of the rows."""
+        """The settings in checkpoints: those of the config, and digests of the rows."""
         return {**self.of_config, **self.of_rows}
 
     @cached_property
     def compared(self) -> dict[str, Any]:
-        """What all processes of a run must have in common."""
+        """The settings that must be equal in all processes of a run."""
         seed = {"seed_everything": self.config.get("seed_everything")}
         return {**seed, **flat(self.config["model"], "model"), **self.kept}
 
     @property
     def prepares(self) -> bool:
-        """Whether the data module builds something before it has its rows, as an index."""
+        """Whether the data module builds something before it has its rows, such as an index."""
         return type(self.data).prepare_data is not LightningDataModule.prepare_data
 
 
 def config_settings(config: Config) -> dict[str, Any]:
-    """What of a command's config decides what training does, but for the model, as plain values by name."""
+    """The settings of a config that determine training, except those of the model, as plain values by name."""
     data = {name: value for name, value in flat(config["data"], "data").items() if name.split(".")[-1] not in NOT_DATA}
     backbone = {f"backbone.{name}": config["backbone"].get(name) for name in BACKBONE}
     return {**data, **backbone, **trainer_settings(config["trainer"]), **replica_settings(config.get("replicas"))}
 
 
 def flat(value: Any, name: str) -> dict[str, Any]:
-    """The arguments of a class, and of classes among them, by dotted names; other values are kept whole."""
+    """Flatten the arguments of a class and of nested classes to dotted names; other values stay as they are."""
     if isinstance(value, Mapping) and "class_path" in value:
         arguments = value.get("init_args") or {}
         parts = [flat(inner, f"{name}.{key}") for key, inner in arguments.items()]
@@ -115,7 +115,7 @@ def _is_class(value: Any) -> bool:
 
 
 def trainer_settings(trainer: Config) -> dict[str, Any]:
-    """What of the Trainer's arguments changes results. Limits of steps and time do not, nor do loggers and paths."""
+    """The Trainer's arguments that change results: not limits of steps or time, loggers and paths."""
     values: dict[str, Any] = {
         name: default if trainer.get(name) is None else trainer[name] for name, default in TRAINER.items()
     }
@@ -124,11 +124,11 @@ def trainer_settings(trainer: Config) -> dict[str, Any]:
         values |= {"gradient_clip_val": None, "gradient_clip_algorithm": TRAINER["gradient_clip_algorithm"]}
     callbacks = trainer.get("callbacks") or []
     listed = callbacks if isinstance(callbacks, list) else [callbacks]
-    acting = [each for each in listed if str(each.get("class_path")).rpartition(".")[2] not in PASSIVE]
-    return {f"trainer.{name}": value for name, value in {**values, "callbacks": acting}.items()}
+    active = [one for one in listed if str(one.get("class_path")).rpartition(".")[2] not in PASSIVE]
+    return {f"trainer.{name}": value for name, value in {**values, "callbacks": active}.items()}
 
 
 def replica_settings(replicas: Any) -> dict[str, Any]:
-    """How replicas differ; their number is an argument of the model."""
+    """The settings that differ between replicas; their number is an argument of the model."""
     values = replicas if isinstance(replicas, Mapping) else {}
     return {f"replicas.{name}": values.get(name) for name in ("seeds", "learning_rates", "inits")}

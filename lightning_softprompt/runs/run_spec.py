@@ -1,4 +1,4 @@
-"""`RunSpec`: where a run leaves its files, and what is watched."""
+"""`RunSpec`: the output folder of a run, and its options for logging, checkpoints and recovery."""
 
 from __future__ import annotations
 
@@ -18,45 +18,44 @@ from lightning_softprompt.runs.run_record import last_checkpoint, note_start
 
 log = logging.getLogger(__name__)
 
-FOLDER_VARIABLE = "SOFTPROMPT_RUN_FOLDER"  # how processes started by the first one learn the run's folder
-PROCESS_VARIABLE = "SOFTPROMPT_RUN_PROCESS"  # the number of the process that has chosen it
-KEPT: list[TextIO] = []  # the lock of this process's run, open till its next one: to close it gives the folder back
-NAMED: list[str] = []  # the names that this process gave
-STORES: list[object] = []  # kept open: a process that has its name may be slower than the one which gave it
+FOLDER_VARIABLE = "SOFTPROMPT_RUN_FOLDER"  # passes the run folder to processes started by the first one
+PROCESS_VARIABLE = "SOFTPROMPT_RUN_PROCESS"  # id of the process that has chosen the folder
+HELD_LOCKS: list[TextIO] = []  # lock files of this process, open until its next run
+USED_NAMES: list[str] = []  # run names created by this process
+OPEN_STORES: list[object] = []  # kept open for processes that read the name later
 
 
 @dataclass(frozen=True)
 class RunSpec:
-    """Where a run leaves its files: `<folder>/<experiment>/<name>/`.
+    """Options of a run, whose files are in `<folder>/<experiment>/<name>/`.
 
     Args:
-        experiment: Groups runs that belong together.
-        folder: Where all runs are.
-        name: Of this run; None takes the time and an id. A name that another run was trained under is refused.
-            `--ckpt_path last` resumes the run of this name; without a name, the run of the experiment that was started
-            or resumed last, as run.json counts it, whatever clocks and file times say; of copies of a run the one with
-            the most steps.
-        wandb: Weights & Biases: `auto` is online where a key is configured, else offline.
-        project: Project in Weights & Biases.
-        predictions: File that predict writes; `-` is standard output, None is predictions.jsonl in the run's folder.
-        skip_bad_steps: How many training steps in sequence may be left out because loss or gradient is not finite; the
-            next one, or with 0 the first, stops the run. Their rows are named in bad_rows.jsonl in the run's folder.
-        halve_on_oom: Whether a training step that runs out of a device's memory is taken again with its rows in halves,
-            and later ones so from the start. The step is the same up to the order of sums, dropout included.
-        monitor: Metric of validation that says which prompt is the best, as in `macro_f1` or `val/loss`; None takes the
-            one of the task.
-        monitor_mode: Whether the least or the greatest value of it is the best; None knows that losses, cross entropies
-            and shares of empty or repeated text are better the lower they are.
-        keep_last: How many of the checkpoints to go on from are kept: last.ckpt, and as last-1.ckpt, last-2.ckpt those
-            before it. The best one is kept beside them.
-        accept_changes: Names of settings that may differ from those of the checkpoint that --ckpt_path resumes, such as
-            `data.labels,train_rows`; a name covers all below it, as `data`. Without it a difference is an error, since
-            the run would not be the one that was never stopped.
-        process_timeout: Seconds after which a process of the run that gives no sign of life, since it was stopped or is
-            lost, ends the others with a message; 0 lets them wait as long as PyTorch does.
+        experiment: Name of a group of runs.
+        folder: Root folder of all runs.
+        name: Name of the run (default: the time and an id). The name of another trained run is refused.
+            `--ckpt_path last` resumes the run with this name; without a name, the run of the experiment that was
+            started or resumed last according to run.json, regardless of file times; among copies of a run, the one
+            with the most steps.
+        wandb: Weights & Biases mode. `auto` is online if an API key is configured, and offline otherwise.
+        project: Weights & Biases project.
+        predictions: Output file of predict; `-` is standard output (default: predictions.jsonl in the run folder).
+        skip_bad_steps: Maximum number of consecutive training steps to skip because of a non-finite loss or gradient;
+            the next one stops the run. Their rows are listed in bad_rows.jsonl in the run folder.
+        halve_on_oom: On out-of-memory, retry the step with the batch split in half and keep the smaller micro-batch.
+            The step equals the original one up to the order of sums, including dropout.
+        monitor: Validation metric that selects the best prompt, such as `macro_f1` or `val/loss` (default: that of the
+            task).
+        monitor_mode: Whether the minimum or maximum of the metric is best (default: `min` for losses, cross entropies
+            and the shares of empty or repeated text, else `max`).
+        keep_last: Number of recent checkpoints to keep (last.ckpt, last-1.ckpt, ...). The best one is kept in addition.
+        accept_changes: Settings that may differ from those of the checkpoint in --ckpt_path, such as
+            `data.labels,train_rows`; a name covers everything below it, such as `data`. Other differences are errors,
+            because the resumed run would not equal an uninterrupted one.
+        process_timeout: Seconds without a heartbeat after which a process counts as lost, and the other processes of
+            the run end with a message; 0 uses PyTorch's timeouts only.
 
     Raises:
-        ValueError: If keep_last is below 1, process_timeout below 0, or a name leads out of the folder of the runs.
+        ValueError: If keep_last is below 1, process_timeout is negative, or a name leads out of the run folder.
     """
 
     experiment: str = "default"
@@ -86,22 +85,22 @@ class RunSpec:
     @property
     def accepted_changes(self) -> list[str]:
         """The names in `accept_changes`."""
-        given = self.accept_changes or []
-        names = given.split(",") if isinstance(given, str) else given
+        changes = self.accept_changes or []
+        names = changes.split(",") if isinstance(changes, str) else changes
         return [name.strip() for name in names]
 
     @property
     def experiment_folder(self) -> Path:
-        """Where the runs of the experiment are."""
+        """The folder of the experiment's runs."""
         return Path(self.folder, self.experiment)
 
     def name_folder(self, same: Path | None = None, training: bool = False, resumed: Path | None = None) -> Path:
-        """The folder of the run, the same in all its processes; a new one unless it has a name. It is not made yet.
+        """Choose the folder of the run, the same in all its processes, without creating it.
 
         Args:
-            same: The folder of a run that is resumed in its own folder.
-            training: Whether a run is trained there, and not only tested.
-            resumed: The checkpoint that it is resumed from, if any.
+            same: The folder of the resumed run, if it continues in its own folder.
+            training: Whether the run trains.
+            resumed: The checkpoint that the run is resumed from, if any.
 
         Raises:
             ValueError: If another run was trained there.
@@ -116,36 +115,38 @@ class RunSpec:
         return path
 
     def last_checkpoint(self) -> Path | None:
-        """The `last.ckpt` of the run of the experiment that was started last, or of the run with `name`."""
+        """The `last.ckpt` of the latest run of the experiment, or of the run with `name`."""
         return last_checkpoint(self.experiment_folder, self.name)
 
 
 def _refuse_other_places(experiment: str, name: str | None) -> None:
-    """Refuses names by which a run would lie elsewhere than in `<folder>/<experiment>/<name>/`.
+    """Refuse names that lead out of `<folder>/<experiment>/<name>/`.
 
     Raises:
         ValueError: Naming the option.
     """
     if name is not None and (name in (".", "..") or len(Path(name).parts) > 1 or Path(name).is_absolute()):
         raise ValueError(
-            f"run.name is {name!r}, but it must be the name of a folder, not a path: --run.folder and --run.experiment "
-            f"say where the folder is"
+            f"run.name is {name!r}, but it must be the name of a folder, not a path; set its location with --run.folder "
+            f"and --run.experiment"
         )
     if Path(experiment).is_absolute() or ".." in Path(experiment).parts:
-        raise ValueError(f"run.experiment is {experiment!r}, but it must lie in run.folder; --run.folder names another")
+        raise ValueError(
+            f"run.experiment is {experiment!r}, but it must be inside run.folder; use --run.folder for another location"
+        )
 
 
 def refuse_used(folder: Path, resumed: Path | None) -> None:
-    """Refuses to train in the folder of another run.
+    """Refuse to train in the folder of another run.
 
     Raises:
-        ValueError: If the folder has checkpoints or prompts, and it is not their run that is resumed.
+        ValueError: If the folder has checkpoints or prompts of a run other than the resumed one.
     """
     inside = resumed is not None and folder.resolve() in resumed.resolve().parents
     if not inside and any([*folder.glob("checkpoints/*.ckpt"), *folder.glob("*.safetensors")]):
         raise ValueError(
-            f"a run was trained in {folder}; to resume it: --ckpt_path last --run.name {folder.name}; for a new run "
-            f"give another --run.name, or remove the folder"
+            f"{folder} already contains a trained run; to resume it: --ckpt_path last --run.name {folder.name}; for a "
+            f"new run, choose another --run.name or remove the folder"
         )
 
 
@@ -154,73 +155,77 @@ def _set_folder(path: Path) -> None:
 
 
 def _is_inherited() -> bool:
-    """Whether the process that started this one has chosen the folder; an earlier run of this process is another."""
+    """Whether the process that started this one has chosen the folder, not an earlier run of this process."""
     started = "LOCAL_RANK" in os.environ and FOLDER_VARIABLE in os.environ
     return started and os.environ.get(PROCESS_VARIABLE) != str(os.getpid())
 
 
 def make_folder(folder: Path, training: bool = False) -> None:
-    """Makes a run's folder and takes it for this process.
+    """Create a run folder and lock it for this process.
 
     Raises:
-        ValueError: If another run writes there now.
+        ValueError: If another run is writing there.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    keep(folder)
+    lock_run_folder(folder)
     if training and not _get_rank():
         note_start(folder)
 
 
-def keep(folder: Path) -> None:
-    """Takes a run's folder for this process, until it ends; that is for the first of several to do.
+def lock_run_folder(folder: Path) -> None:
+    """Lock a run folder until this process ends. Of several processes, only the first one locks it.
 
-    The lock is of the kind that data workers do not inherit, who outlive a process that is killed.
+    Data workers, which outlive a killed process, do not inherit this kind of lock.
 
     Raises:
-        ValueError: If another process writes there.
+        ValueError: If another process is writing there.
     """
     if _get_rank():
         return
-    while KEPT:
-        KEPT.pop().close()
-    KEPT.append(file := (folder / ".lock").open("a"))
+    while HELD_LOCKS:
+        HELD_LOCKS.pop().close()
+    HELD_LOCKS.append(file := (folder / ".lock").open("a"))
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EAGAIN):
             raise ValueError(
-                f"another run is writing to {folder}; wait for its end, or give this one another --run.name"
+                f"another run is writing to {folder}; wait until it ends, or choose another --run.name"
             ) from None
-        log.warning("%s cannot be locked here (%s): see that no other run writes to it", folder, error.strerror)
+        log.warning(
+            "%s cannot be locked on this file system (%s); make sure that no other run writes to it",
+            folder,
+            error.strerror,
+        )
 
 
 def new_name() -> str:
-    """A name for a run's folder, the same in processes that were started together, and another for each run of them."""
+    """Create the name of a run folder: equal in processes started together, and unique for each run."""
     job = os.environ.get("SLURM_JOB_ID")
     if job and int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "RANK" not in os.environ:
         name = f"slurm-{job}-{os.environ.get('SLURM_STEP_ID', '0')}-{os.environ.get('SLURM_RESTART_COUNT', '0')}"
-        earlier = NAMED.count(name)
-        NAMED.append(name)
+        earlier = USED_NAMES.count(name)
+        USED_NAMES.append(name)
         return f"{name}-{earlier + 1}" if earlier else name
     name = f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     started_by_torchrun = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
-    return _of_rank_zero(name) if started_by_torchrun and os.environ["WORLD_SIZE"] != "1" else name
+    return _share_from_rank_zero(name) if started_by_torchrun and os.environ["WORLD_SIZE"] != "1" else name
 
 
-def _of_rank_zero(name: str) -> str:
-    """What the first process would have taken; asked over the store by which torchrun's processes find each other."""
+def _share_from_rank_zero(name: str) -> str:
+    """Share the name of the first process through the store of torchrun's rendezvous."""
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-    first, hosted = os.environ["RANK"] == "0", os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = TCPStore(*place, is_master=first and not hosted, wait_for_workers=False, multi_tenant=True)
+    is_first, is_hosted = os.environ["RANK"] == "0", os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = TCPStore(host, port, is_master=is_first and not is_hosted, wait_for_workers=False, multi_tenant=True)
     key = f"softprompt/folder/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{len(STORES)}"
-    STORES.append(store)
-    if first:
+    OPEN_STORES.append(store)
+    if is_first:
         store.set(key, name)
     return str(store.get(key).decode())
 
 
 def last_folder() -> Path:
-    """The folder of the run that this process made last."""
+    """The folder of the latest run of this process."""
     return Path(os.environ[FOLDER_VARIABLE])

@@ -17,7 +17,7 @@ SHOWN = 12  # names that a message lists
 KNOWN_PACKAGES = ("lightning.", "lightning_softprompt.")  # callbacks of others may log metrics of their own
 
 
-def watched(run: RunSpec, evaluation: Evaluation) -> tuple[str, Mode]:
+def monitored_metric(run: RunSpec, evaluation: Evaluation) -> tuple[str, Mode]:
     """The metric that says which validation is best, and whether by its least or its greatest value."""
     own, mode = evaluation.monitor
     if run.monitor is None:

@@ -35,7 +35,7 @@ from lightning_softprompt.reports.model_card import model_card
 from lightning_softprompt.runs.loggers import MetricsFile, Summary, make_loggers
 from lightning_softprompt.runs.run_spec import RunSpec, make_folder
 from lightning_softprompt.system.atomic_files import refuse_special_file, write_file
-from lightning_softprompt.training.monitors import watched
+from lightning_softprompt.training.monitors import monitored_metric
 from lightning_softprompt.training.replicas import Replicas
 
 log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class Session:
     ) -> None:
         self.settings, self.resumed = settings, resumed
         self.run, self.command, self.module, self.data = run, command, module, data
-        self.monitor, self.mode = watched(run, data.evaluation)
+        self.monitor, self.mode = monitored_metric(run, data.evaluation)
         self.folder = run.name_folder(folder, command == "fit", resumed)
         self.prints = run.predictions == "-" or (run.predictions is None and data.sources["predict"] == "-")
         self.has_folder = command != "predict" or not (self.prints or run.predictions)
@@ -137,9 +137,9 @@ class Session:
                     f"{Path(self.run.predictions, PREDICTIONS)}"
                 )
             _refuse_special_predictions(self.run.predictions)
-            return PredictionWriter(Path(self.run.predictions), deciding(config))
+            return PredictionWriter(Path(self.run.predictions), prediction_settings(config))
         earlier = sorted(self.folder.parent.glob(f"*/{PREDICTIONS}.part"), reverse=True)
-        return PredictionWriter(self.folder / PREDICTIONS, deciding(config), earlier)
+        return PredictionWriter(self.folder / PREDICTIONS, prediction_settings(config), earlier)
 
     def _of_command(self) -> list[Callback]:
         files = RunFiles(self.folder, self.monitor, self.mode)
@@ -224,7 +224,7 @@ def _refuse_special_predictions(path: str) -> None:
         raise ValueError(f"run.predictions: {error}, or - for standard output") from None
 
 
-def deciding(config: str) -> dict[str, Any]:
+def prediction_settings(config: str) -> dict[str, Any]:
     """What of a run's config decides what is predicted for a row: plain values by name."""
     values = {name.replace(".init_args.", "."): value for name, value in _flat(yaml.safe_load(config)).items()}
     kept = {name: value for name, value in values.items() if name.startswith(DECIDE) and name not in ROWS}

@@ -21,7 +21,7 @@ from lightning_softprompt.checkpoints.prompt_file import read_prompt, write_prom
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.methods.base import SoftPromptModule
 from lightning_softprompt.runs.run_spec import RunSpec, make_folder
-from lightning_softprompt.training.monitors import watched
+from lightning_softprompt.training.monitors import monitored_metric
 
 TRAINER_DEFAULTS = {
     "logger": False,  # the run's own loggers are added
@@ -105,7 +105,7 @@ class RunOutputs:
     def __init__(self, run: RunSpec, data: SoftPromptDataModule) -> None:
         self.folder = run.name_folder(training=True)
         make_folder(self.folder)
-        monitor, mode = watched(run, data.evaluation)
+        monitor, mode = monitored_metric(run, data.evaluation)
         self.last = self.folder / "checkpoints" / "last.ckpt"
         self.best = BestCheckpoint(self.last.parent, "best", monitor, mode)
         self.callbacks: list[Callback] = [

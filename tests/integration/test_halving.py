@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
 from lightning_softprompt.backbones.execution.lm_head import States
-from lightning_softprompt.callbacks.recovery.oom_retry import Halved, Halving
+from lightning_softprompt.callbacks.recovery.oom_retry import Halving, RetryingStep
 from lightning_softprompt.cli.app import main
 from lightning_softprompt.methods import PrefixTuning, PromptTuning, PTuningV2, SMoP
 from lightning_softprompt.objectives.language_modeling import LanguageModeling
@@ -93,7 +93,7 @@ def test_a_step_in_parts_is_the_step(kind, family, backward, load):
     batch = tiny.batch_of(backbone.codec, labels=LABELS)
     whole = taken(module, batch)
     halving = Halving()
-    module.step = Halved(halving, module)
+    module.step = RetryingStep(halving, module)
     with memory_for(backbone, 1, backward) as counts:
         parted = taken(module, batch)
     assert halving.parts == 4
@@ -109,7 +109,7 @@ def test_later_steps_keep_the_parts(load):
     module = made(backbone, "prompt tuning, dropout")
     batch = tiny.batch_of(backbone.codec, labels=LABELS)
     halving = Halving()
-    module.step = Halved(halving, module)
+    module.step = RetryingStep(halving, module)
     with memory_for(backbone, 2) as counts:
         taken(module, batch)
         counts.clear()
@@ -123,7 +123,7 @@ def test_later_steps_keep_the_parts(load):
 def test_one_row_that_does_not_fit_stops_the_run_and_says_what_helps(load):
     backbone = load("llama")
     module = made(backbone, "prompt tuning, dropout")
-    module.step = Halved(Halving(), module)
+    module.step = RetryingStep(Halving(), module)
     with memory_for(backbone, 0), pytest.raises(torch.OutOfMemoryError, match=r"single row .* data\.max_tokens"):
         taken(module, tiny.batch_of(backbone.codec, labels=LABELS))
 
@@ -156,8 +156,8 @@ def test_a_training_in_parts_is_the_training(count, options, load, caplog):
             ends.append(fitted(module, backbone, rows, callbacks, **options))
         assert all("step" not in vars(method) for method in methods)
     assert_close(ends[1], ends[0], rtol=1e-4, atol=1e-6)
-    assert "4 rows run in 2 parts from here on" in caplog.text
-    assert "4 rows run in 4 parts from here on" in caplog.text
+    assert "splitting the 4 rows of each step into 2 parts" in caplog.text
+    assert "splitting the 4 rows of each step into 4 parts" in caplog.text
 
 
 def test_half_precision_scales_its_losses_within_the_step(load):
@@ -165,7 +165,7 @@ def test_half_precision_scales_its_losses_within_the_step(load):
     module = made(backbone, "mean over tokens")
     batch = tiny.batch_of(backbone.codec, labels=LABELS)
     plain = taken(module, batch)
-    module.step = Halved(Halving(), module, torch.amp.GradScaler("cpu", init_scale=1024.0))
+    module.step = RetryingStep(Halving(), module, torch.amp.GradScaler("cpu", init_scale=1024.0))
     for got, wanted in zip(taken(module, batch)[:2], plain[:2], strict=True):
         assert_close(got, wanted, rtol=1e-5, atol=1e-6)
 

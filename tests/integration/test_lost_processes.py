@@ -79,7 +79,7 @@ def test_a_process_that_is_lost_ends_the_other(start, tmp_path, lost, sent):
     assert code == 3, told
     check_message(told, "error: ", "of this run", "Resume the run with --ckpt_path last")
     if sent == signal.SIGSTOP:
-        check_message(told, f"process {lost} of this run gave no sign of life for {PATIENCE} seconds")
+        check_message(told, f"process {lost} of this run sent no heartbeat for {PATIENCE} seconds")
 
 
 @pytest.fixture

@@ -68,7 +68,7 @@ def test_two_runs_do_not_write_to_one_folder(argv, tmp_path, capsys):
     holder = os.fork()
     if not holder:
         try:
-            run_spec.keep(made(tmp_path / "runs" / "default" / "one"))
+            run_spec.lock_run_folder(made(tmp_path / "runs" / "default" / "one"))
             os.write(theirs, b"!")
             os.read(os.pipe()[0], 1)  # till it is killed
         finally:

@@ -89,7 +89,7 @@ def test_a_run_that_was_told_to_stop_ends_as_one_that_was_not(start, tmp_path):
         code, told = start(name, "--ckpt_path=last", UNSIGNALLED, signalled(batch, name))
         assert code == wanted, told
         assert "yet; starting a new run" in told
-        assert f"stopped at optimizer step {batch + 1}, as asked; to go on: --ckpt_path" in told
+        assert f"Stopped at optimizer step {batch + 1} by a signal. To resume: --ckpt_path" in told
         assert "Traceback" not in told
         assert state(tmp_path / name)["global_step"] == batch + 1
         code, told = start(name, "--ckpt_path=last", UNSIGNALLED)

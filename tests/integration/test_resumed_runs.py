@@ -119,7 +119,7 @@ def test_checkpoints_of_earlier_versions_are_resumed_with_a_warning(fit, caplog)
 def test_a_name_that_was_used_is_refused(fit, argv, capsys):
     fit(2, "--run.name=one")
     assert main(["fit", *argv, "--trainer.max_steps=2", "--run.name=one"]) == 2
-    assert "a run was trained in" in capsys.readouterr().err
+    assert "already contains a trained run" in capsys.readouterr().err
 
 
 def test_a_trained_head_is_refused_for_other_classes(fit, tmp_path, rows, capsys):

@@ -71,12 +71,12 @@ def test_rows_that_come_again_and_one_that_broke_off_are_dropped(tmp_path):
     whole = (tmp_path / "metrics.csv").read_bytes()
     with (tmp_path / "metrics.csv").open("a") as file:
         file.write("4,0.5")  # a run that was killed as it wrote
-    MetricsFile(tmp_path).go_on(2)
+    MetricsFile(tmp_path).truncate(2)
     logged(tmp_path, 2, 3)
     assert (tmp_path / "metrics.csv").read_bytes() == whole
-    MetricsFile(tmp_path).go_on(0)
+    MetricsFile(tmp_path).truncate(0)
     assert not (tmp_path / "metrics.csv").exists()
-    MetricsFile(tmp_path).go_on(3)
+    MetricsFile(tmp_path).truncate(3)
     logged(tmp_path, 0, 1, 2, 3)
     assert (tmp_path / "metrics.csv").read_bytes() == whole
 
@@ -235,7 +235,7 @@ def test_wandb_mode_is_heeded(tmp_path, said, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     finished(make_loggers(tmp_path, "n", "p")[1])
     assert read_run(tmp_path).name == "n"
-    assert "as asked" in said[0]
+    assert "as requested" in said[0]
 
 
 def test_second_run_of_a_process_has_a_file_of_its_own(tmp_path, said):

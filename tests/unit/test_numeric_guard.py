@@ -10,8 +10,8 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lightning_softprompt.callbacks.recovery.bad_rows import blamed
-from lightning_softprompt.callbacks.recovery.nan_guard import NonFiniteError, NumericGuard, Spikes
+from lightning_softprompt.callbacks.recovery.bad_rows import find_nonfinite_rows
+from lightning_softprompt.callbacks.recovery.nan_guard import NonFiniteError, NumericGuard, SpikeDetector
 from lightning_softprompt.core.types import Batch, Example
 from lightning_softprompt.methods import PromptTuning
 from lightning_softprompt.objectives.base import Outcome
@@ -110,7 +110,7 @@ def test_a_step_that_is_left_out_changes_nothing(tmp_path, fault):
 def test_too_many_steps_in_sequence_stop_the_run(tmp_path):
     fit(Net("loss"), tmp_path / "apart", skip=1, max_epochs=2)
     assert [r["step"] for r in lines(tmp_path / "apart")] == [3, 9]
-    with pytest.raises(NonFiniteError, match=r"optimizer step 5 .* after 2 steps that were left out"):
+    with pytest.raises(NonFiniteError, match=r"optimizer step 5 .* after 2 skipped steps"):
         fit(Net("loss", bad=range(BAD, ROWS)), tmp_path, skip=2)
 
 
@@ -159,7 +159,7 @@ def test_a_gradient_that_was_scaled_too_far_is_the_scalers_business(tmp_path):
 
 def test_a_verdict_that_comes_later_still_comes_before_the_checkpoint(tmp_path, monkeypatch):
     """As on a GPU, where the gradient is made zero, and the host reads a step later why."""
-    monkeypatch.setattr(NumericGuard, "_at_once", lambda *_: False)
+    monkeypatch.setattr(NumericGuard, "_is_immediate", lambda *_: False)
     net = Net("loss")
     with pytest.raises(NonFiniteError, match=r"optimizer step 3 .* rows train.jsonl:10 "):
         fit(net, tmp_path)
@@ -178,13 +178,13 @@ def test_a_verdict_that_comes_later_still_comes_before_the_checkpoint(tmp_path, 
 
 def test_spikes_are_told_of_and_ordinary_losses_are_not(caplog):
     torch.manual_seed(0)
-    spikes = Spikes()
+    spikes = SpikeDetector()
     noise = (2 + 0.3 * torch.randn(500)).tolist()
-    assert not any(spikes.take(loss) for loss in noise)
-    assert spikes.take(9.0)
+    assert not any(spikes.update(loss) for loss in noise)
+    assert spikes.update(9.0)
     assert spikes.mean == pytest.approx(2, abs=0.3)
-    steep = Spikes()
-    assert not any(steep.take(4 * 0.99**n) for n in range(500))
+    steep = SpikeDetector()
+    assert not any(steep.update(4 * 0.99**n) for n in range(500))
 
 
 def test_a_spike_names_step_and_rows(tmp_path, caplog):
@@ -196,7 +196,7 @@ def test_a_spike_names_step_and_rows(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "lightning_softprompt"):
         fit(Spiky(), tmp_path, max_epochs=6)
     (told,) = [r.getMessage() for r in caplog.records if "running mean" in r.getMessage()]
-    assert told.startswith("at optimizer step 28 ")
+    assert told.startswith("Optimizer step 28: ")
     assert told.endswith("rows [12, 13, 14, 15]")
 
 
@@ -216,7 +216,7 @@ def test_rows_of_methods_and_replicas_are_named(load, count):
         each.attach(backbone, seed)
     rows = tiny.batch_of(backbone.codec, labels=torch.tensor([0, 1, 2, 0]))
     before = torch.get_rng_state()
-    (record,) = blamed(module, rows)
+    (record,) = find_nonfinite_rows(module, rows)
     assert (record["row"], record["loss"], record["whole_batch"]) == (2, None, False)
     assert "it is a sad story about a dog" in record["text"]  # as the backbone reads it
     assert torch.equal(torch.get_rng_state(), before)

@@ -141,7 +141,7 @@ def test_a_tilde_within_options_and_configs_is_the_home_folder_but_not_in_text(m
 
 @pytest.mark.parametrize("options", [{"name": ".."}, {"name": "a/b"}, {"name": "/a"}, {"experiment": "../a"}])
 def test_a_run_lies_in_the_folder_of_its_experiment(options):
-    with pytest.raises(ValueError, match=r"must be the name of a folder|must lie in run\.folder"):
+    with pytest.raises(ValueError, match=r"must be the name of a folder|must be inside run\.folder"):
         RunSpec(**options)
 
 

@@ -1,4 +1,4 @@
-"""The checkpoint of the best validation, also of a run that is resumed in another folder."""
+"""The checkpoint of the best validation, also if a run is resumed in another folder."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ log = logging.getLogger(__name__)
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Saves whenever the monitored metric is better than before.
+    """Saves a checkpoint whenever the monitored metric improves.
 
-    Lightning keeps absolute paths, and forgets the best score where the folder is another. Here a run that was moved or
-    copied finds its best checkpoint beside the one that it is resumed from, and a new folder gets a copy of it.
+    Lightning stores absolute paths, and drops the best score if the folder differs. This class finds the best
+    checkpoint of a moved or copied run next to the checkpoint that is resumed, and copies it to a new folder.
 
     Args:
-        folder: Where it is saved.
-        name: The name of the file, without its ending.
+        folder: The folder of the checkpoint.
+        name: The file name, without suffix.
         monitor: The metric.
-        mode: Whether its least or its greatest value is best.
+        mode: Whether the minimum or the maximum is best.
         resumed: The checkpoint that the run is resumed from, if any.
     """
 
@@ -43,25 +43,25 @@ class BestCheckpoint(ModelCheckpoint):
 
     @property
     def state_key(self) -> str:
-        """The key of Lightning's own class, by which checkpoints of earlier versions have it."""
+        """The key of Lightning's class, as in checkpoints of earlier versions."""
         return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes over the best score, and the checkpoint of it."""
+        """Restore the best score and its checkpoint."""
         score = state_dict["best_model_score"]
         if score is None:
             return
-        found = self._find(state_dict)
-        if found is None:
+        checkpoint = self._find(state_dict)
+        if checkpoint is None:
             log.warning(
-                "the best checkpoint so far, with %s = %.4g, is not at %s nor beside the checkpoint that is resumed; "
-                "the best is chosen from here on", self.monitor, score, state_dict["best_model_path"],
+                "The best checkpoint so far (%s = %.4g) was not found at %s or next to the resumed checkpoint; only "
+                "later validations are considered", self.monitor, score, state_dict["best_model_path"],
             )  # fmt: skip
             return
-        self._source = None if _is_same(found, self.file) else found
+        self._source = None if _is_same(checkpoint, self.file) else checkpoint
         path = str(self.file)
-        here = {"best_model_path": path, "kth_best_model_path": path, "best_k_models": {path: score}}
-        super().load_state_dict({**state_dict, **here, "dirpath": self.dirpath, "last_model_path": ""})
+        paths = {"best_model_path": path, "kth_best_model_path": path, "best_k_models": {path: score}}
+        super().load_state_dict({**state_dict, **paths, "dirpath": self.dirpath, "last_model_path": ""})
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The run folder exists by now: copy the best checkpoint."""
@@ -78,15 +78,15 @@ class BestCheckpoint(ModelCheckpoint):
             _copy(source, self.file)
 
     def _find(self, state: Mapping[str, Any]) -> Path | None:
-        """The checkpoint of the best score: the own one, one beside the resumed checkpoint, or where it was saved."""
-        beside = [] if self.resumed is None else [self.resumed.absolute().parent / self.file.name]
-        if self.file.is_file() and (not beside or _is_same(beside[0], self.file)):
-            return self.file  # also where a killed run saved a better one after the checkpoint that is resumed
-        places = [*beside, Path(state["best_model_path"])]
-        return next((path for path in places if self._holds(path, float(state["best_model_score"]))), None)
+        """Find the checkpoint of the best score: here, next to the resumed checkpoint, or where it was saved."""
+        neighbors = [] if self.resumed is None else [self.resumed.absolute().parent / self.file.name]
+        if self.file.is_file() and (not neighbors or _is_same(neighbors[0], self.file)):
+            return self.file  # also if a killed run saved a better one after the resumed checkpoint
+        candidates = [*neighbors, Path(state["best_model_path"])]
+        return next((path for path in candidates if self._has_score(path, float(state["best_model_score"]))), None)
 
-    def _holds(self, path: Path, score: float) -> bool:
-        """Whether a checkpoint is of the validation with a score."""
+    def _has_score(self, path: Path, score: float) -> bool:
+        """Whether a checkpoint belongs to the validation with a score."""
         try:
             state = load_checkpoint(path)["callbacks"][self.state_key]
         except (ValueError, KeyError, OSError):
@@ -100,5 +100,5 @@ def _is_same(one: Path, other: Path) -> bool:
 
 @rank_zero_only
 def _copy(source: Path, target: Path) -> None:
-    log.info("%s is copied to %s", source, target)
+    log.info("Copying %s to %s", source, target)
     write_file(target, source.read_bytes())

@@ -1,4 +1,4 @@
-"""No step is taken on numbers that are none: the rows are named, and the last good checkpoint stays the last."""
+"""Skips or stops at steps with a non-finite loss or gradient, and reports the rows that cause it."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from torch import Tensor, distributed
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
-from lightning_softprompt.callbacks.recovery.bad_rows import blamed
-from lightning_softprompt.callbacks.recovery.resume import gathered
+from lightning_softprompt.callbacks.recovery.bad_rows import find_nonfinite_rows
+from lightning_softprompt.callbacks.recovery.resume import gather_objects
 from lightning_softprompt.callbacks.reporting.prompt_watch import trainable
 from lightning_softprompt.core.types import Batch
 from lightning_softprompt.system.atomic_files import write_file
 
 log = logging.getLogger(__name__)
-SPIKE = 6.0  # deviations above the mean
-WARM = 20  # steps before a loss can be a spike
-MEMORY = 0.95  # of the running mean
-TOLD = 10  # spikes of a run that are told of
-SHOWN = 8  # rows that a message names
+SPIKE = 6.0  # standard deviations above the mean
+WARMUP = 20  # steps before a loss can be a spike
+DECAY = 0.95  # of the running mean
+MAX_REPORTED = 10  # spikes of a run that are logged
+MAX_LISTED = 8  # rows in a message
 
 
 class NonFiniteError(ValueError):
@@ -35,14 +35,14 @@ class NonFiniteError(ValueError):
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """What is known of a step, once the device has got there.
+class StepCheck:
+    """The result of checking a step, available once the device has computed it.
 
     Args:
-        values: [2] on the host: whether loss or gradient is not finite, and the loss.
-        step: The optimizer step, the first being 1.
-        batches: Its rows.
-        event: On a GPU, what is recorded behind the copy of the values.
+        values: [2] on the host: whether loss or gradient is non-finite, and the loss.
+        step: The optimizer step, starting at 1.
+        batches: The batches of the step.
+        event: On a GPU, the event recorded after the copy of the values.
     """
 
     values: Tensor
@@ -52,7 +52,7 @@ class Judgement:
 
     @classmethod
     def of(cls, values: Tensor, step: int, batches: tuple[Batch, ...]) -> Self:
-        """Has the values [2] copied, and does not wait for it."""
+        """Copy the values [2] to the host without waiting for the device."""
         if values.device.type != "cuda":
             return cls(values.cpu(), step, batches)
         host = torch.empty(2, pin_memory=True).copy_(values, non_blocking=True)
@@ -61,7 +61,7 @@ class Judgement:
         return cls(host, step, batches, event)
 
     def read(self) -> tuple[bool, float]:
-        """Whether the step is bad, and its loss; waits for this step alone."""
+        """Whether the step is non-finite, and its loss; waits for this step only."""
         if self.event is not None:
             self.event.synchronize()
         bad, loss = self.values.tolist()
@@ -70,17 +70,17 @@ class Judgement:
 
 @final
 class NumericGuard(Callback):
-    """Stops a run at a loss or gradient that is not finite, or leaves the step out; names rows in `bad_rows.jsonl`.
+    """Stops a run at a non-finite loss or gradient, or skips the step; writes the rows to `bad_rows.jsonl`.
 
-    Nothing is trained on such a step, and no checkpoint written after it. The rows are found by running each of the
-    step's alone. On a GPU nobody waits for the verdict: the gradient is made zero there, and the host reads it
-    while the next step runs. A gradient that overflows in half precision is the scaler's business, as long as it can
-    still lower its scale. Losses far above their running mean are told of.
+    Such a step does not change the prompt, and no checkpoint is written after it. The rows are identified by running
+    each row of the step alone. On a GPU, the host does not wait for the check: the device sets the gradient to zero,
+    and the host reads the result while the next step runs. Overflowing gradients in half precision are left to the
+    gradient scaler as long as it can lower its scale. Losses far above their running mean are logged.
 
     Args:
-        path: Where the rows go.
-        skip: How many steps in sequence may be left out, with optimizer and prompt as they were; 0 stops at the first.
-            With it, each step waits for the device.
+        path: The file of the rows.
+        skip: Number of consecutive steps that may be skipped, without a change of prompt and optimizer; 0 stops at
+            the first. If it is above 0, each step waits for the device.
     """
 
     def __init__(self, path: Path, skip: int = 0) -> None:
@@ -91,135 +91,156 @@ class NumericGuard(Callback):
         self._in_sequence = 0
         self._batches: list[Batch] = []
         self._loss: Tensor | None = None
-        self._waiting: Judgement | None = None
-        self._spikes = Spikes()
+        self._pending: StepCheck | None = None
+        self._spikes = SpikeDetector()
 
     def state_dict(self) -> dict[str, Any]:
-        """What is known of losses and skipped steps."""
-        return {"skipped": self.skipped, "in_sequence": self._in_sequence, "spikes": dict(vars(self._spikes))}
+        """The counts of skipped steps and the statistics of losses."""
+        return {"skipped": self.skipped, "in_sequence": self._in_sequence, "spikes": self._spikes.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting."""
+        """Restore the counts and statistics."""
         self.skipped, self._in_sequence = state_dict["skipped"], state_dict["in_sequence"]
-        vars(self._spikes).update(state_dict["spikes"])
+        self._spikes.load_state_dict(state_dict["spikes"])
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
-        """Keep the rows till their step is judged."""
+        """Keep the batch until its step is checked."""
         self._batches.append(batch)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Add up the losses of a step; see what became of the step before."""
-        self._settle(trainer, pl_module)
+        """Sum the losses of a step; resolve the check of the previous step."""
+        self._resolve(trainer, pl_module)
         loss = loss.detach().float()
         if (scaler := scaler_of(trainer)) is not None:
             loss = loss / scaler.get_scale()
         self._loss = loss if self._loss is None else self._loss + loss
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Judge the step on its device; where that costs no waiting, or steps may be skipped, at once."""
+        """Check the step on its device; resolve the check now if that needs no waiting or steps may be skipped."""
         assert self._loss is not None, "an optimizer step without a loss"
         gradients = [p.grad for p in trainable(pl_module) if p.grad is not None]
-        values = verdict(self._loss, [] if may_overflow(trainer) else gradients)
+        values = check_finite(self._loss, [] if may_overflow(trainer) else gradients)
         if trainer.world_size > 1:
             distributed.all_reduce(values, distributed.ReduceOp.MAX)
-        self._waiting = Judgement.of(values, trainer.global_step + 1, tuple(self._batches))
+        self._pending = StepCheck.of(values, trainer.global_step + 1, tuple(self._batches))
         self._batches, self._loss = [], None
-        if self._at_once(values.device):
-            self._settle(trainer, pl_module)
+        if self._is_immediate(values.device):
+            self._resolve(trainer, pl_module)
             return
         for gradient in gradients:
             gradient.masked_fill_(values[0] > 0, 0)
 
-    def _at_once(self, device: torch.device) -> bool:
-        """Whether a verdict is waited for: it must be where the step may be left out, and costs nothing on a CPU."""
+    def _is_immediate(self, device: torch.device) -> bool:
+        """Whether to wait for the check: required if the step may be skipped, and free on a CPU."""
         return self.skip > 0 or device.type == "cpu"
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """No checkpoint of a step that is not known to be good."""
-        self._settle(trainer, pl_module)
+        """Resolve the check first, so that no checkpoint contains a non-finite step."""
+        self._resolve(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The last step, too."""
-        self._settle(trainer, pl_module)
+        """Resolve the check of the last step."""
+        self._resolve(trainer, pl_module)
 
-    def _settle(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        judged, self._waiting = self._waiting, None
-        if judged is None:
+    def _resolve(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        check, self._pending = self._pending, None
+        if check is None:
             return
-        bad, loss = judged.read()
-        if bad:
-            self._refuse(trainer, pl_module, judged)
+        is_bad, loss = check.read()
+        if is_bad:
+            self._skip_or_stop(trainer, pl_module, check)
             return
         self._in_sequence = 0
-        if self._spikes.take(loss) and self._spikes.told <= TOLD:
+        if self._spikes.update(loss) and self._spikes.count <= MAX_REPORTED:
+            rows = [row for batch in check.batches for row in batch.global_row_ids]
             log.warning(
-                "at optimizer step %d the loss is %.4g, far above its running mean of %.4g; rows %s",
-                judged.step, loss, self._spikes.mean, [n for batch in judged.batches for n in batch.global_row_ids],
+                "Optimizer step %d: loss %.4g is far above its running mean %.4g; rows %s",
+                check.step, loss, self._spikes.mean, rows,
             )  # fmt: skip
 
-    def _refuse(self, trainer: Trainer, pl_module: LightningModule, judged: Judgement) -> None:
-        records = self._write(trainer, pl_module, judged)
+    def _skip_or_stop(self, trainer: Trainer, pl_module: LightningModule, check: StepCheck) -> None:
+        records = self._write(trainer, pl_module, check)
         self._in_sequence += 1
         if self._in_sequence > self.skip:
-            self._stop(judged.step, records)
+            self._stop(check.step, records)
         self.skipped += 1
         for parameter in trainable(pl_module):
-            parameter.grad = None  # so that no optimizer moves it, or what it keeps of it
+            parameter.grad = None  # so that the optimizer changes neither it nor its state
         if trainer.is_global_zero:
-            told = (
-                f"optimizer step {judged.step} is left out, the {self._in_sequence}. in sequence, {self.skipped} in all"
-            )
-            log.warning("%s: loss or gradient is not finite on rows %s", told, shown(records))
+            log.warning(
+                "Skipped optimizer step %d (%d consecutive, %d in total): loss or gradient is not finite on rows %s",
+                check.step, self._in_sequence, self.skipped, format_rows(records),
+            )  # fmt: skip
 
-    def _write(self, trainer: Trainer, pl_module: LightningModule, judged: Judgement) -> list[dict[str, Any]]:
-        """The bad rows of all processes, added to the file as a whole."""
+    def _write(self, trainer: Trainer, pl_module: LightningModule, check: StepCheck) -> list[dict[str, Any]]:
+        """Append the bad rows of all processes to the file, atomically."""
+        local = []
         with trainer.precision_plugin.train_step_context():
-            own = [record for batch in judged.batches for record in blamed(pl_module, batch)]
-        where = {"step": judged.step, "epoch": trainer.current_epoch}
-        own = [{**record, **_place(trainer, record["row"])} for record in own]
-        records = [{**where, **record} for of_rank in gathered(own) for record in of_rank]
+            for batch in check.batches:
+                local.extend(find_nonfinite_rows(pl_module, batch))
+        local = [{**record, **_location(trainer, record["row"])} for record in local]
+        step = {"step": check.step, "epoch": trainer.current_epoch}
+        records = [{**step, **record} for part in gather_objects(local) for record in part]
         records = [record for record in records if not record["whole_batch"]] or records
         if trainer.is_global_zero:
-            before = self.path.read_bytes() if self.path.is_file() else b""
-            write_file(self.path, before + "".join(f"{json.dumps(record)}\n" for record in records).encode())
+            earlier = self.path.read_bytes() if self.path.is_file() else b""
+            lines = "".join(f"{json.dumps(record)}\n" for record in records)
+            write_file(self.path, earlier + lines.encode())
         return records
 
     def _stop(self, step: int, records: list[dict[str, Any]]) -> NoReturn:
-        after = f", after {self.skip} steps that were left out" if self.skip else ""
+        after = f", after {self.skip} skipped steps" if self.skip else ""
         raise NonFiniteError(
-            f"at optimizer step {step} loss or gradient is not finite{after}: rows {shown(records)}. They are in "
-            f"{self.path}; the last checkpoint is of before. Look at them, lower the learning rate, set "
-            "trainer.gradient_clip_val, or have such steps left out: --run.skip_bad_steps 3"
+            f"at optimizer step {step} loss or gradient is not finite{after}: rows {format_rows(records)}. They are "
+            f"written to {self.path}; the last checkpoint precedes this step. Inspect the rows, lower the learning "
+            "rate, set trainer.gradient_clip_val, or skip such steps: --run.skip_bad_steps 3"
         )
 
 
 @final
-class Spikes:
-    """A running mean and deviation of losses, and which of them are far above."""
+class SpikeDetector:
+    """Detects losses far above their running mean.
+
+    Attributes:
+        steps: Number of losses.
+        count: Number of spikes.
+        mean: The running mean.
+        variance: The running variance.
+    """
 
     def __init__(self) -> None:
-        self.seen, self.told, self.mean, self.variance = 0, 0, 0.0, 0.0
+        self.steps, self.count, self.mean, self.variance = 0, 0, 0.0, 0.0
 
-    def take(self, loss: float) -> bool:
-        """Whether a loss is a spike; it counts for the mean only as much as the largest that is none."""
-        highest = self.mean + SPIKE * math.sqrt(self.variance)
-        spike = self.seen >= WARM and loss > highest
-        off = (highest if spike else loss) - self.mean
-        share = max(1 - MEMORY, 1 / (self.seen + 1))
-        self.mean += share * off
-        self.variance = (1 - share) * (self.variance + share * off * off)
-        self.seen, self.told = self.seen + 1, self.told + spike
-        return spike
+    def state_dict(self) -> dict[str, Any]:
+        """The statistics, under the keys of checkpoints."""
+        return {"seen": self.steps, "told": self.count, "mean": self.mean, "variance": self.variance}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the statistics."""
+        self.steps, self.count = state["seen"], state["told"]
+        self.mean, self.variance = state["mean"], state["variance"]
+
+    def update(self, loss: float) -> bool:
+        """Add a loss and return whether it is a spike; the running mean uses spikes clipped to the threshold."""
+        threshold = self.mean + SPIKE * math.sqrt(self.variance)
+        is_spike = self.steps >= WARMUP and loss > threshold
+        deviation = (threshold if is_spike else loss) - self.mean
+        rate = max(1 - DECAY, 1 / (self.steps + 1))
+        self.mean += rate * deviation
+        self.variance = (1 - rate) * (self.variance + rate * deviation * deviation)
+        self.steps += 1
+        self.count += is_spike
+        return is_spike
 
 
-def _place(trainer: Trainer, row: int) -> dict[str, str]:
-    """File and line of a training row, if the data module knows them: rows are renumbered when some are left out."""
+def _location(trainer: Trainer, row: int) -> dict[str, str]:
+    """File and line of a training row, if the data module knows them; skipped rows change the row numbers."""
     find = getattr(trainer.datamodule, "where", None)  # type: ignore[attr-defined]
     return {} if find is None else {"where": find("train", row)}
 
 
-def verdict(loss: Tensor, gradients: list[Tensor]) -> Tensor:
-    """[2] whether loss or gradients are not finite, and the loss, on their device."""
+def check_finite(loss: Tensor, gradients: list[Tensor]) -> Tensor:
+    """[2] whether loss or gradients are non-finite, and the loss, on their device."""
     good = torch.isfinite(loss)
     if gradients:
         good = good & torch.isfinite(get_total_norm(gradients)).to(loss.device)
@@ -227,18 +248,18 @@ def verdict(loss: Tensor, gradients: list[Tensor]) -> Tensor:
 
 
 def scaler_of(trainer: Trainer) -> Any:
-    """What scales losses in half precision, or None."""
+    """The gradient scaler of half precision, or None."""
     return getattr(trainer.precision_plugin, "scaler", None)
 
 
 def may_overflow(trainer: Trainer) -> bool:
-    """Whether a gradient that is not finite is only one that was scaled too far, which the scaler mends."""
+    """Whether a non-finite gradient may be an overflow that the scaler corrects by lowering its scale."""
     scaler = scaler_of(trainer)
     return scaler is not None and scaler.get_scale() > 1
 
 
-def shown(records: list[dict[str, Any]]) -> str:
-    """Rows, the first of them with their text."""
-    rows = [f"{record.get('where', record['row'])} ({record['text'][:60]!r})" for record in records[:SHOWN]]
-    more = f" and {len(records) - SHOWN} more" if len(records) > SHOWN else ""
+def format_rows(records: list[dict[str, Any]]) -> str:
+    """The first rows with their text, and the number of further ones."""
+    rows = [f"{record.get('where', record['row'])} ({record['text'][:60]!r})" for record in records[:MAX_LISTED]]
+    more = f" and {len(records) - MAX_LISTED} more" if len(records) > MAX_LISTED else ""
     return ", ".join(rows) + more

@@ -1,4 +1,4 @@
-"""A run that is told to stop leaves a checkpoint from which it goes on bit by bit."""
+"""Saves a checkpoint for an exact resume when a run receives a stop signal."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from torch import distributed
 from lightning_softprompt.runs.loggers import rank_zero_info
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-PREEMPTED, INTERRUPTED = 143, 130  # exit codes, as a shell tells SIGTERM and SIGINT
+PREEMPTED, INTERRUPTED = 143, 130  # exit codes, as a shell reports SIGTERM and SIGINT
 
 
 @final
 class Preempted(SystemExit):
-    """Ends a run whose checkpoint is written. Its code is that of the process: 143, or 130 after Ctrl-C."""
+    """Ends a run after its checkpoint is written. Its code is the exit code: 143, or 130 after Ctrl-C."""
 
 
 @final
 class Preemption(Checkpoint):
-    """Writes a checkpoint at the end of the step in which SIGTERM, SIGUSR1 or Ctrl-C came, and ends the run.
+    """Saves a checkpoint at the end of the step in which SIGTERM, SIGUSR1 or Ctrl-C arrives, and ends the run.
 
-    The code is 143, or 130 after Ctrl-C; a second Ctrl-C stops at once. Processes agree on the step by asking each
-    other after each one, over the CPU, so that no device waits; it does not matter which of them gets the signal. A
-    signal that comes in a validation is heeded after the next step. The handlers of Lightning, which lose the run (or
-    hang, where there are several processes), are not installed.
+    The exit code is 143, or 130 after Ctrl-C; a second Ctrl-C stops immediately. Processes agree on the step with an
+    all-reduce on the CPU after each step, so that no device waits; any of them may receive the signal. A signal during
+    a validation takes effect after the next step. Lightning's signal handlers are not installed: they lose the run, or
+    hang with several processes.
 
     Args:
         path: The checkpoint.
@@ -39,47 +39,47 @@ class Preemption(Checkpoint):
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
-        self._code = self._stop = 0  # what this process heard, and what all agreed on
+        self._code = self._stop = 0  # exit code of this process, and that agreed on by all
         self._before: dict[signal.Signals, Any] = {}
         self._group: distributed.ProcessGroup | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Listen before the backbone is loaded, which may take minutes."""
+        """Install the handlers before the backbone is loaded, which may take minutes."""
         self._code = self._stop = 0
         trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._heard) for number in SIGNALS}
+            self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
 
-    def _heard(self, number: int, frame: FrameType | None) -> None:
-        """Remember only: whatever a handler does, it does in the middle of something else."""
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        """Only set the exit code, because a handler may interrupt any operation."""
         self._code = max(self._code, INTERRUPTED if number == signal.SIGINT else PREEMPTED)
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open a way between the processes that does not go over their devices."""
+        """Create a process group for the CPU."""
         if trainer.world_size > 1:
             self._group = distributed.new_group(backend="gloo")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save if any process was told to stop, unless gradients are still being added up."""
+        """Save if any process received a signal, unless gradients are still being accumulated."""
         if trainer.fit_loop.epoch_loop._should_accumulate():
             return
-        self._stop = self._agreed()
+        self._stop = self._agree()
         if self._stop:
             trainer.save_checkpoint(self.path)
             step = trainer.global_step
-            rank_zero_info(f"stopped at optimizer step {step}, as asked; to go on: --ckpt_path {self.path}")
+            rank_zero_info(f"Stopped at optimizer step {step} by a signal. To resume: --ckpt_path {self.path}")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Stop before anything else happens; by now the loggers have the values of the last step."""
+        """Stop before the next batch; the loggers have the values of the last step."""
         self._leave()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop; a resumed run leaves this validation out."""
+        """Stop; a resumed run omits this validation."""
         self._leave()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -90,7 +90,7 @@ class Preemption(Checkpoint):
         if self._stop:
             raise Preempted(self._stop)
 
-    def _agreed(self) -> int:
+    def _agree(self) -> int:
         if self._group is None:
             return self._code
         code = torch.tensor([self._code])
@@ -98,11 +98,11 @@ class Preemption(Checkpoint):
         return int(code)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give the signals back."""
+        """Restore the previous handlers."""
         self._restore()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give the signals back."""
+        """Restore the previous handlers."""
         self._restore()
 
     def _restore(self) -> None:
@@ -122,7 +122,7 @@ class Termination(Callback):
         self._before: Any = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Replace Lightning's handler, which only takes note of the signal."""
+        """Replace Lightning's handler, which only records the signal."""
         trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
         if threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGTERM, self._stop)

@@ -1,4 +1,4 @@
-"""What Lightning's checkpoints lack for a run to go on as if it had never stopped."""
+"""State that Lightning's checkpoints lack for an exact resume."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 
 class RngState(Callback):
-    """Keeps the states of Python's, NumPy's and PyTorch's random numbers, of every process, in checkpoints.
+    """Saves the states of the random number generators of Python, NumPy and PyTorch, of every process, in checkpoints.
 
-    With it, and a `ResumableLoader`, dropout and whatever else is drawn in training continue bit by bit. What
-    validation draws leaves no trace in training: it does not matter how often a run is validated, nor that a resumed
-    one leaves out the validation which was due right after its checkpoint.
+    Together with a `ResumableLoader`, it makes dropout and other random choices of training continue bit for bit.
+    Validation does not advance the generators: neither the number of validations nor the one that a resumed run omits
+    right after its checkpoint changes training.
     """
 
     def __init__(self) -> None:
@@ -25,11 +25,11 @@ class RngState(Callback):
         self._training: Mapping[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The states of all processes; all of them must call this, as they do when Lightning saves."""
-        return {"ranks": gathered(_states())}
+        """The states of all processes. A collective operation: every process must call it, as on saving."""
+        return {"ranks": gather_objects(_states())}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the states until training starts: setting up draws random numbers too. They are tried out at once."""
+        """Keep the states until training starts, because setup also draws random numbers. Invalid states are refused now."""
         before = _states()
         try:
             for states in state_dict["ranks"]:
@@ -39,7 +39,7 @@ class RngState(Callback):
         self._loaded = state_dict["ranks"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restore them before the first batch is fetched, which may draw some."""
+        """Restore the states before the first batch is loaded, which may draw random numbers."""
         ranks, self._loaded = self._loaded, None
         if ranks is None:
             return
@@ -47,31 +47,31 @@ class RngState(Callback):
             _restore(ranks[trainer.global_rank])
         else:
             rank_zero_warn(
-                f"the checkpoint has the random states of {len(ranks)} processes, not {trainer.world_size}: dropout "
-                "will differ from the uninterrupted run. Resume on the same number of processes to repeat it"
+                f"The checkpoint has the random states of {len(ranks)} processes, not {trainer.world_size}: dropout "
+                "will differ from the uninterrupted run. Resume on the same number of processes for an exact resume"
             )
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remember where training was."""
+        """Save the states of training."""
         self._training = _states()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Go back there; callbacks that save checkpoints come after this one."""
+        """Restore the states of training; callbacks that save checkpoints run after this one."""
         if self._training is not None:
             _restore(self._training)
 
 
-def gathered(own: Any) -> list[Any]:
-    """What each process has, in the order of their numbers; all of them must call this."""
+def gather_objects(value: Any) -> list[Any]:
+    """Gather an object from every process, ordered by rank. A collective operation: every process must call it."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return [own]
+        return [value]
     ranks: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(ranks, own)
+    torch.distributed.all_gather_object(ranks, value)
     return ranks
 
 
 def _states() -> dict[str, Any]:
-    """The states as tensors, lists and numbers, which load with `weights_only=True`."""
+    """The states as tensors, lists and numbers, which can be loaded with `weights_only=True`."""
     version, words, gauss = random.getstate()
     name, keys, *rest = np.random.get_state(legacy=True)
     return {

@@ -1,4 +1,4 @@
-"""Settings of a run: kept in its checkpoints, and the same in all of its processes."""
+"""Saves the settings of a run in its checkpoints, and compares them between processes and on resume."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lightning_softprompt.callbacks.recovery.resume import gathered
+from lightning_softprompt.callbacks.recovery.resume import gather_objects
 from lightning_softprompt.checkpoints.run_settings import SETTINGS, shorten, to_json
 from lightning_softprompt.runs.run_settings import CommandSettings
 
@@ -15,52 +15,52 @@ Settings = Mapping[str, Any]
 
 
 class RunSettings(Callback):
-    """Keeps the settings of a run in its checkpoints, and compares them.
+    """Saves the settings of a run in its checkpoints, and compares them before anything is computed.
 
-    Before anything is computed, several processes compare theirs, and a resumed run those of its checkpoint.
+    Processes of a run compare their settings with each other, and a resumed run with those of its checkpoint.
 
     Args:
-        settings: Of the command.
-        resumed: Refuses rows that are not those of the checkpoint; None where no run is resumed, or they were compared
-            before.
+        settings: The settings of the command.
+        resumed: Refuses rows that differ from those of the checkpoint; None if no run is resumed or the rows have been
+            compared before.
     """
 
     def __init__(self, settings: CommandSettings, resumed: Callable[[Settings], None] | None = None) -> None:
         self._settings, self._resumed = settings, resumed
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Compare, now that the data module has its rows.
+        """Compare the settings, now that the data module has its rows.
 
         Raises:
-            ValueError: In all processes, naming those that differ and what differs; or what changed.
+            ValueError: In all processes, naming the differences.
         """
         if trainer.world_size > 1:
-            refuse_other_processes(gathered(self._settings.compared))
+            refuse_other_processes(gather_objects(self._settings.compared))
         if self._resumed is not None:
             self._resumed(self._settings.of_rows)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keep the settings."""
+        """Save the settings."""
         checkpoint[SETTINGS] = dict(self._settings.kept)
 
 
 def refuse_other_processes(settings: list[Settings]) -> None:
-    """Refuses processes with other data or options than the first one.
+    """Refuse processes whose data or options differ from those of the first one.
 
     Args:
-        settings: Of each process, in the order of their numbers.
+        settings: The settings of each process, ordered by rank.
 
     Raises:
         ValueError: Naming the processes and what differs.
     """
-    first, found = settings[0], []
+    first, differences = settings[0], []
     for rank, other in enumerate(settings):
         changed = [name for name in sorted({*first, *other}) if to_json(first.get(name)) != to_json(other.get(name))]
         for name in changed:
             values = f"{shorten(first.get(name))} in process 0 and {shorten(other.get(name))} in process {rank}"
-            found.append(f"{name} is {values}")
-    if found:
+            differences.append(f"{name} is {values}")
+    if differences:
         raise ValueError(
-            f"the processes of this run have different data or options: {'; '.join(found)}. Give all of them the same "
-            f"files and the same command"
+            f"the processes of this run have different data or options: {'; '.join(differences)}. Start all "
+            f"of them with the same files and the same command"
         )

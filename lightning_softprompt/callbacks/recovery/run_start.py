@@ -1,4 +1,4 @@
-"""When a run begins to leave files: after all that can be refused before its first step was checked."""
+"""Creates the files of a run only after every check that precedes its first step."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from lightning_softprompt.runs.run_checks import refuse_early_copies, refuse_lat
 
 @final
 class RunStart(Callback):
-    """Calls a function once, when the rows are read, the backbone is loaded and the optimizer is made.
+    """Calls a function once, after the rows are read, the backbone is loaded and the optimizer is created.
 
-    It is the first callback of a run. Lightning opens loggers before it reads the rows, so loggers wait for it.
+    It is the first callback of a run. Lightning opens loggers before it reads the rows, so they are held until then.
 
     Args:
-        begin: Makes the run's folder and lets its loggers write.
+        begin: Creates the run's folder and releases its loggers.
     """
 
     def __init__(self, begin: Callable[[], None]) -> None:
@@ -35,7 +35,7 @@ class RunStart(Callback):
             self._begin()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The first step of a training follows.
+        """Begin before the first step of a training.
 
         Raises:
             ValueError: If a callback has a copy of the module that lacks the prompt, the schedule ends too early, the
@@ -50,18 +50,18 @@ class RunStart(Callback):
         self._once(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A training had no step to take."""
+        """Begin if a training has no step left."""
         self._once(trainer, pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A validation begins; within a training this comes later than its start."""
+        """Begin `validate`; validations within a training come later than its start."""
         if trainer.state.fn == TrainerFn.VALIDATING:
             self._once(trainer, pl_module)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A test begins."""
+        """Begin `test`."""
         self._once(trainer, pl_module)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A prediction begins."""
+        """Begin `predict`."""
         self._once(trainer, pl_module)

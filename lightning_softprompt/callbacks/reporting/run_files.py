@@ -80,7 +80,7 @@ class RunFiles(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave out of `metrics.csv` what a run that was killed wrote after the checkpoint that is gone on from."""
         for file in metrics_files(trainer):
-            file.go_on(trainer.global_step)
+            file.truncate(trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int

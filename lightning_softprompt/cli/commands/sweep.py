@@ -107,11 +107,11 @@ def create_study(sweep: dict[str, Any], name: str, fit: dict[str, Any]) -> Study
     from lightning_softprompt.cli.dry_parse import parse_run
     from lightning_softprompt.runs.run_spec import RunSpec
     from lightning_softprompt.studies.study import words
-    from lightning_softprompt.training.monitors import watched
+    from lightning_softprompt.training.monitors import monitored_metric
 
     parsed_run = parse_run(["fit", *words(fit)])
     run_spec = RunSpec(**parsed_run.config.run.as_dict())
-    _, mode = watched(run_spec, parsed_run.data.evaluation)
+    _, mode = monitored_metric(run_spec, parsed_run.data.evaluation)
     address = str(sweep["storage"])
     if "://" not in address or address.startswith("sqlite:///"):
         Path(address.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
