@@ -219,7 +219,7 @@ def _share_from_rank_zero(name: str) -> str:
     is_first, is_hosted = os.environ["RANK"] == "0", os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = TCPStore(host, port, is_master=is_first and not is_hosted, wait_for_workers=False, multi_tenant=True)
-    key = f"softprompt/folder/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{len(STORES)}"
+    key = f"softprompt/folder/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{len(OPEN_STORES)}"
     OPEN_STORES.append(store)
     if is_first:
         store.set(key, name)

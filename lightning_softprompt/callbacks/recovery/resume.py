@@ -29,7 +29,7 @@ class RngState(Callback):
         return {"ranks": gather_objects(_states())}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the states until training starts, because setup also draws random numbers. Invalid states are refused now."""
+        """Check the states and keep them until training starts, because setup also draws random numbers."""
         before = _states()
         try:
             for states in state_dict["ranks"]:
