@@ -69,8 +69,8 @@ def refuse_early_copies(callbacks: Iterable[Callback], module: LightningModule) 
         copies = (value for value in vars(callback).values() if isinstance(value, type(module)) and value is not module)
         if any(not trained <= {name for name, _ in copy.named_parameters()} for copy in copies):
             raise ValueError(
-                f"{type(callback).__name__} copied the model in `setup`, before `configure_model` created the prompt; let "
-                f"it call `configure_model` first, or copy in `on_fit_start`"
+                f"{type(callback).__name__} copied the model in `setup`, before `configure_model` created the prompt; "
+                f"let it call `configure_model` first, or copy in `on_fit_start`"
             )
 
 

@@ -127,8 +127,8 @@ def _refuse_other_places(experiment: str, name: str | None) -> None:
     """
     if name is not None and (name in (".", "..") or len(Path(name).parts) > 1 or Path(name).is_absolute()):
         raise ValueError(
-            f"run.name is {name!r}, but it must be the name of a folder, not a path; set its location with --run.folder "
-            f"and --run.experiment"
+            f"run.name is {name!r}, but it must be the name of a folder, not a path; set its location with "
+            f"--run.folder and --run.experiment"
         )
     if Path(experiment).is_absolute() or ".." in Path(experiment).parts:
         raise ValueError(
