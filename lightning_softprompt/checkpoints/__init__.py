@@ -1,1 +1,1 @@
-"""Prompt-only checkpoints: what a run leaves, kilobytes in size, bound to its backbone."""
+"""Prompt-only checkpoints and prompt files, bound to their backbone."""

@@ -1,4 +1,4 @@
-"""Checkpoints that are on the disk whole or not at all."""
+"""Atomic writes of checkpoints."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 
 @final
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the checkpoint, and renames once the disk has it.
+    """Writes a temporary file in the same folder, flushes it to disk and renames it.
 
-    Lightning writes to the machine's temporary folder and moves the file from there, which is a copy where that is
-    another disk: a run that is killed then leaves half of it in the place of the last good one.
+    Lightning writes to the temporary folder of the machine and moves the file, which is a copy if that is another
+    disk: a run that is killed then replaces the last good checkpoint with an incomplete one.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """See `CheckpointIO`; paths of object stores are Lightning's business.
+        """See `CheckpointIO`. Lightning handles paths of object stores.
 
         Raises:
             OSError: If the file cannot be written, naming it.
@@ -38,7 +38,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             part.replace(file)
         except (OSError, RuntimeError) as error:
             cause = error if isinstance(error, OSError) else error.__context__
-            if not isinstance(cause, OSError):  # torch reports a full disk by an error of its own
+            if not isinstance(cause, OSError):  # torch wraps the error of a full disk
                 raise
             raise OSError(cause.errno, cause.strerror or str(cause), str(file)) from error
         finally:

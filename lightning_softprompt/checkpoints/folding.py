@@ -1,4 +1,4 @@
-"""A soft prompt as named tensors, and back."""
+"""Conversion between soft prompts and named tensors."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ PREFIX = "parts."  # of `Folded`'s parameters, whose names have no dots
 
 
 def parameter_name(name: str) -> str:
-    """The parameter of `Folded` that holds a tensor."""
+    """Returns the name of the parameter of `Folded` for a tensor."""
     return PREFIX + name.replace(".", "/")
 
 
 def tensor_name(parameter: str) -> str:
-    """The tensor that a parameter of `Folded` holds."""
+    """Returns the name of the tensor for a parameter of `Folded`."""
     return parameter.removeprefix(PREFIX).replace("/", ".")
 
 
@@ -32,24 +32,26 @@ def prompt_to_tensors(prompt: SoftPrompt) -> dict[str, Tensor]:
         ValueError: If the prompt is not the same for every row.
     """
     if prompt.shift is not None:
-        raise ValueError("a prompt that shifts the embeddings of the input cannot be folded: the shift needs the input")
+        raise ValueError(
+            "a prompt that shifts the embeddings of the input cannot be folded: the shift depends on the row"
+        )
     tensors = {} if prompt.tokens is None else {"tokens": prompt.tokens}
     tensors |= {f"hidden.{layer}": tokens for layer, tokens in prompt.hidden.items()}
     for kind, layers in prompt.kv.items():
         for layer, pair in layers.items():
             tensors |= {f"kv.{kind}.{layer}.{side}": t for side, t in zip(SIDES, pair, strict=True)}
     if any(len(tensor) != 1 for tensor in tensors.values()):
-        raise ValueError("a prompt that is another one for every row cannot be folded: what makes it needs the row")
+        raise ValueError("an input-dependent prompt cannot be folded: it is computed from each row")
     return tensors
 
 
 def compute_shared_prompt(
     method: Callable[[Batch], SoftPrompt], backbone: Backbone, task: int | None = None
 ) -> SoftPrompt:
-    """The prompt that a method gives every row, or every row of a task.
+    """Computes the prompt of a method that is the same for every row, or every row of a task.
 
     Raises:
-        ValueError: If it gives each its own.
+        ValueError: If the prompt depends on the row.
     """
     row = backbone.codec.encode(Template("{soft}a {target}").pieces({}), "a")
     batch = backbone.codec.collate([row] * 2, task_ids=None if task is None else torch.tensor([task] * 2))

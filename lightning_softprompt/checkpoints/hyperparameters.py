@@ -1,4 +1,4 @@
-"""Constructor arguments as plain values: a checkpoint is safe to load and says how to build its module."""
+"""Constructor arguments as plain values, so that a checkpoint is safe to load and describes its module."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning import LightningModule
 
 
 def to_plain(value: Any) -> Any:
-    """A value as a config file would write it: objects become `class_path` and `init_args`, paths become text.
+    """Converts a value to the form of a config file: objects become `class_path` and `init_args`, paths become text.
 
     Raises:
         ValueError: If a value has no such form, such as a lambda.
@@ -51,10 +51,9 @@ def _path(cls: type) -> str:
 
 
 def save_plain_hyperparameters(module: LightningModule, frame: FrameType | None, leave_out: Sequence[str] = ()) -> None:
-    """Keeps the arguments that a module's `__init__` was called with as plain hyper-parameters.
+    """Saves the arguments of a module's `__init__` as plain hyperparameters.
 
-    Under the command line they are the config's own; in Python they are brought to the same form, so that
-    `load_from_checkpoint` builds the module again either way.
+    They have the same form on the command line and in Python, so that `load_from_checkpoint` can rebuild the module.
     """
     module.save_hyperparameters(frame=frame, ignore=leave_out, logger=False)
     for name, value in module.hparams.items():

@@ -20,14 +20,14 @@ TOKENS = (
     "shared",
 )  # of plain soft tokens, of folded ones, of those that tasks share
 
-BESIDE = ("u", "v", "readout")  # what may stand beside them: factors of tasks, and what a readout learnt
+OTHER_PARTS = ("u", "v", "readout")  # allowed in addition: factors of tasks and the readout
 
 
 class Library:
-    """Soft tokens of tasks, from which others may start.
+    """Soft tokens of trained prompts, to initialize other prompts from.
 
     Args:
-        folder: Where the prompts are, each a `NAME.safetensors`.
+        folder: Folder of the prompts, each a `NAME.safetensors`.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -35,33 +35,33 @@ class Library:
 
     @property
     def names(self) -> list[str]:
-        """What there is, sorted."""
+        """Names of the stored prompts, sorted."""
         return sorted(path.stem for path in self.folder.glob("*.safetensors"))
 
     def path(self, name: str) -> Path:
-        """The file of a prompt."""
+        """Returns the file of a prompt."""
         return self.folder / f"{name}.safetensors"
 
     def read(self) -> dict[str, SavedPrompt]:
-        """All prompts by name.
+        """Reads all prompts by name.
 
         Raises:
-            ValueError: If there is none, or a file is broken.
+            ValueError: If the library is empty, or a file is damaged.
         """
         if not self.names:
             raise ValueError(f"no prompts in {self.folder}; put some there: softprompt prompts add NAME FILE")
         return {name: read_prompt(self.path(name)) for name in self.names}
 
     def add(self, name: str, file: Path) -> SavedPrompt:
-        """Takes a copy of a prompt.
+        """Stores a copy of a prompt.
 
         Raises:
-            ValueError: If the name will not do or is taken, the file has no soft tokens, or it is of another backbone.
+            ValueError: If the name is invalid or exists, the file has no soft tokens, or belongs to another backbone.
         """
         if not NAME.fullmatch(name):
-            raise ValueError(f"a name is of letters, digits, _, . and -, got {name!r}")
+            raise ValueError(f"names may contain only letters, digits, '_', '.' and '-', got {name!r}")
         if self.path(name).exists():
-            raise ValueError(f"{self.path(name)} is there already; remove it, or take another name")
+            raise ValueError(f"{self.path(name)} already exists; remove it, or use another name")
         saved = read_prompt(file)
         soft_tokens(saved, file)
         for other in self.names[:1]:
@@ -89,11 +89,11 @@ def refuse_other_backbone(one: SavedPrompt, path: Path, other: SavedPrompt, othe
         )  # fmt: skip
         return
     found = [f"{p} is of {name}" for p, name in zip((path, other_path), names, strict=True)]
-    raise ValueError(f"{' and '.join(found)}: prompts of different backbones have nothing in common")
+    raise ValueError(f"{' and '.join(found)}: prompts of different backbones cannot be compared")
 
 
 def soft_tokens(saved: SavedPrompt, path: Path, name: str | None = None) -> Tensor:
-    """[P, H] in float32, from the parameter of that name, or the one that holds the soft tokens.
+    """Returns soft tokens [P, H] in float32, from the parameter of that name, or the detected one.
 
     Raises:
         ValueError: If there is none.
@@ -101,7 +101,7 @@ def soft_tokens(saved: SavedPrompt, path: Path, name: str | None = None) -> Tens
     found = next((wanted for wanted in (TOKENS if name is None else (name,)) if wanted in saved.tensors), None)
     if found is None:
         raise ValueError(f"{path} has no soft tokens in {name or TOKENS}, but {sorted(saved.tensors)}")
-    rest = [key for key in saved.tensors if key != found and key.partition(".")[0] not in BESIDE]
+    rest = [key for key in saved.tensors if key != found and key.partition(".")[0] not in OTHER_PARTS]
     if rest and name is None:
         raise ValueError(
             f"{path} has more than soft tokens, {sorted(rest)}: a network makes them, or they are not all that acts; "

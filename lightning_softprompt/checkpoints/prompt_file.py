@@ -178,13 +178,13 @@ def _read_safetensors(path: Path) -> SavedPrompt:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         checksum = _checksum(tensors, header)
     except Exception as error:  # types that this version of PyTorch lacks raise other errors than the library's own
-        raise ValueError(f"{path} is no whole safetensors file: {error}") from error
+        raise ValueError(f"{path} is not a valid safetensors file: {error}") from error
     if header.get(CHECKSUM, checksum) != checksum:
-        raise ValueError(f"{path} is no whole safetensors file: what is in it is not what its checksum was made of")
+        raise ValueError(f"{path} is not a valid safetensors file: its content does not match its checksum")
     try:
         parts = {name: current_names(json.loads(header[name])) for name in HEADER if name in header}
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} says of its prompt what is no JSON: {error}") from error
+        raise ValueError(f"{path} has a description of its prompt that is not valid JSON: {error}") from error
     return _saved(path, {"state_dict": tensors, "method": {}, **parts})
 
 
@@ -199,7 +199,7 @@ def _saved(path: Path, said: Mapping[str, Any]) -> SavedPrompt:
         raise ValueError(f"{path} does not say which backbone it belongs to; it was not written by this project")
     parts = [said["state_dict"], said[BACKBONE], said["method"], said.get(ROWS, {})]
     if not all(isinstance(part, Mapping) for part in parts) or not are_tensors(parts[0]):
-        raise ValueError(f"{path} holds something else than tensors and mappings; it was not written by this project")
+        raise ValueError(f"{path} contains other values than tensors and mappings; it was not written by this project")
     return SavedPrompt(*parts)
 
 
@@ -250,8 +250,8 @@ def find_damage(path: Path) -> str | None:
     except (BadZipFile, OSError, EOFError, ValueError, RuntimeError, zlib.error, struct.error) as error:
         return str(error) or type(error).__name__
     if odd:
-        return f"{odd} is told of as PyTorch never does"
-    return None if wrong is None else f"{wrong} is not what its checksum was made of"
+        return f"{odd} has zip metadata that PyTorch never writes"
+    return None if wrong is None else f"{wrong} does not match its checksum"
 
 
 def _is_odd(part: ZipInfo) -> bool:
@@ -276,5 +276,7 @@ def _missing(kind: str, path: Path) -> ValueError:
 def _broken(path: Path, reason: str) -> ValueError:
     beside = (other for other in path.parent.glob("*.ckpt") if other != path and find_damage(other) is None)
     whole = max(beside, key=lambda other: other.stat().st_mtime, default=None)
-    way_out = "" if whole is None else f". {whole}, of {datetime.fromtimestamp(whole.stat().st_mtime):%F %T}, is whole"
-    return ValueError(f"{path} is no whole checkpoint of plain values and tensors: {reason}{way_out}")
+    way_out = (
+        "" if whole is None else f". {whole}, of {datetime.fromtimestamp(whole.stat().st_mtime):%F %T}, is complete"
+    )
+    return ValueError(f"{path} is not a valid checkpoint of plain values and tensors: {reason}{way_out}")

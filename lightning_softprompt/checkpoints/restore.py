@@ -1,4 +1,4 @@
-"""A trained method from its file, whichever it is."""
+"""Loading of a trained method from its file."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TRAINING_ONLY = ("optimizer", "scheduler", "objective", "penalties", "penalty_we
 
 
 class LoadedMethod(Protocol):
-    """As much of a method as is asked of one that comes from a file."""
+    """The part of a method that code uses after loading it from a file."""
 
     changes_backbone: bool
 
@@ -68,7 +68,7 @@ class LoadedMethod(Protocol):
 def load_method(
     saved: SavedPrompt, path: Path, backbone: Backbone | None = None, trust: Iterable[str] = ()
 ) -> LoadedMethod:
-    """The method as it was trained, ready to give prompts, on its backbone or on one that is loaded already.
+    """Loads a trained method, ready to compute prompts, on its backbone or on a loaded one.
 
     Neither optimizer nor schedule nor loss is built: `load_from_checkpoint` gives a method that can be trained further.
 
@@ -116,7 +116,7 @@ def read_method(
         ValueError: Naming the file and the value that is wrong.
     """
     if "_class_path" not in method:
-        raise ValueError(f"{path} does not say which method it is of")
+        raise ValueError(f"{path} does not name its method")
     left_out = {*NOT_ARGUMENTS, *leave_out}
     try:
         check_plain(method, "its description of the method")
@@ -159,7 +159,7 @@ def load_tensors(module: Any, tensors: Mapping[str, Tensor], path: Path | str, s
         module.load_state_dict(tensors, strict=strict)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"{path} holds other tensors than the method that it describes: {reason}") from error
+        raise ValueError(f"{path} holds other tensors than its method requires: {reason}") from error
 
 
 def _method_base() -> type:
@@ -233,5 +233,5 @@ lightning.pytorch.cli.instantiate_module = instantiate  # Lightning looks it up 
 
 
 def readout_tensors(saved: SavedPrompt) -> dict[str, Tensor]:
-    """What the readout learnt that was trained with a prompt."""
+    """Returns the trained tensors of the readout of a prompt."""
     return {name.removeprefix("readout."): t for name, t in saved.tensors.items() if name.startswith("readout.")}

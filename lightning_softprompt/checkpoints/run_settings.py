@@ -1,4 +1,4 @@
-"""The settings of a run as its checkpoints keep them, so that a resumed run is checked to be the same run."""
+"""The settings of a run that its checkpoints store, to check that a resumed run is the same run."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ def refuse_changes(saved: Settings, here: Settings, accepted: Iterable[str], pat
     """Refuses to resume with settings that differ from those of the checkpoint.
 
     Args:
-        saved: Those of the checkpoint.
-        here: Those of the command.
+        saved: Settings of the checkpoint.
+        here: Settings of the command.
         accepted: Names whose changes are accepted; a name covers all names below it, as `data` covers `data.template`.
         path: The checkpoint, for messages.
 
@@ -78,19 +78,19 @@ def refuse_changes(saved: Settings, here: Settings, accepted: Iterable[str], pat
         ValueError: Naming each difference that is not accepted.
     """
     changed, names = find_differences(saved, here), list(accepted)
-    refused = {name: told for name, told in changed.items() if not any(covers(each, name) for each in names)}
+    refused = {name: text for name, text in changed.items() if not any(covers(each, name) for each in names)}
     if refused:
         raise ValueError(
             f"{path} belongs to a run with other data or settings: {'; '.join(refused.values())}. Give those of its "
             f"run (--config config.yaml of its folder), or accept the changes with --run.accept_changes "
-            f"{','.join(changed)}; the run is then not the one that was never stopped"
+            f"{','.join(changed)}; the result then differs from that of an uninterrupted run"
         )
-    for told in changed.values():
-        log.warning("accepted: %s", told)
+    for text in changed.values():
+        log.warning("accepted: %s", text)
 
 
 def find_differences(one: Settings, other: Settings) -> dict[str, str]:
-    """What differs, by name, as a message says it. Settings that only one version of the package has are left out."""
+    """Describes the settings that differ, by name. Settings that only one version of the package has are left out."""
     changed = [name for name in sorted({*one} & {*other}) if to_json(one[name]) != to_json(other[name])]
     return {name: f"{name} was {shorten(one[name])} and is {shorten(other[name])}" for name in changed}
 
@@ -101,11 +101,11 @@ def covers(name: str, setting: str) -> bool:
 
 
 def to_json(value: Any) -> str:
-    """A value as text that keeps the order of mappings, and tells 1 from 1.0."""
+    """Serializes a value; the text preserves the order of mappings and distinguishes 1 from 1.0."""
     return json.dumps(value, ensure_ascii=False)
 
 
 def shorten(value: Any) -> str:
-    """A value in a message, not too long."""
+    """Formats a value for a message, truncated."""
     text = repr(value)
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."

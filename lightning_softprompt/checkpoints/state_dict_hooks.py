@@ -1,4 +1,4 @@
-"""How frozen weights stay out of checkpoints while loading stays strict."""
+"""Hooks that keep frozen weights out of checkpoints while loading stays strict."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from torch import nn
 
 
 def exclude_from_checkpoints(root: nn.Module, child: str) -> None:
-    """Leaves a child module out of the root's state dict, and does not miss it on loading: all other keys stay strict.
+    """Excludes a child module from the root's state dict. All other keys are still required on loading.
 
-    The loading hook belongs to the root: on the child it would also forgive a missing prompt.
+    The loading hook belongs to the root: on the child it would also accept a missing prompt.
     """
     prefix = f"{child}."
 

@@ -491,7 +491,7 @@ def test_a_folded_prompt_scores_as_the_method_that_made_it(fit, common, tmp_path
 
 def test_what_cannot_be_folded_is_told_in_a_line(fit):
     folder = fit("--model=SMoP", "--model.length=2")
-    with pytest.raises(CommandError, match="another one for every row cannot be folded"):
+    with pytest.raises(CommandError, match="input-dependent prompt cannot be folded"):
         fold.main([str(folder / "prompt.safetensors")])
 
 

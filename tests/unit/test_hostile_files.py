@@ -135,7 +135,7 @@ def test_a_pickle_that_calls_anything_is_refused_and_calls_nothing(tmp_path, cal
     else:
         path.write_bytes(pickle.dumps({**values, "state_dict": {}} | {key: call}, protocol=protocol))
     for read in (read_prompt, load_checkpoint):
-        with nothing_happens(), pytest.raises(ValueError, match="no whole checkpoint of plain values and tensors"):
+        with nothing_happens(), pytest.raises(ValueError, match="not a valid checkpoint of plain values and tensors"):
             read(path)
 
 

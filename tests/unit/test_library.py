@@ -64,9 +64,9 @@ def test_a_library_keeps_copies_by_name(filled, kept, tmp_path):
     assert made.names == ["a", "b", "c"]
     for name, saved in made.read().items():
         assert_close(soft_tokens(saved, made.path(name)), tokens[name])
-    with pytest.raises(ValueError, match=r"a\.safetensors is there already"):
+    with pytest.raises(ValueError, match=r"a\.safetensors already exists"):
         made.add("a", tmp_path / "b.safetensors")
-    with pytest.raises(ValueError, match="a name is of letters"):
+    with pytest.raises(ValueError, match="names may contain only letters"):
         made.add("../a", tmp_path / "b.safetensors")
     with pytest.raises(ValueError, match="no prompts in"):
         Library(tmp_path / "nowhere").read()
@@ -88,7 +88,7 @@ def test_what_has_no_plain_soft_tokens_is_refused_with_the_way_out(backbone, tmp
 def test_prompts_of_another_backbone_do_not_come_in(filled, kept, load, tmp_path):
     made, *_ = filled
     other = kept("other", torch.randn(LENGTH, WIDTH), backbone=load("llama", seed=1))
-    with pytest.raises(ValueError, match="prompts of different backbones have nothing in common"):
+    with pytest.raises(ValueError, match="prompts of different backbones cannot be compared"):
         made.add("other", other)
     with pytest.raises(CommandError, match="different backbones"):
         prompts.main(["suggest", str(other), "--folder", str(made.folder)])
