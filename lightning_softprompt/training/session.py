@@ -1,4 +1,4 @@
-"""One run: its folder, its loggers, its callbacks, and the prompt it leaves."""
+"""One run: its folder, loggers, callbacks and saved prompt."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ ROWS = {"data.path", "data.predict", "data.num_workers", "data.cache", "data.on_
 
 
 class Session:
-    """What the project adds to a Trainer for one run.
+    """The loggers, callbacks and files that this package adds to a Trainer for one run.
 
     Args:
         run: Where files go.
@@ -116,10 +116,10 @@ class Session:
         return self.folder / name
 
     def callbacks(self, init_from: str | None, ckpt_path: str | None, config: str) -> list[Callback]:
-        """The callbacks of the command, of which some are told its config."""
+        """Create the callbacks of the command."""
         untrained = self.module.trains and not self.module.trained
         if self.command != "fit" and init_from is None and ckpt_path is None and untrained:
-            log.warning("neither --ckpt_path nor --init_from was given: the prompt is as it starts, untrained")
+            log.warning("No --ckpt_path or --init_from given: evaluating an untrained prompt")
         start: list[Callback] = [] if init_from is None else [WarmStart(Path(init_from))]
         own = [self._writer(config)] if self.command == "predict" else self._of_command()
         watch = ProcessWatch(self.run.process_timeout)
@@ -148,13 +148,13 @@ class Session:
         return [files, PredictionTable(), *(self._of_training() if self.command == "fit" else [])]
 
     def _cases(self) -> list[Callback]:
-        """A page of cases, where rows have a score to be ranked by."""
+        """The page of best and worst cases, if rows have a score to rank by."""
         score = self.data.evaluation.ranks
         return [] if score is None else [CaseReport(self.folder / "test_cases.html", score)]
 
     @property
     def last(self) -> Path:
-        """The checkpoint to go on from."""
+        """The checkpoint to resume from."""
         return self.folder / "checkpoints" / "last.ckpt"
 
     def _of_training(self) -> list[Callback]:
@@ -198,7 +198,7 @@ class Session:
         for name, prompt in best.items():
             write_prompt(self.folder / f"{name}.safetensors", prompt)
             self._write_card(name, prompt)
-            log.info("the %s: %s", kind, self.folder / f"{name}.safetensors")
+            log.info("Saved %s: %s", kind, self.folder / f"{name}.safetensors")
 
     def _write_card(self, name: str, prompt: SavedPrompt) -> None:
         """Writes the model card of a prompt as Markdown, next to the prompt."""

@@ -1,4 +1,4 @@
-"""Whether the prompt is learning."""
+"""Checks whether the prompt is learning."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class PromptWatch(Callback):
         self._start, self._start_step = state_dict["start"], state_dict["start_step"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remember where the prompt starts."""
+        """Record the initial prompt."""
         if self._start:
             self._start = [tensor.to(pl_module.device) for tensor in self._start]
         else:
@@ -97,27 +97,29 @@ class PromptWatch(Callback):
     def _warn_if_still(self, moved: float) -> None:
         if moved < STILL:
             rank_zero_warn(
-                f"after {PATIENCE} optimizer steps the prompt has moved by {moved:.1e} of its size: it does not learn. "
-                "Raise the learning rate (soft prompts often need 0.01 to 0.3), or look at prompt/grad_norm"
+                f"The prompt has barely changed after {PATIENCE} steps (relative change {moved:.1e}): it is not "
+                "learning. Increase the learning rate (soft prompts often need 0.01 to 0.3), or check prompt/grad_norm"
             )
 
     def _warn_if_broken(self, norm: float, step: int) -> None:
-        way_out = "lower the learning rate, or set trainer.gradient_clip_val"
+        fix = "lower the learning rate, or set trainer.gradient_clip_val"
         if not math.isfinite(norm):
-            told = f"at optimizer step {step} the prompt is no longer finite; {way_out}, and go on from before"
-            self._warn_once("broken", told)
+            message = (
+                f"Optimizer step {step}: the prompt is no longer finite; {fix}, and resume from an earlier checkpoint"
+            )
+            self._warn_once("broken", message)
         elif norm > EXPLODED * float(get_total_norm(self._start)) > 0:
-            told = f"at optimizer step {step} the prompt is over {EXPLODED} times as large as where it began; {way_out}"
-            self._warn_once("exploded", told)
+            message = f"The prompt norm grew more than {EXPLODED}x since initialization (step {step}); {fix}"
+            self._warn_once("exploded", message)
 
     def _warn_if_collapsed(self, trainer: Trainer) -> None:
         usage = {name: float(value) for name, value in trainer.callback_metrics.items() if "/usage/" in name}
         self._alone = self._alone + 1 if usage and max(usage.values()) == 1 and len(usage) > 1 else 0
         if self._alone >= ALONE:
             name = max(usage, key=lambda name: usage[name]).rpartition("/")[2]
-            told = f"{name} has had every row for {ALONE} logging steps, so the router has collapsed; "
-            way_out = "weigh the penalty `balance` (penalty_weights: {balance: 0.01}), or raise the method's noise"
-            self._warn_once("collapsed", told + way_out)
+            message = f"{name} received every row for {ALONE} logging steps, so the router has collapsed; "
+            fix = "increase the weight of the load-balancing loss `balance` (penalty_weights: {balance: 0.01})"
+            self._warn_once("collapsed", message + fix)
 
     def _warn_once(self, what: str, message: str) -> None:
         if what not in self._warned:

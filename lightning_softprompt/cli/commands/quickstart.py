@@ -1,4 +1,4 @@
-"""The bare backbone measured on real data, a soft prompt trained and tested, and one table of both."""
+"""Evaluate the backbone zero-shot, train and test a first soft prompt, and compare both in one table."""
 
 from __future__ import annotations
 
@@ -45,19 +45,21 @@ def main(argv: Sequence[str]) -> int:
     if "--rag" in argv:
         return int(import_module("lightning_softprompt.cli.commands.rag_quickstart").main(argv))
     parser = argparse.ArgumentParser("softprompt quickstart", description=__doc__)
-    parser.add_argument("--folder", default="runs", help="where the runs are kept (default: %(default)s)")
-    parser.add_argument("--rag", action="store_true", help="questions that are answered with passages, instead")
+    parser.add_argument("--folder", default="runs", help="folder of the runs (default: %(default)s)")
+    parser.add_argument(
+        "--rag", action="store_true", help="retrieval-augmented question answering instead of classification"
+    )
     args, options = parser.parse_known_args(list(argv))
     console = Console()
     config = configs_folder() / "run" / "quickstart.yaml"
     try:
         common = ["--config", str(config), f"--data.path={movie_sentences()}", f"--run.folder={args.folder}", *options]
         check_options(common, options)
-        console.rule("1/3 the bare backbone, zero-shot")
+        console.rule("1/3 zero-shot backbone")
         bare = tested([*common, "--model=NoPrompt"])
         console.rule("2/3 training a soft prompt")
         run, seconds = completed(["fit", *common])
-        console.rule("3/3 testing it")
+        console.rule("3/3 testing the soft prompt")
         tuned = tested([*common, f"--init_from={run / 'prompt.safetensors'}"])
     except RunError as error:
         return error.code
@@ -121,13 +123,13 @@ def table(bare: Tested, tuned: Tested, run: Path, seconds: float) -> Table:
     trained, frozen = saved["trainable_parameters"], saved["frozen_parameters"]
     result.add_row("trainable parameters", "0", f"{trained:,} ({100 * trained / frozen:.4f} % of the backbone)")
     result.add_row("prompt file", "-", f"{(run / 'prompt.safetensors').stat().st_size:,} bytes")
-    result.add_row("checkpoint to train on from", "-", f"{(run / 'checkpoints' / 'last.ckpt').stat().st_size:,} bytes")
+    result.add_row("resumable checkpoint", "-", f"{(run / 'checkpoints' / 'last.ckpt').stat().st_size:,} bytes")
     result.add_row("training", "-", f"{seconds:.0f} s, {tokens_per_second(run):,.0f} tokens/s")
     result.add_row("test", f"{bare.seconds:.0f} s", f"{tuned.seconds:.0f} s")
     lift = [float(b) - float(a) for a, b in zip(bare.right, tuned.right, strict=True)]
     low, high = bootstrap(lift)
     result.caption = (
-        f"lift in accuracy {sum(lift) / len(lift):+.3f}, 95 % paired bootstrap interval [{low:+.3f}, {high:+.3f}]"
+        f"accuracy gain {sum(lift) / len(lift):+.3f}, 95 % paired bootstrap interval [{low:+.3f}, {high:+.3f}]"
     )
     return result
 

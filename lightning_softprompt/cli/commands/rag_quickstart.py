@@ -1,4 +1,4 @@
-"""Questions with passages: an index built, the bare backbone asked, a soft prompt trained and asked, and one table."""
+"""Build an index, answer questions with the backbone and with a trained soft prompt, and compare both in one table."""
 
 from __future__ import annotations
 
@@ -43,10 +43,8 @@ class Answered:
 def main(argv: Sequence[str]) -> int:
     """Runs it; options it does not know go to its runs, such as `--trainer.max_steps 300`."""
     parser = argparse.ArgumentParser("softprompt quickstart --rag", description=__doc__)
-    parser.add_argument(
-        "--rag", action="store_true", required=True, help="this, and not the quickstart without passages"
-    )
-    parser.add_argument("--folder", default="runs", help="where runs and index are kept (default: %(default)s)")
+    parser.add_argument("--rag", action="store_true", required=True, help="the retrieval-augmented quickstart")
+    parser.add_argument("--folder", default="runs", help="folder of runs and index (default: %(default)s)")
     args, options = parser.parse_known_args(list(argv))
     try:
         run_all(Console(), Path(args.folder), options)
@@ -71,7 +69,7 @@ def run_all(console: Console, folder: Path, options: Sequence[str]) -> None:
     closed = answered([*common, "--model=NoPrompt", "--data.mode=closed_book"])
     console.rule("3/5 the bare backbone with passages")
     bare = answered([*common, "--model=NoPrompt"])
-    console.rule("4/5 training soft tokens behind the passages")
+    console.rule("4/5 training a soft prompt")
     run, seconds = completed(["fit", *common])
     console.rule("5/5 testing them")
     tuned = answered([*common, f"--init_from={run / 'prompt.safetensors'}"])
@@ -100,14 +98,14 @@ def table(closed: Answered, bare: Answered, tuned: Answered, run: Path, seconds:
     for name in MEASURES:
         result.add_row(name, *(with_interval(side.metrics, f"test/{name}") for side in sides))
     hits = f"{bare.metrics['test/hit@1']:.3f}"
-    result.add_row("right passage found first", "-", hits, hits)
+    result.add_row("correct passage at rank 1", "-", hits, hits)
     saved = json.loads((run / "metrics.json").read_text())
     result.add_row("trainable parameters", "0", "0", f"{saved['trainable_parameters']:,}")
     result.add_row("training", "-", "-", f"{seconds:.0f} s")
     result.add_row("test", *(f"{side.seconds:.0f} s" for side in sides))
     lift = [after - before for before, after in zip(bare.scores, tuned.scores, strict=True)]
     low, high = bootstrap(lift)
-    result.caption = f"lift in f1 {fmean(lift):+.3f}, 95 % paired bootstrap interval [{low:+.3f}, {high:+.3f}]"
+    result.caption = f"f1 gain {fmean(lift):+.3f}, 95 % paired bootstrap interval [{low:+.3f}, {high:+.3f}]"
     return result
 
 

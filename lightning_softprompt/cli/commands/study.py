@@ -1,4 +1,4 @@
-"""`softprompt study`: runs that belong together, each done once, and a table of what came of them."""
+"""`softprompt study`: run a grid of experiments, each once, and report mean and confidence interval."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from lightning_softprompt.studies.study import Step, Study
 
 DESCRIPTION = """\
-Runs all that a study's file asks for, and shows the mean of the test scores with half of its 95 % interval (Student's
-t over all that is repeated, as if each were drawn anew). What is done is not done again: a study that was killed goes
-on where it was, to the same result, and one that asks for more seeds runs those alone.
+Run all experiments of a study file and report mean ± 95% CI half-width of the test metrics (Student's t over the
+repetitions). Completed runs are skipped. An interrupted study resumes where it stopped; adding seeds runs only the new
+ones.
 
 A study is a YAML file:
 
@@ -29,25 +29,25 @@ A study is a YAML file:
     model: PromptTuning
     data: configs/data/sst2.yaml
     trainer.max_steps: 200
-  repeat:            values that results are averaged over: here 3 draws of rows x 2 seeds; or a list of options,
+  repeat:            averaged over: here 3 data samples x 2 seeds; or a list of options,
     data.seed: [1, 2, 3]                            such as [{data.seed: 1, seed_everything: 1}, ...]
     seed_everything: [1, 2]
-  compare:           values that have a line each in the table
+  compare:           one table row per value
     data.shots: [8, 32]
-  stages:            runs that follow each other; ${NAME} is the folder of an earlier one
+  stages:            consecutive runs; ${NAME} is the folder of an earlier stage
     source: {}
     target: {data: configs/data/trec6.yaml, init_from: "${source}/prompt.safetensors"}
-  tests:             tests of every stage; without any, the last stage is tested on its own data
+  tests:             tests of every stage (default: test the last stage on its own data)
     sst2: {data: configs/data/sst2.yaml}
     trec6: {data: configs/data/trec6.yaml}
   metrics: [accuracy]
 
-All parts may be left out but for a model and data. Where stages and tests have the same names, the mean score in the
-end and the backward transfer are shown too. Paths are as on the command line. Results are left in the study's folder as
-results.json (means) and results.csv (each run).
+Only `model` and `data` are required. If stages and tests have the same names, the final average score and the backward
+transfer are reported, too. Paths are relative to the current folder. Results are written to results.json (means) and
+results.csv (each run) in the study's folder.
 """
 EPILOG = """\
-Further options are for all runs, over those under `common`:
+Further options apply to all runs and override those under `common`:
   softprompt study configs/study/few_shot.yaml --model DePT --data configs/data/sst2.yaml --data.path DATA/sst2
 """
 USUAL = ("macro", "accuracy", "macro_f1", "f1", "rougeL", "loss")  # metrics that are shown unless others are named
@@ -58,9 +58,9 @@ def parser() -> ArgumentParser:
     """The command's arguments."""
     form = {"formatter_class": RawDescriptionHelpFormatter, "allow_abbrev": False}
     parser = ArgumentParser("softprompt study", description=DESCRIPTION, epilog=EPILOG, **form)  # type: ignore[arg-type]
-    parser.add_argument("file", type=Path, metavar="FILE", help="the study")
-    parser.add_argument("--folder", type=Path, metavar="DIR", help="where its runs are; studies/NAME unless given")
-    parser.add_argument("--show", action="store_true", help="list the runs and which are done, and run nothing")
+    parser.add_argument("file", type=Path, metavar="FILE", help="the study file")
+    parser.add_argument("--folder", type=Path, metavar="DIR", help="folder of the runs (default: studies/NAME)")
+    parser.add_argument("--show", action="store_true", help="list the runs and their state without running them")
     return parser
 
 
@@ -87,7 +87,7 @@ def _shown(steps: Sequence[Step]) -> str:
 
 
 def _run(study: Study) -> int:
-    """All that is left to do, then the table."""
+    """Run the remaining steps, then print the table."""
     steps = study.steps
     left = [step for step in steps if step.found() is None]
     if left:
@@ -96,7 +96,7 @@ def _run(study: Study) -> int:
         for number, step in enumerate(left, 1):
             print(f"[{number}/{len(left)}] {step.command} {step.folder}", file=sys.stderr, flush=True)
             if code := step.do(run):
-                print("what is done is kept: the same command goes on from here", file=sys.stderr)
+                print("Completed runs are kept; rerun the same command to continue.", file=sys.stderr)
                 return code
     print(_reported(study, results(steps)))
     return 0
