@@ -63,7 +63,7 @@ if TYPE_CHECKING:
     from lightning_softprompt.runs.run_spec import RunSpec
     from lightning_softprompt.training.trainer import Trainer
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "ATTEMPT",

@@ -12,7 +12,7 @@ def format_warning(message: Warning | str, category: type[Warning], *_: Any, **_
     r"""Format a warning as one line; the signature is that of `warnings.formatwarning`.
 
     >>> format_warning("a.b is now a.c", FutureWarning, "file.py", 1)
-    'FutureWarning: a.b is now a.c\\n'
+    'FutureWarning: a.b is now a.c\n'
     """
     return f"{category.__name__}: {one_line(message)}\n"
 

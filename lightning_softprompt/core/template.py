@@ -34,9 +34,9 @@ class Template:
     >>> template.columns
     ('review',)
     >>> template.pieces({"review": "Fun!"})[:2]
-    (Slot(), Text(text='Fun!', gives_way=True, words=()))
+    (Slot(), Text(text='Fun!', truncatable=True, words=()))
     >>> template.pieces({"review": "Fun!"})[2:]
-    (Text(text=' It was', gives_way=False, words=()), Answer(glue=' '))
+    (Text(text=' It was', truncatable=False, words=()), Answer(glue=' '))
     """
 
     def __init__(self, text: str, truncate: Iterable[str] = ()) -> None:

@@ -86,7 +86,7 @@ class Text:
 
     Args:
         text: The text.
-        gives_way: Whether it is cut when the row is too long.
+        truncatable: Whether it is cut when the row is too long.
         words: Where its words are, if they have classes; one text of a row has such words.
         template_spans: Where a template wrote it. Control tokens such as `<|im_end|>` are meant there; elsewhere their
             spelling is text.

@@ -28,7 +28,7 @@ class PassageTemplate:
     Raises:
         ValueError: If it names anything else, or lacks `{text}`.
 
-    >>> PassageTemplate("[{number}] {heading}{text}\n").written(2, Shown("d7", "It barks."), "Dogs")
+    >>> PassageTemplate("[{number}] {heading}{text}\n").written(2, ShownPassage("d7", "It barks."), "Dogs")
     '[2] Dogs: It barks.\n'
     >>> PassageTemplate("{soft}{text}\n").opened("{passages}{question}{target}", 2)
     '{passage_1_0}{soft}{passage_1_1}{passage_2_0}{soft}{passage_2_1}{question}{target}'

@@ -16,6 +16,7 @@ from lightning_softprompt import __main__ as command
 from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, read_prompt, write_prompt
 from lightning_softprompt.checkpoints.restore import load_method
 from lightning_softprompt.cli import resume_checks
+from lightning_softprompt.cli.plugins import import_plugins
 from lightning_softprompt.cli.run_config import read_run_config
 from lightning_softprompt.methods import Folded, PromptBank, PromptTuning
 from lightning_softprompt.methods.base import SoftPromptModule
@@ -89,6 +90,7 @@ NAMES = [
 def test_a_file_names_no_class_that_is_not_registered(write, backbone, module_nearby, name, place):
     value = name if place == "_class_path" else {"class_path": name, "init_args": {"command": "touch made"}}
     path = write(**{place: value})
+    import_plugins()  # a file may lead to modules of the package
     before = set(sys.modules)
     with nothing_happens(), pytest.raises(ValueError, match=r"p\.safetensors cannot be loaded"):
         load_method(read_prompt(path), path, backbone)
