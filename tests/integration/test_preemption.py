@@ -106,7 +106,7 @@ def test_the_same_command_goes_on_also_where_it_began_with_another_prompt(start,
     assert start("cut", *again, signalled(2, "SIGTERM"))[0] == 143
     code, told = start("cut", *again)
     assert code == 0, told
-    assert "--init_from is where it began" in told
+    assert "Ignoring --init_from: the run resumes from its own checkpoint" in told
     same(state(tmp_path / "cut"), state(tmp_path / "whole"))
 
 
