@@ -87,7 +87,7 @@ def test_a_trial_that_fails_counts_and_the_others_go_on(written, here, monkeypat
     assert sweep.main([str(written(2, "sqlite:///sweeps/search.db"))]) == 0
     assert json.loads(capsys.readouterr().out)["trials"] == 1
     monkeypatch.setattr(sweep.subprocess, "call", lambda words: 1)
-    with pytest.raises(CommandError, match="no trial came to an end"):
+    with pytest.raises(CommandError, match="no trial finished"):
         sweep.main([str(written(1, "sweeps/other.log"))])
 
 
@@ -124,8 +124,8 @@ def test_two_processes_share_one_search(written, tmp_path):
     ("said", "told"),
     [
         ("trials: 3", "storage, trials and search"),
-        ("{storage: a, trials: 1, search: {model.length: [1, 2]}}", "model.length wants one of float, int"),
-        ("{storage: a, trials: 1, search: {model.length: {uniform: {}}}}", "model.length wants one of float, int"),
+        ("{storage: a, trials: 1, search: {model.length: [1, 2]}}", "model.length requires one of float, int"),
+        ("{storage: a, trials: 1, search: {model.length: {uniform: {}}}}", "model.length requires one of float, int"),
         ("[", "cannot be read as YAML"),
     ],
 )
