@@ -132,7 +132,7 @@ class Peft:
 
     def generate(self, batch: Batch, count: int = 16) -> Tensor:
         """So many tokens a row."""
-        questions = self.codec.questions(batch)
+        questions = self.codec.without_answers(batch)
         flip = questions.input_ids.shape[1] - questions.mask.sum(1, keepdim=True)
         places = (torch.arange(questions.input_ids.shape[1], device=flip.device) - flip) % questions.input_ids.shape[1]
         ids, mask = questions.input_ids.gather(1, places), questions.mask.gather(1, places)

@@ -1,4 +1,4 @@
-"""The interface of frozen language models, `Backbone`, and their specification, `BackboneSpec`."""
+"""The interface of frozen language models, `Backbone`."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from lightning_softprompt.backbones.fingerprint import (
 from lightning_softprompt.backbones.generation.generate import special_tokens_only
 from lightning_softprompt.backbones.insertion.embeddings import Entry, EntryUnsupportedError
 from lightning_softprompt.backbones.insertion.key_values import (
+    ALTERNATIVE,
     NAME,
-    WAY_OUT,
     InjectionUnsupportedError,
     Sites,
-    at,
-    injectable,
+    injectable_attention,
     injected,
     keys_and_values_of,
+    kv_by_module,
     sites_of,
 )
 from lightning_softprompt.backbones.insertion.layers import compile_layers, layers_of, recompute_layers, states_before
@@ -51,14 +51,14 @@ from lightning_softprompt.core.types import IGNORE, Batch, SoftPrompt
 INJECTION_TOLERANCE, LOW_PRECISION_INJECTION_TOLERANCE = 1e-3, 0.1  # relative errors; see `Backbone.injection_limit`
 
 
-class SharedLayers(Protocol):
-    """How processes that share the layers of a backbone gather them."""
+class LayerGather(Protocol):
+    """Gathers the layers of a backbone that is sharded over processes."""
 
     def register_hooks(self) -> None:
-        """Starts to gather each layer before it runs."""
+        """Gathers each layer before it runs, from now on."""
 
     def drain(self) -> None:
-        """Takes part until no process runs a layer."""
+        """Joins the gathers of other processes until none of them runs a layer."""
 
 
 class Backbone(nn.Module, ABC):
@@ -80,7 +80,7 @@ class Backbone(nn.Module, ABC):
         self.model = model.requires_grad_(False)
         self.codec = codec
         self.spec = spec
-        self.attention: str = model.config._attn_implementation  # for paths that use transformers' own
+        self.attention: str = model.config._attn_implementation  # for paths that use transformers' attention
         self.entry = Entry()
         self.learned_positions: int | None = None
         self.row_check = RowCheck(model, spec.name)
@@ -89,10 +89,10 @@ class Backbone(nn.Module, ABC):
             model.generation_config = special_tokens_only(model.generation_config)
         self.pinned_fingerprint: str | None = None  # the fingerprint before weights change or are sharded
         self._pinned_sampled_fingerprint: str | None = None
-        self.files: WeightFiles | None = None  # the files of the weights
-        self.layer_gather: SharedLayers | None = None  # the order in which processes with sharded layers run them
+        self.files: WeightFiles | None = None  # the files that the weights were loaded from
+        self.layer_gather: LayerGather | None = None  # if the layers are sharded over processes
         self.train()
-        if not spec.compiled:  # the compiler fuses them
+        if not spec.compiled:  # the compiler fuses these operations itself
             use_frozen_rms_norm(model)
             use_lean_gated_mlp(model)
         self.quantized = {} if spec.quantization is None else use_exact_dequant_linear(model, spec.quantization)
@@ -101,8 +101,8 @@ class Backbone(nn.Module, ABC):
             compile_layers(model)
         if spec.checkpointing:
             recompute_layers(model)
-        self._loaded = versions(model)
-        self._hashed: tuple[tuple[int, ...], str] | None = None  # the weights' state and digest
+        self._loaded_versions = versions(model)
+        self._weights_hash: tuple[tuple[int, ...], str] | None = None  # the versions of the weights and their digest
 
     def use_entry(self, entry: Entry) -> None:
         """Sets how embeddings enter the model."""
@@ -110,10 +110,10 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def run_padded(self, batch: Batch, prompt: SoftPrompt | None) -> States:
-        """Same as `states`, in one padded batch and without any trial."""
+        """Same as `states`, in one padded batch and without a trial run."""
 
     def try_head(self) -> None:
-        """Runs a row through the whole model, unless the model has no head.
+        """Checks that soft tokens affect the logits, unless the model has no head.
 
         Raises:
             EntryUnsupportedError: If soft tokens do not reach the logits.
@@ -125,12 +125,12 @@ class Backbone(nn.Module, ABC):
         with torch.enable_grad():
             total = self.head.logits(self.run_padded(row, SoftPrompt(tokens=tokens))).float().sum()
         if not total.requires_grad:
-            raise EntryUnsupportedError("what its encoder reads does not reach its logits.")
+            raise EntryUnsupportedError("its logits do not depend on the input of its encoder.")
         torch.autograd.grad(total, tokens)
-        self.head.plain = None  # the first batch determines it
+        self.head.is_plain = None  # the first batch determines it
 
     def train(self, mode: bool = True) -> Self:
-        """Stays in evaluation mode, since dropout in a frozen model only adds noise to the prompt's gradient."""
+        """Stays in evaluation mode, since dropout in a frozen model would only add noise to the prompt's gradient."""
         return super().train(False)
 
     @staticmethod
@@ -140,30 +140,30 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def states(self, batch: Batch, prompt: SoftPrompt | None = None) -> States:
-        """The states from which the head predicts the targets: `batch.targets[b, u]` from `[b, u]`."""
+        """The hidden states from which the head predicts the targets: `batch.targets[b, u]` from `[b, u]`."""
 
     def forward(self, batch: Batch, prompt: SoftPrompt | None = None, words: Tensor | None = None) -> Tensor:
-        """Logits of the targets [B, U, V], or [B, U, W] of W words. Without a prompt, those of the bare backbone."""
+        """Logits of the targets [B, U, V], or [B, U, W] of the token ids `words` [W]."""
         return self.head.logits(self.states(batch, prompt), words)
 
     def cross_entropy(self, batch: Batch, prompt: SoftPrompt | None = None, label_smoothing: float = 0.0) -> Tensor:
         """[B, U] cross-entropy of the targets over the whole vocabulary, in float32; 0 where there is no target."""
         return self.head.cross_entropy(self.states(batch, prompt), batch.targets, label_smoothing)
 
-    def known_logits(self, states: States, batch: Batch) -> Tensor:
+    def target_logits(self, states: States, batch: Batch) -> Tensor:
         """Logits of the targets that are not ignored."""
         return self.head.logits(states)[: len(batch)][batch.targets != IGNORE]
 
     def adopt_path_of(self, small_copy: Any) -> None:
-        """Runs rows as a smaller copy does, without further trials."""
-        self.head.plain = small_copy.head.plain
+        """Uses the execution path of a smaller copy, without further trials."""
+        self.head.is_plain = small_copy.head.is_plain
         self.use_entry(small_copy.entry)
 
     def language_modeling_view(self, batch: Batch) -> Batch:
-        """The rows with their source as targets, for a loss of the source.
+        """The rows with their source as targets, for a language-modeling loss on the source.
 
         Raises:
-            ValueError: If the family does not predict its source.
+            ValueError: If the family does not predict its source (encoders).
         """
         raise ValueError(f"{self.spec.name} does not predict its source; source_weight requires a decoder")
 
@@ -176,7 +176,7 @@ class Backbone(nn.Module, ABC):
         """Generates answers [B, U], padded at the end; [B * R, U] with R answers for each row.
 
         Args:
-            batch: The rows; their own answers are not read.
+            batch: The rows without their answers, see `without_answers`.
             prompt: As in `forward`.
             decoding: Options of transformers' `generate`, greedy by default, and `stop`: texts that end an answer.
                 Penalties apply to the answer only.
@@ -184,9 +184,11 @@ class Backbone(nn.Module, ABC):
 
     def generate_row_by_row(self, batch: Batch, prompt: SoftPrompt | None, decoding: dict[str, Any]) -> Tensor:
         """Runs `generate` for one row at a time, for decoding that supports no batches."""
-        rows = ([b] for b in range(len(batch)))
-        each = [self.generate(batch.only(b), prompt and prompt.only(b), **decoding) for b in rows]
-        return pad_sequence([answers[0] for answers in each], batch_first=True, padding_value=self.codec.pad_id)
+        answers = []
+        for b in range(len(batch)):
+            row_prompt = prompt and prompt.only([b])
+            answers.append(self.generate(batch.only([b]), row_prompt, **decoding)[0])
+        return pad_sequence(answers, batch_first=True, padding_value=self.codec.pad_id)
 
     @property
     def hidden_size(self) -> int:
@@ -208,7 +210,7 @@ class Backbone(nn.Module, ABC):
 
     @property
     def window(self) -> int | None:
-        """Most tokens of a row, including soft tokens; None if positions are not limited."""
+        """Maximum tokens of a row, including soft tokens; None if positions are not limited."""
         limits = (self.learned_positions, configured_positions(self.model.config))
         return min((limit for limit in limits if limit is not None), default=None)
 
@@ -217,7 +219,7 @@ class Backbone(nn.Module, ABC):
         return self.stack.get_input_embeddings()(ids)  # type: ignore[no-any-return]
 
     def splice(self, batch: Batch, prompt: SoftPrompt | None) -> Spliced:
-        """The batch's rows with the prompt in place.
+        """The rows of the batch with the prompt inserted.
 
         Raises:
             ValueError: If a row is longer than the backbone's window, or blocks outnumber slots.
@@ -225,22 +227,22 @@ class Backbone(nn.Module, ABC):
         prompt = prompt or SoftPrompt()
         embeds = self.embed(batch.input_ids)
         if prompt.shift is not None:
-            embeds = embeds + prompt.shift.to(embeds) * batch.mask[..., None]  # padding must stay unchanged
+            embeds = embeds + prompt.shift.to(embeds) * batch.mask[..., None]  # leaves padding unchanged
         rows = splice(embeds, batch.mask, batch.slots, prompt.tokens, prompt.blocks, prompt.token_mask)
         self.check_window(rows.mask.shape[1])
         return rows
 
     @cached_property
     def attentions(self) -> dict[str, Sites]:
-        """The attentions that take keys and values from outside, by kind.
+        """The attentions that accept additional keys and values, by kind.
 
         Raises:
-            InjectionUnsupportedError: If those of the model do not.
+            InjectionUnsupportedError: If the attentions of the model do not.
         """
         return sites_of(self.model)
 
     def check_attentions(self) -> None:
-        """Refuses a model whose attentions cannot take keys and values.
+        """Refuses a model whose attentions do not accept additional keys and values.
 
         Raises:
             InjectionUnsupportedError: With the reason.
@@ -251,46 +253,46 @@ class Backbone(nn.Module, ABC):
 
     @torch.no_grad()
     def _check_attention_function(self) -> None:
-        """Compares padded rows with and without the attention function that takes keys and values.
+        """Compares results with and without the attention function that accepts additional keys and values.
 
         Raises:
-            InjectionUnsupportedError: If they differ, as where a model also reads the attention mask elsewhere.
+            InjectionUnsupportedError: If they differ. Some models also read the attention mask elsewhere.
         """
         ids = torch.arange(1, 9, device=self.word_embeddings.device).expand(2, -1)
         mask = torch.ones_like(ids, dtype=torch.bool)
         mask[1, 5:] = False
         batch = Batch(ids, mask, mask, ids[:, :2], ids.new_zeros(2, 1))
-        right = self._plain_results(batch)
-        with injectable(self.model):
-            ours = self._plain_results(batch)
-        error = float((ours - right).abs().max() / right.abs().max().clamp(min=1e-30))
+        expected = self._results_without_prompt(batch)
+        with injectable_attention(self.model):
+            results = self._results_without_prompt(batch)
+        error = float((results - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
         if error > self.injection_tolerance:
             raise InjectionUnsupportedError(
-                f"{type(self.model).__name__} cannot be given keys and values: with an attention function that takes "
-                f"them its results differ by {error:.1e}; {WAY_OUT}"
+                f"{type(self.model).__name__} does not accept additional keys and values: with an attention function "
+                f"that accepts them, its results differ by {error:.1e}; {ALTERNATIVE}"
             )
 
-    def _plain_results(self, batch: Batch) -> Tensor:
-        """Logits of rows without a prompt; the last states where the model has no head."""
+    def _results_without_prompt(self, batch: Batch) -> Tensor:
+        """Logits of rows without a prompt; the last hidden states if the model has no head."""
         if self.head.headless:
             return self._hidden_states(batch, None)[batch.mask]
         return self.head.logits(self.run_padded(batch, None))
 
     @property
     def injection_tolerance(self) -> float:
-        """Relative error up to which results with keys and values from outside count as equal."""
+        """Relative error up to which results with additional keys and values count as equal."""
         is_exact = self.model.dtype in (torch.float32, torch.float64) and not self.quantized
         return INJECTION_TOLERANCE if is_exact else LOW_PRECISION_INJECTION_TOLERANCE
 
     def check_late_tokens(self) -> None:
-        """Refuses a model that soft tokens cannot enter before a middle layer, by a trial with two tokens.
+        """Refuses a model that does not accept soft tokens before a middle layer, by a trial with two tokens.
 
         Raises:
-            ValueError: With the reason; other errors of the model pass.
+            ValueError: With the reason. Other errors of the model are not caught.
         """
         ids = torch.arange(1, 6, device=self.word_embeddings.device)[None]
-        seen = torch.ones_like(ids, dtype=torch.bool)
-        batch = Batch(ids, seen, seen, ids[:, -1:], ids[:, :1])
+        mask = torch.ones_like(ids, dtype=torch.bool)
+        batch = Batch(ids, mask, mask, ids[:, -1:], ids[:, :1])
         layer = self.depth // 2
         tokens = self.word_embeddings.new_zeros(1, 2, self.hidden_size)
         with torch.no_grad():
@@ -298,7 +300,7 @@ class Backbone(nn.Module, ABC):
             self.states(batch, SoftPrompt(hidden={layer: tokens}))
 
     def keys_and_values(self, ids: Tensor) -> dict[str, Tensor]:
-        """Keys and values of a text [P], by kind of attention: [L, 2, N, P, D]. Encoder and decoder both read it."""
+        """Keys and values [L, 2, N, P, D] of a text [P], by kind of attention. Encoder and decoder both read it."""
         return keys_and_values_of(self.model, self.attentions, ids)
 
     @contextmanager
@@ -307,7 +309,7 @@ class Backbone(nn.Module, ABC):
         if prompt is None or not prompt.kv:
             yield
             return
-        pairs = at(self.attentions, prompt.kv, prompt.kv_mask)
+        pairs = kv_by_module(self.attentions, prompt.kv, prompt.kv_mask)
         self.model.set_attn_implementation(NAME)
         with injected(pairs):
             yield
@@ -320,7 +322,8 @@ class Backbone(nn.Module, ABC):
     @property
     def depth(self) -> int:
         """Layers of the part that reads the input."""
-        return len(getattr(*layers_of(self.stack)))
+        parent, name = layers_of(self.stack)
+        return len(getattr(parent, name))
 
     def hidden_states(self, batch: Batch, prompt: SoftPrompt | None = None, layer: int | None = None) -> Tensor:
         """Input states of a layer [B, T, H], or the last states, of the input tokens; values on padding are arbitrary.
@@ -330,12 +333,16 @@ class Backbone(nn.Module, ABC):
         """
         if prompt is not None and prompt.hidden:
             raise ValueError(
-                "heads do not read states with soft tokens that enter at a middle layer; use soft tokens, keys and "
-                "values, or a readout of words"
+                "heads do not support soft tokens that enter at a middle layer; use a method with soft tokens at the "
+                "input or with keys and values, or a readout of label words"
             )
         if layer is not None:
             return self._hidden_states(batch, prompt, layer)
-        return self.row_check.run(self._hidden_states, batch, prompt, lambda states, b: states[b.mask], _cat)
+
+        def valid_states(states: Tensor, rows: Batch) -> Tensor:
+            return states[rows.mask]
+
+        return self.row_check.run(self._hidden_states, batch, prompt, valid_states, _concatenate)
 
     def _hidden_states(self, batch: Batch, prompt: SoftPrompt | None, layer: int | None = None) -> Tensor:
         rows, stack = self.splice(batch, prompt), self.stack
@@ -356,22 +363,22 @@ class Backbone(nn.Module, ABC):
 
     @property
     def execution_description(self) -> str:
-        """How rows run, for users."""
-        if self.row_check.is_alone:
+        """Human-readable description of the execution path."""
+        if self.row_check.runs_row_by_row:
             return "rows run one by one, since padding changes the results of this model"
-        return "rows run padded, each as a whole (an encoder attends in both directions and shares nothing)"
+        return "padded batches; each row is computed in full (bidirectional attention has no shared prefix)"
 
     @property
     def generation_description(self) -> str:
-        """How answers are generated, for users."""
-        return "by transformers' own generation"
+        """Human-readable description of how answers are generated."""
+        return "by transformers' generate"
 
     def check_window(self, tokens: int, window: int | None = None) -> None:
         """Refuses rows that are longer than the window.
 
         Args:
             tokens: Number of tokens of the longest row.
-            window: Number of positions; None is that of the part that reads the input.
+            window: Number of positions (default: `self.window`).
 
         Raises:
             ValueError: Naming the window.
@@ -379,7 +386,7 @@ class Backbone(nn.Module, ABC):
         window = self.window if window is None else window
         if window is not None and tokens > window:
             raise ValueError(
-                f"a row takes {tokens} tokens, soft ones and new ones included, but {self.spec.name} has a window of "
+                f"a row has {tokens} tokens, including soft and generated tokens, but {self.spec.name} has a window of "
                 f"{window}; lower the data module's max_tokens, the prompt's length or max_new_tokens"
             )
 
@@ -396,27 +403,27 @@ class Backbone(nn.Module, ABC):
         self.pin_fingerprint()
 
     def pin_fingerprint(self) -> None:
-        """Keeps the current fingerprint, before a baseline changes the weights or processes shard them."""
+        """Keeps the current fingerprint. To be called before the weights change or are sharded."""
         self.pinned_fingerprint, self._pinned_sampled_fingerprint = self.fingerprint(), self.sampled_fingerprint()
 
     def fingerprint(self) -> str:
-        """A digest of all weights, the configuration and the tokenizer, which prompts are tied to.
+        """A digest of all weights, the configuration and the tokenizer, to which prompts are bound.
 
-        It is the same in every precision. It differs for quantized weights.
+        It does not depend on the precision. Quantized weights have another fingerprint.
         """
         if self.pinned_fingerprint is not None:
             return self.pinned_fingerprint
-        state = versions(self.model)
-        if self._hashed is None or self._hashed[0] != state:
-            self._hashed = state, self._weights_digest(state)
-        return fingerprint(self._hashed[1], self.tokenizer_digest, self.spec.quantization)
+        current = versions(self.model)
+        if self._weights_hash is None or self._weights_hash[0] != current:
+            self._weights_hash = current, self._weights_digest(current)
+        return fingerprint(self._weights_hash[1], self.tokenizer_digest, self.spec.quantization)
 
-    def _weights_digest(self, state: tuple[int, ...]) -> str:
-        if self.files is not None and self._loaded == state and self.files.unchanged:
+    def _weights_digest(self, current: tuple[int, ...]) -> str:
+        if self.files is not None and self._loaded_versions == current and self.files.unchanged:
             return self.files.digest()
-        return model_digest(self.model, self._held_values)
+        return model_digest(self.model, self._dequantized)
 
-    def _held_values(self, name: str, weight: Tensor) -> Tensor:
+    def _dequantized(self, name: str, weight: Tensor) -> Tensor:
         return self.quantized[name].weight(torch.float32) if name in self.quantized else weight
 
     @cached_property
@@ -429,15 +436,15 @@ class Backbone(nn.Module, ABC):
         if self._pinned_sampled_fingerprint is not None:
             return self._pinned_sampled_fingerprint
         names = sorted(self.model.named_parameters())[::7]
-        sample = ((name, self._held_values(name, weight), weight.numel()) for name, weight in names)
+        sample = ((name, self._dequantized(name, weight), weight.numel()) for name, weight in names)
         return sampled_digest(sample, self.model.config, self.hidden_size)
 
 
-def _cat(parts: Sequence[Tensor]) -> Tensor:
+def _concatenate(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat(list(parts))
 
 
 def answer_positions(batch: Batch) -> Tensor:
-    """[B, U] positions of the answer's tokens in `input_ids`; arbitrary where an answer is shorter than U."""
+    """[B, U] positions of the answer's tokens in `input_ids`; arbitrary if an answer is shorter than U."""
     answer = batch.mask & ~batch.source
     return (~answer).int().argsort(dim=1, stable=True)[:, : batch.targets.shape[1]]

@@ -1,4 +1,4 @@
-"""Decoder-only language models: Llama, GPT-2, Qwen, SmolLM and their like."""
+"""Decoder-only language models such as Llama, GPT-2, Qwen and SmolLM."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_softprompt.backbones.base import Backbone, answer_positions
-from lightning_softprompt.backbones.execution.context_cache import ContextCache, Prefilled
+from lightning_softprompt.backbones.execution.context_cache import ContextCache, PrefilledCache
 from lightning_softprompt.backbones.execution.lm_head import States
 from lightning_softprompt.backbones.execution.packed_attention import PackingUnsupportedError, register
 from lightning_softprompt.backbones.execution.path_trial import Extent, select_path
@@ -23,7 +23,7 @@ from lightning_softprompt.backbones.execution.row_batch import RowBatch
 from lightning_softprompt.backbones.generation.generate import uses_speculation
 from lightning_softprompt.backbones.generation.path_choice import Generator
 from lightning_softprompt.backbones.insertion.embeddings import Entry
-from lightning_softprompt.backbones.insertion.key_values import check_like_text, watch
+from lightning_softprompt.backbones.insertion.key_values import check_like_text, record_attentions
 from lightning_softprompt.backbones.insertion.layers import starting_at
 from lightning_softprompt.backbones.insertion.splice import Spliced
 from lightning_softprompt.backbones.kernels.prepacked_linear import plain_products
@@ -37,14 +37,14 @@ register()
 
 @final
 class CausalCodec(Codec):
-    """The answer follows the source. Text after the answer cannot be seen when it is predicted, and is left out.
+    """The answer follows the source. Text after the answer is left out, since the model cannot attend to it.
 
     Args:
-        tokenizer: The backbone's own.
-        padding_side: Where shorter rows of a batch are padded.
-        start_token: What opens rows, as `BackboneSpec` has it. Whatever it is, a row whose template begins with the
-            same tokens, such as a chat form, does not get them twice, and a row without text before its answer begins
-            with one token, so that every target has a state before it.
+        tokenizer: The backbone's tokenizer.
+        padding_side: The side on which shorter rows of a batch are padded.
+        start_token: The token at the start of rows, see `BackboneSpec`. A row whose template begins with the same
+            tokens, such as a chat template, does not get them twice. A row without text before its answer always begins
+            with a token, so that every target has a state before it.
 
     Raises:
         ValueError: If the tokenizer is not a fast one.
@@ -57,184 +57,210 @@ class CausalCodec(Codec):
         self.start_token = start_token
 
     def with_start(self, start_token: StartToken) -> Codec:
-        """The codec with another choice of the token that opens rows."""
+        """A copy of the codec with another start token."""
         return type(self)(self.tokenizer, self.padding_side, start_token)
 
     @cached_property
     def start(self) -> tuple[int, ...]:  # type: ignore[override]
-        """Special tokens that open every row."""
-        own, bos = super().start, self.tokenizer.bos_token_id
-        if self.start_token == "auto":
-            return own or (() if bos is None else (bos,))
-        return {"bos": (self._first,), "tokenizer": own, "none": ()}[self.start_token]
+        """Special tokens at the start of every row."""
+        from_tokenizer, bos = super().start, self.tokenizer.bos_token_id
+        if self.start_token == "none":
+            return ()
+        if self.start_token == "bos":
+            return (self._bos_or_eos,)
+        if self.start_token == "tokenizer" or from_tokenizer:
+            return from_tokenizer
+        return () if bos is None else (bos,)
 
     @property
-    def _first(self) -> int:
-        """BOS, else EOS, else padding."""
-        named = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.pad_id)
-        return next(id for id in named if id is not None)
+    def _bos_or_eos(self) -> int:
+        """The BOS token; without one, the EOS or padding token."""
+        candidates = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.pad_id)
+        return next(id for id in candidates if id is not None)
 
     def opening(self, before: Sequence[Run]) -> tuple[int, ...]:
-        """As elsewhere; a row without any text begins with BOS or EOS."""
-        return super().opening(before) if any(before) else self.start or (self._first,)
+        """See `Codec.opening`. A row without any text begins with BOS or EOS."""
+        if any(before):
+            return super().opening(before)
+        return self.start or (self._bos_or_eos,)
 
     @property
     def remark(self) -> str | None:
-        """What opens rows, if the tokenizer by itself would do otherwise."""
+        """The tokens at the start of rows, if the tokenizer does not add them."""
         if self.start == super().start:
             return None
         names = self.tokenizer.convert_ids_to_tokens(list(self.start))
         return (
-            f"rows begin with {''.join(names)!r}, which the tokenizer itself does not add, unless the template does; "
-            f"backbone.start_token=tokenizer leaves it out"
+            f"rows begin with {''.join(names)!r}, which the tokenizer does not add itself (unless the template begins "
+            f"with it); set backbone.start_token=tokenizer to omit it"
         )
 
     @property
     def end(self) -> tuple[int, ...]:
-        """Nothing: the answer comes last."""
+        """Empty, since the answer comes last."""
         return ()
 
-    def heard_after(self, pieces: Sequence[Piece]) -> Sequence[Piece]:
-        """Nothing: a causal model has said its answer by then.
+    def pieces_after_answer(self, pieces: Sequence[Piece]) -> Sequence[Piece]:
+        """Empty, since the answer does not attend to later text.
 
         Raises:
-            ValueError: If a soft block stands there, since it could never learn.
+            ValueError: If there is a soft block after the answer, since it would get no gradient.
         """
         if any(isinstance(piece, Slot) for piece in pieces):
-            raise ValueError("a causal backbone never hears {soft} behind {target}; put it before")
+            raise ValueError("a causal model cannot attend to {soft} after {target}; move {soft} before {target}")
         return ()
 
     def check_words(self, row: Encoded) -> None:
-        """As elsewhere; soft blocks behind all words could never learn either."""
+        """See `Codec.check_words`. Soft blocks after all words would get no gradient.
+
+        Raises:
+            ValueError: If no word has a token, or none follows a soft block.
+        """
         super().check_words(row)
         if min(row.slots) > max(row.words):
-            raise ValueError("words of a causal backbone never hear {soft} behind them; put it before")
+            raise ValueError("words of a causal model cannot attend to {soft} after them; move {soft} before the words")
 
     def assemble(self, before: Sequence[int], after: Sequence[int], answer: Sequence[int]) -> tuple[list[int], range]:
-        """What stands before the answer, then the answer."""
+        """The text before the answer, then the answer."""
         return [*before, *answer], range(len(before), len(before) + len(answer))
 
 
 @final
 class CausalBackbone(Backbone):
-    """A frozen decoder-only model. The way in which it runs is tried out on the first batch; see `paths`."""
+    """A frozen decoder-only model. A trial on the first batch determines its execution path; see `execution.paths`."""
 
     codec_class = CausalCodec
     is_causal = True
 
     def __init__(self, model: PreTrainedModel, codec: Codec, spec: BackboneSpec) -> None:
         super().__init__(model, codec, spec)
-        kept = context_cache(self)
-        self.contexts = kept
-        self.tried = Extent()
+        self.contexts = context_cache(self)
+        self.tried = Extent()  # the maximum over all trials
         self.path_factories = self._allowed_paths()
-        self.prompts = Prefilled(model, kept)
+        self.prompts = PrefilledCache(model, self.contexts)
         self.generator = Generator(self)
         self.path: Path | None = None
-        self.told_of_reach = False
-        self.reasons: list[str] = [] if spec.packed else ["packed rows are switched off"]
+        self.has_warned_of_window = False
+        self.reasons: list[str] = [] if spec.packed else ["backbone.packed is false"]
 
     @staticmethod
     def claims(config: PreTrainedConfig) -> bool:
-        """Whatever no other family claims."""
+        """True: this family is asked last."""
         return True
 
     def states(self, batch: Batch, prompt: SoftPrompt | None = None) -> States:
-        """What the targets are said from."""
+        """See `Backbone.states`."""
         prompt = self.hidden_to_kv(prompt)
         spliced = self.splice(batch, prompt)
         columns, first = target_columns(spliced, batch)
-        rows = RowBatch.of(spliced, batch, prompt).until(columns)
+        rows = RowBatch.of(spliced, batch, prompt).drop_after_targets(columns)
         self.check_window(rows.longest)
-        self._warn_of_tokens_out_of_reach(rows)
+        self._warn_of_sliding_window(rows)
         try:
             return self._path_for(rows, columns, first)(rows, columns, first)
-        except PackingUnsupportedError as reason:  # as where a later batch is longer than a sliding window
+        except PackingUnsupportedError as reason:  # for example, this batch is longer than a sliding window
             self.path_factories, self.path = self.path_factories[1:], None
             self.reasons.append(str(reason))
             return self.states(batch, prompt)
 
     def stack_inputs(self, rows: Spliced, prompt: SoftPrompt | None) -> dict[str, Any]:
-        """Rows with their positions, behind those of keys and values from outside."""
+        """The attention mask, and positions that follow those of the prompt's keys and values."""
         inputs = {**super().stack_inputs(rows, prompt), "use_cache": False}
-        if prompt is None or not prompt.kv:  # the model counts by itself
+        if prompt is None or not prompt.kv:  # the model counts positions itself
             return inputs
-        key, inside = next(iter(prompt.kv["self"].values()))[0], prompt.kv_mask.get("self")
-        before = key.shape[2] if inside is None else inside.sum(1, keepdim=True)
-        positions = before + torch.arange(rows.mask.shape[1], device=rows.mask.device)[None]
+        key, _ = next(iter(prompt.kv["self"].values()))
+        mask = prompt.kv_mask.get("self")
+        first = key.shape[2] if mask is None else mask.sum(1, keepdim=True)
+        positions = first + torch.arange(rows.mask.shape[1], device=rows.mask.device)[None]
         return {**inputs, "position_ids": positions}
 
     @property
     def stack(self) -> PreTrainedModel:
-        """The decoder without its head; the text part of a model that reads more than text."""
-        found = self.model.get_decoder()
-        if found is not self.model and isinstance(found, PreTrainedModel):  # some call their head a decoder
-            return found
+        """The decoder without its head; the text part of a multimodal model."""
+        decoder = self.model.get_decoder()
+        if decoder is not self.model and isinstance(decoder, PreTrainedModel):  # in some models, it is the head
+            return decoder
         if self.model.base_model is not self.model:
             return cast(PreTrainedModel, self.model.base_model)
         inner = (child for child in self.model.children() if isinstance(child, PreTrainedModel))
         return next(inner, self.model)
 
     def check_attentions(self) -> None:
-        """As elsewhere; keys and values of a text must act like the text."""
+        """Refuses a model in which the keys and values of a text do not have the effect of the text.
+
+        Raises:
+            InjectionUnsupportedError: With the reason.
+        """
         with plain_products():
             check_like_text(self.model, self.stack, self.attentions, self.injection_tolerance)
 
     def check_late_tokens(self) -> None:
-        """As elsewhere; they reach rows as keys and values."""
+        """See `Backbone.check_late_tokens`. In a decoder, such tokens are keys and values.
+
+        Raises:
+            ValueError: With the reason.
+        """
         self.check_attentions()
         tokens = self.word_embeddings.new_zeros(1, 2, self.hidden_size)
         with torch.no_grad():
             self.hidden_to_kv(SoftPrompt(hidden={self.depth // 2: tokens}))
 
     def hidden_to_kv(self, prompt: SoftPrompt | None) -> SoftPrompt | None:
-        """Soft tokens that enter at a layer stand before the row and hear only each other: they are keys and values."""
+        """Converts soft tokens that enter at a middle layer to keys and values.
+
+        Such tokens precede the row and attend to each other only, so the two are equivalent.
+        """
         if prompt is None or not prompt.hidden:
             return prompt
         ((layer, tokens),) = prompt.hidden.items()
         tokens, sites = tokens.to(self.word_embeddings.dtype), self.attentions["self"]
         positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
         with starting_at(self.stack, layer, tokens):
-            seen = watch(self.stack, inputs_embeds=tokens, position_ids=positions)
-        numbers = {module: number for number, module in enumerate(sites.modules)}
-        return replace(prompt, hidden={}, kv={"self": {numbers[s.module]: (s.key, s.value) for s in seen}})
+            recorded = record_attentions(self.stack, inputs_embeds=tokens, position_ids=positions)
+        layer_of = {module: number for number, module in enumerate(sites.modules)}
+        pairs = {layer_of[inputs.module]: (inputs.key, inputs.value) for inputs in recorded}
+        return replace(prompt, hidden={}, kv={"self": pairs})
 
     def adopt_path_of(self, small_copy: Any) -> None:
-        """As elsewhere. With a sliding window rows run padded: packed ones could turn out too long at any step."""
+        """See `Backbone.adopt_path_of`.
+
+        With a sliding window, rows run padded, since a later packed batch could exceed the window.
+        """
         super().adopt_path_of(small_copy)
         if getattr(self.model.config, "sliding_window", None):
             self.reasons, self.path_factories = ["layers have a sliding window"], self.path_factories[-2:-1]
         else:
-            self.reasons, self.path_factories = (
-                small_copy.reasons,
-                self.path_factories[-len(small_copy.path_factories) :][:1],
-            )
+            remaining = len(small_copy.path_factories)
+            self.reasons, self.path_factories = small_copy.reasons, self.path_factories[-remaining:][:1]
         self.path = self.path_factories[0](self.model, self.head)
         self.path.enter()
 
-    def _warn_of_tokens_out_of_reach(self, rows: RowBatch) -> None:
-        """Says once where the end of a row does not hear soft tokens at its beginning."""
-        reach = getattr(self.model.config, "sliding_window", None)
-        if self.told_of_reach or reach is None or not rows.soft.any():
+    def _warn_of_sliding_window(self, rows: RowBatch) -> None:
+        """Warns once if the end of a row cannot attend to the soft tokens directly."""
+        window = getattr(self.model.config, "sliding_window", None)
+        if self.has_warned_of_window or window is None or not rows.soft.any():
             return
-        away = rows.mask.sum(1) - rows.soft.int().argmax(1)  # [B] from the first soft token to the end
-        if int(away.max()) > reach:
-            self.told_of_reach = True
+        distance = rows.mask.sum(1) - rows.soft.int().argmax(1)  # [B] from the first soft token to the end
+        if int(distance.max()) > window:
+            self.has_warned_of_window = True
             log.warning(
-                "a row's end is %d tokens from its first soft token, but layers of %s with a sliding window hear %d; "
-                "put {soft} nearer to {target}, or take keys and values (PrefixTuning), which are always heard",
-                int(away.max()), self.spec.name, reach,
-            )  # fmt: skip
+                "the first soft token of a row is %d tokens before its end, but layers of %s have a sliding window of "
+                "%d tokens; move {soft} closer to {target}, or use PrefixTuning, whose keys and values every token "
+                "attends to",
+                int(distance.max()),
+                self.spec.name,
+                window,
+            )
 
     def run_padded(self, batch: Batch, prompt: SoftPrompt | None) -> States:
-        """As `states`, row by row."""
+        """Same as `states`, row by row and without a trial run."""
         spliced = self.splice(batch, prompt)
         columns, first = target_columns(spliced, batch)
         alone = Alone(self.model, self.head, self.attention, self.entry)
-        return alone(RowBatch.of(spliced, batch, prompt).until(columns), columns, first)
+        return alone(RowBatch.of(spliced, batch, prompt).drop_after_targets(columns), columns, first)
 
     def use_entry(self, entry: Entry) -> None:
-        """As elsewhere; paths are tried out with it."""
+        """See `Backbone.use_entry`. Later trials use it, too."""
         super().use_entry(entry)
         self.path_factories = self._allowed_paths()
 
@@ -243,49 +269,49 @@ class CausalBackbone(Backbone):
         return candidate_paths(self.spec, self.attention, self.contexts, self.entry)
 
     def _path_for(self, rows: RowBatch, columns: Tensor, first: Tensor) -> Path:
-        """The path of a batch, tried out again where the batch goes beyond what was tried."""
+        """The path of a batch. A batch that exceeds all earlier trials repeats the trial."""
         extent = Extent.of(rows)
         if self.path is not None and (len(self.path_factories) == 1 or self.tried.covers(extent)):
             return self.path
-        number, reasons = select_path(self.model, self.path_factories, rows, columns, first)
+        index, reasons = select_path(self.model, self.path_factories, rows, columns, first)
         self.tried = self.tried.join(extent)
         self.reasons += reasons
-        if self.path is None or number:
-            self.path_factories = self.path_factories[number:]
+        if self.path is None or index:
+            self.path_factories = self.path_factories[index:]
             self.path = self.path_factories[0](self.model, self.head)
-            log.info(self.execution_description)
+            log.info("Execution path: %s", self.execution_description)
         self.path.enter()
         return self.path
 
     @property
     def execution_description(self) -> str:
-        """How rows run, and why not faster; a first batch decides it."""
+        """The execution path, and the reason against a faster one."""
         if self.path is None:
-            return "how rows run is decided by the first batch"
+            return "the first batch determines the execution path"
         return self.path.description + "".join(f" ({reason})" for reason in self.reasons[:1])
 
     @property
     def generation_description(self) -> str:
-        """How rows are generated, and why not faster; a first batch decides it."""
+        """The generation path, and the reason against a faster one."""
         return self.generator.execution_description
 
     def without_answers(self, batch: Batch) -> Batch:
-        """The rows up to their answers."""
-        return batch if bool((batch.source == batch.mask).all()) else self.codec.questions(batch)
+        """The input of generation: the rows up to their answers."""
+        return batch if bool((batch.source == batch.mask).all()) else self.codec.without_answers(batch)
 
     def language_modeling_view(self, batch: Batch) -> Batch:
-        """The rows without their answers, whose targets are all tokens but the first, which nothing comes before."""
+        """The rows without their answers. The targets are all tokens but the first."""
         first = batch.mask & (batch.mask.cumsum(1) == 1)
-        said = batch.source & ~first
-        counts = said.sum(1, keepdim=True)
-        places = (~said).int().argsort(dim=1, stable=True)[:, : int(counts.max())]
-        targets = batch.input_ids.gather(1, places)
-        inside = torch.arange(targets.shape[1], device=said.device) < counts
-        return replace(batch, mask=batch.source, source=first, targets=targets.where(inside, IGNORE))
+        is_target = batch.source & ~first
+        counts = is_target.sum(1, keepdim=True)
+        columns = (~is_target).int().argsort(dim=1, stable=True)[:, : int(counts.max())]
+        targets = batch.input_ids.gather(1, columns)
+        is_valid = torch.arange(targets.shape[1], device=targets.device) < counts
+        return replace(batch, mask=batch.source, source=first, targets=targets.where(is_valid, IGNORE))
 
     @torch.no_grad()
     def generate(self, batch: Batch, prompt: SoftPrompt | None = None, **decoding: Any) -> Tensor:
-        """Continuations, by the fastest path that the model allows; see `generation_choice`."""
+        """Continuations of the rows, by the fastest correct path; see `generation.path_choice`."""
         if uses_speculation(decoding) and len(batch) > 1:
             return self.generate_row_by_row(batch, prompt, decoding)
         questions, prompt = self.without_answers(batch), self.hidden_to_kv(prompt)
@@ -295,15 +321,19 @@ class CausalBackbone(Backbone):
 
 
 def target_columns(rows: Spliced, batch: Batch) -> tuple[Tensor, Tensor]:
-    """The positions [B, U] before the targets, and the first of each row [B], also in place of those to ignore."""
+    """The positions [B, U] before the targets, and the first of them in each row [B].
+
+    Ignored targets get the first position of their row.
+    """
     columns = (rows.columns.gather(1, answer_positions(batch)) - 1).clamp(min=0)
-    said = batch.targets != IGNORE
-    first = columns.where(said, rows.mask.shape[1]).amin(1).where(said.any(1), columns[:, 0])
-    return columns.where(said, first[:, None]), first
+    has_loss = batch.targets != IGNORE
+    first = columns.where(has_loss, rows.mask.shape[1]).amin(1)
+    first = first.where(has_loss.any(1), columns[:, 0])
+    return columns.where(has_loss, first[:, None]), first
 
 
 def context_cache(backbone: Backbone) -> ContextCache:
-    """Keeps keys and values of one backbone in one precision."""
+    """The cache for keys and values of a backbone, in memory and, if requested, on disk."""
     spec = backbone.spec
     if not spec.context_disk:
         return ContextCache(spec.context_memory << 20)

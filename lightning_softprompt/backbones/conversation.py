@@ -67,7 +67,7 @@ class Conversation:
         if num_sequences(decoding) > 1 or uses_speculation(decoding):
             raise ValueError("a conversation goes on from one answer, word by word; beams and drafts are not for it")
         text = self._text[None]
-        rows = self._rows.followed_by(text, self.backbone.embed(text))
+        rows = self._rows.append_text(text, self.backbone.embed(text))
         self.backbone.check_window(rows.longest + decoding.get("max_new_tokens", 0))
         run = self._continued if self._keeps_cache(rows, decoding) else self.backbone.generator
         answer = run(rows, decoding)
@@ -85,5 +85,5 @@ class Conversation:
         """The answer, for which the model reads what its cache does not have."""
         reading = reading_of(self.backbone, rows, past_key_values=self._cache)
         length = rows.mask.shape[1]
-        with self.backbone.injected(rows.injection):
+        with self.backbone.injected(rows.kv_prompt):
             return generate(self.backbone, reading, length, decoding)[:, length:]  # type: ignore[no-any-return]

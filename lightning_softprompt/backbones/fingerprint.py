@@ -68,7 +68,7 @@ class WeightFiles:
         kept = _read_kept(path, key)
         if kept is not None:
             return kept
-        digest = combined(self._tensor_digests(), json.loads((self.folder / "config.json").read_bytes()))
+        digest = combine_digests(self._tensor_digests(), json.loads((self.folder / "config.json").read_bytes()))
         _keep(path, key, digest)
         return digest
 
@@ -123,7 +123,7 @@ def tensor_digest(tensor: Tensor) -> str:
     return digest.hexdigest()
 
 
-def combined(tensors: Mapping[str, str], config: Mapping[str, Any]) -> str:
+def combine_digests(tensors: Mapping[str, str], config: Mapping[str, Any]) -> str:
     """One digest of the digests of all tensors by name, and of what the configuration says of the computation."""
     digest = sha256(_canonical(relevant(config)))
     for name, one in sorted(tensors.items()):
@@ -156,7 +156,7 @@ def model_digest(model: Any, read: Callable[[str, Tensor], Tensor] | None = None
         raise ValueError(f"weights without values have no fingerprint: {', '.join(empty[:3])} are on the meta device")
     values = read or (lambda _, tensor: tensor)
     digests = _in_threads(lambda name: tensor_digest(values(name, tensors[name])), list(tensors))
-    return combined(digests, json.loads(model.config.to_json_string()))
+    return combine_digests(digests, json.loads(model.config.to_json_string()))
 
 
 def distinct_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -97,7 +97,7 @@ def load_codec(spec: BackboneSpec) -> Codec:
     Raises:
         ValueError: If there is no such backbone, or its tokenizer cannot be used.
     """
-    return _codec(located(spec))
+    return _codec(resolve_location(spec))
 
 
 def load_backbone(spec: BackboneSpec) -> Backbone:
@@ -108,7 +108,7 @@ def load_backbone(spec: BackboneSpec) -> Backbone:
     """
     if spec.quantization is not None:
         refuse_with_quantized(spec.quantization, spec.compute, spec.compiled)
-    place = located(spec)
+    place = resolve_location(spec)
     config = _config(place)
     if getattr(config, "quantization_config", None) is not None:
         raise ValueError(
@@ -160,7 +160,7 @@ def _weight_files(place: BackboneSpec) -> WeightFiles | None:
     return WeightFiles(folder) if weight_files(folder) else None
 
 
-def located(spec: BackboneSpec) -> BackboneSpec:
+def resolve_location(spec: BackboneSpec) -> BackboneSpec:
     """The spec with its name resolved to a folder of safetensors, or left a hub id."""
     if spec.name in PACKAGED:
         return _packaged(spec, PACKAGED[spec.name])

@@ -38,11 +38,11 @@ class PromptedLM:
             self._prompts[id(batch)] = batch, self._method(batch)  # the batch is kept: another could get its id
         return self._prompts[id(batch)][1]
 
-    def given(self, method: Callable[[Batch], SoftPrompt]) -> PromptedLM:
+    def with_method(self, method: Callable[[Batch], SoftPrompt]) -> PromptedLM:
         """The same backbone and readout with other prompts."""
         return PromptedLM(self.backbone, method, self._readout)
 
-    def read_by(self, readout: Callable[[PromptedLM, Batch], Tensor]) -> PromptedLM:
+    def with_readout(self, readout: Callable[[PromptedLM, Batch], Tensor]) -> PromptedLM:
         """The same backbone and prompts with another readout."""
         return PromptedLM(self.backbone, self._method, readout)
 

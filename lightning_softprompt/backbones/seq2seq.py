@@ -1,4 +1,4 @@
-"""Encoder-decoder language models: T5, BART and their like. Soft tokens stand in the encoder's input."""
+"""Encoder-decoder language models such as T5 and BART. Soft tokens are inserted into the encoder's input."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from lightning_softprompt.backbones.tokenization.codec import Codec
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.types import IGNORE, Batch, SoftPrompt
 
-NO_LATE_TOKENS = "encoder-decoders take no soft tokens at a middle layer; take a decoder or an encoder"
+NO_LATE_TOKENS = "encoder-decoders do not support soft tokens at a middle layer; use a decoder or an encoder"
 
 
 @final
 class Seq2SeqCodec(Codec):
-    """All text of the template is the encoder's, the target the decoder's. Rows end as the tokenizer ends them."""
+    """The encoder reads the text of the template, and the decoder generates the target."""
 
     def assemble(self, before: Sequence[int], after: Sequence[int], answer: Sequence[int]) -> tuple[list[int], range]:
-        """The source alone; the answer is the decoder's."""
+        """The source only, since the answer belongs to the decoder."""
         return [*before, *after], range(0)
 
 
@@ -44,7 +44,7 @@ class Seq2SeqBackbone(Backbone):
 
     @staticmethod
     def claims(config: PreTrainedConfig) -> bool:
-        """Models that say of themselves that they have an encoder and a decoder."""
+        """Whether the configuration describes an encoder and a decoder."""
         return bool(config.is_encoder_decoder)
 
     @property
@@ -53,10 +53,10 @@ class Seq2SeqBackbone(Backbone):
         return self.model.get_encoder()  # type: ignore[no-any-return]
 
     def splice(self, batch: Batch, prompt: SoftPrompt | None) -> Spliced:
-        """The encoder's rows with the prompt in place.
+        """The encoder's rows with the prompt inserted.
 
         Raises:
-            ValueError: As elsewhere, and if soft tokens are to enter at a middle layer.
+            ValueError: As in `Backbone.splice`, and if soft tokens enter at a middle layer.
         """
         if prompt is not None and prompt.hidden:
             raise ValueError(NO_LATE_TOKENS)
@@ -64,23 +64,22 @@ class Seq2SeqBackbone(Backbone):
 
     @property
     def opening(self) -> tuple[int, ...]:
-        """Tokens that the decoder begins with, in training, scoring and generation alike. None of them has a loss.
+        """Tokens at the start of the decoder's input, in training, scoring and generation. They have no loss.
 
         Raises:
-            ValueError: If the model's generation configuration names none.
+            ValueError: If the model's generation configuration does not define them.
         """
         config = self.model.generation_config
         start = config.bos_token_id if config.decoder_start_token_id is None else config.decoder_start_token_id
         start = start[0] if isinstance(start, list) else start
         if start is None:
             raise ValueError(
-                f"{self.spec.name} has no token that starts its decoder; set decoder_start_token_id in its "
-                f"generation_config.json"
+                f"{self.spec.name} has no decoder start token; set decoder_start_token_id in its generation_config.json"
             )
         return (start,) if config.forced_bos_token_id is None else (start, config.forced_bos_token_id)
 
     def check_late_tokens(self) -> None:
-        """Refuses them.
+        """Refuses soft tokens at a middle layer.
 
         Raises:
             ValueError: Always.
@@ -88,22 +87,21 @@ class Seq2SeqBackbone(Backbone):
         raise ValueError(NO_LATE_TOKENS)
 
     def decoder_ids(self, targets: Tensor) -> Tensor:
-        """[B, O + U - 1] what the decoder reads: the opening [O], then the targets [B, U] without the last."""
+        """The decoder's input [B, O + U - 1]: the opening [O], then the targets [B, U] without the last one."""
         opening = targets.new_tensor(self.opening).expand(len(targets), -1)
-        return torch.cat([opening, targets[:, :-1].masked_fill(targets[:, :-1] == IGNORE, self.codec.pad_id)], dim=1)
+        previous = targets[:, :-1]
+        return torch.cat([opening, previous.masked_fill(previous == IGNORE, self.codec.pad_id)], dim=1)
 
     def states(self, batch: Batch, prompt: SoftPrompt | None = None) -> States:
-        """All of the decoder from the end of its opening: every position of it is a target's."""
-        return self.row_check.run(self.run_padded, batch, prompt, self.known_logits, States.join)
+        """The decoder's hidden states after its opening, one for each target."""
+        return self.row_check.run(self.run_padded, batch, prompt, self.target_logits, States.join)
 
     def run_padded(self, batch: Batch, prompt: SoftPrompt | None) -> States:
-        """As `states`, all rows in one batch."""
+        """Same as `states`, in one padded batch and without a trial run."""
         rows = self.splice(batch, prompt)
         ids, decoder_ids = self.ids_of(rows, batch), self.decoder_ids(batch.targets)
-        run = partial(
-            self.entry.run, self.model, rows.embeds, ids, stack=self.stack,
-            attention_mask=rows.mask.long(), decoder_input_ids=decoder_ids, use_cache=False,
-        )  # fmt: skip
+        inputs = {"attention_mask": rows.mask.long(), "decoder_input_ids": decoder_ids, "use_cache": False}
+        run = partial(self.entry.run, self.model, rows.embeds, ids, stack=self.stack, **inputs)
         self.check_window(decoder_ids.shape[1], configured_positions(self.model.config, DECODER_NAMES))
         columns = torch.arange(len(self.opening) - 1, decoder_ids.shape[1], device=decoder_ids.device)
         with self.injected(prompt):
@@ -111,7 +109,7 @@ class Seq2SeqBackbone(Backbone):
 
     @torch.no_grad()
     def generate(self, batch: Batch, prompt: SoftPrompt | None = None, **decoding: Any) -> Tensor:
-        """Outputs, without the tokens that the decoder opens with."""
+        """The decoder's output without its opening."""
         if uses_speculation(decoding) and len(batch) > 1:
             return self.generate_row_by_row(batch, prompt, decoding)
         rows = self.splice(batch, prompt)

@@ -23,18 +23,18 @@ from lightning_softprompt.backbones.loading import (
     family_of,
     from_pretrained,
     load_codec,
-    located,
     refuse_unsupported,
+    resolve_location,
 )
-from lightning_softprompt.backbones.small_copy import narrowed
+from lightning_softprompt.backbones.small_copy import shrink_config
 from lightning_softprompt.backbones.tokenization.codec import Codec
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.refusals import UnsupportedBackboneError, refusing
 from lightning_softprompt.core.template import Template
 from lightning_softprompt.core.types import Batch
 
-MOST = 500_000_000  # parameters of a small copy
-SPECIAL = ["<pad>", "<s>", "</s>", "<mask>"]
+MAX_PARAMETERS = 500_000_000  # parameters of a small copy
+SPECIAL_TOKENS = ["<pad>", "<s>", "</s>", "<mask>"]
 
 
 def load_config(spec: BackboneSpec) -> PreTrainedConfig:
@@ -43,7 +43,7 @@ def load_config(spec: BackboneSpec) -> PreTrainedConfig:
     Raises:
         ValueError: If there is none.
     """
-    config: PreTrainedConfig = from_pretrained(AutoConfig.from_pretrained, located(spec))
+    config: PreTrainedConfig = from_pretrained(AutoConfig.from_pretrained, resolve_location(spec))
     return config
 
 
@@ -62,7 +62,7 @@ def build_skeleton(config: PreTrainedConfig, spec: BackboneSpec) -> Backbone:
         model.tie_weights()
         return model
 
-    return _made(config, spec, "meta", weights, _codec(spec, family_of(config)))
+    return _build(config, spec, "meta", weights, _codec(spec, family_of(config)))
 
 
 def _nothing(size: int, rows: Tensor) -> Tensor:
@@ -89,16 +89,16 @@ def build_small_copy(
         stacks = stacks_of(model)
         counts = layers if isinstance(layers, Mapping) else {stack.name: layers or len(stack) for stack in stacks}
         shorten(model, {stack: counts.get(stack.name, len(stack)) for stack in stacks})
-        if (count := sum(p.numel() for p in model.parameters())) > MOST:
+        if (count := sum(p.numel() for p in model.parameters())) > MAX_PARAMETERS:
             raise UnsupportedBackboneError(f"a small copy of {type(model).__name__} would have {count:,} parameters")
-        return randomized(model)
+        return randomize_weights(model)
 
     codec = _codec(spec, family_of(config))
     with refusing(f"no small copy of backbone {spec.name!r} can be built", ANOTHER):
-        return _made(narrowed(config, by, len(codec.tokenizer)), spec, "meta", weights, codec)
+        return _build(shrink_config(config, by, len(codec.tokenizer)), spec, "meta", weights, codec)
 
 
-def randomized(model: PreTrainedModel) -> PreTrainedModel:
+def randomize_weights(model: PreTrainedModel) -> PreTrainedModel:
     """A model without weights with random ones, as transformers draws them."""
     model.to_empty(device="cpu")
     for tensor in (*model.parameters(), *model.buffers()):
@@ -123,7 +123,7 @@ def random_batch(backbone: Backbone, rows: int, tokens: int) -> Batch:
     return replace(batch, input_ids=torch.where(batch.source, ids, batch.input_ids))
 
 
-def _made(
+def _build(
     config: PreTrainedConfig,
     spec: BackboneSpec,
     device: str,
@@ -151,7 +151,7 @@ def _codec(spec: BackboneSpec, family: type[Backbone]) -> Codec:
     except ValueError:
         pass
     letters = sorted(ByteLevel.alphabet())
-    rules = Tokenizer(BPE({word: number for number, word in enumerate([*SPECIAL, *letters])}, []))
+    rules = Tokenizer(BPE({word: number for number, word in enumerate([*SPECIAL_TOKENS, *letters])}, []))
     rules.pre_tokenizer, rules.decoder = ByteLevel(add_prefix_space=False), Decoder()
     named = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "mask_token": "<mask>"}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=rules, **named)

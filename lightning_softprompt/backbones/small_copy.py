@@ -36,7 +36,7 @@ def max_shrink_factor(config: PreTrainedConfig) -> int:
     return reduce(gcd, of_parts) or 1
 
 
-def narrowed(config: PreTrainedConfig, by: int, words: int) -> PreTrainedConfig:
+def shrink_config(config: PreTrainedConfig, by: int, words: int) -> PreTrainedConfig:
     """The configuration with text parts so many times narrower, so many words, and room for any prompt.
 
     Heads keep their size. Parts that read no text are as narrow as their own sizes allow.

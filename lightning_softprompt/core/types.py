@@ -123,7 +123,7 @@ class Encoded:
         targets: The tokens to be said.
         slots: Soft block s may stand before token `slots[s]` of `ids`; `len(ids)` is the end.
         words: Position of the first token of each word that has a class, `LOST` where no token of it is there.
-        cut: How many tokens of text gave way.
+        num_truncated: Number of tokens of text that were truncated.
     """
 
     ids: tuple[int, ...]
@@ -131,7 +131,7 @@ class Encoded:
     targets: tuple[int, ...]
     slots: tuple[int, ...]
     words: tuple[int, ...] = ()
-    cut: int = 0
+    num_truncated: int = 0
 
 
 @dataclass(frozen=True)

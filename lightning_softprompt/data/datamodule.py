@@ -18,7 +18,7 @@ from lightning import LightningDataModule
 from lightning_softprompt.backbones.generation.decoding import Decoding
 from lightning_softprompt.backbones.generation.row_format import RowFormat
 from lightning_softprompt.backbones.loading import load_codec
-from lightning_softprompt.backbones.tokenization.codec import Codec, Cut
+from lightning_softprompt.backbones.tokenization.codec import Codec, TruncationSide
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.template import Template
 from lightning_softprompt.core.types import NO_TOKEN, Batch, Classes, Encoded, Example, Text
@@ -172,7 +172,7 @@ class SoftPromptDataModule(LightningDataModule, ABC):
         test: Source | None = None,
         predict: Source | None = None,
         truncate: list[str] | None = None,
-        cut: Cut = "end",
+        cut: TruncationSide = "end",
         max_tokens: int = 512,
         batch_size: int = 16,
         eval_batch_size: int | None = None,
@@ -479,7 +479,7 @@ class SoftPromptDataModule(LightningDataModule, ABC):
         how = [truncate, self.cut, self.max_tokens, self.append_eos, self.max_target_tokens]
         key = content_key([self.codec.fingerprint, self.template.text, how, said])
         encoded = cached(key, make) if self.cache and name != "predict" else make()
-        if cut := sum(row.cut > 0 for row in encoded):
+        if cut := sum(row.num_truncated > 0 for row in encoded):
             log.info("%d of %d %s rows were cut to max_tokens=%d", cut, len(encoded), name, self.max_tokens)
         if lost := sum(row.words.count(NO_TOKEN) for row in encoded):
             log.info("%d words of the %s rows have no token and are not scored", lost, name)

@@ -77,7 +77,7 @@ def _read(path: Path) -> list[Encoded] | None:
 
 def pack(rows: list[Encoded]) -> dict[str, Tensor]:
     """Rows as flat tensors, each part beside the lengths of its rows."""
-    tensors = {"cut": torch.tensor([row.cut for row in rows])}
+    tensors = {"cut": torch.tensor([row.num_truncated for row in rows])}
     for part in PARTS:
         values = [getattr(row, part) for row in rows]
         tensors[part] = torch.tensor([v for row in values for v in row], dtype=torch.int32)

@@ -46,7 +46,7 @@ class MapReduce:
 
     def fits(self, fields: Mapping[str, str]) -> bool:
         """Whether a row needs no cut."""
-        return not self._encoded(fields).cut
+        return not self._encoded(fields).num_truncated
 
     def parts(self, fields: Mapping[str, str]) -> list[str]:
         """The document in parts that fit.

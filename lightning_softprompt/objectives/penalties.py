@@ -167,7 +167,7 @@ def scale_tokens(lm: PromptedLM, batch: Batch, positions: Sequence[int], scale: 
     prompt = lm.prompt(batch)
     tokens = soft_tokens(lm, batch).clone()
     tokens[:, list(positions)] *= scale
-    return lm.given(lambda _: replace(prompt, tokens=tokens))
+    return lm.with_method(lambda _: replace(prompt, tokens=tokens))
 
 
 def replace_with_noise(lm: PromptedLM, batch: Batch, positions: Sequence[int], deviation: float) -> PromptedLM:
@@ -176,7 +176,7 @@ def replace_with_noise(lm: PromptedLM, batch: Batch, positions: Sequence[int], d
     tokens = soft_tokens(lm, batch).clone()
     noise = torch.randn_like(tokens[:, list(positions)])
     tokens[:, list(positions)] = noise * deviation
-    return lm.given(lambda _: replace(prompt, tokens=tokens))
+    return lm.with_method(lambda _: replace(prompt, tokens=tokens))
 
 
 def count_correct(lm: PromptedLM, batch: Batch) -> int:

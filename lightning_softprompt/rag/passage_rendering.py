@@ -165,9 +165,9 @@ class PassageRenderer:
         while True:
             example = self._with(asked, kept)
             encoded = self._encoded(example)
-            if not encoded.cut:
+            if not encoded.num_truncated:
                 break
-            kept = self._fewer(kept, encoded.cut)
+            kept = self._fewer(kept, encoded.num_truncated)
         cut = len(kept) == 1 and kept[0].passage.text != candidates[0].passage.text
         return RenderedRow(example, encoded, len(candidates) - len(kept), cut)
 

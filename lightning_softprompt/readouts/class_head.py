@@ -37,7 +37,7 @@ class ClassHead(Readout):
 
     def forward(self, lm: PromptedLM, batch: Batch) -> Tensor:
         """Computes scores [B, C] in float32."""
-        questions = self.codec.questions(batch)
+        questions = self.codec.without_answers(batch)
         states = lm.backbone.hidden_states(questions, lm.prompt(questions))
         states = states.to(self.linear.weight.dtype)
         return self.linear(pool_states(states, questions.source, self.pool))  # type: ignore[no-any-return]

@@ -210,7 +210,7 @@ class Replicas(LightningModule):
             with self._stream(k):
                 records.append(replica.score(stage, batch, lm))
         if stage in self.ensembles:
-            together = lms[0].read_by(lambda _, rows: self.combined([lm.scores(rows) for lm in lms]))
+            together = lms[0].with_readout(lambda _, rows: self.combined([lm.scores(rows) for lm in lms]))
             cast(Evaluation, self.ensembles[stage]).update(together, batch)
         return records[0]
 

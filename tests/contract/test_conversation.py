@@ -30,9 +30,9 @@ def test_a_conversation_goes_on_from_its_cache(method, family, backbone):
     second = conversation.answer(max_new_tokens=3)
     row = codec.unpack(batch)[0]
     longer = [*first[0].tolist(), *codec.ids("dull dog")]
-    at_once = codec.collate([codec.answered(row, [*longer, 0])])
+    at_once = codec.collate([codec.with_answer(row, [*longer, 0])])
     assert int(backbone(at_once, reaching(prompt, at_once))[0, len(longer)].argmax()) == int(second[0, 0])
-    again = codec.collate([codec.answered(row, [*longer, *second[0].tolist(), 0])])
+    again = codec.collate([codec.with_answer(row, [*longer, *second[0].tolist(), 0])])
     assert (
         backbone(again, reaching(prompt, again))[0, len(longer) :].argmax(-1)[: second.shape[1]].tolist()
         == second[0].tolist()

@@ -65,7 +65,7 @@ def test_beams_are_scored_as_the_forward_pass_scores_them(method, family, backbo
     beams = module.lm().generate(
         codec.collate([row]), max_new_tokens=3, min_new_tokens=3, num_beams=4, num_return_sequences=4
     )
-    of_text = [codec.collate([codec.answered(row, answer)]) for answer in beams.tolist()]
+    of_text = [codec.collate([codec.with_answer(row, answer)]) for answer in beams.tolist()]
     scores = torch.stack([-backbone.cross_entropy(batch, module.prompt(batch)).sum() for batch in of_text])
     assert_close(scores, scores.sort(descending=True).values)
 

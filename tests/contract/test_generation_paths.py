@@ -108,7 +108,7 @@ def test_beams_have_the_likelihood_of_the_forward_pass(model_and_path):
     batch = backbone.codec.collate([row])
     lengths = {"max_new_tokens": 3, "min_new_tokens": 3}
     beams = backbone.generate(batch, prompt, num_beams=3, num_return_sequences=3, **lengths)
-    of_text = [backbone.codec.collate([backbone.codec.answered(row, ids)]) for ids in beams.tolist()]
+    of_text = [backbone.codec.collate([backbone.codec.with_answer(row, ids)]) for ids in beams.tolist()]
     with torch.no_grad():
         scores = torch.stack([-backbone.cross_entropy(each, prompt).sum() for each in of_text])
     torch.testing.assert_close(scores, scores.sort(descending=True).values, rtol=1e-3, atol=1e-3)

@@ -229,7 +229,7 @@ def greedy(module, row, steps):
     """The likeliest token again and again, each from a forward pass over everything said before."""
     codec, said = module.loaded.codec, []
     while len(said) < steps and EOS not in said:
-        batch = codec.collate([codec.answered(row, [*said, 0])])  # what stands at the last place cannot be seen
+        batch = codec.collate([codec.with_answer(row, [*said, 0])])  # what stands at the last place cannot be seen
         said.append(int(module(batch)[0, len(said)].argmax()))
     return said
 

@@ -45,7 +45,7 @@ def test_the_shared_head_is_what_all_rows_begin_with(load):
     prompt = SoftPrompt(tokens=torch.randn(1, 3, backbone.hidden_size))
 
     def head(prompt):
-        return RowBatch.of(backbone.splice(batch, prompt), batch, prompt).head
+        return RowBatch.of(backbone.splice(batch, prompt), batch, prompt).shared_prefix
 
     instruction = len(backbone.codec.ids("is this film good ?"))
     assert head(prompt) == 1 + instruction + 3 + 1  # BOS, instruction, soft tokens, "the"
@@ -67,7 +67,7 @@ def test_a_model_of_no_numbers_is_not_taken_for_exact(load):
     backbone.model.model.norm.weight.data.fill_(float("nan"))
     backbone(batch_of(backbone, TEMPLATES["front"], ["the movie was great", "what ?"]))
     assert isinstance(backbone.path, Padded)
-    assert "off by inf" in backbone.reasons[0]
+    assert "differ by inf" in backbone.reasons[0]
 
 
 def test_one_row_alone_is_tried_out_beside_itself(load):
@@ -80,7 +80,7 @@ def test_packing_lays_rows_side_by_side():
     mask = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]).bool()
     rows = torch.arange(15.0).view(3, 5, 1)
     packing = pack(mask, 2)
-    assert packing.packed(rows)[0, :, 0].tolist() == [0, 1, 2, 3, 7, 8, 9, 12]
+    assert packing.pack(rows)[0, :, 0].tolist() == [0, 1, 2, 3, 7, 8, 9, 12]
     assert packing.positions[0].tolist() == [0, 1, 2, 3, 2, 3, 4, 2]
     assert packing.columns(torch.tensor([[1, 3], [0, 4], [2, 2]]))[0].tolist() == [1, 3, 0, 6, 7, 7]
 

@@ -28,7 +28,7 @@ def soft(backbone, length=4, rows=1):
 
 @pytest.fixture
 def short_contexts(monkeypatch):
-    monkeypatch.setattr(context_cache, "WORTH", 1)
+    monkeypatch.setattr(context_cache, "MIN_FROZEN_TOKENS", 1)
 
 
 @pytest.mark.parametrize("template", ["middle", "end", "instruction before"])
@@ -111,8 +111,8 @@ def test_the_log_says_which_path_runs_and_why(load, caplog):
     backbone = load("llama", packed=False)
     with caplog.at_level(logging.INFO, logger="lightning_softprompt"):
         backbone(batch_of(backbone, TEMPLATES["front"], TEXTS))
-    assert [record.message for record in caplog.records if "rows" in record.message] == [
-        "rows run padded, each with all it has (packed rows are switched off)"
+    assert [record.message for record in caplog.records if "path" in record.message] == [
+        "Execution path: padded batches; each row is computed in full (backbone.packed is false)"
     ]
 
 
@@ -140,7 +140,7 @@ def test_a_path_that_is_off_is_not_taken(load):
     backbone.path_factories = [partial(Off, attention="sdpa"), *backbone.path_factories[2:]]
     backbone(batch)
     assert type(backbone.path) is Padded
-    assert "off by" in backbone.reasons[0]
+    assert "differ by" in backbone.reasons[0]
 
 
 def test_a_path_with_wrong_gradients_is_not_taken(load, monkeypatch):
@@ -151,7 +151,7 @@ def test_a_path_with_wrong_gradients_is_not_taken(load, monkeypatch):
     with torch.inference_mode():  # a validation before all training, say
         backbone(batch_of(backbone, TEMPLATES["front"], TEXTS), SoftPrompt(tokens=soft(backbone)))
     assert isinstance(backbone.path, TwoPass)
-    assert "off by" in backbone.reasons[0]
+    assert "differ by" in backbone.reasons[0]
 
 
 def test_a_batch_too_long_for_a_sliding_window_ends_the_packing_and_not_the_run(load):
@@ -181,21 +181,21 @@ def test_a_batch_too_long_for_a_sliding_window_ends_the_packing_and_not_the_run(
 def test_the_cache_drops_what_was_used_longest_ago_and_takes_it_back_from_disk(tmp_path):
     made = []
 
-    def get(name, lasting=True):
-        return cache.get(name, lambda: made.append(name) or torch.full((4,), float(len(made))), lasting)
+    def get(name, persistent=True):
+        return cache.get(name, lambda: made.append(name) or torch.full((4,), float(len(made))), persistent)
 
     cache = ContextCache(memory=32, disk=200, folder=tmp_path)
     values = {name: get(name) for name in "ab"}
     get("a")
     get("c")  # 16 bytes each: b goes to disk
-    assert sorted(cache.held) == ["a", "c"]
+    assert sorted(cache.entries) == ["a", "c"]
     assert [file.stem for file in tmp_path.glob("*")] == ["b"]
     torch.testing.assert_close(get("b"), values["b"])
     assert made == ["a", "b", "c"]
-    get("passing", lasting=False)
+    get("transient", persistent=False)
     get("e")
     get("f")
-    assert "passing" not in [file.stem for file in tmp_path.glob("*")]
+    assert "transient" not in [file.stem for file in tmp_path.glob("*")]
     assert sum(file.stat().st_size for file in tmp_path.glob("*")) <= 200
     assert cache.bytes <= 32
 
@@ -278,7 +278,7 @@ def test_soft_tokens_out_of_a_sliding_windows_reach_are_warned_of_once(load, cap
     tokens = torch.randn(1, 2, 32)
     for _ in range(2):
         backbone(batch_of(backbone, template, ["a very long and sad story", "dull"]), SoftPrompt(tokens=tokens))
-    assert sum("sliding window hear 6" in record.getMessage() for record in caplog.records) == told
+    assert sum("sliding window of 6 tokens" in record.getMessage() for record in caplog.records) == told
 
 
 def test_paths_are_tried_out_again_where_a_batch_has_longer_rows(load):

@@ -66,7 +66,7 @@ def test_what_is_said_is_what_the_forward_pass_finds_likeliest(backbone, methods
         ids = method.lm().generate(batch_of(backbone, TEXTS[:1]), max_new_tokens=MOST)[0].tolist()
         row = codec.unpack(batch_of(backbone, TEXTS[:1]))[0]
         with torch.no_grad():
-            logits = method(codec.collate([codec.answered(row, ids)]))[0]
+            logits = method(codec.collate([codec.with_answer(row, ids)]))[0]
         assert logits.argmax(-1).tolist() == ids
 
 
@@ -94,13 +94,13 @@ def test_beams_have_the_likelihood_that_they_are_ranked_by(backbone, methods):
     lengths = {"max_new_tokens": 6, "min_new_tokens": 6}
     beams = lm.generate(batch_of(backbone, TEXTS[:1]), num_beams=3, num_return_sequences=3, **lengths)
     (row,) = codec.unpack(batch_of(backbone, TEXTS[:1]))
-    batch = codec.collate([codec.answered(row, ids) for ids in beams.tolist()])
+    batch = codec.collate([codec.with_answer(row, ids) for ids in beams.tolist()])
     with torch.no_grad():
         scores = -lm.cross_entropy(batch).sum(1)
     assert_close(scores, scores.sort(descending=True).values)
     greedy = lm.generate(batch_of(backbone, TEXTS[:1]), **lengths)
     with torch.no_grad():
-        assert scores[0] >= -lm.cross_entropy(codec.collate([codec.answered(row, greedy[0].tolist())])).sum() - 1e-4
+        assert scores[0] >= -lm.cross_entropy(codec.collate([codec.with_answer(row, greedy[0].tolist())])).sum() - 1e-4
 
 
 def test_a_conversation_goes_on_from_its_cache(backbone, methods):
@@ -114,5 +114,5 @@ def test_a_conversation_goes_on_from_its_cache(backbone, methods):
         whole = [*first, *codec.ids("\n<|im_start|>user\nAnd of Italy?<|im_end|>\n<|im_start|>assistant\n"), *second]
         (row,) = codec.unpack(batch)
         with torch.no_grad():
-            logits = method(codec.collate([codec.answered(row, whole)]))[0]
+            logits = method(codec.collate([codec.with_answer(row, whole)]))[0]
         assert logits[-len(second) :].argmax(-1).tolist() == second

@@ -111,7 +111,7 @@ def test_it_learns_is_tested_and_predicts(common, folder, family, monkeypatch, c
         (["--model.readout=Calibrated"], "set --model.readout to TokenHead"),
         (["--model.readout=ClassHead"], "set --model.readout to TokenHead"),
         (["--model.readout=TokenHead", "--data.tags=[O, B-MOOD]"], "train.jsonl:"),
-        (["--model.readout=TokenHead", "--data.template={tokens}{soft}{target}"], "never hear {soft} behind them"),
+        (["--model.readout=TokenHead", "--data.template={tokens}{soft}{target}"], "cannot attend to {soft} after them"),
         (["--model.readout=TokenHead", "--data.tokens_column=words"], "no column 'words'"),
     ],
 )

@@ -61,7 +61,7 @@ def test_logits_that_a_model_changes_after_its_head_are_the_models_own(load, fam
     expected = 2 * torch.tanh(plain(batch, soft) / 2)
     for _ in range(2):
         assert_close(backbone(batch, soft), expected)
-    assert backbone.head.plain is False
+    assert backbone.head.is_plain is False
     words = torch.tensor([3, 8])
     assert_close(backbone(batch, soft, words), expected[..., words])
     own = cross_entropy(expected.flatten(0, 1), batch.targets.flatten(), reduction="none")

@@ -201,7 +201,7 @@ def test_scores_with_caps_and_sinks_see_keys_and_values_as_a_text(name):
 def test_keys_that_do_not_act_like_a_text_are_refused(load):
     model = load("llama").model
     sites = sites_of(model)
-    with pytest.raises(InjectionUnsupportedError, match="do not act like the text"):
+    with pytest.raises(InjectionUnsupportedError, match="do not have the effect of the text"):
         check_like_text(model, Halved(model.model), sites, 1e-3)
 
 

@@ -389,7 +389,7 @@ def test_late_tokens_enter_a_decoder_before_their_layer_and_the_row(load, layer)
 @pytest.mark.parametrize("family", ["llama", "bert"])
 def test_late_tokens_are_generated_from_the_states_there(backbone, made, generator):
     module, batch, prompt = made(LatePromptTuning, length=2, layer=1, generator=generator, bottleneck=4)
-    questions = backbone.codec.questions(batch)
+    questions = backbone.codec.without_answers(batch)
     states = backbone.hidden_states(questions, layer=1)
     for b in range(len(batch)):
         own = states[b][questions.source[b]]
@@ -419,7 +419,7 @@ def test_nothing_below_a_late_prompt_has_a_gradient(load):
 
 @pytest.mark.parametrize("family", ["t5"])
 def test_encoder_decoders_take_no_late_tokens(backbone):
-    with pytest.raises(ValueError, match="encoder-decoders take no soft tokens at a middle layer"):
+    with pytest.raises(ValueError, match="encoder-decoders do not support soft tokens at a middle layer"):
         backbone(batch_of(backbone.codec), SoftPrompt(hidden={1: torch.randn(1, 2, backbone.hidden_size)}))
 
 

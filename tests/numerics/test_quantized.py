@@ -127,7 +127,7 @@ def test_packed_rows_are_tried_out_and_taken(kind, dtype, load):
     backbone, padded = (load("llama", quantization=kind, dtype=dtype, packed=packed) for packed in (True, False))
     batch, prompt = tiny.batch_of(backbone.codec), SoftPrompt(tokens=prompt_of(backbone, requires_grad=False))
     got, wanted = (tiny.real(batch, each(batch, prompt)).float() for each in (backbone, padded))
-    assert backbone.execution_description.startswith("rows run packed")
+    assert backbone.execution_description.startswith("packed batches")
     tolerance = {"float32": 1e-5, "bfloat16": 0.1, "float16": 0.02}[dtype]
     assert_close(got, wanted, rtol=tolerance, atol=tolerance)
 
@@ -224,6 +224,6 @@ def test_a_plan_knows_what_quantised_weights_take(kind, dtype, load):
 
 def test_the_doctor_says_how_weights_are_held(tiny_folder):
     found = {finding.name: finding for finding in doctor.speed(str(tiny_folder("llama")), "bitsandbytes-nf4")}
-    assert found["rows"].text.startswith("rows run packed")
+    assert found["rows"].text.startswith("packed batches")
     assert "14 matrices quantized to bitsandbytes-nf4" in found["weights"].text
     assert doctor.QUANTIZATIONS == KINDS

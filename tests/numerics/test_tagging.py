@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.testing import assert_close
 
 from lightning_softprompt.backbones.prompted_lm import PromptedLM
-from lightning_softprompt.backbones.tokenization.word_alignment import words_begun
+from lightning_softprompt.backbones.tokenization.word_alignment import words_starting_at
 from lightning_softprompt.core.template import Template
 from lightning_softprompt.core.types import IGNORE, NO_TOKEN, Batch, Classes, SoftPrompt
 from lightning_softprompt.evaluation.tagging import TaggingEvaluation, entity_types
@@ -133,7 +133,7 @@ def test_a_head_says_so_where_it_would_not_hear_the_prompt(backbone, readout):
         backbone=backbone.spec, classes=TAGS, readout=readout, length=2, generator="free", layer=1
     )
     module.attach(backbone)
-    with pytest.raises(ValueError, match="heads do not read states with soft tokens that enter at a middle layer"):
+    with pytest.raises(ValueError, match="heads do not support soft tokens that enter at a middle layer"):
         module.lm().scores(backbone.codec.collate(rows_of(backbone.codec)))
 
 
@@ -255,4 +255,4 @@ def test_rows_without_tags_are_predicted_and_not_scored():
 
 
 def test_a_token_may_begin_two_words_and_a_word_may_have_none():
-    assert words_begun([(0, 5), (5, 5), (6, 9)], [(0, 2), (3, 5), (5, 6), (7, 9)]) == [(0, 1), (), (3,)]
+    assert words_starting_at([(0, 5), (5, 5), (6, 9)], [(0, 2), (3, 5), (5, 6), (7, 9)]) == [(0, 1), (), (3,)]

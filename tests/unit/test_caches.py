@@ -16,8 +16,8 @@ from lightning_softprompt.retrieval import result_cache as rankings
 from lightning_softprompt.retrieval.search.fusion import Ranking
 
 ROWS = [
-    Encoded(ids=(4, 5, 6), answers=(), targets=(7,), slots=(0,), words=(), cut=0),
-    Encoded(ids=(8,), answers=(), targets=(9, 1), slots=(0,), words=(2,), cut=3),
+    Encoded(ids=(4, 5, 6), answers=(), targets=(7,), slots=(0,), words=(), num_truncated=0),
+    Encoded(ids=(8,), answers=(), targets=(9, 1), slots=(0,), words=(2,), num_truncated=3),
 ]
 
 
@@ -122,7 +122,7 @@ def test_each_flipped_bit_of_a_kept_context_is_noticed(tmp_path, caplog):
         made = []
         assert torch.equal(context(tmp_path, lambda made=made: made.append(1) or CONTEXT), CONTEXT)
         assert made, position
-    assert "is computed again" in caplog.text
+    assert "recomputing" in caplog.text
     assert torch.equal(context(tmp_path, never), CONTEXT)
 
 

@@ -458,7 +458,7 @@ def test_all_columns_give_way_unless_some_are_named(data, caplog):
         assert said(max_tokens=6) == "warm funny dull , bad"
     assert "1 of 1 test rows were cut to max_tokens=6" in caplog.text
     assert said(max_tokens=6, truncate=["text"]) == "warm , sad sad bad"
-    with pytest.raises(ValueError, match="row 0 of the given rows: a row must lose 3 tokens to fit"):
+    with pytest.raises(ValueError, match="row 0 of the given rows: a row exceeds max_tokens by 3 tokens"):
         said(max_tokens=5, truncate=["other"])
 
 
@@ -532,7 +532,7 @@ def test_a_damaged_cache_is_made_again(data, no_tokenizing):
 
 def test_what_is_packed_is_unpacked():
     rows = [
-        Encoded((1, 2, 3), (2,), (3,), (0, 3), cut=2),
+        Encoded((1, 2, 3), (2,), (3,), (0, 3), num_truncated=2),
         Encoded((4,), (), (), (1, 1)),
         Encoded((5, 6), (), (7, -100), (0, 1), (1, -1, 1)),
     ]

@@ -64,7 +64,7 @@ def test_rows_open_and_close_as_their_family_wants(codec, ids, answers, slots):
     assert text(codec, row) == ids.split()
     assert (row.answers, row.slots) == (answers, slots)
     assert row.targets == tuple(codec.ids("very good"))
-    assert row.cut == 0
+    assert row.num_truncated == 0
 
 
 @pytest.mark.parametrize(("family", "slot"), [("t5", 3), ("bart", 4), ("bert", 5)])
@@ -114,7 +114,7 @@ def test_a_causal_row_starts_with_bos_where_there_is_one(family):
 
 @pytest.mark.parametrize("family", ["t5"])
 def test_a_masked_model_wants_a_mask_token(family):
-    with pytest.raises(ValueError, match="wants a tokenizer with a mask token"):
+    with pytest.raises(ValueError, match="requires a tokenizer with a mask token"):
         MaskedCodec(tokenizer(family))
 
 
@@ -128,9 +128,9 @@ def test_text_gives_way_and_slots_and_answer_do_not(codec, most):
     row = encode(codec, template, "very good", ["text"], most, text=long)
     whole_size, size = (len(r.ids) + (0 if r.answers else len(r.targets)) for r in (whole, row))
     assert size == min(most, whole_size)
-    assert row.cut == whole_size - size
-    kept = " ".join(long.split()[: 5 - row.cut])
-    assert replace(row, cut=0) == encode(codec, template, "very good", text=kept)
+    assert row.num_truncated == whole_size - size
+    kept = " ".join(long.split()[: 5 - row.num_truncated])
+    assert replace(row, num_truncated=0) == encode(codec, template, "very good", text=kept)
 
 
 def test_the_end_of_the_last_column_goes_first(codec):
@@ -145,15 +145,15 @@ def test_the_end_of_the_last_column_goes_first(codec):
     for cut, (a, b) in enumerate([(3, 4), (3, 3), (3, 2), (3, 1), (3, 0), (2, 0), (1, 0), (0, 0)]):
         short = {"a": " ".join(columns["a"].split()[:a]), "b": " ".join(columns["b"].split()[:b]), "c": columns["c"]}
         expected = encode(codec, "{a} : {soft}{b} , {c} {target}", **short)
-        assert row(size - cut) == replace(expected, cut=cut)
-    with pytest.raises(ValueError, match="must lose 8 tokens to fit, but only 7 of it may be cut; raise max_tokens"):
+        assert row(size - cut) == replace(expected, num_truncated=cut)
+    with pytest.raises(ValueError, match="exceeds max_tokens by 8 tokens and only 7 are truncatable"):
         row(size - 8)
 
 
 def test_a_token_that_is_only_partly_loose_stays(codec):
     row = encode(codec, "{a}ful {target}", truncate=["a"], max_tokens=4, a="very wonder")
     assert "wonderful" in text(codec, row)
-    with pytest.raises(ValueError, match="must lose"):
+    with pytest.raises(ValueError, match="exceeds max_tokens"):
         encode(codec, "{a}ful {target}", truncate=["a"], max_tokens=1, a="very wonder")
 
 
@@ -168,7 +168,7 @@ def test_text_after_the_answer_gives_way_too(codec):
 def test_text_that_a_causal_row_leaves_out_takes_no_room(codec):
     most = len(encode(codec, "{a} {target}", a="it is a film").ids)
     row = encode(codec, "{a} {target} never ends", truncate=["a"], max_tokens=most, a="it is a film")
-    assert row.cut == 0
+    assert row.num_truncated == 0
 
 
 @pytest.mark.parametrize("family", MASKED)
@@ -199,20 +199,20 @@ def test_words_begin_at_their_first_token_that_is_left(codec, family, most):
     row = codec.encode(pieces, "good", most)
     whole = [i for word in SENTENCE.split() for i in codec.ids(word)]
     start = len(codec.start) + 2
-    assert [*row.ids[start : start + len(whole) - row.cut]] == whole[: len(whole) - row.cut]
+    assert [*row.ids[start : start + len(whole) - row.num_truncated]] == whole[: len(whole) - row.num_truncated]
     expected, at = [], 0
     for word in SENTENCE.split():
-        expected.append(start + at if at < len(whole) - row.cut else NO_TOKEN)
+        expected.append(start + at if at < len(whole) - row.num_truncated else NO_TOKEN)
         at += len(codec.ids(word))
     assert list(row.words) == expected
-    assert (NO_TOKEN in row.words) == (row.cut > 1)
+    assert (NO_TOKEN in row.words) == (row.num_truncated > 1)
 
 
 def test_a_row_that_keeps_none_of_its_words_is_an_error(codec):
     pieces = Template(TAGGED, ["text"]).pieces({"text": SENTENCE}, {"text": words_of(SENTENCE)})
     least = len(codec.encode(pieces, "good").ids) + (codec.assemble((), (), [0])[1] == range(0)) - 10
     assert codec.encode(pieces, "good", least + 1).words[1:] == (NO_TOKEN,) * 5
-    with pytest.raises(ValueError, match="none of its 6 words has a token left, 10 tokens were cut; raise max_tokens"):
+    with pytest.raises(ValueError, match="none of the 6 words of a row has a token after 10 tokens were truncated"):
         codec.encode(pieces, "good", least)
 
 
@@ -221,7 +221,7 @@ def test_a_slot_that_words_of_a_causal_row_cannot_hear_is_an_error(codec, family
     if family not in CAUSAL:
         assert codec.encode(pieces, "").slots[0] > max(codec.encode(pieces, "").words)
         return
-    with pytest.raises(ValueError, match=r"words of a causal backbone never hear \{soft\} behind them"):
+    with pytest.raises(ValueError, match=r"words of a causal model cannot attend to \{soft\} after them"):
         codec.encode(pieces, "")
 
 
@@ -232,7 +232,7 @@ def test_words_move_with_padding_and_answers(codec, side):
     rows = [codec.encode(template.pieces({"text": t}, {"text": words_of(t)}), "very good", 12) for t in texts]
     labels = [tuple(range(len(row.words))) for row in rows]
     batch = codec.collate(rows, labels=labels)
-    assert codec.unpack(batch) == [replace(row, cut=0) for row in rows]
+    assert codec.unpack(batch) == [replace(row, num_truncated=0) for row in rows]
     for b, row in enumerate(rows):
         for w, at in enumerate(row.words):
             place, label = int(batch.words[b, w]), int(batch.labels[b, w])
@@ -244,7 +244,7 @@ def test_words_move_with_padding_and_answers(codec, side):
         assert set(batch.labels[b, len(row.words) :].tolist()) <= {IGNORE}
     assert NO_TOKEN in rows[-1].words
     for row in rows:
-        assert codec.answered(row, codec.ids("bad")).words == row.words
+        assert codec.with_answer(row, codec.ids("bad")).words == row.words
 
 
 @pytest.mark.parametrize("family", MASKED)
@@ -252,7 +252,7 @@ def test_words_after_the_answer_move_with_it(codec):
     template, text = Template("{soft}it was {target} : {text}"), "a film"
     short, long = (codec.encode(template.pieces({"text": text}, {"text": words_of(text)}), t) for t in ("bad", "a b c"))
     assert [w - 2 for w in long.words] == list(short.words)
-    assert codec.answered(short, long.targets) == long
+    assert codec.with_answer(short, long.targets) == long
 
 
 SUBWORDS = {  # how words become tokens, and whether a token holds the space before its word
@@ -322,8 +322,8 @@ def test_text_is_cut_at_its_end_its_start_or_in_the_middle(codec, cut, left):
     pieces = template.pieces({"text": "a very warm and funny film"})
     whole = codec.encode(pieces, "good")
     most = len(whole.ids) + (not whole.answers) - 3  # an answer that is the decoder's counts too
-    row = codec.encode(pieces, "good", max_tokens=most, cut=cut)
-    assert (row.cut, " ".join(text(codec, row)[len(codec.start) :][:3])) == (3, left)
+    row = codec.encode(pieces, "good", max_tokens=most, truncation_side=cut)
+    assert (row.num_truncated, " ".join(text(codec, row)[len(codec.start) :][:3])) == (3, left)
 
 
 def test_a_batch_goes_to_another_device_whole(codec):
@@ -337,7 +337,7 @@ def test_a_batch_goes_to_another_device_whole(codec):
 @pytest.mark.parametrize("template", [*TEMPLATES.values(), "{soft}{text} it{soft} was {target} ."])
 def test_another_answer_makes_the_row_that_would_have_been_written_with_it(codec, template):
     for row, other in zip(encoded(codec, template), encoded(codec, template, targets=TARGETS[::-1]), strict=True):
-        assert codec.answered(row, other.targets) == other
+        assert codec.with_answer(row, other.targets) == other
 
 
 @pytest.mark.parametrize("family", [*SEQ2SEQ, *MASKED])
@@ -347,7 +347,7 @@ def test_a_slot_after_the_answer_moves_with_another_answer(codec):
         for row, other in zip(
             encoded(codec, template), encoded(codec, template, targets=[answer] * len(TEXTS)), strict=True
         ):
-            assert codec.answered(row, codec.ids(answer)) == other
+            assert codec.with_answer(row, codec.ids(answer)) == other
 
 
 @pytest.mark.parametrize("side", SIDES)
@@ -364,7 +364,7 @@ def test_candidates_are_every_row_with_every_answer(codec, side):
 @pytest.mark.parametrize("side", SIDES)
 def test_questions_hold_nothing_of_the_answer(codec, side, family):
     codec = on_side(codec, side)
-    rows = codec.unpack(codec.questions(batch_of(codec)))
+    rows = codec.unpack(codec.without_answers(batch_of(codec)))
     assert rows == [replace(r, targets=()) for r in encoded(codec, TEMPLATES["front"], targets=[""] * len(TEXTS))]
     assert all(MASK in row.ids for row in rows) == (family in MASKED)
 
@@ -379,7 +379,7 @@ def test_only_fast_tokenizers_can_be_used(codec):
     class Slow:
         is_fast = False
 
-    with pytest.raises(ValueError, match="a fast tokenizer is wanted"):
+    with pytest.raises(ValueError, match="a fast tokenizer is required"):
         type(codec)(Slow())
 
 

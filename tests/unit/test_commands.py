@@ -214,9 +214,9 @@ def test_doctor_names_the_way_out_of_what_is_missing(nowhere, monkeypatch, capsy
 
 def test_doctor_says_how_a_backbone_would_run(nowhere, tiny_folder, capsys):
     assert doctor.main(["--backbone", str(tiny_folder("llama"))]) == 0
-    assert "rows run packed, and what they share runs once" in capsys.readouterr().out
+    assert "packed batches; the shared prefix is computed once per step" in capsys.readouterr().out
     assert doctor.main(["--backbone", str(tiny_folder("bert"))]) == 0
-    assert "rows run padded" in capsys.readouterr().out
+    assert "padded batches" in capsys.readouterr().out
     assert doctor.main(["--backbone", "/not/there"]) == 1
     assert "Missing: rows. Fix: backbone '/not/there' cannot be loaded" in capsys.readouterr().out
 

@@ -315,7 +315,7 @@ class Shortens:
 
     def generate(self, batch, **options):
         self.read.append([example.fields["text"] for example in batch.examples])
-        assert all(row.cut == 0 for row in self.rows(batch))
+        assert all(row.num_truncated == 0 for row in self.rows(batch))
         firsts = [" ".join(example.fields["text"].split()[: self.words]) for example in batch.examples]
         ids = [torch.tensor([*self.backbone.codec.ids(text), tiny.EOS]) for text in firsts]
         return torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=tiny.PAD)
@@ -349,7 +349,9 @@ def test_long_documents_are_cut_where_sentences_end(backbone):
 def test_a_word_that_does_not_fit_is_cut(backbone):
     marks = "." * 100  # each is a token
     reduce = MapReduce(backbone.codec, Template("{text} {target}"), "text", 9, Decoding(max_new_tokens=4))
-    reduce.codec = SimpleNamespace(encode=lambda pieces, *_: SimpleNamespace(cut=max(0, len(pieces[1].text) - 9)))
+    reduce.codec = SimpleNamespace(
+        encode=lambda pieces, *_: SimpleNamespace(num_truncated=max(0, len(pieces[1].text) - 9))
+    )
     parts = reduce.parts({"text": marks})
     assert [len(part) for part in parts] == [9] * 11 + [1]
 

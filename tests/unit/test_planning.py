@@ -122,7 +122,7 @@ def test_estimates_read_the_built_model(tmp_path, name):
 def test_a_model_that_cannot_be_measured_is_refused_by_name(tmp_path, monkeypatch):
     CONFIGS["llama"].save_pretrained(tmp_path)
     spec = BackboneSpec(name=str(tmp_path))
-    monkeypatch.setattr(skeleton_module, "MOST", 10)
+    monkeypatch.setattr(skeleton_module, "MAX_PARAMETERS", 10)
     with pytest.raises(ValueError, match="cannot be estimated: no small copy of a LlamaForCausalLM runs"):
         plan(PromptTuning(backbone=spec, length=7), spec, Workload(ROWS, TOKENS))
 

@@ -227,7 +227,7 @@ def test_whole_passages_are_dropped_before_any_is_cut_the_worst_first(data):
             assert texts == ([" ".join(TEXTS["dog"].split()[: free - 1])] if free > 1 else [])
         assert example.fields["passages"] == "".join(f"{text} ," for text in texts)
         tokens = {3: 20, 2: 13, 1: min(free, 9) if free > 1 else 0}[whole]
-        assert (len(encoded.ids), encoded.cut) == (6 + tokens + 2, 0)
+        assert (len(encoded.ids), encoded.num_truncated) == (6 + tokens + 2, 0)
 
 
 def test_dropped_passages_go_by_rank_wherever_they_stand(data):
@@ -247,7 +247,7 @@ def test_what_was_lost_is_told_once_for_each_split(data, caplog):
 def test_a_question_that_does_not_fit_is_an_error_with_its_place(data, tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in (ROW, {**ROW, "question": "is " * 60 + "dog"})))
-    with pytest.raises(DataError, match=r"rows\.jsonl:2: a row must lose \d+ tokens to fit"):
+    with pytest.raises(DataError, match=r"rows\.jsonl:2: a row exceeds max_tokens by \d+ tokens"):
         data(str(path)).split("test")
     assert len(data(str(path), on_bad_row="skip").split("test")) == 1
 
@@ -256,7 +256,7 @@ def test_what_is_read_does_not_depend_on_the_answer(data):
     rows = [ROW, {**ROW, "answers": ["very very very very sad indeed"]}]
     module = data(rows, passages=3, max_tokens=24)
     short, long = module.split("test").encoded
-    assert module.codec.answered(short, ()) == module.codec.answered(long, ())
+    assert module.codec.with_answer(short, ()) == module.codec.with_answer(long, ())
 
 
 # Answers

@@ -72,7 +72,7 @@ def test_classes_are_spoken_and_titles_may_be_shown(data):
 
 def test_passages_give_way(data):
     module = data([ROW], max_tokens=13)
-    assert [row.cut > 0 for row in module.split("test").encoded] == [True, False]
+    assert [row.num_truncated > 0 for row in module.split("test").encoded] == [True, False]
     assert max(len(row.ids) for row in module.split("test").encoded) == 13
 
 

@@ -4,7 +4,7 @@ import pytest
 from architectures import Architecture, save
 from transformers import LlamaForCausalLM, PreTrainedModel
 
-from lightning_softprompt.backbones.insertion.key_values import NAME, injectable
+from lightning_softprompt.backbones.insertion.key_values import NAME, injectable_attention
 from lightning_softprompt.backbones.loading import load_backbone
 from lightning_softprompt.backbones.requirements import generates, require_of_copy
 from lightning_softprompt.cli.app import main
@@ -20,12 +20,12 @@ FIT = [
 ]  # fmt: skip
 HYBRID = Architecture("qwen3_next", {"layer_types": ["linear_attention", "full_attention"]})
 REFUSED = {  # a type, and why a method cannot use it
-    ("bloom", PrefixTuning): "no self attention of it runs through transformers' attention interface",
+    ("bloom", PrefixTuning): "no self attention runs through transformers' attention interface",
     ("albert", PrefixTuning): "run 2 times for one input, since layers share weights",
     ("deepseek_v3", PrefixTuning): "heads and sizes of its keys and values differ",
-    ("t5", LatePromptTuning): "encoder-decoders take no soft tokens at a middle layer",
+    ("t5", LatePromptTuning): "encoder-decoders do not support soft tokens at a middle layer",
     ("longformer", LatePromptTuning): "Sequence length should be multiple of",
-    ("nllb-moe", PrefixTuning): "with an attention function that takes them its results differ",
+    ("nllb-moe", PrefixTuning): "with an attention function that accepts them, its results differ",
 }
 
 
@@ -41,7 +41,7 @@ def test_a_method_that_cannot_use_a_backbone_says_why(name, cls, tmp_path):
 
 def test_hybrids_are_refused_since_only_some_layers_attend(tmp_path):
     spec = BackboneSpec(name=str(save(HYBRID, tmp_path)))
-    with pytest.raises(UnsupportedBackboneError, match=r"1 self attentions run through .* and it has 2 layers"):
+    with pytest.raises(UnsupportedBackboneError, match=r"1 self attentions run through .* and the model has 2 layers"):
         PrefixTuning(backbone=spec).check_backbone()
 
 
@@ -79,7 +79,7 @@ def test_parts_of_a_model_keep_their_attention_functions(tmp_path):
     parts = [module.config for module in model.modules() if isinstance(module, PreTrainedModel)]
     before = [part._attn_implementation for part in parts]
     assert len(set(before)) > 1
-    with injectable(model):
+    with injectable_attention(model):
         pass
     assert [part._attn_implementation for part in parts] == before
 

@@ -29,4 +29,4 @@ def test_a_model_that_padding_changes_runs_row_by_row(load):
 def test_a_model_that_padding_does_not_change_runs_in_batches(load):
     backbone = load("bert")
     backbone(tiny.batch_of(backbone.codec))
-    assert not backbone.row_check.is_alone
+    assert not backbone.row_check.runs_row_by_row

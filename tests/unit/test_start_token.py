@@ -70,7 +70,7 @@ def test_the_room_of_a_row_counts_what_opens_it():
 
 
 def test_other_families_begin_rows_as_their_tokenizers_do(tiny_folder):
-    with pytest.raises(ValueError, match="start_token=none is for causal backbones"):
+    with pytest.raises(ValueError, match="start_token=none requires a causal backbone"):
         load_codec(BackboneSpec(str(tiny_folder("bert")), start_token="none"))
 
 

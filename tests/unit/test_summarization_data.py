@@ -46,8 +46,8 @@ def test_what_is_read_does_not_depend_on_what_is_to_be_said(data, cut):
     answers = ("dull", "very very very good indeed , this film was wonderful indeed")
     module = data([{**ROW, "summary": answer} for answer in answers], cut=cut, max_tokens=18)
     short, long = module.split("test").encoded
-    assert module.codec.answered(short, ()) == module.codec.answered(long, ())
-    assert short.cut == long.cut > 0
+    assert module.codec.with_answer(short, ()) == module.codec.with_answer(long, ())
+    assert short.num_truncated == long.num_truncated > 0
     assert len(long.targets) == 8
     assert max(module.split("test").lengths) <= 18 + len(long.targets)
 
@@ -88,7 +88,7 @@ def test_what_fits_is_what_is_read_whole(data):
                       decoding=Decoding(max_new_tokens=4))  # fmt: skip
         evaluation, example = module.evaluation, module.split("predict").examples[0]
         reduce = MapReduce(module.codec, module.template, "document", evaluation.max_tokens, evaluation.decoding)
-        assert reduce.fits(example.fields) == (module.split("predict").encoded[0].cut == 0)
+        assert reduce.fits(example.fields) == (module.split("predict").encoded[0].num_truncated == 0)
 
 
 @pytest.mark.parametrize("family", ["bert"])

@@ -71,7 +71,7 @@ def test_words_that_are_cut_lose_their_tags_and_are_counted(data, caplog):
 
 
 def test_a_row_with_all_words_cut_names_its_place(data):
-    with pytest.raises(ValueError, match="row 0 of the given rows: none of its 4 words has a token left"):
+    with pytest.raises(ValueError, match="row 0 of the given rows: none of the 4 words of a row has a token"):
         data(test=ROWS, max_tokens=5, template="one sad story , {tokens}{target}").split("test")
 
 

@@ -1,7 +1,7 @@
-"""Keys and values of what comes before anything trainable: computed once, without gradient, and kept.
+"""Caches keys and values of the tokens that precede everything trainable: computed once, without gradient.
 
-In training that is the text before a row's first soft token, as where soft tokens stand behind the passages that a
-question is about. In evaluation the soft prompt itself does not change either.
+In training, these are the text tokens before a row's first soft token, such as retrieved passages in front of a prompt
+and a question. In evaluation, the soft prompt does not change either, and is cached with them.
 """
 
 from __future__ import annotations
@@ -20,57 +20,64 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from lightning_softprompt.backbones.execution.packing import Kept, Past, pack
+from lightning_softprompt.backbones.execution.packing import KeyValueStore, Past, pack
 from lightning_softprompt.backbones.execution.row_batch import RowBatch
 from lightning_softprompt.backbones.insertion.embeddings import Entry
-from lightning_softprompt.backbones.insertion.reading import Reading, embedded_as
+from lightning_softprompt.backbones.insertion.reading import Reading, replace_embeddings
 from lightning_softprompt.core.types import Pairs
 from lightning_softprompt.system.atomic_files import write_if_possible
 from lightning_softprompt.system.tensor_files import read_tensors, write_tensors
 
 log = logging.getLogger(__name__)
-WORTH = 64  # tokens before the first soft one, on average over a batch, from which a pass of their own pays
+MIN_FROZEN_TOKENS = 64  # mean number of tokens before the first soft token from which a separate pass is faster
 KEYS = "keys_and_values"
 
 
 class ContextCache:
-    """Tensors by name, the least recently used first to go: from memory to disk, and from there for good.
+    """A least-recently-used cache of tensors. Entries that do not fit in memory move to disk, and are then deleted.
 
     Args:
-        memory: Most bytes in memory.
-        disk: Most bytes on disk.
-        folder: Where on disk.
+        memory: Maximum number of bytes in memory.
+        disk: Maximum number of bytes on disk.
+        folder: The folder on disk.
     """
 
     def __init__(self, memory: int, disk: int = 0, folder: Path | None = None) -> None:
         self.memory, self.disk, self.folder = memory, disk, folder
-        self.held: OrderedDict[str, Tensor] = OrderedDict()
+        self.entries: OrderedDict[str, Tensor] = OrderedDict()
         self.bytes = 0
         self.written: int | None = None  # bytes on disk, as far as this process knows
-        self.passing: set[str] = set()  # not worth the disk
+        self.transient: set[str] = set()  # entries that are not worth writing to disk
 
-    def get(self, name: str, make: Callable[[], Tensor], lasting: bool = True) -> Tensor:
-        """What is kept under a name, made where it is not."""
-        found = self.held.pop(name, None)
-        if found is not None:
-            self.bytes -= found.nbytes
-        else:
-            found = self._read(name) if lasting else None
-        found = make() if found is None else found
-        self._hold(name, found, lasting)
-        return found
+    def get(self, name: str, compute: Callable[[], Tensor], persistent: bool = True) -> Tensor:
+        """The cached tensor, or the result of `compute`, which is then cached.
 
-    def _hold(self, name: str, tensor: Tensor, lasting: bool) -> None:
-        if not lasting:
-            self.passing.add(name)
-        self.held[name] = tensor
+        Args:
+            name: The name of the entry.
+            compute: Computes the tensor.
+            persistent: Whether the entry may be written to disk.
+        """
+        tensor = self.entries.pop(name, None)
+        if tensor is not None:
+            self.bytes -= tensor.nbytes
+        elif persistent:
+            tensor = self._read(name)
+        if tensor is None:
+            tensor = compute()
+        self._insert(name, tensor, persistent)
+        return tensor
+
+    def _insert(self, name: str, tensor: Tensor, persistent: bool) -> None:
+        if not persistent:
+            self.transient.add(name)
+        self.entries[name] = tensor
         self.bytes += tensor.nbytes
         while self.bytes > self.memory:
-            oldest, dropped = self.held.popitem(last=False)
+            oldest, dropped = self.entries.popitem(last=False)
             self.bytes -= dropped.nbytes
-            if oldest not in self.passing:
+            if oldest not in self.transient:
                 self._write(oldest, dropped)
-            self.passing.discard(oldest)
+            self.transient.discard(oldest)
 
     def _file(self, name: str) -> Path | None:
         return None if self.folder is None or not self.disk else self.folder / f"{name}.safetensors"
@@ -81,12 +88,12 @@ class ContextCache:
             return None
         try:
             tensor = read_tensors(file)[KEYS]
-            os.utime(file)  # used just now
-        except (ValueError, KeyError) as error:  # written without a checksum by an earlier version, or changed since
-            log.warning("%s is computed again: %s", file, error)
+            os.utime(file)  # marks the file as recently used
+        except (ValueError, KeyError) as error:  # damaged, or written by an earlier version without a checksum
+            log.warning("recomputing %s: %s", file, error)
             file.unlink(missing_ok=True)
             return None
-        except OSError:  # another process dropped it
+        except OSError:  # deleted by another process
             return None
         return tensor
 
@@ -101,69 +108,77 @@ class ContextCache:
             self.disk = 0  # one warning is enough
 
     def _trim(self, folder: Path, added: int) -> None:
+        """Deletes the least recently used files until the rest fits."""
         if self.written is not None and self.written + added <= self.disk:
-            self.written += added  # without looking at all files for each of them
+            self.written += added  # avoids listing the folder for each new file
             return
-        files = sorted(((f.stat().st_mtime, f.stat().st_size, f) for f in folder.glob("*.safetensors")), reverse=True)
+        stats = ((file.stat(), file) for file in folder.glob("*.safetensors"))
+        newest_first = sorted(((stat.st_mtime, stat.st_size, file) for stat, file in stats), reverse=True)
         used = 0
-        for _, size, file in files:
+        for _, size, file in newest_first:
             used += size
             if used > self.disk:
                 file.unlink(missing_ok=True)
         self.written = min(used, self.disk)
 
 
-class Contexts:
-    """Finds what of a batch can be kept, and computes what is not.
+class ContextReader:
+    """Decides which tokens of a batch are cached, and computes their keys and values.
 
     Args:
-        run: Gives keys and values [L, 2, N, C, D] of one row [1, C, H].
-        cache: Keeps them.
+        run: Computes keys and values [L, 2, N, C, D] of one row [1, C, H].
+        cache: The cache.
     """
 
     def __init__(self, run: Callable[[Tensor], Tensor], cache: ContextCache) -> None:
         self.run = run
         self.cache = cache
 
-    def of(self, rows: RowBatch, until: Tensor) -> tuple[Past | None, Tensor]:
-        """The past of a batch, and how many tokens of each row it covers [B].
+    def past_of(self, rows: RowBatch, limit: Tensor) -> tuple[Past | None, Tensor]:
+        """The keys and values that precede a batch, and the number of tokens of each row that they cover [B].
 
         Args:
             rows: The batch.
-            until: [B] tokens that may be covered at most.
+            limit: [B] maximum number of tokens to cover.
         """
         if rows.kv:
-            return rows.injected, torch.zeros_like(until)
-        begin = torch.minimum(rows.frozen, until)
-        if begin.float().mean() >= WORTH:
-            return self._texts(rows, begin), begin
-        end = 0 if torch.is_grad_enabled() else min(rows.prompt_end, int(until.min()))
+            return rows.past, torch.zeros_like(limit)
+        lengths = torch.minimum(rows.frozen_lengths, limit)
+        if lengths.float().mean() >= MIN_FROZEN_TOKENS:
+            return self._texts(rows, lengths), lengths
+        end = 0 if torch.is_grad_enabled() else min(rows.prompt_end, int(limit.min()))
         if not end:
-            return None, torch.zeros_like(begin)
-        inside = rows.mask.new_ones(1, end)
-        return Past(_layers(self._kept(rows, 0, end, lasting=False)[None]), inside), begin.new_full(begin.shape, end)
+            return None, torch.zeros_like(lengths)
+        keys_and_values = self._row(rows, 0, end, persistent=False)
+        mask = rows.mask.new_ones(1, end)
+        return Past(_by_layer(keys_and_values[None]), mask), lengths.new_full(lengths.shape, end)
 
     def _texts(self, rows: RowBatch, begin: Tensor) -> Past:
+        """The past of rows that begin with text; one copy for all rows if their texts are equal."""
         lengths = begin.tolist()
-        same = len(set(lengths)) == 1 and bool((rows.keys[:, : lengths[0]] == rows.keys[:1, : lengths[0]]).all())
-        each = {b: self._kept(rows, b, n) for b, n in enumerate(lengths[:1] if same else lengths) if n}
-        count, longest, some = 1 if same else len(lengths), max(lengths), next(iter(each.values()))
-        stacked = some.new_zeros(count, *some.shape[:3], longest, some.shape[4])
-        for b, kept in each.items():
-            stacked[b, ..., : kept.shape[3], :] = kept
-        inside = torch.arange(longest, device=begin.device) < begin[:count, None]
-        return Past(_layers(stacked), inside)
+        first = rows.keys[:, : lengths[0]]
+        is_same = len(set(lengths)) == 1 and bool((first == first[:1]).all())
+        if is_same:
+            lengths = lengths[:1]
+        by_row = {b: self._row(rows, b, length) for b, length in enumerate(lengths) if length}
+        longest, shape = max(lengths), next(iter(by_row.values())).shape
+        stacked = next(iter(by_row.values())).new_zeros(len(lengths), *shape[:3], longest, shape[4])
+        for b, tensor in by_row.items():
+            stacked[b, ..., : tensor.shape[3], :] = tensor
+        mask = torch.arange(longest, device=begin.device) < begin[: len(lengths), None]
+        return Past(_by_layer(stacked), mask)
 
-    def _kept(self, rows: RowBatch, b: int, length: int, lasting: bool = True) -> Tensor:
-        return kept(self.cache, self.run, rows.keys[b, :length], rows.embeds[b : b + 1, :length], lasting)
+    def _row(self, rows: RowBatch, b: int, length: int, persistent: bool = True) -> Tensor:
+        keys, embeds = rows.keys[b, :length], rows.embeds[b : b + 1, :length]
+        return get_or_compute(self.cache, self.run, keys, embeds, persistent)
 
 
-class Prefilled:
-    """Keys and values of a prompt that generation begins with.
+class PrefilledCache:
+    """The model's cache, filled with the keys and values of the prompt that generation starts from.
 
     Args:
         model: The transformers model.
-        cache: Keeps them.
+        cache: Caches keys and values between calls.
     """
 
     def __init__(self, model: Any, cache: ContextCache) -> None:
@@ -172,30 +187,31 @@ class Prefilled:
         self.shapes: list[torch.Size] = []  # of the keys and values of each layer for one token
 
     def cache_for(self, rows: RowBatch, end: int, padding: Tensor, copies: int = 1) -> DynamicCache:
-        """The model's cache of the first `end` columns of rows that are padded before them.
+        """The model's cache of the first `end` columns of left-padded rows.
 
         Args:
             rows: Rows that share their first `end` tokens.
-            end: Columns.
-            padding: [B] columns of padding before each row; what of the prompt they push beyond `end` is left out.
+            end: Number of columns.
+            padding: [B] columns of padding before each row; tokens that they move beyond `end` are left out.
             copies: Sequences of each row.
 
         Raises:
-            PrefillUnsupportedError: If the model keeps something else than the keys and values of its tokens.
+            PrefillUnsupportedError: If the model caches something other than the keys and values of its tokens.
         """
         cache = self.new_cache()
-        flat = kept(self.cache, self._run, rows.keys[0, :end], rows.embeds[:1, :end], lasting=False, way="own")
+        keys, embeds = rows.keys[0, :end], rows.embeds[:1, :end]
+        flat = get_or_compute(self.cache, self._run, keys, embeds, persistent=False, kind="own")
         columns = (torch.arange(end, device=flat.device) - padding[:, None]).clamp(min=0)
         columns = columns.repeat_interleave(copies, dim=0)  # [B * copies, end]
         parts = flat.split([end * shape.numel() for shape in self.shapes])
         states = [part.view(shape[0], end, shape[1]) for part, shape in zip(parts, self.shapes, strict=True)]
         states = [state[:, columns].transpose(0, 1) for state in states]
-        for number, pair in enumerate(zip(states[::2], states[1::2], strict=True)):
-            cache.update(*pair, number)
+        for layer, pair in enumerate(zip(states[::2], states[1::2], strict=True)):
+            cache.update(*pair, layer)
         return cache
 
     def new_cache(self) -> DynamicCache:
-        """An empty cache of the model's own kinds of layers.
+        """An empty cache with the layer types that the model uses.
 
         Raises:
             PrefillUnsupportedError: As in `cache_for`.
@@ -206,7 +222,7 @@ class Prefilled:
 
     @cached_property
     def is_supported(self) -> bool:
-        """Whether the model keeps keys and values of its tokens and nothing else, which one token shows."""
+        """Whether the model caches only keys and values of its tokens, which a run of one token determines."""
         embeds = self.model.get_input_embeddings()(torch.zeros(1, 1, dtype=torch.long, device=self.model.device))
         try:
             self.new_cache()
@@ -216,73 +232,77 @@ class Prefilled:
         return True
 
     def _run(self, embeds: Tensor) -> Tensor:
-        cache = DynamicCache()  # keeps all of a prompt that is longer than a sliding window
+        cache = DynamicCache()  # holds the whole prompt even if it is longer than a sliding window
         placeholders = torch.zeros(embeds.shape[:2], dtype=torch.long, device=embeds.device)
-        with embedded_as(self.model, Reading(placeholders, embeds, {})):
+        with replace_embeddings(self.model, Reading(placeholders, embeds, {})):
             self.model.base_model(input_ids=placeholders, past_key_values=cache, use_cache=True)
         _refuse_other_layers(cache, (DynamicLayer,))
         layers: list[Any] = cache.layers
         if not layers or not all(layer.is_initialized for layer in layers):
-            raise PrefillUnsupportedError("the model keeps no keys and values in some layers")
+            raise PrefillUnsupportedError("some layers of the model cache no keys and values")
         states = [state for layer in layers for state in (layer.keys, layer.values)]
         self.shapes = [torch.Size((state.shape[1], state.shape[3])) for state in states]
         return torch.cat([state.flatten() for state in states])
 
 
 class PrefillUnsupportedError(NotImplementedError):
-    """A model that keeps something else than the keys and values of its tokens."""
+    """A model that caches something other than the keys and values of its tokens."""
 
 
 def _refuse_other_layers(cache: DynamicCache, known: tuple[type, ...]) -> None:
-    if unknown := sorted({type(layer).__name__ for layer in cache.layers} - {layer.__name__ for layer in known}):
-        raise PrefillUnsupportedError(f"the model keeps more than keys and values of tokens: {', '.join(unknown)}")
+    unknown = sorted({type(layer).__name__ for layer in cache.layers} - {layer.__name__ for layer in known})
+    if unknown:
+        raise PrefillUnsupportedError(f"the model caches more than keys and values of tokens: {', '.join(unknown)}")
 
 
-def kept(
+def get_or_compute(
     cache: ContextCache,
     run: Callable[[Tensor], Tensor],
     keys: Tensor,
     embeds: Tensor,
-    lasting: bool = True,
-    way: str = "packed",
+    persistent: bool = True,
+    kind: str = "packed",
 ) -> Tensor:
-    """[L, 2, N, C, D] of one row. It is computed alone, so that its numbers depend on no other and runs repeat.
+    """Keys and values [L, 2, N, C, D] of one row. The row runs alone, so that the result does not depend on other rows.
 
     Args:
-        cache: Where they are kept.
+        cache: The cache.
         run: Computes them from [1, C, H].
-        keys: [C] what the tokens are.
+        keys: [C] identifies the tokens.
         embeds: [1, C, H].
-        lasting: Whether it is text alone, which will come again.
-        way: What tells ways to compute them apart.
+        persistent: Whether the row consists of text only, which later epochs read again.
+        kind: Distinguishes results that are computed differently.
     """
 
-    def make() -> Tensor:
-        with torch.inference_mode(False), torch.no_grad():  # evaluation's tensors could not be trained with
+    def compute() -> Tensor:
+        with torch.inference_mode(False), torch.no_grad():  # training cannot use inference tensors
             return run(embeds)
 
-    name = _name(f"{way} {embeds.dtype}", [keys] if lasting else [keys, embeds])
-    return cache.get(name, make, lasting).to(embeds.device)
+    name = _entry_name(f"{kind} {embeds.dtype}", [keys] if persistent else [keys, embeds])
+    return cache.get(name, compute, persistent).to(embeds.device)
 
 
-def _layers(stacked: Tensor) -> Pairs:
+def _by_layer(stacked: Tensor) -> Pairs:
     """[B, L, 2, N, C, D] by layer."""
-    return {number: (layer[:, 0], layer[:, 1]) for number, layer in enumerate(stacked.unbind(1))}
+    return {layer: (pair[:, 0], pair[:, 1]) for layer, pair in enumerate(stacked.unbind(1))}
 
 
-def _name(way: str, said: list[Tensor]) -> str:
-    device = said[0].device.type
-    way += f" {torch.get_autocast_dtype(device)}" if torch.is_autocast_enabled(device) else ""
-    digest = blake2b(way.encode(), digest_size=16)
-    for tensor in said:
+def _entry_name(kind: str, tensors: list[Tensor]) -> str:
+    """A digest of the contents of an entry."""
+    device = tensors[0].device.type
+    if torch.is_autocast_enabled(device):
+        kind += f" {torch.get_autocast_dtype(device)}"
+    digest = blake2b(kind.encode(), digest_size=16)
+    for tensor in tensors:
         digest.update(tensor.detach().contiguous().view(torch.uint8).cpu().numpy().tobytes())
     return digest.hexdigest()
 
 
 def keys_and_values(model: Any, embeds: Tensor, entry: Entry) -> Tensor:
-    """[L, 2, N, C, D] of one row [1, C, H], by the packed attention, which hands them out."""
-    kept: Kept = {}
-    packing = pack(torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device), 0, kept=kept)
+    """Keys and values [L, 2, N, C, D] of one row [1, C, H], collected by the packed attention."""
+    collected: KeyValueStore = {}
+    mask = torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
+    packing = pack(mask, 0, collected=collected)
     entry.run(
         model.base_model,
         embeds,
@@ -291,4 +311,4 @@ def keys_and_values(model: Any, embeds: Tensor, entry: Entry) -> Tensor:
         use_cache=False,
         packing=packing,
     )
-    return torch.stack([torch.cat(kept[layer]) for layer in sorted(kept)])
+    return torch.stack([torch.cat(collected[layer]) for layer in sorted(collected)])

@@ -1,7 +1,7 @@
-"""The one attention function: rows of a packed row attend to the shared head and to themselves; nothing is expanded.
+"""The attention function of packed sequences: rows attend to the shared prefix and to themselves, without copies of it.
 
-Each part is an ordinary attention with its log-sum-exp; the two are merged by it. In the backward pass each part is
-given the merged output and log-sum-exp, which makes the gradients of both exact.
+Each of the two parts is an ordinary attention that also returns its log-sum-exp, by which the outputs are merged. In
+the backward pass, each part receives the merged output and log-sum-exp, which makes its gradients exact.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from lightning_softprompt.backbones.insertion import key_values
 from lightning_softprompt.backbones.insertion.key_values import NAME, attend_with_injected
 from lightning_softprompt.backbones.kernels.attention import attend, attend_backward
 
-CHANGES_SCORES = (*key_values.CHANGES_SCORES, "position_bias", "cross_bias")  # what some models want of attention
-NEVER = 1e4  # a log-sum-exp that leaves padding no weight
+CHANGES_SCORES = (*key_values.CHANGES_SCORES, "position_bias", "cross_bias")  # options that change attention scores
+NEVER = 1e4  # a log-sum-exp that gives padding no weight
 
 
 class PackingUnsupportedError(RuntimeError):
-    """A model asks something of its attention that packed rows do not do."""
+    """A model whose attention has an option that packed sequences do not support."""
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -40,59 +40,62 @@ def attention(
     packing: Packing | None = None,
     **options: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Transformers' attention: packed where there is a packing, else PyTorch's own with what is injected.
+    """An attention function of transformers: packed if there is a packing, else PyTorch's with injected keys.
 
     Args:
         module: The layer.
         query: [B, heads, L, D].
         key: [B, N, L, D].
         value: [B, N, L, D].
-        attention_mask: As transformers made it; packed rows have none.
-        scaling: Of the scores.
-        packing: How the rows lie.
-        options: Further wishes of the model.
+        attention_mask: The mask that transformers created; packed sequences have none.
+        scaling: Factor of the scores.
+        packing: The layout of the packed sequence.
+        options: Further options that the model passes.
 
     Raises:
-        PackingUnsupportedError: If the model wishes what packed rows do not do.
+        PackingUnsupportedError: If packed sequences do not support an option.
     """
     if packing is None:
         return attend_with_injected(module, query, key, value, attention_mask, scaling=scaling, **options)
-    refuse(options, packing)
+    refuse_unsupported_options(options, packing)
     query, key = query.to(value.dtype), key.to(value.dtype)  # autocast leaves them in float32 after rotation
     layer = getattr(module, "layer_idx", None)
-    if packing.kept is not None:
-        packing.kept[_numbered(layer)] = key, value
-    past = (None, None) if packing.past is None else packing.past.layers.get(_numbered(layer), (None, None))
-    packing = packing.bare if past[0] is None else packing
-    return PackedAttention.apply(query, key, value, *past, packing, scaling).transpose(1, 2), None
+    if packing.collected is not None:
+        packing.collected[_layer_number(layer)] = key, value
+    past_key = past_value = None
+    if packing.past is not None:
+        past_key, past_value = packing.past.layers.get(_layer_number(layer), (None, None))
+    if past_key is None:
+        packing = packing.without_past
+    return PackedAttention.apply(query, key, value, past_key, past_value, packing, scaling).transpose(1, 2), None
 
 
-def _numbered(layer: int | None) -> int:
+def _layer_number(layer: int | None) -> int:
     if layer is None:
-        raise PackingUnsupportedError("the model's layers do not know their numbers")
+        raise PackingUnsupportedError("the model's layers have no layer_idx")
     return layer
 
 
-def refuse(options: dict[str, Any], packing: Packing) -> None:
-    """Refuses what changes the scores.
+def refuse_unsupported_options(options: dict[str, Any], packing: Packing) -> None:
+    """Refuses options that change the scores.
 
     Raises:
-        PackingUnsupportedError: Naming it.
+        PackingUnsupportedError: Naming the option.
     """
-    if wishes := [name for name in CHANGES_SCORES if options.get(name) is not None]:
-        raise PackingUnsupportedError(f"the model's attention has {', '.join(wishes)}")
+    if unsupported := [name for name in CHANGES_SCORES if options.get(name) is not None]:
+        raise PackingUnsupportedError(f"the model's attention has {', '.join(unsupported)}")
     window = options.get("sliding_window")
-    before = 0 if packing.past is None else packing.past.inside.shape[1]
-    if window is not None and before + packing.head + packing.rows[1] > window:
+    past = 0 if packing.past is None else packing.past.size
+    if window is not None and past + packing.prefix + packing.shape[1] > window:
         raise PackingUnsupportedError(f"a row is longer than the model's sliding window of {window}")
     if options.get("dropout"):
-        raise PackingUnsupportedError("the model's attention drops out")
+        raise PackingUnsupportedError("the model's attention has dropout")
 
 
 class PackedAttention(torch.autograd.Function):
-    """Attention of one packed row [1, heads, head + R, D] to itself and to its past.
+    """Attention of one packed sequence [1, heads, prefix + R, D] to itself and to its past.
 
-    Rows see what is shared, then what is their own. A past that each row has to itself counts as its own.
+    Rows attend to the shared tokens and to their own. If each row has its own past, the past belongs to its own tokens.
     """
 
     @staticmethod
@@ -106,60 +109,64 @@ class PackedAttention(torch.autograd.Function):
         packing: Packing,
         scale: float | None,
     ) -> Tensor:
-        """The output, shaped as the query."""
-        h = packing.head
+        """The output, shaped like the query."""
+        prefix = packing.prefix
         keys = Keys.of(key, value, past_key, past_value, packing)
-        rows = zip(packing.own_masks, unpacked(query[:, :, h:], packing), *keys.own, strict=True)
-        each = [attend(parts, mask is None, scale, mask) for mask, *parts in rows]
-        out = repacked([o for o, _ in each], packing)
-        lse = repacked([own[..., None] for _, own in each], packing)[..., 0]
-        if keys.apart:
-            seen, seen_lse = attend([folded(query[:, :, h:], key), *keys.shared], False, scale)
-            out, lse = merged(out, lse, seen.reshape(out.shape), seen_lse.reshape(lse.shape))
-        head: tuple[Tensor, ...] = ()
-        if h:
-            head = attend([query[:, :, :h], *keys.shared], packing.head_mask is None, scale, packing.head_mask)
-        ctx.save_for_backward(query, key, value, past_key, past_value, out, lse, *head)
+        row_query = query[:, :, prefix:]
+        groups = zip(packing.row_masks, split_groups(row_query, packing), *keys.own, strict=True)
+        results = [attend(parts, mask is None, scale, mask) for mask, *parts in groups]
+        out = join_groups([group_out for group_out, _ in results], packing)
+        lse = join_groups([group_lse[..., None] for _, group_lse in results], packing)[..., 0]
+        if keys.attends_separately:
+            shared_out, shared_lse = attend([fold_heads(row_query, key), *keys.shared], False, scale)
+            out, lse = merge_attention(out, lse, shared_out.reshape(out.shape), shared_lse.reshape(lse.shape))
+        prefix_result: tuple[Tensor, ...] = ()
+        if prefix:
+            mask = packing.prefix_mask
+            prefix_result = attend([query[:, :, :prefix], *keys.shared], mask is None, scale, mask)
+        ctx.save_for_backward(query, key, value, past_key, past_value, out, lse, *prefix_result)
         ctx.packing, ctx.scale = packing, scale
-        return torch.cat([*head[:1], out], dim=2)
+        return torch.cat([*prefix_result[:1], out], dim=2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of query, key, value and past."""
-        query, key, value, past_key, past_value, out, lse, *head = ctx.saved_tensors
-        packing, scale, h = ctx.packing, ctx.scale, ctx.packing.head
+        query, key, value, past_key, past_value, out, lse, *prefix_result = ctx.saved_tensors
+        packing, scale, prefix = ctx.packing, ctx.scale, ctx.packing.prefix
         keys = Keys.of(key, value, past_key, past_value, packing)
-        tensors = [unpacked(query[:, :, h:], packing), *keys.own, unpacked(out, packing)]
-        padded = [own[..., 0] for own in unpacked(lse[..., None], packing, NEVER)]
-        rows = zip(packing.own_masks, unpacked(grad[:, :, h:], packing, 0.0), *tensors, padded, strict=True)
-        each = [attend_backward(g, parts, mask is None, scale, mask) for mask, g, *parts in rows]
-        of_own = [list(of) for of in zip(*each, strict=True)]  # by query, key and value
-        of_query = [repacked(of_own[0], packing)]
-        of_shared = [torch.zeros_like(t) for t in keys.shared]
-        if keys.apart:
-            long, *rest = (folded(t, key) for t in (grad[:, :, h:], query[:, :, h:], out))
-            parts = [rest[0], *keys.shared, rest[1], lse.reshape(rest[0].shape[:3])]
-            of_seen, *of_shared = attend_backward(long, parts, False, scale)
-            of_query = [of_query[0] + of_seen.reshape(of_query[0].shape)]
-        if h:
-            parts = [query[:, :, :h], *keys.shared, *head]
-            of_head = attend_backward(grad[:, :, :h], parts, packing.head_mask is None, scale, packing.head_mask)
-            of_query = [of_head[0], *of_query]
-            of_shared = [a + b for a, b in zip(of_shared, of_head[1:], strict=True)]
-        return torch.cat(of_query, dim=2), *keys.back(of_shared, of_own[1:]), None, None
+        row_query, row_grad = query[:, :, prefix:], grad[:, :, prefix:]
+        tensors = [split_groups(row_query, packing), *keys.own, split_groups(out, packing)]
+        group_lse = [tensor[..., 0] for tensor in split_groups(lse[..., None], packing, NEVER)]
+        group_grad = split_groups(row_grad, packing, 0.0)
+        groups = zip(packing.row_masks, group_grad, *tensors, group_lse, strict=True)
+        results = [attend_backward(g, parts, mask is None, scale, mask) for mask, g, *parts in groups]
+        own_grads = [list(gradients) for gradients in zip(*results, strict=True)]  # by query, key and value
+        query_grads = [join_groups(own_grads[0], packing)]
+        shared_grads = [torch.zeros_like(tensor) for tensor in keys.shared]
+        if keys.attends_separately:
+            folded_grad, folded_query, folded_out = (fold_heads(t, key) for t in (row_grad, row_query, out))
+            parts = [folded_query, *keys.shared, folded_out, lse.reshape(folded_query.shape[:3])]
+            from_shared, *shared_grads = attend_backward(folded_grad, parts, False, scale)
+            query_grads = [query_grads[0] + from_shared.reshape(query_grads[0].shape)]
+        if prefix:
+            mask, parts = packing.prefix_mask, [query[:, :, :prefix], *keys.shared, *prefix_result]
+            prefix_grads = attend_backward(grad[:, :, :prefix], parts, mask is None, scale, mask)
+            query_grads = [prefix_grads[0], *query_grads]
+            shared_grads = [a + b for a, b in zip(shared_grads, prefix_grads[1:], strict=True)]
+        return torch.cat(query_grads, dim=2), *keys.backward(shared_grads, own_grads[1:]), None, None
 
 
 @dataclass(frozen=True)
 class Keys:
-    """Keys and values as the parts of the attention take them.
+    """Keys and values, arranged for the parts of the attention.
 
     Args:
-        shared: [1, N, C + head, D] each: what all rows see.
-        own: [B, N, C + n, D] each by group of rows: what each row has to itself; behind a copy of `shared`, where that
-            is short.
-        packing: How the rows lie.
-        past: Tokens of the past, C.
+        shared: Key and value [1, N, C + prefix, D] that all rows attend to.
+        own: Key and value [B, N, C + n, D] of each group of rows, which only the row itself attends to. If the shared
+            tokens are few, each row begins with a copy of them.
+        packing: The layout of the packed sequence.
+        past: C, tokens of the past.
     """
 
     shared: list[Tensor]
@@ -171,80 +178,85 @@ class Keys:
     def of(
         cls, key: Tensor, value: Tensor, past_key: Tensor | None, past_value: Tensor | None, packing: Packing
     ) -> Keys:
-        """From the keys and values of a packed row and of its past."""
-        h = packing.head
-        shared = [key[:, :, :h], value[:, :, :h]]
-        own = [unpacked(t[:, :, h:], packing) for t in (key, value)]
+        """Arranges the keys and values of a packed sequence and of its past."""
+        prefix = packing.prefix
+        shared = [key[:, :, :prefix], value[:, :, :prefix]]
+        own = [split_groups(tensor[:, :, prefix:], packing) for tensor in (key, value)]
         past = 0
         if past_key is not None and past_value is not None and packing.past is not None:
-            before, past = [past_key.to(key.dtype), past_value.to(value.dtype)], past_key.shape[2]
-            if packing.past.shared:
-                shared = [torch.cat(pair, dim=2) for pair in zip(before, shared, strict=True)]
+            pasts, past = [past_key.to(key.dtype), past_value.to(value.dtype)], past_key.shape[2]
+            if packing.past.is_shared:
+                shared = [torch.cat(pair, dim=2) for pair in zip(pasts, shared, strict=True)]
             else:
-                own = [behind_their_past(rows, kept, packing) for rows, kept in zip(own, before, strict=True)]
-        if packing.copied:
-            own = [[behind_a_copy(rows, t) for rows in groups] for t, groups in zip(shared, own, strict=True)]
+                own = [prepend_pasts(groups, tensor, packing) for groups, tensor in zip(own, pasts, strict=True)]
+        if packing.copies_shared_prefix:
+            pairs = zip(shared, own, strict=True)
+            own = [[prepend_copy(rows, tensor) for rows in groups] for tensor, groups in pairs]
         return cls(shared, own, packing, past)
 
     @property
-    def apart(self) -> bool:
-        """Whether rows attend to what is shared apart from what is their own."""
-        return bool(self.shared[0].shape[2]) and not self.packing.copied
+    def attends_separately(self) -> bool:
+        """Whether rows attend to the shared tokens in a separate attention."""
+        return bool(self.shared[0].shape[2]) and not self.packing.copies_shared_prefix
 
-    def back(self, shared: list[Tensor], own: list[list[Tensor]]) -> tuple[Tensor | None, ...]:
-        """Gradients of key, value, past key and past value from those of the parts."""
+    def backward(self, shared: list[Tensor], own: list[list[Tensor]]) -> tuple[Tensor | None, ...]:
+        """Gradients of key, value, past key and past value from the gradients of `shared` and `own`."""
         past: list[Tensor | None] = [None, None]
-        if self.packing.copied:
-            shared, own = self._without_copies(shared, own)
-        if self.past and self.packing.past and self.packing.past.shared:
-            past = [t[:, :, : self.past] for t in shared]
-            shared = [t[:, :, self.past :] for t in shared]
+        if self.packing.copies_shared_prefix:
+            shared, own = self._add_copies(shared, own)
+        if self.past and self.packing.past and self.packing.past.is_shared:
+            past = [tensor[:, :, : self.past] for tensor in shared]
+            shared = [tensor[:, :, self.past :] for tensor in shared]
         elif self.past:
-            past = [self._of_past(groups) for groups in own]
-            cuts = self.packing.own_pasts
-            own = [[rows[:, :, cut:] for rows, cut in zip(groups, cuts, strict=True)] for groups in own]
+            past = [self._join_pasts(groups) for groups in own]
+            lengths = self.packing.past_lengths
+            own = [[rows[:, :, n:] for rows, n in zip(groups, lengths, strict=True)] for groups in own]
         pairs = zip(shared, own, strict=True)
-        return *(torch.cat([a, repacked(b, self.packing)], dim=2) for a, b in pairs), *past
+        return *(torch.cat([a, join_groups(b, self.packing)], dim=2) for a, b in pairs), *past
 
-    def _without_copies(self, shared: list[Tensor], own: list[list[Tensor]]) -> tuple[list[Tensor], list[list[Tensor]]]:
-        """Gradients of copies added to those of what was copied."""
-        c = self.shared[0].shape[2]
+    def _add_copies(self, shared: list[Tensor], own: list[list[Tensor]]) -> tuple[list[Tensor], list[list[Tensor]]]:
+        """Adds the gradients of the copies to those of the shared tokens, and removes them from the rows."""
+        length = self.shared[0].shape[2]
         for total, groups in zip(shared, own, strict=True):
             for rows in groups:
-                total += rows[:, :, :c].sum(0)
-        return shared, [[rows[:, :, c:] for rows in groups] for groups in own]
+                total += rows[:, :, :length].sum(0)
+        return shared, [[rows[:, :, length:] for rows in groups] for groups in own]
 
-    def _of_past(self, groups: list[Tensor]) -> Tensor:
-        """[B, N, C, D] of what stands before the rows of each group."""
-        size = self.packing.rows[0], groups[0].shape[1], self.past, groups[0].shape[3]
+    def _join_pasts(self, groups: list[Tensor]) -> Tensor:
+        """[B, N, C, D] of the pasts at the beginning of each group's rows."""
+        size = self.packing.shape[0], groups[0].shape[1], self.past, groups[0].shape[3]
         whole = groups[0].new_zeros(size)
-        for rows, of, cut in zip(self.packing.groups.rows, groups, self.packing.own_pasts, strict=True):
-            whole[rows, :, :cut] = of[:, :, :cut]
+        parts = zip(self.packing.groups.rows, groups, self.packing.past_lengths, strict=True)
+        for rows, tensor, length in parts:
+            whole[rows, :, :length] = tensor[:, :, :length]
         return whole
 
 
-def behind_their_past(groups: Sequence[Tensor], past: Tensor, packing: Packing) -> list[Tensor]:
-    """[B, N, C + n, D] by group: what rows have of the past [B, N, C, D], then their own."""
-    each = zip(packing.groups.rows, groups, packing.own_pasts, strict=True)
-    whole = len(packing.groups.rows) == 1  # nothing is to be copied apart
-    return [
-        torch.cat([past[:, :, :cut] if whole else past[rows, :, :cut], own], dim=2) if cut else own
-        for rows, own, cut in each
-    ]
+def prepend_pasts(groups: Sequence[Tensor], past: Tensor, packing: Packing) -> list[Tensor]:
+    """[B, N, C + n, D] by group: the past [B, N, C, D] of the rows, then their own tokens."""
+    is_single = len(packing.groups.rows) == 1  # avoids a copy of the past
+    results = []
+    for rows, own, length in zip(packing.groups.rows, groups, packing.past_lengths, strict=True):
+        if not length:
+            results.append(own)
+            continue
+        own_past = past[:, :, :length] if is_single else past[rows, :, :length]
+        results.append(torch.cat([own_past, own], dim=2))
+    return results
 
 
-def behind_a_copy(rows: Tensor, shared: Tensor) -> Tensor:
-    """[1, N, C, D] in front of each of [B, N, n, D]."""
+def prepend_copy(rows: Tensor, shared: Tensor) -> Tensor:
+    """Puts [1, N, C, D] in front of each of [B, N, n, D]."""
     return torch.cat([shared.expand(len(rows), -1, -1, -1), rows], dim=2)
 
 
-def folded(rows: Tensor, key: Tensor) -> Tensor:
-    """Query heads of a key head side by side, as one long query: [1, heads, R, D] -> [1, N, heads / N * R, D]."""
+def fold_heads(rows: Tensor, key: Tensor) -> Tensor:
+    """Joins the query heads of each key head to one long query: [1, heads, R, D] -> [1, N, heads / N * R, D]."""
     return rows.reshape(1, key.shape[1], -1, rows.shape[3])
 
 
-def unpacked(rows: Tensor, packing: Packing, fill: float | None = None) -> list[Tensor]:
-    """[1, heads, R, D] -> [B, heads, n, D] by group; behind a row's end stands `fill`, or anything that is finite."""
+def split_groups(rows: Tensor, packing: Packing, fill: float | None = None) -> list[Tensor]:
+    """[1, heads, R, D] -> [B, heads, n, D] by group; padding is `fill`, or an arbitrary finite value."""
     groups = packing.groups
     by_token = rows.transpose(1, 2)[0].index_select(0, groups.source)  # [sum of B * n, heads, D]
     if fill is not None:
@@ -253,20 +265,27 @@ def unpacked(rows: Tensor, packing: Packing, fill: float | None = None) -> list[
     return [part.unflatten(0, shape).transpose(1, 2) for part, shape in zip(parts, groups.shapes, strict=True)]
 
 
-def repacked(rows: Sequence[Tensor], packing: Packing) -> Tensor:
+def join_groups(rows: Sequence[Tensor], packing: Packing) -> Tensor:
     """[B, heads, n, D] by group -> [1, heads, R, D]."""
     by_token = torch.cat([part.transpose(1, 2).flatten(0, 1) for part in rows])
-    return by_token.index_select(0, packing.groups.places).transpose(0, 1)[None]
+    return by_token.index_select(0, packing.groups.positions).transpose(0, 1)[None]
 
 
-def merged(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> tuple[Tensor, Tensor]:
-    """Attentions of the same queries to different keys as one: outputs [1, heads, R, D], log-sum-exps [1, heads, R]."""
+def merge_attention(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> tuple[Tensor, Tensor]:
+    """Merges attentions of the same queries to different keys.
+
+    Args:
+        out: [1, heads, R, D].
+        lse: [1, heads, R] log-sum-exps of `out`.
+        other: [1, heads, R, D].
+        other_lse: [1, heads, R] log-sum-exps of `other`.
+    """
     total = torch.logaddexp(lse, other_lse)
     weights = [(part - total).exp()[..., None].to(out.dtype) for part in (lse, other_lse)]
     return out * weights[0] + other * weights[1], total
 
 
 def register() -> None:
-    """Makes the function known to transformers under `NAME`."""
+    """Registers the function in transformers under `NAME`."""
     AttentionInterface.register(NAME, attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)

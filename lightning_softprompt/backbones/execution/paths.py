@@ -1,6 +1,6 @@
-"""The ways in which a decoder-only model can run a batch, all to the same logits, the fastest first.
+"""The paths by which a decoder-only model runs a batch. All of them give the same logits; the fastest comes first.
 
-Which of them a model allows is tried out, not looked up; see `path_trial`.
+A trial run determines which paths are correct for a model; see `path_trial`.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from lightning_softprompt.backbones.execution.context_cache import ContextCache, Contexts, keys_and_values
+from lightning_softprompt.backbones.execution.context_cache import ContextCache, ContextReader, keys_and_values
 from lightning_softprompt.backbones.execution.lm_head import Head, States
 from lightning_softprompt.backbones.execution.packing import pack
 from lightning_softprompt.backbones.execution.row_batch import RowBatch
 from lightning_softprompt.backbones.insertion.embeddings import Entry
-from lightning_softprompt.backbones.insertion.key_values import NAME, Sites, at, injected, sites_of
+from lightning_softprompt.backbones.insertion.key_values import NAME, Sites, injected, kv_by_module, sites_of
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 
 log = logging.getLogger(__name__)
-PathFactory = Callable[..., "Path"]  # of a model and its head
-BY_TOKEN = ("mlp", "self_attn.q_proj", "self_attn.o_proj")  # of a layer
+PathFactory = Callable[..., "Path"]  # takes a model and its head
+TOKENWISE = ("mlp", "self_attn.q_proj", "self_attn.o_proj")  # modules of a layer that process each token separately
 
 
 class Path(ABC):
-    """A way to run a batch.
+    """A path by which a batch runs.
 
     Args:
         model: The transformers model.
-        head: Its last layer.
-        attention: Transformers' attention where the path has none of its own.
+        head: The model's language-modeling head.
+        attention: The attention implementation of transformers, for paths that use it.
         entry: How embeddings enter the model.
-        cache: Keeps keys and values of what is frozen, where the path uses them.
+        cache: Caches keys and values of frozen tokens, for paths that use them.
     """
 
     description: ClassVar[str]
@@ -61,13 +61,13 @@ class Path(ABC):
 
     @contextmanager
     def injected(self, rows: RowBatch) -> Iterator[None]:
-        """Gives the model's attentions what the rows bring for them, while it runs as transformers has it."""
+        """Adds the prompt's keys and values to the model's attentions within the context."""
         if not rows.kv:
             yield
             return
         sites = self.sites
         self.model.set_attn_implementation(NAME)
-        with injected(at(sites, rows.injection.kv, rows.injection.kv_mask)):
+        with injected(kv_by_module(sites, rows.kv_prompt.kv, rows.kv_prompt.kv_mask)):
             yield
 
     @cached_property
@@ -77,28 +77,28 @@ class Path(ABC):
 
     @abstractmethod
     def __call__(self, rows: RowBatch, columns: Tensor, first: Tensor) -> States:
-        """The states of the targets.
+        """The hidden states from which the head predicts the targets.
 
         Args:
             rows: The batch.
-            columns: [B, U] where they are.
-            first: [B] the first of them in each row.
+            columns: [B, U] their positions.
+            first: [B] the first position in each row.
         """
 
 
 @final
 class Packed(Path):
-    """One row `[shared head | row 1 | row 2 | ...]` without padding, behind what is kept of earlier batches.
+    """Runs one sequence `[shared prefix | row 1 | row 2 | ...]` without padding, after cached keys and values.
 
     Args:
         model: The transformers model.
-        head: Its last layer.
+        head: The model's language-modeling head.
         attention: Not used.
         entry: How embeddings enter the model.
-        cache: Keeps keys and values of what is frozen.
+        cache: Caches keys and values of frozen tokens.
     """
 
-    description = "rows run packed, and what they share runs once"
+    description = "packed batches; the shared prefix is computed once per step"
 
     def __init__(
         self,
@@ -109,54 +109,57 @@ class Packed(Path):
         cache: ContextCache | None = None,
     ) -> None:
         super().__init__(model, head, NAME, entry)
-        kept = ContextCache(0) if cache is None else cache
-        self.contexts = Contexts(lambda embeds: keys_and_values(model, embeds, self.entry), kept)
-        self.last = last_by_token(model)
+        cache = ContextCache(0) if cache is None else cache
+        self.contexts = ContextReader(lambda embeds: keys_and_values(model, embeds, self.entry), cache)
+        self.last_modules = last_tokenwise_modules(model)
 
     def __call__(self, rows: RowBatch, columns: Tensor, first: Tensor) -> States:
         """See `Path`."""
-        past, begin = self.contexts.of(rows, first)
-        rest = rows if past is None else rows.after(begin)
-        packing = pack(rest.mask, rest.head if past is None or past.shared else 0, past)
-        columns = (columns - begin[:, None]).clamp(min=0)
+        past, covered = self.contexts.past_of(rows, first)
+        rest = rows if past is None else rows.drop_first(covered)
+        prefix = rest.shared_prefix if past is None or past.is_shared else 0
+        packing = pack(rest.mask, prefix, past)
+        columns = (columns - covered[:, None]).clamp(min=0)
 
         def run() -> Any:
             return self.entry.run(
                 self.model,
-                packing.packed(rest.embeds),
+                packing.pack(rest.embeds),
                 position_ids=packing.positions,
-                attention_mask=rest.embeds.new_zeros(1, 1, 1, 1),  # keeps transformers from making one
+                attention_mask=rest.embeds.new_zeros(1, 1, 1, 1),  # prevents transformers from creating a mask
                 use_cache=False,
                 packing=packing,
             )
 
-        places = packing.columns(columns)
-        with narrowed(self.last, places.unique(), packing.length):
-            return self.head.states(run, columns, places)
+        packed_columns = packing.columns(columns)
+        with restrict_to_positions(self.last_modules, packed_columns.unique(), packing.length):
+            return self.head.states(run, columns, packed_columns)
 
 
 @final
 class TwoPass(Path):
-    """What rows share runs first, alone; then the rows, padded, behind its keys and values."""
+    """Runs the shared prefix first, and then the padded rows with its keys and values as their cache."""
 
-    description = "what rows share runs once, in a pass of its own"
+    description = "padded batches; the shared prefix is computed once per step, in a separate pass"
 
     def __call__(self, rows: RowBatch, columns: Tensor, first: Tensor) -> States:
         """See `Path`."""
-        head, batch = min(rows.head, int(first.min())), len(rows.mask)
-        if not head:
+        prefix, batch = min(rows.shared_prefix, int(first.min())), len(rows.mask)
+        if not prefix:
             return Padded(self.model, self.head, self.attention, self.entry)(rows, columns, first)
-        cache, begin = DynamicCache(config=self.model.config), int(rows.first_position)  # rows share it
+        cache = DynamicCache(config=self.model.config)
+        begin = int(rows.first_position)  # equal for all rows that share a prefix
         with self.injected(rows):
-            self._run(rows.embeds[:1, :head], begin + torch.arange(head), past_key_values=cache)
+            self._run(rows.embeds[:1, :prefix], begin + torch.arange(prefix), past_key_values=cache)
         layers: list[Any] = cache.layers
         for layer in layers:
-            layer.keys, layer.values = (t.expand(batch, -1, -1, -1) for t in (layer.keys, layer.values))
-        positions = begin + torch.arange(head, rows.mask.shape[1])
-        own = rows.embeds[:, head:]
-        rest = {"past_key_values": cache, "attention_mask": rows.mask.long()}
+            layer.keys = layer.keys.expand(batch, -1, -1, -1)
+            layer.values = layer.values.expand(batch, -1, -1, -1)
+        positions = begin + torch.arange(prefix, rows.mask.shape[1])
+        embeds = rows.embeds[:, prefix:]
+        options = {"past_key_values": cache, "attention_mask": rows.mask.long()}
         with self.injected(rows):
-            return self.head.states(lambda: self._run(own, positions, **rest), columns - head)
+            return self.head.states(lambda: self._run(embeds, positions, **options), columns - prefix)
 
     def _run(self, embeds: Tensor, positions: Tensor, **options: Any) -> Any:
         positions = positions.to(embeds.device)[None]
@@ -165,9 +168,9 @@ class TwoPass(Path):
 
 @final
 class Padded(Path):
-    """Rows are padded at the end, where a causal model never looks: no mask is needed, and fast kernels run."""
+    """Pads rows at the end, which no token attends to: no mask is required, and fast kernels run."""
 
-    description = "rows run padded, each with all it has"
+    description = "padded batches; each row is computed in full"
 
     def __call__(self, rows: RowBatch, columns: Tensor, first: Tensor) -> States:
         """See `Path`."""
@@ -178,9 +181,9 @@ class Padded(Path):
 
 @final
 class Alone(Path):
-    """Each row runs by itself without padding, as the model's own forward pass has it."""
+    """Runs each row separately, without padding, by the model's forward pass."""
 
-    description = "rows run one by one, since nothing else gives what each row alone gives"
+    description = "rows run one by one, since every batched path changes their results"
 
     def __call__(self, rows: RowBatch, columns: Tensor, first: Tensor) -> States:
         """See `Path`."""
@@ -195,32 +198,35 @@ class Alone(Path):
 
 
 def positions_of(rows: RowBatch) -> dict[str, Tensor]:
-    """Positions for a model, which counts from 0 by itself unless keys and values precede the rows."""
+    """Position ids of rows after the prompt's keys and values; without them, the model counts from 0 itself."""
     if not rows.kv:
         return {}
     return {"position_ids": rows.first_position[:, None] + torch.arange(rows.mask.shape[1], device=rows.mask.device)}
 
 
-def last_by_token(model: PreTrainedModel) -> list[nn.Module]:
-    """Parts of the last layer that work token by token, where they go by their usual names and run as they are."""
+def last_tokenwise_modules(model: PreTrainedModel) -> list[nn.Module]:
+    """Modules of the last layer that process each token separately, by their usual names."""
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers or "forward" in vars(layers[-1]):  # recomputed, or compiled
         return []
-    named = dict(layers[-1].named_modules())
-    return [named[name] for name in BY_TOKEN if name in named]
+    by_name = dict(layers[-1].named_modules())
+    return [by_name[name] for name in TOKENWISE if name in by_name]
 
 
 @contextmanager
-def narrowed(modules: Sequence[nn.Module], places: Tensor, length: int) -> Iterator[None]:
-    """Lets modules that work token by token see some places [U] of a packed row only; they give zeros elsewhere."""
+def restrict_to_positions(modules: Sequence[nn.Module], positions: Tensor, length: int) -> Iterator[None]:
+    """Runs token-wise modules at some positions [U] of a packed sequence only; their output is zero elsewhere."""
 
     def select(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return args[0][:, places], *args[1:]
+        return args[0][:, positions], *args[1:]
 
     def restore(_: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
-        return out.new_zeros(1, length, out.shape[2]).index_copy(1, places, out)
+        return out.new_zeros(1, length, out.shape[2]).index_copy(1, positions, out)
 
-    handles = [h for m in modules for h in (m.register_forward_pre_hook(select), m.register_forward_hook(restore))]
+    handles = []
+    for module in modules:
+        handles.append(module.register_forward_pre_hook(select))
+        handles.append(module.register_forward_hook(restore))
     try:
         yield
     finally:
@@ -229,11 +235,11 @@ def narrowed(modules: Sequence[nn.Module], places: Tensor, length: int) -> Itera
 
 
 def candidate_paths(spec: BackboneSpec, attention: str, cache: ContextCache, entry: Entry) -> list[PathFactory]:
-    """The paths that a specification allows, the fastest first and the one that is always right last."""
+    """The paths that a specification allows: the fastest first, and the one that is always correct last."""
     options: Any = {"attention": attention, "entry": entry}
     plain: list[PathFactory] = [partial(Padded, **options), partial(Alone, **options)]
     if not spec.packed:
         return plain
-    # A recomputed layer would fill the cache of two passes twice.
+    # With checkpointing, the backward pass would append to the cache of the prefix again.
     two_pass: list[PathFactory] = [] if spec.checkpointing else [partial(TwoPass, **options)]
     return [partial(Packed, **options, cache=cache), *two_pass, *plain]

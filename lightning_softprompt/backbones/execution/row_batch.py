@@ -1,4 +1,4 @@
-"""The rows of a batch as a decoder-only backbone runs them."""
+"""The rows of a batch in the form that a decoder-only backbone runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from lightning_softprompt.backbones.execution.packing import Past, shared_head
+from lightning_softprompt.backbones.execution.packing import Past, shared_prefix_length
 from lightning_softprompt.backbones.insertion.key_values import refuse_unknown
 from lightning_softprompt.backbones.insertion.splice import Spliced
 from lightning_softprompt.core.types import Batch, Pairs, SoftPrompt
@@ -23,10 +23,10 @@ class RowBatch:
     Args:
         embeds: [B, M, H].
         mask: [B, M] bool.
-        keys: [B, M] numbers that are equal only where rows have the same token; those of text are its ids.
+        keys: [B, M] numbers that are equal only where rows have the same token; the keys of text are its token ids.
         soft: [B, M] bool, True on soft tokens.
-        kv: Keys and values that all tokens see, by layer.
-        kv_inside: [B, P] bool, which of them each row has; None is all.
+        kv: Keys and values that all tokens attend to, by layer.
+        kv_mask: [B, P] bool, False on keys that a row does not have; None means that each row has all.
     """
 
     embeds: Tensor
@@ -41,131 +41,132 @@ class RowBatch:
         """The rows of a batch.
 
         Raises:
-            ValueError: If the prompt is for attentions that a decoder does not have.
+            ValueError: If the prompt has keys and values for attentions that a decoder does not have.
         """
         prompt = prompt or SoftPrompt()
         refuse_unknown(prompt.kv, ["self"])
         tokens, shift = prompt.tokens, prompt.shift
         length = 0 if tokens is None else tokens.shape[1]
-        own = -torch.arange(1, len(batch) + 1, device=batch.input_ids.device)[:, None]  # [B, 1] never equal
-        same = SOFT + torch.arange(length, device=own.device).expand(len(batch), -1)
-        each = same if tokens is None or len(tokens) == 1 else own.expand_as(same)
-        text = batch.input_ids if shift is None else own.expand_as(batch.input_ids)
-        keys = torch.cat([each, text], dim=1).gather(1, spliced.order)
+        unique = -torch.arange(1, len(batch) + 1, device=batch.input_ids.device)[:, None]  # [B, 1], differs by row
+        common = SOFT + torch.arange(length, device=unique.device).expand(len(batch), -1)
+        is_shared = tokens is None or len(tokens) == 1
+        soft_keys = common if is_shared else unique.expand_as(common)
+        text_keys = batch.input_ids if shift is None else unique.expand_as(batch.input_ids)
+        keys = torch.cat([soft_keys, text_keys], dim=1).gather(1, spliced.order)
         soft = (spliced.order < length) & spliced.mask
-        return cls(spliced.embeds, spliced.mask, keys, soft, prompt.kv.get("self", {}), prompt.kv_mask.get("self"))
+        kv, kv_mask = prompt.kv.get("self", {}), prompt.kv_mask.get("self")
+        return cls(spliced.embeds, spliced.mask, keys, soft, kv, kv_mask)
 
     def __getitem__(self, rows: list[int]) -> RowBatch:
-        kv = {n: (k[rows], v[rows]) if len(k) > 1 else (k, v) for n, (k, v) in self.kv.items()}
-        inside = None if self.kv_mask is None else self.kv_mask[rows]
-        return RowBatch(self.embeds[rows], self.mask[rows], self.keys[rows], self.soft[rows], kv, inside)
+        kv = {layer: (k[rows], v[rows]) if len(k) > 1 else (k, v) for layer, (k, v) in self.kv.items()}
+        kv_mask = None if self.kv_mask is None else self.kv_mask[rows]
+        return RowBatch(self.embeds[rows], self.mask[rows], self.keys[rows], self.soft[rows], kv, kv_mask)
 
-    def copied(self, dtype: torch.dtype) -> RowBatch:
-        """In another precision, and apart from what it was made of."""
-        kv = {n: (k.detach().to(dtype, copy=True), v.detach().to(dtype, copy=True)) for n, (k, v) in self.kv.items()}
-        embeds = self.embeds.detach().to(dtype, copy=True)
-        inside = None if self.kv_mask is None else self.kv_mask.clone()
-        return RowBatch(embeds, self.mask.clone(), self.keys.clone(), self.soft.clone(), kv, inside)
+    def detached_copy(self, dtype: torch.dtype) -> RowBatch:
+        """A copy in another precision that shares neither memory nor gradients."""
+
+        def copy(tensor: Tensor) -> Tensor:
+            return tensor.detach().to(dtype, copy=True)
+
+        kv = {layer: (copy(key), copy(value)) for layer, (key, value) in self.kv.items()}
+        kv_mask = None if self.kv_mask is None else self.kv_mask.clone()
+        return RowBatch(copy(self.embeds), self.mask.clone(), self.keys.clone(), self.soft.clone(), kv, kv_mask)
 
     @cached_property
-    def injected(self) -> Past | None:
-        """The keys and values that all tokens see."""
+    def past(self) -> Past | None:
+        """The prompt's keys and values, which all tokens attend to."""
         if not self.kv:
             return None
         key, _ = next(iter(self.kv.values()))
         if self.kv_mask is None:
             return Past(self.kv, self.mask.new_ones(len(key), key.shape[2]))
-        own = (len(self.kv_mask), -1, -1, -1)
-        return Past({n: (k.expand(own), v.expand(own)) for n, (k, v) in self.kv.items()}, self.kv_mask)
+        shape = (len(self.kv_mask), -1, -1, -1)
+        layers = {layer: (key.expand(shape), value.expand(shape)) for layer, (key, value) in self.kv.items()}
+        return Past(layers, self.kv_mask)
 
     @property
-    def injection(self) -> SoftPrompt:
-        """What is injected, as a prompt of nothing else."""
-        inside = {} if self.kv_mask is None else {"self": self.kv_mask}
-        return SoftPrompt(kv={"self": self.kv} if self.kv else {}, kv_mask=inside)
+    def kv_prompt(self) -> SoftPrompt:
+        """A prompt that consists of the keys and values only."""
+        kv_mask = {} if self.kv_mask is None else {"self": self.kv_mask}
+        return SoftPrompt(kv={"self": self.kv} if self.kv else {}, kv_mask=kv_mask)
 
     @property
     def first_position(self) -> Tensor:
-        """[B|1] tokens of each row begin to count behind what is injected."""
-        return self.mask.new_zeros(1, dtype=torch.long) if self.injected is None else self.injected.lengths
+        """[B|1] position of the first token of each row, after the prompt's keys and values."""
+        return self.mask.new_zeros(1, dtype=torch.long) if self.past is None else self.past.lengths
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest row, with what is injected."""
+        """Positions of the longest row, including the prompt's keys and values."""
         return int((self.first_position + self.mask.sum(1)).max())
 
     @cached_property
-    def head(self) -> int:
-        """Tokens that all rows begin with."""
-        same = self.injected is None or self.injected.shared
-        return shared_head(self.keys, self.mask) if same else 0
+    def shared_prefix(self) -> int:
+        """Number of tokens that all rows begin with."""
+        is_shared = self.past is None or self.past.is_shared
+        return shared_prefix_length(self.keys, self.mask) if is_shared else 0
 
     @cached_property
-    def frozen(self) -> Tensor:
-        """[B] tokens of each row before its first soft one; 0 where it has none, or text is shifted."""
+    def frozen_lengths(self) -> Tensor:
+        """[B] tokens of each row before its first soft token; 0 if there is none, or if text embeddings are shifted."""
         return self.soft.int().argmax(1) * (self.keys[:, 0] >= 0)
 
     @cached_property
     def prompt_end(self) -> int:
-        """Tokens up to the last soft one that all rows begin with; 0 where they do not begin alike."""
-        most = self.keys.shape[1] - 1 if len(self.keys) == 1 else self.head
-        shared = (self.soft[0, :most] & (self.keys[0, :most] >= 0)).nonzero()
-        return int(shared[-1]) + 1 if len(shared) else 0
+        """Tokens up to the last soft token in the beginning that all rows share; 0 if there is none."""
+        length = self.keys.shape[1] - 1 if len(self.keys) == 1 else self.shared_prefix
+        shared_soft = (self.soft[0, :length] & (self.keys[0, :length] >= 0)).nonzero()
+        return int(shared_soft[-1]) + 1 if len(shared_soft) else 0
 
-    def words_only_from(self, begin: int) -> bool:
-        """Whether all tokens from there on are words as they are, so that their keys are their ids."""
-        return not bool((self.soft | (self.keys < 0))[:, begin:].any())
+    def drop_first(self, count: Tensor) -> RowBatch:
+        """Removes the first `count` [B] tokens of each row."""
+        lengths = self.mask.sum(1) - count
+        longest = int(lengths.max())
+        step = torch.arange(longest, device=count.device)
+        columns = (count[:, None] + step).clamp(max=self.mask.shape[1] - 1)  # [B, longest]
+        return self._gather(columns, step < lengths[:, None])
 
-    def after(self, begin: Tensor) -> RowBatch:
-        """Without the first `begin` [B] tokens of each row."""
-        left = self.mask.sum(1) - begin
-        longest = int(left.max())
-        step = torch.arange(longest, device=begin.device)
-        places = (begin[:, None] + step).clamp(max=self.mask.shape[1] - 1)  # [B, longest]
-        return self._gathered(places, step < left[:, None])
-
-    def trimmed(self) -> RowBatch:
-        """Without columns that no row has."""
+    def trim(self) -> RowBatch:
+        """Removes columns that are padding in every row."""
         longest = int(self.mask.sum(1).max())
         keys, soft = self.keys[:, :longest], self.soft[:, :longest]
         return replace(self, embeds=self.embeds[:, :longest], mask=self.mask[:, :longest], keys=keys, soft=soft)
 
-    def with_shorter_copy(self) -> RowBatch:
-        """With the longest row once more, without its last token."""
+    def append_shorter_copy(self) -> RowBatch:
+        """Adds a copy of the longest row without its last token."""
         lengths = self.mask.sum(1)
         longer = self[[*range(len(lengths)), int(lengths.argmax())]]
         mask = longer.mask.clone()
         mask[-1, int(lengths.max()) - 1] = False
         return replace(longer, mask=mask)
 
-    def followed_by(self, ids: Tensor, embeds: Tensor) -> RowBatch:
-        """With further text [B, U], embedded [B, U, H], at the end of each row."""
-        none = torch.zeros_like(ids, dtype=torch.bool)
-        mask = torch.cat([self.mask, ~none], dim=1)
+    def append_text(self, ids: Tensor, embeds: Tensor) -> RowBatch:
+        """Adds text [B, U] with embeddings [B, U, H] at the end of each row."""
+        not_soft = torch.zeros_like(ids, dtype=torch.bool)
+        mask = torch.cat([self.mask, ~not_soft], dim=1)
         longer = replace(
             self,
             embeds=torch.cat([self.embeds, embeds.to(self.embeds)], dim=1),
             keys=torch.cat([self.keys, ids], dim=1),
-            soft=torch.cat([self.soft, none], dim=1),
+            soft=torch.cat([self.soft, not_soft], dim=1),
         )
         order = (~mask).int().argsort(dim=1, stable=True)
-        return longer._gathered(order, mask.gather(1, order)).trimmed()
+        return longer._gather(order, mask.gather(1, order)).trim()
 
-    def until(self, columns: Tensor) -> RowBatch:
-        """Without what comes behind the last of the columns [B, U] of each row: no target looks at it."""
+    def drop_after_targets(self, columns: Tensor) -> RowBatch:
+        """Removes the tokens after the last of the columns [B, U] of each row: no target attends to them."""
         last = columns.amax(1, keepdim=True)
         end = int(last.max()) + 1
         mask = self.mask[:, :end] & (torch.arange(end, device=last.device) <= last)
         return replace(self, embeds=self.embeds[:, :end], mask=mask, keys=self.keys[:, :end], soft=self.soft[:, :end])
 
-    def padded_left(self) -> RowBatch:
-        """With the padding before the rows, as generation wants it."""
+    def pad_left(self) -> RowBatch:
+        """Moves the padding before the rows, as generation requires it."""
         length = self.mask.shape[1]
-        places = torch.arange(length, device=self.mask.device) - (length - self.mask.sum(1, keepdim=True))
-        return self._gathered(places % length, self.mask.flip(1))
+        columns = torch.arange(length, device=self.mask.device) - (length - self.mask.sum(1, keepdim=True))
+        return self._gather(columns % length, self.mask.flip(1))
 
-    def _gathered(self, places: Tensor, mask: Tensor) -> RowBatch:
-        embeds = self.embeds.gather(1, places[..., None].expand(-1, -1, self.embeds.shape[2]))
-        return replace(
-            self, embeds=embeds, mask=mask, keys=self.keys.gather(1, places), soft=self.soft.gather(1, places)
-        )
+    def _gather(self, columns: Tensor, mask: Tensor) -> RowBatch:
+        embeds = self.embeds.gather(1, columns[..., None].expand(-1, -1, self.embeds.shape[2]))
+        keys, soft = self.keys.gather(1, columns), self.soft.gather(1, columns)
+        return replace(self, embeds=embeds, mask=mask, keys=keys, soft=soft)

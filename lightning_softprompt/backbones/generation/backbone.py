@@ -8,7 +8,7 @@ from typing import Protocol
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lightning_softprompt.backbones.execution.context_cache import Prefilled
+from lightning_softprompt.backbones.execution.context_cache import PrefilledCache
 from lightning_softprompt.backbones.tokenization.codec import Codec
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.types import SoftPrompt
@@ -39,7 +39,7 @@ class GeneratingBackbone(Protocol):
 class DecoderBackbone(GeneratingBackbone, Protocol):
     """A decoder-only backbone, which keeps the keys and values of prompts that rows share."""
 
-    prompts: Prefilled
+    prompts: PrefilledCache
 
 
 class EncoderDecoderBackbone(GeneratingBackbone, Protocol):

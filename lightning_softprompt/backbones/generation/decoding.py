@@ -1,4 +1,4 @@
-"""How an answer is generated."""
+"""Decoding options: how an answer is generated."""
 
 from __future__ import annotations
 
@@ -27,28 +27,28 @@ RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 @dataclass(frozen=True)
 class Decoding:
-    """How an answer is generated. Greedily, unless it is sampled or searched by beams.
+    """How an answer is generated: greedily by default, by sampling, or by beam search.
 
-    Penalties look at the answer alone, in every family (of itself, transformers counts a decoder's question as well).
+    Penalties apply to the answer only, in every family. (Transformers also counts the prompt of a decoder.)
 
     Args:
-        max_new_tokens: Most tokens of an answer; None takes as many as the data sets aside for it, else 64.
-        min_new_tokens: Fewest tokens of an answer.
-        do_sample: Whether tokens are drawn; else the likeliest is taken.
-        temperature: Divides the logits before they are drawn from.
-        top_k: Draws among so many likeliest tokens; 0 among all.
-        top_p: Draws among the likeliest tokens that together have this probability.
-        min_p: Draws among tokens that have this share of the likeliest one's probability.
-        num_beams: Answers kept at each step; 1 searches no beams.
-        length_penalty: Above 0 favours long answers among beams, below 0 short ones.
-        early_stopping: Whether the search ends with as many whole answers as there are beams.
-        repetition_penalty: Above 1 makes what was said less likely.
-        no_repeat_ngram_size: Sequences of so many tokens come up once at most; 0 allows all.
-        stop: Texts that end an answer, and are left out of it.
-        seed: Of what is drawn.
+        max_new_tokens: Maximum tokens of an answer. None uses the number that the data module reserves for it, or 64.
+        min_new_tokens: Minimum tokens of an answer.
+        do_sample: Whether to sample tokens instead of choosing the most likely one.
+        temperature: Divides the logits before sampling.
+        top_k: Samples from this number of most likely tokens; 0 samples from all.
+        top_p: Samples from the most likely tokens that together have this probability.
+        min_p: Samples from tokens with at least this share of the probability of the most likely token.
+        num_beams: Number of beams; 1 means no beam search.
+        length_penalty: Values above 0 favor long answers in beam search, values below 0 short ones.
+        early_stopping: Whether beam search ends as soon as there are as many complete answers as beams.
+        repetition_penalty: Values above 1 make repeated tokens less likely.
+        no_repeat_ngram_size: Sequences of this number of tokens occur at most once; 0 allows all.
+        stop: Texts that end an answer. They are not part of it.
+        seed: Seed of sampling.
 
     Raises:
-        ValueError: If a value is out of its range, or one is given for sampling or beams without them.
+        ValueError: If a value is out of its range, or an option of sampling or beam search is set without it.
     """
 
     max_new_tokens: int | None = None
@@ -67,42 +67,51 @@ class Decoding:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, (told, fits) in RANGES.items():
-            if not fits(getattr(self, name)):
-                raise ValueError(f"{name} must be {told}, got {getattr(self, name)}")
+        for name, (range_text, is_in_range) in RANGES.items():
+            if not is_in_range(getattr(self, name)):
+                raise ValueError(f"{name} must be {range_text}, got {getattr(self, name)}")
         if self.min_new_tokens > self.most:
             raise ValueError(f"min_new_tokens={self.min_new_tokens} is above max_new_tokens={self.most}")
         if isinstance(self.stop, str) or not all(self.stop):
             raise ValueError(f"stop must be a list of texts, none of them empty, got {self.stop!r}")
-        drawn = (self.temperature, self.top_k, self.top_p, self.min_p) != (1.0, 0, 1.0, 0.0)
-        if drawn and not self.do_sample:
-            raise ValueError("temperature, top_k, top_p and min_p shape what is drawn; set do_sample to true")
-        if (self.length_penalty, self.early_stopping) != (1.0, False) and self.num_beams == 1:
-            raise ValueError("length_penalty and early_stopping are for beams; set num_beams above 1")
+        has_sampling_options = (self.temperature, self.top_k, self.top_p, self.min_p) != (1.0, 0, 1.0, 0.0)
+        if has_sampling_options and not self.do_sample:
+            raise ValueError("temperature, top_k, top_p and min_p apply to sampling only; set do_sample to true")
+        has_beam_options = (self.length_penalty, self.early_stopping) != (1.0, False)
+        if has_beam_options and self.num_beams == 1:
+            raise ValueError("length_penalty and early_stopping apply to beam search only; set num_beams above 1")
 
     @property
     def most(self) -> int:
-        """Most tokens of an answer."""
+        """Maximum tokens of an answer."""
         return 64 if self.max_new_tokens is None else self.max_new_tokens
 
     @property
     def options(self) -> dict[str, Any]:
-        """What `Backbone.generate` takes: all that differs from greedy decoding."""
-        wanted = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
-        wanted.pop("seed", None)
-        return {**wanted, "max_new_tokens": self.most, **({"top_k": self.top_k} if self.do_sample else {})}
+        """The options for `Backbone.generate`: those that differ from greedy decoding."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        changed = {field.name: values[field.name] for field in fields(self) if values[field.name] != field.default}
+        changed.pop("seed", None)
+        changed["max_new_tokens"] = self.most
+        if self.do_sample:
+            changed["top_k"] = self.top_k  # otherwise transformers samples from the top 50
+        return changed
 
     def texts(self, codec: Codec, ids: Tensor) -> list[str]:
-        """Answers [B, U] as text, up to where they stop."""
-        return [self._stopped(text) for text in codec.decode(ids)]
+        """Answers [B, U] as text, without stop texts and what follows them."""
+        return [self._cut_at_stop(text) for text in codec.decode(ids)]
 
-    def _stopped(self, text: str) -> str:
-        ends = [at for at in (text.find(stop) for stop in self.stop) if at >= 0]
+    def _cut_at_stop(self, text: str) -> str:
+        ends = [index for index in (text.find(stop) for stop in self.stop) if index >= 0]
         return text[: min(ends)].strip() if ends else text
 
     @contextmanager
     def drawing(self, offset: int = 0) -> Iterator[None]:
-        """Draws inside come from the seed, and leave the run's own random numbers as they were."""
+        """Samples from the seed within the context, and restores the random state of the run afterwards.
+
+        Args:
+            offset: Added to the seed, so that batches sample independently.
+        """
         if not self.do_sample:
             yield
             return

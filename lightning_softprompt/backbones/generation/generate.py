@@ -20,7 +20,7 @@ from transformers import (
 from transformers.generation.logits_process import NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
 
 from lightning_softprompt.backbones.generation.backbone import GeneratingBackbone
-from lightning_softprompt.backbones.insertion.reading import Reading, embedded_as
+from lightning_softprompt.backbones.insertion.reading import Reading, replace_embeddings
 from lightning_softprompt.backbones.tokenization.codec import Codec
 
 GREEDY = {"do_sample": False, "num_beams": 1}
@@ -56,7 +56,7 @@ def generate(backbone: GeneratingBackbone, reading: Reading, skip: int, decoding
     options = {**generate_options(backbone.codec, skip, decoding), "synced_gpus": False}
     # A static cache may compile later passes, and speculative decoding reads several tokens in a pass.
     once = model.config.is_encoder_decoder or bool(decoding.get("cache_implementation")) or uses_speculation(decoding)
-    with embedded_as(backbone.stack if model.config.is_encoder_decoder else model, reading, once):
+    with replace_embeddings(backbone.stack if model.config.is_encoder_decoder else model, reading, once):
         return model.generate(input_ids=reading.ids, **reading.inputs, **options)
 
 

@@ -65,7 +65,7 @@ class Generator:
     def __init__(self, backbone: DecoderBackbone) -> None:
         self.backbone = backbone
         self.attempts: dict[tuple[Any, ...], Attempt] = {}
-        self.wrong: dict[tuple[Any, ...], set[type[GenerationPath]]] = {}  # by structure
+        self.rejected: dict[tuple[Any, ...], set[type[GenerationPath]]] = {}  # by structure
 
     def __call__(self, rows: RowBatch, decoding: Decoding) -> Tensor:
         """Answers [B * R, U] to rows.
@@ -94,50 +94,52 @@ class Generator:
         length = int(rows.first_position.max()) + int(lengths.max()) + new
         if attempt.covers(length, padding):
             return attempt.paths[0]
-        two = sorted({int(lengths.argmin()), longest})
-        while not self._is_right(attempt, rows[two], new, decoding):
+        extremes = sorted({int(lengths.argmin()), longest})
+        while not self._passes(attempt, rows[extremes], new, decoding):
             attempt.length = attempt.padding = -1
         attempt.length, attempt.padding = max(attempt.length, length), max(attempt.padding, padding)
         return attempt.paths[0]
 
     def _attempt_for(self, rows: RowBatch, decoding: Decoding) -> Attempt:
-        shared = SharedPrompt.applies(rows, decoding)
-        beams, steps = (decoding.get("num_beams") or 1) > 1, min(STEPS, decoding.get("max_new_tokens") or STEPS)
-        structure = (*(decoding.get(name) for name in STRUCTURE), bool(rows.kv), beams)
-        kind = (structure, shared, steps)
+        has_shared_prompt = SharedPrompt.applies(rows, decoding)
+        uses_beams = (decoding.get("num_beams") or 1) > 1
+        steps = min(STEPS, decoding.get("max_new_tokens") or STEPS)
+        structure = (*(decoding.get(name) for name in STRUCTURE), bool(rows.kv), uses_beams)
+        kind = (structure, has_shared_prompt, steps)
         if kind not in self.attempts:
             paths: list[type[GenerationPath]] = [LeftPadded, EqualLengths, WithoutCache]
-            paths = [SharedPrompt, *paths] if shared else paths
+            if has_shared_prompt:
+                paths = [SharedPrompt, *paths]
             self.attempts[kind] = Attempt(structure, [path(self.backbone) for path in paths])
         return self.attempts[kind]
 
-    def _is_right(self, attempt: Attempt, rows: RowBatch, new: int, decoding: Decoding) -> bool:
+    def _passes(self, attempt: Attempt, rows: RowBatch, new: int, decoding: Decoding) -> bool:
         """Tries the first remaining path, and drops it if it fails."""
-        wrong = self.wrong.setdefault(attempt.structure, set())
-        attempt.paths = [path for path in attempt.paths if type(path) not in wrong]
+        rejected = self.rejected.setdefault(attempt.structure, set())
+        attempt.paths = [path for path in attempt.paths if type(path) not in rejected]
         if not attempt.paths:
             raise GenerationUnsupportedError(
                 f"{self.backbone.spec.name} ({type(self.backbone.model).__name__}) cannot generate: "
                 f"{'; '.join(dict.fromkeys(attempt.reasons))}. Use a task that scores texts, or another backbone"
             )
         path = attempt.paths[0]
-        if isinstance(path, SharedPrompt):  # its cached prompt shifts with the padding of a row
-            rows = rows.with_shorter_copy()
-        reason = self._fault_of(path, rows, new, decoding)
+        if isinstance(path, SharedPrompt):  # the position of the cached prompt depends on the padding of a row
+            rows = rows.append_shorter_copy()
+        reason = self._failure(path, rows, new, decoding)
         if reason:
             log.info("%s: rejected the path by which %s: %s", self.backbone.spec.name, path.description, reason)
             attempt.reasons.append(reason)
-            wrong.add(type(path))
+            rejected.add(type(path))
         return not reason
 
-    def _fault_of(self, path: GenerationPath, rows: RowBatch, new: int, decoding: Decoding) -> str:
+    def _failure(self, path: GenerationPath, rows: RowBatch, new: int, decoding: Decoding) -> str:
         """Why a path fails for these rows; empty if it passes."""
         try:
             limit = self._limit(path)
             error = error_of(path, rows, new, decoding, limit)
         except FAILURES as failure:
             return (str(failure) or type(failure).__name__).splitlines()[0]
-        return "" if error <= limit else f"results would be off by {error:.1e} if {path.description}"
+        return "" if error <= limit else f"results would differ by {error:.1e} if {path.description}"
 
     def _limit(self, path: GenerationPath) -> float:
         if self.backbone.model.dtype in (torch.float32, torch.float64):

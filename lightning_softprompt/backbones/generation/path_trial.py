@@ -20,7 +20,7 @@ from lightning_softprompt.backbones.generation.paths import (
     plain_inputs,
     token_ids,
 )
-from lightning_softprompt.backbones.insertion.reading import Reading, embedded_as
+from lightning_softprompt.backbones.insertion.reading import Reading, replace_embeddings
 from lightning_softprompt.backbones.kernels.prepacked_linear import plain_products
 
 STEPS = 3  # generated tokens that a trial compares: one from the first pass, two that use the cache
@@ -49,7 +49,7 @@ class Trial:
 
     def only(self, b: int) -> Trial:
         """The trial of one row."""
-        return replace(self, rows=self.rows[[b]].trimmed(), text=self.text[b : b + 1], right=self.right[b : b + 1])
+        return replace(self, rows=self.rows[[b]].trim(), text=self.text[b : b + 1], right=self.right[b : b + 1])
 
 
 def error_of(path: GenerationPath, rows: RowBatch, new: int, decoding: Decoding, limit: float) -> float:
@@ -80,7 +80,7 @@ def trial_of(path: GenerationPath, rows: RowBatch, new: int, limit: float) -> tu
     """Rows with `new` more tokens, and whether their first logits stay the same as the rows grow."""
     backbone, steps, count = path.backbone, min(STEPS, new), len(rows.mask)
     tokens, embeds = some_text(backbone, count, new)
-    longer = rows.followed_by(tokens[:, : new - steps], embeds[:, : new - steps])
+    longer = rows.append_text(tokens[:, : new - steps], embeds[:, : new - steps])
     text = tokens[:, new - steps :]
     whole = [next_logits(backbone, rows, b, tokens[b]) for b in range(count)]
     begin = [next_logits(backbone, rows, b, tokens[b, :1]) for b in range(count)]
@@ -129,13 +129,13 @@ def _of_drafts(path: GenerationPath, trial: Trial, options: Decoding, beams: int
 
 def next_logits(backbone: DecoderBackbone, rows: RowBatch, b: int, text: Tensor) -> Tensor:
     """[U, V] logits of each token of a text [U] that follows a row, from one forward pass of that row alone."""
-    row = rows[[b]].trimmed()
+    row = rows[[b]].trim()
     reading = Reading(token_ids(row, backbone.codec), row.embeds, {})
     reading = replace(reading, ids=torch.cat([reading.ids, text[None, :-1]], dim=1))
     inputs = plain_inputs(reading.ids, row.first_position if row.kv else None)
     if "logits_to_keep" in signature(backbone.model.forward).parameters:
         inputs["logits_to_keep"] = len(text)
-    with backbone.injected(row.injection), embedded_as(backbone.model, reading, once=True):
+    with backbone.injected(row.kv_prompt), replace_embeddings(backbone.model, reading, once=True):
         return backbone.model(**inputs).logits[0, -len(text) :]  # type: ignore[no-any-return]
 
 

@@ -56,7 +56,7 @@ class SharedPrompt(GenerationPath):
 
     def run(self, rows: RowBatch, decoding: Decoding) -> Any:
         """See `GenerationPath`."""
-        left, end = rows.padded_left(), rows.prompt_end
+        left, end = rows.pad_left(), rows.prompt_end
         padding = left.mask.shape[1] - left.mask.sum(1)
         cache = self.backbone.prompts.cache_for(rows, end, padding, num_sequences(decoding))
         return generate(
@@ -83,8 +83,8 @@ class LeftPadded(GenerationPath):
 
     def run(self, rows: RowBatch, decoding: Decoding) -> Any:
         """See `GenerationPath`."""
-        left = rows.padded_left()
-        with self.backbone.injected(left.injection):
+        left = rows.pad_left()
+        with self.backbone.injected(left.kv_prompt):
             return generate(self.backbone, reading_of(self.backbone, left), left.mask.shape[1], decoding)
 
 
@@ -100,7 +100,7 @@ class EqualLengths(GenerationPath):
         groups = [[b for b, other in enumerate(lengths) if other == length] for length in dict.fromkeys(lengths)]
         answers: dict[int, Tensor] = {}
         for group in groups:
-            part = rows[group].trimmed()
+            part = rows[group].trim()
             of_rows = self.run(part, decoding)[:, part.mask.shape[1] :].chunk(len(group))
             answers |= dict(zip(group, of_rows, strict=True))
         ordered = [answer for b in range(len(lengths)) for answer in answers[b]]
@@ -108,7 +108,7 @@ class EqualLengths(GenerationPath):
 
     def run(self, rows: RowBatch, decoding: Decoding) -> Any:
         """See `GenerationPath`."""
-        with self.backbone.injected(rows.injection):
+        with self.backbone.injected(rows.kv_prompt):
             return generate(self.backbone, reading_of(self.backbone, rows), rows.mask.shape[1], decoding)
 
 
@@ -124,7 +124,7 @@ class WithoutCache(EqualLengths):
         plain = {name: value for name, value in decoding.items() if name not in ("cache_implementation", *DRAFTED)}
         first = rows.first_position.repeat_interleave(num_sequences(decoding) if len(rows.first_position) > 1 else 1)
         reading = Reading(token_ids(rows, self.backbone.codec), rows.embeds, {})
-        with self.backbone.injected(rows.injection), forward_inputs(self.backbone.model, first if rows.kv else None):
+        with self.backbone.injected(rows.kv_prompt), forward_inputs(self.backbone.model, first if rows.kv else None):
             return generate(self.backbone, reading, rows.mask.shape[1], {**plain, "use_cache": False})
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lightning_softprompt.backbones.generation.decoding import Decoding
-from lightning_softprompt.backbones.tokenization.codec import Codec, Cut
+from lightning_softprompt.backbones.tokenization.codec import Codec, TruncationSide
 from lightning_softprompt.core.template import Template
 from lightning_softprompt.core.types import Encoded, Spans
 
@@ -30,7 +30,7 @@ class RowFormat:
     template: str
     truncate: tuple[str, ...] | None = None
     max_tokens: int = 512
-    cut: Cut = "end"
+    cut: TruncationSide = "end"
     max_target_tokens: int | None = None
     decoding: Decoding | None = None
     defaults: Mapping[str, str] = field(default_factory=dict)

@@ -20,7 +20,7 @@ from lightning_softprompt.backbones.generation.path_choice import (
     GenerationUnsupportedError,
 )
 from lightning_softprompt.backbones.generation.path_trial import STEPS, STRUCTURE, ForcedText, relative_error, some_text
-from lightning_softprompt.backbones.insertion.reading import Reading, embedded_as
+from lightning_softprompt.backbones.insertion.reading import Reading, replace_embeddings
 from lightning_softprompt.backbones.kernels.prepacked_linear import plain_products
 from lightning_softprompt.core.types import SoftPrompt
 
@@ -192,6 +192,6 @@ class Seq2SeqGenerator:
         read = torch.cat([text.new_tensor(self.backbone.opening), text[:-1]])[None]
         model: Any = self.backbone.model
         reading = Reading(row.ids, row.embeds, {})
-        with self.backbone.injected(row.prompt), embedded_as(self.backbone.stack, reading, once=True):
+        with self.backbone.injected(row.prompt), replace_embeddings(self.backbone.stack, reading, once=True):
             logits = model(input_ids=row.ids, decoder_input_ids=read, use_cache=False).logits
         return logits[0, -len(text) :]  # type: ignore[no-any-return]

@@ -52,12 +52,12 @@ class Entry:
             return module(inputs_embeds=embeds, **inputs)
         if ids is None:
             ids = torch.full(embeds.shape[:2], self.placeholder, device=embeds.device)
-        with embedded_as((stack or module).get_input_embeddings(), embeds):
+        with replace_first_embeddings((stack or module).get_input_embeddings(), embeds):
             return module(input_ids=ids, **inputs)
 
 
 @contextmanager
-def embedded_as(embedding: nn.Module, embeds: Tensor) -> Iterator[None]:
+def replace_first_embeddings(embedding: nn.Module, embeds: Tensor) -> Iterator[None]:
     """Replaces what an embedding module gives at its first call. A decoder may share the module and call it later."""
     is_first = True
 
@@ -86,7 +86,7 @@ def check_embeddings(model: Any) -> None:
 
 
 @dataclass(frozen=True)
-class Findings:
+class EntryTrial:
     """What running a model on a few tokens shows.
 
     Args:
@@ -98,7 +98,7 @@ class Findings:
     positions: int | None
 
 
-def find_entry(stack: Any, words: int, start: Sequence[int], placeholder: int, is_causal: bool = False) -> Findings:
+def find_entry(stack: Any, words: int, start: Sequence[int], placeholder: int, is_causal: bool = False) -> EntryTrial:
     """The way in which embeddings give a model what token ids give it, and the positions that it has.
 
     Args:
@@ -142,7 +142,7 @@ def find_entry(stack: Any, words: int, start: Sequence[int], placeholder: int, i
     for entry in (Entry(), Entry(True, placeholder)):
         reasons.append(_fault(entry, stack, embeds, right, {"ids": others, **options}))
         if reasons[-1] is None:
-            return Findings(entry, None if positions is None else positions + ids.shape[1] - 1)
+            return EntryTrial(entry, None if positions is None else positions + ids.shape[1] - 1)
     raise EntryUnsupportedError(reasons[1])
 
 

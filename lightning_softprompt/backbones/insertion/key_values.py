@@ -1,7 +1,7 @@
-"""Keys and values put into a frozen model's attentions from outside, whatever family it is of.
+"""Adds keys and values to the attentions of a frozen model of any family.
 
-They reach an attention through the attention function, not through a cache: so they survive gradient checkpointing, any
-cache, and encoders that have none. Which attentions a model has is found out by running it, not by names.
+They reach an attention through the attention function rather than through a cache. So they work with gradient
+checkpointing, with any cache, and in encoders, which have none. A run of the model determines which attentions it has.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from lightning_softprompt.core.refusals import UnsupportedBackboneError
 from lightning_softprompt.core.types import KeysValues
 
 NAME = "softprompt"  # of the attention function in transformers
-CHANGES_SCORES = ("softcap", "s_aux")  # options of an attention that PyTorch's does not have: caps and sinks
-WAY_OUT = "take a method of soft tokens, such as PromptTuning, or another backbone"
+CHANGES_SCORES = ("softcap", "s_aux")  # options that PyTorch's attention does not support: caps and sinks
+ALTERNATIVE = "use a method with soft tokens, such as PromptTuning, or another backbone"
 
 
 class InjectionUnsupportedError(UnsupportedBackboneError):
-    """A model whose attentions cannot be given further keys and values."""
+    """A model whose attentions do not accept additional keys and values."""
 
 
 @dataclass(frozen=True)
 class Sites:
-    """The attentions of one kind, one a layer.
+    """The attentions of one kind, one in each layer.
 
     Args:
-        modules: In order.
-        heads: N, key/value heads.
-        size: D, of a head.
+        modules: The attention modules, in order.
+        heads: N, the number of key/value heads.
+        size: D, the size of a head.
     """
 
     modules: Sequence[nn.Module]
@@ -50,8 +50,8 @@ class Sites:
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What one attention was given, as it ran."""
+class AttentionInputs:
+    """The keys and values that one attention received in a run."""
 
     module: nn.Module
     key: Tensor
@@ -59,58 +59,60 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Given:
-    """What an attention is given from outside.
+class ExtraKeysValues:
+    """Additional keys and values of one attention.
 
     Args:
         key: [B|1, N, P, D].
         value: [B|1, N, P, D].
-        inside: [B, P] bool, what of it each row sees; None is all.
+        mask: [B, P] bool, False on keys that a row does not attend to; None means that each row attends to all.
     """
 
     key: Tensor
     value: Tensor
-    inside: Tensor | None = None
+    mask: Tensor | None = None
 
-    def for_rows(self, batch: int) -> Given:
-        """For the rows that run, which are several a row of the batch where beams are searched."""
-        inside = None if self.inside is None else _for_rows(self.inside, batch)
-        return Given(_for_rows(self.key, batch), _for_rows(self.value, batch), inside)
+    def expand_rows(self, count: int) -> ExtraKeysValues:
+        """The keys and values of `count` rows. In beam search, several sequences belong to each row of the batch."""
+        mask = None if self.mask is None else _expand_rows(self.mask, count)
+        return ExtraKeysValues(_expand_rows(self.key, count), _expand_rows(self.value, count), mask)
 
 
-INJECTED: ContextVar[Mapping[nn.Module, Given]] = ContextVar("injected", default={})  # noqa: B039
-WATCHED: ContextVar[list[Seen] | None] = ContextVar("watched", default=None)
+INJECTED: ContextVar[Mapping[nn.Module, ExtraKeysValues]] = ContextVar("injected", default={})  # noqa: B039
+RECORDED: ContextVar[list[AttentionInputs] | None] = ContextVar("recorded", default=None)
 
 
 @contextmanager
-def injected(given: Mapping[nn.Module, Given]) -> Iterator[None]:
-    """Gives attentions further keys and values for what runs inside."""
-    token = INJECTED.set(given)
+def injected(extra: Mapping[nn.Module, ExtraKeysValues]) -> Iterator[None]:
+    """Adds keys and values to attentions within the context."""
+    token = INJECTED.set(extra)
     try:
         yield
     finally:
         INJECTED.reset(token)
 
 
-def at(sites: Mapping[str, Sites], kv: KeysValues, inside: Mapping[str, Tensor]) -> dict[nn.Module, Given]:
-    """The prompt's keys and values by the module that takes them.
+def kv_by_module(
+    sites: Mapping[str, Sites], kv: KeysValues, masks: Mapping[str, Tensor]
+) -> dict[nn.Module, ExtraKeysValues]:
+    """The prompt's keys and values by attention module.
 
     Raises:
-        ValueError: If the prompt names an attention that the backbone does not have.
+        ValueError: If the prompt has keys and values for a kind of attention that the backbone does not have.
     """
     refuse_unknown(kv, sites)
     return {
-        sites[name].modules[layer]: Given(*pair, inside.get(name))
-        for name, layers in kv.items()
+        sites[kind].modules[layer]: ExtraKeysValues(*pair, masks.get(kind))
+        for kind, layers in kv.items()
         for layer, pair in layers.items()
     }
 
 
 def refuse_unknown(kv: KeysValues, kinds: Collection[str]) -> None:
-    """Refuses keys and values for other kinds of attention than those that a backbone has.
+    """Refuses keys and values for kinds of attention that a backbone does not have.
 
     Raises:
-        ValueError: Naming them.
+        ValueError: Naming the kinds.
     """
     if unknown := set(kv) - set(kinds):
         raise ValueError(f"the prompt has keys and values for {sorted(unknown)}; the backbone has {sorted(kinds)}")
@@ -125,44 +127,44 @@ def attend_with_injected(
     position_bias: Tensor | None = None,
     **options: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention that also sees what is injected here; relative positions do not reach that far.
+    """Attention that includes the injected keys and values. These have no relative position.
 
     Raises:
-        InjectionUnsupportedError: If the model changes its scores in a way that only it knows.
+        InjectionUnsupportedError: If the model changes the scores in a way that PyTorch's attention does not support.
     """
-    if (watched := WATCHED.get()) is not None:
-        watched.append(Seen(module, key, value))
-    found = INJECTED.get().get(module)
+    if (recorded := RECORDED.get()) is not None:
+        recorded.append(AttentionInputs(module, key, value))
+    extra = INJECTED.get().get(module)
     attend = _attention_of(module, options)
-    if found is None:
+    if extra is None:
         return attend(module, query, key, value, mask, position_bias=position_bias, **options)
-    given = found.for_rows(len(query))
-    mask = _seen(mask, query, key, module, given)
-    before = (given.key, key), (given.value, value)
-    key, value = (torch.cat([p.to(value.dtype), t.to(value.dtype)], dim=2) for p, t in before)
+    extra = extra.expand_rows(len(query))
+    mask = _extended_mask(mask, query, key, module, extra)
+    dtype = value.dtype
+    key = torch.cat([extra.key.to(dtype), key.to(dtype)], dim=2)
+    value = torch.cat([extra.value.to(dtype), value], dim=2)
     if position_bias is not None:
-        position_bias = torch.nn.functional.pad(position_bias, (given.key.shape[2], 0))
-    return attend(
-        module, query.to(value.dtype), key, value, mask, position_bias=position_bias, **{**options, "is_causal": False}
-    )
+        position_bias = torch.nn.functional.pad(position_bias, (extra.key.shape[2], 0))
+    options["is_causal"] = False  # the mask is causal where necessary
+    return attend(module, query.to(dtype), key, value, mask, position_bias=position_bias, **options)
 
 
 Attention = Callable[..., tuple[Tensor, Tensor | None]]
 
 
 def _attention_of(module: nn.Module, options: Mapping[str, Any]) -> Attention:
-    """PyTorch's attention; the model's own, written out, where scores are capped or have sinks.
+    """PyTorch's attention, or the model's eager attention if scores are capped or have sinks.
 
     Raises:
-        InjectionUnsupportedError: If the model has none.
+        InjectionUnsupportedError: If the model has no eager attention.
     """
-    wishes = [name for name in CHANGES_SCORES if options.get(name) is not None]
-    if not wishes:
+    unsupported = [name for name in CHANGES_SCORES if options.get(name) is not None]
+    if not unsupported:
         return sdpa_attention_forward
     eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     if eager is None:
         raise InjectionUnsupportedError(
-            f"{type(module).__name__} has {', '.join(wishes)} in an attention of its own; {WAY_OUT}"
+            f"{type(module).__name__} implements {', '.join(unsupported)} in its own attention; {ALTERNATIVE}"
         )
 
     def attend(
@@ -176,44 +178,48 @@ def _attention_of(module: nn.Module, options: Mapping[str, Any]) -> Attention:
         **options: Any,
     ) -> tuple[Tensor, Tensor | None]:
         if mask is None and is_causal is not False:
-            mask = _plain_mask(query, key, getattr(module, "is_causal", True))
+            mask = _default_mask(query, key, getattr(module, "is_causal", True))
         return eager(module, query, key, value, _additive(mask, query.dtype), **options)  # type: ignore[no-any-return]
 
     return attend
 
 
 def _additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """0 on what is seen, and the least number of the precision elsewhere."""
+    """A boolean mask as an additive one: 0 where a query attends to a key, and the smallest number elsewhere."""
     if mask is None or mask.dtype != torch.bool:
         return mask
     return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
 
 
-def _for_rows(rows: Tensor, batch: int) -> Tensor:
+def _expand_rows(rows: Tensor, count: int) -> Tensor:
     if len(rows) == 1:
-        return rows.expand(batch, *rows.shape[1:])
-    return rows.repeat_interleave(batch // len(rows), dim=0)
+        return rows.expand(count, *rows.shape[1:])
+    return rows.repeat_interleave(count // len(rows), dim=0)
 
 
-def _seen(mask: Tensor | None, query: Tensor, key: Tensor, module: nn.Module, given: Given) -> Tensor | None:
-    """The mask [B|1, 1, Q, P + K] with what is injected in sight of all that have it."""
+def _extended_mask(
+    mask: Tensor | None, query: Tensor, key: Tensor, module: nn.Module, extra: ExtraKeysValues
+) -> Tensor | None:
+    """The mask [B|1, 1, Q, P + K], which includes the additional keys."""
     if mask is None:
-        mask = _plain_mask(query, key, getattr(module, "is_causal", True))
-        if mask is None and given.inside is None:
+        mask = _default_mask(query, key, getattr(module, "is_causal", True))
+        if mask is None and extra.mask is None:
             return None
-        mask = query.new_ones(1, 1, query.shape[2], key.shape[2], dtype=torch.bool) if mask is None else mask
-    if given.inside is None:
-        inside = mask.new_ones(*mask.shape[:3], given.key.shape[2], dtype=torch.bool)
+        if mask is None:
+            mask = query.new_ones(1, 1, query.shape[2], key.shape[2], dtype=torch.bool)
+    if extra.mask is None:
+        extra_mask = mask.new_ones(*mask.shape[:3], extra.key.shape[2], dtype=torch.bool)
     else:
-        inside = given.inside[:, None, None].expand(-1, mask.shape[1], mask.shape[2], -1)
-        mask = mask.expand(len(inside), -1, -1, -1)
+        extra_mask = extra.mask[:, None, None].expand(-1, mask.shape[1], mask.shape[2], -1)
+        mask = mask.expand(len(extra_mask), -1, -1, -1)
     if mask.dtype != torch.bool:
-        inside = torch.zeros_like(inside, dtype=mask.dtype).masked_fill_(~inside, torch.finfo(mask.dtype).min)
-    return torch.cat([inside, mask], dim=3)
+        minimum = torch.finfo(mask.dtype).min
+        extra_mask = torch.zeros_like(extra_mask, dtype=mask.dtype).masked_fill_(~extra_mask, minimum)
+    return torch.cat([extra_mask, mask], dim=3)
 
 
-def _plain_mask(query: Tensor, key: Tensor, causal: bool) -> Tensor | None:
-    """What transformers leaves to the kernel; None is all."""
+def _default_mask(query: Tensor, key: Tensor, causal: bool) -> Tensor | None:
+    """The mask that kernels apply if transformers passes none; None if each query attends to all keys."""
     size, keys = query.shape[2], key.shape[2]
     if size == 1 or not causal:
         return None
@@ -221,122 +227,130 @@ def _plain_mask(query: Tensor, key: Tensor, causal: bool) -> Tensor | None:
 
 
 @contextmanager
-def injectable(model: PreTrainedModel) -> Iterator[None]:
-    """Sets the attention function that takes keys and values, and restores that of each part of the model."""
+def injectable_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Sets the attention function that accepts additional keys and values within the context."""
     configs = [module.config for module in model.modules() if isinstance(module, PreTrainedModel)]
-    before = [config._attn_implementation for config in configs]
+    previous = [config._attn_implementation for config in configs]
     try:
         model.set_attn_implementation(NAME)
         yield
     finally:
-        for config, name in zip(configs, before, strict=True):  # the whole first: it also sets its parts
+        for config, name in zip(configs, previous, strict=True):  # the whole model first, since it also sets its parts
             config._attn_implementation = name
 
 
-def watch(model: PreTrainedModel, **inputs: Tensor) -> list[Seen]:
-    """What each attention of a model is given as it runs, in order."""
-    seen: list[Seen] = []
-    token = WATCHED.set(seen)
+def record_attentions(model: PreTrainedModel, **inputs: Tensor) -> list[AttentionInputs]:
+    """Runs a model and returns the keys and values of each attention, in order."""
+    recorded: list[AttentionInputs] = []
+    token = RECORDED.set(recorded)
     try:
-        with injectable(model):
+        with injectable_attention(model):
             model(**inputs, use_cache=False)
     finally:
-        WATCHED.reset(token)
-    return seen
+        RECORDED.reset(token)
+    return recorded
 
 
 def sites_of(model: PreTrainedModel) -> dict[str, Sites]:
-    """The attentions of a model by kind: `self` of a model with one stack, else `encoder`, `decoder` and `cross`.
+    """The attentions of a model by kind: `self` if it has one stack, else `encoder`, `decoder` and `cross`.
 
     Raises:
-        InjectionUnsupportedError: If they are not as many as its layers, or differ in shape.
+        InjectionUnsupportedError: If a kind does not have one attention in each layer, or their shapes differ.
     """
-    three = torch.zeros(1, 3, dtype=torch.long, device=model.device)
+    three_tokens = torch.zeros(1, 3, dtype=torch.long, device=model.device)
     if not model.config.is_encoder_decoder:
-        return {"self": _alike(model, watch(model, input_ids=three), "self")}
-    seen = watch(model, input_ids=three, decoder_input_ids=three[:, :2])
-    encoder = set(model.get_encoder().modules())
-    decoder = [s for s in seen if s.module not in encoder]
+        return {"self": _one_per_layer(model, record_attentions(model, input_ids=three_tokens), "self")}
+    recorded = record_attentions(model, input_ids=three_tokens, decoder_input_ids=three_tokens[:, :2])
+    encoder_modules = set(model.get_encoder().modules())
+    encoder = [inputs for inputs in recorded if inputs.module in encoder_modules]
+    decoder = [inputs for inputs in recorded if inputs.module not in encoder_modules]
+    # Attentions of the decoder to itself have two keys in this run, and attentions to the encoder have three.
+    decoder_self = [inputs for inputs in decoder if inputs.key.shape[2] == 2]
+    cross = [inputs for inputs in decoder if inputs.key.shape[2] == 3]
     return {
-        "encoder": _alike(model, [s for s in seen if s.module in encoder], "encoder"),
-        "decoder": _alike(model, [s for s in decoder if s.key.shape[2] == 2], "decoder"),
-        "cross": _alike(model, [s for s in decoder if s.key.shape[2] == 3], "cross"),
+        "encoder": _one_per_layer(model, encoder, "encoder"),
+        "decoder": _one_per_layer(model, decoder_self, "decoder"),
+        "cross": _one_per_layer(model, cross, "cross"),
     }
 
 
-def _alike(model: PreTrainedModel, seen: Sequence[Seen], kind: str) -> Sites:
-    """One attention in each layer of the stacks that have any.
+def _one_per_layer(model: PreTrainedModel, recorded: Sequence[AttentionInputs], kind: str) -> Sites:
+    """The attentions of one kind.
 
     Raises:
-        InjectionUnsupportedError: If there are more or fewer, or their shapes differ.
+        InjectionUnsupportedError: If there is not exactly one in each layer, or their shapes differ.
     """
-    modules = list(dict.fromkeys(s.module for s in seen))
-    shapes = {(t.shape[1], t.shape[3]) for s in seen for t in (s.key, s.value)}
+    modules = list(dict.fromkeys(inputs.module for inputs in recorded))
+    tensors = [tensor for inputs in recorded for tensor in (inputs.key, inputs.value)]
+    shapes = {(tensor.shape[1], tensor.shape[3]) for tensor in tensors}
     layers = _layers_with(model, modules)
-    refused = f"{type(model).__name__} cannot be given keys and values"
+    refused = f"{type(model).__name__} does not accept additional keys and values"
     if not modules:
         raise InjectionUnsupportedError(
-            f"{refused}: no {kind} attention of it runs through transformers' attention interface; {WAY_OUT}"
+            f"{refused}: no {kind} attention runs through transformers' attention interface; {ALTERNATIVE}"
         )
     if len(modules) != layers:
         raise InjectionUnsupportedError(
-            f"{refused}: {len(modules)} {kind} attentions run through transformers' attention interface, and it has "
-            f"{layers} layers; {WAY_OUT}"
+            f"{refused}: {len(modules)} {kind} attentions run through transformers' attention interface, and the model "
+            f"has {layers} layers; {ALTERNATIVE}"
         )
-    if len(seen) != len(modules):
+    if len(recorded) != len(modules):
         raise InjectionUnsupportedError(
-            f"{refused}: {len(modules)} {kind} attentions run {len(seen)} times for one input, since layers share "
-            f"weights; {WAY_OUT}"
+            f"{refused}: {len(modules)} {kind} attentions run {len(recorded)} times for one input, since layers share "
+            f"weights; {ALTERNATIVE}"
         )
     if len(shapes) != 1:
         raise InjectionUnsupportedError(
-            f"{refused}: heads and sizes of its keys and values differ, {sorted(shapes)}; {WAY_OUT}"
+            f"{refused}: heads and sizes of its keys and values differ, {sorted(shapes)}; {ALTERNATIVE}"
         )
     return Sites(modules, *next(iter(shapes)))
 
 
 def _layers_with(model: PreTrainedModel, modules: Sequence[nn.Module]) -> int:
-    """Layers of the stacks that have some of the modules."""
-    wanted, total = set(modules), 0
+    """The number of layers of the stacks that contain some of the modules."""
+    total = 0
     for stack in stacks_of(model):
-        inside = {module for layer in stack.layers(model) for module in layer.modules()}
-        total += len(stack) if inside & wanted else 0
+        stack_modules = {module for layer in stack.layers(model) for module in layer.modules()}
+        if not stack_modules.isdisjoint(modules):
+            total += len(stack)
     return total
 
 
 @torch.no_grad()
-def check_like_text(model: PreTrainedModel, stack: nn.Module, sites: Mapping[str, Sites], limit: float) -> None:
-    """Compares keys and values of a text before a row with the text itself.
+def check_like_text(model: PreTrainedModel, stack: nn.Module, sites: Mapping[str, Sites], tolerance: float) -> None:
+    """Checks that the keys and values of a text have the same effect on later tokens as the text itself.
 
     Args:
         model: The model.
         stack: The part of it that reads the text.
         sites: Its attentions.
-        limit: Relative error up to which results count as equal.
+        tolerance: Relative error up to which results count as equal.
 
     Raises:
-        InjectionUnsupportedError: If the results differ, as where positions or states reach a row in another way.
+        InjectionUnsupportedError: If the results differ, for example since a row also depends on recurrent states.
     """
     ids = torch.arange(1, 8, device=model.device)[None]
-    kept = keys_and_values_of(model, sites, ids[0, :3])
-    kv = {kind: {n: (layer[:1], layer[1:]) for n, layer in enumerate(layers)} for kind, layers in kept.items()}
-    whole = stack(input_ids=ids, use_cache=False)[0][:, 3:]
+    kv: dict[str, dict[int, tuple[Tensor, Tensor]]] = {}
+    for kind, layers in keys_and_values_of(model, sites, ids[0, :3]).items():
+        kv[kind] = {number: (layer[:1], layer[1:]) for number, layer in enumerate(layers)}
+    expected = stack(input_ids=ids, use_cache=False)[0][:, 3:]
     positions = torch.arange(3, 7, device=ids.device)[None]
-    with injectable(model), injected(at(sites, kv, {})):
-        own = stack(input_ids=ids[:, 3:], position_ids=positions, use_cache=False)[0]
-    error = float((own - whole).abs().max() / whole.abs().max().clamp(min=1e-30))
-    if error > limit:
+    with injectable_attention(model), injected(kv_by_module(sites, kv, {})):
+        results = stack(input_ids=ids[:, 3:], position_ids=positions, use_cache=False)[0]
+    error = float((results - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
+    if error > tolerance:
         raise InjectionUnsupportedError(
-            f"{type(model).__name__} cannot be given keys and values: those of a text do not act like the text, "
-            f"results differ by {error:.1e}; {WAY_OUT}"
+            f"{type(model).__name__} does not accept additional keys and values: the keys and values of a text do not "
+            f"have the effect of the text, results differ by {error:.1e}; {ALTERNATIVE}"
         )
 
 
 @torch.no_grad()
 def keys_and_values_of(model: PreTrainedModel, sites: Mapping[str, Sites], ids: Tensor) -> dict[str, Tensor]:
-    """What the attentions of each kind make of a text [P], read by an encoder and a decoder each: [L, 2, N, P, D]."""
+    """Keys and values [L, 2, N, P, D] of a text [P], by kind of attention. Encoder and decoder both read the text."""
     inputs = {"input_ids": ids[None]}
     if model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = ids[None]
-    seen = {s.module: torch.cat([s.key, s.value]) for s in watch(model, **inputs)}
-    return {kind: torch.stack([seen[module] for module in of.modules]) for kind, of in sites.items()}
+    recorded = record_attentions(model, **inputs)
+    by_module = {inputs.module: torch.cat([inputs.key, inputs.value]) for inputs in recorded}
+    return {kind: torch.stack([by_module[module] for module in site.modules]) for kind, site in sites.items()}

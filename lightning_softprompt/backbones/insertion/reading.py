@@ -28,7 +28,7 @@ class Reading:
 
 
 @contextmanager
-def embedded_as(stack: PreTrainedModel, reading: Reading, once: bool = False) -> Iterator[None]:
+def replace_embeddings(stack: PreTrainedModel, reading: Reading, once: bool = False) -> Iterator[None]:
     """Replaces the embeddings of the first tokens with those of a reading.
 
     Args:

@@ -45,7 +45,7 @@ class Scheme:
     bits: int
     block: int | None
     config: Callable[[], Any]
-    apart: Callable[[Any, torch.dtype], Tensor]
+    dequantize: Callable[[Any, torch.dtype], Tensor]
 
     def bytes_of(self, weight: Tensor) -> int:
         """What a weight [out, in] takes when it is held so."""
@@ -182,7 +182,7 @@ class DequantLinear:
 
     def weight(self, dtype: torch.dtype) -> Tensor:
         """[out, in] in a precision."""
-        return self.scheme.apart(self.layer.weight, dtype).detach()
+        return self.scheme.dequantize(self.layer.weight, dtype).detach()
 
     def __call__(self, rows: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""

@@ -1,9 +1,9 @@
-"""Control tokens that data spells: `<|im_end|>` in a document stays text, in a template it means the token.
+"""Keeps text from rows from spelling control tokens: `<|im_end|>` is a token in a template, and text in a document.
 
-Tokenizers turn the spelling of a special token into the token, wherever it comes from. Text from rows must not control
-the model, so a row whose data spells such a token is tokenized by a copy of the tokenizer in which special tokens are
-spelled differently: with a private character on both sides, which only the template's own tokens get. All ids, flags
-and rules stay the same, and text that spells no special token is not affected.
+Tokenizers convert the spelling of a special token to the token, wherever it comes from. Text from rows must not control
+the model. So a row whose data spells such a token is tokenized by a copy of the tokenizer with other spellings of the
+special tokens: with a private character on both sides, which only tokens from the template get. All ids, flags and
+rules stay the same, and text that spells no special token is not affected.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from transformers import PreTrainedTokenizerBase
 
 from lightning_softprompt.core.types import Spans
 
-PRIVATE = range(0xE000, 0xF900)  # code points for private use, one of which no text at hand contains
-Tokens = tuple[list[int], list[tuple[int, int]]]  # ids, and where each begins and ends in the text
+PRIVATE = range(0xE000, 0xF900)  # code points for private use; a text never contains all of them
+Tokens = tuple[list[int], list[tuple[int, int]]]  # token ids, and the span of each token in the text
 
 
-def joined(spans: Spans | Sequence[tuple[int, int]]) -> Spans:
-    """Spans in order, those that touch as one.
+def merge_spans(spans: Spans | Sequence[tuple[int, int]]) -> Spans:
+    """Merges adjacent spans of an ordered sequence.
 
-    >>> joined([(0, 2), (2, 5), (6, 7)])
+    >>> merge_spans([(0, 2), (2, 5), (6, 7)])
     ((0, 5), (6, 7))
     """
-    found: list[tuple[int, int]] = []
+    merged: list[tuple[int, int]] = []
     for start, end in spans:
-        if found and found[-1][1] == start:
-            found[-1] = (found[-1][0], end)
+        if merged and merged[-1][1] == start:
+            merged[-1] = (merged[-1][0], end)
         else:
-            found.append((start, end))
-    return tuple(found)
+            merged.append((start, end))
+    return tuple(merged)
 
 
 @final
 class ControlTokens:
-    """Tokenizes text in which only some stretches may spell control tokens.
+    """Tokenizes text in which only some spans may contain control tokens.
 
     Args:
         tokenizer: A fast tokenizer.
@@ -60,42 +60,42 @@ class ControlTokens:
     def spellings(self) -> dict[int, str]:
         """The spelling of each special token by its id. White space and single characters are ordinary text."""
         added = self.tokenizer.added_tokens_decoder.items()
-        found = {id: str(token.content) for id, token in added if token.special}
+        spellings = {id: str(token.content) for id, token in added if token.special}
         named = zip(self.tokenizer.all_special_ids, self.tokenizer.all_special_tokens, strict=True)
-        found |= {id: str(spelling) for id, spelling in named}
-        return {id: spelling for id, spelling in found.items() if len(spelling.strip()) > 1}
+        spellings |= {id: str(spelling) for id, spelling in named}
+        return {id: spelling for id, spelling in spellings.items() if len(spelling.strip()) > 1}
 
-    def tokenize(self, text: str, meant: Spans = ()) -> Tokens:
-        """Tokens of a text, without those that open and close a row.
+    def tokenize(self, text: str, allowed: Spans = ()) -> Tokens:
+        """The tokens of a text, without special tokens at its start and end.
 
         Args:
             text: The text.
-            meant: Stretches that a template wrote, in which control tokens are meant.
+            allowed: Spans from a template, which may contain control tokens.
         """
-        coded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        ids, places = coded["input_ids"], coded["offset_mapping"]
-        special = [(id, start, end) for id, (start, end) in zip(ids, places, strict=True) if id in self.spellings]
-        if any(self._is_data(id, text[start:end], start, meant) for id, start, end in special):
-            return self._without_data(text, meant)
-        return ids, places
+        encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids, spans = encoding["input_ids"], encoding["offset_mapping"]
+        special = [(id, start, end) for id, (start, end) in zip(ids, spans, strict=True) if id in self.spellings]
+        if any(self._is_from_data(id, text[start:end], start, allowed) for id, start, end in special):
+            return self._tokenize_respelled(text, allowed)
+        return ids, spans
 
     def spells(self, text: str) -> bool:
         """Whether a text spells a control token."""
         return self._pattern.search(text) is not None
 
-    def _is_data(self, id: int, spelled: str, place: int, meant: Spans) -> bool:
-        """Whether data spells a control token: any but the unknown token, which also stands for other characters."""
+    def _is_from_data(self, id: int, spelled: str, position: int, allowed: Spans) -> bool:
+        """Whether a special token comes from data. The unknown token may also stand for other characters."""
         if id == self.tokenizer.unk_token_id and spelled.strip() != self.spellings[id]:
             return False
-        # some tokens take white space with them
-        start, end = place + len(spelled) - len(spelled.lstrip()), place + len(spelled.rstrip())
-        return not any(first <= start and end <= last for first, last in meant)
+        # Some tokens include the white space around them.
+        start, end = position + len(spelled) - len(spelled.lstrip()), position + len(spelled.rstrip())
+        return not any(first <= start and end <= last for first, last in allowed)
 
-    def _without_data(self, text: str, meant: Spans) -> Tokens:
+    def _tokenize_respelled(self, text: str, allowed: Spans) -> Tokens:
         private = next(chr(code) for code in PRIVATE if chr(code) not in text)
-        parts, origins = [], []  # the respelled text, and where each of its characters comes from
+        parts, origins = [], []  # the respelled text, and the position in `text` of each of its characters
         end = 0
-        for first, last in self._meant_tokens(text, meant):
+        for first, last in self._allowed_tokens(text, allowed):
             parts += [text[end:first], private, text[first:last], private]
             origins += [*range(end, first), first, *range(first, last), last]
             end = last
@@ -104,9 +104,9 @@ class ControlTokens:
         encoded = self._copy(private).encode("".join(parts), add_special_tokens=False)
         return encoded.ids, [(origins[start], origins[stop]) for start, stop in encoded.offsets]
 
-    def _meant_tokens(self, text: str, meant: Spans) -> Iterator[tuple[int, int]]:
-        for first, last in meant:
-            yield from (found.span() for found in self._pattern.finditer(text, first, last))
+    def _allowed_tokens(self, text: str, allowed: Spans) -> Iterator[tuple[int, int]]:
+        for first, last in allowed:
+            yield from (match.span() for match in self._pattern.finditer(text, first, last))
 
     @cached_property
     def _pattern(self) -> re.Pattern[str]:

@@ -1,4 +1,4 @@
-"""Where the words of a row that have classes begin among its tokens."""
+"""Finds the first token of each labeled word of a row."""
 
 from __future__ import annotations
 
@@ -12,41 +12,41 @@ from torch.nn.utils.rnn import pad_sequence
 from lightning_softprompt.core.types import IGNORE, Encoded, Label
 
 
-def words_begun(tokens: Sequence[tuple[int, int]], words: Sequence[tuple[int, int]]) -> list[tuple[int, ...]]:
-    """For each token the numbers of the words of which it is the first; a token may span several, a word have none.
+def words_starting_at(tokens: Sequence[tuple[int, int]], words: Sequence[tuple[int, int]]) -> list[tuple[int, ...]]:
+    """The numbers of the words that begin with each token. A token may span several words; a word may have no token.
 
     Args:
-        tokens: Where in the text each stands. A token may begin with the space before its word.
-        words: Where in the text each stands.
+        tokens: The span of each token in the text. A token may include the space before its word.
+        words: The span of each word in the text.
 
-    >>> words_begun([(0, 3), (3, 5), (5, 9)], [(0, 5), (6, 9)])
+    >>> words_starting_at([(0, 3), (3, 5), (5, 9)], [(0, 5), (6, 9)])
     [(0,), (), (1,)]
     """
-    begun: list[tuple[int, ...]] = [()] * len(tokens)
+    starting: list[tuple[int, ...]] = [()] * len(tokens)
     ends = [end for _, end in tokens]
     for number, (start, end) in enumerate(words):
-        first = bisect_right(ends, start)  # the first token that goes on behind the word's start
+        first = bisect_right(ends, start)  # the first token that ends after the word's start
         if first < len(tokens) and tokens[first][0] < end:
-            begun[first] += (number,)
-    return begun
+            starting[first] += (number,)
+    return starting
 
 
-def placed_words(rows: Sequence[Encoded], offset: Tensor) -> Tensor | None:
-    """[B, W] where words begin in rows that are moved by an offset [B]; None where no row has words."""
+def shift_words(rows: Sequence[Encoded], offset: Tensor) -> Tensor | None:
+    """[B, W] the first token of each word in rows that begin at column `offset` [B]; None if no row has words."""
     if not any(row.words for row in rows):
         return None
     words = pad_sequence([torch.tensor(row.words, dtype=torch.long) for row in rows], True, IGNORE)
     return words.where(words < 0, words + offset[:, None])
 
 
-def numbered(labels: Sequence[Label | None], words: Tensor | None) -> Tensor:
-    """Classes of rows [B], or of their words [B, W], without those of words that have no token.
+def label_tensor(labels: Sequence[Label | None], words: Tensor | None) -> Tensor:
+    """Classes of rows [B], or of their words [B, W]; `IGNORE` if a row has no class, or a word has no token.
 
-    `IGNORE` stands where a row has none. In a batch of several tasks the class of a row without words stands first.
+    In a batch of several tasks, the class of a row without words is in column 0.
     """
+    classes = [IGNORE if label is None else label for label in labels]
     if words is None:
-        return torch.tensor([IGNORE if label is None else label for label in labels], dtype=torch.long)
-    each = [IGNORE if label is None else label for label in labels]
-    by_row = [torch.tensor(label if isinstance(label, tuple) else (label,), dtype=torch.long) for label in each]
-    silent = (words < 0) & (words != IGNORE).any(1, keepdim=True)
-    return pad_sequence(by_row, True, IGNORE).masked_fill(silent, IGNORE)
+        return torch.tensor(classes, dtype=torch.long)
+    by_row = [torch.tensor(label if isinstance(label, tuple) else (label,), dtype=torch.long) for label in classes]
+    has_no_token = (words < 0) & (words != IGNORE).any(1, keepdim=True)
+    return pad_sequence(by_row, True, IGNORE).masked_fill(has_no_token, IGNORE)

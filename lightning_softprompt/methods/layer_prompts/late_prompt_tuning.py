@@ -73,7 +73,7 @@ class LatePromptTuning(SoftPromptModule):
         return SoftPrompt(hidden={self.at: tokens})
 
     def _generate(self, batch: Batch) -> Tensor:
-        questions = self.loaded.codec.questions(batch)
+        questions = self.loaded.codec.without_answers(batch)
         states = self.loaded.hidden_states(questions, layer=self.at).to(self.up.weight.dtype)
         if self.generator == "state":
             pooled = pool_states(states, questions.source, self.pool)  # [B, H]

@@ -66,7 +66,7 @@ class IDPG(SoftPromptModule):
 
     def prompt(self, batch: Batch) -> SoftPrompt:
         """Returns the soft tokens of each row."""
-        questions = self.loaded.codec.questions(batch)
+        questions = self.loaded.codec.without_answers(batch)
         with torch.no_grad():
             states = self.loaded.hidden_states(questions).to(self.up.bias.dtype)
         features = pool_states(states, questions.source, self.pool)  # [B, H]

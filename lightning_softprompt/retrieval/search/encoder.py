@@ -17,7 +17,7 @@ from transformers import AutoModel, AutoTokenizer
 from transformers.utils.hub import cached_file
 from transformers.utils.logging import disable_progress_bar
 
-from lightning_softprompt.backbones.loading import from_pretrained, located
+from lightning_softprompt.backbones.loading import from_pretrained, resolve_location
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.retrieval.passages.chunking import Span, Units
 from lightning_softprompt.retrieval.search.fusion import Floats
@@ -59,7 +59,7 @@ class SentenceEncoder(Encoder):
     def __init__(self, name: str, device: str | None = None) -> None:
         self.name = name
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        place = located(BackboneSpec(name)).name
+        place = resolve_location(BackboneSpec(name)).name
         disable_progress_bar()
         self.tokenizer: Any = _loaded(AutoTokenizer.from_pretrained, name, place)
         load = {"use_safetensors": True, "dtype": torch.float32}
@@ -110,7 +110,7 @@ def token_units(name: str) -> Units:
     Raises:
         ValueError: If the tokenizer cannot be loaded, or does not say where tokens stand.
     """
-    tokenizer: Any = _loaded(AutoTokenizer.from_pretrained, name, located(BackboneSpec(name)).name)
+    tokenizer: Any = _loaded(AutoTokenizer.from_pretrained, name, resolve_location(BackboneSpec(name)).name)
     if not tokenizer.is_fast:
         raise ValueError(f"the tokenizer of {name!r} does not say where tokens stand; cut by unit words")
 
