@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,12 +39,18 @@ class _MasksOfQueries(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-@contextmanager
-def in_float32(model: nn.Module) -> Iterator[None]:
+def in_float32(model: nn.Module) -> AbstractContextManager[None]:
     """Within it, modules compute in float32 with their own weights. No copy of the model is held.
 
-    Quantized weights stay as they are; their products take the precision of their input.
+    Quantized weights keep their form; their products take the precision of their input. A model without weights in half
+    precision gets no hooks, because they would make compiled layers compile again.
     """
+    is_half = any(_halves(module) for module in model.modules())
+    return _in_float32(model) if is_half else nullcontext()
+
+
+@contextmanager
+def _in_float32(model: nn.Module) -> Iterator[None]:
     weights: dict[int, Tensor] = {}  # by the storage of their float32 copy, while their module runs
     units = _units(model)
 
