@@ -96,7 +96,7 @@ PREEMPTION = "lightning_softprompt.callbacks.recovery.preemption:Preemption."
 MODULE = "lightning_softprompt.methods.base:SoftPromptModule."
 PLACES = {
     "while data is prepared": Place("lightning_softprompt.data.datamodule:SoftPromptDataModule.setup"),
-    "within the cache of tokens": Place("lightning_softprompt.data.token_cache:save_file", half_of_the_tensors),
+    "within the cache of tokens": Place("lightning_softprompt.system.tensor_files:save_file", half_of_the_tensors),
     "before a step": Place(PREEMPTION + "on_train_batch_start"),
     "within a step": Place(MODULE + "step", all_of_it),
     "between backward and optimizer": Place("lightning.pytorch:LightningModule.optimizer_step"),
@@ -110,7 +110,7 @@ PLACES = {
     "after a checkpoint": Place(
         "lightning_softprompt.checkpoints.atomic_io:AtomicCheckpointIO.save_checkpoint", all_of_it
     ),
-    "within metrics.csv": Place("lightning_softprompt.runs.loggers:_Appending.save", half_of_the_table),
+    "within metrics.csv": Place("lightning_softprompt.runs.loggers:_AppendingWriter.save", half_of_the_table),
     "within metrics.json": Place("pathlib:Path.write_bytes", half_of_the_bytes),
     "before a file has its name": Place("os:replace"),
     "after a file has its name": Place("os:replace", all_of_it),

@@ -61,4 +61,4 @@ def test_what_it_cannot_say_it_does_not_make_up():
 @pytest.mark.slow
 def test_the_doctor_says_that_it_has_no_head(capsys):
     doctor.main(["--backbone", "all-minilm-l6-v2"])
-    assert "classes are read off its states" in capsys.readouterr().out
+    assert "use ClassHead or TokenHead as the readout" in capsys.readouterr().out
