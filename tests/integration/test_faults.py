@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,15 @@ def test_a_run_that_is_killed_ends_as_one_that_was_not(tmp_path, part):
     assert record["compared"] >= 4  # the least: predictions, their config, a lock and a table
     assert record["differing"] == []
     assert record["running"] == 0
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_fault_point_names_a_function(place):
+    module, _, path = PLACES[place].where.partition(":")
+    owner = import_module(module)
+    for name in path.split("."):
+        owner = getattr(owner, name)
+    assert callable(owner)
 
 
 def test_a_difference_would_be_seen(tmp_path):
