@@ -183,7 +183,7 @@ def leaves(methods):
 
 @pytest.mark.parametrize("family", CAUSAL)
 def test_a_row_without_a_prompt_may_stand_among_long_texts(family, backbone, monkeypatch):
-    monkeypatch.setattr(context_cache, "WORTH", 4)  # tokens from which the text before soft ones is kept
+    monkeypatch.setattr(context_cache, "MIN_FROZEN_TOKENS", 4)  # tokens from which the text before soft ones is kept
     batch = batch_of(backbone.codec, "{text} it was{soft} {target}", TEXTS * 2, ["good"] * 8)
     prompt = SoftPrompt(tokens=backbone.embed(torch.tensor([[7, 8, 9]])))
     together = merge_prompts([([0, 2, 4, 5, 6, 7], prompt)], batch)

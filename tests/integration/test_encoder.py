@@ -53,7 +53,7 @@ def test_what_it_cannot_say_it_does_not_make_up():
     backbone = load_backbone(BackboneSpec(name="all-minilm-l6-v2"))
     pieces = Template("{text}{target}").pieces({"text": "a dog"})
     row = backbone.codec.collate([backbone.codec.encode(pieces, "good")])
-    with pytest.raises(ValueError, match="without a language-modelling head"):
+    with pytest.raises(ValueError, match="has no language-modeling head"):
         backbone(row)
     assert backbone.hidden_states(row, SoftPrompt(tokens=torch.zeros(1, 2, 384))).shape[-1] == 384
 

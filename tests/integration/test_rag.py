@@ -244,7 +244,7 @@ def test_passages_before_the_soft_tokens_are_read_in_the_first_epoch_only(
 ):
     """Shuffled they are another text, and read again."""
     calls, run = [], context_cache.keys_and_values
-    monkeypatch.setattr(context_cache, "WORTH", 1)
+    monkeypatch.setattr(context_cache, "MIN_FROZEN_TOKENS", 1)
     monkeypatch.setattr(paths, "keys_and_values", lambda *given: calls.append(1) or run(*given))
     data = RagQaDataModule(
         template="{passages}{soft}{question} : {target}", passage="{text} ,", passages=2, order=order,

@@ -286,7 +286,7 @@ def rag(folder, **arguments):
 @pytest.mark.parametrize("arguments", [
     {"corpus": "corpus.jsonl"}, {"index_settings": {"encoder": "stranger/encoder"}},
     {"index_settings": {"unit": "stranger/tokenizer"}},
-    {"index_settings": {"url": "http://127.0.0.1:9", "store": "qdrant"}},
+    {"index_settings": {"url": "http://127.0.0.1:9/stranger", "store": "qdrant"}},
 ])  # fmt: skip
 @pytest.mark.parametrize("is_task", [False, True])
 def test_a_config_beside_a_checkpoint_builds_no_index_and_names_no_model_for_one(tmp_path, arguments, is_task):

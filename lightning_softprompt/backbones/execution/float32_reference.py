@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
@@ -46,7 +47,8 @@ def in_float32(model: nn.Module) -> AbstractContextManager[None]:
     precision gets no hooks, because they would make compiled layers compile again.
     """
     is_half = any(_halves(module) for module in model.modules())
-    return _in_float32(model) if is_half else nullcontext()
+    # Tensors that are saved within it stay hidden from hooks around it in both cases, such as those of a checkpoint.
+    return _in_float32(model) if is_half else saved_tensors_hooks(_unchanged, _unchanged)
 
 
 @contextmanager
@@ -84,11 +86,15 @@ def _in_float32(model: nn.Module) -> Iterator[None]:
         )
     ]
     try:
-        with torch.autograd.graph.saved_tensors_hooks(pack, unpack), _MasksOfQueries():
+        with saved_tensors_hooks(pack, unpack), _MasksOfQueries():
             yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _unchanged(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _enlarged(value: Any) -> Any:
