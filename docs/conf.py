@@ -28,7 +28,7 @@ apidoc_modules = [
         "separate_modules": True,
         "module_first": True,
         "max_depth": 2,
-        "automodule_options": {"ignore-module-all", "members", "show-inheritance"},  # re-exports are documented once
+        "automodule_options": {"members", "show-inheritance"},
     }
 ]
 exclude_patterns = ["_build"]
@@ -37,6 +37,7 @@ source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 default_role = "code"  # docstrings put names in single backticks
+autodoc_default_options = {"ignore-module-all": True}  # re-exports are documented once, where they are defined
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
