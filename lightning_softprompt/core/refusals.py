@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import torch
@@ -22,8 +22,7 @@ class UnsupportedBackboneError(ValueError):
     """A backbone that a method, or the whole package, cannot use."""
 
 
-@contextmanager
-def refusing(subject: str, way_out: str) -> Iterator[None]:
+def refusing(subject: str, way_out: str) -> AbstractContextManager[None]:
     """Turns failures of what runs inside into refusals; messages of the package itself pass unchanged.
 
     Args:
@@ -33,18 +32,10 @@ def refusing(subject: str, way_out: str) -> Iterator[None]:
     Raises:
         UnsupportedBackboneError: With the reason.
     """
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise
-    except FAILURES as error:
-        if isinstance(error, ValueError) and _is_ours(error):
-            raise
-        raise UnsupportedBackboneError(f"{subject}: {reason_of(error)} {way_out}") from error
+    return _refuse_failures(lambda error: f"{subject}: {reason_of(error)} {way_out}")
 
 
-@contextmanager
-def explaining(explanation: str) -> Iterator[None]:
+def explaining(explanation: str) -> AbstractContextManager[None]:
     """Turns failures of transformers and PyTorch inside into refusals that open with an explanation.
 
     Args:
@@ -53,6 +44,12 @@ def explaining(explanation: str) -> Iterator[None]:
     Raises:
         UnsupportedBackboneError: With the explanation, and the first line of the failure in parentheses.
     """
+    return _refuse_failures(lambda error: f"{explanation} ({reason_of(error).rstrip('.')}).")
+
+
+@contextmanager
+def _refuse_failures(describe: Callable[[BaseException], str]) -> Iterator[None]:
+    """Raises failures inside as `UnsupportedBackboneError` with a description; the package's own errors pass."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -60,7 +57,7 @@ def explaining(explanation: str) -> Iterator[None]:
     except FAILURES as error:
         if isinstance(error, ValueError) and _is_ours(error):
             raise
-        raise UnsupportedBackboneError(f"{explanation} ({reason_of(error).rstrip('.')}).") from error
+        raise UnsupportedBackboneError(describe(error)) from error
 
 
 def reason_of(error: BaseException) -> str:

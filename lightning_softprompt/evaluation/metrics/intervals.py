@@ -40,8 +40,10 @@ def share_interval(share: float, rows: int, level: float = 0.95) -> tuple[float,
     from scipy.stats import norm
 
     z = float(norm.ppf((1 + level) / 2))
-    center = (share + z * z / (2 * rows)) / (1 + z * z / rows)
-    half = z / (1 + z * z / rows) * (share * (1 - share) / rows + z * z / (4 * rows * rows)) ** 0.5
+    weight = z * z / rows  # of the prior share of one half
+    center = (share + weight / 2) / (1 + weight)
+    spread = share * (1 - share) / rows + weight / (4 * rows)
+    half = z * spread**0.5 / (1 + weight)
     return max(center - half, 0.0), min(center + half, 1.0)
 
 
