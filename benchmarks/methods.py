@@ -31,7 +31,7 @@ from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.types import Batch
 from lightning_softprompt.data.classification import ClassificationDataModule
 from lightning_softprompt.data.readers.sources import read_rows
-from lightning_softprompt.evaluation.metrics.intervals import student
+from lightning_softprompt.evaluation.metrics.intervals import student_interval
 from lightning_softprompt.methods.base import SoftPromptModule
 from lightning_softprompt.training.replicas import Replicas, ReplicaSpec
 
@@ -182,7 +182,7 @@ def table(records: Sequence[dict[str, Any]]) -> str:
 
 def interval(values: Sequence[float]) -> str:
     """Mean and half of the 95 % interval."""
-    mean, half = student(list(values))
+    mean, half = student_interval(list(values))
     return f"{mean:.3f} ± {half:.3f}" if len(values) > 1 else f"{mean:.3f}"
 
 
@@ -197,7 +197,7 @@ def draw(records: Sequence[dict[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(2 + 2.6 * len(tasks), 0.6 + 0.28 * len(names)), layout="constrained")
     for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False, sharey=True)[0], tasks, strict=True):
         for record in (r for r in trained if r["task"] == task):
-            mean, half = student(list(record["accuracy"]))
+            mean, half = student_interval(list(record["accuracy"]))
             place = names.index(record["method"])
             axes.errorbar(mean, place, xerr=half, fmt="o", color="#1f4e8c", ecolor="#8fb3d9")
         for record in (r for r in records if r["task"] == task and not r["parameters"]):
@@ -226,7 +226,7 @@ def main() -> None:
     parser.add_argument("--rates-of", help="a task whose learning rates are in --out")
     parser.add_argument("--compute", default="auto")
     args = parser.parse_args()
-    backbone = load_backbone(BackboneSpec(compute=args.compute))
+    backbone = load_backbone(BackboneSpec(linear_backend=args.compute))
     there = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.is_file() else []
     for task in args.tasks:
         data = slices(task, args)

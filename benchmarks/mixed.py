@@ -123,7 +123,7 @@ def main() -> None:
     parser.add_argument("--compute", default="auto")
     args = parser.parse_args()
     torch.manual_seed(0)
-    backbone, batch = load_backbone(BackboneSpec(compute=args.compute)), rows_of_all(args)
+    backbone, batch = load_backbone(BackboneSpec(linear_backend=args.compute)), rows_of_all(args)
     with TemporaryDirectory() as folder:
         mixed, length = bank(backbone, Path(folder))
     one = PromptTuning(length=length, backbone=backbone.spec)

@@ -79,7 +79,7 @@ def gradient(backbone: Backbone, batch: Batch, tokens: Tensor) -> tuple[float, T
 
 def unpacked(backbone: Backbone, spec: BackboneSpec) -> Backbone:
     """A plain backbone with the same weights."""
-    plain = load_backbone(BackboneSpec(name=spec.name, dtype=spec.dtype, compute="plain"))
+    plain = load_backbone(BackboneSpec(name=spec.name, dtype=spec.dtype, linear_backend="plain"))
     for name, apart in backbone.quantized.items():
         weight = plain.model.get_parameter(name)
         weight.data.copy_(apart.weight(weight.dtype))
@@ -89,7 +89,7 @@ def unpacked(backbone: Backbone, spec: BackboneSpec) -> Backbone:
 def measured(dtype: str, kind: str | None, stock: bool) -> dict[str, str]:
     """A line of the table."""
     torch.set_num_threads(1)
-    spec = BackboneSpec(dtype=dtype, quantization=kind, compute="plain")  # type: ignore[arg-type]
+    spec = BackboneSpec(dtype=dtype, quantization=kind, linear_backend="plain")  # type: ignore[arg-type]
     backbone = load_backbone(spec)
     if stock:
         for apart in backbone.quantized.values():

@@ -80,7 +80,7 @@ def worker(args: Namespace) -> int:
         "fit", "--model=PromptTuning", "--model.length=20", "--data=ClassificationDataModule",
         f"--data.train={args.folder}/train.jsonl", f"--data.batch_size={args.rows}", f"--data.max_tokens={args.tokens}",
         "--data.template={soft}{text}{target}", "--data.labels=[negative, positive]",
-        f"--backbone.name={args.backbone}", "--backbone.compute=plain", f"--run.folder={args.folder}/runs",
+        f"--backbone.name={args.backbone}", "--backbone.linear_backend=plain", f"--run.folder={args.folder}/runs",
         "--run.wandb=disabled", "--trainer.accelerator=cpu", f"--trainer.devices={args.world}",
         f"--trainer.strategy={args.strategy}", f"--trainer.max_steps={args.steps + FIRST}",
         f"--trainer.callbacks={clock}", "--trainer.enable_progress_bar=false", "--trainer.limit_val_batches=0",

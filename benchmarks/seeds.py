@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_softprompt.cli.app import main as run_command
-from lightning_softprompt.evaluation.metrics.intervals import student
+from lightning_softprompt.evaluation.metrics.intervals import student_interval
 from lightning_softprompt.runs.run_spec import last_folder
 
 METRICS = ("accuracy", "macro_f1", "loss")
@@ -90,7 +90,7 @@ def interval(values: Sequence[float]) -> str:
     """Mean and half width over seeds."""
     if len(values) < 2:
         return f"{values[0]:.3f}"
-    mean, half = student(values)
+    mean, half = student_interval(values)
     return f"{mean:.3f} ± {half:.3f}"
 
 

@@ -179,7 +179,7 @@ def make(load: Load, length: int, precision: str, wanted: Sequence[str]) -> dict
     dtype: Any = {"fp32": "float32", "bf16": "bfloat16"}[precision]
 
     def fresh(compute: Any = "plain", packed: bool = True) -> Backbone:
-        return load(BackboneSpec(dtype=dtype, compute=compute, packed=packed)).to(DEVICE)
+        return load(BackboneSpec(dtype=dtype, linear_backend=compute, packed=packed)).to(DEVICE)
 
     first = fresh()
     tokens = first.word_embeddings[:length].detach().float().clone()[None]

@@ -229,7 +229,7 @@ def missing(files: Files, args: Any, there: list[dict[str, Any]]) -> Iterator[di
     places = [(target, shots) for target in TARGETS for shots in SHOTS]
     if len(there) == len(TARGETS) * len(SOURCES) + len(places) * (1 + 6 * args.seeds):
         return
-    backbone = load_backbone(BackboneSpec(compute=args.compute, context_memory=3000))
+    backbone = load_backbone(BackboneSpec(linear_backend=args.compute, context_memory=3000))
     learn_sources(files, backbone, args)
     for target, shots in places:
         if shots == SHOTS[0] and not any(r["task"] == target and r["shots"] == "none" for r in there):

@@ -157,7 +157,7 @@ def recompute(trial):
 @check
 def prepacked(trial):
     """Weights that are reordered for oneDNN give the same loss and gradient."""
-    right, ours = loss_of(trial, trial.backbone), loss_of(trial, loaded(trial, compute="prepacked"))
+    right, ours = loss_of(trial, trial.backbone), loss_of(trial, loaded(trial, linear_backend="prepacked"))
     close("loss", ours[0], right[0])
     close("gradient", ours[1], right[1], 10 * TOLERANCE)
 

@@ -96,7 +96,7 @@ class Backbone(nn.Module, ABC):
             use_frozen_rms_norm(model)
             use_lean_gated_mlp(model)
         self.quantized = {} if spec.quantization is None else use_exact_dequant_linear(model, spec.quantization)
-        self.prepacked = not self.quantized and prepack(model, spec.compute, self.hidden_size)
+        self.prepacked = not self.quantized and prepack(model, spec.linear_backend, self.hidden_size)
         if spec.compiled:
             compile_layers(model)
         if spec.checkpointing:
@@ -399,7 +399,7 @@ class Backbone(nn.Module, ABC):
         if self.quantized:
             raise ValueError("quantized weights cannot be trained; remove backbone.quantization")
         if self.prepacked:
-            raise ValueError("prepacked weights cannot be trained; set backbone.compute to plain")
+            raise ValueError("prepacked weights cannot be trained; set backbone.linear_backend to plain")
         self.pin_fingerprint()
 
     def pin_fingerprint(self) -> None:

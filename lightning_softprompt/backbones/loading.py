@@ -107,7 +107,7 @@ def load_backbone(spec: BackboneSpec) -> Backbone:
         ValueError: If there is no such backbone, its files cannot be read, or its options contradict each other.
     """
     if spec.quantization is not None:
-        refuse_with_quantized(spec.quantization, spec.compute, spec.compiled)
+        refuse_with_quantized(spec.quantization, spec.linear_backend, spec.compiled)
     place = resolve_location(spec)
     config = _config(place)
     if getattr(config, "quantization_config", None) is not None:

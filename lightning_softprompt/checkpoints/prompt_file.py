@@ -106,7 +106,7 @@ def check_backbone(saved: Mapping[str, Any], backbone: Backbone, path: Path | st
         ValueError: Naming both backbones.
     """
     before = str(saved.get("fingerprint"))
-    if before == backbone.spec.stands_for:
+    if before == backbone.spec.accept_prompts_of:
         return
     if SAMPLED.fullmatch(before) and before == backbone.sampled_fingerprint():
         log.warning(
@@ -121,7 +121,7 @@ def check_backbone(saved: Mapping[str, Any], backbone: Backbone, path: Path | st
     raise ValueError(
         f"{path} was trained on {_describe(saved)}, but the backbone here is {_describe(here)}{difference}. A prompt "
         f"only works with the backbone it was trained on: set --backbone.name (and revision, and quantization) to it. "
-        f"If one is a quantized form of the other, accept its prompts with --backbone.stands_for {before}"
+        f"If one is a quantized form of the other, accept its prompts with --backbone.accept_prompts_of {before}"
     )
 
 

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from lightning_softprompt.runs.renamed_options import rename_settings
+
 log = logging.getLogger(__name__)
 SETTINGS = "settings"  # key of a checkpoint
 TYPES = {"state_dict": Mapping, "loops": Mapping, "callbacks": Mapping, "hyper_parameters": Mapping,
@@ -77,7 +79,7 @@ def refuse_changes(saved: Settings, here: Settings, accepted: Iterable[str], pat
     Raises:
         ValueError: Naming each difference that is not accepted.
     """
-    changed, names = find_differences(saved, here), list(accepted)
+    changed, names = find_differences(rename_settings(saved), here), list(accepted)
     refused = {name: text for name, text in changed.items() if not any(covers(each, name) for each in names)}
     if refused:
         raise ValueError(

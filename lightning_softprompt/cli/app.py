@@ -46,6 +46,7 @@ from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.distributed.strategy import refuse_untested_strategy
 from lightning_softprompt.methods.base import SoftPromptModule
+from lightning_softprompt.runs.renamed_options import rename_words
 from lightning_softprompt.runs.run_checks import refuse_callbacks, refuse_options
 from lightning_softprompt.runs.run_settings import CommandSettings
 from lightning_softprompt.runs.run_spec import RunSpec
@@ -339,7 +340,7 @@ def make_cli(argv: Sequence[str], cli: type[SoftPromptCLI] = SoftPromptCLI, run:
         save_config_callback=None,
         seed_everything_default=42,
         trainer_defaults=TRAINER_DEFAULTS,
-        args=list(argv),
+        args=rename_words(argv),
         run=run,
     )
 

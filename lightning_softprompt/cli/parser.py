@@ -20,6 +20,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from torch import optim
 
 from lightning_softprompt.moved import current_class
+from lightning_softprompt.runs.renamed_options import rename_keys
 from lightning_softprompt.system.atomic_files import expand_home_in
 from lightning_softprompt.system.plain_yaml import guard_loader, read_yaml
 from lightning_softprompt.system.printable import one_line, printable
@@ -111,8 +112,8 @@ _load_yaml = guard_loader(get_loader("yaml"))
 
 
 def _load(text: str) -> Any:
-    """Parse a config or option, and replace `~` at the start of paths by the home folder."""
-    return expand_home_in(_load_yaml(text))
+    """Parse a config or option, and replace old option names, and `~` at the start of paths by the home folder."""
+    return expand_home_in(rename_keys(_load_yaml(text)))
 
 
 set_loader("yaml", _load, (yaml.YAMLError,))

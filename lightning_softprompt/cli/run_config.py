@@ -23,6 +23,7 @@ from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.methods.base import SoftPromptModule
 from lightning_softprompt.retrieval.chosen import refuse_strange_names
 from lightning_softprompt.retrieval.manifest import NAME as MANIFEST
+from lightning_softprompt.runs.renamed_options import rename_keys
 from lightning_softprompt.runs.run_spec import RunSpec
 from lightning_softprompt.system.plain_yaml import read_yaml
 from lightning_softprompt.training.replicas import ReplicaSpec
@@ -66,7 +67,7 @@ def read_run_config(path: Path) -> RunConfig:
     Raises:
         ValueError: If the file is not a config, or model, data or backbone name classes that are not registered.
     """
-    config = read_yaml(path)
+    config = rename_keys(read_yaml(path))
     if not isinstance(config, Mapping):
         raise ValueError(f"{path} is not a config, but {shorten(config)}")
     try:

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Literal
 
-Compute = Literal["auto", "plain", "prepacked", "bf16"]
+LinearBackend = Literal["auto", "plain", "prepacked", "bf16"]
 Quantization = Literal["torchao-int8", "bitsandbytes-int8", "bitsandbytes-nf4"]
 
 
@@ -22,7 +22,7 @@ class BackboneSpec:
         quantization: How the matrices of the layers are held in 8 or 4 bits, by transformers' own configs. Other
             weights and all products have `dtype`. Gradients are those of the quantized weights. It requires the extra
             `quantized`. A prompt belongs to the weights that it was trained on.
-        stands_for: Fingerprint of another backbone whose prompts are accepted, such as the one that this backbone is a
+        accept_prompts_of: Fingerprint of another backbone whose prompts are accepted, such as the one that this backbone is a
             quantized version of.
         attention: Attention implementation of transformers. None uses `sdpa` if the model supports it, and `eager`
             otherwise.
@@ -32,7 +32,7 @@ class BackboneSpec:
             time.
         compiled: Whether to compile the layers with `torch.compile`. It requires a C++ compiler, takes a minute in the
             first steps, and is faster mostly on GPUs.
-        compute: How float32 products with frozen weights run on a CPU: `prepacked` reorders the weights for oneDNN once
+        linear_backend: How float32 products with frozen weights run on a CPU: `prepacked` reorders the weights for oneDNN once
             (and holds them three times); `auto` does so if it is faster on this machine; `bf16` multiplies in
             bfloat16, a faster approximation that requires a CPU with such instructions; `plain` leaves them to PyTorch.
         context_memory: MiB in memory for keys and values of the text before a row's first soft token. They are computed
@@ -50,12 +50,12 @@ class BackboneSpec:
     gguf_file: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     quantization: Quantization | None = None
-    stands_for: str | None = None
+    accept_prompts_of: str | None = None
     attention: Literal["sdpa", "eager", "flash_attention_2"] | None = None
     packed: bool = True
     checkpointing: bool = False
     compiled: bool = False
-    compute: Compute = "auto"
+    linear_backend: LinearBackend = "auto"
     context_memory: int = 1024
     context_disk: int = 0
     padding_side: Literal["right", "left"] = "right"

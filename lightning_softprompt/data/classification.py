@@ -1,4 +1,4 @@
-"""Rows of text with a class."""
+"""Text classification."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from lightning_softprompt.evaluation.classification import ClassificationEvaluat
 
 @final
 class ClassificationDataModule(SoftPromptDataModule):
-    """Text, or several texts, with one class.
+    """Classifies a text, or several texts, into one of two or more classes.
 
     Args:
-        template: How a row is written.
-        labels: The classes in order, each with the word, or the words, that stand for it (the verbalizer), or a list of
-            names that stand for themselves; None takes the names that occur in the training rows, sorted, and in
-            `validate`, `test` and `predict` those of the checkpoint or prompt.
-        label: The column that holds the class, as a name or as its number in `labels`.
-        shots: Uses so many training rows of each class only, drawn by the seed.
-        balanced: Draws training rows so that all classes come up equally often.
-        demonstrations: So many training rows of each class, drawn by the seed, are handed to methods that show some.
+        template: Text of a row: `{column}` inserts a column, `{soft}` marks soft tokens, `{target}` marks the label.
+        labels: The classes in order, each with its label word or words (verbalizer), or a list of names that are their
+            own label words (default: the sorted names in the training rows; in `validate`, `test` and `predict` the
+            classes of the checkpoint or prompt).
+        label: Column of the class, as a name or as an index into `labels`.
+        shots: Few-shot: sample N training rows per class (by `seed`).
+        balanced: Sample training rows so that all classes are equally frequent.
+        demonstrations: Number of training rows per class, sampled by `seed`, for methods that use demonstrations.
         common: Arguments of every data module.
     """
 
@@ -67,29 +67,32 @@ class ClassificationDataModule(SoftPromptDataModule):
 
     @cached_property
     def words(self) -> dict[str, list[str]]:
-        """For each class the words that stand for it, as the config has them."""
-        labels = self._names() if self._labels is None else self._labels
+        """The label words of each class, as in the config."""
+        labels = self._infer_names() if self._labels is None else self._labels
         words = words_by_name(labels, "labels")
         if len(words) < 2 or not all(words.values()):
-            raise ValueError(f"classification needs at least two classes, each with a word, got {words}")
+            raise ValueError(f"classification requires at least two classes, each with a label word, got {words}")
         return words
 
-    def _names(self) -> list[str]:
-        """The classes of the training rows, sorted. Rows without one are refused, or skipped, later."""
+    def _infer_names(self) -> list[str]:
+        """Returns the sorted classes of the training rows. Rows without a class are reported later."""
         rows = self.rows("train")
         if not any(self.label in row for row in rows):
             raise ValueError(
                 f"no column {self.label!r} in the training rows, which have {first_columns(rows[0])}: set data.label "
-                "to the column that holds the class"
+                "to the column of the class"
             )
         values = (row.get(self.label) for row in rows)
-        single = (value for value in values if not isinstance(value, list | tuple | Mapping))
-        names = sorted({trimmed(str(v)) for v in single if not is_missing(v) and not is_written_list(v)})
+        scalars = (value for value in values if not isinstance(value, list | tuple | Mapping))
+        labels = (value for value in scalars if not is_missing(value) and not is_written_list(value))
+        names = sorted({trimmed(str(label)) for label in labels})
         floats = [name for name in names if name.endswith(".0") and NUMERAL.fullmatch(name)]
-        if same := [name for name in floats if name.removesuffix(".0") in names]:
+        duplicates = [name for name in floats if name.removesuffix(".0") in names]
+        if duplicates:
+            number = duplicates[0]
             raise ValueError(
-                f"the training rows have both labels {same[0].removesuffix('.0')!r} and {same[0]!r}, which are one "
-                "number: write it in one way, or name the classes in data.labels"
+                f"the training rows have both labels {number.removesuffix('.0')!r} and {number!r}, which are one "
+                "number: use one spelling, or set data.labels"
             )
         return names
 
@@ -99,55 +102,61 @@ class ClassificationDataModule(SoftPromptDataModule):
 
     @property
     def classes(self) -> Classes:
-        """How the classes are spoken, with the template's spaces before the words."""
+        """The classes with their label words. Each word includes the space that the template has before `{target}`."""
         glue = self.template.glue
-        words = {name: [glue + w for w in words] for name, words in self.words.items()}
+        words = {name: [glue + word for word in class_words] for name, class_words in self.words.items()}
         return Classes(words, self.template.text, self._demonstrations())
 
     def _demonstrations(self) -> tuple[dict[str, str], ...]:
-        """Training rows, those of all classes mixed."""
+        """Samples training rows of each class and shuffles them."""
         if not self.demonstrations:
             return ()
         examples = self.split("train").examples
-        drawn = self._drawn(examples, self.demonstrations, "demonstrations")
-        mixed = np.random.default_rng(self.seed).permutation(drawn).tolist()
-        return tuple({**examples[i].fields, TARGET: examples[i].target} for i in mixed)
+        sample = self._sample_per_class(examples, self.demonstrations, "demonstrations")
+        shuffled = np.random.default_rng(self.seed).permutation(sample).tolist()
+        return tuple({**examples[i].fields, TARGET: examples[i].target} for i in shuffled)
 
     @property
     def evaluation(self) -> Evaluation:
-        """Accuracy, F1 and their like."""
+        """Accuracy, F1 and other classification metrics."""
         return ClassificationEvaluation(tuple(self.words))
 
     def example(self, row: Mapping[str, Any], labelled: bool) -> Example:
-        """The class's first word is the target; rows that are not labelled take any, which nothing reads."""
+        """Converts a row. The target is the first label word; unlabelled rows get that of the first class as filler."""
         label = self._class(row) if labelled else None
-        return Example(self.text(row), list(self.words.values())[label or 0][0], label)
+        words = list(self.words.values())[label or 0]
+        return Example(self.text(row), words[0], label)
 
     def _class(self, row: Mapping[str, Any]) -> int:
         if self.label not in row:
-            raise ValueError(f"no column {self.label!r}; the row has {first_columns(row)}: set label to another")
+            raise ValueError(f"no column {self.label!r}; the row has {first_columns(row)}: set data.label")
         value = row[self.label]
         if is_missing(value):
             raise ValueError(f"column {self.label!r} has no label, got {value!r}; labels are {self._numbers.accepted}")
-        if (number := self._numbers.find(value)) is None:
+        number = self._numbers.find(value)
+        if number is None:
             raise ValueError(f"unknown label {value!r}; labels are {self._numbers.accepted}")
         return number
 
-    def chosen(self, examples: Sequence[Example]) -> Sequence[int]:
-        """All rows, or `shots` of each class."""
-        return range(len(examples)) if self.shots is None else self._drawn(examples, self.shots, "shots")
+    def select_rows(self, examples: Sequence[Example]) -> Sequence[int]:
+        """Returns all rows, or `shots` rows of each class."""
+        if self.shots is None:
+            return range(len(examples))
+        return self._sample_per_class(examples, self.shots, "shots")
 
-    def _drawn(self, examples: Sequence[Example], count: int, what: str) -> list[int]:
+    def _sample_per_class(self, examples: Sequence[Example], count: int, option: str) -> list[int]:
+        """Returns the sorted indices of `count` random rows of each class."""
         by_class: dict[Label | None, list[int]] = defaultdict(list)
         for i in np.random.default_rng(self.seed).permutation(len(examples)).tolist():
             by_class[examples[i].label].append(i)
-        short = {name: len(by_class[c]) for c, name in enumerate(self.words) if len(by_class[c]) < count}
-        if short:
-            raise ValueError(f"{what}={count} rows of each class are wanted, but there are only {short}")
+        sizes = {name: len(by_class[number]) for number, name in enumerate(self.words)}
+        too_small = {name: size for name, size in sizes.items() if size < count}
+        if too_small:
+            raise ValueError(f"{option}={count} rows of each class requested, but there are only {too_small}")
         return sorted(i for rows in by_class.values() for i in rows[:count])
 
     def weights(self, examples: Sequence[Example]) -> list[float] | None:
-        """The inverse of each class's frequency, where classes are to be balanced."""
+        """Returns the inverse frequency of each row's class if `balanced` is set."""
         if not self.balanced:
             return None
         counts = Counter(example.label for example in examples)

@@ -1,4 +1,4 @@
-"""`SoftPromptDataModule`: what all kinds of task share, from files to batches."""
+"""`SoftPromptDataModule`: reads, tokenizes and batches the rows of a task; the base class of all data modules."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import logging
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, Protocol, Self, cast, final
+from typing import Any, ClassVar, Literal, Self, cast, final
 
 import numpy as np
 from lightning import LightningDataModule
@@ -21,8 +20,9 @@ from lightning_softprompt.backbones.loading import load_codec
 from lightning_softprompt.backbones.tokenization.codec import Codec, TruncationSide
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.template import Template
-from lightning_softprompt.core.types import NO_TOKEN, Batch, Classes, Encoded, Example, Text
+from lightning_softprompt.core.types import NO_TOKEN, Classes, Encoded, Example, Text
 from lightning_softprompt.data.labels import as_text
+from lightning_softprompt.data.prepared import Collate, PreparedRows
 from lightning_softprompt.data.readers.sources import (
     DataError,
     NoSplitError,
@@ -33,6 +33,7 @@ from lightning_softprompt.data.readers.sources import (
     read_rows,
 )
 from lightning_softprompt.data.sampling.bucketing import BucketBatchSampler, Order, ResumableLoader
+from lightning_softprompt.data.sampling.limits import LimitableSampler, count_batches, describe_limit
 from lightning_softprompt.data.token_cache import cached, content_key, rows_digest
 from lightning_softprompt.evaluation.base import Evaluation
 
@@ -41,126 +42,54 @@ Source = str | list[str] | list[dict[str, Any]]
 Split = Literal["train", "validation", "test", "predict"]
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A split in tokens; its items are what a batch is collated from.
-
-    Args:
-        examples: The rows as text.
-        encoded: The rows as tokens.
-        origins: Where each row comes from.
-    """
-
-    examples: list[Example]
-    encoded: list[Encoded]
-    origins: list[Origin]
-
-    def __len__(self) -> int:
-        return len(self.encoded)
-
-    def __getitem__(self, index: int) -> tuple[int, Encoded, Example]:
-        return index, self.encoded[index], self.examples[index]
-
-    @property
-    def where(self) -> list[str]:
-        """File and line of each row."""
-        return [origin.where for origin in self.origins]
-
-    @property
-    def lengths(self) -> list[int]:
-        """Tokens of each row, input and target."""
-        return [len(row.ids) + len(row.targets) for row in self.encoded]
-
-
-class Drawing(Protocol):
-    """Batches of which the first can be made an even draw."""
-
-    drawn: list[list[int]] | None
-
-    @property
-    def most_batches(self) -> int:
-        """Batches of the process that has most of them."""
-
-    def draw(self, batches: int) -> None:
-        """Makes so many batches, the first, an even draw."""
-
-
-def batches_of(limit: float, count: int) -> int:
-    """How many of the batches run under one of the Trainer's limits: a number of batches, or a share of them.
-
-    >>> batches_of(3, 10), batches_of(0.5, 10), batches_of(20, 10)
-    (3, 5, 10)
-    """
-    return min(limit, count) if isinstance(limit, int) else int(limit * count)
-
-
-def drawn_of(name: str, option: str, limit: float, drawn: Sequence[Sequence[int]], count: int) -> str:
-    """The line that says which rows a limited pass scores."""
-    rows = sum(map(len, drawn))
-    empty = [str(task) for task, own in enumerate(drawn) if not own]
-    without = f"; it leaves the tasks number {', '.join(empty)} without rows" if empty else ""
-    return f"{option}={limit}: {name} scores {rows} of {count} rows, an even draw, the same in each pass{without}"
-
-
-@dataclass(frozen=True)
-class Collate:
-    """Makes the items of a `Prepared` one batch; picklable, for data workers."""
-
-    codec: Codec
-
-    def __call__(self, items: Sequence[tuple[int, Encoded, Example]]) -> Batch:
-        """The batch."""
-        numbers, rows, examples = zip(*items, strict=True)
-        labels = [example.label for example in examples]
-        known = None if all(label is None for label in labels) else labels
-        return self.codec.collate(rows, labels=known, row_ids=numbers, examples=examples)
-
-
 class SoftPromptDataModule(LightningDataModule, ABC):
-    """Rows of a task as batches. It knows columns, template and how answers are scored, and no method.
+    """Loads the rows of a task and returns them as batches.
 
-    A source is a file (JSON lines, JSON, CSV, TSV, Parquet, plain text), a pattern or list of files, a folder with
-    files for each split, `-` for standard input, or the name of a `datasets` hub set. In Python, `train`, `validation`,
-    `test` and `predict` also accept the rows themselves: a list of mappings or a `datasets.Dataset`.
+    A data module defines the columns, the template and the evaluation of a task. It does not depend on the method.
+
+    A source of rows is a file (JSON lines, JSON, CSV, TSV, Parquet, plain text), a glob pattern or list of files, a
+    folder with one or more files per split, `-` for standard input, or the name of a data set on the Hugging Face hub.
+    In Python, `train`, `validation`, `test` and `predict` also accept the rows: a list of mappings or a
+    `datasets.Dataset`.
 
     Args:
-        backbone: The frozen language model, of which only the tokenizer is used.
-        path: Where all splits are; the four arguments below name them one by one instead.
+        backbone: The frozen language model. The data module uses only its tokenizer.
+        path: Source of all splits. Use `train`, `validation`, `test` and `predict` to set the splits one by one.
         train: Source of the training rows.
-        validation: Source of the validation rows; without one, a share of the training rows is held out.
+        validation: Source of the validation rows (default: a random part of the training rows, see validation_share).
         test: Source of the test rows.
-        predict: Source of rows to be predicted, which need no answers. Standard input is read to its end before the
-            first answer is written.
-        template: How a row is written: `{column}`, `{soft}` where soft tokens stand, `{target}` where the answer does.
-        truncate: Columns that give way when a row is longer than max_tokens; None lets all give way, the last first.
-        cut: Where they are cut: at the row's end, its start, or in the middle of what may be cut.
-        max_tokens: Most tokens of a row without the soft ones.
-        batch_size: Rows of a training batch, on each device.
-        eval_batch_size: Rows of a batch elsewhere; None takes batch_size.
-        batch_tokens: Most tokens of any batch, soft ones not counted, instead of the two numbers of rows; at least
-            three times those of the longest row.
-        validation_share: Share of the training rows held out where there are no validation rows, above 0 and below 1.
-        seed: Of the order of training rows and of the held-out share.
-        num_workers: Processes that make batches.
-        on_bad_row: Whether a row that cannot be used stops the run, or is skipped and reported.
-        cache: Whether tokenized rows are kept on disk.
-        rename_columns: New names of columns by their names in the source, such as `{Review Text: text}`.
+        predict: Source of the rows to predict, which need no answers. Standard input is read completely before the
+            first prediction is written.
+        template: Text of a row: `{column}` inserts a column, `{soft}` marks soft tokens, `{target}` marks the answer.
+        truncate: Columns to truncate when a row exceeds max_tokens (default: all columns, the last one first).
+        cut: Which part of a column to remove: the end, the start, or the middle.
+        max_tokens: Maximum tokens per row, excluding soft tokens.
+        batch_size: Training rows per batch, on each device.
+        eval_batch_size: Batch size for validation, test and predict (default: batch_size).
+        batch_tokens: Maximum tokens per batch, excluding soft tokens; replaces batch_size and eval_batch_size. Must be
+            at least three times the length of the longest row.
+        validation_share: Fraction of the training rows to hold out if there are no validation rows, between 0 and 1.
+        seed: Seed of the order of training rows and of the held-out rows.
+        num_workers: Number of processes that prepare batches.
+        on_bad_row: Whether to stop at a row that cannot be used, or to skip and report it.
+        cache: Whether to cache tokenized rows on disk.
+        rename_columns: New column names by their names in the source, such as `{Review Text: text}`.
     """
 
     classes_option: ClassVar[str | None] = None  # the argument that names the classes, if they can be inferred
-    append_eos = False  # whether answers end with the token that stops generation
-    max_target_tokens: int | None = None  # tokens of a row that are set aside for its answer
-    decoding: Decoding | None = None  # how answers are generated, where they are
+    append_eos = False  # whether targets end with the token that stops generation
+    max_target_tokens: int | None = None  # tokens of each row that are reserved for its target
+    decoding: Decoding | None = None  # how targets are generated, if they are
     defaults: Mapping[str, str] = MappingProxyType({})  # values of columns that a row may omit
 
     @classmethod
     def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> Self:  # type: ignore[override]
-        """Refuses: a checkpoint of this package holds no data module.
+        """Raises an error, since checkpoints of this package do not contain the data module.
 
         Raises:
             ValueError: Always.
         """
-        raise ValueError("a checkpoint holds no data module; build it from the config.yaml of the run's folder")
+        raise ValueError("checkpoints do not contain the data module; create it from config.yaml in the run folder")
 
     def __init__(
         self,
@@ -187,26 +116,13 @@ class SoftPromptDataModule(LightningDataModule, ABC):
         super().__init__()
         self.spec = backbone or BackboneSpec()
         self.template = Template(template, Template(template).columns if truncate is None else truncate)
-        if path is not None and not isinstance(path, str | Path):
-            raise ValueError(
-                f"path must name a folder of splits or a data set on the hub, got {type(path).__name__}; give rows by "
-                "split, as in train=rows, validation=rows, test=rows"
-            )
-        if path is not None and (Path(path).expanduser().is_file() or is_pattern(path)):
-            raise ValueError(
-                f"data.path is a folder of splits or a hub name, but {path} names files: set data.train, data.test or "
-                "data.predict to it instead"
-            )
+        _check_path(path)
+        _check_template_escapes(template)
         if not 0 < validation_share < 1:
             raise ValueError(
-                f"validation_share must lie between 0 and 1, got {validation_share}: the best prompt is chosen by "
-                "validation rows"
+                f"validation_share must be between 0 and 1, got {validation_share}: validation rows are required to "
+                "select the best prompt"
             )
-        if found := re.search(r"\\[nt]", template):
-            log.warning(
-                "the template has a backslash and a letter, %s, where a line break or tab may be meant. In bash write "
-                "$'...' around it, in YAML double quotes: %r", found[0], template,
-            )  # fmt: skip
         if min(batch_size, eval_batch_size or batch_size, max_tokens) < 1 or num_workers < 0:
             raise ValueError("batch_size, eval_batch_size and max_tokens must be at least 1, num_workers at least 0")
         if seed < 0:
@@ -231,41 +147,49 @@ class SoftPromptDataModule(LightningDataModule, ABC):
         }
         self._check_new_names()
         self._rows: dict[str, Rows] = {}
-        self._prepared: dict[str, Prepared] = {}
-        self._undivided: tuple[list[Example], list[Origin]] | None = None
+        self._prepared: dict[str, PreparedRows] = {}
+        self._training_rows: tuple[list[Example], list[Origin]] | None = None  # before validation rows are held out
 
     def _check_new_names(self) -> None:
-        new = list(self.rename_columns.values())
-        if twice := sorted({name for name in new if new.count(name) > 1}):
-            old = [name for name, given in self.rename_columns.items() if given == twice[0]]
-            raise ValueError(f"rename_columns gives the columns {old} the same name {twice[0]!r}; name each its own")
+        new_names = list(self.rename_columns.values())
+        duplicates = sorted({name for name in new_names if new_names.count(name) > 1})
+        if duplicates:
+            duplicate = duplicates[0]
+            old_names = [old for old, new in self.rename_columns.items() if new == duplicate]
+            raise ValueError(
+                f"rename_columns gives the columns {old_names} the same name {duplicate!r}; use different names"
+            )
 
     @abstractmethod
     def example(self, row: Mapping[str, Any], labelled: bool) -> Example:
-        """A row made text. Rows to be predicted are not labelled.
+        """Converts a row of the source to text.
+
+        Args:
+            row: The row.
+            labelled: Whether the row has an answer; rows to predict have none.
 
         Raises:
-            ValueError: Saying what is wrong with the row; file and line are added.
+            ValueError: If the row cannot be used. The caller adds file and line to the message.
         """
 
     @property
     @abstractmethod
     def evaluation(self) -> Evaluation:
-        """How answers are scored."""
+        """How predictions are scored."""
 
     @property
     def classes(self) -> Classes | None:
-        """How classes are spoken, where there are any."""
+        """The classes with their label words; None for tasks without classes."""
         return None
 
     @property
     def classes_by_task(self) -> Mapping[str, Classes | None] | None:
-        """Where there are several tasks, their names in the order of their numbers, each with its classes, if any."""
+        """The classes of each task, in the order of the task ids; None if there is only one task."""
         return None
 
     @property
     def row_formats(self) -> Mapping[str, RowFormat]:
-        """How rows are written, by task, which is stored with a prompt; a single task has the name ""."""
+        """The format of the rows of each task, which is stored with a prompt; a single task has the name ""."""
         return {
             "": RowFormat(
                 self.template.text,
@@ -279,35 +203,35 @@ class SoftPromptDataModule(LightningDataModule, ABC):
         }
 
     @property
-    def redraws(self) -> bool:
-        """Whether training rows are another draw in each epoch."""
+    def resamples(self) -> bool:
+        """Whether training rows change from epoch to epoch."""
         return False
 
-    def chosen(self, examples: Sequence[Example]) -> Sequence[int]:
-        """Which training rows are used."""
+    def select_rows(self, examples: Sequence[Example]) -> Sequence[int]:
+        """Returns the indices of the training rows to use."""
         return range(len(examples))
 
     def weights(self, examples: Sequence[Example]) -> list[float] | None:
-        """How often training rows are drawn; None takes each once an epoch."""
+        """Returns the sampling weight of each training row; None to use each row once per epoch."""
         return None
 
     @cached_property
     def codec(self) -> Codec:
-        """The backbone's, which must be able to end an answer where answers are to end.
+        """The codec of the backbone.
 
         Raises:
-            ValueError: If it is not.
+            ValueError: If targets end with a stop token, but the backbone cannot generate text.
         """
         codec = load_codec(self.spec)
         if self.append_eos and not codec.stop:
-            raise ValueError(f"{self.spec.name} fills masks and generates no text; take a decoder or encoder-decoder")
+            raise ValueError(f"{self.spec.name} fills masks and generates no text; use a decoder or encoder-decoder")
         if codec.remark is not None:
             log.info(codec.remark)
         return codec
 
     @final
-    def split(self, name: Split) -> Prepared:
-        """A split in tokens, prepared when first asked for.
+    def split(self, name: Split) -> PreparedRows:
+        """Returns a tokenized split, which is prepared on first use.
 
         Raises:
             ValueError: If the split has no source, or a row cannot be used.
@@ -316,49 +240,50 @@ class SoftPromptDataModule(LightningDataModule, ABC):
             self._prepared[name] = self._prepare(name)
         return self._prepared[name]
 
-    def shown(self, name: Split, row: int) -> dict[str, Any]:
-        """A row as a person reads it, with `row`, its index in its source, where rows that were skipped count.
+    def describe_row(self, name: Split, row: int) -> dict[str, Any]:
+        """Describes a row for tables and pages.
 
         Returns:
-            `input` is the row without soft tokens and answer, `target` the answer, None where it is not known, `file`
-            the row's file, where there are several.
+            `row`: index in its source, in which skipped rows count; `file`: its file, if there are several; `input`:
+            the text without soft tokens and target; `target`: the target, or None if it is unknown.
         """
         data = self.split(name)
         example, origin = data.examples[row], data.origins[row]
         file = {} if origin.file is None else {"file": origin.file}
-        text = "".join(p.text for p in self.template.pieces(example.fields) if isinstance(p, Text))
+        pieces = self.template.pieces(example.fields)
+        text = "".join(piece.text for piece in pieces if isinstance(piece, Text))
         return {"row": origin.index, **file, "input": text, "target": None if name == "predict" else example.target}
 
     def identity(self, name: Split) -> str:
-        """A hash of a split's rows, as text and in tokens, of where they are, and of the classes they may be given."""
+        """Returns a hash of the texts, tokens and origins of a split's rows, and of the classes."""
         data = self.split(name)
         places = enumerate((origin.index, origin.file) for origin in data.origins)
-        unusual = [place for position, place in places if place != (position, None)]
-        return content_key([self.classes, *data.examples, *data.encoded, *unusual])
+        moved = [place for position, place in places if place != (position, None)]
+        return content_key([self.classes, *data.examples, *data.encoded, *moved])
 
     def where(self, name: Split, row: int) -> str:
-        """File and line of a row."""
+        """Returns file and line of a row."""
         return self.split(name).origins[row].where
 
     def source_rows(self, name: Split) -> list[int]:
-        """The index of each row of a split in its source, where rows that were skipped count."""
+        """Returns the index of each row of a split in its source, in which skipped rows count."""
         return [origin.index for origin in self.split(name).origins]
 
     def rows_digest(self, name: Split) -> str:
-        """How many rows a split has, and a digest of their texts, labels and tokens in their order."""
+        """Returns the number of rows of a split, with a digest of their texts, labels and tokens in order."""
         data = self.split(name)
         return rows_digest(data.examples, data.encoded)
 
     def rows(self, name: Split) -> Rows:
-        """The rows of a source as they were read.
+        """Returns the rows of a split as they were read from its source.
 
         Raises:
-            ValueError: If there is no such source.
+            ValueError: If the split has no source.
         """
         if name not in self._rows:
             source = self.sources[name] if self.sources[name] is not None else self.path
             if source is None:
-                raise ValueError(f"no source of {name} rows was given; set data.{name} or data.path")
+                raise ValueError(f"no source of {name} rows; set data.{name} or data.path")
             try:
                 rows = read_rows(source, name, self.on_bad_row, self._source_columns)
                 self._rows[name] = rows.renamed(self.rename_columns)
@@ -368,39 +293,41 @@ class SoftPromptDataModule(LightningDataModule, ABC):
 
     @property
     def needed_columns(self) -> tuple[str, ...]:
-        """The columns that each row must have, so that a table or plain text on standard input is recognised."""
+        """The columns that each row must have. They identify tables and plain text on standard input."""
         return self.template.columns
 
     @property
     def _source_columns(self) -> list[str]:
-        """The same, under their names in the source."""
-        former = {new: old for old, new in self.rename_columns.items()}
-        return [former.get(name, name) for name in self.needed_columns]
+        """The needed columns by their names in the source."""
+        old_names = {new: old for old, new in self.rename_columns.items()}
+        return [old_names.get(name, name) for name in self.needed_columns]
 
-    def take(self, name: Split, rows: Rows) -> None:
-        """Gives a split rows that were read elsewhere, in place of its source."""
+    def set_rows(self, name: Split, rows: Rows) -> None:
+        """Replaces the source of a split by rows that are in memory."""
         self._rows[name] = rows.renamed(self.rename_columns)
         self._prepared.pop(name, None)
-        self._undivided = None
+        self._training_rows = None
 
-    def _prepare(self, name: Split) -> Prepared:
+    def _prepare(self, name: Split) -> PreparedRows:
         if name in ("train", "validation") and not self._has_validation:
-            examples, origins = self._held_out(name)
+            examples, origins = self._hold_out(name)
         else:
             examples, origins = self._examples(name)
         if name == "train":
-            chosen = self.chosen(examples)
-            examples, origins = [examples[i] for i in chosen], [origins[i] for i in chosen]
+            selected = self.select_rows(examples)
+            examples = [examples[i] for i in selected]
+            origins = [origins[i] for i in selected]
         if not examples:
-            raise ValueError(self._nothing_left(name))
-        return Prepared(examples, self._encoded(examples, origins, name), origins)
+            raise ValueError(self._explain_empty(name))
+        return PreparedRows(examples, self._encode_all(examples, origins, name), origins)
 
-    def _nothing_left(self, name: Split) -> str:
-        if self._undivided is None or not (count := len(self._undivided[0])):
+    def _explain_empty(self, name: Split) -> str:
+        count = 0 if self._training_rows is None else len(self._training_rows[0])
+        if not count:
             return f"no {name} rows are left to use"
         return (
             f"no {name} rows are left to use: {self.validation_share} of the {count} training rows, at least one, are "
-            "held out for validation. Give validation rows by data.validation, or more training rows"
+            "held out for validation. Set data.validation, or add training rows"
         )
 
     @cached_property
@@ -413,20 +340,22 @@ class SoftPromptDataModule(LightningDataModule, ABC):
             self.rows("validation")
         except NoSplitError as error:
             share = 100 * self.validation_share
-            log.info("%.0f %% of the training rows are held out for validation, since %s", share, error)
+            log.info("No validation split found; holding out %.0f%% of the training rows (%s)", share, error)
             return False
         return True
 
-    def _held_out(self, name: Split) -> tuple[list[Example], list[Origin]]:
-        if self._undivided is None:  # training and validation rows are read, and what is skipped reported, once
-            self._undivided = self._examples("train")
-        examples, origins = self._undivided
+    def _hold_out(self, name: Split) -> tuple[list[Example], list[Origin]]:
+        """Returns the training rows, or those that are held out of them for validation."""
+        if self._training_rows is None:  # read the rows, and report skipped ones, only once for both splits
+            self._training_rows = self._examples("train")
+        examples, origins = self._training_rows
         order = np.random.default_rng(self.seed).permutation(len(examples))
         count = max(1, round(self.validation_share * len(order)))
         part = sorted(order[:count] if name == "validation" else order[count:])
         return [examples[i] for i in part], [origins[i] for i in part]
 
     def _examples(self, name: Split) -> tuple[list[Example], list[Origin]]:
+        """Converts the rows of a split to text and reports rows that cannot be used."""
         rows = self.rows(name)
         examples, origins, bad = [], [], list(rows.skipped)
         for i, row in enumerate(rows):
@@ -447,14 +376,14 @@ class SoftPromptDataModule(LightningDataModule, ABC):
         return examples, origins
 
     def text(self, row: Mapping[str, Any], filled: Mapping[str, str] | None = None) -> dict[str, str]:
-        """The columns that the template names.
+        """Returns the text of each column of the template.
 
         Args:
             row: The row.
-            filled: Columns that rows do not have, since they are filled later.
+            filled: Values of columns that the source does not have because they are computed later.
 
         Raises:
-            ValueError: If one is missing or is no text, or there is nothing in them that text could be made of.
+            ValueError: If a column is missing or not text, or if all of them are empty and a text must be generated.
         """
         needed = [column for column in self.template.columns if column not in (filled or {})]
         for column in needed:
@@ -467,28 +396,39 @@ class SoftPromptDataModule(LightningDataModule, ABC):
         values = {**row, **(filled or {})}
         return {column: values[column] for column in self.template.columns}
 
-    def _encoded(self, examples: Sequence[Example], origins: Sequence[Origin], name: str) -> list[Encoded]:
-        def make() -> list[Encoded]:
+    def _encode_all(self, examples: Sequence[Example], origins: Sequence[Origin], name: str) -> list[Encoded]:
+        def encode() -> list[Encoded]:
             return [self._encode_at(example, origin) for example, origin in zip(examples, origins, strict=True)]
 
-        said = [
-            (tuple(e.fields.items()), e.target, tuple(e.words.items()), tuple(e.template_spans.items()))
-            for e in examples
+        use_cache = self.cache and name != "predict"
+        encoded = cached(self._cache_key(examples), encode) if use_cache else encode()
+        num_truncated = sum(row.num_truncated > 0 for row in encoded)
+        if num_truncated:
+            log.info("Truncated %d of %d %s rows to max_tokens=%d", num_truncated, len(encoded), name, self.max_tokens)
+        num_lost = sum(row.words.count(NO_TOKEN) for row in encoded)
+        if num_lost:
+            log.info("%d words of the %s rows have no token after truncation and are not scored", num_lost, name)
+        return encoded
+
+    def _cache_key(self, examples: Sequence[Example]) -> str:
+        """Hashes everything that determines the tokens of the rows."""
+        texts = [
+            (
+                tuple(example.fields.items()),
+                example.target,
+                tuple(example.words.items()),
+                tuple(example.template_spans.items()),
+            )
+            for example in examples
         ]
         truncate = sorted(self.template.truncate)
-        how = [truncate, self.cut, self.max_tokens, self.append_eos, self.max_target_tokens]
-        key = content_key([self.codec.fingerprint, self.template.text, how, said])
-        encoded = cached(key, make) if self.cache and name != "predict" else make()
-        if cut := sum(row.num_truncated > 0 for row in encoded):
-            log.info("%d of %d %s rows were cut to max_tokens=%d", cut, len(encoded), name, self.max_tokens)
-        if lost := sum(row.words.count(NO_TOKEN) for row in encoded):
-            log.info("%d words of the %s rows have no token and are not scored", lost, name)
-        return encoded
+        settings = [truncate, self.cut, self.max_tokens, self.append_eos, self.max_target_tokens]
+        return content_key([self.codec.fingerprint, self.template.text, settings, texts])
 
     def _encode(self, example: Example) -> Encoded:
         pieces = self.template.pieces(example.fields, example.words, example.template_spans)
-        how = (self.max_tokens, self.append_eos, self.cut, self.max_target_tokens)
-        return self.codec.encode(pieces, example.target, *how)
+        settings = (self.max_tokens, self.append_eos, self.cut, self.max_target_tokens)
+        return self.codec.encode(pieces, example.target, *settings)
 
     def _encode_at(self, example: Example, origin: Origin) -> Encoded:
         try:
@@ -498,7 +438,7 @@ class SoftPromptDataModule(LightningDataModule, ABC):
 
     @final
     def setup(self, stage: str) -> None:
-        """Prepares the splits of a stage, so that a bad row is found before anything is trained."""
+        """Prepares all splits of a stage, so that a bad row is reported before training starts."""
         needed: dict[str, tuple[Split, ...]] = {
             "fit": ("train", "validation"), "validate": ("validation",), "test": ("test",), "predict": ("predict",),
         }  # fmt: skip
@@ -507,48 +447,49 @@ class SoftPromptDataModule(LightningDataModule, ABC):
 
     @final
     def train_dataloader(self) -> ResumableLoader:
-        """Batches of rows of like length, in an order that the seed and the epoch decide.
+        """Batches of rows of similar length; seed and epoch determine their order.
 
-        With `overfit_batches`, each epoch has the batches of the first one.
+        With `overfit_batches`, every epoch uses the batches of the first epoch.
         """
         loader = self._loader("train", "shuffled")
         loader.batch_sampler.repeats = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
         if loader.batch_sampler.repeats:
-            self._announce("overfit_batches: each epoch trains on the batches of the first one")
+            self._log_once("overfit_batches: every epoch trains on the batches of the first epoch")
         return loader
 
     @final
     def val_dataloader(self) -> ResumableLoader:
-        """Each validation row once; with `limit_val_batches`, an even draw of them."""
-        return self._evaluated("validation", "limit_val_batches")
+        """Each validation row once; with `limit_val_batches`, an even sample of them."""
+        return self._evaluation_loader("validation", "limit_val_batches")
 
     @final
     def test_dataloader(self) -> ResumableLoader:
-        """Each test row once; with `limit_test_batches`, an even draw of them."""
-        return self._evaluated("test", "limit_test_batches")
+        """Each test row once; with `limit_test_batches`, an even sample of them."""
+        return self._evaluation_loader("test", "limit_test_batches")
 
-    def _evaluated(self, name: Split, option: str) -> ResumableLoader:
-        """The rows that a pass scores, the longest first."""
+    def _evaluation_loader(self, name: Split, option: str) -> ResumableLoader:
+        """The rows that an evaluation scores, the longest first."""
         loader = self._loader(name, "longest_first")
-        sampler = cast(Drawing, loader.batch_sampler)
+        sampler = cast(LimitableSampler, loader.batch_sampler)
         limit = 1.0 if self.trainer is None else getattr(self.trainer, option)
-        batches = batches_of(limit, sampler.most_batches)
+        batches = count_batches(limit, sampler.most_batches)
         if 0 < batches < sampler.most_batches:
             sampler.draw(batches)
-            self._announce(drawn_of(name, option, limit, sampler.drawn or [], len(self.split(name))))
+            self._log_once(describe_limit(name, option, limit, sampler.drawn or [], len(self.split(name))))
         return loader
 
-    def _announce(self, line: str) -> None:
+    def _log_once(self, line: str) -> None:
+        """Logs a line on the main process."""
         if self.ranks[0] == 0:
             log.info(line)
 
     @final
     def predict_dataloader(self) -> ResumableLoader:
-        """Each row once, in the order of the file; with `limit_predict_batches`, the first rows."""
+        """Each row once, in the order of the source; with `limit_predict_batches`, only the first rows."""
         loader = self._loader("predict", "given")
         limit = 1.0 if self.trainer is None else self.trainer.limit_predict_batches
-        if batches_of(limit, len(loader)) < len(loader):
-            self._announce(f"limit_predict_batches={limit}: only the first rows of the source are predicted")
+        if count_batches(limit, len(loader)) < len(loader):
+            self._log_once(f"limit_predict_batches={limit}: only the first rows of the source are predicted")
         return loader
 
     def _loader(self, name: Split, order: Order) -> ResumableLoader:
@@ -557,12 +498,12 @@ class SoftPromptDataModule(LightningDataModule, ABC):
 
     @property
     def ranks(self) -> tuple[int, int]:
-        """This process's number, and how many there are."""
+        """Rank of this process, and the number of processes."""
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
     @final
     def sampler(self, name: Split, order: Order, ranks: tuple[int, int]) -> BucketBatchSampler:
-        """Which rows of a split make a batch; training rows are shuffled."""
+        """Returns the sampler that groups the rows of a split into batches."""
         data, training = self.split(name), order == "shuffled"
         return BucketBatchSampler(
             data.lengths,
@@ -574,3 +515,27 @@ class SoftPromptDataModule(LightningDataModule, ABC):
             weights=self.weights(data.examples) if training else None,
             max_tokens=self.batch_tokens,
         )
+
+
+def _check_path(path: str | None) -> None:
+    """Refuses rows or a file as the source of all splits."""
+    if path is not None and not isinstance(path, str | Path):
+        raise ValueError(
+            f"path must name a folder of splits or a data set on the hub, got {type(path).__name__}; pass rows by split: "
+            "train=rows, validation=rows, test=rows"
+        )
+    if path is not None and (Path(path).expanduser().is_file() or is_pattern(path)):
+        raise ValueError(
+            f"data.path must be a folder of splits or the name of a hub data set, but {path} names files: set "
+            "data.train, data.test or data.predict instead"
+        )
+
+
+def _check_template_escapes(template: str) -> None:
+    """Warns of a backslash that the shell or YAML did not turn into a line break or tab."""
+    escape = re.search(r"\\[nt]", template)
+    if escape:
+        log.warning(
+            "The template contains a literal backslash and letter, %s. For a line break or tab, use $'...' in bash or "
+            "double quotes in YAML: %r", escape[0], template,
+        )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Several tasks in one run."""
+"""Training on several tasks in one run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from lightning_softprompt.backbones.generation.row_format import RowFormat
 from lightning_softprompt.backbones.tokenization.codec import Codec
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.types import Batch, Classes, Encoded, Example
-from lightning_softprompt.data.datamodule import Collate, Prepared, SoftPromptDataModule, Source, Split
+from lightning_softprompt.data.datamodule import SoftPromptDataModule, Source, Split
+from lightning_softprompt.data.prepared import Collate, PreparedRows
 from lightning_softprompt.data.readers.sources import DataError, Rows
 from lightning_softprompt.data.sampling.bucketing import BucketBatchSampler, Order, ResumableLoader
 from lightning_softprompt.data.sampling.resumable import ResumableBatchSampler
@@ -27,17 +28,17 @@ from lightning_softprompt.evaluation.by_task import EvaluationByTask
 
 T = TypeVar("T")
 NAME = re.compile(r"\w[\w-]*")
-TAKEN = {*dir(nn.ModuleDict()), *dir(nn.ParameterDict())}  # where what tasks have of their own is kept by name
-TASK = "task"  # the column of rows to be predicted that names their task
+RESERVED = {*dir(nn.ModuleDict()), *dir(nn.ParameterDict())}  # these hold modules and parameters by task name
+TASK = "task"  # the column that names the task of a row to predict
 
 
 @dataclass(frozen=True)
-class MixedRows(Prepared):
-    """Rows of several tasks, numbered through all of them.
+class MixedRows(PreparedRows):
+    """Rows of several tasks, with one numbering for all tasks.
 
     Args:
-        tasks: Of each row the number of its task.
-        numbers: Of each row its number among those of its task.
+        tasks: Task id of each row.
+        numbers: Index of each row in its task.
     """
 
     tasks: Sequence[int]
@@ -46,52 +47,51 @@ class MixedRows(Prepared):
 
 @dataclass(frozen=True)
 class MixedCollate:
-    """Makes rows of `MixedRows` one batch; picklable, for data workers."""
+    """Collates items of `MixedRows` into a batch. Picklable, so that data workers can use it."""
 
     codec: Codec
     tasks: Sequence[int]
     numbers: Sequence[int]
 
     def __call__(self, items: Sequence[tuple[int, Encoded, Example]]) -> Batch:
-        """The batch, which knows the task of each row, and its number both in its task and over all."""
+        """Returns the batch with the task of each row, and its index in its task and over all tasks."""
         overall = [row for row, _, _ in items]
-        own = [(self.numbers[row], encoded, example) for row, encoded, example in items]
+        task_items = [(self.numbers[row], encoded, example) for row, encoded, example in items]
         tasks = torch.tensor([self.tasks[row] for row in overall])
-        return replace(Collate(self.codec)(own), task_ids=tasks, global_rows=torch.tensor(overall))
+        return replace(Collate(self.codec)(task_items), task_ids=tasks, global_rows=torch.tensor(overall))
 
 
 @final
 class MultitaskDataModule(SoftPromptDataModule):
-    r"""Rows of several tasks, each by a data module of its own, with its own template, classes, metrics and batch size.
+    r"""Trains on several tasks. Each task has its own data module with its template, classes, metrics and batch size.
 
-    A batch of training holds rows of one task: they share template and prompt, which are then computed once for all of
-    them, and a loss that is a mean over its rows means what it does where the task is alone.
-    `trainer.accumulate_grad_batches` puts several tasks into one step, and `together` into one batch, of which each
-    task's rows then pass through the backbone apart.
+    By default, all rows of a training batch belong to one task: they share the template and the prompt, which are then
+    computed once per batch, and the loss is the same mean over rows as in single-task training. To use several tasks
+    in one optimizer step, set `trainer.accumulate_grad_batches`. To use several tasks in one batch, set `together`; the
+    rows of each task then pass through the backbone separately.
 
         softprompt fit --model MPT --data MultitaskDataModule --data.sampling Temperature \
             --data.tasks '{sst2: configs/data/sst2.yaml, rte: configs/data/rte.yaml}' --data.tasks.rte.batch_size 4
 
-    Metrics are logged as `<task>/<metric>`; `macro`, the mean over tasks of one score each, says which checkpoint is
-    best. Where some tasks have classes and others tags, set `--model.readout AutoReadout`. Rows to be predicted are
-    the tasks' own, or come from one source, where a column `task` names the task.
+    Metrics are logged as `<task>/<metric>`. `macro`, the mean of one score per task, selects the best checkpoint. If
+    some tasks have classes and others have tags, set `--model.readout AutoReadout`. Rows to predict come from the
+    sources of the tasks, or from one source with a column `task`.
 
     Args:
-        tasks: By name, in the order of their numbers.
-        sampling: How often each task comes up in training.
-        epoch_batches: Batches of an epoch; None takes as many as the tasks have together. With `Proportional` sampling
-            an epoch is then each row once, unless tasks share batches.
-        together: Gives a batch of training rows of several tasks; None gives it those of one.
-        scores: Metrics that `macro` takes, by task; the one that watches a task elsewhere unless named.
-        predict: Source of rows to be predicted with their task in a column `task`; None takes those of the tasks that
-            have a source of their own.
-        backbone: The frozen language model, of which only the tokenizer is used, for all tasks.
-        seed: Of the turns of tasks in training; the order of a task's rows is by its own.
-        num_workers: Processes that make batches.
+        tasks: Data module of each task by name. Task ids follow this order.
+        sampling: How often each task is sampled in training.
+        epoch_batches: Batches per epoch (default: the sum over tasks). With the default and `Proportional` sampling, an
+            epoch is each row once, unless tasks share batches.
+        together: Put rows of several tasks into each training batch (default: one task per batch).
+        scores: Metric of each task that `macro` averages (default: the monitored metric of the task).
+        predict: Source of the rows to predict, with a column `task` (default: the `predict` sources of the tasks).
+        backbone: The frozen language model of all tasks. The data module uses only its tokenizer.
+        seed: Seed of the order of tasks in training. Each task has its own seed for the order of its rows.
+        num_workers: Number of processes that prepare batches.
 
     Raises:
-        ValueError: If there are no tasks, a name will not do as that of a metric and a parameter, or a task names
-            another backbone, or has rows that are another draw in each epoch.
+        ValueError: If there are no tasks, a task name is not valid as a name of metrics and parameters, or a task has
+            another backbone or resamples its rows in each epoch.
     """
 
     def __init__(
@@ -106,16 +106,17 @@ class MultitaskDataModule(SoftPromptDataModule):
         seed: int = 0,
         num_workers: int = 0,
     ) -> None:
-        spec = _shared(backbone, tasks)
+        spec = _common_backbone(backbone, tasks)
         super().__init__("{soft}{target}", spec, predict=predict, seed=seed, num_workers=num_workers)
-        if wrong := [name for name in tasks if not NAME.fullmatch(name) or name in TAKEN]:
+        if wrong := [name for name in tasks if not NAME.fullmatch(name) or name in RESERVED]:
             raise ValueError(
-                f"names of tasks are of letters, digits, _ and -, and none of torch's own such as type, got {wrong}"
+                "names of tasks may contain only letters, digits, _ and -, and may not be names that PyTorch reserves, "
+                f"such as type, got {wrong}"
             )
-        if redrawn := [name for name, task in tasks.items() if task.redraws]:
+        if resampled := [name for name, task in tasks.items() if task.resamples]:
             raise ValueError(
-                f"rows of several tasks are the same in each epoch, but those of {redrawn} are drawn anew; leave out "
-                f"their noise, order=shuffled and target=any"
+                f"MultitaskDataModule cannot resample rows in each epoch, but the tasks {resampled} do; remove their "
+                "noise, order=shuffled and target=any"
             )
         self.tasks = dict(tasks)
         for task in self.tasks.values():
@@ -125,13 +126,13 @@ class MultitaskDataModule(SoftPromptDataModule):
 
     @property
     def needed_columns(self) -> tuple[str, ...]:
-        """The column that names the task of a row."""
+        """The column `task`."""
         return (TASK,)
 
     @property
     def classes_by_task(self) -> Mapping[str, Classes | None]:
-        """How classes are spoken, for the tasks that have any."""
-        return self._of_each(lambda task: task.classes)
+        """The classes of each task; None for tasks without classes."""
+        return self._map_tasks(lambda task: task.classes)
 
     @property
     def row_formats(self) -> Mapping[str, RowFormat]:
@@ -140,29 +141,31 @@ class MultitaskDataModule(SoftPromptDataModule):
 
     @property
     def evaluation(self) -> Evaluation:
-        """That of each task."""
-        return EvaluationByTask(self._of_each(lambda task: task.evaluation), self.scores)
+        """The evaluations of all tasks."""
+        return EvaluationByTask(self._map_tasks(lambda task: task.evaluation), self.scores)
 
-    def _of_each(self, ask: Callable[[SoftPromptDataModule], T], names: Sequence[str] | None = None) -> dict[str, T]:
-        """What the tasks answer, by name. What goes wrong is told with the name."""
-        answers = {}
+    def _map_tasks(
+        self, function: Callable[[SoftPromptDataModule], T], names: Sequence[str] | None = None
+    ) -> dict[str, T]:
+        """Applies a function to the data module of each task, and adds the task to error messages."""
+        results = {}
         for name in self.tasks if names is None else names:
             try:
-                answers[name] = ask(self.tasks[name])
+                results[name] = function(self.tasks[name])
             except ValueError as error:
                 raise DataError(f"task {name!r}: {error}") from error
-        return answers
+        return results
 
     def prepare_data(self) -> None:
-        """What the tasks want to be there."""
-        self._of_each(lambda task: task.prepare_data())
+        """Prepares the data of each task."""
+        self._map_tasks(lambda task: task.prepare_data())
 
     def example(self, row: Mapping[str, Any], labelled: bool) -> Example:
-        """A row as the task has it that its column `task` names."""
-        return self.tasks[self._named_by(row)].example(row, labelled)
+        """Converts a row with the data module of the task in its column `task`."""
+        return self.tasks[self._task_of(row)].example(row, labelled)
 
-    def _named_by(self, row: Mapping[str, Any]) -> str:
-        if row.get(TASK) not in list(self.tasks):  # it may be anything, a list too
+    def _task_of(self, row: Mapping[str, Any]) -> str:
+        if row.get(TASK) not in list(self.tasks):  # the value may be unhashable, such as a list
             raise ValueError(f"column {TASK!r} must name one of the tasks {list(self.tasks)}, got {row.get(TASK)!r}")
         return str(row[TASK])
 
@@ -170,70 +173,74 @@ class MultitaskDataModule(SoftPromptDataModule):
         for task in self.tasks.values():
             task.codec = self.codec
         if name == "predict" and self.sources["predict"] is not None:
-            return self._told_apart(self.rows("predict"))
-        return self._together(self._of_each(lambda task: task.split(name), self._with(name)))
+            return self._split_by_task(self.rows("predict"))
+        return self._concatenate(self._map_tasks(lambda task: task.split(name), self._tasks_with(name)))
 
-    def _with(self, split: Split) -> list[str]:
-        """The tasks that have a split: all, but for rows to be predicted."""
-        having = [name for name, task in self.tasks.items() if split != "predict" or task.sources[split] is not None]
-        if not having:
+    def _tasks_with(self, split: Split) -> list[str]:
+        """The tasks that have a split. Only the split `predict` is optional."""
+        if split != "predict":
+            return list(self.tasks)
+        names = [name for name, task in self.tasks.items() if task.sources[split] is not None]
+        if not names:
             raise ValueError(
-                f"no source of predict rows was given; set data.predict to rows with a column {TASK!r}, or "
+                f"no source of predict rows; set data.predict to rows with a column {TASK!r}, or "
                 f"data.tasks.{next(iter(self.tasks))}.predict"
             )
-        return having
+        return names
 
-    def _together(self, parts: Mapping[str, Prepared]) -> MixedRows:
-        """Rows task after task."""
+    def _concatenate(self, parts: Mapping[str, PreparedRows]) -> MixedRows:
+        """All rows of the first task, then those of the second, and so on."""
         numbered = [(task, number) for task, part in self._numbered(parts) for number in range(len(part))]
         return self._mixed(parts, numbered)
 
-    def _told_apart(self, rows: Rows) -> MixedRows:
-        """Rows in their given order, each prepared by its own task."""
-        places: dict[str, list[int]] = {}
+    def _split_by_task(self, rows: Rows) -> MixedRows:
+        """Prepares each row with the data module of its task, and returns the rows in their original order."""
+        indices: dict[str, list[int]] = {}
         for i, row in enumerate(rows):
             try:
-                places.setdefault(self._named_by(row), []).append(i)
+                indices.setdefault(self._task_of(row), []).append(i)
             except ValueError as error:
                 raise DataError(f"{rows.where(i)}: {error}") from None
-        for name, own in places.items():
-            self.tasks[name].take("predict", rows.only(own))
-        parts = self._of_each(lambda task: task.split("predict"), list(places))
-        order = {rows.where(i): i for i in range(len(rows))}
-        found = [(order[at], task, n) for task, part in self._numbered(parts) for n, at in enumerate(part.where)]
-        return self._mixed(parts, [(task, number) for _, task, number in sorted(found)])
+        for name, task_indices in indices.items():
+            self.tasks[name].set_rows("predict", rows.only(task_indices))
+        parts = self._map_tasks(lambda task: task.split("predict"), list(indices))
+        positions = {rows.where(i): i for i in range(len(rows))}
+        ordered = []
+        for task, part in self._numbered(parts):
+            ordered += [(positions[where], task, number) for number, where in enumerate(part.where)]
+        return self._mixed(parts, [(task, number) for _, task, number in sorted(ordered)])
 
-    def _numbered(self, parts: Mapping[str, Prepared]) -> list[tuple[int, Prepared]]:
+    def _numbered(self, parts: Mapping[str, PreparedRows]) -> list[tuple[int, PreparedRows]]:
         return [(task, parts[name]) for task, name in enumerate(self.tasks) if name in parts]
 
-    def _mixed(self, parts: Mapping[str, Prepared], order: Sequence[tuple[int, int]]) -> MixedRows:
-        """Rows by number of task and number in the task."""
+    def _mixed(self, parts: Mapping[str, PreparedRows], order: Sequence[tuple[int, int]]) -> MixedRows:
+        """Returns rows by task id and index in the task."""
         by_number = dict(self._numbered(parts))
-        chosen = [(by_number[task], number) for task, number in order]
+        selected = [(by_number[task], number) for task, number in order]
         return MixedRows(
-            [part.examples[number] for part, number in chosen],
-            [part.encoded[number] for part, number in chosen],
-            [part.origins[number] for part, number in chosen],
+            [part.examples[number] for part, number in selected],
+            [part.encoded[number] for part, number in selected],
+            [part.origins[number] for part, number in selected],
             array("l", [task for task, _ in order]),
             array("l", [number for _, number in order]),
         )
 
     def mixed(self, name: Split) -> MixedRows:
-        """A split, which knows the task of each row."""
+        """Returns a split with the task of each row."""
         return cast(MixedRows, self.split(name))
 
-    def shown(self, name: Split, row: int) -> dict[str, Any]:
-        """A row as a person reads it, with the name of its `task`."""
+    def describe_row(self, name: Split, row: int) -> dict[str, Any]:
+        """Describes a row, including the name of its `task`."""
         rows = self.mixed(name)
         task = list(self.tasks)[rows.tasks[row]]
-        return {TASK: task, **self.tasks[task].shown(name, rows.numbers[row])}
+        return {TASK: task, **self.tasks[task].describe_row(name, rows.numbers[row])}
 
     def identity(self, name: Split) -> str:
-        """A hash of a split's rows, of which task each is, and of the classes that they may be given."""
+        """Returns a hash of a split's rows, of their tasks, and of the classes."""
         return content_key([super().identity(name), self.classes_by_task, *self.mixed(name).tasks])
 
     def rows_digest(self, name: Split) -> str:
-        """How many rows a split has, and a digest of their texts, labels, tokens and tasks in their order."""
+        """Returns the number of rows of a split, with a digest of their texts, labels, tokens and tasks in order."""
         rows, _, digest = super().rows_digest(name).partition(" rows (")
         return f"{rows} rows ({content_key([digest, *self.mixed(name).tasks])[:12]})"
 
@@ -248,39 +255,37 @@ class MultitaskDataModule(SoftPromptDataModule):
             rank, world = self.ranks
             return BucketBatchSampler(self.split(name).lengths, smallest, order=order, rank=rank, world_size=world)
         if order == "shuffled" and self.together is not None:
-            return self._sampler_together(self.together)
-        samplers = self._of_each(lambda task: task.sampler(name, order, self.ranks))
+            return self._shared_sampler(self.together)
+        samplers = self._map_tasks(lambda task: task.sampler(name, order, self.ranks))
         counts = self._counts(samplers) if order == "shuffled" else None
         return MixedBatchSampler(list(samplers.values()), counts, self.seed)
 
-    def _sampler_together(self, together: SharedBatches) -> SharedBatchSampler:
-        samplers = self._of_each(lambda task: task.sampler("train", "shuffled", (0, 1)))
+    def _shared_sampler(self, together: SharedBatches) -> SharedBatchSampler:
+        samplers = self._map_tasks(lambda task: task.sampler("train", "shuffled", (0, 1)))
         rates = self.sampling.rates({name: len(sampler.lengths) for name, sampler in samplers.items()})
-        own = list(samplers.values())
-        return SharedBatchSampler(own, together, rates, self.epoch_batches, self.seed, self.ranks)
+        return SharedBatchSampler(list(samplers.values()), together, rates, self.epoch_batches, self.seed, self.ranks)
 
     def _counts(self, samplers: Mapping[str, BucketBatchSampler]) -> list[int]:
-        """Batches of each task in an epoch."""
+        """Number of batches of each task in an epoch."""
         sizes = {name: len(sampler.lengths) for name, sampler in samplers.items()}
         rates = zip(self.sampling.rates(sizes), sizes.values(), samplers.values(), strict=True)
         weights = [rate / size * len(sampler) for rate, size, sampler in rates]
         return quotas(self.epoch_batches or sum(map(len, samplers.values())), weights)
 
 
-def _shared(backbone: BackboneSpec | None, tasks: Mapping[str, SoftPromptDataModule]) -> BackboneSpec:
-    """The one backbone of all tasks.
+def _common_backbone(backbone: BackboneSpec | None, tasks: Mapping[str, SoftPromptDataModule]) -> BackboneSpec:
+    """Returns the backbone of all tasks.
 
     Raises:
-        ValueError: If there are no tasks, or they name several.
+        ValueError: If there are no tasks, or the tasks name different backbones.
     """
     if not tasks:
         raise ValueError(
-            "MultitaskDataModule wants tasks; give each a name, as in --data.tasks='{sst2: configs/data/sst2.yaml}'"
+            "MultitaskDataModule requires tasks; name each, as in --data.tasks='{sst2: configs/data/sst2.yaml}'"
         )
     named = {name: task.spec for name, task in tasks.items() if task.spec != BackboneSpec()}
-    shared = backbone or next(iter(named.values()), BackboneSpec())
-    if other := [name for name, spec in named.items() if spec != shared]:
-        raise ValueError(
-            f"all tasks share one backbone, but {other} name another than {shared.name}; set backbone once"
-        )
-    return shared
+    common = backbone or next(iter(named.values()), BackboneSpec())
+    others = [name for name, spec in named.items() if spec != common]
+    if others:
+        raise ValueError(f"all tasks share one backbone, but {others} name another than {common.name}; set it once")
+    return common

@@ -1,4 +1,4 @@
-"""Rows of text that are answered by text."""
+"""Summarization and other text generation from a document."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from lightning_softprompt.evaluation.metrics.text import RougeWords
 
 @final
 class SummarizationDataModule(SoftPromptDataModule):
-    """A document, perhaps with a query, and the text that is to be said of it: a summary, or a table in words.
+    """Generates a text from a document: a summary, an answer to a query, or a description of a table.
 
-    The answer is generated. What it is compared with are the target and all further references of its row.
+    Predictions are compared with the target and all further references of a row.
 
     Args:
-        template: How a row is written.
-        document: The column that answers are measured against: what of them is new, and how far its first sentences
-            would get.
-        target: The column that holds the answer.
-        references: A column with lists of further right answers, where rows have it.
-        defaults: What columns of the template say in rows that lack them, as a query.
-        max_target_tokens: Tokens of max_tokens set aside for the answer, whatever its length: longer ones are cut.
-        decoding: How answers are generated; None takes the likeliest tokens.
-        metrics: What answers are scored by: rouge1 to rouge9, rougeL, bertscore, bleu, chrf, nist.
-        lead: Sentences of the document that make the baseline; 0 takes none.
-        encoder: The encoder of bertscore.
-        rouge_words: `ascii` compares a-z and digits by ROUGE, as published numbers do; `unicode` the words of every
-            script.
-        generate_every: Validation generates in one of so many epochs; the loss is there in all of them.
-        generate_rows: Validation generates for so many rows; None for all.
-        generate_minutes: Validation generates no longer than that; None as long as it takes.
-        long_documents: Whether `predict` cuts documents that are too long, or sums up their parts, then those together.
+        template: Text of a row: `{column}` inserts a column, `{soft}` marks soft tokens, `{target}` marks the answer.
+        document: Column of the document. It is the source for compression and novelty metrics and the lead baseline.
+        target: Column of the reference answer.
+        references: Optional column with lists of further reference answers.
+        defaults: Values of template columns, such as a query, for rows that lack them.
+        max_target_tokens: Tokens of max_tokens reserved for the answer; longer answers are truncated.
+        decoding: How answers are generated (default: greedy decoding).
+        metrics: Metrics to compute: rouge1 to rouge9, rougeL, bertscore, bleu, chrf, nist.
+        lead: Number of first sentences of the document that form the baseline; 0 disables it.
+        encoder: Encoder of bertscore.
+        rouge_words: Words that ROUGE compares: `ascii` (a-z and digits, as in published results) or `unicode` (words of
+            all scripts).
+        generate_every: Validation generates answers every N epochs. The loss is computed in every epoch.
+        generate_rows: Maximum rows for which validation generates answers; null for all rows.
+        generate_minutes: Maximum minutes that a validation spends on generation (default: no limit).
+        long_documents: How `predict` treats documents that are too long: truncate them (`cut`), or summarize their
+            parts and then the summaries (`map_reduce`).
         common: Arguments of every data module.
     """
 
@@ -66,10 +66,13 @@ class SummarizationDataModule(SoftPromptDataModule):
     ) -> None:
         super().__init__(template=template, **common)
         if document not in self.template.columns:
-            raise ValueError(f"document must be a column of the template, {list(self.template.columns)}: {document!r}")
+            raise ValueError(
+                f"document must be a column of the template {list(self.template.columns)}, got {document!r}"
+            )
         if not 0 < max_target_tokens < self.max_tokens:
-            raise ValueError(f"max_target_tokens must lie between 0 and max_tokens={self.max_tokens}")
-        if any(count is not None and count <= 0 for count in (generate_every, generate_rows, generate_minutes)):
+            raise ValueError(f"max_target_tokens must be between 0 and max_tokens={self.max_tokens}")
+        limits = (generate_every, generate_rows, generate_minutes)
+        if any(limit is not None and limit <= 0 for limit in limits):
             raise ValueError(
                 f"generate_every, generate_rows and generate_minutes must be above 0, got {generate_every}, "
                 f"{generate_rows} and {generate_minutes}"
@@ -79,45 +82,53 @@ class SummarizationDataModule(SoftPromptDataModule):
         self.max_target_tokens = max_target_tokens
         decoding = decoding or Decoding()
         self.decoding = replace(decoding, max_new_tokens=decoding.max_new_tokens or max_target_tokens)
-        self._scored = {"metrics": metrics, "lead": lead, "encoder": encoder, "rouge_words": rouge_words}
-        self._generated = {"every": generate_every, "sample": generate_rows, "minutes": generate_minutes}
+        self._metric_settings = {"metrics": metrics, "lead": lead, "encoder": encoder, "rouge_words": rouge_words}
+        self._generation_limits = {"every": generate_every, "sample": generate_rows, "minutes": generate_minutes}
         self.long_documents = long_documents
 
     @property
     def evaluation(self) -> Evaluation:
-        """ROUGE and its like."""
-        how: dict[str, Any] = {**self._scored, **self._generated, "long_documents": self.long_documents}
-        room = self.max_tokens - (self.max_target_tokens or 0)
-        return GenerationEvaluation(self.decoding, self.document, template=self.template, max_tokens=room, **how)
+        """ROUGE and other metrics of generated text."""
+        settings: dict[str, Any] = {**self._metric_settings, **self._generation_limits}
+        return GenerationEvaluation(
+            self.decoding,
+            self.document,
+            template=self.template,
+            max_tokens=self.max_tokens - (self.max_target_tokens or 0),
+            long_documents=self.long_documents,
+            **settings,
+        )
 
     @property
     def needed_columns(self) -> tuple[str, ...]:
-        """The columns of the template but for those that have defaults."""
+        """The columns of the template that have no default."""
         return tuple(name for name in self.template.columns if name not in self.defaults)
 
     def example(self, row: Mapping[str, Any], labelled: bool) -> Example:
-        """The row's text and its right answers."""
-        fields = self.text({**self.defaults, **{name: value for name, value in row.items() if value is not None}})
+        """Converts a row to text, with its reference answers."""
+        present = {name: value for name, value in row.items() if value is not None}
+        fields = self.text({**self.defaults, **present})
         if not fields[self.document].strip():
             raise ValueError(f"column {self.document!r} is empty")
         if not labelled:
             return Example(fields, "")
         target = self._answer(row)
-        return Example(fields, target, references=tuple(dict.fromkeys((target, *self._references(row)))))
+        references = dict.fromkeys((target, *self._references(row)))
+        return Example(fields, target, references=tuple(references))
 
     def _answer(self, row: Mapping[str, Any]) -> str:
         if self.target not in row:
-            raise ValueError(f"no column {self.target!r}; the row has {first_columns(row)}: set target to another")
+            raise ValueError(f"no column {self.target!r}; the row has {first_columns(row)}: set data.target")
         answer = row[self.target]
         if not isinstance(answer, str) or not answer.strip():
-            raise ValueError(f"column {self.target!r} must be text that is not empty, got {answer!r}")
+            raise ValueError(f"column {self.target!r} must be non-empty text, got {answer!r}")
         check_is_no_list(answer, self.target)
         return answer.strip()
 
     def _references(self, row: Mapping[str, Any]) -> tuple[str, ...]:
-        said = row.get(self.references) if self.references else None
-        if said is None:
+        references = row.get(self.references) if self.references else None
+        if references is None:
             return ()
-        if not isinstance(said, list | tuple) or not all(isinstance(text, str) for text in said):
-            raise ValueError(f"column {self.references!r} must be a list of texts, got {said!r}")
-        return tuple(text for text in said if text.strip())
+        if not isinstance(references, list | tuple) or not all(isinstance(text, str) for text in references):
+            raise ValueError(f"column {self.references!r} must be a list of texts, got {references!r}")
+        return tuple(text for text in references if text.strip())

@@ -1,4 +1,4 @@
-"""Sentences in words, each with a tag."""
+"""Token classification: a tag for each word of a sentence."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ from lightning_softprompt.evaluation.tagging import TaggingEvaluation
 
 @final
 class TaggingDataModule(SoftPromptDataModule):
-    r"""Words, each with one tag: named entities, parts of speech and their like. Wants the readout `TokenHead`.
+    r"""Tags each word, as in named entity recognition or part-of-speech tagging. Requires the readout `TokenHead`.
 
-    Rows such as `{"tokens": ["Ann", "left", "Rome"], "tags": ["B-PER", "O", "B-LOC"]}` in `FOLDER/train.jsonl` and
-    `FOLDER/validation.jsonl` are trained on by
+    To train on rows such as `{"tokens": ["Ann", "left", "Rome"], "tags": ["B-PER", "O", "B-LOC"]}` in
+    `FOLDER/train.jsonl` and `FOLDER/validation.jsonl`:
 
         softprompt fit --backbone.name all-minilm-l6-v2 --model PTuningV2 --model.length 16 --model.readout TokenHead \
             --data TaggingDataModule --data.path FOLDER --data.tags '[O, B-PER, I-PER, B-LOC, I-LOC]'
 
-    Words are written with a space between them. The tag of a word stands at the first of its tokens; words whose tokens
-    are all cut to max_tokens lose theirs, and are counted. Tags of the form B-TYPE, I-TYPE and O are scored by entity.
+    Words are joined by spaces, and each word is tagged at its first token. Words whose tokens are all truncated are
+    not tagged; their number is logged. Tags of the form B-TYPE, I-TYPE and O are also scored by entity.
 
     Args:
-        template: How a row is written, with the column of words once and before `{target}`, where nothing is said (an
-            encoder has a mask there); None writes the words alone.
-        tags: The tags in order; None takes those that occur in the training rows, sorted, and in `validate`, `test` and
-            `predict` those of the checkpoint or prompt.
-        tokens_column: The column that holds the words.
-        tags_column: The column that holds their tags, as names or as numbers in `tags`.
+        template: Text of a row. It must contain the column of words once, before `{target}`, which has no text here (an
+            encoder has a mask token there). Default: only the words.
+        tags: The tags in order (default: the sorted tags in the training rows; in `validate`, `test` and `predict` the
+            tags of the checkpoint or prompt).
+        tokens_column: Column of the words.
+        tags_column: Column of the tags, as names or as indices into `tags`.
         common: Arguments of every data module.
 
     Raises:
-        ValueError: If the template does not name the words as it should.
+        ValueError: If the template does not contain the words once and before `{target}`.
     """
 
     classes_option = "tags"
@@ -59,7 +59,7 @@ class TaggingDataModule(SoftPromptDataModule):
         names = [name for _, name, _, _ in Formatter().parse(self.template.text)]
         if names.count(tokens_column) != 1 or names.index(tokens_column) > names.index(TARGET):
             raise ValueError(
-                f"template {self.template.text!r} must name the words {{{tokens_column}}} once, before {{{TARGET}}}"
+                f"template {self.template.text!r} must contain the words {{{tokens_column}}} once, before {{{TARGET}}}"
             )
         self._tags = tags
         self.tokens_column = tokens_column
@@ -68,31 +68,31 @@ class TaggingDataModule(SoftPromptDataModule):
     @cached_property
     def names(self) -> tuple[str, ...]:
         """The tags in order."""
-        names = self._found() if self._tags is None else [as_text(tag, "tags") for tag in self._tags]
+        names = self._infer_names() if self._tags is None else [as_text(tag, "tags") for tag in self._tags]
         if len(set(map(composed, names))) < max(2, len(names)):
-            raise ValueError(f"tagging needs at least two tags, each once, got {names}; name them all in tags")
+            raise ValueError(f"tagging requires at least two different tags, got {names}; set data.tags to all tags")
         return tuple(names)
 
     @cached_property
     def _tag_numbers(self) -> ClassNumbers:
         return ClassNumbers(self.names)
 
-    def _found(self) -> list[str]:
+    def _infer_names(self) -> list[str]:
         rows = self.rows("train")
         if not any(self.tags_column in row for row in rows):
             raise ValueError(
                 f"no column {self.tags_column!r} in the training rows, which have {first_columns(rows[0])}: set "
-                "data.tags_column to the column that holds the tags"
+                "data.tags_column to the column of the tags"
             )
         columns = [row.get(self.tags_column) for row in rows]
-        found = [tag for column in columns if isinstance(column, list) for tag in column]
-        if any(type(tag) is int for tag in found):
-            raise ValueError("tags of the training rows are numbers; name the tags in order in tags")
-        return sorted({trimmed(tag) for tag in found if isinstance(tag, str) and not is_missing(tag)})
+        tags = [tag for column in columns if isinstance(column, list) for tag in column]
+        if any(type(tag) is int for tag in tags):
+            raise ValueError("tags of the training rows are numbers; set data.tags to the names of the tags in order")
+        return sorted({trimmed(tag) for tag in tags if isinstance(tag, str) and not is_missing(tag)})
 
     @property
     def classes(self) -> Classes:
-        """The tags, which are not spoken."""
+        """The tags, which have no label words."""
         return Classes(dict.fromkeys(self.names, ()), self.template.text)
 
     @property
@@ -102,14 +102,14 @@ class TaggingDataModule(SoftPromptDataModule):
 
     @property
     def evaluation(self) -> Evaluation:
-        """Accuracy, and F1 of entities."""
+        """Accuracy and entity F1."""
         return TaggingEvaluation(self.names)
 
     def example(self, row: Mapping[str, Any], labelled: bool) -> Example:
-        """The words as one text; nothing is to be said."""
+        """Joins the words to one text; the target is empty."""
         words = self._listed(row, "tokens_column", str)
         if not words or not all(words):
-            raise ValueError(f"column {self.tokens_column!r} must hold words that are not empty, got {words}")
+            raise ValueError(f"column {self.tokens_column!r} must contain non-empty words, got {words}")
         text = self.text({**row, self.tokens_column: " ".join(words)})
         tags = self._numbers(row, words) if labelled else None
         return Example(text, "", tags, words={self.tokens_column: spans(words)})
@@ -117,7 +117,7 @@ class TaggingDataModule(SoftPromptDataModule):
     def _listed(self, row: Mapping[str, Any], option: str, *kinds: type) -> list[Any]:
         column = getattr(self, option)
         if column not in row:
-            raise ValueError(f"no column {column!r}; the row has {first_columns(row)}: set {option} to another")
+            raise ValueError(f"no column {column!r}; the row has {first_columns(row)}: set data.{option}")
         values = row[column]
         if isinstance(values, list) and all(type(value) in kinds for value in values):
             return values
@@ -128,25 +128,25 @@ class TaggingDataModule(SoftPromptDataModule):
     def _numbers(self, row: Mapping[str, Any], words: Sequence[str]) -> tuple[int, ...]:
         tags = self._listed(row, "tags_column", str, int)
         if len(tags) != len(words):
-            raise ValueError(f"each word needs one tag, but there are {len(words)} words and {len(tags)} tags")
+            raise ValueError(f"each word requires one tag, but there are {len(words)} words and {len(tags)} tags")
         numbers = [self._tag_numbers.find(tag) for tag in tags]
         if None in numbers:
             first = numbers.index(None)
             raise ValueError(
-                f"unknown tag {tags[first]!r} of {words[first]!r}; tags are {self._tag_numbers.accepted}: name all of "
-                "them in tags"
+                f"unknown tag {tags[first]!r} of {words[first]!r}; tags are {self._tag_numbers.accepted}: set "
+                "data.tags to all tags"
             )
         return tuple(number for number in numbers if number is not None)
 
-    def shown(self, name: Split, row: int) -> dict[str, Any]:
-        """A row as a person reads it: `input` without soft tokens, and `target`, the tags, None where not known."""
+    def describe_row(self, name: Split, row: int) -> dict[str, Any]:
+        """Describes a row; its `target` is the list of tags, or None if they are unknown."""
         label = self.split(name).examples[row].label
         tags = None if label is None else [self.names[tag] for tag in cast("tuple[int, ...]", label)]
-        return {**super().shown(name, row), "target": tags}
+        return {**super().describe_row(name, row), "target": tags}
 
 
 def spans(words: Sequence[str]) -> Spans:
-    """Where words stand in the text that they make with a space between them.
+    """Returns start and end of each word in the text of words joined by spaces.
 
     >>> spans(["We", "are", "1 1/2"])
     ((0, 2), (3, 6), (7, 12))

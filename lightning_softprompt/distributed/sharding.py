@@ -100,14 +100,14 @@ def spec_for_sharding(root: Any, spec: BackboneSpec) -> BackboneSpec:
     """
     if root.device_mesh is None:
         return spec
-    if spec.compute in ("prepacked", "bf16"):
+    if spec.linear_backend in ("prepacked", "bf16"):
         raise ValueError(
-            f"backbone.compute={spec.compute} keeps a copy of all weights in each process, which is what sharing them "
+            f"backbone.linear_backend={spec.linear_backend} keeps a copy of all weights in each process, which is what sharing them "
             "out is to avoid; set it to plain"
         )
     if spec.compiled:
         raise ValueError("backbone.compiled does not go with weights that are shared out; leave one of them out")
-    return replace(spec, compute="plain")
+    return replace(spec, linear_backend="plain")
 
 
 def shard_layers(backbone: Backbone, mesh: DeviceMesh) -> None:

@@ -1,4 +1,4 @@
-"""The contract of evaluations."""
+"""The base class of evaluations, which score the predictions of a task."""
 
 from __future__ import annotations
 
@@ -16,63 +16,62 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-LOWER = ("loss", "cross_entropy", "empty", "repetition")  # metrics of which less is better
+LOWER_IS_BETTER = ("loss", "cross_entropy", "empty", "repetition")
 
 
 class Evaluation(nn.Module, ABC):
-    """Scores a prompted language model over the batches of a pass, by torchmetrics: exact across processes."""
+    """Scores a prompted language model on a split. Metrics use torchmetrics and are exact across processes."""
 
-    monitor: tuple[str, Literal["min", "max"]] = (
-        "loss",
-        "min",
-    )  # the metric that says which checkpoint is best, and whether by min or max
-
-    logged: tuple[str, ...] | None = None  # all metrics that a validation may give; None where that is not known
-
-    ranks: str | None = None  # the score of a row that says how well it came out: the greater, the better
-
-    stage = "test"  # of the pass
+    monitor: tuple[str, Literal["min", "max"]] = ("loss", "min")  # the metric that selects the best checkpoint
+    logged: tuple[str, ...] | None = None  # all metrics that a validation may log; None if they are unknown
+    ranking_score: str | None = None  # the score by which rows are ranked: the greater, the better
+    stage = "test"  # `val` or `test`
 
     @property
     def requires(self) -> tuple[Requirement, ...]:
-        """What the evaluation requires of a backbone, checked before a run leaves anything on disk."""
+        """What the evaluation requires of a backbone. It is checked before the run folder is created."""
         return ()
 
     @abstractmethod
     def predict(self, lm: PromptedLM, batch: Batch) -> list[dict[str, Any]]:
-        """What the model says: one record a row, with `prediction`, and `scores` by class where it is one, or None.
+        """Returns one record per row, with `prediction`, and with `scores` by class or None.
 
-        Where there is more to a row than its text and target, `details` has it by name, as JSON can say it.
+        Further values of a row, which must be JSON serializable, are in `details`.
         """
 
     @abstractmethod
     def update(self, lm: PromptedLM, batch: Batch) -> Sequence[dict[str, Any] | None]:
-        """Takes a batch into the metrics, and gives its records: None for a row that was left out of the pass."""
+        """Adds a batch to the metrics and returns its records; the record of a row that is not scored is None."""
 
     @abstractmethod
     def compute(self) -> dict[str, Tensor]:
-        """The metrics of the pass, scalars by name."""
+        """Returns the metrics as scalars by name."""
 
     @abstractmethod
     def reset(self) -> None:
-        """Forgets the pass."""
+        """Resets the metrics."""
 
     def begin(self, stage: str, epoch: int) -> None:
-        """A pass begins, of `val` or `test`. An evaluation that takes long may do less of it in some epochs."""
+        """Starts an evaluation.
+
+        Args:
+            stage: `val` or `test`.
+            epoch: The training epoch. Expensive evaluations may do less work in some epochs.
+        """
         self.stage = stage
         self.reset()
 
     def mode_of(self, name: str) -> Literal["min", "max"]:
-        """Whether the least or the greatest value of a metric is the best."""
-        return "min" if name in LOWER else "max"
+        """Returns whether lower or higher values of a metric are better."""
+        return "min" if name in LOWER_IS_BETTER else "max"
 
-    def narrow(self, drawn: Sequence[Sequence[int]] | None) -> None:
-        """A pass scores these rows alone, by task; None is for all rows. An evaluation that samples rows does so here.
+    def limit_rows(self, rows: Sequence[Sequence[int]] | None) -> None:
+        """Announces which rows will be scored. Evaluations that sample rows choose their sample here.
 
         Args:
-            drawn: The numbers of the rows of each task, in order.
+            rows: The sorted row ids of each task; None for all rows.
         """
 
     def figures(self) -> dict[str, Figure]:
-        """Plots of the pass by name."""
+        """Returns plots of the results by name."""
         return {}

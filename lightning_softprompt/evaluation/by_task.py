@@ -1,4 +1,4 @@
-"""Metrics of several tasks, and one number for all."""
+"""Metrics of several tasks, and their macro average."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ Records = list[dict[str, Any] | None]
 
 @final
 class EvaluationByTask(Evaluation):
-    """Each task's own metrics as `<task>/<metric>`, and `macro`, the mean over tasks of the score that watches each.
+    """Logs the metrics of each task as `<task>/<metric>`, and `macro`, the mean of one score per task.
 
-    `macro` is not a number in a pass where some task was not scored, as in validations that generate nothing.
+    `macro` is NaN if a task is not scored, as in validations without generation.
 
     Args:
-        evaluations: By task, in the order of the tasks' numbers.
-        scores: The metrics that `macro` takes, by task, where it is not what the task's evaluation is watched by.
+        evaluations: The evaluation of each task by name. Task ids follow this order.
+        scores: The metric of each task that `macro` averages (default: the monitored metric of the task).
 
     Raises:
-        ValueError: If a score is named for no task, or a task is watched by its loss.
+        ValueError: If `scores` names an unknown task, or the score of a task is its loss.
     """
 
     monitor = ("macro", "max")
@@ -39,82 +39,91 @@ class EvaluationByTask(Evaluation):
     def __init__(self, evaluations: Mapping[str, Evaluation], scores: Mapping[str, str] | None = None) -> None:
         super().__init__()
         scores = scores or {}
-        if unknown := set(scores) - set(evaluations):
+        unknown = set(scores) - set(evaluations)
+        if unknown:
             raise ValueError(f"scores names {sorted(unknown)}, but the tasks are {list(evaluations)}")
-        watched = {name: evaluation.monitor for name, evaluation in evaluations.items() if name not in scores}
-        if by_loss := [name for name, (_, mode) in watched.items() if mode == "min"]:
+        monitored = {name: evaluation.monitor for name, evaluation in evaluations.items() if name not in scores}
+        by_loss = [name for name, (_, mode) in monitored.items() if mode == "min"]
+        if by_loss:
             raise ValueError(
-                f"macro is a mean of scores of which more is better, but tasks {by_loss} are watched by their loss; "
-                f"name one of their metrics, as in scores: {{{by_loss[0]}: rougeL}}"
+                f"macro averages scores for which higher is better, but the tasks {by_loss} are monitored by their "
+                f"loss; name one of their metrics, as in scores: {{{by_loss[0]}: rougeL}}"
             )
         self.names = tuple(evaluations)
-        self.scores = {name: scores[name] if name in scores else watched[name][0] for name in evaluations}
-        self.of_tasks = nn.ModuleDict(evaluations)
-        own = [(name, evaluation.logged) for name, evaluation in evaluations.items()]
-        listed = [f"{name}/{metric}" for name, logged in own for metric in logged or ()]
-        self.logged = ("macro", *listed) if all(logged is not None for _, logged in own) else None
+        self.scores = {name: scores[name] if name in scores else monitored[name][0] for name in evaluations}
+        self.evaluations = nn.ModuleDict(evaluations)
+        logged_by_task = {name: evaluation.logged for name, evaluation in evaluations.items()}
+        names = [f"{task}/{metric}" for task, logged in logged_by_task.items() for metric in logged or ()]
+        self.logged = None if None in logged_by_task.values() else ("macro", *names)
 
     @property
     def requires(self) -> tuple[Requirement, ...]:
-        """What the tasks' evaluations require."""
-        return tuple(requirement for name in self.names for requirement in self._of(name).requires)
+        """The requirements of all tasks."""
+        return tuple(requirement for name in self.names for requirement in self._evaluation(name).requires)
 
-    def _of(self, name: str) -> Evaluation:
-        return cast(Evaluation, self.of_tasks[name])
+    def _evaluation(self, name: str) -> Evaluation:
+        return cast(Evaluation, self.evaluations[name])
 
     def predict(self, lm: PromptedLM, batch: Batch) -> list[dict[str, Any]]:
-        """Each row as its task has it."""
-        said: dict[int, dict[str, Any]] = {}
-        for task, places, own in batch.by_task():
-            said |= dict(zip(places, self._of(self.names[task]).predict(lm, own), strict=True))
-        return [said[b] for b in range(len(batch))]
+        """Predicts each row with the evaluation of its task."""
+        records: dict[int, dict[str, Any]] = {}
+        for task, positions, task_batch in batch.by_task():
+            predictions = self._evaluation(self.names[task]).predict(lm, task_batch)
+            records |= dict(zip(positions, predictions, strict=True))
+        return [records[b] for b in range(len(batch))]
 
     def update(self, lm: PromptedLM, batch: Batch) -> Sequence[dict[str, Any] | None]:
-        """Takes each row into the metrics of its task."""
+        """Adds each row to the metrics of its task."""
         records: Records = [None] * len(batch)
-        for task, places, own in batch.by_task():
-            for b, record in zip(places, self._of(self.names[task]).update(lm, own), strict=True):
-                records[b] = record
+        for task, positions, task_batch in batch.by_task():
+            task_records = self._evaluation(self.names[task]).update(lm, task_batch)
+            for position, record in zip(positions, task_records, strict=True):
+                records[position] = record
         return records
 
     def compute(self) -> dict[str, Tensor]:
-        """The metrics of the pass.
+        """Returns the metrics.
 
         Raises:
-            ValueError: If a task has metrics, but not the one that `macro` takes.
+            ValueError: If a task has metrics, but not the one that `macro` averages.
         """
-        by_task = {name: self._of(name).compute() for name in self.names}
-        macro = fmean(self._score(name, metrics) for name, metrics in by_task.items())
-        metrics = {f"{name}/{metric}": value for name, own in by_task.items() for metric, value in own.items()}
+        by_task = {name: self._evaluation(name).compute() for name in self.names}
+        macro = fmean(self._score(name, task_metrics) for name, task_metrics in by_task.items())
+        metrics: dict[str, Tensor] = {}
+        for name, task_metrics in by_task.items():
+            metrics |= {f"{name}/{metric}": value for metric, value in task_metrics.items()}
         device = next(iter(metrics.values())).device
         return {"macro": torch.tensor(macro, device=device), **metrics}
 
     def _score(self, name: str, metrics: Mapping[str, Tensor]) -> float:
         score = self.scores[name]
-        if score not in metrics and len(metrics) > 1:  # alone stands how many answers were generated: none
+        if score not in metrics and len(metrics) > 1:  # a single metric is `generated`, if nothing was generated
             raise ValueError(f"scores names {score!r} for task {name!r}, which has {sorted(metrics)}")
         return float(metrics.get(score, float("nan")))
 
     def reset(self) -> None:
-        """Forgets the pass."""
+        """Resets the metrics."""
         for name in self.names:
-            self._of(name).reset()
+            self._evaluation(name).reset()
 
     def begin(self, stage: str, epoch: int) -> None:
-        """A pass begins."""
+        """Starts an evaluation."""
         for name in self.names:
-            self._of(name).begin(stage, epoch)
+            self._evaluation(name).begin(stage, epoch)
 
     def mode_of(self, name: str) -> Literal["min", "max"]:
-        """As the task has it whose metric it is."""
+        """Returns whether lower or higher values of a metric are better, according to its task."""
         task, _, metric = name.partition("/")
-        return self._of(task).mode_of(metric) if task in self.names else super().mode_of(name)
+        return self._evaluation(task).mode_of(metric) if task in self.names else super().mode_of(name)
 
-    def narrow(self, drawn: Sequence[Sequence[int]] | None) -> None:
-        """A pass scores some rows alone."""
+    def limit_rows(self, rows: Sequence[Sequence[int]] | None) -> None:
+        """Announces which rows of each task will be scored."""
         for number, name in enumerate(self.names):
-            self._of(name).narrow(None if drawn is None else [drawn[number]])
+            self._evaluation(name).limit_rows(None if rows is None else [rows[number]])
 
     def figures(self) -> dict[str, Figure]:
-        """Those of each task."""
-        return {f"{name}_{kind}": figure for name in self.names for kind, figure in self._of(name).figures().items()}
+        """Returns the plots of all tasks."""
+        figures: dict[str, Figure] = {}
+        for name in self.names:
+            figures |= {f"{name}_{kind}": figure for kind, figure in self._evaluation(name).figures().items()}
+        return figures

@@ -1,4 +1,4 @@
-"""Accuracy, precision, recall, F1, Matthews correlation and the confusion matrix of a task with classes."""
+"""Classification metrics: accuracy, precision, recall, F1, Matthews correlation, confusion matrix."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from lightning_softprompt.system.printable import metric_name
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-OF_EACH_CLASS = ("precision", "recall", "f1")
+PER_CLASS = ("precision", "recall", "f1")
 
 
 @final
 class ClassificationEvaluation(Evaluation):
-    """Metrics of a task with classes.
+    """Metrics of a classification task.
 
     Logs `accuracy`, `macro_f1` (over the classes that occur), `mcc`, `cross_entropy` over the classes, and for each
-    class `precision/<name>`, `recall/<name>`, `f1/<name>`, and `predicted/<name>`, the share of rows that it was said
-    of.
+    class `precision/<name>`, `recall/<name>`, `f1/<name>`, and `predicted/<name>`, the fraction of rows that are
+    predicted as this class.
 
     Args:
         names: The classes in order.
@@ -45,8 +45,8 @@ class ClassificationEvaluation(Evaluation):
         super().__init__()
         self.names = tuple(names)
         self.metric_names = tuple(metric_name(name) for name in names)
-        each = (f"{what}/{name}" for what in (*OF_EACH_CLASS, "predicted") for name in self.metric_names)
-        self.logged = ("accuracy", "macro_f1", "mcc", "cross_entropy", *each)
+        per_class = (f"{kind}/{name}" for kind in (*PER_CLASS, "predicted") for name in self.metric_names)
+        self.logged = ("accuracy", "macro_f1", "mcc", "cross_entropy", *per_class)
         self.metrics = MetricCollection(
             {
                 "accuracy": MulticlassAccuracy(len(names), average="micro"),
@@ -61,44 +61,44 @@ class ClassificationEvaluation(Evaluation):
         self.loss = MeanMetric()
 
     def predict(self, lm: PromptedLM, batch: Batch) -> list[dict[str, Any]]:
-        """The likeliest class and the probability of each."""
+        """Returns the most probable class and the probability of each class."""
         probabilities = lm.scores(batch).softmax(-1)
         best = probabilities.argmax(-1).tolist()
         return [
-            {"prediction": self.names[i], "scores": dict(zip(self.names, p, strict=True))}
-            for i, p in zip(best, probabilities.tolist(), strict=True)
+            {"prediction": self.names[number], "scores": dict(zip(self.names, row, strict=True))}
+            for number, row in zip(best, probabilities.tolist(), strict=True)
         ]
 
     def update(self, lm: PromptedLM, batch: Batch) -> list[dict[str, Any]]:
-        """Counts the batch."""
+        """Adds a batch to the metrics and returns its records."""
         if batch.labels is None:
-            raise ValueError("these rows have no labels to be scored against; use predict for them")
+            raise ValueError("rows without labels cannot be scored; use predict")
         scores = lm.scores(batch)
         self.metrics.update(scores.argmax(-1), batch.labels)
         self.loss.update(cross_entropy(scores, batch.labels, reduction="none"))
         targets = [self.names[i] for i in batch.labels.tolist()]
-        return [{**said, "target": t} for said, t in zip(self.predict(lm, batch), targets, strict=True)]
+        records = self.predict(lm, batch)
+        return [{**record, "target": target} for record, target in zip(records, targets, strict=True)]
 
     def compute(self) -> dict[str, Tensor]:
-        """The metrics of the pass."""
+        """Returns the metrics."""
         counts = self.metrics["confusion"].compute()  # [C, C]
-        said = counts.sum(0) / counts.sum().clamp(min=1)
-        scalars = {name: self.metrics[name].compute().float() for name in ("accuracy", "macro_f1", "mcc")}
-        each = {what: zip(self.metric_names, self.metrics[what].compute(), strict=True) for what in OF_EACH_CLASS}
-        return {
-            **scalars,
-            "cross_entropy": self.loss.compute(),
-            **{f"{what}/{name}": value for what, values in each.items() for name, value in values},
-            **{f"predicted/{name}": value for name, value in zip(self.metric_names, said, strict=True)},
-        }
+        results = {name: self.metrics[name].compute().float() for name in ("accuracy", "macro_f1", "mcc")}
+        results["cross_entropy"] = self.loss.compute()
+        for kind in PER_CLASS:
+            values = self.metrics[kind].compute()
+            results |= {f"{kind}/{name}": value for name, value in zip(self.metric_names, values, strict=True)}
+        predicted = counts.sum(0) / counts.sum().clamp(min=1)
+        results |= {f"predicted/{name}": value for name, value in zip(self.metric_names, predicted, strict=True)}
+        return results
 
     def reset(self) -> None:
-        """Forgets the pass."""
+        """Resets the metrics."""
         self.metrics.reset()
         self.loss.reset()
 
     def figures(self) -> dict[str, Figure]:
-        """The confusion matrix, in shares of each true class."""
+        """Returns the confusion matrix, normalized over each true class."""
         from lightning_softprompt.evaluation.figures import confusion_figure
 
         return {"confusion": confusion_figure(self.metrics["confusion"].compute().cpu(), self.metric_names)}

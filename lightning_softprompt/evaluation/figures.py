@@ -1,4 +1,4 @@
-"""Figures of a pass."""
+"""Plots of evaluation results."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Numbers = npt.NDArray[np.float64]
 
 
 def confusion_figure(counts: Tensor, names: Sequence[str]) -> Figure:
-    """A confusion matrix [C, C] of counts: colours are shares of the true class, numbers are rows of the data."""
+    """Plots a confusion matrix [C, C] of counts. Colours show fractions of the true class, numbers show rows."""
     shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
     size = max(3.5, 0.7 * len(names) + 2)
     figure = Figure(figsize=(size + 0.8, size), layout="constrained")
@@ -26,12 +26,12 @@ def confusion_figure(counts: Tensor, names: Sequence[str]) -> Figure:
     for i, row in enumerate(counts.tolist()):
         for j, count in enumerate(row):
             axes.text(j, i, str(count), ha="center", va="center", color="white" if shares[i, j] > 0.5 else "black")
-    figure.colorbar(image, label="share of the true class")
+    figure.colorbar(image, label="fraction of the true class")
     return figure
 
 
 def similarity_figure(similarities: Tensor, names: Sequence[str]) -> Figure:
-    """A heat map of similarities [prompts, prompts] between -1 and 1."""
+    """Plots a heat map of similarities [prompts, prompts] between -1 and 1."""
     size = max(3.5, 0.6 * len(names) + 2)
     figure = Figure(figsize=(size + 0.8, size), layout="constrained")
     axes = figure.add_subplot()
@@ -47,7 +47,7 @@ def similarity_figure(similarities: Tensor, names: Sequence[str]) -> Figure:
 
 
 def histogram_figure(scores: Mapping[str, Numbers], baselines: Mapping[str, float], baseline: str) -> Figure:
-    """How scores [R] between 0 and 1 spread over the rows, a panel for each; lines are the mean and a baseline's."""
+    """Plots histograms of scores [R] between 0 and 1, one panel each, with lines at the mean and at a baseline."""
     figure = Figure(figsize=(3.6 * len(scores) + 0.4, 3), layout="constrained")
     panels = figure.subplots(1, len(scores), sharey=True, squeeze=False)[0]
     for axes, (name, values) in zip(panels, scores.items(), strict=True):
@@ -63,12 +63,12 @@ def histogram_figure(scores: Mapping[str, Numbers], baselines: Mapping[str, floa
 
 
 def length_figure(lengths: Numbers, scores: Numbers, name: str) -> Figure:
-    """A score [R] against the length of each row's source [R], and its mean in ten parts of equally many rows."""
+    """Plots a score [R] against the length of each row's source [R], and its mean in ten bins of equal size."""
     figure = Figure(figsize=(4.5, 3), layout="constrained")
     axes = figure.add_subplot()
     axes.scatter(lengths, scores, s=8, alpha=0.35, color="tab:blue", linewidths=0)
-    parts = [part for part in np.array_split(lengths.argsort(kind="stable"), 10) if len(part)]
-    means = [(lengths[part].mean(), scores[part].mean()) for part in parts]
+    bins = [rows for rows in np.array_split(lengths.argsort(kind="stable"), 10) if len(rows)]
+    means = [(lengths[rows].mean(), scores[rows].mean()) for rows in bins]
     axes.plot(*zip(*means, strict=True), color="black", lw=1, label="mean")
     axes.set_xlabel("words of the source")
     axes.set_ylabel(name)
@@ -78,13 +78,14 @@ def length_figure(lengths: Numbers, scores: Numbers, name: str) -> Figure:
     return figure
 
 
-def line_figure(places: Sequence[float], scores: Mapping[str, Sequence[float]]) -> Figure:
-    """Scores by name at places on the way from one prompt to another, a panel for each."""
+def line_figure(positions: Sequence[float], scores: Mapping[str, Sequence[float]]) -> Figure:
+    """Plots scores by name at positions between two prompts, one panel each."""
     figure = Figure(figsize=(3.8 * len(scores) + 0.4, 3), layout="constrained")
-    for axes, (name, values) in zip(figure.subplots(1, len(scores), squeeze=False)[0], scores.items(), strict=True):
-        axes.plot([places[0], places[-1]], [values[0], values[-1]], color="black", ls="--", lw=1)
-        axes.plot(places, values, marker="o", color="tab:blue")
-        axes.set_xlabel("share of the other prompt")
+    panels = figure.subplots(1, len(scores), squeeze=False)[0]
+    for axes, (name, values) in zip(panels, scores.items(), strict=True):
+        axes.plot([positions[0], positions[-1]], [values[0], values[-1]], color="black", ls="--", lw=1)
+        axes.plot(positions, values, marker="o", color="tab:blue")
+        axes.set_xlabel("fraction of the other prompt")
         axes.set_ylabel(name)
         axes.spines[["top", "right"]].set_visible(False)
     return figure

@@ -1,4 +1,4 @@
-"""Metrics of generated text: summaries, text from tables."""
+"""Metrics of generated text, such as summaries."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lightning_softprompt.evaluation.map_reduce import MapReduce
 from lightning_softprompt.evaluation.metrics.sentences import lead
 from lightning_softprompt.evaluation.metrics.text import RougeWords
 from lightning_softprompt.evaluation.metrics.text_rows import Numbers, TextRows
-from lightning_softprompt.evaluation.metrics.text_scorer import Measures, TextScoring, references_of, source_of
+from lightning_softprompt.evaluation.metrics.text_scorer import Scores, TextScorer, get_references, get_source
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,33 +33,33 @@ Records = list[dict[str, Any]]
 class GenerationEvaluation(Evaluation):
     """Metrics of generated text.
 
-    Logs the metrics that are asked for; `generated`, how many rows were; `length_ratio`, words of the answers by words
-    of the references; `empty`, the share of empty answers; `repetition`; with a source column also `novel_bigrams`,
-    `compression` (words of the sources by words of the answers), and `lead/<metric>`, all of it for the first sentences
-    of the sources. In a test, `<metric>_low` and `<metric>_high` are the ends of 95 % intervals over rows. A validation
-    in which nothing is generated logs `generated` alone.
+    Logs the selected metrics; `generated`, the number of generated answers; `length_ratio`, the ratio of answer words
+    to reference words; `empty`, the fraction of empty answers; `repetition`; and with a source column `novel_bigrams`,
+    `compression` (the ratio of source words to answer words), and all metrics of the lead baseline as `lead/<metric>`.
+    A test also logs the 95% confidence intervals over rows as `<metric>_low` and `<metric>_high`. A validation without
+    generation logs only `generated`.
 
     Args:
-        decoding: How answers are generated; None takes the default, greedy.
-        source: The column that answers are made from: what novelty, compression and the lead are measured by.
-        metrics: By name: rouge1 to rouge9, rougeL, bertscore, bleu, chrf, nist.
-        lead: Sentences of the source that make the lead, the baseline of summaries of news; 0 for none.
-        every: Validations generate in the first epoch, and in each so many epochs after it.
-        sample: Validations generate for so many rows, the first of those that are scored; None for all, as in tests and
-            predictions.
-        minutes: What generating may take in a validation, in each process; rows that are then left, of which the
-            longest came first, are left out. None for as long as it takes.
-        stem: Whether ROUGE compares Porter's stems, as published numbers mostly do.
-        encoder: The encoder of BERTScore.
-        rouge_words: `ascii` compares a-z and digits by ROUGE, as published numbers do; `unicode` the words of every
-            script.
-        long_documents: Whether predictions read a source that does not fit as far as it does, or `map_reduce` it:
-            summarise its parts, then the summaries.
-        template: How a row is written; map_reduce wants it.
-        max_tokens: Most tokens of a row without the soft ones; map_reduce keeps to it.
+        decoding: How answers are generated (default: greedy decoding).
+        source: Column of the source text, for novelty, compression and the lead baseline.
+        metrics: Metrics to compute: rouge1 to rouge9, rougeL, bertscore, bleu, chrf, nist.
+        lead: Number of first sentences of the source that form the lead baseline; 0 disables it.
+        every: Validation generates answers every N epochs, starting with the first.
+        sample: Maximum rows for which validation generates answers, the first scored ones; None for all. Test and
+            predict generate answers for all rows.
+        minutes: Maximum minutes that a validation spends on generation, per process. The remaining rows, which are the
+            shorter ones, are not scored. None for no limit.
+        stem: Whether ROUGE compares Porter stems, as in most published results.
+        encoder: Encoder of BERTScore.
+        rouge_words: Words that ROUGE compares: `ascii` (a-z and digits, as in published results) or `unicode` (words of
+            all scripts).
+        long_documents: How predict treats sources that are too long: truncate them (`cut`), or summarize their parts
+            and then the summaries (`map_reduce`).
+        template: Text of a row, required for map_reduce.
+        max_tokens: Maximum tokens per row for map_reduce, excluding soft tokens.
 
     Raises:
-        ValueError: If a metric is unknown, a number is too small, or map_reduce lacks what it wants.
+        ValueError: If a metric is unknown, a number is too small, or arguments of map_reduce are missing.
     """
 
     def __init__(
@@ -81,150 +81,164 @@ class GenerationEvaluation(Evaluation):
         super().__init__()
         if lead < 0 or every < 1 or (sample is not None and sample < 1) or (minutes is not None and minutes <= 0):
             raise ValueError(
-                f"wanted lead >= 0, every >= 1, sample >= 1 and minutes > 0, got {lead}, {every}, {sample}, {minutes}"
+                "lead must be at least 0, every and sample at least 1, and minutes above 0, got "
+                f"lead={lead}, every={every}, sample={sample} and minutes={minutes}"
             )
         if long_documents == "map_reduce" and (template is None or source is None):
-            raise ValueError("long_documents=map_reduce wants to know source and template; give both, or set it to cut")
+            raise ValueError("long_documents=map_reduce requires source and template; set both, or use cut")
         self.decoding, self.source, self.lead = decoding or Decoding(), source, 0 if source is None else lead
         self.every, self.sample, self.minutes = every, sample, minutes
         self.long_documents, self.template, self.max_tokens = long_documents, template, max_tokens
-        self.scoring = TextScoring(metrics, source, stem, encoder, rouge_words)
-        self.ranks = next(iter([*self.scoring.rouges, *self.scoring.near]), None)
-        means = ("length_ratio", "empty", *([] if source is None else ["compression"]))
-        answers = (*self.scoring.scores, *self.scoring.of_splits, *means)
-        self.logged = ("generated", *answers, *(f"{LEAD}{name}" for name in answers if self.lead))
-        self.rows, self.leads = TextRows(self.scoring.columns), TextRows(self.scoring.columns)
-        self._measured: dict[tuple[str, ...], Measures] = {}  # of leads, which are the same in each epoch
-        self.stage, self.generates, self.spent = "test", True, 0.0
-        self.sampled: Container[int] | None = None if sample is None else range(sample)  # rows that validations answer
+        self.scorer = TextScorer(metrics, source, stem, encoder, rouge_words)
+        self.ranking_score = next(iter([*self.scorer.rouge_names, *self.scorer.bert_names]), None)
+        ratios = ("length_ratio", "empty", *([] if source is None else ["compression"]))
+        names = (*self.scorer.names, *self.scorer.corpus_names, *ratios)
+        self.logged = ("generated", *names, *(f"{LEAD}{name}" for name in names if self.lead))
+        self.rows, self.leads = TextRows(self.scorer.columns), TextRows(self.scorer.columns)
+        self._lead_scores: dict[tuple[str, ...], Scores] = {}  # leads are the same in each epoch
+        self.stage, self.generates, self.seconds = "test", True, 0.0
+        self.sampled: Container[int] | None = (
+            None if sample is None else range(sample)
+        )  # rows to generate in validation
 
     @property
     def requires(self) -> tuple[Requirement, ...]:
-        """A backbone that generates."""
+        """A backbone that can generate text."""
         return (generates(self.decoding.num_beams),)
 
     def begin(self, stage: str, epoch: int) -> None:
-        """A pass begins; only validations leave rows out."""
+        """Starts an evaluation. Only validations leave rows out."""
         self.reset()
-        self.stage, self.spent = stage, 0.0
+        self.stage, self.seconds = stage, 0.0
         self.generates = stage != "val" or epoch % self.every == 0
 
-    def narrow(self, drawn: Sequence[Sequence[int]] | None) -> None:
-        """A pass scores some rows alone; the sample is of these."""
+    def limit_rows(self, rows: Sequence[Sequence[int]] | None) -> None:
+        """Announces which rows will be scored, and takes the sample from them."""
         if self.sample is not None:
-            self.sampled = range(self.sample) if drawn is None else frozenset(drawn[0][: self.sample])
+            self.sampled = range(self.sample) if rows is None else frozenset(rows[0][: self.sample])
 
     def reset(self) -> None:
-        """Forgets the pass."""
+        """Resets the metrics."""
         self.rows.reset()
         self.leads.reset()
 
     @torch.no_grad()
     def predict(self, lm: PromptedLM, batch: Batch) -> Records:
-        """The answers."""
+        """Generates answers."""
         with self.decoding.drawing(batch.row_ids[0]):
-            said = self._said(lm, batch) if self.long_documents == "cut" else self._whole(lm, batch)
-        return [{"prediction": text, "scores": None} for text in said]
+            texts = self._generate(lm, batch) if self.long_documents == "cut" else self._map_reduce(lm, batch)
+        return [{"prediction": text, "scores": None} for text in texts]
 
-    def _said(self, lm: PromptedLM, batch: Batch) -> list[str]:
+    def _generate(self, lm: PromptedLM, batch: Batch) -> list[str]:
         ids = lm.generate(batch, **self.decoding.options)
         return self.decoding.texts(lm.backbone.codec, ids)
 
-    def _whole(self, lm: PromptedLM, batch: Batch) -> list[str]:
-        """Answers for which all of the source was read."""
+    def _map_reduce(self, lm: PromptedLM, batch: Batch) -> list[str]:
+        """Generates answers from complete sources, also if they are too long for a row."""
         assert self.template is not None
         assert self.source is not None
         reduce = MapReduce(lm.backbone.codec, self.template, self.source, self.max_tokens, self.decoding)
-        fits = [b for b, example in enumerate(examples_of(batch)) if reduce.fits(example.fields)]
-        said = dict(zip(fits, self._said(lm, chosen(batch, fits)) if fits else [], strict=True))
-        return [said[b] if b in said else reduce(lm, batch, b) for b in range(len(batch))]
+        short = [b for b, example in enumerate(require_examples(batch)) if reduce.fits(example.fields)]
+        texts = self._generate(lm, select_rows(batch, short)) if short else []
+        text_by_row = dict(zip(short, texts, strict=True))
+        return [text_by_row[b] if b in text_by_row else reduce(lm, batch, b) for b in range(len(batch))]
 
     @torch.no_grad()
     def update(self, lm: PromptedLM, batch: Batch) -> list[dict[str, Any] | None]:
-        """Generates and scores answers. Rows that a validation leaves out have no records."""
+        """Generates and scores answers. The record of a row that a validation leaves out is None."""
         records: list[dict[str, Any] | None] = [None] * len(batch)
-        if places := self._wanted(batch):
-            for b, record in zip(places, self._scored(lm, chosen(batch, places)), strict=True):
-                records[b] = record
+        positions = self._rows_to_score(batch)
+        if positions:
+            for position, record in zip(positions, self._score(lm, select_rows(batch, positions)), strict=True):
+                records[position] = record
         return records
 
-    def _wanted(self, batch: Batch) -> list[int]:
-        """The places of the rows that are not left out."""
+    def _rows_to_score(self, batch: Batch) -> list[int]:
+        """Returns the positions of the rows that are not left out."""
         if self.stage != "val":
             return list(range(len(batch)))
-        if not self.generates or (self.minutes is not None and self.spent >= 60 * self.minutes):
+        if not self.generates or (self.minutes is not None and self.seconds >= 60 * self.minutes):
             return []
         return [b for b, row in enumerate(batch.row_ids) if self.sampled is None or row in self.sampled]
 
-    def _scored(self, lm: PromptedLM, batch: Batch) -> Records:
-        examples, device = examples_of(batch), lm.backbone.word_embeddings.device
+    def _score(self, lm: PromptedLM, batch: Batch) -> Records:
+        examples, device = require_examples(batch), lm.backbone.word_embeddings.device
         start = time.monotonic()
         with self.decoding.drawing(batch.row_ids[0]):
-            said = self._said(lm, batch)
-        self.spent += time.monotonic() - start
-        measures = self.scoring.measures(said, examples, device)
-        self._add(self.rows, batch, said, measures)
+            texts = self._generate(lm, batch)
+        self.seconds += time.monotonic() - start
+        scores = self.scorer.score(texts, examples, device)
+        self._add(self.rows, batch, texts, scores)
         if self.lead:
-            leads = [lead(source_of(example, str(self.source)), self.lead) for example in examples]
-            self._add(self.leads, batch, leads, self._of_leads(leads, examples, device))
-        scores = [{name: of[name] for name in self.scoring.scores} for of in measures]
-        targets = [references_of(example)[0] for example in examples]
-        told = zip(said, targets, scores, strict=True)
-        return [{"prediction": text, "target": target, "scores": of} for text, target, of in told]
+            leads = [lead(get_source(example, str(self.source)), self.lead) for example in examples]
+            self._add(self.leads, batch, leads, self._score_leads(leads, examples, device))
+        records = []
+        for text, example, row_scores in zip(texts, examples, scores, strict=True):
+            logged = {name: row_scores[name] for name in self.scorer.names}
+            records.append({"prediction": text, "target": get_references(example)[0], "scores": logged})
+        return records
 
     @staticmethod
-    def _add(rows: TextRows, batch: Batch, texts: Sequence[str], measures: Sequence[Measures]) -> None:
-        right = [references_of(example) for example in examples_of(batch)]
-        kept = [{"said": text, "right": of} for text, of in zip(texts, right, strict=True)]
-        rows.update(batch.row_ids, [list(of.values()) for of in measures], kept)
+    def _add(rows: TextRows, batch: Batch, texts: Sequence[str], scores: Sequence[Scores]) -> None:
+        references = [get_references(example) for example in require_examples(batch)]
+        pairs = [
+            {"prediction": text, "references": row_references}
+            for text, row_references in zip(texts, references, strict=True)
+        ]
+        rows.update(batch.row_ids, [list(row_scores.values()) for row_scores in scores], pairs)
 
-    def _of_leads(self, leads: Sequence[str], examples: Sequence[Example], device: torch.device) -> list[Measures]:
+    def _score_leads(self, leads: Sequence[str], examples: Sequence[Example], device: torch.device) -> list[Scores]:
         keys = [
-            (text, source_of(example, str(self.source)), *references_of(example))
+            (text, get_source(example, str(self.source)), *get_references(example))
             for text, example in zip(leads, examples, strict=True)
         ]
-        if new := [b for b, key in enumerate(keys) if key not in self._measured]:
-            found = self.scoring.measures([leads[b] for b in new], [examples[b] for b in new], device)
-            self._measured |= {keys[b]: of for b, of in zip(new, found, strict=True)}
-        return [self._measured[key] for key in keys]
+        new = [b for b, key in enumerate(keys) if key not in self._lead_scores]
+        if new:
+            scores = self.scorer.score([leads[b] for b in new], [examples[b] for b in new], device)
+            for b, row_scores in zip(new, scores, strict=True):
+                self._lead_scores[keys[b]] = row_scores
+        return [self._lead_scores[key] for key in keys]
 
     def compute(self) -> dict[str, Tensor]:
-        """The metrics of the pass."""
+        """Returns the metrics."""
         rows, leads = self.rows.compute(), self.leads.compute()
-        metrics: Measures = {"generated": len(rows)}
-        metrics |= self.scoring.summary(rows) if len(rows) else {}
-        metrics |= self.scoring.intervals(rows) if len(rows) and self.stage == "test" else {}
-        of_leads = self.scoring.summary(leads) if len(leads) else {}
-        metrics |= {f"{LEAD}{name}": value for name, value in of_leads.items()}
+        metrics: Scores = {"generated": len(rows)}
+        if len(rows):
+            metrics |= self.scorer.summarize(rows)
+        if len(rows) and self.stage == "test":
+            metrics |= self.scorer.intervals(rows)
+        lead_metrics = self.scorer.summarize(leads) if len(leads) else {}
+        metrics |= {f"{LEAD}{name}": value for name, value in lead_metrics.items()}
         return {name: torch.tensor(float(value), device=self.rows.device) for name, value in metrics.items()}
 
     def figures(self) -> dict[str, Figure]:
-        """How ROUGE spreads over the rows, and how it goes with the length of the source."""
+        """Returns histograms of ROUGE, and ROUGE against the length of the source."""
         from lightning_softprompt.evaluation.figures import histogram_figure, length_figure
 
         rows, leads = self.rows.compute(), self.leads.compute()
-        shown: dict[str, Numbers] = {name: rows.columns[name] for name in ("rouge1", "rougeL") if name in rows.columns}
-        if not len(rows) or not shown:
+        names = [name for name in ("rouge1", "rougeL") if name in rows.columns]
+        if not len(rows) or not names:
             return {}
-        means: Measures = {name: float(leads.columns[name].mean()) for name in shown} if len(leads) else {}
-        drawn = {"rouge": histogram_figure(shown, means, f"lead-{self.lead}")}
+        values: dict[str, Numbers] = {name: rows.columns[name] for name in names}
+        lead_means: Scores = {name: float(leads.columns[name].mean()) for name in names} if len(leads) else {}
+        figures = {"rouge": histogram_figure(values, lead_means, f"lead-{self.lead}")}
         if self.source is not None:
-            name, values = list(shown.items())[-1]
-            drawn[f"{name}_by_length"] = length_figure(rows.columns["source_words"], values, name)
-        return drawn
+            name = names[-1]
+            figures[f"{name}_by_length"] = length_figure(rows.columns["source_words"], values[name], name)
+        return figures
 
 
-def examples_of(batch: Batch) -> tuple[Example, ...]:
-    """The rows as text.
+def require_examples(batch: Batch) -> tuple[Example, ...]:
+    """Returns the rows of a batch as text.
 
     Raises:
-        ValueError: If the batch was made without them.
+        ValueError: If the batch does not contain them.
     """
     if batch.examples is None:
-        raise ValueError("answers are compared with the rows' texts, but the batch has none; collate it with examples")
+        raise ValueError("this evaluation requires the texts of the rows; collate the batch with examples")
     return batch.examples
 
 
-def chosen(batch: Batch, places: Sequence[int]) -> Batch:
-    """Rows of a batch: itself where it is all of them, since its prompt is known."""
-    return batch if len(places) == len(batch) else batch.only(places)
+def select_rows(batch: Batch, positions: Sequence[int]) -> Batch:
+    """Returns some rows of a batch; the batch itself if these are all rows, so that its prompt can be reused."""
+    return batch if len(positions) == len(batch) else batch.only(positions)

@@ -1,4 +1,4 @@
-"""Metrics of questions that are answered by one of some choices."""
+"""Metrics of multiple-choice questions with retrieved passages."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from lightning_softprompt.backbones.prompted_lm import PromptedLM
 from lightning_softprompt.core.types import Batch
 from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.evaluation.classification import ClassificationEvaluation
-from lightning_softprompt.evaluation.generation import examples_of
+from lightning_softprompt.evaluation.generation import require_examples
 from lightning_softprompt.evaluation.metrics.retrieval import (
     FOUND,
     SEARCHED,
     names_to_report,
     retrieval_names,
-    search_measures,
+    search_scores,
 )
 from lightning_softprompt.evaluation.metrics.text_rows import TextRows
-from lightning_softprompt.evaluation.metrics.text_scorer import means_of
-from lightning_softprompt.evaluation.qa import asked_of, right_of
+from lightning_softprompt.evaluation.metrics.text_scorer import compute_means
+from lightning_softprompt.evaluation.qa import describe_answers, describe_question
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
 @final
 class ChoiceEvaluation(Evaluation):
-    """Metrics of questions that are answered by one of some choices.
+    """Metrics of multiple-choice questions with retrieved passages.
 
-    Logs all that `ClassificationEvaluation` does of the choices, and of what was found for the questions what
-    `QaEvaluation` does: `hit@k`, `recall@k`, `precision@k`, `ndcg@k` and `mrr`, in a test with `_low` and `_high`.
+    Logs the metrics of `ClassificationEvaluation` for the choices, and the retrieval metrics of `QaEvaluation`:
+    `hit@k`, `recall@k`, `precision@k`, `ndcg@k` and `mrr`, in a test also their intervals `_low` and `_high`.
 
     Args:
         names: The choices in order.
@@ -42,36 +42,39 @@ class ChoiceEvaluation(Evaluation):
 
     def __init__(self, names: tuple[str, ...]) -> None:
         super().__init__()
-        self.chosen = ClassificationEvaluation(names)
-        self.searches = TextRows((*retrieval_names(), FOUND, SEARCHED))
-        self.logged = (*(self.chosen.logged or ()), *retrieval_names())
+        self.classification = ClassificationEvaluation(names)
+        self.retrieval = TextRows((*retrieval_names(), FOUND, SEARCHED))
+        self.logged = (*(self.classification.logged or ()), *retrieval_names())
 
     def reset(self) -> None:
-        """Forgets the pass."""
-        self.chosen.reset()
-        self.searches.reset()
+        """Resets the metrics."""
+        self.classification.reset()
+        self.retrieval.reset()
 
     def predict(self, lm: PromptedLM, batch: Batch) -> list[dict[str, Any]]:
-        """The likeliest choice and the probability of each, with the question and the passages that were shown."""
-        rows = zip(self.chosen.predict(lm, batch), examples_of(batch), strict=True)
-        return [{**said, "details": asked_of(example)} for said, example in rows]
+        """Returns the most probable choice and the probability of each, with the question and the passages."""
+        rows = zip(self.classification.predict(lm, batch), require_examples(batch), strict=True)
+        return [{**record, "details": describe_question(example)} for record, example in rows]
 
     def update(self, lm: PromptedLM, batch: Batch) -> list[dict[str, Any]]:
-        """Counts the batch."""
-        examples = examples_of(batch)
-        measured = [search_measures(example.found, example.gold, example.searched) for example in examples]
-        table = [[of[name] for name in self.searches.columns] for of in measured]
-        self.searches.update(batch.row_ids, table, [{}] * len(examples))
-        rows = zip(self.chosen.update(lm, batch), examples, strict=True)
-        return [{**said, "details": {**asked_of(of), **right_of(of, of.references)}} for said, of in rows]
+        """Adds a batch to the metrics and returns its records."""
+        examples = require_examples(batch)
+        scores = [search_scores(example.found, example.gold, example.searched) for example in examples]
+        table = [[row[name] for name in self.retrieval.columns] for row in scores]
+        self.retrieval.update(batch.row_ids, table, [{}] * len(examples))
+        records = self.classification.update(lm, batch)
+        for record, example in zip(records, examples, strict=True):
+            record["details"] = {**describe_question(example), **describe_answers(example, example.references)}
+        return records
 
     def compute(self) -> dict[str, Tensor]:
-        """The metrics of the pass."""
-        rows = self.searches.compute()
-        means = means_of(rows, names_to_report(rows.columns[FOUND], rows.columns[SEARCHED]), self.stage == "test")
-        of_search = {name: torch.tensor(mean, device=self.searches.device) for name, mean in means.items()}
-        return {**self.chosen.compute(), **of_search}
+        """Returns the metrics."""
+        rows = self.retrieval.compute()
+        names = names_to_report(rows.columns[FOUND], rows.columns[SEARCHED])
+        means = compute_means(rows, names, with_intervals=self.stage == "test")
+        tensors = {name: torch.tensor(mean, device=self.retrieval.device) for name, mean in means.items()}
+        return {**self.classification.compute(), **tensors}
 
     def figures(self) -> dict[str, Figure]:
-        """The confusion matrix, in shares of each true choice."""
-        return self.chosen.figures()
+        """Returns the confusion matrix, normalized over each true choice."""
+        return self.classification.figures()

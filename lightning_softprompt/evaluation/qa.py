@@ -1,4 +1,4 @@
-"""Metrics of answers to questions: of the answer, of what it rests on, and of what was found for it."""
+"""Metrics of question answering: of answers, their grounding and citations, and of retrieval."""
 
 from __future__ import annotations
 
@@ -14,64 +14,65 @@ from lightning_softprompt.backbones.prompted_lm import PromptedLM
 from lightning_softprompt.backbones.requirements import Requirement, generates
 from lightning_softprompt.core.types import Batch, Example
 from lightning_softprompt.evaluation.base import Evaluation
-from lightning_softprompt.evaluation.generation import examples_of
+from lightning_softprompt.evaluation.generation import require_examples
 from lightning_softprompt.evaluation.metrics.answers import (
-    OF_ANSWERS,
-    answer_measures,
+    ANSWER_SCORES,
+    answer_scores,
+    contain_answer,
     content_words,
-    grounded,
-    holds_answer,
+    grounded_fraction,
     same_answer,
-    uncited,
+    split_citations,
 )
 from lightning_softprompt.evaluation.metrics.retrieval import (
     FOUND,
     SEARCHED,
     names_to_report,
     retrieval_names,
-    search_measures,
+    search_scores,
 )
 from lightning_softprompt.evaluation.metrics.text import Rouge, RougeWords
 from lightning_softprompt.evaluation.metrics.text_rows import TextRows
-from lightning_softprompt.evaluation.metrics.text_scorer import means_of, references_of
+from lightning_softprompt.evaluation.metrics.text_scorer import compute_means, get_references
 
 NAN = float("nan")
 ROUGE = "rougeL"
-OF_PASSAGES = ("grounded", "answerable")
+PASSAGE_SCORES = ("grounded", "answerable")
 ABSTAINED = "abstained"
-OF_ABSTENTION = ("abstain_precision", "abstain_recall", "has_answer/exact_match", "has_answer/f1")
-OF_CITING = ("cite_precision", "cite_recall")
-Said = tuple[str, list[int]]  # an answer, and the passages that it names
-Measures = dict[str, float]
+ABSTENTION_SCORES = ("abstain_precision", "abstain_recall", "has_answer/exact_match", "has_answer/f1")
+CITATION_SCORES = ("cite_precision", "cite_recall")
+Answer = tuple[str, list[int]]  # an answer, and the numbers of the passages that it cites
+Scores = dict[str, float]
 
 
 @final
 class QaEvaluation(Evaluation):
-    """Metrics of answers to questions.
+    """Metrics of question answering.
 
-    Logs `exact_match`, `precision`, `recall` and `f1` of words, and `contains`, the share of answers that hold a right
-    one, all by the reference that fits best, caseless, without marks and English articles; `empty`, the share of empty
-    answers; `generated`, how many rows there were. Where rows show passages, also `grounded`, the share of an answer's
-    words that stand in them, and `answerable`, the share of rows whose passages hold a right answer. Where rows know
-    what was found and what should have been, `hit@k`, `recall@k`, `precision@k` and `ndcg@k` for k of 1, 5 and 10 as
-    far as the search went, and `mrr`. In a test, `<metric>_low` and `<metric>_high` are the ends of 95 % intervals over
-    rows.
+    Logs `exact_match`, `precision`, `recall` and `f1` of words, and `contains`, the fraction of answers that contain a
+    correct one. Each is the best over the references, and ignores case, punctuation and English articles. Also logs
+    `empty`, the fraction of empty answers, and `generated`, the number of rows. If rows include passages, it logs
+    `grounded`, the fraction of an answer's words that occur in the passages, and `answerable`, the fraction of rows
+    whose passages contain a correct answer. If gold documents are known, it logs `hit@k`, `recall@k`, `precision@k` and
+    `ndcg@k` for k = 1, 5, 10 (up to the depth of the search), and `mrr`. A test also logs 95% confidence intervals over
+    rows as `<metric>_low` and `<metric>_high`.
 
-    With an abstain text, rows without references have no answer. An answer to one is right if it is that text, and has
-    nothing right otherwise; that text is nothing right where there is an answer, whatever words they share (Rajpurkar
-    et al. 2018, 1806.03822). Logs `abstained`, the share of answers that are it; `abstain_precision`, the share of
-    those that stand where there is no answer; `abstain_recall`, the share of rows without an answer that have it;
-    `abstain_f1`; and `has_answer/exact_match` and `has_answer/f1` of the other rows.
+    If `abstain` is set, rows without references are unanswerable. The only correct answer to them is the abstain text,
+    which is always wrong for answerable rows, whatever words it shares with the references (Rajpurkar et al. 2018,
+    1806.03822). Logs `abstained`, the fraction of answers that are the abstain text; `abstain_precision`, the fraction
+    of these that belong to unanswerable rows; `abstain_recall`, the fraction of unanswerable rows with the abstain
+    text; `abstain_f1`; and `has_answer/exact_match` and `has_answer/f1` over answerable rows.
 
-    With `cite`, the numbers at an answer's end are taken off before all else. Logs `cite_precision`, the share of them
-    that are passages of gold documents, and `cite_recall`, the share of such passages that are named where shown.
+    If `cite` is set, the numbers at the end of an answer are removed before it is scored. Logs `cite_precision`, the
+    fraction of cited passages that belong to gold documents, and `cite_recall`, the fraction of gold passages in the
+    row that are cited.
 
     Args:
-        decoding: How answers are generated; None takes the default, greedy.
-        abstain: What is said where there is no answer; None where every question has one.
-        long: Whether answers are sentences: they are scored by `rougeL` too, which also ranks them.
-        cite: Whether answers end with the numbers of the passages that they rest on.
-        rouge_words: Which letters make words of ROUGE, as in `GenerationEvaluation`.
+        decoding: How answers are generated (default: greedy decoding).
+        abstain: The answer to unanswerable questions; None if all questions have answers.
+        long: Whether answers are full sentences, which are also scored and ranked by `rougeL`.
+        cite: Whether answers end with the numbers of the passages that support them.
+        rouge_words: Words that ROUGE compares, as in `GenerationEvaluation`.
     """
 
     monitor = ("f1", "max")
@@ -86,105 +87,116 @@ class QaEvaluation(Evaluation):
     ) -> None:
         super().__init__()
         if abstain is not None and not content_words(abstain):
-            raise ValueError(f"abstain must be a text with words, or None, got {abstain!r}")
+            raise ValueError(f"abstain must be a text that contains words, or null, got {abstain!r}")
         self.decoding, self.abstain, self.cite = decoding or Decoding(), abstain, cite
-        self.of_answers = (*OF_ANSWERS, *([ROUGE] if long else []))
+        self.answer_names = (*ANSWER_SCORES, *([ROUGE] if long else []))
         self.rouge = Rouge([ROUGE] if long else [], letters=rouge_words)
-        self.ranks = ROUGE if long else "f1"
-        of_abstention = () if abstain is None else (ABSTAINED, *OF_ABSTENTION)
-        of_citing = OF_CITING if cite else ()
-        self.means = (*self.of_answers, "empty", *OF_PASSAGES, *of_abstention, *of_citing)
+        self.ranking_score = ROUGE if long else "f1"
+        abstention_names = () if abstain is None else (ABSTAINED, *ABSTENTION_SCORES)
+        citation_names = CITATION_SCORES if cite else ()
+        self.means = (*self.answer_names, "empty", *PASSAGE_SCORES, *abstention_names, *citation_names)
         self.rows = TextRows((*self.means, *retrieval_names(), FOUND, SEARCHED))
-        of_both = () if abstain is None else ("abstain_f1",)
-        self.logged = ("generated", *self.means, *of_both, *retrieval_names())
+        abstain_f1 = () if abstain is None else ("abstain_f1",)
+        self.logged = ("generated", *self.means, *abstain_f1, *retrieval_names())
 
     @property
     def requires(self) -> tuple[Requirement, ...]:
-        """A backbone that generates."""
+        """A backbone that can generate text."""
         return (generates(self.decoding.num_beams),)
 
     def reset(self) -> None:
-        """Forgets the pass."""
+        """Resets the metrics."""
         self.rows.reset()
 
     @torch.no_grad()
     def predict(self, lm: PromptedLM, batch: Batch) -> list[dict[str, Any]]:
-        """The answers, with their questions and the passages that were shown."""
-        rows = zip(self._said(lm, batch), examples_of(batch), strict=True)
-        return [{"prediction": said[0], "scores": None, "details": self._asked(of, said[1])} for said, of in rows]
+        """Generates answers. The details of a record are the question and the passages."""
+        records = []
+        for (text, cited), example in zip(self._generate(lm, batch), require_examples(batch), strict=True):
+            details = self._question_details(example, cited)
+            records.append({"prediction": text, "scores": None, "details": details})
+        return records
 
-    def _said(self, lm: PromptedLM, batch: Batch) -> list[Said]:
+    def _generate(self, lm: PromptedLM, batch: Batch) -> list[Answer]:
         with self.decoding.drawing(batch.row_ids[0]):
             ids = lm.generate(batch, **self.decoding.options)
         texts = self.decoding.texts(lm.backbone.codec, ids)
-        return [uncited(text) for text in texts] if self.cite else [(text, []) for text in texts]
+        return [split_citations(text) for text in texts] if self.cite else [(text, []) for text in texts]
 
-    def _asked(self, example: Example, cited: Sequence[int]) -> dict[str, Any]:
-        return {**asked_of(example), **({"cited": list(cited)} if self.cite else {})}
+    def _question_details(self, example: Example, cited: Sequence[int]) -> dict[str, Any]:
+        details = describe_question(example)
+        if self.cite:
+            details["cited"] = list(cited)
+        return details
 
     @torch.no_grad()
     def update(self, lm: PromptedLM, batch: Batch) -> list[dict[str, Any]]:
         """Generates and scores answers."""
-        examples = examples_of(batch)
-        rows = list(zip(self._said(lm, batch), examples, strict=True))
-        measured = [self.measures(*said, example) for said, example in rows]
-        table = [[of[name] for name in self.rows.columns] for of in measured]
-        self.rows.update(batch.row_ids, table, [{}] * len(rows))
-        return [self._record(*said, example, of) for (said, example), of in zip(rows, measured, strict=True)]
+        examples = require_examples(batch)
+        table, records = [], []
+        for (text, cited), example in zip(self._generate(lm, batch), examples, strict=True):
+            scores = self.score(text, cited, example)
+            table.append([scores[name] for name in self.rows.columns])
+            records.append(self._record(text, cited, example, scores))
+        self.rows.update(batch.row_ids, table, [{}] * len(records))
+        return records
 
-    def _record(self, text: str, cited: Sequence[int], example: Example, measured: Measures) -> dict[str, Any]:
-        of_record = (*self.of_answers, *OF_PASSAGES, *([] if self.abstain is None else [ABSTAINED]))
+    def _record(self, text: str, cited: Sequence[int], example: Example, scores: Scores) -> dict[str, Any]:
+        names = (*self.answer_names, *PASSAGE_SCORES, *([] if self.abstain is None else [ABSTAINED]))
+        answers = self.correct_answers(example)
         return {
             "prediction": text,
             "target": example.target,
-            "scores": {name: measured[name] for name in of_record if not math.isnan(measured[name])},
-            "details": {**self._asked(example, cited), **right_of(example, self.right(example))},
+            "scores": {name: scores[name] for name in names if not math.isnan(scores[name])},
+            "details": {**self._question_details(example, cited), **describe_answers(example, answers)},
         }
 
-    def right(self, example: Example) -> tuple[str, ...]:
-        """The right answers to a row; none where abstaining is what is right."""
+    def correct_answers(self, example: Example) -> tuple[str, ...]:
+        """Returns the correct answers of a row; none if it is unanswerable."""
         if self.abstain is None:
-            return references_of(example)
+            return get_references(example)
         return tuple(text for text in example.references if not same_answer(text, self.abstain))
 
-    def measures(self, text: str, cited: Sequence[int], example: Example) -> Measures:
-        """Those of an answer beside its row, by the names of the columns; not a number where it has none.
+    def score(self, text: str, cited: Sequence[int], example: Example) -> Scores:
+        """Returns all scores of an answer by name; NaN for scores that are not defined for its row.
 
         Args:
             text: The answer.
-            cited: The numbers of the passages that it names.
+            cited: The numbers of the passages that it cites.
             example: Its row.
         """
-        right, shown = self.right(example), [passage.text for passage in example.passages]
+        references = self.correct_answers(example)
+        passages = [passage.text for passage in example.passages]
         abstained = self.abstain is not None and same_answer(text, self.abstain)
-        of_answer = self._of_answer(text, right, abstained)
+        scores = self._score_answer(text, references, abstained)
+        can_answer = float(contain_answer(passages, references)) if passages and references else NAN
         return {
-            **of_answer,
+            **scores,
             "empty": float(not text.strip()),
-            "grounded": NAN if abstained else grounded(text, shown),
-            "answerable": float(holds_answer(shown, right)) if shown and right else NAN,
-            **_of_abstention(of_answer, bool(right), abstained),
-            **_of_citing(cited, example),
-            **search_measures(example.found, example.gold, example.searched),
+            "grounded": NAN if abstained else grounded_fraction(text, passages),
+            "answerable": can_answer,
+            **_abstention_scores(scores, bool(references), abstained),
+            **_citation_scores(cited, example),
+            **search_scores(example.found, example.gold, example.searched),
         }
 
-    def _of_answer(self, text: str, right: Sequence[str], abstained: bool) -> Measures:
-        if abstained or not right:
-            return dict.fromkeys(self.of_answers, float(abstained and not right))
-        return {**answer_measures(text, right), **self.rouge(text, right)}
+    def _score_answer(self, text: str, references: Sequence[str], abstained: bool) -> Scores:
+        if abstained or not references:
+            return dict.fromkeys(self.answer_names, float(abstained and not references))
+        return {**answer_scores(text, references), **self.rouge(text, references)}
 
     def compute(self) -> dict[str, Tensor]:
-        """The metrics of the pass."""
+        """Returns the metrics."""
         rows = self.rows.compute()
         names = (*self.means, *names_to_report(rows.columns[FOUND], rows.columns[SEARCHED]))
-        metrics = {"generated": float(len(rows)), **means_of(rows, names, self.stage == "test")}
+        metrics = {"generated": float(len(rows)), **compute_means(rows, names, with_intervals=self.stage == "test")}
         if {"abstain_precision", "abstain_recall"} <= set(metrics):
             metrics["abstain_f1"] = _f1(metrics["abstain_precision"], metrics["abstain_recall"])
         return {name: torch.tensor(value, device=self.rows.device) for name, value in metrics.items()}
 
 
-def asked_of(example: Example) -> dict[str, Any]:
-    """What a question was and what was shown for it, as a record keeps it."""
+def describe_question(example: Example) -> dict[str, Any]:
+    """Returns the question and the passages of a row, as they are saved in a record."""
     return {
         "question": example.fields.get("question"),
         "passages": [dict(vars(passage)) for passage in example.passages],
@@ -192,27 +204,28 @@ def asked_of(example: Example) -> dict[str, Any]:
     }
 
 
-def right_of(example: Example, references: Sequence[str]) -> dict[str, Any]:
-    """What would have been right to say and to find, as a record keeps it."""
+def describe_answers(example: Example, references: Sequence[str]) -> dict[str, Any]:
+    """Returns the correct answers and gold documents of a row, as they are saved in a record."""
     return {"references": list(references), "gold": list(example.gold)}
 
 
-def _of_abstention(of_answer: Measures, has_answer: bool, abstained: bool) -> Measures:
+def _abstention_scores(scores: Scores, has_answer: bool, abstained: bool) -> Scores:
     return {
         ABSTAINED: float(abstained),
         "abstain_precision": float(not has_answer) if abstained else NAN,
         "abstain_recall": NAN if has_answer else float(abstained),
-        "has_answer/exact_match": of_answer["exact_match"] if has_answer else NAN,
-        "has_answer/f1": of_answer["f1"] if has_answer else NAN,
+        "has_answer/exact_match": scores["exact_match"] if has_answer else NAN,
+        "has_answer/f1": scores["f1"] if has_answer else NAN,
     }
 
 
-def _of_citing(cited: Sequence[int], example: Example) -> Measures:
-    gold = {number for number, passage in enumerate(example.passages, start=1) if passage.document in example.gold}
-    right = len(gold & set(cited))
+def _citation_scores(cited: Sequence[int], example: Example) -> Scores:
+    passages = enumerate(example.passages, start=1)
+    gold = {number for number, passage in passages if passage.document in example.gold}
+    correct = len(gold & set(cited))
     return {
-        "cite_precision": right / len(set(cited)) if cited and example.gold else NAN,
-        "cite_recall": right / len(gold) if gold else NAN,
+        "cite_precision": correct / len(set(cited)) if cited and example.gold else NAN,
+        "cite_recall": correct / len(gold) if gold else NAN,
     }
 
 

@@ -241,7 +241,7 @@ class SoftPromptModule(LightningModule, ABC):
         """Loads the backbone once and creates prompt and readout, seeded by the run's seed alone."""
         if self.backbone is not None:
             return
-        spec = replace(self.spec, compute="plain") if self.changes_backbone else self.spec
+        spec = replace(self.spec, linear_backend="plain") if self.changes_backbone else self.spec
         self.attach(load_backbone(spec_for_sharding(self, spec)))
         prepare_for_distributed(self, self.loaded)
 
@@ -471,7 +471,7 @@ class SoftPromptModule(LightningModule, ABC):
         """
         self.losses[stage].reset()  # type: ignore[operator]
         self._evaluation(stage).begin(stage, epoch)
-        self._evaluation(stage).narrow(drawn)
+        self._evaluation(stage).limit_rows(drawn)
 
     @final
     def configure_optimizers(self) -> Any:

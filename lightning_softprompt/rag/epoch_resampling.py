@@ -1,4 +1,4 @@
-"""Training rows that are another draw in each epoch: a function of seed, epoch and row alone."""
+"""Training rows that are resampled in each epoch, as a function of seed, epoch and row."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any, cast, final
 import numpy as np
 
 from lightning_softprompt.core.types import Encoded, Example
-from lightning_softprompt.data.datamodule import Prepared
+from lightning_softprompt.data.prepared import PreparedRows
 from lightning_softprompt.data.sampling.bucketing import BucketBatchSampler
 from lightning_softprompt.data.sampling.resumable import ResumableBatchSampler
 from lightning_softprompt.rag.passage_rendering import PassageRenderer
-from lightning_softprompt.rag.passage_selection import Candidate, Draw, QaExample
+from lightning_softprompt.rag.passage_selection import Candidate, QaExample, Rng
 
 
 @final
 class EpochIndexedSampler(ResumableBatchSampler):
-    """The batches of another sampler, their rows numbered through all epochs: that is how data workers learn of them.
+    """Batches of another sampler whose row indices also encode the epoch, so that data workers know the epoch.
 
     Args:
-        inner: The other.
+        inner: The other sampler.
     """
 
     def __init__(self, inner: BucketBatchSampler) -> None:
@@ -45,18 +45,18 @@ class EpochIndexedSampler(ResumableBatchSampler):
 @final
 @dataclass(frozen=True)
 class ResampledDataset:
-    """Rows by number and epoch, `epoch * rows + row`; picklable, for data workers.
+    """Rows indexed by `epoch * len(rows) + row`. Picklable, so that data workers can use it.
 
     Args:
-        rows: As they are without what is drawn.
-        writer: Writes a row with its passages.
-        abstain: What is said to rows without the passages that hold the answer; None has them answered all the same.
-        any_answer: Whether the target is any of the right answers, or stays the first.
-        seed: Of the draws.
+        rows: The rows without noise.
+        renderer: Renders a row with its passages.
+        abstain: Target of rows whose gold passages are hidden; None keeps their answer.
+        any_answer: Whether the target is a random reference answer instead of the first one.
+        seed: Seed of the noise.
     """
 
-    rows: Prepared
-    writer: PassageRenderer
+    rows: PreparedRows
+    renderer: PassageRenderer
     abstain: str | None
     any_answer: bool
     seed: int
@@ -66,16 +66,19 @@ class ResampledDataset:
 
     def __getitem__(self, number: int) -> tuple[int, Encoded, Example]:
         epoch, row = divmod(number, len(self))
-        draw = np.random.default_rng((self.seed, epoch, row))
-        written = self.writer.write(*self._drawn(cast(QaExample, self.rows.examples[row]), draw))
-        return row, written.encoded, written.example
+        rng = np.random.default_rng((self.seed, epoch, row))
+        example, candidates = self._sample(cast(QaExample, self.rows.examples[row]), rng)
+        rendered = self.renderer.render(example, candidates)
+        return row, rendered.encoded, rendered.example
 
-    def _drawn(self, asked: QaExample, draw: Draw) -> tuple[QaExample, list[Candidate]]:
-        showing = self.writer.showing
-        hidden = bool(asked.gold) and draw.random() < showing.noise.no_gold
-        candidates = showing.drawn(asked, draw, hidden)
-        if hidden and self.abstain is not None:
-            asked = replace(asked, target=self.abstain, references=(self.abstain,))
-        elif self.any_answer and asked.references:
-            asked = replace(asked, target=asked.references[int(draw.integers(len(asked.references)))])
-        return asked, candidates
+    def _sample(self, example: QaExample, rng: Rng) -> tuple[QaExample, list[Candidate]]:
+        """Samples passages and the target of a row."""
+        selector = self.renderer.selector
+        hide_gold = bool(example.gold) and rng.random() < selector.noise.no_gold
+        candidates = selector.sample(example, rng, hide_gold)
+        if hide_gold and self.abstain is not None:
+            example = replace(example, target=self.abstain, references=(self.abstain,))
+        elif self.any_answer and example.references:
+            number = int(rng.integers(len(example.references)))
+            example = replace(example, target=example.references[number])
+        return example, candidates

@@ -1,4 +1,4 @@
-"""An index that is there when a run needs it, and holds the corpus that the run names."""
+"""Builds the index of a run, or checks that an existing index contains the corpus of the run."""
 
 from __future__ import annotations
 
@@ -17,39 +17,40 @@ from lightning_softprompt.retrieval.passages.documents import Document, content_
 from lightning_softprompt.retrieval.search.settings import IndexSettings
 
 log = logging.getLogger(__name__)
-WAY_OUT = "Remove the folder to have it built anew, or name another one as the retriever's index"
+FIX = "Remove the folder to rebuild the index, or set retriever.index to another folder"
 
 
 def ensure_index(
     folder: str | Path, corpus: str, settings: IndexSettings | None = None, columns: Columns | None = None
 ) -> None:
-    """Builds an index of a corpus where there is none, and looks whether one that is there holds the corpus.
+    """Builds the index of a corpus, or checks that an existing index contains the corpus.
 
     Args:
-        folder: The index.
-        corpus: Its source, as `softprompt index build` takes it.
-        settings: What it is made with; None takes the default to build one, and any where there is one.
-        columns: Which columns of the corpus hold what.
+        folder: Folder of the index.
+        corpus: Source of the documents, as for `softprompt index build`.
+        settings: Settings of the index; None uses the defaults for a new index and accepts any existing index.
+        columns: Columns of the corpus.
 
     Raises:
-        DataError: If the corpus cannot be read, or the index is of another corpus or made with other settings.
+        DataError: If the corpus cannot be read, or the index has another corpus or other settings.
         ValueError: If the index is damaged or cannot be built.
     """
-    place = Path(folder).expanduser()
-    if not (place / NAME).exists():
-        log.info("%s is built from %s", place, corpus)
-        build_index(place, read_documents(corpus, columns), settings, tracked)
+    path = Path(folder).expanduser()
+    if not (path / NAME).exists():
+        log.info("Building the index %s from %s", path, corpus)
+        build_index(path, read_documents(corpus, columns), settings, track_progress)
         return
     if settings is not None:
         choose_settings(settings)
-    index = Index(place)
+    index = Index(path)
     _check_settings(index, settings)
-    if told := _difference(index.passages.texts, read_documents(corpus, columns)):
-        raise DataError(f"{place} does not hold the corpus {corpus}: {told}. {WAY_OUT}")
+    difference = _find_difference(index.passages.texts, read_documents(corpus, columns))
+    if difference:
+        raise DataError(f"{path} does not contain the corpus {corpus}: {difference}. {FIX}")
 
 
-def tracked(items: Iterable[Any], doing: str, total: int | None) -> Iterable[Any]:
-    """Shows a bar on standard error, where that is a terminal."""
+def track_progress(items: Iterable[Any], doing: str, total: int | None) -> Iterable[Any]:
+    """Shows a progress bar on standard error if it is a terminal."""
     from rich.console import Console
     from rich.progress import track
 
@@ -58,21 +59,28 @@ def tracked(items: Iterable[Any], doing: str, total: int | None) -> Iterable[Any
 
 
 def _check_settings(index: Index, settings: IndexSettings | None) -> None:
-    before, now = index.manifest.settings.plain(), {} if settings is None else settings.plain()
-    differ = [f"{name} was {before[name]!r} and is {value!r}" for name, value in now.items() if value != before[name]]
-    if differ:
-        raise DataError(f"{index.folder} was built with other settings: {', '.join(differ)}. {WAY_OUT}")
+    if settings is None:
+        return
+    old = index.manifest.settings.plain()
+    changed = {name: value for name, value in settings.plain().items() if value != old[name]}
+    differences = [f"{name} was {old[name]!r} and is {value!r}" for name, value in changed.items()]
+    if differences:
+        raise DataError(f"{index.folder} was built with other settings: {', '.join(differences)}. {FIX}")
 
 
-def _difference(there: Iterable[Document], here: Iterable[Document]) -> str | None:
-    """What tells two corpora apart, of the first document that does."""
-    before, now = _contents(there), _contents(here)
-    if new := next((name for name in now if name not in before), None):
-        return f"it lacks the document {new!r}"
-    if gone := next((name for name in before if name not in now), None):
-        return f"its document {gone!r} is not in the corpus"
-    changed = next((name for name, content in now.items() if before[name] != content), None)
-    return None if changed is None else f"the document {changed!r} was another"
+def _find_difference(indexed: Iterable[Document], corpus: Iterable[Document]) -> str | None:
+    """Describes the first document that differs between an index and a corpus; None if they are the same."""
+    old, new = _contents(indexed), _contents(corpus)
+    for name in new:
+        if name not in old:
+            return f"it lacks the document {name!r}"
+    for name in old:
+        if name not in new:
+            return f"its document {name!r} is not in the corpus"
+    for name, content in new.items():
+        if old[name] != content:
+            return f"the document {name!r} has changed"
+    return None
 
 
 def _contents(documents: Iterable[Document]) -> dict[str, bytes]:

@@ -1,4 +1,4 @@
-"""Which passages a question shows, and in which order: found ones, those that hold the answer, others, or none."""
+"""Selects the passages of a question and their order: retrieved, gold, or random passages, or none."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import chain, islice
+from itertools import islice
 from typing import Any, Literal, final
 
 import numpy as np
@@ -19,10 +19,10 @@ from lightning_softprompt.retrieval.retriever import Retriever
 
 Mode = Literal["retrieved", "gold", "random", "closed_book"]
 PassageOrder = Literal["score", "reversed", "shuffled"]
-Draw = np.random.Generator
+Rng = np.random.Generator
 MODES = ("retrieved", "gold", "random", "closed_book")
 ORDERS = ("score", "reversed", "shuffled")
-SPARE = 50  # passages drawn beside those that are wanted, since some may be gold
+SPARE = 50  # additional random passages, since some may be gold and are then left out
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class QaExample(Example):
 
     Args:
         question: The question.
-        pool: What was found for it, as rows of the index, the best first.
-        cited: What the target ends with to say which passages it rests on.
+        pool: Retrieved passages, as rows of the index, the best first.
+        cited: Citations at the end of the target, such as ` [2]`.
     """
 
     question: str = ""
@@ -42,16 +42,16 @@ class QaExample(Example):
 
 @dataclass(frozen=True)
 class Noise:
-    """What makes training rows harder, drawn anew for each row in each epoch; shares from 0 to 1.
+    """Noise in the passages of training rows, sampled for each row in each epoch. All values are probabilities.
 
     Args:
-        distractors: Share of the passages without the answer that are replaced by any others of the index.
-        no_gold: Share of the rows whose passages with the answer are taken away, and others found for the question take
-            their places. They are to be answered by `abstain`, where that is set.
-        drop: Share of the passages that are left out.
+        distractors: Probability of replacing a passage without the answer by a random passage of the index.
+        no_gold: Probability of replacing all gold passages of a row by other retrieved passages. The target of such a
+            row is `abstain`, if that is set.
+        drop: Probability of leaving out a passage.
 
     Raises:
-        ValueError: If one is not from 0 to 1.
+        ValueError: If a value is not in [0, 1].
     """
 
     distractors: float = 0.0
@@ -59,9 +59,9 @@ class Noise:
     drop: float = 0.0
 
     def __post_init__(self) -> None:
-        shares = vars(self)
-        if wrong := {name: share for name, share in shares.items() if not 0 <= share <= 1}:
-            raise ValueError(f"noise wants shares from 0 to 1, got {wrong}")
+        wrong = {name: value for name, value in vars(self).items() if not 0 <= value <= 1}
+        if wrong:
+            raise ValueError(f"values of noise must be between 0 and 1, got {wrong}")
 
     def __bool__(self) -> bool:
         return any(vars(self).values())
@@ -69,11 +69,11 @@ class Noise:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A passage that a row may show.
+    """A passage that may be included in a row.
 
     Args:
         passage: The passage.
-        rank: Its place among what was found, from 0; None where it was not looked for.
+        rank: Its rank among the retrieved passages, from 0; None if it was not retrieved.
         sort_key: Position among the passages of its row: the lowest comes first.
     """
 
@@ -85,19 +85,20 @@ class Candidate:
 @final
 @dataclass(frozen=True)
 class PassageSelector:
-    """How passages are chosen and put in order.
+    """Selects and orders passages.
 
     Args:
-        retriever: Knows the index.
-        mode: Which: those found, those of gold documents, any, or none.
-        count: How many.
-        order: The best first, the best last, or as it comes in training rows and the best first elsewhere.
-        gold_at: Where the first passage of a gold document is put, from 0, or from -1 backwards; None leaves it.
-        noise: What is drawn in training.
-        seed: Of what is drawn.
+        retriever: The retriever, with the index of the passages.
+        mode: Which passages to select: retrieved ones, those of gold documents, random ones, or none.
+        count: Number of passages.
+        order: The best first, the best last, or shuffled in training rows and the best first elsewhere.
+        gold_at: Position of the first passage of a gold document, from 0, or negative to count from the end; None keeps
+            its position.
+        noise: Noise in training rows.
+        seed: Seed of random passages.
 
     Raises:
-        ValueError: If these do not fit each other.
+        ValueError: If arguments contradict each other.
     """
 
     retriever: Retriever | None
@@ -115,101 +116,120 @@ class PassageSelector:
                 f"{self.order!r}"
             )
         if self.count < 1:
-            raise ValueError(f"passages must be 1 or more, got {self.count}; mode=closed_book shows none")
+            raise ValueError(f"passages must be at least 1, got {self.count}; use mode=closed_book for no passages")
         if self.retriever is None and self.mode != "closed_book":
-            raise ValueError(f"mode={self.mode} wants a retriever, whose index holds the passages; name one")
+            raise ValueError(f"mode={self.mode} requires a retriever; set data.retriever")
         if self.noise and self.mode not in ("retrieved", "gold"):
-            raise ValueError(f"noise is for passages that were found or are gold, and mode={self.mode} shows neither")
+            raise ValueError(f"noise requires mode=retrieved or mode=gold, got mode={self.mode}")
 
     @property
-    def varies(self) -> bool:
-        """Whether training rows show something else in each epoch."""
+    def resamples(self) -> bool:
+        """Whether the passages of training rows change from epoch to epoch."""
         return bool(self.noise) or (self.order == "shuffled" and self.mode != "closed_book")
 
-    def usual(self, asked: QaExample) -> list[Candidate]:
-        """Without noise: the passages of a row, those first that are to be kept longest."""
-        return self._placed(self.ranked(asked))
+    def select(self, example: QaExample) -> list[Candidate]:
+        """Returns the passages of a row without noise, the most important ones first."""
+        return self._with_sort_keys(self.rank(example))
 
-    def drawn(self, asked: QaExample, draw: Draw, hidden: bool) -> list[Candidate]:
-        """With noise; `hidden` takes away the passages that hold the answer."""
-        ranked = self.ranked(asked, asked.gold if hidden else ())
-        ranked = [self._disturbed(found, asked, draw) for found in ranked]
-        kept = [found for found in ranked if draw.random() >= self.noise.drop]
+    def sample(self, example: QaExample, rng: Rng, hide_gold: bool) -> list[Candidate]:
+        """Returns the passages of a training row with noise, the most important ones first.
+
+        Args:
+            example: The row.
+            rng: Source of the noise.
+            hide_gold: Whether to leave out the passages of gold documents.
+        """
+        ranked = self.rank(example, exclude=example.gold if hide_gold else ())
+        noisy = [self._maybe_replace(candidate, example, rng) for candidate in ranked]
+        kept = [candidate for candidate in noisy if rng.random() >= self.noise.drop]
         if self.order != "shuffled":
-            return self._placed(kept)
-        return [replace(found, sort_key=key) for found, key in zip(kept, draw.random(len(kept)), strict=True)]
+            return self._with_sort_keys(kept)
+        keys = rng.random(len(kept))
+        return [replace(candidate, sort_key=key) for candidate, key in zip(kept, keys, strict=True)]
 
-    def ranked(self, asked: QaExample, without: Sequence[str] = ()) -> list[Candidate]:
-        """The passages that a mode gives, the best first, but for those of some documents."""
+    def rank(self, example: QaExample, exclude: Sequence[str] = ()) -> list[Candidate]:
+        """Returns the passages of a row by rank.
+
+        Args:
+            example: The row.
+            exclude: Documents whose passages are left out.
+        """
         if self.mode == "closed_book":
             return []
         if self.mode == "random":
-            draw = np.random.default_rng((self.seed, zlib.crc32(asked.question.encode())))
-            return [Candidate(passage, None) for passage in self._others(asked, draw, self.count)]
-        ranked = self._gold(asked) if self.mode == "gold" else self._found(asked)
-        return list(islice((found for found in ranked if found.passage.document not in without), self.count))
+            rng = np.random.default_rng((self.seed, zlib.crc32(example.question.encode())))
+            return [Candidate(passage, None) for passage in self._random_passages(example, rng, self.count)]
+        ranked = self._gold_candidates(example) if self.mode == "gold" else self._retrieved_candidates(example)
+        allowed = (candidate for candidate in ranked if candidate.passage.document not in exclude)
+        return list(islice(allowed, self.count))
 
-    def arranged(self, candidates: Iterable[Candidate], gold: Sequence[str]) -> list[Candidate]:
-        """In the order in which they are shown."""
-        shown = sorted(candidates, key=lambda candidate: candidate.sort_key)
-        first = next((n for n, candidate in enumerate(shown) if candidate.passage.document in gold), None)
-        if self.gold_at is None or first is None:
-            return shown
-        moved = shown.pop(first)
-        place = self.gold_at if self.gold_at >= 0 else len(shown) + 1 + self.gold_at
-        shown.insert(max(0, place), moved)
-        return shown
+    def arrange(self, candidates: Iterable[Candidate], gold: Sequence[str]) -> list[Candidate]:
+        """Returns passages in the order in which a row includes them."""
+        arranged = sorted(candidates, key=lambda candidate: candidate.sort_key)
+        gold_positions = [n for n, candidate in enumerate(arranged) if candidate.passage.document in gold]
+        if self.gold_at is None or not gold_positions:
+            return arranged
+        first_gold = arranged.pop(gold_positions[0])
+        position = self.gold_at if self.gold_at >= 0 else len(arranged) + 1 + self.gold_at
+        arranged.insert(max(0, position), first_gold)
+        return arranged
 
-    def found(self, asked: QaExample) -> tuple[str, ...]:
-        """The documents that were found, each once; gold ones by the text of their passages."""
-        passages = (self._passages[row] for row in asked.pool)
-        documents = (self.gold.documents(passage, asked.gold) or (passage.document,) for passage in passages)
-        return tuple(dict.fromkeys(chain.from_iterable(documents)))
+    def retrieved_documents(self, example: QaExample) -> tuple[str, ...]:
+        """Returns the retrieved documents without duplicates. Gold documents are recognized by their text."""
+        documents: dict[str, None] = {}
+        for row in example.pool:
+            passage = self._passages[row]
+            names = self.gold.documents(passage, example.gold) or (passage.document,)
+            documents.update(dict.fromkeys(names))
+        return tuple(documents)
 
     @cached_property
     def gold(self) -> GoldPassages:
         """The passages of gold documents."""
         return GoldPassages(self._passages)
 
-    def _found(self, asked: QaExample) -> Iterator[Candidate]:
-        return (Candidate(self._at(row, asked), rank) for rank, row in enumerate(asked.pool))
+    def _retrieved_candidates(self, example: QaExample) -> Iterator[Candidate]:
+        return (Candidate(self._passage(row, example), rank) for rank, row in enumerate(example.pool))
 
-    def _at(self, row: int, asked: QaExample) -> Passage:
-        """A passage of the index, named by the gold document whose text it has."""
-        return self.gold.named(self._passages[row], asked.gold)
+    def _passage(self, row: int, example: QaExample) -> Passage:
+        """Returns a passage of the index. Its document is the gold document that has the same text, if any."""
+        return self.gold.attribute(self._passages[row], example.gold)
 
-    def _gold(self, asked: QaExample) -> Iterator[Candidate]:
-        """Passages of gold documents, those first that are gold first.
+    def _gold_candidates(self, example: QaExample) -> Iterator[Candidate]:
+        """Returns the passages of gold documents, in the order of the documents.
 
         Raises:
-            ValueError: If the index has none of a document.
+            ValueError: If the index has no passage of a gold document.
         """
-        if absent := [name for name in asked.gold if not self._passages.rows_of(name)]:
+        missing = [name for name in example.gold if not self._passages.rows_of(name)]
+        if missing:
             raise ValueError(
-                f"the gold document {absent[0]!r} has no passage in {self._index_folder}: it is not in the corpus, or "
-                f"has no words"
+                f"the gold document {missing[0]!r} has no passage in {self._index_folder}: it is not in the corpus or "
+                "has no words"
             )
-        return (Candidate(self._at(row, asked), None) for row in self.gold.rows(asked.gold))
+        return (Candidate(self._passage(row, example), None) for row in self.gold.rows(example.gold))
 
-    def _placed(self, ranked: Iterable[Candidate]) -> list[Candidate]:
+    def _with_sort_keys(self, ranked: Iterable[Candidate]) -> list[Candidate]:
         sign = -1 if self.order == "reversed" else 1
         return [replace(candidate, sort_key=sign * rank) for rank, candidate in enumerate(ranked)]
 
-    def _disturbed(self, candidate: Candidate, asked: QaExample, draw: Draw) -> Candidate:
-        if candidate.passage.document in asked.gold or draw.random() >= self.noise.distractors:
+    def _maybe_replace(self, candidate: Candidate, example: QaExample, rng: Rng) -> Candidate:
+        """Replaces a passage without the answer by a random one, with the probability `noise.distractors`."""
+        if candidate.passage.document in example.gold or rng.random() >= self.noise.distractors:
             return candidate
-        return next((Candidate(other, None) for other in self._others(asked, draw, 1)), candidate)
+        others = self._random_passages(example, rng, 1)
+        return Candidate(others[0], None) if others else candidate
 
-    def _others(self, asked: QaExample, draw: Draw, count: int) -> list[Passage]:
-        """Any passages that are not gold, each once; fewer where there are fewer."""
+    def _random_passages(self, example: QaExample, rng: Rng, count: int) -> list[Passage]:
+        """Returns at most `count` different random passages that are not gold."""
         size = len(self._passages)
-        rows = draw.choice(size, min(size, count + SPARE), replace=False).tolist()
-        passages = (self._at(row, asked) for row in rows)
-        return list(islice((passage for passage in passages if passage.document not in asked.gold), count))
+        rows = rng.choice(size, min(size, count + SPARE), replace=False).tolist()
+        passages = (self._passage(row, example) for row in rows)
+        return list(islice((passage for passage in passages if passage.document not in example.gold), count))
 
     @property
     def _passages(self) -> Passages:
-        assert self.retriever is not None, "checked above"
+        assert self.retriever is not None, "checked by __post_init__"
         return self.retriever.index.passages
 
     @property

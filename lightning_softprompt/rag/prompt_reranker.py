@@ -1,4 +1,4 @@
-"""A soft prompt as a judge of what was found."""
+"""Re-ranks retrieved passages with a soft prompt."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ COLUMNS = ("question", "title", "passage")
 
 @final
 class PromptReranker(Reranker):
-    """Puts passages in order by how sure a prompt is that they are relevant, on the backbone that it was trained on.
+    """Ranks passages by the probability of the class `relevant`, with a prompt on the backbone it was trained on.
 
-    In a configuration it is the retriever's: `reranker: {class_path: PromptReranker, init_args: {path: FILE}}`.
+    It is set in the config of a retriever: `reranker: {class_path: PromptReranker, init_args: {path: FILE}}`.
 
     Args:
-        path: A `prompt.safetensors`, or a checkpoint, of a run on `RelevanceDataModule`.
-        relevant: The class that says so.
-        max_tokens: Tokens of a pair; the passage gives way.
-        batch_size: Pairs that are judged at once.
-        device: Where it runs; the first CUDA device if there is one, unless given.
+        path: A `prompt.safetensors` or a checkpoint of a run with `RelevanceDataModule`.
+        relevant: Name of the class of relevant passages.
+        max_tokens: Maximum tokens of a pair; longer passages are truncated.
+        batch_size: Pairs per batch.
+        device: Device of the backbone (default: CUDA if available, else the CPU).
     """
 
     def __init__(
@@ -51,57 +51,60 @@ class PromptReranker(Reranker):
 
     @property
     def identity(self) -> tuple[object, ...]:
-        """The file's content, and how pairs are written.
+        """Digest of the prompt file, and the settings.
 
         Raises:
-            ValueError: If there is no such file.
+            ValueError: If the file does not exist.
         """
         path = Path(self.path).expanduser()
         if not path.is_file():
-            raise ValueError(f"no prompt at {path}; name the prompt.safetensors of a run on RelevanceDataModule")
+            raise ValueError(f"no prompt at {path}; set path to prompt.safetensors of a run with RelevanceDataModule")
         with path.open("rb") as file:
             return file_digest(file, "sha256").hexdigest(), self.relevant, self.max_tokens
 
     @torch.inference_mode()
     def scores(self, question: str, passages: Sequence[Passage]) -> list[float]:
-        """The log-probability that each is relevant.
+        """Returns the log-probability that each passage is relevant.
 
         Raises:
-            ValueError: If the prompt cannot be loaded, or was trained for something else.
+            ValueError: If the prompt cannot be loaded, or was trained for another task.
         """
-        lm, place = self.method.lm(), self._classes.names.index(self.relevant)
-        found: list[float] = []
+        lm, relevant = self.method.lm(), self._classes.names.index(self.relevant)
+        scores: list[float] = []
         for start in range(0, len(passages), self.batch_size):
             batch = self._batch(question, passages[start : start + self.batch_size])
-            found += lm.scores(batch).log_softmax(-1)[:, place].tolist()
-        return found
+            scores += lm.scores(batch).log_softmax(-1)[:, relevant].tolist()
+        return scores
 
     def _batch(self, question: str, passages: Sequence[Passage]) -> Batch:
         codec, classes = self.method.loaded.codec, self._classes
         template = Template(classes.template, ["passage"])
         any_word = next(iter(classes.words.values()))[0].removeprefix(template.glue)
-        said = [template.pieces(dict(zip(COLUMNS, (question, p.title, p.text), strict=True))) for p in passages]
-        rows = [codec.encode(pieces, any_word, self.max_tokens) for pieces in said]
+        rows = []
+        for passage in passages:
+            fields = {"question": question, "title": passage.title, "passage": passage.text}
+            rows.append(codec.encode(template.pieces(fields), any_word, self.max_tokens))
         return codec.collate(rows).to(self.method.loaded.word_embeddings.device)
 
     @property
     def _classes(self) -> Classes:
-        assert self.method.classes is not None, "checked when it was loaded"
+        assert self.method.classes is not None, "checked by `method`"
         return self.method.classes
 
     @cached_property
     def method(self) -> SoftPromptModule:
-        """The method as it was trained.
+        """The trained method.
 
         Raises:
-            ValueError: If it cannot be loaded, or was trained for something else.
+            ValueError: If it cannot be loaded, or was trained for another task.
         """
         path = Path(self.path).expanduser()
         method = cast(SoftPromptModule, load_method(read_prompt(path), path))
         classes = method.classes
         if classes is None or self.relevant not in classes.words:
-            told = "no classes" if classes is None else f"the classes {list(classes.names)}"
-            raise ValueError(f"{path} has {told}, wanted {self.relevant!r}; train one on RelevanceDataModule")
-        if strange := set(Template(classes.template).columns) - set(COLUMNS):
-            raise ValueError(f"{path} was trained on rows with {sorted(strange)}; a re-ranker knows {COLUMNS} alone")
+            names = "no classes" if classes is None else f"the classes {list(classes.names)}"
+            raise ValueError(f"{path} has {names} instead of {self.relevant!r}; train it with RelevanceDataModule")
+        unknown = set(Template(classes.template).columns) - set(COLUMNS)
+        if unknown:
+            raise ValueError(f"{path} was trained with the columns {sorted(unknown)}; a re-ranker has only {COLUMNS}")
         return method.to(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))

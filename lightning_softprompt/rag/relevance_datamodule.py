@@ -1,4 +1,4 @@
-"""Questions and passages, and whether one answers the other."""
+"""Pairs of a question and a passage, for training a re-ranker."""
 
 from __future__ import annotations
 
@@ -28,29 +28,29 @@ LABEL = "label"
 
 @final
 class RelevanceDataModule(SoftPromptDataModule):
-    r"""Pairs of a question and a passage that are relevant or not, made from questions whose documents are known.
+    r"""Builds pairs of a question and a relevant or irrelevant passage, to train a re-ranker (`PromptReranker`).
 
-    A passage of a gold document is relevant. Those that are not are the best of the others that a retriever finds,
-    which are hard to tell from it. A prompt that was trained on them re-ranks what is found (`PromptReranker`).
+    Passages of the gold documents of a question are relevant. Irrelevant passages are hard negatives: the highest
+    ranked retrieved passages of other documents.
 
     Args:
-        retriever: What finds passages, and in which index.
-        template: How a pair is written, with `{question}`, `{passage}` and perhaps `{title}`.
-        words: The word that stands for each of `irrelevant` and `relevant`.
-        corpus: Source of the documents. The index is built from it if it is not there, and must hold it if it is; None
-            takes the index as it is.
-        index_settings: What the index is built with.
-        corpus_columns: The columns of the corpus; unless given, `text`, `id`, `title` and `source`.
-        positives: Relevant passages of a question, at most.
-        negatives: Irrelevant ones.
-        found: Passages that are found for a question, from which they are taken; all of them are to be predicted.
-        balanced: Draws training rows so that both classes come up equally often.
-        question: The column that holds the question.
-        gold: The column that holds the ids of documents with the answer.
+        retriever: The retriever, with the index to search.
+        template: Text of a pair, with `{question}`, `{passage}` and optionally `{title}`.
+        words: Label words of `irrelevant` and `relevant` (default: `no` and `yes`).
+        corpus: Source of the documents. A missing index is built from it; an existing index must contain the same
+            documents (default: use the existing index without this check).
+        index_settings: Settings for building the index.
+        corpus_columns: Columns of the corpus (default: `text`, `id`, `title` and `source`).
+        positives: Maximum relevant passages per question.
+        negatives: Maximum irrelevant passages per question.
+        found: Number of passages to retrieve per question. `predict` scores all of them.
+        balanced: Sample training rows so that both classes are equally frequent.
+        question: Column of the question.
+        gold: Column of the ids of the documents that contain the answer.
         common: Arguments of every data module.
 
     Raises:
-        ValueError: If the arguments do not fit each other.
+        ValueError: If arguments contradict each other.
     """
 
     def __init__(
@@ -70,133 +70,142 @@ class RelevanceDataModule(SoftPromptDataModule):
         **common: Any,
     ) -> None:
         super().__init__(template=template, truncate=["passage"], **common)
-        given = {IRRELEVANT: "no", RELEVANT: "yes"} if words is None else words
-        spoken = {name: listed[0] for name, listed in words_by_name(given, "words").items()}
-        if set(spoken) != {IRRELEVANT, RELEVANT}:
-            raise ValueError(f"words must say {IRRELEVANT} and {RELEVANT}, got {spoken}")
-        if strange := set(self.template.columns) - set(COLUMNS):
-            raise ValueError(f"template may name {', '.join(COLUMNS)}, got {sorted(strange)}")
+        words_by_class = words_by_name({IRRELEVANT: "no", RELEVANT: "yes"} if words is None else words, "words")
+        if set(words_by_class) != {IRRELEVANT, RELEVANT}:
+            raise ValueError(f"words must name {IRRELEVANT} and {RELEVANT}, got {list(words_by_class)}")
+        unknown = set(self.template.columns) - set(COLUMNS)
+        if unknown:
+            raise ValueError(f"template may contain only the columns {', '.join(COLUMNS)}, got {sorted(unknown)}")
         if min(positives, negatives) < 1 or found < negatives:
-            raise ValueError(f"wanted positives and negatives above 0, and found={found} no fewer than the latter")
-        labels: GivenLabels = {name: spoken[name] for name in (IRRELEVANT, RELEVANT)}
-        self.judged = ClassificationDataModule(template, labels, LABEL, balanced=balanced, backbone=self.spec)
+            raise ValueError(
+                f"positives and negatives must be at least 1 and found at least negatives, got positives={positives}, "
+                f"negatives={negatives} and found={found}"
+            )
+        labels: GivenLabels = {name: words_by_class[name][0] for name in (IRRELEVANT, RELEVANT)}
+        self.classification = ClassificationDataModule(template, labels, LABEL, balanced=balanced, backbone=self.spec)
         self.retriever, self.corpus, self.index_settings = retriever, corpus, index_settings
         self.corpus_columns = corpus_columns
-        self.right = PassageSelector(retriever, "gold", positives)
-        self.wrong = PassageSelector(retriever, "retrieved", negatives)
-        self.all = PassageSelector(retriever, "retrieved", found)
+        self.relevant = PassageSelector(retriever, "gold", positives)
+        self.irrelevant = PassageSelector(retriever, "retrieved", negatives)
+        self.retrieved = PassageSelector(retriever, "retrieved", found)
         self.question, self.gold = question, gold
-        self._paired: dict[str, Rows] = {}
+        self._pairs_by_split: dict[str, Rows] = {}
 
     @property
     def classes(self) -> Classes:
-        """How both are spoken."""
-        return self.judged.classes
+        """The two classes with their label words."""
+        return self.classification.classes
 
     @property
     def evaluation(self) -> Evaluation:
-        """Precision, recall and F1 of each class, and accuracy."""
-        return self.judged.evaluation
+        """Accuracy, and precision, recall and F1 of each class."""
+        return self.classification.evaluation
 
     def example(self, row: Mapping[str, Any], labelled: bool) -> Example:
-        """A pair."""
-        return self.judged.example(row, labelled)
+        """Converts a pair to text."""
+        return self.classification.example(row, labelled)
 
     def weights(self, examples: Sequence[Example]) -> list[float] | None:
-        """The inverse of each class's frequency, where classes are to be balanced."""
-        return self.judged.weights(examples)
+        """Returns the inverse frequency of each row's class if `balanced` is set."""
+        return self.classification.weights(examples)
 
     @property
     def needed_columns(self) -> tuple[str, ...]:
-        """The question; passages are searched for."""
+        """The column of the question; passages are retrieved."""
         return (self.question,)
 
     def prepare_data(self) -> None:
-        """Builds the index where it is not there; in one process of a machine.
+        """Builds a missing index, in one process per machine.
 
         Raises:
-            ValueError: If it is the index of another corpus, or cannot be built.
+            ValueError: If the index contains another corpus or cannot be built.
         """
         if self.corpus is not None:
             ensure_index(self.retriever.folder, self.corpus, self.index_settings, self.corpus_columns)
 
     def rows(self, name: Split) -> Rows:
-        """The pairs, each with the place of its question.
+        """Returns the pairs of a split, each with the origin of its question.
 
         Raises:
-            ValueError: If there is no such source, or a question cannot be used.
+            ValueError: If the split has no source, or a question cannot be used.
         """
-        if name not in self._paired:
-            self._paired[name] = self._pairs(super().rows(name), labelled=name != "predict")
-        return self._paired[name]
+        if name not in self._pairs_by_split:
+            self._pairs_by_split[name] = self._build_pairs(super().rows(name), labelled=name != "predict")
+        return self._pairs_by_split[name]
 
-    def take(self, name: Split, rows: Rows) -> None:
-        """Gives a split questions that were read elsewhere, in place of its source."""
-        super().take(name, rows)
-        self._paired.pop(name, None)
+    def set_rows(self, name: Split, rows: Rows) -> None:
+        """Replaces the source of a split by questions that are in memory."""
+        super().set_rows(name, rows)
+        self._pairs_by_split.pop(name, None)
 
-    def _held_out(self, name: Split) -> tuple[list[Example], list[Origin]]:
+    def _hold_out(self, name: Split) -> tuple[list[Example], list[Origin]]:
         raise ValueError(
-            "relevance wants validation questions of its own, since pairs of one question would stand in training and "
-            "validation; set data.validation"
+            "RelevanceDataModule requires separate validation questions, because held-out pairs would share questions "
+            "with the training rows; set data.validation"
         )
 
-    def _pairs(self, rows: Rows, labelled: bool) -> Rows:
+    def _build_pairs(self, rows: Rows, labelled: bool) -> Rows:
         texts = [row.get(self.question) for row in rows]
         questions = list(dict.fromkeys(text for text in texts if isinstance(text, str) and text.strip()))
-        rankings = rankings_for(self.retriever, questions, self.all.count)
-        found = {text: tuple(of.rows.tolist()) for text, of in zip(questions, rankings, strict=True)}
+        rankings = rankings_for(self.retriever, questions, self.retrieved.count)
+        retrieved = {
+            question: tuple(ranking.rows.tolist()) for question, ranking in zip(questions, rankings, strict=True)
+        }
         pairs: list[Row] = []
         positions: list[int] = []
         bad = list(rows.skipped)
         gold = self._gold_by_question(rows) if labelled else {}
         for i, row in enumerate(rows):
             try:
-                made = list(self._of(row, found, gold, labelled))
+                new_pairs = list(self._pairs_of(row, retrieved, gold, labelled))
             except ValueError as error:
                 bad.append(f"{rows.where(i)}: {error}")
                 if self.on_bad_row == "raise":
                     raise DataError(bad[-1]) from None
                 continue
-            pairs += made
-            positions += [i] * len(made)
+            pairs += new_pairs
+            positions += [i] * len(new_pairs)
         return replace(rows.derived(pairs, positions), skipped=tuple(bad))
 
     def _gold_by_question(self, rows: Rows) -> dict[str, tuple[str, ...]]:
-        """All gold documents of a question, which may be asked in several rows."""
+        """Returns all gold documents of each question, which may occur in several rows."""
         gold: dict[str, tuple[str, ...]] = {}
         for row in rows:
             question = row.get(self.question)
-            with suppress(ValueError):  # `_of` reports it
+            with suppress(ValueError):  # `_pairs_of` reports it
                 gold[str(question)] = (*gold.get(str(question), ()), *self._gold(row))
         return gold
 
-    def _of(
+    def _pairs_of(
         self,
         row: Row,
-        found: Mapping[str, tuple[int, ...]],
+        retrieved: Mapping[str, tuple[int, ...]],
         gold: Mapping[str, tuple[str, ...]],
         labelled: bool,
     ) -> Iterator[Row]:
         question = row.get(self.question)
         if not isinstance(question, str) or not question.strip():
-            raise ValueError(f"column {self.question!r} must be text that is not empty, got {question!r}")
-        asked = QaExample({}, "", gold=self._gold(row) if labelled else (), question=question, pool=found[question])
+            raise ValueError(f"column {self.question!r} must be non-empty text, got {question!r}")
+        row_gold = self._gold(row) if labelled else ()
+        example = QaExample({}, "", gold=row_gold, question=question, pool=retrieved[question])
         if not labelled:
-            yield from (self._pair(asked, candidate) for candidate in self.all.ranked(asked))
+            for candidate in self.retrieved.rank(example):
+                yield self._pair(question, candidate)
             return
-        yield from (self._pair(asked, candidate, RELEVANT) for candidate in self.right.ranked(asked))
-        known = replace(asked, gold=gold[question])  # nothing is irrelevant here and relevant in another row
-        yield from (self._pair(asked, candidate, IRRELEVANT) for candidate in self.wrong.ranked(known, known.gold))
+        for candidate in self.relevant.rank(example):
+            yield self._pair(question, candidate, RELEVANT)
+        all_gold = replace(example, gold=gold[question])  # a passage that is relevant in another row is not a negative
+        for candidate in self.irrelevant.rank(all_gold, exclude=all_gold.gold):
+            yield self._pair(question, candidate, IRRELEVANT)
 
     def _gold(self, row: Row) -> tuple[str, ...]:
         ids = row.get(self.gold)
         names = read_ids(ids, self.gold)
         if not names:
-            raise ValueError(f"column {self.gold!r} must be a list of ids of documents, one at least, got {ids!r}")
-        return self.right.gold.distinct(names)
+            raise ValueError(f"column {self.gold!r} must be a non-empty list of document ids, got {ids!r}")
+        return self.relevant.gold.distinct(names)
 
     @staticmethod
-    def _pair(asked: QaExample, candidate: Candidate, label: str | None = None) -> Row:
+    def _pair(question: str, candidate: Candidate, label: str | None = None) -> Row:
         passage = candidate.passage
-        return {"question": asked.question, "title": passage.title, "passage": passage.text, LABEL: label}
+        return {"question": question, "title": passage.title, "passage": passage.text, LABEL: label}

@@ -13,8 +13,8 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any, Literal, final
 
-from lightning_softprompt.evaluation.metrics.answers import content_words, grounded, holds_answer
-from lightning_softprompt.evaluation.metrics.retrieval import ranked
+from lightning_softprompt.evaluation.metrics.answers import contain_answer, content_words, grounded_fraction
+from lightning_softprompt.evaluation.metrics.retrieval import unique_documents
 
 HALF = 0.5
 # what a record of an answer has
@@ -71,7 +71,7 @@ class AnsweredRow:
         self.number, self.answer = int(record["row"]), str(record["prediction"])
         self.references: Sequence[str] = record["references"]
         self.gold: Sequence[str] = record["gold"]
-        self.found = ranked(record["found"])
+        self.found = unique_documents(record["found"])
         self.passages: Sequence[Mapping[str, Any]] = record["passages"]
         self.choice = "f1" not in record["scores"]  # its scores are those of the choices
         self.exact_match, self.f1 = self._judged()
@@ -88,7 +88,7 @@ class AnsweredRow:
     def right_passages(self) -> list[bool]:
         """Of each passage that was shown, whether it is a right one."""
         right = () if self.choice else self.references  # a text that has "no" in it answers nothing by that
-        return [p["document"] in self.gold or holds_answer([p["text"]], right) for p in self.passages]
+        return [p["document"] in self.gold or contain_answer([p["text"]], right) for p in self.passages]
 
     @property
     def retrieval(self) -> Literal["shown", "found", "missed"] | None:
@@ -106,7 +106,7 @@ class AnsweredRow:
         shares = {True: 0.0, False: 0.0}
         if content_words(self.answer):
             for right, passage in zip(self.right_passages, self.passages, strict=True):
-                shares[right] = max(shares[right], grounded(self.answer, [passage["text"]]))
+                shares[right] = max(shares[right], grounded_fraction(self.answer, [passage["text"]]))
         return shares
 
     @property
@@ -177,7 +177,9 @@ class AnsweredRow:
     def _answer_shown(self) -> str:
         if not self.passages or not self.references or self.choice:
             return NOT_KNOWN
-        return "stands in a passage" if holds_answer([p["text"] for p in self.passages], self.references) else NOT_SHOWN
+        return (
+            "stands in a passage" if contain_answer([p["text"] for p in self.passages], self.references) else NOT_SHOWN
+        )
 
 
 Kind = tuple[str, Callable[[AnsweredRow], bool]]

@@ -48,13 +48,13 @@ log = logging.getLogger(__name__)
 GENERATION, DRAFT = "generation-", ".draft-"
 
 
-def untracked(items: Iterable[Any], doing: str, total: int | None) -> Iterable[Any]:
+def iterate(items: Iterable[Any], doing: str, total: int | None) -> Iterable[Any]:
     """Shows nothing."""
     return items
 
 
 def build_index(
-    folder: str | Path, documents: Iterable[Document], settings: IndexSettings | None = None, track: Track = untracked
+    folder: str | Path, documents: Iterable[Document], settings: IndexSettings | None = None, track: Track = iterate
 ) -> Manifest:
     """Makes an index hold these documents and no others, with what it had of them.
 
@@ -75,7 +75,7 @@ def build_index(
 
 
 def update_index(
-    folder: str | Path, add: Iterable[Document] = (), remove: Collection[str] = (), track: Track = untracked
+    folder: str | Path, add: Iterable[Document] = (), remove: Collection[str] = (), track: Track = iterate
 ) -> Manifest:
     """Adds documents to an index, in place of those with the same id, and removes others.
 

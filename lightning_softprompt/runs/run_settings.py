@@ -30,7 +30,7 @@ TRAINER = {  # with the values that Lightning uses for None
     "reload_dataloaders_every_n_epochs": 0,
     "deterministic": False,
 }
-BACKBONE = ("dtype", "compute")  # weights are compared by their fingerprint
+BACKBONE = ("dtype", "linear_backend")  # weights are compared by their fingerprint
 GROUPS = ("retriever", "index_settings")  # data options that are groups of options, not mappings of names
 PASSIVE = {  # callbacks that do not change training
     "BatchSizeFinder", "DeviceStatsMonitor", "LearningRateMonitor", "ModelCheckpoint", "ModelSummary",

@@ -31,7 +31,7 @@ from lightning_softprompt.distributed.sharding import (
     spec_for_sharding,
 )
 from lightning_softprompt.evaluation.base import Evaluation
-from lightning_softprompt.evaluation.metrics.intervals import student
+from lightning_softprompt.evaluation.metrics.intervals import student_interval
 from lightning_softprompt.methods.base import (
     Records,
     SoftPromptModule,
@@ -199,7 +199,7 @@ class Replicas(LightningModule):
         together: dict[str, float] = {}
         for metric in (name for name in metrics[0] if all(name in of for of in metrics)):
             values = [float(of[metric]) for of in metrics]
-            mean, half = student(values)
+            mean, half = student_interval(values)
             together |= {metric: mean, f"{metric}/interval": half} if len(values) > 1 else {metric: mean}
             together |= {f"{metric}/{name}": value for name, value in zip(self.names, values, strict=True)}
         return together

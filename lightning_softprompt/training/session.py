@@ -149,7 +149,7 @@ class Session:
 
     def _cases(self) -> list[Callback]:
         """The page of best and worst cases, if rows have a score to rank by."""
-        score = self.data.evaluation.ranks
+        score = self.data.evaluation.ranking_score
         return [] if score is None else [CaseReport(self.folder / "test_cases.html", score)]
 
     @property

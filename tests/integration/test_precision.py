@@ -91,8 +91,8 @@ def test_a_prompt_is_trained_on_quantised_weights_and_tested_on_them_or_on_what_
     run("test", prompt, expected=2)
     told = capsys.readouterr().err
     assert f"held as {kind}" in told
-    stands_for = told.partition("--backbone.stands_for ")[2].split()[0]
-    run("test", f"--backbone.stands_for={stands_for}", prompt)
+    accept_prompts_of = told.partition("--backbone.accept_prompts_of ")[2].split()[0]
+    run("test", f"--backbone.accept_prompts_of={accept_prompts_of}", prompt)
     on = f"--ckpt_path={held / 'checkpoints' / 'last.ckpt'}"
     longer = run("fit", f"--backbone.quantization={kind}", on, "--trainer.max_steps=6")
     assert len(losses(longer)) == 2

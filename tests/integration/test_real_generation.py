@@ -25,7 +25,7 @@ MOST = 12
 
 @pytest.fixture(scope="module")
 def backbone():
-    return load_backbone(BackboneSpec(compute="plain"))
+    return load_backbone(BackboneSpec(linear_backend="plain"))
 
 
 @pytest.fixture(scope="module")

@@ -51,7 +51,7 @@ def test_a_limited_test_scores_short_and_long_rows_and_says_which(fit, argv, cap
     assert main(["test", *argv, *of_run, "--trainer.limit_test_batches=0.34"]) == 0
     records = [json.loads(line) for line in (last_folder() / "test_predictions.jsonl").read_text().splitlines()]
     assert [record["target"] for record in records].count("positive") == len(records) / 2 == 4
-    assert "limit_test_batches=0.34: test scores 8 of 24 rows, an even draw" in caplog.text
+    assert "limit_test_batches=0.34: test scores 8 of 24 rows, an even sample" in caplog.text
 
 
 def test_overfitting_trains_on_the_same_batches_in_each_epoch(fit, caplog):

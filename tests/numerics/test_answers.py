@@ -10,17 +10,17 @@ import pytrec_eval
 from torchmetrics.functional.text import squad
 
 from lightning_softprompt.evaluation.metrics.answers import (
-    answer_measures,
+    answer_scores,
     answer_words,
+    contain_answer,
+    contains_words,
     content_words,
-    grounded,
-    holds,
-    holds_answer,
+    grounded_fraction,
     overlap,
     same_answer,
 )
 from lightning_softprompt.evaluation.metrics.intervals import bootstrap
-from lightning_softprompt.evaluation.metrics.retrieval import KS, RetrievalScores, retrieval_measures, retrieval_names
+from lightning_softprompt.evaluation.metrics.retrieval import KS, RetrievalScores, retrieval_names, retrieval_scores
 
 PIECES = """
     the The a an A An theatre another Paris PARIS paris, (Paris) don't U.S. $5 5% well-known _ -- ' "New York" new york
@@ -40,13 +40,13 @@ def test_squad_scores_are_those_of_torchmetrics(seed):
     right = [text if content_words(text) else "Paris" for text in right]  # SQuAD accepts no answer for articles alone
     answers = {"answer_start": [0] * len(right), "text": right}
     expected = squad({"prediction_text": said, "id": "0"}, {"answers": answers, "id": "0"})
-    measured = answer_measures(said, right)
+    measured = answer_scores(said, right)
     assert 100 * measured["exact_match"] == pytest.approx(float(expected["exact_match"]))
     assert 100 * measured["f1"] == pytest.approx(float(expected["f1"]), rel=1e-6)
 
 
 def test_precision_and_recall_are_those_of_the_best_reference():
-    measured = answer_measures("in the city of Paris", ["Lyon", "Paris", "city of light"])
+    measured = answer_scores("in the city of Paris", ["Lyon", "Paris", "city of light"])
     assert measured["precision"] == pytest.approx(2 / 4)  # in city of paris, beside city of light
     assert measured["recall"] == pytest.approx(2 / 3)
     assert measured["f1"] == pytest.approx(4 / 7)
@@ -107,25 +107,23 @@ def test_words_of_any_script_lose_case_and_marks_but_no_accents(text, words):
     ],
 )
 def test_articles_numbers_and_signs_are_answers_of_their_own(right, wrong, same):
-    assert [answer_measures(answer, [right])["exact_match"] for answer in wrong] == [0.0] * len(wrong)
-    assert answer_measures(same, [right]) == dict.fromkeys(
-        ("exact_match", "precision", "recall", "f1", "contains"), 1.0
-    )
+    assert [answer_scores(answer, [right])["exact_match"] for answer in wrong] == [0.0] * len(wrong)
+    assert answer_scores(same, [right]) == dict.fromkeys(("exact_match", "precision", "recall", "f1", "contains"), 1.0)
 
 
 def test_an_article_that_is_the_answer_is_found_among_other_words():
-    measured = answer_measures("The answer is A", ["A"])
+    measured = answer_scores("The answer is A", ["A"])
     assert (measured["contains"], measured["recall"], measured["exact_match"]) == (1.0, 1.0, 0.0)
 
 
 def test_answers_of_scripts_without_spaces_are_held_and_share_characters():
-    assert holds_answer(["法国的首都是巴黎。"], ["巴黎"])
-    assert not holds_answer(["法国的首都是巴黎。"], ["黎巴"])
-    measured = answer_measures("首都是巴黎。", ["巴黎"])
+    assert contain_answer(["法国的首都是巴黎。"], ["巴黎"])
+    assert not contain_answer(["法国的首都是巴黎。"], ["黎巴"])
+    measured = answer_scores("首都是巴黎。", ["巴黎"])
     assert measured["f1"] == pytest.approx(2 * 2 / (5 + 2))
     assert measured["contains"] == 1.0
-    assert answer_measures("ปารีส", ["กรุงปารีส"])["precision"] == 1.0
-    assert grounded("巴黎", ["法国的首都是巴黎。"]) == 1.0
+    assert answer_scores("ปารีส", ["กรุงปารีส"])["precision"] == 1.0
+    assert grounded_fraction("巴黎", ["法国的首都是巴黎。"]) == 1.0
 
 
 def test_accents_tell_words_apart():
@@ -141,17 +139,17 @@ def test_what_a_text_holds_is_found_by_a_window(seed):
         generator.choices(["a", "b", "ab"], k=generator.randint(0, 3)),
     )
     windows = [text[i : i + len(part)] for i in range(len(text) - len(part) + 1)]
-    assert holds(text, part) == (bool(part) and part in windows)
+    assert contains_words(text, part) == (bool(part) and part in windows)
 
 
 def test_grounded_is_the_share_of_words_that_stand_in_any_passage():
     passages = ["Paris is a city.", "Lyon, too"]
-    assert grounded("The city Lyon, or Rome", passages) == pytest.approx(2 / 4)
-    assert grounded("Cit", passages) == 0
-    assert math.isnan(grounded("the", passages))
-    assert math.isnan(grounded("Lyon", []))
-    assert holds_answer(passages, ["Rome", "LYON too"])
-    assert not holds_answer(passages, ["city Lyon", "the"])
+    assert grounded_fraction("The city Lyon, or Rome", passages) == pytest.approx(2 / 4)
+    assert grounded_fraction("Cit", passages) == 0
+    assert math.isnan(grounded_fraction("the", passages))
+    assert math.isnan(grounded_fraction("Lyon", []))
+    assert contain_answer(passages, ["Rome", "LYON too"])
+    assert not contain_answer(passages, ["city Lyon", "the"])
 
 
 def questions():
@@ -185,7 +183,7 @@ def looped(found, gold, k):
 
 def test_retrieval_measures_are_those_of_a_loop():
     for found, gold in questions():
-        measured = retrieval_measures(found, gold)
+        measured = retrieval_scores(found, gold)
         for k in KS:
             for name, value in looped(found, gold, k).items():
                 assert measured[f"{name}@{k}"] == pytest.approx(value)
@@ -205,7 +203,7 @@ def test_retrieval_measures_are_those_of_trec_eval():
     expected = pytrec_eval.RelevanceEvaluator(right, wanted).evaluate(ranking)
     assert len(expected) == len(asked) > 180
     for number, (found, gold) in asked.items():
-        measured = retrieval_measures(found, gold)
+        measured = retrieval_scores(found, gold)
         for ours, theirs in (("hit", "success"), ("recall", "recall"), ("precision", "P"), ("ndcg", "ndcg_cut")):
             for k in KS:
                 assert measured[f"{ours}@{k}"] == pytest.approx(expected[number][f"{theirs}_{k}"])
@@ -214,7 +212,7 @@ def test_retrieval_measures_are_those_of_trec_eval():
 
 def test_a_worked_ranking():
     """Right documents at ranks 1, 3 and 6 of 6, of 4 that there are."""
-    measured = retrieval_measures(["a", "x", "b", "y", "z", "c"], ["a", "b", "c", "d"])
+    measured = retrieval_scores(["a", "x", "b", "y", "z", "c"], ["a", "b", "c", "d"])
     best = 1 + 1 / math.log2(3) + 1 / 2 + 1 / math.log2(5)
     assert measured["ndcg@5"] == pytest.approx((1 + 1 / 2) / best)
     assert measured["ndcg@10"] == pytest.approx((1 + 1 / 2 + 1 / math.log2(7)) / best)
@@ -236,4 +234,4 @@ def test_scores_of_many_questions_are_their_means_with_intervals():
 
 def test_a_question_without_right_documents_is_refused():
     with pytest.raises(ValueError, match="a question has none; leave it out"):
-        retrieval_measures(["a"], [])
+        retrieval_scores(["a"], [])

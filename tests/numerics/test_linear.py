@@ -42,7 +42,7 @@ def test_other_precisions_run_as_before():
 def test_products_in_bfloat16_are_near_and_everything_else_stays_float32():
     plain, packed = model(), model()
     if not prepacked_linear.is_supported(torch.bfloat16):  # a CPU with AVX2 alone
-        with pytest.raises(ValueError, match=r"compute=bf16 requires .* Set --backbone.compute auto"):
+        with pytest.raises(ValueError, match=r"linear_backend=bf16 requires .* Set --backbone.linear_backend auto"):
             prepacked_linear.prepack(packed, "bf16", 48)
         return
     assert prepacked_linear.prepack(packed, "bf16", 48)
@@ -64,7 +64,7 @@ def test_products_that_the_cpu_lacks_are_refused_before_any_layer_changes(comput
     layers = model()
     prepacked_linear.is_supported.cache_clear()
     try:
-        with pytest.raises(ValueError, match=f"backbone.compute={compute} requires oneDNN products"):
+        with pytest.raises(ValueError, match=f"backbone.linear_backend={compute} requires oneDNN products"):
             prepacked_linear.prepack(layers, compute, 48)
         assert "forward" not in vars(layers[0])
         assert prepacked_linear.gain() == 0

@@ -55,7 +55,7 @@ LOOPS = dict(zip(KINDS, (by_rows, by_rows_of_127, by_code), strict=True))
 @pytest.fixture
 def plain(family, kind, load, tiny_folder):
     """A quantised backbone, and one in float32 whose weights are those, taken apart."""
-    ours, same = load(family, quantization=kind), load(family, compute="plain")
+    ours, same = load(family, quantization=kind), load(family, linear_backend="plain")
     for name, module in ours.model.named_modules():
         if f"{name}.weight" in ours.quantized:
             target = same.model.get_submodule(name)
@@ -85,7 +85,7 @@ def test_loss_and_gradient_of_the_prompt_are_those_of_the_same_weights_in_float3
 
 @kinds
 def test_weights_are_held_in_few_bits_and_are_near_what_they_were_made_of(plain, kind, load, family):
-    ours, before = plain[0], load(family, compute="plain")
+    ours, before = plain[0], load(family, linear_backend="plain")
     off = 0.153 if kind == "bitsandbytes-nf4" else 0.55 / 127  # half of the widest gap, after float16
     for name, apart in ours.quantized.items():
         was, now = before.model.get_parameter(name), apart.weight(torch.float32)
@@ -145,12 +145,12 @@ def test_what_is_generated_is_what_the_same_weights_say(plain):
 def test_a_prompt_belongs_to_the_weights_as_they_are_held_unless_it_is_said_to_be_another(kind, load, tiny_folder):
     full, held = load("llama"), load("llama", quantization=kind)
     assert load("llama", quantization=kind).fingerprint() == held.fingerprint() != full.fingerprint()
-    with pytest.raises(ValueError, match=rf"--backbone.stands_for {full.fingerprint()}"):
+    with pytest.raises(ValueError, match=rf"--backbone.accept_prompts_of {full.fingerprint()}"):
         check_backbone(backbone_identity(full), held, "a.ckpt")
     with pytest.raises(ValueError, match=f"held as {kind}"):
         check_backbone(backbone_identity(held), full, "a.ckpt")
     check_backbone(backbone_identity(held), held, "a.ckpt")
-    other = load("llama", quantization=kind, stands_for=full.fingerprint())
+    other = load("llama", quantization=kind, accept_prompts_of=full.fingerprint())
     check_backbone(backbone_identity(full), other, "a.ckpt")
     check_backbone(backbone_identity(other), held, "a.ckpt")
     with pytest.raises(ValueError, match="only works with the backbone it was trained on"):
@@ -161,8 +161,8 @@ def test_a_prompt_belongs_to_the_weights_as_they_are_held_unless_it_is_said_to_b
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
-        ({"compute": "prepacked"}, "compute prepacked"),
-        ({"compute": "bf16"}, "compute bf16"),
+        ({"linear_backend": "prepacked"}, "compute prepacked"),
+        ({"linear_backend": "bf16"}, "compute bf16"),
         ({"compiled": True}, "compiled"),
     ],
 )

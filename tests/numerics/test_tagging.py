@@ -249,7 +249,7 @@ def test_rows_without_tags_are_predicted_and_not_scored():
     lm = PromptedLM(None, lambda _: SoftPrompt(), lambda *_: torch.eye(5)[torch.tensor([[1, 2], [3, 4]])])
     evaluation = TaggingEvaluation(NAMES)
     assert [r["prediction"] for r in evaluation.predict(lm, batch)] == [["B-PER", "I-PER"], ["B-LOC"]]
-    with pytest.raises(ValueError, match="no tags to be scored against"):
+    with pytest.raises(ValueError, match="rows without tags cannot be scored"):
         evaluation.update(lm, batch)
     assert IGNORE in batch.words
 

@@ -15,7 +15,7 @@ from lightning_softprompt.evaluation.metrics.bert_score import bert_scores, enco
 from lightning_softprompt.evaluation.metrics.sentences import lead, sentences
 from lightning_softprompt.evaluation.metrics.text import (
     bleu,
-    bootstrap_of_split,
+    bootstrap_corpus,
     chrf,
     nist,
     novel_bigrams,
@@ -309,7 +309,7 @@ def test_the_interval_of_a_split_is_that_of_its_resamplings():
     samples = [[draw.randrange(40) for _ in range(40)] for _ in range(400)]
     for name, metric in (("bleu", bleu), ("chrf", chrf)):
         scores = sorted(metric([said[i] for i in rows], [right[i] for i in rows]) for rows in samples)
-        low, high = bootstrap_of_split(name, said, right)
+        low, high = bootstrap_corpus(name, said, right)
         width = scores[-11] - scores[10]
         assert low == pytest.approx(scores[10], abs=0.2 * width)
         assert high == pytest.approx(scores[-11], abs=0.2 * width)

@@ -8,9 +8,9 @@ import pytest
 
 from lightning_softprompt.__main__ import main as launcher
 from lightning_softprompt.cli.commands.analyze import main, read_run
-from lightning_softprompt.evaluation.metrics.answers import answer_measures, grounded, same_answer
+from lightning_softprompt.evaluation.metrics.answers import answer_scores, grounded_fraction, same_answer
 from lightning_softprompt.evaluation.metrics.intervals import bootstrap
-from lightning_softprompt.evaluation.metrics.retrieval import retrieval_measures
+from lightning_softprompt.evaluation.metrics.retrieval import retrieval_scores
 from lightning_softprompt.reports.error_analysis import analysis, compared
 from lightning_softprompt.reports.error_types import KINDS, AnsweredRow, question_type, rank_name
 from lightning_softprompt.system.errors import CommandError
@@ -26,16 +26,18 @@ def record(
     """A row as the predictions of a test have it."""
     found = shown if found is None else found
     abstained = same_answer(answer, ABSTAIN)
-    scores = (
-        answer_measures(answer, right) if right and not abstained else dict.fromkeys(answer_measures("", [""]), 0.0)
-    )
+    scores = answer_scores(answer, right) if right and not abstained else dict.fromkeys(answer_scores("", [""]), 0.0)
     scores = dict.fromkeys(scores, 1.0) if abstained and not right else scores
     texts = [PASSAGES[document] for document in shown]
     return {
         "row": 0,
         "input": question,
         "prediction": answer,
-        "scores": {**scores, "abstained": float(abstained), "grounded": grounded(answer, texts) if answer else None},
+        "scores": {
+            **scores,
+            "abstained": float(abstained),
+            "grounded": grounded_fraction(answer, texts) if answer else None,
+        },
         "question": question,
         "passages": [
             {"document": d, "text": PASSAGES[d], "rank": found.index(d) if d in found else None} for d in shown
@@ -165,7 +167,7 @@ def test_groups_are_means_over_their_rows():
 
 def test_the_search_is_measured_on_rows_that_know_their_documents():
     rows = rows_of(ROWS.values())
-    measured = [retrieval_measures(row.found, row.gold, [1]) for row in rows if row.gold]
+    measured = [retrieval_scores(row.found, row.gold, [1]) for row in rows if row.gold]
     told = analysis(rows)["retrieval"]
     assert told["rows"] == len(measured) == 9
     assert told["measures"]["mrr"]["mean"] == pytest.approx(np.mean([of["mrr"] for of in measured]))

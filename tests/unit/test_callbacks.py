@@ -50,7 +50,7 @@ class Rows(LightningDataModule):
     def predict_dataloader(self):
         return self.loader(self.order)
 
-    def shown(self, split, row):
+    def describe_row(self, split, row):
         assert row < SPLITS[split]
         return {"input": f"{split} text {row}", "target": None}
 

@@ -26,7 +26,7 @@ class Rows(LightningDataModule):
     def test_dataloader(self):
         return DataLoader(list(self.order), batch_size=4)
 
-    def shown(self, split, row):
+    def describe_row(self, split, row):
         return {"input": f"{split} text {row}"}
 
 

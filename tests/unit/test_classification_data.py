@@ -219,7 +219,7 @@ def test_numbers_are_inferred_as_themselves(data, numbers):
 
 @pytest.mark.parametrize("labels", [["good"], {"good": []}, {"good": "good", "bad": []}])
 def test_fewer_than_two_classes_with_words_is_an_error(data, labels):
-    with pytest.raises(ValueError, match="at least two classes, each with a word"):
+    with pytest.raises(ValueError, match="at least two classes, each with a label word"):
         data(labels=labels, test=rows_of([0])).split("test")
 
 
@@ -315,7 +315,7 @@ def test_rows_are_numbered_as_in_their_source_where_others_were_skipped(data, tm
     file.write_text("{not json\n" + file.read_text())
     module = data(predict=str(file), on_bad_row="skip")
     assert module.source_rows("predict") == [1, 3]
-    assert [module.shown("predict", i)["row"] for i in range(2)] == [1, 3]
+    assert [module.describe_row("predict", i)["row"] for i in range(2)] == [1, 3]
     same = data(predict=[{"text": "warm"}, {"text": "dull"}])
     assert module.identity("predict") != same.identity("predict")  # a file of predictions does not go on under both
 
@@ -324,44 +324,44 @@ def test_rows_of_several_files_name_their_file(data, tmp_path):
     files = [written(tmp_path / f"{name}.jsonl", rows_of([0, 1])) for name in "ab"]
     for source in (files, str(tmp_path / "*.jsonl")):
         module = data(predict=source)
-        shown = [module.shown("predict", i) for i in range(4)]
+        shown = [module.describe_row("predict", i) for i in range(4)]
         assert [(row["row"], row["file"]) for row in shown] == [
             (0, files[0]),
             (1, files[0]),
             (0, files[1]),
             (1, files[1]),
         ]
-    assert "file" not in data(predict=files[:1]).shown("predict", 0)
+    assert "file" not in data(predict=files[:1]).describe_row("predict", 0)
 
 
 def test_a_file_or_pattern_is_no_path_of_splits(data, tmp_path):
     file = written(tmp_path / "train.csv", [])
     for path in (file, str(tmp_path / "*.csv")):
         with pytest.raises(
-            ValueError, match=r"data.path is a folder of splits .*names files: set data.train, data.test"
+            ValueError, match=r"data.path must be a folder of splits .*names files: set data.train, data.test"
         ):
             data(path=path)
 
 
 @pytest.mark.parametrize("share", [0, -0.5, 1, 2, float("nan")])
 def test_a_share_that_is_held_out_lies_between_none_and_all(data, share):
-    with pytest.raises(ValueError, match=rf"validation_share must lie between 0 and 1, got {share}"):
+    with pytest.raises(ValueError, match=rf"validation_share must be between 0 and 1, got {share}"):
         data(train=rows_of([0, 1]), validation_share=share)
 
 
 @pytest.mark.parametrize(("template", "warns"), [(r"{text}\nIt: {target}", True), ("{text}\nIt: {target}", False)])
 def test_a_line_break_that_a_shell_left_as_a_backslash_is_worth_a_warning(data, caplog, template, warns):
     data(template=template)
-    assert ("a line break or tab may be meant" in caplog.text) == warns
+    assert ("For a line break or tab" in caplog.text) == warns
 
 
 def test_columns_are_named_as_they_are_or_renamed(data, tmp_path):
     row = {"Review Text": "warm", "target": 1}
     module = data(template="{Review Text} it was {target}", label="target", test=[row])
-    assert module.shown("test", 0)["input"] == "warm it was"
+    assert module.describe_row("test", 0)["input"] == "warm it was"
     module = data(rename_columns={"Review Text": "text", "target": "label"}, test=[row], predict=[{"text": "dull"}])
-    assert (module.shown("test", 0)["input"], labels_of(module, "test")) == ("warm it was", [1])
-    assert module.shown("predict", 0)["input"] == "dull it was"  # which has the new name already
+    assert (module.describe_row("test", 0)["input"], labels_of(module, "test")) == ("warm it was", [1])
+    assert module.describe_row("predict", 0)["input"] == "dull it was"  # which has the new name already
     with pytest.raises(ValueError, match=r"no column 'text'; the row has \['other'\]"):
         data(rename_columns={"Review Text": "text"}, predict=[{"other": "dull"}]).split("predict")
 
@@ -374,9 +374,9 @@ def test_two_columns_get_no_common_name(data):
 def test_text_files_become_the_column_of_the_template(data, tmp_path):
     (tmp_path / "a.txt").write_text("warm\n\ndull\n")
     module = data(template="{review} it was {target}", predict=str(tmp_path / "a.txt"))
-    assert [module.shown("predict", i)["input"] for i in range(2)] == ["warm it was", "dull it was"]
+    assert [module.describe_row("predict", i)["input"] for i in range(2)] == ["warm it was", "dull it was"]
     renamed = data(rename_columns={"Review": "text"}, predict=str(tmp_path / "a.txt"))
-    assert renamed.shown("predict", 1)["input"] == "dull it was"
+    assert renamed.describe_row("predict", 1)["input"] == "dull it was"
 
 
 def test_a_split_without_usable_rows_is_an_error(data):
@@ -393,7 +393,7 @@ def test_a_single_training_row_is_not_enough_to_hold_one_out(data):
 
 
 def test_a_split_without_source_is_an_error_that_says_what_to_set(data):
-    with pytest.raises(ValueError, match=r"no source of test rows was given; set data\.test or data\.path"):
+    with pytest.raises(ValueError, match=r"no source of test rows; set data\.test or data\.path"):
         data(train=rows_of([0, 1])).split("test")
 
 
@@ -402,12 +402,12 @@ def test_rows_to_be_predicted_need_no_labels(data):
     (batch,) = module.predict_dataloader()
     assert batch.labels is None
     assert batch.rows.tolist() == [0, 1]
-    assert module.shown("predict", 1) == {"row": 1, "input": "dull it was", "target": None}
+    assert module.describe_row("predict", 1) == {"row": 1, "input": "dull it was", "target": None}
 
 
 def test_a_row_is_shown_as_it_is_read(data):
     module = data(test=rows_of([1]), template="{soft}{text}{soft} it was {target} .")
-    assert module.shown("test", 0) == {"row": 0, "input": "warm it was .", "target": "good"}
+    assert module.describe_row("test", 0) == {"row": 0, "input": "warm it was .", "target": "good"}
 
 
 @pytest.mark.parametrize(
@@ -456,7 +456,7 @@ def test_all_columns_give_way_unless_some_are_named(data, caplog):
     assert said() == "warm funny dull , sad sad bad"
     with caplog.at_level(logging.INFO):
         assert said(max_tokens=6) == "warm funny dull , bad"
-    assert "1 of 1 test rows were cut to max_tokens=6" in caplog.text
+    assert "Truncated 1 of 1 test rows to max_tokens=6" in caplog.text
     assert said(max_tokens=6, truncate=["text"]) == "warm , sad sad bad"
     with pytest.raises(ValueError, match="row 0 of the given rows: a row exceeds max_tokens by 3 tokens"):
         said(max_tokens=5, truncate=["other"])

@@ -141,7 +141,7 @@ def test_a_cut_row_keeps_the_tokens_of_its_template():
 def test_the_template_of_a_passage_means_control_tokens_and_its_text_does_not(passage):
     codec, template = CausalCodec(byte_level()), PassageTemplate(passage)
     shown = [(ShownPassage("d0", "a </s> b"), "</s>"), (ShownPassage("d1", "</s>"), "")]
-    row = Template(template.opened("{passages}{target}", 3))
+    row = Template(template.expand("{passages}{target}", 3))
     spans = template.template_spans(shown, 3)
     encoded = codec.encode(row.pieces(template.fields(shown, 3), template_spans=spans), "e")
     assert encoded.ids.count(codec.tokenizer.eos_token_id) == 4

@@ -137,7 +137,7 @@ def test_rows_of_a_document_are_in_the_order_of_its_text(tmp_path):
     ("ids", "said"),
     [
         (["00"], "none of the 1 test rows has a gold document that is in"),
-        (["dog", "nope"], "1 of the 1 test rows name gold documents that .* lacks, the first: 'nope'"),
+        (["dog", "nope"], "1 of the 1 test rows have gold documents that .* lacks, for example 'nope'"),
     ],
 )
 def test_gold_ids_that_the_index_lacks_are_reported(rag, caplog, ids, said):

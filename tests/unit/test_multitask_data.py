@@ -103,7 +103,7 @@ def test_a_row_is_what_its_own_data_module_makes_of_it(made, spec):
                 assert data.codec.unpack(batch)[b].ids == own.encoded[row].ids
                 assert int(batch.labels[b]) == own.examples[row].label
         assert (batch.labels is None) == (batch.task_ids[0] == 2)
-    assert data.shown("train", 24 + 5) == {"task": "length", **alone.shown("train", 5)}
+    assert data.describe_row("train", 24 + 5) == {"task": "length", **alone.describe_row("train", 5)}
 
 
 def test_classes_and_metrics_are_those_of_the_tasks(made):
@@ -138,7 +138,7 @@ def test_rows_to_be_predicted_name_their_tasks_and_keep_their_order(made):
     (first, second) = list(data.predict_dataloader())
     assert [*rows_of([first]), *rows_of([second])] == [(2, 0), (0, 0), (2, 1), (1, 0)]
     assert [*first.global_rows.tolist(), *second.global_rows.tolist()] == [0, 1, 2, 3]
-    assert data.shown("predict", 2) == {"task": "summary", "row": 2, "input": "a dog\nSummary:", "target": None}
+    assert data.describe_row("predict", 2) == {"task": "summary", "row": 2, "input": "a dog\nSummary:", "target": None}
     with pytest.raises(ValueError, match=r"row 1 of .*must name one of the tasks \['mood', 'length', 'summary'\]"):
         made(predict=[given[0], {"task": "tone", "text": "dull"}]).split("predict")
     with pytest.raises(ValueError, match=r"must name one of the tasks .*got \['mood'\]"):
@@ -149,14 +149,14 @@ def test_rows_to_be_predicted_name_their_tasks_and_keep_their_order(made):
 
 def test_rows_to_be_predicted_are_renamed_as_their_task_has_it(made):
     data = made(predict=[{"task": "mood", "Review Text": "dull"}], mood={"rename_columns": {"Review Text": "text"}})
-    assert data.shown("predict", 0)["input"].startswith("dull")
+    assert data.describe_row("predict", 0)["input"].startswith("dull")
 
 
 def test_without_such_rows_those_of_the_tasks_are_predicted(made):
     data = made(length={"predict": [{"text": "dull"}, {"text": "funny"}]})
     (batch,) = list(data.predict_dataloader())
     assert rows_of([batch]) == [(1, 0), (1, 1)]
-    with pytest.raises(ValueError, match=r"no source of predict rows was given; set data.predict"):
+    with pytest.raises(ValueError, match=r"no source of predict rows; set data.predict"):
         made().split("predict")
 
 
@@ -174,7 +174,7 @@ def test_names_of_tasks_must_do_as_names_of_metrics_and_parameters(spec, name):
 
 
 def test_a_run_without_tasks_or_with_two_backbones_is_refused(spec):
-    with pytest.raises(ValueError, match="wants tasks"):
+    with pytest.raises(ValueError, match="requires tasks"):
         MultitaskDataModule({}, backbone=spec)
     task = ClassificationDataModule(labels=MOOD, train=classified(MOOD), backbone=BackboneSpec(name="other"))
     with pytest.raises(ValueError, match=r"share one backbone, but \['a'\] name another"):
@@ -183,7 +183,7 @@ def test_a_run_without_tasks_or_with_two_backbones_is_refused(spec):
 
 
 def test_a_task_that_is_watched_by_its_loss_wants_a_score(made):
-    with pytest.raises(ValueError, match=r"tasks \['summary'\] are watched by their loss; name one of their metrics"):
+    with pytest.raises(ValueError, match=r"tasks \['summary'\] are monitored by their loss; name one of their metrics"):
         _ = made(scores={}).evaluation
     with pytest.raises(ValueError, match=r"scores names \['tone'\]"):
         _ = made(scores={"tone": "accuracy"}).evaluation

@@ -14,9 +14,14 @@ from lightning_softprompt.backbones.generation.decoding import Decoding
 from lightning_softprompt.core.template import Template
 from lightning_softprompt.core.types import Example, ShownPassage
 from lightning_softprompt.evaluation.by_task import EvaluationByTask
-from lightning_softprompt.evaluation.metrics.answers import answer_measures, grounded, holds_answer, uncited
+from lightning_softprompt.evaluation.metrics.answers import (
+    answer_scores,
+    contain_answer,
+    grounded_fraction,
+    split_citations,
+)
 from lightning_softprompt.evaluation.metrics.intervals import bootstrap
-from lightning_softprompt.evaluation.metrics.retrieval import retrieval_measures, retrieval_names
+from lightning_softprompt.evaluation.metrics.retrieval import retrieval_names, retrieval_scores
 from lightning_softprompt.evaluation.metrics.text import rouge
 from lightning_softprompt.evaluation.qa import QaEvaluation
 from lightning_softprompt.methods import PromptTuning
@@ -103,13 +108,13 @@ def test_metrics_are_means_over_rows(backbone, examples, said):
     metrics, records = passed(QaEvaluation(), Says(backbone, said), batches_of(backbone.codec, examples))
     rows = list(zip(said, examples, strict=True))
     for name in ("exact_match", "precision", "recall", "f1", "contains"):
-        values = [answer_measures(text, example.references)[name] for text, example in rows]
+        values = [answer_scores(text, example.references)[name] for text, example in rows]
         assert 0 < metrics[name] == mean(values)
         assert [record["scores"][name] for record in records] == pytest.approx(values)
         assert (metrics[f"{name}_low"], metrics[f"{name}_high"]) == pytest.approx(bootstrap(values), abs=1e-6)
     shown = [[passage.text for passage in example.passages] for _, example in rows]
-    assert metrics["grounded"] == mean([grounded(text, of) for (text, _), of in zip(rows, shown, strict=True)])
-    held = [float(holds_answer(of, example.references)) for (_, example), of in zip(rows, shown, strict=True)]
+    assert metrics["grounded"] == mean([grounded_fraction(text, of) for (text, _), of in zip(rows, shown, strict=True)])
+    held = [float(contain_answer(of, example.references)) for (_, example), of in zip(rows, shown, strict=True)]
     assert metrics["answerable"] == mean(held)
     assert 0 < metrics["answerable"] < 1
     assert metrics["empty"] == pytest.approx(1 / len(said))
@@ -121,7 +126,7 @@ def test_metrics_are_means_over_rows(backbone, examples, said):
 
 def test_the_search_is_measured_as_deep_as_it_went(backbone, examples, said):
     metrics, records = passed(QaEvaluation(abstain=ABSTAIN), Says(backbone, said), batches_of(backbone.codec, examples))
-    of_rows = [retrieval_measures(example.found, example.gold) for _, example in answered(examples)]
+    of_rows = [retrieval_scores(example.found, example.gold) for _, example in answered(examples)]
     for name in retrieval_names([1, 5]):
         assert metrics[name] == mean([of[name] for of in of_rows])
     assert 0 < metrics["hit@5"] < 1
@@ -135,7 +140,7 @@ def test_the_search_is_measured_as_deep_as_it_went(backbone, examples, said):
 def test_cited_passages_are_scored_apart_from_the_answer(backbone, examples, said):
     """A tiny vocabulary has no brackets, so the texts are given as a decoder would."""
     evaluation = QaEvaluation(cite=True)
-    evaluation._said = lambda lm, batch: [uncited(cited[row]) for row in batch.row_ids]
+    evaluation._generate = lambda lm, batch: [split_citations(cited[row]) for row in batch.row_ids]
     shown = [ShownPassage("d1", "a", 0), ShownPassage("d2", "b", 1), ShownPassage("d3", "c", 2)]
     rows = [replace(examples[0], passages=tuple(shown), found=("d1", "d2", "d3"), gold=gold) for gold in
             (("d2",), ("d1", "d3"), ("d9",), ("d1",))]  # fmt: skip
@@ -167,7 +172,7 @@ def test_abstaining_is_right_where_there_is_no_answer_and_only_there(backbone, e
     for row, value in ((2, 0), (3, 1), (7, 0)):
         assert {records[row]["scores"][name] for name in ("exact_match", "f1", "contains", "rougeL")} == {value}
     assert [record["scores"]["abstained"] for record in records] == [0, 0, 1, 1, *[0] * (ROWS - 4)]
-    values = [0 if row == 2 else answer_measures(said[row], e.references)["f1"] for row, e in answered(examples)]
+    values = [0 if row == 2 else answer_scores(said[row], e.references)["f1"] for row, e in answered(examples)]
     assert metrics["has_answer/f1"] == mean(values)
     assert metrics["f1"] == mean([*values, 1, 0])
     assert metrics["has_answer/f1_low"] < metrics["has_answer/f1"] < metrics["has_answer/f1_high"]
@@ -197,7 +202,7 @@ def test_long_answers_are_scored_and_ranked_by_rouge(backbone, examples, said):
     values = [rouge(text, e.references, ["rougeL"])["rougeL"] for text, e in zip(said, examples, strict=True)]
     assert [record["scores"]["rougeL"] for record in records] == pytest.approx(values)
     assert metrics["rougeL"] == mean(values)
-    assert (QaEvaluation(long=True).ranks, QaEvaluation().ranks) == ("rougeL", "f1")
+    assert (QaEvaluation(long=True).ranking_score, QaEvaluation().ranking_score) == ("rougeL", "f1")
 
 
 def test_the_target_is_right_where_there_are_no_references(backbone, examples, said):
@@ -286,5 +291,5 @@ def test_it_is_a_task_among_others(backbone, examples, said):
 
 
 def test_an_abstain_text_without_words_is_refused():
-    with pytest.raises(ValueError, match=r"abstain must be a text with words, or None, got '\.\.\.'"):
+    with pytest.raises(ValueError, match=r"abstain must be a text that contains words, or null, got '\.\.\.'"):
         QaEvaluation(abstain="...")

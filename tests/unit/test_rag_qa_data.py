@@ -83,7 +83,7 @@ def test_a_row_shows_what_was_found_and_knows_all_of_it(data):
     tokens = module.codec.tokenizer.convert_ids_to_tokens(encoded.ids)
     assert " ".join(tokens) == "<s> the dog is sad . it never ends , a dog film , is the dog sad : sad </s>"
     assert encoded.slots == (1 + 9 + 4,)
-    assert module.shown("test", 0)["input"].startswith("the dog is sad")
+    assert module.describe_row("test", 0)["input"].startswith("the dog is sad")
 
 
 def test_targets_name_the_gold_passages_by_number(data):
@@ -107,13 +107,13 @@ def test_drawn_rows_name_them_where_they_stand_then(data):
 
 def test_passages_are_numbered_in_the_order_in_which_they_are_shown():
     passage = PassageTemplate("[{number}] {heading}{text} ({document}, {title}) {{}}\n")
-    assert passage.written(3, ShownPassage("d7", "It {text}"), "Dogs") == "[3] Dogs: It {text} (d7, Dogs) {}\n"
-    assert passage.written(1, ShownPassage("d7", "It barks"), "") == "[1] It barks (d7, ) {}\n"
+    assert passage.render(3, ShownPassage("d7", "It {text}"), "Dogs") == "[3] Dogs: It {text} (d7, Dogs) {}\n"
+    assert passage.render(1, ShownPassage("d7", "It barks"), "") == "[1] It barks (d7, ) {}\n"
 
 
 @pytest.mark.parametrize("text", ["{number}", "{text}{rank}", "{text!r}", "{text:>9}", "{text.title}", "{text"])
 def test_a_passage_that_cannot_be_written_is_refused(text):
-    with pytest.raises(ValueError, match=r"must name \{text\}|cannot be read"):
+    with pytest.raises(ValueError, match=r"must contain \{text\}|may contain only|invalid passage template"):
         PassageTemplate(text)
 
 
@@ -241,7 +241,7 @@ def test_what_was_lost_is_told_once_for_each_split(data, caplog):
     with caplog.at_level(logging.INFO, logger="lightning_softprompt"):
         module.split("test")
     told = [record.getMessage() for record in caplog.records if "passages" in record.getMessage()]
-    assert told == ["passages of the 2 test rows at max_tokens=16: 2 shown; 3 dropped; 2 cut"]
+    assert told == ["Passages of the 2 test rows at max_tokens=16: 2 shown; 3 dropped; 2 cut"]
 
 
 def test_a_question_that_does_not_fit_is_an_error_with_its_place(data, tmp_path):
@@ -298,7 +298,7 @@ def test_a_bad_row_is_named(data, changed, said, tmp_path):
 def test_gold_documents_that_are_nowhere_are_named(data):
     with pytest.raises(DataError, match="the gold document 'cat' has no passage"):
         data([{**ROW, "positive_ids": ["cat"]}], mode="gold").split("test")
-    with pytest.raises(DataError, match="mode=gold wants ids of documents in column 'positive_ids'"):
+    with pytest.raises(DataError, match="mode=gold requires document ids in column 'positive_ids'"):
         data([{"question": "is it ?", "answers": "dog"}], mode="gold").split("test")
 
 
@@ -377,20 +377,23 @@ def test_choices_are_text_whether_a_config_quotes_them_or_not(data):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"retriever": None}, "mode=retrieved wants a retriever"),
-        ({"passages": 0}, "passages must be 1 or more"),
-        ({"found": 1}, "found=1 is fewer than passages=2"),
+        ({"retriever": None}, "mode=retrieved requires a retriever"),
+        ({"passages": 0}, "passages must be at least 1"),
+        ({"found": 1}, "found=1 is less than passages=2"),
         ({"mode": "oracle"}, "mode must be one of retrieved, gold, random, closed_book"),
         ({"order": "best"}, "order one of score, reversed, shuffled"),
-        ({"mode": "random", "noise": Noise(drop=0.5)}, "noise is for passages that were found or are gold"),
-        ({"template": "{soft}{question} {target}"}, r"template must name \{passages\}"),
+        ({"mode": "random", "noise": Noise(drop=0.5)}, "noise requires mode=retrieved or mode=gold"),
+        ({"template": "{soft}{question} {target}"}, r"template must contain \{passages\}"),
         ({"template": "{passages}{soft}{target}"}, "question must be a column of the template"),
-        ({"max_target_tokens": 48}, "max_target_tokens must lie between 0 and max_tokens=48"),
-        ({"choices": ["yes"]}, "choices must be two or more"),
-        ({"choices": ["yes", "no"], "abstain": "well"}, "make it one of the choices"),
-        ({"choices": ["yes", "no"], "cite": True}, "cite is for answers that are generated"),
-        ({"cite": True}, r"wants \{number\} in passage"),
-        ({"noise": Noise(drop=0.5), "batch_tokens": 200}, "batch_tokens wants rows that are as long in every epoch"),
+        ({"max_target_tokens": 48}, "max_target_tokens must be between 0 and max_tokens=48"),
+        ({"choices": ["yes"]}, "at least two choices are required"),
+        ({"choices": ["yes", "no"], "abstain": "well"}, "add it to choices"),
+        ({"choices": ["yes", "no"], "cite": True}, "cite requires generated answers"),
+        ({"cite": True}, r"cite requires generated answers and \{number\} in passage"),
+        (
+            {"noise": Noise(drop=0.5), "batch_tokens": 200},
+            "batch_tokens requires rows of the same length",
+        ),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(data, options, said):
@@ -399,7 +402,7 @@ def test_settings_that_make_no_sense_are_refused(data, options, said):
 
 
 def test_shares_of_noise_are_shares():
-    with pytest.raises(ValueError, match=r"shares from 0 to 1, got \{'drop': 1.5\}"):
+    with pytest.raises(ValueError, match=r"values of noise must be between 0 and 1, got \{'drop': 1.5\}"):
         Noise(drop=1.5)
 
 
@@ -461,13 +464,13 @@ def test_an_index_is_built_where_it_is_missing_and_left_where_it_is_there(data, 
     [
         ({**TEXTS, "cat": "a cat"}, "it lacks the document 'cat'"),
         ({name: text for name, text in TEXTS.items() if name != "long"}, "its document 'long' is not in the corpus"),
-        ({**TEXTS, "film": "a dull film"}, "the document 'film' was another"),
+        ({**TEXTS, "film": "a dull film"}, "the document 'film' has changed"),
     ],
 )
 def test_an_index_of_another_corpus_is_refused(tmp_path, corpus, texts, said):
     ensure_index(tmp_path / "made", corpus, LEXICAL)
     ensure_index(tmp_path / "made", written(tmp_path, dict(reversed(TEXTS.items()))))
-    with pytest.raises(DataError, match=f"does not hold the corpus .*{said}.*Remove the folder"):
+    with pytest.raises(DataError, match=f"does not contain the corpus .*{said}.*Remove the folder"):
         ensure_index(tmp_path / "made", written(tmp_path, texts))
 
 
@@ -514,7 +517,7 @@ def test_draws_are_a_function_of_seed_epoch_and_row(data, workers):
 
 def test_without_draws_every_epoch_is_the_same(data):
     module = data(ROWS, passages=3)
-    assert not module.redraws
+    assert not module.resamples
     one, two = epochs(module, 2)
     assert one == two == module.split("train").examples
 
@@ -601,5 +604,5 @@ def test_drawn_rows_can_be_given_to_other_processes(data):
 def test_tasks_of_one_run_are_not_drawn_anew(data, tiny_folder, family):
     spec = BackboneSpec(name=str(tiny_folder(family)))
     other = ClassificationDataModule(labels=["good", "bad"], backbone=spec, train=[{"text": "a", "label": "good"}])
-    with pytest.raises(ValueError, match=r"those of \['asked'\] are drawn anew"):
+    with pytest.raises(ValueError, match=r"the tasks \['asked'\] do"):
         MultitaskDataModule({"asked": data(ROWS, noise=Noise(drop=0.5)), "other": other})

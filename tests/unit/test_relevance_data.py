@@ -94,9 +94,9 @@ def test_classes_may_be_balanced(data):
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"question": ""}, "column 'question' must be text that is not empty"),
-        ({"question": "is it ?"}, "column 'positive_ids' must be a list of ids of documents"),
-        ({"question": "is it ?", "positive_ids": []}, "one at least"),
+        ({"question": ""}, "column 'question' must be non-empty text"),
+        ({"question": "is it ?"}, "column 'positive_ids' must be a list of document ids"),
+        ({"question": "is it ?", "positive_ids": []}, "non-empty list of document ids"),
         ({"question": "is it ?", "positive_ids": ["cat"]}, "the gold document 'cat' has no passage"),
     ],
 )
@@ -115,18 +115,18 @@ def test_places_are_those_of_the_questions(data, tmp_path):
 
 
 def test_validation_has_questions_of_its_own(data):
-    with pytest.raises(ValueError, match="relevance wants validation questions of its own"):
+    with pytest.raises(ValueError, match="requires separate validation questions"):
         data([ROW], validation=None).split("train")
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"words": {"yes": "good", "no": "bad"}}, "words must say irrelevant and relevant"),
+        ({"words": {"yes": "good", "no": "bad"}}, "words must name irrelevant and relevant"),
         ({"template": "{soft}{question} {passage} {answer} {target}"}, r"got \['answer'\]"),
         ({"template": "{soft}{question} {target}"}, "truncate names"),
-        ({"negatives": 0}, "positives and negatives above 0"),
-        ({"negatives": 30}, "found=20 no fewer"),
+        ({"negatives": 0}, "positives and negatives must be at least 1"),
+        ({"negatives": 30}, "found at least negatives, .* and found=20"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(data, options, said):

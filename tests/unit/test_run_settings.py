@@ -22,7 +22,7 @@ CONFIG = {
             "retriever": {"index": "indexes/mine", "mode": "lexical"},
         },
     },
-    "backbone": {"name": "x", "dtype": "float32", "compute": "auto"},
+    "backbone": {"name": "x", "dtype": "float32", "linear_backend": "auto"},
     "trainer": {
         "precision": None, "accumulate_grad_batches": 1, "max_epochs": 2,
         "callbacks": [{"class_path": "lightning.pytorch.callbacks.TQDMProgressBar"}],

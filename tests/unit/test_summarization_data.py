@@ -69,8 +69,8 @@ def test_prediction_wants_no_answers(data):
     ("row", "said"),
     [
         ({"document": "  ", "summary": "a"}, "'document' is empty"),
-        ({"document": "a dog", "summary": ""}, "'summary' must be text that is not empty"),
-        ({"document": "a dog", "summary": 3}, "'summary' must be text"),
+        ({"document": "a dog", "summary": ""}, "'summary' must be non-empty text"),
+        ({"document": "a dog", "summary": 3}, "'summary' must be non-empty text"),
         ({"document": ["a"], "summary": "a"}, "'document' must be text"),
         ({**ROW, "references": "a dog"}, "'references' must be a list of texts"),
     ],
@@ -102,7 +102,7 @@ def test_an_encoder_generates_nothing_and_says_so_at_once(data):
     [
         ({"document": "text"}, "document must be a column of the template"),
         ({"generate_rows": 0}, "generate_rows and generate_minutes must be above 0"),
-        ({"max_target_tokens": 24}, "max_target_tokens must lie between 0 and max_tokens=24"),
+        ({"max_target_tokens": 24}, "max_target_tokens must be between 0 and max_tokens=24"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(data, options, said):

@@ -64,7 +64,7 @@ def test_words_that_are_cut_lose_their_tags_and_are_counted(data, caplog):
     with caplog.at_level(logging.INFO):
         module = data(test=ROWS, max_tokens=5)
         (batch,) = module.test_dataloader()
-    assert "2 of 3 test rows were cut to max_tokens=5" in caplog.text
+    assert "Truncated 2 of 3 test rows to max_tokens=5" in caplog.text
     assert "1 words of the test rows have no token and are not scored" in caplog.text
     row = batch.rows.tolist().index(1)
     assert batch.labels[row].tolist() == [0, 3, 0, 1, IGNORE]
@@ -91,7 +91,7 @@ def test_tags_may_be_numbers_and_stand_in_other_columns(data):
     rows = [{"words": ["a", "dog"], "ner": [0, "B-THING"], "text": "sad"}]
     module = data(test=rows, tokens_column="words", tags_column="ner", template="{text} : {words}{target}")
     assert module.split("test").examples[0].label == (0, 3)
-    assert module.shown("test", 0) == {"row": 0, "input": "sad : a dog", "target": ["O", "B-THING"]}
+    assert module.describe_row("test", 0) == {"row": 0, "input": "sad : a dog", "target": ["O", "B-THING"]}
     assert data(test=rows, tokens_column="words", tags_column="ner").template.text == "{soft}{words}{target}"
 
 
@@ -129,7 +129,7 @@ def test_rows_to_be_predicted_need_no_tags(data):
     (batch,) = module.predict_dataloader()
     assert batch.labels is None
     assert batch.words.tolist() == [[1, 2], [1, IGNORE]]
-    assert module.shown("predict", 0) == {"row": 0, "input": "a dog", "target": None}
+    assert module.describe_row("predict", 0) == {"row": 0, "input": "a dog", "target": None}
 
 
 BAD = {
@@ -138,10 +138,10 @@ BAD = {
     "unknown tag": ({"tokens": ["a", "dog"], "tags": ["O", "B-DOG"]}, r"unknown tag 'B-DOG' of 'dog'; tags are \['O',"),
     "unknown number": ({"tokens": ["a"], "tags": [4]}, "unknown tag 4 of 'a'"),
     "negative number": ({"tokens": ["a"], "tags": [-1]}, "unknown tag -1 of 'a'"),
-    "no tags": ({"tokens": ["a"]}, r"no column 'tags'; the row has \['tokens'\]: set tags_column to another"),
-    "no words": ({"text": "a dog", "tags": ["O"]}, "no column 'tokens'.* set tokens_column to another"),
-    "empty row": ({"tokens": [], "tags": []}, r"'tokens' must hold words that are not empty, got \[\]"),
-    "empty word": ({"tokens": ["a", ""], "tags": ["O", "O"]}, "words that are not empty"),
+    "no tags": ({"tokens": ["a"]}, r"no column 'tags'; the row has \['tokens'\]: set data\.tags_column"),
+    "no words": ({"text": "a dog", "tags": ["O"]}, r"no column 'tokens'.* set data\.tokens_column"),
+    "empty row": ({"tokens": [], "tags": []}, r"'tokens' must hold non-empty words, got \[\]"),
+    "empty word": ({"tokens": ["a", ""], "tags": ["O", "O"]}, "non-empty words"),
     "text for words": ({"tokens": "a dog", "tags": ["O", "O"]}, "'tokens' must be a list of str, got 'a dog'"),
     "numbers for words": ({"tokens": [1], "tags": ["O"]}, r"'tokens' must be a list of str, got \[1\]"),
     "text for tags": ({"tokens": ["a"], "tags": "O"}, "'tags' must be a list of str or int, got 'O'"),
@@ -162,7 +162,7 @@ def test_a_bad_row_names_its_file_and_line(data, tmp_path, mistake):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ({"template": "{soft}{text}{target}"}, r"must name the words \{tokens\} once, before \{target\}"),
+        ({"template": "{soft}{text}{target}"}, r"must contain the words \{tokens\} once, before \{target\}"),
         ({"template": "{tokens} {tokens}{target}"}, "once"),
         ({"template": "{target} {tokens}"}, "before"),
         ({"template": "{{tokens}}{target}"}, "once"),
@@ -176,10 +176,10 @@ def test_a_template_that_does_not_name_the_words_is_an_error(data, arguments, to
 @pytest.mark.parametrize(
     ("tags", "rows", "told"),
     [
-        (["O"], ROWS, "at least two tags, each once"),
-        (["O", "B", "O"], ROWS, "at least two tags, each once"),
-        (None, [{"tokens": ["a"], "tags": ["O"]}], "at least two tags"),
-        (None, [{"tokens": ["a"], "tags": [1]}], "are numbers; name the tags in order in tags"),
+        (["O"], ROWS, "at least two different tags"),
+        (["O", "B", "O"], ROWS, "at least two different tags"),
+        (None, [{"tokens": ["a"], "tags": ["O"]}], "at least two different tags"),
+        (None, [{"tokens": ["a"], "tags": [1]}], r"are numbers; set data\.tags to the names of the tags in order"),
     ],
 )
 def test_tags_that_are_none_are_an_error(data, tags, rows, told):

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
-from lightning_softprompt.core.backbone_spec import Compute
+from lightning_softprompt.core.backbone_spec import LinearBackend
 
 log = logging.getLogger(__name__)
 _plain: ContextVar[bool] = ContextVar("plain", default=False)
@@ -35,7 +35,7 @@ WIDE = 256  # below, calls cost more than products
 MIN_SPEEDUP = 1.15  # times faster
 
 
-def prepack(model: nn.Module, compute: Compute, hidden_size: int) -> bool:
+def prepack(model: nn.Module, compute: LinearBackend, hidden_size: int) -> bool:
     """Reorders the weights of linear layers for oneDNN if that is requested or faster; returns whether it did.
 
     Layers on another device or in another precision than float32 are unchanged.
@@ -48,14 +48,14 @@ def prepack(model: nn.Module, compute: Compute, hidden_size: int) -> bool:
     dtype = torch.bfloat16 if compute == "bf16" else torch.float32
     if not is_supported(dtype):
         raise ValueError(
-            f"backbone.compute={compute} requires oneDNN products in {str(dtype).removeprefix('torch.')}, which this "
-            f"CPU ({cpu_name()}, {torch.backends.cpu.get_cpu_capability()}) does not run. Set --backbone.compute auto"
+            f"backbone.linear_backend={compute} requires oneDNN products in {str(dtype).removeprefix('torch.')}, which this "
+            f"CPU ({cpu_name()}, {torch.backends.cpu.get_cpu_capability()}) does not run. Set --backbone.linear_backend auto"
         )
     for layer in model.modules():
         if type(layer) is nn.Linear and layer is not model.get_output_embeddings():  # type: ignore[operator]
             layer.forward = Prepacked(layer, dtype)  # type: ignore[method-assign, assignment]
     kind = ", in bfloat16" if compute == "bf16" else ""
-    log.info("frozen weights are laid out for oneDNN%s (backbone.compute=plain switches it off)", kind)
+    log.info("frozen weights are laid out for oneDNN%s (backbone.linear_backend=plain switches it off)", kind)
     return True
 
 

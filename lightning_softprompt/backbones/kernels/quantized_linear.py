@@ -129,7 +129,7 @@ def refuse_with_quantized(kind: Quantization, compute: str, compiled: bool) -> N
     """
     if compute not in ("auto", "plain"):
         raise ValueError(
-            f"backbone.compute {compute} lays float32 weights out beforehand, and backbone.quantization {kind} holds "
+            f"backbone.linear_backend {compute} lays float32 weights out beforehand, and backbone.quantization {kind} holds "
             f"none; leave one of them out"
         )
     if compiled:

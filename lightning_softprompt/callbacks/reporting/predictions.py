@@ -178,7 +178,7 @@ def of_text(records: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[
 class _Shows(Protocol):
     classes: Classes | None
 
-    def shown(self, split: str, row: int) -> Mapping[str, Any]: ...
+    def describe_row(self, split: str, row: int) -> Mapping[str, Any]: ...
     def identity(self, split: str) -> str: ...
     def source_rows(self, split: str) -> list[int]: ...
 
@@ -197,7 +197,7 @@ def prediction(trainer: Trainer, split: str, record: Mapping[str, Any]) -> dict[
     Its `row` is the row's index in its source, where rows that were skipped count, so that records can be joined to it.
     """
     scores = record["scores"]
-    shown = _data(trainer).shown(split, record["row"])
+    shown = _data(trainer).describe_row(split, record["row"])
     place = {name: shown[name] for name in ("task", "file") if name in shown}
     return {
         "row": shown.get("row", record["row"]),

@@ -109,7 +109,7 @@ def main(argv: list[str]) -> int:
 
 
 def _build(args: Namespace) -> int:
-    from lightning_softprompt.rag.index_setup import tracked
+    from lightning_softprompt.rag.index_setup import track_progress
     from lightning_softprompt.retrieval.index_builder import build_index, update_index
 
     if args.add or args.remove:
@@ -117,9 +117,9 @@ def _build(args: Namespace) -> int:
             raise CommandError("--remove with a corpus requires --add; without it, the index holds only the corpus")
         if changed := _changed_settings(args):
             raise CommandError(f"--add uses the settings of the index; omit {', '.join(changed)}")
-        manifest = update_index(args.index, _documents(args) if args.corpus else (), args.remove, tracked)
+        manifest = update_index(args.index, _documents(args) if args.corpus else (), args.remove, track_progress)
     elif args.corpus:
-        manifest = build_index(args.index, _documents(args), _settings(args), tracked)
+        manifest = build_index(args.index, _documents(args), _settings(args), track_progress)
     else:
         raise CommandError("pass a corpus to build from, or documents to --remove")
     print(f"{args.index}: {_summarize(manifest)}")

@@ -151,7 +151,7 @@ def _of_sequences(study: Study, found: Sequence[Result]) -> list[Result]:
 
 def summed_up(study: Study, found: Sequence[Result]) -> list[Result]:
     """Mean and half of its interval over what is repeated, by what is compared, stage, test and metric."""
-    from lightning_softprompt.evaluation.metrics.intervals import student
+    from lightning_softprompt.evaluation.metrics.intervals import student_interval
 
     groups: dict[str, list[Result]] = {}
     for result in found:
@@ -162,7 +162,7 @@ def summed_up(study: Study, found: Sequence[Result]) -> list[Result]:
         of, stage, test = json.loads(key)
         for metric in group[0]["metrics"]:
             values = [result["metrics"][metric] for result in group if metric in result["metrics"]]
-            mean, half = student(values)
+            mean, half = student_interval(values)
             kept = {"mean": mean, "interval": half if isfinite(half) else None, "values": values}
             rows.append({"compare": of, "stage": stage, "test": test, "metric": metric, **kept})
     return rows

@@ -1,4 +1,4 @@
-"""BERTScore: how near the words of two texts are to each other in the states of an encoder."""
+"""BERTScore: similarity of two texts by the token states of an encoder."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from lightning_softprompt.backbones.loading import load_backbone
 from lightning_softprompt.backbones.masked import MaskedBackbone
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 
-AT_ONCE = 64  # texts
+BATCH_SIZE = 64
 
 
 @cache
 def encoder(name: str) -> Backbone:
-    """The encoder of a name, loaded once a process.
+    """Loads an encoder, once per process.
 
     Raises:
-        ValueError: If it cannot be loaded, or is none.
+        ValueError: If it cannot be loaded, or is not an encoder.
     """
-    with torch.inference_mode(False), torch.random.fork_rng(devices=[]):  # a head that is made up draws numbers
+    with torch.inference_mode(False), torch.random.fork_rng(devices=[]):  # a new head would consume random numbers
         backbone = load_backbone(BackboneSpec(name))
     if not isinstance(backbone, MaskedBackbone):
-        raise ValueError(f"BERTScore wants an encoder such as all-minilm-l6-v2, but {name!r} is a decoder")
+        raise ValueError(f"BERTScore requires an encoder such as all-minilm-l6-v2, but {name!r} is a decoder")
     return backbone
 
 
@@ -34,42 +34,45 @@ def encoder(name: str) -> Backbone:
 def bert_scores(
     predictions: Sequence[str], references: Sequence[Sequence[str]], name: str, device: torch.device
 ) -> list[float]:
-    """F1 of greedy matching for each text, the best over its references (Zhang et al. 2020, arXiv 1904.09675).
+    """Returns the F1 of greedy matching of each text, the best over its references (Zhang et al. 2020, 1904.09675).
 
-    The states are the encoder's last; special tokens match nothing; words weigh the same; nothing is rescaled. Numbers
-    of different encoders cannot be compared. An empty text scores 0. Texts are cut at the encoder's window.
+    It uses the last states of the encoder, without special tokens, idf weights or rescaling. Scores of different
+    encoders are not comparable. The score of an empty text is 0. Texts are truncated to the window of the encoder.
 
     Args:
-        predictions: What was said.
-        references: What is right, for each.
+        predictions: Predicted texts.
+        references: References of each text.
         name: The encoder.
-        device: Where it runs.
+        device: Device of the encoder.
     """
-    texts = list(dict.fromkeys([*predictions, *(text for row in references for text in row)]))
+    reference_texts = [text for row in references for text in row]
+    texts = list(dict.fromkeys([*predictions, *reference_texts]))
     with torch.autocast(device.type, enabled=False):
-        states = dict(zip(texts, directions(encoder(name).to(device), texts), strict=True))
-    pairs = zip(predictions, references, strict=True)
-    return [max(matched(states[text], states[reference]) for reference in row) for text, row in pairs]
+        states = dict(zip(texts, normalized_states(encoder(name).to(device), texts), strict=True))
+    scores = []
+    for text, row in zip(predictions, references, strict=True):
+        scores.append(max(matching_f1(states[text], states[reference]) for reference in row))
+    return scores
 
 
-def directions(backbone: Backbone, texts: Sequence[str]) -> list[Tensor]:
-    """[T, H] of each text: the last states of its tokens, each of length 1."""
-    found: list[Tensor] = []
-    for start in range(0, len(texts), AT_ONCE):
+def normalized_states(backbone: Backbone, texts: Sequence[str]) -> list[Tensor]:
+    """Returns the last states [T, H] of the tokens of each text, normalized to unit length."""
+    all_states: list[Tensor] = []
+    for start in range(0, len(texts), BATCH_SIZE):
         rows = backbone.codec.tokenizer(
-            list(texts[start : start + AT_ONCE]), padding=True, truncation=True, max_length=backbone.window,
+            list(texts[start : start + BATCH_SIZE]), padding=True, truncation=True, max_length=backbone.window,
             return_tensors="pt", return_special_tokens_mask=True,
         ).to(backbone.word_embeddings.device)  # fmt: skip
-        meant = rows.pop("special_tokens_mask") == 0  # padding is special too
+        is_content = rows.pop("special_tokens_mask") == 0  # padding is special, too
         states = torch.nn.functional.normalize(backbone.stack(**rows).last_hidden_state.float(), dim=-1)
-        found += [row[real] for row, real in zip(states, meant, strict=True)]
-    return found
+        all_states += [row[mask] for row, mask in zip(states, is_content, strict=True)]
+    return all_states
 
 
-def matched(said: Tensor, right: Tensor) -> float:
-    """F1 of two texts [T, H] and [U, H]: each token goes with the nearest of the other text."""
-    if not len(said) or not len(right):
+def matching_f1(prediction: Tensor, reference: Tensor) -> float:
+    """Returns the F1 of two texts [T, H] and [U, H], in which each token matches the most similar token."""
+    if not len(prediction) or not len(reference):
         return 0.0
-    near = said @ right.T  # [T, U]
-    precision, recall = float(near.amax(1).mean()), float(near.amax(0).mean())
+    similarity = prediction @ reference.T  # [T, U]
+    precision, recall = float(similarity.amax(1).mean()), float(similarity.amax(0).mean())
     return 2 * precision * recall / (precision + recall)

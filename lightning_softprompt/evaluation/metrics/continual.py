@@ -1,4 +1,4 @@
-"""What a sequence of tasks leaves of each: the score in the end, and what was forgotten on the way."""
+"""Metrics of continual learning: final scores and forgetting over a sequence of tasks."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from statistics import fmean
 
 
 def transfer(scores: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """The mean score in the end, and the backward transfer: how much scores rose since their task was learnt.
+    """Returns the mean final score, and the backward transfer: the mean change of a score after its task was learned.
 
-    Forgetting is a backward transfer below 0 (Lopez-Paz and Ranzato 2017, arXiv 1706.08840, section 3).
+    Negative backward transfer is forgetting (Lopez-Paz and Ranzato 2017, arXiv 1706.08840, section 3).
 
     Args:
-        scores: [T, T], R[i, j] of task j after task i was learnt.
+        scores: [T, T], R[i, j] is the score of task j after learning task i.
 
     Raises:
-        ValueError: If they are not of two tasks or more, each scored after each.
+        ValueError: If the matrix is not square or has fewer than two tasks.
 
     >>> average, backward = transfer([[0.9, 0.5], [0.7, 0.8]])
     >>> round(average, 3), round(backward, 3)
@@ -23,5 +23,8 @@ def transfer(scores: Sequence[Sequence[float]]) -> tuple[float, float]:
     """
     tasks = len(scores)
     if tasks < 2 or any(len(row) != tasks for row in scores):
-        raise ValueError(f"wanted scores of two tasks or more, after each of them, got {[len(row) for row in scores]}")
-    return fmean(scores[-1]), fmean(scores[-1][j] - scores[j][j] for j in range(tasks - 1))
+        raise ValueError(
+            f"scores must be a square matrix of at least two tasks, got rows of {[len(row) for row in scores]}"
+        )
+    changes = [scores[-1][j] - scores[j][j] for j in range(tasks - 1)]
+    return fmean(scores[-1]), fmean(changes)

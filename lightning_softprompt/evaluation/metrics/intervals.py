@@ -1,4 +1,4 @@
-"""How sure a number is: bootstrap intervals over rows, Student's over seeds."""
+"""Confidence intervals: bootstrap over rows, Student's t over seeds."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import numpy as np
 
 
 def bootstrap(values: Sequence[float], level: float = 0.95, draws: int = 10_000, seed: int = 0) -> tuple[float, float]:
-    """Percentile interval of the mean over rows (Efron 1979), for paired differences as well as for scores.
+    """Returns the bootstrap percentile interval of the mean over rows (Efron 1979), of scores or paired differences.
 
     Args:
-        values: One number a row.
+        values: One number per row.
         level: Coverage of the interval.
-        draws: Resamplings of the rows.
-        seed: Of the resampling.
+        draws: Number of resamples.
+        seed: Seed of the resampling.
 
     >>> bootstrap([1.0] * 10)
     (1.0, 1.0)
@@ -47,14 +47,14 @@ def share_interval(share: float, rows: int, level: float = 0.95) -> tuple[float,
     return max(center - half, 0.0), min(center + half, 1.0)
 
 
-def student(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """Mean over runs and half the width of its interval (Student 1908); a single run has no width that is finite.
+def student_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """Returns the mean over runs and the half-width of its interval (Student 1908), which is infinite for one run.
 
     Args:
-        values: One number a run.
+        values: One number per run.
         level: Coverage of the interval.
 
-    >>> mean, half = student([0.8, 0.9, 1.0])
+    >>> mean, half = student_interval([0.8, 0.9, 1.0])
     >>> round(mean, 3), round(half, 3)
     (0.9, 0.248)
     """
@@ -63,4 +63,6 @@ def student(values: Sequence[float], level: float = 0.95) -> tuple[float, float]
     runs = np.asarray(values, dtype=float)
     if len(runs) < 2:
         return float(runs.mean()), float("inf")
-    return float(runs.mean()), float(t.ppf((1 + level) / 2, len(runs) - 1) * runs.std(ddof=1) / len(runs) ** 0.5)
+    quantile = t.ppf((1 + level) / 2, len(runs) - 1)
+    half_width = quantile * runs.std(ddof=1) / len(runs) ** 0.5
+    return float(runs.mean()), float(half_width)

@@ -1,7 +1,7 @@
-"""How well documents were found: one question's measures, and what they come to over many.
+"""Retrieval metrics of one question and their means over questions.
 
-All take the documents found, the best first, and those that are right, as ids. A document that was found twice, as by
-two of its passages, stands where it was found first.
+All functions take the ids of the retrieved documents, the best first, and of the gold documents. A document that is
+retrieved several times, by several of its passages, counts at its first rank.
 """
 
 from __future__ import annotations
@@ -14,49 +14,53 @@ from lightning_softprompt.evaluation.metrics.intervals import bootstrap
 
 KS = (1, 5, 10)
 MRR = "mrr"
-FOUND, SEARCHED = "found", "searched"  # how many documents a search found, and how many passages it was to find
+FOUND, SEARCHED = "found", "searched"  # numbers of retrieved documents and of requested passages
 Ids = Sequence[str]
 
 
-def ranked(found: Ids) -> list[str]:
-    """The documents found, each once.
+def unique_documents(found: Ids) -> list[str]:
+    """Returns the retrieved documents without duplicates.
 
-    >>> ranked(["b", "a", "b"])
+    >>> unique_documents(["b", "a", "b"])
     ['b', 'a']
     """
     return list(dict.fromkeys(found))
 
 
 def hit(found: Ids, gold: Ids, k: int) -> float:
-    """Whether a right document is among the first k: 1 or 0."""
-    return float(not set(gold).isdisjoint(ranked(found)[:k]))
+    """Returns 1 if a gold document is among the first k, otherwise 0."""
+    return float(not set(gold).isdisjoint(unique_documents(found)[:k]))
 
 
 def recall(found: Ids, gold: Ids, k: int) -> float:
-    """The share of the right documents that is among the first k."""
-    return len(set(gold).intersection(ranked(found)[:k])) / len(set(gold))
+    """Returns the fraction of gold documents that are among the first k."""
+    return len(set(gold).intersection(unique_documents(found)[:k])) / len(set(gold))
 
 
 def precision(found: Ids, gold: Ids, k: int) -> float:
-    """The share of k that is right; places that nothing was found for count as wrong, as in trec_eval."""
-    return len(set(gold).intersection(ranked(found)[:k])) / k
+    """Returns the fraction of the first k ranks with gold documents; empty ranks count as wrong, as in trec_eval."""
+    return len(set(gold).intersection(unique_documents(found)[:k])) / k
 
 
 def reciprocal_rank(found: Ids, gold: Ids) -> float:
-    """One by the rank of the first right document; 0 where none was found.
+    """Returns 1 / rank of the first gold document; 0 if none is retrieved.
 
     >>> reciprocal_rank(["b", "b", "a"], ["a"])
     0.5
     """
-    return next((1 / rank for rank, document in enumerate(ranked(found), start=1) if document in gold), 0.0)
+    for rank, document in enumerate(unique_documents(found), start=1):
+        if document in gold:
+            return 1 / rank
+    return 0.0
 
 
 def ndcg(found: Ids, gold: Ids, k: int) -> float:
-    """The gain of the first k by the best there could be (Järvelin and Kekäläinen 2002), right documents gaining 1.
+    """Returns the normalized discounted cumulative gain of the first k (Järvelin and Kekäläinen 2002).
 
-    A document at rank r counts by 1 / log2(r + 1).
+    Gold documents have gain 1, with discount 1 / log2(rank + 1).
     """
-    gain = sum(w for w, document in zip(_discounts(k), ranked(found), strict=False) if document in gold)
+    discounted = zip(_discounts(k), unique_documents(found), strict=False)
+    gain = sum(discount for discount, document in discounted if document in gold)
     return gain / sum(_discounts(min(k, len(set(gold)))))
 
 
@@ -68,7 +72,7 @@ AT_K = {"hit": hit, "recall": recall, "precision": precision, "ndcg": ndcg}
 
 
 def retrieval_names(ks: Sequence[int] = KS) -> tuple[str, ...]:
-    """What the measures are called, in order.
+    """Returns the names of the metrics in order.
 
     >>> retrieval_names([5])
     ('hit@5', 'recall@5', 'precision@5', 'ndcg@5', 'mrr')
@@ -76,37 +80,38 @@ def retrieval_names(ks: Sequence[int] = KS) -> tuple[str, ...]:
     return (*(f"{name}@{k}" for k in ks for name in AT_K), MRR)
 
 
-def retrieval_measures(found: Ids, gold: Ids, ks: Sequence[int] = KS) -> dict[str, float]:
-    """All measures of one question, by name.
+def retrieval_scores(found: Ids, gold: Ids, ks: Sequence[int] = KS) -> dict[str, float]:
+    """Returns all retrieval metrics of one question by name.
 
     Args:
-        found: Documents, the best first.
-        gold: The right ones, at least one.
-        ks: How many of those found are looked at.
+        found: Retrieved documents, the best first.
+        gold: Gold documents, at least one.
+        ks: Cutoff ranks.
 
     Raises:
-        ValueError: If no document is right, so that none could be found.
+        ValueError: If there are no gold documents.
     """
     if not gold:
-        raise ValueError("retrieval is measured by the documents that are right, but a question has none; leave it out")
-    at_k = {f"{name}@{k}": of(found, gold, k) for k in ks for name, of in AT_K.items()}
+        raise ValueError("retrieval metrics require gold documents, but a question has none; leave it out")
+    at_k = {f"{name}@{k}": metric(found, gold, k) for k in ks for name, metric in AT_K.items()}
     return {**at_k, MRR: reciprocal_rank(found, gold)}
 
 
-def search_measures(found: Ids, gold: Ids, searched: int) -> dict[str, float]:
-    """The measures of one question and how deep its search went; not a number if no right document is known."""
-    of_search = retrieval_measures(found, gold) if gold else dict.fromkeys(retrieval_names(), math.nan)
-    return {**of_search, FOUND: float(len(found)), SEARCHED: float(searched)}
+def search_scores(found: Ids, gold: Ids, searched: int) -> dict[str, float]:
+    """Returns the retrieval metrics of one question, NaN if it has no gold documents, and the depth of its search."""
+    scores = retrieval_scores(found, gold) if gold else dict.fromkeys(retrieval_names(), math.nan)
+    return {**scores, FOUND: float(len(found)), SEARCHED: float(searched)}
 
 
 def names_to_report(found: Iterable[float], searched: Iterable[float]) -> tuple[str, ...]:
-    """The measures to report of many searches: none at a depth that no search reached.
+    """Returns the names of the metrics to report: only cutoff ranks that at least one search reached.
 
-    If nothing was found at all, the measures are reported to the depth of the search: they are 0, not absent.
+    If no search retrieved anything, the cutoffs follow from the number of requested passages: the metrics are 0, not
+    missing.
 
     Args:
-        found: How many documents each search found.
-        searched: How many passages each was to find.
+        found: Number of retrieved documents of each search.
+        searched: Number of requested passages of each search.
 
     >>> names_to_report([2, 1], [20, 20]), names_to_report([0], [0]), len(names_to_report([0], [20]))
     (('hit@1', 'recall@1', 'precision@1', 'ndcg@1', 'mrr'), (), 13)
@@ -117,10 +122,10 @@ def names_to_report(found: Iterable[float], searched: Iterable[float]) -> tuple[
 
 @final
 class RetrievalScores:
-    """The measures of many questions.
+    """Collects the retrieval metrics of many questions.
 
     Args:
-        ks: How many of the documents found are looked at.
+        ks: Cutoff ranks.
     """
 
     def __init__(self, ks: Sequence[int] = KS) -> None:
@@ -131,21 +136,21 @@ class RetrievalScores:
         return len(self._values[MRR])
 
     def add(self, found: Ids, gold: Ids) -> None:
-        """Takes a question.
+        """Adds a question.
 
         Raises:
-            ValueError: If no document is right.
+            ValueError: If it has no gold documents.
         """
-        for name, value in retrieval_measures(found, gold, self.ks).items():
+        for name, value in retrieval_scores(found, gold, self.ks).items():
             self._values[name].append(value)
 
     def means(self) -> dict[str, float]:
-        """Each measure's mean; none without questions."""
-        return {name: math.fsum(values) / len(values) for name, values in self._known()}
+        """Returns the mean of each metric; empty if there are no questions."""
+        return {name: math.fsum(values) / len(values) for name, values in self._nonempty()}
 
     def intervals(self) -> dict[str, tuple[float, float]]:
-        """Each measure's 95 % interval over questions, by resampling them; none without questions."""
-        return {name: bootstrap(values) for name, values in self._known()}
+        """Returns the bootstrap 95% interval of each metric over questions; empty if there are no questions."""
+        return {name: bootstrap(values) for name, values in self._nonempty()}
 
-    def _known(self) -> Iterator[tuple[str, list[float]]]:
+    def _nonempty(self) -> Iterator[tuple[str, list[float]]]:
         return ((name, values) for name, values in self._values.items() if values)

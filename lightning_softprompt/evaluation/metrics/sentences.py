@@ -1,4 +1,4 @@
-"""Where sentences end, by rules alone: no model and no word list has to be fetched."""
+"""Rule-based sentence splitting, without models or downloaded word lists."""
 
 from __future__ import annotations
 
@@ -10,34 +10,35 @@ BEFORE_NAMES = frozenset("mr mrs ms dr prof st gen sen rep gov lt col sgt capt r
 
 
 def sentences(text: str) -> list[str]:
-    r"""The sentences of a text.
+    r"""Splits a text into sentences.
 
-    A line's end ends one; so does a mark, unless what follows begins small, or what stands before the full stop is an
-    initial (one capital, alone or behind a capitalised word), a title, or `no` before a number.
+    A line break ends a sentence. So does a punctuation mark, unless a lower-case letter follows, or the word before a
+    full stop is an initial (a capital letter, alone or after a capitalized word), a title, or `no` before a number.
 
     >>> sentences('Mr. J. Doe left. "Why?" he asked. Nobody\nknew')
     ['Mr. J. Doe left.', '"Why?" he asked.', 'Nobody', 'knew']
     """
-    found: list[str] = []
+    parts: list[str] = []
     for line in text.splitlines():
-        ends = [mark.end() for mark in END.finditer(line) if _ends(line, mark)]
-        found += [line[a:b].strip() for a, b in zip([0, *ends], [*ends, len(line)], strict=True)]
-    return [sentence for sentence in found if sentence]
+        ends = [mark.end() for mark in END.finditer(line) if _ends_sentence(line, mark)]
+        parts += [line[start:end].strip() for start, end in zip([0, *ends], [*ends, len(line)], strict=True)]
+    return [sentence for sentence in parts if sentence]
 
 
-def _ends(line: str, mark: re.Match[str]) -> bool:
+def _ends_sentence(line: str, mark: re.Match[str]) -> bool:
     after = line[mark.end() :].lstrip(OPENING)[:1]
     if after.islower():
         return False
     if mark.group() != ".":
         return True
     *_, earlier, before = ["", *re.split(r"\W+", line[: mark.start()])]
-    initial = len(before) == 1 and before.isupper() and (not earlier or earlier[0].isupper())
-    return not initial and before.lower() not in BEFORE_NAMES and not (before.lower() == "no" and after.isdigit())
+    is_initial = len(before) == 1 and before.isupper() and (not earlier or earlier[0].isupper())
+    is_number = before.lower() == "no" and after.isdigit()
+    return not (is_initial or is_number or before.lower() in BEFORE_NAMES)
 
 
 def lead(text: str, count: int) -> str:
-    """The first sentences of a text, which news summaries are hard put to beat.
+    """Returns the first sentences of a text, a strong baseline for news summaries.
 
     >>> lead("One. Two. Three.", 2)
     'One. Two.'

@@ -1,6 +1,6 @@
-"""Metrics of generated texts: of one text beside its references, and of all texts of a split together.
+"""Metrics of generated text: of single texts and of whole corpora.
 
-Shares run from 0 to 1; papers print 100 times as much.
+Scores are between 0 and 1; papers usually report them multiplied by 100.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from lightning_softprompt.core.word_boundaries import split_words
 log = logging.getLogger(__name__)
 Words = Sequence[str]
 RougeWords = Literal["ascii", "unicode"]
-NISTS = range(1, 6)  # lengths of the n-grams of NIST
+NIST_ORDERS = range(1, 6)  # lengths of n-grams
 
 
 def words(text: str) -> list[str]:
-    """The words of a text in lower case, without punctuation; characters where a script writes no spaces.
+    """Returns the lower-case words of a text without punctuation; characters for scripts without spaces.
 
     >>> words("Don't stop, Zoë!"), words("北京。")
     (['don', 't', 'stop', 'zoë'], ['北', '京'])
@@ -33,7 +33,7 @@ def words(text: str) -> list[str]:
 
 
 def ngrams(tokens: Words, n: int) -> list[tuple[str, ...]]:
-    """All stretches of n tokens in turn."""
+    """Returns all n-grams in order."""
     return list(zip(*(tokens[i:] for i in range(n)), strict=False))
 
 
@@ -44,32 +44,32 @@ def rouge(
     stem: bool = True,
     letters: RougeWords = "ascii",
 ) -> dict[str, float]:
-    """F1 of ROUGE (Lin 2004), the best over the references.
+    """Returns the F1 of ROUGE (Lin 2004), the best over the references.
 
     Args:
         prediction: The text to score.
-        references: The right texts.
-        names: Of `rouge1` to `rouge9` and `rougeL`.
-        stem: Whether words of more than three letters are cut to Porter's stem.
-        letters: `ascii` makes words of a-z and 0-9, as in all published numbers: other letters are left out, and texts
-            in other scripts score 0. `unicode` takes the words of every script, as `words` does.
+        references: The reference texts.
+        names: Some of `rouge1` to `rouge9` and `rougeL`.
+        stem: Whether to reduce words of more than three letters to their Porter stem.
+        letters: `ascii` forms words of a-z and 0-9, as in published results: other letters are removed, and texts in
+            other scripts score 0. `unicode` uses the words of all scripts, as `words` does.
     """
     keys = tuple(names)
     if not keys:
         return {}
-    split: dict[str, Any] = {"normalizer": str, "tokenizer": words} if letters == "unicode" else {}
-    found = rouge_score(prediction, list(references), "best", use_stemmer=stem, rouge_keys=keys, **split)
-    return {name: float(found[f"{name}_fmeasure"]) for name in keys}
+    tokenization: dict[str, Any] = {"normalizer": str, "tokenizer": words} if letters == "unicode" else {}
+    scores = rouge_score(prediction, list(references), "best", use_stemmer=stem, rouge_keys=keys, **tokenization)
+    return {name: float(scores[f"{name}_fmeasure"]) for name in keys}
 
 
 @final
 class Rouge:
-    """ROUGE as an evaluation computes it. It reports once that letters of the references are left out.
+    """Computes ROUGE, and warns once if it ignores letters of the references.
 
     Args:
-        names: Of `rouge1` to `rouge9` and `rougeL`.
-        stem: Whether words are cut to Porter's stem.
-        letters: Which letters make words, as in `rouge`.
+        names: Some of `rouge1` to `rouge9` and `rougeL`.
+        stem: Whether to compare Porter stems.
+        letters: Letters that form words, as in `rouge`.
 
     Raises:
         ValueError: If `letters` is neither of its two values.
@@ -82,18 +82,18 @@ class Rouge:
         self._is_reported = letters == "unicode" or not names
 
     def __call__(self, prediction: str, references: Sequence[str]) -> dict[str, float]:
-        """The scores of a text."""
+        """Returns the scores of a text."""
         if not self._is_reported:
             self._report(references)
         return rouge(prediction, references, self.names, self.stem, self.letters)
 
     def _report(self, references: Sequence[str]) -> None:
-        ignored = (word for text in references for word in text.split() if _has_other_letters(word))
-        if word := next(ignored, None):
+        affected = [word for text in references for word in text.split() if _has_other_letters(word)]
+        if affected:
             log.warning(
-                "ROUGE compares the letters a-z and digits only, so %r and its like lose letters or count for nothing; "
-                "set rouge_words=unicode to compare the words of every script",
-                word,
+                "ROUGE compares only the letters a-z and digits, and ignores other letters, as in %r; set "
+                "rouge_words=unicode to compare the words of all scripts",
+                affected[0],
             )
             self._is_reported = True
 
@@ -103,116 +103,123 @@ def _has_other_letters(word: str) -> bool:
 
 
 def novel_bigrams(prediction: str, source: str) -> float:
-    """The share of a text's bigrams that its source lacks; not a number where it has none."""
-    said, known = ngrams(words(prediction), 2), set(ngrams(words(source), 2))
-    return sum(bigram not in known for bigram in said) / len(said) if said else math.nan
+    """Returns the fraction of a text's bigrams that do not occur in its source; NaN if it has no bigrams."""
+    bigrams = ngrams(words(prediction), 2)
+    source_bigrams = set(ngrams(words(source), 2))
+    return sum(bigram not in source_bigrams for bigram in bigrams) / len(bigrams) if bigrams else math.nan
 
 
 def repetition(prediction: str) -> float:
-    """The share of a text's 4-grams that were there before, of its bigrams where it has fewer than 8 words.
+    """Returns the fraction of a text's 4-grams (bigrams for fewer than 8 words) that repeat an earlier one.
 
     >>> repetition("on and on and on")
     0.5
     """
-    said = words(prediction)
-    grams = ngrams(said, 4 if len(said) >= 8 else 2)
+    tokens = words(prediction)
+    grams = ngrams(tokens, 4 if len(tokens) >= 8 else 2)
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
-def streams(references: Sequence[Sequence[str]]) -> list[list[str]]:
-    """References by row as sacrebleu takes them: the first of all rows, the second of all, None where there is none."""
+def transpose_references(references: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Returns the n-th references of all rows for each n, as sacrebleu requires; None for missing ones."""
     most = max(map(len, references))
     return [[row[i] if i < len(row) else None for row in references] for i in range(most)]  # type: ignore[misc]
 
 
 def bleu(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """BLEU of a split (Papineni et al. 2002) as sacrebleu gives it (Post 2018), with its tokens and its smoothing."""
-    return _sacrebleu("BLEU").corpus_score(predictions, streams(references)).score / 100  # type: ignore[no-any-return]
+    """Returns corpus BLEU (Papineni et al. 2002) with the tokenization and smoothing of sacrebleu (Post 2018)."""
+    return _sacrebleu("BLEU").corpus_score(predictions, transpose_references(references)).score / 100  # type: ignore[no-any-return]
 
 
 def chrf(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """The chrF of a split (Popović 2015) as sacrebleu gives it: n-grams of up to 6 letters, beta 2."""
-    return _sacrebleu("CHRF").corpus_score(predictions, streams(references)).score / 100  # type: ignore[no-any-return]
+    """Returns corpus chrF (Popović 2015) as computed by sacrebleu: character n-grams up to 6, beta 2."""
+    return _sacrebleu("CHRF").corpus_score(predictions, transpose_references(references)).score / 100  # type: ignore[no-any-return]
 
 
 def _sacrebleu(name: str) -> Any:
-    import sacrebleu.metrics  # takes a moment, and classes need none of it
+    import sacrebleu.metrics  # slow to import, and not needed for classification
 
     return getattr(sacrebleu.metrics, name)()
 
 
-def bootstrap_of_split(
+def bootstrap_corpus(
     name: str, predictions: Sequence[str], references: Sequence[Sequence[str]], draws: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
-    """The 95 % percentile interval of BLEU or chrF over rows (Koehn 2004), from sacrebleu's counts of each row.
+    """Returns the 95% percentile interval of BLEU or chrF over rows (Koehn 2004), from sacrebleu's counts of each row.
 
-    Its own resampling fails where a draw of rows scores nothing.
+    The resampling of sacrebleu itself fails if a sample of rows scores 0.
     """
-    metric, generator = _sacrebleu(RESAMPLED[name]), np.random.default_rng(seed)
-    counts = np.array(metric._extract_corpus_statistics(list(predictions), streams(references)))
+    metric, generator = _sacrebleu(RESAMPLED_METRICS[name]), np.random.default_rng(seed)
+    counts = np.array(metric._extract_corpus_statistics(list(predictions), transpose_references(references)))
     rows = len(counts)
-    drawn = (counts[generator.integers(rows, size=rows)].sum(0).tolist() for _ in range(draws))
-    scores = [float(metric._compute_score_from_stats(of).score) / 100 for of in drawn]
+    samples = (counts[generator.integers(rows, size=rows)].sum(0).tolist() for _ in range(draws))
+    scores = [float(metric._compute_score_from_stats(sample).score) / 100 for sample in samples]
     low, high = np.quantile(scores, [0.025, 0.975])
     return float(low), float(high)
 
 
 def nist(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """NIST of a split (Doddington 2002) as `mteval-v13a` gives it: in bits, capitals made small.
+    """Returns corpus NIST (Doddington 2002) as computed by `mteval-v13a`: in bits, ignoring case.
 
-    An n-gram weighs the information of its last word, by how often it stands in all references. It counts as often as
-    it stands in one reference at most; lengths are compared with the references' mean.
+    The weight of an n-gram is the information of its last word, from counts over all references. Its matches are
+    limited to the highest count in one reference. The length penalty uses the mean length of the references.
     """
     from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
     split = Tokenizer13a()
-    said = [split(text.lower()).split() for text in predictions]
-    right = [[split(text.lower()).split() for text in row] for row in references]
-    length = sum(sum(map(len, row)) / len(row) for row in right)
-    information = _information([text for row in right for text in row])
-    gains = (_gain(said, right, n, information) for n in NISTS)
-    return _shortness(sum(map(len, said)) / length) * sum(gains) if length else 0.0
+    texts = [split(text.lower()).split() for text in predictions]
+    reference_texts = [[split(text.lower()).split() for text in row] for row in references]
+    length = sum(sum(map(len, row)) / len(row) for row in reference_texts)
+    if not length:
+        return 0.0
+    information = _information([text for row in reference_texts for text in row])
+    gains = (_gain(texts, reference_texts, n, information) for n in NIST_ORDERS)
+    return _length_penalty(sum(map(len, texts)) / length) * sum(gains)
 
 
 def _information(texts: Sequence[Words]) -> dict[tuple[str, ...], float]:
-    counts = Counter(gram for text in texts for n in NISTS for gram in ngrams(text, n))
+    counts = Counter(gram for text in texts for n in NIST_ORDERS for gram in ngrams(text, n))
     counts[()] = sum(map(len, texts))
     return {gram: math.log2(counts[gram[:-1]] / count) for gram, count in counts.items() if gram}
 
 
 def _gain(
-    said: Sequence[Words], right: Sequence[Sequence[Words]], n: int, information: dict[tuple[str, ...], float]
+    texts: Sequence[Words], references: Sequence[Sequence[Words]], n: int, information: dict[tuple[str, ...], float]
 ) -> float:
+    """Returns the mean information of the matching n-grams."""
     gained, total = 0.0, 0
-    for text, row in zip(said, right, strict=True):
-        most: Counter[tuple[str, ...]] = Counter()
+    for text, row in zip(texts, references, strict=True):
+        limits: Counter[tuple[str, ...]] = Counter()
         for reference in row:
-            most |= Counter(ngrams(reference, n))
+            limits |= Counter(ngrams(reference, n))
         grams = ngrams(text, n)
-        gained += sum(information[gram] * count for gram, count in (Counter(grams) & most).items())
+        matches = Counter(grams) & limits
+        gained += sum(information[gram] * count for gram, count in matches.items())
         total += len(grams)
     return gained / max(total, 1)
 
 
-def _shortness(ratio: float) -> float:
-    """What is left for texts that are too short: a half at two thirds of the length."""
+def _length_penalty(ratio: float) -> float:
+    """Returns the factor for texts that are too short: 0.5 at two thirds of the reference length."""
     return math.exp(math.log(0.5) * (math.log(min(ratio, 1)) / math.log(1.5)) ** 2) if ratio else 0.0
 
 
 ROUGES = (*(f"rouge{n}" for n in range(1, 10)), "rougeL")
 BERTSCORE = "bertscore"
-OF_ROWS = (*ROUGES, BERTSCORE)
-OF_SPLITS: dict[str, Callable[[Sequence[str], Sequence[Sequence[str]]], float]] = {
+ROW_METRICS = (*ROUGES, BERTSCORE)
+CORPUS_METRICS: dict[str, Callable[[Sequence[str], Sequence[Sequence[str]]], float]] = {
     "bleu": bleu, "chrf": chrf, "nist": nist,
 }  # fmt: skip
-RESAMPLED = {"bleu": "BLEU", "chrf": "CHRF"}
+RESAMPLED_METRICS = {"bleu": "BLEU", "chrf": "CHRF"}
 
 
 def check_metrics(names: Sequence[str]) -> None:
-    """Refuses what is no metric.
+    """Checks the names of metrics.
 
     Raises:
-        ValueError: Naming those that there are.
+        ValueError: If a metric is unknown.
     """
-    if unknown := [name for name in names if name not in OF_ROWS and name not in OF_SPLITS]:
-        raise ValueError(f"metrics names {unknown}, but there are {[*OF_ROWS, *OF_SPLITS]}")
+    available = [*ROW_METRICS, *CORPUS_METRICS]
+    unknown = [name for name in names if name not in available]
+    if unknown:
+        raise ValueError(f"unknown metrics {unknown}; available are {available}")

@@ -1,4 +1,4 @@
-"""The rows of a pass with their texts and numbers, the same in every process."""
+"""Collects texts and numbers of rows over all processes."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Numbers = npt.NDArray[np.float64]
 
 
 @final
-class Gathered:
-    """All rows of a pass, by their numbers in the split. No dataclass: torchmetrics would go through all its texts.
+class GatheredRows:
+    """All rows, sorted by their row ids. Not a dataclass, because torchmetrics would traverse all texts.
 
     Args:
-        columns: Measures by name, each [R].
-        texts: For each row, by name.
+        columns: Numbers by name, each [R].
+        texts: Texts of each row by name.
     """
 
     def __init__(self, columns: dict[str, Numbers], texts: list[dict[str, Any]]) -> None:
@@ -35,13 +35,13 @@ class Gathered:
 
 @final
 class TextRows(Metric):
-    """Keeps rows, and gathers those of all processes, of which any may have none.
+    """Collects rows and gathers them from all processes, also from processes without rows.
 
-    Its states are tensors, one of numbers and one of the texts' bytes. So metrics that want to see all texts at once,
-    such as those of a whole split, are exact, and the order of batches and processes makes no difference.
+    Its states are a tensor of numbers and a tensor of the bytes of texts. Corpus metrics, which require all texts, are
+    therefore exact, and do not depend on the order of batches and processes.
 
     Args:
-        columns: The measures of a row.
+        columns: Names of the numbers of a row.
     """
 
     full_state_update = False
@@ -56,26 +56,26 @@ class TextRows(Metric):
         self.reset()
 
     def reset(self) -> None:
-        """Forgets all rows. No rows are put in their place: a state without tensors would not be gathered as one."""
+        """Removes all rows and adds an empty batch, because torchmetrics does not gather a state without tensors."""
         super().reset()
         self.update([], [], [])
 
     def update(self, rows: Sequence[int], measures: Sequence[Sequence[float]], texts: Sequence[dict[str, Any]]) -> None:
-        """Takes rows.
+        """Adds rows.
 
         Args:
-            rows: Their numbers in the split.
+            rows: Row ids in the split.
             measures: [B, columns].
-            texts: What goes into JSON, by name.
+            texts: Texts of each row by name, JSON serializable.
         """
         coded = [json.dumps(text).encode() for text in texts]
-        table = [[row, len(code), *of] for row, code, of in zip(rows, coded, measures, strict=True)]
+        table = [[row, len(code), *values] for row, code, values in zip(rows, coded, measures, strict=True)]
         shape = (len(table), 2 + len(self.columns))
         self.numbers.append(torch.tensor(table, dtype=torch.float32, device=self.device).reshape(shape))
         self.coded.append(torch.from_numpy(np.frombuffer(b"".join(coded), np.uint8).copy()).to(self.device))
 
-    def compute(self) -> Gathered:
-        """The rows of all processes."""
+    def compute(self) -> GatheredRows:
+        """Returns the rows of all processes."""
         table = dim_zero_cat(self.numbers).cpu().double().numpy()  # [R, 2 + columns]
         coded = dim_zero_cat(self.coded).cpu().numpy().tobytes()
         lengths = table[:, 1].astype(int)
@@ -83,4 +83,4 @@ class TextRows(Metric):
         texts = [json.loads(coded[a:b]) for a, b in zip(ends - lengths, ends, strict=True)]
         order = table[:, 0].argsort(kind="stable")
         columns = {name: table[order, 2 + i] for i, name in enumerate(self.columns)}
-        return Gathered(columns, [texts[i] for i in order])
+        return GatheredRows(columns, [texts[i] for i in order])

@@ -1,4 +1,4 @@
-"""How texts are scored: the measures of each, and what they come to over a pass."""
+"""Scores generated texts: scores of each text, and their summary over a split."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from lightning_softprompt.evaluation.metrics.bert_score import bert_scores
 from lightning_softprompt.evaluation.metrics.intervals import bootstrap
 from lightning_softprompt.evaluation.metrics.text import (
     BERTSCORE,
-    OF_ROWS,
-    OF_SPLITS,
-    RESAMPLED,
+    CORPUS_METRICS,
+    RESAMPLED_METRICS,
+    ROW_METRICS,
     Rouge,
     RougeWords,
-    bootstrap_of_split,
+    bootstrap_corpus,
     check_metrics,
     novel_bigrams,
     repetition,
     words,
 )
-from lightning_softprompt.evaluation.metrics.text_rows import Gathered
+from lightning_softprompt.evaluation.metrics.text_rows import GatheredRows
 
 COUNTS = ("words", "reference_words", "source_words")
-Measures = dict[str, float]
+Scores = dict[str, float]
 
 
 @final
-class TextScoring:
-    """Scores texts by the metrics of a task.
+class TextScorer:
+    """Scores texts with the selected metrics.
 
     Args:
-        metrics: By name; those of whole splits are computed from all texts.
-        source: The column that a text is made from.
-        stem: Whether ROUGE compares Porter's stems.
-        encoder: The encoder of BERTScore.
-        rouge_words: Which letters make words of ROUGE.
+        metrics: Names of metrics. Corpus metrics such as BLEU are computed from all texts of a split.
+        source: Column of the source text.
+        stem: Whether ROUGE compares Porter stems.
+        encoder: Encoder of BERTScore.
+        rouge_words: Words that ROUGE compares.
 
     Raises:
         ValueError: If a metric is unknown.
@@ -49,90 +49,106 @@ class TextScoring:
         self, metrics: Sequence[str], source: str | None, stem: bool, encoder: str, rouge_words: RougeWords = "ascii"
     ) -> None:
         check_metrics(metrics)
-        self.rouges = [name for name in OF_ROWS if name in metrics and name != BERTSCORE]
-        self.near = [BERTSCORE] if BERTSCORE in metrics else []
-        self.of_splits = [name for name in OF_SPLITS if name in metrics]
+        self.rouge_names = [name for name in ROW_METRICS if name in metrics and name != BERTSCORE]
+        self.bert_names = [BERTSCORE] if BERTSCORE in metrics else []
+        self.corpus_names = [name for name in CORPUS_METRICS if name in metrics]
         self.source, self.encoder = source, encoder
-        self.rouge = Rouge(self.rouges, stem, rouge_words)
-        of_source = [] if source is None else ["novel_bigrams"]
-        self.scores = (*self.rouges, *self.near, *of_source, "repetition")  # of a row, and their mean of a pass
+        self.rouge = Rouge(self.rouge_names, stem, rouge_words)
+        source_names = [] if source is None else ["novel_bigrams"]
+        self.names = (*self.rouge_names, *self.bert_names, *source_names, "repetition")  # averaged over rows
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The measures of a row."""
-        return (*self.scores, *COUNTS)
+        """Names of the numbers that are kept for each row."""
+        return (*self.names, *COUNTS)
 
-    def measures(self, texts: Sequence[str], examples: Sequence[Example], device: torch.device) -> list[Measures]:
-        """Those of each text beside its row, in the order of the columns."""
-        right = [references_of(example) for example in examples]
-        near = bert_scores(texts, right, self.encoder, device) if self.near else [0.0] * len(texts)
-        found = []
-        for text, references, example, score in zip(texts, right, examples, near, strict=True):
-            measures = self.rouge(text, references)
-            measures |= dict.fromkeys(self.near, score)
-            found.append(measures | self._plain(text, references, example))
-        return found
+    def score(self, texts: Sequence[str], examples: Sequence[Example], device: torch.device) -> list[Scores]:
+        """Returns the numbers of each text, in the order of `columns`."""
+        references = [get_references(example) for example in examples]
+        similarities = [0.0] * len(texts)
+        if self.bert_names:
+            similarities = bert_scores(texts, references, self.encoder, device)
+        scores = []
+        for text, row_references, example, similarity in zip(texts, references, examples, similarities, strict=True):
+            row = self.rouge(text, row_references)
+            row |= dict.fromkeys(self.bert_names, similarity)
+            row |= self._count(text, row_references, example)
+            scores.append(row)
+        return scores
 
-    def _plain(self, text: str, references: Sequence[str], example: Example) -> Measures:
-        source = None if self.source is None else source_of(example, self.source)
-        novel = {} if source is None else {"novel_bigrams": novel_bigrams(text, source)}
+    def _count(self, text: str, references: Sequence[str], example: Example) -> Scores:
+        source = None if self.source is None else get_source(example, self.source)
+        novelty = {} if source is None else {"novel_bigrams": novel_bigrams(text, source)}
         return {
-            **novel,
+            **novelty,
             "repetition": repetition(text),
             "words": len(words(text)),
             "reference_words": sum(len(words(reference)) for reference in references) / len(references),
             "source_words": len(words(source or "")),
         }
 
-    def summary(self, rows: Gathered) -> Measures:
-        """The metrics of all rows, of which there is at least one."""
-        said, right = [text["said"] for text in rows.texts], [text["right"] for text in rows.texts]
-        means = {name: float(known(rows, name).mean()) for name in self.scores if len(known(rows, name))}
+    def summarize(self, rows: GatheredRows) -> Scores:
+        """Returns the metrics of at least one row."""
+        texts, references = _split_pairs(rows)
         total = {name: max(1.0, float(rows.columns[name].sum())) for name in COUNTS}
-        shorter = {} if self.source is None else {"compression": total["source_words"] / total["words"]}
-        return {
-            **means,
-            **{name: OF_SPLITS[name](said, right) for name in self.of_splits},
-            "length_ratio": float(rows.columns["words"].sum()) / total["reference_words"],
-            "empty": float(np.mean([not text.strip() for text in said])),
-            **shorter,
-        }
+        metrics = {name: float(values.mean()) for name, values in _defined_columns(rows, self.names).items()}
+        metrics |= {name: CORPUS_METRICS[name](texts, references) for name in self.corpus_names}
+        metrics["length_ratio"] = float(rows.columns["words"].sum()) / total["reference_words"]
+        metrics["empty"] = float(np.mean([not text.strip() for text in texts]))
+        if self.source is not None:
+            metrics["compression"] = total["source_words"] / total["words"]
+        return metrics
 
-    def intervals(self, rows: Gathered) -> Measures:
-        """Both ends of the 95 % interval over rows, by resampling them."""
-        ends = {name: bootstrap(known(rows, name).tolist()) for name in self.scores if len(known(rows, name))}
-        said, right = [text["said"] for text in rows.texts], [text["right"] for text in rows.texts]
-        ends |= {name: bootstrap_of_split(name, said, right) for name in self.of_splits if name in RESAMPLED}
-        low, high = ({f"{name}_{end}": of[i] for name, of in ends.items()} for i, end in enumerate(("low", "high")))
-        return {**low, **high}
+    def intervals(self, rows: GatheredRows) -> Scores:
+        """Returns the bootstrap 95% confidence intervals over rows."""
+        ends = {name: bootstrap(values.tolist()) for name, values in _defined_columns(rows, self.names).items()}
+        texts, references = _split_pairs(rows)
+        for name in self.corpus_names:
+            if name in RESAMPLED_METRICS:
+                ends[name] = bootstrap_corpus(name, texts, references)
+        lows = {f"{name}_low": low for name, (low, _) in ends.items()}
+        highs = {f"{name}_high": high for name, (_, high) in ends.items()}
+        return {**lows, **highs}
 
 
-def known(rows: Gathered, name: str) -> np.ndarray:  # type: ignore[type-arg]
-    """A measure [R] of those rows that have it: an empty answer has no bigrams of which some might be new."""
+def _split_pairs(rows: GatheredRows) -> tuple[list[str], list[list[str]]]:
+    """Returns the predictions and the references of rows."""
+    return [pair["prediction"] for pair in rows.texts], [pair["references"] for pair in rows.texts]
+
+
+def _defined_columns(rows: GatheredRows, names: Sequence[str]) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
+    """Returns the columns that are defined for at least one row."""
+    columns = {name: defined_values(rows, name) for name in names}
+    return {name: values for name, values in columns.items() if len(values)}
+
+
+def defined_values(rows: GatheredRows, name: str) -> np.ndarray:  # type: ignore[type-arg]
+    """Returns a column [R] of the rows for which it is defined; an empty answer, for example, has no bigrams."""
     values = rows.columns[name]
     return values[~np.isnan(values)]
 
 
-def means_of(rows: Gathered, names: Sequence[str], intervals: bool) -> dict[str, float]:
-    """Means of measures over the rows that have them, and the ends of their 95 % intervals as `_low` and `_high`."""
-    values = {name: known(rows, name) for name in names if len(known(rows, name))}
-    means = {name: float(of.mean()) for name, of in values.items()}
-    for name, of in values.items() if intervals else ():
-        means[f"{name}_low"], means[f"{name}_high"] = bootstrap(of.tolist())
+def compute_means(rows: GatheredRows, names: Sequence[str], with_intervals: bool) -> dict[str, float]:
+    """Returns the means of columns, and optionally their 95% confidence intervals as `_low` and `_high`."""
+    columns = _defined_columns(rows, names)
+    means = {name: float(values.mean()) for name, values in columns.items()}
+    if with_intervals:
+        for name, values in columns.items():
+            means[f"{name}_low"], means[f"{name}_high"] = bootstrap(values.tolist())
     return means
 
 
-def references_of(example: Example) -> tuple[str, ...]:
-    """What is right for a row."""
+def get_references(example: Example) -> tuple[str, ...]:
+    """Returns the references of a row: its target if it has no others."""
     return example.references or (example.target,)
 
 
-def source_of(example: Example, column: str) -> str:
-    """The text that a row's answer is made from.
+def get_source(example: Example, column: str) -> str:
+    """Returns the source text of a row.
 
     Raises:
-        ValueError: If the row has no such column.
+        ValueError: If the template does not contain the column.
     """
     if column not in example.fields:
-        raise ValueError(f"source is to be column {column!r}, but the template names {sorted(example.fields)}")
+        raise ValueError(f"the template has no source column {column!r}; its columns are {sorted(example.fields)}")
     return example.fields[column]
