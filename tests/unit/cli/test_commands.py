@@ -192,7 +192,7 @@ def nowhere(monkeypatch, tmp_path):
 
 
 def test_doctor_looks_for_all_that_the_package_needs():
-    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]
     optional = project["optional-dependencies"]
     named = lambda wanted: {re.split(r"[\[>]", text)[0] for text in wanted}  # noqa: E731
     assert set(doctor.REQUIRED) == named(project["dependencies"])
