@@ -65,7 +65,7 @@ def test_words_that_are_cut_lose_their_tags_and_are_counted(data, caplog):
         module = data(test=ROWS, max_tokens=5)
         (batch,) = module.test_dataloader()
     assert "Truncated 2 of 3 test rows to max_tokens=5" in caplog.text
-    assert "1 words of the test rows have no token and are not scored" in caplog.text
+    assert "1 words of the test rows have no token after truncation and are not scored" in caplog.text
     row = batch.rows.tolist().index(1)
     assert batch.labels[row].tolist() == [0, 3, 0, 1, IGNORE]
 
@@ -103,7 +103,7 @@ def test_tags_are_inferred_from_the_training_rows(data):
 
 def test_numbers_are_no_positions_where_tags_are_numerals(data):
     module = data(test=[{"tokens": ["a"], "tags": [1]}, {"tokens": ["a"], "tags": [0]}], tags=["1", "2"])
-    with pytest.raises(ValueError, match=r"row 1 .*unknown tag 0 of 'a'; tags are \['1', '2'\]: name"):
+    with pytest.raises(ValueError, match=r"row 1 .*unknown tag 0 of 'a'; tags are \['1', '2'\]: set data\.tags"):
         module.split("test")
     assert data(test=[{"tokens": ["a"], "tags": [1]}], tags=[1, 2]).split("test").examples[0].label == (0,)
 
@@ -140,7 +140,7 @@ BAD = {
     "negative number": ({"tokens": ["a"], "tags": [-1]}, "unknown tag -1 of 'a'"),
     "no tags": ({"tokens": ["a"]}, r"no column 'tags'; the row has \['tokens'\]: set data\.tags_column"),
     "no words": ({"text": "a dog", "tags": ["O"]}, r"no column 'tokens'.* set data\.tokens_column"),
-    "empty row": ({"tokens": [], "tags": []}, r"'tokens' must hold non-empty words, got \[\]"),
+    "empty row": ({"tokens": [], "tags": []}, r"'tokens' must contain non-empty words, got \[\]"),
     "empty word": ({"tokens": ["a", ""], "tags": ["O", "O"]}, "non-empty words"),
     "text for words": ({"tokens": "a dog", "tags": ["O", "O"]}, "'tokens' must be a list of str, got 'a dog'"),
     "numbers for words": ({"tokens": [1], "tags": ["O"]}, r"'tokens' must be a list of str, got \[1\]"),
