@@ -134,7 +134,13 @@ def _build(
     auto: Any = FAMILIES[family]
     refuse_unsupported(config, spec, auto)
     plain = replace(
-        spec, quantization=None, linear_backend="plain", compiled=False, checkpointing=False, context_memory=0, context_disk=0
+        spec,
+        quantization=None,
+        linear_backend="plain",
+        compiled=False,
+        checkpointing=False,
+        context_memory=0,
+        context_disk=0,
     )
     with refusing(f"backbone {spec.name!r} of type {config.model_type} is not supported", ANOTHER):
         with torch.random.fork_rng(devices=[]), torch.device(device):

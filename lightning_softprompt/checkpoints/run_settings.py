@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning_softprompt.runs.renamed_options import rename_settings
+from lightning_softprompt.renamed_options import rename_settings
 
 log = logging.getLogger(__name__)
 SETTINGS = "settings"  # key of a checkpoint

@@ -46,7 +46,7 @@ from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.distributed.strategy import refuse_untested_strategy
 from lightning_softprompt.methods.base import SoftPromptModule
-from lightning_softprompt.runs.renamed_options import rename_words
+from lightning_softprompt.renamed_options import rename_words
 from lightning_softprompt.runs.run_checks import refuse_callbacks, refuse_options
 from lightning_softprompt.runs.run_settings import CommandSettings
 from lightning_softprompt.runs.run_spec import RunSpec

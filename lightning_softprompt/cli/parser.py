@@ -20,7 +20,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from torch import optim
 
 from lightning_softprompt.moved import current_class
-from lightning_softprompt.runs.renamed_options import rename_keys
+from lightning_softprompt.renamed_options import rename_keys
 from lightning_softprompt.system.atomic_files import expand_home_in
 from lightning_softprompt.system.plain_yaml import guard_loader, read_yaml
 from lightning_softprompt.system.printable import one_line, printable

@@ -21,9 +21,9 @@ from lightning_softprompt.checkpoints.arguments import (
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.methods.base import SoftPromptModule
+from lightning_softprompt.renamed_options import rename_keys
 from lightning_softprompt.retrieval.chosen import refuse_strange_names
 from lightning_softprompt.retrieval.manifest import NAME as MANIFEST
-from lightning_softprompt.runs.renamed_options import rename_keys
 from lightning_softprompt.runs.run_spec import RunSpec
 from lightning_softprompt.system.plain_yaml import read_yaml
 from lightning_softprompt.training.replicas import ReplicaSpec

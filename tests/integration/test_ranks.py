@@ -172,7 +172,8 @@ def test_strategies_that_would_cut_the_prompt_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("spec", "said"), [({"linear_backend": "bf16"}, "keeps a copy of all weights"), ({"compiled": True}, "does not go with")]
+    ("spec", "said"),
+    [({"linear_backend": "bf16"}, "keeps a copy of all weights"), ({"compiled": True}, "does not go with")],
 )
 def test_a_shared_backbone_is_held_as_it_is(spec, said):
     with pytest.raises(ValueError, match=said):

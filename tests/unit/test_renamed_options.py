@@ -2,8 +2,8 @@ import logging
 
 import pytest
 
-from lightning_softprompt.runs import renamed_options
-from lightning_softprompt.runs.renamed_options import rename_keys, rename_settings, rename_words
+from lightning_softprompt import renamed_options
+from lightning_softprompt.renamed_options import rename_keys, rename_settings, rename_words
 
 
 @pytest.fixture(autouse=True)
