@@ -63,13 +63,13 @@ def test_a_copy_that_is_found_is_the_gold_document(rag):
     assert (example.found[0], example.gold) == ("dog", ("dog",))
     gold = [number for number, passage in enumerate(example.passages, start=1) if passage.text == TEXTS["dog"]]
     assert example.target == "sad" + "".join(f" [{number}]" for number in gold)
-    measured = QaEvaluation(cite=True).measures("sad", gold, example)
+    measured = QaEvaluation(cite=True).score("sad", gold, example)
     assert [measured[name] for name in ("hit@1", "recall@1", "mrr", "cite_precision", "cite_recall")] == [1.0] * 5
 
 
 def test_gold_documents_that_are_copies_of_each_other_count_once(rag):
     example = first(rag({**ROW, "positive_ids": ["copy-dog", "dog", "dog"]}))
-    measured = QaEvaluation().measures("sad", [], example)
+    measured = QaEvaluation().score("sad", [], example)
     assert (example.gold, measured["recall@1"], measured["ndcg@5"]) == (("copy-dog",), 1.0, 1.0)
 
 

@@ -240,8 +240,8 @@ def test_what_was_lost_is_told_once_for_each_split(data, caplog):
     module = data([ROW, FILM], passages=3, max_tokens=16)
     with caplog.at_level(logging.INFO, logger="lightning_softprompt"):
         module.split("test")
-    told = [record.getMessage() for record in caplog.records if "passages" in record.getMessage()]
-    assert told == ["Passages of the 2 test rows at max_tokens=16: 2 shown; 3 dropped; 2 cut"]
+    messages = [record.getMessage() for record in caplog.records if "Passages" in record.getMessage()]
+    assert messages == ["Passages of the 2 test rows at max_tokens=16: 2 shown; 3 dropped; 2 cut"]
 
 
 def test_a_question_that_does_not_fit_is_an_error_with_its_place(data, tmp_path):
@@ -284,7 +284,7 @@ def test_answers_are_a_text_or_several_or_none(data, answers, right):
         ({"question": 3}, "column 'question' must be text"),
         ({"answers": []}, "column 'answers' has no answer; set abstain"),
         ({"answers": [3]}, "column 'answers' must be a text or a list of texts"),
-        ({"positive_ids": "dog"}, "column 'positive_ids' must be a list of ids"),
+        ({"positive_ids": "dog"}, "column 'positive_ids' must be a list of document ids"),
     ],
 )
 def test_a_bad_row_is_named(data, changed, said, tmp_path):
