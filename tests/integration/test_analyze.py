@@ -4,6 +4,8 @@ import json
 from typing import Any
 
 import pytest
+from row_files import read_rows, write_rows
+from runs import read_metrics
 from wandb_file import read_run
 
 from lightning_softprompt.__main__ import main
@@ -46,7 +48,7 @@ class AsksDataModule(SoftPromptDataModule):
 @pytest.fixture
 def options(tmp_path, tiny_folder):
     path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    write_rows(path, ROWS)
     return [
         f"--backbone.name={tiny_folder('llama')}",
         "--model=PromptTuning",
@@ -61,7 +63,7 @@ def options(tmp_path, tiny_folder):
 
 
 def lines(name):
-    return [json.loads(line) for line in (last_folder() / name).read_text().splitlines()]
+    return read_rows(last_folder() / name)
 
 
 def test_a_test_of_questions_is_analyzed(options, capsys, monkeypatch):
@@ -71,7 +73,7 @@ def test_a_test_of_questions_is_analyzed(options, capsys, monkeypatch):
     assert [record["references"] for record in records] == [row["answers"] for row in ROWS]
     assert [record["gold"] for record in records] == [row["gold"] for row in ROWS]
     assert [passage["text"] for passage in records[0]["passages"]] == list(TEXTS.values())
-    metrics = json.loads((last_folder() / "metrics.json").read_text())["test"]
+    metrics = read_metrics(last_folder())["test"]
     assert metrics["test/mrr"] == pytest.approx(3 / 4)
     capsys.readouterr()
     against = ["--against", str(last_folder()), "--wandb", "offline"]

@@ -1,9 +1,8 @@
 """A checkpoint that was edited is refused by name before a run folder exists."""
 
-import json
-
 import pytest
 import torch
+from row_files import write_rows
 
 from lightning_softprompt.cli.app import main
 
@@ -14,7 +13,7 @@ def trained(tmp_path_factory, tiny_folder):
     folder = tmp_path_factory.mktemp("trained")
     rows = [{"text": "a warm film", "label": label} for label in ("good", "bad")] * 6
     for split in ("train", "validation"):
-        (folder / f"{split}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        write_rows(folder / f"{split}.jsonl", rows)
     options = [
         "--model=PromptTuning", "--model.length=2", f"--backbone.name={tiny_folder('llama')}",
         "--data=ClassificationDataModule", f"--data.path={folder}", "--data.labels=[bad, good]",

@@ -7,6 +7,8 @@ import shutil
 import pytest
 import torch
 import wandb_file
+from row_files import read_rows, write_rows
+from runs import read_metrics
 
 from lightning_softprompt.checkpoints.prompt_file import read_prompt
 from lightning_softprompt.cli.app import main, make_cli
@@ -23,7 +25,7 @@ def data_folder(tmp_path, rows):
     folder = tmp_path / "data"
     folder.mkdir()
     for split, part in {"train": rows * 3, "validation": rows, "test": rows[:5]}.items():
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+        write_rows(folder / f"{split}.jsonl", part)
     return folder
 
 
@@ -77,38 +79,38 @@ def test_fit_leaves_config_metrics_checkpoints_plots_and_prompt(fit):
     assert len(losses(folder)) == 6
     checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     assert list(checkpoint["state_dict"]) == ["tokens"]
-    assert json.loads((folder / "metrics.json").read_text())["trainable_parameters"] == 3 * 32
+    assert read_metrics(folder)["trainable_parameters"] == 3 * 32
 
 
 @pytest.mark.parametrize("start", ["ckpt_path=checkpoints/last.ckpt", "init_from=prompt.safetensors"])
 def test_inferred_classes_come_from_the_checkpoint_or_prompt_and_no_training_rows_are_needed(fit, data_folder, start):
     words = {"negative": "bad", "neutral": "one", "positive": "good"}
     for file in data_folder.glob("*.jsonl"):
-        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        lines = read_rows(file)
         file.write_text("".join(json.dumps({**row, "label": words[row["label"]]}) + "\n" for row in lines))
     folder = fit("--data.labels=null")
     option, _, file = start.partition("=")
     (data_folder / "test.jsonl").rename(data_folder.parent / "test.jsonl")
-    rows = [json.loads(line) for line in (data_folder.parent / "test.jsonl").read_text().splitlines()]
+    rows = read_rows(data_folder.parent / "test.jsonl")
     kept = [row for row in rows if row["label"] != "one"]  # the rows of a test need not have all classes
-    (data_folder.parent / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    write_rows(data_folder.parent / "test.jsonl", kept)
     shutil.rmtree(data_folder)
     more = [f"--{option}={folder / file}", "--trainer.accelerator=cpu"]
     assert main(["test", *more, f"--data.test={data_folder.parent / 'test.jsonl'}"]) == 0
-    records = [json.loads(line) for line in (last_folder() / "test_predictions.jsonl").read_text().splitlines()]
+    records = read_rows(last_folder() / "test_predictions.jsonl")
     assert [record["target"] for record in records] == [row["label"] for row in kept]
     assert set(records[0]["scores"]) == {"bad", "good", "one"}
 
 
 def test_names_of_classes_are_text_in_the_config_of_a_run_too(fit, data_folder):
     for file in data_folder.glob("*.jsonl"):
-        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        lines = read_rows(file)
         numbered = ({**row, "label": int(row["label"] == "positive")} for row in lines)
-        file.write_text("".join(json.dumps(row) + "\n" for row in numbered))
+        write_rows(file, numbered)
     folder = fit("--data.labels={1: good, 0: bad}")  # in the other order than the numbers
     assert main(["test", f"--ckpt_path={folder / 'checkpoints' / 'last.ckpt'}"]) == 0
-    records = [json.loads(line) for line in (last_folder() / "test_predictions.jsonl").read_text().splitlines()]
-    rows = [json.loads(line) for line in (data_folder / "test.jsonl").read_text().splitlines()]
+    records = read_rows(last_folder() / "test_predictions.jsonl")
+    rows = read_rows(data_folder / "test.jsonl")
     assert [record["target"] for record in records] == [str(row["label"]) for row in rows]
     assert list(records[0]["scores"]) == ["1", "0"]
 
@@ -155,7 +157,7 @@ def test_a_run_whose_backbone_is_a_file_goes_on_too(fit, tmp_path, tiny_folder):
 
 def test_replicas_leave_a_prompt_each_and_are_what_a_run_of_their_seed_is(fit):
     folder = fit("--replicas=2", "--seed_everything=7")
-    metrics = json.loads((folder / "metrics.json").read_text())["val"]
+    metrics = read_metrics(folder)["val"]
     both = [metrics[f"val/accuracy/replica_{k}"] for k in (1, 2)]
     assert metrics["val/accuracy"] == pytest.approx(sum(both) / 2)
     assert metrics["val/accuracy/interval"] == pytest.approx(12.7062 * abs(both[0] - both[1]) / 2, abs=1e-3)
@@ -177,7 +179,7 @@ def test_replicas_go_on_bit_for_bit_and_are_tested_together(fit, capsys):
     assert list(states[0]) == ["replicas.0.tokens", "replicas.1.tokens"]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert main(["test", f"--ckpt_path={whole / 'checkpoints' / 'best.ckpt'}"]) == 0
-    assert "test/accuracy/replica_2" in json.loads((last_folder() / "metrics.json").read_text())["test"]
+    assert "test/accuracy/replica_2" in read_metrics(last_folder())["test"]
     capsys.readouterr()
     assert (
         main(
@@ -200,10 +202,10 @@ def test_test_of_a_checkpoint_needs_no_further_options_and_scores_each_row_once(
     folder = fit()
     assert main(["test", f"--ckpt_path={folder / 'checkpoints' / 'best.ckpt'}"]) == 0
     tested = last_folder()
-    records = [json.loads(line) for line in (tested / "test_predictions.jsonl").read_text().splitlines()]
+    records = read_rows(tested / "test_predictions.jsonl")
     assert sorted(record["row"] for record in records) == [0, 1, 2, 3, 4]
     right = sum(record["prediction"] == record["target"] for record in records)
-    metrics = json.loads((tested / "metrics.json").read_text())["test"]
+    metrics = read_metrics(tested)["test"]
     assert metrics["test/accuracy"] == pytest.approx(right / 5)
 
 
@@ -472,9 +474,9 @@ PRUNING = json.dumps([{"class_path": PRUNING_CLASS, "init_args": {"after": 3, "m
 )
 def test_methods_train_and_are_scored_again_from_their_checkpoint(fit, options):
     folder = fit(*options)
-    report = json.loads((folder / "metrics.json").read_text())
+    report = read_metrics(folder)
     assert main(["validate", f"--ckpt_path={folder / 'checkpoints' / 'best.ckpt'}"]) == 0
-    again = json.loads((last_folder() / "metrics.json").read_text())["val"]
+    again = read_metrics(last_folder())["val"]
     assert again["val/accuracy"] == report["best"]["value"]
 
 
@@ -482,10 +484,10 @@ def test_a_folded_prompt_scores_as_the_method_that_made_it(fit, common, tmp_path
     folder = fit("--model=ResidualPromptTuning", "--model.bottleneck=8", "--model.length=3")
     assert main(["test", *common, "--model=ResidualPromptTuning", "--model.bottleneck=8", "--model.length=3",
                  f"--init_from={folder / 'prompt.safetensors'}"]) == 0  # fmt: skip
-    expected = json.loads((last_folder() / "metrics.json").read_text())["test"]
+    expected = read_metrics(last_folder())["test"]
     assert fold.main([str(folder / "prompt.safetensors"), "--out", str(tmp_path / "folded.safetensors")]) == 0
     assert main(["test", *common, "--model=Folded", f"--model.path={tmp_path / 'folded.safetensors'}"]) == 0
-    found = json.loads((last_folder() / "metrics.json").read_text())["test"]
+    found = read_metrics(last_folder())["test"]
     assert found == pytest.approx(expected, abs=1e-6)
 
 

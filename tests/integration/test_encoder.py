@@ -1,9 +1,9 @@
 """P-tuning v2 with a class head on a real encoder that has no language-modelling head."""
 
-import json
-
 import pytest
 import torch
+from row_files import write_rows
+from runs import read_metrics
 
 from lightning_softprompt.backbones.loading import load_backbone
 from lightning_softprompt.cli.app import main
@@ -33,7 +33,7 @@ ROWS = [
 def test_it_learns_from_the_command_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, rows in (("train", ROWS[:36]), ("validation", ROWS[36:])):
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_rows(tmp_path / f"{name}.jsonl", rows)
     code = main([
         "fit", "--backbone.name", "all-minilm-l6-v2", "--model", "PTuningV2", "--model.length", "4",
         "--model.readout", "ClassHead", "--data", "ClassificationDataModule", "--data.train", "train.jsonl",
@@ -43,7 +43,7 @@ def test_it_learns_from_the_command_line(tmp_path, monkeypatch):
     ])  # fmt: skip
     assert code == 0
     (run,) = (tmp_path / "runs" / "default").iterdir()
-    report = json.loads((run / "metrics.json").read_text())
+    report = read_metrics(run)
     assert report["val"]["val/accuracy"] > 0.9
     assert report["trainable_parameters"] == 4 * 2 * 6 * 384 + 384 * 2 + 2
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from runs import read_metrics
 
 from lightning_softprompt.__main__ import main
 from lightning_softprompt.runs.run_spec import last_folder
@@ -40,6 +41,6 @@ def test_plug_ins_of_single_files_train(folder):
     assert len(list(folder.glob("*.py"))) == 6
     for words in commands():
         assert main([*words, *short]) == 0
-        report = json.loads((last_folder() / "metrics.json").read_text())
+        report = read_metrics(last_folder())
         assert report["best"]["metric"] == "val/stars_error"
         assert 0 <= report["best"]["value"] <= 4

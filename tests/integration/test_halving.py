@@ -1,6 +1,5 @@
 """Steps that run out of memory: the same steps, their rows in parts. Memory is told to be short by raising."""
 
-import json
 import logging
 from contextlib import contextmanager
 
@@ -8,6 +7,7 @@ import pytest
 import tiny
 import torch
 from lightning.pytorch import Trainer
+from row_files import write_rows
 from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
@@ -172,7 +172,7 @@ def test_half_precision_scales_its_losses_within_the_step(load):
 
 def test_the_option_is_there(tmp_path, rows, tiny_folder):
     for split in ("train", "validation"):
-        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_rows(tmp_path / f"{split}.jsonl", rows)
     ends = []
     for option in ("true", "false"):
         words = [

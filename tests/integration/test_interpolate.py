@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from row_files import write_rows
 
 from lightning_softprompt.backbones.loading import load_backbone
 from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, backbone_identity, write_prompt
@@ -23,7 +24,7 @@ def ends(tiny_folder, tmp_path, rows):
     folder = tmp_path / "mood"
     folder.mkdir()
     for split in ("train", "validation"):
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_rows(folder / f"{split}.jsonl", rows)
     name = str(tiny_folder("llama"))
     module = PromptTuning(length=3, backbone=BackboneSpec(name=name))
     backbone = load_backbone(module.spec)

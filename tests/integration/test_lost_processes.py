@@ -1,6 +1,5 @@
 """Two processes: other data is refused by both, and one that is lost or stopped ends the other with a message."""
 
-import json
 import os
 import signal
 import time
@@ -8,6 +7,7 @@ import time
 import pytest
 import torch
 from forks import as_of_torchrun, ended, forked
+from row_files import write_rows
 
 from lightning_softprompt.callbacks.recovery.process_watch import Watch, lost_connection
 
@@ -15,7 +15,7 @@ PATIENCE = 2
 
 
 def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(path, rows)
     return path
 
 

@@ -4,6 +4,8 @@ import json
 
 import pytest
 import torch
+from row_files import read_rows, write_rows
+from runs import read_metrics
 
 from lightning_softprompt.cli.app import main, make_cli
 from lightning_softprompt.objectives.classification import Classification
@@ -55,11 +57,11 @@ def fit(folder, tiny_folder):
 
 
 def metrics(folder, stage):
-    return json.loads((folder / "metrics.json").read_text())[stage]
+    return read_metrics(folder)[stage]
 
 
 def lines(folder, name):
-    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+    return read_rows(folder / name)
 
 
 def losses(folder):
@@ -77,7 +79,7 @@ def test_tasks_train_are_tested_and_the_mean_of_their_scores_says_which_is_best(
     }  # fmt: skip
     mean = sum(seen[f"val/{name}"] for name in ("mood/accuracy", "length/accuracy", "summary/rouge1")) / 3
     assert seen["val/macro"] == pytest.approx(mean, abs=1e-6)
-    assert json.loads((run / "metrics.json").read_text())["best"]["metric"] == "val/macro"
+    assert read_metrics(run)["best"]["metric"] == "val/macro"
     assert (run / "plots" / "val_mood_confusion.png").is_file()
     assert (run / "prompt.safetensors").is_file()
     assert main(["test", f"--ckpt_path={run / 'checkpoints' / 'best.ckpt'}"]) == 0
@@ -113,7 +115,7 @@ def test_rows_of_several_tasks_are_predicted_in_their_order(fit, folder):
         {"task": "summary", "document": "it is a sad story"},
         {"task": "mood", "text": "dull"},
     ]
-    (folder / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    write_rows(folder / "asked.jsonl", asked)
     checkpoint = f"--ckpt_path={run / 'checkpoints' / 'best.ckpt'}"
     assert main(["predict", checkpoint, f"--data.predict={folder / 'asked.jsonl'}"]) == 0
     records = lines(last_folder(), "predictions.jsonl")
@@ -129,7 +131,7 @@ def test_tags_and_classes_go_together(fit, folder):
     (folder / "tags").mkdir()
     words = [{"tokens": ["a", "sad", "film"], "tags": ["O", "B-MOOD", "O"]}, {"tokens": ["dull"], "tags": ["B-MOOD"]}]
     for split in ("train", "validation", "test"):
-        (folder / "tags" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in words * 3))
+        write_rows(folder / "tags" / f"{split}.jsonl", words * 3)
     config = {"class_path": "TaggingDataModule", "init_args": {"path": str(folder / "tags"), "batch_size": 2}}
     (folder / "tags.yaml").write_text(json.dumps(config))
     run = fit("--model=MPT", "--model.readout=AutoReadout", tasks=("mood", "tags"))
@@ -139,7 +141,7 @@ def test_tags_and_classes_go_together(fit, folder):
     records = [r for r in lines(last_folder(), "test_predictions.jsonl") if r["task"] == "tags"]
     assert [record["target"] for record in records] == [row["tags"] for row in words * 3]
     asked = [{"task": "tags", "tokens": ["a", "sad", "dog"]}, {"task": "mood", "text": "dull"}]
-    (folder / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    write_rows(folder / "asked.jsonl", asked)
     checkpoint = f"--ckpt_path={run / 'checkpoints' / 'best.ckpt'}"
     assert main(["predict", checkpoint, f"--data.predict={folder / 'asked.jsonl'}"]) == 0
     tags, mood = lines(last_folder(), "predictions.jsonl")

@@ -4,6 +4,7 @@ import csv
 import json
 
 import pytest
+from row_files import read_rows, write_rows
 
 from lightning_softprompt.cli.app import main
 from lightning_softprompt.runs.run_spec import last_folder
@@ -17,7 +18,7 @@ NAMES = [f"bad{ESCAPES}", "[/red] $x_$ :dog:", "<b>good</b>\nok"]
 def common(tmp_path, tiny_folder):
     rows = [{"text": "a warm film", "label": name} for name in NAMES * 2]
     for split in ("train", "validation", "test"):
-        (tmp_path / f"{split}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        write_rows(tmp_path / f"{split}.jsonl", rows)
     words = dict(zip(NAMES, ("bad", "one", "good"), strict=True))
     return [
         f"--backbone.name={tiny_folder('llama')}",
@@ -48,5 +49,5 @@ def test_names_of_classes_are_printable_wherever_metrics_are_named(common, capfd
     assert "val/f1/bad\\u001b[2J\\u202e" in columns
     assert not any(HIDDEN.search(name) or "\n" in name for name in columns)
     assert (last_folder() / "plots" / "test_confusion.png").is_file()
-    records = [json.loads(line) for line in (last_folder() / "test_predictions.jsonl").read_text().splitlines()]
+    records = read_rows(last_folder() / "test_predictions.jsonl")
     assert {record["target"] for record in records} == set(NAMES)  # records keep the names as they are

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from row_files import write_rows
 
 from lightning_softprompt.cli.app import main
 from lightning_softprompt.runs import run_spec
@@ -17,7 +18,7 @@ import killing
 
 @pytest.fixture
 def argv(tmp_path, rows, tiny_folder):
-    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows * 2))
+    write_rows(tmp_path / "train.jsonl", rows * 2)
     return [
         "fit", "--model=PromptTuning", "--model.length=3", "--data=ClassificationDataModule",
         f"--data.train={tmp_path / 'train.jsonl'}", f"--data.validation={tmp_path / 'train.jsonl'}",

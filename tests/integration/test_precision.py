@@ -1,12 +1,13 @@
 """Frozen weights in half precision under prompts in float32, precisions that are refused, and runs that repeat."""
 
 import csv
-import json
 import logging
 
 import pytest
 import tiny
 import torch
+from row_files import write_rows
+from runs import read_metrics
 
 from lightning_softprompt.cli.app import main
 from lightning_softprompt.core.types import SoftPrompt
@@ -21,7 +22,7 @@ def run(tmp_path, rows, tiny_folder):
     path = tmp_path / "data"
     path.mkdir()
     for split, part in {"train": rows * 3, "validation": rows, "test": rows}.items():
-        (path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+        write_rows(path / f"{split}.jsonl", part)
 
     def run(command, *options, expected=0, family="llama"):
         words = [
@@ -56,7 +57,7 @@ def test_a_float32_prompt_is_trained_and_tested_on_a_backbone_in_half_precision(
     for got, wanted in zip(losses(half), losses(full), strict=True):
         assert float(got) == pytest.approx(float(wanted), rel=0.05)
     tested = run("test", f"--backbone.dtype={dtype}", f"--init_from={half / 'prompt.safetensors'}")
-    assert json.loads((tested / "metrics.json").read_text())["test"]["test/accuracy"] >= 0
+    assert read_metrics(tested)["test"]["test/accuracy"] >= 0
     assert "was not set" not in caplog.text  # of an option that is Lightning's own business
 
 

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import tiny
+from row_files import read_rows
 
 from lightning_softprompt.cli.app import main
 from lightning_softprompt.methods.base import SoftPromptModule
@@ -103,7 +104,7 @@ def test_predictions_have_the_row_numbers_and_the_files_of_their_sources(tmp_pat
     killed(["predict", *options, *more, f"--run.predictions={path}"], batch=1)
     assert count(path.with_name("predictions.jsonl.part")) == 2
     assert main(["predict", *options, *more, f"--run.predictions={path}"]) == 0
-    records = [json.loads(line) for line in path.read_text().splitlines()]
+    records = read_rows(path)
     assert [(record["row"], record["file"]) for record in records] == [
         (0, str(first)),
         (3, str(first)),

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from forks import as_of_torchrun, ended, forked
+from row_files import write_rows
 
 from lightning_softprompt.cli.app import main
 
@@ -25,7 +26,7 @@ def fixed(tmp_path, rows, tiny_folder):
     data = tmp_path / "data"
     data.mkdir()
     for split, part in {"train": rows * 4, "validation": rows}.items():
-        (data / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+        write_rows(data / f"{split}.jsonl", part)
     return [
         "fit", "--model=PromptTuning", "--model.length=3", "--model.prompt_dropout=0.2",
         "--data=ClassificationDataModule", f"--data.path={data}", "--data.template={soft}{text} it is{target}",

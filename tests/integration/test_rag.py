@@ -1,6 +1,5 @@
 """Questions with passages, from a corpus to an answer: the command line on a tiny backbone and a small corpus."""
 
-import json
 import logging
 import subprocess
 import sys
@@ -9,6 +8,8 @@ from textwrap import dedent
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
+from row_files import read_rows, write_rows
+from runs import read_metrics
 from safetensors.torch import load_file
 
 from lightning_softprompt.backbones.execution import context_cache, paths
@@ -41,7 +42,7 @@ QUESTIONS = [
 
 
 def written(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(path, rows)
 
 
 @pytest.fixture
@@ -89,7 +90,7 @@ def fit(options):
 
 
 def lines(name):
-    return [json.loads(line) for line in (last_folder() / name).read_text().splitlines()]
+    return read_rows(last_folder() / name)
 
 
 def losses(folder):
@@ -101,10 +102,10 @@ def losses(folder):
 def test_one_command_builds_the_index_and_trains_another_tests_and_a_third_answers(fit, folder, tmp_path):
     run = fit("--data.noise.drop=0.2", "--data.order=shuffled")
     assert (tmp_path / "index" / "manifest.json").is_file()
-    assert "val/f1" in json.loads((run / "metrics.json").read_text())["val"]
+    assert "val/f1" in read_metrics(run)["val"]
     best = run / "checkpoints" / "best.ckpt"
     assert main(["test", f"--ckpt_path={best}"]) == 0
-    metrics = json.loads((last_folder() / "metrics.json").read_text())["test"]
+    metrics = read_metrics(last_folder())["test"]
     assert metrics["test/hit@1"] == 1.0
     assert metrics["test/generated"] == len(QUESTIONS)
     rows = lines("test_predictions.jsonl")
@@ -117,7 +118,7 @@ def test_one_command_builds_the_index_and_trains_another_tests_and_a_third_answe
 def test_soft_tokens_at_each_passage_are_trained_and_told_of_when_slots_are_missing(fit, capsys):
     run = fit("--model=PromptTuning", "--model.length=[1, 2, 3]", "--data.passage={soft}{text} ,")
     assert load_file(run / "prompt.safetensors")["tokens"].shape[0] == 6
-    assert "val/f1" in json.loads((run / "metrics.json").read_text())["val"]
+    assert "val/f1" in read_metrics(run)["val"]
     with pytest.raises(AssertionError):
         fit("--model=PromptTuning", "--model.length=[1, 2, 3]")
     assert "3 soft blocks want as many slots, but the template has 1 {soft}" in capsys.readouterr().err
@@ -129,7 +130,7 @@ def test_fewer_soft_tokens_are_tried_on_the_trained_prompt(fit, options):
     for use in (1, 4):
         assert main(["test", *options, "--model=Spring", "--model.length=4", f"--model.use={use}",
                      f"--init_from={prompt}"]) == 0  # fmt: skip
-        scores.append(json.loads((last_folder() / "metrics.json").read_text())["test"]["test/loss"])
+        scores.append(read_metrics(last_folder())["test"]["test/loss"])
     assert scores[0] != scores[1]
 
 
@@ -198,12 +199,12 @@ def test_choices_are_scored(fit, folder, readout):
     for split in ("train", "validation", "test"):
         written(folder / f"{split}.jsonl", asked)
     run = fit('--data.choices={"yes": "good", "no": "bad"}', f"--model.readout={readout}")
-    metrics = json.loads((run / "metrics.json").read_text())["val"]
+    metrics = read_metrics(run)["val"]
     assert 0 <= metrics["val/accuracy"] <= 1
     assert metrics["val/predicted/yes"] + metrics["val/predicted/no"] == pytest.approx(1)
     assert metrics["val/hit@1"] == 1.0
     assert main(["test", f"--ckpt_path={run / 'checkpoints' / 'best.ckpt'}"]) == 0
-    tested = json.loads((last_folder() / "metrics.json").read_text())["test"]
+    tested = read_metrics(last_folder())["test"]
     assert tested["test/mrr_low"] <= tested["test/mrr"] == metrics["val/mrr"]
     rows = lines("test_predictions.jsonl")
     assert [row["references"] for row in rows] == [[row["answers"]] for row in asked]
@@ -215,7 +216,7 @@ def test_questions_without_an_answer_are_abstained_from(fit, folder):
     for split in ("train", "validation", "test"):
         written(folder / f"{split}.jsonl", [*QUESTIONS, {"question": "what bad dog ?", "answers": []}])
     run = fit("--data.abstain=it is dull")
-    assert "val/abstain_recall" in json.loads((run / "metrics.json").read_text())["val"]
+    assert "val/abstain_recall" in read_metrics(run)["val"]
 
 
 def test_an_index_of_another_corpus_is_told_in_two_lines(fit, options, folder, capsys):
@@ -272,7 +273,7 @@ def test_a_prompt_that_knows_relevance_puts_what_is_found_in_order(options, tmp_
               "--trainer.check_val_every_n_epoch=null"]  # fmt: skip
     assert main(["fit", "--model=PromptTuning", "--model.length=3", *relevance, *asked, *limits]) == 0
     run = last_folder()
-    assert "val/f1/relevant" in json.loads((run / "metrics.json").read_text())["val"]
+    assert "val/f1/relevant" in read_metrics(run)["val"]
     reranker = PromptReranker(str(run / "prompt.safetensors"), max_tokens=36, batch_size=2, device="cpu")
     index = Retriever(str(tmp_path / "index"), "lexical").index
     passages = [index.passages[row] for row in range(len(index))]

@@ -9,6 +9,7 @@ import pytest
 import torch
 from forks import as_of_torchrun, ended, forked
 from lightning.pytorch.strategies import ModelParallelStrategy
+from row_files import write_rows
 
 from lightning_softprompt.checkpoints.prompt_file import load_checkpoint, read_prompt
 from lightning_softprompt.core.backbone_spec import BackboneSpec
@@ -29,7 +30,7 @@ FIT = [
 def written(folder, **splits):
     folder.mkdir(exist_ok=True)
     for split, rows in splits.items():
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_rows(folder / f"{split}.jsonl", rows)
     return folder
 
 

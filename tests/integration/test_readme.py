@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from row_files import read_rows
 
 from lightning_softprompt.__main__ import main
 from lightning_softprompt.data.samples.movie_sentences import movie_sentences
@@ -88,7 +89,7 @@ def test_the_first_tutorial_runs_as_printed(tmp_path, monkeypatch):
     assert main([*fit, "--trainer.max_steps=3", "--trainer.check_val_every_n_epoch=1", "--run.wandb=disabled"]) == 0
     words = [word.replace("runs/default/TIME-ID", str(last_folder())) for word in predict]
     assert main(words) == 0
-    records = [json.loads(line) for line in (last_folder() / "predictions.jsonl").read_text().splitlines()]
+    records = read_rows(last_folder() / "predictions.jsonl")
     assert len(records) == 12
     assert {record["prediction"] for record in records} <= {"billing", "login", "delivery"}
 

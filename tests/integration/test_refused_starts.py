@@ -1,9 +1,9 @@
 """What cannot run is refused in two lines, before a run folder exists."""
 
-import json
 import os
 
 import pytest
+from row_files import write_rows
 
 from lightning_softprompt.checkpoints.prompt_file import load_checkpoint
 from lightning_softprompt.cli.app import main
@@ -16,7 +16,7 @@ SHORT = ["--trainer.max_steps=2", "--trainer.val_check_interval=1", "--trainer.e
 def command(tmp_path, tiny_folder, rows):
     """Runs a command on a tiny classification task; gives its exit code."""
     for split in ("train", "validation", "test"):
-        (tmp_path / f"{split}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        write_rows(tmp_path / f"{split}.jsonl", rows)
     common = [
         f"--backbone.name={tiny_folder('llama')}",
         "--data=ClassificationDataModule",

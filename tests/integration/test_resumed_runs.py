@@ -1,10 +1,11 @@
 """A run is resumed as it was, in its folder, in a new one or where it was moved; another run is refused."""
 
-import json
 import shutil
 
 import pytest
 import torch
+from row_files import write_rows
+from runs import read_metrics
 
 from lightning_softprompt.checkpoints.class_names import class_names
 from lightning_softprompt.checkpoints.prompt_file import load_checkpoint, read_prompt
@@ -17,7 +18,7 @@ OPPOSITE = {"negative": "positive", "positive": "negative"}
 
 
 def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(path, rows)
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def check_same_end(whole, resumed):
     bests = [sorted((path.name, best_of(each, path.stem)) for path in each.glob("checkpoints/best*.ckpt"))
              for each in (whole, resumed)]  # fmt: skip
     assert bests[0] == bests[1]
-    found = [json.loads((each / "metrics.json").read_text())["best"] for each in (whole, resumed)]
+    found = [read_metrics(each)["best"] for each in (whole, resumed)]
     assert found[0] == found[1]
 
 

@@ -11,6 +11,7 @@ from statistics import fmean, stdev
 import pytest
 import torch
 import yaml
+from row_files import write_rows
 
 from lightning_softprompt.__main__ import main
 from lightning_softprompt.checkpoints.prompt_file import read_prompt
@@ -39,7 +40,7 @@ def data(tmp_path, rows):
         folder = tmp_path / name
         folder.mkdir()
         for split in ("train", "validation", "test"):
-            (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in own * 2))
+            write_rows(folder / f"{split}.jsonl", own * 2)
         own_options = {**task, "path": str(folder), "batch_size": 2, "cache": False}
         options[name] = {"class_path": "ClassificationDataModule", "init_args": own_options}
     return options

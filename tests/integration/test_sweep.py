@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from optuna.storages.journal import JournalFileBackend
+from row_files import write_rows
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 from lightning_softprompt.cli.app import main as run
@@ -31,7 +32,7 @@ def written(tmp_path, rows, tiny_folder):
     path = tmp_path / "data"
     path.mkdir()
     for split in ("train", "validation"):
-        (path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_rows(path / f"{split}.jsonl", rows)
 
     def written(trials, storage="sweeps/search.log", **fit):
         options = {

@@ -6,6 +6,8 @@ import random
 
 import pytest
 import wandb_file
+from row_files import read_rows
+from runs import read_metrics
 
 from lightning_softprompt.checkpoints.prompt_file import read_prompt
 from lightning_softprompt.cli.app import main
@@ -54,11 +56,11 @@ def common(tmp_path, folder, tiny_folder):
 
 
 def report(stage):
-    return json.loads((last_folder() / "metrics.json").read_text())[stage]
+    return read_metrics(last_folder())[stage]
 
 
 def lines(name):
-    return [json.loads(line) for line in (last_folder() / name).read_text().splitlines()]
+    return read_rows(last_folder() / name)
 
 
 @pytest.mark.parametrize("family", ["bert", "llama"])
@@ -71,12 +73,12 @@ def test_it_learns_is_tested_and_predicts(common, folder, family, monkeypatch, c
     run = last_folder()
     assert report("val")["val/accuracy"] > 0.9
     assert report("val")["val/f1"] > 0.9
-    assert json.loads((run / "metrics.json").read_text())["best"]["metric"] == "val/f1"
+    assert read_metrics(run)["best"]["metric"] == "val/f1"
     saved = read_prompt(run / "prompt.safetensors").tensors
     assert saved["readout.linear.weight"].shape == (5, 32)
 
     assert main(["test", f"--ckpt_path={run / 'checkpoints' / 'best.ckpt'}"]) == 0
-    rows = [json.loads(line) for line in (folder / "test.jsonl").read_text().splitlines()]
+    rows = read_rows(folder / "test.jsonl")
     records = lines("test_predictions.jsonl")
     assert [record["target"] for record in records] == [row["tags"] for row in rows]
     pairs = [pair for r in records for pair in zip(r["prediction"], r["target"], strict=True)]
@@ -162,6 +164,4 @@ def test_a_real_encoder_finds_people_and_places(tmp_path, monkeypatch):
         "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--run.wandb", "disabled",
     ]) == 0  # fmt: skip
     assert report("val")["val/f1"] > 0.9
-    assert json.loads((last_folder() / "metrics.json").read_text())["trainable_parameters"] == (
-        8 * 2 * 6 * 384 + 384 * 5 + 5
-    )
+    assert read_metrics(last_folder())["trainable_parameters"] == (8 * 2 * 6 * 384 + 384 * 5 + 5)

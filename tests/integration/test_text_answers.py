@@ -1,11 +1,11 @@
 """What a run leaves of answers that are text: the command line on a task that says the document's words backwards."""
 
-import json
 from typing import Any
 
 import pytest
 import torch
 import wandb_file
+from row_files import read_rows, write_rows
 
 from lightning_softprompt.cli.app import main
 from lightning_softprompt.core.types import Example
@@ -69,7 +69,7 @@ def rows_of(documents):
 
 
 def written(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(path, rows)
     return path
 
 
@@ -92,7 +92,7 @@ def options(tmp_path, tiny_folder):
 
 def test_a_test_leaves_lines_with_all_scores_and_a_page_of_cases(options):
     assert main(["test", *options]) == 0
-    lines = [json.loads(line) for line in (last_folder() / "test_predictions.jsonl").read_text().splitlines()]
+    lines = read_rows(last_folder() / "test_predictions.jsonl")
     assert [line["row"] for line in lines] == list(range(len(DOCUMENTS)))
     assert lines[0] == {
         "row": 0,
@@ -119,7 +119,7 @@ def test_the_table_of_a_validation_has_a_column_for_each_score(options):
 
 def test_predictions_of_text_say_no_target(options):
     assert main(["predict", *options]) == 0
-    lines = [json.loads(line) for line in (last_folder() / "predictions.jsonl").read_text().splitlines()]
+    lines = read_rows(last_folder() / "predictions.jsonl")
     assert lines[1] == {"row": 1, "input": "dull :", "prediction": "dull", "scores": None}
 
 

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from row_files import read_rows, write_rows
 from spies import Rows
 
 from lightning_softprompt.callbacks.recovery.run_start import RunStart
@@ -20,7 +21,7 @@ def argv(tmp_path, tiny_folder):
     rows = [{"text": f"good {i % 3}", "label": "positive"} for i in range(12)]
     rows += [{"text": f"{LONG} {i % 3}", "label": "negative"} for i in range(12)]
     path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(path, rows)
     return [
         "--model=PromptTuning", "--model.length=3", "--data=ClassificationDataModule", f"--data.train={path}",
         f"--data.validation={path}", f"--data.test={path}", "--data.template={soft}{text} it is{target}",
@@ -49,7 +50,7 @@ def test_a_limited_test_scores_short_and_long_rows_and_says_which(fit, argv, cap
     caplog.clear()
     of_run = ["--run.name=limited", f"--ckpt_path={folder / 'checkpoints' / 'last.ckpt'}"]
     assert main(["test", *argv, *of_run, "--trainer.limit_test_batches=0.34"]) == 0
-    records = [json.loads(line) for line in (last_folder() / "test_predictions.jsonl").read_text().splitlines()]
+    records = read_rows(last_folder() / "test_predictions.jsonl")
     assert [record["target"] for record in records].count("positive") == len(records) / 2 == 4
     assert "limit_test_batches=0.34: test scores 8 of 24 rows, an even sample" in caplog.text
 

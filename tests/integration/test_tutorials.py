@@ -1,12 +1,13 @@
 """The tutorials run as printed, with fewer steps."""
 
-import json
 import re
 import shlex
 import sys
 from pathlib import Path
 
 import pytest
+from row_files import read_rows
+from runs import read_metrics
 
 from lightning_softprompt.__main__ import main
 from lightning_softprompt.runs.run_spec import last_folder
@@ -60,7 +61,7 @@ def run_commands(page, *options):
 
 
 def read_metrics(folder):
-    return json.loads((folder / "metrics.json").read_text())
+    return read_metrics(folder)
 
 
 @pytest.fixture
@@ -84,7 +85,7 @@ def test_a_new_method_trains_and_its_prompt_is_saved_and_loaded(folder):
     assert names["prompt"].method.direction.abs().max() > 0
     fit, predict = run_commands(page, *SHORT)
     assert "shifted_text.ShiftedText" in (fit / "config.yaml").read_text()
-    records = [json.loads(line) for line in (predict / "predictions.jsonl").read_text().splitlines()]
+    records = read_rows(predict / "predictions.jsonl")
     assert {record["prediction"] for record in records} <= {"billing", "account", "delivery"}
     assert len(records) == 12
     sys.modules.pop("shifted_text")
