@@ -22,6 +22,7 @@ LIGHT_COMMANDS = {
     "configs": "list, print or copy the bundled configs",
     "estimate": "estimate memory, communication and checkpoint size before you run",
     "index": "build and search a retrieval index over a corpus",
+    "runs": "list runs with their method, data, scores and cost",
     "analyze": "error analysis of a QA test, optionally paired against another run",
     "study": "run a grid of experiments (seeds, data samples, stages) and report mean and 95% CI; resumable",
     "sweep": "search hyperparameters with Optuna; several processes may share one search",

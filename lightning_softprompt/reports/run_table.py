@@ -1,0 +1,211 @@
+"""What the runs in a folder were and how well they score, read from their files: one `RunSummary` per run."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lightning_softprompt.evaluation.metrics.intervals import bootstrap, share_interval
+from lightning_softprompt.system.plain_yaml import read_yaml
+
+CONFIG, METRICS, RECORD, PREDICTIONS = "config.yaml", "metrics.json", "run.json", "test_predictions.jsonl"
+MAIN_METRICS = ("accuracy", "f1", "macro_f1", "rougeL", "bleu", "loss")  # of a test without a monitored metric
+TOLERANCE = 1e-4  # between a metric and the mean of the scores in the predictions, which have six digits
+MAX_BYTES = 256 * 2**20  # of a file of predictions that is read for an interval
+
+Values = Mapping[str, Any]
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Score:
+    """A metric of a run.
+
+    Args:
+        metric: Its name, without the stage.
+        value: Its value.
+        interval: Its 95 % interval over rows; None if the files of the run do not determine it.
+    """
+
+    metric: str
+    value: float
+    interval: Interval | None = None
+
+    def __str__(self) -> str:
+        text = f"{self.metric} {self.value:.4g}"
+        return text if self.interval is None else f"{text} [{self.interval[0]:.4g}, {self.interval[1]:.4g}]"
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """A run, as its folder describes it. Values that the files do not contain are empty or None.
+
+    Args:
+        folder: The folder of the run.
+        method: Class of the method.
+        data: The data: name of its folder or file, or else the class of the data module.
+        backbone: Name of the backbone.
+        started: Local time of the last start.
+        trainable_parameters: Number of trainable parameters.
+        steps: Number of optimizer steps.
+        minutes: Minutes of training.
+        validation: The best validation.
+        test: The main metric of the test: the monitored metric, if the test has it.
+        source: The checkpoint or prompt that the run started from; empty if it started untrained.
+    """
+
+    folder: Path
+    method: str = ""
+    data: str = ""
+    backbone: str = ""
+    started: str = ""
+    trainable_parameters: int | None = None
+    steps: int | None = None
+    minutes: float | None = None
+    validation: Score | None = None
+    test: Score | None = None
+    source: str = ""
+
+
+def find_runs(folder: Path) -> list[RunSummary]:
+    """Reads all runs below a folder.
+
+    The test of a checkpoint has a folder of its own; it is added to the run that the checkpoint belongs to, if that run
+    is below the folder, too, and has no test of its own.
+    """
+    runs = [read_run(path) for path in sorted(_run_folders(folder))]
+    trained = {run.folder.resolve(): run for run in runs if run.steps}
+    tests_of_runs: dict[Path, RunSummary] = {}
+    others = []
+    for run in runs:
+        owner = _find_owner(run, trained)
+        if owner is None:
+            others.append(run)
+        else:
+            tests_of_runs[owner] = run  # of several tests, the last one by name, which begins with the time
+    return [_add_test(run, tests_of_runs.get(run.folder.resolve())) for run in others]
+
+
+def _run_folders(folder: Path) -> Iterator[Path]:
+    for place, folders, files in os.walk(folder):
+        if CONFIG in files and (METRICS in files or RECORD in files):
+            folders.clear()  # folders inside a run are not runs
+            yield Path(place)
+
+
+def _find_owner(run: RunSummary, trained: Mapping[Path, RunSummary]) -> Path | None:
+    """Returns the folder of the trained run that a test belongs to; None for other runs."""
+    if run.steps or not run.source:
+        return None
+    return next((path for path in Path(run.source).resolve().parents if path in trained), None)
+
+
+def _add_test(run: RunSummary, test: RunSummary | None) -> RunSummary:
+    return run if test is None or run.test is not None else replace(run, test=test.test)
+
+
+def read_run(folder: Path) -> RunSummary:
+    """Reads one run.
+
+    Raises:
+        ValueError: If a file of the run cannot be read, naming it.
+    """
+    config = _as_mapping(read_yaml(folder / CONFIG), folder / CONFIG)
+    report = _read_json(folder / METRICS)
+    record = _read_json(folder / RECORD)
+    best = report.get("best") or {}
+    monitored = str(best.get("metric", "")).removeprefix("val/")
+    test = _select_test_metric(report.get("test") or {}, monitored)
+    if test is not None:
+        test = replace(test, interval=_find_interval(folder / PREDICTIONS, test))
+    validation = Score(monitored, float(best["value"])) if _is_number(best.get("value")) else None
+    seconds = report.get("seconds", math.nan)
+    return RunSummary(
+        folder,
+        method=_class_name(config.get("model")),
+        data=_name_data(config.get("data")),
+        backbone=str((config.get("backbone") or {}).get("name", "")),
+        started=str(record.get("started", "")),
+        trainable_parameters=report.get("trainable_parameters"),
+        steps=report.get("global_step"),
+        minutes=seconds / 60 if _is_number(seconds) else None,
+        validation=validation,
+        test=test,
+        source=str(config.get("ckpt_path") or config.get("init_from") or ""),
+    )
+
+
+def _as_mapping(value: Any, path: Path) -> Values:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{path} must contain a mapping, got {type(value).__name__}")
+    return value
+
+
+def _read_json(path: Path) -> Values:
+    """Reads a JSON file; without the file, an empty mapping."""
+    if not path.is_file():
+        return {}
+    try:
+        return _as_mapping(json.loads(path.read_bytes()), path)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+
+
+def _class_name(component: Any) -> str:
+    path = component.get("class_path") if isinstance(component, Mapping) else component
+    return str(path or "").rpartition(".")[2]
+
+
+def _name_data(data: Any) -> str:
+    arguments = data.get("init_args") if isinstance(data, Mapping) else None
+    arguments = arguments if isinstance(arguments, Mapping) else {}
+    if isinstance(arguments.get("tasks"), Mapping):
+        return ", ".join(map(str, arguments["tasks"]))
+    sources = [arguments.get(name) for name in ("path", "train", "test")]
+    source = next((source for source in sources if isinstance(source, str)), None)
+    return Path(source).name if source else _class_name(data)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _select_test_metric(metrics: Values, monitored: str) -> Score | None:
+    """Returns the monitored metric of a test, or else the first of the main metrics that the test has."""
+    values = {name.removeprefix("test/"): value for name, value in metrics.items() if _is_number(value)}
+    for name in (monitored, *MAIN_METRICS, *values):
+        if name in values:
+            return Score(name, float(values[name]))
+    return None
+
+
+def _find_interval(path: Path, score: Score) -> Interval | None:
+    """Computes the interval of a metric that is a mean over rows from the predictions of a test.
+
+    The mean of the rows must be the metric, so that a metric that is no mean, such as macro F1, gets no interval.
+    """
+    if not path.is_file() or path.stat().st_size > MAX_BYTES:
+        return None
+    with path.open(encoding="utf-8") as lines:
+        records = [json.loads(line) for line in lines]
+    if score.metric == "accuracy":
+        scores = [record.get("prediction") == record.get("target") for record in records]
+    else:
+        scores = [(record.get("scores") or {}).get(score.metric) for record in records]
+    if not scores or not all(map(_is_number, scores)):
+        return None
+    values = [float(value) for value in scores]
+    if not _is_mean(score.value, values):
+        return None
+    if set(values) <= {0.0, 1.0}:
+        return share_interval(score.value, len(values))
+    return bootstrap(values, draws=2000)
+
+
+def _is_mean(value: float, values: Sequence[float]) -> bool:
+    return abs(math.fsum(values) / len(values) - value) <= TOLERANCE

@@ -1,0 +1,104 @@
+import json
+
+import pytest
+import yaml
+
+from lightning_softprompt.__main__ import main
+from lightning_softprompt.evaluation.metrics.intervals import share_interval
+from lightning_softprompt.reports.run_table import Score, find_runs
+
+METHOD = "lightning_softprompt.methods.PromptTuning"
+DATA = "lightning_softprompt.data.classification.ClassificationDataModule"
+
+
+def write_run(folder, report, source=None, predictions=(), method=METHOD, data=None):
+    """Writes the files of a run that are read."""
+    folder.mkdir(parents=True)
+    config = {
+        "model": {"class_path": method, "init_args": {}},
+        "data": {"class_path": DATA, "init_args": data or {"path": "/rows/sst2"}},
+        "backbone": {"name": "models/tiny"},
+        "ckpt_path": source,
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "metrics.json").write_text(json.dumps(report))
+    (folder / "run.json").write_text(json.dumps({"started": f"2026-01-01 {folder.name}"}))
+    if predictions:
+        lines = [json.dumps(record) for record in predictions]
+        (folder / "test_predictions.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path):
+    training = {
+        "best": {"metric": "val/accuracy", "value": 0.75, "global_step": 8},
+        "global_step": 10,
+        "seconds": 90.0,
+        "trainable_parameters": 1234,
+    }
+    folder = write_run(tmp_path / "runs" / "a" / "01", training)
+    (folder / "wandb" / "files").mkdir(parents=True)
+    (folder / "wandb" / "files" / "config.yaml").write_text("[]")
+    right, wrong = {"prediction": "x", "target": "x"}, {"prediction": "x", "target": "y"}
+    test = {"test": {"test/loss": 0.5, "test/accuracy": 0.75}}
+    checkpoint = str(folder / "checkpoints" / "best.ckpt")
+    write_run(tmp_path / "runs" / "a" / "02", test, source=checkpoint, predictions=[right, right, right, wrong])
+    answers = [{"scores": {"f1": score}} for score in (0.25, 0.5, 1.0)]
+    untrained = {"test": {"test/f1": 1.75 / 3}}
+    write_run(
+        tmp_path / "runs" / "b" / "03", untrained, predictions=answers, method="x.NoPrompt", data={"tasks": {"q": 1}}
+    )
+    return tmp_path / "runs"
+
+
+def test_a_run_has_the_scores_of_its_files_and_the_test_of_its_checkpoint(runs):
+    trained, untrained = find_runs(runs)
+    assert (trained.method, trained.data, trained.backbone) == ("PromptTuning", "sst2", "models/tiny")
+    assert (trained.trainable_parameters, trained.steps, trained.minutes) == (1234, 10, 1.5)
+    assert trained.validation == Score("accuracy", 0.75)
+    assert trained.test == Score("accuracy", 0.75, share_interval(0.75, 4))
+    assert (untrained.method, untrained.data, untrained.steps) == ("NoPrompt", "q", None)
+    low, high = untrained.test.interval
+    assert 0.25 <= low < untrained.test.value < high <= 1.0
+
+
+def test_a_metric_that_is_no_mean_over_rows_has_no_interval(tmp_path):
+    records = [{"prediction": "x", "target": "x", "scores": {"f1": 0.5}}] * 4
+    write_run(tmp_path / "01", {"test": {"test/f1": 0.9}}, predictions=records)
+    write_run(tmp_path / "02", {"test": {"test/macro_f1": 0.9}}, predictions=records)
+    assert [run.test for run in find_runs(tmp_path)] == [Score("f1", 0.9), Score("macro_f1", 0.9)]
+
+
+def test_runs_are_listed_sorted_and_filtered(runs, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["runs", str(runs), "--sort", "test"]) == 0
+    _, _, first, second = capsys.readouterr().out.splitlines()
+    assert first.split()[:6] == ["01", "PromptTuning", "sst2", "tiny", "1,234", "10"]
+    assert "accuracy 0.75 [0.3006, 0.9544]" in first
+    assert second.split()[:2] == ["03", "NoPrompt"]
+    assert main(["runs", str(runs), "--filter", "method=PROMPTTUNING", "--json"]) == 0
+    (run,) = json.loads(capsys.readouterr().out)
+    assert run["validation"]["value"] == 0.75
+    assert main(["runs", str(runs), "--filter", "data=other"]) == 0
+    assert "none of the 2 runs matches data=other" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["missing"], "no folder missing"),
+        (["--filter", "name=x"], "--filter must be COLUMN=TEXT with one of the columns run, method"),
+    ],
+)
+def test_wrong_arguments_are_refused(runs, arguments, message, monkeypatch, capsys):
+    monkeypatch.chdir(runs.parent)
+    assert main(["runs", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "[" * 100_000])
+def test_a_damaged_file_is_named(runs, content, capsys):
+    (runs / "b" / "03" / "metrics.json").write_text(content)
+    assert main(["runs", str(runs)]) == 2
+    assert "03/metrics.json" in capsys.readouterr().err
