@@ -21,7 +21,8 @@ from lightning_softprompt.data.tagging import spans
 from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.evaluation.classification import ClassificationEvaluation
 from lightning_softprompt.evaluation.tagging import TaggingEvaluation
-from lightning_softprompt.methods.base import SoftPromptModule, plain_formats
+from lightning_softprompt.methods.base import SoftPromptModule
+from lightning_softprompt.methods.task_data import plain_formats
 
 Row = str | Mapping[str, Any]
 Rows = Row | Iterable[Row]

@@ -6,7 +6,8 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar, final
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -22,6 +23,82 @@ Groups = Sequence[dict[str, Any]]
 MAX_TRIED_STEPS = 10_000  # of a schedule
 MONITOR = "val/loss"  # default monitor of ReduceLROnPlateau
 MOMENTS = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg"}  # of PyTorch's optimizers
+
+
+@final
+@dataclass(frozen=True)
+class OptimizerFactory:
+    """Creates the optimizer of a training and its schedule.
+
+    Args:
+        make_optimizer: Creates the optimizer of parameter groups.
+        make_schedule: Creates the schedule of an optimizer; None for constant learning rates.
+    """
+
+    make_optimizer: Callable[[Any], Optimizer]
+    make_schedule: Callable[[Any], Any] | None = None
+
+    def build(self, groups: Groups, after: Sequence[Callable[[], None]] = ()) -> Any:
+        """Creates optimizer and schedule in Lightning's format.
+
+        A schedule advances once per step. `ReduceLROnPlateau` advances at each validation, see
+        `step_plateau_schedules`.
+
+        Args:
+            groups: Parameter groups.
+            after: Functions that are called after each optimizer step.
+
+        Raises:
+            ValueError: If the optimizer or the schedule cannot be created.
+        """
+        optimizer = build_optimizer(self.make_optimizer, groups)
+        for follow in after:
+            optimizer.register_step_post_hook(lambda *_, follow=follow: follow())
+        if self.make_schedule is None:
+            return optimizer
+        schedule = _construct("scheduler", self.make_schedule, optimizer)
+        if isinstance(schedule, ReduceLROnPlateau):
+            monitor = getattr(schedule, "monitor", MONITOR)
+            return [optimizer], [{"scheduler": schedule, "interval": "epoch", "monitor": monitor, "strict": False}]
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+    def find_monitor(self) -> str | None:
+        """Returns the metric that the schedule monitors, if any. It is known before the backbone is loaded.
+
+        Raises:
+            ValueError: If the optimizer cannot be created.
+        """
+        optimizer = _build_placeholder(self.make_optimizer, [{}])
+        try:
+            schedule = None if self.make_schedule is None else self.make_schedule(optimizer)
+        except Exception:  # it may require as many parameter groups as the method has, which are checked later
+            return None
+        return getattr(schedule, "monitor", MONITOR) if isinstance(schedule, ReduceLROnPlateau) else None
+
+    def try_schedule(self, groups: Groups, steps: float | None) -> None:
+        """Runs the schedule for the length of the training, without training, to find errors early.
+
+        Args:
+            groups: Parameter groups.
+            steps: Number of training steps; infinite if unbounded, None if unknown, which tries one step.
+
+        Raises:
+            ValueError: If the schedule fails, naming the step.
+        """
+        if self.make_schedule is None:
+            return
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PyTorch warns that the optimizer takes no steps
+            optimizer = _build_placeholder(self.make_optimizer, groups)
+            schedule = _construct("scheduler", self.make_schedule, optimizer)
+            if isinstance(schedule, ReduceLROnPlateau):
+                return
+            count = None if steps is None or math.isinf(steps) else int(steps)
+            for step in range(1, min(count or 1, MAX_TRIED_STEPS) + 1):
+                position = f"at step {step}" if count is None else f"at step {step} of {count}"
+                _try_step(schedule, position)
+        if count is not None:
+            _warn_about_length(schedule, count)
 
 
 def build_optimizer(make: Callable[[Any], Optimizer], groups: Groups) -> Optimizer:
@@ -50,58 +127,6 @@ def _construct(option: str, make: Callable[[Any], T], argument: Any) -> T:
         raise ValueError(f"--model.{option} cannot be created with its options: {error}") from error
 
 
-def build_schedule(optimizer: Optimizer, make: Callable[[Any], Any]) -> tuple[list[Optimizer], list[dict[str, Any]]]:
-    """Creates the schedule of an optimizer and returns both in Lightning's format.
-
-    A schedule advances once per step. `ReduceLROnPlateau` advances at each validation, see `step_plateau_schedules`.
-
-    Raises:
-        ValueError: If the schedule cannot be created.
-    """
-    schedule = _construct("scheduler", make, optimizer)
-    if isinstance(schedule, ReduceLROnPlateau):
-        monitor = getattr(schedule, "monitor", MONITOR)
-        return [optimizer], [{"scheduler": schedule, "interval": "epoch", "monitor": monitor, "strict": False}]
-    return [optimizer], [{"scheduler": schedule, "interval": "step"}]
-
-
-def refuse_changed_state(optimizers: Sequence[Optimizer], path: str) -> None:
-    """Refuse the state of optimizers that lacks moments, or whose moments do not have the shapes of their parameters.
-
-    Args:
-        optimizers: They have loaded the state of a checkpoint.
-        path: The checkpoint, for messages.
-
-    Raises:
-        ValueError: Naming the state.
-    """
-    for optimizer in optimizers:
-        if isinstance(optimizer, Adam | AdamW) and not optimizer.state:
-            raise ValueError(f"{path} cannot be resumed: it was changed, and its optimizer has no state")
-        for parameter, state in optimizer.state.items():
-            for name in MOMENTS & set(state):
-                moment = state[name]
-                if moment is not None and getattr(moment, "shape", None) != parameter.shape:
-                    raise ValueError(
-                        f"{path} cannot be resumed: it was changed, and {name} of its optimizer does not have the "
-                        f"shape of the parameter, {list(parameter.shape)}"
-                    )
-
-
-def find_monitor(make_optimizer: Callable[[Any], Optimizer], make_schedule: Callable[[Any], Any] | None) -> str | None:
-    """Returns the metric that a schedule monitors, if any. It is known before the backbone is loaded.
-
-    Raises:
-        ValueError: If the optimizer cannot be created.
-    """
-    optimizer = _build_placeholder(make_optimizer, [{}])
-    try:
-        schedule = None if make_schedule is None else make_schedule(optimizer)
-    except Exception:  # it may require as many parameter groups as the method has, which are checked later
-        return None
-    return getattr(schedule, "monitor", MONITOR) if isinstance(schedule, ReduceLROnPlateau) else None
-
-
 def _build_placeholder(make: Callable[[Any], Optimizer], groups: Groups) -> Optimizer:
     """Creates an optimizer with the same groups and learning rates over unused parameters."""
     placeholders = []
@@ -111,38 +136,6 @@ def _build_placeholder(make: Callable[[Any], Optimizer], groups: Groups) -> Opti
             placeholder["lr"] = group.get("initial_lr", group["lr"])
         placeholders.append(placeholder)
     return build_optimizer(make, placeholders)
-
-
-def try_schedule(
-    make_optimizer: Callable[[Any], Optimizer],
-    make_schedule: Callable[[Any], Any] | None,
-    groups: Groups,
-    steps: float | None,
-) -> None:
-    """Runs a schedule for the length of the training, or for one step if the length is unknown, to find errors early.
-
-    Args:
-        make_optimizer: Creates the optimizer.
-        make_schedule: Creates the schedule, if there is one.
-        groups: Parameter groups.
-        steps: Number of training steps; infinite if unbounded, None if unknown.
-
-    Raises:
-        ValueError: If the schedule fails, naming the step.
-    """
-    if make_schedule is None:
-        return
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PyTorch warns that the optimizer takes no steps
-        schedule = _construct("scheduler", make_schedule, _build_placeholder(make_optimizer, groups))
-        if isinstance(schedule, ReduceLROnPlateau):
-            return
-        count = None if steps is None or math.isinf(steps) else int(steps)
-        for step in range(1, min(count or 1, MAX_TRIED_STEPS) + 1):
-            position = f"at step {step}" if count is None else f"at step {step} of {count}"
-            _try_step(schedule, position)
-    if count is not None:
-        _warn_about_length(schedule, count)
 
 
 def _try_step(schedule: Any, position: str) -> None:
@@ -168,6 +161,53 @@ def _warn_about_length(schedule: Any, count: int) -> None:
             "--model.scheduler: the learning rate rises again after step T_max=%s; training has %s steps",
             half_period, count,
         )  # fmt: skip
+
+
+def trainable_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Returns the parameters of a module that are trained, by name."""
+    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+
+
+def check_trainable(method: nn.Module, groups: Groups) -> None:
+    """Checks that there are trainable parameters, in float32 or wider.
+
+    Raises:
+        ValueError: If there are none, or they are in half precision.
+    """
+    dtypes = {name: parameter.dtype for name, parameter in trainable_parameters(method).items()}
+    half = {name: dtype for name, dtype in dtypes.items() if dtype.itemsize < torch.float32.itemsize}
+    if half:
+        dtype = next(iter(half.values()))
+        raise ValueError(
+            f"{', '.join(half)} would be trained in {dtype} instead of float32, and small updates would be lost. "
+            f"Set --trainer.precision to bf16-mixed or 32-true; --backbone.dtype sets the precision of the frozen "
+            f"weights"
+        )
+    if not any(group["params"] for group in groups):
+        raise ValueError(f"{type(method).__name__} has nothing to train; use validate, test or predict with it")
+
+
+def refuse_changed_state(optimizers: Sequence[Optimizer], path: str) -> None:
+    """Refuse the state of optimizers that lacks moments, or whose moments do not have the shapes of their parameters.
+
+    Args:
+        optimizers: They have loaded the state of a checkpoint.
+        path: The checkpoint, for messages.
+
+    Raises:
+        ValueError: Naming the state.
+    """
+    for optimizer in optimizers:
+        if isinstance(optimizer, Adam | AdamW) and not optimizer.state:
+            raise ValueError(f"{path} cannot be resumed: it was changed, and its optimizer has no state")
+        for parameter, state in optimizer.state.items():
+            for name in MOMENTS & set(state):
+                moment = state[name]
+                if moment is not None and getattr(moment, "shape", None) != parameter.shape:
+                    raise ValueError(
+                        f"{path} cannot be resumed: it was changed, and {name} of its optimizer does not have the "
+                        f"shape of the parameter, {list(parameter.shape)}"
+                    )
 
 
 def count_training_steps(trainer: Trainer) -> float | None:

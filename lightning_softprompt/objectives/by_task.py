@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import final
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_softprompt.backbones.prompted_lm import PromptedLM
-from lightning_softprompt.core.types import Batch
+from lightning_softprompt.core.types import Batch, Classes
 from lightning_softprompt.objectives.base import Objective, Outcome
 from lightning_softprompt.objectives.classification import Classification
 from lightning_softprompt.objectives.language_modeling import LanguageModeling
@@ -48,3 +49,10 @@ class ByTask(Objective):
 
     def _objective_for(self, batch: Batch) -> Objective:
         return self.text if batch.labels is None else self.labelled
+
+
+def default_objective(classes: Classes | None, by_task: Mapping[str, Classes | None] | None) -> Objective:
+    """Returns the objective of a run that names none: it depends on whether the task has classes."""
+    if by_task is not None:
+        return ByTask()
+    return LanguageModeling() if classes is None else Classification()

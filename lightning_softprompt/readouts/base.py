@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 from torch import Tensor, nn
 
@@ -49,3 +50,20 @@ class WordReadout(Readout):
                 f"{type(self).__name__} requires label words, but the classes {silent[:3]} have none (such as tags); "
                 f"set --model.readout to TokenHead"
             )
+
+
+def load_trained(readout: Readout, tensors: Mapping[str, Tensor]) -> None:
+    """Loads the tensors of the readout that a prompt was trained with, if there are any.
+
+    Raises:
+        ValueError: If they belong to another readout.
+    """
+    if not tensors:
+        return
+    expected = readout.state_dict()
+    if set(tensors) != set(expected):
+        raise ValueError(
+            f"the prompt was trained with a readout whose parameters are {sorted(tensors)}, but "
+            f"{type(readout).__name__} has {sorted(expected)}; set --model.readout to the readout of training"
+        )
+    readout.load_state_dict(tensors)

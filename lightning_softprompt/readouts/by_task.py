@@ -64,3 +64,15 @@ class ReadoutByTask(Readout):
         if tasks[0] not in self.of_tasks:
             raise ValueError(f"the objective needs class scores, but task {tasks[0]!r} has no classes")
         return cast(Tensor, self.of_tasks[tasks[0]](lm, batch))
+
+
+def build_readout(
+    make: Callable[[Codec, Classes], Readout],
+    codec: Codec,
+    classes: Classes | None,
+    by_task: Mapping[str, Classes | None] | None,
+) -> Readout | None:
+    """Creates the readout of one task or of several; None if the task has no classes."""
+    if by_task is not None:
+        return ReadoutByTask(codec, by_task, make)
+    return None if classes is None else make(codec, classes)

@@ -127,7 +127,7 @@ def saved_by_quantization(backbone: Backbone, spec: BackboneSpec, workload: Work
 def optimizer_states(method: SoftPromptModule) -> float:
     """Numbers that the optimizer stores for each trainable parameter, measured on a small matrix."""
     probe = nn.Parameter(torch.zeros(64, 64))
-    optimizers = method.build_optimizers([{"params": [probe]}])
+    optimizers = method.optimizer_factory.build([{"params": [probe]}])
     optimizer = optimizers[0][0] if isinstance(optimizers, tuple) else optimizers
     probe.grad = torch.ones_like(probe)
     optimizer.step()

@@ -89,9 +89,9 @@ def test_learning_rates_and_starts_may_differ(backbone, classes):
 
 
 def test_lists_of_another_length_and_methods_without_a_start_are_refused(backbone, classes):
-    with pytest.raises(ValueError, match=r"replicas\.seeds must be 3, as count says, got 2"):
+    with pytest.raises(ValueError, match=r"replicas\.seeds must have 3 values"):
         ReplicaSpec(3, seeds=[1, 2])
-    with pytest.raises(ValueError, match="which Noisy has not"):
+    with pytest.raises(ValueError, match="which Noisy lacks"):
         Replicas(made(Noisy, backbone, classes), ReplicaSpec(2, inits=[Uniform(), Normal()]))
 
 

@@ -168,5 +168,5 @@ def test_what_an_agent_of_w_and_b_calls_is_taken(tiny_folder, tmp_path, monkeypa
     more = [f"--backbone.name={tiny_folder('llama')}", f"--data.path={tmp_path}"]
     cli = make_cli([*command[5:-1], *flags, *more], run=False)
     assert cli.model.length == 10
-    optimizer = cli.model.build_optimizers([{"params": [torch.nn.Parameter(torch.zeros(1))]}])
+    optimizer = cli.model.optimizer_factory.build([{"params": [torch.nn.Parameter(torch.zeros(1))]}])
     assert optimizer.param_groups[0]["lr"] == 0.02

@@ -21,6 +21,7 @@ from lightning_softprompt.checkpoints.prompt_file import (
     write_prompt,
 )
 from lightning_softprompt.core.types import Batch
+from lightning_softprompt.methods.optimizers import trainable_parameters
 from lightning_softprompt.runs.loggers import is_logging_step
 from lightning_softprompt.runs.run_spec import last_folder
 
@@ -55,13 +56,13 @@ class Consolidation(Callback, ABC):
         Raises:
             ValueError: If it is of another backbone, or of other parameters.
         """
-        if hasattr(pl_module, "replicas"):
+        if len(pl_module.methods) > 1:
             raise ValueError(f"{type(self).__name__} is for a single prompt; set replicas to 1")
         if self.former is None:
             return
         saved, path = read_prompt(Path(self.former)), Path(self.former)
         saved.check(pl_module.loaded, path)
-        here = {name: list(p.shape) for name, p in trainable(pl_module)}
+        here = {name: list(p.shape) for name, p in trainable_parameters(pl_module).items()}
         for part in PARTS:
             found = {name.removeprefix(f"{part}/"): t for name, t in saved.tensors.items() if name.startswith(part)}
             if (there := {name: list(t.shape) for name, t in found.items()}) != here:
@@ -74,7 +75,7 @@ class Consolidation(Callback, ABC):
         if not self.importance:
             return
         value = torch.zeros((), device=pl_module.device)
-        for name, parameter in trainable(pl_module):
+        for name, parameter in trainable_parameters(pl_module).items():
             apart = parameter.detach() - self.anchor[name]
             pull = self.weight * self.importance[name] * apart
             parameter.grad = pull if parameter.grad is None else parameter.grad + pull
@@ -107,7 +108,7 @@ class Consolidation(Callback, ABC):
 
     def _conclude(self, trainer: Trainer, module: Any) -> None:
         observed, last = self.state_dict(), self._to_best(trainer, module)
-        now = {name: p.detach().clone() for name, p in trainable(module)}
+        now = {name: p.detach().clone() for name, p in trainable_parameters(module).items()}
         measured = self.measured(trainer, module)
         anchor = self.merged_anchor(now, measured)
         total = {name: t + self.importance[name].to(t) if self.importance else t for name, t in measured.items()}
@@ -152,7 +153,7 @@ class EWC(Consolidation):
 
     def measured(self, trainer: Trainer, module: Any) -> Tensors:
         """The mean of squared gradients, over the rows of all processes."""
-        names, parameters = zip(*trainable(module), strict=True)
+        names, parameters = zip(*trainable_parameters(module).items(), strict=True)
         squares = [torch.zeros_like(p) for p in parameters]
         rows = list(self._rows(trainer))
         training = module.training
@@ -225,20 +226,22 @@ class SynapticIntelligence(Consolidation):
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Notes where the task begins, unless it began before."""
         if not self.start:
-            self.start = {name: p.detach().clone() for name, p in trainable(pl_module)}
+            self.start = {name: p.detach().clone() for name, p in trainable_parameters(pl_module).items()}
         for tensors in (self.start, self.work):
             tensors.update({name: t.to(pl_module.device) for name, t in tensors.items()})
 
     def observe(self, module: nn.Module) -> None:
         """Keeps the gradient till the step is taken; one that is not finite takes none."""
-        step = {
-            name: (p.grad.detach().clone(), p.detach().clone()) for name, p in trainable(module) if p.grad is not None
-        }
-        self._step = step if all(gradient.isfinite().all() for gradient, _ in step.values()) else {}
+        step = {}
+        for name, parameter in trainable_parameters(module).items():
+            if parameter.grad is not None:
+                step[name] = parameter.grad.detach().clone(), parameter.detach().clone()
+        is_finite = all(gradient.isfinite().all() for gradient, _ in step.values())
+        self._step = step if is_finite else {}
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
         """Adds what the step did; a batch that was only accumulated is no step."""
-        here = dict(trainable(pl_module))
+        here = trainable_parameters(pl_module)
         for name, (gradient, before) in self._step.items():
             work = -gradient * (here[name].detach() - before)
             self.work[name] = work + self.work.get(name, torch.zeros_like(work))
@@ -247,7 +250,7 @@ class SynapticIntelligence(Consolidation):
     def measured(self, trainer: Trainer, module: Any) -> Tensors:
         """By parameter."""
         found = {}
-        for name, p in trainable(module):
+        for name, p in trainable_parameters(module).items():
             work = self.work.get(name, torch.zeros_like(p)).to(p.device).clamp(min=0)
             far = p.detach() - self.start.get(name, p.detach()).to(p.device)
             found[name] = 2 * work / (far**2 + self.damping)
@@ -256,8 +259,3 @@ class SynapticIntelligence(Consolidation):
     def merged_anchor(self, now: Tensors, measured: Tensors) -> Tensors:
         """Where they are now."""
         return now
-
-
-def trainable(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Name and parameter of what is trained."""
-    return ((name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad)

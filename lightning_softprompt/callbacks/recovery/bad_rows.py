@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import nn
 
-from lightning_softprompt.callbacks.reporting.prompt_watch import trainable
 from lightning_softprompt.core.types import Batch
+from lightning_softprompt.methods.optimizers import trainable_parameters
+from lightning_softprompt.methods.trainer_hooks import TrainerHooks
 
 
 def find_nonfinite_rows(module: LightningModule, batch: Batch) -> list[dict[str, Any]]:
@@ -19,7 +20,7 @@ def find_nonfinite_rows(module: LightningModule, batch: Batch) -> list[dict[str,
     The state of the random number generators does not change. Each record has the row's number, text, target and loss,
     whether its gradient is finite, and `whole_batch`: whether the failure occurs only in the full batch.
     """
-    methods = getattr(module, "replicas", [module])
+    methods = cast(TrainerHooks, module).methods
     devices = [module.device] if module.device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.enable_grad():
         records = [_run_row(methods, batch, b) for b in range(len(batch))]
@@ -30,7 +31,7 @@ def find_nonfinite_rows(module: LightningModule, batch: Batch) -> list[dict[str,
 def _run_row(methods: Any, batch: Batch, b: int) -> dict[str, Any]:
     row = batch.only([b])
     loss = torch.stack([method.step(row)["loss"] for method in methods]).sum()
-    parameters = [parameter for method in methods for parameter in trainable(method)]
+    parameters = [parameter for method in methods for parameter in trainable_parameters(method).values()]
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     finite = all(bool(torch.isfinite(gradient).all()) for gradient in gradients if gradient is not None)
     value = float(loss.detach())

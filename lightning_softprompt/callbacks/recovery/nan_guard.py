@@ -18,8 +18,8 @@ from torch.optim import Optimizer
 
 from lightning_softprompt.callbacks.recovery.bad_rows import find_nonfinite_rows
 from lightning_softprompt.callbacks.recovery.resume import gather_objects
-from lightning_softprompt.callbacks.reporting.prompt_watch import trainable
 from lightning_softprompt.core.types import Batch
+from lightning_softprompt.methods.optimizers import trainable_parameters
 from lightning_softprompt.system.atomic_files import write_file
 
 log = logging.getLogger(__name__)
@@ -118,7 +118,7 @@ class NumericGuard(Callback):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Check the step on its device; resolve the check now if that needs no waiting or steps may be skipped."""
         assert self._loss is not None, "an optimizer step without a loss"
-        gradients = [p.grad for p in trainable(pl_module) if p.grad is not None]
+        gradients = [p.grad for p in trainable_parameters(pl_module).values() if p.grad is not None]
         values = check_finite(self._loss, [] if may_overflow(trainer) else gradients)
         if trainer.world_size > 1:
             distributed.all_reduce(values, distributed.ReduceOp.MAX)
@@ -164,7 +164,7 @@ class NumericGuard(Callback):
         if self._in_sequence > self.skip:
             self._stop(check.step, records)
         self.skipped += 1
-        for parameter in trainable(pl_module):
+        for parameter in trainable_parameters(pl_module).values():
             parameter.grad = None  # so that the optimizer changes neither it nor its state
         if trainer.is_global_zero:
             log.warning(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any, final
+from typing import Any, cast, final
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -13,8 +13,9 @@ from torch import Tensor
 
 from lightning_softprompt.backbones.microbatching import microbatched
 from lightning_softprompt.callbacks.recovery.nan_guard import scaler_of
-from lightning_softprompt.callbacks.reporting.prompt_watch import trainable
 from lightning_softprompt.core.types import Batch
+from lightning_softprompt.methods.optimizers import trainable_parameters
+from lightning_softprompt.methods.trainer_hooks import TrainerHooks
 
 log = logging.getLogger(__name__)
 Step = Callable[..., dict[str, Tensor]]
@@ -44,8 +45,8 @@ class Halving(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Wrap the training step of the method, or of each replica, in a retry."""
-        for method in getattr(pl_module, "replicas", [pl_module]):
-            method.step = RetryingStep(self, method, scaler_of(trainer))
+        for method in cast(TrainerHooks, pl_module).methods:
+            vars(method)["step"] = RetryingStep(self, method, scaler_of(trainer))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove the wrapper."""
@@ -56,7 +57,7 @@ class Halving(Callback):
         self._restore(pl_module)
 
     def _restore(self, pl_module: LightningModule) -> None:
-        for method in getattr(pl_module, "replicas", [pl_module]):
+        for method in cast(TrainerHooks, pl_module).methods:
             vars(method).pop("step", None)
 
     def halve(self, rows: int) -> None:
@@ -102,7 +103,7 @@ class RetryingStep:
             self._restore_rng(*states)  # after the except block, nothing references the failed step
 
     def _run(self, batch: Batch, *rest: Any) -> dict[str, Tensor]:
-        parameters = trainable(self.method)
+        parameters = list(trainable_parameters(self.method).values())
         scale = 1.0 if self.scaler is None else self.scaler.get_scale()
         with microbatched(self.method.loaded, self.halving.parts):
             logs = self.step(batch, *rest)

@@ -13,6 +13,7 @@ from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from lightning_softprompt.core.types import Batch
+from lightning_softprompt.methods.optimizers import trainable_parameters
 from lightning_softprompt.runs.loggers import is_logging_step, logged_step, wandb_loggers
 
 PATIENCE = 50  # optimizer steps after which a prompt should have moved
@@ -53,13 +54,15 @@ class PromptWatch(Callback):
         if self._start:
             self._start = [tensor.to(pl_module.device) for tensor in self._start]
         else:
-            self._start = [parameter.detach().clone() for parameter in trainable(pl_module)]
+            self._start = [parameter.detach().clone() for parameter in trainable_parameters(pl_module).values()]
             self._start_step = trainer.global_step
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """On logging steps, take the gradient before it is clipped, and the learning rates of this very step."""
         if is_logging_step(trainer, trainer.global_step + 1):
-            gradients = [parameter.grad for parameter in trainable(pl_module) if parameter.grad is not None]
+            gradients = [
+                parameter.grad for parameter in trainable_parameters(pl_module).values() if parameter.grad is not None
+            ]
             self._values = {"prompt/grad_norm": float(get_total_norm(gradients)), **learning_rates(optimizer)}
 
     def on_train_batch_end(
@@ -67,7 +70,7 @@ class PromptWatch(Callback):
     ) -> None:
         """Log what a logging step left; look once whether the prompt has moved."""
         if self._values:
-            norm = float(get_total_norm([parameter.detach() for parameter in trainable(pl_module)]))
+            norm = float(get_total_norm([parameter.detach() for parameter in trainable_parameters(pl_module).values()]))
             values = {**self._values, "prompt/norm": norm, "prompt/moved": self._moved(pl_module)}
             pl_module.log_dict(values, batch_size=len(batch))
             self._values = {}
@@ -89,7 +92,7 @@ class PromptWatch(Callback):
             logger.log_metrics({"prompt/row_norms": histogram}, step=logged_step(trainer))
 
     def _moved(self, pl_module: LightningModule) -> float:
-        pairs = zip(trainable(pl_module), self._start, strict=True)
+        pairs = zip(trainable_parameters(pl_module).values(), self._start, strict=True)
         distance = float(get_total_norm([parameter.detach() - start for parameter, start in pairs]))
         size = float(get_total_norm(self._start))
         return distance / size if size else distance
@@ -127,14 +130,9 @@ class PromptWatch(Callback):
             rank_zero_warn(message)
 
 
-def trainable(pl_module: LightningModule) -> list[torch.nn.Parameter]:
-    """The parameters of the prompt: all that train."""
-    return [parameter for parameter in pl_module.parameters() if parameter.requires_grad]
-
-
 def row_norms(pl_module: LightningModule) -> Tensor:
     """Norms over the last axis of every trainable parameter, all in one row."""
-    rows = [parameter.detach().float().norm(dim=-1).flatten() for parameter in trainable(pl_module)]
+    rows = [parameter.detach().float().norm(dim=-1).flatten() for parameter in trainable_parameters(pl_module).values()]
     return torch.cat(rows) if rows else torch.zeros(0)
 
 

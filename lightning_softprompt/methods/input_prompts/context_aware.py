@@ -36,6 +36,7 @@ class ContextAware(SoftPromptModule):
         common: Arguments of every method.
     """
 
+    default_penalty_weights = {"context": 1.0}  # noqa: RUF012
     words: Tensor
     reach: Tensor
     weights: Tensor
@@ -45,7 +46,6 @@ class ContextAware(SoftPromptModule):
     ) -> None:
         super().__init__(**common)
         self.epsilons, self.decay = {INPUT: epsilon_input, FORMAT: epsilon_format}, decay
-        self.penalty_weights = self.penalty_weights or {"context": 1.0}
 
     def build(self, backbone: Backbone) -> None:
         """Creates `delta` [P, H]."""

@@ -16,6 +16,7 @@ from lightning_softprompt.callbacks.recovery.resume import RngState
 from lightning_softprompt.checkpoints.prompt_file import read_prompt
 from lightning_softprompt.evaluation.classification import ClassificationEvaluation
 from lightning_softprompt.methods import PromptTuning, ResidualPromptTuning
+from lightning_softprompt.training.replicas import Replicas, ReplicaSpec
 
 FAMILIES = ("llama", "bert")
 CLOSE = {"rtol": 1e-4, "atol": 1e-6}
@@ -206,6 +207,6 @@ def test_what_is_of_other_parameters_or_of_replicas_is_refused(fit, tmp_path, ba
     module.attach(backbone)
     with pytest.raises(ValueError, match="is of the parameters"):
         EWC(former=str(folder / "importance.safetensors")).on_fit_start(None, module)
-    module.replicas = None
+    replicas = Replicas(PromptTuning(length=2, backbone=backbone.spec), ReplicaSpec(2))
     with pytest.raises(ValueError, match="for a single prompt; set replicas to 1"):
-        EWC().on_fit_start(None, module)
+        EWC().on_fit_start(None, replicas)

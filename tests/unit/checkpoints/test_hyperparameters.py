@@ -122,7 +122,7 @@ def test_optimizer_and_schedule_come_back(saved, cls):
     assert isinstance(optimizer, SGD)
     assert (optimizer.defaults["lr"], optimizer.defaults["momentum"]) == (0.3, 0.5)
     assert (schedule["scheduler"].gamma, schedule["interval"]) == (0.9, "step")
-    assert loaded.penalty_weights == {"norm": 0.1}
+    assert loaded.training_loss.weights == {"norm": 0.1}
 
 
 def test_without_an_optimizer_prompts_get_a_high_rate_and_no_decay(saved):

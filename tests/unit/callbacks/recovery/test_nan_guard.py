@@ -49,6 +49,7 @@ class Net(LightningModule):
         super().__init__()
         self.prompt = nn.Parameter(torch.full((3,), 0.1))
         self.fault, self.scale, self.bad, self.steps = fault, scale, set(bad), []
+        self.methods = [self]
 
     def step(self, batch):
         loss = ((self.scale * self.prompt - 0.2) ** 2).mean() + 0 * torch.rand(())
@@ -210,9 +211,9 @@ def poisoned(lm, batch):
 def test_rows_of_methods_and_replicas_are_named(load, count):
     backbone = load("llama")
     method = PromptTuning(length=3, classes=tiny.CLASSES, prompt_dropout=0.5)
-    method.objective = poisoned
+    method.training_loss.objective = poisoned
     module = Replicas(method, ReplicaSpec(count)) if count > 1 else method
-    for seed, each in enumerate(getattr(module, "replicas", [module])):
+    for seed, each in enumerate(module.methods):
         each.attach(backbone, seed)
     rows = tiny.batch_of(backbone.codec, labels=torch.tensor([0, 1, 2, 0]))
     before = torch.get_rng_state()
