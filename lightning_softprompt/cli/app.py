@@ -32,6 +32,7 @@ from lightning_softprompt.checkpoints.atomic_io import AtomicCheckpointIO
 from lightning_softprompt.checkpoints.hyperparameters import to_plain
 from lightning_softprompt.cli.commands import TRACEBACK_HINT, TRACEBACK_VARIABLE
 from lightning_softprompt.cli.errors import PLAIN_TEXT, configure_output, describe_error, is_restore_error
+from lightning_softprompt.cli.next_steps import suggest
 from lightning_softprompt.cli.parser import Parser
 from lightning_softprompt.cli.plugins import import_plugins
 from lightning_softprompt.cli.resume_checks import (
@@ -42,6 +43,7 @@ from lightning_softprompt.cli.resume_checks import (
     take_saved_classes,
     with_run_config,
 )
+from lightning_softprompt.cli.run_hints import commands_after_evaluation, commands_after_fit
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.distributed.strategy import refuse_untested_strategy
@@ -273,6 +275,15 @@ class SoftPromptCLI(LightningCLI):
         if hasattr(self, "session"):
             self.session.conclude()
 
+    def suggest_next(self) -> None:
+        """Print the commands that use what this one has written, in the first process only."""
+        if not hasattr(self, "session") or not self.trainer.is_global_zero:
+            return
+        if self.subcommand == "fit":
+            suggest(*commands_after_fit(self.session, self.datamodule))
+        else:
+            suggest(*commands_after_evaluation(self.session, self.datamodule, self.run_config))
+
 
 def _reusable(config: Namespace) -> Namespace:
     """The config without the options that say how this run started, so that other runs and commands can use it."""
@@ -368,16 +379,23 @@ def completion(shell: str) -> str:
     raise AssertionError("CompletionCLI stops before anything runs")
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run a command and return its exit code. User errors are printed in two lines, without a traceback."""
+def main(argv: Sequence[str], hints: bool = True) -> int:
+    """Run a command and return its exit code. User errors are printed in two lines, without a traceback.
+
+    Args:
+        argv: The command and its options.
+        hints: Whether to suggest the command to run next.
+    """
     configure_output()
     argv = expand_home(argv)
     words = list(argv)
     try:
         modules, argv = parse_trust_options(argv)
         refuse_linked(argv)
-        with trust_modules(modules), command_line(words):
-            make_cli(with_run_config(argv))
+        with trust_modules(modules), set_process_arguments(words):
+            cli = make_cli(with_run_config(argv))
+            if hints:
+                cli.suggest_next()
     except ReaderGoneError:
         return 0
     except Exception as error:  # libraries raise errors of all kinds for the value of an option
@@ -390,7 +408,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 @contextmanager
-def command_line(argv: Sequence[str]) -> Iterator[None]:
+def set_process_arguments(argv: Sequence[str]) -> Iterator[None]:
     """Replace the arguments of the process by those of a run command, and restore the environment afterwards.
 
     Lightning starts further processes with the arguments of this one, so they must be those of the run command even if

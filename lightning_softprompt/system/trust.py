@@ -52,7 +52,7 @@ def trust_modules(modules: Iterable[str]) -> Iterator[None]:
                 f"{module!r}"
             )
     before = os.environ.get(VARIABLE)
-    os.environ[VARIABLE] = ",".join(dict.fromkeys([*_of_user(), *added]))
+    os.environ[VARIABLE] = ",".join(dict.fromkeys([*user_modules(), *added]))
     try:
         yield
     finally:
@@ -63,7 +63,7 @@ def trust_modules(modules: Iterable[str]) -> Iterator[None]:
 
 def is_trusted(path: str) -> bool:
     """Whether an import path belongs to a module that the user trusts."""
-    trusted = (*_of_user(), *_of_distributions())
+    trusted = (*user_modules(), *_of_distributions())
     return any(path == module or path.startswith(f"{module}.") for module in trusted)
 
 
@@ -72,7 +72,8 @@ def is_standard(path: str) -> bool:
     return path.partition(".")[0] in sys.stdlib_module_names
 
 
-def _of_user() -> list[str]:
+def user_modules() -> list[str]:
+    """The modules that the user trusts with `--trust` or the environment variable."""
     return [module for module in os.environ.get(VARIABLE, "").split(",") if module]
 
 

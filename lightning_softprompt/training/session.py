@@ -98,7 +98,7 @@ class Session:
             return
         make_folder(self.folder, self.command == "fit")
         log.info("run folder: %s", self.folder)
-        save_config(self._config_file)
+        save_config(self.config_file)
         for logger in self.loggers:
             logger.held = False
             if not (self._scores_training and isinstance(logger, MetricsFile)):  # it would overwrite hparams.yaml
@@ -110,7 +110,7 @@ class Session:
         return self.command != "fit" and self.last.is_file() and (self.folder / "config.yaml").is_file()
 
     @property
-    def _config_file(self) -> Path:
+    def config_file(self) -> Path:
         """Where the config goes; that of a training is kept where the folder is that of a run to be scored."""
         name = f"config_{self.command}.yaml" if self._scores_training else "config.yaml"
         return self.folder / name
@@ -206,7 +206,7 @@ class Session:
         metrics = self.folder / "metrics.json"
         report = json.loads(metrics.read_text()) if metrics.is_file() else {}
         report |= {"validation_rows": self._count_validation_rows()}
-        config = yaml.safe_load(self._config_file.read_text())
+        config = yaml.safe_load(self.config_file.read_text())
         card = model_card(file, prompt.backbone, prompt.method, config, report, __version__)
         write_file(self.folder / f"{name}.md", card.encode())
 

@@ -2,7 +2,10 @@
 
 import io
 import json
+import shlex
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -222,6 +225,51 @@ def test_the_last_checkpoint_of_a_named_run_is_scored_without_a_config_and_its_c
     assert f"give {tmp_path / 'predictions.jsonl'}" in capsys.readouterr().err
     assert main(["test", f"--ckpt_path={folder / 'checkpoints'}"]) == 2
     assert "which is a folder; name a file" in capsys.readouterr().err
+
+
+def suggested(error):
+    """The suggested commands in the standard error of a command."""
+    lines = error.splitlines()
+    first = next((number for number, line in enumerate(lines) if line.startswith("Next: ")), len(lines))
+    return [line[6:] for line in lines[first:]]
+
+
+def test_each_command_suggests_the_next_one_which_runs_as_printed(fit, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    folder = fit("--run.experiment=my runs").relative_to(tmp_path)
+    test, predict = suggested(capsys.readouterr().err)
+    checkpoint = f"--ckpt_path '{folder}/checkpoints/best.ckpt'"
+    assert test == f"softprompt test {checkpoint}"
+    assert predict == f'echo \'{{"text": "..."}}\' | softprompt predict {checkpoint} --data.predict -'
+    assert main(shlex.split(test)[1:]) == 0
+    assert suggested(capsys.readouterr().err) == [predict]
+    program = f"{shlex.quote(sys.executable)} -m lightning_softprompt"
+    done = subprocess.run(predict.replace("softprompt", program, 1), shell=True, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["prediction"] in ("negative", "neutral", "positive")
+    assert suggested(done.stderr) == [], "standard output is read by another program"
+    (tmp_path / "new.txt").write_text("a warm film\n")
+    assert main([*shlex.split(test.replace("test", "predict", 1))[1:], "--data.predict=new.txt"]) == 0
+    assert suggested(capsys.readouterr().err) == [test]
+
+
+def test_the_next_command_needs_rows_and_a_successful_run(fit, common, data_folder, capsys):
+    (data_folder / "test.jsonl").unlink()
+    fit()
+    validate, _ = suggested(capsys.readouterr().err)
+    assert main(shlex.split(validate)[1:]) == 0
+    capsys.readouterr()
+    assert main(["test", "--model=PromptTuning", *common]) == 2
+    assert suggested(capsys.readouterr().err) == []
+
+
+def test_the_folded_prompt_is_tested_as_suggested(fit, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    folder = fit("--model=PTuning")
+    capsys.readouterr()
+    assert fold.main([str(folder / "prompt.safetensors")]) == 0
+    (command,) = suggested(capsys.readouterr().err)
+    assert main(shlex.split(command)[1:]) == 0
 
 
 def test_a_saved_prompt_scores_as_its_checkpoint_does(fit):

@@ -1,6 +1,7 @@
 """The loss along the line between two prompts, as the command reports it."""
 
 import json
+import shlex
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from row_files import write_rows
 from lightning_softprompt.backbones.loading import load_backbone
 from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, backbone_identity, write_prompt
 from lightning_softprompt.cli.commands import interpolate
+from lightning_softprompt.cli.dry_parse import parse_run
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.data.classification import ClassificationDataModule
 from lightning_softprompt.methods import PromptTuning
@@ -66,9 +68,16 @@ def test_every_point_of_the_line_has_the_loss_of_its_own_prompt(ends, tmp_path, 
     assert len(set(losses)) == 5
     rise = losses[-1] - losses[0]
     highest = max(value - losses[0] - t * rise for t, value in zip(shares, losses, strict=True))
-    output = capsys.readouterr().out
+    output, error = capsys.readouterr()
     assert float(output.split("loss barrier: ")[1].split()[0]) == pytest.approx(highest, abs=1e-4)
     assert plot.read_bytes().startswith(b"\x89PNG")
+    average = parse_run(shlex.split(error.splitlines()[-1].removeprefix("Next: "))[1:])  # the suggested command
+    assert torch.allclose(_initial_tokens(average.module), (one + other) / 2)
+
+
+def _initial_tokens(module):
+    module.configure_model()
+    return module.tokens.detach()
 
 
 def test_what_does_not_fit_is_refused(ends, tmp_path):

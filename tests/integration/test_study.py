@@ -69,9 +69,9 @@ def study(tmp_path, monkeypatch):
         asked = []
         run = app.main
 
-        def noted(argv):
+        def noted(argv, **options):
             asked.append(argv)
-            return run(argv)
+            return run(argv, **options)
 
         monkeypatch.setattr(app, "main", noted)
         assert main(["study", str(path), *options]) == code

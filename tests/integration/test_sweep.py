@@ -55,7 +55,7 @@ def here(monkeypatch):
     """Trials run in this process, which has all imported already."""
     calls = []
 
-    def call(words):
+    def call(words, env):
         assert words[1:4] == ["-m", "lightning_softprompt", "fit"]
         calls.append(words)
         return run(words[3:])
@@ -66,7 +66,8 @@ def here(monkeypatch):
 
 def test_trials_are_runs_and_the_best_is_told(written, here, tmp_path, capsys):
     assert sweep.main([str(written(2))]) == 0
-    told = json.loads(capsys.readouterr().out)
+    output = capsys.readouterr()
+    told = json.loads(output.out)
     scores = [
         json.loads((tmp_path / "runs" / "mine" / f"trial-{n}" / "metrics.json").read_text())["best"] for n in range(2)
     ]
@@ -74,6 +75,10 @@ def test_trials_are_runs_and_the_best_is_told(written, here, tmp_path, capsys):
     assert told["value"] == max(score["value"] for score in scores)
     assert scores[told["best"]]["value"] == told["value"]
     assert set(told["options"]) == set(SEARCH)
+    suggestion = output.err.splitlines()[-1]
+    best = tmp_path / "runs" / "mine" / f"trial-{told['best']}" / "checkpoints" / "best.ckpt"
+    assert suggestion == f"Next: softprompt validate --ckpt_path {best}"  # there are no test rows
+    assert run(suggestion.split()[2:]) == 0
     config = yaml.safe_load((tmp_path / "runs" / "mine" / f"trial-{told['best']}" / "config.yaml").read_text())
     assert config["model"]["init_args"]["length"] == told["options"]["model.length"]
     sweep.main([str(written(2))])  # there are enough
@@ -84,10 +89,10 @@ def test_trials_are_runs_and_the_best_is_told(written, here, tmp_path, capsys):
 
 def test_a_trial_that_fails_counts_and_the_others_go_on(written, here, monkeypatch, capsys):
     in_turn = iter([1, 0])
-    monkeypatch.setattr(sweep.subprocess, "call", lambda words: next(in_turn) or run(words[3:]))
+    monkeypatch.setattr(sweep.subprocess, "call", lambda words, env: next(in_turn) or run(words[3:]))
     assert sweep.main([str(written(2, "sqlite:///sweeps/search.db"))]) == 0
     assert json.loads(capsys.readouterr().out)["trials"] == 1
-    monkeypatch.setattr(sweep.subprocess, "call", lambda words: 1)
+    monkeypatch.setattr(sweep.subprocess, "call", lambda words, env: 1)
     with pytest.raises(CommandError, match="no trial finished"):
         sweep.main([str(written(1, "sweeps/other.log"))])
 

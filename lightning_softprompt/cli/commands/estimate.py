@@ -10,6 +10,7 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_softprompt.cli.next_steps import command_line, suggest
 from lightning_softprompt.reports.text_table import table
 from lightning_softprompt.system.errors import CommandError
 
@@ -77,6 +78,8 @@ def main(argv: list[str]) -> int:
     if not fits:
         needed = f"{gib(estimate.peak)} GiB and {args.reserve:g} GiB reserved"
         print(f"does not fit: {needed}, but the device has {args.memory:g} GiB", file=sys.stderr)
+    elif args.shape is None and not args.json:  # numbers alone are no backbone to train
+        suggest(command_line("fit", *fit_options))
     return 0 if fits else TOO_LARGE
 
 

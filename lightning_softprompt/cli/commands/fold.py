@@ -6,6 +6,7 @@ from argparse import ArgumentParser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_softprompt.cli.next_steps import command_line, suggest
 from lightning_softprompt.system.errors import CommandError
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def main(argv: list[str]) -> int:
     out = args.out or args.prompt.with_suffix(".folded.safetensors")
     from lightning_softprompt.checkpoints.prompt_file import read_prompt, write_prompt
     from lightning_softprompt.checkpoints.restore import load_method
+    from lightning_softprompt.cli.run_config import config_beside
 
     try:
         saved = read_prompt(args.prompt)
@@ -43,6 +45,9 @@ def main(argv: list[str]) -> int:
     write_prompt(out, folded)
     before, after = (sum(t.numel() for t in prompt.tensors.values()) for prompt in (saved, folded))
     print(f"Wrote {out}: {after:,} parameters ({args.prompt}: {before:,})")
+    config = config_beside(args.prompt)
+    if args.task is None and config is not None:  # one task of several requires another data module
+        suggest(command_line("test", "--config", config, "--model", "Folded", "--model.path", out.absolute()))
     return 0
 
 

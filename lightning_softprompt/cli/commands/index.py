@@ -9,6 +9,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
+from lightning_softprompt.cli.next_steps import command_line, suggest
 from lightning_softprompt.retrieval.search.settings import STORES, WHOLE, IndexSettings
 from lightning_softprompt.system.errors import CommandError
 from lightning_softprompt.system.printable import printable
@@ -123,6 +124,7 @@ def _build(args: Namespace) -> int:
     else:
         raise CommandError("pass a corpus to build from, or documents to --remove")
     print(f"{args.index}: {_summarize(manifest)}")
+    suggest(command_line("index search", args.index, "your question"))
     return 0
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_softprompt.cli.next_steps import command_line, suggest
 from lightning_softprompt.reports.text_table import table
 from lightning_softprompt.system.atomic_files import write_file
 from lightning_softprompt.system.errors import CommandError
@@ -65,6 +66,10 @@ def main(argv: list[str]) -> int:
     barrier = loss_barrier([(point["t"], point["loss"]) for point in points])
     print(f"\nloss barrier: {barrier:+.4f}")
     write_outputs(args, points, columns)
+    if "init" in (run.config.model.get("init_args") or {}):
+        average = json.dumps([str(args.one), str(args.other)])
+        start = ["--model.init", "FromCheckpoints", "--model.init.paths", average]
+        suggest(command_line("fit", *validate_options, *start))
     return 0
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lightning_softprompt.cli.next_steps import command_line, suggest
 from lightning_softprompt.reports.text_table import table
 from lightning_softprompt.system.errors import CommandError
 from lightning_softprompt.system.printable import metric_name
@@ -69,6 +70,7 @@ def _add(args: Namespace, library: Library) -> None:
     name, file = args.arguments
     library.add(name, Path(file))
     print(f"Added {library.path(name)}: {len(library.names)} prompts in {library.folder}")
+    suggest(command_line("prompts", "similar", "--folder", library.folder))
 
 
 def _list(args: Namespace, library: Library) -> None:

@@ -15,10 +15,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from lightning_softprompt.cli.app import command_line
 from lightning_softprompt.cli.app import main as run_command
+from lightning_softprompt.cli.app import set_process_arguments
 from lightning_softprompt.cli.commands.configs import configs_folder
 from lightning_softprompt.cli.dry_parse import parse_run
+from lightning_softprompt.cli.next_steps import command_line, pipe, suggest
 from lightning_softprompt.data.samples.movie_sentences import movie_sentences
 from lightning_softprompt.evaluation.metrics.intervals import bootstrap
 from lightning_softprompt.runs.run_spec import last_folder
@@ -69,6 +70,8 @@ def main(argv: Sequence[str]) -> int:
     console.print(table(bare, tuned, run, seconds))
     files = f"learning curve: {run / 'plots' / 'learning_curve.png'}\nprompt: {run / 'prompt.safetensors'}"
     console.print(printable(files), markup=False)
+    start = command_line("predict", "--ckpt_path", run / "checkpoints" / "best.ckpt", "--data.predict", "-")
+    suggest(pipe("a warm and funny film", start))
     return 0
 
 
@@ -84,7 +87,7 @@ def check_options(common: Sequence[str], options: Sequence[str]) -> None:
         CommandError: If they contradict each other.
     """
     if options:
-        with command_line(["fit", *common]):
+        with set_process_arguments(["fit", *common]):
             parse_run(["fit", *common])
 
 
@@ -99,7 +102,7 @@ class RunError(Exception):
 def completed(command: Sequence[str]) -> tuple[Path, float]:
     """Runs a command; gives its folder and the seconds it took."""
     start = time.perf_counter()
-    if code := run_command(command):
+    if code := run_command(command, hints=False):
         raise RunError(code)
     return last_folder(), time.perf_counter() - start
 

@@ -7,11 +7,13 @@ import json
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from io import StringIO
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_softprompt.cli.next_steps import command_line, suggest
 from lightning_softprompt.reports.text_table import table
 from lightning_softprompt.system.errors import CommandError
 
@@ -72,11 +74,16 @@ def main(argv: list[str]) -> int:
 
     try:
         study = read_study(args.file, args.folder, options)
+        study_options = [args.file, *(["--folder", args.folder] if args.folder else []), *options]
         if args.show:
             print(_shown(study.steps))
+            suggest(command_line("study", *study_options))
             return 0
         with exclusive(study.folder):
-            return _run(study)
+            code = _run(study)
+        if not code:
+            suggest(command_line("study", *study_options, "--show"))
+        return code
     except ValueError as error:
         raise CommandError(str(error)) from error
 
@@ -95,7 +102,7 @@ def _run(study: Study) -> int:
 
         for number, step in enumerate(left, 1):
             print(f"[{number}/{len(left)}] {step.command} {step.folder}", file=sys.stderr, flush=True)
-            if code := step.do(run):
+            if code := step.do(partial(run, hints=False)):
                 print("Completed runs are kept; rerun the same command to continue.", file=sys.stderr)
                 return code
     print(_reported(study, results(steps)))

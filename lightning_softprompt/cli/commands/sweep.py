@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_softprompt.cli.next_steps import QUIET_VARIABLE, command_line, suggest
 from lightning_softprompt.system.errors import CommandError
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
+
+    from lightning_softprompt.cli.dry_parse import ParsedRun
 
 DESCRIPTION = """\
 Search for the best options of `softprompt fit` with Optuna's tree-structured Parzen estimator. Each trial is a run in
@@ -51,6 +56,9 @@ def main(argv: list[str]) -> int:
     from optuna.study import MaxTrialsCallback
     from optuna.trial import TrialState
 
+    from lightning_softprompt.cli.dry_parse import parse_run
+    from lightning_softprompt.cli.run_hints import evaluation_command
+    from lightning_softprompt.studies.study import words
     from lightning_softprompt.studies.study_file import as_options
 
     sweep = read_sweep(args.file)
@@ -58,7 +66,8 @@ def main(argv: list[str]) -> int:
         fit = {**sweep.get("fit", {}), **as_options(options)}
     except ValueError as error:
         raise CommandError(str(error)) from error
-    study = create_study(sweep, args.file.stem, fit)
+    run = parse_run(["fit", *words(fit)])
+    study = create_study(sweep, args.file.stem, run)
     ended = (TrialState.COMPLETE, TrialState.FAIL)
     stop = MaxTrialsCallback(sweep["trials"], states=ended)
     if len(study.get_trials(deepcopy=False, states=ended)) < sweep["trials"]:
@@ -69,6 +78,10 @@ def main(argv: list[str]) -> int:
     best = study.best_trial
     summary = {"trials": len(completed), "best": best.number, "value": best.value, "options": best.params}
     print(json.dumps(summary, indent=2))
+    folder = run_folder({"run.experiment": study.study_name, **fit}, best.number)
+    checkpoint = folder.absolute() / "checkpoints" / "best.ckpt"
+    if checkpoint.is_file():  # another machine may have run the trial
+        suggest(command_line(evaluation_command(run.data), "--ckpt_path", checkpoint))
     return 0
 
 
@@ -99,19 +112,16 @@ def read_sweep(path: Path) -> dict[str, Any]:
     return sweep
 
 
-def create_study(sweep: dict[str, Any], name: str, fit: dict[str, Any]) -> Study:
+def create_study(sweep: dict[str, Any], name: str, run: ParsedRun) -> Study:
     """Open the study in its database, or create it; the monitored metric determines the direction."""
     import optuna
     from optuna.storages.journal import JournalFileBackend
 
-    from lightning_softprompt.cli.dry_parse import parse_run
     from lightning_softprompt.runs.run_spec import RunSpec
-    from lightning_softprompt.studies.study import words
     from lightning_softprompt.training.monitors import monitored_metric
 
-    parsed_run = parse_run(["fit", *words(fit)])
-    run_spec = RunSpec(**parsed_run.config.run.as_dict())
-    _, mode = monitored_metric(run_spec, parsed_run.data.evaluation)
+    run_spec = RunSpec(**run.config.run.as_dict())
+    _, mode = monitored_metric(run_spec, run.data.evaluation)
     address = str(sweep["storage"])
     if "://" not in address or address.startswith("sqlite:///"):
         Path(address.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
@@ -121,6 +131,21 @@ def create_study(sweep: dict[str, Any], name: str, fit: dict[str, Any]) -> Study
     return optuna.create_study(
         study_name=name, storage=storage, sampler=sampler, direction=direction, load_if_exists=True
     )
+
+
+def run_name(number: int) -> str:
+    """The name of the run of a trial."""
+    return f"trial-{number}"
+
+
+def run_folder(options: Mapping[str, Any], number: int) -> Path:
+    """The folder of the run of a trial.
+
+    Args:
+        options: The options of the run, with `run.experiment`.
+        number: The number of the trial.
+    """
+    return Path(str(options.get("run.folder", "runs")), str(options["run.experiment"]), run_name(number))
 
 
 def run_trial(trial: Trial, search: dict[str, dict[str, Any]], fit: dict[str, Any]) -> float:
@@ -135,10 +160,10 @@ def run_trial(trial: Trial, search: dict[str, dict[str, Any]], fit: dict[str, An
     for name, distribution in search.items():
         kind, arguments = next(iter(distribution.items()))
         sampled[name] = getattr(trial, f"suggest_{kind}")(name, **arguments)
-    run_name = f"trial-{trial.number}"
-    options = {"run.experiment": trial.study.study_name, **fit, **sampled, "run.name": run_name}
-    code = subprocess.call([sys.executable, "-m", "lightning_softprompt", "fit", *words(options)])
-    metrics = Path(str(options.get("run.folder", "runs")), str(options["run.experiment"]), run_name, "metrics.json")
+    options = {"run.experiment": trial.study.study_name, **fit, **sampled, "run.name": run_name(trial.number)}
+    environment = {**os.environ, QUIET_VARIABLE: "1"}
+    code = subprocess.call([sys.executable, "-m", "lightning_softprompt", "fit", *words(options)], env=environment)
+    metrics = run_folder(options, trial.number) / "metrics.json"
     if code != 0 or not metrics.is_file():
         raise RunFailedError(f"trial {trial.number} failed with exit code {code}")
     best = json.loads(metrics.read_text())["best"]

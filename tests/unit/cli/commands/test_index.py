@@ -1,6 +1,7 @@
 """`softprompt index`: build, search, info."""
 
 import json
+import shlex
 
 import pytest
 
@@ -33,6 +34,11 @@ def test_built_searched_and_described(tmp_path, corpus, tiny_folder, capsys):
     folder = str(tmp_path / "index")
     built = run(capsys, "build", corpus, "--index", folder, "--encoder", str(tiny_folder("bert")))
     assert built == f"{folder}: 2 documents, 2 passages (0 duplicates removed), vectors of width 32\n"
+    assert index.main(["build", corpus, "--index", folder, "--encoder", str(tiny_folder("bert"))]) == 0
+    suggested = capsys.readouterr().err.splitlines()[-1]
+    assert suggested == f"Next: softprompt index search {folder} 'your question'"
+    assert main(shlex.split(suggested)[2:]) == 0
+    assert capsys.readouterr().out.startswith("1. ")
     assert run(capsys, "search", folder, "funny film", "-k", "1").startswith("1. Films  (score ")
     found = run(capsys, "search", folder, "sad dogs", "--way", "lexical", "--json")
     assert json.loads(found)["text"] == ROWS[1]["text"]
