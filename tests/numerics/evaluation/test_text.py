@@ -261,12 +261,12 @@ def test_bert_score_is_that_of_torchmetrics(bert):
     assert bert_scores(texts, [[r] for r in right], bert, CPU) == pytest.approx(found["f1"].tolist(), abs=1e-5)
 
 
-def test_bert_score_draws_no_numbers_and_wants_an_encoder(tiny_folder):
+def test_bert_score_leaves_the_random_state_and_requires_an_encoder(tiny_folder):
     encoder.cache_clear()
     state = torch.get_rng_state()
     bert_scores(["a dog"], [["a film"]], str(tiny_folder("bert")), CPU)
     assert torch.equal(torch.get_rng_state(), state)
-    with pytest.raises(ValueError, match=r"wants an encoder such as all-minilm-l6-v2, but .* is a decoder"):
+    with pytest.raises(ValueError, match=r"requires an encoder such as all-minilm-l6-v2, but .* is a decoder"):
         bert_scores(["a dog"], [["a film"]], str(tiny_folder("llama")), CPU)
 
 

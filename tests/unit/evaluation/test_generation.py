@@ -286,12 +286,12 @@ def test_figures_show_rows_and_the_lead(backbone, examples, said):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"metrics": ["rouge1", "meteor"]}, r"\['meteor'\], but there are \['rouge1', .*'rougeL', 'bertscore', 'bleu'"),
-        ({"every": 0}, "every >= 1"),
-        ({"sample": 0}, "sample >= 1"),
-        ({"minutes": 0.0}, "minutes > 0"),
-        ({"lead": -1}, "lead >= 0"),
-        ({"long_documents": "map_reduce", "source": "text"}, "wants to know source and template"),
+        ({"metrics": ["rouge1", "meteor"]}, r"\['meteor'\].*\['rouge1', .*'rougeL', 'bertscore', 'bleu'"),
+        ({"every": 0}, "every=0"),
+        ({"sample": 0}, "sample=0"),
+        ({"minutes": 0.0}, "minutes=0.0"),
+        ({"lead": -1}, "lead=-1"),
+        ({"long_documents": "map_reduce", "source": "text"}, "map_reduce requires source and template"),
     ],
 )
 def test_what_cannot_be_is_refused(arguments, message):
@@ -301,9 +301,9 @@ def test_what_cannot_be_is_refused(arguments, message):
 
 def test_rows_without_texts_and_an_unknown_source_are_refused(backbone, examples, said):
     batch = batches_of(backbone.codec, examples)[0]
-    with pytest.raises(ValueError, match="collate it with examples"):
+    with pytest.raises(ValueError, match="collate the batch with examples"):
         GenerationEvaluation().update(Says(backbone, said), replace(batch, examples=None))
-    with pytest.raises(ValueError, match=r"column 'document', but the template names \['text'\]"):
+    with pytest.raises(ValueError, match=r"no source column 'document'; its columns are \['text'\]"):
         GenerationEvaluation(source="document").update(Says(backbone, said), batch)
 
 
@@ -392,9 +392,9 @@ def test_predictions_read_all_of_long_documents_if_asked(backbone):
 
 
 def test_what_map_reduce_cannot_do_is_refused(backbone):
-    with pytest.raises(ValueError, match=r"column 'document', but the template has \('text',\)"):
+    with pytest.raises(ValueError, match=r"no column 'document' for documents, only \('text',\)"):
         MapReduce(backbone.codec, TEMPLATE, "document", 40, Decoding())
-    with pytest.raises(ValueError, match="lower that, or raise max_tokens"):
+    with pytest.raises(ValueError, match="decrease max_new_tokens or increase max_tokens"):
         MapReduce(backbone.codec, TEMPLATE, "text", 40, Decoding(max_new_tokens=20))
     other = Template("{soft}{title} {text} it was {target}")
     reduce = MapReduce(backbone.codec, other, "text", 14, Decoding(max_new_tokens=4))
