@@ -187,7 +187,7 @@ MOVED = {  # old module or class: new one, inside the package
     "prompts.pool": "prompts.pooling",
     "prompts.tasks": "prompts.task_ids",
     "quickstart": "cli.commands.quickstart",
-    "rag_quickstart": "cli.commands.rag_quickstart",
+    "rag_quickstart": "cli.rag_quickstart",
     "readouts.auto.Suited": "readouts.auto.AutoReadout",
     "readouts.suited": "readouts.auto",
     "replicas": "training.replicas",

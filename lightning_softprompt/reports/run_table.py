@@ -57,6 +57,7 @@ class RunSummary:
         validation: The best validation.
         test: The main metric of the test: the monitored metric, if the test has it.
         source: The checkpoint or prompt that the run started from; empty if it started untrained.
+        test_folder: The folder with the predictions of the test; None without a test.
     """
 
     folder: Path
@@ -70,6 +71,7 @@ class RunSummary:
     validation: Score | None = None
     test: Score | None = None
     source: str = ""
+    test_folder: Path | None = None
 
 
 def find_runs(folder: Path) -> list[RunSummary]:
@@ -106,7 +108,9 @@ def _find_owner(run: RunSummary, trained: Mapping[Path, RunSummary]) -> Path | N
 
 
 def _add_test(run: RunSummary, test: RunSummary | None) -> RunSummary:
-    return run if test is None or run.test is not None else replace(run, test=test.test)
+    if test is None or run.test is not None:
+        return run
+    return replace(run, test=test.test, test_folder=test.test_folder)
 
 
 def read_run(folder: Path) -> RunSummary:
@@ -136,6 +140,7 @@ def read_run(folder: Path) -> RunSummary:
         minutes=seconds / 60 if _is_number(seconds) else None,
         validation=validation,
         test=test,
+        test_folder=None if test is None else folder,
         source=str(config.get("ckpt_path") or config.get("init_from") or ""),
     )
 
@@ -185,27 +190,44 @@ def _select_test_metric(metrics: Values, monitored: str) -> Score | None:
 
 
 def _find_interval(path: Path, score: Score) -> Interval | None:
-    """Computes the interval of a metric that is a mean over rows from the predictions of a test.
-
-    The mean of the rows must be the metric, so that a metric that is no mean, such as macro F1, gets no interval.
-    """
+    """Computes the interval of a metric that is a mean over rows from the predictions of a test."""
     if not path.is_file() or path.stat().st_size > MAX_BYTES:
         return None
-    with path.open(encoding="utf-8") as lines:
-        records = [json.loads(line) for line in lines]
-    if score.metric == "accuracy":
-        scores = [record.get("prediction") == record.get("target") for record in records]
-    else:
-        scores = [(record.get("scores") or {}).get(score.metric) for record in records]
-    if not scores or not all(map(_is_number, scores)):
-        return None
-    values = [float(value) for value in scores]
-    if not _is_mean(score.value, values):
+    values = row_scores(read_predictions(path), score)
+    if not values:
         return None
     if set(values) <= {0.0, 1.0}:
         return share_interval(score.value, len(values))
     return bootstrap(values, draws=2000)
 
 
-def _is_mean(value: float, values: Sequence[float]) -> bool:
-    return abs(math.fsum(values) / len(values) - value) <= TOLERANCE
+def read_predictions(path: Path) -> list[Values]:
+    """Reads the records of a test.
+
+    Raises:
+        ValueError: Naming the file and the line of a record that is not valid.
+    """
+    records = []
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                records.append(_as_mapping(json.loads(line), path))
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{path}:{number}: expected a JSON object ({error}); run the test again") from error
+    return records
+
+
+def row_scores(records: Sequence[Values], score: Score) -> list[float]:
+    """Returns the score of each row whose mean is a metric.
+
+    The list is empty if the records have no such scores, or if their mean is not the metric, as for macro F1.
+    """
+    if score.metric == "accuracy":
+        scores = [record.get("prediction") == record.get("target") for record in records]
+    else:
+        scores = [(record.get("scores") or {}).get(score.metric) for record in records]
+    if not scores or not all(map(_is_number, scores)):
+        return []
+    values = [float(value) for value in scores]
+    mean = math.fsum(values) / len(values)
+    return values if abs(mean - score.value) <= TOLERANCE else []

@@ -23,6 +23,7 @@ LIGHT_COMMANDS = {
     "estimate": "estimate memory, communication and checkpoint size before you run",
     "index": "build and search a retrieval index over a corpus",
     "runs": "list runs with their method, data, scores and cost",
+    "report": "compare runs on one HTML page: scores, differences, curves, settings, predictions",
     "analyze": "error analysis of a QA test, optionally paired against another run",
     "study": "run a grid of experiments (seeds, data samples, stages) and report mean and 95% CI; resumable",
     "sweep": "search hyperparameters with Optuna; several processes may share one search",

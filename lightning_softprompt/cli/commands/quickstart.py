@@ -44,7 +44,7 @@ class Tested:
 def main(argv: Sequence[str]) -> int:
     """Runs it; options it does not know go to its runs, such as `--trainer.max_steps 300`."""
     if "--rag" in argv:
-        return int(import_module("lightning_softprompt.cli.commands.rag_quickstart").main(argv))
+        return int(import_module("lightning_softprompt.cli.rag_quickstart").main(argv))
     parser = argparse.ArgumentParser("softprompt quickstart", description=__doc__)
     parser.add_argument("--folder", default="runs", help="folder of the runs (default: %(default)s)")
     parser.add_argument(

@@ -1,0 +1,210 @@
+"""Comparison of runs: repetitions over seeds, paired differences, settings that differ, and rows of their tests."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from lightning_softprompt.evaluation.metrics.intervals import bootstrap, student_interval
+from lightning_softprompt.evaluation.metrics.paired_tests import adjust_holm, sign_flip_test
+from lightning_softprompt.reports.run_table import CONFIG, PREDICTIONS, RunSummary, read_predictions, row_scores
+from lightning_softprompt.system.plain_yaml import read_yaml
+
+SEEDS = ("seed_everything", "data.seed")  # settings that differ between repetitions of one experiment
+IGNORED = ("run", "ckpt_path", "init_from", "trust", "config")  # settings that do not describe an experiment
+Values = Mapping[str, Any]
+Curve = list[tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The difference between the tests of a run and of the baseline, on the same rows.
+
+    Args:
+        run: The run.
+        mean: Mean difference; positive if the run scores higher than the baseline.
+        interval: Its 95 % bootstrap interval over rows.
+        p: Two-sided p-value of the sign-flip test.
+        adjusted: The p-value adjusted for the number of compared runs (Holm).
+        rows: Number of rows.
+    """
+
+    run: str
+    mean: float
+    interval: tuple[float, float]
+    p: float
+    adjusted: float
+    rows: int
+
+
+@dataclass(frozen=True)
+class Group:
+    """Repetitions of one experiment with other seeds.
+
+    Args:
+        name: Method, and the settings in which the groups differ.
+        runs: Names of the runs.
+        metric: The metric of their tests.
+        mean: Mean of the tests.
+        half_width: Half-width of the 95 % interval over the repetitions (Student's t); infinite for one run.
+    """
+
+    name: str
+    runs: tuple[str, ...]
+    metric: str
+    mean: float
+    half_width: float
+
+
+class ComparedRun:
+    """A run with the contents of its files, which are read on first use.
+
+    Args:
+        name: Its name in the comparison.
+        summary: The run.
+    """
+
+    def __init__(self, name: str, summary: RunSummary) -> None:
+        self.name, self.summary = name, summary
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The settings of its config as dotted names, without those of its folder."""
+        config = {key: value for key, value in read_yaml(self.summary.folder / CONFIG).items() if key not in IGNORED}
+        return flatten(config)
+
+    @cached_property
+    def records(self) -> dict[Any, Values]:
+        """The records of its test by row; empty without a test."""
+        folder = self.summary.test_folder
+        path = None if folder is None else folder / PREDICTIONS
+        if path is None or not path.is_file():
+            return {}
+        return {_row_key(record): record for record in read_predictions(path)}
+
+    @cached_property
+    def scores(self) -> dict[Any, float]:
+        """The score of each row whose mean is the metric of the test; empty if the metric is not such a mean."""
+        if self.summary.test is None:
+            return {}
+        values = row_scores(list(self.records.values()), self.summary.test)
+        return dict(zip(self.records, values, strict=True)) if values else {}
+
+    def curve(self, metric: str) -> Curve:
+        """Reads the logged values of a metric, by optimizer step, from `metrics.csv`."""
+        path = self.summary.folder / "metrics.csv"
+        if not path.is_file():
+            return []
+        with path.open(encoding="utf-8", newline="") as lines:
+            rows = [(row.get("step"), row.get(metric)) for row in csv.DictReader(lines)]
+        return [(int(float(step)), float(value)) for step, value in rows if step and value]
+
+
+def _row_key(record: Values) -> Any:
+    """A row is the same in two tests if its index, text and target are."""
+    return json.dumps([record.get(name) for name in ("task", "file", "row", "input", "target")])
+
+
+def flatten(value: Any, name: str = "") -> dict[str, Any]:
+    """Flattens nested mappings to dotted names; `init_args` is left out of names, and None out of values.
+
+    >>> flatten({"model": {"class_path": "a.b.C", "init_args": {"length": 5, "lr": None}}})
+    {'model': 'C', 'model.length': 5}
+    """
+    if not isinstance(value, Mapping):
+        return {} if value is None else {name: value}
+    settings: dict[str, Any] = {}
+    for key, inner in value.items():
+        if key == "class_path":
+            settings[name] = str(inner).rpartition(".")[2]
+        elif key == "init_args":
+            settings |= flatten(inner, name)
+        else:
+            settings |= flatten(inner, f"{name}.{key}" if name else str(key))
+    return settings
+
+
+def differing_settings(runs: Sequence[ComparedRun]) -> dict[str, list[Any]]:
+    """Returns the settings that are not equal in all runs, with the value in each run; None where it is not set."""
+    names = dict.fromkeys(name for run in runs for name in run.settings)
+    values = {name: [run.settings.get(name) for run in runs] for name in names}
+    return {name: each for name, each in values.items() if any(value != each[0] for value in each)}
+
+
+def paired_differences(runs: Sequence[ComparedRun], baseline: ComparedRun) -> list[Difference]:
+    """Compares the test of each run with that of the baseline, row by row.
+
+    Runs whose test has another metric or other rows than that of the baseline are left out.
+    """
+    found = []
+    for run in runs:
+        same_metric = (
+            run.summary.test and baseline.summary.test and run.summary.test.metric == baseline.summary.test.metric
+        )
+        if run is baseline or not same_metric or not run.scores or run.scores.keys() != baseline.scores.keys():
+            continue
+        differences = [run.scores[row] - score for row, score in baseline.scores.items()]
+        found.append((run.name, differences))
+    p_values = [sign_flip_test(differences) for _, differences in found]
+    compared = []
+    for (name, differences), p, adjusted in zip(found, p_values, adjust_holm(p_values), strict=True):
+        mean = math.fsum(differences) / len(differences)
+        interval = bootstrap(differences, draws=2000)
+        compared.append(Difference(name, mean, interval, p, adjusted, len(differences)))
+    return compared
+
+
+def group_repetitions(runs: Sequence[ComparedRun]) -> list[Group]:
+    """Groups tested runs whose settings are equal except for the seeds."""
+    differing = [name for name in differing_settings(runs) if name not in SEEDS]
+    groups: dict[str, list[ComparedRun]] = {}
+    for run in runs:
+        if run.summary.test is not None:
+            values = [f"{name}={run.settings[name]}" for name in differing if name in run.settings and name != "model"]
+            name = ", ".join([run.summary.method, *values, run.summary.test.metric])
+            groups.setdefault(name, []).append(run)
+    summaries = []
+    for name, members in groups.items():
+        tests = [run.summary.test for run in members if run.summary.test is not None]
+        mean, half_width = student_interval([test.value for test in tests])
+        label = name.removesuffix(f", {tests[0].metric}")
+        summaries.append(Group(label, tuple(run.name for run in members), tests[0].metric, mean, half_width))
+    return summaries
+
+
+def disagreeing_rows(runs: Sequence[ComparedRun], limit: int) -> list[tuple[Values, list[Any]]]:
+    """Returns rows whose predictions differ between tested runs, with the prediction of each run.
+
+    Args:
+        runs: The runs; those without a test on the rows of the first tested run have the prediction None.
+        limit: Maximum number of rows.
+    """
+    tested = [run for run in runs if run.records]
+    rows: list[tuple[Values, list[Any]]] = []
+    if not tested:
+        return rows
+    for key, record in tested[0].records.items():
+        predictions = [run.records[key].get("prediction") if key in run.records else None for run in runs]
+        distinct = {str(prediction) for prediction in predictions if prediction is not None}
+        if len(distinct) > 1 and len(rows) < limit:
+            rows.append((record, predictions))
+    return rows
+
+
+def name_runs(summaries: Sequence[RunSummary]) -> list[ComparedRun]:
+    """Gives each run the shortest end of its path that no other run has."""
+    paths = [summary.folder.resolve() for summary in summaries]
+    named = []
+    for path, summary in zip(paths, summaries, strict=True):
+        others = [other for other in paths if other != path]
+        length = 1
+        while any(other.parts[-length:] == path.parts[-length:] for other in others):
+            length += 1
+        named.append(ComparedRun(str(Path(*path.parts[-length:])), summary))
+    return named

@@ -1,0 +1,156 @@
+import json
+import re
+
+import pytest
+import yaml
+from scipy.stats import permutation_test
+
+from lightning_softprompt.__main__ import main
+from lightning_softprompt.evaluation.metrics.paired_tests import adjust_holm, sign_flip_test
+from lightning_softprompt.reports.comparison import (
+    differing_settings,
+    disagreeing_rows,
+    group_repetitions,
+    name_runs,
+    paired_differences,
+)
+from lightning_softprompt.reports.run_table import find_runs
+
+ATTACK = "<script>alert(1)</script>\x1b[31m"
+TARGETS = ["a", "b"] * 20
+
+
+def write_tested_run(folder, predictions, method="PromptTuning", seed=1, length=5, minutes=1.0):
+    """Writes a run with training, validation and test of 40 rows in one folder."""
+    folder.mkdir(parents=True)
+    config = {
+        "seed_everything": seed,
+        "model": {"class_path": f"x.{method}", "init_args": {"length": length, "lr": None}},
+        "data": {"class_path": "x.ClassificationDataModule", "init_args": {"path": "rows"}},
+        "backbone": {"name": "tiny"},
+        "run": {"folder": str(folder)},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    correct = sum(prediction == target for prediction, target in zip(predictions, TARGETS, strict=True))
+    report = {
+        "best": {"metric": "val/accuracy", "value": 0.5},
+        "test": {"test/accuracy": correct / len(TARGETS)},
+        "global_step": 4,
+        "seconds": 60 * minutes,
+        "trainable_parameters": length,
+    }
+    (folder / "metrics.json").write_text(json.dumps(report))
+    (folder / "metrics.csv").write_text("step,val/accuracy\n1,0.25\n2,\n3,0.5\n")
+    records = [
+        {"row": row, "input": f"{ATTACK} {row}", "prediction": prediction, "target": target}
+        for row, (prediction, target) in enumerate(zip(predictions, TARGETS, strict=True))
+    ]
+    (folder / "test_predictions.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in records))
+
+
+@pytest.fixture
+def runs(tmp_path):
+    half_right, all_right = ["a"] * 40, TARGETS
+    write_tested_run(tmp_path / "runs" / "0", half_right, "NoPrompt", length=0)
+    write_tested_run(tmp_path / "runs" / "1", all_right)
+    write_tested_run(tmp_path / "runs" / "2", [*all_right[:-1], "a"], seed=2)
+    write_tested_run(tmp_path / "runs" / "3", half_right, length=9)
+    return tmp_path / "runs"
+
+
+def test_differences_are_paired_by_row_and_adjusted_for_their_number(runs):
+    compared = name_runs(find_runs(runs))
+    better, nearly, equal = paired_differences(compared, compared[0])
+    assert (better.run, better.mean, better.rows) == ("1", 0.5, 40)
+    assert better.interval[0] > 0.3
+    assert better.adjusted == pytest.approx(3 * better.p)
+    assert nearly.mean == pytest.approx(0.475)
+    assert (equal.mean, equal.interval, equal.adjusted) == (0.0, (0.0, 0.0), 1.0)
+
+
+def test_a_test_on_other_rows_is_not_compared(runs):
+    path = runs / "1" / "test_predictions.jsonl"
+    path.write_text(path.read_text().replace(f'"row": {len(TARGETS) - 1},', '"row": 77,'))
+    compared = name_runs(find_runs(runs))
+    assert [difference.run for difference in paired_differences(compared, compared[0])] == ["2", "3"]
+
+
+def test_runs_that_differ_in_their_seeds_are_one_experiment(runs):
+    compared = name_runs(find_runs(runs))
+    assert differing_settings(compared) == {
+        "seed_everything": [1, 1, 2, 1],
+        "model": ["NoPrompt", "PromptTuning", "PromptTuning", "PromptTuning"],
+        "model.length": [0, 5, 5, 9],
+    }
+    groups = {group.name: group for group in group_repetitions(compared)}
+    assert list(groups) == ["NoPrompt, model.length=0", "PromptTuning, model.length=5", "PromptTuning, model.length=9"]
+    repeated = groups["PromptTuning, model.length=5"]
+    assert repeated.runs == ("1", "2")
+    assert repeated.mean == pytest.approx((1.0 + 0.975) / 2)
+
+
+def test_rows_that_all_runs_answer_alike_are_left_out(runs):
+    rows = disagreeing_rows(name_runs(find_runs(runs)), limit=3)
+    assert [record["row"] for record, _ in rows] == [1, 3, 5]
+    assert rows[0][1] == ["a", "b", "b", "a"]
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(runs, tmp_path):
+    write_tested_run(tmp_path / "other" / "1", TARGETS)
+    names = [run.name for run in name_runs([*find_runs(runs), *find_runs(tmp_path / "other")])]
+    assert names == ["0", "runs/1", "2", "3", "other/1"]
+
+
+def test_the_page_needs_no_other_file_and_shows_no_markup_of_rows(runs, tmp_path, capsys):
+    path = tmp_path / "report.html"
+    assert main(["report", str(runs), "--out", str(path)]) == 0
+    assert "4 runs, baseline 0" in capsys.readouterr().out
+    page = path.read_text()
+    assert "<script" not in page
+    assert "\x1b" not in page
+    assert "&lt;script&gt;alert(1)" in page
+    assert not re.search(r"(src|href)=\"(?!data:)", page)
+    for title in (
+        "Runs",
+        "Repetitions",
+        "Paired differences",
+        "Learning curves",
+        "Score and cost",
+        "Settings that differ",
+    ):
+        assert f"<h2>{title}</h2>" in page
+    assert page.count("<img ") == 2
+
+
+def test_a_report_may_name_its_baseline_and_needs_runs(runs, tmp_path, capsys):
+    out = ["--out", str(tmp_path / "report.html")]
+    assert main(["report", str(runs), "--baseline", str(runs / "3"), *out]) == 0
+    assert "baseline 3" in capsys.readouterr().out
+    for wrong, message in (
+        ([str(runs), "--baseline", str(tmp_path)], "is not one of the runs"),
+        ([str(tmp_path / "missing")], "no folder"),
+        ([str(tmp_path / "runs" / "0" / "plots")], "no folder"),
+        ([str(runs), "--examples", "-1"], "--examples must be at least 0"),
+    ):
+        assert main(["report", *wrong, *out]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_the_sign_flip_test_agrees_with_scipy():
+    differences = [0.5, -0.25, 0.75, 0.0, 0.1, 0.2, -0.1]
+    exact = permutation_test(
+        (differences,), lambda values, axis: values.sum(axis=axis), permutation_type="samples", vectorized=True
+    ).pvalue
+    assert sign_flip_test(differences) == pytest.approx(exact, abs=0.015)
+
+
+def test_holm_adjusts_as_its_step_down_procedure_rejects():
+    p_values = [0.001, 0.04, 0.03, 0.013]
+    adjusted = adjust_holm(p_values)
+    for level in (0.01, 0.05, 0.1):
+        rejected = set()
+        for rank, p in enumerate(sorted(p_values)):
+            if p * (len(p_values) - rank) > level:
+                break
+            rejected.add(p)
+        assert {p for p, value in zip(p_values, adjusted, strict=True) if value <= level} == rejected
