@@ -72,14 +72,14 @@ def _status(name: str) -> int:
     return 1024 * int(line.split()[1])
 
 
-def rate(compute: str, dtype: torch.dtype, device: torch.device) -> float:
+def rate(linear_backend: str, dtype: torch.dtype, device: torch.device) -> float:
     """Floating-point operations a second of this machine's best product of layers' size: what no run can exceed."""
     big = 4 if device.type == "cuda" else 1
     rows, weight = (torch.randn(big * n, big * 576, device=device, dtype=dtype) for n in (2048, 1536))
     way: Call = lambda: linear(rows, weight)  # noqa: E731
-    if compute == "bf16":
+    if linear_backend == "bf16":
         rows, weight = rows.bfloat16(), weight.bfloat16()
-    if compute != "plain":
+    if linear_backend != "plain":
         packed = pack_weight(weight)
         way = lambda: product(rows, packed)  # noqa: E731
     return 2 * rows.numel() * len(weight) / min(seconds(way) for _ in range(30))

@@ -224,9 +224,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128, help="most tokens of a row")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rates-of", help="a task whose learning rates are in --out")
-    parser.add_argument("--compute", default="auto")
+    parser.add_argument("--linear-backend", default="auto")
     args = parser.parse_args()
-    backbone = load_backbone(BackboneSpec(linear_backend=args.compute))
+    backbone = load_backbone(BackboneSpec(linear_backend=args.linear_backend))
     there = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.is_file() else []
     for task in args.tasks:
         data = slices(task, args)

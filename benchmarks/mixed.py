@@ -120,10 +120,10 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", default=["compare", "forward", "generate"], help="what is done")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--busy", action="store_true", help="count the process's own seconds: others use the machine")
-    parser.add_argument("--compute", default="auto")
+    parser.add_argument("--linear-backend", default="auto")
     args = parser.parse_args()
     torch.manual_seed(0)
-    backbone, batch = load_backbone(BackboneSpec(linear_backend=args.compute)), rows_of_all(args)
+    backbone, batch = load_backbone(BackboneSpec(linear_backend=args.linear_backend)), rows_of_all(args)
     with TemporaryDirectory() as folder:
         mixed, length = bank(backbone, Path(folder))
     one = PromptTuning(length=length, backbone=backbone.spec)

@@ -178,8 +178,8 @@ def make(load: Load, length: int, precision: str, wanted: Sequence[str]) -> dict
     """The sides by name, each over weights of its own that are equal."""
     dtype: Any = {"fp32": "float32", "bf16": "bfloat16"}[precision]
 
-    def fresh(compute: Any = "plain", packed: bool = True) -> Backbone:
-        return load(BackboneSpec(dtype=dtype, linear_backend=compute, packed=packed)).to(DEVICE)
+    def fresh(linear_backend: Any = "plain", packed: bool = True) -> Backbone:
+        return load(BackboneSpec(dtype=dtype, linear_backend=linear_backend, packed=packed)).to(DEVICE)
 
     first = fresh()
     tokens = first.word_embeddings[:length].detach().float().clone()[None]

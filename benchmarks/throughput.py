@@ -62,7 +62,7 @@ class Record:
     text: str
     batch: int
     precision: str
-    compute: str
+    linear_backend: str
     device: str
     threads: int
     ours_s: float
@@ -157,7 +157,7 @@ class Bench:
         dtype = torch.float32 if precision == "fp32" else torch.bfloat16
         by_hand = grouped.get("peft_head" if kind == "plain" else "peft_all_prepacked")  # in float32 at best
         return Record(
-            phase=phase, prompt_length=length, text=text, batch=size, precision=precision, compute=kind,
+            phase=phase, prompt_length=length, text=text, batch=size, precision=precision, linear_backend=kind,
             device=torch.cuda.get_device_name() if DEVICE.type == "cuda" else "cpu",
             threads=torch.get_num_threads(), ours_s=ours, peft_s=median(times["peft"]), ratio=median(ratios),
             ratio_min=min(ratios), ratio_max=max(ratios), ratio_grouped=to_ours(grouped.get("peft")),
@@ -223,7 +223,7 @@ def counted(sides: dict[str, Ours | Peft], phase: str, pool: Sequence[Batch]) ->
 
 COLUMNS = {
     "case": lambda r: named((r.phase, r.text, r.batch, r.prompt_length)),
-    "products": lambda r: f"{r.precision} {r.compute}",
+    "products": lambda r: f"{r.precision} {r.linear_backend}",
     "PEFT s": lambda r: f"{r.peft_s:.3g}",
     "ours s": lambda r: f"{r.ours_s:.3g}",
     "**PEFT / ours**": lambda r: f"**{r.ratio:.2f}** ({r.ratio_min:.2f}-{r.ratio_max:.2f})",
@@ -301,9 +301,12 @@ def main() -> None:
     precisions = args.precisions or (["fp32"] if args.quick else ["fp32", "bf16"])
     cases = [case for case in (QUICK if args.quick else ALL) if any(part in named(case) for part in args.only)]
     records: list[Record] = []
-    for compute, dtype in (("prepacked", torch.float32), ("bf16", torch.bfloat16)):
+    for linear_backend, dtype in (("prepacked", torch.float32), ("bf16", torch.bfloat16)):
         if DEVICE.type == "cpu" and not is_supported(dtype):
-            print(f"skipped: rows of compute={compute}, since oneDNN has no {dtype} products on this CPU\n", flush=True)
+            print(
+                f"skipped: rows of linear_backend={linear_backend}, since oneDNN has no {dtype} products on this CPU\n",
+                flush=True,
+            )
     print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}", flush=True)
     with get_context("spawn").Pool(1, maxtasksperchild=1) as process:  # what ran before would change memory and time
         for made in process.imap(partial(run, args), itertools.product(precisions, cases)):

@@ -211,7 +211,9 @@ def main() -> None:
     }.items():  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=usual)
     fast = "bf16" if is_supported(torch.bfloat16) else "auto"
-    parser.add_argument("--compute", default=fast, help="products of the backbone (default on this CPU: %(default)s)")
+    parser.add_argument(
+        "--linear-backend", default=fast, help="products of the backbone (default on this CPU: %(default)s)"
+    )
     args = parser.parse_args()
     files, there = Files(args.folder), []
     if args.out.is_file():
@@ -229,7 +231,7 @@ def missing(files: Files, args: Any, there: list[dict[str, Any]]) -> Iterator[di
     places = [(target, shots) for target in TARGETS for shots in SHOTS]
     if len(there) == len(TARGETS) * len(SOURCES) + len(places) * (1 + 6 * args.seeds):
         return
-    backbone = load_backbone(BackboneSpec(linear_backend=args.compute, context_memory=3000))
+    backbone = load_backbone(BackboneSpec(linear_backend=args.linear_backend, context_memory=3000))
     learn_sources(files, backbone, args)
     for target, shots in places:
         if shots == SHOTS[0] and not any(r["task"] == target and r["shots"] == "none" for r in there):

@@ -19,11 +19,11 @@ class BackboneSpec:
         revision: Branch, tag or commit of a hub id.
         gguf_file: Name of a GGUF file of a causal model in a local folder. It is converted once and cached.
         dtype: Precision of the frozen weights. Soft prompts are always float32.
-        quantization: How the matrices of the layers are held in 8 or 4 bits, by transformers' own configs. Other
+        quantization: How the matrices of the layers are quantized to 8 or 4 bits, by transformers' own configs. Other
             weights and all products have `dtype`. Gradients are those of the quantized weights. It requires the extra
-            `quantized`. A prompt belongs to the weights that it was trained on.
-        accept_prompts_of: Fingerprint of another backbone whose prompts are accepted, such as the one that this backbone is a
-            quantized version of.
+            `quantized`. A prompt is bound to the weights that it was trained on.
+        accept_prompts_of: Fingerprint of another backbone whose prompts are accepted, such as the one that this
+            backbone is a quantized version of.
         attention: Attention implementation of transformers. None uses `sdpa` if the model supports it, and `eager`
             otherwise.
         packed: Whether the rows of a batch run as one sequence, without padding and with their shared beginning once,
@@ -32,9 +32,10 @@ class BackboneSpec:
             time.
         compiled: Whether to compile the layers with `torch.compile`. It requires a C++ compiler, takes a minute in the
             first steps, and is faster mostly on GPUs.
-        linear_backend: How float32 products with frozen weights run on a CPU: `prepacked` reorders the weights for oneDNN once
-            (and holds them three times); `auto` does so if it is faster on this machine; `bf16` multiplies in
-            bfloat16, a faster approximation that requires a CPU with such instructions; `plain` leaves them to PyTorch.
+        linear_backend: How float32 products with frozen weights run on a CPU: `prepacked` packs the weights once for
+            oneDNN, which takes three times their memory; `auto` does so if it is faster on this machine; `bf16`
+            multiplies in bfloat16, a faster approximation that requires a CPU with such instructions; `plain` uses
+            PyTorch's products.
         context_memory: MiB in memory for keys and values of the text before a row's first soft token. They are computed
             once and used in all epochs.
         context_disk: MiB on disk for those that do not fit in memory.

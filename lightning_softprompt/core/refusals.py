@@ -1,4 +1,4 @@
-"""Errors of transformers and PyTorch as refusals that name the backbone and the reason."""
+"""Turns errors of transformers and PyTorch into refusals that name the backbone and the reason."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 
 PACKAGE = str(Path(__file__).parents[1])
-# What transformers and PyTorch raise for files, configurations and architectures that they cannot use.
+# The errors that transformers and PyTorch raise for files, configurations and architectures that they cannot use.
 FAILURES = (
     *(OSError, ValueError, TypeError, AttributeError, LookupError, AssertionError, ArithmeticError),
     *(RuntimeError, ImportError, StrictDataclassError),
@@ -22,21 +22,21 @@ class UnsupportedBackboneError(ValueError):
     """A backbone that a method, or the whole package, cannot use."""
 
 
-def refusing(subject: str, way_out: str) -> AbstractContextManager[None]:
-    """Turns failures of what runs inside into refusals; messages of the package itself pass unchanged.
+def refusing(subject: str, remedy: str) -> AbstractContextManager[None]:
+    """Turns failures within the context into refusals; the package's own errors pass unchanged.
 
     Args:
-        subject: What cannot be done, such as `backbone 'x' cannot run`.
-        way_out: What to do instead, as a sentence.
+        subject: The failed action, such as `backbone 'x' cannot run`.
+        remedy: What to do instead, as a sentence.
 
     Raises:
         UnsupportedBackboneError: With the reason.
     """
-    return _refuse_failures(lambda error: f"{subject}: {reason_of(error)} {way_out}")
+    return _refuse_failures(lambda error: f"{subject}: {reason_of(error)} {remedy}")
 
 
 def explaining(explanation: str) -> AbstractContextManager[None]:
-    """Turns failures of transformers and PyTorch inside into refusals that open with an explanation.
+    """Turns failures of transformers and PyTorch within the context into refusals that begin with an explanation.
 
     Args:
         explanation: What the failure means, as a clause without a full stop.
@@ -49,7 +49,7 @@ def explaining(explanation: str) -> AbstractContextManager[None]:
 
 @contextmanager
 def _refuse_failures(describe: Callable[[BaseException], str]) -> Iterator[None]:
-    """Raises failures inside as `UnsupportedBackboneError` with a description; the package's own errors pass."""
+    """Raises failures within the context as `UnsupportedBackboneError`; the package's own errors pass unchanged."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -61,13 +61,15 @@ def _refuse_failures(describe: Callable[[BaseException], str]) -> Iterator[None]
 
 
 def reason_of(error: BaseException) -> str:
-    """The first line of an error's message as a sentence, with its type where the message does not explain itself."""
+    """Returns the first line of an error's message as a sentence, with its type unless the message explains itself."""
     lines = str(error).strip().splitlines()
     if not lines:
         return f"{type(error).__name__}."
-    reason = lines[0] if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {lines[0]}"
+    explains_itself = isinstance(error, OSError | ValueError)
+    reason = lines[0] if explains_itself else f"{type(error).__name__}: {lines[0]}"
     return reason if reason.endswith((".", "!", "?")) else f"{reason}."
 
 
 def _is_ours(error: BaseException) -> bool:
-    return traceback.extract_tb(error.__traceback__)[-1].filename.startswith(PACKAGE)
+    frame = traceback.extract_tb(error.__traceback__)[-1]  # the one that raised it
+    return frame.filename.startswith(PACKAGE)

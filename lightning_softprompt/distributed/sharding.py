@@ -1,4 +1,4 @@
-"""A backbone in several processes: the same in all of them, and shared out among them where it fits none."""
+"""A backbone in several processes: the same in all of them, or sharded over them if it does not fit on one device."""
 
 from __future__ import annotations
 
@@ -18,63 +18,59 @@ from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.backbones.skeleton import build_small_copy, random_batch
 from lightning_softprompt.backbones.small_copy import max_shrink_factor
 from lightning_softprompt.core.backbone_spec import BackboneSpec
+from lightning_softprompt.distributed.collectives import gather_objects, is_distributed
 
 log = logging.getLogger(__name__)
-SHARES = "shares"  # the dimension of a mesh along which layers are cut
-DONE = -1  # instead of the number of a layer
-
-
-def is_distributed() -> bool:
-    """Whether there are other processes."""
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+SHARES = "shares"  # the dimension of a mesh along which layers are sharded
+DONE = -1  # in place of the index of a layer
 
 
 def prepare_for_distributed(root: Any, backbone: Backbone) -> None:
-    """Makes a backbone and a Lightning module that has it ready to run in several processes.
+    """Prepares a backbone and its Lightning module to run in several processes.
 
     Raises:
-        ValueError: If the processes have different ones, or they cannot share one out.
+        ValueError: If the backbones of the processes differ, or the backbone cannot be sharded.
     """
     check_same_weights(backbone)
-    root._ddp_params_and_buffers_to_ignore = frozen_names(root)
+    root._ddp_params_and_buffers_to_ignore = names_of_frozen_tensors(root)
     if root.device_mesh is not None:
         shard_layers(backbone, root.device_mesh[SHARES])
 
 
 def check_same_weights(backbone: Backbone) -> None:
-    """Sees to it that all processes have loaded the same weights, which nobody sends them.
+    """Checks that all processes loaded the same weights, since frozen weights are never communicated.
 
     Raises:
-        ValueError: Naming the processes that have others.
+        ValueError: Naming the processes whose weights differ.
     """
     if not is_distributed():
         return
-    seen: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(seen, backbone.fingerprint())
-    if others := [rank for rank, print_ in enumerate(seen) if print_ != seen[0]]:
+    fingerprints = gather_objects(backbone.fingerprint())
+    others = [rank for rank, fingerprint in enumerate(fingerprints) if fingerprint != fingerprints[0]]
+    if others:
         raise ValueError(
-            f"processes {others} loaded other weights for {backbone.spec.name} than process 0 (fingerprints {seen}); "
-            f"give all machines the same files, or name backbone.revision"
+            f"processes {others} loaded other weights for {backbone.spec.name} than process 0 (fingerprints "
+            f"{fingerprints}); give all machines the same files, or set backbone.revision"
         )
 
 
 def global_loss_scale(count: Tensor) -> Tensor | float:
-    """What a process's loss is multiplied by, so that the mean over processes is the mean over what all have.
+    """Returns the factor of a process's loss with which the mean over processes is the mean over all losses.
 
-    Answers are of other lengths in each process: as many rows are not as many losses.
+    Answers differ in length, so that processes with equally many rows have different numbers of losses.
 
     Args:
-        count: How many losses this process has.
+        count: Number of losses of this process.
     """
     if not is_distributed():
         return 1.0
-    everywhere = count.float()
-    distributed.all_reduce(everywhere)
-    return count * distributed.get_world_size() / everywhere.clamp(min=1)
+    total = count.float()
+    distributed.all_reduce(total)
+    return count * distributed.get_world_size() / total.clamp(min=1)
 
 
 def mean_over_processes(value: Tensor, backbone: Backbone) -> Tensor:
-    """Over the processes."""
+    """Returns the mean of a value over all processes."""
     if not is_distributed():
         return value
     if backbone.layer_gather is not None:
@@ -84,47 +80,49 @@ def mean_over_processes(value: Tensor, backbone: Backbone) -> Tensor:
     return mean
 
 
-def frozen_names(root: nn.Module) -> list[str]:
-    """What of a module no process needs to be sent: all of its backbones but what is trained in them."""
-    backbones = [name for name, module in root.named_modules() if isinstance(module, Backbone)]
-    trained = {name for name, parameter in root.named_parameters() if parameter.requires_grad}
-    named = [*root.named_parameters(remove_duplicate=False), *root.named_buffers(remove_duplicate=False)]
-    return [n for n, _ in named if n not in trained and any(n.startswith(f"{b}.") for b in backbones)]
+def names_of_frozen_tensors(root: nn.Module) -> list[str]:
+    """Returns the names of a module's tensors that need no communication: those of backbones that are not trained."""
+    backbones = tuple(f"{name}." for name, module in root.named_modules() if isinstance(module, Backbone))
+    trainable = {name for name, parameter in root.named_parameters() if parameter.requires_grad}
+    parameters, buffers = root.named_parameters(remove_duplicate=False), root.named_buffers(remove_duplicate=False)
+    names = [name for name, _ in (*parameters, *buffers)]
+    return [name for name in names if name not in trainable and name.startswith(backbones)]
 
 
 def spec_for_sharding(root: Any, spec: BackboneSpec) -> BackboneSpec:
-    """How a Lightning module's backbone is to be held; one that is shared out has no copies of its weights.
+    """Returns the spec with which a Lightning module's backbone is loaded: without copies of weights if it is sharded.
 
     Raises:
-        ValueError: If they are asked for.
+        ValueError: If an option requires copies of the weights, or compiles sharded layers.
     """
     if root.device_mesh is None:
         return spec
     if spec.linear_backend in ("prepacked", "bf16"):
         raise ValueError(
-            f"backbone.linear_backend={spec.linear_backend} keeps a copy of all weights in each process, which is what sharing them "
-            "out is to avoid; set it to plain"
+            f"backbone.linear_backend={spec.linear_backend} stores a copy of all weights in each process, "
+            "which sharding avoids; set it to plain"
         )
     if spec.compiled:
-        raise ValueError("backbone.compiled does not go with weights that are shared out; leave one of them out")
+        raise ValueError("backbone.compiled does not support sharded weights; remove it, or use trainer.strategy=ddp")
     return replace(spec, linear_backend="plain")
 
 
 def shard_layers(backbone: Backbone, mesh: DeviceMesh) -> None:
-    """Leaves each process its share of each layer (FSDP2); embeddings and head stay whole.
+    """Shards each layer over the processes (FSDP2); each process holds the full embeddings and head.
 
-    A layer is gathered when it runs, forth or back, and let go of after. What looks into the embeddings or scores words
-    goes on as it was. Each process may run layers in an order of its own: see `Turns`.
+    A layer is gathered when it runs, in the forward or in the backward pass, and freed afterwards. Code that reads the
+    embeddings or computes logits of words is not affected. Processes may run layers in different orders: see
+    `LockstepGather`.
 
     Args:
-        backbone: With all of its weights, in main memory.
-        mesh: Of the processes that hold one copy together.
+        backbone: The backbone, with all of its weights in main memory.
+        mesh: The mesh of the processes that hold one copy together.
 
     Raises:
-        ValueError: If its weights cannot be cut, or are trained.
+        ValueError: If its weights cannot be sharded, or are trained.
     """
     layers: list[nn.Module] = [m for m in backbone.model.modules() if isinstance(m, GradientCheckpointingLayer)]
-    _check(backbone, layers)
+    _check_shardable(backbone, layers)
     backbone.pin_fingerprint()
     small = build_small_copy(backbone.model.config, backbone.spec, max_shrink_factor(backbone.model.config), 4)
     small.use_entry(backbone.entry)
@@ -156,73 +154,82 @@ def _mebibytes(parameters: Iterable[nn.Parameter]) -> float:
     return sum(parameter.numel() * parameter.element_size() for parameter in parameters) / 2**20
 
 
-def _check(backbone: Backbone, layers: list[nn.Module]) -> None:
+def _check_shardable(backbone: Backbone, layers: list[nn.Module]) -> None:
     if not layers:
-        raise ValueError(f"{type(backbone.model).__name__} has no layers that could be shared out; take strategy ddp")
+        raise ValueError(f"{type(backbone.model).__name__} has no layers to shard; use trainer.strategy=ddp")
     if any(parameter.requires_grad for parameter in backbone.parameters()):
-        raise ValueError("a method that changes the backbone cannot train one that is shared out; take strategy ddp")
-    if odd := {str(p.dtype) for layer in layers for p in layer.parameters() if not p.is_floating_point()}:
-        raise ValueError(f"weights held as {sorted(odd)} cannot be shared out; take strategy ddp, or no quantization")
+        raise ValueError("a method that changes the backbone cannot shard it; use trainer.strategy=ddp")
+    weights = [weight for layer in layers for weight in layer.parameters()]
+    other_types = {str(weight.dtype) for weight in weights if not weight.is_floating_point()}
+    if other_types:
+        raise ValueError(
+            f"weights of type {sorted(other_types)} cannot be sharded; use trainer.strategy=ddp, or remove "
+            "backbone.quantization"
+        )
 
 
 @final
 class LockstepGather:
-    """Lets processes that share layers run them in an order of their own, and how often they like.
+    """Allows processes that share layers to run them in different orders, and different numbers of times.
 
-    A layer is gathered from all processes, so that all have to be there whenever one of them runs it; but they answer
-    questions of other lengths, and have unequally many batches. So before a layer runs, forth or back, each process
-    says which it wants, and all gather all that are wanted, in the order of their numbers. Who has nothing left to run
-    takes part till nobody has (`finish`), which must come before any other exchange between them.
+    All processes must take part in the gather of a layer whenever one of them runs it, although they generate answers
+    of different lengths and have different numbers of batches. Therefore, before a layer runs, in the forward or in the
+    backward pass, each process sends the index of the layer that it requests, and all gather all requested layers in
+    the order of their indices. A process that has no layer left to run takes part until no process has (`drain`), which
+    must come before any other communication between them.
 
     Args:
-        layers: In the order of their numbers.
-        mesh: Of the processes.
+        layers: The layers, in the order of their indices.
+        mesh: The mesh of the processes.
     """
 
     def __init__(self, layers: list[nn.Module], mesh: DeviceMesh) -> None:
         self.layers = layers
         self.size = mesh.size()
         self._group = distributed.new_subgroups_by_enumeration(_groups(mesh), backend="gloo")[0]
-        for number, layer in enumerate(layers):  # before FSDP's hooks, so that gradients come here first
-            layer.register_forward_hook(lambda _, args, out, number=number: self._watch(number, out))
+        for index, layer in enumerate(layers):  # before FSDP's hooks, so that gradients reach this hook first
+            layer.register_forward_hook(lambda _, args, out, index=index: self._gather_before_backward(index, out))
 
     def register_hooks(self) -> None:
-        """Goes before what FSDP does, once the layers are its own."""
-        for number, layer in enumerate(self.layers):
-            layer.register_forward_pre_hook(lambda *_, number=number: self.gather(number), prepend=True)
-            layer.set_modules_to_backward_prefetch([layer])  # type: ignore[operator]  # nothing but what is agreed on
+        """Gathers each layer before it runs, from now on. Requires that FSDP has sharded the layers."""
+        for index, layer in enumerate(self.layers):
+            layer.register_forward_pre_hook(lambda *_, index=index: self.gather(index), prepend=True)
+            # Without a prefetch, FSDP gathers no layer that the processes have not requested.
+            layer.set_modules_to_backward_prefetch([layer])  # type: ignore[operator]
 
-    def gather(self, number: int) -> None:
-        """Gathers a layer, and what others want."""
+    def gather(self, index: int) -> None:
+        """Gathers a layer, and the layers that other processes request."""
         with torch.inference_mode(False), torch.no_grad():
-            for wanted in self._wanted(number):
-                self._gather(wanted, keep=wanted == number)
+            for requested in self._exchange_requests(index):
+                self._gather(requested, keep=requested == index)
 
     def drain(self) -> None:
-        """Helps the others till none of them runs a layer any more."""
+        """Joins the gathers of other processes until none of them runs a layer."""
         with torch.inference_mode(False), torch.no_grad():
-            while wanted := self._wanted(DONE):
-                for number in wanted:
-                    self._gather(number, keep=False)
+            while requests := self._exchange_requests(DONE):
+                for index in requests:
+                    self._gather(index, keep=False)
 
-    def _gather(self, number: int, keep: bool) -> None:
-        layer: Any = self.layers[number]
+    def _gather(self, index: int, keep: bool) -> None:
+        layer: Any = self.layers[index]
         layer.unshard()
         if not keep:
             layer.reshard()
 
-    def _watch(self, number: int, out: Any) -> None:
+    def _gather_before_backward(self, index: int, out: Any) -> None:
+        """Gathers a layer when its output receives a gradient."""
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor) and tensor.requires_grad:
-                tensor.register_hook(lambda gradient: self.gather(number))
+                tensor.register_hook(lambda gradient: self.gather(index))
 
-    def _wanted(self, own: int) -> list[int]:
-        said = [torch.empty(1, dtype=torch.int64) for _ in range(self.size)]
-        distributed.all_gather(said, torch.tensor([own]), group=self._group)
-        return sorted({int(number) for number in said} - {DONE})
+    def _exchange_requests(self, request: int) -> list[int]:
+        """Returns the indices of the layers that the processes request, in order."""
+        requests = [torch.empty(1, dtype=torch.int64) for _ in range(self.size)]
+        distributed.all_gather(requests, torch.tensor([request]), group=self._group)
+        return sorted({int(index) for index in requests} - {DONE})
 
 
 def _groups(mesh: DeviceMesh) -> list[list[int]]:
-    """The numbers of the processes that hold each copy: those of this mesh, and those beside it."""
+    """Returns the ranks of the processes of each copy, of which this mesh is one."""
     size, world = mesh.size(), distributed.get_world_size()
     return [list(range(first, first + size)) for first in range(0, world, size)]

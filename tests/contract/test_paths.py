@@ -257,11 +257,10 @@ def test_compiled_layers_compute_the_same_under_the_same_names(load, options):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("compute", ["plain", "prepacked"])
-def test_the_packaged_backbone_gives_in_float32_what_padded_rows_give(compute):
-    ours, plain = (
-        load_backbone(BackboneSpec(linear_backend=how, packed=p)) for how, p in ((compute, True), ("plain", False))
-    )
+@pytest.mark.parametrize("linear_backend", ["plain", "prepacked"])
+def test_the_packaged_backbone_gives_in_float32_what_padded_rows_give(linear_backend):
+    ours = load_backbone(BackboneSpec(linear_backend=linear_backend, packed=True))
+    plain = load_backbone(BackboneSpec(linear_backend="plain", packed=False))
     texts = ["The film is a joyless, endless mess.", "Superb.", "It has its moments, and they are many. I liked it."]
     tokens = ours.word_embeddings[None, 100:120]
     for template in ("{soft}Review: {text} Sentiment:{target}", "Review: {text}{soft} Sentiment:{target}"):

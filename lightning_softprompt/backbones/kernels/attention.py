@@ -1,7 +1,8 @@
-"""Attention with its log-sum-exp, and its gradients from a log-sum-exp that other keys had a part in.
+"""Attention that returns its log-sum-exp, and its gradients from a log-sum-exp over more keys than its own.
 
-PyTorch's public attention hides the log-sum-exp. On CPUs and CUDA devices these are the kernels behind it; elsewhere,
-and in precisions that they lack, the same is computed plainly, with the scores of one layer at a time in memory.
+PyTorch's public attention does not return the log-sum-exp. On CPUs and CUDA devices, this module calls the kernels that
+it uses. On other devices, and in precisions that the kernels do not support, plain operations compute the same, with
+the scores of one layer at a time in memory.
 """
 
 from __future__ import annotations
@@ -15,20 +16,20 @@ from torch import Tensor
 
 aten: Any = torch.ops.aten
 NEVER = float("-inf")
-ALIGNED = 16  # numbers; what the CUDA kernel wants of the rows of a bias
-LSE_BLOCK = 32  # queries; in these the CUDA kernel writes and reads log-sum-exps
+ALIGNED = 16  # values; the CUDA kernel requires rows of a bias whose length is a multiple
+LSE_BLOCK = 32  # queries; the CUDA kernel pads log-sum-exps to a multiple
 
 
 def attend(
     parts: Sequence[Tensor], causal: bool, scale: float | None, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Output [B, heads, Q, D] and log-sum-exp [B, heads, Q].
+    """Computes the output [B, heads, Q, D] and the log-sum-exp [B, heads, Q].
 
     Args:
         parts: Query [B, heads, Q, D], key and value [B, N, K, D]; N divides the query's heads.
-        causal: Whether query i sees keys 0 to i only.
-        scale: Of the scores; None takes 1 / sqrt(D).
-        mask: [B|1, 1, Q, K] bool, True where a query sees a key; each sees at least one.
+        causal: Whether query i attends only to keys 0 to i.
+        scale: Factor of the scores (default: 1 / sqrt(D)).
+        mask: [B|1, 1, Q, K] bool, True where a query attends to a key; each query attends to at least one.
     """
     forward, _ = KERNELS[_kernel(parts[0])]
     return forward(*parts, causal, scale, mask)  # type: ignore[no-any-return]
@@ -37,11 +38,11 @@ def attend(
 def attend_backward(
     grad: Tensor, parts: Sequence[Tensor], causal: bool, scale: float | None, mask: Tensor | None = None
 ) -> list[Tensor]:
-    """Gradients of query, key and value.
+    """Computes the gradients of query, key and value.
 
     Args:
-        grad: [B, heads, Q, D] of the output.
-        parts: Query, key, value, output and log-sum-exp; the last two over all keys, of which these may be a part.
+        grad: Gradient [B, heads, Q, D] of the output.
+        parts: Query, key, value, output and log-sum-exp. The last two are over all keys; key and value may be a subset.
         causal: As in `attend`.
         scale: As in `attend`.
         mask: As in `attend`.
@@ -57,8 +58,10 @@ def _kernel(query: Tensor) -> str:
 
 
 def _bias(mask: Tensor | None, query: Tensor) -> Tensor | None:
-    """What is added to the scores."""
-    return None if mask is None else torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, NEVER)
+    """Returns the mask as a term of the scores."""
+    if mask is None:
+        return None
+    return torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, NEVER)
 
 
 def _cpu(query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float | None, mask: Tensor | None) -> Any:
@@ -75,10 +78,10 @@ def _cpu_backward(grad: Tensor, *rest: Any) -> list[Tensor]:
 def cuda(
     query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float | None, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """`attend` by the kernel of CUDA devices, which knows no grouped heads."""
+    """`attend` by the kernel of CUDA devices, which does not support grouped heads."""
     kernel = aten._scaled_dot_product_efficient_attention
-    wide = [query.contiguous(), *_wide(query, key, value)]
-    out, lse, *_ = kernel(*wide, _aligned_bias(mask, query), True, 0.0, causal, scale=scale)
+    parts = [query.contiguous(), *_repeat_heads(query, key, value)]
+    out, lse, *_ = kernel(*parts, _align_bias(mask, query), True, 0.0, causal, scale=scale)
     return out, lse[..., : query.shape[2]]
 
 
@@ -86,34 +89,38 @@ def cuda_backward(grad: Tensor, *rest: Any) -> list[Tensor]:
     """`attend_backward` by the kernel of CUDA devices."""
     query, key, value, out, lse, causal, scale, mask = rest
     missing = -lse.shape[2] % LSE_BLOCK
-    lse = torch.nn.functional.pad(lse, (0, missing), value=float("inf"))  # queries that are none get no weight
+    lse = torch.nn.functional.pad(lse, (0, missing), value=float("inf"))  # padded queries have no weight
     kernel = aten._scaled_dot_product_efficient_attention_backward
-    draws = [torch.zeros((), dtype=torch.long, device=grad.device)] * 2  # of a dropout that is not there
-    parts = [t.contiguous() for t in (grad, query, *_wide(query, key, value))]
-    bias, wanted = _aligned_bias(mask, query), [True, True, True, False]
+    seeds = [torch.zeros((), dtype=torch.long, device=grad.device)] * 2  # of dropout, which is 0
+    repeated = _repeat_heads(query, key, value)
+    parts = [tensor.contiguous() for tensor in (grad, query, *repeated)]
+    bias = _align_bias(mask, query)
+    requires_grad = [True, True, True, False]  # query, key, value and bias
     of_query, of_key, of_value, _ = kernel(
-        *parts, bias, out.contiguous(), lse, *draws, 0.0, wanted, causal, scale=scale
+        *parts, bias, out.contiguous(), lse, *seeds, 0.0, requires_grad, causal, scale=scale
     )
-    return [of_query, _narrow(of_key, key), _narrow(of_value, value)]
+    return [of_query, _sum_heads(of_key, key), _sum_heads(of_value, value)]
 
 
-def _aligned_bias(mask: Tensor | None, query: Tensor) -> Tensor | None:
-    """[B, heads, Q, K], a view of rows as long as the CUDA kernel wants them."""
+def _align_bias(mask: Tensor | None, query: Tensor) -> Tensor | None:
+    """Returns the mask as a term of the scores [B, heads, Q, K], in rows that the CUDA kernel accepts."""
     bias = _bias(mask, query)
     if bias is None:
         return None
     keys = bias.shape[3]
-    return torch.nn.functional.pad(bias, (0, -keys % ALIGNED))[..., :keys].expand(*query.shape[:2], -1, -1)
+    padded = torch.nn.functional.pad(bias, (0, -keys % ALIGNED))
+    return padded[..., :keys].expand(*query.shape[:2], -1, -1)
 
 
-def _wide(query: Tensor, *tensors: Tensor) -> list[Tensor]:
-    """Each of N heads as often as queries share it."""
-    return [t.repeat_interleave(query.shape[1] // t.shape[1], dim=1) for t in tensors]
+def _repeat_heads(query: Tensor, *tensors: Tensor) -> list[Tensor]:
+    """Repeats each of N heads for all query heads that share it."""
+    heads = query.shape[1]
+    return [tensor.repeat_interleave(heads // tensor.shape[1], dim=1) for tensor in tensors]
 
 
-def _narrow(wide: Tensor, key: Tensor) -> Tensor:
-    """Summed over the queries that share a head."""
-    return wide.unflatten(1, (key.shape[1], -1)).sum(2)
+def _sum_heads(repeated: Tensor, key: Tensor) -> Tensor:
+    """Sums over the query heads that share a head."""
+    return repeated.unflatten(1, (key.shape[1], -1)).sum(2)
 
 
 def plain(
@@ -123,18 +130,21 @@ def plain(
     scores = _scores(query, key, causal, scale, mask)
     lse = scores.logsumexp(-1)
     share = (scores - lse[..., None]).exp().to(value.dtype)
-    return (share @ _wide(query, value)[0]).to(query.dtype), lse
+    (repeated_value,) = _repeat_heads(query, value)
+    return (share @ repeated_value).to(query.dtype), lse
 
 
 def plain_backward(grad: Tensor, *rest: Any) -> list[Tensor]:
     """`attend_backward` without a kernel."""
     query, key, value, out, lse, causal, scale, mask = rest
-    share = (_scores(query, key, causal, scale, mask) - lse[..., None]).exp().to(grad.dtype)
-    wide_key, wide_value = _wide(query, key, value)
-    of_share = grad @ wide_value.transpose(2, 3) - (grad * out).sum(-1, keepdim=True)
+    scores = _scores(query, key, causal, scale, mask)
+    share = (scores - lse[..., None]).exp().to(grad.dtype)
+    repeated_key, repeated_value = _repeat_heads(query, key, value)
+    of_share = grad @ repeated_value.transpose(2, 3) - (grad * out).sum(-1, keepdim=True)
     of_scores = share * of_share * _scale(query, scale)
-    of_key, of_value = of_scores.transpose(2, 3) @ query, share.transpose(2, 3) @ grad
-    return [of_scores @ wide_key, _narrow(of_key, key), _narrow(of_value, value)]
+    of_key = of_scores.transpose(2, 3) @ query
+    of_value = share.transpose(2, 3) @ grad
+    return [of_scores @ repeated_key, _sum_heads(of_key, key), _sum_heads(of_value, value)]
 
 
 def _scale(query: Tensor, scale: float | None) -> float:
@@ -142,11 +152,13 @@ def _scale(query: Tensor, scale: float | None) -> float:
 
 
 def _scores(query: Tensor, key: Tensor, causal: bool, scale: float | None, mask: Tensor | None) -> Tensor:
-    """[B, heads, Q, K] in float32 at least."""
-    scores = (query @ _wide(query, key)[0].transpose(2, 3)).to(torch.promote_types(query.dtype, torch.float32))
-    scores = scores * _scale(query, scale)
+    """Computes the scores [B, heads, Q, K], in float32 or float64."""
+    (repeated_key,) = _repeat_heads(query, key)
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    scores = (query @ repeated_key.transpose(2, 3)).to(dtype) * _scale(query, scale)
     if causal:
-        scores = scores.masked_fill(scores.new_ones(scores.shape[2:], dtype=torch.bool).triu(1), NEVER)
+        is_later = scores.new_ones(scores.shape[2:], dtype=torch.bool).triu(1)
+        scores = scores.masked_fill(is_later, NEVER)
     return scores if mask is None else scores.masked_fill(~mask, NEVER)
 
 

@@ -1,11 +1,11 @@
-"""Frozen linear layers with their weights laid out once for the CPU's matrix products.
+"""Frozen linear layers whose weights are packed once for the CPU's matrix products.
 
-PyTorch's float32 products go through MKL, which takes a slow path on CPUs of another maker than its own; oneDNN does
-not, and weights that never change can be brought into its layout once, for the forward and for the backward product.
-Same float32 arithmetic, another order of sums. It holds the weights three times.
+PyTorch's float32 products use MKL, which takes a slow path on CPUs that are not made by Intel; oneDNN does not. Weights
+that never change can be packed in its layout once, for the forward and for the backward product. The arithmetic is
+float32 as before, with another order of sums. The weights take three times the memory.
 
-The same in bfloat16 is twice as fast again where the CPU multiplies it, and an approximation: everything but the
-products stays float32.
+In bfloat16, the products are twice as fast again on CPUs that support it. This is an approximation: everything except
+the products stays in float32.
 """
 
 from __future__ import annotations
@@ -35,33 +35,37 @@ WIDE = 256  # below, calls cost more than products
 MIN_SPEEDUP = 1.15  # times faster
 
 
-def prepack(model: nn.Module, compute: LinearBackend, hidden_size: int) -> bool:
-    """Reorders the weights of linear layers for oneDNN if that is requested or faster; returns whether it did.
+def prepack(model: nn.Module, linear_backend: LinearBackend, hidden_size: int) -> bool:
+    """Packs the weights of linear layers for oneDNN if that is requested or faster, and returns whether it did.
 
     Layers on another device or in another precision than float32 are unchanged.
 
     Raises:
         ValueError: If the requested products need instructions that this CPU, or a library that this PyTorch, lacks.
     """
-    if compute == "plain" or (compute == "auto" and (hidden_size < WIDE or not is_faster_here())):
+    if linear_backend == "plain":
         return False
-    dtype = torch.bfloat16 if compute == "bf16" else torch.float32
+    if linear_backend == "auto" and (hidden_size < WIDE or not is_faster_here()):
+        return False
+    dtype = torch.bfloat16 if linear_backend == "bf16" else torch.float32
     if not is_supported(dtype):
+        precision = str(dtype).removeprefix("torch.")
+        cpu = f"{cpu_name()}, {torch.backends.cpu.get_cpu_capability()}"
         raise ValueError(
-            f"backbone.linear_backend={compute} requires oneDNN products in {str(dtype).removeprefix('torch.')}, which this "
-            f"CPU ({cpu_name()}, {torch.backends.cpu.get_cpu_capability()}) does not run. Set --backbone.linear_backend auto"
+            f"backbone.linear_backend={linear_backend} requires oneDNN products in {precision}, which this CPU ({cpu}) "
+            "does not run. Set --backbone.linear_backend auto"
         )
     for layer in model.modules():
         if type(layer) is nn.Linear and layer is not model.get_output_embeddings():  # type: ignore[operator]
             layer.forward = Prepacked(layer, dtype)  # type: ignore[method-assign, assignment]
-    kind = ", in bfloat16" if compute == "bf16" else ""
-    log.info("frozen weights are laid out for oneDNN%s (backbone.linear_backend=plain switches it off)", kind)
+    precision = ", in bfloat16" if linear_backend == "bf16" else ""
+    log.info("packed the frozen weights for oneDNN%s; backbone.linear_backend=plain switches it off", precision)
     return True
 
 
 @contextmanager
 def plain_products() -> Iterator[None]:
-    """Within it, all products are PyTorch's own, in the precision of the weights."""
+    """Uses PyTorch's own products, in the precision of the weights, within the context."""
     token = _plain.set(True)
     try:
         yield
@@ -70,7 +74,7 @@ def plain_products() -> Iterator[None]:
 
 
 class Prepacked:
-    """The forward of a frozen linear layer, its weights laid out when first used.
+    """The forward function of a frozen linear layer, whose weights are packed at the first use.
 
     Args:
         layer: The layer.
@@ -85,46 +89,52 @@ class Prepacked:
     def __call__(self, rows: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""
         weight, bias = self.layer.weight, self.layer.bias
-        if _plain.get() or rows.dtype != torch.float32 or weight.dtype != torch.float32 or rows.device.type != "cpu":
+        is_float32 = rows.dtype == torch.float32 and weight.dtype == torch.float32
+        if _plain.get() or not is_float32 or rows.device.type != "cpu":
             return linear(rows, weight, bias)
         if self.packed is None:
             cast = weight.detach().to(self.dtype)
-            self.packed = pack_weight(cast), pack_weight(cast.t()), None if bias is None else bias.to(self.dtype)
+            cast_bias = None if bias is None else bias.to(self.dtype)
+            self.packed = pack_weight(cast), pack_weight(cast.t()), cast_bias
         out = FrozenLinear.apply(rows.flatten(0, -2), *self.packed)
-        return out.view(*rows.shape[:-1], out.shape[-1])  # out here, where models may change the result in place
+        return out.view(
+            *rows.shape[:-1], out.shape[-1]
+        )  # outside of autograd's function: models may change it in place
 
 
 class FrozenLinear(torch.autograd.Function):
-    """A product with frozen weights, of which only the input has a gradient."""
+    """A product with frozen weights. Only the input has a gradient."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, forth: Tensor, back: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, transposed: Tensor, bias: Tensor | None) -> Tensor:
         """[R, in] -> [R, out], in the precision of the input."""
-        ctx.back = back
-        return product(rows.to(forth.dtype), forth, bias).to(rows.dtype)
+        ctx.transposed = transposed
+        return product(rows.to(weight.dtype), weight, bias).to(rows.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """[R, out] -> [R, in]."""
-        return product(grad.contiguous().to(ctx.back.dtype), ctx.back).to(grad.dtype), None, None, None
+        weight = ctx.transposed
+        of_rows = product(grad.contiguous().to(weight.dtype), weight)
+        return of_rows.to(grad.dtype), None, None, None
 
 
 def pack_weight(weight: Tensor) -> Tensor:
-    """A weight [out, in] in oneDNN's layout."""
+    """Packs a weight [out, in] in oneDNN's layout."""
     return torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), None)  # type: ignore[no-any-return]
 
 
 def product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """[..., in] -> [..., out] with a weight that is laid out."""
+    """[..., in] -> [..., out] with a packed weight."""
     return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")  # type: ignore[no-any-return]
 
 
 @cache
 def is_supported(dtype: torch.dtype) -> bool:
-    """Whether oneDNN multiplies matrices of this precision here, which a small product shows.
+    """Whether oneDNN multiplies matrices of this precision on this CPU, tested with a small product.
 
-    Instruction sets differ between CPUs and can be lowered by environment variables, so they are not looked up by name.
+    Names of instruction sets would not answer it: environment variables can disable some of them.
     """
     try:
         product(torch.zeros(2, 16, dtype=dtype), pack_weight(torch.zeros(16, 16, dtype=dtype)))
@@ -134,9 +144,10 @@ def is_supported(dtype: torch.dtype) -> bool:
 
 
 def is_faster_here(file: Path | None = None) -> bool:
-    """Whether oneDNN is faster here, measured once per machine and cached, so that repeated runs take the same path."""
+    """Whether oneDNN is faster on this machine; measured once and cached, so that all runs use the same path."""
     file = file or user_cache_path("lightning-softprompt") / "compute.json"
-    key = f"{platform.machine()} {cpu_name()} {torch.backends.cpu.get_cpu_capability()} torch {torch.__version__}"
+    cpu = f"{cpu_name()} {torch.backends.cpu.get_cpu_capability()}"
+    key = f"{platform.machine()} {cpu} torch {torch.__version__}"
     known = read_gains(file)
     if key not in known:
         known[key] = round(gain(), 3)
@@ -145,7 +156,7 @@ def is_faster_here(file: Path | None = None) -> bool:
 
 
 def read_gains(file: Path) -> dict[str, float]:
-    """The measured gains by machine; empty if the file is missing or damaged, since they can be measured again."""
+    """Returns the measured gains by machine. If the file is missing or damaged, they are measured again."""
     try:
         known = json.loads(file.read_text())
     except (OSError, ValueError):
@@ -155,7 +166,7 @@ def read_gains(file: Path) -> dict[str, float]:
 
 
 def write_gains(file: Path, known: dict[str, float]) -> None:
-    """Replaces the file as a whole. A folder that is not writable is reported and costs one measurement per run."""
+    """Replaces the file atomically. A failure is only logged: each run then measures again."""
     draft = file.with_suffix(f".{time.monotonic_ns()}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -166,25 +177,26 @@ def write_gains(file: Path, known: dict[str, float]) -> None:
 
 
 def cpu_name() -> str:
-    """The processor as Linux names it; elsewhere as Python does."""
+    """Returns the name of the processor: that of Linux, or Python's on other systems."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
 
 
 def gain() -> float:
-    """How many times faster oneDNN's float32 product is than PyTorch's own; 0 if it is not supported."""
+    """Measures how many times faster oneDNN's float32 product is than PyTorch's; 0 if it is not supported."""
     if not is_supported(torch.float32):
         return 0.0
     rows, weight = torch.randn(512, 576), torch.randn(1536, 576)
     packed = pack_weight(weight)
-    ways: list[Callable[[], Tensor]] = [partial(linear, rows, weight), partial(product, rows, packed)]
-    plain, ours = (min(seconds(way) for _ in range(10)) for way in ways)
-    return plain / ours
+    plain = min(seconds(partial(linear, rows, weight)) for _ in range(10))
+    prepacked = min(seconds(partial(product, rows, packed)) for _ in range(10))
+    return plain / prepacked
 
 
 def seconds(call: Callable[[], Tensor]) -> float:
-    """Of one call."""
+    """Measures one call, in seconds."""
     start = time.perf_counter()
     call()
     return time.perf_counter() - start

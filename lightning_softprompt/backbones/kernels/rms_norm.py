@@ -1,7 +1,7 @@
-"""Root-mean-square norms with frozen weights: fewer passes over memory than PyTorch's operations one by one.
+"""Root-mean-square norms with frozen weights: fewer passes over memory than PyTorch's separate operations.
 
-Zhang & Sennrich 2019 (arXiv 1910.07467), y = w * x / sqrt(mean(x^2) + eps). What is saved for the backward pass is the
-input and one number a token; a frozen weight wants no gradient.
+Zhang & Sennrich 2019 (arXiv 1910.07467), y = w * x / sqrt(mean(x^2) + eps). The input and one number per token are
+saved for the backward pass; a frozen weight requires no gradient.
 """
 
 from __future__ import annotations
@@ -15,47 +15,50 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-EPSILON = ("variance_epsilon", "eps")  # what models call it
+EPSILON = ("variance_epsilon", "eps")  # its names in transformers
 
 
 def use_frozen_rms_norm(model: nn.Module) -> int:
-    """Gives norms of a model a faster forward pass, and says to how many. Which modules are such norms is tried out."""
-    found = [(module, epsilon) for module in model.modules() if (epsilon := _epsilon(module)) is not None]
-    for module, epsilon in found:
-        module.forward = partial(_normed, module, module.forward, epsilon)
-    return len(found)
+    """Gives the norms of a model a faster forward function, and returns their number. A trial identifies them."""
+    epsilons = {module: _epsilon(module) for module in model.modules()}
+    norms = {module: epsilon for module, epsilon in epsilons.items() if epsilon is not None}
+    for module, epsilon in norms.items():
+        module.forward = partial(_run_norm, module, module.forward, epsilon)
+    return len(norms)
 
 
 def _epsilon(module: nn.Module) -> float | None:
-    """What a module adds to the mean, if it is a norm that we compute as it does."""
+    """Returns the number that a module adds to the mean; None if it computes anything but this norm."""
     names = [name for name, _ in module.named_parameters()]
-    values = [getattr(module, name) for name in EPSILON if isinstance(getattr(module, name, None), float)]
-    if names != ["weight"] or not values or "forward" in vars(module):
+    attributes = (getattr(module, name, None) for name in EPSILON)
+    epsilon = next((value for value in attributes if isinstance(value, float)), None)
+    if names != ["weight"] or epsilon is None or "forward" in vars(module):
         return None
     if len(inspect.signature(module.forward).parameters) != 1:  # a gated norm has a second input
         return None
     weight = cast(Tensor, module.weight)
-    probe = torch.linspace(-2, 3, 2 * weight.numel(), dtype=weight.dtype, device=weight.device).view(2, -1)
+    probe = torch.linspace(-2, 3, 2 * weight.numel(), dtype=weight.dtype, device=weight.device)
+    probe = probe.view(2, -1)
     try:
-        same = torch.allclose(module(probe), RootMeanSquareNorm.apply(probe, weight, values[0]), rtol=1e-5)
-    except (TypeError, ValueError, RuntimeError):  # it wants other inputs
+        is_equal = torch.allclose(module(probe), RootMeanSquareNorm.apply(probe, weight, epsilon), rtol=1e-5)
+    except (TypeError, ValueError, RuntimeError):  # it requires other inputs
         return None
-    return values[0] if same else None
+    return epsilon if is_equal else None
 
 
-def _normed(module: nn.Module, forward: Callable[[Tensor], Tensor], epsilon: float, hidden: Tensor) -> Tensor:
+def _run_norm(module: nn.Module, forward: Callable[[Tensor], Tensor], epsilon: float, hidden: Tensor) -> Tensor:
     weight = cast(Tensor, module.weight)
-    if weight.requires_grad or hidden.dtype != weight.dtype:  # opened by a baseline; or T5's, which casts in between
+    if weight.requires_grad or hidden.dtype != weight.dtype:  # unfrozen by a baseline; or T5's, which casts in between
         return forward(hidden)
     return RootMeanSquareNorm.apply(hidden, weight, epsilon)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class RootMeanSquareNorm(torch.autograd.Function):
-    """y = w * x / sqrt(mean(x^2) + eps) over the last axis, in float32 at least; no gradient to w."""
+    """y = w * x / sqrt(mean(x^2) + eps) over the last axis, in float32 or float64, without a gradient of w."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        """The output, shaped as the input."""
+        """Returns the output, in the shape of the input."""
         exact = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
         norm = torch.linalg.vector_norm(exact, dim=-1, keepdim=True)
         scale = norm.square_().div_(hidden.shape[-1]).add_(epsilon).rsqrt_()
@@ -68,7 +71,8 @@ class RootMeanSquareNorm(torch.autograd.Function):
         """Dx = s * (g w) - x * s^3 * mean(x * g w), with s the scale."""
         hidden, weight, scale = ctx.saved_tensors
         exact = hidden.to(scale.dtype)
-        weighed = (grad * weight).to(scale.dtype)
-        with torch.autocast(hidden.device.type, enabled=False):  # which would take the product in half precision
-            along = torch.linalg.vecdot(weighed, exact)[..., None] * scale.pow(3) / -hidden.shape[-1]
-        return weighed.mul_(scale).addcmul_(exact, along).to(hidden.dtype), None, None
+        weighted = (grad * weight).to(scale.dtype)
+        with torch.autocast(hidden.device.type, enabled=False):  # it would compute the product in half precision
+            dot = torch.linalg.vecdot(weighted, exact)[..., None]
+            along = dot * scale.pow(3) / -hidden.shape[-1]
+        return weighted.mul_(scale).addcmul_(exact, along).to(hidden.dtype), None, None

@@ -9,9 +9,10 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, Trainer
-from torch import Tensor, distributed
+from torch import Tensor
 
 from lightning_softprompt.core.types import Batch
+from lightning_softprompt.distributed.collectives import gather_objects
 from lightning_softprompt.objectives.penalties import (
     count_correct,
     count_labelled,
@@ -63,10 +64,8 @@ class CorruptionProbe(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Writes the report, of the rows of all processes."""
-        each: list[Any] = [(self.right, self.whole, self.rows)] * trainer.world_size
-        if trainer.world_size > 1:  # one that has no row takes part, too
-            distributed.all_gather_object(each, each[0])
-        counts = [of for of in each if of[0] is not None]
+        of_processes = gather_objects((self.right, self.whole, self.rows))  # also of those without a row
+        counts = [of_process for of_process in of_processes if of_process[0] is not None]
         if not counts or not trainer.is_global_zero:
             return
         right, total, rows = (sum(of) for of in zip(*counts, strict=True))

@@ -17,8 +17,8 @@ from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from lightning_softprompt.callbacks.recovery.bad_rows import find_nonfinite_rows
-from lightning_softprompt.callbacks.recovery.resume import gather_objects
 from lightning_softprompt.core.types import Batch
+from lightning_softprompt.distributed.collectives import gather_objects
 from lightning_softprompt.methods.optimizers import trainable_parameters
 from lightning_softprompt.system.atomic_files import write_file
 

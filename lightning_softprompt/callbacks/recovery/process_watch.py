@@ -14,7 +14,7 @@ from typing import Protocol, cast
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 
-from lightning_softprompt.callbacks.recovery.resume import gather_objects
+from lightning_softprompt.distributed.collectives import gather_objects
 
 LOST = 3  # exit code if another process is lost
 MAX_TICK = 1.0  # seconds between two heartbeats

@@ -11,6 +11,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lightning_softprompt.distributed.collectives import gather_objects
+
 
 class RngState(Callback):
     """Saves the states of the random number generators of Python, NumPy and PyTorch, of every process, in checkpoints.
@@ -59,15 +61,6 @@ class RngState(Callback):
         """Restore the states of training; callbacks that save checkpoints run after this one."""
         if self._training is not None:
             _restore(self._training)
-
-
-def gather_objects(value: Any) -> list[Any]:
-    """Gather an object from every process, ordered by rank. A collective operation: every process must call it."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return [value]
-    ranks: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(ranks, value)
-    return ranks
 
 
 def _states() -> dict[str, Any]:

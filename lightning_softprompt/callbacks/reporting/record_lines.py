@@ -11,9 +11,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, TextIO, TypeVar
 
-import torch
 from lightning.pytorch import Trainer
 
+from lightning_softprompt.distributed.collectives import gather_objects
 from lightning_softprompt.system.partial_file import Identity, PartialFile, count_complete_lines
 from lightning_softprompt.system.printable import printable
 
@@ -145,9 +145,5 @@ def _forget_standard_output() -> None:
 
 
 def of_all_processes(rows: dict[int, T]) -> dict[int, T]:
-    """What the processes have of their rows, together."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return rows
-    gathered: list[dict[int, T]] = [{}] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(gathered, rows)
-    return {row: said for part in gathered for row, said in part.items()}
+    """Returns the rows of all processes."""
+    return {row: value for part in gather_objects(rows) for row, value in part.items()}

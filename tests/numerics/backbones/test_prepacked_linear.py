@@ -1,4 +1,4 @@
-"""Linear layers with weights laid out for oneDNN give what plain ones give."""
+"""Linear layers with weights packed for oneDNN compute the same as plain ones."""
 
 import json
 
@@ -55,8 +55,8 @@ def test_products_in_bfloat16_are_near_and_everything_else_stays_float32():
         assert torch.equal(packed(rows), results[0][0])
 
 
-@pytest.mark.parametrize("compute", ["prepacked", "bf16"])
-def test_products_that_the_cpu_lacks_are_refused_before_any_layer_changes(compute, monkeypatch):
+@pytest.mark.parametrize("linear_backend", ["prepacked", "bf16"])
+def test_products_that_the_cpu_lacks_are_refused_before_any_layer_changes(linear_backend, monkeypatch):
     def refuse(weight):
         raise RuntimeError("mkldnn_reorder_linear_weight: the path needs instructions")
 
@@ -64,8 +64,8 @@ def test_products_that_the_cpu_lacks_are_refused_before_any_layer_changes(comput
     layers = model()
     prepacked_linear.is_supported.cache_clear()
     try:
-        with pytest.raises(ValueError, match=f"backbone.linear_backend={compute} requires oneDNN products"):
-            prepacked_linear.prepack(layers, compute, 48)
+        with pytest.raises(ValueError, match=f"backbone.linear_backend={linear_backend} requires oneDNN products"):
+            prepacked_linear.prepack(layers, linear_backend, 48)
         assert "forward" not in vars(layers[0])
         assert prepacked_linear.gain() == 0
     finally:

@@ -161,8 +161,8 @@ def test_a_prompt_belongs_to_the_weights_as_they_are_held_unless_it_is_said_to_b
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
-        ({"linear_backend": "prepacked"}, "compute prepacked"),
-        ({"linear_backend": "bf16"}, "compute bf16"),
+        ({"linear_backend": "prepacked"}, "linear_backend prepacked"),
+        ({"linear_backend": "bf16"}, "linear_backend bf16"),
         ({"compiled": True}, "compiled"),
     ],
 )
@@ -179,7 +179,7 @@ def test_weights_that_are_to_change_are_not_quantised(load):
 @kinds
 def test_a_missing_package_is_named(kind, load, monkeypatch):
     monkeypatch.setattr(quantized_linear, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"wants the package \w+; pip install 'lightning-softprompt\[quantized\]'"):
+    with pytest.raises(ValueError, match=r"requires the package \w+; pip install 'lightning-softprompt\[quantized\]'"):
         load("llama", quantization=kind)
 
 
