@@ -181,7 +181,7 @@ def whole(step: Callable[[Batch], Tensor], pool: Sequence[Batch]) -> Callable[[]
 def by_length(backbone: Any, pool: Sequence[Batch]) -> list[Batch]:
     """The rows of the pool in batches of like length."""
     size = len(pool[0])
-    rows = sorted((row for batch in pool for row in backbone.codec.unpack(batch)), key=lambda row: len(row.ids))
+    rows = sorted((row for batch in pool for row in batch.require_encoded()), key=lambda row: len(row.ids))
     cut = [rows[begin : begin + size] for begin in range(0, len(rows), size)]
     return [backbone.codec.collate(part).to(pool[0].input_ids.device) for part in cut]
 

@@ -105,7 +105,7 @@ class Trial:
 
     def rows(self, batch):
         """Each row in tokens."""
-        return self.backbone.codec.unpack(batch)
+        return batch.require_encoded()
 
     def logits(self, batch, tokens=None):
         """The reference's [targets of all rows, V], row by row."""

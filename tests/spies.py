@@ -11,7 +11,7 @@ class Rows(Callback):
     seen: dict = {}  # noqa: RUF012 (a config names the class, so a test cannot hold the object)
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        self.seen.setdefault(trainer.current_epoch, []).append(batch.row_ids)
+        self.seen.setdefault(trainer.current_epoch, []).append(list(batch.row_ids))
 
 
 class Copying(Callback):

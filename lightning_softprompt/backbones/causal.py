@@ -297,7 +297,8 @@ class CausalBackbone(Backbone):
 
     def without_answers(self, batch: Batch) -> Batch:
         """The input of generation: the rows up to their answers."""
-        return batch if bool((batch.source == batch.mask).all()) else self.codec.without_answers(batch)
+        has_answers = any(row.answers for row in batch.require_encoded())
+        return self.codec.without_answers(batch) if has_answers else batch
 
     def language_modeling_view(self, batch: Batch) -> Batch:
         """The rows without their answers. The targets are all tokens but the first."""
@@ -307,7 +308,13 @@ class CausalBackbone(Backbone):
         columns = (~is_target).int().argsort(dim=1, stable=True)[:, : int(counts.max())]
         targets = batch.input_ids.gather(1, columns)
         is_valid = torch.arange(targets.shape[1], device=targets.device) < counts
-        return replace(batch, mask=batch.source, source=first, targets=targets.where(is_valid, IGNORE))
+        return replace(
+            batch,
+            mask=batch.source,
+            source=first,
+            targets=targets.where(is_valid, IGNORE),
+            encoded=tuple(_language_modeling_row(row) for row in batch.require_encoded()),
+        )
 
     @torch.no_grad()
     def generate(self, batch: Batch, prompt: SoftPrompt | None = None, **decoding: Any) -> Tensor:
@@ -318,6 +325,12 @@ class CausalBackbone(Backbone):
         rows = RowBatch.of(self.splice(questions, prompt), questions, prompt)
         self.check_window(rows.longest + decoding.get("max_new_tokens", 0))
         return self.generator(rows, decoding)
+
+
+def _language_modeling_row(row: Encoded) -> Encoded:
+    """A row without its answer, whose targets are all tokens but the first."""
+    ids = row.ids[: row.answers[0]] if row.answers else row.ids
+    return row._replace(ids=ids, answers=tuple(range(1, len(ids))), targets=ids[1:])
 
 
 def target_columns(rows: Spliced, batch: Batch) -> tuple[Tensor, Tensor]:

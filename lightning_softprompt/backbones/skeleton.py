@@ -115,12 +115,14 @@ def random_batch(backbone: Backbone, rows: int, tokens: int) -> Batch:
     """Rows of about so many tokens, drawn from the vocabulary, that begin each with another."""
     codec, draw = backbone.codec, torch.Generator().manual_seed(0)
     text = "a" + " a" * ((tokens - 4) // len(codec.ids(" a")))
-    batch = codec.collate([codec.encode(Template("{soft}{text}{target}").pieces({"text": text}), "a")] * rows)
+    row = codec.encode(Template("{soft}{text}{target}").pieces({"text": text}), "a")
+    batch = codec.collate([row] * rows)
     special = set(codec.tokenizer.all_special_ids)  # some models do not attend to padding, wherever it is
     words = torch.tensor([word for word in range(len(codec.tokenizer)) if word not in special])
     ids = words[torch.randint(len(words), batch.input_ids.shape, generator=draw)]
     ids[torch.arange(rows), batch.source.int().argmax(1)] = words[torch.arange(rows) % len(words)]
-    return replace(batch, input_ids=torch.where(batch.source, ids, batch.input_ids))
+    ids = torch.where(batch.source, ids, batch.input_ids)
+    return codec.collate([row._replace(ids=tuple(row_ids)) for row_ids in ids.tolist()])
 
 
 def _build(

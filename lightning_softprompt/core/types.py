@@ -19,9 +19,9 @@ How they flow::
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -113,9 +113,10 @@ class Answer:
 Piece = Text | Slot | Answer
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """One row in the form that its backbone's family reads.
+class Encoded(NamedTuple):
+    """One row as tokens, in the format of a family.
+
+    It is a tuple, so that batches of rows are cheap to send between processes and Lightning can traverse them.
 
     Args:
         ids: Input tokens, those that hold the answer (or its mask) included.
@@ -171,10 +172,12 @@ class Batch:
         labels: [B] or None; [B, W] where each word has a class, `IGNORE` where it is not to be scored, or a row of
             another task has none.
         task_ids: [B] or None.
-        rows: [B] or None; each row's number in its split.
-        examples: The rows as text, or None; evaluations read what answers are compared with off them.
-        words: [B, W] or None; word w begins with token `words[b, w]`, or is `LOST`; `IGNORE` where there is none.
-        overall: [B] or None; each row's number over all tasks of its split, where `rows` counts those of its own task.
+        encoded: The rows as tokens, from which the tensors were collated. `Codec.collate` sets it; set it to the new
+            rows if you replace `input_ids`, `mask`, `source`, `targets` or `slots`.
+        examples: The rows as text, or None; evaluations compare answers with them.
+        words: [B, W] or None; word w begins with token `words[b, w]`, or is `NO_TOKEN`; `IGNORE` beyond the last word.
+        row_ids: Index of each row in its split, within its task (default: its position in the batch).
+        global_row_ids: Index of each row in its split over all tasks (default: `row_ids`).
     """
 
     input_ids: Tensor
@@ -184,54 +187,70 @@ class Batch:
     slots: Tensor
     labels: Tensor | None = None
     task_ids: Tensor | None = None
-    rows: Tensor | None = None
+    encoded: tuple[Encoded, ...] | None = None
     examples: tuple[Example, ...] | None = None
     words: Tensor | None = None
-    global_rows: Tensor | None = None
+    row_ids: tuple[int, ...] = ()
+    global_row_ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.row_ids = self.row_ids or tuple(range(len(self)))
+        self.global_row_ids = self.global_row_ids or self.row_ids
 
     def __len__(self) -> int:
         return len(self.input_ids)
 
-    @property
-    def row_ids(self) -> list[int]:
-        """Each row's number in its split; its place in the batch where that is not known."""
-        return list(range(len(self))) if self.rows is None else self.rows.tolist()  # type: ignore[no-any-return]
+    def require_encoded(self) -> tuple[Encoded, ...]:
+        """Returns the rows as tokens.
 
-    @property
-    def global_row_ids(self) -> list[int]:
-        """Each row's number in its split, whichever task it is of."""
-        return self.row_ids if self.global_rows is None else self.global_rows.tolist()
+        Raises:
+            ValueError: If the batch was not created by `Codec.collate`.
+        """
+        if self.encoded is None:
+            raise ValueError("the batch does not contain its encoded rows; create it with `Codec.collate`")
+        return self.encoded
 
     def by_task(self) -> list[tuple[int, list[int], Batch]]:
-        """Number, places and rows of each task that occurs; the batch itself where that is one, or tasks are unknown.
+        """Returns the task id, the positions in the batch and the rows of each task that occurs.
 
-        Without task ids all rows are of task 0.
+        Without task ids all rows are of task 0. The rows of a single task are the batch itself.
         """
         tasks = [0] * len(self) if self.task_ids is None else self.task_ids.tolist()
-        places = {task: [b for b, of in enumerate(tasks) if of == task] for task in dict.fromkeys(tasks)}
-        if len(places) < 2:
-            return [(task, own, self) for task, own in places.items()]
-        return [(task, own, self.only(own)) for task, own in sorted(places.items())]
+        positions: dict[int, list[int]] = {}
+        for position, task in enumerate(tasks):
+            positions.setdefault(task, []).append(position)
+        if len(positions) < 2:
+            return [(task, task_positions, self) for task, task_positions in positions.items()]
+        return [(task, task_positions, self.only(task_positions)) for task, task_positions in sorted(positions.items())]
 
-    def _map(self, change: Any) -> Batch:
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{name: change(t) for name, t in values.items() if isinstance(t, Tensor)})
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """Returns a copy with every tensor changed."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        tensors: dict[str, Any] = {name: change(value) for name, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, **tensors)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """The same rows on a device."""
-        return self._map(lambda t: t.to(device, non_blocking=non_blocking))
+        """Returns the same rows on a device."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
-    def only(self, places: Sequence[int]) -> Batch:
-        """Some of the rows, as wide as all of them were."""
-        chosen = self._map(lambda t: t[list(places)])
-        if chosen.words is not None and bool((chosen.words == IGNORE).all()):  # only the rest of the batch has words
-            chosen = replace(chosen, words=None, labels=None if chosen.labels is None else chosen.labels[:, 0])
-        if chosen.labels is not None and bool((chosen.labels == IGNORE).all()):
-            chosen = replace(chosen, labels=None)  # only the rest of the batch has classes
-        return chosen if self.examples is None else replace(chosen, examples=tuple(self.examples[b] for b in places))
+    def only(self, positions: Sequence[int]) -> Batch:
+        """Returns the rows at some positions, padded to the width of the whole batch."""
+        part = self._map(lambda tensor: tensor[list(positions)])
+        part.row_ids = tuple(self.row_ids[b] for b in positions)
+        part.global_row_ids = tuple(self.global_row_ids[b] for b in positions)
+        if self.encoded is not None:
+            part.encoded = tuple(self.encoded[b] for b in positions)
+        if self.examples is not None:
+            part.examples = tuple(self.examples[b] for b in positions)
+        if part.words is not None and bool((part.words == IGNORE).all()):  # only the other rows have words
+            part.words = None
+            part.labels = None if part.labels is None else part.labels[:, 0]
+        if part.labels is not None and bool((part.labels == IGNORE).all()):  # only the other rows have classes
+            part.labels = None
+        return part
 
     def pin_memory(self) -> Batch:
-        """The same rows in memory that a GPU reads fast."""
+        """Returns the same rows in page-locked memory, from which copies to a GPU are faster."""
         return self._map(Tensor.pin_memory)
 
 

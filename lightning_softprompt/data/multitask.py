@@ -55,10 +55,10 @@ class MixedCollate:
 
     def __call__(self, items: Sequence[tuple[int, Encoded, Example]]) -> Batch:
         """Returns the batch with the task of each row, and its index in its task and over all tasks."""
-        overall = [row for row, _, _ in items]
+        global_row_ids = tuple(row for row, _, _ in items)
         task_items = [(self.numbers[row], encoded, example) for row, encoded, example in items]
-        tasks = torch.tensor([self.tasks[row] for row in overall])
-        return replace(Collate(self.codec)(task_items), task_ids=tasks, global_rows=torch.tensor(overall))
+        task_ids = torch.tensor([self.tasks[row] for row in global_row_ids])
+        return replace(Collate(self.codec)(task_items), task_ids=task_ids, global_row_ids=global_row_ids)
 
 
 @final

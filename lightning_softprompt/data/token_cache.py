@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from hashlib import sha256
 from itertools import accumulate, pairwise
@@ -20,7 +20,8 @@ from lightning_softprompt.system.tensor_files import read_tensors, write_tensors
 
 log = logging.getLogger(__name__)
 VERSION = 3  # of the file format; part of each key
-FORMER_NAMES = {"QaExample": "Asked", "ShownPassage": "Shown"}  # digests of earlier versions hold these class names
+# Digests contain the names that classes and fields had first, so that they do not change.
+FORMER_NAMES = {"QaExample": "Asked", "ShownPassage": "Shown", "num_truncated": "cut"}
 PARTS = ("ids", "answers", "targets", "slots", "words")
 
 
@@ -33,16 +34,23 @@ def content_key(parts: Iterable[object]) -> str:
 
 
 def representation(value: object) -> str:
-    """The `repr` of a value, in which renamed dataclasses have their first name, so that digests do not change."""
+    """Returns the `repr` of a value, with the first names of renamed classes and fields."""
+    if isinstance(value, Encoded):
+        return _represent_fields(value, value._asdict())
     if is_dataclass(value):
-        name = type(value).__name__
-        values = {field.name: getattr(value, field.name) for field in fields(value) if field.repr}
-        inner = ", ".join(f"{key}={representation(item)}" for key, item in values.items())
-        return f"{FORMER_NAMES.get(name, name)}({inner})"
+        return _represent_fields(
+            value, {field.name: getattr(value, field.name) for field in fields(value) if field.repr}
+        )
     if type(value) is tuple and any(map(is_dataclass, value)):
         inner = ", ".join(map(representation, value))
         return f"({inner},)" if len(value) == 1 else f"({inner})"
     return repr(value)
+
+
+def _represent_fields(value: object, values: Mapping[str, object]) -> str:
+    items = [f"{FORMER_NAMES.get(name, name)}={representation(item)}" for name, item in values.items()]
+    name = type(value).__name__
+    return f"{FORMER_NAMES.get(name, name)}({', '.join(items)})"
 
 
 def rows_digest(examples: Sequence[Example], encoded: Sequence[Encoded]) -> str:

@@ -51,7 +51,7 @@ def mean_over_targets(losses: Tensor, batch: Batch) -> Tensor:
 
 def without_context(codec: Codec, batch: Batch) -> Batch:
     """Returns the rows from their first slot on, after the special tokens at the start of a row."""
-    rows = [_after(row, codec.start) for row in codec.unpack(batch)]
+    rows = [_after(row, codec.start) for row in batch.require_encoded()]
     return codec.collate(rows, task_ids=batch.task_ids).to(batch.input_ids.device)
 
 

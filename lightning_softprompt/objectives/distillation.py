@@ -108,15 +108,19 @@ class Distillation(Objective):
         answer = cache(lambda: teacher.answer(lm.backbone, batch))
         if not self.disk:
             return torch.cat(answer())
-        rows, kind = enumerate(lm.backbone.codec.unpack(batch)), batch.targets.device.type
-        way = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        device = batch.targets.device
+        autocast_dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
 
-        def of_row(b: int) -> Tensor:
+        def answer_of_row(b: int) -> Tensor:
             return answer()[b]
 
-        # A row's are those of its first batch, of all of it: a run that goes on finds what it would have computed.
-        kept = [teacher.answers.get(digest(row, way), partial(of_row, b)) for b, row in rows]
-        return torch.cat([one.to(batch.targets.device) for one in kept])
+        # A row's entry comes from a pass over the whole batch in which it is first seen, so that a resumed run reads
+        # what an uninterrupted run computes.
+        answers = []
+        for b, row in enumerate(batch.require_encoded()):
+            key = digest(row._replace(num_truncated=0), autocast_dtype)
+            answers.append(teacher.answers.get(key, partial(answer_of_row, b)))
+        return torch.cat([row_answer.to(device) for row_answer in answers])
 
     def _teacher(self, task: int, backbone: Backbone) -> Teacher:
         number = 0 if len(self.teachers) == 1 else task

@@ -28,7 +28,7 @@ def test_a_conversation_goes_on_from_its_cache(method, family, backbone):
     assert torch.equal(first, backbone.generate(batch, prompt, max_new_tokens=3, min_new_tokens=3))
     conversation.add("dull dog")
     second = conversation.answer(max_new_tokens=3)
-    row = codec.unpack(batch)[0]
+    row = batch.require_encoded()[0]
     longer = [*first[0].tolist(), *codec.ids("dull dog")]
     at_once = codec.collate([codec.with_answer(row, [*longer, 0])])
     assert int(backbone(at_once, reaching(prompt, at_once))[0, len(longer)].argmax()) == int(second[0, 0])

@@ -1,6 +1,5 @@
 """How models of different caches generate: by the fastest path that agrees with the forward pass of a row alone."""
 
-from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -80,7 +79,7 @@ def alone(backbone, row, prompt):
 
 def assert_answers(backbone, batch, prompt, found):
     """Answers are those of rows alone, up to tokens between which rounding decides."""
-    for row, ids in zip(backbone.codec.unpack(batch), found.tolist(), strict=True):
+    for row, ids in zip(batch.require_encoded(), found.tolist(), strict=True):
         answer, leads = alone(backbone, row, prompt)
         sure = next((i for i, lead in enumerate(leads) if lead < 1e-4), len(leads))
         assert ids[:sure] == answer[:sure]
@@ -124,7 +123,7 @@ def test_a_conversation_continues_as_the_whole_text_would(model_and_path):
     conversation.add("dull dog and that was it")
     second = conversation.answer(max_new_tokens=MOST)
     text = [*first[0].tolist(), *backbone.codec.ids("dull dog and that was it")]
-    answer, leads = alone(backbone, replace(row, ids=(*row.ids, *text)), prompt)
+    answer, leads = alone(backbone, row._replace(ids=(*row.ids, *text)), prompt)
     sure = next((i for i, lead in enumerate(leads) if lead < 1e-4), len(leads))
     assert second[0, :sure].tolist() == answer[:sure]
 

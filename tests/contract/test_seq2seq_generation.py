@@ -52,7 +52,7 @@ def test_a_batch_is_generated_as_each_row_alone(architecture, way, tmp_path):
     batch = batch_of(backbone.codec, TEMPLATE, TEXTS, [""] * len(TEXTS))
     for options in ({}, {"use_cache": False}):
         found = backbone.generate(batch, SoftPrompt(tokens=tokens), max_new_tokens=MOST, **options)
-        for row, ids in zip(backbone.codec.unpack(batch), found.tolist(), strict=True):
+        for row, ids in zip(batch.require_encoded(), found.tolist(), strict=True):
             answer, leads = alone(backbone, row, tokens)
             sure = next((i for i, lead in enumerate(leads) if lead < 1e-4), len(leads))
             assert ids[:sure] == answer[:sure]

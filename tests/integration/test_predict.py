@@ -54,7 +54,7 @@ def asked(monkeypatch):
     rows, step = [], SoftPromptModule.predict_step
 
     def counted(module, batch, batch_idx):
-        rows.extend(batch.rows.tolist())
+        rows.extend(batch.row_ids)
         return step(module, batch, batch_idx)
 
     monkeypatch.setattr(SoftPromptModule, "predict_step", counted)

@@ -187,7 +187,7 @@ def test_answers_that_were_written_before_a_kill_are_not_asked_for_again(options
     assert main([*command, f"--run.predictions={whole}"]) == 0
     killed("predict_step", 3, *command, named)
     rows, step = [], SoftPromptModule.predict_step
-    monkeypatch.setattr(SoftPromptModule, "predict_step", lambda m, b, i: rows.extend(b.rows.tolist()) or step(m, b, i))
+    monkeypatch.setattr(SoftPromptModule, "predict_step", lambda m, b, i: rows.extend(b.row_ids) or step(m, b, i))
     assert main([*command, named]) == 0
     assert rows == [4]
     assert (tmp_path / "out.jsonl").read_bytes() == whole.read_bytes()

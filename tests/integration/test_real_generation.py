@@ -64,14 +64,14 @@ def test_what_is_said_is_what_the_forward_pass_finds_likeliest(backbone, methods
     codec = backbone.codec
     for method in methods:
         ids = method.lm().generate(batch_of(backbone, TEXTS[:1]), max_new_tokens=MOST)[0].tolist()
-        row = codec.unpack(batch_of(backbone, TEXTS[:1]))[0]
+        row = batch_of(backbone, TEXTS[:1]).require_encoded()[0]
         with torch.no_grad():
             logits = method(codec.collate([codec.with_answer(row, ids)]))[0]
         assert logits.argmax(-1).tolist() == ids
 
 
 def test_a_prompt_that_is_switched_off_is_the_bare_model(backbone, methods):
-    (row,) = backbone.codec.unpack(batch_of(backbone, TEXTS[:1]))
+    (row,) = batch_of(backbone, TEXTS[:1]).require_encoded()
     ids = torch.tensor([row.ids])
     theirs = backbone.model.generate(ids, max_new_tokens=MOST, do_sample=False, pad_token_id=0)[:, ids.shape[1] :]
     for method in methods:
@@ -93,7 +93,7 @@ def test_beams_have_the_likelihood_that_they_are_ranked_by(backbone, methods):
     codec, lm = backbone.codec, methods[0].lm()
     lengths = {"max_new_tokens": 6, "min_new_tokens": 6}
     beams = lm.generate(batch_of(backbone, TEXTS[:1]), num_beams=3, num_return_sequences=3, **lengths)
-    (row,) = codec.unpack(batch_of(backbone, TEXTS[:1]))
+    (row,) = batch_of(backbone, TEXTS[:1]).require_encoded()
     batch = codec.collate([codec.with_answer(row, ids) for ids in beams.tolist()])
     with torch.no_grad():
         scores = -lm.cross_entropy(batch).sum(1)
@@ -112,7 +112,7 @@ def test_a_conversation_goes_on_from_its_cache(backbone, methods):
         conversation.add("\n<|im_start|>user\nAnd of Italy?<|im_end|>\n<|im_start|>assistant\n")
         second = conversation.answer(max_new_tokens=MOST)[0].tolist()
         whole = [*first, *codec.ids("\n<|im_start|>user\nAnd of Italy?<|im_end|>\n<|im_start|>assistant\n"), *second]
-        (row,) = codec.unpack(batch)
+        (row,) = batch.require_encoded()
         with torch.no_grad():
             logits = method(codec.collate([codec.with_answer(row, whole)]))[0]
         assert logits[-len(second) :].argmax(-1).tolist() == second

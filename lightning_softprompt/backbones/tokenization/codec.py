@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cached_property
 from hashlib import sha256
 from itertools import count
@@ -186,7 +185,7 @@ class Codec(ABC):
             surplus = max(0, text_tokens + other_tokens - max_tokens)
         runs = self._truncate([*before, None, *after], surplus, truncation_side)
         words = sum(len(piece.words) for piece in pieces if isinstance(piece, Text))
-        row = replace(self._join_runs(opening, runs, answer, words), num_truncated=surplus)
+        row = self._join_runs(opening, runs, answer, words)._replace(num_truncated=surplus)
         if words:
             self.check_words(row)
         return row
@@ -310,31 +309,14 @@ class Codec(ABC):
 
     def candidates(self, batch: Batch, answers: Sequence[Sequence[int]]) -> Batch:
         """Every row with every answer: B rows and C answers give B * C rows, grouped by row."""
-        rows = [self.with_answer(row, answer) for row in self.unpack(batch) for answer in answers]
+        rows = [self.with_answer(row, answer) for row in batch.require_encoded() for answer in answers]
         task_ids = None if batch.task_ids is None else batch.task_ids.repeat_interleave(len(answers))
         return self.collate(rows, task_ids=task_ids).to(batch.input_ids.device)
 
     def without_answers(self, batch: Batch) -> Batch:
         """The rows without their answers, as the input of generation."""
-        rows = [self.with_answer(row, ()) for row in self.unpack(batch)]
+        rows = [self.with_answer(row, ()) for row in batch.require_encoded()]
         return self.collate(rows, task_ids=batch.task_ids).to(batch.input_ids.device)
-
-    def unpack(self, batch: Batch) -> list[Encoded]:
-        """The rows that a batch was collated from, without ignored targets."""
-        return [self._unpack_row(batch, b) for b in range(len(batch))]
-
-    @staticmethod
-    def _unpack_row(batch: Batch, b: int) -> Encoded:
-        mask = batch.mask[b]
-        ids = batch.input_ids[b][mask].tolist()
-        answers = (~batch.source[b][mask]).nonzero()[:, 0].tolist()
-        targets = batch.targets[b][batch.targets[b] != IGNORE].tolist()
-        preceding = mask.cumsum(0).roll(1)  # number of tokens before each column
-        preceding[0] = 0
-        slots = [int(preceding[slot]) if slot < len(mask) else len(ids) for slot in batch.slots[b].tolist()]
-        columns = [] if batch.words is None else [word for word in batch.words[b].tolist() if word != IGNORE]
-        words = [NO_TOKEN if column == NO_TOKEN else int(preceding[column]) for column in columns]
-        return Encoded(tuple(ids), tuple(answers), tuple(targets), tuple(slots), tuple(words))
 
     def collate(
         self,
@@ -350,7 +332,7 @@ class Codec(ABC):
             rows: The rows.
             labels: Their classes.
             task_ids: [B] the number of each row's task.
-            row_ids: The number of each row in its split.
+            row_ids: Index of each row in its split.
             examples: The rows as text.
         """
         ids = [torch.tensor(row.ids, dtype=torch.long) for row in rows]
@@ -373,9 +355,10 @@ class Codec(ABC):
             slots=slots + offset[:, None],
             labels=None if labels is None else label_tensor(labels, words),
             task_ids=task_ids,
-            rows=None if row_ids is None else torch.tensor(row_ids, dtype=torch.long),
+            encoded=tuple(rows),
             examples=None if examples is None else tuple(examples),
             words=words,
+            row_ids=() if row_ids is None else tuple(row_ids),
         )
 
     def _pad(self, rows: list[Tensor], value: float) -> Tensor:

@@ -153,7 +153,7 @@ def test_readouts_of_the_other_kind_are_refused(backbone):
     head.build(backbone)
     with pytest.raises(ValueError, match=r"TokenHead scores each word.*ClassHead"):
         PromptedLM(backbone, lambda _: SoftPrompt(), head).scores(
-            backbone.codec.collate([replace(r, words=()) for r in rows])
+            backbone.codec.collate([r._replace(words=()) for r in rows])
         )
 
 

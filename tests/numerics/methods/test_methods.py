@@ -1,7 +1,5 @@
 """Each paper's equation as a loop, and the numbers of parameters that the papers report."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from tiny import CLASSES, batch_of, encoded
@@ -534,5 +532,6 @@ def test_context_distillation(backbone):
             total -= (share * student[at - 1 - len(context) + 1 + 2, words]).sum()
             count += 1
     assert_close(loss, total / count, **CLOSE)
+    late = [row._replace(slots=(len(row.ids),)) for row in batch.require_encoded()]
     with pytest.raises(ValueError, match=r"before \{target\}"):
-        ContextDistillation()(lm, replace(batch, slots=batch.mask.sum(1, keepdim=True)))
+        ContextDistillation()(lm, backbone.codec.collate(late))

@@ -63,7 +63,7 @@ def test_the_source_counts_as_much_as_it_is_told_to(lm, family, template, side):
     codec = type(lm.backbone.codec)(lm.backbone.codec.tokenizer, side)
     batch = batch_of(codec, template)
     outcome = LanguageModeling(source_weight=0.3)(lm, batch)
-    each = [loss for row in codec.unpack(batch) for loss in source_losses(lm, row, lm.prompt(batch).tokens[0])]
+    each = [loss for row in batch.require_encoded() for loss in source_losses(lm, row, lm.prompt(batch).tokens[0])]
     assert_close(float(outcome.logs["source_loss"]), fmean(each), atol=1e-5, rtol=1e-5)
     assert outcome.logs["answer_loss"] == LanguageModeling()(lm, batch).loss
     assert_close(outcome.loss, outcome.logs["answer_loss"] + 0.3 * outcome.logs["source_loss"])

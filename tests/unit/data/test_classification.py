@@ -401,7 +401,7 @@ def test_rows_to_be_predicted_need_no_labels(data):
     module = data(predict=[{"text": "warm"}, {"text": "dull", "label": "neutral"}])
     (batch,) = module.predict_dataloader()
     assert batch.labels is None
-    assert batch.rows.tolist() == [0, 1]
+    assert batch.row_ids == (0, 1)
     assert module.describe_row("predict", 1) == {"row": 1, "input": "dull it was", "target": None}
 
 
@@ -437,10 +437,10 @@ def test_batches_hold_every_row_once_with_its_label(data):
     for loader in (module.test_dataloader(), module.val_dataloader()):
         batches = list(loader)
         assert sorted(map(len, batches)) == [1, 3, 3]
-        told = {row: label for b in batches for row, label in zip(b.rows.tolist(), b.labels.tolist(), strict=True)}
+        told = {row: label for b in batches for row, label in zip(b.row_ids, b.labels.tolist(), strict=True)}
         assert told == {i: row["label"] for i, row in enumerate(rows)}
         for batch in batches:
-            for ids, row in zip(batch.input_ids, batch.rows.tolist(), strict=True):
+            for ids, row in zip(batch.input_ids, batch.row_ids, strict=True):
                 said = module.codec.decode(ids[None])[0]
                 assert said == f"{rows[row]['text']} it was {['bad', 'good'][rows[row]['label']]}"
 

@@ -60,7 +60,7 @@ def made(spec):
 
 
 def rows_of(batches):
-    return [(int(task), int(row)) for batch in batches for task, row in zip(batch.task_ids, batch.rows, strict=True)]
+    return [(int(task), int(row)) for batch in batches for task, row in zip(batch.task_ids, batch.row_ids, strict=True)]
 
 
 def test_an_epoch_of_proportional_sampling_is_each_row_once_in_batches_of_one_task(made):
@@ -86,8 +86,7 @@ def test_rows_are_scored_once_each_with_both_their_numbers(made, loader):
     count = 5 if loader == "val_dataloader" else 4
     assert sorted(rows_of(batches)) == [(task, row) for task in range(3) for row in range(count)]
     for batch in batches:
-        assert batch.global_rows.tolist() == [task * count + row for task, row in rows_of([batch])]
-        assert batch.global_row_ids == batch.global_rows.tolist()
+        assert batch.global_row_ids == tuple(task * count + row for task, row in rows_of([batch]))
 
 
 def test_a_row_is_what_its_own_data_module_makes_of_it(made, spec):
@@ -98,9 +97,9 @@ def test_a_row_is_what_its_own_data_module_makes_of_it(made, spec):
     own = alone.split("train")
     for batch in data.train_dataloader():
         if batch.task_ids[0] == 1:
-            for b, row in enumerate(batch.rows.tolist()):
+            for b, row in enumerate(batch.row_ids):
                 assert batch.examples[b] == own.examples[row]
-                assert data.codec.unpack(batch)[b].ids == own.encoded[row].ids
+                assert batch.require_encoded()[b].ids == own.encoded[row].ids
                 assert int(batch.labels[b]) == own.examples[row].label
         assert (batch.labels is None) == (batch.task_ids[0] == 2)
     assert data.describe_row("train", 24 + 5) == {"task": "length", **alone.describe_row("train", 5)}
@@ -137,7 +136,7 @@ def test_rows_to_be_predicted_name_their_tasks_and_keep_their_order(made):
     data = made(predict=given)
     (first, second) = list(data.predict_dataloader())
     assert [*rows_of([first]), *rows_of([second])] == [(2, 0), (0, 0), (2, 1), (1, 0)]
-    assert [*first.global_rows.tolist(), *second.global_rows.tolist()] == [0, 1, 2, 3]
+    assert [*first.global_row_ids, *second.global_row_ids] == [0, 1, 2, 3]
     assert data.describe_row("predict", 2) == {"task": "summary", "row": 2, "input": "a dog\nSummary:", "target": None}
     with pytest.raises(ValueError, match=r"row 1 of .*must name one of the tasks \['mood', 'length', 'summary'\]"):
         made(predict=[given[0], {"task": "tone", "text": "dull"}]).split("predict")
@@ -204,11 +203,11 @@ def test_tasks_that_share_batches_keep_templates_labels_and_numbers_of_their_own
             own = data.tasks[kinds[task]].split("train")
             assert (part.labels is None) == (kinds[task] == "summary")
             for b, at in enumerate(places):
-                row = int(batch.rows[at])
+                row = batch.row_ids[at]
                 assert part.examples[b] == own.examples[row]
-                assert data.codec.unpack(part)[b].ids == own.encoded[row].ids
+                assert part.require_encoded()[b].ids == own.encoded[row].ids
                 assert part.labels is None or int(part.labels[b]) == own.examples[row].label
-                assert batch.global_rows[at] == sum(len(alone[name]) for name in kinds[:task]) + row
+                assert batch.global_row_ids[at] == sum(len(alone[name]) for name in kinds[:task]) + row
     assert all(len(set(batch.task_ids.tolist())) == 1 for batch in data.val_dataloader())
 
 

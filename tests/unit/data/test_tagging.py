@@ -43,7 +43,7 @@ def test_each_tag_stands_at_the_first_token_of_its_word(data, family, side, temp
     module.codec = on_side(module.codec, side)
     (batch,) = module.test_dataloader()
     at_words, seen = [], 0
-    for b, number in enumerate(batch.rows.tolist()):
+    for b, number in enumerate(batch.row_ids):
         row = ROWS[number]
         for w, (word, tag) in enumerate(zip(row["tokens"], row["tags"], strict=True)):
             place = int(batch.words[b, w])
@@ -66,7 +66,7 @@ def test_words_that_are_cut_lose_their_tags_and_are_counted(data, caplog):
         (batch,) = module.test_dataloader()
     assert "Truncated 2 of 3 test rows to max_tokens=5" in caplog.text
     assert "1 words of the test rows have no token after truncation and are not scored" in caplog.text
-    row = batch.rows.tolist().index(1)
+    row = batch.row_ids.index(1)
     assert batch.labels[row].tolist() == [0, 3, 0, 1, IGNORE]
 
 

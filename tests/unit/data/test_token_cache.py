@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from lightning_softprompt.backbones.execution.context_cache import KEYS, ContextCache
 from lightning_softprompt.core.types import Encoded
-from lightning_softprompt.data.token_cache import cached
+from lightning_softprompt.data.token_cache import cached, content_key, representation
 from lightning_softprompt.retrieval import result_cache as rankings
 from lightning_softprompt.retrieval.search.fusion import Ranking
 
@@ -40,6 +40,12 @@ def never():
 
 def test_rows_are_made_once(kept):
     assert cached("key", never) == ROWS
+
+
+def test_digests_do_not_depend_on_later_names():
+    expected = "Encoded(ids=(8,), answers=(), targets=(9, 1), slots=(0,), words=(2,), cut=3)"
+    assert representation(ROWS[1]) == expected
+    assert content_key(ROWS) == "220aa3d042c034095fc1dec7c07c5ebd"
 
 
 def test_each_flipped_bit_is_noticed(kept):

@@ -61,7 +61,7 @@ class Says:
             monkeypatch.setattr("lightning_softprompt.evaluation.generation.time", clock)
 
     def generate(self, batch, **options):
-        self.asked.append(batch.row_ids)
+        self.asked.append(list(batch.row_ids))
         self.now += self.took
         ids = [torch.tensor([*self.backbone.codec.ids(self.texts[row]), tiny.EOS]) for row in batch.row_ids]
         return torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=tiny.PAD)

@@ -495,7 +495,7 @@ def epochs(module, count=3, split="train"):
     loader, seen = module.train_dataloader(), []
     for epoch in range(count):
         loader.batch_sampler.set_epoch(epoch)
-        rows = [row for batch in loader for row in zip(batch.rows.tolist(), batch.examples, strict=True)]
+        rows = [row for batch in loader for row in zip(batch.row_ids, batch.examples, strict=True)]
         seen.append([example for _, example in sorted(rows, key=lambda row: row[0])])
     return seen
 

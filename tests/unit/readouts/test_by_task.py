@@ -39,8 +39,8 @@ def mixed(codec, tasks=(1, 0, 1, 0), labels=(1, 2, 0, 1)):
     return replace(
         batch_of(codec, labels=labels),
         task_ids=torch.tensor(tasks),
-        rows=torch.arange(4),
-        global_rows=torch.arange(4) + 9,
+        row_ids=(0, 1, 2, 3),
+        global_row_ids=(9, 10, 11, 12),
     )
 
 
@@ -54,7 +54,7 @@ def alone(module, name):
 
 def test_rows_of_a_batch_by_task(backbone):
     batch = mixed(backbone.codec)
-    found = [(task, places, part.rows.tolist()) for task, places, part in batch.by_task()]
+    found = [(task, places, [*part.row_ids]) for task, places, part in batch.by_task()]
     assert found == [(0, [1, 3], [1, 3]), (1, [0, 2], [0, 2])]
     same = replace(batch, task_ids=torch.ones(4, dtype=torch.long))
     ((task, places, part),) = same.by_task()

@@ -1,3 +1,4 @@
+import pickle
 import re
 from dataclasses import replace
 
@@ -27,7 +28,7 @@ from lightning_softprompt.backbones.causal import CausalCodec
 from lightning_softprompt.backbones.masked import MaskedCodec
 from lightning_softprompt.backbones.seq2seq import Seq2SeqCodec
 from lightning_softprompt.core.template import Template
-from lightning_softprompt.core.types import IGNORE, NO_TOKEN
+from lightning_softprompt.core.types import IGNORE, NO_TOKEN, Encoded
 
 CODECS = dict.fromkeys(CAUSAL, CausalCodec) | dict.fromkeys(SEQ2SEQ, Seq2SeqCodec) | dict.fromkeys(MASKED, MaskedCodec)
 SIDES = ("right", "left")
@@ -40,6 +41,23 @@ def codec(family):
 
 def encode(codec, template, target="good", truncate=(), max_tokens=None, append_eos=False, **fields):
     return codec.encode(Template(template, truncate).pieces(fields), target, max_tokens, append_eos)
+
+
+def rows_in_tensors(batch):
+    """The rows that the tensors of a batch contain, without ignored targets."""
+    return [row_in_tensors(batch, b) for b in range(len(batch))]
+
+
+def row_in_tensors(batch, b):
+    mask = batch.mask[b]
+    ids = batch.input_ids[b][mask].tolist()
+    answers = (~batch.source[b][mask]).nonzero()[:, 0].tolist()
+    targets = batch.targets[b][batch.targets[b] != IGNORE].tolist()
+    start = int(mask.int().argmax())  # columns of padding before the row
+    slots = [slot - start for slot in batch.slots[b].tolist()]
+    columns = [] if batch.words is None else [word for word in batch.words[b].tolist() if word != IGNORE]
+    words = [NO_TOKEN if column == NO_TOKEN else column - start for column in columns]
+    return Encoded(tuple(ids), tuple(answers), tuple(targets), tuple(slots), tuple(words))
 
 
 def text(codec, row):
@@ -130,7 +148,7 @@ def test_text_gives_way_and_slots_and_answer_do_not(codec, most):
     assert size == min(most, whole_size)
     assert row.num_truncated == whole_size - size
     kept = " ".join(long.split()[: 5 - row.num_truncated])
-    assert replace(row, num_truncated=0) == encode(codec, template, "very good", text=kept)
+    assert row._replace(num_truncated=0) == encode(codec, template, "very good", text=kept)
 
 
 def test_the_end_of_the_last_column_goes_first(codec):
@@ -145,7 +163,7 @@ def test_the_end_of_the_last_column_goes_first(codec):
     for cut, (a, b) in enumerate([(3, 4), (3, 3), (3, 2), (3, 1), (3, 0), (2, 0), (1, 0), (0, 0)]):
         short = {"a": " ".join(columns["a"].split()[:a]), "b": " ".join(columns["b"].split()[:b]), "c": columns["c"]}
         expected = encode(codec, "{a} : {soft}{b} , {c} {target}", **short)
-        assert row(size - cut) == replace(expected, num_truncated=cut)
+        assert row(size - cut) == expected._replace(num_truncated=cut)
     with pytest.raises(ValueError, match="exceeds max_tokens by 8 tokens and only 7 are truncatable"):
         row(size - 8)
 
@@ -232,7 +250,7 @@ def test_words_move_with_padding_and_answers(codec, side):
     rows = [codec.encode(template.pieces({"text": t}, {"text": words_of(t)}), "very good", 12) for t in texts]
     labels = [tuple(range(len(row.words))) for row in rows]
     batch = codec.collate(rows, labels=labels)
-    assert codec.unpack(batch) == [replace(row, num_truncated=0) for row in rows]
+    assert rows_in_tensors(batch) == [row._replace(num_truncated=0) for row in rows]
     for b, row in enumerate(rows):
         for w, at in enumerate(row.words):
             place, label = int(batch.words[b, w]), int(batch.labels[b, w])
@@ -290,10 +308,11 @@ def test_words_are_found_whatever_makes_of_them_tokens(kind):
 
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("template", [*TEMPLATES.values(), "{soft}{text} it{soft} was {target} ."])
-def test_a_batch_can_be_unpacked(codec, template, side):
+def test_the_tensors_of_a_batch_contain_its_rows(codec, template, side):
     codec = on_side(codec, side)
     rows = encoded(codec, template)
-    assert codec.unpack(codec.collate(rows)) == rows
+    batch = codec.collate(rows)
+    assert rows_in_tensors(batch) == [*batch.require_encoded()] == rows
 
 
 @pytest.mark.parametrize("side", SIDES)
@@ -311,7 +330,7 @@ def test_padding_stands_on_its_side_and_everything_moves_with_it(codec, side):
         assert batch.targets[b].tolist() == [*row.targets, *[IGNORE] * (batch.targets.shape[1] - len(row.targets))]
     assert (batch.input_ids[~batch.mask] == codec.pad_id).all()
     assert not batch.source[~batch.mask].any()
-    assert (batch.labels.tolist(), batch.rows.tolist(), len(batch)) == ([0, 1, 1, 0], [7, 3, 9, 1], 4)
+    assert (batch.labels.tolist(), batch.row_ids, len(batch)) == ([0, 1, 1, 0], (7, 3, 9, 1), 4)
 
 
 @pytest.mark.parametrize(
@@ -327,11 +346,30 @@ def test_text_is_cut_at_its_end_its_start_or_in_the_middle(codec, cut, left):
 
 
 def test_a_batch_goes_to_another_device_whole(codec):
-    rows = [replace(row, words=(1,)) for row in encoded(codec, TEMPLATES["front"])]
+    rows = [row._replace(words=(1,)) for row in encoded(codec, TEMPLATES["front"])]
     batch = codec.collate(rows, labels=[(0,)] * 4, task_ids=torch.arange(4), row_ids=range(4))
     moved = batch.to("meta")
-    assert {t.device.type for t in vars(moved).values() if t is not None} == {"meta"}
+    assert {t.device.type for t in vars(moved).values() if isinstance(t, torch.Tensor)} == {"meta"}
     assert batch.input_ids.device.type == "cpu"
+    assert moved.encoded is batch.encoded
+
+
+def test_the_rows_of_a_batch_follow_it_through_processes_and_parts(codec):
+    rows = encoded(codec, TEMPLATES["middle"])
+    batch = codec.collate(rows, task_ids=torch.tensor([1, 0, 1, 0]), row_ids=[7, 3, 9, 1])
+    copy = pickle.loads(pickle.dumps(batch))
+    assert (copy.encoded, copy.row_ids) == (tuple(rows), (7, 3, 9, 1))
+    part = batch.only([2, 0])
+    assert (part.encoded, part.row_ids, part.global_row_ids) == ((rows[2], rows[0]), (9, 7), (9, 7))
+    assert rows_in_tensors(part) == [rows[2], rows[0]]
+    assert [(task, part.encoded) for task, _, part in batch.by_task()] == [(0, (*rows[1::2],)), (1, (*rows[::2],))]
+
+
+def test_a_batch_without_its_rows_is_refused_where_they_are_needed(codec):
+    batch = replace(batch_of(codec), encoded=None)
+    for use in (codec.without_answers, lambda batch: codec.candidates(batch, [[1]])):
+        with pytest.raises(ValueError, match="create it with `Codec"):
+            use(batch)
 
 
 @pytest.mark.parametrize("template", [*TEMPLATES.values(), "{soft}{text} it{soft} was {target} ."])
@@ -357,15 +395,19 @@ def test_candidates_are_every_row_with_every_answer(codec, side):
     batch = replace(batch_of(codec, TEMPLATES["middle"]), task_ids=torch.tensor([4, 5, 6, 7]))
     asked = codec.candidates(batch, answers)
     texts, targets = [t for t in TEXTS for _ in answers], ["very good", "bad"] * len(TEXTS)
-    assert codec.unpack(asked) == encoded(codec, TEMPLATES["middle"], texts, targets)
+    assert rows_in_tensors(asked) == [*asked.encoded] == encoded(codec, TEMPLATES["middle"], texts, targets)
     assert asked.task_ids.tolist() == [4, 4, 5, 5, 6, 6, 7, 7]
 
 
 @pytest.mark.parametrize("side", SIDES)
 def test_questions_hold_nothing_of_the_answer(codec, side, family):
     codec = on_side(codec, side)
-    rows = codec.unpack(codec.without_answers(batch_of(codec)))
-    assert rows == [replace(r, targets=()) for r in encoded(codec, TEMPLATES["front"], targets=[""] * len(TEXTS))]
+    questions, rows = (
+        codec.without_answers(batch_of(codec)),
+        encoded(codec, TEMPLATES["front"], targets=[""] * len(TEXTS)),
+    )
+    assert [*questions.require_encoded()] == rows
+    assert rows_in_tensors(questions) == [row._replace(targets=()) for row in rows]
     assert all(MASK in row.ids for row in rows) == (family in MASKED)
 
 

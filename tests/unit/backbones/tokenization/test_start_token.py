@@ -81,7 +81,7 @@ def test_soft_tokens_may_come_first(tiny_folder, packed):
     batch = batch_of(backbone.codec)
     tokens = torch.randn(1, 3, 32)
     found = backbone(batch, SoftPrompt(tokens=tokens))
-    for b, row in enumerate(backbone.codec.unpack(batch)):
+    for b, row in enumerate(batch.require_encoded()):
         embeds = torch.cat([tokens, backbone.embed(torch.tensor(row.ids))[None]], 1)
         plain = backbone.model(inputs_embeds=embeds).logits[0, row.answers[0] + 2 : -1]
         torch.testing.assert_close(found[b, : len(row.targets)], plain, atol=1e-5, rtol=1e-5)

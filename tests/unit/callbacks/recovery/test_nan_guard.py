@@ -26,7 +26,7 @@ def batch(rows):
     mask = torch.ones(len(rows), 1, dtype=torch.bool)
     zeros = torch.zeros(len(rows), 1)
     examples = tuple(Example({"text": f"text {row}"}, "good") for row in rows)
-    return Batch(mask.long(), mask, mask, zeros, zeros, rows=torch.tensor(rows), examples=examples)
+    return Batch(mask.long(), mask, mask, zeros, zeros, row_ids=tuple(rows), examples=examples)
 
 
 class Rows(LightningDataModule):
@@ -53,7 +53,7 @@ class Net(LightningModule):
 
     def step(self, batch):
         loss = ((self.scale * self.prompt - 0.2) ** 2).mean() + 0 * torch.rand(())
-        if self.fault and self.bad & set(batch.rows.tolist()):
+        if self.fault and self.bad & set(batch.row_ids):
             loss = loss * float("nan") if self.fault == "loss" else loss + (0 * self.prompt.sum()).sqrt()
         return {"loss": loss}
 

@@ -57,7 +57,7 @@ class Rows(LightningDataModule):
 
 def batch(rows):
     mask = torch.arange(max(rows) + 1) <= torch.tensor(rows)[:, None]
-    return Batch(mask.long(), mask, mask, torch.zeros(len(rows), 1), torch.zeros(len(rows), 1), rows=torch.tensor(rows))
+    return Batch(mask.long(), mask, mask, torch.zeros(len(rows), 1), torch.zeros(len(rows), 1), row_ids=tuple(rows))
 
 
 class Evaluation(nn.Module):
@@ -93,10 +93,10 @@ class Tiny(LightningModule):
         self.gradients.append(torch.cat([self.prompt.grad.flatten(), self.scale.grad]).norm().item())
 
     def records(self, batch, target):
-        scores = [{"good": 2 / 3 + row, "bad": 1 / 3} for row in batch.rows.tolist()]
+        scores = [{"good": 2 / 3 + row, "bad": 1 / 3} for row in batch.row_ids]
         return [
             {"row": row, "prediction": "good", "target": target, "scores": scores[i] if row else None}
-            for i, row in enumerate(batch.rows.tolist())
+            for i, row in enumerate(batch.row_ids)
         ]
 
     def validation_step(self, batch, batch_idx):
@@ -454,7 +454,7 @@ class Sampled(Tiny):
 
     def validation_step(self, batch, batch_idx):
         scores = {1: None, 3: {"rouge1": 0.1234567, "rougeL": float("nan")}}
-        rows = [row for row in batch.rows.tolist() if row % 2]
+        rows = [row for row in batch.row_ids if row % 2]
         return [
             {"row": r, "prediction": f"said {r}", "target": "t", "scores": scores.get(r, {"new": 1})}
             for r in rows[::-1]
