@@ -198,7 +198,7 @@ def disagreeing_rows(runs: Sequence[ComparedRun], limit: int) -> list[tuple[Valu
 
 
 def name_runs(summaries: Sequence[RunSummary]) -> list[ComparedRun]:
-    """Gives each run the shortest end of its path that no other run has."""
+    """Names each run by the shortest end of its path that no other run has."""
     paths = [summary.folder.resolve() for summary in summaries]
     named = []
     for path, summary in zip(paths, summaries, strict=True):

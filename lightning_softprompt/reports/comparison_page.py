@@ -26,14 +26,17 @@ if TYPE_CHECKING:
 
 MAX_NAMED = 12  # runs that a legend names and that columns of predictions show
 MAX_TEXT = 600  # characters of a text in a table
+MAX_UNBROKEN = 24  # characters of a text that stays on one line
 STYLE = """
 <style>
 body { max-width: 75rem }
 .wide { overflow-x: auto }
 table { border-collapse: collapse; font-size: .9rem }
 th, td { text-align: left; vertical-align: top; padding: .25rem .9rem .25rem 0; border-top: 1px solid var(--line);
-  overflow-wrap: anywhere; min-width: 4rem; color: inherit }
+  color: inherit }
 th { font-weight: 600 }
+td { overflow-wrap: anywhere }
+td.short, th { white-space: nowrap }
 </style>
 """
 
@@ -66,16 +69,16 @@ def _section(title: str, note: str, content: str) -> str:
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     head = "".join(f"<th>{html_text(cell)}</th>" for cell in header)
-    lines = []
-    for row in rows:
-        cells = "".join(f'<td dir="auto">{html_text(_shorten(cell))}</td>' for cell in row)
-        lines.append(f"<tr>{cells}</tr>")
-    return f"<table><tr>{head}</tr>{''.join(lines)}</table>"
+    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
+    return f"<table><tr>{head}</tr>{body}</table>"
 
 
-def _shorten(cell: object) -> str:
-    text = "-" if cell is None else str(cell)
-    return text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT - 3]}..."
+def _cell(value: object) -> str:
+    text = "-" if value is None else str(value)
+    if len(text) <= MAX_UNBROKEN:
+        return f'<td class="short" dir="auto">{html_text(text)}</td>'
+    shortened = text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT - 3]}..."
+    return f'<td dir="auto">{html_text(shortened)}</td>'
 
 
 def _runs_table(runs: Sequence[ComparedRun]) -> str:
@@ -113,10 +116,10 @@ def _differences_table(differences: Sequence[Difference], baseline: ComparedRun,
     left_out = count - 1 - len(differences)
     note = (
         f"Test score minus that of {baseline.name}, row by row. Intervals: 95 % bootstrap over rows. p: sign-flip "
-        f"test; adjusted for {len(differences)} comparisons (Holm). Seeds are not part of this uncertainty."
+        f"test, adjusted for {len(differences)} compared runs (Holm). Seeds are not part of this uncertainty."
     )
     if left_out:
-        note += f" {left_out} runs have no test on the same rows with the same metric."
+        note += f" Runs without a test on the same rows with the same metric: {left_out}."
     header = ["run", "difference", "95 % interval", "p", "adjusted p", "rows"]
     return _section("Paired differences", note, _table(header, rows))
 
