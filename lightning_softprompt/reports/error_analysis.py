@@ -1,4 +1,4 @@
-"""What the answers of a test come to: by kind of mistake, by group of rows, and beside another run's, row by row."""
+"""Error analysis of a question-answering test: by kind of answer, by group of rows, and paired with another run."""
 
 from __future__ import annotations
 
@@ -9,141 +9,182 @@ from typing import Any
 
 from lightning_softprompt.evaluation.metrics.intervals import bootstrap
 from lightning_softprompt.evaluation.metrics.retrieval import KS, RetrievalScores
-from lightning_softprompt.reports.error_types import KINDS, NOT_KNOWN, RANKS, AnsweredRow
+from lightning_softprompt.reports.error_types import KINDS, LAST_RANGE, RANK_RANGES, UNKNOWN, AnsweredRow
 
 Rows = Sequence[AnsweredRow]
 MEASURES = ("exact_match", "f1")
-DRAWS = 2000  # for intervals of groups, of which there are many
-ORDER = {name: place for place, name in enumerate([*(name for _, name in RANKS), "11+"])}
+GROUP_DRAWS = 2000  # bootstrap samples for each group; there are many groups
+RANK_NAMES = [*(name for _, name in RANK_RANGES), LAST_RANGE]
 
 
-def analysis(rows: Rows) -> dict[str, Any]:
-    """All there is to say of a run's rows, as JSON can say it.
-
-    Args:
-        rows: At least one.
-    """
+def analyze(rows: Rows) -> dict[str, Any]:
+    """Returns the analysis of at least one row, which is JSON serializable."""
     return {
-        **summary(rows),
-        "mistakes": {kind: told for kind in KINDS if (told := _of_kind(rows, kind))["rows"]},
-        "groups": grouped(rows),
-        "retrieval": searched(rows),
-        "cases": [case(row) for row in rows],
+        **summarize(rows),
+        "kinds": summarize_kinds(rows),
+        "groups": summarize_groups(rows),
+        "retrieval": score_retrieval(rows),
+        "cases": [describe_case(row) for row in rows],
     }
 
 
-def summary(rows: Rows, draws: int = 10_000) -> dict[str, Any]:
-    """How many rows there are, the share of right answers, and the means with their 95 % intervals over rows."""
-    means: dict[str, Any] = {}
+def summarize(rows: Rows, draws: int = 10_000) -> dict[str, Any]:
+    """Returns the number of rows, the fraction of correct answers, and means with 95% confidence intervals over rows.
+
+    Args:
+        rows: The rows.
+        draws: Number of bootstrap samples.
+    """
+    num_correct = sum(row.is_correct for row in rows)
+    summary: dict[str, Any] = {"rows": len(rows), "correct": num_correct / len(rows)}
     for name in MEASURES:
-        values = [vars(row)[name] for row in rows]
-        means[name] = math.fsum(values) / len(values)
-        means[f"{name}_low"], means[f"{name}_high"] = bootstrap(values, draws=draws)
-    return {"rows": len(rows), "right": sum(row.right for row in rows) / len(rows), **means}
+        values = [getattr(row, name) for row in rows]
+        summary[name] = math.fsum(values) / len(values)
+        summary[f"{name}_low"], summary[f"{name}_high"] = bootstrap(values, draws=draws)
+    return summary
 
 
-def _of_kind(rows: Rows, kind: str) -> dict[str, Any]:
-    own = [row for row in rows if row.kind == kind]
-    f1 = math.fsum(row.f1 for row in own) / len(own) if own else 0.0
-    return {"rows": len(own), "share": len(own) / len(rows), "f1": f1, "means": KINDS[kind][0]}
+def summarize_kinds(rows: Rows) -> dict[str, dict[str, Any]]:
+    """Returns the number of answers of each kind that occurs, their fraction, their mean F1 and what the kind means."""
+    kinds = {}
+    for kind, (description, _) in KINDS.items():
+        f1 = [row.f1 for row in rows if row.kind == kind]
+        if f1:
+            kinds[kind] = {
+                "rows": len(f1),
+                "share": len(f1) / len(rows),
+                "f1": math.fsum(f1) / len(f1),
+                "means": description,
+            }
+    return kinds
 
 
-def grouped(rows: Rows) -> dict[str, dict[str, dict[str, Any]]]:
-    """The rows by what is asked of them, each group with its kinds; what is known of no row is left out."""
-    found: dict[str, dict[str, list[AnsweredRow]]] = {}
+def summarize_groups(rows: Rows) -> dict[str, dict[str, dict[str, Any]]]:
+    """Returns the summary of each group of rows, by property; properties that are unknown for all rows are omitted."""
+    rows_by_group: dict[str, dict[str, list[AnsweredRow]]] = {}
     for row in rows:
-        for by, name in row.groups.items():
-            found.setdefault(by, {}).setdefault(name, []).append(row)
-    known = {by: groups for by, groups in found.items() if set(groups) != {NOT_KNOWN}}
-    return {by: {name: _of_group(groups[name]) for name in _ordered(groups)} for by, groups in known.items()}
+        for group_by, name in row.groups.items():
+            rows_by_group.setdefault(group_by, {}).setdefault(name, []).append(row)
+    summaries = {}
+    for group_by, groups in rows_by_group.items():
+        if set(groups) != {UNKNOWN}:
+            summaries[group_by] = {name: _summarize_group(groups[name]) for name in _sort_groups(groups)}
+    return summaries
 
 
-def _ordered(groups: Mapping[str, Rows]) -> list[str]:
-    """Ranks in their order, then the rest, the largest first."""
-    return sorted(groups, key=lambda name: (ORDER.get(name, len(ORDER)), -len(groups[name]), name))
+def _sort_groups(groups: Mapping[str, Rows]) -> list[str]:
+    """Returns ranks in ascending order, then the other groups, the largest first."""
+
+    def key(name: str) -> tuple[int, int, str]:
+        rank = RANK_NAMES.index(name) if name in RANK_NAMES else len(RANK_NAMES)
+        return rank, -len(groups[name]), name
+
+    return sorted(groups, key=key)
 
 
-def _of_group(rows: Rows) -> dict[str, Any]:
+def _summarize_group(rows: Rows) -> dict[str, Any]:
     counts = Counter(row.kind for row in rows)
-    return {**summary(rows, DRAWS), "mistakes": {kind: counts[kind] for kind in KINDS if counts[kind]}}
+    return {**summarize(rows, GROUP_DRAWS), "kinds": {kind: counts[kind] for kind in KINDS if counts[kind]}}
 
 
-def searched(rows: Rows) -> dict[str, Any]:
-    """How well the search did on rows that know the right documents; nothing where none was searched for."""
-    deepest = max(len(row.record["found"]) for row in rows)
-    if not deepest:
+def score_retrieval(rows: Rows) -> dict[str, Any]:
+    """Returns retrieval metrics over the rows with gold documents; empty if nothing was retrieved or there are none."""
+    most_passages = max(len(row.record["found"]) for row in rows)
+    if not most_passages:
         return {}
-    scores = RetrievalScores([k for k in KS if k <= deepest])
+    scores = RetrievalScores([k for k in KS if k <= most_passages])
     for row in rows:
         if row.gold:
             scores.add(row.found, row.gold)
-    ends = scores.intervals()
-    measured = {
-        name: {"mean": mean, "low": ends[name][0], "high": ends[name][1]} for name, mean in scores.means().items()
-    }
-    return {"rows": len(scores), "measures": measured} if measured else {}
+    intervals = scores.intervals()
+    measures = {}
+    for name, mean in scores.means().items():
+        low, high = intervals[name]
+        measures[name] = {"mean": mean, "low": low, "high": high}
+    return {"rows": len(scores), "measures": measures} if measures else {}
 
 
-def case(row: AnsweredRow) -> dict[str, Any]:
-    """What was made out of a row."""
+def describe_case(row: AnsweredRow) -> dict[str, Any]:
+    """Returns the kind, scores and groups of a row."""
     return {
-        "row": row.number, "mistake": row.kind, "exact_match": row.exact_match, "f1": row.f1, **row.groups,
+        "row": row.number,
+        "kind": row.kind,
+        "exact_match": row.exact_match,
+        "f1": row.f1,
+        **row.groups,
         "several gold": len(set(row.gold)) > 1,
-    }  # fmt: skip
+    }
 
 
-def compared(rows: Rows, others: Rows) -> dict[str, Any]:
-    """A run beside another on the rows that both have: differences with 95 % intervals over rows, by resampling pairs.
+def compare(rows: Rows, other_rows: Rows) -> dict[str, Any]:
+    """Compares two runs on the rows that both have: differences with 95% confidence intervals by paired bootstrap.
 
     Args:
-        rows: Of the one.
-        others: Of the other, which is taken off it.
+        rows: Rows of this run.
+        other_rows: Rows of the other run. Differences are this run minus the other run.
 
     Raises:
-        ValueError: If a row asks something else in the other run, or no row is in both.
+        ValueError: If a row has another question in the other run, or the runs have no row in common.
     """
-    pairs = paired(rows, others)
-    changed = Counter((b.kind, a.kind) for a, b in pairs)
+    pairs = pair_rows(rows, other_rows)
+    differences = {}
+    for name in MEASURES:
+        values = [(getattr(row, name), getattr(other, name)) for row, other in pairs]
+        differences[name] = _difference([value for value, _ in values], [other for _, other in values])
     return {
         "rows": len(pairs),
-        "left_out": {"of_this": len(rows) - len(pairs), "of_the_other": len(others) - len(pairs)},
-        **{name: _difference([(vars(a)[name], vars(b)[name]) for a, b in pairs]) for name in MEASURES},
-        "kinds": [{"other": b, "this": a, "rows": changed[b, a]} for b in KINDS for a in KINDS if changed[b, a]],
+        "left_out": {"of_this": len(rows) - len(pairs), "of_the_other": len(other_rows) - len(pairs)},
+        **differences,
+        "kinds": _count_kind_pairs(pairs),
     }
 
 
-def paired(rows: Rows, others: Rows) -> list[tuple[AnsweredRow, AnsweredRow]]:
-    """The rows of two runs by their numbers.
+def _count_kind_pairs(pairs: Sequence[tuple[AnsweredRow, AnsweredRow]]) -> list[dict[str, Any]]:
+    """Returns the number of rows for each pair of kinds that occurs."""
+    counts = Counter((other.kind, row.kind) for row, other in pairs)
+    return [
+        {"other": other, "this": this, "rows": counts[other, this]}
+        for other in KINDS
+        for this in KINDS
+        if counts[other, this]
+    ]
+
+
+def pair_rows(rows: Rows, other_rows: Rows) -> list[tuple[AnsweredRow, AnsweredRow]]:
+    """Pairs the rows of two runs by number.
 
     Raises:
-        ValueError: If a row asks something else in the other run, or no row is in both.
+        ValueError: If a row has another question in the other run, or the runs have no row in common.
     """
-    by_number = {row.number: row for row in others}
-    pairs = [(row, by_number[row.number]) for row in rows if row.number in by_number]
+    other_by_number = {row.number: row for row in other_rows}
+    pairs = [(row, other_by_number[row.number]) for row in rows if row.number in other_by_number]
     if not pairs:
-        raise ValueError("no row is in both runs, so there is nothing to compare; test both on the same rows")
-    for one, other in pairs:
-        if _asked(one) != _asked(other):
+        raise ValueError("the runs have no row in common, so they cannot be compared; test both on the same rows")
+    for row, other in pairs:
+        question, target = _question_and_target(row)
+        other_question, other_target = _question_and_target(other)
+        if (question, target) != (other_question, other_target):
             raise ValueError(
-                f"row {one.number} asks {_asked(one)[0]!r} (target {_asked(one)[1]!r}) in the one run and "
-                f"{_asked(other)[0]!r} (target {_asked(other)[1]!r}) in the other; test both on the same rows"
+                f"row {row.number} has the question {question!r} (target {target!r}) in one run and {other_question!r} "
+                f"(target {other_target!r}) in the other; test both on the same rows"
             )
     return pairs
 
 
-def _asked(row: AnsweredRow) -> tuple[Any, Any]:
+def _question_and_target(row: AnsweredRow) -> tuple[Any, Any]:
     return row.record["question"], row.record.get("target")
 
 
-def _difference(values: Sequence[tuple[float, float]]) -> dict[str, Any]:
-    differences = [a - b for a, b in values]
+def _difference(values: Sequence[float], other_values: Sequence[float]) -> dict[str, Any]:
+    """Returns the means of paired values and of their differences."""
+    differences = [value - other for value, other in zip(values, other_values, strict=True)]
     low, high = bootstrap(differences)
     return {
-        "this": math.fsum(a for a, _ in values) / len(values),
-        "other": math.fsum(b for _, b in values) / len(values),
+        "this": math.fsum(values) / len(values),
+        "other": math.fsum(other_values) / len(values),
         "difference": math.fsum(differences) / len(values),
         "low": low,
         "high": high,
-        "better": sum(d > 0 for d in differences),
-        "worse": sum(d < 0 for d in differences),
+        "better": sum(difference > 0 for difference in differences),
+        "worse": sum(difference < 0 for difference in differences),
     }

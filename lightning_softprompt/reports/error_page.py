@@ -1,112 +1,124 @@
-"""The analysis of a test as one HTML page, which needs no other file: tables, plots, and answers of each kind."""
+"""An error analysis as a self-contained HTML page: tables, plots, and examples of each kind of answer."""
 
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from lightning_softprompt.reports.error_tables import Table, tables
 from lightning_softprompt.reports.error_types import KINDS, AnsweredRow
-from lightning_softprompt.reports.html import article, folded, marked, page
+from lightning_softprompt.reports.html import article, collapse, highlight, page
 from lightning_softprompt.system.printable import html_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BAR, LINE = "#8fb3d9", "#1f4e8c"
+Values = Mapping[str, Any]
+BAR_COLOR, INTERVAL_COLOR = "#8fb3d9", "#1f4e8c"
 
 
-def analysis_page(name: str, told: Mapping[str, Any], rows: Sequence[AnsweredRow], examples: int) -> str:
-    """The page.
+def analysis_page(name: str, analysis: Values, rows: Sequence[AnsweredRow], num_examples: int) -> str:
+    """Returns the page.
 
     Args:
-        name: The run's.
-        told: As `analysis` gives it.
-        rows: The rows that it is of.
-        examples: How many answers of each kind are shown: the first.
+        name: Name of the run.
+        analysis: The result of `analyze`.
+        rows: The analyzed rows.
+        num_examples: Maximum number of answers to show of each kind; the first ones are shown.
     """
-    drawn = {"Answers by kind": kinds_figure(told["mistakes"])}
-    drawn |= {f"F1 by {by}": group_figure(by, of) for by, of in told["groups"].items()}
-    body = "".join(map(_table, tables(told)))
-    body += "".join(_image(title, figure) for title, figure in drawn.items())
-    body += "".join(_answers(kind, rows, examples) for kind in KINDS)
-    return page(f"Answers of {name}", body)
+    figures = {"Answers by kind": kinds_figure(analysis["kinds"])}
+    for group_by, groups in analysis["groups"].items():
+        figures[f"F1 by {group_by}"] = groups_figure(group_by, groups)
+    sections = [_table_section(table) for table in tables(analysis)]
+    sections += [_figure_section(title, figure) for title, figure in figures.items()]
+    for kind in KINDS:
+        rows_of_kind = [row for row in rows if row.kind == kind]
+        if rows_of_kind:
+            sections.append(_examples_section(kind, rows_of_kind, num_examples))
+    return page(f"Answers of {name}", "".join(sections))
 
 
-def _table(table: Table) -> str:
-    head = "".join(f"<th>{html_text(cell)}</th>" for cell in table.header)
-    body = "".join(f"<tr>{''.join(f'<td>{html_text(cell)}</td>' for cell in cells)}</tr>" for cells in table.rows)
-    return f"<h2>{html_text(table.title)}</h2><table><tr>{head}</tr>{body}</table>"
+def _table_section(table: Table) -> str:
+    rows = [_table_row("th", table.header), *(_table_row("td", row) for row in table.rows)]
+    return f"<h2>{html_text(table.title)}</h2><table>{''.join(rows)}</table>"
 
 
-def _image(title: str, figure: Figure) -> str:
+def _table_row(tag: str, cells: Sequence[str]) -> str:
+    content = "".join(f"<{tag}>{html_text(cell)}</{tag}>" for cell in cells)
+    return f"<tr>{content}</tr>"
+
+
+def _figure_section(title: str, figure: Figure) -> str:
     image = BytesIO()
     figure.savefig(image, format="png", dpi=110)
-    coded = b64encode(image.getvalue()).decode()
-    return f'<h2>{html_text(title)}</h2><p><img alt="{html_text(title)}" src="data:image/png;base64,{coded}"></p>'
+    encoded = b64encode(image.getvalue()).decode()
+    text = html_text(title)
+    return f'<h2>{text}</h2><p><img alt="{text}" src="data:image/png;base64,{encoded}"></p>'
 
 
-def _answers(kind: str, rows: Sequence[AnsweredRow], examples: int) -> str:
-    own = [row for row in rows if row.kind == kind]
-    if not own:
-        return ""
-    shown = "".join(_answer(row) for row in own[:examples])
-    return (
-        f"<h2>{html_text(kind)} ({min(examples, len(own))} of {len(own)})</h2><p>{html_text(KINDS[kind][0])}</p>{shown}"
-    )
+def _examples_section(kind: str, rows: Sequence[AnsweredRow], num_examples: int) -> str:
+    description, _ = KINDS[kind]
+    examples = rows[:num_examples]
+    heading = f"<h2>{html_text(kind)} ({len(examples)} of {len(rows)})</h2>"
+    return f"{heading}<p>{html_text(description)}</p>{''.join(_example(row) for row in examples)}"
 
 
-def _answer(row: AnsweredRow) -> str:
-    right = " / ".join(row.references)
-    several = f", {len(set(row.gold))} gold documents" if len(set(row.gold)) > 1 else ""
-    heading = f"row {row.number}: exact_match {row.exact_match:g}, f1 {row.f1:.3g}, gold rank {row.gold_rank}{several}"
-    texts = {
+def _example(row: AnsweredRow) -> str:
+    references = " / ".join(row.references)
+    scores = f"exact_match {row.exact_match:g}, f1 {row.f1:.3g}"
+    heading = f"row {row.number}: {scores}, gold rank {row.gold_rank}"
+    num_gold = len(set(row.gold))
+    if num_gold > 1:
+        heading += f", {num_gold} gold documents"
+    entries = {
         "question": html_text(str(row.record["question"] or "")),
-        "right": marked(right, row.answer) if right else "nothing: there is no answer",
-        "prediction": marked(row.answer, right),
-        **dict(_passages(row, right)),
+        "correct answer": highlight(references, row.answer) if references else "none: the question has no answer",
+        "prediction": highlight(row.answer, references),
     }
-    return article(heading, texts)
+    for position, is_relevant in enumerate(row.passage_is_relevant, start=1):
+        passage = row.passages[position - 1]
+        notes = "added" if passage["rank"] is None else f"rank {passage['rank'] + 1}"
+        if is_relevant:
+            notes += ", relevant"
+        name = f"passage {position}: {passage['document']} ({notes})"
+        entries[name] = collapse(passage["text"], f"{references} {row.answer}")
+    return article(heading, entries)
 
 
-def _passages(row: AnsweredRow, right: str) -> Iterator[tuple[str, str]]:
-    for place, (passage, good) in enumerate(zip(row.passages, row.right_passages, strict=True), start=1):
-        rank = "put in" if passage["rank"] is None else f"found as {passage['rank'] + 1}"
-        name = f"passage {place}: {passage['document']} ({rank}{', right' if good else ''})"
-        yield name, folded(passage["text"], f"{right} {row.answer}")
-
-
-def kinds_figure(mistakes: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """How many answers there are of each kind."""
-    figure, axes = _drawing(len(mistakes))
-    bars = axes.barh(list(mistakes), [of["rows"] for of in mistakes.values()], color=BAR)
-    axes.bar_label(bars, [f"{of['rows']} ({100 * of['share']:.0f} %)" for of in mistakes.values()], padding=3)
+def kinds_figure(kinds: Mapping[str, Values]) -> Figure:
+    """Returns a bar plot of the number of answers of each kind."""
+    figure, axes = _bar_axes(len(kinds))
+    counts = [kind["rows"] for kind in kinds.values()]
+    bars = axes.barh(list(kinds), counts, color=BAR_COLOR)
+    labels = [f"{kind['rows']} ({100 * kind['share']:.0f} %)" for kind in kinds.values()]
+    axes.bar_label(bars, labels, padding=3)
     axes.set_xlabel("rows")
     axes.margins(x=0.15)
     return figure
 
 
-def group_figure(by: str, groups: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """The mean F1 of each group of rows, with its 95 % interval."""
-    figure, axes = _drawing(len(groups))
-    names = [f"{name} ({of['rows']})" for name, of in groups.items()]
-    means = [of["f1"] for of in groups.values()]
-    ends = [[of["f1"] - of["f1_low"] for of in groups.values()], [of["f1_high"] - of["f1"] for of in groups.values()]]
-    inside = [[max(0.0, length) for length in lengths] for lengths in ends]  # rounding may put an end past the mean
-    axes.barh(names, means, xerr=inside, color=BAR, ecolor=LINE, capsize=3)
+def groups_figure(group_by: str, groups: Mapping[str, Values]) -> Figure:
+    """Returns a bar plot of the mean F1 of each group of rows, with 95 % intervals."""
+    figure, axes = _bar_axes(len(groups))
+    names = [f"{name} ({group['rows']})" for name, group in groups.items()]
+    means = [group["f1"] for group in groups.values()]
+    # after rounding, an end of the interval may be on the other side of the mean, but lengths must not be negative
+    below = [max(0.0, group["f1"] - group["f1_low"]) for group in groups.values()]
+    above = [max(0.0, group["f1_high"] - group["f1"]) for group in groups.values()]
+    axes.barh(names, means, xerr=[below, above], color=BAR_COLOR, ecolor=INTERVAL_COLOR, capsize=3)
     axes.set_xlim(0, 1.02)
     axes.set_xlabel("F1, with 95 % intervals over rows")
-    axes.set_ylabel(f"{by} (rows)")
+    axes.set_ylabel(f"{group_by} (rows)")
     return figure
 
 
-def _drawing(bars: int) -> tuple[Figure, Axes]:
+def _bar_axes(num_bars: int) -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 1 + 0.35 * bars), layout="constrained")
+    figure = Figure(figsize=(7, 1 + 0.35 * num_bars), layout="constrained")
     axes = figure.subplots()
     axes.invert_yaxis()
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,16 +1,19 @@
-"""The tables of an analysis, as text in cells: for a terminal and for a page."""
+"""The tables of an error analysis as text cells, for the terminal and for a page."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+Values = Mapping[str, Any]
+SUMMARY_HEADER = ["rows", "correct", "exact match", "F1 (95 %)"]
+
 
 class Table(NamedTuple):
     """A table.
 
     Args:
-        title: What it is of.
+        title: Title of the table.
         header: Names of the columns.
         rows: Cells of each row.
     """
@@ -20,56 +23,70 @@ class Table(NamedTuple):
     rows: list[list[str]]
 
 
-OF_GROUPS = ["rows", "right", "exact match", "F1 (95 %)"]
+def tables(analysis: Values) -> Iterator[Table]:
+    """Yields the tables of an analysis, and of its comparison with another run (`against`) if it has one."""
+    yield Table("All answers", SUMMARY_HEADER, [_summary_cells(analysis)])
+    yield _kinds_table(analysis["kinds"])
+    for group_by, groups in analysis["groups"].items():
+        yield _groups_table(group_by, groups)
+    if retrieval := analysis["retrieval"]:
+        rows = [[name, _interval(measure, "mean")] for name, measure in retrieval["measures"].items()]
+        yield Table(f"Retrieval for {retrieval['rows']} questions", ["measure", "mean (95 %)"], rows)
+    if "against" in analysis:
+        yield _differences_table(analysis["against"])
+        yield from _kind_changes_table(analysis["against"])
 
 
-def tables(told: Mapping[str, Any]) -> Iterator[Table]:
-    """The tables of what `analysis` gave, and of `against`, a comparison, where it has one."""
-    yield Table("All answers", OF_GROUPS, [_of_group(told)])
-    mistakes = [[kind, *_of_kind(of)] for kind, of in told["mistakes"].items()]
-    yield Table("By kind", ["kind", "rows", "share", "mean F1", "what it is"], mistakes)
-    for by, groups in told["groups"].items():
-        rows = [[name, *_of_group(of), _main_mistake(of["mistakes"])] for name, of in groups.items()]
-        yield Table(f"By {by}", [by, *OF_GROUPS, "most frequent mistake"], rows)
-    if told["retrieval"]:
-        rows = [[name, _interval(of, "mean")] for name, of in told["retrieval"]["measures"].items()]
-        yield Table(f"What was found, for {told['retrieval']['rows']} questions", ["measure", "mean (95 %)"], rows)
-    if "against" in told:
-        yield from _comparison(told["against"])
+def _kinds_table(kinds: Mapping[str, Values]) -> Table:
+    rows = []
+    for kind, values in kinds.items():
+        shares = [f"{values[name]:.3f}" for name in ("share", "f1")]
+        rows.append([kind, str(values["rows"]), *shares, values["means"]])
+    return Table("By kind", ["kind", "rows", "share", "mean F1", "description"], rows)
 
 
-def _of_group(of: Mapping[str, Any]) -> list[str]:
-    ends = {"low": of["f1_low"], "high": of["f1_high"], "f1": of["f1"]}
-    return [str(of["rows"]), f"{of['right']:.3f}", f"{of['exact_match']:.3f}", _interval(ends, "f1")]
+def _groups_table(group_by: str, groups: Mapping[str, Values]) -> Table:
+    rows = [[name, *_summary_cells(group), _most_frequent_error(group["kinds"])] for name, group in groups.items()]
+    return Table(f"By {group_by}", [group_by, *SUMMARY_HEADER, "most frequent error"], rows)
 
 
-def _of_kind(of: Mapping[str, Any]) -> list[str]:
-    return [str(of["rows"]), f"{of['share']:.3f}", f"{of['f1']:.3f}", of["means"]]
+def _summary_cells(summary: Values) -> list[str]:
+    f1 = {"mean": summary["f1"], "low": summary["f1_low"], "high": summary["f1_high"]}
+    shares = [f"{summary[name]:.3f}" for name in ("correct", "exact_match")]
+    return [str(summary["rows"]), *shares, _interval(f1, "mean")]
 
 
-def _interval(of: Mapping[str, Any], mean: str, sign: str = "") -> str:
-    return f"{of[mean]:{sign}.3f} [{of['low']:{sign}.3f}, {of['high']:{sign}.3f}]"
+def _interval(values: Values, mean: str, sign: str = "") -> str:
+    """Returns a mean with its interval; the sign `+` also shows the sign of positive numbers."""
+    center, low, high = (f"{values[name]:{sign}.3f}" for name in (mean, "low", "high"))
+    return f"{center} [{low}, {high}]"
 
 
-def _main_mistake(counts: Mapping[str, int]) -> str:
-    wrong = {kind: count for kind, count in counts.items() if kind != "right"}
-    if not wrong:
+def _most_frequent_error(counts: Mapping[str, int]) -> str:
+    errors = {kind: count for kind, count in counts.items() if kind != "correct"}
+    if not errors:
         return ""
-    kind = max(wrong, key=wrong.__getitem__)
-    return f"{kind} ({wrong[kind]})"
+    kind = max(errors, key=errors.__getitem__)
+    return f"{kind} ({errors[kind]})"
 
 
-def _comparison(told: Mapping[str, Any]) -> Iterator[Table]:
-    rows = [_of_difference(name, told[name]) for name in ("exact_match", "f1")]
-    header = ["measure", "this run", "the other", "difference (95 %)", "better rows", "worse rows"]
-    left = told["left_out"]
-    lost = f"; {left['of_this']} and {left['of_the_other']} rows are in one run alone" if any(left.values()) else ""
-    yield Table(f"Beside {told['run']}, on {told['rows']} rows of both{lost}", header, rows)
-    moved = [[of["other"], of["this"], str(of["rows"])] for of in told["kinds"] if of["other"] != of["this"]]
-    if moved:
-        yield Table("Rows whose kind changed", ["the other", "this run", "rows"], moved)
+def _differences_table(comparison: Values) -> Table:
+    rows = []
+    for name in ("exact_match", "f1"):
+        measure = comparison[name]
+        means = [f"{measure[run]:.3f}" for run in ("this", "other")]
+        counts = [str(measure[change]) for change in ("better", "worse")]
+        rows.append([name.replace("_", " "), *means, _interval(measure, "difference", "+"), *counts])
+    title = f"Compared with {comparison['run']} on {comparison['rows']} common rows"
+    left_out = comparison["left_out"]
+    if any(left_out.values()):
+        title += f"; {left_out['of_this']} and {left_out['of_the_other']} rows are in only one run"
+    header = ["measure", "this run", "other run", "difference (95 %)", "better rows", "worse rows"]
+    return Table(title, header, rows)
 
 
-def _of_difference(name: str, of: Mapping[str, Any]) -> list[str]:
-    means = [f"{of['this']:.3f}", f"{of['other']:.3f}", _interval(of, "difference", "+")]
-    return [name.replace("_", " "), *means, str(of["better"]), str(of["worse"])]
+def _kind_changes_table(comparison: Values) -> Iterator[Table]:
+    changes = [pair for pair in comparison["kinds"] if pair["other"] != pair["this"]]
+    if changes:
+        rows = [[change["other"], change["this"], str(change["rows"])] for change in changes]
+        yield Table("Rows of another kind", ["other run", "this run", "rows"], rows)

@@ -1,7 +1,7 @@
-"""What kind of answer a row got, judged by its record: the answer, the right ones, what was shown and what was found.
+"""Classifies the answers of a question-answering test by their records. This module does not import torch.
 
-Nothing here needs torch. A right passage is one of a document that is known to hold the answer, or one that contains a
-right answer word by word; so rows of data sets that name no documents can be judged too.
+A passage is relevant if it belongs to a gold document or contains a correct answer word by word, so that data sets
+without gold documents can be analyzed too.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from lightning_softprompt.evaluation.metrics.answers import contain_answer, cont
 from lightning_softprompt.evaluation.metrics.retrieval import unique_documents
 
 HALF = 0.5
-# what a record of an answer has
-WANTED = ("row", "prediction", "scores", "question", "references", "passages", "found", "gold")
-RANKS = ((1, "1"), (2, "2"), (3, "3"), (5, "4-5"), (10, "6-10"))
+REQUIRED_FIELDS = ("row", "prediction", "scores", "question", "references", "passages", "found", "gold")
+RANK_RANGES = ((1, "1"), (2, "2"), (3, "3"), (5, "4-5"), (10, "6-10"))  # last rank and name
+LAST_RANGE = "11+"
 OTHER = "other"
-NOT_KNOWN, NOT_FOUND, NOT_SHOWN, PUT_IN = "not known", "not found", "not shown", "put in"
-FIRST_WORDS = {
+UNKNOWN, NOT_FOUND, NOT_SHOWN, ADDED = "not known", "not found", "not shown", "added"
+QUESTION_WORDS = {
     "who": "who whom whose quem",
     "what": "what que",
     "which": "which qual quais",
@@ -32,169 +32,192 @@ FIRST_WORDS = {
     "how": "how como",
     "how many": "quanto quanta quantos quantas",
 }
-TYPES = {word: kind for kind, words in FIRST_WORDS.items() for word in words.split()}
-PAIRS = {("how", "many"): "how many", ("how", "much"): "how many", ("por", "que"): "why"}
+TYPE_OF_WORD = {word: kind for kind, words in QUESTION_WORDS.items() for word in words.split()}
+TYPE_OF_WORD_PAIR = {("how", "many"): "how many", ("how", "much"): "how many", ("por", "que"): "why"}
 
 
 def question_type(question: str | None) -> str:
-    """The first word that asks, of English or Portuguese, by its English name.
+    """Returns the English name of the first question word, which may be English or Portuguese.
 
     >>> [question_type(q) for q in ("In which year?", "How much is it?", "Por quê?", "Há quantos anos?", "Is it?")]
     ['which', 'how many', 'why', 'how many', 'other']
     """
     letters = unicodedata.normalize("NFD", (question or "").casefold())
-    words = re.findall(r"\w+", "".join(letter for letter in letters if not unicodedata.combining(letter)))
-    kinds = (PAIRS.get(pair) or TYPES.get(pair[0]) for pair in pairwise([*words, ""]))
-    return next((kind for kind in kinds if kind), OTHER)
+    without_accents = "".join(letter for letter in letters if not unicodedata.combining(letter))
+    words = re.findall(r"\w+", without_accents)
+    for pair in pairwise([*words, ""]):
+        kind = TYPE_OF_WORD_PAIR.get(pair) or TYPE_OF_WORD.get(pair[0])
+        if kind:
+            return kind
+    return OTHER
 
 
 def rank_name(rank: int) -> str:
-    """A rank from 1, or the stretch of ranks that it is one of.
+    """Returns the name of a rank, which starts at 1, or of its range of ranks.
 
     >>> rank_name(2), rank_name(7), rank_name(30)
     ('2', '6-10', '11+')
     """
-    return next((name for last, name in RANKS if rank <= last), "11+")
+    return next((name for last, name in RANK_RANGES if rank <= last), LAST_RANGE)
 
 
 @final
 class AnsweredRow:
-    """A row of a test's record, and what can be said of its answer.
+    """A row of a question-answering test and the classification of its answer.
 
     Args:
-        record: As `QaEvaluation` or `ChoiceEvaluation` and the predictions of a test have it.
-        right_at: The F1 from which an answer is right; an exact match always is.
+        record: The prediction of a test by `QaEvaluation` or `ChoiceEvaluation`.
+        correct_f1: Minimum F1 of a correct answer. An exact match is always correct.
     """
 
-    def __init__(self, record: Mapping[str, Any], right_at: float = 1.0) -> None:
-        self.record, self.right_at = record, right_at
+    def __init__(self, record: Mapping[str, Any], correct_f1: float = 1.0) -> None:
+        self.record, self.correct_f1 = record, correct_f1
         self.number, self.answer = int(record["row"]), str(record["prediction"])
         self.references: Sequence[str] = record["references"]
         self.gold: Sequence[str] = record["gold"]
         self.found = unique_documents(record["found"])
         self.passages: Sequence[Mapping[str, Any]] = record["passages"]
-        self.choice = "f1" not in record["scores"]  # its scores are those of the choices
-        self.exact_match, self.f1 = self._judged()
-
-    def _judged(self) -> tuple[float, float]:
-        if self.choice:
-            return (float(self.answer in self.references),) * 2
-        return self._score("exact_match"), self._score("f1")
+        self.is_choice = "f1" not in record["scores"]  # a multiple-choice question has the scores of its choices
+        if self.is_choice:
+            self.exact_match = self.f1 = float(self.answer in self.references)
+        else:
+            self.exact_match, self.f1 = self._score("exact_match"), self._score("f1")
 
     def _score(self, name: str) -> float:
         return float(self.record["scores"].get(name) or 0)
 
     @cached_property
-    def right_passages(self) -> list[bool]:
-        """Of each passage that was shown, whether it is a right one."""
-        right = () if self.choice else self.references  # a text that has "no" in it answers nothing by that
-        return [p["document"] in self.gold or contain_answer([p["text"]], right) for p in self.passages]
+    def passage_is_relevant(self) -> list[bool]:
+        """Whether each passage in the prompt is relevant."""
+        # a passage that contains the word "no" does not answer a yes/no question
+        references = () if self.is_choice else self.references
+        return [
+            passage["document"] in self.gold or contain_answer([passage["text"]], references)
+            for passage in self.passages
+        ]
 
     @property
     def retrieval(self) -> Literal["shown", "found", "missed"] | None:
-        """How far a right passage came; None where nothing was searched, or nothing says which are right."""
-        if any(self.right_passages):
+        """Whether a relevant passage is in the prompt, only its document was retrieved, or neither.
+
+        None if nothing was retrieved, or if it is unknown which passages are relevant.
+        """
+        if any(self.passage_is_relevant):
             return "shown"
-        if set(self.gold) & set(self.found):
+        if not set(self.gold).isdisjoint(self.found):
             return "found"
-        known = bool(self.gold) or not self.choice
-        return "missed" if known and (self.passages or self.found) else None
+        is_relevance_known = bool(self.gold) or not self.is_choice
+        was_searched = bool(self.passages or self.found)
+        return "missed" if is_relevance_known and was_searched else None
 
     @cached_property
-    def supported(self) -> dict[bool, float]:
-        """The greatest share of the answer's words that stands in one passage, of the right ones and of the others."""
-        shares = {True: 0.0, False: 0.0}
+    def support(self) -> dict[bool, float]:
+        """The largest fraction of answer words in one passage: of the relevant passages (True) and of the others."""
+        support = {True: 0.0, False: 0.0}
         if content_words(self.answer):
-            for right, passage in zip(self.right_passages, self.passages, strict=True):
-                shares[right] = max(shares[right], grounded_fraction(self.answer, [passage["text"]]))
-        return shares
+            for is_relevant, passage in zip(self.passage_is_relevant, self.passages, strict=True):
+                fraction = grounded_fraction(self.answer, [passage["text"]])
+                support[is_relevant] = max(support[is_relevant], fraction)
+        return support
 
     @property
-    def right(self) -> bool:
-        """Whether the answer is right."""
-        return self.exact_match == 1 or self.f1 >= self.right_at
+    def is_correct(self) -> bool:
+        """Whether the answer is correct."""
+        return self.exact_match == 1 or self.f1 >= self.correct_f1
 
     @property
-    def out_of_form(self) -> bool:
-        """Whether the answer is empty, or has the right one among more other words."""
-        if self.choice:
+    def has_wrong_format(self) -> bool:
+        """Whether the answer is empty, or contains a correct answer among a larger number of other words."""
+        if self.is_choice:
             return False
-        return not content_words(self.answer) or (self._score("contains") == 1 and self._score("precision") < HALF)
+        is_empty = not content_words(self.answer)
+        return is_empty or (self._score("contains") == 1 and self._score("precision") < HALF)
 
     @property
-    def abstained(self) -> bool:
-        """Whether the answer says that there is none."""
+    def has_abstained(self) -> bool:
+        """Whether the answer states that there is no answer."""
         return self._score("abstained") == 1
 
     @property
-    def near(self) -> bool:
-        """Whether the answer shares words with a right one, or is some other stretch of a right passage."""
-        return self.f1 > 0 or self.supported[True] >= max(HALF, self.supported[False])
+    def is_wrong_span(self) -> bool:
+        """Whether the answer shares words with a correct answer, or is another part of a relevant passage."""
+        return self.f1 > 0 or self.support[True] >= max(HALF, self.support[False])
 
     @cached_property
     def kind(self) -> str:
-        """The first of the kinds that it is."""
-        return next(name for name, (_, of_it) in KINDS.items() if of_it(self))
+        """The first kind that matches."""
+        return next(name for name, (_, matches) in KINDS.items() if matches(self))
 
     @property
     def groups(self) -> dict[str, str]:
-        """What the row counts under, by what is asked of it."""
+        """The group of the row for each property of its question and passages."""
         task = {"task": str(self.record["task"])} if "task" in self.record else {}
         return {
             **task,
             "question": question_type(self.record["question"]),
             "gold rank": self.gold_rank,
-            "place shown": self._place_shown,
+            "passage position": self._passage_position,
             "gold documents": self._gold_documents,
-            "right answer": self._answer_shown,
+            "correct answer": self._answer_location,
         }
 
     @property
     def gold_rank(self) -> str:
-        """Where the first gold document stands among those that were found."""
+        """The rank of the first gold document among the retrieved documents."""
         if not self.gold:
-            return NOT_KNOWN
-        rank = next((rank for rank, document in enumerate(self.found, start=1) if document in self.gold), None)
-        if rank is None:
-            return PUT_IN if any(p["document"] in self.gold for p in self.passages) else NOT_FOUND
-        return rank_name(rank)
+            return UNKNOWN
+        for rank, document in enumerate(self.found, start=1):
+            if document in self.gold:
+                return rank_name(rank)
+        was_added = any(passage["document"] in self.gold for passage in self.passages)
+        return ADDED if was_added else NOT_FOUND
 
     @property
-    def _place_shown(self) -> str:
-        places = [rank_name(place) for place, right in enumerate(self.right_passages, start=1) if right]
-        return places[0] if places else NOT_SHOWN if self.passages else NOT_KNOWN
+    def _passage_position(self) -> str:
+        """The position of the first relevant passage in the prompt."""
+        if not self.passages:
+            return UNKNOWN
+        if not any(self.passage_is_relevant):
+            return NOT_SHOWN
+        return rank_name(1 + self.passage_is_relevant.index(True))
 
     @property
     def _gold_documents(self) -> str:
-        gold, shown = set(self.gold), {p["document"] for p in self.passages}
+        """The number of gold documents, and whether their passages are in the prompt."""
+        gold = set(self.gold)
         if len(gold) < 2:
-            return "one" if gold else NOT_KNOWN
-        return (
-            "several, all shown" if gold <= shown else "several, some shown" if gold & shown else "several, none shown"
-        )
+            return "one" if gold else UNKNOWN
+        shown = {passage["document"] for passage in self.passages}
+        if gold <= shown:
+            return "several, all shown"
+        return "several, none shown" if gold.isdisjoint(shown) else "several, some shown"
 
     @property
-    def _answer_shown(self) -> str:
-        if not self.passages or not self.references or self.choice:
-            return NOT_KNOWN
-        return (
-            "stands in a passage" if contain_answer([p["text"] for p in self.passages], self.references) else NOT_SHOWN
-        )
+    def _answer_location(self) -> str:
+        """Whether a passage in the prompt contains a correct answer."""
+        if not self.passages or not self.references or self.is_choice:
+            return UNKNOWN
+        texts = [passage["text"] for passage in self.passages]
+        return "in a passage" if contain_answer(texts, self.references) else NOT_SHOWN
 
 
-Kind = tuple[str, Callable[[AnsweredRow], bool]]
-KINDS: dict[str, Kind] = {  # a row is of the first that fits
-    "right": ("an exact match, or the F1 that is asked for", lambda row: row.right),
-    "answered anyway": ("an answer where there is none", lambda row: not row.references),
-    "abstained": ("says that there is no answer, but there is", lambda row: row.abstained),
-    "format": ("empty, or the right answer among more other words", lambda row: row.out_of_form),
-    "retrieval miss": ("no right passage was found", lambda row: row.retrieval == "missed"),
+Kind = tuple[str, Callable[[AnsweredRow], bool]]  # a description, and whether a row is of this kind
+# the first kind that matches is the kind of the row, so the order matters
+KINDS: dict[str, Kind] = {
+    "correct": ("an exact match, or F1 of at least the required value", lambda row: row.is_correct),
+    "answered anyway": ("an answer to a question that has none", lambda row: not row.references),
+    "abstained": ("states that there is no answer, but there is one", lambda row: row.has_abstained),
+    "format": ("empty, or a correct answer among a larger number of other words", lambda row: row.has_wrong_format),
+    "retrieval miss": ("no relevant passage was retrieved", lambda row: row.retrieval == "missed"),
     "found, not shown": (
-        "a right document was found, but no passage of it shown",
+        "a gold document was retrieved, but the prompt contains no relevant passage",
         lambda row: row.retrieval == "found",
     ),
-    "wrong choice": ("another of the choices, though nothing is known to be missing", lambda row: row.choice),
-    "wrong span": ("shares words with a right answer, or is from a right passage", lambda row: row.near),
-    "not used": ("a right passage was shown, the answer is from another", lambda row: row.supported[False] >= HALF),
-    "ungrounded": ("most of its words stand in no passage that was shown", lambda row: True),
+    "wrong choice": ("a wrong choice, and no relevant passage is known to be missing", lambda row: row.is_choice),
+    "wrong span": ("shares words with a correct answer, or is from a relevant passage", lambda row: row.is_wrong_span),
+    "not used": (
+        "the prompt contains a relevant passage, but the answer is from another passage",
+        lambda row: row.support[False] >= HALF,
+    ),
+    "ungrounded": ("most of its words are in no passage of the prompt", lambda row: True),
 }

@@ -1,4 +1,4 @@
-"""Rows of a test as HTML, and whole pages of it, which need no other file."""
+"""Self-contained HTML pages, and rows of a test as HTML."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning_softprompt.system.printable import html_text
 
-LONG, OPENING = 400, 120  # characters of an input that is folded, and of what is then seen of it
+LONG, PREVIEW = 400, 120  # characters above which a text is collapsed, and that then remain visible
 WORD = re.compile(r"(\w+)")
 STYLE = """
 :root { color-scheme: light dark; --line: #d5dae1; --soft: #5b6472; --mark: #fff0b3 }
@@ -24,23 +24,32 @@ td { padding-right: 1.5rem }
 img { max-width: 100% }
 """
 
-Case = Mapping[str, Any]  # a record of a row, with its input
+Case = Mapping[str, Any]  # the record of a row, with its input
 
 
-def html(score: str, metrics: Mapping[str, float], parts: Mapping[str, Sequence[Case]]) -> str:
-    """Metrics, then the rows of each part. Words that prediction and target share are marked, long inputs folded."""
-    rows = "".join(
-        f"<tr><td>{html_text(name)}</td><th>{value:.4g}</th></tr>" for name, value in sorted(metrics.items())
-    )
-    body = "".join(f"<h2>{name}</h2>{''.join(map(_case, part))}" for name, part in parts.items() if part)
-    return page(f"Best and worst cases by {score}", f"<table>{rows}</table>{body}")
+def cases_page(score: str, metrics: Mapping[str, float], parts: Mapping[str, Sequence[Case]]) -> str:
+    """Returns a page with metrics and rows. Words shared by prediction and target are highlighted.
+
+    Args:
+        score: Name of the score that ranks the rows.
+        metrics: Values by name.
+        parts: Rows by heading. Parts without rows are omitted.
+    """
+    table = ""
+    for name, value in sorted(metrics.items()):
+        table += f"<tr><td>{html_text(name)}</td><th>{value:.4g}</th></tr>"
+    body = f"<table>{table}</table>"
+    for heading, cases in parts.items():
+        if cases:
+            body += f"<h2>{heading}</h2>" + "".join(_case(case) for case in cases)
+    return page(f"Best and worst cases by {score}", body)
 
 
 def page(title: str, body: str) -> str:
-    """A whole page.
+    """Returns a complete page.
 
     Args:
-        title: Text, which is its heading too.
+        title: Title and heading, as text.
         body: HTML.
     """
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
@@ -50,31 +59,46 @@ def page(title: str, body: str) -> str:
 
 
 def article(heading: str, entries: Mapping[str, str]) -> str:
-    """A row: a heading and names, which are text, and what stands under each, which is HTML."""
-    told = "".join(f'<dt>{html_text(name)}</dt><dd dir="auto">{entry}</dd>' for name, entry in entries.items())
-    return f"<article><h3>{html_text(heading)}</h3><dl>{told}</dl></article>"
+    """Returns a row of a test as HTML.
+
+    Args:
+        heading: Heading, as text.
+        entries: HTML by name; the names are text.
+    """
+    items = ""
+    for name, entry in entries.items():
+        items += f'<dt>{html_text(name)}</dt><dd dir="auto">{entry}</dd>'
+    return f"<article><h3>{html_text(heading)}</h3><dl>{items}</dl></article>"
 
 
 def _case(record: Case) -> str:
-    scores = ", ".join(f"{name} {value}" for name, value in record["scores"].items() if value is not None)
-    said, target = record["prediction"], record["target"]
-    texts = {"input": folded(record["input"]), "target": marked(target, said), "prediction": marked(said, target)}
-    return article(f"row {record['row']}: {scores}", texts)
+    scores = [f"{name} {value}" for name, value in record["scores"].items() if value is not None]
+    prediction, target = record["prediction"], record["target"]
+    entries = {
+        "input": collapse(record["input"]),
+        "target": highlight(target, prediction),
+        "prediction": highlight(prediction, target),
+    }
+    return article(f"row {record['row']}: {', '.join(scores)}", entries)
 
 
-def folded(text: str, other: str = "") -> str:
-    """Text as HTML, folded where it is long; the words that another has too are marked."""
+def collapse(text: str, other: str = "") -> str:
+    """Returns text as HTML, collapsed if it is long. Words that also occur in `other` are highlighted."""
+    content = highlight(text, other)
     if len(text) <= LONG:
-        return marked(text, other)
-    return f"<details><summary>{html_text(text[:OPENING])} ...</summary>{marked(text, other)}</details>"
+        return content
+    return f"<details><summary>{html_text(text[:PREVIEW])} ...</summary>{content}</details>"
 
 
-def marked(text: str, other: str) -> str:
-    """Text as HTML, in which the words that another has too are marked.
+def highlight(text: str, other: str) -> str:
+    """Returns text as HTML in which words that also occur in `other` are highlighted.
 
-    >>> marked("Dogs & cats", "the dogs")
+    >>> highlight("Dogs & cats", "the dogs")
     '<mark>Dogs</mark> &amp; cats'
     """
     shared = {word.casefold() for word in WORD.findall(other)}
-    pieces = ((piece, html_text(piece)) for piece in WORD.split(text))
-    return "".join(f"<mark>{safe}</mark>" if piece.casefold() in shared else safe for piece, safe in pieces)
+    pieces = []
+    for piece in WORD.split(text):  # words and what is between them
+        escaped = html_text(piece)
+        pieces.append(f"<mark>{escaped}</mark>" if piece.casefold() in shared else escaped)
+    return "".join(pieces)

@@ -1,4 +1,4 @@
-"""Aligned text in columns, for a terminal and for a pipe; plain strings, so that nothing has to be imported for it."""
+"""Text tables with aligned columns, for a terminal or a pipe. This module imports no other library."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from itertools import zip_longest
 from lightning_softprompt.system.printable import printable
 
 GAP = "  "
-NARROWEST = 10  # no column is squeezed further; a line that is longer than the terminal still reads better
+NARROWEST = 10  # no column becomes narrower; a line longer than the terminal is easier to read
 
 
 def terminal_width() -> int:
-    """Columns of the terminal, or of `COLUMNS`; 120 in a pipe."""
+    """Returns the columns of the terminal or of the variable `COLUMNS`; 120 in a pipe."""
     return shutil.get_terminal_size((120, 24)).columns
 
 
 def table(rows: Sequence[Sequence[str]], header: Sequence[str] = (), width: int | None = None) -> str:
-    """Rows as aligned columns, cells wrapped so that a line fits.
+    """Returns rows as aligned columns, with cells wrapped so that each line fits.
 
-    The first column keeps its width, since it holds what is typed; the widest of the others give way.
+    The first column keeps its width, because users copy it; the widest of the others are narrowed.
 
     Args:
-        rows: The cells, the same number in each row.
-        header: Names of the columns, underlined; none if empty.
-        width: Characters in a line; the terminal's if None.
+        rows: Cells, the same number in each row.
+        header: Names of the columns, underlined; no header if empty.
+        width: Characters per line; None for the width of the terminal.
 
     >>> print(table([["DePT", "A short prompt and a shift"], ["XPrompt", "Pruned"]], ["name", "what"], width=24))
     name     what
@@ -35,17 +35,20 @@ def table(rows: Sequence[Sequence[str]], header: Sequence[str] = (), width: int 
              and a shift
     XPrompt  Pruned
     """
-    cells = [[printable(cell) for cell in row] for row in ([header, *rows] if header else rows)]
+    all_rows = [header, *rows] if header else rows
+    cells = [[printable(cell) for cell in row] for row in all_rows]
     if not cells:
         return ""
-    widths = _fit([max(map(len, column)) for column in zip(*cells, strict=True)], width or terminal_width())
-    lines = [_lines(row, widths) for row in cells]
+    columns = zip(*cells, strict=True)
+    widths = _fit([max(map(len, column)) for column in columns], width or terminal_width())
+    blocks = [_wrap_row(row, widths) for row in cells]
     if header:
-        lines.insert(1, ["  ".join("-" * size for size in widths)])
-    return "\n".join(line for block in lines for line in block)
+        blocks.insert(1, [GAP.join("-" * width for width in widths)])
+    return "\n".join(line for block in blocks for line in block)
 
 
 def _fit(widths: list[int], room: int) -> list[int]:
+    """Narrows the widest columns until they fit, except the first one."""
     room -= len(GAP) * (len(widths) - 1)
     while sum(widths) > room:
         widest = max(range(1, len(widths)), key=widths.__getitem__, default=0)
@@ -55,9 +58,11 @@ def _fit(widths: list[int], room: int) -> list[int]:
     return widths
 
 
-def _lines(row: Sequence[str], widths: Sequence[int]) -> list[str]:
-    wrapped = [textwrap.wrap(cell, size) or [""] for cell, size in zip(row, widths, strict=True)]
-    return [
-        GAP.join(part.ljust(size) for part, size in zip(parts, widths, strict=True)).rstrip()
-        for parts in zip_longest(*wrapped, fillvalue="")
-    ]
+def _wrap_row(row: Sequence[str], widths: Sequence[int]) -> list[str]:
+    """Returns the lines of a row."""
+    cells = [textwrap.wrap(cell, width) or [""] for cell, width in zip(row, widths, strict=True)]
+    lines = []
+    for parts in zip_longest(*cells, fillvalue=""):
+        padded = [part.ljust(width) for part, width in zip(parts, widths, strict=True)]
+        lines.append(GAP.join(padded).rstrip())
+    return lines

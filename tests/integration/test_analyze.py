@@ -79,18 +79,18 @@ def test_a_test_of_questions_is_analyzed(options, capsys, monkeypatch):
     against = ["--against", str(last_folder()), "--wandb", "offline"]
     assert main(["analyze", str(last_folder()), *against]) == 0
     assert "+0.000 [+0.000, +0.000]" in capsys.readouterr().out
-    told = json.loads((last_folder() / "analysis.json").read_text())
-    assert told["f1"] == pytest.approx(metrics["test/f1"], abs=1e-5)
-    assert (told["f1_low"], told["f1_high"]) == pytest.approx(
+    report = json.loads((last_folder() / "analysis.json").read_text())
+    assert report["f1"] == pytest.approx(metrics["test/f1"], abs=1e-5)
+    assert (report["f1_low"], report["f1_high"]) == pytest.approx(
         (metrics["test/f1_low"], metrics["test/f1_high"]), abs=1e-5
     )
-    assert told["retrieval"]["measures"]["mrr"]["mean"] == pytest.approx(3 / 4)
-    assert told["groups"]["gold documents"]["several, some shown"]["rows"] == 1
+    assert report["retrieval"]["measures"]["mrr"]["mean"] == pytest.approx(3 / 4)
+    assert report["groups"]["gold documents"]["several, some shown"]["rows"] == 1
     page = (last_folder() / "analysis.html").read_text()
     logged = read_run(last_folder())
     (html,) = logged.rows("analysis.html")
     assert (logged.folder / "files" / html["analysis.html"]["path"]).read_text() == page
-    assert logged.summary["f1"] == told["f1"]
+    assert logged.summary["f1"] == report["f1"]
 
 
 def test_predictions_say_what_they_rest_on(options):

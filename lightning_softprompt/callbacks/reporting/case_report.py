@@ -13,7 +13,7 @@ from lightning_softprompt.callbacks.reporting.predictions import targeted
 from lightning_softprompt.callbacks.reporting.record_lines import of_all_processes
 from lightning_softprompt.callbacks.reporting.run_files import stage_metrics
 from lightning_softprompt.core.types import Batch
-from lightning_softprompt.reports.html import Case, html
+from lightning_softprompt.reports.html import Case, cases_page
 from lightning_softprompt.runs.loggers import rank_zero_info
 from lightning_softprompt.system.atomic_files import write_file
 
@@ -55,7 +55,7 @@ class CaseReport(Callback):
         if not cases or not trainer.is_global_zero:
             return
         best, worst = ([targeted(trainer, "test", record) for record in part] for part in self._ranked(cases))
-        page = html(self.score, stage_metrics(trainer, "test"), {"Best": best, "Worst": worst})
+        page = cases_page(self.score, stage_metrics(trainer, "test"), {"Best": best, "Worst": worst})
         write_file(self.path, page.encode())
         rank_zero_info(f"the best and worst cases: {self.path}")
 

@@ -51,14 +51,14 @@ def main(argv: list[str]) -> int:
         raise CommandError(f"--correct-f1 must be above 0 and at most 1, got {args.correct_f1}")
     if args.examples < 0:
         raise CommandError(f"--examples must be at least 0, got {args.examples}")
-    from lightning_softprompt.reports.error_analysis import analysis
+    from lightning_softprompt.reports.error_analysis import analyze
     from lightning_softprompt.reports.error_page import analysis_page
 
     rows = read_run(args.run, args.correct_f1)
     others = None if args.against is None else read_run(args.against, args.correct_f1)
-    report = {"run": str(args.run), "right_at": args.correct_f1, **analysis(rows)}
+    report = {"run": str(args.run), "correct_f1": args.correct_f1, **analyze(rows)}
     if others is not None:
-        report["against"] = {"run": str(args.against), **_compared(rows, others)}
+        report["against"] = {"run": str(args.against), **_compare(rows, others)}
     for part in tables(report):
         print(f"{part.title}\n\n{table(part.rows, part.header)}\n")
     page = analysis_page(args.run.resolve().name, report, rows, args.examples)
@@ -90,11 +90,11 @@ def _log(folder: Path, mode: str | None, report: dict[str, Any], page: str) -> N
         logged.finish()
 
 
-def _compared(rows: list[AnsweredRow], others: list[AnsweredRow]) -> dict[str, Any]:
-    from lightning_softprompt.reports.error_analysis import compared
+def _compare(rows: list[AnsweredRow], others: list[AnsweredRow]) -> dict[str, Any]:
+    from lightning_softprompt.reports.error_analysis import compare
 
     try:
-        return compared(rows, others)
+        return compare(rows, others)
     except ValueError as error:
         raise CommandError(str(error)) from error
 
@@ -105,15 +105,15 @@ def read_run(folder: Path, correct_f1: float = 1.0) -> list[AnsweredRow]:
     Raises:
         CommandError: If the folder is not that of a test, or the test has no questions.
     """
-    from lightning_softprompt.reports.error_types import WANTED, AnsweredRow
+    from lightning_softprompt.reports.error_types import REQUIRED_FIELDS, AnsweredRow
 
     path = _predictions(folder)
     with path.open(encoding="utf-8") as lines:
         records = [_record(line, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
-    complete = [record for record in records if all(name in record for name in WANTED)]
+    complete = [record for record in records if all(name in record for name in REQUIRED_FIELDS)]
     answered = [record for record in complete if record["scores"]]
     if not answered:
-        missing = [name for name in WANTED if name not in (records[0] if records else {})]
+        missing = [name for name in REQUIRED_FIELDS if name not in (records[0] if records else {})]
         raise CommandError(
             f"{path} has {len(records)} rows, but none of them answers a question: {', '.join(missing) or 'scores'} "
             "missing; analyze requires a test of question answering, as with RagQaDataModule"

@@ -1,4 +1,4 @@
-"""`softprompt analyze` on a made-up run, and what it makes of single rows."""
+"""`softprompt analyze` on a synthetic run, and the kinds and groups of single rows."""
 
 import json
 from html.parser import HTMLParser
@@ -11,7 +11,7 @@ from lightning_softprompt.cli.commands.analyze import main, read_run
 from lightning_softprompt.evaluation.metrics.answers import answer_scores, grounded_fraction, same_answer
 from lightning_softprompt.evaluation.metrics.intervals import bootstrap
 from lightning_softprompt.evaluation.metrics.retrieval import retrieval_scores
-from lightning_softprompt.reports.error_analysis import analysis, compared
+from lightning_softprompt.reports.error_analysis import analyze, compare
 from lightning_softprompt.reports.error_types import KINDS, AnsweredRow, question_type, rank_name
 from lightning_softprompt.system.errors import CommandError
 
@@ -23,7 +23,7 @@ PASSAGES = {"paris": PARIS, "lyon": LYON, "rome": ROME}
 def record(
     answer, right=("Paris",), shown=("lyon", "paris"), found=None, gold=("paris",), question="What is it?", **more
 ):
-    """A row as the predictions of a test have it."""
+    """The record of a row in the predictions of a test."""
     found = shown if found is None else found
     abstained = same_answer(answer, ABSTAIN)
     scores = answer_scores(answer, right) if right and not abstained else dict.fromkeys(answer_scores("", [""]), 0.0)
@@ -50,16 +50,16 @@ def record(
     }
 
 
-CHOSEN = {"no": 0.7, "a": 0.2, "yes": 0.1}  # the scores of a row with choices
+CHOICE_SCORES = {"no": 0.7, "a": 0.2, "yes": 0.1}
 
-ROWS = {  # what each row is an example of
-    "right": record("paris!", question="Who <b>was</b> it?"),
+ROWS = {  # by the kind of their answer
+    "correct": record("paris!", question="Who <b>was</b> it?"),
     "answered anyway": record("Paris", right=(), gold=()),
     "abstained": record("No answer.", question="Quando foi?"),
     "format": record("I believe that the answer may well be Paris", question="How many are there?"),
     "retrieval miss": record("Italy", shown=("rome", "lyon"), gold=("nantes",), question="Onde fica?"),
     "found, not shown": record("Italy", shown=("rome",), found=("rome", "lyon", "paris")),
-    "wrong choice": record("no", right=("yes",), scores=CHOSEN),
+    "wrong choice": record("no", right=("yes",), scores=CHOICE_SCORES),
     "wrong span": record("Paris in Italy", right=("Paris in France",), gold=("paris", "lyon")),
     "not used": record("the Rhône"),
     "ungrounded": record("Berlin, Germany"),
@@ -67,40 +67,40 @@ ROWS = {  # what each row is an example of
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_kind_has_its_row(kind):
+def test_each_kind_has_an_example(kind):
     assert AnsweredRow(ROWS[kind]).kind == kind
 
 
 @pytest.mark.parametrize(
     ("row", "kind"),
     [
-        (record(ABSTAIN, right=(), gold=()), "right"),
+        (record(ABSTAIN, right=(), gold=()), "correct"),
         (record(""), "format"),
-        (record("yes", right=("yes",), scores=CHOSEN), "right"),
-        (record("a", right=("yes",), scores=CHOSEN), "wrong choice"),
-        (record("no", right=("yes",), shown=("rome",), found=("rome",), scores=CHOSEN), "retrieval miss"),
-        (record("no", right=("capital",), gold=(), scores=CHOSEN), "wrong choice"),
+        (record("yes", right=("yes",), scores=CHOICE_SCORES), "correct"),
+        (record("a", right=("yes",), scores=CHOICE_SCORES), "wrong choice"),
+        (record("no", right=("yes",), shown=("rome",), found=("rome",), scores=CHOICE_SCORES), "retrieval miss"),
+        (record("no", right=("capital",), gold=(), scores=CHOICE_SCORES), "wrong choice"),
         (record("The"), "format"),
-        (record("capital of France"), "wrong span"),  # of the right passage, beside the answer
-        (record("Paris", shown=("rome",), found=("rome",)), "right"),  # whatever was found
+        (record("capital of France"), "wrong span"),  # part of the relevant passage, but not the answer
+        (record("Paris", shown=("rome",), found=("rome",)), "correct"),  # even if nothing relevant was retrieved
         (record("big Paris", shown=("rome",), found=("rome",)), "retrieval miss"),
-        (record("Rhône", gold=()), "not used"),  # a passage that holds the answer is a right one
+        (record("Rhône", gold=()), "not used"),  # a passage that contains the answer is relevant
         (record("Rhône", gold=(), shown=("lyon", "rome")), "retrieval miss"),
-        (record("Rhône", gold=("nantes",)), "not used"),  # not the known document, but one that says it
+        (record("Rhône", gold=("nantes",)), "not used"),  # not the gold document, but it contains the answer
         (record("Rhône", shown=(), gold=()), "ungrounded"),
         (record("big Paris", shown=(), gold=()), "wrong span"),
-        (record("Rhône", shown=("lyon", "paris"), found=("lyon",)), "not used"),  # put in beside what was found
+        (record("Rhône", shown=("lyon", "paris"), found=("lyon",)), "not used"),  # added to the retrieved passages
     ],
 )
-def test_rows_that_are_less_plain(row, kind):
+def test_kinds_of_less_typical_rows(row, kind):
     assert AnsweredRow(row).kind == kind
 
 
-def test_from_which_f1_an_answer_is_right_may_be_said():
+def test_correct_f1_is_the_minimum_f1_of_a_correct_answer():
     row = record("Paris in Italy", right=("Paris in France",))
-    assert AnsweredRow(row, 0.6).kind == "right"
+    assert AnsweredRow(row, 0.6).kind == "correct"
     assert AnsweredRow(row, 0.7).kind == "wrong span"
-    assert AnsweredRow(record("France Paris", right=("Paris France",))).kind == "right"
+    assert AnsweredRow(record("France Paris", right=("Paris France",))).kind == "correct"
 
 
 @pytest.mark.parametrize(
@@ -125,17 +125,17 @@ def test_from_which_f1_an_answer_is_right_may_be_said():
         ("Quantas são?", "how many"),
     ],
 )
-def test_questions_go_by_the_word_that_asks(question, kind):
+def test_the_first_question_word_is_the_type(question, kind):
     assert question_type(question) == kind
 
 
-def test_gold_documents_are_placed():
+def test_groups_by_gold_documents():
     several = ("paris", "lyon")
     assert AnsweredRow(record("x", found=("rome", "rome", "paris"))).gold_rank == "2"  # documents, not passages
-    assert AnsweredRow(record("x", found=("rome",))).gold_rank == "put in"
+    assert AnsweredRow(record("x", found=("rome",))).gold_rank == "added"
     assert AnsweredRow(record("x", shown=("rome",))).gold_rank == "not found"
     assert AnsweredRow(record("x", gold=())).gold_rank == "not known"
-    assert AnsweredRow(record("x")).groups["place shown"] == "2"
+    assert AnsweredRow(record("x")).groups["passage position"] == "2"
     shown = [
         AnsweredRow(record("x", gold=several, shown=s)).groups["gold documents"] for s in (several, ("paris",), ())
     ]
@@ -147,60 +147,61 @@ def rows_of(records):
     return [AnsweredRow({**of, "row": number}) for number, of in enumerate(records)]
 
 
-def test_groups_are_means_over_their_rows():
+def test_values_of_groups_are_means_over_their_rows():
     rows = rows_of([*ROWS.values()] * 3)
-    told = analysis(rows)
-    assert told["rows"] == sum(of["rows"] for of in told["mistakes"].values()) == 30
-    assert {kind: of["rows"] for kind, of in told["mistakes"].items()} == dict.fromkeys(KINDS, 3)
+    report = analyze(rows)
+    assert report["rows"] == sum(kind["rows"] for kind in report["kinds"].values()) == 30
+    assert {kind: values["rows"] for kind, values in report["kinds"].items()} == dict.fromkeys(KINDS, 3)
     f1 = [row.f1 for row in rows]
-    assert (told["f1"], told["f1_low"], told["f1_high"]) == pytest.approx((np.mean(f1), *bootstrap(f1)))
-    for by, groups in told["groups"].items():
-        assert sum(of["rows"] for of in groups.values()) == 30
-        for name, of in groups.items():
-            own = [row for row in rows if row.groups[by] == name]
-            assert of["exact_match"] == pytest.approx(np.mean([row.exact_match for row in own]))
-            assert of["mistakes"] == {k: n for k in KINDS if (n := sum(row.kind == k for row in own))}
-    assert list(told["groups"]["gold rank"])[:3] == ["1", "2", "3"]
-    assert set(told["groups"]["question"]) == {"who", "what", "when", "where", "how many"}
-    assert [case["row"] for case in told["cases"] if case["several gold"]] == [7, 17, 27]
+    assert (report["f1"], report["f1_low"], report["f1_high"]) == pytest.approx((np.mean(f1), *bootstrap(f1)))
+    for group_by, groups in report["groups"].items():
+        assert sum(group["rows"] for group in groups.values()) == 30
+        for name, group in groups.items():
+            rows_of_group = [row for row in rows if row.groups[group_by] == name]
+            assert group["exact_match"] == pytest.approx(np.mean([row.exact_match for row in rows_of_group]))
+            counts = {kind: sum(row.kind == kind for row in rows_of_group) for kind in KINDS}
+            assert group["kinds"] == {kind: count for kind, count in counts.items() if count}
+    assert list(report["groups"]["gold rank"])[:3] == ["1", "2", "3"]
+    assert set(report["groups"]["question"]) == {"who", "what", "when", "where", "how many"}
+    assert [case["row"] for case in report["cases"] if case["several gold"]] == [7, 17, 27]
 
 
-def test_the_search_is_measured_on_rows_that_know_their_documents():
+def test_retrieval_is_scored_on_rows_with_gold_documents():
     rows = rows_of(ROWS.values())
-    measured = [retrieval_scores(row.found, row.gold, [1]) for row in rows if row.gold]
-    told = analysis(rows)["retrieval"]
-    assert told["rows"] == len(measured) == 9
-    assert told["measures"]["mrr"]["mean"] == pytest.approx(np.mean([of["mrr"] for of in measured]))
-    assert "hit@5" not in told["measures"]
-    closed = analysis(rows_of([record("x", shown=(), gold=())]))
+    scores = [retrieval_scores(row.found, row.gold, [1]) for row in rows if row.gold]
+    retrieval = analyze(rows)["retrieval"]
+    assert retrieval["rows"] == len(scores) == 9
+    assert retrieval["measures"]["mrr"]["mean"] == pytest.approx(np.mean([row["mrr"] for row in scores]))
+    assert "hit@5" not in retrieval["measures"]
+    closed = analyze(rows_of([record("x", shown=(), gold=())]))
     assert closed["retrieval"] == {}
     assert set(closed["groups"]) == {"question"}
 
 
-def test_a_comparison_goes_by_rows_and_not_by_means():
+def test_comparison_is_paired_by_rows():
     answers = [("Paris", "Lyon"), ("Paris", "Paris"), ("big Paris", "Paris"), ("Paris", "the Rhône"), ("Rome", "Rome")]
     this, other = (rows_of(record(pair[side]) for pair in answers) for side in (0, 1))
-    told = compared(this[::-1], [*other, *rows_of([record("x", question="Why?")] * 6)[5:]])
+    report = compare(this[::-1], [*other, *rows_of([record("x", question="Why?")] * 6)[5:]])
     differences = [a.f1 - b.f1 for a, b in zip(this, other, strict=True)]
-    assert told["rows"] == 5
-    assert told["left_out"] == {"of_this": 0, "of_the_other": 1}
-    f1 = told["f1"]
+    assert report["rows"] == 5
+    assert report["left_out"] == {"of_this": 0, "of_the_other": 1}
+    f1 = report["f1"]
     assert f1["difference"] == pytest.approx(np.mean(differences)) == pytest.approx(f1["this"] - f1["other"])
     assert (f1["low"], f1["high"]) == pytest.approx(bootstrap(differences[::-1]))
     assert (f1["better"], f1["worse"]) == (2, 1)
-    assert told["exact_match"]["difference"] == pytest.approx(1 / 5)
-    assert {"other": "not used", "this": "right", "rows": 2} in told["kinds"]
-    assert sum(of["rows"] for of in told["kinds"]) == 5
+    assert report["exact_match"]["difference"] == pytest.approx(1 / 5)
+    assert {"other": "not used", "this": "correct", "rows": 2} in report["kinds"]
+    assert sum(pair["rows"] for pair in report["kinds"]) == 5
 
 
-def test_other_rows_are_not_compared():
-    with pytest.raises(ValueError, match=r"row 0 asks 'What is it\?' .* and 'Why\?' .* in the other"):
-        compared(rows_of([record("x")]), rows_of([record("x", question="Why?")]))
-    with pytest.raises(ValueError, match="no row is in both runs"):
-        compared(rows_of([record("x")]), rows_of([record("x")] * 2)[1:])
+def test_runs_on_other_rows_are_refused():
+    with pytest.raises(ValueError, match=r"row 0 has the question 'What is it\?' .* and 'Why\?' .* in the other"):
+        compare(rows_of([record("x")]), rows_of([record("x", question="Why?")]))
+    with pytest.raises(ValueError, match="no row in common"):
+        compare(rows_of([record("x")]), rows_of([record("x")] * 2)[1:])
 
 
-def written(folder, records, name="test_predictions.jsonl"):
+def write_predictions(folder, records, name="test_predictions.jsonl"):
     folder.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps({**of, "row": number}, ensure_ascii=False) for number, of in enumerate(records)]
     (folder / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
@@ -208,7 +209,7 @@ def written(folder, records, name="test_predictions.jsonl"):
 
 
 class Page(HTMLParser):
-    """Tags, attributes and texts; whatever is opened must be closed."""
+    """Tags, attributes and texts of a page; each opened tag must be closed."""
 
     def __init__(self, source):
         super().__init__()
@@ -229,60 +230,60 @@ class Page(HTMLParser):
         self.texts.append(data)
 
 
-def test_a_run_is_told_as_tables_a_page_and_json(tmp_path, capsys):
-    run = written(tmp_path / "run", ROWS.values())
+def test_analyze_writes_tables_a_page_and_json(tmp_path, capsys):
+    run = write_predictions(tmp_path / "run", ROWS.values())
     assert launcher(["analyze", str(run)]) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for kind in KINDS:
-        assert f"\n{kind} " in said
-    assert "By gold rank" in said
-    assert "What was found, for 9 questions" in said
-    told = json.loads((run / "analysis.json").read_text())
-    assert [case["mistake"] for case in told["cases"]] == list(ROWS)
-    assert told["groups"]["question"]["who"]["rows"] == 1
+        assert f"\n{kind} " in output
+    assert "By gold rank" in output
+    assert "Retrieval for 9 questions" in output
+    report = json.loads((run / "analysis.json").read_text())
+    assert [case["kind"] for case in report["cases"]] == list(ROWS)
+    assert report["groups"]["question"]["who"]["rows"] == 1
     page = Page((run / "analysis.html").read_text())
     assert not set(page.tags) & {"script", "link", "iframe", "b"}
     sources = [value for name, value in page.attributes if name == "src"]
-    assert len(sources) == 1 + len(told["groups"])
+    assert len(sources) == 1 + len(report["groups"])
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     assert "Who <b>was</b> it?" in page.texts
     assert "row 7: exact_match 0, f1 0.667, gold rank 1, 2 gold documents" in page.texts
-    assert "passage 2: paris (found as 2, right)" in page.texts
+    assert "passage 2: paris (rank 2, relevant)" in page.texts
     assert "found, not shown (1 of 1)" in page.texts
     assert sorted(path.name for path in run.iterdir()) == ["analysis.html", "analysis.json", "test_predictions.jsonl"]
 
 
-def test_examples_are_as_many_as_asked_for(tmp_path, capsys):
-    run = written(tmp_path / "run", [ROWS["ungrounded"]] * 7)
-    for count, told in ((5, "ungrounded (5 of 7)"), (0, "ungrounded (0 of 7)")):
+def test_the_number_of_examples_is_an_option(tmp_path, capsys):
+    run = write_predictions(tmp_path / "run", [ROWS["ungrounded"]] * 7)
+    for count, heading in ((5, "ungrounded (5 of 7)"), (0, "ungrounded (0 of 7)")):
         assert main([str(run), "--examples", str(count)]) == 0
         page = Page((run / "analysis.html").read_text())
         assert page.tags.count("article") == count
-        assert told in page.texts
+        assert heading in page.texts
 
 
 def test_two_runs_are_compared_by_row(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "250")  # the folders of tests may have long names
-    run = written(tmp_path / "run", [record("Paris")] * 6 + [record("Rhône")])
-    other = written(tmp_path / "other", [record("Rhône")] * 6 + [record("Paris")])
+    run = write_predictions(tmp_path / "run", [record("Paris")] * 6 + [record("Rhône")])
+    other = write_predictions(tmp_path / "other", [record("Rhône")] * 6 + [record("Paris")])
     assert main([str(run), "--against", str(other)]) == 0
-    said = capsys.readouterr().out
-    assert f"Beside {other}, on 7 rows of both" in said
-    assert "+0.714 [+0.143, +1.000]" in said
-    told = json.loads((run / "analysis.json").read_text())["against"]
-    assert (told["f1"]["better"], told["f1"]["worse"]) == (6, 1)
+    output = capsys.readouterr().out
+    assert f"Compared with {other} on 7 common rows" in output
+    assert "+0.714 [+0.143, +1.000]" in output
+    report = json.loads((run / "analysis.json").read_text())["against"]
+    assert (report["f1"]["better"], report["f1"]["worse"]) == (6, 1)
     assert not (other / "analysis.json").exists()
-    assert "Rows whose kind changed" in (run / "analysis.html").read_text()
+    assert "Rows of another kind" in (run / "analysis.html").read_text()
 
 
-def test_separators_of_lines_inside_a_text_end_no_record(tmp_path):
-    run = written(tmp_path / "run", [record("one\u2028two\x85three")])
+def test_unicode_line_separators_in_a_text_do_not_end_a_record(tmp_path):
+    run = write_predictions(tmp_path / "run", [record("one\u2028two\x85three")])
     assert read_run(run)[0].answer == "one\u2028two\x85three"
 
 
-def test_rows_of_other_tasks_are_left_out(tmp_path):
+def test_rows_of_other_tasks_are_omitted(tmp_path):
     words = {"row": 1, "task": "mood", "input": "x", "prediction": "good", "scores": {"good": 0.5}, "target": "bad"}
-    run = written(tmp_path / "run", [{**ROWS["right"], "task": "ask"}, words])
+    run = write_predictions(tmp_path / "run", [{**ROWS["correct"], "task": "ask"}, words])
     (row,) = read_run(run)
     assert row.groups["task"] == "ask"
 
@@ -298,31 +299,31 @@ PLAIN = {"row": 0, "input": "x", "prediction": "good", "scores": {"good": 0.5}, 
             lambda folder: folder.mkdir(),
             "has no test_predictions.jsonl; expected a run folder",
         ),
-        (lambda folder: written(folder, [], "test_predictions.jsonl.part"), "has not finished"),
+        (lambda folder: write_predictions(folder, [], "test_predictions.jsonl.part"), "has not finished"),
         (
-            lambda folder: written(folder / "checkpoints", [], "best.ckpt"),
+            lambda folder: write_predictions(folder / "checkpoints", [], "best.ckpt"),
             "is the folder of a training .* --ckpt_path .*best.ckpt",
         ),
-        (lambda folder: written(folder, []), "has 0 rows, but none of them answers a question"),
+        (lambda folder: write_predictions(folder, []), "has 0 rows, but none of them answers a question"),
         (
-            lambda folder: written(folder, [PLAIN]),
+            lambda folder: write_predictions(folder, [PLAIN]),
             "1 rows, but none .*: question, references, passages, found, gold miss",
         ),
         (
-            lambda folder: written(folder, [{**ROWS["right"], "scores": None}]),
+            lambda folder: write_predictions(folder, [{**ROWS["correct"], "scores": None}]),
             "none of them answers a question: scores missing",
         ),
         (
-            lambda folder: written(folder, []).joinpath("test_predictions.jsonl").write_text("{}\n{"),
+            lambda folder: write_predictions(folder, []).joinpath("test_predictions.jsonl").write_text("{}\n{"),
             r"jsonl:2: expected",
         ),
         (
-            lambda folder: written(folder, []).joinpath("test_predictions.jsonl").write_text("3\n"),
+            lambda folder: write_predictions(folder, []).joinpath("test_predictions.jsonl").write_text("3\n"),
             "jsonl:1: expected a JSON",
         ),
     ],
 )
-def test_what_is_no_test_of_questions_is_told_and_nothing_is_written(tmp_path, make, message):
+def test_folders_without_a_question_answering_test_are_refused_and_nothing_is_written(tmp_path, make, message):
     run = tmp_path / "run"
     make(run)
     before = sorted(tmp_path.rglob("*"))
@@ -332,16 +333,16 @@ def test_what_is_no_test_of_questions_is_told_and_nothing_is_written(tmp_path, m
 
 
 def test_a_comparison_that_fails_writes_nothing(tmp_path):
-    run = written(tmp_path / "run", [record("x")])
-    other = written(tmp_path / "other", [record("x", question="Why?")])
-    for given, message in ((other, "test both on the same rows"), (tmp_path / "gone", "does not exist")):
+    run = write_predictions(tmp_path / "run", [record("x")])
+    other = write_predictions(tmp_path / "other", [record("x", question="Why?")])
+    for against, message in ((other, "test both on the same rows"), (tmp_path / "gone", "does not exist")):
         with pytest.raises(CommandError, match=message):
-            main([str(run), "--against", str(given)])
+            main([str(run), "--against", str(against)])
     assert [path.name for path in run.iterdir()] == ["test_predictions.jsonl"]
 
 
 @pytest.mark.parametrize("option", ["--right=0", "--right=1.5", "--examples=-1"])
 def test_numbers_out_of_range_are_refused(tmp_path, option):
-    named = "--examples must be at least 0" if "examples" in option else "--correct-f1 must be above 0 and at most 1"
-    with pytest.raises(CommandError, match=named):
+    message = "--examples must be at least 0" if "examples" in option else "--correct-f1 must be above 0 and at most 1"
+    with pytest.raises(CommandError, match=message):
         main([str(tmp_path), option])

@@ -9,7 +9,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
 from lightning_softprompt.callbacks.reporting.case_report import CaseReport
-from lightning_softprompt.reports.html import LONG, html, marked
+from lightning_softprompt.reports.html import LONG, cases_page, highlight
 
 VOID = {"meta"}
 ROWS = 10
@@ -148,7 +148,7 @@ def test_long_inputs_are_folded_and_nothing_in_a_text_is_markup():
         "prediction": '"<script>"',
         "scores": {"s": 1},
     }
-    page = Page(html("<s>", {}, {"Best": [record, {**record, "input": "<i>short"}]}))
+    page = Page(cases_page("<s>", {}, {"Best": [record, {**record, "input": "<i>short"}]}))
     assert page.tags.count("details") == 1
     assert page.of("details") == [record["input"]]
     assert not set(page.tags) & {"i", "script", "s"}
@@ -157,6 +157,6 @@ def test_long_inputs_are_folded_and_nothing_in_a_text_is_markup():
 
 
 def test_shared_words_are_marked_whatever_their_case_and_only_whole_ones():
-    assert marked("The dog, dogs <x>", "a DOG x") == "The <mark>dog</mark>, dogs &lt;<mark>x</mark>&gt;"
-    assert marked("Straße 東京", "STRASSE 東京") == "<mark>Straße</mark> <mark>東京</mark>"
-    assert marked("", "a") == marked("", "") == ""
+    assert highlight("The dog, dogs <x>", "a DOG x") == "The <mark>dog</mark>, dogs &lt;<mark>x</mark>&gt;"
+    assert highlight("Straße 東京", "STRASSE 東京") == "<mark>Straße</mark> <mark>東京</mark>"
+    assert highlight("", "a") == highlight("", "") == ""
