@@ -1,7 +1,7 @@
-"""What a method needs of a backbone, checked before a run leaves anything on disk.
+"""Requirements of methods on backbones, which are checked before a run writes anything to disk.
 
-A requirement is a function that raises where a backbone does not have what it takes. Methods list theirs; a new one is
-a function here.
+A requirement is a function that raises an error if a backbone does not meet it. Each method lists its requirements; a
+new one is a function in this module.
 """
 
 from __future__ import annotations
@@ -14,19 +14,18 @@ import torch
 from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.backbones.generation.path_trial import STEPS
 from lightning_softprompt.backbones.loading import try_out
-from lightning_softprompt.backbones.skeleton import build_small_copy, load_config, random_batch
-from lightning_softprompt.backbones.small_copy import divisors, max_shrink_factor
+from lightning_softprompt.backbones.skeleton import Skeleton, random_batch
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.refusals import FAILURES, UnsupportedBackboneError, explaining, reason_of
 from lightning_softprompt.core.types import SoftPrompt
 
 Requirement = Callable[[Backbone], None]
-TOKENS = 8  # of the rows that a copy runs
+TOKENS = 8  # tokens of the rows on which a copy is tested
 WIDTHS_TRIED = 3
 
 
 def takes_soft_tokens(backbone: Backbone) -> None:
-    """Rows with soft tokens run, forward and backward."""
+    """Requires that rows with soft tokens run, forward and backward."""
     with explaining(f"rows with soft tokens do not run in {backbone.spec.dtype}"):
         batch = random_batch(backbone, 2, TOKENS)
         tokens = backbone.embed(batch.input_ids[:1, :2]).detach().requires_grad_()
@@ -35,26 +34,26 @@ def takes_soft_tokens(backbone: Backbone) -> None:
 
 
 def takes_keys_and_values(backbone: Backbone) -> None:
-    """The attentions of all layers can be given keys and values."""
-    with explaining("its attentions do not run with keys and values from outside"):
+    """Requires that the attentions of all layers accept additional keys and values."""
+    with explaining("its attentions do not run with additional keys and values"):
         backbone.check_attentions()
 
 
 def takes_late_tokens(backbone: Backbone) -> None:
-    """Soft tokens can enter before a middle layer."""
+    """Requires that soft tokens can enter before a middle layer."""
     with explaining("soft tokens do not enter before a middle layer of it"):
         backbone.check_late_tokens()
 
 
 def generates(beams: int = 1) -> Requirement:
-    """A requirement: rows generate answers that agree with the forward pass of each row alone.
+    """Requires that rows generate answers that agree with the forward pass of each row alone.
 
     Args:
-        beams: How many beams a row has.
+        beams: Number of beams of a row.
     """
 
     def generates_answers(backbone: Backbone) -> None:
-        if not backbone.codec.stop:  # which the data module refuses, with what to do
+        if not backbone.codec.stop:  # the data module refuses it, and explains what to do
             return
         with explaining("it does not generate answers"):
             batch = random_batch(backbone, 2, TOKENS)
@@ -71,8 +70,8 @@ def require(requirements: Sequence[Requirement], method: str, backbone: Backbone
     """Refuses a backbone that a method cannot use.
 
     Args:
-        requirements: Of the method.
-        method: Its name.
+        requirements: The requirements of the method.
+        method: Name of the method.
         backbone: The backbone, or a small copy of it.
 
     Raises:
@@ -91,23 +90,20 @@ def require(requirements: Sequence[Requirement], method: str, backbone: Backbone
 
 
 def require_of_copy(requirements: Sequence[Requirement], method: str, spec: BackboneSpec) -> None:
-    """Refuses a backbone by what a small random copy of it does, before its weights are loaded.
+    """Refuses a backbone if a small random copy of it does not meet the requirements, before its weights are loaded.
 
-    A copy that cannot be built decides nothing: the backbone itself is checked when it is loaded.
+    If no copy can be built, nothing is refused: the backbone itself is checked when it is loaded.
 
     Raises:
         ValueError: If there is no such backbone, or the method cannot use it.
     """
     if not requirements:
         return
-    config = load_config(spec)
-    attention = None if spec.attention == "flash_attention_2" else spec.attention
-    plain = replace(spec, attention=attention)
-    plain = replace(plain, dtype="float32") if spec.dtype == "float16" else plain  # which CPUs have no products in
+    skeleton = Skeleton(_spec_for_cpu(spec))
     refusals: list[ValueError] = []
-    for by in divisors(max_shrink_factor(config))[:WIDTHS_TRIED]:
+    for factor in skeleton.shrink_factors[:WIDTHS_TRIED]:
         try:
-            copy = build_small_copy(config, plain, by)
+            copy = skeleton.small_copy(factor)
             try_out(copy)  # embeddings enter it as they enter the backbone
         except UnsupportedBackboneError:
             continue
@@ -118,3 +114,10 @@ def require_of_copy(requirements: Sequence[Requirement], method: str, spec: Back
             refusals.append(refusal)
     if refusals:
         raise refusals[-1]
+
+
+def _spec_for_cpu(spec: BackboneSpec) -> BackboneSpec:
+    """Returns the spec without what requires a GPU: FlashAttention, and float16, in which CPUs have no products."""
+    attention = None if spec.attention == "flash_attention_2" else spec.attention
+    dtype = "float32" if spec.dtype == "float16" else spec.dtype
+    return replace(spec, attention=attention, dtype=dtype)

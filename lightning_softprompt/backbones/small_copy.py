@@ -1,4 +1,4 @@
-"""Configurations of the same architecture with narrower layers, whose models compute the same steps for less."""
+"""Configurations of the same architecture with narrower layers, whose models take the same steps at a lower cost."""
 
 from __future__ import annotations
 
@@ -26,47 +26,48 @@ WINDOWS = (
     *("max_target_positions", "max_encoder_position_embeddings", "max_decoder_position_embeddings"),
 )
 VOCABULARIES = ("vocab_size_per_layer_input", "decoder_vocab_size", "src_vocab_size", "tgt_vocab_size")
-WINDOW = 1024  # positions of a narrow model, at least
-PER_LAYER = "per_layer_config"  # where transformers writes what single layers have of their own
+WINDOW = 1024  # minimum number of positions of a narrow model
+PER_LAYER = "per_layer_config"  # where transformers stores the settings of single layers
 
 
 def max_shrink_factor(config: PreTrainedConfig) -> int:
-    """How many times narrower the text parts of a model can be: heads and widths must stay whole numbers."""
-    of_parts = [_common(part.to_dict()) for part in _text_parts(config)]
-    return reduce(gcd, of_parts) or 1
+    """Returns the largest factor by which the text parts of a model can be narrower: heads and widths stay integers."""
+    factors = [_common_divisor(part.to_dict()) for part in _text_parts(config)]
+    return reduce(gcd, factors) or 1
 
 
-def shrink_config(config: PreTrainedConfig, by: int, words: int) -> PreTrainedConfig:
-    """The configuration with text parts so many times narrower, so many words, and room for any prompt.
+def shrink_config(config: PreTrainedConfig, factor: int, words: int) -> PreTrainedConfig:
+    """Returns a configuration with narrower text parts, another vocabulary, and room for any prompt.
 
-    Heads keep their size. Parts that read no text are as narrow as their own sizes allow.
+    Heads keep their size. Parts that do not read text are as narrow as their sizes allow.
 
     Args:
-        config: Of the full size.
-        by: Divides the widths of text parts.
+        config: The configuration of the full size.
+        factor: Divides the widths of text parts.
         words: Size of the vocabulary.
     """
-    text = {id(part) for part in _text_parts(config)}
+    text_parts = {id(part) for part in _text_parts(config)}
 
-    def change(part: PreTrainedConfig) -> dict[str, Any]:
+    def shrink(part: PreTrainedConfig) -> dict[str, Any]:
         values = part.to_dict()
-        divisor = by if id(part) in text else _common(values) or 1
+        is_text = id(part) in text_parts
+        divisor = factor if is_text else _common_divisor(values) or 1
         _keep_head_size(values, part)
         _divide(values, divisor)
         for name in WINDOWS:
             if isinstance(values.get(name), int):
                 values[name] = max(values[name], WINDOW)
-        if id(part) in text:
+        if is_text:
             _set_vocabulary(values, part, words)
         for name, inner in _inner_parts(part):
-            values[name] = change(inner)
+            values[name] = shrink(inner)
         return values
 
-    return type(config).from_dict(change(config))
+    return type(config).from_dict(shrink(config))
 
 
 def divisors(number: int) -> list[int]:
-    """All divisors, the largest first."""
+    """Returns all divisors, the largest first."""
     return [divisor for divisor in range(number, 0, -1) if number % divisor == 0]
 
 
@@ -77,29 +78,30 @@ def _inner_parts(config: PreTrainedConfig) -> Iterator[tuple[str, PreTrainedConf
 
 
 def _text_parts(config: PreTrainedConfig) -> list[PreTrainedConfig]:
-    """The configuration itself, and the nested ones of the parts that read and write text."""
+    """Returns the configuration itself, and the nested ones of the parts that read and generate text."""
     inner = [part for _, part in _inner_parts(config)]
     try:
-        found = [config.get_text_config(encoder=True), config.get_text_config(decoder=True), config.get_text_config()]
-    except ValueError:  # transformers cannot decide which of several it is
-        found = inner
-    own = {id(part) for part in found}
-    return [config, *(part for part in inner if id(part) in own)]
+        encoder, decoder = config.get_text_config(encoder=True), config.get_text_config(decoder=True)
+        text_parts = [encoder, decoder, config.get_text_config()]
+    except ValueError:  # transformers finds several and cannot decide between them
+        text_parts = inner
+    identities = {id(part) for part in text_parts}
+    return [config, *(part for part in inner if id(part) in identities)]
 
 
-def _common(values: dict[str, Any]) -> int:
-    """The greatest common divisor of all widths; 0 where there is none."""
+def _common_divisor(values: dict[str, Any]) -> int:
+    """Returns the greatest common divisor of all widths; 0 if there are no widths."""
     sizes = [values[name] for name in WIDTHS if isinstance(values.get(name), int)]
-    inner = [_common(layer) for layer in _layers_of(values)]
+    inner = [_common_divisor(layer) for layer in _layers_of(values)]
     return reduce(gcd, [*sizes, *inner], 0)
 
 
-def _divide(values: dict[str, Any], by: int) -> None:
+def _divide(values: dict[str, Any], divisor: int) -> None:
     for name in WIDTHS:
         if isinstance(values.get(name), int):
-            values[name] //= by
+            values[name] //= divisor
     for layer in _layers_of(values):
-        _divide(layer, by)
+        _divide(layer, divisor)
 
 
 def _layers_of(values: dict[str, Any]) -> list[dict[str, Any]]:
@@ -107,7 +109,7 @@ def _layers_of(values: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _keep_head_size(values: dict[str, Any], config: PreTrainedConfig) -> None:
-    """Writes down a head's size where a configuration would otherwise infer another one."""
+    """Sets a head's size if the configuration would otherwise infer another one."""
     heads, hidden = values.get("num_attention_heads"), values.get("hidden_size")
     if "head_dim" in values and values["head_dim"] is None and heads and hidden:
         values["head_dim"] = hidden // heads

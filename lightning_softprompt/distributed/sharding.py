@@ -15,8 +15,7 @@ from torch.utils._pytree import tree_leaves
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lightning_softprompt.backbones.base import Backbone
-from lightning_softprompt.backbones.skeleton import build_small_copy, random_batch
-from lightning_softprompt.backbones.small_copy import max_shrink_factor
+from lightning_softprompt.backbones.skeleton import Skeleton, random_batch
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.distributed.collectives import gather_objects, is_distributed
 
@@ -124,7 +123,8 @@ def shard_layers(backbone: Backbone, mesh: DeviceMesh) -> None:
     layers: list[nn.Module] = [m for m in backbone.model.modules() if isinstance(m, GradientCheckpointingLayer)]
     _check_shardable(backbone, layers)
     backbone.pin_fingerprint()
-    small = build_small_copy(backbone.model.config, backbone.spec, max_shrink_factor(backbone.model.config), 4)
+    skeleton = Skeleton(backbone.spec, backbone.model.config)
+    small = skeleton.small_copy(skeleton.shrink_factors[0], layers=4)
     small.use_entry(backbone.entry)
     with torch.no_grad():
         small.states(random_batch(small, 2, 24))

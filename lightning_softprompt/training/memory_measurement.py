@@ -15,9 +15,7 @@ from torch import Tensor
 from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.backbones.insertion.layer_stacks import Stack, matrix_widths, stacks_of
 from lightning_softprompt.backbones.loading import try_out
-from lightning_softprompt.backbones.skeleton import build_small_copy, random_batch
-from lightning_softprompt.backbones.small_copy import divisors, max_shrink_factor
-from lightning_softprompt.core.backbone_spec import BackboneSpec
+from lightning_softprompt.backbones.skeleton import Skeleton, random_batch
 from lightning_softprompt.core.refusals import FAILURES, UnsupportedBackboneError, reason_of
 from lightning_softprompt.methods.base import SoftPromptModule
 
@@ -105,23 +103,24 @@ class MemoryUse:
 ZERO = MemoryUse(0.0, 0.0, 0.0, 0.0, 0)
 
 
-def measure(module: SoftPromptModule, full: Backbone, config: Any, spec: BackboneSpec, workload: Workload) -> MemoryUse:
-    """Measure the memory of a step on the max_shrink_factor and shallowest copy of the backbone that runs.
+def measure(module: SoftPromptModule, skeleton: Skeleton, workload: Workload) -> MemoryUse:
+    """Measure the memory of a step on the narrowest and shallowest copy of the backbone that runs.
 
     Raises:
         ValueError: If no copy runs.
     """
     reasons: list[str] = []
-    for factor in divisors(max_shrink_factor(config))[:WIDTHS_TRIED]:
+    for factor in skeleton.shrink_factors[:WIDTHS_TRIED]:
         for shallow in (True, False):
             try:
-                return Measurement(module, full, config, spec, workload, factor).run(shallow)
+                return Measurement(module, skeleton, workload, factor).run(shallow)
             except FAILURES as error:
                 reasons.append(reason_of(error))
         if reasons[-1] in reasons[-3:-2]:
             break  # full-depth copies of two widths fail for the same reason, so the width is not the cause
     raise UnsupportedBackboneError(
-        f"the memory of {spec.name} cannot be estimated: no small copy of a {type(full.model).__name__} runs. "
+        f"the memory of {skeleton.spec.name} cannot be estimated: no small copy of a "
+        f"{type(skeleton.full_size.model).__name__} runs. "
         f"{reasons[0]} Train for a few steps and read the device's own figures"
     )
 
@@ -132,23 +131,19 @@ class Measurement:
 
     Args:
         module: The method.
-        full: The backbone at full size, without weights.
-        config: Its configuration.
-        spec: The backbone spec.
+        skeleton: The backbone, without weights.
         workload: The work of a device.
         factor: By which the copies are narrower.
     """
 
     module: SoftPromptModule
-    full: Backbone
-    config: Any
-    spec: BackboneSpec
+    skeleton: Skeleton
     workload: Workload
     factor: int
 
     def run(self, shallow: bool) -> MemoryUse:
         """Measure a copy with few layers and extrapolate to all layers of each stack, or measure all layers at once."""
-        stacks = stacks_of(self.full.model)
+        stacks = stacks_of(self.skeleton.full_size.model)
         counts = {stack.name: stack.fewest if shallow else len(stack) for stack in stacks}
         small = self._copy(counts)
         calls = self._count_calls(small, stacks)
@@ -168,7 +163,7 @@ class Measurement:
         return MemoryUse(total.step, layers.step, total.token, total.row, max(depths, default=1))
 
     def _copy(self, counts: dict[str, int]) -> Backbone:
-        copy = build_small_copy(self.config, self.spec, self.factor, counts)
+        copy = self.skeleton.small_copy(self.factor, counts)
         try_out(copy)
         return copy
 
@@ -199,7 +194,8 @@ class Measurement:
     def _measure_copy(self, small: Backbone, running: Sequence[Stack]) -> MemoryUse:
         """Measure a copy and scale the result to the width of the full backbone."""
         lengths = {stack.name: len(stack) for stack in stacks_of(small.model)}
-        wide = sum(matrix_widths(self.full.model, stack, lengths[stack.name]) for stack in running)
+        full = self.skeleton.full_size.model
+        wide = sum(matrix_widths(full, stack, lengths[stack.name]) for stack in running)
         narrow = sum(matrix_widths(small.model, stack, lengths[stack.name]) for stack in running)
         exact = wide / narrow if narrow else float(self.factor)
         scale = self.factor if abs(exact / self.factor - 1) < WIDTH_TOLERANCE else exact

@@ -15,7 +15,7 @@ from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.backbones.execution.lm_head import CHUNK
 from lightning_softprompt.backbones.insertion.layer_stacks import stacks_of
 from lightning_softprompt.backbones.kernels.quantized_linear import SCHEMES, matrices
-from lightning_softprompt.backbones.skeleton import build_skeleton, load_config
+from lightning_softprompt.backbones.skeleton import Skeleton
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.methods.base import SoftPromptModule
 from lightning_softprompt.training.memory_measurement import MemoryUse, Workload, attach_copy, measure
@@ -64,14 +64,14 @@ def plan(module: SoftPromptModule, spec: BackboneSpec, workload: Workload) -> Pl
     Raises:
         ValueError: If weights are both quantized and sharded.
     """
-    config = load_config(spec)
-    full = build_skeleton(config, spec)
+    skeleton = Skeleton(spec)
+    full = skeleton.full_size
     method = attach_copy(module, full)
     trainable = workload.replicas * sum(p.numel() for p in method.parameters() if p.requires_grad)
     outside_layers, layers, largest_layer = weight_bytes(full)
     saved, dequantized = saved_by_quantization(full, spec, workload)
     states = optimizer_states(method)
-    memory = measure(module, full, config, spec, workload)
+    memory = measure(module, skeleton, workload)
     gathered = 2 * largest_layer if workload.shares > 1 else 0
     gradient_copies = 2 if workload.devices > 1 else 1  # the buckets that are communicated are a second copy
     activations = kept_for_backward(memory, full, method, spec, workload)

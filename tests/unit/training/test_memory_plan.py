@@ -21,7 +21,7 @@ from transformers import (
 
 from lightning_softprompt.backbones import skeleton as skeleton_module
 from lightning_softprompt.backbones.insertion.layer_stacks import Stack
-from lightning_softprompt.backbones.skeleton import build_skeleton, build_small_copy, random_batch
+from lightning_softprompt.backbones.skeleton import Skeleton, random_batch
 from lightning_softprompt.cli.app import main
 from lightning_softprompt.cli.commands import estimate as command
 from lightning_softprompt.core.backbone_spec import BackboneSpec
@@ -61,7 +61,7 @@ CASES = [(family, method, "float32") for family in CONFIGS for method in METHODS
 @pytest.mark.parametrize(("family", "name", "dtype"), CASES)
 def test_what_a_step_keeps_is_within_a_quarter_of_what_is_measured(spec, family, name, dtype):
     place, (cls, arguments) = spec(family, dtype=dtype), METHODS[name]
-    backbone = build_small_copy(CONFIGS[family], place, 1, CONFIGS[family].num_hidden_layers)
+    backbone = Skeleton(place, CONFIGS[family]).small_copy(1, CONFIGS[family].num_hidden_layers)
     method = cls(backbone=place, **arguments)
     method.attach(backbone)
     batch = random_batch(backbone, ROWS, TOKENS)
@@ -74,7 +74,7 @@ def test_what_a_step_keeps_is_within_a_quarter_of_what_is_measured(spec, family,
     assert found.training["kept for the backward pass"] == pytest.approx(kept, rel=0.25)
     assert found.trainable == sum(p.numel() for p in method.parameters() if p.requires_grad)
     assert found.training["frozen weights"] == pytest.approx(weights, rel=0.3)  # the real one has fewer words
-    assert found.frozen == sum(p.numel() for p in build_skeleton(CONFIGS[family], place).parameters())
+    assert found.frozen == sum(p.numel() for p in Skeleton(place, CONFIGS[family]).full_size.parameters())
 
 
 WIDTHS = {"vocab_size": 600, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4}
@@ -106,7 +106,7 @@ def test_estimates_read_the_built_model(tmp_path, name):
     model = (AutoModelForMaskedLM if masked else AutoModelForCausalLM).from_config(config)
     assert found.frozen == sum(p.numel() for p in model.parameters())
     assert found.training["frozen weights"] == sum(p.numel() * p.element_size() for p in model.parameters())
-    backbone = build_small_copy(config, spec, 1)
+    backbone = Skeleton(spec, config).small_copy(1)
     method = PromptTuning(backbone=spec, length=7)
     method.attach(backbone)
     batch = random_batch(backbone, ROWS, TOKENS)
@@ -143,7 +143,7 @@ def test_other_methods_are_counted_too(spec, cls):
     place = spec("llama")
     found = plan(cls(backbone=place), place, Workload(2, 30))
     method = cls(backbone=place)
-    method.attach(build_skeleton(CONFIGS["llama"], place))
+    method.attach(Skeleton(place, CONFIGS["llama"]).full_size)
     assert found.trainable == sum(p.numel() for p in method.parameters() if p.requires_grad) > 0
 
 
@@ -156,7 +156,7 @@ def test_optimizers_devices_replicas_and_recomputed_layers_count(spec):
     four = plan(PromptTuning(backbone=place, length=10), place, Workload(4, 60, devices=4))
     assert four.wire == {"gradients": round(1.5 * one.training["prompt"])}
     assert four.start == one.training["prompt"]  # each process reads the frozen weights itself
-    full = build_skeleton(CONFIGS["llama"], place).model
+    full = Skeleton(place, CONFIGS["llama"]).full_size.model
     layers = 4 * sum(p.numel() for layer in full.model.layers for p in layer.parameters())
     largest = layers / len(full.model.layers)
     sharded = plan(PromptTuning(backbone=place, length=10), place, Workload(4, 60, devices=4, sharded=True))
