@@ -1,0 +1,139 @@
+"""The experiments of `experiments.yaml` as jobs: a job is a training with its test, or a test without training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from lightning_softprompt.system.plain_yaml import read_yaml
+
+RATE_SEED = 0  # seed of the runs that select a learning rate; no seed of a block
+Options = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One cell of the experiments.
+
+    Args:
+        block: Name of the block.
+        method: Name of the method.
+        task: Name of the task.
+        backbone: Name of the backbone.
+        seed: Seed of the run.
+        rate: Learning rate; None without training.
+        selects_rate: Whether the run only serves to select the learning rate; it is not tested.
+        metric: Metric that is reported.
+        mode: Whether its least or greatest value is best.
+        steps: Optimizer steps.
+        options: Options of `softprompt fit`, without those of folders and data paths.
+        path: Folder of the task's rows, below the folder of all data.
+    """
+
+    block: str
+    method: str
+    task: str
+    backbone: str
+    seed: int
+    rate: float | None
+    selects_rate: bool
+    metric: str
+    mode: str
+    steps: int
+    options: Options
+    path: str
+
+    @property
+    def key(self) -> str:
+        """Identifies the job and its settings: results of other settings have another key."""
+        digest = sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:8]
+        kind = f"rate-{self.rate}" if self.selects_rate else f"seed-{self.seed}"
+        name = "_".join([self.block, self.task, self.backbone, self.method, kind, digest])
+        return name.replace(" ", "-")
+
+
+class Plan:
+    """The experiments in their order.
+
+    Args:
+        path: The YAML file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._config = read_yaml(path)
+
+    def jobs(self, results: Sequence[Mapping[str, Any]]) -> Iterator[Job]:
+        """Yields all jobs whose settings are known: the rate of a method is known once its candidates have results.
+
+        Within a block, the first seed of all methods precedes the second one, so that tables are complete early.
+
+        Args:
+            results: The results so far.
+        """
+        for block in self._config["blocks"]:
+            for task in block["tasks"]:
+                for backbone in block["backbones"]:
+                    yield from self._cells(block, task, backbone, results)
+
+    def _cells(self, block: Options, task: str, backbone: str, results: Sequence[Mapping[str, Any]]) -> Iterator[Job]:
+        for method in block["methods"]:
+            yield from self._rate_jobs(block, task, backbone, method)
+        for seed in block["seeds"]:
+            for method in block["methods"]:
+                if not self._rates(method):
+                    if seed == block["seeds"][0]:  # a method without training has no seed
+                        yield self._job(block, task, backbone, method, seed, None, selects_rate=False)
+                    continue
+                rate = self._select_rate(block, task, backbone, method, results)
+                if rate is not None:
+                    yield self._job(block, task, backbone, method, seed, rate, selects_rate=False)
+
+    def _rates(self, method: str) -> list[float]:
+        return list(self._config["methods"][method].get("rates", []))
+
+    def _rate_jobs(self, block: Options, task: str, backbone: str, method: str) -> list[Job]:
+        rates = self._rates(method)
+        return [self._job(block, task, backbone, method, RATE_SEED, rate, selects_rate=True) for rate in rates]
+
+    def _select_rate(
+        self, block: Options, task: str, backbone: str, method: str, results: Sequence[Mapping[str, Any]]
+    ) -> float | None:
+        """Returns the rate with the best validation; None until all candidates have results."""
+        by_key = {result["key"]: result for result in results}
+        jobs = self._rate_jobs(block, task, backbone, method)
+        if any(job.key not in by_key for job in jobs):
+            return None
+        sign = 1 if jobs[0].mode == "min" else -1
+        scores = {job.rate: sign * by_key[job.key]["validation"] for job in jobs}
+        return min(scores, key=lambda rate: scores[rate])
+
+    def _job(
+        self, block: Options, task: str, backbone: str, method: str, seed: int, rate: float | None, selects_rate: bool
+    ) -> Job:
+        settings, spec = self._config["settings"], self._config["tasks"][task]
+        recipe = self._config["methods"][method]
+        steps = settings["rate_steps" if selects_rate else "steps"]
+        options = {
+            "model": recipe["model"],
+            **spec["options"],
+            **settings["options"],
+            **self._config["backbones"][backbone],
+            **recipe.get("options", {}),
+            **block.get("options", {}),
+            "run.monitor": f"val/{spec['metric']}",
+            "run.monitor_mode": spec["mode"],
+            "seed_everything": seed,
+        }
+        if rate is not None:
+            options |= {"model.optimizer": "torch.optim.AdamW", "model.optimizer.lr": rate}
+            options |= {"model.optimizer.weight_decay": 0.0, "trainer.max_epochs": -1, "trainer.max_steps": steps}
+            options |= {"trainer.val_check_interval": settings["validate_every"]}
+            options |= {"trainer.check_val_every_n_epoch": "null"}
+        return Job(
+            block["name"], method, task, backbone, seed, rate, selects_rate, spec["metric"], spec["mode"], steps,
+            options, spec["path"],
+        )  # fmt: skip

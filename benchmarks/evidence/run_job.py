@@ -1,0 +1,92 @@
+"""Runs one job of the queue: `softprompt fit` and `softprompt test`. Called by `run_queue.py`.
+
+python run_job.py FOLDER DATA DEVICE JOB
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from plan import Job
+
+from lightning_softprompt.cli.app import main as run_command
+from lightning_softprompt.reports.run_table import Score, read_predictions, row_scores
+from lightning_softprompt.runs.run_spec import last_folder
+from lightning_softprompt.system.atomic_files import write_file
+
+DIGITS = 5  # of the scores of rows
+
+
+def main(folder: str, data: str, device: str, description: str) -> None:
+    """Runs the commands and writes `result.json` to the folder."""
+    job = Job(**json.loads(description))
+    result: dict[str, Any] = {}
+    checkpoint = None
+    if job.rate is not None:
+        report, checkpoint = train(job, folder, data, device)
+        result = {
+            "validation": report["best"]["value"],
+            "best_step": report["best"]["global_step"],
+            "train_loss": report.get("train", {}).get("train/loss"),
+            "trainable_parameters": report["trainable_parameters"],
+            "train_seconds": report["seconds"],
+        }
+    if not job.selects_rate:
+        result |= test(job, folder, data, device, checkpoint)
+    result["peak_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    write_file(Path(folder) / "result.json", json.dumps(result).encode())
+
+
+def words(job: Job, folder: str, data: str, device: str) -> list[str]:
+    """Returns the options that all commands of the job share."""
+    options = {
+        **job.options,
+        "data.path": str(Path(data, job.path)),
+        "run.folder": folder,
+        "run.experiment": "job",
+        "run.wandb": "disabled",
+        "trainer.accelerator": "cpu" if device == "cpu" else "gpu",
+        "trainer.devices": 1,
+        "trainer.enable_progress_bar": "false",
+    }
+    if device == "cuda":
+        options |= {"backbone.dtype": "bfloat16", "trainer.precision": "bf16-mixed"}
+    return [f"--{name}={value}" for name, value in options.items()]
+
+
+def train(job: Job, folder: str, data: str, device: str) -> tuple[Mapping[str, Any], Path]:
+    """Trains, or resumes an interrupted training, and returns the report and the best checkpoint."""
+    run(["fit", *words(job, folder, data, device), "--run.name=train", "--ckpt_path=last"])
+    report = json.loads((last_folder() / "metrics.json").read_text())
+    return report, last_folder() / "checkpoints" / "best.ckpt"
+
+
+def test(job: Job, folder: str, data: str, device: str, checkpoint: Path | None) -> dict[str, Any]:
+    """Tests, and returns the metrics and the score of each row."""
+    source = [] if checkpoint is None else [f"--ckpt_path={checkpoint}"]
+    run(["test", *words(job, folder, data, device), *source])
+    metrics = json.loads((last_folder() / "metrics.json").read_text())["test"]
+    value = metrics[f"test/{job.metric}"]
+    records = read_predictions(last_folder() / "test_predictions.jsonl")
+    scores = [round(score, DIGITS) for score in row_scores(records, Score(job.metric, value))]
+    return {"test": value, "test_metrics": metrics, "row_scores": scores}
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Runs a command.
+
+    Raises:
+        SystemExit: If it fails.
+    """
+    code = run_command(list(arguments))
+    if code:
+        sys.exit(code)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
