@@ -68,11 +68,11 @@ def pruning(backbone: Backbone, args: Any) -> Iterator[dict[str, Any]]:
     before = deepcopy(together.state_dict())
     for kept in KEPT:
         together.load_state_dict(before)
-        for method in together.replicas if kept != "all" else ():
+        for method in together.methods if kept != "all" else ():
             prune(method, data, Pruning(keep=kept))  # type: ignore[arg-type]
         seconds = train(together, data, args.steps // 2)
         test = list(data.test_dataloader())
-        results = [scored(method, test) for method in together.eval().replicas]
+        results = [scored(method, test) for method in together.eval().methods]
         scores = {name: [result[name] for result in results] for name in ("accuracy", "loss")}
         yield {"task": PRUNING, "method": f"{kept} kept", **scores, "seconds": seconds}
 
@@ -94,7 +94,7 @@ def line(made: Made, rate: float, data: ClassificationDataModule, backbone: Back
     together = replicas(made, data, backbone, ReplicaSpec(len(seeds), seeds, [rate or 1.0] * len(seeds)))
     seconds = train(together, data, args.steps) if rate else 0.0
     test = list(data.test_dataloader())
-    results = [scored(method, test) for method in together.eval().replicas]  # type: ignore[arg-type]
+    results = [scored(method, test) for method in together.eval().methods]
     return {"accuracy": [r["accuracy"] for r in results], "loss": [r["loss"] for r in results], "seconds": seconds}
 
 

@@ -81,7 +81,7 @@ def replicas(made: Made, data: ClassificationDataModule, backbone: Backbone, spe
     """Prompts on the one backbone."""
     common = {"classes": data.classes, "evaluation": data.evaluation, "optimizer": partial(AdamW, lr=1e-3)}
     together = Replicas(made(backbone=backbone.spec, **common), spec)
-    for replica, seed in zip(together.replicas, together.seeds, strict=True):
+    for replica, seed in zip(together.methods, together.seeds, strict=True):
         replica.attach(backbone, seed)  # type: ignore[operator, union-attr]
     return together
 
@@ -94,10 +94,10 @@ def train(together: Replicas, data: ClassificationDataModule, steps: int) -> flo
     for _ in range(steps):
         batch, start = next(batches), time.perf_counter()
         optimizer.zero_grad()
-        for replica in together.replicas:
-            replica.step(batch)["loss"].backward()  # type: ignore[operator]
+        for replica in together.methods:
+            replica.step(batch)["loss"].backward()
         optimizer.step()
-        seconds.append((time.perf_counter() - start) / len(together.replicas))
+        seconds.append((time.perf_counter() - start) / len(together.methods))
     together.eval()
     return median(seconds)
 
@@ -127,7 +127,7 @@ def searched(name: str, data: ClassificationDataModule, backbone: Backbone, step
     search = replicas(made, data, backbone, ReplicaSpec(len(rates), [0] * len(rates), list(rates)))
     train(search, data, steps)
     validation = list(data.val_dataloader())
-    losses = [scored(method, validation)["cross_entropy"] for method in search.replicas]  # type: ignore[arg-type]
+    losses = [scored(method, validation)["cross_entropy"] for method in search.methods]
     return dict(zip(rates, losses, strict=True))
 
 
@@ -141,10 +141,10 @@ def measured(
     seeds = list(range(1, args.seeds + 1))
     final = replicas(made, data, backbone, ReplicaSpec(args.seeds, seeds, [rate] * args.seeds))
     seconds = train(final, data, args.steps)
-    one = final.train().replicas[0]
+    one = final.train().methods[0]
     batch = next(iter(data.train_dataloader()))
     peak = peak_bytes(lambda: one.step(batch)["loss"].backward())
-    results = [scored(method, test) for method in final.eval().replicas]  # type: ignore[arg-type]
+    results = [scored(method, test) for method in final.eval().methods]
     count = sum(p.numel() for p in one.parameters() if p.requires_grad)
     return {
         "rate": rate, "search": {} if known else {str(r): loss for r, loss in losses.items()}, "parameters": count,

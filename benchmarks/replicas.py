@@ -27,7 +27,7 @@ from lightning_softprompt.training.replicas import Replicas, ReplicaSpec
 def step(together: Replicas, optimizer: Any, batch: Batch) -> None:
     """Of all prompts at once, as `Replicas.training_step` does it, without the Trainer."""
     optimizer.zero_grad()
-    torch.stack([replica.step(batch)["loss"] for replica in together.replicas]).sum().backward()  # type: ignore[operator]
+    torch.stack([replica.step(batch)["loss"] for replica in together.methods]).sum().backward()
     optimizer.step()
 
 
@@ -52,20 +52,20 @@ def main() -> None:
     together = Replicas(PromptTuning(20), ReplicaSpec(args.count, seeds=list(range(args.count))))
     alone = [PromptTuning(20) for _ in range(args.count)]
     for module, seed in [
-        *zip(together.replicas, together.seeds, strict=True),
+        *zip(together.methods, together.seeds, strict=True),
         *zip(alone, together.seeds, strict=True),
     ]:
         module.attach(backbone, seed)  # type: ignore[operator, union-attr]
     rate = partial(AdamW, lr=0.005)
     ways: list[Callable[[Batch], None]] = [
-        partial(step, together, rate([r.tokens for r in together.replicas])),
+        partial(step, together, rate([r.tokens for r in together.methods])),
         partial(steps, alone, [rate([module.tokens]) for module in alone]),
     ]
     times: list[list[float]] = []
     for batch in batches(backbone, args.data, "sst2", args.batch, 20):
         times.append([seconds(partial(way, batch)) for way in ways])
     apart = [
-        float((a.tokens - b.tokens).norm() / b.tokens.norm()) for a, b in zip(together.replicas, alone, strict=True)
+        float((a.tokens - b.tokens).norm() / b.tokens.norm()) for a, b in zip(together.methods, alone, strict=True)
     ]
     peaks = [peak_bytes(partial(way, batch)) / 2**20 for way in ways]
     one, many = (median(column) for column in zip(*times[2:], strict=True))

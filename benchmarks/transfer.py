@@ -96,7 +96,7 @@ def trained(made: Made, data: Any, backbone: Backbone, steps: int, rate: float, 
     """One prompt."""
     one: Any = replicas(made, data, backbone, ReplicaSpec(1, [seed], [rate]))
     train(one, data, steps)
-    return one.replicas[0]
+    return one.methods[0]
 
 
 def save(path: Path, method: SoftPromptModule, backbone: Backbone) -> None:
@@ -109,7 +109,7 @@ def learn_sources(files: Files, backbone: Backbone, args: Any) -> None:
     """The library of source prompts, all from one start, and the prompt that MPT distils from them."""
     if not files.start.is_file():
         one: Any = replicas(PLAIN, source_rows(SOURCES[0], args), backbone, ReplicaSpec(1, [0]))
-        save(files.start, one.replicas[0], backbone)
+        save(files.start, one.methods[0], backbone)
     for task in SOURCES:
         if task not in files.library.names:
             method = trained(PLAIN, source_rows(task, args), backbone, args.source_steps, USUAL, 0)
@@ -165,7 +165,7 @@ def untrained(files: Files, backbone: Backbone, target: str, args: Any) -> Itera
     for source in SOURCES:
         made = partial(PromptTuning, length=LENGTH, init=FromCheckpoint(str(files.library.path(source))))
         one: Any = replicas(made, data, backbone, ReplicaSpec(1, [0]))
-        yield {"method": source, **results(one.eval().replicas[0], test)}
+        yield {"method": source, **results(one.eval().methods[0], test)}
 
 
 def results(method: SoftPromptModule, test: list[Any]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Hooks that keep frozen weights out of checkpoints while loading stays strict."""
+"""Hooks that exclude frozen weights from checkpoints while loading stays strict."""
 
 from __future__ import annotations
 
@@ -8,18 +8,25 @@ from torch import nn
 
 
 def exclude_from_checkpoints(root: nn.Module, child: str) -> None:
-    """Excludes a child module from the root's state dict. All other keys are still required on loading.
+    """Excludes a child module from the root's state dict, wherever the root is in a larger module.
 
-    The loading hook belongs to the root: on the child it would also accept a missing prompt.
+    All other keys are still required on loading. The hooks belong to the root: on the child they would also accept a
+    missing prompt.
     """
-    prefix = f"{child}."
+    loaded_prefix = ""  # of the root's keys in the state dict that is being loaded
 
-    def drop(module: nn.Module, state: dict[str, Any], at: str, _: Any) -> None:
-        for key in [key for key in state if key.startswith(at + prefix)]:
+    def drop(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+        for key in [key for key in state if key.startswith(f"{prefix}{child}.")]:
             del state[key]
 
-    def forgive(_: nn.Module, keys: Any) -> None:
-        keys.missing_keys[:] = [key for key in keys.missing_keys if not key.startswith(prefix)]
+    def remember_prefix(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+        nonlocal loaded_prefix
+        loaded_prefix = prefix
+
+    def accept_missing(module: nn.Module, keys: Any) -> None:
+        excluded = f"{loaded_prefix}{child}."
+        keys.missing_keys[:] = [key for key in keys.missing_keys if not key.startswith(excluded)]
 
     root.register_state_dict_post_hook(drop)
-    root.register_load_state_dict_post_hook(forgive)
+    root.register_load_state_dict_pre_hook(remember_prefix)
+    root.register_load_state_dict_post_hook(accept_missing)

@@ -17,8 +17,9 @@ from torch.nn.functional import kl_div
 from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.backbones.execution.context_cache import ContextCache
 from lightning_softprompt.backbones.prompted_lm import PromptedLM
-from lightning_softprompt.checkpoints.prompt_file import read_prompt, weights_identity
-from lightning_softprompt.checkpoints.restore import LoadedMethod, load_method
+from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, weights_identity
+from lightning_softprompt.checkpoints.restore import LoadedMethod
+from lightning_softprompt.checkpoints.roles import Roles
 from lightning_softprompt.core.types import IGNORE, Batch
 from lightning_softprompt.objectives.base import Objective, Outcome
 from lightning_softprompt.objectives.by_task import ByTask
@@ -35,16 +36,6 @@ class Teacher:
 
     method: LoadedMethod
     answers: ContextCache
-
-    @classmethod
-    def of(cls, path: Path, backbone: Backbone, disk: int) -> Teacher:
-        """Loads the teacher of a file."""
-        saved = read_prompt(path)
-        method = load_method(saved, path, backbone)
-        method.requires_grad_(False)
-        whose = digest(weights_identity(saved.tensors), saved.method, backbone.fingerprint(), backbone.spec.dtype)
-        folder = user_cache_path("lightning-softprompt") / "teachers" / whose
-        return cls(method, ContextCache(memory=0, disk=disk * 2**20, folder=folder))
 
     def answer(self, backbone: Backbone, batch: Batch) -> list[Tensor]:
         """Computes the log-probabilities [targets, V] of each row."""
@@ -128,15 +119,28 @@ class Distillation(Objective):
             raise ValueError(
                 f"rows are of task {task}, but there are {len(self.teachers)} teachers; give one for each task"
             )
-        if number not in self._loaded:
-            self._loaded[number] = Teacher.of(Path(self.teachers[number]), backbone, self.disk)
-        return self._loaded[number]
+        name = str(number)
+        if name not in self._roles:
+            saved = self._roles.load(name, Path(self.teachers[number]), backbone, trains=False)
+            self._caches[name] = self._create_cache(saved, backbone)
+        return Teacher(self._roles[name], self._caches[name])
+
+    def _create_cache(self, saved: SavedPrompt, backbone: Backbone) -> ContextCache:
+        """Creates the cache of a teacher's answers, in a folder that depends on prompt, backbone and precision."""
+        weights = weights_identity(saved.tensors)
+        key = digest(weights, saved.method, backbone.fingerprint(), backbone.spec.dtype)
+        folder = user_cache_path("lightning-softprompt") / "teachers" / key
+        return ContextCache(memory=0, disk=self.disk * 2**20, folder=folder)
 
     @cached_property
-    def _loaded(self) -> dict[int, Teacher]:
+    def _roles(self) -> Roles:
+        return Roles()
+
+    @cached_property
+    def _caches(self) -> dict[str, ContextCache]:
         return {}
 
 
-def digest(*said: object) -> str:
+def digest(*values: object) -> str:
     """Computes a hash of values from their representation."""
-    return blake2b(repr(said).encode(), digest_size=16).hexdigest()
+    return blake2b(repr(values).encode(), digest_size=16).hexdigest()

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from lightning_softprompt.backbones.loading import load_backbone
 from lightning_softprompt.checkpoints.prompt_file import replica_numbers
 from lightning_softprompt.checkpoints.restore import load_module
-from lightning_softprompt.checkpoints.state_dict_hooks import exclude_from_checkpoints
+from lightning_softprompt.checkpoints.roles import Roles
 from lightning_softprompt.core.types import Batch
 from lightning_softprompt.distributed.sharding import prepare_for_distributed, spec_for_sharding
 from lightning_softprompt.evaluation.base import Evaluation
@@ -89,7 +89,7 @@ class Replicas(TrainerHooks):
         self.seeds = spec.seeds or [first_seed + k for k in range(spec.count)]
         self.rates: Sequence[float | None] = spec.learning_rates or [None] * spec.count
         self.names = [f"replica_{k + 1}" for k in range(spec.count)]
-        self.replicas = nn.ModuleList(deepcopy(method) for _ in range(spec.count))
+        self.replicas = Roles({str(k): deepcopy(method) for k in range(spec.count)})
         for replica, init in zip(self.methods, spec.inits or [], strict=False):
             if not hasattr(replica, "init"):
                 raise ValueError(
@@ -103,8 +103,6 @@ class Replicas(TrainerHooks):
         self.ensembles = nn.ModuleDict({stage: deepcopy(evaluation) for stage, evaluation in evaluations})
         self._rng_states: RngStates = {}
         self._training_rng_states: RngStates = {}
-        for k in range(spec.count):
-            exclude_from_checkpoints(self, f"replicas.{k}.backbone")
 
     @classmethod
     def _read_checkpoint(
@@ -117,7 +115,7 @@ class Replicas(TrainerHooks):
     @property
     def methods(self) -> Sequence[SoftPromptModule]:
         """The replicas."""
-        return cast("Sequence[SoftPromptModule]", self.replicas)
+        return self.replicas.methods
 
     @property
     def trains(self) -> bool:
@@ -134,8 +132,7 @@ class Replicas(TrainerHooks):
         if self.methods[0].backbone is not None:
             return
         backbone = load_backbone(spec_for_sharding(self, self.methods[0].spec))
-        for replica, seed in zip(self.methods, self.seeds, strict=True):
-            replica.attach(backbone, seed)
+        self.replicas.attach(backbone, self.seeds)
         prepare_for_distributed(self, backbone)
 
     @contextmanager

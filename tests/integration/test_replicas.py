@@ -58,13 +58,13 @@ def test_each_is_what_it_would_be_alone(backbone, classes, kind, options):
     together, metrics = fitted(
         Replicas(made(kind, backbone, classes, **arguments), ReplicaSpec(3, seeds=[4, 9, 5])), batch, 4, **options
     )
-    for name, replica, seed in zip(together.names, together.replicas, (4, 9, 5), strict=True):
+    for name, replica, seed in zip(together.names, together.methods, (4, 9, 5), strict=True):
         alone, expected = fitted(made(kind, backbone, classes, **arguments), batch, seed, **options)
         torch.testing.assert_close(replica.tokens, alone.tokens, rtol=1e-5, atol=1e-7)
         for metric, value in expected.items():
             if metric.startswith(("val/", "train/")):
                 torch.testing.assert_close(metrics[f"{metric}/{name}"], value, rtol=1e-5, atol=1e-6)
-    assert not torch.equal(together.replicas[0].tokens, together.replicas[1].tokens)
+    assert not torch.equal(together.methods[0].tokens, together.methods[1].tokens)
     accuracies = torch.stack([metrics[f"val/loss/{name}"] for name in together.names])
     torch.testing.assert_close(metrics["val/loss"], accuracies.mean())
     torch.testing.assert_close(metrics["val/loss/interval"], 4.302653 * accuracies.std() / 3**0.5, rtol=1e-4, atol=1e-6)
@@ -83,7 +83,7 @@ def test_learning_rates_and_starts_may_differ(backbone, classes):
     spec = ReplicaSpec(2, seeds=[3, 3], learning_rates=[0.1, 0.01], inits=[Uniform(), Normal()])
     method = partial(made, PromptTuning, backbone, classes, length=3)
     together, _ = fitted(Replicas(method(optimizer=partial(SGD, lr=9.0)), spec), batch, 3)
-    for replica, rate, init in zip(together.replicas, (0.1, 0.01), (Uniform(), Normal()), strict=True):
+    for replica, rate, init in zip(together.methods, (0.1, 0.01), (Uniform(), Normal()), strict=True):
         alone, _ = fitted(method(optimizer=partial(SGD, lr=rate), init=init), batch, 3)
         torch.testing.assert_close(replica.tokens, alone.tokens, rtol=1e-5, atol=1e-7)
 
@@ -100,7 +100,7 @@ def test_together_they_are_an_ensemble(backbone, classes, how):
     batch = batch_of(backbone.codec, labels=LABELS)
     method = made(partial(PromptTuning, length=3), backbone, classes, optimizer=partial(AdamW, lr=0.02))
     together, metrics = fitted(Replicas(method, ReplicaSpec(3, seeds=[4, 9, 5], ensemble=how)), batch, 4)
-    shares = torch.stack([replica.eval().lm().scores(batch).softmax(-1) for replica in together.replicas])
+    shares = torch.stack([replica.eval().lm().scores(batch).softmax(-1) for replica in together.methods])
     said = shares.mean(0).argmax(-1)
     if how == "vote":
         for b in range(len(batch)):

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.checkpoints.class_names import class_names, refuse_other_classes
-from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, read_prompt
-from lightning_softprompt.checkpoints.restore import load_method, readout_tensors
-from lightning_softprompt.checkpoints.state_dict_hooks import exclude_from_checkpoints
+from lightning_softprompt.checkpoints.prompt_file import SavedPrompt
+from lightning_softprompt.checkpoints.restore import readout_tensors
+from lightning_softprompt.checkpoints.roles import Roles
 from lightning_softprompt.core.types import Batch, SoftPrompt
 from lightning_softprompt.methods.base import SoftPromptModule
 from lightning_softprompt.prompts.merge_rows import merge_prompts
@@ -48,16 +48,14 @@ class PromptBank(SoftPromptModule):
 
     def build(self, backbone: Backbone) -> None:
         """Loads the methods in `prompts`, by task."""
-        self.prompts = nn.ModuleDict()
+        self.prompts = Roles()
         readout: dict[str, Tensor] = {}
         for name, path in self.paths.items():
-            saved = read_prompt(path)
+            saved = self.prompts.load(name, path, backbone)
             self._check_classes(name, saved, path)
-            readout |= {f"of_tasks.{name}.{key}": tensor for key, tensor in readout_tensors(saved).items()}
-            method = cast(SoftPromptModule, load_method(saved, path, backbone))
-            method.readout = None  # the bank's readout is used; it loads the trained tensors
-            self.prompts[name] = method
-            exclude_from_checkpoints(self, f"prompts.{name}.backbone")
+            for key, tensor in readout_tensors(saved).items():
+                readout[f"of_tasks.{name}.{key}"] = tensor
+            self.prompts[name].readout = None  # the bank's readout is used; it loads the trained tensors
         self.trained_readout = readout if self.tasks else {}
 
     def _check_classes(self, task: str, saved: SavedPrompt, path: Path) -> None:
@@ -70,6 +68,6 @@ class PromptBank(SoftPromptModule):
         """Returns the prompt of each row's task."""
         if batch.task_ids is None and len(self.paths) > 1:
             raise ValueError(f"rows have no task_ids to select one of the prompts {list(self.paths)}")
-        methods = [cast(SoftPromptModule, method) for method in self.prompts.values()]
+        methods = self.prompts.methods
         parts = [(rows, methods[task].prompt(task_batch)) for task, rows, task_batch in batch.by_task()]
         return parts[0][1] if len(parts) == 1 else merge_prompts(parts, batch)

@@ -20,7 +20,7 @@ from lightning_softprompt.cli.plugins import import_plugins
 from lightning_softprompt.cli.run_config import read_run_config
 from lightning_softprompt.methods import Folded, PromptBank, PromptTuning
 from lightning_softprompt.methods.base import SoftPromptModule
-from lightning_softprompt.objectives.distillation import Teacher
+from lightning_softprompt.objectives.distillation import Distillation
 from lightning_softprompt.rag.prompt_reranker import PromptReranker
 from lightning_softprompt.system import trust
 from lightning_softprompt.training.replicas import Replicas, ReplicaSpec
@@ -116,7 +116,7 @@ def doors(path, backbone):
         "restored": lambda: load_method(read_prompt(path), path),
         "fold": lambda: raise_for(command.main(["fold", str(path)])),
         "bank": lambda: PromptBank({"a": str(path)}, backbone=backbone.spec).attach(backbone),
-        "teacher": lambda: Teacher.of(path, backbone, 0),
+        "teacher": lambda: Distillation([str(path)])._teacher(0, backbone),
         "reranker": lambda: PromptReranker(str(path)).method,
         "module": lambda: SoftPromptModule.load_from_checkpoint(path),
         "method": lambda: PromptTuning.load_from_checkpoint(path),
@@ -151,15 +151,13 @@ def test_lightnings_loading_rebuilds_what_was_trained(backbone, tmp_path, door):
 
 def test_replicas_come_back(backbone, tmp_path):
     module = Replicas(PromptTuning(3, backbone=backbone.spec), ReplicaSpec(2))
-    for seed, replica in enumerate(module.replicas):
+    for seed, replica in enumerate(module.methods):
         replica.attach(backbone, seed)
     trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
     trainer.strategy.connect(module)
     trainer.save_checkpoint(tmp_path / "p.ckpt")
     loaded = Replicas.load_from_checkpoint(tmp_path / "p.ckpt")
-    assert [torch.equal(a.tokens, b.tokens) for a, b in zip(loaded.replicas, module.replicas, strict=True)] == [
-        True
-    ] * 2
+    assert [torch.equal(a.tokens, b.tokens) for a, b in zip(loaded.methods, module.methods, strict=True)] == [True] * 2
 
 
 def test_neither_optimizer_nor_schedule_is_built_for_inference(write, backbone, monkeypatch):
