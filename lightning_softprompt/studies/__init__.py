@@ -1,1 +1,1 @@
-"""Runs that belong together, and what their files say."""
+"""Studies: grids of runs."""

@@ -1,88 +1,96 @@
-"""The file of a study."""
+"""The file format of studies."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from lightning_softprompt.studies.study import Options, Study
+from lightning_softprompt.studies.options import Options, parse_arguments
+from lightning_softprompt.studies.study import Study
 from lightning_softprompt.system.plain_yaml import read_yaml
 
+KEYS = ("folder", "common", "stages", "compare", "repeat", "tests", "metrics")
 MAX_COMBINATIONS = 10_000
 
 
-def read_study(path: Path, folder: Path | None = None, options: Sequence[str] = ()) -> Study:
-    """The study of a file.
+def read_study(path: Path, folder: Path | None = None, arguments: Sequence[str] = ()) -> Study:
+    """Reads a study file.
 
     Args:
-        path: YAML.
-        folder: Where its runs are; None takes what it says, or `studies/<name of the file>`.
-        options: Further ones of all runs, as words.
+        path: The YAML file.
+        folder: Folder of the runs; None for the folder in the file, or else `studies/<name of the file>`.
+        arguments: Further options of all runs, as on the command line.
 
     Raises:
-        ValueError: If there is no such file, or it says what a study does not have.
+        ValueError: If the file does not exist or is not a study.
     """
     if not path.is_file():
-        raise ValueError(f"no file {path}; studies that ship: softprompt configs")
-    said = read_yaml(path) or {}
-    known = ["folder", "common", "stages", "compare", "repeat", "tests", "metrics"]
-    if not isinstance(said, dict) or set(said) - set(known):
-        shown = list(said) if isinstance(said, dict) else type(said).__name__
-        raise ValueError(f"{path} must be a mapping with some of {known}, got {shown}")
-    place = folder or Path(said.pop("folder", Path("studies", path.stem)))
-    given: dict[str, Any] = {name: value or {} for name, value in said.items()}
-    given |= {noun: combinations(given[noun]) for noun in ("compare", "repeat") if noun in given}
-    for noun in ("stages", "tests"):
-        if noun in given:
-            if not isinstance(given[noun], dict):
-                raise ValueError(f"{path}: {noun} must have a name for each, as in {{source: {{}}}}, got {given[noun]}")
-            given[noun] = {str(name): own or {} for name, own in given[noun].items()}
-    options_of = {"common": given.get("common", {}), **given.get("stages", {}), **given.get("tests", {})}
-    if wrong := [name for name, own in options_of.items() if not isinstance(own, dict)]:
-        raise ValueError(f"{path}: {', '.join(wrong)} must have values by option, such as {{trainer.max_steps: 200}}")
-    given["common"] = {**given.get("common", {}), **as_options(options)}
-    return Study(folder=place, **given)
+        raise ValueError(f"no file {path}; list the studies of this project with `softprompt configs`")
+    values = _read_mapping(path)
+    file_folder = values.pop("folder", Path("studies", path.stem))
+    common = values.pop("common", None) or {}
+    _check_options(path, {"common": common})
+    for key in ("compare", "repeat"):
+        if key in values:
+            values[key] = combinations(values[key] or {})
+    for key in ("stages", "tests"):
+        options_by_name = _read_options_by_name(path, key, values.pop(key, None) or {})
+        if options_by_name:
+            values[key] = options_by_name
+    values["metrics"] = values.get("metrics") or ()
+    common = {**common, **parse_arguments(arguments)}
+    return Study(folder=folder or Path(file_folder), common=common, **values)
 
 
-def combinations(given: Any) -> list[Options]:
-    """A list of options as it is; of lists of values by option, all combinations.
+def _read_mapping(path: Path) -> dict[str, Any]:
+    values = read_yaml(path) or {}
+    if not isinstance(values, dict) or not set(values) <= set(KEYS):
+        content = list(values) if isinstance(values, dict) else type(values).__name__
+        raise ValueError(f"{path} must be a mapping with keys out of {list(KEYS)}, got {content}")
+    return values
+
+
+def _read_options_by_name(path: Path, key: str, value: Any) -> dict[str, Options]:
+    """Reads the options of each stage or test."""
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: {key} must map names to options, such as {{source: {{}}}}, got {value}")
+    options_by_name = {str(name): options or {} for name, options in value.items()}
+    _check_options(path, options_by_name)
+    return options_by_name
+
+
+def _check_options(path: Path, options_by_name: Mapping[str, Any]) -> None:
+    invalid = [name for name, options in options_by_name.items() if not isinstance(options, dict)]
+    if invalid:
+        raise ValueError(
+            f"{path}: {', '.join(invalid)} must be a mapping from options to values, such as {{trainer.max_steps: 200}}"
+        )
+
+
+def combinations(value: Any) -> list[Options]:
+    """Returns all combinations of lists of values by option; a list of options is returned unchanged.
 
     Raises:
-        ValueError: If it is neither.
+        ValueError: If the value is neither, or there are too many combinations.
 
     >>> combinations({"data.shots": [8], "seed_everything": [1, 2]})
     [{'data.shots': 8, 'seed_everything': 1}, {'data.shots': 8, 'seed_everything': 2}]
     """
-    if isinstance(given, dict) and given and all(isinstance(values, list) and values for values in given.values()):
-        if (count := prod(len(values) for values in given.values())) > MAX_COMBINATIONS:
-            raise ValueError(
-                f"compare and repeat have {count:,} combinations; at most {MAX_COMBINATIONS:,} are possible"
-            )
-        return [dict(zip(given, values, strict=True)) for values in product(*given.values())]
-    if isinstance(given, list) and given and all(isinstance(options, dict) for options in given):
-        return given
-    raise ValueError(
-        f"compare and repeat want values by option, as in {{data.seed: [1, 2]}}, or a list of options, got {given}"
-    )
+    if isinstance(value, list) and value and all(isinstance(options, dict) for options in value):
+        return value
+    if not isinstance(value, dict) or not value or not all(map(_is_list_of_values, value.values())):
+        raise ValueError(
+            "compare and repeat require lists of values by option, such as {data.seed: [1, 2]}, or a list of options, "
+            f"got {value}"
+        )
+    count = prod(map(len, value.values()))
+    if count > MAX_COMBINATIONS:
+        raise ValueError(f"compare and repeat have {count:,} combinations; at most {MAX_COMBINATIONS:,} are possible")
+    return [dict(zip(value, combination, strict=True)) for combination in product(*value.values())]
 
 
-def as_options(given: Sequence[str]) -> dict[str, str]:
-    """Words of a command as options.
-
-    Raises:
-        ValueError: If a value has no name, or a name no value.
-
-    >>> as_options(["--model", "MPT", "--model.length=5"])
-    {'model': 'MPT', 'model.length': '5'}
-    """
-    options: dict[str, str] = {}
-    rest = list(given)
-    while rest:
-        name, equals, value = rest.pop(0).partition("=")
-        if not name.startswith("--") or not (equals or rest):
-            raise ValueError(f"options of runs are like --model MPT or --model.length=5, got {name!r}")
-        options[name.removeprefix("--")] = value if equals else rest.pop(0)
-    return options
+def _is_list_of_values(value: Any) -> bool:
+    return isinstance(value, list) and bool(value)

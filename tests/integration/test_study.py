@@ -1,4 +1,4 @@
-"""Studies as a user runs them: each run once, whatever happens on the way."""
+"""Studies on the command line: each run happens once, also if the study is killed."""
 
 import csv
 import json
@@ -19,8 +19,8 @@ from lightning_softprompt.cli import app
 from lightning_softprompt.cli.app import make_cli
 from lightning_softprompt.cli.commands.configs import configs_folder
 from lightning_softprompt.evaluation.metrics.continual import transfer
-from lightning_softprompt.studies.study import PLACE
 from lightning_softprompt.studies.study_file import read_study
+from lightning_softprompt.studies.study_run import STAGE_REFERENCE
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 from killing import Kill, ended, start
@@ -33,16 +33,16 @@ PROMPT = "prompt.safetensors"
 
 @pytest.fixture
 def data(tmp_path, rows):
-    """Two tasks, each as an option."""
+    """Two data modules, as options."""
     short = [{"text": row["text"], "label": "long" if len(row["text"]) > 12 else "short"} for row in rows]
     options = {}
-    for name, task, own in (("mood", MOOD, rows), ("size", SIZE, short)):
+    for name, task, task_rows in (("mood", MOOD, rows), ("size", SIZE, short)):
         folder = tmp_path / name
         folder.mkdir()
         for split in ("train", "validation", "test"):
-            write_rows(folder / f"{split}.jsonl", own * 2)
-        own_options = {**task, "path": str(folder), "batch_size": 2, "cache": False}
-        options[name] = {"class_path": "ClassificationDataModule", "init_args": own_options}
+            write_rows(folder / f"{split}.jsonl", task_rows * 2)
+        arguments = {**task, "path": str(folder), "batch_size": 2, "cache": False}
+        options[name] = {"class_path": "ClassificationDataModule", "init_args": arguments}
     return options
 
 
@@ -60,23 +60,23 @@ def common(tiny_folder):
 
 @pytest.fixture
 def study(tmp_path, monkeypatch):
-    """A function that runs a study, and gives its folder and what `fit` and `test` were asked for."""
+    """A function that runs a study and returns its folder and the commands that it ran."""
     monkeypatch.chdir(tmp_path)
 
-    def study(said, *options, name="study", code=0):
+    def study(settings, *options, name="study", code=0):
         path = tmp_path / f"{name}.yaml"
-        path.write_text(yaml.safe_dump(said, sort_keys=False))
-        asked = []
+        path.write_text(yaml.safe_dump(settings, sort_keys=False))
+        commands = []
         run = app.main
 
-        def noted(argv, **options):
-            asked.append(argv)
+        def record_command(argv, **options):
+            commands.append(argv)
             return run(argv, **options)
 
-        monkeypatch.setattr(app, "main", noted)
+        monkeypatch.setattr(app, "main", record_command)
         assert main(["study", str(path), *options]) == code
         monkeypatch.setattr(app, "main", run)
-        return tmp_path / "studies" / name, asked
+        return tmp_path / "studies" / name, commands
 
     return study
 
@@ -90,60 +90,65 @@ def results(folder):
         return json.loads((folder / "results.json").read_text()), list(csv.DictReader(file))
 
 
-def test_draws_and_seeds_are_each_run_once_and_averaged(study, common, data, capsys):
-    said = {
+def test_samples_and_seeds_run_once_and_are_averaged(study, common, data, capsys):
+    settings = {
         "common": {**common, "data": data["mood"]},
         "compare": {"data.shots": [1, 2]},
         "repeat": {"data.seed": [1, 2], "seed_everything": [5]},
         "metrics": ["accuracy"],
     }
-    folder, asked = study(said)
-    assert [argv[0] for argv in asked] == ["fit", "test"] * 4
+    folder, commands = study(settings)
+    assert [argv[0] for argv in commands] == ["fit", "test"] * 4
     means, each = results(folder)
     for shots in (1, 2):
         values = [
             float(row["value"]) for row in each if row["data.shots"] == str(shots) and row["metric"] == "accuracy"
         ]
-        own = [row for row in means if row["compare"] == {"data.shots": shots} and row["metric"] == "accuracy"]
-        assert own[0]["values"] == pytest.approx(values)
-        assert own[0]["mean"] == pytest.approx(fmean(values))
-        assert own[0]["interval"] == pytest.approx(12.7062 * stdev(values) / 2**0.5, rel=1e-4)
+        scores = [row for row in means if row["compare"] == {"data.shots": shots} and row["metric"] == "accuracy"]
+        assert scores[0]["values"] == pytest.approx(values)
+        assert scores[0]["mean"] == pytest.approx(fmean(values))
+        assert scores[0]["interval"] == pytest.approx(12.7062 * stdev(values) / 2**0.5, rel=1e-4)
         rows = yaml.safe_load(
             (folder / f"data.shots={shots},data.seed=2,seed_everything=5/run/config.yaml").read_text()
         )
         assert rows["data"]["init_args"]["shots"] == shots
         assert rows["data"]["init_args"]["seed"] == 2
-    said_last = capsys.readouterr().out
-    table = said_last[said_last.rindex("data.shots  stage") :]  # behind what the tests said of themselves
+    output = capsys.readouterr().out
+    table = output[output.rindex("data.shots  stage") :]  # after the output of the tests
     assert "±" in table
     assert "macro_f1" not in table
-    said["repeat"]["data.seed"] = [1, 2, 3]
-    said["compare"]["data.shots"] = [2]
-    folder, asked = study(said)
-    assert len(asked) == 2
-    assert "--data.seed=3" in asked[0]
-    _, asked = study(said)
-    assert not asked
+    settings["repeat"]["data.seed"] = [1, 2, 3]
+    settings["compare"]["data.shots"] = [2]
+    folder, commands = study(settings)
+    assert len(commands) == 2
+    assert "--data.seed=3" in commands[0]
+    _, commands = study(settings)
+    assert not commands
 
 
-def test_options_of_the_command_line_go_to_all_runs_and_win(study, common, data):
-    said = {"common": {**common, "data": data["mood"]}, "stages": {"one": {}, "two": {"init_from": "${one}/" + PROMPT}}}
-    folder, _ = study(said, "--model.length", "4", "--trainer.max_steps=2")
+def test_options_of_the_command_line_override_those_of_all_runs(study, common, data):
+    settings = {
+        "common": {**common, "data": data["mood"]},
+        "stages": {"one": {}, "two": {"init_from": "${one}/" + PROMPT}},
+    }
+    folder, _ = study(settings, "--model.length", "4", "--trainer.max_steps=2")
     for stage in ("one", "two"):
         assert tensors(folder / "all" / stage)["tokens"].shape == (4, 32)
-    said["common"].pop("data")
-    said["common"].pop("model")
-    study(said, "--model", "PromptTuning", "--data", json.dumps(data["size"]), "--trainer.max_steps=2", name="other")
+    settings["common"].pop("data")
+    settings["common"].pop("model")
+    study(
+        settings, "--model", "PromptTuning", "--data", json.dumps(data["size"]), "--trainer.max_steps=2", name="other"
+    )
 
 
-def test_a_run_is_not_gone_on_with_under_other_options_but_mistakes_can_be_mended(study, common, data, capsys):
-    said = {"common": {**common, "data": data["mood"], "model.lenght": 3}}
+def test_a_run_with_other_options_is_not_resumed_but_a_wrong_option_can_be_corrected(study, common, data, capsys):
+    settings = {"common": {**common, "data": data["mood"], "model.lenght": 3}}
     with pytest.raises(SystemExit):
-        study(said)
-    said["common"].pop("model.lenght")
-    folder, _ = study(said)
-    said["common"]["model.length"] = 5
-    study(said, code=2)
+        study(settings)
+    settings["common"].pop("model.lenght")
+    folder, _ = study(settings)
+    settings["common"]["model.length"] = 5
+    study(settings, code=2)
     error = capsys.readouterr().err
     assert "model.length=3" in error
     assert "model.length=5" in error
@@ -151,15 +156,15 @@ def test_a_run_is_not_gone_on_with_under_other_options_but_mistakes_can_be_mende
     assert capsys.readouterr().out.count("to do") == 2
     (folder / "all" / "run.json").unlink()
     (folder / "all" / "run.test.json").unlink()
-    study(said)
+    study(settings)
     assert tensors(folder / "all" / "run")["tokens"].shape == (5, 32)
 
 
-def test_a_sequence_of_tasks_leaves_a_matrix_and_what_was_forgotten(study, common, data):
-    """R[i, j] is what `softprompt test` says of prompt i on task j, and a held prompt forgets less than a free one."""
+def test_a_sequence_of_tasks_reports_average_and_backward_transfer(study, common, data):
+    """R[i, j] is the result of `softprompt test` of prompt i on task j; EWC reduces forgetting."""
     after = {"init_from": "${mood}/" + PROMPT}
-    held = {"class_path": "EWC", "init_args": {"former": "${mood}/importance.safetensors"}}
-    said = {
+    penalty = {"class_path": "EWC", "init_args": {"former": "${mood}/importance.safetensors"}}
+    settings = {
         "common": {
             **common,
             "trainer.max_steps": 12,
@@ -168,24 +173,24 @@ def test_a_sequence_of_tasks_leaves_a_matrix_and_what_was_forgotten(study, commo
         "compare": {"trainer.callbacks.weight": [0.0, 1e6]},
         "stages": {
             "mood": {"data": data["mood"], "trainer.callbacks": [{"class_path": "EWC"}]},
-            "size": {"data": data["size"], "trainer.callbacks": [held], **after},
+            "size": {"data": data["size"], "trainer.callbacks": [penalty], **after},
         },
         "tests": {"mood": {"data": data["mood"]}, "size": {"data": data["size"]}},
     }
-    folder, asked = study(said)
-    assert len(asked) == 12
+    folder, commands = study(settings)
+    assert len(commands) == 12
     means, _ = results(folder)
     backward = {}
     for weight in (0.0, 1e6):
-        found = {
+        values = {
             (r["stage"], r["test"], r["metric"]): r["mean"] for r in means if list(r["compare"].values()) == [weight]
         }
-        matrix = [[found[i, j, "loss"] for j in ("mood", "size")] for i in ("mood", "size")]
+        matrix = [[values[i, j, "loss"] for j in ("mood", "size")] for i in ("mood", "size")]
         for i, j in (("mood", "mood"), ("mood", "size"), ("size", "mood"), ("size", "size")):
             place = folder / f"trainer.callbacks.weight={weight}" / f"{i}.{j}" / "metrics.json"
-            assert json.loads(place.read_text())["test"]["test/loss"] == found[i, j, "loss"]
-        assert found["size", "average", "loss"] == pytest.approx((matrix[1][0] + matrix[1][1]) / 2)
-        backward[weight] = found["size", "backward transfer", "loss"]
+            assert json.loads(place.read_text())["test"]["test/loss"] == values[i, j, "loss"]
+        assert values["size", "average", "loss"] == pytest.approx((matrix[1][0] + matrix[1][1]) / 2)
+        backward[weight] = values["size", "backward transfer", "loss"]
         assert backward[weight] == pytest.approx(matrix[1][0] - matrix[0][0])
         assert backward[weight] == transfer(matrix)[1]
     assert backward[0.0] > 0.05  # the loss rises: it forgets
@@ -193,7 +198,7 @@ def test_a_sequence_of_tasks_leaves_a_matrix_and_what_was_forgotten(study, commo
 
 
 def chain(common, data):
-    """MPT's stages, small."""
+    """The stages of MPT, with few steps."""
     teacher = {"trainer.max_steps": 4}
     paths = ["${teacher_mood}/" + PROMPT, "${teacher_size}/" + PROMPT]
     distilled = {"class_path": "Distillation", "init_args": {"teachers": paths, "hidden": 0.1}}
@@ -213,15 +218,15 @@ def chain(common, data):
     }
 
 
-def left(folder):
-    """What the stages left, but for times."""
+def read_results(folder):
+    """Returns the prompts, last state and scores of the stages."""
     prompts = {stage: tensors(folder / "all" / stage) for stage in ("teacher_mood", "teacher_size", "source", "target")}
     last = torch.load(folder / "all" / "target" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     scores = json.loads((folder / "all" / "target.test" / "metrics.json").read_text())["test"]
     return prompts, last, scores
 
 
-def same(one, other):
+def assert_equal(one, other):
     (prompts, last, scores), (prompts_2, last_2, scores_2) = one, other
     for stage in prompts:
         assert all(torch.equal(prompts[stage][name], prompts_2[stage][name]) for name in prompts[stage]), stage
@@ -229,49 +234,49 @@ def same(one, other):
     assert scores == scores_2
 
 
-def test_a_chain_of_stages_that_is_killed_anywhere_ends_as_if_it_had_not_been(study, common, data, tmp_path):
-    """SIGKILL, again and again, as files get their names and halfway through writing them."""
-    said = chain(common, data)
-    whole, _ = study(said, name="whole")
+def test_stages_have_the_same_results_after_kills(study, common, data, tmp_path):
+    """SIGKILL repeatedly, before and after files are renamed and while they are written."""
+    settings = chain(common, data)
+    reference, _ = study(settings, name="reference")
     path = tmp_path / "killed.yaml"
-    path.write_text(yaml.safe_dump(said, sort_keys=False))
+    path.write_text(yaml.safe_dump(settings, sort_keys=False))
     places = ("before a file has its name", "within a checkpoint", "after a file has its name", "within metrics.json")
     for kills in count():
         kill = Kill(places[kills % len(places)], 1 + 4 * kills % 7)
-        (code,) = ended([start(["study", str(path)], tmp_path / "told.txt", kill)])
+        (code,) = ended([start(["study", str(path)], tmp_path / "output.txt", kill)])
         if code == 0:
             break
-        assert code == -signal.SIGKILL, (tmp_path / "told.txt").read_text()
+        assert code == -signal.SIGKILL, (tmp_path / "output.txt").read_text()
     assert kills >= 12
-    same(left(whole), left(tmp_path / "studies" / "killed"))
+    assert_equal(read_results(reference), read_results(tmp_path / "studies" / "killed"))
 
 
 class Killed(BaseException):
-    """What a process is spared that is killed: nothing after it runs."""
+    """Simulates a kill: no handler of exceptions catches it."""
 
 
 @pytest.mark.parametrize("at", range(1, 9))
-def test_a_run_that_stops_between_any_two_saves_ends_as_if_it_had_not(study, common, data, monkeypatch, at):
-    """Every save of a checkpoint in turn is the last thing that happens."""
+def test_a_run_killed_after_any_save_has_the_same_results(study, common, data, monkeypatch, at):
+    """The process ends after each save of a checkpoint in turn."""
     from lightning.pytorch import Trainer
 
-    said = {"common": {**common, "data": data["mood"], "model.prompt_dropout": 0.1}}
-    whole, _ = study(said, name="whole")
-    saved = Trainer.save_checkpoint
-    left = iter(range(at - 1, -1, -1))
+    settings = {"common": {**common, "data": data["mood"], "model.prompt_dropout": 0.1}}
+    reference, _ = study(settings, name="reference")
+    save_checkpoint = Trainer.save_checkpoint
+    remaining = iter(range(at - 1, -1, -1))
 
     def save(self, *args, **kwargs):
-        saved(self, *args, **kwargs)
-        if next(left, 1) == 0:
+        save_checkpoint(self, *args, **kwargs)
+        if next(remaining, 1) == 0:
             raise Killed
 
     monkeypatch.setattr(Trainer, "save_checkpoint", save)
     try:
-        study(said)
+        study(settings)
     except Killed:
-        monkeypatch.setattr(Trainer, "save_checkpoint", saved)
-        study(said)
-    one, other = whole / "all", whole.parent / "study" / "all"
+        monkeypatch.setattr(Trainer, "save_checkpoint", save_checkpoint)
+        study(settings)
+    one, other = reference / "all", reference.parent / "study" / "all"
     assert torch.equal(tensors(one / "run")["tokens"], tensors(other / "run")["tokens"])
     scores = [json.loads((folder / "run.test" / "metrics.json").read_text())["test"] for folder in (one, other)]
     assert scores[0] == scores[1]
@@ -279,54 +284,55 @@ def test_a_run_that_stops_between_any_two_saves_ends_as_if_it_had_not(study, com
     assert bests[0] == bests[1]
 
 
-MISTAKES = {
-    "no such part": ({"stage": {}}, r"must be a mapping with some of"),
-    "a later stage": ({"stages": {"a": {"init_from": "${b}/x"}, "b": {}}}, r"asks for \['b'\], .* before it are \[\]"),
+INVALID_FILES = {
+    "an unknown key": ({"stage": {}}, r"must be a mapping with keys out of"),
+    "a later stage": ({"stages": {"a": {"init_from": "${b}/x"}, "b": {}}}, r"refers to \['b'\], .* before it are \[\]"),
     "a name with a slash": ({"stages": {"a/b": {}}}, "names of stages and tests"),
-    "one value": ({"repeat": {"data.seed": 3}}, r"values by option, as in \{data\.seed: \[1, 2\]\}"),
+    "one value": ({"repeat": {"data.seed": 3}}, r"values by option, such as \{data\.seed: \[1, 2\]\}"),
 }
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistakes_of_the_file_are_told(tmp_path, mistake):
-    said, named = MISTAKES[mistake]
-    (tmp_path / "study.yaml").write_text(yaml.safe_dump(said))
-    with pytest.raises(ValueError, match=named):
+@pytest.mark.parametrize("case", INVALID_FILES)
+def test_invalid_files_are_refused(tmp_path, case):
+    settings, message = INVALID_FILES[case]
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(settings))
+    with pytest.raises(ValueError, match=message):
         read_study(tmp_path / "study.yaml")
 
 
-def test_options_that_are_none_and_files_that_are_not_there_are_told(tmp_path, capsys):
+def test_arguments_that_are_not_options_and_missing_files_are_refused(tmp_path, capsys):
     (tmp_path / "study.yaml").write_text("common: {}\n")
     assert main(["study", str(tmp_path / "study.yaml"), "--model"]) == 2
-    assert "like --model MPT" in capsys.readouterr().err
+    assert "such as --model MPT" in capsys.readouterr().err
     assert main(["study", str(tmp_path / "none.yaml")]) == 2
     assert "no file " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "study").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_study_that_ships_can_be_made(path, tiny_folder, monkeypatch):
+def test_every_study_of_this_project_is_valid(path, tiny_folder, monkeypatch):
     monkeypatch.chdir(CONFIGS.parent)
     assert path.read_text().startswith("# ")
-    given = ["--backbone.name", str(tiny_folder("llama"))]
+    arguments = ["--backbone.name", str(tiny_folder("llama"))]
     if path.stem == "few_shot":
-        given += ["--model", "PromptTuning", "--data", "configs/data/sst2.yaml"]
+        arguments += ["--model", "PromptTuning", "--data", "configs/data/sst2.yaml"]
     if path.stem == "rag":
-        given += ["--data", "configs/data/squad.yaml"]
-    study = read_study(path, options=given)
-    assert len(study.steps) == len(study.variants) * (len(study.stages) + sum(map(len, study.tests_of.values())))
-    for step in {(step.command, step.name): step for step in study.steps}.values():
-        words = [PLACE.sub(lambda found: found[1], word) for word in step.words]
-        made = make_cli([word for word in words if not word.startswith("--init_from")], run=False)
-        assert made.model.spec == made.datamodule.spec
+        arguments += ["--data", "configs/data/squad.yaml"]
+    study = read_study(path, arguments=arguments)
+    num_tests = sum(map(len, study.tests_by_stage.values()))
+    assert len(study.runs) == len(study.variants) * (len(study.stages) + num_tests)
+    for run in {(run.command, run.name): run for run in study.runs}.values():
+        arguments = [STAGE_REFERENCE.sub(lambda match: match[1], argument) for argument in run.arguments]
+        cli = make_cli([argument for argument in arguments if not argument.startswith("--init_from")], run=False)
+        assert cli.model.spec == cli.datamodule.spec
 
 
 def test_two_processes_do_not_run_one_study(study, common, data, capsys):
     import fcntl
 
-    said = {"common": {**common, "data": data["mood"]}}
+    settings = {"common": {**common, "data": data["mood"]}}
     folder = Path("studies/study")
     folder.mkdir(parents=True)
     with (folder / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        study(said, code=2)
+        study(settings, code=2)
     assert "another process runs the study" in capsys.readouterr().err

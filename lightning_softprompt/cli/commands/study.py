@@ -18,7 +18,8 @@ from lightning_softprompt.reports.text_table import table
 from lightning_softprompt.system.errors import CommandError
 
 if TYPE_CHECKING:
-    from lightning_softprompt.studies.study import Step, Study
+    from lightning_softprompt.studies.study import Study
+    from lightning_softprompt.studies.study_run import StudyRun
 
 DESCRIPTION = """\
 Run all experiments of a study file and report mean ± 95% CI half-width of the test metrics (Student's t over the
@@ -69,17 +70,17 @@ def parser() -> ArgumentParser:
 def main(argv: list[str]) -> int:
     """Run the command."""
     args, options = parser().parse_known_args(argv)
-    from lightning_softprompt.studies.study import exclusive
+    from lightning_softprompt.studies.study import lock_study
     from lightning_softprompt.studies.study_file import read_study
 
     try:
         study = read_study(args.file, args.folder, options)
         study_options = [args.file, *(["--folder", args.folder] if args.folder else []), *options]
         if args.show:
-            print(_shown(study.steps))
+            print(_run_states(study.runs))
             suggest(command_line("study", *study_options))
             return 0
-        with exclusive(study.folder):
+        with lock_study(study.folder):
             code = _run(study)
         if not code:
             suggest(command_line("study", *study_options, "--show"))
@@ -88,36 +89,38 @@ def main(argv: list[str]) -> int:
         raise CommandError(str(error)) from error
 
 
-def _shown(steps: Sequence[Step]) -> str:
-    rows = [[str(step.folder), step.command, "done" if step.found() is not None else "to do"] for step in steps]
+def _run_states(runs: Sequence[StudyRun]) -> str:
+    rows = []
+    for run in runs:
+        state = "to do" if run.read_metrics() is None else "done"
+        rows.append([str(run.folder), run.command, state])
     return table(rows, ["folder", "command", "state"])
 
 
 def _run(study: Study) -> int:
-    """Run the remaining steps, then print the table."""
-    steps = study.steps
-    left = [step for step in steps if step.found() is None]
-    if left:
-        from lightning_softprompt.cli.app import main as run
+    """Run the remaining trainings and tests, then print the table."""
+    remaining = [run for run in study.runs if run.read_metrics() is None]
+    if remaining:
+        from lightning_softprompt.cli.app import main as run_command
 
-        for number, step in enumerate(left, 1):
-            print(f"[{number}/{len(left)}] {step.command} {step.folder}", file=sys.stderr, flush=True)
-            if code := step.do(partial(run, hints=False)):
+        for number, run in enumerate(remaining, 1):
+            print(f"[{number}/{len(remaining)}] {run.command} {run.folder}", file=sys.stderr, flush=True)
+            if code := run.run(partial(run_command, hints=False)):
                 print("Completed runs are kept; rerun the same command to continue.", file=sys.stderr)
                 return code
-    print(_reported(study, results(steps)))
+    print(_reported(study, results(study.runs)))
     return 0
 
 
 Result = dict[str, Any]  # a test's metrics, and what it is of
 
 
-def results(steps: Sequence[Step]) -> list[Result]:
-    """Of each test."""
-    tests = [step for step in steps if step.command == "test"]
+def results(runs: Sequence[StudyRun]) -> list[Result]:
+    """The results of the tests."""
+    tests = [run for run in runs if run.command == "test"]
     return [
-        {"variant": step.variant, "stage": step.stage, "test": step.test, "metrics": _plain(step.found() or {})}
-        for step in tests
+        {"variant": test.variant, "stage": test.stage, "test": test.test, "metrics": _plain(test.read_metrics() or {})}
+        for test in tests
     ]
 
 

@@ -58,15 +58,14 @@ def main(argv: list[str]) -> int:
 
     from lightning_softprompt.cli.dry_parse import parse_run
     from lightning_softprompt.cli.run_hints import evaluation_command
-    from lightning_softprompt.studies.study import words
-    from lightning_softprompt.studies.study_file import as_options
+    from lightning_softprompt.studies.options import parse_arguments, to_arguments
 
     sweep = read_sweep(args.file)
     try:
-        fit = {**sweep.get("fit", {}), **as_options(options)}
+        fit = {**sweep.get("fit", {}), **parse_arguments(options)}
     except ValueError as error:
         raise CommandError(str(error)) from error
-    run = parse_run(["fit", *words(fit)])
+    run = parse_run(["fit", *to_arguments(fit)])
     study = create_study(sweep, args.file.stem, run)
     ended = (TrialState.COMPLETE, TrialState.FAIL)
     stop = MaxTrialsCallback(sweep["trials"], states=ended)
@@ -154,7 +153,7 @@ def run_trial(trial: Trial, search: dict[str, dict[str, Any]], fit: dict[str, An
     Raises:
         RunFailedError: If the run fails or has no validation metric.
     """
-    from lightning_softprompt.studies.study import words
+    from lightning_softprompt.studies.options import to_arguments
 
     sampled = {}
     for name, distribution in search.items():
@@ -162,7 +161,8 @@ def run_trial(trial: Trial, search: dict[str, dict[str, Any]], fit: dict[str, An
         sampled[name] = getattr(trial, f"suggest_{kind}")(name, **arguments)
     options = {"run.experiment": trial.study.study_name, **fit, **sampled, "run.name": run_name(trial.number)}
     environment = {**os.environ, QUIET_VARIABLE: "1"}
-    code = subprocess.call([sys.executable, "-m", "lightning_softprompt", "fit", *words(options)], env=environment)
+    command = [sys.executable, "-m", "lightning_softprompt", "fit", *to_arguments(options)]
+    code = subprocess.call(command, env=environment)
     metrics = run_folder(options, trial.number) / "metrics.json"
     if code != 0 or not metrics.is_file():
         raise RunFailedError(f"trial {trial.number} failed with exit code {code}")
