@@ -7,6 +7,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from inspect import currentframe
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Self, cast, final
@@ -19,6 +20,7 @@ from lightning_softprompt.backbones.generation.row_format import RowFormat
 from lightning_softprompt.backbones.loading import load_codec
 from lightning_softprompt.backbones.tokenization.codec import Codec, TruncationSide
 from lightning_softprompt.core.backbone_spec import BackboneSpec
+from lightning_softprompt.core.constructor import constructor_arguments
 from lightning_softprompt.core.template import Template
 from lightning_softprompt.core.types import NO_TOKEN, Classes, Encoded, Example, Text
 from lightning_softprompt.data.labels import as_text
@@ -114,6 +116,7 @@ class SoftPromptDataModule(LightningDataModule, ABC):
         rename_columns: dict[str, str] | None = None,
     ) -> None:
         super().__init__()
+        self.arguments = constructor_arguments(currentframe())
         self.spec = backbone or BackboneSpec()
         self.template = Template(template, Template(template).columns if truncate is None else truncate)
         _check_path(path)

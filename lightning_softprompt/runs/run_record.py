@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
 
 from lightning_softprompt.checkpoints.prompt_file import load_checkpoint
 from lightning_softprompt.system.atomic_files import write_file
@@ -25,12 +26,14 @@ class RunRecord:
         name: Name of the folder that it was started in.
         order: Number of its last start among all starts in the experiment; 0 for runs of an earlier version.
         started: Time of the last start.
+        not_in_config: Options of a run in Python that its config.yaml leaves out, each with the reason.
     """
 
     id: str
     name: str
     order: int
     started: str
+    not_in_config: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_record(folder: Path) -> RunRecord:
@@ -42,13 +45,19 @@ def read_record(folder: Path) -> RunRecord:
         return RunRecord(f"unknown, {folder.name}", folder.name, 0, "unknown")
 
 
-def note_start(folder: Path) -> None:
-    """Record that the run in a folder starts or resumes now, after all others of its experiment."""
+def note_start(folder: Path, not_in_config: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Record that the run in a folder starts or resumes now, after all others of its experiment.
+
+    Args:
+        folder: The folder of the run.
+        not_in_config: Options that config.yaml leaves out, each with the reason.
+    """
     others = [read_record(path.parent).order for path in folder.parent.glob(f"*/{RECORD}")]
     before, now = read_record(folder), f"{datetime.now():%F %T}"
     identity = before.id if before.order and before.name == folder.name else secrets.token_hex(8)
-    record = RunRecord(identity, folder.name, max(others, default=0) + 1, now)
-    write_file(folder / RECORD, f"{json.dumps(asdict(record), indent=2)}\n".encode())
+    record = RunRecord(identity, folder.name, max(others, default=0) + 1, now, dict(not_in_config))
+    values = {name: value for name, value in asdict(record).items() if name != "not_in_config" or value}
+    write_file(folder / RECORD, f"{json.dumps(values, indent=2)}\n".encode())
 
 
 def last_checkpoint(experiment: Path, name: str | None = None) -> Path | None:

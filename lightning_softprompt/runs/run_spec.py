@@ -7,9 +7,11 @@ import fcntl
 import logging
 import os
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal, TextIO
 
 from lightning.fabric.utilities.rank_zero import _get_rank
@@ -160,8 +162,13 @@ def _is_inherited() -> bool:
     return started and os.environ.get(PROCESS_VARIABLE) != str(os.getpid())
 
 
-def make_folder(folder: Path, training: bool = False) -> None:
+def make_folder(folder: Path, training: bool = False, not_in_config: Mapping[str, str] = MappingProxyType({})) -> None:
     """Create a run folder and lock it for this process.
+
+    Args:
+        folder: The folder.
+        training: Whether the run trains, so that its start is recorded.
+        not_in_config: Options that the config of the run leaves out, each with the reason.
 
     Raises:
         ValueError: If another run is writing there.
@@ -169,7 +176,7 @@ def make_folder(folder: Path, training: bool = False) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     lock_run_folder(folder)
     if training and not _get_rank():
-        note_start(folder)
+        note_start(folder, not_in_config)
 
 
 def lock_run_folder(folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable
 from functools import cached_property, partial
@@ -28,14 +27,14 @@ from lightning_softprompt.callbacks.reporting.predictions import PredictionTable
 from lightning_softprompt.callbacks.reporting.prompt_watch import PromptWatch
 from lightning_softprompt.callbacks.reporting.run_files import RunFiles
 from lightning_softprompt.callbacks.reporting.throughput import Throughput
-from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, read_prompt, split_replicas, write_prompt
+from lightning_softprompt.checkpoints.prompt_file import read_prompt, split_replicas
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.methods.base import SoftPromptModule
-from lightning_softprompt.reports.model_card import model_card
 from lightning_softprompt.runs.loggers import MetricsFile, Summary, make_loggers
 from lightning_softprompt.runs.run_spec import RunSpec, make_folder
-from lightning_softprompt.system.atomic_files import refuse_special_file, write_file
+from lightning_softprompt.system.atomic_files import refuse_special_file
 from lightning_softprompt.training.monitors import monitored_metric
+from lightning_softprompt.training.prompt_files import count_validation_rows, write_prompt_files
 from lightning_softprompt.training.replicas import Replicas
 
 log = logging.getLogger(__name__)
@@ -195,26 +194,11 @@ class Session:
         if isinstance(self.module, Replicas):
             del best["prompt"]
             best = {name: split_replicas(best[name])[number] for number, name in enumerate(best)}
+        rows = count_validation_rows(self.data, self.module.trainer.limit_val_batches)
         for name, prompt in best.items():
-            write_prompt(self.folder / f"{name}.safetensors", prompt)
-            self._write_card(name, prompt)
-            log.info("Saved %s: %s", kind, self.folder / f"{name}.safetensors")
-
-    def _write_card(self, name: str, prompt: SavedPrompt) -> None:
-        """Writes the model card of a prompt as Markdown, next to the prompt."""
-        file = f"{name}.safetensors"
-        metrics = self.folder / "metrics.json"
-        report = json.loads(metrics.read_text()) if metrics.is_file() else {}
-        report |= {"validation_rows": self._count_validation_rows()}
-        config = yaml.safe_load(self.config_file.read_text())
-        card = model_card(file, prompt.backbone, prompt.method, config, report, __version__)
-        write_file(self.folder / f"{name}.md", card.encode())
-
-    def _count_validation_rows(self) -> int | None:
-        """The number of rows that each validation scores, if all of them are of one task."""
-        if self.data.classes_by_task is not None or self.module.trainer.limit_val_batches != 1.0:
-            return None
-        return len(self.data.split("validation"))
+            path = self.folder / f"{name}.safetensors"
+            write_prompt_files(prompt, path, self.config_file, rows)
+            log.info("Saved %s: %s", kind, path)
 
 
 def _refuse_special_predictions(path: str) -> None:

@@ -17,35 +17,40 @@ from lightning_softprompt.callbacks.recovery.best_checkpoint import BestCheckpoi
 from lightning_softprompt.callbacks.recovery.final_checkpoint import FinalCheckpoint
 from lightning_softprompt.callbacks.reporting.run_files import RunFiles
 from lightning_softprompt.checkpoints.atomic_io import AtomicCheckpointIO
-from lightning_softprompt.checkpoints.prompt_file import read_prompt, write_prompt
+from lightning_softprompt.checkpoints.prompt_file import read_prompt
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.methods.base import SoftPromptModule
 from lightning_softprompt.runs.run_spec import RunSpec, make_folder
+from lightning_softprompt.system.atomic_files import write_file
 from lightning_softprompt.training.monitors import monitored_metric
+from lightning_softprompt.training.prompt_files import count_validation_rows, write_prompt_files
+from lightning_softprompt.training.python_config import PythonConfig, python_config
 
 TRAINER_DEFAULTS = {
     "logger": False,  # the run's own loggers are added
     "enable_model_summary": False,
     "num_sanity_val_steps": 0,
-    "use_distributed_sampler": False,  # the data module's own gives each row once
+    "use_distributed_sampler": False,  # the sampler of the data module returns each row once
 }
 NOISE = (
     ".*in eval mode.*",  # the frozen backbone always is
     ".*isinstance.treespec, LeafSpec.*",
     ".*does not have many workers.*",
-    ".*It is recommended to use `self.log.*sync_dist=True.*",  # metrics synchronise themselves
+    ".*It is recommended to use `self.log.*sync_dist=True.*",  # metrics are synchronized by torchmetrics
     ".*Consider setting `persistent_workers.*",
-    ".*Be aware that when using `ckpt_path`.*",  # the project's callbacks keep nothing that an evaluation needs
+    ".*Be aware that when using `ckpt_path`.*",  # no evaluation requires the state of callbacks
 )
 
-WEIGHTS_ONLY = 4  # the place of Lightning's `weights_only` among the further arguments of `fit`
+WEIGHTS_ONLY = 4  # position of Lightning's `weights_only` among the further arguments of `fit`
 
 
 class Trainer(lightning.pytorch.Trainer):
     """Lightning's Trainer for use from Python: this package's defaults, a progress bar and a run folder.
 
-    `fit` writes `<folder>/<experiment>/<time-id>/` with checkpoints, `metrics.json`, `plots/` and the best prompt as
-    `prompt.safetensors`. The command `softprompt fit` adds loggers and the guards of long runs.
+    `fit` writes `<folder>/<experiment>/<time-id>/` with checkpoints, `config.yaml`, `run.json`, `metrics.json`,
+    `plots/` and the best prompt as `prompt.safetensors` with its model card. `softprompt test --ckpt_path` evaluates
+    these checkpoints. What a config file cannot express, such as rows passed in Python, is listed in `run.json`. The
+    command `softprompt fit` adds loggers and the guards of long runs.
 
     Args:
         run: Where the files of a training are written; None writes no files.
@@ -56,10 +61,11 @@ class Trainer(lightning.pytorch.Trainer):
     """
 
     def __init__(self, *, run: RunSpec | None = RunSpec(), **options: Any) -> None:  # noqa: B008 (a frozen value)
-        callbacks = _listed(options.get("callbacks"))
+        callbacks = _as_list(options.get("callbacks"))
         saves = any(isinstance(callback, Checkpoint) for callback in callbacks)
         super().__init__(**{**TRAINER_DEFAULTS, "enable_checkpointing": saves, **options})
         self.run = run
+        self._options = {**TRAINER_DEFAULTS, **options}
         self.prompt_path: Path | None = None
         if type(self.strategy.checkpoint_io) is TorchCheckpointIO:
             self.strategy.checkpoint_io = AtomicCheckpointIO()
@@ -78,33 +84,42 @@ class Trainer(lightning.pytorch.Trainer):
         data = options.get("datamodule") or train_dataloaders
         has_run = self.run is not None and not self.fast_dev_run  # type: ignore[attr-defined]
         is_ours = isinstance(model, SoftPromptModule) and isinstance(data, SoftPromptDataModule)
-        files = RunOutputs(self.run, data) if self.run is not None and has_run and is_ours else None
+        files = None
+        if self.run is not None and has_run and is_ours:
+            config = python_config(model, data, self.run, self._options)
+            files = RunOutputs(self.run, data, config, self.is_global_zero)
         self.prompt_path = None
-        own = [] if files is None else files.callbacks
-        self.callbacks.extend(own)  # type: ignore[attr-defined]
+        added = [] if files is None else files.callbacks
+        self.callbacks.extend(added)  # type: ignore[attr-defined]
         try:
             with warnings.catch_warnings():
                 for message in NOISE:
                     warnings.filterwarnings("ignore", message=message)
                 super().fit(model, train_dataloaders, *args, **options)
         finally:
-            for callback in own:
+            for callback in added:
                 self.callbacks.remove(callback)  # type: ignore[attr-defined]
         if files is not None and self.is_global_zero:
-            self.prompt_path = files.write_prompt()
+            self.prompt_path = files.write_prompt(self.limit_val_batches)
 
 
 class RunOutputs:
     """The run folder of one training from Python.
 
     Args:
-        run: Where it is.
-        data: The data module, whose evaluation decides which validation is best.
+        run: Options of the run folder.
+        data: The data module, whose evaluation selects the best validation.
+        config: The config of the run.
+        is_first: Whether this is the first process, which writes the config.
     """
 
-    def __init__(self, run: RunSpec, data: SoftPromptDataModule) -> None:
+    def __init__(self, run: RunSpec, data: SoftPromptDataModule, config: PythonConfig, is_first: bool) -> None:
+        self.data = data
         self.folder = run.name_folder(training=True)
-        make_folder(self.folder)
+        self.config_file = self.folder / "config.yaml"
+        make_folder(self.folder, training=True, not_in_config=config.left_out)
+        if is_first:
+            write_file(self.config_file, config.text.encode())
         monitor, mode = monitored_metric(run, data.evaluation)
         self.last = self.folder / "checkpoints" / "last.ckpt"
         self.best = BestCheckpoint(self.last.parent, "best", monitor, mode)
@@ -112,17 +127,21 @@ class RunOutputs:
             RunFiles(self.folder, monitor, mode), self.best, FinalCheckpoint(self.last, run.keep_last),
         ]  # fmt: skip
 
-    def write_prompt(self) -> Path | None:
+    def write_prompt(self, val_limit: int | float | None) -> Path | None:
         """Writes the prompt of the best validation, or of the last step if there was none.
+
+        Args:
+            val_limit: The Trainer's `limit_val_batches`.
 
         Returns:
             The file; None if no step was taken.
         """
-        found = Path(self.best.best_model_path or self.last)
-        if not found.is_file():
+        checkpoint = Path(self.best.best_model_path or self.last)
+        if not checkpoint.is_file():
             return None
         path = self.folder / "prompt.safetensors"
-        write_prompt(path, read_prompt(found))
+        rows = count_validation_rows(self.data, val_limit)
+        write_prompt_files(read_prompt(checkpoint), path, self.config_file, rows)
         kind = "best" if self.best.best_model_path else "last"
         rank_zero_info(f"the {kind} prompt: {_short(path)}")
         return path
@@ -134,7 +153,7 @@ def _short(path: Path) -> Path:
     return path.relative_to(here) if path.is_relative_to(here) else path
 
 
-def _listed(value: Callback | Sequence[Callback] | None) -> list[Callback]:
+def _as_list(value: Callback | Sequence[Callback] | None) -> list[Callback]:
     if value is None:
         return []
     return [value] if isinstance(value, Callback) else list(value)

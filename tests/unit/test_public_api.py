@@ -3,14 +3,20 @@
 import json
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
+import yaml
 from lightning import seed_everything
+from lightning.pytorch.callbacks import EarlyStopping
 
 import lightning_softprompt as sp
 from lightning_softprompt.checkpoints.prompt_file import read_prompt, write_prompt
-from lightning_softprompt.runs.run_spec import RunSpec
+from lightning_softprompt.cli.app import main as command
+from lightning_softprompt.data.sampling.shared_batches import SharedBatches
+from lightning_softprompt.prompts.init import FromText
+from lightning_softprompt.runs.run_spec import RunSpec, last_folder
 
 TEMPLATE = "{soft}{text} it was {target}"
 LABELS = {"positive": "good", "negative": "bad"}
@@ -98,6 +104,80 @@ def test_training_leaves_a_prompt_that_predicts_as_the_method_does(data, two_cla
     for record, other in zip(records, [one for batch in expected for one in batch], strict=True):
         assert record["prediction"] == other["prediction"]
         assert record["scores"] == pytest.approx(other["scores"], abs=1e-5)
+
+
+@pytest.fixture
+def row_files(two_classes, tmp_path):
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    for split in ("train", "validation", "test"):
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in two_classes))
+    return folder
+
+
+def test_commands_use_the_checkpoints_of_a_run_in_python(spec, row_files, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = sp.ClassificationDataModule(TEMPLATE, LABELS, backbone=spec, path="rows", batch_size=4, cache=False)
+    optimizer = partial(torch.optim.AdamW, lr=0.1)
+    model = sp.PromptTuning(length=3, data=data, init=FromText("good"), optimizer=optimizer, readout=sp.Calibrated)
+    trainer = sp.Trainer(max_steps=2, precision="32-true", run=RunSpec(experiment="mine"), **QUIET)
+    trainer.fit(model, data)
+    folder = trainer.prompt_path.parent
+    record = json.loads((folder / "run.json").read_text())
+    assert record["order"] == 1
+    assert "not_in_config" not in record
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["trainer"]["max_steps"] == 2
+    assert config["run"]["experiment"] == "mine"
+    assert "PromptTuning" in (folder / "prompt.md").read_text()
+    for start in (f"--ckpt_path={folder / 'checkpoints' / 'last.ckpt'}", f"--init_from={trainer.prompt_path}"):
+        assert command(["test", start, "--run.wandb=disabled"]) == 0
+        assert last_folder().parent.name == "mine"
+        (metrics,) = sp.Trainer(run=None, **QUIET).test(model, data, verbose=False)
+        tested = json.loads((last_folder() / "metrics.json").read_text())["test"]
+        assert tested["test/accuracy"] == pytest.approx(metrics["test/accuracy"])
+    assert command(["fit", "--config", str(folder / "config.yaml"), "--run.wandb=disabled"]) == 0
+
+
+def test_what_a_config_cannot_express_is_left_out_and_listed(data, two_classes, row_files, tmp_path, monkeypatch):
+    class OwnPrompt(sp.PromptTuning):
+        """A class inside a function, which no other program can import."""
+
+    monkeypatch.chdir(tmp_path)
+    stop = EarlyStopping("val/loss", strict=False)
+    trainer = sp.Trainer(max_steps=1, callbacks=[stop], **QUIET)
+    trainer.fit(sp.PromptTuning(length=3, data=data), data)
+    folder = trainer.prompt_path.parent
+    left_out = json.loads((folder / "run.json").read_text())["not_in_config"]
+    assert left_out == {
+        "trainer.callbacks": "an object of EarlyStopping was passed in Python",
+        "data.train": "its rows were passed in Python",
+    }
+    text = (folder / "config.yaml").read_text()
+    assert "# data.train is missing: its rows were passed in Python" in text
+    start = f"--ckpt_path={folder / 'checkpoints' / 'last.ckpt'}"
+    assert command(["test", start, "--run.wandb=disabled"]) == 2  # the rows are in no file
+    assert command(["test", start, "--run.wandb=disabled", f"--data.test={row_files / 'test.jsonl'}"]) == 0
+    trainer = sp.Trainer(max_steps=1, **QUIET)
+    trainer.fit(OwnPrompt(length=3, data=data), data)
+    record = json.loads((trainer.prompt_path.parent / "run.json").read_text())
+    assert "OwnPrompt cannot be imported" in record["not_in_config"]["model"]
+    assert record["order"] == 2
+    assert "model" not in yaml.safe_load((trainer.prompt_path.parent / "config.yaml").read_text())
+
+
+def test_several_tasks_are_in_the_config_of_a_run_in_python(spec, row_files, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    one, other = (
+        sp.ClassificationDataModule(TEMPLATE, LABELS, backbone=spec, path=str(row_files), batch_size=size, cache=False)
+        for size in (2, 4)
+    )
+    data = sp.MultitaskDataModule({"one": one, "other": other}, together=SharedBatches())
+    trainer = sp.Trainer(max_steps=1, **QUIET)
+    trainer.fit(sp.MPT(length=3, data=data), data)
+    checkpoint = trainer.prompt_path.parent / "checkpoints" / "last.ckpt"
+    assert command(["test", f"--ckpt_path={checkpoint}", "--run.wandb=disabled"]) == 0
+    assert "test/one/accuracy" in json.loads((last_folder() / "metrics.json").read_text())["test"]
 
 
 def test_the_backbone_is_found_by_name(data, tmp_path):
