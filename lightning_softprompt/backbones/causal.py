@@ -9,7 +9,6 @@ from functools import cached_property
 from typing import Any, cast, final
 
 import torch
-from platformdirs import user_cache_path
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -30,6 +29,7 @@ from lightning_softprompt.backbones.kernels.prepacked_linear import plain_produc
 from lightning_softprompt.backbones.tokenization.codec import Codec, Run, StartToken
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.types import IGNORE, Batch, Encoded, Piece, Slot, SoftPrompt
+from lightning_softprompt.system.cache_dirs import cache_folder
 
 log = logging.getLogger(__name__)
 register()
@@ -350,5 +350,5 @@ def context_cache(backbone: Backbone) -> ContextCache:
     spec = backbone.spec
     if not spec.context_disk:
         return ContextCache(spec.context_memory << 20)
-    folder = user_cache_path("lightning-softprompt") / "contexts" / f"{backbone.fingerprint()}-{spec.dtype}"
+    folder = cache_folder("contexts", f"{backbone.fingerprint()}-{spec.dtype}")
     return ContextCache(spec.context_memory << 20, spec.context_disk << 20, folder)

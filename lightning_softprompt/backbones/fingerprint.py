@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from platformdirs import user_cache_path
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from lightning_softprompt.system.atomic_files import write_file
+from lightning_softprompt.system.atomic_files import write_if_possible
+from lightning_softprompt.system.cache_dirs import cache_folder
 
 log = logging.getLogger(__name__)
 SCHEME = "2"  # the first part of a fingerprint; another way of hashing is another scheme
@@ -64,7 +64,7 @@ class WeightFiles:
     def digest(self) -> str:
         """The digest of all weights and the configuration: the one in the user's cache, or a new one."""
         key = sha256(json.dumps([SCHEME, self.identity]).encode()).hexdigest()[:32]
-        path = user_cache_path("lightning-softprompt") / "fingerprints" / f"{key}.json"
+        path = cache_folder("fingerprints") / f"{key}.json"
         kept = _read_kept(path, key)
         if kept is not None:
             return kept
@@ -230,10 +230,8 @@ def _read_kept(path: Path, key: str) -> str | None:
 
 
 def _keep(path: Path, key: str, digest: str) -> None:
-    try:
-        write_file(path, json.dumps({"digest": digest, "check": _check(key, digest)}).encode())
-    except OSError as error:
-        log.info("%s cannot be written (%s); the weights are hashed again next time", path, error.strerror)
+    content = json.dumps({"digest": digest, "check": _check(key, digest)})
+    write_if_possible(path, lambda draft: draft.write_text(content))
 
 
 def _check(key: str, digest: str) -> str:

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from platformdirs import user_cache_path
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -49,6 +48,7 @@ from lightning_softprompt.backbones.tokenization.codec import Codec
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.refusals import UnsupportedBackboneError, explaining, refusing
 from lightning_softprompt.system.atomic_files import write_file, write_folder
+from lightning_softprompt.system.cache_dirs import cache_folder
 
 log = logging.getLogger(__name__)
 DIGESTS = "digests.json"  # what a converted backbone consists of
@@ -179,7 +179,7 @@ def resolve_location(spec: BackboneSpec) -> BackboneSpec:
 
 
 def _packaged(spec: BackboneSpec, package: Package) -> BackboneSpec:
-    kept = cache_folder() / spec.name
+    kept = cache_folder("backbones", spec.name)
     if is_intact(kept):
         return replace(spec, name=str(kept), gguf_file=None, revision=None)
     found = find_spec(package.module)
@@ -194,7 +194,7 @@ def _packaged(spec: BackboneSpec, package: Package) -> BackboneSpec:
 
 
 def _converted(spec: BackboneSpec, file: Path, key: str) -> BackboneSpec:
-    kept = cache_folder() / key
+    kept = cache_folder("backbones", key)
     if not is_intact(kept):
         kept = _keep_converted(file, kept)
     return replace(spec, name=str(kept), gguf_file=None, revision=None)
@@ -231,11 +231,6 @@ def is_intact(kept: Path) -> bool:
 def _digests(folder: Path) -> dict[str, str]:
     tokenizer = sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
     return {"weights": WeightFiles(folder).digest(), "tokenizer": tokenizer}
-
-
-def cache_folder() -> Path:
-    """Where converted backbones are kept."""
-    return user_cache_path("lightning-softprompt") / "backbones"
 
 
 def _convert(file: Path, folder: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import logging
-import os
 import struct
 import zlib
 from collections.abc import Mapping
@@ -26,7 +25,8 @@ from lightning_softprompt.backbones.fingerprint import SAMPLED, differing_part
 from lightning_softprompt.checkpoints.run_settings import SETTINGS
 from lightning_softprompt.checkpoints.sizes import check_archive, check_header, check_values
 from lightning_softprompt.moved import current_names
-from lightning_softprompt.system.atomic_files import default_permissions, refuse_special_file
+from lightning_softprompt.system.atomic_files import refuse_special_file, write_file_with
+from lightning_softprompt.system.tensor_files import hash_tensors
 
 log = logging.getLogger(__name__)
 SEED = "seed"  # key of a checkpoint that says what the run's random numbers began with
@@ -90,11 +90,7 @@ def backbone_identity(backbone: Backbone) -> dict[str, Any]:
 
 def weights_identity(tensors: Mapping[str, Tensor]) -> str:
     """A hash of a prompt's tensors and their names."""
-    digest = sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
+    return hash_tensors(tensors)[:16]
 
 
 def check_backbone(saved: Mapping[str, Any], backbone: Backbone, path: Path | str) -> None:
@@ -145,12 +141,8 @@ def write_prompt(path: Path, prompt: SavedPrompt) -> None:
     header[CHECKSUM] = _checksum(prompt.tensors, header)
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, "a prompt is a file, and this is a folder", str(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".part")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in prompt.tensors.items()}
-    with default_permissions(draft):
-        save_file(tensors, draft, header)
-    os.replace(draft, path)
+    write_file_with(path, lambda part: save_file(tensors, part, header))
 
 
 def _checksum(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:

@@ -11,11 +11,11 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 
 import torch
-from platformdirs import user_cache_path
 from torch import Tensor
 
 from lightning_softprompt.core.types import Encoded, Example
 from lightning_softprompt.system.atomic_files import write_if_possible
+from lightning_softprompt.system.cache_dirs import cache_folder
 from lightning_softprompt.system.tensor_files import read_tensors, write_tensors
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ def rows_digest(examples: Sequence[Example], encoded: Sequence[Encoded]) -> str:
 
 def cached(key: str, make: Callable[[], list[Encoded]]) -> list[Encoded]:
     """The rows kept under the key, else those that `make` gives, which are then kept where that is possible."""
-    path = user_cache_path("lightning-softprompt") / "tokens" / f"{key}.safetensors"
+    path = cache_folder("tokens") / f"{key}.safetensors"
     rows = _read(path)
     if rows is None:
         rows = make()

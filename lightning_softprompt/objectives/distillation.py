@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import final
 
 import torch
-from platformdirs import user_cache_path
 from torch import Tensor
 from torch.nn.functional import kl_div
 
@@ -23,6 +22,7 @@ from lightning_softprompt.checkpoints.roles import Roles
 from lightning_softprompt.core.types import IGNORE, Batch
 from lightning_softprompt.objectives.base import Objective, Outcome
 from lightning_softprompt.objectives.by_task import ByTask
+from lightning_softprompt.system.cache_dirs import cache_folder
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class Distillation(Objective):
         """Creates the cache of a teacher's answers, in a folder that depends on prompt, backbone and precision."""
         weights = weights_identity(saved.tensors)
         key = digest(weights, saved.method, backbone.fingerprint(), backbone.spec.dtype)
-        folder = user_cache_path("lightning-softprompt") / "teachers" / key
+        folder = cache_folder("teachers", key)
         return ContextCache(memory=0, disk=self.disk * 2**20, folder=folder)
 
     @cached_property

@@ -7,10 +7,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from platformdirs import user_cache_path
-
 from lightning_softprompt.retrieval.search.settings import IndexSettings
 from lightning_softprompt.system.atomic_files import write_file
+from lightning_softprompt.system.cache_dirs import cache_folder
 
 _chosen: set[str] = set()  # in this process
 
@@ -76,4 +75,4 @@ def _is_chosen(name: str) -> bool:
 
 
 def _mark(name: str) -> Path:
-    return user_cache_path("lightning-softprompt") / "chosen" / sha256(name.encode()).hexdigest()[:32]
+    return cache_folder("chosen") / sha256(name.encode()).hexdigest()[:32]

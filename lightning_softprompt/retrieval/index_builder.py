@@ -8,7 +8,6 @@ longest by far, are kept as they are made, and the next build goes on with those
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import shutil
@@ -43,6 +42,7 @@ from lightning_softprompt.retrieval.search.settings import IndexSettings
 from lightning_softprompt.retrieval.search.vectors import FileVectors, Vectors
 from lightning_softprompt.retrieval.vector_log import Track
 from lightning_softprompt.system.atomic_files import write_folder
+from lightning_softprompt.system.file_locks import lock_file
 
 log = logging.getLogger(__name__)
 GENERATION, DRAFT = "generation-", ".draft-"
@@ -242,11 +242,9 @@ def _writing(place: Path) -> Iterator[Path]:
 
 def _lock(opened: int, place: Path) -> None:
     try:
-        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock_file(opened, place)
     except BlockingIOError:
         raise BadIndexError(f"another build is writing {place}; wait for its end, or build elsewhere") from None
-    except OSError:  # some file systems of clusters know no locks
-        log.warning("%s cannot be locked here: see that no other build writes it", place)
 
 
 def _earlier(place: Path) -> Index | None:

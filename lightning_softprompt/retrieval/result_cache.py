@@ -9,11 +9,11 @@ from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
-from platformdirs import user_cache_path
 
 from lightning_softprompt.retrieval.passages.documents import Hit
 from lightning_softprompt.retrieval.retriever import Retriever
 from lightning_softprompt.retrieval.search.fusion import Ranking
+from lightning_softprompt.system import cache_dirs
 from lightning_softprompt.system.atomic_files import write_if_possible
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ def _kept(path: Path, count: int) -> list[Ranking] | None:
 
 def cache_folder() -> Path:
     """Where it is kept."""
-    return user_cache_path("lightning-softprompt") / "found"
+    return cache_dirs.cache_folder("found")
 
 
 def _key(retriever: Retriever, questions: Sequence[str], k: int) -> str:

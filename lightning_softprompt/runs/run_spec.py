@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import logging
 import os
 import secrets
@@ -17,6 +15,7 @@ from typing import Literal, TextIO
 from lightning.fabric.utilities.rank_zero import _get_rank
 
 from lightning_softprompt.runs.run_record import last_checkpoint, note_start
+from lightning_softprompt.system.file_locks import lock_file
 
 log = logging.getLogger(__name__)
 
@@ -193,17 +192,11 @@ def lock_run_folder(folder: Path) -> None:
         HELD_LOCKS.pop().close()
     HELD_LOCKS.append(file := (folder / ".lock").open("a"))
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN):
-            raise ValueError(
-                f"another run is writing to {folder}; wait until it ends, or choose another --run.name"
-            ) from None
-        log.warning(
-            "%s cannot be locked on this file system (%s); make sure that no other run writes to it",
-            folder,
-            error.strerror,
-        )
+        lock_file(file, folder, inherited=False)
+    except BlockingIOError:
+        raise ValueError(
+            f"another run is writing to {folder}; wait until it ends, or choose another --run.name"
+        ) from None
 
 
 def new_name() -> str:

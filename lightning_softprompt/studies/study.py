@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Any
 
 from lightning_softprompt.studies.options import Options, to_arguments, to_text
 from lightning_softprompt.studies.study_run import STAGE_REFERENCE, StudyRun, short_hash
+from lightning_softprompt.system.file_locks import lock_file
 
 DEFAULT_STAGE, DEFAULT_TEST = "run", "test"
 NAME = re.compile(r"\w[\w.-]*")
@@ -117,7 +117,7 @@ def lock_study(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_file(file, folder)
         except BlockingIOError:
             raise ValueError(f"another process runs the study in {folder}; wait until it ends") from None
         yield

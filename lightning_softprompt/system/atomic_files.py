@@ -34,17 +34,19 @@ def expand_home_in(value: Any) -> Any:
         return os.path.expanduser(value) if HOME.fullmatch(value) else value
     if isinstance(value, Mapping):
         return {name: expand_home_in(part) for name, part in value.items()}
-    return [expand_home_in(part) for part in value] if isinstance(value, list) else value
+    if isinstance(value, list):
+        return [expand_home_in(part) for part in value]
+    return value
 
 
 def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
     """Creates a folder with `write` atomically, also if several processes create it or one is killed."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    for stale in folder.parent.glob(".draft-*"):  # of a process that was killed
+    for stale in folder.parent.glob(".draft-*"):  # left by a killed process
         if time.time() - stale.stat().st_mtime > STALE:
             shutil.rmtree(stale, ignore_errors=True)
     draft = folder.parent / f".draft-{secrets.token_hex(8)}"
-    draft.mkdir()  # with the usual permissions, unlike tempfile's folders, which no other user may enter
+    draft.mkdir()  # with the usual permissions, unlike tempfile's folders, which other users cannot read
     try:
         write(draft)
         os.replace(draft, folder)
@@ -56,21 +58,32 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
 
 
 def refuse_special_file(path: Path) -> None:
-    """Refuse a path that is not a regular file: a finished file takes the place of what has its name.
+    """Refuses a path that is not a regular file, since writing a file replaces what is at its path.
 
     A superuser would otherwise replace `/dev/null`, for all processes of the machine.
 
     Raises:
         ValueError: Naming the path.
     """
+    absolute = path.absolute()
     is_special = path.exists() and not path.is_file() and not path.is_dir()
-    is_descriptor = str(path.absolute().parent) in ("/dev", "/dev/fd") or path.absolute().parts[:2] == ("/", "proc")
-    if is_special or is_descriptor:
+    is_device = str(absolute.parent) in ("/dev", "/dev/fd")
+    is_process_file = absolute.parts[:2] == ("/", "proc")
+    if is_special or is_device or is_process_file:
         raise ValueError(f"{path} is a device or a pipe, which a file would replace; use a regular file")
 
 
 def write_file(path: Path, content: bytes) -> None:
+    """Writes a file atomically; see `write_file_with`."""
+    write_file_with(path, lambda part: part.write_bytes(content))
+
+
+def write_file_with(path: Path, write: Callable[[Path], object]) -> None:
     """Writes a file atomically: a reader sees the old or the new content, never a part.
+
+    Args:
+        path: The file.
+        write: Writes a temporary file, which is then renamed.
 
     Raises:
         OSError: If the file cannot be written, naming it. No partial file remains.
@@ -80,12 +93,14 @@ def write_file(path: Path, content: bytes) -> None:
     part = path.with_name(f"{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(content)
+        with default_permissions(part):
+            write(part)
         part.replace(path)
     except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+    finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
 @contextmanager
@@ -97,7 +112,7 @@ def default_permissions(path: Path) -> Iterator[None]:
     path.chmod(mode)
 
 
-def write_if_possible(path: Path, write: Callable[[Path], None]) -> None:
+def write_if_possible(path: Path, write: Callable[[Path], object]) -> None:
     """Writes a file of an optional cache atomically; a failure is only logged.
 
     Args:
@@ -106,7 +121,7 @@ def write_if_possible(path: Path, write: Callable[[Path], None]) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as draft:
+        with tempfile.TemporaryDirectory(dir=path.parent) as draft:  # several processes may write the file at once
             part = Path(draft) / f"part{path.suffix}"
             with default_permissions(part):
                 write(part)

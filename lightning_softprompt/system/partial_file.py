@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
 from itertools import count
 from pathlib import Path
-from time import monotonic, sleep
 from typing import Any, TextIO
 
 from lightning_softprompt.system.atomic_files import refuse_special_file, write_file
+from lightning_softprompt.system.file_locks import lock_file
 
 log = logging.getLogger(__name__)
 Identity = Mapping[str, Any]  # values by name that must be equal to resume a file
 
 SHOWN = 60  # characters of a value that a message shows
-PATIENCE = (
-    12.0  # seconds; processes that loaded data for a run that was killed end within 5, and hold its file till then
-)
+PATIENCE = 12.0  # seconds; the data workers of a killed run end within 5, and lock its file until then
 
 
 class PartialFile:
@@ -54,12 +51,12 @@ class PartialFile:
         self.part.parent.mkdir(parents=True, exist_ok=True)
         if identity is not None and not self.part.exists():
             self._take_over(identity, earlier)
-        file = self._locked()
+        file = self._open_locked()
         rows, size = count_complete_lines(self.part, numbers)
-        if rows and (reason := _foreign(self.part, identity)):
-            self._keep(reason)
+        if rows and (reason := _difference(self.part, identity)):
+            self._set_aside(reason)
             file.close()
-            file, rows, size = self._locked(), 0, 0
+            file, rows, size = self._open_locked(), 0, 0
         file.truncate(size)
         self._describe(identity)
         if rows:
@@ -73,33 +70,39 @@ class PartialFile:
 
     def _take_over(self, identity: Identity, earlier: Sequence[Path]) -> None:
         for part in earlier:
-            if _foreign(part, identity) is None and _is_free(part):
+            if _difference(part, identity) is None and _is_free(part):
                 self._describe(identity)
                 part.replace(self.part)
                 identity_path(part).unlink()
-                log.info("%s was unfinished, and is now %s", part, self.part)
+                log.info("renamed the incomplete file %s to %s", part, self.part)
                 return
 
-    def _locked(self) -> TextIO:
+    def _open_locked(self) -> TextIO:
+        """Opens and locks the partial file.
+
+        Raises:
+            ValueError: If another run writes it.
+        """
         file = self.part.open("a", encoding="utf-8")
         try:
-            _lock(file)
-            if not self.part.exists() or not os.path.samestat(os.fstat(file.fileno()), self.part.stat()):
-                file.close()  # whoever held it has finished and renamed it
-                return self._locked()
+            lock_file(file, self.part, PATIENCE)
         except BlockingIOError:
             file.close()
             raise ValueError(f"another run is writing {self.part}; wait for its end, or name another file") from None
-        except OSError:  # some file systems of clusters know no locks
-            log.warning("%s cannot be locked here: see that no other run writes it", self.part)
+        is_current = self.part.exists() and os.path.samestat(os.fstat(file.fileno()), self.part.stat())
+        if not is_current:  # the run that had locked the file has finished and renamed it
+            file.close()
+            return self._open_locked()
         return file
 
-    def _keep(self, reason: str) -> None:
-        kept = next(p for n in count(1) if not (p := self.part.with_name(f"{self.part.name}.{n}")).exists())
+    def _set_aside(self, reason: str) -> None:
+        """Renames the partial file of another run to the first free number."""
+        candidates = (self.part.with_name(f"{self.part.name}.{number}") for number in count(1))
+        renamed = next(path for path in candidates if not path.exists())
         if identity_path(self.part).exists():
-            identity_path(self.part).rename(identity_path(kept))
-        self.part.rename(kept)
-        log.warning("%s is begun anew, and what it held kept as %s: %s", self.part, kept, reason)
+            identity_path(self.part).rename(identity_path(renamed))
+        self.part.rename(renamed)
+        log.warning("%s starts from the beginning; its earlier content is now in %s: %s", self.part, renamed, reason)
 
     def _describe(self, identity: Identity | None) -> None:
         if identity is None:
@@ -127,45 +130,35 @@ def count_complete_lines(part: Path, numbers: Sequence[int] | None = None) -> tu
 def _is_row(line: bytes, row: int) -> bool:
     try:
         return line.endswith(b"\n") and json.loads(line)["row"] == row
-    except (ValueError, TypeError, LookupError):  # left by a machine that lost power
+    except (ValueError, TypeError, LookupError):  # as after a power failure
         return False
 
 
-def _foreign(part: Path, identity: Identity | None) -> str | None:
+def _difference(part: Path, identity: Identity | None) -> str | None:
     """Returns why a partial file cannot be resumed, or None."""
     if identity is None:
-        return "only `softprompt predict` in a single process goes on with an unfinished file"
+        return "only `softprompt predict` in a single process resumes an incomplete file"
     try:
         saved = dict(json.loads(identity_path(part).read_bytes()))
     except (OSError, ValueError, TypeError):
-        return f"{identity_path(part)}, which says what it belongs to, is missing or broken"
-    here = json.loads(json.dumps(identity))
-    changed = [name for name in sorted({*saved, *here}) if saved.get(name) != here.get(name)]
-    told = [f"{name} was {_short(saved.get(name))} and is {_short(here.get(name))}" for name in changed]
-    return ", ".join(told) or None
+        return f"its identity {identity_path(part)} is missing or damaged"
+    current = json.loads(json.dumps(identity))
+    names = sorted({*saved, *current})
+    pairs = [(name, saved.get(name), current.get(name)) for name in names]
+    changes = [f"{name} was {_shorten(old)} and is {_shorten(new)}" for name, old, new in pairs if old != new]
+    return ", ".join(changes) or None
 
 
-def _short(value: object) -> str:
+def _shorten(value: object) -> str:
     text = repr(value)
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
-
-
-def _lock(file: TextIO) -> None:
-    deadline = monotonic() + PATIENCE
-    while True:
-        try:
-            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if monotonic() > deadline:
-                raise
-            sleep(0.1)
 
 
 def _is_free(part: Path) -> bool:
     """Whether no run is writing a file, as far as the file system supports locks."""
     try:
         with part.open("a") as file:
-            _lock(file)
+            lock_file(file, part, PATIENCE)
     except OSError:
         return False
     return True

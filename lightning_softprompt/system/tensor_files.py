@@ -1,4 +1,4 @@
-"""Tensors in files of a cache, with a checksum of all that is in them."""
+"""Cache files of tensors, with a checksum of their content."""
 
 from __future__ import annotations
 
@@ -15,37 +15,38 @@ CHECKSUM = "checksum"  # key of a header
 
 
 class DamagedError(ValueError):
-    """A file whose content is not what was written."""
+    """A file whose content differs from what was written."""
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Writes tensors with their checksum."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, path, {CHECKSUM: checksum(contiguous)})
+    save_file(contiguous, path, {CHECKSUM: hash_tensors(contiguous)})
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors in a file.
+    """Reads the tensors of a file.
 
     Raises:
-        DamagedError: If they are not those that were written.
+        DamagedError: If the content of the file differs from what was written.
         OSError: If the file cannot be read.
     """
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-            kept = (file.metadata() or {}).get(CHECKSUM)
+            saved = (file.metadata() or {}).get(CHECKSUM)
     except SafetensorError as error:
         raise DamagedError(f"{path} is damaged: {error}") from error
-    if kept != checksum(tensors):
+    if saved != hash_tensors(tensors):
         raise DamagedError(f"{path} is damaged: its content does not match its checksum")
     return tensors
 
 
-def checksum(tensors: Mapping[str, Tensor]) -> str:
-    """A digest of contiguous tensors and their names."""
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Returns a digest of tensors and their names."""
     digest = sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+        values = tensor.detach().cpu().contiguous().flatten()
+        digest.update(values.view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -178,7 +178,7 @@ def test_what_another_run_left_is_kept_and_told_of(half, asked, caplog, other):
     assert sorted(set(asked)) == list(range(ROWS))
     assert count(path) == ROWS
     assert part.with_name("predictions.jsonl.part.1").read_bytes() == before
-    (said,) = [record.getMessage() for record in caplog.records if "begun anew" in record.getMessage()]
+    (said,) = [record.getMessage() for record in caplog.records if "starts from the beginning" in record.getMessage()]
     assert told in said
     assert "predictions.jsonl.part.1" in said
     part.with_name("predictions.jsonl.part.1").rename(part)  # whoever wants it back renames it

@@ -22,12 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from platformdirs import user_cache_path
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
 from lightning_softprompt.core.backbone_spec import LinearBackend
+from lightning_softprompt.system.atomic_files import write_if_possible
+from lightning_softprompt.system.cache_dirs import cache_folder
 
 log = logging.getLogger(__name__)
 _plain: ContextVar[bool] = ContextVar("plain", default=False)
@@ -145,7 +146,7 @@ def is_supported(dtype: torch.dtype) -> bool:
 
 def is_faster_here(file: Path | None = None) -> bool:
     """Whether oneDNN is faster on this machine; measured once and cached, so that all runs use the same path."""
-    file = file or user_cache_path("lightning-softprompt") / "compute.json"
+    file = file or cache_folder() / "compute.json"
     cpu = f"{cpu_name()} {torch.backends.cpu.get_cpu_capability()}"
     key = f"{platform.machine()} {cpu} torch {torch.__version__}"
     known = read_gains(file)
@@ -167,13 +168,7 @@ def read_gains(file: Path) -> dict[str, float]:
 
 def write_gains(file: Path, known: dict[str, float]) -> None:
     """Replaces the file atomically. A failure is only logged: each run then measures again."""
-    draft = file.with_suffix(f".{time.monotonic_ns()}")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(json.dumps(known, indent=2))
-        draft.replace(file)
-    except OSError as error:
-        log.info("the measured speed of products is not cached: %s", error)
+    write_if_possible(file, lambda draft: draft.write_text(json.dumps(known, indent=2)))
 
 
 def cpu_name() -> str:

@@ -6,16 +6,14 @@ light commands. A dispatching function looks at the first word and calls the rig
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from importlib import import_module
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 from lightning_softprompt.cli.commands import LIGHT_COMMANDS
-from lightning_softprompt.system.atomic_files import refuse_special_file
+from lightning_softprompt.system.atomic_files import write_file
 from lightning_softprompt.system.errors import CommandError
 
 INSTALL = """\
@@ -101,12 +99,7 @@ def join_scripts(shell: str, run: str, light: str) -> str:
 
 def write(text: str, file: Path) -> None:
     """Write a file atomically: a shell that starts meanwhile reads the old one."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    refuse_special_file(file)
-    with NamedTemporaryFile("w", encoding="utf-8", dir=file.parent, prefix=f".{file.name}.", delete=False) as part:
-        part.write(text)
-    os.chmod(part.name, 0o644)
-    os.replace(part.name, file)
+    write_file(file, text.encode())
 
 
 def parser() -> ArgumentParser:

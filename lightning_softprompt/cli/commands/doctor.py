@@ -191,10 +191,10 @@ def generation(backbone: Backbone, batch: Batch, prompt: SoftPrompt) -> Finding:
 def cache_folder() -> Path:
     """The folder of converted and downloaded files."""
     try:
-        from platformdirs import user_cache_path
+        from lightning_softprompt.system import cache_dirs
     except ImportError:
         return Path.home() / ".cache" / CACHE
-    return user_cache_path(CACHE)
+    return cache_dirs.cache_folder()
 
 
 def folder_size(folder: Path) -> int:

@@ -17,9 +17,8 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from platformdirs import user_cache_path
-
 from lightning_softprompt.system.atomic_files import write_folder
+from lightning_softprompt.system.cache_dirs import cache_folder
 
 PACKAGE = "vaderSentiment==3.3.2"
 ARCHIVE = "additional_resources/hutto_ICWSM_2014.tar.gz"
@@ -33,7 +32,7 @@ def movie_sentences() -> Path:
     Raises:
         ValueError: If the package cannot be fetched, or does not hold what it should.
     """
-    folder = user_cache_path("lightning-softprompt") / "data" / "movie-sentences"
+    folder = cache_folder("data", "movie-sentences")
     if not folder.is_dir():
         write_folder(folder, _write)
     return folder

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from platformdirs import user_cache_path
 
 from lightning_softprompt.system.atomic_files import write_folder
+from lightning_softprompt.system.cache_dirs import cache_folder
 
 SOURCE = Path(__file__).with_name("notes.yaml")
 VALIDATION = 2  # of the notes that would train
@@ -24,7 +24,7 @@ def notes() -> Path:
     No note has questions in two splits, so a prompt that is tested has seen neither the answers nor where they stand.
     """
     content = SOURCE.read_bytes()
-    folder = user_cache_path("lightning-softprompt") / "data" / f"notes-{blake2b(content, digest_size=4).hexdigest()}"
+    folder = cache_folder("data", f"notes-{blake2b(content, digest_size=4).hexdigest()}")
     if not folder.is_dir():
         write_folder(folder, partial(_write, written=yaml.safe_load(content)))
     return folder

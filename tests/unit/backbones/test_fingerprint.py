@@ -8,7 +8,6 @@ import shutil
 import pytest
 import tiny
 import torch
-from platformdirs import user_cache_path
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -18,6 +17,7 @@ from lightning_softprompt.backbones.causal import CausalBackbone
 from lightning_softprompt.backbones.loading import load_backbone
 from lightning_softprompt.checkpoints.prompt_file import backbone_identity, check_backbone
 from lightning_softprompt.core.backbone_spec import BackboneSpec
+from lightning_softprompt.system.cache_dirs import cache_folder
 
 
 @pytest.fixture(autouse=True)
@@ -144,7 +144,7 @@ def test_a_file_that_changed_with_the_same_size_and_time_is_hashed_again(folder)
 
 def test_a_damaged_digest_in_the_cache_is_not_taken(folder):
     before = load(folder).fingerprint()
-    (kept,) = (user_cache_path("lightning-softprompt") / "fingerprints").iterdir()
+    (kept,) = cache_folder("fingerprints").iterdir()
     digest = json.loads(kept.read_text())["digest"]
     kept.write_text(kept.read_text().replace(digest, f"0{digest[1:]}"))
     assert load(folder).fingerprint() == before
@@ -190,7 +190,7 @@ def converted(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
 def test_a_damaged_conversion_is_converted_again(converted, name, caplog):
     before = load_backbone(converted).fingerprint()
-    (kept,) = loading.cache_folder().iterdir()
+    (kept,) = cache_folder("backbones").iterdir()
     whole = (kept / name).read_bytes()
     (kept / name).write_bytes(whole[:-9])
     with caplog.at_level(logging.WARNING):

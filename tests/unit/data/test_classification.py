@@ -13,6 +13,7 @@ from lightning_softprompt.core.types import Encoded
 from lightning_softprompt.data import token_cache
 from lightning_softprompt.data.classification import ClassificationDataModule
 from lightning_softprompt.evaluation.classification import ClassificationEvaluation
+from lightning_softprompt.system.cache_dirs import cache_folder
 
 LABELS = {"negative": "bad", "positive": ["good", "great"]}
 WORDS = ["warm", "funny", "dull", "sad", "long"]
@@ -523,7 +524,7 @@ def test_another_tokenizer_misses_the_cache(data, no_tokenizing, tiny_folder):
 def test_a_damaged_cache_is_made_again(data, no_tokenizing):
     rows = rows_of([0, 1, 1])
     first = data(test=rows, cache=True).split("test")
-    (file,) = (Path(token_cache.user_cache_path("lightning-softprompt")) / "tokens").glob("*.safetensors")
+    (file,) = cache_folder("tokens").glob("*.safetensors")
     file.write_bytes(file.read_bytes()[:40])
     assert data(test=rows, cache=True).split("test").encoded == first.encoded
     no_tokenizing()

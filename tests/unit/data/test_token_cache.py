@@ -6,7 +6,6 @@ import os
 import numpy as np
 import pytest
 import torch
-from platformdirs import user_cache_path
 from safetensors.torch import save_file
 
 from lightning_softprompt.backbones.execution.context_cache import KEYS, ContextCache
@@ -14,6 +13,7 @@ from lightning_softprompt.core.types import Encoded
 from lightning_softprompt.data.token_cache import cached, content_key, representation
 from lightning_softprompt.retrieval import result_cache as rankings
 from lightning_softprompt.retrieval.search.fusion import Ranking
+from lightning_softprompt.system.cache_dirs import cache_folder
 
 ROWS = [
     Encoded(ids=(4, 5, 6), answers=(), targets=(7,), slots=(0,), words=(), num_truncated=0),
@@ -31,7 +31,7 @@ def folder(tmp_path, monkeypatch):
 def kept():
     """The file of rows that are kept."""
     assert cached("key", lambda: ROWS) == ROWS
-    return user_cache_path("lightning-softprompt") / "tokens" / "key.safetensors"
+    return cache_folder("tokens") / "key.safetensors"
 
 
 def never():

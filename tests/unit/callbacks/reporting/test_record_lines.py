@@ -98,7 +98,7 @@ def test_a_file_that_does_not_say_what_it_belongs_to_is_kept(path, part, caplog,
     _, first = opened(path)
     assert first == 0
     assert part.with_name(f"{part.name}.1").read_bytes() == text(0, 1)
-    assert "begun anew" in caplog.text
+    assert "starts from the beginning" in caplog.text
 
 
 def test_what_is_kept_replaces_nothing_that_was_kept_before(path, part):
