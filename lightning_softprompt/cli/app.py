@@ -22,7 +22,9 @@ from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningCLI
 from torch import distributed
 
-from lightning_softprompt.backbones.requirements import require_of_copy
+from lightning_softprompt.backbones.insertion.positions import configured_positions
+from lightning_softprompt.backbones.requirements import require_of_copy, takes_keys_and_values
+from lightning_softprompt.backbones.skeleton import Skeleton
 from lightning_softprompt.callbacks.algorithms.warm_start import WarmStart
 from lightning_softprompt.callbacks.recovery.final_checkpoint import lacks_metric
 from lightning_softprompt.callbacks.recovery.process_watch import LOST, lost_connection
@@ -195,6 +197,7 @@ class SoftPromptCLI(LightningCLI):
 
     def _check_backbone(self) -> None:
         """Refuse a backbone that the method or the evaluation cannot use."""
+        refuse_long_prompt(self.model)
         self.model.check_backbone()
         evaluation = self.datamodule.evaluation
         require_of_copy(evaluation.requires, type(evaluation).__name__, self.model.spec)
@@ -236,7 +239,8 @@ class SoftPromptCLI(LightningCLI):
             text: The config of the command as YAML.
         """
         command = str(self.subcommand)
-        settings = CommandSettings(yaml.safe_load(text), self.datamodule, command)
+        monitor = monitored_metric(run, self.datamodule.evaluation)
+        settings = CommandSettings(yaml.safe_load(text), self.datamodule, command, monitor)
         if self._settings_check is not None:
             self._settings_check(settings.of_config if settings.prepares else settings.kept)
         later_check = self._settings_check if settings.prepares else None  # the rows do not exist yet
@@ -292,6 +296,25 @@ def _reusable(config: Namespace) -> Namespace:
     for name in COMMAND_SPECIFIC:
         reusable.pop(name, None)
     return reusable
+
+
+def refuse_long_prompt(model: SoftPromptModule) -> None:
+    """Refuse soft tokens that fill the context window, before the weights of the backbone are loaded.
+
+    Keys and values of a prefix are not counted as tokens of a row.
+
+    Raises:
+        ValueError: Naming the number of soft tokens and the window.
+    """
+    length = model.hparams.get("length")
+    window = configured_positions(Skeleton(model.spec).config)
+    if not isinstance(length, int) or window is None or takes_keys_and_values in model.requires:
+        return
+    if length >= window:
+        raise ValueError(
+            f"--model.length is {length}, but {model.spec.name} has a context window of {window} tokens, including "
+            f"soft tokens; use a smaller length"
+        )
 
 
 def _has_progress_bar(callbacks: Sequence[Callback]) -> bool:

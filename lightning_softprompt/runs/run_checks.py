@@ -19,10 +19,22 @@ from lightning.pytorch.callbacks import (
 )
 
 IsWrong = Callable[[Any], bool]
+
+
+def _is_no_time(value: Any) -> bool:
+    """Whether a limit of time, as text, mapping or `timedelta`, is zero."""
+    if isinstance(value, str):
+        return not re.search("[1-9]", value)
+    if isinstance(value, Mapping):
+        return not any(value.values())
+    return value is not None and not value
+
+
 UNTRAINED = "nothing would be trained; increase it, or use test or predict with --init_from or --ckpt_path"
 TRAINING_CHECKS: Mapping[str, tuple[IsWrong, str]] = {
     "max_epochs": (lambda value: value == 0, UNTRAINED),
     "max_steps": (lambda value: value == 0, UNTRAINED),
+    "max_time": (_is_no_time, UNTRAINED),
     "limit_train_batches": (lambda value: value is not None and value == 0, UNTRAINED),
     "enable_checkpointing": (
         lambda value: value is False,

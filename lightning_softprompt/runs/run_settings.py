@@ -30,6 +30,7 @@ TRAINER = {  # with the values that Lightning uses for None
     "reload_dataloaders_every_n_epochs": 0,
     "deterministic": False,
 }
+MONITOR = ("run.monitor", "run.monitor_mode")
 BACKBONE = ("dtype", "linear_backend")  # weights are compared by their fingerprint
 GROUPS = ("retriever", "index_settings")  # data options that are groups of options, not mappings of names
 PASSIVE = {  # callbacks that do not change training
@@ -54,15 +55,19 @@ class CommandSettings:
         config: Its config as plain values.
         data: Its data module.
         command: `fit`, `validate`, `test` or `predict`.
+        monitor: The metric that selects the best prompt, and whether its minimum or maximum is best.
     """
 
-    def __init__(self, config: Config, data: LightningDataModule, command: str) -> None:
-        self.config, self.data, self.command = config, data, command
+    def __init__(
+        self, config: Config, data: LightningDataModule, command: str, monitor: tuple[str, str] | None = None
+    ) -> None:
+        self.config, self.data, self.command, self.monitor = config, data, command, monitor
 
     @cached_property
     def of_config(self) -> dict[str, Any]:
         """The settings that do not depend on the rows."""
-        return config_settings(self.config)
+        monitor = {} if self.monitor is None else dict(zip(MONITOR, self.monitor, strict=True))
+        return {**config_settings(self.config), **monitor}
 
     @cached_property
     def of_rows(self) -> dict[str, str]:

@@ -17,6 +17,7 @@ from lightning_softprompt.checkpoints.prompt_file import read_prompt
 from lightning_softprompt.cli.app import main, make_cli
 from lightning_softprompt.cli.commands import fold
 from lightning_softprompt.cli.commands.configs import configs_folder
+from lightning_softprompt.runs.run_checks import TRAINING_CHECKS
 from lightning_softprompt.runs.run_spec import last_folder
 from lightning_softprompt.system.errors import CommandError
 
@@ -427,6 +428,10 @@ MISTAKES = {
     "file in the place of a mapping": (
         ["--model=PromptTuning", "--data.labels=labels.json"], "data.labels: expected dict or list, got labels.json"
     ),
+    "prompt longer than the window": (
+        ["--model=PromptTuning", "--model.length=100000"], "--model.length is 100000, but"
+    ),
+    "no time to train": (["--model=PromptTuning", "--trainer.max_time=00:00:00:00"], "--trainer.max_time is 00:"),
     "bad template": (["--model=PromptTuning", "--data.template={text}"], "{target}"),
     "long label word": (["--model=PromptTuning", f"--data.labels={LONG}"], "single-token word"),
 }  # fmt: skip
@@ -452,7 +457,13 @@ def test_a_config_without_settings_is_refused_by_its_name(tmp_path, capsys):
     assert "empty.yaml is not a config" in capsys.readouterr().err
 
 
-def test_a_training_that_takes_no_step_says_so(common, capsys):
+def test_no_time_to_train_is_refused_before_the_run_has_a_folder(common, tmp_path):
+    assert main(["fit", "--model=PromptTuning", *common, "--trainer.max_time={minutes: 0}"]) == 2
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_training_that_a_callback_stops_before_its_first_step_is_an_error(common, capsys, monkeypatch):
+    monkeypatch.delitem(TRAINING_CHECKS, "max_time")  # the Timer of no time is such a callback
     assert main(["fit", "--model=PromptTuning", *common, "--trainer.max_time=00:00:00:00"]) == 2
     assert "stopped before its first step" in capsys.readouterr().err
 

@@ -99,9 +99,18 @@ def test_a_schedule_that_is_as_long_as_the_training_goes_on_bit_for_bit(fit, tmp
 
 
 def test_the_watched_metric_may_be_chosen(fit):
-    report = json.loads((fit("--trainer.max_epochs=1", "--run.monitor=macro_f1") / "metrics.json").read_text())
+    folder = fit("--trainer.max_epochs=1", "--run.monitor=macro_f1")
+    report = json.loads((folder / "metrics.json").read_text())
     assert report["best"]["metric"] == "val/macro_f1"
     assert report["best"]["value"] == report["val"]["val/macro_f1"]
+
+
+def test_a_resumed_run_has_the_same_monitored_metric(fit, argv, capsys):
+    folder = fit("--trainer.max_epochs=1")
+    resume = ["fit", *argv, f"--ckpt_path={folder / 'checkpoints' / 'last.ckpt'}"]
+    assert main([*resume, "--trainer.max_epochs=2", "--run.monitor=loss"]) == 2
+    assert "run.monitor was 'val/accuracy' and is 'val/loss'" in capsys.readouterr().err
+    assert main([*resume, "--trainer.max_epochs=2", "--run.monitor=accuracy"]) == 0
 
 
 REFUSED = {
