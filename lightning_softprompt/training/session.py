@@ -23,6 +23,7 @@ from lightning_softprompt.callbacks.recovery.resume import RngState
 from lightning_softprompt.callbacks.recovery.run_settings import RunSettings
 from lightning_softprompt.callbacks.recovery.run_start import RunStart
 from lightning_softprompt.callbacks.reporting.case_report import CaseReport
+from lightning_softprompt.callbacks.reporting.parameter_summary import ParameterSummary
 from lightning_softprompt.callbacks.reporting.predictions import PredictionTable, PredictionWriter, TestPredictions
 from lightning_softprompt.callbacks.reporting.prompt_watch import PromptWatch
 from lightning_softprompt.callbacks.reporting.run_files import RunFiles
@@ -160,7 +161,7 @@ class Session:
         checkpoints = [Preemption(self.last), *self.best.values(), FinalCheckpoint(self.last, self.run.keep_last)]
         guard = NumericGuard(self.folder / "bad_rows.jsonl", self.run.skip_bad_steps)
         halving = [Halving()] if self.run.halve_on_oom else []
-        return [Throughput(), PromptWatch(), guard, *halving, RngState(), *checkpoints]
+        return [ParameterSummary(), Throughput(), PromptWatch(), guard, *halving, RngState(), *checkpoints]
 
     def _checkpoint(self, name: str, metric: str) -> BestCheckpoint:
         return BestCheckpoint(self.folder / "checkpoints", name, metric, self.mode, self.resumed)

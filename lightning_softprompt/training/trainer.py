@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_softprompt.callbacks.recovery.best_checkpoint import BestCheckpoint
 from lightning_softprompt.callbacks.recovery.final_checkpoint import FinalCheckpoint
+from lightning_softprompt.callbacks.reporting.parameter_summary import ParameterSummary
 from lightning_softprompt.callbacks.reporting.run_files import RunFiles
 from lightning_softprompt.checkpoints.atomic_io import AtomicCheckpointIO
 from lightning_softprompt.checkpoints.prompt_file import read_prompt
@@ -124,7 +125,8 @@ class RunOutputs:
         self.last = self.folder / "checkpoints" / "last.ckpt"
         self.best = BestCheckpoint(self.last.parent, "best", monitor, mode)
         self.callbacks: list[Callback] = [
-            RunFiles(self.folder, monitor, mode), self.best, FinalCheckpoint(self.last, run.keep_last),
+            ParameterSummary(rank_zero_info), RunFiles(self.folder, monitor, mode), self.best,
+            FinalCheckpoint(self.last, run.keep_last),
         ]  # fmt: skip
 
     def write_prompt(self, val_limit: int | float | None) -> Path | None:

@@ -261,8 +261,8 @@ def test_a_full_disk_names_the_file_and_the_row_and_the_same_command_goes_on(tmp
     done = count(part)
     error = ran.stderr.splitlines()[-2]
     assert error == (
-        f"error: {part} cannot be written (File too large): rows 0 to {done - 1} are whole in it. Mend that, then give "
-        "the same command again, which goes on from there"
+        f"error: {part} cannot be written (File too large): it has rows 0 to {done - 1}. Solve this problem, then "
+        "run the same command again to continue from there"
     )
     asked.clear()
     assert main(["predict", *options, f"--run.predictions={path}"]) == 0

@@ -78,7 +78,7 @@ def test_the_worst_are_those_that_the_best_are_not(fitted):
 
 
 def test_shares_and_methods_that_cannot_be_pruned_are_refused(backbone):
-    with pytest.raises(ValueError, match="shares that are kept"):
+    with pytest.raises(ValueError, match="must be shares above 0"):
         Pruning(tokens=0.0)
     with pytest.raises(ValueError, match="measured must be from 1 to after=5"):
         Pruning(after=5, measured=6)

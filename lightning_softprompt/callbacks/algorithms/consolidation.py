@@ -1,4 +1,4 @@
-"""Learning a task without forgetting those before it: parameters that matter to them are held where they left them."""
+"""Learns a task without forgetting former tasks: a penalty keeps the parameters that are important to them close."""
 
 from __future__ import annotations
 
@@ -34,92 +34,103 @@ PARTS = ("importance", "anchor")
 class Consolidation(Callback, ABC):
     """Adds weight / 2 sum_i F_i (p_i - a_i)^2 to the loss of every trainable number p_i.
 
-    F is how much a number matters to former tasks, a where they left it. The term's gradient is added before clipping;
-    its value is logged as `train/penalty/<class>`, and is not part of `train/loss`. When training ends, what this task
-    and those before it come to is left as `importance.safetensors` in the run's folder, for the run of the next; it is
-    that of the best checkpoint, from which `prompt.safetensors` is, too.
+    F is the importance of a number to the former tasks, a the anchor, its value after them. The term's gradient is
+    added before clipping; its value is logged as `train/penalty/<class>` and is not part of `train/loss`. When training
+    ends, importance and anchor for all tasks so far are written to `importance.safetensors` in the run's folder, for
+    the run of the next task. They belong to the best checkpoint, as `prompt.safetensors` does.
 
     Args:
-        weight: Of the term.
-        former: The `importance.safetensors` of the run before; None where there is none.
+        weight: Weight of the term.
+        former: The `importance.safetensors` of the previous run; None for the first task.
     """
 
     def __init__(self, weight: float, former: str | None = None) -> None:
         self.weight, self.former = weight, former
         self.importance: Tensors = {}
         self.anchor: Tensors = {}
-        self.left: SavedPrompt | None = None  # what this run and those before it come to
+        self.result: SavedPrompt | None = None  # importance and anchor of this task and the former ones
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Reads what former tasks left.
+        """Read importance and anchor of the former tasks.
 
         Raises:
-            ValueError: If it is of another backbone, or of other parameters.
+            ValueError: If they belong to another backbone or to other parameters, or there are several replicas.
         """
         if len(pl_module.methods) > 1:
             raise ValueError(f"{type(self).__name__} is for a single prompt; set replicas to 1")
         if self.former is None:
             return
-        saved, path = read_prompt(Path(self.former)), Path(self.former)
+        path = Path(self.former)
+        saved = read_prompt(path)
         saved.check(pl_module.loaded, path)
-        here = {name: list(p.shape) for name, p in trainable_parameters(pl_module).items()}
+        expected = _shapes(trainable_parameters(pl_module))
         for part in PARTS:
-            found = {name.removeprefix(f"{part}/"): t for name, t in saved.tensors.items() if name.startswith(part)}
-            if (there := {name: list(t.shape) for name, t in found.items()}) != here:
-                raise ValueError(f"{path} is of the parameters {there}, but the method has {here}")
-            setattr(self, part, {name: t.to(pl_module.device) for name, t in found.items()})
+            tensors = {}
+            for name, tensor in saved.tensors.items():
+                if name.startswith(f"{part}/"):
+                    tensors[name.removeprefix(f"{part}/")] = tensor.to(pl_module.device)
+            if (shapes := _shapes(tensors)) != expected:
+                raise ValueError(f"{path} is of the parameters {shapes}, but the method has {expected}")
+            setattr(self, part, tensors)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Optimizer) -> None:
-        """Adds the gradient, once a step however many batches it has."""
+        """Add the gradient, once per step even if it accumulates several batches."""
         self.observe(pl_module)
         if not self.importance:
             return
         value = torch.zeros((), device=pl_module.device)
         for name, parameter in trainable_parameters(pl_module).items():
-            apart = parameter.detach() - self.anchor[name]
-            pull = self.weight * self.importance[name] * apart
-            parameter.grad = pull if parameter.grad is None else parameter.grad + pull
-            value += (pull * apart).sum() / 2
+            distance = parameter.detach() - self.anchor[name]
+            gradient = self.weight * self.importance[name] * distance
+            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+            value += (gradient * distance).sum() / 2
         if is_logging_step(trainer, trainer.global_step + 1):
             pl_module.log(f"train/penalty/{type(self).__name__.lower()}", value)
 
     def observe(self, module: nn.Module) -> None:
-        """Is shown each step's gradient of the loss alone."""
+        """Reads the gradient of the loss of each step, without the term."""
 
     @abstractmethod
-    def measured(self, trainer: Trainer, module: Any) -> Tensors:
-        """How much each number matters to this task, as the module is now."""
+    def measure_importance(self, trainer: Trainer, module: Any) -> Tensors:
+        """Returns the importance of each number to this task, at the current parameters."""
 
     @abstractmethod
-    def merged_anchor(self, now: Tensors, measured: Tensors) -> Tensors:
-        """Where numbers are held by the next task, from where they are now."""
+    def merge_anchor(self, values: Tensors, importance: Tensors) -> Tensors:
+        """Returns the anchor for the next task.
+
+        Args:
+            values: The current parameters.
+            importance: Their importance to this task.
+        """
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Measures."""
+        """Measure the importance."""
         self._conclude(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Leaves the file; measures, where a run goes on that had nothing left but this."""
-        if self.left is None:
+        """Write the file; if a resumed run had no step left, measure the importance first."""
+        if self.result is None:
             self._conclude(trainer, pl_module)
-        if trainer.is_global_zero and self.left is not None:
-            write_prompt(last_folder() / FILE, self.left)
-            log.info("what matters to the tasks so far: %s", last_folder() / FILE)
+        if trainer.is_global_zero and self.result is not None:
+            write_prompt(last_folder() / FILE, self.result)
+            log.info("Saved importance and anchor of the tasks so far: %s", last_folder() / FILE)
 
     def _conclude(self, trainer: Trainer, module: Any) -> None:
-        observed, last = self.state_dict(), self._to_best(trainer, module)
-        now = {name: p.detach().clone() for name, p in trainable_parameters(module).items()}
-        measured = self.measured(trainer, module)
-        anchor = self.merged_anchor(now, measured)
-        total = {name: t + self.importance[name].to(t) if self.importance else t for name, t in measured.items()}
-        tensors = {f"importance/{name}": t for name, t in total.items()}
-        tensors |= {f"anchor/{name}": t for name, t in anchor.items()}
-        self.left = SavedPrompt(tensors, backbone_identity(module.loaded), {"_class_path": type(self).__name__})
-        module.load_state_dict(last)
-        self.load_state_dict(observed)
+        own_state = self.state_dict()
+        last_parameters = self._load_best(trainer, module)
+        values = {name: p.detach().clone() for name, p in trainable_parameters(module).items()}
+        importance = self.measure_importance(trainer, module)
+        anchor = self.merge_anchor(values, importance)
+        tensors = {f"anchor/{name}": tensor for name, tensor in anchor.items()}
+        for name, tensor in importance.items():
+            total = tensor + self.importance[name].to(tensor) if self.importance else tensor
+            tensors[f"importance/{name}"] = total
+        self.result = SavedPrompt(tensors, backbone_identity(module.loaded), {"_class_path": type(self).__name__})
+        module.load_state_dict(last_parameters)
+        self.load_state_dict(own_state)
 
-    def _to_best(self, trainer: Trainer, module: Any) -> Mapping[str, Tensor]:
-        """Brings the module, and what was observed, to the best checkpoint; gives the parameters that it had."""
+    def _load_best(self, trainer: Trainer, module: Any) -> Mapping[str, Tensor]:
+        """Loads the best checkpoint into the module and this callback; returns the module's previous tensors."""
         last = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
         best = getattr(trainer.checkpoint_callback, "best_model_path", "")
         if best:
@@ -133,16 +144,16 @@ class Consolidation(Callback, ABC):
 class EWC(Consolidation):
     """Elastic weight consolidation: F is the diagonal of the Fisher information (Kirkpatrick et al. 2017, 1612.00796).
 
-    It is taken at the end of training, as the mean over rows of the squared gradient of each row's loss. Terms of
-    several former tasks are kept as one: F is their sum, and a the mean of where they ended, weighed by F, which has
-    the same gradient.
+    It is computed at the end of training, as the mean over rows of the squared gradient of each row's loss. The terms
+    of several former tasks are combined into one with the same gradient: F is their sum, and a the mean of their final
+    values weighted by F.
 
-    Differences from the paper: rows count with their own answers, not with answers drawn from the model.
+    Differences from the paper: the gradient is that of the rows' answers, not of answers sampled from the model.
 
     Args:
         weight: lambda.
-        former: As of `Consolidation`.
-        rows: How many training rows are measured, the first of the first epoch.
+        former: See `Consolidation`.
+        rows: Number of training rows, the first of the first epoch.
     """
 
     def __init__(self, weight: float = 1000.0, former: str | None = None, rows: int = 256) -> None:
@@ -151,13 +162,13 @@ class EWC(Consolidation):
             raise ValueError(f"rows must be at least 1, got {rows}")
         self.rows = rows
 
-    def measured(self, trainer: Trainer, module: Any) -> Tensors:
-        """The mean of squared gradients, over the rows of all processes."""
+    def measure_importance(self, trainer: Trainer, module: Any) -> Tensors:
+        """Returns the mean of squared gradients over the rows of all processes."""
         names, parameters = zip(*trainable_parameters(module).items(), strict=True)
         squares = [torch.zeros_like(p) for p in parameters]
         rows = list(self._rows(trainer))
         training = module.training
-        module.eval()  # without dropout: the same, however often it is measured
+        module.eval()  # without dropout, so that the result is deterministic
         for row in rows:
             with torch.enable_grad():
                 loss = module.objective(module.lm(), row.to(module.device)).loss
@@ -169,41 +180,43 @@ class EWC(Consolidation):
         return dict(zip(names, means, strict=True))
 
     def _rows(self, trainer: Trainer) -> Iterator[Batch]:
-        """Batches of one row."""
-        left = max(1, self.rows // trainer.world_size)
-        for batch in trainer.datamodule.train_dataloader():  # type: ignore[attr-defined]  # anew: none is passed over
-            for b in range(min(left, len(batch))):
+        """Returns batches of one row."""
+        remaining = max(1, self.rows // trainer.world_size)
+        for batch in trainer.datamodule.train_dataloader():  # type: ignore[attr-defined]  # from the first row on
+            for b in range(min(remaining, len(batch))):
                 yield batch.only([b])
-            left -= len(batch)
-            if left <= 0:
+            remaining -= len(batch)
+            if remaining <= 0:
                 return
 
-    def merged_anchor(self, now: Tensors, measured: Tensors) -> Tensors:
-        """The mean of where tasks ended; where none of them minds, where this one did."""
+    def merge_anchor(self, values: Tensors, importance: Tensors) -> Tensors:
+        """Returns the mean of the final values of all tasks, weighted by importance; if all are 0, the last value."""
         if not self.importance:
-            return now
+            return values
         merged = {}
-        for name, here in now.items():
-            before, own = self.importance[name].to(here), measured[name]
-            total = before + own
-            mean = (before * self.anchor[name].to(here) + own * here) / total.clamp(min=torch.finfo(total.dtype).tiny)
-            merged[name] = torch.where(total > 0, mean, here)
+        for name, value in values.items():
+            former_importance, former_anchor = self.importance[name].to(value), self.anchor[name].to(value)
+            total = former_importance + importance[name]
+            weighted = former_importance * former_anchor + importance[name] * value
+            mean = weighted / total.clamp(min=torch.finfo(total.dtype).tiny)
+            merged[name] = torch.where(total > 0, mean, value)
         return merged
 
 
 @final
 class SynapticIntelligence(Consolidation):
-    """Synaptic intelligence: F by how much each number lowered the loss on its way (Zenke et al. 2017, 1703.04200).
+    """Synaptic intelligence: F is how much each number lowered the loss in training (Zenke et al. 2017, 1703.04200).
 
-    F = 2 sum over tasks of max(0, w) / (d^2 + damping), where d is how far a number went in a task and w the sum over
-    steps of minus its gradient times its step; all numbers are held where the last task left them.
+    F = 2 sum over tasks of max(0, w) / (d^2 + damping), where d is the change of a number in a task and w the sum over
+    steps of minus its gradient times its step. The anchor is the value after the last task.
 
-    Differences from the paper: a number that raised the loss in a task does not matter to it, as in the authors' code.
+    Differences from the paper: a number that raised the loss of a task has no importance to it, as in the authors'
+    code.
 
     Args:
         weight: c.
-        former: As of `Consolidation`.
-        damping: xi, which keeps numbers that did not move from mattering without end.
+        former: See `Consolidation`.
+        damping: xi, which limits the importance of numbers that did not change.
     """
 
     def __init__(self, weight: float = 0.1, former: str | None = None, damping: float = 0.1) -> None:
@@ -211,27 +224,29 @@ class SynapticIntelligence(Consolidation):
         if damping <= 0:
             raise ValueError(f"damping must be above 0, got {damping}")
         self.damping = damping
-        self.work: Tensors = {}  # w so far
-        self.start: Tensors = {}  # where the task began
+        self.work: Tensors = {}  # w
+        self.start: Tensors = {}  # initial values
         self._step: Mapping[str, tuple[Tensor, Tensor]] = {}  # gradients and values before the step
 
     def state_dict(self) -> dict[str, Any]:
-        """What was measured so far, so that a run goes on."""
+        """The sums so far, so that a run can be resumed."""
         return {"work": self.work, "start": self.start}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on measuring."""
-        self.work, self.start = dict(state_dict.get("work", {})), dict(state_dict.get("start", {}))
+        """Restore the sums."""
+        self.work = dict(state_dict.get("work", {}))
+        self.start = dict(state_dict.get("start", {}))
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Notes where the task begins, unless it began before."""
+        """Store the initial values, unless the run was resumed."""
         if not self.start:
-            self.start = {name: p.detach().clone() for name, p in trainable_parameters(pl_module).items()}
+            for name, parameter in trainable_parameters(pl_module).items():
+                self.start[name] = parameter.detach().clone()
         for tensors in (self.start, self.work):
             tensors.update({name: t.to(pl_module.device) for name, t in tensors.items()})
 
     def observe(self, module: nn.Module) -> None:
-        """Keeps the gradient till the step is taken; one that is not finite takes none."""
+        """Stores the gradient until the step is taken. A step with a non-finite gradient is not taken."""
         step = {}
         for name, parameter in trainable_parameters(module).items():
             if parameter.grad is not None:
@@ -240,22 +255,27 @@ class SynapticIntelligence(Consolidation):
         self._step = step if is_finite else {}
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
-        """Adds what the step did; a batch that was only accumulated is no step."""
-        here = trainable_parameters(pl_module)
-        for name, (gradient, before) in self._step.items():
-            work = -gradient * (here[name].detach() - before)
+        """Add the work of the step; a batch that is only accumulated takes no step."""
+        parameters = trainable_parameters(pl_module)
+        for name, (gradient, value) in self._step.items():
+            work = -gradient * (parameters[name].detach() - value)
             self.work[name] = work + self.work.get(name, torch.zeros_like(work))
         self._step = {}
 
-    def measured(self, trainer: Trainer, module: Any) -> Tensors:
-        """By parameter."""
-        found = {}
-        for name, p in trainable_parameters(module).items():
-            work = self.work.get(name, torch.zeros_like(p)).to(p.device).clamp(min=0)
-            far = p.detach() - self.start.get(name, p.detach()).to(p.device)
-            found[name] = 2 * work / (far**2 + self.damping)
-        return found
+    def measure_importance(self, trainer: Trainer, module: Any) -> Tensors:
+        """Returns 2 max(0, w) / (d^2 + damping) by parameter."""
+        importance = {}
+        for name, parameter in trainable_parameters(module).items():
+            value = parameter.detach()
+            work = self.work.get(name, torch.zeros_like(value)).to(value.device).clamp(min=0)
+            change = value - self.start.get(name, value).to(value.device)
+            importance[name] = 2 * work / (change**2 + self.damping)
+        return importance
 
-    def merged_anchor(self, now: Tensors, measured: Tensors) -> Tensors:
-        """Where they are now."""
-        return now
+    def merge_anchor(self, values: Tensors, importance: Tensors) -> Tensors:
+        """Returns the current values."""
+        return values
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    return {name: list(tensor.shape) for name, tensor in tensors.items()}

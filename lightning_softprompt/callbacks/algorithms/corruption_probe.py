@@ -1,4 +1,4 @@
-"""Which soft tokens do better smaller (Fu et al. 2024, Nemesis, arXiv 2408.13979, section 3)."""
+"""Reports which soft tokens improve accuracy when scaled down (Fu et al. 2024, Nemesis, arXiv 2408.13979, sec. 3)."""
 
 from __future__ import annotations
 
@@ -25,15 +25,16 @@ from lightning_softprompt.system.atomic_files import write_file
 
 
 class CorruptionProbe(Callback):
-    """In `softprompt test`: accuracy with each soft token corrupted, one at a time, beside that of the whole prompt.
+    """Measures, in `softprompt test`, the accuracy with each soft token corrupted, one at a time.
 
-    A position shows the low-norm effect where accuracy rises with its norm reduced. Leaves `low_norm.json` and
-    `plots/low_norm.png` in the run's folder. Costs a pass over the test rows for each position and strength.
+    A position shows the low-norm effect if accuracy is higher with its norm reduced than with the intact prompt. Writes
+    `low_norm.json` and `plots/low_norm.png` to the run's folder. Each position and strength costs a pass over the test
+    rows.
 
     Args:
-        corruption: `rescale` multiplies a token by each of the strengths, `replace` puts noise of that standard
-            deviation in its place; 0 is a zero token either way.
-        strengths: How much.
+        corruption: `rescale` multiplies a token by each of the strengths, `replace` replaces it with noise of that
+            standard deviation; with 0 both give a zero token.
+        strengths: The strengths.
     """
 
     def __init__(
@@ -43,54 +44,62 @@ class CorruptionProbe(Callback):
         self._reset()
 
     def _reset(self) -> None:
-        self.right: Tensor | None = None  # [strengths, P] rows, or words, that are right
-        self.whole = 0  # those that are right with nothing corrupted
-        self.rows = 0  # all
+        self.correct: Tensor | None = None  # [strengths, P] number of correct rows, or words
+        self.correct_intact = 0  # number of those that are correct with the intact prompt
+        self.rows = 0  # number of all
 
     def on_test_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """A test begins."""
+        """Reset the counts."""
         self._reset()
 
     @torch.no_grad()
     def on_test_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Batch, *_: Any) -> None:
-        """Counts the batch, corrupted in every way."""
+        """Count the batch with each corruption."""
         lm = pl_module.lm()
-        positions = range(soft_tokens(lm, batch).shape[1])
         corrupt = {"rescale": scale_tokens, "replace": replace_with_noise}[self.corruption]
-        counts = [[count_correct(corrupt(lm, batch, [p], s), batch) for p in positions] for s in self.strengths]
-        self.right = torch.tensor(counts) + (0 if self.right is None else self.right)
-        self.whole += count_correct(lm, batch)
+        positions = range(soft_tokens(lm, batch).shape[1])
+        counts = torch.zeros(len(self.strengths), len(positions), dtype=torch.int64)
+        for number, strength in enumerate(self.strengths):
+            for position in positions:
+                corrupted = corrupt(lm, batch, [position], strength)
+                counts[number, position] = count_correct(corrupted, batch)
+        self.correct = counts if self.correct is None else self.correct + counts
+        self.correct_intact += count_correct(lm, batch)
         self.rows += count_labelled(batch)
 
     def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Writes the report, of the rows of all processes."""
-        of_processes = gather_objects((self.right, self.whole, self.rows))  # also of those without a row
-        counts = [of_process for of_process in of_processes if of_process[0] is not None]
-        if not counts or not trainer.is_global_zero:
+        """Write the report for the rows of all processes."""
+        of_processes = gather_objects((self.correct, self.correct_intact, self.rows))
+        with_rows = [counts for counts in of_processes if counts[0] is not None]  # a process may have no rows
+        if not with_rows or not trainer.is_global_zero:
             return
-        right, total, rows = (sum(of) for of in zip(*counts, strict=True))
-        by_strength, whole = (right / rows).tolist(), total / rows
-        low = [any(of[p] > whole for of in by_strength) for p in range(len(by_strength[0]))]
-        named = dict(zip(map(str, self.strengths), by_strength, strict=True))
+        correct, correct_intact, rows = (sum(counts) for counts in zip(*with_rows, strict=True))
+        intact = correct_intact / rows
+        is_low_norm = (correct > correct_intact).any(0)  # [P]
+        by_strength = (correct / rows).tolist()  # [strengths, P]
         report = {
-            "corruption": self.corruption, "accuracy": whole, "rows": rows, "positions": len(low),
-            "low_norm_positions": sum(low), "by_strength": named,
-        }  # fmt: skip
+            "corruption": self.corruption,
+            "accuracy": intact,
+            "rows": rows,
+            "positions": len(is_low_norm),
+            "low_norm_positions": int(is_low_norm.sum()),
+            "by_strength": dict(zip(map(str, self.strengths), by_strength, strict=True)),
+        }
         write_file(last_folder() / "low_norm.json", f"{json.dumps(report, indent=1)}\n".encode())
-        image = drawn(by_strength, whole, [f"{self.corruption} {strength}" for strength in self.strengths])
-        write_file(last_folder() / "plots" / "low_norm.png", image)
+        names = [f"{self.corruption} {strength}" for strength in self.strengths]
+        write_file(last_folder() / "plots" / "low_norm.png", draw_accuracies(by_strength, intact, names))
 
 
-def drawn(accuracies: Sequence[Sequence[float]], whole: float, names: Sequence[str]) -> bytes:
-    """A line over the positions for each strength, as PNG."""
+def draw_accuracies(by_strength: Sequence[Sequence[float]], intact: float, names: Sequence[str]) -> bytes:
+    """Draws one line over the positions per strength, and returns a PNG image."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 3.5), layout="constrained")
     axes = figure.subplots()
-    for of, name in zip(accuracies, names, strict=True):
-        axes.plot(range(len(of)), of, "o-", markersize=3, label=name)
-    axes.axhline(whole, color="#d1495b", label="whole prompt")
-    axes.set_xlabel("position of the soft token corrupted")
+    for accuracies, name in zip(by_strength, names, strict=True):
+        axes.plot(range(len(accuracies)), accuracies, "o-", markersize=3, label=name)
+    axes.axhline(intact, color="#d1495b", label="intact prompt")
+    axes.set_xlabel("position of the corrupted soft token")
     axes.set_ylabel("accuracy")
     axes.legend(frameon=False, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)

@@ -21,12 +21,12 @@ class Pruning(Callback):
     the remaining values return to those of step `after`, and the state of the optimizer is reset.
 
     Args:
-        after: Steps of training before anything is dropped.
-        tokens: Share of the soft tokens that is kept.
-        pieces: Share of the pieces of those that is kept.
+        after: Training steps before the first pruning.
+        tokens: Share of the soft tokens that remain.
+        pieces: Share of the pieces of the remaining tokens that remain.
         measured: Steps over which importance is summed.
-        rewind: Whether what is left goes back to its values of step `after`.
-        keep: What is kept: the most important, or as controls the `worst` or `random` ones.
+        rewind: Whether the remaining values return to those of step `after`.
+        keep: Which ones remain: the most important (`best`), or as controls the `worst` or `random` ones.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Pruning(Callback):
         keep: Literal["best", "worst", "random"] = "best",
     ) -> None:
         if not (0 < tokens <= 1 and 0 < pieces <= 1):
-            raise ValueError(f"tokens and pieces are shares that are kept, above 0 and up to 1, got {tokens}, {pieces}")
+            raise ValueError(f"tokens and pieces must be shares above 0 and up to 1, got {tokens}, {pieces}")
         if not 0 < measured <= after:
             raise ValueError(f"measured must be from 1 to after={after}, got {measured}")
         self.after, self.tokens, self.pieces = after, tokens, pieces
@@ -48,29 +48,32 @@ class Pruning(Callback):
         self.before: Tensor | None = None  # [P, H], the soft tokens of step `after`
 
     def state_dict(self) -> dict[str, Any]:
-        """What has been measured, so that a resumed run prunes alike."""
+        """The importance so far, so that a resumed run prunes the same tokens and pieces."""
         return {"importance": self.importance, "before": self.before}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on measuring."""
+        """Restore the importance so far."""
         self.importance, self.before = state_dict["importance"], state_dict["before"]
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Refuses methods that it cannot prune."""
+        """Refuse methods that cannot be pruned."""
         if not hasattr(pl_module, "kept_pieces"):
             raise ValueError(f"the callback Pruning is for the method XPrompt, not for {type(pl_module).__name__}")
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Optimizer) -> None:
-        """Measures; a gradient that is not finite says nothing."""
-        step, grad = trainer.global_step + 1, pl_module.tokens.grad
-        measured = any(end - self.measured < step <= end for end in (self.after, self.after + self.measured))
-        if measured and grad.isfinite().all():
-            gates = pl_module.in_pieces((grad * pl_module.tokens).detach()).sum(-1)  # [P, pieces] of this step
-            now = torch.stack([gates.abs(), gates.sum(1, keepdim=True).abs().expand_as(gates)])
-            self.importance = now if self.importance is None else self.importance.to(now) + now
+        """Add the importance of a step, unless its gradient is not finite."""
+        step, gradient = trainer.global_step + 1, pl_module.tokens.grad
+        is_measured = any(end - self.measured < step <= end for end in (self.after, self.after + self.measured))
+        if not is_measured or not gradient.isfinite().all():
+            return
+        products = (gradient * pl_module.tokens).detach()  # [P, H]
+        of_pieces = pl_module.in_pieces(products).sum(-1)  # [P, pieces], gradients of the gates
+        of_tokens = of_pieces.sum(1, keepdim=True).expand_as(of_pieces)
+        importance = torch.stack([of_pieces, of_tokens]).abs()
+        self.importance = importance if self.importance is None else self.importance.to(importance) + importance
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
-        """Prunes at the two steps; a batch that was only accumulated is no step."""
+        """Prune at the two steps; a batch that is only accumulated takes no step."""
         if self.importance is None:
             return
         if trainer.global_step == self.after and self.before is None:
@@ -83,23 +86,24 @@ class Pruning(Callback):
             self._rewind(trainer, pl_module)
 
     def _prune_tokens(self, method: Any, importance: Tensor) -> None:
-        kept = self._chosen(importance, method.kept_tokens, self.tokens)
-        method.kept_tokens.copy_(kept)
-        log.info("pruned to %d of %d soft tokens", int(kept.sum()), len(kept))
+        remaining = self._select(importance, method.kept_tokens, self.tokens)
+        method.kept_tokens.copy_(remaining)
+        log.info("pruned to %d of %d soft tokens", int(remaining.sum()), len(remaining))
 
     def _prune_pieces(self, method: Any, importance: Tensor) -> None:
-        alive = method.kept_pieces & method.kept_tokens[:, None]
-        kept = self._chosen(importance, alive, self.pieces)
-        method.kept_pieces.copy_(kept | ~method.kept_tokens[:, None])
-        log.info("pruned to %d of %d pieces", int(kept.sum()), int(alive.sum()))
+        candidates = method.kept_pieces & method.kept_tokens[:, None]
+        remaining = self._select(importance, candidates, self.pieces)
+        method.kept_pieces.copy_(remaining | ~method.kept_tokens[:, None])
+        log.info("pruned to %d of %d pieces", int(remaining.sum()), int(candidates.sum()))
 
-    def _chosen(self, importance: Tensor, alive: Tensor, share: float) -> Tensor:
-        """Of those alive, the share that is kept; at least one."""
-        score = {"best": importance, "worst": -importance, "random": torch.rand_like(importance)}[self.keep]
-        count = max(1, round(share * int(alive.sum())))
-        kept = torch.zeros_like(alive).flatten()
-        kept[score.masked_fill(~alive, float("-inf")).flatten().topk(count).indices] = True
-        return kept.view_as(alive)
+    def _select(self, importance: Tensor, candidates: Tensor, share: float) -> Tensor:
+        """Returns the mask of the share of the candidates that remain, at least one."""
+        scores = {"best": importance, "worst": -importance, "random": torch.rand_like(importance)}[self.keep]
+        scores = scores.masked_fill(~candidates, float("-inf")).flatten()
+        count = max(1, round(share * int(candidates.sum())))
+        remaining = torch.zeros_like(candidates).flatten()
+        remaining[scores.topk(count).indices] = True
+        return remaining.view_as(candidates)
 
     def _rewind(self, trainer: Trainer, method: Any) -> None:
         if not self.rewind or self.before is None:

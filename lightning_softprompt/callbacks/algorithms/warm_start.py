@@ -1,4 +1,4 @@
-"""Starting from a prompt that was trained before."""
+"""Starts a run from a trained prompt."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 class WarmStart(Callback):
-    """Puts a saved prompt into the module before anything runs. Step, optimizer and all else begin anew.
+    """Loads a saved prompt into the module before the first step. Step, optimizer and schedule are those of a new run.
 
     Args:
         path: A `prompt.safetensors` or a checkpoint.
@@ -25,20 +25,20 @@ class WarmStart(Callback):
         self.path = path
 
     def on_fit_start(self, trainer: Trainer, pl_module: SoftPromptModule) -> None:  # type: ignore[override]
-        """Before training."""
+        """Load the prompt before training."""
         self._load(pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: SoftPromptModule) -> None:  # type: ignore[override]
-        """Before `validate`; within training the prompt is long under way."""
+        """Load the prompt before `validate`, but not before the validations of a training."""
         if not trainer.training and trainer.state.fn == "validate":
             self._load(pl_module)
 
     def on_test_start(self, trainer: Trainer, pl_module: SoftPromptModule) -> None:  # type: ignore[override]
-        """Before `test`."""
+        """Load the prompt before `test`."""
         self._load(pl_module)
 
     def on_predict_start(self, trainer: Trainer, pl_module: SoftPromptModule) -> None:  # type: ignore[override]
-        """Before `predict`."""
+        """Load the prompt before `predict`."""
         self._load(pl_module)
 
     def _load(self, module: SoftPromptModule) -> None:

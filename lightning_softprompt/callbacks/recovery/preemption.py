@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any, final
@@ -24,8 +25,32 @@ class Preempted(SystemExit):
     """Ends a run after its checkpoint is written. Its code is the exit code: 143, or 130 after Ctrl-C."""
 
 
+class SignalCallback(Callback):
+    """Replaces the signal handlers of the process during a run. Lightning's own are not installed."""
+
+    _previous: Mapping[signal.Signals, Any] = {}
+
+    def _install(self, trainer: Trainer, signals: Iterable[signal.Signals], handler: Callable[..., None]) -> None:
+        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, handler) for number in signals}
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Restore the previous handlers."""
+        self._restore()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Restore the previous handlers."""
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+
 @final
-class Preemption(Checkpoint):
+class Preemption(SignalCallback, Checkpoint):
     """Saves a checkpoint at the end of the step in which SIGTERM, SIGUSR1 or Ctrl-C arrives, and ends the run.
 
     The exit code is 143, or 130 after Ctrl-C; a second Ctrl-C stops immediately. Processes agree on the step with an
@@ -40,16 +65,13 @@ class Preemption(Checkpoint):
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
         self._code = self._stop = 0  # exit code of this process, and that agreed on by all
-        self._before: dict[signal.Signals, Any] = {}
         self._group: distributed.ProcessGroup | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Install the handlers before the backbone is loaded, which may take minutes."""
         self._code = self._stop = 0
-        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
-        if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        self._install(trainer, SIGNALS, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         """Only set the exit code, because a handler may interrupt any operation."""
@@ -97,48 +119,21 @@ class Preemption(Checkpoint):
         distributed.all_reduce(code, distributed.ReduceOp.MAX, self._group)
         return int(code)
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Restore the previous handlers."""
-        self._restore()
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Restore the previous handlers."""
-        self._restore()
-
     def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before, self._group = {}, None
+        super()._restore()
+        self._group = None
 
 
 @final
-class Termination(Callback):
-    """Ends `validate`, `test` and `predict` at once when SIGTERM comes, with code 143.
+class Termination(SignalCallback):
+    """Ends `validate`, `test` and `predict` at once when SIGTERM arrives, with code 143.
 
     Predictions are written row by row, and the same command continues them, so there is nothing to finish first.
     """
 
-    def __init__(self) -> None:
-        self._before: Any = None
-
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Replace Lightning's handler, which only records the signal."""
-        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
-        if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, self._stop)
+        self._install(trainer, [signal.SIGTERM], self._stop)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         raise Preempted(PREEMPTED)
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Restore the handler of the signal."""
-        self._restore()
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Restore the handler of the signal."""
-        self._restore()
-
-    def _restore(self) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
-            self._before = None

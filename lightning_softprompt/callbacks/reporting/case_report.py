@@ -1,4 +1,4 @@
-"""The rows of a test that came out best and worst, as a page for people."""
+"""The rows of a test with the best and the worst scores, as an HTML page."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lightning_softprompt.callbacks.reporting.predictions import targeted
-from lightning_softprompt.callbacks.reporting.record_lines import of_all_processes
+from lightning_softprompt.callbacks.reporting.predictions import describe_with_target
+from lightning_softprompt.callbacks.reporting.record_lines import gather_rows
 from lightning_softprompt.callbacks.reporting.run_files import stage_metrics
 from lightning_softprompt.core.types import Batch
 from lightning_softprompt.reports.html import Case, cases_page
@@ -23,8 +23,8 @@ class CaseReport(Callback):
 
     Args:
         path: The page.
-        score: What ranks the rows: the greater, the better.
-        rows: How many of the best, and of the worst.
+        score: Name of the score that ranks the rows; a higher score is better.
+        rows: Number of the best rows, and of the worst.
     """
 
     def __init__(self, path: Path, score: str, rows: int = 10) -> None:
@@ -32,7 +32,7 @@ class CaseReport(Callback):
         self._cases: dict[int, Case] = {}
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget the test before."""
+        """Remove the rows of the previous test."""
         self._cases = {}
 
     def on_test_batch_end(
@@ -44,23 +44,32 @@ class CaseReport(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep the rows that may be shown."""
+        """Store the rows that may be on the page."""
         self._cases |= {record["row"]: record for record in outputs if record["scores"]}
-        best, worst = self._ranked(self._cases)
+        best, worst = self._select(self._cases)
         self._cases = {record["row"]: record for record in (*best, *worst)}
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the page."""
-        cases = of_all_processes(self._cases)
+        cases = gather_rows(self._cases)
         if not cases or not trainer.is_global_zero:
             return
-        best, worst = ([targeted(trainer, "test", record) for record in part] for part in self._ranked(cases))
-        page = cases_page(self.score, stage_metrics(trainer, "test"), {"Best": best, "Worst": worst})
+        best, worst = self._select(cases)
+        sections = {
+            "Best": [describe_with_target(trainer, "test", record) for record in best],
+            "Worst": [describe_with_target(trainer, "test", record) for record in worst],
+        }
+        page = cases_page(self.score, stage_metrics(trainer, "test"), sections)
         write_file(self.path, page.encode())
         rank_zero_info(f"the best and worst cases: {self.path}")
 
-    def _ranked(self, cases: Mapping[int, Case]) -> tuple[list[Case], list[Case]]:
-        """The best rows, best first, and of the others the worst, worst first."""
-        finite = [record for record in cases.values() if math.isfinite(record["scores"].get(self.score, math.nan))]
-        order = sorted(finite, key=lambda record: (-record["scores"][self.score], record["row"]))
-        return order[: self.rows], order[self.rows :][: -self.rows - 1 : -1]
+    def _select(self, cases: Mapping[int, Case]) -> tuple[list[Case], list[Case]]:
+        """Returns the best rows, best first, and the worst of the other rows, worst first."""
+        ranks = {}
+        for row, record in cases.items():
+            score = record["scores"].get(self.score, math.nan)
+            if math.isfinite(score):
+                ranks[row] = (-score, row)
+        order = [cases[row] for row in sorted(ranks, key=lambda row: ranks[row])]
+        best, others = order[: self.rows], order[self.rows :]
+        return best, others[::-1][: self.rows]

@@ -1,4 +1,4 @@
-"""What the model said, row by row: as JSON lines, and as a table on W&B."""
+"""Predictions of each row: as JSON lines, and as a table on W&B."""
 
 from __future__ import annotations
 
@@ -16,33 +16,56 @@ from lightning_softprompt.methods.base import SoftPromptModule
 from lightning_softprompt.runs.loggers import logged_step, wandb_loggers
 from lightning_softprompt.system.partial_file import Identity
 
-SHOWN = ("row", "input", "target", "prediction")  # columns of a table, before those of scores
+TABLE_COLUMNS = ("row", "input", "target", "prediction")  # columns of a table, before those of scores
 
 
-class PredictionWriter(Callback):
-    """Writes what `predict` says as JSON lines with row, input, prediction and scores, in the order of the data.
-
-    A line is written with its batch, as soon as all rows before it are; runs of several processes write at the end. It
-    has what else the evaluation tells of a row, such as what was found for a question.
-
-    A run that was killed is gone on with, in a single process: rows that stand in the unfinished file are not given to
-    the model again, but for those that share the first batch. It takes the same rows, backbone, prompt and settings.
+class RecordFile(Callback):
+    """Closes the file of records at the end of a pass, also after an exception.
 
     Args:
-        path: The file, which bears the suffix `.part` until it is whole; or `-` for standard output.
-        settings: What else decides the answers, as plain values; without it, each run begins anew.
-        earlier: Unfinished files of other runs, the first of which that fits is taken over.
+        path: The file, whose name ends with `.part` until it is complete; or `-` for standard output.
+    """
+
+    def __init__(self, path: Path | Literal["-"]) -> None:
+        self._lines = RecordLines(path)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the remaining lines and rename the file."""
+        self._lines.close(trainer)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the remaining lines and rename the file."""
+        self._lines.close(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Close the incomplete file."""
+        self._lines.leave()
+
+
+class PredictionWriter(RecordFile):
+    """Writes the predictions of `predict` as JSON lines with row, input, prediction and scores, in the data's order.
+
+    A line is written with its batch, once all preceding rows are written; runs of several processes write at the end.
+    It also has the details of the evaluation, such as the passages that were retrieved for a question.
+
+    In a single process, a run that was killed is resumed: rows in its incomplete file are not computed again, except
+    those that share the first batch. This requires the same rows, backbone, prompt and settings.
+
+    Args:
+        path: The file, whose name ends with `.part` until it is complete; or `-` for standard output.
+        settings: Further values that determine the predictions; without them, no run is resumed.
+        earlier: Incomplete files of other runs; the first that matches is resumed.
     """
 
     def __init__(
         self, path: Path | Literal["-"], settings: Mapping[str, Any] | None = None, earlier: Sequence[Path] = ()
     ) -> None:
-        self._lines = RecordLines(path)
+        super().__init__(path)
         self._settings = settings if path != "-" else None
         self._earlier = earlier
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open the file, and go on behind its rows."""
+        """Open the file and skip the rows that it has."""
         identity = self._identity(trainer, cast(SoftPromptModule, pl_module))
         rows = None if identity is None else _data(trainer).source_rows("predict")
         if first := self._lines.open(trainer, identity, self._earlier, rows):
@@ -65,29 +88,18 @@ class PredictionWriter(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Write the batch."""
-        records = {record["row"]: prediction(trainer, "predict", record) for record in outputs}
+        records = {record["row"]: describe_prediction(trainer, "predict", record) for record in outputs}
         self._lines.add(trainer, records)
 
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give the file its name."""
-        self._lines.close(trainer)
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave the file as it is."""
-        self._lines.leave()
-
-
-class TestPredictions(Callback):
-    """Writes what `test` says as JSON lines with row, input, prediction, target and scores, in the order of the data.
+class TestPredictions(RecordFile):
+    """Writes the predictions of `test` as JSON lines with row, input, prediction, target and scores, in order.
 
     Args:
-        path: The file, which bears the suffix `.part` until it is whole; or `-` for standard output.
+        path: The file, whose name ends with `.part` until it is complete; or `-` for standard output.
     """
 
-    __test__ = False  # it is not a test, whatever pytest makes of its name
-
-    def __init__(self, path: Path | Literal["-"]) -> None:
-        self._lines = RecordLines(path)
+    __test__ = False  # pytest would collect it as a test by its name
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the file."""
@@ -103,35 +115,27 @@ class TestPredictions(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Write the batch."""
-        self._lines.add(trainer, {record["row"]: targeted(trainer, "test", record) for record in outputs})
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give the file its name."""
-        self._lines.close(trainer)
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave the file as it is."""
-        self._lines.leave()
+        self._lines.add(trainer, {record["row"]: describe_with_target(trainer, "test", record) for record in outputs})
 
 
 class PredictionTable(Callback):
     """Logs predictions for the validation split to W&B, as the table `val/predictions`.
 
-    Its rows are the first of those that were answered, the same after each validation, so that answers can be compared.
-    Classes have the score of the one that was predicted; generated text has a column for each of its scores. Of several
-    processes only the first shows its rows.
+    It shows the first rows, the same after each validation, so that predictions can be compared. Classes have the score
+    of the predicted class; generated text has a column for each of its scores. With several processes, the table has
+    rows of the first one only.
 
     Args:
-        rows: How many rows.
+        rows: Number of rows.
     """
 
     def __init__(self, rows: int = 16) -> None:
         self.rows = rows
-        self._said: dict[int, dict[str, Any]] = {}
+        self._records: dict[int, dict[str, Any]] = {}
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget the table before."""
-        self._said = {}
+        """Remove the rows of the previous validation."""
+        self._records = {}
 
     def on_validation_batch_end(
         self,
@@ -142,40 +146,48 @@ class PredictionTable(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep the rows that the table shows."""
+        """Store the first rows."""
         if wandb_loggers(trainer):
-            self._said |= {record["row"]: record for record in outputs}
-            self._said = {row: self._said[row] for row in sorted(self._said)[: self.rows]}
+            self._records |= {record["row"]: record for record in outputs}
+            first = sorted(self._records)[: self.rows]
+            self._records = {row: self._records[row] for row in first}
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the table."""
-        if trainer.sanity_checking or not self._said:
+        if trainer.sanity_checking or not self._records:
             return
-        records = [targeted(trainer, "validation", record) for record in self._said.values()]
-        columns, scores = of_text(records) if _data(trainer).classes is None else of_classes(records)
-        # A column has one type, as W&B wants it.
-        shown = [[record["row"], *(str(record[name]) for name in SHOWN[1:])] for record in records]
-        data = [[*cells, *more] for cells, more in zip(shown, scores, strict=True)]
+        records = [describe_with_target(trainer, "validation", record) for record in self._records.values()]
+        is_text = _data(trainer).classes is None
+        score_columns, scores = text_score_cells(records) if is_text else class_score_cells(records)
+        table = []
+        for record, score_cells in zip(records, scores, strict=True):
+            texts = [str(record[name]) for name in TABLE_COLUMNS[1:]]  # W&B requires one type per column
+            table.append([record["row"], *texts, *score_cells])
         for logger in wandb_loggers(trainer):
-            logger.log_table("val/predictions", [*SHOWN, *columns], data, step=logged_step(trainer))
+            logger.log_table("val/predictions", [*TABLE_COLUMNS, *score_columns], table, step=logged_step(trainer))
 
 
-def of_classes(records: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]]:
-    """Columns and cells of the scores of classes: the one of the class that was predicted."""
-    return ["score"], [[record["scores"] and record["scores"].get(record["prediction"])] for record in records]
+def class_score_cells(records: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]]:
+    """Returns the names and cells of the score columns of classes: the score of the predicted class."""
+    cells = []
+    for record in records:
+        scores = record["scores"]
+        cells.append([scores and scores.get(record["prediction"])])
+    return ["score"], cells
 
 
-def of_text(records: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]]:
-    """Columns and cells of the scores of generated text: all there are.
+def text_score_cells(records: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]]:
+    """Returns the names and cells of the score columns of generated text: all scores.
 
-    >>> of_text([{"scores": None}, {"scores": {"rouge1": 0.5, "rougeL": 0.25}}])
+    >>> text_score_cells([{"scores": None}, {"scores": {"rouge1": 0.5, "rougeL": 0.25}}])
     (['rouge1', 'rougeL'], [[None, None], [0.5, 0.25]])
     """
-    names = list(dict.fromkeys(name for record in records for name in record["scores"] or {}))
-    return names, [[(record["scores"] or {}).get(name) for name in names] for record in records]
+    scores = [record["scores"] or {} for record in records]
+    names = list(dict.fromkeys(name for of_row in scores for name in of_row))
+    return names, [[of_row.get(name) for name in names] for of_row in scores]
 
 
-class _Shows(Protocol):
+class _DescribesRows(Protocol):
     classes: Classes | None
 
     def describe_row(self, split: str, row: int) -> Mapping[str, Any]: ...
@@ -187,37 +199,39 @@ class _Skips(Protocol):
     def skip_to(self, row: int) -> int: ...
 
 
-def _data(trainer: Trainer) -> _Shows:
-    return cast(_Shows, trainer.datamodule)  # type: ignore[attr-defined]
+def _data(trainer: Trainer) -> _DescribesRows:
+    return cast(_DescribesRows, trainer.datamodule)  # type: ignore[attr-defined]
 
 
-def prediction(trainer: Trainer, split: str, record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record for the eye: with the row's text and what else its evaluation tells of it, and no target.
+def describe_prediction(trainer: Trainer, split: str, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a record for people: with the row's text and the details of its evaluation, without target.
 
-    Its `row` is the row's index in its source, where rows that were skipped count, so that records can be joined to it.
+    Its `row` is the row's index in its source, which includes skipped rows, so that records can be joined to it.
     """
+    row = _data(trainer).describe_row(split, record["row"])
+    source = {name: row[name] for name in ("task", "file") if name in row}
     scores = record["scores"]
-    shown = _data(trainer).describe_row(split, record["row"])
-    place = {name: shown[name] for name in ("task", "file") if name in shown}
+    if scores is not None:
+        scores = {name: round_score(score) for name, score in scores.items()}
     return {
-        "row": shown.get("row", record["row"]),
-        **place,
-        "input": shown["input"],
+        "row": row.get("row", record["row"]),
+        **source,
+        "input": row["input"],
         "prediction": record["prediction"],
-        "scores": None if scores is None else {name: rounded(score) for name, score in scores.items()},
+        "scores": scores,
         **record.get("details", {}),
     }
 
 
-def targeted(trainer: Trainer, split: str, record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record for the eye, with its target."""
-    return {**prediction(trainer, split, record), "target": record["target"]}
+def describe_with_target(trainer: Trainer, split: str, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a record for people, with its target."""
+    return {**describe_prediction(trainer, split, record), "target": record["target"]}
 
 
-def rounded(value: float) -> float | None:
-    """Six digits after the point are enough; what is not finite has no JSON.
+def round_score(value: float) -> float | None:
+    """Rounds to six decimal places; JSON has no non-finite numbers, which become None.
 
-    >>> rounded(1 / 3), rounded(float("nan"))
+    >>> round_score(1 / 3), round_score(float("nan"))
     (0.333333, None)
     """
     return round(float(value), 6) if math.isfinite(value) else None

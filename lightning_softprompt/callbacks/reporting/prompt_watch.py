@@ -19,34 +19,34 @@ from lightning_softprompt.runs.loggers import is_logging_step, logged_step, wand
 PATIENCE = 50  # optimizer steps after which a prompt should have moved
 STILL = 1e-6  # relative; float32 resolves 6e-8
 EXPLODED = 100  # times the norm of the start
-ALONE = 5  # logging steps in a row after which a router that uses one expert is said to have collapsed
+ALONE = 5  # consecutive logging steps with a single expert after which a router counts as collapsed
 
 
 class PromptWatch(Callback):
-    """Logs the prompt's size and movement, and warns once where it does not move, explodes, or is no longer finite.
+    """Logs norm and change of the prompt; warns once if it does not change, grows too large, or is not finite.
 
-    It also warns where the router of a mixture sends every row to the same expert for long.
+    It also warns if the router of a mixture sends every row to the same expert for several logging steps.
 
-    On logging steps: `prompt/norm`; `prompt/moved`, the distance from where the run began, relative to the norm there
-    (as it is, where that was zero); `prompt/grad_norm` before clipping; and `lr`, or `lr/<group>` where the optimizer
-    has several groups (LearningRateMonitor would write rows of its own for it). After each validation W&B gets a
-    histogram of the norms of rows, `prompt/row_norms`. All are over every trainable parameter.
+    On logging steps: `prompt/norm`; `prompt/moved`, the distance from the initial prompt, relative to its norm unless
+    that is zero; `prompt/grad_norm` before clipping; and `lr`, or `lr/<group>` for an optimizer with several groups
+    (LearningRateMonitor would write separate rows for it). After each validation, W&B gets a histogram of the norms of
+    rows, `prompt/row_norms`. All values cover every trainable parameter.
     """
 
     def __init__(self) -> None:
         self._start: list[Tensor] = []
         self._start_step = 0
         self._values: dict[str, float] = {}
-        self._judged = False
+        self._is_checked = False
         self._warned: set[str] = set()
-        self._alone = 0  # logging steps in a row at which one expert had all rows
+        self._alone = 0  # consecutive logging steps at which one expert had all rows
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the run began, so that a resumed run measures from there."""
+        """The initial prompt and step, so that a resumed run measures from them."""
         return {"start": [tensor.cpu() for tensor in self._start], "start_step": self._start_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on measuring from where the interrupted run began."""
+        """Restore the initial prompt and step."""
         self._start, self._start_step = state_dict["start"], state_dict["start_step"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -58,30 +58,30 @@ class PromptWatch(Callback):
             self._start_step = trainer.global_step
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """On logging steps, take the gradient before it is clipped, and the learning rates of this very step."""
+        """On logging steps, store the gradient norm before clipping and the learning rates of this step."""
         if is_logging_step(trainer, trainer.global_step + 1):
-            gradients = [
-                parameter.grad for parameter in trainable_parameters(pl_module).values() if parameter.grad is not None
-            ]
+            parameters = trainable_parameters(pl_module).values()
+            gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
             self._values = {"prompt/grad_norm": float(get_total_norm(gradients)), **learning_rates(optimizer)}
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Log what a logging step left; look once whether the prompt has moved."""
+        """Log the values of a logging step; check once whether the prompt has changed."""
         if self._values:
-            norm = float(get_total_norm([parameter.detach() for parameter in trainable_parameters(pl_module).values()]))
-            values = {**self._values, "prompt/norm": norm, "prompt/moved": self._moved(pl_module)}
+            parameters = trainable_parameters(pl_module).values()
+            norm = float(get_total_norm([parameter.detach() for parameter in parameters]))
+            values = {**self._values, "prompt/norm": norm, "prompt/moved": self._relative_change(pl_module)}
             pl_module.log_dict(values, batch_size=len(batch))
             self._values = {}
             self._warn_if_broken(norm, trainer.global_step)
             self._warn_if_collapsed(trainer)
-        if not self._judged and trainer.global_step - self._start_step >= PATIENCE:
-            self._judged = True
-            self._warn_if_still(self._moved(pl_module))
+        if not self._is_checked and trainer.global_step - self._start_step >= PATIENCE:
+            self._is_checked = True
+            self._warn_if_still(self._relative_change(pl_module))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give W&B the norms of the prompt's rows."""
+        """Log the norms of the prompt's rows to W&B."""
         if trainer.sanity_checking or not (loggers := wandb_loggers(trainer)):
             return
         import wandb
@@ -91,7 +91,7 @@ class PromptWatch(Callback):
             histogram: Any = wandb.Histogram(norms)
             logger.log_metrics({"prompt/row_norms": histogram}, step=logged_step(trainer))
 
-    def _moved(self, pl_module: LightningModule) -> float:
+    def _relative_change(self, pl_module: LightningModule) -> float:
         pairs = zip(trainable_parameters(pl_module).values(), self._start, strict=True)
         distance = float(get_total_norm([parameter.detach() - start for parameter, start in pairs]))
         size = float(get_total_norm(self._start))
@@ -117,7 +117,8 @@ class PromptWatch(Callback):
 
     def _warn_if_collapsed(self, trainer: Trainer) -> None:
         usage = {name: float(value) for name, value in trainer.callback_metrics.items() if "/usage/" in name}
-        self._alone = self._alone + 1 if usage and max(usage.values()) == 1 and len(usage) > 1 else 0
+        uses_one_expert = len(usage) > 1 and max(usage.values()) == 1
+        self._alone = self._alone + 1 if uses_one_expert else 0
         if self._alone >= ALONE:
             name = max(usage, key=lambda name: usage[name]).rpartition("/")[2]
             message = f"{name} received every row for {ALONE} logging steps, so the router has collapsed; "
@@ -131,13 +132,14 @@ class PromptWatch(Callback):
 
 
 def row_norms(pl_module: LightningModule) -> Tensor:
-    """Norms over the last axis of every trainable parameter, all in one row."""
-    rows = [parameter.detach().float().norm(dim=-1).flatten() for parameter in trainable_parameters(pl_module).values()]
-    return torch.cat(rows) if rows else torch.zeros(0)
+    """Returns the norms over the last axis of every trainable parameter, as one vector."""
+    parameters = [parameter.detach().float() for parameter in trainable_parameters(pl_module).values()]
+    norms = [parameter.norm(dim=-1).flatten() for parameter in parameters]
+    return torch.cat(norms) if norms else torch.zeros(0)
 
 
 def learning_rates(optimizer: Optimizer) -> dict[str, float]:
-    """`lr`, or `lr/<name or number>` for each of several groups."""
+    """Returns `lr`, or `lr/<name or number>` for each of several groups."""
     groups = optimizer.param_groups
     if len(groups) == 1:
         return {"lr": float(groups[0]["lr"])}

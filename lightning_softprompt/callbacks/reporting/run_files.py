@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from lightning_softprompt.evaluation.base import Evaluation
 
 Metrics = dict[str, float | None]
-LATEST = ("train", "val")  # what of a report a run that goes on from its end would not measure again
+LATEST = ("train", "val")  # parts of the report that a run resumed at its end would not compute again
 TRAIN, VAL, BEST = "#8fb3d9", "#1f4e8c", "#d1495b"
 
 
@@ -34,13 +34,13 @@ class RunFiles(Callback):
 
     `metrics.json` has the latest metrics by stage, the best validation, epoch, step, seconds of training and the number
     of trainable parameters. It is written after each validation and test, and when training ends, which also draws
-    `plots/learning_curve.png`. Figures of an evaluation become `plots/<stage>_<name>.png`. A resumed run keeps the
-    history of what came before.
+    `plots/learning_curve.png`. Figures of an evaluation are saved as `plots/<stage>_<name>.png`. A resumed run
+    continues the history of the interrupted one.
 
     Args:
         folder: The run's folder.
-        monitor: The metric that says which validation is best.
-        mode: Whether its least or its greatest value is best.
+        monitor: The metric that determines the best validation.
+        mode: Whether its lowest or its highest value is best.
     """
 
     def __init__(self, folder: Path, monitor: str = "val/loss", mode: Literal["min", "max"] = "min") -> None:
@@ -61,14 +61,14 @@ class RunFiles(Callback):
         return {"train": train, "val": val, "seconds": self._elapsed(), "epoch": self._epoch, "latest": latest}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the history of the interrupted run."""
+        """Restore the history of the interrupted run."""
         self._train = [(step, loss) for step, loss in state_dict["train"]]
         self._val = [(step, epoch, metrics) for step, epoch, metrics in state_dict["val"]]
         self._seconds, self._epoch = state_dict["seconds"], state_dict.get("epoch", 0)
         self._report |= state_dict.get("latest", {})
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """A test of a run that was trained before adds to what the file says."""
+        """Read the report of a trained run, to which a test adds."""
         path = self.folder / "metrics.json"
         if stage != "fit" and not self._report and path.is_file():
             self._report = json.loads(path.read_text())
@@ -78,14 +78,14 @@ class RunFiles(Callback):
         self._since = perf_counter()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave out of `metrics.csv` what a run that was killed wrote after the checkpoint that is gone on from."""
+        """Remove the rows of `metrics.csv` after the checkpoint from which the run is resumed."""
         for file in metrics_files(trainer):
             file.truncate(trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Keep the loss of each logging step."""
+        """Store the loss of each logging step."""
         step, self._epoch = trainer.global_step, trainer.current_epoch
         if not is_logging_step(trainer, step) or (self._train and self._train[-1][0] == step):
             return
@@ -95,15 +95,15 @@ class RunFiles(Callback):
         self._report["train"] = finite(metrics)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the figures of the pass while its counts are there."""
+        """Draw the figures of the evaluation before its counts are reset."""
         self._draw_figures(trainer, pl_module, "val")
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the figures of the pass while its counts are there."""
+        """Draw the figures of the evaluation before its counts are reset."""
         self._draw_figures(trainer, pl_module, "test")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the metrics; in training, they are a point of the history."""
+        """Write the metrics; in training, also add them to the history."""
         if trainer.sanity_checking:
             return
         metrics = stage_metrics(trainer, "val")
@@ -120,7 +120,7 @@ class RunFiles(Callback):
         self._write(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the metrics a last time and draw the learning curve."""
+        """Write the final metrics and draw the learning curve."""
         self._seconds, self._since = self._elapsed(), None
         self._report_training(trainer, pl_module)
         self._write(trainer)
@@ -132,7 +132,7 @@ class RunFiles(Callback):
 
     def _warn_without_monitor(self, metrics: Mapping[str, float]) -> None:
         if self.monitor not in metrics and not self._val:
-            rank_zero_warn(f"{self.monitor} is to say which validation is best, but validation gives {sorted(metrics)}")
+            rank_zero_warn(f"{self.monitor} determines the best validation, but validation computes {sorted(metrics)}")
 
     def _report_training(self, trainer: Trainer, pl_module: LightningModule) -> None:
         sizes = dict.fromkeys((True, False), 0)
@@ -161,7 +161,7 @@ class RunFiles(Callback):
         evaluations = cast("Mapping[str, Evaluation]", pl_module.evaluations)
         if trainer.sanity_checking or stage not in evaluations:
             return
-        figures = evaluations[stage].figures()  # in every process: their counts are added up in it
+        figures = evaluations[stage].figures()  # in every process: figures sum the counts of all processes
         if trainer.is_global_zero:
             for name, figure in figures.items():
                 self._draw(figure, f"{stage}_{name}")
@@ -172,28 +172,32 @@ class RunFiles(Callback):
         try:
             write_file(self.folder / "plots" / f"{name}.png", image.getvalue())
         except OSError as error:  # a plot can be drawn again from metrics.csv, so it does not stop a run
-            rank_zero_warn(f"a plot is left out: {error}")
+            rank_zero_warn(f"a plot could not be saved: {error}")
 
 
 def stage_metrics(trainer: Trainer, stage: str) -> dict[str, float]:
-    """The latest value of each metric of a stage, by its full name."""
+    """Returns the latest value of each metric of a stage, by its full name."""
     return {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(f"{stage}/")}
 
 
 def finite(metrics: Mapping[str, float]) -> Metrics:
-    """The metrics as JSON can say them: None for what is not finite."""
+    """Returns metrics for JSON, which has no non-finite numbers: they become None."""
     return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
 
 
 def best_index(val: Sequence[tuple[int, int, Mapping[str, float]]], monitor: str, mode: str) -> int | None:
-    """Which validation is best; the first of equals, and None where none gave a finite value.
+    """Returns the index of the best validation, the first of equals; None if no value is finite.
 
     >>> best_index([(1, 0, {"val/f1": 0.5}), (2, 1, {"val/f1": 0.7}), (3, 2, {"val/f1": 0.7})], "val/f1", "max")
     1
     """
     sign = 1 if mode == "min" else -1
-    known = [(sign * metrics.get(monitor, math.nan), index) for index, (_, _, metrics) in enumerate(val)]
-    return min(((value, index) for value, index in known if math.isfinite(value)), default=(0.0, None))[1]
+    candidates = []
+    for index, (_, _, metrics) in enumerate(val):
+        value = sign * metrics.get(monitor, math.nan)
+        if math.isfinite(value):
+            candidates.append((value, index))
+    return min(candidates)[1] if candidates else None
 
 
 def learning_curve(
@@ -202,7 +206,7 @@ def learning_curve(
     monitor: str = "val/loss",
     mode: str = "min",
 ) -> Figure:
-    """Losses over optimizer steps; below them the monitored metric, where that is another. The best point is marked."""
+    """Draws losses over optimizer steps, and below them the monitored metric unless it is the loss; marks the best."""
     from matplotlib.figure import Figure
 
     panels = 1 if monitor == "val/loss" else 2
@@ -230,7 +234,7 @@ def _plot_validation(axes: Axes, val: Sequence[tuple[int, int, Mapping[str, floa
 
 
 def _marker(points: Sequence[Any]) -> str:
-    """Points are shown where they can be told apart; a single one would be invisible as a line."""
+    """Markers for few points: a single point would be invisible as a line."""
     return "o" if len(points) <= 60 else ""
 
 

@@ -1,4 +1,4 @@
-"""How fast a run trains, and how much memory it takes."""
+"""Speed and memory of a training."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from lightning_softprompt.runs.loggers import is_logging_step
 class Throughput(Callback):
     """Logs `speed/tokens_per_s`, `speed/step_ms` and `speed/memory_mb` on logging steps.
 
-    Speeds are those of the steps since the last logging step: waiting for data counts, validation and what follows it,
-    such as checkpoints, does not. Tokens are real input tokens; those of other processes are taken to be as many.
-    Memory is the peak of the run so far: the GPU's where there is one, else the process's.
+    Speeds cover the steps since the last logging step, including the time that they wait for data, but not validations
+    and the checkpoints that follow them. Tokens are input tokens without padding; each process is assumed to have as
+    many as the first one. Memory is the peak of the run so far, of the GPU if there is one, else of the process.
     """
 
     def __init__(self) -> None:
-        self._tokens: Tensor | int = 0  # a tensor on the batch's device, which nobody waits for between logging steps
+        self._tokens: Tensor | int = 0  # a tensor on the batch's device: reading it would synchronize
         self._seconds = 0.0
-        self._since: float | None = None  # None while the clock stands
-        self._step = 0  # the optimizer step after which the count began
+        self._since: float | None = None  # None while the clock is stopped
+        self._step = 0  # the optimizer step at which the count started
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to count, which a resumed run does at its step."""
+        """Start to count, in a resumed run at its step."""
         self._begin(trainer.global_step)
         self._since = None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
-        """Let the clock run."""
+        """Start the clock."""
         if self._since is None:
             self._since = perf_counter()
 
@@ -51,11 +51,11 @@ class Throughput(Callback):
             self._begin(step)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop the clock till the next training batch."""
+        """Stop the clock until the next training batch."""
         self._stop(pl_module.device)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop the clock till the next training batch."""
+        """Stop the clock until the next training batch."""
         self._stop(pl_module.device)
 
     def _begin(self, step: int) -> None:
@@ -79,7 +79,7 @@ class Throughput(Callback):
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most bytes held so far: on the GPU, or by the process where there is none."""
+    """Returns the peak memory in bytes: of the GPU, or of the process if there is none."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

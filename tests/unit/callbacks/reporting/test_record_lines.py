@@ -190,9 +190,7 @@ def test_a_full_disk_is_told_with_file_row_and_way_out(path, part, monkeypatch, 
     monkeypatch.setattr(PartialFile, "open", lambda *_: (file, 0))
     lines, _ = opened(path, identity)
     lines.add(ALONE, records(0, 1))
-    wanted = (
-        rf"jsonl\.part cannot be written \(No space left on device\): rows 0 to 2 are whole in it\. Free .* {way_out}"
-    )
+    wanted = rf"jsonl\.part cannot be written \(No space left on device\): it has rows 0 to 2\. Free .* {way_out}"
     with pytest.raises(UnwritableError, match=wanted):
         lines.add(ALONE, records(2, 3))
     lines.leave()
@@ -201,7 +199,7 @@ def test_a_full_disk_is_told_with_file_row_and_way_out(path, part, monkeypatch, 
 
 def test_a_folder_that_cannot_be_made_is_told_in_the_same_way(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UnwritableError, match=r"file/p\.part cannot be written \(.*\): it holds no whole line"):
+    with pytest.raises(UnwritableError, match=r"file/p\.part cannot be written \(.*\): it has no complete row"):
         opened(tmp_path / "file" / "p")
 
 

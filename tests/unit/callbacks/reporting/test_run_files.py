@@ -305,7 +305,7 @@ def test_unknown_monitor_is_said_once_with_what_there_is(tmp_path):
         warnings.simplefilter("always")
         trainer(tmp_path, [RunFiles(tmp_path, "val/acc", "max")]).fit(Tiny(), Rows())
     said = [str(warning.message) for warning in caught if "val/acc " in str(warning.message)]
-    assert said == ["val/acc is to say which validation is best, but validation gives ['val/accuracy', 'val/loss']"]
+    assert said == ["val/acc determines the best validation, but validation computes ['val/accuracy', 'val/loss']"]
     assert read_json(tmp_path)["best"] is None
 
 
@@ -476,4 +476,4 @@ def test_a_table_of_generated_text_has_the_first_rows_that_were_answered_and_all
 def test_without_wandb_no_table_is_gathered(tmp_path):
     table = predictions.PredictionTable()
     trainer(tmp_path, [table], make_loggers(tmp_path, "n", "p", "disabled")).validate(Tiny(), Rows(), verbose=False)
-    assert table._said == {}
+    assert table._records == {}
