@@ -89,3 +89,28 @@ def test_a_new_method_trains_and_its_prompt_is_saved_and_loaded(folder):
     assert {record["prediction"] for record in records} <= {"billing", "account", "delivery"}
     assert len(records) == 12
     sys.modules.pop("shifted_text")
+
+
+@pytest.mark.slow
+def test_a_study_compares_methods_over_seeds(folder, capsys, tiny_folder):
+    page = read_page("compare_methods")
+    save_files(page, folder)
+    show, run, zero_shot = commands(page)
+    assert main(show) == 0
+    assert capsys.readouterr().out.count("to do") == 18
+    labels = "{billing: good, account: bad, delivery: long, product: dull}"  # words of the tiny backbone
+    options = [f"--backbone.name={tiny_folder('llama')}", f"--data.labels={labels}"]
+    study = (folder / "compare.yaml").read_text()
+    shorter = {"[1, 2, 3]": "[1, 2]", "max_steps: 60, val_check_interval: 20": "max_steps: 1, val_check_interval: 1"}
+    smaller = {"  - {model: PTuningV2}\n": "", "model.length: 20": "model.length: 12"}
+    for old, new in (shorter | smaller).items():
+        assert old in study
+        study = study.replace(old, new)
+    (folder / "compare.yaml").write_text(study)
+    assert main([*run, *options]) == 0
+    rows = json.loads((folder / "studies" / "compare" / "results.json").read_text())
+    accuracies = {row["compare"]["model"]: row for row in rows if row["metric"] == "accuracy"}
+    assert list(accuracies) == ["PromptTuning", "DPT"]
+    assert all(len(row["values"]) == 2 and row["interval"] >= 0 for row in accuracies.values())
+    assert "±" in capsys.readouterr().out
+    assert main([*zero_shot, *options, "--run.wandb=disabled"]) == 0
