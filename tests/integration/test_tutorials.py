@@ -14,9 +14,15 @@ from lightning_softprompt.runs.run_spec import last_folder
 
 TUTORIALS = Path(__file__).parents[2] / "docs" / "tutorials"
 TICKETS = [("I was charged twice", "billing"), ("I cannot log in", "account"), ("The parcel is late", "delivery")]
-SHORT = ["--trainer.max_steps=2", "--trainer.check_val_every_n_epoch=1", "--trainer.log_every_n_steps=1"]
+SHORT = ["--trainer.max_steps=3", "--trainer.check_val_every_n_epoch=1", "--trainer.log_every_n_steps=1"]
 SHORT += ["--run.wandb=disabled"]
 TRAINING = ("fit", "test", "predict")
+INSTRUCTION = (
+    r"user\n{soft}Summarize this note in one short sentence.\n\n{document}<|im_end|>\n<|im_start|>assistant\n{target}"
+)
+QUESTION = (
+    r"user\n{passages}\n{soft}Question: {question}\nAnswer in a few words.<|im_end|>\n<|im_start|>assistant\n{target}"
+)
 
 
 def read_page(name):
@@ -36,11 +42,16 @@ def save_files(page, folder):
         path.write_text(content)
 
 
+def split_words(line):
+    """The words of a command, as bash splits them."""
+    return [word[1:].replace("\\n", "\n") if word[0] == "$" else word for word in shlex.split(line)]
+
+
 def commands(page):
     """The commands of a page as lists of words, without the name of the program."""
     lines = "\n".join(blocks(page, "bash")).replace("\\\n", " ").splitlines()
     programs = r"^(softprompt|python -m lightning_softprompt) "
-    return [shlex.split(re.sub(programs, "", line)) for line in lines if re.match(programs, line)]
+    return [split_words(re.sub(programs, "", line)) for line in lines if re.match(programs, line)]
 
 
 def run_commands(page, *options):
@@ -62,6 +73,15 @@ def run_commands(page, *options):
 
 def read_metrics(folder):
     return read_metrics(folder)
+
+
+def edit(path, changes):
+    """Replaces texts in a file, each of which must be there."""
+    content = path.read_text()
+    for old, new in changes.items():
+        assert old in content
+        content = content.replace(old, new)
+    path.write_text(content)
 
 
 @pytest.fixture
@@ -100,13 +120,9 @@ def test_a_study_compares_methods_over_seeds(folder, capsys, tiny_folder):
     assert capsys.readouterr().out.count("to do") == 18
     labels = "{billing: good, account: bad, delivery: long, product: dull}"  # words of the tiny backbone
     options = [f"--backbone.name={tiny_folder('llama')}", f"--data.labels={labels}"]
-    study = (folder / "compare.yaml").read_text()
     shorter = {"[1, 2, 3]": "[1, 2]", "max_steps: 60, val_check_interval: 20": "max_steps: 1, val_check_interval: 1"}
     smaller = {"  - {model: PTuningV2}\n": "", "model.length: 20": "model.length: 12"}
-    for old, new in (shorter | smaller).items():
-        assert old in study
-        study = study.replace(old, new)
-    (folder / "compare.yaml").write_text(study)
+    edit(folder / "compare.yaml", shorter | smaller)
     assert main([*run, *options]) == 0
     rows = json.loads((folder / "studies" / "compare" / "results.json").read_text())
     accuracies = {row["compare"]["model"]: row for row in rows if row["metric"] == "accuracy"}
@@ -114,3 +130,37 @@ def test_a_study_compares_methods_over_seeds(folder, capsys, tiny_folder):
     assert all(len(row["values"]) == 2 and row["interval"] >= 0 for row in accuracies.values())
     assert "±" in capsys.readouterr().out
     assert main([*zero_shot, *options, "--run.wandb=disabled"]) == 0
+
+
+@pytest.mark.slow
+def test_notes_are_summarized_without_and_with_a_prompt(folder, tiny_folder):
+    page = read_page("summarization")
+    save_files(page, folder)
+    smaller = {INSTRUCTION: "{soft}{document}{target}", "tokens: 24": "tokens: 4\n  max_tokens: 24"}
+    edit(folder / "notes.yaml", smaller)
+    zero_shot, fit, tuned, predictions = run_commands(page, *SHORT, f"--backbone.name={tiny_folder('llama')}")
+    for run in (zero_shot, tuned):
+        metrics = read_metrics(run)["test"]
+        assert metrics["test/rouge1_low"] <= metrics["test/rouge1"] <= metrics["test/rouge1_high"]
+        assert (run / "test_cases.html").is_file()
+    assert read_metrics(fit)["trainable_parameters"] == 20 * 32
+    assert len((predictions / "predictions.jsonl").read_text().splitlines()) == 8
+
+
+@pytest.mark.slow
+def test_questions_are_answered_from_documents(folder, tiny_folder, capsys):
+    page = read_page("rag_qa")
+    save_files(page, folder)
+    smaller = {QUESTION: "{passages}{soft}{question} : {target}", "passages: 2": "passages: 1"}
+    smaller["batch_size: 4"] = "batch_size: 4\n  max_tokens: 40\n  max_target_tokens: 4"
+    edit(folder / "handbook.yaml", smaller)
+    page = page.replace("--model.length 20", "--model.length 4")
+    closed, zero_shot, _, tuned, gold = run_commands(page, *SHORT, f"--backbone.name={tiny_folder('llama')}")
+    assert "Flights need the approval of the finance team" in capsys.readouterr().out
+    assert "test/hit@1" not in read_metrics(closed)["test"]
+    for run in (zero_shot, tuned, gold):
+        assert 0 <= read_metrics(run)["test"]["test/f1"] <= 1
+    assert read_metrics(tuned)["test"]["test/hit@1"] > 0.5
+    analysis = json.loads((tuned / "analysis.json").read_text())
+    assert analysis
+    assert (tuned / "analysis.html").is_file()
