@@ -121,12 +121,11 @@ def test_a_study_compares_methods_over_seeds(folder, capsys, tiny_folder):
     labels = "{billing: good, account: bad, delivery: long, product: dull}"  # words of the tiny backbone
     options = [f"--backbone.name={tiny_folder('llama')}", f"--data.labels={labels}"]
     shorter = {"[1, 2, 3]": "[1, 2]", "max_steps: 60, val_check_interval: 20": "max_steps: 1, val_check_interval: 1"}
-    smaller = {"  - {model: PTuningV2}\n": "", "model.length: 20": "model.length: 12"}
-    edit(folder / "compare.yaml", shorter | smaller)
+    edit(folder / "compare.yaml", shorter | {"DPT, ": ""})  # 100 soft tokens do not fit the tiny backbone
     assert main([*run, *options]) == 0
     rows = json.loads((folder / "studies" / "compare" / "results.json").read_text())
     accuracies = {row["compare"]["model"]: row for row in rows if row["metric"] == "accuracy"}
-    assert list(accuracies) == ["PromptTuning", "DPT"]
+    assert list(accuracies) == ["PromptTuning", "PTuningV2"]
     assert all(len(row["values"]) == 2 and row["interval"] >= 0 for row in accuracies.values())
     assert "±" in capsys.readouterr().out
     assert main([*zero_shot, *options, "--run.wandb=disabled"]) == 0
