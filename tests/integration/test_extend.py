@@ -1,15 +1,18 @@
 """The plug-ins of `docs/extend/plugins.md`, each one file outside the package, run by the commands of the page."""
 
+import importlib
 import json
 import re
 import shlex
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from runs import read_metrics
 
 from lightning_softprompt.__main__ import main
+from lightning_softprompt.retrieval.reranker import Reranker
 from lightning_softprompt.runs.run_spec import last_folder
 
 PAGE = (Path(__file__).parents[2] / "docs" / "extend" / "plugins.md").read_text()
@@ -38,9 +41,16 @@ def commands():
 @pytest.mark.slow
 def test_plug_ins_of_single_files_train(folder):
     short = ["--trainer.max_steps=2", "--trainer.val_check_interval=1", "--run.wandb=disabled"]
-    assert len(list(folder.glob("*.py"))) == 6
+    assert len(list(folder.glob("*.py"))) == 8
     for words in commands():
         assert main([*words, *short]) == 0
         report = read_metrics(last_folder())
         assert report["best"]["metric"] == "val/stars_error"
         assert 0 <= report["best"]["value"] <= 4
+
+
+def test_a_reranker_of_a_single_file_orders_passages(folder):
+    reranker = importlib.import_module("shared_words").SharedWords()
+    passages = [SimpleNamespace(text="The canteen is open."), SimpleNamespace(text="Who approves flights by plane?")]
+    assert reranker.scores("Who approves flights", passages) == [0.0, 1.0]
+    assert isinstance(reranker, Reranker)

@@ -1,5 +1,6 @@
 """The tutorials run as printed, with fewer steps."""
 
+import json
 import re
 import shlex
 import sys
@@ -69,10 +70,6 @@ def run_commands(page, *options):
             runs[last_folder().parent.name] = last_folder()
             folders.append(last_folder())
     return folders
-
-
-def read_metrics(folder):
-    return read_metrics(folder)
 
 
 def edit(path, changes):
