@@ -1,4 +1,4 @@
-"""What an index of many passages costs: seconds, memory and disk to build and to search it, by each way.
+"""What an index of many passages costs: seconds, memory and disk to build and to search it, by each mode of search.
 
     python benchmarks/index_scale.py --data PATH/TO/data --folder /tmp/scale --passages 200000 --encoded 2000
 
@@ -27,7 +27,7 @@ from lightning_softprompt.retrieval.index import Index
 from lightning_softprompt.retrieval.index_builder import build_index
 from lightning_softprompt.retrieval.passages.chunking import Cutting
 from lightning_softprompt.retrieval.passages.documents import Document, content_digest
-from lightning_softprompt.retrieval.retriever import WAYS, Retriever
+from lightning_softprompt.retrieval.retriever import MODES, Retriever
 from lightning_softprompt.retrieval.search import encoder
 from lightning_softprompt.retrieval.search.encoder import Encoder, SentenceEncoder
 from lightning_softprompt.retrieval.search.fusion import Floats
@@ -164,10 +164,10 @@ def questions_of(data: Path) -> list[str]:
     return [json.loads(line)["question"] for line in (data / "qa/squad_dev/test.jsonl").open()][:300]
 
 
-def search(data: Path, folder: Path, way: str) -> Outcome:
+def search(data: Path, folder: Path, mode: str) -> Outcome:
     """Questions a second, the encoder's part included; the first search, which opens the index, is apart."""
     stand_in(folder)
-    retriever = Retriever(str(folder / ("index-None" if way == "lexical" else "index-flat")), way)  # type: ignore[arg-type]
+    retriever = Retriever(str(folder / ("index-None" if mode == "lexical" else "index-flat")), mode)  # type: ignore[arg-type]
     questions = questions_of(data)
     start = time.perf_counter()
     retriever.search(questions[:1], 10)
@@ -233,7 +233,7 @@ def main() -> None:
         "build lexical": partial(build, folder, None),
         "build lexical and flat": partial(build, folder, "flat"),
         **{f"{store} of the vectors": partial(graph, folder, store) for store in ("ivf", "hnsw")},
-        **{f"search {way}": partial(search, data, folder, way) for way in WAYS},
+        **{f"search {mode}": partial(search, data, folder, mode) for mode in MODES},
         **{f"search {store} by vector": partial(nearest, data, folder, store) for store in ("flat", "ivf", "hnsw")},
     }
     log = folder / "steps.jsonl"

@@ -61,12 +61,12 @@ def ways(front: str, passages: int) -> dict[str, Way]:
     """All of them by name; with a template that has the soft tokens in front of that many passages."""
     more = {f", {count} passages": shown(count) for count in (1, 3, 5) if count != passages}
     firsts = {f"{FIRST}{k}": [f"--model.use={k}"] for k in SWEEP}
-    gold = {", oracle": ["--data.mode=gold"]}
+    gold = {", oracle": ["--data.passages.mode=gold"]}
     return {
         PLAIN: Way("NoPrompt", tests={"": (), **gold, **more}),
         "RAG + prompt tuning behind the passages": Way("PromptTuning", START),
         "RAG + Spring": Way("Spring", [f"--model.length={LENGTH}", *START], {"": (), **firsts, **more}),
-        "closed book": Way("NoPrompt", ["--data.mode=closed_book"]),
+        "closed book": Way("NoPrompt", ["--data.passages.mode=closed_book"]),
         "RAG + prefix tuning": Way("PrefixTuning", costly=True),
         "RAG + prompt tuning in front": Way("PromptTuning", [f"--data.template={front}", *START], costly=True),
     }
@@ -74,7 +74,7 @@ def ways(front: str, passages: int) -> dict[str, Way]:
 
 def shown(count: int) -> list[str]:
     """Options for so many passages, and for the tokens they take."""
-    return [f"--data.passages={count}", f"--data.max_tokens={128 + 256 * count}"]
+    return [f"--data.passages.count={count}", f"--data.max_tokens={128 + 256 * count}"]
 
 
 def run(command: Sequence[str]) -> Path:

@@ -19,7 +19,7 @@ from lightning_softprompt.data.readers.corpora import read_documents
 from lightning_softprompt.data.readers.sources import read_rows
 from lightning_softprompt.retrieval.index_builder import build_index
 from lightning_softprompt.retrieval.passages.documents import Hit
-from lightning_softprompt.retrieval.retriever import WAYS, Retriever, Way
+from lightning_softprompt.retrieval.retriever import MODES, Retriever, SearchMode
 from lightning_softprompt.retrieval.search.settings import IndexSettings
 
 AT = (1, 5, 10)
@@ -32,21 +32,21 @@ def hit_rates(found: Sequence[Sequence[Hit]], positives: Sequence[Sequence[str]]
     return [sum(not set(gold).isdisjoint(ids[:k]) for ids, gold in pairs) / len(pairs) for k in AT]
 
 
-def line(name: str, way: Way, index: str, rows: Sequence[dict[str, object]], candidates: int) -> str:
+def line(name: str, mode: SearchMode, index: str, rows: Sequence[dict[str, object]], candidates: int) -> str:
     """A row of the table."""
     questions = [str(row["question"]) for row in rows]
     start = time.perf_counter()
-    found = Retriever(index, way, candidates=candidates).search(questions, 2 * max(AT))
+    found = Retriever(index, mode, candidates=candidates).search(questions, 2 * max(AT))
     took = (time.perf_counter() - start) / len(questions)
     rates = " | ".join(f"{rate:.3f}" for rate in hit_rates(found, [row["positive_ids"] for row in rows]))
-    return f"| {name} | {way} | {rates} | {1000 * took:.1f} |"
+    return f"| {name} | {mode} | {rates} | {1000 * took:.1f} |"
 
 
 def main() -> None:
     """Builds an index of each corpus and asks it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sets", nargs="+", help="folder, and perhaps the language: PATH:portuguese")
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
     parser.add_argument("--questions", type=int, default=300)
     parser.add_argument("--split", default="test")
     parser.add_argument("--encoder", default="all-minilm-l6-v2")
@@ -54,8 +54,8 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="keep the indexes here, and take those that are here")
     args = parser.parse_args()
     folder = args.keep or Path(tempfile.mkdtemp())
-    encoder = None if list(args.ways) == ["lexical"] else args.encoder
-    print("| set | way | " + " | ".join(f"hit@{k}" for k in AT) + " | ms a question |")
+    encoder = None if list(args.modes) == ["lexical"] else args.encoder
+    print("| set | mode | " + " | ".join(f"hit@{k}" for k in AT) + " | ms a question |")
     print("|---" * (len(AT) + 3) + "|")
     for told in args.sets:
         path, _, language = told.partition(":")
@@ -63,8 +63,8 @@ def main() -> None:
         settings = IndexSettings(language=language or "english", encoder=encoder)
         build_index(index, read_documents(path), settings)
         rows = [dict(row) for row in read_rows(path, split=args.split)][: args.questions]
-        for way in args.ways:
-            print(line(Path(path).name, way, str(index), rows, args.candidates), flush=True)
+        for mode in args.modes:
+            print(line(Path(path).name, mode, str(index), rows, args.candidates), flush=True)
 
 
 if __name__ == "__main__":

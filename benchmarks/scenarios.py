@@ -65,17 +65,16 @@ QUESTIONS: Options = {
     "data.index_settings": {"encoder": None},
     "data.retriever": "Retriever",
     "data.retriever.index": "{runs}/index",
-    "data.retriever.way": "lexical",
+    "data.retriever.mode": "lexical",
     "data.template": "{passages}{soft}{question} : {target}",
-    "data.passage": "{text} ,",
-    "data.passages": 2,
+    "data.passages": {"template": "{text} ,", "count": 2},
     "data.max_tokens": 40,
     "data.max_target_tokens": 4,
 }
 NOISE: Options = {
-    "data.noise": {"distractors": 0.5, "no_gold": 0.3, "drop": 0.2},
-    "data.order": "shuffled",
-    "data.target": "any",
+    "data.passages.noise": {"distractors": 0.5, "no_gold": 0.3, "drop": 0.2},
+    "data.passages.order": "shuffled",
+    "data.answer_form.training_target": "any",
 }
 
 

@@ -52,6 +52,8 @@ if TYPE_CHECKING:
     from lightning_softprompt.objectives.context_distillation import ContextDistillation
     from lightning_softprompt.objectives.distillation import Distillation
     from lightning_softprompt.objectives.language_modeling import LanguageModeling
+    from lightning_softprompt.rag.answer_form import AnswerForm
+    from lightning_softprompt.rag.passage_selection import PassageNoise, PassageSettings
     from lightning_softprompt.rag.qa_datamodule import RagQaDataModule
     from lightning_softprompt.rag.relevance_datamodule import RelevanceDataModule
     from lightning_softprompt.readouts.auto import AutoReadout
@@ -60,6 +62,8 @@ if TYPE_CHECKING:
     from lightning_softprompt.readouts.label_words import LabelWords
     from lightning_softprompt.readouts.ranked import RankedChoices
     from lightning_softprompt.readouts.token_head import TokenHead
+    from lightning_softprompt.retrieval.retriever import Retriever
+    from lightning_softprompt.retrieval.search.settings import IndexSettings
     from lightning_softprompt.runs.run_spec import RunSpec
     from lightning_softprompt.training.trainer import Trainer
 
@@ -72,6 +76,7 @@ __all__ = [
     "MPT",
     "ULPT",
     "ADePT",
+    "AnswerForm",
     "AutoReadout",
     "BackboneSpec",
     "Calibrated",
@@ -86,6 +91,7 @@ __all__ = [
     "Distillation",
     "Folded",
     "FullFineTuning",
+    "IndexSettings",
     "LabelWords",
     "LanguageModeling",
     "LatePromptTuning",
@@ -95,6 +101,8 @@ __all__ = [
     "PTMoE",
     "PTuning",
     "PTuningV2",
+    "PassageNoise",
+    "PassageSettings",
     "PrefixTuning",
     "Prompt",
     "PromptBank",
@@ -103,6 +111,7 @@ __all__ = [
     "RankedChoices",
     "RelevanceDataModule",
     "ResidualPromptTuning",
+    "Retriever",
     "RunSpec",
     "SMoP",
     "SoftPromptDataModule",
@@ -121,6 +130,7 @@ __all__ = [
 ]
 
 HOMES = {  # the module of each public name that is not a method
+    "AnswerForm": "rag.answer_form",
     "AutoReadout": "readouts.auto",
     "BackboneSpec": "core.backbone_spec",
     "Calibrated": "readouts.calibrated",
@@ -130,13 +140,17 @@ HOMES = {  # the module of each public name that is not a method
     "ContextDistillation": "objectives.context_distillation",
     "Decoding": "backbones.generation.decoding",
     "Distillation": "objectives.distillation",
+    "IndexSettings": "retrieval.search.settings",
     "LabelWords": "readouts.label_words",
     "LanguageModeling": "objectives.language_modeling",
     "MultitaskDataModule": "data.multitask",
+    "PassageNoise": "rag.passage_selection",
+    "PassageSettings": "rag.passage_selection",
     "Prompt": "inference.prompt",
     "RagQaDataModule": "rag.qa_datamodule",
     "RankedChoices": "readouts.ranked",
     "RelevanceDataModule": "rag.relevance_datamodule",
+    "Retriever": "retrieval.retriever",
     "RunSpec": "runs.run_spec",
     "SoftPromptDataModule": "data.datamodule",
     "SoftPromptModule": "methods.base",

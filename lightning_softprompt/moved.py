@@ -120,6 +120,7 @@ MOVED = {  # old module or class: new one, inside the package
     "data.relevance": "rag.relevance_datamodule",
     "data.resuming": "data.sampling.resumable",
     "data.showing": "rag.passage_selection",
+    "rag.passage_selection.Noise": "rag.passage_selection.PassageNoise",
     "data.sampling.shared_batches.Together": "data.sampling.shared_batches.SharedBatches",
     "data.sampling.task_mixing.Given": "data.sampling.task_mixing.FixedRates",
     "data.sampling.task_mixing.Uniform": "data.sampling.task_mixing.UniformTasks",

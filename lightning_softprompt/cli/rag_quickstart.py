@@ -66,7 +66,7 @@ def run_all(console: Console, folder: Path, options: Sequence[str]) -> None:
     if code := index_command(["build", str(data), "--index", str(index)]):
         raise RunError(code)
     console.rule("2/5 the bare backbone without passages")
-    closed = answered([*common, "--model=NoPrompt", "--data.mode=closed_book"])
+    closed = answered([*common, "--model=NoPrompt", "--data.passages.mode=closed_book"])
     console.rule("3/5 the bare backbone with passages")
     bare = answered([*common, "--model=NoPrompt"])
     console.rule("4/5 training a soft prompt")

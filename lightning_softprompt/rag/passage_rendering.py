@@ -192,7 +192,7 @@ class PassageRenderer:
         arranged = self.selector.arrange(candidates, example.gold)
         shown = [ShownPassage(c.passage.document, c.passage.text, c.rank) for c in arranged]
         titles = [candidate.passage.title for candidate in arranged]
-        passages, count = list(zip(shown, titles, strict=True)), self.selector.count
+        passages, count = list(zip(shown, titles, strict=True)), self.selector.settings.count
         fields = {**example.fields, **self.passage.fields(passages, count)}
         has_control_tokens = self.codec.control_tokens.spells(self.passage.text)
         spans = self.passage.template_spans(passages, count) if has_control_tokens else {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from typing import Any, Literal, final
@@ -41,7 +41,7 @@ class QaExample(Example):
 
 
 @dataclass(frozen=True)
-class Noise:
+class PassageNoise:
     """Noise in the passages of training rows, sampled for each row in each epoch. All values are probabilities.
 
     Args:
@@ -68,6 +68,53 @@ class Noise:
 
 
 @dataclass(frozen=True)
+class PassageSettings:
+    r"""Which passages a row includes, and how they are written.
+
+    Args:
+        template: Text of a passage: `{text}`, and optionally `{number}`, `{title}`, `{heading}` (the title followed by
+            a colon) and `{document}`. `{soft}` adds soft tokens to each passage, for a method with one soft block per
+            passage, such as `--model PromptTuning --model.length "[4, 4, 4]"` for three passages. Unused blocks of rows
+            with fewer passages follow the last passage.
+        mode: Which passages to include: retrieved ones, those of the gold documents, random ones, or none.
+        count: Maximum passages per row.
+        order: Order of passages: the best first, the best last, or shuffled in training and the best first elsewhere.
+        gold_position: Position of the first gold passage in a row, from 0, or negative to count from the end (default:
+            its position by `order`).
+        noise: PassageNoise in the passages of training rows.
+
+    Raises:
+        ValueError: If values contradict each other.
+    """
+
+    template: str = "[{number}] {heading}{text}\n"
+    mode: Mode = "retrieved"
+    count: int = 5
+    order: PassageOrder = "score"
+    gold_position: int | None = None
+    noise: PassageNoise | None = None
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES or self.order not in ORDERS:
+            raise ValueError(
+                f"mode must be one of {', '.join(MODES)} and order one of {', '.join(ORDERS)}, got {self.mode!r} and "
+                f"{self.order!r}"
+            )
+        if self.count < 1:
+            raise ValueError(f"count must be at least 1, got {self.count}; use mode=closed_book for no passages")
+        if self.noise and self.mode not in ("retrieved", "gold"):
+            raise ValueError(f"noise requires mode=retrieved or mode=gold, got mode={self.mode}")
+
+    @property
+    def resamples(self) -> bool:
+        """Whether the passages of training rows change from epoch to epoch."""
+        return bool(self.noise) or (self.order == "shuffled" and self.mode != "closed_book")
+
+
+DEFAULT_PASSAGES = PassageSettings()
+
+
+@dataclass(frozen=True)
 class Candidate:
     """A passage that may be included in a row.
 
@@ -89,43 +136,30 @@ class PassageSelector:
 
     Args:
         retriever: The retriever, with the index of the passages.
-        mode: Which passages to select: retrieved ones, those of gold documents, random ones, or none.
-        count: Number of passages.
-        order: The best first, the best last, or shuffled in training rows and the best first elsewhere.
-        gold_at: Position of the first passage of a gold document, from 0, or negative to count from the end; None keeps
-            its position.
-        noise: Noise in training rows.
+        settings: Which passages to select, and their order.
         seed: Seed of random passages.
 
     Raises:
-        ValueError: If arguments contradict each other.
+        ValueError: If there is no retriever and the settings require one.
     """
 
     retriever: Retriever | None
-    mode: Mode = "retrieved"
-    count: int = 5
-    order: PassageOrder = "score"
-    gold_at: int | None = None
-    noise: Noise = field(default_factory=Noise)
+    settings: PassageSettings
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.mode not in MODES or self.order not in ORDERS:
-            raise ValueError(
-                f"mode must be one of {', '.join(MODES)} and order one of {', '.join(ORDERS)}, got {self.mode!r} and "
-                f"{self.order!r}"
-            )
-        if self.count < 1:
-            raise ValueError(f"passages must be at least 1, got {self.count}; use mode=closed_book for no passages")
         if self.retriever is None and self.mode != "closed_book":
             raise ValueError(f"mode={self.mode} requires a retriever; set data.retriever")
-        if self.noise and self.mode not in ("retrieved", "gold"):
-            raise ValueError(f"noise requires mode=retrieved or mode=gold, got mode={self.mode}")
 
     @property
-    def resamples(self) -> bool:
-        """Whether the passages of training rows change from epoch to epoch."""
-        return bool(self.noise) or (self.order == "shuffled" and self.mode != "closed_book")
+    def mode(self) -> Mode:
+        """Which passages are selected."""
+        return self.settings.mode
+
+    @property
+    def noise(self) -> PassageNoise:
+        """The noise in training rows; all values are 0 if there is none."""
+        return self.settings.noise or PassageNoise()
 
     def select(self, example: QaExample) -> list[Candidate]:
         """Returns the passages of a row without noise, the most important ones first."""
@@ -142,7 +176,7 @@ class PassageSelector:
         ranked = self.rank(example, exclude=example.gold if hide_gold else ())
         noisy = [self._maybe_replace(candidate, example, rng) for candidate in ranked]
         kept = [candidate for candidate in noisy if rng.random() >= self.noise.drop]
-        if self.order != "shuffled":
+        if self.settings.order != "shuffled":
             return self._with_sort_keys(kept)
         keys = rng.random(len(kept))
         return [replace(candidate, sort_key=key) for candidate, key in zip(kept, keys, strict=True)]
@@ -158,19 +192,21 @@ class PassageSelector:
             return []
         if self.mode == "random":
             rng = np.random.default_rng((self.seed, zlib.crc32(example.question.encode())))
-            return [Candidate(passage, None) for passage in self._random_passages(example, rng, self.count)]
+            return [Candidate(passage, None) for passage in self._random_passages(example, rng, self.settings.count)]
         ranked = self._gold_candidates(example) if self.mode == "gold" else self._retrieved_candidates(example)
         allowed = (candidate for candidate in ranked if candidate.passage.document not in exclude)
-        return list(islice(allowed, self.count))
+        return list(islice(allowed, self.settings.count))
 
     def arrange(self, candidates: Iterable[Candidate], gold: Sequence[str]) -> list[Candidate]:
         """Returns passages in the order in which a row includes them."""
         arranged = sorted(candidates, key=lambda candidate: candidate.sort_key)
         gold_positions = [n for n, candidate in enumerate(arranged) if candidate.passage.document in gold]
-        if self.gold_at is None or not gold_positions:
+        position = self.settings.gold_position
+        if position is None or not gold_positions:
             return arranged
         first_gold = arranged.pop(gold_positions[0])
-        position = self.gold_at if self.gold_at >= 0 else len(arranged) + 1 + self.gold_at
+        if position < 0:
+            position += len(arranged) + 1
         arranged.insert(max(0, position), first_gold)
         return arranged
 
@@ -210,7 +246,7 @@ class PassageSelector:
         return (Candidate(self._passage(row, example), None) for row in self.gold.rows(example.gold))
 
     def _with_sort_keys(self, ranked: Iterable[Candidate]) -> list[Candidate]:
-        sign = -1 if self.order == "reversed" else 1
+        sign = -1 if self.settings.order == "reversed" else 1
         return [replace(candidate, sort_key=sign * rank) for rank, candidate in enumerate(ranked)]
 
     def _maybe_replace(self, candidate: Candidate, example: QaExample, rng: Rng) -> Candidate:

@@ -7,14 +7,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, Literal, final
+from typing import Any, final
 
 from lightning_softprompt.backbones.generation.decoding import Decoding
 from lightning_softprompt.core.template import Template
 from lightning_softprompt.core.types import Classes, Example
 from lightning_softprompt.data.answer_texts import read_answers
 from lightning_softprompt.data.datamodule import SoftPromptDataModule, Split
-from lightning_softprompt.data.labels import ClassNumbers, GivenLabels, words_by_name
+from lightning_softprompt.data.labels import ClassNumbers
 from lightning_softprompt.data.prepared import Collate
 from lightning_softprompt.data.readers.corpora import Columns
 from lightning_softprompt.data.readers.sources import Origin, first_columns
@@ -23,11 +23,12 @@ from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.evaluation.metrics.text import RougeWords
 from lightning_softprompt.evaluation.multiple_choice import ChoiceEvaluation
 from lightning_softprompt.evaluation.qa import QaEvaluation
+from lightning_softprompt.rag.answer_form import DEFAULT_FORM, AnswerForm
 from lightning_softprompt.rag.epoch_resampling import EpochIndexedSampler, ResampledDataset
 from lightning_softprompt.rag.gold import GoldCheck, read_ids
 from lightning_softprompt.rag.index_setup import ensure_index
 from lightning_softprompt.rag.passage_rendering import PASSAGES, PassageRenderer, PassageTemplate
-from lightning_softprompt.rag.passage_selection import Mode, Noise, PassageOrder, PassageSelector, QaExample
+from lightning_softprompt.rag.passage_selection import DEFAULT_PASSAGES, PassageSelector, PassageSettings, QaExample
 from lightning_softprompt.retrieval.result_cache import rankings_for
 from lightning_softprompt.retrieval.retriever import Retriever
 from lightning_softprompt.retrieval.search.settings import IndexSettings
@@ -50,37 +51,22 @@ class RagQaDataModule(SoftPromptDataModule):
     Args:
         template: Text of a row: `{passages}` inserts the passages, `{column}` a column, `{soft}` marks soft tokens,
             `{target}` marks the answer.
-        passage: Text of a passage: `{text}`, and optionally `{number}`, `{title}`, `{heading}` (the title followed by a
-            colon) and `{document}`. `{soft}` adds soft tokens to each passage, for a method with one soft block per
-            passage, such as `--model PromptTuning --model.length "[4, 4, 4]"` for three passages. Unused blocks of rows
-            with fewer passages follow the last passage.
-        retriever: The retriever, with the index to search. Not required for mode=closed_book.
+        retriever: The retriever, with the index to search. Not required for passages.mode=closed_book.
         corpus: Source of the documents. A missing index is built from it; an existing index must contain the same
             documents (default: use the existing index without this check).
         index_settings: Settings for building the index.
         corpus_columns: Columns of the corpus (default: `text`, `id`, `title` and `source`).
-        mode: Which passages to include: retrieved ones, those of the gold documents, random ones, or none.
-        passages: Maximum passages per row.
-        found: Number of passages to retrieve per question. Retrieval metrics use all of them.
-        order: Order of passages: the best first, the best last, or shuffled in training and the best first elsewhere.
-        gold_at: Position of the first gold passage in a row, from 0, or negative to count from the end (default: its
-            position by `order`).
-        noise: Noise in the passages of training rows.
+        num_retrieved: Number of passages to retrieve per question. Retrieval metrics use all of them.
+        passages: Which passages a row includes, and how they are written.
         question: Column of the question.
         answers: Column of the answer or of a list of correct answers (empty for unanswerable questions). The SQuAD
             format `{"text": [..], "answer_start": [..]}` is also accepted.
         gold: Optional column of the ids of the documents that contain the answer.
-        choices: The possible answers in order, each with its label word, or a list of names that are their own label
-            words. Choices are scored, not generated (default: generate answers).
-        abstain: The answer to unanswerable questions.
-        target: Whether to train on the first correct answer, or on a random one in each epoch.
-        cite: Whether answers cite passages by number, as in `Paris [2]`. Training targets cite the gold documents.
-            Citations are scored by `cite_precision` and `cite_recall`, and removed before answers are scored.
-        long_answers: Whether answers are full sentences, which are also scored by ROUGE-L.
-        rouge_words: Words that ROUGE compares: `ascii` (a-z and digits, as in published results) or `unicode` (words of
-            all scripts).
+        answer_form: The form of answers: generated, or selected from choices; with or without citations.
         max_target_tokens: Tokens of max_tokens reserved for a generated answer; longer answers are truncated.
         decoding: How answers are generated (default: greedy decoding).
+        rouge_words: Words that ROUGE compares: `ascii` (a-z and digits, as in published results) or `unicode` (words of
+            all scripts).
         common: Arguments of every data module.
 
     Raises:
@@ -90,43 +76,33 @@ class RagQaDataModule(SoftPromptDataModule):
     def __init__(
         self,
         template: str = "{passages}{soft}Question: {question}\nAnswer: {target}",
-        passage: str = "[{number}] {heading}{text}\n",
         retriever: Retriever | None = None,
         corpus: str | None = None,
         index_settings: IndexSettings | None = None,
-        mode: Mode = "retrieved",
-        passages: int = 5,
-        found: int = 20,
-        order: PassageOrder = "score",
-        gold_at: int | None = None,
-        noise: Noise | None = None,
+        corpus_columns: Columns | None = None,
+        num_retrieved: int = 20,
+        passages: PassageSettings = DEFAULT_PASSAGES,
         question: str = "question",
         answers: str = "answers",
         gold: str = "positive_ids",
-        choices: GivenLabels | None = None,
-        abstain: str | None = None,
-        target: Literal["first", "any"] = "first",
-        cite: bool = False,
-        long_answers: bool = False,
+        answer_form: AnswerForm = DEFAULT_FORM,
         max_target_tokens: int = 32,
         decoding: Decoding | None = None,
         rouge_words: RougeWords = "ascii",
-        corpus_columns: Columns | None = None,
         **common: Any,
     ) -> None:
-        self.passage = PassageTemplate(passage)
+        self.passage = PassageTemplate(passages.template)
         has_passages = PASSAGES in Template(template).columns
-        self.passage_columns = list(self.passage.columns(passages)) if has_passages else []
-        expanded = self.passage.expand(template, passages)
+        self.passage_columns = list(self.passage.columns(passages.count)) if has_passages else []
+        expanded = self.passage.expand(template, passages.count)
         super().__init__(template=expanded, truncate=self.passage_columns, cut="end", **common)
-        self.selector = PassageSelector(retriever, mode, passages, order, gold_at, noise or Noise(), self.seed)
+        self.selector = PassageSelector(retriever, passages, self.seed)
         self.retriever, self.corpus, self.index_settings = retriever, corpus, index_settings
         self.corpus_columns = corpus_columns
-        self.found, self.question, self.answers, self.gold = found, question, answers, gold
-        self.abstain, self.long_answers, self.cite = abstain, long_answers, cite
+        self.num_retrieved, self.question, self.answers, self.gold = num_retrieved, question, answers, gold
+        self.answer_form = answer_form
         self.rouge_words: RougeWords = rouge_words
-        self.words = _read_choices(choices)
-        self.any_answer = target == "any" and self.words is None
+        self.words = answer_form.choice_words
         self.append_eos = self.words is None
         self.max_target_tokens = max_target_tokens if self.append_eos else None
         decoding = decoding or Decoding()
@@ -141,25 +117,26 @@ class RagQaDataModule(SoftPromptDataModule):
                 f"question must be a column of the template, {list(self.template.columns)}, got {self.question!r}"
             )
         if self.selector.mode != "closed_book" and not self.passage_columns:
-            raise ValueError(f"template must contain {{{PASSAGES}}} or mode be closed_book, got {self.template.text!r}")
-        if self.found < self.selector.count:
-            raise ValueError(f"found={self.found} is less than passages={self.selector.count}; increase it")
+            raise ValueError(
+                f"template must contain {{{PASSAGES}}} or passages.mode be closed_book, got {self.template.text!r}"
+            )
+        count = self.selector.settings.count
+        if self.num_retrieved < count:
+            raise ValueError(f"num_retrieved={self.num_retrieved} is less than passages.count={count}; increase it")
         if self.append_eos and not 0 < int(self.max_target_tokens or 0) < self.max_tokens:
             raise ValueError(f"max_target_tokens must be between 0 and max_tokens={self.max_tokens}")
-        if self.words is not None and self.abstain is not None:
-            raise ValueError("abstain requires generated answers; add it to choices instead")
-        if self.cite and (self.words is not None or "{number}" not in self.passage.text):
-            raise ValueError("cite requires generated answers and {number} in passage")
+        if self.answer_form.cite and "{number}" not in self.passage.text:
+            raise ValueError("answer_form.cite requires {number} in passages.template")
         if self.resamples and self.batch_tokens is not None:
             raise ValueError(
                 "batch_tokens requires rows of the same length in every epoch; set batch_size instead, or remove "
-                "noise, order=shuffled and target=any"
+                "passages.noise, passages.order=shuffled and answer_form.training_target=any"
             )
 
     @property
     def resamples(self) -> bool:
         """Whether training rows change from epoch to epoch."""
-        return self.selector.resamples or self.any_answer
+        return self.selector.settings.resamples or self.answer_form.uses_any_answer
 
     @property
     def classes(self) -> Classes | None:
@@ -173,7 +150,8 @@ class RagQaDataModule(SoftPromptDataModule):
         """Exact match, F1 and other metrics of answers; accuracy for choices."""
         if self.words is not None:
             return ChoiceEvaluation(tuple(self.words))
-        return QaEvaluation(self.decoding, self.abstain, self.long_answers, self.cite, self.rouge_words)
+        form = self.answer_form
+        return QaEvaluation(self.decoding, form.abstain, form.long, form.cite, self.rouge_words)
 
     @property
     def needed_columns(self) -> tuple[str, ...]:
@@ -183,7 +161,7 @@ class RagQaDataModule(SoftPromptDataModule):
     @cached_property
     def renderer(self) -> PassageRenderer:
         """Renders rows with their passages."""
-        settings = (self.max_tokens, self.append_eos, self.max_target_tokens, self.cite)
+        settings = (self.max_tokens, self.append_eos, self.max_target_tokens, self.answer_form.cite)
         return PassageRenderer(self.codec, self.template, self.passage, self.selector, *settings)
 
     def prepare_data(self) -> None:
@@ -217,7 +195,7 @@ class RagQaDataModule(SoftPromptDataModule):
             log.warning(
                 "%d of %d %s questions retrieve nothing from %s with %s search: it does not contain their words. Check "
                 "that questions and documents are in the same language, or use an encoder",
-                empty, len(pools), name, self.retriever.folder, self.retriever.way,
+                empty, len(pools), name, self.retriever.folder, self.retriever.mode,
             )  # fmt: skip
 
     def _check_gold(self, name: Split, examples: Sequence[Example]) -> None:
@@ -233,7 +211,7 @@ class RagQaDataModule(SoftPromptDataModule):
         texts = dict.fromkeys(question for question in questions if isinstance(question, str))
         new = [text for text in texts if text.strip() and text not in self._pools]
         if self.selector.mode == "retrieved" and self.retriever is not None and new:
-            rankings = rankings_for(self.retriever, new, self.found)
+            rankings = rankings_for(self.retriever, new, self.num_retrieved)
             for question, ranking in zip(new, rankings, strict=True):
                 self._pools[question] = tuple(ranking.rows.tolist())
 
@@ -255,7 +233,7 @@ class RagQaDataModule(SoftPromptDataModule):
         question = fields[self.question]
         self._retrieve([question])
         fields = {"question": question, **fields}  # evaluations use this name
-        searched = self.found if question in self._pools else 0
+        searched = self.num_retrieved if question in self._pools else 0
         pool = self._pools.get(question, ())
         example = QaExample(fields, "", gold=self._gold(row), question=question, pool=pool, searched=searched)
         example = replace(example, found=self.selector.retrieved_documents(example))
@@ -265,7 +243,7 @@ class RagQaDataModule(SoftPromptDataModule):
         ids = row.get(self.gold)
         if ids is None and self.selector.mode == "gold":
             raise ValueError(
-                f"mode=gold requires document ids in column {self.gold!r}; the row has {first_columns(row)}"
+                f"passages.mode=gold requires document ids in column {self.gold!r}; the row has {first_columns(row)}"
             )
         if ids is None:
             return ()
@@ -280,12 +258,13 @@ class RagQaDataModule(SoftPromptDataModule):
         answers = self._correct_answers(row)
         if self.words is not None:
             return self._add_choice(example, answers)
-        if not answers and self.abstain is None:
+        abstain = self.answer_form.abstain
+        if not answers and abstain is None:
             raise ValueError(
-                f"column {self.answers!r} has no answer; set abstain to the answer to unanswerable questions, or skip "
-                "such rows with on_bad_row='skip'"
+                f"column {self.answers!r} has no answer; set answer_form.abstain to the answer to unanswerable "
+                "questions, or skip such rows with on_bad_row='skip'"
             )
-        answers = answers or (str(self.abstain),)
+        answers = answers or (str(abstain),)
         return replace(example, target=answers[0], references=answers)
 
     def _correct_answers(self, row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -305,20 +284,7 @@ class RagQaDataModule(SoftPromptDataModule):
     def _loader(self, name: Split, order: Order) -> ResumableLoader:
         if order != "shuffled" or not self.resamples:
             return super()._loader(name, order)
-        rows = ResampledDataset(self.split(name), self.renderer, self.abstain, self.any_answer, self.seed)
+        form = self.answer_form
+        rows = ResampledDataset(self.split(name), self.renderer, form.abstain, form.uses_any_answer, self.seed)
         sampler = EpochIndexedSampler(self.sampler(name, order, self.ranks))
         return ResumableLoader(rows, sampler, Collate(self.codec), num_workers=self.num_workers)
-
-
-def _read_choices(choices: GivenLabels | None) -> dict[str, str] | None:
-    """Returns the label word of each choice.
-
-    Raises:
-        ValueError: If there are fewer than two choices, or one does not have exactly one word.
-    """
-    if choices is None:
-        return None
-    words = words_by_name(choices, "choices")
-    if len(words) < 2 or any(len(choice_words) != 1 for choice_words in words.values()):
-        raise ValueError(f"at least two choices are required, each with one word, got {choices}")
-    return {name: choice_words[0] for name, choice_words in words.items()}

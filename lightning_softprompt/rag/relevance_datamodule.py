@@ -16,7 +16,7 @@ from lightning_softprompt.data.readers.sources import DataError, Origin, Row, Ro
 from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.rag.gold import read_ids
 from lightning_softprompt.rag.index_setup import ensure_index
-from lightning_softprompt.rag.passage_selection import Candidate, PassageSelector, QaExample
+from lightning_softprompt.rag.passage_selection import Candidate, PassageSelector, PassageSettings, QaExample
 from lightning_softprompt.retrieval.result_cache import rankings_for
 from lightning_softprompt.retrieval.retriever import Retriever
 from lightning_softprompt.retrieval.search.settings import IndexSettings
@@ -43,7 +43,7 @@ class RelevanceDataModule(SoftPromptDataModule):
         corpus_columns: Columns of the corpus (default: `text`, `id`, `title` and `source`).
         positives: Maximum relevant passages per question.
         negatives: Maximum irrelevant passages per question.
-        found: Number of passages to retrieve per question. `predict` scores all of them.
+        num_retrieved: Number of passages to retrieve per question. `predict` scores all of them.
         balanced: Sample training rows so that both classes are equally frequent.
         question: Column of the question.
         gold: Column of the ids of the documents that contain the answer.
@@ -63,7 +63,7 @@ class RelevanceDataModule(SoftPromptDataModule):
         corpus_columns: Columns | None = None,
         positives: int = 1,
         negatives: int = 1,
-        found: int = 20,
+        num_retrieved: int = 20,
         balanced: bool = False,
         question: str = "question",
         gold: str = "positive_ids",
@@ -76,18 +76,18 @@ class RelevanceDataModule(SoftPromptDataModule):
         unknown = set(self.template.columns) - set(COLUMNS)
         if unknown:
             raise ValueError(f"template may contain only the columns {', '.join(COLUMNS)}, got {sorted(unknown)}")
-        if min(positives, negatives) < 1 or found < negatives:
+        if min(positives, negatives) < 1 or num_retrieved < negatives:
             raise ValueError(
-                f"positives and negatives must be at least 1 and found at least negatives, got positives={positives}, "
-                f"negatives={negatives} and found={found}"
+                "positives and negatives must be at least 1 and num_retrieved at least negatives, got "
+                f"positives={positives}, negatives={negatives} and num_retrieved={num_retrieved}"
             )
         labels: GivenLabels = {name: words_by_class[name][0] for name in (IRRELEVANT, RELEVANT)}
         self.classification = ClassificationDataModule(template, labels, LABEL, balanced=balanced, backbone=self.spec)
         self.retriever, self.corpus, self.index_settings = retriever, corpus, index_settings
         self.corpus_columns = corpus_columns
-        self.relevant = PassageSelector(retriever, "gold", positives)
-        self.irrelevant = PassageSelector(retriever, "retrieved", negatives)
-        self.retrieved = PassageSelector(retriever, "retrieved", found)
+        self.relevant = PassageSelector(retriever, PassageSettings(mode="gold", count=positives))
+        self.irrelevant = PassageSelector(retriever, PassageSettings(count=negatives))
+        self.retrieved = PassageSelector(retriever, PassageSettings(count=num_retrieved))
         self.question, self.gold = question, gold
         self._pairs_by_split: dict[str, Rows] = {}
 
@@ -147,7 +147,7 @@ class RelevanceDataModule(SoftPromptDataModule):
     def _build_pairs(self, rows: Rows, labelled: bool) -> Rows:
         texts = [row.get(self.question) for row in rows]
         questions = list(dict.fromkeys(text for text in texts if isinstance(text, str) and text.strip()))
-        rankings = rankings_for(self.retriever, questions, self.retrieved.count)
+        rankings = rankings_for(self.retriever, questions, self.retrieved.settings.count)
         retrieved = {
             question: tuple(ranking.rows.tolist()) for question, ranking in zip(questions, rankings, strict=True)
         }

@@ -49,7 +49,7 @@ def refuse_strange(folder: Path, settings: IndexSettings, encoder: bool) -> None
             raise ValueError(
                 f"the manifest of {folder} names the {option} {name!r}, which you have not named yourself. To accept "
                 f"it: softprompt index search {folder} QUESTION --{option} {name}. "
-                f"Search without an encoder: --way lexical"
+                f"Search without an encoder: --mode lexical"
             )
 
 

@@ -11,8 +11,8 @@ from lightning_softprompt.retrieval.passages.documents import Hit
 from lightning_softprompt.retrieval.reranker import Reranker, reranked
 from lightning_softprompt.retrieval.search.fusion import Fusion, Ranking, WeightedScores
 
-Way = Literal["hybrid", "lexical", "dense"]
-WAYS = ("hybrid", "lexical", "dense")
+SearchMode = Literal["hybrid", "lexical", "dense"]
+MODES = ("hybrid", "lexical", "dense")
 
 
 @final
@@ -21,7 +21,7 @@ class Retriever:
 
     Args:
         index: Folder of an index; `softprompt index build` makes one.
-        way: `lexical` by words (BM25), `dense` by vectors, or `hybrid`, both fused.
+        mode: `lexical` by words (BM25), `dense` by vectors, or `hybrid`, both fused.
         candidates: Passages of each ranking that are fused, and that the re-ranker reads.
         fusion: How the two rankings become one; weighted scores, half and half, unless given.
         reranker: What puts the candidates in order; none unless given.
@@ -33,16 +33,16 @@ class Retriever:
     def __init__(
         self,
         index: str,
-        way: Way = "hybrid",
+        mode: SearchMode = "hybrid",
         candidates: int = 100,
         fusion: Fusion | None = None,
         reranker: Reranker | None = None,
     ) -> None:
-        if way not in WAYS:
-            raise ValueError(f"way must be one of {', '.join(WAYS)}, got {way!r}")
+        if mode not in MODES:
+            raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
         if candidates < 1:
             raise ValueError(f"candidates must be 1 or more, got {candidates}")
-        self.folder, self.way, self.candidates = index, way, candidates
+        self.folder, self.mode, self.candidates = index, mode, candidates
         self.fusion, self.reranker = fusion or WeightedScores(), reranker
 
     def __getstate__(self) -> dict[str, Any]:
@@ -61,7 +61,7 @@ class Retriever:
     def identity(self) -> tuple[object, ...]:
         """What decides what is found, as plain values."""
         reranker = self.reranker.identity if self.reranker else None
-        return self.index.manifest.identity, self.way, self.candidates, repr(self.fusion), reranker
+        return self.index.manifest.identity, self.mode, self.candidates, repr(self.fusion), reranker
 
     def search(self, questions: Sequence[str], k: int = 10) -> list[list[Hit]]:
         """The k best passages for each question, best first; fewer where fewer fit.
@@ -92,9 +92,9 @@ class Retriever:
         return [Hit(self.index.passages[row], score) for row, score in pairs]
 
     def _found(self, questions: Sequence[str], k: int) -> list[Ranking]:
-        if self.way == "lexical":
+        if self.mode == "lexical":
             return self.index.lexical(questions, k)
-        if self.way == "dense":
+        if self.mode == "dense":
             return self.index.dense(questions, k)
         wide = max(k, self.candidates)
         both = zip(self.index.lexical(questions, wide), self.index.dense(questions, wide), strict=True)

@@ -32,7 +32,8 @@ TRAINER = {  # with the values that Lightning uses for None
 }
 MONITOR = ("run.monitor", "run.monitor_mode")
 BACKBONE = ("dtype", "linear_backend")  # weights are compared by their fingerprint
-GROUPS = ("retriever", "index_settings")  # data options that are groups of options, not mappings of names
+# Data options that are groups of options, not mappings of names.
+GROUPS = ("retriever", "index_settings", "passages", "answer_form")
 PASSIVE = {  # callbacks that do not change training
     "BatchSizeFinder", "DeviceStatsMonitor", "LearningRateMonitor", "ModelCheckpoint", "ModelSummary",
     "OnExceptionCheckpoint", "ProgressBar", "RichModelSummary", "RichProgressBar", "SpikeDetection", "Timer",

@@ -7,11 +7,13 @@ from textwrap import dedent
 
 import pytest
 import torch
+import yaml
 from lightning.pytorch import Callback, Trainer
 from row_files import read_rows, write_rows
 from runs import read_metrics
 from safetensors.torch import load_file
 
+from lightning_softprompt import renamed_options
 from lightning_softprompt.backbones.execution import context_cache, paths
 from lightning_softprompt.cli.app import main
 from lightning_softprompt.cli.commands.analyze import read_run
@@ -19,6 +21,7 @@ from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.template import Template
 from lightning_softprompt.methods import Spring
 from lightning_softprompt.methods.base import SoftPromptModule
+from lightning_softprompt.rag.passage_selection import PassageSettings
 from lightning_softprompt.rag.prompt_reranker import PromptReranker
 from lightning_softprompt.rag.qa_datamodule import RagQaDataModule
 from lightning_softprompt.retrieval.retriever import Retriever
@@ -66,10 +69,10 @@ def options(folder, tmp_path, tiny_folder):
         "--data.index_settings={encoder: null}",
         "--data.retriever=Retriever",
         f"--data.retriever.index={tmp_path / 'index'}",
-        "--data.retriever.way=lexical",
+        "--data.retriever.mode=lexical",
         "--data.template={passages}{soft}{question} : {target}",
-        "--data.passage={text} ,",
-        "--data.passages=2",
+        "--data.passages.template={text} ,",
+        "--data.passages.count=2",
         "--data.max_tokens=36",
         "--data.max_target_tokens=4",
         "--data.batch_size=2",
@@ -100,7 +103,7 @@ def losses(folder):
 
 
 def test_one_command_builds_the_index_and_trains_another_tests_and_a_third_answers(fit, folder, tmp_path):
-    run = fit("--data.noise.drop=0.2", "--data.order=shuffled")
+    run = fit("--data.passages.noise.drop=0.2", "--data.passages.order=shuffled")
     assert (tmp_path / "index" / "manifest.json").is_file()
     assert "val/f1" in read_metrics(run)["val"]
     best = run / "checkpoints" / "best.ckpt"
@@ -116,7 +119,7 @@ def test_one_command_builds_the_index_and_trains_another_tests_and_a_third_answe
 
 
 def test_soft_tokens_at_each_passage_are_trained_and_told_of_when_slots_are_missing(fit, capsys):
-    run = fit("--model=PromptTuning", "--model.length=[1, 2, 3]", "--data.passage={soft}{text} ,")
+    run = fit("--model=PromptTuning", "--model.length=[1, 2, 3]", "--data.passages.template={soft}{text} ,")
     assert load_file(run / "prompt.safetensors")["tokens"].shape[0] == 6
     assert "val/f1" in read_metrics(run)["val"]
     with pytest.raises(AssertionError):
@@ -135,7 +138,8 @@ def test_fewer_soft_tokens_are_tried_on_the_trained_prompt(fit, options):
 
 
 def test_a_resumed_run_draws_the_same_passages_and_lengths(fit):
-    drawn = ["--data.noise={distractors: 0.5, no_gold: 0.3, drop: 0.2}", "--data.order=shuffled", "--data.target=any"]
+    noise = "--data.passages.noise={distractors: 0.5, no_gold: 0.3, drop: 0.2}"
+    drawn = [noise, "--data.passages.order=shuffled", "--data.answer_form.training_target=any"]
     whole, half = fit(*drawn), fit(*drawn, "--trainer.max_steps=4")
     resumed = fit(*drawn, f"--ckpt_path={half / 'checkpoints' / 'last.ckpt'}")
     assert len(losses(whole)) == 6
@@ -143,6 +147,26 @@ def test_a_resumed_run_draws_the_same_passages_and_lengths(fit):
     last = [run / "checkpoints" / "last.ckpt" for run in (whole, resumed)]
     states = [torch.load(path, weights_only=True)["state_dict"] for path in last]
     assert torch.equal(states[0]["tokens"], states[1]["tokens"])
+
+
+def test_old_option_names_mean_the_same_with_one_notice_each(fit, tmp_path, caplog):
+    noise = {"distractors": 0.5, "drop": 0.2}
+    new = fit(
+        f"--data.passages.noise={noise}", "--data.passages.order=shuffled", "--data.passages.gold_position=-1",
+        "--data.num_retrieved=4", "--data.answer_form.training_target=any", "--data.answer_form.long=true",
+    )  # fmt: skip
+    settings = {"noise": noise, "order": "shuffled", "gold_at": -1, "found": 4}
+    (tmp_path / "old.yaml").write_text(json.dumps({"data": {"class_path": "RagQaDataModule", "init_args": settings}}))
+    words = ["--data.target", "any", "--data.long_answers=true", "--data.passages", "2", "--data.retriever.way=lexical"]
+    caplog.set_level(logging.WARNING)
+    renamed_options._warn.cache_clear()
+    old = fit(f"--config={tmp_path / 'old.yaml'}", "--data.passage={text} ,", *words)
+    notices = [message.split()[1] for message in caplog.messages if message.startswith("option ")]
+    names = ["noise", "order", "gold_at", "found", "target", "long_answers", "passages", "retriever.way", "passage"]
+    assert sorted(notices) == sorted(f"data.{name}" for name in names)
+    assert losses(old) == losses(new)
+    parsed = [yaml.safe_load((run / "config.yaml").read_text())["data"] for run in (old, new)]
+    assert parsed[0] == parsed[1]
 
 
 KILLED = """
@@ -169,8 +193,8 @@ def killed(step, at, *command):
 
 
 def test_a_training_that_was_killed_goes_on_with_the_same_passages(fit, options, tmp_path):
-    more = ["--data.noise={distractors: 0.5, drop: 0.2}", "--data.order=shuffled", "--trainer.val_check_interval=2",
-            "--trainer.check_val_every_n_epoch=null", "--ckpt_path=last"]  # fmt: skip
+    more = ["--data.passages.noise={distractors: 0.5, drop: 0.2}", "--data.passages.order=shuffled",
+            "--trainer.val_check_interval=2", "--trainer.check_val_every_n_epoch=null", "--ckpt_path=last"]  # fmt: skip
     whole = fit(*more, f"--run.folder={tmp_path / 'whole'}")
     limits = ["--trainer.max_steps=6", "--trainer.max_epochs=-1", "--trainer.log_every_n_steps=1"]
     killed("training_step", 6, "fit", "--model=Spring", "--model.length=4", *limits, *options, *more)
@@ -198,7 +222,7 @@ def test_choices_are_scored(fit, folder, readout):
     asked = [{**row, "answers": ("yes", "no")[n % 2]} for n, row in enumerate(QUESTIONS)]
     for split in ("train", "validation", "test"):
         written(folder / f"{split}.jsonl", asked)
-    run = fit('--data.choices={"yes": "good", "no": "bad"}', f"--model.readout={readout}")
+    run = fit('--data.answer_form.choices={"yes": "good", "no": "bad"}', f"--model.readout={readout}")
     metrics = read_metrics(run)["val"]
     assert 0 <= metrics["val/accuracy"] <= 1
     assert metrics["val/predicted/yes"] + metrics["val/predicted/no"] == pytest.approx(1)
@@ -215,7 +239,7 @@ def test_choices_are_scored(fit, folder, readout):
 def test_questions_without_an_answer_are_abstained_from(fit, folder):
     for split in ("train", "validation", "test"):
         written(folder / f"{split}.jsonl", [*QUESTIONS, {"question": "what bad dog ?", "answers": []}])
-    run = fit("--data.abstain=it is dull")
+    run = fit("--data.answer_form.abstain=it is dull")
     assert "val/abstain_recall" in read_metrics(run)["val"]
 
 
@@ -248,7 +272,8 @@ def test_passages_before_the_soft_tokens_are_read_in_the_first_epoch_only(
     monkeypatch.setattr(context_cache, "MIN_FROZEN_TOKENS", 1)
     monkeypatch.setattr(paths, "keys_and_values", lambda *given: calls.append(1) or run(*given))
     data = RagQaDataModule(
-        template="{passages}{soft}{question} : {target}", passage="{text} ,", passages=2, order=order,
+        template="{passages}{soft}{question} : {target}",
+        passages=PassageSettings(template="{text} ,", count=2, order=order),
         retriever=Retriever(str(tmp_path / "index"), "lexical"), corpus=str(folder), path=str(folder),
         index_settings=IndexSettings(encoder=None),
         backbone=BackboneSpec(name=str(tiny_folder("llama"))), max_tokens=36, max_target_tokens=4, batch_size=2,

@@ -250,7 +250,7 @@ def test_an_encoder_is_loaded_once_the_user_names_it(strangers_index, monkeypatc
     words = ["index", "search", str(index), "film"]
     assert command.main(words) == 2
     assert f"--encoder {name}" in capsys.readouterr().err
-    assert command.main([*words, "--way", "lexical"]) == 0
+    assert command.main([*words, "--mode", "lexical"]) == 0
     with pytest.raises(ValueError, match="you have not named yourself"):
         update_index(index, [Document("3", "c", "what")])
     assert command.main([*words, "--encoder", name]) == 0

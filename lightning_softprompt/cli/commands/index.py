@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace, RawDescriptionHelpFormatter
+import logging
+from argparse import SUPPRESS, ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from lightning_softprompt.cli.next_steps import command_line, suggest
+from lightning_softprompt.moved import REMOVED_IN
 from lightning_softprompt.retrieval.search.settings import STORES, WHOLE, IndexSettings
 from lightning_softprompt.system.errors import CommandError
 from lightning_softprompt.system.printable import printable
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from lightning_softprompt.retrieval.manifest import Manifest
     from lightning_softprompt.retrieval.passages.documents import Document, Hit
 
+log = logging.getLogger(__name__)
+MODES = ("hybrid", "lexical", "dense")
 MAX_SHOWN = 300  # characters of a passage
 EXAMPLES = """\
 examples:
@@ -86,10 +90,11 @@ def _search_arguments(parser: ArgumentParser) -> None:
     add("question", help="the query")
     add("-k", type=int, default=5, help="number of passages")
     add(
-        "--way",
-        choices=("hybrid", "lexical", "dense"),
+        "--mode",
+        choices=MODES,
         help="retrieval mode (default: hybrid; lexical if the index has no vectors)",
     )
+    add("--way", choices=MODES, help=SUPPRESS)  # the old name of --mode
     add("--encoder", metavar="NAME", help="allow this encoder to be loaded if an index from others names it")
     add("--unit", metavar="NAME", help="allow this tokenizer to be loaded if an index from others names it")
     add("--url", help="allow this Qdrant server to be contacted if an index from others names it")
@@ -149,13 +154,16 @@ def _search(args: Namespace) -> int:
     from lightning_softprompt.retrieval.chosen import choose
     from lightning_softprompt.retrieval.manifest import read_manifest
     from lightning_softprompt.retrieval.reranker import CrossEncoder
-    from lightning_softprompt.retrieval.retriever import Retriever, Way
+    from lightning_softprompt.retrieval.retriever import Retriever, SearchMode
 
     for name in (args.encoder, args.unit, args.url):
         choose(name)
-    way: Way = args.way or ("hybrid" if read_manifest(args.index).settings.encoder else "lexical")
+    if args.way:
+        log.warning("option --way is now --mode; the old name stops working in version %s", REMOVED_IN)
+    has_vectors = read_manifest(args.index).settings.encoder is not None
+    mode: SearchMode = args.mode or args.way or ("hybrid" if has_vectors else "lexical")
     reranker = CrossEncoder(args.rerank) if args.rerank else None
-    hits = Retriever(str(args.index), way, reranker=reranker).search([args.question], args.k)[0]
+    hits = Retriever(str(args.index), mode, reranker=reranker).search([args.question], args.k)[0]
     if args.json:
         for hit in hits:
             print(printable(json.dumps({"score": hit.score, **vars(hit.passage)}, ensure_ascii=False)))

@@ -12,9 +12,10 @@ def test_null_in_a_nested_option_is_no_text():
     parser = Parser(exit_on_error=False)
     parser.add_subclass_arguments(SoftPromptDataModule, "data")
     index = ["--data.index_settings.encoder", "null", "--data.index_settings.language", "none"]
-    given = parser.parse_args(["--data", "RagQaDataModule", *index, "--data.gold_at", "1", "--data.gold_at", "null"])
-    settings = given.data.init_args.index_settings
-    assert (settings.encoder, settings.language, given.data.init_args.gold_at) == (None, "none", None)
+    position = ["--data.passages.gold_position", "1", "--data.passages.gold_position", "null"]
+    options = parser.parse_args(["--data", "RagQaDataModule", *index, *position]).data.init_args
+    settings = options.index_settings
+    assert (settings.encoder, settings.language, options.passages.gold_position) == (None, "none", None)
     assert IndexSettings(**settings.as_dict()).encoder is None
 
 

@@ -15,6 +15,7 @@ from lightning_softprompt.core.template import Template
 from lightning_softprompt.data.classification import ClassificationDataModule
 from lightning_softprompt.data.readers.sources import DataError, read_rows
 from lightning_softprompt.data.summarization import SummarizationDataModule
+from lightning_softprompt.rag.passage_selection import PassageSettings
 from lightning_softprompt.rag.qa_datamodule import RagQaDataModule
 
 FAMILIES = ("llama",)
@@ -50,7 +51,10 @@ def modules(tiny_folder, load):
         "classes": ClassificationDataModule("{soft}{text} {target}", LABELS, backbone=spec, cache=False),
         "summaries": SummarizationDataModule(max_target_tokens=4, backbone=spec, cache=False),
         "questions": RagQaDataModule(
-            mode="closed_book", backbone=spec, template="{soft}{question} {target}", cache=False
+            passages=PassageSettings(mode="closed_book"),
+            backbone=spec,
+            template="{soft}{question} {target}",
+            cache=False,
         ),
     }
 

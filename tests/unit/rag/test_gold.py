@@ -9,7 +9,8 @@ import pytest
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.data.readers.corpora import Columns
 from lightning_softprompt.evaluation.qa import QaEvaluation
-from lightning_softprompt.rag.passage_selection import Noise
+from lightning_softprompt.rag.answer_form import AnswerForm
+from lightning_softprompt.rag.passage_selection import PassageNoise, PassageSettings
 from lightning_softprompt.rag.qa_datamodule import RagQaDataModule
 from lightning_softprompt.rag.relevance_datamodule import RelevanceDataModule
 from lightning_softprompt.retrieval.index import Index
@@ -43,12 +44,16 @@ def folder(request, tmp_path_factory):
 
 @pytest.fixture
 def rag(family, tiny_folder, folder):
-    def rag(row=ROW, **options):
-        template = {"template": "{passages}{soft}{question} : {target}", "passage": "{number} {text} ,"}
-        usual = {"passages": 4, "max_tokens": 48, "max_target_tokens": 4, "cache": False, "retriever": None}
+    def rag(row=ROW, passages=None, answer_form=None, **options):
+        groups = {
+            "passages": PassageSettings(**{"template": "{number} {text} ,", "count": 4, **(passages or {})}),
+            "answer_form": AnswerForm(**(answer_form or {})),
+        }
+        template = "{passages}{soft}{question} : {target}"
+        usual = {**groups, "template": template, "max_tokens": 48, "max_target_tokens": 4, "cache": False}
         spec, retriever = BackboneSpec(name=str(tiny_folder(family))), Retriever(str(folder), "lexical")
         splits = {split: [row] for split in ("train", "validation", "test")}
-        return RagQaDataModule(backbone=spec, **{**usual, **template, **splits, "retriever": retriever, **options})
+        return RagQaDataModule(backbone=spec, **{**usual, **splits, "retriever": retriever, **options})
 
     return rag
 
@@ -58,7 +63,7 @@ def first(module, split="test"):
 
 
 def test_a_copy_that_is_found_is_the_gold_document(rag):
-    example = first(rag(cite=True))
+    example = first(rag(answer_form={"cite": True}))
     assert example.passages[0].document == "dog"
     assert (example.found[0], example.gold) == ("dog", ("dog",))
     gold = [number for number, passage in enumerate(example.passages, start=1) if passage.text == TEXTS["dog"]]
@@ -74,24 +79,24 @@ def test_gold_documents_that_are_copies_of_each_other_count_once(rag):
 
 
 def test_gold_mode_shows_a_text_once(rag):
-    example = first(rag({**ROW, "positive_ids": ["dog", "copy-dog", "film"]}, mode="gold"))
+    example = first(rag({**ROW, "positive_ids": ["dog", "copy-dog", "film"]}, passages={"mode": "gold"}))
     assert [(p.document, p.text) for p in example.passages] == [("dog", TEXTS["dog"]), ("film", TEXTS["film"])]
 
 
 def test_a_copy_is_moved_to_the_place_of_gold_passages(rag):
-    assert first(rag(gold_at=-1)).passages[-1].text == TEXTS["dog"]
+    assert first(rag(passages={"gold_position": -1})).passages[-1].text == TEXTS["dog"]
 
 
 def test_noise_takes_copies_for_gold(rag):
-    hidden = rag(noise=Noise(no_gold=1.0))
+    hidden = rag(passages={"noise": PassageNoise(no_gold=1.0)})
     _, _, example = hidden.train_dataloader().dataset[0]
     assert TEXTS["dog"] not in [passage.text for passage in example.passages]
-    replaced = rag(noise=Noise(distractors=1.0)).train_dataloader().dataset[0][2]
+    replaced = rag(passages={"noise": PassageNoise(distractors=1.0)}).train_dataloader().dataset[0][2]
     assert TEXTS["dog"] in [passage.text for passage in replaced.passages]
 
 
 def test_random_passages_are_no_copies_of_gold_ones(rag):
-    texts = [passage.text for passage in first(rag(mode="random", passages=8, found=8)).passages]
+    texts = [passage.text for passage in first(rag(passages={"mode": "random", "count": 8}, num_retrieved=8)).passages]
     assert texts
     assert TEXTS["dog"] not in texts
 

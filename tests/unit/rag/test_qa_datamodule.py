@@ -14,9 +14,10 @@ from lightning_softprompt.data.classification import ClassificationDataModule
 from lightning_softprompt.data.multitask import MultitaskDataModule
 from lightning_softprompt.data.readers.sources import DataError
 from lightning_softprompt.evaluation.multiple_choice import ChoiceEvaluation
+from lightning_softprompt.rag.answer_form import AnswerForm
 from lightning_softprompt.rag.index_setup import ensure_index
 from lightning_softprompt.rag.passage_rendering import PassageTemplate
-from lightning_softprompt.rag.passage_selection import Noise
+from lightning_softprompt.rag.passage_selection import PassageNoise, PassageSettings
 from lightning_softprompt.rag.qa_datamodule import RagQaDataModule
 from lightning_softprompt.retrieval.index_builder import build_index
 from lightning_softprompt.retrieval.manifest import BadIndexError
@@ -50,9 +51,13 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def data(family, tiny_folder, folder):
-    def data(rows, **options):
+    def data(rows, passages=None, answer_form=None, **options):
         splits = dict.fromkeys(("train", "validation", "test", "predict"), rows)
-        usual = {"template": TEMPLATE, "passage": PASSAGE, "passages": 2, "max_tokens": 48, "max_target_tokens": 4}
+        groups = {
+            "passages": PassageSettings(**{"template": PASSAGE, "count": 2, **(passages or {})}),
+            "answer_form": AnswerForm(**(answer_form or {})),
+        }
+        usual = {**groups, "template": TEMPLATE, "max_tokens": 48, "max_target_tokens": 4}
         retriever = Retriever(str(folder), "lexical")
         spec = BackboneSpec(name=str(tiny_folder(family)))
         given = {"backbone": spec, "retriever": retriever, "cache": False, **splits, **usual, **options}
@@ -87,16 +92,22 @@ def test_a_row_shows_what_was_found_and_knows_all_of_it(data):
 
 
 def test_targets_name_the_gold_passages_by_number(data):
-    cited = {"cite": True, "passage": "[{number}] {text} ,"}
+    cited = {"answer_form": {"cite": True}, "passages": {"template": "[{number}] {text} ,"}}
     assert first(data([ROW], **cited)).target == "sad [1]"
-    reversed_ = data([ROW, FILM], order="reversed", **cited)
+    cited["passages"]["order"] = "reversed"
+    reversed_ = data([ROW, FILM], **cited)
     assert [example.target for example in reversed_.split("test").examples] == ["sad [2]", "warm [2]"]
     assert first(reversed_).references == ("sad", "very sad")
     assert first(data([{**ROW, "positive_ids": ["long"]}], **cited)).target == "sad"
 
 
 def test_drawn_rows_name_them_where_they_stand_then(data):
-    drawn = data([ROW], cite=True, passage="[{number}] {text} ,", order="shuffled", target="any", batch_size=1)
+    drawn = data(
+        [ROW],
+        answer_form={"cite": True, "training_target": "any"},
+        passages={"template": "[{number}] {text} ,", "order": "shuffled"},
+        batch_size=1,
+    )
     seen = set()
     for (example,) in epochs(drawn, 30):
         place = documents(example).index("dog") + 1
@@ -118,28 +129,34 @@ def test_a_passage_that_cannot_be_written_is_refused(text):
 
 
 def test_a_slot_at_each_passage_stands_where_the_passage_has_it(data):
-    module = data([ROW], passage="( {soft}{text} ) {{soft}}", passages=2)
+    module = data([ROW], passages={"template": "( {soft}{text} ) {{soft}}", "count": 2})
     pieces = [Text("( "), Slot(), Text(f"{TEXTS['dog']} ) {{soft}}( "), Slot(), Text(f"{TEXTS['story']} ) {{soft}}")]
     pieces += [Slot(), Text(f"{ROW['question']} :"), Answer(" ")]
     assert module.split("test").encoded == [module.codec.encode(pieces, "sad", 48, True, target_tokens=4)]
 
 
 def test_slots_of_passages_that_a_row_lacks_stand_behind_its_last_one(data):
-    room = {"passages": 3, "max_tokens": 19, "passage": "{soft}{text} ,"}  # for the first passage alone
+    passages = {"count": 3, "template": "{soft}{text} ,"}
     for mode, begins, behind in (("retrieved", 1, 10), ("closed_book", 1, 1)):
-        (row,) = data([ROW], mode=mode, **room).split("test").encoded
+        (row,) = data([ROW], passages={**passages, "mode": mode}, max_tokens=19).split("test").encoded
         assert row.slots == (begins, behind, behind, behind)
 
 
 def test_slots_at_each_passage_leave_the_words_of_a_row_as_they_were(data):
-    for options in ({}, {"order": "reversed"}, {"max_tokens": 12}, {"passages": 3, "gold_at": 1}):
-        plain, marked = (data([ROW, FILM], passage=passage, **options) for passage in (PASSAGE, "{soft}" + PASSAGE))
+    several = {"count": 3, "gold_position": 1}
+    for passages, options in (({}, {}), ({"order": "reversed"}, {}), ({}, {"max_tokens": 12}), (several, {})):
+        plain, marked = (
+            data([ROW, FILM], passages={**passages, "template": template}, **options)
+            for template in (PASSAGE, "{soft}" + PASSAGE)
+        )
         assert [row.ids for row in plain.split("test").encoded] == [row.ids for row in marked.split("test").encoded]
         assert plain.split("test").examples[0].passages == marked.split("test").examples[0].passages
 
 
 def test_drawn_rows_have_as_many_slots_however_many_passages_they_keep(data):
-    module = data([ROW, FILM], passage="{soft}{text} ,", passages=3, noise=Noise(drop=0.5), batch_size=2)
+    module = data(
+        [ROW, FILM], passages={"template": "{soft}{text} ,", "count": 3, "noise": PassageNoise(drop=0.5)}, batch_size=2
+    )
     loader, seen = module.train_dataloader(), set()
     for epoch in range(10):
         loader.batch_sampler.set_epoch(epoch)
@@ -152,16 +169,16 @@ def test_drawn_rows_have_as_many_slots_however_many_passages_they_keep(data):
     ("options", "shown"),
     [
         ({}, ["dog", "story"]),
-        ({"passages": 1}, ["dog"]),
-        ({"order": "reversed"}, ["story", "dog"]),
-        ({"order": "shuffled"}, ["dog", "story"]),
-        ({"passages": 3, "gold_at": 0, "order": "reversed"}, ["dog", "well", "story"]),
-        ({"passages": 3, "gold_at": 1}, ["story", "dog", "well"]),
-        ({"passages": 3, "gold_at": -1}, ["story", "well", "dog"]),
-        ({"passages": 3, "gold_at": 9}, ["story", "well", "dog"]),
-        ({"passages": 3, "gold_at": -9}, ["dog", "story", "well"]),
-        ({"mode": "gold"}, ["dog"]),
-        ({"mode": "closed_book"}, []),
+        ({"passages": {"count": 1}}, ["dog"]),
+        ({"passages": {"order": "reversed"}}, ["story", "dog"]),
+        ({"passages": {"order": "shuffled"}}, ["dog", "story"]),
+        ({"passages": {"count": 3, "gold_position": 0, "order": "reversed"}}, ["dog", "well", "story"]),
+        ({"passages": {"count": 3, "gold_position": 1}}, ["story", "dog", "well"]),
+        ({"passages": {"count": 3, "gold_position": -1}}, ["story", "well", "dog"]),
+        ({"passages": {"count": 3, "gold_position": 9}}, ["story", "well", "dog"]),
+        ({"passages": {"count": 3, "gold_position": -9}}, ["dog", "story", "well"]),
+        ({"passages": {"mode": "gold"}}, ["dog"]),
+        ({"passages": {"mode": "closed_book"}}, []),
     ],
 )
 def test_modes_and_orders(data, options, shown):
@@ -172,19 +189,21 @@ def test_modes_and_orders(data, options, shown):
 
 def test_what_was_not_looked_for_is_not_called_found(data):
     for mode in ("gold", "random", "closed_book"):
-        example = first(data([ROW], mode=mode))
+        example = first(data([ROW], passages={"mode": mode}))
         assert example.found == ()
         assert {shown.rank for shown in example.passages} <= {None}
 
 
 def test_without_passages_no_index_is_wanted(data):
-    example = first(data([ROW], mode="closed_book", retriever=None, template="{soft}{question} : {target}"))
+    example = first(
+        data([ROW], passages={"mode": "closed_book"}, retriever=None, template="{soft}{question} : {target}")
+    )
     assert example.target == "sad"
 
 
 def test_gold_passages_come_in_the_order_of_the_row(data):
     rows = [{**ROW, "positive_ids": ["well", "dog"]}, {**ROW, "positive_ids": []}]
-    examples = data(rows, mode="gold").split("test").examples
+    examples = data(rows, passages={"mode": "gold"}).split("test").examples
     assert [documents(example) for example in examples] == [["well", "dog"], []]
 
 
@@ -192,14 +211,17 @@ def test_a_copy_of_the_gold_document_is_shown_under_its_id(data, tmp_path):
     texts = {**TEXTS, "copy": TEXTS["dog"]}
     build_index(tmp_path / "copies", [Document(name, "", text) for name, text in texts.items()], LEXICAL)
     retriever = Retriever(str(tmp_path / "copies"), "lexical")
-    example = first(data([{**ROW, "positive_ids": ["copy"]}], mode="gold", retriever=retriever))
+    example = first(data([{**ROW, "positive_ids": ["copy"]}], passages={"mode": "gold"}, retriever=retriever))
     assert example.passages == (ShownPassage("copy", TEXTS["dog"]),)
 
 
 def test_random_passages_are_not_gold_and_the_same_each_time(data):
     words = ("a", "it", "is", "that", "this", "what")
     rows = [{**ROW, "question": f"{one} {other} dog"} for one in words for other in words]
-    runs = [[documents(e) for e in data(rows, mode="random", seed=seed).split("test").examples] for seed in (0, 0, 1)]
+    runs = [
+        [documents(e) for e in data(rows, passages={"mode": "random"}, seed=seed).split("test").examples]
+        for seed in (0, 0, 1)
+    ]
     assert runs[0] == runs[1] != runs[2]
     drawn = Counter(name for shown in runs[0] for name in shown)
     assert set(drawn) == set(TEXTS) - {"dog"}
@@ -218,7 +240,7 @@ def test_whole_passages_are_dropped_before_any_is_cut_the_worst_first(data):
     """Beginning and question take 6 tokens, 4 are set aside for the answer; the passages take 9, 4 and 7."""
     for room in range(11, 45):
         free = room - 10
-        example, encoded = fitting(data([ROW], passages=3, max_tokens=room))
+        example, encoded = fitting(data([ROW], passages={"count": 3}, max_tokens=room))
         texts = [shown.text for shown in example.passages]
         whole = 3 if free >= 20 else 2 if free >= 13 else 1
         if free >= 9:
@@ -232,12 +254,14 @@ def test_whole_passages_are_dropped_before_any_is_cut_the_worst_first(data):
 
 def test_dropped_passages_go_by_rank_wherever_they_stand(data):
     for order, gold_at in (("score", None), ("reversed", None), ("score", -1)):
-        example, _ = fitting(data([ROW], passages=3, max_tokens=28, order=order, gold_at=gold_at))
+        example, _ = fitting(
+            data([ROW], passages={"count": 3, "order": order, "gold_position": gold_at}, max_tokens=28)
+        )
         assert set(documents(example)) == {"dog", "story"}
 
 
 def test_what_was_lost_is_told_once_for_each_split(data, caplog):
-    module = data([ROW, FILM], passages=3, max_tokens=16)
+    module = data([ROW, FILM], passages={"count": 3}, max_tokens=16)
     with caplog.at_level(logging.INFO, logger="lightning_softprompt"):
         module.split("test")
     messages = [record.getMessage() for record in caplog.records if "Passages" in record.getMessage()]
@@ -254,7 +278,7 @@ def test_a_question_that_does_not_fit_is_an_error_with_its_place(data, tmp_path)
 
 def test_what_is_read_does_not_depend_on_the_answer(data):
     rows = [ROW, {**ROW, "answers": ["very very very very sad indeed"]}]
-    module = data(rows, passages=3, max_tokens=24)
+    module = data(rows, passages={"count": 3}, max_tokens=24)
     short, long = module.split("test").encoded
     assert module.codec.with_answer(short, ()) == module.codec.with_answer(long, ())
 
@@ -272,7 +296,7 @@ def test_what_is_read_does_not_depend_on_the_answer(data):
     ],
 )
 def test_answers_are_a_text_or_several_or_none(data, answers, right):
-    example = first(data([{**ROW, "answers": answers}], abstain="well"))
+    example = first(data([{**ROW, "answers": answers}], answer_form={"abstain": "well"}))
     assert example.references == right
     assert example.target == right[0]
 
@@ -282,7 +306,7 @@ def test_answers_are_a_text_or_several_or_none(data, answers, right):
     [
         ({"question": " "}, "column 'question' is empty"),
         ({"question": 3}, "column 'question' must be text"),
-        ({"answers": []}, "column 'answers' has no answer; set abstain"),
+        ({"answers": []}, "column 'answers' has no answer; set answer_form.abstain"),
         ({"answers": [3]}, "column 'answers' must be a text or a list of texts"),
         ({"positive_ids": "dog"}, "column 'positive_ids' must be a list of document ids"),
     ],
@@ -297,9 +321,9 @@ def test_a_bad_row_is_named(data, changed, said, tmp_path):
 
 def test_gold_documents_that_are_nowhere_are_named(data):
     with pytest.raises(DataError, match="the gold document 'cat' has no passage"):
-        data([{**ROW, "positive_ids": ["cat"]}], mode="gold").split("test")
+        data([{**ROW, "positive_ids": ["cat"]}], passages={"mode": "gold"}).split("test")
     with pytest.raises(DataError, match="mode=gold requires document ids in column 'positive_ids'"):
-        data([{"question": "is it ?", "answers": "dog"}], mode="gold").split("test")
+        data([{"question": "is it ?", "answers": "dog"}], passages={"mode": "gold"}).split("test")
 
 
 def test_columns_may_have_other_names(data):
@@ -318,7 +342,7 @@ def test_prediction_wants_no_answers(data):
 
 def test_choices_are_classes(data):
     rows = [{**ROW, "answers": ["no"]}, {**ROW, "answers": "yes"}]
-    module = data(rows, choices={"yes": "good", "no": "bad"})
+    module = data(rows, answer_form={"choices": {"yes": "good", "no": "bad"}})
     assert [(e.label, e.target, e.references) for e in module.split("test").examples] == [
         (1, "bad", ("no",)),
         (0, "good", ("yes",)),
@@ -330,7 +354,7 @@ def test_choices_are_classes(data):
     assert sorted(batch.labels.tolist()) == [0, 1]
     assert module.split("predict").examples[0].label is None
     with pytest.raises(DataError, match=r"must name one of the choices \['yes', 'no'\], got \['sad'"):
-        data([ROW], choices=["yes", "no"]).split("test")
+        data([ROW], answer_form={"choices": ["yes", "no"]}).split("test")
 
 
 def test_plain_text_on_standard_input_is_a_question(data, monkeypatch):
@@ -351,7 +375,7 @@ def test_plain_text_on_standard_input_is_a_question(data, monkeypatch):
     ],
 )
 def test_answers_may_have_the_forms_of_squad(data, answers, references):
-    module = data([{**ROW, "answers": answers}], abstain="none")
+    module = data([{**ROW, "answers": answers}], answer_form={"abstain": "none"})
     assert module.split("test").examples[0].references == references
 
 
@@ -366,32 +390,35 @@ def test_a_list_that_a_table_holds_as_text_is_refused(data, answers):
 
 
 def test_choices_are_text_whether_a_config_quotes_them_or_not(data):
-    module = data([{**ROW, "answers": "0"}, {**ROW, "answers": "1"}], choices={1: "good", 0: "bad"})
+    module = data([{**ROW, "answers": "0"}, {**ROW, "answers": "1"}], answer_form={"choices": {1: "good", 0: "bad"}})
     assert [example.label for example in module.split("test").examples] == [1, 0]
     with pytest.raises(ValueError, match=r"choices: a name or word is expected, got False.*quotes"):
-        data([ROW], choices={False: "bad", True: "good"})
+        data([ROW], answer_form={"choices": {False: "bad", True: "good"}})
     with pytest.raises(ValueError, match=r"choices, class 'no': a name or word is empty"):
-        data([ROW], choices={"no": "", "yes": "good"})
+        data([ROW], answer_form={"choices": {"no": "", "yes": "good"}})
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         ({"retriever": None}, "mode=retrieved requires a retriever"),
-        ({"passages": 0}, "passages must be at least 1"),
-        ({"found": 1}, "found=1 is less than passages=2"),
-        ({"mode": "oracle"}, "mode must be one of retrieved, gold, random, closed_book"),
-        ({"order": "best"}, "order one of score, reversed, shuffled"),
-        ({"mode": "random", "noise": Noise(drop=0.5)}, "noise requires mode=retrieved or mode=gold"),
+        ({"passages": {"count": 0}}, "count must be at least 1"),
+        ({"num_retrieved": 1}, "num_retrieved=1 is less than passages.count=2"),
+        ({"passages": {"mode": "oracle"}}, "mode must be one of retrieved, gold, random, closed_book"),
+        ({"passages": {"order": "best"}}, "order one of score, reversed, shuffled"),
+        (
+            {"passages": {"mode": "random", "noise": PassageNoise(drop=0.5)}},
+            "noise requires mode=retrieved or mode=gold",
+        ),
         ({"template": "{soft}{question} {target}"}, r"template must contain \{passages\}"),
         ({"template": "{passages}{soft}{target}"}, "question must be a column of the template"),
         ({"max_target_tokens": 48}, "max_target_tokens must be between 0 and max_tokens=48"),
-        ({"choices": ["yes"]}, "at least two choices are required"),
-        ({"choices": ["yes", "no"], "abstain": "well"}, "add it to choices"),
-        ({"choices": ["yes", "no"], "cite": True}, "cite requires generated answers"),
-        ({"cite": True}, r"cite requires generated answers and \{number\} in passage"),
+        ({"answer_form": {"choices": ["yes"]}}, "at least two choices are required"),
+        ({"answer_form": {"choices": ["yes", "no"], "abstain": "well"}}, "add it to choices"),
+        ({"answer_form": {"choices": ["yes", "no"], "cite": True}}, "cite requires generated answers"),
+        ({"answer_form": {"cite": True}}, r"cite requires \{number\} in passages\.template"),
         (
-            {"noise": Noise(drop=0.5), "batch_tokens": 200},
+            {"passages": {"noise": PassageNoise(drop=0.5)}, "batch_tokens": 200},
             "batch_tokens requires rows of the same length",
         ),
     ],
@@ -403,14 +430,14 @@ def test_settings_that_make_no_sense_are_refused(data, options, said):
 
 def test_shares_of_noise_are_shares():
     with pytest.raises(ValueError, match=r"values of noise must be between 0 and 1, got \{'drop': 1.5\}"):
-        Noise(drop=1.5)
+        PassageNoise(drop=1.5)
 
 
 @pytest.mark.parametrize("family", ["bert"])
 def test_an_encoder_chooses_but_generates_nothing(data):
     with pytest.raises(ValueError, match="fills masks and generates no text"):
         data([ROW]).setup("test")
-    data([{**ROW, "answers": "yes"}], choices=["yes", "no"]).setup("test")
+    data([{**ROW, "answers": "yes"}], answer_form={"choices": ["yes", "no"]}).setup("test")
 
 
 # Searching
@@ -505,7 +532,11 @@ ROWS = [{**ROW, "question": f"{'wonderful ' * n}is the dog sad"} for n in range(
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_draws_are_a_function_of_seed_epoch_and_row(data, workers):
-    options = {"passages": 4, "order": "shuffled", "noise": Noise(0.5, 0.3, 0.3), "target": "any", "batch_size": 3}
+    options = {
+        "passages": {"count": 4, "order": "shuffled", "noise": PassageNoise(0.5, 0.3, 0.3)},
+        "answer_form": {"training_target": "any"},
+        "batch_size": 3,
+    }
     once, again, other = (
         epochs(data(ROWS, **options, seed=s, num_workers=w)) for s, w in ((0, 0), (0, workers), (1, 0))
     )
@@ -516,14 +547,14 @@ def test_draws_are_a_function_of_seed_epoch_and_row(data, workers):
 
 
 def test_without_draws_every_epoch_is_the_same(data):
-    module = data(ROWS, passages=3)
+    module = data(ROWS, passages={"count": 3})
     assert not module.resamples
     one, two = epochs(module, 2)
     assert one == two == module.split("train").examples
 
 
 def test_shuffling_loses_nothing_and_scoring_is_not_shuffled(data):
-    module = data(ROWS, passages=3, order="shuffled")
+    module = data(ROWS, passages={"count": 3, "order": "shuffled"})
     seen = epochs(module, 60)
     orders = {tuple(documents(epoch[0])) for epoch in seen}
     assert len(orders) == 6
@@ -532,7 +563,7 @@ def test_shuffling_loses_nothing_and_scoring_is_not_shuffled(data):
 
 
 def test_a_passage_with_the_answer_is_never_replaced(data):
-    seen = epochs(data(ROWS, passages=3, noise=Noise(distractors=0.5)), 30)
+    seen = epochs(data(ROWS, passages={"count": 3, "noise": PassageNoise(distractors=0.5)}), 30)
     places = Counter(shown.rank is None for epoch in seen for e in epoch for shown in e.passages[1:])
     assert all(e.passages[0] == ShownPassage("dog", TEXTS["dog"], 0) for epoch in seen for e in epoch)
     assert 0.4 < places[True] / places.total() < 0.6
@@ -540,7 +571,9 @@ def test_a_passage_with_the_answer_is_never_replaced(data):
 
 
 def test_rows_whose_gold_is_taken_away_are_to_abstain(data):
-    seen = epochs(data(ROWS, passages=2, noise=Noise(no_gold=0.5), abstain="well"), 30)
+    seen = epochs(
+        data(ROWS, passages={"count": 2, "noise": PassageNoise(no_gold=0.5)}, answer_form={"abstain": "well"}), 30
+    )
     rows = [e for epoch in seen for e in epoch]
     without = [e for e in rows if "dog" not in documents(e)]
     assert 0.4 < len(without) / len(rows) < 0.6
@@ -549,21 +582,21 @@ def test_rows_whose_gold_is_taken_away_are_to_abstain(data):
 
 
 def test_without_abstain_they_are_answered_all_the_same(data):
-    (seen,) = epochs(data(ROWS, noise=Noise(no_gold=1.0)), 1)
+    (seen,) = epochs(data(ROWS, passages={"noise": PassageNoise(no_gold=1.0)}), 1)
     assert {(e.target, tuple(documents(e))) for e in seen} == {("sad", ("story", "well"))}
-    assert {tuple(documents(e)) for e in data(ROWS, noise=Noise(no_gold=1.0)).split("test").examples} == {
-        ("dog", "story")
-    }
+    assert {
+        tuple(documents(e)) for e in data(ROWS, passages={"noise": PassageNoise(no_gold=1.0)}).split("test").examples
+    } == {("dog", "story")}
 
 
 def test_passages_are_dropped_as_often_as_asked(data):
-    seen = epochs(data(ROWS, passages=3, noise=Noise(drop=0.25)), 40)
+    seen = epochs(data(ROWS, passages={"count": 3, "noise": PassageNoise(drop=0.25)}), 40)
     counts = [len(e.passages) for epoch in seen for e in epoch]
     assert 0.7 < sum(counts) / (3 * len(counts)) < 0.8
 
 
 def test_any_right_answer_is_said_as_often(data):
-    module = data(ROWS, target="any")
+    module = data(ROWS, answer_form={"training_target": "any"})
     said = Counter(e.target for epoch in epochs(module, 30) for e in epoch)
     assert set(said) == {"sad", "very sad"}
     assert 0.4 < said["sad"] / said.total() < 0.6
@@ -571,7 +604,9 @@ def test_any_right_answer_is_said_as_often(data):
 
 
 def test_drawn_rows_fit_too(data):
-    module = data(ROWS, passages=4, max_tokens=34, noise=Noise(distractors=0.5), order="shuffled")
+    module = data(
+        ROWS, passages={"count": 4, "noise": PassageNoise(distractors=0.5), "order": "shuffled"}, max_tokens=34
+    )
     loader = module.train_dataloader()
     for epoch in range(5):
         loader.batch_sampler.set_epoch(epoch)
@@ -582,7 +617,7 @@ def test_a_loader_goes_on_with_the_draws_it_had_not_yet_seen(data):
     def batches(loader):
         return [batch.examples for batch in loader]
 
-    options = {"passages": 4, "noise": Noise(0.5, 0.3, 0.3), "batch_size": 2}
+    options = {"passages": {"count": 4, "noise": PassageNoise(0.5, 0.3, 0.3)}, "batch_size": 2}
     whole = data(ROWS, **options).train_dataloader()
     whole.batch_sampler.set_epoch(2)
     expected = batches(whole)
@@ -596,7 +631,7 @@ def test_a_loader_goes_on_with_the_draws_it_had_not_yet_seen(data):
 
 
 def test_drawn_rows_can_be_given_to_other_processes(data):
-    loader = data(ROWS, noise=Noise(drop=0.5)).train_dataloader()
+    loader = data(ROWS, passages={"noise": PassageNoise(drop=0.5)}).train_dataloader()
     rows = pickle.loads(pickle.dumps(loader.dataset))
     assert rows[11][2] == loader.dataset[11][2]
 
@@ -605,4 +640,4 @@ def test_tasks_of_one_run_are_not_drawn_anew(data, tiny_folder, family):
     spec = BackboneSpec(name=str(tiny_folder(family)))
     other = ClassificationDataModule(labels=["good", "bad"], backbone=spec, train=[{"text": "a", "label": "good"}])
     with pytest.raises(ValueError, match=r"the tasks \['asked'\] do"):
-        MultitaskDataModule({"asked": data(ROWS, noise=Noise(drop=0.5)), "other": other})
+        MultitaskDataModule({"asked": data(ROWS, passages={"noise": PassageNoise(drop=0.5)}), "other": other})

@@ -77,7 +77,7 @@ def test_passages_give_way(data):
 
 
 def test_all_that_is_found_is_to_be_predicted(data):
-    module = data([{"question": "is the dog sad"}], found=3)
+    module = data([{"question": "is the dog sad"}], num_retrieved=3)
     assert [e.fields["passage"] for e in module.split("predict").examples] == [
         TEXTS[name] for name in ("dog", "story", "well")
     ]
@@ -126,7 +126,7 @@ def test_validation_has_questions_of_its_own(data):
         ({"template": "{soft}{question} {passage} {answer} {target}"}, r"got \['answer'\]"),
         ({"template": "{soft}{question} {target}"}, "truncate names"),
         ({"negatives": 0}, "positives and negatives must be at least 1"),
-        ({"negatives": 30}, "found at least negatives, .* and found=20"),
+        ({"negatives": 30}, "num_retrieved at least negatives, .* and num_retrieved=20"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(data, options, said):

@@ -40,9 +40,9 @@ def test_built_searched_and_described(tmp_path, corpus, tiny_folder, capsys):
     assert main(shlex.split(suggested)[2:]) == 0
     assert capsys.readouterr().out.startswith("1. ")
     assert run(capsys, "search", folder, "funny film", "-k", "1").startswith("1. Films  (score ")
-    found = run(capsys, "search", folder, "sad dogs", "--way", "lexical", "--json")
+    found = run(capsys, "search", folder, "sad dogs", "--mode", "lexical", "--json")
     assert json.loads(found)["text"] == ROWS[1]["text"]
-    assert run(capsys, "search", folder, "zebra", "--way", "lexical") == "no passages found\n"
+    assert run(capsys, "search", folder, "zebra", "--mode", "lexical") == "no passages found\n"
     told = run(capsys, "info", folder, "--check")
     assert "all checksums match" in told
     assert "language             english" in told
