@@ -1,5 +1,6 @@
 """Questions with passages, from a corpus to an answer: the command line on a tiny backbone and a small corpus."""
 
+import json
 import logging
 import subprocess
 import sys
@@ -233,7 +234,7 @@ def test_choices_are_scored(fit, folder, readout):
     rows = lines("test_predictions.jsonl")
     assert [row["references"] for row in rows] == [[row["answers"]] for row in asked]
     kinds = [row.kind for row in read_run(last_folder())]
-    assert kinds == ["right" if row["prediction"] == row["target"] else "wrong choice" for row in rows]
+    assert kinds == ["correct" if row["prediction"] == row["target"] else "wrong choice" for row in rows]
 
 
 def test_questions_without_an_answer_are_abstained_from(fit, folder):
