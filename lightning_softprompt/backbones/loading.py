@@ -1,6 +1,6 @@
-"""Where weights come from: a hub, a folder, a GGUF file, or the packaged default.
+"""Loads backbones from a hub, a folder, a GGUF file or a Python package.
 
-GGUF files are converted once to safetensors and kept in the user's cache, since reading them takes seconds each time.
+GGUF files are converted once to safetensors and cached, since reading them takes seconds each time.
 """
 
 from __future__ import annotations
@@ -51,30 +51,28 @@ from lightning_softprompt.system.atomic_files import write_file, write_folder
 from lightning_softprompt.system.cache_dirs import cache_folder
 
 log = logging.getLogger(__name__)
-DIGESTS = "digests.json"  # what a converted backbone consists of
+DIGESTS = "digests.json"  # digests of the parts of a converted backbone
 
-ANOTHER = "Take a backbone of another architecture."
+ANOTHER = "Use a backbone of another architecture."
 
-# The first family that claims a configuration has it.
+# A configuration belongs to the first family that claims it.
 FAMILIES: dict[type[Backbone], type] = {
     Seq2SeqBackbone: AutoModelForSeq2SeqLM,
     MaskedBackbone: AutoModelForMaskedLM,
     CausalBackbone: AutoModelForCausalLM,
 }
-
-
-SUPPORTS = {"sdpa": "_supports_sdpa", "flash_attention_2": "_supports_flash_attn"}  # by transformers' own flags
+SUPPORTS = {"sdpa": "_supports_sdpa", "flash_attention_2": "_supports_flash_attn"}  # flags of transformers' models
 
 
 @dataclass(frozen=True)
 class Package:
-    """A backbone that comes as a Python package.
+    """A backbone that is distributed as a Python package.
 
     Args:
         module: The package.
-        hub_id: Where it is taken from if the package is not installed.
-        gguf_file: Its weights in the package, where they are to be converted.
-        folder: Else the folder of its weights in the package.
+        hub_id: The hub id from which it is loaded if the package is not installed.
+        gguf_file: The GGUF file of its weights in the package, which is converted.
+        folder: The folder of its weights in the package, if there is no GGUF file.
     """
 
     module: str
@@ -92,32 +90,32 @@ PACKAGED = {
 
 
 def load_codec(spec: BackboneSpec) -> Codec:
-    """The reading and writing side of a backbone alone: no weights are touched.
+    """Loads the codec of a backbone, without its weights.
 
     Raises:
         ValueError: If there is no such backbone, or its tokenizer cannot be used.
     """
-    return _codec(resolve_location(spec))
+    return _load_codec(resolve_location(spec))
 
 
 def load_backbone(spec: BackboneSpec) -> Backbone:
-    """The frozen backbone that a spec names.
+    """Loads the frozen backbone of a spec.
 
     Raises:
         ValueError: If there is no such backbone, its files cannot be read, or its options contradict each other.
     """
     if spec.quantization is not None:
         refuse_with_quantized(spec.quantization, spec.linear_backend, spec.compiled)
-    place = resolve_location(spec)
-    config = _config(place)
+    location = resolve_location(spec)
+    config = _load_config(location)
     if getattr(config, "quantization_config", None) is not None:
         raise ValueError(
-            f"backbone {spec.name!r} comes quantised already by a scheme of its own; name the one that it was made of, "
-            f"and set backbone.quantization"
+            f"backbone {spec.name!r} is already quantized by another scheme; use the backbone that it was quantized "
+            "from, and set backbone.quantization"
         )
     family = family_of(config)
-    refuse_unsupported(config, place, FAMILIES[family])
-    model, codec = _model(place, FAMILIES[family]), _codec(place)
+    refuse_unsupported(config, location, FAMILIES[family])
+    model, codec = _load_model(location, FAMILIES[family]), _load_codec(location)
     subject = f"backbone {spec.name!r} of type {config.model_type} is not supported"
     with refusing(subject, ANOTHER):
         try:
@@ -127,115 +125,119 @@ def load_backbone(spec: BackboneSpec) -> Backbone:
             check_attends(backbone.stack, len(backbone.word_embeddings), backbone.is_causal)
         except UnsupportedBackboneError as reason:
             raise UnsupportedBackboneError(f"{subject}: {reason} {ANOTHER}") from reason
-    backbone.files = _weight_files(place)
+    backbone.files = _weight_files(location)
     return backbone
 
 
 def try_out(backbone: Backbone) -> None:
-    """Runs a model on a few tokens: to find how embeddings enter it, and whether its head gives logits.
+    """Runs a model on a few tokens, which determines how embeddings enter it, and whether its head computes logits.
 
     Raises:
         UnsupportedBackboneError: If soft tokens cannot enter it, or it does not run.
     """
     if getattr(backbone.model.config, "attention_type", None) == "block_sparse":
         raise EntryUnsupportedError(
-            "its block-sparse attention changes for good after a short row, unless attention_type is original_full in "
-            "its config.json."
+            "its block-sparse attention changes permanently after a short row, unless attention_type is original_full "
+            "in its config.json."
         )
     words, codec = len(backbone.word_embeddings), backbone.codec
     with torch.inference_mode(False), torch.compiler.set_stance("force_eager"), plain_products():
-        found = find_entry(backbone.stack, words, codec.start, codec.placeholder, backbone.is_causal)
-        backbone.use_entry(found.entry)
-        backbone.learned_positions = found.positions
+        trial = find_entry(backbone.stack, words, codec.start, codec.placeholder, backbone.is_causal)
+        backbone.use_entry(trial.entry)
+        backbone.learned_positions = trial.positions
         with explaining("it does not predict tokens of a row that has a soft token"):
             backbone.try_head()
 
 
-def _weight_files(place: BackboneSpec) -> WeightFiles | None:
-    """The files that a model was loaded from, in its folder or in the cache of the hub."""
-    folder = Path(place.name)
+def _weight_files(location: BackboneSpec) -> WeightFiles | None:
+    """Returns the files that a model was loaded from, in its folder or in the cache of the hub."""
+    folder = Path(location.name)
     if not folder.is_dir():
-        config = cached_file(place.name, "config.json", revision=place.revision, local_files_only=True)
+        config = cached_file(location.name, "config.json", revision=location.revision, local_files_only=True)
         folder = Path(str(config)).parent
     return WeightFiles(folder) if weight_files(folder) else None
 
 
 def resolve_location(spec: BackboneSpec) -> BackboneSpec:
-    """The spec with its name resolved to a folder of safetensors, or left a hub id."""
+    """Returns the spec with its name resolved to a folder of safetensors; a hub id does not change.
+
+    Raises:
+        ValueError: If a GGUF file does not exist.
+    """
     if spec.name in PACKAGED:
-        return _packaged(spec, PACKAGED[spec.name])
+        return _resolve_package(spec, PACKAGED[spec.name])
     if spec.gguf_file is None:
         return spec
     folder = Path(spec.name)
     if not folder.is_dir():
-        raise ValueError(f"gguf_file is looked for in a local folder, but {spec.name!r} is none; download it first")
+        raise ValueError(f"gguf_file requires a local folder, and {spec.name!r} is not one; download it first")
     file = folder / spec.gguf_file
     if not file.is_file():
-        raise ValueError(
-            f"no file {spec.gguf_file!r} in {folder}; it has {sorted(p.name for p in folder.glob('*.gguf'))}"
-        )
+        available = sorted(path.name for path in folder.glob("*.gguf"))
+        raise ValueError(f"no file {spec.gguf_file!r} in {folder}; it has {available}")
     stat = file.stat()
-    return _converted(spec, file, f"{file.stem}-{stat.st_size}-{stat.st_mtime_ns}")
+    return _resolve_gguf(spec, file, f"{file.stem}-{stat.st_size}-{stat.st_mtime_ns}")
 
 
-def _packaged(spec: BackboneSpec, package: Package) -> BackboneSpec:
-    kept = cache_folder("backbones", spec.name)
-    if is_intact(kept):
-        return replace(spec, name=str(kept), gguf_file=None, revision=None)
-    found = find_spec(package.module)
-    if found is None or found.origin is None:
-        log.info("%s: package %s is not installed, so the hub's %s is taken", spec.name, package.module, package.hub_id)
+def _resolve_package(spec: BackboneSpec, package: Package) -> BackboneSpec:
+    folder = cache_folder("backbones", spec.name)
+    if is_intact(folder):
+        return replace(spec, name=str(folder), gguf_file=None, revision=None)
+    module = find_spec(package.module)
+    if module is None or module.origin is None:
+        log.info("%s: package %s is not installed; loading %s", spec.name, package.module, package.hub_id)
         return replace(spec, name=package.hub_id, gguf_file=None)
-    log.info("%s: taken from the installed package %s", spec.name, package.module)
-    inside = Path(found.origin).parent
+    log.info("%s: loading from the installed package %s", spec.name, package.module)
+    package_folder = Path(module.origin).parent
     if package.gguf_file is not None:
-        return _converted(spec, inside / package.gguf_file, spec.name)
-    return replace(spec, name=str(inside / str(package.folder)), gguf_file=None, revision=None)
+        return _resolve_gguf(spec, package_folder / package.gguf_file, spec.name)
+    return replace(spec, name=str(package_folder / str(package.folder)), gguf_file=None, revision=None)
 
 
-def _converted(spec: BackboneSpec, file: Path, key: str) -> BackboneSpec:
-    kept = cache_folder("backbones", key)
-    if not is_intact(kept):
-        kept = _keep_converted(file, kept)
-    return replace(spec, name=str(kept), gguf_file=None, revision=None)
+def _resolve_gguf(spec: BackboneSpec, file: Path, key: str) -> BackboneSpec:
+    folder = cache_folder("backbones", key)
+    if not is_intact(folder):
+        folder = _convert_to_cache(file, folder)
+    return replace(spec, name=str(folder), gguf_file=None, revision=None)
 
 
-def _keep_converted(file: Path, kept: Path) -> Path:
-    """Converts a file into the cache, or into a temporary folder of this process where the cache cannot be written."""
+def _convert_to_cache(file: Path, folder: Path) -> Path:
+    """Converts a file into a folder of the cache; if that fails, into a temporary folder of this process."""
     try:
-        if kept.exists():
-            log.warning("%s is damaged and is converted again", kept)
-            shutil.rmtree(kept)
-        log.info("converting %s to safetensors, once, into %s", file.name, kept)
-        write_folder(kept, lambda folder: _convert(file, folder))
+        if folder.exists():
+            log.warning("%s is damaged and is converted again", folder)
+            shutil.rmtree(folder)
+        log.info("converting %s to safetensors, once, into %s", file.name, folder)
+        write_folder(folder, lambda draft: _convert(file, draft))
+        return folder
     except OSError as error:
         temporary = Path(tempfile.mkdtemp(prefix="softprompt-"))
         atexit.register(shutil.rmtree, temporary, ignore_errors=True)
-        log.warning("%s cannot be written (%s): converting into %s for this process", kept, error.strerror, temporary)
-        kept = temporary / kept.name
-        kept.mkdir()
-        _convert(file, kept)
-    return kept
+        log.warning("%s cannot be written (%s): converting into %s for this process", folder, error.strerror, temporary)
+    converted = temporary / folder.name
+    converted.mkdir()
+    _convert(file, converted)
+    return converted
 
 
-def is_intact(kept: Path) -> bool:
-    """Whether a converted backbone is as it was written; earlier versions wrote no digests to compare with."""
-    if not (kept / DIGESTS).is_file():
-        return kept.is_dir() and bool(weight_files(kept))
+def is_intact(folder: Path) -> bool:
+    """Whether a converted backbone is unchanged; earlier versions wrote no digests to compare with."""
+    if not (folder / DIGESTS).is_file():
+        return folder.is_dir() and bool(weight_files(folder))
     try:
-        return bool(json.loads((kept / DIGESTS).read_bytes()) == _digests(kept))
+        return bool(json.loads((folder / DIGESTS).read_bytes()) == _compute_digests(folder))
     except (OSError, ValueError, SafetensorError):
         return False
 
 
-def _digests(folder: Path) -> dict[str, str]:
+def _compute_digests(folder: Path) -> dict[str, str]:
     tokenizer = sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
     return {"weights": WeightFiles(folder).digest(), "tokenizer": tokenizer}
 
 
 def _convert(file: Path, folder: Path) -> None:
     _convert_weights(file, folder)
-    write_file(folder / DIGESTS, json.dumps(_digests(folder)).encode())
+    write_file(folder / DIGESTS, json.dumps(_compute_digests(folder)).encode())
 
 
 def _convert_weights(file: Path, folder: Path) -> None:
@@ -249,64 +251,69 @@ def _convert_weights(file: Path, folder: Path) -> None:
 
 
 def family_of(config: PreTrainedConfig) -> type[Backbone]:
-    """The family that claims a configuration."""
+    """Returns the family that claims a configuration."""
     return next(family for family in FAMILIES if family.claims(config))
 
 
-def refuse_unsupported(config: PreTrainedConfig, place: BackboneSpec, auto: Any) -> None:
-    """Refuses a configuration without a text model, or without the attention that is asked for.
+def refuse_unsupported(config: PreTrainedConfig, spec: BackboneSpec, auto: Any) -> None:
+    """Refuses a configuration without a text model, or without the requested attention.
 
     Raises:
         ValueError: Naming the type of the model.
     """
     if type(config) not in auto._model_mapping:
         raise ValueError(
-            f"backbone {place.name!r} is of type {config.model_type!r}, which has no language model for text alone in "
-            f"transformers ({auto.__name__} does not know it); name a text-only backbone"
+            f"backbone {spec.name!r} is of type {config.model_type!r}, which has no language model for text alone in "
+            f"transformers ({auto.__name__} does not support it); use a text-only backbone"
         )
     model_class = auto._model_mapping[type(config)]
-    flag = SUPPORTS.get(place.attention or "")
+    flag = SUPPORTS.get(spec.attention or "")
     if flag is not None and not getattr(model_class, flag, False):
         raise ValueError(
-            f"backbone {place.name!r}: {model_class.__name__} does not support backbone.attention {place.attention}; "
-            f"leave it out, or set it to eager"
+            f"backbone {spec.name!r}: {model_class.__name__} does not support backbone.attention {spec.attention}; "
+            f"remove the option, or set it to eager"
         )
 
 
-def _codec(place: BackboneSpec) -> Codec:
-    tokenizer = from_pretrained(AutoTokenizer.from_pretrained, place)
-    return family_of(_config(place)).codec_class(tokenizer, place.padding_side).with_start(place.start_token)
+def _load_codec(location: BackboneSpec) -> Codec:
+    tokenizer = from_pretrained(AutoTokenizer.from_pretrained, location)
+    family = family_of(_load_config(location))
+    return family.codec_class(tokenizer, location.padding_side).with_start(location.start_token)
 
 
-def _config(place: BackboneSpec) -> PreTrainedConfig:
-    return from_pretrained(AutoConfig.from_pretrained, place)
+def _load_config(location: BackboneSpec) -> PreTrainedConfig:
+    return from_pretrained(AutoConfig.from_pretrained, location)
 
 
-def _model(place: BackboneSpec, auto: type) -> PreTrainedModel:
+def _load_model(location: BackboneSpec, auto: type) -> PreTrainedModel:
+    """Loads a model.
+
+    Raises:
+        ValueError: If its files lack weights of its body. Encoders often have no language-modeling head.
+    """
     transformers_logging.disable_progress_bar()
-    dtype = getattr(torch, place.dtype)
-    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": place.attention, "use_safetensors": True}
-    if place.quantization is not None:
-        options["quantization_config"] = quantization_config(place.quantization)
+    dtype = getattr(torch, location.dtype)
+    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": location.attention, "use_safetensors": True}
+    if location.quantization is not None:
+        options["quantization_config"] = quantization_config(location.quantization)
     load = auto.from_pretrained  # type: ignore[attr-defined]
-    model, found = from_pretrained(load, place, output_loading_info=True, **options)
-    return _whole(model, found["missing_keys"], place)
-
-
-def _whole(model: PreTrainedModel, missing: Collection[str], place: BackboneSpec) -> PreTrainedModel:
-    """The model, if no weight of its body had to be made up. Encoders often come without a language-modelling head."""
-    if body := sorted(name for name in missing if name.startswith(f"{model.base_model_prefix}.")):
-        raise ValueError(f"backbone {place.name!r} lacks weights: {', '.join(body[:3])} and {len(body)} in all")
+    model: PreTrainedModel
+    model, info = from_pretrained(load, location, output_loading_info=True, **options)
+    missing: Collection[str] = info["missing_keys"]
+    missing_in_body = sorted(name for name in missing if name.startswith(f"{model.base_model_prefix}."))
+    if missing_in_body:
+        examples = ", ".join(missing_in_body[:3])
+        raise ValueError(f"backbone {location.name!r} lacks {len(missing_in_body)} weights, such as {examples}")
     if missing:
-        log.info("%s has no language-modelling head; classes are read off by ClassHead or TokenHead", place.name)
+        log.info("%s has no language-modeling head; use ClassHead or TokenHead as readout", location.name)
     vars(model)["headless"] = bool(missing)
-    if place.attention is None and model.config._attn_implementation == "eager":
-        log.info("%s runs eager attention, since the model supports no other", place.name)
+    if location.attention is None and model.config._attn_implementation == "eager":
+        log.info("%s uses eager attention, the only implementation that the model supports", location.name)
     return model
 
 
 def is_missing_folder(name: str) -> bool:
-    """Whether a name can only be that of a local folder, and there is none.
+    """Whether a name is the path of a local folder that does not exist.
 
     >>> is_missing_folder("/no/such/folder"), is_missing_folder("gpt2"), is_missing_folder("someone/model")
     (True, False, False)
@@ -315,20 +322,22 @@ def is_missing_folder(name: str) -> bool:
     return is_path and not Path(name).exists()
 
 
-def from_pretrained(load: Callable[..., Any], place: BackboneSpec, called: str | None = None, **options: object) -> Any:
-    """What transformers loads from a place, never running code of its own.
+def from_pretrained(
+    load: Callable[..., Any], location: BackboneSpec, description: str | None = None, **options: object
+) -> Any:
+    """Loads a part of a backbone with transformers, without running code from its files.
 
     Args:
         load: A `from_pretrained` of transformers.
-        place: Where.
-        called: What a message calls it; None says that it is a backbone.
-        options: Of `load`.
+        location: The spec, with a resolved name.
+        description: Names the part in messages (default: the backbone).
+        options: Options of `load`.
 
     Raises:
         ValueError: If it cannot be loaded.
     """
-    subject = f"{called or f'backbone {place.name!r}'} cannot be loaded"
-    if is_missing_folder(place.name):
-        raise ValueError(f"{subject}: the folder {place.name} does not exist")
-    with refusing(subject, f"Name a folder with safetensors, a hub id, or a package: {', '.join(PACKAGED)}"):
-        return load(place.name, revision=place.revision, trust_remote_code=False, **options)
+    subject = f"{description or f'backbone {location.name!r}'} cannot be loaded"
+    if is_missing_folder(location.name):
+        raise ValueError(f"{subject}: the folder {location.name} does not exist")
+    with refusing(subject, f"Use a folder with safetensors, a hub id, or a package: {', '.join(PACKAGED)}"):
+        return load(location.name, revision=location.revision, trust_remote_code=False, **options)

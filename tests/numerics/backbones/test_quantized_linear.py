@@ -199,7 +199,7 @@ def test_a_backbone_that_comes_quantised_is_refused(tmp_path):
     config = json.loads((folder / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"comes quantised already .* set backbone\.quantization"):
+    with pytest.raises(ValueError, match=r"is already quantized by another scheme.* set backbone\.quantization"):
         load_backbone(BackboneSpec(name=str(folder)))
 
 
