@@ -37,7 +37,7 @@ from lightning_softprompt.backbones.insertion.key_values import (
     sites_of,
 )
 from lightning_softprompt.backbones.insertion.layers import compile_layers, layers_of, recompute_layers, states_before
-from lightning_softprompt.backbones.insertion.positions import configured_positions
+from lightning_softprompt.backbones.insertion.positions import max_positions
 from lightning_softprompt.backbones.insertion.splice import Spliced, ids_of, splice
 from lightning_softprompt.backbones.kernels.gated_mlp import use_lean_gated_mlp
 from lightning_softprompt.backbones.kernels.prepacked_linear import plain_products, prepack
@@ -211,7 +211,7 @@ class Backbone(nn.Module, ABC):
     @property
     def window(self) -> int | None:
         """Maximum tokens of a row, including soft tokens; None if positions are not limited."""
-        limits = (self.learned_positions, configured_positions(self.model.config))
+        limits = (self.learned_positions, max_positions(self.model.config))
         return min((limit for limit in limits if limit is not None), default=None)
 
     def embed(self, ids: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.backbones.execution.lm_head import States
 from lightning_softprompt.backbones.generation.generate import uses_speculation
 from lightning_softprompt.backbones.generation.seq2seq import EncoderRows, Seq2SeqGenerator
-from lightning_softprompt.backbones.insertion.positions import DECODER_NAMES, configured_positions
+from lightning_softprompt.backbones.insertion.positions import DECODER_NAMES, max_positions
 from lightning_softprompt.backbones.insertion.splice import Spliced
 from lightning_softprompt.backbones.tokenization.codec import Codec
 from lightning_softprompt.core.backbone_spec import BackboneSpec
@@ -102,7 +102,7 @@ class Seq2SeqBackbone(Backbone):
         ids, decoder_ids = self.ids_of(rows, batch), self.decoder_ids(batch.targets)
         inputs = {"attention_mask": rows.mask.long(), "decoder_input_ids": decoder_ids, "use_cache": False}
         run = partial(self.entry.run, self.model, rows.embeds, ids, stack=self.stack, **inputs)
-        self.check_window(decoder_ids.shape[1], configured_positions(self.model.config, DECODER_NAMES))
+        self.check_window(decoder_ids.shape[1], max_positions(self.model.config, DECODER_NAMES))
         columns = torch.arange(len(self.opening) - 1, decoder_ids.shape[1], device=decoder_ids.device)
         with self.injected(prompt):
             return self.head.states(run, columns.expand_as(batch.targets))

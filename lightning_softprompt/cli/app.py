@@ -22,7 +22,7 @@ from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningCLI
 from torch import distributed
 
-from lightning_softprompt.backbones.insertion.positions import configured_positions
+from lightning_softprompt.backbones.insertion.positions import max_positions
 from lightning_softprompt.backbones.requirements import require_of_copy, takes_keys_and_values
 from lightning_softprompt.backbones.skeleton import Skeleton
 from lightning_softprompt.callbacks.algorithms.warm_start import WarmStart
@@ -307,7 +307,7 @@ def refuse_long_prompt(model: SoftPromptModule) -> None:
         ValueError: Naming the number of soft tokens and the window.
     """
     length = model.hparams.get("length")
-    window = configured_positions(Skeleton(model.spec).config)
+    window = max_positions(Skeleton(model.spec).config)
     if not isinstance(length, int) or window is None or takes_keys_and_values in model.requires:
         return
     if length >= window:

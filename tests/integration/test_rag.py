@@ -125,7 +125,7 @@ def test_soft_tokens_at_each_passage_are_trained_and_told_of_when_slots_are_miss
     assert "val/f1" in read_metrics(run)["val"]
     with pytest.raises(AssertionError):
         fit("--model=PromptTuning", "--model.length=[1, 2, 3]")
-    assert "3 soft blocks want as many slots, but the template has 1 {soft}" in capsys.readouterr().err
+    assert "3 soft blocks require as many slots, but the template has 1 {soft}" in capsys.readouterr().err
 
 
 def test_fewer_soft_tokens_are_tried_on_the_trained_prompt(fit, options):

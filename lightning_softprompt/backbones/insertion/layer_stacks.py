@@ -1,4 +1,4 @@
-"""The stacks of layers that a built model has: how many layers of which kinds, and copies of it with fewer of them."""
+"""The stacks of layers of a model: the number and kinds of their layers, and copies with fewer layers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-FEWEST = 2  # layers of a repeating stack that a shortened copy keeps, if it has more
+FEWEST = 2  # minimum number of layers of a shortened copy of a repeating stack
 
 
 @dataclass(frozen=True)
@@ -17,9 +17,9 @@ class Stack:
     """Layers that run one after another.
 
     Args:
-        parent: Qualified name of the module that has them.
-        names: Of the lists in it: one, or several of equal length that each have a piece of every layer.
-        kinds: Of each layer; layers of one kind have the same modules with parameters of the same shapes.
+        parent: Qualified name of the module that contains the layers.
+        names: Names of the lists in it: one, or several of equal length that each contain a part of every layer.
+        kinds: The kind of each layer; layers of one kind have the same modules with parameters of the same shapes.
     """
 
     parent: str
@@ -35,19 +35,20 @@ class Stack:
         return f"{self.parent}.{self.names[0]}".lstrip(".")
 
     def layers(self, model: nn.Module) -> Iterator[nn.Module]:
-        """Their modules in a model, those of the first layer first."""
+        """Yields the modules of the layers of a model, in order."""
         parent = model.get_submodule(self.parent)
-        for pieces in zip(*(getattr(parent, name) for name in self.names), strict=True):
-            yield from pieces
+        lists = [getattr(parent, name) for name in self.names]
+        for parts in zip(*lists, strict=True):
+            yield from parts
 
     @property
     def period(self) -> int:
-        """After how many layers the kinds repeat, whatever the first ones are."""
+        """Number of layers after which the kinds repeat, except for those at the beginning."""
         return self._repetition[1]
 
     @property
     def fewest(self) -> int:
-        """Layers of a copy that another period can be added to; all of them where nothing repeats."""
+        """Number of layers of the shortest copy to which a period can be added; all layers if no kinds repeat."""
         start, period = self._repetition
         if start + 2 * period > len(self):
             return len(self)
@@ -59,44 +60,47 @@ class Stack:
         count = len(self)
         for end in range(1, count + 1):
             for period in range(1, end + 1):
-                if all(self.kinds[n] == self.kinds[n - period] for n in range(end, count)):
+                if self.kinds[end:] == self.kinds[end - period : count - period]:
                     return end - period, period
-        raise AssertionError("a whole stack is its own period")
+        raise AssertionError("the complete stack is a period")
 
 
 def stacks_of(model: nn.Module) -> list[Stack]:
-    """All stacks of a model. Lists inside a layer, such as its experts, are part of the layer."""
-    return list(_stacks(model, ""))
+    """Returns all stacks of a model. Lists inside a layer, such as its experts, are part of the layer."""
+    return list(_find_stacks(model, ""))
 
 
-def _stacks(module: nn.Module, name: str) -> Iterator[Stack]:
-    lists = {n: child for n, child in module.named_children() if isinstance(child, nn.ModuleList) and len(child)}
+def _find_stacks(module: nn.Module, name: str) -> Iterator[Stack]:
+    children = dict(module.named_children())
+    lists = {key: child for key, child in children.items() if isinstance(child, nn.ModuleList) and len(child)}
     by_length: dict[int, list[str]] = {}
-    for own, child in lists.items():
-        by_length.setdefault(len(child), []).append(own)
-    for names in by_length.values():
-        layers = zip(*(lists[own] for own in names), strict=True)
-        yield Stack(name, tuple(names), tuple(tuple(_kind(piece) for piece in pieces) for pieces in layers))
-    for own, inner in module.named_children():
-        if own not in lists:
-            yield from _stacks(inner, f"{name}.{own}".lstrip("."))
+    for key, layers in lists.items():
+        by_length.setdefault(len(layers), []).append(key)
+    for keys in by_length.values():
+        parts_of_layers = zip(*(lists[key] for key in keys), strict=True)
+        kinds = tuple(tuple(map(_kind_of, parts)) for parts in parts_of_layers)
+        yield Stack(name, tuple(keys), kinds)
+    for key, child in children.items():
+        if key not in lists:
+            yield from _find_stacks(child, f"{name}.{key}".lstrip("."))
 
 
-def _kind(layer: nn.Module) -> Hashable:
+def _kind_of(layer: nn.Module) -> Hashable:
     shapes = tuple((name, tuple(parameter.shape)) for name, parameter in layer.named_parameters())
     return type(layer).__name__, shapes
 
 
 def shorten(model: nn.Module, counts: Mapping[Stack, int]) -> None:
-    """Leaves the first so many layers of each stack."""
+    """Removes all but the first layers of each stack, whose number is given by stack."""
     for stack, count in counts.items():
         parent: Any = model.get_submodule(stack.parent)
         for name in stack.names:
-            setattr(parent, name, nn.ModuleList(list(getattr(parent, name))[:count]))
+            layers = list(getattr(parent, name))
+            setattr(parent, name, nn.ModuleList(layers[:count]))
 
 
 def matrix_widths(model: nn.Module, stack: Stack, count: int) -> int:
-    """Rows and columns of the matrices in the first layers, added up: what a layer keeps grows with them."""
+    """Returns the sum of rows and columns of the matrices in the first layers, with which the saved tensors grow."""
     layers = islice(stack.layers(model), count * len(stack.names))
     return sum(sum(matrix.shape[-2:]) for layer in layers for matrix in _matrices(layer))
 

@@ -1,4 +1,4 @@
-"""A model's layers: how to run some of them only, again in the backward pass, or compiled."""
+"""Runs only some of a model's layers, recomputes them in the backward pass, or compiles them."""
 
 from __future__ import annotations
 
@@ -18,32 +18,33 @@ from lightning_softprompt.core.refusals import UnsupportedBackboneError
 
 
 class LayersUnsupportedError(UnsupportedBackboneError):
-    """A model whose layers cannot be run apart."""
+    """A model whose layers cannot be run separately."""
 
 
 def layers_of(model: nn.Module) -> tuple[nn.Module, str]:
-    """The module that holds a stack of layers, and under which name.
+    """Returns the module that contains the stack of layers, and the name of the stack in it.
 
     Raises:
         LayersUnsupportedError: If there is not exactly one stack.
     """
-    found = [
-        (parent, name)
-        for parent in model.modules()
-        for name, child in parent.named_children()
-        if isinstance(child, nn.ModuleList) and len(child) and isinstance(child[0], GradientCheckpointingLayer)
-    ]
-    if len(found) != 1:
+    children = ((parent, name, child) for parent in model.modules() for name, child in parent.named_children())
+    stacks = [(parent, name) for parent, name, child in children if _is_stack(child)]
+    if len(stacks) != 1:
         raise LayersUnsupportedError(
-            f"{type(model).__name__} has {len(found)} stacks of layers to run apart, and one is required; take "
-            f"another backbone, or a method that looks into no layer"
+            f"{type(model).__name__} has {len(stacks)} stacks of layers, and one is required; use another backbone, or "
+            "a method without prompts for single layers"
         )
-    return found[0]
+    return stacks[0]
+
+
+def _is_stack(module: nn.Module) -> bool:
+    is_list = isinstance(module, nn.ModuleList) and len(module) > 0
+    return is_list and isinstance(module[0], GradientCheckpointingLayer)  # type: ignore[index]
 
 
 @contextmanager
 def starting_at(model: PreTrainedModel, first: int, hidden: Tensor) -> Iterator[None]:
-    """The model without its layers below `first`, which is given these states [B, T, H] whatever the model embeds."""
+    """Removes the layers below `first` within the context; layer `first` then reads states [B, T, H]."""
     parent, name = layers_of(model)
     layers: Any = getattr(parent, name)
 
@@ -60,18 +61,18 @@ def starting_at(model: PreTrainedModel, first: int, hidden: Tensor) -> Iterator[
 
 
 class _ReachedError(Exception):
-    """Stops a run."""
+    """Stops a run at a layer."""
 
     def __init__(self, states: Tensor) -> None:
         self.states = states
 
 
 def states_before(stack: nn.Module, layer: int | None, run: Callable[[], Any]) -> Tensor:
-    """What a layer is given [B, T, H], without a run of it and those above; without a layer, what the stack gives.
+    """Returns the input states [B, T, H] of a layer, without running it and later layers.
 
     Args:
-        stack: The layers' module.
-        layer: The layer's number.
+        stack: The module of the layers.
+        layer: Index of the layer; None returns the output of the stack.
         run: Runs the stack.
     """
     if layer is None:
@@ -80,7 +81,8 @@ def states_before(stack: nn.Module, layer: int | None, run: Callable[[], Any]) -
     def stop(_: nn.Module, args: tuple[Tensor, ...]) -> None:
         raise _ReachedError(args[0])
 
-    handle = getattr(*layers_of(stack))[layer].register_forward_pre_hook(stop)
+    parent, name = layers_of(stack)
+    handle = getattr(parent, name)[layer].register_forward_pre_hook(stop)
     try:
         run()
     except _ReachedError as reached:
@@ -93,27 +95,27 @@ def states_before(stack: nn.Module, layer: int | None, run: Callable[[], Any]) -
 def recompute_layers(model: PreTrainedModel) -> None:
     """Makes a model's layers recompute themselves in the backward pass.
 
-    Transformers' own checkpointing works in training mode only, where its dropout works too.
+    Transformers' checkpointing requires training mode, which also enables dropout.
     """
     for layer in model.modules():
         if isinstance(layer, GradientCheckpointingLayer):
-            layer.forward = partial(_recomputed, layer.forward)
+            layer.forward = partial(_run_with_recomputation, layer.forward)
 
 
 def compile_layers(model: PreTrainedModel) -> None:
-    """Compiles each layer for itself, for rows of any length: quicker than the model as a whole, and as fast after."""
+    """Compiles each layer separately, for rows of any length: faster than compiling the model, with the same speed."""
     for layer in model.modules():
         if isinstance(layer, GradientCheckpointingLayer):
             layer.forward = torch.compile(layer.forward, dynamic=True)
 
 
-def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _run_with_recomputation(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
-    given = INJECTED.get()
+    extra = INJECTED.get()
 
-    def again(*args: Any, **kwargs: Any) -> Any:
-        with injected(given):  # the backward pass has left the context, perhaps the thread
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with injected(extra):  # the backward pass runs outside of the context, and possibly in another thread
             return forward(*args, **kwargs)
 
-    return checkpoint(again, *args, use_reentrant=False, **kwargs)
+    return checkpoint(run, *args, use_reentrant=False, **kwargs)

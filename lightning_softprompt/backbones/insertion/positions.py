@@ -1,4 +1,4 @@
-"""How many positions a model has: by its tables of learned positions, which running it shows, and its configuration."""
+"""The number of positions of a model, from its tables of learned positions and its configuration."""
 
 from __future__ import annotations
 
@@ -14,37 +14,43 @@ DECODER_NAMES = ("max_decoder_position_embeddings", *NAMES)
 
 
 class TableReads(TorchDispatchMode):
-    """Records the largest index that is read from each embedding table."""
+    """Records the largest index that a run reads from each embedding table."""
 
     def __init__(self) -> None:
         super().__init__()
         self.largest: dict[Tensor, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Runs an operation."""
+        """Runs an operation, and records the indices if it reads an embedding table."""
         if func is torch.ops.aten.embedding.default and isinstance(args[0], nn.Parameter) and args[1].numel():
             self.largest[args[0]] = max(self.largest.get(args[0], 0), int(args[1].max()))
         return func(*args, **(kwargs or {}))
 
 
-def learned_positions(short: TableReads, long: TableReads, step: int) -> int | None:
-    """Positions that the smallest table of learned positions has; None without such a table.
+def count_learned_positions(short: TableReads, long: TableReads, step: int) -> int | None:
+    """Returns the number of positions in the smallest table of learned positions; None without such a table.
+
+    A table of positions is one whose largest index grows with the length of a row.
 
     Args:
-        short: What a row read.
-        long: What a row that is `step` tokens longer read.
-        step: At least 2.
+        short: The reads of a row.
+        long: The reads of a row that is `step` tokens longer.
+        step: Difference of the lengths, at least 2.
     """
-    read = [(table, last, short.largest.get(table)) for table, last in long.largest.items()]
-    tables = [(table, last) for table, last, before in read if before is not None and last - before == step]
-    return min((len(table) - last for table, last in tables), default=None)
+    remaining = []  # positions of each table after the last one that the longer row reads
+    for table, last in long.largest.items():
+        last_of_short = short.largest.get(table)
+        if last_of_short is not None and last - last_of_short == step:
+            remaining.append(len(table) - last)
+    return min(remaining, default=None)
 
 
-def configured_positions(config: PreTrainedConfig, names: tuple[str, ...] = NAMES) -> int | None:
-    """Positions that a configuration names; None where they are not limited."""
+def max_positions(config: PreTrainedConfig, names: tuple[str, ...] = NAMES) -> int | None:
+    """Returns the number of positions in a configuration; None if they are not limited."""
     text: Any = config.get_text_config()
-    found = next((value for name in names if isinstance(value := getattr(text, name, None), int)), 0)
+    values = [getattr(text, name, None) for name in names]
+    positions = next((value for value in values if isinstance(value, int)), 0)
     rope = getattr(text, "rope_parameters", None) or {}
-    if rope.get("rope_type") == "dynamic":  # the configured length is the one that it starts to stretch from
-        found = int(found * rope.get("factor", 1.0))
-    return found if found > 0 else None
+    if rope.get("rope_type") == "dynamic":  # positions are stretched from the configured length on
+        positions = int(positions * rope.get("factor", 1.0))
+    return positions if positions > 0 else None

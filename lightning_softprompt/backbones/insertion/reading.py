@@ -1,4 +1,4 @@
-"""Tokens by id whose embeddings are replaced: how a model reads soft tokens where it takes ids only."""
+"""Token ids whose embeddings are replaced, so that a model that accepts only ids reads soft tokens."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Reading:
     """The input of generation: token ids, and the embeddings of the first of them.
 
     Args:
-        ids: [B, M] token ids; soft tokens and padding have placeholders.
+        ids: [B, M] token ids, with placeholders for soft tokens and padding.
         embeds: [B, m, H] embeddings of the first m tokens.
         inputs: Further inputs of transformers' `generate`: masks, positions and a cache.
     """

@@ -54,7 +54,7 @@ def test_gradients_reach_every_soft_token_from_every_row():
 
 
 def test_more_blocks_than_slots_is_an_error():
-    with pytest.raises(ValueError, match="2 soft blocks want as many slots, but the template has 1"):
+    with pytest.raises(ValueError, match="2 soft blocks require as many slots, but the template has 1"):
         splice(
             torch.randn(1, 4, H),
             torch.ones(1, 4, dtype=torch.bool),
