@@ -28,7 +28,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.backbones.loading import load_backbone
-from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, backbone_identity, write_prompt
+from lightning_softprompt.checkpoints.backbone_identity import backbone_identity
+from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, write_prompt
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.types import IGNORE, Batch
 from lightning_softprompt.data.classification import ClassificationDataModule

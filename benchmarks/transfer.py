@@ -28,8 +28,9 @@ from transfer_tables import draw, tables
 from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.backbones.kernels.prepacked_linear import is_supported
 from lightning_softprompt.backbones.loading import load_backbone
+from lightning_softprompt.checkpoints.backbone_identity import backbone_identity
 from lightning_softprompt.checkpoints.library import Library, soft_tokens
-from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, backbone_identity, read_prompt, write_prompt
+from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, read_prompt, write_prompt
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.data.classification import ClassificationDataModule
 from lightning_softprompt.data.multitask import MultitaskDataModule

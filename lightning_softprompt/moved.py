@@ -84,6 +84,7 @@ MOVED = {  # old module or class: new one, inside the package
     "checkpoints.plain": "checkpoints.hyperparameters",
     "checkpoints.restoring": "checkpoints.restore",
     "checkpoints.settings": "checkpoints.run_settings",
+    "checkpoints.sizes": "checkpoints.file_limits",
     "checkpoints.whole": "checkpoints.atomic_io",
     "commands.analysis_page": "reports.error_page",
     "commands.analysis_tables": "reports.error_tables",

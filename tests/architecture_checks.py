@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 
 from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.backbones.loading import FAMILIES, load_backbone
-from lightning_softprompt.checkpoints.prompt_file import backbone_identity
+from lightning_softprompt.checkpoints.backbone_identity import backbone_identity
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.refusals import UnsupportedBackboneError
 from lightning_softprompt.core.types import SoftPrompt

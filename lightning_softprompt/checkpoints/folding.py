@@ -26,7 +26,9 @@ def tensor_name(parameter: str) -> str:
 
 
 def prompt_to_tensors(prompt: SoftPrompt) -> dict[str, Tensor]:
-    """By name: `tokens` [1, P, H], `hidden.<layer>` [1, P, H], `kv.<kind>.<layer>.key` and `.value` [1, N, P, D].
+    """Returns the tensors of a prompt by name.
+
+    The names are `tokens` [1, P, H], `hidden.<layer>` [1, P, H], `kv.<kind>.<layer>.key` and `.value` [1, N, P, D].
 
     Raises:
         ValueError: If the prompt is not the same for every row.
@@ -39,7 +41,8 @@ def prompt_to_tensors(prompt: SoftPrompt) -> dict[str, Tensor]:
     tensors |= {f"hidden.{layer}": tokens for layer, tokens in prompt.hidden.items()}
     for kind, layers in prompt.kv.items():
         for layer, pair in layers.items():
-            tensors |= {f"kv.{kind}.{layer}.{side}": t for side, t in zip(SIDES, pair, strict=True)}
+            for side, tensor in zip(SIDES, pair, strict=True):
+                tensors[f"kv.{kind}.{layer}.{side}"] = tensor
     if any(len(tensor) != 1 for tensor in tensors.values()):
         raise ValueError("an input-dependent prompt cannot be folded: it is computed from each row")
     return tensors
@@ -54,20 +57,23 @@ def compute_shared_prompt(
         ValueError: If the prompt depends on the row.
     """
     row = backbone.codec.encode(Template("{soft}a {target}").pieces({}), "a")
-    batch = backbone.codec.collate([row] * 2, task_ids=None if task is None else torch.tensor([task] * 2))
+    task_ids = None if task is None else torch.tensor([task] * 2)
+    batch = backbone.codec.collate([row] * 2, task_ids=task_ids)
     prompt = method(batch.to(backbone.word_embeddings.device))
-    return tensors_to_prompt(
-        {name: tensor.clone() for name, tensor in prompt_to_tensors(prompt).items()}, prompt.blocks
-    )
+    tensors = {name: tensor.clone() for name, tensor in prompt_to_tensors(prompt).items()}
+    return tensors_to_prompt(tensors, prompt.blocks)
 
 
 def tensors_to_prompt(tensors: Mapping[str, Tensor], blocks: tuple[int, ...] | None = None) -> SoftPrompt:
-    """The prompt of tensors that `prompt_to_tensors` named."""
-    hidden = {int(name.split(".")[1]): t for name, t in tensors.items() if name.startswith("hidden.")}
+    """Returns the prompt of tensors that are named as by `prompt_to_tensors`."""
+    hidden: dict[int, Tensor] = {}
     kv: dict[str, dict[int, tuple[Tensor, Tensor]]] = {}
-    for name in tensors:
-        if name.startswith("kv.") and name.endswith(".key"):
+    for name, tensor in tensors.items():
+        if name.startswith("hidden."):
+            hidden[int(name.split(".")[1])] = tensor
+        elif name.startswith("kv.") and name.endswith(".key"):
             _, kind, layer, _ = name.split(".")
-            kv.setdefault(kind, {})[int(layer)] = tensors[name], tensors[name.removesuffix("key") + "value"]
-    given: KeysValues = kv
-    return SoftPrompt(tokens=tensors.get("tokens"), blocks=blocks, kv=given, hidden=hidden)
+            value = tensors[f"kv.{kind}.{layer}.value"]
+            kv.setdefault(kind, {})[int(layer)] = tensor, value
+    keys_values: KeysValues = kv
+    return SoftPrompt(tokens=tensors.get("tokens"), blocks=blocks, kv=keys_values, hidden=hidden)

@@ -11,6 +11,8 @@ from typing import Any
 
 from lightning import LightningModule
 
+from lightning_softprompt.checkpoints.registry import class_path
+
 
 def to_plain(value: Any) -> Any:
     """Converts a value to the form of a config file: objects become `class_path` and `init_args`, paths become text.
@@ -23,31 +25,27 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, Mapping):
-        return {str(k): to_plain(v) for k, v in value.items()}
+        return {str(key): to_plain(item) for key, item in value.items()}
     if isinstance(value, Sequence | set | frozenset):
-        return [to_plain(v) for v in value]
-    if is_dataclass(value) and not isinstance(value, type):
-        return {
-            "class_path": _path(type(value)),
-            "init_args": {f.name: to_plain(getattr(value, f.name)) for f in fields(value)},
-        }
-    if isinstance(value, partial) and (
-        made := next((a for a in (value.func, *value.args) if isinstance(a, type)), None)
-    ):
-        return {
-            "class_path": _path(made),
-            "init_args": to_plain(value.keywords),
-        }  # jsonargparse hides the class in args
+        return [to_plain(item) for item in value]
+    return _object_to_plain(value)
+
+
+def _object_to_plain(value: Any) -> dict[str, Any]:
+    """Converts a class, a dataclass or a partial of a class."""
     if isinstance(value, type):
-        return {"class_path": _path(value)}
+        return {"class_path": class_path(value)}
+    if is_dataclass(value):
+        arguments = {field.name: to_plain(getattr(value, field.name)) for field in fields(value)}
+        return {"class_path": class_path(type(value)), "init_args": arguments}
+    if isinstance(value, partial):
+        for candidate in (value.func, *value.args):  # jsonargparse passes the class as the first argument
+            if isinstance(candidate, type):
+                return {"class_path": class_path(candidate), "init_args": to_plain(value.keywords)}
     raise ValueError(
-        f"{value!r} cannot be kept in a checkpoint as plain values; pass a class or functools.partial(AdamW, lr=0.1) "
+        f"{value!r} cannot be saved in a checkpoint as plain values; pass a class or functools.partial(AdamW, lr=0.1) "
         f"instead of a lambda, and a dataclass instead of another object"
     )
-
-
-def _path(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def save_plain_hyperparameters(module: LightningModule, frame: FrameType | None, leave_out: Sequence[str] = ()) -> None:
@@ -58,5 +56,5 @@ def save_plain_hyperparameters(module: LightningModule, frame: FrameType | None,
     module.save_hyperparameters(frame=frame, ignore=leave_out, logger=False)
     for name, value in module.hparams.items():
         module.hparams[name] = to_plain(value)
-    module.hparams.setdefault("_class_path", _path(type(module)))
+    module.hparams.setdefault("_class_path", class_path(type(module)))
     module.hparams.setdefault("_instantiator", "lightning.pytorch.cli.instantiate_module")

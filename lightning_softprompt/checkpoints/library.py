@@ -14,12 +14,7 @@ from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, read_promp
 
 log = logging.getLogger(__name__)
 NAME = re.compile(r"\w[\w.-]*")
-TOKENS = (
-    "tokens",
-    parameter_name("tokens"),
-    "shared",
-)  # of plain soft tokens, of folded ones, of those that tasks share
-
+TOKENS = ("tokens", parameter_name("tokens"), "shared")  # parameters of plain, folded and shared soft tokens
 OTHER_PARTS = ("u", "v", "readout")  # allowed in addition: factors of tasks and the readout
 
 
@@ -77,34 +72,42 @@ def refuse_other_backbone(one: SavedPrompt, path: Path, other: SavedPrompt, othe
     Raises:
         ValueError: Naming both.
     """
-    prints = [str(saved.backbone.get("fingerprint")) for saved in (one, other)]
-    names = [saved.backbone.get("name") for saved in (one, other)]
-    if prints[0] == prints[1]:
+    fingerprint, other_fingerprint = (str(saved.backbone.get("fingerprint")) for saved in (one, other))
+    if fingerprint == other_fingerprint:
         return
-    schemes = {bool(SAMPLED.fullmatch(each)) for each in prints}
-    if len(schemes) > 1 and names[0] == names[1]:
+    name, other_name = (saved.backbone.get("name") for saved in (one, other))
+    has_other_scheme = bool(SAMPLED.fullmatch(fingerprint)) != bool(SAMPLED.fullmatch(other_fingerprint))
+    if has_other_scheme and name == other_name:
         log.warning(
-            "%s and %s have fingerprints of different versions, which cannot be compared; both are of %s",
-            path, other_path, names[0],
+            "%s and %s have fingerprints of different versions, which cannot be compared; both are for %s",
+            path, other_path, name,
         )  # fmt: skip
         return
-    found = [f"{p} is of {name}" for p, name in zip((path, other_path), names, strict=True)]
-    raise ValueError(f"{' and '.join(found)}: prompts of different backbones cannot be compared")
+    raise ValueError(
+        f"{path} is for {name} and {other_path} is for {other_name}: prompts of different backbones cannot be compared"
+    )
 
 
 def soft_tokens(saved: SavedPrompt, path: Path, name: str | None = None) -> Tensor:
-    """Returns soft tokens [P, H] in float32, from the parameter of that name, or the detected one.
+    """Returns soft tokens [P, H] in float32.
+
+    Args:
+        saved: The prompt.
+        path: Its file, for messages.
+        name: The parameter; None to detect it.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If the prompt has no such parameter, or consists of more than soft tokens.
     """
-    found = next((wanted for wanted in (TOKENS if name is None else (name,)) if wanted in saved.tensors), None)
-    if found is None:
+    candidates = TOKENS if name is None else (name,)
+    parameter = next((candidate for candidate in candidates if candidate in saved.tensors), None)
+    if parameter is None:
         raise ValueError(f"{path} has no soft tokens in {name or TOKENS}, but {sorted(saved.tensors)}")
-    rest = [key for key in saved.tensors if key != found and key.partition(".")[0] not in OTHER_PARTS]
-    if rest and name is None:
+    others = [other for other in saved.tensors if other != parameter]
+    unexpected = sorted(other for other in others if other.partition(".")[0] not in OTHER_PARTS)
+    if unexpected and name is None:
         raise ValueError(
-            f"{path} has more than soft tokens, {sorted(rest)}: a network makes them, or they are not all that acts; "
-            f"fold it first, with softprompt fold {path}"
+            f"{path} has more than soft tokens, {unexpected}: a network computes them, or the prompt has other parts; "
+            f"fold it first with softprompt fold {path}"
         )
-    return saved.tensors[found].float().flatten(0, -2)  # folded ones have a leading 1
+    return saved.tensors[parameter].float().flatten(0, -2)  # folded soft tokens are [1, P, H]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
+from types import ModuleType
 from typing import Any, cast
 
 from lightning.pytorch.cli import ReduceLROnPlateau
@@ -14,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 import lightning_softprompt
 from lightning_softprompt.moved import current_path
+from lightning_softprompt.system.printable import shorten
 from lightning_softprompt.system.trust import is_standard, is_trusted
 
 PACKAGE = "lightning_softprompt"
@@ -43,86 +45,92 @@ BASES = (
 
 
 def find_class(path: object) -> type:
-    """The class of an import path that a file names.
+    """Returns the class of an import path in a file.
 
     Raises:
-        ValueError: If files may not name it, with the option that allows it where there is one.
+        ValueError: If files may not name the class. The message names the option that allows it, if there is one.
     """
     check_class(path)
-    named = current_path(cast(str, path))
-    if named in (torch_classes := _torch_classes()):
-        return torch_classes[named]
-    if named.partition(".")[0] == PACKAGE:
-        return _package_class(named)
-    if is_trusted(named):
-        return _trusted_class(named)
+    current = current_path(cast(str, path))
+    torch_classes = _torch_classes()
+    if current in torch_classes:
+        return torch_classes[current]
+    if current.partition(".")[0] == PACKAGE:
+        return _find_plugin(current)
+    if is_trusted(current):
+        return _import_trusted_class(current)
     raise ValueError(
-        f"it names {_short(named)}, which is neither a plug-in of this package nor an optimizer or scheduler of "
-        f"PyTorch. If you trust that module, give --trust {named.rpartition('.')[0] or named}"
+        f"it names {shorten(current, 200)}, which is neither a plug-in of this package nor an optimizer or scheduler "
+        f"of PyTorch. If you trust that module, give --trust {current.rpartition('.')[0] or current}"
     )
 
 
 def check_class(path: object) -> None:
-    """Refuses a name that no plug-in, optimizer or scheduler can have, such as a function of the standard library.
+    """Refuses names that cannot be plug-ins, optimizers or schedulers, such as those of the standard library.
 
     Raises:
         ValueError: Naming it.
     """
     if not isinstance(path, str) or not all(part.isidentifier() for part in path.split(".")):
-        raise ValueError(f"expected the import path of a class, got {_short(path)}")
+        raise ValueError(f"expected the import path of a class, got {shorten(path, 200)}")
     if path in _torch_classes():
         return
     if is_standard(path) or path.partition(".")[0] == "torch":
-        raise ValueError(f"it names {_short(path)}, which is not a plug-in, an optimizer or a scheduler")
+        raise ValueError(f"it names {shorten(path, 200)}, which is not a plug-in, an optimizer or a scheduler")
     if path.partition(".")[0] == PACKAGE:
-        _package_class(current_path(path))
+        _find_plugin(current_path(path))
 
 
 @cache
 def _torch_classes() -> dict[str, type]:
-    """Optimizers and schedulers by each of their import paths."""
-    schedulers = (*vars(lr_scheduler).values(), ReduceLROnPlateau)
-    known: dict[str, type] = {}
-    for cls, base, home in (
-        *((value, Optimizer, "torch.optim") for value in vars(optim).values()),
-        *((value, LRScheduler, "torch.optim.lr_scheduler") for value in schedulers),
-    ):
-        if isinstance(cls, type) and issubclass(cls, base):
-            shown = home if cls.__module__.startswith("torch") else cls.__module__
-            known |= {f"{shown}.{cls.__name__}": cls, f"{cls.__module__}.{cls.__qualname__}": cls}
-    return known | {"pytorch_lightning.cli.ReduceLROnPlateau": ReduceLROnPlateau}
+    """Returns optimizers and schedulers by each of their import paths."""
+    classes = {**_subclasses(optim, Optimizer), **_subclasses(lr_scheduler, LRScheduler)}
+    classes[class_path(ReduceLROnPlateau)] = ReduceLROnPlateau
+    classes["pytorch_lightning.cli.ReduceLROnPlateau"] = ReduceLROnPlateau
+    return classes
 
 
-def _trusted_class(path: str) -> type:
+def _subclasses(module: ModuleType, base: type) -> dict[str, type]:
+    """Returns the subclasses in a module by the path of their definition, and those of PyTorch by the module, too."""
+    classes: dict[str, type] = {}
+    for value in vars(module).values():
+        if isinstance(value, type) and issubclass(value, base):
+            classes[class_path(value)] = value
+            if value.__module__.startswith("torch"):
+                classes[f"{module.__name__}.{value.__name__}"] = value
+    return classes
+
+
+def _import_trusted_class(path: str) -> type:
     module, _, name = path.rpartition(".")
     try:
-        found = getattr(import_module(module), name, None)
+        value = getattr(import_module(module), name, None)
     except ImportError as error:
         raise ValueError(f"it names {path}, and the module {module} cannot be imported: {error}") from error
-    if not isinstance(found, type):
+    if not isinstance(value, type):
         raise ValueError(f"it names {path}, which is not a class")
-    return found
+    return value
 
 
-def _package_class(path: str) -> type:
-    """A plug-in of this package; the path may also lead through a folder or the package that exports it."""
+def _find_plugin(path: str) -> type:
+    """Returns a plug-in of this package, by the path of its definition or of a package that exports it."""
     module, _, name = path.rpartition(".")
-    place = module.split(".")[1:2]
-    found = None
+    folder = module.split(".")[1:2]
+    value = None
     if module == PACKAGE and name in lightning_softprompt.__all__:
-        found = getattr(lightning_softprompt, name)
-    elif place and place[0] in PLUGIN_FOLDERS:
+        value = getattr(lightning_softprompt, name)
+    elif folder and folder[0] in PLUGIN_FOLDERS:
         try:
-            found = getattr(import_module(module), name, None)
+            value = getattr(import_module(module), name, None)
         except ModuleNotFoundError:
-            found = None
-    if isinstance(found, type) and is_plugin(found):
-        return found
+            value = None
+    if isinstance(value, type) and is_plugin(value):
+        return value
     raise ValueError(f"it names {path}, which is not a plug-in of this version of the package")
 
 
 def is_plugin(cls: type) -> bool:
-    """Whether a class is defined in a plug-in folder of this package, as a subclass of one of the package's bases."""
+    """Returns whether a class is defined in a plug-in folder, as a subclass of a base class of this package."""
     package, _, rest = cls.__module__.partition(".")
     if package != PACKAGE or rest.partition(".")[0] not in PLUGIN_FOLDERS:
         return False
@@ -135,34 +143,30 @@ def _bases() -> tuple[type, ...]:
 
 
 def package_base(path: str) -> type:
-    """One of the package's base classes; it is imported here because its module imports this one."""
+    """Returns a base class of this package. It is imported on demand, because its module imports this one."""
     module, _, name = path.rpartition(".")
-    found: type = getattr(import_module(f"{PACKAGE}.{module}"), name)
-    return found
+    base: type = getattr(import_module(f"{PACKAGE}.{module}"), name)
+    return base
 
 
 def class_path(cls: type) -> str:
-    """The import path that names a class."""
+    """Returns the import path of a class."""
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def resolve_class_paths(value: Any) -> Any:
-    """Plain values whose class paths are those of the definitions, so that two names of a class compare equal."""
+    """Replaces class paths in plain values with those of the definitions, so that two paths of a class are equal."""
     if isinstance(value, Mapping):
-        return {
-            key: _definition(inner) if key in ("class_path", "_class_path") else resolve_class_paths(inner)
-            for key, inner in value.items()
-        }
+        resolved = {}
+        for key, inner in value.items():
+            is_class = key in ("class_path", "_class_path")
+            resolved[key] = _definition_path(inner) if is_class else resolve_class_paths(inner)
+        return resolved
     return [resolve_class_paths(inner) for inner in value] if isinstance(value, list) else value
 
 
-def _definition(path: Any) -> Any:
+def _definition_path(path: Any) -> Any:
     try:
         return class_path(find_class(path))
-    except ValueError:  # a class of the user's, which only the command line may name
+    except ValueError:  # a class of the user, which only the command line may name
         return path
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 200 else f"{text[:200]}..."

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_softprompt.renamed_options import rename_settings
+from lightning_softprompt.system.printable import shorten
 
 log = logging.getLogger(__name__)
 SETTINGS = "settings"  # key of a checkpoint
@@ -18,7 +19,7 @@ TYPES = {"state_dict": Mapping, "loops": Mapping, "callbacks": Mapping, "hyper_p
 FIT_LOOP = ("state_dict", "epoch_loop.state_dict", "epoch_loop.batch_progress", "epoch_progress",
             "epoch_loop.automatic_optimization.optim_progress")  # fmt: skip
 PROGRESS = ("epoch", "global_step", "state_dict", "loops", "callbacks", "optimizer_states", "lr_schedulers")
-SHOWN = 100  # characters of a value that a message shows
+MAX_SHOWN = 100  # characters of a value in a message
 
 Settings = Mapping[str, Any]  # plain values by name, such as data.template
 
@@ -34,9 +35,10 @@ def refuse_incomplete(checkpoint: Mapping[str, Any], path: Path) -> None:
         raise ValueError(f"{path} cannot be resumed: it was changed, and {', '.join(wrong)} are of another type")
     missing = [name for name in PROGRESS if name not in checkpoint]
     loop = checkpoint.get("loops", {}).get("fit_loop")
-    missing += [f"loops.fit_loop.{name}" for name in FIT_LOOP if isinstance(loop, Mapping) and name not in loop]
-    missing += [SETTINGS] if SETTINGS in checkpoint and not checkpoint[SETTINGS] else []
-    missing += [name for name in ("loops", "callbacks", "optimizer_states") if not checkpoint.get(name, True)]
+    if isinstance(loop, Mapping):
+        missing += [f"loops.fit_loop.{name}" for name in FIT_LOOP if name not in loop]
+    not_empty = (SETTINGS, "loops", "callbacks", "optimizer_states")
+    missing += [name for name in not_empty if name in checkpoint and not checkpoint[name]]
     callbacks = checkpoint.get("callbacks")
     if isinstance(callbacks, Mapping) and callbacks and "RngState" not in callbacks:
         missing.append("callbacks.RngState")
@@ -63,28 +65,29 @@ def refuse_contradicting_progress(checkpoint: Mapping[str, Any], path: Path) -> 
         if checkpoint[name] != count:
             raise ValueError(
                 f"{path} cannot be resumed: it was changed, and its {name} is {checkpoint[name]}, while its loops have "
-                f"counted {shorten(count)}"
+                f"counted {shorten(count, MAX_SHOWN)}"
             )
 
 
-def refuse_changes(saved: Settings, here: Settings, accepted: Iterable[str], path: Path) -> None:
+def refuse_changes(saved: Settings, current: Settings, accepted: Iterable[str], path: Path) -> None:
     """Refuses to resume with settings that differ from those of the checkpoint.
 
     Args:
         saved: Settings of the checkpoint.
-        here: Settings of the command.
+        current: Settings of the command.
         accepted: Names whose changes are accepted; a name covers all names below it, as `data` covers `data.template`.
         path: The checkpoint, for messages.
 
     Raises:
         ValueError: Naming each difference that is not accepted.
     """
-    changed, names = find_differences(rename_settings(saved), here), list(accepted)
-    refused = {name: text for name, text in changed.items() if not any(covers(each, name) for each in names)}
+    changed = find_differences(rename_settings(saved), current)
+    accepted_names = list(accepted)
+    refused = [text for name, text in changed.items() if not any(covers(accepted, name) for accepted in accepted_names)]
     if refused:
         raise ValueError(
-            f"{path} belongs to a run with other data or settings: {'; '.join(refused.values())}. Give those of its "
-            f"run (--config config.yaml of its folder), or accept the changes with --run.accept_changes "
+            f"{path} belongs to a run with other data or settings: {'; '.join(refused)}. Use the settings of its run "
+            f"(--config config.yaml of its folder), or accept the changes with --run.accept_changes "
             f"{','.join(changed)}; the result then differs from that of an uninterrupted run"
         )
     for text in changed.values():
@@ -93,21 +96,19 @@ def refuse_changes(saved: Settings, here: Settings, accepted: Iterable[str], pat
 
 def find_differences(one: Settings, other: Settings) -> dict[str, str]:
     """Describes the settings that differ, by name. Settings that only one version of the package has are left out."""
-    changed = [name for name in sorted({*one} & {*other}) if to_json(one[name]) != to_json(other[name])]
-    return {name: f"{name} was {shorten(one[name])} and is {shorten(other[name])}" for name in changed}
+    differences = {}
+    for name in sorted(set(one) & set(other)):
+        before, now = one[name], other[name]
+        if to_json(before) != to_json(now):
+            differences[name] = f"{name} was {shorten(before, MAX_SHOWN)} and is {shorten(now, MAX_SHOWN)}"
+    return differences
 
 
 def covers(name: str, setting: str) -> bool:
-    """Whether a name stands for a setting: it is the setting's or that of a part it belongs to."""
+    """Returns whether a name is that of a setting or of a part that contains the setting."""
     return setting == name or setting.startswith(f"{name}.")
 
 
 def to_json(value: Any) -> str:
     """Serializes a value; the text preserves the order of mappings and distinguishes 1 from 1.0."""
     return json.dumps(value, ensure_ascii=False)
-
-
-def shorten(value: Any) -> str:
-    """Formats a value for a message, truncated."""
-    text = repr(value)
-    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."

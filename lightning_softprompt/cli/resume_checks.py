@@ -12,8 +12,9 @@ from typing import Any
 
 from jsonargparse import Namespace
 
+from lightning_softprompt.checkpoints.checkpoint_file import SEED, load_checkpoint
 from lightning_softprompt.checkpoints.hyperparameters import to_plain
-from lightning_softprompt.checkpoints.prompt_file import SEED, load_checkpoint, read_prompt
+from lightning_softprompt.checkpoints.prompt_file import read_prompt
 from lightning_softprompt.checkpoints.registry import resolve_class_paths
 from lightning_softprompt.checkpoints.run_settings import (
     SETTINGS,

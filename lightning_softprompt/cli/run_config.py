@@ -9,15 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning_softprompt.checkpoints.arguments import (
-    PLAIN,
-    as_config,
-    check_plain,
-    read_arguments,
-    read_class,
-    read_value,
-    shorten,
-)
+from lightning_softprompt.checkpoints.arguments import read_arguments, read_class, read_value
+from lightning_softprompt.checkpoints.class_spec import as_config
+from lightning_softprompt.checkpoints.plain_values import PLAIN, check_plain
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.methods.base import SoftPromptModule
@@ -26,6 +20,7 @@ from lightning_softprompt.retrieval.chosen import refuse_strange_names
 from lightning_softprompt.retrieval.manifest import NAME as MANIFEST
 from lightning_softprompt.runs.run_spec import RunSpec
 from lightning_softprompt.system.plain_yaml import read_yaml
+from lightning_softprompt.system.printable import shorten
 from lightning_softprompt.training.replicas import ReplicaSpec
 
 WORD = re.compile(r"[\w:+,-]*")  # a trainer setting by name, such as bf16-mixed; never an import path or a file

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
 
-from lightning_softprompt.checkpoints.prompt_file import load_checkpoint
+from lightning_softprompt.checkpoints.checkpoint_file import load_checkpoint
 from lightning_softprompt.system.atomic_files import write_file
 
 RECORD = "run.json"

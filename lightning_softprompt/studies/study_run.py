@@ -104,7 +104,7 @@ class StudyRun:
 
     def _can_resume(self) -> bool:
         """Returns whether there is an intact last checkpoint; after a power failure it may be incomplete."""
-        from lightning_softprompt.checkpoints.prompt_file import load_checkpoint
+        from lightning_softprompt.checkpoints.checkpoint_file import load_checkpoint
 
         if self.command != "fit" or not self.record.is_file() or not self._last_checkpoint.is_file():
             return False

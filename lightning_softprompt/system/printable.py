@@ -42,6 +42,16 @@ def metric_name(text: object) -> str:
     return printable(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
+def shorten(value: object, length: int = 120) -> str:
+    """Returns the representation of a value for a message, truncated.
+
+    >>> shorten([10, 20, 30], length=5)
+    '[10, ...'
+    """
+    text = repr(value)
+    return text if len(text) <= length else f"{text[:length]}..."
+
+
 def html_text(text: object) -> str:
     """Printable text as part of a page."""
     return escape(printable(text))

@@ -23,7 +23,9 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
 from lightning_softprompt.backbones.prompted_lm import PromptedLM
-from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, backbone_identity, load_checkpoint, write_prompt
+from lightning_softprompt.checkpoints.backbone_identity import backbone_identity
+from lightning_softprompt.checkpoints.checkpoint_file import load_checkpoint
+from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, write_prompt
 from lightning_softprompt.cli.commands.fold import fold
 from lightning_softprompt.core.types import SoftPrompt
 from lightning_softprompt.evaluation.classification import ClassificationEvaluation
@@ -212,7 +214,7 @@ def test_a_renamed_key_is_an_error(saved):
     checkpoint["state_dict"][f"{name}_before"] = value
     torch.save(checkpoint, path)
     with pytest.raises(
-        ValueError, match=f'(?s)run.ckpt holds other tensors.*Missing key.*"{name}".*Unexpected key.*"{name}_before"'
+        ValueError, match=f'(?s)run.ckpt contains other tensors.*Missing key.*"{name}".*Unexpected key.*"{name}_before"'
     ):
         type(module).load_from_checkpoint(path)
 

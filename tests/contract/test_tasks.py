@@ -10,7 +10,7 @@ from tiny import CLASSES, MASKED, TEMPLATES, batch_of, encoded, more_padding, on
 from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
-from lightning_softprompt.checkpoints.prompt_file import load_checkpoint
+from lightning_softprompt.checkpoints.checkpoint_file import load_checkpoint
 from lightning_softprompt.core.types import Classes
 from lightning_softprompt.evaluation.by_task import EvaluationByTask
 from lightning_softprompt.evaluation.classification import ClassificationEvaluation

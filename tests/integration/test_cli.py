@@ -225,7 +225,7 @@ def test_the_last_checkpoint_of_a_named_run_is_scored_without_a_config_and_its_c
     assert main(["predict", f"--ckpt_path={folder / 'checkpoints' / 'last.ckpt'}", *wrong]) == 2
     assert f"give {tmp_path / 'predictions.jsonl'}" in capsys.readouterr().err
     assert main(["test", f"--ckpt_path={folder / 'checkpoints'}"]) == 2
-    assert "which is a folder; name a file" in capsys.readouterr().err
+    assert "which is a folder; use one of its files" in capsys.readouterr().err
 
 
 def suggested(error):

@@ -8,7 +8,8 @@ import torch
 from row_files import write_rows
 
 from lightning_softprompt.backbones.loading import load_backbone
-from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, backbone_identity, write_prompt
+from lightning_softprompt.checkpoints.backbone_identity import backbone_identity
+from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, write_prompt
 from lightning_softprompt.cli.commands import interpolate
 from lightning_softprompt.cli.dry_parse import parse_run
 from lightning_softprompt.core.backbone_spec import BackboneSpec

@@ -11,7 +11,8 @@ from forks import as_of_torchrun, ended, forked
 from lightning.pytorch.strategies import ModelParallelStrategy
 from row_files import write_rows
 
-from lightning_softprompt.checkpoints.prompt_file import load_checkpoint, read_prompt
+from lightning_softprompt.checkpoints.checkpoint_file import load_checkpoint
+from lightning_softprompt.checkpoints.prompt_file import read_prompt
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.distributed.sharding import spec_for_sharding
 from lightning_softprompt.distributed.strategy import ShardedStrategy, refuse_untested_strategy

@@ -5,7 +5,7 @@ import os
 import pytest
 from row_files import write_rows
 
-from lightning_softprompt.checkpoints.prompt_file import load_checkpoint
+from lightning_softprompt.checkpoints.checkpoint_file import load_checkpoint
 from lightning_softprompt.cli.app import main
 from lightning_softprompt.runs.run_spec import last_folder
 

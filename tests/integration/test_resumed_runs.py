@@ -7,8 +7,9 @@ import torch
 from row_files import write_rows
 from runs import read_metrics
 
+from lightning_softprompt.checkpoints.checkpoint_file import load_checkpoint
 from lightning_softprompt.checkpoints.class_names import class_names
-from lightning_softprompt.checkpoints.prompt_file import load_checkpoint, read_prompt
+from lightning_softprompt.checkpoints.prompt_file import read_prompt
 from lightning_softprompt.cli.app import main
 from lightning_softprompt.runs.run_spec import last_folder
 

@@ -18,7 +18,8 @@ import yaml
 from lightning.pytorch import Callback, Trainer
 from torch.utils.data import DataLoader
 
-from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, backbone_identity, write_prompt
+from lightning_softprompt.checkpoints.backbone_identity import backbone_identity
+from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, write_prompt
 from lightning_softprompt.cli.commands.configs import configs_folder
 from lightning_softprompt.cli.parser import Parser
 from lightning_softprompt.cli.plugins import import_plugins

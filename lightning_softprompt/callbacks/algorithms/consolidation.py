@@ -13,13 +13,9 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_softprompt.checkpoints.prompt_file import (
-    SavedPrompt,
-    backbone_identity,
-    load_checkpoint,
-    read_prompt,
-    write_prompt,
-)
+from lightning_softprompt.checkpoints.backbone_identity import backbone_identity
+from lightning_softprompt.checkpoints.checkpoint_file import load_checkpoint
+from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, read_prompt, write_prompt
 from lightning_softprompt.core.types import Batch
 from lightning_softprompt.methods.optimizers import trainable_parameters
 from lightning_softprompt.runs.loggers import is_logging_step

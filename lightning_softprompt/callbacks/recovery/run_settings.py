@@ -7,9 +7,10 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lightning_softprompt.checkpoints.run_settings import SETTINGS, shorten, to_json
+from lightning_softprompt.checkpoints.run_settings import SETTINGS, to_json
 from lightning_softprompt.distributed.collectives import gather_objects
 from lightning_softprompt.runs.run_settings import CommandSettings
+from lightning_softprompt.system.printable import shorten
 
 Settings = Mapping[str, Any]
 

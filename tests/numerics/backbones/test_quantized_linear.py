@@ -11,7 +11,7 @@ from transformers import AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
 from lightning_softprompt.backbones.kernels import quantized_linear
 from lightning_softprompt.backbones.loading import load_backbone
-from lightning_softprompt.checkpoints.prompt_file import backbone_identity, check_backbone
+from lightning_softprompt.checkpoints.backbone_identity import backbone_identity, check_backbone
 from lightning_softprompt.cli.commands import doctor
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.types import SoftPrompt

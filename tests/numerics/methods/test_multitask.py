@@ -10,7 +10,8 @@ from tiny import CLASSES, SEQ2SEQ, TEXTS, batch_of, real
 from torch.testing import assert_close
 
 from lightning_softprompt.backbones.prompted_lm import PromptedLM
-from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, backbone_identity, write_prompt
+from lightning_softprompt.checkpoints.backbone_identity import backbone_identity
+from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, write_prompt
 from lightning_softprompt.cli.commands.fold import fold
 from lightning_softprompt.methods import (
     ATTEMPT,

@@ -18,7 +18,8 @@ from tiny import CAUSAL, TEMPLATES, batch_of, encoded
 from torch.testing import assert_close
 
 from lightning_softprompt.backbones.prompted_lm import PromptedLM
-from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, backbone_identity, write_prompt
+from lightning_softprompt.checkpoints.backbone_identity import backbone_identity
+from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, write_prompt
 from lightning_softprompt.core.types import IGNORE, SoftPrompt
 from lightning_softprompt.methods import MPT, PrefixTuning, PTuning
 from lightning_softprompt.objectives.language_modeling import LanguageModeling

@@ -15,7 +15,7 @@ from lightning_softprompt.backbones import fingerprint as module
 from lightning_softprompt.backbones import loading as loading
 from lightning_softprompt.backbones.causal import CausalBackbone
 from lightning_softprompt.backbones.loading import load_backbone
-from lightning_softprompt.checkpoints.prompt_file import backbone_identity, check_backbone
+from lightning_softprompt.checkpoints.backbone_identity import backbone_identity, check_backbone
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.system.cache_dirs import cache_folder
 

@@ -10,7 +10,8 @@ from hostile import VALUES, fuzz, nothing_happens
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, load_checkpoint, read_prompt, write_prompt
+from lightning_softprompt.checkpoints.checkpoint_file import load_checkpoint
+from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, read_prompt, write_prompt
 from lightning_softprompt.checkpoints.restore import load_method
 
 FAMILIES = ("llama",)

@@ -7,8 +7,8 @@ from lightning.pytorch import LightningModule, Trainer
 from tiny import CLASSES, batch_of
 from torch.optim import SGD, AdamW
 
+from lightning_softprompt.checkpoints.checkpoint_file import load_checkpoint
 from lightning_softprompt.checkpoints.hyperparameters import to_plain
-from lightning_softprompt.checkpoints.prompt_file import load_checkpoint
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.methods import PromptTuning
 from lightning_softprompt.methods.base import SoftPromptModule

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from lightning_softprompt.checkpoints.backbone_identity import backbone_identity
 from lightning_softprompt.checkpoints.library import Library, soft_tokens
-from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, backbone_identity, read_prompt, write_prompt
+from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, read_prompt, write_prompt
 from lightning_softprompt.cli.commands import prompts
 from lightning_softprompt.methods import MPT, DePT, PromptTuning, ResidualPromptTuning
 from lightning_softprompt.prompts.from_checkpoints import FromCheckpoints, FromLibrary

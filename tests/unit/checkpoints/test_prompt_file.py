@@ -12,14 +12,9 @@ from safetensors.torch import save_file
 
 from lightning_softprompt.checkpoints import prompt_file
 from lightning_softprompt.checkpoints.atomic_io import AtomicCheckpointIO
+from lightning_softprompt.checkpoints.backbone_identity import backbone_identity, check_backbone
 from lightning_softprompt.checkpoints.library import Library
-from lightning_softprompt.checkpoints.prompt_file import (
-    SavedPrompt,
-    backbone_identity,
-    check_backbone,
-    read_prompt,
-    write_prompt,
-)
+from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, read_prompt, write_prompt
 from lightning_softprompt.checkpoints.restore import load_method
 
 FAMILIES = ("llama",)
@@ -236,7 +231,7 @@ def test_names_of_tensors_are_no_paths(prompt, backbone, tmp_path):
     tensors = {"../../out": torch.ones(3), "tokens": torch.ones(3, 32)}
     given = {"_class_path": "lightning_softprompt.methods.PromptTuning", "length": 3}
     write_prompt(tmp_path / "p.safetensors", SavedPrompt(tensors, prompt.backbone, given))
-    with pytest.raises(ValueError, match=r"p\.safetensors holds other tensors.*Unexpected key"):
+    with pytest.raises(ValueError, match=r"p\.safetensors contains other tensors.*Unexpected key"):
         load_method(read_prompt(tmp_path / "p.safetensors"), tmp_path / "p.safetensors", backbone)
 
 

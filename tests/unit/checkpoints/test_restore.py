@@ -110,6 +110,13 @@ def test_a_readout_is_a_registered_class_with_plain_arguments(write, backbone, v
         load_method(read_prompt(path), path, backbone)
 
 
+def test_a_number_larger_than_all_tensors_is_refused_before_the_method_is_created(write, backbone, monkeypatch):
+    path = write(length=10**12)
+    monkeypatch.setattr(PromptTuning, "__init__", lambda *_, **__: pytest.fail("created"))
+    with pytest.raises(ValueError, match=r"length is 1000000000000, more than the file has numbers"):
+        load_method(read_prompt(path), path, backbone)
+
+
 def doors(path, backbone):
     """Every way to read a method from a file."""
     return {

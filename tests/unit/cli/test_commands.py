@@ -359,10 +359,10 @@ def test_runs_are_handed_over_with_all_their_words(monkeypatch):
     ("words", "said"),
     [
         (["study", "study.yaml", "--folder", "file"], "File exists: 'file'"),
-        (["study", "list.yaml"], "list.yaml: common must have values by option"),
-        (["study", "stages.yaml"], "stages.yaml: stages must have a name for each"),
+        (["study", "list.yaml"], "list.yaml: common must be a mapping from options to values"),
+        (["study", "stages.yaml"], "stages.yaml: stages must map names to options"),
         (["study", "study.yaml", "--folder", "damaged", "--show"], "run.json is damaged"),
-        (["study", "study.yaml", "--folder", "foreign", "--show"], "run.json is no record of a run"),
+        (["study", "study.yaml", "--folder", "foreign", "--show"], "run.json is not the record of a run"),
         (["configs", "--copy", "file"], "Not a directory"),
         (["estimate", "--devices", "0"], "--devices must be at least 1, got 0"),
         (["estimate", "--tokens", "-3"], "--tokens must be at least 1, got -3"),

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, backbone_identity, write_prompt
+from lightning_softprompt.checkpoints.backbone_identity import backbone_identity
+from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, write_prompt
 from lightning_softprompt.prompts.cross_model import FromAnchors, anchors
 from lightning_softprompt.prompts.init import embed_tokens
 
