@@ -13,8 +13,8 @@ from zipfile import BadZipFile, ZipFile, ZipInfo
 import torch
 from torch import Tensor
 
-from lightning_softprompt.checkpoints.file_limits import check_archive, check_values
 from lightning_softprompt.checkpoints.run_settings import SETTINGS
+from lightning_softprompt.checkpoints.safe_loading.file_limits import check_archive, check_values
 from lightning_softprompt.moved import current_names
 
 SEED = "seed"  # key of a checkpoint: the seed of the run

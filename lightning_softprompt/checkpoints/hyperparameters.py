@@ -11,7 +11,7 @@ from typing import Any
 
 from lightning import LightningModule
 
-from lightning_softprompt.checkpoints.registry import class_path
+from lightning_softprompt.checkpoints.safe_loading.registry import class_path
 
 
 def to_plain(value: Any) -> Any:

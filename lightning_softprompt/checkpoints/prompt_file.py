@@ -17,7 +17,7 @@ from torch import Tensor
 from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.checkpoints.backbone_identity import check_backbone
 from lightning_softprompt.checkpoints.checkpoint_file import are_tensors, load_checkpoint, missing_file
-from lightning_softprompt.checkpoints.file_limits import check_header
+from lightning_softprompt.checkpoints.safe_loading.file_limits import check_header
 from lightning_softprompt.moved import current_names
 from lightning_softprompt.system.atomic_files import refuse_special_file, write_file_with
 from lightning_softprompt.system.tensor_files import hash_tensors

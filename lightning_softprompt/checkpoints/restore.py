@@ -9,11 +9,11 @@ from typing import Any, Protocol, cast
 from torch import Tensor
 
 from lightning_softprompt.backbones.base import Backbone
-from lightning_softprompt.checkpoints.build_limits import check_numbers, limit_build
 from lightning_softprompt.checkpoints.checkpoint_file import are_tensors, load_checkpoint
-from lightning_softprompt.checkpoints.lightning_loading import module_to_trust, replace_instantiate_module
-from lightning_softprompt.checkpoints.method_spec import create_method, read_method
 from lightning_softprompt.checkpoints.prompt_file import SavedPrompt
+from lightning_softprompt.checkpoints.safe_loading.build_limits import check_numbers, limit_build
+from lightning_softprompt.checkpoints.safe_loading.lightning_loading import module_to_trust, replace_instantiate_module
+from lightning_softprompt.checkpoints.safe_loading.method_spec import create_method, read_method
 from lightning_softprompt.core.types import Batch, SoftPrompt
 from lightning_softprompt.system.trust import trust_modules
 

@@ -9,7 +9,7 @@ from pkgutil import walk_packages
 from jsonargparse._util import resolved_import_paths
 
 import lightning_softprompt
-from lightning_softprompt.checkpoints.registry import PACKAGE, PLUGIN_FOLDERS
+from lightning_softprompt.checkpoints.safe_loading.registry import PACKAGE, PLUGIN_FOLDERS
 
 
 @cache

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning_softprompt.checkpoints.arguments import read_arguments, read_class, read_value
-from lightning_softprompt.checkpoints.class_spec import as_config
-from lightning_softprompt.checkpoints.plain_values import PLAIN, check_plain
+from lightning_softprompt.checkpoints.safe_loading.arguments import read_arguments, read_class, read_value
+from lightning_softprompt.checkpoints.safe_loading.class_spec import as_config
+from lightning_softprompt.checkpoints.safe_loading.plain_values import PLAIN, check_plain
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.methods.base import SoftPromptModule

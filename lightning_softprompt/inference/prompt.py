@@ -13,11 +13,11 @@ import torch
 from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.backbones.generation.decoding import Decoding
 from lightning_softprompt.backbones.generation.row_format import RowFormat
-from lightning_softprompt.checkpoints.arguments import read_arguments
 from lightning_softprompt.checkpoints.backbone_identity import backbone_identity
-from lightning_softprompt.checkpoints.class_spec import build
 from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, read_prompt, write_prompt
 from lightning_softprompt.checkpoints.restore import load_method
+from lightning_softprompt.checkpoints.safe_loading.arguments import read_arguments
+from lightning_softprompt.checkpoints.safe_loading.class_spec import build
 from lightning_softprompt.core.types import Batch, Classes, Encoded, Example, Spans
 from lightning_softprompt.data.tagging import spans
 from lightning_softprompt.evaluation.base import Evaluation

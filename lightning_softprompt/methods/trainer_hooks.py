@@ -20,11 +20,11 @@ from lightning_softprompt.backbones.prompted_lm import PromptedLM
 from lightning_softprompt.backbones.requirements import TOKENS
 from lightning_softprompt.backbones.skeleton import random_batch
 from lightning_softprompt.checkpoints.backbone_identity import backbone_identity, check_backbone
-from lightning_softprompt.checkpoints.build_limits import limit_build
 from lightning_softprompt.checkpoints.checkpoint_file import SEED
 from lightning_softprompt.checkpoints.class_names import check_class_names
 from lightning_softprompt.checkpoints.prompt_file import BACKBONE, ROWS
 from lightning_softprompt.checkpoints.restore import load_module, load_tensors
+from lightning_softprompt.checkpoints.safe_loading.build_limits import limit_build
 from lightning_softprompt.core.types import Batch, SoftPrompt
 from lightning_softprompt.distributed.sharding import global_loss_scale, mean_over_processes
 from lightning_softprompt.methods.optimizers import OptimizerFactory, advance_schedule, step_plateau_schedules

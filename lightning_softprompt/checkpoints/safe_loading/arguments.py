@@ -14,9 +14,9 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from lightning_softprompt.checkpoints.class_spec import ClassSpec
-from lightning_softprompt.checkpoints.plain_values import SCALARS, check_plain, iterate_mappings
-from lightning_softprompt.checkpoints.registry import class_path, find_class
+from lightning_softprompt.checkpoints.safe_loading.class_spec import ClassSpec
+from lightning_softprompt.checkpoints.safe_loading.plain_values import SCALARS, check_plain, iterate_mappings
+from lightning_softprompt.checkpoints.safe_loading.registry import class_path, find_class
 from lightning_softprompt.system.printable import shorten
 
 CLASS_KEYS = {"class_path", "init_args", "dict_kwargs"}

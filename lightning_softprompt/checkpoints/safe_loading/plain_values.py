@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from types import NoneType
 from typing import Any
 
-from lightning_softprompt.checkpoints.registry import check_class
+from lightning_softprompt.checkpoints.safe_loading.registry import check_class
 
 MAX_DEPTH = 32
 MAX_VALUES = 200_000

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from lightning_softprompt.checkpoints.class_spec import ClassSpec
+from lightning_softprompt.checkpoints.safe_loading.class_spec import ClassSpec
 
 FACTORIES = ("empty", "zeros", "ones", "full", "rand", "randn", "randint", "randperm", "arange", "linspace", "eye",
              "normal", "empty_strided")  # fmt: skip

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning_softprompt.checkpoints.arguments import read_arguments, read_class
-from lightning_softprompt.checkpoints.class_spec import ClassSpec, build
-from lightning_softprompt.checkpoints.plain_values import check_names, check_plain
-from lightning_softprompt.checkpoints.registry import class_path, package_base
+from lightning_softprompt.checkpoints.safe_loading.arguments import read_arguments, read_class
+from lightning_softprompt.checkpoints.safe_loading.class_spec import ClassSpec, build
+from lightning_softprompt.checkpoints.safe_loading.plain_values import check_names, check_plain
+from lightning_softprompt.checkpoints.safe_loading.registry import class_path, package_base
 
 NOT_ARGUMENTS = ("_class_path", "_instantiator", "replicas", "evaluation", "data")
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import lightning.pytorch.cli
 
-from lightning_softprompt.checkpoints.method_spec import create_method, method_base, read_method
-from lightning_softprompt.checkpoints.plain_values import PLAIN
-from lightning_softprompt.checkpoints.registry import PACKAGE, class_path
+from lightning_softprompt.checkpoints.safe_loading.method_spec import create_method, method_base, read_method
+from lightning_softprompt.checkpoints.safe_loading.plain_values import PLAIN
+from lightning_softprompt.checkpoints.safe_loading.registry import PACKAGE, class_path
 from lightning_softprompt.system.trust import trust_modules
 
 _lightning_instantiate_module = lightning.pytorch.cli.instantiate_module
