@@ -147,7 +147,7 @@ def test_notes_are_summarized_without_and_with_a_prompt(folder, tiny_folder):
 def test_questions_are_answered_from_documents(folder, tiny_folder, capsys):
     page = read_page("rag_qa")
     save_files(page, folder)
-    smaller = {QUESTION: "{passages}{soft}{question} : {target}", "passages: 2": "passages: 1"}
+    smaller = {QUESTION: "{passages}{soft}{question} : {target}", "count: 2": "count: 1"}
     smaller["batch_size: 4"] = "batch_size: 4\n  max_tokens: 40\n  max_target_tokens: 4"
     edit(folder / "handbook.yaml", smaller)
     page = page.replace("--model.length 20", "--model.length 4")
