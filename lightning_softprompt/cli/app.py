@@ -58,7 +58,7 @@ from lightning_softprompt.system.atomic_files import expand_home
 from lightning_softprompt.system.plain_yaml import read_yaml
 from lightning_softprompt.system.trust import parse_trust_options, trust_modules
 from lightning_softprompt.training.monitors import (
-    monitored_metric,
+    choose_monitor,
     refuse_monitor,
     refuse_monitors,
     refuse_unvalidated,
@@ -183,8 +183,7 @@ class SoftPromptCLI(LightningCLI):
         refuse_callbacks(callbacks)
         if self.subcommand != "fit":
             return
-        names = self.model.names if isinstance(self.model, Replicas) else ()
-        metrics = validation_metrics(self.datamodule.evaluation, names)
+        metrics = validation_metrics(self.datamodule.evaluation, self.model.replica_names)
         refuse_monitors(callbacks, metrics)
         plateau = self.model.scheduler_monitor()
         if config.trainer.limit_val_batches == 0:
@@ -192,7 +191,7 @@ class SoftPromptCLI(LightningCLI):
         if plateau is not None:
             refuse_monitor("--model.scheduler.monitor", plateau, metrics)
         if config.run.monitor is not None:
-            monitor, _ = monitored_metric(config.run, self.datamodule.evaluation)
+            monitor, _ = choose_monitor(config.run, self.datamodule.evaluation)
             refuse_monitor("--run.monitor", monitor, metrics)
 
     def _check_backbone(self) -> None:
@@ -222,7 +221,7 @@ class SoftPromptCLI(LightningCLI):
             kwargs["enable_progress_bar"] = False  # standard output is for the predictions
         elif objects.trainer.enable_progress_bar is not False and not _has_progress_bar(callbacks):
             callbacks.append(RichProgressBar(console_kwargs=PLAIN_TEXT))
-        start = self.session.starting(self._config_writer(), text)
+        start = self.session.create_start(self._config_writer(), text)
         of_session = self.session.callbacks(config.init_from, config.get("ckpt_path"), text)
         loggers = [*_as_list(objects.trainer.logger), *self.session.loggers]
         trainer = super().instantiate_trainer(callbacks=[start, *callbacks, *of_session], logger=loggers, **kwargs)
@@ -239,7 +238,7 @@ class SoftPromptCLI(LightningCLI):
             text: The config of the command as YAML.
         """
         command = str(self.subcommand)
-        monitor = monitored_metric(run, self.datamodule.evaluation)
+        monitor = choose_monitor(run, self.datamodule.evaluation)
         settings = CommandSettings(yaml.safe_load(text), self.datamodule, command, monitor)
         if self._settings_check is not None:
             self._settings_check(settings.of_config if settings.prepares else settings.kept)

@@ -67,6 +67,7 @@ class TrainerHooks(LightningModule, ABC):
     `SoftPromptModule`.
     """
 
+    replica_names: Sequence[str] = ()  # names in logs and files; empty for a single method
     _row_formats: Mapping[str, RowFormat] = {}
 
     @property
@@ -137,7 +138,8 @@ class TrainerHooks(LightningModule, ABC):
         metrics = []
         for values in logs:
             loss = mean_over_processes(values["loss"].detach(), self.loaded)
-            metrics.append({f"train/{name}": value.detach() for name, value in {**values, "loss": loss}.items()})
+            logged = {**values, "loss": loss}
+            metrics.append({f"train/{name}": value.detach() for name, value in logged.items()})
         summary = self.summarize(metrics)
         self.log_dict(summary, batch_size=rows)
         self.log("loss", summary["train/loss"], prog_bar=True, logger=False, batch_size=rows)

@@ -37,7 +37,10 @@ class ByTask(Objective):
         outcomes = [self._objective_for(part)(lm, part) for part in parts]
         if len(parts) == 1:
             return outcomes[0]
-        losses = [len(part) / len(batch) * outcome.loss for part, outcome in zip(parts, outcomes, strict=True)]
+        losses = []
+        for part, outcome in zip(parts, outcomes, strict=True):
+            share = len(part) / len(batch)
+            losses.append(share * outcome.loss)
         return Outcome(torch.stack(losses).sum())
 
     def count(self, batch: Batch) -> Tensor:

@@ -40,8 +40,8 @@ class Teacher:
     def answer(self, backbone: Backbone, batch: Batch) -> list[Tensor]:
         """Computes the log-probabilities [targets, V] of each row."""
         logits = backbone(batch, self.method.prompt(batch))
-        each = zip(logits, batch.targets != IGNORE, strict=True)
-        return [row[said].float().log_softmax(-1) for row, said in each]
+        rows = zip(logits, batch.targets != IGNORE, strict=True)
+        return [row[has_target].float().log_softmax(-1) for row, has_target in rows]
 
 
 @final
@@ -51,9 +51,9 @@ class Distillation(Objective):
 
     The divergence is between the token distributions at each target, averaged over targets; the squared error is
     between the final states of the input tokens (Wang et al. 2023, arXiv 2303.02861, section 3.2). Teachers are trained
-    beforehand, one per task, on the same backbone, by any method, and stay frozen. Each step takes two forward passes
-    in addition to that of L. The log-probabilities of teachers can be cached on disk, which saves one of the two when
-    a row is seen again, at 4 bytes per target and word of the vocabulary.
+    in earlier runs, one per task, on the same backbone, by any method, and stay frozen. Each step takes two forward
+    passes in addition to that of L. The log-probabilities of teachers can be cached on disk, which saves one of the two
+    when a row is seen again, at 4 bytes per target and word of the vocabulary.
 
     Args:
         teachers: `prompt.safetensors` files or checkpoints of the teachers, in the order of the tasks, or one for all.
@@ -72,8 +72,11 @@ class Distillation(Objective):
     def __call__(self, lm: PromptedLM, batch: Batch) -> Outcome:
         """Computes the loss, averaged over rows."""
         outcome = (self.base or ByTask())(lm, batch)
-        parts = [(len(own) / len(batch), self._distance(task, lm, own)) for task, _, own in batch.by_task()]
-        distance = torch.stack([share * part for share, part in parts]).sum()
+        parts = []
+        for task, _, rows_of_task in batch.by_task():
+            share = len(rows_of_task) / len(batch)
+            parts.append(share * self._distance(task, lm, rows_of_task))
+        distance = torch.stack(parts).sum()
         logs = {**outcome.logs, "task_loss": outcome.loss, "distillation": distance}
         return Outcome(outcome.loss + self.weight * distance, logs)
 
@@ -91,7 +94,8 @@ class Distillation(Objective):
         with torch.no_grad():
             target_states = lm.backbone.hidden_states(batch, teacher.method.prompt(batch))[batch.mask]  # [tokens, H]
         states = lm.backbone.hidden_states(batch, lm.prompt(batch))[batch.mask]
-        return distance + self.hidden * (states.float() - target_states.float()).pow(2).mean()
+        squared_error = (states.float() - target_states.float()).pow(2).mean()
+        return distance + self.hidden * squared_error
 
     @torch.no_grad()
     def _teacher_log_probabilities(self, teacher: Teacher, lm: PromptedLM, batch: Batch) -> Tensor:

@@ -70,8 +70,9 @@ class FromAnchors(Init):
     def map_tokens(self, tokens: Tensor, there: Tensor, here: Tensor) -> Tensor:
         """Maps tokens [P, H of the source] to [P, H], given the embeddings of the anchors in both backbones [A, H]."""
         gram = (there.T @ there).double()
-        ridge = self.ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
-        mapping = torch.linalg.solve(gram + ridge, (there.T @ here).double())
+        scale = self.ridge * gram.diagonal().mean()
+        regularized = gram + scale * torch.eye(len(gram), dtype=gram.dtype)
+        mapping = torch.linalg.solve(regularized, (there.T @ here).double())
         return (tokens.double() @ mapping).float()
 
 
@@ -81,7 +82,8 @@ def anchors(source: Codec, target: Codec) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: If there are none.
     """
-    texts = {str(source.tokenizer.decode([number])).strip() for number in range(len(source.tokenizer))}
+    decoded = [str(source.tokenizer.decode([number])) for number in range(len(source.tokenizer))]
+    texts = {text.strip() for text in decoded}
     words = [f" {text}" for text in sorted(texts) if text.isalpha()]
     if not words:
         raise ValueError("the vocabulary of the source backbone has no words")

@@ -46,11 +46,14 @@ class Context:
                 template_spans = ((0, len(part)),) if kind == "literal" else ()
                 pieces.append(Text(part, template_spans=template_spans))
         ids, places = codec.tokenize(pieces)
-        owners = [next(span for span in spans if end <= span[0]) for _, end in places]
-        kinds = torch.tensor([KINDS[kind] for _, kind, _ in owners])
-        numbers = torch.tensor([number for *_, number in owners])
+        token_kinds, token_numbers = [], []
+        for _, end in places:
+            _, kind, number = next(span for span in spans if end <= span[0])
+            token_kinds.append(KINDS[kind])
+            token_numbers.append(number)
         has_start = tuple(ids[: len(codec.start)]) == codec.start
-        return cls(torch.tensor(ids), kinds, numbers, () if has_start else codec.start)
+        start = () if has_start else codec.start
+        return cls(torch.tensor(ids), torch.tensor(token_kinds), torch.tensor(token_numbers), start)
 
     def weights(self, decay: float) -> Tensor:
         """Weights [P] of answer tokens: decay for the last demonstration, decay^2 for the previous one; 0 elsewhere."""
@@ -59,7 +62,8 @@ class Context:
 
     def batch(self) -> Batch:
         """Returns the demonstrations as one row whose targets are their answers."""
-        ids = torch.cat([torch.tensor(self.start, dtype=torch.long), self.ids])[None]
+        start = torch.tensor(self.start, dtype=torch.long)
+        ids = torch.cat([start, self.ids])[None]
         mask = torch.ones_like(ids, dtype=torch.bool)
         source = torch.arange(ids.shape[1])[None] < len(self.start)
         targets = self.ids.where(self.kinds == LABEL, IGNORE)[None]

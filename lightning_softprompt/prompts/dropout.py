@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from torch.nn.functional import dropout
 
@@ -14,10 +15,10 @@ def apply_dropout(prompt: SoftPrompt, rate: float) -> SoftPrompt:
 
     Tensors that are shared by all rows have one mask for all rows.
     """
-    kv = {
-        kind: {layer: (dropout(key, rate), dropout(value, rate)) for layer, (key, value) in layers.items()}
-        for kind, layers in prompt.kv.items()
-    }
+    kv: dict[str, Any] = {kind: {} for kind in prompt.kv}
+    for kind, layers in prompt.kv.items():
+        for layer, (key, value) in layers.items():
+            kv[kind][layer] = dropout(key, rate), dropout(value, rate)
     tokens = None if prompt.tokens is None else dropout(prompt.tokens, rate)
     hidden = {layer: dropout(states, rate) for layer, states in prompt.hidden.items()}
     return replace(prompt, tokens=tokens, kv=kv, hidden=hidden)

@@ -40,7 +40,8 @@ class FromCheckpoints(Init):
     name: str | None = None
 
     def __post_init__(self) -> None:
-        if not self.paths or (self.weights is not None and len(self.weights) != len(self.paths)):
+        num_weights = len(self.paths) if self.weights is None else len(self.weights)
+        if not self.paths or num_weights != len(self.paths):
             raise ValueError(f"FromCheckpoints requires paths and as many weights, got {self.paths} and {self.weights}")
 
     def __call__(self, backbone: Backbone, length: int) -> Tensor:
@@ -82,7 +83,8 @@ class FromLibrary(Init):
         query = load_soft_tokens(Path(self.query), backbone, length)
         prompts = {name: load_soft_tokens(library.path(name), backbone, length) for name in library.read()}
         weights = most_similar(query, prompts, self.top, self.measure)
-        log.info("Initializing from %s", ", ".join(f"{weight:.3f} {name}" for name, weight in weights.items()))
+        mixture = [f"{weight:.3f} {name}" for name, weight in weights.items()]
+        log.info("Initializing from %s", ", ".join(mixture))
         return weighted_sum([prompts[name] for name in weights], list(weights.values()))
 
 
@@ -106,7 +108,7 @@ def most_similar(query: Tensor, prompts: dict[str, Tensor], top: int, measure: M
 
 def weighted_sum(tokens: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """Computes the weighted sum of soft tokens [P, H]."""
-    terms = [weight * one for weight, one in zip(weights, tokens, strict=True)]
+    terms = [weight * of_prompt for weight, of_prompt in zip(weights, tokens, strict=True)]
     return torch.stack(terms).sum(0)
 
 
@@ -119,9 +121,9 @@ def load_soft_tokens(path: Path, backbone: Backbone, length: int, name: str | No
     saved = read_prompt(path)
     saved.check(backbone, path)
     tokens = soft_tokens(saved, path, name)
-    if tokens.shape != (length, backbone.hidden_size):
+    expected = [length, backbone.hidden_size]
+    if list(tokens.shape) != expected:
         raise ValueError(
-            f"{path} has soft tokens of shape {list(tokens.shape)}, expected {[length, backbone.hidden_size]}; set "
-            f"length to {len(tokens)}"
+            f"{path} has soft tokens of shape {list(tokens.shape)}, expected {expected}; set length to {len(tokens)}"
         )
     return tokens

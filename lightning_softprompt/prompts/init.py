@@ -6,6 +6,7 @@ All draw from torch's global generator, which the run seeds.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -73,8 +74,9 @@ class SampleVocabulary(Init):
         """Returns soft tokens [P, H]."""
         words = len(backbone.word_embeddings)
         pool = words if self.first is None else min(self.first, words)
-        drawn = torch.cat([torch.randperm(pool) for _ in range(max(1, -(-length // pool)))])[:length]
-        return embed_tokens(backbone, drawn)
+        repetitions = max(1, math.ceil(length / pool))
+        permutations = [torch.randperm(pool) for _ in range(repetitions)]
+        return embed_tokens(backbone, torch.cat(permutations)[:length])
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,8 @@ class FromText(Init):
         ids = torch.tensor(backbone.codec.template_ids(self.text)[:length], dtype=torch.long)
         if not len(ids):
             raise ValueError(f"FromText requires a text with at least one token, got {self.text!r}")
-        return torch.cat([embed_tokens(backbone, ids), SampleVocabulary()(backbone, length - len(ids))])
+        extension = SampleVocabulary()(backbone, length - len(ids))
+        return torch.cat([embed_tokens(backbone, ids), extension])
 
 
 @dataclass(frozen=True)
@@ -132,11 +135,12 @@ class FromCheckpoint(Init):
         saved.check(backbone, Path(self.path))
         if self.name not in saved.tensors:
             raise ValueError(f"{self.path} has no {self.name!r}; it has {sorted(saved.tensors)}")
-        tokens = saved.tensors[self.name].float().flatten(0, -2)  # those of folded prompts are [1, P, H]
-        if tokens.shape != (length, backbone.hidden_size):
+        tokens = saved.tensors[self.name].float().flatten(0, -2)  # a folded prompt has [1, P, H]
+        expected = [length, backbone.hidden_size]
+        if list(tokens.shape) != expected:
             raise ValueError(
-                f"{self.path} has soft tokens of shape {list(tokens.shape)}, expected "
-                f"{[length, backbone.hidden_size]}; set length to {len(tokens)}"
+                f"{self.path} has soft tokens of shape {list(tokens.shape)}, expected {expected}; set length to "
+                f"{len(tokens)}"
             )
         return tokens
 

@@ -38,7 +38,8 @@ class NormalKeysValues(KeysValuesInit):
     def __call__(self, backbone: Backbone, kind: str, length: int) -> Tensor:
         """Returns keys and values [L, 2, P, N * D]."""
         sites = backbone.attentions[kind]
-        return torch.randn(len(sites), 2, length, sites.heads * sites.size) * self.std
+        width = sites.heads * sites.size
+        return torch.randn(len(sites), 2, length, width) * self.std
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ class Activations(KeysValuesInit):
 
     def __call__(self, backbone: Backbone, kind: str, length: int) -> Tensor:
         """Returns keys and values [L, 2, P, N * D]."""
-        ids = [*(backbone.codec.start if self.start else ()), *backbone.codec.template_ids(self.text)]
+        start = backbone.codec.start if self.start else ()
+        ids = [*start, *backbone.codec.template_ids(self.text)]
         if not ids:
             raise ValueError(f"Activations requires a text with at least one token, got {self.text!r}")
         repeated = (ids * (length // len(ids) + 1))[:length]
@@ -150,5 +152,6 @@ class DeepPrompt(nn.Module):
 
     def forward(self) -> Pairs:
         """Returns keys and values [1, N, P, D] by layer."""
-        split = self.made().unflatten(3, (self.heads, -1)).transpose(2, 3)  # [L, 2, N, P, D]
-        return {number: (layer[:1], layer[1:]) for number, layer in zip(self.layers, split, strict=True)}
+        by_head = self.made().unflatten(3, (self.heads, -1))  # [L, 2, P, N, D]
+        pairs = by_head.transpose(2, 3)  # [L, 2, N, P, D]
+        return {layer: (pair[:1], pair[1:]) for layer, pair in zip(self.layers, pairs, strict=True)}

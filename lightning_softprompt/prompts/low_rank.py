@@ -9,7 +9,9 @@ from torch import Tensor
 def uniform_factors(length: int, rank: int, width: int, size: float) -> tuple[Tensor, Tensor]:
     """Draws A [P, R] and B [R, H] uniformly, with a bound that gives A B the root mean square `size`."""
     bound = (3 * size / rank**0.5) ** 0.5  # each of R terms is the product of two variances bound^2 / 3
-    return (torch.rand(length, rank) * 2 - 1) * bound, (torch.rand(rank, width) * 2 - 1) * bound
+    a = torch.rand(length, rank) * 2 - 1
+    b = torch.rand(rank, width) * 2 - 1
+    return a * bound, b * bound
 
 
 def singular_factors(tokens: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -22,4 +24,6 @@ def singular_factors(tokens: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         raise ValueError(f"rank {rank} exceeds that of soft tokens {list(tokens.shape)}; lower rank or raise length")
     u, s, v = torch.linalg.svd(tokens, full_matrices=False)
     root = s[:rank].sqrt()
-    return u[:, :rank] * root, root[:, None] * v[:rank]
+    a = u[:, :rank] * root
+    b = root[:, None] * v[:rank]
+    return a, b

@@ -53,15 +53,19 @@ def _merge_tokens(parts: Sequence[Part], batch: int) -> tuple[Tensor | None, Ten
     with_tokens = [(rows, prompt.tokens, prompt) for rows, prompt in parts if prompt.tokens is not None]
     if not with_tokens:
         return None, None, None
-    blocks_of_parts = [_block_lengths(prompt) for *_, prompt in with_tokens]
-    num_slots = max(map(len, blocks_of_parts))
-    blocks_of_parts = [(*blocks, *[0] * (num_slots - len(blocks))) for blocks in blocks_of_parts]
+    unpadded = [_block_lengths(prompt) for *_, prompt in with_tokens]
+    num_slots = max(len(blocks) for blocks in unpadded)
+    blocks_of_parts = []
+    for blocks in unpadded:
+        missing_slots = num_slots - len(blocks)
+        blocks_of_parts.append((*blocks, *[0] * missing_slots))
     longest = tuple(max(lengths) for lengths in zip(*blocks_of_parts, strict=True))
     merged_tokens, merged_masks = [], []
     for (rows, tokens, prompt), blocks in zip(with_tokens, blocks_of_parts, strict=True):
         mask = _mask_or_ones(tokens, prompt.token_mask)
         padded_tokens, padded_masks = [], []
-        for block, block_mask, size in zip(tokens.split(blocks, 1), mask.split(blocks, 1), longest, strict=True):
+        token_blocks, mask_blocks = tokens.split(blocks, 1), mask.split(blocks, 1)
+        for block, block_mask, size in zip(token_blocks, mask_blocks, longest, strict=True):
             missing = size - block.shape[1]
             padded_tokens.append(pad(block, (0, 0, 0, missing)))
             padded_masks.append(pad(block_mask, (0, missing)))
@@ -89,32 +93,41 @@ def _merge_shifts(parts: Sequence[Part], batch: Batch) -> Tensor | None:
 
 def _merge_key_values(kind: str, parts: Sequence[Part], batch: int) -> tuple[dict[int, tuple[Tensor, Tensor]], Tensor]:
     """Merges keys and values [B, N, P, D] by layer; also returns the mask [B, P] of those that each row has."""
-    with_kind = [(rows, prompt.kv[kind], prompt.kv_mask.get(kind)) for rows, prompt in parts if kind in prompt.kv]
+    with_kind = []
+    for rows, prompt in parts:
+        if kind in prompt.kv:
+            with_kind.append((rows, prompt.kv[kind], prompt.kv_mask.get(kind)))
     if len({frozenset(layers) for _, layers, _ in with_kind}) > 1:
         raise ValueError(f"prompts with {kind} keys in different layers cannot be merged; run them separately")
-    longest = max(key.shape[2] for _, layers, _ in with_kind for key, _ in layers.values())
+    keys = [key for _, layers, _ in with_kind for key, _ in layers.values()]
+    longest = max(key.shape[2] for key in keys)
 
     def merge_side(layer: int, side: int) -> Tensor:
         padded = []
         for rows, layers, _ in with_kind:
             tensor = layers[layer][side]
-            padded.append((rows, pad(tensor, (0, 0, 0, longest - tensor.shape[2]))))
+            missing = longest - tensor.shape[2]
+            padded.append((rows, pad(tensor, (0, 0, 0, missing))))
         return _scatter_rows(padded, batch)
 
-    pairs = {layer: (merge_side(layer, 0), merge_side(layer, 1)) for layer in with_kind[0][1]}
+    _, layers, _ = with_kind[0]
+    pairs = {layer: (merge_side(layer, 0), merge_side(layer, 1)) for layer in layers}
     masks = []
     for rows, layers, kv_mask in with_kind:
         key, _ = next(iter(layers.values()))
         mask = _mask_or_ones(key[:, 0], kv_mask)
-        masks.append((rows, pad(mask, (0, longest - mask.shape[1]))))
+        missing = longest - mask.shape[1]
+        masks.append((rows, pad(mask, (0, missing))))
     return pairs, _scatter_rows(masks, batch)
 
 
 def _scatter_rows(parts: Sequence[tuple[list[int], Tensor]], batch: int) -> Tensor:
     """Scatters tensors [1|rows, ...] of groups of rows into one tensor [B, ...], with zeros for all other rows."""
-    merged = parts[0][1].new_zeros(batch, *parts[0][1].shape[1:])
+    _, first = parts[0]
+    merged = first.new_zeros(batch, *first.shape[1:])
     for rows, tensor in parts:
         index = torch.tensor(rows, device=merged.device)
-        expanded = tensor.to(merged.dtype).expand(len(rows), *tensor.shape[1:])
+        of_dtype = tensor.to(merged.dtype)
+        expanded = of_dtype.expand(len(rows), *tensor.shape[1:])
         merged = merged.index_copy(0, index, expanded)
     return merged

@@ -71,12 +71,14 @@ class HypercomplexLinear(nn.Module):
         if inner % n or outer % n:
             raise ValueError(f"hypercomplex must divide {inner} and {outer}, got {n}")
         self.rules = nn.Parameter(torch.randn(n, n, n) / n)
-        self.blocks = nn.Parameter(torch.randn(n, outer // n, inner // n) / inner**0.5)
+        blocks = torch.randn(n, outer // n, inner // n)
+        self.blocks = nn.Parameter(blocks / inner**0.5)
         self.bias = nn.Parameter(torch.zeros(outer))
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps [..., inner] to [..., outer]."""
-        weight = torch.einsum("kij,kab->iajb", self.rules, self.blocks).flatten(2).flatten(0, 1)
+        products = torch.einsum("kij,kab->iajb", self.rules, self.blocks)
+        weight = products.flatten(2).flatten(0, 1)  # [outer, inner]
         return nn.functional.linear(x, weight, self.bias)
 
 

@@ -20,7 +20,8 @@ class PromptAttention(nn.Module):
 
     def __init__(self, width: int, bottleneck: int, temperature: float | None = None) -> None:
         super().__init__()
-        self.down, self.up = nn.Linear(width, bottleneck, bias=False), nn.Linear(bottleneck, width, bias=False)
+        self.down = nn.Linear(width, bottleneck, bias=False)
+        self.up = nn.Linear(bottleneck, width, bias=False)
         self.norm = nn.LayerNorm(width)
         self.temperature = torch.e * width if temperature is None else temperature
 
@@ -33,6 +34,7 @@ class PromptAttention(nn.Module):
 
 def max_embedding(embeds: Tensor, batch: Batch) -> Tensor:
     """Max-pools embeddings [B, T, H] over the source tokens: [B, H] in float32."""
-    masked = at_least_float32(embeds).masked_fill(~batch.source[..., None], float("-inf"))
+    is_outside = ~batch.source[..., None]
+    masked = at_least_float32(embeds).masked_fill(is_outside, float("-inf"))
     has_source = batch.source.any(1, keepdim=True)
     return masked.amax(1).masked_fill(~has_source, 0.0)

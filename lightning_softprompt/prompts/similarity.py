@@ -19,10 +19,12 @@ def mean_similarity(one: Tensor, other: Tensor) -> float:
 
 def row_similarity(one: Tensor, other: Tensor) -> float:
     """Computes the mean cosine over all pairs of soft tokens of [P, H] and [P', H]."""
-    return float(normalize(one, dim=1).mean(0) @ normalize(other, dim=1).mean(0))
+    mean_direction, other_direction = (normalize(tokens, dim=1).mean(0) for tokens in (one, other))
+    return float(mean_direction @ other_direction)
 
 
-MEASURES: dict[Measure, Callable[[Tensor, Tensor], float]] = {"rows": row_similarity, "mean": mean_similarity}
+Similarity = Callable[[Tensor, Tensor], float]
+MEASURES: dict[Measure, Similarity] = {"rows": row_similarity, "mean": mean_similarity}
 
 
 def similarities(prompts: Sequence[Tensor], measure: Measure) -> Tensor:

@@ -39,7 +39,8 @@ class OneFactors(FactorStart):
 
     def __call__(self, backbone: Backbone, length: int, rank: int) -> Factors:
         """Returns factors u [P, R] and v [R, H]."""
-        u, v = torch.randn(length, rank) * self.spread, torch.zeros(rank, backbone.hidden_size)
+        u = torch.randn(length, rank) * self.spread
+        v = torch.zeros(rank, backbone.hidden_size)
         u[:, 0], v[0] = 1.0, 1.0
         return u, v
 
@@ -57,7 +58,9 @@ class NormalFactors(FactorStart):
 
     def __call__(self, backbone: Backbone, length: int, rank: int) -> Factors:
         """Returns factors u [P, R] and v [R, H]."""
-        return torch.randn(length, rank) * self.std, torch.randn(rank, backbone.hidden_size) * self.std
+        u = torch.randn(length, rank)
+        v = torch.randn(rank, backbone.hidden_size)
+        return u * self.std, v * self.std
 
 
 @final
@@ -83,11 +86,12 @@ class FromTasks(FactorStart):
         saved = read_prompt(Path(self.path))
         saved.check(backbone, Path(self.path))
         u, v = (self._factor(saved, letter) for letter in "uv")
+        shapes = [list(u.shape), list(v.shape)]
         expected = [[length, rank], [rank, backbone.hidden_size]]
-        if [list(u.shape), list(v.shape)] != expected:
+        if shapes != expected:
             raise ValueError(
-                f"{self.path} has factors of shape {list(u.shape)} and {list(v.shape)}, expected {expected}; set "
-                f"length to {len(u)} and rank to {len(v)}"
+                f"{self.path} has factors of the shapes {shapes}, expected {expected}; set length to {len(u)} and rank "
+                f"to {len(v)}"
             )
         return u, v
 
@@ -98,4 +102,6 @@ class FromTasks(FactorStart):
         if not factors or self.task not in (None, *factors):
             expected = self.task or "at least one task"
             raise ValueError(f"{self.path} has factors of the tasks {sorted(factors)}, expected {expected}")
-        return factors[self.task] if self.task else torch.stack(list(factors.values())).mean(0)
+        if self.task:
+            return factors[self.task]
+        return torch.stack(list(factors.values())).mean(0)

@@ -28,6 +28,7 @@ def task_of_rows(batch: Batch, tasks: Sequence[str]) -> Tensor:
             f"rows have no task_ids to select one of the tasks {list(tasks)}; use MultitaskDataModule, or name the task"
         )
     first = batch.task_ids[:1]
-    if int(batch.task_ids.max()) >= len(tasks):
-        raise ValueError(f"task id {int(batch.task_ids.max())} is out of range for {len(tasks)} tasks: {list(tasks)}")
+    highest = int(batch.task_ids.max())
+    if highest >= len(tasks):
+        raise ValueError(f"task id {highest} is out of range for {len(tasks)} tasks: {list(tasks)}")
     return first if bool((batch.task_ids == first).all()) else batch.task_ids

@@ -35,9 +35,10 @@ class ReadoutByTask(Readout):
     ) -> None:
         super().__init__(codec, Classes({}))
         self.names = tuple(classes)
-        self.of_tasks = nn.ModuleDict(
-            {name: self._build_readout(name, make, own) for name, own in classes.items() if own is not None}
-        )
+        self.of_tasks = nn.ModuleDict()
+        for name, classes_of_task in classes.items():
+            if classes_of_task is not None:
+                self.of_tasks[name] = self._build_readout(name, make, classes_of_task)
 
     def _build_readout(self, name: str, make: Callable[[Codec, Classes], Readout], classes: Classes) -> Readout:
         try:

@@ -40,17 +40,20 @@ class Calibrated(Readout):
         self.inner = inner(codec, classes)
         template = Template(classes.template)
         word = next(iter(classes.words.values()))[0]
-        spans = [dict.fromkeys(template.columns, ((0, len(filler)),)) for filler in fillers]  # fillers may mean [MASK]
-        blanks = [
-            template.pieces(dict.fromkeys(template.columns, filler), template_spans=of)
-            for filler, of in zip(fillers, spans, strict=True)
-        ]
-        self.blank = codec.collate([codec.encode(pieces, word.removeprefix(template.glue)) for pieces in blanks])
+        target = word.removeprefix(template.glue)
+        rows = []
+        for filler in fillers:
+            values = dict.fromkeys(template.columns, filler)
+            spans = dict.fromkeys(template.columns, ((0, len(filler)),))  # a filler may be a special token, as [MASK]
+            rows.append(codec.encode(template.pieces(values, template_spans=spans), target))
+        self.blank = codec.collate(rows)
 
     def forward(self, lm: PromptedLM, batch: Batch) -> Tensor:
         """Computes scores [B, C] in float32."""
-        free = self._log_probability(lm, self.blank.to(batch.input_ids.device))  # [fillers, C]
-        return self._log_probability(lm, batch) - (free.logsumexp(0) - torch.tensor(len(free)).log())
+        blank = self.blank.to(batch.input_ids.device)
+        content_free = self._log_probability(lm, blank)  # [fillers, C]
+        mean = content_free.logsumexp(0) - torch.tensor(len(content_free)).log()
+        return self._log_probability(lm, batch) - mean
 
     def _log_probability(self, lm: PromptedLM, batch: Batch) -> Tensor:
         return torch.as_tensor(self.inner(lm, batch)).log_softmax(-1)

@@ -37,10 +37,14 @@ class LabelWords(WordReadout):
         self.aggregate = aggregate
         ids = [[self._token(word) for word in words] for words in classes.words.values()]
         self._check_distinct(ids)
-        most = max(map(len, ids))
-        self.register_buffer("ids", torch.tensor([row + row[:1] * (most - len(row)) for row in ids]), persistent=False)
-        pad = torch.tensor([[False] * len(row) + [True] * (most - len(row)) for row in ids])
-        self.register_buffer("pad", pad, persistent=False)
+        longest = max(len(row) for row in ids)
+        padded, pad = [], []
+        for row in ids:
+            missing = longest - len(row)
+            padded.append(row + row[:1] * missing)
+            pad.append([False] * len(row) + [True] * missing)
+        self.register_buffer("ids", torch.tensor(padded), persistent=False)
+        self.register_buffer("pad", torch.tensor(pad), persistent=False)
 
     def _token(self, word: str) -> int:
         ids = self.codec.ids(word)
@@ -62,8 +66,10 @@ class LabelWords(WordReadout):
 
     def forward(self, lm: PromptedLM, batch: Batch) -> Tensor:
         """Computes scores [B, C] in float32."""
-        words = lm(batch, words=self.ids.flatten())[:, 0].float().unflatten(1, self.ids.shape)  # [B, C, words]
+        logits = lm(batch, words=self.ids.flatten())[:, 0]  # [B, C * words]
+        words = logits.float().unflatten(1, self.ids.shape)  # [B, C, words]
         if self.aggregate == "mean":
-            return words.masked_fill(self.pad, 0).sum(-1) / (~self.pad).sum(-1)
+            counts = (~self.pad).sum(-1)
+            return words.masked_fill(self.pad, 0).sum(-1) / counts
         words = words.masked_fill(self.pad, float("-inf"))
         return words.logsumexp(-1) if self.aggregate == "sum" else words.amax(-1)

@@ -46,7 +46,11 @@ class RankedChoices(WordReadout):
         self.candidates = [codec.ids(text) for text in texts]
         if empty := [text for text, ids in zip(texts, self.candidates, strict=True) if not ids]:
             raise ValueError(f"every class requires a text with at least one token, got {empty}")
-        sizes = {"none": [1] * len(texts), "tokens": [*map(len, self.candidates)], "characters": [*map(len, texts)]}
+        sizes = {
+            "none": [1] * len(texts),
+            "tokens": [len(ids) for ids in self.candidates],
+            "characters": [len(text) for text in texts],
+        }
         self.register_buffer("size", torch.tensor(sizes[normalize]), persistent=False)
         self.premise = None if premise is None else self._premise(Template(premise))
 
@@ -66,4 +70,5 @@ class RankedChoices(WordReadout):
 
     def _log_probability(self, lm: PromptedLM, batch: Batch) -> Tensor:
         rows = self.codec.candidates(batch, self.candidates)  # B * C rows
-        return -lm.cross_entropy(rows).sum(1).unflatten(0, (len(batch), len(self.candidates)))
+        log_probabilities = -lm.cross_entropy(rows).sum(1)  # [B * C]
+        return log_probabilities.unflatten(0, (len(batch), len(self.candidates)))

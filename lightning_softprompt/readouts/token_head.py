@@ -39,5 +39,6 @@ class TokenHead(Readout):
                 "TokenHead scores each word, but only whole rows have classes; use --model.readout ClassHead"
             )
         states = lm.backbone.hidden_states(batch, lm.prompt(batch))  # [B, T, H]
-        first = batch.words.clamp(min=0)[..., None].expand(-1, -1, states.shape[2])
-        return self.linear(states.gather(1, first).to(self.linear.weight.dtype))  # type: ignore[no-any-return]
+        positions = batch.words.clamp(min=0)[..., None]  # [B, W, 1], of first tokens
+        of_words = states.gather(1, positions.expand(-1, -1, states.shape[2]))  # [B, W, H]
+        return self.linear(of_words.to(self.linear.weight.dtype))  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""Which metrics a validation gives, and which of them is watched."""
+"""The metrics of a validation, and the one that is monitored."""
 
 from __future__ import annotations
 
@@ -14,25 +14,24 @@ from lightning_softprompt.runs.run_spec import RunSpec
 Mode = Literal["min", "max"]
 STAGE = "val/"
 SHOWN = 12  # names that a message lists
-KNOWN_PACKAGES = ("lightning.", "lightning_softprompt.")  # callbacks of others may log metrics of their own
+KNOWN_PACKAGES = ("lightning.", "lightning_softprompt.")  # other callbacks may log further metrics
 
 
-def monitored_metric(run: RunSpec, evaluation: Evaluation) -> tuple[str, Mode]:
-    """The metric that says which validation is best, and whether by its least or its greatest value."""
-    own, mode = evaluation.monitor
-    if run.monitor is None:
-        return f"{STAGE}{own}", run.monitor_mode or mode
-    name = run.monitor.removeprefix(STAGE)
-    usual = mode if name == own else evaluation.mode_of(name)
-    return f"{STAGE}{name}", run.monitor_mode or usual
+def choose_monitor(run: RunSpec, evaluation: Evaluation) -> tuple[str, Mode]:
+    """Returns the metric that determines the best validation, and whether its lowest or its highest value is best."""
+    default, mode = evaluation.monitor
+    name = default if run.monitor is None else run.monitor.removeprefix(STAGE)
+    if name != default:
+        mode = evaluation.mode_of(name)
+    return f"{STAGE}{name}", run.monitor_mode or mode
 
 
 def validation_metrics(evaluation: Evaluation, replicas: Sequence[str] = ()) -> frozenset[str] | None:
-    """The full names of all metrics that a validation may give; None where the evaluation does not list its own.
+    """Returns the full names of all metrics that a validation may compute; None if the evaluation does not list them.
 
     Args:
         evaluation: How answers are scored.
-        replicas: The names of the prompts that are trained together, if there are several.
+        replicas: Names of the replicas, if there are several.
     """
     if evaluation.logged is None:
         return None
@@ -42,30 +41,32 @@ def validation_metrics(evaluation: Evaluation, replicas: Sequence[str] = ()) -> 
 
 
 def refuse_monitor(option: str, name: str, known: Collection[str] | None) -> None:
-    """Refuses a metric that a validation does not give.
+    """Refuses a metric that a validation does not compute.
 
     Args:
-        option: What names it.
+        option: The option that names the metric.
         name: The metric.
-        known: What a validation gives, or None where that is not known.
+        known: The metrics of a validation; None if they are unknown.
 
     Raises:
-        ValueError: With the metrics that there are.
+        ValueError: With the metrics of a validation.
     """
     if known is None or name in known:
         return
     close = get_close_matches(name, known, n=2)
-    meant = f" Did you mean {' or '.join(close)}?" if close else ""
+    suggestion = f" Did you mean {' or '.join(close)}?" if close else ""
     ordered = sorted(known, key=lambda metric: (metric.count("/"), metric))
-    more = f" and {len(ordered) - SHOWN} more" if len(ordered) > SHOWN else ""
-    raise ValueError(f"{option} is {name!r}, but validation gives {', '.join(ordered[:SHOWN])}{more}.{meant}")
+    metrics = ", ".join(ordered[:SHOWN])
+    if len(ordered) > SHOWN:
+        metrics += f" and {len(ordered) - SHOWN} more"
+    raise ValueError(f"{option} is {name!r}, but validation computes {metrics}.{suggestion}")
 
 
 def refuse_monitors(callbacks: Iterable[Callback], known: Collection[str] | None) -> None:
-    """Refuses callbacks that watch a metric which a validation does not give.
+    """Refuses callbacks that monitor a metric which a validation does not compute.
 
     Raises:
-        ValueError: Naming the callback, and the metrics that there are.
+        ValueError: Naming the callback, and the metrics of a validation.
     """
     callbacks = list(callbacks)
     if any(not type(callback).__module__.startswith(KNOWN_PACKAGES) for callback in callbacks):
@@ -77,16 +78,16 @@ def refuse_monitors(callbacks: Iterable[Callback], known: Collection[str] | None
 
 
 def refuse_unvalidated(callbacks: Iterable[Callback], scheduled: str | None = None) -> None:
-    """Refuses callbacks and a schedule that watch a metric of validation in a run without validation.
+    """Refuses callbacks and a schedule that monitor a metric of validation in a run without validation.
 
     Args:
-        callbacks: Of the run.
-        scheduled: The metric that the schedule watches, if it watches one.
+        callbacks: The callbacks of the run.
+        scheduled: The metric that the schedule monitors, if any.
 
     Raises:
         ValueError: Naming the callback, or the schedule.
     """
     monitors = [(type(callback).__name__, getattr(callback, "monitor", None)) for callback in callbacks]
-    for watcher, name in [*monitors, ("the schedule", scheduled)]:
+    for source, name in [*monitors, ("the schedule", scheduled)]:
         if isinstance(name, str) and name.startswith(STAGE):
-            raise ValueError(f"{watcher} watches {name}, but --trainer.limit_val_batches 0 leaves validation out")
+            raise ValueError(f"{source} monitors {name}, but --trainer.limit_val_batches 0 disables validation")

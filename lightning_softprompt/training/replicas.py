@@ -88,7 +88,7 @@ class Replicas(TrainerHooks):
         first_seed = torch.initial_seed()
         self.seeds = spec.seeds or [first_seed + k for k in range(spec.count)]
         self.rates: Sequence[float | None] = spec.learning_rates or [None] * spec.count
-        self.names = [f"replica_{k + 1}" for k in range(spec.count)]
+        self.replica_names = [f"replica_{k + 1}" for k in range(spec.count)]
         self.replicas = Roles({str(k): deepcopy(method) for k in range(spec.count)})
         for replica, init in zip(self.methods, spec.inits or [], strict=False):
             if not hasattr(replica, "init"):
@@ -163,7 +163,7 @@ class Replicas(TrainerHooks):
             summary[name], half_width = student_interval(values)
             if len(values) > 1:
                 summary[f"{name}/interval"] = half_width
-            for replica, value in zip(self.names, values, strict=True):
+            for replica, value in zip(self.replica_names, values, strict=True):
                 summary[f"{name}/{replica}"] = value
         return summary
 
@@ -199,7 +199,7 @@ class Replicas(TrainerHooks):
     def trainable_groups(self) -> list[dict[str, Any]]:
         """Returns the groups of all replicas. No optimizer in use combines values of different groups."""
         groups = []
-        for replica, rate, name in zip(self.methods, self.rates, self.names, strict=True):
+        for replica, rate, name in zip(self.methods, self.rates, self.replica_names, strict=True):
             default = {} if rate is None else {"lr": rate}
             for number, group in enumerate(replica.trainable_groups()):
                 groups.append({**default, **group, "name": f"{name}/{group.get('name', number)}"})

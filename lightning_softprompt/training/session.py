@@ -34,14 +34,14 @@ from lightning_softprompt.methods.base import SoftPromptModule
 from lightning_softprompt.runs.loggers import MetricsFile, Summary, make_loggers
 from lightning_softprompt.runs.run_spec import RunSpec, make_folder
 from lightning_softprompt.system.atomic_files import refuse_special_file
-from lightning_softprompt.training.monitors import monitored_metric
+from lightning_softprompt.training.monitors import choose_monitor
 from lightning_softprompt.training.prompt_files import count_validation_rows, write_prompt_files
 from lightning_softprompt.training.replicas import Replicas
 
 log = logging.getLogger(__name__)
 PREDICTIONS = "predictions.jsonl"
-DECIDE = ("backbone", "model", "data", "replicas", "seed_everything", "trainer.precision")  # what is predicted, but for
-ROWS = {"data.path", "data.predict", "data.num_workers", "data.cache", "data.on_bad_row"}  # where its rows come from
+PREDICTION_OPTIONS = ("backbone", "model", "data", "replicas", "seed_everything", "trainer.precision")
+ROW_OPTIONS = {"data.path", "data.predict", "data.num_workers", "data.cache", "data.on_bad_row"}  # no effect on a row
 
 
 class Session:
@@ -50,15 +50,15 @@ class Session:
     Args:
         run: Where files go.
         command: `fit`, `validate`, `test` or `predict`.
-        module: The method, or several of it.
+        module: The method, or its replicas.
         data: The data module.
-        settings: Keeps and compares the settings of the run.
+        settings: Saves the settings of the run and compares them with those of the checkpoint.
         folder: The folder of a run that is resumed in its own folder; None makes a new one.
         resumed: The checkpoint that a run is resumed from, if any.
 
     Attributes:
-        folder: Where the run leaves its files. It is made when the run begins.
-        has_folder: Whether there are such files: predictions that go elsewhere are all that their run leaves.
+        folder: Folder of the run's files, created when the run begins.
+        has_folder: Whether the run has a folder; `predict` has none if its predictions are written elsewhere.
     """
 
     def __init__(
@@ -73,21 +73,21 @@ class Session:
     ) -> None:
         self.settings, self.resumed = settings, resumed
         self.run, self.command, self.module, self.data = run, command, module, data
-        self.monitor, self.mode = monitored_metric(run, data.evaluation)
+        self.monitor, self.mode = choose_monitor(run, data.evaluation)
         self.folder = run.name_folder(folder, command == "fit", resumed)
         self.prints = run.predictions == "-" or (run.predictions is None and data.sources["predict"] == "-")
         self.has_folder = command != "predict" or not (self.prints or run.predictions)
         summary: Summary = ((self.monitor, self.mode), ("val/loss", "min"))
         wandb = run.wandb if command == "fit" else "disabled"
-        made = make_loggers(self.folder, self.folder.name, run.project, wandb, summary) if self.has_folder else []
-        self.loggers = made
+        loggers = make_loggers(self.folder, self.folder.name, run.project, wandb, summary) if self.has_folder else []
+        self.loggers = loggers
 
-    def starting(self, save_config: Callable[[Path], None], config: str) -> RunStart:
-        """The callback that begins the run; until then nothing is written and W&B hears nothing.
+    def create_start(self, save_config: Callable[[Path], None], config: str) -> RunStart:
+        """Create the callback that begins the run; before it, no files are written and nothing is sent to W&B.
 
         Args:
             save_config: Writes the config of the run to a file.
-            config: The config that loggers are given.
+            config: The config for the loggers.
         """
         for logger in self.loggers:
             logger.held = True
@@ -106,12 +106,12 @@ class Session:
 
     @property
     def _scores_training(self) -> bool:
-        """Whether the folder is that of a training, whose run is scored there."""
+        """Whether the folder is that of a training whose prompt is evaluated."""
         return self.command != "fit" and self.last.is_file() and (self.folder / "config.yaml").is_file()
 
     @property
     def config_file(self) -> Path:
-        """Where the config goes; that of a training is kept where the folder is that of a run to be scored."""
+        """The config file; an evaluation in the folder of a training does not replace the config of the training."""
         name = f"config_{self.command}.yaml" if self._scores_training else "config.yaml"
         return self.folder / name
 
@@ -121,13 +121,13 @@ class Session:
         if self.command != "fit" and init_from is None and ckpt_path is None and untrained:
             log.warning("No --ckpt_path or --init_from given: evaluating an untrained prompt")
         start: list[Callback] = [] if init_from is None else [WarmStart(Path(init_from))]
-        own = [self._writer(config)] if self.command == "predict" else self._of_command()
+        of_command = [self._writer(config)] if self.command == "predict" else self._reports()
         watch = ProcessWatch(self.run.process_timeout)
         stop: list[Callback] = [] if self.command == "fit" else [Termination()]
-        return [watch, *stop, self.settings, *start, *own]
+        return [watch, *stop, self.settings, *start, *of_command]
 
     def _writer(self, config: str) -> PredictionWriter:
-        """What writes the predictions. Those of a run that was killed lie in its own folder, if no file was named."""
+        """Create the writer of predictions, which resumes a run that was killed unless a file is named."""
         if self.prints:
             return PredictionWriter("-")
         if self.run.predictions:
@@ -141,14 +141,14 @@ class Session:
         earlier = sorted(self.folder.parent.glob(f"*/{PREDICTIONS}.part"), reverse=True)
         return PredictionWriter(self.folder / PREDICTIONS, prediction_settings(config), earlier)
 
-    def _of_command(self) -> list[Callback]:
+    def _reports(self) -> list[Callback]:
         files = RunFiles(self.folder, self.monitor, self.mode)
         if self.command == "test":
             return [files, TestPredictions(self.folder / "test_predictions.jsonl"), *self._cases()]
-        return [files, PredictionTable(), *(self._of_training() if self.command == "fit" else [])]
+        return [files, PredictionTable(), *(self._training_callbacks() if self.command == "fit" else [])]
 
     def _cases(self) -> list[Callback]:
-        """The page of best and worst cases, if rows have a score to rank by."""
+        """The page of the best and worst cases, if rows have a score that ranks them."""
         score = self.data.evaluation.ranking_score
         return [] if score is None else [CaseReport(self.folder / "test_cases.html", score)]
 
@@ -157,7 +157,7 @@ class Session:
         """The checkpoint to resume from."""
         return self.folder / "checkpoints" / "last.ckpt"
 
-    def _of_training(self) -> list[Callback]:
+    def _training_callbacks(self) -> list[Callback]:
         checkpoints = [Preemption(self.last), *self.best.values(), FinalCheckpoint(self.last, self.run.keep_last)]
         guard = NumericGuard(self.folder / "bad_rows.jsonl", self.run.skip_bad_steps)
         halving = [Halving()] if self.run.halve_on_oom else []
@@ -168,17 +168,18 @@ class Session:
 
     @cached_property
     def best(self) -> dict[str, BestCheckpoint]:
-        """What keeps the best prompt, by the name of its file; that of each, where there are several."""
-        kept = {"prompt": self._checkpoint("best", self.monitor)}
-        if isinstance(self.module, Replicas):
-            kept |= {name: self._checkpoint(f"best_{name}", f"{self.monitor}/{name}") for name in self.module.names}
-        return kept
+        """The callbacks that save the best checkpoints of the run and of each replica, by name of the prompt file."""
+        best = {"prompt": self._checkpoint("best", self.monitor)}
+        for name in self.module.replica_names:
+            best[name] = self._checkpoint(f"best_{name}", f"{self.monitor}/{name}")
+        return best
 
     def conclude(self) -> None:
-        """Leaves the best prompt of a training run as `prompt.safetensors`; each one's, where there are several."""
+        """Write the best prompt of a training as `prompt.safetensors`, or that of each replica."""
         if not self.module.trainer.is_global_zero:
             return
-        if not self.last.is_file() and not any(kept.best_model_path for kept in self.best.values()):
+        is_validated = any(callback.best_model_path for callback in self.best.values())
+        if not self.last.is_file() and not is_validated:
             if self.resumed is not None:
                 raise ValueError(
                     f"{self.resumed} is of step {self.module.trainer.global_step}, after which this run has no step "
@@ -189,12 +190,12 @@ class Session:
                 f"the training stopped before its first step, so {self.folder} has no prompt; see --trainer.max_time "
                 f"and the callbacks that stop a training"
             )
-        best = {name: read_prompt(Path(kept.best_model_path or self.last)) for name, kept in self.best.items()}
-        is_validated = any(kept.best_model_path for kept in self.best.values())
+        best = {}
+        for name, callback in self.best.items():
+            best[name] = read_prompt(Path(callback.best_model_path or self.last))
         kind = "best prompt" if is_validated else "last prompt (no validation was run)"
-        if isinstance(self.module, Replicas):
-            del best["prompt"]
-            best = {name: split_replicas(best[name])[number] for number, name in enumerate(best)}
+        if self.module.replica_names:
+            best = {name: split_replicas(best[name])[k] for k, name in enumerate(self.module.replica_names)}
         rows = count_validation_rows(self.data, self.module.trainer.limit_val_batches)
         for name, prompt in best.items():
             path = self.folder / f"{name}.safetensors"
@@ -210,14 +211,21 @@ def _refuse_special_predictions(path: str) -> None:
 
 
 def prediction_settings(config: str) -> dict[str, Any]:
-    """What of a run's config decides what is predicted for a row: plain values by name."""
-    values = {name.replace(".init_args.", "."): value for name, value in _flat(yaml.safe_load(config)).items()}
-    kept = {name: value for name, value in values.items() if name.startswith(DECIDE) and name not in ROWS}
-    return {"version": __version__, **kept}
+    """Returns the options of a run that determine the prediction for a row, as plain values by name."""
+    settings: dict[str, Any] = {"version": __version__}
+    for path, value in _flatten(yaml.safe_load(config)).items():
+        name = path.replace(".init_args.", ".")
+        if name.startswith(PREDICTION_OPTIONS) and name not in ROW_OPTIONS:
+            settings[name] = value
+    return settings
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+        path = f"{prefix}{name}"
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{path}.")
+        else:
+            flat[path] = value
     return flat

@@ -23,7 +23,7 @@ from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.methods.base import SoftPromptModule
 from lightning_softprompt.runs.run_spec import RunSpec, make_folder
 from lightning_softprompt.system.atomic_files import write_file
-from lightning_softprompt.training.monitors import monitored_metric
+from lightning_softprompt.training.monitors import choose_monitor
 from lightning_softprompt.training.prompt_files import count_validation_rows, write_prompt_files
 from lightning_softprompt.training.python_config import PythonConfig, python_config
 
@@ -121,7 +121,7 @@ class RunOutputs:
         make_folder(self.folder, training=True, not_in_config=config.left_out)
         if is_first:
             write_file(self.config_file, config.text.encode())
-        monitor, mode = monitored_metric(run, data.evaluation)
+        monitor, mode = choose_monitor(run, data.evaluation)
         self.last = self.folder / "checkpoints" / "last.ckpt"
         self.best = BestCheckpoint(self.last.parent, "best", monitor, mode)
         self.callbacks: list[Callback] = [

@@ -411,7 +411,7 @@ MISTAKES = {
             "--model=PromptTuning", "--trainer.limit_val_batches=0", "--trainer.callbacks=EarlyStopping",
             "--trainer.callbacks.monitor=val/loss",
         ],
-        "EarlyStopping watches val/loss, but --trainer.limit_val_batches 0",
+        "EarlyStopping monitors val/loss, but --trainer.limit_val_batches 0",
     ),
     "name that leads elsewhere": (["--model=PromptTuning", "--run.name=.."], "must be the name of a folder"),
     "validation after no step": (["--model=PromptTuning", "--trainer.val_check_interval=0"], "above 0"),

@@ -86,7 +86,7 @@ def test_early_stopping_with_a_validation_in_time(command):
 def test_a_schedule_that_watches_a_validation_which_is_left_out(refused):
     schedule = "--model.scheduler=lightning.pytorch.cli.ReduceLROnPlateau"
     message = refused("fit", schedule, "--model.scheduler.monitor=val/loss", "--trainer.limit_val_batches=0")
-    assert "the schedule watches val/loss" in message
+    assert "the schedule monitors val/loss" in message
 
 
 @pytest.mark.parametrize("metric", ["train/loss", "loss", "accuracy"])

@@ -58,14 +58,14 @@ def test_each_is_what_it_would_be_alone(backbone, classes, kind, options):
     together, metrics = fitted(
         Replicas(made(kind, backbone, classes, **arguments), ReplicaSpec(3, seeds=[4, 9, 5])), batch, 4, **options
     )
-    for name, replica, seed in zip(together.names, together.methods, (4, 9, 5), strict=True):
+    for name, replica, seed in zip(together.replica_names, together.methods, (4, 9, 5), strict=True):
         alone, expected = fitted(made(kind, backbone, classes, **arguments), batch, seed, **options)
         torch.testing.assert_close(replica.tokens, alone.tokens, rtol=1e-5, atol=1e-7)
         for metric, value in expected.items():
             if metric.startswith(("val/", "train/")):
                 torch.testing.assert_close(metrics[f"{metric}/{name}"], value, rtol=1e-5, atol=1e-6)
     assert not torch.equal(together.methods[0].tokens, together.methods[1].tokens)
-    accuracies = torch.stack([metrics[f"val/loss/{name}"] for name in together.names])
+    accuracies = torch.stack([metrics[f"val/loss/{name}"] for name in together.replica_names])
     torch.testing.assert_close(metrics["val/loss"], accuracies.mean())
     torch.testing.assert_close(metrics["val/loss/interval"], 4.302653 * accuracies.std() / 3**0.5, rtol=1e-4, atol=1e-6)
 

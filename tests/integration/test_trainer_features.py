@@ -116,7 +116,7 @@ def test_a_resumed_run_has_the_same_monitored_metric(fit, argv, capsys):
 REFUSED = {
     "early stopping": (["--trainer.callbacks=EarlyStopping", "--trainer.callbacks.monitor=val_loss"], "mean val/loss"),
     "checkpoint": (["--trainer.callbacks=ModelCheckpoint", "--trainer.callbacks.monitor=val/acc"], "val/accuracy"),
-    "watched metric": (["--run.monitor=f2"], "--run.monitor is 'val/f2', but validation gives"),
+    "watched metric": (["--run.monitor=f2"], "--run.monitor is 'val/f2', but validation computes"),
     "plateau": (["--model.scheduler=ReduceLROnPlateau", "--model.scheduler.monitor=val/los"], "Did you mean val/loss"),
     "plateau without a metric": (["--model.scheduler=ReduceLROnPlateau"], "requires the option monitor"),
     "weight averaging": (

@@ -31,7 +31,9 @@ class FinalCheckpoint(Checkpoint):
 
     def __init__(self, path: Path, keep: int = 1) -> None:
         self.path = path
-        self.names = [path, *(path.with_stem(f"{path.stem}-{n}") for n in range(1, keep))]
+        self.names = [path]
+        for number in range(1, keep):
+            self.names.append(path.with_stem(f"{path.stem}-{number}"))
         self._step = 0  # at the start of the run
         self._saved = False
         self._saved_step = 0  # of the last save

@@ -260,6 +260,9 @@ def may_overflow(trainer: Trainer) -> bool:
 
 def format_rows(records: list[dict[str, Any]]) -> str:
     """The first rows with their text, and the number of further ones."""
-    rows = [f"{record.get('where', record['row'])} ({record['text'][:60]!r})" for record in records[:MAX_LISTED]]
+    rows = []
+    for record in records[:MAX_LISTED]:
+        location = record.get("where", record["row"])
+        rows.append(f"{location} ({record['text'][:60]!r})")
     more = f" and {len(records) - MAX_LISTED} more" if len(records) > MAX_LISTED else ""
     return ", ".join(rows) + more

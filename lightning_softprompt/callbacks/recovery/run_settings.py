@@ -56,10 +56,11 @@ def refuse_other_processes(settings: list[Settings]) -> None:
     """
     first, differences = settings[0], []
     for rank, other in enumerate(settings):
-        changed = [name for name in sorted({*first, *other}) if to_json(first.get(name)) != to_json(other.get(name))]
-        for name in changed:
-            values = f"{shorten(first.get(name))} in process 0 and {shorten(other.get(name))} in process {rank}"
-            differences.append(f"{name} is {values}")
+        for name in sorted({*first, *other}):
+            value, other_value = first.get(name), other.get(name)
+            if to_json(value) != to_json(other_value):
+                values = f"{shorten(value)} in process 0 and {shorten(other_value)} in process {rank}"
+                differences.append(f"{name} is {values}")
     if differences:
         raise ValueError(
             f"the processes of this run have different data or options: {'; '.join(differences)}. Start all "

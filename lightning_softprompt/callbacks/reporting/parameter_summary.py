@@ -36,5 +36,5 @@ def summarize_parameters(module: TrainerHooks) -> str:
         name = f"{len(methods)} replicas of {name}"
     trainable = sum(parameter.numel() for parameter in trainable_parameters(module).values())
     total = sum(parameter.numel() for parameter in module.parameters())
-    percent = 100 * trainable / total
-    return f"{name}: {trainable:,} trainable and {total - trainable:,} frozen parameters ({percent:.4g} % trainable)"
+    frozen, percent = total - trainable, 100 * trainable / total
+    return f"{name}: {trainable:,} trainable and {frozen:,} frozen parameters ({percent:.4g} % trainable)"

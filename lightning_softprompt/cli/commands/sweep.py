@@ -117,10 +117,10 @@ def create_study(sweep: dict[str, Any], name: str, run: ParsedRun) -> Study:
     from optuna.storages.journal import JournalFileBackend
 
     from lightning_softprompt.runs.run_spec import RunSpec
-    from lightning_softprompt.training.monitors import monitored_metric
+    from lightning_softprompt.training.monitors import choose_monitor
 
     run_spec = RunSpec(**run.config.run.as_dict())
-    _, mode = monitored_metric(run_spec, run.data.evaluation)
+    _, mode = choose_monitor(run_spec, run.data.evaluation)
     address = str(sweep["storage"])
     if "://" not in address or address.startswith("sqlite:///"):
         Path(address.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)

@@ -42,8 +42,10 @@ class ULPT(SoftPromptModule):
         width = backbone.hidden_size
         basis = torch.randn(self.rank, width, generator=torch.Generator().manual_seed(self.basis_seed))
         self.register_buffer("basis", basis, persistent=False)
-        self.z = nn.Parameter(torch.randn(self.length, self.rank) * rms(backbone) / self.rank**0.5)
-        self.scale, self.shift = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+        z = torch.randn(self.length, self.rank)
+        self.z = nn.Parameter(z * rms(backbone) / self.rank**0.5)
+        self.scale = nn.Parameter(torch.ones(width))
+        self.shift = nn.Parameter(torch.zeros(width))
 
     def prompt(self, batch: Batch) -> SoftPrompt:
         """Returns the same soft tokens for every row."""

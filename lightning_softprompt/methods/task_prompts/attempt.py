@@ -87,7 +87,8 @@ class ATTEMPT(SoftPromptModule):
         prompts = torch.cat([sources, private[:, None]], 1)  # [B|1, J + 1, P, H]
         features = max_embedding(self.loaded.embed(batch.input_ids), batch)
         weights = self.attention(features, prompts.amax(2))  # [B, J + 1]
-        mixture = (weights[:, None] @ prompts.flatten(2)).view(len(batch), *private.shape[1:])
+        mixture = weights[:, None] @ prompts.flatten(2)  # [B, 1, P * H]
+        mixture = mixture.view(len(batch), *private.shape[1:])
         return SoftPrompt(tokens=private + mixture, logs=self._name_weights(weights.detach().mean(0)))
 
     def _name_weights(self, weights: Tensor) -> dict[str, Tensor]:
