@@ -15,7 +15,12 @@ from jsonargparse import Namespace
 from lightning_softprompt.checkpoints.checkpoint_file import SEED, load_checkpoint
 from lightning_softprompt.checkpoints.hyperparameters import to_plain
 from lightning_softprompt.checkpoints.prompt_file import read_prompt
-from lightning_softprompt.checkpoints.run_settings import SETTINGS, refuse_changes, refuse_contradicting_progress, refuse_incomplete
+from lightning_softprompt.checkpoints.run_settings import (
+    SETTINGS,
+    refuse_changes,
+    refuse_contradicting_progress,
+    refuse_incomplete,
+)
 from lightning_softprompt.checkpoints.safe_loading.registry import resolve_class_paths
 from lightning_softprompt.cli.run_config import config_beside, read_run_config
 from lightning_softprompt.data.saved_classes import fill_classes, lacks_classes

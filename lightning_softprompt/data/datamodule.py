@@ -524,8 +524,8 @@ def _check_path(path: str | None) -> None:
     """Refuses rows or a file as the source of all splits."""
     if path is not None and not isinstance(path, str | Path):
         raise ValueError(
-            f"path must name a folder of splits or a data set on the hub, got {type(path).__name__}; pass rows by split: "
-            "train=rows, validation=rows, test=rows"
+            f"path must name a folder of splits or a data set on the hub, got {type(path).__name__}; pass rows by "
+            "split: train=rows, validation=rows, test=rows"
         )
     if path is not None and (Path(path).expanduser().is_file() or is_pattern(path)):
         raise ValueError(

@@ -247,12 +247,12 @@ def test_questions_without_an_answer_are_abstained_from(fit, folder):
 def test_an_index_of_another_corpus_is_told_in_two_lines(fit, options, folder, capsys):
     fit()
     written(folder / "corpus.jsonl", [{"id": "cat", "text": "a cat"}])
-    assert main(["fit", "--model=Spring", *options]) == 2
+    assert main(["fit", "--model=Spring", "--model.length=4", *options]) == 2
     assert "it lacks the document 'cat'. Remove the folder to have it built anew" in capsys.readouterr().err
 
 
 def test_a_missing_index_is_told_in_two_lines(options, capsys):
-    assert main(["fit", "--model=Spring", *options, "--data.corpus=null"]) == 2
+    assert main(["fit", "--model=Spring", "--model.length=4", *options, "--data.corpus=null"]) == 2
     assert "there is no index" in capsys.readouterr().err
 
 
@@ -326,7 +326,7 @@ def test_a_prompt_that_knows_relevance_puts_what_is_found_in_order(options, tmp_
 
 def test_a_prompt_that_knows_no_relevance_is_refused(fit):
     reranker = PromptReranker(str(fit() / "prompt.safetensors"), device="cpu")
-    with pytest.raises(ValueError, match="has no classes, wanted 'relevant'; train one on RelevanceDataModule"):
+    with pytest.raises(ValueError, match="has no classes instead of 'relevant'; train it with RelevanceDataModule"):
         reranker.scores("is it ?", [])
     with pytest.raises(ValueError, match="no prompt at"):
         _ = PromptReranker("nowhere.safetensors").identity
