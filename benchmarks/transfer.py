@@ -76,7 +76,7 @@ def rows_of(task: str, args: Any, sizes: dict[str, int], seed: int, batch: int) 
     text, asked = options["template"].replace("{soft}", "").rsplit("\n", 1)
     options["template"] = f"{text}\n{{soft}}{asked}"  # frozen text before it runs once for all steps, methods and tests
     if "truncate" in options:  # pairs: the longer text stands first, and may give way to its last token
-        options |= {"truncate": None, "cut": "start"}
+        options |= {"truncate": None, "truncation_side": "start"}
     data = ClassificationDataModule(**options)
     data.setup("fit")
     return data

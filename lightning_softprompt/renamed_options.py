@@ -32,6 +32,7 @@ RENAMED_IN_RAG_DATA = {
 RENAMED = {  # old option: new option; the options of an old group move with it
     "backbone.compute": "backbone.linear_backend",
     "backbone.stands_for": "backbone.accept_prompts_of",
+    "data.cut": "data.truncation_side",
     "data.retriever.way": "data.retriever.mode",
     **RENAMED_IN_RAG_DATA,
 }

@@ -64,7 +64,7 @@ class SoftPromptDataModule(LightningDataModule, ABC):
             first prediction is written.
         template: Text of a row: `{column}` inserts a column, `{soft}` marks soft tokens, `{target}` marks the answer.
         truncate: Columns to truncate when a row exceeds max_tokens (default: all columns, the last one first).
-        cut: Which part of a column to remove: the end, the start, or the middle.
+        truncation_side: Which part of a column to remove: the end, the start, or the middle.
         max_tokens: Maximum tokens per row, excluding soft tokens.
         batch_size: Training rows per batch, on each device.
         eval_batch_size: Batch size for validation, test and predict (default: batch_size).
@@ -103,7 +103,7 @@ class SoftPromptDataModule(LightningDataModule, ABC):
         test: Source | None = None,
         predict: Source | None = None,
         truncate: list[str] | None = None,
-        cut: TruncationSide = "end",
+        truncation_side: TruncationSide = "end",
         max_tokens: int = 512,
         batch_size: int = 16,
         eval_batch_size: int | None = None,
@@ -134,7 +134,7 @@ class SoftPromptDataModule(LightningDataModule, ABC):
         self.sources: dict[str, Source | None] = {
             "train": train, "validation": validation, "test": test, "predict": predict,
         }  # fmt: skip
-        self.cut = cut
+        self.truncation_side = truncation_side
         self.max_tokens = max_tokens
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or batch_size
@@ -198,7 +198,7 @@ class SoftPromptDataModule(LightningDataModule, ABC):
                 self.template.text,
                 tuple(sorted(self.template.truncate)),
                 self.max_tokens,
-                self.cut,
+                self.truncation_side,
                 self.max_target_tokens,
                 self.decoding,
                 dict(self.defaults),
@@ -425,12 +425,12 @@ class SoftPromptDataModule(LightningDataModule, ABC):
             for example in examples
         ]
         truncate = sorted(self.template.truncate)
-        settings = [truncate, self.cut, self.max_tokens, self.append_eos, self.max_target_tokens]
+        settings = [truncate, self.truncation_side, self.max_tokens, self.append_eos, self.max_target_tokens]
         return content_key([self.codec.fingerprint, self.template.text, settings, texts])
 
     def _encode(self, example: Example) -> Encoded:
         pieces = self.template.pieces(example.fields, example.words, example.template_spans)
-        settings = (self.max_tokens, self.append_eos, self.cut, self.max_target_tokens)
+        settings = (self.max_tokens, self.append_eos, self.truncation_side, self.max_target_tokens)
         return self.codec.encode(pieces, example.target, *settings)
 
     def _encode_at(self, example: Example, origin: Origin) -> Encoded:

@@ -271,7 +271,10 @@ def _read_formats(rows: Mapping[str, Any], path: Path) -> dict[str, RowFormat]:
         for task, values in rows.items():
             if not isinstance(values, Mapping):
                 raise ValueError(f"rows.{task}: expected a mapping, got {type(values).__name__}")
-            row_format = cast(RowFormat, build(read_arguments(RowFormat, values, f"rows.{task}")))
+            current = dict(values)
+            if "cut" in current:  # the name of the field in older files
+                current["truncation_side"] = current.pop("cut")
+            row_format = cast(RowFormat, build(read_arguments(RowFormat, current, f"rows.{task}")))
             row_format.parsed  # noqa: B018 (checks the template)
             formats[task] = row_format
     except ValueError as error:

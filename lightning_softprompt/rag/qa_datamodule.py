@@ -95,7 +95,7 @@ class RagQaDataModule(SoftPromptDataModule):
         has_passages = PASSAGES in Template(template).columns
         self.passage_columns = list(self.passage.columns(passages.count)) if has_passages else []
         expanded = self.passage.expand(template, passages.count)
-        super().__init__(template=expanded, truncate=self.passage_columns, cut="end", **common)
+        super().__init__(template=expanded, truncate=self.passage_columns, truncation_side="end", **common)
         self.selector = PassageSelector(retriever, passages, self.seed)
         self.retriever, self.corpus, self.index_settings = retriever, corpus, index_settings
         self.corpus_columns = corpus_columns

@@ -263,7 +263,7 @@ def test_a_file_without_a_template_asks_for_it(summaries, tmp_path):
         {"": {"template": 3}},
         {"": {"template": "{text}"}},
         {"": {"template": TEMPLATE, "decoding": {"max_new_tokens": 0}}},
-        {"": {"template": TEMPLATE, "cut": "nowhere"}},
+        {"": {"template": TEMPLATE, "truncation_side": "nowhere"}},
         {"": {"template": TEMPLATE, "decoding": {"class_path": "os.system"}}},
         {"": {"template": TEMPLATE, "more": 1}},
     ],
@@ -276,6 +276,17 @@ def test_edited_formats_are_refused(formats, data, tmp_path):
     write_prompt(path, type(saved)(saved.tensors, saved.backbone, saved.method, formats))
     with pytest.raises(ValueError, match=r"edited.safetensors cannot be loaded"):
         sp.load_prompt(path, backbone=model.loaded)
+
+
+def test_formats_of_older_files_name_the_truncation_side_cut(data, tmp_path):
+    model = sp.PromptTuning(length=3, data=data)
+    model.configure_model()
+    saved = read_prompt(sp.save_prompt(model, tmp_path / "prompt.safetensors"))
+    path = tmp_path / "older.safetensors"
+    formats = {"": {"template": TEMPLATE, "cut": "start"}}
+    write_prompt(path, type(saved)(saved.tensors, saved.backbone, saved.method, formats))
+    prompt = sp.load_prompt(path, backbone=model.loaded)
+    assert prompt.method.row_formats[""].truncation_side == "start"
 
 
 def test_rows_that_lack_columns_are_named(data):

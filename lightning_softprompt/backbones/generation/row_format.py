@@ -20,7 +20,7 @@ class RowFormat:
         template: The template of a row.
         truncate: Columns that are truncated when a row is too long; None for all.
         max_tokens: Maximum number of tokens of a row, without soft tokens.
-        cut: Where the columns are truncated.
+        truncation_side: Which part of the columns is removed.
         max_target_tokens: Tokens reserved for the answer; None reserves none.
         decoding: How answers are generated; None for tasks with classes.
         defaults: Values of columns that a row may omit.
@@ -30,7 +30,7 @@ class RowFormat:
     template: str
     truncate: tuple[str, ...] | None = None
     max_tokens: int = 512
-    cut: TruncationSide = "end"
+    truncation_side: TruncationSide = "end"
     max_target_tokens: int | None = None
     decoding: Decoding | None = None
     defaults: Mapping[str, str] = field(default_factory=dict)
@@ -82,4 +82,10 @@ class RowFormat:
             ValueError: If the row does not fit into `max_tokens`.
         """
         pieces = self.parsed.pieces(fields, words)
-        return codec.encode(pieces, target, self.max_tokens, False, self.cut, self.max_target_tokens)
+        return codec.encode(
+            pieces,
+            target,
+            self.max_tokens,
+            truncation_side=self.truncation_side,
+            target_tokens=self.max_target_tokens,
+        )

@@ -40,11 +40,11 @@ def test_targets_end_with_the_token_that_stops(data):
     assert split.split("train").encoded[0].targets[-1:] == split.codec.stop
 
 
-@pytest.mark.parametrize("cut", ["end", "start", "middle"])
-def test_what_is_read_does_not_depend_on_what_is_to_be_said(data, cut):
+@pytest.mark.parametrize("side", ["end", "start", "middle"])
+def test_what_is_read_does_not_depend_on_what_is_to_be_said(data, side):
     """Or the length of the right answer would tell."""
     answers = ("dull", "very very very good indeed , this film was wonderful indeed")
-    module = data([{**ROW, "summary": answer} for answer in answers], cut=cut, max_tokens=18)
+    module = data([{**ROW, "summary": answer} for answer in answers], truncation_side=side, max_tokens=18)
     short, long = module.split("test").encoded
     assert module.codec.with_answer(short, ()) == module.codec.with_answer(long, ())
     assert short.num_truncated == long.num_truncated > 0
