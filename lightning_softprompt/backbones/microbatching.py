@@ -1,4 +1,4 @@
-"""Rows that do not fit into memory together, run one part after the other, and once more in the backward pass."""
+"""Runs rows that do not fit in memory together in parts, which the backward pass recomputes."""
 
 from __future__ import annotations
 
@@ -17,33 +17,41 @@ from lightning_softprompt.core.types import Batch, SoftPrompt
 
 
 @contextmanager
-def microbatched(backbone: Backbone, parts: int) -> Iterator[None]:
-    """Within it, the backbone runs rows in so many parts, and keeps for the backward pass what one part needs.
+def use_microbatches(backbone: Backbone, parts: int) -> Iterator[None]:
+    """Runs the rows of a backbone in parts within the context. The backward pass needs the memory of one part.
 
-    A row's states do not depend on the other rows, and nothing in the backbone is drawn at random, so whatever is made
-    of the states is the same: loss, penalties and gradients, up to the order of sums.
+    A row's states do not depend on other rows, and the backbone is not random. Therefore everything computed from the
+    states is the same: loss, penalties and gradients, up to the order of sums.
+
+    Args:
+        backbone: The backbone, whose `states` and `hidden_states` are replaced within the context.
+        parts: Number of parts.
     """
     if parts == 1:
         yield
         return
-    states, hidden = backbone.states, backbone.hidden_states
+    run_states, run_hidden = backbone.states, backbone.hidden_states
 
-    def of_parts(batch: Batch, prompt: SoftPrompt | None = None) -> States:
-        return States.join(_each(states, batch, prompt, parts))
+    def states(batch: Batch, prompt: SoftPrompt | None = None) -> States:
+        return States.join(_run_parts(run_states, batch, prompt, parts))
 
-    def hidden_of_parts(batch: Batch, prompt: SoftPrompt | None = None, layer: int | None = None) -> Tensor:
-        return torch.cat(_each(partial(hidden, layer=layer), batch, prompt, parts))
+    def hidden_states(batch: Batch, prompt: SoftPrompt | None = None, layer: int | None = None) -> Tensor:
+        return torch.cat(_run_parts(partial(run_hidden, layer=layer), batch, prompt, parts))
 
-    backbone.states, backbone.hidden_states = of_parts, hidden_of_parts  # type: ignore[method-assign]
+    backbone.states, backbone.hidden_states = states, hidden_states  # type: ignore[method-assign]
     try:
         yield
     finally:
         del backbone.states, backbone.hidden_states
 
 
-def _each(run: Callable[..., Any], batch: Batch, prompt: SoftPrompt | None, parts: int) -> list[Any]:
-    places = [part.tolist() for part in torch.arange(len(batch)).chunk(parts)]
-    with torch.no_grad():  # what a backbone finds out at its first run must not count as kept
-        run(batch.only(places[0][:1]), prompt and prompt.only(places[0][:1]))
-    given = ((batch.only(rows), prompt and prompt.only(rows)) for rows in places)
-    return [checkpoint(run, *of, use_reentrant=False, preserve_rng_state=False) for of in given]
+def _run_parts(run: Callable[..., Any], batch: Batch, prompt: SoftPrompt | None, parts: int) -> list[Any]:
+    rows_of_parts = [part.tolist() for part in torch.arange(len(batch)).chunk(parts)]
+
+    def select(rows: list[int]) -> tuple[Batch, SoftPrompt | None]:
+        return batch.only(rows), prompt and prompt.only(rows)
+
+    with torch.no_grad():  # the first run may include trials, whose tensors must not be saved
+        run(*select(rows_of_parts[0][:1]))
+    run_part = partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False)
+    return [run_part(*select(rows)) for rows in rows_of_parts]

@@ -161,8 +161,9 @@ class ContextReader:
         if is_same:
             lengths = lengths[:1]
         by_row = {b: self._row(rows, b, length) for b, length in enumerate(lengths) if length}
-        longest, shape = max(lengths), next(iter(by_row.values())).shape
-        stacked = next(iter(by_row.values())).new_zeros(len(lengths), *shape[:3], longest, shape[4])
+        longest, example = max(lengths), next(iter(by_row.values()))
+        shape = example.shape
+        stacked = example.new_zeros(len(lengths), *shape[:3], longest, shape[4])
         for b, tensor in by_row.items():
             stacked[b, ..., : tensor.shape[3], :] = tensor
         mask = torch.arange(longest, device=begin.device) < begin[: len(lengths), None]
@@ -201,8 +202,8 @@ class PrefilledCache:
         cache = self.new_cache()
         keys, embeds = rows.keys[0, :end], rows.embeds[:1, :end]
         flat = get_or_compute(self.cache, self._run, keys, embeds, persistent=False, kind="own")
-        columns = (torch.arange(end, device=flat.device) - padding[:, None]).clamp(min=0)
-        columns = columns.repeat_interleave(copies, dim=0)  # [B * copies, end]
+        columns = torch.arange(end, device=flat.device) - padding[:, None]
+        columns = columns.clamp(min=0).repeat_interleave(copies, dim=0)  # [B * copies, end]
         parts = flat.split([end * shape.numel() for shape in self.shapes])
         states = [part.view(shape[0], end, shape[1]) for part, shape in zip(parts, self.shapes, strict=True)]
         states = [state[:, columns].transpose(0, 1) for state in states]
@@ -223,7 +224,8 @@ class PrefilledCache:
     @cached_property
     def is_supported(self) -> bool:
         """Whether the model caches only keys and values of its tokens, which a run of one token determines."""
-        embeds = self.model.get_input_embeddings()(torch.zeros(1, 1, dtype=torch.long, device=self.model.device))
+        token = torch.zeros(1, 1, dtype=torch.long, device=self.model.device)
+        embeds = self.model.get_input_embeddings()(token)
         try:
             self.new_cache()
             self._run(embeds)
@@ -250,7 +252,8 @@ class PrefillUnsupportedError(NotImplementedError):
 
 
 def _refuse_other_layers(cache: DynamicCache, known: tuple[type, ...]) -> None:
-    unknown = sorted({type(layer).__name__ for layer in cache.layers} - {layer.__name__ for layer in known})
+    names = {type(layer).__name__ for layer in cache.layers}
+    unknown = sorted(names - {layer.__name__ for layer in known})
     if unknown:
         raise PrefillUnsupportedError(f"the model caches more than keys and values of tokens: {', '.join(unknown)}")
 
@@ -294,7 +297,8 @@ def _entry_name(kind: str, tensors: list[Tensor]) -> str:
         kind += f" {torch.get_autocast_dtype(device)}"
     digest = blake2b(kind.encode(), digest_size=16)
     for tensor in tensors:
-        digest.update(tensor.detach().contiguous().view(torch.uint8).cpu().numpy().tobytes())
+        values = tensor.detach().contiguous().view(torch.uint8)
+        digest.update(values.cpu().numpy().tobytes())
     return digest.hexdigest()
 
 

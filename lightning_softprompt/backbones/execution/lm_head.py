@@ -78,7 +78,10 @@ class Head:
                     f"token, and one state for each token is required."
                 )
             positions = columns if packed is None else packed
-            selected.append(args[0].gather(1, positions[..., None].expand(-1, -1, args[0].shape[2])))
+            index = positions[..., None].expand(-1, -1, args[0].shape[2])
+            hidden = args[0].gather(1, index)
+            selected.append(hidden)
+            # The logits of a plain head are computed later, where they are needed.
             return (selected[0][:, :0] if self.is_plain else selected[0], *args[1:])
 
         handle = self.layer.register_forward_pre_hook(select)
@@ -113,7 +116,8 @@ class Head:
         loss = partial(cross_entropy, ignore_index=IGNORE, reduction="none", label_smoothing=label_smoothing)
         flat_targets = targets.flatten()
         if states.logits is not None:
-            return loss(states.logits.flatten(0, 1).float(), flat_targets).view(targets.shape)
+            flat_logits = states.logits.flatten(0, 1)
+            return loss(flat_logits.float(), flat_targets).view(targets.shape)
 
         def chunk_loss(hidden: Tensor, chunk: Tensor) -> Tensor:
             return loss(self._project(hidden).float(), chunk)

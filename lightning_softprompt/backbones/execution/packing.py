@@ -141,8 +141,8 @@ class Packing:
         groups: list[list[int]] = []
         for kind in (False, True):
             rows = [row for row in all_rows if has_past[row] == kind]
-            if rows:
-                groups += [[rows[i] for i in group] for group in group_by_length([lengths[row] for row in rows])]
+            groups_of_kind = group_by_length([lengths[row] for row in rows]) if rows else []
+            groups += [[rows[index] for index in group] for group in groups_of_kind]
         return groups
 
     @cached_property
@@ -155,7 +155,8 @@ class Packing:
         """[1, 1, prefix, C + prefix] what the tokens of the prefix attend to, if they have a past."""
         if self.past is None or not self.past.is_shared:
             return None
-        return torch.cat([self.past.mask.expand(self.prefix, -1), self._causal(self.prefix)], dim=1)[None, None]
+        past_mask = self.past.mask.expand(self.prefix, -1)
+        return torch.cat([past_mask, self._causal(self.prefix)], dim=1)[None, None]
 
     @cached_property
     def past_lengths(self) -> tuple[int, ...]:
@@ -219,7 +220,8 @@ def group_by_length(lengths: Sequence[int], max_groups: int = 3) -> list[list[in
     [[0, 2], [1, 3]]
     """
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    cuts = sorted({round(len(order) * part / MAX_CUTS) for part in range(1, MAX_CUTS)} - {0, len(order)})
+    even_cuts = {round(len(order) * part / MAX_CUTS) for part in range(1, MAX_CUTS)}
+    cuts = sorted(even_cuts - {0, len(order)})
 
     def cost(bounds: tuple[int, ...]) -> int:
         ends = (*bounds, len(order))

@@ -44,8 +44,8 @@ class Extent:
     @classmethod
     def of(cls, rows: RowBatch) -> Extent:
         """The extent of a batch."""
-        past = int(rows.first_position.max())
-        return cls(int(rows.mask.sum(1).max()), int(rows.mask.sum()), rows.shared_prefix, past)
+        longest, total = int(rows.mask.sum(1).max()), int(rows.mask.sum())
+        return cls(longest, total, rows.shared_prefix, past=int(rows.first_position.max()))
 
     def covers(self, other: Extent) -> bool:
         """Whether the other extent is not larger in any respect."""
@@ -142,8 +142,11 @@ class _Trial:
         rows, columns, first = self.rows[self.pair], self.columns[self.pair], self.first[self.pair]
         with torch.enable_grad():
             embeds = rows.embeds.clone().requires_grad_()
-            kv = {n: (k.clone().requires_grad_(), v.clone().requires_grad_()) for n, (k, v) in rows.kv.items()}
-            logits = path.head.logits(path(replace(rows, embeds=embeds, kv=kv), columns, first))
+            kv = {}
+            for layer, (key, value) in rows.kv.items():
+                kv[layer] = key.clone().requires_grad_(), value.clone().requires_grad_()
+            trainable_rows = replace(rows, embeds=embeds, kv=kv)
+            logits = path.head.logits(path(trainable_rows, columns, first))
             leaves = [embeds, *(tensor for pair in kv.values() for tensor in pair)]
             embeds_grad, *kv_grads = torch.autograd.grad(logits.logsumexp(-1).sum(), leaves)
         mask = rows.soft if rows.soft.any() or kv else rows.mask
@@ -152,13 +155,15 @@ class _Trial:
 
     def error(self, path: Path, expected: list[Tensor], sample_logits: Tensor) -> float:
         """The largest error of a path, on two rows and on a sample within the whole batch."""
-        errors = [_relative_error(ours, theirs) for ours, theirs in zip(self.results(path), expected, strict=True)]
+        pairs = zip(self.results(path), expected, strict=True)
+        errors = [_relative_error(result, expected_result) for result, expected_result in pairs]
         if len(self.rows.mask) > 2:
             errors.append(_relative_error(self.logits_in_batch(path), sample_logits))
         return max(errors)
 
 
-def _relative_error(ours: Tensor, expected: Tensor) -> float:
+def _relative_error(result: Tensor, expected: Tensor) -> float:
     """The relative error; infinite if a number is not finite."""
-    error = float((ours - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
+    largest = expected.abs().max().clamp(min=1e-30)
+    error = float((result - expected).abs().max() / largest)
     return error if error >= 0 else float("inf")

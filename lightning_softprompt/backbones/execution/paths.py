@@ -188,7 +188,8 @@ class Alone(Path):
     def __call__(self, rows: RowBatch, columns: Tensor, first: Tensor) -> States:
         """See `Path`."""
         lengths = rows.mask.sum(1).tolist()
-        return States.join([self._row(rows[[b]], columns[[b]], length) for b, length in enumerate(lengths)])
+        states = [self._row(rows[[b]], columns[[b]], length) for b, length in enumerate(lengths)]
+        return States.join(states)
 
     def _row(self, row: RowBatch, columns: Tensor, length: int) -> States:
         with self.injected(row):
@@ -201,7 +202,8 @@ def positions_of(rows: RowBatch) -> dict[str, Tensor]:
     """Position ids of rows after the prompt's keys and values; without them, the model counts from 0 itself."""
     if not rows.kv:
         return {}
-    return {"position_ids": rows.first_position[:, None] + torch.arange(rows.mask.shape[1], device=rows.mask.device)}
+    columns = torch.arange(rows.mask.shape[1], device=rows.mask.device)
+    return {"position_ids": rows.first_position[:, None] + columns}
 
 
 def last_tokenwise_modules(model: PreTrainedModel) -> list[nn.Module]:

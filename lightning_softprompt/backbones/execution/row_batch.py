@@ -58,7 +58,10 @@ class RowBatch:
         return cls(spliced.embeds, spliced.mask, keys, soft, kv, kv_mask)
 
     def __getitem__(self, rows: list[int]) -> RowBatch:
-        kv = {layer: (k[rows], v[rows]) if len(k) > 1 else (k, v) for layer, (k, v) in self.kv.items()}
+        kv = {}
+        for layer, (key, value) in self.kv.items():
+            is_shared = len(key) == 1
+            kv[layer] = (key, value) if is_shared else (key[rows], value[rows])
         kv_mask = None if self.kv_mask is None else self.kv_mask[rows]
         return RowBatch(self.embeds[rows], self.mask[rows], self.keys[rows], self.soft[rows], kv, kv_mask)
 
@@ -70,7 +73,8 @@ class RowBatch:
 
         kv = {layer: (copy(key), copy(value)) for layer, (key, value) in self.kv.items()}
         kv_mask = None if self.kv_mask is None else self.kv_mask.clone()
-        return RowBatch(copy(self.embeds), self.mask.clone(), self.keys.clone(), self.soft.clone(), kv, kv_mask)
+        keys, soft = self.keys.clone(), self.soft.clone()
+        return RowBatch(copy(self.embeds), self.mask.clone(), keys, soft, kv, kv_mask)
 
     @cached_property
     def past(self) -> Past | None:
@@ -157,16 +161,20 @@ class RowBatch:
         """Removes the tokens after the last of the columns [B, U] of each row: no target attends to them."""
         last = columns.amax(1, keepdim=True)
         end = int(last.max()) + 1
-        mask = self.mask[:, :end] & (torch.arange(end, device=last.device) <= last)
-        return replace(self, embeds=self.embeds[:, :end], mask=mask, keys=self.keys[:, :end], soft=self.soft[:, :end])
+        is_needed = torch.arange(end, device=last.device) <= last
+        mask = self.mask[:, :end] & is_needed
+        keys, soft = self.keys[:, :end], self.soft[:, :end]
+        return replace(self, embeds=self.embeds[:, :end], mask=mask, keys=keys, soft=soft)
 
     def pad_left(self) -> RowBatch:
         """Moves the padding before the rows, as generation requires it."""
         length = self.mask.shape[1]
-        columns = torch.arange(length, device=self.mask.device) - (length - self.mask.sum(1, keepdim=True))
+        padding = length - self.mask.sum(1, keepdim=True)
+        columns = torch.arange(length, device=self.mask.device) - padding
         return self._gather(columns % length, self.mask.flip(1))
 
     def _gather(self, columns: Tensor, mask: Tensor) -> RowBatch:
-        embeds = self.embeds.gather(1, columns[..., None].expand(-1, -1, self.embeds.shape[2]))
+        index = columns[..., None].expand(-1, -1, self.embeds.shape[2])
+        embeds = self.embeds.gather(1, index)
         keys, soft = self.keys.gather(1, columns), self.soft.gather(1, columns)
         return replace(self, embeds=embeds, mask=mask, keys=keys, soft=soft)

@@ -38,18 +38,19 @@ class Trial:
     Args:
         rows: One or two rows, including all generated tokens but the last ones.
         text: [B, U] the last tokens, which the path is forced to generate.
-        right: [U, V] logits of these tokens in the forward pass of each row alone.
+        expected: [U, V] logits of these tokens in the forward pass of each row alone.
         logits: Computes the same for other texts; see `next_logits`.
     """
 
     rows: RowBatch
     text: Tensor
-    right: Sequence[Tensor]
+    expected: Sequence[Tensor]
     logits: Callable[[DecoderBackbone, RowBatch, int, Tensor], Tensor]
 
     def only(self, b: int) -> Trial:
         """The trial of one row."""
-        return replace(self, rows=self.rows[[b]].trim(), text=self.text[b : b + 1], right=self.right[b : b + 1])
+        rows = self.rows[[b]].trim()
+        return replace(self, rows=rows, text=self.text[[b]], expected=self.expected[b : b + 1])
 
 
 def error_of(path: GenerationPath, rows: RowBatch, new: int, decoding: Decoding, limit: float) -> float:
@@ -72,58 +73,65 @@ def error_of(path: GenerationPath, rows: RowBatch, new: int, decoding: Decoding,
         if path.batches_lengths and not is_stable and len(trial.text) > 1:
             raise LengthDependenceError("its logits of a token depend on the length of the sequence")
         parts = [trial] if path.batches_lengths else [trial.only(b) for b in range(len(trial.text))]
-        measure = _of_beams if beams > 1 else _of_drafts if uses_speculation(decoding) else _of_logits
-        return max(measure(path, part, options, beams) for part in parts)
+        if beams > 1:
+            return max(_error_of_beams(path, part, options, beams) for part in parts)
+        if uses_speculation(decoding):
+            return max(_error_of_drafts(path, part, options) for part in parts)
+        return max(_error_of_logits(path, part, options) for part in parts)
 
 
 def trial_of(path: GenerationPath, rows: RowBatch, new: int, limit: float) -> tuple[Trial, bool]:
-    """Rows with `new` more tokens, and whether their first logits stay the same as the rows grow."""
+    """Adds `new` tokens to rows; also returns whether their first logits do not change when rows become longer."""
     backbone, steps, count = path.backbone, min(STEPS, new), len(rows.mask)
     tokens, embeds = some_text(backbone, count, new)
     longer = rows.append_text(tokens[:, : new - steps], embeds[:, : new - steps])
     text = tokens[:, new - steps :]
-    whole = [next_logits(backbone, rows, b, tokens[b]) for b in range(count)]
-    begin = [next_logits(backbone, rows, b, tokens[b, :1]) for b in range(count)]
-    is_stable = all(relative_error(grown[:1], first) <= limit for grown, first in zip(whole, begin, strict=True))
+    logits_of_all = [next_logits(backbone, rows, b, tokens[b]) for b in range(count)]
+    logits_of_first = [next_logits(backbone, rows, b, tokens[b, :1]) for b in range(count)]
+    pairs = zip(logits_of_all, logits_of_first, strict=True)
+    is_stable = all(relative_error(logits[:1], first) <= limit for logits, first in pairs)
     if is_stable and not path.is_forward:
-        return Trial(longer, text, [logits[-steps:] for logits in whole], next_logits), True
-    right = [stepwise_logits(backbone, longer, b, text[b]) for b in range(count)]
-    return Trial(longer, text, right, stepwise_logits), is_stable
+        return Trial(longer, text, [logits[-steps:] for logits in logits_of_all], next_logits), True
+    expected = [stepwise_logits(backbone, longer, b, text[b]) for b in range(count)]
+    return Trial(longer, text, expected, stepwise_logits), is_stable
 
 
-def _of_logits(path: GenerationPath, trial: Trial, options: Decoding, beams: int) -> float:
-    """Error of the logits along a text that the path is forced to generate."""
+def _error_of_logits(path: GenerationPath, trial: Trial, options: Decoding) -> float:
+    """Returns the error of the logits along a text that the path is forced to generate."""
     text, length = trial.text, trial.rows.mask.shape[1]
     forced = LogitsProcessorList([ForcedText(text, length)])
-    kept = {"output_logits": True, "return_dict_in_generate": True, "logits_processor": forced}
-    found = path.run(trial.rows, {**options, **kept, "max_new_tokens": text.shape[1]})
-    ours = torch.stack(found.logits, dim=1)
-    return max(relative_error(*pair) for pair in zip(ours, trial.right, strict=True))
+    output_options = {"output_logits": True, "return_dict_in_generate": True, "logits_processor": forced}
+    output = path.run(trial.rows, {**options, **output_options, "max_new_tokens": text.shape[1]})
+    logits = torch.stack(output.logits, dim=1)
+    return max(relative_error(*pair) for pair in zip(logits, trial.expected, strict=True))
 
 
-def _of_beams(path: GenerationPath, trial: Trial, options: Decoding, beams: int) -> float:
-    """Error of the log-likelihoods that rank beams."""
+def _error_of_beams(path: GenerationPath, trial: Trial, options: Decoding, beams: int) -> float:
+    """Returns the error of the log-likelihoods that rank beams."""
     steps, length = trial.text.shape[1], trial.rows.mask.shape[1]
-    shaped = {"num_beams": beams, "num_return_sequences": beams, "min_new_tokens": steps, "length_penalty": 0.0}
-    kept = {"output_scores": True, "return_dict_in_generate": True}
-    found = path.run(trial.rows, {**options, **shaped, **kept, "max_new_tokens": steps})
+    beam_options = {"num_beams": beams, "num_return_sequences": beams, "length_penalty": 0.0}
+    length_options = {"min_new_tokens": steps, "max_new_tokens": steps}
+    output_options = {"output_scores": True, "return_dict_in_generate": True}
+    output = path.run(trial.rows, {**options, **beam_options, **length_options, **output_options})
     errors = []
-    for number, answer in enumerate(found.sequences[:, length:]):
+    for number, answer in enumerate(output.sequences[:, length:]):
         logits = trial.logits(path.backbone, trial.rows, number // beams, answer)
-        right = logits.float().log_softmax(-1).gather(1, answer[:, None]).sum()
-        errors.append((found.sequences_scores[number] - right).abs() / logits.abs().max())
+        log_probabilities = logits.float().log_softmax(-1)
+        expected = log_probabilities.gather(1, answer[:, None]).sum()
+        errors.append((output.sequences_scores[number] - expected).abs() / logits.abs().max())
     return float(torch.stack(errors).nan_to_num(float("inf")).max())
 
 
-def _of_drafts(path: GenerationPath, trial: Trial, options: Decoding, beams: int) -> float:
-    """How much more likely other tokens are than those of the answers."""
+def _error_of_drafts(path: GenerationPath, trial: Trial, options: Decoding) -> float:
+    """Returns by how much the best logits exceed those of the answers, relative to the largest logit."""
     length = trial.rows.mask.shape[1]
     answers = path.run(trial.rows, {**options, "max_new_tokens": trial.text.shape[1]})[:, length:]
     errors = []
     for b, answer in enumerate(answers):
         logits = trial.logits(path.backbone, trial.rows, b, answer)
-        behind = logits.amax(1) - logits.gather(1, answer[:, None])[:, 0]
-        errors.append((behind / logits.abs().amax(1)).max())
+        answer_logits = logits.gather(1, answer[:, None])[:, 0]
+        gap = logits.amax(1) - answer_logits
+        errors.append((gap / logits.abs().amax(1)).max())
     return float(torch.stack(errors).nan_to_num(float("inf")).max())
 
 
@@ -140,25 +148,29 @@ def next_logits(backbone: DecoderBackbone, rows: RowBatch, b: int, text: Tensor)
 
 
 def stepwise_logits(backbone: DecoderBackbone, rows: RowBatch, b: int, text: Tensor) -> Tensor:
-    """The same from one forward pass for each token, over the text before it."""
-    each = [next_logits(backbone, rows, b, text[: step + 1])[-1] for step in range(len(text))]
-    return torch.stack(each)
+    """Same as `next_logits`, from one forward pass for each token, over the text before it."""
+    logits = [next_logits(backbone, rows, b, text[: step + 1])[-1] for step in range(len(text))]
+    return torch.stack(logits)
 
 
 def some_text(backbone: GeneratingBackbone, rows: int, length: int) -> tuple[Tensor, Tensor]:
-    """Tokens [B, length] that end no answer, the same for each call, and their embeddings."""
+    """Returns tokens [B, length] that do not end an answer, equal in each call, and their embeddings."""
     ends = backbone.model.generation_config.eos_token_id
-    special = {*backbone.codec.tokenizer.all_special_ids, *(ends if isinstance(ends, list) else [ends])}
+    ends = ends if isinstance(ends, list) else [ends]
+    special = {*backbone.codec.tokenizer.all_special_ids, *ends}
     words = backbone.word_embeddings
-    plain = torch.tensor([token for token in range(min(1000, len(words))) if token not in special])
-    choices = torch.randint(len(plain), (rows, max(length, 0)), generator=torch.Generator().manual_seed(0))
+    candidates = range(min(1000, len(words)))
+    plain = torch.tensor([token for token in candidates if token not in special])
+    generator = torch.Generator().manual_seed(0)
+    choices = torch.randint(len(plain), (rows, max(length, 0)), generator=generator)
     tokens = plain[choices].to(words.device)
     return tokens, backbone.embed(tokens)
 
 
-def relative_error(ours: Tensor, right: Tensor) -> float:
-    """The largest error of logits [U, V], relative to the largest logit."""
-    error = (ours - right).abs().max() / right.abs().max().clamp(min=1e-30)
+def relative_error(logits: Tensor, expected: Tensor) -> float:
+    """Returns the largest error of logits [U, V], relative to the largest logit."""
+    largest = expected.abs().max().clamp(min=1e-30)
+    error = (logits - expected).abs().max() / largest
     return float(error.float().nan_to_num(float("inf")))
 
 
@@ -174,6 +186,7 @@ class ForcedText(LogitsProcessor):  # type: ignore[misc]
         self.text, self.skip = text, skip
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
-        """The logits [B, V] of the next token."""
+        """Returns the logits [B, V] of the next token."""
         step = input_ids.shape[1] - self.skip
-        return torch.full_like(scores, float("-inf")).scatter(1, self.text[:, step, None], 0.0)
+        impossible = torch.full_like(scores, float("-inf"))
+        return impossible.scatter(1, self.text[:, step, None], 0.0)

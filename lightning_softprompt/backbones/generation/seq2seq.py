@@ -48,8 +48,9 @@ class EncoderRows:
         """Some of the rows, without columns in which all of them have padding."""
         mask = self.mask[rows]
         longest = int(mask.sum(1).max())
-        parts = self.ids[rows, :longest], self.embeds[rows, :longest], mask[:, :longest]
-        return EncoderRows(*parts, self.prompt and self.prompt.only(rows))
+        ids, embeds = self.ids[rows, :longest], self.embeds[rows, :longest]
+        prompt = self.prompt and self.prompt.only(rows)
+        return EncoderRows(ids, embeds, mask[:, :longest], prompt)
 
 
 @dataclass(frozen=True)
@@ -171,21 +172,23 @@ class Seq2SeqGenerator:
         errors = []
         for group in groups:
             forced = LogitsProcessorList([ForcedText(text[group], len(self.backbone.opening))])
-            kept = {"output_logits": True, "return_dict_in_generate": True, "logits_processor": forced}
-            found = self.run(rows.only(group), {**options, **kept, "max_new_tokens": steps})
-            for ours, b in zip(torch.stack(found.logits, dim=1), group, strict=True):
-                errors.append(relative_error(ours, self._right(rows.only([b]), text[b])))
+            output_options = {"output_logits": True, "return_dict_in_generate": True, "logits_processor": forced}
+            output = self.run(rows.only(group), {**options, **output_options, "max_new_tokens": steps})
+            for logits, b in zip(torch.stack(output.logits, dim=1), group, strict=True):
+                expected = self._expected_logits(rows.only([b]), text[b])
+                errors.append(relative_error(logits, expected))
         return max(errors)
 
-    def _right(self, row: EncoderRows, text: Tensor) -> Tensor:
+    def _expected_logits(self, row: EncoderRows, text: Tensor) -> Tensor:
         """[U, V] logits of each token of a text [U] in the forward pass of one row.
 
         A model whose logits depend on later tokens reads the text up to each token only.
         """
-        whole, begin = self._forward(row, text), self._forward(row, text[:1])
-        if relative_error(whole[:1], begin) <= TOLERANCE:
-            return whole
-        return torch.cat([self._forward(row, text[: step + 1])[-1:] for step in range(len(text))])
+        logits = self._forward(row, text)
+        if relative_error(logits[:1], self._forward(row, text[:1])) <= TOLERANCE:
+            return logits
+        stepwise = [self._forward(row, text[: step + 1])[-1:] for step in range(len(text))]
+        return torch.cat(stepwise)
 
     def _forward(self, row: EncoderRows, text: Tensor) -> Tensor:
         """[U, V] logits of each token of a text [U], from one forward pass."""

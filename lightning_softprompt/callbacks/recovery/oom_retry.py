@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from lightning_softprompt.backbones.microbatching import microbatched
+from lightning_softprompt.backbones.microbatching import use_microbatches
 from lightning_softprompt.callbacks.recovery.nan_guard import scaler_of
 from lightning_softprompt.core.types import Batch
 from lightning_softprompt.methods.optimizers import trainable_parameters
@@ -105,7 +105,7 @@ class RetryingStep:
     def _run(self, batch: Batch, *rest: Any) -> dict[str, Tensor]:
         parameters = list(trainable_parameters(self.method).values())
         scale = 1.0 if self.scaler is None else self.scaler.get_scale()
-        with microbatched(self.method.loaded, self.halving.parts):
+        with use_microbatches(self.method.loaded, self.halving.parts):
             logs = self.step(batch, *rest)
             with torch.autocast(batch.mask.device.type, enabled=False):
                 scaled = torch.autograd.grad(logs["loss"] * scale, parameters, allow_unused=True)
