@@ -25,7 +25,7 @@ import numpy as np
 
 from lightning_softprompt.retrieval.index import Index
 from lightning_softprompt.retrieval.index_builder import build_index
-from lightning_softprompt.retrieval.passages.chunking import Cutting
+from lightning_softprompt.retrieval.passages.chunking import Chunking
 from lightning_softprompt.retrieval.passages.documents import Document, content_digest
 from lightning_softprompt.retrieval.retriever import MODES, Retriever
 from lightning_softprompt.retrieval.search import encoder
@@ -76,12 +76,12 @@ def real() -> Encoder:
 def stand_in(folder: Path) -> None:
     """Has indexes take mixtures in the place of the encoder's vectors."""
     mixtures = Mixtures(np.load(folder / "made.npy"))
-    encoder.encoder = lambda name: mixtures  # type: ignore[assignment]
+    encoder.load_encoder = lambda name: mixtures  # type: ignore[assignment]
 
 
 def texts_of(data: Path) -> Iterator[str]:
     """The long texts in all JSON lines, cut."""
-    cutting = Cutting(WORDS, 0)
+    cutting = Chunking(WORDS, 0)
     for path in sorted(data.rglob("*.jsonl")):
         for line in path.read_text(encoding="utf-8").splitlines():
             for text in json.loads(line).values():

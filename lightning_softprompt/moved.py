@@ -196,6 +196,7 @@ MOVED = {  # old module or class: new one, inside the package
     "replicas": "training.replicas",
     "retrieval.building": "retrieval.index_builder",
     "retrieval.cache": "retrieval.result_cache",
+    "retrieval.chosen": "retrieval.trusted_names",
     "retrieval.cutting": "retrieval.passages.chunking",
     "retrieval.documents": "retrieval.passages.documents",
     "retrieval.encoding": "retrieval.search.encoder",

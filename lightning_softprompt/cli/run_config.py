@@ -16,8 +16,8 @@ from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.methods.base import SoftPromptModule
 from lightning_softprompt.renamed_options import rename_keys
-from lightning_softprompt.retrieval.chosen import refuse_strange_names
 from lightning_softprompt.retrieval.manifest import NAME as MANIFEST
+from lightning_softprompt.retrieval.trusted_names import check_trusted_names
 from lightning_softprompt.runs.run_spec import RunSpec
 from lightning_softprompt.system.plain_yaml import read_yaml
 from lightning_softprompt.system.printable import shorten
@@ -112,7 +112,7 @@ def _refuse_strange_indexes(value: Any, place: str) -> None:
         return
     arguments = value.get("init_args", value)
     if isinstance(settings := arguments.get("index_settings"), Mapping):
-        refuse_strange_names(f"{place}.index_settings", settings)
+        check_trusted_names(f"{place}.index_settings", settings)
     index = _index_of(arguments.get("retriever"))
     if index is not None and arguments.get("corpus") is not None and not (index / MANIFEST).is_file():
         raise ValueError(f"{place}: the index {index} does not exist and would be built")

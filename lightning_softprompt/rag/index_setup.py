@@ -9,12 +9,12 @@ from typing import Any
 
 from lightning_softprompt.data.readers.corpora import Columns, read_documents
 from lightning_softprompt.data.readers.sources import DataError
-from lightning_softprompt.retrieval.chosen import choose_settings
 from lightning_softprompt.retrieval.index import Index
 from lightning_softprompt.retrieval.index_builder import build_index
 from lightning_softprompt.retrieval.manifest import NAME
 from lightning_softprompt.retrieval.passages.documents import Document, content_digest
 from lightning_softprompt.retrieval.search.settings import IndexSettings
+from lightning_softprompt.retrieval.trusted_names import trust_settings
 
 log = logging.getLogger(__name__)
 FIX = "Remove the folder to rebuild the index, or set retriever.index to another folder"
@@ -41,7 +41,7 @@ def ensure_index(
         build_index(path, read_documents(corpus, columns), settings, track_progress)
         return
     if settings is not None:
-        choose_settings(settings)
+        trust_settings(settings)
     index = Index(path)
     _check_settings(index, settings)
     difference = _find_difference(index.passages.texts, read_documents(corpus, columns))

@@ -29,7 +29,7 @@ from lightning_softprompt.rag.gold import GoldCheck, read_ids
 from lightning_softprompt.rag.index_setup import ensure_index
 from lightning_softprompt.rag.passage_rendering import PASSAGES, PassageRenderer, PassageTemplate
 from lightning_softprompt.rag.passage_selection import DEFAULT_PASSAGES, PassageSelector, PassageSettings, QaExample
-from lightning_softprompt.retrieval.result_cache import rankings_for
+from lightning_softprompt.retrieval.result_cache import rank_cached
 from lightning_softprompt.retrieval.retriever import Retriever
 from lightning_softprompt.retrieval.search.settings import IndexSettings
 
@@ -211,7 +211,7 @@ class RagQaDataModule(SoftPromptDataModule):
         texts = dict.fromkeys(question for question in questions if isinstance(question, str))
         new = [text for text in texts if text.strip() and text not in self._pools]
         if self.selector.mode == "retrieved" and self.retriever is not None and new:
-            rankings = rankings_for(self.retriever, new, self.num_retrieved)
+            rankings = rank_cached(self.retriever, new, self.num_retrieved)
             for question, ranking in zip(new, rankings, strict=True):
                 self._pools[question] = tuple(ranking.rows.tolist())
 

@@ -17,7 +17,7 @@ from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.rag.gold import read_ids
 from lightning_softprompt.rag.index_setup import ensure_index
 from lightning_softprompt.rag.passage_selection import Candidate, PassageSelector, PassageSettings, QaExample
-from lightning_softprompt.retrieval.result_cache import rankings_for
+from lightning_softprompt.retrieval.result_cache import rank_cached
 from lightning_softprompt.retrieval.retriever import Retriever
 from lightning_softprompt.retrieval.search.settings import IndexSettings
 
@@ -147,7 +147,7 @@ class RelevanceDataModule(SoftPromptDataModule):
     def _build_pairs(self, rows: Rows, labelled: bool) -> Rows:
         texts = [row.get(self.question) for row in rows]
         questions = list(dict.fromkeys(text for text in texts if isinstance(text, str) and text.strip()))
-        rankings = rankings_for(self.retriever, questions, self.retrieved.settings.count)
+        rankings = rank_cached(self.retriever, questions, self.retrieved.settings.count)
         retrieved = {
             question: tuple(ranking.rows.tolist()) for question, ranking in zip(questions, rankings, strict=True)
         }

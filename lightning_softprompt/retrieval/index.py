@@ -8,7 +8,6 @@ from typing import final
 
 import numpy as np
 
-from lightning_softprompt.retrieval.chosen import refuse_strange
 from lightning_softprompt.retrieval.manifest import NAME as MANIFEST
 from lightning_softprompt.retrieval.manifest import BadIndexError, Manifest, read_manifest
 from lightning_softprompt.retrieval.passages.text_files import Passages
@@ -16,6 +15,7 @@ from lightning_softprompt.retrieval.search.bm25 import Lexical
 from lightning_softprompt.retrieval.search.fusion import Ranking
 from lightning_softprompt.retrieval.search.qdrant import QdrantVectors
 from lightning_softprompt.retrieval.search.vectors import FileVectors, VectorStore
+from lightning_softprompt.retrieval.trusted_names import check_trusted
 
 LEXICAL, DENSE, EMBEDDED = "lexical", "dense", "qdrant"  # folders; the last in the index itself
 SAME = 0.999  # product of two vectors of one text by the same encoder, on whatever device
@@ -35,8 +35,8 @@ class Index:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).expanduser()
-        self.manifest, self.passages, self.by_words, self._store = _opened(self.folder)
-        self._recognised = False
+        self.manifest, self.passages, self.bm25, self._store = _open(self.folder)
+        self._is_checked = False
 
     def __reduce__(self) -> tuple[type[Index], tuple[Path]]:
         return Index, (self.folder,)
@@ -50,7 +50,7 @@ class Index:
         return self.folder / self.manifest.generation
 
     @property
-    def by_vectors(self) -> VectorStore:
+    def vector_store(self) -> VectorStore:
         """Dense search, once the encoder was seen to be the one that the index was built with.
 
         Raises:
@@ -61,36 +61,36 @@ class Index:
                 f"{self.folder} has no vectors, since it was built without an encoder; search it by lexical, or build "
                 "it with an encoder"
             )
-        if not self._recognised:
-            self._recognise(self._store)
+        if not self._is_checked:
+            self._check_encoder(self._store)
         return self._store
 
-    def _recognise(self, store: VectorStore) -> None:
-        from lightning_softprompt.retrieval.search.encoder import encoder
+    def _check_encoder(self, store: VectorStore) -> None:
+        from lightning_softprompt.retrieval.search.encoder import load_encoder
 
         name = str(self.manifest.settings.encoder)
-        refuse_strange(self.folder, self.manifest.settings, encoder=True)
-        here, there = encoder(name).passages([self.passages[0].searched])[0], store.first()
+        check_trusted(self.folder, self.manifest.settings, encoder=True)
+        here, there = load_encoder(name).passages([self.passages[0].searched])[0], store.first_vector()
         if here.shape != there.shape or float(here @ there) < SAME:
             raise ValueError(
                 f"the encoder {name!r} is not the one that {self.folder} was built with: it gives other vectors. Bring "
                 "back the old weights, or build the index anew in another folder"
             )
-        self._recognised = True
+        self._is_checked = True
 
     def lexical(self, questions: Sequence[str], k: int) -> list[Ranking]:
         """The k best passages for each question by BM25."""
-        return [self.by_words.search(question, k) for question in questions]
+        return [self.bm25.search(question, k) for question in questions]
 
     def dense(self, questions: Sequence[str], k: int) -> list[Ranking]:
         """The k nearest passages for each question."""
-        from lightning_softprompt.retrieval.search.encoder import encoder
+        from lightning_softprompt.retrieval.search.encoder import load_encoder
 
-        store = self.by_vectors
-        return store.search(encoder(str(self.manifest.settings.encoder)).questions(questions), k)
+        store = self.vector_store
+        return store.search(load_encoder(str(self.manifest.settings.encoder)).questions(questions), k)
 
 
-def store_of(folder: Path, files: Path, manifest: Manifest, passages: Passages | None) -> VectorStore:
+def open_store(folder: Path, files: Path, manifest: Manifest, passages: Passages | None) -> VectorStore:
     """Where the vectors of an index are."""
     settings = manifest.settings
     if settings.store == "qdrant":
@@ -99,34 +99,34 @@ def store_of(folder: Path, files: Path, manifest: Manifest, passages: Passages |
     return FileVectors(files / DENSE, settings.store)
 
 
-Opened = tuple[Manifest, Passages, Lexical, VectorStore | None]
+OpenFiles = tuple[Manifest, Passages, Lexical, VectorStore | None]
 
 
-def _opened(folder: Path) -> Opened:
+def _open(folder: Path) -> OpenFiles:
     """The manifest and all that it names; tried again where a build took it away in between."""
     for _ in range(TRIES):
-        before = _written(folder)
+        before = _read_manifest_bytes(folder)
         try:
-            return _parts(folder, read_manifest(folder))
+            return _open_files(folder, read_manifest(folder))
         except (BadIndexError, FileNotFoundError):
-            if _written(folder) == before:
+            if _read_manifest_bytes(folder) == before:
                 raise
     raise BadIndexError(f"{folder} is built anew all the time; try again once that has ended")
 
 
-def _parts(folder: Path, manifest: Manifest) -> Opened:
+def _open_files(folder: Path, manifest: Manifest) -> OpenFiles:
     files = folder / manifest.generation
     passages = Passages(files)
     lexical = Lexical(files / LEXICAL, manifest.settings.language)
     if manifest.settings.encoder is None:
         return manifest, passages, lexical, None
-    refuse_strange(folder, manifest.settings, encoder=False)
-    store = store_of(folder, files, manifest, passages)
+    check_trusted(folder, manifest.settings, encoder=False)
+    store = open_store(folder, files, manifest, passages)
     store.open()
     return manifest, passages, lexical, store
 
 
-def _written(folder: Path) -> bytes:
+def _read_manifest_bytes(folder: Path) -> bytes:
     try:
         return (folder / MANIFEST).read_bytes()
     except OSError:

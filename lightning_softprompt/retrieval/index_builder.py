@@ -23,16 +23,15 @@ from uuid import uuid4
 import numpy as np
 
 from lightning_softprompt.retrieval import vector_log
-from lightning_softprompt.retrieval.chosen import choose_settings, refuse_strange
-from lightning_softprompt.retrieval.index import DENSE, EMBEDDED, LEXICAL, Index, store_of
+from lightning_softprompt.retrieval.index import DENSE, EMBEDDED, LEXICAL, Index, open_store
 from lightning_softprompt.retrieval.manifest import (
     FORMAT,
     NAME,
     BadIndexError,
     Manifest,
     check_files,
-    described,
-    installed,
+    describe_files,
+    package_versions,
 )
 from lightning_softprompt.retrieval.passages.documents import CorpusError, Document
 from lightning_softprompt.retrieval.passages.text_files import Passages, Texts, write_documents, write_passages
@@ -40,6 +39,7 @@ from lightning_softprompt.retrieval.passages.words import words
 from lightning_softprompt.retrieval.search.bm25 import write_lexical
 from lightning_softprompt.retrieval.search.settings import IndexSettings
 from lightning_softprompt.retrieval.search.vectors import FileVectors, Vectors
+from lightning_softprompt.retrieval.trusted_names import check_trusted, trust_settings
 from lightning_softprompt.retrieval.vector_log import Track
 from lightning_softprompt.system.atomic_files import write_folder
 from lightning_softprompt.system.file_locks import lock_file
@@ -69,9 +69,9 @@ def build_index(
         BadIndexError: If the folder holds something else, or another build writes it.
         ValueError: If a package or the encoder is missing.
     """
-    choose_settings(settings or IndexSettings())
-    with _writing(Path(folder).expanduser()) as place:
-        return _build(place, documents, settings or IndexSettings(), _earlier(place), track)
+    trust_settings(settings or IndexSettings())
+    with _lock_folder(Path(folder).expanduser()) as place:
+        return _build(place, documents, settings or IndexSettings(), _open_earlier(place), track)
 
 
 def update_index(
@@ -90,14 +90,14 @@ def update_index(
         BadIndexError: If there is no index, or it is damaged.
         ValueError: If a package or the encoder is missing.
     """
-    with _writing(Path(folder).expanduser()) as place:
+    with _lock_folder(Path(folder).expanduser()) as place:
         index = Index(place)
         check_files(place, index.manifest)
-        refuse_strange(place, index.manifest.settings, encoder=True)
-        return _build(place, _merged(index, add, remove), index.manifest.settings, index, track)
+        check_trusted(place, index.manifest.settings, encoder=True)
+        return _build(place, _merge(index, add, remove), index.manifest.settings, index, track)
 
 
-def _merged(index: Index, add: Iterable[Document], remove: Collection[str]) -> Iterator[Document]:
+def _merge(index: Index, add: Iterable[Document], remove: Collection[str]) -> Iterator[Document]:
     new: dict[str, Document] = {}
     for document in add:
         if new.setdefault(document.id, document) != document:
@@ -108,11 +108,11 @@ def _merged(index: Index, add: Iterable[Document], remove: Collection[str]) -> I
             yield new.pop(document.id, document)
         gone.discard(document.id)
     if gone:
-        raise CorpusError(_not_there(index, sorted(gone)))
+        raise CorpusError(_describe_missing(index, sorted(gone)))
     yield from new.values()
 
 
-def _not_there(index: Index, gone: list[str]) -> str:
+def _describe_missing(index: Index, gone: list[str]) -> str:
     near = get_close_matches(gone[0], [document.id for document in index.passages.texts])
     hint = f"Did you mean {' or '.join(near)}?" if near else "Name ids as the corpus has them"
     return f"{index.folder} has no document {gone[0]!r} to remove ({len(gone)} such ids). {hint}"
@@ -127,7 +127,7 @@ def _build(
 ) -> Manifest:
     generation, collection = f"{GENERATION}{uuid4().hex[:12]}", f"passages-{uuid4().hex}"
     written: list[Manifest] = []
-    start = Manifest(FORMAT, generation, collection, "", settings, 0, 0, 0, 0, installed(), {})
+    start = Manifest(FORMAT, generation, collection, "", settings, 0, 0, 0, 0, package_versions(), {})
     try:
         write_folder(
             place / generation, lambda draft: written.append(_write(draft, place, documents, start, earlier, track))
@@ -135,9 +135,9 @@ def _build(
     except _UnchangedError:
         assert earlier, "nothing else can be unchanged"
         return earlier.manifest
-    manifest = replace(written[0], files=described(place / generation))
+    manifest = replace(written[0], files=describe_files(place / generation))
     manifest.write(place)
-    _settle(place, manifest, earlier)
+    _remove_old_files(place, manifest, earlier)
     return manifest
 
 
@@ -149,14 +149,14 @@ def _write(
     corpus, count = write_documents(draft, track(documents, "reading", None))
     if earlier and (earlier.manifest.corpus, earlier.manifest.settings) == (corpus, settings):
         raise _UnchangedError
-    left_out = write_passages(draft, settings.cutting(), track(Texts(draft), "cutting", count))
+    left_out = write_passages(draft, settings.chunking(), track(Texts(draft), "cutting", count))
     passages = Passages(draft)
     known = earlier.passages.by_digest() if earlier else {}
     _write_words(draft, passages, settings, earlier, known, track)
     manifest = replace(start, corpus=corpus, documents=count, passages=len(passages), duplicates=left_out)
     if settings.encoder is None:
         return manifest
-    same = earlier if earlier and _same_vectors(earlier, settings) else None
+    same = earlier if earlier and _can_reuse_vectors(earlier, settings) else None
     manifest = replace(manifest, collection=same.manifest.collection if same else start.collection)
     return replace(manifest, width=_write_vectors(draft, place, passages, manifest, same, track))
 
@@ -173,7 +173,7 @@ def _write_words(
     tokens = []
     for row in track(range(len(passages)), "finding words", len(passages)):
         before = known.get(passages.digests[row].tobytes()) if old else None
-        kept = old.by_words.words(before) if old and before is not None else None
+        kept = old.bm25.words(before) if old and before is not None else None
         tokens.append(kept if kept is not None else words(passages[row].searched, settings.language))
     (draft / LEXICAL).mkdir()
     write_lexical(draft / LEXICAL, tokens, settings)
@@ -184,13 +184,13 @@ def _write_vectors(
 ) -> int:
     """Keeps a vector for each passage; gives H. `same` is an earlier state with vectors of the same encoder."""
     (draft / DENSE).mkdir()
-    store = store_of(place, draft, manifest, None)
-    encode = partial(vector_log.encoded, place, passages, str(manifest.settings.encoder), track)
+    store = open_store(place, draft, manifest, None)
+    encode = partial(vector_log.encode_passages, place, passages, str(manifest.settings.encoder), track)
     try:
         return store.write(np.asarray(passages.digests), encode, _kept(same))
     except BaseException:
         if same is None:
-            store.forget()
+            store.delete()
         raise
     finally:
         store.close()
@@ -203,7 +203,7 @@ def _kept(same: Index | None) -> Vectors | None:
     return Vectors(same.passages.by_digest(), FileVectors(same.files / DENSE, "flat").vectors)
 
 
-def _same_vectors(earlier: Index, settings: IndexSettings) -> bool:
+def _can_reuse_vectors(earlier: Index, settings: IndexSettings) -> bool:
     """Whether an earlier state has vectors that serve here: of the same encoder, in the same kind of place."""
     before = earlier.manifest.settings
     if settings.encoder is None or before.encoder != settings.encoder or before.url != settings.url:
@@ -211,7 +211,7 @@ def _same_vectors(earlier: Index, settings: IndexSettings) -> bool:
     if (before.store == "qdrant") != (settings.store == "qdrant"):
         return False
     try:
-        earlier.by_vectors.close()
+        earlier.vector_store.close()
     except ValueError as error:
         log.warning("all passages are encoded anew: %s", error)
         return False
@@ -219,7 +219,7 @@ def _same_vectors(earlier: Index, settings: IndexSettings) -> bool:
 
 
 @contextmanager
-def _writing(place: Path) -> Iterator[Path]:
+def _lock_folder(place: Path) -> Iterator[Path]:
     """Holds a folder for one build alone, and takes it away again where nothing came of it."""
     place.mkdir(parents=True, exist_ok=True)
     opened = os.open(place, os.O_RDONLY)
@@ -247,7 +247,7 @@ def _lock(opened: int, place: Path) -> None:
         raise BadIndexError(f"another build is writing {place}; wait for its end, or build elsewhere") from None
 
 
-def _earlier(place: Path) -> Index | None:
+def _open_earlier(place: Path) -> Index | None:
     """What a folder holds of an index that can be built on.
 
     Raises:
@@ -270,16 +270,16 @@ def _earlier(place: Path) -> Index | None:
     return index
 
 
-def _settle(place: Path, manifest: Manifest, earlier: Index | None) -> None:
+def _remove_old_files(place: Path, manifest: Manifest, earlier: Index | None) -> None:
     """Takes away what no index names any more."""
-    vector_log.forget(place)
+    vector_log.delete_logs(place)
     for path in place.glob(f"{GENERATION}*"):
         if path.name != manifest.generation:
             shutil.rmtree(path, ignore_errors=True)
     if earlier and earlier.manifest.settings.encoder is not None:
-        store = store_of(place, earlier.files, earlier.manifest, None)
+        store = open_store(place, earlier.files, earlier.manifest, None)
         if earlier.manifest.collection == manifest.collection:
             store.prune(np.asarray(Passages(place / manifest.generation).digests))
         else:
-            store.forget()
+            store.delete()
         store.close()

@@ -76,8 +76,8 @@ def read_manifest(folder: Path) -> Manifest:
         raise BadIndexError(f"there is no index {folder}; `softprompt index build` makes one")
     if not (folder / NAME).is_file():
         raise BadIndexError(f"{folder} is no index, since it has no {NAME}; name another folder, or build one there")
-    content = _sealed(folder / NAME)
-    manifest = _parsed(content, folder)
+    content = _read_sealed(folder / NAME)
+    manifest = _parse(content, folder)
     for name, told in manifest.files.items():
         _check_size(folder / manifest.generation / name, int(told["bytes"]), folder)
     return manifest
@@ -94,13 +94,13 @@ def check_files(folder: Path, manifest: Manifest) -> None:
             raise BadIndexError(f"{folder} is damaged: {manifest.generation}/{name} has changed. Build the index anew")
 
 
-def described(generation: Path) -> dict[str, dict[str, Any]]:
+def describe_files(generation: Path) -> dict[str, dict[str, Any]]:
     """Size and hash of each file of a folder."""
     files = sorted(path for path in generation.rglob("*") if path.is_file())
     return {f.relative_to(generation).as_posix(): {"bytes": f.stat().st_size, "sha256": _hash(f)} for f in files}
 
 
-def installed() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
     """Versions of the packages that an index is made by."""
     found = {}
     for name in PACKAGES:
@@ -111,7 +111,7 @@ def installed() -> dict[str, str]:
     return found
 
 
-def _sealed(path: Path) -> dict[str, Any]:
+def _read_sealed(path: Path) -> dict[str, Any]:
     try:
         content = dict(json.loads(path.read_bytes()))
         seal = content.pop("seal")
@@ -127,7 +127,7 @@ def _sealed(path: Path) -> dict[str, Any]:
     return content
 
 
-def _parsed(content: dict[str, Any], folder: Path) -> Manifest:
+def _parse(content: dict[str, Any], folder: Path) -> Manifest:
     wanted = {field.name for field in fields(Manifest)}
     try:
         if set(content) != wanted:

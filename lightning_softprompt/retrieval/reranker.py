@@ -11,9 +11,9 @@ import numpy as np
 
 from lightning_softprompt.retrieval.passages.documents import Passage
 from lightning_softprompt.retrieval.passages.text_files import Passages
-from lightning_softprompt.retrieval.search.fusion import Ranking, best
+from lightning_softprompt.retrieval.search.fusion import Ranking, top_k
 
-AT_ONCE = 32  # pairs
+BATCH_SIZE = 32  # pairs
 
 
 class Reranker(ABC):
@@ -58,10 +58,10 @@ class CrossEncoder(Reranker):
         """
         import torch
 
-        tokenizer, model = self._loaded
+        tokenizer, model = self._load
         found: list[float] = []
-        for start in range(0, len(passages), AT_ONCE):
-            texts = [passage.searched for passage in passages[start : start + AT_ONCE]]
+        for start in range(0, len(passages), BATCH_SIZE):
+            texts = [passage.searched for passage in passages[start : start + BATCH_SIZE]]
             pairs = tokenizer(
                 [question] * len(texts), texts, padding=True, truncation="only_second",
                 max_length=min(self.max_tokens, tokenizer.model_max_length), return_tensors="pt",
@@ -71,7 +71,7 @@ class CrossEncoder(Reranker):
         return found
 
     @cached_property
-    def _loaded(self) -> tuple[Any, Any]:
+    def _load(self) -> tuple[Any, Any]:
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -90,12 +90,12 @@ class CrossEncoder(Reranker):
         return tokenizer, model
 
 
-def reranked(
+def rerank(
     reranker: Reranker, questions: Sequence[str], found: Sequence[Ranking], passages: Passages, k: int
 ) -> list[Ranking]:
     """The k best of what was found for each question, as the re-ranker judges."""
     judged = []
     for question, ranking in zip(questions, found, strict=True):
         scores = reranker.scores(question, [passages[row] for row in ranking.rows.tolist()])
-        judged.append(best(ranking.rows, np.array(scores, np.float64), k))
+        judged.append(top_k(ranking.rows, np.array(scores, np.float64), k))
     return judged

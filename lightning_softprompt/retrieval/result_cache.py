@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 VERSION = 1  # of what stands in a file; another is another key
 
 
-def found_for(retriever: Retriever, questions: Sequence[str], k: int = 10) -> list[list[Hit]]:
+def search_cached(retriever: Retriever, questions: Sequence[str], k: int = 10) -> list[list[Hit]]:
     """The k best passages for each question: those kept from an earlier search, else those found now, which are kept.
 
     They are searched again where a question, the index, its settings or the way of searching is another.
@@ -29,10 +29,10 @@ def found_for(retriever: Retriever, questions: Sequence[str], k: int = 10) -> li
         BadIndexError: If the index cannot be opened.
         ValueError: If it was built without what the retriever's way wants.
     """
-    return [retriever.hits(ranking) for ranking in rankings_for(retriever, questions, k)]
+    return [retriever.hits(ranking) for ranking in rank_cached(retriever, questions, k)]
 
 
-def rankings_for(retriever: Retriever, questions: Sequence[str], k: int) -> list[Ranking]:
+def rank_cached(retriever: Retriever, questions: Sequence[str], k: int) -> list[Ranking]:
     """The same as rows of the index.
 
     Raises:

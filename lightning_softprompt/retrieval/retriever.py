@@ -8,7 +8,7 @@ from typing import Any, Literal, final
 
 from lightning_softprompt.retrieval.index import Index
 from lightning_softprompt.retrieval.passages.documents import Hit
-from lightning_softprompt.retrieval.reranker import Reranker, reranked
+from lightning_softprompt.retrieval.reranker import Reranker, rerank
 from lightning_softprompt.retrieval.search.fusion import Fusion, Ranking, WeightedScores
 
 SearchMode = Literal["hybrid", "lexical", "dense"]
@@ -82,16 +82,16 @@ class Retriever:
         if k < 1:
             raise ValueError(f"k must be 1 or more, got {k}")
         if self.reranker is None:
-            return self._found(questions, k)
-        found = self._found(questions, max(k, self.candidates))
-        return reranked(self.reranker, questions, found, self.index.passages, k)
+            return self._rank_candidates(questions, k)
+        found = self._rank_candidates(questions, max(k, self.candidates))
+        return rerank(self.reranker, questions, found, self.index.passages, k)
 
     def hits(self, ranking: Ranking) -> list[Hit]:
         """A ranking's passages."""
         pairs = zip(ranking.rows.tolist(), ranking.scores.tolist(), strict=True)
         return [Hit(self.index.passages[row], score) for row, score in pairs]
 
-    def _found(self, questions: Sequence[str], k: int) -> list[Ranking]:
+    def _rank_candidates(self, questions: Sequence[str], k: int) -> list[Ranking]:
         if self.mode == "lexical":
             return self.index.lexical(questions, k)
         if self.mode == "dense":

@@ -26,7 +26,7 @@ Track = Callable[[Iterable[Any], str, int | None], Iterable[Any]]  # items, what
 
 
 @final
-class Unfinished:
+class VectorLog:
     """A file of vectors, each behind the digest of its passage, in the order in which they were made.
 
     What a killed process left of a record that it was writing is passed over, and so is what is no vector of length 1.
@@ -57,7 +57,7 @@ class Unfinished:
             file.truncate(file.tell() - file.tell() % records.itemsize)
             file.write(records.tobytes())
 
-    def forget(self) -> None:
+    def delete(self) -> None:
         """Takes it away."""
         for file in self.folder.glob(f"{self.name}-*"):
             file.unlink(missing_ok=True)
@@ -74,7 +74,9 @@ def _sound(records: Any, start: int) -> Iterator[tuple[bytes, int]]:
     return ((part["digest"][row].tobytes(), start + row) for row in rows.tolist())
 
 
-def encoded(folder: Path, passages: Passages, name: str, track: Track, rows: Rows) -> Iterator[tuple[Rows, Floats]]:
+def encode_passages(
+    folder: Path, passages: Passages, name: str, track: Track, rows: Rows
+) -> Iterator[tuple[Rows, Floats]]:
     """The vectors of some passages: those that a killed build made, then the others, made and kept here.
 
     Args:
@@ -86,13 +88,13 @@ def encoded(folder: Path, passages: Passages, name: str, track: Track, rows: Row
     """
     if not len(rows):
         return
-    from lightning_softprompt.retrieval.search.encoder import encoder
+    from lightning_softprompt.retrieval.search.encoder import load_encoder
 
-    found, kept = encoder(name), Unfinished(folder, name)
+    found, kept = load_encoder(name), VectorLog(folder, name)
     before = kept.found()
     places = before.find(passages.digests[rows]) if before else np.full(len(rows), -1)
-    if before and not _made_by(found, passages, rows, places, before):
-        kept.forget()
+    if before and not _is_same_encoder(found, passages, rows, places, before):
+        kept.delete()
         places[:] = -1
     there = np.flatnonzero(places >= 0)
     for part in (there[start : start + PART] for start in range(0, len(there), PART)):
@@ -106,7 +108,7 @@ def encoded(folder: Path, passages: Passages, name: str, track: Track, rows: Row
         yield some, made
 
 
-def _made_by(encoder: Encoder, passages: Passages, rows: Rows, places: Rows, before: Vectors) -> bool:
+def _is_same_encoder(encoder: Encoder, passages: Passages, rows: Rows, places: Rows, before: Vectors) -> bool:
     """Whether an encoder is the one whose vectors were kept, by the first that is wanted."""
     wanted = np.flatnonzero(places >= 0)
     if not len(wanted):
@@ -115,7 +117,7 @@ def _made_by(encoder: Encoder, passages: Passages, rows: Rows, places: Rows, bef
     return here.shape == there.shape and float(here @ there) >= SAME
 
 
-def forget(folder: Path) -> None:
+def delete_logs(folder: Path) -> None:
     """Takes away what an index that is whole has no more use for."""
     for file in folder.glob(f"{NAME}*"):
         file.unlink(missing_ok=True)

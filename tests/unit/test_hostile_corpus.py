@@ -27,7 +27,7 @@ from lightning_softprompt.data.readers.sources import DataError, read_rows
 from lightning_softprompt.data.readers.text_files import read_text_file
 from lightning_softprompt.methods.base import SoftPromptModule
 from lightning_softprompt.reports.html import article, page
-from lightning_softprompt.retrieval import chosen
+from lightning_softprompt.retrieval import trusted_names
 from lightning_softprompt.retrieval.index_builder import build_index, update_index
 from lightning_softprompt.retrieval.passages.documents import Document
 from lightning_softprompt.retrieval.search.settings import IndexSettings
@@ -241,7 +241,7 @@ def strangers_index(tiny_folder, tmp_path, monkeypatch):
     documents = [Document("1", "a", "is this film good"), Document("2", "b", "a sad story about a dog")]
     build_index(tmp_path / "index", documents, IndexSettings(encoder=name))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(chosen, "_chosen", set())
+    monkeypatch.setattr(trusted_names, "_trusted", set())
     return tmp_path / "index", name
 
 
@@ -254,14 +254,16 @@ def test_an_encoder_is_loaded_once_the_user_names_it(strangers_index, monkeypatc
     with pytest.raises(ValueError, match="you have not named yourself"):
         update_index(index, [Document("3", "c", "what")])
     assert command.main([*words, "--encoder", name]) == 0
-    monkeypatch.setattr(chosen, "_chosen", set())
+    monkeypatch.setattr(trusted_names, "_trusted", set())
     assert command.main(words) == 0  # remembered for later processes
 
 
-def test_an_index_calls_no_server_that_the_user_has_not_named(tmp_path):
+def test_an_index_calls_no_server_that_the_user_has_not_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(trusted_names, "_trusted", set())
     settings = IndexSettings(encoder=None, store="qdrant", url="http://127.0.0.1:9")
     with pytest.raises(ValueError, match=r"names the url .* --url"):
-        chosen.refuse_strange(tmp_path, settings, encoder=False)
+        trusted_names.check_trusted(tmp_path, settings, encoder=False)
 
 
 @pytest.mark.parametrize("name", ["laughs", "nested", "digits", "sixties", "product", "tag"])

@@ -151,13 +151,13 @@ def _changed_settings(args: Namespace) -> list[str]:
 
 
 def _search(args: Namespace) -> int:
-    from lightning_softprompt.retrieval.chosen import choose
     from lightning_softprompt.retrieval.manifest import read_manifest
     from lightning_softprompt.retrieval.reranker import CrossEncoder
     from lightning_softprompt.retrieval.retriever import Retriever, SearchMode
+    from lightning_softprompt.retrieval.trusted_names import trust
 
     for name in (args.encoder, args.unit, args.url):
-        choose(name)
+        trust(name)
     if args.way:
         log.warning("option --way is now --mode; the old name stops working in version %s", REMOVED_IN)
     has_vectors = read_manifest(args.index).settings.encoder is not None

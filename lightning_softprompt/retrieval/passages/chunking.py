@@ -25,17 +25,17 @@ SENTENCE = re.compile(
 )
 
 
-def words_of(text: str) -> list[Span]:
+def find_words(text: str) -> list[Span]:
     """Where the words of a text are: what white space separates, and the characters of scripts without spaces.
 
-    >>> words_of("a warm  film"), words_of("你好。再见")
+    >>> find_words("a warm  film"), find_words("你好。再见")
     ([(0, 1), (2, 6), (8, 12)], [(0, 1), (1, 3), (3, 4), (4, 5)])
     """
     return word_spans(text)
 
 
 @dataclass(frozen=True)
-class Cutting:
+class Chunking:
     """How texts are cut.
 
     Each character is in some passage. A passage ends at the last end of a paragraph or sentence that it reaches, and
@@ -55,7 +55,7 @@ class Cutting:
     size: int = 200
     overlap: int = 40
     whole: Whole = "sentences"
-    units: Units = words_of
+    units: Units = find_words
 
     def __post_init__(self) -> None:
         if not 0 <= self.overlap < self.size:
@@ -66,7 +66,7 @@ class Cutting:
     def spans(self, text: str) -> list[Span]:
         """Where the passages of a text stand; none of a text without words.
 
-        >>> Cutting(size=3, overlap=1, whole="nothing").spans("a b c d e")
+        >>> Chunking(size=3, overlap=1, whole="nothing").spans("a b c d e")
         [(0, 6), (4, 9)]
         """
         starts = [start for start, _ in self.units(text)]

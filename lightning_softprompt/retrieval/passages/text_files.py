@@ -16,7 +16,7 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_softprompt.retrieval.passages.chunking import Cutting
+from lightning_softprompt.retrieval.passages.chunking import Chunking
 from lightning_softprompt.retrieval.passages.documents import (
     DIGEST_BYTES,
     CorpusError,
@@ -71,7 +71,7 @@ def _is_new(document: Document, seen: dict[str, tuple[bytes, str]]) -> bool:
     return False
 
 
-def write_passages(folder: Path, cutting: Cutting, documents: Iterable[Document]) -> int:
+def write_passages(folder: Path, chunking: Chunking, documents: Iterable[Document]) -> int:
     """Cuts the documents that were written; gives how many passages were left out, as their content came before.
 
     Raises:
@@ -81,7 +81,7 @@ def write_passages(folder: Path, cutting: Cutting, documents: Iterable[Document]
     copies: list[tuple[int, int, int]] = []  # document, start, and the row with the same content
     digests: dict[bytes, int] = {}
     for number, document in enumerate(documents):
-        for passage in passages_of(document, cutting):
+        for passage in split_document(document, chunking):
             digest = content_digest(passage.searched)
             if digest in digests:
                 copies.append((number, passage.start, digests[digest]))
@@ -96,9 +96,9 @@ def write_passages(folder: Path, cutting: Cutting, documents: Iterable[Document]
     return len(copies)
 
 
-def passages_of(document: Document, cutting: Cutting) -> Iterator[Passage]:
+def split_document(document: Document, chunking: Chunking) -> Iterator[Passage]:
     """The passages of a document, in turn."""
-    for start, end in cutting.spans(document.text):
+    for start, end in chunking.spans(document.text):
         yield passage_at(document, start, end)
 
 
@@ -181,16 +181,16 @@ class Passages:
         number = self.texts.number(document)
         if number is None:
             return ()
-        first, last = np.searchsorted(self._owners, (number, number + 1)).tolist()
+        first, last = np.searchsorted(self._row_documents, (number, number + 1)).tolist()
         own = [(int(self.rows[row, 1]), row) for row in range(first, last)]
-        first, last = np.searchsorted(self._copied, (number, number + 1)).tolist()
+        first, last = np.searchsorted(self._copy_documents, (number, number + 1)).tolist()
         copied = [(start, row) for _, start, row in self.copies[first:last].tolist()]
         return tuple(dict.fromkeys(row for _, row in sorted(own + copied)))
 
     @cached_property
-    def _owners(self) -> NDArray[np.int64]:
+    def _row_documents(self) -> NDArray[np.int64]:
         return np.ascontiguousarray(self.rows[:, 0])
 
     @cached_property
-    def _copied(self) -> NDArray[np.int64]:
+    def _copy_documents(self) -> NDArray[np.int64]:
         return np.ascontiguousarray(self.copies[:, 0])

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from lightning_softprompt.retrieval.passages.documents import CorpusError
 from lightning_softprompt.retrieval.passages.words import words
-from lightning_softprompt.retrieval.search.fusion import Ranking, best
+from lightning_softprompt.retrieval.search.fusion import Ranking, top_k
 from lightning_softprompt.retrieval.search.settings import IndexSettings
 from lightning_softprompt.system.optional_packages import import_optional
 
@@ -84,4 +84,4 @@ class Lexical:
             return Ranking(np.empty(0, np.int64), np.empty(0, np.float32))
         scores = self.scorer.get_scores(known)  # [n]
         found = np.flatnonzero(scores > 0)
-        return best(found, scores[found], k)
+        return top_k(found, scores[found], k)

@@ -22,7 +22,7 @@ from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.retrieval.passages.chunking import Span, Units
 from lightning_softprompt.retrieval.search.fusion import Floats
 
-AT_ONCE = 32  # texts
+BATCH_SIZE = 32  # texts
 POOLS = {
     "pooling_mode_mean_tokens": lambda states, mask: (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True),
     "pooling_mode_cls_token": lambda states, mask: states[:, 0],
@@ -61,15 +61,15 @@ class SentenceEncoder(Encoder):
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         place = resolve_location(BackboneSpec(name)).name
         disable_progress_bar()
-        self.tokenizer: Any = _loaded(AutoTokenizer.from_pretrained, name, place)
+        self.tokenizer: Any = _load(AutoTokenizer.from_pretrained, name, place)
         load = {"use_safetensors": True, "dtype": torch.float32}
         with torch.inference_mode(False), torch.random.fork_rng(devices=[]):  # a pooler that is made up draws numbers
-            self.model: Any = _loaded(AutoModel.from_pretrained, name, place, **load).to(self.device).eval()
+            self.model: Any = _load(AutoModel.from_pretrained, name, place, **load).to(self.device).eval()
         self.window = _window(place, self.tokenizer, self.model)
         self.pool = POOLS[_pool(name, place)]
         prompts = _read(place, "config_sentence_transformers.json").get("prompts") or {}
-        self.before_question = _said(prompts, "query")
-        self.before_passage = _said(prompts, "document", "passage")
+        self.before_question = _find_prompt(prompts, "query")
+        self.before_passage = _find_prompt(prompts, "document", "passage")
 
     def passages(self, texts: Sequence[str]) -> Floats:
         """[n, H] of texts that are searched."""
@@ -83,8 +83,8 @@ class SentenceEncoder(Encoder):
     def _encode(self, texts: Sequence[str]) -> Floats:
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # rows of a batch are padded to the longest
         found: list[Tensor] = [torch.empty(0)] * len(texts)
-        for start in range(0, len(texts), AT_ONCE):
-            some = order[start : start + AT_ONCE]
+        for start in range(0, len(texts), BATCH_SIZE):
+            some = order[start : start + BATCH_SIZE]
             for i, vector in zip(some, self._vectors([texts[i] for i in some]), strict=True):
                 found[i] = vector
         width = self.model.config.hidden_size
@@ -99,18 +99,18 @@ class SentenceEncoder(Encoder):
 
 
 @cache
-def encoder(name: str) -> Encoder:
+def load_encoder(name: str) -> Encoder:
     """The encoder of a name, loaded once a process."""
     return SentenceEncoder(name)
 
 
-def token_units(name: str) -> Units:
+def load_token_units(name: str) -> Units:
     """A function from a text to where its tokens stand, by a model's tokenizer.
 
     Raises:
         ValueError: If the tokenizer cannot be loaded, or does not say where tokens stand.
     """
-    tokenizer: Any = _loaded(AutoTokenizer.from_pretrained, name, resolve_location(BackboneSpec(name)).name)
+    tokenizer: Any = _load(AutoTokenizer.from_pretrained, name, resolve_location(BackboneSpec(name)).name)
     if not tokenizer.is_fast:
         raise ValueError(f"the tokenizer of {name!r} does not say where tokens stand; cut by unit words")
 
@@ -131,7 +131,7 @@ def _visible(text: str, spans: Sequence[Span]) -> list[Span]:
     return found
 
 
-def _loaded(load: Callable[..., Any], name: str, place: str, **options: object) -> Any:
+def _load(load: Callable[..., Any], name: str, place: str, **options: object) -> Any:
     return from_pretrained(load, BackboneSpec(place), f"encoder {name!r}", **options)
 
 
@@ -157,5 +157,5 @@ def _pool(name: str, place: str) -> str:
     return asked[0]
 
 
-def _said(prompts: dict[str, str], *names: str) -> str:
+def _find_prompt(prompts: dict[str, str], *names: str) -> str:
     return next((prompts[name] for name in names if prompts.get(name)), "")

@@ -30,7 +30,7 @@ class Ranking:
         return len(self.rows)
 
 
-def best(rows: NDArray[Any], scores: NDArray[Any], k: int) -> Ranking:
+def top_k(rows: NDArray[Any], scores: NDArray[Any], k: int) -> Ranking:
     """The k best of scored rows; of equal scores the row that stands first in the corpus."""
     if k < len(scores):  # all that score as well as the k-th take part, or ties would go by chance
         kept = scores >= np.partition(scores, len(scores) - k)[len(scores) - k]
@@ -57,7 +57,7 @@ class Fusion(ABC):
         for weight, ranking in zip(self.weights(), (lexical, dense), strict=True):
             for row, points in zip(ranking.rows.tolist(), self.points(ranking), strict=True):
                 total[row] = total.get(row, 0.0) + weight * points
-        return best(np.array(list(total), np.int64), np.array(list(total.values()), np.float64), k)
+        return top_k(np.array(list(total), np.int64), np.array(list(total.values()), np.float64), k)
 
 
 @final

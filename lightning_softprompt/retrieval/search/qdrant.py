@@ -19,7 +19,7 @@ from lightning_softprompt.retrieval.search.fusion import Floats, Ranking, Rows
 from lightning_softprompt.retrieval.search.vectors import Encode, Vectors, VectorStore
 from lightning_softprompt.system.optional_packages import import_optional
 
-AT_ONCE = 512  # points of a call
+BATCH_SIZE = 512  # points of a call
 PATIENCE = 60  # seconds
 
 
@@ -81,20 +81,20 @@ class QdrantVectors(VectorStore):
         models = import_optional("qdrant_client").models
         named = {point_id(digest) for digest in digests}
         stale = [point for point in self._points() if point not in named]
-        for start in range(0, len(stale), AT_ONCE):
-            some = models.PointIdsList(points=stale[start : start + AT_ONCE])
+        for start in range(0, len(stale), BATCH_SIZE):
+            some = models.PointIdsList(points=stale[start : start + BATCH_SIZE])
             self.client.delete(self.collection, some, wait=True)
 
     def search(self, questions: Floats, k: int) -> list[Ranking]:
         """The k nearest of each question."""
         return [self._search(question, min(k, len(self._rows))) for question in questions]
 
-    def first(self) -> Floats:
+    def first_vector(self) -> Floats:
         """[H] of the first passage."""
         assert self.digests is not None, "what is searched has digests"
         return self._vector(self.digests[0])
 
-    def forget(self) -> None:
+    def delete(self) -> None:
         """Removes the collection."""
         self.client.delete_collection(self.collection)
 
@@ -133,7 +133,7 @@ class QdrantVectors(VectorStore):
         place = None
         while True:
             points, place = self.client.scroll(
-                self.collection, limit=AT_ONCE, offset=place, with_payload=False, with_vectors=False
+                self.collection, limit=BATCH_SIZE, offset=place, with_payload=False, with_vectors=False
             )
             yield from (str(point.id) for point in points)
             if place is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-from lightning_softprompt.retrieval.passages.chunking import Cutting, Units, Whole, words_of
+from lightning_softprompt.retrieval.passages.chunking import Chunking, Units, Whole, find_words
 
 Store = Literal["flat", "ivf", "hnsw", "qdrant"]
 STORES = ("flat", "ivf", "hnsw", "qdrant")
@@ -54,7 +54,7 @@ class IndexSettings:
             raise ValueError(f"url is that of a Qdrant server, but the store is {self.store!r}; say store qdrant")
         if not (self.k1 >= 0 and 0 <= self.b <= 1):
             raise ValueError(f"BM25 wants k1 >= 0 and b from 0 to 1, got k1 {self.k1} and b {self.b}")
-        Cutting(self.size, self.overlap)
+        Chunking(self.size, self.overlap)
 
     @classmethod
     def from_plain(cls, values: dict[str, Any]) -> IndexSettings:
@@ -72,17 +72,17 @@ class IndexSettings:
         """Names and values."""
         return asdict(self)
 
-    def cutting(self) -> Cutting:
+    def chunking(self) -> Chunking:
         """How texts are cut.
 
         Raises:
             ValueError: If the model whose tokens are counted cannot be loaded.
         """
-        return Cutting(self.size, self.overlap, self.whole, self._units())
+        return Chunking(self.size, self.overlap, self.whole, self._units())
 
     def _units(self) -> Units:
         if self.unit == WORDS:
-            return words_of
-        from lightning_softprompt.retrieval.search.encoder import token_units
+            return find_words
+        from lightning_softprompt.retrieval.search.encoder import load_token_units
 
-        return token_units(self.unit)
+        return load_token_units(self.unit)

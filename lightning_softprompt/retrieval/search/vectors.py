@@ -54,11 +54,11 @@ class VectorStore(ABC):
         """The k passages whose vectors are nearest to each of [Q, H]."""
 
     @abstractmethod
-    def first(self) -> Floats:
+    def first_vector(self) -> Floats:
         """[H] of the first passage, by which an encoder is recognised."""
 
     @abstractmethod
-    def forget(self) -> None:
+    def delete(self) -> None:
         """Removes all of them."""
 
     @abstractmethod
@@ -119,13 +119,13 @@ class FileVectors(VectorStore):
             vectors[rows] = values
         vectors.flush()
         if self.store != "flat":
-            faiss.write_index(_graph(faiss, vectors, self.store), str(self.folder / GRAPH))
+            faiss.write_index(_build_graph(faiss, vectors, self.store), str(self.folder / GRAPH))
         return width
 
     def prune(self, digests: NDArray[np.uint8]) -> None:
         """Does nothing: the folder holds these passages only."""
 
-    def forget(self) -> None:
+    def delete(self) -> None:
         """Does nothing: they go with their folder."""
 
     def close(self) -> None:
@@ -141,7 +141,7 @@ class FileVectors(VectorStore):
             scores, rows = self._faiss.search(questions, k)
         return [Ranking(r[r >= 0], s[r >= 0]) for r, s in zip(rows.astype(np.int64), scores, strict=True)]
 
-    def first(self) -> Floats:
+    def first_vector(self) -> Floats:
         """[H] of the first passage."""
         return np.array(self.vectors[0])
 
@@ -149,10 +149,10 @@ class FileVectors(VectorStore):
     def _faiss(self) -> Any:
         faiss = import_optional("faiss")
         found = faiss.read_index(str(self.folder / GRAPH), faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY)
-        return _searching(found, self.store)
+        return _set_search_effort(found, self.store)
 
 
-def _graph(faiss: Any, vectors: Floats, store: str) -> Any:
+def _build_graph(faiss: Any, vectors: Floats, store: str) -> Any:
     n, width = vectors.shape
     if store == "hnsw":
         index = faiss.IndexHNSWFlat(width, NEIGHBOURS, faiss.METRIC_INNER_PRODUCT)
@@ -165,7 +165,7 @@ def _graph(faiss: Any, vectors: Floats, store: str) -> Any:
     return index
 
 
-def _searching(index: Any, store: str) -> Any:
+def _set_search_effort(index: Any, store: str) -> Any:
     if store == "hnsw":
         index.hnsw.efSearch = EFFORT
     else:

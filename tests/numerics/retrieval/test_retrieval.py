@@ -14,9 +14,9 @@ from lightning_softprompt.retrieval.index import Index
 from lightning_softprompt.retrieval.index_builder import build_index
 from lightning_softprompt.retrieval.passages.documents import Document, Passage
 from lightning_softprompt.retrieval.passages.words import words
-from lightning_softprompt.retrieval.reranker import CrossEncoder, reranked
+from lightning_softprompt.retrieval.reranker import CrossEncoder, rerank
 from lightning_softprompt.retrieval.search.encoder import SentenceEncoder
-from lightning_softprompt.retrieval.search.fusion import Ranking, ReciprocalRank, WeightedScores, best
+from lightning_softprompt.retrieval.search.fusion import Ranking, ReciprocalRank, WeightedScores, top_k
 from lightning_softprompt.retrieval.search.settings import IndexSettings
 
 TEXTS = [
@@ -164,7 +164,7 @@ def test_ties_go_to_what_stands_first_whatever_k():
     scores = rng.integers(0, 5, 200).astype(np.float32)
     whole = sorted(zip(rows.tolist(), scores.tolist(), strict=True), key=lambda pair: (-pair[1], pair[0]))
     for k in (1, 7, 50, 200, 300):
-        assert best(rows, scores, k).rows.tolist() == [row for row, _ in whole[:k]]
+        assert top_k(rows, scores, k).rows.tolist() == [row for row, _ in whole[:k]]
 
 
 def test_a_cross_encoder_puts_passages_in_the_order_of_its_scores(tmp_path):
@@ -181,7 +181,7 @@ def test_a_cross_encoder_puts_passages_in_the_order_of_its_scores(tmp_path):
         with torch.inference_mode():
             wanted.append(float(model(**tokenizer("what dog ?", passage.searched, return_tensors="pt")).logits))
     np.testing.assert_allclose(judge.scores("what dog ?", passages), wanted, atol=1e-5)
-    found = reranked(judge, ["what dog ?"], [ranking((4, 3.0), (2, 2.0), (0, 1.0))], passages, 2)[0]
+    found = rerank(judge, ["what dog ?"], [ranking((4, 3.0), (2, 2.0), (0, 1.0))], passages, 2)[0]
     assert found.rows.tolist() == sorted([4, 2, 0], key=lambda row: -wanted[row])[:2]
 
 

@@ -12,7 +12,7 @@ from lightning_softprompt.core.word_boundaries import split_words
 from lightning_softprompt.evaluation.metrics.sentences import sentences
 from lightning_softprompt.evaluation.metrics.text import Rouge, novel_bigrams, repetition, rouge
 from lightning_softprompt.retrieval.index_builder import build_index
-from lightning_softprompt.retrieval.passages.chunking import Cutting, words_of
+from lightning_softprompt.retrieval.passages.chunking import Chunking, find_words
 from lightning_softprompt.retrieval.passages.documents import Document
 from lightning_softprompt.retrieval.passages.words import words
 from lightning_softprompt.retrieval.retriever import Retriever
@@ -25,7 +25,7 @@ SPACED = "abc ÀéßøжИΩ가나한_12,.'\n\t-–«»’ªº"
 def test_scripts_with_spaces_are_split_as_by_regular_expressions(seed):
     text = "".join(random.Random(seed).choices(SPACED, k=400))
     assert split_words(text) == re.findall(r"\w+", text)
-    assert words_of(text) == [found.span() for found in re.finditer(r"\S+", text)]
+    assert find_words(text) == [found.span() for found in re.finditer(r"\S+", text)]
     plain = [re.sub("[\u0300-\u036f]", "", unicodedata.normalize("NFD", word)) for word in split_words(text.lower())]
     searched = words(re.sub("[ªº]", "", text), "none")
     assert [unicodedata.normalize("NFD", word) for word in searched] == [
@@ -74,12 +74,12 @@ def test_lexical_search_finds_the_document(tmp_path, language):
     "sentence", ["法国的首都是巴黎。", "東京は日本の首都です。", "ประเทศไทย ", "ខ្ញុំស្រលាញ់។", "ཁྱེད་རང་"]
 )
 def test_documents_without_spaces_are_cut_at_sentences(sentence):
-    text, size = sentence * 40, 3 * len(words_of(sentence))
-    spans = Cutting(size, overlap=0).spans(text)
+    text, size = sentence * 40, 3 * len(find_words(sentence))
+    spans = Chunking(size, overlap=0).spans(text)
     assert "".join(text[start:end] for start, end in spans) == text
     assert len(spans) == 14  # three sentences each
     assert all(text[:end].endswith(sentence) for _, end in spans)
-    assert len(Cutting(size // 3, overlap=0, whole="nothing").spans(text)) == 40
+    assert len(Chunking(size // 3, overlap=0, whole="nothing").spans(text)) == 40
 
 
 def test_sentences_of_other_scripts_end():

@@ -94,19 +94,19 @@ class Searched:
 def test_rankings_are_searched_again_where_they_are_damaged_or_cannot_be_kept(folder, caplog):
     retriever = Searched()
     for _ in range(2):
-        (found,) = rankings.rankings_for(retriever, ["why?"], 2)
+        (found,) = rankings.rank_cached(retriever, ["why?"], 2)
         assert found.rows.tolist() == [3, 1]
     assert retriever.searches == 1
     (path,) = rankings.cache_folder().iterdir()
     content = bytearray(path.read_bytes())
     content[len(content) // 8] ^= 1
     path.write_bytes(content)
-    rankings.rankings_for(retriever, ["why?"], 2)
+    rankings.rank_cached(retriever, ["why?"], 2)
     assert retriever.searches == 2
     os.rename(folder, f"{folder}-away")
     folder.write_text("no folder")
     with caplog.at_level(logging.WARNING):
-        rankings.rankings_for(retriever, ["why?"], 2)
+        rankings.rank_cached(retriever, ["why?"], 2)
     assert retriever.searches == 3
     assert "it is an optional cache" in caplog.text
 

@@ -16,7 +16,7 @@ import pytest
 
 from lightning_softprompt.retrieval import index_builder, result_cache
 from lightning_softprompt.retrieval.index import Index
-from lightning_softprompt.retrieval.index_builder import EMBEDDED, _writing, build_index, update_index
+from lightning_softprompt.retrieval.index_builder import EMBEDDED, _lock_folder, build_index, update_index
 from lightning_softprompt.retrieval.manifest import BadIndexError, Manifest, check_files
 from lightning_softprompt.retrieval.passages.documents import CorpusError, Document
 from lightning_softprompt.retrieval.retriever import Retriever
@@ -149,7 +149,7 @@ def test_an_update_is_a_rebuild_that_encodes_only_what_is_new(folder, tmp_path, 
     assert sorted(encoded[1:]) == sorted(after - before)  # the first recognises the encoder
     vectors = "dense/vectors.npy"
     assert files(folder, [vectors]) == files(tmp_path / "anew", [vectors])
-    ours, theirs = (Index(place).by_vectors.vectors for place in (folder, tmp_path / "anew"))
+    ours, theirs = (Index(place).vector_store.vectors for place in (folder, tmp_path / "anew"))
     np.testing.assert_allclose(ours, theirs, atol=1e-6)
     assert Index(folder).manifest.identity == Index(tmp_path / "anew").manifest.identity
 
@@ -250,7 +250,7 @@ def test_a_build_that_is_refused_leaves_what_the_first_one_has_written(folder):
     vectors = folder / EMBEDDED / "points"
     vectors.parent.mkdir(parents=True)
     vectors.write_text("of the build that runs")
-    with _writing(folder):
+    with _lock_folder(folder):
         with pytest.raises(BadIndexError, match="another build is writing"):
             build_index(folder, documents(), LEXICAL)
         assert vectors.exists()
@@ -297,7 +297,7 @@ def test_vectors_of_a_build_that_was_killed_are_not_made_again(folder, tmp_path,
     build_index(folder, STORIES, settings)
     assert len(encoded) == 1 + 8  # one recognises the encoder
     build_index(tmp_path / "anew", STORIES, settings)
-    ours, theirs = (Index(place).by_vectors.vectors for place in (folder, tmp_path / "anew"))
+    ours, theirs = (Index(place).vector_store.vectors for place in (folder, tmp_path / "anew"))
     np.testing.assert_allclose(ours, theirs, atol=1e-6)
     assert not list(folder.glob(".*"))
 
@@ -361,7 +361,7 @@ def test_searching_writes_nothing(folder, dense):
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
     index = Index(folder)
     with pytest.raises(ValueError, match="read-only"):
-        index.by_vectors.vectors[0] = 0
+        index.vector_store.vectors[0] = 0
     assert isinstance(index.passages.rows, np.memmap)
 
 
@@ -432,7 +432,7 @@ def test_another_encoder_under_the_same_name_is_refused(folder, tiny_folder, tmp
     name = shutil.copytree(tiny_folder("bert"), tmp_path / "encoder")
     build_index(folder, documents(), IndexSettings(encoder=str(name)))
     shutil.copytree(tiny_folder("bert", 1), name, dirs_exist_ok=True)
-    encoder.encoder.cache_clear()
+    encoder.load_encoder.cache_clear()
     with pytest.raises(ValueError, match="is not the one that"):
         Retriever(str(folder)).search(["a dog"])
     build_index(folder, documents(CHANGES["added"]), IndexSettings(encoder=str(name)))
@@ -481,21 +481,21 @@ def test_a_question_set_is_searched_once(folder, monkeypatch, caplog):
     build_index(folder, documents(), LEXICAL)
     questions, searched, plain = ["funny film", "dog", "unheard"], [], Retriever.rank
     monkeypatch.setattr(Retriever, "rank", lambda r, q, k=10: searched.append(list(q)) or plain(r, q, k))
-    first = result_cache.found_for(Retriever(str(folder), "lexical"), questions, 2)
+    first = result_cache.search_cached(Retriever(str(folder), "lexical"), questions, 2)
     assert [len(hits) for hits in first] == [2, 2, 0]
-    assert result_cache.found_for(Retriever(str(folder), "lexical"), questions, 2) == first
+    assert result_cache.search_cached(Retriever(str(folder), "lexical"), questions, 2) == first
     assert len(searched) == 1
-    result_cache.found_for(Retriever(str(folder), "lexical"), questions[:2], 2)
-    result_cache.found_for(Retriever(str(folder), "lexical"), questions, 1)
-    result_cache.found_for(Retriever(str(folder), "lexical", candidates=7), questions, 2)
+    result_cache.search_cached(Retriever(str(folder), "lexical"), questions[:2], 2)
+    result_cache.search_cached(Retriever(str(folder), "lexical"), questions, 1)
+    result_cache.search_cached(Retriever(str(folder), "lexical", candidates=7), questions, 2)
     assert len(searched) == 4
     build_index(folder, documents(CHANGES["removed"]), LEXICAL)
-    assert len(result_cache.found_for(Retriever(str(folder), "lexical"), questions, 2)[1]) == 1
+    assert len(result_cache.search_cached(Retriever(str(folder), "lexical"), questions, 2)[1]) == 1
     assert len(searched) == 5
-    assert result_cache.found_for(Retriever(str(folder), "lexical"), [], 2) == []
+    assert result_cache.search_cached(Retriever(str(folder), "lexical"), [], 2) == []
     for file in result_cache.cache_folder().iterdir():
         file.write_bytes(b"half")
-    assert len(result_cache.found_for(Retriever(str(folder), "lexical"), questions, 2)) == 3
+    assert len(result_cache.search_cached(Retriever(str(folder), "lexical"), questions, 2)) == 3
     assert "is damaged and is made again" in caplog.text
     assert len(searched) == 6
     assert all(Path(file).suffix == ".npz" for file in result_cache.cache_folder().iterdir())
@@ -505,7 +505,7 @@ def test_a_cache_that_cannot_be_written_stops_no_search(folder, tmp_path, monkey
     build_index(folder, documents(), LEXICAL)
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setattr(result_cache, "cache_folder", lambda: tmp_path / "file" / "found")
-    found = result_cache.rankings_for(Retriever(str(folder), "lexical"), ["funny film", "dog"], 2)
+    found = result_cache.rank_cached(Retriever(str(folder), "lexical"), ["funny film", "dog"], 2)
     assert [len(ranking) for ranking in found] == [2, 2]
     assert "it is an optional cache" in caplog.text
 
@@ -513,8 +513,8 @@ def test_a_cache_that_cannot_be_written_stops_no_search(folder, tmp_path, monkey
 def test_kept_rankings_of_other_questions_are_not_taken(folder, caplog):
     build_index(folder, documents(), LEXICAL)
     retriever = Retriever(str(folder), "lexical")
-    result_cache.rankings_for(retriever, ["funny film", "dog"], 2)
+    result_cache.rank_cached(retriever, ["funny film", "dog"], 2)
     (kept,) = result_cache.cache_folder().iterdir()
     result_cache._write(kept, retriever.rank(["dog"], 2))
-    assert len(result_cache.rankings_for(retriever, ["funny film", "dog"], 2)) == 2
+    assert len(result_cache.rank_cached(retriever, ["funny film", "dog"], 2)) == 2
     assert "it has 1 rankings of 2" in caplog.text

@@ -26,7 +26,7 @@ def name(tiny_folder):
 
 def points(folder):
     index = Index(folder)
-    store = index.by_vectors
+    store = index.vector_store
     found = store.client.count(store.collection).count
     store.close()
     return found
@@ -38,7 +38,7 @@ def test_it_finds_what_files_find(tmp_path, name):
         build_index(tmp_path / store, documents(), IndexSettings(encoder=name, store=store))
         index = Index(tmp_path / store)
         rankings[store] = index.dense(["a dog", "a great film"], 4)
-        index.by_vectors.close()
+        index.vector_store.close()
     for files, qdrant in zip(*rankings.values(), strict=True):
         assert files.rows.tolist() == qdrant.rows.tolist()
         np.testing.assert_allclose(files.scores, qdrant.scores, atol=1e-5)
@@ -67,7 +67,7 @@ def test_points_of_a_build_that_died_are_not_found_and_not_sent_again(tmp_path, 
     retriever = Retriever(str(tmp_path), "dense")
     hits = retriever.search(["a dog"], 5)[0]
     assert {hit.passage.text for hit in hits} == set(TEXTS)
-    retriever.index.by_vectors.close()
+    retriever.index.vector_store.close()
     encoded, plain = [], encoder.SentenceEncoder.passages
     monkeypatch.setattr(encoder.SentenceEncoder, "passages", lambda e, t: encoded.extend(t) or plain(e, t))
     build_index(tmp_path, documents([*TEXTS, *new]), settings)
@@ -79,14 +79,14 @@ def test_another_encoder_takes_the_old_collection_away(tmp_path, name, tiny_fold
     first = build_index(tmp_path, documents(), IndexSettings(encoder=name, store="qdrant"))
     second = build_index(tmp_path, documents(), IndexSettings(encoder=str(tiny_folder("bert", 1)), store="qdrant"))
     assert first.collection != second.collection
-    store = Index(tmp_path).by_vectors
+    store = Index(tmp_path).vector_store
     assert [c.name for c in store.client.get_collections().collections] == [second.collection]
     store.close()
 
 
 def test_embedded_it_serves_one_at_a_time(tmp_path, name):
     build_index(tmp_path, documents(), IndexSettings(encoder=name, store="qdrant"))
-    store = Index(tmp_path).by_vectors
+    store = Index(tmp_path).vector_store
     with pytest.raises(ValueError, match="in use by another process, and embedded Qdrant serves one at a time"):
         Retriever(str(tmp_path), "dense").search(["a dog"])
     store.close()

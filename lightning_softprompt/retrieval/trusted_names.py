@@ -11,27 +11,27 @@ from lightning_softprompt.retrieval.search.settings import IndexSettings
 from lightning_softprompt.system.atomic_files import write_file
 from lightning_softprompt.system.cache_dirs import cache_folder
 
-_chosen: set[str] = set()  # in this process
+_trusted: set[str] = set()  # in this process
 
 
-def choose(name: str | None) -> None:
+def trust(name: str | None) -> None:
     """Remembers an encoder, a tokenizer or an address that the user has named, for later processes too."""
     if name is None:
         return
-    _chosen.add(name)
+    _trusted.add(name)
     try:
         write_file(_mark(name), name.encode())
     except OSError:  # without a cache that can be written, it is named again each time
         return
 
 
-def choose_settings(settings: IndexSettings) -> None:
+def trust_settings(settings: IndexSettings) -> None:
     """Remembers what the user's own settings of an index name."""
     for name in (settings.encoder, settings.unit, settings.url):
-        choose(name)
+        trust(name)
 
 
-def refuse_strange(folder: Path, settings: IndexSettings, encoder: bool) -> None:
+def check_trusted(folder: Path, settings: IndexSettings, encoder: bool) -> None:
     """Refuses an index whose manifest names what the user has not.
 
     Args:
@@ -45,7 +45,7 @@ def refuse_strange(folder: Path, settings: IndexSettings, encoder: bool) -> None
     default = IndexSettings()
     loaded = [("encoder", settings.encoder, default.encoder), ("unit", settings.unit, default.unit)] if encoder else []
     for option, name, usual in (*loaded, ("url", settings.url, default.url)):
-        if name is not None and name != usual and not _is_chosen(name):
+        if name is not None and name != usual and not _is_trusted(name):
             raise ValueError(
                 f"the manifest of {folder} names the {option} {name!r}, which you have not named yourself. To accept "
                 f"it: softprompt index search {folder} QUESTION --{option} {name}. "
@@ -53,7 +53,7 @@ def refuse_strange(folder: Path, settings: IndexSettings, encoder: bool) -> None
             )
 
 
-def refuse_strange_names(place: str, settings: Mapping[str, Any]) -> None:
+def check_trusted_names(place: str, settings: Mapping[str, Any]) -> None:
     """Refuses settings of an index, in a config that the user has not named, which name what the user has not.
 
     Args:
@@ -66,12 +66,12 @@ def refuse_strange_names(place: str, settings: Mapping[str, Any]) -> None:
     default = IndexSettings()
     for option, usual in (("encoder", default.encoder), ("unit", default.unit), ("url", default.url)):
         name = settings.get(option)
-        if name is not None and name not in (usual, "words") and not _is_chosen(str(name)):
+        if name is not None and name not in (usual, "words") and not _is_trusted(str(name)):
             raise ValueError(f"{place}.{option}: it names {name!r}, which you have not named yourself")
 
 
-def _is_chosen(name: str) -> bool:
-    return name in _chosen or _mark(name).is_file()
+def _is_trusted(name: str) -> bool:
+    return name in _trusted or _mark(name).is_file()
 
 
 def _mark(name: str) -> Path:
