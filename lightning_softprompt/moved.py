@@ -175,7 +175,7 @@ MOVED = {  # old module or class: new one, inside the package
     "module": "methods.base",
     "monitors": "training.monitors",
     "optimizers": "methods.optimizers",
-    "parser": "cli.parser",
+    "parser": "cli.parsing.parser",
     "plain_yaml": "system.plain_yaml",
     "planning": "training.memory_plan",
     "printable": "system.printable",

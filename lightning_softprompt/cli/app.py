@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import sys
-from argparse import HelpFormatter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +19,6 @@ from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningCLI
 from torch import distributed
 
-from lightning_softprompt.backbones.insertion.positions import max_positions
-from lightning_softprompt.backbones.requirements import require_of_copy, takes_keys_and_values
-from lightning_softprompt.backbones.skeleton import Skeleton
 from lightning_softprompt.callbacks.algorithms.warm_start import WarmStart
 from lightning_softprompt.callbacks.recovery.final_checkpoint import lacks_metric
 from lightning_softprompt.callbacks.recovery.process_watch import LOST, lost_connection
@@ -35,7 +29,15 @@ from lightning_softprompt.checkpoints.hyperparameters import to_plain
 from lightning_softprompt.cli.commands import TRACEBACK_HINT, TRACEBACK_VARIABLE
 from lightning_softprompt.cli.errors import PLAIN_TEXT, configure_output, describe_error, is_restore_error
 from lightning_softprompt.cli.next_steps import suggest
-from lightning_softprompt.cli.parser import Parser
+from lightning_softprompt.cli.option_checks import (
+    as_list,
+    check_backbone,
+    check_options,
+    refuse_linked,
+    refuse_unreadable_configs,
+    replica_spec,
+)
+from lightning_softprompt.cli.parsing.parser import Parser
 from lightning_softprompt.cli.plugins import import_plugins
 from lightning_softprompt.cli.resume_checks import (
     SettingsCheck,
@@ -51,18 +53,12 @@ from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.distributed.strategy import refuse_untested_strategy
 from lightning_softprompt.methods.base import SoftPromptModule
 from lightning_softprompt.renamed_options import rename_words
-from lightning_softprompt.runs.run_checks import refuse_callbacks, refuse_options
 from lightning_softprompt.runs.run_settings import CommandSettings
 from lightning_softprompt.runs.run_spec import RunSpec
 from lightning_softprompt.system.atomic_files import expand_home
-from lightning_softprompt.system.plain_yaml import read_yaml
 from lightning_softprompt.system.trust import parse_trust_options, trust_modules
 from lightning_softprompt.training.monitors import (
     choose_monitor,
-    refuse_monitor,
-    refuse_monitors,
-    refuse_unvalidated,
-    validation_metrics,
 )
 from lightning_softprompt.training.replicas import Replicas, ReplicaSpec
 from lightning_softprompt.training.session import Session
@@ -71,7 +67,6 @@ from lightning_softprompt.training.trainer import TRAINER_DEFAULTS
 log = logging.getLogger(__name__)
 LAUNCHER_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # set by Lightning
 COMMAND_SPECIFIC = ("verbose", "return_predictions")  # options that only some commands have
-LINKED_OPTION = re.compile(r"--(model|data)\.(?:init_args\.)?(backbone|classes|classes_by_task|evaluation)\b")
 
 
 class SoftPromptCLI(LightningCLI):
@@ -123,7 +118,7 @@ class SoftPromptCLI(LightningCLI):
     def parse_arguments(self, parser: Parser, args: Sequence[str]) -> None:  # type: ignore[override]
         """Parse the arguments of `main`, never those of the process."""
         Parser.words = tuple(args)
-        _check_configs(args)
+        refuse_unreadable_configs(args)
         self.config = parser.parse_args(list(args))
 
     def _parse_ckpt_path(self) -> None:
@@ -175,55 +170,29 @@ class SoftPromptCLI(LightningCLI):
         """The values of the command."""
         return self.config[self.subcommand]  # type: ignore[no-any-return]
 
-    def _check_options(self) -> None:
-        """Refuse invalid options of Trainer, callbacks, optimizer and schedule before the run has a folder."""
-        config = self.config_init[self.subcommand]
-        callbacks = _as_list(config.trainer.callbacks)
-        refuse_options(str(self.subcommand), config.trainer.as_dict())
-        refuse_callbacks(callbacks)
-        if self.subcommand != "fit":
-            return
-        metrics = validation_metrics(self.datamodule.evaluation, self.model.replica_names)
-        refuse_monitors(callbacks, metrics)
-        plateau = self.model.scheduler_monitor()
-        if config.trainer.limit_val_batches == 0:
-            refuse_unvalidated(callbacks, plateau)
-        if plateau is not None:
-            refuse_monitor("--model.scheduler.monitor", plateau, metrics)
-        if config.run.monitor is not None:
-            monitor, _ = choose_monitor(config.run, self.datamodule.evaluation)
-            refuse_monitor("--run.monitor", monitor, metrics)
-
-    def _check_backbone(self) -> None:
-        """Refuse a backbone that the method or the evaluation cannot use."""
-        refuse_long_prompt(self.model)
-        self.model.check_backbone()
-        evaluation = self.datamodule.evaluation
-        require_of_copy(evaluation.requires, type(evaluation).__name__, self.model.spec)
-
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Create a Trainer with the run's loggers and callbacks in addition to those of the config."""
         if self.subcommand is None:
             return super().instantiate_trainer(**kwargs)
-        self._check_backbone()  # before the run writes anything
+        check_backbone(self.model, self.datamodule)  # before the run writes anything
         config, objects = self.run_config, self.config_init[self.subcommand]
         replicas = replica_spec(objects.replicas)
         if replicas.count > 1:
             self.model = Replicas(self.model, replicas)
-        self._check_options()
+        check_options(self.subcommand, objects, self.model, self.datamodule)
         if config.trainer.fast_dev_run:
             warm_start = [] if config.init_from is None else [WarmStart(Path(config.init_from))]
             return super().instantiate_trainer(callbacks=warm_start, **kwargs)
         text = self._parser(self.subcommand).dump(config)
         self.session = self._create_session(objects.run, text)
-        callbacks = _as_list(objects.trainer.callbacks)
+        callbacks = as_list(objects.trainer.callbacks)
         if self.session.prints:
             kwargs["enable_progress_bar"] = False  # standard output is for the predictions
         elif objects.trainer.enable_progress_bar is not False and not _has_progress_bar(callbacks):
             callbacks.append(RichProgressBar(console_kwargs=PLAIN_TEXT))
         start = self.session.create_start(self._config_writer(), text)
         of_session = self.session.callbacks(config.init_from, config.get("ckpt_path"), text)
-        loggers = [*_as_list(objects.trainer.logger), *self.session.loggers]
+        loggers = [*as_list(objects.trainer.logger), *self.session.loggers]
         trainer = super().instantiate_trainer(callbacks=[start, *callbacks, *of_session], logger=loggers, **kwargs)
         refuse_untested_strategy(trainer.strategy)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # the config names no other
@@ -297,65 +266,8 @@ def _reusable(config: Namespace) -> Namespace:
     return reusable
 
 
-def refuse_long_prompt(model: SoftPromptModule) -> None:
-    """Refuse soft tokens that fill the context window, before the weights of the backbone are loaded.
-
-    Keys and values of a prefix are not counted as tokens of a row.
-
-    Raises:
-        ValueError: Naming the number of soft tokens and the window.
-    """
-    length = model.hparams.get("length")
-    window = max_positions(Skeleton(model.spec).config)
-    if not isinstance(length, int) or window is None or takes_keys_and_values in model.requires:
-        return
-    if length >= window:
-        raise ValueError(
-            f"--model.length is {length}, but {model.spec.name} has a context window of {window} tokens, including "
-            f"soft tokens; use a smaller length"
-        )
-
-
 def _has_progress_bar(callbacks: Sequence[Callback]) -> bool:
     return any(isinstance(callback, ProgressBar) for callback in callbacks)
-
-
-def _check_configs(argv: Sequence[str]) -> None:
-    """Refuse a config file that cannot be read.
-
-    Raises:
-        ValueError: Naming the file.
-    """
-    for flag, value in pairwise(word for arg in argv for word in arg.split("=", 1)):
-        may_be_path = flag in ("-c", "--config") and "\n" not in value and len(value) < 1000
-        if may_be_path and Path(value).is_file() and not isinstance(read_yaml(Path(value)), Mapping):
-            raise ValueError(f"{value} is not a config; a config is a mapping of options to values")
-
-
-def replica_spec(value: Any) -> ReplicaSpec:
-    """The spec of the replicas, from a number or a mapping."""
-    if isinstance(value, Namespace):
-        inits = None if value.inits is None else list(value.inits)
-        return ReplicaSpec(**{**value.as_dict(), "inits": inits})
-    return value if isinstance(value, ReplicaSpec) else ReplicaSpec(value)
-
-
-def refuse_linked(argv: Sequence[str]) -> None:
-    """Refuse options that are set by a link to another option.
-
-    Raises:
-        ValueError: Naming the option and the one to use instead.
-    """
-    for word in argv:
-        if match := LINKED_OPTION.match(word):
-            source = "backbone" if match[2] == "backbone" else "data"
-            raise ValueError(f"{word.partition('=')[0]} is set by --{source}, which model and data share; set it there")
-
-
-def _as_list(value: Any) -> list[Any]:
-    if isinstance(value, list):
-        return list(value)
-    return [] if value in (None, False, True) else [value]
 
 
 def make_cli(argv: Sequence[str], cli: type[SoftPromptCLI] = SoftPromptCLI, run: bool = True) -> SoftPromptCLI:
@@ -376,29 +288,6 @@ def make_cli(argv: Sequence[str], cli: type[SoftPromptCLI] = SoftPromptCLI, run:
         args=rename_words(argv),
         run=run,
     )
-
-
-class CompletionCLI(SoftPromptCLI):
-    """Builds the parsers of the run commands and raises their completion script instead of parsing."""
-
-    def parse_arguments(self, parser: Parser, args: Sequence[str]) -> None:  # type: ignore[override]
-        """Raise `CompletionScript` for the shell, the only argument."""
-        for each in (parser, *self._subcommand_parsers.values()):
-            each.formatter_class = HelpFormatter  # jsonargparse's own formatter requires parsed values
-        raise CompletionScript(parser.get_completion_script(f"shtab-{args[0]}"))
-
-
-class CompletionScript(Exception):  # noqa: N818 (not an error: it carries the script out of the constructor)
-    """Carries a completion script as its only argument."""
-
-
-def completion(shell: str) -> str:
-    """The completion script of the run commands for `bash` or `zsh`."""
-    try:
-        make_cli([shell], CompletionCLI)
-    except CompletionScript as script:
-        return str(script)
-    raise AssertionError("CompletionCLI stops before anything runs")
 
 
 def main(argv: Sequence[str], hints: bool = True) -> int:

@@ -14,7 +14,7 @@ import rich
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_softprompt.cli.output import format_warning
-from lightning_softprompt.cli.parser import creation_error
+from lightning_softprompt.cli.parsing.explain import creation_error
 from lightning_softprompt.system.printable import PrintableFormatter, one_line
 from lightning_softprompt.training.trainer import NOISE
 

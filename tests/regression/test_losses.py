@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from lightning_softprompt.checkpoints.backbone_identity import backbone_identity
 from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, write_prompt
 from lightning_softprompt.cli.commands.configs import configs_folder
-from lightning_softprompt.cli.parser import Parser
+from lightning_softprompt.cli.parsing.parser import Parser
 from lightning_softprompt.cli.plugins import import_plugins
 from lightning_softprompt.methods.base import SoftPromptModule
 

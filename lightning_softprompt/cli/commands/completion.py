@@ -64,7 +64,7 @@ fi
 
 def script(shell: str) -> str:
     """Generate the completion script of all commands."""
-    from lightning_softprompt.cli.app import completion
+    from lightning_softprompt.cli.completion_script import completion
 
     return join_scripts(shell, completion(shell), light_script(shell))
 

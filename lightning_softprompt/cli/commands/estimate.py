@@ -122,8 +122,8 @@ def write_config(shape: str, folder: Path) -> Path:
 
 def read_workload(options: list[str], args: Namespace) -> tuple[Any, Any, Workload]:
     """Parse the options of `fit` into the method, the backbone spec and the workload of each device."""
-    from lightning_softprompt.cli.app import replica_spec
     from lightning_softprompt.cli.dry_parse import parse_run
+    from lightning_softprompt.cli.option_checks import replica_spec
     from lightning_softprompt.training.memory_measurement import Workload
 
     run = parse_run(["fit", *options])

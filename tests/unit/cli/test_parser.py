@@ -1,9 +1,11 @@
 """Values on the command line mean what they mean in a file."""
 
+import pytest
 from lightning.pytorch.callbacks import Callback, Timer
 
 import lightning_softprompt.rag.qa_datamodule  # noqa: F401  the option names its class
-from lightning_softprompt.cli.parser import Parser
+from lightning_softprompt.cli.app import main
+from lightning_softprompt.cli.parsing.parser import Parser
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.retrieval.search.settings import IndexSettings
 
@@ -34,3 +36,18 @@ def test_a_class_with_a_member_of_an_enumeration_as_default_is_an_option():
     (made,) = parser.instantiate_classes(given).callbacks
     assert isinstance(made, Timer)
     assert "interval: step" in parser.dump(given)
+
+
+def test_the_help_of_a_class_names_the_command_and_no_option_that_a_link_sets(capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", "--model.help", "PromptTuning"])
+    text = capsys.readouterr().out
+    assert text.startswith("usage: softprompt fit [--model.length")
+    for option in ("backbone", "classes", "classes_by_task", "evaluation", "data"):
+        assert f"--model.{option}" not in text
+    with pytest.raises(SystemExit):
+        main(["fit", "--data.help", "ClassificationDataModule"])
+    assert "--data.backbone" not in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["fit", "--model", "PromptTuning", "--model.lenth=3"])
+    assert "classes_by_task" not in capsys.readouterr().err

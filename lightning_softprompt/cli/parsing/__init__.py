@@ -1,0 +1,1 @@
+"""The parser of run commands, and explanations of its errors."""
