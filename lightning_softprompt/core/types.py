@@ -1,4 +1,4 @@
-"""The values that flow through a run, and the letters that name their axes.
+"""The data types of a run, and the letters that name the axes of their tensors.
 
 Axis letters, used in every comment and docstring of the package::
 
@@ -6,7 +6,7 @@ Axis letters, used in every comment and docstring of the package::
     V vocabulary    L layers     N key/value heads  D head size      C classes   K tasks
     W words
 
-How they flow::
+How data flows::
 
     row --data module--> Example --Template--> pieces --Codec.encode--> Encoded --Codec.collate--> Batch
                                                                                                      |
@@ -27,22 +27,22 @@ import torch
 from torch import Tensor
 
 IGNORE = -100  # a target without loss
-NO_TOKEN = -1  # the place of a word that has no token in the row
+NO_TOKEN = -1  # the position of a word that has no token in the row
 
 Pairs = Mapping[int, tuple[Tensor, Tensor]]  # keys and values [B|1, N, P, D] each, by layer
 KeysValues = Mapping[str, Pairs]  # by kind of attention
-Spans = tuple[tuple[int, int], ...]  # where stretches of a text begin and end
-Label = int | tuple[int, ...]  # the number of a class, or that of each word's
+Spans = tuple[tuple[int, int], ...]  # start and end of stretches of a text
+Label = int | tuple[int, ...]  # the class of a row, or of each of its words
 
 
 @dataclass(frozen=True)
 class ShownPassage:
-    """A passage that a row shows.
+    """A passage that a row contains.
 
     Args:
         document: The id of its document.
-        text: Its words, as the row shows them.
-        rank: Its place among what was found for the question, from 0; None where it was put in beside that.
+        text: Its text, as in the row.
+        rank: Its rank among the retrieved passages, from 0; None if it was not retrieved.
     """
 
     document: str
@@ -52,20 +52,20 @@ class ShownPassage:
 
 @dataclass(frozen=True)
 class Example:
-    """One row of a data set, made text.
+    """One row of a data set as text.
 
     Args:
-        fields: What the template may name.
-        target: What the model should say; empty where it is not known.
-        label: Number of the class, where there are classes; of each word's, where words have them.
-        references: What metrics accept as right, where that is more than the target.
-        words: Where the words that have classes stand, in the field that holds them.
-        passages: The passages that the row shows, in order.
-        found: The documents that were found for its question, the best first, shown or not.
-        gold: The documents that are known to hold the answer.
-        searched: How many passages a search was to find; 0 where nothing was searched.
-        template_spans: Where a template of its own wrote a field, such as that of passages: control tokens are meant
-            there, while the data of a field only spells them.
+        fields: The columns that the template can insert.
+        target: The expected output; empty if it is unknown.
+        label: The class of the row, or of each of its words; None if there are no classes or it is unknown.
+        references: Texts that metrics accept as correct, in addition to the target.
+        words: Spans of the words that have classes, by the field that contains them.
+        passages: The passages that the row contains, in order.
+        found: The documents that were retrieved for its question, the best first.
+        gold: The documents that are known to contain the answer.
+        searched: Number of passages that were requested from retrieval; 0 without retrieval.
+        template_spans: Spans of each field that come from a template, such as the template of passages. Control tokens
+            are recognized there; elsewhere in a field their spelling is text.
     """
 
     fields: Mapping[str, str]
@@ -82,14 +82,14 @@ class Example:
 
 @dataclass(frozen=True)
 class Text:
-    """A stretch of text. One that gives way is cut when the row is too long: its end, or its start.
+    """A stretch of text.
 
     Args:
         text: The text.
-        truncatable: Whether it is cut when the row is too long.
-        words: Where its words are, if they have classes; one text of a row has such words.
-        template_spans: Where a template wrote it. Control tokens such as `<|im_end|>` are meant there; elsewhere their
-            spelling is text.
+        truncatable: Whether tokens of it are removed when the row is too long.
+        words: Spans of its words, if they have classes. Only one text of a row has such words.
+        template_spans: Spans that come from a template. Control tokens such as `<|im_end|>` are recognized there;
+            elsewhere their spelling is text.
     """
 
     text: str
@@ -100,12 +100,16 @@ class Text:
 
 @dataclass(frozen=True)
 class Slot:
-    """A place where a soft block may stand."""
+    """A position for a soft block."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The place of the target. Spaces before it belong to the target: most vocabularies begin words with them."""
+    """The position of the target.
+
+    Args:
+        glue: Spaces before it. They belong to the target, since words of most vocabularies begin with a space.
+    """
 
     glue: str = ""
 
@@ -119,11 +123,11 @@ class Encoded(NamedTuple):
     It is a tuple, so that batches of rows are cheap to send between processes and Lightning can traverse them.
 
     Args:
-        ids: Input tokens, those that hold the answer (or its mask) included.
-        answers: Positions in `ids` that are the answer's, and that no method may look at.
-        targets: The tokens to be said.
-        slots: Soft block s may stand before token `slots[s]` of `ids`; `len(ids)` is the end.
-        words: Position of the first token of each word that has a class, `LOST` where no token of it is there.
+        ids: Input tokens, including the answer or its mask tokens.
+        answers: Positions of the answer in `ids`. No method may read them.
+        targets: The tokens to predict.
+        slots: Soft block s is inserted before token `slots[s]` of `ids`; `len(ids)` is the end.
+        words: Position of the first token of each word that has a class; `NO_TOKEN` if the word has no token.
         num_truncated: Number of tokens of text that were truncated.
     """
 
@@ -137,13 +141,14 @@ class Encoded(NamedTuple):
 
 @dataclass(frozen=True)
 class Classes:
-    """How the classes of a task are spoken.
+    """The classes of a task, with their label words.
 
     Args:
-        words: For each class, in order, the texts that stand for it, with the space that the template puts before them;
-            none where a class is not spoken, such as a tag.
-        template: The template the rows are written by; calibration fills it without content.
-        demonstrations: Training rows for methods that show some: the template's columns, and the answer as `target`.
+        words: The label words of each class, in order, with the space that the template puts before them; empty for
+            classes without label words, such as tags.
+        template: The template of the rows. Calibration fills it without content.
+        demonstrations: Training rows for methods that use demonstrations: the columns of the template, and the answer
+            as `target`.
     """
 
     words: Mapping[str, Sequence[str]]
@@ -155,22 +160,22 @@ class Classes:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The classes in order."""
+        """The names of the classes, in order."""
         return tuple(self.words)
 
 
 @dataclass
 class Batch:
-    """Rows ready for a backbone. `len()` is B.
+    """Padded rows, the input of a backbone. `len()` is B.
 
     Args:
         input_ids: [B, T].
-        mask: [B, T] bool, False on padding, which may stand on either side.
-        source: [B, T] bool, True where a method may look: real tokens that are not the answer.
+        mask: [B, T] bool, False on padding, which is on either side.
+        source: [B, T] bool, True on tokens that a method may read: no padding and no answer.
         targets: [B, U], `IGNORE` where there is no loss.
-        slots: [B, S]; soft block s may stand before token `slots[b, s]`.
-        labels: [B] or None; [B, W] where each word has a class, `IGNORE` where it is not to be scored, or a row of
-            another task has none.
+        slots: [B, S]; soft block s is inserted before token `slots[b, s]`.
+        labels: The classes [B] of rows, or [B, W] of their words; `IGNORE` for rows without a class and for words that
+            are not scored. None if no row has classes.
         task_ids: [B] or None.
         encoded: The rows as tokens, from which the tensors were collated. `Codec.collate` sets it; set it to the new
             rows if you replace `input_ids`, `mask`, `source`, `targets` or `slots`.
@@ -256,22 +261,22 @@ class Batch:
 
 @dataclass(frozen=True)
 class SoftPrompt:
-    """What a method adds to the frozen backbone for one batch.
+    """The trained values that a method adds to the frozen backbone for one batch.
 
-    A leading axis of 1 means "the same for every row".
+    A leading axis of 1 means the same values for every row.
 
     Args:
-        tokens: [B|1, P, H] soft tokens, which stand at the batch's slots.
-        blocks: How P divides over the slots, one length for each; None puts all at the first slot.
-        inside: [B, P] bool, False on soft tokens that a row does not have; None gives each row all.
+        tokens: [B|1, P, H] soft tokens, inserted at the slots of the batch.
+        blocks: The number of soft tokens at each slot, P in total; None inserts all at the first slot.
+        token_mask: [B, P] bool, False on soft tokens that a row does not have; None if each row has all of them.
         shift: [B|1, T, H] added to the embeddings of the input tokens.
-        kv: Keys and values that every token sees in the attentions of some layers: by kind of attention (`self`, or
-            `encoder`, `decoder` and `cross`) and layer, two of [B|1, N, P, D], as after the rotation of positions.
-        kv_inside: By kind of attention [B, P] bool, False on keys that a row does not have; each row has all where its
-            kind is not named.
-        hidden: [B|1, P, H] by layer: soft tokens that enter before a layer, and are not there below it.
-        penalties: Scalars that the run may weigh and add to the loss.
-        logs: Scalars that are worth a look.
+        kv: Keys and values to which every token can attend, by kind of attention (`self`, or `encoder`, `decoder` and
+            `cross`) and layer: two tensors [B|1, N, P, D], as after the rotation of positions.
+        kv_mask: [B, P] bool by kind of attention, False on keys that a row does not have. Kinds without a mask have all
+            keys in each row.
+        hidden: [B|1, P, H] by layer: soft tokens that are inserted before a layer and do not exist below it.
+        penalties: Scalars that the run can weight and add to the loss.
+        logs: Scalars to log.
 
     Raises:
         ValueError: If the blocks do not add up to P.
@@ -293,17 +298,20 @@ class SoftPrompt:
             raise ValueError(f"blocks must add up to the {length} soft tokens, got {self.blocks}")
 
     def only(self, rows: Sequence[int]) -> SoftPrompt:
-        """The prompt of some rows of the batch."""
+        """Returns the prompt of some rows of the batch."""
 
-        def of(tensor: Tensor) -> Tensor:
+        def select(tensor: Tensor) -> Tensor:
             return tensor if len(tensor) == 1 else tensor[list(rows)]
 
+        kv: dict[str, Pairs] = {}
+        for kind, layers in self.kv.items():
+            kv[kind] = {layer: (select(keys), select(values)) for layer, (keys, values) in layers.items()}
         return replace(
             self,
-            tokens=None if self.tokens is None else of(self.tokens),
-            token_mask=None if self.token_mask is None else of(self.token_mask),
-            shift=None if self.shift is None else of(self.shift),
-            kv={kind: {n: (of(k), of(v)) for n, (k, v) in layers.items()} for kind, layers in self.kv.items()},
-            kv_mask={kind: of(token_mask) for kind, token_mask in self.kv_mask.items()},
-            hidden={layer: of(tokens) for layer, tokens in self.hidden.items()},
+            tokens=None if self.tokens is None else select(self.tokens),
+            token_mask=None if self.token_mask is None else select(self.token_mask),
+            shift=None if self.shift is None else select(self.shift),
+            kv=kv,
+            kv_mask={kind: select(mask) for kind, mask in self.kv_mask.items()},
+            hidden={layer: select(tokens) for layer, tokens in self.hidden.items()},
         )
