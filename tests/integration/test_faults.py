@@ -1,4 +1,4 @@
-"""A sample of `benchmarks/faults.py`: runs that are killed and given again end as those that were left alone."""
+"""A sample of `benchmarks/faults.py`: killed and resumed runs have the results of uninterrupted ones."""
 
 import signal
 import sys
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-from faults import Faults, differing, draw, points
+from faults import Faults, differing, run_points, sample_kills
 from killing import PLACES, Kill
 from scenarios import SCENARIOS
 
@@ -21,9 +21,9 @@ SAMPLE = (
 
 
 @pytest.mark.parametrize("part", SAMPLE)
-def test_a_run_that_is_killed_ends_as_one_that_was_not(tmp_path, part):
-    chosen = {title: scenario for title, scenario in SCENARIOS.items() if part in title}
-    (record,) = points(Faults(tmp_path), chosen, 1, seed=len(part))
+def test_a_killed_and_resumed_run_has_the_same_results(tmp_path, part):
+    scenarios = {title: scenario for title, scenario in SCENARIOS.items() if part in title}
+    (record,) = run_points(Faults(tmp_path), scenarios, 1, seed=len(part))
     assert record["killed"] >= 1
     assert record["compared"] >= 4  # the least: predictions, their config, a lock and a table
     assert record["differing"] == []
@@ -39,16 +39,16 @@ def test_a_fault_point_names_a_function(place):
     assert callable(owner)
 
 
-def test_a_difference_would_be_seen(tmp_path):
-    """Another seed is another run: the comparison finds it in every file."""
+def test_differences_are_found(tmp_path):
+    """A run with another seed differs in every file."""
     scenario = SCENARIOS["prompt tuning, dropout, random start, accumulation"]
     faults = Faults(tmp_path)
     (code,) = faults.run(scenario, "killed", Kill("within a checkpoint", 2))
     assert code == -signal.SIGKILL
-    one, counts = faults.whole(scenario, "one")
-    other, _ = faults.whole(type(scenario)({**scenario.options, "seed_everything": 7}), "other")
+    one, counts = faults.run_uninterrupted(scenario, "one")
+    other, _ = faults.run_uninterrupted(type(scenario)({**scenario.options, "seed_everything": 7}), "other")
     files = {name.partition(":")[0] for name in differing(one, other)}
     assert {"checkpoints/last.ckpt", "metrics.csv", "metrics.json", "prompt.safetensors"} <= files
-    drawn = draw(counts, 40, seed=0)
-    assert {kills[0].place for kills in drawn} == {name for name in PLACES if counts[0][name]}
-    assert all(1 <= kill.number <= counts[0][kill.place] for kills in drawn for kill in kills)
+    sampled = sample_kills(counts, 40, seed=0)
+    assert {kills[0].place for kills in sampled} == {name for name in PLACES if counts[0][name]}
+    assert all(1 <= kill.number <= counts[0][kill.place] for kills in sampled for kill in kills)

@@ -53,7 +53,7 @@ def test_a_full_disk_ends_a_run_and_the_same_command_goes_on(argv, tmp_path, mon
 
     with monkeypatch.context() as patched:
         patched.setattr(killing, "main", limited)
-        (code,) = killing.ended([killing.start(argv, told)])
+        (code,) = killing.wait_for_exit([killing.start(argv, told)])
     assert code == 2, told.read_text()
     assert "File too large" in told.read_text()
     assert not any(name.endswith((".ckpt", ".safetensors", ".part")) for name in files(tmp_path / "runs"))

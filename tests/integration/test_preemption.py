@@ -134,7 +134,7 @@ def test_what_all_processes_are_sent_is_the_runs_to_heed_and_its_workers_end_wit
     note, told = tmp_path / "children", tmp_path / "told"
     strike = signalled(2, name, times=times, note=str(note))
     argv = [*fixed, "--run.experiment=group", "--data.batch_size=4", "--data.num_workers=2", strike]
-    assert killing.ended([killing.start(argv, told)]) == [wanted], told.read_text()
+    assert killing.wait_for_exit([killing.start(argv, told)]) == [wanted], told.read_text()
     assert "Traceback" not in told.read_text()
     assert (
         [state(tmp_path / "group")["global_step"]] == [3] if times == 1 else not list(tmp_path.glob("group/**/*.ckpt"))

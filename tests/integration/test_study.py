@@ -23,7 +23,7 @@ from lightning_softprompt.studies.study_file import read_study
 from lightning_softprompt.studies.study_run import STAGE_REFERENCE
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-from killing import Kill, ended, start
+from killing import Kill, start, wait_for_exit
 
 CONFIGS = configs_folder()
 MOOD = {"labels": {"negative": "bad", "neutral": "one", "positive": "good"}, "template": "{soft}{text} it is{target}"}
@@ -243,7 +243,7 @@ def test_stages_have_the_same_results_after_kills(study, common, data, tmp_path)
     places = ("before a file has its name", "within a checkpoint", "after a file has its name", "within metrics.json")
     for kills in count():
         kill = Kill(places[kills % len(places)], 1 + 4 * kills % 7)
-        (code,) = ended([start(["study", str(path)], tmp_path / "output.txt", kill)])
+        (code,) = wait_for_exit([start(["study", str(path)], tmp_path / "output.txt", kill)])
         if code == 0:
             break
         assert code == -signal.SIGKILL, (tmp_path / "output.txt").read_text()
