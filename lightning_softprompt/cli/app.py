@@ -21,7 +21,7 @@ from torch import distributed
 
 from lightning_softprompt.callbacks.algorithms.warm_start import WarmStart
 from lightning_softprompt.callbacks.recovery.final_checkpoint import lacks_metric
-from lightning_softprompt.callbacks.recovery.process_watch import LOST, lost_connection
+from lightning_softprompt.callbacks.recovery.process_watch import LOST, describe_lost_connection
 from lightning_softprompt.callbacks.recovery.run_settings import RunSettings
 from lightning_softprompt.callbacks.reporting.record_lines import ReaderGoneError
 from lightning_softprompt.checkpoints.atomic_io import AtomicCheckpointIO
@@ -312,7 +312,7 @@ def main(argv: Sequence[str], hints: bool = True) -> int:
     except Exception as error:  # libraries raise errors of all kinds for the value of an option
         if os.environ.get(TRACEBACK_VARIABLE):
             raise
-        lost = lost_connection(error) if isinstance(error, RuntimeError) else None
+        lost = describe_lost_connection(error) if isinstance(error, RuntimeError) else None
         sys.stderr.write(f"error: {lost or describe_error(error)}\n{TRACEBACK_HINT}\n")
         return 2 if lost is None else LOST
     return 0

@@ -48,7 +48,7 @@ class FromCheckpoints(Init):
         """Returns soft tokens [P, H]."""
         weights = self.weights or [1 / len(self.paths)] * len(self.paths)
         tokens = [load_soft_tokens(Path(path), backbone, length, self.name) for path in self.paths]
-        return weighted_sum(tokens, weights)
+        return mix_tokens(tokens, weights)
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class FromLibrary(Init):
         weights = most_similar(query, prompts, self.top, self.measure)
         mixture = [f"{weight:.3f} {name}" for name, weight in weights.items()]
         log.info("Initializing from %s", ", ".join(mixture))
-        return weighted_sum([prompts[name] for name in weights], list(weights.values()))
+        return mix_tokens([prompts[name] for name in weights], list(weights.values()))
 
 
 def most_similar(query: Tensor, prompts: dict[str, Tensor], top: int, measure: Measure) -> dict[str, float]:
@@ -106,7 +106,7 @@ def most_similar(query: Tensor, prompts: dict[str, Tensor], top: int, measure: M
     return {name: similarities[name] / total for name in best}
 
 
-def weighted_sum(tokens: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+def mix_tokens(tokens: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """Computes the weighted sum of soft tokens [P, H]."""
     terms = [weight * of_prompt for weight, of_prompt in zip(weights, tokens, strict=True)]
     return torch.stack(terms).sum(0)

@@ -280,10 +280,10 @@ def _measure_step(
         step()  # the first use selects the execution path
     weights = {tuple(parameter.shape) for parameter in backbone.parameters()}
     with autocast:
-        return float(batch.mask.sum()) / rows, saved_bytes(step, weights)
+        return float(batch.mask.sum()) / rows, count_saved_bytes(step, weights)
 
 
-def saved_bytes(step: Callable[[], Any], weights: set[tuple[int, ...]]) -> int:
+def count_saved_bytes(step: Callable[[], Any], weights: set[tuple[int, ...]]) -> int:
     """Count the bytes of distinct storages that a step saves for its backward pass, except weights and their casts."""
     storages: dict[int, tuple[int, Tensor]] = {}
 

@@ -18,6 +18,7 @@ from lightning_softprompt.backbones.kernels.quantized_linear import SCHEMES, mat
 from lightning_softprompt.backbones.skeleton import Skeleton
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.methods.base import SoftPromptModule
+from lightning_softprompt.methods.optimizers import trainable_parameters
 from lightning_softprompt.training.memory_measurement import MemoryUse, Workload, attach_copy, measure
 
 FLOAT = 4  # bytes of a trainable parameter
@@ -67,14 +68,15 @@ def plan(module: SoftPromptModule, spec: BackboneSpec, workload: Workload) -> Pl
     skeleton = Skeleton(spec)
     full = skeleton.full_size
     method = attach_copy(module, full)
-    trainable = workload.replicas * sum(p.numel() for p in method.parameters() if p.requires_grad)
+    of_method = sum(parameter.numel() for parameter in trainable_parameters(method).values())
+    trainable = workload.replicas * of_method
     outside_layers, layers, largest_layer = weight_bytes(full)
-    saved, dequantized = saved_by_quantization(full, spec, workload)
+    saved, dequantized = quantization_savings(full, spec, workload)
     states = optimizer_states(method)
     memory = measure(module, skeleton, workload)
     gathered = 2 * largest_layer if workload.shares > 1 else 0
     gradient_copies = 2 if workload.devices > 1 else 1  # the buckets that are communicated are a second copy
-    activations = kept_for_backward(memory, full, method, spec, workload)
+    activations = backward_bytes(memory, full, method, spec, workload)
     training = {
         "frozen weights": outside_layers + (layers - saved) // workload.shares + gathered,
         "prompt": trainable * FLOAT,
@@ -92,7 +94,7 @@ def plan(module: SoftPromptModule, spec: BackboneSpec, workload: Workload) -> Pl
         frozen=sum(p.numel() for p in full.parameters()),
         training=training,
         answering=answering_bytes(full, workload, method, memory),
-        wire=communicated_bytes(trainable * FLOAT, layers, workload),
+        wire=traffic_bytes(trainable * FLOAT, layers, workload),
         start=0 if workload.devices == 1 else trainable * FLOAT,
         checkpoint=tensors + CHECKPOINT_OVERHEAD * workload.devices,
     )
@@ -112,7 +114,7 @@ def weight_bytes(backbone: Backbone) -> tuple[int, int, int]:
     return everything - in_layers, in_layers, largest
 
 
-def saved_by_quantization(backbone: Backbone, spec: BackboneSpec, workload: Workload) -> tuple[int, int]:
+def quantization_savings(backbone: Backbone, spec: BackboneSpec, workload: Workload) -> tuple[int, int]:
     """Bytes of weights that quantization saves, and of the largest matrix, which is dequantized for its product."""
     if spec.quantization is None:
         return 0, 0
@@ -125,7 +127,7 @@ def saved_by_quantization(backbone: Backbone, spec: BackboneSpec, workload: Work
 
 
 def optimizer_states(method: SoftPromptModule) -> float:
-    """Numbers that the optimizer stores for each trainable parameter, measured on a small matrix."""
+    """The number of values that the optimizer stores per trainable parameter, measured on a small matrix."""
     probe = nn.Parameter(torch.zeros(64, 64))
     optimizers = method.optimizer_factory.build([{"params": [probe]}])
     optimizer = optimizers[0][0] if isinstance(optimizers, tuple) else optimizers
@@ -148,7 +150,7 @@ def logits_bytes(backbone: Backbone, workload: Workload) -> int:
     return 3 * FLOAT * min(CHUNK, workload.rows * workload.targets) * len(backbone.word_embeddings)
 
 
-def kept_for_backward(
+def backward_bytes(
     memory: MemoryUse, backbone: Backbone, method: SoftPromptModule, spec: BackboneSpec, workload: Workload
 ) -> int:
     """Bytes that a step keeps for its backward pass: with checkpointing, only the input of each layer."""
@@ -176,7 +178,7 @@ def answering_bytes(
     return {"keys and values of answers": cached, "logits of answers": logits}
 
 
-def communicated_bytes(gradients: int, layers: int, workload: Workload) -> dict[str, int]:
+def traffic_bytes(gradients: int, layers: int, workload: Workload) -> dict[str, int]:
     """Bytes that a device sends in a step: a ring all-reduce of gradients, and two all-gathers of sharded layers."""
 
     def twice_around(size: int, devices: int) -> int:

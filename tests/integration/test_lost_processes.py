@@ -9,7 +9,7 @@ import torch
 from forks import as_of_torchrun, ended, forked
 from row_files import write_rows
 
-from lightning_softprompt.callbacks.recovery.process_watch import Watch, lost_connection
+from lightning_softprompt.callbacks.recovery.process_watch import Watch, describe_lost_connection
 
 PATIENCE = 2
 
@@ -113,5 +113,5 @@ def test_an_error_of_one_process_is_what_the_other_says(watches):
 
 
 def test_other_errors_are_not_those_of_a_connection():
-    assert lost_connection(RuntimeError("size mismatch")) is None
-    assert lost_connection(ValueError("gloo")) is None
+    assert describe_lost_connection(RuntimeError("size mismatch")) is None
+    assert describe_lost_connection(ValueError("gloo")) is None

@@ -184,7 +184,7 @@ class Watch:
             self.leave(f"{lost}. {RESUME_HINT}")
 
 
-def lost_connection(error: BaseException) -> str | None:
+def describe_lost_connection(error: BaseException) -> str | None:
     """Describe a failed communication between processes; None for other errors."""
     broken = isinstance(error, DistError) or "gloo" in str(error) or "Connection closed" in str(error)
     if not isinstance(error, RuntimeError) or not broken:

@@ -64,7 +64,7 @@ class RecordLines:
         if self._partial is None:
             self._file = sys.stdout
         else:
-            with self._described_errors():
+            with self._describe_errors():
                 self._file, self._next = self._partial.open(identity, earlier, rows)
         return self._next
 
@@ -89,7 +89,7 @@ class RecordLines:
 
     def _write(self, lines: Iterable[str]) -> None:
         assert self._file is not None
-        with self._described_errors():
+        with self._describe_errors():
             self._file.writelines(f"{line}\n" for line in lines)
             self._file.flush()
 
@@ -116,7 +116,7 @@ class RecordLines:
         self._file = None
 
     @contextmanager
-    def _described_errors(self) -> Iterator[None]:
+    def _describe_errors(self) -> Iterator[None]:
         """Raises errors of writing with a message that names the file and a remedy."""
         try:
             yield

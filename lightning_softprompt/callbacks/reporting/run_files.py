@@ -58,7 +58,7 @@ class RunFiles(Callback):
         """The history, in plain lists."""
         train, val = [list(point) for point in self._train], [list(point) for point in self._val]
         latest = {name: self._report[name] for name in LATEST if name in self._report}
-        return {"train": train, "val": val, "seconds": self._elapsed(), "epoch": self._epoch, "latest": latest}
+        return {"train": train, "val": val, "seconds": self._training_seconds(), "epoch": self._epoch, "latest": latest}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the history of the interrupted run."""
@@ -121,13 +121,13 @@ class RunFiles(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the final metrics and draw the learning curve."""
-        self._seconds, self._since = self._elapsed(), None
+        self._seconds, self._since = self._training_seconds(), None
         self._report_training(trainer, pl_module)
         self._write(trainer)
         if trainer.is_global_zero and (self._train or self._val):
             self._draw(learning_curve(self._train, self._val, self.monitor, self.mode), "learning_curve")
 
-    def _elapsed(self) -> float:
+    def _training_seconds(self) -> float:
         return self._seconds + (0.0 if self._since is None else perf_counter() - self._since)
 
     def _warn_without_monitor(self, metrics: Mapping[str, float]) -> None:
@@ -144,7 +144,7 @@ class RunFiles(Callback):
             "global_step": trainer.global_step,
             "trainable_parameters": sizes[True],
             "frozen_parameters": sizes[False],
-            "seconds": round(self._elapsed(), 3),
+            "seconds": round(self._training_seconds(), 3),
         }
 
     def _best(self) -> dict[str, Any] | None:
