@@ -53,7 +53,7 @@ def rows_of_all(args: Any) -> Batch:
         tasks[task] = ClassificationDataModule(**{**options, "path": None, "max_tokens": args.tokens})
     data = MultitaskDataModule(tasks)
     data.setup("test")
-    rows = data.mixed("test")
+    rows = data.rows_with_tasks("test")
     items = [rows[row] for row in torch.randperm(len(rows)).tolist()]
     return MixedCollate(data.codec, rows.tasks, rows.numbers)(items)
 

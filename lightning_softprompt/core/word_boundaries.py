@@ -42,7 +42,7 @@ def split_unspaced(word: str) -> list[str]:
     >>> split_unspaced("iPhone手机"), split_unspaced("it's")
     (['iPhone', '手', '机'], ["it's"])
     """
-    return [word] if word.isascii() else _unspaced_or_rest().findall(word)
+    return [word] if word.isascii() else _letter_or_rest().findall(word)
 
 
 def words_with_neighbors(text: str) -> list[str]:
@@ -57,7 +57,7 @@ def words_with_neighbors(text: str) -> list[str]:
     words = []
     for (word, (_, end)), (following, (start, _)) in pairwise([*found, ("", (-1, -1))]):
         words.append(word)
-        if end == start and _unspaced().match(word) and _unspaced().match(following):
+        if end == start and _letter_without_spaces().match(word) and _letter_without_spaces().match(following):
             words.append(word + following)
     return words
 
@@ -73,7 +73,7 @@ def word_spans(text: str) -> Spans:
 
 
 @cache
-def unspaced_letters() -> str:
+def letters_without_spaces() -> str:
     """The letters of scripts without spaces between words, as the inside of a regular expression's class."""
     codes = (code for first, last in UNSPACED_BLOCKS for code in range(first, last + 1))
     return IDEOGRAPHS + _ranges(code for code in codes if unicodedata.category(chr(code)) in ("Lo", "Lm"))
@@ -87,25 +87,25 @@ def marks() -> str:
 
 
 @cache
-def _unspaced() -> re.Pattern[str]:
-    return re.compile(f"[{unspaced_letters()}]")
+def _letter_without_spaces() -> re.Pattern[str]:
+    return re.compile(f"[{letters_without_spaces()}]")
 
 
 @cache
 def _word() -> re.Pattern[str]:
-    letter, mark = unspaced_letters(), marks()
+    letter, mark = letters_without_spaces(), marks()
     return re.compile(rf"[{letter}][{mark}]*|[^\W{letter}](?:[^\W{letter}]|[{mark}{JOINERS}])*")
 
 
 @cache
-def _unspaced_or_rest() -> re.Pattern[str]:
-    letter, mark = unspaced_letters(), marks()
+def _letter_or_rest() -> re.Pattern[str]:
+    letter, mark = letters_without_spaces(), marks()
     return re.compile(rf"[{letter}][{mark}]*|[^{letter}]+")
 
 
 @cache
 def _unit() -> re.Pattern[str]:
-    letter = unspaced_letters()
+    letter = letters_without_spaces()
     opening = "".join(chr(code) for code in range(0x10000) if unicodedata.category(chr(code)) in ("Ps", "Pi"))
     return re.compile(rf"[{letter}][^\w\s{re.escape(opening)}]*|[^\s{letter}]+")
 

@@ -18,7 +18,7 @@ from lightning_softprompt.data.labels import (
     GivenLabels,
     is_missing,
     is_written_list,
-    trimmed,
+    trim,
     words_by_name,
 )
 from lightning_softprompt.data.readers.sources import first_columns
@@ -85,7 +85,7 @@ class ClassificationDataModule(SoftPromptDataModule):
         values = (row.get(self.label) for row in rows)
         scalars = (value for value in values if not isinstance(value, list | tuple | Mapping))
         labels = (value for value in scalars if not is_missing(value) and not is_written_list(value))
-        names = sorted({trimmed(str(label)) for label in labels})
+        names = sorted({trim(str(label)) for label in labels})
         floats = [name for name in names if name.endswith(".0") and NUMERAL.fullmatch(name)]
         duplicates = [name for name in floats if name.removesuffix(".0") in names]
         if duplicates:

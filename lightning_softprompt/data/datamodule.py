@@ -36,7 +36,7 @@ from lightning_softprompt.data.readers.sources import (
 )
 from lightning_softprompt.data.sampling.bucketing import BucketBatchSampler, Order, ResumableLoader
 from lightning_softprompt.data.sampling.limits import LimitableSampler, count_batches, describe_limit
-from lightning_softprompt.data.token_cache import cached, content_key, rows_digest
+from lightning_softprompt.data.token_cache import content_key, load_or_encode, rows_digest
 from lightning_softprompt.evaluation.base import Evaluation
 
 log = logging.getLogger(__name__)
@@ -289,7 +289,7 @@ class SoftPromptDataModule(LightningDataModule, ABC):
                 raise ValueError(f"no source of {name} rows; set data.{name} or data.path")
             try:
                 rows = read_rows(source, name, self.on_bad_row, self._source_columns)
-                self._rows[name] = rows.renamed(self.rename_columns)
+                self._rows[name] = rows.rename_columns(self.rename_columns)
             except NoSplitError as error:
                 raise NoSplitError(f"{error}, or set data.{name}") from None
         return self._rows[name]
@@ -307,7 +307,7 @@ class SoftPromptDataModule(LightningDataModule, ABC):
 
     def set_rows(self, name: Split, rows: Rows) -> None:
         """Replaces the source of a split by rows that are in memory."""
-        self._rows[name] = rows.renamed(self.rename_columns)
+        self._rows[name] = rows.rename_columns(self.rename_columns)
         self._prepared.pop(name, None)
         self._training_rows = None
 
@@ -404,7 +404,7 @@ class SoftPromptDataModule(LightningDataModule, ABC):
             return [self._encode_at(example, origin) for example, origin in zip(examples, origins, strict=True)]
 
         use_cache = self.cache and name != "predict"
-        encoded = cached(self._cache_key(examples), encode) if use_cache else encode()
+        encoded = load_or_encode(self._cache_key(examples), encode) if use_cache else encode()
         num_truncated = sum(row.num_truncated > 0 for row in encoded)
         if num_truncated:
             log.info("Truncated %d of %d %s rows to max_tokens=%d", num_truncated, len(encoded), name, self.max_tokens)

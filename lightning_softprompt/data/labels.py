@@ -39,7 +39,7 @@ class ClassNumbers:
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = tuple(names)
-        self._numbers = {composed(name): number for number, name in enumerate(self.names)}
+        self._numbers = {compose_accents(name): number for number, name in enumerate(self.names)}
         if len(self._numbers) < len(self.names):
             raise ValueError(f"each class needs a name of its own, got {list(self.names)}")
         self.accepts_positions = not any(NUMERAL.fullmatch(name.strip()) for name in self.names)
@@ -53,8 +53,8 @@ class ClassNumbers:
 
     def find_name(self, name: str) -> int | None:
         """The number of the class of this name, spaces around it aside, or None if there is no such class."""
-        number = self._numbers.get(composed(name))
-        return self._numbers.get(trimmed(name)) if number is None else number
+        number = self._numbers.get(compose_accents(name))
+        return self._numbers.get(trim(name)) if number is None else number
 
     def _position(self, value: object) -> int | None:
         number = int(value) if isinstance(value, str) and value.strip().isdecimal() else value
@@ -68,18 +68,18 @@ class ClassNumbers:
         return f"{list(self.names)}{', or their numbers' if self.accepts_positions else ''}"
 
 
-def composed(text: str) -> str:
+def compose_accents(text: str) -> str:
     """Text in Unicode's composed form (NFC), so that an accent is the same however it is encoded."""
     return unicodedata.normalize("NFC", text)
 
 
-def trimmed(text: str) -> str:
+def trim(text: str) -> str:
     r"""Text in composed form without white space and characters that have no width around it.
 
-    >>> trimmed("\ufeffgood ")
+    >>> trim("\ufeffgood ")
     'good'
     """
-    return composed(text).strip().strip(INVISIBLE).strip()
+    return compose_accents(text).strip().strip(INVISIBLE).strip()
 
 
 def is_missing(value: object) -> bool:
@@ -90,7 +90,7 @@ def is_missing(value: object) -> bool:
     """
     if isinstance(value, float):
         return math.isnan(value)
-    return value is None or (isinstance(value, str) and not trimmed(value))
+    return value is None or (isinstance(value, str) and not trim(value))
 
 
 def is_written_list(value: object) -> bool:

@@ -190,8 +190,8 @@ class MultitaskDataModule(SoftPromptDataModule):
 
     def _concatenate(self, parts: Mapping[str, PreparedRows]) -> MixedRows:
         """All rows of the first task, then those of the second, and so on."""
-        numbered = [(task, number) for task, part in self._numbered(parts) for number in range(len(part))]
-        return self._mixed(parts, numbered)
+        numbered = [(task, number) for task, part in self._parts_by_id(parts) for number in range(len(part))]
+        return self._mix(parts, numbered)
 
     def _split_by_task(self, rows: Rows) -> MixedRows:
         """Prepares each row with the data module of its task, and returns the rows in their original order."""
@@ -206,16 +206,16 @@ class MultitaskDataModule(SoftPromptDataModule):
         parts = self._map_tasks(lambda task: task.split("predict"), list(indices))
         positions = {rows.where(i): i for i in range(len(rows))}
         ordered = []
-        for task, part in self._numbered(parts):
+        for task, part in self._parts_by_id(parts):
             ordered += [(positions[where], task, number) for number, where in enumerate(part.where)]
-        return self._mixed(parts, [(task, number) for _, task, number in sorted(ordered)])
+        return self._mix(parts, [(task, number) for _, task, number in sorted(ordered)])
 
-    def _numbered(self, parts: Mapping[str, PreparedRows]) -> list[tuple[int, PreparedRows]]:
+    def _parts_by_id(self, parts: Mapping[str, PreparedRows]) -> list[tuple[int, PreparedRows]]:
         return [(task, parts[name]) for task, name in enumerate(self.tasks) if name in parts]
 
-    def _mixed(self, parts: Mapping[str, PreparedRows], order: Sequence[tuple[int, int]]) -> MixedRows:
+    def _mix(self, parts: Mapping[str, PreparedRows], order: Sequence[tuple[int, int]]) -> MixedRows:
         """Returns rows by task id and index in the task."""
-        by_number = dict(self._numbered(parts))
+        by_number = dict(self._parts_by_id(parts))
         selected = [(by_number[task], number) for task, number in order]
         return MixedRows(
             [part.examples[number] for part, number in selected],
@@ -225,27 +225,27 @@ class MultitaskDataModule(SoftPromptDataModule):
             array("l", [number for _, number in order]),
         )
 
-    def mixed(self, name: Split) -> MixedRows:
+    def rows_with_tasks(self, name: Split) -> MixedRows:
         """Returns a split with the task of each row."""
         return cast(MixedRows, self.split(name))
 
     def describe_row(self, name: Split, row: int) -> dict[str, Any]:
         """Describes a row, including the name of its `task`."""
-        rows = self.mixed(name)
+        rows = self.rows_with_tasks(name)
         task = list(self.tasks)[rows.tasks[row]]
         return {TASK: task, **self.tasks[task].describe_row(name, rows.numbers[row])}
 
     def identity(self, name: Split) -> str:
         """Returns a hash of a split's rows, of their tasks, and of the classes."""
-        return content_key([super().identity(name), self.classes_by_task, *self.mixed(name).tasks])
+        return content_key([super().identity(name), self.classes_by_task, *self.rows_with_tasks(name).tasks])
 
     def rows_digest(self, name: Split) -> str:
         """Returns the number of rows of a split, with a digest of their texts, labels, tokens and tasks in order."""
         rows, _, digest = super().rows_digest(name).partition(" rows (")
-        return f"{rows} rows ({content_key([digest, *self.mixed(name).tasks])[:12]})"
+        return f"{rows} rows ({content_key([digest, *self.rows_with_tasks(name).tasks])[:12]})"
 
     def _loader(self, name: Split, order: Order) -> ResumableLoader:
-        rows = self.mixed(name)
+        rows = self.rows_with_tasks(name)
         collate = MixedCollate(self.codec, rows.tasks, rows.numbers)
         return ResumableLoader(rows, self._sampler(name, order), collate, num_workers=self.num_workers)
 
@@ -255,12 +255,12 @@ class MultitaskDataModule(SoftPromptDataModule):
             rank, world = self.ranks
             return BucketBatchSampler(self.split(name).lengths, smallest, order=order, rank=rank, world_size=world)
         if order == "shuffled" and self.together is not None:
-            return self._shared_sampler(self.together)
+            return self._build_shared_sampler(self.together)
         samplers = self._map_tasks(lambda task: task.sampler(name, order, self.ranks))
         counts = self._counts(samplers) if order == "shuffled" else None
         return MixedBatchSampler(list(samplers.values()), counts, self.seed)
 
-    def _shared_sampler(self, together: SharedBatches) -> SharedBatchSampler:
+    def _build_shared_sampler(self, together: SharedBatches) -> SharedBatchSampler:
         samplers = self._map_tasks(lambda task: task.sampler("train", "shuffled", (0, 1)))
         rates = self.sampling.rates({name: len(sampler.lengths) for name, sampler in samplers.items()})
         return SharedBatchSampler(list(samplers.values()), together, rates, self.epoch_batches, self.seed, self.ranks)

@@ -13,7 +13,7 @@ from lightning_softprompt.backbones.generation.row_format import RowFormat
 from lightning_softprompt.core.template import TARGET
 from lightning_softprompt.core.types import Classes, Example, Spans
 from lightning_softprompt.data.datamodule import SoftPromptDataModule, Split
-from lightning_softprompt.data.labels import ClassNumbers, GivenWord, as_text, composed, is_missing, trimmed
+from lightning_softprompt.data.labels import ClassNumbers, GivenWord, as_text, compose_accents, is_missing, trim
 from lightning_softprompt.data.readers.sources import first_columns
 from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.evaluation.tagging import TaggingEvaluation
@@ -69,7 +69,7 @@ class TaggingDataModule(SoftPromptDataModule):
     def names(self) -> tuple[str, ...]:
         """The tags in order."""
         names = self._infer_names() if self._tags is None else [as_text(tag, "tags") for tag in self._tags]
-        if len(set(map(composed, names))) < max(2, len(names)):
+        if len(set(map(compose_accents, names))) < max(2, len(names)):
             raise ValueError(f"tagging requires at least two different tags, got {names}; set data.tags to all tags")
         return tuple(names)
 
@@ -88,7 +88,7 @@ class TaggingDataModule(SoftPromptDataModule):
         tags = [tag for column in columns if isinstance(column, list) for tag in column]
         if any(type(tag) is int for tag in tags):
             raise ValueError("tags of the training rows are numbers; set data.tags to the names of the tags in order")
-        return sorted({trimmed(tag) for tag in tags if isinstance(tag, str) and not is_missing(tag)})
+        return sorted({trim(tag) for tag in tags if isinstance(tag, str) and not is_missing(tag)})
 
     @property
     def classes(self) -> Classes:
@@ -107,14 +107,14 @@ class TaggingDataModule(SoftPromptDataModule):
 
     def example(self, row: Mapping[str, Any], labelled: bool) -> Example:
         """Joins the words to one text; the target is empty."""
-        words = self._listed(row, "tokens_column", str)
+        words = self._read_list(row, "tokens_column", str)
         if not words or not all(words):
             raise ValueError(f"column {self.tokens_column!r} must contain non-empty words, got {words}")
         text = self.text({**row, self.tokens_column: " ".join(words)})
         tags = self._numbers(row, words) if labelled else None
         return Example(text, "", tags, words={self.tokens_column: spans(words)})
 
-    def _listed(self, row: Mapping[str, Any], option: str, *kinds: type) -> list[Any]:
+    def _read_list(self, row: Mapping[str, Any], option: str, *kinds: type) -> list[Any]:
         column = getattr(self, option)
         if column not in row:
             raise ValueError(f"no column {column!r}; the row has {first_columns(row)}: set data.{option}")
@@ -126,7 +126,7 @@ class TaggingDataModule(SoftPromptDataModule):
         )
 
     def _numbers(self, row: Mapping[str, Any], words: Sequence[str]) -> tuple[int, ...]:
-        tags = self._listed(row, "tags_column", str, int)
+        tags = self._read_list(row, "tags_column", str, int)
         if len(tags) != len(words):
             raise ValueError(f"each word requires one tag, but there are {len(words)} words and {len(tags)} tags")
         numbers = [self._tag_numbers.find(tag) for tag in tags]

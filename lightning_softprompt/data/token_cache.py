@@ -63,7 +63,7 @@ def rows_digest(examples: Sequence[Example], encoded: Sequence[Encoded]) -> str:
     return f"{len(encoded)} rows ({digest.hexdigest()[:12]})"
 
 
-def cached(key: str, make: Callable[[], list[Encoded]]) -> list[Encoded]:
+def load_or_encode(key: str, make: Callable[[], list[Encoded]]) -> list[Encoded]:
     """The rows kept under the key, else those that `make` gives, which are then kept where that is possible."""
     path = cache_folder("tokens") / f"{key}.safetensors"
     rows = _read(path)

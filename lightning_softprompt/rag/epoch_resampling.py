@@ -32,8 +32,8 @@ class EpochIndexedSampler(ResumableBatchSampler):
         return len(self.inner)
 
     def _batches(self, start: int) -> Iterator[list[int]]:
-        self.inner.set_epoch(self.drawn_epoch)
-        first = self.drawn_epoch * len(self.inner.lengths)
+        self.inner.set_epoch(self.order_epoch)
+        first = self.order_epoch * len(self.inner.lengths)
         for rows in self.inner._batches(start):
             yield [first + row for row in rows]
 

@@ -165,7 +165,7 @@ class RelevanceDataModule(SoftPromptDataModule):
                 continue
             pairs += new_pairs
             positions += [i] * len(new_pairs)
-        return replace(rows.derived(pairs, positions), skipped=tuple(bad))
+        return replace(rows.derive(pairs, positions), skipped=tuple(bad))
 
     def _gold_by_question(self, rows: Rows) -> dict[str, tuple[str, ...]]:
         """Returns all gold documents of each question, which may occur in several rows."""

@@ -154,8 +154,8 @@ def _document(row: Row, place: str, index: int, columns: Columns, has_ids: bool 
         return f"the text in column {columns.text!r} is empty"
     if wrong := _wrong_id(row, columns.id, has_ids):
         return wrong
-    id = _said(row, columns.id, str(index))
-    return Document(id, _said(row, columns.title, ""), text, _said(row, columns.source, place))
+    id = _read_text(row, columns.id, str(index))
+    return Document(id, _read_text(row, columns.title, ""), text, _read_text(row, columns.source, place))
 
 
 def _wrong_id(row: Row, column: str, has_ids: bool | None) -> str | None:
@@ -179,7 +179,7 @@ def _wrong_id(row: Row, column: str, has_ids: bool | None) -> str | None:
     return None if is_id else f"column {column!r} must hold a text or a whole number, got {id!r}"
 
 
-def _said(row: Row, column: str, otherwise: str) -> str:
+def _read_text(row: Row, column: str, otherwise: str) -> str:
     value = row.get(column)
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # pandas makes numbers with gaps floats

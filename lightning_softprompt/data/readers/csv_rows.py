@@ -69,7 +69,7 @@ class _Table:
 
     def __init__(self, file: Iterable[bytes], delimiter: str, quoting: Quoting) -> None:
         self._not_utf8: dict[int, str] = {}
-        self._lines = self._decoded(file)
+        self._lines = self._decode(file)
         self._waiting: deque[str] = deque()
         self._taken: list[str] = []  # the lines of the current record
         self._next_line = 1
@@ -89,7 +89,7 @@ class _Table:
             except StopIteration:
                 return
             except csv.Error as error:
-                yield from self._recovered(line, str(error))
+                yield from self._recover(line, str(error))
                 continue
             yield self._record(line, self._taken, cells)
 
@@ -100,7 +100,7 @@ class _Table:
         except csv.Error:
             return None
 
-    def _recovered(self, line: int, reason: str) -> Iterator[_Record]:
+    def _recover(self, line: int, reason: str) -> Iterator[_Record]:
         taken = self._taken
         last = line + len(taken) - 1
         reaches = "" if last == line else f"; the cell runs on to line {last}, so reading continues at line {line + 1}"
@@ -139,7 +139,7 @@ class _Table:
             self._next_line += 1
             yield line
 
-    def _decoded(self, file: Iterable[bytes]) -> Iterator[str]:
+    def _decode(self, file: Iterable[bytes]) -> Iterator[str]:
         for number, line in enumerate(file, start=1):
             content = line.removeprefix(BOM) if number == 1 else line
             try:

@@ -53,7 +53,7 @@ def files_of_split(folder: Path, split: str | None) -> list[Path]:
     for files in _levels(folder):
         names = {file.split for file in files}
         if (name := find_split(names, split)) is not None:
-            return _ordered(folder, [file for file in files if file.split == name])
+            return _order_files(folder, [file for file in files if file.split == name])
         known |= names
         if any(other.casefold() in SPLITS for other in names) or (names and split is None):
             break  # what lies further below belongs to something else
@@ -145,7 +145,7 @@ def _visible(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
-def _ordered(folder: Path, files: Sequence[SplitFile]) -> list[Path]:
+def _order_files(folder: Path, files: Sequence[SplitFile]) -> list[Path]:
     configs = sorted({file.config for file in files})
     if len(configs) > 1:
         raise DataError(f"{folder} has the split in the folders {configs}. Name one of them: {folder / configs[0]}")

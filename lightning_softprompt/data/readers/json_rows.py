@@ -59,17 +59,17 @@ def parse_json(content: bytes, name: str) -> tuple[Parsed, str]:
     lines = list(BytesIO(content))
     if not content.lstrip().startswith(b"[") and _has_one_object_a_line(lines):
         return parse_json_lines(lines), LINE
-    text = _decoded(content, name)
+    text = _decode(content, name)
     may_hold_surrogates = r"\ud" in text.lower()
     if text.lstrip().startswith("["):
-        return check(unfolded(_loaded(text, name)), may_hold_surrogates), INDEX
+        return check(unfold_articles(_load(text, name)), may_hold_surrogates), INDEX
     try:
         values = list(_stream(text, name))
     except DataError:
         if any(isinstance(json_row(line.strip()), dict) for line in lines):
             return parse_json_lines(lines), LINE
         raise
-    if len(values) == 1 and (rows := wrapped_rows(values[0][1])) is not None:
+    if len(values) == 1 and (rows := unwrap_rows(values[0][1])) is not None:
         return check(rows, may_hold_surrogates), INDEX
     return iter(values), LINE
 
@@ -80,14 +80,14 @@ def _has_one_object_a_line(lines: Sequence[bytes]) -> bool:
     return len(filled) != 1 and all(isinstance(json_row(line), dict) for line in filled)
 
 
-def _decoded(content: bytes, name: str) -> str:
+def _decode(content: bytes, name: str) -> str:
     try:
         return content.decode()
     except UnicodeDecodeError as error:
         raise DataError(f"{name}: {not_utf8(error)}") from error
 
 
-def _loaded(text: str, name: str) -> list[Any]:
+def _load(text: str, name: str) -> list[Any]:
     try:
         values = json.loads(text)
     except json.JSONDecodeError as error:
@@ -118,7 +118,7 @@ def _after_space(text: str, at: int) -> int:
     return at if found is None else found.end()
 
 
-def wrapped_rows(value: object) -> list[Any] | None:
+def unwrap_rows(value: object) -> list[Any] | None:
     """The rows of an object that has them in a list under `data` beside plain values, such as SQuAD's own files."""
     if not isinstance(value, Mapping):
         return None
@@ -131,7 +131,7 @@ def wrapped_rows(value: object) -> list[Any] | None:
     return None if any(isinstance(other, list | dict) for other in others) else rows
 
 
-def unfolded(rows: list[Any]) -> list[Any]:
+def unfold_articles(rows: list[Any]) -> list[Any]:
     """Rows as they are, or the questions in them where they are articles as in SQuAD's own files."""
     return squad_rows(rows) if _are_articles(rows) else rows
 

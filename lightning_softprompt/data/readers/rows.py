@@ -99,9 +99,9 @@ class Rows:
 
     def only(self, positions: Sequence[int]) -> Rows:
         """Some of the rows, each with its origin."""
-        return self.derived([self.store[position] for position in positions], positions)
+        return self.derive([self.store[position] for position in positions], positions)
 
-    def derived(self, store: Sequence[Row], positions: Sequence[int]) -> Rows:
+    def derive(self, store: Sequence[Row], positions: Sequence[int]) -> Rows:
         """Rows that were made of these.
 
         Args:
@@ -113,7 +113,7 @@ class Rows:
         files = None if self.files is None else [self.files[at] for at in positions]
         return replace(self, store=store, numbers=numbers, indices=indices, files=files)
 
-    def renamed(self, names: Mapping[str, str]) -> Rows:
+    def rename_columns(self, names: Mapping[str, str]) -> Rows:
         """The same rows with other names for some columns."""
         return replace(self, store=RenamedRows(self.store, names)) if names else self
 

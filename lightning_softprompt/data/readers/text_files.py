@@ -54,7 +54,7 @@ def is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def _decoded(path: Path) -> str:
+def _read(path: Path) -> str:
     try:
         return path.read_bytes().removeprefix(BOM).decode()
     except UnicodeDecodeError as error:
@@ -64,11 +64,11 @@ def _decoded(path: Path) -> str:
 
 
 def _text(path: Path) -> tuple[str, str]:
-    return "", _decoded(path)
+    return "", _read(path)
 
 
 def _markdown(path: Path) -> tuple[str, str]:
-    text = _decoded(path)
+    text = _read(path)
     found = HEADING.search(text)
     return found.group(1) if found else "", text
 

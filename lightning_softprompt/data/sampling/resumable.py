@@ -37,7 +37,7 @@ class ResumableBatchSampler(Sampler[list[int]], ABC):
 
     @final
     @property
-    def drawn_epoch(self) -> int:
+    def order_epoch(self) -> int:
         """The epoch whose order is used."""
         return 0 if self.repeats else self.epoch
 

@@ -112,8 +112,8 @@ class SharedBatchSampler(ResumableBatchSampler):
         return self._starts[epoch]
 
     def _batches(self, start: int) -> Iterator[list[int]]:
-        shares = self.shares(self.drawn_epoch)
-        begins = self._before(self.drawn_epoch) + shares.cumsum(0) - shares  # [batches, K]
+        shares = self.shares(self.order_epoch)
+        begins = self._before(self.order_epoch) + shares.cumsum(0) - shares  # [batches, K]
         for begin, share in zip(begins[start:].tolist(), shares[start:].tolist(), strict=True):
             rows = [self._row(task, begin[task] + n) for task, many in enumerate(share) for n in range(many)]
             yield rows[self.rank :: self.world_size]

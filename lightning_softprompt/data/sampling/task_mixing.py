@@ -35,7 +35,7 @@ class Proportional(Sampling):
 
     def rates(self, sizes: Mapping[str, int]) -> list[float]:
         """By task."""
-        return [float(size) for size in limited(sizes, self.limit)]
+        return [float(size) for size in limit_sizes(sizes, self.limit)]
 
 
 @final
@@ -60,7 +60,7 @@ class Temperature(Sampling):
 
     def rates(self, sizes: Mapping[str, int]) -> list[float]:
         """By task."""
-        return [size ** (1 / self.temperature) for size in limited(sizes, self.limit)]
+        return [size ** (1 / self.temperature) for size in limit_sizes(sizes, self.limit)]
 
 
 @final
@@ -102,10 +102,10 @@ class FixedRates(Sampling):
         return [self.by_task[name] for name in sizes]
 
 
-def limited(sizes: Mapping[str, int], limit: int | None) -> list[int]:
+def limit_sizes(sizes: Mapping[str, int], limit: int | None) -> list[int]:
     """The sizes, none above the limit.
 
-    >>> limited({"a": 5, "b": 50}, 10)
+    >>> limit_sizes({"a": 5, "b": 50}, 10)
     [5, 10]
     """
     return [size if limit is None else min(size, limit) for size in sizes.values()]
@@ -182,13 +182,13 @@ class MixedBatchSampler(ResumableBatchSampler):
         tasks = np.arange(len(self.counts))
         if self.shuffled:
             turns = np.repeat(tasks, self.counts)
-            return np.random.default_rng((self.seed, self.drawn_epoch)).permutation(turns)
+            return np.random.default_rng((self.seed, self.order_epoch)).permutation(turns)
         counts = np.array(self.counts, dtype=np.int64)
         first = np.minimum(np.array(self.first, dtype=np.int64), counts)
         return np.concatenate([np.repeat(tasks, first), np.repeat(tasks, counts - first)])
 
     def _batches(self, start: int) -> Iterator[list[int]]:
-        places = [self.drawn_epoch * count for count in self.counts]
+        places = [self.order_epoch * count for count in self.counts]
         for number, task in enumerate(self._turns().tolist()):
             place = places[task]
             places[task] += 1

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from lightning_softprompt.backbones.execution.context_cache import KEYS, ContextCache
 from lightning_softprompt.core.types import Encoded
-from lightning_softprompt.data.token_cache import cached, content_key, representation
+from lightning_softprompt.data.token_cache import content_key, load_or_encode, representation
 from lightning_softprompt.retrieval import result_cache as rankings
 from lightning_softprompt.retrieval.search.fusion import Ranking
 from lightning_softprompt.system.cache_dirs import cache_folder
@@ -30,7 +30,7 @@ def folder(tmp_path, monkeypatch):
 @pytest.fixture
 def kept():
     """The file of rows that are kept."""
-    assert cached("key", lambda: ROWS) == ROWS
+    assert load_or_encode("key", lambda: ROWS) == ROWS
     return cache_folder("tokens") / "key.safetensors"
 
 
@@ -39,7 +39,7 @@ def never():
 
 
 def test_rows_are_made_once(kept):
-    assert cached("key", never) == ROWS
+    assert load_or_encode("key", never) == ROWS
 
 
 def test_digests_do_not_depend_on_later_names():
@@ -53,30 +53,30 @@ def test_each_flipped_bit_is_noticed(kept):
     for position in range(len(whole)):
         kept.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
         made = []
-        assert cached("key", lambda made=made: made.append(1) or ROWS) == ROWS
+        assert load_or_encode("key", lambda made=made: made.append(1) or ROWS) == ROWS
         assert made, position
-    assert cached("key", never) == ROWS
+    assert load_or_encode("key", never) == ROWS
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"\xff" * 40])
 def test_a_file_of_something_else_is_written_again(kept, content, caplog):
     kept.write_bytes(content)
-    assert cached("key", lambda: ROWS) == ROWS
+    assert load_or_encode("key", lambda: ROWS) == ROWS
     assert "is damaged and is made again" in caplog.text
-    assert cached("key", never) == ROWS
+    assert load_or_encode("key", never) == ROWS
 
 
 def test_a_folder_in_its_place_is_reported(kept, caplog):
     kept.unlink()
     kept.mkdir()
-    assert cached("key", lambda: ROWS) == ROWS
+    assert load_or_encode("key", lambda: ROWS) == ROWS
     assert "it is an optional cache" in caplog.text
     assert str(kept) in caplog.text
 
 
 def test_a_cache_that_cannot_be_written_is_left_out(folder, caplog):
     folder.write_text("no folder")
-    assert cached("key", lambda: ROWS) == ROWS
+    assert load_or_encode("key", lambda: ROWS) == ROWS
     assert "it is an optional cache" in caplog.text
 
 

@@ -459,12 +459,12 @@ def test_rows_keep_their_index_in_the_source_where_others_were_left_out(tmp_path
 
 
 def test_columns_may_be_renamed(tmp_path):
-    rows = read_rows(write(tmp_path / "a.csv", "Review Text,text,target\na,b,c\n")).renamed(
+    rows = read_rows(write(tmp_path / "a.csv", "Review Text,text,target\na,b,c\n")).rename_columns(
         {"Review Text": "text", "target": "label"}
     )
     assert list(rows) == [{"text": "a", "label": "c"}]
-    assert read_rows([{"text": "b"}]).renamed({"review": "text"})[0] == {"text": "b"}
-    assert read_rows([{"a": 1, "b": 2}]).renamed({"a": "b", "b": "a"})[0] == {"b": 1, "a": 2}
+    assert read_rows([{"text": "b"}]).rename_columns({"review": "text"})[0] == {"text": "b"}
+    assert read_rows([{"a": 1, "b": 2}]).rename_columns({"a": "b", "b": "a"})[0] == {"b": 1, "a": 2}
 
 
 # CSV and TSV
