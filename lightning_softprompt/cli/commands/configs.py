@@ -1,4 +1,7 @@
-"""`softprompt configs`: the configuration files that ship, one folder a noun, each opening with what it reproduces."""
+"""`softprompt configs`: list, print or copy the bundled configs.
+
+Each folder of configs is for one component, and each config begins with a comment that describes it.
+"""
 
 from __future__ import annotations
 
@@ -17,25 +20,25 @@ PACKAGE = Path(__file__).parents[2]
 
 
 def configs_folder() -> Path:
-    """Where the configs stand: inside an installed package, beside it in a checkout.
+    """The folder of the configs: inside an installed package, or next to the package in a checkout.
 
     Raises:
-        CommandError: If neither is there.
+        CommandError: If there is no such folder.
     """
     places = [PACKAGE / "configs", PACKAGE.parent / "configs"]
-    found = [place for place in places if place.is_dir()]
-    if not found:
-        raise CommandError(f"no configs at {places[0]} or {places[1]}; install lightning-softprompt anew")
-    return found[0]
+    folder = next((place for place in places if place.is_dir()), None)
+    if folder is None:
+        raise CommandError(f"no configs at {places[0]} or {places[1]}; reinstall lightning-softprompt")
+    return folder
 
 
 def config_names(folder: Path) -> list[str]:
-    """The files as they are asked for, `noun/name`, in order."""
+    """The sorted names of the configs, such as `data/sst2`."""
     return sorted(file.relative_to(folder).with_suffix("").as_posix() for file in folder.rglob("*.yaml"))
 
 
 def opening_comment(text: str) -> str:
-    r"""The comment that a file opens with, as one line.
+    r"""The comment at the start of a file, as one line.
 
     >>> opening_comment("# DePT as its paper has it.\n# Two learning rates.\nlength: 40  # P")
     'DePT as its paper has it. Two learning rates.'
@@ -54,15 +57,15 @@ def first_sentence(text: str) -> str:
 
 
 def copy_configs(folder: Path, target: Path) -> list[Path]:
-    """Copy all configs, sub-folders kept, so that those which name each other still do.
+    """Copy all configs with their folders, so that their references to each other stay valid.
 
     Raises:
-        CommandError: If one of them is there already; then nothing is copied.
+        CommandError: If one of the files exists; then nothing is copied.
     """
     copies = {file: target / file.relative_to(folder) for file in sorted(folder.rglob("*")) if file.is_file()}
-    there = [str(copy) for copy in copies.values() if copy.exists()]
-    if there:
-        raise CommandError(f"{there[0]} is there already ({len(there)} such files); copy to another folder")
+    existing = [str(copy) for copy in copies.values() if copy.exists()]
+    if existing:
+        raise CommandError(f"{existing[0]} exists ({len(existing)} existing files); copy to another folder")
     for file, copy in copies.items():
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, copy)
@@ -71,10 +74,12 @@ def copy_configs(folder: Path, target: Path) -> list[Path]:
 
 def parser() -> ArgumentParser:
     """The command's arguments."""
-    parser = ArgumentParser("softprompt configs", description="List the configs that ship, print one, or copy all.")
+    parser = ArgumentParser("softprompt configs", description="List the bundled configs, print one, or copy all.")
     choice = parser.add_mutually_exclusive_group()
-    choice.add_argument("name", nargs="?", help="config to print, such as method/dept; dept alone if no other has it")
-    choice.add_argument("--copy", type=Path, metavar="DIR", help="copy all of them to this folder, overwriting nothing")
+    choice.add_argument("name", nargs="?", help="config to print, such as method/dept, or dept if the name is unique")
+    choice.add_argument(
+        "--copy", type=Path, metavar="DIR", help="copy all configs to this folder; existing files are not overwritten"
+    )
     return parser
 
 
@@ -92,22 +97,33 @@ def main(argv: list[str]) -> int:
 
 
 def _listing(folder: Path) -> str:
+    """The names of all configs with the first sentence of each, grouped by folder."""
     names = config_names(folder)
-    rows = {name: first_sentence(opening_comment((folder / f"{name}.yaml").read_text("utf-8"))) for name in names}
     width = max(map(len, names), default=0)
-    groups = (
-        f"{noun or 'more'}\n" + table([[f"  {name:{width}}", rows[name]] for name in group])
-        for noun, group in groupby(names, key=lambda name: name.rpartition("/")[0])
-    )
-    ways = "Print one: softprompt configs NAME    Copy them all: softprompt configs --copy DIR"
-    return "\n\n".join([f"Configs in {folder}", *groups, ways])
+    groups = []
+    for component, group in groupby(names, key=lambda name: name.rpartition("/")[0]):
+        rows = []
+        for name in group:
+            comment = opening_comment((folder / f"{name}.yaml").read_text("utf-8"))
+            rows.append([f"  {name:{width}}", first_sentence(comment)])
+        groups.append(f"{component or 'more'}\n{table(rows)}")
+    usage = "Print a config: softprompt configs NAME    Copy all configs: softprompt configs --copy DIR"
+    return "\n\n".join([f"Configs in {folder}", *groups, usage])
 
 
-def _find(asked: str, names: Sequence[str]) -> str:
-    name = asked.removeprefix("configs/").removesuffix(".yaml")
-    found = [n for n in names if n == name] or [n for n in names if n.rpartition("/")[2] == name]
-    if len(found) == 1:
-        return found[0]
-    close = found or get_close_matches(name, [*names, *(n.rpartition("/")[2] for n in names)])
+def _find(requested: str, names: Sequence[str]) -> str:
+    """The full name of a config.
+
+    Raises:
+        CommandError: If there is none of that name, or several.
+    """
+    name = requested.removeprefix("configs/").removesuffix(".yaml")
+    short_names = [full.rpartition("/")[2] for full in names]
+    if name in names:
+        return name
+    matches = [full for full, short in zip(names, short_names, strict=True) if short == name]
+    if len(matches) == 1:
+        return matches[0]
+    close = matches or get_close_matches(name, [*names, *short_names])
     hint = f"did you mean {' or '.join(close)}?" if close else "softprompt configs lists them"
-    raise CommandError(f"{'more than one' if found else 'no'} config {asked!r}; {hint}")
+    raise CommandError(f"{'more than one' if matches else 'no'} config {requested!r}; {hint}")

@@ -1,7 +1,7 @@
-"""`softprompt methods`: what can be trained, read off the methods' source without importing it.
+"""`softprompt methods`: list the methods, from their source code without importing it.
 
-The convention that a method's file follows: its class derives from `SoftPromptModule`, and the docstring has, after its
-first line, the three labelled lines `Paper:`, `Enters:` and `Parameters:`.
+The class of a method derives from `SoftPromptModule`, and its docstring has the labels `Paper:`, `Enters:` and
+`Parameters:` after its first line.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ MODULE = SHIPPED / "base.py"
 
 @dataclass(frozen=True)
 class Method:
-    """One method, as its file describes it.
+    """A method as described by its source file.
 
     Args:
-        name: Name of the class, which is what `--model` takes.
-        file: Where it stands.
-        docstring: The whole text, without indentation.
-        labels: What `Paper`, `Enters` and `Parameters` say.
-        defaults: Of the constructor's own arguments, as its source has them, and the learning rate of one that trains.
+        name: Name of the class, as in `--model NAME`.
+        file: The source file.
+        docstring: The docstring without indentation.
+        labels: The texts of `Paper`, `Enters` and `Parameters`.
+        defaults: Default values of the arguments as source code, and the learning rate if the method is trained.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Method:
 
 
 def read_methods(folders: Sequence[Path]) -> list[Method]:
-    """The methods in the files of the folders, by name.
+    """Read the methods in the files of some folders, sorted by name.
 
     Raises:
         CommandError: If a folder is missing, or a file cannot be parsed, or a method lacks a label.
@@ -61,7 +61,7 @@ def read_methods(folders: Sequence[Path]) -> list[Method]:
 
 
 def read_file(file: Path) -> Iterator[Method]:
-    """The methods in one file: none where no class derives from `SoftPromptModule`.
+    """Yield the methods in a file, which are the classes that derive from `SoftPromptModule`.
 
     Raises:
         CommandError: If the file is not Python, or a method lacks a label.
@@ -79,9 +79,9 @@ def read_file(file: Path) -> Iterator[Method]:
 
 def parser() -> ArgumentParser:
     """The command's arguments."""
-    parser = ArgumentParser("softprompt methods", description="List the methods, or print the whole text of one.")
+    parser = ArgumentParser("softprompt methods", description="List the methods, or describe one.")
     parser.add_argument("name", nargs="?", help="method to describe: its class or its file, such as DePT or dept")
-    parser.add_argument("--folder", type=Path, metavar="DIR", help="read the methods in this folder too")
+    parser.add_argument("--folder", type=Path, metavar="DIR", help="also list the methods in this folder")
     return parser
 
 
@@ -91,48 +91,53 @@ def main(argv: list[str]) -> int:
     methods = read_methods([SHIPPED, args.folder] if args.folder else [SHIPPED])
     if args.name:
         method = _find(args.name, methods)
-        print(described(method))
+        print(describe(method))
         return 0
-    rows = [[m.name, m.summary, *(m.labels[label] for label in LABELS)] for m in methods]
-    print(table(rows, ["name", "what it is", *(label.lower() for label in LABELS)]))
-    print("\nAll of one: softprompt methods NAME    Its options: softprompt fit --model.help NAME")
+    rows = [[method.name, method.summary, *map(method.labels.__getitem__, LABELS)] for method in methods]
+    print(table(rows, ["name", "description", *(label.lower() for label in LABELS)]))
+    print("\nDescribe a method: softprompt methods NAME    List its options: softprompt fit --model.help NAME")
     return 0
 
 
-def described(method: Method) -> str:
-    """All there is to say of a method: its text, its defaults, and the paper's settings where they ship."""
-    said = [f"{method.name}  ({method.file})", method.docstring]
+def describe(method: Method) -> str:
+    """The docstring of a method, its default values, and the config with the settings of its paper."""
+    sections = [f"{method.name}  ({method.file})", method.docstring]
     if method.defaults:
-        said.append(
-            "Defaults, for a small instruct backbone:\n" + "\n".join(f"  {k}: {v}" for k, v in method.defaults.items())
-        )
-    paper = configs_folder() / "method" / f"{method.file.stem}.yaml"
-    if paper.is_file():
-        said.append(f"The paper's settings, {paper}:\n{indent(paper.read_text(), '  ').rstrip()}")
-    return "\n\n".join(said)
+        values = "\n".join(f"  {name}: {value}" for name, value in method.defaults.items())
+        sections.append(f"Defaults, for a small instruct backbone:\n{values}")
+    config = configs_folder() / "method" / f"{method.file.stem}.yaml"
+    if config.is_file():
+        text = indent(config.read_text(), "  ").rstrip()
+        sections.append(f"Settings of the paper, {config}:\n{text}")
+    return "\n\n".join(sections)
 
 
 def _defaults(node: ast.ClassDef) -> dict[str, str]:
-    init = next((part for part in node.body if isinstance(part, ast.FunctionDef) and part.name == "__init__"), None)
+    """The default values of the constructor as source code, by name of the argument."""
+    functions = [part for part in node.body if isinstance(part, ast.FunctionDef)]
+    init = next((function for function in functions if function.name == "__init__"), None)
     if init is None:
         return {}
-    named = init.args.args[len(init.args.args) - len(init.args.defaults) :]
-    return {arg.arg: ast.unparse(value) for arg, value in zip(named, init.args.defaults, strict=True)}
+    count = len(init.args.defaults)
+    with_default = init.args.args[-count:] if count else []
+    return {arg.arg: ast.unparse(value) for arg, value in zip(with_default, init.args.defaults, strict=True)}
 
 
 def _rate(node: ast.ClassDef) -> dict[str, str]:
-    """The learning rate: the class's own, or what `SoftPromptModule` has for all."""
-    own = _assigned(node)
-    if own.get("trains") == "False":
+    """The learning rate that the class or `SoftPromptModule` sets; empty if the method is not trained."""
+    values = _class_values(node)
+    if values.get("trains") == "False":
         return {}
-    common = next(part for part in ast.parse(MODULE.read_text()).body if getattr(part, "name", None) == BASE)
-    return {"learning rate": f"{own.get(RATE) or _assigned(common)[RATE]}, of AdamW, constant"}
+    classes = [part for part in ast.parse(MODULE.read_text()).body if isinstance(part, ast.ClassDef)]
+    base = next(cls for cls in classes if cls.name == BASE)
+    rate = values.get(RATE) or _class_values(base)[RATE]
+    return {"learning rate": f"{rate}, of AdamW, constant"}
 
 
-def _assigned(node: ast.stmt) -> dict[str, str]:
-    """What a class body assigns to single names."""
-    found = (part for part in getattr(node, "body", ()) if isinstance(part, ast.Assign))
-    return {ast.unparse(part.targets[0]): ast.unparse(part.value) for part in found}
+def _class_values(node: ast.ClassDef) -> dict[str, str]:
+    """The values that a class body assigns to names, as source code."""
+    assignments = (part for part in node.body if isinstance(part, ast.Assign))
+    return {ast.unparse(part.targets[0]): ast.unparse(part.value) for part in assignments}
 
 
 def _files(folder: Path) -> list[Path]:
@@ -146,20 +151,27 @@ def _last_name(base: ast.expr) -> str:
 
 
 def _labels(docstring: str, where: str) -> dict[str, str]:
-    found: dict[str, str] = {}
+    """The text of each label in a docstring.
+
+    Raises:
+        CommandError: If a label is missing.
+    """
+    texts: dict[str, str] = {}
     current = ""
     for line in docstring.splitlines()[1:]:
         label, colon, text = line.partition(":")
         if colon and label in LABELS:
-            current, found[label] = label, text.strip()
-        elif current and line.strip():  # a label's text may go on in the next lines
-            found[current] = f"{found[current]} {line.strip()}".strip()
+            current, texts[label] = label, text.strip()
+        elif current and line.strip():  # the text of a label may continue on the next lines
+            texts[current] = f"{texts[current]} {line.strip()}".strip()
         else:
             current = ""
-    missing = [label for label in LABELS if not found.get(label)]
+    missing = [label for label in LABELS if not texts.get(label)]
     if missing:
-        raise CommandError(f"{where} lacks a line '{missing[0]}: ...' in its docstring; wanted are {', '.join(LABELS)}")
-    return found
+        raise CommandError(
+            f"{where} lacks a line '{missing[0]}: ...' in its docstring; required are {', '.join(LABELS)}"
+        )
+    return texts
 
 
 def _find(name: str, methods: Sequence[Method]) -> Method:

@@ -53,8 +53,8 @@ EPILOG = """\
 Further options apply to all runs and override those under `common`:
   softprompt study configs/study/few_shot.yaml --model DePT --data configs/data/sst2.yaml --data.path DATA/sst2
 """
-USUAL = ("macro", "accuracy", "macro_f1", "f1", "rougeL", "loss")  # metrics that are shown unless others are named
-OF_ALL = ("average", "backward transfer")  # of a sequence of tasks, in the place of a test's name
+DEFAULT_METRICS = ("macro", "accuracy", "macro_f1", "f1", "rougeL", "loss")
+SEQUENCE_SUMMARIES = ("average", "backward transfer")  # results of a sequence of stages, in the column of tests
 
 
 def parser() -> ArgumentParser:
@@ -108,40 +108,42 @@ def _run(study: Study) -> int:
             if code := run.run(partial(run_command, hints=False)):
                 print("Completed runs are kept; rerun the same command to continue.", file=sys.stderr)
                 return code
-    print(_reported(study, results(study.runs)))
+    print(write_report(study, results(study.runs)))
     return 0
 
 
-Result = dict[str, Any]  # a test's metrics, and what it is of
+Result = dict[str, Any]  # variant, stage, test and metrics of one test
 
 
 def results(runs: Sequence[StudyRun]) -> list[Result]:
     """The results of the tests."""
-    tests = [run for run in runs if run.command == "test"]
-    return [
-        {"variant": test.variant, "stage": test.stage, "test": test.test, "metrics": _plain(test.read_metrics() or {})}
-        for test in tests
-    ]
+    collected = []
+    for test in runs:
+        if test.command == "test":
+            metrics = _finite_metrics(test.read_metrics() or {})
+            collected.append({"variant": test.variant, "stage": test.stage, "test": test.test, "metrics": metrics})
+    return collected
 
 
-def _plain(metrics: Mapping[str, float | None]) -> dict[str, float]:
-    """Without the stage's name, and what is no number."""
+def _finite_metrics(metrics: Mapping[str, float | None]) -> dict[str, float]:
+    """The metrics that have a value, without the prefix `test/`."""
     return {name.removeprefix("test/"): value for name, value in metrics.items() if value is not None}
 
 
-def _reported(study: Study, found: list[Result]) -> str:
-    """Leaves the files, and gives the table."""
+def write_report(study: Study, tests: list[Result]) -> str:
+    """Write the result files, and return the table."""
     from lightning_softprompt.system.atomic_files import write_file
 
-    found = [*found, *_of_sequences(study, found)]
-    means = summed_up(study, found)
-    write_file(study.folder / "results.csv", _csv(found).encode())
-    write_file(study.folder / "results.json", f"{json.dumps(means, indent=2)}\n".encode())
-    return f"{_table(study, means)}\n\n{study.folder / 'results.json'}, {study.folder / 'results.csv'}"
+    all_results = [*tests, *_sequence_results(study, tests)]
+    means = average_results(study, all_results)
+    csv_file, json_file = study.folder / "results.csv", study.folder / "results.json"
+    write_file(csv_file, _format_csv(all_results).encode())
+    write_file(json_file, f"{json.dumps(means, indent=2)}\n".encode())
+    return f"{_format_table(study, means)}\n\n{json_file}, {csv_file}"
 
 
-def _of_sequences(study: Study, found: Sequence[Result]) -> list[Result]:
-    """Where each stage has a test of its name, what each variant's sequence of stages comes to."""
+def _sequence_results(study: Study, tests: Sequence[Result]) -> list[Result]:
+    """The average score and the backward transfer of each variant, if each stage has a test of the same name."""
     from lightning_softprompt.evaluation.metrics.continual import transfer
 
     names = list(study.stages)
@@ -149,65 +151,76 @@ def _of_sequences(study: Study, found: Sequence[Result]) -> list[Result]:
         return []
     added = []
     for variant in study.variants:
-        cells = {(r["stage"], r["test"]): r["metrics"] for r in found if r["variant"] == variant}
-        shared = set.intersection(*(set(metrics) for metrics in cells.values()))
-        matrices = {m: [[cells[i, j][m] for j in names] for i in names] for m in sorted(shared)}
-        both = {metric: transfer(matrix) for metric, matrix in matrices.items()}
-        for number, name in enumerate(OF_ALL):
-            metrics = {metric: moved[number] for metric, moved in both.items()}
+        of_variant = [result for result in tests if result["variant"] == variant]
+        cells = {(result["stage"], result["test"]): result["metrics"] for result in of_variant}
+        shared_metrics = set.intersection(*(set(metrics) for metrics in cells.values()))
+        summaries: tuple[dict[str, float], ...] = tuple({} for _ in SEQUENCE_SUMMARIES)
+        for metric in sorted(shared_metrics):
+            matrix = [[cells[stage, test][metric] for test in names] for stage in names]
+            for summary, value in zip(summaries, transfer(matrix), strict=True):
+                summary[metric] = value
+        for name, metrics in zip(SEQUENCE_SUMMARIES, summaries, strict=True):
             added.append({"variant": variant, "stage": names[-1], "test": name, "metrics": metrics})
     return added
 
 
-def summed_up(study: Study, found: Sequence[Result]) -> list[Result]:
-    """Mean and half of its interval over what is repeated, by what is compared, stage, test and metric."""
+def average_results(study: Study, tests: Sequence[Result]) -> list[Result]:
+    """Mean and half-width of the interval over repetitions, by compared options, stage, test and metric."""
     from lightning_softprompt.evaluation.metrics.intervals import student_interval
 
     groups: dict[str, list[Result]] = {}
-    for result in found:
-        apart = [{name: result["variant"].get(name) for name in compared(study)}, result["stage"], result["test"]]
-        groups.setdefault(json.dumps(apart), []).append(result)
+    for result in tests:
+        options = {name: result["variant"].get(name) for name in compare_names(study)}
+        key = json.dumps([options, result["stage"], result["test"]])
+        groups.setdefault(key, []).append(result)
     rows = []
     for key, group in groups.items():
-        of, stage, test = json.loads(key)
+        options, stage, test = json.loads(key)
         for metric in group[0]["metrics"]:
             values = [result["metrics"][metric] for result in group if metric in result["metrics"]]
-            mean, half = student_interval(values)
-            kept = {"mean": mean, "interval": half if isfinite(half) else None, "values": values}
-            rows.append({"compare": of, "stage": stage, "test": test, "metric": metric, **kept})
+            mean, half_width = student_interval(values)
+            interval = half_width if isfinite(half_width) else None
+            place = {"compare": options, "stage": stage, "test": test, "metric": metric}
+            rows.append({**place, "mean": mean, "interval": interval, "values": values})
     return rows
 
 
-def compared(study: Study) -> list[str]:
-    """Names of the options that set lines apart."""
+def compare_names(study: Study) -> list[str]:
+    """Names of the compared options, which are the first columns of the table."""
     return list(dict.fromkeys(name for options in study.compare for name in options))
 
 
-def _csv(found: Sequence[Result]) -> str:
-    """A line for each number of each test."""
+def _format_csv(tests: Sequence[Result]) -> str:
+    """A table with one row per metric of each test."""
     text = StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    varied = list(dict.fromkeys(name for result in found for name in result["variant"]))
-    writer.writerow([*varied, "stage", "test", "metric", "value"])
-    for result in found:
-        values = [_said(result["variant"].get(name)) for name in varied]
-        rows = result["metrics"].items()
-        writer.writerows([*values, result["stage"], result["test"], metric, value] for metric, value in rows)
+    options = list(dict.fromkeys(name for result in tests for name in result["variant"]))
+    writer.writerow([*options, "stage", "test", "metric", "value"])
+    for result in tests:
+        place = [_format_option(result["variant"].get(name)) for name in options]
+        place += [result["stage"], result["test"]]
+        for metric, value in result["metrics"].items():
+            writer.writerow([*place, metric, value])
     return text.getvalue()
 
 
-def _said(value: Any) -> str:
-    return value if isinstance(value, str) else "" if value is None else json.dumps(value)
+def _format_option(value: Any) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
-def _table(study: Study, means: Sequence[Result]) -> str:
-    """A line for each test, a column for each metric."""
-    there = {row["metric"] for row in means}
-    metrics = [name for name in study.metrics or USUAL if name in there] or sorted(there)
-    cells: dict[str, dict[str, str]] = {}
+def _format_table(study: Study, means: Sequence[Result]) -> str:
+    """A table with one row per test and one column per metric."""
+    available = {row["metric"] for row in means}
+    metrics = [name for name in study.metrics or DEFAULT_METRICS if name in available] or sorted(available)
+    cells: dict[tuple[str, ...], dict[str, str]] = {}
     for row in means:
-        said = [_said(value) for value in row["compare"].values()]
-        half = "" if row["interval"] is None else f" ± {row['interval']:.3f}"
-        cells.setdefault(json.dumps([*said, row["stage"], row["test"]]), {})[row["metric"]] = f"{row['mean']:.3f}{half}"
-    rows = [[*json.loads(key), *(of.get(metric, "") for metric in metrics)] for key, of in cells.items()]
-    return table(rows, [*compared(study), "stage", "test", *metrics])
+        options = [_format_option(value) for value in row["compare"].values()]
+        key = (*options, row["stage"], row["test"])
+        half_width = "" if row["interval"] is None else f" ± {row['interval']:.3f}"
+        cells.setdefault(key, {})[row["metric"]] = f"{row['mean']:.3f}{half_width}"
+    rows = []
+    for key, values in cells.items():
+        rows.append([*key, *(values.get(metric, "") for metric in metrics)])
+    return table(rows, [*compare_names(study), "stage", "test", *metrics])

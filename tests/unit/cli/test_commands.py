@@ -161,7 +161,7 @@ def test_configs_are_copied_and_nothing_is_overwritten(shipped, tmp_path):
     assert configs.config_names(target) == configs.config_names(shipped)
     (target / "method" / "dept.yaml").unlink()
     (target / "data" / "same.yaml").write_text("mine")
-    with pytest.raises(CommandError, match="is there already"):
+    with pytest.raises(CommandError, match="existing files"):
         configs.main(["--copy", str(target)])
     assert (target / "data" / "same.yaml").read_text() == "mine"
     assert not (target / "method" / "dept.yaml").exists()
