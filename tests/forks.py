@@ -1,4 +1,4 @@
-"""Commands in processes of their own, for which nothing has to be imported anew."""
+"""Runs commands in forks of the test process, so that nothing is imported again."""
 
 import logging
 import os
@@ -7,27 +7,29 @@ import socket
 import sys
 import traceback
 
-import matplotlib.figure  # noqa: F401 (processes that are forked have it then)
+import matplotlib.figure  # noqa: F401 (imported once, before any fork)
 
 from lightning_softprompt.cli.app import main
 
-LONGEST = 120  # seconds
+TIMEOUT = 120  # seconds
 
 
-def forked(argv, told, environment=()):
-    """The number of a process that runs a command, and the file of what it says. Nothing has to be imported anew."""
-    if number := os.fork():
-        return number, told
-    signal.alarm(LONGEST)  # none outlives the tests, whatever it waits for
+def fork_command(argv, log, environment=()):
+    """Starts a command in a fork of this process; returns its process id and the path of its standard error."""
+    if process := os.fork():
+        return process, log
+    signal.alarm(TIMEOUT)  # no process outlives the tests
     os.environ.update(environment)
-    os.dup2(os.open(told, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), 2)
+    os.dup2(os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), 2)
     sys.stderr = os.fdopen(2, "w", buffering=1)
-    logging.getLogger("lightning_softprompt").addHandler(logging.StreamHandler(sys.stderr))  # pytest has the root's
+    logging.getLogger("lightning_softprompt").addHandler(
+        logging.StreamHandler(sys.stderr)
+    )  # pytest captures the root logger
     code = 99
     try:
         code = main(argv)
-    except SystemExit as left:
-        code = left.code
+    except SystemExit as exit:
+        code = exit.code
     except BaseException:
         traceback.print_exc()
     finally:
@@ -35,15 +37,15 @@ def forked(argv, told, environment=()):
         os._exit(code)
 
 
-def ended(process):
-    """Its exit code, and what it said."""
-    number, told = process
-    code = os.waitstatus_to_exitcode(os.waitpid(number, 0)[1])
-    return code, told.read_text()
+def wait_for(command):
+    """Waits until a command of `fork_command` ends; returns its exit code and its standard error."""
+    process, log = command
+    _, status = os.waitpid(process, 0)
+    return os.waitstatus_to_exitcode(status), log.read_text()
 
 
-def as_of_torchrun(count):
-    """The environment of each of several processes, which find each other as those of torchrun do."""
+def torchrun_environments(count):
+    """Returns the environment of each process, as torchrun sets it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])

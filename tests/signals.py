@@ -1,4 +1,4 @@
-"""Sends a process signals in the middle of a step, as a scheduler would."""
+"""Sends signals to a process in the middle of a step, as a scheduler does."""
 
 import os
 import signal
@@ -10,14 +10,15 @@ from lightning.pytorch import Callback
 
 
 class SignalAt(Callback):
-    """Signals itself once a batch was fetched.
+    """Sends a signal to its process after a batch was fetched.
 
     Args:
-        batch: Which batch of the first epoch, or of a prediction.
-        name: Of the signal, which may be SIGKILL.
-        rank: Which process gets it.
-        times: How often.
-        note: A file to name its child processes in; it is then sent to all processes of its group, as by a terminal.
+        batch: Index of the batch in the first epoch, or in a prediction.
+        name: Name of the signal, such as SIGKILL.
+        rank: Rank of the process that gets the signal.
+        times: How often the signal is sent.
+        note: Path of a file for the ids of the child processes. If set, the signal goes to all processes of the group,
+            as from a terminal.
     """
 
     def __init__(
@@ -43,5 +44,5 @@ class SignalAt(Callback):
 
 
 def _send_from_outside(group: int, number: int) -> None:
-    """By a process that is not of the group: data workers heed their parent otherwise."""
+    """Sends from a process outside the group, because data workers ignore a signal from their parent."""
     subprocess.run(["kill", "-s", str(int(number)), "--", f"-{group}"], check=True, start_new_session=True)

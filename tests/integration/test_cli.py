@@ -1,4 +1,4 @@
-"""The run commands as a user gives them, on a tiny backbone."""
+"""The run commands from the command line, on a tiny backbone."""
 
 import io
 import json
@@ -10,8 +10,8 @@ import sys
 import pytest
 import torch
 import wandb_file
-from row_files import read_rows, write_rows
-from runs import read_metrics
+from row_files import read_rows, write_rows, write_splits
+from runs import load_state, read_losses, read_metrics
 
 from lightning_softprompt.checkpoints.prompt_file import read_prompt
 from lightning_softprompt.cli.app import main, make_cli
@@ -26,11 +26,7 @@ CONFIGS = configs_folder()
 
 @pytest.fixture
 def data_folder(tmp_path, rows):
-    folder = tmp_path / "data"
-    folder.mkdir()
-    for split, part in {"train": rows * 3, "validation": rows, "test": rows[:5]}.items():
-        write_rows(folder / f"{split}.jsonl", part)
-    return folder
+    return write_splits(tmp_path / "data", train=rows * 3, validation=rows, test=rows[:5])
 
 
 @pytest.fixture
@@ -51,8 +47,8 @@ def common(tmp_path, data_folder, tiny_folder):
 @pytest.fixture
 def fit(common):
     def fit(*options):
-        named = any(option.startswith("--model=") for option in options)
-        method = [] if named else ["--model=PromptTuning", "--model.length=3"]
+        has_method = any(option.startswith("--model=") for option in options)
+        method = [] if has_method else ["--model=PromptTuning", "--model.length=3"]
         limits = [
             "--trainer.max_epochs=-1",
             "--trainer.max_steps=6",
@@ -65,22 +61,12 @@ def fit(common):
     return fit
 
 
-def losses(folder):
-    lines = (folder / "metrics.csv").read_text().splitlines()
-    column = lines[0].split(",").index("train/loss")
-    return [line.split(",")[column] for line in lines[1:] if line.split(",")[column]]
-
-
-def trained_tokens(folder, name="last.ckpt"):
-    return torch.load(folder / "checkpoints" / name, weights_only=True)["state_dict"]["tokens"]
-
-
 def test_fit_leaves_config_metrics_checkpoints_plots_and_prompt(fit):
     folder = fit()
     for name in ("config.yaml", "metrics.csv", "metrics.json", "checkpoints/best.ckpt", "checkpoints/last.ckpt",
                  "plots/learning_curve.png", "plots/val_confusion.png", "prompt.safetensors", "prompt.md"):  # fmt: skip
         assert (folder / name).stat().st_size > 0, name
-    assert len(losses(folder)) == 6
+    assert len(read_losses(folder)) == 6
     checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     assert list(checkpoint["state_dict"]) == ["tokens"]
     assert read_metrics(folder)["trainable_parameters"] == 3 * 32
@@ -89,28 +75,22 @@ def test_fit_leaves_config_metrics_checkpoints_plots_and_prompt(fit):
 @pytest.mark.parametrize("start", ["ckpt_path=checkpoints/last.ckpt", "init_from=prompt.safetensors"])
 def test_inferred_classes_come_from_the_checkpoint_or_prompt_and_no_training_rows_are_needed(fit, data_folder, start):
     words = {"negative": "bad", "neutral": "one", "positive": "good"}
-    for file in data_folder.glob("*.jsonl"):
-        lines = read_rows(file)
-        file.write_text("".join(json.dumps({**row, "label": words[row["label"]]}) + "\n" for row in lines))
+    for path in data_folder.glob("*.jsonl"):
+        write_rows(path, [{**row, "label": words[row["label"]]} for row in read_rows(path)])
     folder = fit("--data.labels=null")
     option, _, file = start.partition("=")
-    (data_folder / "test.jsonl").rename(data_folder.parent / "test.jsonl")
-    rows = read_rows(data_folder.parent / "test.jsonl")
-    kept = [row for row in rows if row["label"] != "one"]  # the rows of a test need not have all classes
-    write_rows(data_folder.parent / "test.jsonl", kept)
+    rows = [row for row in read_rows(data_folder / "test.jsonl") if row["label"] != "one"]  # not all classes
+    test_path = write_rows(data_folder.parent / "test.jsonl", rows)
     shutil.rmtree(data_folder)
-    more = [f"--{option}={folder / file}", "--trainer.accelerator=cpu"]
-    assert main(["test", *more, f"--data.test={data_folder.parent / 'test.jsonl'}"]) == 0
+    assert main(["test", f"--{option}={folder / file}", "--trainer.accelerator=cpu", f"--data.test={test_path}"]) == 0
     records = read_rows(last_folder() / "test_predictions.jsonl")
-    assert [record["target"] for record in records] == [row["label"] for row in kept]
+    assert [record["target"] for record in records] == [row["label"] for row in rows]
     assert set(records[0]["scores"]) == {"bad", "good", "one"}
 
 
 def test_names_of_classes_are_text_in_the_config_of_a_run_too(fit, data_folder):
-    for file in data_folder.glob("*.jsonl"):
-        lines = read_rows(file)
-        numbered = ({**row, "label": int(row["label"] == "positive")} for row in lines)
-        write_rows(file, numbered)
+    for path in data_folder.glob("*.jsonl"):
+        write_rows(path, [{**row, "label": int(row["label"] == "positive")} for row in read_rows(path)])
     folder = fit("--data.labels={1: good, 0: bad}")  # in the other order than the numbers
     assert main(["test", f"--ckpt_path={folder / 'checkpoints' / 'last.ckpt'}"]) == 0
     records = read_rows(last_folder() / "test_predictions.jsonl")
@@ -133,33 +113,33 @@ def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(fit):
     whole = fit()
     half = fit("--trainer.max_steps=4")
     resumed = fit(f"--ckpt_path={half / 'checkpoints' / 'last.ckpt'}")
-    assert losses(whole) == losses(half) + losses(resumed)
-    assert torch.equal(trained_tokens(whole), trained_tokens(resumed))
+    assert read_losses(whole) == read_losses(half) + read_losses(resumed)
+    assert torch.equal(load_state(whole)["tokens"], load_state(resumed)["tokens"])
 
 
-def test_as_many_checkpoints_are_kept_as_wanted_and_the_one_before_a_broken_one_goes_on(fit, capsys):
+def test_keep_last_checkpoints_are_kept_and_the_previous_one_resumes_when_the_last_is_broken(fit, capsys):
     whole = fit("--run.keep_last=3", "--trainer.val_check_interval=1")
     folder = whole / "checkpoints"
     steps = {p.name: torch.load(p, weights_only=True)["global_step"] for p in folder.glob("last*.ckpt")}
     assert steps == {"last.ckpt": 6, "last-1.ckpt": 5, "last-2.ckpt": 4}
-    cut = folder / "last.ckpt"
-    cut.write_bytes(cut.read_bytes()[:-100])
+    broken = folder / "last.ckpt"
+    broken.write_bytes(broken.read_bytes()[:-100])
     with pytest.raises(AssertionError):
-        fit(f"--ckpt_path={cut}")
+        fit(f"--ckpt_path={broken}")
     assert "last-1.ckpt, of " in capsys.readouterr().err.replace("\n", "")
     resumed = fit("--trainer.val_check_interval=1", f"--ckpt_path={folder / 'last-1.ckpt'}")
-    assert losses(resumed) == losses(whole)[5:]
+    assert read_losses(resumed) == read_losses(whole)[5:]
 
 
-def test_a_run_whose_backbone_is_a_file_goes_on_too(fit, tmp_path, tiny_folder):
+def test_a_run_whose_backbone_is_a_file_resumes(fit, tmp_path, tiny_folder):
     path = tmp_path / "backbone.yaml"
     path.write_text(json.dumps({"name": str(tiny_folder("llama"))}))
     whole, half = fit(f"--backbone={path}"), fit(f"--backbone={path}", "--trainer.max_steps=4")
     resumed = fit(f"--backbone={path}", f"--ckpt_path={half / 'checkpoints' / 'last.ckpt'}")
-    assert losses(whole) == losses(half) + losses(resumed)
+    assert read_losses(whole) == read_losses(half) + read_losses(resumed)
 
 
-def test_replicas_leave_a_prompt_each_and_are_what_a_run_of_their_seed_is(fit):
+def test_each_replica_saves_a_prompt_that_equals_the_one_of_a_run_with_its_seed(fit):
     folder = fit("--replicas=2", "--seed_everything=7")
     metrics = read_metrics(folder)["val"]
     both = [metrics[f"val/accuracy/replica_{k}"] for k in (1, 2)]
@@ -167,36 +147,24 @@ def test_replicas_leave_a_prompt_each_and_are_what_a_run_of_their_seed_is(fit):
     assert metrics["val/accuracy/interval"] == pytest.approx(12.7062 * abs(both[0] - both[1]) / 2, abs=1e-3)
     for k, seed in ((1, 7), (2, 8)):
         alone = fit(f"--seed_everything={seed}")
-        tensors = [
-            read_prompt(path).tensors for path in (folder / f"replica_{k}.safetensors", alone / "prompt.safetensors")
-        ]
-        torch.testing.assert_close(tensors[0], tensors[1], rtol=1e-5, atol=1e-7)
+        replica = read_prompt(folder / f"replica_{k}.safetensors").tensors
+        torch.testing.assert_close(replica, read_prompt(alone / "prompt.safetensors").tensors, rtol=1e-5, atol=1e-7)
     assert main(["test", f"--init_from={folder / 'replica_2.safetensors'}", "--replicas=1"]) == 0
 
 
-def test_replicas_go_on_bit_for_bit_and_are_tested_together(fit, capsys):
+def test_replicas_resume_bit_for_bit_and_are_tested_together(fit, capsys):
     two = "--replicas={count: 2, learning_rates: [0.1, 0.01]}"
     whole, half = fit(two), fit(two, "--trainer.max_steps=4")
     resumed = fit(two, f"--ckpt_path={half / 'checkpoints' / 'last.ckpt'}")
-    assert losses(whole) == losses(half) + losses(resumed)
-    states = [torch.load(f / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for f in (whole, resumed)]
+    assert read_losses(whole) == read_losses(half) + read_losses(resumed)
+    states = [load_state(whole), load_state(resumed)]
     assert list(states[0]) == ["replicas.0.tokens", "replicas.1.tokens"]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert main(["test", f"--ckpt_path={whole / 'checkpoints' / 'best.ckpt'}"]) == 0
     assert "test/accuracy/replica_2" in read_metrics(last_folder())["test"]
     capsys.readouterr()
-    assert (
-        main(
-            [
-                "fit",
-                "--config",
-                str(whole / "config.yaml"),
-                "--replicas=3",
-                f"--ckpt_path={whole / 'checkpoints' / 'last.ckpt'}",
-            ]
-        )
-        == 2
-    )
+    last = f"--ckpt_path={whole / 'checkpoints' / 'last.ckpt'}"
+    assert main(["fit", "--config", str(whole / "config.yaml"), "--replicas=3", last]) == 2
     assert "replicas was 2 and is 3" in capsys.readouterr().err
     assert main(["test", f"--init_from={whole / 'replica_1.safetensors'}"]) == 2
     assert "it is not of 2 replicas; --replicas=1 takes a single prompt" in capsys.readouterr().err
@@ -208,21 +176,21 @@ def test_test_of_a_checkpoint_needs_no_further_options_and_scores_each_row_once(
     tested = last_folder()
     records = read_rows(tested / "test_predictions.jsonl")
     assert sorted(record["row"] for record in records) == [0, 1, 2, 3, 4]
-    right = sum(record["prediction"] == record["target"] for record in records)
+    num_correct = sum(record["prediction"] == record["target"] for record in records)
     metrics = read_metrics(tested)["test"]
-    assert metrics["test/accuracy"] == pytest.approx(right / 5)
+    assert metrics["test/accuracy"] == pytest.approx(num_correct / 5)
 
 
 def test_the_last_checkpoint_of_a_named_run_is_scored_without_a_config_and_its_config_is_kept(fit, tmp_path, capsys):
     folder = fit("--run.name=mine", "--trainer.log_every_n_steps=0")
     config = (folder / "config.yaml").read_text()
-    place = [f"--run.folder={tmp_path / 'runs'}", "--run.name=mine"]
-    assert main(["test", "--ckpt_path=last", *place, "--data.eval_batch_size=1"]) == 0
+    run_options = [f"--run.folder={tmp_path / 'runs'}", "--run.name=mine"]
+    assert main(["test", "--ckpt_path=last", *run_options, "--data.eval_batch_size=1"]) == 0
     assert last_folder() == folder
     assert (folder / "config.yaml").read_text() == config
     assert "eval_batch_size: 1" in (folder / "config_test.yaml").read_text()
-    wrong = ["--data.predict=rows.jsonl", f"--run.predictions={tmp_path}"]
-    assert main(["predict", f"--ckpt_path={folder / 'checkpoints' / 'last.ckpt'}", *wrong]) == 2
+    folder_as_output = ["--data.predict=rows.jsonl", f"--run.predictions={tmp_path}"]
+    assert main(["predict", f"--ckpt_path={folder / 'checkpoints' / 'last.ckpt'}", *folder_as_output]) == 2
     assert f"give {tmp_path / 'predictions.jsonl'}" in capsys.readouterr().err
     assert main(["test", f"--ckpt_path={folder / 'checkpoints'}"]) == 2
     assert "which is a folder; use one of its files" in capsys.readouterr().err
@@ -275,14 +243,12 @@ def test_the_folded_prompt_is_tested_as_suggested(fit, tmp_path, monkeypatch, ca
 
 def test_a_saved_prompt_scores_as_its_checkpoint_does(fit):
     folder = fit()
-    scores = []
-    for start in (
-        f"--init_from={folder / 'prompt.safetensors'}",
-        f"--ckpt_path={folder / 'checkpoints' / 'best.ckpt'}",
-    ):
+    predictions = []
+    starts = [f"--init_from={folder / 'prompt.safetensors'}", f"--ckpt_path={folder / 'checkpoints' / 'best.ckpt'}"]
+    for start in starts:
         assert main(["test", start]) == 0
-        scores.append((last_folder() / "test_predictions.jsonl").read_text())
-    assert scores[0] == scores[1]
+        predictions.append((last_folder() / "test_predictions.jsonl").read_text())
+    assert predictions[0] == predictions[1]
 
 
 def test_predict_reads_standard_input_and_writes_json_lines(fit, monkeypatch, capsys):
@@ -300,7 +266,7 @@ def test_predict_reads_standard_input_and_writes_json_lines(fit, monkeypatch, ca
 
 
 @pytest.mark.parametrize(
-    ("option", "named"),
+    ("option", "message"),
     [
         ("--model.length=4", "length was 3 and is 4"),
         ("--model.optimizer=SGD", "optimizer"),
@@ -308,40 +274,39 @@ def test_predict_reads_standard_input_and_writes_json_lines(fit, monkeypatch, ca
         ("--seed_everything=7", "seed_everything was 42 and is 7"),
     ],
 )
-def test_an_option_that_contradicts_the_checkpoint_is_refused(fit, common, capsys, option, named):
+def test_an_option_that_contradicts_the_checkpoint_is_refused(fit, common, capsys, option, message):
     folder = fit()
-    given = ["--model=PromptTuning", "--model.length=3", *common, option]
-    assert main(["fit", *given, f"--ckpt_path={folder / 'checkpoints' / 'last.ckpt'}"]) == 2
+    changed = ["--model=PromptTuning", "--model.length=3", *common, option]
+    assert main(["fit", *changed, f"--ckpt_path={folder / 'checkpoints' / 'last.ckpt'}"]) == 2
     error = capsys.readouterr().err
-    assert named in error
+    assert message in error
     assert "--init_from" in error
 
 
 def test_a_prompt_of_another_backbone_is_refused(fit, common, tiny_folder, capsys):
     folder = fit()
-    other = [f"--backbone.name={tiny_folder('llama', 1)}"]
-    given = ["--model=PromptTuning", "--model.length=3", *common, *other]
-    assert main(["test", *given, f"--init_from={folder / 'prompt.safetensors'}"]) == 2
+    options = ["--model=PromptTuning", "--model.length=3", *common, f"--backbone.name={tiny_folder('llama', 1)}"]
+    assert main(["test", *options, f"--init_from={folder / 'prompt.safetensors'}"]) == 2
     assert "was trained on" in capsys.readouterr().err
 
 
-LONG = '{"positive": "good bad", "negative": "one", "neutral": "was"}'
+LONG_WORDS = '{"positive": "good bad", "negative": "one", "neutral": "was"}'
 
 
-def test_what_follows_a_warm_start_needs_no_config_either(fit):
+def test_a_test_after_a_warm_start_needs_no_config(fit):
     first = fit()
     second = fit(f"--init_from={first / 'prompt.safetensors'}")
     assert main(["test", f"--ckpt_path={second / 'checkpoints' / 'best.ckpt'}"]) == 0
 
 
-def test_a_prompt_in_the_place_of_a_checkpoint_is_refused_with_the_option_that_takes_it(fit, capsys):
+def test_a_prompt_passed_as_a_checkpoint_is_refused_with_the_option_that_accepts_it(fit, capsys):
     folder = fit()
     assert main(["test", f"--ckpt_path={folder / 'prompt.safetensors'}"]) == 2
     assert "is a prompt, not a checkpoint" in capsys.readouterr().err
     assert folder.joinpath("prompt.safetensors").stat().st_mode == folder.joinpath("config.yaml").stat().st_mode
 
 
-def test_fit_says_once_how_wandb_is_synced_later(fit, caplog):
+def test_fit_logs_once_how_to_sync_wandb_later(fit, caplog):
     fit()
     assert sum("wandb sync" in record.getMessage() for record in caplog.records) == 1
 
@@ -353,7 +318,7 @@ def test_a_bad_validation_row_stops_the_run(common, data_folder, capsys):
     assert "validation.jsonl:7" in capsys.readouterr().err
 
 
-def test_a_row_too_long_is_skipped_where_that_is_asked_for(fit, data_folder, caplog):
+def test_a_row_that_is_too_long_is_skipped_on_request(fit, data_folder, caplog):
     with (data_folder / "train.jsonl").open("a") as file:
         file.write(json.dumps({"text": "dull " * 600, "label": "negative"}) + "\n")
     fit("--data.truncate=[]", "--data.on_bad_row=skip")
@@ -433,25 +398,28 @@ MISTAKES = {
     ),
     "no time to train": (["--model=PromptTuning", "--trainer.max_time=00:00:00:00"], "--trainer.max_time is 00:"),
     "bad template": (["--model=PromptTuning", "--data.template={text}"], "{target}"),
-    "long label word": (["--model=PromptTuning", f"--data.labels={LONG}"], "single-token word"),
+    "long label word": (["--model=PromptTuning", f"--data.labels={LONG_WORDS}"], "single-token word"),
 }  # fmt: skip
 
 
+START_OF_RUN = ("run folder", "Seed set", "W&B", "GPU", "TPU", "💡")  # lines that may precede an error
+
+
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_told_in_two_lines_with_exit_code_2(common, capsys, mistake):
-    options, named = MISTAKES[mistake]
+def test_a_mistake_is_reported_in_two_lines_with_exit_code_2(common, capsys, mistake):
+    options, message = MISTAKES[mistake]
     try:
         code = main(["fit", *common, *options])
     except SystemExit as stop:
         code = stop.code
-    error = [line for line in capsys.readouterr().err.splitlines() if line not in _news(line)]
+    error = [line for line in capsys.readouterr().err.splitlines() if not line.startswith(START_OF_RUN)]
     assert code == 2
-    assert named in error[0]
+    assert message in error[0]
     assert error[0].startswith("error: ")
     assert len(error) == 2
 
 
-def test_a_config_without_settings_is_refused_by_its_name(tmp_path, capsys):
+def test_a_config_without_settings_is_refused_by_name(tmp_path, capsys):
     (tmp_path / "empty.yaml").write_text("# nothing yet\n")
     assert main(["fit", f"--config={tmp_path / 'empty.yaml'}"]) == 2
     assert "empty.yaml is not a config" in capsys.readouterr().err
@@ -476,11 +444,6 @@ def test_a_resumed_training_without_a_step_left_names_its_checkpoint(common, tmp
     assert f"{last} is of step 1, after which this run has no step left" in capsys.readouterr().err
 
 
-def _news(line):
-    """What a run says before it finds the mistake."""
-    return [line] if line.startswith(("run folder", "Seed set", "W&B", "GPU", "TPU", "💡")) else []
-
-
 def test_a_yaml_mistake_names_file_and_line(tmp_path, capsys, monkeypatch):
     path = tmp_path / "broken.yaml"
     path.write_text("model: [1\ndata: 2\n")
@@ -489,11 +452,11 @@ def test_a_yaml_mistake_names_file_and_line(tmp_path, capsys, monkeypatch):
     assert f"{path}:2" in capsys.readouterr().err
 
 
-OF_RUNS = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name not in ("study", "sweep"))
+RUN_CONFIGS = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name not in ("study", "sweep"))
 
 
-@pytest.mark.parametrize("path", OF_RUNS, ids=lambda path: str(path.relative_to(CONFIGS)))
-def test_every_config_that_ships_opens_with_a_comment_and_can_be_instantiated(path, tiny_folder, data_folder):
+@pytest.mark.parametrize("path", RUN_CONFIGS, ids=lambda path: str(path.relative_to(CONFIGS)))
+def test_every_packaged_config_begins_with_a_comment_and_can_be_instantiated(path, tiny_folder, data_folder):
     assert path.read_text().startswith("# ")
     noun = path.parent.name
     backbone = [] if noun == "backbone" else [f"--backbone.name={tiny_folder('llama')}"]
@@ -531,7 +494,7 @@ PRUNING = json.dumps([{"class_path": PRUNING_CLASS, "init_args": {"after": 3, "m
     ],
     ids=lambda options: options[0].removeprefix("--model="),
 )
-def test_methods_train_and_are_scored_again_from_their_checkpoint(fit, options):
+def test_methods_train_and_a_checkpoint_gets_the_same_score_again(fit, options):
     folder = fit(*options)
     report = read_metrics(folder)
     assert main(["validate", f"--ckpt_path={folder / 'checkpoints' / 'best.ckpt'}"]) == 0
@@ -540,22 +503,21 @@ def test_methods_train_and_are_scored_again_from_their_checkpoint(fit, options):
 
 
 def test_a_folded_prompt_scores_as_the_method_that_made_it(fit, common, tmp_path):
-    folder = fit("--model=ResidualPromptTuning", "--model.bottleneck=8", "--model.length=3")
-    assert main(["test", *common, "--model=ResidualPromptTuning", "--model.bottleneck=8", "--model.length=3",
-                 f"--init_from={folder / 'prompt.safetensors'}"]) == 0  # fmt: skip
+    method = ["--model=ResidualPromptTuning", "--model.bottleneck=8", "--model.length=3"]
+    folder = fit(*method)
+    assert main(["test", *common, *method, f"--init_from={folder / 'prompt.safetensors'}"]) == 0
     expected = read_metrics(last_folder())["test"]
     assert fold.main([str(folder / "prompt.safetensors"), "--out", str(tmp_path / "folded.safetensors")]) == 0
     assert main(["test", *common, "--model=Folded", f"--model.path={tmp_path / 'folded.safetensors'}"]) == 0
-    found = read_metrics(last_folder())["test"]
-    assert found == pytest.approx(expected, abs=1e-6)
+    assert read_metrics(last_folder())["test"] == pytest.approx(expected, abs=1e-6)
 
 
-def test_what_cannot_be_folded_is_told_in_a_line(fit):
+def test_a_prompt_that_cannot_be_folded_is_refused(fit):
     folder = fit("--model=SMoP", "--model.length=2")
     with pytest.raises(CommandError, match="input-dependent prompt cannot be folded"):
         fold.main([str(folder / "prompt.safetensors")])
 
 
-def test_an_optimizer_is_pytorchs_whatever_package_has_a_namesake(fit):
+def test_an_optimizer_is_the_one_of_pytorch_even_if_a_package_has_one_of_the_same_name(fit):
     pytest.importorskip("bitsandbytes")
     fit("--trainer.max_steps=1", "--model.optimizer=SGD", "--model.optimizer.lr=0.1")

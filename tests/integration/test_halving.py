@@ -1,4 +1,4 @@
-"""Steps that run out of memory: the same steps, their rows in parts. Memory is told to be short by raising."""
+"""Steps that run out of memory are repeated with their rows in parts. An exception stands for the missing memory."""
 
 import logging
 from contextlib import contextmanager
@@ -7,7 +7,7 @@ import pytest
 import tiny
 import torch
 from lightning.pytorch import Trainer
-from row_files import write_rows
+from row_files import write_splits
 from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
@@ -34,11 +34,11 @@ KINDS = {
 
 @contextmanager
 def memory_for(backbone, rows, backward=False):
-    """A backbone that runs out of memory at more rows, when it runs or in its backward pass."""
-    before = {name: getattr(backbone, name) for name in ("states", "hidden_states")}
+    """A backbone that runs out of memory with more rows than given, in its forward or its backward pass."""
+    original = {name: getattr(backbone, name) for name in ("states", "hidden_states")}
     counts = []
 
-    class Fails(torch.autograd.Function):
+    class FailInBackward(torch.autograd.Function):
         @staticmethod
         def forward(ctx, hidden):
             return hidden.clone()
@@ -47,88 +47,91 @@ def memory_for(backbone, rows, backward=False):
         def backward(ctx, grad):
             raise torch.OutOfMemoryError("tried to allocate more than there is")
 
-    def short(name):
-        def run(batch, *given, **named):
+    def limit(name):
+        def run(batch, *args, **kwargs):
             counts.append(len(batch))
             if len(batch) > rows and not backward:
                 raise torch.OutOfMemoryError("tried to allocate more than there is")
-            found = before[name](batch, *given, **named)
+            output = original[name](batch, *args, **kwargs)
             if len(batch) <= rows:
-                return found
-            return States(Fails.apply(found.hidden), found.logits) if name == "states" else Fails.apply(found)
+                return output
+            if name == "states":
+                return States(FailInBackward.apply(output.hidden), output.logits)
+            return FailInBackward.apply(output)
 
         return run
 
-    type_of = type(backbone)
-    patched = type("Short", (type_of,), {name: staticmethod(short(name)) for name in before})
-    backbone.__class__ = patched
+    cls = type(backbone)
+    backbone.__class__ = type("Limited", (cls,), {name: staticmethod(limit(name)) for name in original})
     try:
         yield counts
     finally:
-        backbone.__class__ = type_of
+        backbone.__class__ = cls
 
 
-def made(backbone, kind, **more):
+def build(backbone, kind, **more):
     cls, arguments = KINDS[kind]
     module = cls(**{"classes": tiny.CLASSES, **arguments, **more, "backbone": backbone.spec})
     module.attach(backbone, seed=1)
     return module.train()
 
 
-def taken(module, batch):
-    """Loss and gradients of a step, and the random number that comes after it."""
+def run_step(module, batch):
+    """Returns the loss and the gradients of a step, and the random numbers that follow it."""
     torch.manual_seed(5)
     module.zero_grad()
     logs = module.step(batch, 0.0)
     logs["loss"].backward()
-    gradients = [p.grad for p in module.parameters() if p.requires_grad]
-    return logs["loss"].detach(), [torch.zeros(()) if g is None else g.clone() for g in gradients], torch.rand(3)
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    gradients = [torch.zeros(()) if parameter.grad is None else parameter.grad.clone() for parameter in trained]
+    return logs["loss"].detach(), gradients, torch.rand(3)
 
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_step_in_parts_is_the_step(kind, family, backward, load):
+def test_a_step_in_parts_equals_the_whole_step(kind, family, backward, load):
     backbone = load(family)
-    module = made(backbone, kind)
+    module = build(backbone, kind)
     batch = tiny.batch_of(backbone.codec, labels=LABELS)
-    whole = taken(module, batch)
+    whole = run_step(module, batch)
     halving = Halving()
     module.step = RetryingStep(halving, module)
     with memory_for(backbone, 1, backward) as counts:
-        parted = taken(module, batch)
+        in_parts = run_step(module, batch)
     assert halving.parts == 4
     assert max(counts) == 4
-    for got, wanted in zip(parted, whole, strict=True):
-        assert_close(got, wanted, rtol=1e-5, atol=1e-6)
-    assert torch.equal(parted[2], whole[2])
+    for actual, expected in zip(in_parts, whole, strict=True):
+        assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+    assert torch.equal(in_parts[2], whole[2])
     assert "states" not in vars(backbone)
 
 
 def test_later_steps_keep_the_parts(load):
     backbone = load("llama")
-    module = made(backbone, "prompt tuning, dropout")
+    module = build(backbone, "prompt tuning, dropout")
     batch = tiny.batch_of(backbone.codec, labels=LABELS)
     halving = Halving()
     module.step = RetryingStep(halving, module)
     with memory_for(backbone, 2) as counts:
-        taken(module, batch)
+        run_step(module, batch)
         counts.clear()
-        taken(module, batch)
+        run_step(module, batch)
     assert max(counts) == 2
-    again = Halving()
-    again.load_state_dict(halving.state_dict())
-    assert again.parts == 2
+    restored = Halving()
+    restored.load_state_dict(halving.state_dict())
+    assert restored.parts == 2
 
 
-def test_one_row_that_does_not_fit_stops_the_run_and_says_what_helps(load):
+def test_one_row_that_does_not_fit_stops_the_run_with_advice(load):
     backbone = load("llama")
-    module = made(backbone, "prompt tuning, dropout")
+    module = build(backbone, "prompt tuning, dropout")
     module.step = RetryingStep(Halving(), module)
     with memory_for(backbone, 0), pytest.raises(torch.OutOfMemoryError, match=r"single row .* data\.max_tokens"):
-        taken(module, tiny.batch_of(backbone.codec, labels=LABELS))
+        run_step(module, tiny.batch_of(backbone.codec, labels=LABELS))
 
 
-def fitted(module, backbone, rows, callbacks=(), **options):
+def train(module, backbone, rows, callbacks=(), **options):
+    """Trains with memory for some rows; returns the trained parameters."""
     batches = DataLoader([tiny.batch_of(backbone.codec, labels=LABELS)] * 4, batch_size=None)
     trainer = Trainer(
         accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, max_epochs=1,
@@ -137,13 +140,14 @@ def fitted(module, backbone, rows, callbacks=(), **options):
     torch.manual_seed(7)
     with memory_for(backbone, rows):
         trainer.fit(module, batches)
-    return torch.cat([p.detach().flatten() for p in module.parameters() if p.requires_grad])
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    return torch.cat([parameter.detach().flatten() for parameter in trained])
 
 
 @pytest.mark.parametrize("options", [{}, {"accumulate_grad_batches": 2, "gradient_clip_val": 0.1}], ids=["", "more"])
 @pytest.mark.parametrize("count", [1, 2])
-def test_a_training_in_parts_is_the_training(count, options, load, caplog):
-    ends = []
+def test_a_training_in_parts_equals_the_whole_training(count, options, load, caplog):
+    results = []
     for rows, callbacks in ((4, []), (1, [Halving()])):
         torch.manual_seed(0)
         backbone = load("llama")
@@ -153,27 +157,26 @@ def test_a_training_in_parts_is_the_training(count, options, load, caplog):
         for k, method in enumerate(methods):
             method.attach(backbone, k)
         with caplog.at_level(logging.WARNING):
-            ends.append(fitted(module, backbone, rows, callbacks, **options))
+            results.append(train(module, backbone, rows, callbacks, **options))
         assert all("step" not in vars(method) for method in methods)
-    assert_close(ends[1], ends[0], rtol=1e-4, atol=1e-6)
+    assert_close(results[1], results[0], rtol=1e-4, atol=1e-6)
     assert "splitting the 4 rows of each step into 2 parts" in caplog.text
     assert "splitting the 4 rows of each step into 4 parts" in caplog.text
 
 
 def test_half_precision_scales_its_losses_within_the_step(load):
     backbone = load("llama")
-    module = made(backbone, "mean over tokens")
+    module = build(backbone, "mean over tokens")
     batch = tiny.batch_of(backbone.codec, labels=LABELS)
-    plain = taken(module, batch)
+    plain = run_step(module, batch)
     module.step = RetryingStep(Halving(), module, torch.amp.GradScaler("cpu", init_scale=1024.0))
-    for got, wanted in zip(taken(module, batch)[:2], plain[:2], strict=True):
-        assert_close(got, wanted, rtol=1e-5, atol=1e-6)
+    for actual, expected in zip(run_step(module, batch)[:2], plain[:2], strict=True):
+        assert_close(actual, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_the_option_is_there(tmp_path, rows, tiny_folder):
-    for split in ("train", "validation"):
-        write_rows(tmp_path / f"{split}.jsonl", rows)
-    ends = []
+def test_the_option_enables_the_callback(tmp_path, rows, tiny_folder):
+    write_splits(tmp_path, train=rows, validation=rows)
+    tokens = []
     for option in ("true", "false"):
         words = [
             "fit", "--model=PromptTuning", "--model.length=3", f"--backbone.name={tiny_folder('llama')}",
@@ -183,7 +186,7 @@ def test_the_option_is_there(tmp_path, rows, tiny_folder):
             f"--run.folder={tmp_path / 'runs'}", f"--run.halve_on_oom={option}", "--run.wandb=disabled",
         ]  # fmt: skip
         assert main(words) == 0
-        kept = torch.load(last_folder() / "checkpoints" / "last.ckpt", weights_only=True)
-        assert ("Halving" in kept["callbacks"]) == (option == "true")
-        ends.append(kept["state_dict"]["tokens"])
-    assert_close(*ends, rtol=1e-5, atol=1e-6)
+        checkpoint = torch.load(last_folder() / "checkpoints" / "last.ckpt", weights_only=True)
+        assert ("Halving" in checkpoint["callbacks"]) == (option == "true")
+        tokens.append(checkpoint["state_dict"]["tokens"])
+    assert_close(*tokens, rtol=1e-5, atol=1e-6)

@@ -25,7 +25,8 @@ def softprompt(*words, python=(), **environment):
     )
 
 
-def imported(stderr):
+def imported_packages(stderr):
+    """Returns the packages in the report of `python -X importtime`."""
     lines = [line for line in stderr.splitlines() if line.startswith("import time:")]
     return {line.rpartition("|")[2].strip().partition(".")[0] for line in lines}
 
@@ -48,11 +49,11 @@ def imported(stderr):
     ids=" ".join,
 )
 def test_light_commands_import_nothing_heavy(words):
-    ran = softprompt(*words, python=["-X", "importtime"])
-    modules = imported(ran.stderr)
-    assert "lightning_softprompt" in modules
-    assert not modules & HEAVY
-    assert ran.returncode == (2 if words == ["trian"] else 0)
+    result = softprompt(*words, python=["-X", "importtime"])
+    packages = imported_packages(result.stderr)
+    assert "lightning_softprompt" in packages
+    assert not packages & HEAVY
+    assert result.returncode == (2 if words == ["trian"] else 0)
 
 
 def test_help_names_every_command_and_the_configs():
@@ -71,29 +72,29 @@ def test_version():
 
 
 @pytest.mark.parametrize(
-    ("word", "meant"), [("fti", "fit"), ("method", "methods"), ("docter", "doctor"), ("zzz", "fit")]
+    ("word", "suggestion"), [("fti", "fit"), ("method", "methods"), ("docter", "doctor"), ("zzz", "fit")]
 )
-def test_an_unknown_command_is_two_lines_and_no_traceback(word, meant):
-    ran = softprompt(word)
-    assert ran.returncode == 2
-    assert ran.stdout == ""
-    first, second = ran.stderr.splitlines()
+def test_an_unknown_command_is_reported_in_two_lines_with_a_suggestion(word, suggestion):
+    result = softprompt(word)
+    assert result.returncode == 2
+    assert result.stdout == ""
+    first, second = result.stderr.splitlines()
     assert repr(word) in first
-    assert meant in second
+    assert suggestion in second
 
 
-def test_a_wrong_option_of_a_light_command_is_no_traceback():
-    ran = softprompt("configs", "--cpoy", "x")
-    assert ran.returncode == 2
-    assert "Traceback" not in ran.stderr
+def test_a_wrong_option_of_a_light_command_causes_no_traceback():
+    result = softprompt("configs", "--cpoy", "x")
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
 
 
 def test_a_method_file_without_labels_is_a_clear_error(tmp_path):
     (tmp_path / "mine.py").write_text('class Mine(SoftPromptModule):\n    """Mine."""\n')
-    ran = softprompt("methods", "--folder", str(tmp_path))
-    assert ran.returncode == 2
-    assert f"{tmp_path / 'mine.py'}: Mine lacks a line 'Paper: ...'" in ran.stderr
-    assert ran.stderr.count("\n") == 1
+    result = softprompt("methods", "--folder", str(tmp_path))
+    assert result.returncode == 2
+    assert f"{tmp_path / 'mine.py'}: Mine lacks a line 'Paper: ...'" in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
 def test_configs_are_copied_once(tmp_path):
@@ -105,39 +106,40 @@ def test_configs_are_copied_once(tmp_path):
     assert (tmp_path / "mine.yaml").read_text() == "mine"
 
 
-def test_doctor_speaks_before_it_imports_torch():
-    program = "import sys; from lightning_softprompt.cli.commands import doctor\nfor found in doctor.findings():\n"
-    program += "    print(found.name, sorted({'torch', 'transformers', 'lightning'} & set(sys.modules)))"
-    ran = subprocess.run(
+def test_doctor_prints_before_it_imports_torch():
+    program = "import sys; from lightning_softprompt.cli.commands import doctor\nfor finding in doctor.findings():\n"
+    program += "    print(finding.name, sorted({'torch', 'transformers', 'lightning'} & set(sys.modules)))"
+    result = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True, timeout=120
     )
-    *others, devices = ran.stdout.splitlines()
+    *others, devices = result.stdout.splitlines()
     assert all(line.endswith(" []") for line in others)
     assert devices == "devices ['torch']"
 
 
-def test_doctor_answers_in_json():
-    ran = softprompt("doctor", "--json", HF_HUB_OFFLINE="1", WANDB_MODE="offline")
-    report = json.loads(ran.stdout)
-    assert ran.returncode == (0 if report["ok"] else 1)
+def test_doctor_prints_json():
+    result = softprompt("doctor", "--json", HF_HUB_OFFLINE="1", WANDB_MODE="offline")
+    report = json.loads(result.stdout)
+    assert result.returncode == (0 if report["ok"] else 1)
     assert report["ok"] == (not report["missing"])
     assert {"python", "torch", "cache", "hub", "wandb key", "backbone", "devices"} <= set(report["found"])
 
 
-def test_a_reader_that_leaves_is_no_traceback():
+def test_a_reader_that_closes_the_pipe_causes_no_traceback():
     command = f"{sys.executable} -u -m lightning_softprompt doctor | head -1"
-    ran = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=ROOT, check=False, timeout=120)
-    assert ran.stdout.startswith("python")
-    assert ran.stderr == ""
+    result = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=ROOT, check=False, timeout=120)
+    assert result.stdout.startswith("python")
+    assert result.stderr == ""
 
 
-def test_whatever_a_config_may_name_is_known_by_its_short_name():
+def test_every_plug_in_is_known_by_its_short_name():
     package = ROOT / "lightning_softprompt"
-    places = ("readouts", "objectives", "callbacks", "prompts", "methods")
-    files = [file for place in places for file in (package / place).rglob("[!_]*.py") if "\nclass " in file.read_text()]
-    wanted = {".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files}
+    folders = ("readouts", "objectives", "callbacks", "prompts", "methods")
+    files = [file for folder in folders for file in (package / folder).rglob("[!_]*.py")]
+    files = [file for file in files if "\nclass " in file.read_text()]
+    plug_ins = {".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files}
     code = (
         "import sys; from lightning_softprompt.cli.plugins import import_plugins; import_plugins(); print(*sys.modules)"
     )
-    known = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert wanted - set(known) == set()
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert plug_ins <= set(result.stdout.split())

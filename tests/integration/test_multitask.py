@@ -1,11 +1,11 @@
-"""Several tasks in one run, as a user does it from the command line."""
+"""Several tasks in one run from the command line."""
 
 import json
 
 import pytest
 import torch
-from row_files import read_rows, write_rows
-from runs import read_metrics
+from row_files import read_rows, write_rows, write_splits
+from runs import load_state, read_losses, read_metrics
 
 from lightning_softprompt.cli.app import main, make_cli
 from lightning_softprompt.objectives.classification import Classification
@@ -27,30 +27,28 @@ MOOD, LENGTH, SUMMARY = (
 def folder(tmp_path, rows):
     """Three tasks, each with its files and its config."""
     short = [{"text": row["text"], "label": "long" if len(row["text"]) > 12 else "short"} for row in rows]
-    said = [{"document": row["text"], "summary": " ".join(row["text"].split()[:2])} for row in rows]
-    for name, config, own in (("mood", MOOD, rows), ("length", LENGTH, short), ("summary", SUMMARY, said)):
-        (tmp_path / name).mkdir()
+    summaries = [{"document": row["text"], "summary": " ".join(row["text"].split()[:2])} for row in rows]
+    for name, config, task in (("mood", MOOD, rows), ("length", LENGTH, short), ("summary", SUMMARY, summaries)):
         (tmp_path / f"{name}.yaml").write_text(config.format(folder=tmp_path))
-        for split, part in {"train": own * 2, "validation": own, "test": own[:5]}.items():
-            lines = "".join(json.dumps(row) + "\n" for row in part)
-            (tmp_path / name / f"{split}.jsonl").write_text(lines)
+        write_splits(tmp_path / name, train=task * 2, validation=task, test=task[:5])
     return tmp_path
 
 
 @pytest.fixture
 def fit(folder, tiny_folder):
     def fit(*options, tasks=("mood", "length", "summary"), code=0):
-        given = [f"--data.tasks={json.dumps({name: str(folder / f'{name}.yaml') for name in tasks})}"]
+        configs = {name: str(folder / f"{name}.yaml") for name in tasks}
         scores = ["--data.scores={summary: rouge1}"] if "summary" in tasks else []
         words = [
-            f"--backbone.name={tiny_folder('llama')}", "--data=MultitaskDataModule", *given, *scores,
+            f"--backbone.name={tiny_folder('llama')}", "--data=MultitaskDataModule",
+            f"--data.tasks={json.dumps(configs)}", *scores,
             "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", f"--run.folder={folder / 'runs'}",
             "--trainer.max_epochs=-1", "--trainer.max_steps=6", "--trainer.log_every_n_steps=1",
             "--trainer.val_check_interval=3", *options,
         ]  # fmt: skip
-        named = [option for option in options if option.startswith("--model=")]
-        words = [word for word in words if word not in named]
-        assert main(["fit", *(named or ["--model=PromptTuning"]), "--model.length=3", *words]) == code
+        method = [option for option in options if option.startswith("--model=")] or ["--model=PromptTuning"]
+        words = [word for word in words if word not in method]
+        assert main(["fit", *method, "--model.length=3", *words]) == code
         return last_folder() if code == 0 else None
 
     return fit
@@ -60,37 +58,27 @@ def metrics(folder, stage):
     return read_metrics(folder)[stage]
 
 
-def lines(folder, name):
-    return read_rows(folder / name)
-
-
-def losses(folder):
-    written = (folder / "metrics.csv").read_text().splitlines()
-    column = written[0].split(",").index("train/loss")
-    return [line.split(",")[column] for line in written[1:] if line.split(",")[column]]
-
-
 @pytest.mark.parametrize("options", [[], ["--model=PTuningV2", "--model.readout=ClassHead"], ["--model=MPT"]])
-def test_tasks_train_are_tested_and_the_mean_of_their_scores_says_which_is_best(fit, options):
+def test_tasks_train_are_tested_and_the_mean_of_their_scores_selects_the_best_checkpoint(fit, options):
     run = fit(*options)
-    seen = metrics(run, "val")
-    assert set(seen) >= {
+    scores = metrics(run, "val")
+    assert set(scores) >= {
         "val/mood/accuracy", "val/length/accuracy", "val/mood/recall/negative", "val/summary/rouge1"
     }  # fmt: skip
-    mean = sum(seen[f"val/{name}"] for name in ("mood/accuracy", "length/accuracy", "summary/rouge1")) / 3
-    assert seen["val/macro"] == pytest.approx(mean, abs=1e-6)
+    mean = sum(scores[f"val/{name}"] for name in ("mood/accuracy", "length/accuracy", "summary/rouge1")) / 3
+    assert scores["val/macro"] == pytest.approx(mean, abs=1e-6)
     assert read_metrics(run)["best"]["metric"] == "val/macro"
     assert (run / "plots" / "val_mood_confusion.png").is_file()
     assert (run / "prompt.safetensors").is_file()
     assert main(["test", f"--ckpt_path={run / 'checkpoints' / 'best.ckpt'}"]) == 0
     tested = last_folder()
-    records = lines(tested, "test_predictions.jsonl")
-    assert [record["row"] for record in records] == [*range(5)] * 3  # each task has a file of its own
+    records = read_rows(tested / "test_predictions.jsonl")
+    assert [record["row"] for record in records] == [*range(5)] * 3  # each task has its own file
     assert [record["task"] for record in records] == ["mood"] * 5 + ["length"] * 5 + ["summary"] * 5
     for name in ("mood", "length"):
-        own = [record for record in records if record["task"] == name]
-        right = sum(record["prediction"] == record["target"] for record in own) / 5
-        assert metrics(tested, "test")[f"test/{name}/accuracy"] == pytest.approx(right)
+        of_task = [record for record in records if record["task"] == name]
+        accuracy = sum(record["prediction"] == record["target"] for record in of_task) / 5
+        assert metrics(tested, "test")[f"test/{name}/accuracy"] == pytest.approx(accuracy)
 
 
 TOGETHER = ["--data.together.rows=5", "--model=MPT"]
@@ -98,58 +86,54 @@ TOGETHER = ["--data.together.rows=5", "--model=MPT"]
 
 @pytest.mark.parametrize("options", [[], TOGETHER, ["--data.together={rows: 6, tasks: 2}"]], ids=str)
 def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(fit, options):
-    how = ["--data.sampling=Temperature", "--data.sampling.temperature=3", *options]
-    whole, half = fit(*how), fit(*how, "--trainer.max_steps=4")
-    resumed = fit(*how, f"--ckpt_path={half / 'checkpoints' / 'last.ckpt'}")
-    assert losses(whole) == losses(half) + losses(resumed)
-    states = [
-        torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for run in (whole, resumed)
-    ]
+    options = ["--data.sampling=Temperature", "--data.sampling.temperature=3", *options]
+    whole, half = fit(*options), fit(*options, "--trainer.max_steps=4")
+    resumed = fit(*options, f"--ckpt_path={half / 'checkpoints' / 'last.ckpt'}")
+    assert read_losses(whole) == read_losses(half) + read_losses(resumed)
+    states = [load_state(whole), load_state(resumed)]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
 def test_rows_of_several_tasks_are_predicted_in_their_order(fit, folder):
     run = fit()
-    asked = [
+    rows = [
         {"task": "length", "text": "dull"},
         {"task": "summary", "document": "it is a sad story"},
         {"task": "mood", "text": "dull"},
     ]
-    write_rows(folder / "asked.jsonl", asked)
+    write_rows(folder / "rows.jsonl", rows)
     checkpoint = f"--ckpt_path={run / 'checkpoints' / 'best.ckpt'}"
-    assert main(["predict", checkpoint, f"--data.predict={folder / 'asked.jsonl'}"]) == 0
-    records = lines(last_folder(), "predictions.jsonl")
-    assert [record["task"] for record in records] == [row["task"] for row in asked]
+    assert main(["predict", checkpoint, f"--data.predict={folder / 'rows.jsonl'}"]) == 0
+    records = read_rows(last_folder() / "predictions.jsonl")
+    assert [record["task"] for record in records] == [row["task"] for row in rows]
     assert set(records[0]["scores"]) == set(LENGTHS)
     assert set(records[2]["scores"]) == set(MOODS)
     assert records[1]["scores"] is None
     assert records[0]["input"] == "dull is"
 
 
-def test_tags_and_classes_go_together(fit, folder):
-    """Words with tags beside rows with classes, each read off its own way."""
-    (folder / "tags").mkdir()
+def test_a_tagging_and_a_classification_task_train_together(fit, folder):
+    """The readout of each row is the one of its task."""
     words = [{"tokens": ["a", "sad", "film"], "tags": ["O", "B-MOOD", "O"]}, {"tokens": ["dull"], "tags": ["B-MOOD"]}]
-    for split in ("train", "validation", "test"):
-        write_rows(folder / "tags" / f"{split}.jsonl", words * 3)
+    write_splits(folder / "tags", train=words * 3, validation=words * 3, test=words * 3)
     config = {"class_path": "TaggingDataModule", "init_args": {"path": str(folder / "tags"), "batch_size": 2}}
     (folder / "tags.yaml").write_text(json.dumps(config))
     run = fit("--model=MPT", "--model.readout=AutoReadout", tasks=("mood", "tags"))
-    seen = metrics(run, "val")
-    assert seen["val/macro"] == pytest.approx((seen["val/mood/accuracy"] + seen["val/tags/f1"]) / 2, abs=1e-6)
+    scores = metrics(run, "val")
+    assert scores["val/macro"] == pytest.approx((scores["val/mood/accuracy"] + scores["val/tags/f1"]) / 2, abs=1e-6)
     assert main(["test", f"--ckpt_path={run / 'checkpoints' / 'best.ckpt'}"]) == 0
-    records = [r for r in lines(last_folder(), "test_predictions.jsonl") if r["task"] == "tags"]
+    records = [r for r in read_rows(last_folder() / "test_predictions.jsonl") if r["task"] == "tags"]
     assert [record["target"] for record in records] == [row["tags"] for row in words * 3]
-    asked = [{"task": "tags", "tokens": ["a", "sad", "dog"]}, {"task": "mood", "text": "dull"}]
-    write_rows(folder / "asked.jsonl", asked)
+    rows = [{"task": "tags", "tokens": ["a", "sad", "dog"]}, {"task": "mood", "text": "dull"}]
+    write_rows(folder / "rows.jsonl", rows)
     checkpoint = f"--ckpt_path={run / 'checkpoints' / 'best.ckpt'}"
-    assert main(["predict", checkpoint, f"--data.predict={folder / 'asked.jsonl'}"]) == 0
-    tags, mood = lines(last_folder(), "predictions.jsonl")
+    assert main(["predict", checkpoint, f"--data.predict={folder / 'rows.jsonl'}"]) == 0
+    tags, mood = read_rows(last_folder() / "predictions.jsonl")
     assert len(tags["prediction"]) == 3
     assert mood["prediction"] in MOODS
 
 
-def test_a_bad_row_of_a_task_and_a_missing_score_are_told_in_two_lines(fit, folder, capsys):
+def test_a_bad_row_of_a_task_and_a_missing_score_are_reported(fit, folder, capsys):
     fit("--data.scores={}", code=2)
     error = capsys.readouterr().err
     assert "watched by their loss" in error
@@ -161,15 +145,15 @@ def test_a_bad_row_of_a_task_and_a_missing_score_are_told_in_two_lines(fit, fold
     assert "validation.jsonl:7" in error[0]
 
 
-def test_sources_teach_a_shared_prompt_targets_start_from_it_and_a_bank_serves_all(fit, folder, tiny_folder):
+def test_a_shared_prompt_is_distilled_targets_start_from_it_and_a_bank_serves_all_tasks(fit, folder, tiny_folder):
     """MPT's stages, ATTEMPT over the sources, and all prompts in one batch."""
     short = ["--run.wandb=disabled", "--trainer.max_steps=3"]
     alone = [f"--backbone.name={tiny_folder('llama')}", "--trainer.accelerator=cpu",
              "--trainer.enable_progress_bar=false", f"--run.folder={folder / 'runs'}", *short]  # fmt: skip
     teachers = {}
     for name in ("mood", "length"):
-        given = ["fit", "--model=PromptTuning", "--model.length=3", f"--data={folder / f'{name}.yaml'}"]
-        assert main([*given, *alone, "--trainer.max_epochs=-1"]) == 0
+        command = ["fit", "--model=PromptTuning", "--model.length=3", f"--data={folder / f'{name}.yaml'}"]
+        assert main([*command, *alone, "--trainer.max_epochs=-1"]) == 0
         teachers[name] = str(last_folder() / "prompt.safetensors")
     both = ("mood", "length")
     distilled = f"{{class_path: Distillation, init_args: {{teachers: {list(teachers.values())}, hidden: 0.1}}}}"
@@ -183,32 +167,35 @@ def test_sources_teach_a_shared_prompt_targets_start_from_it_and_a_bank_serves_a
     attempt = fit("--model=ATTEMPT", f"--model.sources=[{sources}]", *short, tasks=both)
     assert main(["test", f"--ckpt_path={attempt / 'checkpoints' / 'best.ckpt'}"]) == 0
     config = {name: str(folder / f"{name}.yaml") for name in both}
-    given = ["--data=MultitaskDataModule", f"--data.tasks={json.dumps(config)}", "--model=PromptBank",
-             f"--model.prompts={json.dumps(teachers)}", *alone[:4]]  # fmt: skip
-    assert main(["test", *given]) == 0
+    bank = ["--data=MultitaskDataModule", f"--data.tasks={json.dumps(config)}", "--model=PromptBank",
+            f"--model.prompts={json.dumps(teachers)}", *alone[:4]]  # fmt: skip
+    assert main(["test", *bank]) == 0
     served = metrics(last_folder(), "test")
     for name in both:
-        one = [f"--init_from={teachers[name]}", "--model=PromptTuning", "--model.length=3"]
-        assert main(["test", *one, f"--data={folder / f'{name}.yaml'}", *alone[:4]]) == 0
+        teacher = [f"--init_from={teachers[name]}", "--model=PromptTuning", "--model.length=3"]
+        assert main(["test", *teacher, f"--data={folder / f'{name}.yaml'}", *alone[:4]]) == 0
         expected = metrics(last_folder(), "test")["test/accuracy"]
         assert served[f"test/{name}/accuracy"] == pytest.approx(expected)
 
 
-def test_the_gradient_of_a_shared_batch_is_that_of_each_tasks_rows(fit, folder, tiny_folder):
-    """One step of SGD on a batch of two tasks, beside the mean of their rows' gradients by hand."""
+def test_the_gradient_of_a_shared_batch_is_the_mean_over_the_rows_of_all_tasks(fit, folder, tiny_folder):
+    """Compares one step of SGD on a batch of two tasks with the mean gradient of its rows, one by one."""
     tasks = {name: str(folder / f"{name}.yaml") for name in ("mood", "length")}
-    how = ["--data.together={rows: 6, tasks: 2}", "--model=MPT", "--model.factors_lr=1.0",
+    options = ["--data.together={rows: 6, tasks: 2}", "--model=MPT", "--model.factors_lr=1.0",
            "--model.optimizer={class_path: torch.optim.SGD, init_args: {lr: 1.0}}"]  # fmt: skip
-    run = fit(*how, "--trainer.max_steps=1", "--trainer.val_check_interval=1", tasks=tuple(tasks))
-    given = [f"--backbone.name={tiny_folder('llama')}", "--model=MPT", "--model.length=3", "--data=MultitaskDataModule"]
-    cli = make_cli([*given, f"--data.tasks={json.dumps(tasks)}", *how], run=False)
+    run = fit(*options, "--trainer.max_steps=1", "--trainer.val_check_interval=1", tasks=tuple(tasks))
+    data = ["--data=MultitaskDataModule", f"--data.tasks={json.dumps(tasks)}"]
+    method = [f"--backbone.name={tiny_folder('llama')}", "--model=MPT", "--model.length=3"]
+    cli = make_cli([*method, *data, *options], run=False)
     torch.manual_seed(42)
     cli.model.configure_model()
     before = {name: p.detach().clone() for name, p in cli.model.named_parameters() if p.requires_grad}
     batch = next(iter(cli.datamodule.train_dataloader()))
     assert sorted(batch.task_ids.tolist()) == [0, 0, 0, 1, 1, 1]
-    sum(Classification()(cli.model.lm(), batch.only([b])).loss / 6 for b in range(6)).backward()
-    after = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    lm = cli.model.lm()
+    losses = [Classification()(lm, batch.only([b])).loss for b in range(6)]
+    (sum(losses) / 6).backward()
+    after = load_state(run)
     for name, parameter in before.items():
         gradient = cli.model.get_parameter(name).grad
         assert gradient.abs().sum() > 0

@@ -1,4 +1,4 @@
-"""Predictions are lost by no accident: a killed run, a full disk, a reader that leaves."""
+"""Predictions survive a killed run, a full disk and a reader that closes its pipe."""
 
 import json
 import os
@@ -6,10 +6,11 @@ import resource
 import signal
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import tiny
-from row_files import read_rows
+from row_files import read_rows, write_rows
 
 from lightning_softprompt.cli.app import main
 from lightning_softprompt.methods.base import SoftPromptModule
@@ -20,10 +21,9 @@ ROWS = 301  # the last batch is not full
 
 @pytest.fixture
 def options(tmp_path, tiny_folder):
-    """Of a command on rows of several lengths; the prompt is as it starts, by the seed."""
-    words = tiny.WORDS[:20]
-    path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps({"text": " ".join(words[: 1 + i % 20])}) + "\n" for i in range(ROWS)))
+    """Options of a command on rows of several lengths; the prompt is the initial one of the seed."""
+    texts = [" ".join(tiny.WORDS[: 1 + i % 20]) for i in range(ROWS)]
+    path = write_rows(tmp_path / "rows.jsonl", [{"text": text} for text in texts])
     return [
         f"--backbone.name={tiny_folder('llama')}",
         "--model=PromptTuning",
@@ -41,7 +41,7 @@ def options(tmp_path, tiny_folder):
 
 @pytest.fixture
 def command(options):
-    """As a process is started with it, which runs on one thread as tests do."""
+    """The words that start a prediction in a process of its own, on one thread as in the tests."""
     code = (
         "import sys, torch; torch.set_num_threads(1); from lightning_softprompt.__main__ import main; sys.exit(main())"
     )
@@ -49,20 +49,20 @@ def command(options):
 
 
 @pytest.fixture
-def asked(monkeypatch):
-    """The rows that the model is given from here on."""
+def predicted_rows(monkeypatch):
+    """The indices of the rows that the model predicts from now on."""
     rows, step = [], SoftPromptModule.predict_step
 
-    def counted(module, batch, batch_idx):
+    def record(module, batch, batch_idx):
         rows.extend(batch.row_ids)
         return step(module, batch, batch_idx)
 
-    monkeypatch.setattr(SoftPromptModule, "predict_step", counted)
+    monkeypatch.setattr(SoftPromptModule, "predict_step", record)
     return rows
 
 
-def killed(argv, batch=10):
-    """Runs a command in a copy of this process, which is killed before it predicts a batch; nobody waits for that."""
+def run_and_kill(argv, batch=10):
+    """Runs a command in a fork of this process, which is killed before it predicts a batch."""
     strike = {"class_path": "signals.SignalAt", "init_args": {"batch": batch, "name": "SIGKILL"}}
     if not (process := os.fork()):
         try:
@@ -72,25 +72,29 @@ def killed(argv, batch=10):
     assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
 
 
-def count(path):
+def count_lines(path):
     return path.read_bytes().count(b"\n")
 
 
-def test_a_run_that_was_killed_goes_on_and_leaves_the_file_of_one_that_was_not(tmp_path, options, asked):
+def row_numbers(path):
+    return [record["row"] for record in read_rows(path)]
+
+
+def test_a_killed_run_resumes_and_writes_the_file_of_an_uninterrupted_one(tmp_path, options, predicted_rows):
     whole, path = tmp_path / "whole.jsonl", tmp_path / "out" / "predictions.jsonl"
     assert main(["predict", *options, f"--run.predictions={whole}"]) == 0
-    assert count(whole) == ROWS
-    named, part = f"--run.predictions={path}", path.with_name("predictions.jsonl.part")
-    killed(["predict", *options, named])
-    assert count(part) == 20
+    assert count_lines(whole) == ROWS
+    output, part = f"--run.predictions={path}", path.with_name("predictions.jsonl.part")
+    run_and_kill(["predict", *options, output])
+    assert count_lines(part) == 20
     with part.open("ab") as file:
-        file.write(b'{"row": 999, "inp')  # a line that broke off
-    killed(["predict", *options, named])
-    done = count(part)
+        file.write(b'{"row": 999, "inp')  # an incomplete line
+    run_and_kill(["predict", *options, output])
+    done = count_lines(part)
     assert done == 40
-    asked.clear()
-    assert main(["predict", *options, named]) == 0
-    assert asked == list(range(done - done % 2, ROWS))
+    predicted_rows.clear()
+    assert main(["predict", *options, output]) == 0
+    assert predicted_rows == list(range(done - done % 2, ROWS))
     assert path.read_bytes() == whole.read_bytes()
     assert list(path.parent.iterdir()) == [path]
 
@@ -101,63 +105,59 @@ def test_predictions_have_the_row_numbers_and_the_files_of_their_sources(tmp_pat
     second.write_text("text\ngood\n")
     path = tmp_path / "predictions.jsonl"
     more = ["--data.on_bad_row=skip", f"--data.predict={json.dumps([str(first), str(second)])}"]
-    killed(["predict", *options, *more, f"--run.predictions={path}"], batch=1)
-    assert count(path.with_name("predictions.jsonl.part")) == 2
+    run_and_kill(["predict", *options, *more, f"--run.predictions={path}"], batch=1)
+    assert count_lines(path.with_name("predictions.jsonl.part")) == 2
     assert main(["predict", *options, *more, f"--run.predictions={path}"]) == 0
     records = read_rows(path)
-    assert [(record["row"], record["file"]) for record in records] == [
-        (0, str(first)),
-        (3, str(first)),
-        (0, str(second)),
-    ]
+    expected = [(0, str(first)), (3, str(first)), (0, str(second))]
+    assert [(record["row"], record["file"]) for record in records] == expected
 
 
-def test_without_a_named_file_the_same_command_takes_over_that_of_the_killed_run(tmp_path, options, asked):
+def test_without_a_named_file_the_same_command_resumes_the_file_of_the_killed_run(tmp_path, options, predicted_rows):
     runs = tmp_path / "runs" / "default"
-    workers = "--data.num_workers=1"  # which outlives the run by some seconds, and holds its file open
-    killed(["predict", *options, workers])
+    workers = "--data.num_workers=1"  # the worker outlives the run by some seconds and has its file open
+    run_and_kill(["predict", *options, workers])
     (part,) = runs.glob("*/predictions.jsonl.part")
-    done = count(part)
+    done = count_lines(part)
     assert done == 20
     assert main(["predict", *options]) == 0
-    assert asked[0] == done - done % 2
-    found = last_folder() / "predictions.jsonl"
-    assert [json.loads(line)["row"] for line in found.read_text().splitlines()] == list(range(ROWS))
+    assert predicted_rows[0] == done - done % 2
+    assert row_numbers(last_folder() / "predictions.jsonl") == list(range(ROWS))
     assert sorted(path.name for path in runs.glob("*/predictions*")) == ["predictions.jsonl"]
     assert part.parent.is_dir()
-    assert main(["predict", *options]) == 0  # the next run is another
-    assert len(asked) > ROWS
+    assert main(["predict", *options]) == 0  # the next run starts from the first row
+    assert len(predicted_rows) > ROWS
 
 
 @pytest.fixture
 def unfinished(tmp_path, options, monkeypatch):
-    """A function from options, batches and lines to a command and the file that it left unfinished."""
+    """A function from options, batches and lines to a command, its file and the unfinished file that it left."""
 
     def unfinished(*more, batches=4, lines=7):
         path = tmp_path / "predictions.jsonl"
-        given = ["predict", *options, *more, f"--run.predictions={path}"]
+        command = ["predict", *options, *more, f"--run.predictions={path}"]
         step = SoftPromptModule.predict_step
 
-        def breaks(module, batch, batch_idx):
+        def fail(module, batch, batch_idx):
             if batch_idx == batches:
                 raise ValueError("enough")
             return step(module, batch, batch_idx)
 
         with monkeypatch.context() as patched:
-            patched.setattr(SoftPromptModule, "predict_step", breaks)
-            assert main(given) == 2
+            patched.setattr(SoftPromptModule, "predict_step", fail)
+            assert main(command) == 2
         part = tmp_path / "predictions.jsonl.part"
-        written = part.read_bytes().splitlines(keepends=True)
-        assert len(written) > lines
-        part.write_bytes(b"".join(written[:lines]))  # as if it broke off within a batch
-        return given, path, part
+        part_lines = part.read_bytes().splitlines(keepends=True)
+        assert len(part_lines) > lines
+        part.write_bytes(b"".join(part_lines[:lines]))  # as if it stopped within a batch
+        return command, path, part
 
     return unfinished
 
 
 @pytest.fixture
 def half(unfinished):
-    """A command, its file, and seven rows in what it left unfinished: three batches and a half."""
+    """A command, its file, and its unfinished file with seven rows, which are three and a half batches."""
     return unfinished()
 
 
@@ -170,152 +170,157 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("other", OTHERS)
-def test_what_another_run_left_is_kept_and_told_of(half, asked, caplog, other):
-    given, path, part = half
+def test_the_unfinished_file_of_another_run_is_kept_and_reported(half, predicted_rows, caplog, other):
+    command, path, part = half
     before = part.read_bytes()
-    changed, told = OTHERS[other]
-    assert main([*given, *changed]) == 0
-    assert sorted(set(asked)) == list(range(ROWS))
-    assert count(path) == ROWS
+    changed, difference = OTHERS[other]
+    assert main([*command, *changed]) == 0
+    assert sorted(set(predicted_rows)) == list(range(ROWS))
+    assert count_lines(path) == ROWS
     assert part.with_name("predictions.jsonl.part.1").read_bytes() == before
-    (said,) = [record.getMessage() for record in caplog.records if "starts from the beginning" in record.getMessage()]
-    assert told in said
-    assert "predictions.jsonl.part.1" in said
-    part.with_name("predictions.jsonl.part.1").rename(part)  # whoever wants it back renames it
+    (message,) = [
+        record.getMessage() for record in caplog.records if "starts from the beginning" in record.getMessage()
+    ]
+    assert difference in message
+    assert "predictions.jsonl.part.1" in message
+    part.with_name("predictions.jsonl.part.1").rename(part)  # renaming it restores it
     part.with_name("predictions.jsonl.part.1.json").rename(f"{part}.json")
-    asked.clear()
-    assert main(given) == 0
-    assert asked[0] == 6
-    assert count(path) == ROWS
+    predicted_rows.clear()
+    assert main(command) == 0
+    assert predicted_rows[0] == 6
+    assert count_lines(path) == ROWS
 
 
-def test_several_processes_begin_anew_and_write_all_rows(half):
-    given, path, part = half
+def test_several_processes_start_again_and_write_all_rows(half):
+    command, path, part = half
     before = part.read_bytes()
-    assert main([*given, "--trainer.strategy=ddp_fork", "--trainer.devices=2"]) == 0
-    assert [json.loads(line)["row"] for line in path.read_text().splitlines()] == list(range(ROWS))
+    assert main([*command, "--trainer.strategy=ddp_fork", "--trainer.devices=2"]) == 0
+    assert row_numbers(path) == list(range(ROWS))
     assert part.with_name("predictions.jsonl.part.1").read_bytes() == before
     assert not part.exists()
 
 
-def test_other_rows_begin_anew(half, tmp_path, asked, caplog):
-    given, _, _ = half
+def test_other_rows_start_again(half, tmp_path, predicted_rows, caplog):
+    command, _, _ = half
     rows = tmp_path / "rows.jsonl"
     rows.write_text(rows.read_text().replace("good", "sad", 1))
-    assert main(given) == 0
-    assert asked[0] == 0
+    assert main(command) == 0
+    assert predicted_rows[0] == 0
     assert any("rows was" in record.getMessage() for record in caplog.records)
 
 
-def test_what_changes_no_answer_goes_on(half, asked, tmp_path):
-    given, path, _ = half
+def test_options_that_change_no_prediction_resume(half, predicted_rows, tmp_path):
+    command, path, _ = half
     (tmp_path / "rows.jsonl").rename(tmp_path / "moved.jsonl")
     moved = f"--data.predict={tmp_path / 'moved.jsonl'}"
-    assert main([*given, moved, "--data.num_workers=1", "--data.cache=false"]) == 0
-    assert asked[0] == 6
-    assert [json.loads(line)["row"] for line in path.read_text().splitlines()] == list(range(ROWS))
+    assert main([*command, moved, "--data.num_workers=1", "--data.cache=false"]) == 0
+    assert predicted_rows[0] == 6
+    assert row_numbers(path) == list(range(ROWS))
 
 
-def test_all_rows_but_not_the_name(half, asked):
-    given, path, part = half
-    label = part.with_name(f"{part.name}.json")
-    saved = label.read_bytes()
-    assert main(given) == 0
+def test_a_file_with_all_rows_only_gets_its_name(half, predicted_rows):
+    command, path, part = half
+    settings = part.with_name(f"{part.name}.json")
+    saved = settings.read_bytes()
+    assert main(command) == 0
     whole = path.read_bytes()
     path.rename(part)
-    label.write_bytes(saved)
-    asked.clear()
-    assert main(given) == 0
-    assert asked == []
+    settings.write_bytes(saved)
+    predicted_rows.clear()
+    assert main(command) == 0
+    assert predicted_rows == []
     assert path.read_bytes() == whole
 
 
-def test_a_limit_counts_the_batches_that_are_done(half, asked):
-    given, path, _ = half
-    assert main([*given, "--trainer.limit_predict_batches=6"]) == 0
-    assert asked == [6, 7, 8, 9, 10, 11]
-    assert count(path) == 12
+def test_a_limit_counts_the_batches_that_are_done(half, predicted_rows):
+    command, path, _ = half
+    assert main([*command, "--trainer.limit_predict_batches=6"]) == 0
+    assert predicted_rows == [6, 7, 8, 9, 10, 11]
+    assert count_lines(path) == 12
 
 
-def test_batches_by_tokens_go_on_with_the_one_that_broke_off(unfinished, options, tmp_path, asked):
+def test_batches_by_tokens_resume_with_the_incomplete_one(unfinished, options, tmp_path, predicted_rows):
     whole, by_tokens = tmp_path / "whole.jsonl", "--data.batch_tokens=100"
     assert main(["predict", *options, by_tokens, f"--run.predictions={whole}"]) == 0
-    given, path, _ = unfinished(by_tokens, batches=6, lines=20)
-    asked.clear()
-    assert main(given) == 0
-    assert 20 - 15 < asked[0] <= 20
-    assert asked == list(range(asked[0], ROWS))
+    command, path, _ = unfinished(by_tokens, batches=6, lines=20)
+    predicted_rows.clear()
+    assert main(command) == 0
+    assert 20 - 15 < predicted_rows[0] <= 20
+    assert predicted_rows == list(range(predicted_rows[0], ROWS))
     assert path.read_bytes() == whole.read_bytes()
 
 
-def test_a_full_disk_names_the_file_and_the_row_and_the_same_command_goes_on(tmp_path, options, command, asked):
+def test_a_full_disk_names_the_file_and_the_row_and_the_same_command_resumes(
+    tmp_path, options, command, predicted_rows
+):
     whole, path = tmp_path / "whole.jsonl", tmp_path / "predictions.jsonl"
     assert main(["predict", *options, f"--run.predictions={whole}"]) == 0
-    given = [*command, f"--run.predictions={path}"]
-    most = 10_000  # bytes of any file
-    limited = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))  # noqa: E731
-    ran = subprocess.run(given, capture_output=True, text=True, preexec_fn=limited, check=False, timeout=120)
+    command = [*command, f"--run.predictions={path}"]
+    limit = 10_000  # bytes of any file
+    set_limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, limit))
+    result = subprocess.run(command, capture_output=True, text=True, preexec_fn=set_limit, check=False, timeout=120)
     part = tmp_path / "predictions.jsonl.part"
-    assert ran.returncode == 2
-    assert part.stat().st_size == most
-    done = count(part)
-    error = ran.stderr.splitlines()[-2]
+    assert result.returncode == 2
+    assert part.stat().st_size == limit
+    done = count_lines(part)
+    error = result.stderr.splitlines()[-2]
     assert error == (
         f"error: {part} cannot be written (File too large): it has rows 0 to {done - 1}. Solve this problem, then "
         "run the same command again to continue from there"
     )
-    asked.clear()
+    predicted_rows.clear()
     assert main(["predict", *options, f"--run.predictions={path}"]) == 0
-    assert asked[0] == done - done % 2
+    assert predicted_rows[0] == done - done % 2
     assert path.read_bytes() == whole.read_bytes()
 
 
-def piped(command):
+def read_from_stdin(command):
     return [word for word in command if not word.startswith("--data.predict")] + ["--data.predict=-"]
 
 
 def test_standard_output_has_the_lines_and_nothing_else(command, tmp_path):
     text = b"the movie was great\n\nthat dog is one dog\n"
-    ran = subprocess.run(piped(command), input=text, capture_output=True, check=False, timeout=120)
-    assert ran.returncode == 0, ran.stderr.decode()
-    records = [json.loads(line) for line in ran.stdout.splitlines()]
+    result = subprocess.run(read_from_stdin(command), input=text, capture_output=True, check=False, timeout=120)
+    assert result.returncode == 0, result.stderr.decode()
+    records = [json.loads(line) for line in result.stdout.splitlines()]
     assert [record["input"] for record in records] == ["the movie was great it is", "that dog is one dog it is"]
     assert list(tmp_path.rglob("predictions*")) == []
 
 
-def test_a_reader_that_leaves_ends_the_run_quietly(command):
-    process = subprocess.Popen(
-        piped(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ
-    )
+def test_a_reader_that_closes_the_pipe_ends_the_run_quietly(command):
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    process = subprocess.Popen(read_from_stdin(command), **pipes, env=os.environ)
     process.stdin.write(b"a warm film\n" * 5000)
     process.stdin.close()
     assert json.loads(process.stdout.readline())["row"] == 0
     process.stdout.close()
-    said = process.stderr.read().decode()
-    assert process.wait(timeout=60) == 0, said
-    assert "Traceback" not in said
-    assert "error" not in said.lower()
+    output = process.stderr.read().decode()
+    assert process.wait(timeout=60) == 0, output
+    assert "Traceback" not in output
+    assert "error" not in output.lower()
     process.stderr.close()
 
 
 def test_standard_output_on_a_full_disk_is_a_clear_error(command):
     with open("/dev/full", "w") as full:
-        ran = subprocess.run(piped(command), input=b"dull\n", stdout=full, stderr=subprocess.PIPE, check=False)
-    assert ran.returncode == 2
-    said = ran.stderr.decode().splitlines()
-    assert "error: standard output cannot be written: No space left on device" in said
-    assert not any("Exception ignored" in line for line in said)
+        result = subprocess.run(
+            read_from_stdin(command), input=b"dull\n", stdout=full, stderr=subprocess.PIPE, check=False
+        )
+    assert result.returncode == 2
+    lines = result.stderr.decode().splitlines()
+    assert "error: standard output cannot be written: No space left on device" in lines
+    assert not any("Exception ignored" in line for line in lines)
 
 
 def test_a_terminated_prediction_stops_at_once_and_the_same_command_continues_it(options, tmp_path, monkeypatch):
     file, step = tmp_path / "rows.out", SoftPromptModule.predict_step
 
-    def terminated(module, batch, batch_idx):
+    def terminate(module, batch, batch_idx):
         if batch_idx == 3:
             os.kill(os.getpid(), signal.SIGTERM)
         return step(module, batch, batch_idx)
 
-    monkeypatch.setattr(SoftPromptModule, "predict_step", terminated)
+    monkeypatch.setattr(SoftPromptModule, "predict_step", terminate)
     with pytest.raises(SystemExit) as stopped:
         main(["predict", *options, f"--run.predictions={file}"])
     assert stopped.value.code == 143

@@ -10,8 +10,8 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch import Callback, Trainer
-from row_files import read_rows, write_rows
-from runs import read_metrics
+from row_files import read_rows, write_rows, write_splits
+from runs import load_state, read_losses, read_metrics
 from safetensors.torch import load_file
 
 from lightning_softprompt import renamed_options
@@ -45,18 +45,15 @@ QUESTIONS = [
 ]
 
 
-def written(path, rows):
-    write_rows(path, rows)
+def write_questions(folder, rows):
+    return write_splits(folder, train=rows, validation=rows, test=rows)
 
 
 @pytest.fixture
 def folder(tmp_path):
-    folder = tmp_path / "data"
-    folder.mkdir()
-    written(folder / "corpus.jsonl", [{"id": name, "text": text} for name, text in CORPUS.items()])
-    for split in ("train", "validation", "test"):
-        written(folder / f"{split}.jsonl", QUESTIONS)
-    written(folder / "asked.jsonl", [{"question": row["question"]} for row in QUESTIONS])
+    folder = write_questions(tmp_path / "data", QUESTIONS)
+    write_rows(folder / "corpus.jsonl", [{"id": name, "text": text} for name, text in CORPUS.items()])
+    write_rows(folder / "questions.jsonl", [{"question": row["question"]} for row in QUESTIONS])
     return folder
 
 
@@ -93,17 +90,11 @@ def fit(options):
     return fit
 
 
-def lines(name):
+def read_lines(name):
     return read_rows(last_folder() / name)
 
 
-def losses(folder):
-    rows = (folder / "metrics.csv").read_text().splitlines()
-    column = rows[0].split(",").index("train/loss")
-    return [row.split(",")[column] for row in rows[1:] if row.split(",")[column]]
-
-
-def test_one_command_builds_the_index_and_trains_another_tests_and_a_third_answers(fit, folder, tmp_path):
+def test_one_command_builds_the_index_and_trains_another_tests_and_a_third_predicts(fit, folder, tmp_path):
     run = fit("--data.passages.noise.drop=0.2", "--data.passages.order=shuffled")
     assert (tmp_path / "index" / "manifest.json").is_file()
     assert "val/f1" in read_metrics(run)["val"]
@@ -112,14 +103,14 @@ def test_one_command_builds_the_index_and_trains_another_tests_and_a_third_answe
     metrics = read_metrics(last_folder())["test"]
     assert metrics["test/hit@1"] == 1.0
     assert metrics["test/generated"] == len(QUESTIONS)
-    rows = lines("test_predictions.jsonl")
+    rows = read_lines("test_predictions.jsonl")
     assert rows[0]["input"].startswith(CORPUS["dog"])
     assert rows[0]["target"] == "sad"
-    assert main(["predict", f"--ckpt_path={best}", f"--data.predict={folder / 'asked.jsonl'}"]) == 0
-    assert [row["input"] for row in lines("predictions.jsonl")] == [row["input"] for row in rows]
+    assert main(["predict", f"--ckpt_path={best}", f"--data.predict={folder / 'questions.jsonl'}"]) == 0
+    assert [row["input"] for row in read_lines("predictions.jsonl")] == [row["input"] for row in rows]
 
 
-def test_soft_tokens_at_each_passage_are_trained_and_told_of_when_slots_are_missing(fit, capsys):
+def test_soft_tokens_at_each_passage_are_trained_and_missing_slots_are_reported(fit, capsys):
     run = fit("--model=PromptTuning", "--model.length=[1, 2, 3]", "--data.passages.template={soft}{text} ,")
     assert load_file(run / "prompt.safetensors")["tokens"].shape[0] == 6
     assert "val/f1" in read_metrics(run)["val"]
@@ -128,26 +119,27 @@ def test_soft_tokens_at_each_passage_are_trained_and_told_of_when_slots_are_miss
     assert "3 soft blocks require as many slots, but the template has 1 {soft}" in capsys.readouterr().err
 
 
-def test_fewer_soft_tokens_are_tried_on_the_trained_prompt(fit, options):
-    prompt = fit() / "prompt.safetensors"
+def test_a_trained_prompt_is_tested_with_fewer_soft_tokens(fit, options):
+    prompt = f"--init_from={fit() / 'prompt.safetensors'}"
+    method = ["--model=Spring", "--model.length=4"]
     scores = []
     for use in (1, 4):
-        assert main(["test", *options, "--model=Spring", "--model.length=4", f"--model.use={use}",
-                     f"--init_from={prompt}"]) == 0  # fmt: skip
+        assert main(["test", *options, *method, f"--model.use={use}", prompt]) == 0
         scores.append(read_metrics(last_folder())["test"]["test/loss"])
     assert scores[0] != scores[1]
 
 
 def test_a_resumed_run_draws_the_same_passages_and_lengths(fit):
-    noise = "--data.passages.noise={distractors: 0.5, no_gold: 0.3, drop: 0.2}"
-    drawn = [noise, "--data.passages.order=shuffled", "--data.answer_form.training_target=any"]
-    whole, half = fit(*drawn), fit(*drawn, "--trainer.max_steps=4")
-    resumed = fit(*drawn, f"--ckpt_path={half / 'checkpoints' / 'last.ckpt'}")
-    assert len(losses(whole)) == 6
-    assert losses(whole) == losses(half) + losses(resumed)
-    last = [run / "checkpoints" / "last.ckpt" for run in (whole, resumed)]
-    states = [torch.load(path, weights_only=True)["state_dict"] for path in last]
-    assert torch.equal(states[0]["tokens"], states[1]["tokens"])
+    random = [
+        "--data.passages.noise={distractors: 0.5, no_gold: 0.3, drop: 0.2}",
+        "--data.passages.order=shuffled",
+        "--data.answer_form.training_target=any",
+    ]
+    whole, half = fit(*random), fit(*random, "--trainer.max_steps=4")
+    resumed = fit(*random, f"--ckpt_path={half / 'checkpoints' / 'last.ckpt'}")
+    assert len(read_losses(whole)) == 6
+    assert read_losses(whole) == read_losses(half) + read_losses(resumed)
+    assert torch.equal(load_state(whole)["tokens"], load_state(resumed)["tokens"])
 
 
 def test_old_option_names_mean_the_same_with_one_notice_each(fit, tmp_path, caplog):
@@ -158,71 +150,82 @@ def test_old_option_names_mean_the_same_with_one_notice_each(fit, tmp_path, capl
     )  # fmt: skip
     settings = {"noise": noise, "order": "shuffled", "gold_at": -1, "found": 4}
     (tmp_path / "old.yaml").write_text(json.dumps({"data": {"class_path": "RagQaDataModule", "init_args": settings}}))
-    words = ["--data.target", "any", "--data.long_answers=true", "--data.passages", "2", "--data.retriever.way=lexical"]
+    arguments = [
+        "--data.target",
+        "any",
+        "--data.long_answers=true",
+        "--data.passages",
+        "2",
+        "--data.retriever.way=lexical",
+    ]
     caplog.set_level(logging.WARNING)
     renamed_options._warn.cache_clear()
-    old = fit(f"--config={tmp_path / 'old.yaml'}", "--data.passage={text} ,", *words)
+    old = fit(f"--config={tmp_path / 'old.yaml'}", "--data.passage={text} ,", *arguments)
     notices = [message.split()[1] for message in caplog.messages if message.startswith("option ")]
     names = ["noise", "order", "gold_at", "found", "target", "long_answers", "passages", "retriever.way", "passage"]
     assert sorted(notices) == sorted(f"data.{name}" for name in names)
-    assert losses(old) == losses(new)
+    assert read_losses(old) == read_losses(new)
     parsed = [yaml.safe_load((run / "config.yaml").read_text())["data"] for run in (old, new)]
     assert parsed[0] == parsed[1]
 
 
-KILLED = """
+KILLED_PROGRAM = """
     import os, sys, torch
     from lightning_softprompt.__main__ import main
     from lightning_softprompt.methods.base import SoftPromptModule
 
-    def dies(module, batch, batch_idx):
+    def step_or_kill(module, batch, batch_idx):
         calls.append(batch_idx)
         return os.kill(os.getpid(), 9) if len(calls) == last else step(module, batch, batch_idx)
 
     torch.set_num_threads(1)
     calls, last, step = [], int(sys.argv[2]), getattr(SoftPromptModule, sys.argv[1])
-    setattr(SoftPromptModule, sys.argv[1], dies)
+    setattr(SoftPromptModule, sys.argv[1], step_or_kill)
     main(sys.argv[3:])
 """
 
 
-def killed(step, at, *command):
-    """Runs a command in a process that ends by SIGKILL in a step."""
-    words = [sys.executable, "-c", dedent(KILLED), step, str(at), *command]
-    done = subprocess.run(words, check=False, capture_output=True, text=True)
-    assert done.returncode == -9, done.stderr
+def run_and_kill(step, number, *command):
+    """Runs a command in a process that ends by SIGKILL in the call of a step with this number, counted from 1."""
+    words = [sys.executable, "-c", dedent(KILLED_PROGRAM), step, str(number), *command]
+    result = subprocess.run(words, check=False, capture_output=True, text=True)
+    assert result.returncode == -9, result.stderr
 
 
-def test_a_training_that_was_killed_goes_on_with_the_same_passages(fit, options, tmp_path):
+def test_a_killed_training_resumes_with_the_same_passages(fit, options, tmp_path):
     more = ["--data.passages.noise={distractors: 0.5, drop: 0.2}", "--data.passages.order=shuffled",
             "--trainer.val_check_interval=2", "--trainer.check_val_every_n_epoch=null", "--ckpt_path=last"]  # fmt: skip
     whole = fit(*more, f"--run.folder={tmp_path / 'whole'}")
     limits = ["--trainer.max_steps=6", "--trainer.max_epochs=-1", "--trainer.log_every_n_steps=1"]
-    killed("training_step", 6, "fit", "--model=Spring", "--model.length=4", *limits, *options, *more)
-    (broken,) = (tmp_path / "runs" / "default").iterdir()
-    assert torch.load(broken / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 4
-    assert fit(*more) == broken
-    states = [torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for run in (whole, broken)]
-    assert torch.equal(states[0]["tokens"], states[1]["tokens"])
+    run_and_kill("training_step", 6, "fit", "--model=Spring", "--model.length=4", *limits, *options, *more)
+    (run,) = (tmp_path / "runs" / "default").iterdir()
+    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 4
+    assert fit(*more) == run
+    assert torch.equal(load_state(whole)["tokens"], load_state(run)["tokens"])
 
 
-def test_answers_that_were_written_before_a_kill_are_not_asked_for_again(options, folder, tmp_path, monkeypatch):
-    command = ["predict", *options, "--model=Spring", "--model.length=4", f"--data.predict={folder / 'asked.jsonl'}"]
-    whole, named = tmp_path / "whole.jsonl", f"--run.predictions={tmp_path / 'out.jsonl'}"
+def test_answers_that_were_written_before_a_kill_are_not_generated_again(options, folder, tmp_path, monkeypatch):
+    questions = f"--data.predict={folder / 'questions.jsonl'}"
+    command = ["predict", *options, "--model=Spring", "--model.length=4", questions]
+    whole, output = tmp_path / "whole.jsonl", f"--run.predictions={tmp_path / 'out.jsonl'}"
     assert main([*command, f"--run.predictions={whole}"]) == 0
-    killed("predict_step", 3, *command, named)
+    run_and_kill("predict_step", 3, *command, output)
     rows, step = [], SoftPromptModule.predict_step
-    monkeypatch.setattr(SoftPromptModule, "predict_step", lambda m, b, i: rows.extend(b.row_ids) or step(m, b, i))
-    assert main([*command, named]) == 0
+
+    def record(module, batch, batch_idx):
+        rows.extend(batch.row_ids)
+        return step(module, batch, batch_idx)
+
+    monkeypatch.setattr(SoftPromptModule, "predict_step", record)
+    assert main([*command, output]) == 0
     assert rows == [4]
     assert (tmp_path / "out.jsonl").read_bytes() == whole.read_bytes()
 
 
 @pytest.mark.parametrize("readout", ["LabelWords", "RankedChoices"])
 def test_choices_are_scored(fit, folder, readout):
-    asked = [{**row, "answers": ("yes", "no")[n % 2]} for n, row in enumerate(QUESTIONS)]
-    for split in ("train", "validation", "test"):
-        written(folder / f"{split}.jsonl", asked)
+    questions = [{**row, "answers": ("yes", "no")[n % 2]} for n, row in enumerate(QUESTIONS)]
+    write_questions(folder, questions)
     run = fit('--data.answer_form.choices={"yes": "good", "no": "bad"}', f"--model.readout={readout}")
     metrics = read_metrics(run)["val"]
     assert 0 <= metrics["val/accuracy"] <= 1
@@ -231,47 +234,53 @@ def test_choices_are_scored(fit, folder, readout):
     assert main(["test", f"--ckpt_path={run / 'checkpoints' / 'best.ckpt'}"]) == 0
     tested = read_metrics(last_folder())["test"]
     assert tested["test/mrr_low"] <= tested["test/mrr"] == metrics["val/mrr"]
-    rows = lines("test_predictions.jsonl")
-    assert [row["references"] for row in rows] == [[row["answers"]] for row in asked]
+    rows = read_lines("test_predictions.jsonl")
+    assert [row["references"] for row in rows] == [[row["answers"]] for row in questions]
     kinds = [row.kind for row in read_run(last_folder())]
     assert kinds == ["correct" if row["prediction"] == row["target"] else "wrong choice" for row in rows]
 
 
-def test_questions_without_an_answer_are_abstained_from(fit, folder):
-    for split in ("train", "validation", "test"):
-        written(folder / f"{split}.jsonl", [*QUESTIONS, {"question": "what bad dog ?", "answers": []}])
+def test_the_answer_to_a_question_without_an_answer_is_to_abstain(fit, folder):
+    write_questions(folder, [*QUESTIONS, {"question": "what bad dog ?", "answers": []}])
     run = fit("--data.answer_form.abstain=it is dull")
     assert "val/abstain_recall" in read_metrics(run)["val"]
 
 
-def test_an_index_of_another_corpus_is_told_in_two_lines(fit, options, folder, capsys):
+def test_an_index_of_another_corpus_is_refused(fit, options, folder, capsys):
     fit()
-    written(folder / "corpus.jsonl", [{"id": "cat", "text": "a cat"}])
+    write_rows(folder / "corpus.jsonl", [{"id": "cat", "text": "a cat"}])
     assert main(["fit", "--model=Spring", "--model.length=4", *options]) == 2
-    assert "it lacks the document 'cat'. Remove the folder to have it built anew" in capsys.readouterr().err
+    assert "it lacks the document 'cat'. Remove the folder to rebuild the index" in capsys.readouterr().err
 
 
-def test_a_missing_index_is_told_in_two_lines(options, capsys):
+def test_a_missing_index_is_reported(options, capsys):
     assert main(["fit", "--model=Spring", "--model.length=4", *options, "--data.corpus=null"]) == 2
     assert "there is no index" in capsys.readouterr().err
 
 
-class Counts(Callback):
+class CallCounter(Callback):
+    """Records the number of calls at the end of each epoch."""
+
     def __init__(self, calls):
-        self.calls, self.at_ends = calls, []
+        self.calls, self.by_epoch = calls, []
 
     def on_train_epoch_end(self, trainer, pl_module):
-        self.at_ends.append(len(self.calls))
+        self.by_epoch.append(len(self.calls))
 
 
-@pytest.mark.parametrize(("order", "again"), [("score", False), ("shuffled", True)])
-def test_passages_before_the_soft_tokens_are_read_in_the_first_epoch_only(
-    folder, tmp_path, tiny_folder, monkeypatch, order, again
+@pytest.mark.parametrize(("order", "is_recomputed"), [("score", False), ("shuffled", True)])
+def test_passages_before_the_soft_tokens_run_through_the_backbone_in_the_first_epoch_only(
+    folder, tmp_path, tiny_folder, monkeypatch, order, is_recomputed
 ):
-    """Shuffled they are another text, and read again."""
-    calls, run = [], context_cache.keys_and_values
+    """In a shuffled order they are another text and run again."""
+    calls, compute = [], context_cache.keys_and_values
+
+    def count(*args):
+        calls.append(1)
+        return compute(*args)
+
     monkeypatch.setattr(context_cache, "MIN_FROZEN_TOKENS", 1)
-    monkeypatch.setattr(paths, "keys_and_values", lambda *given: calls.append(1) or run(*given))
+    monkeypatch.setattr(paths, "keys_and_values", count)
     data = RagQaDataModule(
         template="{passages}{soft}{question} : {target}",
         passages=PassageSettings(template="{text} ,", count=2, order=order),
@@ -280,51 +289,54 @@ def test_passages_before_the_soft_tokens_are_read_in_the_first_epoch_only(
         backbone=BackboneSpec(name=str(tiny_folder("llama"))), max_tokens=36, max_target_tokens=4, batch_size=2,
     )  # fmt: skip
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    counts = Counts(calls)
+    counter = CallCounter(calls)
     trainer = Trainer(
         max_epochs=4, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, limit_val_batches=0, use_distributed_sampler=False, callbacks=[counts],
+        enable_model_summary=False, limit_val_batches=0, use_distributed_sampler=False, callbacks=[counter],
     )  # fmt: skip
     trainer.fit(Spring(length=3, backbone=data.spec), data)
-    assert counts.at_ends[0] >= (1 if again else len({e.fields["passages"] for e in data.split("train").examples}))
-    assert (counts.at_ends[-1] > counts.at_ends[0]) is again
+    contexts = {example.fields["passages"] for example in data.split("train").examples}
+    assert counter.by_epoch[0] >= (1 if is_recomputed else len(contexts))
+    assert (counter.by_epoch[-1] > counter.by_epoch[0]) is is_recomputed
 
 
-def test_a_prompt_that_knows_relevance_puts_what_is_found_in_order(options, tmp_path):
-    cut = ("--data=", "--data.template", "--data.passage", "--data.max_target")
-    asked = [option for option in options if not option.startswith(cut)]
+def test_a_prompt_trained_on_relevance_reranks_retrieved_passages(options, tmp_path):
+    of_questions = ("--data=", "--data.template", "--data.passage", "--data.max_target")
+    shared = [option for option in options if not option.startswith(of_questions)]
     relevance = ["--data=RelevanceDataModule", "--data.template={soft}{question} : {passage} {target}",
                  "--data.words={relevant: good, irrelevant: bad}", "--data.negatives=2"]  # fmt: skip
     limits = ["--trainer.max_steps=20", "--trainer.max_epochs=-1", "--trainer.val_check_interval=10",
               "--trainer.check_val_every_n_epoch=null"]  # fmt: skip
-    assert main(["fit", "--model=PromptTuning", "--model.length=3", *relevance, *asked, *limits]) == 0
-    run = last_folder()
+    assert main(["fit", "--model=PromptTuning", "--model.length=3", *relevance, *shared, *limits]) == 0
+    run, question = last_folder(), "is the dog sad"
     assert "val/f1/relevant" in read_metrics(run)["val"]
     reranker = PromptReranker(str(run / "prompt.safetensors"), max_tokens=36, batch_size=2, device="cpu")
     index = Retriever(str(tmp_path / "index"), "lexical").index
     passages = [index.passages[row] for row in range(len(index))]
-    scores = reranker.scores("is the dog sad", passages)
+    scores = reranker.scores(question, passages)
     lm, codec = reranker.method.lm(), reranker.method.loaded.codec
+    words = codec.tokenizer.convert_tokens_to_ids(["bad", "good"])
     for passage, score in zip(passages, scores, strict=True):
         pieces = Template("{soft}is the dog sad : {text} {target}").pieces({"text": passage.text})
         batch = codec.collate([codec.encode(pieces, "good")])
-        logits = lm.backbone(batch, lm.prompt(batch))[0, 0, codec.tokenizer.convert_tokens_to_ids(["bad", "good"])]
+        logits = lm.backbone(batch, lm.prompt(batch))[0, 0, words]
         assert score == pytest.approx(float(logits.log_softmax(-1)[1]), abs=1e-4)
-    found = Retriever(str(tmp_path / "index"), "lexical", reranker=reranker).search(["is the dog sad"], 2)[0]
-    best = sorted(range(len(passages)), key=lambda n: -scores[n])
-    kept = {hit.passage.document for hit in Retriever(str(tmp_path / "index"), "lexical").search(["is the dog sad"])[0]}
-    wanted = [passages[n].document for n in best if passages[n].document in kept][:2]
-    assert [hit.passage.document for hit in found] == wanted
-    asks = ["--data.retriever.reranker=PromptReranker", f"--data.retriever.reranker.path={run / 'prompt.safetensors'}"]
-    assert (
-        main(["test", "--model=Spring", "--model.length=4", *options, *asks, "--data.retriever.reranker.device=cpu"])
-        == 0
-    )
-    read = "".join(f"{CORPUS[name]} ," for name in wanted)
-    assert lines("test_predictions.jsonl")[0]["input"] == f"{read}is the dog sad :"
+    reranked = Retriever(str(tmp_path / "index"), "lexical", reranker=reranker).search([question], 2)[0]
+    retrieved = Retriever(str(tmp_path / "index"), "lexical").search([question])[0]
+    candidates = {hit.passage.document for hit in retrieved}
+    ranking = [passages[n].document for n in sorted(range(len(passages)), key=lambda n: -scores[n])]
+    expected = [document for document in ranking if document in candidates][:2]
+    assert [hit.passage.document for hit in reranked] == expected
+    reranking = [
+        "--data.retriever.reranker=PromptReranker", "--data.retriever.reranker.device=cpu",
+        f"--data.retriever.reranker.path={run / 'prompt.safetensors'}",
+    ]  # fmt: skip
+    assert main(["test", "--model=Spring", "--model.length=4", *options, *reranking]) == 0
+    context = "".join(f"{CORPUS[name]} ," for name in expected)
+    assert read_lines("test_predictions.jsonl")[0]["input"] == f"{context}is the dog sad :"
 
 
-def test_a_prompt_that_knows_no_relevance_is_refused(fit):
+def test_a_prompt_that_was_not_trained_on_relevance_is_refused(fit):
     reranker = PromptReranker(str(fit() / "prompt.safetensors"), device="cpu")
     with pytest.raises(ValueError, match="has no classes instead of 'relevant'; train it with RelevanceDataModule"):
         reranker.scores("is it ?", [])

@@ -1,12 +1,11 @@
 """The commands and examples of the README and the guide work, on the real backbone and real data."""
 
-import json
 import re
 import shlex
 from pathlib import Path
 
 import pytest
-from row_files import read_rows
+from row_files import read_rows, write_rows, write_splits
 
 from lightning_softprompt.__main__ import main
 from lightning_softprompt.data.samples.movie_sentences import movie_sentences
@@ -30,26 +29,22 @@ DOCUMENT = "The lamp in the hall is broken again. It went out twice last week, a
 ROW = {"document": DOCUMENT, "summary": "The lamp is still broken."}
 
 
-def documents(folder):
-    """A folder of documents and their summaries, and a file of documents alone."""
-    folder.mkdir()
-    for split in ("train", "validation", "test"):
-        (folder / f"{split}.jsonl").write_text(f"{json.dumps(ROW)}\n" * 8)
-    (folder / "documents.jsonl").write_text(f"{json.dumps({'document': DOCUMENT})}\n")
+def write_documents(folder):
+    """A folder of documents with summaries, and a file of documents alone."""
+    write_splits(folder, train=[ROW] * 8, validation=[ROW] * 8, test=[ROW] * 8)
+    write_rows(folder / "documents.jsonl", [{"document": DOCUMENT}])
     return folder
 
 
-def questions(folder):
+def write_questions(folder):
     """A folder of questions and of the documents that answer them."""
-    folder.mkdir()
     row = {"question": "What is broken?", "answers": ["the lamp"], "positive_ids": ["hall"]}
-    for split in ("train", "validation", "test"):
-        (folder / f"{split}.jsonl").write_text(f"{json.dumps(row)}\n" * 4)
+    write_splits(folder, train=[row] * 4, validation=[row] * 4, test=[row] * 4)
     corpus = [
         {"id": "hall", "title": "", "text": DOCUMENT},
         {"id": "yard", "title": "", "text": "A dog barks."},
     ]
-    (folder / "corpus.jsonl").write_text("".join(f"{json.dumps(document)}\n" for document in corpus))
+    write_rows(folder / "corpus.jsonl", corpus)
     return folder
 
 
@@ -57,13 +52,13 @@ def questions(folder):
 @pytest.mark.timeout(600)
 def test_the_commands_run_one_after_the_other(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    texts = documents(tmp_path / "texts")
-    named = {"PATH/TO/scitldr": texts, "documents.jsonl": texts / "documents.jsonl"}
-    named |= {"QUESTIONS": questions(tmp_path / "questions"), "indexes/mine": tmp_path / "index"}
-    trained, said = None, []
+    texts = write_documents(tmp_path / "texts")
+    places = {"PATH/TO/scitldr": texts, "documents.jsonl": texts / "documents.jsonl"}
+    places |= {"QUESTIONS": write_questions(tmp_path / "questions"), "indexes/mine": tmp_path / "index"}
+    trained, predictions = None, []
     for command in commands():
         words = shlex.split(command)[1:]
-        words = [str(named.get(word, word)) for word in words]
+        words = [str(places.get(word, word)) for word in words]
         words = [str(movie_sentences()) if word == "PATH/TO/sst2" else word for word in words]
         words = [re.sub("runs/[a-z]+/TIME-ID", str(trained), word) for word in words]
         if words[-2:] == ["--data.predict", "-"]:
@@ -74,8 +69,8 @@ def test_the_commands_run_one_after_the_other(tmp_path, monkeypatch, capsys):
         assert main([*words, *SHORT, f"--run.folder={tmp_path / 'runs'}"]) in (0, None)
         trained = last_folder() if words[0] == "fit" else trained
         if words[0] == "predict":
-            said.append(json.loads((last_folder() / "predictions.jsonl").read_text().splitlines()[0])["prediction"])
-    label, summary = said
+            predictions.append(read_rows(last_folder() / "predictions.jsonl")[0]["prediction"])
+    label, summary = predictions
     assert label in ("negative", "positive")
     assert len(summary.split()) > 3
 
@@ -99,8 +94,8 @@ def test_the_quickstart_prints_its_table(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["quickstart", f"--folder={tmp_path}", *SHORT]) == 0
     out = capsys.readouterr().out
-    for said in ("zero-shot", "soft prompt", "11,520 (0.0086 %", "paired bootstrap", "learning_curve.png"):
-        assert said in out
+    for part in ("zero-shot", "soft prompt", "11,520 (0.0086 %", "paired bootstrap", "learning_curve.png"):
+        assert part in out
 
 
 def python_blocks(page):

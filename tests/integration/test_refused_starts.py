@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from row_files import write_rows
+from row_files import write_splits
 
 from lightning_softprompt.checkpoints.checkpoint_file import load_checkpoint
 from lightning_softprompt.cli.app import main
@@ -14,9 +14,8 @@ SHORT = ["--trainer.max_steps=2", "--trainer.val_check_interval=1", "--trainer.e
 
 @pytest.fixture
 def command(tmp_path, tiny_folder, rows):
-    """Runs a command on a tiny classification task; gives its exit code."""
-    for split in ("train", "validation", "test"):
-        write_rows(tmp_path / f"{split}.jsonl", rows)
+    """A function that runs a command on a tiny classification task and returns its exit code."""
+    write_splits(tmp_path, train=rows, validation=rows, test=rows)
     common = [
         f"--backbone.name={tiny_folder('llama')}",
         "--data=ClassificationDataModule",
@@ -30,18 +29,19 @@ def command(tmp_path, tiny_folder, rows):
     ]
 
     def command(name, *options):
-        given = " ".join(options)
-        method = [] if "--model=" in given else ["--model=PromptTuning", "--model.length=2"]
-        return main([name, *method, *common, *(SHORT if name == "fit" else SHORT[2:]), *options])
+        has_method = any(option.startswith("--model=") for option in options)
+        method = [] if has_method else ["--model=PromptTuning", "--model.length=2"]
+        limits = SHORT if name == "fit" else SHORT[2:]
+        return main([name, *method, *common, *limits, *options])
 
     return command
 
 
 @pytest.fixture
-def refused(command, tmp_path, capfd):
-    """Checks that a command is refused in two lines without a run folder; gives the message."""
+def check_refused(command, tmp_path, capfd):
+    """A function that checks that a command is refused without a run folder and returns the message."""
 
-    def refused(name, *options):
+    def check_refused(name, *options):
         capfd.readouterr()
         assert command(name, *options) == 2
         lines = capfd.readouterr().err.strip().splitlines()
@@ -51,18 +51,18 @@ def refused(command, tmp_path, capfd):
         assert not list((tmp_path / "runs").glob("*/*"))
         return message
 
-    return refused
+    return check_refused
 
 
 @pytest.mark.parametrize("name", ["fit", "test"])
 @pytest.mark.parametrize("length", [48, 100_000])  # the tiny backbone reads 48 tokens
-def test_a_prompt_that_never_fits(refused, name, length):
-    assert "has a window of 48" in refused(name, "--model=PromptTuning", f"--model.length={length}")
+def test_a_prompt_that_never_fits(check_refused, name, length):
+    assert "has a window of 48" in check_refused(name, "--model=PromptTuning", f"--model.length={length}")
 
 
 @pytest.mark.parametrize("chosen", ["PromptTuning", "SMoP", "PrefixTuning"])
-def test_a_weight_of_an_unknown_penalty(refused, chosen):
-    message = refused("fit", f"--model={chosen}", "--model.penalty_weights={balanced: 0.1}")
+def test_a_weight_of_an_unknown_penalty(check_refused, chosen):
+    message = check_refused("fit", f"--model={chosen}", "--model.penalty_weights={balanced: 0.1}")
     assert "penalty_weights names ['balanced']" in message
     assert chosen in message
 
@@ -74,8 +74,8 @@ def test_a_weight_of_a_penalty_that_the_method_reports(command):
 STOPPING = ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/loss"]
 
 
-def test_early_stopping_where_training_ends_before_the_first_validation(refused):
-    message = refused("fit", *STOPPING, "--trainer.val_check_interval=1.0")
+def test_early_stopping_when_training_ends_before_the_first_validation(check_refused):
+    message = check_refused("fit", *STOPPING, "--trainer.val_check_interval=1.0")
     assert "--trainer.max_steps 2 ends the training before the first validation, at step 3" in message
 
 
@@ -83,38 +83,38 @@ def test_early_stopping_with_a_validation_in_time(command):
     assert command("fit", *STOPPING, "--trainer.val_check_interval=1.0", "--trainer.max_steps=3") == 0
 
 
-def test_a_schedule_that_watches_a_validation_which_is_left_out(refused):
+def test_a_schedule_that_monitors_a_disabled_validation(check_refused):
     schedule = "--model.scheduler=lightning.pytorch.cli.ReduceLROnPlateau"
-    message = refused("fit", schedule, "--model.scheduler.monitor=val/loss", "--trainer.limit_val_batches=0")
+    message = check_refused("fit", schedule, "--model.scheduler.monitor=val/loss", "--trainer.limit_val_batches=0")
     assert "the schedule monitors val/loss" in message
 
 
 @pytest.mark.parametrize("metric", ["train/loss", "loss", "accuracy"])
-def test_a_schedule_that_watches_what_no_validation_gives(refused, metric):
+def test_a_schedule_that_monitors_an_unknown_metric(check_refused, metric):
     schedule = "--model.scheduler=lightning.pytorch.cli.ReduceLROnPlateau"
-    message = refused("fit", schedule, f"--model.scheduler.monitor={metric}")
+    message = check_refused("fit", schedule, f"--model.scheduler.monitor={metric}")
     assert f"--model.scheduler.monitor is {metric!r}" in message
 
 
-def test_averages_of_buffers_that_are_no_numbers(refused, command):
+def test_averages_of_buffers_that_are_not_floating_point(check_refused, command):
     average = "--trainer.callbacks+=WeightAveraging"
-    assert "use_buffers" in refused("fit", average)
+    assert "use_buffers" in check_refused("fit", average)
     assert command("fit", average, "--trainer.callbacks.use_buffers=false") == 0
 
 
 @pytest.mark.parametrize("devices", ["-1", "0", "[0, 1]"])
-def test_devices_that_a_cpu_does_not_have(refused, devices):
-    message = refused("fit", f"--trainer.devices={devices}")
+def test_devices_that_a_cpu_does_not_have(check_refused, devices):
+    message = check_refused("fit", f"--trainer.devices={devices}")
     assert message.startswith(f"error: --trainer.devices is {devices}: on a CPU")
 
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "./no-such-folder"])
-def test_a_backbone_folder_that_does_not_exist(refused, name):
-    assert f"the folder {name} does not exist" in refused("fit", f"--backbone.name={name}")
+def test_a_backbone_folder_that_does_not_exist(check_refused, name):
+    assert f"the folder {name} does not exist" in check_refused("fit", f"--backbone.name={name}")
 
 
 @pytest.mark.parametrize("watcher", ["EarlyStopping", "ModelCheckpoint"])
-def test_a_metric_that_is_never_logged_leaves_the_prompt(command, tmp_path, watcher, monkeypatch, capfd):
+def test_a_metric_that_is_never_logged_does_not_lose_the_prompt(command, tmp_path, watcher, monkeypatch, capfd):
     monkeypatch.setattr("lightning_softprompt.cli.app.refuse_monitors", lambda *_: None)  # as with unknown callbacks
     options = [f"--trainer.callbacks+={watcher}", "--trainer.callbacks.monitor=val/other"]
     assert command("fit", *options, "--trainer.max_steps=6", "--trainer.val_check_interval=1.0") == 2
@@ -128,7 +128,7 @@ def test_a_metric_that_is_never_logged_leaves_the_prompt(command, tmp_path, watc
     assert load_checkpoint(last_folder() / "checkpoints" / "last.ckpt")["global_step"] == 6
 
 
-def test_a_test_in_the_folder_of_a_training_leaves_its_files(command, tmp_path):
+def test_a_test_in_the_folder_of_a_training_does_not_change_its_files(command, tmp_path):
     assert command("fit", "--run.name=one") == 0
     folder = tmp_path / "runs" / "default" / "one"
     before = {name: (folder / name).read_bytes() for name in ("hparams.yaml", "config.yaml")}
@@ -144,9 +144,11 @@ def test_the_config_of_a_test_starts_a_training(command, tmp_path):
     assert main(["predict", f"--config={config}", f"--data.predict={tmp_path / 'test.jsonl'}"]) == 0
 
 
-def test_predictions_do_not_replace_a_pipe(refused, tmp_path):
+def test_predictions_do_not_replace_a_pipe(check_refused, tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    message = refused("predict", f"--run.predictions={tmp_path / 'pipe'}", f"--data.predict={tmp_path / 'test.jsonl'}")
+    message = check_refused(
+        "predict", f"--run.predictions={tmp_path / 'pipe'}", f"--data.predict={tmp_path / 'test.jsonl'}"
+    )
     assert "device or a pipe" in message
     assert message.endswith("or - for standard output")
     assert (tmp_path / "pipe").is_fifo()

@@ -1,4 +1,4 @@
-"""A run that was stopped and resumed must be the run that was not, bit by bit."""
+"""A run that was stopped and resumed must equal the uninterrupted run bit for bit."""
 
 import logging
 import random
@@ -27,7 +27,7 @@ def quiet():
 
 
 class Numbers(torch.utils.data.Dataset):
-    """A row's number and its features, which are noisy where `noise` is set."""
+    """The number and the features of each row; the features are noisy if `noise` is set."""
 
     def __init__(self, noise=0.0):
         self.noise = noise
@@ -71,7 +71,7 @@ class Net(pl.LightningModule):
 
 
 class AfterValidation(ModelCheckpoint):
-    """Lightning tells checkpoint callbacks apart by class and interval."""
+    """Lightning distinguishes checkpoint callbacks by class and interval."""
 
 
 def loaders(num_workers, noise, **ranks):
@@ -126,9 +126,9 @@ RUNS = {
 def test_every_checkpoint_continues_like_the_uninterrupted_run(tmp_path, options):
     whole = fit(tmp_path / "whole", seed=0, **options)
     checkpoints = sorted((tmp_path / "whole").rglob("*.ckpt"))
-    ends = {batches_seen(checkpoint) for checkpoint in checkpoints}
+    batches = {batches_seen(checkpoint) for checkpoint in checkpoints}
     per_epoch = len(whole) // EPOCHS
-    assert {2, per_epoch, per_epoch + 2, 2 * per_epoch} <= ends
+    assert {2, per_epoch, per_epoch + 2, 2 * per_epoch} <= batches
     for checkpoint in checkpoints:
         done = batches_seen(checkpoint)
         rest = fit(tmp_path / "rest", seed=1, ckpt_path=checkpoint, **options)
@@ -149,7 +149,7 @@ def test_workers_that_load_ahead_change_nothing(tmp_path, done):
     assert fit(tmp_path / "rest", seed=1, ckpt_path=checkpoint, num_workers=2, limit_val_batches=0) == whole[done:]
 
 
-def test_a_finished_run_goes_on_when_given_more_epochs(tmp_path):
+def test_a_finished_run_continues_for_more_epochs(tmp_path):
     whole = fit(tmp_path / "whole", seed=0, epochs=2)
     fit(tmp_path / "half", seed=0, epochs=1)
     for checkpoint in sorted((tmp_path / "half").rglob("step=6.ckpt")):
@@ -164,7 +164,7 @@ def test_without_the_random_states_the_same_rows_give_other_losses(tmp_path, mon
     assert [loss for _, loss in rest] != [loss for _, loss in whole[2:]]
 
 
-def test_prediction_takes_the_loader_as_it_is():
+def test_prediction_uses_the_loader_unchanged():
     class Predict(Net):
         def predict_step(self, batch):
             return batch[0]
@@ -176,7 +176,7 @@ def test_prediction_takes_the_loader_as_it_is():
 
 
 class TwoRanks(pl.LightningDataModule):
-    """Makes loaders for each rank, with random numbers of its own."""
+    """Loaders for each rank, under a random seed of the rank."""
 
     def setup(self, stage):
         pl.seed_everything(self.trainer.global_rank, verbose=False)
@@ -186,7 +186,7 @@ class TwoRanks(pl.LightningDataModule):
 
 
 class Record(pl.Callback):
-    """Writes what a rank saw to a file: its process ends with the run."""
+    """Writes the steps of a rank to a file, because its process ends with the run."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -211,9 +211,13 @@ def fit_two_ranks(folder, ckpt_path=None):
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
 
 
+def rows_of_steps(steps):
+    return {row for rows, _ in steps for row in rows}
+
+
 def test_two_ranks_continue_each_with_its_own_rows_and_random_numbers(tmp_path):
     whole = fit_two_ranks(tmp_path / "whole")
-    assert not {row for rows, _ in whole[0][:3] for row in rows} & {row for rows, _ in whole[1][:3] for row in rows}
+    assert not rows_of_steps(whole[0][:3]) & rows_of_steps(whole[1][:3])
     checkpoint = tmp_path / "whole" / "epoch=0-step=2.ckpt"
     first, second = torch.load(checkpoint, weights_only=True)["callbacks"]["RngState"]["ranks"]
     assert not torch.equal(first["torch"], second["torch"])

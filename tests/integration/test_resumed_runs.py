@@ -1,4 +1,4 @@
-"""A run is resumed as it was, in its folder, in a new one or where it was moved; another run is refused."""
+"""A run resumes in its folder, in a new one or in the one it was moved to; with other settings it is refused."""
 
 import shutil
 
@@ -13,20 +13,20 @@ from lightning_softprompt.checkpoints.prompt_file import read_prompt
 from lightning_softprompt.cli.app import main
 from lightning_softprompt.runs.run_spec import last_folder
 
-NAMED = ["negative", "neutral", "positive"]
+CLASSES = ["negative", "neutral", "positive"]
 REORDERED = '--data.labels={"positive": "good", "neutral": "one", "negative": "bad"}'
 OPPOSITE = {"negative": "positive", "positive": "negative"}
 
 
-def write(path, rows):
-    write_rows(path, rows)
+def with_opposite_labels(rows):
+    return [{**row, "label": OPPOSITE.get(row["label"], row["label"])} for row in rows]
 
 
 @pytest.fixture
 def argv(tmp_path, rows, tiny_folder):
-    """Options of a run whose validation labels are the wrong ones, so that it is best long before its end."""
-    write(tmp_path / "train.jsonl", rows * 3)
-    write(tmp_path / "validation.jsonl", [{**row, "label": OPPOSITE.get(row["label"], row["label"])} for row in rows])
+    """Options of a run with wrong validation labels, so that its best checkpoint is an early one."""
+    write_rows(tmp_path / "train.jsonl", rows * 3)
+    write_rows(tmp_path / "validation.jsonl", with_opposite_labels(rows))
     return [
         "--model=PromptTuning", "--model.length=3", "--model.optimizer=AdamW", "--model.optimizer.lr=0.1",
         "--data=ClassificationDataModule", f"--data.train={tmp_path / 'train.jsonl'}", "--data.batch_size=8",
@@ -39,7 +39,7 @@ def argv(tmp_path, rows, tiny_folder):
 
 @pytest.fixture
 def fit(argv):
-    """A function that trains; gives the folder."""
+    """A function that trains and returns the run folder."""
 
     def fit(steps, *options):
         assert main(["fit", *argv, f"--trainer.max_steps={steps}", *options]) == 0
@@ -48,31 +48,32 @@ def fit(argv):
     return fit
 
 
-def best_of(folder, name="best"):
+def step_of(folder, name="best"):
     return load_checkpoint(folder / "checkpoints" / f"{name}.ckpt")["global_step"]
 
 
-def check_same_end(whole, resumed):
+def steps_of_best_checkpoints(folder):
+    return {path.name: step_of(folder, path.stem) for path in folder.glob("checkpoints/best*.ckpt")}
+
+
+def check_equal_ends(whole, resumed):
     for path in whole.glob("*.safetensors"):
         one, other = read_prompt(path), read_prompt(resumed / path.name)
         assert all(torch.equal(tensor, other.tensors[name]) for name, tensor in one.tensors.items()), path.name
-    bests = [sorted((path.name, best_of(each, path.stem)) for path in each.glob("checkpoints/best*.ckpt"))
-             for each in (whole, resumed)]  # fmt: skip
-    assert bests[0] == bests[1]
-    found = [read_metrics(each)["best"] for each in (whole, resumed)]
-    assert found[0] == found[1]
+    assert steps_of_best_checkpoints(whole) == steps_of_best_checkpoints(resumed)
+    assert read_metrics(whole)["best"] == read_metrics(resumed)["best"]
 
 
 @pytest.mark.parametrize("options", [[], ["--replicas=2"]], ids=["one prompt", "replicas"])
 def test_the_best_prompt_survives_a_move_and_a_new_folder(fit, tmp_path, options, recwarn):
     whole, half = fit(8, *options), fit(5, *options)
-    assert best_of(whole) < 5, "nothing could be lost"
+    assert step_of(whole) < 5, "the best checkpoint must be older than the resumed one"
     new = fit(8, *options, f"--ckpt_path={half / 'checkpoints' / 'last.ckpt'}", "--run.name=new")
-    check_same_end(whole, new)
+    check_equal_ends(whole, new)
     shutil.move(half.parent, tmp_path / "moved" / "default")
     moved = fit(8, *options, f"--run.folder={tmp_path / 'moved'}", "--ckpt_path=last", f"--run.name={half.name}")
     assert moved == tmp_path / "moved" / "default" / half.name
-    check_same_end(moved.parent / whole.name, moved)
+    check_equal_ends(moved.parent / whole.name, moved)
     assert not [warning for warning in recwarn if "dirpath" in str(warning.message)]
 
 
@@ -81,13 +82,13 @@ def test_a_best_checkpoint_that_is_gone_is_reported(fit, caplog):
     (half / "checkpoints" / "best.ckpt").unlink()
     resumed = fit(8, f"--ckpt_path={half / 'checkpoints' / 'last.ckpt'}")
     assert "only later validations are considered" in caplog.text
-    assert best_of(resumed) > 5
+    assert step_of(resumed) > 5
 
 
 def test_other_rows_and_settings_are_refused_before_anything_is_written(fit, argv, tmp_path, rows, capsys):
     half = fit(4)
     config = (half / "config.yaml").read_bytes()
-    write(tmp_path / "train.jsonl", [{**row, "label": OPPOSITE.get(row["label"], row["label"])} for row in rows * 3])
+    write_rows(tmp_path / "train.jsonl", with_opposite_labels(rows * 3))
     again = ["fit", *argv, "--trainer.max_steps=6", "--ckpt_path=last"]
     capsys.readouterr()
     assert main([*again, "--trainer.accumulate_grad_batches=2"]) == 2
@@ -96,7 +97,7 @@ def test_other_rows_and_settings_are_refused_before_anything_is_written(fit, arg
     assert "trainer.accumulate_grad_batches was 1 and is 2" in error
     assert (half / "config.yaml").read_bytes() == config
     assert main([*again, "--run.accept_changes=train_rows"]) == 0
-    assert main([*again, "--trainer.max_steps=8"]) == 0, "the changed rows are those of the run from now on"
+    assert main([*again, "--trainer.max_steps=8"]) == 0, "the run has accepted the changed rows"
 
 
 def test_a_file_that_was_moved_is_no_change(fit, tmp_path):
@@ -127,13 +128,17 @@ def test_a_name_that_was_used_is_refused(fit, argv, capsys):
 def test_a_trained_head_is_refused_for_other_classes(fit, tmp_path, rows, capsys):
     folder = fit(2, "--model.readout=ClassHead")
     prompt = folder / "prompt.safetensors"
-    assert class_names(read_prompt(prompt).method) == NAMED
-    write(tmp_path / "test.jsonl", rows)
-    here = ["--trainer.accelerator=cpu", f"--run.folder={tmp_path / 'runs'}", f"--data.test={tmp_path / 'test.jsonl'}"]
-    question = [*here, f"--data.predict={tmp_path / 'test.jsonl'}", f"--init_from={prompt}"]
+    assert class_names(read_prompt(prompt).method) == CLASSES
+    write_rows(tmp_path / "test.jsonl", rows)
+    shared = [
+        "--trainer.accelerator=cpu",
+        f"--run.folder={tmp_path / 'runs'}",
+        f"--data.test={tmp_path / 'test.jsonl'}",
+    ]
+    predict = [*shared, f"--data.predict={tmp_path / 'test.jsonl'}", f"--init_from={prompt}"]
     best = f"--ckpt_path={folder / 'checkpoints' / 'best.ckpt'}"
-    for command in (["test", *here, best], ["validate", *here, best], ["predict", *question]):
+    for command in (["test", *shared, best], ["validate", *shared, best], ["predict", *predict]):
         capsys.readouterr()
         assert main([*command, REORDERED]) == 2
-        assert f"for the classes {NAMED}, in this order, but the data has {NAMED[::-1]}" in capsys.readouterr().err
-    assert main(["test", *here, best]) == 0
+        assert f"for the classes {CLASSES}, in this order, but the data has {CLASSES[::-1]}" in capsys.readouterr().err
+    assert main(["test", *shared, best]) == 0

@@ -1,4 +1,4 @@
-"""Tagging as a user does it: from the command line, on tiny backbones and on a real encoder."""
+"""Tagging from the command line, on tiny backbones and on a real encoder."""
 
 import io
 import json
@@ -6,7 +6,7 @@ import random
 
 import pytest
 import wandb_file
-from row_files import read_rows
+from row_files import read_rows, write_splits
 from runs import read_metrics
 
 from lightning_softprompt.checkpoints.prompt_file import read_prompt
@@ -23,24 +23,22 @@ ENTITIES = {  # in the tokens of tiny backbones, `sad!` and `text?` are two
 }
 
 
-def sentence(draw):
+def make_sentence(generator):
+    phrases = [(word,) for word in PLAIN] + list(ENTITIES) * 2
     words, tags = [], []
-    for _ in range(draw.randint(1, 5)):
-        one = draw.choice([(word,) for word in PLAIN] + list(ENTITIES) * 2)
-        words += one
-        tags += ENTITIES.get(one, ("O",))
+    for _ in range(generator.randint(1, 5)):
+        phrase = generator.choice(phrases)
+        words += phrase
+        tags += ENTITIES.get(phrase, ("O",))
     return {"tokens": words, "tags": tags}
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """Files of made-up sentences."""
-    draw = random.Random(0)
-    path = tmp_path / "data"
-    path.mkdir()
-    for name, count in (("train", 160), ("validation", 40), ("test", 40)):
-        (path / f"{name}.jsonl").write_text("".join(json.dumps(sentence(draw)) + "\n" for _ in range(count)))
-    return path
+    """Files of random sentences."""
+    generator = random.Random(0)
+    sentences = [make_sentence(generator) for _ in range(240)]
+    return write_splits(tmp_path / "data", train=sentences[:160], validation=sentences[160:200], test=sentences[200:])
 
 
 @pytest.fixture
@@ -55,11 +53,11 @@ def common(tmp_path, folder, tiny_folder):
     return common
 
 
-def report(stage):
+def last_metrics(stage):
     return read_metrics(last_folder())[stage]
 
 
-def lines(name):
+def read_lines(name):
     return read_rows(last_folder() / name)
 
 
@@ -68,29 +66,31 @@ def test_it_learns_is_tested_and_predicts(common, folder, family, monkeypatch, c
     longer = "--data.template=one label{soft} : {tokens} . it is{target}"
     rate = "--model.optimizer={class_path: AdamW, init_args: {lr: 0.03}}"
     limits = ["--trainer.max_epochs=16", "--trainer.check_val_every_n_epoch=4", "--run.wandb=disabled"]
-    asked = [*common(family), longer, "--data.batch_size=8", "--model.readout=TokenHead"]
-    assert main(["fit", *asked, *limits, rate]) == 0
+    options = [*common(family), longer, "--data.batch_size=8", "--model.readout=TokenHead"]
+    assert main(["fit", *options, *limits, rate]) == 0
     run = last_folder()
-    assert report("val")["val/accuracy"] > 0.9
-    assert report("val")["val/f1"] > 0.9
+    assert last_metrics("val")["val/accuracy"] > 0.9
+    assert last_metrics("val")["val/f1"] > 0.9
     assert read_metrics(run)["best"]["metric"] == "val/f1"
     saved = read_prompt(run / "prompt.safetensors").tensors
     assert saved["readout.linear.weight"].shape == (5, 32)
 
     assert main(["test", f"--ckpt_path={run / 'checkpoints' / 'best.ckpt'}"]) == 0
     rows = read_rows(folder / "test.jsonl")
-    records = lines("test_predictions.jsonl")
+    records = read_lines("test_predictions.jsonl")
     assert [record["target"] for record in records] == [row["tags"] for row in rows]
-    pairs = [pair for r in records for pair in zip(r["prediction"], r["target"], strict=True)]
-    assert report("test")["test/accuracy"] == pytest.approx(sum(a == b for a, b in pairs) / len(pairs))
-    assert report("test")["test/accuracy"] > 0.9
+    predictions = [tag for record in records for tag in record["prediction"]]
+    targets = [tag for record in records for tag in record["target"]]
+    num_correct = sum(a == b for a, b in zip(predictions, targets, strict=True))
+    assert last_metrics("test")["test/accuracy"] == pytest.approx(num_correct / len(targets))
+    assert last_metrics("test")["test/accuracy"] > 0.9
 
     assert fold.main([str(run / "prompt.safetensors"), "--out", str(folder / "folded.safetensors")]) == 0
-    folded = [word for word in asked if not word.startswith("--model.length") and word != "--model=PTuningV2"]
-    given = ["--model=Folded", f"--model.path={folder / 'folded.safetensors'}", "--run.wandb=disabled"]
-    expected = report("test")
-    assert main(["test", *given, *folded]) == 0
-    assert report("test") == pytest.approx(expected, abs=1e-6)
+    shared = [word for word in options if not word.startswith(("--model.length", "--model=PTuningV2"))]
+    method = ["--model=Folded", f"--model.path={folder / 'folded.safetensors'}", "--run.wandb=disabled"]
+    expected = last_metrics("test")
+    assert main(["test", *method, *shared]) == 0
+    assert last_metrics("test") == pytest.approx(expected, abs=1e-6)
 
     words = ["this", "film", "is", "very", "good"]
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(json.dumps({"tokens": words}).encode())))
@@ -106,7 +106,7 @@ def test_it_learns_is_tested_and_predicts(common, folder, family, monkeypatch, c
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ([], "LabelWords requires label words, but the classes ['B-MOOD', 'B-THING', 'I-MOOD'] have none"),
         (["--model.readout=RankedChoices"], "set --model.readout to TokenHead"),
@@ -117,51 +117,56 @@ def test_it_learns_is_tested_and_predicts(common, folder, family, monkeypatch, c
         (["--model.readout=TokenHead", "--data.tokens_column=words"], "no column 'words'"),
     ],
 )
-def test_a_mistake_is_told_in_two_lines(common, capsys, options, told):
+def test_a_mistake_is_reported_in_two_lines(common, capsys, options, message):
     assert main(["fit", *common("llama"), "--trainer.max_steps=2", *options]) == 2
     error = capsys.readouterr().err.splitlines()
-    assert [line for line in error if line.startswith("error: ") and told in line]
+    assert [line for line in error if line.startswith("error: ") and message in line]
 
 
-def test_replicas_are_scored_together_and_cut_words_are_left_out(common):
+def test_replicas_are_scored_together_and_truncated_words_are_not_scored(common):
     limits = ["--trainer.max_steps=4", "--trainer.val_check_interval=4", "--model.readout=TokenHead"]
     assert main(["fit", *common("bert"), *limits, "--replicas=2", "--data.max_tokens=8"]) == 0
     (*_, table) = wandb_file.read_run(last_folder()).tables("val/predictions")
     assert any("None" in row[3] for row in table["data"])
-    assert {"val/f1", "val/f1/replica_2", "val/f1/ensemble", "val/accuracy/ensemble"} <= report("val").keys()
+    assert {"val/f1", "val/f1/replica_2", "val/f1/ensemble", "val/accuracy/ensemble"} <= last_metrics("val").keys()
     assert main(["test", f"--ckpt_path={last_folder() / 'checkpoints' / 'last.ckpt'}"]) == 0
-    records = lines("test_predictions.jsonl")
+    records = read_lines("test_predictions.jsonl")
     assert any(None in record["prediction"] for record in records)
     for record in records:
         assert [tag is None for tag in record["prediction"]] == [tag is None for tag in record["target"]]
 
 
 NAMES, PLACES = ("Anna", "Carlos", "Maria Lopez", "John Smith", "Fatima"), ("Paris", "New York", "Berlin", "Lima")
-SAID = ("{name} flew from {place} to {other} .", "In {place} , {name} met a friend .", "{name} lives in {place} .")
+SENTENCES = ("{name} flew from {place} to {other} .", "In {place} , {name} met a friend .", "{name} lives in {place} .")
+KINDS = {"{name}": "PER", "{place}": "LOC", "{other}": "LOC"}
 
 
-def story(draw):
-    filled = {"name": draw.choice(NAMES), "place": draw.choice(PLACES), "other": draw.choice(PLACES)}
+def make_story(generator):
+    values = {
+        "{name}": generator.choice(NAMES), "{place}": generator.choice(PLACES), "{other}": generator.choice(PLACES),
+    }  # fmt: skip
     row = {"tokens": [], "tags": []}
-    for part in draw.choice(SAID).split():
-        words = filled.get(part.strip("{}"), part).split()
-        kind = {"{name}": "PER", "{place}": "LOC", "{other}": "LOC"}.get(part)
-        row["tokens"] += words
-        row["tags"] += [f"{'I' if i else 'B'}-{kind}" if kind else "O" for i in range(len(words))]
+    for part in generator.choice(SENTENCES).split():
+        first, *others = values.get(part, part).split()
+        row["tokens"] += [first, *others]
+        if part in KINDS:
+            row["tags"] += [f"B-{KINDS[part]}", *(f"I-{KINDS[part]}" for _ in others)]
+        else:
+            row["tags"].append("O")
     return row
 
 
 @pytest.mark.slow
 def test_a_real_encoder_finds_people_and_places(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    draw = random.Random(0)
-    for name, count in (("train", 96), ("validation", 32)):
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(story(draw)) + "\n" for _ in range(count)))
+    generator = random.Random(0)
+    stories = [make_story(generator) for _ in range(128)]
+    write_splits(tmp_path, train=stories[:96], validation=stories[96:])
     assert main([
         "fit", "--backbone.name", "all-minilm-l6-v2", "--model", "PTuningV2", "--model.length", "8",
         "--model.readout", "TokenHead", "--data", "TaggingDataModule", "--data.path", ".",
         "--data.tags", "[O, B-PER, I-PER, B-LOC, I-LOC]", "--data.batch_size", "8", "--trainer.max_epochs", "4",
         "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--run.wandb", "disabled",
     ]) == 0  # fmt: skip
-    assert report("val")["val/f1"] > 0.9
+    assert last_metrics("val")["val/f1"] > 0.9
     assert read_metrics(last_folder())["trainable_parameters"] == (8 * 2 * 6 * 384 + 384 * 5 + 5)

@@ -1,4 +1,4 @@
-"""What a run leaves of answers that are text: the command line on a task that says the document's words backwards."""
+"""Records of runs whose predictions are text, on a task whose prediction is the words of the document backwards."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ DOCUMENTS = ("a warm and funny film", "dull", "is it a sad story ?", "a dog and 
 
 
 class BackwardsEvaluation(Evaluation):
-    """Scores `overlap`, the share of the answer's words that the target has, and `words`; in `val` of odd rows only."""
+    """Scores `overlap`, the share of the predicted words in the target, and `words`, but no text with a dog."""
 
     monitor = ("overlap", "max")
     ranks = "overlap"
@@ -27,17 +27,16 @@ class BackwardsEvaluation(Evaluation):
         self.reset()
 
     def predict(self, lm, batch):
-        return [{"prediction": self.said(example), "scores": None} for example in batch.examples]
-
-    def said(self, example):
-        return " ".join(reversed(example.fields["document"].split()))
+        documents = [example.fields["document"].split() for example in batch.examples]
+        return [{"prediction": " ".join(reversed(words)), "scores": None} for words in documents]
 
     def update(self, lm, batch):
         records = []
         for example, record in zip(batch.examples, self.predict(lm, batch), strict=True):
             words, target = record["prediction"].split(), example.target.split()
-            scores = {"overlap": sum(word in target for word in words) / len(words), "words": float(len(words))}
-            self.overlaps.append(scores["overlap"])
+            overlap = sum(word in target for word in words) / len(words)
+            self.overlaps.append(overlap)
+            scores = {"overlap": overlap, "words": float(len(words))}
             records.append({**record, "target": example.target, "scores": scores if "dog" not in words else None})
         return records
 
@@ -64,18 +63,13 @@ class BackwardsDataModule(SoftPromptDataModule):
         return BackwardsEvaluation()
 
 
-def rows_of(documents):
+def make_rows(documents):
     return [{"document": text, "summary": f"{text.split()[0]} film"} for text in documents]
-
-
-def written(path, rows):
-    write_rows(path, rows)
-    return path
 
 
 @pytest.fixture
 def options(tmp_path, tiny_folder):
-    written(tmp_path / "rows.jsonl", rows_of(DOCUMENTS))
+    write_rows(tmp_path / "rows.jsonl", make_rows(DOCUMENTS))
     splits = [f"--data.{split}={tmp_path / 'rows.jsonl'}" for split in ("train", "validation", "test", "predict")]
     return [
         f"--backbone.name={tiny_folder('llama')}",
@@ -90,7 +84,7 @@ def options(tmp_path, tiny_folder):
     ]
 
 
-def test_a_test_leaves_lines_with_all_scores_and_a_page_of_cases(options):
+def test_a_test_writes_lines_with_all_scores_and_a_page_of_cases(options):
     assert main(["test", *options]) == 0
     lines = read_rows(last_folder() / "test_predictions.jsonl")
     assert [line["row"] for line in lines] == list(range(len(DOCUMENTS)))
@@ -117,7 +111,7 @@ def test_the_table_of_a_validation_has_a_column_for_each_score(options):
     assert table["data"][3][3:] == ["dog a and dog a", None, None]
 
 
-def test_predictions_of_text_say_no_target(options):
+def test_predictions_of_text_have_no_target(options):
     assert main(["predict", *options]) == 0
     lines = read_rows(last_folder() / "predictions.jsonl")
     assert lines[1] == {"row": 1, "input": "dull :", "prediction": "dull", "scores": None}
@@ -125,20 +119,20 @@ def test_predictions_of_text_say_no_target(options):
 
 @pytest.mark.parametrize("empty", ["", " \n\t"], ids=["nothing", "spaces"])
 def test_an_empty_document_is_an_error_with_its_line_or_is_skipped(options, tmp_path, capsys, caplog, empty):
-    rows = rows_of(DOCUMENTS)
-    path = written(tmp_path / "empty.jsonl", [rows[0], {**rows[1], "document": empty}, rows[2]])
-    given = [*options, f"--data.test={path}"]
-    assert main(["test", *given]) == 2
+    rows = make_rows(DOCUMENTS)
+    path = write_rows(tmp_path / "empty.jsonl", [rows[0], {**rows[1], "document": empty}, rows[2]])
+    command_options = [*options, f"--data.test={path}"]
+    assert main(["test", *command_options]) == 2
     assert f"error: {path}:2: column 'document' is empty" in capsys.readouterr().err
-    assert main(["test", *given, "--data.on_bad_row=skip"]) == 0
+    assert main(["test", *command_options, "--data.on_bad_row=skip"]) == 0
     assert any("1 of the test rows were skipped" in record.getMessage() for record in caplog.records)
     assert len((last_folder() / "test_predictions.jsonl").read_text().splitlines()) == 2
 
 
 def test_of_several_columns_some_may_be_empty(options, tmp_path, capsys):
-    path = written(tmp_path / "two.jsonl", [{**rows_of(DOCUMENTS)[0], "hint": ""}])
-    given = [*options, "--data.template={soft}{hint} {document} :{target}", f"--data.test={path}"]
-    assert main(["test", *given]) == 0
-    written(path, [{"document": " ", "hint": "", "summary": "dull"}])
-    assert main(["test", *given]) == 2
+    path = write_rows(tmp_path / "two.jsonl", [{**make_rows(DOCUMENTS)[0], "hint": ""}])
+    command_options = [*options, "--data.template={soft}{hint} {document} :{target}", f"--data.test={path}"]
+    assert main(["test", *command_options]) == 0
+    write_rows(path, [{"document": " ", "hint": "", "summary": "dull"}])
+    assert main(["test", *command_options]) == 2
     assert "two.jsonl:1: column 'hint' is empty and column 'document' is empty" in capsys.readouterr().err

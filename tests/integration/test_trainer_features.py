@@ -1,11 +1,9 @@
-"""What Lightning's Trainer offers, on the project's rows and prompts: it does what it says, or is refused by name."""
-
-import csv
-import json
+"""Features of Lightning's Trainer work with the rows and prompts of the project, or are refused by name."""
 
 import pytest
 import torch
 from row_files import read_rows, write_rows
+from runs import read_column, read_losses, read_metrics
 from spies import Rows
 
 from lightning_softprompt.callbacks.recovery.run_start import RunStart
@@ -17,7 +15,7 @@ LONG = " ".join(["very"] * 12)
 
 @pytest.fixture
 def argv(tmp_path, tiny_folder):
-    """Options of a run on 24 rows, of which the second half are long and bad."""
+    """Options of a run on 24 rows; the second half of them is long and negative."""
     rows = [{"text": f"good {i % 3}", "label": "positive"} for i in range(12)]
     rows += [{"text": f"{LONG} {i % 3}", "label": "negative"} for i in range(12)]
     path = tmp_path / "rows.jsonl"
@@ -40,16 +38,11 @@ def fit(argv):
     return fit
 
 
-def column(folder, name):
-    with (folder / "metrics.csv").open() as file:
-        return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
-
-
-def test_a_limited_test_scores_short_and_long_rows_and_says_which(fit, argv, caplog):
+def test_a_limited_test_scores_short_and_long_rows_and_logs_which(fit, argv, caplog):
     folder = fit("--trainer.max_steps=1")
     caplog.clear()
-    of_run = ["--run.name=limited", f"--ckpt_path={folder / 'checkpoints' / 'last.ckpt'}"]
-    assert main(["test", *argv, *of_run, "--trainer.limit_test_batches=0.34"]) == 0
+    run_options = ["--run.name=limited", f"--ckpt_path={folder / 'checkpoints' / 'last.ckpt'}"]
+    assert main(["test", *argv, *run_options, "--trainer.limit_test_batches=0.34"]) == 0
     records = read_rows(last_folder() / "test_predictions.jsonl")
     assert [record["target"] for record in records].count("positive") == len(records) / 2 == 4
     assert "limit_test_batches=0.34: test scores 8 of 24 rows, an even sample" in caplog.text
@@ -63,44 +56,43 @@ def test_overfitting_trains_on_the_same_batches_in_each_epoch(fit, caplog):
     assert "each epoch trains on the batches of the first one" in caplog.text
 
 
-def test_a_schedule_by_plateaus_goes_by_validations_and_goes_on_as_if_it_had_not_stopped(fit):
+def load_rate(folder):
+    """Returns the learning rate in a checkpoint."""
+    checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    return checkpoint["optimizer_states"][0]["param_groups"][0]["lr"]
+
+
+def count_plateaus(values):
+    """Returns how many values are not above the maximum of those before them."""
+    return sum(value <= max(values[:n]) for n, value in enumerate(values) if n > 0)
+
+
+def test_a_plateau_schedule_depends_on_validations_and_resumes_exactly(fit):
     options = ["--model.optimizer=SGD", "--model.optimizer.lr=0.1", "--model.scheduler=ReduceLROnPlateau"]
     options += ["--model.scheduler.monitor=val/accuracy", "--model.scheduler.mode=max", "--model.scheduler.patience=0"]
     options += ["--trainer.val_check_interval=2", "--trainer.max_epochs=-1"]
     whole = fit(*options, "--trainer.max_steps=8")
-
-    def rate(folder):
-        return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["optimizer_states"][0][
-            "param_groups"
-        ][0]["lr"]
-
-    assert rate(whole) < 0.1
-    assert rate(whole) == pytest.approx(0.1 * 0.1 ** sum(
-        later <= max(before) for *before, later in _prefixes(column(whole, "val/accuracy"))
-    ))  # fmt: skip
+    num_reductions = count_plateaus([float(value) for value in read_column(whole, "val/accuracy")])
+    assert load_rate(whole) < 0.1
+    assert load_rate(whole) == pytest.approx(0.1 * 0.1**num_reductions)
     half = fit(*options, "--trainer.max_steps=4")
     rest = fit(*options, "--trainer.max_steps=8", f"--ckpt_path={half / 'checkpoints' / 'last.ckpt'}")
-    assert column(half, "train/loss") + column(rest, "train/loss") == column(whole, "train/loss")
-    assert rate(rest) == rate(whole)
+    assert read_losses(half) + read_losses(rest) == read_losses(whole)
+    assert load_rate(rest) == load_rate(whole)
 
 
-def _prefixes(values):
-    return [values[: n + 1] for n in range(1, len(values))]
-
-
-def test_a_schedule_that_is_as_long_as_the_training_goes_on_bit_for_bit(fit, tmp_path):
+def test_a_schedule_that_is_as_long_as_the_training_resumes_bit_for_bit(fit, tmp_path):
     options = ["--model.scheduler=OneCycleLR", "--model.scheduler.max_lr=0.1", "--model.scheduler.total_steps=12"]
-    kept = ["ModelCheckpoint", "every_n_train_steps=4", "filename={step}", f"dirpath={tmp_path}", "save_top_k=-1"]
-    whole = fit("--trainer.max_epochs=2", *options, *(
-        f"--trainer.callbacks{'=' if n == 0 else '.'}{option}" for n, option in enumerate(kept)
-    ))  # fmt: skip
+    saving = ["every_n_train_steps=4", "filename={step}", f"dirpath={tmp_path}", "save_top_k=-1"]
+    checkpoints = ["--trainer.callbacks=ModelCheckpoint", *(f"--trainer.callbacks.{option}" for option in saving)]
+    whole = fit("--trainer.max_epochs=2", *options, *checkpoints)
     rest = fit("--trainer.max_epochs=2", *options, f"--ckpt_path={tmp_path / 'step=4.ckpt'}")
-    assert column(rest, "train/loss") == column(whole, "train/loss")[4:]
+    assert read_losses(rest) == read_losses(whole)[4:]
 
 
-def test_the_watched_metric_may_be_chosen(fit):
+def test_the_monitored_metric_is_an_option(fit):
     folder = fit("--trainer.max_epochs=1", "--run.monitor=macro_f1")
-    report = json.loads((folder / "metrics.json").read_text())
+    report = read_metrics(folder)
     assert report["best"]["metric"] == "val/macro_f1"
     assert report["best"]["value"] == report["val"]["val/macro_f1"]
 
@@ -153,8 +145,8 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("mistake", REFUSED.values(), ids=REFUSED)
-def test_what_cannot_run_is_refused_in_two_lines_before_there_is_a_folder(mistake, argv, tmp_path, capsys):
-    options, named = mistake
+def test_what_cannot_run_is_refused_in_two_lines_before_a_folder_exists(mistake, argv, tmp_path, capsys):
+    options, message = mistake
     try:
         code = main(["fit", *argv, "--trainer.max_epochs=2", *options])
     except SystemExit as exit:
@@ -162,15 +154,15 @@ def test_what_cannot_run_is_refused_in_two_lines_before_there_is_a_folder(mistak
     error = [line for line in capsys.readouterr().err.splitlines() if not line.startswith(("Seed set", "Loading"))]
     assert code == 2
     assert error[-2].startswith("error: ")
-    assert named in error[-2]
+    assert message in error[-2]
     assert not (tmp_path / "runs").exists()
 
 
 def test_an_error_of_a_library_names_its_kind_and_place(argv, monkeypatch, capsys):
-    def fails(*arguments):
+    def fail(*arguments):
         raise KeyError("within")
 
-    monkeypatch.setattr(RunStart, "on_train_start", fails)
+    monkeypatch.setattr(RunStart, "on_train_start", fail)
     assert main(["fit", *argv]) == 2
     error = capsys.readouterr().err.splitlines()
     assert error[-2].startswith("error: KeyError at ")
