@@ -20,7 +20,7 @@ class BackwardsEvaluation(Evaluation):
     """Scores `overlap`, the share of the predicted words in the target, and `words`, but no text with a dog."""
 
     monitor = ("overlap", "max")
-    ranks = "overlap"
+    ranking_score = "overlap"
 
     def __init__(self):
         super().__init__()

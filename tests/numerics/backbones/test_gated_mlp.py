@@ -1,4 +1,4 @@
-"""Gated perceptrons against those of the models, and against finite differences."""
+"""Gated perceptrons compared with those of the models and with finite differences."""
 
 from copy import deepcopy
 
@@ -23,27 +23,28 @@ def test_it_computes_what_the_model_computes(dtype, error, trained):
     ours = deepcopy(model)
     assert use_lean_gated_mlp(ours) == 1
     hidden = torch.randn(2, 5, 12, dtype=dtype).requires_grad_()
-    found = []
+    results = []
     for module in (ours, model):
+        leaves = [hidden, *(module.parameters() if trained else ())]
         out = module(hidden)
-        found.append([out, *torch.autograd.grad(out.square().sum(), [hidden, *module.parameters()][: 1 + 3 * trained])])
-    assert_close(*found, rtol=error, atol=error)
+        results.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
+    assert_close(*results, rtol=error, atol=error)
 
 
-def test_its_gradient_is_that_of_finite_differences():
+def test_its_gradient_equals_finite_differences():
     both = [torch.randn(3, 7, dtype=torch.float64, requires_grad=True) for _ in range(2)]
     assert torch.autograd.gradcheck(GatedUnit.apply, both)
 
 
-def test_a_perceptron_that_computes_something_else_is_left_alone():
+def test_a_perceptron_that_computes_something_else_is_not_changed():
     assert use_lean_gated_mlp(GemmaMLP(GemmaConfig(**SIZES, hidden_activation="gelu_pytorch_tanh"))) == 0
     assert use_lean_gated_mlp(torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.SiLU())) == 0
 
 
 @pytest.mark.parametrize("family", ["llama"])
-def test_backbones_have_them_and_save_a_third_less_of_what_they_are_given(family, load):
+def test_backbones_use_them_and_save_a_third_less_for_the_backward_pass(family, load):
     backbone, saved = load(family), []
-    assert use_lean_gated_mlp(backbone.model) == 0  # each has been found
+    assert use_lean_gated_mlp(backbone.model) == 0  # all are replaced already
     tokens, batch = backbone.embed(torch.tensor([[7, 8]])).requires_grad_(), batch_of(backbone.codec)
     inner = backbone.model.config.intermediate_size
 
@@ -51,15 +52,15 @@ def test_backbones_have_them_and_save_a_third_less_of_what_they_are_given(family
         saved.append(tensor.numel() * (tensor.dim() == 3 and tensor.shape[2] == inner))  # weights have two axes
         return tensor
 
-    def kept():
+    def count_saved():
         saved.clear()
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             backbone(batch, SoftPrompt(tokens=tokens))
         return sum(saved)
 
-    kept()  # the first tries out how to run
-    ours = kept()
+    count_saved()  # the first run selects an execution path
+    ours = count_saved()
     perceptrons = [module for module in backbone.modules() if "MLP" in type(module).__name__]
     for module in perceptrons:
         del module.forward
-    assert ours * 3 == kept() * 2 > 0
+    assert ours * 3 == count_saved() * 2 > 0

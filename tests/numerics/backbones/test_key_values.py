@@ -1,4 +1,4 @@
-"""Keys and values from outside: like those of a text before the row, like transformers' own caches, like a loop."""
+"""Keys and values of a prompt compared with a text before the row, caches of transformers, and a loop."""
 
 from dataclasses import replace
 
@@ -23,20 +23,20 @@ def random_pairs(backbone, kind, rows=1, length=3, layers=None):
     return {layer: (torch.randn(shape), torch.randn(shape)) for layer in numbers}
 
 
-def of_text(backbone, ids):
-    made = backbone.keys_and_values(torch.tensor(ids))["self"]
-    return SoftPrompt(kv={"self": {n: (layer[:1], layer[1:]) for n, layer in enumerate(made)}})
+def prompt_of_text(backbone, ids):
+    layers = backbone.keys_and_values(torch.tensor(ids))["self"]
+    return SoftPrompt(kv={"self": {n: (layer[:1], layer[1:]) for n, layer in enumerate(layers)}})
 
 
-def behind(batch, ids):
-    """The rows with a text before them."""
-    before = torch.tensor(ids).expand(len(batch), -1)
-    yes = torch.ones_like(before, dtype=torch.bool)
+def with_text_before(batch, ids):
+    """Returns the rows with a text before them."""
+    text = torch.tensor(ids).expand(len(batch), -1)
+    is_text = torch.ones_like(text, dtype=torch.bool)
     return replace(
         batch,
-        input_ids=torch.cat([before, batch.input_ids], 1),
-        mask=torch.cat([yes, batch.mask], 1),
-        source=torch.cat([yes, batch.source], 1),
+        input_ids=torch.cat([text, batch.input_ids], 1),
+        mask=torch.cat([is_text, batch.mask], 1),
+        source=torch.cat([is_text, batch.source], 1),
         slots=batch.slots + len(ids),
     )
 
@@ -44,37 +44,39 @@ def behind(batch, ids):
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("family", CAUSAL)
 @torch.no_grad()
-def test_those_of_a_text_act_like_the_text(family, load, packed):
+def test_keys_and_values_of_a_text_act_like_the_text(family, load, packed):
     backbone = load(family, packed=packed)
     ids = backbone.codec.ids("it is a sad story")
     batch = batch_of(backbone.codec)
-    said = backbone(batch, of_text(backbone, ids))
-    assert_close(real(batch, said), real(batch, backbone(behind(batch, ids))), **CLOSE)
+    logits = backbone(batch, prompt_of_text(backbone, ids))
+    expected = backbone(with_text_before(batch, ids))
+    assert_close(real(batch, logits), real(batch, expected), **CLOSE)
 
 
 @pytest.mark.parametrize("family", CAUSAL)
 @pytest.mark.parametrize("options", [{}, {"use_cache": False}, {"cache_implementation": "static"}, {"num_beams": 3}])
-def test_generation_hears_those_of_a_text_like_the_text(backbone, options):
+def test_generation_with_keys_and_values_of_a_text_equals_generation_after_the_text(backbone, options):
     ids = backbone.codec.ids("it is a sad story")
     batch = batch_of(backbone.codec)
-    said = backbone.generate(batch, of_text(backbone, ids), max_new_tokens=5, **options)
-    assert torch.equal(said, backbone.generate(behind(batch, ids), max_new_tokens=5, **options))
+    output = backbone.generate(batch, prompt_of_text(backbone, ids), max_new_tokens=5, **options)
+    assert torch.equal(output, backbone.generate(with_text_before(batch, ids), max_new_tokens=5, **options))
 
 
 @pytest.mark.parametrize("family", CAUSAL)
 @torch.no_grad()
-def test_each_row_may_have_its_own(backbone):
+def test_each_row_may_have_its_own_keys_and_values(backbone):
     batch = batch_of(backbone.codec)
     pairs = random_pairs(backbone, "self", rows=len(batch))
     logits = backbone(batch, SoftPrompt(kv={"self": pairs}))
-    said = backbone.generate(batch, SoftPrompt(kv={"self": pairs}), max_new_tokens=4)
+    output = backbone.generate(batch, SoftPrompt(kv={"self": pairs}), max_new_tokens=4)
     for b, row in enumerate(encoded(backbone.codec, TEMPLATES["front"])):
-        own = SoftPrompt(kv={"self": {n: (k[b : b + 1], v[b : b + 1]) for n, (k, v) in pairs.items()}})
+        of_row = {layer: (key[b : b + 1], value[b : b + 1]) for layer, (key, value) in pairs.items()}
+        prompt = SoftPrompt(kv={"self": of_row})
         alone = backbone.codec.collate([row])
-        expected = backbone(alone, own)
+        expected = backbone(alone, prompt)
         assert_close(logits[b : b + 1, : expected.shape[1]], expected, **CLOSE)
-        words = backbone.generate(alone, own, max_new_tokens=4)[0]
-        assert torch.equal(said[b, : len(words)], words)
+        words = backbone.generate(alone, prompt, max_new_tokens=4)[0]
+        assert torch.equal(output[b, : len(words)], words)
 
 
 def cache_of(pairs, rows):
@@ -86,23 +88,24 @@ def cache_of(pairs, rows):
 
 @torch.no_grad()
 @pytest.mark.parametrize("family", ["bert"])
-def test_a_masked_model_hears_them_as_from_a_cache(backbone):
+def test_a_masked_model_attends_to_them_as_to_a_cache(backbone):
     (row, *_) = encoded(backbone.codec, TEMPLATES["front"])
     batch = backbone.codec.collate([row])
     pairs = random_pairs(backbone, "self")
     ids, length = batch.input_ids, 3
-    theirs = backbone.model(
+    output = backbone.model(
         input_ids=ids,
         attention_mask=torch.ones(1, length + ids.shape[1]),
         position_ids=torch.arange(ids.shape[1])[None],
         past_key_values=cache_of(pairs, 1),
-    ).logits[0, list(row.answers)]
-    assert_close(backbone(batch, SoftPrompt(kv={"self": pairs}))[0], theirs, **CLOSE)
+    )
+    expected = output.logits[0, list(row.answers)]
+    assert_close(backbone(batch, SoftPrompt(kv={"self": pairs}))[0], expected, **CLOSE)
 
 
-def attended(module, query, key, value, pair, scale, bias):
-    """One head after the other, one query after the other."""
-    key, value = (torch.cat([before, own], dim=1) for before, own in zip(pair, (key, value), strict=True))
+def attention_loop(query, key, value, pair, scale, bias):
+    """Attention head by head and query by query; a pair of keys and values precedes those of the row."""
+    key, value = torch.cat([pair[0], key], dim=1), torch.cat([pair[1], value], dim=1)
     out = torch.zeros_like(query)
     for head in range(query.shape[0]):
         for number, q in enumerate(query[head]):
@@ -115,8 +118,8 @@ def attended(module, query, key, value, pair, scale, bias):
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["encoder", "decoder", "cross"])
 @pytest.mark.parametrize("family", ["t5"])
-def test_attention_with_relative_positions_is_that_of_a_loop(backbone, kind, monkeypatch):
-    """Keys from outside have no relative position."""
+def test_attention_with_relative_positions_equals_a_loop(backbone, kind, monkeypatch):
+    """Keys of the prompt have no relative position."""
     (row, *_) = encoded(backbone.codec, TEMPLATES["front"])
     batch = backbone.codec.collate([row])
     pairs = random_pairs(backbone, kind)
@@ -129,9 +132,10 @@ def test_attention_with_relative_positions_is_that_of_a_loop(backbone, kind, mon
             bias = bias.masked_fill(~mask[0].expand_as(bias), float("-inf"))
         elif module in backbone.attentions["decoder"].modules:
             bias = bias.masked_fill(torch.ones_like(bias, dtype=torch.bool).triu(1), float("-inf"))
-        none = (key[0, :, :0], value[0, :, :0])
-        pair = tuple(t[0] for t in pairs[numbers[module]]) if module in numbers else none
-        out = attended(module, query[0], key[0], value[0], pair, scaling, bias)
+        pair = key[0, :, :0], value[0, :, :0]
+        if module in numbers:
+            pair = [tensor[0] for tensor in pairs[numbers[module]]]
+        out = attention_loop(query[0], key[0], value[0], pair, scaling, bias)
         return out[None].transpose(1, 2), None
 
     monkeypatch.setitem(transformers.modeling_utils.ALL_ATTENTION_FUNCTIONS._global_mapping, "softprompt", loop)
@@ -139,18 +143,19 @@ def test_attention_with_relative_positions_is_that_of_a_loop(backbone, kind, mon
 
 
 @torch.no_grad()
-def test_each_kind_of_attention_hears_them(backbone, family):
+def test_each_kind_of_attention_attends_to_them(backbone, family):
     batch = batch_of(backbone.codec)
     bare = real(batch, backbone(batch))
     assert set(backbone.attentions) == ({"encoder", "decoder", "cross"} if family in SEQ2SEQ else {"self"})
     for kind, sites in backbone.attentions.items():
         for layer in range(len(sites)):
             prompt = SoftPrompt(kv={kind: random_pairs(backbone, kind, layers=[layer])})
-            assert ((real(batch, backbone(batch, prompt)) - bare).abs().amax(-1) > 1e-4).all()
+            change = real(batch, backbone(batch, prompt)) - bare
+            assert (change.abs().amax(-1) > 1e-4).all()
     assert_close(real(batch, backbone(batch)), bare)
 
 
-def test_an_attention_that_is_not_there_is_named(backbone):
+def test_an_attention_that_does_not_exist_is_named(backbone):
     prompt = SoftPrompt(kv={"elsewhere": random_pairs(backbone, next(iter(backbone.attentions)))})
     batch = batch_of(backbone.codec)
     if set(backbone.attentions) == {"self"} and isinstance(backbone, CausalBackbone):
@@ -176,25 +181,25 @@ UNSUPPORTED = {
 
 
 @pytest.mark.parametrize("name", UNSUPPORTED)
-def test_models_that_cannot_are_refused_by_name(name):
+def test_unsupported_models_are_refused_by_name(name):
     cls = getattr(transformers, name)
     model = cls(cls.config_class(**UNSUPPORTED[name])).eval()
     with pytest.raises(InjectionUnsupportedError, match=name.removesuffix("ForCausalLM").removesuffix("ForMaskedLM")):
         sites_of(model)
-    assert model(torch.tensor([[1, 2, 3]])).logits.isfinite().all()  # it goes on as it was
+    assert model(torch.tensor([[1, 2, 3]])).logits.isfinite().all()  # the model is unchanged
 
 
 GROUPED = {**TINY, "num_key_value_heads": 2, "head_dim": 8}
-OWN_SCORES = {
+CHANGED_SCORES = {
     "Gemma2ForCausalLM": {**GROUPED, "attn_logit_softcapping": 5.0, "sliding_window": 64},
     "GptOssForCausalLM": {**GROUPED, "num_local_experts": 2, "num_experts_per_tok": 1, "sliding_window": 64},
 }
 
 
-@pytest.mark.parametrize("name", OWN_SCORES)
-def test_scores_with_caps_and_sinks_see_keys_and_values_as_a_text(name):
+@pytest.mark.parametrize("name", CHANGED_SCORES)
+def test_attention_with_caps_and_sinks_treats_keys_and_values_as_a_text(name):
     cls = getattr(transformers, name)
-    model = cls(cls.config_class(**OWN_SCORES[name], initializer_range=0.3, attn_implementation="eager")).eval()
+    model = cls(cls.config_class(**CHANGED_SCORES[name], initializer_range=0.3, attn_implementation="eager")).eval()
     check_like_text(model, model.model, sites_of(model), 1e-5)
 
 
@@ -202,11 +207,11 @@ def test_keys_that_do_not_act_like_a_text_are_refused(load):
     model = load("llama").model
     sites = sites_of(model)
     with pytest.raises(InjectionUnsupportedError, match="do not have the effect of the text"):
-        check_like_text(model, Halved(model.model), sites, 1e-3)
+        check_like_text(model, ScaledByLength(model.model), sites, 1e-3)
 
 
-class Halved(torch.nn.Module):
-    """A stack whose results depend on how many tokens it is given."""
+class ScaledByLength(torch.nn.Module):
+    """A stack whose output is multiplied by the number of tokens."""
 
     def __init__(self, stack):
         super().__init__()
@@ -220,8 +225,9 @@ def test_gradients_reach_every_key_and_value_with_layers_recomputed(family, load
     plain, recomputed = load(family), load(family, checkpointing=True)
     batch = batch_of(plain.codec)
     kind = next(iter(plain.attentions))
-    leaves = [t.requires_grad_() for pair in random_pairs(plain, kind).values() for t in pair]
-    kv = {kind: {n: tuple(leaves[2 * n : 2 * n + 2]) for n in range(len(leaves) // 2)}}
+    pairs = random_pairs(plain, kind)
+    leaves = [tensor.requires_grad_() for pair in pairs.values() for tensor in pair]
+    kv = {kind: pairs}
     results = []
     for backbone in (plain, recomputed):
         loss = backbone.cross_entropy(batch, SoftPrompt(kv=kv)).sum()

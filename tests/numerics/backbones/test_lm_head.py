@@ -1,4 +1,4 @@
-"""The vocabulary projection on target rows, on some words, in pieces, and of models that do more than project."""
+"""The vocabulary projection for targets, for some words, in chunks, and of models that change the logits."""
 
 import pytest
 import torch
@@ -10,20 +10,20 @@ from lightning_softprompt.backbones.execution import lm_head
 from lightning_softprompt.core.types import IGNORE, SoftPrompt
 
 
-def prompt(backbone, length=3):
+def make_prompt(backbone, length=3):
     return SoftPrompt(tokens=torch.randn(1, length, backbone.hidden_size).requires_grad_())
 
 
-def test_some_words_are_columns_of_all(backbone):
-    batch, soft = batch_of(backbone.codec), prompt(backbone)
+def test_logits_of_some_words_equal_columns_of_all_logits(backbone):
+    batch, soft = batch_of(backbone.codec), make_prompt(backbone)
     words = torch.tensor([7, 3, 3, 11])
     assert_close(backbone(batch, soft, words), backbone(batch, soft)[..., words])
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_cross_entropy_in_pieces_is_that_of_the_logits(backbone, monkeypatch, smoothing):
+def test_cross_entropy_in_chunks_equals_the_one_of_the_logits(backbone, monkeypatch, smoothing):
     monkeypatch.setattr(lm_head, "CHUNK", 2)
-    batch, soft = batch_of(backbone.codec), prompt(backbone)
+    batch, soft = batch_of(backbone.codec), make_prompt(backbone)
     expected = cross_entropy(
         backbone(batch, soft).flatten(0, 1).float(),
         batch.targets.flatten(),
@@ -37,8 +37,8 @@ def test_cross_entropy_in_pieces_is_that_of_the_logits(backbone, monkeypatch, sm
     assert_close(*grads)
 
 
-def test_a_run_after_the_first_projects_nothing_by_itself(backbone, monkeypatch):
-    batch, soft = batch_of(backbone.codec), prompt(backbone)
+def test_the_model_projects_no_row_after_the_first_run(backbone, monkeypatch):
+    batch, soft = batch_of(backbone.codec), make_prompt(backbone)
     backbone(batch, soft)
     seen = []
     handle = backbone.head.layer.register_forward_hook(lambda _, args, out: seen.append(args[0].shape[:-1].numel()))
@@ -47,22 +47,22 @@ def test_a_run_after_the_first_projects_nothing_by_itself(backbone, monkeypatch)
     assert seen == [0]
 
 
-def test_logits_that_a_model_changes_after_its_head_are_the_models_own(load, family):
+def test_logits_that_a_model_changes_after_its_head_are_preserved(load, family):
     backbone, plain = load(family), load(family)
     forward = backbone.model.forward
 
-    def capped(*args, **kwargs):
+    def forward_with_cap(*args, **kwargs):
         out = forward(*args, **kwargs)
         out.logits = 2 * torch.tanh(out.logits / 2)
         return out
 
-    backbone.model.forward = capped
-    batch, soft = batch_of(backbone.codec), prompt(backbone)
+    backbone.model.forward = forward_with_cap
+    batch, soft = batch_of(backbone.codec), make_prompt(backbone)
     expected = 2 * torch.tanh(plain(batch, soft) / 2)
     for _ in range(2):
         assert_close(backbone(batch, soft), expected)
     assert backbone.head.is_plain is False
     words = torch.tensor([3, 8])
     assert_close(backbone(batch, soft, words), expected[..., words])
-    own = cross_entropy(expected.flatten(0, 1), batch.targets.flatten(), reduction="none")
-    assert_close(backbone.cross_entropy(batch, soft).flatten(), own)
+    losses = cross_entropy(expected.flatten(0, 1), batch.targets.flatten(), reduction="none")
+    assert_close(backbone.cross_entropy(batch, soft).flatten(), losses)

@@ -1,4 +1,4 @@
-"""Linear layers with weights packed for oneDNN compute the same as plain ones."""
+"""Linear layers with prepacked weights give the results of plain layers."""
 
 import json
 
@@ -9,7 +9,7 @@ from torch import nn
 from lightning_softprompt.backbones.kernels import prepacked_linear
 
 
-def model():
+def make_layers():
     torch.manual_seed(0)
     layers = nn.Sequential(nn.Linear(48, 80), nn.Tanh(), nn.Linear(80, 16, bias=False)).requires_grad_(False)
     layers.get_output_embeddings = lambda: None
@@ -23,8 +23,8 @@ def output_and_gradient(layers, rows):
     return out.detach(), leaf.grad
 
 
-def test_outputs_and_gradients_are_those_of_plain_layers():
-    plain, packed = model(), model()
+def test_outputs_and_gradients_equal_those_of_plain_layers():
+    plain, packed = make_layers(), make_layers()
     assert prepacked_linear.prepack(packed, "prepacked", 48)
     rows = torch.randn(2, 5, 48)
     results = [output_and_gradient(layers, rows) for layers in (plain, packed)]
@@ -33,14 +33,14 @@ def test_outputs_and_gradients_are_those_of_plain_layers():
 
 
 def test_other_precisions_run_as_before():
-    packed = model().to(torch.bfloat16)
+    packed = make_layers().to(torch.bfloat16)
     prepacked_linear.prepack(packed, "prepacked", 48)
     assert packed(torch.randn(3, 48, dtype=torch.bfloat16)).dtype == torch.bfloat16
     assert packed[0].forward.packed is None
 
 
 def test_products_in_bfloat16_are_near_and_everything_else_stays_float32():
-    plain, packed = model(), model()
+    plain, packed = make_layers(), make_layers()
     if not prepacked_linear.is_supported(torch.bfloat16):  # a CPU with AVX2 alone
         with pytest.raises(ValueError, match=r"linear_backend=bf16 requires .* Set --backbone.linear_backend auto"):
             prepacked_linear.prepack(packed, "bf16", 48)
@@ -61,7 +61,7 @@ def test_products_that_the_cpu_lacks_are_refused_before_any_layer_changes(linear
         raise RuntimeError("mkldnn_reorder_linear_weight: the path needs instructions")
 
     monkeypatch.setattr(prepacked_linear, "pack_weight", refuse)
-    layers = model()
+    layers = make_layers()
     prepacked_linear.is_supported.cache_clear()
     try:
         with pytest.raises(ValueError, match=f"backbone.linear_backend={linear_backend} requires oneDNN products"):
@@ -72,12 +72,12 @@ def test_products_that_the_cpu_lacks_are_refused_before_any_layer_changes(linear
         prepacked_linear.is_supported.cache_clear()
 
 
-def test_plain_and_narrow_models_are_left_alone():
-    assert not prepacked_linear.prepack(model(), "plain", 1024)
-    assert not prepacked_linear.prepack(model(), "auto", 48)
+def test_plain_and_narrow_models_are_not_changed():
+    assert not prepacked_linear.prepack(make_layers(), "plain", 1024)
+    assert not prepacked_linear.prepack(make_layers(), "auto", 48)
 
 
-def test_what_was_measured_once_is_remembered(tmp_path, monkeypatch):
+def test_a_measurement_is_remembered(tmp_path, monkeypatch):
     file = tmp_path / "compute.json"
     monkeypatch.setattr(prepacked_linear, "gain", lambda: 2.0)
     assert prepacked_linear.is_faster_here(file)

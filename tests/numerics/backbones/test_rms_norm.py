@@ -1,4 +1,4 @@
-"""Frozen norms against those of the models, and against finite differences."""
+"""Frozen norms compared with those of the models and with finite differences."""
 
 from copy import deepcopy
 
@@ -37,17 +37,17 @@ def test_a_model_that_mixes_precisions_runs(load):
     assert backbone(batch_of(backbone.codec)).isfinite().all()
 
 
-def test_its_gradient_is_that_of_finite_differences():
+def test_its_gradient_equals_finite_differences():
     hidden, weight = torch.randn(3, 7, dtype=torch.float64, requires_grad=True), torch.randn(7, dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda x: RootMeanSquareNorm.apply(x, weight, 1e-2), hidden)
 
 
-def test_a_norm_that_computes_something_else_is_left_alone():
+def test_a_norm_that_computes_something_else_is_not_changed():
     assert use_frozen_rms_norm(GemmaRMSNorm(8)) == 0  # it adds one to its weight
     assert use_frozen_rms_norm(torch.nn.LayerNorm(8)) == 0
 
 
-def test_a_weight_that_was_opened_gets_its_gradient():
+def test_an_unfrozen_weight_gets_a_gradient():
     norm = LlamaRMSNorm(8)
     use_frozen_rms_norm(norm)
     norm(torch.randn(2, 8)).sum().backward()
@@ -55,31 +55,31 @@ def test_a_weight_that_was_opened_gets_its_gradient():
 
 
 @pytest.mark.parametrize("family", ["llama", "t5"])
-def test_backbones_have_them_and_save_less(family, load):
+def test_backbones_use_them_and_save_less(family, load):
     backbone, saved = load(family), []
-    assert use_frozen_rms_norm(backbone.model) == 0  # each has been found
+    assert use_frozen_rms_norm(backbone.model) == 0  # all are replaced already
     tokens = backbone.embed(torch.tensor([[7, 8]])).requires_grad_()
 
     def pack(tensor):
         saved.append(tensor.nbytes)
         return tensor
 
-    def kept():
+    def count_saved():
         saved.clear()
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             backbone(batch_of(backbone.codec), SoftPrompt(tokens=tokens))
         return sum(saved)
 
-    kept()  # the first tries out how to run
-    ours = kept()
+    count_saved()  # the first run selects an execution path
+    ours = count_saved()
     for module in backbone.modules():
         if "RMSNorm" in type(module).__name__ or "T5LayerNorm" in type(module).__name__:
             del module.forward
-    assert ours < kept()
+    assert ours < count_saved()
 
 
 class GatedNorm(torch.nn.Module):
-    """As norms of state-space layers are: plain without a gate, and another function with one."""
+    """A norm as in state-space layers: plain without a gate, and another function with one."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Answers beside right ones: the SQuAD metric of torchmetrics, and loops; documents found: trec_eval, and loops."""
+"""Metrics of answers compared with torchmetrics and loops, and of retrieved documents with trec_eval and loops."""
 
 import math
 import random
@@ -28,42 +28,43 @@ PIECES = """
 """.split()  # noqa: SIM905
 
 
-def texts(generator, low=0):
-    return "  ".join(generator.choices(PIECES, k=generator.randint(low, 6)))
+def random_text(generator):
+    return "  ".join(generator.choices(PIECES, k=generator.randint(0, 6)))
 
 
 @pytest.mark.parametrize("seed", range(150))
-def test_squad_scores_are_those_of_torchmetrics(seed):
+def test_squad_scores_equal_torchmetrics(seed):
     generator = random.Random(seed)
-    said, right = texts(generator), [texts(generator) for _ in range(generator.randint(1, 3))]
-    right[0] = said.upper() + " !" if seed % 5 == 0 else right[0]
-    right = [text if content_words(text) else "Paris" for text in right]  # SQuAD accepts no answer for articles alone
-    answers = {"answer_start": [0] * len(right), "text": right}
-    expected = squad({"prediction_text": said, "id": "0"}, {"answers": answers, "id": "0"})
-    measured = answer_scores(said, right)
+    prediction, references = random_text(generator), [random_text(generator) for _ in range(generator.randint(1, 3))]
+    references[0] = prediction.upper() + " !" if seed % 5 == 0 else references[0]
+    references = [text if content_words(text) else "Paris" for text in references]  # SQuAD needs more than articles
+    answers = {"answer_start": [0] * len(references), "text": references}
+    expected = squad({"prediction_text": prediction, "id": "0"}, {"answers": answers, "id": "0"})
+    measured = answer_scores(prediction, references)
     assert 100 * measured["exact_match"] == pytest.approx(float(expected["exact_match"]))
     assert 100 * measured["f1"] == pytest.approx(float(expected["f1"]), rel=1e-6)
 
 
 def test_precision_and_recall_are_those_of_the_best_reference():
     measured = answer_scores("in the city of Paris", ["Lyon", "Paris", "city of light"])
-    assert measured["precision"] == pytest.approx(2 / 4)  # in city of paris, beside city of light
+    assert measured["precision"] == pytest.approx(2 / 4)  # "in city of paris" and "city of light"
     assert measured["recall"] == pytest.approx(2 / 3)
     assert measured["f1"] == pytest.approx(4 / 7)
     assert (measured["exact_match"], measured["contains"]) == (0, 1)
 
 
 @pytest.mark.parametrize("seed", range(50))
-def test_overlap_crosses_words_off_one_by_one(seed):
+def test_overlap_counts_each_word_of_the_reference_once(seed):
     generator = random.Random(seed)
-    said, right = (generator.choices("abcd", k=generator.randint(1, 8)) for _ in range(2))
-    left, shared = list(right), 0
-    for word in said:
-        if word in left:
-            left.remove(word)
+    prediction, reference = (generator.choices("abcd", k=generator.randint(1, 8)) for _ in range(2))
+    rest, shared = list(reference), 0
+    for word in prediction:
+        if word in rest:
+            rest.remove(word)
             shared += 1
-    f1 = 2 * shared / (len(said) + len(right))
-    assert overlap(said, right) == pytest.approx((shared / len(said), shared / len(right), f1))
+    f1 = 2 * shared / (len(prediction) + len(reference))
+    expected = (shared / len(prediction), shared / len(reference), f1)
+    assert overlap(prediction, reference) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +107,7 @@ def test_words_of_any_script_lose_case_and_marks_but_no_accents(text, words):
         ("+", ["", "-"], "+"),
     ],
 )
-def test_articles_numbers_and_signs_are_answers_of_their_own(right, wrong, same):
+def test_articles_numbers_and_signs_can_be_answers(right, wrong, same):
     assert [answer_scores(answer, [right])["exact_match"] for answer in wrong] == [0.0] * len(wrong)
     assert answer_scores(same, [right]) == dict.fromkeys(("exact_match", "precision", "recall", "f1", "contains"), 1.0)
 
@@ -116,7 +117,7 @@ def test_an_article_that_is_the_answer_is_found_among_other_words():
     assert (measured["contains"], measured["recall"], measured["exact_match"]) == (1.0, 1.0, 0.0)
 
 
-def test_answers_of_scripts_without_spaces_are_held_and_share_characters():
+def test_answers_in_scripts_without_spaces_are_contained_and_share_characters():
     assert contain_answer(["法国的首都是巴黎。"], ["巴黎"])
     assert not contain_answer(["法国的首都是巴黎。"], ["黎巴"])
     measured = answer_scores("首都是巴黎。", ["巴黎"])
@@ -126,23 +127,21 @@ def test_answers_of_scripts_without_spaces_are_held_and_share_characters():
     assert grounded_fraction("巴黎", ["法国的首都是巴黎。"]) == 1.0
 
 
-def test_accents_tell_words_apart():
+def test_accents_distinguish_words():
     assert same_answer("AVÔ!", "avô")
     assert not same_answer("avô", "avó")
 
 
 @pytest.mark.parametrize("seed", range(50))
-def test_what_a_text_holds_is_found_by_a_window(seed):
+def test_a_text_contains_the_words_of_any_window(seed):
     generator = random.Random(seed)
-    text, part = (
-        generator.choices(["a", "b", "ab"], k=7),
-        generator.choices(["a", "b", "ab"], k=generator.randint(0, 3)),
-    )
+    text = generator.choices(["a", "b", "ab"], k=7)
+    part = generator.choices(["a", "b", "ab"], k=generator.randint(0, 3))
     windows = [text[i : i + len(part)] for i in range(len(text) - len(part) + 1)]
     assert contains_words(text, part) == (bool(part) and part in windows)
 
 
-def test_grounded_is_the_share_of_words_that_stand_in_any_passage():
+def test_grounded_is_the_share_of_words_in_any_passage():
     passages = ["Paris is a city.", "Lyon, too"]
     assert grounded_fraction("The city Lyon, or Rome", passages) == pytest.approx(2 / 4)
     assert grounded_fraction("Cit", passages) == 0
@@ -152,58 +151,59 @@ def test_grounded_is_the_share_of_words_that_stand_in_any_passage():
     assert not contain_answer(passages, ["city Lyon", "the"])
 
 
-def questions():
+def random_rankings():
+    """Yields 200 pairs of retrieved documents and right ones."""
     generator = random.Random(0)
     for _ in range(200):
         documents = [f"d{i}" for i in range(14)]
-        found = generator.choices(documents, k=generator.randint(0, 16))  # some are found twice
-        yield found, generator.sample(documents, generator.randint(1, 6))
+        retrieved = generator.choices(documents, k=generator.randint(0, 16))  # some occur twice
+        yield retrieved, generator.sample(documents, generator.randint(1, 6))
 
 
-def once(found):
-    kept = []
-    for document in found:
-        if document not in kept:
-            kept.append(document)
-    return kept
+def without_duplicates(documents):
+    unique = []
+    for document in documents:
+        if document not in unique:
+            unique.append(document)
+    return unique
 
 
-def looped(found, gold, k):
+def measures_loop(retrieved, gold, k):
     """Hit, recall, precision and nDCG at k, counted one by one."""
-    right, gain, best = 0, 0.0, 0.0
-    for place, document in enumerate(once(found)):
-        if place < k and document in gold:
-            right += 1
-            gain += 1 / math.log2(place + 2)
-    for place in range(k):
-        if place < len(gold):
-            best += 1 / math.log2(place + 2)
-    return {"hit": min(right, 1), "recall": right / len(gold), "precision": right / k, "ndcg": gain / best}
+    num_right, gain, best = 0, 0.0, 0.0
+    for rank, document in enumerate(without_duplicates(retrieved)):
+        if rank < k and document in gold:
+            num_right += 1
+            gain += 1 / math.log2(rank + 2)
+    for rank in range(k):
+        if rank < len(gold):
+            best += 1 / math.log2(rank + 2)
+    return {"hit": min(num_right, 1), "recall": num_right / len(gold), "precision": num_right / k, "ndcg": gain / best}
 
 
-def test_retrieval_measures_are_those_of_a_loop():
-    for found, gold in questions():
-        measured = retrieval_scores(found, gold)
+def test_retrieval_measures_equal_a_loop():
+    for retrieved, gold in random_rankings():
+        measured = retrieval_scores(retrieved, gold)
         for k in KS:
-            for name, value in looped(found, gold, k).items():
+            for name, value in measures_loop(retrieved, gold, k).items():
                 assert measured[f"{name}@{k}"] == pytest.approx(value)
-        ranks = [place + 1 for place, document in enumerate(once(found)) if document in gold]
+        ranks = [rank for rank, document in enumerate(without_duplicates(retrieved), 1) if document in gold]
         assert measured["mrr"] == pytest.approx(1 / min(ranks) if ranks else 0)
         assert tuple(measured) == retrieval_names()
 
 
-def test_retrieval_measures_are_those_of_trec_eval():
-    asked = {str(number): pair for number, pair in enumerate(questions()) if pair[0]}  # it has no empty rankings
-    right = {number: dict.fromkeys(gold, 1) for number, (_, gold) in asked.items()}
-    ranking = {
-        number: {document: -place for place, document in enumerate(once(found))} for number, (found, _) in asked.items()
-    }
-    cuts = ",".join(map(str, KS))
-    wanted = {f"success.{cuts}", f"recall.{cuts}", f"P.{cuts}", f"ndcg_cut.{cuts}", "recip_rank"}
-    expected = pytrec_eval.RelevanceEvaluator(right, wanted).evaluate(ranking)
-    assert len(expected) == len(asked) > 180
-    for number, (found, gold) in asked.items():
-        measured = retrieval_scores(found, gold)
+def test_retrieval_measures_equal_trec_eval():
+    questions = {str(number): pair for number, pair in enumerate(random_rankings()) if pair[0]}  # no empty rankings
+    relevant = {number: dict.fromkeys(gold, 1) for number, (_, gold) in questions.items()}
+    rankings = {}
+    for number, (retrieved, _) in questions.items():
+        rankings[number] = {document: -rank for rank, document in enumerate(without_duplicates(retrieved))}
+    cutoffs = ",".join(map(str, KS))
+    measures = {f"success.{cutoffs}", f"recall.{cutoffs}", f"P.{cutoffs}", f"ndcg_cut.{cutoffs}", "recip_rank"}
+    expected = pytrec_eval.RelevanceEvaluator(relevant, measures).evaluate(rankings)
+    assert len(expected) == len(questions) > 180
+    for number, (retrieved, gold) in questions.items():
+        measured = retrieval_scores(retrieved, gold)
         for ours, theirs in (("hit", "success"), ("recall", "recall"), ("precision", "P"), ("ndcg", "ndcg_cut")):
             for k in KS:
                 assert measured[f"{ours}@{k}"] == pytest.approx(expected[number][f"{theirs}_{k}"])
@@ -211,7 +211,7 @@ def test_retrieval_measures_are_those_of_trec_eval():
 
 
 def test_a_worked_ranking():
-    """Right documents at ranks 1, 3 and 6 of 6, of 4 that there are."""
+    """Three of four right documents at ranks 1, 3 and 6."""
     measured = retrieval_scores(["a", "x", "b", "y", "z", "c"], ["a", "b", "c", "d"])
     best = 1 + 1 / math.log2(3) + 1 / 2 + 1 / math.log2(5)
     assert measured["ndcg@5"] == pytest.approx((1 + 1 / 2) / best)
@@ -222,9 +222,9 @@ def test_a_worked_ranking():
 
 def test_scores_of_many_questions_are_their_means_with_intervals():
     scores, values = RetrievalScores([5]), []
-    for found, gold in questions():
-        scores.add(found, gold)
-        values.append(looped(found, gold, 5)["recall"])
+    for retrieved, gold in random_rankings():
+        scores.add(retrieved, gold)
+        values.append(measures_loop(retrieved, gold, 5)["recall"])
     assert len(scores) == 200
     assert scores.means()["recall@5"] == pytest.approx(np.mean(values))
     assert scores.intervals()["recall@5"] == pytest.approx(bootstrap(values))

@@ -1,8 +1,9 @@
-"""Tags: the head, its loss and the metrics against plain runs, loops and seqeval."""
+"""Tags: the head, its loss and the metrics compared with plain runs, loops and seqeval."""
 
 from dataclasses import replace
 from functools import partial
-from itertools import pairwise
+from itertools import chain, pairwise
+from statistics import fmean
 
 import pytest
 import torch
@@ -34,19 +35,20 @@ METHODS = {
 }
 
 
-def spans(text):
-    at = [0]
+def word_spans(text):
+    starts = [0]
     for word in text.split():
-        at.append(at[-1] + len(word) + 1)
-    return tuple((a, b - 1) for a, b in pairwise(at))
+        starts.append(starts[-1] + len(word) + 1)
+    return tuple((start, following - 1) for start, following in pairwise(starts))
 
 
-def rows_of(codec, template="well :{soft} {text}{soft} . {target}", texts=TEXTS, most=None):
-    written = Template(template, ["text"])
-    return [codec.encode(written.pieces({"text": text}, {"text": spans(text)}), "", most) for text in texts]
+def encode_rows(codec, template="well :{soft} {text}{soft} . {target}", texts=TEXTS, max_tokens=None):
+    template = Template(template, ["text"])
+    rows = [template.pieces({"text": text}, {"text": word_spans(text)}) for text in texts]
+    return [codec.encode(pieces, "", max_tokens) for pieces in rows]
 
 
-def tags_of(rows, seed=0):
+def random_tags(rows, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return [tuple(torch.randint(len(NAMES), (len(row.words),), generator=generator).tolist()) for row in rows]
 
@@ -59,33 +61,34 @@ def bare(backbone):
     return PromptedLM(backbone, lambda _: SoftPrompt(), head), head.linear
 
 
-def expected(family, backbone, linear, row):
-    """Scores [W, C] of a row from transformers' own run of it alone."""
+def scores_alone(family, backbone, linear, row):
+    """Scores [W, C] of a row alone, from the run of transformers."""
     stack = backbone.model.get_encoder() if family in SEQ2SEQ else backbone.model.base_model
     states = stack(torch.tensor([row.ids])).last_hidden_state[0]
-    return torch.stack([linear.weight @ states[at] + linear.bias for at in row.words if at != NO_TOKEN])
+    return torch.stack([linear.weight @ states[column] + linear.bias for column in row.words if column != NO_TOKEN])
 
 
-def test_the_loss_is_that_of_each_tagged_word_alone(bare, backbone, family):
+def test_the_loss_is_the_mean_over_each_tagged_word_alone(bare, backbone, family):
     lm, linear = bare
-    rows = rows_of(backbone.codec, most=12)
-    tags = tags_of(rows)
+    rows = encode_rows(backbone.codec, max_tokens=12)
+    tags = random_tags(rows)
     batch = backbone.codec.collate(rows, labels=tags)
-    losses, right, scores = [], 0, lm.scores(batch)
+    losses, num_correct, scores = [], 0, lm.scores(batch)
     for b, (row, labels) in enumerate(zip(rows, tags, strict=True)):
-        alone = expected(family, backbone, linear, row)
-        there = [w for w, at in enumerate(row.words) if at != NO_TOKEN]
-        assert_close(scores[b, there], alone, **CLOSE)
-        losses += [-alone[n].log_softmax(-1)[labels[w]] for n, w in enumerate(there)]
-        right += sum(int(alone[n].argmax()) == labels[w] for n, w in enumerate(there))
-    assert len(losses) < sum(map(len, tags))  # some were cut
+        alone = scores_alone(family, backbone, linear, row)
+        words = [w for w, column in enumerate(row.words) if column != NO_TOKEN]
+        assert_close(scores[b, words], alone, **CLOSE)
+        for word, word_scores in zip(words, alone, strict=True):
+            losses.append(-word_scores.log_softmax(-1)[labels[word]])
+            num_correct += int(word_scores.argmax()) == labels[word]
+    assert len(losses) < sum(map(len, tags))  # some words were truncated
     assert_close(Classification()(lm, batch).loss, torch.stack(losses).mean(), **CLOSE)
-    assert accuracy(lm, batch) == pytest.approx(right / len(losses))
+    assert accuracy(lm, batch) == pytest.approx(num_correct / len(losses))
     evaluation = TaggingEvaluation(NAMES)
     evaluation.update(lm, batch)
     metrics = evaluation.compute()
     assert_close(metrics["cross_entropy"], torch.stack(losses).mean(), **CLOSE)
-    assert float(metrics["accuracy"]) == pytest.approx(right / len(losses))
+    assert float(metrics["accuracy"]) == pytest.approx(num_correct / len(losses))
 
 
 @pytest.mark.parametrize("kind", METHODS)
@@ -94,12 +97,11 @@ def test_the_loss_is_that_of_each_tagged_word_alone(bare, backbone, family):
 def test_a_words_scores_depend_on_neither_padding_nor_batch(backbone, kind, side):
     module = METHODS[kind](backbone=backbone.spec, classes=TAGS, readout=TokenHead)
     module.attach(backbone)
-    rows, codec = rows_of(backbone.codec), on_side(backbone.codec, side)
+    rows, codec = encode_rows(backbone.codec), on_side(backbone.codec, side)
     alone = [module.lm().scores(codec.collate([row]))[0] for row in rows]
     batch = codec.collate(rows)
-    padded = replace(
-        more_padding(batch, 2, 3, codec.pad_id), words=torch.where(batch.words < 0, batch.words, batch.words + 2)
-    )
+    shifted_words = torch.where(batch.words < 0, batch.words, batch.words + 2)
+    padded = replace(more_padding(batch, 2, 3, codec.pad_id), words=shifted_words)
     for together in (module.lm().scores(batch), module.lm().scores(padded)):
         for b, scores in enumerate(alone):
             assert_close(together[b, : len(scores)], scores, atol=1e-5, rtol=1e-5)
@@ -107,9 +109,9 @@ def test_a_words_scores_depend_on_neither_padding_nor_batch(backbone, kind, side
 
 
 @pytest.mark.parametrize("family", ["llama", "bert"])
-def test_a_causal_word_is_read_off_before_what_follows(bare, backbone, family):
+def test_scores_of_a_word_in_a_decoder_do_not_depend_on_later_words(bare, backbone, family):
     lm, _ = bare
-    one, other = (rows_of(backbone.codec, texts=[f"a dog {end}"]) for end in ("is sad", "ends well"))
+    one, other = (encode_rows(backbone.codec, texts=[f"a dog {end}"]) for end in ("is sad", "ends well"))
     scores = [lm.scores(backbone.codec.collate(rows))[0] for rows in (one, other)]
     assert torch.allclose(scores[0][:2], scores[1][:2], atol=1e-5) == (family == "llama")
 
@@ -120,26 +122,27 @@ def test_prompt_and_head_have_gradients(load, kind):
         backbone = load(family)
         module = METHODS[kind](backbone=backbone.spec, classes=TAGS, readout=TokenHead)
         module.attach(backbone)
-        rows = rows_of(backbone.codec)
-        module.step(backbone.codec.collate(rows, labels=tags_of(rows)))["loss"].backward()
+        rows = encode_rows(backbone.codec)
+        module.step(backbone.codec.collate(rows, labels=random_tags(rows)))["loss"].backward()
         assert {"readout.linear.weight", "readout.linear.bias"} < dict(module.named_parameters()).keys()
-        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in module.parameters() if p.requires_grad)
+        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        assert all(parameter.grad is not None and parameter.grad.any() for parameter in trained)
 
 
 @pytest.mark.parametrize("family", ["llama", "bert"])
 @pytest.mark.parametrize("readout", [ClassHead, TokenHead])
-def test_a_head_says_so_where_it_would_not_hear_the_prompt(backbone, readout):
+def test_a_head_refuses_a_prompt_that_it_does_not_support(backbone, readout):
     module = LatePromptTuning(
         backbone=backbone.spec, classes=TAGS, readout=readout, length=2, generator="free", layer=1
     )
     module.attach(backbone)
     with pytest.raises(ValueError, match="heads do not support soft tokens that enter at a middle layer"):
-        module.lm().scores(backbone.codec.collate(rows_of(backbone.codec)))
+        module.lm().scores(backbone.codec.collate(encode_rows(backbone.codec)))
 
 
 @pytest.mark.parametrize("family", ["bert"])
 def test_readouts_of_the_other_kind_are_refused(backbone):
-    rows = rows_of(backbone.codec)
+    rows = encode_rows(backbone.codec)
     for readout in (LabelWords, RankedChoices):
         with pytest.raises(
             ValueError, match=rf"{readout.__name__} requires label words.*set --model.readout to TokenHead"
@@ -151,37 +154,41 @@ def test_readouts_of_the_other_kind_are_refused(backbone):
         PromptedLM(backbone, lambda _: SoftPrompt(), head).scores(backbone.codec.collate(rows))
     head = TokenHead(backbone.codec, TAGS)
     head.build(backbone)
+    without_words = backbone.codec.collate([row._replace(words=()) for row in rows])
     with pytest.raises(ValueError, match=r"TokenHead scores each word.*ClassHead"):
-        PromptedLM(backbone, lambda _: SoftPrompt(), head).scores(
-            backbone.codec.collate([r._replace(words=()) for r in rows])
-        )
+        PromptedLM(backbone, lambda _: SoftPrompt(), head).scores(without_words)
 
 
 # Metrics
 
 
-def sentences(count, names, seed):
+def random_sentences(count, names, seed):
+    """Returns the random tags of sentences."""
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(1, 12, (count,), generator=generator).tolist()
-    return [[names[i] for i in torch.randint(len(names), (n,), generator=generator).tolist()] for n in lengths]
+    classes = [torch.randint(len(names), (length,), generator=generator).tolist() for length in lengths]
+    return [[names[c] for c in sentence] for sentence in classes]
 
 
-def of(names, said, true, lost=()):
-    """The evaluation of what was said: each word's scores point at its tag."""
+def evaluate(names, predictions, targets, lost=()):
+    """Returns the evaluation of predicted tags and its records."""
     evaluation = TaggingEvaluation(names)
-    batch = padded(names, true, lost)
-    wanted = padded(names, said).labels.clamp(min=0)
-    lm = PromptedLM(None, lambda _: SoftPrompt(), lambda *_: torch.nn.functional.one_hot(wanted, len(names)).float())
+    batch = make_batch(names, targets, lost)
+    classes = make_batch(names, predictions).labels.clamp(min=0)
+    scores = torch.nn.functional.one_hot(classes, len(names)).float()
+    lm = PromptedLM(None, lambda _: SoftPrompt(), lambda *_: scores)
     return evaluation, evaluation.update(lm, batch)
 
 
-def padded(names, rows, lost=()):
-    """A batch of as many tokens as words; those at the places in `lost` have none."""
-    places = [[NO_TOKEN if (b, w) in lost else w for w in range(len(row))] for b, row in enumerate(rows)]
-    words = pad_sequence([torch.tensor(row) for row in places], True, IGNORE)
-    labels = pad_sequence([torch.tensor([names.index(tag) for tag in row]) for row in rows], True, IGNORE)
+def make_batch(names, rows, lost=()):
+    """A batch with one token for each word, except for the pairs of row and word in `lost`."""
+    columns, labels = [], []
+    for b, row in enumerate(rows):
+        columns.append(torch.tensor([NO_TOKEN if (b, w) in lost else w for w in range(len(row))]))
+        labels.append(torch.tensor([names.index(tag) for tag in row]))
+    words, labels = pad_sequence(columns, True, IGNORE), pad_sequence(labels, True, IGNORE)
     real = words != IGNORE
-    tensors = (real.long(), real, real, real.long(), real.long())  # nothing of them is read
+    tensors = (real.long(), real, real, real.long(), real.long())  # not used
     return Batch(*tensors, labels=labels.masked_fill(words < 0, IGNORE), words=words)
 
 
@@ -189,64 +196,67 @@ def padded(names, rows, lost=()):
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.filterwarnings("ignore:.*ill-defined")
 def test_entities_score_as_in_seqeval(names, seed):
-    true = sentences(60, names, seed)
-    flips = torch.Generator().manual_seed(seed + 9)
-    said = [[t if torch.rand((), generator=flips) < 0.7 else names[seed % len(names)] for t in row] for row in true]
-    evaluation, records = of(names, said, true)
-    assert [(r["prediction"], r["target"]) for r in records] == list(zip(said, true, strict=True))
+    targets = random_sentences(60, names, seed)
+    flips, other = torch.Generator().manual_seed(seed + 9), names[seed % len(names)]
+    predictions = [[tag if torch.rand((), generator=flips) < 0.7 else other for tag in row] for row in targets]
+    evaluation, records = evaluate(names, predictions, targets)
+    assert [record["prediction"] for record in records] == predictions
+    assert [record["target"] for record in records] == targets
     metrics = {name: float(value) for name, value in evaluation.compute().items()}
     assert 0 < metrics["f1"] < 1
     for name, score in (("precision", precision_score), ("recall", recall_score), ("f1", f1_score)):
-        assert metrics[name] == pytest.approx(score(true, said), abs=1e-6)
-    types = entity_types(names)
-    each = f1_score(true, said, average=None)
-    assert [metrics[f"f1/{kind}"] for kind in types if kind] == pytest.approx(each[: sum(map(bool, types))], abs=1e-6)
-    assert metrics["accuracy"] == pytest.approx(
-        sum(a == b for x, y in zip(said, true, strict=True) for a, b in zip(x, y, strict=True)) / sum(map(len, true))
-    )
+        assert metrics[name] == pytest.approx(score(targets, predictions), abs=1e-6)
+    types = [kind for kind in entity_types(names) if kind]
+    by_type = f1_score(targets, predictions, average=None)
+    assert [metrics[f"f1/{kind}"] for kind in types] == pytest.approx(by_type[: len(types)], abs=1e-6)
+    pairs = zip(chain(*predictions), chain(*targets), strict=True)
+    assert metrics["accuracy"] == pytest.approx(fmean(a == b for a, b in pairs))
 
 
 def test_counts_of_processes_add_up():
-    true, said = sentences(40, NAMES, 0), sentences(40, NAMES, 0)[:20] + sentences(40, NAMES, 0)[20:][::-1]
-    said = [[*row, *["O"] * len(other)][: len(other)] for row, other in zip(said, true, strict=True)]
-    whole, _ = of(NAMES, said, true)
-    parts = [of(NAMES, said[a:b], true[a:b])[0] for a, b in ((0, 7), (7, 40))]
+    targets = random_sentences(40, NAMES, 0)
+    predictions = targets[:20] + targets[20:][::-1]
+    for b, target in enumerate(targets):
+        padded = [*predictions[b], *["O"] * len(target)]
+        predictions[b] = padded[: len(target)]
+    whole, _ = evaluate(NAMES, predictions, targets)
+    parts = [evaluate(NAMES, predictions[rows], targets[rows])[0] for rows in (slice(0, 7), slice(7, 40))]
     for name in ("accuracy", "loss", "entities"):
         getattr(parts[0], name).merge_state(getattr(parts[1], name))
-    assert {k: float(v) for k, v in parts[0].compute().items()} == pytest.approx(
-        {k: float(v) for k, v in whole.compute().items()}
-    )
+    merged, expected = ({k: float(v) for k, v in each.compute().items()} for each in (parts[0], whole))
+    assert merged == pytest.approx(expected)
     whole.reset()
     assert not whole.entities.counts.any()
 
 
-def test_words_without_a_token_are_left_out():
-    true = [["B-PER", "I-PER", "O"], ["O", "B-LOC", "I-LOC"]]
-    said = [["B-PER", "O", "O"], ["O", "B-LOC", "O"]]
-    evaluation, records = of(NAMES, said, true, lost={(0, 1), (1, 2)})
+def test_words_without_a_token_are_not_scored():
+    targets = [["B-PER", "I-PER", "O"], ["O", "B-LOC", "I-LOC"]]
+    predictions = [["B-PER", "O", "O"], ["O", "B-LOC", "O"]]
+    evaluation, records = evaluate(NAMES, predictions, targets, lost={(0, 1), (1, 2)})
     assert [r["prediction"] for r in records] == [["B-PER", None, "O"], ["O", "B-LOC", None]]
     assert [r["target"] for r in records] == [["B-PER", None, "O"], ["O", "B-LOC", None]]
     metrics = evaluation.compute()
     assert float(metrics["accuracy"]) == float(metrics["f1"]) == 1
 
 
-def test_nothing_to_find_is_no_division_by_zero():
-    evaluation, _ = of(NAMES, [["O", "O"]], [["O", "O"]])
+def test_rows_without_entities_cause_no_division_by_zero():
+    evaluation, _ = evaluate(NAMES, [["O", "O"]], [["O", "O"]])
     metrics = evaluation.compute()
     assert [float(metrics[name]) for name in ("precision", "recall", "f1", "f1/PER")] == [0] * 4
 
 
 @pytest.mark.parametrize("names", [("NOUN", "VERB", "O"), ("O", "B-PER", "E-PER"), ("O", "other")])
-def test_other_tags_are_scored_by_word_alone(names):
-    evaluation, _ = of(names, [[names[0], names[1]]], [[names[0], names[2 % len(names)]]])
+def test_other_tags_are_scored_by_word_only(names):
+    evaluation, _ = evaluate(names, [[names[0], names[1]]], [[names[0], names[2 % len(names)]]])
     assert evaluation.compute().keys() == {"accuracy", "cross_entropy"}
     assert evaluation.monitor == ("accuracy", "max")
     assert TaggingEvaluation(NAMES).monitor == ("f1", "max")
 
 
 def test_rows_without_tags_are_predicted_and_not_scored():
-    batch = replace(padded(NAMES, [["O", "O"], ["O"]]), labels=None)
-    lm = PromptedLM(None, lambda _: SoftPrompt(), lambda *_: torch.eye(5)[torch.tensor([[1, 2], [3, 4]])])
+    batch = replace(make_batch(NAMES, [["O", "O"], ["O"]]), labels=None)
+    scores = torch.eye(5)[torch.tensor([[1, 2], [3, 4]])]
+    lm = PromptedLM(None, lambda _: SoftPrompt(), lambda *_: scores)
     evaluation = TaggingEvaluation(NAMES)
     assert [r["prediction"] for r in evaluation.predict(lm, batch)] == [["B-PER", "I-PER"], ["B-LOC"]]
     with pytest.raises(ValueError, match="rows without tags cannot be scored"):
@@ -255,4 +265,5 @@ def test_rows_without_tags_are_predicted_and_not_scored():
 
 
 def test_a_token_may_begin_two_words_and_a_word_may_have_none():
-    assert words_starting_at([(0, 5), (5, 5), (6, 9)], [(0, 2), (3, 5), (5, 6), (7, 9)]) == [(0, 1), (), (3,)]
+    tokens, words = [(0, 5), (5, 5), (6, 9)], [(0, 2), (3, 5), (5, 6), (7, 9)]
+    assert words_starting_at(tokens, words) == [(0, 1), (), (3,)]

@@ -1,5 +1,6 @@
-"""Metrics of texts against the implementations that papers quote, and against loops."""
+"""Metrics of texts compared with reference implementations and with loops."""
 
+import itertools
 import math
 import random
 from collections import Counter
@@ -31,37 +32,45 @@ CATS = ("a", "cat", "sat", "on", "the", "mat", "and", "ran", "off", "with", "two
 CPU = torch.device("cpu")
 
 
-def drawn(rows, most_references=1, shortest=0, seed=0):
-    """Answers and their references, alike in part."""
+def random_texts(rows, max_references=1, min_words=0, seed=0):
+    """Returns random predictions and their references, which are similar in part."""
     generator = random.Random(seed)
 
-    def text():
-        return " ".join(generator.choices(WORDS, k=generator.randint(shortest, 25)))
+    def make_text():
+        return " ".join(generator.choices(WORDS, k=generator.randint(min_words, 25)))
 
-    right = [[text() for _ in range(generator.randint(1, most_references))] for _ in range(rows)]
-    said = [" ".join(w for w in row[0].split() if generator.random() < 0.7) + " " + text()[:30] for row in right]
-    return [text.strip() for text in said], right
+    references = [[make_text() for _ in range(generator.randint(1, max_references))] for _ in range(rows)]
+    predictions = []
+    for row in references:
+        some_words = [word for word in row[0].split() if generator.random() < 0.7]
+        predictions.append(f"{' '.join(some_words)} {make_text()[:30]}".strip())
+    return predictions, references
 
 
-def grams(tokens, n):
+def ngrams(tokens, n):
     return [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
 
 
-def clipped(said, row, n):
-    """How many n-grams are right, each as often as one reference has it."""
-    found = 0
-    for gram, count in Counter(grams(said, n)).items():
-        found += min(count, max(grams(reference, n).count(gram) for reference in row))
-    return found
+def join_words(texts):
+    return [" ".join(words) for words in texts]
+
+
+def clipped_matches(prediction, references, n):
+    """Counts matching n-grams, each at most as often as in one reference."""
+    matches = 0
+    for gram, count in Counter(ngrams(prediction, n)).items():
+        matches += min(count, max(ngrams(reference, n).count(gram) for reference in references))
+    return matches
 
 
 @pytest.mark.parametrize("stem", [True, False])
-def test_rouge_is_that_of_rouge_score(stem):
+def test_rouge_equals_rouge_score(stem):
     names = ["rouge1", "rouge2", "rouge3", "rougeL"]
     scorer = RougeScorer(names, use_stemmer=stem)
-    said, right = drawn(60, most_references=4)
-    assert any(not text for row in right for text in row)
-    for text, row in zip(["", "...", *said], [["a cat"], ["a cat"], *right], strict=True):
+    predictions, references = random_texts(60, max_references=4)
+    assert any(not text for row in references for text in row)
+    cases = [("", ["a cat"]), ("...", ["a cat"]), *zip(predictions, references, strict=True)]
+    for text, row in cases:
         expected = {name: score.fmeasure for name, score in scorer.score_multi(row, text).items()}
         assert rouge(text, row, names, stem) == pytest.approx(expected, abs=1e-6)
 
@@ -75,139 +84,167 @@ def test_the_best_reference_counts():
     assert rouge("a b", ["c d", "a b", "a c"], ["rouge1", "rougeL"]) == {"rouge1": 1.0, "rougeL": 1.0}
 
 
-def bleu_loop(said, right):
-    """Of texts in which spaces part all tokens. What no n-gram matches counts a half, then a quarter, ..."""
-    logs, halves = 0.0, 0
+def closest_length(prediction, references):
+    """Returns the length of the reference whose length is closest, the shorter of two."""
+    lengths = [len(reference) for reference in references]
+    return min(lengths, key=lambda length: (abs(length - len(prediction)), length))
+
+
+def bleu_loop(predictions, references):
+    """BLEU of token lists. The first n without a match counts half a match, the next a quarter, ..."""
+    rows = list(zip(predictions, references, strict=True))
+    logs, num_smoothed = 0.0, 0
     for n in range(1, 5):
-        hits = sum(clipped(text, row, n) for text, row in zip(said, right, strict=True))
-        total = sum(max(0, len(text) - n + 1) for text in said)
-        if not hits:
-            halves += 1
-        logs += math.log((hits or 0.5**halves) / total) / 4
-    nearest = sum(
-        min((abs(len(reference) - len(text)), len(reference)) for reference in row)[1]
-        for text, row in zip(said, right, strict=True)
-    )
-    length = sum(map(len, said))
-    return math.exp(logs + min(0, 1 - nearest / length))
+        matches = sum(clipped_matches(text, row, n) for text, row in rows)
+        total = sum(max(0, len(text) - n + 1) for text in predictions)
+        if not matches:
+            num_smoothed += 1
+        logs += math.log((matches or 0.5**num_smoothed) / total) / 4
+    reference_length = sum(closest_length(text, row) for text, row in rows)
+    length = sum(map(len, predictions))
+    return math.exp(logs + min(0, 1 - reference_length / length))
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_bleu_is_what_a_loop_gives(seed):
+def test_bleu_equals_a_loop(seed):
     words, generator = CATS[:9], random.Random(seed)
-    right = [
-        [generator.choices(words, k=generator.randint(5, 14)) for _ in range(generator.randint(1, 3))] for _ in range(8)
-    ]
-    said = [generator.choices(words, k=generator.randint(4, 12)) if seed else row[-1][:-1] for row in right]
-    texts, references = [" ".join(t) for t in said], [[" ".join(r) for r in row] for row in right]
-    assert bleu(texts, references) == pytest.approx(bleu_loop(said, right), rel=1e-9)
+    references = []
+    for _ in range(8):
+        count = generator.randint(1, 3)
+        references.append([generator.choices(words, k=generator.randint(5, 14)) for _ in range(count)])
+    if seed:
+        predictions = [generator.choices(words, k=generator.randint(4, 12)) for _ in references]
+    else:
+        predictions = [row[-1][:-1] for row in references]
+    expected = bleu_loop(predictions, references)
+    assert bleu(join_words(predictions), [join_words(row) for row in references]) == pytest.approx(expected, rel=1e-9)
 
 
 def test_bleu_without_a_match_of_four_words_is_smoothed():
-    said, right = "the cat sat there now", "the cat sat on a mat"
-    assert clipped(said.split(), [right.split()], 4) == 0
-    assert bleu([said], [[right]]) == pytest.approx(bleu_loop([said.split()], [[right.split()]]))
-    assert sacre_bleu_score([said], [[right]]) == 0  # what is not wanted here
+    prediction, reference = "the cat sat there now", "the cat sat on a mat"
+    assert clipped_matches(prediction.split(), [reference.split()], 4) == 0
+    expected = bleu_loop([prediction.split()], [[reference.split()]])
+    assert bleu([prediction], [[reference]]) == pytest.approx(expected)
+    assert sacre_bleu_score([prediction], [[reference]]) == 0  # sacreBLEU does not smooth here
 
 
-def test_bleu_parts_texts_as_sacrebleu_does():
-    said, right = drawn(40, shortest=6)
-    assert bleu(said, right) == pytest.approx(float(sacre_bleu_score(said, right, tokenize="13a")), abs=1e-6)
+def test_bleu_tokenizes_as_sacrebleu_does():
+    predictions, references = random_texts(40, min_words=6)
+    expected = float(sacre_bleu_score(predictions, references, tokenize="13a"))
+    assert bleu(predictions, references) == pytest.approx(expected, abs=1e-6)
 
 
-def chrf_loop(said, right):
-    """The F score of each length over all rows, each with the reference that is best for it alone."""
-
-    def counts(text, reference):
-        a, b = ("".join(t.split()) for t in (text, reference))
-        return [(sum((Counter(grams(a, n)) & Counter(grams(b, n))).values()), len(grams(a, n)), len(grams(b, n)))
-                for n in range(1, 7)]  # fmt: skip
-
-    def score(table):
-        parts = [(hits / a, hits / b) for hits, a, b in table if a and b]
-        if not parts:
-            return 0.0
-        p, r = (sum(x) / len(parts) for x in zip(*parts, strict=True))
-        return 5 * p * r / (4 * p + r) if p + r else 0.0
-
-    total = [(0, 0, 0)] * 6
-    for text, row in zip(said, right, strict=True):
-        best = max((counts(text, reference) for reference in row), key=score)
-        total = [tuple(x + y for x, y in zip(a, b, strict=True)) for a, b in zip(total, best, strict=True)]
-    return score(total)
+def chrf_counts(text, reference):
+    """Returns matches and numbers of character n-grams for n = 1 ... 6, without spaces."""
+    a, b = "".join(text.split()), "".join(reference.split())
+    counts = []
+    for n in range(1, 7):
+        in_text, in_reference = Counter(ngrams(a, n)), Counter(ngrams(b, n))
+        counts.append(((in_text & in_reference).total(), in_text.total(), in_reference.total()))
+    return counts
 
 
-@pytest.mark.parametrize("references", [1, 3])
-def test_chrf_is_what_a_loop_gives(references):
-    said, right = drawn(40, most_references=references, shortest=6)
-    assert chrf(said, right) == pytest.approx(chrf_loop(said, right), rel=1e-9)
+def chrf_score(counts):
+    shares = [(matches / a, matches / b) for matches, a, b in counts if a and b]
+    if not shares:
+        return 0.0
+    precision, recall = (sum(share) / len(shares) for share in zip(*shares, strict=True))
+    return 5 * precision * recall / (4 * precision + recall) if precision + recall else 0.0
 
 
-def simple(rows, most_references, seed):
+def chrf_loop(predictions, references):
+    """The F score of the counts over all rows, each with its best reference."""
+    total = torch.zeros(6, 3, dtype=torch.double)
+    for text, row in zip(predictions, references, strict=True):
+        best = max((chrf_counts(text, reference) for reference in row), key=chrf_score)
+        total += torch.tensor(best)
+    return chrf_score(total.tolist())
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_chrf_equals_a_loop(count):
+    predictions, references = random_texts(40, max_references=count, min_words=6)
+    assert chrf(predictions, references) == pytest.approx(chrf_loop(predictions, references), rel=1e-9)
+
+
+def random_words(rows, max_references, seed):
+    """Returns random token lists of known words and their references."""
     generator = random.Random(seed)
 
-    def text():
+    def make_words():
         return generator.choices(CATS, k=generator.randint(6, 15))
 
-    right = [[text() for _ in range(generator.randint(1, most_references))] for _ in range(rows)]
-    return [row[0][: generator.randint(3, 15)] + text()[:3] for row in right], right
+    references = [[make_words() for _ in range(generator.randint(1, max_references))] for _ in range(rows)]
+    return [row[0][: generator.randint(3, 15)] + make_words()[:3] for row in references], references
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_nist_is_that_of_nltk_where_there_is_one_reference(seed):
-    said, right = simple(20, 1, seed)
-    texts, references = [" ".join(t).upper() for t in said], [[" ".join(r) for r in row] for row in right]
-    assert nist(texts, references) == pytest.approx(corpus_nist(right, said), rel=1e-9)
+def test_nist_with_one_reference_equals_nltk(seed):
+    predictions, references = random_words(20, 1, seed)
+    texts = [text.upper() for text in join_words(predictions)]
+    expected = corpus_nist(references, predictions)
+    assert nist(texts, [join_words(row) for row in references]) == pytest.approx(expected, rel=1e-9)
 
 
-def test_nist_counts_what_stands_in_any_reference():
-    said, right = simple(20, 4, 7)
-    told = [reference for row in right for reference in row]
+def count_ngram(text, gram):
+    return ngrams(text, len(gram)).count(gram)
+
+
+def information(gram, references):
+    """Returns the information of an n-gram: log2 of the count of its first n - 1 words over its own count."""
+    if len(gram) == 1:
+        count_before = sum(map(len, references))
+    else:
+        count_before = sum(count_ngram(reference, gram[:-1]) for reference in references)
+    return math.log2(count_before / sum(count_ngram(reference, gram) for reference in references))
+
+
+def test_nist_counts_ngrams_of_any_reference():
+    predictions, references = random_words(20, 4, 7)
+    all_references = [reference for row in references for reference in row]
     total = 0.0
     for n in range(1, 6):
-        gained = 0.0
-        for text, row in zip(said, right, strict=True):
-            for gram in set(grams(text, n)):
-                hits = min(text_count(text, gram), max(text_count(reference, gram) for reference in row))
-                before = sum(map(len, told)) if n == 1 else sum(text_count(r, gram[:-1]) for r in told)
-                gained += hits and hits * math.log2(before / sum(text_count(r, gram) for r in told))
-        total += gained / sum(len(grams(text, n)) for text in said)
-    ratio = sum(map(len, said)) / sum(sum(map(len, row)) / len(row) for row in right)
+        gain = 0.0
+        for text, row in zip(predictions, references, strict=True):
+            for gram in set(ngrams(text, n)):
+                in_references = max(count_ngram(reference, gram) for reference in row)
+                matches = min(count_ngram(text, gram), in_references)
+                gain += matches and matches * information(gram, all_references)
+        total += gain / sum(len(ngrams(text, n)) for text in predictions)
+    mean_lengths = [sum(map(len, row)) / len(row) for row in references]
+    ratio = sum(map(len, predictions)) / sum(mean_lengths)
     beta = math.log(0.5) / math.log(1.5) ** 2
     expected = total * math.exp(beta * math.log(min(1, ratio)) ** 2)
-    texts, references = [" ".join(t) for t in said], [[" ".join(r) for r in row] for row in right]
-    assert nist(texts, references) == pytest.approx(expected, rel=1e-9)
-    shorter = [text[:2] for text in said]
-    assert 0 < nist([" ".join(t) for t in shorter], references) < 0.2 * expected
-
-
-def text_count(text, gram):
-    return grams(text, len(gram)).count(gram)
+    reference_texts = [join_words(row) for row in references]
+    assert nist(join_words(predictions), reference_texts) == pytest.approx(expected, rel=1e-9)
+    shorter = [text[:2] for text in predictions]
+    assert 0 < nist(join_words(shorter), reference_texts) < 0.2 * expected
 
 
 def test_two_thirds_of_the_length_are_worth_half():
-    right = [["a b c d e f"]]
-    assert nist(["a b c d"], right) == pytest.approx(0.5 * math.log2(6))
+    references = [["a b c d e f"]]
+    assert nist(["a b c d"], references) == pytest.approx(0.5 * math.log2(6))
 
 
 @pytest.mark.parametrize("metric", [bleu, chrf, nist])
-def test_nothing_said_scores_nothing(metric):
+def test_an_empty_prediction_or_reference_scores_zero(metric):
     assert metric(["", ""], [["a cat"], ["a dog", "two dogs"]]) == 0
     assert metric(["a cat"], [[""]]) == 0
 
 
-def test_novel_bigrams_and_repetition_are_what_a_loop_gives():
+def test_novel_bigrams_and_repetition_equal_a_loop():
     generator = random.Random(0)
     for _ in range(50):
-        said, source = (generator.choices("abcd", k=generator.randint(2, 20)) for _ in range(2))
-        known = {(source[i], source[i + 1]) for i in range(len(source) - 1)}
-        new = [(said[i], said[i + 1]) not in known for i in range(len(said) - 1)]
-        assert novel_bigrams(" ".join(said), ", ".join(source).upper()) == pytest.approx(sum(new) / len(new))
-        n, seen, again = 4 if len(said) >= 8 else 2, [], 0
-        for i in range(len(said) - n + 1):
-            again += said[i : i + n] in seen
-            seen.append(said[i : i + n])
-        assert repetition(" ".join(said)) == pytest.approx(again / len(seen))
+        text, source = (generator.choices("abcd", k=generator.randint(2, 20)) for _ in range(2))
+        of_source = set(itertools.pairwise(source))
+        is_novel = [bigram not in of_source for bigram in itertools.pairwise(text)]
+        expected = sum(is_novel) / len(is_novel)
+        assert novel_bigrams(" ".join(text), ", ".join(source).upper()) == pytest.approx(expected)
+        n, previous, num_repeated = 4 if len(text) >= 8 else 2, [], 0
+        for i in range(len(text) - n + 1):
+            num_repeated += text[i : i + n] in previous
+            previous.append(text[i : i + n])
+        assert repetition(" ".join(text)) == pytest.approx(num_repeated / len(previous))
     assert math.isnan(novel_bigrams("one", "one two"))
     assert repetition("") == repetition("one") == 0
 
@@ -217,8 +254,8 @@ def bert(tiny_folder):
     return str(tiny_folder("bert"))
 
 
-SAID = ("a warm and funny film", "dull", "", "it is a dog", "the film is good , the dog is sad")
-RIGHT = (("a funny film", "a warm story"), ("dull",), ("a dog",), ("", "this film was good"), ("a sad dog",))
+PREDICTIONS = ("a warm and funny film", "dull", "", "it is a dog", "the film is good , the dog is sad")
+REFERENCES = (("a funny film", "a warm story"), ("dull",), ("a dog",), ("", "this film was good"), ("a sad dog",))
 
 
 def test_bert_score_is_greedy_matching(bert):
@@ -228,20 +265,25 @@ def test_bert_score_is_greedy_matching(bert):
         ids = tokenizer(text, return_tensors="pt").input_ids  # <s> ... </s>
         return model(input_ids=ids).last_hidden_state[0, 1:-1].detach()
 
+    def best_match(state, others):
+        return max(float(torch.cosine_similarity(state, other, dim=0)) for other in others)
+
     def f1(a, b):
         if not len(a) or not len(b):
             return 0.0
-        precision = sum(max(float(torch.cosine_similarity(x, y, dim=0)) for y in b) for x in a) / len(a)
-        recall = sum(max(float(torch.cosine_similarity(x, y, dim=0)) for x in a) for y in b) / len(b)
+        precision = sum(best_match(x, b) for x in a) / len(a)
+        recall = sum(best_match(y, a) for y in b) / len(b)
         return 2 * precision * recall / (precision + recall)
 
-    expected = [max(f1(states(s), states(r)) for r in row) for s, row in zip(SAID, RIGHT, strict=True)]
-    assert bert_scores(SAID, RIGHT, bert, CPU) == pytest.approx(expected, abs=1e-5)
+    expected = []
+    for text, row in zip(PREDICTIONS, REFERENCES, strict=True):
+        expected.append(max(f1(states(text), states(reference)) for reference in row))
+    assert bert_scores(PREDICTIONS, REFERENCES, bert, CPU) == pytest.approx(expected, abs=1e-5)
     assert expected[1] == pytest.approx(1)
 
 
-def test_bert_score_is_that_of_torchmetrics(bert):
-    texts, right = ["a warm film", "a dog is good"], ["a funny film", "this dog was very good"]
+def test_bert_score_equals_torchmetrics(bert):
+    texts, references = ["a warm film", "a dog is good"], ["a funny film", "this dog was very good"]
     backbone = encoder(bert)
 
     class Tokenizer:
@@ -252,16 +294,17 @@ def test_bert_score_is_that_of_torchmetrics(bert):
                 list(texts), padding="max_length", max_length=12, truncation=True, return_tensors="pt"
             )
 
-    found = bert_score(
-        texts, right, model=backbone.model.base_model, user_tokenizer=Tokenizer(), max_length=12, num_layers=2,
+    expected = bert_score(
+        texts, references, model=backbone.model.base_model, user_tokenizer=Tokenizer(), max_length=12, num_layers=2,
         user_forward_fn=lambda model, batch: model(
             input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
         ).last_hidden_state,
     )  # fmt: skip
-    assert bert_scores(texts, [[r] for r in right], bert, CPU) == pytest.approx(found["f1"].tolist(), abs=1e-5)
+    scores = bert_scores(texts, [[reference] for reference in references], bert, CPU)
+    assert scores == pytest.approx(expected["f1"].tolist(), abs=1e-5)
 
 
-def test_bert_score_leaves_the_random_state_and_requires_an_encoder(tiny_folder):
+def test_bert_score_draws_no_random_numbers_and_requires_an_encoder(tiny_folder):
     encoder.cache_clear()
     state = torch.get_rng_state()
     bert_scores(["a dog"], [["a film"]], str(tiny_folder("bert")), CPU)
@@ -271,7 +314,7 @@ def test_bert_score_leaves_the_random_state_and_requires_an_encoder(tiny_folder)
 
 
 @pytest.mark.slow
-def test_bert_score_knows_what_means_the_same():
+def test_bert_score_recognizes_the_same_meaning():
     near, far, same = bert_scores(
         ["The cat slept on the sofa."] * 3,
         [["A kitten was sleeping on the couch."], ["Shares fell by two per cent."], ["The cat slept on the sofa."]],
@@ -302,15 +345,15 @@ def test_sentences(text, expected):
     assert lead(text, 2) == " ".join(expected[:2])
 
 
-def test_the_interval_of_a_split_is_that_of_its_resamplings():
-    said = [" ".join(random.Random(i).choices(CATS, k=8)) for i in range(40)]
-    right = [[" ".join(random.Random(i // 2).choices(CATS, k=8))] for i in range(40)]
-    draw = random.Random(0)
-    samples = [[draw.randrange(40) for _ in range(40)] for _ in range(400)]
+def test_the_interval_of_a_split_equals_the_one_of_its_resamplings():
+    predictions = [" ".join(random.Random(i).choices(CATS, k=8)) for i in range(40)]
+    references = [[" ".join(random.Random(i // 2).choices(CATS, k=8))] for i in range(40)]
+    generator = random.Random(0)
+    samples = [[generator.randrange(40) for _ in range(40)] for _ in range(400)]
     for name, metric in (("bleu", bleu), ("chrf", chrf)):
-        scores = sorted(metric([said[i] for i in rows], [right[i] for i in rows]) for rows in samples)
-        low, high = bootstrap_corpus(name, said, right)
+        scores = sorted(metric([predictions[i] for i in rows], [references[i] for i in rows]) for rows in samples)
+        low, high = bootstrap_corpus(name, predictions, references)
         width = scores[-11] - scores[10]
         assert low == pytest.approx(scores[10], abs=0.2 * width)
         assert high == pytest.approx(scores[-11], abs=0.2 * width)
-        assert low < metric(said, right) < high
+        assert low < metric(predictions, references) < high
