@@ -136,7 +136,7 @@ def test_a_tagging_and_a_classification_task_train_together(fit, folder):
 def test_a_bad_row_of_a_task_and_a_missing_score_are_reported(fit, folder, capsys):
     fit("--data.scores={}", code=2)
     error = capsys.readouterr().err
-    assert "watched by their loss" in error
+    assert "monitored by their loss" in error
     with (folder / "length" / "validation.jsonl").open("a") as file:
         file.write('{"text": "dull", "label": "tall"}\n')
     fit(code=2)

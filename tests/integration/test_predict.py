@@ -178,9 +178,8 @@ def test_the_unfinished_file_of_another_run_is_kept_and_reported(half, predicted
     assert sorted(set(predicted_rows)) == list(range(ROWS))
     assert count_lines(path) == ROWS
     assert part.with_name("predictions.jsonl.part.1").read_bytes() == before
-    (message,) = [
-        record.getMessage() for record in caplog.records if "starts from the beginning" in record.getMessage()
-    ]
+    messages = [record.getMessage() for record in caplog.records]
+    (message,) = [message for message in messages if "starts from the beginning" in message]
     assert difference in message
     assert "predictions.jsonl.part.1" in message
     part.with_name("predictions.jsonl.part.1").rename(part)  # renaming it restores it

@@ -53,7 +53,7 @@ def test_overfitting_trains_on_the_same_batches_in_each_epoch(fit, caplog):
     fit("--trainer.overfit_batches=2", "--trainer.max_epochs=3", "--trainer.callbacks=spies.Rows")
     assert len(Rows.seen[0]) == 2
     assert Rows.seen[0] == Rows.seen[1] == Rows.seen[2]
-    assert "each epoch trains on the batches of the first one" in caplog.text
+    assert "every epoch trains on the batches of the first epoch" in caplog.text
 
 
 def load_rate(folder):

@@ -1,7 +1,5 @@
 """Keys and values of a prompt compared with a text before the row, caches of transformers, and a loop."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 import transformers
@@ -28,17 +26,14 @@ def prompt_of_text(backbone, ids):
     return SoftPrompt(kv={"self": {n: (layer[:1], layer[1:]) for n, layer in enumerate(layers)}})
 
 
-def with_text_before(batch, ids):
+def with_text_before(codec, batch, ids):
     """Returns the rows with a text before them."""
-    text = torch.tensor(ids).expand(len(batch), -1)
-    is_text = torch.ones_like(text, dtype=torch.bool)
-    return replace(
-        batch,
-        input_ids=torch.cat([text, batch.input_ids], 1),
-        mask=torch.cat([is_text, batch.mask], 1),
-        source=torch.cat([is_text, batch.source], 1),
-        slots=batch.slots + len(ids),
-    )
+    rows = []
+    for row in batch.encoded:
+        answers = tuple(column + len(ids) for column in row.answers)
+        slots = tuple(slot + len(ids) for slot in row.slots)
+        rows.append(row._replace(ids=(*ids, *row.ids), answers=answers, slots=slots))
+    return codec.collate(rows)
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -49,7 +44,7 @@ def test_keys_and_values_of_a_text_act_like_the_text(family, load, packed):
     ids = backbone.codec.ids("it is a sad story")
     batch = batch_of(backbone.codec)
     logits = backbone(batch, prompt_of_text(backbone, ids))
-    expected = backbone(with_text_before(batch, ids))
+    expected = backbone(with_text_before(backbone.codec, batch, ids))
     assert_close(real(batch, logits), real(batch, expected), **CLOSE)
 
 
@@ -59,7 +54,8 @@ def test_generation_with_keys_and_values_of_a_text_equals_generation_after_the_t
     ids = backbone.codec.ids("it is a sad story")
     batch = batch_of(backbone.codec)
     output = backbone.generate(batch, prompt_of_text(backbone, ids), max_new_tokens=5, **options)
-    assert torch.equal(output, backbone.generate(with_text_before(batch, ids), max_new_tokens=5, **options))
+    expected = backbone.generate(with_text_before(backbone.codec, batch, ids), max_new_tokens=5, **options)
+    assert torch.equal(output, expected)
 
 
 @pytest.mark.parametrize("family", CAUSAL)
