@@ -83,7 +83,8 @@ def line_figure(positions: Sequence[float], scores: Mapping[str, Sequence[float]
     figure = Figure(figsize=(3.8 * len(scores) + 0.4, 3), layout="constrained")
     panels = figure.subplots(1, len(scores), squeeze=False)[0]
     for axes, (name, values) in zip(panels, scores.items(), strict=True):
-        axes.plot([positions[0], positions[-1]], [values[0], values[-1]], color="black", ls="--", lw=1)
+        ends = [0, -1]
+        axes.plot([positions[i] for i in ends], [values[i] for i in ends], color="black", ls="--", lw=1)
         axes.plot(positions, values, marker="o", color="tab:blue")
         axes.set_xlabel("fraction of the other prompt")
         axes.set_ylabel(name)

@@ -79,7 +79,8 @@ class GenerationEvaluation(Evaluation):
         max_tokens: int = 512,
     ) -> None:
         super().__init__()
-        if lead < 0 or every < 1 or (sample is not None and sample < 1) or (minutes is not None and minutes <= 0):
+        has_valid_limits = (sample is None or sample >= 1) and (minutes is None or minutes > 0)
+        if lead < 0 or every < 1 or not has_valid_limits:
             raise ValueError(
                 "lead must be at least 0, every and sample at least 1, and minutes above 0, got "
                 f"lead={lead}, every={every}, sample={sample} and minutes={minutes}"

@@ -112,7 +112,8 @@ def _differences_table(differences: Sequence[Difference], baseline: ComparedRun,
     for each in sorted(differences, key=lambda each: each.mean, reverse=True):
         low, high = each.interval
         interval = f"[{low:+.4f}, {high:+.4f}]"
-        rows.append([each.run, f"{each.mean:+.4f}", interval, f"{each.p:.4f}", f"{each.adjusted:.4f}", each.rows])
+        p_values = [f"{each.p:.4f}", f"{each.adjusted:.4f}"]
+        rows.append([each.run, f"{each.mean:+.4f}", interval, *p_values, each.rows])
     left_out = count - 1 - len(differences)
     note = (
         f"Test score minus that of {baseline.name}, row by row. Intervals: 95 % bootstrap over rows. p: sign-flip "

@@ -38,7 +38,10 @@ class Score:
 
     def __str__(self) -> str:
         text = f"{self.metric} {self.value:.4g}"
-        return text if self.interval is None else f"{text} [{self.interval[0]:.4g}, {self.interval[1]:.4g}]"
+        if self.interval is None:
+            return text
+        low, high = self.interval
+        return f"{text} [{low:.4g}, {high:.4g}]"
 
 
 @dataclass(frozen=True)

@@ -48,14 +48,14 @@ def bert_scores(
     reference_texts = [text for row in references for text in row]
     texts = list(dict.fromkeys([*predictions, *reference_texts]))
     with torch.autocast(device.type, enabled=False):
-        states = dict(zip(texts, normalized_states(encoder(name).to(device), texts), strict=True))
+        states = dict(zip(texts, normalize_states(encoder(name).to(device), texts), strict=True))
     scores = []
     for text, row in zip(predictions, references, strict=True):
         scores.append(max(matching_f1(states[text], states[reference]) for reference in row))
     return scores
 
 
-def normalized_states(backbone: Backbone, texts: Sequence[str]) -> list[Tensor]:
+def normalize_states(backbone: Backbone, texts: Sequence[str]) -> list[Tensor]:
     """Returns the last states [T, H] of the tokens of each text, normalized to unit length."""
     all_states: list[Tensor] = []
     for start in range(0, len(texts), BATCH_SIZE):

@@ -21,7 +21,8 @@ def bootstrap(values: Sequence[float], level: float = 0.95, draws: int = 10_000,
     """
     rows = np.asarray(values, dtype=float)
     generator = np.random.default_rng(seed)
-    means = np.array([rows[generator.integers(len(rows), size=len(rows))].mean() for _ in range(draws)])
+    samples = (generator.integers(len(rows), size=len(rows)) for _ in range(draws))
+    means = np.array([rows[sample].mean() for sample in samples])
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 

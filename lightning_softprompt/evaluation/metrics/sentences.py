@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 END = re.compile(r"[.!?…؟۔।॥։።]+[\"'”’)\]]*(?=\s)|[。！？｡។။]+[”’」』）]*")  # noqa: RUF001
 OPENING = " \t\"'“‘(["  # noqa: RUF001
@@ -21,7 +22,8 @@ def sentences(text: str) -> list[str]:
     parts: list[str] = []
     for line in text.splitlines():
         ends = [mark.end() for mark in END.finditer(line) if _ends_sentence(line, mark)]
-        parts += [line[start:end].strip() for start, end in zip([0, *ends], [*ends, len(line)], strict=True)]
+        for start, end in pairwise([0, *ends, len(line)]):
+            parts.append(line[start:end].strip())
     return [sentence for sentence in parts if sentence]
 
 

@@ -180,7 +180,11 @@ def nist(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> flo
 def _information(texts: Sequence[Words]) -> dict[tuple[str, ...], float]:
     counts = Counter(gram for text in texts for n in NIST_ORDERS for gram in ngrams(text, n))
     counts[()] = sum(map(len, texts))
-    return {gram: math.log2(counts[gram[:-1]] / count) for gram, count in counts.items() if gram}
+    information = {}
+    for gram, count in counts.items():
+        if gram:
+            information[gram] = math.log2(counts[gram[:-1]] / count)
+    return information
 
 
 def _gain(
@@ -201,7 +205,10 @@ def _gain(
 
 def _length_penalty(ratio: float) -> float:
     """Returns the factor for texts that are too short: 0.5 at two thirds of the reference length."""
-    return math.exp(math.log(0.5) * (math.log(min(ratio, 1)) / math.log(1.5)) ** 2) if ratio else 0.0
+    if not ratio:
+        return 0.0
+    shortness = math.log(min(ratio, 1)) / math.log(1.5)
+    return math.exp(math.log(0.5) * shortness**2)
 
 
 ROUGES = (*(f"rouge{n}" for n in range(1, 10)), "rougeL")

@@ -72,7 +72,8 @@ class TextRows(Metric):
         table = [[row, len(code), *values] for row, code, values in zip(rows, coded, measures, strict=True)]
         shape = (len(table), 2 + len(self.columns))
         self.numbers.append(torch.tensor(table, dtype=torch.float32, device=self.device).reshape(shape))
-        self.coded.append(torch.from_numpy(np.frombuffer(b"".join(coded), np.uint8).copy()).to(self.device))
+        content = np.frombuffer(b"".join(coded), np.uint8).copy()
+        self.coded.append(torch.from_numpy(content).to(self.device))
 
     def compute(self) -> GatheredRows:
         """Returns the rows of all processes."""

@@ -91,7 +91,7 @@ class TextScorer:
         """Returns the metrics of at least one row."""
         texts, references = _split_pairs(rows)
         total = {name: max(1.0, float(rows.columns[name].sum())) for name in COUNTS}
-        metrics = {name: float(values.mean()) for name, values in _defined_columns(rows, self.names).items()}
+        metrics = {name: float(values.mean()) for name, values in _select_defined_columns(rows, self.names).items()}
         metrics |= {name: CORPUS_METRICS[name](texts, references) for name in self.corpus_names}
         metrics["length_ratio"] = float(rows.columns["words"].sum()) / total["reference_words"]
         metrics["empty"] = float(np.mean([not text.strip() for text in texts]))
@@ -101,7 +101,7 @@ class TextScorer:
 
     def intervals(self, rows: GatheredRows) -> Scores:
         """Returns the bootstrap 95% confidence intervals over rows."""
-        ends = {name: bootstrap(values.tolist()) for name, values in _defined_columns(rows, self.names).items()}
+        ends = {name: bootstrap(values.tolist()) for name, values in _select_defined_columns(rows, self.names).items()}
         texts, references = _split_pairs(rows)
         for name in self.corpus_names:
             if name in RESAMPLED_METRICS:
@@ -116,13 +116,13 @@ def _split_pairs(rows: GatheredRows) -> tuple[list[str], list[list[str]]]:
     return [pair["prediction"] for pair in rows.texts], [pair["references"] for pair in rows.texts]
 
 
-def _defined_columns(rows: GatheredRows, names: Sequence[str]) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
+def _select_defined_columns(rows: GatheredRows, names: Sequence[str]) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
     """Returns the columns that are defined for at least one row."""
-    columns = {name: defined_values(rows, name) for name in names}
+    columns = {name: select_defined(rows, name) for name in names}
     return {name: values for name, values in columns.items() if len(values)}
 
 
-def defined_values(rows: GatheredRows, name: str) -> np.ndarray:  # type: ignore[type-arg]
+def select_defined(rows: GatheredRows, name: str) -> np.ndarray:  # type: ignore[type-arg]
     """Returns a column [R] of the rows for which it is defined; an empty answer, for example, has no bigrams."""
     values = rows.columns[name]
     return values[~np.isnan(values)]
@@ -130,7 +130,7 @@ def defined_values(rows: GatheredRows, name: str) -> np.ndarray:  # type: ignore
 
 def compute_means(rows: GatheredRows, names: Sequence[str], with_intervals: bool) -> dict[str, float]:
     """Returns the means of columns, and optionally their 95% confidence intervals as `_low` and `_high`."""
-    columns = _defined_columns(rows, names)
+    columns = _select_defined_columns(rows, names)
     means = {name: float(values.mean()) for name, values in columns.items()}
     if with_intervals:
         for name, values in columns.items():
