@@ -22,7 +22,7 @@ from lightning_softprompt.backbones.tokenization.codec import Codec, TruncationS
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.constructor import constructor_arguments
 from lightning_softprompt.core.template import Template
-from lightning_softprompt.core.types import NO_TOKEN, Classes, Encoded, Example, Text
+from lightning_softprompt.core.types import Classes, Example, Text
 from lightning_softprompt.data.labels import as_text
 from lightning_softprompt.data.prepared import Collate, PreparedRows
 from lightning_softprompt.data.readers.sources import (
@@ -34,9 +34,10 @@ from lightning_softprompt.data.readers.sources import (
     is_pattern,
     read_rows,
 )
+from lightning_softprompt.data.row_encoder import RowEncoder
 from lightning_softprompt.data.sampling.bucketing import BucketBatchSampler, Order, ResumableLoader
 from lightning_softprompt.data.sampling.limits import LimitableSampler, count_batches, describe_limit
-from lightning_softprompt.data.token_cache import content_key, load_or_encode, rows_digest
+from lightning_softprompt.data.token_cache import content_key, rows_digest
 from lightning_softprompt.evaluation.base import Evaluation
 
 log = logging.getLogger(__name__)
@@ -240,7 +241,7 @@ class SoftPromptDataModule(LightningDataModule, ABC):
             ValueError: If the split has no source, or a row cannot be used.
         """
         if name not in self._prepared:
-            self._prepared[name] = self._prepare(name)
+            self._prepared[name] = self.prepare_split(name)
         return self._prepared[name]
 
     def describe_row(self, name: Split, row: int) -> dict[str, Any]:
@@ -311,18 +312,27 @@ class SoftPromptDataModule(LightningDataModule, ABC):
         self._prepared.pop(name, None)
         self._training_rows = None
 
-    def _prepare(self, name: Split) -> PreparedRows:
+    def prepare_split(self, name: Split) -> PreparedRows:
+        """Reads, selects and encodes the rows of a split.
+
+        A data module of several sources overrides it. Others override `example`, `select_rows`, `convert_rows` or
+        `hold_out_rows`. Call `split` to use the rows, which calls this method once.
+
+        Raises:
+            ValueError: If the split has no source, a row cannot be used, or no rows are left.
+        """
         if name in ("train", "validation") and not self._has_validation:
-            examples, origins = self._hold_out(name)
+            examples, origins = self.hold_out_rows(name)
         else:
-            examples, origins = self._examples(name)
+            examples, origins = self.convert_rows(name)
         if name == "train":
             selected = self.select_rows(examples)
             examples = [examples[i] for i in selected]
             origins = [origins[i] for i in selected]
         if not examples:
             raise ValueError(self._explain_empty(name))
-        return PreparedRows(examples, self._encode_all(examples, origins, name), origins)
+        use_cache = self.cache and name != "predict"
+        return PreparedRows(examples, self._encoder.encode_split(name, examples, origins, use_cache), origins)
 
     def _explain_empty(self, name: Split) -> str:
         count = 0 if self._training_rows is None else len(self._training_rows[0])
@@ -347,25 +357,37 @@ class SoftPromptDataModule(LightningDataModule, ABC):
             return False
         return True
 
-    def _hold_out(self, name: Split) -> tuple[list[Example], list[Origin]]:
-        """Returns the training rows, or those that are held out of them for validation."""
+    def hold_out_rows(self, name: Split) -> tuple[list[Example], list[Origin]]:
+        """Returns the training rows without the held-out rows, or the rows held out for validation.
+
+        Override it to keep related rows on one side.
+
+        Args:
+            name: `train` or `validation`.
+        """
         if self._training_rows is None:  # read the rows, and report skipped ones, only once for both splits
-            self._training_rows = self._examples("train")
+            self._training_rows = self.convert_rows("train")
         examples, origins = self._training_rows
         order = np.random.default_rng(self.seed).permutation(len(examples))
         count = max(1, round(self.validation_share * len(order)))
         part = sorted(order[:count] if name == "validation" else order[count:])
         return [examples[i] for i in part], [origins[i] for i in part]
 
-    def _examples(self, name: Split) -> tuple[list[Example], list[Origin]]:
-        """Converts the rows of a split to text and reports rows that cannot be used."""
+    def convert_rows(self, name: Split) -> tuple[list[Example], list[Origin]]:
+        """Converts the rows of a split to text, one by one with `example`, and reports rows that cannot be used.
+
+        Override it for work on all rows of a split at once, such as a search.
+
+        Raises:
+            DataError: If a row cannot be used and on_bad_row is `raise`, or if all rows were skipped.
+        """
         rows = self.rows(name)
         examples, origins, bad = [], [], list(rows.skipped)
         for i, row in enumerate(rows):
             try:
                 example = self.example(row, labelled=name != "predict")
                 if self.on_bad_row == "skip":
-                    self._encode(example)
+                    self._encoder.encode(example)
                 examples.append(example)
                 origins.append(rows.origin(i))
             except ValueError as error:
@@ -399,45 +421,16 @@ class SoftPromptDataModule(LightningDataModule, ABC):
         values = {**row, **(filled or {})}
         return {column: values[column] for column in self.template.columns}
 
-    def _encode_all(self, examples: Sequence[Example], origins: Sequence[Origin], name: str) -> list[Encoded]:
-        def encode() -> list[Encoded]:
-            return [self._encode_at(example, origin) for example, origin in zip(examples, origins, strict=True)]
-
-        use_cache = self.cache and name != "predict"
-        encoded = load_or_encode(self._cache_key(examples), encode) if use_cache else encode()
-        num_truncated = sum(row.num_truncated > 0 for row in encoded)
-        if num_truncated:
-            log.info("Truncated %d of %d %s rows to max_tokens=%d", num_truncated, len(encoded), name, self.max_tokens)
-        num_lost = sum(row.words.count(NO_TOKEN) for row in encoded)
-        if num_lost:
-            log.info("%d words of the %s rows have no token after truncation and are not scored", num_lost, name)
-        return encoded
-
-    def _cache_key(self, examples: Sequence[Example]) -> str:
-        """Hashes everything that determines the tokens of the rows."""
-        texts = [
-            (
-                tuple(example.fields.items()),
-                example.target,
-                tuple(example.words.items()),
-                tuple(example.template_spans.items()),
-            )
-            for example in examples
-        ]
-        truncate = sorted(self.template.truncate)
-        settings = [truncate, self.truncation_side, self.max_tokens, self.append_eos, self.max_target_tokens]
-        return content_key([self.codec.fingerprint, self.template.text, settings, texts])
-
-    def _encode(self, example: Example) -> Encoded:
-        pieces = self.template.pieces(example.fields, example.words, example.template_spans)
-        settings = (self.max_tokens, self.append_eos, self.truncation_side, self.max_target_tokens)
-        return self.codec.encode(pieces, example.target, *settings)
-
-    def _encode_at(self, example: Example, origin: Origin) -> Encoded:
-        try:
-            return self._encode(example)
-        except ValueError as error:
-            raise DataError(f"{origin.where}: {error}") from None
+    @property
+    def _encoder(self) -> RowEncoder:
+        return RowEncoder(
+            self.codec,
+            self.template,
+            self.max_tokens,
+            self.truncation_side,
+            self.append_eos,
+            self.max_target_tokens,
+        )
 
     @final
     def setup(self, stage: str) -> None:
@@ -454,7 +447,7 @@ class SoftPromptDataModule(LightningDataModule, ABC):
 
         With `overfit_batches`, every epoch uses the batches of the first epoch.
         """
-        loader = self._loader("train", "shuffled")
+        loader = self.build_loader("train", "shuffled")
         loader.batch_sampler.repeats = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
         if loader.batch_sampler.repeats:
             self._log_once("overfit_batches: every epoch trains on the batches of the first epoch")
@@ -472,7 +465,7 @@ class SoftPromptDataModule(LightningDataModule, ABC):
 
     def _evaluation_loader(self, name: Split, option: str) -> ResumableLoader:
         """The rows that an evaluation scores, the longest first."""
-        loader = self._loader(name, "longest_first")
+        loader = self.build_loader(name, "longest_first")
         sampler = cast(LimitableSampler, loader.batch_sampler)
         limit = 1.0 if self.trainer is None else getattr(self.trainer, option)
         batches = count_batches(limit, sampler.most_batches)
@@ -489,13 +482,19 @@ class SoftPromptDataModule(LightningDataModule, ABC):
     @final
     def predict_dataloader(self) -> ResumableLoader:
         """Each row once, in the order of the source; with `limit_predict_batches`, only the first rows."""
-        loader = self._loader("predict", "given")
+        loader = self.build_loader("predict", "given")
         limit = 1.0 if self.trainer is None else self.trainer.limit_predict_batches
         if count_batches(limit, len(loader)) < len(loader):
             self._log_once(f"limit_predict_batches={limit}: only the first rows of the source are predicted")
         return loader
 
-    def _loader(self, name: Split, order: Order) -> ResumableLoader:
+    def build_loader(self, name: Split, order: Order) -> ResumableLoader:
+        """Returns the loader of a split. Override it if rows change from epoch to epoch, or for another sampler.
+
+        Args:
+            name: The split.
+            order: The order of its rows.
+        """
         sampler = self.sampler(name, order, self.ranks)
         return ResumableLoader(self.split(name), sampler, Collate(self.codec), num_workers=self.num_workers)
 

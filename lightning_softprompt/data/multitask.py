@@ -169,7 +169,8 @@ class MultitaskDataModule(SoftPromptDataModule):
             raise ValueError(f"column {TASK!r} must name one of the tasks {list(self.tasks)}, got {row.get(TASK)!r}")
         return str(row[TASK])
 
-    def _prepare(self, name: Split) -> MixedRows:
+    def prepare_split(self, name: Split) -> MixedRows:
+        """Prepares the split of each task and numbers all rows."""
         for task in self.tasks.values():
             task.codec = self.codec
         if name == "predict" and self.sources["predict"] is not None:
@@ -244,7 +245,8 @@ class MultitaskDataModule(SoftPromptDataModule):
         rows, _, digest = super().rows_digest(name).partition(" rows (")
         return f"{rows} rows ({content_key([digest, *self.rows_with_tasks(name).tasks])[:12]})"
 
-    def _loader(self, name: Split, order: Order) -> ResumableLoader:
+    def build_loader(self, name: Split, order: Order) -> ResumableLoader:
+        """Returns a loader whose batches are of one task, or of several with `together`."""
         rows = self.rows_with_tasks(name)
         collate = MixedCollate(self.codec, rows.tasks, rows.numbers)
         return ResumableLoader(rows, self._sampler(name, order), collate, num_workers=self.num_workers)

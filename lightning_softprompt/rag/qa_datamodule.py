@@ -173,13 +173,14 @@ class RagQaDataModule(SoftPromptDataModule):
         if self.corpus is not None and self.retriever is not None and self.selector.mode != "closed_book":
             ensure_index(self.retriever.folder, self.corpus, self.index_settings, self.corpus_columns)
 
-    def _examples(self, name: Split) -> tuple[list[Example], list[Origin]]:
+    def convert_rows(self, name: Split) -> tuple[list[Example], list[Origin]]:
+        """Retrieves passages for all questions of a split, then converts its rows."""
         max_tokens = self.renderer.max_tokens  # checks that the backbone can generate before rows are processed
         questions = [row.get(self.question) for row in self.rows(name)]
         self._retrieve(questions)
         self._report_empty_results(name, questions)
         self._passage_counts.clear()
-        examples, origins = super()._examples(name)
+        examples, origins = super().convert_rows(name)
         self._check_gold(name, examples)
         if self._passage_counts["shown"] + self._passage_counts["dropped"]:
             counts = "; ".join(f"{count} {what}" for what, count in self._passage_counts.items())
@@ -281,9 +282,10 @@ class RagQaDataModule(SoftPromptDataModule):
         name = names[number]
         return replace(example, target=self.words[name], label=number, references=(name,))
 
-    def _loader(self, name: Split, order: Order) -> ResumableLoader:
+    def build_loader(self, name: Split, order: Order) -> ResumableLoader:
+        """Returns the loader of a split. Training passages are selected again in each epoch if `resamples`."""
         if order != "shuffled" or not self.resamples:
-            return super()._loader(name, order)
+            return super().build_loader(name, order)
         form = self.answer_form
         rows = ResampledDataset(self.split(name), self.renderer, form.abstain, form.uses_any_answer, self.seed)
         sampler = EpochIndexedSampler(self.sampler(name, order, self.ranks))

@@ -138,7 +138,12 @@ class RelevanceDataModule(SoftPromptDataModule):
         super().set_rows(name, rows)
         self._pairs_by_split.pop(name, None)
 
-    def _hold_out(self, name: Split) -> tuple[list[Example], list[Origin]]:
+    def hold_out_rows(self, name: Split) -> tuple[list[Example], list[Origin]]:
+        """Raises an error, since held-out pairs would share questions with the training rows.
+
+        Raises:
+            ValueError: Always.
+        """
         raise ValueError(
             "RelevanceDataModule requires separate validation questions, because held-out pairs would share questions "
             "with the training rows; set data.validation"
