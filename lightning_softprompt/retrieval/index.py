@@ -1,4 +1,4 @@
-"""An index, opened to search. Nothing is ever written to it here, so any number of processes may have it open."""
+"""An index that is opened for search. It is only read, so any number of processes can open it."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from lightning_softprompt.retrieval.search.vectors import FileVectors, VectorSto
 from lightning_softprompt.retrieval.trusted_names import check_trusted
 
 LEXICAL, DENSE, EMBEDDED = "lexical", "dense", "qdrant"  # folders; the last in the index itself
-SAME = 0.999  # product of two vectors of one text by the same encoder, on whatever device
-TRIES = 20
+MIN_SIMILARITY = 0.999  # minimum product of two vectors of a text by the same encoder, on any devices
+MAX_TRIES = 20
 
 
 @final
 class Index:
-    """An index as it was when it was opened, whatever is built meanwhile. Pickled, it is opened again.
+    """The state of an index at the time of opening, which later builds do not change. Unpickling opens it again.
 
     Args:
-        folder: Where it was built.
+        folder: Folder of the index.
 
     Raises:
-        BadIndexError: If there is none, or it is damaged, or of another format.
+        BadIndexError: If there is no index, or it is damaged or has another format.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -46,20 +46,20 @@ class Index:
 
     @property
     def files(self) -> Path:
-        """The folder that holds this state of the index."""
+        """The folder with the files of this state of the index."""
         return self.folder / self.manifest.generation
 
     @property
     def vector_store(self) -> VectorStore:
-        """Dense search, once the encoder was seen to be the one that the index was built with.
+        """The vectors for dense search. The first use checks that the encoder is the one that built the index.
 
         Raises:
-            ValueError: If the index has no vectors, or the encoder is another.
+            ValueError: If the index has no vectors, or was built with another encoder.
         """
         if self._store is None:
             raise ValueError(
-                f"{self.folder} has no vectors, since it was built without an encoder; search it by lexical, or build "
-                "it with an encoder"
+                f"{self.folder} has no vectors, since it was built without an encoder; use mode lexical, or build it "
+                "with an encoder"
             )
         if not self._is_checked:
             self._check_encoder(self._store)
@@ -70,28 +70,29 @@ class Index:
 
         name = str(self.manifest.settings.encoder)
         check_trusted(self.folder, self.manifest.settings, encoder=True)
-        here, there = load_encoder(name).passages([self.passages[0].searched])[0], store.first_vector()
-        if here.shape != there.shape or float(here @ there) < SAME:
+        new, stored = load_encoder(name).passages([self.passages[0].searched])[0], store.first_vector()
+        if new.shape != stored.shape or float(new @ stored) < MIN_SIMILARITY:
             raise ValueError(
-                f"the encoder {name!r} is not the one that {self.folder} was built with: it gives other vectors. Bring "
-                "back the old weights, or build the index anew in another folder"
+                f"the encoder {name!r} is not the one that {self.folder} was built with: its vectors differ. Restore "
+                "the old weights, or build the index again in another folder"
             )
         self._is_checked = True
 
     def lexical(self, questions: Sequence[str], k: int) -> list[Ranking]:
-        """The k best passages for each question by BM25."""
+        """Returns the k best passages for each question by BM25."""
         return [self.bm25.search(question, k) for question in questions]
 
     def dense(self, questions: Sequence[str], k: int) -> list[Ranking]:
-        """The k nearest passages for each question."""
+        """Returns the k nearest passages for each question."""
         from lightning_softprompt.retrieval.search.encoder import load_encoder
 
         store = self.vector_store
-        return store.search(load_encoder(str(self.manifest.settings.encoder)).questions(questions), k)
+        encoder = load_encoder(str(self.manifest.settings.encoder))
+        return store.search(encoder.questions(questions), k)
 
 
 def open_store(folder: Path, files: Path, manifest: Manifest, passages: Passages | None) -> VectorStore:
-    """Where the vectors of an index are."""
+    """Returns the vector store of an index."""
     settings = manifest.settings
     if settings.store == "qdrant":
         digests = None if passages is None else np.asarray(passages.digests)
@@ -103,15 +104,15 @@ OpenFiles = tuple[Manifest, Passages, Lexical, VectorStore | None]
 
 
 def _open(folder: Path) -> OpenFiles:
-    """The manifest and all that it names; tried again where a build took it away in between."""
-    for _ in range(TRIES):
+    """Opens the manifest and the files that it names; tries again if a build replaced them in between."""
+    for _ in range(MAX_TRIES):
         before = _read_manifest_bytes(folder)
         try:
             return _open_files(folder, read_manifest(folder))
         except (BadIndexError, FileNotFoundError):
             if _read_manifest_bytes(folder) == before:
                 raise
-    raise BadIndexError(f"{folder} is built anew all the time; try again once that has ended")
+    raise BadIndexError(f"{folder} is rebuilt continuously; try again after the build")
 
 
 def _open_files(folder: Path, manifest: Manifest) -> OpenFiles:

@@ -1,9 +1,9 @@
-"""Building an index, and bringing one up to date.
+"""Builds and updates indexes.
 
-All is written to a folder of its own, and the manifest, which names that folder, last: whoever opens the index finds
-the old state or the new one, and a build that is killed leaves the old. Passages that were there keep their words and
-their vectors, so an update reads and cuts the corpus, but stems and encodes only what is new. Vectors, which take
-longest by far, are kept as they are made, and the next build goes on with those of one that was killed.
+A build writes all files to a new folder, and then the manifest, which names that folder. Readers see the old state or
+the new one, and an interrupted build leaves the old state. Unchanged passages reuse their words and vectors, so an
+update reads and splits the corpus, but stems and encodes only new passages. Vectors, which take most of the time, are
+logged while they are encoded, and the next build resumes with the vectors of an interrupted one.
 """
 
 from __future__ import annotations
@@ -49,24 +49,24 @@ GENERATION, DRAFT = "generation-", ".draft-"
 
 
 def iterate(items: Iterable[Any], doing: str, total: int | None) -> Iterable[Any]:
-    """Shows nothing."""
+    """Returns the items without showing progress."""
     return items
 
 
 def build_index(
     folder: str | Path, documents: Iterable[Document], settings: IndexSettings | None = None, track: Track = iterate
 ) -> Manifest:
-    """Makes an index hold these documents and no others, with what it had of them.
+    """Builds an index of exactly these documents, and reuses the files of an existing index.
 
     Args:
-        folder: Where; made if it is not there.
-        documents: The whole corpus.
-        settings: What it is made with; other settings than before make anew what they change.
+        folder: Folder of the index; created if it does not exist.
+        documents: All documents of the corpus.
+        settings: Settings of the index; files that depend on changed settings are built again.
         track: Shows progress.
 
     Raises:
-        CorpusError: If the corpus cannot be indexed; the index stays as it was.
-        BadIndexError: If the folder holds something else, or another build writes it.
+        CorpusError: If the corpus cannot be indexed; the index is unchanged.
+        BadIndexError: If the folder contains other files, or another build writes it.
         ValueError: If a package or the encoder is missing.
     """
     trust_settings(settings or IndexSettings())
@@ -77,16 +77,16 @@ def build_index(
 def update_index(
     folder: str | Path, add: Iterable[Document] = (), remove: Collection[str] = (), track: Track = iterate
 ) -> Manifest:
-    """Adds documents to an index, in place of those with the same id, and removes others.
+    """Adds documents to an index, which replace documents with the same id, and removes documents.
 
     Args:
-        folder: The index.
+        folder: Folder of the index.
         add: New or changed documents.
-        remove: Ids of documents.
+        remove: Ids of documents to remove.
         track: Shows progress.
 
     Raises:
-        CorpusError: If an id to remove is not there, or the corpus that results cannot be indexed.
+        CorpusError: If an id to remove does not exist, or the resulting corpus cannot be indexed.
         BadIndexError: If there is no index, or it is damaged.
         ValueError: If a package or the encoder is missing.
     """
@@ -101,25 +101,25 @@ def _merge(index: Index, add: Iterable[Document], remove: Collection[str]) -> It
     new: dict[str, Document] = {}
     for document in add:
         if new.setdefault(document.id, document) != document:
-            raise CorpusError(f"{document.source}: the id {document.id!r} was given twice. Give each an id of its own")
-    gone = set(remove)
+            raise CorpusError(f"{document.source}: the id {document.id!r} occurs twice. Use a unique id per document")
+    to_remove = set(remove)
     for document in index.passages.texts:
-        if document.id not in gone:
+        if document.id not in to_remove:
             yield new.pop(document.id, document)
-        gone.discard(document.id)
-    if gone:
-        raise CorpusError(_describe_missing(index, sorted(gone)))
+        to_remove.discard(document.id)
+    if to_remove:
+        raise CorpusError(_describe_missing(index, sorted(to_remove)))
     yield from new.values()
 
 
-def _describe_missing(index: Index, gone: list[str]) -> str:
-    near = get_close_matches(gone[0], [document.id for document in index.passages.texts])
-    hint = f"Did you mean {' or '.join(near)}?" if near else "Name ids as the corpus has them"
-    return f"{index.folder} has no document {gone[0]!r} to remove ({len(gone)} such ids). {hint}"
+def _describe_missing(index: Index, missing: list[str]) -> str:
+    near = get_close_matches(missing[0], [document.id for document in index.passages.texts])
+    hint = f"Did you mean {' or '.join(near)}?" if near else "Use the ids of the corpus"
+    return f"{index.folder} has no document {missing[0]!r} to remove ({len(missing)} missing ids). {hint}"
 
 
 class _UnchangedError(Exception):
-    """The corpus is the one that the index holds."""
+    """The index already contains the corpus."""
 
 
 def _build(
@@ -133,7 +133,7 @@ def _build(
             place / generation, lambda draft: written.append(_write(draft, place, documents, start, earlier, track))
         )
     except _UnchangedError:
-        assert earlier, "nothing else can be unchanged"
+        assert earlier, "only an existing index can be unchanged"
         return earlier.manifest
     manifest = replace(written[0], files=describe_files(place / generation))
     manifest.write(place)
@@ -145,11 +145,11 @@ def _write(
     draft: Path, place: Path, documents: Iterable[Document], start: Manifest, earlier: Index | None, track: Track
 ) -> Manifest:
     settings = start.settings
-    draft.chmod(place.stat().st_mode)  # drafts are the maker's own, an index is for whom its folder is for
+    draft.chmod(place.stat().st_mode)  # a draft is private; an index has the access rights of its folder
     corpus, count = write_documents(draft, track(documents, "reading", None))
     if earlier and (earlier.manifest.corpus, earlier.manifest.settings) == (corpus, settings):
         raise _UnchangedError
-    left_out = write_passages(draft, settings.chunking(), track(Texts(draft), "cutting", count))
+    left_out = write_passages(draft, settings.chunking(), track(Texts(draft), "splitting", count))
     passages = Passages(draft)
     known = earlier.passages.by_digest() if earlier else {}
     _write_words(draft, passages, settings, earlier, known, track)
@@ -171,7 +171,7 @@ def _write_words(
 ) -> None:
     old = earlier if earlier and earlier.manifest.settings.language == settings.language else None
     tokens = []
-    for row in track(range(len(passages)), "finding words", len(passages)):
+    for row in track(range(len(passages)), "stemming", len(passages)):
         before = known.get(passages.digests[row].tobytes()) if old else None
         kept = old.bm25.words(before) if old and before is not None else None
         tokens.append(kept if kept is not None else words(passages[row].searched, settings.language))
@@ -182,12 +182,12 @@ def _write_words(
 def _write_vectors(
     draft: Path, place: Path, passages: Passages, manifest: Manifest, same: Index | None, track: Track
 ) -> int:
-    """Keeps a vector for each passage; gives H. `same` is an earlier state with vectors of the same encoder."""
+    """Writes a vector for each passage; returns H. `same` is an earlier state with vectors of the same encoder."""
     (draft / DENSE).mkdir()
     store = open_store(place, draft, manifest, None)
     encode = partial(vector_log.encode_passages, place, passages, str(manifest.settings.encoder), track)
     try:
-        return store.write(np.asarray(passages.digests), encode, _kept(same))
+        return store.write(np.asarray(passages.digests), encode, _reusable_vectors(same))
     except BaseException:
         if same is None:
             store.delete()
@@ -196,15 +196,15 @@ def _write_vectors(
         store.close()
 
 
-def _kept(same: Index | None) -> Vectors | None:
-    """The vectors of an earlier state in files; those in a database stay where they are."""
+def _reusable_vectors(same: Index | None) -> Vectors | None:
+    """Returns the vectors of an earlier state in files. Vectors in a database are not copied."""
     if same is None or same.manifest.settings.store == "qdrant":
         return None
     return Vectors(same.passages.by_digest(), FileVectors(same.files / DENSE, "flat").vectors)
 
 
 def _can_reuse_vectors(earlier: Index, settings: IndexSettings) -> bool:
-    """Whether an earlier state has vectors that serve here: of the same encoder, in the same kind of place."""
+    """Whether the vectors of an earlier state can be used: same encoder, same kind of store."""
     before = earlier.manifest.settings
     if settings.encoder is None or before.encoder != settings.encoder or before.url != settings.url:
         return False
@@ -213,23 +213,23 @@ def _can_reuse_vectors(earlier: Index, settings: IndexSettings) -> bool:
     try:
         earlier.vector_store.close()
     except ValueError as error:
-        log.warning("all passages are encoded anew: %s", error)
+        log.warning("all passages are encoded again: %s", error)
         return False
     return True
 
 
 @contextmanager
 def _lock_folder(place: Path) -> Iterator[Path]:
-    """Holds a folder for one build alone, and takes it away again where nothing came of it."""
+    """Locks a folder for one build, and removes it if the build wrote nothing."""
     place.mkdir(parents=True, exist_ok=True)
     opened = os.open(place, os.O_RDONLY)
     try:
         _lock(opened, place)
-    except BaseException:  # another build holds the folder, and what stands there is its own
+    except BaseException:  # another build has locked the folder; its files are not touched
         os.close(opened)
         raise
     try:
-        for draft in place.glob(f"{DRAFT}*"):  # of a build that was killed
+        for draft in place.glob(f"{DRAFT}*"):  # of an interrupted build
             shutil.rmtree(draft, ignore_errors=True)
         yield place
     finally:
@@ -237,41 +237,42 @@ def _lock_folder(place: Path) -> Iterator[Path]:
         if not (place / NAME).exists():
             shutil.rmtree(place / EMBEDDED, ignore_errors=True)
         with suppress(OSError):
-            place.rmdir()  # only where it is empty
+            place.rmdir()  # only if it is empty
 
 
 def _lock(opened: int, place: Path) -> None:
     try:
         lock_file(opened, place)
     except BlockingIOError:
-        raise BadIndexError(f"another build is writing {place}; wait for its end, or build elsewhere") from None
+        raise BadIndexError(f"another build is writing {place}; wait for it, or build in another folder") from None
 
 
 def _open_earlier(place: Path) -> Index | None:
-    """What a folder holds of an index that can be built on.
+    """Opens the existing index of a folder; None if there is none, or it is damaged.
 
     Raises:
-        BadIndexError: If it holds something else.
+        BadIndexError: If the folder contains other files.
     """
-    found = [path.name for path in place.iterdir() if not path.name.startswith(vector_log.NAME)]
-    ours = [name for name in found if name.startswith(GENERATION) or name == EMBEDDED]
-    others = sorted(set(found) - {*ours, NAME})
-    if others or (NAME in found and not ours):
-        raise BadIndexError(f"{place} holds {', '.join((others or found)[:3])}, so it is no index. Name another folder")
-    if NAME not in found:
-        shutil.rmtree(place / EMBEDDED, ignore_errors=True)  # of a first build that was killed
+    names = [path.name for path in place.iterdir() if not path.name.startswith(vector_log.NAME)]
+    ours = [name for name in names if name.startswith(GENERATION) or name == EMBEDDED]
+    others = sorted(set(names) - {*ours, NAME})
+    if others or (NAME in names and not ours):
+        examples = ", ".join((others or names)[:3])
+        raise BadIndexError(f"{place} contains {examples}, so it is not an index. Set another folder")
+    if NAME not in names:
+        shutil.rmtree(place / EMBEDDED, ignore_errors=True)  # of an interrupted first build
         return None
     try:
         index = Index(place)
         check_files(place, index.manifest)
     except BadIndexError as error:
-        log.warning("the index is built from nothing: %s", error)
+        log.warning("the index is built from scratch: %s", error)
         return None
     return index
 
 
 def _remove_old_files(place: Path, manifest: Manifest, earlier: Index | None) -> None:
-    """Takes away what no index names any more."""
+    """Removes the files that the new manifest does not use."""
     vector_log.delete_logs(place)
     for path in place.glob(f"{GENERATION}*"):
         if path.name != manifest.generation:

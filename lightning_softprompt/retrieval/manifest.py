@@ -1,4 +1,4 @@
-"""What stands in an index: said by its manifest, which is written last and names the folder that holds the rest."""
+"""The manifest of an index. It is written last, and names the folder with the other files."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from lightning_softprompt.system.atomic_files import write_file
 NAME = "manifest.json"
 NAMED = re.compile(r"[\w-]*")
 DEFAULTS = IndexSettings().plain()
-FORMAT = 2  # of an index's files, and of how texts are cut and split into words; a change of it is another number
+FORMAT = 2  # of the files of an index, and of how texts are split into passages and words; increased by each change
 PACKAGES = ("lightning-softprompt", "bm25s", "faiss-cpu", "qdrant-client", "numpy", "nltk", "transformers", "torch")
 
 
 class BadIndexError(ValueError):
-    """An index that cannot be opened; the message says why and what to do."""
+    """An index that cannot be opened. The message gives the reason and what to do."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What stands in an index.
+    """The contents of an index.
 
     Args:
-        format: Of the files.
-        generation: The folder inside the index that holds them.
-        collection: Its name in a vector database; the same through all updates.
+        format: Format of the files.
+        generation: Name of the folder inside the index that contains the files.
+        collection: Name of its collection in a vector database, which updates do not change.
         corpus: A hash of all documents.
-        settings: What it was made with.
-        documents: How many.
-        passages: How many.
-        duplicates: Passages that were left out, since another has the same content.
-        width: H, numbers of a vector; 0 without dense search.
-        versions: Of packages that made it.
-        files: Size and hash of each file.
+        settings: Settings that the index was built with.
+        documents: Number of documents.
+        passages: Number of passages.
+        duplicates: Number of passages that are left out because another one has the same content.
+        width: Width H of a vector; 0 without dense search.
+        versions: Versions of the packages that built the index.
+        files: Size and checksum of each file.
     """
 
     format: int
@@ -57,58 +57,62 @@ class Manifest:
 
     @property
     def identity(self) -> str:
-        """What decides what is found: corpus and settings."""
-        return sha256(json.dumps([self.format, self.corpus, self.settings.plain()]).encode()).hexdigest()
+        """A hash of everything that determines search results: the corpus and the settings."""
+        values = [self.format, self.corpus, self.settings.plain()]
+        return sha256(json.dumps(values).encode()).hexdigest()
 
     def write(self, folder: Path) -> None:
-        """Makes an index be what this says, from one moment to the next."""
+        """Replaces the manifest of an index atomically."""
         content = json.loads(json.dumps(asdict(self)))
-        write_file(folder / NAME, f"{json.dumps({**content, 'seal': _seal(content)}, indent=2)}\n".encode())
+        text = json.dumps({**content, "seal": _seal(content)}, indent=2)
+        write_file(folder / NAME, f"{text}\n".encode())
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of an index, its files looked for.
+    """Reads the manifest of an index, and checks that its files exist.
 
     Raises:
-        BadIndexError: If there is no index, or it is damaged, or of another format.
+        BadIndexError: If there is no index, or it is damaged or has another format.
     """
     if not folder.exists():
-        raise BadIndexError(f"there is no index {folder}; `softprompt index build` makes one")
+        raise BadIndexError(f"there is no index {folder}; build it with `softprompt index build`")
     if not (folder / NAME).is_file():
-        raise BadIndexError(f"{folder} is no index, since it has no {NAME}; name another folder, or build one there")
+        raise BadIndexError(f"{folder} is not an index, since it has no {NAME}; set another folder, or build one there")
     content = _read_sealed(folder / NAME)
     manifest = _parse(content, folder)
-    for name, told in manifest.files.items():
-        _check_size(folder / manifest.generation / name, int(told["bytes"]), folder)
+    for name, entry in manifest.files.items():
+        _check_size(folder / manifest.generation / name, int(entry["bytes"]), folder)
     return manifest
 
 
 def check_files(folder: Path, manifest: Manifest) -> None:
-    """Reads every file of an index and compares its hash.
+    """Reads every file of an index and compares its checksum.
 
     Raises:
-        BadIndexError: If one is not what was written.
+        BadIndexError: If a file has changed.
     """
-    for name, told in manifest.files.items():
-        if _hash(folder / manifest.generation / name) != told["sha256"]:
-            raise BadIndexError(f"{folder} is damaged: {manifest.generation}/{name} has changed. Build the index anew")
+    for name, entry in manifest.files.items():
+        if _hash(folder / manifest.generation / name) != entry["sha256"]:
+            raise BadIndexError(f"{folder} is damaged: {manifest.generation}/{name} has changed. Build the index again")
 
 
 def describe_files(generation: Path) -> dict[str, dict[str, Any]]:
-    """Size and hash of each file of a folder."""
-    files = sorted(path for path in generation.rglob("*") if path.is_file())
-    return {f.relative_to(generation).as_posix(): {"bytes": f.stat().st_size, "sha256": _hash(f)} for f in files}
+    """Returns the size and the checksum of each file of a folder."""
+    entries: dict[str, dict[str, Any]] = {}
+    for file in sorted(path for path in generation.rglob("*") if path.is_file()):
+        entries[file.relative_to(generation).as_posix()] = {"bytes": file.stat().st_size, "sha256": _hash(file)}
+    return entries
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of the packages that an index is made by."""
-    found = {}
+    """Returns the versions of the installed packages that build an index."""
+    versions = {}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def _read_sealed(path: Path) -> dict[str, Any]:
@@ -116,33 +120,33 @@ def _read_sealed(path: Path) -> dict[str, Any]:
         content = dict(json.loads(path.read_bytes()))
         seal = content.pop("seal")
     except (ValueError, TypeError, LookupError, RecursionError) as error:
-        raise BadIndexError(f"{path} is no manifest of an index, or a damaged one ({error}). Build it anew") from error
+        raise BadIndexError(f"{path} is not a manifest of an index, or is damaged ({error}). Build it again") from error
     if content.get("format") != FORMAT:
         raise BadIndexError(
-            f"{path.parent} is an index of format {content.get('format')!r}, this version reads {FORMAT}. Build it "
+            f"{path.parent} is an index of format {content.get('format')!r}; this version reads {FORMAT}. Build it "
             f"again from its corpus: softprompt index build CORPUS --index {path.parent}"
         )
     if seal != _seal(content):
-        raise BadIndexError(f"{path} was changed after it was written. Build the index anew")
+        raise BadIndexError(f"{path} was changed after it was written. Build the index again")
     return content
 
 
 def _parse(content: dict[str, Any], folder: Path) -> Manifest:
-    wanted = {field.name for field in fields(Manifest)}
+    expected = {field.name for field in fields(Manifest)}
     try:
-        if set(content) != wanted:
-            raise ValueError(f"it says {sorted(content)}, wanted {sorted(wanted)}")
+        if set(content) != expected:
+            raise ValueError(f"it has {sorted(content)}, expected {sorted(expected)}")
         _check_types(content)
         return Manifest(**{**content, "settings": IndexSettings.from_plain(content["settings"])})
     except (ValueError, TypeError, LookupError) as error:
-        raise BadIndexError(f"{folder / NAME} cannot be used: {error}. Build the index anew") from error
+        raise BadIndexError(f"{folder / NAME} cannot be used: {error}. Build the index again") from error
 
 
 def _check_types(content: Mapping[str, Any]) -> None:
-    """Refuses names that lead out of the index, and sizes that are none.
+    """Checks that names do not lead out of the index, and that sizes are counts.
 
     Raises:
-        ValueError: Naming the value.
+        ValueError: If not; names the value.
     """
     for name in ("generation", "collection", "corpus"):
         if not isinstance(content[name], str) or not NAMED.fullmatch(content[name]):
@@ -156,31 +160,33 @@ def _check_types(content: Mapping[str, Any]) -> None:
         is_inside = ".." not in Path(name).parts and not Path(name).is_absolute()
         is_described = isinstance(described_file, Mapping) and type(described_file.get("bytes")) is int
         if not is_inside or not is_described:
-            raise ValueError(f"the file {str(name)[:100]!r} is not one of an index")
+            raise ValueError(f"the file {str(name)[:100]!r} is not a file of an index")
     _check_settings(content)
 
 
 def _check_settings(content: Mapping[str, Any]) -> None:
-    """Refuses settings of other types.
+    """Checks the types of the settings.
 
     Raises:
-        ValueError: Naming the setting.
+        ValueError: If a type is wrong; names the setting.
     """
     settings = IndexSettings.from_plain(content["settings"])
     for name, value in settings.plain().items():
-        usual = {**DEFAULTS, "encoder": "", "url": ""}[name]
+        default = {**DEFAULTS, "encoder": "", "url": ""}[name]
         is_missing = value is None and name in ("encoder", "url")
-        if not is_missing and not isinstance(value, (int, float) if isinstance(usual, float) else type(usual)):
+        expected_type = (int, float) if isinstance(default, float) else type(default)
+        if not is_missing and not isinstance(value, expected_type):
             raise ValueError(f"the setting {name} is {str(value)[:100]!r}")
 
 
 def _check_size(file: Path, size: int, folder: Path) -> None:
     try:
-        found = file.stat().st_size
+        file_size = file.stat().st_size
     except FileNotFoundError:
-        raise BadIndexError(f"{folder} is damaged: {file} is missing. Build the index anew") from None
-    if found != size:
-        raise BadIndexError(f"{folder} is damaged: {file} has {found} bytes, wanted {size}. Build the index anew")
+        raise BadIndexError(f"{folder} is damaged: {file} is missing. Build the index again") from None
+    if file_size != size:
+        sizes = f"{file_size} bytes, expected {size}"
+        raise BadIndexError(f"{folder} is damaged: {file} has {sizes}. Build the index again")
 
 
 def _seal(content: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Re-ranking: a slower and better judge puts what was found in order."""
+"""Re-ranking: a slower and more accurate model orders the retrieved passages."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ BATCH_SIZE = 32  # pairs
 
 
 class Reranker(ABC):
-    """Says how well passages answer a question."""
+    """Scores how well passages answer a question."""
 
     @property
     @abstractmethod
     def identity(self) -> tuple[object, ...]:
-        """What decides its scores, as plain values."""
+        """Everything that determines the scores, as plain values."""
 
     @abstractmethod
     def scores(self, question: str, passages: Sequence[Passage]) -> list[float]:
-        """How well each passage answers the question, the more the better."""
+        """Returns a score for each passage; higher is better."""
 
 
 @final
 class CrossEncoder(Reranker):
-    """A classifier of pairs with one class, such as those trained on MS MARCO (Nogueira & Cho 2019, arXiv 1901.04085).
+    """A classifier of pairs with one output, as trained on MS MARCO (Nogueira & Cho 2019, arXiv 1901.04085).
 
     Args:
         name: A folder with safetensors, or a hub id.
-        max_tokens: Tokens of a pair; the passage gives way.
-        device: Where it runs; the first CUDA device if there is one, unless given.
+        max_tokens: Maximum tokens of a pair; longer passages are truncated.
+        device: Device of the model (default: CUDA if available, else the CPU).
     """
 
     def __init__(self, name: str, max_tokens: int = 512, device: str | None = None) -> None:
@@ -47,19 +47,19 @@ class CrossEncoder(Reranker):
 
     @property
     def identity(self) -> tuple[object, ...]:
-        """Name and length."""
+        """Name and maximum length."""
         return self.name, self.max_tokens
 
     def scores(self, question: str, passages: Sequence[Passage]) -> list[float]:
-        """The logit of the one class for each pair.
+        """Returns the logit of each pair.
 
         Raises:
-            ValueError: If the model cannot be loaded, or has another number of classes.
+            ValueError: If the model cannot be loaded, or does not have one output.
         """
         import torch
 
-        tokenizer, model = self._load
-        found: list[float] = []
+        tokenizer, model = self._model
+        scores: list[float] = []
         for start in range(0, len(passages), BATCH_SIZE):
             texts = [passage.searched for passage in passages[start : start + BATCH_SIZE]]
             pairs = tokenizer(
@@ -67,11 +67,11 @@ class CrossEncoder(Reranker):
                 max_length=min(self.max_tokens, tokenizer.model_max_length), return_tensors="pt",
             ).to(model.device)  # fmt: skip
             with torch.inference_mode():
-                found += model(**pairs).logits[:, 0].float().tolist()
-        return found
+                scores += model(**pairs).logits[:, 0].float().tolist()
+        return scores
 
     @cached_property
-    def _load(self) -> tuple[Any, Any]:
+    def _model(self) -> tuple[Any, Any]:
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -83,19 +83,20 @@ class CrossEncoder(Reranker):
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ValueError(
-                f"cross-encoder {self.name!r} cannot be loaded: {reason} Name a folder with safetensors or a hub id"
+                f"cross-encoder {self.name!r} cannot be loaded: {reason} Set name to a folder with safetensors "
+                "or a hub id"
             ) from error
         if model.config.num_labels != 1:
-            raise ValueError(f"{self.name!r} has {model.config.num_labels} classes; a cross-encoder has one, its score")
+            raise ValueError(f"{self.name!r} has {model.config.num_labels} classes; a cross-encoder requires one")
         return tokenizer, model
 
 
 def rerank(
-    reranker: Reranker, questions: Sequence[str], found: Sequence[Ranking], passages: Passages, k: int
+    reranker: Reranker, questions: Sequence[str], rankings: Sequence[Ranking], passages: Passages, k: int
 ) -> list[Ranking]:
-    """The k best of what was found for each question, as the re-ranker judges."""
-    judged = []
-    for question, ranking in zip(questions, found, strict=True):
+    """Returns the k best passages of each ranking by the scores of the re-ranker."""
+    reranked = []
+    for question, ranking in zip(questions, rankings, strict=True):
         scores = reranker.scores(question, [passages[row] for row in ranking.rows.tolist()])
-        judged.append(top_k(ranking.rows, np.array(scores, np.float64), k))
-    return judged
+        reranked.append(top_k(ranking.rows, np.array(scores, np.float64), k))
+    return reranked

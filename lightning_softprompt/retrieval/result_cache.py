@@ -1,4 +1,4 @@
-"""What was found for a set of questions, kept on disk, so that training does not search in its loop."""
+"""Cached search results of a set of questions, so that training does not search in each epoch."""
 
 from __future__ import annotations
 
@@ -17,55 +17,55 @@ from lightning_softprompt.system import cache_dirs
 from lightning_softprompt.system.atomic_files import write_if_possible
 
 log = logging.getLogger(__name__)
-VERSION = 1  # of what stands in a file; another is another key
+VERSION = 1  # of the contents of a file; part of the key
 
 
 def search_cached(retriever: Retriever, questions: Sequence[str], k: int = 10) -> list[list[Hit]]:
-    """The k best passages for each question: those kept from an earlier search, else those found now, which are kept.
+    """Returns the k best passages for each question, from the cache if possible.
 
-    They are searched again where a question, the index, its settings or the way of searching is another.
+    Searches again if a question, the index, its settings or the settings of the retriever have changed.
 
     Raises:
         BadIndexError: If the index cannot be opened.
-        ValueError: If it was built without what the retriever's way wants.
+        ValueError: If the index lacks what the mode of the retriever requires.
     """
     return [retriever.hits(ranking) for ranking in rank_cached(retriever, questions, k)]
 
 
 def rank_cached(retriever: Retriever, questions: Sequence[str], k: int) -> list[Ranking]:
-    """The same as rows of the index.
+    """Returns the k best passages for each question as rows of the index, from the cache if possible.
 
     Raises:
         BadIndexError: If the index cannot be opened.
-        ValueError: If it was built without what the retriever's way wants.
+        ValueError: If the index lacks what the mode of the retriever requires.
     """
     if not questions:
         return []
     path = cache_folder() / f"{_key(retriever, questions, k)}.npz"
-    if (kept := _kept(path, len(questions))) is not None:
-        return kept
-    found = retriever.rank(questions, k)
-    _write(path, found)
-    return found
+    rankings = _read_valid(path, len(questions))
+    if rankings is None:
+        rankings = retriever.rank(questions, k)
+        _write(path, rankings)
+    return rankings
 
 
-def _kept(path: Path, count: int) -> list[Ranking] | None:
-    """The rankings of so many questions in a file; None where there is none that can be read."""
+def _read_valid(path: Path, count: int) -> list[Ranking] | None:
+    """Reads the rankings of `count` questions from a file; None if the file does not exist or is damaged."""
     try:
-        found = _read(path)
-        if len(found) == count:
-            return found
-        reason = f"it has {len(found)} rankings of {count}"
+        rankings = _read(path)
+        if len(rankings) == count:
+            return rankings
+        reason = f"it has {len(rankings)} rankings for {count} questions"
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
         reason = str(error)
-    log.warning("%s is damaged and is made again: %s", path, reason)
+    log.warning("%s is damaged and is replaced: %s", path, reason)
     return None
 
 
 def cache_folder() -> Path:
-    """Where it is kept."""
+    """Returns the folder of the cache."""
     return cache_dirs.cache_folder("found")
 
 
@@ -76,15 +76,15 @@ def _key(retriever: Retriever, questions: Sequence[str], k: int) -> str:
     return digest.hexdigest()[:32]
 
 
-def _write(path: Path, found: Sequence[Ranking]) -> None:
-    rows = np.concatenate([np.empty(0, np.int64), *(ranking.rows for ranking in found)])
-    scores = np.concatenate([np.empty(0, np.float32), *(ranking.scores for ranking in found)])
-    lengths = [len(ranking) for ranking in found]
+def _write(path: Path, rankings: Sequence[Ranking]) -> None:
+    rows = np.concatenate([np.empty(0, np.int64), *(ranking.rows for ranking in rankings)])
+    scores = np.concatenate([np.empty(0, np.float32), *(ranking.scores for ranking in rankings)])
+    lengths = [len(ranking) for ranking in rankings]
     write_if_possible(path, lambda draft: np.savez(draft, rows=rows, scores=scores, lengths=lengths))
 
 
 def _read(path: Path) -> list[Ranking]:
-    with np.load(path) as kept:
-        cuts = np.cumsum(kept["lengths"])[:-1].astype(np.int64)
-        parts = zip(np.split(kept["rows"], cuts), np.split(kept["scores"], cuts), strict=True)
+    with np.load(path) as arrays:
+        cuts = np.cumsum(arrays["lengths"])[:-1].astype(np.int64)
+        parts = zip(np.split(arrays["rows"], cuts), np.split(arrays["scores"], cuts), strict=True)
         return [Ranking(rows, scores) for rows, scores in parts]

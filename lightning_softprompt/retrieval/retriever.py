@@ -1,4 +1,4 @@
-"""A retriever: an index and how it is searched, as a configuration names them."""
+"""A retriever: an index and how to search it, as set in a config."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ MODES = ("hybrid", "lexical", "dense")
 
 @final
 class Retriever:
-    """Finds passages for questions. It opens its index when it first searches, in each process on its own.
+    """Retrieves passages for questions. Each process opens the index at its first search.
 
     Args:
-        index: Folder of an index; `softprompt index build` makes one.
-        mode: `lexical` by words (BM25), `dense` by vectors, or `hybrid`, both fused.
-        candidates: Passages of each ranking that are fused, and that the re-ranker reads.
-        fusion: How the two rankings become one; weighted scores, half and half, unless given.
-        reranker: What puts the candidates in order; none unless given.
+        index: Folder of an index, as built by `softprompt index build`.
+        mode: `lexical` compares words (BM25), `dense` compares vectors, and `hybrid` fuses both rankings.
+        candidates: Number of passages of each ranking to fuse, and to pass to the re-ranker.
+        fusion: How to fuse the two rankings (default: scores with equal weights).
+        reranker: Re-ranks the candidates (default: no re-ranking).
 
     Raises:
-        ValueError: If the way is not known, or there are no candidates.
+        ValueError: If the mode is unknown, or candidates is less than 1.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Retriever:
         if mode not in MODES:
             raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
         if candidates < 1:
-            raise ValueError(f"candidates must be 1 or more, got {candidates}")
+            raise ValueError(f"candidates must be at least 1, got {candidates}")
         self.folder, self.mode, self.candidates = index, mode, candidates
         self.fusion, self.reranker = fusion or WeightedScores(), reranker
 
@@ -53,41 +53,41 @@ class Retriever:
         """The index.
 
         Raises:
-            BadIndexError: If there is none, or it is damaged, or of another format.
+            BadIndexError: If there is no index, or it is damaged or has another format.
         """
         return Index(self.folder)
 
     @property
     def identity(self) -> tuple[object, ...]:
-        """What decides what is found, as plain values."""
+        """Everything that determines the results, as plain values."""
         reranker = self.reranker.identity if self.reranker else None
         return self.index.manifest.identity, self.mode, self.candidates, repr(self.fusion), reranker
 
     def search(self, questions: Sequence[str], k: int = 10) -> list[list[Hit]]:
-        """The k best passages for each question, best first; fewer where fewer fit.
+        """Returns the k best passages for each question, the best first; fewer if fewer match.
 
         Raises:
             BadIndexError: If the index cannot be opened.
-            ValueError: If it was built without what the way wants.
+            ValueError: If the index lacks what the mode requires.
         """
         return [self.hits(ranking) for ranking in self.rank(questions, k)]
 
     def rank(self, questions: Sequence[str], k: int = 10) -> list[Ranking]:
-        """The k best passages for each question, as rows of the index.
+        """Returns the k best passages for each question, as rows of the index.
 
         Raises:
             BadIndexError: If the index cannot be opened.
-            ValueError: If it was built without what the way wants, or k is not 1 or more.
+            ValueError: If the index lacks what the mode requires, or k is less than 1.
         """
         if k < 1:
-            raise ValueError(f"k must be 1 or more, got {k}")
+            raise ValueError(f"k must be at least 1, got {k}")
         if self.reranker is None:
             return self._rank_candidates(questions, k)
-        found = self._rank_candidates(questions, max(k, self.candidates))
-        return rerank(self.reranker, questions, found, self.index.passages, k)
+        rankings = self._rank_candidates(questions, max(k, self.candidates))
+        return rerank(self.reranker, questions, rankings, self.index.passages, k)
 
     def hits(self, ranking: Ranking) -> list[Hit]:
-        """A ranking's passages."""
+        """Returns the passages of a ranking with their scores."""
         pairs = zip(ranking.rows.tolist(), ranking.scores.tolist(), strict=True)
         return [Hit(self.index.passages[row], score) for row, score in pairs]
 
@@ -96,6 +96,8 @@ class Retriever:
             return self.index.lexical(questions, k)
         if self.mode == "dense":
             return self.index.dense(questions, k)
-        wide = max(k, self.candidates)
-        both = zip(self.index.lexical(questions, wide), self.index.dense(questions, wide), strict=True)
-        return [self.fusion(lexical, dense, k) for lexical, dense in both]
+        count = max(k, self.candidates)
+        lexical_rankings = self.index.lexical(questions, count)
+        dense_rankings = self.index.dense(questions, count)
+        pairs = zip(lexical_rankings, dense_rankings, strict=True)
+        return [self.fusion(lexical, dense, k) for lexical, dense in pairs]

@@ -1,4 +1,4 @@
-"""Models and servers that the user has named: an index from somebody else makes this machine load no others."""
+"""Models and servers that the user has named. An index from others cannot make this machine use any other."""
 
 from __future__ import annotations
 
@@ -11,41 +11,41 @@ from lightning_softprompt.retrieval.search.settings import IndexSettings
 from lightning_softprompt.system.atomic_files import write_file
 from lightning_softprompt.system.cache_dirs import cache_folder
 
-_trusted: set[str] = set()  # in this process
+_trusted: set[str] = set()  # names of this process
 
 
 def trust(name: str | None) -> None:
-    """Remembers an encoder, a tokenizer or an address that the user has named, for later processes too."""
+    """Remembers an encoder, a tokenizer or an address that the user has named, also for later processes."""
     if name is None:
         return
     _trusted.add(name)
     try:
         write_file(_mark(name), name.encode())
-    except OSError:  # without a cache that can be written, it is named again each time
+    except OSError:  # without a writable cache, the user names it in each command
         return
 
 
 def trust_settings(settings: IndexSettings) -> None:
-    """Remembers what the user's own settings of an index name."""
+    """Remembers the names in index settings that the user has set."""
     for name in (settings.encoder, settings.unit, settings.url):
         trust(name)
 
 
 def check_trusted(folder: Path, settings: IndexSettings, encoder: bool) -> None:
-    """Refuses an index whose manifest names what the user has not.
+    """Checks that the user has named the encoder, tokenizer and server of an index.
 
     Args:
-        folder: The index.
-        settings: Those of its manifest.
-        encoder: Whether its encoder and its tokenizer are about to be loaded, or only its server to be called.
+        folder: Folder of the index.
+        settings: The settings in its manifest.
+        encoder: Whether to check the encoder and the tokenizer, in addition to the server.
 
     Raises:
-        ValueError: Naming the option that accepts it.
+        ValueError: If the user has not; names the option that accepts it.
     """
     default = IndexSettings()
     loaded = [("encoder", settings.encoder, default.encoder), ("unit", settings.unit, default.unit)] if encoder else []
-    for option, name, usual in (*loaded, ("url", settings.url, default.url)):
-        if name is not None and name != usual and not _is_trusted(name):
+    for option, name, default_name in (*loaded, ("url", settings.url, default.url)):
+        if name is not None and name != default_name and not _is_trusted(name):
             raise ValueError(
                 f"the manifest of {folder} names the {option} {name!r}, which you have not named yourself. To accept "
                 f"it: softprompt index search {folder} QUESTION --{option} {name}. "
@@ -54,19 +54,19 @@ def check_trusted(folder: Path, settings: IndexSettings, encoder: bool) -> None:
 
 
 def check_trusted_names(place: str, settings: Mapping[str, Any]) -> None:
-    """Refuses settings of an index, in a config that the user has not named, which name what the user has not.
+    """Checks index settings in a config that was not passed by the user, such as the config of a downloaded prompt.
 
     Args:
-        place: Names the settings in errors.
+        place: Name of the settings in errors.
         settings: Plain values by name.
 
     Raises:
-        ValueError: Naming the setting.
+        ValueError: If the user has not named the encoder, tokenizer or server; names the setting.
     """
     default = IndexSettings()
-    for option, usual in (("encoder", default.encoder), ("unit", default.unit), ("url", default.url)):
+    for option, default_name in (("encoder", default.encoder), ("unit", default.unit), ("url", default.url)):
         name = settings.get(option)
-        if name is not None and name not in (usual, "words") and not _is_trusted(str(name)):
+        if name is not None and name not in (default_name, "words") and not _is_trusted(str(name)):
             raise ValueError(f"{place}.{option}: it names {name!r}, which you have not named yourself")
 
 

@@ -1,4 +1,4 @@
-"""Vectors of passages, each kept as it is made: a build that is killed goes on with those that it has."""
+"""A log of the vectors of passages: a build that is interrupted resumes with the vectors that it has encoded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_softprompt.retrieval.index import SAME
+from lightning_softprompt.retrieval.index import MIN_SIMILARITY
 from lightning_softprompt.retrieval.passages.documents import DIGEST_BYTES
 from lightning_softprompt.retrieval.passages.text_files import Passages
 from lightning_softprompt.retrieval.search.fusion import Floats, Rows
@@ -20,104 +20,114 @@ if TYPE_CHECKING:
     from lightning_softprompt.retrieval.search.encoder import Encoder
 
 NAME = ".encoded-"
-WINDOW = 256  # passages that are sorted by length to be encoded
-PART = 2**14  # vectors that are read at once
-Track = Callable[[Iterable[Any], str, int | None], Iterable[Any]]  # items, what is done with them, how many they are
+WINDOW = 256  # passages that are sorted by length before they are encoded
+PART = 2**14  # vectors per read
+Track = Callable[[Iterable[Any], str, int | None], Iterable[Any]]  # items, description, number of items
 
 
 @final
 class VectorLog:
-    """A file of vectors, each behind the digest of its passage, in the order in which they were made.
+    """A file of records with the digest of a passage and its vector, in the order of encoding.
 
-    What a killed process left of a record that it was writing is passed over, and so is what is no vector of length 1.
+    Ignores an incomplete last record, as a killed process leaves it, and records whose vector does not have length 1.
 
     Args:
-        folder: Of the index.
-        encoder: Whose vectors they are.
+        folder: Folder of the index.
+        encoder: Name of the encoder of the vectors.
     """
 
     def __init__(self, folder: Path, encoder: str) -> None:
         self.folder, self.name = folder, f"{NAME}{blake2b(encoder.encode(), digest_size=8).hexdigest()}"
 
-    def found(self) -> Vectors | None:
-        """What is there."""
+    def read(self) -> Vectors | None:
+        """Returns the vectors in the file; None if there are none."""
         file = next(self.folder.glob(f"{self.name}-*"), None)
-        record = _record(int(file.name.rpartition("-")[2])) if file else np.dtype(np.uint8)
-        whole = file.stat().st_size // record.itemsize if file else 0
-        if not file or not whole:
+        if file is None:
             return None
-        records: Any = np.memmap(file, record, "r", shape=(whole,))
-        return Vectors({d: r for start in range(0, whole, PART) for d, r in _sound(records, start)}, records["vector"])
+        width = int(file.name.rpartition("-")[2])
+        record = _record_type(width)
+        count = file.stat().st_size // record.itemsize
+        if count == 0:
+            return None
+        records: Any = np.memmap(file, record, "r", shape=(count,))
+        rows: dict[bytes, int] = {}
+        for start in range(0, count, PART):
+            rows.update(_valid_rows(records, start))
+        return Vectors(rows, records["vector"])
 
-    def add(self, digests: NDArray[np.uint8], vectors: Floats) -> None:
-        """Keeps vectors [m, H] of passages [m, 16], behind the whole records that are there."""
-        records = np.empty(len(digests), _record(vectors.shape[1]))
+    def append(self, digests: NDArray[np.uint8], vectors: Floats) -> None:
+        """Appends vectors [m, H] of passages [m, 16] after the last complete record."""
+        records = np.empty(len(digests), _record_type(vectors.shape[1]))
         records["digest"], records["vector"] = digests, vectors
         with (self.folder / f"{self.name}-{vectors.shape[1]}").open("ab") as file:
             file.truncate(file.tell() - file.tell() % records.itemsize)
             file.write(records.tobytes())
 
     def delete(self) -> None:
-        """Takes it away."""
+        """Deletes the file."""
         for file in self.folder.glob(f"{self.name}-*"):
             file.unlink(missing_ok=True)
 
 
-def _record(width: int) -> np.dtype[Any]:
+def _record_type(width: int) -> np.dtype[Any]:
     return np.dtype([("digest", np.uint8, DIGEST_BYTES), ("vector", np.float32, width)])
 
 
-def _sound(records: Any, start: int) -> Iterator[tuple[bytes, int]]:
-    """Digest and row of the vectors in one part that are of length 1."""
+def _valid_rows(records: Any, start: int) -> Iterator[tuple[bytes, int]]:
+    """Yields digest and row of the vectors of length 1 in one part."""
     part = records[start : start + PART]
-    rows = np.flatnonzero(np.abs(np.square(part["vector"]).sum(1) - 1) < 1 - SAME)
+    squared_lengths = np.square(part["vector"]).sum(1)
+    rows = np.flatnonzero(np.abs(squared_lengths - 1) < 1 - MIN_SIMILARITY)
     return ((part["digest"][row].tobytes(), start + row) for row in rows.tolist())
 
 
 def encode_passages(
     folder: Path, passages: Passages, name: str, track: Track, rows: Rows
 ) -> Iterator[tuple[Rows, Floats]]:
-    """The vectors of some passages: those that a killed build made, then the others, made and kept here.
+    """Yields the vectors of passages: first the logged ones of an interrupted build, then new ones, which are logged.
 
     Args:
-        folder: Of the index.
-        passages: All of them.
-        name: The encoder.
+        folder: Folder of the index.
+        passages: The passages of the index.
+        name: Name of the encoder.
         track: Shows progress.
-        rows: Which passages.
+        rows: Rows of the passages to encode.
     """
     if not len(rows):
         return
     from lightning_softprompt.retrieval.search.encoder import load_encoder
 
-    found, kept = load_encoder(name), VectorLog(folder, name)
-    before = kept.found()
-    places = before.find(passages.digests[rows]) if before else np.full(len(rows), -1)
-    if before and not _is_same_encoder(found, passages, rows, places, before):
-        kept.delete()
-        places[:] = -1
-    there = np.flatnonzero(places >= 0)
-    for part in (there[start : start + PART] for start in range(0, len(there), PART)):
-        assert before, "places are in it"
-        yield rows[part], before.vectors[places[part]]
-    left = rows[places < 0]
-    windows = [left[start : start + WINDOW] for start in range(0, len(left), WINDOW)]
-    for some in track(windows, f"encoding {len(left)} passages, {WINDOW} a step", len(windows)):
-        made = found.passages([passages[row].searched for row in some.tolist()])
-        kept.add(passages.digests[some], made)
-        yield some, made
+    encoder, vector_log = load_encoder(name), VectorLog(folder, name)
+    logged = vector_log.read()
+    log_rows = logged.find(passages.digests[rows]) if logged else np.full(len(rows), -1)
+    if logged and not _is_same_encoder(encoder, passages, rows, log_rows, logged):
+        vector_log.delete()
+        log_rows[:] = -1
+    reused = np.flatnonzero(log_rows >= 0)
+    for start in range(0, len(reused), PART):
+        assert logged, "it contains the reused rows"
+        part = reused[start : start + PART]
+        yield rows[part], logged.vectors[log_rows[part]]
+    new = rows[log_rows < 0]
+    windows = [new[start : start + WINDOW] for start in range(0, len(new), WINDOW)]
+    for window in track(windows, f"encoding {len(new)} passages, {WINDOW} per step", len(windows)):
+        vectors = encoder.passages([passages[row].searched for row in window.tolist()])
+        vector_log.append(passages.digests[window], vectors)
+        yield window, vectors
 
 
-def _is_same_encoder(encoder: Encoder, passages: Passages, rows: Rows, places: Rows, before: Vectors) -> bool:
-    """Whether an encoder is the one whose vectors were kept, by the first that is wanted."""
-    wanted = np.flatnonzero(places >= 0)
-    if not len(wanted):
+def _is_same_encoder(encoder: Encoder, passages: Passages, rows: Rows, log_rows: Rows, logged: Vectors) -> bool:
+    """Whether an encoder is the one of the logged vectors, by the first passage that has one."""
+    reused = np.flatnonzero(log_rows >= 0)
+    if not len(reused):
         return False
-    here, there = encoder.passages([passages[int(rows[wanted[0]])].searched])[0], before.vectors[places[wanted[0]]]
-    return here.shape == there.shape and float(here @ there) >= SAME
+    first = reused[0]
+    new = encoder.passages([passages[int(rows[first])].searched])[0]
+    stored = logged.vectors[log_rows[first]]
+    return new.shape == stored.shape and float(new @ stored) >= MIN_SIMILARITY
 
 
 def delete_logs(folder: Path) -> None:
-    """Takes away what an index that is whole has no more use for."""
+    """Deletes the logs of an index, which a complete index does not need."""
     for file in folder.glob(f"{NAME}*"):
         file.unlink(missing_ok=True)

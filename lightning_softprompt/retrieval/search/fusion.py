@@ -1,4 +1,4 @@
-"""Rankings of passages, and what is made of several: reciprocal rank fusion, weighted scores."""
+"""Rankings of passages and their fusion: reciprocal rank fusion, weighted scores."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Rows = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Ranking:
-    """Passages by their rows in the index, best first.
+    """Passages as rows of the index, the best first.
 
     Args:
         rows: [k]
-        scores: [k], falling.
+        scores: [k], in descending order.
     """
 
     rows: Rows
@@ -31,33 +31,35 @@ class Ranking:
 
 
 def top_k(rows: NDArray[Any], scores: NDArray[Any], k: int) -> Ranking:
-    """The k best of scored rows; of equal scores the row that stands first in the corpus."""
-    if k < len(scores):  # all that score as well as the k-th take part, or ties would go by chance
-        kept = scores >= np.partition(scores, len(scores) - k)[len(scores) - k]
-        rows, scores = rows[kept], scores[kept]
+    """Returns the k rows with the highest scores. Ties are broken by the lower row."""
+    if k < len(scores):  # includes all rows with the k-th score, since a partition breaks ties arbitrarily
+        kth = len(scores) - k
+        is_candidate = scores >= np.partition(scores, kth)[kth]
+        rows, scores = rows[is_candidate], scores[is_candidate]
     order = np.lexsort((rows, -scores))[:k]
     return Ranking(rows[order].astype(np.int64), scores[order].astype(np.float32))
 
 
 class Fusion(ABC):
-    """How the lexical and the dense ranking of a question become one."""
+    """Fuses the lexical and the dense ranking of a question."""
 
     @abstractmethod
     def points(self, ranking: Ranking) -> Iterable[float]:
-        """What each place of a ranking is worth."""
+        """Returns the points of each rank of a ranking."""
 
     @abstractmethod
     def weights(self) -> Sequence[float]:
-        """What the lexical and the dense ranking weigh."""
+        """Returns the weights of the lexical and the dense ranking."""
 
     @final
     def __call__(self, lexical: Ranking, dense: Ranking, k: int) -> Ranking:
-        """The k best of both. What a ranking does not hold gets nothing from it."""
+        """Returns the k best rows of both rankings. A row gets no points from a ranking that lacks it."""
         total: dict[int, float] = {}
         for weight, ranking in zip(self.weights(), (lexical, dense), strict=True):
             for row, points in zip(ranking.rows.tolist(), self.points(ranking), strict=True):
                 total[row] = total.get(row, 0.0) + weight * points
-        return top_k(np.array(list(total), np.int64), np.array(list(total.values()), np.float64), k)
+        rows, scores = np.array(list(total), np.int64), np.array(list(total.values()), np.float64)
+        return top_k(rows, scores, k)
 
 
 @final
@@ -66,8 +68,8 @@ class ReciprocalRank(Fusion):
     """1 / (offset + rank), summed (Cormack et al. 2009, "Reciprocal rank fusion outperforms Condorcet").
 
     Args:
-        offset: The paper's k: how little the first places stand out.
-        dense: What the dense ranking weighs; the lexical weighs the rest of 1.
+        offset: The constant k of the paper: higher values reduce the advantage of the first ranks.
+        dense: Weight of the dense ranking; the lexical ranking has the weight 1 - dense.
     """
 
     offset: int = 60
@@ -77,21 +79,21 @@ class ReciprocalRank(Fusion):
         check_weight(self.dense)
 
     def points(self, ranking: Ranking) -> Iterable[float]:
-        """1 / (offset + rank), ranks from 1."""
+        """Returns 1 / (offset + rank), with ranks from 1."""
         return [1 / (self.offset + rank) for rank in range(1, len(ranking) + 1)]
 
     def weights(self) -> Sequence[float]:
-        """What the two rankings weigh."""
+        """Returns the weights of the two rankings."""
         return 1 - self.dense, self.dense
 
 
 @final
 @dataclass(frozen=True)
 class WeightedScores(Fusion):
-    """Scores brought to 0 .. 1 within each ranking, weighed and summed.
+    """Scores that are scaled to 0 .. 1 within each ranking, and summed with weights.
 
     Args:
-        dense: What the dense ranking weighs; the lexical weighs the rest of 1.
+        dense: Weight of the dense ranking; the lexical ranking has the weight 1 - dense.
     """
 
     dense: float = 0.5
@@ -100,22 +102,24 @@ class WeightedScores(Fusion):
         check_weight(self.dense)
 
     def points(self, ranking: Ranking) -> Iterable[float]:
-        """(score - least) / (most - least); 1 where all are the same."""
+        """Returns (score - lowest) / (highest - lowest), or 1 if all scores are equal."""
         if not len(ranking):
             return []
-        least, most = float(ranking.scores[-1]), float(ranking.scores[0])
-        return [(s - least) / (most - least) if most > least else 1.0 for s in ranking.scores.tolist()]
+        lowest, highest = float(ranking.scores[-1]), float(ranking.scores[0])
+        if lowest == highest:
+            return [1.0] * len(ranking)
+        return [(score - lowest) / (highest - lowest) for score in ranking.scores.tolist()]
 
     def weights(self) -> Sequence[float]:
-        """What the two rankings weigh."""
+        """Returns the weights of the two rankings."""
         return 1 - self.dense, self.dense
 
 
 def check_weight(dense: float) -> None:
-    """Refuses a weight that is no share.
+    """Checks the weight of the dense ranking.
 
     Raises:
-        ValueError: If it is not from 0 to 1.
+        ValueError: If it is not between 0 and 1.
     """
     if not 0 <= dense <= 1:
-        raise ValueError(f"dense is the share of the dense ranking, from 0 to 1; got {dense}")
+        raise ValueError(f"dense, the weight of the dense ranking, must be between 0 and 1, got {dense}")

@@ -1,4 +1,4 @@
-"""What an index is made with; two indexes of the same corpus and settings find the same."""
+"""Settings of an index. Two indexes of the same corpus and settings return the same results."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ WORDS = "words"
 
 @dataclass(frozen=True)
 class IndexSettings:
-    """What an index is made with.
+    """Settings for building an index.
 
     Args:
-        size: Words or tokens of a passage, at most.
-        overlap: How many of them a passage shares with the one before, at most.
-        unit: `words`, or the name of a model whose tokens are counted.
-        whole: What is kept whole where it fits: sentences, paragraphs or nothing.
-        language: Whose word stems lexical search goes by; `none` takes words as they are.
-        k1: How much a word that occurs often in a passage counts (BM25).
-        b: How much long passages are held back (BM25).
-        encoder: Name or folder of a sentence encoder for dense search; None makes an index for lexical search alone.
-        store: Where vectors are searched: `flat` compares with all, exactly; `ivf` and `hnsw` with some (FAISS);
-            `qdrant` is a vector database, embedded or served.
-        url: Address of a Qdrant server; None keeps its data inside the index, for one process at a time.
+        size: Maximum words or tokens of a passage.
+        overlap: Maximum words or tokens that a passage shares with the previous one.
+        unit: Unit of size and overlap: `words`, or the name of a model whose tokens are counted.
+        whole: Unit that is not split if it fits into a passage: sentences, paragraphs or nothing.
+        language: Language of the stemmer for lexical search; `none` disables stemming.
+        k1: Term frequency saturation of BM25.
+        b: Length normalization of BM25.
+        encoder: Name or folder of a sentence encoder for dense search; None builds an index for lexical search only.
+        store: Vector store: `flat` compares a question with all vectors and is exact; `ivf` and `hnsw` compare it with
+            some (FAISS); `qdrant` is a vector database, embedded or on a server.
+        url: Address of a Qdrant server; None stores its data in the index folder, for one process at a time.
 
     Raises:
-        ValueError: If a value is none of these.
+        ValueError: If a value is not supported.
     """
 
     size: int = 200
@@ -51,29 +51,29 @@ class IndexSettings:
         if self.store not in STORES:
             raise ValueError(f"store must be one of {', '.join(STORES)}, got {self.store!r}")
         if self.url is not None and self.store != "qdrant":
-            raise ValueError(f"url is that of a Qdrant server, but the store is {self.store!r}; say store qdrant")
+            raise ValueError(f"url is the address of a Qdrant server, but store is {self.store!r}; set store to qdrant")
         if not (self.k1 >= 0 and 0 <= self.b <= 1):
-            raise ValueError(f"BM25 wants k1 >= 0 and b from 0 to 1, got k1 {self.k1} and b {self.b}")
+            raise ValueError(f"BM25 requires k1 >= 0 and b from 0 to 1, got k1={self.k1} and b={self.b}")
         Chunking(self.size, self.overlap)
 
     @classmethod
     def from_plain(cls, values: dict[str, Any]) -> IndexSettings:
-        """Settings out of a manifest.
+        """Reads settings from a manifest.
 
         Raises:
             ValueError: If one is missing or unknown.
         """
         known = {field.name for field in fields(cls)}
         if set(values) != known:
-            raise ValueError(f"wanted the settings {sorted(known)}, got {sorted(values)}")
+            raise ValueError(f"expected the settings {sorted(known)}, got {sorted(values)}")
         return cls(**values)
 
     def plain(self) -> dict[str, Any]:
-        """Names and values."""
+        """Returns the settings as plain values by name."""
         return asdict(self)
 
     def chunking(self) -> Chunking:
-        """How texts are cut.
+        """Returns how texts are split into passages.
 
         Raises:
             ValueError: If the model whose tokens are counted cannot be loaded.

@@ -154,7 +154,7 @@ def test_what_one_ranking_does_not_find_the_other_may(fusion):
 
 @pytest.mark.parametrize("fusion", [ReciprocalRank, WeightedScores])
 def test_a_weight_is_a_share(fusion):
-    with pytest.raises(ValueError, match=r"from 0 to 1; got 1\.5"):
+    with pytest.raises(ValueError, match=r"between 0 and 1, got 1\.5"):
         fusion(dense=1.5)
 
 
@@ -189,7 +189,7 @@ def test_a_cross_encoder_with_several_classes_is_refused(tmp_path):
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
     BertForSequenceClassification(BertConfig(vocab_size=tiny.V, num_labels=3, **sizes)).save_pretrained(tmp_path)
     tiny.tokenizer("bert").save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="has 3 classes; a cross-encoder has one"):
+    with pytest.raises(ValueError, match="has 3 classes; a cross-encoder requires one"):
         CrossEncoder(str(tmp_path)).scores("a", [Passage("d", "", "a dog", "", 0, 5)])
     with pytest.raises(ValueError, match=r"cannot be loaded: .*Name a folder"):
         CrossEncoder(str(tmp_path / "none")).scores("a", [Passage("d", "", "a dog", "", 0, 5)])
