@@ -252,10 +252,14 @@ def _replace_longest(path: str) -> str | None:
     return None
 
 
-def renamed_classes() -> dict[str, str]:
+def class_renames() -> dict[str, str]:
     """New short names of the classes in `MOVED` by their old ones."""
-    short_names = [(old.rpartition(".")[2], new.rpartition(".")[2]) for old, new in MOVED.items()]
-    return {old: new for old, new in short_names if old[0].isupper() and old != new}
+    names = {}
+    for old_path, new_path in MOVED.items():
+        old, new = old_path.rpartition(".")[2], new_path.rpartition(".")[2]
+        if old[0].isupper() and old != new:
+            names[old] = new
+    return names
 
 
 def current_class(name: str) -> str:
@@ -264,7 +268,7 @@ def current_class(name: str) -> str:
     Args:
         name: A short name, such as `PromptTuning`, or an import path.
     """
-    current = current_path(name) if "." in name else renamed_classes().get(name, name)
+    current = current_path(name) if "." in name else class_renames().get(name, name)
     if current != name:
         _warn(name, current)
     return current

@@ -210,7 +210,7 @@ class SoftPromptCLI(LightningCLI):
         monitor = choose_monitor(run, self.datamodule.evaluation)
         settings = CommandSettings(yaml.safe_load(text), self.datamodule, command, monitor)
         if self._settings_check is not None:
-            self._settings_check(settings.of_config if settings.prepares else settings.kept)
+            self._settings_check(settings.of_config if settings.prepares else settings.all_settings)
         later_check = self._settings_check if settings.prepares else None  # the rows do not exist yet
         checkpoint = self.run_config.get("ckpt_path")
         return Session(

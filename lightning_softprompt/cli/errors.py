@@ -72,11 +72,10 @@ def describe_error(error: Exception) -> str:
 def is_restore_error(error: Exception) -> bool:
     """Whether an error comes from the state in a checkpoint, and not from a check that explains it."""
     frames = traceback.extract_tb(error.__traceback__)
-    restores = any(
-        Path(frame.filename).name == "checkpoint_connector.py" and frame.name.lstrip("_").startswith("restore")
-        for frame in frames
-    )
-    is_check = frames[-1].filename.startswith(USER_FACING_FOLDERS[0]) and str(frames[-1].line).startswith("raise")
+    connector = [frame for frame in frames if Path(frame.filename).name == "checkpoint_connector.py"]
+    restores = any(frame.name.lstrip("_").startswith("restore") for frame in connector)
+    last = frames[-1]
+    is_check = last.filename.startswith(USER_FACING_FOLDERS[0]) and str(last.line).startswith("raise")
     return restores and not is_check
 
 

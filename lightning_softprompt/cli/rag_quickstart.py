@@ -15,7 +15,7 @@ from rich.table import Table
 
 from lightning_softprompt.cli.commands.configs import configs_folder
 from lightning_softprompt.cli.commands.index import main as index_command
-from lightning_softprompt.cli.commands.quickstart import RunError, check_options, completed
+from lightning_softprompt.cli.commands.quickstart import RunError, check_options, run_to_end
 from lightning_softprompt.data.samples.notes import notes
 from lightning_softprompt.evaluation.metrics.intervals import bootstrap
 from lightning_softprompt.system.printable import printable
@@ -70,7 +70,7 @@ def run_all(console: Console, folder: Path, options: Sequence[str]) -> None:
     console.rule("3/5 the bare backbone with passages")
     bare = answered([*common, "--model=NoPrompt"])
     console.rule("4/5 training a soft prompt")
-    run, seconds = completed(["fit", *common])
+    run, seconds = run_to_end(["fit", *common])
     console.rule("5/5 testing them")
     tuned = answered([*common, f"--init_from={run / 'prompt.safetensors'}"])
     console.print(table(closed, bare, tuned, run, seconds))
@@ -82,7 +82,7 @@ def run_all(console: Console, folder: Path, options: Sequence[str]) -> None:
 
 def answered(options: Sequence[str]) -> Answered:
     """Runs a test."""
-    folder, seconds = completed(["test", *options])
+    folder, seconds = run_to_end(["test", *options])
     metrics = json.loads((folder / "metrics.json").read_text())["test"]
     lines = (folder / "test_predictions.jsonl").read_text(encoding="utf-8").splitlines()
     records = [json.loads(line) for line in lines]

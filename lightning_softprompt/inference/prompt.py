@@ -148,7 +148,9 @@ class Prompt:
             rows: Texts, or mappings with the columns of the template.
             task: The task of the rows, if the prompt was trained on several.
             batch_size: Number of rows of a batch.
-            stream: Whether to return an iterator, which yields the answers of each batch as soon as they are generated.
+            stream: Whether to return an iterator instead of a list. It yields complete answers, not single tokens: the
+                answers of a batch as soon as the batch is generated. With `batch_size=1`, each answer is yielded before
+                the next one is generated.
             decoding: Arguments of `Decoding`, such as `max_new_tokens` and `do_sample`, that replace those of training.
 
         Returns:

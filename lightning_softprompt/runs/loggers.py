@@ -73,7 +73,7 @@ def is_logging_step(trainer: Trainer, step: int) -> bool:
     return every > 0 and step > 0 and step % every == 0
 
 
-def logged_step(trainer: Trainer) -> int:
+def validation_log_step(trainer: Trainer) -> int:
     """The step at which Lightning logs validation metrics: the last optimizer step, starting at 0."""
     return max(trainer.global_step - 1, 0)
 

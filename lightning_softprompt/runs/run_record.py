@@ -40,7 +40,8 @@ def read_record(folder: Path) -> RunRecord:
     """Read the record of a run; without a valid one, return a record of order 0."""
     try:
         values = json.loads((folder / RECORD).read_bytes())
-        return RunRecord(str(values["id"]), str(values["name"]), int(values["order"]), str(values["started"]))
+        identity, name, started = (str(values[key]) for key in ("id", "name", "started"))
+        return RunRecord(identity, name, int(values["order"]), started)
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):  # a forged record
         return RunRecord(f"unknown, {folder.name}", folder.name, 0, "unknown")
 
@@ -101,5 +102,8 @@ def _steps(folder: Path) -> int:
 
 
 def _format_runs(folders: Sequence[Path]) -> str:
-    runs = [f"{folder / LAST} (step {_steps(folder)}, started {read_record(folder).started})" for folder in folders]
+    runs = []
+    for folder in folders:
+        started = read_record(folder).started
+        runs.append(f"{folder / LAST} (step {_steps(folder)}, started {started})")
     return ", ".join(runs)

@@ -77,15 +77,15 @@ class CommandSettings:
         return {f"{split}_rows": data.rows_digest(split) for split in STAGES[self.command]}
 
     @cached_property
-    def kept(self) -> dict[str, Any]:
+    def all_settings(self) -> dict[str, Any]:
         """The settings in checkpoints: those of the config, and digests of the rows."""
         return {**self.of_config, **self.of_rows}
 
     @cached_property
-    def compared(self) -> dict[str, Any]:
+    def process_settings(self) -> dict[str, Any]:
         """The settings that must be equal in all processes of a run."""
         seed = {"seed_everything": self.config.get("seed_everything")}
-        return {**seed, **flat(self.config["model"], "model"), **self.kept}
+        return {**seed, **flat(self.config["model"], "model"), **self.all_settings}
 
     @property
     def prepares(self) -> bool:
@@ -95,9 +95,10 @@ class CommandSettings:
 
 def config_settings(config: Config) -> dict[str, Any]:
     """The settings of a config that determine training, except those of the model, as plain values by name."""
-    data = {name: value for name, value in flat(config["data"], "data").items() if name.split(".")[-1] not in NOT_DATA}
+    options = flat(config["data"], "data")
+    data = {name: value for name, value in options.items() if name.rpartition(".")[2] not in NOT_DATA}
     backbone = {f"backbone.{name}": config["backbone"].get(name) for name in BACKBONE}
-    return {**data, **backbone, **trainer_settings(config["trainer"]), **replica_settings(config.get("replicas"))}
+    return data | backbone | trainer_settings(config["trainer"]) | replica_settings(config.get("replicas"))
 
 
 def flat(value: Any, name: str) -> dict[str, Any]:

@@ -126,7 +126,8 @@ def _refuse_other_places(experiment: str, name: str | None) -> None:
     Raises:
         ValueError: Naming the option.
     """
-    if name is not None and (name in (".", "..") or len(Path(name).parts) > 1 or Path(name).is_absolute()):
+    is_path = name is not None and (len(Path(name).parts) > 1 or Path(name).is_absolute())
+    if is_path or name in (".", ".."):
         raise ValueError(
             f"run.name is {name!r}, but it must be the name of a folder, not a path; set its location with "
             f"--run.folder and --run.experiment"
@@ -203,7 +204,8 @@ def new_name() -> str:
     """Create the name of a run folder: equal in processes started together, and unique for each run."""
     job = os.environ.get("SLURM_JOB_ID")
     if job and int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "RANK" not in os.environ:
-        name = f"slurm-{job}-{os.environ.get('SLURM_STEP_ID', '0')}-{os.environ.get('SLURM_RESTART_COUNT', '0')}"
+        step, restart = (os.environ.get(f"SLURM_{name}", "0") for name in ("STEP_ID", "RESTART_COUNT"))
+        name = f"slurm-{job}-{step}-{restart}"
         earlier = USED_NAMES.count(name)
         USED_NAMES.append(name)
         return f"{name}-{earlier + 1}" if earlier else name

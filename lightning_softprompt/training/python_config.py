@@ -68,7 +68,8 @@ def _model(model: SoftPromptModule, left_out: dict[str, str]) -> dict[str, Any] 
     if not _is_importable(path):
         left_out["model"] = f"{path} cannot be imported by other programs"
         return None
-    arguments = {name: value for name, value in model.hparams.items() if name not in LINKED and name[0] != "_"}
+    public = {name: value for name, value in model.hparams.items() if not name.startswith("_")}
+    arguments = {name: value for name, value in public.items() if name not in LINKED}
     return {"class_path": path, "init_args": _plain_values(arguments, "model", left_out)}
 
 

@@ -36,13 +36,13 @@ class RunSettings(Callback):
             ValueError: In all processes, naming the differences.
         """
         if trainer.world_size > 1:
-            refuse_other_processes(gather_objects(self._settings.compared))
+            refuse_other_processes(gather_objects(self._settings.process_settings))
         if self._resumed is not None:
             self._resumed(self._settings.of_rows)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Save the settings."""
-        checkpoint[SETTINGS] = dict(self._settings.kept)
+        checkpoint[SETTINGS] = dict(self._settings.all_settings)
 
 
 def refuse_other_processes(settings: list[Settings]) -> None:

@@ -13,7 +13,7 @@ from lightning_softprompt.callbacks.reporting.record_lines import RecordLines
 from lightning_softprompt.checkpoints.prompt_file import weights_identity
 from lightning_softprompt.core.types import Batch, Classes
 from lightning_softprompt.methods.base import SoftPromptModule
-from lightning_softprompt.runs.loggers import logged_step, wandb_loggers
+from lightning_softprompt.runs.loggers import validation_log_step, wandb_loggers
 from lightning_softprompt.system.partial_file import Identity
 
 TABLE_COLUMNS = ("row", "input", "target", "prediction")  # columns of a table, before those of scores
@@ -164,7 +164,9 @@ class PredictionTable(Callback):
             texts = [str(record[name]) for name in TABLE_COLUMNS[1:]]  # W&B requires one type per column
             table.append([record["row"], *texts, *score_cells])
         for logger in wandb_loggers(trainer):
-            logger.log_table("val/predictions", [*TABLE_COLUMNS, *score_columns], table, step=logged_step(trainer))
+            logger.log_table(
+                "val/predictions", [*TABLE_COLUMNS, *score_columns], table, step=validation_log_step(trainer)
+            )
 
 
 def class_score_cells(records: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]]:

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from lightning_softprompt.core.types import Batch
 from lightning_softprompt.methods.optimizers import trainable_parameters
-from lightning_softprompt.runs.loggers import is_logging_step, logged_step, wandb_loggers
+from lightning_softprompt.runs.loggers import is_logging_step, validation_log_step, wandb_loggers
 
 PATIENCE = 50  # optimizer steps after which a prompt should have moved
 STILL = 1e-6  # relative; float32 resolves 6e-8
@@ -89,7 +89,7 @@ class PromptWatch(Callback):
         norms = row_norms(pl_module).tolist()
         for logger in loggers:
             histogram: Any = wandb.Histogram(norms)
-            logger.log_metrics({"prompt/row_norms": histogram}, step=logged_step(trainer))
+            logger.log_metrics({"prompt/row_norms": histogram}, step=validation_log_step(trainer))
 
     def _relative_change(self, pl_module: LightningModule) -> float:
         pairs = zip(trainable_parameters(pl_module).values(), self._start, strict=True)

@@ -136,8 +136,10 @@ def devices() -> Finding:
         import torch
     except (ImportError, OSError) as error:
         return Finding("devices", f"torch cannot be imported: {error}", [], "reinstall torch for this platform")
-    cuda = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
-    names = [f"cuda:{i} {device.name} {_size(device.total_memory)}" for i, device in enumerate(cuda)]
+    names = []
+    for index in range(torch.cuda.device_count()):
+        device = torch.cuda.get_device_properties(index)
+        names.append(f"cuda:{index} {device.name} {_size(device.total_memory)}")
     names += ["mps"] if torch.backends.mps.is_available() else []
     names.append(f"cpu, {torch.get_num_threads()} threads")
     return Finding("devices", "; ".join(names), names)

@@ -121,7 +121,7 @@ def _build(args: Namespace) -> int:
     if args.add or args.remove:
         if args.corpus and not args.add:
             raise CommandError("--remove with a corpus requires --add; without it, the index holds only the corpus")
-        if changed := _changed_settings(args):
+        if changed := _find_changed_settings(args):
             raise CommandError(f"--add uses the settings of the index; omit {', '.join(changed)}")
         manifest = update_index(args.index, _documents(args) if args.corpus else (), args.remove, track_progress)
     elif args.corpus:
@@ -145,7 +145,7 @@ def _settings(args: Namespace) -> IndexSettings:
     return IndexSettings(**{**values, "encoder": None if args.encoder == "none" else args.encoder})
 
 
-def _changed_settings(args: Namespace) -> list[str]:
+def _find_changed_settings(args: Namespace) -> list[str]:
     default = IndexSettings().plain()
     return [f"--{name}" for name, value in default.items() if getattr(args, name) != value]
 
@@ -174,8 +174,10 @@ def _search(args: Namespace) -> int:
 
 def _format_hit(rank: int, hit: Hit) -> str:
     passage = hit.passage
-    head = f"{rank}. {passage.title or passage.document}  (score {hit.score:.4g}, {passage.id}, {passage.source})"
-    return f"{printable(head)}\n   {printable(shorten(passage.text, MAX_SHOWN, placeholder=' ...'))}"
+    title = passage.title or passage.document
+    head = f"{rank}. {title}  (score {hit.score:.4g}, {passage.id}, {passage.source})"
+    text = shorten(passage.text, MAX_SHOWN, placeholder=" ...")
+    return f"{printable(head)}\n   {printable(text)}"
 
 
 def _info(args: Namespace) -> int:
@@ -189,8 +191,10 @@ def _info(args: Namespace) -> int:
         values = {**vars(manifest), "settings": manifest.settings.plain(), "bytes": size}
         print(json.dumps(values, indent=2))
         return 0
-    print(f"{args.index}: {_summarize(manifest)}, {size:,} bytes{', all checksums match' if args.check else ''}")
-    for name, value in {**manifest.settings.plain(), "corpus": manifest.corpus[:16], **manifest.versions}.items():
+    checked = ", all checksums match" if args.check else ""
+    print(f"{args.index}: {_summarize(manifest)}, {size:,} bytes{checked}")
+    values = {**manifest.settings.plain(), "corpus": manifest.corpus[:16], **manifest.versions}
+    for name, value in values.items():
         print(printable(f"  {name:20} {value}"))
     return 0
 

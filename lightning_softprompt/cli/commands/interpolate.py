@@ -61,7 +61,10 @@ def main(argv: list[str]) -> int:
         raise CommandError(str(error)) from error
     metric = run.data.evaluation.monitor[0]
     columns = ["loss"] if metric == "loss" else ["loss", metric]
-    rows = [[f"{point['t']:.2f}", *(f"{point[name]:.4f}" for name in columns)] for point in points]
+    rows = []
+    for point in points:
+        values = [f"{point[name]:.4f}" for name in columns]
+        rows.append([f"{point['t']:.2f}", *values])
     print(table(rows, ["t", *columns]))
     barrier = loss_barrier([(point["t"], point["loss"]) for point in points])
     print(f"\nloss barrier: {barrier:+.4f}")

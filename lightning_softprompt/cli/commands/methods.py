@@ -15,7 +15,7 @@ from pathlib import Path
 from textwrap import indent
 
 from lightning_softprompt.cli.commands.configs import configs_folder
-from lightning_softprompt.moved import renamed_classes
+from lightning_softprompt.moved import class_renames
 from lightning_softprompt.reports.text_table import table
 from lightning_softprompt.system.errors import CommandError
 
@@ -175,7 +175,7 @@ def _labels(docstring: str, where: str) -> dict[str, str]:
 
 
 def _find(name: str, methods: Sequence[Method]) -> Method:
-    name = renamed_classes().get(name, name)
+    name = class_renames().get(name, name)
     by_name = {key.lower(): method for method in methods for key in (method.file.stem, method.name)}
     if name.lower() in by_name:
         return by_name[name.lower()]

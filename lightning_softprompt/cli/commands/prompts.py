@@ -123,7 +123,8 @@ def _suggest(args: Namespace, library: Library) -> None:
     first = library.path(next(iter(tokens)))
     refuse_other_backbone(query, file, read_prompt(first), first)
     weights = most_similar(soft_tokens(query, file), tokens, args.top, args.measure)
-    print(table([[name, f"{weight:.3f}"] for name, weight in weights.items()], ["name", "weight"]))
+    rows = [[name, f"{weight:.3f}"] for name, weight in weights.items()]
+    print(table(rows, ["name", "weight"]))
     options = f"query: {file}, folder: {library.folder}, top: {len(weights)}, measure: {args.measure}"
     best = library.path(next(iter(weights)))
     print(f"\nInitialize from the most similar prompt: --model.init FromCheckpoint --model.init.path {best}")

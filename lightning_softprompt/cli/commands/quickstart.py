@@ -27,22 +27,24 @@ from lightning_softprompt.system.printable import printable
 
 
 @dataclass(frozen=True)
-class Tested:
-    """What a test run left.
+class TestResult:
+    """The results of a test.
 
     Args:
-        metrics: Of the test.
-        right: Whether each row was answered rightly.
+        metrics: The metrics.
+        correct: Whether the prediction of each row is correct.
         seconds: Wall time of the command.
     """
 
+    __test__ = False  # not a class of tests
+
     metrics: Mapping[str, float]
-    right: Sequence[bool]
+    correct: Sequence[bool]
     seconds: float
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs it; options it does not know go to its runs, such as `--trainer.max_steps 300`."""
+    """Run the command; further options apply to all its runs, such as `--trainer.max_steps 300`."""
     if "--rag" in argv:
         return int(import_module("lightning_softprompt.cli.rag_quickstart").main(argv))
     parser = argparse.ArgumentParser("softprompt quickstart", description=__doc__)
@@ -57,30 +59,30 @@ def main(argv: Sequence[str]) -> int:
         common = ["--config", str(config), f"--data.path={movie_sentences()}", f"--run.folder={args.folder}", *options]
         check_options(common, options)
         console.rule("1/3 zero-shot backbone")
-        bare = tested([*common, "--model=NoPrompt"])
+        zero_shot = run_test([*common, "--model=NoPrompt"])
         console.rule("2/3 training a soft prompt")
-        run, seconds = completed(["fit", *common])
+        run, seconds = run_to_end(["fit", *common])
         console.rule("3/3 testing the soft prompt")
-        tuned = tested([*common, f"--init_from={run / 'prompt.safetensors'}"])
+        trained = run_test([*common, f"--init_from={run / 'prompt.safetensors'}"])
     except RunError as error:
         return error.code
     except ValueError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
-    console.print(table(bare, tuned, run, seconds))
+    console.print(comparison_table(zero_shot, trained, run, seconds))
     files = f"learning curve: {run / 'plots' / 'learning_curve.png'}\nprompt: {run / 'prompt.safetensors'}"
     console.print(printable(files), markup=False)
-    start = command_line("predict", "--ckpt_path", run / "checkpoints" / "best.ckpt", "--data.predict", "-")
-    suggest(pipe("a warm and funny film", start))
+    predict = command_line("predict", "--init_from", run / "prompt.safetensors", "--data.predict", "-")
+    suggest(pipe("a warm and funny film", predict))
     return 0
 
 
 def check_options(common: Sequence[str], options: Sequence[str]) -> None:
-    """Refuses options that a training does not have, before anything is printed.
+    """Refuse options that a training does not have, before anything is printed.
 
     Args:
         common: All options of the training.
-        options: Those that the user gave.
+        options: The options that the user passed.
 
     Raises:
         SystemExit: If a training has no such option, or its value is wrong.
@@ -92,59 +94,78 @@ def check_options(common: Sequence[str], options: Sequence[str]) -> None:
 
 
 class RunError(Exception):
-    """A command that failed and has said why."""
+    """A command failed and has printed the reason."""
 
     def __init__(self, code: int) -> None:
         super().__init__(f"exit code {code}")
         self.code = code
 
 
-def completed(command: Sequence[str]) -> tuple[Path, float]:
-    """Runs a command; gives its folder and the seconds it took."""
+def run_to_end(command: Sequence[str]) -> tuple[Path, float]:
+    """Run a command, and return its folder and its wall time in seconds."""
     start = time.perf_counter()
     if code := run_command(command, hints=False):
         raise RunError(code)
     return last_folder(), time.perf_counter() - start
 
 
-def tested(options: Sequence[str]) -> Tested:
-    """Runs a test."""
-    folder, seconds = completed(["test", *options])
+def run_test(options: Sequence[str]) -> TestResult:
+    """Run a test, and read its results."""
+    folder, seconds = run_to_end(["test", *options])
     metrics = json.loads((folder / "metrics.json").read_text())["test"]
     lines = (folder / "test_predictions.jsonl").read_text(encoding="utf-8").splitlines()
     records = [json.loads(line) for line in lines]
-    return Tested(metrics, [r["prediction"] == r["target"] for r in records], seconds)
+    correct = [record["prediction"] == record["target"] for record in records]
+    return TestResult(metrics, correct, seconds)
 
 
-def table(bare: Tested, tuned: Tested, run: Path, seconds: float) -> Table:
-    """Zero-shot beside trained."""
-    result = Table("", "zero-shot", "soft prompt", title=f"{len(bare.right)} test sentences, the backbone is frozen")
-    result.add_row("accuracy (95 % interval)", with_interval(bare.right), with_interval(tuned.right))
+def comparison_table(zero_shot: TestResult, trained: TestResult, run: Path, seconds: float) -> Table:
+    """Compare the zero-shot backbone and the trained prompt.
+
+    Args:
+        zero_shot: The test of the backbone alone.
+        trained: The test of the prompt.
+        run: Folder of the training.
+        seconds: Wall time of the training.
+    """
+    title = f"{len(zero_shot.correct)} test sentences, the backbone is frozen"
+    result = Table("", "zero-shot", "soft prompt", title=title)
+    accuracies = with_interval(zero_shot.correct), with_interval(trained.correct)
+    result.add_row("accuracy (95 % interval)", *accuracies)
     for name in ("macro_f1", "loss"):
-        result.add_row(name, *(f"{side.metrics[f'test/{name}']:.3f}" for side in (bare, tuned)))
-    saved = json.loads((run / "metrics.json").read_text())
-    trained, frozen = saved["trainable_parameters"], saved["frozen_parameters"]
-    result.add_row("trainable parameters", "0", f"{trained:,} ({100 * trained / frozen:.4f} % of the backbone)")
-    result.add_row("prompt file", "-", f"{(run / 'prompt.safetensors').stat().st_size:,} bytes")
-    result.add_row("resumable checkpoint", "-", f"{(run / 'checkpoints' / 'last.ckpt').stat().st_size:,} bytes")
+        values = (test.metrics[f"test/{name}"] for test in (zero_shot, trained))
+        result.add_row(name, *(f"{value:.3f}" for value in values))
+    report = json.loads((run / "metrics.json").read_text())
+    trainable, frozen = report["trainable_parameters"], report["frozen_parameters"]
+    percent = 100 * trainable / frozen
+    prompt, checkpoint = run / "prompt.safetensors", run / "checkpoints" / "last.ckpt"
+    result.add_row("trainable parameters", "0", f"{trainable:,} ({percent:.4f} % of the backbone)")
+    result.add_row("prompt file", "-", f"{prompt.stat().st_size:,} bytes")
+    result.add_row("resumable checkpoint", "-", f"{checkpoint.stat().st_size:,} bytes")
     result.add_row("training", "-", f"{seconds:.0f} s, {tokens_per_second(run):,.0f} tokens/s")
-    result.add_row("test", f"{bare.seconds:.0f} s", f"{tuned.seconds:.0f} s")
-    lift = [float(b) - float(a) for a, b in zip(bare.right, tuned.right, strict=True)]
-    low, high = bootstrap(lift)
-    result.caption = (
-        f"accuracy gain {sum(lift) / len(lift):+.3f}, 95 % paired bootstrap interval [{low:+.3f}, {high:+.3f}]"
-    )
+    result.add_row("test", f"{zero_shot.seconds:.0f} s", f"{trained.seconds:.0f} s")
+    result.caption = describe_gain(zero_shot.correct, trained.correct)
     return result
 
 
-def with_interval(right: Sequence[bool]) -> str:
-    """A share with its bootstrap interval."""
-    low, high = bootstrap([float(r) for r in right])
-    return f"{sum(right) / len(right):.3f} [{low:.3f}, {high:.3f}]"
+def describe_gain(before: Sequence[bool], after: Sequence[bool]) -> str:
+    """The difference of two accuracies on the same rows, with its interval."""
+    differences = [float(right) - float(left) for left, right in zip(before, after, strict=True)]
+    gain = sum(differences) / len(differences)
+    low, high = bootstrap(differences)
+    return f"accuracy gain {gain:+.3f}, 95 % paired bootstrap interval [{low:+.3f}, {high:+.3f}]"
+
+
+def with_interval(correct: Sequence[bool]) -> str:
+    """An accuracy with its bootstrap interval."""
+    low, high = bootstrap([float(value) for value in correct])
+    accuracy = sum(correct) / len(correct)
+    return f"{accuracy:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def tokens_per_second(run: Path) -> float:
-    """Mean over the logging steps of a training run."""
+    """The mean speed over the logging steps of a training."""
     with (run / "metrics.csv").open(newline="") as file:
-        speeds = [float(row["speed/tokens_per_s"]) for row in csv.DictReader(file) if row.get("speed/tokens_per_s")]
+        values = [row.get("speed/tokens_per_s") for row in csv.DictReader(file)]
+    speeds = [float(value) for value in values if value]
     return sum(speeds) / max(1, len(speeds))

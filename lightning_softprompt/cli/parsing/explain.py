@@ -37,10 +37,10 @@ from lightning_softprompt.cli.parsing.messages import (
     UNINFORMATIVE,
     UNKNOWN,
     VALUE,
+    block_below,
     format_choices,
     format_type,
     full_option_name,
-    indented_block,
     last_groups,
     last_part,
     option_before,
@@ -111,7 +111,8 @@ def _missing_components(message: str, parser: CommandParser) -> tuple[str, str] 
     """Report a missing model or data."""
     if not (found := REQUIRED.search(message.strip())):
         return None
-    names = " and ".join(f"--{name.rpartition('.')[2]}" for name in found[1].split(", "))
+    options = [f"--{last_part(name)}" for name in found[1].split(", ")]
+    names = " and ".join(options)
     return (
         f"{names} must be given",
         "pass a class or a config (see softprompt methods, softprompt configs), or --ckpt_path FILE to use the config "
@@ -232,7 +233,8 @@ def _wrong_class(message: str, parser: CommandParser) -> tuple[str, str] | None:
     if not found or not bases:
         return None
     requested = found[0].strip("'\"")
-    known = sorted({c.__name__ for c in concrete_subclasses(import_class(bases[-1])) if not c.__name__.startswith("_")})
+    names = {cls.__name__ for cls in concrete_subclasses(import_class(bases[-1]))}
+    known = sorted(name for name in names if not name.startswith("_"))
     if not did_you_mean(requested, known) and (hint := did_you_mean(requested, _package_classes())):
         return f"unknown class {requested!r}{hint}", _see_help(parser)  # the error does not name a callable's type
     kind = bases[-1].rpartition(".")[2]
@@ -250,7 +252,7 @@ def _package_classes() -> list[str]:
 def _wrong_value(message: str, parser: CommandParser) -> tuple[str, str] | None:
     if not (keys := list(KEY.finditer(message))):
         return None
-    reasons = indented_block(message, keys[-1])
+    reasons = block_below(message, keys[-1])
     if not (found := last_groups(VALUE, reasons) or _union(reasons)):
         return None
     expected, value = found

@@ -46,10 +46,11 @@ ABSTRACT = re.compile(r"Expected an instantiatable class, but ([\w.]+) is abstra
 NESTED = re.compile(r"NestedArg\(key='([\w.]+)'")
 
 
-def indented_block(message: str, key: re.Match[str]) -> str:
+def block_below(message: str, key: re.Match[str]) -> str:
     """The part of a message about a key: the lines below it that are indented further."""
     lines = message[key.end() :].splitlines()[1:]
-    return "\n".join(takewhile(lambda line: len(line) - len(line.lstrip()) > len(key[1]), lines))
+    deeper = " " * (len(key[1]) + 1)
+    return "\n".join(takewhile(lambda line: line.startswith(deeper), lines))
 
 
 def full_option_name(keys: Sequence[re.Match[str]]) -> str:
