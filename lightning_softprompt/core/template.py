@@ -1,6 +1,6 @@
-"""How a row is written: where its columns, the soft blocks and the answer stand.
+"""`Template`: the positions of columns, soft blocks and the answer in the text of a row.
 
-Pure text: a template knows neither tokens nor how long a soft block is.
+A template does not depend on tokens, nor on the length of a soft block.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ SOFT, TARGET = "soft", "target"
 
 
 class Template:
-    r"""A text with places, such as `"{soft}{review}\nSentiment: {target}"`.
+    r"""A text with placeholders, such as `"{soft}{review}\nSentiment: {target}"`.
 
-    `{soft}` is a slot for soft tokens, `{target}` the place of the answer, every other name a column of the row, which
-    may have spaces and hyphens within, such as `{Review Text}`. The text is parsed once: a document that happens to
-    contain `{soft}` stays text. Without `{soft}` the one slot is the start. Literal braces are written `{{` and `}}`.
+    `{soft}` is a slot for soft tokens, `{target}` the position of the answer, and every other name a column of the row.
+    Names of columns can contain spaces and hyphens, such as `{Review Text}`. The text is parsed once, so that `{soft}`
+    in a document remains text. Without `{soft}`, the only slot is at the start. Literal braces are written `{{` and
+    `}}`.
 
     Args:
         text: The template.
-        truncate: Columns that give way when a row is too long, the last part of the text first.
+        truncate: Columns that are truncated when a row is too long, the last part of the text first.
 
     Raises:
-        ValueError: If the text has no `{target}` or more than one, names something that is no column, or `truncate`
-            names a column that the text lacks.
+        ValueError: If the text does not contain `{target}` exactly once, contains a name that is not valid for a
+            column, or `truncate` names a column that the text does not contain.
 
     >>> template = Template("{soft}{review} It was {target}", truncate=["review"])
     >>> template.columns
@@ -83,18 +84,27 @@ class Template:
         return next(i for i, (kind, _) in enumerate(self._parts) if kind == TARGET)
 
     def parts(self, fields: Mapping[str, str], target: str) -> list[tuple[str, str]]:
-        """The row with its answer as stretches of text, each with its kind: `literal`, `column` or `target`."""
-        said: list[tuple[str, str]] = []
+        """Returns the row and its answer as stretches of text, each with its kind: `literal`, `column` or `target`."""
+        parts: list[tuple[str, str]] = []
         for piece, kind in zip(self.pieces(fields), self._kinds, strict=True):
-            text = piece.text if isinstance(piece, Text) else piece.glue + target if isinstance(piece, Answer) else ""
-            said.extend([(kind, text)] if text else [])
-        return said
+            text = ""
+            if isinstance(piece, Text):
+                text = piece.text
+            elif isinstance(piece, Answer):
+                text = piece.glue + target
+            if text:
+                parts.append((kind, text))
+        return parts
 
     @property
     def _kinds(self) -> list[str]:
-        """Of the pieces: a literal that is all glue makes none."""
-        glued = [i == self._target - 1 and part == ("literal", self.glue) for i, part in enumerate(self._parts)]
-        return [kind for (kind, _), all_glue in zip(self._parts, glued, strict=True) if not all_glue]
+        """The kind of each piece. A literal of glue only gives no piece."""
+        kinds = []
+        for index, part in enumerate(self._parts):
+            is_glue = index == self._target - 1 and part == ("literal", self.glue)
+            if not is_glue:
+                kinds.append(part[0])
+        return kinds
 
     def pieces(
         self,
@@ -102,12 +112,12 @@ class Template:
         words: Mapping[str, Spans] | None = None,
         template_spans: Mapping[str, Spans] | None = None,
     ) -> tuple[Piece, ...]:
-        """The row's pieces in reading order.
+        """Returns the pieces of a row in order.
 
         Args:
             fields: The columns.
-            words: Where in a column its words stand, if they have classes.
-            template_spans: Where in a column a template of its own wrote the text, so that control tokens are meant.
+            words: Spans of the words in a column, if they have classes.
+            template_spans: Spans in a column that come from another template, so that control tokens are recognized.
 
         Raises:
             KeyError: If a column of the template is not among the fields.

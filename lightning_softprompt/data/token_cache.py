@@ -1,4 +1,4 @@
-"""Tokenized rows kept on disk, keyed by all that decides them: a changed file, template or tokenizer is a new key."""
+"""Caches tokenized rows on disk, by a hash of everything that determines them: texts, template and tokenizer."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PARTS = ("ids", "answers", "targets", "slots", "words")
 
 
 def content_key(parts: Iterable[object]) -> str:
-    """A hash of values by their representation."""
+    """Returns a hash of values, from their representation."""
     digest = sha256(f"version {VERSION}".encode())
     for part in parts:
         digest.update(representation(part).encode() + b"\0")
@@ -54,7 +54,7 @@ def _represent_fields(value: object, values: Mapping[str, object]) -> str:
 
 
 def rows_digest(examples: Sequence[Example], encoded: Sequence[Encoded]) -> str:
-    """How many rows there are, and a digest of their texts, labels and tokens in their order."""
+    """Returns the number of rows, with a digest of their texts, labels and tokens in order."""
     digest = sha256(f"version {VERSION}".encode())
     for example, row in zip(examples, encoded, strict=True):
         digest.update(representation(example).encode("utf-8", "surrogatepass"))
@@ -64,7 +64,7 @@ def rows_digest(examples: Sequence[Example], encoded: Sequence[Encoded]) -> str:
 
 
 def load_or_encode(key: str, make: Callable[[], list[Encoded]]) -> list[Encoded]:
-    """The rows kept under the key, else those that `make` gives, which are then kept where that is possible."""
+    """Returns the cached rows of a key. If there are none, calls `make` and caches the result if possible."""
     path = cache_folder("tokens") / f"{key}.safetensors"
     rows = _read(path)
     if rows is None:
@@ -75,7 +75,7 @@ def load_or_encode(key: str, make: Callable[[], list[Encoded]]) -> list[Encoded]
 
 
 def _read(path: Path) -> list[Encoded] | None:
-    """The rows in a file; None where there is none, or what is in it is not what was written."""
+    """Returns the rows in a file; None if the file does not exist or is damaged."""
     try:
         return unpack(read_tensors(path)) if path.is_file() else None
     except (OSError, ValueError, KeyError):
@@ -84,7 +84,7 @@ def _read(path: Path) -> list[Encoded] | None:
 
 
 def pack(rows: list[Encoded]) -> dict[str, Tensor]:
-    """Rows as flat tensors, each part beside the lengths of its rows."""
+    """Converts rows to flat tensors, one for each field, and the length of the field in each row."""
     tensors = {"cut": torch.tensor([row.num_truncated for row in rows])}
     for part in PARTS:
         values = [getattr(row, part) for row in rows]
@@ -94,7 +94,7 @@ def pack(rows: list[Encoded]) -> dict[str, Tensor]:
 
 
 def unpack(tensors: dict[str, Tensor]) -> list[Encoded]:
-    """The rows that were packed."""
+    """Converts tensors of `pack` to rows."""
     parts = [_split(tensors[part].tolist(), tensors[f"{part}.lengths"].tolist()) for part in PARTS]
     return [Encoded(*row) for row in zip(*parts, tensors["cut"].tolist(), strict=True)]
 

@@ -42,5 +42,9 @@ def refuse_other_content(head: bytes, name: str, is_named: bool = True) -> None:
 def _is_utf16(head: bytes) -> bool:
     if len(head) < 4:
         return False
-    shares = [part.count(0) / max(1, len(part)) for part in (head[:HEAD:2], head[1:HEAD:2])]
-    return max(shares) > TOO_MANY and (min(shares) < FEW or head.count(0) > len(head) / 2)
+    even, odd = head[:HEAD:2], head[1:HEAD:2]
+    even_zeros = even.count(0) / max(1, len(even))
+    odd_zeros = odd.count(0) / max(1, len(odd))
+    if max(even_zeros, odd_zeros) <= TOO_MANY:
+        return False
+    return min(even_zeros, odd_zeros) < FEW or head.count(0) > len(head) / 2
