@@ -17,9 +17,9 @@ from lightning_softprompt.backbones.execution.lm_head import Head, States
 from lightning_softprompt.backbones.execution.row_check import RowCheck
 from lightning_softprompt.backbones.fingerprint import (
     WeightFiles,
+    digest_sample,
     fingerprint,
     model_digest,
-    sampled_digest,
     tokenizer_digest,
     versions,
 )
@@ -30,8 +30,8 @@ from lightning_softprompt.backbones.insertion.key_values import (
     NAME,
     InjectionUnsupportedError,
     Sites,
+    inject,
     injectable_attention,
-    injected,
     keys_and_values_of,
     kv_by_module,
     sites_of,
@@ -304,14 +304,14 @@ class Backbone(nn.Module, ABC):
         return keys_and_values_of(self.model, self.attentions, ids)
 
     @contextmanager
-    def injected(self, prompt: SoftPrompt | None) -> Iterator[None]:
+    def inject(self, prompt: SoftPrompt | None) -> Iterator[None]:
         """Adds the prompt's keys and values to the attentions within the context."""
         if prompt is None or not prompt.kv:
             yield
             return
         pairs = kv_by_module(self.attentions, prompt.kv, prompt.kv_mask)
         self.model.set_attn_implementation(NAME)
-        with injected(pairs):
+        with inject(pairs):
             yield
 
     @property
@@ -347,7 +347,7 @@ class Backbone(nn.Module, ABC):
     def _hidden_states(self, batch: Batch, prompt: SoftPrompt | None, layer: int | None = None) -> Tensor:
         rows, stack = self.splice(batch, prompt), self.stack
         ids = self.ids_of(rows, batch)
-        with self.injected(prompt):
+        with self.inject(prompt):
             run = partial(self.entry.run, stack, rows.embeds, ids, **self.stack_inputs(rows, prompt))
             states = states_before(stack, layer, run)
         columns = rows.columns.clamp(0, states.shape[1] - 1)
@@ -419,11 +419,11 @@ class Backbone(nn.Module, ABC):
         return fingerprint(self._weights_hash[1], self.tokenizer_digest, self.spec.quantization)
 
     def _weights_digest(self, current: tuple[int, ...]) -> str:
-        if self.files is not None and self._loaded_versions == current and self.files.unchanged:
+        if self.files is not None and self._loaded_versions == current and self.files.is_unchanged:
             return self.files.digest()
-        return model_digest(self.model, self._dequantized)
+        return model_digest(self.model, self._read_weight)
 
-    def _dequantized(self, name: str, weight: Tensor) -> Tensor:
+    def _read_weight(self, name: str, weight: Tensor) -> Tensor:
         return self.quantized[name].weight(torch.float32) if name in self.quantized else weight
 
     @cached_property
@@ -436,8 +436,8 @@ class Backbone(nn.Module, ABC):
         if self._pinned_sampled_fingerprint is not None:
             return self._pinned_sampled_fingerprint
         names = sorted(self.model.named_parameters())[::7]
-        sample = ((name, self._dequantized(name, weight), weight.numel()) for name, weight in names)
-        return sampled_digest(sample, self.model.config, self.hidden_size)
+        sample = ((name, self._read_weight(name, weight), weight.numel()) for name, weight in names)
+        return digest_sample(sample, self.model.config, self.hidden_size)
 
 
 def _concatenate(parts: Sequence[Tensor]) -> Tensor:

@@ -136,7 +136,7 @@ class CausalBackbone(Backbone):
         super().__init__(model, codec, spec)
         self.contexts = context_cache(self)
         self.tried = Extent()  # the maximum over all trials
-        self.path_factories = self._allowed_paths()
+        self.path_factories = self._list_paths()
         self.prompts = PrefilledCache(model, self.contexts)
         self.generator = Generator(self)
         self.path: Path | None = None
@@ -262,9 +262,9 @@ class CausalBackbone(Backbone):
     def use_entry(self, entry: Entry) -> None:
         """See `Backbone.use_entry`. Later trials use it, too."""
         super().use_entry(entry)
-        self.path_factories = self._allowed_paths()
+        self.path_factories = self._list_paths()
 
-    def _allowed_paths(self) -> list[PathFactory]:
+    def _list_paths(self) -> list[PathFactory]:
         """The paths that the specification allows, the fastest first."""
         return candidate_paths(self.spec, self.attention, self.contexts, self.entry)
 

@@ -69,7 +69,7 @@ class Conversation:
         text = self._text[None]
         rows = self._rows.append_text(text, self.backbone.embed(text))
         self.backbone.check_window(rows.longest + decoding.get("max_new_tokens", 0))
-        run = self._continued if self._keeps_cache(rows, decoding) else self.backbone.generator
+        run = self._continue_answer if self._keeps_cache(rows, decoding) else self.backbone.generator
         answer = run(rows, decoding)
         self._text = torch.cat([self._text, answer[0]])
         return answer
@@ -81,9 +81,9 @@ class Conversation:
             self._cache = self.backbone.prompts.new_cache() if self._has_cache else None
         return self._has_cache
 
-    def _continued(self, rows: RowBatch, decoding: dict[str, Any]) -> Tensor:
+    def _continue_answer(self, rows: RowBatch, decoding: dict[str, Any]) -> Tensor:
         """The answer, for which the model reads what its cache does not have."""
         reading = reading_of(self.backbone, rows, past_key_values=self._cache)
         length = rows.mask.shape[1]
-        with self.backbone.injected(rows.kv_prompt):
+        with self.backbone.inject(rows.kv_prompt):
             return generate(self.backbone, reading, length, decoding)[:, length:]  # type: ignore[no-any-return]

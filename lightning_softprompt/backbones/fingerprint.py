@@ -1,9 +1,9 @@
 """The fingerprint of a backbone: a digest of all weights, the configuration and the tokenizer.
 
-Weights that come from files are hashed as the files hold them, so that the digest does not depend on the precision or
-the quantization that they are loaded with. It is computed once and kept in the user's cache, by path, size, times and
-inode of each file. Models that were made in memory are hashed directly, to the same digest as the files that
-`save_pretrained` writes.
+Weights from files are hashed as they are in the files, so that the digest does not depend on the precision or the
+quantization with which they are loaded. The digest is computed once and cached by path, size, times and inode of each
+file. Models that were created in memory are hashed directly. Their digest is that of the files that `save_pretrained`
+writes.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from lightning_softprompt.system.atomic_files import write_if_possible
 from lightning_softprompt.system.cache_dirs import cache_folder
 
 log = logging.getLogger(__name__)
-SCHEME = "2"  # the first part of a fingerprint; another way of hashing is another scheme
+SCHEME = "2"  # the first part of a fingerprint, which changes with the hash function
 SAMPLED = re.compile(r"[0-9a-f]{16}")  # fingerprints of the first scheme, which sampled the weights
-CHUNK = 1 << 22  # numbers that are converted at once
+CHUNK = 1 << 22  # numbers that are converted together
 THREADS = 4
 
-# What a configuration says of loading and saving, and not of what the model computes.
+# Settings of a configuration that concern loading and saving, and do not change the results of the model.
 IRRELEVANT = {
     "_attn_implementation_autoset", "_name_or_path", "architectures", "attn_implementation", "dtype",
     "gradient_checkpointing", "quantization_config", "torch_dtype", "transformers_version", "use_cache",
@@ -41,7 +41,7 @@ FileIdentity = list[list[Any]]  # path, size, times and inode of each file
 
 
 class WeightFiles:
-    """The safetensors files in a folder that a model was loaded from, as they are at this moment.
+    """The safetensors files that a model was loaded from, with their state at that time.
 
     Args:
         folder: The folder.
@@ -57,19 +57,19 @@ class WeightFiles:
         return [[path, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino, s.st_dev] for path, s in stats]
 
     @property
-    def unchanged(self) -> bool:
-        """Whether the files are still those that were loaded."""
+    def is_unchanged(self) -> bool:
+        """Whether the files have not changed since they were loaded."""
         return self.identity == self._stat()
 
     def digest(self) -> str:
-        """The digest of all weights and the configuration: the one in the user's cache, or a new one."""
+        """Returns the digest of all weights and the configuration, from the cache if possible."""
         key = sha256(json.dumps([SCHEME, self.identity]).encode()).hexdigest()[:32]
         path = cache_folder("fingerprints") / f"{key}.json"
-        kept = _read_kept(path, key)
-        if kept is not None:
-            return kept
+        cached = _read_digest(path, key)
+        if cached is not None:
+            return cached
         digest = combine_digests(self._tensor_digests(), json.loads((self.folder / "config.json").read_bytes()))
-        _keep(path, key, digest)
+        _cache_digest(path, key, digest)
         return digest
 
     def _tensor_digests(self) -> dict[str, str]:
@@ -80,7 +80,7 @@ class WeightFiles:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that transformers loads from a folder; none where weights come from elsewhere, as with an adapter."""
+    """Returns the files that transformers loads from a folder; none if weights are elsewhere, as for an adapter."""
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if (folder / "adapter_config.json").exists():
         return []
@@ -104,91 +104,95 @@ def _file_digests(path: Path) -> dict[str, str]:
 
 
 def _in_threads(digest: Callable[[str], str], names: list[str]) -> dict[str, str]:
-    """The digest of each name; hashing releases the interpreter's lock."""
+    """Computes the digest of each name in threads, since hashing releases the interpreter's lock."""
     with ThreadPoolExecutor(min(THREADS, cpu_count() or 1)) as pool:
         return dict(zip(names, pool.map(digest, names), strict=True))
 
 
 def tensor_digest(tensor: Tensor) -> str:
-    """A digest of shape and values. Floating-point values count as float32, whichever precision holds them."""
-    converted = tensor.dtype in (torch.float32, torch.bfloat16, torch.float16)
-    if tensor.numel() > 1 and not any(tensor.stride()):  # one number that is repeated, as where memory is estimated
+    """Returns a digest of shape and values. Floating-point values are hashed as float32, whatever their precision."""
+    is_converted = tensor.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    if tensor.numel() > 1 and not any(tensor.stride()):  # one repeated number, as in an estimate of memory
         return tensor_digest(tensor[(0,) * tensor.dim()])
     flat = tensor.detach().flatten()
-    digest = sha256(f"{'float' if converted else tensor.dtype} {list(tensor.shape)}".encode())
+    kind = "float" if is_converted else tensor.dtype
+    digest = sha256(f"{kind} {list(tensor.shape)}".encode())
     for start in range(0, flat.numel(), CHUNK):
         part = flat[start : start + CHUNK].cpu()
-        part = part.float() if converted else part
+        part = part.float() if is_converted else part
         digest.update(part.contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
 def combine_digests(tensors: Mapping[str, str], config: Mapping[str, Any]) -> str:
-    """One digest of the digests of all tensors by name, and of what the configuration says of the computation."""
+    """Returns one digest of the digests of all tensors by name, and of the relevant part of the configuration."""
     digest = sha256(_canonical(relevant(config)))
-    for name, one in sorted(tensors.items()):
-        digest.update(f"\0{name}\0{one}".encode())
+    for name, of_tensor in sorted(tensors.items()):
+        digest.update(f"\0{name}\0{of_tensor}".encode())
     return digest.hexdigest()[:24]
 
 
 def relevant(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a configuration that decides what a model computes."""
-    kept = {name: value for name, value in config.items() if name not in IRRELEVANT}
-    return {name: relevant(value) if isinstance(value, Mapping) else value for name, value in kept.items()}
+    """Returns the part of a configuration that determines the results of a model."""
+    values = {name: value for name, value in config.items() if name not in IRRELEVANT}
+    return {name: relevant(value) if isinstance(value, Mapping) else value for name, value in values.items()}
 
 
 def _canonical(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return text.encode("utf-8", "surrogatepass")
 
 
 def model_digest(model: Any, read: Callable[[str, Tensor], Tensor] | None = None) -> str:
-    """The digest of a model in memory, over parameters and persistent buffers; tied ones count once.
+    """Returns the digest of a model in memory, over parameters and persistent buffers; tied ones count once.
 
     Args:
         model: A model of transformers.
-        read: Gives the values of a weight by its name, where it is held in another form.
+        read: Returns the values of a weight by its name, if they are stored in another form.
 
     Raises:
         ValueError: If weights have no values, as on the meta device.
     """
     tensors = distinct_tensors(model)
-    if empty := [name for name, tensor in tensors.items() if tensor.is_meta]:
+    empty = [name for name, tensor in tensors.items() if tensor.is_meta]
+    if empty:
         raise ValueError(f"weights without values have no fingerprint: {', '.join(empty[:3])} are on the meta device")
-    values = read or (lambda _, tensor: tensor)
-    digests = _in_threads(lambda name: tensor_digest(values(name, tensors[name])), list(tensors))
+    read = read or (lambda _, tensor: tensor)
+    digests = _in_threads(lambda name: tensor_digest(read(name, tensors[name])), list(tensors))
     return combine_digests(digests, json.loads(model.config.to_json_string()))
 
 
 def distinct_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and persistent buffers by name, those that share their memory under the first name alone."""
+    """Returns parameters and persistent buffers by name; tensors that share their memory have the first name only."""
     saved = model.state_dict(keep_vars=True)
     named = [*model.named_parameters(), *model.named_buffers()]
     return {name: tensor for name, tensor in named if name in saved}
 
 
 def versions(model: nn.Module) -> tuple[int, ...]:
-    """How often each weight was changed in place; equal as long as none of them was."""
+    """Returns how often each weight was changed in place; equal as long as none was changed."""
     tensors = [*model.parameters(), *model.buffers()]
     return tuple(0 if tensor.is_inference() else tensor._version for tensor in tensors)
 
 
-def sampled_digest(named: Iterable[tuple[str, Tensor, int]], config: Any, hidden_size: int) -> str:
-    """The fingerprint of the first scheme, by which older prompts are known: a sample of every seventh weight.
+def digest_sample(named: Iterable[tuple[str, Tensor, int]], config: Any, hidden_size: int) -> str:
+    """Returns the fingerprint of the first scheme, which older prompts contain, from a sample of the weights.
 
     Args:
-        named: Name, values and held numbers of each seventh parameter.
-        config: The model's.
+        named: Name, values and number of values of every seventh parameter.
+        config: The configuration of the model.
         hidden_size: H.
     """
     digest = sha256(f"{config.model_type}|{config.vocab_size}|{hidden_size}".encode())
-    for name, weight, held in named:
-        sample = weight.detach().flatten()[:: max(1, held // 256)].to("cpu", torch.bfloat16)
+    for name, weight, count in named:
+        step = max(1, count // 256)
+        sample = weight.detach().flatten()[::step].to("cpu", torch.bfloat16)
         digest.update(name.encode() + sample.view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
-    """A digest of what decides how text becomes tokens: vocabulary, merges, added tokens and the steps around them."""
+    """Returns a digest of what determines tokenization: vocabulary, merges, added tokens and the steps around them."""
     rules = json.loads(tokenizer.backend_tokenizer.to_str())
     settings = {name: value for name, value in rules.items() if name not in ("version", "truncation", "padding")}
     model = settings.get("model", {})
@@ -199,19 +203,21 @@ def tokenizer_digest(tokenizer: Any) -> str:
 
 
 def _without_defaults(value: Any) -> Any:
-    """A JSON value without fields that are unset, since versions of the library write more or fewer of them."""
+    """Removes unset fields from a JSON value, since versions of the library write more or fewer of them."""
     if isinstance(value, dict):
-        return {name: _without_defaults(v) for name, v in value.items() if v is not None and v is not False}
-    return [_without_defaults(v) for v in value] if isinstance(value, list) else value
+        fields = {name: field for name, field in value.items() if field is not None and field is not False}
+        return {name: _without_defaults(field) for name, field in fields.items()}
+    return [_without_defaults(item) for item in value] if isinstance(value, list) else value
 
 
 def fingerprint(weights: str, tokenizer: str, quantization: str | None) -> str:
-    """The parts of a fingerprint as one text."""
-    return "-".join([SCHEME, weights, tokenizer, *([] if quantization is None else [quantization])])
+    """Joins the parts of a fingerprint."""
+    parts = [SCHEME, weights, tokenizer]
+    return "-".join(parts if quantization is None else [*parts, quantization])
 
 
 def differing_part(one: str, other: str) -> str:
-    """Which part of two fingerprints of the present scheme differs."""
+    """Describes which parts of two fingerprints of the current scheme differ."""
     a, b = one.split("-", 3), other.split("-", 3)
     if len(a) < 3 or len(b) < 3 or a[0] != b[0]:
         return "the fingerprints are of different schemes"
@@ -220,16 +226,17 @@ def differing_part(one: str, other: str) -> str:
     return f"another {' and another '.join(parts)}" if parts else "the same weights, quantized in another way"
 
 
-def _read_kept(path: Path, key: str) -> str | None:
+def _read_digest(path: Path, key: str) -> str | None:
+    """Reads a cached digest; None if the file is missing or damaged."""
     try:
-        kept = json.loads(path.read_bytes())
-        digest = str(kept["digest"])
-        return digest if kept["check"] == _check(key, digest) else None
+        cached = json.loads(path.read_bytes())
+        digest = str(cached["digest"])
+        return digest if cached["check"] == _check(key, digest) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _keep(path: Path, key: str, digest: str) -> None:
+def _cache_digest(path: Path, key: str, digest: str) -> None:
     content = json.dumps({"digest": digest, "check": _check(key, digest)})
     write_if_possible(path, lambda draft: draft.write_text(content))
 

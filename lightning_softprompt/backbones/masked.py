@@ -76,7 +76,7 @@ class MaskedBackbone(Backbone):
         ids = self.ids_of(rows, batch)
         run = partial(self.entry.run, self.model, rows.embeds, ids, attention_mask=rows.mask.long())
         start = nullcontext() if layer is None else starting_at(self.model, layer, rows.embeds)
-        with self.injected(prompt), start:
+        with self.inject(prompt), start:
             return self.head.states(run, self._answer_columns(rows, batch))
 
     def _answer_columns(self, rows: Spliced, batch: Batch) -> Tensor:

@@ -104,7 +104,7 @@ class Seq2SeqBackbone(Backbone):
         run = partial(self.entry.run, self.model, rows.embeds, ids, stack=self.stack, **inputs)
         self.check_window(decoder_ids.shape[1], max_positions(self.model.config, DECODER_NAMES))
         columns = torch.arange(len(self.opening) - 1, decoder_ids.shape[1], device=decoder_ids.device)
-        with self.injected(prompt):
+        with self.inject(prompt):
             return self.head.states(run, columns.expand_as(batch.targets))
 
     @torch.no_grad()

@@ -18,31 +18,31 @@ class Host:
 
     Args:
         url: Address of the host; empty if there is none.
-        asked: Whether to connect at all.
+        connect: Whether to connect at all.
     """
 
-    def __init__(self, url: str, asked: bool = True) -> None:
+    def __init__(self, url: str, connect: bool = True) -> None:
         self.url = url
-        self._asked = asked and bool(urlsplit(url).hostname)
+        self._connects = connect and bool(urlsplit(url).hostname)
         self._answered = False
-        self._thread = Thread(target=self._connect, daemon=True)  # a name server may keep it longer than the timeout
+        self._thread = Thread(target=self._connect, daemon=True)  # a name server may take longer than the timeout
         self._deadline = monotonic() + TIMEOUT
-        if self._asked:
+        if self._connects:
             self._thread.start()
 
     def reachable(self) -> bool:
         """Whether the host accepted a connection within the timeout."""
-        if self._asked:
+        if self._connects:
             self._thread.join(max(0.0, self._deadline - monotonic()))
         return self._answered
 
     def state(self) -> str:
         """Describes the result of the check."""
-        if not self._asked:
-            return "not asked: offline by the environment" if self.url else "not asked"
+        if not self._connects:
+            return "not checked: offline by the environment" if self.url else "not checked"
         if self.reachable():
             return "reachable"
-        proxy = "; a proxy is set, which was not tried" if _proxied(self.url) else ""
+        proxy = "; a proxy is set, which was not used" if _has_proxy(self.url) else ""
         return f"not reachable{proxy}"
 
     def _connect(self) -> None:
@@ -61,7 +61,7 @@ def hub() -> Host:
         from huggingface_hub import constants
     except ImportError:
         return Host(os.environ.get("HF_ENDPOINT", ""))
-    return Host(os.environ.get("HF_ENDPOINT") or constants.ENDPOINT, asked=not constants.HF_HUB_OFFLINE)
+    return Host(os.environ.get("HF_ENDPOINT") or constants.ENDPOINT, connect=not constants.HF_HUB_OFFLINE)
 
 
 def hub_cache() -> Path:
@@ -77,7 +77,7 @@ def wandb() -> Host:
     """Returns the host that W&B logs to."""
     url = os.environ.get("WANDB_BASE_URL")
     offline = os.environ.get("WANDB_MODE") in {"offline", "disabled", "dryrun"}
-    return Host(url or _wandb_default(), asked=not offline)
+    return Host(url or _wandb_default(), connect=not offline)
 
 
 def has_wandb_key(url: str) -> bool:
@@ -105,6 +105,6 @@ def _wandb_default() -> str:
     return str(Settings.model_fields["base_url"].default)
 
 
-def _proxied(url: str) -> bool:
+def _has_proxy(url: str) -> bool:
     names = (f"{urlsplit(url).scheme}_proxy", "all_proxy")
     return any(os.environ.get(name) or os.environ.get(name.upper()) for name in names)

@@ -1,4 +1,4 @@
-"""Imports of optional packages of retrieval."""
+"""Imports optional packages of retrieval."""
 
 from __future__ import annotations
 

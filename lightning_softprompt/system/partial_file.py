@@ -97,7 +97,8 @@ class PartialFile:
 
     def _set_aside(self, reason: str) -> None:
         """Renames the partial file of another run to the first free number."""
-        candidates = (self.part.with_name(f"{self.part.name}.{number}") for number in count(1))
+        name = self.part.name
+        candidates = (self.part.with_name(f"{name}.{number}") for number in count(1))
         renamed = next(path for path in candidates if not path.exists())
         if identity_path(self.part).exists():
             identity_path(self.part).rename(identity_path(renamed))

@@ -1,4 +1,4 @@
-"""YAML files as plain values, however small a file may be that describes a huge one."""
+"""Reads YAML files as plain values, and refuses small files that describe huge values."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from typing import Any
 import yaml
 
 MAX_BYTES = 16 * 2**20
-MAX_VALUES = 200_000  # with what aliases repeat
+MAX_VALUES = 200_000  # including values that aliases repeat
 MAX_DEPTH = 60
 MAX_DIGITS = 1000
 NUMBER = re.compile(r"[-+]?[0-9][0-9a-fA-FxXoO_.:+-]*")
 
 
 class TooLargeError(yaml.YAMLError, ValueError):
-    """YAML that describes more values, or deeper ones, than any config has."""
+    """YAML with more values, or more levels, than any config has."""
 
 
 def read_yaml(path: Path) -> Any:
-    """The values of a YAML file.
+    """Reads the values of a YAML file.
 
     Raises:
-        ValueError: Naming the file, and the line where there is one.
+        ValueError: Naming the file, and the line if it is known.
     """
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise ValueError(f"{path} has more than {MAX_BYTES // 2**20} MiB; a config is far smaller")
+            raise ValueError(f"{path} has more than {MAX_BYTES // 2**20} MiB, which is too large for a config")
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8: {error}") from error
@@ -36,11 +36,11 @@ def read_yaml(path: Path) -> Any:
 
 
 def load_yaml(text: str, name: str = "the YAML text") -> Any:
-    """The values of YAML text.
+    """Reads the values of YAML text.
 
     Args:
         text: One document.
-        name: Names it in errors.
+        name: Its name in errors.
 
     Raises:
         ValueError: If it is not valid, or its values are too many, too deep or too long.
@@ -60,10 +60,10 @@ def load_yaml(text: str, name: str = "the YAML text") -> Any:
 
 
 def guard_loader(load: Callable[[str], Any]) -> Callable[[str], Any]:
-    """A function that loads YAML, and refuses what would become huge before it does."""
+    """Returns a function that loads YAML, and first refuses text whose values would be huge."""
 
     def load_small(text: str) -> Any:
-        if "*" in text or len(text) > MAX_DIGITS:  # nothing else can become huge
+        if "*" in text or len(text) > MAX_DIGITS:  # only such text can have huge values
             check_size(text)
         return load(text)
 
@@ -71,7 +71,7 @@ def guard_loader(load: Callable[[str], Any]) -> Callable[[str], Any]:
 
 
 def check_size(text: str) -> None:
-    """Refuses what would become huge, before any value is created: aliases repeat whole parts of a document.
+    """Refuses text whose values would be huge, before any value is created: aliases repeat parts of a document.
 
     Raises:
         TooLargeError: With the line.
@@ -87,12 +87,12 @@ def check_size(text: str) -> None:
 
 
 class _Size:
-    """How many values a document holds so far, with what its aliases repeat."""
+    """The number of values of a document so far, including those that aliases repeat."""
 
     def __init__(self) -> None:
         self.count = 0
         self.of_anchors: dict[str | None, int] = {}
-        self.open_parts: list[tuple[str | None, int]] = []  # anchor, and how many values came before
+        self.open_parts: list[tuple[str | None, int]] = []  # anchor, and the number of values before it
 
     def add(self, event: yaml.Event) -> None:
         """Counts an event of the parser."""
@@ -107,7 +107,7 @@ class _Size:
             self._add_node(event)
         if self.count > MAX_VALUES or len(self.open_parts) > MAX_DEPTH:
             limit = f"{MAX_VALUES:,} values" if self.count > MAX_VALUES else f"{MAX_DEPTH} levels"
-            raise ValueError(f"it holds more than {limit}, with what its aliases repeat")
+            raise ValueError(f"it has more than {limit}, including what its aliases repeat")
 
     def _add_node(self, event: yaml.NodeEvent) -> None:
         self.of_anchors[event.anchor] = 1
@@ -119,6 +119,6 @@ class _Size:
 
 
 def _refuse_number(text: str) -> None:
-    """Refuses digits that Python would take long to turn into a number."""
+    """Refuses digits that Python would take long to convert to a number."""
     if NUMBER.fullmatch(text):
         raise ValueError(f"a number of {len(text):,} digits")

@@ -1,4 +1,4 @@
-"""Text from files as a terminal or a page may show it: control characters and changes of direction become visible."""
+"""Text from files, printable on a terminal or a page: control characters and changes of direction are escaped."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def printable(text: object) -> str:
 
 
 def one_line(text: object) -> str:
-    """Printable text with all white space as single spaces, cut where it is far too long for a message."""
+    """Returns printable text with all white space as single spaces, truncated if it is too long for a message."""
     line = " ".join(printable(text).split())
     return line if len(line) <= LONGEST else f"{line[:LONGEST]} ..."
 
@@ -57,8 +57,8 @@ def html_text(text: object) -> str:
     return escape(printable(text))
 
 
-def _escape(found: re.Match[str]) -> str:
-    code = ord(found[0])
+def _escape(match: re.Match[str]) -> str:
+    code = ord(match[0])
     if code < 0x10000:
         return f"\\u{code:04x}"
     high, low = divmod(code - 0x10000, 0x400)
@@ -74,10 +74,10 @@ class PrintableFormatter(logging.Formatter):
 
 
 class PrintableStream:
-    """A stream that writes printable text alone; all else is that of the stream itself.
+    """A stream that writes printable text only, and otherwise behaves like another stream.
 
     Args:
-        stream: Where the text goes.
+        stream: The other stream.
     """
 
     def __init__(self, stream: TextIO) -> None:

@@ -1,4 +1,4 @@
-"""`--trust MODULE`, which every command takes: modules whose classes files may name like the package's own."""
+"""`--trust MODULE`, an option of every command: modules whose classes files may name, like those of the package."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ VARIABLE = "SOFTPROMPT_TRUST"  # keeps the modules for this process and for thos
 
 
 def parse_trust_options(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The modules that a command trusts, and its words without them.
+    """Returns the modules that a command trusts, and its arguments without them.
 
     Raises:
         CommandError: If a module is missing.
@@ -39,14 +39,15 @@ def parse_trust_options(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 @contextmanager
 def trust_modules(modules: Iterable[str]) -> Iterator[None]:
-    """Within it, files may also name classes of these modules and of the modules inside them.
+    """Allows files to name classes of these modules and of their submodules within the context.
 
     Raises:
         CommandError: If one is not the name of a module that can define plug-ins.
     """
     added = list(modules)
     for module in added:
-        if not all(part.isidentifier() for part in module.split(".")) or is_standard(module):
+        is_path = all(part.isidentifier() for part in module.split("."))
+        if not is_path or is_standard(module):
             raise CommandError(
                 f"{OPTION} expects the import path of a module that defines plug-ins, such as my_package.methods, got "
                 f"{module!r}"

@@ -41,14 +41,14 @@ class _MasksOfQueries(TorchFunctionMode):
 
 
 def in_float32(model: nn.Module) -> AbstractContextManager[None]:
-    """Within it, modules compute in float32 with their own weights. No copy of the model is held.
+    """Runs modules in float32, with their weights, within the context. It does not copy the model.
 
     Quantized weights keep their form; their products take the precision of their input. A model without weights in half
     precision gets no hooks, because they would make compiled layers compile again.
     """
     is_half = any(_halves(module) for module in model.modules())
     # Tensors that are saved within it stay hidden from hooks around it in both cases, such as those of a checkpoint.
-    return _in_float32(model) if is_half else saved_tensors_hooks(_unchanged, _unchanged)
+    return _in_float32(model) if is_half else saved_tensors_hooks(_return_tensor, _return_tensor)
 
 
 @contextmanager
@@ -63,7 +63,7 @@ def _in_float32(model: nn.Module) -> Iterator[None]:
             copy = half.detach().float()
             weights[copy.untyped_storage().data_ptr()] = half
             table[name] = copy
-        return tuple(map(_enlarged, args))
+        return tuple(map(_to_float32, args))
 
     def restore(module: nn.Module, *_: Any) -> None:
         for table, name, half in vars(module).pop("_in_half", ()):
@@ -93,11 +93,11 @@ def _in_float32(model: nn.Module) -> Iterator[None]:
             handle.remove()
 
 
-def _unchanged(tensor: Tensor) -> Tensor:
+def _return_tensor(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _enlarged(value: Any) -> Any:
+def _to_float32(value: Any) -> Any:
     """A half-precision tensor in float32: Mamba casts states to the precision of its head's weights before the head."""
     is_half = isinstance(value, Tensor) and value.is_floating_point() and value.dtype not in EXACT
     return value.float() if is_half else value

@@ -73,7 +73,7 @@ def select_path(
     device = rows.embeds.device.type
     dtype = torch.promote_types(rows.embeds.dtype, torch.float32)
     with plain_products(), torch.inference_mode(False), torch.autocast(device, enabled=False), in_float32(model):
-        trial = _Trial(rows.detached_copy(dtype), columns.clone(), first.clone())
+        trial = _Trial(rows.copy_detached(dtype), columns.clone(), first.clone())
         reference = factories[-1](model, Head(model))
         expected, sample_logits = trial.results(reference), trial.logits(reference, trial.sample)
         reasons: list[str] = []

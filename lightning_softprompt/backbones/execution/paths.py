@@ -23,7 +23,7 @@ from lightning_softprompt.backbones.execution.lm_head import Head, States
 from lightning_softprompt.backbones.execution.packing import pack
 from lightning_softprompt.backbones.execution.row_batch import RowBatch
 from lightning_softprompt.backbones.insertion.embeddings import Entry
-from lightning_softprompt.backbones.insertion.key_values import NAME, Sites, injected, kv_by_module, sites_of
+from lightning_softprompt.backbones.insertion.key_values import NAME, Sites, inject, kv_by_module, sites_of
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 
 log = logging.getLogger(__name__)
@@ -60,14 +60,14 @@ class Path(ABC):
         self.model.set_attn_implementation(self.attention)
 
     @contextmanager
-    def injected(self, rows: RowBatch) -> Iterator[None]:
+    def inject(self, rows: RowBatch) -> Iterator[None]:
         """Adds the prompt's keys and values to the model's attentions within the context."""
         if not rows.kv:
             yield
             return
         sites = self.sites
         self.model.set_attn_implementation(NAME)
-        with injected(kv_by_module(sites, rows.kv_prompt.kv, rows.kv_prompt.kv_mask)):
+        with inject(kv_by_module(sites, rows.kv_prompt.kv, rows.kv_prompt.kv_mask)):
             yield
 
     @cached_property
@@ -149,7 +149,7 @@ class TwoPass(Path):
             return Padded(self.model, self.head, self.attention, self.entry)(rows, columns, first)
         cache = DynamicCache(config=self.model.config)
         begin = int(rows.first_position)  # equal for all rows that share a prefix
-        with self.injected(rows):
+        with self.inject(rows):
             self._run(rows.embeds[:1, :prefix], begin + torch.arange(prefix), past_key_values=cache)
         layers: list[Any] = cache.layers
         for layer in layers:
@@ -158,7 +158,7 @@ class TwoPass(Path):
         positions = begin + torch.arange(prefix, rows.mask.shape[1])
         embeds = rows.embeds[:, prefix:]
         options = {"past_key_values": cache, "attention_mask": rows.mask.long()}
-        with self.injected(rows):
+        with self.inject(rows):
             return self.head.states(lambda: self._run(embeds, positions, **options), columns - prefix)
 
     def _run(self, embeds: Tensor, positions: Tensor, **options: Any) -> Any:
@@ -174,7 +174,7 @@ class Padded(Path):
 
     def __call__(self, rows: RowBatch, columns: Tensor, first: Tensor) -> States:
         """See `Path`."""
-        with self.injected(rows):
+        with self.inject(rows):
             run = partial(self.entry.run, self.model, rows.embeds, **positions_of(rows), use_cache=False)
             return self.head.states(run, columns)
 
@@ -192,7 +192,7 @@ class Alone(Path):
         return States.join(states)
 
     def _row(self, row: RowBatch, columns: Tensor, length: int) -> States:
-        with self.injected(row):
+        with self.inject(row):
             positions = positions_of(replace(row, mask=row.mask[:, :length]))
             run = partial(self.entry.run, self.model, row.embeds[:, :length], **positions, use_cache=False)
             return self.head.states(run, columns)

@@ -65,7 +65,7 @@ class RowBatch:
         kv_mask = None if self.kv_mask is None else self.kv_mask[rows]
         return RowBatch(self.embeds[rows], self.mask[rows], self.keys[rows], self.soft[rows], kv, kv_mask)
 
-    def detached_copy(self, dtype: torch.dtype) -> RowBatch:
+    def copy_detached(self, dtype: torch.dtype) -> RowBatch:
         """A copy in another precision that shares neither memory nor gradients."""
 
         def copy(tensor: Tensor) -> Tensor:

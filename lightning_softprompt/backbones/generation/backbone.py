@@ -32,7 +32,7 @@ class GeneratingBackbone(Protocol):
     def embed(self, ids: Tensor) -> Tensor:
         """[B, T] -> [B, T, H] as the first layer takes them."""
 
-    def injected(self, prompt: SoftPrompt | None) -> AbstractContextManager[None]:
+    def inject(self, prompt: SoftPrompt | None) -> AbstractContextManager[None]:
         """Gives the attentions the prompt's keys and values for what runs inside."""
 
 

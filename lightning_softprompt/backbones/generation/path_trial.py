@@ -143,7 +143,7 @@ def next_logits(backbone: DecoderBackbone, rows: RowBatch, b: int, text: Tensor)
     inputs = plain_inputs(reading.ids, row.first_position if row.kv else None)
     if "logits_to_keep" in signature(backbone.model.forward).parameters:
         inputs["logits_to_keep"] = len(text)
-    with backbone.injected(row.kv_prompt), replace_embeddings(backbone.model, reading, once=True):
+    with backbone.inject(row.kv_prompt), replace_embeddings(backbone.model, reading, once=True):
         return backbone.model(**inputs).logits[0, -len(text) :]  # type: ignore[no-any-return]
 
 

@@ -84,7 +84,7 @@ class LeftPadded(GenerationPath):
     def run(self, rows: RowBatch, decoding: Decoding) -> Any:
         """See `GenerationPath`."""
         left = rows.pad_left()
-        with self.backbone.injected(left.kv_prompt):
+        with self.backbone.inject(left.kv_prompt):
             return generate(self.backbone, reading_of(self.backbone, left), left.mask.shape[1], decoding)
 
 
@@ -108,7 +108,7 @@ class EqualLengths(GenerationPath):
 
     def run(self, rows: RowBatch, decoding: Decoding) -> Any:
         """See `GenerationPath`."""
-        with self.backbone.injected(rows.kv_prompt):
+        with self.backbone.inject(rows.kv_prompt):
             return generate(self.backbone, reading_of(self.backbone, rows), rows.mask.shape[1], decoding)
 
 
@@ -124,7 +124,7 @@ class WithoutCache(EqualLengths):
         plain = {name: value for name, value in decoding.items() if name not in ("cache_implementation", *DRAFTED)}
         first = rows.first_position.repeat_interleave(num_sequences(decoding) if len(rows.first_position) > 1 else 1)
         reading = Reading(token_ids(rows, self.backbone.codec), rows.embeds, {})
-        with self.backbone.injected(rows.kv_prompt), forward_inputs(self.backbone.model, first if rows.kv else None):
+        with self.backbone.inject(rows.kv_prompt), forward_inputs(self.backbone.model, first if rows.kv else None):
             return generate(self.backbone, reading, rows.mask.shape[1], {**plain, "use_cache": False})
 
 

@@ -121,7 +121,7 @@ class Seq2SeqGenerator:
         inputs: dict[str, Any] = {"attention_mask": rows.mask.long(), "forced_bos_token_id": None}
         if len(opening) > 1:
             inputs["decoder_input_ids"] = opening.expand(len(rows.ids), -1)
-        with self.backbone.injected(rows.prompt):
+        with self.backbone.inject(rows.prompt):
             return generate(self.backbone, Reading(rows.ids, rows.embeds, inputs), len(opening), options)
 
     def path_for(self, rows: EncoderRows, decoding: dict[str, Any]) -> Path:
@@ -195,6 +195,6 @@ class Seq2SeqGenerator:
         read = torch.cat([text.new_tensor(self.backbone.opening), text[:-1]])[None]
         model: Any = self.backbone.model
         reading = Reading(row.ids, row.embeds, {})
-        with self.backbone.injected(row.prompt), replace_embeddings(self.backbone.stack, reading, once=True):
+        with self.backbone.inject(row.prompt), replace_embeddings(self.backbone.stack, reading, once=True):
             logits = model(input_ids=row.ids, decoder_input_ids=read, use_cache=False).logits
         return logits[0, -len(text) :]  # type: ignore[no-any-return]

@@ -83,7 +83,7 @@ RECORDED: ContextVar[list[AttentionInputs] | None] = ContextVar("recorded", defa
 
 
 @contextmanager
-def injected(extra: Mapping[nn.Module, ExtraKeysValues]) -> Iterator[None]:
+def inject(extra: Mapping[nn.Module, ExtraKeysValues]) -> Iterator[None]:
     """Adds keys and values to attentions within the context."""
     token = INJECTED.set(extra)
     try:
@@ -139,7 +139,7 @@ def attend_with_injected(
     if extra is None:
         return attend(module, query, key, value, mask, position_bias=position_bias, **options)
     extra = extra.expand_rows(len(query))
-    mask = _extended_mask(mask, query, key, module, extra)
+    mask = _extend_mask(mask, query, key, module, extra)
     dtype = value.dtype
     key = torch.cat([extra.key.to(dtype), key.to(dtype)], dim=2)
     value = torch.cat([extra.value.to(dtype), value], dim=2)
@@ -197,7 +197,7 @@ def _expand_rows(rows: Tensor, count: int) -> Tensor:
     return rows.repeat_interleave(count // len(rows), dim=0)
 
 
-def _extended_mask(
+def _extend_mask(
     mask: Tensor | None, query: Tensor, key: Tensor, module: nn.Module, extra: ExtraKeysValues
 ) -> Tensor | None:
     """The mask [B|1, 1, Q, P + K], which includes the additional keys."""
@@ -335,7 +335,7 @@ def check_like_text(model: PreTrainedModel, stack: nn.Module, sites: Mapping[str
         kv[kind] = {number: (layer[:1], layer[1:]) for number, layer in enumerate(layers)}
     expected = stack(input_ids=ids, use_cache=False)[0][:, 3:]
     positions = torch.arange(3, 7, device=ids.device)[None]
-    with injectable_attention(model), injected(kv_by_module(sites, kv, {})):
+    with injectable_attention(model), inject(kv_by_module(sites, kv, {})):
         results = stack(input_ids=ids[:, 3:], position_ids=positions, use_cache=False)[0]
     error = float((results - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
     if error > tolerance:

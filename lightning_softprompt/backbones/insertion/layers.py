@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from lightning_softprompt.backbones.insertion.key_values import INJECTED, injected
+from lightning_softprompt.backbones.insertion.key_values import INJECTED, inject
 from lightning_softprompt.core.refusals import UnsupportedBackboneError
 
 
@@ -115,7 +115,7 @@ def _run_with_recomputation(forward: Callable[..., Any], *args: Any, **kwargs: A
     extra = INJECTED.get()
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        with injected(extra):  # the backward pass runs outside of the context, and possibly in another thread
+        with inject(extra):  # the backward pass runs outside of the context, and possibly in another thread
             return forward(*args, **kwargs)
 
     return checkpoint(run, *args, use_reentrant=False, **kwargs)

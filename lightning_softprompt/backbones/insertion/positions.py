@@ -22,9 +22,13 @@ class TableReads(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs an operation, and records the indices if it reads an embedding table."""
-        if func is torch.ops.aten.embedding.default and isinstance(args[0], nn.Parameter) and args[1].numel():
-            self.largest[args[0]] = max(self.largest.get(args[0], 0), int(args[1].max()))
+        if func is torch.ops.aten.embedding.default:
+            self._record(args[0], args[1])
         return func(*args, **(kwargs or {}))
+
+    def _record(self, table: Tensor, indices: Tensor) -> None:
+        if isinstance(table, nn.Parameter) and indices.numel():
+            self.largest[table] = max(self.largest.get(table, 0), int(indices.max()))
 
 
 def count_learned_positions(short: TableReads, long: TableReads, step: int) -> int | None:

@@ -48,7 +48,7 @@ class ControlTokens:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
-        self._copy = lru_cache(maxsize=2)(self._respelled)
+        self._copy = lru_cache(maxsize=2)(self._respell_tokenizer)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"tokenizer": self.tokenizer}
@@ -95,7 +95,7 @@ class ControlTokens:
         private = next(chr(code) for code in PRIVATE if chr(code) not in text)
         parts, origins = [], []  # the respelled text, and the position in `text` of each of its characters
         end = 0
-        for first, last in self._allowed_tokens(text, allowed):
+        for first, last in self._find_allowed(text, allowed):
             parts += [text[end:first], private, text[first:last], private]
             origins += [*range(end, first), first, *range(first, last), last]
             end = last
@@ -104,7 +104,7 @@ class ControlTokens:
         encoded = self._copy(private).encode("".join(parts), add_special_tokens=False)
         return encoded.ids, [(origins[start], origins[stop]) for start, stop in encoded.offsets]
 
-    def _allowed_tokens(self, text: str, allowed: Spans) -> Iterator[tuple[int, int]]:
+    def _find_allowed(self, text: str, allowed: Spans) -> Iterator[tuple[int, int]]:
         for first, last in allowed:
             yield from (match.span() for match in self._pattern.finditer(text, first, last))
 
@@ -113,7 +113,7 @@ class ControlTokens:
         longest_first = sorted(self.spellings.values(), key=len, reverse=True)
         return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
-    def _respelled(self, private: str) -> Tokenizer:
+    def _respell_tokenizer(self, private: str) -> Tokenizer:
         """The tokenizer with a private character on both sides of each special token's spelling."""
         backend: Any = self.tokenizer.backend_tokenizer  # type: ignore[attr-defined]
         rules = json.loads(backend.to_str())
@@ -121,11 +121,11 @@ class ControlTokens:
         for token in rules["added_tokens"]:
             if token["content"] in names:
                 token |= {"content": names[token["content"]], "normalized": False}
-        rules |= {"model": _respelled_model(rules["model"], names), "padding": None, "truncation": None}
+        rules |= {"model": _respell_model(rules["model"], names), "padding": None, "truncation": None}
         return Tokenizer.from_str(json.dumps(rules))
 
 
-def _respelled_model(model: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+def _respell_model(model: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
     """The model of a tokenizer, which no longer makes special tokens of characters.
 
     Its vocabulary maps pieces to ids, or lists pieces with their scores.

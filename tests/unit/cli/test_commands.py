@@ -240,7 +240,7 @@ def test_a_host_that_listens_is_reachable():
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
         assert hosts.Host(url).reachable()
-        assert hosts.Host(url, asked=False).state() == "not asked: offline by the environment"
+        assert hosts.Host(url, connect=False).state() == "not checked: offline by the environment"
     assert hosts.Host(url).state().startswith("not reachable")
 
 
