@@ -51,7 +51,7 @@ def test_a_model_that_scales_what_it_embeds_is_given_ids():
 
 
 REFUSED = [
-    (Toy(of_ids=1.0), "elsewhere"),
+    (Toy(of_ids=1.0), "outside of its embedding module"),
     (Toy(looks_ahead=True), "later tokens"),
 ]
 
@@ -70,7 +70,7 @@ def test_a_model_whose_tokens_do_not_affect_each_other_is_refused():
 
 def test_a_backbone_that_soft_tokens_cannot_enter_is_refused_by_its_type(tiny_folder, monkeypatch):
     monkeypatch.setattr("lightning_softprompt.backbones.loading.find_entry", lambda *_: found(Toy(of_ids=1.0)))
-    with pytest.raises(ValueError, match=r"of type llama is not supported.*token ids elsewhere"):
+    with pytest.raises(ValueError, match=r"of type llama is not supported.*token ids outside of its embedding module"):
         load_backbone(BackboneSpec(name=str(tiny_folder("llama"))))
 
 
@@ -116,8 +116,8 @@ def test_states_and_masks_in_half_precision_take_the_precision_of_a_trial(load):
 
 
 UNSUPPORTED = {
-    "fsmt": "transformers gives no access to its word embeddings",
-    "perceiver": "transformers gives no access to its word embeddings",
+    "fsmt": "transformers does not provide its word embeddings",
+    "perceiver": "transformers does not provide its word embeddings",
     "ibert": "its embedding module returns a tuple of several",
     "prophetnet": "one state for each token is required",
     "mra": "its states do not depend on the other tokens of a row",
