@@ -1,1 +1,1 @@
-"""Documents and the passages that they are cut into."""
+"""Documents and the passages that they are split into."""

@@ -1,4 +1,4 @@
-"""Where a text is cut into passages: by a number of words or tokens, with overlap, at sentences or paragraphs.
+"""Splits texts into passages: by a number of words or tokens, with overlap, at sentences or paragraphs.
 
 A character of a script without spaces between words, such as Chinese or Thai, counts as a word.
 """
@@ -13,8 +13,8 @@ from typing import Literal
 
 from lightning_softprompt.core.word_boundaries import CLAUSE_SPACED, word_spans
 
-Span = tuple[int, int]  # first character, and the one behind the last
-Units = Callable[[str], list[Span]]  # where the words or tokens of a text stand
+Span = tuple[int, int]  # start and end position
+Units = Callable[[str], list[Span]]  # spans of the words or tokens of a text
 Whole = Literal["sentences", "paragraphs", "nothing"]
 
 PARAGRAPH = re.compile(r"\n[ \t]*\n\s*")
@@ -26,7 +26,7 @@ SENTENCE = re.compile(
 
 
 def find_words(text: str) -> list[Span]:
-    """Where the words of a text are: what white space separates, and the characters of scripts without spaces.
+    """Returns the spans of words, which white space separates, and of characters of scripts without spaces.
 
     >>> find_words("a warm  film"), find_words("你好。再见")
     ([(0, 1), (2, 6), (8, 12)], [(0, 1), (1, 3), (3, 4), (4, 5)])
@@ -36,20 +36,20 @@ def find_words(text: str) -> list[Span]:
 
 @dataclass(frozen=True)
 class Chunking:
-    """How texts are cut.
+    """Settings for splitting texts.
 
-    Each character is in some passage. A passage ends at the last end of a paragraph or sentence that it reaches, and
-    begins with whole ones of the passage before, as many as the overlap holds; what is longer than a passage is cut
-    between words.
+    The passages cover the text. A passage ends at the last end of a paragraph or sentence within its size, and starts
+    with as many complete sentences of the previous passage as the overlap allows. A sentence that is longer than a
+    passage is split between words.
 
     Args:
-        size: Words or tokens of a passage, at most.
-        overlap: How many of them it may share with the passage before.
-        whole: What is kept whole where it fits.
-        units: Where words or tokens stand.
+        size: Maximum words or tokens of a passage.
+        overlap: Maximum words or tokens that it shares with the previous passage.
+        whole: Unit that is not split if it fits into a passage.
+        units: Returns the spans of words or tokens.
 
     Raises:
-        ValueError: If passages would not get on.
+        ValueError: If overlap is not less than size.
     """
 
     size: int = 200
@@ -64,18 +64,20 @@ class Chunking:
             )
 
     def spans(self, text: str) -> list[Span]:
-        """Where the passages of a text stand; none of a text without words.
+        """Returns the spans of the passages of a text; none for a text without words.
 
         >>> Chunking(size=3, overlap=1, whole="nothing").spans("a b c d e")
         [(0, 6), (4, 9)]
         """
         starts = [start for start, _ in self.units(text)]
-        found = [(starts[first], end) for first, end in self._pieces(text, starts)]
-        return [(0, found[0][1]), *found[1:]] if found else []
+        spans = [(starts[first], end) for first, end in self._pieces(text, starts)]
+        if not spans:
+            return []
+        return [(0, spans[0][1]), *spans[1:]]  # the first passage includes leading white space
 
     def _pieces(self, text: str, starts: Sequence[int]) -> list[Span]:
-        """First unit and last character of each passage."""
-        breaks = [_units_at(starts, places) for places in _places(text, self.whole)]
+        """Returns the first unit and the end position of each passage."""
+        breaks = [_units_at(starts, positions) for positions in _break_positions(text, self.whole)]
         pieces: list[Span] = []
         first = end = 0
         while end < len(starts):
@@ -85,7 +87,7 @@ class Chunking:
         return pieces
 
     def _end(self, first: int, before: int, total: int, breaks: Sequence[Sequence[int]]) -> int:
-        """The unit behind a passage: the furthest break of the best kind that is in reach and gets on."""
+        """Returns the unit after a passage: the last break of the best kind within reach, if it is after `before`."""
         reach = first + self.size
         if reach >= total:
             return total
@@ -96,23 +98,23 @@ class Chunking:
         return reach
 
     def _next(self, first: int, end: int, breaks: Sequence[Sequence[int]]) -> int:
-        """The first unit of the next passage: of a sentence, unless the one before was cut within one."""
+        """Returns the first unit of the next passage: the start of a sentence if there is one in the overlap."""
         earliest = max(first + 1, end - self.overlap)
         ends = breaks[-1] if breaks else ()
         at = bisect_left(ends, earliest)
         return ends[at] if at < len(ends) and ends[at] <= end else earliest
 
 
-def _places(text: str, whole: Whole) -> list[list[int]]:
-    """Characters at which a text may be cut, the best kind first."""
+def _break_positions(text: str, whole: Whole) -> list[list[int]]:
+    """Returns the positions at which a text can be split, the best kind first."""
     if whole == "nothing":
         return []
-    sentences = [found.end() for found in SENTENCE.finditer(text)]
+    sentences = [match.end() for match in SENTENCE.finditer(text)]
     if whole == "sentences":
         return [sentences]
-    return [[found.end() for found in PARAGRAPH.finditer(text)], sentences]
+    return [[match.end() for match in PARAGRAPH.finditer(text)], sentences]
 
 
-def _units_at(starts: Sequence[int], places: Sequence[int]) -> list[int]:
-    """The unit that each place stands before."""
-    return [bisect_left(starts, place) for place in places]
+def _units_at(starts: Sequence[int], positions: Sequence[int]) -> list[int]:
+    """Returns the first unit at or after each position."""
+    return [bisect_left(starts, position) for position in positions]

@@ -1,4 +1,4 @@
-"""What is searched and what is found: documents, the passages that they are cut into, hits."""
+"""Documents, the passages that they are split into, and search hits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ DIGEST_BYTES = 16
 
 
 class CorpusError(ValueError):
-    """A corpus that cannot be indexed; the message says where, why and what to do."""
+    """A corpus that cannot be indexed. The message gives the position, the reason and what to do."""
 
 
 @dataclass(frozen=True)
@@ -17,10 +17,10 @@ class Document:
     """A text of the corpus.
 
     Args:
-        id: What it is named by in the corpus, and in the answers to it.
-        title: Its heading, or nothing. It is searched with every passage.
-        text: All of it.
-        source: Where it comes from, such as `corpus.jsonl:17`, a file or an address.
+        id: Its id in the corpus, which questions use to name their gold documents.
+        title: Its title, or an empty text. Each passage is searched together with the title.
+        text: The full text.
+        source: Its origin, such as `corpus.jsonl:17`, a file or an address.
     """
 
     id: str
@@ -31,15 +31,15 @@ class Document:
 
 @dataclass(frozen=True)
 class Passage:
-    """A part of a document that is found as one.
+    """A part of a document that is retrieved as a unit.
 
     Args:
-        document: The id of its document, which gold passages of questions are named by.
-        title: The document's.
+        document: The id of its document.
+        title: Title of the document.
         text: Exactly `document.text[start:end]`.
-        source: The document's.
+        source: Source of the document.
         start: Its first character.
-        end: The character behind its last.
+        end: The position after its last character.
     """
 
     document: str
@@ -51,7 +51,7 @@ class Passage:
 
     @property
     def id(self) -> str:
-        """The document's id and the place in it."""
+        """The id of the document and the position in it."""
         return f"{self.document}:{self.start}"
 
     @property
@@ -62,11 +62,11 @@ class Passage:
 
 @dataclass(frozen=True)
 class Hit:
-    """A passage that was found.
+    """A retrieved passage.
 
     Args:
         passage: The passage.
-        score: How well it fits, the more the better; comparable within one search only.
+        score: Its score; higher is better. Scores are comparable only within one search.
     """
 
     passage: Passage
@@ -74,7 +74,7 @@ class Hit:
 
 
 def content_digest(text: str) -> bytes:
-    r"""[16] of a text by its words: texts that differ in white space alone are the same.
+    r"""Returns a digest [16] of a text, which ignores differences in white space.
 
     >>> content_digest("a  warm film") == content_digest(" a warm\nfilm")
     True

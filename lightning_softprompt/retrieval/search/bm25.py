@@ -28,10 +28,10 @@ WORDS, ENDS = "words.npy", "words_ends.npy"
 
 
 def write_lexical(folder: Path, tokens: Sequence[Sequence[str]], settings: IndexSettings) -> None:
-    """Writes passages, given as the words of each, to be searched.
+    """Writes an index of passages, given as the words of each passage.
 
     Raises:
-        CorpusError: If there is no word in any of them.
+        CorpusError: If no passage has a word.
         ValueError: If bm25s is not installed.
     """
     vocabulary = {word: number for number, word in enumerate(sorted(set(chain.from_iterable(tokens))))}
@@ -46,9 +46,9 @@ def write_lexical(folder: Path, tokens: Sequence[Sequence[str]], settings: Index
 
 
 def _bm25s() -> Any:
-    found = import_optional("bm25s")
-    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it asks for all of its own messages
-    return found
+    package = import_optional("bm25s")
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # bm25s enables its debug messages
+    return package
 
 
 @final
@@ -56,8 +56,8 @@ class Lexical:
     """BM25 over what `write_lexical` wrote, mapped into memory.
 
     Args:
-        folder: Where it was written.
-        language: Whose word stems it goes by.
+        folder: Folder of the files.
+        language: Language of the stemmer.
 
     Raises:
         ValueError: If bm25s is not installed.
@@ -70,18 +70,19 @@ class Lexical:
         self._ends: NDArray[np.int64] = np.load(folder / ENDS, mmap_mode="r")
 
     @cached_property
-    def _spelt(self) -> list[str]:
-        return list(self.scorer.vocab_dict)  # it was written in the order of its numbers
+    def _vocabulary(self) -> list[str]:
+        return list(self.scorer.vocab_dict)  # in the order of the word ids
 
     def words(self, row: int) -> list[str]:
-        """The words of a passage, as they were indexed."""
-        return [self._spelt[number] for number in self._words[self._ends[row] : self._ends[row + 1]].tolist()]
+        """Returns the indexed words of a passage."""
+        ids = self._words[self._ends[row] : self._ends[row + 1]]
+        return [self._vocabulary[id] for id in ids.tolist()]
 
     def search(self, question: str, k: int) -> Ranking:
-        """The k passages that fit a question best; only such as share a word with it."""
+        """Returns the k best passages for a question, among passages that share a word with it."""
         known = [word for word in words(question, self.language) if word in self.scorer.vocab_dict]
         if not known:
             return Ranking(np.empty(0, np.int64), np.empty(0, np.float32))
         scores = self.scorer.get_scores(known)  # [n]
-        found = np.flatnonzero(scores > 0)
-        return top_k(found, scores[found], k)
+        rows = np.flatnonzero(scores > 0)
+        return top_k(rows, scores[rows], k)

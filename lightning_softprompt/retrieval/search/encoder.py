@@ -1,4 +1,4 @@
-"""Texts as vectors: a sentence encoder, its states averaged and brought to length 1."""
+"""Sentence encoders: texts as vectors of length 1."""
 
 from __future__ import annotations
 
@@ -30,30 +30,30 @@ POOLS = {
 
 
 class Encoder(ABC):
-    """Texts as vectors of length 1; the more two texts say the same, the larger the product of theirs."""
+    """Encodes texts as vectors of length 1. Texts with similar meanings have vectors with a large product."""
 
     @abstractmethod
     def passages(self, texts: Sequence[str]) -> Floats:
-        """[n, H] of texts that are searched."""
+        """Returns the vectors [n, H] of passages."""
 
     @abstractmethod
     def questions(self, texts: Sequence[str]) -> Floats:
-        """[n, H] of texts that are searched for."""
+        """Returns the vectors [n, H] of questions."""
 
 
 @final
 class SentenceEncoder(Encoder):
-    """An encoder with the files of sentence-transformers (Reimers & Gurevych 2019), by transformers alone.
+    """An encoder with the files of sentence-transformers (Reimers & Gurevych 2019), run by transformers.
 
-    Read from its files: which states are pooled (`1_Pooling`; the mean where it says nothing), how many tokens are read
-    (`sentence_bert_config.json`), what goes before questions and passages (`config_sentence_transformers.json`).
+    Its files set the pooling (`1_Pooling`; default: mean), the maximum number of tokens
+    (`sentence_bert_config.json`), and the prefixes of questions and passages (`config_sentence_transformers.json`).
 
     Args:
-        name: `all-minilm-l6-v2`, which comes packaged, a folder, or a hub id.
-        device: Where it runs; the first CUDA device if there is one, unless given.
+        name: The packaged `all-minilm-l6-v2`, a folder, or a hub id.
+        device: Device of the encoder (default: CUDA if available, else the CPU).
 
     Raises:
-        ValueError: If it cannot be loaded, or pools in another way than by mean or first state.
+        ValueError: If it cannot be loaded, or has another pooling than mean or first state.
     """
 
     def __init__(self, name: str, device: str | None = None) -> None:
@@ -72,11 +72,11 @@ class SentenceEncoder(Encoder):
         self.before_passage = _find_prompt(prompts, "document", "passage")
 
     def passages(self, texts: Sequence[str]) -> Floats:
-        """[n, H] of texts that are searched."""
+        """Returns the vectors [n, H] of passages."""
         return self._encode([f"{self.before_passage}{text}" for text in texts])
 
     def questions(self, texts: Sequence[str]) -> Floats:
-        """[n, H] of texts that are searched for."""
+        """Returns the vectors [n, H] of questions."""
         return self._encode([f"{self.before_question}{text}" for text in texts])
 
     @torch.inference_mode()
@@ -100,15 +100,15 @@ class SentenceEncoder(Encoder):
 
 @cache
 def load_encoder(name: str) -> Encoder:
-    """The encoder of a name, loaded once a process."""
+    """Loads an encoder, once per process."""
     return SentenceEncoder(name)
 
 
 def load_token_units(name: str) -> Units:
-    """A function from a text to where its tokens stand, by a model's tokenizer.
+    """Returns a function that returns the spans of the tokens of a text, by the tokenizer of a model.
 
     Raises:
-        ValueError: If the tokenizer cannot be loaded, or does not say where tokens stand.
+        ValueError: If the tokenizer cannot be loaded, or does not return the positions of tokens.
     """
     tokenizer: Any = _load(AutoTokenizer.from_pretrained, name, resolve_location(BackboneSpec(name)).name)
     if not tokenizer.is_fast:
@@ -122,7 +122,7 @@ def load_token_units(name: str) -> Units:
 
 
 def _visible(text: str, spans: Sequence[Span]) -> list[Span]:
-    """Spans without the white space that some tokenizers count in, and a character that is several tokens once."""
+    """Returns spans without leading white space; a character that is several tokens counts once."""
     found: list[Span] = []
     for start, end in spans:
         begins = end - len(text[start:end].lstrip())
@@ -136,25 +136,25 @@ def _load(load: Callable[..., Any], name: str, place: str, **options: object) ->
 
 
 def _read(place: str, file: str) -> dict[str, Any]:
-    """A JSON file of a model; empty where it has none."""
+    """Reads a JSON file of a model; empty if the file does not exist."""
     missing = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     path = Path(place) / file if Path(place).is_dir() else cached_file(place, file, **missing)
     return dict(json.loads(Path(path).read_text())) if path and Path(path).is_file() else {}
 
 
 def _window(place: str, tokenizer: Any, model: Any) -> int:
-    told = _read(place, "sentence_bert_config.json").get("max_seq_length")
-    return int(min(told or 10**9, tokenizer.model_max_length, model.config.max_position_embeddings))
+    max_length = _read(place, "sentence_bert_config.json").get("max_seq_length")
+    return int(min(max_length or 10**9, tokenizer.model_max_length, model.config.max_position_embeddings))
 
 
 def _pool(name: str, place: str) -> str:
-    told = _read(place, "1_Pooling/config.json")
-    asked = sorted(key for key, value in told.items() if key.startswith("pooling_mode_") and value is True)
-    if not asked:
+    config = _read(place, "1_Pooling/config.json")
+    pools = sorted(key for key, value in config.items() if key.startswith("pooling_mode_") and value is True)
+    if not pools:
         return "pooling_mode_mean_tokens"
-    if len(asked) > 1 or asked[0] not in POOLS:
-        raise ValueError(f"encoder {name!r} pools by {', '.join(asked)}; known are {', '.join(POOLS)}")
-    return asked[0]
+    if len(pools) > 1 or pools[0] not in POOLS:
+        raise ValueError(f"encoder {name!r} pools by {', '.join(pools)}; known are {', '.join(POOLS)}")
+    return pools[0]
 
 
 def _find_prompt(prompts: dict[str, str], *names: str) -> str:

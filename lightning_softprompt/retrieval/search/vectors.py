@@ -1,7 +1,7 @@
-"""Where the vectors of passages are kept and searched: in files of the index, by FAISS.
+"""Stores and searches the vectors of passages: in files of the index, by FAISS.
 
-Vectors stand in one array that is mapped into memory. `flat` compares a question with all of them; `ivf` with those of
-the cells next to it (Sivic & Zisserman 2003); `hnsw` walks a graph of neighbours (Malkov & Yashunin 2018, arXiv
+Vectors are stored in one array that is mapped into memory. `flat` compares a question with all vectors; `ivf` with the
+vectors of the nearest cells (Sivic & Zisserman 2003); `hnsw` walks a graph of neighbors (Malkov & Yashunin 2018, arXiv
 1603.09320).
 """
 
@@ -21,53 +21,53 @@ from lightning_softprompt.retrieval.search.fusion import Floats, Ranking, Rows
 from lightning_softprompt.system.optional_packages import import_optional
 
 VECTORS, GRAPH = "vectors.npy", "vectors.faiss"
-Encode = Callable[[Rows], Iterator[tuple[Rows, Floats]]]  # from rows to [m] of them at a time, and their vectors [m, H]
+Encode = Callable[[Rows], Iterator[tuple[Rows, Floats]]]  # yields [m] of the rows at a time, and their vectors [m, H]
 SEED = 13
-NEIGHBOURS, EFFORT = 32, 128  # of hnsw: links of a vector, candidates at building and searching
+NEIGHBORS, EFFORT = 32, 128  # of hnsw: links of a vector, candidates at building and searching
 PER_CELL = 64  # vectors of an ivf cell; faiss wants 39 to find its centre
 VISITED = 0.1  # share of the ivf cells that are searched
 
 
 class VectorStore(ABC):
-    """Where the vectors of passages are kept and searched. A passage is known by a digest of its content."""
+    """Stores and searches the vectors of passages. A passage is identified by a digest of its content."""
 
     @abstractmethod
     def open(self) -> None:
-        """Opens what a later build may take away."""
+        """Opens the files that a later build may remove."""
 
     @abstractmethod
     def write(self, digests: NDArray[np.uint8], encode: Encode, kept: Vectors | None) -> int:
-        """Keeps a vector for each passage; gives H.
+        """Writes a vector for each passage; returns H.
 
         Args:
-            digests: [n, 16], of the passages.
-            encode: Makes the vectors of rows.
-            kept: What an earlier state of the index has, by digest.
+            digests: Digests [n, 16] of the passages.
+            encode: Encodes rows.
+            kept: Vectors of an earlier state of the index, by digest.
         """
 
     @abstractmethod
     def prune(self, digests: NDArray[np.uint8]) -> None:
-        """Forgets all other passages, once the index is what was written."""
+        """Removes the vectors of all other passages, after the manifest is written."""
 
     @abstractmethod
     def search(self, questions: Floats, k: int) -> list[Ranking]:
-        """The k passages whose vectors are nearest to each of [Q, H]."""
+        """Returns the k passages whose vectors are nearest to each of [Q, H]."""
 
     @abstractmethod
     def first_vector(self) -> Floats:
-        """[H] of the first passage, by which an encoder is recognised."""
+        """Returns the vector [H] of the first passage, which identifies the encoder."""
 
     @abstractmethod
     def delete(self) -> None:
-        """Removes all of them."""
+        """Removes all vectors."""
 
     @abstractmethod
     def close(self) -> None:
-        """Lets go of what is open."""
+        """Closes the store."""
 
 
 class Vectors:
-    """Vectors that are there already.
+    """Stored vectors.
 
     Args:
         rows: The row of each digest.
@@ -78,7 +78,7 @@ class Vectors:
         self.rows, self.vectors = rows, vectors
 
     def find(self, digests: NDArray[np.uint8]) -> Rows:
-        """[n] the row of each digest, -1 where there is none."""
+        """Returns the row [n] of each digest, -1 for an unknown digest."""
         return np.array([self.rows.get(digest.tobytes(), -1) for digest in digests], np.int64)
 
 
@@ -87,7 +87,7 @@ class FileVectors(VectorStore):
     """Vectors in files of the index.
 
     Args:
-        folder: Where they are.
+        folder: Folder of the files.
         store: `flat`, `ivf` or `hnsw`.
     """
 
@@ -106,12 +106,14 @@ class FileVectors(VectorStore):
             assert self._faiss.ntotal == len(self.vectors), "one graph for all vectors"
 
     def write(self, digests: NDArray[np.uint8], encode: Encode, kept: Vectors | None) -> int:
-        """Takes over the vectors that are kept, and makes the others."""
+        """Copies the kept vectors, and encodes the others."""
         faiss = import_optional("faiss")
         old = kept.find(digests) if kept else np.full(len(digests), -1)
         made = encode(np.flatnonzero(old < 0))
         first = next(made, None)
-        width = kept.vectors.shape[1] if kept and first is None else first[1].shape[1] if first else 0
+        width = first[1].shape[1] if first else 0
+        if kept and first is None:
+            width = kept.vectors.shape[1]
         vectors = open_memmap(self.folder / VECTORS, "w+", np.float32, (len(digests), width))
         if kept:
             vectors[old >= 0] = kept.vectors[old[old >= 0]]
@@ -123,26 +125,30 @@ class FileVectors(VectorStore):
         return width
 
     def prune(self, digests: NDArray[np.uint8]) -> None:
-        """Does nothing: the folder holds these passages only."""
+        """Does nothing: the folder contains only these passages."""
 
     def delete(self) -> None:
-        """Does nothing: they go with their folder."""
+        """Does nothing: the vectors are removed with their folder."""
 
     def close(self) -> None:
-        """Does nothing: any number of processes may have files open."""
+        """Does nothing: any number of processes can open the files."""
 
     def search(self, questions: Floats, k: int) -> list[Ranking]:
-        """The k nearest of each question, by FAISS."""
+        """Returns the k nearest passages of each question, by FAISS."""
         k = min(k, len(self.vectors))
         if self.store == "flat":
             faiss = import_optional("faiss")
             scores, rows = faiss.knn(questions, self.vectors, k, metric=faiss.METRIC_INNER_PRODUCT)
         else:
             scores, rows = self._faiss.search(questions, k)
-        return [Ranking(r[r >= 0], s[r >= 0]) for r, s in zip(rows.astype(np.int64), scores, strict=True)]
+        rankings = []
+        for question_rows, question_scores in zip(rows.astype(np.int64), scores, strict=True):
+            is_valid = question_rows >= 0  # FAISS fills missing results with -1
+            rankings.append(Ranking(question_rows[is_valid], question_scores[is_valid]))
+        return rankings
 
     def first_vector(self) -> Floats:
-        """[H] of the first passage."""
+        """Returns the vector [H] of the first passage."""
         return np.array(self.vectors[0])
 
     @cached_property
@@ -155,7 +161,7 @@ class FileVectors(VectorStore):
 def _build_graph(faiss: Any, vectors: Floats, store: str) -> Any:
     n, width = vectors.shape
     if store == "hnsw":
-        index = faiss.IndexHNSWFlat(width, NEIGHBOURS, faiss.METRIC_INNER_PRODUCT)
+        index = faiss.IndexHNSWFlat(width, NEIGHBORS, faiss.METRIC_INNER_PRODUCT)
         index.hnsw.efConstruction = EFFORT
     else:
         index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, max(1, n // PER_CELL), faiss.METRIC_INNER_PRODUCT)

@@ -191,5 +191,5 @@ def test_a_cross_encoder_with_several_classes_is_refused(tmp_path):
     tiny.tokenizer("bert").save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="has 3 classes; a cross-encoder requires one"):
         CrossEncoder(str(tmp_path)).scores("a", [Passage("d", "", "a dog", "", 0, 5)])
-    with pytest.raises(ValueError, match=r"cannot be loaded: .*Name a folder"):
+    with pytest.raises(ValueError, match=r"cannot be loaded: .*Set name to a folder"):
         CrossEncoder(str(tmp_path / "none")).scores("a", [Passage("d", "", "a dog", "", 0, 5)])
