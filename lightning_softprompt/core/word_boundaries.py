@@ -28,7 +28,7 @@ CLAUSE_SPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai, Lao, Myanmar,
 
 
 def split_words(text: str) -> list[str]:
-    """The words of a text.
+    """Returns the words of a text.
 
     >>> split_words("Don't stop, Zoë! फ्रांस की 首都 GPT4")
     ['Don', 't', 'stop', 'Zoë', 'फ्रांस', 'की', '首', '都', 'GPT4']
@@ -37,7 +37,7 @@ def split_words(text: str) -> list[str]:
 
 
 def split_unspaced(word: str) -> list[str]:
-    """The words of a text without white space: its characters where the script writes no spaces, else itself.
+    """Returns the words of a text without white space: single characters of scripts without spaces, else the text.
 
     >>> split_unspaced("iPhone手机"), split_unspaced("it's")
     (['iPhone', '手', '机'], ["it's"])
@@ -46,24 +46,28 @@ def split_unspaced(word: str) -> list[str]:
 
 
 def words_with_neighbors(text: str) -> list[str]:
-    """The words of a text; of scripts without spaces also each pair of characters, which stands for a longer word.
+    """Returns the words of a text and, for scripts without spaces, pairs of characters in place of longer words.
 
     >>> words_with_neighbors("on 東京都")
     ['on', '東', '東京', '京', '京都', '都']
     """
     if text.isascii():
         return split_words(text)
-    found = [(match.group(), match.span()) for match in _word().finditer(text)]
-    words = []
-    for (word, (_, end)), (following, (start, _)) in pairwise([*found, ("", (-1, -1))]):
+    letter = _letter_without_spaces()
+    words: list[str] = []
+    last, last_end = "", -1
+    for match in _word().finditer(text):
+        word = match.group()
+        are_adjacent = last_end == match.start()
+        if are_adjacent and letter.match(last) and letter.match(word):
+            words.append(last + word)
         words.append(word)
-        if end == start and _letter_without_spaces().match(word) and _letter_without_spaces().match(following):
-            words.append(word + following)
+        last, last_end = word, match.end()
     return words
 
 
 def word_spans(text: str) -> Spans:
-    """Where the words of a text begin and end, with the punctuation that touches them.
+    """Returns start and end of the words of a text, including adjacent punctuation.
 
     >>> word_spans("a warm  film"), word_spans("你好。再见")
     ([(0, 1), (2, 6), (8, 12)], [(0, 1), (1, 3), (3, 4), (4, 5)])
@@ -113,6 +117,7 @@ def _unit() -> re.Pattern[str]:
 def _ranges(codes: Iterable[int]) -> str:
     """Code points in order, as ranges of a regular expression's class."""
     ordered = list(codes)
-    starts = [ordered[0], *(b for a, b in pairwise(ordered) if b != a + 1)]
-    ends = [*(a for a, b in pairwise(ordered) if b != a + 1), ordered[-1]]
+    gaps = [(before, after) for before, after in pairwise(ordered) if after != before + 1]
+    starts = [ordered[0], *(after for _, after in gaps)]
+    ends = [*(before for before, _ in gaps), ordered[-1]]
     return "".join(f"\\U{first:08x}-\\U{last:08x}" for first, last in zip(starts, ends, strict=True))

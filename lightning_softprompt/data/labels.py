@@ -69,12 +69,12 @@ class ClassNumbers:
 
 
 def compose_accents(text: str) -> str:
-    """Text in Unicode's composed form (NFC), so that an accent is the same however it is encoded."""
+    """Converts a text to the composed form of Unicode (NFC), so that equal accents have equal encodings."""
     return unicodedata.normalize("NFC", text)
 
 
 def trim(text: str) -> str:
-    r"""Text in composed form without white space and characters that have no width around it.
+    r"""Composes accents and removes white space and zero-width characters at the start and end.
 
     >>> trim("\ufeffgood ")
     'good'
@@ -83,7 +83,7 @@ def trim(text: str) -> str:
 
 
 def is_missing(value: object) -> bool:
-    """Whether a cell holds no label: null, not a number, or white space.
+    """Whether a cell contains no label: null, NaN, or white space.
 
     >>> [is_missing(value) for value in (None, float("nan"), " ", 0, "no")]
     [True, True, True, False, False]
@@ -99,7 +99,7 @@ def is_written_list(value: object) -> bool:
 
 
 def words_by_name(labels: Mapping[Any, Any] | Sequence[Any], option: str) -> dict[str, list[str]]:
-    """The words of each class, from a mapping of names to words or from names that are their own words.
+    """Returns the label words of each class, from a mapping of names to words, or from names that are also words.
 
     Args:
         labels: What a config gives. YAML makes numbers of unquoted names such as `1`; they become text again.
@@ -123,7 +123,7 @@ def words_by_name(labels: Mapping[Any, Any] | Sequence[Any], option: str) -> dic
 
 
 def as_text(value: object, where: str) -> str:
-    """A name or word as text.
+    """Converts a name or word to text.
 
     Raises:
         ValueError: If it is empty, or a value that YAML makes of an unquoted word.

@@ -178,8 +178,10 @@ class BucketBatchSampler(ResumableBatchSampler):
         most = count * batches // self.pieces if self.pieces else batches * self.rows_per_rank
         mixed = np.random.default_rng(self.seed).permutation(count)
         by_length = mixed[np.argsort(-self.lengths[mixed], kind="stable")]
-        places = (2 * np.arange(min(most, count)) + 1) * count // (2 * max(1, min(most, count)))
-        drawn = by_length[places]
+        num_drawn = min(most, count)
+        # the middles of num_drawn intervals of equal size
+        positions = (2 * np.arange(num_drawn) + 1) * count // (2 * max(1, num_drawn))
+        drawn = by_length[positions]
         return np.concatenate([drawn, mixed[~np.isin(mixed, drawn)]])
 
     def _shuffle_rows(self) -> tuple[Indices, Indices]:
@@ -202,6 +204,7 @@ class BucketBatchSampler(ResumableBatchSampler):
     def _identity(self) -> dict[str, Any]:
         """What must be the same for the order to go on."""
         weights = b"" if self.odds is None else self.odds.tobytes()
+        checksum = zlib.crc32(weights, zlib.crc32(self.lengths.tobytes()))
         return {
             "rows": len(self.lengths),
             "batch_size * world_size": self.rows_per_step,
@@ -209,7 +212,7 @@ class BucketBatchSampler(ResumableBatchSampler):
             "max_tokens": self.max_tokens,
             "seed": self.seed,
             "order": self.order,
-            "checksum of lengths and weights": zlib.crc32(weights, zlib.crc32(self.lengths.tobytes())),
+            "checksum of lengths and weights": checksum,
         }
 
 
