@@ -143,7 +143,7 @@ class DeepPrompt(nn.Module):
     Args:
         heads: N, the number of key and value heads.
         layers: Indices of the layers, in order.
-        made: Module that returns the keys and values [L, 2, P, N * D] of those layers.
+        made: Module that returns the keys and values [L, 2, P, N * D] of those layers. Its name is in saved prompts.
     """
 
     def __init__(self, heads: int, layers: Sequence[int], made: nn.Module) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,7 @@ class ContextAware(SoftPromptModule):
         common: Arguments of every method.
     """
 
-    default_penalty_weights = {"context": 1.0}  # noqa: RUF012
+    default_penalty_weights: ClassVar[Mapping[str, float]] = {"context": 1.0}
     words: Tensor
     reach: Tensor
     weights: Tensor
