@@ -120,8 +120,8 @@ def _from_files(paths: list[Path], root: Path, on_bad_row: OnBadRow) -> Iterator
 
 
 def _from_rows(rows: Rows, columns: Columns, on_bad_row: OnBadRow) -> Iterator[Document]:
-    for told in rows.skipped:
-        log.warning("left out: %s", told)
+    for problem in rows.skipped:
+        log.warning("left out: %s", problem)
     has_ids: bool | None = None  # whether the rows before have ids
     for index in range(len(rows)):
         found = _document(rows[index], rows.where(index), index, columns, has_ids)
@@ -186,7 +186,7 @@ def _read_text(row: Row, column: str, otherwise: str) -> str:
     return otherwise if value is None else str(value)
 
 
-def _bad(told: str, on_bad_row: OnBadRow, way_out: str) -> None:
+def _bad(problem: str, on_bad_row: OnBadRow, way_out: str) -> None:
     if on_bad_row == "raise":
-        raise DataError(f"{told}. {way_out}")
-    log.warning("left out: %s", told)
+        raise DataError(f"{problem}. {way_out}")
+    log.warning("left out: %s", problem)

@@ -57,7 +57,7 @@ def read_file(path: Path, on_bad_row: OnBadRow, columns: Collection[str] = ()) -
 
 
 def data_suffix(path: Path) -> str:
-    """The end of a file's name that says how its rows are written, without that of a compression.
+    """Returns the suffix of a file that determines its format, without the suffix of a compression.
 
     >>> data_suffix(Path("train.JSONL.gz")), data_suffix(Path("train.csv"))
     ('.jsonl', '.csv')

@@ -56,7 +56,7 @@ def files_of_split(folder: Path, split: str | None) -> list[Path]:
             return _order_files(folder, [file for file in files if file.split == name])
         known |= names
         if any(other.casefold() in SPLITS for other in names) or (names and split is None):
-            break  # what lies further below belongs to something else
+            break  # deeper folders belong to something else
     raise _no_split(known, split, str(folder)) if known else NoSplitError(_no_rows(folder, split))
 
 

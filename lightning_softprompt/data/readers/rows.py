@@ -17,7 +17,7 @@ BOM = b"\xef\xbb\xbf"
 
 
 class DataError(ValueError):
-    """Data that cannot be read; the message says where, why and what to do."""
+    """Data that cannot be read. The message names the position, the reason and a remedy."""
 
 
 class NoSplitError(DataError):
@@ -29,7 +29,7 @@ class File:
     """A file of rows.
 
     Args:
-        name: Its path, or what stands for it.
+        name: Its path or another name.
         place: How the place of a row is written, with `{name}` and `{number}`.
     """
 
@@ -62,7 +62,7 @@ class Rows:
 
     Args:
         store: The rows.
-        name: The file, or what stands for it.
+        name: The path of the file or another name.
         place: How a place is written, with `{name}` and `{number}`.
         numbers: Each row's line or index; None if that is its index here.
         skipped: What was wrong with the rows that were left out, place included.

@@ -108,7 +108,7 @@ def _pdf(path: Path) -> tuple[str, str]:
         with pypdf.PdfReader(path) as reader:
             title = reader.metadata.title if reader.metadata else None
             return title or "", "\n\n".join(page.extract_text() for page in reader.pages)
-    except Exception as error:  # what stands in broken files is endless, and so are pypdf's errors
+    except Exception as error:  # pypdf raises many kinds of errors for broken files
         raise DataError(f"{path} cannot be read as PDF ({type(error).__name__}: {error})") from error
 
 

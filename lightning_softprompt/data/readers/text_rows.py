@@ -30,7 +30,7 @@ def parse_text(content: bytes, name: str, columns: Collection[str] = ()) -> tupl
     Args:
         content: JSON lines, a JSON list, objects over several lines, CSV or TSV whose first line names the columns
             that are needed, or plain text, of which each line is a row. JSON lines and plain lines may be mixed.
-        name: What stands for the text, for messages.
+        name: Name of the text, for messages.
         columns: The columns that are needed. Plain text becomes the only one of them, or the column `text`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Which rows make a batch, in which order, and how a run goes on with exactly the batch it had not yet seen."""
+"""Groups rows of similar length into batches, in an order that a resumed run continues exactly."""
 
 from __future__ import annotations
 
@@ -257,7 +257,7 @@ class ResumableLoader:
     ) -> None:
         self.dataset, self.batch_sampler = dataset, batch_sampler
         self._loader: DataLoader[Any] = DataLoader(
-            dataset,  # type: ignore[arg-type]  # torch wants its own class of data set, and uses only this much of it
+            dataset,  # type: ignore[arg-type]  # torch annotates its own class, but uses only these methods
             batch_sampler=batch_sampler,
             collate_fn=collate_fn,
             num_workers=num_workers,

@@ -54,7 +54,7 @@ class ResumableBatchSampler(Sampler[list[int]], ABC):
     @final
     @property
     def sampler(self) -> Self:
-        """Itself: Lightning tells the epoch to `loader.sampler` and `loader.batch_sampler.sampler`, and to no other."""
+        """Itself, since Lightning passes the epoch to `loader.sampler` and `loader.batch_sampler.sampler` only."""
         return self
 
     @final

@@ -76,7 +76,7 @@ class UniformTasks(Sampling):
 @final
 @dataclass(frozen=True)
 class FixedRates(Sampling):
-    """As the config says.
+    """Sampling rates from the configuration.
 
     Args:
         by_task: How many rows of each task, relative to each other.
