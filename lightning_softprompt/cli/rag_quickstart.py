@@ -24,13 +24,13 @@ MEASURES = ("exact_match", "f1", "precision", "recall")
 
 
 @dataclass(frozen=True)
-class Answered:
-    """What a test of questions left.
+class TestResults:
+    """Results of a test of questions.
 
     Args:
-        metrics: Of the test.
+        metrics: Metrics of the test.
         scores: F1 of each row.
-        first: What was answered to the first question, after that.
+        first: The first question and its answer.
         seconds: Wall time of the command.
     """
 
@@ -41,7 +41,7 @@ class Answered:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs it; options it does not know go to its runs, such as `--trainer.max_steps 300`."""
+    """Runs the quickstart; unknown options are passed to its runs, such as `--trainer.max_steps 300`."""
     parser = argparse.ArgumentParser("softprompt quickstart --rag", description=__doc__)
     parser.add_argument("--rag", action="store_true", required=True, help="the retrieval-augmented quickstart")
     parser.add_argument("--folder", default="runs", help="folder of runs and index (default: %(default)s)")
@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def run_all(console: Console, folder: Path, options: Sequence[str]) -> None:
-    """Each step, under a line that says which."""
+    """Runs each step under a title line."""
     config, data, index = configs_folder() / "run" / "rag_quickstart.yaml", notes(), folder / "rag-quickstart-index"
     common = ["--config", str(config), f"--data.path={data}", f"--data.corpus={data}",
               f"--data.retriever.index={index}", f"--run.folder={folder}", *options]  # fmt: skip
@@ -66,32 +66,32 @@ def run_all(console: Console, folder: Path, options: Sequence[str]) -> None:
     if code := index_command(["build", str(data), "--index", str(index)]):
         raise RunError(code)
     console.rule("2/5 the bare backbone without passages")
-    closed = answered([*common, "--model=NoPrompt", "--data.passages.mode=closed_book"])
+    closed = run_test([*common, "--model=NoPrompt", "--data.passages.mode=closed_book"])
     console.rule("3/5 the bare backbone with passages")
-    bare = answered([*common, "--model=NoPrompt"])
+    bare = run_test([*common, "--model=NoPrompt"])
     console.rule("4/5 training a soft prompt")
     run, seconds = run_to_end(["fit", *common])
     console.rule("5/5 testing them")
-    tuned = answered([*common, f"--init_from={run / 'prompt.safetensors'}"])
+    tuned = run_test([*common, f"--init_from={run / 'prompt.safetensors'}"])
     console.print(table(closed, bare, tuned, run, seconds))
-    question, said = tuned.first
-    console.print(printable(f"{question}\n  bare: {bare.first[1]}\n  soft prompt: {said}"), markup=False)
+    question, answer = tuned.first
+    console.print(printable(f"{question}\n  bare: {bare.first[1]}\n  soft prompt: {answer}"), markup=False)
     files = f"index: {index}\nlearning curve: {run / 'plots' / 'learning_curve.png'}"
     console.print(printable(files), markup=False)
 
 
-def answered(options: Sequence[str]) -> Answered:
+def run_test(options: Sequence[str]) -> TestResults:
     """Runs a test."""
     folder, seconds = run_to_end(["test", *options])
     metrics = json.loads((folder / "metrics.json").read_text())["test"]
     lines = (folder / "test_predictions.jsonl").read_text(encoding="utf-8").splitlines()
     records = [json.loads(line) for line in lines]
     first = records[0]["question"], records[0]["prediction"]
-    return Answered(metrics, [record["scores"]["f1"] for record in records], first, seconds)
+    return TestResults(metrics, [record["scores"]["f1"] for record in records], first, seconds)
 
 
-def table(closed: Answered, bare: Answered, tuned: Answered, run: Path, seconds: float) -> Table:
-    """Without passages, with passages, and with a soft prompt too."""
+def table(closed: TestResults, bare: TestResults, tuned: TestResults, run: Path, seconds: float) -> Table:
+    """Returns a table of the tests without passages, with passages, and with passages and a soft prompt."""
     sides = (closed, bare, tuned)
     title = f"{len(bare.scores)} test questions, the backbone is frozen"
     result = Table("", "closed book", "RAG, zero-shot", "RAG + soft prompt", title=title)
@@ -103,12 +103,13 @@ def table(closed: Answered, bare: Answered, tuned: Answered, run: Path, seconds:
     result.add_row("trainable parameters", "0", "0", f"{saved['trainable_parameters']:,}")
     result.add_row("training", "-", "-", f"{seconds:.0f} s")
     result.add_row("test", *(f"{side.seconds:.0f} s" for side in sides))
-    lift = [after - before for before, after in zip(bare.scores, tuned.scores, strict=True)]
-    low, high = bootstrap(lift)
-    result.caption = f"f1 gain {fmean(lift):+.3f}, 95 % paired bootstrap interval [{low:+.3f}, {high:+.3f}]"
+    gains = [after - before for before, after in zip(bare.scores, tuned.scores, strict=True)]
+    low, high = bootstrap(gains)
+    result.caption = f"f1 gain {fmean(gains):+.3f}, 95 % paired bootstrap interval [{low:+.3f}, {high:+.3f}]"
     return result
 
 
 def with_interval(metrics: Mapping[str, float], name: str) -> str:
     """A metric with its bootstrap interval."""
-    return f"{metrics[name]:.3f} [{metrics[f'{name}_low']:.3f}, {metrics[f'{name}_high']:.3f}]"
+    low, high = metrics[f"{name}_low"], metrics[f"{name}_high"]
+    return f"{metrics[name]:.3f} [{low:.3f}, {high:.3f}]"

@@ -1,6 +1,6 @@
-"""Documents on disk and where their passages stand: one JSON line a document, read by place without reading the rest.
+"""Documents on disk and the positions of their passages: one JSON line per document, with random access.
 
-A passage is not written out: it is a row [document, start, end], and its text a slice of the document's.
+A passage is stored as a row [document, start, end]; its text is a slice of the text of the document.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ KEPT = 256  # documents
 
 
 def write_documents(folder: Path, documents: Iterable[Document]) -> tuple[str, int]:
-    """Writes documents; gives a hash of all and how many they are.
+    """Writes documents; returns a hash and the number of documents.
 
-    A document that comes again with the same id and content is written once.
+    A document that occurs again with the same id and content is written once.
 
     Raises:
-        CorpusError: If two documents have the same id, or one has no id, or there is none.
+        CorpusError: If two different documents have the same id, or there are no documents.
     """
     seen: dict[str, tuple[bytes, str]] = {}
     total, places = sha256(), [0]
@@ -48,9 +48,10 @@ def write_documents(folder: Path, documents: Iterable[Document]) -> tuple[str, i
                 total.update(line)
                 places.append(places[-1] + len(line))
     if not seen:
-        raise CorpusError("the corpus has no documents; an index wants one at least")
+        raise CorpusError("the corpus has no documents; an index requires at least one")
     np.save(folder / PLACES, np.array(places, np.int64))
-    np.save(folder / IDS, np.array(sorted((_id_hash(id), number) for number, id in enumerate(seen)), np.uint64))
+    ids = sorted((_id_hash(id), number) for number, id in enumerate(seen))
+    np.save(folder / IDS, np.array(ids, np.uint64))
     return total.hexdigest(), len(seen)
 
 
@@ -65,14 +66,14 @@ def _is_new(document: Document, seen: dict[str, tuple[bytes, str]]) -> bool:
         return True
     if seen[document.id][0] != digest:
         raise CorpusError(
-            f"{document.source}: the id {document.id!r} was given to another document at {seen[document.id][1]}. "
-            "Give each document an id of its own"
+            f"{document.source}: the id {document.id!r} belongs to another document at {seen[document.id][1]}. "
+            "Use a unique id for each document"
         )
     return False
 
 
 def write_passages(folder: Path, chunking: Chunking, documents: Iterable[Document]) -> int:
-    """Cuts the documents that were written; gives how many passages were left out, as their content came before.
+    """Splits documents into passages; returns the number of passages that are left out as duplicates.
 
     Raises:
         CorpusError: If no document has a word.
@@ -97,22 +98,22 @@ def write_passages(folder: Path, chunking: Chunking, documents: Iterable[Documen
 
 
 def split_document(document: Document, chunking: Chunking) -> Iterator[Passage]:
-    """The passages of a document, in turn."""
+    """Yields the passages of a document in order."""
     for start, end in chunking.spans(document.text):
         yield passage_at(document, start, end)
 
 
 def passage_at(document: Document, start: int, end: int) -> Passage:
-    """A part of a document."""
+    """Returns a part of a document as a passage."""
     return Passage(document.id, document.title, document.text[start:end], document.source, start, end)
 
 
 @final
 class Texts:
-    """Documents and passages as they stand in a folder, mapped into memory and only read.
+    """The documents of an index, mapped into memory for reading.
 
     Args:
-        folder: Where they were written.
+        folder: Folder of the files.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -131,10 +132,10 @@ class Texts:
         return map(self._document, range(len(self)))
 
     def number(self, id: str) -> int | None:
-        """The number of the document with an id, None if there is none."""
-        wanted = np.uint64(_id_hash(id))
-        first = int(np.searchsorted(self._hashes, wanted))
-        last = int(np.searchsorted(self._hashes, wanted, side="right"))
+        """Returns the number of the document with an id; None if there is none."""
+        id_hash = np.uint64(_id_hash(id))
+        first = int(np.searchsorted(self._hashes, id_hash))
+        last = int(np.searchsorted(self._hashes, id_hash, side="right"))
         numbers = (int(number) for number in self._ids[first:last, 1])
         return next((number for number in numbers if self.document(number).id == id), None)
 
@@ -149,17 +150,17 @@ class Texts:
 
 @final
 class Passages:
-    """Passages by row.
+    """The passages of an index by row.
 
     Args:
-        folder: Where they were written.
+        folder: Folder of the files.
     """
 
     def __init__(self, folder: Path) -> None:
         self.texts = Texts(folder)
         self.rows: NDArray[np.int64] = np.load(folder / PASSAGES, mmap_mode="r")  # [n, 3]: document, start, end
         self.digests: NDArray[np.uint8] = np.load(folder / DIGESTS, mmap_mode="r")  # [n, 16]
-        # [m, 3]: passages that were left out, by document and start, each with the row that has their content
+        # [m, 3]: duplicates that were left out, by document and start, with the row that has the same content
         self.copies: NDArray[np.int64] = np.load(folder / COPIES, mmap_mode="r")
 
     def __len__(self) -> int:
@@ -170,22 +171,22 @@ class Passages:
         return passage_at(self.texts.document(number), start, end)
 
     def by_digest(self) -> dict[bytes, int]:
-        """The row of each content."""
+        """Returns the row of each digest."""
         return {digest.tobytes(): row for row, digest in enumerate(self.digests)}
 
     def rows_of(self, document: str) -> tuple[int, ...]:
-        """The rows with the content of a document's passages, in the order of its text; none if it is not in the index.
+        """Returns the rows with the content of the passages of a document, in order; none for an unknown document.
 
-        Of passages with equal content the index keeps one, so a row may be the passage of another document.
+        The index stores one of several passages with equal content, so a row can belong to another document.
         """
         number = self.texts.number(document)
         if number is None:
             return ()
         first, last = np.searchsorted(self._row_documents, (number, number + 1)).tolist()
-        own = [(int(self.rows[row, 1]), row) for row in range(first, last)]
+        stored = [(int(self.rows[row, 1]), row) for row in range(first, last)]
         first, last = np.searchsorted(self._copy_documents, (number, number + 1)).tolist()
-        copied = [(start, row) for _, start, row in self.copies[first:last].tolist()]
-        return tuple(dict.fromkeys(row for _, row in sorted(own + copied)))
+        copies = [(start, row) for _, start, row in self.copies[first:last].tolist()]
+        return tuple(dict.fromkeys(row for _, row in sorted(stored + copies)))
 
     @cached_property
     def _row_documents(self) -> NDArray[np.int64]:

@@ -1,7 +1,7 @@
-"""Vectors in Qdrant: served for corpora that outgrow one machine, or embedded under the same client to try it out.
+"""Vectors in Qdrant: on a server for corpora that exceed one machine, or embedded with the same client.
 
-A passage is a point whose id is the digest of its content, so an update sends new passages and removes old ones, and
-what a killed build has sent is not sent again. Points that an index does not name are not found through it.
+A passage is a point whose id is the digest of its content. An update sends new passages and removes old ones, and does
+not repeat what an interrupted build has sent. A search ignores points of passages that are not in the index.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lightning_softprompt.retrieval.search.fusion import Floats, Ranking, Rows
 from lightning_softprompt.retrieval.search.vectors import Encode, Vectors, VectorStore
 from lightning_softprompt.system.optional_packages import import_optional
 
-BATCH_SIZE = 512  # points of a call
+BATCH_SIZE = 512  # points per call
 PATIENCE = 60  # seconds
 
 
@@ -28,10 +28,10 @@ class QdrantVectors(VectorStore):
     """Vectors in a collection of Qdrant.
 
     Args:
-        folder: Where an embedded database stands; used where there is no url.
+        folder: Folder of an embedded database; used without a url.
         url: Address of a server.
         collection: The collection's name.
-        digests: [n, 16], of the passages that are searched; needed for searching only.
+        digests: Digests [n, 16] of the passages; required only for search.
     """
 
     def __init__(self, folder: Path, url: str | None, collection: str, digests: NDArray[np.uint8] | None) -> None:
@@ -42,7 +42,7 @@ class QdrantVectors(VectorStore):
         """The database.
 
         Raises:
-            ValueError: If it cannot be reached, or another process has it, or qdrant-client is not installed.
+            ValueError: If it cannot be reached, another process uses it, or qdrant-client is not installed.
         """
         qdrant = import_optional("qdrant_client")
         try:
@@ -63,7 +63,7 @@ class QdrantVectors(VectorStore):
         return client
 
     def open(self) -> None:
-        """Does nothing: no build takes away points that an index names before it is another."""
+        """Does nothing: a build removes points only after the manifest is replaced."""
 
     def write(self, digests: NDArray[np.uint8], encode: Encode, kept: Vectors | None) -> int:
         """Sends the vectors that the collection lacks."""
@@ -86,12 +86,12 @@ class QdrantVectors(VectorStore):
             self.client.delete(self.collection, some, wait=True)
 
     def search(self, questions: Floats, k: int) -> list[Ranking]:
-        """The k nearest of each question."""
+        """Returns the k nearest passages of each question."""
         return [self._search(question, min(k, len(self._rows))) for question in questions]
 
     def first_vector(self) -> Floats:
-        """[H] of the first passage."""
-        assert self.digests is not None, "what is searched has digests"
+        """Returns the vector [H] of the first passage."""
+        assert self.digests is not None, "search requires digests"
         return self._vector(self.digests[0])
 
     def delete(self) -> None:
@@ -99,25 +99,26 @@ class QdrantVectors(VectorStore):
         self.client.delete_collection(self.collection)
 
     def close(self) -> None:
-        """Lets another process, or another object of this one, have an embedded database."""
+        """Closes the client, so that another process or object can open an embedded database."""
         if "client" in vars(self):
             self.client.close()
             del self.client
 
     @cached_property
     def _rows(self) -> Mapping[str, int]:
-        assert self.digests is not None, "what is searched has digests"
+        assert self.digests is not None, "search requires digests"
         return {point_id(digest): row for row, digest in enumerate(self.digests)}
 
     def _search(self, question: Floats, k: int) -> Ranking:
-        asked = k
-        while True:  # a build that is under way, or was killed, has points that this index does not name
-            points = self.client.query_points(self.collection, question.tolist(), limit=asked).points
-            named = [(self._rows[str(p.id)], p.score) for p in points if str(p.id) in self._rows][:k]
-            if len(named) == k or len(points) < asked:
+        limit = k
+        while True:  # a running or interrupted build has points that this index does not contain
+            points = self.client.query_points(self.collection, question.tolist(), limit=limit).points
+            known = [point for point in points if str(point.id) in self._rows]
+            named = [(self._rows[str(point.id)], point.score) for point in known[:k]]
+            if len(named) == k or len(points) < limit:
                 rows, scores = zip(*named, strict=True) if named else ((), ())
                 return Ranking(np.array(rows, np.int64), np.array(scores, np.float32))
-            asked *= 2
+            limit *= 2
 
     def _collect(self, width: int) -> None:
         if not self.client.collection_exists(self.collection):
@@ -126,24 +127,24 @@ class QdrantVectors(VectorStore):
             self.client.create_collection(self.collection, sizes)
 
     def _missing(self, digests: NDArray[np.uint8]) -> Rows:
-        there = set(self._points()) if self.client.collection_exists(self.collection) else set()
-        return np.array([row for row, digest in enumerate(digests) if point_id(digest) not in there], np.int64)
+        existing = set(self._points()) if self.client.collection_exists(self.collection) else set()
+        return np.array([row for row, digest in enumerate(digests) if point_id(digest) not in existing], np.int64)
 
     def _points(self) -> Iterator[str]:
-        place = None
+        offset = None
         while True:
-            points, place = self.client.scroll(
-                self.collection, limit=BATCH_SIZE, offset=place, with_payload=False, with_vectors=False
+            points, offset = self.client.scroll(
+                self.collection, limit=BATCH_SIZE, offset=offset, with_payload=False, with_vectors=False
             )
             yield from (str(point.id) for point in points)
-            if place is None:
+            if offset is None:
                 return
 
     def _vector(self, digest: NDArray[np.uint8]) -> Floats:
-        found = self.client.retrieve(self.collection, [point_id(digest)], with_vectors=True)
-        return np.array(found[0].vector, np.float32)
+        points = self.client.retrieve(self.collection, [point_id(digest)], with_vectors=True)
+        return np.array(points[0].vector, np.float32)
 
 
 def point_id(digest: NDArray[np.uint8]) -> str:
-    """The name of a passage's point: its digest in the form that Qdrant takes."""
+    """Returns the id of the point of a passage: its digest as a UUID."""
     return str(UUID(bytes=digest.tobytes()))

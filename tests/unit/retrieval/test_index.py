@@ -102,9 +102,7 @@ def test_content_that_comes_again_is_left_out(folder):
 
 
 def test_one_id_for_two_documents_names_both_places(folder):
-    with pytest.raises(
-        CorpusError, match=r"b\.jsonl:2: the id 'film' was given to another document at corpus\.jsonl:1"
-    ):
+    with pytest.raises(CorpusError, match=r"b\.jsonl:2: the id 'film' belongs to another document at corpus\.jsonl:1"):
         build_index(folder, [*documents(), Document("film", "", "another", "b.jsonl:2")], LEXICAL)
     assert not folder.exists()
 
