@@ -62,14 +62,14 @@ def options(tmp_path, tiny_folder):
     ]
 
 
-def lines(name):
+def read_lines(name):
     return read_rows(last_folder() / name)
 
 
 def test_a_test_of_questions_is_analyzed(options, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "250")  # the folders of tests may have long names
     assert main(["test", *options]) == 0
-    records = lines("test_predictions.jsonl")
+    records = read_lines("test_predictions.jsonl")
     assert [record["references"] for record in records] == [row["answers"] for row in ROWS]
     assert [record["gold"] for record in records] == [row["gold"] for row in ROWS]
     assert [passage["text"] for passage in records[0]["passages"]] == list(TEXTS.values())
@@ -93,9 +93,9 @@ def test_a_test_of_questions_is_analyzed(options, capsys, monkeypatch):
     assert logged.summary["f1"] == report["f1"]
 
 
-def test_predictions_say_what_they_rest_on(options):
+def test_predictions_contain_their_passages(options):
     assert main(["predict", *options]) == 0
-    record = lines("predictions.jsonl")[0]
+    record = read_lines("predictions.jsonl")[0]
     assert record["found"] == ["a", "b", "c"]
     assert record["passages"][1] == {"document": "b", "text": TEXTS["b"], "rank": 1}
     assert record["question"] == ROWS[0]["question"]

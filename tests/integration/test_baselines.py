@@ -19,7 +19,7 @@ LABELS = (0, 1, 1, 0)
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 
 
-def made(cls, backbone, **arguments):
+def build_method(cls, backbone, **arguments):
     module = cls(
         backbone=backbone.spec, classes=CLASSES, evaluation=ClassificationEvaluation(CLASSES.names), **arguments
     )
@@ -31,7 +31,7 @@ def made(cls, backbone, **arguments):
 def test_all_weights_have_the_gradients_that_transformers_gives_them(family, load):
     backbone = load(family)
     plain = deepcopy(backbone.model).requires_grad_()
-    module = made(FullFineTuning, backbone)
+    module = build_method(FullFineTuning, backbone)
     LanguageModeling()(module.lm(), batch_of(backbone.codec)).loss.backward()
     losses, count = [], 0
     for row in encoded(backbone.codec, "{soft}{text} it was {target}"):
@@ -50,12 +50,12 @@ def test_all_weights_have_the_gradients_that_transformers_gives_them(family, loa
 
 @pytest.mark.parametrize("cls", [FullFineTuning, LoRA])
 @pytest.mark.parametrize("family", ["llama", "bert"])
-def test_it_trains_and_its_checkpoint_brings_it_back(family, load, cls, tmp_path):
+def test_it_trains_and_its_checkpoint_restores_it(family, load, cls, tmp_path):
     backbone = load(family)
     batch = batch_of(backbone.codec, labels=LABELS)
     with torch.no_grad():
         bare = real(batch, backbone(batch))
-    module = made(cls, backbone)
+    module = build_method(cls, backbone)
     with torch.no_grad():
         assert_close(real(batch, module(batch)), bare)
     loader = DataLoader([batch] * 4, batch_size=None)
@@ -69,9 +69,9 @@ def test_it_trains_and_its_checkpoint_brings_it_back(family, load, cls, tmp_path
     trainer.save_checkpoint(tmp_path / "run.ckpt")
     with torch.no_grad():
         trained = real(batch, module(batch))
-        again = made(cls, load(family))
-        trainer.validate(again, loader, ckpt_path=tmp_path / "run.ckpt", verbose=False)
-        assert torch.equal(real(batch, again(batch)), trained)
+        restored = build_method(cls, load(family))
+        trainer.validate(restored, loader, ckpt_path=tmp_path / "run.ckpt", verbose=False)
+        assert torch.equal(real(batch, restored(batch)), trained)
     assert (trained - bare).abs().max() > 1e-3
 
 

@@ -49,7 +49,7 @@ def test_it_learns_from_the_command_line(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_what_it_cannot_say_it_does_not_make_up():
+def test_an_encoder_without_a_head_has_no_logits():
     backbone = load_backbone(BackboneSpec(name="all-minilm-l6-v2"))
     pieces = Template("{text}{target}").pieces({"text": "a dog"})
     row = backbone.codec.collate([backbone.codec.encode(pieces, "good")])
@@ -59,6 +59,6 @@ def test_what_it_cannot_say_it_does_not_make_up():
 
 
 @pytest.mark.slow
-def test_the_doctor_says_that_it_has_no_head(capsys):
+def test_the_doctor_reports_that_it_has_no_head(capsys):
     doctor.main(["--backbone", "all-minilm-l6-v2"])
     assert "use ClassHead or TokenHead as the readout" in capsys.readouterr().out

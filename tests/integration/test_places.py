@@ -1,4 +1,4 @@
-"""Folders that cannot be written to, that are full, or that two runs want: an error of two lines, and nothing lost."""
+"""Folders that are not writable, full or used by another run cause an error of two lines, and nothing is lost."""
 
 import json
 import os
@@ -29,11 +29,11 @@ def argv(tmp_path, rows, tiny_folder):
     ]  # fmt: skip
 
 
-def files(folder):
+def list_files(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-def test_a_run_folder_that_cannot_be_made_is_named(argv, tmp_path, capsys):
+def test_a_run_folder_that_cannot_be_created_is_named(argv, tmp_path, capsys):
     (tmp_path / "runs").write_text("a file")
     assert main(argv) == 2
     error = capsys.readouterr().err.splitlines()
@@ -41,25 +41,25 @@ def test_a_run_folder_that_cannot_be_made_is_named(argv, tmp_path, capsys):
     assert str(tmp_path / "runs") in error[0]
 
 
-@pytest.mark.parametrize("most", [3000, 8000])
-def test_a_full_disk_ends_a_run_and_the_same_command_goes_on(argv, tmp_path, monkeypatch, most):
-    told = tmp_path / "told.txt"
+@pytest.mark.parametrize("limit", [3000, 8000])
+def test_a_full_disk_ends_a_run_and_the_same_command_resumes(argv, tmp_path, monkeypatch, limit):
+    log = tmp_path / "told.txt"
 
-    def limited(words):
+    def run_with_limit(words):
         resource.setrlimit(
-            resource.RLIMIT_FSIZE, (most, most)
+            resource.RLIMIT_FSIZE, (limit, limit)
         )  # of any file, which is an error like that of a full disk
         return main(words)
 
     with monkeypatch.context() as patched:
-        patched.setattr(killing, "main", limited)
-        (code,) = killing.wait_for_exit([killing.start(argv, told)])
-    assert code == 2, told.read_text()
-    assert "File too large" in told.read_text()
-    assert not any(name.endswith((".ckpt", ".safetensors", ".part")) for name in files(tmp_path / "runs"))
+        patched.setattr(killing, "main", run_with_limit)
+        (code,) = killing.wait_for_exit([killing.start(argv, log)])
+    assert code == 2, log.read_text()
+    assert "File too large" in log.read_text()
+    assert not any(name.endswith((".ckpt", ".safetensors", ".part")) for name in list_files(tmp_path / "runs"))
     assert main(argv) == 0
     (folder,) = (path.parent for path in tmp_path.rglob("prompt.safetensors"))
-    assert not any(".part" in name for name in files(folder))
+    assert not any(".part" in name for name in list_files(folder))
 
 
 def test_two_runs_do_not_write_to_one_folder(argv, tmp_path, capsys):
@@ -69,9 +69,9 @@ def test_two_runs_do_not_write_to_one_folder(argv, tmp_path, capsys):
     holder = os.fork()
     if not holder:
         try:
-            run_spec.lock_run_folder(made(tmp_path / "runs" / "default" / "one"))
+            run_spec.lock_run_folder(make_folder(tmp_path / "runs" / "default" / "one"))
             os.write(theirs, b"!")
-            os.read(os.pipe()[0], 1)  # till it is killed
+            os.read(os.pipe()[0], 1)  # until it is killed
         finally:
             os._exit(1)
     assert os.read(ours, 1) == b"!"
@@ -84,7 +84,7 @@ def test_two_runs_do_not_write_to_one_folder(argv, tmp_path, capsys):
     assert (tmp_path / "runs" / "default" / "one" / "prompt.safetensors").is_file()
 
 
-def made(folder):
+def make_folder(folder):
     folder.mkdir(parents=True)
     return folder
 

@@ -1,13 +1,12 @@
 """Frozen weights in half precision under prompts in float32, precisions that are refused, and runs that repeat."""
 
-import csv
 import logging
 
 import pytest
 import tiny
 import torch
-from row_files import write_rows
-from runs import read_metrics
+from row_files import write_splits
+from runs import load_state, read_losses, read_metrics
 
 from lightning_softprompt.cli.app import main
 from lightning_softprompt.core.types import SoftPrompt
@@ -19,10 +18,7 @@ KINDS = ("torchao-int8", "bitsandbytes-nf4")
 
 @pytest.fixture
 def run(tmp_path, rows, tiny_folder):
-    path = tmp_path / "data"
-    path.mkdir()
-    for split, part in {"train": rows * 3, "validation": rows, "test": rows}.items():
-        write_rows(path / f"{split}.jsonl", part)
+    path = write_splits(tmp_path / "data", train=rows * 3, validation=rows, test=rows)
 
     def run(command, *options, expected=0, family="llama"):
         words = [
@@ -39,23 +35,18 @@ def run(tmp_path, rows, tiny_folder):
     return run
 
 
-def tokens(folder):
-    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]["tokens"]
-
-
-def losses(folder):
-    with (folder / "metrics.csv").open(newline="") as file:
-        return [row["train/loss"] for row in csv.DictReader(file) if row["train/loss"]]
+def load_tokens(folder):
+    return load_state(folder)["tokens"]
 
 
 @pytest.mark.parametrize("dtype", HALVES)
 def test_a_float32_prompt_is_trained_and_tested_on_a_backbone_in_half_precision(dtype, run, caplog):
     caplog.set_level(logging.INFO, "lightning.pytorch")
     full, half = run("fit"), run("fit", f"--backbone.dtype={dtype}")
-    assert tokens(half).dtype == torch.float32
-    assert not torch.equal(tokens(half), tokens(full))
-    for got, wanted in zip(losses(half), losses(full), strict=True):
-        assert float(got) == pytest.approx(float(wanted), rel=0.05)
+    assert load_tokens(half).dtype == torch.float32
+    assert not torch.equal(load_tokens(half), load_tokens(full))
+    for actual, expected_loss in zip(read_losses(half), read_losses(full), strict=True):
+        assert float(actual) == pytest.approx(float(expected_loss), rel=0.05)
     tested = run("test", f"--backbone.dtype={dtype}", f"--init_from={half / 'prompt.safetensors'}")
     assert read_metrics(tested)["test"]["test/accuracy"] >= 0
     assert "was not set" not in caplog.text  # of an option that is Lightning's own business
@@ -63,7 +54,7 @@ def test_a_float32_prompt_is_trained_and_tested_on_a_backbone_in_half_precision(
 
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("family", [*tiny.CAUSAL, *tiny.SEQ2SEQ, *tiny.MASKED])
-def test_a_float32_prompt_has_a_gradient_and_answers_on_a_backbone_in_half_precision(dtype, family, load):
+def test_a_float32_prompt_has_a_gradient_and_generates_on_a_backbone_in_half_precision(dtype, family, load):
     backbone = load(family, dtype=dtype)
     batch, prompt = tiny.batch_of(backbone.codec), torch.randn(1, 3, backbone.hidden_size).requires_grad_()
     backbone.cross_entropy(batch, SoftPrompt(tokens=prompt)).sum().backward()
@@ -75,28 +66,28 @@ def test_a_float32_prompt_has_a_gradient_and_answers_on_a_backbone_in_half_preci
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
-def test_precisions_that_halve_the_prompt_are_refused_with_the_way_out(precision, run, capsys):
+def test_precisions_that_halve_the_prompt_are_refused_with_an_alternative(precision, run, capsys):
     run("fit", f"--trainer.precision={precision}", expected=2)
-    told = capsys.readouterr().err
-    assert "small updates would be lost" in told
-    assert "bf16-mixed" in told
-    assert "--backbone.dtype" in told
+    message = capsys.readouterr().err
+    assert "small updates would be lost" in message
+    assert "bf16-mixed" in message
+    assert "--backbone.dtype" in message
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_prompt_is_trained_on_quantised_weights_and_tested_on_them_or_on_what_they_were_made_of(kind, run, capsys):
-    held = run("fit", f"--backbone.quantization={kind}")
-    prompt = f"--init_from={held / 'prompt.safetensors'}"
-    assert tokens(held).dtype == torch.float32
+def test_a_prompt_of_quantized_weights_is_tested_with_them_or_with_the_full_weights(kind, run, capsys):
+    quantized = run("fit", f"--backbone.quantization={kind}")
+    prompt = f"--init_from={quantized / 'prompt.safetensors'}"
+    assert load_tokens(quantized).dtype == torch.float32
     run("test", f"--backbone.quantization={kind}", prompt)
     run("test", prompt, expected=2)
-    told = capsys.readouterr().err
-    assert f"held as {kind}" in told
-    accept_prompts_of = told.partition("--backbone.accept_prompts_of ")[2].split()[0]
+    message = capsys.readouterr().err
+    assert f"held as {kind}" in message
+    accept_prompts_of = message.partition("--backbone.accept_prompts_of ")[2].split()[0]
     run("test", f"--backbone.accept_prompts_of={accept_prompts_of}", prompt)
-    on = f"--ckpt_path={held / 'checkpoints' / 'last.ckpt'}"
+    on = f"--ckpt_path={quantized / 'checkpoints' / 'last.ckpt'}"
     longer = run("fit", f"--backbone.quantization={kind}", on, "--trainer.max_steps=6")
-    assert len(losses(longer)) == 2
+    assert len(read_losses(longer)) == 2
 
 
 def test_a_deterministic_run_twice_gives_the_same_bits(run):
@@ -106,18 +97,18 @@ def test_a_deterministic_run_twice_gives_the_same_bits(run):
         assert torch.are_deterministic_algorithms_enabled()
     finally:
         torch.use_deterministic_algorithms(False)
-    assert torch.equal(tokens(first), tokens(second))
-    assert losses(first) == losses(second)
-    assert losses(first) != losses(run("fit", "--model.prompt_dropout=0.3", "--seed_everything=1"))
+    assert torch.equal(load_tokens(first), load_tokens(second))
+    assert read_losses(first) == read_losses(second)
+    assert read_losses(first) != read_losses(run("fit", "--model.prompt_dropout=0.3", "--seed_everything=1"))
 
 
-def test_a_loss_that_is_not_finite_stops_the_command_or_is_left_out(run, capsys):
+def test_a_loss_that_is_not_finite_stops_the_command_or_its_step_is_skipped(run, capsys):
     wild = ["--model.optimizer=torch.optim.SGD", "--model.optimizer.init_args.lr=1e38"]
     run("fit", *wild, expected=2)
-    told = capsys.readouterr().err
-    assert "is not finite: rows" in told
-    assert "--run.skip_bad_steps 3" in told
+    message = capsys.readouterr().err
+    assert "is not finite: rows" in message
+    assert "--run.skip_bad_steps 3" in message
     folder = run("fit", *wild, "--run.skip_bad_steps=9", expected=0)
     assert (folder / "bad_rows.jsonl").read_text().count("\n") > 0
-    kept = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]["NumericGuard"]
-    assert kept["skipped"] > 0
+    state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]["NumericGuard"]
+    assert state["skipped"] > 0

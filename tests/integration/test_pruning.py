@@ -1,4 +1,4 @@
-"""Pruning drops what matters least, rewinds the rest, and goes on; the probe counts what corruption changes."""
+"""Pruning drops the least important parts and rewinds the rest; the probe counts the effect of corruption."""
 
 import json
 
@@ -32,7 +32,7 @@ class Watch(Callback):
 
 
 @pytest.fixture
-def fitted(backbone):
+def fit(backbone):
     def fit(pruning, steps):
         module = XPrompt(
             length=4, pieces=4, backbone=backbone.spec, classes=CLASSES,
@@ -47,15 +47,15 @@ def fitted(backbone):
     return fit
 
 
-def test_tokens_then_pieces_are_dropped_by_their_gates_and_the_rest_is_rewound(fitted, backbone):
-    module, steps = fitted(Pruning(after=6, tokens=0.5, pieces=0.5, measured=3), 9)
+def test_tokens_then_pieces_are_dropped_by_their_gates_and_the_rest_is_rewound(fit, backbone):
+    module, steps = fit(Pruning(after=6, tokens=0.5, pieces=0.5, measured=3), 9)
     token_gates = sum((grad * tokens).sum(1).abs() for grad, tokens in steps[3:6])
     assert module.kept_tokens.nonzero()[:, 0].tolist() == sorted(token_gates.topk(2).indices.tolist())
     piece_gates = sum((grad * tokens).unflatten(1, (4, -1)).sum(-1).abs() for grad, tokens in steps[6:9])
     alive = piece_gates[module.kept_tokens].flatten()
-    kept = module.kept_pieces[module.kept_tokens].flatten()
-    assert kept.sum() == 4
-    assert alive[kept].min() > alive[~kept].max()
+    is_kept = module.kept_pieces[module.kept_tokens].flatten()
+    assert is_kept.sum() == 4
+    assert alive[is_kept].min() > alive[~is_kept].max()
     assert torch.equal(module.tokens, steps[6][1])  # the values of step 6, whatever followed
     prompt = module.prompt(batch_of(backbone.codec)).tokens
     assert prompt.shape[1] == 2
@@ -63,17 +63,17 @@ def test_tokens_then_pieces_are_dropped_by_their_gates_and_the_rest_is_rewound(f
 
 
 @pytest.mark.parametrize("keep", ["best", "worst", "random"])
-def test_controls_keep_as_many(fitted, keep):
+def test_controls_keep_as_many(fit, keep):
     torch.manual_seed(3)
-    module, _ = fitted(Pruning(after=4, tokens=0.75, pieces=1.0, measured=2, keep=keep, rewind=False), 8)
+    module, _ = fit(Pruning(after=4, tokens=0.75, pieces=1.0, measured=2, keep=keep, rewind=False), 8)
     assert module.kept_tokens.sum() == 3
     assert module.kept_pieces.all()
 
 
-def test_the_worst_are_those_that_the_best_are_not(fitted):
+def test_the_worst_are_those_that_the_best_are_not(fit):
     torch.manual_seed(3)
-    best, _ = fitted(Pruning(after=4, tokens=0.5, measured=2), 5)
-    worst, _ = fitted(Pruning(after=4, tokens=0.5, measured=2, keep="worst"), 5)
+    best, _ = fit(Pruning(after=4, tokens=0.5, measured=2), 5)
+    worst, _ = fit(Pruning(after=4, tokens=0.5, measured=2, keep="worst"), 5)
     assert torch.equal(best.kept_tokens, ~worst.kept_tokens)
 
 
@@ -98,7 +98,7 @@ def test_the_probe_counts_rows_that_are_right_with_each_token_corrupted(backbone
     batch = batch_of(backbone.codec, labels=LABELS)
     batch.labels = torch.tensor(LABELS)
     probe = CorruptionProbe(corruption, strengths=[0.0, 0.5])
-    for _ in range(2):  # the second test begins anew
+    for _ in range(2):  # the second test starts again
         Trainer(callbacks=[probe], **QUIET).test(module, DataLoader([batch, batch], batch_size=None), verbose=False)
     report = json.loads((tmp_path / "low_norm.json").read_text())
     assert (report["rows"], report["positions"]) == (8, 3)
@@ -106,9 +106,9 @@ def test_the_probe_counts_rows_that_are_right_with_each_token_corrupted(backbone
     assert report["accuracy"] == whole
     for p in range(3):
         with torch.no_grad():
-            kept = module.tokens[p].clone()
+            original = module.tokens[p].clone()
             module.tokens[p] = 0
             expected = float((module.lm().scores(batch).argmax(-1) == batch.labels).float().mean())
-            module.tokens[p] = kept
+            module.tokens[p] = original
         assert report["by_strength"]["0.0"][p] == expected
     assert (tmp_path / "plots" / "low_norm.png").read_bytes().startswith(b"\x89PNG")

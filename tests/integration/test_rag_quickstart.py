@@ -15,10 +15,10 @@ def test_it_builds_trains_tests_and_compares(tmp_path, tiny_folder, capsys, monk
     monkeypatch.setenv("COLUMNS", "160")
     backbone = f"--backbone.name={tiny_folder('llama')}"
     assert main(["quickstart", "--rag", f"--folder={tmp_path}", backbone, *SHORT]) == 0
-    said = capsys.readouterr().out
-    assert "34 documents, 34 passages" in said
+    output = capsys.readouterr().out
+    assert "34 documents, 34 passages" in output
     for part in ("5/5", "closed book", "RAG, zero-shot", "RAG + soft prompt", "paired bootstrap", "exact_match"):
-        assert part in said
+        assert part in output
     assert (tmp_path / "rag-quickstart-index" / "manifest.json").is_file()
 
 

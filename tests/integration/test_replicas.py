@@ -1,4 +1,4 @@
-"""Several prompts in one run are what each would be alone."""
+"""Several prompts in one run equal runs of each one alone."""
 
 from functools import partial
 
@@ -32,18 +32,21 @@ class Noisy(SoftPromptModule):
         return SoftPrompt(tokens=(self.tokens + 0.1 * torch.randn_like(self.tokens))[None])
 
 
-def fitted(module: LightningModule, batch, seed, **options):
+def train(module: LightningModule, batch, seed, **options):
     torch.manual_seed(seed)
     trainer = Trainer(
         accelerator="cpu", max_steps=20, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, log_every_n_steps=5, callbacks=[RngState()], **options,
     )  # fmt: skip
-    own = {"batch_size": None, "generator": torch.Generator()}  # what a loader draws is not the methods' affair
-    trainer.fit(module, DataLoader([batch] * 4, **own), DataLoader([batch] * 2, **own))
+    loader_options = {
+        "batch_size": None,
+        "generator": torch.Generator(),
+    }  # so that loaders do not draw from the default generator
+    trainer.fit(module, DataLoader([batch] * 4, **loader_options), DataLoader([batch] * 2, **loader_options))
     return module, dict(trainer.callback_metrics)
 
 
-def made(cls, backbone, classes, **arguments):
+def build_method(cls, backbone, classes, **arguments):
     evaluation = ClassificationEvaluation(classes.names)
     return cls(backbone=backbone.spec, classes=classes, evaluation=evaluation, **arguments)
 
@@ -52,14 +55,17 @@ def made(cls, backbone, classes, **arguments):
 @pytest.mark.parametrize(
     "options", [{}, {"gradient_clip_val": 0.05, "accumulate_grad_batches": 2}], ids=["plain", "clipped, accumulated"]
 )
-def test_each_is_what_it_would_be_alone(backbone, classes, kind, options):
+def test_each_replica_equals_a_run_alone(backbone, classes, kind, options):
     batch = batch_of(backbone.codec, labels=LABELS)
     arguments = {"optimizer": partial(AdamW, lr=0.02), "scheduler": partial(StepLR, step_size=3, gamma=0.5)}
-    together, metrics = fitted(
-        Replicas(made(kind, backbone, classes, **arguments), ReplicaSpec(3, seeds=[4, 9, 5])), batch, 4, **options
+    together, metrics = train(
+        Replicas(build_method(kind, backbone, classes, **arguments), ReplicaSpec(3, seeds=[4, 9, 5])),
+        batch,
+        4,
+        **options,
     )
     for name, replica, seed in zip(together.replica_names, together.methods, (4, 9, 5), strict=True):
-        alone, expected = fitted(made(kind, backbone, classes, **arguments), batch, seed, **options)
+        alone, expected = train(build_method(kind, backbone, classes, **arguments), batch, seed, **options)
         torch.testing.assert_close(replica.tokens, alone.tokens, rtol=1e-5, atol=1e-7)
         for metric, value in expected.items():
             if metric.startswith(("val/", "train/")):
@@ -70,21 +76,21 @@ def test_each_is_what_it_would_be_alone(backbone, classes, kind, options):
     torch.testing.assert_close(metrics["val/loss/interval"], 4.302653 * accuracies.std() / 3**0.5, rtol=1e-4, atol=1e-6)
 
 
-def test_evaluations_are_told_the_epoch(backbone, classes, monkeypatch):
-    begun = []
-    monkeypatch.setattr(ClassificationEvaluation, "begin", lambda self, stage, epoch: begun.append((stage, epoch)))
-    module = Replicas(made(partial(PromptTuning, length=3), backbone, classes), ReplicaSpec(2))
-    fitted(module, batch_of(backbone.codec, labels=LABELS), 4, num_sanity_val_steps=0)
-    assert begun == [("val", epoch) for epoch in range(5) for _ in range(2)]
+def test_evaluations_get_the_epoch(backbone, classes, monkeypatch):
+    epochs = []
+    monkeypatch.setattr(ClassificationEvaluation, "begin", lambda self, stage, epoch: epochs.append((stage, epoch)))
+    module = Replicas(build_method(partial(PromptTuning, length=3), backbone, classes), ReplicaSpec(2))
+    train(module, batch_of(backbone.codec, labels=LABELS), 4, num_sanity_val_steps=0)
+    assert epochs == [("val", epoch) for epoch in range(5) for _ in range(2)]
 
 
 def test_learning_rates_and_starts_may_differ(backbone, classes):
     batch = batch_of(backbone.codec, labels=LABELS)
     spec = ReplicaSpec(2, seeds=[3, 3], learning_rates=[0.1, 0.01], inits=[Uniform(), Normal()])
-    method = partial(made, PromptTuning, backbone, classes, length=3)
-    together, _ = fitted(Replicas(method(optimizer=partial(SGD, lr=9.0)), spec), batch, 3)
+    method = partial(build_method, PromptTuning, backbone, classes, length=3)
+    together, _ = train(Replicas(method(optimizer=partial(SGD, lr=9.0)), spec), batch, 3)
     for replica, rate, init in zip(together.methods, (0.1, 0.01), (Uniform(), Normal()), strict=True):
-        alone, _ = fitted(method(optimizer=partial(SGD, lr=rate), init=init), batch, 3)
+        alone, _ = train(method(optimizer=partial(SGD, lr=rate), init=init), batch, 3)
         torch.testing.assert_close(replica.tokens, alone.tokens, rtol=1e-5, atol=1e-7)
 
 
@@ -92,19 +98,19 @@ def test_lists_of_another_length_and_methods_without_a_start_are_refused(backbon
     with pytest.raises(ValueError, match=r"replicas\.seeds must have 3 values"):
         ReplicaSpec(3, seeds=[1, 2])
     with pytest.raises(ValueError, match="which Noisy lacks"):
-        Replicas(made(Noisy, backbone, classes), ReplicaSpec(2, inits=[Uniform(), Normal()]))
+        Replicas(build_method(Noisy, backbone, classes), ReplicaSpec(2, inits=[Uniform(), Normal()]))
 
 
 @pytest.mark.parametrize("how", ["average", "vote"])
 def test_together_they_are_an_ensemble(backbone, classes, how):
     batch = batch_of(backbone.codec, labels=LABELS)
-    method = made(partial(PromptTuning, length=3), backbone, classes, optimizer=partial(AdamW, lr=0.02))
-    together, metrics = fitted(Replicas(method, ReplicaSpec(3, seeds=[4, 9, 5], ensemble=how)), batch, 4)
+    method = build_method(partial(PromptTuning, length=3), backbone, classes, optimizer=partial(AdamW, lr=0.02))
+    together, metrics = train(Replicas(method, ReplicaSpec(3, seeds=[4, 9, 5], ensemble=how)), batch, 4)
     shares = torch.stack([replica.eval().lm().scores(batch).softmax(-1) for replica in together.methods])
-    said = shares.mean(0).argmax(-1)
+    predictions = shares.mean(0).argmax(-1)
     if how == "vote":
         for b in range(len(batch)):
             votes = shares[:, b].argmax(-1).bincount(minlength=3)
-            said[b] = (votes + shares[:, b].mean(0)).argmax()
-    right = (said == torch.tensor(LABELS)).float().mean()
-    torch.testing.assert_close(metrics["val/accuracy/ensemble"], right)
+            predictions[b] = (votes + shares[:, b].mean(0)).argmax()
+    accuracy = (predictions == torch.tensor(LABELS)).float().mean()
+    torch.testing.assert_close(metrics["val/accuracy/ensemble"], accuracy)

@@ -44,11 +44,11 @@ class Steps(Callback):
         self.values, self.gradients = [], []
 
     def on_before_optimizer_step(self, trainer, module, optimizer):
-        self.values.append(named(module))
+        self.values.append(trained_parameters(module))
         self.gradients.append({name: p.grad.clone() for name, p in module.named_parameters() if p.requires_grad})
 
 
-def named(module):
+def trained_parameters(module):
     return {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
 
 
@@ -68,15 +68,15 @@ def fit(backbone, tmp_path, monkeypatch):
         module.attach(backbone)
         if start is not None:
             module.load_state_dict(start)
-        kept = ModelCheckpoint(tmp_path / name, "best", monitor="val/loss", enable_version_counter=False)
+        checkpoint = ModelCheckpoint(tmp_path / name, "best", monitor="val/loss", enable_version_counter=False)
         trainer = Trainer(
             accelerator="cpu", max_steps=steps, logger=False, enable_progress_bar=False, log_every_n_steps=1,
-            enable_model_summary=False, callbacks=[callback, *more, RngState(), kept], **options,
+            enable_model_summary=False, callbacks=[callback, *more, RngState(), checkpoint], **options,
         )  # fmt: skip
         trainer.fit(module, datamodule=Data(batch_of(backbone.codec, labels=LABELS[task])), ckpt_path=ckpt_path)
         trainer.save_checkpoint(tmp_path / name / "last.ckpt")
-        left = read_prompt(tmp_path / name / "importance.safetensors").tensors
-        return module, left, tmp_path / name, trainer
+        importance = read_prompt(tmp_path / name / "importance.safetensors").tensors
+        return module, importance, tmp_path / name, trainer
 
     return fit
 
@@ -93,7 +93,7 @@ def rows(backbone, task):
 def fisher(module, rows):
     """The mean over rows of the squared gradient of log p(class), number by number."""
     module.eval()
-    total = {name: torch.zeros_like(p) for name, p in named(module).items()}
+    total = {name: torch.zeros_like(p) for name, p in trained_parameters(module).items()}
     for row in rows:
         module.zero_grad()
         module.lm().scores(row).log_softmax(-1)[0, int(row.labels)].backward()
@@ -103,19 +103,19 @@ def fisher(module, rows):
     return total
 
 
-def test_fisher_is_that_of_the_best_prompt(fit, backbone):
-    module, left, folder, _ = fit(EWC())
-    after = named(module)
+def test_importance_is_the_fisher_information_of_the_best_prompt(fit, backbone):
+    module, importance, folder, _ = fit(EWC())
+    after = trained_parameters(module)
     module.load_state_dict(best(folder))
     for name, expected in fisher(module, rows(backbone, "first")).items():
         assert expected.abs().sum() > 0
-        assert_close(left[f"importance/{name}"], expected, **CLOSE)
-        assert_close(left[f"anchor/{name}"], module.get_parameter(name).detach())
+        assert_close(importance[f"importance/{name}"], expected, **CLOSE)
+        assert_close(importance[f"anchor/{name}"], module.get_parameter(name).detach())
     saved = torch.load(folder / "last.ckpt", weights_only=True)["state_dict"]
     assert all(torch.equal(after[name], saved[name]) for name in after)  # the run ends where it would have
 
 
-def test_ewc_holds_by_the_sum_of_former_tasks_terms(fit, backbone):
+def test_ewc_adds_a_term_for_each_former_task(fit, backbone):
     """The gradient of a step is the loss's and that of a term for each former task, with accumulation and clipping."""
     _, one, folder, _ = fit(EWC(), name="one")
     start = best(folder)
@@ -127,53 +127,53 @@ def test_ewc_holds_by_the_sum_of_former_tasks_terms(fit, backbone):
     anchors = best(folder), best(folder_2)
     for name in second:
         assert_close(both[f"importance/{name}"], one[f"importance/{name}"] + second[name], **CLOSE)
-    plain, held = Steps(), Steps()
-    how = {"steps": 2, "optimizer": partial(SGD, lr=0.1), "accumulate_grad_batches": 2}
+    plain, regularized = Steps(), Steps()
+    options = {"steps": 2, "optimizer": partial(SGD, lr=0.1), "accumulate_grad_batches": 2}
     *_, trainer = fit(
-        EWC(7.0, str(folder_2 / "importance.safetensors")), "first", start, name="three", more=[held], **how
+        EWC(7.0, str(folder_2 / "importance.safetensors")), "first", start, name="three", more=[regularized], **options
     )
-    fit(EWC(), "first", start, name="four", more=[plain], **how)
-    for step, value in enumerate(held.values[:1]):
+    fit(EWC(), "first", start, name="four", more=[plain], **options)
+    for step, value in enumerate(regularized.values[:1]):
         for name, p in value.items():
             terms = [
                 one[f"importance/{name}"] * (p - anchors[0][name]),
                 second[name] * (p - anchors[1][name]),
             ]
-            assert_close(held.gradients[step][name], plain.gradients[step][name] + 7.0 * sum(terms), **CLOSE)
+            assert_close(regularized.gradients[step][name], plain.gradients[step][name] + 7.0 * sum(terms), **CLOSE)
     shares = [
         7.0 / 2 * (both[f"importance/{name}"] * (p - both[f"anchor/{name}"]) ** 2).sum()
-        for name, p in held.values[-1].items()
+        for name, p in regularized.values[-1].items()
     ]
     assert_close(trainer.callback_metrics["train/penalty/ewc"], sum(shares), **CLOSE)
 
 
-def test_ewc_keeps_what_was_learnt(fit, backbone):
+def test_ewc_reduces_forgetting(fit, backbone):
     """The first task's loss after the second, with and without."""
     _, _, folder, _ = fit(EWC(), steps=20, name="one")
     start, losses = best(folder), {}
     for name, former in (("free", None), ("held", str(folder / "importance.safetensors"))):
         module, *_ = fit(EWC(1e5, former), "second", start, steps=20, name=name)
-        own = batch_of(backbone.codec, labels=LABELS["first"])
-        losses[name] = float(module.eval().objective(module.lm(), own).loss)
+        first_batch = batch_of(backbone.codec, labels=LABELS["first"])
+        losses[name] = float(module.eval().objective(module.lm(), first_batch).loss)
         if name == "held":
             module.load_state_dict(start)
-            losses["before"] = float(module.objective(module.lm(), own).loss)
+            losses["before"] = float(module.objective(module.lm(), first_batch).loss)
     assert losses["held"] - losses["before"] < 0.2 * (losses["free"] - losses["before"])
 
 
 @pytest.mark.parametrize("former", [False, True])
-def test_synaptic_intelligence_sums_what_each_number_did_on_its_way(fit, former):
+def test_synaptic_intelligence_sums_the_work_of_each_parameter(fit, former):
     path, start, before = None, None, None
     if former:
         _, before, folder, _ = fit(SynapticIntelligence(), name="one")
         path, start = str(folder / "importance.safetensors"), best(folder)
     steps = Steps()
     seen = SynapticIntelligence(3.0, path, damping=0.2)
-    module, left, folder, _ = fit(
+    module, importance, folder, _ = fit(
         seen, "second", start, name="two", more=[steps], accumulate_grad_batches=2, max_epochs=-1, steps=4
     )
     count = torch.load(folder / "best.ckpt", weights_only=True)["global_step"]
-    values = [*steps.values, named(module)][: count + 1]
+    values = [*steps.values, trained_parameters(module)][: count + 1]
     for name in values[0]:
         work = torch.zeros_like(values[0][name])
         for step in range(count):
@@ -182,26 +182,26 @@ def test_synaptic_intelligence_sums_what_each_number_did_on_its_way(fit, former)
                 pull = before[f"importance/{name}"] * (values[step][name] - before[f"anchor/{name}"])
                 gradient = gradient - 3.0 * pull
             work -= gradient * (values[step + 1][name] - values[step][name])
-        far = values[-1][name] - values[0][name]
-        expected = 2 * work.clamp(min=0) / (far**2 + 0.2)
+        distance = values[-1][name] - values[0][name]
+        expected = 2 * work.clamp(min=0) / (distance**2 + 0.2)
         assert expected.sum() > 0
         expected = expected + (before[f"importance/{name}"] if former else 0)
-        assert_close(left[f"importance/{name}"], expected, rtol=1e-3, atol=1e-6)
-        assert_close(left[f"anchor/{name}"], values[-1][name])
+        assert_close(importance[f"importance/{name}"], expected, rtol=1e-3, atol=1e-6)
+        assert_close(importance[f"anchor/{name}"], values[-1][name])
 
 
 @pytest.mark.parametrize("cls", [EWC, SynapticIntelligence])
-def test_a_run_that_goes_on_leaves_what_the_uninterrupted_one_does(fit, cls, tmp_path):
+def test_a_resumed_run_has_the_importance_of_the_uninterrupted_one(fit, cls, tmp_path):
     """Also where nothing is left to train."""
     _, whole, *_ = fit(cls(), steps=6, name="whole")
     fit(cls(), steps=4, name="half")
     for name in ("half", "whole"):
         (tmp_path / name / "importance.safetensors").unlink()
-        _, left, *_ = fit(cls(), steps=6, name=name, ckpt_path=tmp_path / name / "last.ckpt")
-        assert all(torch.equal(left[key], whole[key]) for key in whole), name
+        _, importance, *_ = fit(cls(), steps=6, name=name, ckpt_path=tmp_path / name / "last.ckpt")
+        assert all(torch.equal(importance[key], whole[key]) for key in whole), name
 
 
-def test_what_is_of_other_parameters_or_of_replicas_is_refused(fit, tmp_path, backbone):
+def test_importance_of_other_parameters_and_replicas_are_refused(fit, tmp_path, backbone):
     _, _, folder, _ = fit(EWC(), steps=2, name="one")
     module = PromptTuning(length=2, backbone=backbone.spec)
     module.attach(backbone)

@@ -21,9 +21,9 @@ TYPES = {FORMAT: 1, INPUT: 2, LABEL: 4, SEAM: 0}
 
 @pytest.fixture
 def module(backbone):
-    made = ContextAware(epsilon_input=0.3, epsilon_format=0.2, decay=0.9, backbone=backbone.spec, classes=CLASSES)
-    made.attach(backbone)
-    return made
+    method = ContextAware(epsilon_input=0.3, epsilon_format=0.2, decay=0.9, backbone=backbone.spec, classes=CLASSES)
+    method.attach(backbone)
+    return method
 
 
 def test_tokens_know_what_they_belong_to(module):
@@ -41,7 +41,7 @@ def test_untrained_it_is_in_context_learning(module, backbone):
     assert_close(module(batch)[real], backbone(shown)[real], **CLOSE)
 
 
-def test_loss_and_gradients_are_pefts(module, backbone):
+def test_loss_and_gradients_equal_those_of_peft(module, backbone):
     """Its loss is a mean over all answers' tokens, ours a sum of two."""
     types = [
         TYPES[k] + 4 * n * (TYPES[k] > 0)
@@ -97,7 +97,7 @@ def test_tokens_stay_within_reach_after_each_step_and_answers_do_not_move(module
     assert_close(module.delta.detach(), inside)
 
 
-def test_what_it_cannot_do_without_is_said(backbone, load):
+def test_missing_demonstrations_and_other_backbones_are_refused(backbone, load):
     for classes in (None, Classes(CLASSES.words, CLASSES.template)):
         with pytest.raises(ValueError, match=r"set data\.demonstrations"):
             ContextAware(backbone=backbone.spec, classes=classes).attach(backbone)

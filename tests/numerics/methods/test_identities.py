@@ -28,7 +28,7 @@ def _no_gradients():
         yield
 
 
-def embedded(backbone, text):
+def embed_text(backbone, text):
     return backbone.embed(torch.tensor([backbone.codec.ids(text)]))
 
 
@@ -54,34 +54,34 @@ def prompted(backbone):
 )
 def test_a_soft_prompt_of_word_embeddings_acts_like_the_words(backbone, soft, hard, side):
     codec = on_side(backbone.codec, side)
-    written, words = batch_of(codec, soft), batch_of(codec, hard)
-    prompt = SoftPrompt(tokens=embedded(backbone, "it is a"))
-    assert_close(real(written, backbone(written, prompt)), real(words, backbone(words)), **CLOSE)
+    with_slots, words = batch_of(codec, soft), batch_of(codec, hard)
+    prompt = SoftPrompt(tokens=embed_text(backbone, "it is a"))
+    assert_close(real(with_slots, backbone(with_slots, prompt)), real(words, backbone(words)), **CLOSE)
 
 
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("family", ["t5", "bart", "bert"])
-def test_behind_the_answer_soft_words_act_like_words_where_they_are_heard(backbone, side):
+def test_soft_words_after_the_answer_act_like_words_in_bidirectional_attention(backbone, side):
     codec = on_side(backbone.codec, side)
     soft = batch_of(codec, "{text} it was {target}{soft} .")
     hard = batch_of(codec, "{text} it was {target} it is a .")
-    prompt = SoftPrompt(tokens=embedded(backbone, "it is a"))
+    prompt = SoftPrompt(tokens=embed_text(backbone, "it is a"))
     assert_close(real(soft, backbone(soft, prompt)), real(hard, backbone(hard)), **CLOSE)
 
 
 @pytest.mark.parametrize("side", SIDES)
-def test_two_blocks_act_like_words_at_two_places(backbone, side):
+def test_two_blocks_act_like_words_at_two_positions(backbone, side):
     codec = on_side(backbone.codec, side)
     soft = batch_of(codec, "it is{soft} {text} never{soft} dull {target}")
     hard = batch_of(codec, "it is a very {text} never dog was sad dull {target}")
-    prompt = SoftPrompt(tokens=embedded(backbone, "a very dog was sad"), blocks=(2, 3))
+    prompt = SoftPrompt(tokens=embed_text(backbone, "a very dog was sad"), blocks=(2, 3))
     assert_close(real(soft, backbone(soft, prompt)), real(hard, backbone(hard)), **CLOSE)
 
 
-def test_a_row_may_have_soft_tokens_of_its_own(backbone):
+def test_each_row_may_have_its_own_soft_tokens(backbone):
     words = ["it is a", "a sad dog", "never was well", "good . ."]
     soft = batch_of(backbone.codec, TEMPLATES["middle"])
-    logits = backbone(soft, SoftPrompt(tokens=torch.cat([embedded(backbone, w) for w in words])))
+    logits = backbone(soft, SoftPrompt(tokens=torch.cat([embed_text(backbone, w) for w in words])))
     for b, (word, text, target) in enumerate(zip(words, TEXTS, TARGETS, strict=True)):
         hard = batch_of(backbone.codec, f"{{text}} {word} it was {{target}}", [text], [target])
         assert_close(logits[b : b + 1, : hard.targets.shape[1]], backbone(hard), **CLOSE)
@@ -93,22 +93,22 @@ def test_a_shift_by_the_difference_of_embeddings_acts_like_other_words(backbone,
     others = torch.where(batch.source, (batch.input_ids + 7) % V, batch.input_ids)
     replaced = replace(batch, input_ids=others)
     shift = backbone.embed(others) - backbone.embed(batch.input_ids)
-    shift = torch.where(batch.mask[..., None], shift, torch.full_like(shift, 9.0))  # nobody reads it on padding
+    shift = torch.where(batch.mask[..., None], shift, torch.full_like(shift, 9.0))  # not used on padding
     assert_close(backbone(batch, SoftPrompt(shift=shift)), backbone(replaced), **CLOSE)
-    both = SoftPrompt(shift=shift, tokens=embedded(backbone, "it is a"))
+    both = SoftPrompt(shift=shift, tokens=embed_text(backbone, "it is a"))
     assert_close(backbone(batch, both), backbone(replaced, SoftPrompt(tokens=both.tokens)), **CLOSE)
 
 
-def test_generation_hears_soft_tokens_as_words(backbone, family):
+def test_generation_with_soft_tokens_equals_generation_with_words(backbone, family):
     decoding = {} if family in MASKED else {"max_new_tokens": 4}
     soft = batch_of(backbone.codec, TEMPLATES["middle"])
     hard = batch_of(backbone.codec, "{text} it is a it was {target}")
-    said = backbone.generate(soft, SoftPrompt(tokens=embedded(backbone, "it is a")), **decoding)
-    assert torch.equal(said, backbone.generate(hard, **decoding))
+    output = backbone.generate(soft, SoftPrompt(tokens=embed_text(backbone, "it is a")), **decoding)
+    assert torch.equal(output, backbone.generate(hard, **decoding))
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bart", "bert"])  # T5 has no window
-def test_a_row_beyond_the_window_is_an_error_that_says_what_to_lower(backbone):
+def test_a_row_beyond_the_window_is_an_error_with_advice(backbone):
     tokens = torch.randn(1, backbone.window, backbone.hidden_size)
     with pytest.raises(ValueError, match=r"window of 48; lower .*max_tokens"):
         backbone(batch_of(backbone.codec), SoftPrompt(tokens=tokens))
@@ -230,19 +230,19 @@ def test_a_premise_names_no_column(backbone):
 # Metrics against scikit-learn
 
 
-class Told:
-    """A language model that says what it is told."""
+class FixedScores:
+    """A language model with fixed scores."""
 
     def __init__(self, scores):
-        self.told = scores
+        self.fixed = scores
 
     def scores(self, batch):
-        return self.told
+        return self.fixed
 
 
 @pytest.mark.parametrize("present", [(0, 1, 2, 3), (0, 1, 3)], ids=["all classes", "one that never occurs"])
 @pytest.mark.parametrize("sizes", [(60,), (7, 1, 32, 20)], ids=["one batch", "uneven batches"])
-def test_classification_metrics_are_those_of_scikit_learn(sizes, present):
+def test_classification_metrics_equal_scikit_learn(sizes, present):
     names = ("a", "b", "c", "d")
     labels = torch.tensor(present)[torch.randint(len(present), (60,))]
     scores = torch.randn(60, 4)
@@ -251,17 +251,17 @@ def test_classification_metrics_are_those_of_scikit_learn(sizes, present):
     for _ in range(2):  # a pass forgets the one before
         evaluation.reset()
         for s, y in zip(scores.split(sizes), labels.split(sizes), strict=True):
-            evaluation.update(Told(s), Labelled(y))
-    said, true = scores.argmax(-1).numpy(), labels.numpy()
-    scored = metrics.precision_recall_fscore_support(true, said, average=None, labels=range(4), zero_division=0)
+            evaluation.update(FixedScores(s), Labelled(y))
+    predictions, true = scores.argmax(-1).numpy(), labels.numpy()
+    scored = metrics.precision_recall_fscore_support(true, predictions, average=None, labels=range(4), zero_division=0)
     each = dict(zip(("precision", "recall", "f1"), scored[:3], strict=True))
     expected = {
-        "accuracy": metrics.accuracy_score(true, said),
-        "macro_f1": metrics.f1_score(true, said, average="macro"),
-        "mcc": metrics.matthews_corrcoef(true, said),
+        "accuracy": metrics.accuracy_score(true, predictions),
+        "macro_f1": metrics.f1_score(true, predictions, average="macro"),
+        "mcc": metrics.matthews_corrcoef(true, predictions),
         "cross_entropy": metrics.log_loss(true, scores.double().softmax(-1).numpy(), labels=range(4)),
         **{f"{what}/{n}": value for what, of in each.items() for n, value in zip(names, of, strict=True)},
-        **{f"predicted/{name}": (said == c).mean() for c, name in enumerate(names)},
+        **{f"predicted/{name}": (predictions == c).mean() for c, name in enumerate(names)},
     }
     measured = {name: float(value) for name, value in evaluation.compute().items()}
     assert measured == pytest.approx(expected, abs=1e-6)
@@ -274,9 +274,9 @@ class Labelled:
         self.labels = labels
 
 
-def test_records_say_prediction_probabilities_and_target():
+def test_records_contain_prediction_probabilities_and_target():
     evaluation = ClassificationEvaluation(("a", "b"))
-    lm, batch = Told(torch.tensor([[0.0, 2.0], [1.0, 1.0 - 1e-3]])), Labelled(torch.tensor([0, 0]))
+    lm, batch = FixedScores(torch.tensor([[0.0, 2.0], [1.0, 1.0 - 1e-3]])), Labelled(torch.tensor([0, 0]))
     records = evaluation.update(lm, batch)
     assert [(r["prediction"], r["target"]) for r in records] == [("b", "a"), ("a", "a")]
     assert records[0]["scores"] == pytest.approx({"a": 0.119203, "b": 0.880797}, abs=1e-6)  # 1 / (1 + e^2)

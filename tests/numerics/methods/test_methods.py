@@ -37,7 +37,7 @@ CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 
 
 @pytest.fixture
-def made(backbone):
+def build(backbone):
     """A method on the backbone, every parameter at random, so that no start hides a term; and its batch."""
 
     def make(cls, **arguments):
@@ -56,8 +56,8 @@ def made(backbone):
 # Equations
 
 
-def test_residual_prompt_tuning(made):
-    module, _, prompt = made(ResidualPromptTuning, length=3, bottleneck=5)
+def test_residual_prompt_tuning(build):
+    module, _, prompt = build(ResidualPromptTuning, length=3, bottleneck=5)
     down, _, up, norm = module.networks[0]
     for p in range(3):
         inner = up.weight @ (down.weight @ module.tokens[p] + down.bias).clamp(min=0) + up.bias
@@ -65,15 +65,15 @@ def test_residual_prompt_tuning(made):
         assert_close(prompt.tokens[0, p], module.tokens[p] + scaled, **CLOSE)
 
 
-def test_residual_prompt_tuning_with_a_network_each(made):
-    module, _, prompt = made(ResidualPromptTuning, length=3, bottleneck=5, separate=True)
+def test_residual_prompt_tuning_with_a_network_each(build):
+    module, _, prompt = build(ResidualPromptTuning, length=3, bottleneck=5, separate=True)
     for p in range(3):
         token = module.tokens[p : p + 1]
         assert_close(prompt.tokens[0, p : p + 1], token + module.networks[p](token))
 
 
-def test_dpt(made):
-    module, _, prompt = made(DPT, length=3, rank=2)
+def test_dpt(build):
+    module, _, prompt = build(DPT, length=3, rank=2)
     for p in range(3):
         assert_close(prompt.tokens[0, p], sum(module.a[p, r] * module.b[r] for r in range(2)), **CLOSE)
 
@@ -94,8 +94,8 @@ def test_random_factors_have_the_scale_of_the_embeddings(backbone):
         assert 0.6 < size / rms(backbone) < 1.5
 
 
-def test_ulpt(made):
-    module, _, prompt = made(ULPT, length=3, rank=2)
+def test_ulpt(build):
+    module, _, prompt = build(ULPT, length=3, rank=2)
     for p in range(3):
         for h in range(module.loaded.hidden_size):
             inner = sum(module.z[p, r] * module.basis[r, h] for r in range(2))
@@ -119,8 +119,8 @@ def shifts(batch, prompt):
             yield b, number, place, prompt.shift[b, place]
 
 
-def test_dept(made):
-    module, batch, prompt = made(DePT, length=3, rank=2, max_tokens=5, alpha=8.0)
+def test_dept(build):
+    module, batch, prompt = build(DePT, length=3, rank=2, max_tokens=5, alpha=8.0)
     assert_close(prompt.tokens[0], module.tokens)
     for b, number, place, shift in shifts(batch, prompt):
         if batch.source[b, place] and number < 5:
@@ -130,8 +130,8 @@ def test_dept(made):
             assert not shift.any()
 
 
-def test_adept(made):
-    module, batch, prompt = made(ADePT, length=3, bottleneck=4)
+def test_adept(build):
+    module, batch, prompt = build(ADePT, length=3, bottleneck=4)
     down, _, up = module.network
     for b, _, place, shift in shifts(batch, prompt):
         x = module.loaded.word_embeddings[batch.input_ids[b, place]]
@@ -141,8 +141,8 @@ def test_adept(made):
 
 
 @pytest.mark.parametrize("cls", [DePT, ADePT])
-def test_two_learning_rates(made, cls):
-    module, *_ = made(cls, length=3, update_lr=0.5)
+def test_two_learning_rates(build, cls):
+    module, *_ = build(cls, length=3, update_lr=0.5)
     optimizer = module.configure_optimizers()
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     assert {rates[id(p)] for name, p in module.named_parameters() if p.requires_grad and name != "tokens"} == {0.5}
@@ -150,7 +150,7 @@ def test_two_learning_rates(made, cls):
     assert len(rates) == sum(p.requires_grad for p in module.parameters())
 
 
-def routed(module, batch, b):
+def expert_probabilities(module, batch, b):
     """Probabilities of the experts for a row, as the papers have them."""
     ids = batch.input_ids[b][batch.source[b]]
     mean = module.loaded.embed(ids).mean(0)
@@ -159,59 +159,59 @@ def routed(module, batch, b):
     return scores.exp() / scores.exp().sum()
 
 
-def test_smop(made):
-    module, batch, prompt = made(SMoP, length=2, experts=3)
+def test_smop(build):
+    module, batch, prompt = build(SMoP, length=2, experts=3)
     for b in range(len(batch)):
-        probabilities = routed(module, batch, b)
+        probabilities = expert_probabilities(module, batch, b)
         best = int(probabilities.argmax())
         assert_close(prompt.tokens[b], probabilities[best] * module.tokens[best], **CLOSE)
 
 
-def test_pt_moe(made):
-    module, batch, prompt = made(PTMoE, length=3, rank=2, experts=3)
+def test_pt_moe(build):
+    module, batch, prompt = build(PTMoE, length=3, rank=2, experts=3)
     for b in range(len(batch)):
-        probabilities = routed(module, batch, b)
+        probabilities = expert_probabilities(module, batch, b)
         best = int(probabilities.argmax())
         assert_close(prompt.tokens[b], probabilities[best] * module.a[best] @ module.b, **CLOSE)
 
 
-def test_the_router_of_pt_moe_hears_from_every_expert(made):
-    module, batch, prompt = made(PTMoE, length=3, rank=2, experts=3)
+def test_every_expert_contributes_to_the_gradient_of_the_router_of_pt_moe(build):
+    module, batch, prompt = build(PTMoE, length=3, rank=2, experts=3)
     out = torch.randn_like(prompt.tokens)
     (prompt.tokens * out).sum().backward()
-    wanted = torch.zeros_like(module.router.linear.bias)
+    expected = torch.zeros_like(module.router.linear.bias)
     for b in range(len(batch)):
-        probabilities = routed(module, batch, b)
+        probabilities = expert_probabilities(module, batch, b)
         of_weights = torch.stack([(out[b] * (module.a[i] @ module.b)).sum() for i in range(3)])
         jacobian = torch.diag(probabilities) - probabilities[:, None] * probabilities
-        wanted += jacobian @ of_weights
-    assert_close(module.router.linear.bias.grad, wanted.detach(), atol=1e-4, rtol=1e-4)
+        expected += jacobian @ of_weights
+    assert_close(module.router.linear.bias.grad, expected.detach(), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("cls", [SMoP, PTMoE])
-def test_routing_has_noise_in_training_only_and_reports_usage_and_balance(made, cls):
-    module, batch, prompt = made(cls, length=3, rank=2, noise=0.5) if cls is PTMoE else made(cls, length=3, noise=0.5)
+def test_routing_has_noise_in_training_only_and_reports_usage_and_balance(build, cls):
+    module, batch, prompt = build(cls, length=3, rank=2, noise=0.5) if cls is PTMoE else build(cls, length=3, noise=0.5)
     assert torch.equal(prompt.tokens, module.prompt(batch).tokens)
     module.train()
     assert not torch.equal(module.prompt(batch).tokens, module.prompt(batch).tokens)
-    chosen = torch.stack([routed(module, batch, b).argmax() for b in range(len(batch))])
+    chosen = torch.stack([expert_probabilities(module, batch, b).argmax() for b in range(len(batch))])
     for number in range(module.experts):
         assert_close(prompt.logs[f"usage/expert_{number}"], (chosen == number).float().mean())
     share = torch.stack([prompt.logs[f"usage/expert_{n}"] for n in range(module.experts)])
-    mean = torch.stack([routed(module, batch, b) for b in range(len(batch))]).mean(0)
+    mean = torch.stack([expert_probabilities(module, batch, b) for b in range(len(batch))]).mean(0)
     assert_close(prompt.penalties["balance"], module.experts * (share * mean).sum(), **CLOSE)
 
 
 @pytest.mark.parametrize("family", ["llama"])
-def test_spring_trains_the_first_tokens_of_a_number_drawn_by_the_runs_seed(made):
-    module, batch, whole = made(Spring, length=6, candidates=[2, 3, 5])
+def test_spring_trains_the_first_tokens_of_a_number_drawn_by_the_runs_seed(build):
+    module, batch, whole = build(Spring, length=6, candidates=[2, 3, 5])
     assert torch.equal(whole.tokens[0], module.tokens)
     module.train()
     torch.manual_seed(3)
-    drawn = [(2, 3, 5)[int(torch.randint(3, ()))] for _ in range(40)]
-    assert set(drawn) == {2, 3, 5}
+    counts = [(2, 3, 5)[int(torch.randint(3, ()))] for _ in range(40)]
+    assert set(counts) == {2, 3, 5}
     torch.manual_seed(3)
-    for k in drawn:
+    for k in counts:
         prompt = module.prompt(batch)
         assert torch.equal(prompt.tokens[0], torch.stack([module.tokens[p] for p in range(k)]))
     module.eval().use = 4
@@ -241,8 +241,8 @@ def lstm(cell, x, layer, reverse):
     return torch.stack(states[::-1] if reverse else states)
 
 
-def test_p_tuning(made):
-    module, batch, _ = made(PTuning, blocks=(3,), encoder="lstm")
+def test_p_tuning(build):
+    module, batch, _ = build(PTuning, blocks=(3,), encoder="lstm")
     module.tokens.data = module.tokens.double()
     module.network.double()
     prompt = module.prompt(batch)
@@ -257,8 +257,8 @@ def test_p_tuning(made):
 
 @pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize("activation", ["tanh", "relu", "gelu", "identity"])
-def test_prefix_tuning(made, activation, depth):
-    module, _, prompt = made(PrefixTuning, length=3, width=6, depth=depth, activation=activation)
+def test_prefix_tuning(build, activation, depth):
+    module, _, prompt = build(PrefixTuning, length=3, width=6, depth=depth, activation=activation)
     act = {"tanh": torch.tanh, "relu": torch.relu, "gelu": torch.nn.functional.gelu, "identity": lambda x: x}
     for kind, layers in prompt.kv.items():
         network, tokens = module.prefixes[kind].made.network, module.prefixes[kind].made.tokens
@@ -283,11 +283,11 @@ def test_the_network_of_a_prefix_starts_at_the_activations(backbone):
 
 
 def test_lengths_differ_by_kind_of_attention(backbone, family):
-    wanted = {"encoder": 2, "cross": 4} if family == "t5" else {"self": 3}
-    module = PrefixTuning(lengths=wanted, width=None, backbone=backbone.spec)
+    lengths = {"encoder": 2, "cross": 4} if family == "t5" else {"self": 3}
+    module = PrefixTuning(lengths=lengths, width=None, backbone=backbone.spec)
     module.attach(backbone)
     kv = module.prompt(batch_of(backbone.codec)).kv
-    assert {kind: layers[0][0].shape[2] for kind, layers in kv.items()} == wanted
+    assert {kind: layers[0][0].shape[2] for kind, layers in kv.items()} == lengths
 
 
 @pytest.mark.parametrize("lengths", [{"elsewhere": 3}, {}, {"self": 0}])
@@ -316,22 +316,22 @@ def test_a_sum_of_kronecker_products():
         HypercomplexLinear(6, 4, 3)
 
 
-def seen_by(family, backbone, row):
+def states_of(family, backbone, row):
     """Last states of a row without its answer, in transformers' own run, and which of them are the row's own."""
     if family == "t5":
         return backbone.model.encoder(torch.tensor([row.ids])).last_hidden_state[0], list(range(len(row.ids)))
     before, after = row.ids[: row.answers[0]], row.ids[row.answers[-1] + 1 :]
     ids = [*before, *([4] if family == "bert" else []), *after]  # one mask where the answer stood
-    own = [n for n in range(len(ids)) if family != "bert" or n != len(before)]
-    return backbone.model.base_model(torch.tensor([ids])).last_hidden_state[0], own
+    of_row = [n for n in range(len(ids)) if family != "bert" or n != len(before)]
+    return backbone.model.base_model(torch.tensor([ids])).last_hidden_state[0], of_row
 
 
 @pytest.mark.parametrize("pool", ["first", "last", "mean"])
-def test_idpg(made, family, pool):
-    module, _, prompt = made(IDPG, length=2, bottleneck=4, pool=pool)
+def test_idpg(build, family, pool):
+    module, _, prompt = build(IDPG, length=2, bottleneck=4, pool=pool)
     for b, row in enumerate(encoded(module.loaded.codec, "{soft}{text} it was {target}")):
-        states, own = seen_by(family, module.loaded, row)
-        h = {"first": states[own[0]], "last": states[own[-1]], "mean": states[own].mean(0)}[pool]
+        states, of_row = states_of(family, module.loaded, row)
+        h = {"first": states[of_row[0]], "last": states[of_row[-1]], "mean": states[of_row].mean(0)}[pool]
         inner = torch.nn.functional.gelu(module.down.weight @ h + module.down.bias)
         assert_close(prompt.tokens[b].flatten(), module.up.weight @ inner + module.up.bias, atol=1e-4, rtol=1e-4)
 
@@ -342,8 +342,8 @@ def test_a_class_head_reads_the_last_states(backbone, family, pool):
     head.build(backbone)
     scores = head(PromptedLM(backbone, lambda _: SoftPrompt()), batch_of(backbone.codec))
     for b, row in enumerate(encoded(backbone.codec, "{soft}{text} it was {target}")):
-        states, own = seen_by(family, backbone, row)
-        h = {"first": states[own[0]], "last": states[own[-1]], "mean": states[own].mean(0)}[pool]
+        states, of_row = states_of(family, backbone, row)
+        h = {"first": states[of_row[0]], "last": states[of_row[-1]], "mean": states[of_row].mean(0)}[pool]
         assert_close(scores[b], head.linear.weight @ h + head.linear.bias, atol=1e-4, rtol=1e-4)
 
 
@@ -385,17 +385,17 @@ def test_late_tokens_enter_a_decoder_before_their_layer_and_the_row(load, layer)
 
 @pytest.mark.parametrize("generator", ["state", "average", "maximum"])
 @pytest.mark.parametrize("family", ["llama", "bert"])
-def test_late_tokens_are_generated_from_the_states_there(backbone, made, generator):
-    module, batch, prompt = made(LatePromptTuning, length=2, layer=1, generator=generator, bottleneck=4)
+def test_late_tokens_are_generated_from_the_states_there(backbone, build, generator):
+    module, batch, prompt = build(LatePromptTuning, length=2, layer=1, generator=generator, bottleneck=4)
     questions = backbone.codec.without_answers(batch)
     states = backbone.hidden_states(questions, layer=1)
     for b in range(len(batch)):
-        own = states[b][questions.source[b]]
+        source_states = states[b][questions.source[b]]
         if generator == "state":
-            low = (module.down.weight @ own.mean(0) + module.down.bias).clamp(min=0)
+            low = (module.down.weight @ source_states.mean(0) + module.down.bias).clamp(min=0)
             expected = (module.up.weight @ low + module.up.bias).view(2, -1)
         else:
-            low = own @ module.down.weight.T + module.down.bias
+            low = source_states @ module.down.weight.T + module.down.bias
             n = len(low)
             parts = [low[: (n + 1) // 2], low[n // 2 :]]  # as adaptive pooling cuts
             pooled = [part.mean(0) if generator == "average" else part.amax(0) for part in parts]
@@ -416,7 +416,7 @@ def test_nothing_below_a_late_prompt_has_a_gradient(load):
 
 
 @pytest.mark.parametrize("family", ["t5"])
-def test_encoder_decoders_take_no_late_tokens(backbone):
+def test_encoder_decoders_do_not_support_late_tokens(backbone):
     with pytest.raises(ValueError, match="encoder-decoders do not support soft tokens at a middle layer"):
         backbone(batch_of(backbone.codec), SoftPrompt(hidden={1: torch.randn(1, 2, backbone.hidden_size)}))
 
@@ -471,8 +471,8 @@ def test_numbers_of_parameters_are_those_of_the_papers(module, shape, count):
     assert sum(p.numel() for p in module.parameters() if p.requires_grad) == count
 
 
-def test_adept_counts(made):
-    module, *_ = made(ADePT, length=3, bottleneck=4)
+def test_adept_counts(build):
+    module, *_ = build(ADePT, length=3, bottleneck=4)
     width = module.loaded.hidden_size
     assert sum(p.numel() for p in module.parameters() if p.requires_grad) == 3 * width + 2 * width * 4 + 4 + width
     assert len(encoded(module.loaded.codec, "{soft}{text}{target}")) == 4
@@ -503,7 +503,7 @@ def test_an_untrained_cartridge_is_the_beginning_of_its_corpus(backbone, corpus)
         assert_close(module(batch)[b, : len(row.targets)], expected, **CLOSE)
 
 
-def test_a_cartridge_wants_a_corpus_that_is_long_enough(backbone, corpus, tmp_path):
+def test_a_cartridge_requires_a_long_enough_corpus(backbone, corpus, tmp_path):
     with pytest.raises(ValueError, match=r"nowhere.* does not exist"):
         Cartridge(str(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match="frozen must leave some"):

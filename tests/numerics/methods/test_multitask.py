@@ -37,8 +37,8 @@ TASKS = dict.fromkeys(("mood", "length", "tone"))
 SOURCES = (FromText("is this film good ?"), SampleVocabulary())
 
 
-def shaken(module, far=1.0):
-    """Every parameter at random, so that no start hides a term."""
+def randomize(module, far=1.0):
+    """Sets every parameter to random values, so that no initial value hides a term."""
     with torch.no_grad():
         for parameter in module.parameters():
             if parameter.requires_grad:
@@ -47,7 +47,7 @@ def shaken(module, far=1.0):
 
 
 @pytest.fixture
-def made(backbone):
+def build(backbone):
     def make(cls, tasks=TASKS, **arguments):
         module = cls(backbone=backbone.spec, classes_by_task=tasks, **arguments)
         module.attach(backbone)
@@ -57,18 +57,18 @@ def made(backbone):
 
 
 @pytest.fixture
-def kept(backbone, tmp_path):
-    """A function that leaves a method's file."""
+def save(backbone, tmp_path):
+    """A function that saves the prompt of a method and returns the path."""
 
-    def kept(module, name="prompt"):
+    def save(module, name="prompt"):
         path = tmp_path / f"{name}.safetensors"
         write_prompt(path, SavedPrompt(module.state_dict(), backbone_identity(backbone), dict(module.hparams)))
         return str(path)
 
-    return kept
+    return save
 
 
-def of_tasks(codec, *tasks, **how):
+def batch_of_tasks(codec, *tasks, **how):
     return replace(batch_of(codec, **how), task_ids=torch.tensor(tasks))
 
 
@@ -76,9 +76,9 @@ def of_tasks(codec, *tasks, **how):
 
 
 @pytest.mark.parametrize("rank", [1, 2])
-def test_mpt(made, backbone, rank):
-    module = shaken(made(MPT, length=3, rank=rank))
-    prompt = module.prompt(of_tasks(backbone.codec, 2, 0, 1, 2))
+def test_mpt(build, backbone, rank):
+    module = randomize(build(MPT, length=3, rank=rank))
+    prompt = module.prompt(batch_of_tasks(backbone.codec, 2, 0, 1, 2))
     for b, name in enumerate(("tone", "mood", "length", "tone")):
         u, v = module.u[name], module.v[name]
         for p in range(3):
@@ -87,19 +87,21 @@ def test_mpt(made, backbone, rank):
                 assert_close(prompt.tokens[b, p, h], module.shared[p, h] * factor, **CLOSE)
 
 
-def test_rows_of_one_task_share_one_prompt(made, backbone):
-    module = shaken(made(MPT, length=3))
-    one, mixed = (module.prompt(of_tasks(backbone.codec, *tasks)).tokens for tasks in ((1, 1, 1, 1), (1, 0, 1, 2)))
+def test_rows_of_one_task_share_one_prompt(build, backbone):
+    module = randomize(build(MPT, length=3))
+    one, mixed = (
+        module.prompt(batch_of_tasks(backbone.codec, *tasks)).tokens for tasks in ((1, 1, 1, 1), (1, 0, 1, 2))
+    )
     assert one.shape[0] == 1
     assert_close(one[0], mixed[0])
 
 
-def test_tasks_start_from_the_shared_prompt_itself_and_not_from_next_to_nothing(made, backbone, family):
-    batch = of_tasks(backbone.codec, 0, 1, 2, 0)
-    ours = made(MPT, length=20, init=Uniform())
+def test_tasks_start_from_the_shared_prompt_itself_and_not_from_next_to_nothing(build, backbone, family):
+    batch = batch_of_tasks(backbone.codec, 0, 1, 2, 0)
+    ours = build(MPT, length=20, init=Uniform())
     ratio = {}
     for name, start in (("ours", None), ("peft", NormalFactors(0.02))):
-        module = made(MPT, length=20, init=Uniform(), start=start)
+        module = build(MPT, length=20, init=Uniform(), start=start)
         module.shared.data = ours.shared.data.clone()
         LanguageModeling()(module.lm(), batch).loss.backward()
         size = module.prompt(batch).tokens.detach().norm() / module.shared.detach().norm() / 2  # of four rows
@@ -111,53 +113,53 @@ def test_tasks_start_from_the_shared_prompt_itself_and_not_from_next_to_nothing(
         assert ratio["peft"][1] < 0.01 * ratio["ours"][1]
 
 
-def test_a_higher_rank_changes_nothing_at_first_and_learns(made, backbone):
-    module = made(MPT, length=3, rank=3)
-    batch = of_tasks(backbone.codec, 0, 1, 2, 0)
+def test_a_higher_rank_changes_nothing_at_first_and_learns(build, backbone):
+    module = build(MPT, length=3, rank=3)
+    batch = batch_of_tasks(backbone.codec, 0, 1, 2, 0)
     assert_close(module.prompt(batch).tokens, module.shared.expand(4, -1, -1))
     LanguageModeling()(module.lm(), batch).loss.backward()
     for name in TASKS:
         assert (module.v[name].grad.abs().sum(1) > 0).all()
 
 
-def test_targets_start_from_the_mean_of_the_sources_factors_or_from_one_sources(made, backbone, kept):
-    source = shaken(made(MPT, length=3, rank=2))
-    path = kept(source)
+def test_targets_start_from_the_mean_of_the_sources_factors_or_from_one_sources(build, backbone, save):
+    source = randomize(build(MPT, length=3, rank=2))
+    path = save(source)
     shared = FromCheckpoint(path, "shared")
-    target = made(MPT, {"new": None, "other": None}, length=3, rank=2, init=shared, start=FromTasks(path))
+    target = build(MPT, {"new": None, "other": None}, length=3, rank=2, init=shared, start=FromTasks(path))
     assert_close(target.shared, source.shared)
     for letter in "uv":
         mean = sum(getattr(source, letter)[name] for name in TASKS) / 3
         assert_close(getattr(target, letter)["new"], mean)
         assert_close(getattr(target, letter)["other"], mean)
-    alone = made(MPT, None, length=3, rank=2, init=shared, start=FromTasks(path, "length"))
-    batch = of_tasks(backbone.codec, 1, 1, 1, 1)
+    alone = build(MPT, None, length=3, rank=2, init=shared, start=FromTasks(path, "length"))
+    batch = batch_of_tasks(backbone.codec, 1, 1, 1, 1)
     assert_close(alone.prompt(batch_of(backbone.codec)).tokens, source.prompt(batch).tokens)
 
 
-def test_factors_that_are_not_there_are_refused(made, kept):
-    path = kept(shaken(made(MPT, length=3)))
+def test_missing_factors_are_refused(build, save):
+    path = save(randomize(build(MPT, length=3)))
     with pytest.raises(ValueError, match=r"tasks \['length', 'mood', 'tone'\], expected taste"):
-        made(MPT, length=3, start=FromTasks(path, "taste"))
+        build(MPT, length=3, start=FromTasks(path, "taste"))
     with pytest.raises(ValueError, match="set length to 3 and rank to 1"):
-        made(MPT, length=4, start=FromTasks(path))
+        build(MPT, length=4, start=FromTasks(path))
     with pytest.raises(ValueError, match=r"tasks \[\], expected at least one task"):
-        made(MPT, length=3, start=FromTasks(kept(made(PromptTuning, length=3), "plain")))
+        build(MPT, length=3, start=FromTasks(save(build(PromptTuning, length=3), "plain")))
 
 
 @pytest.mark.parametrize("cls", [MPT, ATTEMPT])
-def test_rows_must_say_their_task_where_there_are_several(made, backbone, cls):
-    module = made(cls, **({"sources": SOURCES} if cls is ATTEMPT else {}))
+def test_rows_need_task_ids_if_there_are_several_tasks(build, backbone, cls):
+    module = build(cls, **({"sources": SOURCES} if cls is ATTEMPT else {}))
     with pytest.raises(ValueError, match=r"have no task_ids to select one of the tasks \['mood', 'length', 'tone'\]"):
         module.prompt(batch_of(backbone.codec))
     with pytest.raises(ValueError, match="task id 3 is out of range for 3 tasks"):
-        module.prompt(of_tasks(backbone.codec, 0, 3, 1, 2))
+        module.prompt(batch_of_tasks(backbone.codec, 0, 3, 1, 2))
 
 
 @pytest.mark.parametrize(("cls", "group"), [(MPT, "factors"), (ATTEMPT, "attention")])
-def test_two_learning_rates(made, cls, group):
+def test_two_learning_rates(build, cls, group):
     arguments = {"sources": SOURCES, "attention_lr": 0.5} if cls is ATTEMPT else {"factors_lr": 0.5}
-    module = made(cls, **arguments)
+    module = build(cls, **arguments)
     optimizer = module.configure_optimizers()
     rates = {id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]}
     apart = ("attention",) if cls is ATTEMPT else ("u.", "v.")
@@ -167,9 +169,9 @@ def test_two_learning_rates(made, cls, group):
     assert [g.get("name") for g in optimizer.param_groups] == ["prompt", group]
 
 
-def test_the_prompt_of_one_task_can_be_folded_with_its_head(made, backbone, kept, tmp_path):
+def test_the_prompt_of_one_task_can_be_folded_with_its_head(build, backbone, save, tmp_path):
     tasks = {"mood": CLASSES, "tone": CLASSES}
-    module = shaken(made(MPT, tasks, length=3, readout=ClassHead))
+    module = randomize(build(MPT, tasks, length=3, readout=ClassHead))
     with pytest.raises(ValueError, match="have no task_ids to select one of the tasks"):
         module.fold()
     saved = SavedPrompt(module.state_dict(), backbone_identity(backbone), dict(module.hparams))
@@ -178,7 +180,7 @@ def test_the_prompt_of_one_task_can_be_folded_with_its_head(made, backbone, kept
     write_prompt(tmp_path / "tone.safetensors", fold(module, saved, "tone"))
     folded = Folded(path=str(tmp_path / "tone.safetensors"), backbone=backbone.spec, classes=CLASSES, readout=ClassHead)
     folded.attach(backbone)
-    batch = of_tasks(backbone.codec, 1, 1, 1, 1)
+    batch = batch_of_tasks(backbone.codec, 1, 1, 1, 1)
     assert_close(folded.eval()(batch), module(batch), **CLOSE)
     assert_close(folded.lm().scores(batch), module.lm().scores(batch), **CLOSE)
 
@@ -187,9 +189,9 @@ def test_the_prompt_of_one_task_can_be_folded_with_its_head(made, backbone, kept
 
 
 @pytest.mark.parametrize("temperature", [None, 1.5])
-def test_attempt(made, backbone, temperature):
-    module = shaken(made(ATTEMPT, sources=SOURCES, length=3, bottleneck=4, temperature=temperature))
-    batch = of_tasks(backbone.codec, 2, 0, 1, 2)
+def test_attempt(build, backbone, temperature):
+    module = randomize(build(ATTEMPT, sources=SOURCES, length=3, bottleneck=4, temperature=temperature))
+    batch = batch_of_tasks(backbone.codec, 2, 0, 1, 2)
     prompt = module.prompt(batch)
     shares = []
     for b, name in enumerate(("tone", "mood", "length", "tone")):
@@ -211,10 +213,10 @@ def test_attempt(made, backbone, temperature):
     assert_close(prompt.logs["attention/private"], mean[2], atol=1e-4, rtol=1e-4)
 
 
-def test_sources_stay_or_learn_as_asked(made, backbone):
+def test_sources_are_frozen_or_trained(build, backbone):
     for trained in (False, True):
-        module = made(ATTEMPT, sources=SOURCES, length=3, train_sources=trained)
-        LanguageModeling()(module.lm(), of_tasks(backbone.codec, 0, 1, 2, 0)).loss.backward()
+        module = build(ATTEMPT, sources=SOURCES, length=3, train_sources=trained)
+        LanguageModeling()(module.lm(), batch_of_tasks(backbone.codec, 0, 1, 2, 0)).loss.backward()
         assert ((module.sources.grad is not None) and bool(module.sources.grad.abs().sum() > 0)) == trained
         assert "sources" in module.state_dict()
     with pytest.raises(ValueError, match="ATTEMPT requires sources"):
@@ -225,30 +227,31 @@ def test_sources_stay_or_learn_as_asked(made, backbone):
 
 
 def lstm_of_two_layers(network, tokens):
-    """Gate by gate, both ways; the second layer reads what both directions of the first said."""
-    said = list(tokens)
+    """Gate by gate, in both directions; the second layer reads the outputs of both directions of the first."""
+    output = list(tokens)
     for layer in range(2):
-        ways = []
-        for way, order in (("", range(len(said))), ("_reverse", reversed(range(len(said))))):
+        directions = []
+        for direction, order in (("", range(len(output))), ("_reverse", reversed(range(len(output))))):
             w_x, w_h, b_x, b_h = (
-                getattr(network, f"{name}_l{layer}{way}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+                getattr(network, f"{name}_l{layer}{direction}")
+                for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
             )
             h = c = torch.zeros(network.hidden_size)
             states = {}
             for p in order:
-                i, f, g, o = (w_x @ said[p] + b_x + w_h @ h + b_h).chunk(4)
+                i, f, g, o = (w_x @ output[p] + b_x + w_h @ h + b_h).chunk(4)
                 c = f.sigmoid() * c + i.sigmoid() * g.tanh()
                 states[p] = h = o.sigmoid() * c.tanh()
-            ways.append(states)
-        said = [torch.cat([ways[0][p], ways[1][p]]) for p in range(len(said))]
-    return torch.stack(said)
+            directions.append(states)
+        output = [torch.cat([directions[0][p], directions[1][p]]) for p in range(len(output))]
+    return torch.stack(output)
 
 
 @pytest.mark.parametrize("recurrent", [True, False])
 @torch.no_grad()
-def test_transprompt(made, backbone, recurrent):
-    module = shaken(made(TransPrompt, length=3, share=0.3, recurrent=recurrent), 0.5)
-    prompt = module.prompt(of_tasks(backbone.codec, 2, 0, 1, 2))
+def test_transprompt(build, backbone, recurrent):
+    module = randomize(build(TransPrompt, length=3, share=0.3, recurrent=recurrent), 0.5)
+    prompt = module.prompt(batch_of_tasks(backbone.codec, 2, 0, 1, 2))
 
     def encoded(network, tokens):
         return lstm_of_two_layers(network.lstm, tokens) if recurrent else tokens
@@ -279,24 +282,24 @@ MIXED = {
 
 @pytest.mark.parametrize("name", MIXED)
 @torch.no_grad()
-def test_rows_of_several_tasks_say_what_they_say_with_their_own_task_alone(made, backbone, name):
+def test_rows_of_several_tasks_equal_each_row_with_its_task_alone(build, backbone, name):
     cls, arguments = MIXED[name]
-    module = shaken(made(cls, **arguments), 0.5)
+    module = randomize(build(cls, **arguments), 0.5)
     tasks = (2, 0, 1, 2)
-    batch = of_tasks(backbone.codec, *tasks)
+    batch = batch_of_tasks(backbone.codec, *tasks)
     together = module(batch)
     for b, task in enumerate(tasks):
-        alone = module(of_tasks(backbone.codec, *[task] * 4).only([b]))
+        alone = module(batch_of_tasks(backbone.codec, *[task] * 4).only([b]))
         assert_close(real(batch.only([b]), together[b : b + 1]), real(batch.only([b]), alone), **CLOSE)
-        others = module(of_tasks(backbone.codec, *[(task + 1) % 3] * 4).only([b]))
+        others = module(batch_of_tasks(backbone.codec, *[(task + 1) % 3] * 4).only([b]))
         assert (others - alone).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("name", MIXED)
-def test_every_task_learns_from_its_own_rows_alone(made, backbone, name):
+def test_every_task_learns_from_its_own_rows_alone(build, backbone, name):
     cls, arguments = MIXED[name]
-    module = shaken(made(cls, **arguments), 0.5)
-    LanguageModeling()(module.lm(), of_tasks(backbone.codec, 2, 0, 2, 0)).loss.backward()
+    module = randomize(build(cls, **arguments), 0.5)
+    LanguageModeling()(module.lm(), batch_of_tasks(backbone.codec, 2, 0, 2, 0)).loss.backward()
     for key, parameter in module.named_parameters():
         if parameter.requires_grad:
             assert bool(parameter.grad.abs().sum() > 0) == ("length" not in key), key
@@ -305,30 +308,32 @@ def test_every_task_learns_from_its_own_rows_alone(made, backbone, name):
 # Distillation
 
 
-def files(made, kept):
-    teachers = [shaken(made(PromptTuning, None, length=n), 0.5) for n in (2, 4, 3)]
-    return teachers, [kept(teacher, f"teacher_{n}") for n, teacher in enumerate(teachers)]
+def save_teachers(build, save):
+    teachers = [randomize(build(PromptTuning, None, length=n), 0.5) for n in (2, 4, 3)]
+    return teachers, [save(teacher, f"teacher_{n}") for n, teacher in enumerate(teachers)]
 
 
 @pytest.mark.parametrize("hidden", [0.0, 0.7])
-def test_distillation(made, backbone, kept, hidden):
-    teachers, paths = files(made, kept)
-    student = shaken(made(MPT, length=3), 0.5)
+def test_distillation(build, backbone, save, hidden):
+    teachers, paths = save_teachers(build, save)
+    student = randomize(build(MPT, length=3), 0.5)
     tasks = (2, 0, 1, 2)
-    batch = of_tasks(backbone.codec, *tasks)
+    batch = batch_of_tasks(backbone.codec, *tasks)
     objective = Distillation(paths, weight=0.9, hidden=hidden, base=LanguageModeling())
     total = 0.0
     for task in range(3):
-        own = batch.only([b for b in range(4) if tasks[b] == task])
-        given = teachers[task].prompt(own)
-        q, p = (lm(own).softmax(-1) for lm in (teachers[task].lm(), student.lm()))
-        divergence = [
-            (q[b, u] * (q[b, u].log() - p[b, u].log())).sum()
-            for b in range(len(own)) for u in range(own.targets.shape[1]) if own.targets[b, u] != -100
-        ]  # fmt: skip
+        rows_of_task = batch.only([b for b in range(4) if tasks[b] == task])
+        teacher_prompt = teachers[task].prompt(rows_of_task)
+        q, p = (lm(rows_of_task).softmax(-1) for lm in (teachers[task].lm(), student.lm()))
+        divergence = []
+        for b, u in (rows_of_task.targets != -100).nonzero().tolist():
+            divergence.append((q[b, u] * (q[b, u].log() - p[b, u].log())).sum())
         distance = sum(divergence) / len(divergence)
-        states = [backbone.hidden_states(own, prompt)[own.mask] for prompt in (given, student.prompt(own))]
-        total += len(own) / 4 * (distance + hidden * ((states[0] - states[1]) ** 2).mean())
+        states = [
+            backbone.hidden_states(rows_of_task, prompt)[rows_of_task.mask]
+            for prompt in (teacher_prompt, student.prompt(rows_of_task))
+        ]
+        total += len(rows_of_task) / 4 * (distance + hidden * ((states[0] - states[1]) ** 2).mean())
     outcome = objective(student.lm(), batch)
     assert_close(outcome.loss, LanguageModeling()(student.lm(), batch).loss + 0.9 * total, **CLOSE)
     assert_close(outcome.logs["distillation"], total, **CLOSE)
@@ -336,14 +341,14 @@ def test_distillation(made, backbone, kept, hidden):
     assert student.shared.grad.abs().sum() > 0
 
 
-def test_a_student_that_is_its_teacher_has_nothing_to_learn_from_it(made, backbone, kept):
-    (teacher, *_), (path, *_) = files(made, kept)
+def test_a_student_equal_to_its_teacher_has_no_distillation_loss(build, backbone, save):
+    (teacher, *_), (path, *_) = save_teachers(build, save)
     objective = Distillation([path], hidden=1.0, base=LanguageModeling())
-    logs = objective(teacher.lm(), of_tasks(backbone.codec, 0, 1, 2, 0)).logs
+    logs = objective(teacher.lm(), batch_of_tasks(backbone.codec, 0, 1, 2, 0)).logs
     assert logs["distillation"].abs() < 1e-6
 
 
-def asked(monkeypatch):
+def count_passes(monkeypatch):
     """Counts the passes of teachers."""
     passes, answer = [], Teacher.answer
     monkeypatch.setattr(Teacher, "answer", lambda *given: passes.append(1) or answer(*given))
@@ -351,39 +356,37 @@ def asked(monkeypatch):
 
 
 @pytest.mark.parametrize("hidden", [0.0, 0.7])
-def test_teachers_whose_answers_are_kept_teach_the_same_and_are_not_asked_twice(
-    made, backbone, kept, hidden, monkeypatch
-):
-    _, paths = files(made, kept)
-    student = shaken(made(MPT, length=3), 0.5)
-    batch = of_tasks(backbone.codec, 2, 0, 1, 2)
-    passes = asked(monkeypatch)
+def test_cached_teacher_outputs_give_the_same_loss_without_a_second_pass(build, backbone, save, hidden, monkeypatch):
+    _, paths = save_teachers(build, save)
+    student = randomize(build(MPT, length=3), 0.5)
+    batch = batch_of_tasks(backbone.codec, 2, 0, 1, 2)
+    passes = count_passes(monkeypatch)
 
-    def learnt(disk, batch):
+    def train_step(disk, batch):
         student.zero_grad()
         loss = Distillation(paths, hidden=hidden, base=LanguageModeling(), disk=disk)(student.lm(), batch).loss
         loss.backward()
         return loss.detach(), {name: p.grad.clone() for name, p in student.named_parameters() if p.grad is not None}
 
-    live = learnt(0, batch)
+    live = train_step(0, batch)
     assert len(passes) == 3
-    first, again = learnt(1, batch), learnt(1, batch)
+    first, again = train_step(1, batch), train_step(1, batch)
     assert len(passes) == 6
     assert torch.equal(first[0], live[0])
     assert torch.equal(again[0], live[0])
     assert all(torch.equal(again[1][name], live[1][name]) for name in live[1])
     turned = batch.only([3, 2, 1, 0])
-    assert_close(learnt(1, turned)[0], learnt(0, turned)[0], **CLOSE)
-    other = of_tasks(backbone.codec, 2, 0, 1, 2, targets=("sad", "bad", "dull", "good"))
-    assert_close(learnt(1, other)[0], learnt(0, other)[0], **CLOSE)
-    assert (learnt(0, other)[0] - live[0]).abs() > 1e-3
+    assert_close(train_step(1, turned)[0], train_step(0, turned)[0], **CLOSE)
+    other = batch_of_tasks(backbone.codec, 2, 0, 1, 2, targets=("sad", "bad", "dull", "good"))
+    assert_close(train_step(1, other)[0], train_step(0, other)[0], **CLOSE)
+    assert (train_step(0, other)[0] - live[0]).abs() > 1e-3
 
 
-def test_answers_are_kept_by_teacher_and_within_their_bytes(made, backbone, kept, monkeypatch):
-    _, paths = files(made, kept)
-    student = shaken(made(MPT, length=3), 0.5)
-    passes = asked(monkeypatch)
-    batch = of_tasks(backbone.codec, 0, 0, 0, 0)
+def test_teacher_outputs_are_cached_by_teacher_and_within_the_size_limit(build, backbone, save, monkeypatch):
+    _, paths = save_teachers(build, save)
+    student = randomize(build(MPT, length=3), 0.5)
+    passes = count_passes(monkeypatch)
+    batch = batch_of_tasks(backbone.codec, 0, 0, 0, 0)
     both = [Distillation([path], base=LanguageModeling(), disk=1)(student.lm(), batch).loss for path in paths[:2]]
     assert (both[0] - both[1]).abs() > 1e-3
     assert len(passes) == 2
@@ -396,82 +399,87 @@ def test_answers_are_kept_by_teacher_and_within_their_bytes(made, backbone, kept
         assert 0 < sum(f.stat().st_size for f in answers.folder.glob("*.safetensors")) <= 2000
 
 
-def test_teachers_may_be_of_any_method_and_stay_as_they_are(made, backbone, kept):
-    teacher = shaken(made(DePT, None, length=2, rank=2, max_tokens=6), 0.5)
-    objective = Distillation([kept(teacher)], base=LanguageModeling())
-    student = made(MPT, length=3)
-    batch = of_tasks(backbone.codec, 0, 1, 2, 0)
+def test_teachers_may_use_any_method_and_do_not_change(build, backbone, save):
+    teacher = randomize(build(DePT, None, length=2, rank=2, max_tokens=6), 0.5)
+    objective = Distillation([save(teacher)], base=LanguageModeling())
+    student = build(MPT, length=3)
+    batch = batch_of_tasks(backbone.codec, 0, 1, 2, 0)
     loss = objective(student.lm(), batch).loss
     lm = PromptedLM(backbone, teacher.prompt)
     q, p = lm(batch).log_softmax(-1), student.lm()(batch).log_softmax(-1)
-    said = batch.targets != -100
-    expected = ((q.exp() * (q - p)).sum(-1) * said).sum() / said.sum()
+    is_target = batch.targets != -100
+    expected = ((q.exp() * (q - p)).sum(-1) * is_target).sum() / is_target.sum()
     parts = [(q, p)[0][b : b + 1] for b in range(4)]
     assert len(parts) == 4
     weighed = 0.0
     for task in range(3):
         rows = [b for b, of in enumerate((0, 1, 2, 0)) if of == task]
-        own = said[rows]
-        weighed += len(rows) / 4 * ((q[rows].exp() * (q[rows] - p[rows])).sum(-1) * own).sum() / own.sum()
+        is_target_of_task = is_target[rows]
+        weighed += (
+            len(rows)
+            / 4
+            * ((q[rows].exp() * (q[rows] - p[rows])).sum(-1) * is_target_of_task).sum()
+            / is_target_of_task.sum()
+        )
     assert_close(loss, LanguageModeling()(student.lm(), batch).loss + 0.9 * weighed, atol=1e-4, rtol=1e-4)
     assert expected > 0
     loss.backward()
     assert not [n for n, _ in student.named_parameters() if "teacher" in n]
     with pytest.raises(ValueError, match="rows are of task 2, but there are 2 teachers"):
-        Distillation([kept(teacher), kept(teacher)], base=LanguageModeling())(student.lm(), batch)
+        Distillation([save(teacher), save(teacher)], base=LanguageModeling())(student.lm(), batch)
 
 
 # A bank of prompts
 
 
-def bank_of(made, backbone, kept):
+def build_bank(build, backbone, save):
     """Prompts of several methods and lengths, each by itself, and a bank of them."""
     names = ("plain", "prefix", "dept", "smop")
     alone = dict(
         zip(
             names,
             (
-                shaken(made(PromptTuning, None, length=4), 0.3),
-                shaken(made(PrefixTuning, None, length=2, width=None), 0.3),
-                shaken(made(DePT, None, length=2, rank=2, max_tokens=6), 0.3),
-                shaken(made(SMoP, None, length=3, experts=2), 0.3),
+                randomize(build(PromptTuning, None, length=4), 0.3),
+                randomize(build(PrefixTuning, None, length=2, width=None), 0.3),
+                randomize(build(DePT, None, length=2, rank=2, max_tokens=6), 0.3),
+                randomize(build(SMoP, None, length=3, experts=2), 0.3),
             ),
             strict=True,
         )
     )
-    paths = {name: kept(alone[name], name) for name in reversed(names)}
+    paths = {name: save(alone[name], name) for name in reversed(names)}
     bank = PromptBank(paths, backbone=backbone.spec, classes_by_task=dict.fromkeys(names))
     bank.attach(backbone)
     return alone, bank.eval(), paths
 
 
 @torch.no_grad()
-def test_rows_with_prompts_of_several_methods_are_what_each_is_alone(made, backbone, kept, family):
-    alone, bank, _ = bank_of(made, backbone, kept)
+def test_rows_with_prompts_of_several_methods_are_what_each_is_alone(build, backbone, save, family):
+    alone, bank, _ = build_bank(build, backbone, save)
     modules = list(alone.values())
     for tasks in ((0, 1, 2, 3), (3, 2, 1, 0), (1, 1, 3, 0), (2, 2, 2, 2)):
-        batch = of_tasks(backbone.codec, *tasks, template="{text}{soft} it was {target}")
+        batch = batch_of_tasks(backbone.codec, *tasks, template="{text}{soft} it was {target}")
         together = bank(batch)
         for b, task in enumerate(tasks):
             one = batch.only([b])
             assert_close(real(one, together[b : b + 1]), real(one, modules[task](one)), **CLOSE)
         if family == "bert":
             continue
-        said = bank.lm().generate(batch, max_new_tokens=4)
+        output = bank.lm().generate(batch, max_new_tokens=4)
         for b, task in enumerate(tasks):
             expected = modules[task].lm().generate(batch.only([b]), max_new_tokens=4)[0]
-            assert said[b, : len(expected)].tolist()[: len(expected)] == expected.tolist()
+            assert output[b, : len(expected)].tolist()[: len(expected)] == expected.tolist()
 
 
 @torch.no_grad()
-def test_32_rows_over_8_prompts_of_3_methods_and_4_lengths_are_what_each_is_alone(made, backbone, kept, family):
+def test_32_rows_over_8_prompts_of_3_methods_and_4_lengths_are_what_each_is_alone(build, backbone, save, family):
     cases = [(PromptTuning, {}), (PrefixTuning, {"width": None}), (DePT, {"rank": 2, "max_tokens": 6})]
     alone = [
-        shaken(made(cls, None, length=length, **options), 0.3)
+        randomize(build(cls, None, length=length, **options), 0.3)
         for (cls, options), length in zip(islice(cycle(cases), 8), (1, 2, 3, 5) * 2, strict=True)
     ]
     names = [f"task_{number}" for number in range(8)]
-    paths = {name: kept(module, name) for name, module in zip(names, alone, strict=True)}
+    paths = {name: save(module, name) for name, module in zip(names, alone, strict=True)}
     bank = PromptBank(paths, backbone=backbone.spec, classes_by_task=dict.fromkeys(names))
     bank.attach(backbone)
     tasks = torch.randperm(32, generator=torch.Generator().manual_seed(3)).remainder(8).tolist()
@@ -480,34 +488,34 @@ def test_32_rows_over_8_prompts_of_3_methods_and_4_lengths_are_what_each_is_alon
     batch = batch_of(backbone.codec, "{soft}{text} it was {target}", texts, targets)
     batch = replace(batch, task_ids=torch.tensor(tasks))
     together = bank.eval()(batch)
-    said = None if family == "bert" else bank.lm().generate(batch, max_new_tokens=4)
+    output = None if family == "bert" else bank.lm().generate(batch, max_new_tokens=4)
     for b, task in enumerate(tasks):
         one = batch.only([b])
         assert_close(real(one, together[b : b + 1]), real(one, alone[task](one)), **CLOSE)
-        if said is not None:
+        if output is not None:
             expected = alone[task].lm().generate(one, max_new_tokens=4)[0]
-            assert said[b, : len(expected)].tolist() == expected.tolist()
+            assert output[b, : len(expected)].tolist() == expected.tolist()
 
 
 @torch.no_grad()
-def test_a_bank_reads_classes_as_each_prompt_learnt_to_and_is_loaded_again(made, backbone, kept, family):
+def test_a_bank_reads_classes_as_each_prompt_learnt_to_and_is_loaded_again(build, backbone, save, family):
     if family in SEQ2SEQ:
         pytest.skip("heads read encoders and decoders alike")
     classes = {"mood": CLASSES, "tone": CLASSES}
     alone = {
-        name: shaken(PromptTuningOn(backbone, length=n, classes=CLASSES, readout=ClassHead), 0.5)
+        name: randomize(PromptTuningOn(backbone, length=n, classes=CLASSES, readout=ClassHead), 0.5)
         for n, name in enumerate(classes, 2)
     }
-    paths = {name: kept(module, name) for name, module in alone.items()}
+    paths = {name: save(module, name) for name, module in alone.items()}
     bank = PromptBank(paths, backbone=backbone.spec, classes_by_task=classes, readout=ClassHead)
     bank.attach(backbone)
-    batch = of_tasks(backbone.codec, 1, 1, 1, 1)
+    batch = batch_of_tasks(backbone.codec, 1, 1, 1, 1)
     assert_close(bank.eval().lm().scores(batch), alone["tone"].lm().scores(batch), **CLOSE)
     state = bank.state_dict()
     assert not [key for key in state if "backbone" in key]
     again = PromptBank(paths, backbone=backbone.spec, classes_by_task=classes, readout=ClassHead)
     again.attach(backbone)
-    shaken(again).load_state_dict(state)
+    randomize(again).load_state_dict(state)
     assert torch.equal(again.eval()(batch), bank(batch))
 
 
@@ -517,8 +525,8 @@ def PromptTuningOn(backbone, **arguments):  # noqa: N802 (it makes one)
     return module.eval()
 
 
-def test_a_bank_wants_a_prompt_for_each_task_of_this_backbone(made, backbone, kept, family, load):
-    _, bank, paths = bank_of(made, backbone, kept)
+def test_a_bank_requires_a_prompt_for_each_task_of_this_backbone(build, backbone, save, family, load):
+    _, bank, paths = build_bank(build, backbone, save)
     with pytest.raises(ValueError, match="have no task_ids to select one of the prompts"):
         bank.prompt(batch_of(backbone.codec))
     with pytest.raises(ValueError, match="one for each of the tasks"):

@@ -20,18 +20,18 @@ def lm(backbone):
     return method.lm()
 
 
-def losses(lm, batch):
+def losses_of_rows(lm, batch):
     """Of each row, token by token."""
     logits = lm(batch).log_softmax(-1)
     return [
-        [-float(row[u, t]) for u, t in enumerate(said) if t >= 0]
-        for row, said in zip(logits, batch.targets, strict=True)
+        [-float(row[u, t]) for u, t in enumerate(targets) if t >= 0]
+        for row, targets in zip(logits, batch.targets, strict=True)
     ]
 
 
 def test_the_average_is_over_tokens_or_over_rows(lm):
     batch = batch_of(lm.backbone.codec, TEMPLATES["middle"])
-    each = losses(lm, batch)
+    each = losses_of_rows(lm, batch)
     assert len({len(row) for row in each}) > 1
     assert_close(float(LanguageModeling()(lm, batch).loss), fmean([loss for row in each for loss in row]))
     assert_close(float(LanguageModeling(average="rows")(lm, batch).loss), fmean(map(fmean, each)))
@@ -39,27 +39,27 @@ def test_the_average_is_over_tokens_or_over_rows(lm):
 
 def test_smoothing_gives_a_share_to_all_words(lm):
     batch = batch_of(lm.backbone.codec)
-    said = batch.targets >= 0
-    even = -lm(batch).log_softmax(-1).mean(-1)[said].mean()
+    is_target = batch.targets >= 0
+    even = -lm(batch).log_softmax(-1).mean(-1)[is_target].mean()
     expected = 0.8 * LanguageModeling()(lm, batch).loss + 0.2 * even
     assert_close(LanguageModeling(label_smoothing=0.2)(lm, batch).loss, expected)
 
 
 def source_losses(lm, row, soft):
     """Of the words of a row but the first, its soft tokens put in by hand."""
-    words, heard, said = row.ids[: row.answers[0]], [], []
+    words, embeds, positions = row.ids[: row.answers[0]], [], []
     for n, word in enumerate(words):
-        heard += [*soft] * (n in row.slots)
-        said.append(len(heard) - 1)
-        heard.append(lm.backbone.embed(torch.tensor(word)))
-    logits = lm.backbone.model(inputs_embeds=torch.stack(heard)[None]).logits[0].log_softmax(-1)
-    return [-float(logits[at, word]) for at, word in zip(said[1:], words[1:], strict=True)]
+        embeds += [*soft] * (n in row.slots)
+        positions.append(len(embeds) - 1)
+        embeds.append(lm.backbone.embed(torch.tensor(word)))
+    logits = lm.backbone.model(inputs_embeds=torch.stack(embeds)[None]).logits[0].log_softmax(-1)
+    return [-float(logits[at, word]) for at, word in zip(positions[1:], words[1:], strict=True)]
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES.keys())
 @pytest.mark.parametrize("family", CAUSAL)
-def test_the_source_counts_as_much_as_it_is_told_to(lm, family, template, side):
+def test_the_source_loss_has_its_weight(lm, family, template, side):
     codec = type(lm.backbone.codec)(lm.backbone.codec.tokenizer, side)
     batch = batch_of(codec, template)
     outcome = LanguageModeling(source_weight=0.3)(lm, batch)

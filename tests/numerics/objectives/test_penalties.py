@@ -47,19 +47,19 @@ def test_uniform_norm(lm, batch, tokens, order):
 def test_the_schedule_of_the_paper(lm, batch):
     whole = UniformNorm(1.0, schedule="constant")(lm, batch, 0.0)
     for epoch in (0, 10, 25, 50):
-        left = 1 - 1 / (1 + exp(-0.2 * (epoch - 50 / 2)))
-        assert_close(UniformNorm(1.0)(lm, batch, epoch / 50), left * whole)
+        share = 1 - 1 / (1 + exp(-0.2 * (epoch - 50 / 2)))
+        assert_close(UniformNorm(1.0)(lm, batch, epoch / 50), share * whole)
 
 
-def test_aware_norm_penalises_what_does_better_smaller(lm, batch, tokens, monkeypatch):
-    """Every position is tried; those at which accuracy is said to rise are kept."""
+def test_aware_norm_penalizes_tokens_that_improve_accuracy_when_scaled_down(lm, batch, tokens, monkeypatch):
+    """Tries every position and penalizes those at which accuracy rises."""
     better = {0: False, 1: True, 2: False, 3: True}
 
-    def said(tried, _):
+    def measure(tried, _):
         changed = (tried.prompt(batch).tokens != tokens).any(-1)[0].nonzero()[:, 0].tolist()
         return 0.5 + 0.25 * (len(changed) == 1 and better[changed[0]])
 
-    monkeypatch.setattr("lightning_softprompt.objectives.penalties.accuracy", said)
+    monkeypatch.setattr("lightning_softprompt.objectives.penalties.accuracy", measure)
     penalty = AwareNorm(2.0, positions=4, schedule="constant", relative=False)
     assert_close(penalty(lm, batch, 0.0), 2.0 * (tokens[0, 1].norm() + tokens[0, 3].norm()) / 2)
     assert_close(AwareNorm(2.0, 4, schedule="constant", relative=False, tested=False)(lm, batch, 0.0),

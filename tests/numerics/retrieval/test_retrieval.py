@@ -28,7 +28,7 @@ TEXTS = [
 ]
 
 
-def documents(texts=TEXTS):
+def make_documents(texts=TEXTS):
     return [Document(f"d{number}", "", text) for number, text in enumerate(texts)]
 
 
@@ -48,14 +48,14 @@ def bm25(question, texts, k1, b):
 
 @pytest.mark.parametrize(("k1", "b"), [(1.5, 0.75), (0.9, 0.4), (2.0, 1.0)])
 def test_bm25_is_its_formula(tmp_path, k1, b):
-    build_index(tmp_path / "index", documents(), IndexSettings(encoder=None, k1=k1, b=b))
+    build_index(tmp_path / "index", make_documents(), IndexSettings(encoder=None, k1=k1, b=b))
     index = Index(tmp_path / "index")
     for question in ("funny dogs", "dog dog film", "a film that ends", "the great unknown"):
         scores = bm25(question, TEXTS, k1, b)
-        found = index.lexical([question], 10)[0]
-        wanted = sorted((row for row, score in enumerate(scores) if score > 0), key=lambda row: (-scores[row], row))
-        assert found.rows.tolist() == wanted
-        np.testing.assert_allclose(found.scores, [scores[row] for row in wanted], rtol=1e-5)
+        results = index.lexical([question], 10)[0]
+        expected = sorted((row for row, score in enumerate(scores) if score > 0), key=lambda row: (-scores[row], row))
+        assert results.rows.tolist() == expected
+        np.testing.assert_allclose(results.scores, [scores[row] for row in expected], rtol=1e-5)
     assert not len(index.lexical(["unheard words"], 3)[0])
 
 
@@ -64,7 +64,7 @@ def test_vectors_are_pooled_states_of_length_one(tiny_folder, tmp_path, pool):
     folder = tmp_path / "encoder"
     folder.symlink_to(tiny_folder("bert"))
     if pool == "cls":
-        folder = copied(tiny_folder("bert"), tmp_path / "cls")
+        folder = copy_folder(tiny_folder("bert"), tmp_path / "cls")
         (folder / "1_Pooling").mkdir()
         (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
     encoder = SentenceEncoder(str(folder), device="cpu")
@@ -76,14 +76,14 @@ def test_vectors_are_pooled_states_of_length_one(tiny_folder, tmp_path, pool):
         np.testing.assert_allclose(vector, (pooled / pooled.norm()).detach().numpy(), atol=1e-6)
 
 
-def copied(source, target):
+def copy_folder(source, target):
     import shutil
 
     return shutil.copytree(source, target)
 
 
-def test_what_the_encoders_files_say_goes_before_texts(tiny_folder, tmp_path):
-    folder = copied(tiny_folder("bert"), tmp_path / "encoder")
+def test_prompts_in_the_files_of_an_encoder_precede_texts(tiny_folder, tmp_path):
+    folder = copy_folder(tiny_folder("bert"), tmp_path / "encoder")
     plain = SentenceEncoder(str(folder), device="cpu")
     file = folder / "config_sentence_transformers.json"
     file.write_text('{"prompts": {"query": "what is ", "document": "story : "}}')
@@ -95,8 +95,8 @@ def test_what_the_encoders_files_say_goes_before_texts(tiny_folder, tmp_path):
     np.testing.assert_array_equal(encoder.passages(["a dog"]), plain.passages(["story : a dog"]))
 
 
-def test_an_encoder_that_pools_otherwise_is_refused(tiny_folder, tmp_path):
-    folder = copied(tiny_folder("bert"), tmp_path / "encoder")
+def test_an_encoder_with_unknown_pooling_is_refused(tiny_folder, tmp_path):
+    folder = copy_folder(tiny_folder("bert"), tmp_path / "encoder")
     (folder / "1_Pooling").mkdir()
     (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_weightedmean_tokens": true}')
     with pytest.raises(ValueError, match="pools by pooling_mode_weightedmean_tokens; known are"):
@@ -108,45 +108,45 @@ def test_dense_search_finds_the_largest_products(tiny_folder, tmp_path, store):
     rng = random.Random(0)
     texts = [" ".join(rng.choices(tiny.WORDS, k=6)) for _ in range(150)]
     name = str(tiny_folder("bert"))
-    build_index(tmp_path / "index", documents(texts), IndexSettings(encoder=name, store=store))
+    build_index(tmp_path / "index", make_documents(texts), IndexSettings(encoder=name, store=store))
     index = Index(tmp_path / "index")
     assert len(index) == 150
     encoder = SentenceEncoder(name, device="cpu")
     questions = texts[:5] + [" ".join(rng.choices(tiny.WORDS, k=4)) for _ in range(5)]
-    vectors, asked = encoder.passages(texts), encoder.questions(questions)
-    for found, question in zip(index.dense(questions, 7), asked, strict=True):
+    vectors, question_vectors = encoder.passages(texts), encoder.questions(questions)
+    for results, question in zip(index.dense(questions, 7), question_vectors, strict=True):
         products = [math.fsum(float(a) * float(b) for a, b in zip(vector, question, strict=True)) for vector in vectors]
-        np.testing.assert_allclose(found.scores, sorted(products, reverse=True)[:7], atol=1e-5)
-        np.testing.assert_allclose(found.scores, [products[row] for row in found.rows], atol=1e-5)
+        np.testing.assert_allclose(results.scores, sorted(products, reverse=True)[:7], atol=1e-5)
+        np.testing.assert_allclose(results.scores, [products[row] for row in results.rows], atol=1e-5)
 
 
-def ranking(*pairs):
+def make_ranking(*pairs):
     return Ranking(np.array([row for row, _ in pairs], np.int64), np.array([score for _, score in pairs], np.float32))
 
 
-LEXICAL, DENSE = ranking((3, 9.0), (1, 5.0), (7, 1.0)), ranking((1, 0.9), (2, 0.7), (3, 0.65), (9, 0.5))
+LEXICAL, DENSE = make_ranking((3, 9.0), (1, 5.0), (7, 1.0)), make_ranking((1, 0.9), (2, 0.7), (3, 0.65), (9, 0.5))
 
 
 def test_reciprocal_rank_fusion_is_its_formula():
-    wanted = {}
+    expected = {}
     for weight, ranked in ((0.3, [3, 1, 7]), (0.7, [1, 2, 3, 9])):
         for rank, row in enumerate(ranked, start=1):
-            wanted[row] = wanted.get(row, 0) + weight / (20 + rank)
-    found = ReciprocalRank(offset=20, dense=0.7)(LEXICAL, DENSE, 4)
-    assert found.rows.tolist() == sorted(wanted, key=wanted.get, reverse=True)[:4]
-    np.testing.assert_allclose(found.scores, sorted(wanted.values(), reverse=True)[:4], rtol=1e-6)
+            expected[row] = expected.get(row, 0) + weight / (20 + rank)
+    results = ReciprocalRank(offset=20, dense=0.7)(LEXICAL, DENSE, 4)
+    assert results.rows.tolist() == sorted(expected, key=expected.get, reverse=True)[:4]
+    np.testing.assert_allclose(results.scores, sorted(expected.values(), reverse=True)[:4], rtol=1e-6)
 
 
 def test_weighted_scores_are_their_formula():
-    wanted = {3: 0.6 * 1 + 0.4 * 0.375, 1: 0.6 * 0.5 + 0.4 * 1, 7: 0.0, 2: 0.4 * 0.5, 9: 0.0}
-    found = WeightedScores(dense=0.4)(LEXICAL, DENSE, 10)
-    assert found.rows.tolist() == sorted(wanted, key=lambda row: (-wanted[row], row))
-    np.testing.assert_allclose(found.scores, sorted(wanted.values(), reverse=True), atol=1e-6)
+    expected = {3: 0.6 * 1 + 0.4 * 0.375, 1: 0.6 * 0.5 + 0.4 * 1, 7: 0.0, 2: 0.4 * 0.5, 9: 0.0}
+    results = WeightedScores(dense=0.4)(LEXICAL, DENSE, 10)
+    assert results.rows.tolist() == sorted(expected, key=lambda row: (-expected[row], row))
+    np.testing.assert_allclose(results.scores, sorted(expected.values(), reverse=True), atol=1e-6)
 
 
 @pytest.mark.parametrize("fusion", [ReciprocalRank(), WeightedScores()])
-def test_what_one_ranking_does_not_find_the_other_may(fusion):
-    nothing = ranking()
+def test_one_ranking_may_be_empty(fusion):
+    nothing = make_ranking()
     assert fusion(nothing, DENSE, 2).rows.tolist() == [1, 2]
     assert fusion(LEXICAL, nothing, 2).rows.tolist() == [3, 1]
     assert not len(fusion(nothing, nothing, 2))
@@ -158,7 +158,7 @@ def test_a_weight_is_a_share(fusion):
         fusion(dense=1.5)
 
 
-def test_ties_go_to_what_stands_first_whatever_k():
+def test_ties_are_ranked_by_row_for_every_k():
     rng = np.random.default_rng(0)
     rows = rng.permutation(200)
     scores = rng.integers(0, 5, 200).astype(np.float32)
@@ -176,13 +176,13 @@ def test_a_cross_encoder_puts_passages_in_the_order_of_its_scores(tmp_path):
     tokenizer.save_pretrained(tmp_path / "judge")
     passages = [Passage(f"d{n}", "story" if n % 2 else "", text, "", 0, len(text)) for n, text in enumerate(TEXTS * 8)]
     judge = CrossEncoder(str(tmp_path / "judge"), device="cpu")
-    wanted = []
+    expected = []
     for passage in passages:
         with torch.inference_mode():
-            wanted.append(float(model(**tokenizer("what dog ?", passage.searched, return_tensors="pt")).logits))
-    np.testing.assert_allclose(judge.scores("what dog ?", passages), wanted, atol=1e-5)
-    found = rerank(judge, ["what dog ?"], [ranking((4, 3.0), (2, 2.0), (0, 1.0))], passages, 2)[0]
-    assert found.rows.tolist() == sorted([4, 2, 0], key=lambda row: -wanted[row])[:2]
+            expected.append(float(model(**tokenizer("what dog ?", passage.searched, return_tensors="pt")).logits))
+    np.testing.assert_allclose(judge.scores("what dog ?", passages), expected, atol=1e-5)
+    results = rerank(judge, ["what dog ?"], [make_ranking((4, 3.0), (2, 2.0), (0, 1.0))], passages, 2)[0]
+    assert results.rows.tolist() == sorted([4, 2, 0], key=lambda row: -expected[row])[:2]
 
 
 def test_a_cross_encoder_with_several_classes_is_refused(tmp_path):
