@@ -1,1 +1,1 @@
-"""Frozen language models: one family of architectures a file, behind the contracts `Codec` and `Backbone`."""
+"""Frozen language models: one file for each family of architectures, which implements `Codec` and `Backbone`."""

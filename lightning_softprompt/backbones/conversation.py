@@ -1,4 +1,4 @@
-"""Several turns on one kept cache."""
+"""Conversations of several turns, with one cache."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from lightning_softprompt.core.types import Batch, SoftPrompt, Text
 
 @final
 class Conversation:
-    """A row that continues: what was read and generated stays in a cache, the soft prompt with it.
+    """A row to which turns are added. The soft prompt and all text of earlier turns are cached.
 
-    A model that keeps something else than keys and values of its tokens reads the whole conversation for each answer.
+    A model that caches more than the keys and values of its tokens reads the complete conversation for each answer.
 
     Args:
-        backbone: A decoder-only one.
-        batch: One row, as its template opens the conversation.
+        backbone: A decoder-only backbone.
+        batch: One row with the first turn of the conversation.
         prompt: Its soft prompt.
 
     Raises:
@@ -37,22 +37,22 @@ class Conversation:
         questions, prompt = backbone.without_answers(batch), backbone.hidden_to_kv(prompt)
         self._rows = RowBatch.of(backbone.splice(questions, prompt), questions, prompt)
         self._cache: DynamicCache | None = None
-        self._has_cache: bool | None = None  # decided by the first answer
-        self._text = torch.zeros(0, dtype=torch.long, device=questions.input_ids.device)  # behind the first turn
+        self._has_cache: bool | None = None  # determined by the first answer
+        self._text = torch.zeros(0, dtype=torch.long, device=questions.input_ids.device)  # after the first turn
 
     def add(self, text: str, before: str = "", after: str = "") -> None:
-        """Further text, tokenized by itself, which the next answer follows.
+        """Adds a turn, which is tokenized separately. The next answer follows it.
 
         Args:
-            text: The text. Control tokens that it spells stay text.
-            before: What a template writes before it, such as `<|im_start|>user`, with the tokens that it spells.
-            after: The same behind it.
+            text: The text. Control tokens in it are tokenized as text.
+            before: Text of a template before it, such as `<|im_start|>user`, with control tokens.
+            after: Text of a template after it, with control tokens.
 
         Raises:
-            ValueError: If nothing was generated yet: the first turn is the batch's.
+            ValueError: If no answer was generated yet, since the batch is the first turn.
         """
         if not len(self._text):
-            raise ValueError("the first turn is the batch; let it be answered before more is added")
+            raise ValueError("the batch is the first turn; generate its answer before adding another turn")
         turn = [Text(before, template_spans=((0, len(before)),)), Text(text)]
         ids, _ = self.backbone.codec.tokenize([*turn, Text(after, template_spans=((0, len(after)),))])
         self._text = torch.cat([self._text, torch.tensor(ids, device=self._text.device)])
@@ -62,10 +62,10 @@ class Conversation:
         """The next answer [1, U], greedy unless the options set something else.
 
         Raises:
-            ValueError: If the conversation outgrows the backbone's window, or the options require a cache of their own.
+            ValueError: If the conversation outgrows the backbone's window, or the options require another cache.
         """
         if num_sequences(decoding) > 1 or uses_speculation(decoding):
-            raise ValueError("a conversation goes on from one answer, word by word; beams and drafts are not for it")
+            raise ValueError("a conversation has one answer; it does not support beams or speculative decoding")
         text = self._text[None]
         rows = self._rows.append_text(text, self.backbone.embed(text))
         self.backbone.check_window(rows.longest + decoding.get("max_new_tokens", 0))
@@ -82,7 +82,7 @@ class Conversation:
         return self._has_cache
 
     def _continue_answer(self, rows: RowBatch, decoding: dict[str, Any]) -> Tensor:
-        """The answer, for which the model reads what its cache does not have."""
+        """Generates an answer. The model reads only the text that is not in its cache."""
         reading = reading_of(self.backbone, rows, past_key_values=self._cache)
         length = rows.mask.shape[1]
         with self.backbone.inject(rows.kv_prompt):

@@ -51,7 +51,7 @@ def test_text_of_a_turn_does_not_end_it_but_its_template_may(family, backbone):
 @pytest.mark.parametrize("option", [{"num_beams": 2}, {"prompt_lookup_num_tokens": 2}], ids=str)
 def test_what_wants_a_cache_of_its_own_is_refused(family, backbone, option):
     conversation = Conversation(backbone, batch_of(backbone.codec).only([0]))
-    with pytest.raises(ValueError, match="beams and drafts are not for it"):
+    with pytest.raises(ValueError, match="does not support beams or speculative decoding"):
         conversation.answer(**option)
 
 
