@@ -1,8 +1,8 @@
-"""How the gain over HF PEFT grows with prompt length, batch and text length: training steps on rows of random tokens.
+"""Speedup over HF PEFT by prompt length, batch size and text length: training steps on rows of random tokens.
 
     python benchmarks/curves.py --png benchmarks/curves.png --json curves.json
 
-As `throughput.py`, with a pool of one batch: PyTorch's own products on both sides, and operations beside the clock.
+Like `throughput.py`, with one batch: both sides use the products of PyTorch, and operations are counted in addition.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sides import batches, make
 from lightning_softprompt.backbones.loading import load_backbone
 
 Shape = tuple[int, int, int]  # prompt length, batch, text length
-SWEEPS: dict[str, tuple[int, list[Shape]]] = {  # what varies, and where it stands in a shape
+SWEEPS: dict[str, tuple[int, list[Shape]]] = {  # what varies, and its index in a shape
     "prompt length": (0, [(length, 8, 32) for length in (5, 20, 50, 100, 200)]),
     "batch": (1, [(100, batch, 32) for batch in (1, 2, 4, 8, 16)]),
     "text length": (2, [(100, 8, text) for text in (16, 32, 64, 128, 256)]),
@@ -27,7 +27,7 @@ SWEEPS: dict[str, tuple[int, list[Shape]]] = {  # what varies, and where it stan
 
 
 def ratios(shape: Shape, rounds: int) -> dict[str, float]:
-    """PEFT's time and operations over ours."""
+    """Returns the ratios of PEFT to this project, in time and operations."""
     length, size, text = shape
     sides = make(load_backbone, length, "fp32", ["ours", "peft"])
     (batch,) = batches(sides["ours"].backbone, Path(), f"random:{text}", size, 1)  # type: ignore[union-attr]
@@ -36,26 +36,29 @@ def ratios(shape: Shape, rounds: int) -> dict[str, float]:
         step()
     times = [{name: seconds(step) for name, step in steps.items()} for _ in range(rounds)]
     counts = {name: flops(step) for name, step in steps.items()}
-    return {"time": median(t["peft"] / t["ours"] for t in times), "FLOPs": counts["peft"] / counts["ours"]}
+    time_ratio = median(time["peft"] / time["ours"] for time in times)
+    return {"time": time_ratio, "FLOPs": counts["peft"] / counts["ours"]}
 
 
 def draw(results: dict[str, dict[Shape, dict[str, float]]], path: Path) -> None:
-    """One panel for each of what varies."""
+    """Plots one panel per varied quantity."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 3.6), layout="constrained")
-    for axes, (name, of) in zip(figure.subplots(1, len(results), sharey=True), results.items(), strict=True):
-        place, shapes = SWEEPS[name]
-        values = [shape[place] for shape in shapes]
+    panels = figure.subplots(1, len(results), sharey=True)
+    for axes, (name, ratios_by_shape) in zip(panels, results.items(), strict=True):
+        index, shapes = SWEEPS[name]
+        values = [shape[index] for shape in shapes]
         for kind, color, style in (("time", "#1f4e8c", "o-"), ("FLOPs", "#8fb3d9", "s--")):
-            axes.plot(values, [of[shape][kind] for shape in shapes], style, color=color, label=kind)
+            axes.plot(values, [ratios_by_shape[shape][kind] for shape in shapes], style, color=color, label=kind)
         axes.set_xscale("log", base=2)
         axes.set_xticks(values, [str(value) for value in values])
-        fixed = [f"{n} {shapes[0][i]}" for i, n in enumerate(("prompt", "batch", "text")) if i != place]
+        sizes = [f"{label} {size}" for label, size in zip(("prompt", "batch", "text"), shapes[0], strict=True)]
+        fixed = [size for i, size in enumerate(sizes) if i != index]
         axes.set_xlabel(f"{name} ({', '.join(fixed)})")
         axes.grid(color="#e3e6ea")
         axes.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].set_ylabel("PEFT / ours, a training step")
+    figure.axes[0].set_ylabel("PEFT / this project, per training step")
     figure.axes[0].legend(frameon=False)
     figure.axes[0].set_ylim(bottom=0)
     figure.savefig(path, dpi=120)
@@ -71,15 +74,18 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     results: dict[str, dict[Shape, dict[str, float]]] = {}
-    for name, (place, shapes) in SWEEPS.items():
+    for name, (index, shapes) in SWEEPS.items():
         results[name] = {}
         for shape in shapes:
             results[name][shape] = ratios(shape, args.rounds)
-            print(f"| {name} {shape[place]} | " + " | ".join(f"{v:.2f}" for v in results[name][shape].values()) + " |")
+            cells = [f"{name} {shape[index]}", *(f"{ratio:.2f}" for ratio in results[name][shape].values())]
+            print(f"| {' | '.join(cells)} |")
     draw(results, args.png)
     if args.json:
-        said = [{"sweep": name, "shape": s, **r} for name, of in results.items() for s, r in of.items()]
-        args.json.write_text(json.dumps(said, indent=1))
+        records = []
+        for name, ratios_by_shape in results.items():
+            records += [{"sweep": name, "shape": shape, **ratio} for shape, ratio in ratios_by_shape.items()]
+        args.json.write_text(json.dumps(records, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The commands that `faults.py` interrupts: methods, data modules and ways of training, on tiny random backbones."""
+"""The commands that `faults.py` interrupts: methods, data modules and training settings on tiny random backbones."""
 
 from __future__ import annotations
 
@@ -10,26 +10,30 @@ from typing import Any
 
 import tiny
 
-ROWS, STEPS = 22, 9  # 6 batches of 4 an epoch, one of them short
+from lightning_softprompt.studies.options import to_arguments
+
+ROWS, STEPS = 22, 9  # 6 batches of 4 per epoch, the last one shorter
 LABELS = ("negative", "neutral", "positive")
 Options = Mapping[str, Any]
 
 
 def rows(count: int) -> list[dict[str, Any]]:
-    """Rows of 2 to 12 words that are of use to every task."""
-    said = [[tiny.WORDS[(7 * n + 5 * i) % len(tiny.WORDS)] for i in range(2 + (5 * n) % 11)] for n in range(count)]
-    return [
-        {
-            "text": " ".join(words), "label": LABELS[n % 3],
-            "document": " ".join(words), "summary": " ".join(words[:2]),
-            "question": " ".join(words[:6]), "answers": [" ".join(words[:2]), words[0]], "positive_ids": [str(n % 7)],
-        }
-        for n, words in enumerate(said)
-    ]  # fmt: skip
+    """Returns rows of 2 to 12 words with the columns of all tasks."""
+    rows = []
+    for n in range(count):
+        length = 2 + (5 * n) % 11
+        words = [tiny.WORDS[(7 * n + 5 * i) % len(tiny.WORDS)] for i in range(length)]
+        text, start = " ".join(words), " ".join(words[:2])
+        rows.append({
+            "text": text, "label": LABELS[n % 3],
+            "document": text, "summary": start,
+            "question": " ".join(words[:6]), "answers": [start, words[0]], "positive_ids": [str(n % 7)],
+        })  # fmt: skip
+    return rows
 
 
 def write_data(folder: Path) -> None:
-    """Backbones, splits, rows without answers, and a corpus."""
+    """Writes backbones, splits and a corpus."""
     for family in ("llama", "t5"):
         tiny.save(family, folder / family)
     splits = {"train": rows(ROWS), "validation": rows(7), "test": rows(9), "asked": rows(25)}
@@ -79,7 +83,7 @@ NOISE: Options = {
 
 
 def task(options: Options, batch_size: int) -> dict[str, Any]:
-    """A data module among others."""
+    """Returns a data module as a task of a multitask data module."""
     arguments = {name.removeprefix("data."): value for name, value in options.items() if name != "data"}
     return {"class_path": options["data"], "init_args": {**arguments, "batch_size": batch_size}}
 
@@ -100,10 +104,10 @@ class Scenario:
     """A command.
 
     Args:
-        options: It is given.
-        command: `fit`, or `test` or `predict` with the prompt that a short training leaves.
-        family: Of the backbone.
-        processes: How many share the work.
+        options: Options of the command.
+        command: `fit`, `test` or `predict`.
+        family: Family of the backbone.
+        processes: Number of processes.
     """
 
     options: Options
@@ -112,10 +116,10 @@ class Scenario:
     processes: int = 1
 
     def argv(self, data: Path, runs: Path, name: str) -> list[str]:
-        """The words of the command, which is the same whether it starts or goes on."""
-        trained = {"trainer.max_epochs": -1, "trainer.max_steps": STEPS, "trainer.log_every_n_steps": 1}
-        spread = {"trainer.strategy": "ddp", "trainer.devices": 2} if self.processes > 1 else {}
-        given = {
+        """Returns the arguments of the command, which are the same for a start and a resume."""
+        training = {"trainer.max_epochs": -1, "trainer.max_steps": STEPS, "trainer.log_every_n_steps": 1}
+        distributed = {"trainer.strategy": "ddp", "trainer.devices": 2} if self.processes > 1 else {}
+        options = {
             **dict.fromkeys(("ckpt_path",) if self.command == "fit" else (), "last"),
             "backbone.name": f"{{data}}/{self.family}",
             "run.folder": "{runs}",
@@ -123,15 +127,16 @@ class Scenario:
             "run.wandb": "disabled",
             "trainer.accelerator": "cpu",
             "trainer.enable_progress_bar": False,
-            **(trained if self.command == "fit" else {}),
-            **spread,
+            **(training if self.command == "fit" else {}),
+            **distributed,
             **self.options,
         }
         if self.command == "predict":
-            given |= {"data.predict": "{data}/splits/asked.jsonl"}
-        words = [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in given.items()]
-        order = sorted(words, key=lambda word: word.partition("=")[0].count("."))  # a class before its options
-        return [self.command, *(w.replace("{data}", str(data)).replace("{runs}", str(runs)) for w in order)]
+            options |= {"data.predict": "{data}/splits/asked.jsonl"}
+        return [
+            self.command,
+            *(text.replace("{data}", str(data)).replace("{runs}", str(runs)) for text in to_arguments(options)),
+        ]
 
 
 PROMPT: Options = {"model": "PromptTuning", "model.length": 3}
