@@ -79,13 +79,16 @@ def test_the_commands_run_one_after_the_other(tmp_path, monkeypatch, capsys):
 def test_the_first_tutorial_runs_as_printed(tmp_path, monkeypatch):
     page = (ROOT / "docs" / "tutorials" / "first_prompt.md").read_text()
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "tickets.csv").write_text(re.search(r"```text\n(.*?)```", page, flags=re.DOTALL)[1])
-    fit, predict = (shlex.split(command)[1:] for command in commands([page]))
+    for name, content in re.findall(r"Save this as `([^`]+)`[^\n]*\n\n```text\n(.*?)```", page, flags=re.DOTALL):
+        (tmp_path / name).write_text(content)
+    fit, evaluate, predict = (shlex.split(command)[1:] for command in commands([page]))
     assert main([*fit, "--trainer.max_steps=3", "--trainer.check_val_every_n_epoch=1", "--run.wandb=disabled"]) == 0
-    words = [word.replace("runs/default/TIME-ID", str(last_folder())) for word in predict]
-    assert main(words) == 0
+    trained = str(last_folder())
+    assert main([word.replace("runs/default/TIME-ID", trained) for word in evaluate]) == 0
+    assert len(read_rows(last_folder() / "test_predictions.jsonl")) == 6
+    assert main([word.replace("runs/default/TIME-ID", trained) for word in predict]) == 0
     records = read_rows(last_folder() / "predictions.jsonl")
-    assert len(records) == 12
+    assert len(records) == 6
     assert {record["prediction"] for record in records} <= {"billing", "login", "delivery"}
 
 
@@ -103,12 +106,8 @@ def python_blocks(page):
 
 
 def run_quickly(code, names):
-    """Runs a block of Python with fewer steps; RUN is the folder of the last training."""
-    code = re.sub(r"max_steps=\d+", "max_steps=2", code)
-    training, loading, using = code.partition("prompt = sp.load_prompt(")
-    exec(training, names)
-    if loading:
-        exec((loading + using).replace("runs/default/RUN", f"runs/default/{last_folder().name}"), names)
+    """Runs a block of Python with fewer steps."""
+    exec(re.sub(r"max_steps=\d+", "max_steps=2", code), names)
 
 
 def tickets():

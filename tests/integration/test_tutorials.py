@@ -99,7 +99,7 @@ def test_a_new_method_trains_and_its_prompt_is_saved_and_loaded(folder):
         exec(re.sub(r"max_steps=\d+", "max_steps=2", block), names)
     trained = [parameter for parameter in names["model"].parameters() if parameter.requires_grad]
     assert sum(parameter.numel() for parameter in trained) == 10 + 576
-    assert names["prompt"].method.direction.abs().max() > 0
+    assert names["prompt"].method.offset.abs().max() > 0
     fit, predict = run_commands(page, *SHORT)
     assert "shifted_text.ShiftedText" in (fit / "config.yaml").read_text()
     records = read_rows(predict / "predictions.jsonl")
