@@ -67,7 +67,8 @@ def attention(
         past_key, past_value = packing.past.layers.get(_layer_number(layer), (None, None))
     if past_key is None:
         packing = packing.without_past
-    return PackedAttention.apply(query, key, value, past_key, past_value, packing, scaling).transpose(1, 2), None
+    out = PackedAttention.apply(query, key, value, past_key, past_value, packing, scaling)
+    return out.transpose(1, 2), None
 
 
 def _layer_number(layer: int | None) -> int:
@@ -86,7 +87,8 @@ def refuse_unsupported_options(options: dict[str, Any], packing: Packing) -> Non
         raise PackingUnsupportedError(f"the model's attention has {', '.join(unsupported)}")
     window = options.get("sliding_window")
     past = 0 if packing.past is None else packing.past.size
-    if window is not None and past + packing.prefix + packing.shape[1] > window:
+    longest = past + packing.prefix + packing.shape[1]
+    if window is not None and longest > window:
         raise PackingUnsupportedError(f"a row is longer than the model's sliding window of {window}")
     if options.get("dropout"):
         raise PackingUnsupportedError("the model's attention has dropout")
@@ -116,14 +118,19 @@ class PackedAttention(torch.autograd.Function):
         groups = zip(packing.row_masks, split_groups(row_query, packing), *keys.own, strict=True)
         results = [attend(parts, mask is None, scale, mask) for mask, *parts in groups]
         out = join_groups([group_out for group_out, _ in results], packing)
-        lse = join_groups([group_lse[..., None] for _, group_lse in results], packing)[..., 0]
+        lse_columns = [group_lse[..., None] for _, group_lse in results]
+        lse = join_groups(lse_columns, packing)[..., 0]
         if keys.attends_separately:
-            shared_out, shared_lse = attend([fold_heads(row_query, key), *keys.shared], False, scale)
-            out, lse = merge_attention(out, lse, shared_out.reshape(out.shape), shared_lse.reshape(lse.shape))
+            shared_result = attend([fold_heads(row_query, key), *keys.shared], False, scale)
+            shared_out, shared_lse = shared_result
+            shared_out = shared_out.reshape(out.shape)
+            shared_lse = shared_lse.reshape(lse.shape)
+            out, lse = merge_attention(out, lse, shared_out, shared_lse)
         prefix_result: tuple[Tensor, ...] = ()
         if prefix:
             mask = packing.prefix_mask
-            prefix_result = attend([query[:, :, :prefix], *keys.shared], mask is None, scale, mask)
+            prefix_query = query[:, :, :prefix]
+            prefix_result = attend([prefix_query, *keys.shared], mask is None, scale, mask)
         ctx.save_for_backward(query, key, value, past_key, past_value, out, lse, *prefix_result)
         ctx.packing, ctx.scale = packing, scale
         return torch.cat([*prefix_result[:1], out], dim=2)
@@ -135,9 +142,11 @@ class PackedAttention(torch.autograd.Function):
         query, key, value, past_key, past_value, out, lse, *prefix_result = ctx.saved_tensors
         packing, scale, prefix = ctx.packing, ctx.scale, ctx.packing.prefix
         keys = Keys.of(key, value, past_key, past_value, packing)
-        row_query, row_grad = query[:, :, prefix:], grad[:, :, prefix:]
+        row_query = query[:, :, prefix:]
+        row_grad = grad[:, :, prefix:]
         tensors = [split_groups(row_query, packing), *keys.own, split_groups(out, packing)]
-        group_lse = [tensor[..., 0] for tensor in split_groups(lse[..., None], packing, NEVER)]
+        lse_columns = split_groups(lse[..., None], packing, NEVER)
+        group_lse = [tensor[..., 0] for tensor in lse_columns]
         group_grad = split_groups(row_grad, packing, 0.0)
         groups = zip(packing.row_masks, group_grad, *tensors, group_lse, strict=True)
         results = [attend_backward(g, parts, mask is None, scale, mask) for mask, g, *parts in groups]
@@ -146,15 +155,20 @@ class PackedAttention(torch.autograd.Function):
         shared_grads = [torch.zeros_like(tensor) for tensor in keys.shared]
         if keys.attends_separately:
             folded_grad, folded_query, folded_out = (fold_heads(t, key) for t in (row_grad, row_query, out))
-            parts = [folded_query, *keys.shared, folded_out, lse.reshape(folded_query.shape[:3])]
+            folded_lse = lse.reshape(folded_query.shape[:3])
+            parts = [folded_query, *keys.shared, folded_out, folded_lse]
             from_shared, *shared_grads = attend_backward(folded_grad, parts, False, scale)
             query_grads = [query_grads[0] + from_shared.reshape(query_grads[0].shape)]
         if prefix:
-            mask, parts = packing.prefix_mask, [query[:, :, :prefix], *keys.shared, *prefix_result]
-            prefix_grads = attend_backward(grad[:, :, :prefix], parts, mask is None, scale, mask)
+            mask = packing.prefix_mask
+            parts = [query[:, :, :prefix], *keys.shared, *prefix_result]
+            prefix_grad = grad[:, :, :prefix]
+            prefix_grads = attend_backward(prefix_grad, parts, mask is None, scale, mask)
             query_grads = [prefix_grads[0], *query_grads]
-            shared_grads = [a + b for a, b in zip(shared_grads, prefix_grads[1:], strict=True)]
-        return torch.cat(query_grads, dim=2), *keys.backward(shared_grads, own_grads[1:]), None, None
+            pairs = zip(shared_grads, prefix_grads[1:], strict=True)
+            shared_grads = [a + b for a, b in pairs]
+        query_grad = torch.cat(query_grads, dim=2)
+        return query_grad, *keys.backward(shared_grads, own_grads[1:]), None, None
 
 
 @dataclass(frozen=True)
@@ -180,15 +194,18 @@ class Keys:
     ) -> Keys:
         """Arranges the keys and values of a packed sequence and of its past."""
         prefix = packing.prefix
-        shared = [key[:, :, :prefix], value[:, :, :prefix]]
-        own = [split_groups(tensor[:, :, prefix:], packing) for tensor in (key, value)]
+        shared = [tensor[:, :, :prefix] for tensor in (key, value)]
+        row_parts = [tensor[:, :, prefix:] for tensor in (key, value)]
+        own = [split_groups(tensor, packing) for tensor in row_parts]
         past = 0
         if past_key is not None and past_value is not None and packing.past is not None:
-            pasts, past = [past_key.to(key.dtype), past_value.to(value.dtype)], past_key.shape[2]
+            pasts = [past_key.to(key.dtype), past_value.to(value.dtype)]
+            past = past_key.shape[2]
             if packing.past.is_shared:
                 shared = [torch.cat(pair, dim=2) for pair in zip(pasts, shared, strict=True)]
             else:
-                own = [prepend_pasts(groups, tensor, packing) for groups, tensor in zip(own, pasts, strict=True)]
+                groups_and_pasts = zip(own, pasts, strict=True)
+                own = [prepend_pasts(groups, tensor, packing) for groups, tensor in groups_and_pasts]
         if packing.copies_shared_prefix:
             pairs = zip(shared, own, strict=True)
             own = [[prepend_copy(rows, tensor) for rows in groups] for tensor, groups in pairs]
@@ -210,21 +227,26 @@ class Keys:
         elif self.past:
             past = [self._join_pasts(groups) for groups in own]
             lengths = self.packing.past_lengths
-            own = [[rows[:, :, n:] for rows, n in zip(groups, lengths, strict=True)] for groups in own]
-        pairs = zip(shared, own, strict=True)
-        return *(torch.cat([a, join_groups(b, self.packing)], dim=2) for a, b in pairs), *past
+            own = [_drop_first(groups, lengths) for groups in own]
+        key_and_value = []
+        for tensor, groups in zip(shared, own, strict=True):
+            joined = join_groups(groups, self.packing)
+            key_and_value.append(torch.cat([tensor, joined], dim=2))
+        return *key_and_value, *past
 
     def _add_copies(self, shared: list[Tensor], own: list[list[Tensor]]) -> tuple[list[Tensor], list[list[Tensor]]]:
-        """Adds the gradients of the copies to those of the shared tokens, and removes them from the rows."""
+        """Adds the gradients of the copies to the gradients of the shared tokens, and removes them from the rows."""
         length = self.shared[0].shape[2]
         for total, groups in zip(shared, own, strict=True):
             for rows in groups:
                 total += rows[:, :, :length].sum(0)
-        return shared, [[rows[:, :, length:] for rows in groups] for groups in own]
+        lengths = (length,) * len(own[0])
+        return shared, [_drop_first(groups, lengths) for groups in own]
 
     def _join_pasts(self, groups: list[Tensor]) -> Tensor:
         """[B, N, C, D] of the pasts at the beginning of each group's rows."""
-        size = self.packing.shape[0], groups[0].shape[1], self.past, groups[0].shape[3]
+        _, heads, _, width = groups[0].shape
+        size = self.packing.shape[0], heads, self.past, width
         whole = groups[0].new_zeros(size)
         parts = zip(self.packing.groups.rows, groups, self.packing.past_lengths, strict=True)
         for rows, tensor, length in parts:
@@ -240,14 +262,23 @@ def prepend_pasts(groups: Sequence[Tensor], past: Tensor, packing: Packing) -> l
         if not length:
             results.append(own)
             continue
-        own_past = past[:, :, :length] if is_single else past[rows, :, :length]
+        own_past = past[:, :, :length]
+        if not is_single:
+            own_past = own_past[rows]
         results.append(torch.cat([own_past, own], dim=2))
     return results
 
 
+def _drop_first(groups: list[Tensor], lengths: Sequence[int]) -> list[Tensor]:
+    """Removes the first tokens of each group's rows."""
+    pairs = zip(groups, lengths, strict=True)
+    return [rows[:, :, length:] for rows, length in pairs]
+
+
 def prepend_copy(rows: Tensor, shared: Tensor) -> Tensor:
     """Puts [1, N, C, D] in front of each of [B, N, n, D]."""
-    return torch.cat([shared.expand(len(rows), -1, -1, -1), rows], dim=2)
+    copies = shared.expand(len(rows), -1, -1, -1)
+    return torch.cat([copies, rows], dim=2)
 
 
 def fold_heads(rows: Tensor, key: Tensor) -> Tensor:
@@ -262,12 +293,14 @@ def split_groups(rows: Tensor, packing: Packing, fill: float | None = None) -> l
     if fill is not None:
         by_token.index_fill_(0, groups.gaps, fill)
     parts = by_token.split([batch * longest for batch, longest in groups.shapes])
-    return [part.unflatten(0, shape).transpose(1, 2) for part, shape in zip(parts, groups.shapes, strict=True)]
+    pairs = zip(parts, groups.shapes, strict=True)
+    return [part.unflatten(0, shape).transpose(1, 2) for part, shape in pairs]
 
 
 def join_groups(rows: Sequence[Tensor], packing: Packing) -> Tensor:
     """[B, heads, n, D] by group -> [1, heads, R, D]."""
-    by_token = torch.cat([part.transpose(1, 2).flatten(0, 1) for part in rows])
+    parts = (part.transpose(1, 2).flatten(0, 1) for part in rows)
+    by_token = torch.cat(list(parts))
     return by_token.index_select(0, packing.groups.positions).transpose(0, 1)[None]
 
 
@@ -281,8 +314,9 @@ def merge_attention(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) 
         other_lse: [1, heads, R] log-sum-exps of `other`.
     """
     total = torch.logaddexp(lse, other_lse)
-    weights = [(part - total).exp()[..., None].to(out.dtype) for part in (lse, other_lse)]
-    return out * weights[0] + other * weights[1], total
+    weight = (lse - total).exp()[..., None].to(out.dtype)
+    other_weight = (other_lse - total).exp()[..., None].to(out.dtype)
+    return out * weight + other * other_weight, total
 
 
 def register() -> None:

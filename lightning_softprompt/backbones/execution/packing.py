@@ -112,7 +112,8 @@ class Packing:
             return torch.cat([in_prefix, in_row])[None]
         past = self.past.lengths
         past_of_token = past.expand(batch)[self.flat_index // longest]
-        return torch.cat([in_prefix + past[:1], in_row + past_of_token])[None]
+        after_past = [in_prefix + past[:1], in_row + past_of_token]
+        return torch.cat(after_past)[None]
 
     @cached_property
     def groups(self) -> Groups:
@@ -121,12 +122,16 @@ class Packing:
         groups = self._group_rows(lengths)
         longest = [max(lengths[row] for row in rows) for rows in groups]
         pairs = list(zip(groups, longest, strict=True))
-        mask = torch.cat([self.mask[rows, :n].flatten() for rows, n in pairs])
-        source = torch.cat([self.source[rows, :n].flatten() for rows, n in pairs])
+        masks, sources = [], []
+        for rows, n in pairs:
+            masks.append(self.mask[rows, :n].flatten())
+            sources.append(self.source[rows, :n].flatten())
+        mask, source = torch.cat(masks), torch.cat(sources)
         positions = torch.empty_like(self.flat_index)
         positions[source[mask]] = mask.nonzero()[:, 0]
         shapes = tuple((len(rows), n) for rows, n in pairs)
-        return Groups(tuple(groups), shapes, source, (~mask).nonzero()[:, 0], positions)
+        gaps = (~mask).nonzero()[:, 0]
+        return Groups(tuple(groups), shapes, source, gaps, positions)
 
     def _group_rows(self, lengths: list[int]) -> list[list[int]]:
         """Separates rows with a past, which attend under a mask, from rows without one."""
@@ -156,7 +161,8 @@ class Packing:
         if self.past is None or not self.past.is_shared:
             return None
         past_mask = self.past.mask.expand(self.prefix, -1)
-        return torch.cat([past_mask, self._causal(self.prefix)], dim=1)[None, None]
+        causal_mask = self._causal(self.prefix)
+        return torch.cat([past_mask, causal_mask], dim=1)[None, None]
 
     @cached_property
     def past_lengths(self) -> tuple[int, ...]:
@@ -188,13 +194,18 @@ class Packing:
         """
         groups, shared = self.groups, self.shared_length
         if self.copies_shared_prefix:
-            return [self._causal(shared + n)[None, None, shared:] for _, n in groups.shapes]
+            masks = [self._causal(shared + n) for _, n in groups.shapes]
+            return [mask[None, None, shared:] for mask in masks]
         parts = zip(groups.rows, groups.shapes, self.past_lengths, strict=True)
-        return [self._row_mask(rows, n, past) if past else None for rows, (_, n), past in parts]
+        row_masks: list[Tensor | None] = []
+        for rows, (_, longest), past in parts:
+            row_masks.append(self._row_mask(rows, longest, past) if past else None)
+        return row_masks
 
     def _row_mask(self, rows: list[int], longest: int, past: int) -> Tensor:
         assert self.past is not None
-        past_mask = self.past.mask[rows, None, :past].expand(-1, longest, -1)
+        past_mask = self.past.mask[rows, None, :past]
+        past_mask = past_mask.expand(-1, longest, -1)
         causal_mask = self._causal(longest).expand(len(rows), -1, -1)
         return torch.cat([past_mask, causal_mask], dim=2)[:, None]
 
@@ -203,13 +214,15 @@ class Packing:
 
     def pack(self, rows: Tensor) -> Tensor:
         """Right-padded rows [B, M, H] -> [1, prefix + R, H]; the prefix comes from the first row."""
-        after_prefix = rows[:, self.prefix :].flatten(0, 1)[self.flat_index]
+        rows_after_prefix = rows[:, self.prefix :]
+        after_prefix = rows_after_prefix.flatten(0, 1)[self.flat_index]
         return torch.cat([rows[0, : self.prefix], after_prefix])[None]
 
     def columns(self, columns: Tensor) -> Tensor:
         """Columns [B, U] of the padded rows -> [1, B * U] columns of the packed sequence."""
-        after_prefix = (columns - self.prefix).clamp(min=0)
-        packed = self.prefix + self.source.gather(1, after_prefix.clamp(max=self.shape[1] - 1))
+        last = self.shape[1] - 1
+        after_prefix = (columns - self.prefix).clamp(min=0).clamp(max=last)
+        packed = self.prefix + self.source.gather(1, after_prefix)
         return torch.where(columns < self.prefix, columns, packed).flatten()[None]
 
 
@@ -220,7 +233,8 @@ def group_by_length(lengths: Sequence[int], max_groups: int = 3) -> list[list[in
     [[0, 2], [1, 3]]
     """
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    even_cuts = {round(len(order) * part / MAX_CUTS) for part in range(1, MAX_CUTS)}
+    count = len(order)
+    even_cuts = {round(count * part / MAX_CUTS) for part in range(1, MAX_CUTS)}
     cuts = sorted(even_cuts - {0, len(order)})
 
     def cost(bounds: tuple[int, ...]) -> int:
@@ -231,15 +245,18 @@ def group_by_length(lengths: Sequence[int], max_groups: int = 3) -> list[list[in
             total += (end - begin) * longest**2 + GROUP_OVERHEAD
         return total
 
-    best = min((bounds for n in range(max_groups) for bounds in combinations(cuts, n)), key=cost)
-    return [order[begin:end] for begin, end in pairwise((0, *best, len(order)))]
+    choices = (bounds for n in range(max_groups) for bounds in combinations(cuts, n))
+    best = min(choices, key=cost)
+    ends = pairwise((0, *best, len(order)))
+    return [order[begin:end] for begin, end in ends]
 
 
 def pack(mask: Tensor, prefix: int, past: Past | None = None, collected: KeyValueStore | None = None) -> Packing:
     """The packing of right-padded rows [B, M] that share their first `prefix` tokens."""
     row_mask = mask[:, prefix:]
     flat_index = row_mask.flatten().nonzero()[:, 0]
-    source = (row_mask.flatten().cumsum(0) - 1).clamp(min=0).view(row_mask.shape)
+    source = (row_mask.flatten().cumsum(0) - 1).clamp(min=0)
+    source = source.view(row_mask.shape)
     return Packing(prefix, source, row_mask, flat_index, past, collected)
 
 
@@ -254,6 +271,7 @@ def shared_prefix_length(keys: Tensor, mask: Tensor) -> int:
     """
     if len(keys) == 1:
         return 0
-    is_same = (keys == keys[:1]).all(0) & mask.all(0)  # [M]
+    has_same_key = (keys == keys[:1]).all(0)
+    is_same = has_same_key & mask.all(0)  # [M]
     same = int(is_same.int().cumprod(0).sum())
     return min(same, int(mask.sum(1).max()) - 1)

@@ -47,23 +47,30 @@ class RowBatch:
         refuse_unknown(prompt.kv, ["self"])
         tokens, shift = prompt.tokens, prompt.shift
         length = 0 if tokens is None else tokens.shape[1]
-        unique = -torch.arange(1, len(batch) + 1, device=batch.input_ids.device)[:, None]  # [B, 1], differs by row
-        common = SOFT + torch.arange(length, device=unique.device).expand(len(batch), -1)
+        numbers = torch.arange(1, len(batch) + 1, device=batch.input_ids.device)
+        unique = -numbers[:, None]  # [B, 1], differs by row
+        soft_positions = torch.arange(length, device=unique.device)
+        common = SOFT + soft_positions.expand(len(batch), -1)
         is_shared = tokens is None or len(tokens) == 1
         soft_keys = common if is_shared else unique.expand_as(common)
         text_keys = batch.input_ids if shift is None else unique.expand_as(batch.input_ids)
         keys = torch.cat([soft_keys, text_keys], dim=1).gather(1, spliced.order)
         soft = (spliced.order < length) & spliced.mask
-        kv, kv_mask = prompt.kv.get("self", {}), prompt.kv_mask.get("self")
+        kv = prompt.kv.get("self", {})
+        kv_mask = prompt.kv_mask.get("self")
         return cls(spliced.embeds, spliced.mask, keys, soft, kv, kv_mask)
 
     def __getitem__(self, rows: list[int]) -> RowBatch:
         kv = {}
         for layer, (key, value) in self.kv.items():
             is_shared = len(key) == 1
-            kv[layer] = (key, value) if is_shared else (key[rows], value[rows])
+            kv[layer] = (key, value)
+            if not is_shared:
+                kv[layer] = (key[rows], value[rows])
         kv_mask = None if self.kv_mask is None else self.kv_mask[rows]
-        return RowBatch(self.embeds[rows], self.mask[rows], self.keys[rows], self.soft[rows], kv, kv_mask)
+        keys = self.keys[rows]
+        soft = self.soft[rows]
+        return RowBatch(self.embeds[rows], self.mask[rows], keys, soft, kv, kv_mask)
 
     def copy_detached(self, dtype: torch.dtype) -> RowBatch:
         """A copy in another precision that shares neither memory nor gradients."""
@@ -71,7 +78,9 @@ class RowBatch:
         def copy(tensor: Tensor) -> Tensor:
             return tensor.detach().to(dtype, copy=True)
 
-        kv = {layer: (copy(key), copy(value)) for layer, (key, value) in self.kv.items()}
+        kv = {}
+        for layer, (key, value) in self.kv.items():
+            kv[layer] = copy(key), copy(value)
         kv_mask = None if self.kv_mask is None else self.kv_mask.clone()
         keys, soft = self.keys.clone(), self.soft.clone()
         return RowBatch(copy(self.embeds), self.mask.clone(), keys, soft, kv, kv_mask)
@@ -83,9 +92,12 @@ class RowBatch:
             return None
         key, _ = next(iter(self.kv.values()))
         if self.kv_mask is None:
-            return Past(self.kv, self.mask.new_ones(len(key), key.shape[2]))
+            mask = self.mask.new_ones(len(key), key.shape[2])
+            return Past(self.kv, mask)
         shape = (len(self.kv_mask), -1, -1, -1)
-        layers = {layer: (key.expand(shape), value.expand(shape)) for layer, (key, value) in self.kv.items()}
+        layers = {}
+        for layer, (key, value) in self.kv.items():
+            layers[layer] = key.expand(shape), value.expand(shape)
         return Past(layers, self.kv_mask)
 
     @property
@@ -97,7 +109,9 @@ class RowBatch:
     @property
     def first_position(self) -> Tensor:
         """[B|1] position of the first token of each row, after the prompt's keys and values."""
-        return self.mask.new_zeros(1, dtype=torch.long) if self.past is None else self.past.lengths
+        if self.past is None:
+            return self.mask.new_zeros(1, dtype=torch.long)
+        return self.past.lengths
 
     @property
     def longest(self) -> int:
@@ -113,13 +127,17 @@ class RowBatch:
     @cached_property
     def frozen_lengths(self) -> Tensor:
         """[B] tokens of each row before its first soft token; 0 if there is none, or if text embeddings are shifted."""
-        return self.soft.int().argmax(1) * (self.keys[:, 0] >= 0)
+        first_soft = self.soft.int().argmax(1)
+        is_unshifted = self.keys[:, 0] >= 0
+        return first_soft * is_unshifted
 
     @cached_property
     def prompt_end(self) -> int:
         """Tokens up to the last soft token in the beginning that all rows share; 0 if there is none."""
-        length = self.keys.shape[1] - 1 if len(self.keys) == 1 else self.shared_prefix
-        shared_soft = (self.soft[0, :length] & (self.keys[0, :length] >= 0)).nonzero()
+        is_single = len(self.keys) == 1
+        length = self.keys.shape[1] - 1 if is_single else self.shared_prefix
+        is_shared = self.keys[0, :length] >= 0
+        shared_soft = (self.soft[0, :length] & is_shared).nonzero()
         return int(shared_soft[-1]) + 1 if len(shared_soft) else 0
 
     def drop_first(self, count: Tensor) -> RowBatch:
@@ -127,19 +145,24 @@ class RowBatch:
         lengths = self.mask.sum(1) - count
         longest = int(lengths.max())
         step = torch.arange(longest, device=count.device)
-        columns = (count[:, None] + step).clamp(max=self.mask.shape[1] - 1)  # [B, longest]
+        last = self.mask.shape[1] - 1
+        columns = (count[:, None] + step).clamp(max=last)  # [B, longest]
         return self._gather(columns, step < lengths[:, None])
 
     def trim(self) -> RowBatch:
         """Removes columns that are padding in every row."""
         longest = int(self.mask.sum(1).max())
-        keys, soft = self.keys[:, :longest], self.soft[:, :longest]
-        return replace(self, embeds=self.embeds[:, :longest], mask=self.mask[:, :longest], keys=keys, soft=soft)
+        embeds = self.embeds[:, :longest]
+        mask = self.mask[:, :longest]
+        keys = self.keys[:, :longest]
+        soft = self.soft[:, :longest]
+        return replace(self, embeds=embeds, mask=mask, keys=keys, soft=soft)
 
     def append_shorter_copy(self) -> RowBatch:
         """Adds a copy of the longest row without its last token."""
         lengths = self.mask.sum(1)
-        longer = self[[*range(len(lengths)), int(lengths.argmax())]]
+        longest_row = int(lengths.argmax())
+        longer = self[[*range(len(lengths)), longest_row]]
         mask = longer.mask.clone()
         mask[-1, int(lengths.max()) - 1] = False
         return replace(longer, mask=mask)
@@ -163,8 +186,10 @@ class RowBatch:
         end = int(last.max()) + 1
         is_needed = torch.arange(end, device=last.device) <= last
         mask = self.mask[:, :end] & is_needed
-        keys, soft = self.keys[:, :end], self.soft[:, :end]
-        return replace(self, embeds=self.embeds[:, :end], mask=mask, keys=keys, soft=soft)
+        embeds = self.embeds[:, :end]
+        keys = self.keys[:, :end]
+        soft = self.soft[:, :end]
+        return replace(self, embeds=embeds, mask=mask, keys=keys, soft=soft)
 
     def pad_left(self) -> RowBatch:
         """Moves the padding before the rows, as generation requires it."""
@@ -174,7 +199,9 @@ class RowBatch:
         return self._gather(columns % length, self.mask.flip(1))
 
     def _gather(self, columns: Tensor, mask: Tensor) -> RowBatch:
-        index = columns[..., None].expand(-1, -1, self.embeds.shape[2])
+        width = self.embeds.shape[2]
+        index = columns[..., None].expand(-1, -1, width)
         embeds = self.embeds.gather(1, index)
-        keys, soft = self.keys.gather(1, columns), self.soft.gather(1, columns)
+        keys = self.keys.gather(1, columns)
+        soft = self.soft.gather(1, columns)
         return replace(self, embeds=embeds, mask=mask, keys=keys, soft=soft)

@@ -48,7 +48,8 @@ class EncoderRows:
         """Some of the rows, without columns in which all of them have padding."""
         mask = self.mask[rows]
         longest = int(mask.sum(1).max())
-        ids, embeds = self.ids[rows, :longest], self.embeds[rows, :longest]
+        ids = self.ids[rows, :longest]
+        embeds = self.embeds[rows, :longest]
         prompt = self.prompt and self.prompt.only(rows)
         return EncoderRows(ids, embeds, mask[:, :longest], prompt)
 
@@ -76,10 +77,16 @@ class Path:
         """The decoding options, without a cache if the path has none."""
         if self.has_cache:
             return decoding
-        return {name: value for name, value in decoding.items() if name not in OWN_CACHE} | {"use_cache": False}
+        options = {name: value for name, value in decoding.items() if name not in OWN_CACHE}
+        return options | {"use_cache": False}
 
 
-PATHS = (Path(True, True), Path(False, True), Path(True, False), Path(False, False))  # the fastest first
+PATHS = (  # the fastest first
+    Path(True, True),
+    Path(False, True),
+    Path(True, False),
+    Path(False, False),
+)
 
 
 class Seq2SeqGenerator:
@@ -101,7 +108,8 @@ class Seq2SeqGenerator:
         paths = next(iter(self.paths.values()), list(PATHS))
         if not paths:
             return f"it cannot generate: {'; '.join(dict.fromkeys(self.reasons))}"
-        return paths[0].description + "".join(f" ({reason})" for reason in self.reasons[-1:])
+        description = paths[0].description
+        return f"{description} ({self.reasons[-1]})" if self.reasons else description
 
     def __call__(self, rows: EncoderRows, decoding: dict[str, Any]) -> Tensor:
         """Answers [B * R, U], R for each row.
@@ -110,9 +118,13 @@ class Seq2SeqGenerator:
             GenerationUnsupportedError: If no path agrees with the forward pass of each row alone.
         """
         path = self.path_for(rows, decoding)
-        parts = [rows] if path.is_batched else [rows.only([b]) for b in range(len(rows.mask))]
+        parts = [rows]
+        if not path.is_batched:
+            parts = [rows.only([b]) for b in range(len(rows.mask))]
         skip, options = len(self.backbone.opening), path.options(decoding)
-        answers = [answer for part in parts for answer in self.run(part, options)[:, skip:]]
+        answers: list[Tensor] = []
+        for part in parts:
+            answers += self.run(part, options)[:, skip:]
         return pad_sequence(answers, batch_first=True, padding_value=self.backbone.codec.pad_id)
 
     def run(self, rows: EncoderRows, options: dict[str, Any]) -> Any:
@@ -122,7 +134,8 @@ class Seq2SeqGenerator:
         if len(opening) > 1:
             inputs["decoder_input_ids"] = opening.expand(len(rows.ids), -1)
         with self.backbone.inject(rows.prompt):
-            return generate(self.backbone, Reading(rows.ids, rows.embeds, inputs), len(opening), options)
+            reading = Reading(rows.ids, rows.embeds, inputs)
+            return generate(self.backbone, reading, len(opening), options)
 
     def path_for(self, rows: EncoderRows, decoding: dict[str, Any]) -> Path:
         """The fastest correct path for these rows."""
@@ -131,17 +144,20 @@ class Seq2SeqGenerator:
         kind = (*(decoding.get(name) for name in STRUCTURE), has_kv, steps)
         paths = self.paths.setdefault(kind, list(PATHS))
         lengths = rows.mask.sum(1)
-        extent = int(lengths.max()), int(lengths.max() - lengths.min())
+        difference = lengths.max() - lengths.min()
+        extent = int(lengths.max()), int(difference)
         before = self.tried.get(kind, (-1, -1))
         if all(now <= then for now, then in zip(extent, before, strict=True)):
             return self._first(paths)
-        two = rows.only(sorted({int(lengths.argmin()), int(lengths.argmax())}))
+        extremes = {int(lengths.argmin()), int(lengths.argmax())}
+        two = rows.only(sorted(extremes))
         while fault := self._fault_of(self._first(paths), two, decoding, steps):
             log.info("%s: rejected the path by which %s: %s", self.backbone.spec.name, paths[0].description, fault)
             self.reasons.append(fault)
             del paths[0]
             before = (-1, -1)
-        self.tried[kind] = max(extent[0], before[0]), max(extent[1], before[1])
+        length, padding = (max(pair) for pair in zip(extent, before, strict=True))
+        self.tried[kind] = length, padding
         return paths[0]
 
     def _first(self, paths: list[Path]) -> Path:
@@ -168,7 +184,8 @@ class Seq2SeqGenerator:
         text, _ = some_text(self.backbone, len(rows.ids), steps)
         if uses_speculation(options):  # speculative decoding cannot force a text
             options = {name: value for name, value in options.items() if name not in DRAFTED}
-        groups = [list(range(len(text)))] if path.is_batched else [[b] for b in range(len(text))]
+        numbers = list(range(len(text)))
+        groups = [numbers] if path.is_batched else [[b] for b in numbers]
         errors = []
         for group in groups:
             forced = LogitsProcessorList([ForcedText(text[group], len(self.backbone.opening))])
@@ -185,14 +202,19 @@ class Seq2SeqGenerator:
         A model whose logits depend on later tokens reads the text up to each token only.
         """
         logits = self._forward(row, text)
-        if relative_error(logits[:1], self._forward(row, text[:1])) <= TOLERANCE:
+        first = self._forward(row, text[:1])
+        if relative_error(logits[:1], first) <= TOLERANCE:
             return logits
-        stepwise = [self._forward(row, text[: step + 1])[-1:] for step in range(len(text))]
+        stepwise = []
+        for end in range(1, len(text) + 1):
+            logits = self._forward(row, text[:end])
+            stepwise.append(logits[-1:])
         return torch.cat(stepwise)
 
     def _forward(self, row: EncoderRows, text: Tensor) -> Tensor:
         """[U, V] logits of each token of a text [U], from one forward pass."""
-        read = torch.cat([text.new_tensor(self.backbone.opening), text[:-1]])[None]
+        opening = text.new_tensor(self.backbone.opening)
+        read = torch.cat([opening, text[:-1]])[None]
         model: Any = self.backbone.model
         reading = Reading(row.ids, row.embeds, {})
         with self.backbone.inject(row.prompt), replace_embeddings(self.backbone.stack, reading, once=True):
