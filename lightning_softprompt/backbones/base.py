@@ -120,10 +120,13 @@ class Backbone(nn.Module, ABC):
         """
         if self.head.headless:
             return
-        row = self.codec.collate([self.codec.encode(Template("{soft}a {target}").pieces({}), "a")])
-        tokens = self.embed(row.input_ids[:, :1]).detach().requires_grad_()
+        pieces = Template("{soft}a {target}").pieces({})
+        row = self.codec.collate([self.codec.encode(pieces, "a")])
+        first_ids = row.input_ids[:, :1]
+        tokens = self.embed(first_ids).detach().requires_grad_()
         with torch.enable_grad():
-            total = self.head.logits(self.run_padded(row, SoftPrompt(tokens=tokens))).float().sum()
+            states = self.run_padded(row, SoftPrompt(tokens=tokens))
+            total = self.head.logits(states).float().sum()
         if not total.requires_grad:
             raise EntryUnsupportedError("its logits do not depend on the input of its encoder.")
         torch.autograd.grad(total, tokens)
@@ -152,7 +155,8 @@ class Backbone(nn.Module, ABC):
 
     def target_logits(self, states: States, batch: Batch) -> Tensor:
         """Logits of the targets that are not ignored."""
-        return self.head.logits(states)[: len(batch)][batch.targets != IGNORE]
+        is_target = batch.targets != IGNORE
+        return self.head.logits(states)[: len(batch)][is_target]
 
     def adopt_path_of(self, small_copy: Any) -> None:
         """Uses the execution path of a smaller copy, without further trials."""
@@ -187,7 +191,8 @@ class Backbone(nn.Module, ABC):
         answers = []
         for b in range(len(batch)):
             row_prompt = prompt and prompt.only([b])
-            answers.append(self.generate(batch.only([b]), row_prompt, **decoding)[0])
+            answer = self.generate(batch.only([b]), row_prompt, **decoding)
+            answers.append(answer[0])
         return pad_sequence(answers, batch_first=True, padding_value=self.codec.pad_id)
 
     @property
@@ -205,8 +210,11 @@ class Backbone(nn.Module, ABC):
         """Factor by which the model's embedding module multiplies its table; 1 in most models."""
         ids = torch.arange(min(len(self.word_embeddings), 512), device=self.word_embeddings.device)
         with torch.no_grad():
-            table, embeds = self.word_embeddings[ids].double(), self.embed(ids[None])[0].double()
-        return 1.0 if torch.equal(table, embeds) else float(embeds.norm() / table.norm())
+            table = self.word_embeddings[ids].double()
+            embeds = self.embed(ids[None])[0].double()
+        if torch.equal(table, embeds):
+            return 1.0
+        return float(embeds.norm() / table.norm())
 
     @property
     def window(self) -> int | None:
@@ -227,7 +235,8 @@ class Backbone(nn.Module, ABC):
         prompt = prompt or SoftPrompt()
         embeds = self.embed(batch.input_ids)
         if prompt.shift is not None:
-            embeds = embeds + prompt.shift.to(embeds) * batch.mask[..., None]  # leaves padding unchanged
+            is_text = batch.mask[..., None]
+            embeds = embeds + prompt.shift.to(embeds) * is_text  # leaves padding unchanged
         rows = splice(embeds, batch.mask, batch.slots, prompt.tokens, prompt.blocks, prompt.token_mask)
         self.check_window(rows.mask.shape[1])
         return rows
@@ -261,11 +270,13 @@ class Backbone(nn.Module, ABC):
         ids = torch.arange(1, 9, device=self.word_embeddings.device).expand(2, -1)
         mask = torch.ones_like(ids, dtype=torch.bool)
         mask[1, 5:] = False
-        batch = Batch(ids, mask, mask, ids[:, :2], ids.new_zeros(2, 1))
+        targets = ids[:, :2]
+        batch = Batch(ids, mask, mask, targets, ids.new_zeros(2, 1))
         expected = self._results_without_prompt(batch)
         with injectable_attention(self.model):
             results = self._results_without_prompt(batch)
-        error = float((results - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
+        largest = expected.abs().max().clamp(min=1e-30)
+        error = float((results - expected).abs().max() / largest)
         if error > self.injection_tolerance:
             raise InjectionUnsupportedError(
                 f"{type(self.model).__name__} does not accept additional keys and values: with an attention function "
@@ -292,7 +303,8 @@ class Backbone(nn.Module, ABC):
         """
         ids = torch.arange(1, 6, device=self.word_embeddings.device)[None]
         mask = torch.ones_like(ids, dtype=torch.bool)
-        batch = Batch(ids, mask, mask, ids[:, -1:], ids[:, :1])
+        targets, slots = ids[:, -1:], ids[:, :1]
+        batch = Batch(ids, mask, mask, targets, slots)
         layer = self.depth // 2
         tokens = self.word_embeddings.new_zeros(1, 2, self.hidden_size)
         with torch.no_grad():
@@ -348,10 +360,12 @@ class Backbone(nn.Module, ABC):
         rows, stack = self.splice(batch, prompt), self.stack
         ids = self.ids_of(rows, batch)
         with self.inject(prompt):
-            run = partial(self.entry.run, stack, rows.embeds, ids, **self.stack_inputs(rows, prompt))
+            inputs = self.stack_inputs(rows, prompt)
+            run = partial(self.entry.run, stack, rows.embeds, ids, **inputs)
             states = states_before(stack, layer, run)
         columns = rows.columns.clamp(0, states.shape[1] - 1)
-        return states.gather(1, columns[..., None].expand(-1, -1, states.shape[2]))
+        index = columns[..., None].expand(-1, -1, states.shape[2])
+        return states.gather(1, index)
 
     def stack_inputs(self, rows: Spliced, prompt: SoftPrompt | None) -> dict[str, Any]:
         """Further inputs of the part that reads rows."""
@@ -447,4 +461,5 @@ def _concatenate(parts: Sequence[Tensor]) -> Tensor:
 def answer_positions(batch: Batch) -> Tensor:
     """[B, U] positions of the answer's tokens in `input_ids`; arbitrary if an answer is shorter than U."""
     answer = batch.mask & ~batch.source
-    return (~answer).int().argsort(dim=1, stable=True)[:, : batch.targets.shape[1]]
+    count = batch.targets.shape[1]
+    return (~answer).int().argsort(dim=1, stable=True)[:, :count]

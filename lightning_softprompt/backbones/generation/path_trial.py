@@ -50,7 +50,8 @@ class Trial:
     def only(self, b: int) -> Trial:
         """The trial of one row."""
         rows = self.rows[[b]].trim()
-        return replace(self, rows=rows, text=self.text[[b]], expected=self.expected[b : b + 1])
+        expected = [self.expected[b]]
+        return replace(self, rows=rows, text=self.text[[b]], expected=expected)
 
 
 def error_of(path: GenerationPath, rows: RowBatch, new: int, decoding: Decoding, limit: float) -> float:
@@ -72,7 +73,9 @@ def error_of(path: GenerationPath, rows: RowBatch, new: int, decoding: Decoding,
         trial, is_stable = trial_of(path, rows, new, limit)
         if path.batches_lengths and not is_stable and len(trial.text) > 1:
             raise LengthDependenceError("its logits of a token depend on the length of the sequence")
-        parts = [trial] if path.batches_lengths else [trial.only(b) for b in range(len(trial.text))]
+        parts = [trial]
+        if not path.batches_lengths:
+            parts = [trial.only(b) for b in range(len(trial.text))]
         if beams > 1:
             return max(_error_of_beams(path, part, options, beams) for part in parts)
         if uses_speculation(decoding):
@@ -82,16 +85,21 @@ def error_of(path: GenerationPath, rows: RowBatch, new: int, decoding: Decoding,
 
 def trial_of(path: GenerationPath, rows: RowBatch, new: int, limit: float) -> tuple[Trial, bool]:
     """Adds `new` tokens to rows; also returns whether their first logits do not change when rows become longer."""
-    backbone, steps, count = path.backbone, min(STEPS, new), len(rows.mask)
+    backbone, count = path.backbone, len(rows.mask)
+    steps = min(STEPS, new)
     tokens, embeds = some_text(backbone, count, new)
-    longer = rows.append_text(tokens[:, : new - steps], embeds[:, : new - steps])
-    text = tokens[:, new - steps :]
+    begin = new - steps
+    longer = rows.append_text(tokens[:, :begin], embeds[:, :begin])
+    text = tokens[:, begin:]
     logits_of_all = [next_logits(backbone, rows, b, tokens[b]) for b in range(count)]
-    logits_of_first = [next_logits(backbone, rows, b, tokens[b, :1]) for b in range(count)]
+    first_tokens = tokens[:, :1]
+    logits_of_first = [next_logits(backbone, rows, b, first_tokens[b]) for b in range(count)]
     pairs = zip(logits_of_all, logits_of_first, strict=True)
-    is_stable = all(relative_error(logits[:1], first) <= limit for logits, first in pairs)
+    errors = (relative_error(logits[:1], first) for logits, first in pairs)
+    is_stable = all(error <= limit for error in errors)
     if is_stable and not path.is_forward:
-        return Trial(longer, text, [logits[-steps:] for logits in logits_of_all], next_logits), True
+        last_logits = [logits[-steps:] for logits in logits_of_all]
+        return Trial(longer, text, last_logits, next_logits), True
     expected = [stepwise_logits(backbone, longer, b, text[b]) for b in range(count)]
     return Trial(longer, text, expected, stepwise_logits), is_stable
 
@@ -108,7 +116,8 @@ def _error_of_logits(path: GenerationPath, trial: Trial, options: Decoding) -> f
 
 def _error_of_beams(path: GenerationPath, trial: Trial, options: Decoding, beams: int) -> float:
     """Returns the error of the log-likelihoods that rank beams."""
-    steps, length = trial.text.shape[1], trial.rows.mask.shape[1]
+    steps = trial.text.shape[1]
+    length = trial.rows.mask.shape[1]
     beam_options = {"num_beams": beams, "num_return_sequences": beams, "length_penalty": 0.0}
     length_options = {"min_new_tokens": steps, "max_new_tokens": steps}
     output_options = {"output_scores": True, "return_dict_in_generate": True}
@@ -118,14 +127,16 @@ def _error_of_beams(path: GenerationPath, trial: Trial, options: Decoding, beams
         logits = trial.logits(path.backbone, trial.rows, number // beams, answer)
         log_probabilities = logits.float().log_softmax(-1)
         expected = log_probabilities.gather(1, answer[:, None]).sum()
-        errors.append((output.sequences_scores[number] - expected).abs() / logits.abs().max())
+        error = (output.sequences_scores[number] - expected).abs()
+        errors.append(error / logits.abs().max())
     return float(torch.stack(errors).nan_to_num(float("inf")).max())
 
 
 def _error_of_drafts(path: GenerationPath, trial: Trial, options: Decoding) -> float:
     """Returns by how much the best logits exceed those of the answers, relative to the largest logit."""
     length = trial.rows.mask.shape[1]
-    answers = path.run(trial.rows, {**options, "max_new_tokens": trial.text.shape[1]})[:, length:]
+    options = {**options, "max_new_tokens": trial.text.shape[1]}
+    answers = path.run(trial.rows, options)[:, length:]
     errors = []
     for b, answer in enumerate(answers):
         logits = trial.logits(path.backbone, trial.rows, b, answer)
@@ -139,7 +150,8 @@ def next_logits(backbone: DecoderBackbone, rows: RowBatch, b: int, text: Tensor)
     """[U, V] logits of each token of a text [U] that follows a row, from one forward pass of that row alone."""
     row = rows[[b]].trim()
     reading = Reading(token_ids(row, backbone.codec), row.embeds, {})
-    reading = replace(reading, ids=torch.cat([reading.ids, text[None, :-1]], dim=1))
+    ids = torch.cat([reading.ids, text[None, :-1]], dim=1)
+    reading = replace(reading, ids=ids)
     inputs = plain_inputs(reading.ids, row.first_position if row.kv else None)
     if "logits_to_keep" in signature(backbone.model.forward).parameters:
         inputs["logits_to_keep"] = len(text)
@@ -149,7 +161,10 @@ def next_logits(backbone: DecoderBackbone, rows: RowBatch, b: int, text: Tensor)
 
 def stepwise_logits(backbone: DecoderBackbone, rows: RowBatch, b: int, text: Tensor) -> Tensor:
     """Same as `next_logits`, from one forward pass for each token, over the text before it."""
-    logits = [next_logits(backbone, rows, b, text[: step + 1])[-1] for step in range(len(text))]
+    logits = []
+    for end in range(1, len(text) + 1):
+        step_logits = next_logits(backbone, rows, b, text[:end])
+        logits.append(step_logits[-1])
     return torch.stack(logits)
 
 

@@ -66,12 +66,15 @@ class SharedPrompt(GenerationPath):
     @staticmethod
     def applies(rows: RowBatch, decoding: Decoding) -> bool:
         """Whether all rows begin with the prompt and continue after it, and no option selects another cache."""
-        own = (
+        requires_other_cache = (
             decoding.get("use_cache", True) is False
             or decoding.get("cache_implementation")
             or uses_speculation(decoding)
         )
-        return not own and not rows.kv and 0 < rows.prompt_end < int(rows.mask.sum(1).min())
+        if requires_other_cache or rows.kv:
+            return False
+        shortest = int(rows.mask.sum(1).min())
+        return 0 < rows.prompt_end < shortest
 
 
 @final
@@ -85,7 +88,8 @@ class LeftPadded(GenerationPath):
         """See `GenerationPath`."""
         left = rows.pad_left()
         with self.backbone.inject(left.kv_prompt):
-            return generate(self.backbone, reading_of(self.backbone, left), left.mask.shape[1], decoding)
+            reading = reading_of(self.backbone, left)
+            return generate(self.backbone, reading, left.mask.shape[1], decoding)
 
 
 class EqualLengths(GenerationPath):
@@ -97,19 +101,23 @@ class EqualLengths(GenerationPath):
     def __call__(self, rows: RowBatch, decoding: Decoding) -> Tensor:
         """See `GenerationPath`."""
         lengths = rows.mask.sum(1).tolist()
-        groups = [[b for b, other in enumerate(lengths) if other == length] for length in dict.fromkeys(lengths)]
+        rows_by_length: dict[int, list[int]] = {}
+        for b, length in enumerate(lengths):
+            rows_by_length.setdefault(length, []).append(b)
         answers: dict[int, Tensor] = {}
-        for group in groups:
+        for length, group in rows_by_length.items():
             part = rows[group].trim()
-            of_rows = self.run(part, decoding)[:, part.mask.shape[1] :].chunk(len(group))
-            answers |= dict(zip(group, of_rows, strict=True))
+            new_tokens = self.run(part, decoding)[:, length:]
+            row_answers = new_tokens.chunk(len(group))
+            answers |= dict(zip(group, row_answers, strict=True))
         ordered = [answer for b in range(len(lengths)) for answer in answers[b]]
         return pad_sequence(ordered, batch_first=True, padding_value=self.backbone.codec.pad_id)
 
     def run(self, rows: RowBatch, decoding: Decoding) -> Any:
         """See `GenerationPath`."""
         with self.backbone.inject(rows.kv_prompt):
-            return generate(self.backbone, reading_of(self.backbone, rows), rows.mask.shape[1], decoding)
+            reading = reading_of(self.backbone, rows)
+            return generate(self.backbone, reading, rows.mask.shape[1], decoding)
 
 
 @final
@@ -121,11 +129,16 @@ class WithoutCache(EqualLengths):
 
     def run(self, rows: RowBatch, decoding: Decoding) -> Any:
         """See `GenerationPath`."""
-        plain = {name: value for name, value in decoding.items() if name not in ("cache_implementation", *DRAFTED)}
-        first = rows.first_position.repeat_interleave(num_sequences(decoding) if len(rows.first_position) > 1 else 1)
+        unused = {"cache_implementation", *DRAFTED}
+        plain = {name: value for name, value in decoding.items() if name not in unused}
+        is_shared = len(rows.first_position) == 1
+        copies = 1 if is_shared else num_sequences(decoding)
+        first = rows.first_position.repeat_interleave(copies)
         reading = Reading(token_ids(rows, self.backbone.codec), rows.embeds, {})
-        with self.backbone.inject(rows.kv_prompt), forward_inputs(self.backbone.model, first if rows.kv else None):
-            return generate(self.backbone, reading, rows.mask.shape[1], {**plain, "use_cache": False})
+        options = {**plain, "use_cache": False}
+        inputs = forward_inputs(self.backbone.model, first if rows.kv else None)
+        with self.backbone.inject(rows.kv_prompt), inputs:
+            return generate(self.backbone, reading, rows.mask.shape[1], options)
 
 
 @contextmanager
@@ -151,15 +164,18 @@ def plain_inputs(ids: Tensor, first: Tensor | None) -> dict[str, Any]:
     """Inputs of the forward pass for ids [B, M] alone; see `forward_inputs`."""
     inputs: dict[str, Any] = {"input_ids": ids, "use_cache": False}
     if first is not None:
-        inputs["position_ids"] = first[:, None] + torch.arange(ids.shape[1], device=ids.device)
+        steps = torch.arange(ids.shape[1], device=ids.device)
+        inputs["position_ids"] = first[:, None] + steps
     return inputs
 
 
 def reading_of(backbone: DecoderBackbone, rows: RowBatch, **inputs: Any) -> Reading:
     """The generation input of rows without padding on the right, with further inputs such as a cache."""
     if rows.kv:
-        inputs["position_ids"] = (rows.mask.cumsum(1) - 1).clamp(min=0) + rows.first_position[:, None]
-    return Reading(token_ids(rows, backbone.codec), rows.embeds, {"attention_mask": rows.mask.long(), **inputs})
+        steps = (rows.mask.cumsum(1) - 1).clamp(min=0)
+        inputs["position_ids"] = steps + rows.first_position[:, None]
+    inputs = {"attention_mask": rows.mask.long(), **inputs}
+    return Reading(token_ids(rows, backbone.codec), rows.embeds, inputs)
 
 
 def token_ids(rows: RowBatch, codec: Codec) -> Tensor:

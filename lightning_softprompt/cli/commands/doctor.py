@@ -68,7 +68,8 @@ class Finding:
 def findings() -> Iterator[Finding]:
     """Run all checks, the fast ones first."""
     version = platform.python_version()
-    yield Finding("python", f"{version}  {sys.executable}", {"version": version, "executable": sys.executable})
+    executable = sys.executable
+    yield Finding("python", f"{version}  {executable}", {"version": version, "executable": executable})
     yield Finding("system", platform.platform(), platform.platform())
     yield from machine()
     yield from packages()
@@ -94,7 +95,8 @@ def packages() -> Iterator[Finding]:
     """Report the version of each package that a run uses."""
     for name in REQUIRED:
         version = _version(name)
-        yield Finding(name, version or "missing", version, "" if version else f"pip install {name}")
+        remedy = "" if version else f"pip install {name}"
+        yield Finding(name, version or "missing", version, remedy)
     for name, purpose in OPTIONAL.items():
         version = _version(name)
         yield Finding(name, version or f"not installed ({purpose})", version)
@@ -104,7 +106,8 @@ def caches() -> Iterator[Finding]:
     """Report the cache folders of models and data, their size and the free disk space."""
     for name, folder in (("cache", cache_folder()), ("hub cache", hosts.hub_cache())):
         used, free = folder_size(folder), shutil.disk_usage(_existing(folder)).free
-        text = f"{folder}  {_size(used) if folder.exists() else 'not created yet'}, {_size(free)} free"
+        size = _size(used) if folder.exists() else "not created yet"
+        text = f"{folder}  {size}, {_size(free)} free"
         yield Finding(name, text, {"folder": str(folder), "bytes": used, "free": free})
 
 
@@ -139,7 +142,8 @@ def devices() -> Finding:
     names = []
     for index in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(index)
-        names.append(f"cuda:{index} {device.name} {_size(device.total_memory)}")
+        size = _size(device.total_memory)
+        names.append(f"cuda:{index} {device.name} {size}")
     names += ["mps"] if torch.backends.mps.is_available() else []
     names.append(f"cpu, {torch.get_num_threads()} threads")
     return Finding("devices", "; ".join(names), names)
@@ -159,8 +163,10 @@ def speed(name: str, quantization: str | None = None, attention: str | None = No
         yield Finding("rows", "unknown", None, str(error))
         return
     template = Template("{soft}{text} {target}")
-    rows = [backbone.codec.encode(template.pieces({"text": text}), "a") for text in ("a", "a b")]
-    batch, prompt = backbone.codec.collate(rows), SoftPrompt(tokens=backbone.word_embeddings[None, :2])
+    texts = [template.pieces({"text": text}) for text in ("a", "a b")]
+    rows = [backbone.codec.encode(pieces, "a") for pieces in texts]
+    batch = backbone.codec.collate(rows)
+    prompt = SoftPrompt(tokens=backbone.word_embeddings[None, :2])
     if not backbone.head.headless:
         backbone(batch, prompt)
     yield Finding("rows", backbone.execution_description, backbone.execution_description)
@@ -259,7 +265,8 @@ def print_findings(checks: Iterable[Finding]) -> list[Finding]:
 
 def _host(name: str, host: hosts.Host) -> Finding:
     value = {"url": host.url, "reachable": host.reachable()}
-    return Finding(name, f"{host.url or 'no address'}  {host.state()}", value)
+    address = host.url or "no address"
+    return Finding(name, f"{address}  {host.state()}", value)
 
 
 def _version(name: str) -> str | None:
@@ -286,6 +293,7 @@ def _existing(folder: Path) -> Path:
 def _size(number: float) -> str:
     for unit in ("B", "KiB", "MiB", "GiB"):
         if number < 1024:
-            return f"{number:.{0 if unit == 'B' else 1}f} {unit}"
+            decimals = 0 if unit == "B" else 1
+            return f"{number:.{decimals}f} {unit}"
         number /= 1024
     return f"{number:.1f} TiB"

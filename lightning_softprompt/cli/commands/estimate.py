@@ -70,14 +70,16 @@ def main(argv: list[str]) -> int:
             estimate = plan(module, spec, workload)
         except ValueError as error:
             raise CommandError(str(error)) from error
-    fits = args.memory is None or estimate.peak + args.reserve * GIB <= args.memory * GIB
+    required = estimate.peak + args.reserve * GIB
+    fits = args.memory is None or required <= args.memory * GIB
     if args.json:
         print(json.dumps({**vars(estimate), "peak": estimate.peak, "fits": fits}))
     else:
         print(format_plan(estimate, workload))
     if not fits:
         needed = f"{gib(estimate.peak)} GiB and {args.reserve:g} GiB reserved"
-        print(f"does not fit: {needed}, but the device has {args.memory:g} GiB", file=sys.stderr)
+        available = f"{args.memory:g} GiB"
+        print(f"does not fit: {needed}, but the device has {available}", file=sys.stderr)
     elif args.shape is None and not args.json:  # numbers alone are no backbone to train
         suggest(command_line("fit", *fit_options))
     return 0 if fits else TOO_LARGE
@@ -108,7 +110,8 @@ def write_config(shape: str, folder: Path) -> Path:
         CommandError: If the shape is not six whole numbers.
     """
     numbers = [number.replace("_", "") for number in shape.split(",")]
-    if len(numbers) != len(SHAPE) or not all(number.isdecimal() for number in numbers):
+    are_whole = all(number.isdecimal() for number in numbers)
+    if len(numbers) != len(SHAPE) or not are_whole:
         raise CommandError(f"--shape requires {','.join(SHAPE)} as whole numbers, got {shape!r}")
     from transformers import LlamaConfig
 
@@ -131,7 +134,9 @@ def read_workload(options: list[str], args: Namespace) -> tuple[Any, Any, Worklo
     strategy, strategy_options = _strategy(trainer.strategy)
     is_sharded = any(word in strategy.lower() for word in ("fsdp", "modelparallel", "shard"))
     tokens = args.tokens or data.max_tokens
-    rows = data.batch_size if data.batch_tokens is None else max(1, data.batch_tokens // tokens)
+    rows = data.batch_size
+    if data.batch_tokens is not None:
+        rows = max(1, data.batch_tokens // tokens)
     max_target_tokens = int(getattr(data, "max_target_tokens", None) or 0)
     uses_whole_vocabulary = module.classes is None and module.classes_by_task is None
     workload = Workload(
@@ -182,8 +187,12 @@ def format_plan(plan: Plan, workload: Workload) -> str:
     if workload.shares > 1:
         weights = "embeddings, head, a shard of the layers, and two gathered layers"
     notes = {"frozen weights": weights, "kept for the backward pass": "measured on a small copy of the backbone"}
-    memory = [[name, gib(size), notes.get(name, "")] for name, size in plan.training.items() if size]
-    memory += [[name, gib(size), "during generation"] for name, size in plan.answering.items()]
+    memory = []
+    for name, size in plan.training.items():
+        if size:
+            memory.append([name, gib(size), notes.get(name, "")])
+    for name, size in plan.answering.items():
+        memory.append([name, gib(size), "during generation"])
     batch = f"{workload.rows} rows of {workload.tokens} tokens on each of {workload.devices} devices"
     memory.append(["peak", gib(plan.peak), batch])
     other = []
@@ -193,8 +202,10 @@ def format_plan(plan: Plan, workload: Workload) -> str:
         other.append(["received before the first step", format_size(plan.start), ""])
     other.append(["checkpoint", format_size(plan.checkpoint), ""])
     percent = 100 * plan.trainable / plan.frozen
-    summary = f"{plan.trainable:,} trainable parameters, {percent:.4g} % of the backbone's {plan.frozen:,}"
-    return f"{summary}\n\n{table(memory, ['memory of a device', 'GiB', ''])}\n\n{table(other)}"
+    share = f"{percent:.4g} % of the backbone's {plan.frozen:,}"
+    summary = f"{plan.trainable:,} trainable parameters, {share}"
+    memory_table = table(memory, ["memory of a device", "GiB", ""])
+    return f"{summary}\n\n{memory_table}\n\n{table(other)}"
 
 
 def gib(size: float) -> str:
@@ -205,5 +216,7 @@ def gib(size: float) -> str:
 def format_size(size: float) -> str:
     """Bytes in the largest unit that gives a number of at least 1."""
     units = ("B", "KiB", "MiB", "GiB", "TiB")
-    step = min(len(units) - 1, max(0, (int(size).bit_length() - 1) // 10))
-    return f"{size / 2 ** (10 * step):.4g} {units[step]}"
+    power = max(0, (int(size).bit_length() - 1) // 10)
+    step = min(len(units) - 1, power)
+    number = size / 2 ** (10 * step)
+    return f"{number:.4g} {units[step]}"

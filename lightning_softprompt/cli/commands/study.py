@@ -75,7 +75,8 @@ def main(argv: list[str]) -> int:
 
     try:
         study = read_study(args.file, args.folder, options)
-        study_options = [args.file, *(["--folder", args.folder] if args.folder else []), *options]
+        folder_option = ["--folder", args.folder] if args.folder else []
+        study_options = [args.file, *folder_option, *options]
         if args.show:
             print(_run_states(study.runs))
             suggest(command_line("study", *study_options))
@@ -104,7 +105,8 @@ def _run(study: Study) -> int:
         from lightning_softprompt.cli.app import main as run_command
 
         for number, run in enumerate(remaining, 1):
-            print(f"[{number}/{len(remaining)}] {run.command} {run.folder}", file=sys.stderr, flush=True)
+            progress = f"[{number}/{len(remaining)}]"
+            print(progress, run.command, run.folder, file=sys.stderr, flush=True)
             if code := run.run(partial(run_command, hints=False)):
                 print("Completed runs are kept; rerun the same command to continue.", file=sys.stderr)
                 return code
@@ -121,13 +123,21 @@ def results(runs: Sequence[StudyRun]) -> list[Result]:
     for test in runs:
         if test.command == "test":
             metrics = _finite_metrics(test.read_metrics() or {})
-            collected.append({"variant": test.variant, "stage": test.stage, "test": test.test, "metrics": metrics})
+            collected.append(
+                {
+                    "variant": test.variant,
+                    "stage": test.stage,
+                    "test": test.test,
+                    "metrics": metrics,
+                }
+            )
     return collected
 
 
 def _finite_metrics(metrics: Mapping[str, float | None]) -> dict[str, float]:
     """The metrics that have a value, without the prefix `test/`."""
-    return {name.removeprefix("test/"): value for name, value in metrics.items() if value is not None}
+    finite = {name: value for name, value in metrics.items() if value is not None}
+    return {name.removeprefix("test/"): value for name, value in finite.items()}
 
 
 def write_report(study: Study, tests: list[Result]) -> str:
@@ -160,7 +170,8 @@ def _sequence_results(study: Study, tests: Sequence[Result]) -> list[Result]:
             for summary, value in zip(summaries, transfer(matrix), strict=True):
                 summary[metric] = value
         for name, metrics in zip(SEQUENCE_SUMMARIES, summaries, strict=True):
-            added.append({"variant": variant, "stage": names[-1], "test": name, "metrics": metrics})
+            last_stage = names[-1]
+            added.append({"variant": variant, "stage": last_stage, "test": name, "metrics": metrics})
     return added
 
 
@@ -213,14 +224,18 @@ def _format_option(value: Any) -> str:
 def _format_table(study: Study, means: Sequence[Result]) -> str:
     """A table with one row per test and one column per metric."""
     available = {row["metric"] for row in means}
-    metrics = [name for name in study.metrics or DEFAULT_METRICS if name in available] or sorted(available)
+    listed = study.metrics or DEFAULT_METRICS
+    metrics = [name for name in listed if name in available] or sorted(available)
     cells: dict[tuple[str, ...], dict[str, str]] = {}
     for row in means:
         options = [_format_option(value) for value in row["compare"].values()]
         key = (*options, row["stage"], row["test"])
-        half_width = "" if row["interval"] is None else f" ± {row['interval']:.3f}"
-        cells.setdefault(key, {})[row["metric"]] = f"{row['mean']:.3f}{half_width}"
+        cell = f"{row['mean']:.3f}"
+        if row["interval"] is not None:
+            cell += f" ± {row['interval']:.3f}"
+        cells.setdefault(key, {})[row["metric"]] = cell
     rows = []
     for key, values in cells.items():
-        rows.append([*key, *(values.get(metric, "") for metric in metrics)])
+        row_cells = [values.get(metric, "") for metric in metrics]
+        rows.append([*key, *row_cells])
     return table(rows, [*compare_names(study), "stage", "test", *metrics])
