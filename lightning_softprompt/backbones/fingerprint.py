@@ -52,7 +52,8 @@ class WeightFiles:
         self.identity = self._stat()
 
     def _stat(self) -> FileIdentity:
-        files = [path.resolve() for path in [*weight_files(self.folder), self.folder / "config.json"]]
+        paths = [*weight_files(self.folder), self.folder / "config.json"]
+        files = [path.resolve() for path in paths]
         stats = [(str(path), path.stat()) for path in files if path.is_file()]
         return [[path, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino, s.st_dev] for path, s in stats]
 
@@ -63,12 +64,14 @@ class WeightFiles:
 
     def digest(self) -> str:
         """Returns the digest of all weights and the configuration, from the cache if possible."""
-        key = sha256(json.dumps([SCHEME, self.identity]).encode()).hexdigest()[:32]
+        content = json.dumps([SCHEME, self.identity])
+        key = sha256(content.encode()).hexdigest()[:32]
         path = cache_folder("fingerprints") / f"{key}.json"
         cached = _read_digest(path, key)
         if cached is not None:
             return cached
-        digest = combine_digests(self._tensor_digests(), json.loads((self.folder / "config.json").read_bytes()))
+        config = json.loads((self.folder / "config.json").read_bytes())
+        digest = combine_digests(self._tensor_digests(), config)
         _cache_digest(path, key, digest)
         return digest
 
@@ -187,14 +190,16 @@ def digest_sample(named: Iterable[tuple[str, Tensor, int]], config: Any, hidden_
     for name, weight, count in named:
         step = max(1, count // 256)
         sample = weight.detach().flatten()[::step].to("cpu", torch.bfloat16)
-        digest.update(name.encode() + sample.view(torch.int16).numpy().tobytes())
+        values = sample.view(torch.int16).numpy()
+        digest.update(name.encode() + values.tobytes())
     return digest.hexdigest()[:16]
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
     """Returns a digest of what determines tokenization: vocabulary, merges, added tokens and the steps around them."""
     rules = json.loads(tokenizer.backend_tokenizer.to_str())
-    settings = {name: value for name, value in rules.items() if name not in ("version", "truncation", "padding")}
+    ignored = ("version", "truncation", "padding")
+    settings = {name: value for name, value in rules.items() if name not in ignored}
     model = settings.get("model", {})
     if model.get("merges"):
         model["merges"] = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]

@@ -87,7 +87,8 @@ class GenerationEvaluation(Evaluation):
             )
         if long_documents == "map_reduce" and (template is None or source is None):
             raise ValueError("long_documents=map_reduce requires source and template; set both, or use cut")
-        self.decoding, self.source, self.lead = decoding or Decoding(), source, 0 if source is None else lead
+        self.decoding, self.source = decoding or Decoding(), source
+        self.lead = 0 if source is None else lead
         self.every, self.sample, self.minutes = every, sample, minutes
         self.long_documents, self.template, self.max_tokens = long_documents, template, max_tokens
         self.scorer = TextScorer(metrics, source, stem, encoder, rouge_words)
@@ -95,7 +96,8 @@ class GenerationEvaluation(Evaluation):
         ratios = ("length_ratio", "empty", *([] if source is None else ["compression"]))
         names = (*self.scorer.names, *self.scorer.corpus_names, *ratios)
         self.logged = ("generated", *names, *(f"{LEAD}{name}" for name in names if self.lead))
-        self.rows, self.leads = TextRows(self.scorer.columns), TextRows(self.scorer.columns)
+        self.rows = TextRows(self.scorer.columns)
+        self.leads = TextRows(self.scorer.columns)
         self._lead_scores: dict[tuple[str, ...], Scores] = {}  # leads are the same in each epoch
         self.stage, self.generates, self.seconds = "test", True, 0.0
         self.sampled: Container[int] | None = (
@@ -150,7 +152,8 @@ class GenerationEvaluation(Evaluation):
         records: list[dict[str, Any] | None] = [None] * len(batch)
         positions = self._rows_to_score(batch)
         if positions:
-            for position, record in zip(positions, self._score(lm, select_rows(batch, positions)), strict=True):
+            scored = self._score(lm, select_rows(batch, positions))
+            for position, record in zip(positions, scored, strict=True):
                 records[position] = record
         return records
 

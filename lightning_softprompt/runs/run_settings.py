@@ -78,7 +78,7 @@ class CommandSettings:
 
     @cached_property
     def all_settings(self) -> dict[str, Any]:
-        """The settings in checkpoints: those of the config, and digests of the rows."""
+        """The settings in checkpoints: the settings of the config, and digests of the rows."""
         return {**self.of_config, **self.of_rows}
 
     @cached_property
@@ -94,9 +94,10 @@ class CommandSettings:
 
 
 def config_settings(config: Config) -> dict[str, Any]:
-    """The settings of a config that determine training, except those of the model, as plain values by name."""
+    """The settings of a config that determine training, except the settings of the model, as plain values by name."""
     options = flat(config["data"], "data")
-    data = {name: value for name, value in options.items() if name.rpartition(".")[2] not in NOT_DATA}
+    data_names = [name for name in options if name.rpartition(".")[2] not in NOT_DATA]
+    data = {name: options[name] for name in data_names}
     backbone = {f"backbone.{name}": config["backbone"].get(name) for name in BACKBONE}
     return data | backbone | trainer_settings(config["trainer"]) | replica_settings(config.get("replicas"))
 

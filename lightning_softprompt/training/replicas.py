@@ -67,7 +67,7 @@ class ReplicaSpec:
 
 
 class Replicas(TrainerHooks):
-    """K prompts of one method, each trained exactly as in a run of its own.
+    """K prompts of one method, each trained exactly as in a separate run.
 
     Each prompt has its own seed, loss, gradients and clipping. A step computes K times as much as that of one prompt;
     loading, data and the overhead of the Trainer are shared.
@@ -89,7 +89,8 @@ class Replicas(TrainerHooks):
         self.seeds = spec.seeds or [first_seed + k for k in range(spec.count)]
         self.rates: Sequence[float | None] = spec.learning_rates or [None] * spec.count
         self.replica_names = [f"replica_{k + 1}" for k in range(spec.count)]
-        self.replicas = Roles({str(k): deepcopy(method) for k in range(spec.count)})
+        copies = {str(k): deepcopy(method) for k in range(spec.count)}
+        self.replicas = Roles(copies)
         for replica, init in zip(self.methods, spec.inits or [], strict=False):
             if not hasattr(replica, "init"):
                 raise ValueError(
@@ -137,7 +138,7 @@ class Replicas(TrainerHooks):
 
     @contextmanager
     def random_numbers_of(self, number: int) -> Iterator[None]:
-        """Sets the random numbers that a replica draws in a run of its own."""
+        """Sets the random numbers that a replica draws in a separate run."""
         on_gpu = self.device.type == "cuda"
         with torch.random.fork_rng([self.device] if on_gpu else []):
             if number not in self._rng_states:
@@ -190,7 +191,8 @@ class Replicas(TrainerHooks):
     def compute_metrics(self, stage: str) -> dict[str, Any]:
         """Computes the metrics of an epoch and restores the random numbers of training."""
         self._rng_states = self._training_rng_states
-        metrics: dict[str, Any] = self.summarize([replica.compute_metrics(stage) for replica in self.methods])
+        by_replica = [replica.compute_metrics(stage) for replica in self.methods]
+        metrics: dict[str, Any] = self.summarize(by_replica)
         if stage in self.ensembles:
             of_ensemble = cast(Evaluation, self.ensembles[stage]).compute()
             metrics |= {f"{stage}/{name}/ensemble": value for name, value in of_ensemble.items()}
@@ -230,11 +232,13 @@ class Replicas(TrainerHooks):
 
 def average(scores: Sequence[Tensor]) -> Tensor:
     """Scores [B, C] whose softmax is the mean of the probabilities of the prompts."""
-    return torch.stack([of_prompt.softmax(-1) for of_prompt in scores]).mean(0).log()
+    probabilities = [prompt_scores.softmax(-1) for prompt_scores in scores]
+    return torch.stack(probabilities).mean(0).log()
 
 
 def vote(scores: Sequence[Tensor]) -> Tensor:
     """Scores [B, C] that order classes by their number of votes, and equal numbers by their mean probability."""
     num_classes = scores[0].shape[-1]
-    votes = torch.stack([nn.functional.one_hot(of_prompt.argmax(-1), num_classes) for of_prompt in scores])
+    choices = [prompt_scores.argmax(-1) for prompt_scores in scores]
+    votes = torch.stack([nn.functional.one_hot(choice, num_classes) for choice in choices])
     return votes.sum(0) + average(scores).exp()

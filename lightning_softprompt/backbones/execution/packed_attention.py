@@ -97,7 +97,7 @@ def refuse_unsupported_options(options: dict[str, Any], packing: Packing) -> Non
 class PackedAttention(torch.autograd.Function):
     """Attention of one packed sequence [1, heads, prefix + R, D] to itself and to its past.
 
-    Rows attend to the shared tokens and to their own. If each row has its own past, the past belongs to its own tokens.
+    Each row attends to the shared tokens and to itself. If every row has a separate past, the past is part of the row.
     """
 
     @staticmethod
@@ -115,7 +115,7 @@ class PackedAttention(torch.autograd.Function):
         prefix = packing.prefix
         keys = Keys.of(key, value, past_key, past_value, packing)
         row_query = query[:, :, prefix:]
-        groups = zip(packing.row_masks, split_groups(row_query, packing), *keys.own, strict=True)
+        groups = zip(packing.row_masks, split_groups(row_query, packing), *keys.by_group, strict=True)
         results = [attend(parts, mask is None, scale, mask) for mask, *parts in groups]
         out = join_groups([group_out for group_out, _ in results], packing)
         lse_columns = [group_lse[..., None] for _, group_lse in results]
@@ -144,14 +144,14 @@ class PackedAttention(torch.autograd.Function):
         keys = Keys.of(key, value, past_key, past_value, packing)
         row_query = query[:, :, prefix:]
         row_grad = grad[:, :, prefix:]
-        tensors = [split_groups(row_query, packing), *keys.own, split_groups(out, packing)]
+        tensors = [split_groups(row_query, packing), *keys.by_group, split_groups(out, packing)]
         lse_columns = split_groups(lse[..., None], packing, NEVER)
         group_lse = [tensor[..., 0] for tensor in lse_columns]
         group_grad = split_groups(row_grad, packing, 0.0)
         groups = zip(packing.row_masks, group_grad, *tensors, group_lse, strict=True)
         results = [attend_backward(g, parts, mask is None, scale, mask) for mask, g, *parts in groups]
-        own_grads = [list(gradients) for gradients in zip(*results, strict=True)]  # by query, key and value
-        query_grads = [join_groups(own_grads[0], packing)]
+        group_grads = [list(gradients) for gradients in zip(*results, strict=True)]  # by query, key and value
+        query_grads = [join_groups(group_grads[0], packing)]
         shared_grads = [torch.zeros_like(tensor) for tensor in keys.shared]
         if keys.attends_separately:
             folded_grad, folded_query, folded_out = (fold_heads(t, key) for t in (row_grad, row_query, out))
@@ -168,7 +168,7 @@ class PackedAttention(torch.autograd.Function):
             pairs = zip(shared_grads, prefix_grads[1:], strict=True)
             shared_grads = [a + b for a, b in pairs]
         query_grad = torch.cat(query_grads, dim=2)
-        return query_grad, *keys.backward(shared_grads, own_grads[1:]), None, None
+        return query_grad, *keys.backward(shared_grads, group_grads[1:]), None, None
 
 
 @dataclass(frozen=True)
@@ -177,14 +177,14 @@ class Keys:
 
     Args:
         shared: Key and value [1, N, C + prefix, D] that all rows attend to.
-        own: Key and value [B, N, C + n, D] of each group of rows, which only the row itself attends to. If the shared
-            tokens are few, each row begins with a copy of them.
+        by_group: Key and value [B, N, C + n, D] of each group of rows, which only the row itself attends to. If the
+            shared tokens are few, each row begins with a copy of them.
         packing: The layout of the packed sequence.
         past: C, tokens of the past.
     """
 
     shared: list[Tensor]
-    own: list[list[Tensor]]
+    by_group: list[list[Tensor]]
     packing: Packing
     past: int
 
@@ -196,7 +196,7 @@ class Keys:
         prefix = packing.prefix
         shared = [tensor[:, :, :prefix] for tensor in (key, value)]
         row_parts = [tensor[:, :, prefix:] for tensor in (key, value)]
-        own = [split_groups(tensor, packing) for tensor in row_parts]
+        by_group = [split_groups(tensor, packing) for tensor in row_parts]
         past = 0
         if past_key is not None and past_value is not None and packing.past is not None:
             pasts = [past_key.to(key.dtype), past_value.to(value.dtype)]
@@ -204,44 +204,46 @@ class Keys:
             if packing.past.is_shared:
                 shared = [torch.cat(pair, dim=2) for pair in zip(pasts, shared, strict=True)]
             else:
-                groups_and_pasts = zip(own, pasts, strict=True)
-                own = [prepend_pasts(groups, tensor, packing) for groups, tensor in groups_and_pasts]
+                groups_and_pasts = zip(by_group, pasts, strict=True)
+                by_group = [prepend_pasts(groups, tensor, packing) for groups, tensor in groups_and_pasts]
         if packing.copies_shared_prefix:
-            pairs = zip(shared, own, strict=True)
-            own = [[prepend_copy(rows, tensor) for rows in groups] for tensor, groups in pairs]
-        return cls(shared, own, packing, past)
+            pairs = zip(shared, by_group, strict=True)
+            by_group = [[prepend_copy(rows, tensor) for rows in groups] for tensor, groups in pairs]
+        return cls(shared, by_group, packing, past)
 
     @property
     def attends_separately(self) -> bool:
         """Whether rows attend to the shared tokens in a separate attention."""
         return bool(self.shared[0].shape[2]) and not self.packing.copies_shared_prefix
 
-    def backward(self, shared: list[Tensor], own: list[list[Tensor]]) -> tuple[Tensor | None, ...]:
-        """Gradients of key, value, past key and past value from the gradients of `shared` and `own`."""
+    def backward(self, shared: list[Tensor], by_group: list[list[Tensor]]) -> tuple[Tensor | None, ...]:
+        """Gradients of key, value, past key and past value from the gradients of `shared` and `by_group`."""
         past: list[Tensor | None] = [None, None]
         if self.packing.copies_shared_prefix:
-            shared, own = self._add_copies(shared, own)
+            shared, by_group = self._add_copies(shared, by_group)
         if self.past and self.packing.past and self.packing.past.is_shared:
             past = [tensor[:, :, : self.past] for tensor in shared]
             shared = [tensor[:, :, self.past :] for tensor in shared]
         elif self.past:
-            past = [self._join_pasts(groups) for groups in own]
+            past = [self._join_pasts(groups) for groups in by_group]
             lengths = self.packing.past_lengths
-            own = [_drop_first(groups, lengths) for groups in own]
+            by_group = [_drop_first(groups, lengths) for groups in by_group]
         key_and_value = []
-        for tensor, groups in zip(shared, own, strict=True):
+        for tensor, groups in zip(shared, by_group, strict=True):
             joined = join_groups(groups, self.packing)
             key_and_value.append(torch.cat([tensor, joined], dim=2))
         return *key_and_value, *past
 
-    def _add_copies(self, shared: list[Tensor], own: list[list[Tensor]]) -> tuple[list[Tensor], list[list[Tensor]]]:
+    def _add_copies(
+        self, shared: list[Tensor], by_group: list[list[Tensor]]
+    ) -> tuple[list[Tensor], list[list[Tensor]]]:
         """Adds the gradients of the copies to the gradients of the shared tokens, and removes them from the rows."""
         length = self.shared[0].shape[2]
-        for total, groups in zip(shared, own, strict=True):
+        for total, groups in zip(shared, by_group, strict=True):
             for rows in groups:
                 total += rows[:, :, :length].sum(0)
-        lengths = (length,) * len(own[0])
-        return shared, [_drop_first(groups, lengths) for groups in own]
+        lengths = (length,) * len(by_group[0])
+        return shared, [_drop_first(groups, lengths) for groups in by_group]
 
     def _join_pasts(self, groups: list[Tensor]) -> Tensor:
         """[B, N, C, D] of the pasts at the beginning of each group's rows."""
@@ -255,17 +257,17 @@ class Keys:
 
 
 def prepend_pasts(groups: Sequence[Tensor], past: Tensor, packing: Packing) -> list[Tensor]:
-    """[B, N, C + n, D] by group: the past [B, N, C, D] of the rows, then their own tokens."""
+    """[B, N, C + n, D] by group: the past [B, N, C, D] of the rows, then the tokens of the rows."""
     is_single = len(packing.groups.rows) == 1  # avoids a copy of the past
     results = []
-    for rows, own, length in zip(packing.groups.rows, groups, packing.past_lengths, strict=True):
+    for rows, group, length in zip(packing.groups.rows, groups, packing.past_lengths, strict=True):
         if not length:
-            results.append(own)
+            results.append(group)
             continue
-        own_past = past[:, :, :length]
+        row_past = past[:, :, :length]
         if not is_single:
-            own_past = own_past[rows]
-        results.append(torch.cat([own_past, own], dim=2))
+            row_past = row_past[rows]
+        results.append(torch.cat([row_past, group], dim=2))
     return results
 
 

@@ -53,7 +53,7 @@ class Past:
 
 @dataclass(frozen=True)
 class Groups:
-    """Rows divided into groups, each of which is padded to its own longest row.
+    """Rows divided into groups, each of which is padded to its longest row.
 
     Args:
         rows: The rows of each group.
