@@ -7,7 +7,7 @@ from pathlib import Path
 from lightning.pytorch import Callback
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-from scaling import sent_bytes
+from scaling import count_sent_bytes
 
 
 class Wire(Callback):
@@ -21,10 +21,10 @@ class Wire(Callback):
         self.folder, self.sent = Path(folder), []
 
     def on_train_start(self, trainer, pl_module):
-        self.sent = [sent_bytes()]
+        self.sent = [count_sent_bytes()]
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        self.sent.append(sent_bytes())
+        self.sent.append(count_sent_bytes())
 
     def on_train_end(self, trainer, pl_module):
         (self.folder / f"sent_{trainer.global_rank}.json").write_text(json.dumps(self.sent))

@@ -153,12 +153,11 @@ def test_a_training_in_parts_equals_the_whole_training(count, options, load, cap
         backbone = load("llama")
         module = PromptTuning(length=3, prompt_dropout=0.5, classes=tiny.CLASSES, backbone=backbone.spec)
         module = module if count == 1 else Replicas(module, ReplicaSpec(count))
-        methods = getattr(module, "replicas", [module])
-        for k, method in enumerate(methods):
+        for k, method in enumerate(module.methods):
             method.attach(backbone, k)
         with caplog.at_level(logging.WARNING):
             results.append(train(module, backbone, rows, callbacks, **options))
-        assert all("step" not in vars(method) for method in methods)
+        assert all("step" not in vars(method) for method in module.methods)
     assert_close(results[1], results[0], rtol=1e-4, atol=1e-6)
     assert "splitting the 4 rows of each step into 2 parts" in caplog.text
     assert "splitting the 4 rows of each step into 4 parts" in caplog.text

@@ -82,7 +82,7 @@ def test_a_prompt_of_quantized_weights_is_tested_with_them_or_with_the_full_weig
     run("test", f"--backbone.quantization={kind}", prompt)
     run("test", prompt, expected=2)
     message = capsys.readouterr().err
-    assert f"held as {kind}" in message
+    assert f"quantized to {kind}" in message
     accept_prompts_of = message.partition("--backbone.accept_prompts_of ")[2].split()[0]
     run("test", f"--backbone.accept_prompts_of={accept_prompts_of}", prompt)
     on = f"--ckpt_path={quantized / 'checkpoints' / 'last.ckpt'}"

@@ -57,7 +57,9 @@ def check_refused(command, tmp_path, capfd):
 @pytest.mark.parametrize("name", ["fit", "test"])
 @pytest.mark.parametrize("length", [48, 100_000])  # the tiny backbone reads 48 tokens
 def test_a_prompt_that_never_fits(check_refused, name, length):
-    assert "has a window of 48" in check_refused(name, "--model=PromptTuning", f"--model.length={length}")
+    assert "has a context window of 48 tokens" in check_refused(
+        name, "--model=PromptTuning", f"--model.length={length}"
+    )
 
 
 @pytest.mark.parametrize("chosen", ["PromptTuning", "SMoP", "PrefixTuning"])
@@ -115,7 +117,9 @@ def test_a_backbone_folder_that_does_not_exist(check_refused, name):
 
 @pytest.mark.parametrize("watcher", ["EarlyStopping", "ModelCheckpoint"])
 def test_a_metric_that_is_never_logged_does_not_lose_the_prompt(command, tmp_path, watcher, monkeypatch, capfd):
-    monkeypatch.setattr("lightning_softprompt.cli.app.refuse_monitors", lambda *_: None)  # as with unknown callbacks
+    monkeypatch.setattr(
+        "lightning_softprompt.cli.option_checks.refuse_monitors", lambda *_: None
+    )  # as with unknown callbacks
     options = [f"--trainer.callbacks+={watcher}", "--trainer.callbacks.monitor=val/other"]
     assert command("fit", *options, "--trainer.max_steps=6", "--trainer.val_check_interval=1.0") == 2
     assert "val/other" in capfd.readouterr().err

@@ -147,7 +147,7 @@ def test_a_prompt_belongs_to_the_weights_as_they_are_held_unless_it_is_said_to_b
     assert load("llama", quantization=kind).fingerprint() == held.fingerprint() != full.fingerprint()
     with pytest.raises(ValueError, match=rf"--backbone.accept_prompts_of {full.fingerprint()}"):
         check_backbone(backbone_identity(full), held, "a.ckpt")
-    with pytest.raises(ValueError, match=f"held as {kind}"):
+    with pytest.raises(ValueError, match=f"quantized to {kind}"):
         check_backbone(backbone_identity(held), full, "a.ckpt")
     check_backbone(backbone_identity(held), held, "a.ckpt")
     other = load("llama", quantization=kind, accept_prompts_of=full.fingerprint())

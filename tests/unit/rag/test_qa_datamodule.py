@@ -510,7 +510,7 @@ def test_an_index_of_other_settings_is_refused(tmp_path, corpus):
 def test_a_folder_of_something_else_is_refused(tmp_path, corpus):
     (tmp_path / "made").mkdir()
     (tmp_path / "made" / "thesis.tex").write_text("all of it")
-    with pytest.raises(BadIndexError, match=r"holds thesis\.tex"):
+    with pytest.raises(BadIndexError, match=r"contains thesis\.tex"):
         ensure_index(tmp_path / "made", corpus, LEXICAL)
 
 
