@@ -229,7 +229,7 @@ def _random(backbone: Backbone, tokens: int, size: int) -> Iterator[Batch]:
     while True:
         ids = torch.randint(1000, 40000, (size, tokens - 1), generator=generator).tolist()
         row = backbone.codec.encode(template.pieces({"text": ""}), "yes")
-        rows = [backbone.codec._joined([*row.ids[:1], *own], [], row.targets, [(0, 0)], []) for own in ids]
+        rows = [backbone.codec._assemble_row([*row.ids[:1], *own], [], row.targets, [(0, 0)], []) for own in ids]
         yield backbone.codec.collate(rows).to(backbone.word_embeddings.device)
 
 
