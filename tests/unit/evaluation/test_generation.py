@@ -1,4 +1,3 @@
-import json
 import math
 import random
 from dataclasses import replace
@@ -7,10 +6,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import sacrebleu
-import tiny
 import torch
 from lightning.pytorch import Trainer
 from rouge_score.rouge_scorer import RougeScorer
+from scripted_answers import (
+    ScriptedModel,
+    evaluate,
+    evaluate_in_processes,
+    make_batches,
+    random_sentence,
+)
 from torch.utils.data import DataLoader
 
 from lightning_softprompt.backbones.generation.decoding import Decoding
@@ -18,257 +23,264 @@ from lightning_softprompt.callbacks.reporting.run_files import finite
 from lightning_softprompt.core.template import Template
 from lightning_softprompt.core.types import Example
 from lightning_softprompt.evaluation.generation import GenerationEvaluation
-from lightning_softprompt.evaluation.map_reduce import MapReduce
 from lightning_softprompt.evaluation.metrics.intervals import bootstrap
 from lightning_softprompt.methods import PromptTuning
 
-FAMILIES = ("llama", "t5")
+FAMILIES = ("llama",)  # scripted answers do not depend on the family
 TEMPLATE = Template("{soft}{text} it was {target}", ["text"])
 ROWS = 9
+ALL_ROWS = list(range(ROWS))
+EVEN_ROWS, ODD_ROWS = ALL_ROWS[::2], ALL_ROWS[1::2]
+SHUFFLED_ROWS = [5, 1, 8, 0, 7, 3, 2, 6, 4]
+ALL_METRICS = ["rouge1", "rougeL", "bleu", "chrf", "nist"]
 
 
-def sentence(generator, low=3, high=9):
-    return " ".join(generator.choices(tiny.WORDS[:-5], k=generator.randint(low, high)))
+def random_document(generator):
+    sentences = [random_sentence(generator, 3, 9).capitalize() for _ in range(2)]
+    return " ".join(f"{sentence} ." for sentence in sentences)
 
 
 @pytest.fixture
 def examples():
+    """Documents with one to three references."""
     generator = random.Random(0)
-    documents = [" ".join(f"{sentence(generator).capitalize()} ." for _ in range(2)) for _ in range(ROWS)]
-    right = [tuple(sentence(generator) for _ in range(generator.randint(1, 3))) for _ in range(ROWS)]
-    rows = zip(documents, right, strict=True)
-    return [Example({"text": text}, r[0], references=r if len(r) > 1 else ()) for text, r in rows]
-
-
-def batches_of(codec, examples, size=4, numbers=None):
-    numbers = list(range(len(examples))) if numbers is None else numbers
-    made = []
-    for start in range(0, len(numbers), size):
-        part = numbers[start : start + size]
-        rows = [codec.encode(TEMPLATE.pieces(examples[i].fields), examples[i].target, 40) for i in part]
-        made.append(codec.collate(rows, row_ids=part, examples=[examples[i] for i in part]))
-    return made
-
-
-class Says:
-    """Says a text for each row, whatever it is asked."""
-
-    def __init__(self, backbone, texts, took=0.0, monkeypatch=None):
-        self.backbone, self.texts, self.took, self.asked = backbone, texts, took, []
-        self.now = 0.0
-        if monkeypatch is not None:
-            clock = SimpleNamespace(monotonic=lambda: self.now)
-            monkeypatch.setattr("lightning_softprompt.evaluation.generation.time", clock)
-
-    def generate(self, batch, **options):
-        self.asked.append(list(batch.row_ids))
-        self.now += self.took
-        ids = [torch.tensor([*self.backbone.codec.ids(self.texts[row]), tiny.EOS]) for row in batch.row_ids]
-        return torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=tiny.PAD)
+    documents = [random_document(generator) for _ in range(ROWS)]
+    examples = []
+    for document in documents:
+        references = [random_sentence(generator, 3, 9) for _ in range(generator.randint(1, 3))]
+        others = tuple(references) if len(references) > 1 else ()
+        examples.append(Example({"text": document}, references[0], references=others))
+    return examples
 
 
 @pytest.fixture
-def said():
+def answers():
+    """An empty answer, a repetitive one, and random ones."""
     generator = random.Random(1)
-    return ["", "good good good good good", *(sentence(generator, 4, 12) for _ in range(ROWS - 2))]
+    return ["", "good good good good good", *(random_sentence(generator, 4, 12) for _ in range(ROWS - 2))]
 
 
-def passed(evaluation, lm, batches, stage="test", epoch=0):
-    """A pass, and its records."""
-    evaluation.begin(stage, epoch)
-    records = [record for batch in batches for record in evaluation.update(lm, batch)]
-    return {name: float(value) for name, value in evaluation.compute().items()}, records
+@pytest.fixture
+def batches(backbone, examples):
+    return make_batches(backbone.codec, TEMPLATE, examples)
 
 
-def f1(said, examples, name):
+@pytest.fixture
+def lm(backbone, answers):
+    return ScriptedModel(backbone, answers)
+
+
+def get_references(examples):
+    return [list(example.references or (example.target,)) for example in examples]
+
+
+def predictions_of(records):
+    return [record["prediction"] for record in records]
+
+
+def expected_rouge(answers, examples, name):
+    """Returns the F1 of each answer with the best of its references, by the reference implementation."""
     scorer = RougeScorer([name], use_stemmer=True)
-    right = [example.references or (example.target,) for example in examples]
-    return [scorer.score_multi(r, s)[name].fmeasure for s, r in zip(said, right, strict=True)]
+    pairs = zip(get_references(examples), answers, strict=True)
+    return [scorer.score_multi(references, answer)[name].fmeasure for references, answer in pairs]
 
 
-def test_metrics_are_those_of_the_texts(backbone, examples, said):
+def test_corpus_metrics_equal_the_reference_implementation(examples, answers, lm, batches):
     evaluation = GenerationEvaluation(source="text", metrics=["rougeL", "rouge2", "bleu", "chrf", "nist"])
-    metrics, records = passed(evaluation, Says(backbone, said), batches_of(backbone.codec, examples))
-    right = [list(example.references or (example.target,)) for example in examples]
-    streams = [[row[i] if i < len(row) else None for row in right] for i in range(3)]
+    metrics, records = evaluate(evaluation, lm, batches)
+    references = get_references(examples)
+    streams = [[row[i] if i < len(row) else None for row in references] for i in range(3)]
     assert metrics["generated"] == ROWS
-    assert metrics["bleu"] == pytest.approx(sacrebleu.corpus_bleu(said, streams).score / 100, abs=1e-6)
-    assert metrics["chrf"] == pytest.approx(sacrebleu.corpus_chrf(said, streams).score / 100, abs=1e-6)
-    for name in ("rouge2", "rougeL"):
-        values = f1(said, examples, name)
-        assert [record["scores"][name] for record in records] == pytest.approx(values, abs=1e-6)
-        assert metrics[name] == pytest.approx(np.mean(values), abs=1e-6)
-        low, high = bootstrap(values)
-        assert (metrics[f"{name}_low"], metrics[f"{name}_high"]) == pytest.approx((low, high), abs=1e-6)
-        leads = [example.fields["text"].split(" .")[0] for example in examples]
-        assert metrics[f"lead/{name}"] == pytest.approx(np.mean(f1(leads, examples, name)), abs=1e-6)
-    words, documents = sum(len(s.split()) for s in said), sum(len(e.fields["text"].split()) - 2 for e in examples)
-    assert metrics["compression"] == pytest.approx(documents / words)
-    mean_words = sum(sum(len(r.split()) for r in row) / len(row) for row in right)
-    assert metrics["length_ratio"] == pytest.approx(words / mean_words)
-    assert metrics["empty"] == pytest.approx(1 / ROWS)
-    assert [record["prediction"] for record in records] == said
-    assert [record["target"] for record in records] == [row[0] for row in right]
+    assert metrics["bleu"] == pytest.approx(sacrebleu.corpus_bleu(answers, streams).score / 100, abs=1e-6)
+    assert metrics["chrf"] == pytest.approx(sacrebleu.corpus_chrf(answers, streams).score / 100, abs=1e-6)
+    assert predictions_of(records) == answers
+    assert [record["target"] for record in records] == [row[0] for row in references]
     assert "rouge1" not in metrics
     assert "lead/nist" in metrics
     assert "lead/rougeL_low" not in metrics
 
 
-def test_an_empty_answer_has_no_share_of_new_bigrams(backbone, examples, said):
+@pytest.mark.parametrize("name", ["rouge2", "rougeL"])
+def test_rouge_is_the_mean_over_rows_with_an_interval_and_a_lead_baseline(examples, answers, lm, batches, name):
+    metrics, records = evaluate(GenerationEvaluation(source="text", metrics=[name]), lm, batches)
+    expected = expected_rouge(answers, examples, name)
+    assert [record["scores"][name] for record in records] == pytest.approx(expected, abs=1e-6)
+    assert metrics[name] == pytest.approx(np.mean(expected), abs=1e-6)
+    interval = (metrics[f"{name}_low"], metrics[f"{name}_high"])
+    assert interval == pytest.approx(bootstrap(expected), abs=1e-6)
+    first_sentences = [example.fields["text"].split(" .")[0] for example in examples]
+    expected_leads = expected_rouge(first_sentences, examples, name)
+    assert metrics[f"lead/{name}"] == pytest.approx(np.mean(expected_leads), abs=1e-6)
+
+
+def test_ratios_compare_words_of_answers_sources_and_references(examples, answers, lm, batches):
+    metrics, _ = evaluate(GenerationEvaluation(source="text"), lm, batches)
+    answer_words = sum(len(answer.split()) for answer in answers)
+    full_stops = 2 * ROWS
+    source_words = sum(len(example.fields["text"].split()) for example in examples) - full_stops
+    mean_lengths = [np.mean([len(text.split()) for text in row]) for row in get_references(examples)]
+    assert metrics["compression"] == pytest.approx(source_words / answer_words)
+    assert metrics["length_ratio"] == pytest.approx(answer_words / sum(mean_lengths))
+    assert metrics["empty"] == pytest.approx(1 / ROWS)
+
+
+def test_an_empty_answer_has_no_fraction_of_novel_bigrams(backbone, lm, batches):
     evaluation = GenerationEvaluation(source="text")
-    metrics, records = passed(evaluation, Says(backbone, said), batches_of(backbone.codec, examples))
-    shares = [record["scores"]["novel_bigrams"] for record in records]
-    assert math.isnan(shares[0])
-    assert metrics["novel_bigrams"] == pytest.approx(np.mean(shares[1:]), abs=1e-6)
+    metrics, records = evaluate(evaluation, lm, batches)
+    fractions = [record["scores"]["novel_bigrams"] for record in records]
+    assert math.isnan(fractions[0])
+    assert metrics["novel_bigrams"] == pytest.approx(np.mean(fractions[1:]), abs=1e-6)
     assert records[1]["scores"]["repetition"] == pytest.approx(0.75)
     assert finite(records[0]["scores"])["novel_bigrams"] is None
-    metrics, _ = passed(evaluation, Says(backbone, [""] * ROWS), batches_of(backbone.codec, examples))
+    metrics, _ = evaluate(evaluation, ScriptedModel(backbone, [""] * ROWS), batches)
     assert "novel_bigrams" not in metrics
     assert (metrics["empty"], metrics["rougeL"], metrics["bleu"]) == (1, 0, 0)
 
 
-def test_without_a_source_nothing_is_measured_by_it(backbone, examples, said):
-    evaluation = GenerationEvaluation(metrics=["rouge1"])
-    metrics, _ = passed(evaluation, Says(backbone, said), batches_of(backbone.codec, examples))
-    told = {"generated", "length_ratio", "empty"}
-    told |= {f"{name}{end}" for name in ("rouge1", "repetition") for end in ("", "_low", "_high")}
-    assert set(metrics) == told
+def test_metrics_that_require_a_source_are_absent_without_one(lm, batches):
+    metrics, _ = evaluate(GenerationEvaluation(metrics=["rouge1"]), lm, batches)
+    rouge = {"rouge1", "rouge1_low", "rouge1_high"}
+    repetition = {"repetition", "repetition_low", "repetition_high"}
+    assert set(metrics) == {"generated", "length_ratio", "empty"} | rouge | repetition
 
 
-def test_order_and_batches_make_no_difference(backbone, examples, said):
-    lm, metrics = Says(backbone, said), ["rouge1", "bleu", "chrf", "nist"]
-    first, _ = passed(GenerationEvaluation(source="text", metrics=metrics), lm, batches_of(backbone.codec, examples))
-    mixed = batches_of(backbone.codec, examples, 2, numbers=[5, 1, 8, 0, 7, 3, 2, 6, 4])
-    assert passed(GenerationEvaluation(source="text", metrics=metrics), lm, mixed)[0] == first
+def test_metrics_do_not_depend_on_the_order_or_the_batches_of_rows(backbone, examples, lm, batches):
+    expected, _ = evaluate(GenerationEvaluation(source="text", metrics=ALL_METRICS), lm, batches)
+    shuffled = make_batches(backbone.codec, TEMPLATE, examples, 2, SHUFFLED_ROWS)
+    metrics, _ = evaluate(GenerationEvaluation(source="text", metrics=ALL_METRICS), lm, shuffled)
+    assert metrics == expected
 
 
-def test_a_pass_forgets_the_one_before(backbone, examples, said):
+def test_a_pass_is_independent_of_earlier_passes(backbone, answers, lm, batches):
     evaluation = GenerationEvaluation(source="text")
-    batches = batches_of(backbone.codec, examples)
-    first, _ = passed(evaluation, Says(backbone, said), batches)
-    passed(evaluation, Says(backbone, said[::-1]), batches[:1])
-    assert passed(evaluation, Says(backbone, said), batches)[0] == first
+    first, _ = evaluate(evaluation, lm, batches)
+    evaluate(evaluation, ScriptedModel(backbone, answers[::-1]), batches[:1])
+    assert evaluate(evaluation, lm, batches)[0] == first
 
 
-def work(rank, shares, folder, backbone, examples, said):
-    torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=len(shares))
-    evaluation = GenerationEvaluation(source="text", metrics=["rouge1", "rougeL", "bleu", "chrf", "nist"])
-    metrics, _ = passed(evaluation, Says(backbone, said), batches_of(backbone.codec, examples, 2, shares[rank]))
-    again = {name: float(value) for name, value in evaluation.compute().items()}
-    figures = sorted(evaluation.figures())
-    (folder / f"{rank}.json").write_text(json.dumps([metrics, again, figures]))
-    torch.distributed.destroy_process_group()
-
-
-@pytest.mark.parametrize("shares", [[[0, 2, 4, 6, 8], [1, 3, 5, 7]], [list(range(ROWS)), []], [[], list(range(ROWS))]])
-def test_processes_see_what_one_would(backbone, examples, said, tmp_path, shares):
-    alone = GenerationEvaluation(source="text", metrics=["rouge1", "rougeL", "bleu", "chrf", "nist"])
-    expected, _ = passed(alone, Says(backbone, said), batches_of(backbone.codec, examples))
-    start = torch.multiprocessing.start_processes
-    start(work, (shares, tmp_path, backbone, examples, said), nprocs=2, start_method="fork")
-    for rank in range(2):
-        metrics, again, figures = json.loads((tmp_path / f"{rank}.json").read_text())
-        assert metrics == again == expected
+@pytest.mark.parametrize("shares", [(EVEN_ROWS, ODD_ROWS), (ALL_ROWS, []), ([], ALL_ROWS)])
+def test_each_process_computes_the_metrics_of_all_rows(backbone, examples, lm, batches, tmp_path, shares):
+    expected, _ = evaluate(GenerationEvaluation(source="text", metrics=ALL_METRICS), lm, batches)
+    evaluation = GenerationEvaluation(source="text", metrics=ALL_METRICS)
+    batches_by_rank = [make_batches(backbone.codec, TEMPLATE, examples, 2, rows) for rows in shares]
+    for metrics, repeated, figures in evaluate_in_processes(evaluation, lm, batches_by_rank, tmp_path):
+        assert metrics == repeated == expected
         assert figures == ["rouge", "rougeL_by_length"]
 
 
-def test_validations_leave_rows_out_and_tests_none(backbone, examples, said):
-    lm, batches = Says(backbone, said), batches_of(backbone.codec, examples, numbers=[8, 1, 5, 0, 7, 3, 2, 6, 4])
+def test_a_validation_samples_epochs_and_rows_but_a_test_and_predict_use_all(backbone, examples, answers, lm):
+    batches = make_batches(backbone.codec, TEMPLATE, examples, row_ids=[8, 1, 5, 0, 7, 3, 2, 6, 4])
     evaluation = GenerationEvaluation(metrics=["rouge1"], every=3, sample=3)
-    metrics, records = passed(evaluation, lm, batches, "val", 3)
-    assert lm.asked == [[1, 0], [2]]
+    metrics, records = evaluate(evaluation, lm, batches, "val", 3)
+    assert lm.row_ids == [[1, 0], [2]]
     assert metrics["generated"] == 3
-    assert metrics["rouge1"] == pytest.approx(np.mean(f1(said, examples, "rouge1")[:3]), abs=1e-6)
+    expected = expected_rouge(answers, examples, "rouge1")[:3]
+    assert metrics["rouge1"] == pytest.approx(np.mean(expected), abs=1e-6)
     assert "rouge1_low" not in metrics
-    known = [None if record is None else record["prediction"] for record in records]
-    assert known == [None, said[1], None, said[0], None, None, said[2], None, None]
-    assert passed(evaluation, lm, batches, "val", 4) == ({"generated": 0}, [None] * ROWS)
+    predictions = [record and record["prediction"] for record in records]
+    assert predictions == [None, answers[1], None, answers[0], None, None, answers[2], None, None]
+    assert evaluate(evaluation, lm, batches, "val", 4) == ({"generated": 0}, [None] * ROWS)
     assert evaluation.figures() == {}
-    assert passed(evaluation, lm, batches, "test", 4)[0]["generated"] == ROWS
-    assert [record["prediction"] for record in evaluation.predict(lm, batches[0])] == [said[i] for i in (8, 1, 5, 0)]
+    assert evaluate(evaluation, lm, batches, "test", 4)[0]["generated"] == ROWS
+    assert predictions_of(evaluation.predict(lm, batches[0])) == [answers[row] for row in (8, 1, 5, 0)]
 
 
-def test_a_limited_validation_generates_for_the_first_of_its_own_rows(backbone, examples, said):
-    lm, batches = Says(backbone, said), batches_of(backbone.codec, examples, numbers=[8, 5, 7, 3])
+def test_a_limited_validation_samples_from_the_rows_that_it_scores(backbone, examples, lm):
+    batches = make_batches(backbone.codec, TEMPLATE, examples, row_ids=[8, 5, 7, 3])
     evaluation = GenerationEvaluation(metrics=["rouge1"], sample=2)
     evaluation.limit_rows([[3, 5, 7, 8]])
-    assert passed(evaluation, lm, batches, "val")[0]["generated"] == 2
-    assert lm.asked == [[5, 3]]
+    assert evaluate(evaluation, lm, batches, "val")[0]["generated"] == 2
+    assert lm.row_ids == [[5, 3]]
 
 
-def test_a_budget_ends_a_validation(backbone, examples, said, monkeypatch):
+def test_a_time_limit_ends_generation_in_each_validation_but_not_in_a_test(backbone, examples, lm, monkeypatch):
+    clock = SimpleNamespace(seconds=0.0)
+    clock.monotonic = lambda: clock.seconds
+    generate = lm.generate
+
+    def generate_in_31_seconds(batch, **options):
+        clock.seconds += 31.0
+        return generate(batch, **options)
+
+    lm.generate = generate_in_31_seconds
+    monkeypatch.setattr("lightning_softprompt.evaluation.generation.time", clock)
     evaluation = GenerationEvaluation(metrics=["rouge1"], minutes=1.0)
-    batches = batches_of(backbone.codec, examples, 2)
-    lm = Says(backbone, said, 31.0, monkeypatch)
-    for _ in range(2):  # each pass has it anew
-        metrics, records = passed(evaluation, lm, batches, "val")
+    batches = make_batches(backbone.codec, TEMPLATE, examples, 2)
+    for _ in range(2):
+        metrics, records = evaluate(evaluation, lm, batches, "val")
         assert metrics["generated"] == 4
         assert [record is None for record in records] == [False] * 4 + [True] * 5
-    assert passed(evaluation, lm, batches, "test")[0]["generated"] == ROWS
+    assert evaluate(evaluation, lm, batches, "test")[0]["generated"] == ROWS
 
 
-def test_leads_are_scored_once(backbone, examples, said, monkeypatch):
+def test_lead_baselines_are_scored_only_once(lm, batches, monkeypatch):
     evaluation = GenerationEvaluation(source="text", metrics=["rouge1"], lead=2)
-    measured, measures = [], evaluation.scorer.score
-    monkeypatch.setattr(evaluation.scorer, "score", lambda t, *rest: measured.extend(t) or measures(t, *rest))
-    batches = batches_of(backbone.codec, examples)
-    first, _ = passed(evaluation, Says(backbone, said), batches, "val")
-    assert len(measured) == 2 * ROWS
-    second, _ = passed(evaluation, Says(backbone, said), batches, "val", 1)
-    assert len(measured) == 3 * ROWS
+    scored_texts, score = [], evaluation.scorer.score
+
+    def record_and_score(texts, *arguments):
+        scored_texts.extend(texts)
+        return score(texts, *arguments)
+
+    monkeypatch.setattr(evaluation.scorer, "score", record_and_score)
+    first, _ = evaluate(evaluation, lm, batches, "val")
+    assert len(scored_texts) == 2 * ROWS
+    second, _ = evaluate(evaluation, lm, batches, "val", 1)
+    assert len(scored_texts) == 3 * ROWS
     assert first == second
-    assert first["lead/compression"] == 1  # two sentences are all that there is
+    assert first["lead/compression"] == 1  # each document has two sentences
 
 
-def test_the_module_scores_rows_and_leaves_out_those_that_are(backbone, examples):
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_a_module_scores_sampled_rows_in_validation_and_all_rows_in_a_test(backbone, batches):
     evaluation = GenerationEvaluation(Decoding(max_new_tokens=4), source="text", sample=5)
     module = PromptTuning(length=2, backbone=backbone.spec, evaluation=evaluation)
-    kept = []
+    records = []
     step = module.validation_step
-    module.validation_step = lambda *a: kept.extend(step(*a))
+    module.validation_step = lambda *arguments: records.extend(step(*arguments))
     trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
-    batches = batches_of(backbone.codec, examples)
-    (metrics,) = trainer.validate(module, DataLoader(batches, batch_size=None), verbose=False)
-    assert sorted(record["row"] for record in kept) == [0, 1, 2, 3, 4]
+    loader = DataLoader(batches, batch_size=None)
+    (metrics,) = trainer.validate(module, loader, verbose=False)
+    assert sorted(record["row"] for record in records) == [0, 1, 2, 3, 4]
     assert metrics["val/generated"] == 5
     assert metrics["val/loss"] > 0
-    (metrics,) = trainer.test(module, DataLoader(batches, batch_size=None), verbose=False)
+    (metrics,) = trainer.test(module, loader, verbose=False)
     assert metrics["test/generated"] == ROWS
     assert {"test/rouge1_high", "test/lead/rougeL", "test/bleu"} <= set(metrics)
     lm = module.eval().lm()
     expected = backbone.codec.decode(lm.generate(batches[0], max_new_tokens=4))
-    assert [record["prediction"] for record in kept[:4]] == expected
+    assert predictions_of(records[:4]) == expected
     assert not module.state_dict().keys() - {"tokens"}
 
 
-def test_drawn_answers_are_the_same_again_and_leave_no_trace(backbone, examples):
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_sampled_answers_depend_only_on_the_seed_and_leave_the_global_generator_unchanged(backbone, batches):
     decoding = Decoding(max_new_tokens=4, do_sample=True, seed=3)
     module = PromptTuning(length=2, backbone=backbone.spec)
     module.attach(backbone)
-    lm, batches = module.eval().lm(), batches_of(backbone.codec, examples)
-    before = torch.get_rng_state()
+    lm = module.eval().lm()
+    state_before = torch.get_rng_state()
     evaluation = GenerationEvaluation(decoding, metrics=["rouge1"])
-    said = [record["prediction"] for record in evaluation.predict(lm, batches[0])]
-    assert torch.equal(torch.get_rng_state(), before)
+    predictions = predictions_of(evaluation.predict(lm, batches[0]))
+    assert torch.equal(torch.get_rng_state(), state_before)
     torch.manual_seed(77)
-    assert [record["prediction"] for record in evaluation.update(lm, batches[0])] == said
-    other = GenerationEvaluation(replace(decoding, seed=4)).predict(lm, batches[0])
-    assert [record["prediction"] for record in other] != said
+    assert predictions_of(evaluation.update(lm, batches[0])) == predictions
+    other_seed = GenerationEvaluation(replace(decoding, seed=4))
+    assert predictions_of(other_seed.predict(lm, batches[0])) != predictions
 
 
-def test_bert_score_is_a_metric_among_others(backbone, examples, said, tiny_folder):
+def test_bert_score_has_a_mean_and_an_interval_and_saves_no_encoder(lm, batches, tiny_folder):
     evaluation = GenerationEvaluation(metrics=["bertscore"], encoder=str(tiny_folder("bert")))
-    metrics, records = passed(evaluation, Says(backbone, said), batches_of(backbone.codec, examples))
-    values = [record["scores"]["bertscore"] for record in records]
-    assert values[0] == 0
-    assert metrics["bertscore"] == pytest.approx(np.mean(values), abs=1e-6)
+    metrics, records = evaluate(evaluation, lm, batches)
+    scores = [record["scores"]["bertscore"] for record in records]
+    assert scores[0] == 0
+    assert metrics["bertscore"] == pytest.approx(np.mean(scores), abs=1e-6)
     assert metrics["bertscore_low"] < metrics["bertscore"] < metrics["bertscore_high"]
     assert not evaluation.state_dict()
 
 
-def test_figures_show_rows_and_the_lead(backbone, examples, said):
+def test_figures_show_the_scores_of_rows_and_the_lead_baseline(examples, answers, lm, batches):
     evaluation = GenerationEvaluation(source="text")
-    metrics, _ = passed(evaluation, Says(backbone, said), batches_of(backbone.codec, examples))
+    metrics, _ = evaluate(evaluation, lm, batches)
     figures = evaluation.figures()
     panels = figures["rouge"].axes
     assert [axes.get_xlabel() for axes in panels] == ["rouge1", "rougeL"]
@@ -278,9 +290,9 @@ def test_figures_show_rows_and_the_lead(backbone, examples, said):
         lines = [float(line.get_xdata()[0]) for line in axes.lines]
         assert lines == pytest.approx([metrics[name], metrics[f"lead/{name}"]], abs=1e-6)
     (points,) = figures["rougeL_by_length"].axes[0].collections
-    lengths = [len(example.fields["text"].split()) - 2 for example in examples]
-    assert points.get_offsets()[:, 0].tolist() == lengths
-    assert points.get_offsets()[:, 1].tolist() == pytest.approx(f1(said, examples, "rougeL"), abs=1e-6)
+    lengths, scores = points.get_offsets().T
+    assert lengths.tolist() == [len(example.fields["text"].split()) - 2 for example in examples]
+    assert scores.tolist() == pytest.approx(expected_rouge(answers, examples, "rougeL"), abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -294,114 +306,13 @@ def test_figures_show_rows_and_the_lead(backbone, examples, said):
         ({"long_documents": "map_reduce", "source": "text"}, "map_reduce requires source and template"),
     ],
 )
-def test_what_cannot_be_is_refused(arguments, message):
+def test_invalid_arguments_are_rejected(arguments, message):
     with pytest.raises(ValueError, match=message):
         GenerationEvaluation(**arguments)
 
 
-def test_rows_without_texts_and_an_unknown_source_are_refused(backbone, examples, said):
-    batch = batches_of(backbone.codec, examples)[0]
+def test_batches_without_examples_and_unknown_source_columns_are_rejected(lm, batches):
     with pytest.raises(ValueError, match="collate the batch with examples"):
-        GenerationEvaluation().update(Says(backbone, said), replace(batch, examples=None))
+        GenerationEvaluation().update(lm, replace(batches[0], examples=None))
     with pytest.raises(ValueError, match=r"no source column 'document'; its columns are \['text'\]"):
-        GenerationEvaluation(source="document").update(Says(backbone, said), batch)
-
-
-class Shortens:
-    """Says the first words of what it reads, and keeps it."""
-
-    def __init__(self, backbone, words):
-        self.backbone, self.words, self.read = backbone, words, []
-
-    def generate(self, batch, **options):
-        self.read.append([example.fields["text"] for example in batch.examples])
-        assert all(row.num_truncated == 0 for row in self.rows(batch))
-        firsts = [" ".join(example.fields["text"].split()[: self.words]) for example in batch.examples]
-        ids = [torch.tensor([*self.backbone.codec.ids(text), tiny.EOS]) for text in firsts]
-        return torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=tiny.PAD)
-
-    def rows(self, batch):
-        whole = Template(TEMPLATE.text, TEMPLATE.columns)
-        rows = [self.backbone.codec.encode(whole.pieces(e.fields), "", 14) for e in batch.examples]
-        assert torch.equal(self.backbone.codec.collate(rows).input_ids, batch.input_ids)
-        return rows
-
-
-LONG = ("A dog is good . The film was very long and dull indeed . It is a story about a sad dog ! " * 3).strip()
-
-
-def test_long_documents_are_cut_where_sentences_end(backbone):
-    reduce = MapReduce(backbone.codec, TEMPLATE, "text", 14, Decoding(max_new_tokens=4))
-    pairs = ["It is a dog . This film was dull !"] * 20  # three sentences do not fit
-    assert reduce.parts({"text": " ".join(pairs)}) == pairs
-    early = "No . It is a dog and it is a very sad story about the very sad dog"  # half of it would be left empty
-    assert reduce.parts({"text": early}) == ["No . It is a dog and it is a very", "sad story about the very sad dog"]
-    assert " ".join(reduce.parts({"text": LONG})) == LONG
-    assert reduce.parts({"text": " a dog . "}) == ["a dog ."]
-    assert reduce.parts({"text": ""}) == [""]
-    words = " ".join(["dog"] * 1000)
-    parts = reduce.parts({"text": words})
-    assert " ".join(parts) == words
-    longer = [f"{part} dog" for part in parts]
-    assert not any(reduce.fits({"text": part}) for part in longer[:-1])
-
-
-def test_a_word_that_does_not_fit_is_cut(backbone):
-    marks = "." * 100  # each is a token
-    reduce = MapReduce(backbone.codec, Template("{text} {target}"), "text", 9, Decoding(max_new_tokens=4))
-    reduce.codec = SimpleNamespace(
-        encode=lambda pieces, *_: SimpleNamespace(num_truncated=max(0, len(pieces[1].text) - 9))
-    )
-    parts = reduce.parts({"text": marks})
-    assert [len(part) for part in parts] == [9] * 11 + [1]
-
-
-def test_summaries_are_summarised_until_one_is_left(backbone):
-    reduce = MapReduce(backbone.codec, TEMPLATE, "text", 14, Decoding(max_new_tokens=4))
-    examples = [Example({"text": LONG}, ""), Example({"text": "a dog"}, "")]
-    batch = batches_of(backbone.codec, examples)[0]
-    lm = Shortens(backbone, 3)
-    summary = reduce(lm, batch, 0)
-    parts = reduce.parts({"text": LONG})
-    rounds, level = [], parts
-    while len(level) > 1:
-        rounds.append(level)
-        firsts = [backbone.codec.tokenizer.decode(backbone.codec.ids(" ".join(p.split()[:3])), skip_special_tokens=True)
-                  for p in level]  # fmt: skip
-        level = reduce.parts({"text": " ".join(firsts)})
-    rounds.append(level)
-    assert len(rounds) > 2
-    assert summary.split() == level[0].split()[:3]
-    assert [text for read in lm.read for text in read] == [text for level in rounds for text in level]
-    assert all(len(read) <= len(batch) for read in lm.read)
-
-
-def test_predictions_read_all_of_long_documents_if_asked(backbone):
-    examples = [Example({"text": "a dog"}, ""), Example({"text": LONG}, ""), Example({"text": "dull film"}, "")]
-    codec = backbone.codec
-    rows = [codec.encode(TEMPLATE.pieces(example.fields), "", 14) for example in examples]
-    batch = codec.collate(rows, row_ids=[0, 1, 2], examples=examples)
-    module = PromptTuning(length=2, backbone=backbone.spec)
-    module.attach(backbone)
-    lm, decoding = module.eval().lm(), Decoding(max_new_tokens=4)
-    evaluation = GenerationEvaluation(decoding, "text", long_documents="map_reduce", template=TEMPLATE, max_tokens=14)
-    said = [record["prediction"] for record in evaluation.predict(lm, batch)]
-    cut = [record["prediction"] for record in GenerationEvaluation(decoding, "text").predict(lm, batch)]
-    assert [said[0], said[2]] == [cut[0], cut[2]]
-    assert said[1] == MapReduce(codec, TEMPLATE, "text", 14, decoding)(lm, batch, 1)
-
-
-def test_what_map_reduce_cannot_do_is_refused(backbone):
-    with pytest.raises(ValueError, match=r"no column 'document' for documents, only \('text',\)"):
-        MapReduce(backbone.codec, TEMPLATE, "document", 40, Decoding())
-    with pytest.raises(ValueError, match="decrease max_new_tokens or increase max_tokens"):
-        MapReduce(backbone.codec, TEMPLATE, "text", 40, Decoding(max_new_tokens=20))
-    other = Template("{soft}{title} {text} it was {target}")
-    reduce = MapReduce(backbone.codec, other, "text", 14, Decoding(max_new_tokens=4))
-    with pytest.raises(ValueError, match="leave no room for 'text' in max_tokens=14"):
-        reduce.parts({"title": "dog " * 30, "text": "a dog"})
-    lm = Shortens(backbone, 9)
-    batch = batches_of(backbone.codec, [Example({"text": " ".join(["dog"] * 40)}, "")])[0]
-    reduce = MapReduce(backbone.codec, TEMPLATE, "text", 14, Decoding(max_new_tokens=4))
-    with pytest.raises(ValueError, match=r"the summaries of \d+ parts of a document have"):
-        reduce(lm, batch, 0)
+        GenerationEvaluation(source="document").update(lm, batches[0])

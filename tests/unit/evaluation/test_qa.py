@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from lightning.pytorch import Trainer
+from scripted_answers import ScriptedModel, evaluate, evaluate_in_processes, make_batches, random_sentence
 from torch.utils.data import DataLoader
 
 from lightning_softprompt.backbones.generation.decoding import Decoding
@@ -26,196 +26,195 @@ from lightning_softprompt.evaluation.metrics.text import rouge
 from lightning_softprompt.evaluation.qa import QaEvaluation
 from lightning_softprompt.methods import PromptTuning
 
-FAMILIES = ("llama", "t5")
+FAMILIES = ("llama",)  # scripted answers do not depend on the family
 TEMPLATE = Template("{soft}{question} it was {target}", ["question"])
 ROWS = 11
+ALL_ROWS = list(range(ROWS))
+SHUFFLED_ROWS = [5, 1, 8, 0, 7, 10, 3, 2, 6, 9, 4]
 ABSTAIN = "never ends"
-NONE = (3, 7)  # rows without an answer
+UNANSWERABLE = (3, 7)  # rows without an answer
+ANSWERABLE = [row for row in range(ROWS) if row not in UNANSWERABLE]
+DOCUMENTS = [f"d{i}" for i in range(12)]
 
 
-def sentence(generator, low=1, high=4):
-    return " ".join(generator.choices(tiny.WORDS[:-5], k=generator.randint(low, high)))
+def random_example(generator, row):
+    """Returns a question with six retrieved documents, of which the row contains three as passages.
+
+    The first passage of odd rows contains an answer. Even rows have one gold document, odd rows two.
+    """
+    references = ()
+    if row not in UNANSWERABLE:
+        references = tuple(random_sentence(generator, 1, 4) for _ in range(generator.randint(1, 3)))
+    found = tuple(generator.sample(DOCUMENTS, 6))
+    texts = [random_sentence(generator, 3, 9) for _ in range(3)]
+    if references and row % 2:
+        texts[0] += f" {references[-1]}"
+    passages = tuple(ShownPassage(found[i], text, i) for i, text in enumerate(texts))
+    gold = () if row in UNANSWERABLE else tuple(generator.sample(DOCUMENTS, 1 + row % 2))
+    fields = {"question": f"what is {random_sentence(generator, 1, 4)}"}
+    target = references[0] if references else ABSTAIN
+    return Example(fields, target, references=references, passages=passages, found=found, gold=gold)
 
 
 @pytest.fixture
 def examples():
-    generator, made = random.Random(0), []
-    for row in range(ROWS):
-        right = () if row in NONE else tuple(sentence(generator) for _ in range(generator.randint(1, 3)))
-        found = tuple(generator.sample([f"d{i}" for i in range(12)], 6))
-        texts = [sentence(generator, 3, 9) for _ in range(3)]
-        texts[0] += f" {right[-1]}" if right and row % 2 else ""
-        shown = tuple(ShownPassage(found[i], text, i) for i, text in enumerate(texts))
-        gold = () if row in NONE else tuple(generator.sample([f"d{i}" for i in range(12)], 1 + row % 2))
-        fields = {"question": f"what is {sentence(generator)}"}
-        made.append(
-            Example(fields, right[0] if right else ABSTAIN, references=right, passages=shown, found=found, gold=gold)
-        )
-    return made
+    generator = random.Random(0)
+    return [random_example(generator, row) for row in range(ROWS)]
 
 
 @pytest.fixture
-def said(examples):
+def answers(examples):
+    """A correct answer, an empty one, two abstentions, one that contains a correct answer, and random ones."""
     generator = random.Random(1)
-    answers = [sentence(generator) for _ in range(ROWS)]
+    answers = [random_sentence(generator, 1, 4) for _ in range(ROWS)]
     answers[0], answers[1] = examples[0].references[-1], ""
     answers[2], answers[3] = ABSTAIN, "Never ends !"
     answers[4] = f"very {examples[4].references[0]} indeed"
     return answers
 
 
-def batches_of(codec, examples, size=4, numbers=None):
-    numbers = list(range(len(examples))) if numbers is None else numbers
-    made = []
-    for start in range(0, len(numbers), size):
-        part = numbers[start : start + size]
-        rows = [codec.encode(TEMPLATE.pieces(examples[i].fields), examples[i].target, 40) for i in part]
-        made.append(codec.collate(rows, row_ids=part, examples=[examples[i] for i in part]))
-    return made
+@pytest.fixture
+def batches(backbone, examples):
+    return make_batches(backbone.codec, TEMPLATE, examples)
 
 
-class Says:
-    """Says a text for each row, whatever it is asked."""
-
-    def __init__(self, backbone, texts):
-        self.backbone, self.texts = backbone, texts
-
-    def generate(self, batch, **options):
-        ids = [torch.tensor([*self.backbone.codec.ids(self.texts[row].lower()), tiny.EOS]) for row in batch.row_ids]
-        return torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=tiny.PAD)
+@pytest.fixture
+def lm(backbone, answers):
+    return ScriptedModel(backbone, answers)
 
 
-def passed(evaluation, lm, batches, stage="test"):
-    """A pass, and its records."""
-    evaluation.begin(stage, 0)
-    records = [record for batch in batches for record in evaluation.update(lm, batch)]
-    return {name: float(value) for name, value in evaluation.compute().items()}, records
+def approx_mean(values):
+    """Returns the mean of the values that are not NaN, for a comparison with tolerance."""
+    defined = [value for value in values if not math.isnan(value)]
+    return pytest.approx(sum(defined) / len(defined), abs=1e-6)
 
 
-def mean(values):
-    known = [value for value in values if not math.isnan(value)]
-    return pytest.approx(sum(known) / len(known), abs=1e-6)
-
-
-def answered(examples):
-    """Rows that have an answer, with their numbers."""
-    return [(row, example) for row, example in enumerate(examples) if row not in NONE]
-
-
-def test_metrics_are_means_over_rows(backbone, examples, said):
-    examples = [example for _, example in answered(examples)]
-    said = [text for row, text in enumerate(said) if row not in NONE]
-    metrics, records = passed(QaEvaluation(), Says(backbone, said), batches_of(backbone.codec, examples))
-    rows = list(zip(said, examples, strict=True))
+def test_metrics_are_means_over_rows(backbone, examples, answers):
+    examples = [examples[row] for row in ANSWERABLE]
+    answers = [answers[row] for row in ANSWERABLE]
+    batches = make_batches(backbone.codec, TEMPLATE, examples)
+    metrics, records = evaluate(QaEvaluation(), ScriptedModel(backbone, answers), batches)
+    scores = [answer_scores(answer, e.references) for answer, e in zip(answers, examples, strict=True)]
     for name in ("exact_match", "precision", "recall", "f1", "contains"):
-        values = [answer_scores(text, example.references)[name] for text, example in rows]
-        assert 0 < metrics[name] == mean(values)
+        values = [row_scores[name] for row_scores in scores]
+        assert 0 < metrics[name] == approx_mean(values)
         assert [record["scores"][name] for record in records] == pytest.approx(values)
         assert (metrics[f"{name}_low"], metrics[f"{name}_high"]) == pytest.approx(bootstrap(values), abs=1e-6)
-    shown = [[passage.text for passage in example.passages] for _, example in rows]
-    assert metrics["grounded"] == mean([grounded_fraction(text, of) for (text, _), of in zip(rows, shown, strict=True)])
-    held = [float(contain_answer(of, example.references)) for (_, example), of in zip(rows, shown, strict=True)]
-    assert metrics["answerable"] == mean(held)
-    assert 0 < metrics["answerable"] < 1
-    assert metrics["empty"] == pytest.approx(1 / len(said))
-    assert metrics["generated"] == len(said)
+    assert metrics["empty"] == pytest.approx(1 / len(answers))
+    assert metrics["generated"] == len(answers)
     assert "abstained" not in metrics
     assert "rougeL" not in metrics
-    assert "grounded" not in records[1]["scores"]  # an empty answer rests on nothing
 
 
-def test_the_search_is_measured_as_deep_as_it_went(backbone, examples, said):
-    metrics, records = passed(QaEvaluation(abstain=ABSTAIN), Says(backbone, said), batches_of(backbone.codec, examples))
-    of_rows = [retrieval_scores(example.found, example.gold) for _, example in answered(examples)]
+def test_answers_are_compared_with_the_passages_of_their_rows(backbone, examples, answers):
+    examples = [examples[row] for row in ANSWERABLE]
+    answers = [answers[row] for row in ANSWERABLE]
+    batches = make_batches(backbone.codec, TEMPLATE, examples)
+    metrics, records = evaluate(QaEvaluation(), ScriptedModel(backbone, answers), batches)
+    passages = [[passage.text for passage in example.passages] for example in examples]
+    grounded = [grounded_fraction(answer, texts) for answer, texts in zip(answers, passages, strict=True)]
+    answerable = [float(contain_answer(texts, e.references)) for texts, e in zip(passages, examples, strict=True)]
+    assert metrics["grounded"] == approx_mean(grounded)
+    assert 0 < metrics["answerable"] < 1
+    assert metrics["answerable"] == approx_mean(answerable)
+    assert "grounded" not in records[1]["scores"]  # undefined for an empty answer
+
+
+def test_retrieval_is_scored_up_to_the_number_of_retrieved_documents(backbone, examples, lm, batches):
+    metrics, records = evaluate(QaEvaluation(abstain=ABSTAIN), lm, batches)
+    scores = [retrieval_scores(examples[row].found, examples[row].gold) for row in ANSWERABLE]
     for name in retrieval_names([1, 5]):
-        assert metrics[name] == mean([of[name] for of in of_rows])
+        assert metrics[name] == approx_mean([row_scores[name] for row_scores in scores])
     assert 0 < metrics["hit@5"] < 1
     assert "hit@10" not in metrics
     assert metrics["mrr_low"] < metrics["mrr"] < metrics["mrr_high"]
     assert "mrr" not in records[0]["scores"]
-    deeper = [replace(example, found=(*example.found, "d20", "d21", "d22", "d23")) for example in examples]
-    assert "ndcg@10" in passed(QaEvaluation(), Says(backbone, said), batches_of(backbone.codec, deeper))[0]
+    with_ten = [replace(example, found=(*example.found, "d20", "d21", "d22", "d23")) for example in examples]
+    metrics, _ = evaluate(QaEvaluation(), lm, make_batches(backbone.codec, TEMPLATE, with_ten))
+    assert "ndcg@10" in metrics
 
 
-def test_cited_passages_are_scored_apart_from_the_answer(backbone, examples, said):
-    """A tiny vocabulary has no brackets, so the texts are given as a decoder would."""
+def test_citations_are_scored_separately_and_removed_from_the_answer(backbone, examples):
+    """Replaces the decoded answers, because the tiny vocabulary has no brackets."""
+    correct = examples[0].references[0]
+    answers = [f"{correct} [2]", "no [1][2]", "no [3]", "no"]
     evaluation = QaEvaluation(cite=True)
-    evaluation._generate = lambda lm, batch: [split_citations(cited[row]) for row in batch.row_ids]
-    shown = [ShownPassage("d1", "a", 0), ShownPassage("d2", "b", 1), ShownPassage("d3", "c", 2)]
-    rows = [replace(examples[0], passages=tuple(shown), found=("d1", "d2", "d3"), gold=gold) for gold in
-            (("d2",), ("d1", "d3"), ("d9",), ("d1",))]  # fmt: skip
-    cited = [f"{examples[0].references[0]} [2]", "no [1][2]", "no [3]", "no"]
-    metrics, records = passed(evaluation, None, batches_of(backbone.codec, rows))
-    assert metrics["cite_precision"] == mean([1.0, 0.5, 0.0])
-    assert metrics["cite_recall"] == mean([1.0, 0.5, 0.0])
-    assert [record["prediction"] for record in records] == [examples[0].references[0], "no", "no", "no"]
+    evaluation._generate = lambda lm, batch: [split_citations(answers[row]) for row in batch.row_ids]
+    passages = (ShownPassage("d1", "a", 0), ShownPassage("d2", "b", 1), ShownPassage("d3", "c", 2))
+    example = replace(examples[0], passages=passages, found=("d1", "d2", "d3"))
+    rows = [replace(example, gold=gold) for gold in (("d2",), ("d1", "d3"), ("d9",), ("d1",))]
+    metrics, records = evaluate(evaluation, None, make_batches(backbone.codec, TEMPLATE, rows))
+    assert metrics["cite_precision"] == approx_mean([1.0, 0.5, 0.0])  # undefined without citations
+    assert metrics["cite_recall"] == approx_mean([1.0, 0.5, 0.0])  # undefined if no passage is gold
+    assert [record["prediction"] for record in records] == [correct, "no", "no", "no"]
     assert [record["details"]["cited"] for record in records] == [[2], [1, 2], [3], []]
     assert records[0]["scores"]["exact_match"] == 1
 
 
-def test_rows_without_passages_have_no_metrics_of_them(backbone, examples, said):
-    closed = [replace(example, passages=(), found=()) for example in examples]
-    metrics, records = passed(QaEvaluation(), Says(backbone, said), batches_of(backbone.codec, closed))
-    plain = ("exact_match", "precision", "recall", "f1", "contains", "empty")
-    assert set(metrics) == {"generated", *(f"{name}{end}" for name in plain for end in ("", "_low", "_high"))}
-    assert set(records[0]["scores"]) == set(plain) - {"empty"}
+def test_rows_without_passages_have_no_metrics_of_passages_and_retrieval(backbone, examples, lm):
+    without_passages = [replace(example, passages=(), found=()) for example in examples]
+    metrics, records = evaluate(QaEvaluation(), lm, make_batches(backbone.codec, TEMPLATE, without_passages))
+    names = ("exact_match", "precision", "recall", "f1", "contains", "empty")
+    with_intervals = {f"{name}{suffix}" for name in names for suffix in ("", "_low", "_high")}
+    assert set(metrics) == {"generated"} | with_intervals
+    assert set(records[0]["scores"]) == set(names) - {"empty"}
 
 
-def test_abstaining_is_right_where_there_is_no_answer_and_only_there(backbone, examples, said):
-    evaluation = QaEvaluation(abstain=ABSTAIN, long=True)
-    metrics, records = passed(evaluation, Says(backbone, said), batches_of(backbone.codec, examples))
-    # rows 2 and 3 abstain, 3 rightly; 7 should have
+def test_abstaining_is_correct_only_for_unanswerable_rows(examples, answers, lm, batches):
+    metrics, records = evaluate(QaEvaluation(abstain=ABSTAIN, long=True), lm, batches)
+    # Rows 2 and 3 abstain, of which only row 3 is unanswerable; row 7 is unanswerable but does not abstain.
     assert metrics["abstained"] == pytest.approx(2 / ROWS)
     assert metrics["abstain_precision"] == pytest.approx(1 / 2)
     assert metrics["abstain_recall"] == pytest.approx(1 / 2)
     assert metrics["abstain_f1"] == pytest.approx(1 / 2)
-    for row, value in ((2, 0), (3, 1), (7, 0)):
-        assert {records[row]["scores"][name] for name in ("exact_match", "f1", "contains", "rougeL")} == {value}
+    for row, score in ((2, 0), (3, 1), (7, 0)):
+        scores = records[row]["scores"]
+        assert {scores[name] for name in ("exact_match", "f1", "contains", "rougeL")} == {score}
     assert [record["scores"]["abstained"] for record in records] == [0, 0, 1, 1, *[0] * (ROWS - 4)]
-    values = [0 if row == 2 else answer_scores(said[row], e.references)["f1"] for row, e in answered(examples)]
-    assert metrics["has_answer/f1"] == mean(values)
-    assert metrics["f1"] == mean([*values, 1, 0])
+    f1 = {row: answer_scores(answers[row], examples[row].references)["f1"] for row in ANSWERABLE}
+    f1[2] = 0
+    assert metrics["has_answer/f1"] == approx_mean(f1.values())
+    assert metrics["f1"] == approx_mean([*f1.values(), 1, 0])
     assert metrics["has_answer/f1_low"] < metrics["has_answer/f1"] < metrics["has_answer/f1_high"]
 
 
-def test_an_answer_that_shares_words_with_the_abstain_text_gains_nothing_by_it(backbone, examples):
-    said = ["never"] * ROWS
-    metrics, records = passed(QaEvaluation(abstain=ABSTAIN), Says(backbone, said), batches_of(backbone.codec, examples))
-    assert [records[row]["scores"]["f1"] for row in NONE] == [0, 0]
+def test_an_answer_with_only_some_words_of_the_abstain_text_does_not_abstain(backbone, batches):
+    lm = ScriptedModel(backbone, ["never"] * ROWS)
+    metrics, records = evaluate(QaEvaluation(abstain=ABSTAIN), lm, batches)
+    assert [records[row]["scores"]["f1"] for row in UNANSWERABLE] == [0, 0]
     assert metrics["abstain_recall"] == 0
-    assert "abstain_precision" not in metrics  # nothing abstained
+    assert "abstain_precision" not in metrics  # undefined if no answer abstains
     assert "abstain_f1" not in metrics
 
 
-def test_references_may_be_the_abstain_text(backbone, examples, said):
-    named = [replace(example, references=example.references or ("Never ends",)) for example in examples]
-    both = [
-        passed(QaEvaluation(abstain=ABSTAIN), Says(backbone, said), batches_of(backbone.codec, rows))
-        for rows in (examples, named)
-    ]
-    assert both[0] == both[1]
+def test_the_abstain_text_as_a_reference_marks_an_unanswerable_row(backbone, examples, lm, batches):
+    expected = evaluate(QaEvaluation(abstain=ABSTAIN), lm, batches)
+    rows = [replace(example, references=example.references or ("Never ends",)) for example in examples]
+    assert evaluate(QaEvaluation(abstain=ABSTAIN), lm, make_batches(backbone.codec, TEMPLATE, rows)) == expected
 
 
-def test_long_answers_are_scored_and_ranked_by_rouge(backbone, examples, said):
+def test_long_answers_are_scored_and_ranked_by_rouge(backbone, examples, answers, lm):
     examples = [replace(example, references=example.references or (ABSTAIN,)) for example in examples]
-    metrics, records = passed(QaEvaluation(long=True), Says(backbone, said), batches_of(backbone.codec, examples))
-    values = [rouge(text, e.references, ["rougeL"])["rougeL"] for text, e in zip(said, examples, strict=True)]
-    assert [record["scores"]["rougeL"] for record in records] == pytest.approx(values)
-    assert metrics["rougeL"] == mean(values)
-    assert (QaEvaluation(long=True).ranking_score, QaEvaluation().ranking_score) == ("rougeL", "f1")
+    metrics, records = evaluate(QaEvaluation(long=True), lm, make_batches(backbone.codec, TEMPLATE, examples))
+    pairs = zip(answers, examples, strict=True)
+    expected = [rouge(answer, example.references, ["rougeL"])["rougeL"] for answer, example in pairs]
+    assert [record["scores"]["rougeL"] for record in records] == pytest.approx(expected)
+    assert metrics["rougeL"] == approx_mean(expected)
+    assert QaEvaluation(long=True).ranking_score == "rougeL"
+    assert QaEvaluation().ranking_score == "f1"
 
 
-def test_the_target_is_right_where_there_are_no_references(backbone, examples, said):
-    _, records = passed(QaEvaluation(), Says(backbone, said), batches_of(backbone.codec, examples))
+def test_rows_without_references_are_compared_with_their_target(lm, batches):
+    _, records = evaluate(QaEvaluation(), lm, batches)
     assert records[3]["scores"]["exact_match"] == 1
     assert records[3]["details"]["references"] == [ABSTAIN]
 
 
-def test_records_keep_what_an_analysis_wants(backbone, examples, said):
-    evaluation, (batch, *_) = QaEvaluation(abstain=ABSTAIN), batches_of(backbone.codec, examples)
-    record, *_, last = evaluation.update(Says(backbone, said), batch)
+def test_records_contain_the_question_its_passages_and_its_references(examples, lm, batches):
+    evaluation, batch = QaEvaluation(abstain=ABSTAIN), batches[0]
+    first, *_, last = evaluation.update(lm, batch)
     example = examples[0]
-    assert record["details"] == {
+    assert first["details"] == {
         "question": example.fields["question"],
         "passages": [{"document": p.document, "text": p.text, "rank": p.rank} for p in example.passages],
         "found": list(example.found),
@@ -224,53 +223,41 @@ def test_records_keep_what_an_analysis_wants(backbone, examples, said):
     }
     assert last["details"]["references"] == []
     assert last["target"] == ABSTAIN
-    json.dumps(record)
-    (predicted, *_) = evaluation.predict(Says(backbone, said), batch)
+    json.dumps(first)
+    predicted = evaluation.predict(lm, batch)[0]
     assert predicted["scores"] is None
     assert predicted["details"].keys() == {"question", "passages", "found"}
 
 
-def test_order_and_batches_make_no_difference(backbone, examples, said):
-    lm = Says(backbone, said)
-    first, _ = passed(QaEvaluation(abstain=ABSTAIN, long=True), lm, batches_of(backbone.codec, examples))
-    mixed = batches_of(backbone.codec, examples, 2, numbers=[5, 1, 8, 0, 7, 10, 3, 2, 6, 9, 4])
-    assert passed(QaEvaluation(abstain=ABSTAIN, long=True), lm, mixed)[0] == first
+def test_metrics_do_not_depend_on_the_order_or_the_batches_of_rows(backbone, examples, lm, batches):
+    expected, _ = evaluate(QaEvaluation(abstain=ABSTAIN, long=True), lm, batches)
+    shuffled = make_batches(backbone.codec, TEMPLATE, examples, 2, SHUFFLED_ROWS)
+    assert evaluate(QaEvaluation(abstain=ABSTAIN, long=True), lm, shuffled)[0] == expected
 
 
-def test_a_pass_forgets_the_one_before_and_validations_have_no_intervals(backbone, examples, said):
-    evaluation, batches = QaEvaluation(abstain=ABSTAIN), batches_of(backbone.codec, examples)
-    first, _ = passed(evaluation, Says(backbone, said), batches)
-    second, _ = passed(evaluation, Says(backbone, said[::-1]), batches[:1], "val")
-    assert second["generated"] == 4
-    assert not [name for name in second if name.endswith(("_low", "_high"))]
-    assert passed(evaluation, Says(backbone, said), batches)[0] == first
+def test_a_pass_is_independent_of_earlier_passes_and_a_validation_has_no_intervals(backbone, answers, lm, batches):
+    evaluation = QaEvaluation(abstain=ABSTAIN)
+    first, _ = evaluate(evaluation, lm, batches)
+    validation, _ = evaluate(evaluation, ScriptedModel(backbone, answers[::-1]), batches[:1], "val")
+    assert validation["generated"] == 4
+    assert not [name for name in validation if name.endswith(("_low", "_high"))]
+    assert evaluate(evaluation, lm, batches)[0] == first
 
 
-def work(rank, shares, folder, backbone, examples, said):
-    torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=len(shares))
+@pytest.mark.parametrize("shares", [(ALL_ROWS[::2], ALL_ROWS[1::2]), ([], ALL_ROWS)])
+def test_each_process_computes_the_metrics_of_all_rows(backbone, examples, lm, batches, tmp_path, shares):
+    expected, _ = evaluate(QaEvaluation(abstain=ABSTAIN, long=True), lm, batches)
     evaluation = QaEvaluation(abstain=ABSTAIN, long=True)
-    metrics, _ = passed(evaluation, Says(backbone, said), batches_of(backbone.codec, examples, 2, shares[rank]))
-    (folder / f"{rank}.json").write_text(json.dumps(metrics))
-    torch.distributed.destroy_process_group()
+    batches_by_rank = [make_batches(backbone.codec, TEMPLATE, examples, 2, rows) for rows in shares]
+    for metrics, repeated, _ in evaluate_in_processes(evaluation, lm, batches_by_rank, tmp_path):
+        assert metrics == repeated == expected
 
 
-@pytest.mark.parametrize(
-    "shares", [[[0, 2, 4, 6, 8, 10], [1, 3, 5, 7, 9]], [list(range(ROWS)), []], [[], list(range(ROWS))]]
-)
-def test_processes_see_what_one_would(backbone, examples, said, tmp_path, shares):
-    alone = QaEvaluation(abstain=ABSTAIN, long=True)
-    expected, _ = passed(alone, Says(backbone, said), batches_of(backbone.codec, examples))
-    start = torch.multiprocessing.start_processes
-    start(work, (shares, tmp_path, backbone, examples, said), nprocs=2, start_method="fork")
-    for rank in range(2):
-        assert json.loads((tmp_path / f"{rank}.json").read_text()) == expected
-
-
-def test_a_module_is_validated_and_tested_by_what_it_generates(backbone, examples):
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_a_module_is_validated_and_tested_on_its_generated_answers(backbone, batches):
     evaluation = QaEvaluation(Decoding(max_new_tokens=4), abstain=ABSTAIN)
     module = PromptTuning(length=2, backbone=backbone.spec, evaluation=evaluation)
     module.attach(backbone)
-    batches = batches_of(backbone.codec, examples)
     trainer = Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu")
     (metrics,) = trainer.validate(module, DataLoader(batches, batch_size=None), verbose=False)
     assert metrics["val/generated"] == ROWS
@@ -282,14 +269,14 @@ def test_a_module_is_validated_and_tested_by_what_it_generates(backbone, example
     assert [record["prediction"] for record in records] == expected
 
 
-def test_it_is_a_task_among_others(backbone, examples, said):
+def test_question_answering_can_be_one_of_several_tasks(backbone, examples, lm):
     evaluation = EvaluationByTask({"one": QaEvaluation(), "other": QaEvaluation(abstain=ABSTAIN)})
-    batches = batches_of(backbone.codec, examples, 6)
+    batches = make_batches(backbone.codec, TEMPLATE, examples, 6)
     batches = [replace(batch, task_ids=torch.full((len(batch),), task)) for task, batch in enumerate(batches)]
-    metrics, _ = passed(evaluation, Says(backbone, said), batches)
+    metrics, _ = evaluate(evaluation, lm, batches)
     assert metrics["macro"] == pytest.approx(np.mean([metrics["one/f1"], metrics["other/f1"]]))
 
 
-def test_an_abstain_text_without_words_is_refused():
+def test_an_abstain_text_without_words_is_rejected():
     with pytest.raises(ValueError, match=r"abstain must be a text that contains words, or null, got '\.\.\.'"):
         QaEvaluation(abstain="...")
