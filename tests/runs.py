@@ -1,16 +1,9 @@
-"""Options of runs on a tiny backbone, and readers of what a run writes to its folder."""
+"""Readers of the files that a run writes to its folder."""
 
 import csv
 import json
 
 import torch
-
-MOOD_DATA = [  # of the rows of the fixture `rows`
-    "--data=ClassificationDataModule",
-    "--data.template={soft}{text} it is{target}",
-    '--data.labels={"negative": "bad", "neutral": "one", "positive": "good"}',
-]
-ON_CPU = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
 
 
 def read_metrics(folder):

@@ -1,4 +1,4 @@
-"""Tiny random backbones of every family with a tokenizer made here, and rows to feed them. Nothing comes from a hub."""
+"""Tiny random backbones of every family with a tokenizer built here, and rows for them. Nothing is downloaded."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -38,7 +38,7 @@ V = len(SPECIAL) + len(WORDS)
 CAUSAL, SEQ2SEQ, MASKED = ("llama", "gpt2"), ("t5", "bart"), ("bert",)
 FAMILIES = (*CAUSAL, *SEQ2SEQ, *MASKED)
 
-TEMPLATES = {  # where the soft block stands
+TEMPLATES = {  # position of the soft tokens
     "front": "{soft}{text} it was {target}",
     "middle": "{text}{soft} it was {target}",
     "end": "{text} it was{soft} {target}",
@@ -61,7 +61,7 @@ NAMED = {
 
 
 def tokenizer(family):
-    """Whole words; spaces belong to none of them."""
+    """Return a tokenizer whose tokens are whole words; spaces belong to none of them."""
     rules = Tokenizer(WordLevel({word: i for i, word in enumerate([*SPECIAL, *WORDS])}, unk_token="<unk>"))
     rules.pre_tokenizer = Whitespace()
     rules.post_processor = TemplateProcessing(single=AROUND[family], special_tokens=[("<s>", BOS), ("</s>", EOS)])
@@ -69,7 +69,7 @@ def tokenizer(family):
 
 
 def model(family):
-    """Random weights, large enough that a word in another place changes the logits."""
+    """Return a model with random weights, large enough that a word in another position changes the logits."""
     ends = {"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS}
     if family == "llama":
         heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
@@ -77,11 +77,14 @@ def model(family):
         return LlamaForCausalLM(LlamaConfig(vocab_size=V, initializer_range=0.25, **heads, **sizes, **ends))
     if family == "gpt2":
         sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": WINDOW}
-        drop = {"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1}  # would show if it were not off
+        drop = {"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1}  # changes the logits if it is not disabled
         config = GPT2Config(vocab_size=V, initializer_range=0.25, bos_token_id=EOS, eos_token_id=EOS, **sizes, **drop)
         return GPT2LMHeadModel(config)
     if family == "t5":
-        layers = {"num_layers": 3, "num_decoder_layers": 2}  # transformers caches too few layers the other way round
+        layers = {
+            "num_layers": 3,
+            "num_decoder_layers": 2,
+        }  # with more decoder layers, transformers caches too few
         sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_heads": 3, "relative_attention_num_buckets": 8}
         start = {"pad_token_id": PAD, "eos_token_id": EOS, "decoder_start_token_id": PAD}
         return T5ForConditionalGeneration(T5Config(vocab_size=V, initializer_factor=1.0, **layers, **sizes, **start))
@@ -96,7 +99,7 @@ def model(family):
 
 
 def save(family, folder: Path, seed=0):
-    """A folder such as a hub would hold."""
+    """Write a folder like a model repository of a hub."""
     disable_progress_bar()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -106,24 +109,24 @@ def save(family, folder: Path, seed=0):
 
 
 def on_side(codec, side):
-    """The codec, padding on the other side."""
+    """Return the codec with padding on a side."""
     return type(codec)(codec.tokenizer, side)
 
 
-def encoded(codec, template, texts=TEXTS, targets=TARGETS, **how):
-    """Rows of a template with the one column `text`."""
-    written = Template(template, how.pop("truncate", ()))
-    said = zip(texts, targets, strict=True)
-    return [codec.encode(written.pieces({"text": text}), target, **how) for text, target in said]
+def encode_rows(codec, template, texts=TEXTS, targets=TARGETS, **options):
+    """Return the encoded rows of a template with the one column `text`."""
+    parsed = Template(template, options.pop("truncate", ()))
+    pairs = zip(texts, targets, strict=True)
+    return [codec.encode(parsed.pieces({"text": text}), target, **options) for text, target in pairs]
 
 
-def batch_of(codec, template=TEMPLATES["front"], texts=TEXTS, targets=TARGETS, labels=None, **how):
-    """Rows of a template, collated."""
-    return codec.collate(encoded(codec, template, texts, targets, **how), labels=labels)
+def batch_of(codec, template=TEMPLATES["front"], texts=TEXTS, targets=TARGETS, labels=None, **options):
+    """Return the batch of the rows of a template."""
+    return codec.collate(encode_rows(codec, template, texts, targets, **options), labels=labels)
 
 
 def more_padding(batch, left, right, pad_id):
-    """The same batch with further padding on both sides."""
+    """Return the batch with more padding on both sides."""
     pad = torch.nn.functional.pad
     return replace(
         batch,
@@ -135,10 +138,10 @@ def more_padding(batch, left, right, pad_id):
 
 
 def row(batch, b):
-    """One row of a batch, its padding included."""
+    """Return one row of a batch with its padding."""
     return batch._map(lambda tensor: tensor[b : b + 1])
 
 
 def real(batch, logits):
-    """[B, U, V] -> [targets, V]: the logits that mean something."""
+    """[B, U, V] -> [targets, V]: the logits of targets that are not ignored."""
     return logits[batch.targets != IGNORE]

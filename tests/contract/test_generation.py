@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from tiny import CAUSAL, EOS, SEQ2SEQ, TEMPLATES, TEXTS, batch_of, encoded, on_side, real
+from tiny import CAUSAL, EOS, SEQ2SEQ, TEMPLATES, TEXTS, batch_of, encode_rows, on_side, real
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, TextIteratorStreamer
 
@@ -39,7 +39,7 @@ def texts(codec, ids):
 @pytest.mark.parametrize("decoding", SURE.values(), ids=SURE.keys())
 def test_rows_are_answered_in_a_batch_as_alone(method, family, backbone, decoding):
     module, codec = method.on(backbone), backbone.codec
-    rows = encoded(codec, TEMPLATES["middle"])
+    rows = encode_rows(codec, TEMPLATES["middle"])
     generate = partial(module.lm().generate, max_new_tokens=MOST, **decoding)
     alone = [text for row in rows for text in texts(codec, generate(codec.collate([row])))]
     for side in ("right", "left"):
@@ -61,7 +61,7 @@ def test_another_way_to_the_greedy_answer(method, family, backbone, load, decodi
 @torch.no_grad()
 def test_beams_are_scored_as_the_forward_pass_scores_them(method, family, backbone):
     module, codec = method.on(backbone), backbone.codec
-    row = encoded(codec, TEMPLATES["middle"])[0]
+    row = encode_rows(codec, TEMPLATES["middle"])[0]
     beams = module.lm().generate(
         codec.collate([row]), max_new_tokens=3, min_new_tokens=3, num_beams=4, num_return_sequences=4
     )

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 from architectures import Architecture, save
-from tiny import EOS, batch_of, encoded
+from tiny import EOS, batch_of, encode_rows
 
 from lightning_softprompt.backbones.conversation import Conversation
 from lightning_softprompt.backbones.generation import path_choice, paths
@@ -103,7 +103,7 @@ def test_a_batch_is_generated_as_each_row_alone(model_and_path, template):
 def test_beams_have_the_likelihood_of_the_forward_pass(model_and_path):
     backbone, _ = model_and_path
     prompt = soft(backbone)
-    (row,) = encoded(backbone.codec, TEMPLATES["front"], [LONG], [""])
+    (row,) = encode_rows(backbone.codec, TEMPLATES["front"], [LONG], [""])
     batch = backbone.codec.collate([row])
     lengths = {"max_new_tokens": 3, "min_new_tokens": 3}
     beams = backbone.generate(batch, prompt, num_beams=3, num_return_sequences=3, **lengths)
@@ -116,7 +116,7 @@ def test_beams_have_the_likelihood_of_the_forward_pass(model_and_path):
 def test_a_conversation_continues_as_the_whole_text_would(model_and_path):
     backbone, _ = model_and_path
     prompt = soft(backbone)
-    (row,) = encoded(backbone.codec, TEMPLATES["middle"], ["a warm film"], [""])
+    (row,) = encode_rows(backbone.codec, TEMPLATES["middle"], ["a warm film"], [""])
     conversation = Conversation(backbone, backbone.codec.collate([row]), prompt)
     first = conversation.answer(max_new_tokens=MOST)
     assert_answers(backbone, backbone.codec.collate([row]), prompt, first)

@@ -13,7 +13,7 @@ from tiny import (
     TEMPLATES,
     TEXTS,
     batch_of,
-    encoded,
+    encode_rows,
     more_padding,
     on_side,
     real,
@@ -127,7 +127,7 @@ def test_logits_depend_neither_on_padding_nor_on_the_rest_of_the_batch(method, b
     with torch.no_grad():
         logits = module(right)
         assert_close(real(left, module(left)), real(right, logits), **CLOSE)
-        for b, row in enumerate(encoded(codec, TEMPLATES[template])):
+        for b, row in enumerate(encode_rows(codec, TEMPLATES[template])):
             alone = codec.collate([row])
             expected = module(alone)
             assert_close(logits[b : b + 1, : expected.shape[1]], expected, **CLOSE)
@@ -243,7 +243,7 @@ def test_generation_is_greedy_decoding_with_and_without_cache_alone_and_in_a_bat
         for batch in (batch_of(codec), batch_of(on_side(codec, "left"))):
             assert torch.equal(module.lm().generate(batch), module(batch).argmax(-1))
         return
-    rows = encoded(codec, TEMPLATES["middle"])
+    rows = encode_rows(codec, TEMPLATES["middle"])
     expected = [greedy(module, row, 5) for row in rows]
     alone = [module.lm().generate(codec.collate([row]), max_new_tokens=5)[0] for row in rows]
     batches = [on_side(codec, side).collate(rows) for side in ("right", "left")]
@@ -318,7 +318,7 @@ def test_without_its_prompt_it_is_the_bare_backbone(method, family, backbone):
     bare = NoPrompt(backbone=backbone.spec)
     bare.attach(backbone)
     assert_close(bare(batch), logits, **CLOSE)
-    for b, row in enumerate(encoded(backbone.codec, TEMPLATES["front"])):
+    for b, row in enumerate(encode_rows(backbone.codec, TEMPLATES["front"])):
         ids = torch.tensor([row.ids])
         if family in SEQ2SEQ:
             expected = backbone.model(input_ids=ids, labels=torch.tensor([row.targets])).logits

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from tiny import CLASSES, MASKED, TEMPLATES, batch_of, encoded, more_padding, on_side, real
+from tiny import CLASSES, MASKED, TEMPLATES, batch_of, encode_rows, more_padding, on_side, real
 from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
@@ -53,7 +53,7 @@ def test_logits_depend_neither_on_padding_nor_on_the_tasks_of_other_rows(module,
     right, left = (mixed(on_side(codec, side), template) for side in ("right", "left"))
     logits = module(right)
     assert_close(real(left, module(left)), real(right, logits), **CLOSE)
-    for b, row in enumerate(encoded(codec, TEMPLATES[template])):
+    for b, row in enumerate(encode_rows(codec, TEMPLATES[template])):
         alone = codec.collate([row], task_ids=TASKS[b : b + 1])
         expected = module(alone)
         assert_close(logits[b : b + 1, : expected.shape[1]], expected, **CLOSE)

@@ -5,7 +5,7 @@ from copy import deepcopy
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from tiny import CLASSES, SEQ2SEQ, batch_of, encoded, real
+from tiny import CLASSES, SEQ2SEQ, batch_of, encode_rows, real
 from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
@@ -34,7 +34,7 @@ def test_all_weights_have_the_gradients_that_transformers_gives_them(family, loa
     module = build_method(FullFineTuning, backbone)
     LanguageModeling()(module.lm(), batch_of(backbone.codec)).loss.backward()
     losses, count = [], 0
-    for row in encoded(backbone.codec, "{soft}{text} it was {target}"):
+    for row in encode_rows(backbone.codec, "{soft}{text} it was {target}"):
         ids, targets = torch.tensor([row.ids]), torch.tensor([row.targets])
         labels = targets
         if family not in SEQ2SEQ:

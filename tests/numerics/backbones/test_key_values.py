@@ -3,7 +3,7 @@
 import pytest
 import torch
 import transformers
-from tiny import CAUSAL, SEQ2SEQ, TEMPLATES, batch_of, encoded, real
+from tiny import CAUSAL, SEQ2SEQ, TEMPLATES, batch_of, encode_rows, real
 from torch.testing import assert_close
 from transformers import DynamicCache
 
@@ -65,7 +65,7 @@ def test_each_row_may_have_its_own_keys_and_values(backbone):
     pairs = random_pairs(backbone, "self", rows=len(batch))
     logits = backbone(batch, SoftPrompt(kv={"self": pairs}))
     output = backbone.generate(batch, SoftPrompt(kv={"self": pairs}), max_new_tokens=4)
-    for b, row in enumerate(encoded(backbone.codec, TEMPLATES["front"])):
+    for b, row in enumerate(encode_rows(backbone.codec, TEMPLATES["front"])):
         of_row = {layer: (key[b : b + 1], value[b : b + 1]) for layer, (key, value) in pairs.items()}
         prompt = SoftPrompt(kv={"self": of_row})
         alone = backbone.codec.collate([row])
@@ -85,7 +85,7 @@ def cache_of(pairs, rows):
 @torch.no_grad()
 @pytest.mark.parametrize("family", ["bert"])
 def test_a_masked_model_attends_to_them_as_to_a_cache(backbone):
-    (row, *_) = encoded(backbone.codec, TEMPLATES["front"])
+    (row, *_) = encode_rows(backbone.codec, TEMPLATES["front"])
     batch = backbone.codec.collate([row])
     pairs = random_pairs(backbone, "self")
     ids, length = batch.input_ids, 3
@@ -116,7 +116,7 @@ def attention_loop(query, key, value, pair, scale, bias):
 @pytest.mark.parametrize("family", ["t5"])
 def test_attention_with_relative_positions_equals_a_loop(backbone, kind, monkeypatch):
     """Keys of the prompt have no relative position."""
-    (row, *_) = encoded(backbone.codec, TEMPLATES["front"])
+    (row, *_) = encode_rows(backbone.codec, TEMPLATES["front"])
     batch = backbone.codec.collate([row])
     pairs = random_pairs(backbone, kind)
     ours = backbone(batch, SoftPrompt(kv={kind: pairs}))

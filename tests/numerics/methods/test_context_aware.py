@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from peft import CPTConfig, get_peft_model
-from tiny import CAUSAL, CLASSES, TEMPLATES, batch_of, encoded
+from tiny import CAUSAL, CLASSES, TEMPLATES, batch_of, encode_rows
 from torch.testing import assert_close
 
 from lightning_softprompt.core.types import IGNORE, Classes
@@ -58,7 +58,7 @@ def test_loss_and_gradients_equal_those_of_peft(module, backbone):
     model.prompt_encoder["default"].delta_embedding.weight.data = delta * (module.reach > 0)
     module.context = replace(module.context, start=())  # PEFT has nothing before the demonstrations
     module.train()
-    for row in encoded(backbone.codec, TEMPLATES["front"]):
+    for row in encode_rows(backbone.codec, TEMPLATES["front"]):
         batch = backbone.codec.collate([row])
         batch.slots[:] = 0
         module.zero_grad()

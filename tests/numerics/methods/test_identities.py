@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from sklearn import metrics
-from tiny import CLASSES, MASKED, TARGETS, TEMPLATES, TEXTS, V, batch_of, encoded, on_side, real
+from tiny import CLASSES, MASKED, TARGETS, TEMPLATES, TEXTS, V, batch_of, encode_rows, on_side, real
 from torch.testing import assert_close
 
 from lightning_softprompt.backbones.prompted_lm import PromptedLM
@@ -119,7 +119,7 @@ def test_a_row_beyond_the_window_is_an_error_with_advice(backbone):
 
 def each_alone(lm, template=TEMPLATES["front"], targets=TARGETS, texts=TEXTS):
     """Logits [U, V] and targets of every row, one forward pass each."""
-    for row in encoded(lm.backbone.codec, template, texts, targets):
+    for row in encode_rows(lm.backbone.codec, template, texts, targets):
         yield lm(lm.backbone.codec.collate([row]))[0], row.targets
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import CLASSES, batch_of, encoded
+from tiny import CLASSES, batch_of, encode_rows
 from torch.testing import assert_close
 
 from lightning_softprompt.backbones.prompted_lm import PromptedLM
@@ -329,7 +329,7 @@ def states_of(family, backbone, row):
 @pytest.mark.parametrize("pool", ["first", "last", "mean"])
 def test_idpg(build, family, pool):
     module, _, prompt = build(IDPG, length=2, bottleneck=4, pool=pool)
-    for b, row in enumerate(encoded(module.loaded.codec, "{soft}{text} it was {target}")):
+    for b, row in enumerate(encode_rows(module.loaded.codec, "{soft}{text} it was {target}")):
         states, of_row = states_of(family, module.loaded, row)
         h = {"first": states[of_row[0]], "last": states[of_row[-1]], "mean": states[of_row].mean(0)}[pool]
         inner = torch.nn.functional.gelu(module.down.weight @ h + module.down.bias)
@@ -341,7 +341,7 @@ def test_a_class_head_reads_the_last_states(backbone, family, pool):
     head = ClassHead(backbone.codec, CLASSES, pool)
     head.build(backbone)
     scores = head(PromptedLM(backbone, lambda _: SoftPrompt()), batch_of(backbone.codec))
-    for b, row in enumerate(encoded(backbone.codec, "{soft}{text} it was {target}")):
+    for b, row in enumerate(encode_rows(backbone.codec, "{soft}{text} it was {target}")):
         states, of_row = states_of(family, backbone, row)
         h = {"first": states[of_row[0]], "last": states[of_row[-1]], "mean": states[of_row].mean(0)}[pool]
         assert_close(scores[b], head.linear.weight @ h + head.linear.bias, atol=1e-4, rtol=1e-4)
@@ -351,7 +351,7 @@ def test_a_class_head_reads_the_last_states(backbone, family, pool):
 @torch.no_grad()
 def test_late_tokens_enter_an_encoder_before_their_layer(load, layer):
     backbone, tokens = load("bert"), torch.randn(2, 32)
-    (row, *_) = encoded(backbone.codec, "{text}{soft} it was {target}")
+    (row, *_) = encode_rows(backbone.codec, "{text}{soft} it was {target}")
     states = backbone.model.bert.embeddings(torch.tensor([row.ids]))
     at = row.slots[0]
     for number, block in enumerate(backbone.model.bert.encoder.layer):
@@ -368,7 +368,7 @@ def test_late_tokens_enter_an_encoder_before_their_layer(load, layer):
 @torch.no_grad()
 def test_late_tokens_enter_a_decoder_before_their_layer_and_the_row(load, layer):
     backbone, tokens = load("gpt2"), torch.randn(2, 32)
-    (row, *_) = encoded(backbone.codec, "{text}{soft} it was {target}")
+    (row, *_) = encode_rows(backbone.codec, "{text}{soft} it was {target}")
     gpt, ids = backbone.model.transformer, torch.tensor([row.ids])
     states = gpt.wte(ids) + gpt.wpe(2 + torch.arange(ids.shape[1]))
     for number, block in enumerate(gpt.h):
@@ -475,7 +475,7 @@ def test_adept_counts(build):
     module, *_ = build(ADePT, length=3, bottleneck=4)
     width = module.loaded.hidden_size
     assert sum(p.numel() for p in module.parameters() if p.requires_grad) == 3 * width + 2 * width * 4 + 4 + width
-    assert len(encoded(module.loaded.codec, "{soft}{text}{target}")) == 4
+    assert len(encode_rows(module.loaded.codec, "{soft}{text}{target}")) == 4
 
 
 # Cartridges
@@ -497,7 +497,7 @@ def test_an_untrained_cartridge_is_the_beginning_of_its_corpus(backbone, corpus)
     assert module.cache.made.values.numel() == (6 - 2) * 2 * len(sites) * sites.heads * sites.size
     batch = batch_of(backbone.codec)
     ids = torch.tensor([[*backbone.codec.start, *backbone.codec.ids("it is a sad story")]])
-    for b, row in enumerate(encoded(backbone.codec, "{soft}{text} it was {target}")):
+    for b, row in enumerate(encode_rows(backbone.codec, "{soft}{text} it was {target}")):
         whole = backbone.model(torch.cat([ids, torch.tensor([row.ids])], dim=1)).logits[0]
         expected = whole[[ids.shape[1] + at - 1 for at in row.answers]]
         assert_close(module(batch)[b, : len(row.targets)], expected, **CLOSE)
@@ -521,7 +521,7 @@ def test_context_distillation(backbone):
     batch = batch_of(backbone.codec, template)
     loss = ContextDistillation(top=3)(lm, batch).loss
     total, count = 0.0, 0
-    for row in encoded(backbone.codec, template):
+    for row in encode_rows(backbone.codec, template):
         context, question = row.ids[: row.slots[0]], row.ids[row.slots[0] :]
         teacher = backbone.model(torch.tensor([row.ids])).logits[0].softmax(-1)
         start = backbone.embed(torch.tensor(backbone.codec.start))

@@ -14,7 +14,7 @@ from peft import (
     get_peft_model,
 )
 from peft.tuners.multitask_prompt_tuning import MultitaskPromptEmbedding
-from tiny import CAUSAL, TEMPLATES, batch_of, encoded
+from tiny import CAUSAL, TEMPLATES, batch_of, encode_rows
 from torch.testing import assert_close
 
 from lightning_softprompt.backbones.prompted_lm import PromptedLM
@@ -62,7 +62,7 @@ def ours(backbone, batch, tokens):
 @pytest.mark.parametrize("family", CAUSAL)
 def test_causal_models_agree(backbone, tokens):
     model, weight = peft_of(backbone, "CAUSAL_LM", tokens)
-    for row in encoded(backbone.codec, TEMPLATE):
+    for row in encode_rows(backbone.codec, TEMPLATE):
         ids, answers = torch.tensor([row.ids]), torch.tensor(row.answers)
         labels = torch.full_like(ids, IGNORE)
         labels[0, answers] = torch.tensor(row.targets)
@@ -77,7 +77,7 @@ def test_causal_models_agree(backbone, tokens):
 @pytest.mark.parametrize("family", ["t5", "bart"])
 def test_encoder_decoders_agree(backbone, tokens):
     model, weight = peft_of(backbone, "SEQ_2_SEQ_LM", tokens)
-    for row in encoded(backbone.codec, TEMPLATE):
+    for row in encode_rows(backbone.codec, TEMPLATE):
         ids = torch.tensor([row.ids])
         theirs = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=torch.tensor([row.targets]))
         logits, loss = ours(backbone, before_everything(backbone.codec.collate([row])), tokens)
@@ -94,7 +94,7 @@ def test_encoder_decoders_agree(backbone, tokens):
 def test_padding_on_the_left_changes_their_logits_and_not_ours(backbone, tokens):
     """Their soft tokens stand before the padding, so that positions of padded rows have a gap in them."""
     model, _ = peft_of(backbone, "CAUSAL_LM", tokens)
-    rows = encoded(backbone.codec, TEMPLATE)
+    rows = encode_rows(backbone.codec, TEMPLATE)
     padded, _ = ours(backbone, before_everything(batch_of(backbone.codec, TEMPLATE)), tokens)
     errors = []
     for b, row in enumerate(rows):
@@ -126,7 +126,7 @@ def assert_peft_agrees(module, config, pairs, shared):
     backbone = module.loaded
     model = get_peft_model(deepcopy(backbone.model), config).eval()
     encoder = with_weights_of(module, model.prompt_encoder["default"], pairs)
-    for row in encoded(backbone.codec, TEMPLATE):
+    for row in encode_rows(backbone.codec, TEMPLATE):
         module.zero_grad()
         encoder.zero_grad()
         ids, answers = torch.tensor([row.ids]), torch.tensor(row.answers)

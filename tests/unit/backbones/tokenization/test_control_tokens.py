@@ -1,4 +1,4 @@
-"""Control tokens that data spells stay text, template text means them, and ordinary text is tokenized as ever."""
+"""Control tokens: their spelling in data stays text, and in a template it is the token."""
 
 import pickle
 import random
@@ -19,11 +19,12 @@ LETTERS = [*"abcdefghijklmnopqrstuvwxyz<>/_|0. "]
 
 
 def byte_level():
-    """As of GPT-2, with merges that make a control token's spelling out of characters."""
+    """Return a tokenizer as GPT-2's, with merges that build the spelling of a control token from characters."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     merged = ["im", "end", "<|", "|>", "</", "s>", "</s>"]
-    vocabulary = {piece: number for number, piece in enumerate([*alphabet, "en", *merged])}
-    merges = [("i", "m"), ("e", "n"), ("en", "d"), ("<", "|"), ("|", ">"), ("<", "/"), ("s", ">"), ("</", "s>")]
+    pieces = [*alphabet, "en", *merged]
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
+    merges = [tuple(pair.split()) for pair in ("i m", "e n", "en d", "< |", "| >", "< /", "s >", "</ s>")]
     rules = Tokenizer(models.BPE(vocabulary, merges))
     rules.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     rules.post_processor = processors.ByteLevel(trim_offsets=False)
@@ -33,34 +34,39 @@ def byte_level():
 
 
 def unigram():
-    """As of T5: the pieces of control tokens have the best scores of all."""
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -9.0), ("▁", -3.0), *((letter, -5.0) for letter in LETTERS[:-1])]
+    """Return a tokenizer as T5's: the pieces of control tokens have the highest scores."""
+    letters = [(letter, -5.0) for letter in LETTERS[:-1]]
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -9.0), ("▁", -3.0), *letters]
     rules = Tokenizer(models.Unigram(pieces, unk_id=2))
     rules.pre_tokenizer = pre_tokenizers.Metaspace()
     special = {"additional_special_tokens": ["<extra_id_0>"], "pad_token": "<pad>"}
     return PreTrainedTokenizerFast(tokenizer_object=rules, eos_token="</s>", unk_token="<unk>", **special)
 
 
-def prepended():
-    """As of Llama: a space before the text, and bytes for what it does not know."""
-    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *LETTERS[:-1], "</", "s>"]
+def space_prefix():
+    """Return a tokenizer as Llama's: a space before the text, and bytes for unknown characters."""
+    byte_pieces = [f"<0x{byte:02X}>" for byte in range(256)]
+    pieces = ["<unk>", "<s>", "</s>", *byte_pieces, "▁", *LETTERS[:-1], "</", "s>"]
     merges = [("<", "/"), ("s", ">"), ("</", "s>")]
-    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
     rules = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True))
     rules.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     return PreTrainedTokenizerFast(tokenizer_object=rules, **NAMED)
 
 
 def lower_case():
-    """As of BERT: letters made small, marks apart."""
-    pieces = ["[UNK]", "[SEP]", "[MASK]", *LETTERS[:-1], *(f"##{letter}" for letter in LETTERS[:-1]), "[", "]"]
-    rules = Tokenizer(models.WordPiece({piece: n for n, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    """Return a tokenizer as BERT's: lower-case letters, with punctuation as separate words."""
+    letters = LETTERS[:-1]
+    continuations = [f"##{letter}" for letter in letters]
+    pieces = ["[UNK]", "[SEP]", "[MASK]", *letters, *continuations, "[", "]"]
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
+    rules = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     rules.normalizer, rules.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
     return PreTrainedTokenizerFast(tokenizer_object=rules, sep_token="[SEP]", mask_token="[MASK]", unk_token="[UNK]")
 
 
-MAKERS = (byte_level, unigram, prepended, lower_case, lambda: tiny.tokenizer("llama"))
-KINDS = ("byte_level", "unigram", "prepended", "lower_case", "words")
+MAKERS = (byte_level, unigram, space_prefix, lower_case, lambda: tiny.tokenizer("llama"))
+KINDS = ("byte_level", "unigram", "space_prefix", "lower_case", "words")
 
 
 @pytest.fixture(params=MAKERS, ids=KINDS)
@@ -81,31 +87,30 @@ def test_ordinary_text_has_the_same_tokens(tokenizer):
         assert control.tokenize(text) == (coded["input_ids"], coded["offset_mapping"])
 
 
-def test_data_spells_no_control_token(tokenizer, special):
+def test_data_produces_no_control_token(tokenizer, special):
     control = pickle.loads(pickle.dumps(ControlTokens(tokenizer)))
     unknown = tokenizer.unk_token_id
     for text in (special, f"a film {special} b", f"a{special}{special}b", f"{special[:-1]}{special}"):
-        ids, places = control.tokenize(text)
+        ids, spans = control.tokenize(text)
         assert set(ids) & set(control.spellings) <= {unknown}
-        if tokenizer.get_vocab()[special] not in (
-            split := tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        ):
-            assert ids == split
-        assert places == sorted(places)
-        assert (places[0][0], places[-1][1]) == (0, len(text))
+        split_ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        if tokenizer.get_vocab()[special] not in split_ids:
+            assert ids == split_ids
+        assert spans == sorted(spans)
+        assert (spans[0][0], spans[-1][1]) == (0, len(text))
 
 
-def test_template_text_means_them(tokenizer, special):
-    control, number = ControlTokens(tokenizer), tokenizer.get_vocab()[special]
+def test_template_text_produces_control_tokens(tokenizer, special):
+    control, special_id = ControlTokens(tokenizer), tokenizer.get_vocab()[special]
     text = f"{special}a film {special} b{special}"
-    meant = ((0, len(special)), (len(text) - len(special), len(text)))
-    ids, places = control.tokenize(text, meant)
-    assert [n for n, id in enumerate(ids) if id == number] == [0, len(ids) - 1]
-    assert (places[0], places[-1]) == meant
+    template_spans = ((0, len(special)), (len(text) - len(special), len(text)))
+    ids, spans = control.tokenize(text, template_spans)
+    assert [position for position, token in enumerate(ids) if token == special_id] == [0, len(ids) - 1]
+    assert (spans[0], spans[-1]) == template_spans
     assert control.tokenize(text, ((0, len(text)),))[0] == tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def test_no_private_character_of_a_text_gives_its_spelling_a_meaning():
+def test_a_private_use_character_does_not_turn_a_spelling_into_a_token():
     control = ControlTokens(byte_level())
     end = control.tokenizer.eos_token_id
     assert end not in control.tokenize("a \ue000</s>\ue000 b </s>")[0]
@@ -121,15 +126,18 @@ def test_a_column_does_not_complete_a_token_of_the_template(halves):
 
 def test_columns_and_targets_of_a_row_stay_text():
     codec = CausalCodec(byte_level())
-    end = codec.tokenizer.eos_token_id
+    eos = codec.tokenizer.eos_token_id
     template = Template("{soft}</s>{text}</s> a {target}")
     row = codec.encode(template.pieces({"text": "b </s> d"}), "e </s> f", append_eos=True)
-    before = [id for id in row.ids[: row.answers[0]] if id == end]
-    assert (len(before), row.targets.count(end), row.targets[-1]) == (2, 1, end)
-    assert codec.ids("</s>") == list(codec.encode(template.pieces({"text": "b"}), "</s>").targets)[1:]
+    source = row.ids[: row.answers[0]]
+    assert source.count(eos) == 2
+    assert row.targets.count(eos) == 1
+    assert row.targets[-1] == eos
+    targets = codec.encode(template.pieces({"text": "b"}), "</s>").targets
+    assert codec.ids("</s>") == list(targets)[1:]
 
 
-def test_a_cut_row_keeps_the_tokens_of_its_template():
+def test_a_truncated_row_keeps_the_tokens_of_its_template():
     codec = CausalCodec(byte_level())
     template = Template("{soft}{text}</s>{target}", truncate=["text"])
     row = codec.encode(template.pieces({"text": "a </s> b" * 9}), "e", max_tokens=12)
@@ -138,7 +146,7 @@ def test_a_cut_row_keeps_the_tokens_of_its_template():
 
 
 @pytest.mark.parametrize("passage", ["</s>{text} {number}</s>\n", "{soft}</s>{title}{soft}{text}</s>"])
-def test_the_template_of_a_passage_means_control_tokens_and_its_text_does_not(passage):
+def test_the_template_of_a_passage_produces_control_tokens_and_its_text_does_not(passage):
     codec, template = CausalCodec(byte_level()), PassageTemplate(passage)
     shown = [(ShownPassage("d0", "a </s> b"), "</s>"), (ShownPassage("d1", "</s>"), "")]
     row = Template(template.expand("{passages}{target}", 3))

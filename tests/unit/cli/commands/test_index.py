@@ -17,10 +17,10 @@ ROWS = [
 
 @pytest.fixture
 def corpus(tmp_path):
-    return written(tmp_path / "corpus.jsonl", ROWS)
+    return write_rows(tmp_path / "corpus.jsonl", ROWS)
 
 
-def written(path, rows):
+def write_rows(path, rows):
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     return str(path)
 
@@ -30,7 +30,7 @@ def run(capsys, *words):
     return capsys.readouterr().out
 
 
-def test_built_searched_and_described(tmp_path, corpus, tiny_folder, capsys):
+def test_build_search_and_info(tmp_path, corpus, tiny_folder, capsys):
     folder = str(tmp_path / "index")
     built = run(capsys, "build", corpus, "--index", folder, "--encoder", str(tiny_folder("bert")))
     assert built == f"{folder}: 2 documents, 2 passages (0 duplicates removed), vectors of width 32\n"
@@ -43,16 +43,16 @@ def test_built_searched_and_described(tmp_path, corpus, tiny_folder, capsys):
     found = run(capsys, "search", folder, "sad dogs", "--mode", "lexical", "--json")
     assert json.loads(found)["text"] == ROWS[1]["text"]
     assert run(capsys, "search", folder, "zebra", "--mode", "lexical") == "no passages found\n"
-    told = run(capsys, "info", folder, "--check")
-    assert "all checksums match" in told
-    assert "language             english" in told
+    output = run(capsys, "info", folder, "--check")
+    assert "all checksums match" in output
+    assert "language             english" in output
     assert json.loads(run(capsys, "info", folder, "--json"))["settings"]["size"] == 200
 
 
-def test_added_to_and_taken_from(tmp_path, corpus, capsys):
+def test_documents_are_added_and_removed(tmp_path, corpus, capsys):
     folder = str(tmp_path / "index")
     run(capsys, "build", corpus, "--index", folder, "--encoder", "none")
-    more = written(tmp_path / "more.jsonl", [{"id": "new", "text": "a wonderful story"}])
+    more = write_rows(tmp_path / "more.jsonl", [{"id": "new", "text": "a wonderful story"}])
     assert "3 documents" in run(capsys, "build", more, "--index", folder, "--add")
     assert run(capsys, "search", folder, "wonderful").startswith("1. new  (score")
     assert "2 documents" in run(capsys, "build", "--index", folder, "--remove", "new")
@@ -60,7 +60,7 @@ def test_added_to_and_taken_from(tmp_path, corpus, capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["build", "--index", "{}"], "pass a corpus to build from"),
         (["build", "{corpus}", "--index", "{}", "--remove", "a"], "--remove with a corpus requires --add"),
@@ -74,9 +74,9 @@ def test_added_to_and_taken_from(tmp_path, corpus, capsys):
         (["info", "{}"], "there is no index"),
     ],
 )
-def test_what_goes_wrong_is_one_line_and_leaves_nothing(tmp_path, corpus, words, said):
+def test_a_failed_build_creates_no_folder(tmp_path, corpus, words, message):
     folder = tmp_path / "index"
-    with pytest.raises(CommandError, match=said):
+    with pytest.raises(CommandError, match=message):
         index.main([word.replace("{corpus}", corpus).replace("{}", str(folder)) for word in words])
     assert not folder.exists()
 
