@@ -1,128 +1,116 @@
-"""Batches that several tasks share: how many rows of each, and that their order can be gone on with."""
+"""Batches that several tasks share."""
 
 from collections import Counter
+from itertools import combinations
 
 import numpy as np
 import pytest
+from batch_samplers import (
+    batches_in_epoch,
+    check_order_depends_on_seed_and_epoch_only,
+    check_resumes,
+    check_rows_repeat_only_after_all_others,
+    flatten,
+)
 
 from lightning_softprompt.data.sampling.bucketing import BucketBatchSampler
 from lightning_softprompt.data.sampling.shared_batches import SharedBatches, SharedBatchSampler
 
 SIZES = (23, 7, 40, 11)
 STARTS = np.cumsum((0, *SIZES))
-LENGTHS = [np.random.default_rng(n).integers(1, 30, rows).tolist() for n, rows in enumerate(SIZES)]
+LENGTHS = [np.random.default_rng(task).integers(1, 30, size).tolist() for task, size in enumerate(SIZES)]
 
 
-def made(rows=12, tasks=None, rates=SIZES, count=None, seed=0, rank=0, world=1):
-    own = [BucketBatchSampler(lengths, 4, order="shuffled", seed=n) for n, lengths in enumerate(LENGTHS)]
-    return SharedBatchSampler(own, SharedBatches(rows, tasks), rates, count, seed, (rank, world))
-
-
-def epoch_of(sampler, epoch):
-    sampler.set_epoch(epoch)
-    return list(sampler)
+def make_sampler(rows=12, tasks=None, rates=SIZES, count=None, seed=0, rank=0, world_size=1):
+    task_samplers = [BucketBatchSampler(lengths, 4, order="shuffled", seed=n) for n, lengths in enumerate(LENGTHS)]
+    return SharedBatchSampler(task_samplers, SharedBatches(rows, tasks), rates, count, seed, (rank, world_size))
 
 
 def task_of(row):
     return int(np.searchsorted(STARTS, row, side="right")) - 1
 
 
-def tasks_of(batch):
+def rows_per_task(batch):
     return Counter(map(task_of, batch))
 
 
 @pytest.mark.parametrize("tasks", [1, 3, 4, None])
-def test_rows_of_a_batch_are_shared_evenly_by_as_many_tasks_as_asked_for(tasks):
-    batches = [batch for epoch in range(20) for batch in epoch_of(made(rows=13, tasks=tasks), epoch)]
-    shares = [tasks_of(batch) for batch in batches]
+def test_the_requested_number_of_tasks_shares_a_batch_evenly(tasks):
+    batches = flatten(batches_in_epoch(make_sampler(rows=13, tasks=tasks), epoch) for epoch in range(20))
     assert {len(batch) for batch in batches} == {13}
-    assert all(max(of.values()) - min(of.values()) <= 1 for of in shares)
-    many = Counter(len(of) for of in shares)
-    assert set(many) == ({2, 3, 4} if tasks is None else {tasks})
-    if tasks is None:
-        assert min(many.values()) > 0.7 * len(batches) / 3
+    counts = [rows_per_task(batch) for batch in batches]
+    assert all(max(count.values()) - min(count.values()) <= 1 for count in counts)
+    num_tasks = Counter(len(count) for count in counts)
+    if tasks is not None:
+        assert set(num_tasks) == {tasks}
+    else:
+        assert set(num_tasks) == {2, 3, 4}
+        assert min(num_tasks.values()) > 0.7 * len(batches) / 3
 
 
-def test_tasks_are_drawn_by_their_rates_without_putting_back():
+def test_the_tasks_of_a_batch_are_drawn_by_their_rates_without_replacement():
     rates = (8.0, 4.0, 2.0, 1.0)
-    share = np.concatenate([made(tasks=2, rates=rates, count=500).shares(epoch) > 0 for epoch in range(40)])
-    pairs = Counter(tuple(np.flatnonzero(row)) for row in share)
+    sampler = make_sampler(tasks=2, rates=rates, count=500)
+    is_drawn = np.concatenate([sampler.shares(epoch) > 0 for epoch in range(40)])
+    pairs = Counter(tuple(np.flatnonzero(tasks)) for tasks in is_drawn)
     total = sum(rates)
-    for a in range(4):
-        for b in range(a + 1, 4):
-            one, other = rates[a] / total, rates[b] / total
-            expected = one * rates[b] / (total - rates[a]) + other * rates[a] / (total - rates[b])
-            assert pairs[a, b] / len(share) == pytest.approx(expected, abs=0.01)
+    for a, b in combinations(range(4), 2):
+        a_before_b = rates[a] / total * rates[b] / (total - rates[a])
+        b_before_a = rates[b] / total * rates[a] / (total - rates[b])
+        assert pairs[a, b] / len(is_drawn) == pytest.approx(a_before_b + b_before_a, abs=0.01)
 
 
-def test_no_row_comes_again_before_all_others_of_its_task_have():
-    sampler = made()
-    drawn = {task: [] for task in range(4)}
-    for epoch in range(12):
-        for row in (row for batch in epoch_of(sampler, epoch) for row in batch):
-            drawn[task_of(row)].append(row)
-    for task, rows in drawn.items():
-        own = SIZES[task]
-        assert len(rows) > 2 * own
-        for start in range(0, len(rows) - own, own):
-            assert len(set(rows[start : start + own])) == own, task
+def test_a_row_repeats_only_after_all_other_rows_of_its_task():
+    sampler = make_sampler()
+    rows = flatten(flatten(batches_in_epoch(sampler, epoch) for epoch in range(12)))
+    for task, size in enumerate(SIZES):
+        check_rows_repeat_only_after_all_others([row for row in rows if task_of(row) == task], size)
 
 
-def test_the_order_is_a_function_of_seed_and_epoch_alone():
-    used = made(seed=1)
-    orders = [epoch_of(used, 0), epoch_of(used, 3), epoch_of(made(seed=2), 0)]
-    assert all(a != b for n, a in enumerate(orders) for b in orders[:n])
-    assert epoch_of(used, 0) == orders[0] == epoch_of(made(seed=1), 0)
-    assert epoch_of(made(seed=1), 3) == orders[1]
+def test_the_order_depends_on_seed_and_epoch_only():
+    check_order_depends_on_seed_and_epoch_only(make_sampler)
 
 
 @pytest.mark.parametrize("epoch", [0, 2])
-@pytest.mark.parametrize("done", [0, 1, 5, 6])
-def test_it_goes_on_where_it_was_left(epoch, done):
-    whole = epoch_of(made(), epoch)
-    assert len(whole) == 7
-    left = made()
-    left.set_epoch(epoch)
-    passing = iter(left)
-    for _ in range(done):
-        next(passing)
-        left.count()
-    resumed = made()
-    resumed.load_state_dict(left.state_dict())
-    assert list(resumed) == whole[done:]
+@pytest.mark.parametrize("num_batches", [0, 1, 5, 6])
+def test_an_epoch_of_seven_batches_is_resumed_after_the_last_one_used(epoch, num_batches):
+    assert len(make_sampler()) == 7
+    check_resumes(make_sampler, epoch, num_batches)
 
 
 @pytest.mark.parametrize(
-    ("other", "named"),
+    ("sampler", "message"),
     [
-        (made(tasks=2), "tasks of a batch was None and is 2"),
-        (made(rows=8), "rows of a batch"),
-        (made(seed=3), "seed was 0 and is 3"),
-        (made(rates=(1, 1, 1, 1)), "rates"),
-        (made(count=3), "batches per epoch was 7 and is 3"),
+        (make_sampler(tasks=2), "tasks of a batch was None and is 2"),
+        (make_sampler(rows=8), "rows of a batch"),
+        (make_sampler(seed=3), "seed was 0 and is 3"),
+        (make_sampler(rates=(1, 1, 1, 1)), "rates"),
+        (make_sampler(count=3), "batches per epoch was 7 and is 3"),
     ],
 )
-def test_another_order_is_not_gone_on_with(other, named):
-    with pytest.raises(ValueError, match=named):
-        other.load_state_dict(made().state_dict())
+def test_the_state_of_a_sampler_with_another_order_is_rejected(sampler, message):
+    with pytest.raises(ValueError, match=message):
+        sampler.load_state_dict(make_sampler().state_dict())
 
 
-def test_processes_share_every_tasks_rows_of_each_batch_and_together_see_what_one_would():
-    alone, *shares = made(rows=12), *(made(rows=4, rank=rank, world=3) for rank in range(3))
-    for batch, *parts in zip(*(epoch_of(sampler, 1) for sampler in (alone, *shares)), strict=True):
-        assert sorted(row for part in parts for row in part) == sorted(batch)
+def test_processes_share_the_rows_of_each_task_in_the_batches_of_one_process():
+    single = make_sampler(rows=12)
+    ranks = [make_sampler(rows=4, rank=rank, world_size=3) for rank in range(3)]
+    batches_by_rank = [batches_in_epoch(sampler, 1) for sampler in ranks]
+    for batch, *parts in zip(batches_in_epoch(single, 1), *batches_by_rank, strict=True):
+        assert sorted(flatten(parts)) == sorted(batch)
         assert {len(part) for part in parts} == {4}
-        for task in tasks_of(batch):
-            of = [tasks_of(part)[task] for part in parts]
-            assert min(of) > 0
-            assert max(of) - min(of) <= 1
-    shares[0].load_state_dict(alone.state_dict())
+        for task in rows_per_task(batch):
+            counts = [rows_per_task(part)[task] for part in parts]
+            assert min(counts) > 0
+            assert max(counts) - min(counts) <= 1
+    ranks[0].load_state_dict(single.state_dict())
 
 
-def test_batches_too_small_for_their_tasks_and_tasks_that_are_not_there_are_refused():
+def test_too_small_batches_and_too_many_tasks_are_rejected():
     with pytest.raises(ValueError, match="a batch of 3 rows cannot have one of each of 4 tasks"):
-        made(rows=3)
+        make_sampler(rows=3)
     with pytest.raises(ValueError, match=r"together\.tasks is 5, but there are only 4 tasks"):
-        made(tasks=5)
+        make_sampler(tasks=5)
     with pytest.raises(ValueError, match="at least 1, got 0 and None"):
         SharedBatches(0)

@@ -1,10 +1,16 @@
-"""How often each task comes up, and that the order of batches can be gone on with."""
+"""Batches of one task each: how often each task is used, and in which order."""
 
 from collections import Counter
-from itertools import accumulate
 
 import numpy as np
 import pytest
+from batch_samplers import (
+    batches_in_epoch,
+    check_order_depends_on_seed_and_epoch_only,
+    check_resumes,
+    check_rows_repeat_only_after_all_others,
+    flatten,
+)
 
 from lightning_softprompt.data.sampling.bucketing import BucketBatchSampler
 from lightning_softprompt.data.sampling.task_mixing import (
@@ -31,11 +37,11 @@ SIZES = {"small": 10, "large": 1000, "middle": 100}
         (FixedRates({"large": 3, "small": 1, "middle": 2}), [1, 3, 2]),
     ],
 )
-def test_rates_of_tasks(sampling, expected):
+def test_each_sampling_gives_its_rates_of_tasks(sampling, expected):
     assert sampling.rates(SIZES) == pytest.approx(expected)
 
 
-def test_rates_that_make_no_sense_are_refused():
+def test_invalid_rates_are_rejected():
     with pytest.raises(ValueError, match="must name the tasks"):
         FixedRates({"large": 1}).rates(SIZES)
     with pytest.raises(ValueError, match="must be above 0"):
@@ -44,120 +50,113 @@ def test_rates_that_make_no_sense_are_refused():
         Temperature(0)
 
 
-def test_quotas_are_whole_add_up_and_leave_nobody_out():
-    draw = np.random.default_rng(0)
+def test_quotas_are_at_least_one_and_the_rounded_shares_of_a_total():
+    generator = np.random.default_rng(0)
     for _ in range(300):
-        weights = draw.exponential(size=draw.integers(1, 7)) ** 3
-        total = int(draw.integers(len(weights), 50))
+        num_tasks = int(generator.integers(1, 7))
+        weights = generator.exponential(size=num_tasks) ** 3
+        total = int(generator.integers(num_tasks, 50))
         counts = quotas(total, weights)
         assert sum(counts) == total
         assert min(counts) >= 1
         exact = weights / weights.sum() * total
         if exact.min() >= 1:
             assert np.abs(counts - exact).max() < 1
+
+
+def test_fewer_batches_than_tasks_are_rejected():
     with pytest.raises(ValueError, match="an epoch of 2 batches cannot have one of each of 3 tasks"):
         quotas(2, [1, 1, 1])
 
 
-LENGTHS = [np.random.default_rng(n).integers(1, 30, rows).tolist() for n, rows in enumerate((23, 7, 40))]
+TASK_SIZES = (23, 7, 40)
+STARTS = np.cumsum((0, *TASK_SIZES))
+LENGTHS = [np.random.default_rng(task).integers(1, 30, size).tolist() for task, size in enumerate(TASK_SIZES)]
 
 
-def made(counts=(4, 3, 6), seed=0, rank=0, world=1, batch=4):
-    own = [
-        BucketBatchSampler(lengths, batch, order="shuffled", seed=n, rank=rank, world_size=world)
-        for n, lengths in enumerate(LENGTHS)
-    ]
-    return MixedBatchSampler(own, counts, seed)
+def make_sampler(counts=(4, 3, 6), seed=0, rank=0, world_size=1, batch_size=4):
+    task_samplers = []
+    for task, lengths in enumerate(LENGTHS):
+        ranks = {"rank": rank, "world_size": world_size}
+        task_samplers.append(BucketBatchSampler(lengths, batch_size, order="shuffled", seed=task, **ranks))
+    return MixedBatchSampler(task_samplers, counts, seed)
 
 
-def epoch_of(sampler, epoch):
-    sampler.set_epoch(epoch)
-    return list(sampler)
+def make_evaluation_sampler():
+    return MixedBatchSampler([BucketBatchSampler(lengths, 4, order="longest_first") for lengths in LENGTHS])
 
 
-def task_of(row):
-    return 0 if row < 23 else 1 if row < 30 else 2
+def task_of(batch):
+    """Returns the task of a batch, which must be the same for all of its rows."""
+    (task,) = set(np.searchsorted(STARTS, batch, side="right") - 1)
+    return int(task)
 
 
-def test_a_batch_is_of_one_task_and_each_task_has_its_number_of_them():
+def test_a_batch_has_one_task_and_each_task_its_number_of_batches():
     for epoch in range(3):
-        batches = epoch_of(made(), epoch)
-        tasks = [{task_of(row) for row in batch} for batch in batches]
-        assert all(len(of) == 1 for of in tasks)
-        assert Counter(of.pop() for of in tasks) == {0: 4, 1: 3, 2: 6}
+        batches = batches_in_epoch(make_sampler(), epoch)
+        assert Counter(map(task_of, batches)) == {0: 4, 1: 3, 2: 6}
 
 
-def test_no_row_comes_again_before_all_others_of_its_task_have():
-    sampler = made()
-    drawn = {task: [] for task in range(3)}
-    for epoch in range(12):
-        for batch in epoch_of(sampler, epoch):
-            drawn[task_of(batch[0])] += batch
-    for task, rows in drawn.items():
-        own = len(LENGTHS[task])
-        for start in range(0, len(rows) - own, own):
-            assert len(set(rows[start : start + own])) == own, task
+def test_a_row_repeats_only_after_all_other_rows_of_its_task():
+    sampler = make_sampler()
+    batches = flatten(batches_in_epoch(sampler, epoch) for epoch in range(12))
+    for task, size in enumerate(TASK_SIZES):
+        rows = flatten(batch for batch in batches if task_of(batch) == task)
+        check_rows_repeat_only_after_all_others(rows, size)
 
 
-def test_the_order_is_a_function_of_seed_and_epoch_alone():
-    used = made(seed=1)
-    orders = [epoch_of(used, 0), epoch_of(used, 1), epoch_of(made(seed=2), 0)]
-    assert all(a != b for n, a in enumerate(orders) for b in orders[:n])
-    assert epoch_of(used, 0) == orders[0] == epoch_of(made(seed=1), 0)
-    assert epoch_of(made(seed=1), 1) == orders[1]
-    turns = [[task_of(batch[0]) for batch in order] for order in orders]
-    assert turns[0] != turns[1] != turns[2]
+def test_the_order_of_rows_depends_on_seed_and_epoch_only():
+    check_order_depends_on_seed_and_epoch_only(make_sampler)
+
+
+def test_the_order_of_tasks_differs_between_seeds_and_epochs():
+    sampler = make_sampler(seed=1)
+    first, second = [list(map(task_of, batches_in_epoch(sampler, epoch))) for epoch in range(2)]
+    other_seed = list(map(task_of, batches_in_epoch(make_sampler(seed=2), 0)))
+    assert first != second != other_seed
 
 
 @pytest.mark.parametrize("epoch", [0, 2])
-@pytest.mark.parametrize("done", [0, 1, 7, 12])
-def test_it_goes_on_where_it_was_left(epoch, done):
-    whole = epoch_of(made(), epoch)
-    left = made()
-    left.set_epoch(epoch)
-    passing = iter(left)
-    for _ in range(done):
-        next(passing)
-        left.count()
-    resumed = made()
-    resumed.load_state_dict(left.state_dict())
-    assert list(resumed) == whole[done:]
+@pytest.mark.parametrize("num_batches", [0, 1, 7, 12])
+def test_an_epoch_of_thirteen_batches_is_resumed_after_the_last_one_used(epoch, num_batches):
+    assert len(make_sampler()) == 13
+    check_resumes(make_sampler, epoch, num_batches)
 
 
 @pytest.mark.parametrize(
-    ("other", "named"),
-    [(made(counts=(4, 3, 5)), "batches of each task"), (made(seed=3), "seed was 0 and is 3"), (made(batch=5), "tasks")],
+    ("sampler", "message"),
+    [
+        (make_sampler(counts=(4, 3, 5)), "batches of each task"),
+        (make_sampler(seed=3), "seed was 0 and is 3"),
+        (make_sampler(batch_size=5), "tasks"),
+    ],
 )
-def test_another_order_is_not_gone_on_with(other, named):
-    with pytest.raises(ValueError, match=named):
-        other.load_state_dict(made().state_dict())
+def test_the_state_of_a_sampler_with_another_order_is_rejected(sampler, message):
+    with pytest.raises(ValueError, match=message):
+        sampler.load_state_dict(make_sampler().state_dict())
 
 
-def test_processes_share_each_batch_and_take_the_same_turns():
-    alone = made(batch=4)
-    shares = [made(rank=rank, world=2, batch=2) for rank in range(2)]
-    for sampler in (alone, *shares):
-        assert len(sampler) == 13
-    for batch, *parts in zip(*(epoch_of(sampler, 1) for sampler in (alone, *shares)), strict=True):
-        tasks = {task_of(row) for part in (batch, *parts) for row in part}
-        assert len(tasks) == 1
-    assert sum(len(part) for sampler in shares for part in epoch_of(sampler, 0)) > 0
+def test_processes_use_the_same_task_in_each_batch():
+    single = make_sampler(batch_size=4)
+    ranks = [make_sampler(rank=rank, world_size=2, batch_size=2) for rank in range(2)]
+    orders = [batches_in_epoch(sampler, 1) for sampler in (single, *ranks)]
+    assert {len(batches) for batches in orders} == {13}
+    for batches in zip(*orders, strict=True):
+        assert len(set(map(task_of, batches))) == 1
 
 
-def test_without_counts_each_task_has_all_it_has_task_after_task():
-    own = [BucketBatchSampler(lengths, 4, order="longest_first") for lengths in LENGTHS]
-    batches = list(MixedBatchSampler(own))
-    assert sorted(row for batch in batches for row in batch) == list(range(70))
-    assert [task_of(batch[0]) for batch in batches] == [0] * 6 + [1] * 2 + [2] * 10
+def test_without_counts_the_batches_of_each_task_follow_those_of_the_task_before():
+    batches = list(make_evaluation_sampler())
+    assert sorted(flatten(batches)) == list(range(70))
+    assert list(map(task_of, batches)) == [0] * 6 + [1] * 2 + [2] * 10
 
 
-@pytest.mark.parametrize(("batches", "turns"), [(4, [0, 1, 2, 2]), (2, [0, 1])])
-def test_a_limited_evaluation_scores_rows_of_each_task_while_there_are_as_many_batches(batches, turns):
-    own = [BucketBatchSampler(lengths, 4, order="longest_first") for lengths in LENGTHS]
-    sampler = MixedBatchSampler(own)
-    sampler.draw(batches)
-    passed = list(sampler)[:batches]
-    assert [task_of(batch[0]) for batch in passed] == turns
-    offsets = [0, *accumulate(map(len, LENGTHS))]
-    rows = sorted(offsets[task] + row for task, drawn in enumerate(sampler.drawn) for row in drawn)
-    assert sorted(row for batch in passed for row in batch) == rows
+@pytest.mark.parametrize(("num_batches", "tasks"), [(4, [0, 1, 2, 2]), (2, [0, 1])])
+def test_a_limited_evaluation_has_a_batch_of_each_task_while_the_limit_permits_it(num_batches, tasks):
+    sampler = make_evaluation_sampler()
+    sampler.draw(num_batches)
+    batches = list(sampler)[:num_batches]
+    assert [task_of(batch) for batch in batches] == tasks
+    drawn = [[STARTS[task] + row for row in rows] for task, rows in enumerate(sampler.drawn)]
+    assert sorted(flatten(batches)) == sorted(flatten(drawn))
