@@ -129,8 +129,7 @@ class Plan:
             "seed_everything": seed,
         }
         if rate is not None:
-            options |= {"model.optimizer": "torch.optim.AdamW", "model.optimizer.lr": rate}
-            options |= {"model.optimizer.weight_decay": 0.0, "trainer.max_epochs": -1, "trainer.max_steps": steps}
+            options |= {"model.lr": rate, "trainer.max_steps": steps}
             options |= {"trainer.val_check_interval": settings["validate_every"]}
             options |= {"trainer.check_val_every_n_epoch": "null"}
         return Job(

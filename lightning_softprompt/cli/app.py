@@ -28,7 +28,7 @@ from lightning_softprompt.checkpoints.atomic_io import AtomicCheckpointIO
 from lightning_softprompt.checkpoints.hyperparameters import to_plain
 from lightning_softprompt.cli.commands import TRACEBACK_HINT, TRACEBACK_VARIABLE
 from lightning_softprompt.cli.errors import PLAIN_TEXT, configure_output, describe_error, is_restore_error
-from lightning_softprompt.cli.next_steps import suggest
+from lightning_softprompt.cli.next_steps import command_line, suggest
 from lightning_softprompt.cli.option_checks import (
     as_list,
     check_backbone,
@@ -53,20 +53,26 @@ from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.distributed.strategy import refuse_untested_strategy
 from lightning_softprompt.methods.base import SoftPromptModule
 from lightning_softprompt.renamed_options import rename_words
+from lightning_softprompt.runs.loggers import rank_zero_info
 from lightning_softprompt.runs.run_settings import CommandSettings
-from lightning_softprompt.runs.run_spec import RunSpec
+from lightning_softprompt.runs.run_spec import RunSpec, new_name
 from lightning_softprompt.system.atomic_files import expand_home
 from lightning_softprompt.system.trust import parse_trust_options, trust_modules
-from lightning_softprompt.training.monitors import (
-    choose_monitor,
-)
+from lightning_softprompt.training.lr_range_test import CURVE, STEPS, find_lr
+from lightning_softprompt.training.monitors import choose_monitor
 from lightning_softprompt.training.replicas import Replicas, ReplicaSpec
 from lightning_softprompt.training.session import Session
 from lightning_softprompt.training.trainer import TRAINER_DEFAULTS
+from lightning_softprompt.training.training_length import (
+    default_patience,
+    default_trainer_options,
+    describe_default_length,
+    is_unlimited,
+)
 
 log = logging.getLogger(__name__)
 LAUNCHER_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # set by Lightning
-COMMAND_SPECIFIC = ("verbose", "return_predictions")  # options that only some commands have
+COMMAND_SPECIFIC = ("verbose", "return_predictions", "find_lr")  # options that only some commands have
 
 
 class SoftPromptCLI(LightningCLI):
@@ -113,6 +119,13 @@ class SoftPromptCLI(LightningCLI):
         parser.set_defaults({"weights_only": True})
         if subcommand == "predict":
             parser.set_defaults({"return_predictions": False})
+        if subcommand == "fit":
+            parser.add_argument(
+                "--find_lr",
+                action="store_true",
+                help="Run a learning-rate range test of 100 steps instead of a training; it plots the loss over the "
+                "rate and suggests a value for --model.lr.",
+            )
         return parser  # type: ignore[return-value]
 
     def parse_arguments(self, parser: Parser, args: Sequence[str]) -> None:  # type: ignore[override]
@@ -131,7 +144,9 @@ class SoftPromptCLI(LightningCLI):
             raise ValueError(f"--{empty[0]} is empty; pass a file, or omit the option")
         if config.get("ckpt_path") == "last":
             self._find_last(config)
-        if self.subcommand != "fit":
+        if self.subcommand == "fit":
+            self._complete_length(config)
+        else:
             take_saved_classes(config)
         if not config.get("ckpt_path"):
             return
@@ -146,6 +161,20 @@ class SoftPromptCLI(LightningCLI):
         refuse_contradiction(model, checkpoint, path, training, seed)
         if training:
             self._settings_check = settings_check(checkpoint, path, RunSpec(**config.run.as_dict()))
+
+    def _complete_length(self, config: Namespace) -> None:
+        """Limit a training that sets no length, and set the logging interval; the saved config has the values."""
+        if config.trainer.fast_dev_run:
+            return
+        if config.find_lr:
+            config.trainer.max_steps, config.trainer.max_epochs, config.trainer.max_time = STEPS, -1, None
+            return
+        options = config.trainer.as_dict()
+        config.run.early_stopping = default_patience(config.run.early_stopping, options)
+        for name, value in default_trainer_options(options).items():
+            config.trainer[name] = value
+        if is_unlimited(options):
+            rank_zero_info(describe_default_length(config.run.early_stopping))
 
     def _find_last(self, config: Namespace) -> None:
         """Replace `--ckpt_path last` by the latest checkpoint; without one, a training starts a new run."""
@@ -183,6 +212,10 @@ class SoftPromptCLI(LightningCLI):
         if config.trainer.fast_dev_run:
             warm_start = [] if config.init_from is None else [WarmStart(Path(config.init_from))]
             return super().instantiate_trainer(callbacks=warm_start, **kwargs)
+        if config.get("find_lr"):
+            objects.run.experiment_folder.mkdir(parents=True, exist_ok=True)  # for the checkpoint of the tuner
+            kwargs |= {"logger": False, "enable_checkpointing": False}
+            return super().instantiate_trainer(default_root_dir=objects.run.experiment_folder, **kwargs)
         text = self._parser(self.subcommand).dump(config)
         self.session = self._create_session(objects.run, text)
         callbacks = as_list(objects.trainer.callbacks)
@@ -230,6 +263,9 @@ class SoftPromptCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run the command; a training that stops because a monitored metric is missing still saves its prompt."""
+        if self.run_config.get("find_lr"):
+            self._find_lr()
+            return
         try:
             super()._run_subcommand(subcommand)
         except Exception as error:
@@ -241,6 +277,20 @@ class SoftPromptCLI(LightningCLI):
                     f"run ({type(error).__name__}: {error})"
                 ) from error
             raise
+
+    def _find_lr(self) -> None:
+        """Run the learning-rate range test in place of the training."""
+        run = RunSpec(**self.run_config.run.as_dict())
+        folder = run.experiment_folder / f"lr_find-{new_name()}"
+        rate = find_lr(self.trainer, self.model, self.datamodule, folder)
+        rank_zero_info(f"Loss over learning rate: {folder / CURVE}")
+        if rate is None:
+            rank_zero_info("No suggestion: the loss diverged within a few steps; see the curve")
+            return
+        rank_zero_info(f"Suggested learning rate, where the loss falls fastest: {rate:.2g}")
+        if self.trainer.is_global_zero:
+            words = [word for word in Parser.words[1:] if word != "--find_lr"]
+            suggest(command_line("fit", *words, "--model.lr", f"{rate:.2g}"))
 
     def after_fit(self) -> None:
         """Save the best prompt."""

@@ -5,12 +5,13 @@ What the Trainer calls (steps, metrics, optimizers and checkpoints) is inherited
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from inspect import currentframe
-from typing import Any, ClassVar, Self, final
+from typing import Any, ClassVar, Literal, Self, final
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -30,6 +31,7 @@ from lightning_softprompt.core.types import Batch, Classes, SoftPrompt
 from lightning_softprompt.distributed.sharding import prepare_for_distributed, spec_for_sharding
 from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.methods.optimizers import OptimizerFactory, check_trainable, trainable_parameters
+from lightning_softprompt.methods.schedules import make_warmup_schedule
 from lightning_softprompt.methods.stage_metrics import Records, StageMetrics
 from lightning_softprompt.methods.task_data import TaskData, formats_of
 from lightning_softprompt.methods.trainer_hooks import TrainerHooks
@@ -56,9 +58,13 @@ class SoftPromptModule(TrainerHooks):
         evaluation: How answers are scored; set by the data module.
         readout: How class scores are computed from the backbone (label words, head, ranked candidates).
         classes: The classes and their label words; set by the data module.
-        optimizer: Optimizer (default: AdamW without weight decay at the method's learning rate).
-        scheduler: Learning-rate schedule, advanced once per step, `ReduceLROnPlateau` once per validation (default:
-            constant rate).
+        lr: Learning rate (default: that of the method). It replaces the rate of `optimizer`, but not the rate of a
+            parameter group with a separate option, such as `update_lr` of DePT.
+        lr_schedule: Learning rate over the training: `constant`, or a decay to zero that is `linear` or `cosine`.
+        warmup: Steps in which the learning rate rises linearly from zero, or their share of the training if below 1.
+        optimizer: Optimizer (default: AdamW without weight decay).
+        scheduler: Learning-rate schedule in place of `lr_schedule` and `warmup`, advanced once per step,
+            `ReduceLROnPlateau` once per validation.
         penalty_weights: Weights of the method's auxiliary losses, by name.
         penalties: Additional loss terms on the soft tokens, for any method.
         prompt_dropout: Dropout probability on prompt parameters (one mask per step, shared by the batch).
@@ -105,6 +111,9 @@ class SoftPromptModule(TrainerHooks):
         evaluation: Evaluation | None = None,
         readout: Callable[[Codec, Classes], Readout] = LabelWords,
         classes: Classes | None = None,
+        lr: float | None = None,
+        lr_schedule: Literal["constant", "linear", "cosine"] = "constant",
+        warmup: float = 0.0,
         optimizer: OptimizerCallable | None = None,
         scheduler: LRSchedulerCallable | None = None,
         penalty_weights: Mapping[str, float] | None = None,
@@ -116,6 +125,8 @@ class SoftPromptModule(TrainerHooks):
         super().__init__()
         if not 0 <= prompt_dropout < 1:
             raise ValueError(f"prompt_dropout must be at least 0 and below 1, got {prompt_dropout}")
+        if lr is not None and not 0 < lr < math.inf:
+            raise ValueError(f"lr must be a finite number above 0, got {lr}")
         save_plain_hyperparameters(self, currentframe(), leave_out=["evaluation", "data"])
         if data is not None:
             backbone = backbone or data.spec
@@ -139,7 +150,10 @@ class SoftPromptModule(TrainerHooks):
         )
         self.stage_metrics = StageMetrics(evaluation)
         make_optimizer = optimizer or partial(AdamW, lr=self.default_rate, weight_decay=0.0)
-        self.optimizer_factory = OptimizerFactory(make_optimizer, scheduler)
+        if scheduler is not None and (lr_schedule != "constant" or warmup):
+            raise ValueError("scheduler replaces lr_schedule and warmup; set either scheduler or those two")
+        schedule = make_warmup_schedule(lr_schedule, warmup)
+        self.optimizer_factory = OptimizerFactory(make_optimizer, scheduler, lr, schedule)
         self._make_readout = readout
         self.remember_formats(formats_of(data))
         exclude_from_checkpoints(self, "backbone")

@@ -17,6 +17,8 @@ from torch import nn
 from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from lightning_softprompt.methods.schedules import WarmupSchedule
+
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 Groups = Sequence[dict[str, Any]]
@@ -32,13 +34,17 @@ class OptimizerFactory:
 
     Args:
         make_optimizer: Creates the optimizer of parameter groups.
-        make_schedule: Creates the schedule of an optimizer; None for constant learning rates.
+        make_schedule: Creates the schedule of an optimizer; None for that of `warmup_schedule`.
+        lr: Learning rate of the parameter groups that set none; None for that of the optimizer.
+        warmup_schedule: Schedule for the length of the training; None for constant learning rates.
     """
 
     make_optimizer: Callable[[Any], Optimizer]
     make_schedule: Callable[[Any], Any] | None = None
+    lr: float | None = None
+    warmup_schedule: WarmupSchedule | None = None
 
-    def build(self, groups: Groups, after: Sequence[Callable[[], None]] = ()) -> Any:
+    def build(self, groups: Groups, steps: float | None, after: Sequence[Callable[[], None]] = ()) -> Any:
         """Creates optimizer and schedule in Lightning's format.
 
         A schedule advances once per step. `ReduceLROnPlateau` advances at each validation, see
@@ -46,21 +52,34 @@ class OptimizerFactory:
 
         Args:
             groups: Parameter groups.
+            steps: Number of training steps; infinite if unbounded, None if unknown.
             after: Functions that are called after each optimizer step.
 
         Raises:
             ValueError: If the optimizer or the schedule cannot be created.
         """
-        optimizer = build_optimizer(self.make_optimizer, groups)
+        optimizer = build_optimizer(self.make_optimizer, self._with_rate(groups))
         for follow in after:
             optimizer.register_step_post_hook(lambda *_, follow=follow: follow())
-        if self.make_schedule is None:
+        schedule = self._build_schedule(optimizer, steps)
+        if schedule is None:
             return optimizer
-        schedule = _construct("scheduler", self.make_schedule, optimizer)
         if isinstance(schedule, ReduceLROnPlateau):
             monitor = getattr(schedule, "monitor", MONITOR)
             return [optimizer], [{"scheduler": schedule, "interval": "epoch", "monitor": monitor, "strict": False}]
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+    def _with_rate(self, groups: Groups) -> Groups:
+        """Returns the groups with the learning rate `lr`, except those that set another one."""
+        if self.lr is None:
+            return groups
+        return [{"lr": self.lr, **group} for group in groups]
+
+    def _build_schedule(self, optimizer: Optimizer, steps: float | None) -> Any:
+        """Creates the schedule of an optimizer; None for constant learning rates."""
+        if self.make_schedule is not None:
+            return _construct("scheduler", self.make_schedule, optimizer)
+        return None if self.warmup_schedule is None else self.warmup_schedule.build(optimizer, steps)
 
     def find_monitor(self) -> str | None:
         """Returns the metric that the schedule monitors, if any. It is known before the backbone is loaded.
@@ -85,13 +104,11 @@ class OptimizerFactory:
         Raises:
             ValueError: If the schedule fails, naming the step.
         """
-        if self.make_schedule is None:
-            return
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PyTorch warns that the optimizer takes no steps
-            optimizer = _build_placeholder(self.make_optimizer, groups)
-            schedule = _construct("scheduler", self.make_schedule, optimizer)
-            if isinstance(schedule, ReduceLROnPlateau):
+            optimizer = _build_placeholder(self.make_optimizer, self._with_rate(groups))
+            schedule = self._build_schedule(optimizer, steps)
+            if schedule is None or isinstance(schedule, ReduceLROnPlateau):
                 return
             count = None if steps is None or math.isinf(steps) else int(steps)
             for step in range(1, min(count or 1, MAX_TRIED_STEPS) + 1):

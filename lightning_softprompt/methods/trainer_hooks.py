@@ -27,7 +27,12 @@ from lightning_softprompt.checkpoints.restore import load_module, load_tensors
 from lightning_softprompt.checkpoints.safe_loading.build_limits import limit_build
 from lightning_softprompt.core.types import Batch, SoftPrompt
 from lightning_softprompt.distributed.sharding import global_loss_scale, mean_over_processes
-from lightning_softprompt.methods.optimizers import OptimizerFactory, advance_schedule, step_plateau_schedules
+from lightning_softprompt.methods.optimizers import (
+    OptimizerFactory,
+    advance_schedule,
+    count_training_steps,
+    step_plateau_schedules,
+)
 from lightning_softprompt.methods.stage_metrics import Records, StageMetrics
 from lightning_softprompt.methods.task_data import formats_of, plain_formats
 from lightning_softprompt.objectives.training_loss import TrainingLoss
@@ -183,7 +188,9 @@ class TrainerHooks(LightningModule, ABC):
     def configure_optimizers(self) -> Any:
         """Creates one optimizer over the parameter groups of all methods and its schedule, advanced once per step."""
         projections = [method.project for method in self.methods]
-        return self.methods[0].optimizer_factory.build(self.trainable_groups(), projections)
+        factory = self.methods[0].optimizer_factory
+        steps = count_training_steps(self.trainer) if factory.warmup_schedule else None
+        return factory.build(self.trainable_groups(), steps, projections)
 
     @final
     def scheduler_monitor(self) -> str | None:

@@ -63,8 +63,8 @@ COMMON_CHECKS: Mapping[str, tuple[IsWrong, str]] = {
 REFUSED: Mapping[type[Callback], str] = {
     StochasticWeightAveraging: "it copies the model before the prompt is created, and would average nothing; use "
     "EMAWeightAveraging",
-    LearningRateFinder: "it requires a model with an attribute `lr`; compare rates with `softprompt sweep` or "
-    "`softprompt study` over model.optimizer.init_args.lr",
+    LearningRateFinder: "it would change the rate of a training whose settings are already saved; run "
+    "`softprompt fit --find_lr` first, then train with --model.lr",
     BackboneFinetuning: "it would train the frozen backbone; use the method FullFineTuning or LoRA",
     ModelPruning: "it prunes the weights of the frozen layers; use the callback Pruning",
 }

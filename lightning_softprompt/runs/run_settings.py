@@ -99,7 +99,8 @@ def config_settings(config: Config) -> dict[str, Any]:
     data_names = [name for name in options if name.rpartition(".")[2] not in NOT_DATA]
     data = {name: options[name] for name in data_names}
     backbone = {f"backbone.{name}": config["backbone"].get(name) for name in BACKBONE}
-    return data | backbone | trainer_settings(config["trainer"]) | replica_settings(config.get("replicas"))
+    trainer = trainer_settings(config["trainer"]) | length_settings(config)
+    return data | backbone | trainer | replica_settings(config.get("replicas"))
 
 
 def flat(value: Any, name: str) -> dict[str, Any]:
@@ -134,6 +135,15 @@ def trainer_settings(trainer: Config) -> dict[str, Any]:
     listed = callbacks if isinstance(callbacks, list) else [callbacks]
     active = [one for one in listed if str(one.get("class_path")).rpartition(".")[2] not in PASSIVE]
     return {f"trainer.{name}": value for name, value in {**values, "callbacks": active}.items()}
+
+
+def length_settings(config: Config) -> dict[str, Any]:
+    """The length of the training if its learning rate depends on it: a decay, or a warmup that is a share of it."""
+    arguments = config.get("model", {}).get("init_args", {})
+    decays = arguments.get("lr_schedule", "constant") != "constant"
+    if not decays and not 0 < arguments.get("warmup", 0) < 1:
+        return {}
+    return {f"trainer.{name}": config["trainer"].get(name) for name in ("max_steps", "max_epochs")}
 
 
 def replica_settings(replicas: Any) -> dict[str, Any]:

@@ -48,6 +48,8 @@ class RunSpec:
             task).
         monitor_mode: Whether the minimum or maximum of the metric is best (default: `min` for losses, cross entropies
             and the shares of empty or repeated text, else `max`).
+        early_stopping: Number of validations without an improvement of `monitor` after which the training stops; 0
+            disables it (default: 3 for a training without a limit of epochs, steps or time, else 0).
         keep_last: Number of recent checkpoints to keep (last.ckpt, last-1.ckpt, ...). The best one is kept in addition.
         accept_changes: Settings that may differ from those of the checkpoint in --ckpt_path, such as
             `data.labels,train_rows`; a name covers everything below it, such as `data`. Other differences are errors,
@@ -56,7 +58,8 @@ class RunSpec:
             the run end with a message; 0 uses PyTorch's timeouts only.
 
     Raises:
-        ValueError: If keep_last is below 1, process_timeout is negative, or a name leads out of the run folder.
+        ValueError: If keep_last is below 1, process_timeout or early_stopping is negative, or a name leads out of the
+            run folder.
     """
 
     experiment: str = "default"
@@ -72,6 +75,7 @@ class RunSpec:
     process_timeout: float = 60.0
     monitor: str | None = None
     monitor_mode: Literal["min", "max"] | None = None
+    early_stopping: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "folder", os.path.expanduser(self.folder))
@@ -80,6 +84,8 @@ class RunSpec:
         _refuse_other_places(self.experiment, self.name)
         if self.keep_last < 1:
             raise ValueError(f"run.keep_last must be at least 1, got {self.keep_last}")
+        if self.early_stopping is not None and self.early_stopping < 0:
+            raise ValueError(f"run.early_stopping must be at least 0 validations, got {self.early_stopping}")
         if not self.process_timeout >= 0:
             raise ValueError(f"run.process_timeout must be at least 0 seconds, got {self.process_timeout}")
 

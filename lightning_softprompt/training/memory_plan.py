@@ -18,7 +18,7 @@ from lightning_softprompt.backbones.kernels.quantized_linear import SCHEMES, mat
 from lightning_softprompt.backbones.skeleton import Skeleton
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.methods.base import SoftPromptModule
-from lightning_softprompt.methods.optimizers import trainable_parameters
+from lightning_softprompt.methods.optimizers import build_optimizer, trainable_parameters
 from lightning_softprompt.training.memory_measurement import MemoryUse, Workload, attach_copy, measure
 
 FLOAT = 4  # bytes of a trainable parameter
@@ -129,8 +129,7 @@ def quantization_savings(backbone: Backbone, spec: BackboneSpec, workload: Workl
 def optimizer_states(method: SoftPromptModule) -> float:
     """The number of values that the optimizer stores per trainable parameter, measured on a small matrix."""
     probe = nn.Parameter(torch.zeros(64, 64))
-    optimizers = method.optimizer_factory.build([{"params": [probe]}])
-    optimizer = optimizers[0][0] if isinstance(optimizers, tuple) else optimizers
+    optimizer = build_optimizer(method.optimizer_factory.make_optimizer, [{"params": [probe]}])
     probe.grad = torch.ones_like(probe)
     optimizer.step()
     states = [value for value in optimizer.state[probe].values() if isinstance(value, Tensor) and value.dim()]

@@ -17,6 +17,7 @@ from lightning_softprompt.callbacks.recovery.best_checkpoint import BestCheckpoi
 from lightning_softprompt.callbacks.recovery.final_checkpoint import FinalCheckpoint
 from lightning_softprompt.callbacks.recovery.nan_guard import NumericGuard
 from lightning_softprompt.callbacks.recovery.oom_retry import Halving
+from lightning_softprompt.callbacks.recovery.patience import Patience
 from lightning_softprompt.callbacks.recovery.preemption import Preemption, Termination
 from lightning_softprompt.callbacks.recovery.process_watch import ProcessWatch
 from lightning_softprompt.callbacks.recovery.resume import RngState
@@ -160,8 +161,10 @@ class Session:
     def _training_callbacks(self) -> list[Callback]:
         checkpoints = [Preemption(self.last), *self.best.values(), FinalCheckpoint(self.last, self.run.keep_last)]
         guard = NumericGuard(self.folder / "bad_rows.jsonl", self.run.skip_bad_steps)
-        halving = [Halving()] if self.run.halve_on_oom else []
-        return [ParameterSummary(), Throughput(), PromptWatch(), guard, *halving, RngState(), *checkpoints]
+        optional: list[Callback] = [Halving()] if self.run.halve_on_oom else []
+        if self.run.early_stopping:
+            optional.append(Patience(self.monitor, self.mode, self.run.early_stopping))
+        return [ParameterSummary(), Throughput(), PromptWatch(), guard, *optional, RngState(), *checkpoints]
 
     def _checkpoint(self, name: str, metric: str) -> BestCheckpoint:
         return BestCheckpoint(self.folder / "checkpoints", name, metric, self.mode, self.resumed)

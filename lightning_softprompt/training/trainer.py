@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_softprompt.callbacks.recovery.best_checkpoint import BestCheckpoint
 from lightning_softprompt.callbacks.recovery.final_checkpoint import FinalCheckpoint
+from lightning_softprompt.callbacks.recovery.patience import Patience
 from lightning_softprompt.callbacks.reporting.parameter_summary import ParameterSummary
 from lightning_softprompt.callbacks.reporting.run_files import RunFiles
 from lightning_softprompt.checkpoints.atomic_io import AtomicCheckpointIO
@@ -26,6 +27,12 @@ from lightning_softprompt.system.atomic_files import write_file
 from lightning_softprompt.training.monitors import choose_monitor
 from lightning_softprompt.training.prompt_files import count_validation_rows, write_prompt_files
 from lightning_softprompt.training.python_config import PythonConfig, python_config
+from lightning_softprompt.training.training_length import (
+    default_patience,
+    default_trainer_options,
+    describe_default_length,
+    is_unlimited,
+)
 
 TRAINER_DEFAULTS = {
     "logger": False,  # the run's own loggers are added
@@ -40,6 +47,7 @@ NOISE = (
     ".*It is recommended to use `self.log.*sync_dist=True.*",  # metrics are synchronized by torchmetrics
     ".*Consider setting `persistent_workers.*",
     ".*Be aware that when using `ckpt_path`.*",  # no evaluation requires the state of callbacks
+    ".*is smaller than the logging interval.*",  # steps are logged at this interval across epochs
 )
 
 WEIGHTS_ONLY = 4  # position of Lightning's `weights_only` among the further arguments of `fit`
@@ -53,6 +61,9 @@ class Trainer(lightning.pytorch.Trainer):
     these checkpoints. What a config file cannot express, such as rows passed in Python, is listed in `run.json`. The
     command `softprompt fit` adds loggers and the guards of long runs.
 
+    A training without `max_steps`, `max_epochs` or `max_time` ends after 10 epochs, or after 3 validations without an
+    improvement (`RunSpec.early_stopping`).
+
     Args:
         run: Where the files of a training are written; None writes no files.
         options: Arguments of Lightning's Trainer, with the defaults in `TRAINER_DEFAULTS`.
@@ -64,9 +75,11 @@ class Trainer(lightning.pytorch.Trainer):
     def __init__(self, *, run: RunSpec | None = RunSpec(), **options: Any) -> None:  # noqa: B008 (a frozen value)
         callbacks = _as_list(options.get("callbacks"))
         saves = any(isinstance(callback, Checkpoint) for callback in callbacks)
-        super().__init__(**{**TRAINER_DEFAULTS, "enable_checkpointing": saves, **options})
+        self._patience = default_patience(None if run is None else run.early_stopping, options)
+        self._states_length = is_unlimited(options)
+        self._options = {**TRAINER_DEFAULTS, **options, **default_trainer_options(options)}
+        super().__init__(**{"enable_checkpointing": saves, **self._options})
         self.run = run
-        self._options = {**TRAINER_DEFAULTS, **options}
         self.prompt_path: Path | None = None
         if type(self.strategy.checkpoint_io) is TorchCheckpointIO:
             self.strategy.checkpoint_io = AtomicCheckpointIO()
@@ -88,7 +101,9 @@ class Trainer(lightning.pytorch.Trainer):
         files = None
         if self.run is not None and has_run and is_ours:
             config = python_config(model, data, self.run, self._options)
-            files = RunOutputs(self.run, data, config, self.is_global_zero)
+            files = RunOutputs(self.run, data, config, self._patience, self.is_global_zero)
+            if self._states_length:
+                rank_zero_info(describe_default_length(self._patience))
         self.prompt_path = None
         added = [] if files is None else files.callbacks
         self.callbacks.extend(added)  # type: ignore[attr-defined]
@@ -111,10 +126,13 @@ class RunOutputs:
         run: Options of the run folder.
         data: The data module, whose evaluation selects the best validation.
         config: The config of the run.
+        patience: Number of validations without improvement that end the training; 0 for no such limit.
         is_first: Whether this is the first process, which writes the config.
     """
 
-    def __init__(self, run: RunSpec, data: SoftPromptDataModule, config: PythonConfig, is_first: bool) -> None:
+    def __init__(
+        self, run: RunSpec, data: SoftPromptDataModule, config: PythonConfig, patience: int, is_first: bool
+    ) -> None:
         self.data = data
         self.folder = run.name_folder(training=True)
         self.config_file = self.folder / "config.yaml"
@@ -128,6 +146,8 @@ class RunOutputs:
             ParameterSummary(rank_zero_info), RunFiles(self.folder, monitor, mode), self.best,
             FinalCheckpoint(self.last, run.keep_last),
         ]  # fmt: skip
+        if patience:
+            self.callbacks.append(Patience(monitor, mode, patience))
 
     def write_prompt(self, val_limit: int | float | None) -> Path | None:
         """Writes the prompt of the best validation, or of the last step if there was none.

@@ -22,7 +22,7 @@ from lightning_softprompt.system.errors import CommandError
 
 SEARCH = {
     "model.length": {"int": {"low": 1, "high": 4}},
-    "model.optimizer.init_args.lr": {"float": {"low": 0.001, "high": 0.1, "log": True}},
+    "model.lr": {"float": {"low": 0.001, "high": 0.1, "log": True}},
     "model.init": {"categorical": {"choices": ["SampleVocabulary", "Uniform"]}},
 }
 
@@ -36,7 +36,7 @@ def write_sweep(tmp_path, rows, tiny_folder):
 
     def write_sweep(trials, storage="sweeps/search.log", **fit):
         options = {
-            "model": "PromptTuning", "model.optimizer": "torch.optim.AdamW", "backbone.name": str(tiny_folder("llama")),
+            "model": "PromptTuning", "backbone.name": str(tiny_folder("llama")),
             "data": "ClassificationDataModule", "data.path": str(path), "data.template": "{soft}{text} it is{target}",
             "data.labels": {"negative": "bad", "neutral": "one", "positive": "good"}, "trainer.accelerator": "cpu",
             "trainer.max_steps": 2, "trainer.enable_progress_bar": False, "run.folder": str(tmp_path / "runs"),
@@ -165,7 +165,7 @@ def test_the_sweep_of_this_project_has_options_of_the_command(tiny_folder, tmp_p
 def test_the_command_of_a_wandb_agent_is_valid(tiny_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(configs_folder().parent)
     settings = yaml.safe_load((configs_folder() / "sweep" / "wandb.yaml").read_text())
-    sampled = {"model.init_args.length": 10, "model.init_args.optimizer.init_args.lr": 0.02}
+    sampled = {"model.init_args.length": 10, "model.init_args.lr": 0.02}
     assert sampled.keys() == settings["parameters"].keys()
     flags = create_sweep_command_args({"args": {name: {"value": value} for name, value in sampled.items()}})["args"]
     command = [str(word) for word in settings["command"]]
@@ -173,5 +173,5 @@ def test_the_command_of_a_wandb_agent_is_valid(tiny_folder, tmp_path, monkeypatc
     more = [f"--backbone.name={tiny_folder('llama')}", f"--data.path={tmp_path}"]
     cli = make_cli([*command[5:-1], *flags, *more], run=False)
     assert cli.model.length == 10
-    optimizer = cli.model.optimizer_factory.build([{"params": [torch.nn.Parameter(torch.zeros(1))]}])
+    optimizer = cli.model.optimizer_factory.build([{"params": [torch.nn.Parameter(torch.zeros(1))]}], steps=None)
     assert optimizer.param_groups[0]["lr"] == 0.02

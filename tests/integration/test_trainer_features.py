@@ -115,7 +115,7 @@ REFUSED = {
         ["--trainer.callbacks+=StochasticWeightAveraging", "--trainer.callbacks.swa_lrs=0.01"], "EMAWeightAveraging",
     ),
     "early copy": (["--trainer.callbacks=spies.Copying"], "Copying copied the model in `setup`"),
-    "rate finder": (["--trainer.callbacks=LearningRateFinder"], "softprompt sweep"),
+    "rate finder": (["--trainer.callbacks=LearningRateFinder"], "softprompt fit --find_lr"),
     "short schedule": (
         ["--model.scheduler=OneCycleLR", "--model.scheduler.max_lr=0.1", "--model.scheduler.total_steps=5"],
         "--model.scheduler fails at step 6 of 12",
