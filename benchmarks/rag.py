@@ -25,6 +25,7 @@ import yaml
 
 from lightning_softprompt.cli.app import main as run_command
 from lightning_softprompt.evaluation.metrics.intervals import bootstrap
+from lightning_softprompt.reports.prediction_file import PREDICTIONS, read_predictions
 from lightning_softprompt.runs.run_spec import last_folder
 from lightning_softprompt.system.atomic_files import write_file
 
@@ -89,7 +90,7 @@ def tested(way: Way, missing: Sequence[str], common: Sequence[str], prompt: Path
     start = [f"--init_from={prompt}"] if way.model != "NoPrompt" else []
     for name in missing:
         folder = run(["test", f"--model={way.model}", *common, *way.options, *start, *way.tests[name]])
-        records = [json.loads(line) for line in (folder / "test_predictions.jsonl").read_text().splitlines()]
+        records = read_predictions(folder / PREDICTIONS)
         metrics = json.loads((folder / "metrics.json").read_text())["test"]
         yield {"test": name, "metrics": metrics, "rows": {r["row"]: score(r) for r in records}}
 

@@ -15,7 +15,8 @@ from typing import Any
 from plan import Job
 
 from lightning_softprompt.cli.app import main as run_command
-from lightning_softprompt.reports.run_table import Score, read_predictions, row_scores
+from lightning_softprompt.reports.prediction_file import PREDICTIONS, read_predictions
+from lightning_softprompt.reports.run_table import Score, row_scores
 from lightning_softprompt.runs.run_spec import last_folder
 from lightning_softprompt.system.atomic_files import write_file
 
@@ -72,7 +73,7 @@ def test(job: Job, folder: str, data: str, device: str, checkpoint: Path | None)
     run(["test", *words(job, folder, data, device), *source])
     metrics = json.loads((last_folder() / "metrics.json").read_text())["test"]
     value = metrics[f"test/{job.metric}"]
-    records = read_predictions(last_folder() / "test_predictions.jsonl")
+    records = read_predictions(last_folder() / PREDICTIONS)
     scores = [round(score, DIGITS) for score in row_scores(records, Score(job.metric, value))]
     return {"test": value, "test_metrics": metrics, "row_scores": scores}
 

@@ -18,6 +18,7 @@ from lightning_softprompt.cli.commands.index import main as index_command
 from lightning_softprompt.cli.commands.quickstart import RunError, check_options, run_to_end
 from lightning_softprompt.data.samples.notes import notes
 from lightning_softprompt.evaluation.metrics.intervals import bootstrap
+from lightning_softprompt.reports.prediction_file import PREDICTIONS, read_predictions
 from lightning_softprompt.system.printable import printable
 
 MEASURES = ("exact_match", "f1", "precision", "recall")
@@ -84,8 +85,7 @@ def run_test(options: Sequence[str]) -> TestResults:
     """Runs a test."""
     folder, seconds = run_to_end(["test", *options])
     metrics = json.loads((folder / "metrics.json").read_text())["test"]
-    lines = (folder / "test_predictions.jsonl").read_text(encoding="utf-8").splitlines()
-    records = [json.loads(line) for line in lines]
+    records = read_predictions(folder / PREDICTIONS)
     first = records[0]["question"], records[0]["prediction"]
     return TestResults(metrics, [record["scores"]["f1"] for record in records], first, seconds)
 

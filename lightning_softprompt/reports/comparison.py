@@ -13,7 +13,8 @@ from typing import Any
 
 from lightning_softprompt.evaluation.metrics.intervals import bootstrap, student_interval
 from lightning_softprompt.evaluation.metrics.paired_tests import adjust_holm, sign_flip_test
-from lightning_softprompt.reports.run_table import CONFIG, PREDICTIONS, RunSummary, read_predictions, row_scores
+from lightning_softprompt.reports.prediction_file import PREDICTIONS, read_predictions
+from lightning_softprompt.reports.run_table import CONFIG, RunSummary, row_scores
 from lightning_softprompt.system.plain_yaml import read_yaml
 
 SEEDS = ("seed_everything", "data.seed")  # settings that differ between repetitions of one experiment

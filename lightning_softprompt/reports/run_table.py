@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from lightning_softprompt.evaluation.metrics.intervals import bootstrap, share_interval
+from lightning_softprompt.reports.prediction_file import PREDICTIONS, read_predictions
 from lightning_softprompt.system.plain_yaml import read_yaml
 
-CONFIG, METRICS, RECORD, PREDICTIONS = "config.yaml", "metrics.json", "run.json", "test_predictions.jsonl"
+CONFIG, METRICS, RECORD = "config.yaml", "metrics.json", "run.json"
 MAIN_METRICS = ("accuracy", "f1", "macro_f1", "rougeL", "bleu", "loss")  # of a test without a monitored metric
 TOLERANCE = 1e-4  # between a metric and the mean of the scores in the predictions, which have six digits
 MAX_BYTES = 256 * 2**20  # of a file of predictions that is read for an interval
@@ -202,22 +203,6 @@ def _find_interval(path: Path, score: Score) -> Interval | None:
     if set(values) <= {0.0, 1.0}:
         return share_interval(score.value, len(values))
     return bootstrap(values, draws=2000)
-
-
-def read_predictions(path: Path) -> list[Values]:
-    """Reads the records of a test.
-
-    Raises:
-        ValueError: Naming the file and the line of a record that is not valid.
-    """
-    records = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                records.append(_as_mapping(json.loads(line), path))
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{path}:{number}: expected a JSON object ({error}); run the test again") from error
-    return records
 
 
 def row_scores(records: Sequence[Values], score: Score) -> list[float]:

@@ -32,6 +32,7 @@ from lightning_softprompt.callbacks.reporting.throughput import Throughput
 from lightning_softprompt.checkpoints.prompt_file import read_prompt, split_replicas
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.methods.base import SoftPromptModule
+from lightning_softprompt.reports.prediction_file import PREDICTIONS as TEST_PREDICTIONS
 from lightning_softprompt.runs.loggers import MetricsFile, Summary, make_loggers
 from lightning_softprompt.runs.run_spec import RunSpec, make_folder
 from lightning_softprompt.system.atomic_files import refuse_special_file
@@ -145,7 +146,7 @@ class Session:
     def _reports(self) -> list[Callback]:
         files = RunFiles(self.folder, self.monitor, self.mode)
         if self.command == "test":
-            return [files, TestPredictions(self.folder / "test_predictions.jsonl"), *self._cases()]
+            return [files, TestPredictions(self.folder / TEST_PREDICTIONS), *self._cases()]
         return [files, PredictionTable(), *(self._training_callbacks() if self.command == "fit" else [])]
 
     def _cases(self) -> list[Callback]:

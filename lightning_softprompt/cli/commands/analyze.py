@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from lightning_softprompt.reports.error_tables import tables
+from lightning_softprompt.reports.prediction_file import PREDICTIONS, read_predictions
 from lightning_softprompt.reports.text_table import table
 from lightning_softprompt.system.atomic_files import write_file
 from lightning_softprompt.system.errors import CommandError
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from lightning_softprompt.reports.error_types import AnsweredRow
 
 Wandb = Literal["auto", "online", "offline", "disabled"]
-PREDICTIONS = "test_predictions.jsonl"
 JSON, PAGE = "analysis.json", "analysis.html"
 
 
@@ -107,9 +107,8 @@ def read_run(folder: Path, correct_f1: float = 1.0) -> list[AnsweredRow]:
     """
     from lightning_softprompt.reports.error_types import REQUIRED_FIELDS, AnsweredRow
 
-    path = _predictions(folder)
-    with path.open(encoding="utf-8") as lines:
-        records = [_record(line, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
+    path = _find_predictions(folder)
+    records = read_predictions(path)
     complete = [record for record in records if all(name in record for name in REQUIRED_FIELDS)]
     answered = [record for record in complete if record["scores"]]
     if not answered:
@@ -121,7 +120,7 @@ def read_run(folder: Path, correct_f1: float = 1.0) -> list[AnsweredRow]:
     return [AnsweredRow(record, correct_f1) for record in answered]
 
 
-def _predictions(folder: Path) -> Path:
+def _find_predictions(folder: Path) -> Path:
     path = folder / PREDICTIONS
     if path.is_file():
         return path
@@ -140,15 +139,3 @@ def _predictions(folder: Path) -> Path:
             f"softprompt test --ckpt_path {best}"
         )
     raise CommandError(f"{folder} has no {PREDICTIONS}; expected a run folder of `softprompt test`")
-
-
-def _record(line: str, place: str) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise CommandError(
-            f"{place}: expected a JSON object, got {line[:60]!r} ({error}); run the test again"
-        ) from error
-    if not isinstance(record, dict):
-        raise CommandError(f"{place}: expected a JSON object, got {line[:60]!r}; run the test again")
-    return record

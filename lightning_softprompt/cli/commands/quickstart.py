@@ -22,6 +22,7 @@ from lightning_softprompt.cli.dry_parse import parse_run
 from lightning_softprompt.cli.next_steps import command_line, pipe, suggest
 from lightning_softprompt.data.samples.movie_sentences import movie_sentences
 from lightning_softprompt.evaluation.metrics.intervals import bootstrap
+from lightning_softprompt.reports.prediction_file import PREDICTIONS, read_predictions
 from lightning_softprompt.runs.run_spec import last_folder
 from lightning_softprompt.system.printable import printable
 
@@ -113,8 +114,7 @@ def run_test(options: Sequence[str]) -> TestResult:
     """Run a test, and read its results."""
     folder, seconds = run_to_end(["test", *options])
     metrics = json.loads((folder / "metrics.json").read_text())["test"]
-    lines = (folder / "test_predictions.jsonl").read_text(encoding="utf-8").splitlines()
-    records = [json.loads(line) for line in lines]
+    records = read_predictions(folder / PREDICTIONS)
     correct = [record["prediction"] == record["target"] for record in records]
     return TestResult(metrics, correct, seconds)
 
