@@ -1,4 +1,4 @@
-"""Whatever a file says, it is read right or refused with a clear error; nothing of it is run, nothing written."""
+"""Files with any content are read correctly or rejected with a clear error; nothing is executed or written."""
 
 import json
 from pathlib import Path
@@ -28,16 +28,16 @@ TEMPLATES = st.lists(
 
 @fuzz(150)
 @given(TEMPLATES | st.text(alphabet="{}![]:. \nasoftrge", max_size=20), st.text(max_size=8), st.text(max_size=8))
-def test_a_template_says_what_python_would_or_is_refused(text, column, target):
+def test_a_template_is_formatted_as_by_python_or_rejected(text, column, target):
     try:
         template = Template(text)
     except ValueError as error:
         assert repr(text) in str(error)  # noqa: PT017
         return
     fields = dict.fromkeys(template.columns, column)
-    said = "".join(part for _, part in template.parts(fields, target))
+    formatted = "".join(part for _, part in template.parts(fields, target))
     values = {**fields, "soft": "", "target": target, None: ""}
-    assert said == "".join(literal + values[name] for literal, name, *_ in Formatter().parse(text))
+    assert formatted == "".join(literal + values[name] for literal, name, *_ in Formatter().parse(text))
 
 
 COLUMNS = st.sampled_from(["text", "label", "document", "summary", "references", "question", "answers", "positive_ids"])
@@ -60,7 +60,7 @@ def modules(tiny_folder, load):
 
 
 @pytest.mark.parametrize("kind", ["classes", "summaries", "questions"])
-def test_a_row_is_encoded_or_refused_with_its_place(modules, kind):
+def test_a_row_is_encoded_or_rejected_with_its_number(modules, kind):
     data = modules[kind]
 
     @fuzz(120)
@@ -89,22 +89,22 @@ LINES = st.lists(
 
 @fuzz(200)
 @given(content=LINES, suffix=st.sampled_from([".jsonl", ".json", ".csv", ".tsv", ".parquet"]))
-def test_a_file_of_any_bytes_is_read_or_refused_by_name(tmp_path, content, suffix):
+def test_a_file_of_any_bytes_is_read_or_rejected_with_its_path(tmp_path, content, suffix):
     path = tmp_path / f"rows{suffix}"
     path.write_bytes(content)
     with nothing_happens():
-        for skip in ("raise", "skip"):
+        for action in ("raise", "skip"):
             try:
-                rows = read_rows(path, on_bad_row=skip)
+                rows = read_rows(path, on_bad_row=action)
             except DataError as error:
                 assert str(path) in str(error)  # noqa: PT017
             else:
                 assert all(isinstance(row, dict) for row in rows)
-                assert suffix != ".jsonl" or list(map(repr, rows)) == list(map(repr, objects(content)))
+                assert suffix != ".jsonl" or list(map(repr, rows)) == list(map(repr, parse_objects(content)))
 
 
-def objects(content):
-    """The lines that are JSON objects of whole characters, as the library `json` alone reads them."""
+def parse_objects(content):
+    """Yields the lines that are JSON objects of valid characters, as the library `json` reads them."""
     for line in content.removeprefix(b"\xef\xbb\xbf").split(b"\n"):
         try:
             row = json.loads(line.strip().decode())
@@ -132,31 +132,31 @@ TAGS = st.sampled_from(
 )
 
 
-def test_a_config_of_anything_is_two_lines_of_error_or_a_run_that_can_start(tmp_path, tiny_folder, monkeypatch, capsys):
+def test_a_config_with_any_content_starts_a_run_or_causes_a_short_error(tmp_path, tiny_folder, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    words = ["--config", "config.yaml", "--backbone.name", str(tiny_folder("llama"))]
+    arguments = ["--config", "config.yaml", "--backbone.name", str(tiny_folder("llama"))]
     Path("config.yaml").write_text(yaml.safe_dump(SETTINGS))
-    make_cli(words, run=False)  # whatever is imported and kept for later calls, is now
-    places = [(noun, name) for noun in SETTINGS for name in (*SETTINGS[noun], "no_such", "init_args")]
+    make_cli(arguments, run=False)  # imports and caches before the file system is watched
+    options = [(group, name) for group in SETTINGS for name in (*SETTINGS[group], "no_such", "init_args")]
 
     @fuzz(30)
-    @given(st.sampled_from(places), JUNK, TAGS, st.booleans())
-    def check(place, junk, tag, inside):
+    @given(st.sampled_from(options), JUNK, TAGS, st.booleans())
+    def check(option, junk, tag, in_init_args):
         config = json.loads(json.dumps(SETTINGS))
-        noun, name = place
-        target = config[noun].get("init_args", config[noun]) if inside else config[noun]
-        target[name] = junk
+        group, name = option
+        settings = config[group].get("init_args", config[group]) if in_init_args else config[group]
+        settings[name] = junk
         Path("config.yaml").write_text(yaml.safe_dump(config) + (f"seed_everything: {tag}\n" if tag else ""))
         capsys.readouterr()
         with nothing_happens():
             try:
-                made = make_cli(words, run=False)
-            except SystemExit as left:
-                assert left.code == 2  # noqa: PT017
+                cli = make_cli(arguments, run=False)
+            except SystemExit as error:
+                assert error.code == 2  # noqa: PT017
                 assert 1 <= len(capsys.readouterr().err.splitlines()) <= 3
             except ValueError as error:
                 assert str(error)  # noqa: PT017
             else:
-                assert made.model.spec == made.datamodule.spec
+                assert cli.model.spec == cli.datamodule.spec
 
     check()

@@ -1,4 +1,4 @@
-"""Caches are optional: what is damaged is made again, and where nothing can be written a run does without."""
+"""Caches are optional: damaged files are replaced, and a run continues without a cache if it cannot be written."""
 
 import logging
 import os
@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from lightning_softprompt.backbones.execution.context_cache import KEYS, ContextCache
 from lightning_softprompt.core.types import Encoded
 from lightning_softprompt.data.token_cache import content_key, load_or_encode, representation
-from lightning_softprompt.retrieval import result_cache as rankings
+from lightning_softprompt.retrieval import result_cache
 from lightning_softprompt.retrieval.search.fusion import Ranking
 from lightning_softprompt.system.cache_dirs import cache_folder
 
@@ -28,59 +28,78 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def kept():
-    """The file of rows that are kept."""
+def token_file():
+    """The file of cached rows."""
     assert load_or_encode("key", lambda: ROWS) == ROWS
     return cache_folder("tokens") / "key.safetensors"
 
 
-def never():
-    raise AssertionError("rows were made again")
+class Counted:
+    """A function without arguments that returns a value and counts its calls."""
+
+    def __init__(self, value):
+        self.value, self.calls = value, 0
+
+    def __call__(self):
+        self.calls += 1
+        return self.value
 
 
-def test_rows_are_made_once(kept):
-    assert load_or_encode("key", never) == ROWS
+def fail():
+    raise AssertionError("the value was computed again")
 
 
-def test_digests_do_not_depend_on_later_names():
+def change_each_byte(file):
+    """Writes the content of a file with one changed bit in each byte in turn; yields its position."""
+    content = file.read_bytes()
+    for position in range(len(content)):
+        changed = bytearray(content)
+        changed[position] ^= 1
+        file.write_bytes(changed)
+        yield position
+
+
+def test_rows_are_encoded_once(token_file):
+    assert load_or_encode("key", fail) == ROWS
+
+
+def test_digests_do_not_depend_on_the_current_names_of_fields():
     expected = "Encoded(ids=(8,), answers=(), targets=(9, 1), slots=(0,), words=(2,), cut=3)"
     assert representation(ROWS[1]) == expected
     assert content_key(ROWS) == "220aa3d042c034095fc1dec7c07c5ebd"
 
 
-def test_each_flipped_bit_is_noticed(kept):
-    whole = kept.read_bytes()
-    for position in range(len(whole)):
-        kept.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
-        made = []
-        assert load_or_encode("key", lambda made=made: made.append(1) or ROWS) == ROWS
-        assert made, position
-    assert load_or_encode("key", never) == ROWS
+def test_rows_are_encoded_again_after_any_byte_changes(token_file):
+    encode = Counted(ROWS)
+    for num_changes, position in enumerate(change_each_byte(token_file), start=1):
+        assert load_or_encode("key", encode) == ROWS
+        assert encode.calls == num_changes, position
+    assert load_or_encode("key", fail) == ROWS
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"\xff" * 40])
-def test_a_file_of_something_else_is_written_again(kept, content, caplog):
-    kept.write_bytes(content)
+def test_a_file_with_other_content_is_replaced(token_file, content, caplog):
+    token_file.write_bytes(content)
     assert load_or_encode("key", lambda: ROWS) == ROWS
     assert "is damaged and is made again" in caplog.text
-    assert load_or_encode("key", never) == ROWS
+    assert load_or_encode("key", fail) == ROWS
 
 
-def test_a_folder_in_its_place_is_reported(kept, caplog):
-    kept.unlink()
-    kept.mkdir()
+def test_a_folder_with_the_name_of_the_file_is_reported(token_file, caplog):
+    token_file.unlink()
+    token_file.mkdir()
     assert load_or_encode("key", lambda: ROWS) == ROWS
     assert "it is an optional cache" in caplog.text
-    assert str(kept) in caplog.text
+    assert str(token_file) in caplog.text
 
 
-def test_a_cache_that_cannot_be_written_is_left_out(folder, caplog):
-    folder.write_text("no folder")
+def test_rows_are_encoded_without_a_cache_if_it_cannot_be_written(folder, caplog):
+    folder.write_text("a file")
     assert load_or_encode("key", lambda: ROWS) == ROWS
     assert "it is an optional cache" in caplog.text
 
 
-class Searched:
+class CountingRetriever:
     """A retriever that counts its searches."""
 
     identity = ("index",)
@@ -91,22 +110,22 @@ class Searched:
         return [Ranking(np.array([3, 1]), np.array([0.5, 0.25], dtype=np.float32)) for _ in questions]
 
 
-def test_rankings_are_searched_again_where_they_are_damaged_or_cannot_be_kept(folder, caplog):
-    retriever = Searched()
+def test_a_search_is_repeated_if_its_cached_ranking_is_damaged_or_cannot_be_written(folder, caplog):
+    retriever = CountingRetriever()
     for _ in range(2):
-        (found,) = rankings.rank_cached(retriever, ["why?"], 2)
-        assert found.rows.tolist() == [3, 1]
+        (ranking,) = result_cache.rank_cached(retriever, ["why?"], 2)
+        assert ranking.rows.tolist() == [3, 1]
     assert retriever.searches == 1
-    (path,) = rankings.cache_folder().iterdir()
+    (path,) = result_cache.cache_folder().iterdir()
     content = bytearray(path.read_bytes())
     content[len(content) // 8] ^= 1
     path.write_bytes(content)
-    rankings.rank_cached(retriever, ["why?"], 2)
+    result_cache.rank_cached(retriever, ["why?"], 2)
     assert retriever.searches == 2
     os.rename(folder, f"{folder}-away")
-    folder.write_text("no folder")
+    folder.write_text("a file")
     with caplog.at_level(logging.WARNING):
-        rankings.rank_cached(retriever, ["why?"], 2)
+        result_cache.rank_cached(retriever, ["why?"], 2)
     assert retriever.searches == 3
     assert "it is an optional cache" in caplog.text
 
@@ -114,32 +133,30 @@ def test_rankings_are_searched_again_where_they_are_damaged_or_cannot_be_kept(fo
 CONTEXT = torch.arange(6, dtype=torch.bfloat16).reshape(2, 3)
 
 
-def context(folder, make):
-    """What a new process gets of a cache that keeps nothing in memory."""
-    return ContextCache(memory=0, disk=1 << 20, folder=folder).get("row", make)
+def load_context(folder, compute):
+    """Returns the context of a row as a new process does: from disk, or computed."""
+    return ContextCache(memory=0, disk=1 << 20, folder=folder).get("row", compute)
 
 
-def test_each_flipped_bit_of_a_kept_context_is_noticed(tmp_path, caplog):
-    context(tmp_path, lambda: CONTEXT)
-    file = tmp_path / "row.safetensors"
-    whole = file.read_bytes()
-    for position in range(len(whole)):
-        file.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
-        made = []
-        assert torch.equal(context(tmp_path, lambda made=made: made.append(1) or CONTEXT), CONTEXT)
-        assert made, position
+def test_a_context_is_computed_again_after_any_byte_changes(tmp_path, caplog):
+    load_context(tmp_path, lambda: CONTEXT)
+    compute = Counted(CONTEXT)
+    for num_changes, position in enumerate(change_each_byte(tmp_path / "row.safetensors"), start=1):
+        assert torch.equal(load_context(tmp_path, compute), CONTEXT)
+        assert compute.calls == num_changes, position
     assert "recomputing" in caplog.text
-    assert torch.equal(context(tmp_path, never), CONTEXT)
+    assert torch.equal(load_context(tmp_path, fail), CONTEXT)
 
 
 def test_a_context_without_a_checksum_is_computed_again(tmp_path):
     save_file({KEYS: CONTEXT + 1}, tmp_path / "row.safetensors")
-    assert torch.equal(context(tmp_path, lambda: CONTEXT), CONTEXT)
-    assert torch.equal(context(tmp_path, never), CONTEXT)
+    assert torch.equal(load_context(tmp_path, lambda: CONTEXT), CONTEXT)
+    assert torch.equal(load_context(tmp_path, fail), CONTEXT)
 
 
 def test_contexts_that_cannot_be_written_are_reported_once(tmp_path, caplog):
-    (tmp_path / "file").write_text("no folder")
+    (tmp_path / "file").write_text("a file")
     cache = ContextCache(memory=0, disk=1 << 20, folder=tmp_path / "file")
-    assert [torch.equal(cache.get(name, lambda: CONTEXT), CONTEXT) for name in "ab"] == [True, True]
+    for name in "ab":
+        assert torch.equal(cache.get(name, lambda: CONTEXT), CONTEXT)
     assert caplog.text.count("cannot be written") == 1
