@@ -1,4 +1,4 @@
-"""What the tests of exactness share: batches run in float64, where no loose bound hides a fault."""
+"""Shared by the tests of exactness: batches in float64, where no loose tolerance hides an error."""
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -35,15 +35,15 @@ def rms_norm(module, hidden):
     return module.weight * hidden * (hidden.pow(2).mean(-1, keepdim=True) + module.variance_epsilon).rsqrt()
 
 
-def kept_by(step):
-    """Bytes of distinct storages that a step keeps, those of weights left out, and the step's result."""
-    kept = {}
+def saved_bytes(step):
+    """Return the bytes that a step saves for the backward pass, without the weights, and the result of the step."""
+    sizes = {}  # each storage counts once
 
     def keep(tensor):
         if not tensor.is_leaf or tensor.requires_grad:
-            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         result = step()
-    return sum(kept.values()), result
+    return sum(sizes.values()), result

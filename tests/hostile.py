@@ -1,4 +1,4 @@
-"""What fuzzing shares: the same examples each time, and a watch on what files make Python do."""
+"""Shared by the fuzzing tests: reproducible examples, and an audit of what reading a file makes Python do."""
 
 import sys
 from contextlib import contextmanager
@@ -13,16 +13,19 @@ WATCHED: list[list[str]] = []
 
 
 def fuzz(examples):
-    """The same examples each time, few enough for every run of the suite."""
+    """Return settings with the same examples each time, few enough for every run of the suite."""
     shared = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.filter_too_much]
     return settings(max_examples=examples, derandomize=True, database=None, deadline=None, suppress_health_check=shared)
 
 
 def _hook(event, arguments):
-    # Python keeps what it imported, and jsonargparse's reader of types asks another Python for its path, once
+    # Python caches what it imports, and jsonargparse once starts another Python to read its path.
     if not WATCHED or "__pycache__" in str(arguments[:1]) or "json.dumps(sys.path)" in str(arguments):
         return
-    writes = event == "open" and (set(arguments[1] or "") & set("wax+") or (arguments[2] or 0) & 0o3)
+    writes = False
+    if event == "open":
+        _, mode, flags = arguments
+        writes = set(mode or "") & set("wax+") or (flags or 0) & 0o3
     if writes or event in TOUCHES:
         WATCHED[-1].append(f"{event}{arguments}")
 
@@ -32,17 +35,17 @@ sys.addaudithook(_hook)
 
 @contextmanager
 def nothing_happens():
-    """Python tells of every file that is written, and of every process that is started."""
+    """Raise an error after the block if it wrote a file or started a process."""
     WATCHED.append([])
     try:
         yield
     finally:
         seen = WATCHED.pop()
     if seen:
-        raise AssertionError(f"while nothing was to happen: {seen}")
+        raise AssertionError(f"the block had side effects: {seen}")
 
 
-VALUES = st.recursive(  # of a row or a setting, as JSON has them
+VALUES = st.recursive(  # of a row or a setting, as JSON can contain them
     st.none() | st.booleans() | st.integers(-3, 2**70) | st.floats() | st.text(max_size=6) | st.just("negative"),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
     max_leaves=6,

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from exact import TEMPLATES, batch_of, kept_by, loss_and_gradients
+from exact import TEMPLATES, batch_of, loss_and_gradients, saved_bytes
 
 from lightning_softprompt.backbones.execution.packing import pack
 from lightning_softprompt.backbones.execution.paths import Packed, Padded, TwoPass
@@ -120,7 +120,7 @@ def test_a_packed_step_keeps_what_the_tokens_that_differ_take(pair):
     batch = batch_of(pair[0], TEMPLATES["front"], ["the movie was great"] * 7 + ["what ?"])
     tokens = torch.randn(1, 20, pair[0].hidden_size, dtype=torch.float64)
     pair[0](batch)
-    packed, padded = (kept_by(lambda b=backbone: loss_and_gradients(b, batch, tokens))[0] for backbone in pair)
+    packed, padded = (saved_bytes(lambda b=backbone: loss_and_gradients(b, batch, tokens))[0] for backbone in pair)
     assert packed < 0.4 * padded
 
 

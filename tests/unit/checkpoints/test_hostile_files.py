@@ -1,4 +1,4 @@
-"""Files of prompts that are damaged or forged: read as what they were, or refused by name; nothing of them is run."""
+"""Damaged and forged prompt files are read correctly or rejected by name; nothing in them is run."""
 
 import json
 import pickle
@@ -19,25 +19,26 @@ METHOD = {"_class_path": "lightning_softprompt.methods.PromptTuning", "length": 
 
 
 class Run:
-    """Unpickling it calls a function."""
+    """An object whose unpickling calls a function."""
 
     def __init__(self, module, name, arguments):
-        self.called = getattr(__import__(module, fromlist=[name]), name), arguments
+        function = getattr(__import__(module, fromlist=[name]), name)
+        self.call = function, arguments
 
     def __reduce__(self):
-        return self.called
+        return self.call
 
 
-def test_the_watch_sees_what_it_is_to_see(tmp_path):
+def test_the_audit_detects_a_write_and_a_command(tmp_path):
     with pytest.raises(AssertionError, match="open"), nothing_happens():
-        (tmp_path / "made").write_text("")
+        (tmp_path / "created").write_text("")
     with pytest.raises(AssertionError, match=r"os\.system"), nothing_happens():
         pickle.loads(pickle.dumps(Run("os", "system", ("true",))))
 
 
 @pytest.fixture
-def whole(backbone, tmp_path):
-    """A prompt and a checkpoint as they are written, by their suffix."""
+def valid_files(backbone, tmp_path):
+    """A prompt, and the content of its prompt file and its checkpoint by suffix."""
     saved = SavedPrompt({"tokens": torch.randn(3, 32)}, {"name": "x", "fingerprint": backbone.fingerprint()}, METHOD)
     write_prompt(tmp_path / "p.safetensors", saved)
     values = {"state_dict": saved.tensors, "backbone": saved.backbone, "hyper_parameters": METHOD, "epoch": 1}
@@ -45,40 +46,40 @@ def whole(backbone, tmp_path):
     return saved, {suffix: (tmp_path / f"p{suffix}").read_bytes() for suffix in (".safetensors", ".ckpt")}
 
 
-def damaged(draw, content):
-    """Bytes with a few of them changed, left out, put in, or all behind a place lost."""
+def damage(draw, content):
+    """Return the bytes with a few of them changed, removed or inserted, or without all after a position."""
     content = bytearray(content)
     for _ in range(draw(st.integers(1, 3))):
-        place = draw(st.integers(0, max(0, len(content) - 1)))
-        match draw(st.sampled_from(["flip", "cut", "put in", "leave out"])):
+        position = draw(st.integers(0, max(0, len(content) - 1)))
+        match draw(st.sampled_from(["flip", "truncate", "insert", "remove"])):
             case "flip" if content:
-                content[place] ^= 1 << draw(st.integers(0, 7))
-            case "cut":
-                del content[place:]
-            case "put in":
-                content[place:place] = draw(st.binary(max_size=9))
+                content[position] ^= 1 << draw(st.integers(0, 7))
+            case "truncate":
+                del content[position:]
+            case "insert":
+                content[position:position] = draw(st.binary(max_size=9))
             case _:
-                del content[place : place + draw(st.integers(1, 9))]
+                del content[position : position + draw(st.integers(1, 9))]
     return bytes(content)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
-def test_a_damaged_file_is_refused_by_name_or_is_what_it_was(whole, tmp_path, suffix):
-    saved, content = whole
-    path = tmp_path / f"damaged{suffix}"
+def test_a_damaged_file_is_rejected_by_name_or_read_correctly(valid_files, tmp_path, suffix):
+    saved, content = valid_files
+    path = tmp_path / f"damage{suffix}"
 
     @fuzz(150)
     @given(st.data())
     def check(data):
-        path.write_bytes(damaged(data.draw, content[suffix]))
+        path.write_bytes(damage(data.draw, content[suffix]))
         with nothing_happens():
             try:
-                found = read_prompt(path)
+                loaded = read_prompt(path)
             except ValueError as error:
                 assert str(path) in str(error)  # noqa: PT017
                 return
-        assert torch.equal(found.tensors["tokens"], saved.tensors["tokens"])
-        assert (found.backbone, found.method) == (saved.backbone, METHOD)
+        assert torch.equal(loaded.tensors["tokens"], saved.tensors["tokens"])
+        assert (loaded.backbone, loaded.method) == (saved.backbone, METHOD)
 
     check()
 
@@ -95,11 +96,12 @@ HEADERS = st.dictionaries(
 
 
 @fuzz(200)
-@given(header=HEADERS, claimed=st.none() | st.integers(0, 2**64 - 1), after=st.binary(max_size=64))
-def test_a_header_of_anything_is_refused_by_name(tmp_path, header, claimed, after):
+@given(header=HEADERS, claimed_size=st.none() | st.integers(0, 2**64 - 1), after=st.binary(max_size=64))
+def test_an_arbitrary_header_is_rejected_by_name(tmp_path, header, claimed_size, after):
     text = json.dumps(header).encode()
     path = tmp_path / "p.safetensors"
-    path.write_bytes(struct.pack("<Q", len(text) if claimed is None else claimed) + text + after)
+    header_size = len(text) if claimed_size is None else claimed_size
+    path.write_bytes(struct.pack("<Q", header_size) + text + after)
     with nothing_happens():
         try:
             saved = read_prompt(path)
@@ -126,7 +128,7 @@ CALLS = [
     protocol=st.integers(0, 5),
     packed=st.booleans(),
 )
-def test_a_pickle_that_calls_anything_is_refused_and_calls_nothing(tmp_path, call, key, depth, protocol, packed):
+def test_a_pickle_that_calls_a_function_is_rejected_without_the_call(tmp_path, call, key, depth, protocol, packed):
     for _ in range(depth):
         call = {"a": [call]}
     values = {"state_dict": {"tokens": torch.ones(3, 32)}, "backbone": {}, key: call}
@@ -154,20 +156,21 @@ METHODS = st.dictionaries(
 )  # fmt: skip
 
 
-def test_a_method_of_anything_is_built_right_or_refused_by_name(whole, backbone, tmp_path):
-    saved, _ = whole
+def test_arbitrary_arguments_build_a_valid_method_or_are_rejected_by_name(valid_files, backbone, tmp_path):
+    saved, _ = valid_files
     path = tmp_path / "p.safetensors"
-    load_method(saved, path, backbone)  # whatever is imported and kept for later calls, is now
+    load_method(saved, path, backbone)  # imports what later calls need
 
     @fuzz(40)
     @given(METHODS)
     def check(method):
         with nothing_happens():
             try:
-                made = load_method(SavedPrompt(saved.tensors, saved.backbone, {**METHOD, **method}), path, backbone)
+                prompt = SavedPrompt(saved.tensors, saved.backbone, {**METHOD, **method})
+                loaded = load_method(prompt, path, backbone)
             except ValueError as error:
                 assert str(path) in str(error)  # noqa: PT017
             else:
-                assert torch.equal(made.state_dict()["tokens"], saved.tensors["tokens"])
+                assert torch.equal(loaded.state_dict()["tokens"], saved.tensors["tokens"])
 
     check()

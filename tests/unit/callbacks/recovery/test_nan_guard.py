@@ -43,22 +43,27 @@ class Rows(LightningDataModule):
 
 
 class Net(LightningModule):
-    """Draws its prompt towards a number of each row; what is wrong with the bad row is told by `fault`."""
+    """Pulls its prompt towards 0.2; the loss or the gradient of a bad row is NaN, as `fault` names it."""
 
     def __init__(self, fault=None, scale=1.0, bad=(BAD,)):
         super().__init__()
         self.prompt = nn.Parameter(torch.full((3,), 0.1))
-        self.fault, self.scale, self.bad, self.steps = fault, scale, set(bad), []
+        self.fault, self.scale, self.bad = fault, scale, set(bad)
+        self.prompts = []  # before each step
         self.methods = [self]
 
     def step(self, batch):
         loss = ((self.scale * self.prompt - 0.2) ** 2).mean() + 0 * torch.rand(())
-        if self.fault and self.bad & set(batch.row_ids):
-            loss = loss * float("nan") if self.fault == "loss" else loss + (0 * self.prompt.sum()).sqrt()
+        if self.bad.isdisjoint(batch.row_ids):
+            return {"loss": loss}
+        if self.fault == "loss":
+            loss = loss * float("nan")
+        elif self.fault == "gradient":
+            loss = loss + (0 * self.prompt.sum()).sqrt()
         return {"loss": loss}
 
     def training_step(self, batch, batch_idx):
-        self.steps.append(self.prompt.detach().clone())
+        self.prompts.append(self.prompt.detach().clone())
         return self.step(batch)["loss"]
 
     def configure_optimizers(self):
@@ -77,7 +82,7 @@ def fit(net, folder, skip=0, world=1, **options):
     return guard
 
 
-def lines(folder):
+def read_records(folder):
     return [json.loads(line) for line in (folder / "bad_rows.jsonl").read_text().splitlines()]
 
 
@@ -86,7 +91,7 @@ def test_a_run_stops_before_the_step_and_names_the_row(tmp_path, fault):
     net = Net(fault)
     with pytest.raises(NonFiniteError, match=r"optimizer step 3 .* rows train.jsonl:10 \('text 9'\).*bad_rows.jsonl"):
         fit(net, tmp_path)
-    (record,) = lines(tmp_path)
+    (record,) = read_records(tmp_path)
     assert (record["row"], record["step"], record["epoch"], record["text"]) == (BAD, 3, 0, "text 9")
     assert record["where"] == "train.jsonl:10"
     assert (record["loss"] is None) == (fault == "loss")
@@ -94,41 +99,43 @@ def test_a_run_stops_before_the_step_and_names_the_row(tmp_path, fault):
     assert torch.isfinite(net.prompt).all()
     saved = torch.load(tmp_path / "good.ckpt", weights_only=True)
     assert saved["global_step"] == 2
-    assert torch.equal(saved["state_dict"]["prompt"], net.steps[2])
+    assert torch.equal(saved["state_dict"]["prompt"], net.prompts[2])
 
 
 @pytest.mark.parametrize("fault", ["loss", "gradient"])
-def test_a_step_that_is_left_out_changes_nothing(tmp_path, fault):
+def test_a_skipped_step_changes_nothing(tmp_path, fault):
     net, good = Net(fault), Net()
     guard = fit(net, tmp_path / "bad", skip=1)
     fit(good, tmp_path / "good")
     assert guard.skipped == 1
-    assert [r["row"] for r in lines(tmp_path / "bad")] == [BAD]
-    assert torch.equal(net.steps[3], net.steps[2])
-    assert torch.equal(net.prompt, good.steps[5])  # of six steps one is missing
+    assert [r["row"] for r in read_records(tmp_path / "bad")] == [BAD]
+    assert torch.equal(net.prompts[3], net.prompts[2])
+    assert torch.equal(net.prompt, good.prompts[5])  # one of six steps is missing
 
 
-def test_too_many_steps_in_sequence_stop_the_run(tmp_path):
+def test_too_many_consecutive_skipped_steps_stop_the_run(tmp_path):
     fit(Net("loss"), tmp_path / "apart", skip=1, max_epochs=2)
-    assert [r["step"] for r in lines(tmp_path / "apart")] == [3, 9]
+    assert [r["step"] for r in read_records(tmp_path / "apart")] == [3, 9]
     with pytest.raises(NonFiniteError, match=r"optimizer step 5 .* after 2 skipped steps"):
         fit(Net("loss", bad=range(BAD, ROWS)), tmp_path, skip=2)
 
 
-def test_rows_of_steps_that_are_added_up_are_told_apart(tmp_path):
+def test_the_bad_row_of_accumulated_batches_is_found(tmp_path):
     with pytest.raises(NonFiniteError, match="optimizer step 2 "):
         fit(Net("loss"), tmp_path, accumulate_grad_batches=2)
-    assert [r["row"] for r in lines(tmp_path)] == [BAD]
+    assert [r["row"] for r in read_records(tmp_path)] == [BAD]
 
 
-def test_all_rows_are_told_where_none_is_bad_alone(tmp_path):
-    class Together(Net):
+def test_all_rows_are_reported_if_no_single_row_is_bad(tmp_path):
+    class BadInBatches(Net):
         def step(self, batch):
-            return {"loss": super().step(batch)["loss"] * (float("inf") if len(batch) > 1 else 1)}
+            factor = float("inf") if len(batch) > 1 else 1
+            return {"loss": factor * super().step(batch)["loss"]}
 
     with pytest.raises(NonFiniteError, match="optimizer step 1 "):
-        fit(Together(), tmp_path)
-    assert [(r["row"], r["whole_batch"]) for r in lines(tmp_path)] == [(row, True) for row in range(SIZE)]
+        fit(BadInBatches(), tmp_path)
+    assert [record["row"] for record in read_records(tmp_path)] == list(range(SIZE))
+    assert all(record["whole_batch"] for record in read_records(tmp_path))
     assert not (tmp_path / "good.ckpt").exists()
 
 
@@ -142,76 +149,79 @@ def test_two_processes_stop_or_skip_together(tmp_path, skip):
         with pytest.raises(Exception, match="optimizer step 3 loss or gradient is not finite"):
             fit(Net("loss"), tmp_path, **run)
         assert torch.load(tmp_path / "good.ckpt", weights_only=True)["global_step"] == 2
-    assert [r["row"] for r in lines(tmp_path)] == [BAD]
+    assert [r["row"] for r in read_records(tmp_path)] == [BAD]
 
 
-def test_a_gradient_that_was_scaled_too_far_is_the_scalers_business(tmp_path):
+def test_a_gradient_that_overflows_after_scaling_is_left_to_the_scaler(tmp_path):
     scaler = torch.amp.GradScaler("cpu", init_scale=1e38)
     net = Net(scale=100.0)
     net.prompt.data.fill_(0.003)
     guard = fit(net, tmp_path, plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
     assert scaler.get_scale() < 1e38
-    assert not torch.equal(net.prompt, net.steps[0])
+    assert not torch.equal(net.prompt, net.prompts[0])
     assert guard.skipped == 0
     plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
     with pytest.raises(NonFiniteError, match=r"rows train.jsonl:10 "):
         fit(Net("loss"), tmp_path, plugins=[plugin])
 
 
-def test_a_verdict_that_comes_later_still_comes_before_the_checkpoint(tmp_path, monkeypatch):
-    """As on a GPU, where the gradient is made zero, and the host reads a step later why."""
+def test_a_delayed_check_still_precedes_the_checkpoint(tmp_path, monkeypatch):
+    """As on a GPU, where the gradient is set to zero and the host reads the result of the check one step later."""
     monkeypatch.setattr(NumericGuard, "_is_immediate", lambda *_: False)
     net = Net("loss")
     with pytest.raises(NonFiniteError, match=r"optimizer step 3 .* rows train.jsonl:10 "):
         fit(net, tmp_path)
     assert torch.isfinite(net.prompt).all()
     assert torch.load(tmp_path / "good.ckpt", weights_only=True)["global_step"] == 2
-    again = Net("loss")
+    unsaved = Net("loss")
     monkeypatch.setattr(ModelCheckpoint, "on_train_batch_end", lambda *_: None)
     with pytest.raises(NonFiniteError, match=r"optimizer step 3 .* rows train.jsonl:10 "):
-        fit(again, tmp_path / "unsaved")
-    assert len(again.steps) == 4  # the next one ran already
-    assert torch.isfinite(again.prompt).all()
+        fit(unsaved, tmp_path / "unsaved")
+    assert len(unsaved.prompts) == 4  # the next step ran already
+    assert torch.isfinite(unsaved.prompt).all()
     good = Net()
     fit(good, tmp_path / "good")
-    assert len(good.steps) == 6
+    assert len(good.prompts) == 6
 
 
-def test_spikes_are_told_of_and_ordinary_losses_are_not(caplog):
+def test_a_spike_is_detected_and_ordinary_losses_are_not():
     torch.manual_seed(0)
     spikes = SpikeDetector()
     noise = (2 + 0.3 * torch.randn(500)).tolist()
     assert not any(spikes.update(loss) for loss in noise)
     assert spikes.update(9.0)
     assert spikes.mean == pytest.approx(2, abs=0.3)
-    steep = SpikeDetector()
-    assert not any(steep.update(4 * 0.99**n) for n in range(500))
+    decreasing = SpikeDetector()
+    assert not any(decreasing.update(4 * 0.99**n) for n in range(500))
 
 
-def test_a_spike_names_step_and_rows(tmp_path, caplog):
+def test_the_warning_of_a_spike_names_step_and_rows(tmp_path, caplog):
     class Spiky(Net):
         def step(self, batch):
             noise = 1 + 0.1 * torch.rand(())
-            return {"loss": super().step(batch)["loss"] + noise * (50 if self.global_step == 27 else 1)}
+            scale = 50 if self.global_step == 27 else 1
+            return {"loss": super().step(batch)["loss"] + scale * noise}
 
     with caplog.at_level(logging.WARNING, "lightning_softprompt"):
         fit(Spiky(), tmp_path, max_epochs=6)
-    (told,) = [r.getMessage() for r in caplog.records if "running mean" in r.getMessage()]
-    assert told.startswith("Optimizer step 28: ")
-    assert told.endswith("rows [12, 13, 14, 15]")
+    messages = [record.getMessage() for record in caplog.records]
+    (message,) = [message for message in messages if "running mean" in message]
+    assert message.startswith("Optimizer step 28: ")
+    assert message.endswith("rows [12, 13, 14, 15]")
 
 
-def poisoned(lm, batch):
-    """Ordinary, but for long rows."""
+def nan_for_long_rows(lm, batch):
+    """Computes the loss of classification, or NaN for long rows."""
     outcome = Classification()(lm, batch)
-    return Outcome(outcome.loss * (float("nan") if int(batch.mask.sum()) > 13 else 1))
+    is_long = int(batch.mask.sum()) > 13
+    return Outcome(outcome.loss * (float("nan") if is_long else 1))
 
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_rows_of_methods_and_replicas_are_named(load, count):
     backbone = load("llama")
     method = PromptTuning(length=3, classes=tiny.CLASSES, prompt_dropout=0.5)
-    method.training_loss.objective = poisoned
+    method.training_loss.objective = nan_for_long_rows
     module = Replicas(method, ReplicaSpec(count)) if count > 1 else method
     for seed, each in enumerate(module.methods):
         each.attach(backbone, seed)

@@ -1,4 +1,4 @@
-"""The page of best and worst cases, read by a parser of its own."""
+"""The page of best and worst cases, read by an HTML parser."""
 
 import math
 import re
@@ -31,7 +31,7 @@ class Rows(LightningDataModule):
 
 
 class Page(HTMLParser):
-    """Texts by tag, and whether what is opened is closed."""
+    """A parsed page with its texts by tag; every opened tag must be closed."""
 
     def __init__(self, source):
         super().__init__()
@@ -52,11 +52,11 @@ class Page(HTMLParser):
         self.texts.append((self.open[-1] if self.open else "", data))
 
     def of(self, tag):
-        return [text for at, text in self.texts if at == tag]
+        return [text for name, text in self.texts if name == tag]
 
 
 class Answers(LightningModule):
-    """Says texts, with scores of their own for all rows but one; row 3 has no number."""
+    """Predicts texts with scores by row; row 5 has no scores, and those of row 3 are NaN."""
 
     def test_step(self, batch, batch_idx):
         self.log("test/loss", LOSS)
@@ -69,8 +69,8 @@ class Answers(LightningModule):
         return None if row == 5 else {"rouge1": 1 - value, "rougeL": value}
 
 
-class Unanswered(Answers):
-    """Says nothing that is scored by the row."""
+class Unscored(Answers):
+    """Predicts texts without scores."""
 
     def scores(self, row):
         return None
@@ -90,30 +90,31 @@ def rows_of(path, part):
     return [int(row) for row in re.findall(r"<h3>row (\d+):", section)]
 
 
-def expected(sign, score=lambda row: row * 7 % ROWS):
-    return sorted((row for row in range(ROWS) if row not in (3, 5)), key=lambda row: sign * score(row))
+def sort_rows(sign):
+    scored_rows = [row for row in range(ROWS) if row not in (3, 5)]
+    return sorted(scored_rows, key=lambda row: sign * (row * 7 % ROWS))
 
 
 @pytest.mark.parametrize("order", [range(ROWS), [9, 1, 0, 4, 2, 3, 5, 8, 7, 6]])
-def test_best_and_worst_rows_are_those_of_all_whatever_their_order(tmp_path, order):
+def test_the_best_and_worst_of_all_rows_are_shown_in_any_order_of_the_data(tmp_path, order):
     path = run(tmp_path, CaseReport(tmp_path / "test_cases.html", "rougeL", rows=3), data=Rows(order))
-    assert rows_of(path, "Best") == expected(-1)[:3]
-    assert rows_of(path, "Worst") == expected(1)[:3]
+    assert rows_of(path, "Best") == sort_rows(-1)[:3]
+    assert rows_of(path, "Worst") == sort_rows(1)[:3]
 
 
-def test_two_processes_write_the_page_of_one(tmp_path):
+def test_two_processes_write_the_same_page_as_one(tmp_path):
     alone = run(tmp_path, CaseReport(tmp_path / "alone.html", "rougeL", rows=2))
     both = run(tmp_path, CaseReport(tmp_path / "both.html", "rougeL", rows=2), strategy="ddp_fork", devices=2)
     assert both.read_text() == alone.read_text()
 
 
-def test_a_row_is_shown_once_where_there_are_few(tmp_path):
+def test_a_row_is_shown_once_if_there_are_few(tmp_path):
     path = run(tmp_path, CaseReport(tmp_path / "test_cases.html", "rougeL", rows=6))
-    assert rows_of(path, "Best") == expected(-1)[:6]
-    assert rows_of(path, "Worst") == expected(1)[:2]
+    assert rows_of(path, "Best") == sort_rows(-1)[:6]
+    assert rows_of(path, "Worst") == sort_rows(1)[:2]
 
 
-def test_the_page_has_the_metrics_texts_and_scores_and_is_announced(tmp_path, caplog):
+def test_the_page_has_metrics_texts_and_scores_and_its_path_is_logged(tmp_path, caplog):
     caplog.set_level("INFO")
     path = run(tmp_path, CaseReport(tmp_path / "test_cases.html", "rougeL", rows=2))
     page = Page(path.read_text())
@@ -137,7 +138,7 @@ def test_the_page_needs_no_other_file_and_is_small(tmp_path):
 
 
 def test_without_scores_there_is_no_page(tmp_path):
-    assert not run(tmp_path, CaseReport(tmp_path / "test_cases.html", "rougeL"), Unanswered()).exists()
+    assert not run(tmp_path, CaseReport(tmp_path / "test_cases.html", "rougeL"), Unscored()).exists()
 
 
 def test_long_inputs_are_folded_and_nothing_in_a_text_is_markup():
@@ -156,7 +157,7 @@ def test_long_inputs_are_folded_and_nothing_in_a_text_is_markup():
     assert page.of("title") == ["Best and worst cases by <s>"]
 
 
-def test_shared_words_are_marked_whatever_their_case_and_only_whole_ones():
+def test_shared_words_are_marked_in_any_case_and_only_as_complete_words():
     assert highlight("The dog, dogs <x>", "a DOG x") == "The <mark>dog</mark>, dogs &lt;<mark>x</mark>&gt;"
     assert highlight("Straße 東京", "STRASSE 東京") == "<mark>Straße</mark> <mark>東京</mark>"
     assert highlight("", "a") == highlight("", "") == ""

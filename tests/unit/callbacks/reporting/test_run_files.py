@@ -1,4 +1,4 @@
-"""The callbacks of a run, beside a tiny module under a real Trainer."""
+"""The callbacks of a run, with a tiny module and a real Trainer."""
 
 import csv
 import json
@@ -27,7 +27,7 @@ SPLITS = {"train": 16, "validation": ROWS, "test": ROWS, "predict": ROWS}
 
 
 class Rows(LightningDataModule):
-    """Rows of row + 1 tokens, padded; validation comes in the data's order, test and predict do not."""
+    """Padded rows of row + 1 tokens; validation is in the order of the data, test and predict are not."""
 
     classes = Classes({"good": ["good"], "bad": ["bad"]})
 
@@ -57,7 +57,8 @@ class Rows(LightningDataModule):
 
 def batch(rows):
     mask = torch.arange(max(rows) + 1) <= torch.tensor(rows)[:, None]
-    return Batch(mask.long(), mask, mask, torch.zeros(len(rows), 1), torch.zeros(len(rows), 1), row_ids=tuple(rows))
+    zeros = torch.zeros(len(rows), 1)
+    return Batch(mask.long(), mask, mask, zeros, zeros, row_ids=tuple(rows))
 
 
 class Evaluation(nn.Module):
@@ -68,7 +69,7 @@ class Evaluation(nn.Module):
 
 
 class Tiny(LightningModule):
-    """Draws its prompt towards ones."""
+    """Pulls its prompt towards ones."""
 
     def __init__(self, lr=1e-3, groups=1, val_seconds=0.0):
         super().__init__()
@@ -77,8 +78,8 @@ class Tiny(LightningModule):
         self.frozen = nn.Linear(3, 3).requires_grad_(False)
         self.evaluations = {"val": Evaluation(), "test": Evaluation()}
         self.lr, self.groups, self.val_seconds = lr, groups, val_seconds
-        self.losses = []  # of validations, as they were computed
-        self.gradients = []  # as they were after backward
+        self.losses = []  # of each validation
+        self.gradients = []  # norms after each backward pass
 
     def loss(self):
         return ((self.scale * self.prompt - 1) ** 2).mean()
@@ -145,7 +146,7 @@ def read_lines(path):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A whole run: 2 epochs of 4 steps with clipping, then a test."""
+    """A run: 2 epochs of 4 steps with clipping, then a test."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     seed_everything(0, verbose=False)
     module = Tiny(groups=2)
@@ -156,19 +157,20 @@ def run(tmp_path_factory):
         predictions.PredictionTable(rows=5),
         RunFiles(folder, "val/accuracy", "max"),
     ]
-    whole = trainer(folder, callbacks, loggers, gradient_clip_val=0.01)
-    whole.fit(module, Rows())
-    whole.test(module, Rows(), verbose=False)
+    run_trainer = trainer(folder, callbacks, loggers, gradient_clip_val=0.01)
+    run_trainer.fit(module, Rows())
+    run_trainer.test(module, Rows(), verbose=False)
     return folder, module, read_run(folder)
 
 
-def test_csv_has_what_the_module_computed(run):
+def test_the_csv_file_has_the_losses_of_the_module(run):
     folder, module, _ = run
     assert len(module.losses) == 2
-    assert [float(row["val/loss"]) for row in read_csv(folder, "val/loss")] == pytest.approx(module.losses, rel=1e-6)
+    losses = [float(row["val/loss"]) for row in read_csv(folder, "val/loss")]
+    assert losses == pytest.approx(module.losses, rel=1e-6)
 
 
-def test_wandb_has_what_the_module_computed(run):
+def test_wandb_has_the_losses_of_the_module(run):
     _, module, file = run
     rows = file.rows("val/loss")
     assert [row["val/loss"] for row in rows] == pytest.approx(module.losses, rel=1e-6)
@@ -176,7 +178,7 @@ def test_wandb_has_what_the_module_computed(run):
     assert file.summary["val/accuracy"] == {"max": 0.5}
 
 
-def test_what_callbacks_log_stands_in_the_row_of_the_loss_on_logging_steps_only(run):
+def test_callbacks_log_in_the_row_of_the_loss_and_only_on_logging_steps(run):
     folder, _, _ = run
     rows = read_csv(folder, "train/loss")
     assert [int(row["step"]) for row in rows] == [1, 3, 5, 7]
@@ -192,57 +194,60 @@ def test_what_callbacks_log_stands_in_the_row_of_the_loss_on_logging_steps_only(
         assert read_csv(folder, name) == rows, name
 
 
-def test_gradient_norm_is_that_before_clipping(run):
+def test_the_gradient_norm_is_measured_before_clipping(run):
     folder, module, _ = run
     logged = [float(row["prompt/grad_norm"]) for row in read_csv(folder, "prompt/grad_norm")]
     assert logged == pytest.approx(module.gradients[1::2], rel=1e-5)
     assert min(logged) > 0.01
 
 
-def test_norm_and_distance_are_those_of_all_trainable_parameters(run):
+def test_norm_and_distance_cover_all_trainable_parameters(run):
     folder, module, _ = run
-    now = torch.cat([module.prompt.flatten(), module.scale]).detach()
+    end = torch.cat([module.prompt.flatten(), module.scale]).detach()
     start = torch.tensor([*range(12), 1.0])
     last = read_csv(folder, "prompt/norm")[-1]
-    assert float(last["prompt/norm"]) == pytest.approx(now.norm().item(), rel=1e-6)
-    assert float(last["prompt/moved"]) == pytest.approx((now - start).norm().item() / start.norm().item(), rel=1e-4)
+    assert float(last["prompt/norm"]) == pytest.approx(end.norm().item(), rel=1e-6)
+    distance = (end - start).norm() / start.norm()
+    assert float(last["prompt/moved"]) == pytest.approx(distance.item(), rel=1e-4)
     assert float(last["lr/0"]) == pytest.approx(1e-3)
     assert float(last["lr/scale"]) == pytest.approx(0.5)
 
 
-def test_histogram_of_row_norms_after_each_validation(run):
+def test_a_histogram_of_row_norms_is_logged_after_each_validation(run):
     _, module, file = run
     rows = file.rows("prompt/row_norms")
-    assert [row["trainer/global_step"] for row in rows] == [row["trainer/global_step"] for row in file.rows("val/loss")]
+    validations = file.rows("val/loss")
+    assert [row["trainer/global_step"] for row in rows] == [row["trainer/global_step"] for row in validations]
     last = rows[-1]["prompt/row_norms"]
     assert sum(last["values"]) == 5  # four rows of the prompt and the scale
     norms = [*module.prompt.norm(dim=-1).tolist(), module.scale.abs().item()]
     assert (last["bins"][0], last["bins"][-1]) == pytest.approx((min(norms), max(norms)), rel=1e-4)
 
 
-def test_table_shows_the_first_rows_after_each_validation(run):
+def test_a_table_of_the_first_rows_is_logged_after_each_validation(run):
     _, _, file = run
     tables = file.tables("val/predictions")
-    assert len(tables) == 2  # none for the sanity check
+    assert len(tables) == 2  # no table for the sanity check
     assert tables[0]["columns"] == ["row", "input", "target", "prediction", "score"]
     expected = [[row, f"validation text {row}", "bad", "good", round(2 / 3 + row, 6)] for row in range(5)]
     expected[0][-1] = None  # this row has no scores
     assert tables[-1]["data"] == expected
 
 
-def test_metrics_json_sums_the_run_up(run):
+def test_metrics_json_summarizes_the_run(run):
     folder, module, _ = run
-    found = read_json(folder)
-    assert found["val"]["val/loss"] == pytest.approx(module.losses[-1], rel=1e-6)
-    assert found["test"]["test/loss"] == pytest.approx(module.loss().item(), rel=1e-6)
-    assert found["train"]["train/loss"] == pytest.approx(float(read_csv(folder, "train/loss")[-1]["train/loss"]))
-    assert found["best"] == {"metric": "val/accuracy", "value": 0.5, "epoch": 0, "global_step": 4}
-    assert (found["global_step"], found["trainable_parameters"]) == (8, 13)
-    assert 0 < found["seconds"] < 60
+    report = read_json(folder)
+    assert report["val"]["val/loss"] == pytest.approx(module.losses[-1], rel=1e-6)
+    assert report["test"]["test/loss"] == pytest.approx(module.loss().item(), rel=1e-6)
+    last_row = read_csv(folder, "train/loss")[-1]
+    assert report["train"]["train/loss"] == pytest.approx(float(last_row["train/loss"]))
+    assert report["best"] == {"metric": "val/accuracy", "value": 0.5, "epoch": 0, "global_step": 4}
+    assert (report["global_step"], report["trainable_parameters"]) == (8, 13)
+    assert 0 < report["seconds"] < 60
 
 
 @pytest.mark.parametrize("name", ["learning_curve", "val_confusion", "test_confusion"])
-def test_plots_are_whole_pictures(run, name):
+def test_plots_are_complete_images(run, name):
     folder, _, _ = run
     with Image.open(folder / "plots" / f"{name}.png") as image:
         image.load()
@@ -250,7 +255,7 @@ def test_plots_are_whole_pictures(run, name):
         assert len(image.getcolors(maxcolors=2**20)) > 2
 
 
-def test_nothing_half_written_stays(run):
+def test_no_partial_file_remains(run):
     folder, _, _ = run
     assert list(folder.rglob("*.part")) == []
     assert sorted(path.name for path in (folder / "plots").iterdir()) == [
@@ -261,63 +266,67 @@ def test_nothing_half_written_stays(run):
 
 
 def test_learning_curve_marks_the_best_point_in_the_panel_of_the_monitored_metric():
-    val = [(4, 0, {"val/loss": 1.0, "val/f1": 0.5}), (8, 1, {"val/loss": 0.5, "val/f1": 0.8}), (12, 2, {"val/f1": 0.7})]
+    val = [
+        (4, 0, {"val/loss": 1.0, "val/f1": 0.5}),
+        (8, 1, {"val/loss": 0.5, "val/f1": 0.8}),
+        (12, 2, {"val/f1": 0.7}),
+    ]
     above, below = learning_curve([(2, 3.0), (4, 2.0)], val, "val/f1", "max").axes
-    assert [line.get_xydata().tolist() for line in above.lines] == [[[2, 3.0], [4, 2.0]], [[4, 1.0], [8, 0.5]]]
+    train_line, val_line = above.lines
+    assert train_line.get_xydata().tolist() == [[2, 3.0], [4, 2.0]]
+    assert val_line.get_xydata().tolist() == [[4, 1.0], [8, 0.5]]
     assert below.lines[-1].get_xydata().tolist() == [[8, 0.8]]
     (only,) = learning_curve([], val, "val/loss", "min").axes
     assert only.lines[-1].get_xydata().tolist() == [[8, 0.5]]
 
 
-def test_history_survives_a_restart(tmp_path):
+def test_the_history_continues_after_a_restart(tmp_path):
     files = RunFiles(tmp_path)
     first = trainer(tmp_path, [files, PromptWatch()], max_epochs=1)
     first.fit(Tiny(), Rows())
     first.save_checkpoint(tmp_path / "half.ckpt")
-    again, watch, module = RunFiles(tmp_path), PromptWatch(), Tiny()
-    second = trainer(tmp_path, [again, watch], max_epochs=2)
+    resumed, watch, module = RunFiles(tmp_path), PromptWatch(), Tiny()
+    second = trainer(tmp_path, [resumed, watch], max_epochs=2)
     second.fit(module, Rows(), ckpt_path=tmp_path / "half.ckpt", weights_only=True)
-    state = again.state_dict()
+    state = resumed.state_dict()
     assert [step for step, _ in state["train"]] == [2, 4, 6, 8]
     assert [step for step, _, _ in state["val"]] == [4, 8]
     assert state["seconds"] > files.state_dict()["seconds"]
     assert watch.state_dict()["start"][0].tolist() == Tiny().prompt.tolist()
 
 
-def test_test_of_an_earlier_run_adds_to_its_metrics(tmp_path):
+def test_a_later_test_adds_to_the_metrics_of_the_run(tmp_path):
     trainer(tmp_path, [RunFiles(tmp_path)]).fit(Tiny(), Rows())
     trained = read_json(tmp_path)
     trainer(tmp_path, [RunFiles(tmp_path)]).test(Tiny(), Rows(), verbose=False)
     assert read_json(tmp_path) == {**trained, "test": {"test/loss": pytest.approx(Tiny().loss().item())}}
 
 
-def test_metrics_json_stays_json_when_the_loss_is_not_a_number(tmp_path):
+def test_metrics_json_is_valid_json_when_the_loss_is_nan(tmp_path):
     module = Tiny(lr=float("nan"))
     with pytest.warns(UserWarning, match="no longer finite"):
         trainer(tmp_path, [RunFiles(tmp_path), PromptWatch()]).fit(module, Rows())
-    found = json.loads((tmp_path / "metrics.json").read_text(), parse_constant=pytest.fail)
-    assert found["val"]["val/loss"] is None
-    assert found["best"] is None
+    report = json.loads((tmp_path / "metrics.json").read_text(), parse_constant=pytest.fail)
+    assert report["val"]["val/loss"] is None
+    assert report["best"] is None
 
 
-def test_unknown_monitor_is_said_once_with_what_there_is(tmp_path):
+def test_an_unknown_monitor_is_warned_of_once_with_the_metrics_that_exist(tmp_path):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         trainer(tmp_path, [RunFiles(tmp_path, "val/acc", "max")]).fit(Tiny(), Rows())
-    said = [str(warning.message) for warning in caught if "val/acc " in str(warning.message)]
-    assert said == ["val/acc determines the best validation, but validation computes ['val/accuracy', 'val/loss']"]
+    messages = [str(warning.message) for warning in caught]
+    messages = [message for message in messages if "val/acc " in message]
+    assert messages == ["val/acc determines the best validation, but validation computes ['val/accuracy', 'val/loss']"]
     assert read_json(tmp_path)["best"] is None
 
 
 @pytest.mark.parametrize(("lr", "expected"), [(0.0, 1), (1e-3, 0)])
-def test_a_prompt_that_stays_where_it_was_is_warned_of_once(tmp_path, lr, expected):
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        trainer(tmp_path, [PromptWatch()], max_epochs=30).fit(Tiny(lr=lr), Rows())
-    assert sum("it is not learning" in str(warning.message) for warning in caught) == expected
+def test_a_prompt_that_does_not_change_is_warned_of_once(tmp_path, lr, expected):
+    assert count_warnings(tmp_path, Tiny(lr=lr), "it is not learning") == expected
 
 
-def warned(tmp_path, module, part):
+def count_warnings(tmp_path, module, part):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         trainer(tmp_path, [PromptWatch()], max_epochs=30).fit(module, Rows())
@@ -325,14 +334,14 @@ def warned(tmp_path, module, part):
 
 
 class Growing(Tiny):
-    """Doubles its prompt at each step, whatever the gradient says."""
+    """Doubles its prompt at each step, whatever the gradient."""
 
     def on_train_batch_start(self, *_):
         self.prompt.data *= 2
 
 
 def test_a_prompt_that_explodes_is_warned_of_once(tmp_path):
-    assert warned(tmp_path, Growing(lr=0.0), "norm grew more than") == 1
+    assert count_warnings(tmp_path, Growing(lr=0.0), "norm grew more than") == 1
 
 
 class Routed(Tiny):
@@ -349,10 +358,10 @@ class Routed(Tiny):
 def test_a_router_that_collapses_is_warned_of_once(tmp_path, share, expected):
     module = Routed()
     module.share = share
-    assert warned(tmp_path, module, "the router has collapsed") == expected
+    assert count_warnings(tmp_path, module, "the router has collapsed") == expected
 
 
-def test_speed_counts_real_tokens_and_steps_but_not_validation(tmp_path):
+def test_the_speed_counts_tokens_without_padding_and_steps_without_validation(tmp_path):
     module = Tiny(val_seconds=0.4)
     logger = make_loggers(tmp_path, "n", "p", "disabled")
     callbacks = [Throughput()]
@@ -360,7 +369,7 @@ def test_speed_counts_real_tokens_and_steps_but_not_validation(tmp_path):
     trainer(tmp_path, callbacks, logger, max_epochs=1, num_sanity_val_steps=0, **options).fit(module, Rows())
     (row,) = read_csv(tmp_path, "speed/step_ms")
     seconds = 4 * float(row["speed/step_ms"]) / 1000
-    assert 0 < seconds < 0.4  # a validation in the middle takes three times as long
+    assert 0 < seconds < 0.4  # one validation takes three times as long
     assert seconds * float(row["speed/tokens_per_s"]) == pytest.approx(sum(range(1, 17)), rel=1e-3)
     assert 50 < float(row["speed/memory_mb"]) < 50_000
 
@@ -371,11 +380,12 @@ def test_accumulated_batches_are_one_step(tmp_path):
     trainer(tmp_path, [Throughput(), PromptWatch()], logger, **options).fit(Tiny(), Rows())
     rows = read_csv(tmp_path, "speed/step_ms")
     tokens = [float(row["speed/step_ms"]) * float(row["speed/tokens_per_s"]) / 1000 for row in rows]
-    assert tokens == pytest.approx([sum(range(1, 9)), sum(range(9, 17))], rel=1e-3)
+    first_step, second_step = sum(range(1, 9)), sum(range(9, 17))
+    assert tokens == pytest.approx([first_step, second_step], rel=1e-3)
     assert len(read_csv(tmp_path, "prompt/grad_norm")) == 2
 
 
-def test_no_logging_where_the_trainer_wants_none(tmp_path):
+def test_nothing_is_logged_if_the_trainer_disables_logging(tmp_path):
     callbacks = [Throughput(), PromptWatch(), RunFiles(tmp_path)]
     module = Tiny()
     module.training_step = lambda batch, batch_idx: module.loss()
@@ -394,8 +404,8 @@ def test_predictions_are_written_in_the_order_of_the_data(tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_predictions_are_there_as_batches_come_and_unfinished_ones_are_marked(tmp_path):
-    class Breaks(Tiny):
+def test_predictions_of_an_interrupted_run_are_in_a_partial_file(tmp_path):
+    class OutOfMemory(Tiny):
         def predict_step(self, batch, batch_idx):
             if batch_idx == 2:
                 raise RuntimeError("out of memory")
@@ -406,12 +416,12 @@ def test_predictions_are_there_as_batches_come_and_unfinished_ones_are_marked(tm
     trainer(tmp_path, [writer]).predict(Tiny(), Rows())
     path.unlink()
     with pytest.raises(RuntimeError, match="out of memory"):
-        trainer(tmp_path, [writer]).predict(Breaks(), Rows())
+        trainer(tmp_path, [writer]).predict(OutOfMemory(), Rows())
     assert not path.exists()
     assert [line["row"] for line in read_lines(path.with_name("predictions.jsonl.part"))] == list(range(8))
 
 
-def test_predictions_on_standard_output(tmp_path, capsys):
+def test_predictions_are_written_to_standard_output(tmp_path, capsys):
     writer = predictions.PredictionWriter("-")
     for _ in range(2):
         trainer(tmp_path, [writer]).predict(Tiny(), Rows())
@@ -420,20 +430,22 @@ def test_predictions_on_standard_output(tmp_path, capsys):
 
 
 def test_lines_are_on_standard_output_before_the_next_batch_runs(tmp_path, monkeypatch):
-    ends = os.pipe()
-    seen = []
+    read_end, write_end = os.pipe()
+    lines_by_batch = []
 
-    class Reads(Tiny):
+    class ReadsOutput(Tiny):
         def predict_step(self, batch, batch_idx):
             if batch_idx:
-                seen.append(os.read(ends[0], 10_000).decode().splitlines())
+                lines_by_batch.append(os.read(read_end, 10_000).decode().splitlines())
             return super().predict_step(batch, batch_idx)
 
-    with os.fdopen(ends[1], "w") as out, monkeypatch.context() as patched:
+    with os.fdopen(write_end, "w") as out, monkeypatch.context() as patched:
         patched.setattr("sys.stdout", out)
-        trainer(tmp_path, [predictions.PredictionWriter("-")]).predict(Reads(), Rows())
-    os.close(ends[0])
-    assert [[json.loads(line)["row"] for line in lines] for lines in seen] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+        trainer(tmp_path, [predictions.PredictionWriter("-")]).predict(ReadsOutput(), Rows())
+    os.close(read_end)
+    first, second = ([json.loads(line)["row"] for line in lines] for lines in lines_by_batch)
+    assert first == [0, 1, 2, 3]
+    assert second == [4, 5, 6, 7]
 
 
 def test_test_predictions_have_the_target(tmp_path):
@@ -456,21 +468,21 @@ class Sampled(Tiny):
         scores = {1: None, 3: {"rouge1": 0.1234567, "rougeL": float("nan")}}
         rows = [row for row in batch.row_ids if row % 2]
         return [
-            {"row": r, "prediction": f"said {r}", "target": "t", "scores": scores.get(r, {"new": 1})}
+            {"row": r, "prediction": f"text {r}", "target": "t", "scores": scores.get(r, {"new": 1})}
             for r in rows[::-1]
         ]
 
 
-def test_a_table_of_generated_text_has_the_first_rows_that_were_answered_and_all_their_scores(tmp_path):
+def test_a_table_of_generated_text_has_the_first_predicted_rows_and_all_scores(tmp_path):
     data = Rows()
     data.classes = None
     table = predictions.PredictionTable(rows=3)
     trainer(tmp_path, [table], make_loggers(tmp_path, "n", "p", "offline")).validate(Sampled(), data, verbose=False)
-    (found,) = read_run(tmp_path).tables("val/predictions")
-    assert found["columns"] == ["row", "input", "target", "prediction", "rouge1", "rougeL", "new"]
-    shown = [[row, f"validation text {row}", "t", f"said {row}"] for row in (1, 3, 5)]
+    (logged,) = read_run(tmp_path).tables("val/predictions")
+    assert logged["columns"] == ["row", "input", "target", "prediction", "rouge1", "rougeL", "new"]
+    texts = [[row, f"validation text {row}", "t", f"text {row}"] for row in (1, 3, 5)]
     scores = [[None, None, None], [0.123457, None, None], [None, None, 1.0]]
-    assert found["data"] == [[*cells, *more] for cells, more in zip(shown, scores, strict=True)]
+    assert logged["data"] == [text + numbers for text, numbers in zip(texts, scores, strict=True)]
 
 
 def test_without_wandb_no_table_is_gathered(tmp_path):
