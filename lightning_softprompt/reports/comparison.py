@@ -6,7 +6,7 @@ import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from typing import Any
 from lightning_softprompt.evaluation.metrics.intervals import bootstrap, student_interval
 from lightning_softprompt.evaluation.metrics.paired_tests import adjust_holm, sign_flip_test
 from lightning_softprompt.reports.prediction_file import PREDICTIONS, read_predictions
-from lightning_softprompt.reports.run_table import CONFIG, RunSummary, row_scores
+from lightning_softprompt.reports.run_table import CONFIG, RunSummary, Score, row_scores, score_interval
+from lightning_softprompt.system.dotted_names import flatten
 from lightning_softprompt.system.plain_yaml import read_yaml
 
 SEEDS = ("seed_everything", "data.seed")  # settings that differ between repetitions of one experiment
@@ -68,7 +69,7 @@ class ComparedRun:
 
     Args:
         name: Its name in the comparison.
-        summary: The run.
+        summary: The run, which may lack the interval of its test.
     """
 
     def __init__(self, name: str, summary: RunSummary) -> None:
@@ -78,7 +79,7 @@ class ComparedRun:
     def settings(self) -> dict[str, Any]:
         """The settings of its config as dotted names, without those of its folder."""
         config = {key: value for key, value in read_yaml(self.summary.folder / CONFIG).items() if key not in IGNORED}
-        return flatten(config)
+        return name_settings(config)
 
     @cached_property
     def records(self) -> dict[Any, Values]:
@@ -97,6 +98,12 @@ class ComparedRun:
         values = row_scores(list(self.records.values()), self.summary.test)
         return dict(zip(self.records, values, strict=True)) if values else {}
 
+    @cached_property
+    def test(self) -> Score | None:
+        """The main metric of the test, with its interval over rows."""
+        test = self.summary.test
+        return None if test is None else replace(test, interval=score_interval(list(self.scores.values()), test))
+
     def curve(self, metric: str) -> Curve:
         """Reads the logged values of a metric, by optimizer step, from `metrics.csv`."""
         path = self.summary.folder / "metrics.csv"
@@ -112,22 +119,18 @@ def _row_key(record: Values) -> Any:
     return json.dumps([record.get(name) for name in ("task", "file", "row", "input", "target")])
 
 
-def flatten(value: Any, name: str = "") -> dict[str, Any]:
-    """Flattens nested mappings to dotted names; `init_args` is left out of names, and None out of values.
+def name_settings(config: Values) -> dict[str, Any]:
+    """Returns the settings of a config by dotted name, without None; a class has the name of its argument.
 
-    >>> flatten({"model": {"class_path": "a.b.C", "init_args": {"length": 5, "lr": None}}})
+    >>> name_settings({"model": {"class_path": "a.b.C", "init_args": {"length": 5, "lr": None}}})
     {'model': 'C', 'model.length': 5}
     """
-    if not isinstance(value, Mapping):
-        return {} if value is None else {name: value}
-    settings: dict[str, Any] = {}
-    for key, inner in value.items():
-        if key == "class_path":
-            settings[name] = str(inner).rpartition(".")[2]
-        elif key == "init_args":
-            settings |= flatten(inner, name)
-        else:
-            settings |= flatten(inner, f"{name}.{key}" if name else str(key))
+    settings = {}
+    for name, value in flatten(config).items():
+        if name.endswith(".class_path"):
+            settings[name.removesuffix(".class_path")] = str(value).rpartition(".")[2]
+        elif value is not None:
+            settings[name] = value
     return settings
 
 
@@ -164,18 +167,17 @@ def paired_differences(runs: Sequence[ComparedRun], baseline: ComparedRun) -> li
 def group_repetitions(runs: Sequence[ComparedRun]) -> list[Group]:
     """Groups tested runs whose settings are equal except for the seeds."""
     differing = [name for name in differing_settings(runs) if name not in SEEDS]
-    groups: dict[str, list[ComparedRun]] = {}
+    groups: dict[tuple[str, str], dict[str, float]] = {}  # scores of the runs by name
     for run in runs:
         if run.summary.test is not None:
             values = [f"{name}={run.settings[name]}" for name in differing if name in run.settings and name != "model"]
-            name = ", ".join([run.summary.method, *values, run.summary.test.metric])
-            groups.setdefault(name, []).append(run)
+            label = ", ".join([run.summary.method, *values])
+            scores = groups.setdefault((label, run.summary.test.metric), {})
+            scores[run.name] = run.summary.test.value
     summaries = []
-    for name, members in groups.items():
-        tests = [run.summary.test for run in members if run.summary.test is not None]
-        mean, half_width = student_interval([test.value for test in tests])
-        label = name.removesuffix(f", {tests[0].metric}")
-        summaries.append(Group(label, tuple(run.name for run in members), tests[0].metric, mean, half_width))
+    for (label, metric), scores in groups.items():
+        mean, half_width = student_interval(list(scores.values()))
+        summaries.append(Group(label, tuple(scores), metric, mean, half_width))
     return summaries
 
 
@@ -187,13 +189,15 @@ def disagreeing_rows(runs: Sequence[ComparedRun], limit: int) -> list[tuple[Valu
         limit: Maximum number of rows.
     """
     tested = [run for run in runs if run.records]
-    rows: list[tuple[Values, list[Any]]] = []
     if not tested:
-        return rows
+        return []
+    rows: list[tuple[Values, list[Any]]] = []
     for key, record in tested[0].records.items():
+        if len(rows) == limit:
+            break
         predictions = [run.records[key].get("prediction") if key in run.records else None for run in runs]
         distinct = {str(prediction) for prediction in predictions if prediction is not None}
-        if len(distinct) > 1 and len(rows) < limit:
+        if len(distinct) > 1:
             rows.append((record, predictions))
     return rows
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from base64 import b64encode
 from collections.abc import Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +15,7 @@ from lightning_softprompt.reports.comparison import (
     group_repetitions,
     paired_differences,
 )
-from lightning_softprompt.reports.html import page
+from lightning_softprompt.reports.html import image, page
 from lightning_softprompt.system.printable import html_text
 
 if TYPE_CHECKING:
@@ -89,7 +87,7 @@ def _runs_table(runs: Sequence[ComparedRun]) -> str:
         minutes = None if summary.minutes is None else f"{summary.minutes:.1f}"
         rows.append([
             run.name, summary.method, summary.data, Path(summary.backbone).name, parameters, summary.steps, minutes,
-            summary.validation, summary.test,
+            summary.validation, run.test,
         ])  # fmt: skip
     header = ["run", "method", "data", "backbone", "parameters", "steps", "minutes", "best validation", "test"]
     note = "Brackets contain 95 % intervals over the rows of a test: Wilson for shares, bootstrap for other means."
@@ -154,7 +152,7 @@ def _curves(runs: Sequence[ComparedRun]) -> str:
     images = []
     for metric in metrics:
         curves = {run.name: run.curve(f"val/{metric}") for run in runs}
-        images.append(_image(f"{metric} by step", _draw_curves(metric, curves)))
+        images.append(image(f"{metric} by step", _draw_curves(metric, curves)))
     note = "Validation during training."
     return _section("Learning curves", note, "".join(images)) if images else ""
 
@@ -180,7 +178,7 @@ def _cost(runs: Sequence[ComparedRun]) -> str:
         if test is not None and minutes is not None:
             by_method = points.setdefault(test.metric, {})
             by_method.setdefault(run.summary.method, []).append((minutes, test.value))
-    images = [_image(f"{metric} by minutes", _draw_cost(metric, methods)) for metric, methods in points.items()]
+    images = [image(f"{metric} by minutes", _draw_cost(metric, methods)) for metric, methods in points.items()]
     note = "Test scores by the time of training on the machine of each run. Each point is a run."
     return _section("Score and cost", note, "".join(images)) if images else ""
 
@@ -210,10 +208,3 @@ def _start_figure() -> tuple[Figure, Axes]:
     axes.grid(color="#e3e6ea", linewidth=0.8)
     axes.set_axisbelow(True)
     return figure, axes
-
-
-def _image(description: str, figure: Figure) -> str:
-    image = BytesIO()
-    figure.savefig(image, format="png", dpi=110)
-    encoded = b64encode(image.getvalue()).decode()
-    return f'<p><img alt="{html_text(description)}" src="data:image/png;base64,{encoded}"></p>'

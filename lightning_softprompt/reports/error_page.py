@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from lightning_softprompt.reports.error_tables import Table, tables
 from lightning_softprompt.reports.error_types import KINDS, AnsweredRow
-from lightning_softprompt.reports.html import article, collapse, highlight, page
+from lightning_softprompt.reports.html import article, collapse, highlight, image, page
 from lightning_softprompt.system.printable import html_text
 
 if TYPE_CHECKING:
@@ -33,7 +31,8 @@ def analysis_page(name: str, analysis: Values, rows: Sequence[AnsweredRow], num_
     for group_by, groups in analysis["groups"].items():
         figures[f"F1 by {group_by}"] = groups_figure(group_by, groups)
     sections = [_table_section(table) for table in tables(analysis)]
-    sections += [_figure_section(title, figure) for title, figure in figures.items()]
+    for title, figure in figures.items():
+        sections.append(f"<h2>{html_text(title)}</h2>{image(title, figure)}")
     for kind in KINDS:
         rows_of_kind = [row for row in rows if row.kind == kind]
         if rows_of_kind:
@@ -49,14 +48,6 @@ def _table_section(table: Table) -> str:
 def _table_row(tag: str, cells: Sequence[str]) -> str:
     content = "".join(f"<{tag}>{html_text(cell)}</{tag}>" for cell in cells)
     return f"<tr>{content}</tr>"
-
-
-def _figure_section(title: str, figure: Figure) -> str:
-    image = BytesIO()
-    figure.savefig(image, format="png", dpi=110)
-    encoded = b64encode(image.getvalue()).decode()
-    text = html_text(title)
-    return f'<h2>{text}</h2><p><img alt="{text}" src="data:image/png;base64,{encoded}"></p>'
 
 
 def _examples_section(kind: str, rows: Sequence[AnsweredRow], num_examples: int) -> str:

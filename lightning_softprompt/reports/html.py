@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import re
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from typing import Any
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
 
 from lightning_softprompt.system.printable import html_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 LONG, PREVIEW = 400, 120  # characters above which a text is collapsed, and that then remain visible
 WORD = re.compile(r"(\w+)")
@@ -69,6 +74,19 @@ def article(heading: str, entries: Mapping[str, str]) -> str:
     for name, entry in entries.items():
         items += f'<dt>{html_text(name)}</dt><dd dir="auto">{entry}</dd>'
     return f"<article><h3>{html_text(heading)}</h3><dl>{items}</dl></article>"
+
+
+def image(description: str, figure: Figure) -> str:
+    """Returns a figure as HTML that contains the image.
+
+    Args:
+        description: Alternative text.
+        figure: The figure.
+    """
+    png = BytesIO()
+    figure.savefig(png, format="png", dpi=110)
+    encoded = b64encode(png.getvalue()).decode()
+    return f'<p><img alt="{html_text(description)}" src="data:image/png;base64,{encoded}"></p>'
 
 
 def _case(record: Case) -> str:

@@ -78,13 +78,17 @@ class RunSummary:
     test_folder: Path | None = None
 
 
-def find_runs(folder: Path) -> list[RunSummary]:
+def find_runs(folder: Path, with_intervals: bool = True) -> list[RunSummary]:
     """Reads all runs below a folder.
 
     The test of a checkpoint has a folder of its own; it is added to the run that the checkpoint belongs to, if that run
     is below the folder, too, and has no test of its own.
+
+    Args:
+        folder: The folder.
+        with_intervals: Whether to compute the intervals of tests, which reads their predictions.
     """
-    runs = [read_run(path) for path in sorted(_run_folders(folder))]
+    runs = [read_run(path, with_intervals) for path in sorted(_run_folders(folder))]
     trained = {run.folder.resolve(): run for run in runs if run.steps}
     tests_of_runs: dict[Path, RunSummary] = {}
     others = []
@@ -117,8 +121,12 @@ def _add_test(run: RunSummary, test: RunSummary | None) -> RunSummary:
     return replace(run, test=test.test, test_folder=test.test_folder)
 
 
-def read_run(folder: Path) -> RunSummary:
+def read_run(folder: Path, with_interval: bool = True) -> RunSummary:
     """Reads one run.
+
+    Args:
+        folder: The folder of the run.
+        with_interval: Whether to compute the interval of the test, which reads its predictions.
 
     Raises:
         ValueError: If a file of the run cannot be read, naming it.
@@ -129,7 +137,7 @@ def read_run(folder: Path) -> RunSummary:
     best = report.get("best") or {}
     monitored = str(best.get("metric", "")).removeprefix("val/")
     test = _select_test_metric(report.get("test") or {}, monitored)
-    if test is not None:
+    if test is not None and with_interval:
         test = replace(test, interval=_find_interval(folder / PREDICTIONS, test))
     validation = Score(monitored, float(best["value"])) if _is_number(best.get("value")) else None
     seconds = report.get("seconds", math.nan)
@@ -197,7 +205,11 @@ def _find_interval(path: Path, score: Score) -> Interval | None:
     """Computes the interval of a metric that is a mean over rows from the predictions of a test."""
     if not path.is_file() or path.stat().st_size > MAX_BYTES:
         return None
-    values = row_scores(read_predictions(path), score)
+    return score_interval(row_scores(read_predictions(path), score), score)
+
+
+def score_interval(values: Sequence[float], score: Score) -> Interval | None:
+    """Computes the 95 % interval of a metric from the scores of rows; None without scores."""
     if not values:
         return None
     if set(values) <= {0.0, 1.0}:

@@ -85,7 +85,7 @@ class CommandSettings:
     def process_settings(self) -> dict[str, Any]:
         """The settings that must be equal in all processes of a run."""
         seed = {"seed_everything": self.config.get("seed_everything")}
-        return {**seed, **flat(self.config["model"], "model"), **self.all_settings}
+        return {**seed, **flatten_classes(self.config["model"], "model"), **self.all_settings}
 
     @property
     def prepares(self) -> bool:
@@ -95,7 +95,7 @@ class CommandSettings:
 
 def config_settings(config: Config) -> dict[str, Any]:
     """The settings of a config that determine training, except the settings of the model, as plain values by name."""
-    options = flat(config["data"], "data")
+    options = flatten_classes(config["data"], "data")
     data_names = [name for name in options if name.rpartition(".")[2] not in NOT_DATA]
     data = {name: options[name] for name in data_names}
     backbone = {f"backbone.{name}": config["backbone"].get(name) for name in BACKBONE}
@@ -103,16 +103,19 @@ def config_settings(config: Config) -> dict[str, Any]:
     return data | backbone | trainer | replica_settings(config.get("replicas"))
 
 
-def flat(value: Any, name: str) -> dict[str, Any]:
-    """Flatten the arguments of a class and of nested classes to dotted names; other values stay as they are."""
+def flatten_classes(value: Any, name: str) -> dict[str, Any]:
+    """Flatten the arguments of a class and of nested classes to dotted names; other mappings are one value.
+
+    Checkpoints store these names.
+    """
     if isinstance(value, Mapping) and "class_path" in value:
         arguments = value.get("init_args") or {}
-        parts = [flat(inner, f"{name}.{key}") for key, inner in arguments.items()]
+        parts = [flatten_classes(inner, f"{name}.{key}") for key, inner in arguments.items()]
         parts.append({f"{name}.class_path": value["class_path"]})
     elif isinstance(value, Mapping) and name.rpartition(".")[2] in GROUPS:
-        parts = [flat(inner, f"{name}.{key}") for key, inner in value.items()]
+        parts = [flatten_classes(inner, f"{name}.{key}") for key, inner in value.items()]
     elif isinstance(value, Mapping) and value and all(_is_class(inner) for inner in value.values()):
-        parts = [flat(inner, f"{name}.{key}") for key, inner in value.items()]
+        parts = [flatten_classes(inner, f"{name}.{key}") for key, inner in value.items()]
         parts.append({f"{name}.names": list(value)})
     else:
         return {name: value}

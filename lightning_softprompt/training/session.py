@@ -36,6 +36,7 @@ from lightning_softprompt.reports.prediction_file import PREDICTIONS as TEST_PRE
 from lightning_softprompt.runs.loggers import MetricsFile, Summary, make_loggers
 from lightning_softprompt.runs.run_spec import RunSpec, make_folder
 from lightning_softprompt.system.atomic_files import refuse_special_file
+from lightning_softprompt.system.dotted_names import flatten
 from lightning_softprompt.training.monitors import choose_monitor
 from lightning_softprompt.training.prompt_files import count_validation_rows, write_prompt_files
 from lightning_softprompt.training.replicas import Replicas
@@ -216,20 +217,6 @@ def _refuse_special_predictions(path: str) -> None:
 
 def prediction_settings(config: str) -> dict[str, Any]:
     """Returns the options of a run that determine the prediction for a row, as plain values by name."""
-    settings: dict[str, Any] = {"version": __version__}
-    for path, value in _flatten(yaml.safe_load(config)).items():
-        name = path.replace(".init_args.", ".")
-        if name.startswith(PREDICTION_OPTIONS) and name not in ROW_OPTIONS:
-            settings[name] = value
-    return settings
-
-
-def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        path = f"{prefix}{name}"
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{path}.")
-        else:
-            flat[path] = value
-    return flat
+    options = flatten(yaml.safe_load(config))
+    names = [name for name in options if name.startswith(PREDICTION_OPTIONS) and name not in ROW_OPTIONS]
+    return {"version": __version__, **{name: options[name] for name in names}}

@@ -5,7 +5,7 @@ import pytest
 
 from lightning_softprompt import renamed_options
 from lightning_softprompt.renamed_options import rename_keys, rename_settings, rename_words
-from lightning_softprompt.runs.run_settings import flat
+from lightning_softprompt.runs.run_settings import flatten_classes
 
 
 @pytest.fixture(autouse=True)
@@ -110,6 +110,6 @@ def test_an_option_of_a_retriever_is_renamed_wherever_the_retriever_is():
 
 def test_stored_settings_of_rag_data_modules_equal_those_of_the_groups():
     stored = {"data.class_path": RAG, **{f"data.{name}": value for name, value in OLD_RAG.items()}}
-    assert rename_settings({**stored, "data.retriever.way": "dense"}) == flat(
+    assert rename_settings({**stored, "data.retriever.way": "dense"}) == flatten_classes(
         {"class_path": RAG, "init_args": {**NEW_RAG, "retriever": {"mode": "dense"}}}, "data"
     )

@@ -63,10 +63,12 @@ def main(argv: list[str]) -> int:
 
 
 def _find_all(folders: Sequence[Path]) -> list[RunSummary]:
-    """Reads the runs of all folders, each run once."""
+    """Reads the runs of all folders, each run once, without intervals, which the comparison computes."""
     from lightning_softprompt.reports.run_table import find_runs
 
-    found = {run.folder.resolve(): run for folder in folders for run in find_runs(folder)}
+    found: dict[Path, RunSummary] = {}
+    for folder in folders:
+        found |= {run.folder.resolve(): run for run in find_runs(folder, with_intervals=False)}
     if not found:
         raise CommandError(f"no runs in {', '.join(map(str, folders))}; list runs with softprompt runs FOLDER")
     return list(found.values())

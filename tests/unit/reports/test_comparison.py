@@ -7,6 +7,7 @@ from scipy.stats import permutation_test
 
 from lightning_softprompt.__main__ import main
 from lightning_softprompt.evaluation.metrics.paired_tests import adjust_holm, sign_flip_test
+from lightning_softprompt.reports import comparison, run_table
 from lightning_softprompt.reports.comparison import (
     differing_settings,
     disagreeing_rows,
@@ -120,6 +121,19 @@ def test_the_page_needs_no_other_file_and_shows_no_markup_of_rows(runs, tmp_path
     ):
         assert f"<h2>{title}</h2>" in page
     assert page.count("<img ") == 2
+
+
+def test_a_report_reads_the_predictions_of_a_test_once_and_shows_the_interval(runs, tmp_path, monkeypatch):
+    paths = []
+    read = comparison.read_predictions
+    for module in (comparison, run_table):
+        monkeypatch.setattr(module, "read_predictions", lambda path: paths.append(path) or read(path))
+    path = tmp_path / "report.html"
+    assert main(["report", str(runs), "--out", str(path)]) == 0
+    assert sorted(paths) == sorted(runs.glob("*/test_predictions.jsonl"))
+    for run in find_runs(runs):
+        assert run.test.interval is not None
+        assert str(run.test) in path.read_text()
 
 
 def test_a_report_may_name_its_baseline_and_needs_runs(runs, tmp_path, capsys):
