@@ -1,18 +1,14 @@
-"""Corpora with copies, and gold ids that they lack: what is equal in content is equally gold."""
+"""Corpora with copies of documents: a copy of a gold document is gold. Gold ids that are not in a corpus."""
 
 import logging
 import re
-from collections import Counter
 
 import pytest
+from row_files import write_rows
 
-from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.data.readers.corpora import Columns
 from lightning_softprompt.evaluation.qa import QaEvaluation
-from lightning_softprompt.rag.answer_form import AnswerForm
-from lightning_softprompt.rag.passage_selection import PassageNoise, PassageSettings
-from lightning_softprompt.rag.qa_datamodule import RagQaDataModule
-from lightning_softprompt.rag.relevance_datamodule import RelevanceDataModule
+from lightning_softprompt.rag.passage_selection import PassageNoise
 from lightning_softprompt.retrieval.index import Index
 from lightning_softprompt.retrieval.index_builder import build_index
 from lightning_softprompt.retrieval.passages.documents import Document
@@ -33,98 +29,91 @@ TITLES = {"untitled": {}, "titled": {"dog": "Dog", "copy-dog": "Another"}}
 
 
 @pytest.fixture(scope="session", params=TITLES)
-def folder(request, tmp_path_factory):
-    """The copies come first, so that the index keeps their passages; or both, where titles differ."""
+def index_folder(request, tmp_path_factory):
+    """An index of copies and their originals. It has the passages of the copies, and of both if their titles differ."""
     folder = tmp_path_factory.mktemp("gold") / "index"
     titles = TITLES[request.param]
-    documents = [Document(name, titles.get(name, ""), text) for name, text in {**COPIES, **TEXTS}.items()]
-    build_index(folder, documents, LEXICAL)
+    texts = {**COPIES, **TEXTS}
+    build_index(folder, [Document(name, titles.get(name, ""), text) for name, text in texts.items()], LEXICAL)
     return folder
 
 
 @pytest.fixture
-def rag(family, tiny_folder, folder):
-    def rag(row=ROW, passages=None, answer_form=None, **options):
-        groups = {
-            "passages": PassageSettings(**{"template": "{number} {text} ,", "count": 4, **(passages or {})}),
-            "answer_form": AnswerForm(**(answer_form or {})),
-        }
-        template = "{passages}{soft}{question} : {target}"
-        usual = {**groups, "template": template, "max_tokens": 48, "max_target_tokens": 4, "cache": False}
-        spec, retriever = BackboneSpec(name=str(tiny_folder(family))), Retriever(str(folder), "lexical")
-        splits = {split: [row] for split in ("train", "validation", "test")}
-        return RagQaDataModule(backbone=spec, **{**usual, **splits, "retriever": retriever, **options})
+def make_data(make_qa_data):
+    """Returns a function that creates a data module of one question with numbered passages."""
 
-    return rag
+    def make_data(row=ROW, passages=None, **options):
+        settings = {"template": "{number} {text} ,", "count": 4, **(passages or {})}
+        return make_qa_data([row], passages=settings, **options)
+
+    return make_data
 
 
-def first(module, split="test"):
-    return module.split(split).examples[0]
+def first_example(module):
+    return module.split("test").examples[0]
 
 
-def test_a_copy_that_is_found_is_the_gold_document(rag):
-    example = first(rag(answer_form={"cite": True}))
+def texts_of(example):
+    return [passage.text for passage in example.passages]
+
+
+def test_a_retrieved_copy_has_the_id_of_the_gold_document(make_data):
+    example = first_example(make_data(answer_form={"cite": True}))
     assert example.passages[0].document == "dog"
-    assert (example.found[0], example.gold) == ("dog", ("dog",))
-    gold = [number for number, passage in enumerate(example.passages, start=1) if passage.text == TEXTS["dog"]]
-    assert example.target == "sad" + "".join(f" [{number}]" for number in gold)
-    measured = QaEvaluation(cite=True).score("sad", gold, example)
-    assert [measured[name] for name in ("hit@1", "recall@1", "mrr", "cite_precision", "cite_recall")] == [1.0] * 5
+    assert example.found[0] == "dog"
+    assert example.gold == ("dog",)
+    citations = [number for number, text in enumerate(texts_of(example), start=1) if text == TEXTS["dog"]]
+    assert example.target == "sad" + "".join(f" [{number}]" for number in citations)
+    scores = QaEvaluation(cite=True).score("sad", citations, example)
+    for name in ("hit@1", "recall@1", "mrr", "cite_precision", "cite_recall"):
+        assert scores[name] == 1
 
 
-def test_gold_documents_that_are_copies_of_each_other_count_once(rag):
-    example = first(rag({**ROW, "positive_ids": ["copy-dog", "dog", "dog"]}))
-    measured = QaEvaluation().score("sad", [], example)
-    assert (example.gold, measured["recall@1"], measured["ndcg@5"]) == (("copy-dog",), 1.0, 1.0)
+def test_gold_documents_that_are_copies_of_each_other_count_once(make_data):
+    example = first_example(make_data({**ROW, "positive_ids": ["copy-dog", "dog", "dog"]}))
+    scores = QaEvaluation().score("sad", [], example)
+    assert example.gold == ("copy-dog",)
+    assert scores["recall@1"] == 1
+    assert scores["ndcg@5"] == 1
 
 
-def test_gold_mode_shows_a_text_once(rag):
-    example = first(rag({**ROW, "positive_ids": ["dog", "copy-dog", "film"]}, passages={"mode": "gold"}))
-    assert [(p.document, p.text) for p in example.passages] == [("dog", TEXTS["dog"]), ("film", TEXTS["film"])]
+def test_gold_mode_uses_a_text_once(make_data):
+    row = {**ROW, "positive_ids": ["dog", "copy-dog", "film"]}
+    dog, film = first_example(make_data(row, passages={"mode": "gold"})).passages
+    assert (dog.document, dog.text) == ("dog", TEXTS["dog"])
+    assert (film.document, film.text) == ("film", TEXTS["film"])
 
 
-def test_a_copy_is_moved_to_the_place_of_gold_passages(rag):
-    assert first(rag(passages={"gold_position": -1})).passages[-1].text == TEXTS["dog"]
+def test_a_copy_is_moved_to_the_position_of_gold_passages(make_data):
+    example = first_example(make_data(passages={"gold_position": -1}))
+    assert texts_of(example)[-1] == TEXTS["dog"]
 
 
-def test_noise_takes_copies_for_gold(rag):
-    hidden = rag(passages={"noise": PassageNoise(no_gold=1.0)})
-    _, _, example = hidden.train_dataloader().dataset[0]
-    assert TEXTS["dog"] not in [passage.text for passage in example.passages]
-    replaced = rag(passages={"noise": PassageNoise(distractors=1.0)}).train_dataloader().dataset[0][2]
-    assert TEXTS["dog"] in [passage.text for passage in replaced.passages]
+@pytest.mark.parametrize(
+    ("noise", "contains_gold"), [(PassageNoise(no_gold=1.0), False), (PassageNoise(distractors=1.0), True)]
+)
+def test_noise_treats_copies_as_gold(make_data, noise, contains_gold):
+    module = make_data(passages={"noise": noise})
+    _, _, example = module.train_dataloader().dataset[0]
+    assert (TEXTS["dog"] in texts_of(example)) == contains_gold
 
 
-def test_random_passages_are_no_copies_of_gold_ones(rag):
-    texts = [passage.text for passage in first(rag(passages={"mode": "random", "count": 8}, num_retrieved=8)).passages]
-    assert texts
-    assert TEXTS["dog"] not in texts
+def test_random_passages_are_not_copies_of_gold_ones(make_data):
+    example = first_example(make_data(passages={"mode": "random", "count": 8}, num_retrieved=8))
+    assert example.passages
+    assert TEXTS["dog"] not in texts_of(example)
 
 
-def relevance(family, tiny_folder, folder, rows):
-    return RelevanceDataModule(
-        Retriever(str(folder), "lexical"),
-        template="{soft}{question} : {passage} {target}",
-        words={"relevant": "good", "irrelevant": "bad"},
-        negatives=4,
-        test=rows,
-        max_tokens=40,
-        backbone=BackboneSpec(name=str(tiny_folder(family))),
-        cache=False,
-    )
+@pytest.mark.parametrize("rows", [[ROW], [ROW, {**ROW, "positive_ids": ["story"]}]], ids=["one row", "two rows"])
+def test_no_pair_is_both_relevant_and_irrelevant(make_relevance_data, rows):
+    examples = make_relevance_data(rows, negatives=4).split("test").examples
+    pairs = {(example.fields["passage"], example.label) for example in examples}
+    assert (TEXTS["dog"], 1) in pairs
+    assert {label for _, label in pairs} == {0, 1}
+    assert len({text for text, _ in pairs}) == len(pairs)
 
 
-@pytest.mark.parametrize("also", [[], ["story"]])
-def test_no_pair_is_relevant_and_irrelevant(family, tiny_folder, folder, also):
-    rows = [ROW, {**ROW, "positive_ids": also}] if also else [ROW]
-    examples = relevance(family, tiny_folder, folder, rows).split("test").examples
-    labels = {(example.fields["passage"], example.label) for example in examples}
-    assert (TEXTS["dog"], 1) in labels
-    assert len({label for _, label in labels}) == 2
-    assert set(Counter(text for text, _ in labels).values()) == {1}
-
-
-def test_rows_of_a_document_are_in_the_order_of_its_text(tmp_path):
+def test_passages_of_a_document_are_in_the_order_of_its_text(tmp_path):
     shared = "One two three. "
     documents = [
         Document("a", "", shared * 2),
@@ -132,35 +121,31 @@ def test_rows_of_a_document_are_in_the_order_of_its_text(tmp_path):
     ]
     build_index(tmp_path / "index", documents, IndexSettings(size=3, overlap=0, encoder=None))
     passages = Index(tmp_path / "index").passages
-    assert [passages[row].text.strip() for row in passages.rows_of("b")] == [
-        "Four five six.", "One two three.", "Seven eight nine.",
-    ]  # fmt: skip
-    assert (passages.rows_of("a"), passages.rows_of("c")) == ((0,), ())
+    texts = [passages[row].text.strip() for row in passages.rows_of("b")]
+    assert texts == ["Four five six.", "One two three.", "Seven eight nine."]
+    assert passages.rows_of("a") == (0,)
+    assert passages.rows_of("c") == ()
 
 
 @pytest.mark.parametrize(
-    ("ids", "said"),
+    ("ids", "message"),
     [
         (["00"], "none of the 1 test rows has a gold document that is in"),
         (["dog", "nope"], "1 of the 1 test rows have gold documents that .* lacks, for example 'nope'"),
     ],
 )
-def test_gold_ids_that_the_index_lacks_are_reported(rag, caplog, ids, said):
+def test_gold_ids_that_are_not_in_the_index_are_reported(make_data, caplog, ids, message):
     with caplog.at_level(logging.WARNING):
-        rag({**ROW, "positive_ids": ids}).split("test")
-    assert [record for record in caplog.records if re.search(said, record.getMessage())]
+        make_data({**ROW, "positive_ids": ids}).split("test")
+    assert [record for record in caplog.records if re.search(message, record.getMessage())]
 
 
-def test_a_corpus_may_name_its_ids_otherwise(rag, tmp_path, caplog):
-    (tmp_path / "corpus.jsonl").write_text('{"_id": "dog", "text": "the dog is sad"}\n')
+def test_the_column_of_document_ids_can_have_another_name(make_data, tmp_path, caplog):
+    corpus = write_rows(tmp_path / "corpus.jsonl", [{"_id": "dog", "text": "the dog is sad"}])
     retriever = Retriever(str(tmp_path / "index"), "lexical")
-    module = rag(
-        corpus=str(tmp_path / "corpus.jsonl"),
-        index_settings=LEXICAL,
-        corpus_columns=Columns(id="_id"),
-        retriever=retriever,
-    )
+    settings = {"index_settings": LEXICAL, "corpus_columns": Columns(id="_id")}
+    module = make_data(corpus=str(corpus), retriever=retriever, **settings)
     module.prepare_data()
-    module.prepare_data()  # the index that is there is compared with the corpus
-    assert first(module).found == ("dog",)
+    module.prepare_data()  # compares the existing index with the corpus
+    assert first_example(module).found == ("dog",)
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
