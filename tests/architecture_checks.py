@@ -1,14 +1,14 @@
 """What an architecture must do to be supported, each compared with plain transformers that runs one row at a time.
 
-The reference feeds token ids and puts soft tokens in after the embedding module: no padding, no batch, no cache.
-`CHECKS` holds the checks by name; `architecture_table` adds those of methods and of generation. A check takes a `Trial`
-and raises where results differ. No check names an architecture.
+The reference passes token ids and inserts soft tokens after the embedding module: no padding, no batch, no cache.
+`CHECKS` maps names to checks; `architecture_table` adds the checks of methods and of generation. A check receives a
+`Trial` and raises an error if results differ. No check names an architecture.
 """
 
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import tiny
@@ -40,16 +40,16 @@ class DifferentError(AssertionError):
 
 
 class RefusedError(Exception):
-    """A check of something that the product refuses for this architecture with a clear message at load time."""
+    """A check of a feature that the package refuses for this architecture with a clear message."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a check found, or what loading said.
+    """Result of a check, or of loading.
 
     Args:
-        verdict: One of the four.
-        reason: Of everything but equal results.
+        verdict: `WRONG`, `CRASHED`, `REFUSED` or `EQUAL`.
+        reason: Why results are not equal.
     """
 
     verdict: str
@@ -61,7 +61,7 @@ CHECKS: dict[str, Check] = {}
 
 
 def check_of(checks: dict[str, Check]) -> Callable[[Check], Check]:
-    """A decorator that adds a check to some, under its function's name."""
+    """Return a decorator that adds a function to checks under its name."""
 
     def add(function: Check) -> Check:
         checks[function.__name__] = function
@@ -78,8 +78,8 @@ class Trial:
     """One architecture under test.
 
     Args:
-        folder: Where its tiny model lies.
-        backbone: The product's.
+        folder: Folder of its tiny model.
+        backbone: The model as this package loads it.
     """
 
     folder: Path
@@ -93,26 +93,26 @@ class Trial:
 
     @cached_property
     def tokens(self):
-        """Soft tokens [1, P, H] as large as embeddings are."""
+        """Soft tokens [1, P, H] with the scale of the embeddings."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             size = self.backbone.embed(torch.arange(5, tiny.V)[None]).detach().pow(2).mean().sqrt()
             return torch.randn(1, LENGTH, self.backbone.hidden_size) * size
 
     def batch(self, texts=SHORT, template="front"):
-        """Rows of a template."""
+        """Return a batch of rows of a template."""
         return tiny.batch_of(self.backbone.codec, TEMPLATES.get(template, template), texts, TARGETS[: len(texts)])
 
     def rows(self, batch):
-        """Each row in tokens."""
+        """Return the encoded rows of a batch."""
         return batch.require_encoded()
 
     def logits(self, batch, tokens=None):
-        """The reference's [targets of all rows, V], row by row."""
+        """Return the logits of the reference [targets of all rows, V], row by row."""
         return torch.cat([self._row(row, tokens) for row in self.rows(batch)])
 
     def loss(self, batch, tokens=None):
-        """The reference's mean cross-entropy."""
+        """Return the mean cross-entropy of the reference."""
         targets = torch.tensor([target for row in self.rows(batch) for target in row.targets])
         return cross_entropy(self.logits(batch, tokens), targets)
 
@@ -123,14 +123,15 @@ class Trial:
         model = self.reference
         with soft_at(model, slot, tokens):
             if model.config.is_encoder_decoder:
-                return self._decoded(ids, row.targets)
+                return self._run_decoder(ids, row.targets)
             if type(self.backbone).__name__ == "MaskedBackbone":
                 return model(input_ids=torch.tensor([ids])).logits[0, answers]
-            ids = ids[: max(answers)]  # nothing is predicted from the last token
-            return model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, [a - 1 for a in answers]]
+            ids = torch.tensor([ids[: max(answers)]])  # nothing is predicted from the last token
+            predicting = [answer - 1 for answer in answers]
+            return model(input_ids=ids, use_cache=False).logits[0, predicting]
 
-    def _decoded(self, ids, targets):
-        """A decoder opens as generation opens it, and a forced token is not scored."""
+    def _run_decoder(self, ids, targets):
+        """Start the decoder as generation does; a forced token is not scored."""
         config = self.reference.generation_config
         start = config.decoder_start_token_id
         opening = [config.bos_token_id if start is None else start]
@@ -142,7 +143,7 @@ class Trial:
 
 @contextmanager
 def soft_at(model, slot, tokens):
-    """Puts soft tokens in after the embedding module of what reads the input, at its first call."""
+    """Insert soft tokens after the embedding module of the stack that reads the input, at its first call."""
     if tokens is None:
         yield
         return
@@ -163,10 +164,10 @@ def soft_at(model, slot, tokens):
 
 
 def close(what, ours, right, tolerance=TOLERANCE):
-    """Raises where results differ by more than rounding.
+    """Check that results differ by no more than rounding.
 
     Raises:
-        DifferentError: Saying by how much.
+        DifferentError: With the difference.
     """
     if ours.shape != right.shape:
         raise DifferentError(f"{what} has shape {list(ours.shape)}, not {list(right.shape)}")
@@ -182,10 +183,10 @@ def real(batch, logits):
 
 @contextmanager
 def refusable(trial):
-    """Lets a check end where the product refuses a method, or generation, by name.
+    """End a check if the package refuses a method, or generation, by name.
 
     Raises:
-        RefusedError: With the product's message.
+        RefusedError: With the message of the package.
     """
     try:
         yield
@@ -194,7 +195,7 @@ def refusable(trial):
 
 
 def loss_and_gradient(run, tokens):
-    """A loss and the gradient of soft tokens."""
+    """Return a loss and the gradient of soft tokens."""
     leaf = tokens.clone().requires_grad_()
     loss = run(leaf)
     (gradient,) = torch.autograd.grad(loss, leaf)
@@ -204,8 +205,8 @@ def loss_and_gradient(run, tokens):
 def _steps(trial, texts):
     for template in TEMPLATES:
         batch = trial.batch(texts, template)
-        ours = loss_and_gradient(lambda t, b=batch: _mean_loss(trial.backbone, b, t), trial.tokens)
-        right = loss_and_gradient(lambda t, b=batch: trial.loss(b, t), trial.tokens)
+        ours = loss_and_gradient(partial(_mean_loss, trial.backbone, batch), trial.tokens)
+        right = loss_and_gradient(partial(trial.loss, batch), trial.tokens)
         with torch.no_grad():
             logits = real(batch, trial.backbone(batch, SoftPrompt(tokens=trial.tokens)))
             close(f"evaluation, {template}", logits, trial.logits(batch, trial.tokens))
@@ -228,26 +229,24 @@ def bare(trial):
 
 @check
 def short(trial):
-    """Loss and gradient of soft tokens, rows short."""
+    """Loss and gradient of soft tokens in short rows."""
     _steps(trial, SHORT)
 
 
 @check
 def long(trial):
-    """The same on longer rows, after the short ones."""
+    """Loss and gradient of soft tokens in longer rows, after the short ones."""
     _steps(trial, LONG)
 
 
 @check
 def text(trial):
-    """Soft tokens that start from words give what the words give."""
+    """Soft tokens initialized from words give the same logits as the words."""
     words = "is this film good ?"
     ids = trial.backbone.codec.ids(words)
     start = FromText(words)(trial.backbone, len(ids))[None]
-    soft, plain = (
-        trial.batch(template="{soft} {text} it was {target}"),
-        trial.batch(template=words + TEMPLATES["front"][6:]),
-    )
+    soft = trial.batch(template="{soft} {text} it was {target}")
+    plain = trial.batch(template=words + TEMPLATES["front"].removeprefix("{soft}"))
     with torch.no_grad():
         ours = trial.backbone(soft, SoftPrompt(tokens=start.to(trial.tokens)))
         close("logits", real(soft, ours), trial.logits(plain))
@@ -255,19 +254,20 @@ def text(trial):
 
 @check
 def padding(trial):
-    """More padding on both sides, and a row alone."""
+    """More padding on both sides, and single rows, give the same logits."""
     batch, prompt = trial.batch(LONG), SoftPrompt(tokens=trial.tokens)
     wide = tiny.more_padding(batch, 3, 5, trial.backbone.codec.pad_id)
     with torch.no_grad():
         right = real(batch, trial.backbone(batch, prompt))
         close("logits with padding", real(wide, trial.backbone(wide, prompt)), right)
-        alone = [real(row, trial.backbone(row, prompt)) for row in (tiny.row(batch, b) for b in range(len(batch)))]
+        rows = [tiny.row(batch, b) for b in range(len(batch))]
+        alone = [real(row, trial.backbone(row, prompt)) for row in rows]
         close("logits of rows alone", torch.cat(alone), right)
 
 
 @check
 def checkpoint(trial):
-    """A prompt belongs to its backbone and folds."""
+    """The backbone has one fingerprint, and a prompt can be folded."""
     first, second = (backbone_identity(load_backbone(trial.backbone.spec)) for _ in range(2))
     if first != second:
         raise DifferentError("the same weights have two fingerprints")
@@ -277,7 +277,7 @@ def checkpoint(trial):
 
 
 def run(architecture: Architecture, folder: Path, checks=None) -> dict[str, Result]:
-    """Results by check; `load` alone where the architecture is refused."""
+    """Return the results by check, or only `load` if the architecture is refused."""
     checks = CHECKS if checks is None else checks
     save(architecture, folder)
     try:
@@ -286,7 +286,7 @@ def run(architecture: Architecture, folder: Path, checks=None) -> dict[str, Resu
         return {"load": Result(REFUSED, str(error).replace(str(folder), "FOLDER"))}
     except Exception as error:
         return {"load": _crash(error)}
-    # Some types read a byte-level vocabulary of their own whatever the folder holds.
+    # Some types ignore the tokenizer of the folder and read a byte-level vocabulary.
     backbone.codec = type(backbone.codec)(tokenizer_for(backbone.model.config))
     trial = Trial(folder, backbone)
     return {name: _result(function, trial) for name, function in checks.items()}

@@ -1,6 +1,6 @@
-"""What methods and options must do on an architecture: equal to plain transformers, or refused by name.
+"""Checks of methods and options on an architecture: equal to plain transformers, or refused by name.
 
-`METHODS` holds the checks by name; see `architecture_checks`.
+`METHODS` maps names to checks; see `architecture_checks`.
 """
 
 from dataclasses import replace
@@ -24,8 +24,8 @@ check = check_of(METHODS)
 HALF = 0.3  # relative error of a loss in bfloat16
 
 
-def attached(trial, cls, **arguments):
-    """A method on the backbone, after its requirements were tried on a small copy as a run does.
+def attach_method(trial, cls, **arguments):
+    """Return a method on the backbone, after a check of its requirements on a small copy, as in a run.
 
     Raises:
         RefusedError: If the method refuses the backbone.
@@ -38,7 +38,7 @@ def attached(trial, cls, **arguments):
 
 
 def before_all(trial, batch, tokens, at_first_layer=False):
-    """The reference's logits with soft tokens before all words of each row; they may enter before the first layer."""
+    """Return the logits of the reference with soft tokens before each row, at the input or before the first layer."""
     return torch.cat([_before(trial, row, tokens, at_first_layer) for row in trial.rows(batch)])
 
 
@@ -65,7 +65,7 @@ def _before(trial, row, tokens, at_first_layer):
 
 
 def same_alone(trial, prompt):
-    """A batch gives what each of its rows gives."""
+    """Check that a batch gives the same logits as each of its rows."""
     batch = trial.batch()
     with torch.no_grad():
         together = real(batch, trial.backbone(batch, prompt))
@@ -77,20 +77,21 @@ def same_alone(trial, prompt):
 
 
 def _for_heads(cached, heads):
-    """Cached keys or values as the attention sees them: JetMoe repeats them for the experts of a token."""
+    """Return cached keys or values as the attention reads them: JetMoe repeats them for the experts of a token."""
     return cached.repeat(1, heads // cached.shape[1], 1, 1)
 
 
 @check
 def prefix(trial):
-    """Keys and values before the rows: those that a decoder makes of soft tokens act like the soft tokens."""
-    method = attached(trial, PrefixTuning, length=LENGTH, width=None, init=NormalKeysValues(0.5))
+    """Keys and values that a decoder computes from soft tokens have the effect of the soft tokens."""
+    method = attach_method(trial, PrefixTuning, length=LENGTH, width=None, init=NormalKeysValues(0.5))
     batch = trial.batch()
     if isinstance(trial.backbone, CausalBackbone):
         with torch.no_grad(), soft_at(trial.reference, 0, trial.tokens):
-            made = trial.reference(input_ids=torch.full((1, LENGTH), tiny.UNK), use_cache=True).past_key_values.layers
+            ids = torch.full((1, LENGTH), tiny.UNK)
+            cache = trial.reference(input_ids=ids, use_cache=True).past_key_values
             heads = trial.backbone.attentions["self"].heads
-            pairs = [(_for_heads(layer.keys, heads), _for_heads(layer.values, heads)) for layer in made]
+            pairs = [(_for_heads(layer.keys, heads), _for_heads(layer.values, heads)) for layer in cache.layers]
             kv = {"self": dict(enumerate(pairs))}
         with torch.no_grad():
             ours = real(batch, trial.backbone(batch, SoftPrompt(kv=kv)))
@@ -100,8 +101,8 @@ def prefix(trial):
 
 @check
 def late(trial):
-    """Soft tokens before a layer; before a decoder's first layer they precede the states of all words."""
-    method = attached(trial, LatePromptTuning, length=LENGTH, layer=0, generator="free")
+    """Soft tokens enter before a layer; in a decoder they precede the states of all words."""
+    method = attach_method(trial, LatePromptTuning, length=LENGTH, layer=0, generator="free")
     batch, prompt = trial.batch(), SoftPrompt(hidden={0: trial.tokens})
     if isinstance(trial.backbone, CausalBackbone):
         with torch.no_grad():
@@ -112,7 +113,7 @@ def late(trial):
 
 @check
 def states(trial):
-    """States that heads of classes and tags read are those of rows alone."""
+    """States that class heads and tag heads read equal the states of single rows."""
     batch, prompt = trial.batch(), SoftPrompt(tokens=trial.tokens)
     with torch.no_grad():
         together = trial.backbone.hidden_states(batch, prompt)[batch.mask]
@@ -130,15 +131,15 @@ def words(trial):
         close("scores", real(batch, scores), trial.logits(batch, trial.tokens)[:, chosen])
 
 
-def loaded(trial, **options):
-    """The same backbone with other options of its specification."""
+def reload_backbone(trial, **options):
+    """Return the backbone with other options of its spec."""
     backbone = load_backbone(replace(trial.backbone.spec, **options))
     backbone.codec = trial.backbone.codec
     return backbone
 
 
 def loss_of(trial, backbone):
-    """Loss and gradient of soft tokens."""
+    """Return loss and gradient of soft tokens."""
     batch = trial.batch()
     tokens = trial.tokens.clone().requires_grad_()
     losses = backbone.cross_entropy(batch, SoftPrompt(tokens=tokens))
@@ -149,7 +150,7 @@ def loss_of(trial, backbone):
 @check
 def recompute(trial):
     """Layers that are recomputed in the backward pass give the same loss and gradient."""
-    right, ours = loss_of(trial, trial.backbone), loss_of(trial, loaded(trial, checkpointing=True))
+    right, ours = loss_of(trial, trial.backbone), loss_of(trial, reload_backbone(trial, checkpointing=True))
     close("loss", ours[0], right[0])
     close("gradient", ours[1], right[1], 10 * TOLERANCE)
 
@@ -157,17 +158,17 @@ def recompute(trial):
 @check
 def prepacked(trial):
     """Weights that are reordered for oneDNN give the same loss and gradient."""
-    right, ours = loss_of(trial, trial.backbone), loss_of(trial, loaded(trial, linear_backend="prepacked"))
+    right, ours = loss_of(trial, trial.backbone), loss_of(trial, reload_backbone(trial, linear_backend="prepacked"))
     close("loss", ours[0], right[0])
     close("gradient", ours[1], right[1], 10 * TOLERANCE)
 
 
 @check
 def bfloat16(trial):
-    """Weights in bfloat16 run, and give about the same loss."""
+    """Weights in bfloat16 give about the same loss."""
     with refusable(trial):
         PromptTuning(backbone=replace(trial.backbone.spec, dtype="bfloat16")).check_backbone()
-        half = loaded(trial, dtype="bfloat16")
+        half = reload_backbone(trial, dtype="bfloat16")
     ours = loss_of(trial, half)
     close("loss", ours[0].float(), loss_of(trial, trial.backbone)[0], HALF)
 
@@ -177,9 +178,9 @@ def memory(trial):
     """The estimate counts the model's parameters, and a step runs on its copies."""
     spec = BackboneSpec(name=str(trial.folder))
     with refusable(trial):
-        found = plan(PromptTuning(backbone=spec, length=LENGTH), spec, Workload(2, 32, answers=2, new_tokens=4))
+        estimate = plan(PromptTuning(backbone=spec, length=LENGTH), spec, Workload(2, 32, answers=2, new_tokens=4))
     count = sum(weight.numel() for weight in trial.reference.parameters())
-    if found.frozen != count:
-        raise DifferentError(f"{found.frozen} parameters are counted, and there are {count}")
-    if not 0 < found.training["kept for the backward pass"] < 2**30:
-        raise DifferentError(f"{found.training['kept for the backward pass']} bytes are kept")
+    if estimate.frozen != count:
+        raise DifferentError(f"{estimate.frozen} parameters are counted, and there are {count}")
+    if not 0 < estimate.training["kept for the backward pass"] < 2**30:
+        raise DifferentError(f"{estimate.training['kept for the backward pass']} bytes are kept")

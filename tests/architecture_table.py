@@ -29,30 +29,35 @@ An architecture that is refused as a whole is refused when it is loaded.
 
 
 def write(path: Path, table, checks) -> None:
-    """The table, one row an architecture."""
-    loaded = {name: results for name, results in table.items() if "load" not in results}
-    rest = {name: results["load"] for name, results in table.items() if "load" in results}
+    """Write the table with one row for each architecture."""
+    loaded = {name: results for name, results in sorted(table.items()) if "load" not in results}
+    not_loaded = {name: results["load"] for name, results in sorted(table.items()) if "load" in results}
     lines = [HEAD, "## Loaded", "", f"| architecture | {' | '.join(checks)} |", "|---" * (len(checks) + 1) + "|"]
-    for name, results in sorted(loaded.items()):
-        lines.append(f"| {name} | {' | '.join(results.get(c, Result('-')).verdict for c in checks)} |")
+    for name, results in loaded.items():
+        verdicts = [results.get(check, Result("-")).verdict for check in checks]
+        lines.append(f"| {name} | {' | '.join(verdicts)} |")
     lines += ["", "## Reasons", "", "| architecture | check | result | reason |", "|---|---|---|---|"]
-    for name, results in sorted(loaded.items()):
-        bad = {check: result for check, result in results.items() if result.verdict != EQUAL}
-        lines += [f"| {name} | {c} | {r.verdict} | {_cell(r.reason)} |" for c, r in bad.items()]
+    for name, results in loaded.items():
+        for check, result in results.items():
+            if result.verdict != EQUAL:
+                lines.append(f"| {name} | {check} | {result.verdict} | {_cell(result.reason)} |")
     lines += ["", "## Not loaded", "", "| architecture | result | reason |", "|---|---|---|"]
-    lines += [f"| {name} | {result.verdict} | {_cell(result.reason)} |" for name, result in sorted(rest.items())]
+    for name, result in not_loaded.items():
+        lines.append(f"| {name} | {result.verdict} | {_cell(result.reason)} |")
     path.parent.mkdir(exist_ok=True)
     path.write_text("\n".join(lines) + "\n")
 
 
 def read(path: Path):
-    """Results by architecture and check."""
+    """Return the results by architecture and check."""
     sections = path.read_text().split("\n## ") if path.is_file() else []
     rows = {section.splitlines()[0]: _rows(section) for section in sections[1:]}
     if not rows:
         return {}
     checks = rows["Loaded"][0][1:]
-    table = {name: dict(zip(checks, map(Result, cells), strict=True)) for name, *cells in rows["Loaded"][1:]}
+    table = {}
+    for name, *verdicts in rows["Loaded"][1:]:
+        table[name] = dict(zip(checks, map(Result, verdicts), strict=True))
     for name, check, verdict, reason in rows["Reasons"][1:]:
         table[name][check] = Result(verdict, reason)
     return table | {name: {"load": Result(verdict, reason)} for name, verdict, reason in rows["Not loaded"][1:]}

@@ -1,7 +1,7 @@
-"""Tiny random models of every language-model type of transformers, and the variants that change how rows run.
+"""Tiny random models of every language-model type of transformers, and variants that change how rows run.
 
-Types come from transformers' auto classes. A dictionary of sizes shrinks whatever attributes a configuration has, so
-an architecture needs a line here only if its configuration requires one more value.
+Types come from transformers' auto classes. A dictionary of sizes shrinks every attribute that a configuration has, so
+an architecture needs a line here only if its configuration requires another value.
 """
 
 from collections.abc import Mapping
@@ -69,7 +69,7 @@ SIZES: Sizes = {
     "scale_embedding": True,
 }  # fmt: skip
 
-# One more value where a configuration requires it.
+# Values that single configurations require.
 MORE: dict[str, Sizes] = {
     "bamba": {"mamba_n_heads": 8},
     "blt": {"encoder_hash_byte_group_vocab": 32},
@@ -122,7 +122,7 @@ def _rope(kind: str, **values: Any) -> Sizes:
 LONG = {"short_factor": [1.0] * 4, "long_factor": [4.0, 3.0, 2.0, 1.5], "original_max_position_embeddings": 32}
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32, "factor": 8.0}
 MIXED = {"layer_types": ["sliding_attention", "full_attention"]}
-VARIANTS = {  # what changes how rows run within a type; a variant is one line
+VARIANTS = {  # variants of a type that change how rows run; a variant is one line
     "llama-tied": Architecture("llama", {"tie_word_embeddings": True}),
     "llama-linear": Architecture("llama", _rope("linear", factor=4.0)),
     "llama-dynamic": Architecture("llama", {**_rope("dynamic", factor=4.0), "max_position_embeddings": 32}),
@@ -151,7 +151,7 @@ VARIANTS = {  # what changes how rows run within a type; a variant is one line
 
 
 def architectures() -> dict[str, Architecture]:
-    """Every type that transformers has with one of the three language-modeling heads, and the variants."""
+    """Return every type of transformers with one of the three language-modeling heads, and the variants."""
     names = {
         *MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
         *MODEL_FOR_MASKED_LM_MAPPING_NAMES,
@@ -161,7 +161,7 @@ def architectures() -> dict[str, Architecture]:
 
 
 def config_of(architecture: Architecture) -> PreTrainedConfig:
-    """Its configuration, made small."""
+    """Return the small configuration of an architecture."""
     return _small(CONFIG_MAPPING[architecture.model_type], architecture.more)
 
 
@@ -170,7 +170,8 @@ def _small(config_class: type[PreTrainedConfig], more: Sizes) -> PreTrainedConfi
     required = {**MORE.get(config_class.model_type, {}), **more}
     values = {name: value for name, value in SIZES.items() if _is_size(plain, name)} | required
     if "kv_lora_rank" in values:  # latent attention has as many key heads as query heads
-        values = {"num_key_value_heads": 4} | required | {n: v for n, v in values.items() if n != "num_key_value_heads"}
+        values.pop("num_key_value_heads", None)
+        values = {"num_key_value_heads": 4} | required | values
     if plain.is_encoder_decoder:
         values = {"decoder_start_token_id": tiny.EOS} | values
     for name in config_class.sub_configs:
@@ -185,23 +186,23 @@ def _is_size(config: PreTrainedConfig, name: str) -> bool:
 
 
 class NotSmallError(Exception):
-    """A model that the sizes alone do not build."""
+    """A model that cannot be built from the sizes alone."""
 
 
 def save(architecture: Architecture, folder: Path) -> Path:
-    """A folder such as a hub would hold. One that no auto class knows has no weights.
+    """Write a folder like a model repository of a hub. A type that no auto class supports has no weights.
 
     Raises:
         NotSmallError: If its configuration or its model cannot be built.
     """
     disable_progress_bar()
     try:
-        return _saved(architecture, folder)
+        return _write(architecture, folder)
     except Exception as error:
         raise NotSmallError(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}") from error
 
 
-def _saved(architecture: Architecture, folder: Path) -> Path:
+def _write(architecture: Architecture, folder: Path) -> Path:
     config = config_of(architecture)
     family = family_of(config)
     tokenizer_for(config).save_pretrained(folder)
@@ -219,16 +220,16 @@ def _saved(architecture: Architecture, folder: Path) -> Path:
 
 
 def tokenizer_for(config: PreTrainedConfig) -> Any:
-    """Whole words, opened and closed as the family usually is."""
-    kind = "t5" if config.is_encoder_decoder else "bert" if family_of(config) is MaskedBackbone else "llama"
-    tokenizer = tiny.tokenizer(kind)
+    """Return a tokenizer of whole words with the usual special tokens of the family."""
+    family = "bert" if family_of(config) is MaskedBackbone else "llama"
+    tokenizer = tiny.tokenizer("t5" if config.is_encoder_decoder else family)
     tokenizer.model_max_length = WINDOW
     return tokenizer
 
 
 @torch.no_grad()
 def enlarge(model: PreTrainedModel) -> None:
-    """Makes weights so large that a word at another position changes the logits."""
+    """Scale weights up so that a word at another position changes the logits."""
     for weight in model.parameters():
         if not weight.is_floating_point():
             continue

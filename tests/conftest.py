@@ -1,4 +1,4 @@
-"""What all tests share: tiny backbones, methods by the row, and a machine that no test can see or change."""
+"""Fixtures of all tests: tiny backbones, a table of methods, and isolation from the user's environment."""
 
 import os
 import random
@@ -43,9 +43,9 @@ from lightning_softprompt.prompts.kv_prefix import NormalKeysValues
 from lightning_softprompt.readouts.class_head import ClassHead
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # for processes that tests start
-huggingface_hub.constants.HF_HUB_OFFLINE = True  # for this one, which has read the variable already
+huggingface_hub.constants.HF_HUB_OFFLINE = True  # for this process, which has read the variable already
 torch.set_num_threads(1)
-# Kernels that were compiled for other instructions abort the process, so each instruction set has a cache of its own.
+# Kernels compiled for another instruction set abort the process, so each instruction set has a separate cache.
 KERNELS = Path(tempfile.gettempdir(), f"torchinductor-{torch.backends.cpu.get_cpu_capability()}")
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(KERNELS))
 
@@ -64,14 +64,14 @@ RUN_VARIABLES = (
 
 @dataclass(frozen=True)
 class Method:
-    """A method as the contract suite tries it.
+    """A method as the contract suite tests it.
 
     Args:
-        cls: The method.
-        arguments: What it is built with.
-        families: The backbones that it works on.
+        cls: Class of the method.
+        arguments: Arguments of the class.
+        families: Families of backbones that the method supports.
         folds: Whether its prompt is the same for every row.
-        masks: What it keeps beside its parameters.
+        masks: Names of tensors that its state has in addition to the parameters.
     """
 
     cls: type
@@ -81,7 +81,7 @@ class Method:
     masks: frozenset[str] = frozenset()
 
     def on(self, backbone, **common):
-        """The method on a backbone."""
+        """Return the method attached to a backbone."""
         module = self.cls(**{**self.arguments, **common, "backbone": backbone.spec})
         module.attach(backbone)
         return module.eval()
@@ -135,31 +135,36 @@ METHODS = {  # a new method is a new row
 
 
 def pytest_generate_tests(metafunc):
-    """A test of backbones runs on every family, or on its module's FAMILIES; one of methods on those that it claims."""
+    """Run tests of backbones on every family or on FAMILIES of the module, and tests of methods on supported ones."""
     families = getattr(metafunc.module, "FAMILIES", tiny.FAMILIES)
     if "method" in metafunc.fixturenames:
-        pairs = {
-            f"{name}-{f}": (method, f) for name, method in METHODS.items() for f in method.families if f in families
-        }
+        pairs = {}
+        for name, method in METHODS.items():
+            for family in method.families:
+                if family in families:
+                    pairs[f"{name}-{family}"] = (method, family)
         metafunc.parametrize(("method", "family"), pairs.values(), ids=pairs.keys())
-    elif "family" in metafunc.fixturenames and not _marked_with_families(metafunc):
+    elif "family" in metafunc.fixturenames and not _parametrizes_family(metafunc):
         metafunc.parametrize("family", families)
 
 
-def _marked_with_families(metafunc):
-    names = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
-    return any("family" in (said.split(",") if isinstance(said, str) else said) for said in names)
+def _parametrizes_family(metafunc):
+    for mark in metafunc.definition.iter_markers("parametrize"):
+        names = mark.args[0]
+        if "family" in (names.split(",") if isinstance(names, str) else names):
+            return True
+    return False
 
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory):
-    """A function from family (and seed of the weights) to the folder of a tiny backbone."""
+    """A function from a family (and the seed of the weights) to the folder of a tiny backbone."""
     return cache(lambda family, seed=0: tiny.save(family, tmp_path_factory.mktemp(f"{family}-{seed}"), seed))
 
 
 @pytest.fixture(scope="session")
 def load(tiny_folder):
-    """A function from family to a fresh backbone; further arguments are the spec's."""
+    """A function from a family to a new backbone; further arguments are those of BackboneSpec."""
 
     def load(family, seed=0, **spec):
         return load_backbone(BackboneSpec(name=str(tiny_folder(family, seed)), **spec))
@@ -168,45 +173,46 @@ def load(tiny_folder):
 
 
 @pytest.fixture(scope="session")
-def _kept(load):
+def _cached_load(load):
     return cache(load)
 
 
 @pytest.fixture
-def backbone(family, _kept):
-    """A tiny backbone of each family, which tests read and do not change."""
-    return _kept(family)
+def backbone(family, _cached_load):
+    """A tiny backbone of each family, shared by tests that do not change it."""
+    return _cached_load(family)
 
 
 @pytest.fixture
 def classes():
-    """Three classes; the first is spoken by two words."""
+    """Three classes; the first has two label words."""
     return tiny.CLASSES
 
 
 @pytest.fixture
 def rows():
-    """Rows of a file."""
+    """Six labeled rows."""
     labels = ("positive", "negative", "negative", "positive", "neutral", "neutral")
     texts = (*tiny.TEXTS, "that dog is one dog", "what ?")
     return [{"text": text, "label": label} for text, label in zip(texts, labels, strict=True)]
 
 
 @pytest.fixture(autouse=True)
-def apart(request, monkeypatch, tmp_path_factory):
-    """Random numbers, precision, environment and caches are each test's own, but for the cache of the real backbone."""
+def isolate_test(request, monkeypatch, tmp_path_factory):
+    """Restore random state, precision and environment after each test; slow tests share the user's cache."""
     if request.node.get_closest_marker("slow") is None:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / f"cache-{next(NUMBERS)}"))
     for name in RUN_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     before = dict(os.environ)
-    dtype, states = torch.get_default_dtype(), (torch.get_rng_state(), random.getstate(), np.random.get_state())
+    dtype = torch.get_default_dtype()
+    torch_state, python_state, numpy_state = torch.get_rng_state(), random.getstate(), np.random.get_state()
     torch.manual_seed(0)
     yield
     torch.set_default_dtype(dtype)
-    torch.set_rng_state(states[0])
-    random.setstate(states[1])
-    np.random.set_state(states[2])
+    torch.set_rng_state(torch_state)
+    random.setstate(python_state)
+    np.random.set_state(numpy_state)
     for name in set(os.environ) - set(before):
         del os.environ[name]
     os.environ.update(before)

