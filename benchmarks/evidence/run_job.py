@@ -1,10 +1,8 @@
-"""Runs one job of the queue: `softprompt fit` and `softprompt test`. Called by `run_queue.py`.
-
-python run_job.py FOLDER DATA DEVICE JOB
-"""
+"""Runs one job of the queue: `softprompt fit` and `softprompt test`. Called by `run_queue.py`."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import resource
 import sys
@@ -23,9 +21,16 @@ from lightning_softprompt.system.atomic_files import write_file
 DIGITS = 5  # of the scores of rows
 
 
-def main(folder: str, data: str, device: str, description: str) -> None:
+def main() -> None:
     """Runs the commands and writes `result.json` to the folder."""
-    job = Job(**json.loads(description))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", help="folder of the run and its result")
+    parser.add_argument("data", help="folder of all data sets")
+    parser.add_argument("device", choices=["cpu", "cuda"])
+    parser.add_argument("job", help="the job as JSON")
+    args = parser.parse_args()
+    folder, data, device = args.folder, args.data, args.device
+    job = Job(**json.loads(args.job))
     result: dict[str, Any] = {}
     checkpoint = None
     if job.rate is not None:
@@ -43,7 +48,7 @@ def main(folder: str, data: str, device: str, description: str) -> None:
     write_file(Path(folder) / "result.json", json.dumps(result).encode())
 
 
-def words(job: Job, folder: str, data: str, device: str) -> list[str]:
+def to_arguments(job: Job, folder: str, data: str, device: str) -> list[str]:
     """Returns the options that all commands of the job share."""
     options = {
         **job.options,
@@ -62,7 +67,7 @@ def words(job: Job, folder: str, data: str, device: str) -> list[str]:
 
 def train(job: Job, folder: str, data: str, device: str) -> tuple[Mapping[str, Any], Path]:
     """Trains, or resumes an interrupted training, and returns the report and the best checkpoint."""
-    run(["fit", *words(job, folder, data, device), "--run.name=train", "--ckpt_path=last"])
+    run(["fit", *to_arguments(job, folder, data, device), "--run.name=train", "--ckpt_path=last"])
     report = json.loads((last_folder() / "metrics.json").read_text())
     return report, last_folder() / "checkpoints" / "best.ckpt"
 
@@ -70,7 +75,7 @@ def train(job: Job, folder: str, data: str, device: str) -> tuple[Mapping[str, A
 def test(job: Job, folder: str, data: str, device: str, checkpoint: Path | None) -> dict[str, Any]:
     """Tests, and returns the metrics and the score of each row."""
     source = [] if checkpoint is None else [f"--ckpt_path={checkpoint}"]
-    run(["test", *words(job, folder, data, device), *source])
+    run(["test", *to_arguments(job, folder, data, device), *source])
     metrics = json.loads((last_folder() / "metrics.json").read_text())["test"]
     value = metrics[f"test/{job.metric}"]
     records = read_predictions(last_folder() / PREDICTIONS)
@@ -90,4 +95,4 @@ def run(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -9,10 +9,8 @@ what has a result and resumes the interrupted training from its last checkpoint.
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -25,6 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from plan import Job, Plan
+
+from lightning_softprompt.system.file_locks import lock_file
+from lightning_softprompt.system.processor import cpu_name
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
@@ -45,13 +46,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--list", action="store_true", help="print the open jobs and exit")
     args = parser.parse_args()
+    if args.list:
+        for job in open_jobs(args.experiments, args.results):
+            print(job.key)
+        return
     with lock(args.results):
         repair(args.results)
         end = time.monotonic() + 60 * args.minutes
-        while (job := next_job(args.experiments, args.results)) is not None:
-            if args.list:
-                print_open_jobs(args.experiments, args.results)
-                return
+        while jobs := open_jobs(args.experiments, args.results):
+            job = jobs[0]
             if time.monotonic() > end:
                 print("the time is over; start the queue again to continue")
                 return
@@ -65,10 +68,11 @@ def main() -> None:
 def lock(results: Path) -> Iterator[None]:
     """Refuses a second queue with the same results."""
     results.parent.mkdir(parents=True, exist_ok=True)
-    with results.with_suffix(".lock").open("w") as file:
+    path = results.with_suffix(".lock")
+    with path.open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            lock_file(file, path)
+        except BlockingIOError:
             sys.exit(f"another queue writes {results}; wait, or stop it")
         yield
 
@@ -76,17 +80,20 @@ def lock(results: Path) -> Iterator[None]:
 def repair(results: Path) -> None:
     """Removes a last line that was not written completely."""
     if results.is_file():
-        content = results.read_bytes()
-        complete = content[: content.rfind(b"\n") + 1]
-        if complete != content:
-            os.truncate(results, len(complete))
+        os.truncate(results, len(read_complete_lines(results)))
+
+
+def read_complete_lines(results: Path) -> bytes:
+    """Reads the results up to the last line break."""
+    content = results.read_bytes()
+    return content[: content.rfind(b"\n") + 1]
 
 
 def read_results(path: Path) -> list[Result]:
-    """Reads all results."""
+    """Reads all results. A last line that is not yet written completely is ignored."""
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in read_complete_lines(path).splitlines()]
 
 
 def append(path: Path, result: Result) -> None:
@@ -104,19 +111,8 @@ def open_jobs(experiments: Path, results: Path) -> list[Job]:
     return [job for job in Plan(experiments).jobs(known) if job.key not in done]
 
 
-def next_job(experiments: Path, results: Path) -> Job | None:
-    """Returns the first job without a result; None if all have one."""
-    return next(iter(open_jobs(experiments, results)), None)
-
-
-def print_open_jobs(experiments: Path, results: Path) -> None:
-    """Prints the keys of the open jobs."""
-    for job in open_jobs(experiments, results):
-        print(job.key)
-
-
 def run_job(job: Job, args: argparse.Namespace) -> Result:
-    """Runs a job in a process of its own and returns its result.
+    """Runs a job in a separate process and returns its result.
 
     Raises:
         SystemExit: If a command of the job fails, naming its log.
@@ -153,14 +149,6 @@ def machine(args: argparse.Namespace) -> Result:
         "commit": commit(),
         "finished": f"{datetime.now(UTC):%F %T}",
     }
-
-
-def cpu_name() -> str:
-    """Returns the name of the CPU."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def commit() -> str:

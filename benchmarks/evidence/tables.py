@@ -73,11 +73,12 @@ def page(results: Sequence[Result]) -> Iterator[str]:
     searched = [result["steps"] for result in results if result["selects_rate"]]
     yield HEADER.format(steps=max(trained, default=0), rate_steps=max(searched, default=0))
     tested = [result for result in results if "test" in result]
-    groups = dict.fromkeys((result["block"], result["task"], result["backbone"]) for result in tested)
-    for block, task, backbone in groups:
-        members = [r for r in tested if (r["block"], r["task"], r["backbone"]) == (block, task, backbone)]
-        methods = dict.fromkeys(result["method"] for result in members)
-        cells = [Cell(method, [r for r in members if r["method"] == method]) for method in methods]
+    groups: dict[tuple[str, str, str], dict[str, list[Result]]] = {}
+    for result in tested:
+        group = groups.setdefault((result["block"], result["task"], result["backbone"]), {})
+        group.setdefault(result["method"], []).append(result)
+    for (block, task, backbone), results_by_method in groups.items():
+        cells = [Cell(method, members) for method, members in results_by_method.items()]
         yield f"## {block}: {task}, {backbone}\n"
         yield from methods_table(cells)
         yield from pairs_table(cells)
@@ -104,7 +105,10 @@ def methods_table(cells: Sequence[Cell]) -> Iterator[str]:
 
 def pairs_table(cells: Sequence[Cell]) -> Iterator[str]:
     """Yields a line per pair of methods that differ after the correction, and a list of the other pairs."""
-    pairs = [(one, other) for one, other in combinations(cells, 2) if one.row_scores.size == other.row_scores.size > 0]
+    pairs = []
+    for one, other in combinations(cells, 2):
+        if one.row_scores.size == other.row_scores.size > 0:
+            pairs.append((one, other))
     if not pairs:
         return
     differences = [one.row_scores - other.row_scores for one, other in pairs]

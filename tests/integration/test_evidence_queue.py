@@ -40,15 +40,19 @@ def experiments(tmp_path, tiny_folder):
     return path
 
 
-def start(tmp_path, experiments):
+def start(tmp_path, experiments, *options):
     words = [
         f"--data={tmp_path / 'data'}",
         f"--experiments={experiments}",
         f"--results={tmp_path / 'results.jsonl'}",
         f"--work={tmp_path / 'work'}",
     ]
-    command = [sys.executable, run_queue.__file__, *words]
+    command = [sys.executable, run_queue.__file__, *words, *options]
     return subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, text=True)
+
+
+def list_jobs(tmp_path, experiments):
+    return start(tmp_path, experiments, "--list").communicate(timeout=60)[0].split()
 
 
 def test_a_killed_queue_continues_without_a_lost_or_doubled_result(tmp_path, experiments):
@@ -72,6 +76,12 @@ def test_a_killed_queue_continues_without_a_lost_or_doubled_result(tmp_path, exp
     assert not list((tmp_path / "work").iterdir())
     assert "all experiments have results" in start(tmp_path, experiments).communicate(timeout=60)[0]
     assert len(run_queue.read_results(results)) == 3
+
+
+def test_jobs_are_listed_while_a_queue_runs(tmp_path, experiments):
+    candidates = [job.key for job in Plan(experiments).jobs([])]
+    with run_queue.lock(tmp_path / "results.jsonl"):
+        assert list_jobs(tmp_path, experiments) == candidates
 
 
 def test_a_second_queue_is_refused(tmp_path):

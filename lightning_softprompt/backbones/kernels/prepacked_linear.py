@@ -29,6 +29,7 @@ from torch.nn.functional import linear
 from lightning_softprompt.core.backbone_spec import LinearBackend
 from lightning_softprompt.system.atomic_files import write_if_possible
 from lightning_softprompt.system.cache_dirs import cache_folder
+from lightning_softprompt.system.processor import cpu_name
 
 log = logging.getLogger(__name__)
 _plain: ContextVar[bool] = ContextVar("plain", default=False)
@@ -169,14 +170,6 @@ def read_gains(file: Path) -> dict[str, float]:
 def write_gains(file: Path, known: dict[str, float]) -> None:
     """Replaces the file atomically. A failure is only logged: each run then measures again."""
     write_if_possible(file, lambda draft: draft.write_text(json.dumps(known, indent=2)))
-
-
-def cpu_name() -> str:
-    """Returns the name of the processor: that of Linux, or Python's on other systems."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def gain() -> float:
