@@ -1,20 +1,32 @@
 """Data modules of retrieval tests."""
 
 import pytest
+from questions import LEXICAL, TEXTS
 
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.rag.answer_form import AnswerForm
 from lightning_softprompt.rag.passage_selection import PassageSettings
 from lightning_softprompt.rag.qa_datamodule import RagQaDataModule
 from lightning_softprompt.rag.relevance_datamodule import RelevanceDataModule
+from lightning_softprompt.retrieval.index_builder import build_index
+from lightning_softprompt.retrieval.passages.documents import Document
 from lightning_softprompt.retrieval.retriever import Retriever
+
+
+@pytest.fixture(scope="session")
+def index_folder(tmp_path_factory):
+    """The folder of an index of the small corpus, in which one document has a title."""
+    folder = tmp_path_factory.mktemp("rag") / "index"
+    documents = [Document(name, "Film" if name == "film" else "", text) for name, text in TEXTS.items()]
+    build_index(folder, documents, LEXICAL)
+    return folder
 
 
 @pytest.fixture
 def make_qa_data(family, tiny_folder, index_folder):
     """Returns a function that creates a data module with the same questions in each split.
 
-    Its passages come from a lexical search in the index at `index_folder`, a fixture of the test file. The keyword
+    Its passages come from a lexical search in the index at `index_folder`, which a test file can replace. The keyword
     arguments `passages` and `answer_form` are the fields of these groups of settings.
     """
     defaults = {"template": "{passages}{soft}{question} : {target}", "max_tokens": 48, "max_target_tokens": 4}
