@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import CLASSES, batch_of, encode_rows
+from tiny import CLASSES, MASK, batch_of, encode_rows
 from torch.testing import assert_close
 
 from lightning_softprompt.backbones.prompted_lm import PromptedLM
@@ -38,9 +38,9 @@ CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 
 @pytest.fixture
 def build(backbone):
-    """A method on the backbone, every parameter at random, so that no start hides a term; and its batch."""
+    """A function that returns a method with random parameters, so that no initial value hides a term, and a batch."""
 
-    def make(cls, **arguments):
+    def build(cls, **arguments):
         module = cls(backbone=backbone.spec, **arguments)
         module.attach(backbone)
         module.eval()
@@ -50,7 +50,7 @@ def build(backbone):
         batch = batch_of(backbone.codec)
         return module, batch, module.prompt(batch)
 
-    return make
+    return build
 
 
 # Equations
@@ -60,12 +60,14 @@ def test_residual_prompt_tuning(build):
     module, _, prompt = build(ResidualPromptTuning, length=3, bottleneck=5)
     down, _, up, norm = module.networks[0]
     for p in range(3):
-        inner = up.weight @ (down.weight @ module.tokens[p] + down.bias).clamp(min=0) + up.bias
-        scaled = (inner - inner.mean()) / (inner.var(unbiased=False) + norm.eps).sqrt() * norm.weight + norm.bias
-        assert_close(prompt.tokens[0, p], module.tokens[p] + scaled, **CLOSE)
+        inner = (down.weight @ module.tokens[p] + down.bias).clamp(min=0)
+        output = up.weight @ inner + up.bias
+        deviation = (output.var(unbiased=False) + norm.eps).sqrt()
+        normalized = (output - output.mean()) / deviation * norm.weight + norm.bias
+        assert_close(prompt.tokens[0, p], module.tokens[p] + normalized, **CLOSE)
 
 
-def test_residual_prompt_tuning_with_a_network_each(build):
+def test_residual_prompt_tuning_with_a_network_for_each_token(build):
     module, _, prompt = build(ResidualPromptTuning, length=3, bottleneck=5, separate=True)
     for p in range(3):
         token = module.tokens[p : p + 1]
@@ -78,7 +80,7 @@ def test_dpt(build):
         assert_close(prompt.tokens[0, p], sum(module.a[p, r] * module.b[r] for r in range(2)), **CLOSE)
 
 
-def test_dpt_starts_from_the_closest_of_its_rank(backbone):
+def test_dpt_starts_from_the_closest_matrix_of_its_rank(backbone):
     module = DPT(length=4, rank=2, init=SampleVocabulary(), backbone=backbone.spec)
     module.attach(backbone, seed=5)
     torch.manual_seed(5)
@@ -88,7 +90,8 @@ def test_dpt_starts_from_the_closest_of_its_rank(backbone):
 
 
 def test_random_factors_have_the_scale_of_the_embeddings(backbone):
-    for module in (DPT(length=300, rank=8, backbone=backbone.spec), ULPT(length=300, rank=8, backbone=backbone.spec)):
+    for cls in (DPT, ULPT):
+        module = cls(length=300, rank=8, backbone=backbone.spec)
         module.attach(backbone)
         size = module.prompt(batch_of(backbone.codec)).tokens.pow(2).mean().sqrt()
         assert 0.6 < size / rms(backbone) < 1.5
@@ -102,7 +105,7 @@ def test_ulpt(build):
             assert_close(prompt.tokens[0, p, h], inner * module.scale[h] + module.shift[h], **CLOSE)
 
 
-def test_the_basis_of_ulpt_follows_from_its_seed_alone(backbone):
+def test_the_basis_of_ulpt_depends_only_on_its_seed(backbone):
     modules = [ULPT(length=3, rank=2, basis_seed=seed, backbone=backbone.spec) for seed in (4, 4, 5)]
     for number, module in enumerate(modules):
         module.attach(backbone, seed=number)
@@ -112,20 +115,20 @@ def test_the_basis_of_ulpt_follows_from_its_seed_alone(backbone):
 
 
 def shifts(batch, prompt):
-    """Row, number among the row's real tokens, place, and shift of every input token."""
+    """Yield the row, index among tokens that are not padding, position, and shift of every input token."""
     for b in range(len(batch)):
-        real = batch.mask[b].nonzero()[:, 0].tolist()
-        for number, place in enumerate(real):
-            yield b, number, place, prompt.shift[b, place]
+        positions = batch.mask[b].nonzero()[:, 0].tolist()
+        for index, position in enumerate(positions):
+            yield b, index, position, prompt.shift[b, position]
 
 
 def test_dept(build):
     module, batch, prompt = build(DePT, length=3, rank=2, max_tokens=5, alpha=8.0)
     assert_close(prompt.tokens[0], module.tokens)
-    for b, number, place, shift in shifts(batch, prompt):
-        if batch.source[b, place] and number < 5:
-            expected = sum(module.a[number, r] * module.b[r] for r in range(2)) * 8 / 2**0.5
-            assert_close(shift, expected, **CLOSE)
+    for b, index, position, shift in shifts(batch, prompt):
+        if batch.source[b, position] and index < 5:
+            product = sum(module.a[index, r] * module.b[r] for r in range(2))
+            assert_close(shift, product * 8 / 2**0.5, **CLOSE)
         else:
             assert not shift.any()
 
@@ -133,25 +136,26 @@ def test_dept(build):
 def test_adept(build):
     module, batch, prompt = build(ADePT, length=3, bottleneck=4)
     down, _, up = module.network
-    for b, _, place, shift in shifts(batch, prompt):
-        x = module.loaded.word_embeddings[batch.input_ids[b, place]]
-        x = module.loaded.embed(batch.input_ids[b, place]) if x.isnan().any() else x
-        expected = up.weight @ (down.weight @ x + down.bias).clamp(min=0) + up.bias
-        assert_close(shift, expected * batch.source[b, place], **CLOSE)
+    for b, _, position, shift in shifts(batch, prompt):
+        x = module.loaded.word_embeddings[batch.input_ids[b, position]]
+        inner = (down.weight @ x + down.bias).clamp(min=0)
+        expected = up.weight @ inner + up.bias
+        assert_close(shift, expected * batch.source[b, position], **CLOSE)
 
 
 @pytest.mark.parametrize("cls", [DePT, ADePT])
-def test_two_learning_rates(build, cls):
+def test_the_update_has_a_separate_learning_rate(build, cls):
     module, *_ = build(cls, length=3, update_lr=0.5)
     optimizer = module.configure_optimizers()
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
-    assert {rates[id(p)] for name, p in module.named_parameters() if p.requires_grad and name != "tokens"} == {0.5}
-    assert rates[id(module.tokens)] == 0.005
-    assert len(rates) == sum(p.requires_grad for p in module.parameters())
+    trainable = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    for name, parameter in trainable.items():
+        assert rates[id(parameter)] == (0.005 if name == "tokens" else 0.5), name
+    assert len(rates) == len(trainable)
 
 
 def expert_probabilities(module, batch, b):
-    """Probabilities of the experts for a row, as the papers have them."""
+    """Return the probabilities of the experts for a row by the equation of the papers."""
     ids = batch.input_ids[b][batch.source[b]]
     mean = module.loaded.embed(ids).mean(0)
     bias = 0 if module.router.linear.bias is None else module.router.linear.bias
@@ -189,23 +193,25 @@ def test_every_expert_contributes_to_the_gradient_of_the_router_of_pt_moe(build)
 
 
 @pytest.mark.parametrize("cls", [SMoP, PTMoE])
-def test_routing_has_noise_in_training_only_and_reports_usage_and_balance(build, cls):
-    module, batch, prompt = build(cls, length=3, rank=2, noise=0.5) if cls is PTMoE else build(cls, length=3, noise=0.5)
+def test_routing_adds_noise_only_in_training_and_reports_usage_and_balance(build, cls):
+    rank = {"rank": 2} if cls is PTMoE else {}
+    module, batch, prompt = build(cls, length=3, noise=0.5, **rank)
     assert torch.equal(prompt.tokens, module.prompt(batch).tokens)
     module.train()
     assert not torch.equal(module.prompt(batch).tokens, module.prompt(batch).tokens)
-    chosen = torch.stack([expert_probabilities(module, batch, b).argmax() for b in range(len(batch))])
+    probabilities = torch.stack([expert_probabilities(module, batch, b) for b in range(len(batch))])
+    chosen = probabilities.argmax(1)
     for number in range(module.experts):
         assert_close(prompt.logs[f"usage/expert_{number}"], (chosen == number).float().mean())
     share = torch.stack([prompt.logs[f"usage/expert_{n}"] for n in range(module.experts)])
-    mean = torch.stack([expert_probabilities(module, batch, b) for b in range(len(batch))]).mean(0)
+    mean = probabilities.mean(0)
     assert_close(prompt.penalties["balance"], module.experts * (share * mean).sum(), **CLOSE)
 
 
 @pytest.mark.parametrize("family", ["llama"])
-def test_spring_trains_the_first_tokens_of_a_number_drawn_by_the_runs_seed(build):
-    module, batch, whole = build(Spring, length=6, candidates=[2, 3, 5])
-    assert torch.equal(whole.tokens[0], module.tokens)
+def test_spring_trains_a_number_of_first_tokens_drawn_by_the_seed_of_the_run(build):
+    module, batch, full_prompt = build(Spring, length=6, candidates=[2, 3, 5])
+    assert torch.equal(full_prompt.tokens[0], module.tokens)
     module.train()
     torch.manual_seed(3)
     counts = [(2, 3, 5)[int(torch.randint(3, ()))] for _ in range(40)]
@@ -213,22 +219,23 @@ def test_spring_trains_the_first_tokens_of_a_number_drawn_by_the_runs_seed(build
     torch.manual_seed(3)
     for k in counts:
         prompt = module.prompt(batch)
-        assert torch.equal(prompt.tokens[0], torch.stack([module.tokens[p] for p in range(k)]))
+        assert torch.equal(prompt.tokens[0], module.tokens[:k])
     module.eval().use = 4
     module(batch).sum().backward()
     assert [bool(row.any()) for row in module.tokens.grad] == [True] * 4 + [False] * 2
 
 
 @pytest.mark.parametrize(
-    "numbers", [{"candidates": [0]}, {"candidates": [1, 7]}, {"candidates": []}, {"use": 7}, {"use": 0}, {"length": 0}]
+    "arguments",
+    [{"candidates": [0]}, {"candidates": [1, 7]}, {"candidates": []}, {"use": 7}, {"use": 0}, {"length": 0}],
 )
-def test_spring_refuses_numbers_that_it_has_no_tokens_for(numbers):
+def test_spring_rejects_numbers_that_are_not_from_1_to_length(arguments):
     with pytest.raises(ValueError, match="candidates and use must be numbers from 1 to length"):
-        Spring(**{"length": 6, **numbers})
+        Spring(**{"length": 6, **arguments})
 
 
 def lstm(cell, x, layer, reverse):
-    """The states of one direction of one layer, gate by gate."""
+    """Return the states of one direction of one layer, computed gate by gate."""
     end = f"_l{layer}" + "_reverse" * reverse
     w, u, b, c = (getattr(cell, f"{name}{end}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
     state = memory = x.new_zeros(cell.hidden_size)
@@ -250,8 +257,8 @@ def test_p_tuning(build):
     for layer in range(2):
         x = torch.cat([lstm(cell, x, layer, reverse) for reverse in (False, True)], dim=1)
     first, _, second = module.network.perceptron
-    x = (x @ first.weight.T + first.bias).clamp(min=0) @ second.weight.T + second.bias
-    assert_close(prompt.tokens[0], x, **CLOSE)
+    inner = (x @ first.weight.T + first.bias).clamp(min=0)
+    assert_close(prompt.tokens[0], inner @ second.weight.T + second.bias, **CLOSE)
     assert prompt.blocks == (3,)
 
 
@@ -274,7 +281,7 @@ def test_prefix_tuning(build, activation, depth):
                 assert_close((key[0, :, p], value[0, :, p]), (x[layer, 0], x[layer, 1]), **CLOSE)
 
 
-def test_the_network_of_a_prefix_starts_at_the_activations(backbone):
+def test_the_network_of_a_prefix_is_initialized_to_the_activations(backbone):
     start = Activations("very good")
     module = PrefixTuning(length=2, width=64, init=start, backbone=backbone.spec)
     module.attach(backbone)
@@ -291,12 +298,12 @@ def test_lengths_differ_by_kind_of_attention(backbone, family):
 
 
 @pytest.mark.parametrize("lengths", [{"elsewhere": 3}, {}, {"self": 0}])
-def test_lengths_of_no_attention_are_refused(backbone, lengths):
+def test_lengths_without_a_valid_attention_are_rejected(backbone, lengths):
     with pytest.raises(ValueError, match="lengths requires a number of positions for some of"):
         PrefixTuning(lengths=lengths, width=None, backbone=backbone.spec).attach(backbone)
 
 
-def test_p_tuning_v2_prompts_the_layers_named(backbone):
+def test_p_tuning_v2_prompts_the_selected_layers(backbone):
     module = PTuningV2(length=3, layers=[-1], init=NormalKeysValues(1.0), backbone=backbone.spec)
     module.attach(backbone)
     ((_, layers),) = module.prompt(batch_of(backbone.codec)).kv.items()
@@ -306,7 +313,7 @@ def test_p_tuning_v2_prompts_the_layers_named(backbone):
         PTuningV2(layers=[len(sites)], backbone=backbone.spec).attach(backbone)
 
 
-def test_a_sum_of_kronecker_products():
+def test_a_hypercomplex_layer_is_a_sum_of_kronecker_products():
     layer = HypercomplexLinear(6, 4, 2)
     x = torch.randn(3, 6)
     weight = sum(torch.kron(rule, block) for rule, block in zip(layer.rules, layer.blocks, strict=True))
@@ -317,33 +324,35 @@ def test_a_sum_of_kronecker_products():
 
 
 def states_of(family, backbone, row):
-    """Last states of a row without its answer, in transformers' own run, and which of them are the row's own."""
+    """Return the last states of a row without its answer, as transformers computes them, without that of a mask."""
     if family == "t5":
-        return backbone.model.encoder(torch.tensor([row.ids])).last_hidden_state[0], list(range(len(row.ids)))
+        return backbone.model.encoder(torch.tensor([row.ids])).last_hidden_state[0]
     before, after = row.ids[: row.answers[0]], row.ids[row.answers[-1] + 1 :]
-    ids = [*before, *([4] if family == "bert" else []), *after]  # one mask where the answer stood
-    of_row = [n for n in range(len(ids)) if family != "bert" or n != len(before)]
-    return backbone.model.base_model(torch.tensor([ids])).last_hidden_state[0], of_row
+    mask = [MASK] if family == "bert" else []  # one mask replaces the answer
+    ids = torch.tensor([[*before, *mask, *after]])
+    states = backbone.model.base_model(ids).last_hidden_state[0]
+    return torch.cat([states[: len(before)], states[len(before) + len(mask) :]])
 
 
-@pytest.mark.parametrize("pool", ["first", "last", "mean"])
+POOL = {"first": lambda states: states[0], "last": lambda states: states[-1], "mean": lambda states: states.mean(0)}
+
+
+@pytest.mark.parametrize("pool", POOL)
 def test_idpg(build, family, pool):
     module, _, prompt = build(IDPG, length=2, bottleneck=4, pool=pool)
     for b, row in enumerate(encode_rows(module.loaded.codec, "{soft}{text} it was {target}")):
-        states, of_row = states_of(family, module.loaded, row)
-        h = {"first": states[of_row[0]], "last": states[of_row[-1]], "mean": states[of_row].mean(0)}[pool]
+        h = POOL[pool](states_of(family, module.loaded, row))
         inner = torch.nn.functional.gelu(module.down.weight @ h + module.down.bias)
         assert_close(prompt.tokens[b].flatten(), module.up.weight @ inner + module.up.bias, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("pool", ["first", "last", "mean"])
+@pytest.mark.parametrize("pool", POOL)
 def test_a_class_head_reads_the_last_states(backbone, family, pool):
     head = ClassHead(backbone.codec, CLASSES, pool)
     head.build(backbone)
     scores = head(PromptedLM(backbone, lambda _: SoftPrompt()), batch_of(backbone.codec))
     for b, row in enumerate(encode_rows(backbone.codec, "{soft}{text} it was {target}")):
-        states, of_row = states_of(family, backbone, row)
-        h = {"first": states[of_row[0]], "last": states[of_row[-1]], "mean": states[of_row].mean(0)}[pool]
+        h = POOL[pool](states_of(family, backbone, row))
         assert_close(scores[b], head.linear.weight @ h + head.linear.bias, atol=1e-4, rtol=1e-4)
 
 
@@ -353,15 +362,14 @@ def test_late_tokens_enter_an_encoder_before_their_layer(load, layer):
     backbone, tokens = load("bert"), torch.randn(2, 32)
     (row, *_) = encode_rows(backbone.codec, "{text}{soft} it was {target}")
     states = backbone.model.bert.embeddings(torch.tensor([row.ids]))
-    at = row.slots[0]
-    for number, block in enumerate(backbone.model.bert.encoder.layer):
-        if number == layer:
-            states = torch.cat([states[:, :at], tokens[None], states[:, at:]], dim=1)
+    slot = row.slots[0]
+    for index, block in enumerate(backbone.model.bert.encoder.layer):
+        if index == layer:
+            states = torch.cat([states[:, :slot], tokens[None], states[:, slot:]], dim=1)
         states = block(states)
     expected = backbone.model.cls(states)[0, [n + 2 for n in row.answers]]
-    assert_close(
-        backbone(backbone.codec.collate([row]), SoftPrompt(hidden={layer: tokens[None]}))[0], expected, **CLOSE
-    )
+    logits = backbone(backbone.codec.collate([row]), SoftPrompt(hidden={layer: tokens[None]}))[0]
+    assert_close(logits, expected, **CLOSE)
 
 
 @pytest.mark.parametrize("layer", [0, 1])
@@ -378,14 +386,13 @@ def test_late_tokens_enter_a_decoder_before_their_layer_and_the_row(load, layer)
         mask = torch.ones(size, size, dtype=torch.bool).tril()[None, None]
         states = block(states, attention_mask=mask)
     expected = backbone.model.lm_head(gpt.ln_f(states))[0, [n + 1 for n in row.answers]]
-    assert_close(
-        backbone(backbone.codec.collate([row]), SoftPrompt(hidden={layer: tokens[None]}))[0], expected, **CLOSE
-    )
+    logits = backbone(backbone.codec.collate([row]), SoftPrompt(hidden={layer: tokens[None]}))[0]
+    assert_close(logits, expected, **CLOSE)
 
 
 @pytest.mark.parametrize("generator", ["state", "average", "maximum"])
 @pytest.mark.parametrize("family", ["llama", "bert"])
-def test_late_tokens_are_generated_from_the_states_there(backbone, build, generator):
+def test_late_tokens_are_generated_from_the_states_of_their_layer(backbone, build, generator):
     module, batch, prompt = build(LatePromptTuning, length=2, layer=1, generator=generator, bottleneck=4)
     questions = backbone.codec.without_answers(batch)
     states = backbone.hidden_states(questions, layer=1)
@@ -397,22 +404,23 @@ def test_late_tokens_are_generated_from_the_states_there(backbone, build, genera
         else:
             low = source_states @ module.down.weight.T + module.down.bias
             n = len(low)
-            parts = [low[: (n + 1) // 2], low[n // 2 :]]  # as adaptive pooling cuts
+            parts = [low[: (n + 1) // 2], low[n // 2 :]]  # as adaptive pooling splits
             pooled = [part.mean(0) if generator == "average" else part.amax(0) for part in parts]
             expected = torch.stack(pooled).clamp(min=0) @ module.up.weight.T + module.up.bias
         assert_close(prompt.hidden[1][b], expected, atol=1e-4, rtol=1e-4)
 
 
-def test_nothing_below_a_late_prompt_has_a_gradient(load):
+def test_layers_below_a_late_prompt_have_no_gradient(load):
     backbone = load("llama")
     module = LatePromptTuning(length=2, layer=1, generator="free", backbone=backbone.spec)
     module.attach(backbone)
     batch = batch_of(backbone.codec)
     module(batch)
-    below = []
-    backbone.model.model.layers[0].register_forward_hook(lambda *seen: below.append(seen[-1]))
+    outputs = []
+    backbone.model.model.layers[0].register_forward_hook(lambda layer, args, output: outputs.append(output))
     module(batch)
-    assert not any(states.requires_grad for states in below)
+    assert outputs
+    assert not any(states.requires_grad for states in outputs)
 
 
 @pytest.mark.parametrize("family", ["t5"])
@@ -424,16 +432,25 @@ def test_encoder_decoders_do_not_support_late_tokens(backbone):
 # Numbers of parameters
 
 
+class Sites:
+    """Attention layers with heads of a size."""
+
+    def __init__(self, layers, heads, size):
+        self.layers, self.heads, self.size = layers, heads, size
+
+    def __len__(self):
+        return self.layers
+
+
 class Shape:
-    """As much of a backbone as methods ask for to make their parameters."""
+    """The attributes of a backbone that methods read to create their parameters."""
 
     def __init__(self, width, layers=1, stacks=("self",), heads=1):
         self.hidden_size = width
         self.spec = BackboneSpec()
         self.word_embeddings = torch.ones(2, width)
         self.embedding_scale = 1.0
-        sites = type("Sites", (), {"__len__": lambda self: layers, "heads": heads, "size": width // heads})()
-        self.attentions = dict.fromkeys(stacks, sites)
+        self.attentions = dict.fromkeys(stacks, Sites(layers, heads, width // heads))
         self.depth = layers
 
 
@@ -466,16 +483,16 @@ GOLDEN = [
 
 
 @pytest.mark.parametrize(("module", "shape", "count"), GOLDEN, ids=lambda value: getattr(type(value), "__name__", ""))
-def test_numbers_of_parameters_are_those_of_the_papers(module, shape, count):
+def test_the_number_of_parameters_is_that_of_the_paper(module, shape, count):
     module.build(Shape(**shape))
     assert sum(p.numel() for p in module.parameters() if p.requires_grad) == count
 
 
-def test_adept_counts(build):
+def test_the_number_of_parameters_of_adept(build):
     module, *_ = build(ADePT, length=3, bottleneck=4)
     width = module.loaded.hidden_size
-    assert sum(p.numel() for p in module.parameters() if p.requires_grad) == 3 * width + 2 * width * 4 + 4 + width
-    assert len(encode_rows(module.loaded.codec, "{soft}{text}{target}")) == 4
+    tokens, down, up = 3 * width, 4 * width + 4, 4 * width + width
+    assert sum(p.numel() for p in module.parameters() if p.requires_grad) == tokens + down + up
 
 
 # Cartridges
@@ -494,12 +511,14 @@ def test_an_untrained_cartridge_is_the_beginning_of_its_corpus(backbone, corpus)
     module = Cartridge(corpus, length=6, frozen=2, backbone=backbone.spec)
     module.attach(backbone)
     sites = backbone.attentions["self"]
-    assert module.cache.made.values.numel() == (6 - 2) * 2 * len(sites) * sites.heads * sites.size
+    trainable_positions, keys_and_values = 6 - 2, 2
+    position_size = keys_and_values * len(sites) * sites.heads * sites.size
+    assert module.cache.made.values.numel() == trainable_positions * position_size
     batch = batch_of(backbone.codec)
     ids = torch.tensor([[*backbone.codec.start, *backbone.codec.ids("it is a sad story")]])
     for b, row in enumerate(encode_rows(backbone.codec, "{soft}{text} it was {target}")):
-        whole = backbone.model(torch.cat([ids, torch.tensor([row.ids])], dim=1)).logits[0]
-        expected = whole[[ids.shape[1] + at - 1 for at in row.answers]]
+        logits = backbone.model(torch.cat([ids, torch.tensor([row.ids])], dim=1)).logits[0]
+        expected = logits[[ids.shape[1] + answer - 1 for answer in row.answers]]
         assert_close(module(batch)[b, : len(row.targets)], expected, **CLOSE)
 
 
@@ -527,9 +546,10 @@ def test_context_distillation(backbone):
         start = backbone.embed(torch.tensor(backbone.codec.start))
         embeds = torch.cat([start, tokens[0], backbone.embed(torch.tensor(question))])
         student = backbone.model(inputs_embeds=embeds[None]).logits[0].log_softmax(-1)
-        for at in row.answers:
-            share, words = teacher[at - 1].topk(3)
-            total -= (share * student[at - 1 - len(context) + 1 + 2, words]).sum()
+        shift = len(backbone.codec.start) + tokens.shape[1] - len(context)
+        for answer in row.answers:
+            probabilities, words = teacher[answer - 1].topk(3)
+            total -= (probabilities * student[answer - 1 + shift, words]).sum()
             count += 1
     assert_close(loss, total / count, **CLOSE)
     late = [row._replace(slots=(len(row.ids),)) for row in batch.require_encoded()]

@@ -1,4 +1,4 @@
-"""Penalties on soft tokens as their papers have them, and dropout."""
+"""Penalties on soft tokens by the equations of their papers, and dropout."""
 
 from math import exp, inf
 
@@ -37,46 +37,49 @@ def batch(backbone):
 
 @pytest.mark.parametrize("order", [1.0, 2.0, inf])
 def test_uniform_norm(lm, batch, tokens, order):
-    sizes = {1.0: lambda v: v.abs().sum(), 2.0: lambda v: v.pow(2).sum().sqrt(), inf: lambda v: v.abs().max()}
-    mean = sum(sizes[order](v) for v in tokens[0]) / 4
-    assert_close(UniformNorm(3.0, order, "constant", relative=False)(lm, batch, 0.3), 3.0 * mean)
-    words = sum(sizes[order](v) for v in lm.backbone.word_embeddings) / len(lm.backbone.word_embeddings)
-    assert_close(UniformNorm(3.0, order, "constant")(lm, batch, 0.3), 3.0 * mean / words)
+    norms = {1.0: lambda v: v.abs().sum(), 2.0: lambda v: v.pow(2).sum().sqrt(), inf: lambda v: v.abs().max()}
+    norm = norms[order]
+    token_mean = sum(norm(token) for token in tokens[0]) / 4
+    assert_close(UniformNorm(3.0, order, "constant", relative=False)(lm, batch, 0.3), 3.0 * token_mean)
+    words = lm.backbone.word_embeddings
+    word_mean = sum(norm(word) for word in words) / len(words)
+    assert_close(UniformNorm(3.0, order, "constant")(lm, batch, 0.3), 3.0 * token_mean / word_mean)
 
 
 def test_the_schedule_of_the_paper(lm, batch):
-    whole = UniformNorm(1.0, schedule="constant")(lm, batch, 0.0)
+    constant = UniformNorm(1.0, schedule="constant")(lm, batch, 0.0)
     for epoch in (0, 10, 25, 50):
         share = 1 - 1 / (1 + exp(-0.2 * (epoch - 50 / 2)))
-        assert_close(UniformNorm(1.0)(lm, batch, epoch / 50), share * whole)
+        assert_close(UniformNorm(1.0)(lm, batch, epoch / 50), share * constant)
 
 
 def test_aware_norm_penalizes_tokens_that_improve_accuracy_when_scaled_down(lm, batch, tokens, monkeypatch):
-    """Tries every position and penalizes those at which accuracy rises."""
-    better = {0: False, 1: True, 2: False, 3: True}
+    """Tries every position and penalizes the positions at which accuracy rises."""
+    improves = {0: False, 1: True, 2: False, 3: True}
 
     def measure(tried, _):
         changed = (tried.prompt(batch).tokens != tokens).any(-1)[0].nonzero()[:, 0].tolist()
-        return 0.5 + 0.25 * (len(changed) == 1 and better[changed[0]])
+        return 0.5 + 0.25 * (len(changed) == 1 and improves[changed[0]])
 
     monkeypatch.setattr("lightning_softprompt.objectives.penalties.accuracy", measure)
     penalty = AwareNorm(2.0, positions=4, schedule="constant", relative=False)
     assert_close(penalty(lm, batch, 0.0), 2.0 * (tokens[0, 1].norm() + tokens[0, 3].norm()) / 2)
-    assert_close(AwareNorm(2.0, 4, schedule="constant", relative=False, tested=False)(lm, batch, 0.0),
-                 2.0 * tokens[0].norm(dim=-1).mean())  # fmt: skip
-    better.update({1: False, 3: False})
+    untested = AwareNorm(2.0, 4, schedule="constant", relative=False, tested=False)
+    assert_close(untested(lm, batch, 0.0), 2.0 * tokens[0].norm(dim=-1).mean())
+    improves.update({1: False, 3: False})
     assert penalty(lm, batch, 0.0) == 0
 
 
-def test_rescaling_changes_the_positions_named_alone(lm, batch, tokens):
+def test_scaling_changes_only_the_given_positions(lm, batch, tokens):
     changed = scale_tokens(lm, batch, [2], 0.1).prompt(batch).tokens
     assert_close(changed[0, 2], 0.1 * tokens[0, 2])
     assert_close(changed[:, [0, 1, 3]], tokens[:, [0, 1, 3]])
 
 
-def test_accuracy_is_that_of_the_scores(lm, batch):
-    expected = sum(int(s.argmax()) == y for s, y in zip(lm.scores(batch), LABELS, strict=True)) / 4
-    assert accuracy(lm, batch) == expected
+def test_accuracy_is_computed_from_the_scores(lm, batch):
+    predictions = lm.scores(batch).argmax(-1)
+    num_correct = sum(int(predictions[row]) == label for row, label in enumerate(LABELS))
+    assert accuracy(lm, batch) == num_correct / 4
 
 
 def test_wayward(lm, batch, tokens):
@@ -87,18 +90,20 @@ def test_wayward(lm, batch, tokens):
 
 
 def test_penalties_are_part_of_the_loss_and_of_the_logs(backbone, batch):
-    plain, penalised = (PromptTuning(4, backbone=backbone.spec, classes=CLASSES, penalties=p,
-                                     evaluation=ClassificationEvaluation(CLASSES.names))
-                        for p in (None, [UniformNorm(0.5), Wayward("it is")]))  # fmt: skip
-    for module in (plain, penalised):
+    def build(penalties):
+        evaluation = ClassificationEvaluation(CLASSES.names)
+        module = PromptTuning(4, backbone=backbone.spec, classes=CLASSES, penalties=penalties, evaluation=evaluation)
         module.attach(backbone, seed=1)
-    before, after = plain.step(batch), penalised.step(batch, progress=0.4)
-    terms = after["penalty/uniformnorm"] + after["penalty/wayward"]
+        return module
+
+    plain = build(None).step(batch)
+    penalized = build([UniformNorm(0.5), Wayward("it is")]).step(batch, progress=0.4)
+    terms = penalized["penalty/uniformnorm"] + penalized["penalty/wayward"]
     assert terms > 0
-    assert_close(after["loss"], before["loss"] + terms)
+    assert_close(penalized["loss"], plain["loss"] + terms)
 
 
-def test_a_penalty_on_tokens_that_are_not_there_is_refused(backbone, batch):
+def test_a_penalty_on_soft_tokens_is_rejected_by_a_method_without_them(backbone, batch):
     module = PrefixTuning(2, width=None, init=NormalKeysValues(), penalties=[UniformNorm()], backbone=backbone.spec)
     module.attach(backbone)
     with pytest.raises(ValueError, match="the method has none"):
@@ -116,7 +121,7 @@ def test_dropout_zeroes_a_share_and_keeps_the_mean():
         assert len(tensor) == 1
 
 
-def test_dropout_is_for_training_only(backbone, batch):
+def test_dropout_applies_only_in_training(backbone, batch):
     module = PromptTuning(4, prompt_dropout=0.5, backbone=backbone.spec)
     module.attach(backbone)
     assert not torch.equal(module.lm().prompt(batch).tokens, module.tokens[None])
