@@ -41,7 +41,7 @@ def commands():
 @pytest.mark.slow
 def test_plug_ins_of_single_files_train(folder):
     short = ["--trainer.max_steps=2", "--trainer.val_check_interval=1", "--run.wandb=disabled"]
-    assert len(list(folder.glob("*.py"))) == 8
+    assert len(list(folder.glob("*.py"))) == 10
     for words in commands():
         assert main([*words, *short]) == 0
         report = read_metrics(last_folder())
