@@ -17,17 +17,18 @@ CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 def random_pairs(backbone, kind, rows=1, length=3, layers=None):
     sites = backbone.attentions[kind]
     shape = (rows, sites.heads, length, sites.size)
-    numbers = range(len(sites)) if layers is None else layers
-    return {layer: (torch.randn(shape), torch.randn(shape)) for layer in numbers}
+    layers = range(len(sites)) if layers is None else layers
+    return {layer: (torch.randn(shape), torch.randn(shape)) for layer in layers}
 
 
 def prompt_of_text(backbone, ids):
     layers = backbone.keys_and_values(torch.tensor(ids))["self"]
-    return SoftPrompt(kv={"self": {n: (layer[:1], layer[1:]) for n, layer in enumerate(layers)}})
+    pairs = {index: (layer[:1], layer[1:]) for index, layer in enumerate(layers)}
+    return SoftPrompt(kv={"self": pairs})
 
 
-def with_text_before(codec, batch, ids):
-    """Returns the rows with a text before them."""
+def prepend_text(codec, batch, ids):
+    """Return the rows of a batch with a text before them."""
     rows = []
     for row in batch.encoded:
         answers = tuple(column + len(ids) for column in row.answers)
@@ -39,12 +40,12 @@ def with_text_before(codec, batch, ids):
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("family", CAUSAL)
 @torch.no_grad()
-def test_keys_and_values_of_a_text_act_like_the_text(family, load, packed):
+def test_keys_and_values_of_a_text_have_the_effect_of_the_text(family, load, packed):
     backbone = load(family, packed=packed)
     ids = backbone.codec.ids("it is a sad story")
     batch = batch_of(backbone.codec)
     logits = backbone(batch, prompt_of_text(backbone, ids))
-    expected = backbone(with_text_before(backbone.codec, batch, ids))
+    expected = backbone(prepend_text(backbone.codec, batch, ids))
     assert_close(real(batch, logits), real(batch, expected), **CLOSE)
 
 
@@ -54,20 +55,21 @@ def test_generation_with_keys_and_values_of_a_text_equals_generation_after_the_t
     ids = backbone.codec.ids("it is a sad story")
     batch = batch_of(backbone.codec)
     output = backbone.generate(batch, prompt_of_text(backbone, ids), max_new_tokens=5, **options)
-    expected = backbone.generate(with_text_before(backbone.codec, batch, ids), max_new_tokens=5, **options)
+    expected = backbone.generate(prepend_text(backbone.codec, batch, ids), max_new_tokens=5, **options)
     assert torch.equal(output, expected)
 
 
 @pytest.mark.parametrize("family", CAUSAL)
 @torch.no_grad()
-def test_each_row_may_have_its_own_keys_and_values(backbone):
+def test_each_row_can_have_different_keys_and_values(backbone):
     batch = batch_of(backbone.codec)
     pairs = random_pairs(backbone, "self", rows=len(batch))
     logits = backbone(batch, SoftPrompt(kv={"self": pairs}))
     output = backbone.generate(batch, SoftPrompt(kv={"self": pairs}), max_new_tokens=4)
     for b, row in enumerate(encode_rows(backbone.codec, TEMPLATES["front"])):
-        of_row = {layer: (key[b : b + 1], value[b : b + 1]) for layer, (key, value) in pairs.items()}
-        prompt = SoftPrompt(kv={"self": of_row})
+        of_row = slice(b, b + 1)
+        row_pairs = {layer: (key[of_row], value[of_row]) for layer, (key, value) in pairs.items()}
+        prompt = SoftPrompt(kv={"self": row_pairs})
         alone = backbone.codec.collate([row])
         expected = backbone(alone, prompt)
         assert_close(logits[b : b + 1, : expected.shape[1]], expected, **CLOSE)
@@ -84,7 +86,7 @@ def cache_of(pairs, rows):
 
 @torch.no_grad()
 @pytest.mark.parametrize("family", ["bert"])
-def test_a_masked_model_attends_to_them_as_to_a_cache(backbone):
+def test_a_masked_model_attends_to_keys_and_values_as_to_a_cache(backbone):
     (row, *_) = encode_rows(backbone.codec, TEMPLATES["front"])
     batch = backbone.codec.collate([row])
     pairs = random_pairs(backbone, "self")
@@ -100,14 +102,15 @@ def test_a_masked_model_attends_to_them_as_to_a_cache(backbone):
 
 
 def attention_loop(query, key, value, pair, scale, bias):
-    """Attention head by head and query by query; a pair of keys and values precedes those of the row."""
+    """Compute attention head by head and query by query; keys and values of a prompt precede those of the row."""
     key, value = torch.cat([pair[0], key], dim=1), torch.cat([pair[1], value], dim=1)
     out = torch.zeros_like(query)
     for head in range(query.shape[0]):
-        for number, q in enumerate(query[head]):
+        for position, q in enumerate(query[head]):
             scores = torch.stack([(q * k).sum() * scale for k in key[head]])
-            scores[-bias.shape[-1] :] += bias[head, number]
-            out[head, number] = sum(w * v for w, v in zip(scores.softmax(0), value[head], strict=True))
+            scores[-bias.shape[-1] :] += bias[head, position]
+            weights = scores.softmax(0)
+            out[head, position] = sum(w * v for w, v in zip(weights, value[head], strict=True))
     return out
 
 
@@ -120,7 +123,7 @@ def test_attention_with_relative_positions_equals_a_loop(backbone, kind, monkeyp
     batch = backbone.codec.collate([row])
     pairs = random_pairs(backbone, kind)
     ours = backbone(batch, SoftPrompt(kv={kind: pairs}))
-    numbers = {module: n for n, module in enumerate(backbone.attentions[kind].modules)}
+    layer_of = {module: n for n, module in enumerate(backbone.attentions[kind].modules)}
 
     def loop(module, query, key, value, mask, scaling=None, position_bias=None, **_):
         bias = position_bias[0].expand(query.shape[1], query.shape[2], key.shape[2]).clone()
@@ -129,8 +132,8 @@ def test_attention_with_relative_positions_equals_a_loop(backbone, kind, monkeyp
         elif module in backbone.attentions["decoder"].modules:
             bias = bias.masked_fill(torch.ones_like(bias, dtype=torch.bool).triu(1), float("-inf"))
         pair = key[0, :, :0], value[0, :, :0]
-        if module in numbers:
-            pair = [tensor[0] for tensor in pairs[numbers[module]]]
+        if module in layer_of:
+            pair = [tensor[0] for tensor in pairs[layer_of[module]]]
         out = attention_loop(query[0], key[0], value[0], pair, scaling, bias)
         return out[None].transpose(1, 2), None
 
@@ -139,7 +142,7 @@ def test_attention_with_relative_positions_equals_a_loop(backbone, kind, monkeyp
 
 
 @torch.no_grad()
-def test_each_kind_of_attention_attends_to_them(backbone, family):
+def test_each_kind_of_attention_attends_to_keys_and_values(backbone, family):
     batch = batch_of(backbone.codec)
     bare = real(batch, backbone(batch))
     assert set(backbone.attentions) == ({"encoder", "decoder", "cross"} if family in SEQ2SEQ else {"self"})
@@ -151,7 +154,7 @@ def test_each_kind_of_attention_attends_to_them(backbone, family):
     assert_close(real(batch, backbone(batch)), bare)
 
 
-def test_an_attention_that_does_not_exist_is_named(backbone):
+def test_an_unknown_kind_of_attention_is_named_in_the_error(backbone):
     prompt = SoftPrompt(kv={"elsewhere": random_pairs(backbone, next(iter(backbone.attentions)))})
     batch = batch_of(backbone.codec)
     if set(backbone.attentions) == {"self"} and isinstance(backbone, CausalBackbone):
@@ -177,7 +180,7 @@ UNSUPPORTED = {
 
 
 @pytest.mark.parametrize("name", UNSUPPORTED)
-def test_unsupported_models_are_refused_by_name(name):
+def test_unsupported_models_are_rejected_by_name(name):
     cls = getattr(transformers, name)
     model = cls(cls.config_class(**UNSUPPORTED[name])).eval()
     with pytest.raises(InjectionUnsupportedError, match=name.removesuffix("ForCausalLM").removesuffix("ForMaskedLM")):
@@ -199,7 +202,7 @@ def test_attention_with_caps_and_sinks_treats_keys_and_values_as_a_text(name):
     check_like_text(model, model.model, sites_of(model), 1e-5)
 
 
-def test_keys_that_do_not_act_like_a_text_are_refused(load):
+def test_keys_without_the_effect_of_a_text_are_rejected(load):
     model = load("llama").model
     sites = sites_of(model)
     with pytest.raises(InjectionUnsupportedError, match="do not have the effect of the text"):

@@ -1,4 +1,4 @@
-"""What must be equal, whatever the weights: soft tokens and words, batches and loops, metrics and their reference."""
+"""Equalities for arbitrary weights: soft tokens and words, batches and loops, metrics and their reference."""
 
 from dataclasses import replace
 
@@ -33,10 +33,14 @@ def embed_text(backbone, text):
 
 
 @pytest.fixture
-def prompted(backbone):
-    """A language model with a prompt of four random tokens."""
+def build_lm(backbone):
+    """A function from a readout to a language model with a prompt of four random tokens."""
     tokens = torch.randn(1, 4, backbone.hidden_size)
-    return lambda readout=None: PromptedLM(backbone, lambda batch: SoftPrompt(tokens=tokens), readout)
+
+    def build(readout=None):
+        return PromptedLM(backbone, lambda batch: SoftPrompt(tokens=tokens), readout)
+
+    return build
 
 
 # Soft tokens and words
@@ -52,7 +56,7 @@ def prompted(backbone):
     ],
     ids=["front", "middle", "end"],
 )
-def test_a_soft_prompt_of_word_embeddings_acts_like_the_words(backbone, soft, hard, side):
+def test_a_soft_prompt_of_word_embeddings_has_the_effect_of_the_words(backbone, soft, hard, side):
     codec = on_side(backbone.codec, side)
     with_slots, words = batch_of(codec, soft), batch_of(codec, hard)
     prompt = SoftPrompt(tokens=embed_text(backbone, "it is a"))
@@ -61,7 +65,7 @@ def test_a_soft_prompt_of_word_embeddings_acts_like_the_words(backbone, soft, ha
 
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("family", ["t5", "bart", "bert"])
-def test_soft_words_after_the_answer_act_like_words_in_bidirectional_attention(backbone, side):
+def test_word_embeddings_after_the_answer_have_the_effect_of_the_words(backbone, side):
     codec = on_side(backbone.codec, side)
     soft = batch_of(codec, "{text} it was {target}{soft} .")
     hard = batch_of(codec, "{text} it was {target} it is a .")
@@ -70,7 +74,7 @@ def test_soft_words_after_the_answer_act_like_words_in_bidirectional_attention(b
 
 
 @pytest.mark.parametrize("side", SIDES)
-def test_two_blocks_act_like_words_at_two_positions(backbone, side):
+def test_two_blocks_have_the_effect_of_words_at_two_positions(backbone, side):
     codec = on_side(backbone.codec, side)
     soft = batch_of(codec, "it is{soft} {text} never{soft} dull {target}")
     hard = batch_of(codec, "it is a very {text} never dog was sad dull {target}")
@@ -78,7 +82,7 @@ def test_two_blocks_act_like_words_at_two_positions(backbone, side):
     assert_close(real(soft, backbone(soft, prompt)), real(hard, backbone(hard)), **CLOSE)
 
 
-def test_each_row_may_have_its_own_soft_tokens(backbone):
+def test_each_row_can_have_different_soft_tokens(backbone):
     words = ["it is a", "a sad dog", "never was well", "good . ."]
     soft = batch_of(backbone.codec, TEMPLATES["middle"])
     logits = backbone(soft, SoftPrompt(tokens=torch.cat([embed_text(backbone, w) for w in words])))
@@ -88,7 +92,7 @@ def test_each_row_may_have_its_own_soft_tokens(backbone):
 
 
 @pytest.mark.parametrize("side", SIDES)
-def test_a_shift_by_the_difference_of_embeddings_acts_like_other_words(backbone, side):
+def test_a_shift_by_the_difference_of_embeddings_has_the_effect_of_other_words(backbone, side):
     batch = batch_of(on_side(backbone.codec, side))
     others = torch.where(batch.source, (batch.input_ids + 7) % V, batch.input_ids)
     replaced = replace(batch, input_ids=others)
@@ -114,120 +118,123 @@ def test_a_row_beyond_the_window_is_an_error_with_advice(backbone):
         backbone(batch_of(backbone.codec), SoftPrompt(tokens=tokens))
 
 
-# Objectives against loops over rows that are not padded
+# Objectives compared with loops over rows without padding
 
 
-def each_alone(lm, template=TEMPLATES["front"], targets=TARGETS, texts=TEXTS):
-    """Logits [U, V] and targets of every row, one forward pass each."""
+def run_each_row(lm, template=TEMPLATES["front"], targets=TARGETS, texts=TEXTS):
+    """Yield logits [U, V] and targets of every row, with one forward pass for each."""
     for row in encode_rows(lm.backbone.codec, template, texts, targets):
         yield lm(lm.backbone.codec.collate([row]))[0], row.targets
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("side", SIDES)
-def test_language_modeling_is_the_mean_over_all_target_tokens(backbone, prompted, side, smoothing):
+def test_language_modeling_is_the_mean_over_all_target_tokens(backbone, build_lm, side, smoothing):
     losses = []
-    for logits, targets in each_alone(prompted()):
+    for logits, targets in run_each_row(build_lm()):
         for u, token in enumerate(targets):
-            probability = logits[u].softmax(-1)
-            losses.append(-(1 - smoothing) * probability[token].log() - smoothing * probability.log().mean())
+            log_probability = logits[u].log_softmax(-1)
+            losses.append(-(1 - smoothing) * log_probability[token] - smoothing * log_probability.mean())
     batch = batch_of(on_side(backbone.codec, side))
-    loss = LanguageModeling(label_smoothing=smoothing)(prompted(), batch).loss
+    loss = LanguageModeling(label_smoothing=smoothing)(build_lm(), batch).loss
     assert_close(loss, torch.stack(losses).mean(), **CLOSE)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_classification_is_the_mean_over_rows_of_the_class_probability(backbone, prompted, smoothing):
+def test_classification_is_the_mean_over_rows_of_the_class_probability(backbone, build_lm, smoothing):
     labels = (2, 0, 1, 1)
     batch = batch_of(backbone.codec, labels=labels)
-    lm = prompted(LabelWords(backbone.codec, CLASSES))
+    lm = build_lm(LabelWords(backbone.codec, CLASSES))
     losses = []
     for scores, label in zip(lm.scores(batch), labels, strict=True):
-        probability = scores.exp() / scores.exp().sum()
-        losses.append(-(1 - smoothing) * probability[label].log() - smoothing * probability.log().mean())
+        log_probability = (scores.exp() / scores.exp().sum()).log()
+        losses.append(-(1 - smoothing) * log_probability[label] - smoothing * log_probability.mean())
     assert_close(Classification(smoothing)(lm, batch).loss, torch.stack(losses).mean(), **CLOSE)
 
 
-# Readouts against loops
+# Readouts compared with loops
 
 
 @pytest.mark.parametrize(
-    ("aggregate", "put_together"),
+    ("aggregate", "combine"),
     [("sum", lambda words: words.exp().sum().log()), ("mean", torch.mean), ("max", torch.max)],
 )
-def test_label_words_are_read_at_the_first_target(backbone, prompted, aggregate, put_together):
-    scores = LabelWords(backbone.codec, CLASSES, aggregate)(prompted(), batch_of(backbone.codec))
-    for b, (logits, _) in enumerate(each_alone(prompted())):
+def test_label_words_are_read_at_the_first_target(backbone, build_lm, aggregate, combine):
+    scores = LabelWords(backbone.codec, CLASSES, aggregate)(build_lm(), batch_of(backbone.codec))
+    for b, (logits, _) in enumerate(run_each_row(build_lm())):
         for c, words in enumerate(CLASSES.words.values()):
             ids = [backbone.codec.ids(word)[0] for word in words]
-            assert_close(scores[b, c], put_together(logits[0, ids]), **CLOSE)
+            assert_close(scores[b, c], combine(logits[0, ids]), **CLOSE)
 
 
 CHOICES = Classes({"one": [" very good indeed"], "two": [" bad"], "three": [" never ends"]})
 
 
 def log_probabilities(lm, template, texts=TEXTS, choices=CHOICES):
-    """[B, C] by writing every row with every candidate, and adding the logarithms of its tokens' probabilities."""
+    """Return [B, C]: for every row with every candidate, the sum of the log-probabilities of its tokens."""
     scores = torch.zeros(len(texts), len(choices))
     for c, (word,) in enumerate(choices.words.values()):
-        for b, (logits, tokens) in enumerate(each_alone(lm, template, [word.strip()] * len(texts), texts)):
-            scores[b, c] = sum(logits[u].softmax(-1)[token].log() for u, token in enumerate(tokens))
+        targets = [word.strip()] * len(texts)
+        for b, (logits, tokens) in enumerate(run_each_row(lm, template, targets, texts)):
+            log_probability = logits.log_softmax(-1)
+            scores[b, c] = sum(log_probability[u, token] for u, token in enumerate(tokens))
     return scores
 
 
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
-def test_ranked_choices_add_up_the_tokens_of_each_candidate(backbone, prompted, template, side):
+def test_ranked_choices_sum_over_the_tokens_of_each_candidate(backbone, build_lm, template, side):
     batch = batch_of(on_side(backbone.codec, side), template)
-    scores = RankedChoices(on_side(backbone.codec, side), CHOICES)(prompted(), batch)
-    assert_close(scores, log_probabilities(prompted(), template), **CLOSE)
+    scores = RankedChoices(on_side(backbone.codec, side), CHOICES)(build_lm(), batch)
+    assert_close(scores, log_probabilities(build_lm(), template), **CLOSE)
 
 
 @pytest.mark.parametrize(("normalize", "sizes"), [("tokens", [3, 1, 2]), ("characters", [17, 4, 11])])
-def test_ranked_choices_may_be_divided_by_their_length(backbone, prompted, normalize, sizes):
-    scores = RankedChoices(backbone.codec, CHOICES, normalize=normalize)(prompted(), batch_of(backbone.codec))
-    assert_close(scores, log_probabilities(prompted(), TEMPLATES["front"]) / torch.tensor(sizes), **CLOSE)
+def test_scores_of_ranked_choices_can_be_divided_by_their_length(backbone, build_lm, normalize, sizes):
+    scores = RankedChoices(backbone.codec, CHOICES, normalize=normalize)(build_lm(), batch_of(backbone.codec))
+    assert_close(scores, log_probabilities(build_lm(), TEMPLATES["front"]) / torch.tensor(sizes), **CLOSE)
 
 
-def test_ranked_choices_with_a_premise_are_pointwise_mutual_information(backbone, prompted):
+def test_ranked_choices_with_a_premise_are_pointwise_mutual_information(backbone, build_lm):
     premise = "{soft}the label is {target}"
-    scores = RankedChoices(backbone.codec, CHOICES, premise=premise)(prompted(), batch_of(backbone.codec))
-    gained = log_probabilities(prompted(), TEMPLATES["front"]) - log_probabilities(prompted(), premise, TEXTS[:1])
-    assert_close(scores, gained, **CLOSE)
+    scores = RankedChoices(backbone.codec, CHOICES, premise=premise)(build_lm(), batch_of(backbone.codec))
+    with_text = log_probabilities(build_lm(), TEMPLATES["front"])
+    without_text = log_probabilities(build_lm(), premise, TEXTS[:1])
+    assert_close(scores, with_text - without_text, **CLOSE)
 
 
-def test_calibration_divides_by_the_mean_probability_without_content(backbone, prompted):
+def test_calibration_divides_by_the_mean_probability_without_content(backbone, build_lm):
     fillers = ("what ?", "", "film")
     readout, plain = Calibrated(backbone.codec, CLASSES, fillers=fillers), LabelWords(backbone.codec, CLASSES)
     batch = batch_of(backbone.codec, targets=["good"] * len(TEXTS))
-    empty = [batch_of(backbone.codec, CLASSES.template, [filler], ["good"]) for filler in fillers]
-    free = sum(plain(prompted(), row).softmax(-1) for row in empty) / len(fillers)
-    odds = plain(prompted(), batch).softmax(-1) / free
-    assert_close(readout(prompted(), batch), odds.log(), **CLOSE)
+    without_content = [batch_of(backbone.codec, CLASSES.template, [filler], ["good"]) for filler in fillers]
+    prior = sum(plain(build_lm(), row).softmax(-1) for row in without_content) / len(fillers)
+    odds = plain(build_lm(), batch).softmax(-1) / prior
+    assert_close(readout(build_lm(), batch), odds.log(), **CLOSE)
 
 
-def test_calibration_makes_classes_equal_where_there_is_no_content(backbone, prompted):
+def test_calibration_gives_equal_scores_without_content(backbone, build_lm):
     readout = Calibrated(backbone.codec, CLASSES, fillers=["what ?"])
-    scores = readout(prompted(), batch_of(backbone.codec, CLASSES.template, ["what ?"], ["good"]))
+    scores = readout(build_lm(), batch_of(backbone.codec, CLASSES.template, ["what ?"], ["good"]))
     assert_close(scores.softmax(-1), torch.full((1, 3), 1 / 3), **CLOSE)
 
 
-def test_label_words_of_several_tokens_are_refused(backbone):
+def test_label_words_of_several_tokens_are_rejected(backbone):
     with pytest.raises(ValueError, match="' very good' is 2 tokens"):
         LabelWords(backbone.codec, Classes({"a": [" very good"], "b": [" bad"]}))
 
 
-def test_two_classes_with_one_word_are_refused(backbone):
+def test_two_classes_with_one_label_word_are_rejected(backbone):
     with pytest.raises(ValueError, match="classes 'a' and 'b' share the label word 'bad'"):
         LabelWords(backbone.codec, Classes({"a": [" bad"], "b": [" good", " bad"]}))
 
 
-def test_a_premise_names_no_column(backbone):
+def test_a_premise_with_a_column_is_rejected(backbone):
     with pytest.raises(ValueError, match="must not name columns"):
         RankedChoices(backbone.codec, CHOICES, premise="{text} {target}")
 
 
-# Metrics against scikit-learn
+# Metrics compared with scikit-learn
 
 
 class FixedScores:
@@ -240,7 +247,7 @@ class FixedScores:
         return self.fixed
 
 
-@pytest.mark.parametrize("present", [(0, 1, 2, 3), (0, 1, 3)], ids=["all classes", "one that never occurs"])
+@pytest.mark.parametrize("present", [(0, 1, 2, 3), (0, 1, 3)], ids=["all classes", "a class that never occurs"])
 @pytest.mark.parametrize("sizes", [(60,), (7, 1, 32, 20)], ids=["one batch", "uneven batches"])
 def test_classification_metrics_equal_scikit_learn(sizes, present):
     names = ("a", "b", "c", "d")
@@ -248,26 +255,28 @@ def test_classification_metrics_equal_scikit_learn(sizes, present):
     scores = torch.randn(60, 4)
     scores[:, [c for c in range(4) if c not in present]] = -9.0
     evaluation = ClassificationEvaluation(names)
-    for _ in range(2):  # a pass forgets the one before
+    for _ in range(2):  # the reset discards the first pass
         evaluation.reset()
         for s, y in zip(scores.split(sizes), labels.split(sizes), strict=True):
-            evaluation.update(FixedScores(s), Labelled(y))
+            evaluation.update(FixedScores(s), LabeledBatch(y))
     predictions, true = scores.argmax(-1).numpy(), labels.numpy()
-    scored = metrics.precision_recall_fscore_support(true, predictions, average=None, labels=range(4), zero_division=0)
-    each = dict(zip(("precision", "recall", "f1"), scored[:3], strict=True))
+    precision, recall, f1, _ = metrics.precision_recall_fscore_support(
+        true, predictions, average=None, labels=range(4), zero_division=0
+    )
     expected = {
         "accuracy": metrics.accuracy_score(true, predictions),
         "macro_f1": metrics.f1_score(true, predictions, average="macro"),
         "mcc": metrics.matthews_corrcoef(true, predictions),
         "cross_entropy": metrics.log_loss(true, scores.double().softmax(-1).numpy(), labels=range(4)),
-        **{f"{what}/{n}": value for what, of in each.items() for n, value in zip(names, of, strict=True)},
-        **{f"predicted/{name}": (predictions == c).mean() for c, name in enumerate(names)},
     }
+    for c, name in enumerate(names):
+        expected |= {f"precision/{name}": precision[c], f"recall/{name}": recall[c], f"f1/{name}": f1[c]}
+        expected[f"predicted/{name}"] = (predictions == c).mean()
     measured = {name: float(value) for name, value in evaluation.compute().items()}
     assert measured == pytest.approx(expected, abs=1e-6)
 
 
-class Labelled:
+class LabeledBatch:
     """A batch of labels."""
 
     def __init__(self, labels):
@@ -276,11 +285,14 @@ class Labelled:
 
 def test_records_contain_prediction_probabilities_and_target():
     evaluation = ClassificationEvaluation(("a", "b"))
-    lm, batch = FixedScores(torch.tensor([[0.0, 2.0], [1.0, 1.0 - 1e-3]])), Labelled(torch.tensor([0, 0]))
+    lm = FixedScores(torch.tensor([[0.0, 2.0], [1.0, 1.0 - 1e-3]]))
+    batch = LabeledBatch(torch.tensor([0, 0]))
     records = evaluation.update(lm, batch)
     assert [(r["prediction"], r["target"]) for r in records] == [("b", "a"), ("a", "a")]
     assert records[0]["scores"] == pytest.approx({"a": 0.119203, "b": 0.880797}, abs=1e-6)  # 1 / (1 + e^2)
-    assert evaluation.predict(lm, batch) == [{k: v for k, v in r.items() if k != "target"} for r in records]
+    for record in records:
+        del record["target"]
+    assert evaluation.predict(lm, batch) == records
 
 
 # Intervals
@@ -289,8 +301,9 @@ def test_records_contain_prediction_probabilities_and_target():
 @pytest.mark.parametrize(("level", "quantile"), [(0.95, 1.959964), (0.8, 1.281552)])  # of the standard normal
 def test_the_bootstrap_of_many_rows_is_the_normal_approximation(level, quantile):
     values = torch.randn(500, generator=torch.Generator().manual_seed(3), dtype=torch.double)
-    half = quantile * float(values.std(correction=0)) / len(values) ** 0.5
+    mean, deviation = float(values.mean()), float(values.std(correction=0))
+    half = quantile * deviation / len(values) ** 0.5
     low, high = bootstrap(values.tolist(), level=level, draws=4000)
-    assert (low, high) == pytest.approx((float(values.mean()) - half, float(values.mean()) + half), abs=0.1 * half)
+    assert (low, high) == pytest.approx((mean - half, mean + half), abs=0.1 * half)
     assert (low, high) == bootstrap(values.tolist(), level=level, draws=4000)
     assert (low, high) != bootstrap(values.tolist(), level=level, draws=4000, seed=1)

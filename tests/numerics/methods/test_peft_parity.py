@@ -1,4 +1,4 @@
-"""Our methods against PEFT's, on the same weights: logits, loss and gradients of the prompt."""
+"""Methods compared with PEFT on the same weights: logits, loss and gradients of the prompt."""
 
 from copy import deepcopy
 from dataclasses import replace
@@ -38,8 +38,8 @@ def tokens(backbone):
     return torch.randn(P, backbone.hidden_size, requires_grad=True)
 
 
-def peft_of(backbone, task, tokens):
-    """PEFT's model around a copy, with our prompt. For encoder-decoders it allocates 2 P rows and reads the first P."""
+def build_peft(backbone, task, tokens):
+    """Return a PEFT model with the prompt. For encoder-decoders it allocates 2 P rows and reads the first P."""
     config = PromptTuningConfig(task_type=task, num_virtual_tokens=P)
     model = get_peft_model(deepcopy(backbone.model), config).eval()
     weight = model.prompt_encoder["default"].embedding.weight
@@ -48,26 +48,26 @@ def peft_of(backbone, task, tokens):
     return model, weight
 
 
-def before_everything(batch):
-    """PEFT puts its tokens before BOS, our template after it."""
+def move_before_bos(batch):
+    """Move the soft tokens before BOS as PEFT does; a template has them after it."""
     batch.slots[:] = 0
     return batch
 
 
-def ours(backbone, batch, tokens):
+def logits_and_loss(backbone, batch, tokens):
     lm = PromptedLM(backbone, lambda _: SoftPrompt(tokens=tokens[None]))
     return lm(batch), LanguageModeling()(lm, batch).loss
 
 
 @pytest.mark.parametrize("family", CAUSAL)
 def test_causal_models_agree(backbone, tokens):
-    model, weight = peft_of(backbone, "CAUSAL_LM", tokens)
+    model, weight = build_peft(backbone, "CAUSAL_LM", tokens)
     for row in encode_rows(backbone.codec, TEMPLATE):
         ids, answers = torch.tensor([row.ids]), torch.tensor(row.answers)
         labels = torch.full_like(ids, IGNORE)
         labels[0, answers] = torch.tensor(row.targets)
         theirs = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels)
-        logits, loss = ours(backbone, before_everything(backbone.codec.collate([row])), tokens)
+        logits, loss = logits_and_loss(backbone, move_before_bos(backbone.codec.collate([row])), tokens)
         assert_close(logits, theirs.logits[:, P + answers - 1], **CLOSE)
         assert_close(loss, theirs.loss, **CLOSE)
         (gradient,) = torch.autograd.grad(loss, tokens)
@@ -76,11 +76,11 @@ def test_causal_models_agree(backbone, tokens):
 
 @pytest.mark.parametrize("family", ["t5", "bart"])
 def test_encoder_decoders_agree(backbone, tokens):
-    model, weight = peft_of(backbone, "SEQ_2_SEQ_LM", tokens)
+    model, weight = build_peft(backbone, "SEQ_2_SEQ_LM", tokens)
     for row in encode_rows(backbone.codec, TEMPLATE):
         ids = torch.tensor([row.ids])
         theirs = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=torch.tensor([row.targets]))
-        logits, loss = ours(backbone, before_everything(backbone.codec.collate([row])), tokens)
+        logits, loss = logits_and_loss(backbone, move_before_bos(backbone.codec.collate([row])), tokens)
         assert_close(logits, theirs.logits, **CLOSE)
         assert_close(loss, theirs.loss, **CLOSE)
         (gradient,) = torch.autograd.grad(loss, tokens)
@@ -91,41 +91,48 @@ def test_encoder_decoders_agree(backbone, tokens):
 
 @pytest.mark.parametrize("family", CAUSAL)
 @torch.no_grad()
-def test_padding_on_the_left_changes_their_logits_and_not_ours(backbone, tokens):
-    """Their soft tokens stand before the padding, so that positions of padded rows have a gap in them."""
-    model, _ = peft_of(backbone, "CAUSAL_LM", tokens)
+def test_left_padding_changes_the_logits_of_peft_and_not_ours(backbone, tokens):
+    """PEFT inserts soft tokens before the padding, so that the positions of padded rows have a gap."""
+    model, _ = build_peft(backbone, "CAUSAL_LM", tokens)
     rows = encode_rows(backbone.codec, TEMPLATE)
-    padded, _ = ours(backbone, before_everything(batch_of(backbone.codec, TEMPLATE)), tokens)
+    padded, _ = logits_and_loss(backbone, move_before_bos(batch_of(backbone.codec, TEMPLATE)), tokens)
     errors = []
     for b, row in enumerate(rows):
         ids = torch.tensor([row.ids])
         gap = torch.zeros(1, 5, dtype=torch.long)
         mask = torch.cat([gap, torch.ones_like(ids)], 1)
-        said = model(input_ids=torch.cat([gap + backbone.codec.pad_id, ids], 1), attention_mask=mask).logits
-        alone = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
-        places = P + torch.tensor(row.answers) - 1
-        errors.append((said[:, 5 + places] - alone[:, places]).abs().max())
-        assert_close(padded[b : b + 1, : len(places)], alone[:, places], **CLOSE)
-    assert min(errors) > 0.1  # 2 to 4, where logits have a standard deviation of 1.4
+        padded_ids = torch.cat([gap + backbone.codec.pad_id, ids], 1)
+        peft_padded = model(input_ids=padded_ids, attention_mask=mask).logits
+        peft_alone = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+        positions = P + torch.tensor(row.answers) - 1
+        expected = peft_alone[:, positions]
+        errors.append((peft_padded[:, 5 + positions] - expected).abs().max())
+        assert_close(padded[b : b + 1, : len(positions)], expected, **CLOSE)
+    assert min(errors) > 0.1  # 2 to 4; the logits have a standard deviation of 1.4
 
 
 # Prefix tuning and P-tuning
 
 
-def with_weights_of(module, theirs, pairs):
-    """PEFT's module with ours' weights: `pairs` names theirs, then ours."""
+def copy_weights(module, encoder, pairs):
+    """Copy weights of a method to the encoder of PEFT.
+
+    `pairs` maps a parameter of PEFT to the name of ours, or to a function that computes it from the method.
+    """
     parameters = dict(module.named_parameters())
     with torch.no_grad():
-        for name, our_name in pairs.items():
-            theirs.get_parameter(name).copy_(our_name(module) if callable(our_name) else parameters[our_name])
-    return theirs
+        for name, source in pairs.items():
+            weight = source(module) if callable(source) else parameters[source]
+            encoder.get_parameter(name).copy_(weight)
 
 
 def assert_peft_agrees(module, config, pairs, shared):
-    """Logits and loss row by row, and the gradients of the parameters that both have in the same form."""
+    """Compare logits and loss row by row, and the gradients of the parameters that both have in the same form."""
     backbone = module.loaded
     model = get_peft_model(deepcopy(backbone.model), config).eval()
-    encoder = with_weights_of(module, model.prompt_encoder["default"], pairs)
+    encoder = model.prompt_encoder["default"]
+    copy_weights(module, encoder, pairs)
+    parameters = dict(module.named_parameters())
     for row in encode_rows(backbone.codec, TEMPLATE):
         module.zero_grad()
         encoder.zero_grad()
@@ -134,18 +141,18 @@ def assert_peft_agrees(module, config, pairs, shared):
         labels[0, answers] = torch.tensor(row.targets)
         theirs = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels)
         lm = module.lm()
-        batch = before_everything(backbone.codec.collate([row]))
-        shift = theirs.logits.shape[1] - ids.shape[1]  # PEFT's logits have those of soft tokens too
+        batch = move_before_bos(backbone.codec.collate([row]))
+        shift = theirs.logits.shape[1] - ids.shape[1]  # PEFT returns logits of soft tokens, too
         assert_close(lm(batch), theirs.logits[:, shift + answers - 1], **CLOSE)
         loss = LanguageModeling()(lm, batch).loss
         assert_close(loss, theirs.loss, **CLOSE)
         loss.backward()
         theirs.loss.backward()
         for name in shared:
-            assert_close(dict(module.named_parameters())[pairs[name]].grad, encoder.get_parameter(name).grad, **CLOSE)
+            assert_close(parameters[pairs[name]].grad, encoder.get_parameter(name).grad, **CLOSE)
 
 
-@pytest.mark.parametrize("family", ["gpt2"])  # where heads share keys, PEFT's embeddings are as narrow as those
+@pytest.mark.parametrize("family", ["gpt2"])  # if heads share keys, PEFT's embeddings are as narrow as the keys
 def test_projected_prefix_tuning_agrees(backbone):
     module = PrefixTuning(length=P, width=16, backbone=backbone.spec)
     module.attach(backbone)
@@ -160,10 +167,13 @@ def test_projected_prefix_tuning_agrees(backbone):
 
 @pytest.mark.parametrize("family", CAUSAL)
 def test_free_prefix_tuning_agrees(backbone):
-    """PEFT keeps [P, L * 2 * N * D], we [L, 2, P, N * D]."""
+    """PEFT stores [P, L * 2 * N * D], and this package [L, 2, P, N * D]."""
     module = PrefixTuning(length=P, width=None, init=NormalKeysValues(1.0), backbone=backbone.spec)
     module.attach(backbone)
-    table = lambda m: m.prefixes["self"].made.values.permute(2, 0, 1, 3).flatten(1)  # noqa: E731
+
+    def table(module):
+        return module.prefixes["self"].made.values.permute(2, 0, 1, 3).flatten(1)
+
     config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=P)
     assert_peft_agrees(module.eval(), config, {"embedding.weight": table}, [])
 
@@ -176,11 +186,15 @@ def test_p_tuning_agrees(backbone, encoder):
     if encoder == "wide_lstm":  # PEFT's perceptron is wider than the authors'
         module.network.perceptron = perceptron([64, 64, 32])
     names = {"embedding.weight": "tokens"}
-    inner = {name.removeprefix("network."): name for name, _ in module.named_parameters() if "network." in name}
-    if encoder == "mlp":
-        names |= {f"mlp_head.{name}": ours for name, ours in inner.items()}
-    else:
-        names |= {name.replace("lstm.", "lstm_head.").replace("perceptron", "mlp_head"): n for name, n in inner.items()}
+    for our_name, _ in module.named_parameters():
+        if "network." not in our_name:
+            continue
+        name = our_name.removeprefix("network.")
+        if encoder == "mlp":
+            name = f"mlp_head.{name}"
+        else:
+            name = name.replace("lstm.", "lstm_head.").replace("perceptron", "mlp_head")
+        names[name] = our_name
     config = PromptEncoderConfig(
         task_type="CAUSAL_LM",
         num_virtual_tokens=P,
@@ -214,8 +228,8 @@ def test_multitask_prompts_agree(backbone, rank):
     tokens = module.prompt(replace(batch_of(backbone.codec), task_ids=tasks)).tokens
     expected = theirs(torch.arange(P).expand(4, P), tasks)
     assert_close(tokens, expected, **CLOSE)
-    for found in (tokens, expected):
-        (found * out).sum().backward()
+    for result in (tokens, expected):
+        (result * out).sum().backward()
     assert_close(module.shared.grad, theirs.embedding.weight.grad, atol=1e-4, rtol=1e-4)
     for number, name in enumerate(names):
         assert_close(module.u[name].grad, theirs.prefix_task_cols.grad[number], atol=1e-4, rtol=1e-4)
@@ -224,14 +238,14 @@ def test_multitask_prompts_agree(backbone, rank):
 
 @pytest.mark.parametrize("family", ["llama"])
 @pytest.mark.parametrize(
-    ("theirs", "start"),
+    ("peft_init", "start"),
     [
         ("AVERAGE_SOURCE_TASKS", FromTasks),
         ("EXACT_SOURCE_TASK", partial(FromTasks, task="b")),
         ("ONLY_SOURCE_SHARED", lambda _: NormalFactors()),
     ],
 )
-def test_multitask_prompts_start_from_sources_as_theirs(backbone, tmp_path, theirs, start):
+def test_multitask_prompts_are_initialized_from_sources_as_in_peft(backbone, tmp_path, peft_init, start):
     names, path = ("a", "b", "c"), tmp_path / "prompt.safetensors"
     source = MPT(length=P, rank=2, classes_by_task=dict.fromkeys(names), backbone=backbone.spec)
     source.attach(backbone)
@@ -244,11 +258,11 @@ def test_multitask_prompts_start_from_sources_as_theirs(backbone, tmp_path, thei
         "prefix_task_cols": torch.stack([source.u[name].detach() for name in names]),
         "prefix_task_rows": torch.stack([source.v[name].detach() for name in names]),
     }
-    torch.save(stacked, tmp_path / "theirs.bin")
+    torch.save(stacked, tmp_path / "peft.bin")
     config = MultitaskPromptTuningConfig(
         task_type="CAUSAL_LM", num_virtual_tokens=P, num_tasks=1, num_ranks=2, token_dim=backbone.hidden_size,
-        num_transformer_submodules=1, prompt_tuning_init=theirs, prompt_tuning_init_task=1,
-        prompt_tuning_init_state_dict_path=str(tmp_path / "theirs.bin"),
+        num_transformer_submodules=1, prompt_tuning_init=peft_init, prompt_tuning_init_task=1,
+        prompt_tuning_init_state_dict_path=str(tmp_path / "peft.bin"),
     )  # fmt: skip
     expected = MultitaskPromptEmbedding(config, backbone.model.get_input_embeddings())
     target = MPT(
@@ -256,12 +270,12 @@ def test_multitask_prompts_start_from_sources_as_theirs(backbone, tmp_path, thei
         backbone=backbone.spec,
     )  # fmt: skip
     target.attach(backbone)
-    if theirs == "ONLY_SOURCE_SHARED":  # factors are drawn on both sides: of one scale, and then the same
-        drawn = (expected.prefix_task_cols, expected.prefix_task_rows)
-        for factor, own in zip(drawn, (target.u, target.v), strict=True):
-            assert 0.01 < own["task"].std() < 0.04
+    if peft_init == "ONLY_SOURCE_SHARED":  # both draw random factors: check their scale, then set them equal
+        for peft_factor, factors in ((expected.prefix_task_cols, target.u), (expected.prefix_task_rows, target.v)):
+            factor = factors["task"].detach()
             assert 0.01 < factor.std() < 0.04
-            factor.data[0] = own["task"].detach()
+            assert 0.01 < peft_factor.std() < 0.04
+            peft_factor.data[0] = factor
     tokens = target.prompt(batch_of(backbone.codec)).tokens
     assert_close(tokens, expected(torch.arange(P)[None], torch.tensor([0])), **CLOSE)
     assert not torch.equal(tokens[0], source.shared)
