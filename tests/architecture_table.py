@@ -10,19 +10,32 @@ COLUMNS = {**CHECKS, **METHODS, **GENERATION}
 
 HEAD = """# Architectures
 
-Every language-model type of transformers that a small configuration can build, and variants that change how rows run.
-Each check compares a tiny random model with plain transformers that runs one row at a time. `equal` means equal to
-1e-5 (`bfloat16`: runs, with about the same loss). `refused` means a clear error before a run leaves anything on disk.
-An architecture that is refused as a whole is refused when it is loaded.
+This page lists every language-model type of transformers that can be created from a small configuration, and some
+variants of these types, which have a suffix such as `-sparse`. Each check runs on a tiny random model. It compares a
+batch with plain transformers, one row at a time.
 
-| columns | what they compare |
+- `equal`: the results are equal to 1e-5. In the column `bfloat16`: the model runs and has about the same loss.
+- `refused`: the package raises an error before a run writes a file. The section "Reasons" has the error messages. In
+  the column `bfloat16`, only this precision is refused. An architecture in the section "Not loaded" is refused as a
+  whole when it is loaded.
+- `not built`: transformers did not create the small model, so the architecture was not tested. The reason is the error
+  of transformers.
+
+| column | what is compared |
 |---|---|
-| bare, short, long, text, padding, checkpoint | training and evaluation with soft tokens |
-| prefix, late | keys and values before the rows, soft tokens at a middle layer |
-| states, words | states for heads of classes and tags, scores of single words |
-| recompute, prepacked, bfloat16 | options of the backbone |
+| bare | logits without a prompt |
+| short, long | loss and gradient of soft tokens, on short rows and then on longer rows |
+| text | soft tokens with the embeddings of words, against these words |
+| padding | rows with more padding on either side, and a row alone |
+| checkpoint | the fingerprints of two loads of the model, and a folded prompt with the original |
+| prefix | keys and values in every layer; in a decoder also against the soft tokens from which they are computed |
+| late | hidden states inserted before a layer; a decoder must accept keys and values for this |
+| states | hidden states for the readouts `ClassHead` and `TokenHead` |
+| words | logits of label words |
+| recompute, prepacked, bfloat16 | the options `checkpointing`, `linear_backend` and `dtype` of the backbone |
 | memory | the estimate of `softprompt estimate` |
-| generate, beams, conversation | generation of batches against single rows |
+| generate, beams | answers of a batch by greedy search and by beam search, against those of single rows |
+| conversation | the second turn of a conversation with a cache, against the complete text |
 
 `python benchmarks/architectures.py` writes this page.
 """

@@ -121,7 +121,7 @@ def measure(module: SoftPromptModule, skeleton: Skeleton, workload: Workload) ->
     raise UnsupportedBackboneError(
         f"the memory of {skeleton.spec.name} cannot be estimated: no small copy of a "
         f"{type(skeleton.full_size.model).__name__} runs. "
-        f"{reasons[0]} Train for a few steps and read the device's own figures"
+        f"{reasons[0]} Train for a few steps and measure the memory"
     )
 
 
