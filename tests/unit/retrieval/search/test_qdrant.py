@@ -1,4 +1,6 @@
-"""Vectors in Qdrant, embedded: the same client and calls as with a server."""
+"""Vectors in an embedded Qdrant, which has the same client and calls as a server."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ from lightning_softprompt.retrieval.index import Index
 from lightning_softprompt.retrieval.index_builder import build_index
 from lightning_softprompt.retrieval.passages.documents import Document
 from lightning_softprompt.retrieval.retriever import Retriever
-from lightning_softprompt.retrieval.search import encoder
+from lightning_softprompt.retrieval.search.encoder import SentenceEncoder
 from lightning_softprompt.retrieval.search.settings import IndexSettings
 
 pytest.importorskip("qdrant_client")
@@ -15,93 +17,93 @@ pytest.importorskip("qdrant_client")
 TEXTS = ["a warm and funny film", "the dog is sad", "a story about a dog", "great , very great indeed", "dull"]
 
 
-def documents(texts=TEXTS):
+def make_documents(texts=TEXTS):
     return [Document(text, "", text) for text in texts]
 
 
 @pytest.fixture
-def name(tiny_folder):
-    return str(tiny_folder("bert"))
+def settings(tiny_folder):
+    return IndexSettings(encoder=str(tiny_folder("bert")), store="qdrant")
 
 
-def points(folder):
-    index = Index(folder)
-    store = index.vector_store
-    found = store.client.count(store.collection).count
+def count_points(folder):
+    """Returns the number of vectors of an index in Qdrant."""
+    store = Index(folder).vector_store
+    num_points = store.client.count(store.collection).count
     store.close()
-    return found
+    return num_points
 
 
-def test_it_finds_what_files_find(tmp_path, name):
-    rankings = {}
-    for store in ("flat", "qdrant"):
-        build_index(tmp_path / store, documents(), IndexSettings(encoder=name, store=store))
+def test_qdrant_and_files_have_the_same_rankings(tmp_path, settings):
+    def rank(store):
+        build_index(tmp_path / store, make_documents(), replace(settings, store=store))
         index = Index(tmp_path / store)
-        rankings[store] = index.dense(["a dog", "a great film"], 4)
+        rankings = index.dense(["a dog", "a great film"], 4)
         index.vector_store.close()
-    for files, qdrant in zip(*rankings.values(), strict=True):
-        assert files.rows.tolist() == qdrant.rows.tolist()
-        np.testing.assert_allclose(files.scores, qdrant.scores, atol=1e-5)
+        return rankings
+
+    for flat, qdrant in zip(rank("flat"), rank("qdrant"), strict=True):
+        assert flat.rows.tolist() == qdrant.rows.tolist()
+        np.testing.assert_allclose(flat.scores, qdrant.scores, atol=1e-5)
 
 
-def test_an_update_sends_what_is_new_and_removes_what_is_gone(tmp_path, name, monkeypatch):
-    settings = IndexSettings(encoder=name, store="qdrant")
-    first = build_index(tmp_path, documents(), settings)
-    encoded, plain = [], encoder.SentenceEncoder.passages
-    monkeypatch.setattr(encoder.SentenceEncoder, "passages", lambda e, t: encoded.extend(t) or plain(e, t))
-    second = build_index(tmp_path, documents([*TEXTS[1:], "a wonderful thing"]), settings)
-    assert encoded[1:] == ["a wonderful thing"]
+def test_an_update_adds_new_vectors_and_removes_old_ones(folder, settings, record_encoded_texts):
+    first = build_index(folder, make_documents(), settings)
+    encoded = record_encoded_texts()
+    second = build_index(folder, make_documents([*TEXTS[1:], "a wonderful thing"]), settings)
+    assert encoded[1:] == ["a wonderful thing"]  # the first text checks whether the encoder is the same
     assert second.collection == first.collection
-    assert points(tmp_path) == 5
+    assert count_points(folder) == 5
 
 
-def test_points_of_a_build_that_died_are_not_found_and_not_sent_again(tmp_path, name, monkeypatch):
-    settings = IndexSettings(encoder=name, store="qdrant")
-    build_index(tmp_path, documents(), settings)
-    new = ["a dog", "dog", "the dog"]
-    with monkeypatch.context() as patched:
-        patched.setattr("lightning_softprompt.retrieval.manifest.Manifest.write", lambda *_: 1 / 0)
+def test_vectors_of_a_failed_build_are_not_retrieved_and_are_reused(
+    folder, settings, monkeypatch, record_encoded_texts
+):
+    build_index(folder, make_documents(), settings)
+    documents = make_documents([*TEXTS, "a dog", "dog", "the dog"])
+    with monkeypatch.context() as patch:
+        patch.setattr("lightning_softprompt.retrieval.manifest.Manifest.write", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            build_index(tmp_path, documents([*TEXTS, *new]), settings)
-    assert points(tmp_path) == 8
-    retriever = Retriever(str(tmp_path), "dense")
+            build_index(folder, documents, settings)
+    assert count_points(folder) == 8
+    retriever = Retriever(str(folder), "dense")
     hits = retriever.search(["a dog"], 5)[0]
     assert {hit.passage.text for hit in hits} == set(TEXTS)
     retriever.index.vector_store.close()
-    encoded, plain = [], encoder.SentenceEncoder.passages
-    monkeypatch.setattr(encoder.SentenceEncoder, "passages", lambda e, t: encoded.extend(t) or plain(e, t))
-    build_index(tmp_path, documents([*TEXTS, *new]), settings)
+    encoded = record_encoded_texts()
+    build_index(folder, documents, settings)
     assert encoded[1:] == []
-    assert points(tmp_path) == 8
+    assert count_points(folder) == 8
 
 
-def test_another_encoder_takes_the_old_collection_away(tmp_path, name, tiny_folder):
-    first = build_index(tmp_path, documents(), IndexSettings(encoder=name, store="qdrant"))
-    second = build_index(tmp_path, documents(), IndexSettings(encoder=str(tiny_folder("bert", 1)), store="qdrant"))
+def test_a_build_with_another_encoder_removes_the_old_collection(folder, settings, tiny_folder):
+    first = build_index(folder, make_documents(), settings)
+    other_encoder = replace(settings, encoder=str(tiny_folder("bert", 1)))
+    second = build_index(folder, make_documents(), other_encoder)
     assert first.collection != second.collection
-    store = Index(tmp_path).vector_store
-    assert [c.name for c in store.client.get_collections().collections] == [second.collection]
+    store = Index(folder).vector_store
+    (collection,) = store.client.get_collections().collections
+    assert collection.name == second.collection
     store.close()
 
 
-def test_embedded_it_serves_one_at_a_time(tmp_path, name):
-    build_index(tmp_path, documents(), IndexSettings(encoder=name, store="qdrant"))
-    store = Index(tmp_path).vector_store
+def test_embedded_qdrant_has_one_user_at_a_time(folder, settings):
+    build_index(folder, make_documents(), settings)
+    store = Index(folder).vector_store
     with pytest.raises(ValueError, match="in use by another process, and embedded Qdrant serves one at a time"):
-        Retriever(str(tmp_path), "dense").search(["a dog"])
+        Retriever(str(folder), "dense").search(["a dog"])
     store.close()
-    assert Retriever(str(tmp_path), "dense").search(["a dog"])[0]
+    assert Retriever(str(folder), "dense").search(["a dog"])[0]
 
 
-def test_a_first_build_that_fails_leaves_nothing(tmp_path, name, monkeypatch):
-    monkeypatch.setattr(encoder.SentenceEncoder, "passages", lambda *_: 1 / 0)
+def test_a_failed_first_build_leaves_no_folder(folder, settings, monkeypatch):
+    monkeypatch.setattr(SentenceEncoder, "passages", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        build_index(tmp_path / "index", documents(), IndexSettings(encoder=name, store="qdrant"))
-    assert not (tmp_path / "index").exists()
+        build_index(folder, make_documents(), settings)
+    assert not folder.exists()
 
 
-def test_a_server_that_does_not_answer_is_told(tmp_path, name):
-    settings = IndexSettings(encoder=name, store="qdrant", url="http://127.0.0.1:9")
+def test_an_unreachable_server_is_reported(folder, settings):
     with pytest.raises(ValueError, match=r"no Qdrant answers at http://127\.0\.0\.1:9"):
-        build_index(tmp_path / "index", documents(), settings)
-    assert not (tmp_path / "index").exists()
+        build_index(folder, make_documents(), replace(settings, url="http://127.0.0.1:9"))
+    assert not folder.exists()
