@@ -36,11 +36,13 @@ from lightning_softprompt.cli.option_checks import (
     refuse_linked,
     refuse_unreadable_configs,
     replica_spec,
+    unescape_templates,
 )
 from lightning_softprompt.cli.parsing.parser import Parser
 from lightning_softprompt.cli.plugins import import_plugins
 from lightning_softprompt.cli.resume_checks import (
     SettingsCheck,
+    evaluate_prompt_file,
     load_checked_checkpoint,
     refuse_contradiction,
     settings_check,
@@ -147,6 +149,7 @@ class SoftPromptCLI(LightningCLI):
         if self.subcommand == "fit":
             self._complete_length(config)
         else:
+            evaluate_prompt_file(config)
             take_saved_classes(config)
         if not config.get("ckpt_path"):
             return
@@ -348,7 +351,7 @@ def main(argv: Sequence[str], hints: bool = True) -> int:
         hints: Whether to suggest the command to run next.
     """
     configure_output()
-    argv = expand_home(argv)
+    argv = unescape_templates(expand_home(argv))
     words = list(argv)
     try:
         modules, argv = parse_trust_options(argv)

@@ -27,6 +27,7 @@ from lightning_softprompt.training.monitors import (
 )
 from lightning_softprompt.training.replicas import Replicas, ReplicaSpec
 
+TEMPLATE_OPTION = re.compile(r"--data\.(?:\w+\.)*\w*template")
 LINKED_OPTION = re.compile(r"--(model|data)\.(?:init_args\.)?(\w+)")
 
 
@@ -41,6 +42,26 @@ def refuse_linked(argv: Sequence[str]) -> None:
         if match and match[2] in LINKED[match[1]]:
             source = "backbone" if match[2] == "backbone" else "data"
             raise ValueError(f"{word.partition('=')[0]} is set by --{source}, which model and data share; set it there")
+
+
+def unescape_templates(argv: Sequence[str]) -> list[str]:
+    r"""Replace `\n` and `\t` in templates of the command line by a line break and a tab, which most shells do not.
+
+    >>> unescape_templates(["--data.template", r"{soft}{text}\n{target}", r"--run.name=a\n"]) == [
+    ...     "--data.template", "{soft}{text}\n{target}", r"--run.name=a\n"
+    ... ]
+    True
+    """
+    words = []
+    is_template = False  # whether the previous word is an option that takes a template
+    for word in argv:
+        option, _, value = word.partition("=")
+        names_template = TEMPLATE_OPTION.fullmatch(option) is not None
+        if is_template or (names_template and value):
+            word = word.replace("\\n", "\n").replace("\\t", "\t")
+        is_template = names_template and not value
+        words.append(word)
+    return words
 
 
 def refuse_unreadable_configs(argv: Sequence[str]) -> None:

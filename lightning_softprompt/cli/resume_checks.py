@@ -29,7 +29,11 @@ from lightning_softprompt.runs.run_spec import RunSpec
 log = logging.getLogger(__name__)
 SettingsCheck = Callable[[Mapping[str, Any]], None]
 CHECKED_BY_DATA = {"_instantiator", "classes", "classes_by_task", "evaluation", "backbone"}  # or by its fingerprint
-TRAINING_ONLY = {"seed_everything", "optimizer", "scheduler", "objective", "penalty_weights", "readout"}
+TRAINING_ONLY = {
+    "seed_everything", "optimizer", "scheduler", "objective", "penalty_weights", "readout", "lr", "lr_schedule",
+    "warmup",
+}  # fmt: skip
+IMPLIED = {"lr_schedule": "constant", "warmup": 0.0}  # arguments that checkpoints of version 0.2 do not have
 
 
 def load_checked_checkpoint(path: Path, training: bool) -> dict[str, Any]:
@@ -45,6 +49,13 @@ def load_checked_checkpoint(path: Path, training: bool) -> dict[str, Any]:
         refuse_incomplete(checkpoint, path)
         refuse_contradicting_progress(checkpoint, path)
     return checkpoint
+
+
+def evaluate_prompt_file(config: Namespace) -> None:
+    """Evaluate a prompt file that is passed as a checkpoint: it contains all that an evaluation needs."""
+    path = config.get("ckpt_path")
+    if path and Path(path).suffix == ".safetensors" and not config.get("init_from"):
+        config.init_from, config.ckpt_path = path, None
 
 
 def settings_check(checkpoint: Mapping[str, Any], path: Path, run: RunSpec) -> SettingsCheck | None:
@@ -93,7 +104,12 @@ def refuse_contradiction(
     Raises:
         ValueError: Naming the differences.
     """
-    saved = {"replicas": 1, **checkpoint.get("hyper_parameters", {}), "seed_everything": checkpoint.get(SEED, seed)}
+    saved = {
+        "replicas": 1,
+        **IMPLIED,
+        **checkpoint.get("hyper_parameters", {}),
+        "seed_everything": checkpoint.get(SEED, seed),
+    }
     arguments = {"replicas": model.get("replicas", 1), **model.get("init_args", {})}
     current = {"_class_path": model["class_path"], **arguments, "seed_everything": seed}
     saved, current = resolve_class_paths(to_plain(saved)), resolve_class_paths(to_plain(current))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -25,6 +26,10 @@ from lightning_softprompt.data.readers.sources import first_columns
 from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.evaluation.classification import ClassificationEvaluation
 
+log = logging.getLogger(__name__)
+DEFAULT_LABEL = "label"
+LABEL_COLUMNS = ("class", "category", "intent", "topic", "sentiment", "target")  # read if there is no other label
+
 
 @final
 class ClassificationDataModule(SoftPromptDataModule):
@@ -35,7 +40,8 @@ class ClassificationDataModule(SoftPromptDataModule):
         labels: The classes in order, each with its label word or words (verbalizer), or a list of names that are their
             own label words (default: the sorted names in the training rows; in `validate`, `test` and `predict` the
             classes of the checkpoint or prompt).
-        label: Column of the class, as a name or as an index into `labels`.
+        label: Column of the class, which contains a name or an index into `labels`. Without such a column, one called
+            class, category, intent, topic, sentiment or target is used if it is the only one of these.
         shots: Few-shot: sample N training rows per class (by `seed`).
         balanced: Sample training rows so that all classes are equally frequent.
         demonstrations: Number of training rows per class, sampled by `seed`, for methods that use demonstrations.
@@ -48,7 +54,7 @@ class ClassificationDataModule(SoftPromptDataModule):
         self,
         template: str = "{soft}{text}\nLabel: {target}",
         labels: GivenLabels | None = None,
-        label: str = "label",
+        label: str = DEFAULT_LABEL,
         shots: int | None = None,
         balanced: bool = False,
         demonstrations: int = 0,
@@ -78,10 +84,7 @@ class ClassificationDataModule(SoftPromptDataModule):
         """Returns the sorted classes of the training rows. Rows without a class are reported later."""
         rows = self.rows("train")
         if not any(self.label in row for row in rows):
-            raise ValueError(
-                f"no column {self.label!r} in the training rows, which have {first_columns(rows[0])}: set data.label "
-                "to the column of the class"
-            )
+            self._use_other_name(rows[0])
         values = (row.get(self.label) for row in rows)
         scalars = (value for value in values if not isinstance(value, list | tuple | Mapping))
         labels = (value for value in scalars if not is_missing(value) and not is_written_list(value))
@@ -95,6 +98,22 @@ class ClassificationDataModule(SoftPromptDataModule):
                 "number: use one spelling, or set data.labels"
             )
         return names
+
+    def _use_other_name(self, row: Mapping[str, Any]) -> None:
+        """Sets `label` to the only column of a row that has a usual name of a class.
+
+        Raises:
+            ValueError: If there is no such column, or several.
+        """
+        found = [name for name in row if name.strip().lower() in LABEL_COLUMNS and name not in self.template.columns]
+        if self.label != DEFAULT_LABEL or len(found) != 1:
+            others = [name for name in row if name not in self.template.columns]
+            raise ValueError(
+                f"no column {self.label!r}; the row has {first_columns(row)}: set data.label to the column of the "
+                f"class, such as --data.label {others[0] if others else 'COLUMN'}"
+            )
+        self.label = found[0]
+        log.info("Classes are read from the column %r; data.label sets another one", self.label)
 
     @cached_property
     def _numbers(self) -> ClassNumbers:
@@ -129,7 +148,7 @@ class ClassificationDataModule(SoftPromptDataModule):
 
     def _class(self, row: Mapping[str, Any]) -> int:
         if self.label not in row:
-            raise ValueError(f"no column {self.label!r}; the row has {first_columns(row)}: set data.label")
+            self._use_other_name(row)
         value = row[self.label]
         if is_missing(value):
             raise ValueError(f"column {self.label!r} has no label, got {value!r}; labels are {self._numbers.accepted}")

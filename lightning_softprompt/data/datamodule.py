@@ -23,6 +23,7 @@ from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.constructor import constructor_arguments
 from lightning_softprompt.core.template import Template
 from lightning_softprompt.core.types import Classes, Example, Text
+from lightning_softprompt.data.holding_out import divide_rows
 from lightning_softprompt.data.labels import as_text
 from lightning_softprompt.data.prepared import Collate, PreparedRows
 from lightning_softprompt.data.readers.sources import (
@@ -57,7 +58,8 @@ class SoftPromptDataModule(LightningDataModule, ABC):
 
     Args:
         backbone: The frozen language model. The data module uses only its tokenizer.
-        path: Source of all splits. Use `train`, `validation`, `test` and `predict` to set the splits one by one.
+        path: Source of all splits. The rows of a single file are divided into training, validation and test rows, see
+            validation_share and test_share. Use `train`, `validation`, `test` and `predict` to set splits one by one.
         train: Source of the training rows.
         validation: Source of the validation rows (default: a random part of the training rows, see validation_share).
         test: Source of the test rows.
@@ -72,6 +74,7 @@ class SoftPromptDataModule(LightningDataModule, ABC):
         batch_tokens: Maximum tokens per batch, excluding soft tokens; replaces batch_size and eval_batch_size. Must be
             at least three times the length of the longest row.
         validation_share: Fraction of the training rows to hold out if there are no validation rows, between 0 and 1.
+        test_share: Fraction of the rows to hold out for the test if `path` is a file; 0 for none.
         seed: Seed of the order of training rows and of the held-out rows.
         num_workers: Number of processes that prepare batches.
         on_bad_row: Whether to stop at a row that cannot be used, or to skip and report it.
@@ -110,6 +113,7 @@ class SoftPromptDataModule(LightningDataModule, ABC):
         eval_batch_size: int | None = None,
         batch_tokens: int | None = None,
         validation_share: float = 0.1,
+        test_share: float = 0.1,
         seed: int = 0,
         num_workers: int = 0,
         on_bad_row: Literal["raise", "skip"] = "raise",
@@ -120,13 +124,15 @@ class SoftPromptDataModule(LightningDataModule, ABC):
         self.arguments = constructor_arguments(currentframe())
         self.spec = backbone or BackboneSpec()
         self.template = Template(template, Template(template).columns if truncate is None else truncate)
-        _check_path(path)
+        _check_path(path, train)
         _check_template_escapes(template)
         if not 0 < validation_share < 1:
             raise ValueError(
                 f"validation_share must be between 0 and 1, got {validation_share}: validation rows are required to "
                 "select the best prompt"
             )
+        if not 0 <= test_share < 1 - validation_share:
+            raise ValueError(f"test_share must be at least 0 and below 1 - validation_share, got {test_share}")
         if min(batch_size, eval_batch_size or batch_size, max_tokens) < 1 or num_workers < 0:
             raise ValueError("batch_size, eval_batch_size and max_tokens must be at least 1, num_workers at least 0")
         if seed < 0:
@@ -141,6 +147,7 @@ class SoftPromptDataModule(LightningDataModule, ABC):
         self.eval_batch_size = eval_batch_size or batch_size
         self.batch_tokens = batch_tokens
         self.validation_share = validation_share
+        self.test_share = test_share
         self.seed = seed
         self.num_workers = num_workers
         self.on_bad_row = on_bad_row
@@ -152,7 +159,8 @@ class SoftPromptDataModule(LightningDataModule, ABC):
         self._check_new_names()
         self._rows: dict[str, Rows] = {}
         self._prepared: dict[str, PreparedRows] = {}
-        self._training_rows: tuple[list[Example], list[Origin]] | None = None  # before validation rows are held out
+        self._training_rows: tuple[list[Example], list[Origin]] | None = None  # before rows are held out
+        self._has_logged_parts = False
 
     def _check_new_names(self) -> None:
         new_names = list(self.rename_columns.values())
@@ -286,7 +294,8 @@ class SoftPromptDataModule(LightningDataModule, ABC):
         """
         if name not in self._rows:
             source = self.sources[name] if self.sources[name] is not None else self.path
-            if source is None:
+            is_divided = source is self.path and self._divides_file
+            if source is None or (is_divided and name != "train"):
                 raise ValueError(f"no source of {name} rows; set data.{name} or data.path")
             try:
                 rows = read_rows(source, name, self.on_bad_row, self._source_columns)
@@ -321,7 +330,7 @@ class SoftPromptDataModule(LightningDataModule, ABC):
         Raises:
             ValueError: If the split has no source, a row cannot be used, or no rows are left.
         """
-        if name in ("train", "validation") and not self._has_validation:
+        if self._is_held_out(name):
             examples, origins = self.hold_out_rows(name)
         else:
             examples, origins = self.convert_rows(name)
@@ -343,6 +352,23 @@ class SoftPromptDataModule(LightningDataModule, ABC):
             "held out for validation. Set data.validation, or add training rows"
         )
 
+    def _is_held_out(self, name: Split) -> bool:
+        """Whether the rows of a split are a part of the training rows in the source."""
+        if self._divides_file:
+            return name == "train" or name in self._shares_of_file
+        return name in ("train", "validation") and not self._has_validation
+
+    @property
+    def _shares_of_file(self) -> dict[str, float]:
+        """The share of each split that is held out of a file; splits with another source are not."""
+        shares = {"test": self.test_share, "validation": self.validation_share}
+        return {name: share for name, share in shares.items() if share and self.sources[name] is None}
+
+    @property
+    def _divides_file(self) -> bool:
+        """Whether `path` is a single file, or a pattern of files."""
+        return self.path is not None and _is_file(self.path)
+
     @cached_property
     def _has_validation(self) -> bool:
         if self.sources["validation"] is not None:
@@ -363,15 +389,30 @@ class SoftPromptDataModule(LightningDataModule, ABC):
         Override it to keep related rows on one side.
 
         Args:
-            name: `train` or `validation`.
+            name: `train` or `validation`; also `test` if `path` is a file.
         """
         if self._training_rows is None:  # read the rows, and report skipped ones, only once for both splits
             self._training_rows = self.convert_rows("train")
         examples, origins = self._training_rows
+        if self._divides_file:
+            part = self._divide_file(examples)[name]
+            return [examples[i] for i in part], [origins[i] for i in part]
         order = np.random.default_rng(self.seed).permutation(len(examples))
         count = max(1, round(self.validation_share * len(order)))
         part = sorted(order[:count] if name == "validation" else order[count:])
         return [examples[i] for i in part], [origins[i] for i in part]
+
+    def _divide_file(self, examples: Sequence[Example]) -> dict[str, list[int]]:
+        """Returns the indices of the rows of each split, stratified by class, and logs their numbers once."""
+        labels = [example.label for example in examples]
+        has_classes = all(isinstance(label, int) for label in labels)
+        parts = divide_rows(labels if has_classes else [None] * len(labels), self._shares_of_file, self.seed)
+        if not self._has_logged_parts:
+            self._has_logged_parts = True
+            counts = ", ".join(f"{len(rows)} {name}" for name, rows in parts.items())
+            by_class = " and stratified by class" if has_classes else ""
+            self._log_once(f"{self.path}: divided into {counts} rows, at random by data.seed={self.seed}{by_class}")
+        return parts
 
     def convert_rows(self, name: Split) -> tuple[list[Example], list[Origin]]:
         """Converts the rows of a split to text, one by one with `example`, and reports rows that cannot be used.
@@ -413,7 +454,10 @@ class SoftPromptDataModule(LightningDataModule, ABC):
         needed = [column for column in self.template.columns if column not in (filled or {})]
         for column in needed:
             if column not in row:
-                raise ValueError(f"no column {column!r}; the row has {first_columns(row)}")
+                raise ValueError(
+                    f"no column {column!r}; the row has {first_columns(row)}: name its columns in data.template, such "
+                    f"as {self.template.text.replace(f'{{{column}}}', f'{{{_longest_text_column(row)}}}')!r}"
+                )
             if not isinstance(row[column], str):
                 raise ValueError(f"column {column!r} must be text, got {row[column]!r} ({type(row[column]).__name__})")
         if self.append_eos and not any(row[column].strip() for column in needed):
@@ -519,17 +563,27 @@ class SoftPromptDataModule(LightningDataModule, ABC):
         )
 
 
-def _check_path(path: str | None) -> None:
-    """Refuses rows or a file as the source of all splits."""
+def _longest_text_column(row: Mapping[str, Any]) -> str:
+    """The column with the longest text, which a classification most likely reads."""
+    texts = {name: value for name, value in row.items() if isinstance(value, str)}
+    return max(texts, key=lambda name: len(texts[name]), default="column")
+
+
+def _is_file(path: str) -> bool:
+    return Path(path).expanduser().is_file() or is_pattern(path)
+
+
+def _check_path(path: str | None, train: Source | None) -> None:
+    """Refuses rows as the source of all splits, and a file as a second source of training rows."""
     if path is not None and not isinstance(path, str | Path):
         raise ValueError(
             f"path must name a folder of splits or a data set on the hub, got {type(path).__name__}; pass rows by "
             "split: train=rows, validation=rows, test=rows"
         )
-    if path is not None and (Path(path).expanduser().is_file() or is_pattern(path)):
+    if path is not None and train is not None and _is_file(path):
         raise ValueError(
-            f"data.path must be a folder of splits or the name of a hub data set, but {path} names files: set "
-            "data.train, data.test or data.predict instead"
+            f"data.path is the file {path}, whose rows are divided into splits, but data.train has other training "
+            "rows; remove one of the two"
         )
 
 

@@ -42,7 +42,7 @@ from lightning_softprompt.objectives.training_loss import TrainingLoss
 from lightning_softprompt.prompts.dropout import apply_dropout
 from lightning_softprompt.readouts.base import Readout, load_trained
 from lightning_softprompt.readouts.by_task import build_readout
-from lightning_softprompt.readouts.label_words import LabelWords
+from lightning_softprompt.readouts.default import default_readout
 
 
 class SoftPromptModule(TrainerHooks):
@@ -56,7 +56,8 @@ class SoftPromptModule(TrainerHooks):
         objective: Training loss (default: `Classification` for tasks with classes, `LanguageModeling` for text
             answers, `ByTask` for several tasks).
         evaluation: How answers are scored; set by the data module.
-        readout: How class scores are computed from the backbone (label words, head, ranked candidates).
+        readout: How class scores are computed from the backbone (default: `LabelWords`, or `RankedChoices` if a label
+            word has several tokens).
         classes: The classes and their label words; set by the data module.
         lr: Learning rate (default: that of the method). It replaces the rate of `optimizer`, but not the rate of a
             parameter group with a separate option, such as `update_lr` of DePT.
@@ -109,7 +110,7 @@ class SoftPromptModule(TrainerHooks):
         backbone: BackboneSpec | None = None,
         objective: Objective | None = None,
         evaluation: Evaluation | None = None,
-        readout: Callable[[Codec, Classes], Readout] = LabelWords,
+        readout: Callable[[Codec, Classes], Readout] | None = None,
         classes: Classes | None = None,
         lr: float | None = None,
         lr_schedule: Literal["constant", "linear", "cosine"] = "constant",
@@ -154,7 +155,7 @@ class SoftPromptModule(TrainerHooks):
             raise ValueError("scheduler replaces lr_schedule and warmup; set either scheduler or those two")
         schedule = make_warmup_schedule(lr_schedule, warmup)
         self.optimizer_factory = OptimizerFactory(make_optimizer, scheduler, lr, schedule)
-        self._make_readout = readout
+        self._make_readout = readout or default_readout
         self.remember_formats(formats_of(data))
         exclude_from_checkpoints(self, "backbone")
 

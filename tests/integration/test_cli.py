@@ -299,9 +299,11 @@ def test_a_test_after_a_warm_start_needs_no_config(fit):
     assert main(["test", f"--ckpt_path={second / 'checkpoints' / 'best.ckpt'}"]) == 0
 
 
-def test_a_prompt_passed_as_a_checkpoint_is_refused_with_the_option_that_accepts_it(fit, capsys):
+def test_a_prompt_passed_as_a_checkpoint_is_evaluated_but_not_resumed(fit, capsys):
     folder = fit()
-    assert main(["test", f"--ckpt_path={folder / 'prompt.safetensors'}"]) == 2
+    assert main(["test", f"--ckpt_path={folder / 'prompt.safetensors'}"]) == 0
+    assert (last_folder() / "test_predictions.jsonl").is_file()
+    assert main(["fit", f"--ckpt_path={folder / 'prompt.safetensors'}"]) == 2
     assert "is a prompt, not a checkpoint" in capsys.readouterr().err
     assert folder.joinpath("prompt.safetensors").stat().st_mode == folder.joinpath("config.yaml").stat().st_mode
 
@@ -398,7 +400,9 @@ MISTAKES = {
     ),
     "no time to train": (["--model=PromptTuning", "--trainer.max_time=00:00:00:00"], "--trainer.max_time is 00:"),
     "bad template": (["--model=PromptTuning", "--data.template={text}"], "{target}"),
-    "long label word": (["--model=PromptTuning", f"--data.labels={LONG_WORDS}"], "single-token word"),
+    "long label word": (
+        ["--model=PromptTuning", "--model.readout=LabelWords", f"--data.labels={LONG_WORDS}"], "single-token word",
+    ),
 }  # fmt: skip
 
 

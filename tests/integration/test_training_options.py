@@ -95,3 +95,24 @@ def test_the_suggested_rate_is_where_the_loss_falls_fastest(slope):
     rates = [10 ** (-5 + step / 20) for step in range(100)]
     losses = [1 + slope / (1 + math.exp(-(step - 60) / 4)) for step in range(100)]  # steepest at step 60
     assert suggest_rate(rates, losses) == (rates[60] if slope < 0 else None)
+
+
+def test_a_csv_file_is_all_that_a_first_run_needs(tmp_path, tiny_folder, caplog):
+    table = tmp_path / "tickets.csv"
+    rows = [f'"a {word} film","{name}"\n' for word, name in (("good", "very good"), ("bad", "bad")) for _ in range(20)]
+    table.write_text("message,category\n" + "".join(rows))
+    argv = [
+        "--model=PromptTuning", "--data=ClassificationDataModule", f"--data.path={table}",
+        r"--data.template={soft}{message}\nTopic: {target}", f"--backbone.name={tiny_folder('llama')}",
+        f"--run.folder={tmp_path / 'runs'}", "--run.wandb=disabled", "--trainer.accelerator=cpu",
+        "--trainer.max_epochs=1",
+    ]  # fmt: skip
+    assert main(["fit", *argv]) == 0
+    folder = last_folder()
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["data"]["init_args"]["template"] == "{soft}{message}\nTopic: {target}"
+    assert "divided into 32 train, 4 test, 4 validation rows" in caplog.text
+    assert "Classes are read from the column 'category'" in caplog.text
+    assert "RankedChoices scores the whole text" in caplog.text
+    assert main(["test", f"--ckpt_path={folder / 'prompt.safetensors'}", f"--run.folder={tmp_path / 'runs'}"]) == 0
+    assert len((last_folder() / "test_predictions.jsonl").read_text().splitlines()) == 4

@@ -171,8 +171,8 @@ def test_labels_are_equal_in_composed_and_decomposed_unicode(make_data, name, la
 
 
 def test_a_missing_label_column_is_reported_with_the_option_to_set(make_data):
-    rows = [{"message": "warm", "category": "good"}]
-    with pytest.raises(ValueError, match=r"no column 'label' .*'category', 'message'.*set data\.label"):
+    rows = [{"message": "warm", "kind": "good"}]
+    with pytest.raises(ValueError, match=r"no column 'label'; .*'kind', 'message'.*set data\.label"):
         _ = make_data(labels=None, train=rows).classes
 
 
@@ -332,13 +332,48 @@ def test_rows_of_several_files_are_described_with_their_file(make_data, tmp_path
     assert "file" not in make_data(predict=[first]).describe_row("predict", 0)
 
 
-def test_a_file_or_pattern_is_rejected_as_a_folder_of_splits(make_data, tmp_path):
-    file = write_rows(tmp_path / "train.csv", [])
-    for path in (str(file), str(tmp_path / "*.csv")):
-        with pytest.raises(
-            ValueError, match=r"data.path must be a folder of splits .*names files: set data.train, data.test"
-        ):
-            make_data(path=path)
+@pytest.mark.parametrize("pattern", [False, True])
+def test_the_rows_of_a_single_file_are_divided_into_splits(make_data, tmp_path, caplog, pattern):
+    caplog.set_level(logging.INFO, "lightning_softprompt")
+    file = write_rows(tmp_path / "rows.jsonl", make_rows([0, 1] * 20))
+    module = make_data(path=str(tmp_path / "*.jsonl") if pattern else str(file))
+    parts = {name: module.source_rows(name) for name in ("train", "validation", "test")}
+    assert sorted(row for rows in parts.values() for row in rows) == list(range(40))
+    assert {name: labels_of(module, name).count(1) for name in parts} == {"train": 16, "validation": 2, "test": 2}
+    assert "divided into 32 train, 4 test, 4 validation rows, at random by data.seed=0 and stratified" in caplog.text
+    assert caplog.text.count("divided into") == 1
+    with pytest.raises(ValueError, match="no source of predict rows"):
+        module.split("predict")
+
+
+def test_a_file_is_not_divided_for_a_split_with_another_source(make_data, tmp_path):
+    file = str(write_rows(tmp_path / "rows.jsonl", make_rows([0, 1] * 20)))
+    module = make_data(path=file, validation=make_rows([0, 1]), test=make_rows([0]))
+    assert [len(module.split(name)) for name in ("train", "validation", "test")] == [40, 2, 1]
+    assert len(make_data(path=file, test_share=0).split("train")) == 36
+    with pytest.raises(ValueError, match="no source of test rows"):
+        make_data(path=file, test_share=0).split("test")
+
+
+def test_a_file_as_path_excludes_another_source_of_training_rows(make_data, tmp_path):
+    file = str(write_rows(tmp_path / "rows.jsonl", make_rows([0, 1])))
+    with pytest.raises(ValueError, match=r"remove one of the two"):
+        make_data(path=file, train=file)
+    with pytest.raises(ValueError, match="test_share must be at least 0"):
+        make_data(path=file, test_share=0.95)
+
+
+def test_the_only_column_with_a_usual_name_of_a_class_is_the_label(make_data, caplog):
+    caplog.set_level(logging.INFO, "lightning_softprompt")
+    rows = [{"text": "warm", "Category": "bad", "other": "x"}, {"text": "dull", "Category": "good", "other": "y"}]
+    module = make_data(train=rows, labels=None)
+    assert list(module.words) == ["bad", "good"]
+    assert sorted(labels_of(module) + labels_of(module, "validation")) == [0, 1]
+    assert "Classes are read from the column 'Category'" in caplog.text
+    with pytest.raises(ValueError, match=r"no column 'label'.* such as --data\.label other"):
+        make_data(train=[{"text": "warm", "other": "x"}], labels=None).classes  # noqa: B018
+    with pytest.raises(ValueError, match="no column 'label'"):
+        make_data(train=[{"text": "warm", "topic": "x", "class": "y"}], labels=None).classes  # noqa: B018
 
 
 @pytest.mark.parametrize("share", [0, -0.5, 1, 2, float("nan")])

@@ -1,0 +1,37 @@
+"""Divides the rows of one source into training, validation and test rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+
+def divide_rows(labels: Sequence[Any], shares: Mapping[str, float], seed: int) -> dict[str, list[int]]:
+    """Divides rows at random, so that each part has nearly the same share of every class.
+
+    Each part takes rows at equal distances from a random order in which the rows of a class are adjacent. The number
+    of its rows of a class therefore differs by less than two from the exact share.
+
+    Args:
+        labels: The class of each row; None for all rows of a task without classes.
+        shares: Share of all rows that each part other than `train` takes, at least one row.
+        seed: Seed of the order.
+
+    Returns:
+        The sorted indices of the rows of each part, and of the remaining rows as `train`.
+
+    >>> divide_rows([0, 0, 0, 0, 1, 1, 1, 1], {"test": 0.25}, seed=0)["test"]
+    [0, 5]
+    """
+    random_order = np.random.default_rng(seed).permutation(len(labels)).tolist()
+    numbers = {label: number for number, label in enumerate(dict.fromkeys(labels))}
+    rest = sorted(random_order, key=lambda row: numbers[labels[row]])  # a stable sort
+    parts = {}
+    for name, share in shares.items():
+        count = min(len(rest), max(1, round(share * len(labels))))
+        positions = {int((number + 0.5) * len(rest) / count) for number in range(count)}
+        parts[name] = sorted(rest[position] for position in positions)
+        rest = [row for position, row in enumerate(rest) if position not in positions]
+    return {"train": sorted(rest), **parts}
