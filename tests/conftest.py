@@ -138,14 +138,23 @@ def pytest_generate_tests(metafunc):
     """Run tests of backbones on every family or on FAMILIES of the module, and tests of methods on supported ones."""
     families = getattr(metafunc.module, "FAMILIES", tiny.FAMILIES)
     if "method" in metafunc.fixturenames:
-        pairs = {}
-        for name, method in METHODS.items():
-            for family in method.families:
-                if family in families:
-                    pairs[f"{name}-{family}"] = (method, family)
-        metafunc.parametrize(("method", "family"), pairs.values(), ids=pairs.keys())
+        cases = _method_cases(metafunc.definition.get_closest_marker("methods"), families)
+        metafunc.parametrize(("method", "family"), cases.values(), ids=cases.keys())
     elif "family" in metafunc.fixturenames and not _parametrizes_family(metafunc):
         metafunc.parametrize("family", families)
+
+
+def _method_cases(mark, families):
+    """Return methods with families by name: all of METHODS, or the selection of the mark `methods`."""
+    names = METHODS if mark is None else mark.args
+    selected = families if mark is None else mark.kwargs.get("families", families)
+    cases = {}
+    for name in names:
+        method = METHODS[name]
+        for family in method.families:
+            if family in families and family in selected:
+                cases[f"{name}-{family}"] = (method, family)
+    return cases
 
 
 def _parametrizes_family(metafunc):

@@ -7,17 +7,22 @@ from exact import rms_norm
 
 from lightning_softprompt.backbones.execution import packing
 
-WAYS = {"together": (packing.GROUP_OVERHEAD, 0), "in groups": (0, 0), "in groups, behind copies": (0, 1000)}
+GROUPINGS = {  # GROUP_OVERHEAD and MAX_COPIES_PER_TOKEN: how packed attention groups rows
+    "one group": (packing.GROUP_OVERHEAD, 0),
+    "groups": (0, 0),
+    "groups with copied prefix": (0, 1000),
+}
 
 
-@pytest.fixture(params=WAYS.values(), ids=WAYS)
+@pytest.fixture(params=GROUPINGS.values(), ids=GROUPINGS)
 def pair(load, family, request, monkeypatch):
-    """The same weights packed and padded, in float64; by what attention takes together."""
-    for name, value in zip(("GROUP_OVERHEAD", "MAX_COPIES_PER_TOKEN"), request.param, strict=True):
-        monkeypatch.setattr(packing, name, value)
-    both = load(family).double(), load(family, packed=False).double()
-    for backbone in both:
+    """Two backbones with the same weights in float64: one packs rows, in one of the groupings; the other pads them."""
+    group_overhead, max_copies = request.param
+    monkeypatch.setattr(packing, "GROUP_OVERHEAD", group_overhead)
+    monkeypatch.setattr(packing, "MAX_COPIES_PER_TOKEN", max_copies)
+    backbones = load(family).double(), load(family, packed=False).double()
+    for backbone in backbones:
         for module in backbone.modules():
-            if type(module).__name__ == "LlamaRMSNorm":  # it computes in float32 whatever it is given
+            if type(module).__name__ == "LlamaRMSNorm":  # transformers computes it in float32 for any input
                 module.forward = partial(rms_norm, module)
-    return both
+    return backbones
