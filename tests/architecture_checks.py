@@ -154,7 +154,8 @@ def soft_at(model, slot, tokens):
         if calls:
             return None
         calls.append(True)
-        return torch.cat([out[:, :slot], tokens.to(out.dtype), out[:, slot + tokens.shape[1] :]], dim=1)
+        before, after = out[:, :slot], out[:, slot + tokens.shape[1] :]
+        return torch.cat([before, tokens.to(out.dtype), after], dim=1)
 
     handle = stack.get_input_embeddings().register_forward_hook(put)
     try:

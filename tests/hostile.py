@@ -1,5 +1,6 @@
 """Shared by the fuzzing tests: reproducible examples, and an audit of what reading a file makes Python do."""
 
+import os
 import sys
 from contextlib import contextmanager
 
@@ -14,8 +15,8 @@ WATCHED: list[list[str]] = []
 
 def fuzz(examples):
     """Return settings with the same examples each time, few enough for every run of the suite."""
-    shared = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.filter_too_much]
-    return settings(max_examples=examples, derandomize=True, database=None, deadline=None, suppress_health_check=shared)
+    checks = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.filter_too_much]
+    return settings(max_examples=examples, derandomize=True, database=None, deadline=None, suppress_health_check=checks)
 
 
 def _hook(event, arguments):
@@ -25,7 +26,8 @@ def _hook(event, arguments):
     writes = False
     if event == "open":
         _, mode, flags = arguments
-        writes = set(mode or "") & set("wax+") or (flags or 0) & 0o3
+        write_flags = (flags or 0) & (os.O_WRONLY | os.O_RDWR)
+        writes = bool(write_flags or set(mode or "") & set("wax+"))
     if writes or event in TOUCHES:
         WATCHED[-1].append(f"{event}{arguments}")
 

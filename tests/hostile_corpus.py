@@ -1,4 +1,4 @@
-"""A corpus of files that somebody hostile could share. `python tests/hostile_corpus.py FOLDER` writes it."""
+"""A corpus of files that an attacker could share. `python tests/hostile_corpus.py FOLDER` writes it."""
 
 import bz2
 import gzip
@@ -28,23 +28,23 @@ SYSTEM = {"class_path": "os.system", "init_args": {"command": "touch made"}}
 
 
 class Call:
-    """Unpickling it calls a function."""
+    """An object whose unpickling calls a function."""
 
     def __init__(self, function, *arguments):
-        self.called = function, arguments
+        self.call = function, arguments
 
     def __reduce__(self):
-        return self.called
+        return self.call
 
 
-def nested(depth):
+def nest(depth):
     value = []
     for _ in range(depth):
         value = [value]
     return value
 
 
-def repeated(levels, width=10):
+def repeat(levels, width=10):
     value = ["x"] * width
     for _ in range(levels):
         value = [value] * width
@@ -52,7 +52,7 @@ def repeated(levels, width=10):
 
 
 def methods():
-    """Descriptions of methods by name, as prompts and checkpoints hold them."""
+    """Yield names and descriptions of methods, as prompts and checkpoints contain them."""
     plain = {"_class_path": f"{METHODS}.PromptTuning", "length": 3}
     names = ["os.system", "subprocess.getoutput", "subprocess.Popen", "builtins.exec", "shutil.rmtree",
              "torch.hub.load", "torch.load", "runpy.run_path", "importlib.import_module", "antigravity.geohash",
@@ -62,8 +62,8 @@ def methods():
     arguments = {"command": "touch made", "cmd": "touch made", "path": "made", "args": ["touch", "made"]}
     yield from ((f"readout-{n}", {**plain, "readout": {"class_path": n, "init_args": arguments}}) for n in names)
     yield from ((f"method-{n}", {"_class_path": n, **arguments}) for n in names[-5:])
-    for place in ("init", "optimizer", "scheduler", "objective", "classes", "evaluation", "backbone"):
-        yield f"system-{place}", {**plain, place: SYSTEM}
+    for argument in ("init", "optimizer", "scheduler", "objective", "classes", "evaluation", "backbone"):
+        yield f"system-{argument}", {**plain, argument: SYSTEM}
     yield "penalties", {**plain, "penalties": [SYSTEM]}
     yield "text-json", {**plain, "readout": json.dumps(SYSTEM)}
     yield "text-path", {**plain, "readout": "os.system"}
@@ -71,7 +71,9 @@ def methods():
     yield "dict-kwargs", {**plain, "readout": {"class_path": LABEL_WORDS, "dict_kwargs": {"x": SYSTEM}}}
     yield "path-of-lists", {**plain, "readout": {"class_path": ["os", "system"]}}
     yield "instantiator", {**plain, "_instantiator": "os.system", "readout": SYSTEM}
-    for length in (5, -1, 0, 10**5, 10**9, 10**12, 2**70, [10**9], [3] * 1000, "3", 3.5, None):
+    lengths = [5, -1, 0, 10**5, 10**9, 10**12, 2**70]
+    lengths += [[10**9], [3] * 1000, "3", 3.5, None]
+    for length in lengths:
         yield f"length-{str(length)[:12]}", {**plain, "length": length}
     yield "width", {"_class_path": f"{METHODS}.PrefixTuning", "length": 3, "width": 10**9}
     yield "experts", {"_class_path": f"{METHODS}.SMoP", "length": 3, "experts": 10**6}
@@ -81,7 +83,7 @@ def methods():
     yield "bank", {"_class_path": f"{METHODS}.PromptBank", "prompts": {"a": "/dev/zero", "b": "/dev/stdin"}}
     yield "source", {**plain, "init": {"class_path": "lightning_softprompt.prompts.init.FromCheckpoint",
                                        "init_args": {"path": "/dev/zero"}}}  # fmt: skip
-    yield "nested", {**plain, "readout": nested(200)}
+    yield "nested", {**plain, "readout": nest(200)}
     yield "escapes", {**plain, ESCAPES: ESCAPES}
     yield "class-escapes", {"_class_path": ESCAPES}
     yield "unknown", {**plain, "no_such": 1}
@@ -123,13 +125,11 @@ def checkpoints(folder, owner):
     tokens = torch.ones(3, 32)
     loop = []
     loop.append(loop)
-    whole = {"state_dict": {"tokens": tokens}, "backbone": owner, "hyper_parameters": method}
+    valid = {"state_dict": {"tokens": tokens}, "backbone": owner, "hyper_parameters": method}
     values = {
         "stride": {"state_dict": {"tokens": torch.zeros(1).expand(10**10, 32)}},
         "overlap": {"state_dict": {"tokens": torch.zeros(10**5).as_strided((9 * 10**4, 10**4), (1, 1))}},
-        "many-views": {
-            "state_dict": {str(i): torch.ones(10**4)[:] for i in range(1)} | dict.fromkeys("abcdefgh", tokens)
-        },
+        "many-views": {"state_dict": {"0": torch.ones(10**4)[:], **dict.fromkeys("abcdefgh", tokens)}},
         "meta": {"state_dict": {"tokens": torch.empty(10**9, 32, device="meta")}},
         "sparse": {"state_dict": {"tokens": torch.eye(3).to_sparse()}},
         "bytes": {"epoch": Call(bytearray, 10**10)},
@@ -138,19 +138,19 @@ def checkpoints(folder, owner):
         "system": {"epoch": Call(__import__("os").system, "touch made")},
         "open": {"epoch": Call(open, "made", "w")},
         "import": {"epoch": Call(__import__, "antigravity")},
-        "laughs": {"hyper_parameters": {**method, "readout": repeated(9)}},
-        "laughs-elsewhere": {"callbacks": repeated(9)},
+        "laughs": {"hyper_parameters": {**method, "readout": repeat(9)}},
+        "laughs-elsewhere": {"callbacks": repeat(9)},
         "loop": {"hyper_parameters": {**method, "readout": loop}},
-        "nested": {"loops": nested(400)},
+        "nested": {"loops": nest(400)},
         "readout": {"hyper_parameters": {**method, "readout": SYSTEM}},
         "texts": {"state_dict": "x", "hyper_parameters": 3},
         "numbers": {"state_dict": {1: tokens}},
     }
-    for name, own in values.items():
+    for name, changes in values.items():
         path = folder / f"{name}.ckpt"
-        torch.save({**whole, **own}, path)
+        torch.save({**valid, **changes}, path)
         yield Hostile("checkpoint", name, path)
-    torch.save(whole, buffer := io.BytesIO())
+    torch.save(valid, buffer := io.BytesIO())
     parts = {info.filename: data for info, data in _parts(buffer)}
     for name, packing in {"packed": zipfile.ZIP_DEFLATED, "lzma": zipfile.ZIP_LZMA}.items():
         with zipfile.ZipFile(folder / f"{name}.ckpt", "w", packing) as archive:
@@ -170,12 +170,14 @@ def _parts(buffer):
 
 def laughs(levels=9):
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
-    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, levels)]
+    for level in range(1, levels):
+        references = ", ".join([f"*a{level - 1}"] * 9)
+        lines.append(f"a{level}: &a{level} [{references}]")
     return "\n".join(lines)
 
 
 def yamls():
-    """Texts of configs and studies by name."""
+    """Yield names and texts of configs and studies."""
     yield "laughs", f"{laughs()}\nmodel: *a8"
     yield "loop", "model: &a [*a]"
     yield "merge", "a: &a {x: 1}\n" + "\n".join(f"m{i}: &m{i} {{<<: [*a, *a], y: *a}}" for i in range(10))
@@ -201,12 +203,12 @@ def configs(folder):
         "readout": {"model": {**good["model"], "init_args": {"readout": SYSTEM}}},
         "module": {"model": {"class_path": "evilmod.Evil"}}, "replicas": {"replicas": {"inits": [SYSTEM]}},
     }  # fmt: skip
-    texts = {name: yaml.safe_dump({**good, **own}) for name, own in settings.items()}
+    texts = {name: yaml.safe_dump({**good, **changes}) for name, changes in settings.items()}
     for name, text in {**texts, **dict(yamls())}.items():
-        place = folder / name
-        place.mkdir()
-        (place / "config.yaml").write_text(text)
-        yield Hostile("config", name, place / "config.yaml")
+        path = folder / name / "config.yaml"
+        path.parent.mkdir()
+        path.write_text(text)
+        yield Hostile("config", name, path)
     (folder / "bytes").mkdir()
     (folder / "bytes" / "config.yaml").write_bytes(b"\xff\xfe model: 3")
     yield Hostile("config", "bytes", folder / "bytes" / "config.yaml")
@@ -248,7 +250,7 @@ def rows(folder):
 
 
 def documents(folder):
-    """Pages that take long to parse unless that takes no longer than in proportion to their size."""
+    """Yield pages that take long to parse unless the time is proportional to their size."""
     many = 5 * 10**4
     texts = {
         "nested.html": "<div>" * 10**4 + "x", "comments.html": "<!--" * many, "closed.html": ">" * many + "<!--" * many,
@@ -262,7 +264,7 @@ def documents(folder):
 
 
 def indexes(folder, build):
-    """Indexes: `build` makes one of these texts in a folder; their manifests are then changed and sealed again."""
+    """Yield indexes that `build` creates from a text; their manifests are then changed and sealed again."""
     changes = {
         "texts": {}, "generation": {"generation": "../../.."}, "absolute": {"generation": "/etc"},
         "files": {"files": {"../../../etc/passwd": {"bytes": 3, "sha256": ""}}}, "count": {"passages": 2**80},
@@ -272,8 +274,8 @@ def indexes(folder, build):
         "collection": {"collection": "../x", "settings.store": "qdrant"},
     }  # fmt: skip
     for name, change in changes.items():
-        place = build(folder / name, ESCAPES)
-        manifest = json.loads((place / "manifest.json").read_text())
+        index = build(folder / name, ESCAPES)
+        manifest = json.loads((index / "manifest.json").read_text())
         manifest.pop("seal")
         for key, value in change.items():
             noun, _, setting = key.partition(".")
@@ -281,8 +283,8 @@ def indexes(folder, build):
                 manifest[noun][setting] = value
             else:
                 manifest[noun] = value
-        _seal(place, manifest)
-        yield Hostile("index", name, place)
+        _seal(index, manifest)
+        yield Hostile("index", name, index)
     parts = {
         "documents-keys": ("documents.jsonl", b'{"x": 1}\n'), "documents-nested": ("documents.jsonl", b"[" * 10**5),
         "places": ("documents.npy", _array([0, 2**60])), "passages-float": ("passages.npy", _array([[0.5, 0, 5]])),
@@ -293,22 +295,22 @@ def indexes(folder, build):
         "scores-outside": ("lexical/indices.csc.index.npy", _array([10**9] * 20)),
     }  # fmt: skip
     for name, (file, content) in parts.items():
-        place = build(folder / name, ESCAPES)
-        manifest = json.loads((place / "manifest.json").read_text())
-        (place / manifest["generation"] / file).write_bytes(content)
+        index = build(folder / name, ESCAPES)
+        manifest = json.loads((index / "manifest.json").read_text())
+        (index / manifest["generation"] / file).write_bytes(content)
         manifest["files"][file] = {"bytes": len(content), "sha256": sha256(content).hexdigest()}
         manifest.pop("seal")
-        _seal(place, manifest)
-        yield Hostile("index", name, place)
+        _seal(index, manifest)
+        yield Hostile("index", name, index)
     for name, text in {"nested": "[" * 10**5, "not-json": ESCAPES}.items():
         (folder / name).mkdir()
         (folder / name / "manifest.json").write_text(text)
         yield Hostile("index", name, folder / name)
 
 
-def _seal(place, manifest):
+def _seal(index, manifest):
     seal = sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-    (place / "manifest.json").write_text(json.dumps({**manifest, "seal": seal}))
+    (index / "manifest.json").write_text(json.dumps({**manifest, "seal": seal}))
 
 
 def _array(values):
@@ -317,7 +319,7 @@ def _array(values):
 
 
 def names(folder, owner):
-    """Libraries whose files have names that control a terminal."""
+    """Yield a library whose files have names with terminal control characters."""
     method = {"_class_path": ESCAPES, "length": 3}
     write_prompt(
         folder / "library" / f"\x1b[2J\u202e{'x' * 9}.safetensors",
@@ -327,12 +329,12 @@ def names(folder, owner):
 
 
 def write_corpus(folder, owner, build):
-    """All files by kind.
+    """Write all files and yield them by kind.
 
     Args:
-        folder: Where they go.
-        owner: What prompts say of their backbone.
-        build: Makes an index of a text in a folder, and gives the folder.
+        folder: Folder of the files.
+        owner: Identity of the backbone in the prompts.
+        build: Creates an index of a text in a folder, and returns the folder.
     """
     kinds = {
         "prompts": lambda at: prompts(at, owner), "checkpoints": lambda at: checkpoints(at, owner), "configs": configs,
@@ -345,7 +347,7 @@ def write_corpus(folder, owner, build):
 
 
 def build_lexical(folder, text):
-    """An index of one text without an encoder."""
+    """Create an index of one text without an encoder, and return its folder."""
     from lightning_softprompt.retrieval.index_builder import build_index
     from lightning_softprompt.retrieval.passages.documents import Document
     from lightning_softprompt.retrieval.search.settings import IndexSettings
@@ -355,5 +357,5 @@ def build_lexical(folder, text):
 
 
 if __name__ == "__main__":
-    written = list(write_corpus(Path(sys.argv[1]), {"name": "nobody", "fingerprint": "0" * 16}, build_lexical))
-    print(f"{len(written)} files in {sys.argv[1]}")
+    files = list(write_corpus(Path(sys.argv[1]), {"name": "nobody", "fingerprint": "0" * 16}, build_lexical))
+    print(f"{len(files)} files in {sys.argv[1]}")

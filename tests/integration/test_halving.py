@@ -1,4 +1,4 @@
-"""Steps that run out of memory are repeated with their rows in parts. An exception stands for the missing memory."""
+"""Steps that run out of memory are repeated with their rows in parts. An exception simulates the missing memory."""
 
 import logging
 from contextlib import contextmanager

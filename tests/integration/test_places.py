@@ -43,7 +43,7 @@ def test_a_run_folder_that_cannot_be_created_is_named(argv, tmp_path, capsys):
 
 @pytest.mark.parametrize("limit", [3000, 8000])
 def test_a_full_disk_ends_a_run_and_the_same_command_resumes(argv, tmp_path, monkeypatch, limit):
-    log = tmp_path / "told.txt"
+    log = tmp_path / "log.txt"
 
     def run_with_limit(words):
         resource.setrlimit(

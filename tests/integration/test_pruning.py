@@ -47,30 +47,31 @@ def fit(backbone):
     return fit
 
 
-def test_tokens_then_pieces_are_dropped_by_their_gates_and_the_rest_is_rewound(fit, backbone):
+def test_tokens_then_pieces_are_pruned_by_their_gates_and_the_rest_is_rewound(fit, backbone):
     module, steps = fit(Pruning(after=6, tokens=0.5, pieces=0.5, measured=3), 9)
     token_gates = sum((grad * tokens).sum(1).abs() for grad, tokens in steps[3:6])
-    assert module.kept_tokens.nonzero()[:, 0].tolist() == sorted(token_gates.topk(2).indices.tolist())
+    largest = token_gates.topk(2).indices.tolist()
+    assert module.kept_tokens.nonzero()[:, 0].tolist() == sorted(largest)
     piece_gates = sum((grad * tokens).unflatten(1, (4, -1)).sum(-1).abs() for grad, tokens in steps[6:9])
     alive = piece_gates[module.kept_tokens].flatten()
     is_kept = module.kept_pieces[module.kept_tokens].flatten()
     assert is_kept.sum() == 4
     assert alive[is_kept].min() > alive[~is_kept].max()
-    assert torch.equal(module.tokens, steps[6][1])  # the values of step 6, whatever followed
+    assert torch.equal(module.tokens, steps[6][1])  # the values of step 6
     prompt = module.prompt(batch_of(backbone.codec)).tokens
     assert prompt.shape[1] == 2
     assert (prompt == 0).sum() == 4 * backbone.hidden_size // 4
 
 
 @pytest.mark.parametrize("keep", ["best", "worst", "random"])
-def test_controls_keep_as_many(fit, keep):
+def test_controls_keep_the_same_number_of_tokens(fit, keep):
     torch.manual_seed(3)
     module, _ = fit(Pruning(after=4, tokens=0.75, pieces=1.0, measured=2, keep=keep, rewind=False), 8)
     assert module.kept_tokens.sum() == 3
     assert module.kept_pieces.all()
 
 
-def test_the_worst_are_those_that_the_best_are_not(fit):
+def test_the_worst_tokens_are_the_complement_of_the_best(fit):
     torch.manual_seed(3)
     best, _ = fit(Pruning(after=4, tokens=0.5, measured=2), 5)
     worst, _ = fit(Pruning(after=4, tokens=0.5, measured=2, keep="worst"), 5)
@@ -89,7 +90,7 @@ def test_shares_and_methods_that_cannot_be_pruned_are_refused(backbone):
 
 
 @pytest.mark.parametrize("corruption", ["rescale", "replace"])
-def test_the_probe_counts_rows_that_are_right_with_each_token_corrupted(backbone, corruption, tmp_path, monkeypatch):
+def test_the_probe_measures_accuracy_with_each_token_corrupted(backbone, corruption, tmp_path, monkeypatch):
     monkeypatch.setenv("SOFTPROMPT_RUN_FOLDER", str(tmp_path))
     module = PromptTuning(
         3, backbone=backbone.spec, classes=CLASSES, evaluation=ClassificationEvaluation(CLASSES.names)
@@ -102,8 +103,8 @@ def test_the_probe_counts_rows_that_are_right_with_each_token_corrupted(backbone
         Trainer(callbacks=[probe], **QUIET).test(module, DataLoader([batch, batch], batch_size=None), verbose=False)
     report = json.loads((tmp_path / "low_norm.json").read_text())
     assert (report["rows"], report["positions"]) == (8, 3)
-    whole = float((module.lm().scores(batch).argmax(-1) == batch.labels).float().mean())
-    assert report["accuracy"] == whole
+    accuracy = float((module.lm().scores(batch).argmax(-1) == batch.labels).float().mean())
+    assert report["accuracy"] == accuracy
     for p in range(3):
         with torch.no_grad():
             original = module.tokens[p].clone()

@@ -1,4 +1,4 @@
-"""Generation by the packaged real backbone: what holds on tiny random ones holds here."""
+"""Generation by the packaged real backbone, which has the properties tested on tiny random backbones."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ TEXTS = (
     "Which animals give us wool, and what is made of it? Answer in one short sentence.",
     "Write a line about rain.",
 )
-MOST = 12
+MAX_NEW_TOKENS = 12
 
 
 @pytest.fixture(scope="module")
@@ -30,18 +30,18 @@ def backbone():
 
 @pytest.fixture(scope="module")
 def methods(backbone):
-    """One of soft tokens and one of keys and values, both away from their start."""
-    made = [
+    """A method of soft tokens and one of keys and values, both changed after initialization."""
+    methods = [
         PromptTuning(length=7, init=FromText("Be brief and plain, please."), backbone=backbone.spec),
         PrefixTuning(length=5, width=None, backbone=backbone.spec),
     ]
-    for method in made:
+    for method in methods:
         method.attach(backbone, seed=1)
         with torch.no_grad():
             for parameter in method.parameters():
                 if parameter.requires_grad:
                     parameter += 0.02 * torch.randn_like(parameter)
-    return made
+    return methods
 
 
 def batch_of(backbone, texts=TEXTS):
@@ -50,20 +50,20 @@ def batch_of(backbone, texts=TEXTS):
 
 
 @pytest.mark.parametrize("number", [0, 1], ids=["soft tokens", "keys and values"])
-def test_every_way_says_the_same(backbone, methods, number):
+def test_every_decoding_path_generates_the_same_text(backbone, methods, number):
     lm, batch = methods[number].lm(), batch_of(backbone)
-    alone = [lm.generate(batch_of(backbone, [text]), max_new_tokens=MOST) for text in TEXTS]
+    alone = [lm.generate(batch_of(backbone, [text]), max_new_tokens=MAX_NEW_TOKENS) for text in TEXTS]
     expected = [backbone.codec.decode(ids)[0] for ids in alone]
     assert all(expected)
-    ways = ({}, {"use_cache": False}, {"cache_implementation": "static"}, {"prompt_lookup_num_tokens": 3})
-    for way in ways:
-        assert backbone.codec.decode(lm.generate(batch, max_new_tokens=MOST, **way)) == expected, way
+    for options in ({}, {"use_cache": False}, {"cache_implementation": "static"}, {"prompt_lookup_num_tokens": 3}):
+        ids = lm.generate(batch, max_new_tokens=MAX_NEW_TOKENS, **options)
+        assert backbone.codec.decode(ids) == expected, options
 
 
-def test_what_is_said_is_what_the_forward_pass_finds_likeliest(backbone, methods):
+def test_generated_tokens_are_the_most_likely_of_the_forward_pass(backbone, methods):
     codec = backbone.codec
     for method in methods:
-        ids = method.lm().generate(batch_of(backbone, TEXTS[:1]), max_new_tokens=MOST)[0].tolist()
+        ids = method.lm().generate(batch_of(backbone, TEXTS[:1]), max_new_tokens=MAX_NEW_TOKENS)[0].tolist()
         row = batch_of(backbone, TEXTS[:1]).require_encoded()[0]
         with torch.no_grad():
             logits = method(codec.collate([codec.with_answer(row, ids)]))[0]
@@ -73,23 +73,25 @@ def test_what_is_said_is_what_the_forward_pass_finds_likeliest(backbone, methods
 def test_a_prompt_that_is_switched_off_is_the_bare_model(backbone, methods):
     (row,) = batch_of(backbone, TEXTS[:1]).require_encoded()
     ids = torch.tensor([row.ids])
-    theirs = backbone.model.generate(ids, max_new_tokens=MOST, do_sample=False, pad_token_id=0)[:, ids.shape[1] :]
+    options = {"max_new_tokens": MAX_NEW_TOKENS, "do_sample": False, "pad_token_id": 0}
+    expected = backbone.model.generate(ids, **options)[:, ids.shape[1] :]
     for method in methods:
         method.lm().generate(batch_of(backbone), max_new_tokens=2)
-        ours = method.lm().generate(batch_of(backbone, TEXTS[:1]), prompted=False, max_new_tokens=MOST)
-        assert torch.equal(ours, theirs)
+        output = method.lm().generate(batch_of(backbone, TEXTS[:1]), prompted=False, max_new_tokens=MAX_NEW_TOKENS)
+        assert torch.equal(output, expected)
 
 
-def test_prompts_of_different_methods_act_in_one_batch_as_alone(backbone, methods):
+def test_prompts_of_different_methods_in_one_batch_equal_each_alone(backbone, methods):
     batch = batch_of(backbone)
     prompts = [*(method.prompt(batch) for method in methods), SoftPrompt()]
     together = merge_prompts([([row], prompt) for row, prompt in enumerate(prompts)], batch)
-    said = backbone.codec.decode(backbone.generate(batch, together, max_new_tokens=MOST))
-    pairs = [(batch_of(backbone, [text]), prompt) for text, prompt in zip(TEXTS, prompts, strict=True)]
-    assert said == [backbone.codec.decode(backbone.generate(*pair, max_new_tokens=MOST))[0] for pair in pairs]
+    texts = backbone.codec.decode(backbone.generate(batch, together, max_new_tokens=MAX_NEW_TOKENS))
+    for row, prompt in enumerate(prompts):
+        alone = backbone.generate(batch_of(backbone, TEXTS[row : row + 1]), prompt, max_new_tokens=MAX_NEW_TOKENS)
+        assert [texts[row]] == backbone.codec.decode(alone)
 
 
-def test_beams_have_the_likelihood_that_they_are_ranked_by(backbone, methods):
+def test_beams_are_ranked_by_their_likelihood(backbone, methods):
     codec, lm = backbone.codec, methods[0].lm()
     lengths = {"max_new_tokens": 6, "min_new_tokens": 6}
     beams = lm.generate(batch_of(backbone, TEXTS[:1]), num_beams=3, num_return_sequences=3, **lengths)
@@ -99,20 +101,22 @@ def test_beams_have_the_likelihood_that_they_are_ranked_by(backbone, methods):
         scores = -lm.cross_entropy(batch).sum(1)
     assert_close(scores, scores.sort(descending=True).values)
     greedy = lm.generate(batch_of(backbone, TEXTS[:1]), **lengths)
+    greedy_batch = codec.collate([codec.with_answer(row, greedy[0].tolist())])
     with torch.no_grad():
-        assert scores[0] >= -lm.cross_entropy(codec.collate([codec.with_answer(row, greedy[0].tolist())])).sum() - 1e-4
+        assert scores[0] >= -lm.cross_entropy(greedy_batch).sum() - 1e-4
 
 
-def test_a_conversation_goes_on_from_its_cache(backbone, methods):
+def test_a_conversation_continues_from_its_cache(backbone, methods):
     codec = backbone.codec
     for method in methods:
         batch = batch_of(backbone, TEXTS[:1])
         conversation = Conversation(backbone, batch, method.prompt(batch))
-        first = conversation.answer(max_new_tokens=MOST)[0].tolist()
-        conversation.add("\n<|im_start|>user\nAnd of Italy?<|im_end|>\n<|im_start|>assistant\n")
-        second = conversation.answer(max_new_tokens=MOST)[0].tolist()
-        whole = [*first, *codec.ids("\n<|im_start|>user\nAnd of Italy?<|im_end|>\n<|im_start|>assistant\n"), *second]
+        first = conversation.answer(max_new_tokens=MAX_NEW_TOKENS)[0].tolist()
+        turn = "\n<|im_start|>user\nAnd of Italy?<|im_end|>\n<|im_start|>assistant\n"
+        conversation.add(turn)
+        second = conversation.answer(max_new_tokens=MAX_NEW_TOKENS)[0].tolist()
+        answer = [*first, *codec.ids(turn), *second]
         (row,) = batch.require_encoded()
         with torch.no_grad():
-            logits = method(codec.collate([codec.with_answer(row, whole)]))[0]
+            logits = method(codec.collate([codec.with_answer(row, answer)]))[0]
         assert logits[-len(second) :].argmax(-1).tolist() == second

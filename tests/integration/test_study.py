@@ -182,13 +182,15 @@ def test_a_sequence_of_tasks_reports_average_and_backward_transfer(study, common
     means, _ = results(folder)
     backward = {}
     for weight in (0.0, 1e6):
-        values = {
-            (r["stage"], r["test"], r["metric"]): r["mean"] for r in means if list(r["compare"].values()) == [weight]
-        }
+        values = {}
+        for row in means:
+            if list(row["compare"].values()) == [weight]:
+                values[row["stage"], row["test"], row["metric"]] = row["mean"]
         matrix = [[values[i, j, "loss"] for j in ("mood", "size")] for i in ("mood", "size")]
         for i, j in (("mood", "mood"), ("mood", "size"), ("size", "mood"), ("size", "size")):
-            place = folder / f"trainer.callbacks.weight={weight}" / f"{i}.{j}" / "metrics.json"
-            assert json.loads(place.read_text())["test"]["test/loss"] == values[i, j, "loss"]
+            path = folder / f"trainer.callbacks.weight={weight}" / f"{i}.{j}" / "metrics.json"
+            report = json.loads(path.read_text())
+            assert report["test"]["test/loss"] == values[i, j, "loss"]
         assert values["size", "average", "loss"] == pytest.approx((matrix[1][0] + matrix[1][1]) / 2)
         backward[weight] = values["size", "backward transfer", "loss"]
         assert backward[weight] == pytest.approx(matrix[1][0] - matrix[0][0])

@@ -1,4 +1,4 @@
-"""A corpus of hostile files: nothing of them is run, imported or written, none takes long or reaches a terminal raw."""
+"""A corpus of hostile files: they run, import and write nothing, are read quickly, and are printed with escapes."""
 
 import gc
 import json
@@ -34,9 +34,9 @@ from lightning_softprompt.retrieval.search.settings import IndexSettings
 from lightning_softprompt.system.printable import HIDDEN, PrintableFormatter, printable
 
 FAMILIES = ("llama",)
-SECONDS, MEMORY = 1.0, 16 * 2**20  # of this process for each file; MEMORY is what it takes above the file's own size
-TRIES = 3  # the best counts: what else the machine does only makes a measurement worse
-STRANGE = ("evilmod", "antigravity", "runpy")
+SECONDS, MEMORY = 1.0, 16 * 2**20  # limits for each file; MEMORY is in addition to the size of the file
+TRIES = 3  # the best one counts, because other processes only make a measurement worse
+UNTRUSTED_MODULES = ("evilmod", "antigravity", "runpy")
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +56,9 @@ def open_checkpoint(path, backbone):
 
 
 def open_config(path, backbone):
-    found = resume_checks.with_run_config(["test", "--init_from", str(path.parent / "prompt.safetensors")])
-    settings = json.loads(found[2])
-    assert "os.system" not in found[2]
+    words = resume_checks.with_run_config(["test", "--init_from", str(path.parent / "prompt.safetensors")])
+    settings = json.loads(words[2])
+    assert "os.system" not in words[2]
     assert "folder" not in settings.get("run", {})
 
 
@@ -76,7 +76,7 @@ ACTIONS = {
     "index": lambda path, _: run("index", "search", path, "is this film good"),
     "library": lambda path, _: run("prompts", "list", "--folder", path),
 }  # fmt: skip
-HARMLESS = {  # read as what they are: nothing of them is dangerous once it is shown as text
+HARMLESS = {  # read without an error: their content is harmless if it is shown as text
     ("index", "texts"), ("index", "url"), ("index", "size"), ("config", "merge"),
     ("config", "callbacks"), ("config", "logger"), ("config", "plugins"), ("config", "strategy"), ("config", "run"),
     ("library", "names"), ("index", "places"),
@@ -84,7 +84,7 @@ HARMLESS = {  # read as what they are: nothing of them is dangerous once it is s
 
 
 def outcome(file, backbone):
-    """Whether a file is refused; the error names the file."""
+    """Return the error of a file that is refused, or None."""
     try:
         ACTIONS[file.kind](file.path, backbone)
     except (ValueError, DataError) as error:
@@ -93,7 +93,7 @@ def outcome(file, backbone):
 
 
 def warm_up(folder, backbone):
-    """Whatever is imported and kept for later calls, is now."""
+    """Import what later calls need."""
     owner = {"name": backbone.spec.name, "revision": None, "fingerprint": backbone.fingerprint()}
     method = {"_class_path": "lightning_softprompt.methods.PromptTuning", "length": 3, "backbone": vars(backbone.spec)}
     torch.save(
@@ -103,13 +103,13 @@ def warm_up(folder, backbone):
     (folder / "p.ckpt").unlink()
 
 
-def measured(file, backbone):
-    """The outcome of a file, and what it takes: seconds of the processor, and bytes above the file's size."""
+def measure(file, backbone):
+    """Return the error of a file, the processor time in seconds, and the memory in addition to the size of the file."""
     best = []
     for attempt in range(TRIES):
-        if attempt:  # garbage of earlier files may have been collected in between
+        if attempt:  # also frees the memory of earlier files
             gc.collect()
-        before, started = restarted_peak(), time.process_time()
+        before, started = restart_peak(), time.process_time()
         with nothing_happens():
             error = outcome(file, backbone)
         best.append((time.process_time() - started, peak() - before - size(file.path)))
@@ -120,11 +120,12 @@ def measured(file, backbone):
 
 
 def size(path):
-    return sum(file.stat().st_size for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file())
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def restarted_peak():
-    """The bytes that this process has, from which the peak counts anew; where Linux cannot do that, its peak so far."""
+def restart_peak():
+    """Reset the peak memory to the current memory and return it, or the peak so far if Linux cannot reset it."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -133,15 +134,15 @@ def restarted_peak():
 
 
 def peak():
-    """The most bytes that this process had."""
+    """Return the peak memory of this process in bytes."""
     status = Path("/proc/self/status")
     if status.is_file() and (found := re.search(r"VmHWM:\s*(\d+) kB", status.read_text())):
         return int(found[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def test_the_measurement_sees_what_is_allocated():
-    before = restarted_peak()
+def test_the_measurement_counts_allocated_memory():
+    before = restart_peak()
     torch.ones(2 * MEMORY // 4)
     assert peak() - before > MEMORY
 
@@ -162,10 +163,10 @@ def test_hostile_files_do_nothing(corpus, backbone, monkeypatch, capsys, caplog,
     warm_up(tmp_path, backbone)
     outcome(chosen[-1], backbone)
     for file in chosen:
-        error, seconds, memory = measured(file, backbone)
+        error, seconds, memory = measure(file, backbone)
         assert seconds < SECONDS, file
         assert memory < MEMORY, file
-        assert not set(STRANGE) & (set(sys.modules) - {"runpy"}), file
+        assert not set(UNTRUSTED_MODULES) & (set(sys.modules) - {"runpy"}), file
         assert kind in ("rows", "document") or (error is None) == ((kind, file.name) in HARMLESS), (file, error)
         assert not error or kind in ("study", "index", "library") or str(file.path.parent.name) in error, (file, error)
         shown = capsys.readouterr()
@@ -175,7 +176,7 @@ def test_hostile_files_do_nothing(corpus, backbone, monkeypatch, capsys, caplog,
     assert {path.name for path in tmp_path.iterdir()} <= {"evilmod.py", "__pycache__"}
 
 
-def test_lightnings_own_loading_runs_nothing(corpus, monkeypatch, tmp_path):
+def test_loading_by_lightning_runs_nothing(corpus, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     path = next(file.path for file in corpus if (file.kind, file.name) == ("checkpoint", "readout"))
     content = {**torch.load(path), "pytorch-lightning_version": "2.6.6"}
@@ -185,18 +186,18 @@ def test_lightnings_own_loading_runs_nothing(corpus, monkeypatch, tmp_path):
         LightningModule.load_from_checkpoint(tmp_path / "p.ckpt")
 
 
-def test_files_of_the_corpus_stay_harmless_when_they_are_changed(corpus, backbone, tmp_path):
+def test_changed_files_of_the_corpus_are_harmless(corpus, backbone, tmp_path):
     files = [
         file for file in corpus if file.kind in ("prompt", "checkpoint", "rows") and file.path.stat().st_size < 10**5
     ]
 
     @fuzz(80)
     @given(st.sampled_from(files), st.integers(0, 10**5), st.binary(max_size=6), st.integers(0, 9))
-    def check(file, place, bytes_in, left_out):
+    def check(file, position, inserted, num_removed):
         content = file.path.read_bytes()
-        place = place % (len(content) + 1)
+        position = position % (len(content) + 1)
         path = tmp_path / f"changed{file.path.suffix}"
-        path.write_bytes(content[:place] + bytes_in + content[place + left_out :])
+        path.write_bytes(content[:position] + inserted + content[position + num_removed :])
         with nothing_happens():
             try:
                 ACTIONS[file.kind](path, backbone)
@@ -207,11 +208,11 @@ def test_files_of_the_corpus_stay_harmless_when_they_are_changed(corpus, backbon
 
 
 @pytest.mark.parametrize("text", ["plain", "Ünï — 漢字 👩‍👧 नि", "tab\tand\nnewline", "شكرا"])
-def test_ordinary_text_is_shown_as_it_is(text):
+def test_ordinary_text_is_shown_without_changes(text):
     assert printable(text) == text
 
 
-def test_control_characters_are_shown_as_json_writes_them():
+def test_control_characters_are_shown_with_the_escapes_of_json():
     shown = printable(ESCAPES)
     assert not HIDDEN.search(shown)
     assert json.loads(f'"{shown}"') == ESCAPES
@@ -229,14 +230,14 @@ def test_warnings_show_no_control_characters(monkeypatch):
 
 
 def test_pages_show_no_control_characters():
-    made = page(ESCAPES, article(ESCAPES, {ESCAPES: "x"}))
-    assert not HIDDEN.search(made)
-    assert "<script>" not in made
+    html = page(ESCAPES, article(ESCAPES, {ESCAPES: "x"}))
+    assert not HIDDEN.search(html)
+    assert "<script>" not in html
 
 
 @pytest.fixture
-def strangers_index(tiny_folder, tmp_path, monkeypatch):
-    """An index with vectors, built on a machine that is not the user's."""
+def foreign_index(tiny_folder, tmp_path, monkeypatch):
+    """An index with vectors, built on the machine of another user."""
     name = str(tiny_folder("bert"))
     documents = [Document("1", "a", "is this film good"), Document("2", "b", "a sad story about a dog")]
     build_index(tmp_path / "index", documents, IndexSettings(encoder=name))
@@ -245,8 +246,8 @@ def strangers_index(tiny_folder, tmp_path, monkeypatch):
     return tmp_path / "index", name
 
 
-def test_an_encoder_is_loaded_once_the_user_names_it(strangers_index, monkeypatch, capsys):
-    index, name = strangers_index
+def test_an_encoder_is_loaded_after_the_user_names_it(foreign_index, monkeypatch, capsys):
+    index, name = foreign_index
     words = ["index", "search", str(index), "film"]
     assert command.main(words) == 2
     assert f"--encoder {name}" in capsys.readouterr().err
@@ -258,7 +259,7 @@ def test_an_encoder_is_loaded_once_the_user_names_it(strangers_index, monkeypatc
     assert command.main(words) == 0  # remembered for later processes
 
 
-def test_an_index_calls_no_server_that_the_user_has_not_named(tmp_path, monkeypatch):
+def test_an_index_connects_only_to_a_server_that_the_user_names(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(trusted_names, "_trusted", set())
     settings = IndexSettings(encoder=None, store="qdrant", url="http://127.0.0.1:9")
@@ -267,7 +268,7 @@ def test_an_index_calls_no_server_that_the_user_has_not_named(tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("name", ["laughs", "nested", "digits", "sixties", "product", "tag"])
-def test_a_config_that_is_named_is_refused_quickly(corpus, name, capsys):
+def test_a_hostile_config_of_the_command_line_is_refused_quickly(corpus, name, capsys):
     path = next(file.path for file in corpus if (file.kind, file.name) == ("study", name))
     started = time.process_time()
     with nothing_happens(), pytest.raises((SystemExit, ValueError)):

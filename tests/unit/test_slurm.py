@@ -1,4 +1,4 @@
-"""The job script, under commands that stand in for SLURM's."""
+"""The job script, with scripts in place of the commands of SLURM."""
 
 import os
 import subprocess
@@ -10,16 +10,16 @@ SCRIPT = Path(__file__).parents[2] / "configs" / "slurm" / "fit.sbatch"
 
 
 @pytest.mark.parametrize("code", [0, 2, 143])
-def test_a_job_that_was_told_to_stop_is_requeued_and_no_other(tmp_path, code):
-    for name, ends in (("srun", code), ("scontrol", 0)):
-        (tmp_path / name).write_text(f'#!/bin/bash\necho "{name} $*"\nexit {ends}\n')
+def test_only_a_job_that_received_a_stop_signal_is_requeued(tmp_path, code):
+    for name, exit_code in (("srun", code), ("scontrol", 0)):
+        (tmp_path / name).write_text(f'#!/bin/bash\necho "{name} $*"\nexit {exit_code}\n')
         (tmp_path / name).chmod(0o755)
     slurm = {"SLURM_JOB_ID": "7", "SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "4"}
     environment = {**os.environ, **slurm, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     command = ["bash", str(SCRIPT), "--config", "a b.yaml"]
-    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
-    first, *rest = ran.stdout.splitlines()
-    assert ran.returncode == code
+    completed = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    first, *rest = completed.stdout.splitlines()
+    assert completed.returncode == code
     assert first.startswith("srun softprompt fit --config a b.yaml --run.experiment job-7 --ckpt_path last ")
     assert first.endswith("--trainer.num_nodes 2 --trainer.devices 4")
     assert rest == (["scontrol requeue 7"] if code == 143 else [])

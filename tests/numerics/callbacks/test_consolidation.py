@@ -1,4 +1,4 @@
-"""Elastic weight consolidation and synaptic intelligence as their papers have them, and runs that go on with them."""
+"""Elastic weight consolidation and synaptic intelligence by the equations of their papers, also in resumed runs."""
 
 from functools import partial
 
@@ -38,23 +38,23 @@ class Data(LightningDataModule):
 
 
 class Steps(Callback):
-    """Keeps gradients and parameters of all steps, as an optimizer sees them."""
+    """Records gradients and parameters of all steps, as the optimizer reads them."""
 
     def __init__(self):
         self.values, self.gradients = [], []
 
     def on_before_optimizer_step(self, trainer, module, optimizer):
-        self.values.append(trained_parameters(module))
+        self.values.append(trainable_values(module))
         self.gradients.append({name: p.grad.clone() for name, p in module.named_parameters() if p.requires_grad})
 
 
-def trained_parameters(module):
+def trainable_values(module):
     return {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
 
 
 @pytest.fixture
 def fit(backbone, tmp_path, monkeypatch):
-    """A function that trains on a task, and gives module and the importance that it left."""
+    """A function that trains on a task, and returns the module, the importance, the folder and the trainer."""
 
     def fit(
         callback, task="first", start=None, steps=6, name="run", optimizer=None, ckpt_path=None, more=(), **options
@@ -91,9 +91,9 @@ def rows(backbone, task):
 
 
 def fisher(module, rows):
-    """The mean over rows of the squared gradient of log p(class), number by number."""
+    """Return the mean over rows of the squared gradient of log p(class) for each parameter."""
     module.eval()
-    total = {name: torch.zeros_like(p) for name, p in trained_parameters(module).items()}
+    total = {name: torch.zeros_like(p) for name, p in trainable_values(module).items()}
     for row in rows:
         module.zero_grad()
         module.lm().scores(row).log_softmax(-1)[0, int(row.labels)].backward()
@@ -105,18 +105,20 @@ def fisher(module, rows):
 
 def test_importance_is_the_fisher_information_of_the_best_prompt(fit, backbone):
     module, importance, folder, _ = fit(EWC())
-    after = trained_parameters(module)
+    after = trainable_values(module)
     module.load_state_dict(best(folder))
     for name, expected in fisher(module, rows(backbone, "first")).items():
         assert expected.abs().sum() > 0
         assert_close(importance[f"importance/{name}"], expected, **CLOSE)
         assert_close(importance[f"anchor/{name}"], module.get_parameter(name).detach())
     saved = torch.load(folder / "last.ckpt", weights_only=True)["state_dict"]
-    assert all(torch.equal(after[name], saved[name]) for name in after)  # the run ends where it would have
+    assert all(
+        torch.equal(after[name], saved[name]) for name in after
+    )  # the callback does not change the final parameters
 
 
-def test_ewc_adds_a_term_for_each_former_task(fit, backbone):
-    """The gradient of a step is the loss's and that of a term for each former task, with accumulation and clipping."""
+def test_ewc_adds_a_term_for_each_earlier_task(fit, backbone):
+    """The gradient of a step is that of the loss plus a term for each earlier task."""
     _, one, folder, _ = fit(EWC(), name="one")
     start = best(folder)
     _, both, folder_2, _ = fit(EWC(50.0, str(folder / "importance.safetensors")), "second", start, name="two")
@@ -139,30 +141,31 @@ def test_ewc_adds_a_term_for_each_former_task(fit, backbone):
                 one[f"importance/{name}"] * (p - anchors[0][name]),
                 second[name] * (p - anchors[1][name]),
             ]
-            assert_close(regularized.gradients[step][name], plain.gradients[step][name] + 7.0 * sum(terms), **CLOSE)
-    shares = [
-        7.0 / 2 * (both[f"importance/{name}"] * (p - both[f"anchor/{name}"]) ** 2).sum()
-        for name, p in regularized.values[-1].items()
-    ]
-    assert_close(trainer.callback_metrics["train/penalty/ewc"], sum(shares), **CLOSE)
+            expected = plain.gradients[step][name] + 7.0 * sum(terms)
+            assert_close(regularized.gradients[step][name], expected, **CLOSE)
+    penalty = 0.0
+    for name, p in regularized.values[-1].items():
+        distance = p - both[f"anchor/{name}"]
+        penalty += 7.0 / 2 * (both[f"importance/{name}"] * distance**2).sum()
+    assert_close(trainer.callback_metrics["train/penalty/ewc"], penalty, **CLOSE)
 
 
 def test_ewc_reduces_forgetting(fit, backbone):
-    """The first task's loss after the second, with and without."""
+    """Compares the loss of the first task after the second, with and without EWC."""
     _, _, folder, _ = fit(EWC(), steps=20, name="one")
     start, losses = best(folder), {}
-    for name, former in (("free", None), ("held", str(folder / "importance.safetensors"))):
+    for name, former in (("free", None), ("ewc", str(folder / "importance.safetensors"))):
         module, *_ = fit(EWC(1e5, former), "second", start, steps=20, name=name)
         first_batch = batch_of(backbone.codec, labels=LABELS["first"])
         losses[name] = float(module.eval().objective(module.lm(), first_batch).loss)
-        if name == "held":
+        if name == "ewc":
             module.load_state_dict(start)
             losses["before"] = float(module.objective(module.lm(), first_batch).loss)
-    assert losses["held"] - losses["before"] < 0.2 * (losses["free"] - losses["before"])
+    assert losses["ewc"] - losses["before"] < 0.2 * (losses["free"] - losses["before"])
 
 
 @pytest.mark.parametrize("former", [False, True])
-def test_synaptic_intelligence_sums_the_work_of_each_parameter(fit, former):
+def test_synaptic_intelligence_sums_the_contributions_of_each_parameter(fit, former):
     path, start, before = None, None, None
     if former:
         _, before, folder, _ = fit(SynapticIntelligence(), name="one")
@@ -173,12 +176,12 @@ def test_synaptic_intelligence_sums_the_work_of_each_parameter(fit, former):
         seen, "second", start, name="two", more=[steps], accumulate_grad_batches=2, max_epochs=-1, steps=4
     )
     count = torch.load(folder / "best.ckpt", weights_only=True)["global_step"]
-    values = [*steps.values, trained_parameters(module)][: count + 1]
+    values = [*steps.values, trainable_values(module)][: count + 1]
     for name in values[0]:
         work = torch.zeros_like(values[0][name])
         for step in range(count):
             gradient = steps.gradients[step][name]
-            if former:  # of the loss alone
+            if former:  # without the gradient of the penalty
                 pull = before[f"importance/{name}"] * (values[step][name] - before[f"anchor/{name}"])
                 gradient = gradient - 3.0 * pull
             work -= gradient * (values[step + 1][name] - values[step][name])
@@ -192,13 +195,13 @@ def test_synaptic_intelligence_sums_the_work_of_each_parameter(fit, former):
 
 @pytest.mark.parametrize("cls", [EWC, SynapticIntelligence])
 def test_a_resumed_run_has_the_importance_of_the_uninterrupted_one(fit, cls, tmp_path):
-    """Also where nothing is left to train."""
-    _, whole, *_ = fit(cls(), steps=6, name="whole")
+    """Also if no step is left to train."""
+    _, expected, *_ = fit(cls(), steps=6, name="whole")
     fit(cls(), steps=4, name="half")
     for name in ("half", "whole"):
         (tmp_path / name / "importance.safetensors").unlink()
         _, importance, *_ = fit(cls(), steps=6, name=name, ckpt_path=tmp_path / name / "last.ckpt")
-        assert all(torch.equal(importance[key], whole[key]) for key in whole), name
+        assert all(torch.equal(importance[key], expected[key]) for key in expected), name
 
 
 def test_importance_of_other_parameters_and_replicas_are_refused(fit, tmp_path, backbone):

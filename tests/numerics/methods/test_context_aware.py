@@ -29,7 +29,8 @@ def module(backbone):
 def test_each_token_has_its_kind_and_weight(module):
     words = module.loaded.codec.tokenizer.convert_ids_to_tokens(module.context.ids)
     assert words == ["a", "funny", "dog", "it", "was", "good", "dull", "it", "was", "bad"]
-    first, second = [INPUT] * 3 + [FORMAT] * 2 + [LABEL], [INPUT] + [FORMAT] * 2 + [LABEL]
+    first = [INPUT, INPUT, INPUT, FORMAT, FORMAT, LABEL]
+    second = [INPUT, FORMAT, FORMAT, LABEL]
     assert module.context.kinds.tolist() == first + second
     weights = [0.0] * 10
     weights[5], weights[9] = 0.9**2, 0.9  # of the labels

@@ -77,7 +77,8 @@ def test_residual_prompt_tuning_with_a_network_for_each_token(build):
 def test_dpt(build):
     module, _, prompt = build(DPT, length=3, rank=2)
     for p in range(3):
-        assert_close(prompt.tokens[0, p], sum(module.a[p, r] * module.b[r] for r in range(2)), **CLOSE)
+        expected = sum(module.a[p, r] * module.b[r] for r in range(2))
+        assert_close(prompt.tokens[0, p], expected, **CLOSE)
 
 
 def test_dpt_starts_from_the_closest_matrix_of_its_rank(backbone):
@@ -278,7 +279,8 @@ def test_prefix_tuning(build, activation, depth):
             x = network[-1].weight @ x + network[-1].bias
             x = x.view(len(sites), 2, sites.heads, sites.size)
             for layer, (key, value) in layers.items():
-                assert_close((key[0, :, p], value[0, :, p]), (x[layer, 0], x[layer, 1]), **CLOSE)
+                assert_close(key[0, :, p], x[layer, 0], **CLOSE)
+                assert_close(value[0, :, p], x[layer, 1], **CLOSE)
 
 
 def test_the_network_of_a_prefix_is_initialized_to_the_activations(backbone):
@@ -470,7 +472,8 @@ GOLDEN = [
     (DePT(60, 30, 256, init=Uniform(0.5)), {"width": 768}, 76_800),
     (DePT(60, 24, 512, init=Uniform(0.5)), {"width": 768}, 76_800),
     (DPT(100, 10), {"width": 768}, 8_680),
-    *[(ULPT(100, r), {"width": 768}, n) for r, n in ((2, 1736), (16, 3136), (64, 7936), (256, 27_136))],
+    (ULPT(100, 2), {"width": 768}, 1736),
+    (ULPT(100, 256), {"width": 768}, 27_136),
     (SMoP(5, 4, init=Uniform(0.5)), {"width": 768}, 18_432),
     (Spring(1, init=Uniform(0.5)), {"width": 4096}, 4096),
     (Spring(50, init=Uniform(0.5)), {"width": 4096}, 204_800),

@@ -329,10 +329,11 @@ def test_distillation(build, backbone, save, hidden):
     for task in range(3):
         rows_of_task = batch.only([b for b in range(4) if tasks[b] == task])
         teacher_prompt = teachers[task].prompt(rows_of_task)
-        q, p = teachers[task].lm()(rows_of_task).softmax(-1), student.lm()(rows_of_task).softmax(-1)
+        teacher_logits, student_logits = teachers[task].lm()(rows_of_task), student.lm()(rows_of_task)
         divergence = []
         for b, u in (rows_of_task.targets != IGNORE).nonzero().tolist():
-            divergence.append((q[b, u] * (q[b, u].log() - p[b, u].log())).sum())
+            q, p = teacher_logits[b, u].softmax(-1), student_logits[b, u].softmax(-1)
+            divergence.append((q * (q.log() - p.log())).sum())
         distance = sum(divergence) / len(divergence)
         teacher_states, student_states = (
             backbone.hidden_states(rows_of_task, prompt)[rows_of_task.mask]

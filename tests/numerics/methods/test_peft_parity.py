@@ -158,7 +158,8 @@ def test_projected_prefix_tuning_agrees(backbone):
     module.attach(backbone)
     network = "prefixes.self.made.network"
     names = {"embedding.weight": "prefixes.self.made.tokens"}
-    names |= {f"transform.{n}.{w}": f"{network}.{n}.{w}" for n in (0, 2) for w in ("weight", "bias")}
+    for parameter in ("0.weight", "0.bias", "2.weight", "2.bias"):
+        names[f"transform.{parameter}"] = f"{network}.{parameter}"
     config = PrefixTuningConfig(
         task_type="CAUSAL_LM", num_virtual_tokens=P, prefix_projection=True, encoder_hidden_size=16
     )

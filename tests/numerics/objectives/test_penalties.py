@@ -37,7 +37,11 @@ def batch(backbone):
 
 @pytest.mark.parametrize("order", [1.0, 2.0, inf])
 def test_uniform_norm(lm, batch, tokens, order):
-    norms = {1.0: lambda v: v.abs().sum(), 2.0: lambda v: v.pow(2).sum().sqrt(), inf: lambda v: v.abs().max()}
+    norms = {
+        1.0: lambda v: v.abs().sum(),
+        2.0: lambda v: v.pow(2).sum().sqrt(),
+        inf: lambda v: v.abs().max(),
+    }
     norm = norms[order]
     token_mean = sum(norm(token) for token in tokens[0]) / 4
     assert_close(UniformNorm(3.0, order, "constant", relative=False)(lm, batch, 0.3), 3.0 * token_mean)
@@ -63,7 +67,8 @@ def test_aware_norm_penalizes_tokens_that_improve_accuracy_when_scaled_down(lm, 
 
     monkeypatch.setattr("lightning_softprompt.objectives.penalties.accuracy", measure)
     penalty = AwareNorm(2.0, positions=4, schedule="constant", relative=False)
-    assert_close(penalty(lm, batch, 0.0), 2.0 * (tokens[0, 1].norm() + tokens[0, 3].norm()) / 2)
+    expected = (tokens[0, 1].norm() + tokens[0, 3].norm()) / 2
+    assert_close(penalty(lm, batch, 0.0), 2.0 * expected)
     untested = AwareNorm(2.0, 4, schedule="constant", relative=False, tested=False)
     assert_close(untested(lm, batch, 0.0), 2.0 * tokens[0].norm(dim=-1).mean())
     improves.update({1: False, 3: False})

@@ -43,7 +43,7 @@ def write(folder, tensors):
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
-def test_each_single_weight_counts(folder):
+def test_each_single_weight_changes_the_fingerprint(folder):
     before = load(folder).fingerprint()
     tensors = tensors_of(folder)
     seen = {before}
@@ -57,7 +57,7 @@ def test_each_single_weight_counts(folder):
     assert load(folder).fingerprint() == before
 
 
-def test_tensors_that_change_places_count(folder):
+def test_swapped_tensors_change_the_fingerprint(folder):
     before, tensors = load(folder).fingerprint(), tensors_of(folder)
     query, output = (f"model.layers.0.self_attn.{name}_proj.weight" for name in "qo")
     write(folder, {**tensors, query: tensors[output], output: tensors[query]})
@@ -74,7 +74,7 @@ def add_normalizer(rules):
 
 
 @pytest.mark.parametrize("change", [swap_words, add_normalizer])
-def test_the_tokenizer_counts(folder, change):
+def test_another_tokenizer_is_rejected(folder, change):
     before = backbone_identity(load(folder))
     path = folder / "tokenizer.json"
     rules = json.loads(path.read_text())
@@ -84,7 +84,7 @@ def test_the_tokenizer_counts(folder, change):
         check_backbone(before, load(folder), "p.safetensors")
 
 
-def test_the_configuration_counts_and_what_is_said_of_loading_does_not(folder):
+def test_the_fingerprint_covers_the_configuration_without_options_of_loading(folder):
     before, path = load(folder).fingerprint(), folder / "config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps({**config, "transformers_version": "0", "use_cache": False}))
@@ -93,9 +93,10 @@ def test_the_configuration_counts_and_what_is_said_of_loading_does_not(folder):
     assert load(folder).fingerprint() != before
 
 
-def test_precision_sharding_and_place_do_not_count(folder, tmp_path):
+def test_precision_sharding_and_path_do_not_change_the_fingerprint(folder, tmp_path):
     before = load(folder)
-    assert {load(folder, dtype=dtype).fingerprint() for dtype in ("bfloat16", "float16")} == {before.fingerprint()}
+    for dtype in ("bfloat16", "float16"):
+        assert load(folder, dtype=dtype).fingerprint() == before.fingerprint()
     sharded = tmp_path / "sharded"
     shutil.copytree(folder, sharded)
     (sharded / "model.safetensors").unlink()
@@ -112,7 +113,7 @@ def test_a_model_in_memory_has_the_fingerprint_of_its_files(family, tmp_path):
     assert in_memory.fingerprint() == loaded.fingerprint()
 
 
-def test_weights_changed_in_place_count(folder):
+def test_weights_changed_in_place_change_the_fingerprint(folder):
     backbone = load(folder)
     before = backbone.fingerprint()
     with torch.no_grad():
@@ -120,7 +121,7 @@ def test_weights_changed_in_place_count(folder):
     assert backbone.fingerprint() != before
 
 
-def test_weights_without_values_have_none(folder):
+def test_weights_without_values_have_no_fingerprint(folder):
     backbone = load(folder)
     with pytest.raises(ValueError, match="meta device"):
         CausalBackbone(backbone.model.to("meta"), backbone.codec, backbone.spec).fingerprint()
@@ -142,22 +143,22 @@ def test_a_file_that_changed_with_the_same_size_and_time_is_hashed_again(folder)
     assert load(folder).fingerprint() != before
 
 
-def test_a_damaged_digest_in_the_cache_is_not_taken(folder):
+def test_a_damaged_digest_in_the_cache_is_ignored(folder):
     before = load(folder).fingerprint()
-    (kept,) = cache_folder("fingerprints").iterdir()
-    digest = json.loads(kept.read_text())["digest"]
-    kept.write_text(kept.read_text().replace(digest, f"0{digest[1:]}"))
+    (cached,) = cache_folder("fingerprints").iterdir()
+    digest = json.loads(cached.read_text())["digest"]
+    cached.write_text(cached.read_text().replace(digest, f"0{digest[1:]}"))
     assert load(folder).fingerprint() == before
 
 
-def test_a_cache_that_cannot_be_written_is_left_out(folder, tmp_path, monkeypatch):
+def test_a_cache_that_cannot_be_written_is_not_used(folder, tmp_path, monkeypatch):
     before = load(folder).fingerprint()
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert load(folder).fingerprint() == before
 
 
-def test_prompts_of_earlier_versions_are_compared_as_they_were_with_a_warning(folder, caplog):
+def test_prompts_of_earlier_versions_are_compared_by_the_old_fingerprint_with_a_warning(folder, caplog):
     backbone = load(folder)
     old = {"name": "x", "fingerprint": backbone.sampled_fingerprint()}
     with caplog.at_level(logging.WARNING):
@@ -167,8 +168,8 @@ def test_prompts_of_earlier_versions_are_compared_as_they_were_with_a_warning(fo
         check_backbone({**old, "fingerprint": "0" * 16}, backbone, "old.safetensors")
 
 
-def test_the_sample_of_earlier_versions_is_still_the_same():
-    """Computed by the version that introduced it, for weights that are a pattern and not random numbers."""
+def test_the_fingerprint_of_earlier_versions_does_not_change():
+    """The expected value is that of the first version, for weights that form a pattern."""
     model = torch.nn.ModuleDict({f"layer{n}": torch.nn.Linear(40, 30) for n in range(8)})
     with torch.no_grad():
         for number, weight in enumerate(model.parameters()):
@@ -179,7 +180,7 @@ def test_the_sample_of_earlier_versions_is_still_the_same():
 
 
 @pytest.fixture
-def converted(tmp_path, monkeypatch):
+def gguf_spec(tmp_path, monkeypatch):
     """A folder with a GGUF file, whose conversion writes a tiny backbone."""
     (tmp_path / "gguf").mkdir()
     (tmp_path / "gguf" / "tiny.gguf").write_bytes(b"GGUF")
@@ -188,20 +189,20 @@ def converted(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
-def test_a_damaged_conversion_is_converted_again(converted, name, caplog):
-    before = load_backbone(converted).fingerprint()
-    (kept,) = cache_folder("backbones").iterdir()
-    whole = (kept / name).read_bytes()
-    (kept / name).write_bytes(whole[:-9])
+def test_a_damaged_conversion_is_converted_again(gguf_spec, name, caplog):
+    before = load_backbone(gguf_spec).fingerprint()
+    (cached,) = cache_folder("backbones").iterdir()
+    content = (cached / name).read_bytes()
+    (cached / name).write_bytes(content[:-9])
     with caplog.at_level(logging.WARNING):
-        assert load_backbone(converted).fingerprint() == before
+        assert load_backbone(gguf_spec).fingerprint() == before
     assert "is damaged and is converted again" in caplog.text
-    assert (kept / name).read_bytes() == whole
+    assert (cached / name).read_bytes() == content
 
 
-def test_a_conversion_that_cannot_be_kept_serves_this_process(converted, tmp_path, monkeypatch, caplog):
-    before = load_backbone(converted).fingerprint()
+def test_a_conversion_that_cannot_be_cached_is_used_for_the_process(gguf_spec, tmp_path, monkeypatch, caplog):
+    before = load_backbone(gguf_spec).fingerprint()
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert load_backbone(converted).fingerprint() == before
+    assert load_backbone(gguf_spec).fingerprint() == before
     assert "for this process" in caplog.text

@@ -1,4 +1,4 @@
-"""What a method needs of a backbone is checked before a run leaves anything on disk."""
+"""The requirements of a method are checked before a run writes to disk."""
 
 import pytest
 from architectures import Architecture, save
@@ -19,7 +19,7 @@ FIT = [
     "--run.wandb=disabled",
 ]  # fmt: skip
 HYBRID = Architecture("qwen3_next", {"layer_types": ["linear_attention", "full_attention"]})
-REFUSED = {  # a type, and why a method cannot use it
+REFUSED = {  # a model type and a method, and why the method cannot use it
     ("bloom", PrefixTuning): "no self attention runs through transformers' attention interface",
     ("albert", PrefixTuning): "run 2 times for one input, since layers share weights",
     ("deepseek_v3", PrefixTuning): "heads and sizes of its keys and values differ",
@@ -30,7 +30,7 @@ REFUSED = {  # a type, and why a method cannot use it
 
 
 @pytest.mark.parametrize(("name", "cls"), REFUSED, ids=str)
-def test_a_method_that_cannot_use_a_backbone_says_why(name, cls, tmp_path):
+def test_a_method_that_cannot_use_a_backbone_reports_the_reason(name, cls, tmp_path):
     spec = BackboneSpec(name=str(save(Architecture(name), tmp_path)))
     with pytest.raises(UnsupportedBackboneError, match=REFUSED[name, cls]) as refusal:
         cls(backbone=spec).check_backbone()
@@ -39,7 +39,7 @@ def test_a_method_that_cannot_use_a_backbone_says_why(name, cls, tmp_path):
     PromptTuning(backbone=spec).check_backbone()
 
 
-def test_hybrids_are_refused_since_only_some_layers_attend(tmp_path):
+def test_hybrid_models_are_refused_because_only_some_layers_attend(tmp_path):
     spec = BackboneSpec(name=str(save(HYBRID, tmp_path)))
     with pytest.raises(UnsupportedBackboneError, match=r"1 self attentions run through .* and the model has 2 layers"):
         PrefixTuning(backbone=spec).check_backbone()
@@ -48,27 +48,31 @@ def test_hybrids_are_refused_since_only_some_layers_attend(tmp_path):
 def test_a_run_is_refused_in_two_lines_before_its_folder_exists(tmp_path, capsys):
     folder = save(Architecture("bloom"), tmp_path / "bloom")
     (tmp_path / "rows.jsonl").write_text('{"text": "a", "label": "positive"}\n' * 4)
-    own = [f"--backbone.name={folder}", f"--data.train={tmp_path / 'rows.jsonl'}", f"--run.folder={tmp_path / 'runs'}"]
-    assert main(["fit", *FIT, *own]) == 2
+    options = [
+        f"--backbone.name={folder}",
+        f"--data.train={tmp_path / 'rows.jsonl'}",
+        f"--run.folder={tmp_path / 'runs'}",
+    ]
+    assert main(["fit", *FIT, *options]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert lines[-2].startswith("error: PrefixTuning cannot use backbone")
     assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize("name", ["t5gemma", "mamba2", "openai-gpt"])
-def test_small_copies_do_not_refuse_what_the_backbone_can_do(name, tmp_path):
+def test_small_copies_support_what_the_backbone_supports(name, tmp_path):
     spec = BackboneSpec(name=str(save(Architecture(name), tmp_path)))
     PromptTuning(backbone=spec).check_backbone()
     require_of_copy((generates(),), "GenerationEvaluation", spec)
 
 
-def test_a_copy_reads_token_ids_where_the_backbone_does(tmp_path):
+def test_a_copy_receives_token_ids_if_the_backbone_does(tmp_path):
     spec = BackboneSpec(name=str(save(Architecture("deepseek_v4"), tmp_path)))
     PromptTuning(backbone=spec).check_backbone()
     assert load_backbone(spec).entry.by_ids
 
 
-def test_a_configuration_that_cannot_be_made_narrower_refuses_no_method(tmp_path):
+def test_a_method_is_accepted_if_the_backbone_cannot_be_copied(tmp_path):
     spec = BackboneSpec(name=str(save(Architecture("t5gemma2"), tmp_path)))
     PromptTuning(backbone=spec).check_backbone()
 
@@ -90,7 +94,7 @@ SUMMARIES = [
 ]  # fmt: skip
 
 
-def test_a_task_that_generates_refuses_a_backbone_that_does_not_before_its_folder_exists(tmp_path, capsys, monkeypatch):
+def test_a_generation_task_refuses_a_backbone_without_generation(tmp_path, capsys, monkeypatch):
     def generate(self, *args, **kwargs):
         raise NotImplementedError("this model has no generation")
 
@@ -98,9 +102,9 @@ def test_a_task_that_generates_refuses_a_backbone_that_does_not_before_its_folde
     (tmp_path / "data").mkdir()
     for split in ("train", "val", "test"):
         (tmp_path / "data" / f"{split}.jsonl").write_text('{"document": "a film", "summary": "bad"}\n' * 4)
-    own = [f"--backbone.name={folder}", f"--data.path={tmp_path / 'data'}", f"--run.folder={tmp_path / 'runs'}"]
+    options = [f"--backbone.name={folder}", f"--data.path={tmp_path / 'data'}", f"--run.folder={tmp_path / 'runs'}"]
     monkeypatch.setattr(LlamaForCausalLM, "generate", generate)
-    assert main(["fit", *SUMMARIES, *own]) == 2
+    assert main(["fit", *SUMMARIES, *options]) == 2
     error = capsys.readouterr().err
     assert "GenerationEvaluation cannot use backbone" in error
     assert "this model has no generation" in error
@@ -113,7 +117,7 @@ def test_a_backbone_that_does_not_run_in_a_precision_is_refused_when_it_is_loade
         load_backbone(spec)
 
 
-def test_what_libraries_raise_is_a_reason_and_messages_of_the_package_pass():
+def test_errors_of_libraries_become_reasons_and_errors_of_the_package_do_not_change():
     for error in (NotImplementedError("not yet"), KeyError("full_attention"), AssertionError()):
         with (
             pytest.raises(UnsupportedBackboneError, match=f"x: {type(error).__name__}.* Take y"),

@@ -25,12 +25,12 @@ LOADERS = pytest.mark.parametrize("cls", [SoftPromptModule, PromptTuning, Lightn
 
 
 @pytest.mark.parametrize("value", [None, True, 3, 0.5, "text", [1, [2]], {"a": {"b": None}}])
-def test_plain_values_stay(value):
+def test_plain_values_do_not_change(value):
     assert to_plain(value) == value
 
 
 @pytest.mark.parametrize(
-    ("value", "written"),
+    ("value", "expected"),
     [
         (Path("a/b"), "a/b"),
         ((1, 2), [1, 2]),
@@ -44,26 +44,26 @@ def test_plain_values_stay(value):
         ),
     ],
 )
-def test_objects_are_written_as_a_config_writes_them(value, written):
-    assert to_plain(value) == written
+def test_objects_have_the_form_of_a_config(value, expected):
+    assert to_plain(value) == expected
 
 
 @pytest.mark.parametrize("value", [lambda p: AdamW(p, lr=0.1), object(), torch.ones(2), partial(lambda p: p)])
-def test_what_a_config_cannot_write_is_an_error_that_says_what_can(value):
+def test_a_value_that_a_config_cannot_express_is_an_error_with_advice(value):
     with pytest.raises(ValueError, match=r"pass a class or functools\.partial\(AdamW, lr=0.1\) instead of a lambda"):
         to_plain([value])
 
 
-def test_a_module_made_with_a_lambda_is_an_error_at_once():
+def test_a_lambda_as_an_argument_of_a_method_is_an_error():
     with pytest.raises(ValueError, match=r"functools\.partial"):
         PromptTuning(optimizer=lambda p: AdamW(p, lr=0.1))
 
 
 @pytest.fixture
-def saved(backbone, tmp_path):
-    """A checkpoint of a module made with these arguments, with a prompt that no initialiser makes."""
+def save(backbone, tmp_path):
+    """A function that saves a checkpoint of a module with arguments, whose prompt differs from its initial value."""
 
-    def save(**arguments):
+    def save_checkpoint(**arguments):
         module = PromptTuning(backbone=backbone.spec, **arguments)
         module.attach(backbone)
         with torch.no_grad():
@@ -73,12 +73,12 @@ def saved(backbone, tmp_path):
         trainer.save_checkpoint(tmp_path / "run.ckpt")
         return module, tmp_path / "run.ckpt"
 
-    return save
+    return save_checkpoint
 
 
 @LOADERS
-def test_a_checkpoint_builds_its_module_again(saved, cls):
-    module, path = saved(length=5, init=FromText("it is"))
+def test_a_checkpoint_restores_its_module(save, cls):
+    module, path = save(length=5, init=FromText("it is"))
     loaded = cls.load_from_checkpoint(path)
     assert type(loaded) is PromptTuning
     assert (loaded.length, loaded.init, loaded.spec) == (5, module.init, module.spec)
@@ -95,10 +95,10 @@ def test_a_checkpoint_builds_its_module_again(saved, cls):
         partial(RankedChoices, normalize="tokens", premise="the label is {target}"),
         partial(Calibrated, fillers=["what ?"]),
     ],
-    ids=["a class", "a class with an argument", "ranked", "calibrated"],
+    ids=["class", "class with an argument", "ranked", "calibrated"],
 )
-def test_readout_classes_and_objective_come_back(saved, cls, readout):
-    module, path = saved(length=2, readout=readout, classes=CLASSES, objective=Classification(label_smoothing=0.1))
+def test_readout_classes_and_objective_are_restored(save, cls, readout):
+    module, path = save(length=2, readout=readout, classes=CLASSES, objective=Classification(label_smoothing=0.1))
     loaded = cls.load_from_checkpoint(path)
     batch = batch_of(module.loaded.codec)
     assert loaded.objective == Classification(label_smoothing=0.1)
@@ -110,8 +110,8 @@ def test_readout_classes_and_objective_come_back(saved, cls, readout):
 
 
 @LOADERS
-def test_optimizer_and_schedule_come_back(saved, cls):
-    _, path = saved(
+def test_optimizer_and_schedule_are_restored(save, cls):
+    _, path = save(
         length=2,
         optimizer=partial(SGD, lr=0.3, momentum=0.5),
         scheduler=partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.9),
@@ -125,16 +125,16 @@ def test_optimizer_and_schedule_come_back(saved, cls):
     assert loaded.training_loss.weights == {"norm": 0.1}
 
 
-def test_without_an_optimizer_prompts_get_a_high_rate_and_no_decay(saved):
-    module, _ = saved(length=2)
+def test_the_default_optimizer_has_a_high_rate_and_no_decay(save):
+    module, _ = save(length=2)
     optimizer = module.configure_optimizers()
     assert isinstance(optimizer, AdamW)
     assert optimizer.defaults["lr"] >= 1e-3
     assert optimizer.defaults["weight_decay"] == 0
 
 
-def test_hyper_parameters_are_plain_values(saved):
-    _, path = saved(length=2, readout=LabelWords, classes=CLASSES, init=Normal(), optimizer=partial(SGD, lr=0.3))
+def test_hyper_parameters_are_plain_values(save):
+    _, path = save(length=2, readout=LabelWords, classes=CLASSES, init=Normal(), optimizer=partial(SGD, lr=0.3))
     values = load_checkpoint(path)["hyper_parameters"]  # unpickles no class
     assert to_plain(dict(values)) == dict(values)
     assert "evaluation" not in values

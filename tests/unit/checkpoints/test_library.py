@@ -42,8 +42,11 @@ def save_tokens(backbone, tmp_path):
 def example_library(save_tokens, tmp_path):
     """A library, its prompts, and the prompt of a task that is most similar to `b`, less to `a` and opposite to `c`."""
     query = torch.randn(LENGTH, WIDTH)
-    noise = {name: torch.randn(LENGTH, WIDTH) for name in "abc"}
-    tokens = {"a": query + 2 * noise["a"], "b": query + 0.1 * noise["b"], "c": -query + 0.1 * noise["c"]}
+    tokens = {
+        "a": query + 2 * torch.randn(LENGTH, WIDTH),
+        "b": query + 0.1 * torch.randn(LENGTH, WIDTH),
+        "c": -query + 0.1 * torch.randn(LENGTH, WIDTH),
+    }
     library = Library(tmp_path / "library")
     for name, values in tokens.items():
         library.add(name, save_tokens(name, values))

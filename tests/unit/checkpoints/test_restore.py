@@ -1,4 +1,4 @@
-"""What files may name: plug-ins of this package, optimizers of PyTorch, and modules that the user trusts."""
+"""Classes that files can name: plug-ins of this package, optimizers of PyTorch, and modules that the user trusts."""
 
 import json
 import sys
@@ -27,7 +27,7 @@ from lightning_softprompt.training.replicas import Replicas, ReplicaSpec
 
 FAMILIES = ("llama",)
 METHOD = {"_class_path": "lightning_softprompt.methods.PromptTuning", "length": 3}
-CALL = {"class_path": "os.system", "init_args": {"command": "touch made"}}
+CALL = {"class_path": "os.system", "init_args": {"command": "touch created"}}
 PLUGIN = """
 from dataclasses import dataclass
 
@@ -46,7 +46,7 @@ def call(*args, **kwargs):
 
 @pytest.fixture
 def write(backbone, tmp_path):
-    """A function from arguments of the method to a prompt and a checkpoint that hold them."""
+    """A function that writes a prompt or a checkpoint of a method with arguments, and returns its path."""
     tensors = {"tokens": torch.randn(3, 32)}
     owner = {"name": backbone.spec.name, "revision": None, "fingerprint": backbone.fingerprint()}
 
@@ -65,7 +65,7 @@ def write(backbone, tmp_path):
 
 @pytest.fixture
 def module_nearby(tmp_path, monkeypatch):
-    """A module in the current folder, which only the user can make part of a run."""
+    """A module in the current folder, which is imported only if the user trusts it."""
     folder = tmp_path / "here"
     folder.mkdir()
     (folder / "nearby.py").write_text(PLUGIN)
@@ -86,11 +86,11 @@ NAMES = [
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("place", ["_class_path", "readout", "init", "classes"])
-def test_a_file_names_no_class_that_is_not_registered(write, backbone, module_nearby, name, place):
-    value = name if place == "_class_path" else {"class_path": name, "init_args": {"command": "touch made"}}
-    path = write(**{place: value})
-    import_plugins()  # a file may lead to modules of the package
+@pytest.mark.parametrize("key", ["_class_path", "readout", "init", "classes"])
+def test_a_class_that_is_not_registered_is_refused(write, backbone, module_nearby, name, key):
+    value = {"class_path": name, "init_args": {"command": "touch created"}}
+    path = write(**{key: name if key == "_class_path" else value})
+    import_plugins()  # a file can import modules of the package
     before = set(sys.modules)
     with nothing_happens(), pytest.raises(ValueError, match=r"p\.safetensors cannot be loaded"):
         load_method(read_prompt(path), path, backbone)
@@ -98,7 +98,7 @@ def test_a_file_names_no_class_that_is_not_registered(write, backbone, module_ne
 
 
 @pytest.mark.parametrize("value", [
-    '{"class_path": "os.system", "init_args": {"command": "touch made"}}', "os.system", ["os.system"], [CALL],
+    '{"class_path": "os.system", "init_args": {"command": "touch created"}}', "os.system", ["os.system"], [CALL],
     {"init_args": CALL}, {"class_path": ["os.system"]}, {"class_path": {"class_path": "os.system"}}, True, 3,
     {"class_path": "lightning_softprompt.readouts.calibrated.Calibrated", "init_args": {"inner": CALL}},
     {"class_path": "lightning_softprompt.readouts.label_words.LabelWords", "dict_kwargs": {"aggregate": CALL}},
@@ -117,11 +117,11 @@ def test_a_number_larger_than_all_tensors_is_refused_before_the_method_is_create
         load_method(read_prompt(path), path, backbone)
 
 
-def doors(path, backbone):
-    """Every way to read a method from a file."""
+def loaders(path, backbone):
+    """Return every function that loads a method from a file."""
     return {
         "restored": lambda: load_method(read_prompt(path), path),
-        "fold": lambda: raise_for(command.main(["fold", str(path)])),
+        "fold": lambda: raise_error(command.main(["fold", str(path)])),
         "bank": lambda: PromptBank({"a": str(path)}, backbone=backbone.spec).attach(backbone),
         "teacher": lambda: Distillation([str(path)])._teacher(0, backbone),
         "reranker": lambda: PromptReranker(str(path)).method,
@@ -132,31 +132,31 @@ def doors(path, backbone):
     }
 
 
-def raise_for(code):
+def raise_error(code):
     if code:
         raise ValueError("p.ckpt cannot be loaded: readout")
 
 
-@pytest.mark.parametrize("door", list(doors(Path("p"), None)))
-def test_no_door_calls_a_function(write, backbone, door):
+@pytest.mark.parametrize("loader", list(loaders(Path("p"), None)))
+def test_no_way_to_load_a_file_calls_a_function(write, backbone, loader):
     path = write(".ckpt", readout=CALL, _instantiator="lightning.pytorch.cli.instantiate_module")
     with nothing_happens(), pytest.raises(ValueError, match="cannot be loaded: readout"):
-        doors(path, backbone)[door]()
+        loaders(path, backbone)[loader]()
 
 
-@pytest.mark.parametrize("door", ["module", "method", "lightning"])
-def test_lightnings_loading_rebuilds_what_was_trained(backbone, tmp_path, door):
+@pytest.mark.parametrize("loader", ["module", "method", "lightning"])
+def test_loading_by_lightning_restores_prompt_and_optimizer(backbone, tmp_path, loader):
     module = PromptTuning(3, backbone=backbone.spec, optimizer=partial(torch.optim.SGD, lr=0.5))
     module.attach(backbone)
     trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
     trainer.strategy.connect(module)
     trainer.save_checkpoint(tmp_path / "p.ckpt")
-    loaded = doors(tmp_path / "p.ckpt", backbone)[door]()
+    loaded = loaders(tmp_path / "p.ckpt", backbone)[loader]()
     assert torch.equal(loaded.tokens, module.tokens)
     assert loaded.configure_optimizers().defaults["lr"] == 0.5
 
 
-def test_replicas_come_back(backbone, tmp_path):
+def test_replicas_are_restored(backbone, tmp_path):
     module = Replicas(PromptTuning(3, backbone=backbone.spec), ReplicaSpec(2))
     for seed, replica in enumerate(module.methods):
         replica.attach(backbone, seed)
@@ -164,20 +164,22 @@ def test_replicas_come_back(backbone, tmp_path):
     trainer.strategy.connect(module)
     trainer.save_checkpoint(tmp_path / "p.ckpt")
     loaded = Replicas.load_from_checkpoint(tmp_path / "p.ckpt")
-    assert [torch.equal(a.tokens, b.tokens) for a, b in zip(loaded.methods, module.methods, strict=True)] == [True] * 2
+    for restored, original in zip(loaded.methods, module.methods, strict=True):
+        assert torch.equal(restored.tokens, original.tokens)
 
 
 def test_neither_optimizer_nor_schedule_is_built_for_inference(write, backbone, monkeypatch):
     monkeypatch.setattr(torch.optim.AdamW, "__init__", lambda *_, **__: pytest.fail("built"))
-    strange = {"class_path": "bitsandbytes.optim.AdamW8bit", "init_args": {"lr": 0.1}}
-    path = write(optimizer=strange, scheduler={"class_path": "nearby.Schedule"})
+    optimizer = {"class_path": "bitsandbytes.optim.AdamW8bit", "init_args": {"lr": 0.1}}
+    path = write(optimizer=optimizer, scheduler={"class_path": "nearby.Schedule"})
     before = set(sys.modules)
     method = load_method(read_prompt(path), path, backbone)
-    assert not {name for name in set(sys.modules) - before if name.startswith(("bitsandbytes", "nearby"))}
+    imported = set(sys.modules) - before
+    assert not [name for name in imported if name.startswith(("bitsandbytes", "nearby"))]
     assert "optimizer" not in method.hparams or method.hparams["optimizer"] is None
 
 
-def test_a_module_is_used_once_the_user_trusts_it(write, backbone, module_nearby, capsys):
+def test_a_module_is_imported_only_if_the_user_trusts_it(write, backbone, module_nearby, capsys):
     path = write(init={"class_path": "nearby.Ones", "init_args": {}})
     with pytest.raises(ValueError, match=r"names 'nearby\.Ones', .* give --trust nearby"):
         load_method(read_prompt(path), path, backbone)
@@ -189,7 +191,7 @@ def test_a_module_is_used_once_the_user_trusts_it(write, backbone, module_nearby
     assert not trust.is_trusted("nearby.Ones")
 
 
-def test_a_trusted_module_still_lends_no_functions(write, backbone, module_nearby):
+def test_functions_of_a_trusted_module_are_refused(write, backbone, module_nearby):
     path = write(readout={"class_path": "nearby.call", "init_args": {}})
     with pytest.raises(ValueError, match=r"nearby\.call, which is not a class"):
         load_method(read_prompt(path), path, backbone, trust=["nearby"])
@@ -208,7 +210,7 @@ def test_an_installed_distribution_registers_its_modules(write, backbone, module
     assert type(load_method(read_prompt(path), path, backbone).init).__name__ == "Ones"
 
 
-class Mine(SoftPromptModule):
+class UserMethod(SoftPromptModule):
     """A user's method."""
 
     def build(self, backbone):
@@ -218,16 +220,16 @@ class Mine(SoftPromptModule):
         raise NotImplementedError
 
 
-def test_a_users_own_class_loads_its_checkpoints(backbone, tmp_path):
-    module = Mine(backbone=backbone.spec)
+def test_a_class_of_the_user_loads_its_checkpoints(backbone, tmp_path):
+    module = UserMethod(backbone=backbone.spec)
     module.attach(backbone)
     trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
     trainer.strategy.connect(module)
     trainer.save_checkpoint(tmp_path / "p.ckpt")
-    assert type(Mine.load_from_checkpoint(tmp_path / "p.ckpt")) is Mine
+    assert type(UserMethod.load_from_checkpoint(tmp_path / "p.ckpt")) is UserMethod
     with pytest.raises(ValueError, match=f"give --trust {__name__}"):
         SoftPromptModule.load_from_checkpoint(tmp_path / "p.ckpt")
-    assert type(SoftPromptModule.load_from_checkpoint(tmp_path / "p.ckpt", trust=[__name__])) is Mine
+    assert type(SoftPromptModule.load_from_checkpoint(tmp_path / "p.ckpt", trust=[__name__])) is UserMethod
 
 
 def test_the_fingerprint_is_compared_before_anything_is_built(write, backbone, load, monkeypatch):
@@ -257,14 +259,14 @@ def config(tmp_path, **nouns):
     return path
 
 
-def test_a_config_beside_a_checkpoint_gives_its_plain_values(tmp_path):
-    found = read_run_config(config(tmp_path))
-    assert found.values["model"] == GOOD["model"]
-    assert found.values["data"] == GOOD["data"]
-    assert found.values["trainer"] == {"precision": "bf16-mixed", "max_steps": 3, "logger": False}
-    assert found.values["run"] == {"keep_last": 2}
-    assert found.values["seed_everything"] == 7
-    assert not found.left_out
+def test_plain_values_are_read_from_the_config_of_a_run(tmp_path):
+    read = read_run_config(config(tmp_path))
+    assert read.values["model"] == GOOD["model"]
+    assert read.values["data"] == GOOD["data"]
+    assert read.values["trainer"] == {"precision": "bf16-mixed", "max_steps": 3, "logger": False}
+    assert read.values["run"] == {"keep_last": 2}
+    assert read.values["seed_everything"] == 7
+    assert not read.left_out
 
 
 @pytest.mark.parametrize("nouns", [
@@ -272,14 +274,14 @@ def test_a_config_beside_a_checkpoint_gives_its_plain_values(tmp_path):
     {"model": "os.system"}, {"seed_everything": "x"}, {"run": CALL}, {"trainer": [1]}, {"backbone": {"name": [CALL]}},
     {"model": {**GOOD["model"], "init_args": {"readout": CALL}}}, {"replicas": {"count": 2, "inits": [CALL, CALL]}},
 ])  # fmt: skip
-def test_a_config_beside_a_checkpoint_names_no_strange_class(tmp_path, nouns):
+def test_the_config_of_a_run_cannot_name_an_untrusted_class(tmp_path, nouns):
     path = config(tmp_path, **nouns)
     with nothing_happens(), pytest.raises(ValueError, match=r"config\.yaml, the config of .* is not used: .*--config"):
         read_run_config(path)
 
 
 def rag(folder, **arguments):
-    """Data that searches an index of that folder."""
+    """Return the config of data that searches an index in a folder."""
     retriever = {
         "class_path": "lightning_softprompt.retrieval.retriever.Retriever",
         "init_args": {"index": str(folder)},
@@ -294,7 +296,7 @@ def rag(folder, **arguments):
     {"index_settings": {"url": "http://127.0.0.1:9/stranger", "store": "qdrant"}},
 ])  # fmt: skip
 @pytest.mark.parametrize("is_task", [False, True])
-def test_a_config_beside_a_checkpoint_builds_no_index_and_names_no_model_for_one(tmp_path, arguments, is_task):
+def test_the_config_of_a_run_cannot_build_an_index_or_name_its_model(tmp_path, arguments, is_task):
     data = rag(tmp_path / "index", **arguments)
     several = {
         "class_path": "lightning_softprompt.data.multitask.MultitaskDataModule",
@@ -308,7 +310,7 @@ def test_a_config_beside_a_checkpoint_builds_no_index_and_names_no_model_for_one
         read_run_config(path)
 
 
-def test_a_config_beside_a_checkpoint_searches_an_index_that_is_there(tmp_path):
+def test_the_config_of_a_run_can_search_an_existing_index(tmp_path):
     (tmp_path / "index").mkdir()
     (tmp_path / "index" / "manifest.json").write_text("{}")
     data = rag(tmp_path / "index", corpus="corpus.jsonl", index_settings={"unit": "words"})
@@ -320,7 +322,7 @@ def test_a_config_beside_a_checkpoint_searches_an_index_that_is_there(tmp_path):
     {"trainer": {"num_nodes": 2}}, {"replicas": 10**9}, {"replicas": {"count": 10**9}},
     {"data": {**GOOD["data"], "init_args": {**GOOD["data"]["init_args"], "num_workers": 10**6}}},
 ])  # fmt: skip
-def test_a_config_beside_a_checkpoint_starts_few_processes(tmp_path, nouns):
+def test_the_config_of_a_run_cannot_start_many_processes(tmp_path, nouns):
     with pytest.raises(ValueError, match="expected at most"):
         read_run_config(config(tmp_path, **nouns))
 
@@ -329,19 +331,19 @@ def test_a_config_beside_a_checkpoint_starts_few_processes(tmp_path, nouns):
     {"callbacks": [CALLBACK]}, {"callbacks": CALL}, {"logger": CALL}, {"plugins": [CALL]}, {"profiler": CALL},
     {"strategy": CALL}, {"max_steps": CALL}, {"accelerator": "os.system"}, {"max_time": {"days": "x"}},
 ])  # fmt: skip
-def test_settings_that_name_strange_classes_are_left_out(tmp_path, setting):
-    found = read_run_config(config(tmp_path, trainer={"max_epochs": 2, **setting}))
-    assert found.values["trainer"] == {"max_epochs": 2}
-    assert list(found.left_out) == [f"trainer.{name}" for name in setting]
+def test_trainer_settings_with_untrusted_classes_are_ignored(tmp_path, setting):
+    read = read_run_config(config(tmp_path, trainer={"max_epochs": 2, **setting}))
+    assert read.values["trainer"] == {"max_epochs": 2}
+    assert list(read.left_out) == [f"trainer.{name}" for name in setting]
 
 
-def test_the_packages_callbacks_are_taken(tmp_path):
+def test_callbacks_of_the_package_are_used(tmp_path):
     callback = {"class_path": "lightning_softprompt.callbacks.algorithms.pruning.Pruning", "init_args": {}}
-    found = read_run_config(config(tmp_path, trainer={"callbacks": [callback]}))
-    assert found.values["trainer"]["callbacks"] == [callback]
+    read = read_run_config(config(tmp_path, trainer={"callbacks": [callback]}))
+    assert read.values["trainer"]["callbacks"] == [callback]
 
 
-def test_a_command_names_the_config_that_it_takes(tmp_path, caplog):
+def test_a_command_reports_the_config_that_it_reads(tmp_path, caplog):
     path = config(tmp_path, trainer={"callbacks": [CALLBACK]})
     with caplog.at_level("INFO"):
         words = resume_checks.with_run_config(["test", "--init_from", str(tmp_path / "prompt.safetensors")])

@@ -4,7 +4,7 @@ from lightning_softprompt.core.template import Template
 from lightning_softprompt.core.types import Answer, Slot, Text
 
 
-def test_pieces_come_in_reading_order():
+def test_pieces_are_in_reading_order():
     template = Template("{soft}Say: {text}{soft} it was {target} .", truncate=["text"])
     assert template.columns == ("text",)
     assert template.pieces({"text": "Fun!", "other": "?"}) == (
@@ -18,18 +18,17 @@ def test_pieces_come_in_reading_order():
     )
 
 
-def test_what_a_column_says_is_never_read_as_a_template():
-    assert Template("{a}{b} {target}").pieces({"a": "{soft}{b}", "b": "{target}{{"})[1:3] == (
-        Text("{soft}{b}"),
-        Text("{target}{{"),
-    )
+def test_the_text_of_a_column_is_not_read_as_a_template():
+    _, first, second, _ = Template("{a}{b} {target}").pieces({"a": "{soft}{b}", "b": "{target}{{"})
+    assert first == Text("{soft}{b}")
+    assert second == Text("{target}{{")
 
 
-def test_without_a_slot_the_slot_is_the_start():
+def test_without_a_slot_soft_tokens_are_at_the_start():
     assert Template("{text}{target}").pieces({"text": "x"}) == (Slot(), Text("x"), Answer(""))
 
 
-def test_braces_are_written_twice():
+def test_doubled_braces_are_literal_braces():
     pieces = Template("{{{text}}} {target}").pieces({"text": "x"})
     assert pieces == (Slot(), Text("{"), Text("x"), Text("}"), Answer(" "))
 
@@ -47,7 +46,7 @@ def test_braces_are_written_twice():
         ("{text} it was{soft} {target}", " ", " it was"),
     ],
 )
-def test_spaces_right_before_the_target_are_its_own(text, glue, before):
+def test_spaces_directly_before_the_target_belong_to_the_answer(text, glue, before):
     template = Template(text)
     pieces = template.pieces({"text": "x"})
     assert template.glue == glue
@@ -57,33 +56,33 @@ def test_spaces_right_before_the_target_are_its_own(text, glue, before):
 
 
 @pytest.mark.parametrize("text", ["{soft} {text}", "", "{target} or {target}", "{{target}}"])
-def test_the_target_is_named_once(text):
+def test_a_template_names_the_target_exactly_once(text):
     with pytest.raises(ValueError, match=r"must name \{target\} once"):
         Template(text)
 
 
-@pytest.mark.parametrize("place", ["{text:>8}", "{text!r}", "{}", "{ }", "{a }", "{ a}", "{a[0]}", '{"a"}', "{a\\nb}"])
-def test_only_columns_may_be_named(place):
+@pytest.mark.parametrize("field", ["{text:>8}", "{text!r}", "{}", "{ }", "{a }", "{ a}", "{a[0]}", '{"a"}', "{a\\nb}"])
+def test_a_field_must_be_the_name_of_a_column(field):
     with pytest.raises(ValueError, match=r"must be the name of a column.*rename_columns"):
-        Template(f"{place} {{target}}")
+        Template(f"{field} {{target}}")
 
 
 @pytest.mark.parametrize(
     "name", ["Review Text", "review-text", "0", "a.b", "größe", "Text (long)", "Is it good?", "n°1"]
 )
-def test_columns_may_have_spaces_hyphens_and_numbers(name):
+def test_columns_can_have_spaces_hyphens_and_numbers(name):
     template = Template(f"{{{name}}} it was {{target}}")
     assert template.columns == (name,)
     assert template.pieces({name: "x"})[1] == Text("x")
 
 
 @pytest.mark.parametrize("text", ["{text {target}", "{text}} {target}", "{"])
-def test_a_single_brace_is_an_error_that_says_how_to_write_it(text):
+def test_a_single_brace_is_an_error_with_advice(text):
     with pytest.raises(ValueError, match=r"cannot be read.*write a literal brace twice"):
         Template(text)
 
 
-def test_only_columns_give_way():
+def test_only_columns_can_be_truncated():
     with pytest.raises(ValueError, match=r"truncate names \['other', 'soft'\], but .* has the columns \['text'\]"):
         Template("{soft}{text}{target}", truncate=["soft", "other"])
 
@@ -93,7 +92,7 @@ def test_a_missing_column_is_an_error():
         Template("{text}{target}").pieces({"other": "x"})
 
 
-def test_a_column_may_come_twice():
+def test_a_column_can_occur_twice():
     template = Template("{text} , {text} {target}")
     assert template.columns == ("text",)
     assert sum(p == Text("x") for p in template.pieces({"text": "x"})) == 2

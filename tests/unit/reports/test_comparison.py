@@ -90,13 +90,13 @@ def test_runs_that_differ_in_their_seeds_are_one_experiment(runs):
     assert repeated.mean == pytest.approx((1.0 + 0.975) / 2)
 
 
-def test_rows_that_all_runs_answer_alike_are_left_out(runs):
+def test_rows_with_equal_predictions_of_all_runs_are_omitted(runs):
     rows = disagreeing_rows(name_runs(find_runs(runs)), limit=3)
     assert [record["row"] for record, _ in rows] == [1, 3, 5]
     assert rows[0][1] == ["a", "b", "b", "a"]
 
 
-def test_runs_of_one_name_are_told_apart_by_their_folders(runs, tmp_path):
+def test_runs_with_the_same_name_are_distinguished_by_their_folders(runs, tmp_path):
     write_tested_run(tmp_path / "other" / "1", TARGETS)
     names = [run.name for run in name_runs([*find_runs(runs), *find_runs(tmp_path / "other")])]
     assert names == ["0", "runs/1", "2", "3", "other/1"]
@@ -136,7 +136,7 @@ def test_a_report_reads_the_predictions_of_a_test_once_and_shows_the_interval(ru
         assert str(run.test) in path.read_text()
 
 
-def test_a_report_may_name_its_baseline_and_needs_runs(runs, tmp_path, capsys):
+def test_a_report_accepts_a_baseline_and_requires_runs(runs, tmp_path, capsys):
     out = ["--out", str(tmp_path / "report.html")]
     assert main(["report", str(runs), "--baseline", str(runs / "3"), *out]) == 0
     assert "baseline 3" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""`--ckpt_path last` finds the run that was started last, whatever clocks say and wherever folders are copied."""
+"""`--ckpt_path last` finds the run that was started last, independent of file times and copies."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ from lightning_softprompt.system.atomic_files import expand_home, expand_home_in
 
 @pytest.fixture
 def start(tmp_path):
-    """A function that starts or resumes a run, which leaves a checkpoint."""
+    """A function that starts or resumes a run and writes a checkpoint."""
 
     def start(name, steps=1):
         folder = tmp_path / "e" / name
@@ -28,16 +28,16 @@ def start(tmp_path):
 
 @pytest.fixture
 def last(tmp_path):
-    """A function that gives the folder that `last` means."""
+    """A function that returns the name of the folder that `last` selects."""
 
     def last(name=None):
-        found = RunSpec(folder=str(tmp_path), experiment="e", name=name).last_checkpoint()
-        return None if found is None else found.parents[1].name
+        checkpoint = RunSpec(folder=str(tmp_path), experiment="e", name=name).last_checkpoint()
+        return None if checkpoint is None else checkpoint.parents[1].name
 
     return last
 
 
-def test_it_is_the_run_that_was_started_or_resumed_last_and_has_a_checkpoint(start, last, tmp_path):
+def test_last_is_the_last_started_or_resumed_run_with_a_checkpoint(start, last, tmp_path):
     assert last() is None
     start("one", steps=9)
     start("two")
@@ -59,7 +59,7 @@ def test_times_of_files_do_not_matter(start, last):
     assert last() == "new"
 
 
-def test_copies_do_not_matter_until_they_are_resumed(start, last, tmp_path):
+def test_a_copy_is_last_only_after_it_is_resumed(start, last, tmp_path):
     old = start("old", steps=9)
     start("new")
     shutil.copytree(old, tmp_path / "e" / "copy")
@@ -70,13 +70,13 @@ def test_copies_do_not_matter_until_they_are_resumed(start, last, tmp_path):
     assert last() == "a copy of the new"
 
 
-def test_of_copies_the_one_with_more_steps_is_meant(start, last, tmp_path):
+def test_the_copy_with_more_steps_is_last(start, last, tmp_path):
     shutil.copytree(start("new"), tmp_path / "e" / "copy")
     torch.save({"global_step": 2}, tmp_path / "e" / "copy" / LAST)
     assert last() == "copy"
 
 
-def test_runs_of_earlier_versions_are_listed_where_there_are_several(start, last):
+def test_several_runs_of_earlier_versions_are_listed_in_the_error(start, last):
     for name in ("one", "two"):
         (start(name, steps=3) / "run.json").unlink()
     with pytest.raises(ValueError, match=r"one/checkpoints/last.ckpt \(step 3, .*two/checkpoints.* --run.name"):
@@ -86,7 +86,7 @@ def test_runs_of_earlier_versions_are_listed_where_there_are_several(start, last
     assert last() == "three"
 
 
-def test_a_folder_of_another_run_is_not_trained_in(start):
+def test_a_run_does_not_train_in_the_folder_of_another(start):
     used = start("one")
     refuse_used(used, used / "checkpoints" / "last-1.ckpt")
     refuse_used(used.parent / "free", None)
@@ -98,7 +98,7 @@ def test_a_folder_of_another_run_is_not_trained_in(start):
 @pytest.mark.parametrize(
     "environment", [{"LOCAL_RANK": "0"}, {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "LOCAL_RANK": "0"}]
 )
-def test_two_runs_of_one_process_have_a_folder_each(tmp_path, monkeypatch, environment):
+def test_two_runs_of_one_process_have_different_folders(tmp_path, monkeypatch, environment):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     spec = RunSpec(folder=str(tmp_path))
@@ -106,14 +106,14 @@ def test_two_runs_of_one_process_have_a_folder_each(tmp_path, monkeypatch, envir
     assert first != second
 
 
-def test_a_process_that_another_one_started_takes_its_folder(tmp_path, monkeypatch):
+def test_a_child_process_uses_the_folder_of_its_parent(tmp_path, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
-    monkeypatch.setenv("SOFTPROMPT_RUN_FOLDER", str(tmp_path / "given"))
+    monkeypatch.setenv("SOFTPROMPT_RUN_FOLDER", str(tmp_path / "parent"))
     monkeypatch.setenv("SOFTPROMPT_RUN_PROCESS", "1")
-    assert RunSpec(folder=str(tmp_path)).name_folder(training=True) == tmp_path / "given"
+    assert RunSpec(folder=str(tmp_path)).name_folder(training=True) == tmp_path / "parent"
 
 
-def test_names_of_a_jobs_runs_differ(monkeypatch):
+def test_the_runs_of_a_job_have_different_names(monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "8")
     monkeypatch.setenv("SLURM_NTASKS", "2")
     assert [new_name(), new_name()] == ["slurm-8-0-0", "slurm-8-0-0-2"]
@@ -130,17 +130,17 @@ def test_a_tilde_is_the_home_folder(monkeypatch, tmp_path):
     ]  # fmt: skip
 
 
-def test_a_tilde_within_options_and_configs_is_the_home_folder_but_not_in_text(monkeypatch, tmp_path):
+def test_a_tilde_in_nested_options_is_the_home_folder_but_not_in_text(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
-    given = {"init_args": {"path": "~/a b.ckpt", "paths": ["~", "x~/y"]}, "template": "~/{text} {target}"}
-    assert expand_home_in(given) == {
+    options = {"init_args": {"path": "~/a b.ckpt", "paths": ["~", "x~/y"]}, "template": "~/{text} {target}"}
+    assert expand_home_in(options) == {
         "init_args": {"path": f"{tmp_path}/a b.ckpt", "paths": [str(tmp_path), "x~/y"]},
         "template": "~/{text} {target}",
     }
 
 
 @pytest.mark.parametrize("options", [{"name": ".."}, {"name": "a/b"}, {"name": "/a"}, {"experiment": "../a"}])
-def test_a_run_lies_in_the_folder_of_its_experiment(options):
+def test_a_run_folder_outside_of_its_experiment_is_rejected(options):
     with pytest.raises(ValueError, match=r"must be the name of a folder|must be inside run\.folder"):
         RunSpec(**options)
 
@@ -149,7 +149,7 @@ def test_a_run_lies_in_the_folder_of_its_experiment(options):
     "[" * 10**5, "[]", "{}", '{"id": "a", "name": "b", "order": 1e999, "started": "x"}', "\x1b[2J",
     '{"id": "a", "name": "b", "order": [1], "started": "x"}',
 ], ids=["nested", "list", "empty", "infinite", "control", "type"])  # fmt: skip
-def test_a_forged_record_counts_as_none(start, last, content):
+def test_a_forged_record_is_ignored(start, last, content):
     (start("forged") / "run.json").write_text(content)
     start("run")
     assert last() == "run"

@@ -1,4 +1,4 @@
-"""What a resumed run is compared by, and what not."""
+"""Settings that a resumed run compares, and settings that it does not."""
 
 import pytest
 
@@ -34,14 +34,16 @@ COMPLETE |= {"loops": {"fit_loop": 1}, "callbacks": {"RngState": 1}, "optimizer_
 
 
 def with_value(config, path, value):
-    """The config with another value in one place."""
-    name, *rest = path.split("/", 1)
-    return {**config, name: with_value(config.get(name, {}), rest[0], value) if rest else value}
+    """Return the config with another value at a path."""
+    name, _, rest = path.partition("/")
+    if rest:
+        value = with_value(config.get(name, {}), rest, value)
+    return {**config, name: value}
 
 
 def compare(path, value, accepted=()):
-    here = config_settings(with_value(CONFIG, path, value))
-    refuse_changes(config_settings(CONFIG), here, accepted, "last.ckpt")
+    current = config_settings(with_value(CONFIG, path, value))
+    refuse_changes(config_settings(CONFIG), current, accepted, "last.ckpt")
 
 
 TASK = "data/init_args/tasks/sst2/init_args"
@@ -66,7 +68,7 @@ TASK = "data/init_args/tasks/sst2/init_args"
         ("replicas", {"seeds": [1, 2]}, "replicas.seeds"),
     ],
 )
-def test_what_changes_training_is_refused_by_name_unless_it_is_accepted(path, value, name):
+def test_a_setting_that_changes_training_is_refused_by_name_unless_accepted(path, value, name):
     with pytest.raises(ValueError, match=rf"{name} was .* and is .* --run\.accept_changes {name}"):
         compare(path, value)
     compare(path, value, [name])
@@ -92,7 +94,7 @@ def test_what_changes_training_is_refused_by_name_unless_it_is_accepted(path, va
         (f"{TASK}/an_option_of_a_later_version", 1),
     ],
 )
-def test_what_changes_nothing_is_not_compared(path, value):
+def test_a_setting_that_does_not_change_training_is_not_compared(path, value):
     compare(path, value)
 
 

@@ -1,4 +1,4 @@
-"""A finished file replaces what has its name, so devices and pipes are refused as names of files."""
+"""A finished file replaces any file with its name, so paths of devices and pipes are refused."""
 
 import os
 from pathlib import Path

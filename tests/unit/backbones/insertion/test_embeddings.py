@@ -1,4 +1,4 @@
-"""How embeddings enter a model is found by running it."""
+"""How a model accepts embeddings is determined by running it."""
 
 import pytest
 import tiny
@@ -14,12 +14,12 @@ from lightning_softprompt.core.refusals import UnsupportedBackboneError
 
 
 class Toy(torch.nn.Module):
-    """A causal stack whose states are sums over the tokens before."""
+    """A causal stack whose states are cumulative sums over tokens."""
 
-    def __init__(self, of_ids=0.0, scale=1.0, looks_ahead=False, is_deaf=False):
+    def __init__(self, id_scale=0.0, scale=1.0, looks_ahead=False, ignores_others=False):
         super().__init__()
         self.table, self.extra = torch.nn.Embedding(tiny.V, 4), torch.nn.Embedding(tiny.V, 4)
-        self.of_ids, self.scale, self.looks_ahead, self.is_deaf = of_ids, scale, looks_ahead, is_deaf
+        self.id_scale, self.scale, self.looks_ahead, self.ignores_others = id_scale, scale, looks_ahead, ignores_others
 
     def get_input_embeddings(self):
         return self.table
@@ -27,31 +27,31 @@ class Toy(torch.nn.Module):
     def forward(self, input_ids=None, inputs_embeds=None, use_cache=False):
         if inputs_embeds is None:
             inputs_embeds = self.table(input_ids) * self.scale
-        if self.of_ids and input_ids is not None:
+        if self.id_scale and input_ids is not None:
             inputs_embeds = inputs_embeds + self.extra(input_ids)
-        if self.is_deaf:
+        if self.ignores_others:
             return (inputs_embeds,)
         return (inputs_embeds.flip(1).cumsum(1) if self.looks_ahead else inputs_embeds.cumsum(1),)
 
 
-def found(stack):
+def find_toy_entry(stack):
     return find_entry(stack, tiny.V, (tiny.BOS,), tiny.UNK, is_causal=True)
 
 
-def test_a_plain_model_is_given_embeddings():
-    assert found(Toy()).entry == Entry()
+def test_a_plain_model_receives_embeddings():
+    assert find_toy_entry(Toy()).entry == Entry()
 
 
-def test_a_model_that_scales_what_it_embeds_is_given_ids():
+def test_a_model_that_scales_embeddings_receives_ids():
     stack = Toy(scale=3.0)
-    entry = found(stack).entry
+    entry = find_toy_entry(stack).entry
     assert entry.by_ids
     embeds = torch.randn(2, 5, 4)
     torch.testing.assert_close(entry.run(stack, embeds)[0], 3 * embeds.cumsum(1))
 
 
 REFUSED = [
-    (Toy(of_ids=1.0), "outside of its embedding module"),
+    (Toy(id_scale=1.0), "outside of its embedding module"),
     (Toy(looks_ahead=True), "later tokens"),
 ]
 
@@ -59,17 +59,19 @@ REFUSED = [
 @pytest.mark.parametrize(("stack", "reason"), REFUSED)
 def test_a_model_that_soft_tokens_cannot_enter_is_refused(stack, reason):
     with pytest.raises(EntryUnsupportedError, match=reason):
-        found(stack)
+        find_toy_entry(stack)
 
 
 def test_a_model_whose_tokens_do_not_affect_each_other_is_refused():
     check_attends(Toy(), tiny.V, is_causal=True)
     with pytest.raises(EntryUnsupportedError, match="do not depend on the other tokens"):
-        check_attends(Toy(is_deaf=True), tiny.V, is_causal=True)
+        check_attends(Toy(ignores_others=True), tiny.V, is_causal=True)
 
 
 def test_a_backbone_that_soft_tokens_cannot_enter_is_refused_by_its_type(tiny_folder, monkeypatch):
-    monkeypatch.setattr("lightning_softprompt.backbones.loading.find_entry", lambda *_: found(Toy(of_ids=1.0)))
+    monkeypatch.setattr(
+        "lightning_softprompt.backbones.loading.find_entry", lambda *_: find_toy_entry(Toy(id_scale=1.0))
+    )
     with pytest.raises(ValueError, match=r"of type llama is not supported.*token ids outside of its embedding module"):
         load_backbone(BackboneSpec(name=str(tiny_folder("llama"))))
 
@@ -97,7 +99,7 @@ def test_a_half_precision_model_computes_in_float32_without_a_copy(load):
     assert half.dtype == torch.bfloat16
 
 
-def test_a_half_precision_head_computes_in_float32_when_it_is_called_on_its_own(tmp_path):
+def test_a_half_precision_head_computes_in_float32_if_it_is_called_alone(tmp_path):
     half = load_backbone(BackboneSpec(name=str(save(Architecture("roberta"), tmp_path)), dtype="bfloat16")).model
     states, head = torch.randn(1, 3, 32), half.get_output_embeddings()
     with in_float32(half):
@@ -106,7 +108,7 @@ def test_a_half_precision_head_computes_in_float32_when_it_is_called_on_its_own(
     assert head.weight.dtype == torch.bfloat16
 
 
-def test_states_and_masks_in_half_precision_take_the_precision_of_a_trial(load):
+def test_states_and_masks_in_half_precision_are_converted_to_float32(load):
     half = load("llama", dtype="bfloat16").model
     query = torch.randn(1, 2, 3, 8)
     with in_float32(half):
