@@ -54,28 +54,33 @@ def random_tags(rows, seed=0):
 
 
 @pytest.fixture
-def bare(backbone):
-    """A backbone with a head and no prompt."""
+def head(backbone):
+    """The head of a backbone."""
     head = TokenHead(backbone.codec, TAGS)
     head.build(backbone)
-    return PromptedLM(backbone, lambda _: SoftPrompt(), head), head.linear
+    return head
+
+
+@pytest.fixture
+def lm(backbone, head):
+    """A backbone with a head and no prompt."""
+    return PromptedLM(backbone, lambda _: SoftPrompt(), head)
 
 
 def scores_alone(family, backbone, linear, row):
-    """Scores [W, C] of a row alone, from the run of transformers."""
+    """Returns the scores [W, C] of a row on its own, from the states that transformers computes."""
     stack = backbone.model.get_encoder() if family in SEQ2SEQ else backbone.model.base_model
     states = stack(torch.tensor([row.ids])).last_hidden_state[0]
     return torch.stack([linear.weight @ states[column] + linear.bias for column in row.words if column != NO_TOKEN])
 
 
-def test_the_loss_is_the_mean_over_each_tagged_word_alone(bare, backbone, family):
-    lm, linear = bare
+def test_the_loss_is_the_mean_over_the_tagged_words_of_all_rows(lm, head, backbone, family):
     rows = encode_rows(backbone.codec, max_tokens=12)
     tags = random_tags(rows)
     batch = backbone.codec.collate(rows, labels=tags)
     losses, num_correct, scores = [], 0, lm.scores(batch)
     for b, (row, labels) in enumerate(zip(rows, tags, strict=True)):
-        alone = scores_alone(family, backbone, linear, row)
+        alone = scores_alone(family, backbone, head.linear, row)
         words = [w for w, column in enumerate(row.words) if column != NO_TOKEN]
         assert_close(scores[b, words], alone, **CLOSE)
         for word, word_scores in zip(words, alone, strict=True):
@@ -94,7 +99,7 @@ def test_the_loss_is_the_mean_over_each_tagged_word_alone(bare, backbone, family
 @pytest.mark.parametrize("kind", METHODS)
 @pytest.mark.parametrize("side", ["right", "left"])
 @torch.no_grad()
-def test_a_words_scores_depend_on_neither_padding_nor_batch(backbone, kind, side):
+def test_the_scores_of_a_word_do_not_depend_on_padding_or_other_rows(backbone, kind, side):
     module = METHODS[kind](backbone=backbone.spec, classes=TAGS, readout=TokenHead)
     module.attach(backbone)
     rows, codec = encode_rows(backbone.codec), on_side(backbone.codec, side)
@@ -102,61 +107,63 @@ def test_a_words_scores_depend_on_neither_padding_nor_batch(backbone, kind, side
     batch = codec.collate(rows)
     shifted_words = torch.where(batch.words < 0, batch.words, batch.words + 2)
     padded = replace(more_padding(batch, 2, 3, codec.pad_id), words=shifted_words)
-    for together in (module.lm().scores(batch), module.lm().scores(padded)):
+    for batch_scores in (module.lm().scores(batch), module.lm().scores(padded)):
         for b, scores in enumerate(alone):
-            assert_close(together[b, : len(scores)], scores, atol=1e-5, rtol=1e-5)
+            assert_close(batch_scores[b, : len(scores)], scores, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(alone[0][0], alone[0][1], atol=1e-2)
 
 
 @pytest.mark.parametrize("family", ["llama", "bert"])
-def test_scores_of_a_word_in_a_decoder_do_not_depend_on_later_words(bare, backbone, family):
-    lm, _ = bare
-    one, other = (encode_rows(backbone.codec, texts=[f"a dog {end}"]) for end in ("is sad", "ends well"))
-    scores = [lm.scores(backbone.codec.collate(rows))[0] for rows in (one, other)]
-    assert torch.allclose(scores[0][:2], scores[1][:2], atol=1e-5) == (family == "llama")
+def test_scores_of_a_word_in_a_decoder_do_not_depend_on_later_words(lm, backbone, family):
+    def score_words(text):
+        return lm.scores(backbone.codec.collate(encode_rows(backbone.codec, texts=[text])))[0]
+
+    first, second = score_words("a dog is sad"), score_words("a dog ends well")
+    assert torch.allclose(first[:2], second[:2], atol=1e-5) == (family == "llama")
 
 
+@pytest.mark.parametrize("family", ["llama", "bert", "t5"])
 @pytest.mark.parametrize("kind", ["soft tokens", "keys and values"])
-def test_prompt_and_head_have_gradients(load, kind):
-    for family in ("llama", "bert", "t5"):
-        backbone = load(family)
-        module = METHODS[kind](backbone=backbone.spec, classes=TAGS, readout=TokenHead)
-        module.attach(backbone)
-        rows = encode_rows(backbone.codec)
-        module.step(backbone.codec.collate(rows, labels=random_tags(rows)))["loss"].backward()
-        assert {"readout.linear.weight", "readout.linear.bias"} < dict(module.named_parameters()).keys()
-        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        assert all(parameter.grad is not None and parameter.grad.any() for parameter in trained)
+def test_prompt_and_head_have_gradients(backbone, kind):
+    module = METHODS[kind](backbone=backbone.spec, classes=TAGS, readout=TokenHead)
+    module.attach(backbone)
+    rows = encode_rows(backbone.codec)
+    module.step(backbone.codec.collate(rows, labels=random_tags(rows)))["loss"].backward()
+    assert {"readout.linear.weight", "readout.linear.bias"} < dict(module.named_parameters()).keys()
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, name
+            assert parameter.grad.any(), name
 
 
 @pytest.mark.parametrize("family", ["llama", "bert"])
 @pytest.mark.parametrize("readout", [ClassHead, TokenHead])
-def test_a_head_refuses_a_prompt_that_it_does_not_support(backbone, readout):
-    module = LatePromptTuning(
-        backbone=backbone.spec, classes=TAGS, readout=readout, length=2, generator="free", layer=1
-    )
+def test_heads_reject_soft_tokens_at_a_middle_layer(backbone, readout):
+    prompt = {"length": 2, "generator": "free", "layer": 1}
+    module = LatePromptTuning(backbone=backbone.spec, classes=TAGS, readout=readout, **prompt)
     module.attach(backbone)
     with pytest.raises(ValueError, match="heads do not support soft tokens that enter at a middle layer"):
         module.lm().scores(backbone.codec.collate(encode_rows(backbone.codec)))
 
 
 @pytest.mark.parametrize("family", ["bert"])
-def test_readouts_of_the_other_kind_are_refused(backbone):
+@pytest.mark.parametrize("readout", [LabelWords, RankedChoices])
+def test_readouts_of_label_words_reject_tags(backbone, readout):
+    message = rf"{readout.__name__} requires label words.*set --model.readout to TokenHead"
+    with pytest.raises(ValueError, match=message):
+        readout(backbone.codec, TAGS)
+
+
+@pytest.mark.parametrize("family", ["bert"])
+def test_a_class_head_rejects_rows_with_words_and_a_token_head_rows_without(backbone, lm):
     rows = encode_rows(backbone.codec)
-    for readout in (LabelWords, RankedChoices):
-        with pytest.raises(
-            ValueError, match=rf"{readout.__name__} requires label words.*set --model.readout to TokenHead"
-        ):
-            readout(backbone.codec, TAGS)
-    head = ClassHead(backbone.codec, TAGS)
-    head.build(backbone)
+    class_head = ClassHead(backbone.codec, TAGS)
+    class_head.build(backbone)
     with pytest.raises(ValueError, match=r"the readout scores .*set --model.readout to TokenHead"):
-        PromptedLM(backbone, lambda _: SoftPrompt(), head).scores(backbone.codec.collate(rows))
-    head = TokenHead(backbone.codec, TAGS)
-    head.build(backbone)
+        PromptedLM(backbone, lambda _: SoftPrompt(), class_head).scores(backbone.codec.collate(rows))
     without_words = backbone.codec.collate([row._replace(words=()) for row in rows])
     with pytest.raises(ValueError, match=r"TokenHead scores each word.*ClassHead"):
-        PromptedLM(backbone, lambda _: SoftPrompt(), head).scores(without_words)
+        lm.scores(without_words)
 
 
 # Metrics
@@ -181,7 +188,7 @@ def evaluate(names, predictions, targets, lost=()):
 
 
 def make_batch(names, rows, lost=()):
-    """A batch with one token for each word, except for the pairs of row and word in `lost`."""
+    """Returns a batch with one token for each word, except for the pairs of row and word in `lost`."""
     columns, labels = [], []
     for b, row in enumerate(rows):
         columns.append(torch.tensor([NO_TOKEN if (b, w) in lost else w for w in range(len(row))]))
@@ -195,10 +202,13 @@ def make_batch(names, rows, lost=()):
 @pytest.mark.parametrize("names", [NAMES, (*NAMES, "B-MISC-X", "I-MISC-X"), ("O", "I-PER", "I-LOC"), ("B", "I", "O")])
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.filterwarnings("ignore:.*ill-defined")
-def test_entities_score_as_in_seqeval(names, seed):
+def test_scores_of_entities_equal_seqeval(names, seed):
     targets = random_sentences(60, names, seed)
-    flips, other = torch.Generator().manual_seed(seed + 9), names[seed % len(names)]
-    predictions = [[tag if torch.rand((), generator=flips) < 0.7 else other for tag in row] for row in targets]
+    generator, other = torch.Generator().manual_seed(seed + 9), names[seed % len(names)]
+    predictions = []
+    for row in targets:
+        is_unchanged = (torch.rand(len(row), generator=generator) < 0.7).tolist()
+        predictions.append([tag if unchanged else other for tag, unchanged in zip(row, is_unchanged, strict=True)])
     evaluation, records = evaluate(names, predictions, targets)
     assert [record["prediction"] for record in records] == predictions
     assert [record["target"] for record in records] == targets
@@ -213,28 +223,33 @@ def test_entities_score_as_in_seqeval(names, seed):
     assert metrics["accuracy"] == pytest.approx(fmean(a == b for a, b in pairs))
 
 
-def test_counts_of_processes_add_up():
+def test_metrics_of_merged_states_equal_those_of_all_rows():
     targets = random_sentences(40, NAMES, 0)
     predictions = targets[:20] + targets[20:][::-1]
     for b, target in enumerate(targets):
         padded = [*predictions[b], *["O"] * len(target)]
         predictions[b] = padded[: len(target)]
-    whole, _ = evaluate(NAMES, predictions, targets)
-    parts = [evaluate(NAMES, predictions[rows], targets[rows])[0] for rows in (slice(0, 7), slice(7, 40))]
+    evaluation, _ = evaluate(NAMES, predictions, targets)
+    first, _ = evaluate(NAMES, predictions[:7], targets[:7])
+    second, _ = evaluate(NAMES, predictions[7:], targets[7:])
     for name in ("accuracy", "loss", "entities"):
-        getattr(parts[0], name).merge_state(getattr(parts[1], name))
-    merged, expected = ({k: float(v) for k, v in each.compute().items()} for each in (parts[0], whole))
-    assert merged == pytest.approx(expected)
-    whole.reset()
-    assert not whole.entities.counts.any()
+        getattr(first, name).merge_state(getattr(second, name))
+    expected = evaluation.compute()
+    merged = first.compute()
+    assert merged.keys() == expected.keys()
+    for name, value in expected.items():
+        assert_close(merged[name], value)
+    evaluation.reset()
+    assert not evaluation.entities.counts.any()
 
 
 def test_words_without_a_token_are_not_scored():
     targets = [["B-PER", "I-PER", "O"], ["O", "B-LOC", "I-LOC"]]
     predictions = [["B-PER", "O", "O"], ["O", "B-LOC", "O"]]
     evaluation, records = evaluate(NAMES, predictions, targets, lost={(0, 1), (1, 2)})
-    assert [r["prediction"] for r in records] == [["B-PER", None, "O"], ["O", "B-LOC", None]]
-    assert [r["target"] for r in records] == [["B-PER", None, "O"], ["O", "B-LOC", None]]
+    scored = [["B-PER", None, "O"], ["O", "B-LOC", None]]
+    assert [record["prediction"] for record in records] == scored
+    assert [record["target"] for record in records] == scored
     metrics = evaluation.compute()
     assert float(metrics["accuracy"]) == float(metrics["f1"]) == 1
 
@@ -247,23 +262,25 @@ def test_rows_without_entities_cause_no_division_by_zero():
 
 @pytest.mark.parametrize("names", [("NOUN", "VERB", "O"), ("O", "B-PER", "E-PER"), ("O", "other")])
 def test_other_tags_are_scored_by_word_only(names):
-    evaluation, _ = evaluate(names, [[names[0], names[1]]], [[names[0], names[2 % len(names)]]])
+    predictions, targets = [names[0], names[1]], [names[0], names[-1]]
+    evaluation, _ = evaluate(names, [predictions], [targets])
     assert evaluation.compute().keys() == {"accuracy", "cross_entropy"}
     assert evaluation.monitor == ("accuracy", "max")
     assert TaggingEvaluation(NAMES).monitor == ("f1", "max")
 
 
-def test_rows_without_tags_are_predicted_and_not_scored():
+def test_rows_without_tags_can_be_predicted_but_not_scored():
     batch = replace(make_batch(NAMES, [["O", "O"], ["O"]]), labels=None)
     scores = torch.eye(5)[torch.tensor([[1, 2], [3, 4]])]
     lm = PromptedLM(None, lambda _: SoftPrompt(), lambda *_: scores)
     evaluation = TaggingEvaluation(NAMES)
-    assert [r["prediction"] for r in evaluation.predict(lm, batch)] == [["B-PER", "I-PER"], ["B-LOC"]]
+    assert [record["prediction"] for record in evaluation.predict(lm, batch)] == [["B-PER", "I-PER"], ["B-LOC"]]
     with pytest.raises(ValueError, match="rows without tags cannot be scored"):
         evaluation.update(lm, batch)
     assert IGNORE in batch.words
 
 
-def test_a_token_may_begin_two_words_and_a_word_may_have_none():
-    tokens, words = [(0, 5), (5, 5), (6, 9)], [(0, 2), (3, 5), (5, 6), (7, 9)]
+def test_a_token_can_start_two_words_and_a_word_can_have_no_token():
+    tokens = [(0, 5), (5, 5), (6, 9)]
+    words = [(0, 2), (3, 5), (5, 6), (7, 9)]
     assert words_starting_at(tokens, words) == [(0, 1), (), (3,)]
