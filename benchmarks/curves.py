@@ -2,19 +2,20 @@
 
     python benchmarks/curves.py --png benchmarks/curves.png --json curves.json
 
-Like `throughput.py`, with one batch: both sides use the products of PyTorch, and operations are counted in addition.
+Like `throughput.py`, with one batch. Both sides use the matrix products of PyTorch, and operations are counted, too.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 from statistics import median
 
 import torch
-from measure import flops, seconds
-from sides import batches, make
+from measure import count_flops, measure_seconds
+from sides import load_batches, make_sides
 
 from lightning_softprompt.backbones.loading import load_backbone
 
@@ -29,13 +30,13 @@ SWEEPS: dict[str, tuple[int, list[Shape]]] = {  # what varies, and its index in 
 def ratios(shape: Shape, rounds: int) -> dict[str, float]:
     """Returns the ratios of PEFT to this project, in time and operations."""
     length, size, text = shape
-    sides = make(load_backbone, length, "fp32", ["ours", "peft"])
-    (batch,) = batches(sides["ours"].backbone, Path(), f"random:{text}", size, 1)  # type: ignore[union-attr]
-    steps = {name: lambda side=side: side.train(batch) for name, side in sides.items()}
+    sides = make_sides(load_backbone, length, "fp32", ["ours", "peft"])
+    (batch,) = load_batches(sides["ours"].backbone, Path(), f"random:{text}", size, 1)  # type: ignore[union-attr]
+    steps = {name: partial(side.train, batch) for name, side in sides.items()}
     for step in steps.values():
         step()
-    times = [{name: seconds(step) for name, step in steps.items()} for _ in range(rounds)]
-    counts = {name: flops(step) for name, step in steps.items()}
+    times = [{name: measure_seconds(step) for name, step in steps.items()} for _ in range(rounds)]
+    counts = {name: count_flops(step) for name, step in steps.items()}
     time_ratio = median(time["peft"] / time["ours"] for time in times)
     return {"time": time_ratio, "FLOPs": counts["peft"] / counts["ours"]}
 
@@ -78,8 +79,8 @@ def main() -> None:
         results[name] = {}
         for shape in shapes:
             results[name][shape] = ratios(shape, args.rounds)
-            cells = [f"{name} {shape[index]}", *(f"{ratio:.2f}" for ratio in results[name][shape].values())]
-            print(f"| {' | '.join(cells)} |")
+            time, operations = results[name][shape]["time"], results[name][shape]["FLOPs"]
+            print(f"| {name} {shape[index]} | {time:.2f} | {operations:.2f} |")
     draw(results, args.png)
     if args.json:
         records = []

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # where the tiny backbones are
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # the tiny backbones
 
 from scenarios import BATCHES, CLASSIFICATION, START, Scenario, write_data
 
@@ -31,7 +31,7 @@ class Counts(Callback):
     """Prints a row of a table at some steps.
 
     Args:
-        every: How many steps lie between.
+        every: Number of steps from row to row.
     """
 
     def __init__(self, every: int) -> None:
@@ -45,28 +45,30 @@ class Counts(Callback):
         """Prints the row."""
         if trainer.global_step % self.every == 0:
             gc.collect()
-            cells = (trainer.global_step, f"{resident():.1f}", open_files(), len(children()), len(gc.get_objects()))
+            memory = f"{read_resident_memory():.1f}"
+            counts = (count_open_files(), len(list_children()), len(gc.get_objects()))
+            cells = (trainer.global_step, memory, *counts)
             print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 
-def resident() -> float:
-    """Megabytes that this process holds."""
+def read_resident_memory() -> float:
+    """Returns the memory of this process in MB."""
     line = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmRSS"))
     return int(line.split()[1]) / 1024
 
 
-def open_files() -> int:
-    """How many descriptors this process has."""
+def count_open_files() -> int:
+    """Counts the file descriptors of this process."""
     return len(os.listdir("/proc/self/fd"))
 
 
-def children() -> list[str]:
-    """Processes that this one started and that are still there, zombies too."""
+def list_children() -> list[str]:
+    """Returns the child processes of this process, including zombies."""
     return Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
 
 
 def run() -> int:
-    """Trains, and prints what is left when it has ended."""
+    """Trains, and prints the open files and child processes that remain."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument("--every", type=int, default=1000)
@@ -84,7 +86,7 @@ def run() -> int:
             "data.num_workers": args.workers, "trainer.log_every_n_steps": 10,
         }  # fmt: skip
         code = main([*Scenario(options).argv(folder, folder, "run"), f"--trainer.callbacks={json.dumps([counts])}"])
-    print(f"ended with {code}: {open_files()} open files, {len(children())} child processes")
+    print(f"ended with {code}: {count_open_files()} open files, {len(list_children())} child processes")
     return code
 
 

@@ -53,9 +53,8 @@ class Faults:
         """Runs a command once and returns the exit codes of its processes."""
         argv = scenario.argv(self.data, self.runs / name, name)
         environments = two_process_environments() if scenario.processes > 1 else [{}]
-        cache = {
-            "XDG_CACHE_HOME": str(self.cache / name)
-        }  # a new cache, because runs are also killed while it is written
+        # a new cache, because runs are also killed while it is written
+        cache = {"XDG_CACHE_HOME": str(self.cache / name)}
         processes = []
         for rank, environment in enumerate(environments):
             kill_of_rank = kill if kill and kill.rank == rank else None
@@ -208,10 +207,12 @@ def as_table(records: Sequence[Mapping[str, Any]]) -> str:
             by_place[kill.partition(" (")[0]].append(record)
     lines = ["| command | points | kills | values compared | differing |", "|---|---|---|---|---|"]
     for title, group in by_command.items():
-        killed, compared = (sum(record[name] for record in group) for name in ("killed", "compared"))
+        killed = sum(record["killed"] for record in group)
+        compared = sum(record["compared"] for record in group)
         lines.append(f"| {title} | {len(group)} | {killed} | {compared} | {_differing(group)} |")
     lines += ["", "| place | points | differing |", "|---|---|---|"]
-    lines += [f"| {place} | {len(group)} | {_differing(group)} |" for place, group in by_place.items()]
+    for place, group in by_place.items():
+        lines.append(f"| {place} | {len(group)} | {_differing(group)} |")
     return "\n".join(lines)
 
 
@@ -226,7 +227,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="regular expression of the commands to interrupt")
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--keep", type=Path, help="folder in which the runs are kept")
+    parser.add_argument("--keep", type=Path, help="folder of the runs, which are then not removed")
     args = parser.parse_args()
     torch.set_num_threads(1)
     folder = args.keep or Path(tempfile.mkdtemp(prefix="faults-"))

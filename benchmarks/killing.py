@@ -206,7 +206,7 @@ def _run(argv: Sequence[str], log: Path, kill: Kill | None, environment: Mapping
     randomize()
     counts = watch(kill)
     try:
-        return main(argv)
+        return main(list(argv))
     except SystemExit as error:
         return int(error.code or 0)
     finally:

@@ -1,4 +1,4 @@
-"""Seconds, floating-point operations and bytes of a call."""
+"""Measures seconds, floating-point operations and bytes of a call."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ Call = Callable[[], object]
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def seconds(call: Call) -> float:
-    """Of one call, till a GPU is done with it."""
+def measure_seconds(call: Call) -> float:
+    """Measures a call, including its work on a GPU."""
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.synchronize()
@@ -31,29 +31,30 @@ def seconds(call: Call) -> float:
     return time.perf_counter() - start
 
 
-def flops(call: Call) -> int:
-    """Floating-point operations of matrix products; PyTorch counts none of CPU attention."""
+def count_flops(call: Call) -> int:
+    """Counts the floating-point operations of matrix products. PyTorch does not count CPU attention."""
     with FlopCounterMode(display=False) as counter:
         call()
     return counter.get_total_flops()
 
 
-def saved_bytes(call: Call) -> int:
-    """Bytes of distinct storages kept for the backward pass, weights left out."""
-    kept: dict[int, int] = {}
+def count_saved_bytes(call: Call) -> int:
+    """Counts the bytes of distinct storages that a call saves for the backward pass, without weights."""
+    bytes_by_storage: dict[int, int] = {}
 
-    def keep(tensor: Tensor) -> Tensor:
+    def record(tensor: Tensor) -> Tensor:
         if not tensor.is_leaf or tensor.requires_grad:
-            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            storage = tensor.untyped_storage()
+            bytes_by_storage[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
         call()
-    return sum(kept.values())
+    return sum(bytes_by_storage.values())
 
 
-def peak_bytes(call: Call) -> int:
-    """The most memory that a call takes above what was held before it: the GPU's, or the process's."""
+def measure_peak_bytes(call: Call) -> int:
+    """Measures the peak memory of a call, minus the memory in use before it, of the GPU or else of the process."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
@@ -61,7 +62,7 @@ def peak_bytes(call: Call) -> int:
         call()
         return torch.cuda.max_memory_allocated() - before
     ctypes.CDLL("libc.so.6").malloc_trim(0)
-    CLEAR.write_text("5")  # Linux: the peak is counted anew
+    CLEAR.write_text("5")  # Linux: resets the peak
     before = _status("VmRSS")
     call()
     return _status("VmHWM") - before
@@ -72,14 +73,17 @@ def _status(name: str) -> int:
     return 1024 * int(line.split()[1])
 
 
-def rate(linear_backend: str, dtype: torch.dtype, device: torch.device) -> float:
-    """Floating-point operations a second of this machine's best product of layers' size: what no run can exceed."""
+def measure_peak_rate(linear_backend: str, dtype: torch.dtype, device: torch.device) -> float:
+    """Measures the floating-point operations per second of the fastest matrix product of the size of a layer.
+
+    No run on this machine can exceed it.
+    """
     big = 4 if device.type == "cuda" else 1
     rows, weight = (torch.randn(big * n, big * 576, device=device, dtype=dtype) for n in (2048, 1536))
-    way: Call = lambda: linear(rows, weight)  # noqa: E731
+    multiply: Call = lambda: linear(rows, weight)  # noqa: E731
     if linear_backend == "bf16":
         rows, weight = rows.bfloat16(), weight.bfloat16()
     if linear_backend != "plain":
         packed = pack_weight(weight)
-        way = lambda: product(rows, packed)  # noqa: E731
-    return 2 * rows.numel() * len(weight) / min(seconds(way) for _ in range(30))
+        multiply = lambda: product(rows, packed)  # noqa: E731
+    return 2 * rows.numel() * len(weight) / min(measure_seconds(multiply) for _ in range(30))

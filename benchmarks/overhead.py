@@ -1,9 +1,9 @@
-"""What a training step costs beside its arithmetic: `softprompt fit` against a plain loop over the same batches.
+"""Measures the overhead of a training step: `softprompt fit` compared with a plain loop over the same batches.
 
     python benchmarks/overhead.py --data PATH/TO/classification/sst2
 
-A backbone too small to matter, so that what is left is loop, logging, callbacks and progress bar; validation is left
-out. The time of a step is that of a long run less that of a short one, over the steps between them; best of the rounds.
+The backbone is so small that loop, logging, callbacks and progress bar dominate. There is no validation. The time per
+step is the difference of a long and a short run, divided by the difference of their steps; the best round counts.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import chain, count, islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from sides import random_llama
@@ -27,7 +28,7 @@ from lightning_softprompt.data.classification import ClassificationDataModule
 from lightning_softprompt.methods import PromptTuning
 
 TEMPLATE = "{soft}Review: {text}\nSentiment:{target}"
-LABELS = {"negative": " bad", "positive": " good"}
+LABELS: dict[str, Any] = {"negative": " bad", "positive": " good"}
 SHORT, LONG = 100, 1100
 OPTIONS = {
     "softprompt fit": ["--trainer.enable_progress_bar=false"],
@@ -36,8 +37,8 @@ OPTIONS = {
 }
 
 
-def fitted(folder: Path, data: Path, options: Sequence[str], steps: int) -> float:
-    """Seconds of a run."""
+def measure_fit(folder: Path, data: Path, options: Sequence[str], steps: int) -> float:
+    """Measures the seconds of a run."""
     start = time.perf_counter()
     code = run_command([
         "fit", f"--backbone.name={folder}", "--model=PromptTuning", "--data=ClassificationDataModule",
@@ -49,8 +50,8 @@ def fitted(folder: Path, data: Path, options: Sequence[str], steps: int) -> floa
     return time.perf_counter() - start
 
 
-def looped(folder: Path, data: Path, steps: int) -> float:
-    """Seconds of the same steps in a plain loop."""
+def measure_loop(folder: Path, data: Path, steps: int) -> float:
+    """Measures the seconds of the same steps in a plain loop."""
     spec = BackboneSpec(name=str(folder))
     rows = ClassificationDataModule(backbone=spec, path=str(data), template=TEMPLATE, labels=LABELS, batch_size=1)
     rows.setup("fit")
@@ -66,7 +67,7 @@ def looped(folder: Path, data: Path, steps: int) -> float:
 
 
 def main() -> None:
-    """Prints milliseconds."""
+    """Prints milliseconds per step."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of SST-2")
     parser.add_argument("--rounds", type=int, default=3)
@@ -77,18 +78,19 @@ def main() -> None:
         backbone = random_llama("tiny", BackboneSpec().name)(BackboneSpec())
         backbone.model.save_pretrained(folder)
         backbone.codec.tokenizer.save_pretrained(folder)
-        ways = {"plain loop": partial(looped, folder, args.data)} | {
-            label: partial(fitted, folder, args.data, options) for label, options in OPTIONS.items()
-        }
-        times: dict[str, list[float]] = {label: [] for label in ways}
+        measurements: dict[str, Callable[[int], float]] = {"plain loop": partial(measure_loop, folder, args.data)}
+        for label, options in OPTIONS.items():
+            measurements[label] = partial(measure_fit, folder, args.data, options)
+        times: dict[str, list[float]] = {label: [] for label in measurements}
         for _ in range(args.rounds):
-            for label, way in ways.items():
-                times[label].append(way(LONG) - way(SHORT))
-        each = {label: 1000 * min(values) / (LONG - SHORT) for label, values in times.items()}
-    print("| | ms a step | more than the loop | of a step of 30 ms |\n|---|---|---|---|")
-    for label, value in each.items():
-        more = value - each["plain loop"]
-        print(f"| {label} | {value:.2f} | {more:.2f} | {more / 30:.1%} |")
+            for label, measure in measurements.items():
+                times[label].append(measure(LONG) - measure(SHORT))
+        milliseconds = {label: 1000 * min(values) / (LONG - SHORT) for label, values in times.items()}
+    print("| | ms per step | overhead, ms | fraction of a step of 30 ms |\n|---|---|---|---|")
+    for label, value in milliseconds.items():
+        extra = value - milliseconds["plain loop"]
+        fraction = extra / 30
+        print(f"| {label} | {value:.2f} | {extra:.2f} | {fraction:.1%} |")
 
 
 if __name__ == "__main__":

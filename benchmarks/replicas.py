@@ -1,4 +1,4 @@
-"""K prompts in one run against K runs: seconds of a step, and how far the prompts are apart after 20 steps.
+"""Compares K prompts in one run with K runs: seconds per step, and the difference of the prompts after 20 steps.
 
 python benchmarks/replicas.py --data PATH/TO/classification --count 5
 """
@@ -13,8 +13,8 @@ from statistics import median
 from typing import Any
 
 import torch
-from measure import peak_bytes, seconds
-from sides import DEVICE, batches
+from measure import measure_peak_bytes, measure_seconds
+from sides import DEVICE, load_batches
 from torch.optim import AdamW
 
 from lightning_softprompt.backbones.loading import load_backbone
@@ -24,15 +24,15 @@ from lightning_softprompt.methods import PromptTuning
 from lightning_softprompt.training.replicas import Replicas, ReplicaSpec
 
 
-def step(together: Replicas, optimizer: Any, batch: Batch) -> None:
-    """Of all prompts at once, as `Replicas.training_step` does it, without the Trainer."""
+def train_replicas(replicas: Replicas, optimizer: Any, batch: Batch) -> None:
+    """Trains all prompts for one step, as `Replicas.training_step` does, without the Trainer."""
     optimizer.zero_grad()
-    torch.stack([replica.step(batch)["loss"] for replica in together.methods]).sum().backward()
+    torch.stack([replica.step(batch)["loss"] for replica in replicas.methods]).sum().backward()
     optimizer.step()
 
 
-def steps(alone: list[PromptTuning], optimizers: list[Any], batch: Batch) -> None:
-    """Of each prompt for itself."""
+def train_separately(alone: list[PromptTuning], optimizers: list[Any], batch: Batch) -> None:
+    """Trains each prompt separately for one step."""
     for module, optimizer in zip(alone, optimizers, strict=True):
         optimizer.zero_grad()
         module.step(batch)["loss"].backward()
@@ -40,7 +40,7 @@ def steps(alone: list[PromptTuning], optimizers: list[Any], batch: Batch) -> Non
 
 
 def main() -> None:
-    """Prints one line."""
+    """Prints the comparison."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--count", type=int, default=5)
@@ -49,29 +49,31 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     backbone = load_backbone(BackboneSpec()).to(DEVICE)
-    together = Replicas(PromptTuning(20), ReplicaSpec(args.count, seeds=list(range(args.count))))
+    replicas = Replicas(PromptTuning(20), ReplicaSpec(args.count, seeds=list(range(args.count))))
     alone = [PromptTuning(20) for _ in range(args.count)]
-    for module, seed in [
-        *zip(together.methods, together.seeds, strict=True),
-        *zip(alone, together.seeds, strict=True),
-    ]:
-        module.attach(backbone, seed)  # type: ignore[operator, union-attr]
-    rate = partial(AdamW, lr=0.005)
-    ways: list[Callable[[Batch], None]] = [
-        partial(step, together, rate([r.tokens for r in together.methods])),
-        partial(steps, alone, [rate([module.tokens]) for module in alone]),
+    pairs: list[tuple[Any, PromptTuning]] = list(zip(replicas.methods, alone, strict=True))
+    for (replica, module), seed in zip(pairs, replicas.seeds, strict=True):
+        replica.attach(backbone, seed)
+        module.attach(backbone, seed)
+    optimizer = partial(AdamW, lr=0.005)
+    variants: list[Callable[[Batch], None]] = [
+        partial(train_replicas, replicas, optimizer([replica.tokens for replica, _ in pairs])),
+        partial(train_separately, alone, [optimizer([module.tokens]) for module in alone]),
     ]
     times: list[list[float]] = []
-    for batch in batches(backbone, args.data, "sst2", args.batch, 20):
-        times.append([seconds(partial(way, batch)) for way in ways])
-    apart = [
-        float((a.tokens - b.tokens).norm() / b.tokens.norm()) for a, b in zip(together.methods, alone, strict=True)
-    ]
-    peaks = [peak_bytes(partial(way, batch)) / 2**20 for way in ways]
-    one, many = (median(column) for column in zip(*times[2:], strict=True))
-    ratio = median(a / b for a, b in times[2:])
-    print(f"{args.count} prompts together {one:.3f} s a step, one by one {many:.3f} s, ratio {ratio:.3f}; ", end="")
-    print(f"peak {peaks[0]:.0f} MB against {peaks[1]:.0f} MB; after 20 steps apart by {max(apart):.1e}")
+    for batch in load_batches(backbone, args.data, "sst2", args.batch, 20):
+        times.append([measure_seconds(partial(train, batch)) for train in variants])
+    differences = []
+    for replica, module in pairs:
+        difference = (replica.tokens - module.tokens).norm() / module.tokens.norm()
+        differences.append(float(difference))
+    peaks = [measure_peak_bytes(partial(train, batch)) / 2**20 for train in variants]
+    measured = times[2:]  # without warm-up
+    together, separate = (median(column) for column in zip(*measured, strict=True))
+    ratio = median(one / other for one, other in measured)
+    print(f"{args.count} prompts together: {together:.3f} s per step, separately: {separate:.3f} s, ratio {ratio:.3f}")
+    print(f"peak memory: {peaks[0]:.0f} MB and {peaks[1]:.0f} MB")
+    print(f"largest relative difference after 20 steps: {max(differences):.1e}")
 
 
 if __name__ == "__main__":

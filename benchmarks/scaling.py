@@ -63,7 +63,8 @@ class Clock(Callback):
     """
 
     def __init__(self, folder: str) -> None:
-        self.folder, self.starts = Path(folder), []
+        self.folder = Path(folder)
+        self.starts: list[tuple[float, float, int]] = []
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Records the start of a step."""

@@ -1,13 +1,13 @@
-"""What six source tasks give three target tasks: SPoT, ATTEMPT and MPT against prompt tuning, at equal steps.
+"""Transfers prompts of six source tasks to three target tasks: SPoT, ATTEMPT, MPT and prompt tuning at equal steps.
 
     python benchmarks/transfer.py --data PATH/TO/classification --out benchmarks/transfer.jsonl \
         --folder RUN --png benchmarks/transfer.png
 
-A prompt is trained for each source from one start, and MPT's shared prompt is distilled from these six. Every method
-trains as many steps on a target for each seed, which draws training rows, their order, and what of the prompt does not
-come from sources. Learning rates of prompt tuning are tried with the first seed, on validation rows; its prompt at the
-usual rate, from the sources' start, is what SPoT looks up. `full` is a slice too.
-Results are added to `--out` as they come; what is there already, or in `--folder`, is not made again.
+A prompt is trained for each source from the same initial values, and MPT's shared prompt is distilled from these six.
+All methods train the same number of steps on a target. The seed selects training rows, their order, and the initial
+values that do not come from sources. The learning rate of prompt tuning is searched with the first seed on validation
+rows; SPoT compares the sources with its prompt at the default rate. `full` has `--rows` rows.
+Results are appended to `--out`, and a run that is started again skips what is there or in `--folder`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 import yaml
-from methods import CONFIGS, Made, drawn, keep, replicas, scored, train
+from methods import CONFIGS, MethodFactory, append_record, evaluate, make_replicas, sample_rows, train
 from transfer_tables import draw, tables
 
 from lightning_softprompt.backbones.base import Backbone
@@ -47,13 +47,17 @@ from lightning_softprompt.training.replicas import ReplicaSpec
 SOURCES = ("sst2", "rte", "boolq", "trec6", "ag_news", "cola")
 TARGETS = ("cb", "medical_abstracts", "pubmedqa_cls")
 SHOTS = ("16", "32", "full")
-USUAL, TRIED = 5e-3, (1e-3, 5e-3, 2e-2)
+DEFAULT_RATE, RATES = 5e-3, (1e-3, 5e-3, 2e-2)
 LENGTH = 10
-PLAIN: Made = partial(PromptTuning, length=LENGTH)
+BASELINE: MethodFactory = partial(PromptTuning, length=LENGTH)
 
 
 class Files:
-    """What is kept between the parts of a run, and between runs."""
+    """The files of trained prompts.
+
+    Args:
+        folder: Folder of the files.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.library = Library(folder / "library")
@@ -63,188 +67,197 @@ class Files:
             path.mkdir(parents=True, exist_ok=True)
 
     def query(self, target: str, shots: str) -> Path:
-        """Of a target's own prompt."""
+        """Returns the path of the prompt that was trained on a target."""
         return self.queries / f"{target}-{shots}.safetensors"
 
 
-def rows_of(task: str, args: Any, sizes: dict[str, int], seed: int, batch: int) -> ClassificationDataModule:
-    """Rows of a task: training rows are drawn by the seed, the others are the same for all."""
+def load_task(task: str, args: Any, sizes: dict[str, int], seed: int, batch: int) -> ClassificationDataModule:
+    """Returns a data module of a task. The seed samples training rows; validation and test rows do not depend on it."""
     options = yaml.safe_load((CONFIGS / f"{task}.yaml").read_text())["init_args"]
-    folder, own = str(args.data / task), {"train": seed}
-    options |= {split: drawn(folder, split, size, own.get(split, 0)) for split, size in sizes.items()}
+    for split, size in sizes.items():
+        options[split] = sample_rows(str(args.data / task), split, size, seed if split == "train" else 0)
     options |= {"max_tokens": args.tokens, "batch_size": batch, "eval_batch_size": 32, "seed": seed, "path": None}
-    text, asked = options["template"].replace("{soft}", "").rsplit("\n", 1)
-    options["template"] = f"{text}\n{{soft}}{asked}"  # frozen text before it runs once for all steps, methods and tests
-    if "truncate" in options:  # pairs: the longer text stands first, and may give way to its last token
+    text, question = options["template"].replace("{soft}", "").rsplit("\n", 1)
+    options["template"] = f"{text}\n{{soft}}{question}"  # the states of the text before it are cached
+    if "truncate" in options:  # pairs: only the first text, which is longer, is truncated
         options |= {"truncate": None, "truncation_side": "start"}
     data = ClassificationDataModule(**options)
     data.setup("fit")
     return data
 
 
-def source_rows(task: str, args: Any) -> ClassificationDataModule:
-    """Those of a source."""
-    return rows_of(task, args, {"train": args.source_rows, "validation": 8, "test": 8}, 0, 8)
+def load_source(task: str, args: Any) -> ClassificationDataModule:
+    """Returns the data module of a source task."""
+    return load_task(task, args, {"train": args.source_rows, "validation": 8, "test": 8}, 0, 8)
 
 
-def target_rows(task: str, shots: str, seed: int, args: Any) -> ClassificationDataModule:
-    """Those of a target, of which so many train."""
+def load_target(task: str, shots: str, seed: int, args: Any) -> ClassificationDataModule:
+    """Returns the data module of a target task with `shots` training rows."""
     count = args.rows if shots == "full" else int(shots)
-    return rows_of(task, args, {"train": count, "validation": 48, "test": args.test_rows}, seed, args.batch)
+    return load_task(task, args, {"train": count, "validation": 48, "test": args.test_rows}, seed, args.batch)
 
 
-def trained(made: Made, data: Any, backbone: Backbone, steps: int, rate: float, seed: int) -> SoftPromptModule:
-    """One prompt."""
-    one: Any = replicas(made, data, backbone, ReplicaSpec(1, [seed], [rate]))
-    train(one, data, steps)
-    return one.methods[0]
+def train_prompt(
+    make_method: MethodFactory, data: Any, backbone: Backbone, steps: int, rate: float, seed: int
+) -> SoftPromptModule:
+    """Trains one prompt."""
+    replicas: Any = make_replicas(make_method, data, backbone, ReplicaSpec(1, [seed], [rate]))
+    train(replicas, data, steps)
+    return replicas.methods[0]
 
 
-def save(path: Path, method: SoftPromptModule, backbone: Backbone) -> None:
-    """A prompt's file."""
-    trained = {name: p.detach() for name, p in method.named_parameters() if p.requires_grad}
-    write_prompt(path, SavedPrompt(trained, backbone_identity(backbone), dict(method.hparams)))
+def save_prompt(path: Path, method: SoftPromptModule, backbone: Backbone) -> None:
+    """Writes the file of a prompt."""
+    tensors = {name: p.detach() for name, p in method.named_parameters() if p.requires_grad}
+    write_prompt(path, SavedPrompt(tensors, backbone_identity(backbone), dict(method.hparams)))
 
 
-def learn_sources(files: Files, backbone: Backbone, args: Any) -> None:
-    """The library of source prompts, all from one start, and the prompt that MPT distils from them."""
+def train_sources(files: Files, backbone: Backbone, args: Any) -> None:
+    """Trains source prompts from the same initial values, and distills MPT's shared prompt from them."""
     if not files.start.is_file():
-        one: Any = replicas(PLAIN, source_rows(SOURCES[0], args), backbone, ReplicaSpec(1, [0]))
-        save(files.start, one.methods[0], backbone)
+        replicas: Any = make_replicas(BASELINE, load_source(SOURCES[0], args), backbone, ReplicaSpec(1, [0]))
+        save_prompt(files.start, replicas.methods[0], backbone)
     for task in SOURCES:
         if task not in files.library.names:
-            method = trained(PLAIN, source_rows(task, args), backbone, args.source_steps, USUAL, 0)
-            save(files.library.path(task), method, backbone)
+            method = train_prompt(BASELINE, load_source(task, args), backbone, args.source_steps, DEFAULT_RATE, 0)
+            save_prompt(files.library.path(task), method, backbone)
             print(f"source {task} {time.strftime('%T')}", flush=True)
     if files.shared.is_file():
         return
-    tasks: dict[str, Any] = {task: source_rows(task, args) for task in SOURCES}
+    tasks: dict[str, Any] = {task: load_source(task, args) for task in SOURCES}
     data = MultitaskDataModule(tasks, UniformTasks(), together=SharedBatches(args.shared_rows, args.shared_tasks))
     data.setup("fit")
     teachers = Distillation([str(files.library.path(task)) for task in SOURCES], weight=0.9)
-    made = partial(MPT, length=LENGTH, objective=teachers, classes_by_task=data.classes_by_task)
-    save(files.shared, trained(made, data, backbone, args.shared_steps, USUAL, 0), backbone)
+    make_method = partial(MPT, length=LENGTH, objective=teachers, classes_by_task=data.classes_by_task)
+    save_prompt(files.shared, train_prompt(make_method, data, backbone, args.shared_steps, DEFAULT_RATE, 0), backbone)
     print(f"MPT {time.strftime('%T')}", flush=True)
 
 
-def methods_for(files: Files, query: Path) -> dict[str, Made]:
-    """What is compared at the usual rate."""
+def make_methods(files: Files, query: Path) -> dict[str, MethodFactory]:
+    """Returns the methods that are compared at the default learning rate."""
     library, shared = files.library, str(files.shared)
-    at = partial(FromLibrary, query=str(query), folder=str(library.folder))
+    from_library = partial(FromLibrary, query=str(query), folder=str(library.folder))
     sources = [FromCheckpoint(str(library.path(task))) for task in SOURCES]
     return {
-        "prompt tuning": PLAIN,
-        "SPoT, best": partial(PromptTuning, length=LENGTH, init=at(top=1)),
-        "SPoT, weighted": partial(PromptTuning, length=LENGTH, init=at(top=3)),
+        "prompt tuning": BASELINE,
+        "SPoT, best": partial(PromptTuning, length=LENGTH, init=from_library(top=1)),
+        "SPoT, weighted": partial(PromptTuning, length=LENGTH, init=from_library(top=3)),
         "ATTEMPT": partial(ATTEMPT, length=LENGTH, sources=sources),
         "MPT": partial(MPT, length=LENGTH, init=FromCheckpoint(shared, name="shared"), start=FromTasks(shared)),
     }
 
 
-def searched(files: Files, backbone: Backbone, target: str, shots: str, args: Any) -> dict[str, Any]:
-    """Prompt tuning of the first seed at each rate; leaves the prompt at the usual one, and says what is like it."""
-    data, query = target_rows(target, shots, 0, args), files.query(target, shots)
+def search_rate(files: Files, backbone: Backbone, target: str, shots: str, args: Any) -> dict[str, Any]:
+    """Searches the learning rate with the first seed; saves the prompt at the default rate for SPoT."""
+    data, query = load_target(target, shots, 0, args), files.query(target, shots)
     validation, test = list(data.val_dataloader()), list(data.test_dataloader())
-    losses, found = {}, {}
-    for rate in TRIED:
+    losses, results = {}, {}
+    for rate in RATES:
         start = time.perf_counter()
-        method = trained(PLAIN, data, backbone, args.steps, rate, 0)
-        found[str(rate)] = {**results(method, test), "seconds": time.perf_counter() - start}
-        losses[str(rate)] = scored(method, validation)["cross_entropy"]
-        if rate == USUAL:
-            save(query, method, backbone)
-    own = {name: soft_tokens(saved, query) for name, saved in files.library.read().items()}
-    shares = most_similar(soft_tokens(read_prompt(query), query), own, len(own), "rows")
+        method = train_prompt(BASELINE, data, backbone, args.steps, rate, 0)
+        results[str(rate)] = {**evaluate_test(method, test), "seconds": time.perf_counter() - start}
+        losses[str(rate)] = evaluate(method, validation)["cross_entropy"]
+        if rate == DEFAULT_RATE:
+            save_prompt(query, method, backbone)
+    sources = {name: soft_tokens(saved, query) for name, saved in files.library.read().items()}
+    shares = most_similar(soft_tokens(read_prompt(query), query), sources, len(sources), "rows")
     best = float(min(losses, key=lambda rate: losses[rate]))
-    return {"losses": losses, "rate": best, "likest": shares, "found": found}
+    return {"losses": losses, "rate": best, "similarities": shares, "results": results}
 
 
-def untrained(files: Files, backbone: Backbone, target: str, args: Any) -> Iterator[dict[str, Any]]:
-    """Each source's prompt on a target as it is."""
-    data = target_rows(target, "full", 0, args)
+def evaluate_sources(files: Files, backbone: Backbone, target: str, args: Any) -> Iterator[dict[str, Any]]:
+    """Yields the results of each source prompt on a target without further training."""
+    data = load_target(target, "full", 0, args)
     test = list(data.test_dataloader())
     for source in SOURCES:
-        made = partial(PromptTuning, length=LENGTH, init=FromCheckpoint(str(files.library.path(source))))
-        one: Any = replicas(made, data, backbone, ReplicaSpec(1, [0]))
-        yield {"method": source, **results(one.eval().methods[0], test)}
+        make_method = partial(PromptTuning, length=LENGTH, init=FromCheckpoint(str(files.library.path(source))))
+        replicas: Any = make_replicas(make_method, data, backbone, ReplicaSpec(1, [0]))
+        yield {"method": source, **evaluate_test(replicas.eval().methods[0], test)}
 
 
-def results(method: SoftPromptModule, test: list[Any]) -> dict[str, float]:
-    """What is kept of a test."""
-    found = scored(method, test)
-    return {name: found[name] for name in ("accuracy", "macro_f1", "cross_entropy")}
+def evaluate_test(method: SoftPromptModule, test: list[Any]) -> dict[str, float]:
+    """Returns the metrics of a test that are recorded."""
+    result = evaluate(method, test)
+    return {name: result[name] for name in ("accuracy", "macro_f1", "cross_entropy")}
 
 
-def compared(
-    files: Files, backbone: Backbone, place: tuple[str, str, int], search: dict[str, Any], args: Any, there: list[Any]
+def compare_methods(
+    files: Files, backbone: Backbone, cell: tuple[str, str, int], search: dict[str, Any], args: Any, records: list[Any]
 ) -> Iterator[dict[str, Any]]:
-    """Every method on a target with so many rows, for a seed; what is there is left out."""
-    target, shots, seed = place
-    data = target_rows(target, shots, seed, args)
+    """Yields the results of all methods in a cell (target, number of rows, seed), except those in the records."""
+    target, shots, seed = cell
+    data = load_target(target, shots, seed, args)
     test = list(data.test_dataloader())
-    done = {r["method"]: r for r in there if (r["task"], r["shots"], r.get("seed")) == place}
-    wanted = {name: (made, USUAL) for name, made in methods_for(files, files.query(target, shots)).items()}
-    known = dict(search["found"]) if seed == 0 else {}  # what the search has trained already
-    for name, (made, rate) in {**wanted, "prompt tuning, retuned": (PLAIN, search["rate"])}.items():
+    done = {r["method"]: r for r in records if (r["task"], r["shots"], r.get("seed")) == cell}
+    methods = make_methods(files, files.query(target, shots))
+    variants = {name: (make_method, DEFAULT_RATE) for name, make_method in methods.items()}
+    variants["prompt tuning, retuned"] = (BASELINE, search["rate"])
+    searched = dict(search["results"]) if seed == 0 else {}  # results of the search, by rate
+    for name, (make_method, rate) in variants.items():
         if name in done:
             continue
-        found = known.get(str(rate)) if made is PLAIN else None
-        if found is None:
+        result = searched.get(str(rate)) if make_method is BASELINE else None
+        if result is None:
             start = time.perf_counter()
-            found = results(trained(made, data, backbone, args.steps, rate, seed), test)
-            found["seconds"] = time.perf_counter() - start
-        if made is PLAIN:
-            known[str(rate)] = found
-        done[name] = {"method": name, "seed": seed, **found}
+            result = evaluate_test(train_prompt(make_method, data, backbone, args.steps, rate, seed), test)
+            result["seconds"] = time.perf_counter() - start
+        if make_method is BASELINE:
+            searched[str(rate)] = result
+        done[name] = {"method": name, "seed": seed, **result}
         yield done[name]
 
 
 def main() -> None:
-    """Runs what is not there yet, then prints the tables and draws."""
+    """Runs what has no result yet, then prints the tables and plots them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with the data sets")
-    parser.add_argument("--out", type=Path, required=True, help="JSON lines")
-    parser.add_argument("--folder", type=Path, required=True, help="where trained prompts are kept")
-    parser.add_argument("--png", type=Path, help="heat maps are drawn here, and beside it with -similar")
-    for name, usual in {
+    parser.add_argument("--out", type=Path, required=True, help="JSON lines of results")
+    parser.add_argument("--folder", type=Path, required=True, help="folder of trained prompts")
+    parser.add_argument(
+        "--png", type=Path, help="file of the heat map of accuracies; that of similarities has the suffix -similar"
+    )
+    for name, default in {
         "steps": 12, "batch": 4, "rows": 200, "test-rows": 48, "tokens": 96, "seeds": 3,
         "source-steps": 30, "source-rows": 400, "shared-steps": 16, "shared-rows": 12, "shared-tasks": 3,
     }.items():  # fmt: skip
-        parser.add_argument(f"--{name}", type=int, default=usual)
+        parser.add_argument(f"--{name}", type=int, default=default)
     fast = "bf16" if is_supported(torch.bfloat16) else "auto"
     parser.add_argument(
-        "--linear-backend", default=fast, help="products of the backbone (default on this CPU: %(default)s)"
+        "--linear-backend", default=fast, help="matrix products of the backbone (default on this CPU: %(default)s)"
     )
     args = parser.parse_args()
-    files, there = Files(args.folder), []
+    files, records = Files(args.folder), []
     if args.out.is_file():
-        there = [json.loads(line) for line in args.out.read_text().splitlines()]
-    for record in missing(files, args, there):
-        there.append(record)
-        keep(args.out, record)
-    print(tables(there))
+        records = [json.loads(line) for line in args.out.read_text().splitlines()]
+    for record in run_missing(files, args, records):
+        records.append(record)
+        append_record(args.out, record)
+    print(tables(records))
     if args.png:
-        draw(there, files.library, [files.query(target, "full") for target in TARGETS], files.start, args.png)
+        queries = [files.query(target, "full") for target in TARGETS]
+        draw(records, files.library, queries, files.start, args.png)
 
 
-def missing(files: Files, args: Any, there: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """What is not there yet, made one after the other."""
-    places = [(target, shots) for target in TARGETS for shots in SHOTS]
-    if len(there) == len(TARGETS) * len(SOURCES) + len(places) * (1 + 6 * args.seeds):
+def run_missing(files: Files, args: Any, records: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Runs what has no result, and yields its records."""
+    cells = [(target, shots) for target in TARGETS for shots in SHOTS]
+    if len(records) == len(TARGETS) * len(SOURCES) + len(cells) * (1 + 6 * args.seeds):
         return
     backbone = load_backbone(BackboneSpec(linear_backend=args.linear_backend, context_memory=3000))
-    learn_sources(files, backbone, args)
-    for target, shots in places:
-        if shots == SHOTS[0] and not any(r["task"] == target and r["shots"] == "none" for r in there):
-            yield from ({"task": target, "shots": "none", **r} for r in untrained(files, backbone, target, args))
-        own = [r for r in there if (r["task"], r["shots"]) == (target, shots)]
-        search = next((r for r in own if r["method"] == "search"), None)
+    train_sources(files, backbone, args)
+    for target, shots in cells:
+        done = {(record["task"], record["shots"]) for record in records}
+        if (target, "none") not in done:
+            for result in evaluate_sources(files, backbone, target, args):
+                yield {"task": target, "shots": "none", **result}
+        searches = {(r["task"], r["shots"]): r for r in records if r["method"] == "search"}
+        search = searches.get((target, shots))
         if search is None:
-            found = searched(files, backbone, target, shots, args)
-            search = {"task": target, "shots": shots, "method": "search", **found}
+            result = search_rate(files, backbone, target, shots, args)
+            search = {"task": target, "shots": shots, "method": "search", **result}
             yield search
         for seed in range(args.seeds):
-            for record in compared(files, backbone, (target, shots, seed), search, args, there):
+            for record in compare_methods(files, backbone, (target, shots, seed), search, args, records):
                 yield {"task": target, "shots": shots, **record}
 
 

@@ -69,9 +69,12 @@ def main() -> None:
 
 def page(results: Sequence[Result]) -> Iterator[str]:
     """Yields the lines of the page."""
-    trained = [result["steps"] for result in results if result["rate"] is not None and not result["selects_rate"]]
-    searched = [result["steps"] for result in results if result["selects_rate"]]
-    yield HEADER.format(steps=max(trained, default=0), rate_steps=max(searched, default=0))
+    search_steps, final_steps = [0], [0]
+    for result in results:
+        if result["rate"] is not None:
+            steps = search_steps if result["selects_rate"] else final_steps
+            steps.append(result["steps"])
+    yield HEADER.format(steps=max(final_steps), rate_steps=max(search_steps))
     tested = [result for result in results if "test" in result]
     groups: dict[tuple[str, str, str], dict[str, list[Result]]] = {}
     for result in tested:
@@ -96,9 +99,10 @@ def methods_table(cells: Sequence[Cell]) -> Iterator[str]:
         spread = f" ± {half_width:.3f}" if len(cell.tests) > 1 else ""
         minutes = np.mean([each.get("train_seconds", 0.0) for each in cell.results]) / 60
         peak = max(each["peak_mb"] for each in cell.results)
+        rate, parameters = result["rate"] or "-", result.get("trainable_parameters", 0)
         yield (
-            f"| {cell.method} | {len(cell.tests)} | {mean:.3f}{spread} | {result['rate'] or '-'} | "
-            f"{result.get('trainable_parameters', 0):,} | {minutes:.1f} | {peak:,} |"
+            f"| {cell.method} | {len(cell.tests)} | {mean:.3f}{spread} | {rate} | "
+            f"{parameters:,} | {minutes:.1f} | {peak:,} |"
         )
     yield ""
 
@@ -125,7 +129,8 @@ def pairs_table(cells: Sequence[Cell]) -> Iterator[str]:
         gains = sign * difference
         low, high = bootstrap(gains.tolist(), draws=2000)
         names = f"{better.method} over {worse.method}"
-        yield f"| {names} | {gains.mean():.3f} | [{low:.3f}, {high:.3f}] | {p:.4f} |"
+        interval = f"[{low:.3f}, {high:.3f}]"
+        yield f"| {names} | {gains.mean():.3f} | {interval} | {p:.4f} |"
     if equal:
         yield f"\nNo difference is shown between {'; '.join(equal)}."
     yield ""
