@@ -1,4 +1,4 @@
-"""What generation keeps, for every method, family and way of decoding."""
+"""Requirements of generation for every method, family and decoding method."""
 
 from functools import partial
 
@@ -12,13 +12,14 @@ from lightning_softprompt.backbones.execution import context_cache
 from lightning_softprompt.backbones.generation.decoding import Decoding
 from lightning_softprompt.core.types import SoftPrompt
 from lightning_softprompt.methods import PrefixTuning, PromptTuning
+from lightning_softprompt.methods.optimizers import trainable_parameters
 from lightning_softprompt.prompts.kv_prefix import NormalKeysValues
 from lightning_softprompt.prompts.merge_rows import merge_prompts
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 FAMILIES = (*CAUSAL, *SEQ2SEQ)
-MOST = 5
-SURE = {  # ways of decoding that draw nothing
+MAX_NEW_TOKENS = 5
+DETERMINISTIC = {  # decoding without sampling
     "greedy": {},
     "beams": {"num_beams": 3, "length_penalty": 0.5},
     "several": {"num_beams": 3, "num_return_sequences": 2},
@@ -27,51 +28,55 @@ SURE = {  # ways of decoding that draw nothing
 }
 
 
-def said(ids):
-    """Answers without what fills them."""
+def list_answers(ids):
+    """Returns the ids of each answer up to its end token, without padding."""
     return [row[: row.index(EOS) + 1] if EOS in row else row for row in ids.tolist()]
 
 
-def texts(codec, ids):
+def decode_texts(codec, ids):
     return [text.strip() for text in codec.decode(ids)]
 
 
-@pytest.mark.parametrize("decoding", SURE.values(), ids=SURE.keys())
-def test_rows_are_answered_in_a_batch_as_alone(method, family, backbone, decoding):
+@pytest.mark.parametrize("decoding", DETERMINISTIC.values(), ids=DETERMINISTIC.keys())
+def test_rows_get_the_same_answers_in_a_batch_and_alone(method, family, backbone, decoding):
     module, codec = method.on(backbone), backbone.codec
     rows = encode_rows(codec, TEMPLATES["middle"])
-    generate = partial(module.lm().generate, max_new_tokens=MOST, **decoding)
-    alone = [text for row in rows for text in texts(codec, generate(codec.collate([row])))]
+    generate = partial(module.lm().generate, max_new_tokens=MAX_NEW_TOKENS, **decoding)
+    alone = []
+    for row in rows:
+        alone += decode_texts(codec, generate(codec.collate([row])))
     for side in ("right", "left"):
-        assert texts(codec, generate(on_side(codec, side).collate(rows))) == alone
+        batch = on_side(codec, side).collate(rows)
+        assert decode_texts(codec, generate(batch)) == alone
 
 
 @pytest.mark.parametrize(
     "decoding", [{"cache_implementation": "static"}, {"prompt_lookup_num_tokens": 2}, "assisted"], ids=str
 )
-def test_another_way_to_the_greedy_answer(method, family, backbone, load, decoding):
+def test_static_caches_and_speculative_decoding_give_the_greedy_answer(method, family, backbone, load, decoding):
     module, codec = method.on(backbone), backbone.codec
     batch = batch_of(codec, TEMPLATES["middle"])
     if decoding == "assisted":
         decoding = {"assistant_model": load(family, seed=1).model}
-    expected = module.lm().generate(batch, max_new_tokens=MOST)
-    assert said(module.lm().generate(batch, max_new_tokens=MOST, **decoding)) == said(expected)
+    expected = module.lm().generate(batch, max_new_tokens=MAX_NEW_TOKENS)
+    result = module.lm().generate(batch, max_new_tokens=MAX_NEW_TOKENS, **decoding)
+    assert list_answers(result) == list_answers(expected)
 
 
 @torch.no_grad()
-def test_beams_are_scored_as_the_forward_pass_scores_them(method, family, backbone):
+def test_beams_are_sorted_by_the_score_of_the_forward_pass(method, family, backbone):
     module, codec = method.on(backbone), backbone.codec
     row = encode_rows(codec, TEMPLATES["middle"])[0]
     beams = module.lm().generate(
         codec.collate([row]), max_new_tokens=3, min_new_tokens=3, num_beams=4, num_return_sequences=4
     )
-    of_text = [codec.collate([codec.with_answer(row, answer)]) for answer in beams.tolist()]
-    scores = torch.stack([-backbone.cross_entropy(batch, module.prompt(batch)).sum() for batch in of_text])
+    batches = [codec.collate([codec.with_answer(row, answer)]) for answer in beams.tolist()]
+    scores = torch.stack([-backbone.cross_entropy(batch, module.prompt(batch)).sum() for batch in batches])
     assert_close(scores, scores.sort(descending=True).values)
 
 
-def ours_and_transformers(backbone, tiny_folder, family):
-    """A batch, and what transformers generates for its text from a model of its own."""
+def build_reference(backbone, tiny_folder, family):
+    """Returns a batch, and a function that generates for it with another instance of the model in transformers."""
     codec = on_side(backbone.codec, "left" if family in CAUSAL else "right")  # BART counts padding before a row
     batch = batch_of(codec, TEMPLATES["front"], targets=[""] * len(TEXTS))
     auto = AutoModelForCausalLM if family in CAUSAL else AutoModelForSeq2SeqLM
@@ -82,127 +87,135 @@ def ours_and_transformers(backbone, tiny_folder, family):
 
 
 @pytest.mark.parametrize("decoding", [{"do_sample": False}, {"num_beams": 3, "do_sample": False}], ids=str)
-def test_a_prompt_that_is_switched_off_is_the_bare_model(method, family, backbone, tiny_folder, decoding):
+@pytest.mark.methods("prompt_tuning", "prefix_tuning", "dept", "idpg", "late_state")  # one per kind of prompt
+def test_without_its_prompt_a_method_generates_as_the_bare_model(method, family, backbone, tiny_folder, decoding):
     module = method.on(backbone)
-    batch, theirs = ours_and_transformers(backbone, tiny_folder, family)
-    module.lm().generate(batch, max_new_tokens=MOST)  # what a prompt left behind would show
-    ours = module.lm().generate(batch, prompted=False, max_new_tokens=MOST, **decoding)
-    assert said(ours) == said(theirs(max_new_tokens=MOST, **decoding))
+    batch, reference = build_reference(backbone, tiny_folder, family)
+    module.lm().generate(batch, max_new_tokens=MAX_NEW_TOKENS)  # must leave no state for the next call
+    result = module.lm().generate(batch, prompted=False, max_new_tokens=MAX_NEW_TOKENS, **decoding)
+    assert list_answers(result) == list_answers(reference(max_new_tokens=MAX_NEW_TOKENS, **decoding))
 
 
 SAMPLING = {"temperature": 0.7, "top_k": 9, "top_p": 0.9, "min_p": 0.05}
 
 
 @pytest.mark.parametrize("setting", SAMPLING)
-def test_sampling_is_that_of_transformers(family, backbone, tiny_folder, setting):
-    decoding = Decoding(MOST, do_sample=True, seed=3, **{setting: SAMPLING[setting]})
-    batch, theirs = ours_and_transformers(backbone, tiny_folder, family)
+def test_sampling_draws_the_same_tokens_as_transformers(family, backbone, tiny_folder, setting):
+    decoding = Decoding(MAX_NEW_TOKENS, do_sample=True, seed=3, **{setting: SAMPLING[setting]})
+    batch, reference = build_reference(backbone, tiny_folder, family)
     with decoding.drawing():
-        ours = backbone.generate(batch, **decoding.options)
+        result = backbone.generate(batch, **decoding.options)
     torch.manual_seed(3)
-    shaped = {"top_k": 0, setting: SAMPLING[setting]}
-    assert said(ours) == said(theirs(max_new_tokens=MOST, do_sample=True, **shaped))
+    options = {"do_sample": True, "top_k": 0, setting: SAMPLING[setting]}
+    assert list_answers(result) == list_answers(reference(max_new_tokens=MAX_NEW_TOKENS, **options))
 
 
-def test_what_is_drawn_comes_from_the_seed_alone(backbone, family):
+def test_sampled_tokens_depend_only_on_the_seed(backbone, family):
     batch, state = batch_of(backbone.codec), torch.get_rng_state()
 
-    def drawn(seed):
+    def sample(seed):
         decoding = Decoding(12, do_sample=True, temperature=3.0, seed=seed)
         with decoding.drawing():
             return decoding.texts(backbone.codec, backbone.generate(batch, **decoding.options))
 
-    assert drawn(1) == drawn(1) != drawn(2)
+    assert sample(1) == sample(1) != sample(2)
     assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES.keys())
-def test_penalties_look_at_the_answer_alone_wherever_the_prompt_stands(family, backbone, template):
+def test_penalties_apply_to_the_answer_only_at_any_position_of_the_prompt(family, backbone, template):
     prompt = SoftPrompt(tokens=backbone.embed(torch.tensor([[7, 8, 9]])))
     batch = batch_of(backbone.codec, template)
-    free = backbone.generate(batch, prompt, max_new_tokens=1)
-    assert torch.equal(backbone.generate(batch, prompt, max_new_tokens=1, repetition_penalty=50.0), free)
+    expected = backbone.generate(batch, prompt, max_new_tokens=1)
+    assert torch.equal(backbone.generate(batch, prompt, max_new_tokens=1, repetition_penalty=50.0), expected)
     long = backbone.generate(batch, prompt, max_new_tokens=8, min_new_tokens=8, no_repeat_ngram_size=1)
     assert all(len(set(row)) == len(row) for row in long.tolist())
 
 
-def test_an_answer_ends_before_the_text_that_stops_it(family, backbone):
+def test_an_answer_ends_before_its_stop_text(family, backbone):
     batch = batch_of(backbone.codec, targets=[""] * len(TEXTS))
     answers = backbone.codec.decode(backbone.generate(batch, max_new_tokens=8))
-    row = max(range(len(answers)), key=lambda i: len(set(answers[i].split())))
-    whole = answers[row].split()
-    word = max(whole, key=len)  # which no other contains
-    decoding = Decoding(8, stop=(word,))
+    words_of_rows = [answer.split() for answer in answers]
+    row = max(range(len(answers)), key=lambda i: len(set(words_of_rows[i])))
+    words = words_of_rows[row]
+    stop = max(words, key=len)  # no other word contains the longest one
+    decoding = Decoding(8, stop=(stop,))
     stopped = backbone.generate(batch, **decoding.options)
-    first = whole.index(word)
-    assert decoding.texts(backbone.codec, stopped)[row].split() == whole[:first]
-    assert backbone.codec.decode(stopped)[row].split() == whole[: first + 1]
+    first = words.index(stop)
+    assert decoding.texts(backbone.codec, stopped)[row].split() == words[:first]
+    assert backbone.codec.decode(stopped)[row].split() == words[: first + 1]
 
 
-def several(backbone, family):
-    """Rows with prompts of different methods and lengths: soft tokens, keys and values, one for each row, and none."""
-    kinds = backbone.attentions
+def build_methods(backbone):
+    """Returns one method per row: soft tokens, or keys and values, of different lengths; None for no prompt."""
+    assert backbone.attentions
     torch.manual_seed(1)
-    made = [
+    methods = [
         PromptTuning(backbone=backbone.spec, length=3),
         PrefixTuning(backbone=backbone.spec, length=2, width=None, init=NormalKeysValues(0.5)),
         PromptTuning(backbone=backbone.spec, length=5),
         PrefixTuning(backbone=backbone.spec, length=4, width=None, init=NormalKeysValues(0.5)),
     ]
-    for method in made:
+    for method in methods:
         method.attach(backbone)
-    assert kinds
-    return [*made, None]
+    return [*methods, None]
 
 
-TEXTS_OF_FIVE = (*TEXTS, "good")
+FIVE_TEXTS = (*TEXTS, "good")
 
 
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES.keys())
-def test_prompts_of_different_methods_and_lengths_act_in_one_batch_as_alone(family, backbone, template):
+def test_merged_prompts_of_different_methods_have_the_same_effect_as_alone(family, backbone, template):
     codec = backbone.codec
-    batch = batch_of(codec, template, TEXTS_OF_FIVE, ("very good indeed", "bad", "sad", "very great", "long"))
-    chosen = several(backbone, family)
-    prompts = [SoftPrompt() if method is None else method.prompt(batch.only([i])) for i, method in enumerate(chosen)]
-    together = merge_prompts([([i], prompt) for i, prompt in enumerate(prompts)], batch)
-    logits = real(batch, backbone(batch, together))
-    alone = [real(batch.only([i]), backbone(batch.only([i]), prompt)) for i, prompt in enumerate(prompts)]
-    assert_close(logits, torch.cat(alone), **CLOSE)
-    gradients = torch.autograd.grad(logits.logsumexp(-1).sum(), leaves(chosen), allow_unused=True)
-    expected = torch.autograd.grad(torch.cat(alone).logsumexp(-1).sum(), leaves(chosen), allow_unused=True)
-    for ours, theirs in zip(gradients, expected, strict=True):
-        assert_close(ours, theirs, **CLOSE)
-    whole = texts(codec, backbone.generate(batch, together, max_new_tokens=MOST))
-    each = [texts(codec, backbone.generate(batch.only([i]), p, max_new_tokens=MOST))[0] for i, p in enumerate(prompts)]
-    assert whole == each
+    batch = batch_of(codec, template, FIVE_TEXTS, ("very good indeed", "bad", "sad", "very great", "long"))
+    methods = build_methods(backbone)
+    rows = [batch.only([i]) for i in range(len(batch))]
+    prompts = [
+        SoftPrompt() if method is None else method.prompt(row) for method, row in zip(methods, rows, strict=True)
+    ]
+    merged = merge_prompts([([i], prompt) for i, prompt in enumerate(prompts)], batch)
+    logits = real(batch, backbone(batch, merged))
+    alone = [real(row, backbone(row, prompt)) for row, prompt in zip(rows, prompts, strict=True)]
+    expected = torch.cat(alone)
+    assert_close(logits, expected, **CLOSE)
+    for gradient, expected_gradient in zip(gradients(logits, methods), gradients(expected, methods), strict=True):
+        assert_close(gradient, expected_gradient, **CLOSE)
+    generate = partial(backbone.generate, max_new_tokens=MAX_NEW_TOKENS)
+    answers = [generate(row, prompt) for row, prompt in zip(rows, prompts, strict=True)]
+    assert decode_texts(codec, generate(batch, merged)) == [decode_texts(codec, answer)[0] for answer in answers]
 
 
-def leaves(methods):
-    return [p for method in methods if method is not None for p in method.parameters() if p.requires_grad]
+def gradients(logits, methods):
+    """Returns the gradients of the parameters of all methods."""
+    parameters = []
+    for method in methods:
+        parameters += [] if method is None else trainable_parameters(method).values()
+    return torch.autograd.grad(logits.logsumexp(-1).sum(), parameters, allow_unused=True)
 
 
 @pytest.mark.parametrize("family", CAUSAL)
-def test_a_row_without_a_prompt_may_stand_among_long_texts(family, backbone, monkeypatch):
-    monkeypatch.setattr(context_cache, "MIN_FROZEN_TOKENS", 4)  # tokens from which the text before soft ones is kept
+def test_rows_without_a_prompt_are_supported_among_long_texts(family, backbone, monkeypatch):
+    monkeypatch.setattr(context_cache, "MIN_FROZEN_TOKENS", 4)  # shorter texts are not cached
     batch = batch_of(backbone.codec, "{text} it was{soft} {target}", TEXTS * 2, ["good"] * 8)
     prompt = SoftPrompt(tokens=backbone.embed(torch.tensor([[7, 8, 9]])))
-    together = merge_prompts([([0, 2, 4, 5, 6, 7], prompt)], batch)
+    merged = merge_prompts([([0, 2, 4, 5, 6, 7], prompt)], batch)
     alone = [backbone(batch.only([b]), prompt if b not in (1, 3) else None) for b in range(8)]
-    assert_close(backbone(batch, together), torch.cat(alone), **CLOSE)
+    assert_close(backbone(batch, merged), torch.cat(alone), **CLOSE)
 
 
-def test_keys_that_rows_share_may_be_there_for_some_only(family, backbone):
+def test_shared_keys_can_be_masked_in_some_rows(family, backbone):
     batch = batch_of(backbone.codec)
-    kv = {kind: dict(enumerate(zip(*pairs.transpose(0, 1)[:, :, None], strict=True)))
-          for kind, pairs in backbone.keys_and_values(torch.tensor([7, 8, 9])).items()}  # fmt: skip
-    inside = torch.tensor([[True] * 3, [False] * 3, [True] * 3, [False] * 3])
-    backbone(batch, SoftPrompt(tokens=backbone.embed(torch.tensor([[7]]))))  # decides how rows run
-    some = backbone(batch, SoftPrompt(kv=kv, kv_mask=dict.fromkeys(kv, inside)))
-    assert_close(some[::2], backbone(batch, SoftPrompt(kv=kv))[::2], **CLOSE)
-    assert_close(some[1::2], backbone(batch)[1::2], **CLOSE)
+    kv = {}
+    for kind, layers in backbone.keys_and_values(torch.tensor([7, 8, 9])).items():
+        kv[kind] = {layer: (key[None], value[None]) for layer, (key, value) in enumerate(layers)}
+    kv_mask = torch.tensor([[True] * 3, [False] * 3, [True] * 3, [False] * 3])
+    backbone(batch, SoftPrompt(tokens=backbone.embed(torch.tensor([[7]]))))  # determines the execution path
+    logits = backbone(batch, SoftPrompt(kv=kv, kv_mask=dict.fromkeys(kv, kv_mask)))
+    assert_close(logits[::2], backbone(batch, SoftPrompt(kv=kv))[::2], **CLOSE)
+    assert_close(logits[1::2], backbone(batch)[1::2], **CLOSE)
 
 
-def test_what_cannot_be_mixed_says_so(backbone, family):
+def test_prompts_that_cannot_be_merged_are_refused(backbone, family):
     batch = batch_of(backbone.codec)
     tokens = SoftPrompt(tokens=torch.zeros(1, 2, backbone.hidden_size))
     with pytest.raises(ValueError, match=r"each row takes one prompt, but rows \[1\] have more"):
@@ -222,7 +235,7 @@ def test_an_answer_is_streamed_word_by_word(family, backbone, template):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"temperature": 0.0, "do_sample": True}, "temperature must be above 0, got 0.0"),
         ({"top_p": 2.0, "do_sample": True}, "top_p must be above 0 and up to 1"),
@@ -234,11 +247,11 @@ def test_an_answer_is_streamed_word_by_word(family, backbone, template):
     ],
 )
 @pytest.mark.parametrize("family", ["llama"])
-def test_decoding_that_makes_no_sense_is_refused(family, options, said):
-    with pytest.raises(ValueError, match=said):
+def test_contradictory_decoding_options_are_refused(family, options, message):
+    with pytest.raises(ValueError, match=message):
         Decoding(**options)
 
 
-def test_code_from_a_hub_is_refused(backbone, family):
+def test_decoding_with_code_from_the_hub_is_refused(backbone, family):
     with pytest.raises(ValueError, match=r"penalty_alpha.* download"):
         backbone.generate(batch_of(backbone.codec), penalty_alpha=0.6, top_k=4)
