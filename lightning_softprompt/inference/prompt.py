@@ -23,6 +23,7 @@ from lightning_softprompt.data.tagging import spans
 from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.evaluation.classification import ClassificationEvaluation
 from lightning_softprompt.evaluation.tagging import TaggingEvaluation
+from lightning_softprompt.inference.streaming import refuse_open_stream, stream_answer
 from lightning_softprompt.methods.base import SoftPromptModule
 from lightning_softprompt.methods.task_data import plain_formats
 
@@ -117,6 +118,7 @@ class Prompt:
         view = self._view(task)
         if view.evaluation is None:
             return [{"prediction": text, "scores": None} for text in self.generate(rows, task, batch_size)]
+        refuse_open_stream(self.backbone)
         records: list[dict[str, Any]] = []
         for batch in view.batches(rows, batch_size):
             with torch.inference_mode():
@@ -148,23 +150,28 @@ class Prompt:
             rows: Texts, or mappings with the columns of the template.
             task: The task of the rows, if the prompt was trained on several.
             batch_size: Number of rows of a batch.
-            stream: Whether to return an iterator instead of a list. It yields complete answers, not single tokens: the
-                answers of a batch as soon as the batch is generated. With `batch_size=1`, each answer is yielded before
-                the next one is generated.
+            stream: Whether to return an iterator over the text of one answer, for one row. It yields pieces of whole
+                words while tokens are generated; joined, they are the answer that `generate` returns without `stream`.
+                Exhaust or close the iterator before you use the backbone for anything else.
             decoding: Arguments of `Decoding`, such as `max_new_tokens` and `do_sample`, that replace those of training.
 
         Returns:
-            The answers, in the order of the rows.
+            The answers, in the order of the rows; with `stream`, the pieces of the answer.
 
         Raises:
-            ValueError: If the format of rows is unknown, a row lacks a column, or an option has a wrong value.
+            ValueError: If the format of rows is unknown, a row lacks a column, or an option has a wrong value; with
+                `stream`, also for several rows and for beam search, which knows its answer only at the end.
+            RuntimeError: If the backbone is in the middle of a stream.
         """
         view = self._view(task)
         options = replace(view.format.decoding or Decoding(), **decoding)
-        answers = self._answers(view.batches(rows, batch_size), options)
-        return answers if stream else list(answers)
+        batches = view.batches(rows, batch_size)
+        if stream:
+            return stream_answer(self.method.lm(), _only_row(list(batches), options), options)
+        return list(self._answers(batches, options))
 
     def _answers(self, batches: Iterable[Batch], decoding: Decoding) -> Iterator[str]:
+        refuse_open_stream(self.backbone)
         for number, batch in enumerate(batches):
             with torch.inference_mode(), decoding.drawing(number):
                 ids = self.method.lm().generate(batch, **decoding.options)
@@ -192,6 +199,20 @@ class Prompt:
             )
         number = None if task is None else names.index(task)
         return TaskView(self.backbone, row_format, classes, number)
+
+
+def _only_row(batches: Sequence[Batch], decoding: Decoding) -> Batch:
+    """Returns the batch of the only row to stream.
+
+    Raises:
+        ValueError: If there is not exactly one row, or the answer is known only at the end.
+    """
+    num_rows = sum(map(len, batches))
+    if num_rows != 1:
+        raise ValueError(f"stream=True generates the answer of one row, got {num_rows}; call generate for each row")
+    if decoding.num_beams > 1:
+        raise ValueError(f"stream=True does not support beam search, got num_beams={decoding.num_beams}")
+    return batches[0]
 
 
 class TaskView:
