@@ -1,4 +1,4 @@
-"""Which part of the package may import which, read from the syntax trees: a wrong import fails here, not in review."""
+"""Checks which part of the package imports which, from the syntax trees."""
 
 import ast
 import subprocess
@@ -25,7 +25,7 @@ MAY_IMPORT = {  # in addition to itself
     "checkpoints": GROUND | {"backbones", "moved", "renamed_options"},
     "runs": STORED,
     "evaluation": GROUND | {"backbones"},
-    "retrieval": GROUND | {"backbones"},  # its callers pass the documents: it reads no corpus
+    "retrieval": GROUND | {"backbones"},  # its callers pass the documents, so it reads no corpus
     "prompts": STORED,
     "objectives": STORED,
     "reports": GROUND | {"evaluation"},
@@ -55,7 +55,7 @@ def files(part=""):
 
 
 def module_name(path):
-    """The dotted name of a file's module, without the package's name."""
+    """Returns the dotted name of the module of a file, without the name of the package."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -64,8 +64,8 @@ MODULES = {module_name(path): path for path in files()}
 
 
 def imports(path):
-    """Modules of the package that a file imports, anywhere in it, without the package's name."""
-    found = set()
+    """Returns the modules of the package that a file imports at any level, without the name of the package."""
+    imported = set()
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.ImportFrom):
             assert not node.level, f"{path.name}:{node.lineno} imports relatively"
@@ -75,8 +75,8 @@ def imports(path):
         else:
             continue
         inside = [name.removeprefix(f"{NAME}.") for name in names if name.startswith(f"{NAME}.")]
-        found |= {name if name in MODULES else name.rpartition(".")[0] for name in inside}
-    return found - {"", module_name(path)}
+        imported |= {name if name in MODULES else name.rpartition(".")[0] for name in inside}
+    return imported - {"", module_name(path)}
 
 
 def within(name, part):
@@ -84,7 +84,7 @@ def within(name, part):
 
 
 def classes():
-    """Every class of the package with the names of its bases."""
+    """Returns every class of the package with the names of its bases."""
     for path in files():
         for node in ast.walk(tree(path)):
             if isinstance(node, ast.ClassDef):
@@ -92,12 +92,12 @@ def classes():
 
 
 def method_files():
-    """The files of the methods: those in the sub-folders of `methods`."""
+    """Returns the files in the sub-folders of `methods`."""
     return [path for path in files("methods") if path.parent.name != "methods"]
 
 
 def circle(graph):
-    """The members of a circle, or nothing."""
+    """Returns the members of a circle, or an empty result."""
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
@@ -135,7 +135,7 @@ def test_every_folder_is_a_package():
 
 @pytest.mark.skipif(which("git") is None, reason="the rules are git's")
 def test_the_wheel_has_every_file():
-    """The build leaves out what `.gitignore` names."""
+    """The build omits files that `.gitignore` names."""
     paths = [str(path) for path in files()]
     command = ["git", "check-ignore", "--no-index", *paths]
     assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout == ""

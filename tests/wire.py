@@ -1,4 +1,4 @@
-"""What a process sends, as its kernel counts it: no library is asked."""
+"""Counts the bytes that a process sends, from the counters of the kernel."""
 
 import json
 import sys
@@ -11,10 +11,10 @@ from scaling import count_sent_bytes
 
 
 class Wire(Callback):
-    """Writes what each process had sent when training began, and after each step.
+    """Writes the bytes that each process sent before training and after each step.
 
     Args:
-        folder: Where to.
+        folder: Folder of the file of each process.
     """
 
     def __init__(self, folder: str) -> None:

@@ -1,4 +1,4 @@
-"""From a test of questions to its analysis: the records of `softprompt test` are what `softprompt analyze` reads."""
+"""`softprompt analyze` reads the records that `softprompt test` writes."""
 
 import json
 from typing import Any
@@ -67,7 +67,7 @@ def read_lines(name):
 
 
 def test_a_test_of_questions_is_analyzed(options, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "250")  # the folders of tests may have long names
+    monkeypatch.setenv("COLUMNS", "250")  # folders of tests can have long names
     assert main(["test", *options]) == 0
     records = read_lines("test_predictions.jsonl")
     assert [record["references"] for record in records] == [row["answers"] for row in ROWS]

@@ -1,4 +1,4 @@
-"""The baselines: gradients of all weights as transformers has them, and checkpoints that bring them back."""
+"""The baselines: gradients of all weights equal those of transformers, and checkpoints restore the weights."""
 
 from copy import deepcopy
 
@@ -45,7 +45,8 @@ def test_all_weights_have_the_gradients_that_transformers_gives_them(family, loa
     (sum(losses) / count).backward()
     for name, weight in plain.named_parameters():
         assert_close(module.loaded.model.get_parameter(name).grad, weight.grad, **CLOSE)
-    assert sum(p.numel() for p in module.parameters() if p.requires_grad) == sum(p.numel() for p in plain.parameters())
+    num_trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    assert num_trainable == sum(p.numel() for p in plain.parameters())
 
 
 @pytest.mark.parametrize("cls", [FullFineTuning, LoRA])

@@ -8,9 +8,9 @@ from lightning_softprompt.cli.app import main
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, tiny_folder):
+def trained_run(tmp_path_factory, tiny_folder):
     """Options of a run, and the checkpoint of its third step."""
-    folder = tmp_path_factory.mktemp("trained")
+    folder = tmp_path_factory.mktemp("trained_run")
     rows = [{"text": "a warm film", "label": label} for label in ("good", "bad")] * 6
     for split in ("train", "validation"):
         write_rows(folder / f"{split}.jsonl", rows)
@@ -55,8 +55,8 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_an_edited_checkpoint_is_named(trained, change, tmp_path, capfd):
-    options, checkpoint = trained
+def test_an_edited_checkpoint_is_named(trained_run, change, tmp_path, capfd):
+    options, checkpoint = trained_run
     saved = torch.load(checkpoint, weights_only=True)
     CHANGES[change](saved)
     edited = tmp_path / "last.ckpt"
@@ -69,7 +69,7 @@ def test_an_edited_checkpoint_is_named(trained, change, tmp_path, capfd):
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_checkpoint_as_it_was_written_is_resumed(trained, tmp_path):
-    options, checkpoint = trained
+def test_a_checkpoint_as_it_was_written_is_resumed(trained_run, tmp_path):
+    options, checkpoint = trained_run
     command = ["--trainer.max_steps=6", f"--run.folder={tmp_path / 'runs'}", f"--ckpt_path={checkpoint}"]
     assert main(["fit", *options, *command]) == 0

@@ -79,7 +79,7 @@ def test_inferred_classes_come_from_the_checkpoint_or_prompt_and_no_training_row
         write_rows(path, [{**row, "label": words[row["label"]]} for row in read_rows(path)])
     folder = fit("--data.labels=null")
     option, _, file = start.partition("=")
-    rows = [row for row in read_rows(data_folder / "test.jsonl") if row["label"] != "one"]  # not all classes
+    rows = [row for row in read_rows(data_folder / "test.jsonl") if row["label"] != "one"]  # without one of the classes
     test_path = write_rows(data_folder.parent / "test.jsonl", rows)
     shutil.rmtree(data_folder)
     assert main(["test", f"--{option}={folder / file}", "--trainer.accelerator=cpu", f"--data.test={test_path}"]) == 0
@@ -91,7 +91,7 @@ def test_inferred_classes_come_from_the_checkpoint_or_prompt_and_no_training_row
 def test_names_of_classes_are_text_in_the_config_of_a_run_too(fit, data_folder):
     for path in data_folder.glob("*.jsonl"):
         write_rows(path, [{**row, "label": int(row["label"] == "positive")} for row in read_rows(path)])
-    folder = fit("--data.labels={1: good, 0: bad}")  # in the other order than the numbers
+    folder = fit("--data.labels={1: good, 0: bad}")  # not in the order of the numbers
     assert main(["test", f"--ckpt_path={folder / 'checkpoints' / 'last.ckpt'}"]) == 0
     records = read_rows(last_folder() / "test_predictions.jsonl")
     rows = read_rows(data_folder / "test.jsonl")
@@ -117,7 +117,7 @@ def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(fit):
     assert torch.equal(load_state(whole)["tokens"], load_state(resumed)["tokens"])
 
 
-def test_keep_last_checkpoints_are_kept_and_the_previous_one_resumes_when_the_last_is_broken(fit, capsys):
+def test_keep_last_stores_several_checkpoints_and_the_previous_one_resumes_if_the_last_is_damaged(fit, capsys):
     whole = fit("--run.keep_last=3", "--trainer.val_check_interval=1")
     folder = whole / "checkpoints"
     steps = {p.name: torch.load(p, weights_only=True)["global_step"] for p in folder.glob("last*.ckpt")}
@@ -181,7 +181,7 @@ def test_test_of_a_checkpoint_needs_no_further_options_and_scores_each_row_once(
     assert metrics["test/accuracy"] == pytest.approx(num_correct / 5)
 
 
-def test_the_last_checkpoint_of_a_named_run_is_scored_without_a_config_and_its_config_is_kept(fit, tmp_path, capsys):
+def test_the_last_checkpoint_of_a_named_run_is_scored_without_a_config_and_its_config_remains(fit, tmp_path, capsys):
     folder = fit("--run.name=mine", "--trainer.log_every_n_steps=0")
     config = (folder / "config.yaml").read_text()
     run_options = [f"--run.folder={tmp_path / 'runs'}", "--run.name=mine"]
@@ -196,8 +196,8 @@ def test_the_last_checkpoint_of_a_named_run_is_scored_without_a_config_and_its_c
     assert "which is a folder; use one of its files" in capsys.readouterr().err
 
 
-def suggested(error):
-    """The suggested commands in the standard error of a command."""
+def suggested_commands(error):
+    """Returns the suggested commands in the standard error of a command."""
     lines = error.splitlines()
     first = next((number for number, line in enumerate(lines) if line.startswith("Next: ")), len(lines))
     return [line[6:] for line in lines[first:]]
@@ -206,30 +206,30 @@ def suggested(error):
 def test_each_command_suggests_the_next_one_which_runs_as_printed(fit, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     folder = fit("--run.experiment=my runs").relative_to(tmp_path)
-    test, predict = suggested(capsys.readouterr().err)
+    test, predict = suggested_commands(capsys.readouterr().err)
     checkpoint = f"--ckpt_path '{folder}/checkpoints/best.ckpt'"
     assert test == f"softprompt test {checkpoint}"
     assert predict == f'echo \'{{"text": "..."}}\' | softprompt predict {checkpoint} --data.predict -'
     assert main(shlex.split(test)[1:]) == 0
-    assert suggested(capsys.readouterr().err) == [predict]
+    assert suggested_commands(capsys.readouterr().err) == [predict]
     program = f"{shlex.quote(sys.executable)} -m lightning_softprompt"
     done = subprocess.run(predict.replace("softprompt", program, 1), shell=True, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["prediction"] in ("negative", "neutral", "positive")
-    assert suggested(done.stderr) == [], "standard output is read by another program"
+    assert suggested_commands(done.stderr) == [], "standard output is read by another program"
     (tmp_path / "new.txt").write_text("a warm film\n")
     assert main([*shlex.split(test.replace("test", "predict", 1))[1:], "--data.predict=new.txt"]) == 0
-    assert suggested(capsys.readouterr().err) == [test]
+    assert suggested_commands(capsys.readouterr().err) == [test]
 
 
 def test_the_next_command_needs_rows_and_a_successful_run(fit, common, data_folder, capsys):
     (data_folder / "test.jsonl").unlink()
     fit()
-    validate, _ = suggested(capsys.readouterr().err)
+    validate, _ = suggested_commands(capsys.readouterr().err)
     assert main(shlex.split(validate)[1:]) == 0
     capsys.readouterr()
     assert main(["test", "--model=PromptTuning", *common]) == 2
-    assert suggested(capsys.readouterr().err) == []
+    assert suggested_commands(capsys.readouterr().err) == []
 
 
 def test_the_folded_prompt_is_tested_as_suggested(fit, tmp_path, monkeypatch, capsys):
@@ -237,7 +237,7 @@ def test_the_folded_prompt_is_tested_as_suggested(fit, tmp_path, monkeypatch, ca
     folder = fit("--model=PTuning")
     capsys.readouterr()
     assert fold.main([str(folder / "prompt.safetensors")]) == 0
-    (command,) = suggested(capsys.readouterr().err)
+    (command,) = suggested_commands(capsys.readouterr().err)
     assert main(shlex.split(command)[1:]) == 0
 
 
@@ -429,13 +429,13 @@ def test_a_config_without_settings_is_refused_by_name(tmp_path, capsys):
     assert "empty.yaml is not a config" in capsys.readouterr().err
 
 
-def test_no_time_to_train_is_refused_before_the_run_has_a_folder(common, tmp_path):
+def test_a_time_limit_of_zero_is_refused_before_the_run_has_a_folder(common, tmp_path):
     assert main(["fit", "--model=PromptTuning", *common, "--trainer.max_time={minutes: 0}"]) == 2
     assert not (tmp_path / "runs").exists()
 
 
 def test_a_training_that_a_callback_stops_before_its_first_step_is_an_error(common, capsys, monkeypatch):
-    monkeypatch.delitem(TRAINING_CHECKS, "max_time")  # the Timer of no time is such a callback
+    monkeypatch.delitem(TRAINING_CHECKS, "max_time")  # a limit of zero adds a Timer, which this check refuses first
     assert main(["fit", "--model=PromptTuning", *common, "--trainer.max_time=00:00:00:00"]) == 2
     assert "stopped before its first step" in capsys.readouterr().err
 
@@ -506,7 +506,7 @@ def test_methods_train_and_a_checkpoint_gets_the_same_score_again(fit, options):
     assert again["val/accuracy"] == report["best"]["value"]
 
 
-def test_a_folded_prompt_scores_as_the_method_that_made_it(fit, common, tmp_path):
+def test_a_folded_prompt_has_the_scores_of_its_method(fit, common, tmp_path):
     method = ["--model=ResidualPromptTuning", "--model.bottleneck=8", "--model.length=3"]
     folder = fit(*method)
     assert main(["test", *common, *method, f"--init_from={folder / 'prompt.safetensors'}"]) == 0

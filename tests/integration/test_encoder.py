@@ -1,4 +1,4 @@
-"""P-tuning v2 with a class head on a real encoder that has no language-modelling head."""
+"""P-tuning v2 with a class head on a real encoder that has no language-modeling head."""
 
 import pytest
 import torch

@@ -21,7 +21,7 @@ RATES = [0.1, 0.01]
 
 @pytest.fixture
 def experiments(tmp_path, tiny_folder):
-    """Experiments on a tiny backbone, and their data."""
+    """Experiments on a tiny backbone, with their data."""
     rows = [{"text": text, "label": label} for text, label in (("a funny dog", "good"), ("a sad dog", "dull")) * 8]
     folder = tmp_path / "data" / "rows"
     folder.mkdir(parents=True)
@@ -64,7 +64,7 @@ def test_a_killed_queue_continues_without_a_lost_or_doubled_result(tmp_path, exp
     os.killpg(queue.pid, signal.SIGKILL)
     queue.communicate()
     with results.open("a") as file:
-        file.write('{"key": "incompl')  # as a machine that loses its power leaves it
+        file.write('{"key": "incompl')  # as after a power failure
     output, _ = start(tmp_path, experiments).communicate(timeout=200)
     assert "all experiments have results" in output
     first, second, tested = run_queue.read_results(results)
@@ -112,7 +112,8 @@ def test_tables_name_pairs_that_differ_and_pairs_that_do_not():
         ]
 
     low, high = [0.0] * 30 + [1.0] * 10, [1.0] * 40
-    text = "\n".join(tables.page([*results("weak", low), *results("strong", high), *results("also strong", high)]))
+    rows = [*results("weak", low), *results("strong", high), *results("also strong", high)]
+    text = "\n".join(tables.page(rows))
     assert "| strong | 2 | 1.000 ± 0.000 | 0.1 | 1,200 | 1.0 | 9 |" in text
     assert "| strong over weak | 0.750 |" in text
     assert "| also strong over weak | 0.750 |" in text

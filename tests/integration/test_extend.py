@@ -1,7 +1,6 @@
 """The plug-ins of `docs/extend/plugins.md`, each one file outside the package, run by the commands of the page."""
 
 import importlib
-import json
 import re
 import shlex
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from row_files import write_rows
 from runs import read_metrics
 
 from lightning_softprompt.__main__ import main
@@ -24,8 +24,8 @@ def folder(tmp_path, monkeypatch, rows):
     files = {block.split()[1]: block for block in re.findall(r"```python\n(# .*?)```", PAGE, flags=re.DOTALL)}
     for name, text in files.items():
         (tmp_path / name).write_text(text)
-    lines = [json.dumps({"text": row["text"], "stars": 1 + number % 5}) for number, row in enumerate(rows * 3)]
-    (tmp_path / "reviews.jsonl").write_text("\n".join(lines))
+    reviews = [{"text": row["text"], "stars": 1 + number % 5} for number, row in enumerate(rows * 3)]
+    write_rows(tmp_path / "reviews.jsonl", reviews)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     yield tmp_path

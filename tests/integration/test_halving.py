@@ -34,7 +34,7 @@ KINDS = {
 
 @contextmanager
 def memory_for(backbone, rows, backward=False):
-    """A backbone that runs out of memory with more rows than given, in its forward or its backward pass."""
+    """A backbone that runs out of memory above a number of rows, in its forward or its backward pass."""
     original = {name: getattr(backbone, name) for name in ("states", "hidden_states")}
     counts = []
 
@@ -77,7 +77,7 @@ def build(backbone, kind, **more):
 
 
 def run_step(module, batch):
-    """Returns the loss and the gradients of a step, and the random numbers that follow it."""
+    """Returns the loss and the gradients of a step, and the next random numbers."""
     torch.manual_seed(5)
     module.zero_grad()
     logs = module.step(batch, 0.0)
@@ -89,7 +89,7 @@ def run_step(module, batch):
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_step_in_parts_equals_the_whole_step(kind, family, backward, load):
+def test_a_step_in_parts_equals_the_step_without_parts(kind, family, backward, load):
     backbone = load(family)
     module = build(backbone, kind)
     batch = tiny.batch_of(backbone.codec, labels=LABELS)
@@ -146,7 +146,7 @@ def train(module, backbone, rows, callbacks=(), **options):
 
 @pytest.mark.parametrize("options", [{}, {"accumulate_grad_batches": 2, "gradient_clip_val": 0.1}], ids=["", "more"])
 @pytest.mark.parametrize("count", [1, 2])
-def test_a_training_in_parts_equals_the_whole_training(count, options, load, caplog):
+def test_a_training_in_parts_equals_the_training_without_parts(count, options, load, caplog):
     results = []
     for rows, callbacks in ((4, []), (1, [Halving()])):
         torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""The loss along the line between two prompts, as the command reports it."""
+"""The command reports the loss along the line between two prompts."""
 
 import json
 import shlex
@@ -23,7 +23,7 @@ TEMPLATE = "{soft}{text} it is{target}"
 
 @pytest.fixture
 def ends(tiny_folder, tmp_path, rows):
-    """Two prompts, the options of a run they fit, and a function that gives the loss of soft tokens on its rows."""
+    """Two prompts, the options of their run, and a function that returns the loss of soft tokens on its rows."""
     folder = tmp_path / "mood"
     folder.mkdir()
     for split in ("train", "validation"):
@@ -33,9 +33,10 @@ def ends(tiny_folder, tmp_path, rows):
     backbone = load_backbone(module.spec)
     tokens = [torch.randn(3, backbone.hidden_size) for _ in range(2)]
     paths = []
-    for number, of in enumerate(tokens):
-        paths.append(str(tmp_path / f"{number}.safetensors"))
-        write_prompt(tmp_path / f"{number}.safetensors", SavedPrompt({"tokens": of}, backbone_identity(backbone), {}))
+    for number, values in enumerate(tokens):
+        path = tmp_path / f"{number}.safetensors"
+        write_prompt(path, SavedPrompt({"tokens": values}, backbone_identity(backbone), {}))
+        paths.append(str(path))
     options = [
         f"--backbone.name={name}", "--model=PromptTuning", "--model.length=3", "--data=ClassificationDataModule",
         f"--data.path={folder}", f"--data.template={TEMPLATE}", f"--data.labels={json.dumps(LABELS)}",
@@ -57,7 +58,7 @@ def ends(tiny_folder, tmp_path, rows):
     return tokens, paths, options, loss
 
 
-def test_every_point_of_the_line_has_the_loss_of_its_own_prompt(ends, tmp_path, capsys):
+def test_every_point_of_the_line_has_the_loss_of_its_prompt(ends, tmp_path, capsys):
     (one, other), paths, options, loss = ends
     out, plot = tmp_path / "out" / "line.json", tmp_path / "out" / "line.png"
     assert interpolate.main([*paths, "--points", "5", "--out", str(out), "--plot", str(plot), *options]) == 0
@@ -81,7 +82,7 @@ def _initial_tokens(module):
     return module.tokens.detach()
 
 
-def test_what_does_not_fit_is_refused(ends, tmp_path):
+def test_prompts_that_cannot_be_interpolated_are_refused(ends, tmp_path):
     _, paths, options, _ = ends
     with pytest.raises(CommandError, match=r"0\.safetensors has .*set --model and its sizes"):
         interpolate.main([*paths, *options, "--model.length=4"])

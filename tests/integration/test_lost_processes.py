@@ -16,7 +16,7 @@ PATIENCE = 2
 
 @pytest.fixture
 def start(tmp_path, rows, tiny_folder):
-    """A function that starts a run of two processes, each with further options, and returns them."""
+    """A function that starts a run of two processes, each with additional options, and returns the processes."""
     write_rows(tmp_path / "train.jsonl", rows * 4)
 
     def start(*by_process, steps=10_000):
@@ -82,7 +82,7 @@ def test_a_process_that_is_lost_ends_the_other(start, tmp_path, lost, sent):
 
 @pytest.fixture
 def watches():
-    """Two watches on one store, and the messages with which they would exit."""
+    """Two watches of one store, and the messages with which they exit."""
     store, messages = torch.distributed.HashStore(), {0: [], 1: []}
     return [Watch(store, rank, 2, 0.4, messages[rank].append) for rank in (0, 1)], messages
 

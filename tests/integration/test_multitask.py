@@ -73,7 +73,7 @@ def test_tasks_train_are_tested_and_the_mean_of_their_scores_selects_the_best_ch
     assert main(["test", f"--ckpt_path={run / 'checkpoints' / 'best.ckpt'}"]) == 0
     tested = last_folder()
     records = read_rows(tested / "test_predictions.jsonl")
-    assert [record["row"] for record in records] == [*range(5)] * 3  # each task has its own file
+    assert [record["row"] for record in records] == [*range(5)] * 3  # each task has a separate file
     assert [record["task"] for record in records] == ["mood"] * 5 + ["length"] * 5 + ["summary"] * 5
     for name in ("mood", "length"):
         of_task = [record for record in records if record["task"] == name]
@@ -87,10 +87,10 @@ TOGETHER = ["--data.together.rows=5", "--model=MPT"]
 @pytest.mark.parametrize("options", [[], TOGETHER, ["--data.together={rows: 6, tasks: 2}"]], ids=str)
 def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(fit, options):
     options = ["--data.sampling=Temperature", "--data.sampling.temperature=3", *options]
-    whole, half = fit(*options), fit(*options, "--trainer.max_steps=4")
+    uninterrupted, half = fit(*options), fit(*options, "--trainer.max_steps=4")
     resumed = fit(*options, f"--ckpt_path={half / 'checkpoints' / 'last.ckpt'}")
-    assert read_losses(whole) == read_losses(half) + read_losses(resumed)
-    states = [load_state(whole), load_state(resumed)]
+    assert read_losses(uninterrupted) == read_losses(half) + read_losses(resumed)
+    states = [load_state(uninterrupted), load_state(resumed)]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
@@ -113,7 +113,7 @@ def test_rows_of_several_tasks_are_predicted_in_their_order(fit, folder):
 
 
 def test_a_tagging_and_a_classification_task_train_together(fit, folder):
-    """The readout of each row is the one of its task."""
+    """Each row uses the readout of its task."""
     words = [{"tokens": ["a", "sad", "film"], "tags": ["O", "B-MOOD", "O"]}, {"tokens": ["dull"], "tags": ["B-MOOD"]}]
     write_splits(folder / "tags", train=words * 3, validation=words * 3, test=words * 3)
     config = {"class_path": "TaggingDataModule", "init_args": {"path": str(folder / "tags"), "batch_size": 2}}
@@ -146,7 +146,7 @@ def test_a_bad_row_of_a_task_and_a_missing_score_are_reported(fit, folder, capsy
 
 
 def test_a_shared_prompt_is_distilled_targets_start_from_it_and_a_bank_serves_all_tasks(fit, folder, tiny_folder):
-    """MPT's stages, ATTEMPT over the sources, and all prompts in one batch."""
+    """Runs the stages of MPT, ATTEMPT with the source prompts, and all prompts in one batch."""
     short = ["--run.wandb=disabled", "--trainer.max_steps=3"]
     alone = [f"--backbone.name={tiny_folder('llama')}", "--trainer.accelerator=cpu",
              "--trainer.enable_progress_bar=false", f"--run.folder={folder / 'runs'}", *short]  # fmt: skip

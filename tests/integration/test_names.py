@@ -1,4 +1,4 @@
-"""Names from data in what a run prints and writes: they control no terminal and are no markup."""
+"""Names from data are printed and written without effect as terminal control characters or markup."""
 
 import csv
 import json
@@ -50,4 +50,4 @@ def test_names_of_classes_are_printable_wherever_metrics_are_named(common, capfd
     assert not any(HIDDEN.search(name) or "\n" in name for name in columns)
     assert (last_folder() / "plots" / "test_confusion.png").is_file()
     records = read_rows(last_folder() / "test_predictions.jsonl")
-    assert {record["target"] for record in records} == set(NAMES)  # records keep the names as they are
+    assert {record["target"] for record in records} == set(NAMES)  # records contain the original names

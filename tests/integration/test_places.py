@@ -46,9 +46,8 @@ def test_a_full_disk_ends_a_run_and_the_same_command_resumes(argv, tmp_path, mon
     log = tmp_path / "log.txt"
 
     def run_with_limit(words):
-        resource.setrlimit(
-            resource.RLIMIT_FSIZE, (limit, limit)
-        )  # of any file, which is an error like that of a full disk
+        # A file above the limit causes an error like that of a full disk.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
         return main(words)
 
     with monkeypatch.context() as patched:
@@ -63,20 +62,21 @@ def test_a_full_disk_ends_a_run_and_the_same_command_resumes(argv, tmp_path, mon
 
 
 def test_two_runs_do_not_write_to_one_folder(argv, tmp_path, capsys):
-    """And a name is free again when the run that had it is dead, whatever its data workers do."""
+    """A name is available again after its run is killed, also if data workers still exist."""
     named = [*argv, "--run.name=one", "--data.num_workers=1"]
-    ours, theirs = os.pipe()
+    read_end, write_end = os.pipe()
     holder = os.fork()
     if not holder:
         try:
             run_spec.lock_run_folder(make_folder(tmp_path / "runs" / "default" / "one"))
-            os.write(theirs, b"!")
+            os.write(write_end, b"!")
             os.read(os.pipe()[0], 1)  # until it is killed
         finally:
             os._exit(1)
-    assert os.read(ours, 1) == b"!"
+    assert os.read(read_end, 1) == b"!"
     assert main(named) == 2
-    assert "another run is writing to" in (error := capsys.readouterr().err)
+    error = capsys.readouterr().err
+    assert "another run is writing to" in error
     assert "another --run.name" in error
     os.kill(holder, 9)
     os.waitpid(holder, 0)
@@ -90,7 +90,7 @@ def make_folder(folder):
 
 
 def test_rows_of_one_class_only_are_trained_on_and_scored(argv, tmp_path):
-    """Nothing is divided by the rows of a class that has none."""
+    """No metric is divided by the zero rows of a class."""
     (tmp_path / "train.jsonl").write_text('{"text": "dull", "label": "negative"}\n' * 6)
     assert main(argv) == 0
     (metrics,) = (json.loads(path.read_text())["val"] for path in tmp_path.rglob("metrics.json"))

@@ -49,7 +49,7 @@ def test_a_float32_prompt_is_trained_and_tested_on_a_backbone_in_half_precision(
         assert float(actual) == pytest.approx(float(expected_loss), rel=0.05)
     tested = run("test", f"--backbone.dtype={dtype}", f"--init_from={half / 'prompt.safetensors'}")
     assert read_metrics(tested)["test"]["test/accuracy"] >= 0
-    assert "was not set" not in caplog.text  # of an option that is Lightning's own business
+    assert "was not set" not in caplog.text  # the warning is about an option that Lightning sets
 
 
 @pytest.mark.parametrize("dtype", HALVES)
@@ -61,7 +61,7 @@ def test_a_float32_prompt_has_a_gradient_and_generates_on_a_backbone_in_half_pre
     assert prompt.grad.dtype == torch.float32
     assert torch.isfinite(prompt.grad).all()
     assert prompt.grad.abs().sum() > 0
-    if family not in tiny.MASKED:  # which do not generate
+    if family not in tiny.MASKED:  # masked models do not generate
         assert len(backbone.generate(batch, SoftPrompt(tokens=prompt.detach()), max_new_tokens=2)) == len(batch)
 
 

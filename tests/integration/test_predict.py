@@ -41,7 +41,7 @@ def options(tmp_path, tiny_folder):
 
 @pytest.fixture
 def command(options):
-    """The words that start a prediction in a process of its own, on one thread as in the tests."""
+    """Returns the words that start a prediction in a separate process, on one thread as in the tests."""
     code = (
         "import sys, torch; torch.set_num_threads(1); from lightning_softprompt.__main__ import main; sys.exit(main())"
     )
@@ -50,7 +50,7 @@ def command(options):
 
 @pytest.fixture
 def predicted_rows(monkeypatch):
-    """The indices of the rows that the model predicts from now on."""
+    """A list that receives the indices of the rows that the model predicts."""
     rows, step = [], SoftPromptModule.predict_step
 
     def record(module, batch, batch_idx):
@@ -115,7 +115,7 @@ def test_predictions_have_the_row_numbers_and_the_files_of_their_sources(tmp_pat
 
 def test_without_a_named_file_the_same_command_resumes_the_file_of_the_killed_run(tmp_path, options, predicted_rows):
     runs = tmp_path / "runs" / "default"
-    workers = "--data.num_workers=1"  # the worker outlives the run by some seconds and has its file open
+    workers = "--data.num_workers=1"  # for some seconds after the run, the worker still has its file open
     run_and_kill(["predict", *options, workers])
     (part,) = runs.glob("*/predictions.jsonl.part")
     done = count_lines(part)
@@ -130,10 +130,10 @@ def test_without_a_named_file_the_same_command_resumes_the_file_of_the_killed_ru
 
 
 @pytest.fixture
-def unfinished(tmp_path, options, monkeypatch):
-    """A function from options, batches and lines to a command, its file and the unfinished file that it left."""
+def interrupted_run(tmp_path, options, monkeypatch):
+    """A function from options, batches and lines to a command, its file and its partial file."""
 
-    def unfinished(*more, batches=4, lines=7):
+    def interrupted_run(*more, batches=4, lines=7):
         path = tmp_path / "predictions.jsonl"
         command = ["predict", *options, *more, f"--run.predictions={path}"]
         step = SoftPromptModule.predict_step
@@ -149,16 +149,16 @@ def unfinished(tmp_path, options, monkeypatch):
         part = tmp_path / "predictions.jsonl.part"
         part_lines = part.read_bytes().splitlines(keepends=True)
         assert len(part_lines) > lines
-        part.write_bytes(b"".join(part_lines[:lines]))  # as if it stopped within a batch
+        part.write_bytes(b"".join(part_lines[:lines]))  # as if the run stopped within a batch
         return command, path, part
 
-    return unfinished
+    return interrupted_run
 
 
 @pytest.fixture
-def half(unfinished):
-    """A command, its file, and its unfinished file with seven rows, which are three and a half batches."""
-    return unfinished()
+def half(interrupted_run):
+    """A command, its file, and its partial file with seven rows, which are three and a half batches."""
+    return interrupted_run()
 
 
 OTHERS = {
@@ -170,7 +170,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("other", OTHERS)
-def test_the_unfinished_file_of_another_run_is_kept_and_reported(half, predicted_rows, caplog, other):
+def test_the_unfinished_file_of_another_run_is_renamed_and_reported(half, predicted_rows, caplog, other):
     command, path, part = half
     before = part.read_bytes()
     changed, difference = OTHERS[other]
@@ -238,10 +238,10 @@ def test_a_limit_counts_the_batches_that_are_done(half, predicted_rows):
     assert count_lines(path) == 12
 
 
-def test_batches_by_tokens_resume_with_the_incomplete_one(unfinished, options, tmp_path, predicted_rows):
+def test_batches_by_tokens_resume_with_the_incomplete_one(interrupted_run, options, tmp_path, predicted_rows):
     whole, by_tokens = tmp_path / "whole.jsonl", "--data.batch_tokens=100"
     assert main(["predict", *options, by_tokens, f"--run.predictions={whole}"]) == 0
-    command, path, _ = unfinished(by_tokens, batches=6, lines=20)
+    command, path, _ = interrupted_run(by_tokens, batches=6, lines=20)
     predicted_rows.clear()
     assert main(command) == 0
     assert 20 - 15 < predicted_rows[0] <= 20

@@ -1,4 +1,4 @@
-"""Runs that get a signal to stop end with a checkpoint and resume as if they had not stopped."""
+"""Runs that receive a stop signal end with a checkpoint and resume as if they were not interrupted."""
 
 import json
 import signal
@@ -17,7 +17,7 @@ from lightning_softprompt.cli.app import main
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 import killing
 
-UNSIGNALLED = "--run.accept_changes=trainer.callbacks"  # a resumed run has another callback that stops it, or none
+UNSIGNALLED = "--run.accept_changes=trainer.callbacks"  # the resumed run has another callback or none
 STEPS = 9  # an epoch has 6
 
 
@@ -47,7 +47,7 @@ def start(tmp_path, shared_argv):
 
 @pytest.fixture
 def start_two(tmp_path, shared_argv):
-    """The same in two processes with the environment of torchrun."""
+    """A function like `fit` that runs two processes with the environment of torchrun."""
 
     def start(experiment, *options):
         spread = ["--trainer.strategy=ddp", "--trainer.devices=2", "--data.batch_size=2"]
@@ -78,7 +78,7 @@ def losses_of(folder):
 def check_equal_ends(one, other):
     assert one["global_step"] == other["global_step"] == STEPS
     assert torch.equal(one["state_dict"]["tokens"], other["state_dict"]["tokens"])
-    moments = [of["optimizer_states"][0]["state"][0] for of in (one, other)]
+    moments = [state["optimizer_states"][0]["state"][0] for state in (one, other)]
     assert all(torch.equal(moments[0][name], moments[1][name]) for name in moments[0])
 
 
@@ -127,7 +127,7 @@ def test_a_second_interrupt_stops_at_once(start, tmp_path):
 
 @pytest.mark.parametrize(("name", "times", "expected"), [("SIGTERM", 1, 143), ("SIGINT", 1, 130), ("SIGINT", 2, -2)])
 def test_a_signal_to_all_processes_stops_the_run_and_its_workers(shared_argv, tmp_path, name, times, expected):
-    """As by Ctrl-C in a terminal, or by a scheduler. A second signal stops at once and leaves no process either."""
+    """As by Ctrl-C in a terminal, or by a scheduler. A second signal stops immediately and also leaves no process."""
     note, log = tmp_path / "children", tmp_path / "log"
     signals = signal_option(2, name, times=times, note=str(note))
     argv = [*shared_argv, "--run.experiment=group", "--data.batch_size=4", "--data.num_workers=2", signals]

@@ -22,7 +22,7 @@ QUIET = {
 
 
 class Watch(Callback):
-    """Gradients and soft tokens of every step, as they were before it."""
+    """Records the gradients and soft tokens before every step."""
 
     def __init__(self):
         self.steps = []

@@ -135,11 +135,11 @@ def test_a_resumed_run_draws_the_same_passages_and_lengths(fit):
         "--data.passages.order=shuffled",
         "--data.answer_form.training_target=any",
     ]
-    whole, half = fit(*random), fit(*random, "--trainer.max_steps=4")
+    uninterrupted, half = fit(*random), fit(*random, "--trainer.max_steps=4")
     resumed = fit(*random, f"--ckpt_path={half / 'checkpoints' / 'last.ckpt'}")
-    assert len(read_losses(whole)) == 6
-    assert read_losses(whole) == read_losses(half) + read_losses(resumed)
-    assert torch.equal(load_state(whole)["tokens"], load_state(resumed)["tokens"])
+    assert len(read_losses(uninterrupted)) == 6
+    assert read_losses(uninterrupted) == read_losses(half) + read_losses(resumed)
+    assert torch.equal(load_state(uninterrupted)["tokens"], load_state(resumed)["tokens"])
 
 
 def test_old_option_names_mean_the_same_with_one_notice_each(fit, tmp_path, caplog):
@@ -186,7 +186,7 @@ KILLED_PROGRAM = """
 
 
 def run_and_kill(step, number, *command):
-    """Runs a command in a process that ends by SIGKILL in the call of a step with this number, counted from 1."""
+    """Runs a command in a process that SIGKILL ends in a call of a step; `number` counts calls from 1."""
     words = [sys.executable, "-c", dedent(KILLED_PROGRAM), step, str(number), *command]
     result = subprocess.run(words, check=False, capture_output=True, text=True)
     assert result.returncode == -9, result.stderr
@@ -195,20 +195,20 @@ def run_and_kill(step, number, *command):
 def test_a_killed_training_resumes_with_the_same_passages(fit, options, tmp_path):
     more = ["--data.passages.noise={distractors: 0.5, drop: 0.2}", "--data.passages.order=shuffled",
             "--trainer.val_check_interval=2", "--trainer.check_val_every_n_epoch=null", "--ckpt_path=last"]  # fmt: skip
-    whole = fit(*more, f"--run.folder={tmp_path / 'whole'}")
+    uninterrupted = fit(*more, f"--run.folder={tmp_path / 'uninterrupted'}")
     limits = ["--trainer.max_steps=6", "--trainer.max_epochs=-1", "--trainer.log_every_n_steps=1"]
     run_and_kill("training_step", 6, "fit", "--model=Spring", "--model.length=4", *limits, *options, *more)
     (run,) = (tmp_path / "runs" / "default").iterdir()
     assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 4
     assert fit(*more) == run
-    assert torch.equal(load_state(whole)["tokens"], load_state(run)["tokens"])
+    assert torch.equal(load_state(uninterrupted)["tokens"], load_state(run)["tokens"])
 
 
 def test_answers_that_were_written_before_a_kill_are_not_generated_again(options, folder, tmp_path, monkeypatch):
     questions = f"--data.predict={folder / 'questions.jsonl'}"
     command = ["predict", *options, "--model=Spring", "--model.length=4", questions]
-    whole, output = tmp_path / "whole.jsonl", f"--run.predictions={tmp_path / 'out.jsonl'}"
-    assert main([*command, f"--run.predictions={whole}"]) == 0
+    uninterrupted, output = tmp_path / "uninterrupted.jsonl", f"--run.predictions={tmp_path / 'out.jsonl'}"
+    assert main([*command, f"--run.predictions={uninterrupted}"]) == 0
     run_and_kill("predict_step", 3, *command, output)
     rows, step = [], SoftPromptModule.predict_step
 
@@ -219,7 +219,7 @@ def test_answers_that_were_written_before_a_kill_are_not_generated_again(options
     monkeypatch.setattr(SoftPromptModule, "predict_step", record)
     assert main([*command, output]) == 0
     assert rows == [4]
-    assert (tmp_path / "out.jsonl").read_bytes() == whole.read_bytes()
+    assert (tmp_path / "out.jsonl").read_bytes() == uninterrupted.read_bytes()
 
 
 @pytest.mark.parametrize("readout", ["LabelWords", "RankedChoices"])
@@ -272,7 +272,7 @@ class CallCounter(Callback):
 def test_passages_before_the_soft_tokens_run_through_the_backbone_in_the_first_epoch_only(
     folder, tmp_path, tiny_folder, monkeypatch, order, is_recomputed
 ):
-    """In a shuffled order they are another text and run again."""
+    """Passages in a shuffled order are another text and are encoded again."""
     calls, compute = [], context_cache.keys_and_values
 
     def count(*args):

@@ -1,4 +1,4 @@
-"""`softprompt quickstart --rag` does all of it, offline: on a tiny backbone here, with the packaged encoder."""
+"""`softprompt quickstart --rag` runs offline, here on a tiny backbone with the packaged encoder."""
 
 import pytest
 
@@ -22,13 +22,13 @@ def test_it_builds_trains_tests_and_compares(tmp_path, tiny_folder, capsys, monk
     assert (tmp_path / "rag-quickstart-index" / "manifest.json").is_file()
 
 
-def test_what_goes_wrong_ends_it(tmp_path, tiny_folder, capsys):
+def test_an_error_of_a_step_ends_the_quickstart(tmp_path, tiny_folder, capsys):
     assert main(["quickstart", "--rag", f"--folder={tmp_path}", f"--backbone.name={tmp_path / 'none'}"]) != 0
     assert "2/5" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kind", [[], ["--rag"]])
-def test_an_unknown_option_is_refused_before_anything_is_printed_or_made(tmp_path, kind, capfd):
+def test_an_unknown_option_is_refused_before_output_or_files(tmp_path, kind, capfd):
     folder = tmp_path / "runs"
     with pytest.raises(SystemExit) as ended:
         main(["quickstart", *kind, f"--folder={folder}", "--foo"])

@@ -17,7 +17,7 @@ from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.distributed.sharding import spec_for_sharding
 from lightning_softprompt.distributed.strategy import ShardedStrategy, refuse_untested_strategy
 
-UNSIGNALLED = "--run.accept_changes=trainer.callbacks"  # a resumed run has no callback that stops it
+UNSIGNALLED = "--run.accept_changes=trainer.callbacks"  # the resumed run has no callback that stops it
 STEPS = 7  # an epoch has 5
 STRATEGIES = {"ddp": ["--trainer.strategy=ddp"], "sharded": ["--trainer.strategy=sharded"]}
 SPEED = ("speed/", "lr")  # columns that do not depend on the rows
@@ -71,13 +71,13 @@ def run(tmp_path):
 
 
 def read_table(folder):
-    """Returns the logged metrics, without those of speed."""
+    """Returns the logged metrics without metrics of speed."""
     rows = csv.DictReader((folder / "metrics.csv").open())
     return [{name: float(v) for name, v in row.items() if v and not name.startswith(SPEED)} for row in rows]
 
 
 def check_same(one, two):
-    """Both runs logged equal metrics. Gradient norms are large sums in another order and may differ more."""
+    """Checks that both runs logged equal metrics; norms of gradients can differ more by the order of their sums."""
     a, b = read_table(one), read_table(two)
     assert [row.keys() for row in a] == [row.keys() for row in b]
     for x, y in zip(a, b, strict=True):
@@ -159,7 +159,7 @@ def test_two_processes_send_each_other_the_prompt_and_no_weights(run, summarizat
         assert all(prompt < size < prompt + 1536 for size in steady)  # the prompt, counts of rows, checks, headers
 
 
-def test_strategies_that_would_cut_the_prompt_are_refused():
+def test_strategies_that_shard_the_prompt_are_refused():
     with pytest.raises(ValueError, match="ModelParallelStrategy is not tested with soft prompts"):
         refuse_untested_strategy(ModelParallelStrategy())
     refuse_untested_strategy(ShardedStrategy())

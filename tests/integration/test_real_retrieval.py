@@ -1,4 +1,4 @@
-"""The packaged encoder finds by meaning what no word gives away."""
+"""The packaged encoder finds passages by meaning that share no word with the query."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What cannot run is refused in two lines, before a run folder exists."""
+"""A run that cannot work is refused in two lines, before its folder exists."""
 
 import os
 

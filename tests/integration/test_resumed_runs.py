@@ -56,28 +56,28 @@ def steps_of_best_checkpoints(folder):
     return {path.name: step_of(folder, path.stem) for path in folder.glob("checkpoints/best*.ckpt")}
 
 
-def check_equal_ends(whole, resumed):
-    for path in whole.glob("*.safetensors"):
+def check_equal_ends(uninterrupted, resumed):
+    for path in uninterrupted.glob("*.safetensors"):
         one, other = read_prompt(path), read_prompt(resumed / path.name)
         assert all(torch.equal(tensor, other.tensors[name]) for name, tensor in one.tensors.items()), path.name
-    assert steps_of_best_checkpoints(whole) == steps_of_best_checkpoints(resumed)
-    assert read_metrics(whole)["best"] == read_metrics(resumed)["best"]
+    assert steps_of_best_checkpoints(uninterrupted) == steps_of_best_checkpoints(resumed)
+    assert read_metrics(uninterrupted)["best"] == read_metrics(resumed)["best"]
 
 
 @pytest.mark.parametrize("options", [[], ["--replicas=2"]], ids=["one prompt", "replicas"])
 def test_the_best_prompt_survives_a_move_and_a_new_folder(fit, tmp_path, options, recwarn):
-    whole, half = fit(8, *options), fit(5, *options)
-    assert step_of(whole) < 5, "the best checkpoint must be older than the resumed one"
+    uninterrupted, half = fit(8, *options), fit(5, *options)
+    assert step_of(uninterrupted) < 5, "the best checkpoint must be older than the resumed one"
     new = fit(8, *options, f"--ckpt_path={half / 'checkpoints' / 'last.ckpt'}", "--run.name=new")
-    check_equal_ends(whole, new)
+    check_equal_ends(uninterrupted, new)
     shutil.move(half.parent, tmp_path / "moved" / "default")
     moved = fit(8, *options, f"--run.folder={tmp_path / 'moved'}", "--ckpt_path=last", f"--run.name={half.name}")
     assert moved == tmp_path / "moved" / "default" / half.name
-    check_equal_ends(moved.parent / whole.name, moved)
+    check_equal_ends(moved.parent / uninterrupted.name, moved)
     assert not [warning for warning in recwarn if "dirpath" in str(warning.message)]
 
 
-def test_a_best_checkpoint_that_is_gone_is_reported(fit, caplog):
+def test_a_missing_best_checkpoint_is_reported(fit, caplog):
     half = fit(5)
     (half / "checkpoints" / "best.ckpt").unlink()
     resumed = fit(8, f"--ckpt_path={half / 'checkpoints' / 'last.ckpt'}")
@@ -119,7 +119,7 @@ def test_checkpoints_of_earlier_versions_are_resumed_with_a_warning(fit, caplog)
         fit(6, f"--ckpt_path={last}")
 
 
-def test_a_name_that_was_used_is_refused(fit, argv, capsys):
+def test_a_used_name_is_refused(fit, argv, capsys):
     fit(2, "--run.name=one")
     assert main(["fit", *argv, "--trainer.max_steps=2", "--run.name=one"]) == 2
     assert "already contains a trained run" in capsys.readouterr().err

@@ -33,7 +33,7 @@ PROMPT = "prompt.safetensors"
 
 @pytest.fixture
 def data(tmp_path, rows):
-    """Two data modules, as options."""
+    """The options of two data modules."""
     short = [{"text": row["text"], "label": "long" if len(row["text"]) > 12 else "short"} for row in rows]
     options = {}
     for name, task, task_rows in (("mood", MOOD, rows), ("size", SIZE, short)):
@@ -195,7 +195,7 @@ def test_a_sequence_of_tasks_reports_average_and_backward_transfer(study, common
         backward[weight] = values["size", "backward transfer", "loss"]
         assert backward[weight] == pytest.approx(matrix[1][0] - matrix[0][0])
         assert backward[weight] == transfer(matrix)[1]
-    assert backward[0.0] > 0.05  # the loss rises: it forgets
+    assert backward[0.0] > 0.05  # the loss rises because the prompt forgets
     assert backward[1e6] < 0.5 * backward[0.0]
 
 

@@ -1,4 +1,4 @@
-"""Records of runs whose predictions are text, on a task whose prediction is the words of the document backwards."""
+"""Records of runs whose predictions are text; the prediction is the document with its words reversed."""
 
 from typing import Any
 

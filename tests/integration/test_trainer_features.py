@@ -71,23 +71,23 @@ def test_a_plateau_schedule_depends_on_validations_and_resumes_exactly(fit):
     options = ["--model.optimizer=SGD", "--model.optimizer.lr=0.1", "--model.scheduler=ReduceLROnPlateau"]
     options += ["--model.scheduler.monitor=val/accuracy", "--model.scheduler.mode=max", "--model.scheduler.patience=0"]
     options += ["--trainer.val_check_interval=2", "--trainer.max_epochs=-1"]
-    whole = fit(*options, "--trainer.max_steps=8")
-    num_reductions = count_plateaus([float(value) for value in read_column(whole, "val/accuracy")])
-    assert load_rate(whole) < 0.1
-    assert load_rate(whole) == pytest.approx(0.1 * 0.1**num_reductions)
+    uninterrupted = fit(*options, "--trainer.max_steps=8")
+    num_reductions = count_plateaus([float(value) for value in read_column(uninterrupted, "val/accuracy")])
+    assert load_rate(uninterrupted) < 0.1
+    assert load_rate(uninterrupted) == pytest.approx(0.1 * 0.1**num_reductions)
     half = fit(*options, "--trainer.max_steps=4")
     rest = fit(*options, "--trainer.max_steps=8", f"--ckpt_path={half / 'checkpoints' / 'last.ckpt'}")
-    assert read_losses(half) + read_losses(rest) == read_losses(whole)
-    assert load_rate(rest) == load_rate(whole)
+    assert read_losses(half) + read_losses(rest) == read_losses(uninterrupted)
+    assert load_rate(rest) == load_rate(uninterrupted)
 
 
 def test_a_schedule_that_is_as_long_as_the_training_resumes_bit_for_bit(fit, tmp_path):
     options = ["--model.scheduler=OneCycleLR", "--model.scheduler.max_lr=0.1", "--model.scheduler.total_steps=12"]
     saving = ["every_n_train_steps=4", "filename={step}", f"dirpath={tmp_path}", "save_top_k=-1"]
     checkpoints = ["--trainer.callbacks=ModelCheckpoint", *(f"--trainer.callbacks.{option}" for option in saving)]
-    whole = fit("--trainer.max_epochs=2", *options, *checkpoints)
+    uninterrupted = fit("--trainer.max_epochs=2", *options, *checkpoints)
     rest = fit("--trainer.max_epochs=2", *options, f"--ckpt_path={tmp_path / 'step=4.ckpt'}")
-    assert read_losses(rest) == read_losses(whole)[4:]
+    assert read_losses(rest) == read_losses(uninterrupted)[4:]
 
 
 def test_the_monitored_metric_is_an_option(fit):
@@ -145,7 +145,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("mistake", REFUSED.values(), ids=REFUSED)
-def test_what_cannot_run_is_refused_in_two_lines_before_a_folder_exists(mistake, argv, tmp_path, capsys):
+def test_an_unsupported_feature_is_refused_in_two_lines_before_a_folder_exists(mistake, argv, tmp_path, capsys):
     options, message = mistake
     try:
         code = main(["fit", *argv, "--trainer.max_epochs=2", *options])

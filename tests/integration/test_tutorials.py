@@ -35,7 +35,7 @@ def blocks(page, language):
 
 
 def save_files(page, folder):
-    """Saves each block of text or YAML under the name that the sentence before it gives: "Save this as `NAME`:"."""
+    """Saves each block of text or YAML under the name in the preceding sentence: "Save this as `NAME`:"."""
     pattern = r"Save this as `([^`]+)`[^\n]*\n\n```\w+\n(.*?)```"
     for name, content in re.findall(pattern, page, flags=re.DOTALL):
         path = folder / name
@@ -73,7 +73,7 @@ def run_commands(page, *options):
 
 
 def edit(path, changes):
-    """Replaces texts in a file, each of which must be there."""
+    """Replaces texts in a file; the file must contain each of them."""
     content = path.read_text()
     for old, new in changes.items():
         assert old in content
@@ -83,7 +83,7 @@ def edit(path, changes):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """An empty folder that is the current one, from which modules can be imported."""
+    """An empty current folder, from which modules can be imported."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     return tmp_path
@@ -93,7 +93,8 @@ def folder(tmp_path, monkeypatch):
 def test_a_new_method_trains_and_its_prompt_is_saved_and_loaded(folder):
     page = read_page("new_method")
     save_files(page, folder)
-    (folder / "tickets.csv").write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in TICKETS * 4))
+    lines = [f"{text},{label}\n" for text, label in TICKETS * 4]
+    (folder / "tickets.csv").write_text("text,label\n" + "".join(lines))
     names = {}
     for block in blocks(page, "python")[1:]:  # the first block is the file
         exec(re.sub(r"max_steps=\d+", "max_steps=2", block), names)

@@ -43,7 +43,7 @@ CASES = [(path, family) for path in CONFIGS for family in FAMILIES_OF.get(path.s
 
 
 class LossRecorder(Callback):
-    """Keeps the loss of each step as a number in full precision."""
+    """Records the loss of each step in full precision."""
 
     def __init__(self):
         self.losses = []
@@ -53,7 +53,7 @@ class LossRecorder(Callback):
 
 
 def shrink(arguments, prompt_file, corpus):
-    """The arguments of a config, with the sizes of a tiny backbone, and files that exist."""
+    """Returns the arguments of a config with the sizes of a tiny backbone and with existing files."""
     small = {name: SMALL.get(name, value) for name, value in arguments.items()}
     if "corpus" in small:
         small["corpus"] = str(corpus)
@@ -66,7 +66,7 @@ def shrink(arguments, prompt_file, corpus):
 
 
 def build(config, classes):
-    """The method that a config names, as the command line builds it."""
+    """Returns the method of a config, built as on the command line."""
     import_plugins()
     parser = Parser()
     parser.add_subclass_arguments(SoftPromptModule, "model", fail_untyped=False)
@@ -76,7 +76,7 @@ def build(config, classes):
 
 
 def batch_of_rows(codec, template, rows):
-    """Some of the tiny rows, each with the number of its class."""
+    """Returns some of the tiny rows, each with the index of its class."""
     return tiny.batch_of(codec, template, tiny.TEXTS[rows], tiny.TARGETS[rows], labels=LABELS[rows])
 
 

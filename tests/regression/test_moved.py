@@ -33,7 +33,7 @@ TEMPLATE = "{soft}{text} it is{target}"
 
 
 def save_exact(folder):
-    """Writes a Llama whose weights follow a formula: the same bits on every machine, so that files stay bound to it."""
+    """Writes a Llama whose weights follow a formula, so that they and their fingerprint are equal on every machine."""
     disable_progress_bar()
     model = tiny.model("llama")
     with torch.no_grad():
@@ -47,7 +47,7 @@ def save_exact(folder):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """The folder that the commands ran in, with the same names in it."""
+    """A folder like the one in which version 0.1.0 ran the commands, with the same names."""
     monkeypatch.chdir(tmp_path)
     save_exact(tmp_path / "backbone")
     (tmp_path / "data").mkdir()

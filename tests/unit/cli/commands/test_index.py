@@ -40,8 +40,8 @@ def test_build_search_and_info(tmp_path, corpus, tiny_folder, capsys):
     assert main(shlex.split(suggested)[2:]) == 0
     assert capsys.readouterr().out.startswith("1. ")
     assert run(capsys, "search", folder, "funny film", "-k", "1").startswith("1. Films  (score ")
-    found = run(capsys, "search", folder, "sad dogs", "--mode", "lexical", "--json")
-    assert json.loads(found)["text"] == ROWS[1]["text"]
+    output = run(capsys, "search", folder, "sad dogs", "--mode", "lexical", "--json")
+    assert json.loads(output)["text"] == ROWS[1]["text"]
     assert run(capsys, "search", folder, "zebra", "--mode", "lexical") == "no passages found\n"
     output = run(capsys, "info", folder, "--check")
     assert "all checksums match" in output
