@@ -173,7 +173,7 @@ def tiny_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def load(tiny_folder):
-    """A function from a family to a new backbone; further arguments are those of BackboneSpec."""
+    """A function from a family to a new backbone; further arguments go to BackboneSpec."""
 
     def load(family, seed=0, **spec):
         return load_backbone(BackboneSpec(name=str(tiny_folder(family, seed)), **spec))

@@ -47,8 +47,10 @@ def nothing_happens():
         raise AssertionError(f"the block had side effects: {seen}")
 
 
+NUMBERS = st.integers(-3, 2**70) | st.floats()
+TEXTS = st.text(max_size=6) | st.just("negative")
 VALUES = st.recursive(  # of a row or a setting, as JSON can contain them
-    st.none() | st.booleans() | st.integers(-3, 2**70) | st.floats() | st.text(max_size=6) | st.just("negative"),
+    st.none() | st.booleans() | NUMBERS | TEXTS,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
     max_leaves=6,
 )

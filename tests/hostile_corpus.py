@@ -126,9 +126,10 @@ def checkpoints(folder, owner):
     loop = []
     loop.append(loop)
     valid = {"state_dict": {"tokens": tokens}, "backbone": owner, "hyper_parameters": method}
+    overlapping = torch.zeros(10**5).as_strided((9 * 10**4, 10**4), (1, 1))
     values = {
         "stride": {"state_dict": {"tokens": torch.zeros(1).expand(10**10, 32)}},
-        "overlap": {"state_dict": {"tokens": torch.zeros(10**5).as_strided((9 * 10**4, 10**4), (1, 1))}},
+        "overlap": {"state_dict": {"tokens": overlapping}},
         "many-views": {"state_dict": {"0": torch.ones(10**4)[:], **dict.fromkeys("abcdefgh", tokens)}},
         "meta": {"state_dict": {"tokens": torch.empty(10**9, 32, device="meta")}},
         "sparse": {"state_dict": {"tokens": torch.eye(3).to_sparse()}},
@@ -243,7 +244,8 @@ def rows(folder):
     for name, content in packed.items():
         (folder / name).write_bytes(content)
         yield Hostile("rows", name, folder / name)
-    tables = {"cells": pa.nulls(3 * 10**6), "repeated": pa.array(["a" * 2**16] * 10**3)}
+    repeated = pa.array(["a" * 2**16] * 10**3)
+    tables = {"cells": pa.nulls(3 * 10**6), "repeated": repeated}
     for name, column in tables.items():
         parquet.write_table(pa.table({"text": column}), folder / f"{name}.parquet", compression="zstd")
         yield Hostile("rows", name, folder / f"{name}.parquet")

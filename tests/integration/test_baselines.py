@@ -1,4 +1,4 @@
-"""The baselines: gradients of all weights equal those of transformers, and checkpoints restore the weights."""
+"""The baselines: all gradients equal the gradients of transformers, and checkpoints restore the weights."""
 
 from copy import deepcopy
 

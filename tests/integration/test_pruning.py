@@ -52,7 +52,8 @@ def test_tokens_then_pieces_are_pruned_by_their_gates_and_the_rest_is_rewound(fi
     token_gates = sum((grad * tokens).sum(1).abs() for grad, tokens in steps[3:6])
     largest = token_gates.topk(2).indices.tolist()
     assert module.kept_tokens.nonzero()[:, 0].tolist() == sorted(largest)
-    piece_gates = sum((grad * tokens).unflatten(1, (4, -1)).sum(-1).abs() for grad, tokens in steps[6:9])
+    pieces = [(grad * tokens).unflatten(1, (4, -1)) for grad, tokens in steps[6:9]]
+    piece_gates = sum(piece.sum(-1).abs() for piece in pieces)
     alive = piece_gates[module.kept_tokens].flatten()
     is_kept = module.kept_pieces[module.kept_tokens].flatten()
     assert is_kept.sum() == 4

@@ -1,4 +1,4 @@
-"""Gated perceptrons compared with those of the models and with finite differences."""
+"""Gated perceptrons compared with the perceptrons of the models and with finite differences."""
 
 from copy import deepcopy
 

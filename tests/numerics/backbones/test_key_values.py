@@ -102,7 +102,7 @@ def test_a_masked_model_attends_to_keys_and_values_as_to_a_cache(backbone):
 
 
 def attention_loop(query, key, value, pair, scale, bias):
-    """Compute attention head by head and query by query; keys and values of a prompt precede those of the row."""
+    """Compute attention head by head and query by query; keys and values of a prompt precede the row."""
     key, value = torch.cat([pair[0], key], dim=1), torch.cat([pair[1], value], dim=1)
     out = torch.zeros_like(query)
     for head in range(query.shape[0]):

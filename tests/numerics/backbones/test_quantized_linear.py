@@ -36,7 +36,7 @@ def dequantize_torchao(weight):
 
 
 def dequantize_int8(weight):
-    """Return a weight of bitsandbytes in 8 bits: 127 stands for the largest magnitude of a row."""
+    """Return a weight of bitsandbytes in 8 bits: the largest magnitude of a row is stored as 127."""
     rows = zip(weight.data, weight.SCB, strict=True)
     return torch.stack([float(largest) * row.float() / 127 for row, largest in rows])
 

@@ -1,4 +1,4 @@
-"""Frozen norms compared with those of the models and with finite differences."""
+"""Frozen norms compared with the norms of the models and with finite differences."""
 
 from copy import deepcopy
 

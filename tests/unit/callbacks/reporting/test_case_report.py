@@ -56,7 +56,7 @@ class Page(HTMLParser):
 
 
 class Answers(LightningModule):
-    """Predicts texts with scores by row; row 5 has no scores, and those of row 3 are NaN."""
+    """Predicts texts with scores by row; row 5 has no scores, and the scores of row 3 are NaN."""
 
     def test_step(self, batch, batch_idx):
         self.log("test/loss", LOSS)
