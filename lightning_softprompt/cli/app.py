@@ -62,6 +62,7 @@ from lightning_softprompt.system.atomic_files import expand_home
 from lightning_softprompt.system.trust import parse_trust_options, trust_modules
 from lightning_softprompt.training.lr_range_test import CURVE, STEPS, find_lr
 from lightning_softprompt.training.monitors import choose_monitor
+from lightning_softprompt.training.precision import keep_batches
 from lightning_softprompt.training.replicas import Replicas, ReplicaSpec
 from lightning_softprompt.training.session import Session
 from lightning_softprompt.training.trainer import TRAINER_DEFAULTS
@@ -233,6 +234,7 @@ class SoftPromptCLI(LightningCLI):
         refuse_untested_strategy(trainer.strategy)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # the config names no other
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        keep_batches(trainer.strategy)
         return trainer
 
     def _create_session(self, run: RunSpec, text: str) -> Session:

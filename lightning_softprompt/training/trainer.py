@@ -25,6 +25,7 @@ from lightning_softprompt.methods.base import SoftPromptModule
 from lightning_softprompt.runs.run_spec import RunSpec, make_folder
 from lightning_softprompt.system.atomic_files import write_file
 from lightning_softprompt.training.monitors import choose_monitor
+from lightning_softprompt.training.precision import keep_batches
 from lightning_softprompt.training.prompt_files import count_validation_rows, write_prompt_files
 from lightning_softprompt.training.python_config import PythonConfig, python_config
 from lightning_softprompt.training.training_length import (
@@ -83,6 +84,7 @@ class Trainer(lightning.pytorch.Trainer):
         self.prompt_path: Path | None = None
         if type(self.strategy.checkpoint_io) is TorchCheckpointIO:
             self.strategy.checkpoint_io = AtomicCheckpointIO()
+        keep_batches(self.strategy)
 
     def fit(self, model: Any, train_dataloaders: Any = None, *args: Any, **options: Any) -> None:
         """Trains a method, then saves the best prompt of the run.
