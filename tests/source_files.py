@@ -42,6 +42,11 @@ def texts_of(rows):
     return [row["text"] for row in rows]
 
 
+def places_of(rows):
+    """Returns the file and line of each row."""
+    return [rows.where(i) for i in range(len(rows))]
+
+
 def set_standard_input(monkeypatch, content):
     """Replaces the standard input by bytes."""
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))

@@ -141,7 +141,8 @@ def test_a_text_contains_the_words_of_any_window():
     for _ in range(50):
         text = generator.choices(["a", "b", "ab"], k=7)
         part = generator.choices(["a", "b", "ab"], k=generator.randint(0, 3))
-        windows = [text[i : i + len(part)] for i in range(len(text) - len(part) + 1)]
+        num_windows = len(text) - len(part) + 1
+        windows = [text[i : i + len(part)] for i in range(num_windows)]
         assert contains_words(text, part) == (bool(part) and part in windows), (text, part)
 
 
@@ -212,7 +213,8 @@ def test_retrieval_measures_equal_trec_eval():
         measured = retrieval_scores(retrieved, gold)
         for name, trec_name in trec_names.items():
             for k in KS:
-                assert measured[f"{name}@{k}"] == pytest.approx(expected[number][f"{trec_name}_{k}"])
+                value = expected[number][f"{trec_name}_{k}"]
+                assert measured[f"{name}@{k}"] == pytest.approx(value)
         assert measured["mrr"] == pytest.approx(expected[number]["recip_rank"])
 
 

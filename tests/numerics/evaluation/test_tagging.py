@@ -50,7 +50,11 @@ def encode_rows(codec, template="well :{soft} {text}{soft} . {target}", texts=TE
 
 def random_tags(rows, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return [tuple(torch.randint(len(NAMES), (len(row.words),), generator=generator).tolist()) for row in rows]
+    tags = []
+    for row in rows:
+        classes = torch.randint(len(NAMES), (len(row.words),), generator=generator)
+        tags.append(tuple(classes.tolist()))
+    return tags
 
 
 @pytest.fixture
@@ -71,7 +75,8 @@ def scores_alone(family, backbone, linear, row):
     """Returns the scores [W, C] of a row on its own, from the states that transformers computes."""
     stack = backbone.model.get_encoder() if family in SEQ2SEQ else backbone.model.base_model
     states = stack(torch.tensor([row.ids])).last_hidden_state[0]
-    return torch.stack([linear.weight @ states[column] + linear.bias for column in row.words if column != NO_TOKEN])
+    columns = [column for column in row.words if column != NO_TOKEN]
+    return torch.stack([linear.weight @ states[column] + linear.bias for column in columns])
 
 
 def test_the_loss_is_the_mean_over_the_tagged_words_of_all_rows(lm, head, backbone, family):
@@ -191,7 +196,8 @@ def make_batch(names, rows, lost=()):
     """Returns a batch with one token for each word, except for the pairs of row and word in `lost`."""
     columns, labels = [], []
     for b, row in enumerate(rows):
-        columns.append(torch.tensor([NO_TOKEN if (b, w) in lost else w for w in range(len(row))]))
+        row_columns = [NO_TOKEN if (b, w) in lost else w for w in range(len(row))]
+        columns.append(torch.tensor(row_columns))
         labels.append(torch.tensor([names.index(tag) for tag in row]))
     words, labels = pad_sequence(columns, True, IGNORE), pad_sequence(labels, True, IGNORE)
     real = words != IGNORE

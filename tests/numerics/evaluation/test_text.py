@@ -175,7 +175,11 @@ def random_words(rows, max_references, seed):
         return generator.choices(CATS, k=generator.randint(6, 15))
 
     references = [[make_words() for _ in range(generator.randint(1, max_references))] for _ in range(rows)]
-    return [row[0][: generator.randint(3, 15)] + make_words()[:3] for row in references], references
+    predictions = []
+    for row in references:
+        first_words = row[0][: generator.randint(3, 15)]
+        predictions.append(first_words + make_words()[:3])
+    return predictions, references
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -345,13 +349,20 @@ def test_sentences(text, expected):
     assert lead(text, 2) == " ".join(expected[:2])
 
 
+def select(items, rows):
+    return [items[row] for row in rows]
+
+
 def test_the_interval_of_a_split_equals_the_one_of_its_resamplings():
-    predictions = [" ".join(random.Random(i).choices(CATS, k=8)) for i in range(40)]
-    references = [[" ".join(random.Random(i // 2).choices(CATS, k=8))] for i in range(40)]
+    def make_text(seed):
+        return " ".join(random.Random(seed).choices(CATS, k=8))
+
+    predictions = [make_text(i) for i in range(40)]
+    references = [[make_text(i // 2)] for i in range(40)]
     generator = random.Random(0)
     samples = [[generator.randrange(40) for _ in range(40)] for _ in range(400)]
     for name, metric in (("bleu", bleu), ("chrf", chrf)):
-        scores = sorted(metric([predictions[i] for i in rows], [references[i] for i in rows]) for rows in samples)
+        scores = sorted(metric(select(predictions, rows), select(references, rows)) for rows in samples)
         low, high = bootstrap_corpus(name, predictions, references)
         width = scores[-11] - scores[10]
         assert low == pytest.approx(scores[10], abs=0.2 * width)

@@ -115,7 +115,8 @@ def test_dense_search_finds_the_largest_products(tiny_folder, tmp_path, store):
     index = Index(tmp_path / "index")
     assert len(index) == 150
     encoder = SentenceEncoder(name, device="cpu")
-    questions = texts[:5] + [" ".join(rng.choices(tiny.WORDS, k=4)) for _ in range(5)]
+    short_texts = [" ".join(rng.choices(tiny.WORDS, k=4)) for _ in range(5)]
+    questions = texts[:5] + short_texts
     vectors, question_vectors = encoder.passages(texts), encoder.questions(questions)
     for results, question in zip(index.dense(questions, 7), question_vectors, strict=True):
         products = [dot_product(vector, question) for vector in vectors]

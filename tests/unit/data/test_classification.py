@@ -101,7 +101,9 @@ def test_rows_have_their_numbers_in_the_source_after_skipped_rows(make_data, tmp
 
 
 def test_rows_of_several_files_are_described_with_their_file(make_data, tmp_path):
-    first, second = [str(write_rows(tmp_path / f"{name}.jsonl", make_rows([0, 1]))) for name in "ab"]
+    rows = make_rows([0, 1])
+    first = str(write_rows(tmp_path / "a.jsonl", rows))
+    second = str(write_rows(tmp_path / "b.jsonl", rows))
     for source in ([first, second], str(tmp_path / "*.jsonl")):
         module = make_data(predict=source)
         descriptions = [module.describe_row("predict", i) for i in range(4)]

@@ -37,7 +37,8 @@ def test_a_template_is_formatted_as_by_python_or_rejected(text, column, target):
     fields = dict.fromkeys(template.columns, column)
     formatted = "".join(part for _, part in template.parts(fields, target))
     values = {**fields, "soft": "", "target": target, None: ""}
-    assert formatted == "".join(literal + values[name] for literal, name, *_ in Formatter().parse(text))
+    pieces = [literal + values[name] for literal, name, *_ in Formatter().parse(text)]
+    assert formatted == "".join(pieces)
 
 
 COLUMNS = st.sampled_from(["text", "label", "document", "summary", "references", "question", "answers", "positive_ids"])
@@ -146,7 +147,8 @@ def test_a_config_with_any_content_starts_a_run_or_causes_a_short_error(tmp_path
         group, name = option
         settings = config[group].get("init_args", config[group]) if in_init_args else config[group]
         settings[name] = junk
-        Path("config.yaml").write_text(yaml.safe_dump(config) + (f"seed_everything: {tag}\n" if tag else ""))
+        seed = f"seed_everything: {tag}\n" if tag else ""
+        Path("config.yaml").write_text(yaml.safe_dump(config) + seed)
         capsys.readouterr()
         with nothing_happens():
             try:

@@ -63,7 +63,8 @@ def test_a_class_name_with_a_space_differs_from_the_one_without(make_data):
 
 @pytest.mark.parametrize("mark", ["\u200b", "\ufeff", "\u2060", "\u200f"])
 def test_characters_without_width_are_ignored(make_data, mark):
-    module = make_data(labels=None, train=make_rows([f"{mark}sad", "good", "sad"]), test=make_rows([f"sad{mark} "]))
+    train, test = make_rows([f"{mark}sad", "good", "sad"]), make_rows([f"sad{mark} "])
+    module = make_data(labels=None, train=train, test=test)
     assert list(module.words) == ["good", "sad"]
     assert labels_of(module, "test") == [1]
     with pytest.raises(ValueError, match="column 'label' has no label"):

@@ -103,10 +103,12 @@ def test_tags_are_inferred_from_the_training_rows(make_data):
 
 
 def test_numbers_are_not_positions_if_the_names_of_tags_are_numbers(make_data):
-    module = make_data(test=[{"tokens": ["a"], "tags": [1]}, {"tokens": ["a"], "tags": [0]}], tags=["1", "2"])
+    rows = [{"tokens": ["a"], "tags": [number]} for number in (1, 0)]
+    module = make_data(test=rows, tags=["1", "2"])
     with pytest.raises(ValueError, match=r"row 1 .*unknown tag 0 of 'a'; tags are \['1', '2'\]: set data\.tags"):
         module.split("test")
-    assert make_data(test=[{"tokens": ["a"], "tags": [1]}], tags=[1, 2]).split("test").examples[0].label == (0,)
+    (example,) = make_data(test=rows[:1], tags=[1, 2]).split("test").examples
+    assert example.label == (0,)
 
 
 def test_an_empty_tag_is_rejected(make_data):

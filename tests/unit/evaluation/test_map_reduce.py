@@ -86,7 +86,8 @@ def test_a_word_that_does_not_fit_is_split(backbone):
 
 def test_summaries_are_summarized_until_one_is_left(backbone, reduce):
     codec, lm = backbone.codec, FirstWordsModel(backbone, 3)
-    batch = make_batches(codec, TEMPLATE, [Example({"text": LONG}, ""), Example({"text": "a dog"}, "")])[0]
+    examples = [Example({"text": LONG}, ""), Example({"text": "a dog"}, "")]
+    (batch,) = make_batches(codec, TEMPLATE, examples)
     summary = reduce(lm, batch, 0)
     rounds = [reduce.parts({"text": LONG})]
     while len(rounds[-1]) > 1:

@@ -99,7 +99,8 @@ def test_metrics_are_means_over_rows(backbone, examples, answers):
         values = [row_scores[name] for row_scores in scores]
         assert 0 < metrics[name] == approx_mean(values)
         assert [record["scores"][name] for record in records] == pytest.approx(values)
-        assert (metrics[f"{name}_low"], metrics[f"{name}_high"]) == pytest.approx(bootstrap(values), abs=1e-6)
+        interval = (metrics[f"{name}_low"], metrics[f"{name}_high"])
+        assert interval == pytest.approx(bootstrap(values), abs=1e-6)
     assert metrics["empty"] == pytest.approx(1 / len(answers))
     assert metrics["generated"] == len(answers)
     assert "abstained" not in metrics
@@ -170,7 +171,8 @@ def test_abstaining_is_correct_only_for_unanswerable_rows(examples, answers, lm,
     for row, score in ((2, 0), (3, 1), (7, 0)):
         scores = records[row]["scores"]
         assert {scores[name] for name in ("exact_match", "f1", "contains", "rougeL")} == {score}
-    assert [record["scores"]["abstained"] for record in records] == [0, 0, 1, 1, *[0] * (ROWS - 4)]
+    abstaining_rows = [row for row, record in enumerate(records) if record["scores"]["abstained"]]
+    assert abstaining_rows == [2, 3]
     f1 = {row: answer_scores(answers[row], examples[row].references)["f1"] for row in ANSWERABLE}
     f1[2] = 0
     assert metrics["has_answer/f1"] == approx_mean(f1.values())
@@ -272,8 +274,10 @@ def test_a_module_is_validated_and_tested_on_its_generated_answers(backbone, bat
 def test_question_answering_can_be_one_of_several_tasks(backbone, examples, lm):
     evaluation = EvaluationByTask({"one": QaEvaluation(), "other": QaEvaluation(abstain=ABSTAIN)})
     batches = make_batches(backbone.codec, TEMPLATE, examples, 6)
-    batches = [replace(batch, task_ids=torch.full((len(batch),), task)) for task, batch in enumerate(batches)]
-    metrics, _ = evaluate(evaluation, lm, batches)
+    first, second = batches
+    first = replace(first, task_ids=torch.zeros(len(first), dtype=torch.long))
+    second = replace(second, task_ids=torch.ones(len(second), dtype=torch.long))
+    metrics, _ = evaluate(evaluation, lm, [first, second])
     assert metrics["macro"] == pytest.approx(np.mean([metrics["one/f1"], metrics["other/f1"]]))
 
 

@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from source_files import CONTENTS, ROWS, texts_of, write, write_named_files
+from source_files import CONTENTS, ROWS, places_of, texts_of, write, write_named_files
 
 from lightning_softprompt.data.readers.sources import DataError, read_rows
 
@@ -42,7 +42,7 @@ def test_rows_in_memory_are_not_copied():
 def test_the_line_of_a_row_counts_blank_and_bad_lines(tmp_path):
     path = write(tmp_path / "a.jsonl", '\n{"text": "a"}\nbroken\n\n{"text": "b"}\n')
     rows = read_rows(path, on_bad_row="skip")
-    assert [rows.where(i) for i in range(len(rows))] == [f"{path}:2", f"{path}:5"]
+    assert places_of(rows) == [f"{path}:2", f"{path}:5"]
     assert [reason.partition(": ")[0] for reason in rows.skipped] == [f"{path}:3"]
 
 
@@ -50,7 +50,7 @@ def test_the_line_of_a_row_is_its_first_if_a_cell_contains_line_breaks(tmp_path)
     path = write(tmp_path / "a.csv", 'text,label\n"one\ntwo",0\nfun,1\n')
     rows = read_rows(path)
     assert rows[0] == {"text": "one\ntwo", "label": "0"}
-    assert [rows.where(0), rows.where(1)] == [f"{path}:2", f"{path}:4"]
+    assert places_of(rows) == [f"{path}:2", f"{path}:4"]
 
 
 BAD_ROWS = {
@@ -148,10 +148,11 @@ def test_reading_a_text_file_imports_neither_torch_nor_datasets(tmp_path):
 def test_several_files_are_read_in_order(tmp_path):
     first = write(tmp_path / "a.jsonl", '{"text": "a"}\nbroken\n{"text": "b"}\n')
     second = write(tmp_path / "b.csv", "text\nc\n")
-    for source in ([str(first), str(second)], str(tmp_path / "*.*"), [str(tmp_path / "a*"), second]):
+    names, pattern, mixed = [str(first), str(second)], str(tmp_path / "*.*"), [str(tmp_path / "a*"), second]
+    for source in (names, pattern, mixed):
         rows = read_rows(source, on_bad_row="skip")
         assert texts_of(rows) == ["a", "b", "c"]
-        assert [rows.where(i) for i in range(3)] == [f"{first}:1", f"{first}:3", f"{second}:2"]
+        assert places_of(rows) == [f"{first}:1", f"{first}:3", f"{second}:2"]
         origins = [rows.origin(i) for i in range(3)]
         assert [origin.file for origin in origins] == [str(first), str(first), str(second)]
         assert [origin.index for origin in origins] == [0, 2, 0]
@@ -189,4 +190,5 @@ def test_columns_can_be_renamed(tmp_path):
     renamed = rows.rename_columns({"Review Text": "text", "target": "label"})
     assert list(renamed) == [{"text": "a", "label": "c"}]
     assert read_rows([{"text": "b"}]).rename_columns({"review": "text"})[0] == {"text": "b"}
-    assert read_rows([{"a": 1, "b": 2}]).rename_columns({"a": "b", "b": "a"})[0] == {"b": 1, "a": 2}
+    swapped = read_rows([{"a": 1, "b": 2}]).rename_columns({"a": "b", "b": "a"})
+    assert swapped[0] == {"b": 1, "a": 2}

@@ -177,7 +177,8 @@ def test_weights_set_how_often_rows_are_drawn_but_not_the_length_of_an_epoch():
     counts = np.bincount(flatten(batches), minlength=103)
     assert counts.sum() == 100 * 103
     assert not counts[:50].any()
-    assert counts[75:].mean() / counts[50:75].mean() == pytest.approx(3, rel=0.1)
+    light, heavy = counts[50:75], counts[75:]
+    assert heavy.mean() / light.mean() == pytest.approx(3, rel=0.1)
     expected = batches_in_epoch(shuffled_sampler(weights=weights), 7)
     assert batches_in_epoch(sampler, 7) == expected
     assert batches_in_epoch(sampler, 8) != expected
