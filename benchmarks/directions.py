@@ -42,12 +42,12 @@ Variant = tuple[MethodFactory, float, dict[str, Any]]  # method, learning rate, 
 QUESTION = "Is the review of this film positive or negative? Decide by its words."
 SHOTS = {"shots": 4, "demonstrations": 4}
 STUDIES: dict[str, dict[str, Variant]] = {
-    "start (2104.08691: text and words ahead of random)": {
+    "initial values (2104.08691: text and words better than random)": {
         "uniform": (partial(PromptTuning, length=20, init=Uniform()), 5e-3, {}),
         "vocabulary": (partial(PromptTuning, length=20, init=SampleVocabulary()), 5e-3, {}),
         "text": (partial(PromptTuning, length=20, init=FromText(QUESTION)), 5e-3, {}),
     },
-    "length (2104.08691: little beyond 20)": {
+    "length (2104.08691: little gain beyond 20)": {
         f"{length} soft tokens": (partial(PromptTuning, length=length), 5e-3, {}) for length in (1, 5, 20, 50)
     },
     "learning rate (2305.03937: residual is robust)": {
@@ -55,7 +55,7 @@ STUDIES: dict[str, dict[str, Variant]] = {
         for name, method in (("prompt tuning", PromptTuning), ("residual", ResidualPromptTuning))
         for rate in (1e-4, 1e-3, 1e-2, 1e-1)
     },
-    "four shots a class (2410.17222: context-aware ahead of in-context and prompt tuning)": {
+    "four shots per class (2410.17222: context-aware better than in-context and prompt tuning)": {
         "in context": (ContextAware, 0.0, SHOTS),
         "context-aware": (ContextAware, 1e-3, SHOTS),
         "prompt tuning": (partial(PromptTuning, length=20), 5e-3, SHOTS),
@@ -63,7 +63,7 @@ STUDIES: dict[str, dict[str, Variant]] = {
 }
 
 
-PRUNING = "half the tokens, then half their pieces (2210.04457: the important ones carry it)"
+PRUNING = "half of the tokens, then half of their pieces (2210.04457: the important ones suffice)"
 SELECTIONS = ("all", "best", "random", "worst")
 
 

@@ -183,7 +183,7 @@ def run_points(faults: Faults, scenarios: Mapping[str, Scenario], count: int, se
         num_points = count // len(scenarios) + has_one_more
         if not num_points:
             continue
-        expected, counts = faults.run_uninterrupted(scenario, f"whole-{number}")
+        expected, counts = faults.run_uninterrupted(scenario, f"uninterrupted-{number}")
         for point, kills in enumerate(sample_kills(counts, num_points, seed + number)):
             results, num_killed = faults.run_with_kills(scenario, f"killed-{number}-{point}", kills)
             yield {

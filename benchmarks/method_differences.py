@@ -1,9 +1,9 @@
-"""Prints how much each method of `methods.py` differs from prompt tuning in accuracy, over the same tasks and seeds.
+"""Prints the difference in accuracy of each method of `methods.py` from prompt tuning, over the same tasks and seeds.
 
     python benchmarks/method_differences.py benchmarks/methods.jsonl
 
-The interval is Student's over all pairs of a task and a seed. Methods without random initial values have one value for
-all seeds.
+The interval is Student's t over all pairs of a task and a seed. Methods without random initial values have one value
+for all seeds.
 """
 
 import argparse
@@ -17,7 +17,7 @@ BASELINE = "prompt tuning"
 
 
 def read_accuracies(path: Path) -> dict[str, dict[str, list[float]]]:
-    """Accuracies of each seed by method and task."""
+    """Returns the accuracies of all seeds by method and task."""
     accuracies: dict[str, dict[str, list[float]]] = {}
     for line in path.read_text().splitlines():
         record = json.loads(line)
@@ -25,8 +25,8 @@ def read_accuracies(path: Path) -> dict[str, dict[str, list[float]]]:
     return accuracies
 
 
-def paired_differences(method: dict[str, list[float]], baseline: dict[str, list[float]]) -> list[float]:
-    """Differences of a method from the baseline, for each task and seed."""
+def list_differences(method: dict[str, list[float]], baseline: dict[str, list[float]]) -> list[float]:
+    """Returns the differences of a method from the baseline, for each task and seed."""
     differences = []
     for task, expected in baseline.items():
         values = method[task] if len(method[task]) > 1 else method[task] * len(expected)
@@ -42,7 +42,7 @@ def main() -> None:
     baseline = accuracies.pop(BASELINE)
     rows = []
     for name, by_task in accuracies.items():
-        differences = paired_differences(by_task, baseline)
+        differences = list_differences(by_task, baseline)
         mean, half_width = student_interval(differences)
         rows.append([name, f"{mean:+.3f} ± {half_width:.3f}", str(len(differences))])
     print(table(rows, ["method", f"accuracy, difference from {BASELINE}", "pairs"]))

@@ -49,9 +49,8 @@ def mix_rows(args: Any) -> Batch:
     tasks: dict[str, Any] = {}
     for task in TASKS:
         options = yaml.safe_load((CONFIGS / f"{task}.yaml").read_text())["init_args"]
-        options |= {
-            split: sample_rows(str(args.data / task), split, args.rows) for split in ("train", "validation", "test")
-        }
+        for split in ("train", "validation", "test"):
+            options[split] = sample_rows(str(args.data / task), split, args.rows)
         tasks[task] = ClassificationDataModule(**{**options, "path": None, "max_tokens": args.tokens})
     data = MultitaskDataModule(tasks)
     data.setup("test")
@@ -85,12 +84,12 @@ def compare_rows(mixed: SoftPromptModule, batch: Batch, new: int) -> str:
     """Compares the logits and generated tokens of the batch with those of its rows one by one."""
     rows = [batch.only([b]) for b in range(len(batch))]
     logits = target_logits(batch, mixed.lm()(batch))
-    alone = torch.cat([target_logits(row, mixed.lm()(row)) for row in rows])
+    row_logits = torch.cat([target_logits(row, mixed.lm()(row)) for row in rows])
     tokens = mixed.lm().generate(batch, max_new_tokens=new, min_new_tokens=new)
     answers = [mixed.lm().generate(row, max_new_tokens=new, min_new_tokens=new)[0] for row in rows]
-    separate = pad_sequence(answers, batch_first=True)
-    difference, scale = float((logits - alone).abs().max()), float(alone.abs().max())
-    equal = int((tokens == separate).all(1).sum())
+    row_tokens = pad_sequence(answers, batch_first=True)
+    difference, scale = float((logits - row_logits).abs().max()), float(row_logits.abs().max())
+    equal = int((tokens == row_tokens).all(1).sum())
     return f"logits differ by at most {difference:.1e}, of {scale:.1f}; {equal} of {len(rows)} rows generate the same"
 
 

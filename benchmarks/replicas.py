@@ -31,9 +31,9 @@ def train_replicas(replicas: Replicas, optimizer: Any, batch: Batch) -> None:
     optimizer.step()
 
 
-def train_separately(alone: list[PromptTuning], optimizers: list[Any], batch: Batch) -> None:
+def train_separately(modules: list[PromptTuning], optimizers: list[Any], batch: Batch) -> None:
     """Trains each prompt separately for one step."""
-    for module, optimizer in zip(alone, optimizers, strict=True):
+    for module, optimizer in zip(modules, optimizers, strict=True):
         optimizer.zero_grad()
         module.step(batch)["loss"].backward()
         optimizer.step()
@@ -50,22 +50,22 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     backbone = load_backbone(BackboneSpec()).to(DEVICE)
     replicas = Replicas(PromptTuning(20), ReplicaSpec(args.count, seeds=list(range(args.count))))
-    alone = [PromptTuning(20) for _ in range(args.count)]
-    pairs: list[tuple[Any, PromptTuning]] = list(zip(replicas.methods, alone, strict=True))
+    modules = [PromptTuning(20) for _ in range(args.count)]
+    pairs: list[tuple[Any, PromptTuning]] = list(zip(replicas.methods, modules, strict=True))
     for (replica, module), seed in zip(pairs, replicas.seeds, strict=True):
         replica.attach(backbone, seed)
         module.attach(backbone, seed)
     optimizer = partial(AdamW, lr=0.005)
     variants: list[Callable[[Batch], None]] = [
         partial(train_replicas, replicas, optimizer([replica.tokens for replica, _ in pairs])),
-        partial(train_separately, alone, [optimizer([module.tokens]) for module in alone]),
+        partial(train_separately, modules, [optimizer([module.tokens]) for module in modules]),
     ]
     times: list[list[float]] = []
     for batch in load_batches(backbone, args.data, "sst2", args.batch, 20):
         times.append([measure_seconds(partial(train, batch)) for train in variants])
     differences = []
     for replica, module in pairs:
-        difference = (replica.tokens - module.tokens).norm() / module.tokens.norm()
+        difference = (replica.tokens - module.tokens).detach().norm() / module.tokens.detach().norm()
         differences.append(float(difference))
     peaks = [measure_peak_bytes(partial(train, batch)) / 2**20 for train in variants]
     measured = times[2:]  # without warm-up

@@ -246,7 +246,9 @@ COLUMNS: dict[str, Callable[[Record], str]] = {
 
 def megabytes(peft: int | None, ours: int | None) -> str:
     """Returns the memory of both sides as text; empty if it was not measured."""
-    return "" if peft is None or ours is None else f"{peft / 2**20:.0f} / {ours / 2**20:.0f}"
+    if peft is None or ours is None:
+        return ""
+    return f"{peft / 2**20:.0f} / {ours / 2**20:.0f}"
 
 
 def times(ratio: float | None) -> str:

@@ -94,16 +94,14 @@ def methods_table(cells: Sequence[Cell]) -> Iterator[str]:
     yield f"| method | seeds | test {first['metric']} | learning rate | parameters | minutes | peak MB |"
     yield "|---|---|---|---|---|---|---|"
     for cell in order:
-        result = cell.results[0]
+        first = cell.results[0]
         mean, half_width = student_interval(cell.tests)
         spread = f" ± {half_width:.3f}" if len(cell.tests) > 1 else ""
-        minutes = np.mean([each.get("train_seconds", 0.0) for each in cell.results]) / 60
-        peak = max(each["peak_mb"] for each in cell.results)
-        rate, parameters = result["rate"] or "-", result.get("trainable_parameters", 0)
-        yield (
-            f"| {cell.method} | {len(cell.tests)} | {mean:.3f}{spread} | {rate} | "
-            f"{parameters:,} | {minutes:.1f} | {peak:,} |"
-        )
+        minutes = np.mean([result.get("train_seconds", 0.0) for result in cell.results]) / 60
+        peak = max(result["peak_mb"] for result in cell.results)
+        columns = [cell.method, str(len(cell.tests)), f"{mean:.3f}{spread}", str(first["rate"] or "-")]
+        columns += [f"{first.get('trainable_parameters', 0):,}", f"{minutes:.1f}", f"{peak:,}"]
+        yield f"| {' | '.join(columns)} |"
     yield ""
 
 
@@ -116,7 +114,7 @@ def pairs_table(cells: Sequence[Cell]) -> Iterator[str]:
     if not pairs:
         return
     differences = [one.row_scores - other.row_scores for one, other in pairs]
-    adjusted = adjust_holm([sign_flip_test(each.tolist()) for each in differences])
+    adjusted = adjust_holm([sign_flip_test(difference.tolist()) for difference in differences])
     yield f"Pairs that differ on the test rows (adjusted p < {LEVEL}, {len(pairs)} pairs):\n"
     yield "| pair | difference | 95 % interval | adjusted p |"
     yield "|---|---|---|---|"
