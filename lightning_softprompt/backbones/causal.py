@@ -186,7 +186,7 @@ class CausalBackbone(Backbone):
         return next(inner, self.model)
 
     def check_attentions(self) -> None:
-        """Refuses a model in which the keys and values of a text do not have the effect of the text.
+        """Refuses a model in which the keys and values of a text have another effect than the text.
 
         Raises:
             InjectionUnsupportedError: With the reason.

@@ -118,7 +118,8 @@ def find_entry(stack: Any, words: int, start: Sequence[int], placeholder: int, i
     ids, length = torch.cat([opening, text])[None], len(opening) + SHORT
     placeholders = None if is_causal else torch.cat([opening, torch.full_like(text, placeholder)])[None]
     options = {"use_cache": False} if is_causal else {}
-    with torch.no_grad(), explaining("it does not run on token ids alone"):
+    dtype = str(stack.get_input_embeddings().weight.dtype).removeprefix("torch.")
+    with torch.no_grad(), explaining(f"its forward pass on token ids raises an error in {dtype}"):
         with TableReads() as short:
             beginning = states_of(stack(input_ids=ids[:, :length], **options))
         with TableReads() as long:

@@ -287,17 +287,18 @@ def _one_per_layer(model: PreTrainedModel, recorded: Sequence[AttentionInputs], 
     refused = f"{type(model).__name__} does not accept additional keys and values"
     if not modules:
         raise InjectionUnsupportedError(
-            f"{refused}: no {kind} attention runs through transformers' attention interface; {ALTERNATIVE}"
+            f"{refused}: its {kind} attention does not use the attention interface of transformers, through which keys "
+            f"and values are inserted; {ALTERNATIVE}"
         )
     if len(modules) != layers:
         raise InjectionUnsupportedError(
-            f"{refused}: {len(modules)} {kind} attentions run through transformers' attention interface, and the model "
-            f"has {layers} layers; {ALTERNATIVE}"
+            f"{refused}: the number of {kind} attentions that use the attention interface of transformers is "
+            f"{len(modules)}, and the number of layers is {layers}; {ALTERNATIVE}"
         )
     if len(recorded) != len(modules):
         raise InjectionUnsupportedError(
-            f"{refused}: {len(modules)} {kind} attentions run {len(recorded)} times for one input, since layers share "
-            f"weights; {ALTERNATIVE}"
+            f"{refused}: layers share weights, so that the number of {kind} attentions is {len(modules)}, and the "
+            f"number of their calls for one input is {len(recorded)}; {ALTERNATIVE}"
         )
     if len(shapes) != 1:
         raise InjectionUnsupportedError(
@@ -340,8 +341,8 @@ def check_like_text(model: PreTrainedModel, stack: nn.Module, sites: Mapping[str
     error = float((results - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
     if error > tolerance:
         raise InjectionUnsupportedError(
-            f"{type(model).__name__} does not accept additional keys and values: the keys and values of a text do not "
-            f"have the effect of the text, results differ by {error:.1e}; {ALTERNATIVE}"
+            f"{type(model).__name__} does not accept additional keys and values: the results for tokens after a text "
+            f"change by {error:.1e} if the text is replaced by its keys and values; {ALTERNATIVE}"
         )
 
 
