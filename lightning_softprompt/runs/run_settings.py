@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from typing import Any, Protocol, cast
 
 from lightning import LightningDataModule
 from lightning.fabric.connector import _convert_precision_to_unified_args
+
+from lightning_softprompt.checkpoints.run_settings import covers
 
 Config = Mapping[str, Any]
 
@@ -57,18 +59,27 @@ class CommandSettings:
         data: Its data module.
         command: `fit`, `validate`, `test` or `predict`.
         monitor: The metric that selects the best prompt, and whether its minimum or maximum is best.
+        left_out: Names of settings that are not in the config, such as objects that were passed in Python. They cannot
+            be compared.
     """
 
     def __init__(
-        self, config: Config, data: LightningDataModule, command: str, monitor: tuple[str, str] | None = None
+        self,
+        config: Config,
+        data: LightningDataModule,
+        command: str,
+        monitor: tuple[str, str] | None = None,
+        left_out: Collection[str] = (),
     ) -> None:
         self.config, self.data, self.command, self.monitor = config, data, command, monitor
+        self.left_out = left_out
 
     @cached_property
     def of_config(self) -> dict[str, Any]:
         """The settings that do not depend on the rows."""
         monitor = {} if self.monitor is None else dict(zip(MONITOR, self.monitor, strict=True))
-        return {**config_settings(self.config), **monitor}
+        settings = {**config_settings(self.config), **monitor}
+        return {name: settings[name] for name in settings if not any(covers(left, name) for left in self.left_out)}
 
     @cached_property
     def of_rows(self) -> dict[str, str]:

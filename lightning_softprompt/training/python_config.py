@@ -31,6 +31,11 @@ class PythonConfig:
     left_out: dict[str, str] = field(default_factory=dict)
 
     @property
+    def complete_values(self) -> dict[str, Any]:
+        """The values, with an empty mapping for each part of the config that is left out."""
+        return {"trainer": {}, "model": {}, "data": {}, **self.values}
+
+    @property
     def text(self) -> str:
         """The config file; a comment lists what it leaves out."""
         comments = [f"# {name} is missing: {reason}" for name, reason in self.left_out.items()]

@@ -16,12 +16,15 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning_softprompt.callbacks.recovery.best_checkpoint import BestCheckpoint
 from lightning_softprompt.callbacks.recovery.final_checkpoint import FinalCheckpoint
 from lightning_softprompt.callbacks.recovery.patience import Patience
+from lightning_softprompt.callbacks.recovery.resume import RngState
+from lightning_softprompt.callbacks.recovery.run_settings import RunSettings
 from lightning_softprompt.callbacks.reporting.parameter_summary import ParameterSummary
 from lightning_softprompt.callbacks.reporting.run_files import RunFiles
 from lightning_softprompt.checkpoints.atomic_io import AtomicCheckpointIO
 from lightning_softprompt.checkpoints.prompt_file import read_prompt
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.methods.base import SoftPromptModule
+from lightning_softprompt.runs.run_settings import CommandSettings
 from lightning_softprompt.runs.run_spec import RunSpec, make_folder
 from lightning_softprompt.system.atomic_files import write_file
 from lightning_softprompt.training.monitors import choose_monitor
@@ -146,7 +149,8 @@ class RunOutputs:
         self.best = BestCheckpoint(self.last.parent, "best", monitor, mode)
         self.callbacks: list[Callback] = [
             ParameterSummary(rank_zero_info), RunFiles(self.folder, monitor, mode), self.best,
-            FinalCheckpoint(self.last, run.keep_last),
+            FinalCheckpoint(self.last, run.keep_last), RngState(),
+            RunSettings(CommandSettings(config.complete_values, data, "fit", (monitor, mode), config.left_out)),
         ]  # fmt: skip
         if patience:
             self.callbacks.append(Patience(monitor, mode, patience))

@@ -139,6 +139,47 @@ def test_commands_use_the_checkpoints_of_a_run_in_python(spec, row_files, tmp_pa
     assert command(["fit", "--config", str(folder / "config.yaml"), "--run.wandb=disabled"]) == 0
 
 
+def test_a_run_in_python_is_resumed_exactly_by_python_and_by_the_command(
+    spec, row_files, tmp_path, monkeypatch, capsys, caplog
+):
+    monkeypatch.chdir(tmp_path)
+
+    def train(max_steps, ckpt_path=None):
+        seed_everything(1)
+        data = sp.ClassificationDataModule(TEMPLATE, LABELS, backbone=spec, path="rows", batch_size=4, cache=False)
+        model = sp.PromptTuning(length=3, prompt_dropout=0.3, data=data)
+        trainer = sp.Trainer(max_steps=max_steps, **QUIET)
+        trainer.fit(model, data, ckpt_path=ckpt_path)
+        return model.tokens.detach(), trainer.prompt_path.parent / "checkpoints" / "last.ckpt"
+
+    whole, _ = train(6)
+    half, checkpoint = train(4)
+    resumed, _ = train(6, checkpoint)
+    assert torch.equal(resumed, whole)
+    assert not torch.equal(half, whole)
+    settings = torch.load(checkpoint, weights_only=True)["settings"]
+    assert settings["data.template"] == TEMPLATE
+    assert settings["train_rows"].startswith(f"{len((row_files / 'train.jsonl').read_text().splitlines())} rows")
+
+    resume = ["fit", f"--ckpt_path={checkpoint}", "--trainer.max_steps=6", "--run.wandb=disabled"]
+    assert command([*resume, "--data.template={soft}{text} {target}"]) == 2
+    assert "data.template was" in capsys.readouterr().err
+    assert command(resume) == 0
+    assert "earlier version" not in caplog.text
+    saved = torch.load(last_folder() / "checkpoints" / "last.ckpt", weights_only=True)
+    assert torch.equal(saved["state_dict"]["tokens"], whole)
+
+
+def test_settings_that_are_objects_are_not_in_the_checkpoint(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trainer = sp.Trainer(max_steps=1, callbacks=[EarlyStopping("val/loss", strict=False)], **QUIET)
+    trainer.fit(sp.PromptTuning(length=3, data=data), data)
+    checkpoint = torch.load(trainer.prompt_path.parent / "checkpoints" / "last.ckpt", weights_only=True)
+    assert "trainer.callbacks" not in checkpoint["settings"]
+    assert checkpoint["settings"]["trainer.precision"] == "32-true"
+    assert {"train_rows", "validation_rows"} <= set(checkpoint["settings"])
+
+
 def test_what_a_config_cannot_express_is_left_out_and_listed(data, two_classes, row_files, tmp_path, monkeypatch):
     class OwnPrompt(sp.PromptTuning):
         """A class inside a function, which no other program can import."""
