@@ -54,7 +54,8 @@ def draw(results: dict[str, dict[Shape, dict[str, float]]], path: Path) -> None:
             axes.plot(values, [ratios_by_shape[shape][kind] for shape in shapes], style, color=color, label=kind)
         axes.set_xscale("log", base=2)
         axes.set_xticks(values, [str(value) for value in values])
-        sizes = [f"{label} {size}" for label, size in zip(("prompt", "batch", "text"), shapes[0], strict=True)]
+        length, batch, text = shapes[0]
+        sizes = [f"prompt {length}", f"batch {batch}", f"text {text}"]
         fixed = [size for i, size in enumerate(sizes) if i != index]
         axes.set_xlabel(f"{name} ({', '.join(fixed)})")
         axes.grid(color="#e3e6ea")
@@ -79,8 +80,8 @@ def main() -> None:
         results[name] = {}
         for shape in shapes:
             results[name][shape] = ratios(shape, args.rounds)
-            time, operations = results[name][shape]["time"], results[name][shape]["FLOPs"]
-            print(f"| {name} {shape[index]} | {time:.2f} | {operations:.2f} |")
+            numbers = [f"{ratio:.2f}" for ratio in results[name][shape].values()]
+            print(f"| {name} {shape[index]} | {' | '.join(numbers)} |")
     draw(results, args.png)
     if args.json:
         records = []

@@ -9,7 +9,6 @@ seeds are replicas. Results are appended to `--out`, and a run that is started a
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from functools import partial
@@ -26,6 +25,7 @@ from methods import (
     iterate_batches,
     load_data,
     make_replicas,
+    read_records,
     train,
 )
 
@@ -36,7 +36,6 @@ from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.data.classification import ClassificationDataModule
 from lightning_softprompt.methods import ContextAware, PromptTuning, ResidualPromptTuning, XPrompt
 from lightning_softprompt.prompts.init import FromText, SampleVocabulary, Uniform
-from lightning_softprompt.training.replicas import ReplicaSpec
 
 Variant = tuple[MethodFactory, float, dict[str, Any]]  # method, learning rate, options of the data
 QUESTION = "Is the review of this film positive or negative? Decide by its words."
@@ -74,8 +73,7 @@ def run_pruning(backbone: Backbone, args: Any) -> Iterator[dict[str, Any]]:
     """
     data = load_data("sst2", args)
     seeds = list(range(1, args.seeds + 1))
-    spec = ReplicaSpec(len(seeds), seeds, [5e-3] * len(seeds))
-    replicas: Any = make_replicas(partial(XPrompt, length=20), data, backbone, spec)
+    replicas: Any = make_replicas(partial(XPrompt, length=20), data, backbone, seeds, [5e-3] * len(seeds))
     train(replicas, data, args.steps)
     before = deepcopy(replicas.state_dict())
     for selection in SELECTIONS:
@@ -105,11 +103,12 @@ def run_variant(
 ) -> dict[str, Any]:
     """Trains a prompt per seed, and returns their test accuracies and losses."""
     seeds = list(range(1, args.seeds + 1)) if rate else [1]
-    replicas = make_replicas(make_method, data, backbone, ReplicaSpec(len(seeds), seeds, [rate or 1.0] * len(seeds)))
+    replicas = make_replicas(make_method, data, backbone, seeds, [rate] * len(seeds))
     seconds = train(replicas, data, args.steps) if rate else 0.0
     test = list(data.test_dataloader())
     results = [evaluate(method, test) for method in replicas.eval().methods]
-    return {"accuracy": [r["accuracy"] for r in results], "loss": [r["loss"] for r in results], "seconds": seconds}
+    scores = {name: [result[name] for result in results] for name in ("accuracy", "loss")}
+    return {**scores, "seconds": seconds}
 
 
 def table(records: Sequence[dict[str, Any]]) -> str:
@@ -136,7 +135,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args()
     backbone = load_backbone(BackboneSpec())
-    records = [json.loads(text) for text in args.out.read_text().splitlines()] if args.out.is_file() else []
+    records = read_records(args.out)
     for study, variants in STUDIES.items():
         for name, (make_method, rate, options) in variants.items():
             if any((r["task"], r["method"]) == (study, name) for r in records):

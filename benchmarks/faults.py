@@ -209,7 +209,8 @@ def as_table(records: Sequence[Mapping[str, Any]]) -> str:
     for title, group in by_command.items():
         killed = sum(record["killed"] for record in group)
         compared = sum(record["compared"] for record in group)
-        lines.append(f"| {title} | {len(group)} | {killed} | {compared} | {_differing(group)} |")
+        cells = [title, len(group), killed, compared, _differing(group)]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     lines += ["", "| place | points | differing |", "|---|---|---|"]
     for place, group in by_place.items():
         lines.append(f"| {place} | {len(group)} | {_differing(group)} |")

@@ -76,11 +76,12 @@ def select_sides() -> list[str]:
 def format_row(length: int, size: int, result: dict[str, Any]) -> str:
     """Returns a row of the table."""
     rates, ratios, peaks = result["rates"], result["ratios"], result["peaks"]
+    peft_mb, ours_mb = peaks["peft"] / 2**20, peaks["ours"] / 2**20
     cells = [
         str(length), str(size),
         *(f"{rates[name]:.1f}" if name in rates else SKIPPED for name in ("peft", "ours", "ours_prepacked")),
         *(f"**{ratios[name]:.2f}**" if name in ratios else SKIPPED for name in ("ours", "ours_prepacked")),
-        f"{peaks['peft'] / 2**20:.0f} / {peaks['ours'] / 2**20:.0f}",
+        f"{peft_mb:.0f} / {ours_mb:.0f}",
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |" + ("" if result["equal"] else " TOKENS DIFFER")
 

@@ -79,13 +79,19 @@ def sample_rows(folder: str, split: Any, count: int, seed: int = 0) -> list[dict
 
 
 def make_replicas(
-    make_method: MethodFactory, data: ClassificationDataModule, backbone: Backbone, spec: ReplicaSpec
+    make_method: MethodFactory,
+    data: ClassificationDataModule,
+    backbone: Backbone,
+    seeds: Sequence[int],
+    rates: Sequence[float],
 ) -> Replicas:
-    """Returns prompts that share the backbone."""
-    common = {"classes": data.classes, "evaluation": data.evaluation, "optimizer": partial(AdamW, lr=1e-3)}
-    replicas = Replicas(make_method(backbone=backbone.spec, **common), spec)
-    for replica, seed in zip(replicas.methods, replicas.seeds, strict=True):
-        replica.attach(backbone, seed)  # type: ignore[operator, union-attr]
+    """Returns prompts that share the backbone, one per seed, with their learning rates."""
+    optimizer = partial(AdamW, lr=rates[0])
+    method = make_method(backbone=backbone.spec, classes=data.classes, evaluation=data.evaluation, optimizer=optimizer)
+    spec = ReplicaSpec(len(seeds), list(seeds), list(rates)) if len(seeds) > 1 else ReplicaSpec()
+    replicas = Replicas(method, spec)
+    for replica, seed in zip(replicas.methods, seeds, strict=True):
+        replica.attach(backbone, seed)
     return replicas
 
 
@@ -127,7 +133,7 @@ def evaluate(method: SoftPromptModule, batches: Sequence[Batch]) -> dict[str, fl
 def search_rate(name: str, data: ClassificationDataModule, backbone: Backbone, steps: int) -> dict[float, float]:
     """Returns the validation loss after training with each learning rate."""
     make_method, rates = METHODS[name]
-    search = make_replicas(make_method, data, backbone, ReplicaSpec(len(rates), [0] * len(rates), list(rates)))
+    search = make_replicas(make_method, data, backbone, [0] * len(rates), rates)
     train(search, data, steps)
     validation = list(data.val_dataloader())
     losses = [evaluate(method, validation)["cross_entropy"] for method in search.methods]
@@ -142,7 +148,7 @@ def measure_method(
     losses = search_rate(name, data, backbone, args.steps) if known_rate is None else {known_rate: float("nan")}
     rate = min(losses, key=lambda rate: float("inf") if isnan(losses[rate]) else losses[rate])
     seeds = list(range(1, args.seeds + 1))
-    final = make_replicas(make_method, data, backbone, ReplicaSpec(args.seeds, seeds, [rate] * args.seeds))
+    final = make_replicas(make_method, data, backbone, seeds, [rate] * len(seeds))
     seconds = train(final, data, args.steps)
     method = final.train().methods[0]
     batch = next(iter(data.train_dataloader()))
@@ -180,14 +186,17 @@ def table(records: Sequence[dict[str, Any]]) -> str:
         mean = fmean(fmean(record["accuracy"]) for record in by_task.values())
         peak_mb = first["peak_bytes"] / 2**20
         costs = [f"{first['parameters']:,}", f"{first['seconds']:.2f}", f"{peak_mb:.0f}"]
-        lines.append(f"| {' | '.join([name, *costs, *cells, f'{mean:.3f}'])} |")
+        columns = [name, *costs, *cells, f"{mean:.3f}"]
+        lines.append(f"| {' | '.join(columns)} |")
     return "\n".join(lines)
 
 
 def format_interval(values: Sequence[float]) -> str:
     """Returns the mean and the half-width of the 95 % interval as text."""
     mean, half = student_interval(list(values))
-    return f"{mean:.3f} ± {half:.3f}" if len(values) > 1 else f"{mean:.3f}"
+    if len(values) == 1:
+        return f"{mean:.3f}"
+    return f"{mean:.3f} ± {half:.3f}"
 
 
 def draw(records: Sequence[dict[str, Any]], path: Path) -> None:
@@ -235,7 +244,7 @@ def main() -> None:
     parser.add_argument("--linear-backend", default="auto")
     args = parser.parse_args()
     backbone = load_backbone(BackboneSpec(linear_backend=args.linear_backend))
-    records = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.is_file() else []
+    records = read_records(args.out)
     for task in args.tasks:
         data = load_data(task, args)
         done = {record["method"] for record in records if record["task"] == task}
@@ -256,11 +265,19 @@ def main() -> None:
         draw(records, args.png)
 
 
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """Returns the records of earlier runs."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def append_record(path: Path, record: dict[str, Any]) -> None:
     """Appends a record to the file, and prints it."""
     with path.open("a") as file:
         file.write(f"{json.dumps(record)}\n")
-    print({k: record[k] for k in ("task", "shots", "method", "accuracy", "seconds") if k in record}, flush=True)
+    names = ("task", "shots", "method", "accuracy", "seconds")
+    print({name: record[name] for name in names if name in record}, flush=True)
 
 
 if __name__ == "__main__":

@@ -61,7 +61,8 @@ def load_batch(backbone: Backbone) -> Batch:
     encoded = []
     for number in range(4 * ROWS):
         row: Any = rows[number]
-        encoded.append(backbone.codec.encode(template.pieces({"text": row["text"]}), f" {row['label']}"))
+        pieces = template.pieces({"text": row["text"]})
+        encoded.append(backbone.codec.encode(pieces, f" {row['label']}"))
     encoded.sort(key=lambda row: len(row.ids))
     return backbone.codec.collate(encoded[2 * ROWS : 3 * ROWS])
 

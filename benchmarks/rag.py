@@ -58,6 +58,13 @@ class Variant(NamedTuple):
     is_costly: bool = False
 
 
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """Returns the records of earlier runs."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def make_variants(front: str, passages: int) -> dict[str, Variant]:
     """Returns all variants by name.
 
@@ -167,7 +174,9 @@ def table(records: Sequence[dict[str, Any]]) -> str:
 def format_metric(record: Mapping[str, Any], name: str) -> str:
     """Returns a metric as text, with its interval if it is a mean over rows."""
     mean, low, high = metric_interval(record, name)
-    return f"{mean:.3f}" + ("" if low is None else f" [{low:.3f}, {high:.3f}]")
+    if low is None:
+        return f"{mean:.3f}"
+    return f"{mean:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def metric_interval(record: Mapping[str, Any], name: str) -> tuple[float, float | None, float | None]:
@@ -175,7 +184,8 @@ def metric_interval(record: Mapping[str, Any], name: str) -> tuple[float, float 
     metrics = record["metrics"]
     if name == "accuracy":
         return metrics["test/accuracy"], *bootstrap(list(record["rows"].values()))
-    return metrics[f"test/{name}"], metrics.get(f"test/{name}_low"), metrics.get(f"test/{name}_high")
+    low, high = (metrics.get(f"test/{name}_{end}") for end in ("low", "high"))
+    return metrics[f"test/{name}"], low, high
 
 
 def format_difference(rows: Mapping[str, float], plain: Mapping[str, float]) -> str:
@@ -215,9 +225,10 @@ def draw_bars(axes: Axes, records: Sequence[dict[str, Any]], metric: str) -> Non
 def draw_sweep(axes: Axes, records: Sequence[dict[str, Any]], metric: str) -> None:
     """Plots means and intervals by the number of soft tokens."""
     tests = {"": LENGTH, **{f"{FIRST}{k}": k for k in SWEEP}}
-    points = sorted((tests[r["test"]], *metric_error(r, metric)) for r in records if r["test"] in tests)
+    members = [record for record in records if record["test"] in tests]
+    points = [(tests[record["test"]], *metric_error(record, metric)) for record in members]
     if points:
-        counts, means, below, above = zip(*points, strict=True)
+        counts, means, below, above = zip(*sorted(points), strict=True)
         axes.errorbar(counts, means, yerr=[below, above], marker="o", color="#1f4e8c", capsize=2)
     axes.set_xlabel(f"number of first soft tokens used, of {LENGTH} that Spring trains")
     axes.set_ylabel(metric)
@@ -246,7 +257,7 @@ def main() -> None:
     parser.add_argument("--brief", action="store_true", help="skip tests with other numbers of passages")
     parser.add_argument("--png", type=Path)
     args, more_options = parser.parse_known_args()
-    records = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.is_file() else []
+    records = read_records(args.out)
     phases = (False,) if args.brief else (False, True)  # tests with other numbers of passages come last
     for is_late, name in product(phases, args.sets):
         common = data_options(name, args, more_options)

@@ -53,8 +53,10 @@ def format_metric(metrics: Metrics, name: str) -> str:
     if f"test/{name}" not in metrics:
         return ""
     value = f"{metrics[f'test/{name}']:.3f}"
-    low, high = metrics.get(f"test/{name}_low"), metrics.get(f"test/{name}_high")
-    return value if low is None or high is None else f"{value} [{low:.3f}, {high:.3f}]"
+    low, high = (metrics.get(f"test/{name}_{end}") for end in ("low", "high"))
+    if low is None or high is None:
+        return value
+    return f"{value} [{low:.3f}, {high:.3f}]"
 
 
 def train_and_evaluate(seed: int, options: Sequence[str]) -> Metrics:

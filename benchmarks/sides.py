@@ -239,7 +239,8 @@ def _random_batches(backbone: Backbone, tokens: int, size: int) -> Iterator[Batc
         ids = torch.randint(1000, 40000, (size, tokens - 1), generator=generator).tolist()
         row = backbone.codec.encode(template.pieces({"text": ""}), "yes")
         assemble = backbone.codec._assemble_row
-        rows = [assemble([*row.ids[:1], *row_ids], [], row.targets, [(0, 0)], []) for row_ids in ids]
+        first = row.ids[:1]
+        rows = [assemble(first + row_ids, [], row.targets, [(0, 0)], []) for row_ids in ids]
         yield backbone.codec.collate(rows).to(backbone.word_embeddings.device)
 
 

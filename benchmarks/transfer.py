@@ -13,7 +13,6 @@ Results are appended to `--out`, and a run that is started again skips what is t
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -22,7 +21,7 @@ from typing import Any
 
 import torch
 import yaml
-from methods import CONFIGS, MethodFactory, append_record, evaluate, make_replicas, sample_rows, train
+from methods import CONFIGS, MethodFactory, append_record, evaluate, make_replicas, read_records, sample_rows, train
 from transfer_tables import draw, tables
 
 from lightning_softprompt.backbones.base import Backbone
@@ -42,7 +41,6 @@ from lightning_softprompt.objectives.distillation import Distillation
 from lightning_softprompt.prompts.from_checkpoints import FromLibrary, most_similar
 from lightning_softprompt.prompts.init import FromCheckpoint
 from lightning_softprompt.prompts.task_factors import FromTasks
-from lightning_softprompt.training.replicas import ReplicaSpec
 
 SOURCES = ("sst2", "rte", "boolq", "trec6", "ag_news", "cola")
 TARGETS = ("cb", "medical_abstracts", "pubmedqa_cls")
@@ -75,7 +73,8 @@ def load_task(task: str, args: Any, sizes: dict[str, int], seed: int, batch: int
     """Returns a data module of a task. The seed samples training rows; validation and test rows do not depend on it."""
     options = yaml.safe_load((CONFIGS / f"{task}.yaml").read_text())["init_args"]
     for split, size in sizes.items():
-        options[split] = sample_rows(str(args.data / task), split, size, seed if split == "train" else 0)
+        seed_of_split = seed if split == "train" else 0
+        options[split] = sample_rows(str(args.data / task), split, size, seed_of_split)
     options |= {"max_tokens": args.tokens, "batch_size": batch, "eval_batch_size": 32, "seed": seed, "path": None}
     text, question = options["template"].replace("{soft}", "").rsplit("\n", 1)
     options["template"] = f"{text}\n{{soft}}{question}"  # the states of the text before it are cached
@@ -101,7 +100,7 @@ def train_prompt(
     make_method: MethodFactory, data: Any, backbone: Backbone, steps: int, rate: float, seed: int
 ) -> SoftPromptModule:
     """Trains one prompt."""
-    replicas: Any = make_replicas(make_method, data, backbone, ReplicaSpec(1, [seed], [rate]))
+    replicas: Any = make_replicas(make_method, data, backbone, [seed], [rate])
     train(replicas, data, steps)
     return replicas.methods[0]
 
@@ -115,7 +114,8 @@ def save_prompt(path: Path, method: SoftPromptModule, backbone: Backbone) -> Non
 def train_sources(files: Files, backbone: Backbone, args: Any) -> None:
     """Trains source prompts from the same initial values, and distills MPT's shared prompt from them."""
     if not files.start.is_file():
-        replicas: Any = make_replicas(BASELINE, load_source(SOURCES[0], args), backbone, ReplicaSpec(1, [0]))
+        data = load_source(SOURCES[0], args)
+        replicas: Any = make_replicas(BASELINE, data, backbone, [0], [DEFAULT_RATE])
         save_prompt(files.start, replicas.methods[0], backbone)
     for task in SOURCES:
         if task not in files.library.names:
@@ -125,11 +125,15 @@ def train_sources(files: Files, backbone: Backbone, args: Any) -> None:
     if files.shared.is_file():
         return
     tasks: dict[str, Any] = {task: load_source(task, args) for task in SOURCES}
-    data = MultitaskDataModule(tasks, UniformTasks(), together=SharedBatches(args.shared_rows, args.shared_tasks))
-    data.setup("fit")
+    all_sources = MultitaskDataModule(
+        tasks, UniformTasks(), together=SharedBatches(args.shared_rows, args.shared_tasks)
+    )
+    all_sources.setup("fit")
     teachers = Distillation([str(files.library.path(task)) for task in SOURCES], weight=0.9)
-    make_method = partial(MPT, length=LENGTH, objective=teachers, classes_by_task=data.classes_by_task)
-    save_prompt(files.shared, train_prompt(make_method, data, backbone, args.shared_steps, DEFAULT_RATE, 0), backbone)
+    make_method = partial(MPT, length=LENGTH, objective=teachers, classes_by_task=all_sources.classes_by_task)
+    save_prompt(
+        files.shared, train_prompt(make_method, all_sources, backbone, args.shared_steps, DEFAULT_RATE, 0), backbone
+    )
     print(f"MPT {time.strftime('%T')}", flush=True)
 
 
@@ -171,7 +175,7 @@ def evaluate_sources(files: Files, backbone: Backbone, target: str, args: Any) -
     test = list(data.test_dataloader())
     for source in SOURCES:
         make_method = partial(PromptTuning, length=LENGTH, init=FromCheckpoint(str(files.library.path(source))))
-        replicas: Any = make_replicas(make_method, data, backbone, ReplicaSpec(1, [0]))
+        replicas: Any = make_replicas(make_method, data, backbone, [0], [DEFAULT_RATE])
         yield {"method": source, **evaluate_test(replicas.eval().methods[0], test)}
 
 
@@ -226,9 +230,7 @@ def main() -> None:
         "--linear-backend", default=fast, help="matrix products of the backbone (default on this CPU: %(default)s)"
     )
     args = parser.parse_args()
-    files, records = Files(args.folder), []
-    if args.out.is_file():
-        records = [json.loads(line) for line in args.out.read_text().splitlines()]
+    files, records = Files(args.folder), read_records(args.out)
     for record in run_missing(files, args, records):
         records.append(record)
         append_record(args.out, record)
@@ -241,7 +243,9 @@ def main() -> None:
 def run_missing(files: Files, args: Any, records: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Runs what has no result, and yields its records."""
     cells = [(target, shots) for target in TARGETS for shots in SHOTS]
-    if len(records) == len(TARGETS) * len(SOURCES) + len(cells) * (1 + 6 * args.seeds):
+    num_runs = 6 * args.seeds  # methods and seeds of a cell
+    num_records = len(TARGETS) * len(SOURCES) + len(cells) * (1 + num_runs)
+    if len(records) == num_records:
         return
     backbone = load_backbone(BackboneSpec(linear_backend=args.linear_backend, context_memory=3000))
     train_sources(files, backbone, args)

@@ -99,8 +99,13 @@ def methods_table(cells: Sequence[Cell]) -> Iterator[str]:
         spread = f" ± {half_width:.3f}" if len(cell.tests) > 1 else ""
         minutes = np.mean([result.get("train_seconds", 0.0) for result in cell.results]) / 60
         peak = max(result["peak_mb"] for result in cell.results)
-        columns = [cell.method, str(len(cell.tests)), f"{mean:.3f}{spread}", str(first["rate"] or "-")]
-        columns += [f"{first.get('trainable_parameters', 0):,}", f"{minutes:.1f}", f"{peak:,}"]
+        columns = [cell.method, str(len(cell.tests)), f"{mean:.3f}{spread}"]
+        columns += [
+            str(first["rate"] or "-"),
+            f"{first.get('trainable_parameters', 0):,}",
+            f"{minutes:.1f}",
+            f"{peak:,}",
+        ]
         yield f"| {' | '.join(columns)} |"
     yield ""
 
