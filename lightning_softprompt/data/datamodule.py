@@ -53,8 +53,8 @@ class SoftPromptDataModule(LightningDataModule, ABC):
 
     A source of rows is a file (JSON lines, JSON, CSV, TSV, Parquet, plain text), a glob pattern or list of files, a
     folder with one or more files per split, `-` for standard input, or the name of a data set on the Hugging Face hub.
-    In Python, `train`, `validation`, `test` and `predict` also accept the rows: a list of mappings or a
-    `datasets.Dataset`.
+    In Python, `train`, `validation`, `test` and `predict` also accept the rows: a list of mappings, a
+    `datasets.Dataset` or a `pandas.DataFrame`.
 
     Args:
         backbone: The frozen language model. The data module uses only its tokenizer.
@@ -139,8 +139,11 @@ class SoftPromptDataModule(LightningDataModule, ABC):
             raise ValueError(f"seed must be at least 0, got {seed}")
         self.path = path
         self.sources: dict[str, Source | None] = {
-            "train": train, "validation": validation, "test": test, "predict": predict,
-        }  # fmt: skip
+            "train": _rows_of_frame(train),
+            "validation": _rows_of_frame(validation),
+            "test": _rows_of_frame(test),
+            "predict": _rows_of_frame(predict),
+        }
         self.truncation_side = truncation_side
         self.max_tokens = max_tokens
         self.batch_size = batch_size
@@ -540,7 +543,12 @@ class SoftPromptDataModule(LightningDataModule, ABC):
             order: The order of its rows.
         """
         sampler = self.sampler(name, order, self.ranks)
-        return ResumableLoader(self.split(name), sampler, Collate(self.codec), num_workers=self.num_workers)
+        return ResumableLoader(self.split(name), sampler, self.collate, num_workers=self.num_workers)
+
+    @property
+    def collate(self) -> Collate:
+        """Collates items of a split into a `Batch`; the `collate_fn` of a `DataLoader` over `split`."""
+        return Collate(self.codec)
 
     @property
     def ranks(self) -> tuple[int, int]:
@@ -571,6 +579,12 @@ def _longest_text_column(row: Mapping[str, Any]) -> str:
 
 def _is_file(path: str) -> bool:
     return Path(path).expanduser().is_file() or is_pattern(path)
+
+
+def _rows_of_frame(source: Any) -> Any:
+    """The rows of a `pandas.DataFrame` as mappings; other sources unchanged. pandas is not imported for this."""
+    is_frame = hasattr(source, "iterrows") and hasattr(source, "to_dict")
+    return source.to_dict("records") if is_frame else source
 
 
 def _check_path(path: str | None, train: Source | None) -> None:

@@ -250,6 +250,27 @@ def test_rows_are_a_data_set_of_the_datasets_package(spec, two_classes):
     assert len(data.split("train")) == len(two_classes)
 
 
+def test_rows_are_a_pandas_data_frame(spec, two_classes, tmp_path, monkeypatch):
+    pandas = pytest.importorskip("pandas")
+    monkeypatch.chdir(tmp_path)
+    rows = pandas.DataFrame(two_classes)
+    data = sp.ClassificationDataModule(backbone=spec, train=rows, validation=rows, template=TEMPLATE, cache=False)
+    assert list(data.classes.words) == ["negative", "positive"]
+    assert [example.fields["text"] for example in data.split("train").examples] == list(rows["text"])
+    trainer = sp.Trainer(max_steps=1, **QUIET)
+    trainer.fit(sp.PromptTuning(length=3, data=data), data)
+    assert "its rows were passed in Python" in (trainer.prompt_path.parent / "config.yaml").read_text()
+
+
+def test_batches_come_from_a_loader_of_torch(data):
+    model = sp.PromptTuning(length=3, data=data)
+    loader = torch.utils.data.DataLoader(data.split("train"), batch_size=2, shuffle=True, collate_fn=data.collate)
+    trainer = sp.Trainer(max_steps=2, run=None, **QUIET)
+    trainer.fit(model, loader)
+    assert trainer.global_step == 2
+    assert sp.Prompt(model).predict("dull")[0]["prediction"] in LABELS
+
+
 @pytest.mark.parametrize("rows", [[{"text": "dull"}], {"train": [{"text": "dull"}]}])
 def test_rows_given_as_path_are_refused(rows, spec):
     with pytest.raises(ValueError, match="train="):

@@ -72,7 +72,7 @@ def read_rows(
     """
     if on_bad_row not in ("raise", "skip"):
         raise ValueError(f"on_bad_row must be 'raise' or 'skip', got {on_bad_row!r}")
-    if isinstance(source, Mapping) or hasattr(source, "iterrows"):
+    if isinstance(source, Mapping):
         raise DataError(_no_rows(source, split))
     if isinstance(source, str | Path):
         return _read_named(str(source), split, on_bad_row, columns)
@@ -82,10 +82,12 @@ def read_rows(
     return collect(check(source), "the given rows", INDEX, on_bad_row)
 
 
-def _no_rows(source: object, split: str | None) -> str:
-    """The message about an object that holds rows in another form."""
-    fix = f"give one split, such as splits[{split!r}]" if isinstance(source, Mapping) else "give its to_dict('records')"
-    return f"rows must be a list of mappings or a datasets.Dataset, got {type(source).__name__}; {fix}"
+def _no_rows(source: Mapping[Any, Any], split: str | None) -> str:
+    """The message about a mapping in place of rows."""
+    return (
+        f"rows must be a list of mappings, a datasets.Dataset or a pandas.DataFrame, got {type(source).__name__}; give "
+        f"one split, such as splits[{split!r}]"
+    )
 
 
 def _read_named(source: str, split: str | None, on_bad_row: OnBadRow, columns: Collection[str]) -> Rows:
