@@ -253,9 +253,9 @@ def test_rows_are_a_data_set_of_the_datasets_package(spec, two_classes):
 def test_rows_are_a_pandas_data_frame(spec, two_classes, tmp_path, monkeypatch):
     pandas = pytest.importorskip("pandas")
     monkeypatch.chdir(tmp_path)
-    rows = pandas.DataFrame(two_classes)
+    rows = pandas.DataFrame([{"text": row["text"], "label": LABELS[row["label"]]} for row in two_classes])
     data = sp.ClassificationDataModule(backbone=spec, train=rows, validation=rows, template=TEMPLATE, cache=False)
-    assert list(data.classes.words) == ["negative", "positive"]
+    assert list(data.classes.words) == ["bad", "good"]
     assert [example.fields["text"] for example in data.split("train").examples] == list(rows["text"])
     trainer = sp.Trainer(max_steps=1, **QUIET)
     trainer.fit(sp.PromptTuning(length=3, data=data), data)
