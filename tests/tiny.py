@@ -137,6 +137,15 @@ def more_padding(batch, left, right, pad_id):
     )
 
 
+def perturb(module, scale=1.0):
+    """Add noise to the trainable parameters, since some methods start without any effect, and return the module."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * scale)
+    return module
+
+
 def row(batch, b):
     """Return one row of a batch with its padding."""
     return batch._map(lambda tensor: tensor[b : b + 1])

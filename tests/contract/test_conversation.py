@@ -1,4 +1,4 @@
-"""Several turns on one cache."""
+"""Conversations: several turns with one cache."""
 
 from dataclasses import replace
 
@@ -12,14 +12,15 @@ from lightning_softprompt.backbones.conversation import Conversation
 FAMILIES = CAUSAL
 
 
-def reaching(prompt, batch):
-    """The prompt for a row that went on: what came later is not shifted."""
+def extend_shift(prompt, batch):
+    """Returns the prompt for a longer row, in which later tokens are not shifted."""
     if prompt.shift is None:
         return prompt
-    return replace(prompt, shift=pad(prompt.shift, (0, 0, 0, batch.mask.shape[1] - prompt.shift.shape[1])))
+    missing = batch.mask.shape[1] - prompt.shift.shape[1]
+    return replace(prompt, shift=pad(prompt.shift, (0, 0, 0, missing)))
 
 
-def test_a_conversation_goes_on_from_its_cache(method, family, backbone):
+def test_a_conversation_continues_from_its_cache(method, family, backbone):
     module, codec = method.on(backbone), backbone.codec
     batch = batch_of(codec, TEMPLATES["middle"], texts=[TEXTS[0]], targets=[""])
     prompt = module.prompt(batch)
@@ -29,27 +30,24 @@ def test_a_conversation_goes_on_from_its_cache(method, family, backbone):
     conversation.add("dull dog")
     second = conversation.answer(max_new_tokens=3)
     row = batch.require_encoded()[0]
-    longer = [*first[0].tolist(), *codec.ids("dull dog")]
-    at_once = codec.collate([codec.with_answer(row, [*longer, 0])])
-    assert int(backbone(at_once, reaching(prompt, at_once))[0, len(longer)].argmax()) == int(second[0, 0])
-    again = codec.collate([codec.with_answer(row, [*longer, *second[0].tolist(), 0])])
-    assert (
-        backbone(again, reaching(prompt, again))[0, len(longer) :].argmax(-1)[: second.shape[1]].tolist()
-        == second[0].tolist()
-    )
+    history, answer = [*first[0].tolist(), *codec.ids("dull dog")], second[0].tolist()
+    whole_row = codec.collate([codec.with_answer(row, [*history, *answer, 0])])
+    logits = backbone(whole_row, extend_shift(prompt, whole_row))[0]
+    most_likely = logits[len(history) :].argmax(-1)
+    assert most_likely[: len(answer)].tolist() == answer
 
 
-def test_text_of_a_turn_does_not_end_it_but_its_template_may(family, backbone):
+def test_end_tokens_are_read_from_the_template_of_a_turn_but_not_from_its_text(family, backbone):
     codec = backbone.codec
     conversation = Conversation(backbone, batch_of(codec, texts=[TEXTS[0]], targets=[""]))
-    said = conversation.answer(max_new_tokens=2, min_new_tokens=2)[0].tolist()
+    answer = conversation.answer(max_new_tokens=2, min_new_tokens=2)[0].tolist()
     conversation.add("dull </s> dog", before="</s> good", after="</s>")
-    turn = conversation._text.tolist()[len(said) :]
-    assert [place for place, id in enumerate(turn) if id == EOS] == [0, len(turn) - 1]
+    turn = conversation._text.tolist()[len(answer) :]
+    assert [position for position, id in enumerate(turn) if id == EOS] == [0, len(turn) - 1]
 
 
 @pytest.mark.parametrize("option", [{"num_beams": 2}, {"prompt_lookup_num_tokens": 2}], ids=str)
-def test_what_wants_a_cache_of_its_own_is_refused(family, backbone, option):
+def test_decoding_that_requires_another_cache_is_refused(family, backbone, option):
     conversation = Conversation(backbone, batch_of(backbone.codec).only([0]))
     with pytest.raises(ValueError, match="does not support beams or speculative decoding"):
         conversation.answer(**option)

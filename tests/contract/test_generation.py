@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from tiny import CAUSAL, EOS, SEQ2SEQ, TEMPLATES, TEXTS, batch_of, encode_rows, on_side, real
+from tiny import CAUSAL, EOS, SEQ2SEQ, TEMPLATES, TEXTS, batch_of, encode_rows, on_side, perturb, real
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, TextIteratorStreamer
 
@@ -89,7 +89,7 @@ def build_reference(backbone, tiny_folder, family):
 @pytest.mark.parametrize("decoding", [{"do_sample": False}, {"num_beams": 3, "do_sample": False}], ids=str)
 @pytest.mark.methods("prompt_tuning", "prefix_tuning", "dept", "idpg", "late_state")  # one per kind of prompt
 def test_without_its_prompt_a_method_generates_as_the_bare_model(method, family, backbone, tiny_folder, decoding):
-    module = method.on(backbone)
+    module = perturb(method.on(backbone))
     batch, reference = build_reference(backbone, tiny_folder, family)
     module.lm().generate(batch, max_new_tokens=MAX_NEW_TOKENS)  # must leave no state for the next call
     result = module.lm().generate(batch, prompted=False, max_new_tokens=MAX_NEW_TOKENS, **decoding)

@@ -17,6 +17,7 @@ from tiny import (
     encode_rows,
     more_padding,
     on_side,
+    perturb,
     real,
 )
 from torch import nn
@@ -67,14 +68,6 @@ def prompt_tensors(prompt):
         for key_and_value in layers.values():
             tensors += key_and_value
     return [*tensors, *prompt.hidden.values()]
-
-
-def perturb(module, scale=1.0):
-    """Changes the parameters that a module was built with, and returns the module."""
-    with torch.no_grad():
-        for parameter in trainable_parameters(module).values():
-            parameter.add_(torch.randn_like(parameter) * scale)
-    return module
 
 
 class LastGradients(Callback):

@@ -1,4 +1,4 @@
-"""How encoder-decoders generate: their decoder opens as in training, and a batch gets what each row gets alone."""
+"""Generation of encoder-decoders: the decoder starts as in training, and batches give the answers of single rows."""
 
 import pytest
 import torch
@@ -9,51 +9,54 @@ from lightning_softprompt.backbones.loading import load_backbone
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.types import SoftPrompt
 
-MOST = 6
+MAX_NEW_TOKENS = 6
 TEMPLATE = "{text}{soft} it was {target}"
 TEXTS = ("it is a sad story about a dog that never ends well and it was very long", "dull", "this film , good ?")
 NO_END = {"forced_eos_token_id": None}
-MODELS = {  # a model, and how its rows run
+MODELS = {  # a model, and a part of the description of its path
     "scaled embeddings": (Architecture("pegasus", NO_END), "caches keys and values"),
     "forced opening": (Architecture("bart", {**NO_END, "forced_bos_token_id": BOS}), "caches keys and values"),
 }
 
 
 @torch.no_grad()
-def alone(backbone, row, tokens):
-    """The greedy answer to one row, each token by a plain forward pass, and by how much it leads."""
-    model, slot, answer, leads = backbone.model, row.slots[0], [], []
+def decode_greedily(backbone, row, tokens):
+    """Returns the greedy answer to one row by forward passes, and the margin of each token over the second best."""
+    model, slot, answer, margins = backbone.model, row.slots[0], [], []
     config = model.generation_config
     forced = [] if config.forced_bos_token_id is None else [config.forced_bos_token_id]
-    ids = torch.tensor([[*row.ids[:slot], *[UNK] * tokens.shape[1], *row.ids[slot:]]])
+    length = tokens.shape[1]
+    placeholders = [UNK] * length
+    ids = torch.tensor([[*row.ids[:slot], *placeholders, *row.ids[slot:]]])
 
-    def put(_, args, out):
-        return torch.cat([out[:, :slot], tokens, out[:, slot + tokens.shape[1] :]], dim=1)
+    def insert(_, args, out):
+        return torch.cat([out[:, :slot], tokens, out[:, slot + length :]], dim=1)
 
-    while len(answer) < MOST and EOS not in answer:
-        read = torch.tensor([[config.decoder_start_token_id, *forced, *answer]])
-        handle = model.get_encoder().get_input_embeddings().register_forward_hook(put)
+    while len(answer) < MAX_NEW_TOKENS and EOS not in answer:
+        decoder_ids = torch.tensor([[config.decoder_start_token_id, *forced, *answer]])
+        handle = model.get_encoder().get_input_embeddings().register_forward_hook(insert)
         try:
             encoded = model.get_encoder()(input_ids=ids)
         finally:
             handle.remove()
-        logits = model(encoder_outputs=encoded, decoder_input_ids=read, use_cache=False).logits[0, -1]
-        best = logits.topk(2).values
+        logits = model(encoder_outputs=encoded, decoder_input_ids=decoder_ids, use_cache=False).logits[0, -1]
+        best, second = logits.topk(2).values
         answer.append(int(logits.argmax()))
-        leads.append(float(best[0] - best[1]))
-    return answer, leads
+        margins.append(float(best - second))
+    return answer, margins
 
 
-@pytest.mark.parametrize(("architecture", "way"), MODELS.values(), ids=MODELS.keys())
-def test_a_batch_is_generated_as_each_row_alone(architecture, way, tmp_path):
+@pytest.mark.parametrize(("architecture", "description"), MODELS.values(), ids=MODELS.keys())
+def test_a_batch_gets_the_answers_of_single_rows(architecture, description, tmp_path):
     backbone = load_backbone(BackboneSpec(name=str(save(architecture, tmp_path))))
     torch.manual_seed(1)
-    tokens = torch.randn(1, 4, backbone.hidden_size) * backbone.embed(torch.arange(5, 40)[None]).std()
+    scale = backbone.embed(torch.arange(5, 40)[None]).std()
+    tokens = torch.randn(1, 4, backbone.hidden_size) * scale
     batch = batch_of(backbone.codec, TEMPLATE, TEXTS, [""] * len(TEXTS))
     for options in ({}, {"use_cache": False}):
-        found = backbone.generate(batch, SoftPrompt(tokens=tokens), max_new_tokens=MOST, **options)
-        for row, ids in zip(batch.require_encoded(), found.tolist(), strict=True):
-            answer, leads = alone(backbone, row, tokens)
-            sure = next((i for i, lead in enumerate(leads) if lead < 1e-4), len(leads))
-            assert ids[:sure] == answer[:sure]
-    assert way in backbone.generation_description
+        answers = backbone.generate(batch, SoftPrompt(tokens=tokens), max_new_tokens=MAX_NEW_TOKENS, **options)
+        for row, ids in zip(batch.require_encoded(), answers.tolist(), strict=True):
+            expected, margins = decode_greedily(backbone, row, tokens)
+            length = next((i for i, margin in enumerate(margins) if margin < 1e-4), len(margins))
+            assert ids[:length] == expected[:length]  # rounding determines later tokens
+    assert description in backbone.generation_description

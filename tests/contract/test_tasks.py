@@ -1,4 +1,4 @@
-"""What methods for several tasks keep, on every family of backbones: rows of many tasks in one batch."""
+"""Requirements of methods for several tasks on every family of backbones: one batch has rows of several tasks."""
 
 import logging
 from dataclasses import replace
@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from tiny import CLASSES, MASKED, TEMPLATES, batch_of, encode_rows, more_padding, on_side, real
+from tiny import CLASSES, MASKED, TEMPLATES, batch_of, encode_rows, more_padding, on_side, perturb, real
 from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
@@ -15,6 +15,7 @@ from lightning_softprompt.core.types import Classes
 from lightning_softprompt.evaluation.by_task import EvaluationByTask
 from lightning_softprompt.evaluation.classification import ClassificationEvaluation
 from lightning_softprompt.methods import ATTEMPT, MPT, TransPrompt
+from lightning_softprompt.methods.optimizers import trainable_parameters
 from lightning_softprompt.prompts.init import FromText, SampleVocabulary
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
@@ -30,19 +31,15 @@ METHODS = {
 
 @pytest.fixture(params=METHODS)
 def module(request, backbone):
-    """A method with another prompt for each task."""
+    """A method with a prompt for each task."""
     cls, arguments = METHODS[request.param]
-    evaluation = EvaluationByTask({name: ClassificationEvaluation(of.names) for name, of in BY_TASK.items()})
-    made = cls(**arguments, classes_by_task=BY_TASK, evaluation=evaluation, backbone=backbone.spec)
-    made.attach(backbone)
-    with torch.no_grad():
-        for parameter in made.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn_like(parameter))
-    return made.eval()
+    evaluation = EvaluationByTask({name: ClassificationEvaluation(task.names) for name, task in BY_TASK.items()})
+    method = cls(**arguments, classes_by_task=BY_TASK, evaluation=evaluation, backbone=backbone.spec)
+    method.attach(backbone)
+    return perturb(method).eval()
 
 
-def mixed(codec, template="front"):
+def multitask_batch(codec, template="front"):
     return replace(batch_of(codec, TEMPLATES[template], labels=(0, 1, 1, 0)), task_ids=TASKS)
 
 
@@ -50,7 +47,7 @@ def mixed(codec, template="front"):
 @torch.no_grad()
 def test_logits_depend_neither_on_padding_nor_on_the_tasks_of_other_rows(module, backbone, template):
     codec = backbone.codec
-    right, left = (mixed(on_side(codec, side), template) for side in ("right", "left"))
+    right, left = (multitask_batch(on_side(codec, side), template) for side in ("right", "left"))
     logits = module(right)
     assert_close(real(left, module(left)), real(right, logits), **CLOSE)
     for b, row in enumerate(encode_rows(codec, TEMPLATES[template])):
@@ -61,9 +58,9 @@ def test_logits_depend_neither_on_padding_nor_on_the_tasks_of_other_rows(module,
 
 
 @torch.no_grad()
-def test_generation_in_a_batch_of_several_tasks_is_that_of_each_row_alone(module, backbone, family):
+def test_rows_of_several_tasks_get_the_same_answers_in_a_batch_and_alone(module, backbone, family):
     options = {} if family in MASKED else {"max_new_tokens": 4}
-    batch = mixed(backbone.codec)
+    batch = multitask_batch(backbone.codec)
     together = module.lm().generate(batch, **options)
     for b in range(len(batch)):
         alone = module.lm().generate(batch.only([b]), **options)[0]
@@ -72,15 +69,15 @@ def test_generation_in_a_batch_of_several_tasks_is_that_of_each_row_alone(module
 
 @torch.no_grad()
 def test_the_prompt_does_not_depend_on_the_answer(module, backbone):
-    said = module.prompt(mixed(backbone.codec)).tokens
+    expected = module.prompt(multitask_batch(backbone.codec)).tokens
     others = batch_of(backbone.codec, targets=("very long story", "good", "great", "is dull"))
-    assert_close(module.prompt(replace(others, task_ids=TASKS)).tokens, said)
+    assert_close(module.prompt(replace(others, task_ids=TASKS)).tokens, expected)
 
 
-def test_a_mixed_batch_trains_and_its_checkpoint_gives_the_same_logits_by_task_name(module, backbone, tmp_path):
+def test_a_batch_of_several_tasks_trains_and_its_checkpoint_gives_the_same_logits(module, backbone, tmp_path):
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    batch = mixed(backbone.codec)
-    start = {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
+    batch = multitask_batch(backbone.codec)
+    start = {name: parameter.detach().clone() for name, parameter in trainable_parameters(module).items()}
     trainer = Trainer(
         accelerator="cpu", max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False,
