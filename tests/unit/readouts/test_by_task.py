@@ -112,7 +112,7 @@ def test_the_automatic_readout_of_a_task_depends_on_whether_its_classes_have_wor
 
 def test_a_label_word_of_several_tokens_is_rejected_with_its_task(make_module):
     with pytest.raises(ValueError, match="task 'length': label word ' good bad' is 2 tokens"):
-        make_module({"mood": CLASSES, "length": Classes({"a": [" good bad"], "b": [" long"]})})
+        make_module({"mood": CLASSES, "length": Classes({"a": [" good bad"], "b": [" long"]})}, readout=LabelWords)
 
 
 @torch.no_grad()
