@@ -73,6 +73,7 @@ class Backbone(nn.Module, ABC):
     """
 
     codec_class: ClassVar[type[Codec]]
+    is_small_copy = False  # whether it is a random copy that only checks what the architecture supports
     is_causal: ClassVar[bool] = False
 
     def __init__(self, model: PreTrainedModel, codec: Codec, spec: BackboneSpec) -> None:

@@ -140,6 +140,7 @@ class CausalBackbone(Backbone):
         self.prompts = PrefilledCache(model, self.contexts)
         self.generator = Generator(self)
         self.path: Path | None = None
+        self._logged_description = ""
         self.has_warned_of_window = False
         self.reasons: list[str] = [] if spec.packed else ["backbone.packed is false"]
 
@@ -279,7 +280,9 @@ class CausalBackbone(Backbone):
         if self.path is None or index:
             self.path_factories = self.path_factories[index:]
             self.path = self.path_factories[0](self.model, self.head)
-            log.info("Execution path: %s", self.execution_description)
+            if not self.is_small_copy and self.execution_description != self._logged_description:
+                self._logged_description = self.execution_description
+                log.info("Execution path: %s", self.execution_description)
         self.path.enter()
         return self.path
 

@@ -116,7 +116,9 @@ class Skeleton:
         vocabulary_size = len(self.codec.tokenizer)
         with refusing(f"no small copy of backbone {self.spec.name!r} can be built", ANOTHER):
             config = shrink_config(self.config, factor, vocabulary_size)
-            return self._build(config, shorten_and_randomize)
+            copy = self._build(config, shorten_and_randomize)
+        copy.is_small_copy = True
+        return copy
 
     def _build(self, config: PreTrainedConfig, add_weights: Callable[[PreTrainedModel], PreTrainedModel]) -> Backbone:
         """Builds a backbone of a configuration whose model has no weights until `add_weights` adds them."""

@@ -15,7 +15,7 @@ import yaml
 from jsonargparse import Namespace, strip_meta
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningCLI
 from torch import distributed
 
@@ -23,6 +23,7 @@ from lightning_softprompt.callbacks.algorithms.warm_start import WarmStart
 from lightning_softprompt.callbacks.recovery.final_checkpoint import lacks_metric
 from lightning_softprompt.callbacks.recovery.process_watch import LOST, describe_lost_connection
 from lightning_softprompt.callbacks.recovery.run_settings import RunSettings
+from lightning_softprompt.callbacks.reporting.progress_bar import StepProgressBar
 from lightning_softprompt.callbacks.reporting.record_lines import ReaderGoneError
 from lightning_softprompt.checkpoints.atomic_io import AtomicCheckpointIO
 from lightning_softprompt.checkpoints.hyperparameters import to_plain
@@ -120,6 +121,8 @@ class SoftPromptCLI(LightningCLI):
         """Load checkpoints safely by default, and write predictions instead of returning them."""
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         parser.set_defaults({"weights_only": True})
+        if subcommand in ("validate", "test"):
+            parser.set_defaults({"verbose": False})  # a callback prints the results with intervals
         if subcommand == "predict":
             parser.set_defaults({"return_predictions": False})
         if subcommand == "fit":
@@ -226,7 +229,7 @@ class SoftPromptCLI(LightningCLI):
         if self.session.prints:
             kwargs["enable_progress_bar"] = False  # standard output is for the predictions
         elif objects.trainer.enable_progress_bar is not False and not _has_progress_bar(callbacks):
-            callbacks.append(RichProgressBar(console_kwargs=PLAIN_TEXT))
+            callbacks.append(StepProgressBar(self.session.monitor, PLAIN_TEXT))
         start = self.session.create_start(self._config_writer(), text)
         of_session = self.session.callbacks(config.init_from, config.get("ckpt_path"), text)
         loggers = [*as_list(objects.trainer.logger), *self.session.loggers]

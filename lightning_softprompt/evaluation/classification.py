@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, final
 
+import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torchmetrics import MeanMetric, MetricCollection
@@ -19,6 +20,7 @@ from torchmetrics.classification import (
 from lightning_softprompt.backbones.prompted_lm import PromptedLM
 from lightning_softprompt.core.types import Batch
 from lightning_softprompt.evaluation.base import Evaluation
+from lightning_softprompt.evaluation.metrics.intervals import share_interval
 from lightning_softprompt.system.printable import metric_name
 
 if TYPE_CHECKING:
@@ -33,7 +35,8 @@ class ClassificationEvaluation(Evaluation):
 
     Logs `accuracy`, `macro_f1` (over the classes that occur), `mcc`, `cross_entropy` over the classes, and for each
     class `precision/<name>`, `recall/<name>`, `f1/<name>`, and `predicted/<name>`, the fraction of rows that are
-    predicted as this class.
+    predicted as this class. A test also logs the 95 % interval of the accuracy over rows (Wilson 1927), as
+    `accuracy_low` and `accuracy_high`.
 
     Args:
         names: The classes in order.
@@ -85,6 +88,9 @@ class ClassificationEvaluation(Evaluation):
         counts = self.metrics["confusion"].compute()  # [C, C]
         results = {name: self.metrics[name].compute().float() for name in ("accuracy", "macro_f1", "mcc")}
         results["cross_entropy"] = self.loss.compute()
+        if self.stage == "test":
+            low, high = share_interval(float(results["accuracy"]), int(counts.sum()))
+            results |= {"accuracy_low": torch.tensor(low), "accuracy_high": torch.tensor(high)}
         for kind in PER_CLASS:
             values = self.metrics[kind].compute()
             results |= {f"{kind}/{name}": value for name, value in zip(self.metric_names, values, strict=True)}

@@ -27,7 +27,9 @@ from lightning_softprompt.callbacks.reporting.case_report import CaseReport
 from lightning_softprompt.callbacks.reporting.parameter_summary import ParameterSummary
 from lightning_softprompt.callbacks.reporting.predictions import PredictionTable, PredictionWriter, TestPredictions
 from lightning_softprompt.callbacks.reporting.prompt_watch import PromptWatch
+from lightning_softprompt.callbacks.reporting.result_summary import ResultSummary
 from lightning_softprompt.callbacks.reporting.run_files import RunFiles
+from lightning_softprompt.callbacks.reporting.start_summary import StartSummary
 from lightning_softprompt.callbacks.reporting.throughput import Throughput
 from lightning_softprompt.checkpoints.prompt_file import read_prompt, split_replicas
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
@@ -146,9 +148,10 @@ class Session:
 
     def _reports(self) -> list[Callback]:
         files = RunFiles(self.folder, self.monitor, self.mode)
+        summary = ResultSummary(self.folder, self.monitor, self.mode)  # the last one: it names the files of the others
         if self.command == "test":
-            return [files, TestPredictions(self.folder / TEST_PREDICTIONS), *self._cases()]
-        return [files, PredictionTable(), *(self._training_callbacks() if self.command == "fit" else [])]
+            return [files, TestPredictions(self.folder / TEST_PREDICTIONS), *self._cases(), summary]
+        return [files, PredictionTable(), *(self._training_callbacks() if self.command == "fit" else []), summary]
 
     def _cases(self) -> list[Callback]:
         """The page of the best and worst cases, if rows have a score that ranks them."""
@@ -166,7 +169,8 @@ class Session:
         optional: list[Callback] = [Halving()] if self.run.halve_on_oom else []
         if self.run.early_stopping:
             optional.append(Patience(self.monitor, self.mode, self.run.early_stopping))
-        return [ParameterSummary(), Throughput(), PromptWatch(), guard, *optional, RngState(), *checkpoints]
+        reports: list[Callback] = [ParameterSummary(), StartSummary(), Throughput(), PromptWatch()]
+        return [*reports, guard, *optional, RngState(), *checkpoints]
 
     def _checkpoint(self, name: str, metric: str) -> BestCheckpoint:
         return BestCheckpoint(self.folder / "checkpoints", name, metric, self.mode, self.resumed)

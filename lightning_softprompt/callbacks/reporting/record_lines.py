@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from lightning_softprompt.distributed.collectives import gather_objects
 from lightning_softprompt.system.partial_file import Identity, PartialFile, count_complete_lines
 from lightning_softprompt.system.printable import printable
 
+log = logging.getLogger(__name__)
 Records = Mapping[int, Mapping[str, Any]]  # by position in the order of the data
 T = TypeVar("T")
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -106,6 +108,7 @@ class RecordLines:
         if self._partial is not None:
             self._file.close()
             self._partial.finish()
+            log.info("Wrote %d rows: %s", max(self._next, len(lines)), self._partial.path)
         self._file = None
 
     def leave(self) -> None:

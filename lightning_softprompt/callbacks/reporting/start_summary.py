@@ -1,0 +1,116 @@
+"""What a training works on and how long it takes, in a few lines at its start."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from time import perf_counter
+from typing import Any, cast, final
+
+import numpy as np
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lightning_softprompt.core.types import Batch
+from lightning_softprompt.data.datamodule import SoftPromptDataModule, Split
+from lightning_softprompt.data.prepared import PreparedRows
+from lightning_softprompt.methods.optimizers import count_training_steps
+from lightning_softprompt.runs.loggers import rank_zero_info
+
+TIMED_BATCHES = 5  # after the first one, which also sets up the execution path
+MAX_CLASSES = 8  # whose shares are listed
+
+
+@final
+class StartSummary(Callback):
+    """Logs rows per split, class balance, tokens per row, length and learning rate; after a few batches the time left.
+
+    Args:
+        write: Logs a line once for all processes.
+    """
+
+    def __init__(self, write: Callable[[str], None] = rank_zero_info) -> None:
+        self._write = write
+        self._since = 0.0
+        self._seconds: list[float] | None = None  # of each batch; None after the expected time is logged
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log what is known before the first step."""
+        self._seconds = []
+        data = cast(SoftPromptDataModule, trainer.datamodule)  # type: ignore[attr-defined]
+        splits: tuple[Split, ...] = ("train",) if trainer.limit_val_batches == 0 else ("train", "validation")
+        rows = [f"{len(data.split(name)):,} {name}" for name in splits]
+        training = data.split("train")
+        self._write(f"Data: {' and '.join(rows)} rows{describe_balance(data, training)}")
+        if isinstance(training, PreparedRows):
+            self._write(describe_lengths(training, data.max_tokens))
+        self._write(describe_training(trainer))
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
+        """Start the clock."""
+        self._since = perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Log the expected time after a few batches."""
+        if self._seconds is None:
+            return
+        self._seconds.append(perf_counter() - self._since)
+        if len(self._seconds) <= TIMED_BATCHES:
+            return
+        steps = count_training_steps(trainer)
+        if steps is not None and not math.isinf(steps):
+            seconds = sum(self._seconds[1:]) / TIMED_BATCHES * trainer.accumulate_grad_batches
+            left = describe_seconds(seconds * (steps - trainer.global_step))
+            self._write(f"Expected time: {left} ({seconds:.2g} s per step), without validations")
+        self._seconds = None
+
+
+def describe_balance(data: SoftPromptDataModule, rows: PreparedRows) -> str:
+    """Describes the share of each class of a task with classes; otherwise empty."""
+    labels = [example.label for example in rows.examples] if isinstance(rows, PreparedRows) else []
+    if data.classes is None or not labels or not all(isinstance(label, int) for label in labels):
+        return ""
+    counts = Counter(cast(Sequence[int], labels))
+    names = data.classes.names
+    shares = [f"{names[label]} {count / len(labels):.0%}" for label, count in counts.most_common(MAX_CLASSES)]
+    more = len(names) - len(shares)
+    return f"; {', '.join(shares)}{f' and {more} more classes' if more > 0 else ''}"
+
+
+def describe_lengths(rows: PreparedRows, max_tokens: int) -> str:
+    """Describes the numbers of tokens of the rows of a split, without soft tokens."""
+    median, high = np.percentile(rows.lengths, [50, 95])
+    truncated = sum(row.num_truncated > 0 for row in rows.encoded) / len(rows)
+    return (
+        f"Tokens per training row: median {median:.0f}, 95 % up to {high:.0f}, maximum {max(rows.lengths)}; "
+        f"{truncated:.1%} truncated to max_tokens={max_tokens}"
+    )
+
+
+def describe_training(trainer: Trainer) -> str:
+    """Describes optimizer, learning rate and length of a training."""
+    (optimizer,) = trainer.optimizers
+    groups: Sequence[Mapping[str, Any]] = optimizer.param_groups
+    rates = list(dict.fromkeys(f"{group.get('initial_lr', group['lr']):.2g}" for group in groups))
+    schedules = [type(config.scheduler).__name__ for config in trainer.lr_scheduler_configs]
+    schedule = f" with {schedules[0]}" if schedules else ""
+    total = count_training_steps(trainer)
+    batches = trainer.num_training_batches / trainer.accumulate_grad_batches
+    length = "an unlimited number of steps"
+    if total is not None and not math.isinf(total):
+        epochs = f", {total / batches:.3g} epochs" if batches and not math.isinf(batches) else ""
+        length = f"{int(total):,} steps{epochs}"
+    return f"Training: {length}, {type(optimizer).__name__}, learning rate {' and '.join(rates)}{schedule}"
+
+
+def describe_seconds(seconds: float) -> str:
+    """Returns a duration for people.
+
+    >>> describe_seconds(42), describe_seconds(200), describe_seconds(9000)
+    ('42 s', '3 min', '2.5 h')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,87 @@
+"""What a training, a test and a prediction print for their user."""
+
+import io
+import logging
+import re
+
+import pytest
+from rich.console import Console
+from row_files import write_rows, write_splits
+
+from lightning_softprompt.callbacks.reporting.progress_bar import StepProgressBar
+from lightning_softprompt.cli.app import main
+from lightning_softprompt.runs.run_spec import last_folder
+
+
+@pytest.fixture
+def argv(tmp_path, tiny_folder):
+    """Options of a run on 16 rows in batches of 4."""
+    rows = [{"text": f"a {word} film {i}", "label": word} for i in range(8) for word in ("good", "bad")]
+    write_splits(tmp_path, train=rows, validation=rows[:6], test=rows)
+    return [
+        "--model=PromptTuning", "--model.length=3", "--data=ClassificationDataModule", f"--data.path={tmp_path}",
+        "--data.template={soft}{text} it is {target}", "--data.batch_size=4", "--run.wandb=disabled",
+        f"--backbone.name={tiny_folder('llama')}", f"--run.folder={tmp_path / 'runs'}", "--trainer.accelerator=cpu",
+    ]  # fmt: skip
+
+
+QUIET = "--trainer.enable_progress_bar=false"
+
+
+def test_a_training_prints_its_data_length_and_best_validation(argv, caplog):
+    caplog.set_level(logging.INFO, "lightning_softprompt")
+    assert main(["fit", *argv, QUIET, "--trainer.max_steps=12", "--trainer.accumulate_grad_batches=1"]) == 0
+    text = caplog.text
+    assert "Data: 16 train and 6 validation rows; good 50%, bad 50%" in text
+    assert re.search(r"Tokens per training row: median \d+, 95 % up to \d+, maximum \d+; 0.0% truncated", text)
+    assert "Training: 12 steps, 3 epochs, AdamW, learning rate 0.005" in text
+    assert re.search(r"Expected time: \d+ s \(\S+ s per step\)", text)
+    assert text.count("Execution path") == 1
+    assert re.search(r"Best validation \(val/accuracy\), step \d+ of 12, 6 rows\naccuracy +[01]\.\d{4}", text)
+    assert len(re.findall(r"^    prediction: ", text, re.MULTILINE)) == 5
+    correct = ["(correct)" in line for line in text.splitlines() if line.startswith("    prediction: ")]
+    assert correct == sorted(correct)  # wrong predictions come first
+    assert "plots/learning_curve.png, plots/val_confusion.png" in text
+
+
+def test_a_resumed_training_prints_the_best_validation_of_all_its_parts(argv, caplog):
+    caplog.set_level(logging.INFO, "lightning_softprompt")
+    options = [*argv, QUIET, "--model.lr=1e-8"]  # no validation is better than the first one
+    assert main(["fit", *options, "--trainer.max_steps=8"]) == 0
+    caplog.clear()
+    last = last_folder() / "checkpoints" / "last.ckpt"
+    assert main(["fit", *options, "--trainer.max_steps=12", f"--ckpt_path={last}"]) == 0
+    assert "Best validation (val/accuracy), step 4 of 12" in caplog.text
+
+
+def test_a_test_prints_rows_intervals_and_files_and_a_prediction_its_file(argv, tmp_path, caplog, capfd):
+    caplog.set_level(logging.INFO, "lightning_softprompt")
+    assert main(["fit", *argv, QUIET, "--trainer.max_steps=4"]) == 0
+    start = [f"--ckpt_path={last_folder() / 'checkpoints' / 'last.ckpt'}", f"--run.folder={tmp_path / 'runs'}"]
+    caplog.clear()
+    capfd.readouterr()
+    assert main(["test", *start, QUIET]) == 0
+    assert re.search(r"Test, 16 rows\naccuracy +\S+ \[\S+, \S+\]\nmacro_f1 +\S+\n", caplog.text)
+    assert "test_predictions.jsonl" in caplog.text.rpartition("Files in")[2]
+    assert "Test metric" not in capfd.readouterr().out  # Lightning's table of 17 digits
+    rows = write_rows(tmp_path / "new.jsonl", [{"text": "good"}] * 3)
+    assert main(["predict", *start, QUIET, f"--data.predict={rows}"]) == 0
+    assert f"Wrote 3 rows: {last_folder() / 'predictions.jsonl'}" in caplog.text
+
+
+def test_the_bar_counts_the_steps_of_the_training_and_shows_rate_and_validation(argv, monkeypatch):
+    console = Console(file=io.StringIO(), force_terminal=True, width=200)
+    monkeypatch.setattr("lightning.pytorch.callbacks.progress.rich_progress.get_console", lambda: console)
+    bars = []
+    monkeypatch.setattr(
+        StepProgressBar, "teardown", lambda self, *_, **__: bars.append(self.progress.tasks[0]) or self._stop_progress()
+    )
+    options = [*argv, "--model.lr=0.02", "--trainer.val_check_interval=2"]
+    assert main(["fit", *options, "--trainer.max_steps=8"]) == 0
+    assert (bars[0].completed, bars[0].total) == (8, 8)
+    last = last_folder() / "checkpoints" / "last.ckpt"
+    assert main(["fit", *options, "--trainer.max_steps=12", f"--ckpt_path={last}"]) == 0
+    assert (bars[1].completed, bars[1].total) == (12, 12)
+    shown = re.sub(r"\x1b\[[0-9;]*[a-zA-Z]", "", console.file.getvalue())
+    assert re.search(r"12/12 .*it/s epoch: 3 loss: \d\.\d{3} lr: 0.02 val/accuracy: [01]\.\d{3}", shown)
+    assert "v_num" not in shown
