@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import wandb
-from wandb.proto.wandb_internal_pb2 import MetricRecord, Record
+from wandb.proto.wandb_internal_pb2 import ArtifactRecord, MetricRecord, Record
 
 HEADER, BLOCK = 7, 32 * 1024
 FULL, LAST = 1, 4
@@ -20,11 +20,18 @@ FULL, LAST = 1, 4
 
 @dataclass
 class WandbFile:
-    """The content of one run: its name, configuration, metric definitions, rows of history, and last summary."""
+    """The content of one run: its description, configuration, metrics, rows of history, last summary, and artifacts."""
 
     folder: Path
+    id: str = ""
     name: str = ""
     project: str = ""
+    group: str = ""
+    job_type: str = ""
+    tags: tuple[str, ...] = ()
+    notes: str = ""
+    is_complete: bool = False
+    artifacts: list[ArtifactRecord] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, MetricRecord] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -41,12 +48,20 @@ class WandbFile:
 
 def read_run(folder: Path) -> WandbFile:
     """Read the only offline run in a folder; ends it, because `run.finish()` returns before the file is complete."""
-    wandb.teardown()
-    (path,) = folder.glob("wandb/offline-run-*/*.wandb")
-    run = WandbFile(path.parent)
-    for data in log_records(path.read_bytes()):
-        add_record(run, Record.FromString(data))
+    (run,) = read_runs(folder)
     return run
+
+
+def read_runs(folder: Path) -> list[WandbFile]:
+    """Read the offline runs in a folder, and parts of runs, in the order of their starts."""
+    wandb.teardown()
+    runs = []
+    for path in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
+        run = WandbFile(path.parent)
+        for data in log_records(path.read_bytes()):
+            add_record(run, Record.FromString(data))
+        runs.append(run)
+    return runs
 
 
 def log_records(content: bytes) -> Iterator[bytes]:
@@ -68,7 +83,9 @@ def log_records(content: bytes) -> Iterator[bytes]:
 def add_record(run: WandbFile, record: Record) -> None:
     """Add the content of a record to a run."""
     if record.HasField("run"):
-        run.name, run.project = record.run.display_name, record.run.project
+        run.id, run.name, run.project = record.run.run_id, record.run.display_name, record.run.project
+        run.group, run.job_type, run.notes = record.run.run_group, record.run.job_type, record.run.notes
+        run.tags = tuple(record.run.tags)
         run.config |= values(record.run.config.update)
     elif record.HasField("config"):
         run.config |= values(record.config.update)
@@ -78,6 +95,10 @@ def add_record(run: WandbFile, record: Record) -> None:
         run.history.append(values(record.history.item))
     elif record.HasField("summary"):
         run.summary |= values(record.summary.update)
+    elif record.HasField("artifact"):
+        run.artifacts.append(record.artifact)
+    elif record.HasField("exit"):
+        run.is_complete = True
 
 
 def values(items: Any) -> dict[str, Any]:

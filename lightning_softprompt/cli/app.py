@@ -253,7 +253,7 @@ class SoftPromptCLI(LightningCLI):
         if self._settings_check is not None:
             self._settings_check(settings.of_config if settings.prepares else settings.all_settings)
         later_check = self._settings_check if settings.prepares else None  # the rows do not exist yet
-        checkpoint = self.run_config.get("ckpt_path")
+        checkpoint, init_from = self.run_config.get("ckpt_path"), self.run_config.get("init_from")
         return Session(
             run,
             command,
@@ -262,6 +262,7 @@ class SoftPromptCLI(LightningCLI):
             RunSettings(settings, later_check),
             self._resumed_folder,
             None if checkpoint is None else Path(checkpoint),
+            None if init_from is None else Path(init_from),
         )
 
     def _config_writer(self) -> Callable[[Path], None]:
@@ -274,8 +275,10 @@ class SoftPromptCLI(LightningCLI):
         if self.run_config.get("find_lr"):
             self._find_lr()
             return
+        failed = True
         try:
             super()._run_subcommand(subcommand)
+            failed = False
         except Exception as error:
             if subcommand == "fit" and hasattr(self, "session") and lacks_metric(error):
                 self.session.conclude()
@@ -285,6 +288,9 @@ class SoftPromptCLI(LightningCLI):
                     f"run ({type(error).__name__}: {error})"
                 ) from error
             raise
+        finally:
+            if hasattr(self, "session"):
+                self.session.finish(failed)
 
     def _find_lr(self) -> None:
         """Run the learning-rate range test in place of the training."""
@@ -319,6 +325,7 @@ def _reusable(config: Namespace) -> Namespace:
     """The config without the options that say how this run started, so that other runs and commands can use it."""
     reusable = config.clone()
     reusable.ckpt_path = reusable.init_from = reusable.run.name = reusable.run.accept_changes = None
+    reusable.run.display_name = reusable.run.job_type = None
     for name in COMMAND_SPECIFIC:
         reusable.pop(name, None)
     return reusable

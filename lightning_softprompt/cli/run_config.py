@@ -27,7 +27,7 @@ WORD = re.compile(r"[\w:+,-]*")  # a trainer setting by name, such as bf16-mixed
 IGNORED_TRAINER_SETTINGS = ("default_root_dir", "model_registry")  # output locations
 CLASS_SETTINGS = ("callbacks", "logger", "plugins", "profiler", "strategy", "accelerator")
 MAX_COUNTS = {"devices": 64, "num_nodes": 1, "num_workers": 64, "replicas": 1000, "count": 1000}
-COMMAND_SETTINGS = ("predictions", "name")  # run settings that belong to one command
+COMMAND_SETTINGS = ("predictions", "name", "display_name", "job_type")  # run settings that belong to one command
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from lightning_softprompt.runs.wandb_identity import WandbIdentity
 from lightning_softprompt.system.atomic_files import write_file
 from lightning_softprompt.system.hosts import wandb as wandb_host
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 Summary = Sequence[tuple[str, Literal["min", "max"]]]
+WandbMode = Literal["auto", "online", "offline", "disabled"]
 
 STEP = "trainer/global_step"
 CACHES = {  # folders that W&B shares between runs on Linux, by the variable that overrides them
@@ -40,8 +42,9 @@ def make_loggers(
     folder: Path,
     name: str,
     project: str,
-    wandb: Literal["auto", "online", "offline", "disabled"] = "auto",
+    wandb: WandbMode = "auto",
     summary: Summary = (("val/loss", "min"),),
+    identity: WandbIdentity | None = None,
 ) -> list[MetricsFile | WandbRun]:
     """Create the loggers of a run. They open their files when the first value is logged.
 
@@ -52,13 +55,19 @@ def make_loggers(
         wandb: `auto` uses `WANDB_MODE`, or else online if W&B has an API key and offline otherwise; `online` requires a
             key. An offline run is stored in `folder`, and the command to upload it is printed.
         summary: Metrics whose best value W&B shows for the run, each with its mode.
+        identity: Which W&B run to log to, and its group, job type, tags and notes (default: a new run).
     """
-    mode = os.environ.get("WANDB_MODE", "auto") if wandb == "auto" else wandb
+    mode = resolve_mode(wandb)
     if mode == "disabled":
         return [MetricsFile(folder)]
-    run = WandbRun(folder, name, project, mode, summary)
+    run = WandbRun(folder, name, project, mode, summary, identity)
     run.refuse_without_key()
     return [MetricsFile(folder), run]
+
+
+def resolve_mode(wandb: WandbMode) -> str:
+    """The mode of W&B: that of the option, or of `WANDB_MODE` if the option is `auto`."""
+    return os.environ.get("WANDB_MODE", "auto") if wandb == "auto" else wandb
 
 
 @rank_zero_only
@@ -157,12 +166,25 @@ class WandbRun(WandbLogger):
         project: The run's project.
         mode: As in `make_loggers`, or a value of `WANDB_MODE`.
         summary: Metrics whose best value is shown for the run, each with its mode.
+        identity: The W&B run, whose name replaces `name` (default: a new run).
     """
 
-    def __init__(self, folder: Path, name: str, project: str, mode: str, summary: Summary) -> None:
-        super().__init__(name=name, project=project, save_dir=folder, log_model=False)
+    def __init__(
+        self,
+        folder: Path,
+        name: str | None,
+        project: str,
+        mode: str,
+        summary: Summary,
+        identity: WandbIdentity | None = None,
+    ) -> None:
+        options: Mapping[str, Any] = {}
+        if identity is not None:
+            name, options = identity.name, identity.init_options
+        super().__init__(name=name, project=project, save_dir=folder, log_model=False, **options)
         self._mode = mode
         self._summary = summary
+        self._continues = identity is not None and identity.continues
         self._lost = False  # whether W&B has failed
         self.held = False  # whether the start of the run is still disabled
 
@@ -176,6 +198,27 @@ class WandbRun(WandbLogger):
             self._experiment = run = self._start()
             self._define_metrics(run)
         return cast("Run", self._experiment)
+
+    @property
+    def has_started(self) -> bool:
+        """Whether the W&B run exists in this process and accepts values."""
+        return self._experiment is not None and not self.held and not self._lost
+
+    @rank_zero_only
+    def finish(self, failed: bool = False) -> None:
+        """Finish the run, so that its console log has no lines of later runs of this process.
+
+        Args:
+            failed: Whether the command failed.
+        """
+        if not self.has_started:
+            return
+        try:
+            cast("Run", self._experiment).finish(exit_code=1 if failed else 0)
+        except Exception as error:  # any failure of its process or the connection to it
+            log.warning("W&B failed at the end of the run (%r); metrics.csv has all metrics", error)
+        self._experiment = None
+        self.held = True  # nothing may start the run again
 
     @rank_zero_only
     def log_hyperparams(self, params: Any) -> None:
@@ -229,7 +272,10 @@ class WandbRun(WandbLogger):
 
     def _start_offline(self, reason: str) -> Run:
         run = self._init(mode="offline", silent=True)
-        rank_zero_info(f"W&B is offline ({reason}). To upload this run later: wandb sync {run.settings.sync_dir}")
+        after = " after the earlier parts of the run" if self._continues else ""
+        rank_zero_info(
+            f"W&B is offline ({reason}). To upload this run later{after}: wandb sync {run.settings.sync_dir}"
+        )
         return run
 
     def _init(self, mode: Literal["online", "offline"], **settings: Any) -> Run:
@@ -240,6 +286,8 @@ class WandbRun(WandbLogger):
         _redirect_caches(Path(self._wandb_init["dir"], "wandb"))
         # a second training in this process is a new run, so the first one is finished
         options = {name: value for name, value in self._wandb_init.items() if value is not None}
+        if mode == "offline":
+            options.pop("resume", None)  # W&B ignores it offline; parts of a run are joined by their id on upload
         return wandb.init(**options, mode=mode, settings=wandb.Settings(reinit="finish_previous", **settings))
 
     def _define_metrics(self, run: Run) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
 
+from lightning_softprompt import __version__
 from lightning_softprompt.checkpoints.checkpoint_file import load_checkpoint
 from lightning_softprompt.system.atomic_files import write_file
+from lightning_softprompt.system.git import read_commit
 
 RECORD = "run.json"
 LAST = Path("checkpoints", "last.ckpt")
@@ -24,9 +26,13 @@ class RunRecord:
     Args:
         id: Id of the run, equal in all copies.
         name: Name of the folder that it was started in.
-        order: Number of its last start among all starts in the experiment; 0 for runs of an earlier version.
+        order: Number of its last start among all starts in the experiment; 0 for evaluations and for runs of an
+            earlier version.
         started: Time of the last start.
         not_in_config: Options of a run in Python that its config.yaml leaves out, each with the reason.
+        version: Version of this package at the last start; empty for runs of an earlier version.
+        commit: Git commit of the current folder at the last start; empty outside a repository.
+        wandb_id: Id of the run on W&B; empty if it is not logged there.
     """
 
     id: str
@@ -34,6 +40,9 @@ class RunRecord:
     order: int
     started: str
     not_in_config: Mapping[str, str] = field(default_factory=dict)
+    version: str = ""
+    commit: str = ""
+    wandb_id: str = ""
 
 
 def read_record(folder: Path) -> RunRecord:
@@ -41,23 +50,47 @@ def read_record(folder: Path) -> RunRecord:
     try:
         values = json.loads((folder / RECORD).read_bytes())
         identity, name, started = (str(values[key]) for key in ("id", "name", "started"))
-        return RunRecord(identity, name, int(values["order"]), started)
+        version, commit, wandb_id = (str(values.get(key, "")) for key in ("version", "commit", "wandb_id"))
+        order = int(values["order"])
+        return RunRecord(identity, name, order, started, version=version, commit=commit, wandb_id=wandb_id)
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):  # a forged record
         return RunRecord(f"unknown, {folder.name}", folder.name, 0, "unknown")
 
 
-def note_start(folder: Path, not_in_config: Mapping[str, str] = MappingProxyType({})) -> None:
+def note_start(
+    folder: Path, not_in_config: Mapping[str, str] = MappingProxyType({}), wandb_id: str | None = None
+) -> None:
     """Record that the run in a folder starts or resumes now, after all others of its experiment.
 
     Args:
         folder: The folder of the run.
         not_in_config: Options that config.yaml leaves out, each with the reason.
+        wandb_id: Id of the run on W&B, if it is logged there.
     """
     others = [read_record(path.parent).order for path in folder.parent.glob(f"*/{RECORD}")]
     before, now = read_record(folder), f"{datetime.now():%F %T}"
     identity = before.id if before.order and before.name == folder.name else secrets.token_hex(8)
-    record = RunRecord(identity, folder.name, max(others, default=0) + 1, now, dict(not_in_config))
-    values = {name: value for name, value in asdict(record).items() if name != "not_in_config" or value}
+    order = max(others, default=0) + 1
+    record = RunRecord(identity, folder.name, order, now, dict(not_in_config))
+    _write_record(folder, record, wandb_id)
+
+
+def note_evaluation(folder: Path, wandb_id: str) -> None:
+    """Record the W&B run of an evaluation in a folder of its own; the record of a training is not changed.
+
+    Args:
+        folder: The folder of the evaluation.
+        wandb_id: Id of the run on W&B.
+    """
+    if not (folder / RECORD).is_file():
+        record = RunRecord(secrets.token_hex(8), folder.name, 0, f"{datetime.now():%F %T}")
+        _write_record(folder, record, wandb_id)
+
+
+def _write_record(folder: Path, record: RunRecord, wandb_id: str | None) -> None:
+    """Write a record with the version and the commit of now."""
+    complete = replace(record, version=__version__, commit=read_commit() or "", wandb_id=wandb_id or "")
+    values = {name: value for name, value in asdict(complete).items() if value or name == "order"}
     write_file(folder / RECORD, f"{json.dumps(values, indent=2)}\n".encode())
 
 

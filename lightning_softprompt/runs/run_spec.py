@@ -14,7 +14,7 @@ from typing import Literal, TextIO
 
 from lightning.fabric.utilities.rank_zero import _get_rank
 
-from lightning_softprompt.runs.run_record import last_checkpoint, note_start
+from lightning_softprompt.runs.run_record import last_checkpoint, note_evaluation, note_start
 from lightning_softprompt.system.file_locks import lock_file
 
 log = logging.getLogger(__name__)
@@ -39,6 +39,12 @@ class RunSpec:
             with the most steps.
         wandb: Weights & Biases mode. `auto` is online if an API key is configured, and offline otherwise.
         project: Weights & Biases project.
+        display_name: Name of the run on Weights & Biases (default: `name`). A test or validation with a display name is
+            a separate run; without one, it continues the run of the training.
+        group: Weights & Biases group (default: `experiment`).
+        job_type: Weights & Biases job type (default: the command).
+        tags: Weights & Biases tags (default: the method, the data and the backbone).
+        notes: Weights & Biases notes.
         predictions: Output file of predict; `-` is standard output (default: predictions.jsonl in the run folder).
         skip_bad_steps: Maximum number of consecutive training steps to skip because of a non-finite loss or gradient;
             the next one stops the run. Their rows are listed in bad_rows.jsonl in the run folder.
@@ -76,6 +82,11 @@ class RunSpec:
     monitor: str | None = None
     monitor_mode: Literal["min", "max"] | None = None
     early_stopping: int | None = None
+    display_name: str | None = None
+    group: str | None = None
+    job_type: str | None = None
+    tags: list[str] | None = None
+    notes: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "folder", os.path.expanduser(self.folder))
@@ -168,21 +179,31 @@ def _is_inherited() -> bool:
     return started and os.environ.get(PROCESS_VARIABLE) != str(os.getpid())
 
 
-def make_folder(folder: Path, training: bool = False, not_in_config: Mapping[str, str] = MappingProxyType({})) -> None:
+def make_folder(
+    folder: Path,
+    training: bool = False,
+    not_in_config: Mapping[str, str] = MappingProxyType({}),
+    wandb_id: str | None = None,
+) -> None:
     """Create a run folder and lock it for this process.
 
     Args:
         folder: The folder.
         training: Whether the run trains, so that its start is recorded.
         not_in_config: Options that the config of the run leaves out, each with the reason.
+        wandb_id: Id of the run on W&B, if it is logged there.
 
     Raises:
         ValueError: If another run is writing there.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock_run_folder(folder)
-    if training and not _get_rank():
-        note_start(folder, not_in_config)
+    if _get_rank():
+        return
+    if training:
+        note_start(folder, not_in_config, wandb_id)
+    elif wandb_id is not None:
+        note_evaluation(folder, wandb_id)
 
 
 def lock_run_folder(folder: Path) -> None:

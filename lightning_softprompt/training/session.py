@@ -25,18 +25,25 @@ from lightning_softprompt.callbacks.recovery.run_settings import RunSettings
 from lightning_softprompt.callbacks.recovery.run_start import RunStart
 from lightning_softprompt.callbacks.reporting.case_report import CaseReport
 from lightning_softprompt.callbacks.reporting.parameter_summary import ParameterSummary
-from lightning_softprompt.callbacks.reporting.predictions import PredictionTable, PredictionWriter, TestPredictions
+from lightning_softprompt.callbacks.reporting.predictions import (
+    TEST_TABLE_ROWS,
+    PredictionTable,
+    PredictionWriter,
+    TestPredictions,
+)
 from lightning_softprompt.callbacks.reporting.prompt_watch import PromptWatch
 from lightning_softprompt.callbacks.reporting.result_summary import ResultSummary
 from lightning_softprompt.callbacks.reporting.run_files import RunFiles
 from lightning_softprompt.callbacks.reporting.start_summary import StartSummary
 from lightning_softprompt.callbacks.reporting.throughput import Throughput
+from lightning_softprompt.callbacks.reporting.wandb_report import WandbReport
 from lightning_softprompt.checkpoints.prompt_file import read_prompt, split_replicas
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.methods.base import SoftPromptModule
 from lightning_softprompt.reports.prediction_file import PREDICTIONS as TEST_PREDICTIONS
-from lightning_softprompt.runs.loggers import MetricsFile, Summary, make_loggers
+from lightning_softprompt.runs.loggers import MetricsFile, Summary, WandbMode, WandbRun, make_loggers, resolve_mode
 from lightning_softprompt.runs.run_spec import RunSpec, make_folder
+from lightning_softprompt.runs.wandb_identity import default_tags, identify_run
 from lightning_softprompt.system.atomic_files import refuse_special_file
 from lightning_softprompt.system.dotted_names import flatten
 from lightning_softprompt.training.monitors import choose_monitor
@@ -59,7 +66,8 @@ class Session:
         data: The data module.
         settings: Saves the settings of the run and compares them with those of the checkpoint.
         folder: The folder of a run that is resumed in its own folder; None makes a new one.
-        resumed: The checkpoint that a run is resumed from, if any.
+        resumed: The checkpoint that a run is resumed from or evaluates, if any.
+        init_from: The prompt or checkpoint that initializes the method, if any.
 
     Attributes:
         folder: Folder of the run's files, created when the run begins.
@@ -75,6 +83,7 @@ class Session:
         settings: RunSettings,
         folder: Path | None = None,
         resumed: Path | None = None,
+        init_from: Path | None = None,
     ) -> None:
         self.settings, self.resumed = settings, resumed
         self.run, self.command, self.module, self.data = run, command, module, data
@@ -83,9 +92,21 @@ class Session:
         self.prints = run.predictions == "-" or (run.predictions is None and data.sources["predict"] == "-")
         self.has_folder = command != "predict" or not (self.prints or run.predictions)
         summary: Summary = ((self.monitor, self.mode), ("val/loss", "min"))
-        wandb = run.wandb if command == "fit" else "disabled"
-        loggers = make_loggers(self.folder, self.folder.name, run.project, wandb, summary) if self.has_folder else []
-        self.loggers = loggers
+        wandb: WandbMode = "disabled" if command == "predict" else run.wandb
+        self.wandb_id: str | None = None
+        self.loggers = self._create_loggers(wandb, summary, init_from) if self.has_folder else []
+
+    def _create_loggers(
+        self, mode: WandbMode, summary: Summary, init_from: Path | None
+    ) -> list[MetricsFile | WandbRun]:
+        """Create the loggers, and choose the W&B run that the command starts or continues."""
+        if resolve_mode(mode) == "disabled":
+            return make_loggers(self.folder, self.folder.name, self.run.project, mode, summary)
+        method = self.module.methods[0]
+        tags = default_tags(type(method).__name__, type(self.data).__name__, method.spec.name)
+        identity = identify_run(self.run, self.command, self.folder.name, tags, self.resumed, init_from)
+        self.wandb_id = identity.id
+        return make_loggers(self.folder, self.folder.name, self.run.project, mode, summary, identity)
 
     def create_start(self, save_config: Callable[[Path], None], config: str) -> RunStart:
         """Create the callback that begins the run; before it, no files are written and nothing is sent to W&B.
@@ -101,13 +122,23 @@ class Session:
     def _begin(self, save_config: Callable[[Path], None], config: str) -> None:
         if not self.has_folder:
             return
-        make_folder(self.folder, self.command == "fit")
+        make_folder(self.folder, self.command == "fit", wandb_id=self.wandb_id)
         log.info("run folder: %s", self.folder)
         save_config(self.config_file)
         for logger in self.loggers:
             logger.held = False
             if not (self._scores_training and isinstance(logger, MetricsFile)):  # it would overwrite hparams.yaml
                 logger.log_hyperparams(yaml.safe_load(config))
+
+    def finish(self, failed: bool = False) -> None:
+        """Finish the W&B run at the end of the command.
+
+        Args:
+            failed: Whether the command failed.
+        """
+        for logger in self.loggers:
+            if isinstance(logger, WandbRun):
+                logger.finish(failed)
 
     @property
     def _scores_training(self) -> bool:
@@ -149,9 +180,12 @@ class Session:
     def _reports(self) -> list[Callback]:
         files = RunFiles(self.folder, self.monitor, self.mode)
         summary = ResultSummary(self.folder, self.monitor, self.mode)  # the last one: it names the files of the others
+        report = WandbReport(self.wandb_id, files)
         if self.command == "test":
-            return [files, TestPredictions(self.folder / TEST_PREDICTIONS), *self._cases(), summary]
-        return [files, PredictionTable(), *(self._training_callbacks() if self.command == "fit" else []), summary]
+            predictions = [TestPredictions(self.folder / TEST_PREDICTIONS), PredictionTable("test", TEST_TABLE_ROWS)]
+            return [files, report, *predictions, *self._cases(), summary]
+        training = self._training_callbacks() if self.command == "fit" else []
+        return [files, report, PredictionTable(), *training, summary]
 
     def _cases(self) -> list[Callback]:
         """The page of the best and worst cases, if rows have a score that ranks them."""

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from row_files import read_rows, write_rows
 from runs import read_metrics
-from wandb_file import read_run
+from wandb_file import read_runs
 
 from lightning_softprompt.__main__ import main
 from lightning_softprompt.backbones.generation.decoding import Decoding
@@ -87,7 +87,9 @@ def test_a_test_of_questions_is_analyzed(options, capsys, monkeypatch):
     assert report["retrieval"]["measures"]["mrr"]["mean"] == pytest.approx(3 / 4)
     assert report["groups"]["gold documents"]["several, some shown"]["rows"] == 1
     page = (last_folder() / "analysis.html").read_text()
-    logged = read_run(last_folder())
+    tested, logged = read_runs(last_folder())
+    assert logged.id == tested.id
+    assert logged.is_complete
     (html,) = logged.rows("analysis.html")
     assert (logged.folder / "files" / html["analysis.html"]["path"]).read_text() == page
     assert logged.summary["f1"] == report["f1"]

@@ -16,7 +16,8 @@ from lightning_softprompt.methods.base import SoftPromptModule
 from lightning_softprompt.runs.loggers import validation_log_step, wandb_loggers
 from lightning_softprompt.system.partial_file import Identity
 
-TABLE_COLUMNS = ("row", "input", "target", "prediction")  # columns of a table, before those of scores
+TEXT_COLUMNS = ("input", "target", "prediction")  # columns of a table between `row` and `correct`
+TEST_TABLE_ROWS = 1000  # W&B shows at most 10,000 rows; with inputs of 4,000 characters this table has about 4 MB
 
 
 class RecordFile(Callback):
@@ -119,22 +120,28 @@ class TestPredictions(RecordFile):
 
 
 class PredictionTable(Callback):
-    """Logs predictions for the validation split to W&B, as the table `val/predictions`.
+    """Logs predictions to W&B, as the table `val/predictions` or `test/predictions`.
 
-    It shows the first rows, the same after each validation, so that predictions can be compared. Classes have the score
-    of the predicted class; generated text has a column for each of its scores. With several processes, the table has
-    rows of the first one only.
+    It shows the first rows, the same after each validation, so that predictions can be compared. Each row has its
+    input, target and prediction, whether they are equal, and a column for each score: of each class, or of generated
+    text. With several processes, the table has rows of the first one only.
 
     Args:
+        stage: `val` or `test`.
         rows: Number of rows.
     """
 
-    def __init__(self, rows: int = 16) -> None:
+    def __init__(self, stage: Literal["val", "test"] = "val", rows: int = 16) -> None:
+        self.stage = stage
         self.rows = rows
         self._records: dict[int, dict[str, Any]] = {}
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove the rows of the previous validation."""
+        self._records = {}
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remove the rows of the previous test."""
         self._records = {}
 
     def on_validation_batch_end(
@@ -147,46 +154,64 @@ class PredictionTable(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Store the first rows."""
+        if self.stage == "val":
+            self._store(trainer, outputs)
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Store the first rows."""
+        if self.stage == "test":
+            self._store(trainer, outputs)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the table."""
+        if self.stage == "val":
+            self._log(trainer, "validation")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the table."""
+        if self.stage == "test":
+            self._log(trainer, "test")
+
+    def _store(self, trainer: Trainer, outputs: Any) -> None:
         if wandb_loggers(trainer):
             self._records |= {record["row"]: record for record in outputs}
             first = sorted(self._records)[: self.rows]
             self._records = {row: self._records[row] for row in first}
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the table."""
+    def _log(self, trainer: Trainer, split: str) -> None:
         if trainer.sanity_checking or not self._records:
             return
-        records = [describe_with_target(trainer, "validation", record) for record in self._records.values()]
-        is_text = _data(trainer).classes is None
-        score_columns, scores = text_score_cells(records) if is_text else class_score_cells(records)
+        records = [describe_with_target(trainer, split, record) for record in self._records.values()]
+        has_classes = _data(trainer).classes is not None
+        score_columns, scores = score_cells(records, "score/" if has_classes else "")
         table = []
-        for record, score_cells in zip(records, scores, strict=True):
-            texts = [str(record[name]) for name in TABLE_COLUMNS[1:]]  # W&B requires one type per column
-            table.append([record["row"], *texts, *score_cells])
+        for record, cells in zip(records, scores, strict=True):
+            texts = [str(record[name]) for name in TEXT_COLUMNS]  # W&B requires one type per column
+            is_correct = record["prediction"] == record["target"]
+            table.append([record["row"], *texts, is_correct, *cells])
+        columns = ["row", *TEXT_COLUMNS, "correct", *score_columns]
         for logger in wandb_loggers(trainer):
-            logger.log_table(
-                "val/predictions", [*TABLE_COLUMNS, *score_columns], table, step=validation_log_step(trainer)
-            )
+            logger.log_table(f"{self.stage}/predictions", columns, table, step=validation_log_step(trainer))
 
 
-def class_score_cells(records: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]]:
-    """Returns the names and cells of the score columns of classes: the score of the predicted class."""
-    cells = []
-    for record in records:
-        scores = record["scores"]
-        cells.append([scores and scores.get(record["prediction"])])
-    return ["score"], cells
+def score_cells(records: Sequence[Mapping[str, Any]], prefix: str) -> tuple[list[str], list[list[Any]]]:
+    """Returns the names and cells of the columns of scores.
 
-
-def text_score_cells(records: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]]:
-    """Returns the names and cells of the score columns of generated text: all scores.
-
-    >>> text_score_cells([{"scores": None}, {"scores": {"rouge1": 0.5, "rougeL": 0.25}}])
+    >>> score_cells([{"scores": None}, {"scores": {"rouge1": 0.5, "rougeL": 0.25}}], "")
     (['rouge1', 'rougeL'], [[None, None], [0.5, 0.25]])
     """
     scores = [record["scores"] or {} for record in records]
     names = list(dict.fromkeys(name for of_row in scores for name in of_row))
-    return names, [[of_row.get(name) for name in names] for of_row in scores]
+    cells = [[of_row.get(name) for name in names] for of_row in scores]
+    return [f"{prefix}{name}" for name in names], cells
 
 
 class _DescribesRows(Protocol):

@@ -15,7 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_softprompt.core.types import Batch
-from lightning_softprompt.runs.loggers import is_logging_step, metrics_files
+from lightning_softprompt.runs.loggers import is_logging_step, metrics_files, validation_log_step, wandb_loggers
 from lightning_softprompt.system.atomic_files import write_file
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ class RunFiles(Callback):
 
     `metrics.json` has the latest metrics by stage, the best validation, epoch, step, seconds of training and the number
     of trainable parameters. It is written after each validation and test, and when training ends, which also draws
-    `plots/learning_curve.png`. Figures of an evaluation are saved as `plots/<stage>_<name>.png`. A resumed run
-    continues the history of the interrupted one.
+    `plots/learning_curve.png`. Figures of an evaluation are saved as `plots/<stage>_<name>.png`. W&B gets the plots as
+    images. A resumed run continues the history of the interrupted one.
 
     Args:
         folder: The run's folder.
@@ -53,6 +53,11 @@ class RunFiles(Callback):
         self._seconds = 0.0  # of training before this start
         self._since: float | None = None
         self._epoch = 0  # of the last step
+
+    @property
+    def report(self) -> Mapping[str, Any]:
+        """The contents of `metrics.json`."""
+        return self._report
 
     def state_dict(self) -> dict[str, Any]:
         """The history, in plain lists."""
@@ -125,7 +130,8 @@ class RunFiles(Callback):
         self._report_training(trainer, pl_module)
         self._write(trainer)
         if trainer.is_global_zero and (self._train or self._val):
-            self._draw(learning_curve(self._train, self._val, self.monitor, self.mode), "learning_curve")
+            curve = learning_curve(self._train, self._val, self.monitor, self.mode)
+            self._draw(trainer, curve, "learning_curve")
 
     def _training_seconds(self) -> float:
         return self._seconds + (0.0 if self._since is None else perf_counter() - self._since)
@@ -164,15 +170,19 @@ class RunFiles(Callback):
         figures = evaluations[stage].figures()  # in every process: figures sum the counts of all processes
         if trainer.is_global_zero:
             for name, figure in figures.items():
-                self._draw(figure, f"{stage}_{name}")
+                self._draw(trainer, figure, f"{stage}_{name}")
 
-    def _draw(self, figure: Figure, name: str) -> None:
+    def _draw(self, trainer: Trainer, figure: Figure, name: str) -> None:
         image = BytesIO()
         figure.savefig(image, format="png", dpi=150)
+        path = self.folder / "plots" / f"{name}.png"
         try:
-            write_file(self.folder / "plots" / f"{name}.png", image.getvalue())
+            write_file(path, image.getvalue())
         except OSError as error:  # a plot can be drawn again from metrics.csv, so it does not stop a run
             rank_zero_warn(f"a plot could not be saved: {error}")
+            return
+        for logger in wandb_loggers(trainer):
+            logger.log_image(f"plots/{name}", [str(path)], step=validation_log_step(trainer))
 
 
 def stage_metrics(trainer: Trainer, stage: str) -> dict[str, float]:

@@ -70,7 +70,7 @@ def main(argv: list[str]) -> int:
 
 
 def _log(folder: Path, mode: str | None, report: dict[str, Any], page: str) -> None:
-    """Log the page and the metrics to W&B, as a run separate from the training."""
+    """Log the page and the metrics to the W&B run of the test, or to a new run if the test was not logged."""
     from lightning_softprompt.system.plain_yaml import read_yaml
 
     config = folder / "config.yaml"
@@ -81,9 +81,12 @@ def _log(folder: Path, mode: str | None, report: dict[str, Any], page: str) -> N
     import wandb
 
     from lightning_softprompt.runs.loggers import WandbRun, make_loggers
+    from lightning_softprompt.runs.wandb_identity import identify_analysis
 
+    name, group = f"{folder.name} analysis", str(run.get("group") or run.get("experiment", "default"))
+    identity = identify_analysis(folder, name, group)
     project = run.get("project", "lightning-softprompt")
-    loggers = make_loggers(folder, f"{folder.name} analysis", project, cast("Wandb", mode), ())
+    loggers = make_loggers(folder, name, project, cast("Wandb", mode), (), identity)
     for logged in (logger.experiment for logger in loggers if isinstance(logger, WandbRun)):
         logged.log({PAGE: wandb.Html(page, inject=False)})
         logged.summary.update({name: value for name, value in report.items() if isinstance(value, float)})

@@ -228,9 +228,10 @@ def test_a_table_of_the_first_rows_is_logged_after_each_validation(run):
     _, _, file = run
     tables = file.tables("val/predictions")
     assert len(tables) == 2  # no table for the sanity check
-    assert tables[0]["columns"] == ["row", "input", "target", "prediction", "score"]
-    expected = [[row, f"validation text {row}", "bad", "good", round(2 / 3 + row, 6)] for row in range(5)]
-    expected[0][-1] = None  # this row has no scores
+    assert tables[0]["columns"] == ["row", "input", "target", "prediction", "correct", "score/good", "score/bad"]
+    texts = [[row, f"validation text {row}", "bad", "good", False] for row in range(5)]
+    scores = [[None, None], *([round(2 / 3 + row, 6), 0.333333] for row in range(1, 5))]  # row 0 has no scores
+    expected = [text + numbers for text, numbers in zip(texts, scores, strict=True)]
     assert tables[-1]["data"] == expected
 
 
@@ -479,8 +480,8 @@ def test_a_table_of_generated_text_has_the_first_predicted_rows_and_all_scores(t
     table = predictions.PredictionTable(rows=3)
     trainer(tmp_path, [table], make_loggers(tmp_path, "n", "p", "offline")).validate(Sampled(), data, verbose=False)
     (logged,) = read_run(tmp_path).tables("val/predictions")
-    assert logged["columns"] == ["row", "input", "target", "prediction", "rouge1", "rougeL", "new"]
-    texts = [[row, f"validation text {row}", "t", f"text {row}"] for row in (1, 3, 5)]
+    assert logged["columns"] == ["row", "input", "target", "prediction", "correct", "rouge1", "rougeL", "new"]
+    texts = [[row, f"validation text {row}", "t", f"text {row}", False] for row in (1, 3, 5)]
     scores = [[None, None, None], [0.123457, None, None], [None, None, 1.0]]
     assert logged["data"] == [text + numbers for text, numbers in zip(texts, scores, strict=True)]
 
