@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+LONGEST_VALUE = 40  # characters of a value in the description of options
 Options = Mapping[str, Any]  # by name, without the dashes
 
 
@@ -43,3 +45,28 @@ def parse_arguments(arguments: Sequence[str]) -> dict[str, str]:
             raise ValueError(f"expected options such as --model MPT or --model.length=5, got {name!r}")
         options[name.removeprefix("--")] = value if equals else remaining.pop(0)
     return options
+
+
+def describe_options(options: Options) -> str:
+    """Returns options as a short text for people: names without their prefix, config files without their folder.
+
+    >>> describe_options({"data.shots": 8, "model": "configs/method/dept.yaml"})
+    'shots=8 model=dept'
+    """
+    texts = []
+    for name, value in options.items():
+        text = to_text(value)
+        short = Path(text).stem if text.endswith(".yaml") else text
+        texts.append(f"{name.rpartition('.')[2]}={short[:LONGEST_VALUE]}")
+    return " ".join(texts)
+
+
+def with_defaults(arguments: Sequence[str], defaults: Options) -> list[str]:
+    """Returns the arguments of a command, and those options of `defaults` that they do not set.
+
+    >>> with_defaults(["--run.group=mine"], {"run.group": "study", "run.job_type": "fit"})
+    ['--run.group=mine', '--run.job_type=fit']
+    """
+    names = {argument.partition("=")[0] for argument in arguments}
+    missing = {name: value for name, value in defaults.items() if f"--{name}" not in names}
+    return [*arguments, *to_arguments(missing)]

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from lightning_softprompt.studies.options import Options, to_arguments, to_text
-from lightning_softprompt.studies.study_run import STAGE_REFERENCE, StudyRun, short_hash
+from lightning_softprompt.studies.study_run import DEFAULT_STAGE, DEFAULT_TEST, STAGE_REFERENCE, StudyRun, short_hash
 from lightning_softprompt.system.file_locks import lock_file
 
-DEFAULT_STAGE, DEFAULT_TEST = "run", "test"
 NAME = re.compile(r"\w[\w.-]*")
 LONGEST_VALUE = 60  # characters of a value in the name of a folder
 

@@ -12,11 +12,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning_softprompt.studies.options import Options
+from lightning_softprompt.studies.options import Options, describe_options, with_defaults
 from lightning_softprompt.system.atomic_files import write_file
 
 log = logging.getLogger(__name__)
 Metrics = Mapping[str, float]
+DEFAULT_STAGE, DEFAULT_TEST = "run", "test"
 STAGE_REFERENCE = re.compile(r"\$\{([^}]*)\}")  # `${NAME}`, the folder of a stage
 
 
@@ -90,7 +91,8 @@ class StudyRun:
         if not can_resume:
             shutil.rmtree(self.folder, ignore_errors=True)
         self._write_record(None)
-        code = run_command([self.command, *self._start_arguments(can_resume), *self._folder_arguments])
+        arguments = with_defaults(self._start_arguments(can_resume), self._wandb_options)
+        code = run_command([self.command, *arguments, *self._folder_arguments])
         if code:
             return code
         report = json.loads((self.folder / "metrics.json").read_text())
@@ -144,6 +146,21 @@ class StudyRun:
             f"--run.experiment={self.variant_folder.name}",
             f"--run.name={self.name}",
         ]
+
+    @property
+    def _wandb_options(self) -> Options:
+        """How the run is shown on W&B: named by what varies, in the group of the study.
+
+        The default test continues the W&B run of its training. Each of several tests is a run of its own, because their
+        metrics have the same names.
+        """
+        group = {"run.group": self.variant_folder.parent.resolve().name}
+        if self.command == "test" and self.test == DEFAULT_TEST:
+            return group
+        stage = [] if self.name == DEFAULT_STAGE else [self.name]
+        name = " ".join([*stage, describe_options(self.variant)]).strip() or self.name
+        job_type = self.command if self.command == "test" or self.stage == DEFAULT_STAGE else self.stage
+        return {"run.display_name": name, "run.job_type": job_type, **group}
 
     @property
     def _identity(self) -> dict[str, str]:

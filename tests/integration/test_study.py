@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from row_files import write_rows
+from wandb_file import read_run
 
 from lightning_softprompt.__main__ import main
 from lightning_softprompt.checkpoints.prompt_file import read_prompt
@@ -19,6 +20,7 @@ from lightning_softprompt.cli import app
 from lightning_softprompt.cli.app import make_cli
 from lightning_softprompt.cli.commands.configs import configs_folder
 from lightning_softprompt.evaluation.metrics.continual import transfer
+from lightning_softprompt.studies.study import Study
 from lightning_softprompt.studies.study_file import read_study
 from lightning_softprompt.studies.study_run import STAGE_REFERENCE
 
@@ -338,3 +340,44 @@ def test_two_processes_do_not_run_one_study(study, common, data, capsys):
         fcntl.flock(file, fcntl.LOCK_EX)
         study(settings, code=2)
     assert "another process runs the study" in capsys.readouterr().err
+
+
+def test_runs_on_wandb_are_named_by_what_varies_and_grouped_by_study(study, common, data, monkeypatch):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    options = {**common, "run.wandb": "offline", "trainer": {**common["trainer"], "max_steps": 2}}
+    settings = {
+        "common": {**options, "data": data["mood"]},
+        "compare": {"model.length": [2, 3]},
+        "repeat": {"seed_everything": [1]},
+    }
+    folder, _ = study(settings, name="lengths")
+    for length in (2, 3):
+        variant = folder / f"model.length={length},seed_everything=1"
+        trained, tested = read_run(variant / "run"), read_run(variant / "run.test")
+        assert trained.name == f"length={length} seed_everything=1"
+        assert (trained.group, trained.job_type) == ("lengths", "fit")
+        assert tested.id == trained.id
+
+
+def test_stages_and_named_tests_have_wandb_runs_of_their_own(tmp_path):
+    """The options of a run override these defaults."""
+    stages = {"source": {}, "target": {"init_from": "${source}/prompt.safetensors"}}
+    tests = {"dev": {}, "final": {"run.job_type": "report"}}
+    runs = Study(tmp_path / "mine", stages=stages, tests=tests, compare=[{"data.shots": 8}]).runs
+    commands = []
+    for run in runs:
+
+        def record_command(arguments, folder=run.folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "metrics.json").write_text("{}")
+            commands.append(dict(argument.split("=", 1) for argument in arguments[1:]))
+            return 0
+
+        run.run(record_command)
+    names = [command["--run.display_name"] for command in commands]
+    assert names == [
+        f"{name} shots=8" for name in ("source", "source.dev", "source.final", "target", "target.dev", "target.final")
+    ]
+    job_types = [command["--run.job_type"] for command in commands]
+    assert job_types == ["source", "test", "report", "target", "test", "report"]
+    assert {command["--run.group"] for command in commands} == {"mine"}

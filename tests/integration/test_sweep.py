@@ -84,6 +84,11 @@ def test_trials_are_runs_and_the_best_is_reported(write_sweep, calls, tmp_path, 
     assert config["model"]["init_args"]["length"] == report["options"]["model.length"]
     sweep.main([str(write_sweep(2))])  # both trials exist already
     assert len(calls) == 2
+    options = dict(argument.split("=", 1) for argument in calls[report["best"]][4:])
+    name = options["--run.display_name"].split(" ")
+    assert name[0] == f"trial-{report['best']}"
+    assert f"length={report['options']['model.length']}" in name
+    assert (options["--run.group"], options["--run.job_type"]) == ("mine", "sweep")
     sweep.main([str(write_sweep(3))])
     assert len(calls) == 3
 

@@ -153,13 +153,19 @@ def run_trial(trial: Trial, search: dict[str, dict[str, Any]], fit: dict[str, An
     Raises:
         RunFailedError: If the run fails or has no validation metric.
     """
-    from lightning_softprompt.studies.options import to_arguments
+    from lightning_softprompt.studies.options import describe_options, to_arguments
 
     sampled = {}
     for name, distribution in search.items():
         kind, arguments = next(iter(distribution.items()))
         sampled[name] = getattr(trial, f"suggest_{kind}")(name, **arguments)
-    options = {"run.experiment": trial.study.study_name, **fit, **sampled, "run.name": run_name(trial.number)}
+    name = run_name(trial.number)
+    on_wandb = {
+        "run.display_name": f"{name} {describe_options(sampled)}",
+        "run.group": trial.study.study_name,
+        "run.job_type": "sweep",
+    }
+    options = {"run.experiment": trial.study.study_name, **on_wandb, **fit, **sampled, "run.name": name}
     environment = {**os.environ, QUIET_VARIABLE: "1"}
     command = [sys.executable, "-m", "lightning_softprompt", "fit", *to_arguments(options)]
     code = subprocess.call(command, env=environment)
