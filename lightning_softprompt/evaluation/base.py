@@ -24,6 +24,7 @@ class Evaluation(nn.Module, ABC):
 
     monitor: tuple[str, Literal["min", "max"]] = ("loss", "min")  # the metric that selects the best checkpoint
     logged: tuple[str, ...] | None = None  # all metrics that a validation may log; None if they are unknown
+    by_class: tuple[str, ...] = ()  # the metrics of single classes
     ranking_score: str | None = None  # the score by which rows are ranked: the greater, the better
     stage = "test"  # `val` or `test`
 

@@ -54,6 +54,8 @@ class EvaluationByTask(Evaluation):
         self.evaluations = nn.ModuleDict(evaluations)
         logged_by_task = {name: evaluation.logged for name, evaluation in evaluations.items()}
         names = [f"{task}/{metric}" for task, logged in logged_by_task.items() for metric in logged or ()]
+        by_class = {name: evaluation.by_class for name, evaluation in evaluations.items()}
+        self.by_class = tuple(f"{task}/{metric}" for task, metrics in by_class.items() for metric in metrics)
         self.logged = None if None in logged_by_task.values() else ("macro", *names)
 
     @property

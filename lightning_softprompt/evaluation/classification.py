@@ -48,8 +48,9 @@ class ClassificationEvaluation(Evaluation):
         super().__init__()
         self.names = tuple(names)
         self.metric_names = tuple(metric_name(name) for name in names)
-        per_class = (f"{kind}/{name}" for kind in (*PER_CLASS, "predicted") for name in self.metric_names)
-        self.logged = ("accuracy", "macro_f1", "mcc", "cross_entropy", *per_class)
+        kinds = (*PER_CLASS, "predicted")
+        self.by_class = tuple(f"{kind}/{name}" for kind in kinds for name in self.metric_names)
+        self.logged = ("accuracy", "macro_f1", "mcc", "cross_entropy", *self.by_class)
         self.metrics = MetricCollection(
             {
                 "accuracy": MulticlassAccuracy(len(names), average="micro"),

@@ -40,8 +40,8 @@ class TaggingEvaluation(Evaluation):
         self.accuracy = MulticlassAccuracy(len(names), average="micro")
         self.loss = MeanMetric()
         self.entities = EntityCounts(entity_types(names))
-        types = [f"f1/{metric_name(kind)}" for kind in self.entities.types if kind]
-        entity_metrics = ("precision", "recall", "f1", *types) if self.entities.types else ()
+        self.by_class = tuple(f"f1/{metric_name(kind)}" for kind in self.entities.types if kind)
+        entity_metrics = ("precision", "recall", "f1", *self.by_class) if self.entities.types else ()
         self.logged = ("accuracy", "cross_entropy", *entity_metrics)
         self.monitor = ("f1" if self.entities.types else "accuracy", "max")
 

@@ -62,6 +62,7 @@ class RunSummary:
         test: The main metric of the test: the monitored metric, if the test has it.
         source: The checkpoint or prompt that the run started from; empty if it started untrained.
         test_folder: The folder with the predictions of the test; None without a test.
+        commit: Git commit at the last start; empty outside a repository.
     """
 
     folder: Path
@@ -76,6 +77,7 @@ class RunSummary:
     test: Score | None = None
     source: str = ""
     test_folder: Path | None = None
+    commit: str = ""
 
 
 def find_runs(folder: Path, with_intervals: bool = True) -> list[RunSummary]:
@@ -154,6 +156,7 @@ def read_run(folder: Path, with_interval: bool = True) -> RunSummary:
         test=test,
         test_folder=None if test is None else folder,
         source=str(config.get("ckpt_path") or config.get("init_from") or ""),
+        commit=str(record.get("commit", "")),
     )
 
 

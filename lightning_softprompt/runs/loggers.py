@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -17,6 +17,7 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from lightning_softprompt.runs.wandb_artifacts import link_prompt
 from lightning_softprompt.runs.wandb_identity import WandbIdentity
 from lightning_softprompt.system.atomic_files import write_file
 from lightning_softprompt.system.hosts import wandb as wandb_host
@@ -45,6 +46,7 @@ def make_loggers(
     wandb: WandbMode = "auto",
     summary: Summary = (("val/loss", "min"),),
     identity: WandbIdentity | None = None,
+    by_class: Collection[str] = (),
 ) -> list[MetricsFile | WandbRun]:
     """Create the loggers of a run. They open their files when the first value is logged.
 
@@ -56,11 +58,12 @@ def make_loggers(
             key. An offline run is stored in `folder`, and the command to upload it is printed.
         summary: Metrics whose best value W&B shows for the run, each with its mode.
         identity: Which W&B run to log to, and its group, job type, tags and notes (default: a new run).
+        by_class: Metrics of single classes, without their stage, which W&B shows apart from the others.
     """
     mode = resolve_mode(wandb)
     if mode == "disabled":
         return [MetricsFile(folder)]
-    run = WandbRun(folder, name, project, mode, summary, identity)
+    run = WandbRun(folder, name, project, mode, summary, identity, by_class)
     run.refuse_without_key()
     return [MetricsFile(folder), run]
 
@@ -167,6 +170,7 @@ class WandbRun(WandbLogger):
         mode: As in `make_loggers`, or a value of `WANDB_MODE`.
         summary: Metrics whose best value is shown for the run, each with its mode.
         identity: The W&B run, whose name replaces `name` (default: a new run).
+        by_class: As in `make_loggers`.
     """
 
     def __init__(
@@ -177,6 +181,7 @@ class WandbRun(WandbLogger):
         mode: str,
         summary: Summary,
         identity: WandbIdentity | None = None,
+        by_class: Collection[str] = (),
     ) -> None:
         options: Mapping[str, Any] = {}
         if identity is not None:
@@ -184,7 +189,9 @@ class WandbRun(WandbLogger):
         super().__init__(name=name, project=project, save_dir=folder, log_model=False, **options)
         self._mode = mode
         self._summary = summary
+        self._by_class = frozenset(by_class)
         self._continues = identity is not None and identity.continues
+        self._source = None if identity is None else identity.source
         self._lost = False  # whether W&B has failed
         self.held = False  # whether the start of the run is still disabled
 
@@ -197,6 +204,8 @@ class WandbRun(WandbLogger):
         if self._experiment is None:
             self._experiment = run = self._start()
             self._define_metrics(run)
+            if self._source is not None:
+                link_prompt(run, self._source)
         return cast("Run", self._experiment)
 
     @property
@@ -233,10 +242,29 @@ class WandbRun(WandbLogger):
             return
         _ = self.experiment
         try:
-            super().log_metrics(metrics, step)
+            super().log_metrics(self._names_on_wandb(metrics), step)
         except Exception as error:  # any failure of its process or the connection to it
             self._lost = True
             log.warning("W&B failed (%r): the run continues without it; metrics.csv has all metrics", error)
+
+    def _names_on_wandb(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
+        """The metrics as W&B shows them; monitored metrics keep their names.
+
+        W&B makes a section of panels for each prefix. Metrics of single classes get the prefix `val_by_class/` or
+        `test_by_class/`, because each class has four. `cross_entropy` is left out where it equals the loss, which it
+        does unless the objective is another one; metrics.csv and metrics.json have both.
+        """
+        monitored = {name for name, _ in self._summary}
+        shown = {}
+        for name, value in metrics.items():
+            stage, _, metric = name.partition("/")
+            if name not in monitored:
+                if metric == "cross_entropy" and value == metrics.get(f"{stage}/loss"):
+                    continue
+                if metric in self._by_class or metric.rpartition("/")[0] in self._by_class:  # of a replica
+                    name = f"{stage}_by_class/{metric}"
+            shown[name] = value
+        return shown
 
     def refuse_without_key(self) -> None:
         """Refuse a run that must be online if W&B has no API key.

@@ -31,6 +31,7 @@ class WandbIdentity:
         tags: Tags of the run.
         notes: Notes of the run.
         continues: Whether an earlier command has logged to the run.
+        source: Id of another run, whose prompt this run starts from.
     """
 
     id: str
@@ -40,6 +41,7 @@ class WandbIdentity:
     tags: Sequence[str] | None = None
     notes: str | None = None
     continues: bool = False
+    source: str | None = None
 
     @property
     def init_options(self) -> dict[str, Any]:
@@ -71,9 +73,10 @@ def identify_run(
         checkpoint: The checkpoint that is resumed or evaluated, if any.
         prompt: The prompt file that the command starts from, if any.
     """
-    earlier = None
-    if command == "fit" or run.display_name is None:
-        earlier = find_wandb_id(checkpoint, None if command == "fit" else prompt)
+    trained = find_wandb_id(checkpoint, prompt)
+    is_resumed = command == "fit" and checkpoint is not None
+    is_evaluation = command != "fit" and run.display_name is None
+    earlier = trained if is_resumed or is_evaluation else None
     identity = earlier or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
     # an evaluation keeps the name, group, job type and tags of the training that it continues
     keeps = earlier is not None and command != "fit"
@@ -85,6 +88,7 @@ def identify_run(
         run.tags if run.tags is not None else (None if keeps else _default("WANDB_TAGS", list(tags))),
         run.notes,
         continues=earlier is not None,
+        source=trained if earlier is None else None,
     )
 
 

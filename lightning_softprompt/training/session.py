@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from functools import cached_property, partial
@@ -37,12 +38,13 @@ from lightning_softprompt.callbacks.reporting.run_files import RunFiles
 from lightning_softprompt.callbacks.reporting.start_summary import StartSummary
 from lightning_softprompt.callbacks.reporting.throughput import Throughput
 from lightning_softprompt.callbacks.reporting.wandb_report import WandbReport
-from lightning_softprompt.checkpoints.prompt_file import read_prompt, split_replicas
+from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, read_prompt, split_replicas
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.methods.base import SoftPromptModule
 from lightning_softprompt.reports.prediction_file import PREDICTIONS as TEST_PREDICTIONS
 from lightning_softprompt.runs.loggers import MetricsFile, Summary, WandbMode, WandbRun, make_loggers, resolve_mode
 from lightning_softprompt.runs.run_spec import RunSpec, make_folder
+from lightning_softprompt.runs.wandb_artifacts import log_prompt
 from lightning_softprompt.runs.wandb_identity import default_tags, identify_run
 from lightning_softprompt.system.atomic_files import refuse_special_file
 from lightning_softprompt.system.dotted_names import flatten
@@ -106,7 +108,8 @@ class Session:
         tags = default_tags(type(method).__name__, type(self.data).__name__, method.spec.name)
         identity = identify_run(self.run, self.command, self.folder.name, tags, self.resumed, init_from)
         self.wandb_id = identity.id
-        return make_loggers(self.folder, self.folder.name, self.run.project, mode, summary, identity)
+        by_class = self.data.evaluation.by_class
+        return make_loggers(self.folder, self.folder.name, self.run.project, mode, summary, identity, by_class)
 
     def create_start(self, save_config: Callable[[Path], None], config: str) -> RunStart:
         """Create the callback that begins the run; before it, no files are written and nothing is sent to W&B.
@@ -244,6 +247,24 @@ class Session:
             path = self.folder / f"{name}.safetensors"
             write_prompt_files(prompt, path, self.config_file, rows)
             log.info("Saved %s: %s", kind, path)
+            self._log_artifact(path, prompt)
+
+    def _log_artifact(self, path: Path, prompt: SavedPrompt) -> None:
+        """Log a prompt file as an artifact of the W&B run."""
+        report = json.loads((self.folder / "metrics.json").read_text())
+        best = report.get("best") or {}
+        metadata = {
+            "method": str(prompt.method["_class_path"]).rpartition(".")[2],
+            "length": prompt.method.get("length"),
+            "backbone": prompt.backbone["name"],
+            "backbone_fingerprint": prompt.backbone["fingerprint"],
+            "metric": best.get("metric"),
+            "value": best.get("value"),
+            "step": best.get("global_step"),
+        }
+        for logger in self.loggers:
+            if isinstance(logger, WandbRun) and logger.has_started:
+                log_prompt(logger.experiment, path, metadata)
 
 
 def _refuse_special_predictions(path: str) -> None:

@@ -112,3 +112,35 @@ def test_a_test_logs_metrics_confusion_matrix_and_predictions(run_command):
     assert correct == [row[2] == row[3] for row in table["data"]]
     assert sum(correct) / 5 == pytest.approx(report["test"]["test/accuracy"])
     assert run.is_complete
+
+
+def test_the_prompt_is_an_artifact_and_other_runs_name_the_prompt_that_they_start_from(run_command, tiny_folder):
+    folder = run_command("fit", "--trainer.max_steps=1")
+    run = read_run(folder)
+    (artifact,) = [artifact for artifact in run.artifacts if artifact.type == "soft-prompt"]
+    assert artifact.name == f"prompt-{run.id}"
+    assert set(artifact.aliases) == {"best", "latest"}
+    report = json.loads((folder / "metrics.json").read_text())
+    metadata = json.loads(artifact.metadata)
+    assert (metadata["method"], metadata["length"]) == ("PromptTuning", 3)
+    assert metadata["backbone"] == str(tiny_folder("llama"))
+    assert metadata["backbone_fingerprint"] == run.config["backbone_fingerprint"]
+    assert (metadata["metric"], metadata["value"]) == ("val/accuracy", report["best"]["value"])
+    assert [entry.path for entry in artifact.manifest.contents] == ["prompt.safetensors"]
+    start = f"--init_from={folder / 'prompt.safetensors'}"
+    assert "used_prompt" not in run.config
+    assert "used_prompt" not in read_run(run_command("test", start)).config  # the same run
+    assert read_run(run_command("fit", "--trainer.max_steps=1", start)).config["used_prompt"] == f"{artifact.name}:best"
+
+
+def test_metrics_of_classes_have_a_section_of_their_own_and_no_number_is_logged_twice(run_command):
+    folder = run_command("fit", "--trainer.max_steps=1", "--run.monitor=f1/positive")
+    run = read_run(folder)
+    report = json.loads((folder / "metrics.json").read_text())["val"]
+    assert report["val/cross_entropy"] == report["val/loss"]
+    assert run.rows("val/loss")
+    assert not run.rows("val/cross_entropy")
+    assert run.rows("val_by_class/f1/negative")[0]["val_by_class/f1/negative"] == report["val/f1/negative"]
+    assert run.rows("val/f1/positive")  # the monitored metric
+    sections = [name for row in run.history for name in row if name.startswith("val/")]
+    assert {name.count("/") for name in sections if name != "val/f1/positive"} == {1}

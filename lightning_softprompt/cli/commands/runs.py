@@ -25,6 +25,7 @@ the test: Wilson intervals of shares such as accuracy, bootstrap intervals of ot
   softprompt runs runs/sentiment --sort test             the best test first
   softprompt runs --filter method=prefix --json          runs whose method contains "prefix", as JSON
 """
+SHORT_COMMIT = 7  # characters of a git commit in the table
 COLUMNS: Mapping[str, Callable[[RunSummary], Any]] = {
     "run": lambda run: run.folder.name,
     "method": lambda run: run.method,
@@ -36,6 +37,7 @@ COLUMNS: Mapping[str, Callable[[RunSummary], Any]] = {
     "validation": lambda run: run.validation,
     "test": lambda run: run.test,
     "started": lambda run: run.started,
+    "commit": lambda run: run.commit[:SHORT_COMMIT] + ("-dirty" if run.commit.endswith("-dirty") else ""),
 }
 DESCENDING = {"validation", "test", "started"}  # the best and the latest first
 

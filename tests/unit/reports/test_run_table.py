@@ -9,6 +9,7 @@ from lightning_softprompt.reports.run_table import Score, find_runs
 
 METHOD = "lightning_softprompt.methods.PromptTuning"
 DATA = "lightning_softprompt.data.classification.ClassificationDataModule"
+COMMIT = "0123456789abcdef-dirty"
 
 
 def write_run(folder, report, source=None, predictions=(), method=METHOD, data=None):
@@ -22,7 +23,7 @@ def write_run(folder, report, source=None, predictions=(), method=METHOD, data=N
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     (folder / "metrics.json").write_text(json.dumps(report))
-    (folder / "run.json").write_text(json.dumps({"started": f"2026-01-01 {folder.name}"}))
+    (folder / "run.json").write_text(json.dumps({"started": f"2026-01-01 {folder.name}", "commit": COMMIT}))
     if predictions:
         lines = [json.dumps(record) for record in predictions]
         (folder / "test_predictions.jsonl").write_text("\n".join(lines))
@@ -102,3 +103,11 @@ def test_a_damaged_file_is_named(runs, content, capsys):
     (runs / "b" / "03" / "metrics.json").write_text(content)
     assert main(["runs", str(runs)]) == 2
     assert "03/metrics.json" in capsys.readouterr().err
+
+
+def test_the_table_shows_the_commit_of_a_run_in_short(runs, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "250")
+    assert main(["runs", str(runs)]) == 0
+    assert "0123456-dirty" in capsys.readouterr().out
+    assert main(["runs", str(runs), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["commit"] == COMMIT

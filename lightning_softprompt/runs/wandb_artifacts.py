@@ -1,0 +1,65 @@
+"""Prompts as W&B artifacts, so that its lineage graph shows which run started from which prompt."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from wandb import Run
+
+log = logging.getLogger(__name__)
+ARTIFACT_TYPE = "soft-prompt"
+ALIASES = ("best", "latest")
+
+
+def artifact_name(wandb_id: str, file: str = "prompt") -> str:
+    """Returns the name of the artifact of a prompt file: `prompt-<id of the W&B run>`, and the name of a replica.
+
+    >>> artifact_name("4d2d697b"), artifact_name("4d2d697b", "replica_2")
+    ('prompt-4d2d697b', 'prompt-4d2d697b-replica_2')
+    """
+    return f"prompt-{wandb_id}" if file == "prompt" else f"prompt-{wandb_id}-{file}"
+
+
+def log_prompt(run: Run, path: Path, metadata: Mapping[str, Any]) -> None:
+    """Log a prompt file as an artifact; a failure of W&B is a warning, because the file is in the run folder.
+
+    Args:
+        run: The W&B run of the training.
+        path: The prompt file.
+        metadata: Values that W&B shows for the artifact.
+    """
+    import wandb
+
+    try:
+        artifact = wandb.Artifact(artifact_name(run.id, path.stem), ARTIFACT_TYPE, metadata=dict(metadata))
+        artifact.add_file(str(path), name="prompt.safetensors")
+        run.log_artifact(artifact, aliases=list(ALIASES))
+    except Exception as error:  # any failure of its process or the connection to it
+        log.warning("W&B failed to store the prompt (%r); it is in %s", error, path)
+
+
+def link_prompt(run: Run, source: str) -> None:
+    """Link a run to the prompt that it starts from, the artifact of another run.
+
+    Offline, W&B cannot use artifacts: `use_artifact` raises an error. Online, it raises one if the project has no such
+    artifact, for example because the training has not been uploaded. The name is then recorded in the config of the
+    run, as `used_prompt`.
+
+    Args:
+        run: The W&B run.
+        source: Id of the W&B run that trained the prompt.
+    """
+    import wandb
+
+    name = f"{artifact_name(source)}:{ALIASES[0]}"
+    run.config.update({"used_prompt": name}, allow_val_change=True)
+    if run.offline:
+        return
+    try:
+        run.use_artifact(name, type=ARTIFACT_TYPE)
+    except (wandb.Error, ValueError, TypeError) as error:
+        log.info("W&B has no artifact %s (%s); its name is in the config of the run", name, error)
