@@ -3,6 +3,7 @@
 import os
 import random
 import tempfile
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import count
@@ -24,9 +25,11 @@ from lightning_softprompt.methods import (
     MPT,
     ULPT,
     ADePT,
+    Combined,
     ContextAware,
     DePT,
     LatePromptTuning,
+    LoRA,
     PrefixTuning,
     PromptTuning,
     PTMoE,
@@ -81,14 +84,19 @@ class Method:
     masks: frozenset[str] = frozenset()
 
     def on(self, backbone, **common):
-        """Return the method attached to a backbone."""
-        module = self.cls(**{**self.arguments, **common, "backbone": backbone.spec})
-        module.attach(backbone)
+        """Return the method attached to a backbone, or to the same one loaded again if it changes the backbone."""
+        module = self.cls(**{**deepcopy(self.arguments), **common, "backbone": backbone.spec})
+        if module.changes_backbone:
+            module.configure_model()
+        else:
+            module.attach(backbone)
         return module.eval()
 
 
 SOURCES = [FromText("is this film good ?"), SampleVocabulary()]
 LATE = (*tiny.CAUSAL, *tiny.MASKED)
+PROMPT = PromptTuning(length=3)
+VALUES = ("v_proj", "c_attn", "v", "value")  # names of value projections; a query of one key ignores the others
 METHODS = {  # a new method is a new row
     "prompt_tuning": Method(PromptTuning, {"length": 3}),
     "prompt_tuning_uniform": Method(PromptTuning, {"length": 1, "init": Uniform()}),
@@ -131,6 +139,12 @@ METHODS = {  # a new method is a new row
         LatePromptTuning, {"length": 2, "layer": 0, "generator": "average", "bottleneck": 4}, LATE, folds=False
     ),
     "late_maximum": Method(LatePromptTuning, {"length": 2, "generator": "maximum", "bottleneck": 4}, LATE, folds=False),
+    "combined_lora": Method(Combined, {"parts": [PROMPT, LoRA(rank=2, layers=VALUES)]}, folds=False),
+    "combined_prefix": Method(Combined, {"parts": [PROMPT, PrefixTuning(length=2, width=16)]}),
+    "combined_prompts": Method(Combined, {"parts": [PROMPT, PTuning(blocks=(2,), encoder="mlp")]}),
+    "combined_dept": Method(
+        Combined, {"parts": [DePT(length=2, rank=2, max_tokens=5), IDPG(length=2, bottleneck=4)]}, folds=False
+    ),
 }
 
 

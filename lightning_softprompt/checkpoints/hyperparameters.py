@@ -32,11 +32,14 @@ def to_plain(value: Any) -> Any:
 
 
 def _object_to_plain(value: Any) -> dict[str, Any]:
-    """Converts a class, a dataclass or a partial of a class."""
+    """Converts a class, a dataclass, a partial of a class, or a module with plain hyperparameters."""
     if isinstance(value, type):
         return {"class_path": class_path(value)}
     if is_dataclass(value):
         arguments = {field.name: to_plain(getattr(value, field.name)) for field in fields(value)}
+        return {"class_path": class_path(type(value)), "init_args": arguments}
+    if isinstance(value, LightningModule):
+        arguments = {name: item for name, item in value.hparams.items() if not name.startswith("_")}
         return {"class_path": class_path(type(value)), "init_args": arguments}
     if isinstance(value, partial):
         for candidate in (value.func, *value.args):  # jsonargparse passes the class as the first argument

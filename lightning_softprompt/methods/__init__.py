@@ -3,6 +3,7 @@
 from lightning_softprompt.methods.baselines.full_fine_tuning import FullFineTuning
 from lightning_softprompt.methods.baselines.lora import LoRA
 from lightning_softprompt.methods.baselines.no_prompt import NoPrompt
+from lightning_softprompt.methods.combined import Combined
 from lightning_softprompt.methods.input_prompts.adept import ADePT
 from lightning_softprompt.methods.input_prompts.context_aware import ContextAware
 from lightning_softprompt.methods.input_prompts.dept import DePT
@@ -34,6 +35,7 @@ __all__ = [
     "ULPT",
     "ADePT",
     "Cartridge",
+    "Combined",
     "ContextAware",
     "DePT",
     "Folded",

@@ -79,7 +79,7 @@ class SoftPromptModule(TrainerHooks):
     trained = False  # whether the method loads trained prompts
     default_rate = 0.005  # learning rate of AdamW if no optimizer is given
     default_penalty_weights: ClassVar[Mapping[str, float]] = {}  # weights of the method's penalties if none are given
-    requires: ClassVar[tuple[Requirement, ...]] = ()  # requirements of the backbone beyond those of all methods
+    requires: tuple[Requirement, ...] = ()  # requirements of the backbone beyond those of all methods
     changes_backbone = False  # whether training changes the backbone's weights
 
     @abstractmethod
@@ -196,6 +196,12 @@ class SoftPromptModule(TrainerHooks):
                 load_trained(self.readout, self.trained_readout)
         self.to(backbone.word_embeddings.device)
 
+    @final
+    def build_on(self, backbone: Backbone) -> None:
+        """Creates the parameters as a part of another method, to which the backbone belongs."""
+        self.__dict__["backbone"] = backbone  # not as a child: its weights would also be parameters of this part
+        self.build(backbone)
+
     @property
     def loaded(self) -> Backbone:
         """The backbone. It must have been loaded."""
@@ -215,9 +221,11 @@ class SoftPromptModule(TrainerHooks):
     @final
     def lm(self) -> PromptedLM:
         """Returns the prompted language model for one step."""
-        return PromptedLM(self.loaded, self._prompt_with_dropout, self.readout)
+        return PromptedLM(self.loaded, self.prompt_with_dropout, self.readout)
 
-    def _prompt_with_dropout(self, batch: Batch) -> SoftPrompt:
+    @final
+    def prompt_with_dropout(self, batch: Batch) -> SoftPrompt:
+        """Computes the soft prompt of a batch, with dropout in training."""
         prompt = self.prompt(batch)
         if self.training and self.prompt_dropout:
             return apply_dropout(prompt, self.prompt_dropout)
@@ -236,8 +244,14 @@ class SoftPromptModule(TrainerHooks):
             task: Index of the task, for a method with one prompt per task.
 
         Raises:
-            ValueError: If the prompt depends on the row, or shifts the row's embeddings.
+            ValueError: If the prompt depends on the row, or shifts the row's embeddings, or the method changes weights
+                of the backbone.
         """
+        if self.changes_backbone:
+            raise ValueError(
+                f"{type(self).__name__} cannot be folded: it changes weights of the backbone, which a folded "
+                "prompt does not contain"
+            )
         training = self.training
         prompt = compute_shared_prompt(self.eval().prompt, self.loaded, task)
         self.train(training)

@@ -495,6 +495,7 @@ PRUNING = json.dumps([{"class_path": PRUNING_CLASS, "init_args": {"after": 3, "m
         ["--model=Spring", "--model.length=4", "--model.use=3"],
         ["--model=FullFineTuning"],
         ["--model=LoRA", "--model.rank=2"],
+        ["--model=Combined", "--model.parts=[{class_path: PromptTuning, init_args: {length: 3}}, {class_path: LoRA}]"],
     ],
     ids=lambda options: options[0].removeprefix("--model="),
 )
@@ -516,9 +517,17 @@ def test_a_folded_prompt_has_the_scores_of_its_method(fit, common, tmp_path):
     assert read_metrics(last_folder())["test"] == pytest.approx(expected, abs=1e-6)
 
 
-def test_a_prompt_that_cannot_be_folded_is_refused(fit):
-    folder = fit("--model=SMoP", "--model.length=2")
-    with pytest.raises(CommandError, match="input-dependent prompt cannot be folded"):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model=SMoP", "--model.length=2"], "input-dependent prompt cannot be folded"),
+        (["--model=Combined", "--model.parts=[{class_path: LoRA}]"], "Combined cannot be folded: it changes weights"),
+    ],
+    ids=["SMoP", "LoRA"],
+)
+def test_a_prompt_that_cannot_be_folded_is_refused(fit, options, message):
+    folder = fit(*options)
+    with pytest.raises(CommandError, match=message):
         fold.main([str(folder / "prompt.safetensors")])
 
 

@@ -59,6 +59,9 @@ def shrink(arguments, prompt_file, corpus):
         small["corpus"] = str(corpus)
     if small.get("init", {}).get("class_path") == "FromText":
         small["init"]["init_args"]["text"] = "is this film good ?"
+    if "parts" in small:
+        for part in small["parts"]:
+            part["init_args"] = shrink(part["init_args"], prompt_file, corpus)
     for source in (*small.get("sources", ()), small.get("init", {})):
         if source.get("class_path") == "FromCheckpoint":
             source["init_args"]["path"] = str(prompt_file)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
+import torch
 from torch import nn
 
 from lightning_softprompt.backbones.base import Backbone
@@ -40,7 +41,7 @@ class LoRA(SoftPromptModule):
         self.rank, self.alpha, self.layers = rank, alpha, layers
 
     def build(self, backbone: Backbone) -> None:
-        """Creates `update`, named by the backbone's weights."""
+        """Creates `update` in float32 or wider, named by the backbone's weights."""
         from peft import LoraConfig, inject_adapter_in_model
 
         backbone.unfreeze()
@@ -48,6 +49,9 @@ class LoRA(SoftPromptModule):
         config = LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=layers, lora_dropout=0.0)
         inject_adapter_in_model(config, backbone.model)
         adapter = {name: weight for name, weight in backbone.model.named_parameters() if weight.requires_grad}
+        for weight in adapter.values():
+            if weight.dtype.itemsize < torch.float32.itemsize:  # small updates would be lost in half precision
+                weight.data = weight.data.float()
         self.update = nn.ParameterDict({name.replace(".", "/"): weight for name, weight in adapter.items()})
 
     def prompt(self, batch: Batch) -> SoftPrompt:
