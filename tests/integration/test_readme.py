@@ -81,8 +81,9 @@ def test_the_first_tutorial_runs_as_printed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, content in re.findall(r"Save this as `([^`]+)`[^\n]*\n\n```text\n(.*?)```", page, flags=re.DOTALL):
         (tmp_path / name).write_text(content)
-    fit, evaluate, predict = (shlex.split(command)[1:] for command in commands([page]))
-    assert main([*fit, "--trainer.max_steps=3", "--trainer.check_val_every_n_epoch=1", "--run.wandb=disabled"]) == 0
+    fit, evaluate, predict, fit_table, evaluate_table = (shlex.split(command)[1:] for command in commands([page]))
+    short = ["--trainer.max_steps=3", "--trainer.check_val_every_n_epoch=1", "--run.wandb=disabled"]
+    assert main([*fit, *short]) == 0
     trained = str(last_folder())
     assert main([word.replace("runs/default/TIME-ID", trained) for word in evaluate]) == 0
     assert len(read_rows(last_folder() / "test_predictions.jsonl")) == 6
@@ -90,6 +91,11 @@ def test_the_first_tutorial_runs_as_printed(tmp_path, monkeypatch):
     records = read_rows(last_folder() / "predictions.jsonl")
     assert len(records) == 6
     assert {record["prediction"] for record in records} <= {"billing", "login", "delivery"}
+    assert main([*fit_table, *short]) == 0
+    trained = str(last_folder())
+    assert main([word.replace("runs/one-table/TIME-ID", trained) for word in evaluate_table]) == 0
+    records = read_rows(last_folder() / "test_predictions.jsonl")
+    assert sorted(record["target"] for record in records) == ["billing", "delivery", "login"]
 
 
 @pytest.mark.slow
