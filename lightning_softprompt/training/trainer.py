@@ -10,7 +10,7 @@ from typing import Any
 import lightning.pytorch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_softprompt.callbacks.recovery.best_checkpoint import BestCheckpoint
@@ -19,6 +19,7 @@ from lightning_softprompt.callbacks.recovery.patience import Patience
 from lightning_softprompt.callbacks.recovery.resume import RngState
 from lightning_softprompt.callbacks.recovery.run_settings import RunSettings
 from lightning_softprompt.callbacks.reporting.parameter_summary import ParameterSummary
+from lightning_softprompt.callbacks.reporting.progress_bar import StepProgressBar
 from lightning_softprompt.callbacks.reporting.run_files import RunFiles
 from lightning_softprompt.checkpoints.atomic_io import AtomicCheckpointIO
 from lightning_softprompt.checkpoints.prompt_file import read_prompt
@@ -82,7 +83,10 @@ class Trainer(lightning.pytorch.Trainer):
         self._patience = default_patience(None if run is None else run.early_stopping, options)
         self._states_length = is_unlimited(options)
         self._options = {**TRAINER_DEFAULTS, **options, **default_trainer_options(options)}
-        super().__init__(**{"enable_checkpointing": saves, **self._options})
+        has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
+        if options.get("enable_progress_bar") is not False and not has_bar:
+            callbacks.append(StepProgressBar())
+        super().__init__(**{"enable_checkpointing": saves, **self._options, "callbacks": callbacks})
         self.run = run
         self.prompt_path: Path | None = None
         if type(self.strategy.checkpoint_io) is TorchCheckpointIO:
@@ -109,6 +113,8 @@ class Trainer(lightning.pytorch.Trainer):
             files = RunOutputs(self.run, data, config, self._patience, self.is_global_zero)
             if self._states_length:
                 rank_zero_info(describe_default_length(self._patience))
+            if isinstance(self.progress_bar_callback, StepProgressBar):
+                self.progress_bar_callback.monitor = files.best.monitor
         self.prompt_path = None
         added = [] if files is None else files.callbacks
         self.callbacks.extend(added)  # type: ignore[attr-defined]

@@ -20,11 +20,11 @@ class StepProgressBar(RichProgressBar):
     monitored metric.
 
     Args:
-        monitor: The monitored metric of validation.
+        monitor: The monitored metric of validation; None shows none.
         console: Options of rich's console.
     """
 
-    def __init__(self, monitor: str, console: dict[str, Any] | None = None) -> None:
+    def __init__(self, monitor: str | None = None, console: dict[str, Any] | None = None) -> None:
         super().__init__(console_kwargs=console)
         self.monitor = monitor
         self._steps: int | None = None  # of the training; None if unknown
