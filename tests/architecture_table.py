@@ -5,14 +5,15 @@ from pathlib import Path
 from architecture_checks import CHECKS, EQUAL, Result
 from architecture_generation import GENERATION
 from architecture_method_checks import METHODS
+from architectures import VARIANTS, Architecture
 
 COLUMNS = {**CHECKS, **METHODS, **GENERATION}
 
 HEAD = """# Architectures
 
-This page lists every language-model type of transformers that can be created from a small configuration, and some
-variants of these types, which have a suffix such as `-sparse`. Each check runs on a tiny random model. It compares a
-batch with plain transformers, one row at a time.
+This page lists every language-model type (`model_type`) of transformers that can be created from a small
+configuration, and some variants of these types; the section "Variants" explains their names. Each check runs on a tiny
+random model. It compares a batch with plain transformers, one row at a time.
 
 - `equal`: the results are equal to 1e-5. In the column `bfloat16`: the model runs and has about the same loss.
 - `refused`: the package raises an error before a run writes a file. The section "Reasons" has the error messages. In
@@ -57,6 +58,9 @@ def write(path: Path, table, checks) -> None:
     lines += ["", "## Not loaded", "", "| architecture | result | reason |", "|---|---|---|"]
     for name, result in not_loaded.items():
         lines.append(f"| {name} | {result.verdict} | {_cell(result.reason)} |")
+    lines += ["", "## Variants", "", "| architecture | type | changed options of its configuration |", "|---|---|---|"]
+    for name, variant in VARIANTS.items():
+        lines.append(f"| {name} | {variant.model_type} | {_options(variant)} |")
     path.parent.mkdir(exist_ok=True)
     path.write_text("\n".join(lines) + "\n")
 
@@ -79,6 +83,10 @@ def read(path: Path):
 def _rows(section):
     lines = [line for line in section.splitlines() if line.startswith("|") and not line.startswith("|---")]
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+
+
+def _options(variant: Architecture) -> str:
+    return ", ".join(f"`{name}={value}`" for name, value in {**variant.more, **variant.generation}.items())
 
 
 def _cell(text):
