@@ -31,6 +31,7 @@ from lightning_softprompt.cli.commands import TRACEBACK_HINT, TRACEBACK_VARIABLE
 from lightning_softprompt.cli.errors import PLAIN_TEXT, configure_output, describe_error, is_restore_error
 from lightning_softprompt.cli.next_steps import command_line, suggest
 from lightning_softprompt.cli.option_checks import (
+    add_tensorboard_folder,
     as_list,
     check_backbone,
     check_options,
@@ -363,7 +364,7 @@ def main(argv: Sequence[str], hints: bool = True) -> int:
         hints: Whether to suggest the command to run next.
     """
     configure_output()
-    argv = unescape_templates(expand_home(argv))
+    argv = add_tensorboard_folder(unescape_templates(expand_home(argv)))
     words = list(argv)
     try:
         modules, argv = parse_trust_options(argv)

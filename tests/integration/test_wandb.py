@@ -144,3 +144,33 @@ def test_metrics_of_classes_have_a_section_of_their_own_and_no_number_is_logged_
     assert run.rows("val/f1/positive")  # the monitored metric
     sections = [name for row in run.history for name in row if name.startswith("val/")]
     assert {name.count("/") for name in sections if name != "val/f1/positive"} == {1}
+
+
+EXTRAS = {"TensorBoardLogger": "tensorboard", "MLFlowLogger": "mlflow"}
+
+
+@pytest.mark.parametrize("logger", EXTRAS)
+def test_a_logger_whose_package_is_not_installed_names_the_extra(run_command, capsys, monkeypatch, logger):
+    """The message comes from the requirements that Lightning checks, which are false here."""
+    monkeypatch.setattr("lightning.pytorch.loggers.tensorboard._TENSORBOARD_AVAILABLE", False)
+    monkeypatch.setattr("lightning.fabric.loggers.tensorboard._TENSORBOARD_AVAILABLE", False)
+    monkeypatch.setattr("lightning.fabric.loggers.tensorboard._TENSORBOARDX_AVAILABLE", False)
+    monkeypatch.setattr("lightning.pytorch.loggers.mlflow._MLFLOW_AVAILABLE", Unavailable())
+    with pytest.raises(AssertionError):
+        run_command("fit", "--trainer.max_steps=1", f"--trainer.logger={logger}")
+    message = f"{logger} requires the package {EXTRAS[logger]}: pip install 'lightning-softprompt[{EXTRAS[logger]}]'"
+    assert message in capsys.readouterr().err
+
+
+class Unavailable:
+    def __bool__(self):
+        return False
+
+    def __str__(self):
+        return "Requirement 'mlflow>=1.0.0' not met."
+
+
+def test_tensorboard_logs_next_to_the_runs(run_command, tmp_path):
+    pytest.importorskip("tensorboard")
+    run_command("fit", "--trainer.max_steps=1", "--trainer.logger=TensorBoardLogger")
+    assert [*(tmp_path / "runs").rglob("events.out.tfevents.*")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,6 +49,8 @@ from lightning_softprompt.cli.parsing.messages import (
 )
 from lightning_softprompt.system.plain_yaml import read_yaml
 
+LOGGER_EXTRAS = {"TensorBoardLogger": "tensorboard", "MLFlowLogger": "mlflow"}  # extras of this package
+LACKS_PACKAGE = re.compile(r"[Nn]either .* is available|Requirement .* not met|No module named")
 MAX_LISTED = 12  # classes in a message
 
 
@@ -315,7 +318,13 @@ def _bad_yaml(message: str, parser: CommandParser) -> tuple[str, str] | None:
 def creation_error(message: str) -> str | None:
     """The class that could not be created and the reason, from an error of jsonargparse that lists its attempts."""
     found = last_groups(CREATION_ERROR, message)
-    return f"{last_part(found[0])} cannot be created: {found[1].strip()}" if found else None
+    if not found:
+        return None
+    name = last_part(found[0])
+    if name in LOGGER_EXTRAS and LACKS_PACKAGE.search(found[1]):
+        extra = LOGGER_EXTRAS[name]
+        return f"{name} requires the package {extra}: pip install 'lightning-softprompt[{extra}]'"
+    return f"{name} cannot be created: {found[1].strip()}"
 
 
 def _see_help(parser: CommandParser) -> str:
