@@ -257,6 +257,34 @@ class SoftPromptModule(TrainerHooks):
         self.train(training)
         return prompt
 
+    @final
+    @torch.no_grad()
+    def current_prompt(self, batch: Batch | None = None, task: int | None = None) -> SoftPrompt:
+        """Returns the soft prompt at this point of a training, without dropout and without gradient.
+
+        Callbacks use it. The mode of the module and the random state are not changed.
+
+        Args:
+            batch: Rows of the prompt; None if the prompt is the same for every row.
+            task: Index of the task if there is no batch, for a method with one prompt per task.
+
+        Raises:
+            ValueError: If there is no batch, and the prompt depends on the row.
+        """
+        training, device = self.training, self.loaded.word_embeddings.device
+        self.eval()
+        try:
+            with torch.random.fork_rng([device] if device.type == "cuda" else []):
+                if batch is not None:
+                    return self.prompt(batch)
+                return compute_shared_prompt(self.prompt, self.loaded, task)
+        except ValueError as error:
+            if batch is not None:
+                raise
+            raise ValueError(f"{type(self).__name__} requires rows, current_prompt(batch): {error}") from error
+        finally:
+            self.train(training)
+
     @property
     def methods(self) -> Sequence[Self]:
         """This method alone."""

@@ -18,7 +18,7 @@ from lightning_softprompt.backbones.loading import load_backbone
 from lightning_softprompt.checkpoints.prompt_file import replica_numbers
 from lightning_softprompt.checkpoints.restore import load_module
 from lightning_softprompt.checkpoints.roles import Roles
-from lightning_softprompt.core.types import Batch
+from lightning_softprompt.core.types import Batch, SoftPrompt
 from lightning_softprompt.distributed.sharding import prepare_for_distributed, spec_for_sharding
 from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.evaluation.metrics.intervals import student_interval
@@ -117,6 +117,10 @@ class Replicas(TrainerHooks):
     def methods(self) -> Sequence[SoftPromptModule]:
         """The replicas."""
         return self.replicas.methods
+
+    def current_prompt(self, batch: Batch | None = None, task: int | None = None) -> SoftPrompt:
+        """Returns the current prompt of the first replica, see `SoftPromptModule.current_prompt`."""
+        return self.methods[0].current_prompt(batch, task)
 
     @property
     def trains(self) -> bool:
