@@ -32,6 +32,8 @@ REQUIRED = (
 )
 OPTIONAL = {
     "peft": "only for the method LoRA: pip install 'lightning-softprompt[lora]'",
+    "tensorboard": "only for the logger TensorBoardLogger: pip install 'lightning-softprompt[tensorboard]'",
+    "mlflow": "only for the logger MLFlowLogger: pip install 'lightning-softprompt[mlflow]'",
     "bm25s": "only for retrieval: pip install 'lightning-softprompt[rag]'",
     "faiss-cpu": "only for retrieval: pip install 'lightning-softprompt[rag]'",
     "qdrant-client": "only for vectors in a database: pip install 'lightning-softprompt[qdrant]'",
