@@ -34,7 +34,7 @@ MAY_IMPORT = {  # in addition to itself
     "readouts": STORED | {"prompts"},
     "methods": TRAINED | {"runs"},
     "rag": STORED | {"data", "evaluation", "methods", "retrieval"},
-    "callbacks": STORED | {"distributed", "evaluation", "methods", "objectives", "reports", "runs"},
+    "callbacks": STORED | {"data", "distributed", "evaluation", "methods", "objectives", "reports", "runs"},
     "inference": TRAINED | {"methods", "data"},
     "training": TRAINED | {"methods", "runs", "callbacks", "data", "reports"},
     "cli": TRAINED

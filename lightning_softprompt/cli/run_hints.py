@@ -10,7 +10,8 @@ from typing import Any
 from lightning_softprompt.cli.commands.analyze import read_run
 from lightning_softprompt.cli.next_steps import command_line, pipe
 from lightning_softprompt.cli.run_config import config_beside, read_run_config
-from lightning_softprompt.data.datamodule import SoftPromptDataModule, Split
+from lightning_softprompt.data.datamodule import SoftPromptDataModule
+from lightning_softprompt.data.prepared import Split
 from lightning_softprompt.system.errors import CommandError
 from lightning_softprompt.training.session import Session
 

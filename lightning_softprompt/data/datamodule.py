@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import logging
-import re
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from inspect import currentframe
-from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, Self, cast, final
-
-import numpy as np
-from lightning import LightningDataModule
+from typing import Any, ClassVar, Literal, final
 
 from lightning_softprompt.backbones.generation.decoding import Decoding
 from lightning_softprompt.backbones.generation.row_format import RowFormat
@@ -23,30 +18,28 @@ from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.constructor import constructor_arguments
 from lightning_softprompt.core.template import Template
 from lightning_softprompt.core.types import Classes, Example, Text
-from lightning_softprompt.data.holding_out import divide_rows
-from lightning_softprompt.data.labels import as_text
-from lightning_softprompt.data.prepared import Collate, PreparedRows
-from lightning_softprompt.data.readers.sources import (
-    DataError,
-    NoSplitError,
-    Origin,
-    Rows,
-    first_columns,
-    is_pattern,
-    read_rows,
+from lightning_softprompt.data.argument_checks import (
+    check_new_names,
+    check_path,
+    check_shares,
+    check_sizes,
+    check_template_escapes,
 )
+from lightning_softprompt.data.labels import as_text
+from lightning_softprompt.data.loader_hooks import LoaderHooks
+from lightning_softprompt.data.prepared import Collate, PreparedRows, Split
+from lightning_softprompt.data.readers.column_texts import extract_texts
+from lightning_softprompt.data.readers.sources import DataError, NoSplitError, Origin, Rows
 from lightning_softprompt.data.row_encoder import RowEncoder
+from lightning_softprompt.data.row_source import RowSource, Source, convert_frame
 from lightning_softprompt.data.sampling.bucketing import BucketBatchSampler, Order, ResumableLoader
-from lightning_softprompt.data.sampling.limits import LimitableSampler, count_batches, describe_limit
 from lightning_softprompt.data.token_cache import content_key, rows_digest
 from lightning_softprompt.evaluation.base import Evaluation
 
 log = logging.getLogger(__name__)
-Source = str | list[str] | list[dict[str, Any]]
-Split = Literal["train", "validation", "test", "predict"]
 
 
-class SoftPromptDataModule(LightningDataModule, ABC):
+class SoftPromptDataModule(LoaderHooks):
     """Loads the rows of a task and returns them as batches.
 
     A data module defines the columns, the template and the evaluation of a task. It does not depend on the method.
@@ -88,15 +81,6 @@ class SoftPromptDataModule(LightningDataModule, ABC):
     decoding: Decoding | None = None  # how targets are generated, if they are
     defaults: Mapping[str, str] = MappingProxyType({})  # values of columns that a row may omit
 
-    @classmethod
-    def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> Self:  # type: ignore[override]
-        """Raises an error, since checkpoints of this package do not contain the data module.
-
-        Raises:
-            ValueError: Always.
-        """
-        raise ValueError("checkpoints do not contain the data module; create it from config.yaml in the run folder")
-
     def __init__(
         self,
         template: str,
@@ -124,25 +108,16 @@ class SoftPromptDataModule(LightningDataModule, ABC):
         self.arguments = constructor_arguments(currentframe())
         self.spec = backbone or BackboneSpec()
         self.template = Template(template, Template(template).columns if truncate is None else truncate)
-        _check_path(path, train)
-        _check_template_escapes(template)
-        if not 0 < validation_share < 1:
-            raise ValueError(
-                f"validation_share must be between 0 and 1, got {validation_share}: validation rows are required to "
-                "select the best prompt"
-            )
-        if not 0 <= test_share < 1 - validation_share:
-            raise ValueError(f"test_share must be at least 0 and below 1 - validation_share, got {test_share}")
-        if min(batch_size, eval_batch_size or batch_size, max_tokens) < 1 or num_workers < 0:
-            raise ValueError("batch_size, eval_batch_size and max_tokens must be at least 1, num_workers at least 0")
-        if seed < 0:
-            raise ValueError(f"seed must be at least 0, got {seed}")
+        check_path(path, train)
+        check_template_escapes(template)
+        check_shares(validation_share, test_share)
+        check_sizes(batch_size, eval_batch_size, max_tokens, num_workers, seed)
         self.path = path
         self.sources: dict[str, Source | None] = {
-            "train": _rows_of_frame(train),
-            "validation": _rows_of_frame(validation),
-            "test": _rows_of_frame(test),
-            "predict": _rows_of_frame(predict),
+            "train": convert_frame(train),
+            "validation": convert_frame(validation),
+            "test": convert_frame(test),
+            "predict": convert_frame(predict),
         }
         self.truncation_side = truncation_side
         self.max_tokens = max_tokens
@@ -159,21 +134,13 @@ class SoftPromptDataModule(LightningDataModule, ABC):
             as_text(old, "rename_columns"): as_text(new, "rename_columns")
             for old, new in (rename_columns or {}).items()
         }
-        self._check_new_names()
-        self._rows: dict[str, Rows] = {}
+        check_new_names(self.rename_columns)
+        self._row_source = RowSource(
+            path, self.sources, self.rename_columns, on_bad_row, validation_share, test_share, seed
+        )
         self._prepared: dict[str, PreparedRows] = {}
         self._training_rows: tuple[list[Example], list[Origin]] | None = None  # before rows are held out
         self._has_logged_parts = False
-
-    def _check_new_names(self) -> None:
-        new_names = list(self.rename_columns.values())
-        duplicates = sorted({name for name in new_names if new_names.count(name) > 1})
-        if duplicates:
-            duplicate = duplicates[0]
-            old_names = [old for old, new in self.rename_columns.items() if new == duplicate]
-            raise ValueError(
-                f"rename_columns gives the columns {old_names} the same name {duplicate!r}; use different names"
-            )
 
     @abstractmethod
     def example(self, row: Mapping[str, Any], labelled: bool) -> Example:
@@ -295,32 +262,16 @@ class SoftPromptDataModule(LightningDataModule, ABC):
         Raises:
             ValueError: If the split has no source.
         """
-        if name not in self._rows:
-            source = self.sources[name] if self.sources[name] is not None else self.path
-            is_divided = source is self.path and self._divides_file
-            if source is None or (is_divided and name != "train"):
-                raise ValueError(f"no source of {name} rows; set data.{name} or data.path")
-            try:
-                rows = read_rows(source, name, self.on_bad_row, self._source_columns)
-                self._rows[name] = rows.rename_columns(self.rename_columns)
-            except NoSplitError as error:
-                raise NoSplitError(f"{error}, or set data.{name}") from None
-        return self._rows[name]
+        return self._row_source.read(name, self.needed_columns)
 
     @property
     def needed_columns(self) -> tuple[str, ...]:
         """The columns that each row must have. They identify tables and plain text on standard input."""
         return self.template.columns
 
-    @property
-    def _source_columns(self) -> list[str]:
-        """The needed columns by their names in the source."""
-        old_names = {new: old for old, new in self.rename_columns.items()}
-        return [old_names.get(name, name) for name in self.needed_columns]
-
     def set_rows(self, name: Split, rows: Rows) -> None:
         """Replaces the source of a split by rows that are in memory."""
-        self._rows[name] = rows.rename_columns(self.rename_columns)
+        self._row_source.set_rows(name, rows)
         self._prepared.pop(name, None)
         self._training_rows = None
 
@@ -357,20 +308,9 @@ class SoftPromptDataModule(LightningDataModule, ABC):
 
     def _is_held_out(self, name: Split) -> bool:
         """Whether the rows of a split are a part of the training rows in the source."""
-        if self._divides_file:
-            return name == "train" or name in self._shares_of_file
+        if self._row_source.divides_file:
+            return name == "train" or name in self._row_source.shares_of_file
         return name in ("train", "validation") and not self._has_validation
-
-    @property
-    def _shares_of_file(self) -> dict[str, float]:
-        """The share of each split that is held out of a file; splits with another source are not."""
-        shares = {"test": self.test_share, "validation": self.validation_share}
-        return {name: share for name, share in shares.items() if share and self.sources[name] is None}
-
-    @property
-    def _divides_file(self) -> bool:
-        """Whether `path` is a single file, or a pattern of files."""
-        return self.path is not None and _is_file(self.path)
 
     @cached_property
     def _has_validation(self) -> bool:
@@ -397,25 +337,12 @@ class SoftPromptDataModule(LightningDataModule, ABC):
         if self._training_rows is None:  # read the rows, and report skipped ones, only once for both splits
             self._training_rows = self.convert_rows("train")
         examples, origins = self._training_rows
-        if self._divides_file:
-            part = self._divide_file(examples)[name]
-            return [examples[i] for i in part], [origins[i] for i in part]
-        order = np.random.default_rng(self.seed).permutation(len(examples))
-        count = max(1, round(self.validation_share * len(order)))
-        part = sorted(order[:count] if name == "validation" else order[count:])
-        return [examples[i] for i in part], [origins[i] for i in part]
-
-    def _divide_file(self, examples: Sequence[Example]) -> dict[str, list[int]]:
-        """Returns the indices of the rows of each split, stratified by class, and logs their numbers once."""
-        labels = [example.label for example in examples]
-        has_classes = all(isinstance(label, int) for label in labels)
-        parts = divide_rows(labels if has_classes else [None] * len(labels), self._shares_of_file, self.seed)
-        if not self._has_logged_parts:
+        parts = self._row_source.divide(examples)
+        if self._row_source.divides_file and not self._has_logged_parts:
             self._has_logged_parts = True
-            counts = ", ".join(f"{len(rows)} {name}" for name, rows in parts.items())
-            by_class = " and stratified by class" if has_classes else ""
-            self._log_once(f"{self.path}: divided into {counts} rows, at random by data.seed={self.seed}{by_class}")
-        return parts
+            self.log_once(self._row_source.describe_parts(parts, examples))
+        part = parts[name]
+        return [examples[i] for i in part], [origins[i] for i in part]
 
     def convert_rows(self, name: Split) -> tuple[list[Example], list[Origin]]:
         """Converts the rows of a split to text, one by one with `example`, and reports rows that cannot be used.
@@ -454,19 +381,7 @@ class SoftPromptDataModule(LightningDataModule, ABC):
         Raises:
             ValueError: If a column is missing or not text, or if all of them are empty and a text must be generated.
         """
-        needed = [column for column in self.template.columns if column not in (filled or {})]
-        for column in needed:
-            if column not in row:
-                raise ValueError(
-                    f"no column {column!r}; the row has {first_columns(row)}: name its columns in data.template, such "
-                    f"as {self.template.text.replace(f'{{{column}}}', f'{{{_longest_text_column(row)}}}')!r}"
-                )
-            if not isinstance(row[column], str):
-                raise ValueError(f"column {column!r} must be text, got {row[column]!r} ({type(row[column]).__name__})")
-        if self.append_eos and not any(row[column].strip() for column in needed):
-            raise ValueError(" and ".join(f"column {column!r} is empty" for column in needed))
-        values = {**row, **(filled or {})}
-        return {column: values[column] for column in self.template.columns}
+        return extract_texts(self.template, row, filled or {}, requires_text=self.append_eos)
 
     @property
     def _encoder(self) -> RowEncoder:
@@ -478,62 +393,6 @@ class SoftPromptDataModule(LightningDataModule, ABC):
             self.append_eos,
             self.max_target_tokens,
         )
-
-    @final
-    def setup(self, stage: str) -> None:
-        """Prepares all splits of a stage, so that a bad row is reported before training starts."""
-        needed: dict[str, tuple[Split, ...]] = {
-            "fit": ("train", "validation"), "validate": ("validation",), "test": ("test",), "predict": ("predict",),
-        }  # fmt: skip
-        for name in needed[stage]:
-            self.split(name)
-
-    @final
-    def train_dataloader(self) -> ResumableLoader:
-        """Batches of rows of similar length; seed and epoch determine their order.
-
-        With `overfit_batches`, every epoch uses the batches of the first epoch.
-        """
-        loader = self.build_loader("train", "shuffled")
-        loader.batch_sampler.repeats = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
-        if loader.batch_sampler.repeats:
-            self._log_once("overfit_batches: every epoch trains on the batches of the first epoch")
-        return loader
-
-    @final
-    def val_dataloader(self) -> ResumableLoader:
-        """Each validation row once; with `limit_val_batches`, an even sample of them."""
-        return self._evaluation_loader("validation", "limit_val_batches")
-
-    @final
-    def test_dataloader(self) -> ResumableLoader:
-        """Each test row once; with `limit_test_batches`, an even sample of them."""
-        return self._evaluation_loader("test", "limit_test_batches")
-
-    def _evaluation_loader(self, name: Split, option: str) -> ResumableLoader:
-        """The rows that an evaluation scores, the longest first."""
-        loader = self.build_loader(name, "longest_first")
-        sampler = cast(LimitableSampler, loader.batch_sampler)
-        limit = 1.0 if self.trainer is None else getattr(self.trainer, option)
-        batches = count_batches(limit, sampler.most_batches)
-        if 0 < batches < sampler.most_batches:
-            sampler.draw(batches)
-            self._log_once(describe_limit(name, option, limit, sampler.drawn or [], len(self.split(name))))
-        return loader
-
-    def _log_once(self, line: str) -> None:
-        """Logs a line on the main process."""
-        if self.ranks[0] == 0:
-            log.info(line)
-
-    @final
-    def predict_dataloader(self) -> ResumableLoader:
-        """Each row once, in the order of the source; with `limit_predict_batches`, only the first rows."""
-        loader = self.build_loader("predict", "given")
-        limit = 1.0 if self.trainer is None else self.trainer.limit_predict_batches
-        if count_batches(limit, len(loader)) < len(loader):
-            self._log_once(f"limit_predict_batches={limit}: only the first rows of the source are predicted")
-        return loader
 
     def build_loader(self, name: Split, order: Order) -> ResumableLoader:
         """Returns the loader of a split. Override it if rows change from epoch to epoch, or for another sampler.
@@ -550,11 +409,6 @@ class SoftPromptDataModule(LightningDataModule, ABC):
         """Collates items of a split into a `Batch`; the `collate_fn` of a `DataLoader` over `split`."""
         return Collate(self.codec)
 
-    @property
-    def ranks(self) -> tuple[int, int]:
-        """Rank of this process, and the number of processes."""
-        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
-
     @final
     def sampler(self, name: Split, order: Order, ranks: tuple[int, int]) -> BucketBatchSampler:
         """Returns the sampler that groups the rows of a split into batches."""
@@ -569,43 +423,3 @@ class SoftPromptDataModule(LightningDataModule, ABC):
             weights=self.weights(data.examples) if training else None,
             max_tokens=self.batch_tokens,
         )
-
-
-def _longest_text_column(row: Mapping[str, Any]) -> str:
-    """The column with the longest text, which a classification most likely reads."""
-    texts = {name: value for name, value in row.items() if isinstance(value, str)}
-    return max(texts, key=lambda name: len(texts[name]), default="column")
-
-
-def _is_file(path: str) -> bool:
-    return Path(path).expanduser().is_file() or is_pattern(path)
-
-
-def _rows_of_frame(source: Any) -> Any:
-    """The rows of a `pandas.DataFrame` as mappings; other sources unchanged. pandas is not imported for this."""
-    is_frame = hasattr(source, "iterrows") and hasattr(source, "to_dict")
-    return source.to_dict("records") if is_frame else source
-
-
-def _check_path(path: str | None, train: Source | None) -> None:
-    """Refuses rows as the source of all splits, and a file as a second source of training rows."""
-    if path is not None and not isinstance(path, str | Path):
-        raise ValueError(
-            f"path must name a folder of splits or a data set on the hub, got {type(path).__name__}; pass rows by "
-            "split: train=rows, validation=rows, test=rows"
-        )
-    if path is not None and train is not None and _is_file(path):
-        raise ValueError(
-            f"data.path is the file {path}, whose rows are divided into splits, but data.train has other training "
-            "rows; remove one of the two"
-        )
-
-
-def _check_template_escapes(template: str) -> None:
-    """Warns of a backslash that the shell or YAML did not turn into a line break or tab."""
-    escape = re.search(r"\\[nt]", template)
-    if escape:
-        log.warning(
-            "The template contains a literal backslash and letter, %s. For a line break or tab, use $'...' in bash or "
-            "double quotes in YAML: %r", escape[0], template,
-        )  # fmt: skip

@@ -35,3 +35,19 @@ def divide_rows(labels: Sequence[Any], shares: Mapping[str, float], seed: int) -
         parts[name] = sorted(rest[position] for position in positions)
         rest = [row for position, row in enumerate(rest) if position not in positions]
     return {"train": sorted(rest), **parts}
+
+
+def hold_out_validation(count: int, share: float, seed: int) -> dict[str, list[int]]:
+    """Divides training rows at random into training and validation rows.
+
+    Args:
+        count: Number of rows.
+        share: Share of the rows that are held out for validation, at least one row.
+        seed: Seed of the order.
+
+    Returns:
+        The sorted indices of the rows of `train` and `validation`.
+    """
+    order = np.random.default_rng(seed).permutation(count)
+    num_held_out = max(1, round(share * len(order)))
+    return {"train": sorted(order[num_held_out:]), "validation": sorted(order[:num_held_out])}

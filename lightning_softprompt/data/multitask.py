@@ -15,9 +15,10 @@ from lightning_softprompt.backbones.generation.row_format import RowFormat
 from lightning_softprompt.backbones.tokenization.codec import Codec
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.types import Batch, Classes, Encoded, Example
-from lightning_softprompt.data.datamodule import SoftPromptDataModule, Source, Split
-from lightning_softprompt.data.prepared import Collate, PreparedRows
+from lightning_softprompt.data.datamodule import SoftPromptDataModule
+from lightning_softprompt.data.prepared import Collate, PreparedRows, Split
 from lightning_softprompt.data.readers.sources import DataError, Rows
+from lightning_softprompt.data.row_source import Source
 from lightning_softprompt.data.sampling.bucketing import BucketBatchSampler, Order, ResumableLoader
 from lightning_softprompt.data.sampling.resumable import ResumableBatchSampler
 from lightning_softprompt.data.sampling.shared_batches import SharedBatches, SharedBatchSampler

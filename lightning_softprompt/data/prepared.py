@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from lightning_softprompt.backbones.tokenization.codec import Codec
 from lightning_softprompt.core.types import Batch, Encoded, Example
 from lightning_softprompt.data.readers.sources import Origin
+
+Split = Literal["train", "validation", "test", "predict"]
 
 
 @dataclass(frozen=True)

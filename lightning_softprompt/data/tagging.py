@@ -12,8 +12,9 @@ from typing import Any, cast, final
 from lightning_softprompt.backbones.generation.row_format import RowFormat
 from lightning_softprompt.core.template import TARGET
 from lightning_softprompt.core.types import Classes, Example, Spans
-from lightning_softprompt.data.datamodule import SoftPromptDataModule, Split
+from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.data.labels import ClassNumbers, GivenWord, as_text, compose_accents, is_missing, trim
+from lightning_softprompt.data.prepared import Split
 from lightning_softprompt.data.readers.sources import first_columns
 from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.evaluation.tagging import TaggingEvaluation

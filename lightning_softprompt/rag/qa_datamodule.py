@@ -13,9 +13,9 @@ from lightning_softprompt.backbones.generation.decoding import Decoding
 from lightning_softprompt.core.template import Template
 from lightning_softprompt.core.types import Classes, Example
 from lightning_softprompt.data.answer_texts import read_answers
-from lightning_softprompt.data.datamodule import SoftPromptDataModule, Split
+from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.data.labels import ClassNumbers
-from lightning_softprompt.data.prepared import Collate
+from lightning_softprompt.data.prepared import Collate, Split
 from lightning_softprompt.data.readers.corpora import Columns
 from lightning_softprompt.data.readers.sources import Origin, first_columns
 from lightning_softprompt.data.sampling.bucketing import Order, ResumableLoader

@@ -9,8 +9,9 @@ from typing import Any, final
 
 from lightning_softprompt.core.types import Classes, Example
 from lightning_softprompt.data.classification import ClassificationDataModule
-from lightning_softprompt.data.datamodule import SoftPromptDataModule, Split
+from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.data.labels import GivenLabels, GivenWord, words_by_name
+from lightning_softprompt.data.prepared import Split
 from lightning_softprompt.data.readers.corpora import Columns
 from lightning_softprompt.data.readers.sources import DataError, Origin, Row, Rows
 from lightning_softprompt.evaluation.base import Evaluation

@@ -13,7 +13,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning_softprompt.callbacks.reporting.predictions import describe_with_target
 from lightning_softprompt.callbacks.reporting.run_files import stage_metrics
 from lightning_softprompt.core.types import Batch
-from lightning_softprompt.data.datamodule import SoftPromptDataModule, Split
+from lightning_softprompt.data.datamodule import SoftPromptDataModule
+from lightning_softprompt.data.prepared import Split
 from lightning_softprompt.reports.result_table import format_metrics
 from lightning_softprompt.runs.loggers import rank_zero_info
 from lightning_softprompt.system.printable import one_line, shorten

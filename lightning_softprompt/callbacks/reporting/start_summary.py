@@ -12,8 +12,8 @@ import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_softprompt.core.types import Batch
-from lightning_softprompt.data.datamodule import SoftPromptDataModule, Split
-from lightning_softprompt.data.prepared import PreparedRows
+from lightning_softprompt.data.datamodule import SoftPromptDataModule
+from lightning_softprompt.data.prepared import PreparedRows, Split
 from lightning_softprompt.methods.optimizers import count_training_steps
 from lightning_softprompt.runs.loggers import rank_zero_info
 

@@ -69,7 +69,7 @@ def test_a_row_is_encoded_or_rejected_with_its_number(modules, kind):
     def check(row, labelled):
         split = "train" if labelled else "predict"
         data.sources[split] = [row]
-        data._rows.clear()
+        data._row_source.clear()
         data._prepared.clear()
         try:
             prepared = data.split(split)
