@@ -6,8 +6,10 @@ from functools import partial
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from tiny import CLASSES, TEMPLATES, batch_of
 from torch.testing import assert_close
+from torch.utils.data import DataLoader
 
 from lightning_softprompt.core.types import SoftPrompt
 from lightning_softprompt.methods import (
@@ -188,3 +190,27 @@ def test_rows_of_several_tasks_have_the_prompt_of_their_task_in_each_part(load):
         joined, expected = module.prompt(batch).tokens, module.parts["MPT"].prompt(batch).tokens
     assert torch.equal(joined[:, :2], expected)
     assert not torch.equal(joined[0], joined[1])
+
+
+def test_a_resumed_training_equals_an_uninterrupted_one(load, tmp_path):
+    spec = load("llama").spec
+
+    def train(steps, path=None):
+        parts = [PromptTuning(length=2, lr=0.1), LoRA(rank=2)]
+        module = Combined(parts=parts, classes=CLASSES, backbone=spec)
+        module.configure_model()
+        batches = DataLoader([batch_of(module.loaded.codec, labels=LABELS)] * 4, batch_size=None)
+        trainer = Trainer(
+            accelerator="cpu", max_steps=steps, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            enable_model_summary=False,
+        )  # fmt: skip
+        trainer.fit(module, batches, ckpt_path=path)
+        trainer.save_checkpoint(tmp_path / f"{steps}.ckpt")
+        return module.state_dict()
+
+    start = train(2)
+    resumed, expected = train(4, tmp_path / "2.ckpt"), train(4)
+    assert set(resumed) == set(expected)
+    for name, tensor in expected.items():
+        assert torch.equal(resumed[name], tensor), name
+    assert not torch.equal(start["parts.PromptTuning.tokens"], expected["parts.PromptTuning.tokens"])
