@@ -9,9 +9,9 @@ from torch import Tensor
 
 from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.checkpoints.roles import Roles
+from lightning_softprompt.core.join_prompts import join_prompts
 from lightning_softprompt.core.types import Batch, SoftPrompt
 from lightning_softprompt.methods.base import SoftPromptModule
-from lightning_softprompt.prompts.join import join_prompts
 
 SHARED_OPTIONS = {  # options of the combination that its parts cannot set, with their defaults
     "backbone": None,

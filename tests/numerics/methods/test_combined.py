@@ -11,6 +11,7 @@ from tiny import CLASSES, TEMPLATES, batch_of
 from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
+from lightning_softprompt.core.join_prompts import join_prompts
 from lightning_softprompt.core.types import SoftPrompt
 from lightning_softprompt.methods import (
     IDPG,
@@ -26,7 +27,6 @@ from lightning_softprompt.methods import (
     PTuningV2,
 )
 from lightning_softprompt.methods.optimizers import trainable_parameters
-from lightning_softprompt.prompts.join import join_prompts
 
 FAMILIES = ("llama", "t5", "bert")
 EXACT = {"atol": 1e-12, "rtol": 1e-12}
