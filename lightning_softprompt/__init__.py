@@ -182,6 +182,6 @@ def __dir__() -> list[str]:
 
 moved.install()
 
-# Where torchao is installed, transformers imports it, and each run would be told of kernels for other devices.
+# If torchao is installed, transformers imports it, and torchao logs which of its kernels this device lacks.
 for name in ("torchao", "torch.utils._pytree"):
     logging.getLogger(name).setLevel(logging.ERROR)

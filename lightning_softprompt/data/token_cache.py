@@ -79,7 +79,7 @@ def _read(path: Path) -> list[Encoded] | None:
     try:
         return unpack(read_tensors(path)) if path.is_file() else None
     except (OSError, ValueError, KeyError):
-        log.warning("%s is damaged and is made again", path)
+        log.warning("%s is damaged and is replaced", path)
         return None
 
 

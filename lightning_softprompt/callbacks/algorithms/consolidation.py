@@ -28,9 +28,9 @@ PARTS = ("importance", "anchor")
 
 
 class Consolidation(Callback, ABC):
-    """Adds weight / 2 sum_i F_i (p_i - a_i)^2 to the loss of every trainable number p_i.
+    """Adds weight / 2 sum_i F_i (p_i - a_i)^2 to the loss for every trainable value p_i.
 
-    F is the importance of a number to the former tasks, a the anchor, its value after them. The term's gradient is
+    F is the importance of a parameter to the previous tasks, a the anchor, its value after them. The term's gradient is
     added before clipping; its value is logged as `train/penalty/<class>` and is not part of `train/loss`. When training
     ends, importance and anchor for all tasks so far are written to `importance.safetensors` in the run's folder, for
     the run of the next task. They belong to the best checkpoint, as `prompt.safetensors` does.
@@ -44,10 +44,10 @@ class Consolidation(Callback, ABC):
         self.weight, self.former = weight, former
         self.importance: Tensors = {}
         self.anchor: Tensors = {}
-        self.result: SavedPrompt | None = None  # importance and anchor of this task and the former ones
+        self.result: SavedPrompt | None = None  # importance and anchor of this task and the previous ones
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Read importance and anchor of the former tasks.
+        """Read importance and anchor of the previous tasks.
 
         Raises:
             ValueError: If they belong to another backbone or to other parameters, or there are several replicas.

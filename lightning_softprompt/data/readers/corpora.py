@@ -31,14 +31,14 @@ CORPUS = "corpus"  # the split of this name, where a folder has several
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of a table hold what.
+    """The columns of a table of documents.
 
     Args:
         text: The text; every row must have one.
-        id: The name of a document. If no row has the column, nor one that looks like ids, documents are numbered from
-            0; an empty name numbers them in any case.
-        title: Its heading; not wanted.
-        source: Where it comes from; where there is no such column, file and line.
+        id: The id of a document. Without this column and columns that look like ids, documents are numbered from 0; an
+            empty name always numbers them.
+        title: Its heading, which is optional.
+        source: Where the document comes from (default: file and line).
     """
 
     text: str = "text"

@@ -61,24 +61,24 @@ def files_of_split(folder: Path, split: str | None) -> list[Path]:
 
 
 def has_rows(folder: Path) -> bool:
-    """Whether a folder, or those below it, hold files of rows."""
+    """Whether a folder or its sub-folders contain files of rows."""
     return next(_walk(folder, DEPTH), None) is not None
 
 
 def _no_rows(folder: Path, split: str | None) -> str:
     found = [path.name for path in _visible(folder)]
-    wanted = "files of rows" if split is None else f"files of rows for the split {split!r}"
-    others = f"it holds {found[:5]}{' and more' if len(found) > 5 else ''}" if found else "it is empty"
-    return f"{folder} has no {wanted}: {others}. Rows are read from {', '.join(READERS)}, compressed or not"
+    missing = "files of rows" if split is None else f"files of rows for the split {split!r}"
+    others = f"it contains {found[:5]}{' and more' if len(found) > 5 else ''}" if found else "it is empty"
+    return f"{folder} has no {missing}: {others}. Rows are read from {', '.join(READERS)}, compressed or not"
 
 
 def _levels(folder: Path) -> Iterator[list[SplitFile]]:
-    """The files that may hold splits, the most likely first."""
+    """The files that may contain splits, the most likely first."""
     top = list(_split_files(folder, folder, 1))
-    own = {file.split for file in top}
+    top_splits = {file.split for file in top}
     named = [path for path in _visible(folder) if path.is_dir() and path.name.casefold() in SPLITS]
-    beside = [file for path in named for file in _split_files(folder, path, DEPTH - 1)]
-    yield [*top, *(file for file in beside if file.split not in own)]
+    in_folders = [file for path in named for file in _split_files(folder, path, DEPTH - 1)]
+    yield [*top, *(file for file in in_folders if file.split not in top_splits)]
     below = list(_split_files(folder, folder, DEPTH))
     yield [file for file in below if not file.config]
     yield below
@@ -89,9 +89,9 @@ def find_split(known: Iterable[str], split: str | None) -> str | None:
     known = sorted(known)
     if split is None:
         return known[0] if len(known) == 1 else None
-    wanted = [split, *(VALIDATION if split in VALIDATION else ())]
-    exact = [name for name in wanted if name in known]
-    in_capitals = [name for want in wanted for name in known if name.casefold() == want]
+    names = [split, *(VALIDATION if split in VALIDATION else ())]
+    exact = [name for name in names if name in known]
+    in_capitals = [name for lower in names for name in known if name.casefold() == lower]
     return next(iter([*exact, *in_capitals]), None)
 
 
@@ -108,10 +108,10 @@ def pick_split(known: Iterable[str], split: str | None, name: str) -> str:
 
 
 def _no_split(known: Iterable[str], split: str | None, name: str) -> NoSplitError:
-    wanted = split or "one of them"
+    expected = repr(split) if split else "a single one"
     parts = [] if split is None else [known_name for known_name in sorted(known) if split in _words(known_name)]
-    way_out = f"If {parts} are parts of it, give their files as a list or pattern" if parts else "Name a split it has"
-    return NoSplitError(f"{name} has the splits {sorted(known)}, wanted {wanted!r}. {way_out}")
+    fix = f"If {parts} are parts of it, pass their files as a list or pattern" if parts else "Name one of its splits"
+    return NoSplitError(f"{name} has the splits {sorted(known)}, expected {expected}. {fix}")
 
 
 def _words(name: str) -> list[str]:

@@ -119,7 +119,7 @@ def _after_space(text: str, at: int) -> int:
 
 
 def unwrap_rows(value: object) -> list[Any] | None:
-    """The rows of an object that has them in a list under `data` beside plain values, such as SQuAD's own files."""
+    """The rows of an object that has a list `data` and plain values, such as the files of SQuAD."""
     if not isinstance(value, Mapping):
         return None
     rows = value.get("data")

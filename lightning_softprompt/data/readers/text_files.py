@@ -45,7 +45,7 @@ def read_text_file(path: Path) -> tuple[str, str]:
     """
     title, text = TEXT_FILES[path.suffix.lower()](path)
     if not text.strip():
-        raise DataError(f"{path} has no text{'; a scanned page wants OCR first' if path.suffix == '.pdf' else ''}")
+        raise DataError(f"{path} has no text{'; scanned pages require OCR first' if path.suffix == '.pdf' else ''}")
     return title or path.stem, text
 
 
@@ -119,7 +119,7 @@ def _extractor(module: str) -> Any:
         if error.name != module:
             raise
         raise ValueError(
-            f"reading such files wants the package {module}; pip install 'lightning-softprompt[documents]'"
+            f"reading these files requires the package {module}; pip install 'lightning-softprompt[documents]'"
         ) from None
 
 

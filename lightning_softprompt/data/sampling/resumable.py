@@ -1,4 +1,4 @@
-"""A place in an order of batches that can be left and taken up again."""
+"""A batch sampler whose position can be saved and restored."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from torch.utils.data import Sampler
 
 
 class ResumableBatchSampler(Sampler[list[int]], ABC):
-    """Batches of row numbers whose order is a function of seed and epoch alone, and how many of them were handed out.
+    """Batches of row numbers, whose order depends only on seed and epoch, and the number of batches returned so far.
 
     Args:
-        seed: Of the order.
+        seed: Seed of the order.
     """
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self.epoch, self.done, self._start = 0, 0, 0
         self.repeats = False  # whether each epoch has the batches of the first one
-        self.drawn: list[list[int]] | None = None  # by task, the rows of a pass of which only some batches run
+        self.drawn: list[list[int]] | None = None  # the rows of a limited pass, by task
 
     @abstractmethod
     def __len__(self) -> int:
-        """How many batches an epoch has."""
+        """Number of batches per epoch."""
 
     @abstractmethod
     def _batches(self, start: int) -> Iterator[list[int]]:
-        """Those of the epoch, from one on."""
+        """Yields the batches of the epoch from a position on."""
 
     @property
     @abstractmethod
     def _identity(self) -> dict[str, Any]:
-        """What must be the same for the order to go on."""
+        """Values that must be equal to resume in this order."""
 
     @final
     @property
@@ -44,7 +44,7 @@ class ResumableBatchSampler(Sampler[list[int]], ABC):
     @final
     @property
     def _order(self) -> dict[str, Any]:
-        """The identity, and whether each epoch is the first one again; checkpoints without that do not repeat it."""
+        """The identity, and whether each epoch repeats the first one; checkpoints without this value do not."""
         return {**self._identity, "repeats the first epoch": True} if self.repeats else self._identity
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -54,40 +54,40 @@ class ResumableBatchSampler(Sampler[list[int]], ABC):
     @final
     @property
     def sampler(self) -> Self:
-        """Itself, since Lightning passes the epoch to `loader.sampler` and `loader.batch_sampler.sampler` only."""
+        """This object: Lightning passes the epoch only to `loader.sampler` and `loader.batch_sampler.sampler`."""
         return self
 
     @final
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order of this epoch; a place in another epoch is forgotten."""
+        """Sets the epoch; a position in another epoch is discarded."""
         if epoch != self.epoch:
             self.epoch, self.done, self._start = epoch, 0, 0
 
     @final
     def skip_to(self, row: int) -> int:
-        """Make the next pass begin with the batch that has a row, or at the end; gives how many are left out."""
+        """Starts the next pass at the batch that contains a row, or at the end; returns the number skipped."""
         batches = enumerate(self._batches(0))
         self.done = self._start = next((number for number, rows in batches if row in rows), len(self))
         return self._start
 
     @final
     def count(self) -> None:
-        """Note that a batch was handed out; loaders ask for more of them ahead of time."""
+        """Counts a batch that was returned; loaders request further batches in advance."""
         self.done += 1
         self._start = 0  # a later pass begins at the beginning; torch begins a pass twice when it has workers
 
     @final
     def state_dict(self) -> dict[str, Any]:
-        """The epoch, and how many of its batches were handed out. The end of an epoch is the start of the next."""
+        """The epoch and the number of its batches that were returned. The end of an epoch is the start of the next."""
         over = self.done >= len(self)
         return {"epoch": self.epoch + over, "done": 0 if over else self.done, **self._order}
 
     @final
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Make the next pass begin where the saved one was.
+        """Starts the next pass at the saved position.
 
         Raises:
-            ValueError: If the saved order was another.
+            ValueError: If the order of the saved pass was different.
         """
         changed = {name: value for name, value in self._order.items() if state.get(name) != value}
         if changed:

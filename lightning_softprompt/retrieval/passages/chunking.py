@@ -59,9 +59,7 @@ class Chunking:
 
     def __post_init__(self) -> None:
         if not 0 <= self.overlap < self.size:
-            raise ValueError(
-                f"passages of {self.size} with an overlap of {self.overlap} do not get on; wanted 0 <= overlap < size"
-            )
+            raise ValueError(f"overlap must be at least 0 and below size={self.size}, got {self.overlap}")
 
     def spans(self, text: str) -> list[Span]:
         """Returns the spans of the passages of a text; none for a text without words.

@@ -24,7 +24,7 @@ VECTORS, GRAPH = "vectors.npy", "vectors.faiss"
 Encode = Callable[[Rows], Iterator[tuple[Rows, Floats]]]  # yields [m] of the rows at a time, and their vectors [m, H]
 SEED = 13
 NEIGHBORS, EFFORT = 32, 128  # of hnsw: links of a vector, candidates at building and searching
-PER_CELL = 64  # vectors of an ivf cell; faiss wants 39 to find its centre
+PER_CELL = 64  # vectors per ivf cell; faiss requires 39 to compute its centroid
 VISITED = 0.1  # share of the ivf cells that are searched
 
 

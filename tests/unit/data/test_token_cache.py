@@ -81,7 +81,7 @@ def test_rows_are_encoded_again_after_any_byte_changes(token_file):
 def test_a_file_with_other_content_is_replaced(token_file, content, caplog):
     token_file.write_bytes(content)
     assert load_or_encode("key", lambda: ROWS) == ROWS
-    assert "is damaged and is made again" in caplog.text
+    assert "is damaged and is replaced" in caplog.text
     assert load_or_encode("key", fail) == ROWS
 
 

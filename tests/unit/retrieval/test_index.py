@@ -230,7 +230,7 @@ def test_dense_search_requires_vectors(folder):
         ({"whole": "words"}, "whole must be one of sentences"),
         ({"url": "here:6333"}, "set store to qdrant"),
         ({"b": 2.0}, "BM25 requires"),
-        ({"size": 0}, "0 <= overlap < size"),
+        ({"size": 0}, "overlap must be at least 0 and below size"),
     ],
 )
 def test_invalid_settings_are_rejected(options, message):

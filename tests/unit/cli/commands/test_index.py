@@ -68,7 +68,7 @@ def test_documents_are_added_and_removed(tmp_path, corpus, capsys):
         (["build", "{corpus}", "--index", "{}", "--add"], "has no manifest.json|there is no index"),
         (["build", "{corpus}.gone", "--index", "{}"], "does not exist"),
         (["build", "{corpus}", "--index", "{}", "--text-column", "body"], r"corpus\.jsonl:1: no text in column 'body'"),
-        (["build", "{corpus}", "--index", "{}", "--overlap", "300"], "do not get on"),
+        (["build", "{corpus}", "--index", "{}", "--overlap", "300"], "overlap must be at least 0 and below size"),
         (["build", "{corpus}", "--index", "{}", "--encoder", "{corpus}"], "encoder .* cannot be loaded"),
         (["search", "{}", "a dog"], "there is no index"),
         (["info", "{}"], "there is no index"),

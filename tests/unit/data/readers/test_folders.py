@@ -22,9 +22,9 @@ def test_a_split_of_a_folder_is_chosen_by_its_exact_name_or_rejected_if_ambiguou
     write(tmp_path / "validation.jsonl", '{"text": "validation"}')
     assert read_rows(tmp_path, "validation")[0]["text"] == "validation"
     assert read_rows(tmp_path, "val")[0]["text"] == "val"
-    with pytest.raises(DataError, match=r"splits \['val', 'validation'\], wanted 'test'"):
+    with pytest.raises(DataError, match=r"splits \['val', 'validation'\], expected 'test'"):
         read_rows(tmp_path, "test")
-    with pytest.raises(DataError, match=r"wanted 'one of them'"):
+    with pytest.raises(DataError, match=r"expected a single one"):
         read_rows(tmp_path)
     write(tmp_path / "val.csv", "text\nval\n")
     with pytest.raises(DataError, match=r"\['val.csv', 'val.jsonl'\] for the same split"):
@@ -99,13 +99,13 @@ def test_a_folder_can_have_the_layouts_of_the_hub(tmp_path, layout):
     test_files = [name.replace("rain", "est") for name in LAYOUTS[layout]]
     write_named_files(tmp_path, *LAYOUTS[layout], *test_files, "README.jsonl.md", ".cache/train.jsonl")
     assert texts_of(read_rows(tmp_path, "train")) == LAYOUTS[layout]
-    with pytest.raises(DataError, match=r"has the splits \[.*\], wanted 'validation'"):
+    with pytest.raises(DataError, match=r"has the splits \[.*\], expected 'validation'"):
         read_rows(tmp_path, "validation")
 
 
 def test_files_of_sub_folders_are_not_splits_of_a_folder_with_files_of_splits(tmp_path):
     write_named_files(tmp_path, "train.jsonl", "old/validation.jsonl", "data/dev.jsonl")
-    with pytest.raises(DataError, match=r"has the splits \['train'\], wanted 'validation'"):
+    with pytest.raises(DataError, match=r"has the splits \['train'\], expected 'validation'"):
         read_rows(tmp_path, "validation")
     write_named_files(tmp_path, "validation/a.jsonl")
     assert texts_of(read_rows(tmp_path, "validation")) == ["validation/a.jsonl"]
@@ -121,10 +121,13 @@ def test_a_split_saved_by_datasets_is_not_read_as_json_files(tmp_path):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["train.xlsx", "notes.md"], r"no files of rows for the split 'train': it holds \['notes.md', 'train.xlsx'\]"),
+        (
+            ["train.xlsx", "notes.md"],
+            r"no files of rows for the split 'train': it contains \['notes.md', 'train.xlsx'\]",
+        ),
         ([".git/train.jsonl"], r"no files of rows for the split 'train': it is empty"),
-        (["sst2_train-1.jsonl", "test.jsonl"], r"If \['sst2_train-1'\] are parts of it, give their files"),
-        (["constrain.jsonl", "test.jsonl"], r"wanted 'train'. Name a split it has"),
+        (["sst2_train-1.jsonl", "test.jsonl"], r"If \['sst2_train-1'\] are parts of it, pass their files"),
+        (["constrain.jsonl", "test.jsonl"], r"expected 'train'. Name one of its splits"),
     ],
 )
 def test_a_folder_without_the_split_is_reported_with_its_content(tmp_path, names, message):

@@ -63,9 +63,9 @@ def test_batches_of_limited_tokens_are_nearly_full_reproducible_and_resumable():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_tokens": 140}, "a third of that at most, got one of 50"),
+        ({"max_tokens": 140}, "rows of at most a third of it, but one has 50"),
         ({"max_tokens": 400, "rank": 1, "world_size": 4}, "too few rows"),
-        ({"max_tokens": 400, "drop_last": True}, "neither drop_last nor weights"),
+        ({"max_tokens": 400, "drop_last": True}, "max_tokens excludes drop_last and weights"),
     ],
 )
 def test_unsuitable_limits_of_tokens_are_rejected(options, message):
@@ -241,10 +241,10 @@ def test_the_given_order_assigns_rows_to_ranks_in_turn():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 0}, "batch_size > 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"rank": 2, "world_size": 2}, "0 <= rank < world_size"),
-        ({"order": "given", "drop_last": True}, "drop_last and weights are for the order 'shuffled', got 'given'"),
-        ({"order": "longest_first", "weights": [1, 1, 1]}, "are for the order 'shuffled'"),
+        ({"order": "given", "drop_last": True}, "drop_last and weights require the order 'shuffled', got 'given'"),
+        ({"order": "longest_first", "weights": [1, 1, 1]}, "require the order 'shuffled'"),
         ({"lengths": []}, "0 rows give no batch"),
         ({"world_size": 4}, "3 rows give no batch to each of 4 processes"),
         ({"order": "given", "world_size": 4, "lengths": []}, "0 rows give no batch to each of 4 processes"),

@@ -83,7 +83,7 @@ def test_a_text_without_words_has_no_passages(text):
 
 @pytest.mark.parametrize(("size", "overlap"), [(0, 0), (5, 5), (5, -1)])
 def test_an_overlap_that_is_negative_or_not_less_than_the_size_is_rejected(size, overlap):
-    with pytest.raises(ValueError, match="0 <= overlap < size"):
+    with pytest.raises(ValueError, match="overlap must be at least 0 and below size"):
         Chunking(size, overlap)
 
 
