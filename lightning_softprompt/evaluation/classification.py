@@ -89,7 +89,7 @@ class ClassificationEvaluation(Evaluation):
         counts = self.metrics["confusion"].compute()  # [C, C]
         results = {name: self.metrics[name].compute().float() for name in ("accuracy", "macro_f1", "mcc")}
         results["cross_entropy"] = self.loss.compute()
-        if self.stage == "test":
+        if self.stage == "test" and counts.sum() > 0:
             low, high = share_interval(float(results["accuracy"]), int(counts.sum()))
             results |= {"accuracy_low": torch.tensor(low), "accuracy_high": torch.tensor(high)}
         for kind in PER_CLASS:

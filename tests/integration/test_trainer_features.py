@@ -139,7 +139,9 @@ REFUSED = {
     "accumulation of nothing": (["--trainer.accumulate_grad_batches=0"], "at least 1"),
     "validation never": (["--trainer.check_val_every_n_epoch=0"], "at least 1, or null"),
     "too few validation batches": (["--trainer.limit_val_batches=0.01"], "limit_val_batches"),
-    "label of two words": (["--data.labels={negative: bad, positive: very good}"], "single-token word"),
+    "label of two words": (
+        ["--data.labels={negative: bad, positive: very good}", "--model.readout=LabelWords"], "single-token word",
+    ),
     "seed below zero": (["--data.seed=-5"], "seed must be at least 0, got -5"),
 }  # fmt: skip
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from scipy.stats import binomtest
 from sklearn import metrics
 from tiny import CLASSES, MASKED, TARGETS, TEMPLATES, TEXTS, V, batch_of, encode_rows, on_side, real
 from torch.testing import assert_close
@@ -256,7 +257,7 @@ def test_classification_metrics_equal_scikit_learn(sizes, present):
     scores[:, [c for c in range(4) if c not in present]] = -9.0
     evaluation = ClassificationEvaluation(names)
     for _ in range(2):  # the reset discards the first pass
-        evaluation.reset()
+        evaluation.begin("test", 0)
         for s, y in zip(scores.split(sizes), labels.split(sizes), strict=True):
             evaluation.update(FixedScores(s), LabeledBatch(y))
     predictions, true = scores.argmax(-1).numpy(), labels.numpy()
@@ -272,6 +273,8 @@ def test_classification_metrics_equal_scikit_learn(sizes, present):
     for c, name in enumerate(names):
         expected |= {f"precision/{name}": precision[c], f"recall/{name}": recall[c], f"f1/{name}": f1[c]}
         expected[f"predicted/{name}"] = (predictions == c).mean()
+    interval = binomtest(int((predictions == true).sum()), 60).proportion_ci(method="wilson")
+    expected |= {"accuracy_low": interval.low, "accuracy_high": interval.high}
     measured = {name: float(value) for name, value in evaluation.compute().items()}
     assert measured == pytest.approx(expected, abs=1e-6)
 

@@ -127,6 +127,7 @@ def test_metrics_equal_those_of_each_task_and_records_are_in_the_order_of_the_ba
     accuracies = []
     for task, positions in (("mood", [1, 3]), ("length", [0, 2])):
         single = ClassificationEvaluation(BOTH[task].names)
+        single.begin("val", 0)
         expected_records = single.update(single_task_module(module, task).lm(), batch.only(positions))
         assert [records[b]["target"] for b in positions] == [record["target"] for record in expected_records]
         expected = single.compute()
