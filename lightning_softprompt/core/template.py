@@ -67,7 +67,7 @@ class Template:
                 )
             parts.append((name, "") if name in (SOFT, TARGET) else ("column", name))
         if (targets := sum(kind == TARGET for kind, _ in parts)) != 1:
-            raise ValueError(f"template {text!r} must name {{target}} once, but does so {targets} times")
+            raise ValueError(f"template {text!r} must contain {{target}} once, got {targets} times")
         if all(kind != SOFT for kind, _ in parts):
             parts.insert(0, (SOFT, ""))
         return parts

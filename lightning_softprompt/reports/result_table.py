@@ -52,8 +52,8 @@ def _table_of_parts(parts: Sequence[Sequence[str]], values: Mapping[str, float])
     names = list(dict.fromkeys(name for _, name in parts))
     rows = []
     for name in names[:MAX_ROWS]:
-        cells = [f"{values[f'{metric}/{name}']:.4f}" if f"{metric}/{name}" in values else "" for metric in metrics]
-        rows.append([name, *cells])
+        values_of_part = [values.get(f"{metric}/{name}") for metric in metrics]
+        rows.append([name, *("" if value is None else f"{value:.4f}" for value in values_of_part)])
     text = table(rows, ["", *metrics])
     if len(names) > MAX_ROWS:
         text += f"\n... and {len(names) - MAX_ROWS} more, in metrics.json"
