@@ -57,7 +57,7 @@ def test_spaces_directly_before_the_target_belong_to_the_answer(text, glue, befo
 
 @pytest.mark.parametrize("text", ["{soft} {text}", "", "{target} or {target}", "{{target}}"])
 def test_a_template_names_the_target_exactly_once(text):
-    with pytest.raises(ValueError, match=r"must name \{target\} once"):
+    with pytest.raises(ValueError, match=r"must contain \{target\} once"):
         Template(text)
 
 
