@@ -26,7 +26,16 @@ from lightning_softprompt.training.replicas import ReplicaSpec
 WORD = re.compile(r"[\w:+,-]*")  # a trainer setting by name, such as bf16-mixed; never an import path or a file
 IGNORED_TRAINER_SETTINGS = ("default_root_dir", "model_registry")  # output locations
 CLASS_SETTINGS = ("callbacks", "logger", "plugins", "profiler", "strategy", "accelerator")
-MAX_COUNTS = {"devices": 64, "num_nodes": 1, "num_workers": 64, "replicas": 1000, "count": 1000}
+MAX_COUNTS = {
+    "devices": 64,
+    "num_nodes": 1,
+    "num_workers": 64,
+    "replicas": 1000,
+    "count": 1000,
+    "num_classes": 1000,  # metrics allocate a matrix of classes, or a curve of thresholds for each class
+    "thresholds": 1000,
+    "n_bins": 1000,
+}
 COMMAND_SETTINGS = ("predictions", "name", "display_name", "job_type")  # run settings that belong to one command
 
 
@@ -85,7 +94,7 @@ def read_run_config(path: Path) -> RunConfig:
 
 
 def _refuse_large_counts(value: Any, place: str) -> None:
-    """Refuse numbers of processes that would exhaust the machine, or wait for other machines.
+    """Refuse numbers that would exhaust the machine, or wait for other machines.
 
     Raises:
         ValueError: Naming the setting.
@@ -98,6 +107,9 @@ def _refuse_large_counts(value: Any, place: str) -> None:
         counts = [len(value)] if isinstance(value, list) else re.findall(r"\d+", str(value))
         if any(int(count) > MAX_COUNTS[name] for count in counts):
             raise ValueError(f"{place}: expected at most {MAX_COUNTS[name]}, got {shorten(value)}")
+    elif isinstance(value, list):
+        for position, item in enumerate(value):
+            _refuse_large_counts(item, f"{place}[{position}]")
 
 
 def _refuse_strange_indexes(value: Any, place: str) -> None:

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any, final
 
 import numpy as np
+from torchmetrics import Metric
 
 from lightning_softprompt.core.template import TARGET
 from lightning_softprompt.core.types import Classes, Example, Label
@@ -45,6 +46,8 @@ class ClassificationDataModule(SoftPromptDataModule):
         shots: Few-shot: sample N training rows per class (by `seed`).
         balanced: Sample training rows so that all classes are equally frequent.
         demonstrations: Number of training rows per class, sampled by `seed`, for methods that use demonstrations.
+        extra_metrics: Further metrics of torchmetrics, which are updated with class probabilities and labels, such as
+            `[{class_path: torchmetrics.classification.MulticlassCalibrationError, init_args: {num_classes: 2}}]`.
         common: Arguments of every data module.
     """
 
@@ -58,6 +61,7 @@ class ClassificationDataModule(SoftPromptDataModule):
         shots: int | None = None,
         balanced: bool = False,
         demonstrations: int = 0,
+        extra_metrics: list[Metric] | None = None,
         **common: Any,
     ) -> None:
         super().__init__(template=template, **common)
@@ -70,6 +74,7 @@ class ClassificationDataModule(SoftPromptDataModule):
         self.shots = shots
         self.balanced = balanced
         self.demonstrations = demonstrations
+        self.extra_metrics = tuple(extra_metrics or ())
 
     @cached_property
     def words(self) -> dict[str, list[str]]:
@@ -138,7 +143,7 @@ class ClassificationDataModule(SoftPromptDataModule):
     @property
     def evaluation(self) -> Evaluation:
         """Accuracy, F1 and other classification metrics."""
-        return ClassificationEvaluation(tuple(self.words))
+        return ClassificationEvaluation(tuple(self.words), self.extra_metrics)
 
     def example(self, row: Mapping[str, Any], labelled: bool) -> Example:
         """Converts a row. The target is the first label word; unlabelled rows get that of the first class as filler."""

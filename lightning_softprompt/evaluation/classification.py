@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, final
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, final
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import (
     MulticlassAccuracy,
     MulticlassConfusionMatrix,
@@ -20,6 +21,7 @@ from torchmetrics.classification import (
 from lightning_softprompt.backbones.prompted_lm import PromptedLM
 from lightning_softprompt.core.types import Batch
 from lightning_softprompt.evaluation.base import Evaluation
+from lightning_softprompt.evaluation.metrics.extra import ExtraMetrics
 from lightning_softprompt.evaluation.metrics.intervals import share_interval
 from lightning_softprompt.system.printable import metric_name
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PER_CLASS = ("precision", "recall", "f1")
+INTERVAL = ("accuracy_low", "accuracy_high")
 
 
 @final
@@ -40,17 +43,25 @@ class ClassificationEvaluation(Evaluation):
 
     Args:
         names: The classes in order.
+        extra_metrics: Further metrics of torchmetrics. They are updated with class probabilities [B, C] and labels [B].
+            A result has the class name of its metric in snake case; results in a mapping have their names in it.
+
+    Raises:
+        ValueError: If an extra metric does not fit the classes, is not a scalar, or has the name of another metric.
     """
 
     monitor = ("accuracy", "max")
 
-    def __init__(self, names: tuple[str, ...]) -> None:
+    def __init__(self, names: tuple[str, ...], extra_metrics: Sequence[Metric] = ()) -> None:
         super().__init__()
         self.names = tuple(names)
         self.metric_names = tuple(metric_name(name) for name in names)
         kinds = (*PER_CLASS, "predicted")
         self.by_class = tuple(f"{kind}/{name}" for kind in kinds for name in self.metric_names)
-        self.logged = ("accuracy", "macro_f1", "mcc", "cross_entropy", *self.by_class)
+        standard_names = ("accuracy", "macro_f1", "mcc", "cross_entropy", *self.by_class)
+        one_row_per_class = (torch.eye(len(names)).softmax(-1), torch.arange(len(names)))
+        self.extra = ExtraMetrics(extra_metrics, one_row_per_class, {"loss", *standard_names, *INTERVAL})
+        self.logged = (*standard_names, *self.extra.names)
         self.metrics = MetricCollection(
             {
                 "accuracy": MulticlassAccuracy(len(names), average="micro"),
@@ -80,6 +91,7 @@ class ClassificationEvaluation(Evaluation):
         scores = lm.scores(batch)
         self.metrics.update(scores.argmax(-1), batch.labels)
         self.loss.update(cross_entropy(scores, batch.labels, reduction="none"))
+        self.extra.update(scores.float().softmax(-1), batch.labels)
         targets = [self.names[i] for i in batch.labels.tolist()]
         records = self.predict(lm, batch)
         return [{**record, "target": target} for record, target in zip(records, targets, strict=True)]
@@ -91,18 +103,25 @@ class ClassificationEvaluation(Evaluation):
         results["cross_entropy"] = self.loss.compute()
         if self.stage == "test" and counts.sum() > 0:
             low, high = share_interval(float(results["accuracy"]), int(counts.sum()))
-            results |= {"accuracy_low": torch.tensor(low), "accuracy_high": torch.tensor(high)}
+            results |= dict(zip(INTERVAL, (torch.tensor(low), torch.tensor(high)), strict=True))
         for kind in PER_CLASS:
             values = self.metrics[kind].compute()
             results |= {f"{kind}/{name}": value for name, value in zip(self.metric_names, values, strict=True)}
         predicted = counts.sum(0) / counts.sum().clamp(min=1)
         results |= {f"predicted/{name}": value for name, value in zip(self.metric_names, predicted, strict=True)}
+        if counts.sum() > 0:  # many metrics cannot be computed without rows
+            results |= self.extra.compute()
         return results
+
+    def mode_of(self, name: str) -> Literal["min", "max"]:
+        """Returns whether lower or higher values of a metric are better."""
+        return self.extra.modes.get(name) or super().mode_of(name)
 
     def reset(self) -> None:
         """Resets the metrics."""
         self.metrics.reset()
         self.loss.reset()
+        self.extra.reset()
 
     def figures(self) -> dict[str, Figure]:
         """Returns the confusion matrix, normalized over each true class."""

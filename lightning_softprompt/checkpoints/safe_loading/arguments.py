@@ -14,12 +14,25 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from torchmetrics import Metric
+
 from lightning_softprompt.checkpoints.safe_loading.class_spec import ClassSpec
 from lightning_softprompt.checkpoints.safe_loading.plain_values import SCALARS, check_plain, iterate_mappings
 from lightning_softprompt.checkpoints.safe_loading.registry import class_path, find_class
 from lightning_softprompt.system.printable import shorten
 
 CLASS_KEYS = {"class_path", "init_args", "dict_kwargs"}
+UNNAMED_OPTIONS: dict[type, dict[str, Any]] = {  # options that a class reads from `**kwargs`, with their types
+    Metric: {
+        "compute_on_cpu": bool,
+        "dist_sync_on_step": bool,
+        "sync_on_compute": bool,
+        "compute_with_cache": bool,
+        "process_group": None,  # the options without a type are functions and groups, which no file can name
+        "dist_sync_fn": None,
+        "distributed_available_fn": None,
+    }
+}
 
 
 @dataclass(frozen=True)
@@ -242,6 +255,8 @@ def constructor_parameters(cls: type) -> dict[str, Parameter]:
     for base in cls.__mro__:
         if "__init__" not in vars(base):
             continue
+        for name, hint in UNNAMED_OPTIONS.get(base, {}).items():
+            parameters.setdefault(name, Parameter(hint, is_required=False))
         signature = inspect.signature(base.__init__)  # type: ignore[misc]
         base_parameters = list(signature.parameters.values())[1:]
         hints = _type_hints(base)

@@ -12,6 +12,7 @@ from lightning.pytorch.cli import ReduceLROnPlateau
 from torch import optim
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import Metric, classification
 
 import lightning_softprompt
 from lightning_softprompt.moved import current_path
@@ -83,8 +84,13 @@ def check_class(path: object) -> None:
 
 @cache
 def _torch_classes() -> dict[str, type]:
-    """Returns optimizers and schedulers by each of their import paths."""
+    """Returns optimizers, schedulers and multiclass metrics by each of their import paths.
+
+    Metrics of other kinds are not registered, because some of them load models or download files.
+    """
     classes = {**_subclasses(optim, Optimizer), **_subclasses(lr_scheduler, LRScheduler)}
+    metrics = _subclasses(classification, Metric)
+    classes |= {path: metric for path, metric in metrics.items() if metric.__name__.startswith("Multiclass")}
     classes[class_path(ReduceLROnPlateau)] = ReduceLROnPlateau
     classes["pytorch_lightning.cli.ReduceLROnPlateau"] = ReduceLROnPlateau
     return classes

@@ -1,0 +1,82 @@
+"""Extra metrics of torchmetrics from the command line, and in the config of a checkpoint's run."""
+
+import json
+
+import pytest
+import torch
+import yaml
+from row_files import read_rows, write_splits
+from runs import read_column, read_metrics
+from torchmetrics.classification import MulticlassCalibrationError
+
+from lightning_softprompt.cli.app import main
+from lightning_softprompt.cli.run_config import read_run_config
+from lightning_softprompt.runs.run_spec import last_folder
+
+NAME = "multiclass_calibration_error"
+CLASS = "torchmetrics.classification.MulticlassCalibrationError"
+
+
+@pytest.fixture
+def folder(tmp_path, rows, tiny_folder):
+    """The folder of a training that selects the best checkpoint by an extra metric."""
+    data = write_splits(tmp_path / "data", train=rows * 2, validation=rows, test=rows[:5])
+    metrics = [{"class_path": CLASS, "init_args": {"num_classes": 3}}]
+    options = [
+        "--model=PromptTuning",
+        "--model.length=3",
+        f"--backbone.name={tiny_folder('llama')}",
+        "--data=ClassificationDataModule",
+        f"--data.path={data}",
+        "--data.template={soft}{text} it is{target}",
+        '--data.labels={"negative": "bad", "neutral": "one", "positive": "good"}',
+        f"--data.extra_metrics={json.dumps(metrics)}",
+        "--trainer.accelerator=cpu",
+        "--trainer.max_steps=2",
+        "--trainer.val_check_interval=1",
+        f"--run.folder={tmp_path / 'runs'}",
+        f"--run.monitor={NAME}",
+        "--run.wandb=disabled",
+    ]
+    assert main(["fit", *options]) == 0
+    return last_folder()
+
+
+def change_config(folder, class_path, **arguments):
+    """Replaces the extra metric in the config of a run."""
+    path = folder / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    config["data"]["init_args"]["extra_metrics"] = [{"class_path": class_path, "init_args": arguments}]
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def test_a_checkpoint_is_selected_and_tested_by_an_extra_metric(folder, caplog):
+    best = read_metrics(folder)["best"]
+    values = [float(value) for value in read_column(folder, f"val/{NAME}")]
+    assert best["metric"] == f"val/{NAME}"
+    assert best["value"] == pytest.approx(min(values))
+    assert len(set(values)) == 2
+    assert main(["test", f"--ckpt_path={folder / 'checkpoints' / 'best.ckpt'}"]) == 0
+    assert f"{NAME}  " in caplog.text
+    records = read_rows(last_folder() / "test_predictions.jsonl")
+    names = list(records[0]["scores"])
+    probabilities = torch.tensor([[record["scores"][name] for name in names] for record in records])
+    labels = torch.tensor([names.index(record["target"]) for record in records])
+    expected = float(MulticlassCalibrationError(3)(probabilities, labels))
+    assert read_metrics(last_folder())["test"][f"test/{NAME}"] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("class_path", "arguments", "message"),
+    [
+        ("os.system", {"command": "true"}, "os.system', which is not a plug-in"),
+        ("torchmetrics.text.BERTScore", {"model_name_or_path": "other"}, "torchmetrics.text.BERTScore"),
+        (CLASS, {"num_classes": 10**6}, "num_classes: expected at most 1000"),
+        (CLASS, {"num_classes": 3, "dist_sync_fn": "os.system"}, "dist_sync_fn: expected None"),
+    ],
+)
+def test_the_config_of_a_run_names_only_registered_metrics(folder, class_path, arguments, message):
+    path = change_config(folder, class_path, **arguments)
+    with pytest.raises(ValueError, match=message):
+        read_run_config(path)
