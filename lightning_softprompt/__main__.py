@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        argv: The arguments after `softprompt`; those of the process if None.
+        argv: The arguments after `softprompt`; the arguments of the process if None.
     """
     argv = expand_home(sys.argv[1:] if argv is None else argv)
     command, rest = (argv[0], argv[1:]) if argv else ("--help", [])

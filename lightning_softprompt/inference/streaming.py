@@ -113,7 +113,7 @@ class _PausedGeneration:
         decoding: The seed of sampling. The random state of the caller is the same before and after each token.
 
     Attributes:
-        is_finished: Whether the whole answer was generated.
+        is_finished: Whether the complete answer was generated.
     """
 
     def __init__(self, generate: Callable[[StoppingCriteria], Tensor], decoding: Decoding) -> None:

@@ -39,7 +39,7 @@ class Combined(SoftPromptModule):
 
     Paper: none
     Enters: same as its parts
-    Parameters: those of all parts
+    Parameters: the parameters of all parts
 
     Args:
         parts: The methods.

@@ -74,7 +74,7 @@ class Replicas(TrainerHooks):
 
     Metrics are logged for each replica as `<metric>/<name>`, and as their mean and half the width of its 95 %
     confidence interval; for tasks with classes also those of the ensemble as `<metric>/ensemble`. Records of rows and
-    figures are those of the first replica.
+    figures come from the first replica.
 
     Args:
         method: The method, before its backbone is loaded.

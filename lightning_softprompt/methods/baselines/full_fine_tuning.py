@@ -16,7 +16,7 @@ class FullFineTuning(SoftPromptModule):
 
     Paper: none
     Enters: all weights
-    Parameters: those of the backbone
+    Parameters: the parameters of the backbone
     """
 
     default_rate = 2e-5

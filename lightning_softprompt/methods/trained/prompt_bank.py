@@ -26,7 +26,7 @@ class PromptBank(SoftPromptModule):
 
     Paper: none
     Enters: same as each of the prompts
-    Parameters: those of all prompts
+    Parameters: the parameters of all prompts
 
     Args:
         prompts: `prompt.safetensors` files or checkpoints of runs on this backbone, by task.
