@@ -1,4 +1,4 @@
-"""Names of classes, as configs and rows give them: made text, checked, and compared in one Unicode form."""
+"""Names of classes in configs and rows: converted to text, checked, and compared in one Unicode form."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Question answering with retrieved passages: data modules and what they are made of."""
+"""Question answering with retrieved passages: data modules and their components."""

@@ -105,13 +105,13 @@ class MetricsFile(CSVLogger):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, name="", version="")
-        self.held = False  # whether writing is still disabled
+        self.is_disabled = False  # whether writing is still disabled
 
     @property
     @rank_zero_experiment
     def experiment(self) -> ExperimentWriter:
         """The writer of the file."""
-        if self.held:
+        if self.is_disabled:
             return cast("ExperimentWriter", DummyLogger().experiment)
         if self._experiment is None:
             self._experiment = _AppendingWriter(self.save_dir)
@@ -193,13 +193,13 @@ class WandbRun(WandbLogger):
         self._continues = identity is not None and identity.continues
         self._source = None if identity is None else identity.source
         self._lost = False  # whether W&B has failed
-        self.held = False  # whether the start of the run is still disabled
+        self.is_disabled = False  # whether the start of the run is still disabled
 
     @property
     @rank_zero_experiment
     def experiment(self) -> Run:
         """The run, started at first use."""
-        if self.held:
+        if self.is_disabled:
             return cast("Run", DummyLogger().experiment)
         if self._experiment is None:
             self._experiment = run = self._start()
@@ -211,7 +211,7 @@ class WandbRun(WandbLogger):
     @property
     def has_started(self) -> bool:
         """Whether the W&B run exists in this process and accepts values."""
-        return self._experiment is not None and not self.held and not self._lost
+        return self._experiment is not None and not self.is_disabled and not self._lost
 
     @rank_zero_only
     def finish(self, failed: bool = False) -> None:
@@ -227,12 +227,12 @@ class WandbRun(WandbLogger):
         except Exception as error:  # any failure of its process or the connection to it
             log.warning("W&B failed at the end of the run (%r); metrics.csv has all metrics", error)
         self._experiment = None
-        self.held = True  # nothing may start the run again
+        self.is_disabled = True  # nothing may start the run again
 
     @rank_zero_only
     def log_hyperparams(self, params: Any) -> None:
         """Add to the run's config, once it has started."""
-        if not self.held:
+        if not self.is_disabled:
             super().log_hyperparams(params)
 
     @rank_zero_only

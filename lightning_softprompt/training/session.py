@@ -119,7 +119,7 @@ class Session:
             config: The config for the loggers.
         """
         for logger in self.loggers:
-            logger.held = True
+            logger.is_disabled = True
         return RunStart(partial(self._begin, save_config, config))
 
     def _begin(self, save_config: Callable[[Path], None], config: str) -> None:
@@ -129,7 +129,7 @@ class Session:
         log.info("run folder: %s", self.folder)
         save_config(self.config_file)
         for logger in self.loggers:
-            logger.held = False
+            logger.is_disabled = False
             if not (self._scores_training and isinstance(logger, MetricsFile)):  # it would overwrite hparams.yaml
                 logger.log_hyperparams(yaml.safe_load(config))
 

@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 class WarmStart(Callback):
-    """Loads a saved prompt into the module before the first step. Step, optimizer and schedule are those of a new run.
+    """Loads a saved prompt into the module before the first step. Step, optimizer and schedule start fresh.
 
     Args:
         path: A `prompt.safetensors` or a checkpoint.

@@ -17,10 +17,10 @@ from lightning_softprompt.runs.run_checks import refuse_early_copies, refuse_lat
 class RunStart(Callback):
     """Calls a function once, after the rows are read, the backbone is loaded and the optimizer is created.
 
-    It is the first callback of a run. Lightning opens loggers before it reads the rows, so they are held until then.
+    It is the first callback of a run. Lightning opens loggers before it reads the rows, so they start disabled.
 
     Args:
-        begin: Creates the run's folder and releases its loggers.
+        begin: Creates the run's folder and enables its loggers.
     """
 
     def __init__(self, begin: Callable[[], None]) -> None:

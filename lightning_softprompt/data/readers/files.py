@@ -94,7 +94,7 @@ def _head(path: Path) -> bytes:
 
 
 def _check_expansion(path: Path) -> None:
-    """Refuses a compressed file that holds far more than it has bytes, before any of it is kept.
+    """Refuses a compressed file that expands far beyond its size, before its content is stored.
 
     Raises:
         DataError: If it does.

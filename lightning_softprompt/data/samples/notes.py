@@ -19,9 +19,9 @@ VALIDATION = 2  # of the notes that would train
 
 
 def notes() -> Path:
-    """The folder with `corpus`, `train`, `validation` and `test` as JSON lines, made when first asked for.
+    """The folder with `corpus`, `train`, `validation` and `test` as JSON lines, which is created at first use.
 
-    No note has questions in two splits, so a prompt that is tested has seen neither the answers nor where they stand.
+    No note has questions in two splits, so a tested prompt was not trained on the answers or their notes.
     """
     content = SOURCE.read_bytes()
     folder = cache_folder("data", f"notes-{blake2b(content, digest_size=4).hexdigest()}")

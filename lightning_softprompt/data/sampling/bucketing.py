@@ -18,7 +18,7 @@ from lightning_softprompt.data.sampling.resumable import ResumableBatchSampler
 Order = Literal["shuffled", "longest_first", "given"]
 Indices = npt.NDArray[np.int64]
 
-WINDOW = 50  # batches; rows are sorted by length within a window, so that batches hold alike rows and epochs still mix
+WINDOW = 50  # batches; rows are sorted by length within a window, so that batches have similar rows and epochs differ
 
 
 class Table(Protocol):

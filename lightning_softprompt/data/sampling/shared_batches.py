@@ -1,4 +1,4 @@
-"""Batches that several tasks share."""
+"""Batches with rows of several tasks."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from lightning_softprompt.data.sampling.resumable import ResumableBatchSampler
 @final
 @dataclass(frozen=True)
 class SharedBatches:
-    """Batches with rows of several tasks, as evenly many of each as can be (Wang et al. 2023, MPT, arXiv 2303.02861).
+    """Batches with rows of several tasks, in numbers as equal as possible (Wang et al. 2023, MPT, arXiv 2303.02861).
 
-    The tasks of a batch are drawn by the rates of `sampling`, each once at most.
+    The tasks of a batch are sampled without replacement by the rates of `sampling`.
 
     Args:
-        rows: Rows of a batch, on each device; the tasks' own `batch_size` is for evaluation then.
-        tasks: Tasks of a batch; None draws how many they are for each batch, from 2 to all of them.
+        rows: Rows per batch, on each device. The `batch_size` of the tasks then applies to evaluation only.
+        tasks: Tasks per batch (default: a random number for each batch, from 2 to all tasks).
 
     Raises:
         ValueError: If there are no rows, or no tasks.
@@ -36,10 +36,10 @@ class SharedBatches:
             raise ValueError(f"together.rows and tasks must be at least 1, got {self.rows} and {self.tasks}")
 
     def most(self, tasks: int) -> int:
-        """Tasks that a batch may have of those there are.
+        """Returns the maximum number of tasks per batch.
 
         Raises:
-            ValueError: If there are fewer than it is to have.
+            ValueError: If there are fewer tasks than a batch requires.
         """
         if self.tasks is not None and self.tasks > tasks:
             raise ValueError(f"together.tasks is {self.tasks}, but there are only {tasks} tasks")
@@ -48,19 +48,20 @@ class SharedBatches:
 
 @final
 class SharedBatchSampler(ResumableBatchSampler):
-    """Batches of several tasks' rows. Their order is a function of seed and epoch alone.
+    """Batches with rows of several tasks. Their order depends only on seed and epoch.
 
-    Rows are numbered through all tasks. Each task walks through its own rows in its own epochs, wherever the common
-    ones end: no row of a task comes again before all others of it have. On several ranks a batch is drawn for all of
-    them, and each takes its share of every task's rows, so that another number of ranks sees the same batches.
+    Rows have one numbering for all tasks. Each task has separate epochs over its rows, which are independent of the
+    epochs of the training: no row of a task repeats before all its other rows were used. On several ranks, a batch is
+    drawn for all of them, and each rank takes its share of every task's rows, so that another number of ranks sees the
+    same batches.
 
     Args:
-        samplers: Those of the tasks, each over its own rows, as if on one rank.
-        together: Rows and tasks of a batch.
-        rates: How often each task is drawn, relative to each other.
-        count: Batches of an epoch; None takes as many as all rows make.
-        seed: Of the draws.
-        ranks: This process's number, and how many there are.
+        samplers: The samplers of the tasks, each over the rows of its task, as if on one rank.
+        together: Rows and tasks per batch.
+        rates: Relative sampling rate of each task.
+        count: Batches per epoch (default: as many as all rows fill).
+        seed: Seed of the sampling.
+        ranks: Number of this process, and the number of processes.
 
     Raises:
         ValueError: If a batch cannot have a row of each of its tasks on each rank.
@@ -87,26 +88,26 @@ class SharedBatchSampler(ResumableBatchSampler):
                 f"a batch of {together.rows} rows cannot have one of each of {self.most} tasks; raise together.rows"
             )
         self.count_of_batches = count or -(-sum(self.sizes) // self.rows)
-        self._starts = [np.zeros(len(samplers), dtype=np.int64)]  # of each epoch, rows that each task has given before
-        self._own: dict[int, tuple[int, list[int]]] = {}  # by task, its epoch and the order of its rows in that
+        self._starts = [np.zeros(len(samplers), dtype=np.int64)]  # rows of each task in all epochs before each epoch
+        self._own: dict[int, tuple[int, list[int]]] = {}  # by task, its epoch and the order of its rows in this epoch
 
     def __len__(self) -> int:
         return self.count_of_batches
 
     def shares(self, epoch: int) -> Indices:
-        """[batches, K] rows of each task in the batches of an epoch."""
+        """Numbers of rows [batches, K] of each task in the batches of an epoch."""
         draw = np.random.default_rng((self.seed, epoch))
         batches, tasks = len(self), len(self.samplers)
         many = np.full(batches, self.most)
         if self.together.tasks is None:
             many = draw.integers(min(2, tasks), tasks + 1, batches)
-        # Numbers that fall like this are those of draws by the rates, one after the other, without putting back.
+        # The order of exponential variables divided by the rates equals sampling by the rates without replacement.
         turn = (draw.exponential(size=(batches, tasks)) / np.array(self.rates)).argsort(1).argsort(1)  # [batches, K]
         even, left = self.rows // many[:, None], self.rows % many[:, None]
         return np.where(turn < many[:, None], even + (turn < left), 0)
 
     def _before(self, epoch: int) -> Indices:
-        """[K] rows that each task has given before an epoch."""
+        """Numbers of rows [K] of each task in all epochs before an epoch."""
         while len(self._starts) <= epoch:
             self._starts.append(self._starts[-1] + self.shares(len(self._starts) - 1).sum(0))
         return self._starts[epoch]
@@ -119,7 +120,7 @@ class SharedBatchSampler(ResumableBatchSampler):
             yield rows[self.rank :: self.world_size]
 
     def _row(self, task: int, place: int) -> int:
-        """The row that a task gives after so many others."""
+        """The row of a task at a position in the sequence of its rows."""
         epoch, number = divmod(place, self.sizes[task])
         if self._own.get(task, (None,))[0] != epoch:
             self.samplers[task].set_epoch(epoch)

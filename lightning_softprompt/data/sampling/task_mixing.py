@@ -1,4 +1,4 @@
-"""How often each of several tasks comes up, and in which order their batches do."""
+"""The sampling rates of several tasks, and the order of their batches."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ from lightning_softprompt.data.sampling.resumable import ResumableBatchSampler
 
 
 class Sampling(ABC):
-    """How many rows of each task are drawn, relative to each other."""
+    """The relative sampling rates of tasks."""
 
     @abstractmethod
     def rates(self, sizes: Mapping[str, int]) -> list[float]:
-        """One for each task, from how many training rows it has."""
+        """Returns the rate of each task, given its number of training rows."""
 
 
 @final
 @dataclass(frozen=True)
 class Proportional(Sampling):
-    """As many as the task has rows, n; with a limit, min(n, limit) (Raffel et al. 2020, arXiv 1910.10683, 3.5.2).
+    """The number of rows n of a task; with a limit, min(n, limit) (Raffel et al. 2020, arXiv 1910.10683, 3.5.2).
 
     Args:
-        limit: Rows above which a task counts no more, so that a large one does not drown the rest.
+        limit: Maximum number of rows that counts, so that a large task does not dominate.
     """
 
     limit: int | None = None
 
     def rates(self, sizes: Mapping[str, int]) -> list[float]:
-        """By task."""
+        """Returns the rate of each task."""
         return [float(size) for size in limit_sizes(sizes, self.limit)]
 
 
 @final
 @dataclass(frozen=True)
 class Temperature(Sampling):
-    """min(n, limit)^(1 / temperature): 1 is proportional, and the hotter, the more alike (Raffel et al. 2020, 3.5.2).
+    """min(n, limit)^(1 / T): proportional for T = 1, more uniform for higher temperatures (Raffel et al. 2020, 3.5.2).
 
     Args:
         temperature: T, above 0.
-        limit: Rows above which a task counts no more.
+        limit: Maximum number of rows that counts.
 
     Raises:
         ValueError: If the temperature is not above 0.
@@ -59,17 +59,17 @@ class Temperature(Sampling):
             raise ValueError(f"temperature must be above 0, got {self.temperature}")
 
     def rates(self, sizes: Mapping[str, int]) -> list[float]:
-        """By task."""
+        """Returns the rate of each task."""
         return [size ** (1 / self.temperature) for size in limit_sizes(sizes, self.limit)]
 
 
 @final
 @dataclass(frozen=True)
 class UniformTasks(Sampling):
-    """As many of each task."""
+    """The same rate for each task."""
 
     def rates(self, sizes: Mapping[str, int]) -> list[float]:
-        """By task."""
+        """Returns the rate of each task."""
         return [1.0] * len(sizes)
 
 
@@ -79,23 +79,23 @@ class FixedRates(Sampling):
     """Sampling rates from the configuration.
 
     Args:
-        by_task: How many rows of each task, relative to each other.
+        by_task: Relative rate of each task.
 
     Raises:
-        ValueError: If one is not above 0.
+        ValueError: If a rate is not above 0.
     """
 
     by_task: Mapping[str, float]
 
     def __post_init__(self) -> None:
         if any(rate <= 0 for rate in self.by_task.values()):
-            raise ValueError(f"rates of tasks must be above 0, got {dict(self.by_task)}; leave a task out instead")
+            raise ValueError(f"rates of tasks must be above 0, got {dict(self.by_task)}; remove the task instead")
 
     def rates(self, sizes: Mapping[str, int]) -> list[float]:
-        """By task.
+        """Returns the rate of each task.
 
         Raises:
-            ValueError: If the tasks are others.
+            ValueError: If the tasks have other names.
         """
         if set(self.by_task) != set(sizes):
             raise ValueError(f"by_task must name the tasks {list(sizes)}, got {list(self.by_task)}")
@@ -103,7 +103,7 @@ class FixedRates(Sampling):
 
 
 def limit_sizes(sizes: Mapping[str, int], limit: int | None) -> list[int]:
-    """The sizes, none above the limit.
+    """Returns the sizes, each at most the limit.
 
     >>> limit_sizes({"a": 5, "b": 50}, 10)
     [5, 10]
@@ -112,10 +112,10 @@ def limit_sizes(sizes: Mapping[str, int], limit: int | None) -> list[int]:
 
 
 def quotas(total: int, weights: Sequence[float]) -> list[int]:
-    """Whole numbers that add up to a total, as near to the weights as can be, and none below one.
+    """Returns integers of at least 1 that add up to a total and are as proportional to the weights as possible.
 
     Raises:
-        ValueError: If there are more weights than things to share.
+        ValueError: If the total is below the number of weights.
 
     >>> quotas(10, [7, 2, 1]), quotas(4, [100, 1, 1]), quotas(5, [1, 1])
     ([7, 2, 1], [2, 1, 1], [3, 2])
@@ -133,16 +133,16 @@ def quotas(total: int, weights: Sequence[float]) -> list[int]:
 
 @final
 class MixedBatchSampler(ResumableBatchSampler):
-    """Batches of several tasks, each of one task's rows. Their order is a function of seed and epoch alone.
+    """Batches of several tasks, each with rows of one task. Their order depends only on seed and epoch.
 
-    Rows are numbered through all tasks. In an epoch each task has a fixed number of batches, in shuffled turns; each
-    walks through its own rows in its own epochs, which do not end with the common ones: no row of a task comes again
-    before all others of it have.
+    Rows have one numbering for all tasks. Each task has a fixed number of batches per epoch, in random order. Each task
+    has separate epochs over its rows, which are independent of the epochs of the training: no row of a task repeats
+    before all its other rows were used.
 
     Args:
-        samplers: Those of the tasks, each over its own rows.
-        counts: Batches of each task in an epoch; None gives each all it has, task after task.
-        seed: Of the turns.
+        samplers: The samplers of the tasks, each over the rows of its task.
+        counts: Batches of each task per epoch (default: all batches, task by task).
+        seed: Seed of the order of tasks.
     """
 
     def __init__(
@@ -152,22 +152,22 @@ class MixedBatchSampler(ResumableBatchSampler):
         self.samplers, self.shuffled = list(samplers), counts is not None
         self.counts = [len(sampler) for sampler in samplers] if counts is None else list(counts)
         self.offsets = list(accumulate((len(sampler.lengths) for sampler in samplers), initial=0))
-        self._own: dict[int, tuple[int, list[list[int]]]] = {}  # by task, its epoch and the batches of that
-        self.first = [0] * len(self.counts)  # batches of each task that come before all others
+        self._own: dict[int, tuple[int, list[list[int]]]] = {}  # by task, its epoch and the batches of this epoch
+        self.first = [0] * len(self.counts)  # number of batches of each task at the start of a pass
 
     def __len__(self) -> int:
         return sum(self.counts)
 
     @property
     def most_batches(self) -> int:
-        """Batches of the rank that has most of them."""
+        """The number of batches of the rank with the most batches."""
         return sum(sampler.most_batches for sampler in self.samplers)
 
     def draw(self, batches: int) -> None:
-        """Makes the first batches of a pass an even draw from each task.
+        """Makes the first batches of a pass an even sample of each task.
 
-        A task has as large a share of the batches as of all batches, and at least one; of more tasks than batches, the
-        last ones have none.
+        The share of a task is its share of all batches, and at least one batch. If there are more tasks than batches,
+        the last tasks have none.
         """
         counts = [sampler.most_batches for sampler in self.samplers]
         shared = min(batches, len(counts))
@@ -178,7 +178,7 @@ class MixedBatchSampler(ResumableBatchSampler):
         self.drawn = [rows for sampler in self.samplers for rows in sampler.drawn or ()]
 
     def _turns(self) -> Indices:
-        """[batches] whose turn it is."""
+        """The task of each batch [batches]."""
         tasks = np.arange(len(self.counts))
         if self.shuffled:
             turns = np.repeat(tasks, self.counts)
@@ -196,7 +196,7 @@ class MixedBatchSampler(ResumableBatchSampler):
                 yield [self.offsets[task] + row for row in self._batch(task, place)]
 
     def _batch(self, task: int, place: int) -> list[int]:
-        """The batch that a task has after so many others."""
+        """The batch of a task at a position in the sequence of its batches."""
         sampler = self.samplers[task]
         epoch, number = divmod(place, len(sampler))
         if self._own.get(task, (None,))[0] != epoch:

@@ -63,7 +63,10 @@ class SentenceEncoder(Encoder):
         disable_progress_bar()
         self.tokenizer: Any = _load(AutoTokenizer.from_pretrained, name, place)
         load = {"use_safetensors": True, "dtype": torch.float32}
-        with torch.inference_mode(False), torch.random.fork_rng(devices=[]):  # a pooler that is made up draws numbers
+        with (
+            torch.inference_mode(False),
+            torch.random.fork_rng(devices=[]),
+        ):  # a missing pooler is initialized at random
             self.model: Any = _load(AutoModel.from_pretrained, name, place, **load).to(self.device).eval()
         self.window = _window(place, self.tokenizer, self.model)
         self.pool = POOLS[_pool(name, place)]
