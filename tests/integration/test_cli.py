@@ -362,7 +362,7 @@ MISTAKES = {
     "callback without its monitor": (["--trainer.callbacks=EarlyStopping"], "requires the option monitor"),
     "logger without its folder": (["--trainer.logger=CSVLogger"], "CSVLogger requires the option save_dir"),
     "logger that is not installed": (
-        ["--model=PromptTuning", "--trainer.logger=MLFlowLogger"], "MLFlowLogger cannot be created: Requirement 'mlflow"
+        ["--model=PromptTuning", "--trainer.logger=MLFlowLogger"], "MLFlowLogger requires the package mlflow",
     ),
     "unknown precision": (["--trainer.precision=half"], "expected int or one of transformer-engine"),
     "unknown mode of W&B": (["--run.wandb=of"], "run.wandb: expected one of auto, online, offline, disabled, got of"),

@@ -129,7 +129,7 @@ def test_the_title_and_the_pages_of_a_pdf_are_read(tmp_path):
         ("a.md", b" \n", r"a\.md has no text"),
         ("a.html", b"<p> </p>", r"a\.html has no text"),
         ("a.pdf", b"no pdf", r"a\.pdf cannot be read as PDF"),
-        ("a.pdf", make_pdf(""), r"a\.pdf has no text; a scanned page wants OCR first"),
+        ("a.pdf", make_pdf(""), r"a\.pdf has no text; scanned pages require OCR first"),
     ],
 )
 def test_a_bad_file_is_reported_or_skipped(tmp_path, name, content, message, caplog):
