@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from abc import ABC, abstractmethod
 from typing import Any, Self, cast, final
 
@@ -94,6 +95,21 @@ class LoaderHooks(LightningDataModule, ABC):
             sampler.draw(batches)
             self.log_once(describe_limit(name, option, limit, sampler.drawn or [], len(self.split(name))))
         return loader
+
+    @final
+    def training_sample(self, rows: int) -> tuple[ResumableLoader, int]:
+        """Returns a loader whose first batches are an even sample of the training rows, and their number.
+
+        Args:
+            rows: Number of rows on all processes, rounded up to batches.
+        """
+        loader = self.build_loader("train", "longest_first")
+        sampler = cast(LimitableSampler, loader.batch_sampler)
+        rows_per_batch = len(self.split("train")) / sampler.most_batches
+        batches = math.ceil(rows / rows_per_batch)
+        if batches < sampler.most_batches:
+            sampler.draw(batches)
+        return loader, batches
 
     @final
     def predict_dataloader(self) -> ResumableLoader:

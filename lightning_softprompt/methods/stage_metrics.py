@@ -15,12 +15,13 @@ from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.objectives.base import Objective
 
 Records = list[dict[str, Any]]
+TRAIN_SAMPLE = "train_sample"  # training rows that are scored like validation rows
 STAGES = ("val", "test")
 
 
 @final
 class StageMetrics(nn.Module):
-    """The mean loss and the evaluation of each stage, `val` and `test`.
+    """The mean loss and the evaluation of each stage: `val`, `test`, and `train_sample`.
 
     Args:
         evaluation: How answers are scored; None if they are not.
@@ -60,14 +61,21 @@ class StageMetrics(nn.Module):
         """Resets the metrics of a stage.
 
         Args:
-            stage: `val` or `test`.
+            stage: `val`, `test` or `train_sample`.
             epoch: The epoch.
             drawn: Ids of the rows that are scored, for each task; None for all rows.
         """
+        if stage == TRAIN_SAMPLE and stage not in self.losses:
+            self._add_train_sample()
         self._loss(stage).reset()
         evaluation = self._evaluation(stage)
-        evaluation.begin(stage, epoch)
+        evaluation.begin("test" if stage == "test" else "val", epoch)
         evaluation.limit_rows(drawn)
+
+    def _add_train_sample(self) -> None:
+        """Add the stage that only some runs have, so that the others do not copy their evaluation once more."""
+        self.losses[TRAIN_SAMPLE] = deepcopy(self._loss("val"))
+        self.evaluations[TRAIN_SAMPLE] = deepcopy(self._evaluation("val"))
 
 
 def number_records(batch: Batch, records: Sequence[dict[str, Any] | None]) -> Records:

@@ -93,7 +93,7 @@ class TrainerHooks(LightningModule, ABC):
         """Resets the metrics of a stage.
 
         Args:
-            stage: `val` or `test`.
+            stage: `val`, `test` or `train_sample`.
             epoch: The epoch.
             drawn: Ids of the rows that are scored, for each task (default: all rows).
         """

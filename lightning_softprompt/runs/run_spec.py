@@ -56,6 +56,8 @@ class RunSpec:
             and the shares of empty or repeated text, else `max`).
         early_stopping: Number of validations without an improvement of `monitor` after which the training stops; 0
             disables it (default: 3 for a training without a limit of epochs, steps or time, else 0).
+        train_sample: Number of training rows, the same ones each time, that are scored at each validation and logged as
+            `train_sample/<metric>`; 0 for none. The difference from `val/<metric>` shows overfitting.
         keep_last: Number of recent checkpoints to keep (last.ckpt, last-1.ckpt, ...). The best one is kept in addition.
         accept_changes: Settings that may differ from those of the checkpoint in --ckpt_path, such as
             `data.labels,train_rows`; a name covers everything below it, such as `data`. Other differences are errors,
@@ -64,8 +66,8 @@ class RunSpec:
             the run end with a message; 0 uses PyTorch's timeouts only.
 
     Raises:
-        ValueError: If keep_last is below 1, process_timeout or early_stopping is negative, or a name leads out of the
-            run folder.
+        ValueError: If keep_last is below 1, process_timeout, early_stopping or train_sample is negative, or a name
+            leads out of the run folder.
     """
 
     experiment: str = "default"
@@ -82,6 +84,7 @@ class RunSpec:
     monitor: str | None = None
     monitor_mode: Literal["min", "max"] | None = None
     early_stopping: int | None = None
+    train_sample: int = 0
     display_name: str | None = None
     group: str | None = None
     job_type: str | None = None
@@ -97,6 +100,8 @@ class RunSpec:
             raise ValueError(f"run.keep_last must be at least 1, got {self.keep_last}")
         if self.early_stopping is not None and self.early_stopping < 0:
             raise ValueError(f"run.early_stopping must be at least 0 validations, got {self.early_stopping}")
+        if self.train_sample < 0:
+            raise ValueError(f"run.train_sample must be at least 0 rows, got {self.train_sample}")
         if not self.process_timeout >= 0:
             raise ValueError(f"run.process_timeout must be at least 0 seconds, got {self.process_timeout}")
 

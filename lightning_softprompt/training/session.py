@@ -37,6 +37,7 @@ from lightning_softprompt.callbacks.reporting.result_summary import ResultSummar
 from lightning_softprompt.callbacks.reporting.run_files import RunFiles
 from lightning_softprompt.callbacks.reporting.start_summary import StartSummary
 from lightning_softprompt.callbacks.reporting.throughput import Throughput
+from lightning_softprompt.callbacks.reporting.training_sample import TrainingSample
 from lightning_softprompt.callbacks.reporting.wandb_report import WandbReport
 from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, read_prompt, split_replicas
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
@@ -188,7 +189,9 @@ class Session:
             predictions = [TestPredictions(self.folder / TEST_PREDICTIONS), PredictionTable("test", TEST_TABLE_ROWS)]
             return [files, report, *predictions, *self._cases(), summary]
         training = self._training_callbacks() if self.command == "fit" else []
-        return [files, report, PredictionTable(), *training, summary]
+        scores_sample = self.command == "fit" and self.run.train_sample > 0
+        sample: list[Callback] = [TrainingSample(self.run.train_sample)] if scores_sample else []
+        return [*sample, files, report, PredictionTable(), *training, summary]
 
     def _cases(self) -> list[Callback]:
         """The page of the best and worst cases, if rows have a score that ranks them."""

@@ -116,3 +116,27 @@ def test_a_csv_file_is_all_that_a_first_run_needs(tmp_path, tiny_folder, caplog)
     assert "RankedChoices scores the whole text" in caplog.text
     assert main(["test", f"--ckpt_path={folder / 'prompt.safetensors'}", f"--run.folder={tmp_path / 'runs'}"]) == 0
     assert len((last_folder() / "test_predictions.jsonl").read_text().splitlines()) == 4
+
+
+def test_a_sample_of_training_rows_has_the_metrics_of_a_validation_and_changes_no_step(fit):
+    options = [
+        "--model.prompt_dropout=0.3",
+        "--replicas.count=2",
+        "--trainer.max_epochs=2",
+        "--trainer.log_every_n_steps=1",
+    ]
+    plain, sampled = fit(*options), fit(*options, "--run.train_sample=16")
+    assert read_losses(sampled) == read_losses(plain)
+    names = [name for name in json.loads((plain / "metrics.json").read_text())["val"] if "/ensemble" not in name]
+    assert any("accuracy" in name for name in names)
+    for name in names:  # the training rows are also the validation rows here
+        of_sample = read_column(sampled, name.replace("val/", "train_sample/"))
+        assert of_sample == read_column(sampled, name) == read_column(plain, name)
+
+
+def test_a_sample_of_training_rows_has_whole_batches(fit):
+    folder = fit("--trainer.max_epochs=1", "--run.train_sample=5", "--data.eval_batch_size=4")
+    report = json.loads((folder / "metrics.json").read_text())
+    eighths = 8 * report["train_sample"]["train_sample/accuracy"]
+    assert eighths == pytest.approx(round(eighths))
+    assert (folder / "plots" / "learning_curve.png").is_file()

@@ -15,6 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_softprompt.core.types import Batch
+from lightning_softprompt.methods.stage_metrics import TRAIN_SAMPLE
 from lightning_softprompt.runs.loggers import is_logging_step, metrics_files, validation_log_step, wandb_loggers
 from lightning_softprompt.system.atomic_files import write_file
 
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
     from lightning_softprompt.evaluation.base import Evaluation
 
 Metrics = dict[str, float | None]
-LATEST = ("train", "val")  # parts of the report that a run resumed at its end would not compute again
-TRAIN, VAL, BEST = "#8fb3d9", "#1f4e8c", "#d1495b"
+LATEST = ("train", "val", TRAIN_SAMPLE)  # parts of the report that a run resumed at its end would not compute again
+TRAIN, SAMPLE, VAL, BEST = "#8fb3d9", "#3c8d6e", "#1f4e8c", "#d1495b"
 
 
 class RunFiles(Callback):
@@ -113,9 +114,12 @@ class RunFiles(Callback):
             return
         metrics = stage_metrics(trainer, "val")
         self._report["val"] = finite(metrics)
+        sample = stage_metrics(trainer, TRAIN_SAMPLE)
+        if sample:
+            self._report[TRAIN_SAMPLE] = finite(sample)
         if trainer.state.fn == TrainerFn.FITTING:
             self._warn_without_monitor(metrics)
-            self._val.append((trainer.global_step, trainer.current_epoch, metrics))
+            self._val.append((trainer.global_step, trainer.current_epoch, {**metrics, **sample}))
             self._report_training(trainer, pl_module)
         self._write(trainer)
 
@@ -238,9 +242,13 @@ def learning_curve(
 
 
 def _plot_validation(axes: Axes, val: Sequence[tuple[int, int, Mapping[str, float]]], name: str) -> None:
-    points = [(step, metrics[name]) for step, _, metrics in val if name in metrics]
-    if points:
-        axes.plot(*zip(*points, strict=True), color=VAL, marker=_marker(points), markersize=4, label="validation")
+    of_sample = f"{TRAIN_SAMPLE}/{name.removeprefix('val/')}"
+    styles = {of_sample: (SAMPLE, "--", "sample of the training rows"), name: (VAL, "-", "validation")}
+    for metric, (color, line, label) in styles.items():
+        points = [(step, metrics[metric]) for step, _, metrics in val if metric in metrics]
+        if points:
+            marker = _marker(points)
+            axes.plot(*zip(*points, strict=True), color=color, linestyle=line, marker=marker, markersize=4, label=label)
 
 
 def _marker(points: Sequence[Any]) -> str:
