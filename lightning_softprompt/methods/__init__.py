@@ -1,6 +1,7 @@
 """Soft-prompt methods, one `LightningModule` per file."""
 
 from lightning_softprompt.methods.baselines.full_fine_tuning import FullFineTuning
+from lightning_softprompt.methods.baselines.in_context import InContext
 from lightning_softprompt.methods.baselines.lora import LoRA
 from lightning_softprompt.methods.baselines.no_prompt import NoPrompt
 from lightning_softprompt.methods.combined import Combined
@@ -40,6 +41,7 @@ __all__ = [
     "DePT",
     "Folded",
     "FullFineTuning",
+    "InContext",
     "LatePromptTuning",
     "LoRA",
     "NoPrompt",

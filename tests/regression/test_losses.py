@@ -38,7 +38,8 @@ FAMILIES_OF = {
     "cartridge": tiny.CAUSAL,
     "late_prompt_tuning": (*tiny.CAUSAL, *tiny.MASKED),
 }
-CONFIGS = sorted(path for path in (configs_folder() / "method").glob("*.yaml") if path.stem != "bare")  # trains nothing
+UNTRAINED = ("bare", "in_context")
+CONFIGS = sorted(path for path in (configs_folder() / "method").glob("*.yaml") if path.stem not in UNTRAINED)
 CASES = [(path, family) for path in CONFIGS for family in FAMILIES_OF.get(path.stem, tiny.FAMILIES)]
 
 
