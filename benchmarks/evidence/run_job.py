@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import resource
 import sys
@@ -41,6 +42,7 @@ def main() -> None:
             "train_loss": report.get("train", {}).get("train/loss"),
             "trainable_parameters": report["trainable_parameters"],
             "train_seconds": report["seconds"],
+            "curve": read_curve(last_folder() / "metrics.csv", job.metric),
         }
     if not job.selects_rate:
         result |= test(job, folder, data, device, checkpoint)
@@ -77,10 +79,24 @@ def test(job: Job, folder: str, data: str, device: str, checkpoint: Path | None)
     source = [] if checkpoint is None else [f"--ckpt_path={checkpoint}"]
     run(["test", *to_arguments(job, folder, data, device), *source])
     metrics = json.loads((last_folder() / "metrics.json").read_text())["test"]
-    value = metrics[f"test/{job.metric}"]
+    metric = job.test_metric or job.metric
+    value = metrics[f"test/{metric}"]
     records = read_predictions(last_folder() / PREDICTIONS)
-    scores = [round(score, DIGITS) for score in row_scores(records, Score(job.metric, value))]
+    scores = [round(score, DIGITS) for score in row_scores(records, Score(metric, value))]
     return {"test": value, "test_metrics": metrics, "row_scores": scores}
+
+
+def read_curve(path: Path, metric: str) -> dict[str, list[list[float]]]:
+    """Returns steps and values of the losses, the gradient norm and the validation metric, by name."""
+    names = ["train/loss", "prompt/grad_norm"]
+    names += [f"{stage}/{name}" for stage in ("val", "train_sample") for name in ("loss", metric)]
+    curve: dict[str, list[list[float]]] = {}
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            for name in names:
+                if row.get(name):
+                    curve.setdefault(name, []).append([int(row["step"]), float(f"{float(row[name]):.5g}")])
+    return curve
 
 
 def run(arguments: Sequence[str]) -> None:

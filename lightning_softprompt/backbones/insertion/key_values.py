@@ -341,8 +341,8 @@ def check_like_text(model: PreTrainedModel, stack: nn.Module, sites: Mapping[str
     error = float((results - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
     if error > tolerance:
         raise InjectionUnsupportedError(
-            f"{type(model).__name__} does not accept additional keys and values: the results for tokens after a text "
-            f"change by {error:.1e} if the text is replaced by its keys and values; {ALTERNATIVE}"
+            f"{type(model).__name__} does not accept additional keys and values: if a text is replaced by its keys "
+            f"and values, the results for the tokens that follow it change by {error:.1e}; {ALTERNATIVE}"
         )
 
 

@@ -205,7 +205,7 @@ def test_attention_with_caps_and_sinks_treats_keys_and_values_as_a_text(name):
 def test_keys_without_the_effect_of_a_text_are_rejected(load):
     model = load("llama").model
     sites = sites_of(model)
-    with pytest.raises(InjectionUnsupportedError, match="if the text is replaced by its keys and values"):
+    with pytest.raises(InjectionUnsupportedError, match="if a text is replaced by its keys and values"):
         check_like_text(model, ScaledByLength(model.model), sites, 1e-3)
 
 
