@@ -89,12 +89,12 @@ class Plan:
         for block in self._blocks.values():
             for task in block["tasks"]:
                 for backbone in block["backbones"]:
+                    if "rates_of" not in block:
+                        for method in block["methods"]:
+                            yield from self._rate_jobs(block, task, backbone, method)
                     yield from self._cells(block, task, backbone, results)
 
     def _cells(self, block: Options, task: str, backbone: str, results: Sequence[Mapping[str, Any]]) -> Iterator[Job]:
-        if "rates_of" not in block:
-            for method in block["methods"]:
-                yield from self._rate_jobs(block, task, backbone, method)
         for seed in block["seeds"]:
             for method in block["methods"]:
                 if self._rates(method):
