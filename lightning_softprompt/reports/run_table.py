@@ -60,7 +60,7 @@ class RunSummary:
         minutes: Minutes of training.
         validation: The best validation.
         test: The main metric of the test: the monitored metric, if the test has it.
-        source: The checkpoint or prompt that the run started from; empty if it started untrained.
+        source: The checkpoint or prompt that the run started from; None if it started untrained.
         test_folder: The folder with the predictions of the test; None without a test.
         commit: Git commit at the last start; empty outside a repository.
     """
@@ -75,7 +75,7 @@ class RunSummary:
     minutes: float | None = None
     validation: Score | None = None
     test: Score | None = None
-    source: str = ""
+    source: Path | None = None
     test_folder: Path | None = None
     commit: str = ""
 
@@ -83,8 +83,8 @@ class RunSummary:
 def find_runs(folder: Path, with_intervals: bool = True) -> list[RunSummary]:
     """Reads all runs below a folder.
 
-    The test of a checkpoint has a folder of its own; it is added to the run that the checkpoint belongs to, if that run
-    is below the folder, too, and has no test of its own.
+    The evaluation of a checkpoint or prompt has a folder of its own. It is not listed if the run that it belongs to is
+    below the folder, too. That run then has its test, if both have the same data; tests on other data are listed.
 
     Args:
         folder: The folder.
@@ -94,12 +94,13 @@ def find_runs(folder: Path, with_intervals: bool = True) -> list[RunSummary]:
     trained = {run.folder.resolve(): run for run in runs if run.steps}
     tests_of_runs: dict[Path, RunSummary] = {}
     others = []
-    for run in runs:
+    for run in sorted(runs, key=lambda run: run.started):  # of several tests, a run has the last one
         owner = _find_owner(run, trained)
-        if owner is None:
+        if owner is None or (run.test is not None and run.data != trained[owner].data):
             others.append(run)
-        else:
-            tests_of_runs[owner] = run  # of several tests, the last one by name, which begins with the time
+        elif run.test is not None:
+            tests_of_runs[owner] = run
+    others.sort(key=lambda run: run.folder)
     return [_add_test(run, tests_of_runs.get(run.folder.resolve())) for run in others]
 
 
@@ -112,9 +113,9 @@ def _run_folders(folder: Path) -> Iterator[Path]:
 
 def _find_owner(run: RunSummary, trained: Mapping[Path, RunSummary]) -> Path | None:
     """Returns the folder of the trained run that a test belongs to; None for other runs."""
-    if run.steps or not run.source:
+    if run.steps or run.source is None:
         return None
-    return next((path for path in Path(run.source).resolve().parents if path in trained), None)
+    return next((path for path in run.source.parents if path in trained), None)
 
 
 def _add_test(run: RunSummary, test: RunSummary | None) -> RunSummary:
@@ -155,7 +156,7 @@ def read_run(folder: Path, with_interval: bool = True) -> RunSummary:
         validation=validation,
         test=test,
         test_folder=None if test is None else folder,
-        source=str(config.get("ckpt_path") or config.get("init_from") or ""),
+        source=(folder / str(record["source"])).resolve() if record.get("source") else None,
         commit=str(record.get("commit", "")),
     )
 

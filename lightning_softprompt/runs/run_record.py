@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -33,6 +34,7 @@ class RunRecord:
         version: Version of this package at the last start; empty for runs of an earlier version.
         commit: Git commit of the current folder at the last start; empty outside a repository.
         wandb_id: Id of the run on W&B; empty if it is not logged there.
+        source: Checkpoint or prompt that the run started from, relative to its folder; empty if it started untrained.
     """
 
     id: str
@@ -43,6 +45,7 @@ class RunRecord:
     version: str = ""
     commit: str = ""
     wandb_id: str = ""
+    source: str = ""
 
 
 def read_record(folder: Path) -> RunRecord:
@@ -50,15 +53,18 @@ def read_record(folder: Path) -> RunRecord:
     try:
         values = json.loads((folder / RECORD).read_bytes())
         identity, name, started = (str(values[key]) for key in ("id", "name", "started"))
-        version, commit, wandb_id = (str(values.get(key, "")) for key in ("version", "commit", "wandb_id"))
         order = int(values["order"])
-        return RunRecord(identity, name, order, started, version=version, commit=commit, wandb_id=wandb_id)
+        optional = {key: str(values.get(key, "")) for key in ("version", "commit", "wandb_id", "source")}
+        return RunRecord(identity, name, order, started, **optional)
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):  # a forged record
         return RunRecord(f"unknown, {folder.name}", folder.name, 0, "unknown")
 
 
 def note_start(
-    folder: Path, not_in_config: Mapping[str, str] = MappingProxyType({}), wandb_id: str | None = None
+    folder: Path,
+    not_in_config: Mapping[str, str] = MappingProxyType({}),
+    wandb_id: str | None = None,
+    source: Path | None = None,
 ) -> None:
     """Record that the run in a folder starts or resumes now, after all others of its experiment.
 
@@ -66,25 +72,36 @@ def note_start(
         folder: The folder of the run.
         not_in_config: Options that config.yaml leaves out, each with the reason.
         wandb_id: Id of the run on W&B, if it is logged there.
+        source: Checkpoint or prompt that the run starts or resumes from. A run that resumes from a checkpoint in its
+            folder keeps its first source.
     """
     others = [read_record(path.parent).order for path in folder.parent.glob(f"*/{RECORD}")]
     before, now = read_record(folder), f"{datetime.now():%F %T}"
     identity = before.id if before.order and before.name == folder.name else secrets.token_hex(8)
     order = max(others, default=0) + 1
-    record = RunRecord(identity, folder.name, order, now, dict(not_in_config))
+    resumes_itself = source is not None and folder.resolve() in source.resolve().parents
+    first_source = before.source if resumes_itself else _relative(source, folder)
+    record = RunRecord(identity, folder.name, order, now, dict(not_in_config), source=first_source)
     _write_record(folder, record, wandb_id)
 
 
-def note_evaluation(folder: Path, wandb_id: str) -> None:
-    """Record the W&B run of an evaluation in a folder of its own; the record of a training is not changed.
+def note_evaluation(folder: Path, wandb_id: str | None = None, source: Path | None = None) -> None:
+    """Record the start of an evaluation in a folder of its own; the record of a training is not changed.
 
     Args:
         folder: The folder of the evaluation.
-        wandb_id: Id of the run on W&B.
+        wandb_id: Id of the run on W&B, if it is logged there.
+        source: Checkpoint or prompt that is evaluated; None for an untrained method.
     """
     if not (folder / RECORD).is_file():
-        record = RunRecord(secrets.token_hex(8), folder.name, 0, f"{datetime.now():%F %T}")
+        now = f"{datetime.now():%F %T}"
+        record = RunRecord(secrets.token_hex(8), folder.name, 0, now, source=_relative(source, folder))
         _write_record(folder, record, wandb_id)
+
+
+def _relative(path: Path | None, folder: Path) -> str:
+    """The path relative to a folder, so that both can be moved together; empty without a path."""
+    return "" if path is None else os.path.relpath(path.resolve(), folder.resolve())
 
 
 def _write_record(folder: Path, record: RunRecord, wandb_id: str | None) -> None:

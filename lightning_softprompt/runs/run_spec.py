@@ -186,17 +186,19 @@ def _is_inherited() -> bool:
 
 def make_folder(
     folder: Path,
-    training: bool = False,
+    command: str,
     not_in_config: Mapping[str, str] = MappingProxyType({}),
     wandb_id: str | None = None,
+    source: Path | None = None,
 ) -> None:
-    """Create a run folder and lock it for this process.
+    """Create a run folder and lock it for this process. The start of a training or an evaluation is recorded there.
 
     Args:
         folder: The folder.
-        training: Whether the run trains, so that its start is recorded.
+        command: `fit`, `validate`, `test` or `predict`.
         not_in_config: Options that the config of the run leaves out, each with the reason.
         wandb_id: Id of the run on W&B, if it is logged there.
+        source: Checkpoint or prompt that the run starts from, if any.
 
     Raises:
         ValueError: If another run is writing there.
@@ -205,10 +207,10 @@ def make_folder(
     lock_run_folder(folder)
     if _get_rank():
         return
-    if training:
-        note_start(folder, not_in_config, wandb_id)
-    elif wandb_id is not None:
-        note_evaluation(folder, wandb_id)
+    if command == "fit":
+        note_start(folder, not_in_config, wandb_id, source)
+    elif command in ("validate", "test"):
+        note_evaluation(folder, wandb_id, source)
 
 
 def lock_run_folder(folder: Path) -> None:

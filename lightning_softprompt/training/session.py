@@ -89,6 +89,7 @@ class Session:
         init_from: Path | None = None,
     ) -> None:
         self.settings, self.resumed = settings, resumed
+        self.source = resumed or init_from
         self.run, self.command, self.module, self.data = run, command, module, data
         self.monitor, self.mode = choose_monitor(run, data.evaluation)
         self.folder = run.name_folder(folder, command == "fit", resumed)
@@ -126,7 +127,7 @@ class Session:
     def _begin(self, save_config: Callable[[Path], None], config: str) -> None:
         if not self.has_folder:
             return
-        make_folder(self.folder, self.command == "fit", wandb_id=self.wandb_id)
+        make_folder(self.folder, self.command, wandb_id=self.wandb_id, source=self.source)
         log.info("run folder: %s", self.folder)
         save_config(self.config_file)
         for logger in self.loggers:

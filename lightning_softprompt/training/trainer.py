@@ -147,7 +147,7 @@ class RunOutputs:
         self.data = data
         self.folder = run.name_folder(training=True)
         self.config_file = self.folder / "config.yaml"
-        make_folder(self.folder, training=True, not_in_config=config.left_out)
+        make_folder(self.folder, "fit", not_in_config=config.left_out)
         if is_first:
             write_file(self.config_file, config.text.encode())
         monitor, mode = choose_monitor(run, data.evaluation)
