@@ -18,6 +18,7 @@ from lightning_softprompt.system.git import read_commit
 
 RECORD = "run.json"
 LAST = Path("checkpoints", "last.ckpt")
+OPTIONAL = ("version", "commit", "wandb_id", "source")  # values that records of earlier versions do not have
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,8 @@ def read_record(folder: Path) -> RunRecord:
         values = json.loads((folder / RECORD).read_bytes())
         identity, name, started = (str(values[key]) for key in ("id", "name", "started"))
         order = int(values["order"])
-        optional = {key: str(values.get(key, "")) for key in ("version", "commit", "wandb_id", "source")}
-        return RunRecord(identity, name, order, started, **optional)
+        record = RunRecord(identity, name, order, started)
+        return replace(record, **{key: str(values.get(key, "")) for key in OPTIONAL})
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):  # a forged record
         return RunRecord(f"unknown, {folder.name}", folder.name, 0, "unknown")
 

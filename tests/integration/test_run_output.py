@@ -10,6 +10,7 @@ from row_files import write_rows, write_splits
 
 from lightning_softprompt.callbacks.reporting.progress_bar import StepProgressBar
 from lightning_softprompt.cli.app import main
+from lightning_softprompt.reports.run_table import find_runs
 from lightning_softprompt.runs.run_spec import last_folder
 
 
@@ -85,3 +86,21 @@ def test_the_bar_counts_the_steps_of_the_training_and_shows_rate_and_validation(
     shown = re.sub(r"\x1b\[[0-9;]*[a-zA-Z]", "", console.file.getvalue())
     assert re.search(r"12/12 .*it/s epoch: 3 loss: \d\.\d{3} lr: 0.02 val/accuracy: [01]\.\d{3}", shown)
     assert "v_num" not in shown
+
+
+def test_runs_shows_a_test_in_the_line_of_its_training(argv, tmp_path):
+    assert main(["fit", *argv, QUIET, "--trainer.max_steps=4"]) == 0
+    folder = last_folder()
+    for start in (
+        f"--ckpt_path={folder / 'checkpoints' / 'best.ckpt'}",
+        f"--init_from={folder / 'prompt.safetensors'}",
+    ):
+        assert main(["test", *argv, QUIET, start]) == 0
+        (run,) = find_runs(tmp_path / "runs")
+        assert (run.folder, run.test_folder) == (folder, last_folder())
+        assert run.test.interval is not None
+    assert main(["predict", *argv, QUIET, start, f"--data.predict={tmp_path / 'test.jsonl'}"]) == 0
+    untrained = [option for option in argv if not option.startswith("--model")]
+    assert main(["test", *untrained, QUIET, "--model=NoPrompt"]) == 0
+    _, baseline = find_runs(tmp_path / "runs")
+    assert (baseline.method, baseline.source, baseline.started[:2]) == ("NoPrompt", None, "20")

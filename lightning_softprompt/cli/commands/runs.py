@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 DESCRIPTION = """\
 List the runs in a folder and its subfolders: method, data, backbone, scores and cost.
 
-The test of a checkpoint is shown in the line of the run that trained it. Intervals are 95 % intervals over the rows of
-the test: Wilson intervals of shares such as accuracy, bootstrap intervals of other means.
+The last test of a checkpoint is shown in the line of the run that trained it; a test on other data has a line of its
+own. Intervals are 95 % intervals over the rows of the test: Wilson intervals of shares such as accuracy, bootstrap
+intervals of other means.
 
   softprompt runs                                        all runs below runs/
   softprompt runs runs/sentiment --sort test             the best test first

@@ -10,6 +10,7 @@ from lightning_softprompt.reports.run_table import Score, find_runs
 METHOD = "lightning_softprompt.methods.PromptTuning"
 DATA = "lightning_softprompt.data.classification.ClassificationDataModule"
 COMMIT = "0123456789abcdef-dirty"
+CHECKPOINT = "../01/checkpoints/best.ckpt"  # of the trained run, from the folder of its test
 
 
 def write_run(folder, report, source=None, predictions=(), method=METHOD, data=None):
@@ -19,11 +20,11 @@ def write_run(folder, report, source=None, predictions=(), method=METHOD, data=N
         "model": {"class_path": method, "init_args": {}},
         "data": {"class_path": DATA, "init_args": data or {"path": "/rows/sst2"}},
         "backbone": {"name": "models/tiny"},
-        "ckpt_path": source,
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     (folder / "metrics.json").write_text(json.dumps(report))
-    (folder / "run.json").write_text(json.dumps({"started": f"2026-01-01 {folder.name}", "commit": COMMIT}))
+    record = {"started": f"2026-01-01 {folder.name}", "commit": COMMIT, "source": source or ""}
+    (folder / "run.json").write_text(json.dumps(record))
     if predictions:
         lines = [json.dumps(record) for record in predictions]
         (folder / "test_predictions.jsonl").write_text("\n".join(lines))
@@ -43,8 +44,7 @@ def runs(tmp_path):
     (folder / "wandb" / "files" / "config.yaml").write_text("[]")
     right, wrong = {"prediction": "x", "target": "x"}, {"prediction": "x", "target": "y"}
     test = {"test": {"test/loss": 0.5, "test/accuracy": 0.75}}
-    checkpoint = str(folder / "checkpoints" / "best.ckpt")
-    write_run(tmp_path / "runs" / "a" / "02", test, source=checkpoint, predictions=[right, right, right, wrong])
+    write_run(tmp_path / "runs" / "a" / "02", test, source=CHECKPOINT, predictions=[right, right, right, wrong])
     answers = [{"scores": {"f1": score}} for score in (0.25, 0.5, 1.0)]
     untrained = {"test": {"test/f1": 1.75 / 3}}
     write_run(
@@ -62,6 +62,22 @@ def test_a_run_has_the_scores_of_its_files_and_the_test_of_its_checkpoint(runs):
     assert (untrained.method, untrained.data, untrained.steps) == ("NoPrompt", "q", None)
     low, high = untrained.test.interval
     assert 0.25 <= low < untrained.test.value < high <= 1.0
+
+
+def test_a_run_has_the_last_test_on_its_own_data(runs):
+    later = write_run(runs / "a" / "04", {"test": {"test/accuracy": 0.5}}, source=CHECKPOINT)
+    other = write_run(runs / "a" / "05", {"test": {"test/accuracy": 0.1}}, CHECKPOINT, data={"path": "/rows/other"})
+    write_run(runs / "a" / "06", {"val": {"val/accuracy": 0.2}}, source=CHECKPOINT)
+    trained, on_other, _ = find_runs(runs)
+    assert (trained.test, trained.test_folder) == (Score("accuracy", 0.5), later)
+    assert (on_other.folder, on_other.test) == (other, Score("accuracy", 0.1))
+    assert on_other.source == runs / "a" / "01" / "checkpoints" / "best.ckpt"
+
+
+def test_runs_can_be_moved_together(runs, tmp_path):
+    moved = runs.rename(tmp_path / "moved")
+    trained, _ = find_runs(moved)
+    assert trained.test_folder == moved / "a" / "02"
 
 
 def test_a_metric_that_is_no_mean_over_rows_has_no_interval(tmp_path):

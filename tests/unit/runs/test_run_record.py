@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lightning_softprompt.core.backbone_spec import BackboneSpec
-from lightning_softprompt.runs.run_record import LAST, note_start
+from lightning_softprompt.runs.run_record import LAST, note_evaluation, note_start, read_record
 from lightning_softprompt.runs.run_spec import RunSpec, new_name, refuse_used
 from lightning_softprompt.system.atomic_files import expand_home, expand_home_in
 
@@ -153,3 +153,18 @@ def test_a_forged_record_is_ignored(start, last, content):
     (start("forged") / "run.json").write_text(content)
     start("run")
     assert last() == "run"
+
+
+def test_a_record_names_the_checkpoint_that_a_run_started_from(tmp_path):
+    training, test, resumed = (tmp_path / "e" / name for name in ("training", "test", "resumed"))
+    for folder in (training, test, resumed):
+        folder.mkdir(parents=True)
+    prompt = tmp_path / "prompt.safetensors"
+    note_start(training, source=prompt)
+    assert read_record(training).source == "../../prompt.safetensors"
+    note_start(training, source=training / LAST)  # it resumes
+    note_evaluation(training, source=training / LAST)
+    assert read_record(training).source == "../../prompt.safetensors"
+    note_evaluation(test, source=training / LAST)
+    note_start(resumed, source=training / LAST)
+    assert read_record(test).source == read_record(resumed).source == f"../training/{LAST}"
