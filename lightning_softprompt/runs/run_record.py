@@ -55,8 +55,9 @@ def read_record(folder: Path) -> RunRecord:
         values = json.loads((folder / RECORD).read_bytes())
         identity, name, started = (str(values[key]) for key in ("id", "name", "started"))
         order = int(values["order"])
+        version, commit, wandb_id, source = (str(values.get(key, "")) for key in OPTIONAL)
         record = RunRecord(identity, name, order, started)
-        return replace(record, **{key: str(values.get(key, "")) for key in OPTIONAL})
+        return replace(record, version=version, commit=commit, wandb_id=wandb_id, source=source)
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):  # a forged record
         return RunRecord(f"unknown, {folder.name}", folder.name, 0, "unknown")
 
