@@ -21,6 +21,7 @@ from lightning_softprompt.cli.commands import (
     RUN_COMMANDS,
     TRACEBACK_HINT,
     TRACEBACK_VARIABLE,
+    import_command,
 )
 from lightning_softprompt.cli.commands.configs import configs_folder
 from lightning_softprompt.cli.output import show_warning
@@ -126,7 +127,7 @@ def _run_light(command: str, argv: list[str]) -> int:
         modules, argv = parse_trust_options(argv)
         with trust_modules(modules), _plain_output(command), warnings.catch_warnings():
             warnings.showwarning = show_warning
-            code: int = import_module(f"lightning_softprompt.cli.commands.{command}").main(argv)
+            code: int = import_command(command).main(argv)
         sys.stdout.flush()
     except CommandError as error:
         print(f"softprompt {command}: error: {printable(error)}", file=sys.stderr)

@@ -29,6 +29,7 @@ MAY_IMPORT = {  # in addition to itself
     "prompts": STORED,
     "objectives": STORED,
     "reports": GROUND | {"evaluation"},
+    "analysis": STORED | {"reports"},
     "studies": STORED,
     "data": GROUND | {"backbones", "evaluation", "retrieval"},
     "readouts": STORED | {"prompts"},
@@ -38,7 +39,7 @@ MAY_IMPORT = {  # in addition to itself
     "inference": TRAINED | {"methods", "data"},
     "training": TRAINED | {"methods", "runs", "callbacks", "data", "reports"},
     "cli": TRAINED
-    | {"methods", "runs", "callbacks", "data", "rag", "reports", "retrieval", "studies", "training"}
+    | {"methods", "runs", "callbacks", "data", "rag", "reports", "retrieval", "studies", "training", "analysis"}
     | {"moved", "renamed_options"},
 }
 BAD_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "manager", "managers"}

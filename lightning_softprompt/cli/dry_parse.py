@@ -14,6 +14,8 @@ from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.methods.base import SoftPromptModule
 from lightning_softprompt.system.errors import CommandError
 
+VALIDATION_OPTIONS = ("accelerator", "precision", "limit_val_batches")
+
 
 @dataclass(frozen=True)
 class ParsedRun:
@@ -28,6 +30,14 @@ class ParsedRun:
     module: SoftPromptModule
     data: SoftPromptDataModule
     config: Namespace
+
+    def make_validation_trainer(self) -> Trainer:
+        """Returns a trainer for validations of the run, one process that writes no files."""
+        options = {name: self.config.trainer[name] for name in VALIDATION_OPTIONS}
+        return Trainer(
+            **options, devices=1, logger=False, enable_progress_bar=False, enable_model_summary=False,
+            use_distributed_sampler=False, enable_checkpointing=False,
+        )  # fmt: skip
 
 
 class DryParseCLI(SoftPromptCLI):

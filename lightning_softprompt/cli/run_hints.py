@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_softprompt.cli.commands.analyze import read_run
+from lightning_softprompt.cli.commands.analysis.analyze import read_run
 from lightning_softprompt.cli.next_steps import command_line, pipe
 from lightning_softprompt.cli.run_config import config_beside, read_run_config
 from lightning_softprompt.data.datamodule import SoftPromptDataModule

@@ -10,7 +10,7 @@ from row_files import write_rows
 from lightning_softprompt.backbones.loading import load_backbone
 from lightning_softprompt.checkpoints.backbone_identity import backbone_identity
 from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, write_prompt
-from lightning_softprompt.cli.commands import interpolate
+from lightning_softprompt.cli.commands.analysis import interpolate
 from lightning_softprompt.cli.dry_parse import parse_run
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.data.classification import ClassificationDataModule

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from lightning_softprompt import renamed_options
 from lightning_softprompt.backbones.execution import context_cache, paths
 from lightning_softprompt.cli.app import main
-from lightning_softprompt.cli.commands.analyze import read_run
+from lightning_softprompt.cli.commands.analysis.analyze import read_run
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.template import Template
 from lightning_softprompt.methods import Spring

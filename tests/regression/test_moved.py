@@ -15,7 +15,9 @@ import tiny
 import torch
 from transformers.utils.logging import disable_progress_bar
 
+import lightning_softprompt as sp
 from lightning_softprompt.cli.app import main
+from lightning_softprompt.cli.commands import fold
 from lightning_softprompt.moved import MOVED, _warn, current_names, current_path
 from lightning_softprompt.runs.run_spec import last_folder
 
@@ -105,6 +107,16 @@ def test_prompt_and_config(folder, caplog):
     warnings = [record.message for record in caplog.records if "is now" in record.message]
     assert any("callbacks.pruning.Pruning is now lightning_softprompt.callbacks.algorithms" in one for one in warnings)
     assert len(warnings) == len(set(warnings))
+
+
+def test_a_prompt_can_be_folded_and_its_checkpoint_loaded_in_python(folder):
+    assert fold.main(["xprompt.safetensors", "--out", "folded.safetensors"]) == 0
+    names = dict.fromkeys(("xprompt.safetensors", "folded.safetensors", "p_tuning_v2.ckpt"))
+    for name in names:
+        rows = sp.load_prompt(name).predict([{"text": text} for text in ROWS])
+        names[name] = [row["prediction"] for row in rows]
+    assert names["xprompt.safetensors"] == names["folded.safetensors"]
+    assert names["p_tuning_v2.ckpt"] == [row["prediction"] for row in EXPECTED["p_tuning_v2"]]
 
 
 def test_checkpoint_of_several_tasks(folder):

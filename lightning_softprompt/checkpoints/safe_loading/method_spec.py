@@ -10,6 +10,7 @@ from lightning_softprompt.checkpoints.safe_loading.arguments import read_argumen
 from lightning_softprompt.checkpoints.safe_loading.class_spec import ClassSpec, build
 from lightning_softprompt.checkpoints.safe_loading.plain_values import check_names, check_plain
 from lightning_softprompt.checkpoints.safe_loading.registry import class_path, package_base
+from lightning_softprompt.renamed_options import rename_keys
 
 NOT_ARGUMENTS = ("_class_path", "_instantiator", "replicas", "evaluation", "data")
 
@@ -34,6 +35,7 @@ def read_method(
     try:
         check_plain(method, "its description of the method")
         arguments = {name: value for name, value in method.items() if name not in left_out}
+        arguments = rename_keys(arguments)
         for name in left_out & set(method):
             check_names(method[name], name)
         if base is not None and method["_class_path"] == class_path(base):

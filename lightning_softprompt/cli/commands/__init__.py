@@ -6,6 +6,9 @@ the exit code. Its name and description are in `LIGHT_COMMANDS`.
 
 from __future__ import annotations
 
+from importlib import import_module
+from types import ModuleType
+
 TRACEBACK_VARIABLE = "SOFTPROMPT_TRACEBACK"  # if set, errors are shown with their traceback
 TRACEBACK_HINT = f"Set {TRACEBACK_VARIABLE}=1 for the full traceback"
 
@@ -29,9 +32,17 @@ LIGHT_COMMANDS = {
     "sweep": "search hyperparameters with Optuna; several processes may share one search",
     "fold": "export a prompt as plain tensors, without its reparameterization network",
     "prompts": "store trained prompts; find the most similar ones to initialize from",
+    "inspect": "sizes, nearest words, rank and redundancy of a trained prompt, as an HTML page",
     "interpolate": "interpolate between two prompts and plot the loss",
     "doctor": "check the environment and report missing dependencies",
     "completion": "write the completion script for bash or zsh",
 }
 
+ANALYSIS_COMMANDS = ("analyze", "inspect", "interpolate")  # in the folder `analysis`
 RENAMED_COMMANDS = {"between": "interpolate", "plan": "estimate", "library": "prompts"}  # old names, until 0.3.0
+
+
+def import_command(name: str) -> ModuleType:
+    """Imports the module of a command of `LIGHT_COMMANDS`."""
+    folder = f"{__name__}.analysis" if name in ANALYSIS_COMMANDS else __name__
+    return import_module(f"{folder}.{name}")

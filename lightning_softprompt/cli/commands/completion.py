@@ -9,10 +9,9 @@ from __future__ import annotations
 import re
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from importlib import import_module
 from pathlib import Path
 
-from lightning_softprompt.cli.commands import LIGHT_COMMANDS
+from lightning_softprompt.cli.commands import LIGHT_COMMANDS, import_command
 from lightning_softprompt.system.atomic_files import write_file
 from lightning_softprompt.system.errors import CommandError
 
@@ -78,7 +77,7 @@ def light_script(shell: str) -> str:
     for name, description in LIGHT_COMMANDS.items():
         parents = []
         if name != "quickstart":
-            parents.append(import_module(f"lightning_softprompt.cli.commands.{name}").parser())
+            parents.append(import_command(name).parser())
         command = commands.add_parser(name, parents=parents, add_help=not parents, help=description)
         command.description = description
     return str(shtab.complete(root, shell, root_prefix="softprompt_light"))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lightning_softprompt.__main__ import main as launcher
-from lightning_softprompt.cli.commands.analyze import main, read_run
+from lightning_softprompt.cli.commands.analysis.analyze import main, read_run
 from lightning_softprompt.evaluation.metrics.answers import answer_scores, grounded_fraction, same_answer
 from lightning_softprompt.evaluation.metrics.intervals import bootstrap
 from lightning_softprompt.evaluation.metrics.retrieval import retrieval_scores

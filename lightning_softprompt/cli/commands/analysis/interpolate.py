@@ -28,7 +28,6 @@ method, given by the further options, and of one backbone:
   softprompt interpolate runs/a/prompt.safetensors runs/b/prompt.safetensors --plot interpolation.png \\
       --model PromptTuning --data configs/data/sst2.yaml --trainer.limit_val_batches 10
 """
-TRAINER_OPTIONS = ("accelerator", "precision", "limit_val_batches")
 
 
 def parser() -> ArgumentParser:
@@ -82,16 +81,10 @@ def evaluate_points(run: ParsedRun, one: Path, other: Path, count: int) -> Itera
     Raises:
         ValueError: If the prompts do not match each other, the backbone or the method.
     """
-    from lightning.pytorch import Trainer
-
     from lightning_softprompt.checkpoints.prompt_file import read_prompt
 
     ends = read_prompt(one), read_prompt(other)
-    options = {name: run.config.trainer[name] for name in TRAINER_OPTIONS}
-    trainer = Trainer(
-        **options, devices=1, logger=False, enable_progress_bar=False, enable_model_summary=False,
-        use_distributed_sampler=False, enable_checkpointing=False,
-    )  # fmt: skip
+    trainer = run.make_validation_trainer()
     run.module.configure_model()
     for end, path in zip(ends, (one, other), strict=True):
         end.check(run.module.loaded, path)

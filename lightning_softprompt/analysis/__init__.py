@@ -1,0 +1,1 @@
+"""What a trained prompt consists of, and its effect on attention and answers."""
