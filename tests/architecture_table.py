@@ -26,10 +26,10 @@ random model. It compares a batch with plain transformers, one row at a time.
 |---|---|
 | bare | logits without a prompt |
 | short, long | loss and gradient of soft tokens, on short rows and then on longer rows |
-| text | soft tokens with the embeddings of words, against these words |
+| text | soft tokens that have the embeddings of words, and the words themselves as input |
 | padding | rows with more padding on either side, and a row alone |
 | checkpoint | the fingerprints of two loads of the model, and a folded prompt with the original |
-| prefix | keys and values in every layer; in a decoder also against the soft tokens from which they are computed |
+| prefix | loss and gradient of keys and values in every layer; in a decoder, they are also compared with the soft tokens from which they are computed |
 | late | hidden states inserted before a layer; a decoder must accept keys and values for this |
 | states | hidden states for the readouts `ClassHead` and `TokenHead` |
 | words | logits of label words |
