@@ -29,7 +29,7 @@ random model. It compares a batch with plain transformers, one row at a time.
 | text | soft tokens that have the embeddings of words, and the words themselves as input |
 | padding | rows with more padding on either side, and a row alone |
 | checkpoint | the fingerprints of two loads of the model, and a folded prompt with the original |
-| prefix | loss and gradient of keys and values in every layer; in a decoder, they are also compared with the soft tokens from which they are computed |
+| prefix | loss and gradient of keys and values in every layer; in a decoder, also compared with soft tokens |
 | late | hidden states inserted before a layer; a decoder must accept keys and values for this |
 | states | hidden states for the readouts `ClassHead` and `TokenHead` |
 | words | logits of label words |
