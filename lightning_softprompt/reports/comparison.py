@@ -1,4 +1,4 @@
-"""Comparison of runs: repetitions over seeds, paired differences, settings that differ, and rows of their tests."""
+"""Comparison of runs: paired differences, settings that differ, and rows of their tests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lightning_softprompt.evaluation.metrics.intervals import bootstrap, student_interval
+from lightning_softprompt.evaluation.metrics.intervals import bootstrap
 from lightning_softprompt.evaluation.metrics.paired_tests import adjust_holm, sign_flip_test
 from lightning_softprompt.reports.prediction_file import PREDICTIONS, read_predictions
 from lightning_softprompt.reports.run_table import CONFIG, RunSummary, Score, row_scores, score_interval
@@ -21,23 +21,24 @@ from lightning_softprompt.system.plain_yaml import read_yaml
 SEEDS = ("seed_everything", "data.seed")  # settings that differ between repetitions of one experiment
 IGNORED = ("run", "ckpt_path", "init_from", "trust", "config")  # settings that do not describe an experiment
 Values = Mapping[str, Any]
+Scores = Mapping[Any, float]  # the score of each row of a test
 Curve = list[tuple[int, float]]
 
 
 @dataclass(frozen=True)
 class Difference:
-    """The difference between the tests of a run and of the baseline, on the same rows.
+    """The difference between the test of a run or experiment and that of the baseline, on the same rows.
 
     Args:
-        run: The run.
-        mean: Mean difference; positive if the run scores higher than the baseline.
+        name: The run or experiment.
+        mean: Mean difference; positive if it scores higher than the baseline.
         interval: Its 95 % bootstrap interval over rows.
         p: Two-sided p-value of the sign-flip test.
-        adjusted: The p-value adjusted for the number of compared runs (Holm).
+        adjusted: The p-value adjusted for the number of comparisons (Holm).
         rows: Number of rows.
     """
 
-    run: str
+    name: str
     mean: float
     interval: tuple[float, float]
     p: float
@@ -45,41 +46,27 @@ class Difference:
     rows: int
 
 
-@dataclass(frozen=True)
-class Group:
-    """Repetitions of one experiment with other seeds.
-
-    Args:
-        name: Method, and the settings in which the groups differ.
-        runs: Names of the runs.
-        metric: The metric of their tests.
-        mean: Mean of the tests.
-        half_width: Half-width of the 95 % interval over the repetitions (Student's t); infinite for one run.
-    """
-
-    name: str
-    runs: tuple[str, ...]
-    metric: str
-    mean: float
-    half_width: float
-
-
 class ComparedRun:
     """A run with the contents of its files, which are read on first use.
 
     Args:
-        name: Its name in the comparison.
+        folder: The shortest end of its path that no other run of the comparison has.
         summary: The run, which may lack the interval of its test.
     """
 
-    def __init__(self, name: str, summary: RunSummary) -> None:
-        self.name, self.summary = name, summary
+    def __init__(self, folder: str, summary: RunSummary) -> None:
+        self.folder, self.summary = folder, summary
 
     @cached_property
     def settings(self) -> dict[str, Any]:
         """The settings of its config as dotted names, without those of its folder."""
         config = {key: value for key, value in read_yaml(self.summary.folder / CONFIG).items() if key not in IGNORED}
         return name_settings(config)
+
+    @cached_property
+    def experiment_settings(self) -> dict[str, Any]:
+        """The settings without those that differ between repetitions."""
+        return {name: value for name, value in self.settings.items() if name not in SEEDS}
 
     @cached_property
     def records(self) -> dict[Any, Values]:
@@ -141,51 +128,30 @@ def differing_settings(runs: Sequence[ComparedRun]) -> dict[str, list[Any]]:
     return {name: each for name, each in values.items() if any(value != each[0] for value in each)}
 
 
-def paired_differences(runs: Sequence[ComparedRun], baseline: ComparedRun) -> list[Difference]:
-    """Compares the test of each run with that of the baseline, row by row.
+def paired_differences(scores: Mapping[str, Scores], baseline: Scores) -> list[Difference]:
+    """Compares the scores of each test with those of the baseline, row by row.
 
-    Runs whose test has another metric or other rows than that of the baseline are left out.
+    Args:
+        scores: Scores by row of each run or experiment. Those on other rows than the baseline are left out.
+        baseline: Scores by row of the baseline.
     """
-    found = []
-    for run in runs:
-        same_metric = (
-            run.summary.test and baseline.summary.test and run.summary.test.metric == baseline.summary.test.metric
-        )
-        if run is baseline or not same_metric or not run.scores or run.scores.keys() != baseline.scores.keys():
-            continue
-        differences = [run.scores[row] - score for row, score in baseline.scores.items()]
-        found.append((run.name, differences))
-    p_values = [sign_flip_test(differences) for _, differences in found]
+    differences = {}
+    for name, each in scores.items():
+        if each and each.keys() == baseline.keys():
+            differences[name] = [each[row] - score for row, score in baseline.items()]
+    p_values = [sign_flip_test(each) for each in differences.values()]
     compared = []
-    for (name, differences), p, adjusted in zip(found, p_values, adjust_holm(p_values), strict=True):
-        mean = math.fsum(differences) / len(differences)
-        interval = bootstrap(differences, draws=2000)
-        compared.append(Difference(name, mean, interval, p, adjusted, len(differences)))
+    for (name, of_rows), p, adjusted in zip(differences.items(), p_values, adjust_holm(p_values), strict=True):
+        mean = math.fsum(of_rows) / len(of_rows)
+        compared.append(Difference(name, mean, bootstrap(of_rows, draws=2000), p, adjusted, len(of_rows)))
     return compared
-
-
-def group_repetitions(runs: Sequence[ComparedRun]) -> list[Group]:
-    """Groups tested runs whose settings are equal except for the seeds."""
-    differing = [name for name in differing_settings(runs) if name not in SEEDS]
-    groups: dict[tuple[str, str], dict[str, float]] = {}  # scores of the runs by name
-    for run in runs:
-        if run.summary.test is not None:
-            values = [f"{name}={run.settings[name]}" for name in differing if name in run.settings and name != "model"]
-            label = ", ".join([run.summary.method, *values])
-            scores = groups.setdefault((label, run.summary.test.metric), {})
-            scores[run.name] = run.summary.test.value
-    summaries = []
-    for (label, metric), scores in groups.items():
-        mean, half_width = student_interval(list(scores.values()))
-        summaries.append(Group(label, tuple(scores), metric, mean, half_width))
-    return summaries
 
 
 def disagreeing_rows(runs: Sequence[ComparedRun], limit: int) -> list[tuple[Values, list[Any]]]:
     """Returns rows whose predictions differ between tested runs, with the prediction of each run.
 
     Args:
-        runs: The runs; those without a test on the rows of the first tested run have the prediction None.
+        runs: The runs; a run whose test does not have a row has the prediction None there.
         limit: Maximum number of rows.
     """
     tested = [run for run in runs if run.records]
@@ -202,14 +168,14 @@ def disagreeing_rows(runs: Sequence[ComparedRun], limit: int) -> list[tuple[Valu
     return rows
 
 
-def name_runs(summaries: Sequence[RunSummary]) -> list[ComparedRun]:
-    """Names each run by the shortest end of its path that no other run has."""
+def load_runs(summaries: Sequence[RunSummary]) -> list[ComparedRun]:
+    """Returns runs for a comparison, each named by the shortest end of its path that no other run has."""
     paths = [summary.folder.resolve() for summary in summaries]
-    named = []
+    runs = []
     for path, summary in zip(paths, summaries, strict=True):
         others = [other for other in paths if other != path]
         length = 1
         while any(other.parts[-length:] == path.parts[-length:] for other in others):
             length += 1
-        named.append(ComparedRun(str(Path(*path.parts[-length:])), summary))
-    return named
+        runs.append(ComparedRun(str(Path(*path.parts[-length:])), summary))
+    return runs

@@ -2,209 +2,202 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightning_softprompt.reports.comparison import (
     ComparedRun,
     Difference,
-    Group,
+    Scores,
     differing_settings,
     disagreeing_rows,
-    group_repetitions,
     paired_differences,
 )
-from lightning_softprompt.reports.html import image, page
+from lightning_softprompt.reports.comparison_plots import cost_figures, curve_figures
+from lightning_softprompt.reports.experiments import Comparison, Experiment
+from lightning_softprompt.reports.html import contents, image, page, section, table
 from lightning_softprompt.system.printable import html_text
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-MAX_NAMED = 12  # runs that a legend names and that columns of predictions show
-MAX_TEXT = 600  # characters of a text in a table
-MAX_UNBROKEN = 24  # characters of a text that stays on one line
-STYLE = """
-<style>
-body { max-width: 75rem }
-.wide { overflow-x: auto }
-table { border-collapse: collapse; font-size: .9rem }
-th, td { text-align: left; vertical-align: top; padding: .25rem .9rem .25rem 0; border-top: 1px solid var(--line);
-  color: inherit }
-th { font-weight: 600 }
-td { overflow-wrap: anywhere }
-td.short, th { white-space: nowrap }
-</style>
-"""
+MAX_COLUMNS = 8  # runs side by side, as columns of a table
+SHORT_COMMIT = 7  # characters of a git commit
+STYLE = "<style>body { max-width: 75rem }</style>"
+COLUMNS: Mapping[str, Callable[[ComparedRun], Any]] = {  # those with the same value in all runs are named in the note
+    "data": lambda run: run.summary.data,
+    "backbone": lambda run: Path(run.summary.backbone).name,
+    "commit": lambda run: run.summary.commit[:SHORT_COMMIT],
+}
 
 
-def comparison_page(runs: Sequence[ComparedRun], baseline: ComparedRun | None, examples: int) -> str:
+def comparison_page(comparison: Comparison, baseline: ComparedRun | None, examples: int, note: str = "") -> str:
     """Builds the page. All texts of the runs' files are escaped.
 
     Args:
-        runs: The runs.
-        baseline: The run that the others are compared with row by row; None for no such comparison.
+        comparison: The runs.
+        baseline: The run whose experiment the others are compared with row by row; None for no such comparison.
         examples: Maximum number of rows whose predictions are shown side by side.
+        note: Text below the title.
     """
-    differences = [] if baseline is None else paired_differences(runs, baseline)
-    parts = [
-        STYLE,
-        _runs_table(runs),
-        _groups_table(group_repetitions(runs)),
-        "" if baseline is None else _differences_table(differences, baseline, len(runs)),
-        _curves(runs),
-        _cost(runs),
-        _settings_table(runs),
-        _examples(runs, examples),
-    ]
-    return page(f"Comparison of {len(runs)} runs", "".join(parts))
+    sections = {
+        "Experiments": _experiments_section(comparison),
+        "Paired differences": "" if baseline is None else _differences_section(comparison, baseline),
+        "Learning curves": _curves_section(comparison),
+        "Score and cost": _cost_section(comparison),
+        "Runs": _runs_section(comparison),
+        "Settings that differ": _settings_section(comparison),
+        "Predictions side by side": _examples_section(comparison, examples),
+    }
+    sections = {title: content for title, content in sections.items() if content}
+    top = f'<p class="note">{html_text(note)}</p>{contents(list(sections))}'
+    return page(f"Comparison of {len(comparison.runs)} runs", STYLE + top + "".join(sections.values()))
 
 
-def _section(title: str, note: str, content: str) -> str:
-    return f'<h2>{html_text(title)}</h2><p>{html_text(note)}</p><div class="wide">{content}</div>'
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    head = "".join(f"<th>{html_text(cell)}</th>" for cell in header)
-    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
-    return f"<table><tr>{head}</tr>{body}</table>"
-
-
-def _cell(value: object) -> str:
-    text = "-" if value is None else str(value)
-    if len(text) <= MAX_UNBROKEN:
-        return f'<td class="short" dir="auto">{html_text(text)}</td>'
-    shortened = text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT - 3]}..."
-    return f'<td dir="auto">{html_text(shortened)}</td>'
-
-
-def _runs_table(runs: Sequence[ComparedRun]) -> str:
-    rows = []
-    for run in runs:
-        summary = run.summary
-        parameters = None if summary.trainable_parameters is None else f"{summary.trainable_parameters:,}"
-        minutes = None if summary.minutes is None else f"{summary.minutes:.1f}"
-        rows.append([
-            run.name, summary.method, summary.data, Path(summary.backbone).name, parameters, summary.steps, minutes,
-            summary.validation, run.test,
-        ])  # fmt: skip
-    header = ["run", "method", "data", "backbone", "parameters", "steps", "minutes", "best validation", "test"]
-    note = "Brackets contain 95 % intervals over the rows of a test: Wilson for shares, bootstrap for other means."
-    return _section("Runs", note, _table(header, rows))
-
-
-def _groups_table(groups: Sequence[Group]) -> str:
-    if not any(len(group.runs) > 1 for group in groups):
+def _experiments_section(comparison: Comparison) -> str:
+    if not any(len(experiment.runs) > 1 for experiment in comparison.experiments):
         return ""
     rows = []
-    for group in sorted(groups, key=lambda group: group.mean, reverse=True):
-        spread = f" ± {group.half_width:.3g}" if len(group.runs) > 1 else ""
-        rows.append([group.name, len(group.runs), f"{group.metric} {group.mean:.4g}{spread}"])
-    note = "Runs that differ only in their seeds. ± is the half-width of the 95 % interval of the mean (Student's t)."
-    return _section("Repetitions", note, _table(["experiment", "runs", "test"], rows))
-
-
-def _differences_table(differences: Sequence[Difference], baseline: ComparedRun, count: int) -> str:
-    rows = []
-    for each in sorted(differences, key=lambda each: each.mean, reverse=True):
-        low, high = each.interval
-        interval = f"[{low:+.4f}, {high:+.4f}]"
-        p_values = [f"{each.p:.4f}", f"{each.adjusted:.4f}"]
-        rows.append([each.run, f"{each.mean:+.4f}", interval, *p_values, each.rows])
-    left_out = count - 1 - len(differences)
+    for experiment in comparison.experiments:
+        test = None
+        if experiment.tests:
+            spread = f" ± {experiment.half_width:.3g}" if len(experiment.tests) > 1 else ""
+            test = f"{experiment.metric} {experiment.mean:.4g}{spread}"
+        minutes = [run.summary.minutes for run in experiment.runs if run.summary.minutes is not None]
+        mean_minutes = sum(minutes) / len(minutes) if minutes else None
+        cost = [_format_count(experiment.runs[0].summary.trainable_parameters), _format_minutes(mean_minutes)]
+        rows.append([experiment.name, len(experiment.runs), *cost, test])
     note = (
-        f"Test score minus that of {baseline.name}, row by row. Intervals: 95 % bootstrap over rows. p: sign-flip "
-        f"test, adjusted for {len(differences)} compared runs (Holm). Seeds are not part of this uncertainty."
+        "An experiment has the runs that differ only in their seeds. ± is half the width of the 95 % interval of the "
+        "mean over these runs (Student's t)."
     )
-    if left_out:
-        note += f" Runs without a test on the same rows with the same metric: {left_out}."
-    header = ["run", "difference", "95 % interval", "p", "adjusted p", "rows"]
-    return _section("Paired differences", note, _table(header, rows))
+    return section("Experiments", table(["experiment", "runs", "parameters", "minutes", "test"], rows), note)
 
 
-def _settings_table(runs: Sequence[ComparedRun]) -> str:
-    differing = differing_settings(runs)
+def _differences_section(comparison: Comparison, baseline: ComparedRun) -> str:
+    """Compares experiments with that of the baseline, and single runs with the baseline if there are repetitions."""
+    reference = comparison.experiment_of(baseline)
+    by_experiment: dict[str, Scores] = {}
+    by_run: dict[str, Scores] = {}
+    for experiment in comparison.experiments:
+        has_metric = experiment.metric == reference.metric
+        if experiment is not reference:
+            by_experiment[experiment.name] = experiment.scores if has_metric else {}
+        for run in experiment.runs:
+            if run is not baseline:
+                by_run[comparison.name(run)] = run.scores if has_metric else {}
+    content = _differences_table("experiment", by_experiment, reference.scores)
+    if len(comparison.experiments) < len(comparison.runs):
+        summary = f"Differences of single runs from {html_text(comparison.name(baseline))}"
+        content += (
+            f"<details><summary>{summary}</summary>{_differences_table('run', by_run, baseline.scores)}</details>"
+        )
+    note = (
+        f"Test score minus that of {reference.name}, row by row; the scores of a row are averaged over the runs of an "
+        "experiment. Intervals: 95 % bootstrap over rows. p: sign-flip test; the adjusted p is corrected for the "
+        "number of comparisons in the table (Holm). Both are about the test rows and do not cover the variation over "
+        "seeds."
+    )
+    return section("Paired differences", content, note)
+
+
+def _differences_table(kind: str, scores: Mapping[str, Scores], baseline: Scores) -> str:
+    differences = paired_differences(scores, baseline)
+    rows = [_differences_row(each) for each in sorted(differences, key=lambda each: each.mean, reverse=True)]
+    content = table([kind, "difference", "95 % interval", "p", "adjusted p", "rows"], rows)
+    if left_out := len(scores) - len(differences):
+        content += f'<p class="note">Not compared, without a test with the same rows and metric: {left_out}.</p>'
+    return content
+
+
+def _differences_row(difference: Difference) -> list[object]:
+    low, high = difference.interval
+    p_values = [f"{difference.p:.4f}", f"{difference.adjusted:.4f}"]
+    return [difference.name, f"{difference.mean:+.4f}", f"[{low:+.4f}, {high:+.4f}]", *p_values, difference.rows]
+
+
+def _curves_section(comparison: Comparison) -> str:
+    images = [image(title, figure) for title, figure in curve_figures(comparison)]
+    return section("Learning curves", "".join(images), "Validation during training.") if images else ""
+
+
+def _cost_section(comparison: Comparison) -> str:
+    images = [image(title, figure) for title, figure in cost_figures(comparison)]
+    note = (
+        "Test scores by the time of training on the machine of each run, and by the number of trainable parameters. "
+        "Each point is a run; a dashed line is a run without training."
+    )
+    return section("Score and cost", "".join(images), note) if images else ""
+
+
+def _runs_section(comparison: Comparison) -> str:
+    common: list[str] = []
+    columns = dict(COLUMNS)
+    for name, get in COLUMNS.items():
+        values = {str(get(run)) for run in comparison.runs}
+        if len(values) == 1:
+            common.extend(f"{name} {value}" for value in values if value)
+            del columns[name]
+    rows = []
+    for run in comparison.runs:
+        summary = run.summary
+        cost = [_format_count(summary.trainable_parameters), summary.steps, _format_minutes(summary.minutes)]
+        values_of_run = [get(run) or None for get in columns.values()]
+        scores = [summary.validation, run.test]
+        rows.append([comparison.name(run), *values_of_run, *cost, *scores, summary.started or None, run.folder])
+    header = ["run", *columns, "parameters", "steps", "minutes", "best validation", "test", "started", "folder"]
+    note = "Brackets contain 95 % intervals over the rows of a test: Wilson for shares, bootstrap for other means."
+    if common:
+        note += f" The same in all runs: {', '.join(common)}."
+    return section("Runs", table(header, rows), note)
+
+
+def _format_count(count: int | None) -> str | None:
+    return None if count is None else f"{count:,}"
+
+
+def _format_minutes(minutes: float | None) -> str | None:
+    if minutes is None:
+        return None
+    return f"{minutes:.2f}" if minutes < 1 else f"{minutes:.1f}"
+
+
+def _settings_section(comparison: Comparison) -> str:
+    """Shows runs as rows, or as columns if there are few runs with many settings."""
+    differing = differing_settings(comparison.runs)
     if not differing:
         return ""
-    rows = [[run.name, *(values[i] for values in differing.values())] for i, run in enumerate(runs)]
-    return _section("Settings that differ", "All other settings are equal.", _table(["run", *differing], rows))
+    names = [comparison.name(run) for run in comparison.runs]
+    if len(names) <= MAX_COLUMNS and len(differing) > len(names):
+        content = table(["setting", *names], [[name, *values] for name, values in differing.items()])
+    else:
+        columns = list(differing.values())
+        content = table(
+            ["run", *differing], [[name, *(column[i] for column in columns)] for i, name in enumerate(names)]
+        )
+    return section("Settings that differ", content, "All other settings are equal.")
 
 
-def _examples(runs: Sequence[ComparedRun], limit: int) -> str:
-    tested = [run for run in runs if run.records][:MAX_NAMED]
-    rows = [
-        [record.get("row"), record.get("input"), record.get("target"), *predictions]
-        for record, predictions in disagreeing_rows(tested, limit)
-    ]
+def _examples_section(comparison: Comparison, limit: int) -> str:
+    """Shows the predictions of one run of each experiment, then of further runs while there are columns."""
+    first = [_first_tested(experiment) for experiment in comparison.experiments]
+    others = [run for run in comparison.runs if run not in first]
+    shown = [run for run in (*first, *others) if run is not None and run.records][:MAX_COLUMNS]
+    rows = []
+    for record, predictions in disagreeing_rows(shown, limit):
+        target = record.get("target")
+        marked = [_mark(prediction, target) for prediction in predictions]
+        rows.append([record.get("row"), record.get("input"), target, *marked])
     if not rows:
         return ""
-    note = f"The first {len(rows)} test rows that the runs answer differently."
-    if len(tested) < sum(bool(run.records) for run in runs):
-        note += f" The first {MAX_NAMED} tested runs are shown."
-    header = ["row", "input", "target", *(run.name for run in tested)]
-    return _section("Predictions side by side", note, _table(header, rows))
+    tested = sum(1 for run in comparison.runs if run.records)
+    which = "the runs" if len(shown) == tested else f"{len(shown)} of the {tested} tested runs"
+    note = f"The first {len(rows)} test rows that {which} answer differently. ✓: equal to the target."
+    header = ["row", "input", "target", *map(comparison.name, shown)]
+    return section("Predictions side by side", table(header, rows), note)
 
 
-def _curves(runs: Sequence[ComparedRun]) -> str:
-    """Draws the validation curves of the monitored metric, one plot per metric."""
-    metrics = dict.fromkeys(run.summary.validation.metric for run in runs if run.summary.validation is not None)
-    images = []
-    for metric in metrics:
-        curves = {run.name: run.curve(f"val/{metric}") for run in runs}
-        images.append(image(f"{metric} by step", _draw_curves(metric, curves)))
-    note = "Validation during training."
-    return _section("Learning curves", note, "".join(images)) if images else ""
+def _first_tested(experiment: Experiment) -> ComparedRun | None:
+    return next((run for run in experiment.runs if run.records), None)
 
 
-def _draw_curves(metric: str, curves: dict[str, list[tuple[int, float]]]) -> Figure:
-    figure, axes = _start_figure()
-    drawn = {name: curve for name, curve in curves.items() if curve}
-    for name, curve in drawn.items():
-        steps, values = zip(*curve, strict=True)
-        axes.plot(steps, values, marker="o" if len(steps) < 30 else "", markersize=3, linewidth=1.2, label=_plain(name))
-    axes.set_xlabel("optimizer step")
-    axes.set_ylabel(_plain(metric))
-    if len(drawn) <= MAX_NAMED:
-        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    return figure
-
-
-def _cost(runs: Sequence[ComparedRun]) -> str:
-    """Draws test scores by minutes of training, one plot per metric."""
-    points: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    for run in runs:
-        test, minutes = run.summary.test, run.summary.minutes
-        if test is not None and minutes is not None:
-            by_method = points.setdefault(test.metric, {})
-            by_method.setdefault(run.summary.method, []).append((minutes, test.value))
-    images = [image(f"{metric} by minutes", _draw_cost(metric, methods)) for metric, methods in points.items()]
-    note = "Test scores by the time of training on the machine of each run. Each point is a run."
-    return _section("Score and cost", note, "".join(images)) if images else ""
-
-
-def _draw_cost(metric: str, methods: dict[str, list[tuple[float, float]]]) -> Figure:
-    figure, axes = _start_figure()
-    for method, points in methods.items():
-        minutes, values = zip(*points, strict=True)
-        axes.scatter(minutes, values, s=28, label=_plain(method))
-    axes.set_xlabel("minutes of training")
-    axes.set_ylabel(f"test {_plain(metric)}")
-    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    return figure
-
-
-def _plain(text: Any) -> str:
-    """Text for a figure, in which matplotlib would read `$` as the start of a formula."""
-    return str(text).replace("$", r"\$")
-
-
-def _start_figure() -> tuple[Figure, Axes]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#e3e6ea", linewidth=0.8)
-    axes.set_axisbelow(True)
-    return figure, axes
+def _mark(prediction: Any, target: Any) -> Any:
+    return f"{prediction} ✓" if prediction is not None and prediction == target else prediction

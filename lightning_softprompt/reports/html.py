@@ -14,19 +14,31 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LONG, PREVIEW = 400, 120  # characters above which a text is collapsed, and that then remain visible
+MAX_TEXT = 600  # characters of a text in a table
+MAX_UNBROKEN = 36  # characters of a text in a table that stays on one line
 WORD = re.compile(r"(\w+)")
 STYLE = """
 :root { color-scheme: light dark; --line: #d5dae1; --soft: #5b6472; --mark: #fff0b3 }
 @media (prefers-color-scheme: dark) { :root { --line: #3b424d; --soft: #9aa4b2; --mark: #5c4d10 } }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 50rem; margin: 2rem auto; padding: 0 1rem }
 article { border-top: 1px solid var(--line); padding: .6rem 0 }
+h1, h2, .note { overflow-wrap: anywhere }
 h3, dt { font-size: .85rem; margin: .4rem 0 0 }
-h3, dt, summary, td { color: var(--soft) }
-h3, th { text-align: left; font-weight: normal }
+h3, dt, summary, .note { color: var(--soft) }
+h3 { font-weight: normal }
 dd { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere }
 mark { background: var(--mark); color: inherit }
-td { padding-right: 1.5rem }
+nav a { margin-right: 1.2rem }
+.wide { overflow: auto; max-height: 40rem }
+table { border-collapse: collapse; font-size: .9rem }
+th, td { text-align: left; vertical-align: top; padding: .25rem 1.2rem .25rem 0 }
+td { border-top: 1px solid var(--line); overflow-wrap: anywhere }
+th { font-weight: 600; position: sticky; top: 0; background: Canvas }
+td.short, th { white-space: nowrap }
+td.long { min-width: 16rem }
 img { max-width: 100% }
+@media (prefers-color-scheme: dark) { img { filter: invert(.93) hue-rotate(180deg) } }
+@media print { .wide { max-height: none } }
 """
 
 Case = Mapping[str, Any]  # the record of a row, with its input
@@ -61,6 +73,54 @@ def page(title: str, body: str) -> str:
     head += f"<title>{html_text(title)}</title><style>{STYLE}</style>"
     body = f"<h1>{html_text(title)}</h1>{body}"
     return f'<!doctype html><html lang="en"><head>{head}</head><body>{body}</body></html>\n'
+
+
+def contents(titles: Sequence[str]) -> str:
+    """Returns links to the sections of a page."""
+    links = [f'<a href="#{anchor(title)}">{html_text(title)}</a>' for title in titles]
+    return f"<nav>{' '.join(links)}</nav>"
+
+
+def section(title: str, content: str, note: str = "") -> str:
+    """Returns a part of a page, to which `contents` can link.
+
+    Args:
+        title: Heading, as text.
+        content: HTML.
+        note: Text below the heading.
+    """
+    heading = f'<h2 id="{anchor(title)}">{html_text(title)}</h2>'
+    paragraph = f'<p class="note">{html_text(note)}</p>' if note else ""
+    return f"{heading}{paragraph}{content}"
+
+
+def anchor(title: str) -> str:
+    """Returns the name of a section in links.
+
+    >>> anchor("F1 by gold rank")
+    'f1-by-gold-rank'
+    """
+    return "-".join(WORD.findall(title.casefold()))
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Returns a table that scrolls if it is wide or high.
+
+    Args:
+        header: Names of the columns.
+        rows: Cells; None is an empty value. Long texts are cut.
+    """
+    head = "".join(f"<th>{html_text(name)}</th>" for name in header)
+    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _cell(value: object) -> str:
+    text = "-" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+    if len(text) <= MAX_UNBROKEN:
+        return f'<td class="short" dir="auto">{html_text(text)}</td>'
+    shortened = text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT - 3]}..."
+    return f'<td class="long" dir="auto">{html_text(shortened)}</td>'
 
 
 def article(heading: str, entries: Mapping[str, str]) -> str:

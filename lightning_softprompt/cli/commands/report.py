@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lightning_softprompt import __version__
+from lightning_softprompt.cli.next_steps import command_line
 from lightning_softprompt.system.atomic_files import write_file
 from lightning_softprompt.system.errors import CommandError
 
@@ -48,17 +51,20 @@ def main(argv: list[str]) -> int:
     missing = [str(folder) for folder in args.runs if not folder.is_dir()]
     if missing:
         raise CommandError(f"no folder {', '.join(missing)}; expected run folders or folders that contain runs")
-    from lightning_softprompt.reports.comparison import name_runs
+    from lightning_softprompt.reports.comparison import load_runs
     from lightning_softprompt.reports.comparison_page import comparison_page
+    from lightning_softprompt.reports.experiments import Comparison
 
     try:
-        runs = name_runs(_find_all(args.runs))
-        baseline = _select_baseline(runs, args.baseline)
-        page = comparison_page(runs, baseline, args.examples)
+        comparison = Comparison(load_runs(_find_all(args.runs)))
+        baseline = _select_baseline(comparison.runs, args.baseline)
+        note = f"{command_line('report', *argv)}, {datetime.now():%F %H:%M}, Lightning SoftPrompt {__version__}"
+        page = comparison_page(comparison, baseline, args.examples, note)
     except (OSError, ValueError) as error:
         raise CommandError(str(error)) from error
     write_file(args.out, page.encode())
-    print(f"Wrote {args.out}: {len(runs)} runs, {'no baseline' if baseline is None else f'baseline {baseline.name}'}")
+    described = "no baseline" if baseline is None else f"baseline {comparison.name(baseline)}"
+    print(f"Wrote {args.out}: {len(comparison.runs)} runs, {described}")
     return 0
 
 

@@ -28,7 +28,7 @@ intervals of other means.
 """
 SHORT_COMMIT = 7  # characters of a git commit in the table
 COLUMNS: Mapping[str, Callable[[RunSummary], Any]] = {
-    "run": lambda run: run.folder.name,
+    "run": lambda run: str(run.folder),
     "method": lambda run: run.method,
     "data": lambda run: run.data,
     "backbone": lambda run: Path(run.backbone).name,
@@ -83,7 +83,7 @@ def main(argv: list[str]) -> int:
     if args.json:
         print(json.dumps([asdict(run) for run in ordered], indent=2, default=str))
     elif ordered:
-        print(table([_format_run(run) for run in ordered], list(COLUMNS)))
+        print(table([_format_run(run, args.folder) for run in ordered], list(COLUMNS)))
     else:
         print(
             f"no runs in {args.folder}" if not runs else f"none of the {len(runs)} runs matches {' '.join(args.filter)}"
@@ -115,8 +115,10 @@ def _sort(runs: Sequence[RunSummary], column: str) -> list[RunSummary]:
     return [*sorted(known, key=value, reverse=column in DESCENDING), *unknown]
 
 
-def _format_run(run: RunSummary) -> list[str]:
-    return [_format_cell(get(run)) for get in COLUMNS.values()]
+def _format_run(run: RunSummary, folder: Path) -> list[str]:
+    """Formats the cells of a run, which is named by its path in the folder, or by its name if it is the folder."""
+    _, *others = (_format_cell(get(run)) for get in COLUMNS.values())
+    return [run.folder.name if run.folder == folder else str(run.folder.relative_to(folder)), *others]
 
 
 def _format_cell(value: Any) -> str:

@@ -11,10 +11,11 @@ from lightning_softprompt.reports import comparison, run_table
 from lightning_softprompt.reports.comparison import (
     differing_settings,
     disagreeing_rows,
-    group_repetitions,
-    name_runs,
+    load_runs,
     paired_differences,
 )
+from lightning_softprompt.reports.comparison_plots import cost_figures, curve_figures
+from lightning_softprompt.reports.experiments import Comparison
 from lightning_softprompt.reports.run_table import find_runs
 
 ATTACK = "<script>alert(1)</script>\x1b[31m"
@@ -60,9 +61,10 @@ def runs(tmp_path):
 
 
 def test_differences_are_paired_by_row_and_adjusted_for_their_number(runs):
-    compared = name_runs(find_runs(runs))
-    better, nearly, equal = paired_differences(compared, compared[0])
-    assert (better.run, better.mean, better.rows) == ("1", 0.5, 40)
+    baseline, *others = load_runs(find_runs(runs))
+    scores = {run.folder: run.scores for run in others}
+    better, nearly, equal = paired_differences(scores, baseline.scores)
+    assert (better.name, better.mean, better.rows) == ("1", 0.5, 40)
     assert better.interval[0] > 0.3
     assert better.adjusted == pytest.approx(3 * better.p)
     assert nearly.mean == pytest.approx(0.475)
@@ -72,54 +74,80 @@ def test_differences_are_paired_by_row_and_adjusted_for_their_number(runs):
 def test_a_test_on_other_rows_is_not_compared(runs):
     path = runs / "1" / "test_predictions.jsonl"
     path.write_text(path.read_text().replace(f'"row": {len(TARGETS) - 1},', '"row": 77,'))
-    compared = name_runs(find_runs(runs))
-    assert [difference.run for difference in paired_differences(compared, compared[0])] == ["2", "3"]
+    baseline, *others = load_runs(find_runs(runs))
+    scores = {run.folder: run.scores for run in others}
+    assert [difference.name for difference in paired_differences(scores, baseline.scores)] == ["2", "3"]
 
 
-def test_runs_that_differ_in_their_seeds_are_one_experiment(runs):
-    compared = name_runs(find_runs(runs))
-    assert differing_settings(compared) == {
+def test_settings_that_are_equal_in_all_runs_are_left_out(runs):
+    assert differing_settings(load_runs(find_runs(runs))) == {
         "seed_everything": [1, 1, 2, 1],
         "model": ["NoPrompt", "PromptTuning", "PromptTuning", "PromptTuning"],
         "model.length": [0, 5, 5, 9],
     }
-    groups = {group.name: group for group in group_repetitions(compared)}
-    assert list(groups) == ["NoPrompt, model.length=0", "PromptTuning, model.length=5", "PromptTuning, model.length=9"]
-    repeated = groups["PromptTuning, model.length=5"]
-    assert repeated.runs == ("1", "2")
+
+
+def test_runs_that_differ_in_their_seeds_are_one_experiment(runs):
+    comparison = Comparison(load_runs(find_runs(runs)))
+    repeated, *single = comparison.experiments
+    assert (repeated.name, [run.folder for run in repeated.runs]) == ("PromptTuning, length=5", ["1", "2"])
     assert repeated.mean == pytest.approx((1.0 + 0.975) / 2)
+    assert repeated.half_width > 0
+    assert [experiment.name for experiment in single] == ["NoPrompt", "PromptTuning, length=9"]
+    scores = repeated.scores.values()
+    assert sorted(set(scores)) == [0.5, 1.0]
+    assert sum(scores) / len(scores) == pytest.approx(repeated.mean)
+    names = {"1": "PromptTuning, length=5, seed 1", "2": "PromptTuning, length=5, seed 2"}
+    assert comparison.names == {**names, "0": "NoPrompt", "3": "PromptTuning, length=9"}
+
+
+def test_repetitions_with_one_seed_are_named_by_their_folders(runs):
+    write_tested_run(runs / "4", TARGETS)
+    comparison = Comparison(load_runs(find_runs(runs)))
+    expected = ["PromptTuning, length=5, 1", "PromptTuning, length=5, 2", "PromptTuning, length=5, 4"]
+    assert [comparison.names[folder] for folder in "124"] == expected
+
+
+def test_an_experiment_on_several_data_sets_names_the_data_and_not_all_their_settings(runs):
+    config = yaml.safe_load((runs / "3" / "config.yaml").read_text())
+    config["data"]["init_args"] = {"path": "other", **{f"option_{i}": i for i in range(9)}}
+    (runs / "3" / "config.yaml").write_text(yaml.safe_dump(config))
+    names = [experiment.name for experiment in Comparison(load_runs(find_runs(runs))).experiments]
+    assert names == ["PromptTuning on rows", "NoPrompt on rows", "PromptTuning on other"]
 
 
 def test_rows_with_equal_predictions_of_all_runs_are_omitted(runs):
-    rows = disagreeing_rows(name_runs(find_runs(runs)), limit=3)
+    rows = disagreeing_rows(load_runs(find_runs(runs)), limit=3)
     assert [record["row"] for record, _ in rows] == [1, 3, 5]
     assert rows[0][1] == ["a", "b", "b", "a"]
 
 
 def test_runs_with_the_same_name_are_distinguished_by_their_folders(runs, tmp_path):
     write_tested_run(tmp_path / "other" / "1", TARGETS)
-    names = [run.name for run in name_runs([*find_runs(runs), *find_runs(tmp_path / "other")])]
+    names = [run.folder for run in load_runs([*find_runs(runs), *find_runs(tmp_path / "other")])]
     assert names == ["0", "runs/1", "2", "3", "other/1"]
 
 
 def test_the_page_needs_no_other_file_and_shows_no_markup_of_rows(runs, tmp_path, capsys):
     path = tmp_path / "report.html"
     assert main(["report", str(runs), "--out", str(path)]) == 0
-    assert "4 runs, baseline 0" in capsys.readouterr().out
+    assert "4 runs, baseline NoPrompt" in capsys.readouterr().out
     page = path.read_text()
     assert "<script" not in page
     assert "\x1b" not in page
     assert "&lt;script&gt;alert(1)" in page
-    assert not re.search(r"(src|href)=\"(?!data:)", page)
+    assert not re.search(r"(src|href)=\"(?!data:|#)", page)
+    for target in re.findall(r"href=\"#([^\"]*)\"", page):
+        assert page.count(f'id="{target}"') == 1
     for title in (
         "Runs",
-        "Repetitions",
+        "Experiments",
         "Paired differences",
         "Learning curves",
         "Score and cost",
         "Settings that differ",
     ):
-        assert f"<h2>{title}</h2>" in page
+        assert f">{title}</h2>" in page
     assert page.count("<img ") == 2
 
 
@@ -139,7 +167,7 @@ def test_a_report_reads_the_predictions_of_a_test_once_and_shows_the_interval(ru
 def test_a_report_accepts_a_baseline_and_requires_runs(runs, tmp_path, capsys):
     out = ["--out", str(tmp_path / "report.html")]
     assert main(["report", str(runs), "--baseline", str(runs / "3"), *out]) == 0
-    assert "baseline 3" in capsys.readouterr().out
+    assert "baseline PromptTuning, length=9" in capsys.readouterr().out
     for wrong, message in (
         ([str(runs), "--baseline", str(tmp_path)], "is not one of the runs"),
         ([str(tmp_path / "missing")], "no folder"),
@@ -168,3 +196,32 @@ def test_holm_adjusts_as_its_step_down_procedure_rejects():
                 break
             rejected.add(p)
         assert {p for p, value in zip(p_values, adjusted, strict=True) if value <= level} == rejected
+
+
+def test_a_page_of_many_runs_names_methods_in_plots_and_limits_the_columns_of_predictions(tmp_path):
+    for number in range(24):
+        predictions = ["a" if row % (number + 2) else "b" for row in range(40)]
+        write_tested_run(tmp_path / "runs" / f"{number:02}", predictions, length=number // 2, seed=number % 2)
+    path = tmp_path / "report.html"
+    assert main(["report", str(tmp_path / "runs"), "--out", str(path)]) == 0
+    page = path.read_text()
+    assert "Comparison of 24 runs" in page
+    assert "8 of the 24 tested runs answer differently" in page
+    comparison = Comparison(load_runs(find_runs(tmp_path / "runs")))
+    (_, curves), (_, cost) = next(curve_figures(comparison)), next(cost_figures(comparison))
+    for figure in (curves, cost):
+        (legend,) = figure.legends
+        assert [text.get_text() for text in legend.get_texts()] == ["PromptTuning"]
+    assert len(curves.axes[0].lines) == 24
+    assert list(curves.axes[0].lines[0].get_xdata()) == [2, 4]  # steps are logged from 0
+
+
+def test_few_runs_with_many_settings_are_columns(runs, tmp_path):
+    config = yaml.safe_load((runs / "3" / "config.yaml").read_text())
+    config["trainer"] = {f"option_{i}": i for i in range(9)}
+    (runs / "3" / "config.yaml").write_text(yaml.safe_dump(config))
+    path = tmp_path / "report.html"
+    assert main(["report", str(runs), "--out", str(path)]) == 0
+    page = path.read_text()
+    assert "<th>setting</th><th>PromptTuning" in page
+    assert '<td class="short" dir="auto">trainer.option_8</td>' in page

@@ -91,9 +91,11 @@ def test_runs_are_listed_sorted_and_filtered(runs, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     assert main(["runs", str(runs), "--sort", "test"]) == 0
     _, _, first, second = capsys.readouterr().out.splitlines()
-    assert first.split()[:6] == ["01", "PromptTuning", "sst2", "tiny", "1,234", "10"]
+    assert first.split()[:6] == ["a/01", "PromptTuning", "sst2", "tiny", "1,234", "10"]
     assert "accuracy 0.75 [0.3006, 0.9544]" in first
-    assert second.split()[:2] == ["03", "NoPrompt"]
+    assert second.split()[:2] == ["b/03", "NoPrompt"]
+    assert main(["runs", str(runs / "b" / "03")]) == 0
+    assert capsys.readouterr().out.splitlines()[2].split()[:2] == ["03", "NoPrompt"]
     assert main(["runs", str(runs), "--filter", "method=PROMPTTUNING", "--json"]) == 0
     (run,) = json.loads(capsys.readouterr().out)
     assert run["validation"]["value"] == 0.75
