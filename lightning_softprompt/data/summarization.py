@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, final
 
+from torchmetrics import Metric
+
 from lightning_softprompt.backbones.generation.decoding import Decoding
 from lightning_softprompt.core.types import Example
 from lightning_softprompt.data.answer_texts import check_is_no_list
@@ -40,6 +42,8 @@ class SummarizationDataModule(SoftPromptDataModule):
         generate_minutes: Maximum minutes that a validation spends on generation (default: no limit).
         long_documents: How `predict` treats documents that are too long: truncate them (`cut`), or summarize their
             parts and then the summaries (`map_reduce`).
+        extra_metrics: Further metrics of torchmetrics, which are updated with predicted texts and references, such as
+            `[torchmetrics.text.TranslationEditRate]`.
         common: Arguments of every data module.
     """
 
@@ -62,6 +66,7 @@ class SummarizationDataModule(SoftPromptDataModule):
         generate_minutes: float | None = None,
         long_documents: Literal["cut", "map_reduce"] = "cut",
         rouge_words: RougeWords = "ascii",
+        extra_metrics: list[Metric] | None = None,
         **common: Any,
     ) -> None:
         super().__init__(template=template, **common)
@@ -85,6 +90,7 @@ class SummarizationDataModule(SoftPromptDataModule):
         self._metric_settings = {"metrics": metrics, "lead": lead, "encoder": encoder, "rouge_words": rouge_words}
         self._generation_limits = {"every": generate_every, "sample": generate_rows, "minutes": generate_minutes}
         self.long_documents = long_documents
+        self.extra_metrics = tuple(extra_metrics or ())
 
     @property
     def evaluation(self) -> Evaluation:
@@ -96,6 +102,7 @@ class SummarizationDataModule(SoftPromptDataModule):
             template=self.template,
             max_tokens=self.max_tokens - (self.max_target_tokens or 0),
             long_documents=self.long_documents,
+            extra_metrics=self.extra_metrics,
             **settings,
         )
 

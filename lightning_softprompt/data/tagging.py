@@ -9,6 +9,8 @@ from itertools import accumulate
 from string import Formatter
 from typing import Any, cast, final
 
+from torchmetrics import Metric
+
 from lightning_softprompt.backbones.generation.row_format import RowFormat
 from lightning_softprompt.core.template import TARGET
 from lightning_softprompt.core.types import Classes, Example, Spans
@@ -40,6 +42,8 @@ class TaggingDataModule(SoftPromptDataModule):
             tags of the checkpoint or prompt).
         tokens_column: Column of the words.
         tags_column: Column of the tags, as names or as indices into `tags`.
+        extra_metrics: Further metrics of torchmetrics, which are updated with the tag probabilities and the tags of all
+            words.
         common: Arguments of every data module.
 
     Raises:
@@ -54,6 +58,7 @@ class TaggingDataModule(SoftPromptDataModule):
         tags: list[GivenWord] | None = None,
         tokens_column: str = "tokens",
         tags_column: str = "tags",
+        extra_metrics: list[Metric] | None = None,
         **common: Any,
     ) -> None:
         super().__init__(template=template or f"{{soft}}{{{tokens_column}}}{{{TARGET}}}", **common)
@@ -65,6 +70,7 @@ class TaggingDataModule(SoftPromptDataModule):
         self._tags = tags
         self.tokens_column = tokens_column
         self.tags_column = tags_column
+        self.extra_metrics = tuple(extra_metrics or ())
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -104,7 +110,7 @@ class TaggingDataModule(SoftPromptDataModule):
     @property
     def evaluation(self) -> Evaluation:
         """Accuracy and entity F1."""
-        return TaggingEvaluation(self.names)
+        return TaggingEvaluation(self.names, self.extra_metrics)
 
     def example(self, row: Mapping[str, Any], labelled: bool) -> Example:
         """Joins the words to one text; the target is empty."""

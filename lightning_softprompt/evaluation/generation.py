@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, final
 
 import torch
 from torch import Tensor
+from torchmetrics import Metric
 
 from lightning_softprompt.backbones.generation.decoding import Decoding
 from lightning_softprompt.backbones.prompted_lm import PromptedLM
@@ -16,6 +17,7 @@ from lightning_softprompt.core.template import Template
 from lightning_softprompt.core.types import Batch, Example
 from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.evaluation.map_reduce import MapReduce
+from lightning_softprompt.evaluation.metrics.extra_text import ExtraTextMetrics
 from lightning_softprompt.evaluation.metrics.sentences import lead
 from lightning_softprompt.evaluation.metrics.text import RougeWords
 from lightning_softprompt.evaluation.metrics.text_rows import Numbers, TextRows
@@ -57,9 +59,11 @@ class GenerationEvaluation(Evaluation):
             and then the summaries (`map_reduce`).
         template: Text of a row, required for map_reduce.
         max_tokens: Maximum tokens per row for map_reduce, excluding soft tokens.
+        extra_metrics: Further metrics of torchmetrics. They are updated with predicted texts and references.
 
     Raises:
-        ValueError: If a metric is unknown, a number is too small, or arguments of map_reduce are missing.
+        ValueError: If a metric is unknown or does not compare texts, a number is too small, or arguments of map_reduce
+            are missing.
     """
 
     def __init__(
@@ -77,6 +81,7 @@ class GenerationEvaluation(Evaluation):
         long_documents: Literal["cut", "map_reduce"] = "cut",
         template: Template | None = None,
         max_tokens: int = 512,
+        extra_metrics: Sequence[Metric] = (),
     ) -> None:
         super().__init__()
         has_valid_limits = (sample is None or sample >= 1) and (minutes is None or minutes > 0)
@@ -95,7 +100,9 @@ class GenerationEvaluation(Evaluation):
         self.ranking_score = next(iter([*self.scorer.rouge_names, *self.scorer.bert_names]), None)
         ratios = ("length_ratio", "empty", *([] if source is None else ["compression"]))
         names = (*self.scorer.names, *self.scorer.corpus_names, *ratios)
-        self.logged = ("generated", *names, *(f"{LEAD}{name}" for name in names if self.lead))
+        lead_names = [f"{LEAD}{name}" for name in names if self.lead]
+        self.extra = ExtraTextMetrics(extra_metrics, {"loss", "generated", *names, *lead_names})
+        self.logged = ("generated", *names, *lead_names, *self.extra.names)
         self.rows = TextRows(self.scorer.columns)
         self.leads = TextRows(self.scorer.columns)
         self._lead_scores: dict[tuple[str, ...], Scores] = {}  # leads are the same in each epoch
@@ -213,7 +220,15 @@ class GenerationEvaluation(Evaluation):
             metrics |= self.scorer.intervals(rows)
         lead_metrics = self.scorer.summarize(leads) if len(leads) else {}
         metrics |= {f"{LEAD}{name}": value for name, value in lead_metrics.items()}
-        return {name: torch.tensor(float(value), device=self.rows.device) for name, value in metrics.items()}
+        results = {name: torch.tensor(float(value), device=self.rows.device) for name, value in metrics.items()}
+        if len(rows):
+            predictions = [row["prediction"] for row in rows.texts]
+            results |= self.extra.compute(predictions, [row["references"] for row in rows.texts])
+        return results
+
+    def mode_of(self, name: str) -> Literal["min", "max"]:
+        """Returns whether lower or higher values of a metric are better."""
+        return self.extra.modes.get(name) or super().mode_of(name)
 
     def figures(self) -> dict[str, Figure]:
         """Returns histograms of ROUGE, and ROUGE against the length of the source."""

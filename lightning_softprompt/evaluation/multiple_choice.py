@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, final
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, final
 
 import torch
 from torch import Tensor
+from torchmetrics import Metric
 
 from lightning_softprompt.backbones.prompted_lm import PromptedLM
 from lightning_softprompt.core.types import Batch
@@ -36,13 +38,14 @@ class ChoiceEvaluation(Evaluation):
 
     Args:
         names: The choices in order.
+        extra_metrics: As in `ClassificationEvaluation`.
     """
 
     monitor = ClassificationEvaluation.monitor
 
-    def __init__(self, names: tuple[str, ...]) -> None:
+    def __init__(self, names: tuple[str, ...], extra_metrics: Sequence[Metric] = ()) -> None:
         super().__init__()
-        self.classification = ClassificationEvaluation(names)
+        self.classification = ClassificationEvaluation(names, extra_metrics)
         self.retrieval = TextRows((*retrieval_names(), FOUND, SEARCHED))
         self.logged = (*(self.classification.logged or ()), *retrieval_names())
 
@@ -74,6 +77,10 @@ class ChoiceEvaluation(Evaluation):
         means = compute_means(rows, names, with_intervals=self.stage == "test")
         tensors = {name: torch.tensor(mean, device=self.retrieval.device) for name, mean in means.items()}
         return {**self.classification.compute(), **tensors}
+
+    def mode_of(self, name: str) -> Literal["min", "max"]:
+        """Returns whether lower or higher values of a metric are better."""
+        return self.classification.mode_of(name)
 
     def figures(self) -> dict[str, Figure]:
         """Returns the confusion matrix, normalized over each true choice."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, final
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor
+from torchmetrics import Metric
 
 from lightning_softprompt.backbones.generation.decoding import Decoding
 from lightning_softprompt.backbones.prompted_lm import PromptedLM
@@ -24,6 +25,7 @@ from lightning_softprompt.evaluation.metrics.answers import (
     same_answer,
     split_citations,
 )
+from lightning_softprompt.evaluation.metrics.extra_text import ExtraTextMetrics
 from lightning_softprompt.evaluation.metrics.retrieval import (
     FOUND,
     SEARCHED,
@@ -73,6 +75,8 @@ class QaEvaluation(Evaluation):
         long: Whether answers are full sentences, which are also scored and ranked by `rougeL`.
         cite: Whether answers end with the numbers of the passages that support them.
         rouge_words: Words that ROUGE compares, as in `GenerationEvaluation`.
+        extra_metrics: Further metrics of torchmetrics. They are updated with the answers and the correct answers of the
+            rows that have a correct answer.
     """
 
     monitor = ("f1", "max")
@@ -84,6 +88,7 @@ class QaEvaluation(Evaluation):
         long: bool = False,
         cite: bool = False,
         rouge_words: RougeWords = "ascii",
+        extra_metrics: Sequence[Metric] = (),
     ) -> None:
         super().__init__()
         if abstain is not None and not content_words(abstain):
@@ -97,7 +102,9 @@ class QaEvaluation(Evaluation):
         self.means = (*self.answer_names, "empty", *PASSAGE_SCORES, *abstention_names, *citation_names)
         self.rows = TextRows((*self.means, *retrieval_names(), FOUND, SEARCHED))
         abstain_f1 = () if abstain is None else ("abstain_f1",)
-        self.logged = ("generated", *self.means, *abstain_f1, *retrieval_names())
+        names = ("generated", *self.means, *abstain_f1, *retrieval_names())
+        self.extra = ExtraTextMetrics(extra_metrics, {"loss", *names})
+        self.logged = (*names, *self.extra.names)
 
     @property
     def requires(self) -> tuple[Requirement, ...]:
@@ -133,12 +140,14 @@ class QaEvaluation(Evaluation):
     def update(self, lm: PromptedLM, batch: Batch) -> list[dict[str, Any]]:
         """Generates and scores answers."""
         examples = require_examples(batch)
-        table, records = [], []
+        table, records, texts = [], [], []
         for (text, cited), example in zip(self._generate(lm, batch), examples, strict=True):
             scores = self.score(text, cited, example)
             table.append([scores[name] for name in self.rows.columns])
             records.append(self._record(text, cited, example, scores))
-        self.rows.update(batch.row_ids, table, [{}] * len(records))
+            pair = {"prediction": text, "references": list(self.correct_answers(example))}
+            texts.append(pair if self.extra.names else {})
+        self.rows.update(batch.row_ids, table, texts)
         return records
 
     def _record(self, text: str, cited: Sequence[int], example: Example, scores: Scores) -> dict[str, Any]:
@@ -192,7 +201,16 @@ class QaEvaluation(Evaluation):
         metrics = {"generated": float(len(rows)), **compute_means(rows, names, with_intervals=self.stage == "test")}
         if {"abstain_precision", "abstain_recall"} <= set(metrics):
             metrics["abstain_f1"] = _f1(metrics["abstain_precision"], metrics["abstain_recall"])
-        return {name: torch.tensor(value, device=self.rows.device) for name, value in metrics.items()}
+        results = {name: torch.tensor(value, device=self.rows.device) for name, value in metrics.items()}
+        answered = [row for row in rows.texts if row.get("references")]
+        if answered:
+            predictions = [row["prediction"] for row in answered]
+            results |= self.extra.compute(predictions, [row["references"] for row in answered])
+        return results
+
+    def mode_of(self, name: str) -> Literal["min", "max"]:
+        """Returns whether lower or higher values of a metric are better."""
+        return self.extra.modes.get(name) or super().mode_of(name)
 
 
 def describe_question(example: Example) -> dict[str, Any]:

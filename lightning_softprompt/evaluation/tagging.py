@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, final
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from torchmetrics import MeanMetric, Metric
+from torchmetrics import MeanMetric, Metric, SumMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_softprompt.backbones.prompted_lm import PromptedLM
 from lightning_softprompt.core.types import IGNORE, NO_TOKEN, Batch
 from lightning_softprompt.evaluation.base import Evaluation
+from lightning_softprompt.evaluation.metrics.extra import ExtraMetrics
 from lightning_softprompt.system.printable import metric_name
 
 BIO = re.compile(r"O|[BI](?:-(.*))?")  # outside, or the beginning or inside of an entity, with its type
@@ -32,9 +33,11 @@ class TaggingEvaluation(Evaluation):
 
     Args:
         names: The tags in order.
+        extra_metrics: Further metrics of torchmetrics. They are updated with the tag probabilities [N, C] and the tags
+            [N] of all scored words.
     """
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str], extra_metrics: Sequence[Metric] = ()) -> None:
         super().__init__()
         self.names = tuple(names)
         self.accuracy = MulticlassAccuracy(len(names), average="micro")
@@ -42,7 +45,11 @@ class TaggingEvaluation(Evaluation):
         self.entities = EntityCounts(entity_types(names))
         self.by_class = tuple(f"f1/{metric_name(kind)}" for kind in self.entities.types if kind)
         entity_metrics = ("precision", "recall", "f1", *self.by_class) if self.entities.types else ()
-        self.logged = ("accuracy", "cross_entropy", *entity_metrics)
+        standard_names = ("accuracy", "cross_entropy", *entity_metrics)
+        one_word_per_tag = (torch.eye(len(names)).softmax(-1), torch.arange(len(names)))
+        self.num_words = SumMetric()
+        self.extra = ExtraMetrics(extra_metrics, one_word_per_tag, {"loss", *standard_names})
+        self.logged = (*standard_names, *self.extra.names)
         self.monitor = ("f1" if self.entities.types else "accuracy", "max")
 
     def predict(self, lm: PromptedLM, batch: Batch) -> list[dict[str, Any]]:
@@ -66,6 +73,8 @@ class TaggingEvaluation(Evaluation):
         scores, scored = lm.scores(batch), batch.labels != IGNORE
         self.accuracy.update(scores[scored].argmax(-1), batch.labels[scored])
         self.loss.update(cross_entropy(scores[scored], batch.labels[scored], reduction="none"))
+        self.extra.update(scores[scored].float().softmax(-1), batch.labels[scored])
+        self.num_words.update(scored.sum())
         targets = self._tag_names(batch.labels, batch)
         records = [{**record, "target": tags} for record, tags in zip(self.predict(lm, batch), targets, strict=True)]
         self.entities.update([(record["prediction"], record["target"]) for record in records])
@@ -74,11 +83,16 @@ class TaggingEvaluation(Evaluation):
     def compute(self) -> dict[str, Tensor]:
         """Returns the metrics."""
         words = {"accuracy": self.accuracy.compute(), "cross_entropy": self.loss.compute()}
-        return {**words, **self.entities.compute()}
+        extra = self.extra.compute() if self.num_words.compute() > 0 else {}
+        return {**words, **self.entities.compute(), **extra}
+
+    def mode_of(self, name: str) -> Literal["min", "max"]:
+        """Returns whether lower or higher values of a metric are better."""
+        return self.extra.modes.get(name) or super().mode_of(name)
 
     def reset(self) -> None:
         """Resets the metrics."""
-        for metric in (self.accuracy, self.loss, self.entities):
+        for metric in (self.accuracy, self.loss, self.entities, self.num_words, self.extra):
             metric.reset()
 
 

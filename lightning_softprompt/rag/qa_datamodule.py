@@ -9,6 +9,8 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any, final
 
+from torchmetrics import Metric
+
 from lightning_softprompt.backbones.generation.decoding import Decoding
 from lightning_softprompt.core.template import Template
 from lightning_softprompt.core.types import Classes, Example
@@ -67,6 +69,8 @@ class RagQaDataModule(SoftPromptDataModule):
         decoding: How answers are generated (default: greedy decoding).
         rouge_words: Words that ROUGE compares: `ascii` (a-z and digits, as in published results) or `unicode` (words of
             all scripts).
+        extra_metrics: Further metrics of torchmetrics. They are updated with answers and correct answers; for choices,
+            with the probabilities of the choices and the index of the correct one.
         common: Arguments of every data module.
 
     Raises:
@@ -89,6 +93,7 @@ class RagQaDataModule(SoftPromptDataModule):
         max_target_tokens: int = 32,
         decoding: Decoding | None = None,
         rouge_words: RougeWords = "ascii",
+        extra_metrics: list[Metric] | None = None,
         **common: Any,
     ) -> None:
         self.passage = PassageTemplate(passages.template)
@@ -102,6 +107,7 @@ class RagQaDataModule(SoftPromptDataModule):
         self.num_retrieved, self.question, self.answers, self.gold = num_retrieved, question, answers, gold
         self.answer_form = answer_form
         self.rouge_words: RougeWords = rouge_words
+        self.extra_metrics = tuple(extra_metrics or ())
         self.words = answer_form.choice_words
         self.append_eos = self.words is None
         self.max_target_tokens = max_target_tokens if self.append_eos else None
@@ -149,9 +155,9 @@ class RagQaDataModule(SoftPromptDataModule):
     def evaluation(self) -> Evaluation:
         """Exact match, F1 and other metrics of answers; accuracy for choices."""
         if self.words is not None:
-            return ChoiceEvaluation(tuple(self.words))
+            return ChoiceEvaluation(tuple(self.words), self.extra_metrics)
         form = self.answer_form
-        return QaEvaluation(self.decoding, form.abstain, form.long, form.cite, self.rouge_words)
+        return QaEvaluation(self.decoding, form.abstain, form.long, form.cite, self.rouge_words, self.extra_metrics)
 
     @property
     def needed_columns(self) -> tuple[str, ...]:

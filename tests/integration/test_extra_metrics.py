@@ -8,6 +8,7 @@ import yaml
 from row_files import read_rows, write_splits
 from runs import read_column, read_metrics
 from torchmetrics.classification import MulticlassCalibrationError
+from torchmetrics.text import CharErrorRate
 
 from lightning_softprompt.cli.app import main
 from lightning_softprompt.cli.run_config import read_run_config
@@ -80,3 +81,20 @@ def test_the_config_of_a_run_names_only_registered_metrics(folder, class_path, a
     path = change_config(folder, class_path, **arguments)
     with pytest.raises(ValueError, match=message):
         read_run_config(path)
+
+
+def test_a_test_of_generated_text_has_the_text_metrics_of_the_training(tmp_path, tiny_folder):
+    rows = [{"document": f"a {word} film of a dog", "summary": f"a {word} dog"} for word in ("good", "bad")] * 2
+    data = write_splits(tmp_path / "data", train=rows, validation=rows, test=rows)
+    options = [
+        "--model=PromptTuning", "--model.length=2", f"--backbone.name={tiny_folder('llama')}",
+        "--data=SummarizationDataModule", f"--data.path={data}", "--data.max_target_tokens=4", "--run.wandb=disabled",
+        "--data.extra_metrics=[torchmetrics.text.CharErrorRate]", "--run.monitor=char_error_rate",
+        "--trainer.accelerator=cpu", "--trainer.max_steps=1", f"--run.folder={tmp_path / 'runs'}",
+    ]  # fmt: skip
+    assert main(["fit", *options]) == 0
+    assert read_metrics(last_folder())["best"]["metric"] == "val/char_error_rate"
+    assert main(["test", f"--ckpt_path={last_folder() / 'checkpoints' / 'best.ckpt'}"]) == 0
+    records = read_rows(last_folder() / "test_predictions.jsonl")
+    pairs = [record["prediction"] for record in records], [record["target"] for record in records]
+    assert read_metrics(last_folder())["test"]["test/char_error_rate"] == pytest.approx(float(CharErrorRate()(*pairs)))

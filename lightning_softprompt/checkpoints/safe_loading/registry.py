@@ -12,7 +12,7 @@ from lightning.pytorch.cli import ReduceLROnPlateau
 from torch import optim
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
-from torchmetrics import Metric, classification
+from torchmetrics import Metric, classification, text
 
 import lightning_softprompt
 from lightning_softprompt.moved import current_path
@@ -43,6 +43,11 @@ BASES = (
     "retrieval.retriever.Retriever",
     "distributed.strategy.ShardedStrategy",
 )
+
+TEXT_METRICS = (
+    "BLEUScore", "CHRFScore", "CharErrorRate", "EditDistance", "ExtendedEditDistance", "MatchErrorRate",
+    "TranslationEditRate", "WordErrorRate", "WordInfoLost", "WordInfoPreserved",
+)  # fmt: skip
 
 
 def find_class(path: object) -> type:
@@ -82,15 +87,19 @@ def check_class(path: object) -> None:
         _find_plugin(current_path(path))
 
 
+def _is_harmless(metric: type) -> bool:
+    return metric.__name__.startswith("Multiclass") or metric.__name__ in TEXT_METRICS
+
+
 @cache
 def _torch_classes() -> dict[str, type]:
-    """Returns optimizers, schedulers and multiclass metrics by each of their import paths.
+    """Returns optimizers, schedulers, and metrics of classes and texts, by each of their import paths.
 
-    Metrics of other kinds are not registered, because some of them load models or download files.
+    Other metrics are not registered, because some of them load models or download files.
     """
     classes = {**_subclasses(optim, Optimizer), **_subclasses(lr_scheduler, LRScheduler)}
-    metrics = _subclasses(classification, Metric)
-    classes |= {path: metric for path, metric in metrics.items() if metric.__name__.startswith("Multiclass")}
+    metrics = {**_subclasses(classification, Metric), **_subclasses(text, Metric)}
+    classes |= {path: metric for path, metric in metrics.items() if _is_harmless(metric)}
     classes[class_path(ReduceLROnPlateau)] = ReduceLROnPlateau
     classes["pytorch_lightning.cli.ReduceLROnPlateau"] = ReduceLROnPlateau
     return classes

@@ -31,12 +31,7 @@ class ExtraMetrics(nn.Module):
     def __init__(self, metrics: Sequence[Metric], example: Sequence[Any], reserved: Collection[str]) -> None:
         super().__init__()
         self.metrics = nn.ModuleList(metric.clone() for metric in metrics)
-        self.modes: dict[str, Literal["min", "max"]] = {}
-        for metric in metrics:
-            for name in _compute_example(metric, example):
-                if name in reserved or name in self.modes:
-                    raise ValueError(f"extra_metrics: there is another metric {name!r}; remove one of the two")
-                self.modes[name] = "min" if metric.higher_is_better is False else "max"
+        self.modes = try_metrics(metrics, example, reserved)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -56,7 +51,7 @@ class ExtraMetrics(nn.Module):
         """
         results: dict[str, Tensor] = {}
         for metric in self.metrics:
-            results |= _scalars(cast(Metric, metric))
+            results |= compute_scalars(cast(Metric, metric))
         return results
 
     def reset(self) -> None:
@@ -74,17 +69,39 @@ def snake_case(name: str) -> str:
     return WORD_STARTS.sub("_", name).lower()
 
 
+def try_metrics(
+    metrics: Sequence[Metric], example: Sequence[Any], reserved: Collection[str]
+) -> dict[str, Literal["min", "max"]]:
+    """Computes metrics from an example, and returns whether lower or higher values are better, by name.
+
+    Args:
+        metrics: The metrics, which are not changed.
+        example: Arguments of `update`.
+        reserved: Names of other metrics.
+
+    Raises:
+        ValueError: If a metric cannot be computed from the example, a result is not a scalar, or a name is not unique.
+    """
+    modes: dict[str, Literal["min", "max"]] = {}
+    for metric in metrics:
+        for name in _compute_example(metric, example):
+            if name in reserved or name in modes:
+                raise ValueError(f"extra_metrics: there is another metric {name!r}; remove one of the two")
+            modes[name] = "min" if metric.higher_is_better is False else "max"
+    return modes
+
+
 def _compute_example(metric: Metric, example: Sequence[Any]) -> dict[str, Tensor]:
     trial = metric.clone()
     trial.reset()
     try:
         trial.update(*example)
-        return _scalars(trial)
-    except (ValueError, TypeError, RuntimeError, IndexError) as error:
+        return compute_scalars(trial)
+    except (ValueError, TypeError, RuntimeError, IndexError, AttributeError) as error:
         raise ValueError(f"extra_metrics: {type(metric).__name__} cannot be used for this task: {error}") from error
 
 
-def _scalars(metric: Metric) -> dict[str, Tensor]:
+def compute_scalars(metric: Metric) -> dict[str, Tensor]:
     """Computes a metric and returns its results by name."""
     result = metric.compute()
     named = result if isinstance(result, Mapping) else {snake_case(type(metric).__name__): result}
