@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lightning_softprompt.backbones.prompted_lm import PromptedLM
 from lightning_softprompt.backbones.requirements import Requirement
 from lightning_softprompt.core.types import Batch
+from lightning_softprompt.evaluation.case_ranking import ByScore, CaseRanking
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,6 +33,11 @@ class Evaluation(nn.Module, ABC):
     def requires(self) -> tuple[Requirement, ...]:
         """What the evaluation requires of a backbone. It is checked before the run folder is created."""
         return ()
+
+    @property
+    def case_ranking(self) -> CaseRanking | None:
+        """How the page of cases of a test selects its rows; None for no page."""
+        return None if self.ranking_score is None else ByScore(self.ranking_score)
 
     @abstractmethod
     def predict(self, lm: PromptedLM, batch: Batch) -> list[dict[str, Any]]:

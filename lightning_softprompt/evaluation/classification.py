@@ -21,6 +21,7 @@ from torchmetrics.classification import (
 from lightning_softprompt.backbones.prompted_lm import PromptedLM
 from lightning_softprompt.core.types import Batch
 from lightning_softprompt.evaluation.base import Evaluation
+from lightning_softprompt.evaluation.case_ranking import ByConfidence
 from lightning_softprompt.evaluation.metrics.extra import ExtraMetrics
 from lightning_softprompt.evaluation.metrics.intervals import share_interval
 from lightning_softprompt.system.printable import metric_name
@@ -51,6 +52,7 @@ class ClassificationEvaluation(Evaluation):
     """
 
     monitor = ("accuracy", "max")
+    case_ranking = ByConfidence()
 
     def __init__(self, names: tuple[str, ...], extra_metrics: Sequence[Metric] = ()) -> None:
         super().__init__()

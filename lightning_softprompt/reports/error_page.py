@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lightning_softprompt.reports.error_tables import Table, tables
+from lightning_softprompt.reports.error_tables import tables
 from lightning_softprompt.reports.error_types import KINDS, AnsweredRow
-from lightning_softprompt.reports.html import article, collapse, highlight, image, page
+from lightning_softprompt.reports.html import article, collapse, contents, highlight, image, page, section, table
 from lightning_softprompt.system.printable import html_text
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ Values = Mapping[str, Any]
 BAR_COLOR, INTERVAL_COLOR = "#8fb3d9", "#1f4e8c"
 
 
-def analysis_page(name: str, analysis: Values, rows: Sequence[AnsweredRow], num_examples: int) -> str:
+def analysis_page(name: str, analysis: Values, rows: Sequence[AnsweredRow], num_examples: int, note: str = "") -> str:
     """Returns the page.
 
     Args:
@@ -26,35 +26,32 @@ def analysis_page(name: str, analysis: Values, rows: Sequence[AnsweredRow], num_
         analysis: The result of `analyze`.
         rows: The analyzed rows.
         num_examples: Maximum number of answers to show of each kind; the first ones are shown.
+        note: Text below the title.
     """
-    figures = {"Answers by kind": kinds_figure(analysis["kinds"])}
-    for group_by, groups in analysis["groups"].items():
-        figures[f"F1 by {group_by}"] = groups_figure(group_by, groups)
-    sections = [_table_section(table) for table in tables(analysis)]
-    for title, figure in figures.items():
-        sections.append(f"<h2>{html_text(title)}</h2>{image(title, figure)}")
+    figures = _figures(analysis)
+    sections = {}
+    for each in tables(analysis):
+        figure = figures.get(each.title)
+        plot = "" if figure is None else image(each.title, figure)
+        sections[each.title] = section(each.title, table(each.header, each.rows) + plot)
     for kind in KINDS:
         rows_of_kind = [row for row in rows if row.kind == kind]
         if rows_of_kind:
-            sections.append(_examples_section(kind, rows_of_kind, num_examples))
-    return page(f"Answers of {name}", "".join(sections))
+            title = f"{kind} ({min(num_examples, len(rows_of_kind))} of {len(rows_of_kind)})"
+            description, _ = KINDS[kind]
+            examples = "".join(_example(row) for row in rows_of_kind[:num_examples])
+            sections[title] = section(title, examples, description)
+    top = f'<p class="note">{html_text(note)}</p>{contents(list(sections))}'
+    return page(f"Answers of {name}", top + "".join(sections.values()))
 
 
-def _table_section(table: Table) -> str:
-    rows = [_table_row("th", table.header), *(_table_row("td", row) for row in table.rows)]
-    return f"<h2>{html_text(table.title)}</h2><table>{''.join(rows)}</table>"
-
-
-def _table_row(tag: str, cells: Sequence[str]) -> str:
-    content = "".join(f"<{tag}>{html_text(cell)}</{tag}>" for cell in cells)
-    return f"<tr>{content}</tr>"
-
-
-def _examples_section(kind: str, rows: Sequence[AnsweredRow], num_examples: int) -> str:
-    description, _ = KINDS[kind]
-    examples = rows[:num_examples]
-    heading = f"<h2>{html_text(kind)} ({len(examples)} of {len(rows)})</h2>"
-    return f"{heading}<p>{html_text(description)}</p>{''.join(_example(row) for row in examples)}"
+def _figures(analysis: Values) -> dict[str, Figure]:
+    """Returns the plots by the title of the table with the same numbers; a plot has at least two bars."""
+    figures = {"By kind": kinds_figure(analysis["kinds"])}
+    for group_by, groups in analysis["groups"].items():
+        if len(groups) > 1 and any(group["f1"] > 0 for group in groups.values()):
+            figures[f"By {group_by}"] = groups_figure(groups)
+    return figures
 
 
 def _example(row: AnsweredRow) -> str:
@@ -91,7 +88,7 @@ def kinds_figure(kinds: Mapping[str, Values]) -> Figure:
     return figure
 
 
-def groups_figure(group_by: str, groups: Mapping[str, Values]) -> Figure:
+def groups_figure(groups: Mapping[str, Values]) -> Figure:
     """Returns a bar plot of the mean F1 of each group of rows, with 95 % intervals."""
     figure, axes = _bar_axes(len(groups))
     names = [f"{name} ({group['rows']})" for name, group in groups.items()]
@@ -101,8 +98,7 @@ def groups_figure(group_by: str, groups: Mapping[str, Values]) -> Figure:
     above = [max(0.0, group["f1_high"] - group["f1"]) for group in groups.values()]
     axes.barh(names, means, xerr=[below, above], color=BAR_COLOR, ecolor=INTERVAL_COLOR, capsize=3)
     axes.set_xlim(0, 1.02)
-    axes.set_xlabel("F1, with 95 % intervals over rows")
-    axes.set_ylabel(f"{group_by} (rows)")
+    axes.set_xlabel("F1, with 95 % intervals over rows (number of rows in brackets)")
     return figure
 
 

@@ -8,12 +8,14 @@ from collections.abc import Mapping, Sequence
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
+from lightning_softprompt.reports.result_table import metric_rows
 from lightning_softprompt.system.printable import html_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LONG, PREVIEW = 400, 120  # characters above which a text is collapsed, and that then remain visible
+SHOWN_METRICS, SHOWN_CLASSES = 4, 3  # the main metrics at the top of a page, and classes with their probability
 MAX_TEXT = 600  # characters of a text in a table
 MAX_UNBROKEN = 36  # characters of a text in a table that stays on one line
 WORD = re.compile(r"(\w+)")
@@ -44,22 +46,25 @@ img { max-width: 100% }
 Case = Mapping[str, Any]  # the record of a row, with its input
 
 
-def cases_page(score: str, metrics: Mapping[str, float], parts: Mapping[str, Sequence[Case]]) -> str:
+def cases_page(title: str, note: str, metrics: Mapping[str, float], parts: Mapping[str, Sequence[Case]]) -> str:
     """Returns a page with metrics and rows. Words shared by prediction and target are highlighted.
 
     Args:
-        score: Name of the score that ranks the rows.
-        metrics: Values by name.
+        title: Title of the page.
+        note: Text below the title.
+        metrics: Values by full name, such as `test/f1`; the first ones are shown, the others are collapsed.
         parts: Rows by heading. Parts without rows are omitted.
     """
-    table = ""
-    for name, value in sorted(metrics.items()):
-        table += f"<tr><td>{html_text(name)}</td><th>{value:.4g}</th></tr>"
-    body = f"<table>{table}</table>"
-    for heading, cases in parts.items():
-        if cases:
-            body += f"<h2>{heading}</h2>" + "".join(_case(case) for case in cases)
-    return page(f"Best and worst cases by {score}", body)
+    rows = metric_rows(metrics, "test")
+    body = f'<p class="note">{html_text(note)}</p>{table(["metric", "value"], rows[:SHOWN_METRICS])}'
+    if rows[SHOWN_METRICS:]:
+        others = table(["metric", "value"], rows[SHOWN_METRICS:])
+        body += f"<details><summary>{len(rows) - SHOWN_METRICS} further metrics</summary>{others}</details>"
+    shown = {heading: cases for heading, cases in parts.items() if cases}
+    body += contents(list(shown))
+    for heading, cases in shown.items():
+        body += section(heading, "".join(map(_case, cases)))
+    return page(title, body)
 
 
 def page(title: str, body: str) -> str:
@@ -150,14 +155,19 @@ def image(description: str, figure: Figure) -> str:
 
 
 def _case(record: Case) -> str:
-    scores = [f"{name} {value}" for name, value in record["scores"].items() if value is not None]
+    scores = {name: value for name, value in record["scores"].items() if value is not None}
+    if record["prediction"] in scores:  # probabilities of classes
+        scores = dict(sorted(scores.items(), key=lambda item: -item[1])[:SHOWN_CLASSES])
+    heading = f"row {record['row']}: {', '.join(f'{name} {value:.4g}' for name, value in scores.items())}"
     prediction, target = record["prediction"], record["target"]
-    entries = {
-        "input": collapse(record["input"]),
-        "target": highlight(target, prediction),
-        "prediction": highlight(prediction, target),
-    }
-    return article(f"row {record['row']}: {', '.join(scores)}", entries)
+    entries = {"input": collapse(record["input"])}
+    if record.get("passages"):
+        entries = {"question": collapse(str(record.get("question") or ""))}
+        passages = "".join(f"<p>{highlight(passage['text'], target)}</p>" for passage in record["passages"])
+        entries["passages"] = f"<details><summary>{len(record['passages'])} passages</summary>{passages}</details>"
+    entries["target"] = highlight(target, prediction)
+    entries["prediction"] = highlight(prediction, target)
+    return article(heading, entries)
 
 
 def collapse(text: str, other: str = "") -> str:

@@ -6,7 +6,17 @@ from collections.abc import Mapping, Sequence
 
 from lightning_softprompt.reports.text_table import table
 
-FIRST = ("accuracy", "f1", "exact_match", "rougeL", "macro_f1", "mcc", "loss")  # the main metrics of the tasks
+FIRST = (
+    "accuracy",
+    "f1",
+    "exact_match",
+    "rougeL",
+    "rouge1",
+    "rouge2",
+    "macro_f1",
+    "mcc",
+    "loss",
+)  # the main metrics of the tasks
 MAX_ROWS = 20  # classes or replicas in the second table
 
 
@@ -25,13 +35,27 @@ def format_metrics(metrics: Mapping[str, float], stage: str) -> str:
     pos  0.5000
     """
     values = {name.removeprefix(f"{stage}/"): value for name, value in metrics.items()}
-    plain = [name for name in values if "/" not in name and not _is_bound(name, values)]
-    ordered = sorted(plain, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))
-    blocks = [table([[name, _with_interval(name, values)] for name in ordered])]
+    blocks = [table([row for row in metric_rows(metrics, stage) if "/" not in row[0]])]
     parts = [name.split("/", 1) for name in values if "/" in name and not _is_bound(name, values)]
     if parts:
         blocks.append(_table_of_parts(parts, values))
     return "\n\n".join(block for block in blocks if block)
+
+
+def metric_rows(metrics: Mapping[str, float], stage: str) -> list[list[str]]:
+    """Returns the name and the value of each metric, with its interval: the main ones first, those of parts last.
+
+    Args:
+        metrics: See `format_metrics`.
+        stage: The prefix of the names.
+
+    >>> metric_rows({"test/f1": 0.5, "test/f1_low": 0.4, "test/f1_high": 0.6}, "test")
+    [['f1', '0.5000 [0.4000, 0.6000]']]
+    """
+    values = {name.removeprefix(f"{stage}/"): value for name, value in metrics.items()}
+    names = [name for name in values if not _is_bound(name, values)]
+    names.sort(key=lambda name: ("/" in name, FIRST.index(name) if name in FIRST else len(FIRST), name))
+    return [[name, _with_interval(name, values)] for name in names]
 
 
 def _is_bound(name: str, values: Mapping[str, float]) -> bool:

@@ -195,9 +195,15 @@ class Session:
         return [*sample, files, report, PredictionTable(), *training, summary]
 
     def _cases(self) -> list[Callback]:
-        """The page of the best and worst cases, if rows have a score that ranks them."""
-        score = self.data.evaluation.ranking_score
-        return [] if score is None else [CaseReport(self.folder / "test_cases.html", score)]
+        """The page of cases, if the evaluation ranks rows."""
+        ranking = self.data.evaluation.case_ranking
+        return [] if ranking is None else [CaseReport(self.folder / "test_cases.html", ranking, self._description)]
+
+    @property
+    def _description(self) -> str:
+        """What is tested, in a line."""
+        method, source = self.module.methods[0], self.source or "untrained"
+        return f"{type(method).__name__} ({source}), {type(self.data).__name__}, {method.spec.name}"
 
     @property
     def last(self) -> Path:

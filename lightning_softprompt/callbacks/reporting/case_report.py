@@ -1,9 +1,9 @@
-"""The rows of a test with the best and the worst scores, as an HTML page."""
+"""Selected rows of a test as an HTML page, such as those with the best and the worst scores."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from datetime import datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +13,25 @@ from lightning_softprompt.callbacks.reporting.predictions import describe_with_t
 from lightning_softprompt.callbacks.reporting.record_lines import gather_rows
 from lightning_softprompt.callbacks.reporting.run_files import stage_metrics
 from lightning_softprompt.core.types import Batch
-from lightning_softprompt.reports.html import Case, cases_page
+from lightning_softprompt.evaluation.case_ranking import Case, CaseRanking
+from lightning_softprompt.reports.html import cases_page
+from lightning_softprompt.reports.prediction_file import PREDICTIONS
 from lightning_softprompt.runs.loggers import rank_zero_info
 from lightning_softprompt.system.atomic_files import write_file
 
 
 class CaseReport(Callback):
-    """Writes the best and the worst rows of `test` as one HTML page; rows without a finite score are left out.
+    """Writes selected rows of `test` as one HTML page.
 
     Args:
         path: The page.
-        score: Name of the score that ranks the rows; a higher score is better.
-        rows: Number of the best rows, and of the worst.
+        ranking: Selects the rows.
+        description: What is tested.
+        rows: Maximum number of rows in each part of the page.
     """
 
-    def __init__(self, path: Path, score: str, rows: int = 10) -> None:
-        self.path, self.score, self.rows = Path(path), score, rows
+    def __init__(self, path: Path, ranking: CaseRanking, description: str = "", rows: int = 10) -> None:
+        self.path, self.ranking, self.description, self.rows = Path(path), ranking, description, rows
         self._cases: dict[int, Case] = {}
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -46,30 +49,18 @@ class CaseReport(Callback):
     ) -> None:
         """Store the rows that may be on the page."""
         self._cases |= {record["row"]: record for record in outputs if record["scores"]}
-        best, worst = self._select(self._cases)
-        self._cases = {record["row"]: record for record in (*best, *worst)}
+        parts = self.ranking.select(self._cases, self.rows)
+        self._cases = {record["row"]: record for record in chain(*parts.values())}
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the page."""
         cases = gather_rows(self._cases)
         if not cases or not trainer.is_global_zero:
             return
-        best, worst = self._select(cases)
-        sections = {
-            "Best": [describe_with_target(trainer, "test", record) for record in best],
-            "Worst": [describe_with_target(trainer, "test", record) for record in worst],
-        }
-        page = cases_page(self.score, stage_metrics(trainer, "test"), sections)
+        parts = {}
+        for heading, records in self.ranking.select(cases, self.rows).items():
+            parts[heading] = [describe_with_target(trainer, "test", record) for record in records]
+        note = f"{self.description}. {datetime.now():%F %H:%M}. Rows are numbered as in {PREDICTIONS}."
+        page = cases_page(self.ranking.title, note.removeprefix(". "), stage_metrics(trainer, "test"), parts)
         write_file(self.path, page.encode())
-        rank_zero_info(f"the best and worst cases: {self.path}")
-
-    def _select(self, cases: Mapping[int, Case]) -> tuple[list[Case], list[Case]]:
-        """Returns the best rows, best first, and the worst of the other rows, worst first."""
-        ranks = {}
-        for row, record in cases.items():
-            score = record["scores"].get(self.score, math.nan)
-            if math.isfinite(score):
-                ranks[row] = (-score, row)
-        order = [cases[row] for row in sorted(ranks, key=lambda row: ranks[row])]
-        best, others = order[: self.rows], order[self.rows :]
-        return best, others[::-1][: self.rows]
+        rank_zero_info(f"{self.ranking.title}: {self.path}")

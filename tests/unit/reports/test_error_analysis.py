@@ -5,6 +5,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 
 from lightning_softprompt.__main__ import main as launcher
 from lightning_softprompt.cli.commands.analysis.analyze import main, read_run
@@ -12,6 +13,7 @@ from lightning_softprompt.evaluation.metrics.answers import answer_scores, groun
 from lightning_softprompt.evaluation.metrics.intervals import bootstrap
 from lightning_softprompt.evaluation.metrics.retrieval import retrieval_scores
 from lightning_softprompt.reports.error_analysis import analyze, compare
+from lightning_softprompt.reports.error_page import groups_figure
 from lightning_softprompt.reports.error_types import KINDS, AnsweredRow, question_type, rank_name
 from lightning_softprompt.system.errors import CommandError
 
@@ -245,13 +247,46 @@ def test_analyze_writes_tables_a_page_and_json(tmp_path, capsys):
     page = Page((run / "analysis.html").read_text())
     assert not set(page.tags) & {"script", "link", "iframe", "b"}
     sources = [value for name, value in page.attributes if name == "src"]
-    assert len(sources) == 1 + len(report["groups"])
+    assert len(sources) == 1 + sum(len(groups) > 1 for groups in report["groups"].values())
+    links = [value for name, value in page.attributes if name == "href"]
+    assert len(links) == len(set(links)) > len(KINDS)
+    assert {value.removeprefix("#") for value in links} == {v for name, v in page.attributes if name == "id"}
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     assert "Who <b>was</b> it?" in page.texts
     assert "row 7: exact_match 0, f1 0.667, gold rank 1, 2 gold documents" in page.texts
     assert "passage 2: paris (rank 2, relevant)" in page.texts
     assert "found, not shown (1 of 1)" in page.texts
     assert sorted(path.name for path in run.iterdir()) == ["analysis.html", "analysis.json", "test_predictions.jsonl"]
+
+
+def test_the_page_names_method_prompt_data_and_command(tmp_path):
+    run = write_predictions(tmp_path / "run", ROWS.values())
+    config = {
+        "model": {"class_path": "x.Spring"},
+        "data": {"class_path": "x.RagQaDataModule", "init_args": {"path": "rows/squad"}},
+        "backbone": {"name": "tiny"},
+        "run": {"wandb": "disabled"},
+    }
+    (run / "config.yaml").write_text(json.dumps(config))
+    (run / "run.json").write_text(json.dumps({"started": "2026-01-02 03:04:05", "source": "../p.safetensors"}))
+    assert main([str(run), "--examples", "1"]) == 0
+    (note,) = (text for text in Page((run / "analysis.html").read_text()).texts if "softprompt analyze" in text)
+    for part in ("Spring", str(tmp_path / "p.safetensors"), "data squad", "tiny", "tested 2026-01-02", "--examples 1"):
+        assert part in note
+
+
+def test_no_label_of_a_plot_is_cut():
+    for count in (2, 9):
+        groups = {f"group {i}": {"rows": 3, "f1": 0.5, "f1_low": 0.4, "f1_high": 0.6} for i in range(count)}
+        figure = groups_figure(groups)
+        figure.draw_without_rendering()
+        width, height = figure.get_size_inches() * figure.dpi
+        for axes in figure.axes:
+            labels = [axes.xaxis.label, axes.yaxis.label, *axes.get_yticklabels()]
+            for text in filter(Text.get_text, labels):
+                box = text.get_window_extent()
+                assert 0 <= box.x0 <= box.x1 <= width
+                assert 0 <= box.y0 <= box.y1 <= height
 
 
 def test_the_number_of_examples_is_an_option(tmp_path, capsys):

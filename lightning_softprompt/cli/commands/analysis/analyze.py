@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from argparse import SUPPRESS, ArgumentParser
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
+from lightning_softprompt import __version__
+from lightning_softprompt.cli.next_steps import command_line
 from lightning_softprompt.reports.error_tables import tables
 from lightning_softprompt.reports.prediction_file import PREDICTIONS, read_predictions
 from lightning_softprompt.reports.text_table import table
@@ -61,12 +64,25 @@ def main(argv: list[str]) -> int:
         report["against"] = {"run": str(args.against), **_compare(rows, others)}
     for part in tables(report):
         print(f"{part.title}\n\n{table(part.rows, part.header)}\n")
-    page = analysis_page(args.run.resolve().name, report, rows, args.examples)
+    page = analysis_page(args.run.resolve().name, report, rows, args.examples, _describe(args.run, argv))
     write_file(args.run / JSON, f"{json.dumps(report, indent=1, ensure_ascii=False)}\n".encode())
     write_file(args.run / PAGE, page.encode())
     _log(args.run.resolve(), args.wandb, report, page)
     print(f"Wrote {args.run / PAGE} (examples) and {args.run / JSON} (all metrics, and the kind of each row)")
     return 0
+
+
+def _describe(folder: Path, argv: list[str]) -> str:
+    """Describe the test, and how the page was written, in a line."""
+    from lightning_softprompt.reports.run_table import CONFIG
+    from lightning_softprompt.reports.run_table import read_run as read_summary
+
+    parts = [command_line("analyze", *argv), f"{datetime.now():%F %H:%M}", f"Lightning SoftPrompt {__version__}"]
+    if (folder / CONFIG).is_file():
+        run = read_summary(folder, with_interval=False)
+        prompt = [] if run.source is None else [str(run.source)]
+        parts = [run.method, *prompt, f"data {run.data}", run.backbone, f"tested {run.started}", *parts]
+    return ", ".join(parts)
 
 
 def _log(folder: Path, mode: str | None, report: dict[str, Any], page: str) -> None:
