@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lightning_softprompt.core.template import Template
     from lightning_softprompt.data.classification import ClassificationDataModule
     from lightning_softprompt.data.datamodule import SoftPromptDataModule
+    from lightning_softprompt.data.multiple_choice import MultipleChoiceDataModule
     from lightning_softprompt.data.multitask import MultitaskDataModule
     from lightning_softprompt.data.summarization import SummarizationDataModule
     from lightning_softprompt.data.tagging import TaggingDataModule
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from lightning_softprompt.readouts.class_head import ClassHead
     from lightning_softprompt.readouts.label_words import LabelWords
     from lightning_softprompt.readouts.ranked import RankedChoices
+    from lightning_softprompt.readouts.ranked_options import RankedOptions
     from lightning_softprompt.readouts.token_head import TokenHead
     from lightning_softprompt.retrieval.retriever import Retriever
     from lightning_softprompt.retrieval.search.settings import IndexSettings
@@ -100,6 +102,7 @@ __all__ = [
     "LanguageModeling",
     "LatePromptTuning",
     "LoRA",
+    "MultipleChoiceDataModule",
     "MultitaskDataModule",
     "NoPrompt",
     "PTMoE",
@@ -113,6 +116,7 @@ __all__ = [
     "PromptTuning",
     "RagQaDataModule",
     "RankedChoices",
+    "RankedOptions",
     "RelevanceDataModule",
     "ResidualPromptTuning",
     "Retriever",
@@ -147,12 +151,14 @@ HOMES = {  # the module of each public name that is not a method
     "IndexSettings": "retrieval.search.settings",
     "LabelWords": "readouts.label_words",
     "LanguageModeling": "objectives.language_modeling",
+    "MultipleChoiceDataModule": "data.multiple_choice",
     "MultitaskDataModule": "data.multitask",
     "PassageNoise": "rag.passage_selection",
     "PassageSettings": "rag.passage_selection",
     "Prompt": "inference.prompt",
     "RagQaDataModule": "rag.qa_datamodule",
     "RankedChoices": "readouts.ranked",
+    "RankedOptions": "readouts.ranked_options",
     "RelevanceDataModule": "rag.relevance_datamodule",
     "Retriever": "retrieval.retriever",
     "RunSpec": "runs.run_spec",

@@ -81,6 +81,17 @@ class Example:
 
 
 @dataclass(frozen=True)
+class OptionExample(Example):
+    """A row with texts of which one is correct or preferred. `label` is its index.
+
+    Args:
+        options: The texts.
+    """
+
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Text:
     """A stretch of text.
 
@@ -257,6 +268,19 @@ class Batch:
     def pin_memory(self) -> Batch:
         """Returns the same rows in page-locked memory, from which copies to a GPU are faster."""
         return self._map(Tensor.pin_memory)
+
+
+def options_of(batch: Batch) -> list[tuple[str, ...]]:
+    """Returns the options of each row of a batch.
+
+    Raises:
+        ValueError: If the rows have none.
+    """
+    examples = batch.examples or ()
+    options = [example.options for example in examples if isinstance(example, OptionExample)]
+    if len(options) < len(batch):
+        raise ValueError("rows require options, as MultipleChoiceDataModule reads them")
+    return options
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lightning_softprompt.core.types import Example
-from lightning_softprompt.data.holding_out import divide_rows, hold_out_validation
 from lightning_softprompt.data.readers.sources import NoSplitError, OnBadRow, Rows, is_pattern, read_rows
+from lightning_softprompt.data.sampling.holding_out import divide_rows, hold_out_validation
 
 Source = str | list[str] | list[dict[str, Any]]
 

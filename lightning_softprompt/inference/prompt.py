@@ -18,10 +18,12 @@ from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, read_promp
 from lightning_softprompt.checkpoints.restore import load_method
 from lightning_softprompt.checkpoints.safe_loading.arguments import read_arguments
 from lightning_softprompt.checkpoints.safe_loading.class_spec import build
-from lightning_softprompt.core.types import Batch, Classes, Encoded, Example, Spans
+from lightning_softprompt.core.types import Batch, Classes, Encoded, Example, OptionExample, Spans
+from lightning_softprompt.data.multiple_choice import LISTING, list_options, read_options
 from lightning_softprompt.data.tagging import spans
 from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.evaluation.classification import ClassificationEvaluation
+from lightning_softprompt.evaluation.options import OptionEvaluation
 from lightning_softprompt.evaluation.tagging import TaggingEvaluation
 from lightning_softprompt.inference.streaming import refuse_open_stream, stream_answer
 from lightning_softprompt.methods.base import SoftPromptModule
@@ -233,6 +235,8 @@ class TaskView:
         """Predicts classes; None where answers are generated."""
         if self.classes is None:
             return None
+        if self.format.options is not None:
+            return OptionEvaluation()
         is_tagging = self.format.words is not None
         return TaggingEvaluation(self.classes.names) if is_tagging else ClassificationEvaluation(self.classes.names)
 
@@ -257,6 +261,10 @@ class TaskView:
             raise ValueError(f"row {number}: {error}") from error
 
     def _example(self, row: Row) -> Example:
+        if self.format.options is not None and isinstance(row, Mapping):
+            options = read_options(row, self.format.options)
+            fields = self.format.fields({**row, LISTING: list_options(options)})
+            return OptionExample(fields, options[0], options=options)
         fields = self.format.fields(row)
         column = self.format.words
         if column is None:

@@ -9,12 +9,18 @@ from lightning_softprompt.core.types import Classes
 from lightning_softprompt.readouts.base import Readout
 from lightning_softprompt.readouts.label_words import LabelWords
 from lightning_softprompt.readouts.ranked import RankedChoices
+from lightning_softprompt.readouts.ranked_options import RankedOptions
 
 log = logging.getLogger(__name__)
 
 
 def default_readout(codec: Codec, classes: Classes) -> Readout:
-    """Creates `LabelWords`, or `RankedChoices` if a label word has several tokens, and logs the latter."""
+    """Creates `LabelWords`, or `RankedChoices` if a label word has several tokens, and logs the latter.
+
+    Classes without names mean that the rows have options: `RankedOptions` scores them.
+    """
+    if not classes.words:
+        return RankedOptions(codec, classes)
     words = [word for words_of_class in classes.words.values() for word in words_of_class]
     long = next((word for word in words if len(codec.ids(word)) > 1), None)
     if long is None:

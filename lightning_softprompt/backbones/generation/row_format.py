@@ -25,6 +25,7 @@ class RowFormat:
         decoding: How answers are generated; None for tasks with classes.
         defaults: Values of columns that a row may omit.
         words: The column that holds a list of words with a class each; None for other tasks.
+        options: The column that holds the list of options, or the columns of the options; None for other tasks.
     """
 
     template: str
@@ -35,6 +36,7 @@ class RowFormat:
     decoding: Decoding | None = None
     defaults: Mapping[str, str] = field(default_factory=dict)
     words: str | None = None
+    options: tuple[str, ...] | None = None
 
     @property
     def parsed(self) -> Template:

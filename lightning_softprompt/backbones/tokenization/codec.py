@@ -309,8 +309,20 @@ class Codec(ABC):
 
     def candidates(self, batch: Batch, answers: Sequence[Sequence[int]]) -> Batch:
         """Every row with every answer: B rows and C answers give B * C rows, grouped by row."""
-        rows = [self.with_answer(row, answer) for row in batch.require_encoded() for answer in answers]
-        task_ids = None if batch.task_ids is None else batch.task_ids.repeat_interleave(len(answers))
+        return self.with_answers(batch, [answers] * len(batch))
+
+    def with_answers(self, batch: Batch, answers: Sequence[Sequence[Sequence[int]]]) -> Batch:
+        """Every row with each of its own answers, grouped by row.
+
+        Args:
+            batch: The rows.
+            answers: Token ids of the answers of each row.
+        """
+        rows = []
+        for row, answers_of_row in zip(batch.require_encoded(), answers, strict=True):
+            rows += [self.with_answer(row, answer) for answer in answers_of_row]
+        counts = torch.tensor([len(answers_of_row) for answers_of_row in answers], device=batch.input_ids.device)
+        task_ids = None if batch.task_ids is None else batch.task_ids.repeat_interleave(counts)
         return self.collate(rows, task_ids=task_ids).to(batch.input_ids.device)
 
     def without_answers(self, batch: Batch) -> Batch:

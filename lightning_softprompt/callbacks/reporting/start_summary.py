@@ -70,7 +70,12 @@ class StartSummary(Callback):
 def describe_balance(data: SoftPromptDataModule, rows: PreparedRows) -> str:
     """Describes the share of each class of a task with classes; otherwise empty."""
     labels = [example.label for example in rows.examples] if isinstance(rows, PreparedRows) else []
-    if data.classes is None or not labels or not all(isinstance(label, int) for label in labels):
+    if (
+        data.classes is None
+        or not data.classes.names
+        or not labels
+        or not all(isinstance(label, int) for label in labels)
+    ):
         return ""
     counts = Counter(cast(Sequence[int], labels))
     names = data.classes.names

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from lightning_softprompt.data.holding_out import divide_rows
+from lightning_softprompt.data.sampling.holding_out import divide_rows
 
 SHARES = {"test": 0.1, "validation": 0.1}
 
