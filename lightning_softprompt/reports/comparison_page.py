@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +48,9 @@ def comparison_page(comparison: Comparison, baseline: ComparedRun | None, exampl
         "Predictions side by side": _examples_section(comparison, examples),
     }
     sections = {title: content for title, content in sections.items() if content}
-    top = f'<p class="note">{html_text(note)}</p>{contents(list(sections))}'
-    return page(f"Comparison of {len(comparison.runs)} runs", STYLE + top + "".join(sections.values()))
+    body = f'{STYLE}<p class="note">{html_text(note)}</p>{contents(list(sections))}'
+    body += "".join(sections.values())
+    return page(f"Comparison of {len(comparison.runs)} runs", body)
 
 
 def _experiments_section(comparison: Comparison) -> str:
@@ -110,8 +111,9 @@ def _differences_table(kind: str, scores: Mapping[str, Scores], baseline: Scores
 
 def _differences_row(difference: Difference) -> list[object]:
     low, high = difference.interval
-    p_values = [f"{difference.p:.4f}", f"{difference.adjusted:.4f}"]
-    return [difference.name, f"{difference.mean:+.4f}", f"[{low:+.4f}, {high:+.4f}]", *p_values, difference.rows]
+    mean, interval = f"{difference.mean:+.4f}", f"[{low:+.4f}, {high:+.4f}]"
+    p, adjusted = f"{difference.p:.4f}", f"{difference.adjusted:.4f}"
+    return [difference.name, mean, interval, p, adjusted, difference.rows]
 
 
 def _curves_section(comparison: Comparison) -> str:
@@ -141,8 +143,8 @@ def _runs_section(comparison: Comparison) -> str:
         summary = run.summary
         cost = [_format_count(summary.trainable_parameters), summary.steps, _format_minutes(summary.minutes)]
         values_of_run = [get(run) or None for get in columns.values()]
-        scores = [summary.validation, run.test]
-        rows.append([comparison.name(run), *values_of_run, *cost, *scores, summary.started or None, run.folder])
+        started = summary.started or None
+        rows.append([comparison.name(run), *values_of_run, *cost, summary.validation, run.test, started, run.folder])
     header = ["run", *columns, "parameters", "steps", "minutes", "best validation", "test", "started", "folder"]
     note = "Brackets contain 95 % intervals over the rows of a test: Wilson for shares, bootstrap for other means."
     if common:
@@ -169,18 +171,26 @@ def _settings_section(comparison: Comparison) -> str:
     if len(names) <= MAX_COLUMNS and len(differing) > len(names):
         content = table(["setting", *names], [[name, *values] for name, values in differing.items()])
     else:
-        columns = list(differing.values())
-        content = table(
-            ["run", *differing], [[name, *(column[i] for column in columns)] for i, name in enumerate(names)]
-        )
+        values_of_runs = zip(*differing.values(), strict=True)
+        rows = [[name, *values] for name, values in zip(names, values_of_runs, strict=True)]
+        content = table(["run", *differing], rows)
     return section("Settings that differ", content, "All other settings are equal.")
 
 
 def _examples_section(comparison: Comparison, limit: int) -> str:
-    """Shows the predictions of one run of each experiment, then of further runs while there are columns."""
+    """Shows for each data set the predictions of one run of each experiment, then of further runs."""
     first = [_first_tested(experiment) for experiment in comparison.experiments]
     others = [run for run in comparison.runs if run not in first]
-    shown = [run for run in (*first, *others) if run is not None and run.records][:MAX_COLUMNS]
+    runs_by_data: dict[str, list[ComparedRun]] = {}
+    for run in (*first, *others):
+        if run is not None and run.records:
+            runs_by_data.setdefault(run.summary.data, []).append(run)
+    content = "".join(_examples_table(comparison, data, runs, limit) for data, runs in runs_by_data.items())
+    return section("Predictions side by side", content) if content else ""
+
+
+def _examples_table(comparison: Comparison, data: str, runs: Sequence[ComparedRun], limit: int) -> str:
+    shown = runs[:MAX_COLUMNS]
     rows = []
     for record, predictions in disagreeing_rows(shown, limit):
         target = record.get("target")
@@ -188,11 +198,10 @@ def _examples_section(comparison: Comparison, limit: int) -> str:
         rows.append([record.get("row"), record.get("input"), target, *marked])
     if not rows:
         return ""
-    tested = sum(1 for run in comparison.runs if run.records)
-    which = "the runs" if len(shown) == tested else f"{len(shown)} of the {tested} tested runs"
-    note = f"The first {len(rows)} test rows that {which} answer differently. ✓: equal to the target."
+    which = "the runs" if len(shown) == len(runs) else f"{len(shown)} of the {len(runs)} tested runs"
+    note = f"The first {len(rows)} test rows of {data} that {which} answer differently. ✓: equal to the target."
     header = ["row", "input", "target", *map(comparison.name, shown)]
-    return section("Predictions side by side", table(header, rows), note)
+    return f'<p class="note">{html_text(note)}</p>{table(header, rows)}'
 
 
 def _first_tested(experiment: Experiment) -> ComparedRun | None:

@@ -81,7 +81,7 @@ def kinds_figure(kinds: Mapping[str, Values]) -> Figure:
     figure, axes = _bar_axes(len(kinds))
     counts = [kind["rows"] for kind in kinds.values()]
     bars = axes.barh(list(kinds), counts, color=BAR_COLOR)
-    labels = [f"{kind['rows']} ({100 * kind['share']:.0f} %)" for kind in kinds.values()]
+    labels = [f"{kind['rows']} ({kind['share']:.0%})".replace("%", " %") for kind in kinds.values()]
     axes.bar_label(bars, labels, padding=3)
     axes.set_xlabel("rows")
     axes.margins(x=0.15)

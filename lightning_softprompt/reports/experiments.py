@@ -45,7 +45,7 @@ class Experiment:
     @cached_property
     def mean(self) -> float:
         """Mean of the tests; NaN without tests."""
-        return math.fsum(self.tests) / len(self.tests) if self.tests else math.nan
+        return _mean(self.tests) if self.tests else math.nan
 
     @cached_property
     def half_width(self) -> float:
@@ -56,9 +56,16 @@ class Experiment:
     def scores(self) -> Scores:
         """Mean score of each row over the runs; empty if the tests are not on the same rows."""
         scores = [run.scores for run in self.runs if run.scores]
-        if not self.metric or len(scores) < len(self.tests) or any(each.keys() != scores[0].keys() for each in scores):
+        if not self.metric or len(scores) < len(self.tests):
             return {}
-        return {row: math.fsum(each[row] for each in scores) / len(scores) for row in scores[0]}
+        rows = scores[0].keys()
+        if any(each.keys() != rows for each in scores):
+            return {}
+        return {row: _mean([each[row] for each in scores]) for row in rows}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
 
 
 class Comparison:
@@ -121,8 +128,9 @@ def _name_experiments(runs: Sequence[ComparedRun]) -> Iterator[str]:
 
 def _distinguishing_settings(settings: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> list[str]:
     """Returns the settings that are not equal in all experiments as text, those of the method first."""
-    values = {name: [other.get(name) for other in others] for name in dict.fromkeys(chain(*others))}
-    differing = [name for name, each in values.items() if any(value != each[0] for value in each)]
+    first = others[0]
+    names = dict.fromkeys(chain(*others))
+    differing = [name for name in names if any(other.get(name) != first.get(name) for other in others)]
     differing.sort(key=lambda name: not name.startswith("model"))
     texts = []
     for name in differing[:MAX_SETTINGS]:

@@ -56,7 +56,8 @@ def cases_page(title: str, note: str, metrics: Mapping[str, float], parts: Mappi
         parts: Rows by heading. Parts without rows are omitted.
     """
     rows = metric_rows(metrics, "test")
-    body = f'<p class="note">{html_text(note)}</p>{table(["metric", "value"], rows[:SHOWN_METRICS])}'
+    body = f'<p class="note">{html_text(note)}</p>'
+    body += table(["metric", "value"], rows[:SHOWN_METRICS])
     if rows[SHOWN_METRICS:]:
         others = table(["metric", "value"], rows[SHOWN_METRICS:])
         body += f"<details><summary>{len(rows) - SHOWN_METRICS} further metrics</summary>{others}</details>"
@@ -121,7 +122,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def _cell(value: object) -> str:
-    text = "-" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+    if value is None:
+        value = "-"
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
     if len(text) <= MAX_UNBROKEN:
         return f'<td class="short" dir="auto">{html_text(text)}</td>'
     shortened = text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT - 3]}..."
@@ -156,15 +159,17 @@ def image(description: str, figure: Figure) -> str:
 
 def _case(record: Case) -> str:
     scores = {name: value for name, value in record["scores"].items() if value is not None}
+    names = list(scores)
     if record["prediction"] in scores:  # probabilities of classes
-        scores = dict(sorted(scores.items(), key=lambda item: -item[1])[:SHOWN_CLASSES])
-    heading = f"row {record['row']}: {', '.join(f'{name} {value:.4g}' for name, value in scores.items())}"
+        names = sorted(scores, key=scores.__getitem__, reverse=True)[:SHOWN_CLASSES]
+    texts = [f"{name} {scores[name]:.4g}" for name in names]
+    heading = f"row {record['row']}: {', '.join(texts)}"
     prediction, target = record["prediction"], record["target"]
     entries = {"input": collapse(record["input"])}
     if record.get("passages"):
         entries = {"question": collapse(str(record.get("question") or ""))}
-        passages = "".join(f"<p>{highlight(passage['text'], target)}</p>" for passage in record["passages"])
-        entries["passages"] = f"<details><summary>{len(record['passages'])} passages</summary>{passages}</details>"
+        passages = [f"<p>{highlight(passage['text'], target)}</p>" for passage in record["passages"]]
+        entries["passages"] = f"<details><summary>{len(passages)} passages</summary>{''.join(passages)}</details>"
     entries["target"] = highlight(target, prediction)
     entries["prediction"] = highlight(prediction, target)
     return article(heading, entries)

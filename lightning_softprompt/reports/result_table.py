@@ -54,7 +54,8 @@ def metric_rows(metrics: Mapping[str, float], stage: str) -> list[list[str]]:
     """
     values = {name.removeprefix(f"{stage}/"): value for name, value in metrics.items()}
     names = [name for name in values if not _is_bound(name, values)]
-    names.sort(key=lambda name: ("/" in name, FIRST.index(name) if name in FIRST else len(FIRST), name))
+    order = {name: number for number, name in enumerate(FIRST)}
+    names.sort(key=lambda name: ("/" in name, order.get(name, len(order)), name))
     return [[name, _with_interval(name, values)] for name in names]
 
 
@@ -67,7 +68,9 @@ def _is_bound(name: str, values: Mapping[str, float]) -> bool:
 def _with_interval(name: str, values: Mapping[str, float]) -> str:
     text = f"{values[name]:.4f}"
     low, high = values.get(f"{name}_low"), values.get(f"{name}_high")
-    return text if low is None or high is None else f"{text} [{low:.4f}, {high:.4f}]"
+    if low is None or high is None:
+        return text
+    return f"{text} [{low:.4f}, {high:.4f}]"
 
 
 def _table_of_parts(parts: Sequence[Sequence[str]], values: Mapping[str, float]) -> str:

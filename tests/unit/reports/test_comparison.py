@@ -225,3 +225,22 @@ def test_few_runs_with_many_settings_are_columns(runs, tmp_path):
     page = path.read_text()
     assert "<th>setting</th><th>PromptTuning" in page
     assert '<td class="short" dir="auto">trainer.option_8</td>' in page
+
+
+def test_predictions_are_side_by_side_for_each_data_set(runs, tmp_path):
+    for name in ("2", "3"):
+        config = yaml.safe_load((runs / name / "config.yaml").read_text())
+        config["data"]["init_args"]["path"] = "other"
+        (runs / name / "config.yaml").write_text(yaml.safe_dump(config))
+    path = tmp_path / "report.html"
+    assert main(["report", str(runs), "--out", str(path), "--examples", "3"]) == 0
+    section = path.read_text().partition(">Predictions side by side</h2>")[2]
+    heads = re.findall(r"<thead><tr>(.*?)</tr>", section)
+    columns = [
+        "<th>row</th><th>input</th><th>target</th>",
+        *(f"<th>{run}</th>" for run in ("PromptTuning on rows", "NoPrompt on rows")),
+    ]
+    assert heads[0] == "".join(columns)
+    assert len(heads) == 2
+    assert section.count("b ✓") == 6
+    assert "The first 3 test rows of other" in section
