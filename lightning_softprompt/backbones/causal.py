@@ -91,8 +91,8 @@ class CausalCodec(Codec):
             return None
         names = self.tokenizer.convert_ids_to_tokens(list(self.start))
         return (
-            f"rows begin with {''.join(names)!r}, which the tokenizer does not add itself (unless the template begins "
-            f"with it); set backbone.start_token=tokenizer to omit it"
+            f"Each row begins with {''.join(names)!r}, which the tokenizer of the model does not add itself; "
+            f"--backbone.start_token tokenizer omits it"
         )
 
     @property

@@ -41,6 +41,7 @@ def configure_output() -> None:
     logging.getLogger("lightning_softprompt").setLevel(logging.INFO)
     for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
         logging.getLogger(f"lightning.pytorch.{name}").addFilter(_is_relevant)
+    logging.getLogger("transformers.tokenization_utils_base").addFilter(_is_about_rows)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # the package itself reports an unreachable hub, once
     rich.reconfigure(**PLAIN_TEXT)
     warnings.formatwarning = format_warning
@@ -50,6 +51,11 @@ def configure_output() -> None:
 
 def _is_relevant(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith(IGNORED_LOGS)
+
+
+def _is_about_rows(record: logging.LogRecord) -> bool:
+    """Whether a message of a tokenizer is not its warning about long texts, which are truncated or refused later."""
+    return not record.getMessage().startswith("Token indices sequence length is longer than")
 
 
 def describe_error(error: Exception) -> str:

@@ -40,9 +40,16 @@ def refuse_linked(argv: Sequence[str]) -> None:
     """
     for word in argv:
         match = LINKED_OPTION.match(word)
-        if match and match[2] in LINKED[match[1]]:
-            source = "backbone" if match[2] == "backbone" else "data"
-            raise ValueError(f"{word.partition('=')[0]} is set by --{source}, which model and data share; set it there")
+        if not match or match[2] not in LINKED[match[1]]:
+            continue
+        option = word.partition("=")[0]
+        if match[2] == "evaluation":
+            raise ValueError(
+                f"{option} is not an option: the class of --data determines the metrics. --data.extra_metrics of "
+                f"ClassificationDataModule adds metrics; other evaluations need a data module of your own"
+            )
+        source = "backbone" if match[2] == "backbone" else "data"
+        raise ValueError(f"{option} is set by --{source}, which model and data share; set it there")
 
 
 def unescape_templates(argv: Sequence[str]) -> list[str]:

@@ -321,8 +321,9 @@ class SoftPromptDataModule(LoaderHooks):
         try:
             self.rows("validation")
         except NoSplitError as error:
-            share = 100 * self.validation_share
-            log.info("No validation split found; holding out %.0f%% of the training rows (%s)", share, error)
+            splits = f"it has {' and '.join(error.splits)}" if error.splits else "see data.validation"
+            share = f"{self.validation_share:.0%} of the training rows"
+            log.info("%s has no validation split (%s); %s are held out for validation", self.path, splits, share)
             return False
         return True
 

@@ -58,7 +58,7 @@ class RowSource:
             try:
                 self.set_rows(name, read_rows(source, name, self.on_bad_row, columns))
             except NoSplitError as error:
-                raise NoSplitError(f"{error}, or set data.{name}") from None
+                raise NoSplitError(f"{error}, or set data.{name}", error.splits) from None
         return self._rows[name]
 
     def set_rows(self, name: str, rows: Rows) -> None:

@@ -62,7 +62,10 @@ class LabelWords(WordReadout):
             for token in row:
                 if seen.setdefault(token, name) != name:
                     word = self.codec.tokenizer.convert_ids_to_tokens([token])[0]
-                    raise ValueError(f"classes {seen[token]!r} and {name!r} share the label word {word!r}")
+                    raise ValueError(
+                        f"classes {seen[token]!r} and {name!r} share the label word {word!r}; set distinct words with "
+                        f"data.labels"
+                    )
 
     def forward(self, lm: PromptedLM, batch: Batch) -> Tensor:
         """Computes scores [B, C] in float32."""

@@ -17,11 +17,14 @@ FIRST = (
     "mcc",
     "loss",
 )  # the main metrics of the tasks
+COLUMN_NAMES = {"predicted": "share predicted"}
 MAX_ROWS = 20  # classes or replicas in the second table
 
 
 def format_metrics(metrics: Mapping[str, float], stage: str) -> str:
     """Returns one line per metric, with its interval, and a table of the metrics per class, task or replica.
+
+    The cross-entropy is left out if it equals the loss, as with most objectives.
 
     Args:
         metrics: Values by full name, such as `test/f1`; the bounds of an interval are `test/f1_low`, `test/f1_high`.
@@ -35,7 +38,9 @@ def format_metrics(metrics: Mapping[str, float], stage: str) -> str:
     pos  0.5000
     """
     values = {name.removeprefix(f"{stage}/"): value for name, value in metrics.items()}
-    blocks = [table([row for row in metric_rows(metrics, stage) if "/" not in row[0]])]
+    is_repeated = values.get("cross_entropy") == values.get("loss")
+    hidden = {"cross_entropy"} if is_repeated else set()
+    blocks = [table([row for row in metric_rows(metrics, stage) if "/" not in row[0] and row[0] not in hidden])]
     parts = [name.split("/", 1) for name in values if "/" in name and not _is_bound(name, values)]
     if parts:
         blocks.append(_table_of_parts(parts, values))
@@ -81,7 +86,7 @@ def _table_of_parts(parts: Sequence[Sequence[str]], values: Mapping[str, float])
     for name in names[:MAX_ROWS]:
         values_of_part = [values.get(f"{metric}/{name}") for metric in metrics]
         rows.append([name, *("" if value is None else f"{value:.4f}" for value in values_of_part)])
-    text = table(rows, ["", *metrics])
+    text = table(rows, ["", *(COLUMN_NAMES.get(name, name) for name in metrics)])
     if len(names) > MAX_ROWS:
         text += f"\n... and {len(names) - MAX_ROWS} more, in metrics.json"
     return text

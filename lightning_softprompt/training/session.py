@@ -16,6 +16,7 @@ from lightning_softprompt import __version__
 from lightning_softprompt.callbacks.algorithms.warm_start import WarmStart
 from lightning_softprompt.callbacks.recovery.best_checkpoint import BestCheckpoint
 from lightning_softprompt.callbacks.recovery.final_checkpoint import FinalCheckpoint
+from lightning_softprompt.callbacks.recovery.final_validation import FinalValidation
 from lightning_softprompt.callbacks.recovery.nan_guard import NumericGuard
 from lightning_softprompt.callbacks.recovery.oom_retry import Halving
 from lightning_softprompt.callbacks.recovery.patience import Patience
@@ -128,7 +129,7 @@ class Session:
         if not self.has_folder:
             return
         make_folder(self.folder, self.command, wandb_id=self.wandb_id, source=self.source)
-        log.info("run folder: %s", self.folder)
+        log.info("Run folder: %s", self.folder)
         save_config(self.config_file)
         for logger in self.loggers:
             logger.is_disabled = False
@@ -217,7 +218,7 @@ class Session:
         if self.run.early_stopping:
             optional.append(Patience(self.monitor, self.mode, self.run.early_stopping))
         reports: list[Callback] = [ParameterSummary(), StartSummary(), Throughput(), PromptWatch()]
-        return [*reports, guard, *optional, RngState(), *checkpoints]
+        return [FinalValidation(), *reports, guard, *optional, RngState(), *checkpoints]
 
     def _checkpoint(self, name: str, metric: str) -> BestCheckpoint:
         return BestCheckpoint(self.folder / "checkpoints", name, metric, self.mode, self.resumed)

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_softprompt.callbacks.recovery.best_checkpoint import BestCheckpoint
 from lightning_softprompt.callbacks.recovery.final_checkpoint import FinalCheckpoint
+from lightning_softprompt.callbacks.recovery.final_validation import FinalValidation
 from lightning_softprompt.callbacks.recovery.patience import Patience
 from lightning_softprompt.callbacks.recovery.resume import RngState
 from lightning_softprompt.callbacks.recovery.run_settings import RunSettings
@@ -52,6 +53,7 @@ NOISE = (
     ".*It is recommended to use `self.log.*sync_dist=True.*",  # metrics are synchronized by torchmetrics
     ".*Consider setting `persistent_workers.*",
     ".*Be aware that when using `ckpt_path`.*",  # no evaluation requires the state of callbacks
+    "Checkpoint directory .* exists and is not empty.*",  # a resumed run continues in its folder
     ".*is smaller than the logging interval.*",  # steps are logged at this interval across epochs
 )
 
@@ -85,7 +87,7 @@ class Trainer(lightning.pytorch.Trainer):
         self._options = {**TRAINER_DEFAULTS, **options, **default_trainer_options(options)}
         has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
         if options.get("enable_progress_bar") is not False and not has_bar:
-            callbacks.append(StepProgressBar())
+            callbacks.append(StepProgressBar(write=rank_zero_info))
         super().__init__(**{"enable_checkpointing": saves, **self._options, "callbacks": callbacks})
         self.run = run
         self.prompt_path: Path | None = None
@@ -154,7 +156,7 @@ class RunOutputs:
         self.last = self.folder / "checkpoints" / "last.ckpt"
         self.best = BestCheckpoint(self.last.parent, "best", monitor, mode)
         self.callbacks: list[Callback] = [
-            ParameterSummary(rank_zero_info), RunFiles(self.folder, monitor, mode), self.best,
+            FinalValidation(), ParameterSummary(rank_zero_info), RunFiles(self.folder, monitor, mode), self.best,
             FinalCheckpoint(self.last, run.keep_last), RngState(),
             RunSettings(CommandSettings(config.complete_values, data, "fit", (monitor, mode), config.left_out)),
         ]  # fmt: skip

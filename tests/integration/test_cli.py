@@ -241,6 +241,17 @@ def test_the_folded_prompt_is_tested_as_suggested(fit, tmp_path, monkeypatch, ca
     assert main(shlex.split(command)[1:]) == 0
 
 
+@pytest.mark.parametrize(
+    ("options", "is_larger"),
+    [(["--model=DPT", "--model.rank=1", "--model.length=9"], True), (["--model=PTuning"], False)],
+)
+def test_folding_explains_a_larger_file(fit, capsys, options, is_larger):
+    folder = fit(*options)
+    capsys.readouterr()
+    assert fold.main([str(folder / "prompt.safetensors")]) == 0
+    assert ("The file is larger" in capsys.readouterr().out) == is_larger
+
+
 def test_a_saved_prompt_scores_as_its_checkpoint_does(fit):
     folder = fit()
     predictions = []
@@ -340,6 +351,7 @@ MISTAKES = {
     "misspelt optimizer": (["--model=PromptTuning", "--model.optimizer=AdmW"], "Did you mean 'AdamW'"),
     "missing noun file": (["--model=nope.yaml"], "nope.yaml does not exist"),
     "linked option": (["--model=PromptTuning", "--model.backbone.name=x"], "is set by --backbone"),
+    "evaluation of the data": (["--model=PromptTuning", "--model.evaluation=X"], "the class of --data determines the"),
     "half precision": (["--model=PromptTuning", "--trainer.precision=bf16-true"], "bf16-mixed"),
     "no such device": (["--model=PromptTuning", "--trainer.strategy=foo"], "strategy"),
     "batch of none": (["--model=PromptTuning", "--data.batch_size=0"], "at least 1"),
@@ -406,7 +418,7 @@ MISTAKES = {
 }  # fmt: skip
 
 
-START_OF_RUN = ("run folder", "Seed set", "W&B", "GPU", "TPU", "💡")  # lines that may precede an error
+START_OF_RUN = ("Run folder", "Seed set", "W&B", "GPU", "TPU", "💡")  # lines that may precede an error
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
@@ -421,6 +433,15 @@ def test_a_mistake_is_reported_in_two_lines_with_exit_code_2(common, capsys, mis
     assert message in error[0]
     assert error[0].startswith("error: ")
     assert len(error) == 2
+
+
+def test_a_learning_rate_without_an_optimizer_is_answered_with_the_option_for_it(common, capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", *common, "--model=PromptTuning", "--model.optimizer.lr=0.1"])
+    assert capsys.readouterr().err.splitlines()[1].startswith("pass --model.lr to set the learning rate")
+    with pytest.raises(SystemExit):
+        main(["fit", *common, "--model=PromptTuning", "--model.optimizer.amsgrad=true"])
+    assert "--model.lr" not in capsys.readouterr().err
 
 
 def test_a_config_without_settings_is_refused_by_name(tmp_path, capsys):
@@ -441,7 +462,7 @@ def test_a_training_that_a_callback_stops_before_its_first_step_is_an_error(comm
 
 
 def test_a_resumed_training_without_a_step_left_names_its_checkpoint(common, tmp_path, capsys):
-    words = ["fit", "--model=PromptTuning", *common, "--trainer.max_steps=1"]
+    words = ["fit", "--model=PromptTuning", *common, "--trainer.max_steps=1", "--trainer.limit_val_batches=0"]
     assert main([*words, "--run.name=one"]) == 0
     last = next(tmp_path.rglob("one/checkpoints/last.ckpt"))
     assert main([*words, "--run.name=two", f"--ckpt_path={last}"]) == 2

@@ -72,6 +72,9 @@ def test_every_point_of_the_line_has_the_loss_of_its_prompt(ends, tmp_path, caps
     highest = max(value - losses[0] - t * rise for t, value in zip(shares, losses, strict=True))
     output, error = capsys.readouterr()
     assert float(output.split("loss barrier: ")[1].split()[0]) == pytest.approx(highest, abs=1e-4)
+    mean = (losses[0] + losses[-1]) / 2
+    described = f"{highest / mean:.1%}".replace("%", " %") + " of the mean loss of both prompts"
+    assert (described if highest > 0 else "does not rise") in output
     assert plot.read_bytes().startswith(b"\x89PNG")
     average = parse_run(shlex.split(error.splitlines()[-1].removeprefix("Next: "))[1:])  # the suggested command
     assert torch.allclose(_initial_tokens(average.module), (one + other) / 2)

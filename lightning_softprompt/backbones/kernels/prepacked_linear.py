@@ -61,7 +61,10 @@ def prepack(model: nn.Module, linear_backend: LinearBackend, hidden_size: int) -
         if type(layer) is nn.Linear and layer is not model.get_output_embeddings():  # type: ignore[operator]
             layer.forward = Prepacked(layer, dtype)  # type: ignore[method-assign, assignment]
     precision = ", in bfloat16" if linear_backend == "bf16" else ""
-    log.info("packed the frozen weights for oneDNN%s; backbone.linear_backend=plain switches it off", precision)
+    log.info(
+        "Frozen weights are packed for faster products on this CPU%s; --backbone.linear_backend plain disables it",
+        precision,
+    )
     return True
 
 

@@ -52,4 +52,4 @@ class WarmStart(Callback):
             if (count := module.hparams.get(REPLICAS, 1)) > 1:
                 reason = f"it is not of {count} replicas; --replicas=1 takes a single prompt"
             raise ValueError(f"{self.path} does not fit {type(module).__name__}: {reason}") from None
-        log.info("starting from the prompt of %s", self.path)
+        log.info("Starting from the prompt of %s", self.path)

@@ -42,6 +42,7 @@ class ResultSummary(Callback):
 
     def __init__(self, folder: Path, monitor: str, mode: Literal["min", "max"]) -> None:
         self.folder, self.monitor, self.mode = folder, monitor, mode
+        self._has_trained = False  # whether this start took a step
         self._records: dict[int, Record] = {}  # the rows of this pass that may be shown
         self._best: dict[str, Any] | None = None  # step and metrics of the best validation
         self._best_records: list[Record] = []  # of this process; a resumed run does not have those of earlier ones
@@ -53,6 +54,10 @@ class ResultSummary(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the best validation."""
         self._best = state_dict["best"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Record that the training has steps left, without which Lightning does not call this."""
+        self._has_trained = True
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove the rows of the previous validation."""
@@ -117,6 +122,11 @@ class ResultSummary(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the best validation of a training."""
+        if not self._has_trained:
+            rank_zero_info(
+                f"The training is complete: the checkpoint is of its last step, {trainer.global_step}. Raise "
+                f"--trainer.max_steps or --trainer.max_epochs to continue it"
+            )
         if self._best is not None:
             title = f"Best validation ({self.monitor}), step {self._best['step']} of {trainer.global_step}"
             self._print(trainer, "validation", title, self._best["metrics"], self._best_records)

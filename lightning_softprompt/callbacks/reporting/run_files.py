@@ -35,8 +35,9 @@ class RunFiles(Callback):
 
     `metrics.json` has the latest metrics by stage, the best validation, epoch, step, seconds of training and the number
     of trainable parameters. It is written after each validation and test, and when training ends, which also draws
-    `plots/learning_curve.png`. Figures of an evaluation are saved as `plots/<stage>_<name>.png`. W&B gets the plots as
-    images. A resumed run continues the history of the interrupted one.
+    `plots/learning_curve.png`. Figures of an evaluation are saved as `plots/<stage>_<name>.png`; those of a training
+    are of the best validation. W&B gets the plots of every validation as images. A resumed run continues the history of
+    the interrupted one.
 
     Args:
         folder: The run's folder.
@@ -51,6 +52,7 @@ class RunFiles(Callback):
         self._report: dict[str, Any] = {}
         self._train: list[tuple[int, float]] = []  # optimizer steps and losses
         self._val: list[tuple[int, int, dict[str, float]]] = []  # optimizer steps, epochs and metrics
+        self._images: dict[str, bytes] = {}  # of the current validation, by name
         self._seconds = 0.0  # of training before this start
         self._since: float | None = None
         self._epoch = 0  # of the last step
@@ -121,10 +123,12 @@ class RunFiles(Callback):
             self._warn_without_monitor(metrics)
             self._val.append((trainer.global_step, trainer.current_epoch, {**metrics, **sample}))
             self._report_training(trainer, pl_module)
+        self._save_images(trainer)
         self._write(trainer)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the metrics."""
+        self._save_images(trainer)
         self._report["test"] = finite(stage_metrics(trainer, "test"))
         self._write(trainer)
 
@@ -135,7 +139,9 @@ class RunFiles(Callback):
         self._write(trainer)
         if trainer.is_global_zero and (self._train or self._val):
             curve = learning_curve(self._train, self._val, self.monitor, self.mode)
-            self._draw(trainer, curve, "learning_curve")
+            image = draw_png(curve)
+            _log_image(trainer, "learning_curve", image)
+            self._save_image("learning_curve", image)
 
     def _training_seconds(self) -> float:
         return self._seconds + (0.0 if self._since is None else perf_counter() - self._since)
@@ -173,20 +179,41 @@ class RunFiles(Callback):
             return
         figures = evaluations[stage].figures()  # in every process: figures sum the counts of all processes
         if trainer.is_global_zero:
-            for name, figure in figures.items():
-                self._draw(trainer, figure, f"{stage}_{name}")
+            self._images = {f"{stage}_{name}": draw_png(figure) for name, figure in figures.items()}
 
-    def _draw(self, trainer: Trainer, figure: Figure, name: str) -> None:
-        image = BytesIO()
-        figure.savefig(image, format="png", dpi=150)
+    def _save_images(self, trainer: Trainer) -> None:
+        """Save the figures of an evaluation; in a training, only if no earlier validation is better."""
+        images, self._images = self._images, {}
+        for name, image in images.items():
+            _log_image(trainer, name, image)
+        if trainer.state.fn == TrainerFn.FITTING:
+            best = best_index(self._val, self.monitor, self.mode)
+            if best is not None and best != len(self._val) - 1:
+                return
+        for name, image in images.items():
+            self._save_image(name, image)
+
+    def _save_image(self, name: str, image: bytes) -> None:
         path = self.folder / "plots" / f"{name}.png"
         try:
-            write_file(path, image.getvalue())
+            write_file(path, image)
         except OSError as error:  # a plot can be drawn again from metrics.csv, so it does not stop a run
             rank_zero_warn(f"a plot could not be saved: {error}")
-            return
-        for logger in wandb_loggers(trainer):
-            logger.log_image(f"plots/{name}", [str(path)], step=validation_log_step(trainer))
+
+
+def _log_image(trainer: Trainer, name: str, image: bytes) -> None:
+    """Log a PNG image on W&B."""
+    from PIL import Image  # a dependency of matplotlib
+
+    for logger in wandb_loggers(trainer):
+        logger.log_image(f"plots/{name}", [Image.open(BytesIO(image))], step=validation_log_step(trainer))
+
+
+def draw_png(figure: Figure) -> bytes:
+    """Draws a figure as a PNG image."""
+    image = BytesIO()
+    figure.savefig(image, format="png", dpi=150)
+    return image.getvalue()
 
 
 def stage_metrics(trainer: Trainer, stage: str) -> dict[str, float]:

@@ -11,6 +11,7 @@ from typing import Any, cast, final
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lightning_softprompt.callbacks.recovery.final_validation import count_training_batches
 from lightning_softprompt.core.types import Batch
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.data.prepared import PreparedRows, Split
@@ -45,6 +46,8 @@ class StartSummary(Callback):
         if isinstance(training, PreparedRows):
             self._write(describe_lengths(training, data.max_tokens))
         self._write(describe_training(trainer))
+        if trainer.enable_validation:
+            self._write(describe_validations(trainer))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
         """Start the clock."""
@@ -102,20 +105,41 @@ def describe_training(trainer: Trainer) -> str:
     schedules = [type(config.scheduler).__name__ for config in trainer.lr_scheduler_configs]
     schedule = f" with {schedules[0]}" if schedules else ""
     total = count_training_steps(trainer)
-    batches = trainer.num_training_batches / trainer.accumulate_grad_batches
+    batches = trainer.num_training_batches
     length = "an unlimited number of steps"
     if total is not None and not math.isinf(total):
-        epochs = f", {total / batches:.3g} epochs" if batches and not math.isinf(batches) else ""
+        epochs = ""
+        if batches and not math.isinf(batches):
+            steps_per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
+            epochs = f", {total / steps_per_epoch:.3g} epochs"
         length = f"{int(total):,} steps{epochs}"
     return f"Training: {length}, {type(optimizer).__name__}, learning rate {' and '.join(rates)}{schedule}"
+
+
+def describe_validations(trainer: Trainer) -> str:
+    """Describes when a training validates."""
+    every, batches = trainer.check_val_every_n_epoch, trainer.val_check_batch
+    total = count_training_batches(trainer)
+    if batches is None:
+        return "Validation: at the time interval of val_check_interval"
+    if math.isinf(batches):
+        return "Validation: at the end of each pass over the training rows"
+    if total is not None and batches == total:
+        return "Validation: after the last step"
+    if every is None or batches != trainer.num_training_batches:
+        steps = batches / trainer.accumulate_grad_batches
+        return f"Validation: every {steps:.3g} steps"
+    return "Validation: after each epoch" if every == 1 else f"Validation: every {every} epochs"
 
 
 def describe_seconds(seconds: float) -> str:
     """Returns a duration for people.
 
-    >>> describe_seconds(42), describe_seconds(200), describe_seconds(9000)
-    ('42 s', '3 min', '2.5 h')
+    >>> describe_seconds(0.2), describe_seconds(42), describe_seconds(200), describe_seconds(9000)
+    ('less than 1 s', '42 s', '3 min', '2.5 h')
     """
+    if seconds < 1:
+        return "less than 1 s"
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -45,6 +45,8 @@ def main(argv: list[str]) -> int:
     write_prompt(out, folded)
     before, after = (sum(t.numel() for t in prompt.tensors.values()) for prompt in (saved, folded))
     print(f"Wrote {out}: {after:,} parameters ({args.prompt}: {before:,})")
+    if after > before:
+        print("The file is larger: the method computes its prompt from fewer parameters, with a network or factors")
     config = config_beside(args.prompt)
     if args.task is None and config is not None:  # one task of several requires another data module
         suggest(command_line("test", "--config", config, "--model", "Folded", "--model.path", out.absolute()))

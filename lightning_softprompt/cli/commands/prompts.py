@@ -104,6 +104,11 @@ def _similar(args: Namespace, library: Library) -> None:
     for name, values in zip(tokens, matrix.tolist(), strict=True):
         rows.append([name, *(f"{value:.3f}" for value in values)])
     print(table(rows, ["", *tokens]))
+    if args.measure == "rows":
+        print(
+            "\nMean cosine over all pairs of soft tokens. The tokens of a prompt differ, so its similarity with itself "
+            "is below 1.\n--measure mean compares the mean tokens instead: 1 for a prompt with itself."
+        )
     if args.plot:
         from lightning_softprompt.evaluation.figures import similarity_figure
 

@@ -180,7 +180,10 @@ def _option_before_class(name: str, option: str, base: type) -> tuple[str, str]:
 
 
 def _early_option(name: str, option: str) -> tuple[str, str]:
-    return f"--{name}.{option} precedes --{name}, which names its class", f"pass --{name} CLASS first, then its options"
+    fix = f"pass --{name} CLASS first, then its options"
+    if (name, option) == ("model.optimizer", "lr"):
+        fix = f"pass --model.lr to set the learning rate of the default optimizer, or {fix.removeprefix('pass ')}"
+    return f"--{name}.{option} precedes --{name}, which names its class", fix
 
 
 def _wrong_number(message: str, parser: CommandParser) -> tuple[str, str] | None:

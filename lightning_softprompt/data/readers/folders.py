@@ -108,10 +108,11 @@ def pick_split(known: Iterable[str], split: str | None, name: str) -> str:
 
 
 def _no_split(known: Iterable[str], split: str | None, name: str) -> NoSplitError:
+    splits = sorted(known)
     expected = repr(split) if split else "a single one"
-    parts = [] if split is None else [known_name for known_name in sorted(known) if split in _words(known_name)]
+    parts = [] if split is None else [known_name for known_name in splits if split in _words(known_name)]
     fix = f"If {parts} are parts of it, pass their files as a list or pattern" if parts else "Name one of its splits"
-    return NoSplitError(f"{name} has the splits {sorted(known)}, expected {expected}. {fix}")
+    return NoSplitError(f"{name} has the splits {splits}, expected {expected}. {fix}", splits)
 
 
 def _words(name: str) -> list[str]:

@@ -21,7 +21,16 @@ class DataError(ValueError):
 
 
 class NoSplitError(DataError):
-    """A source that can be read, but lacks the requested split."""
+    """A source that can be read, but lacks the requested split.
+
+    Args:
+        message: What is missing.
+        splits: The splits of the source.
+    """
+
+    def __init__(self, message: str, splits: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.splits = splits
 
 
 @dataclass(frozen=True)

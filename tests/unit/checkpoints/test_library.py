@@ -179,9 +179,15 @@ def test_the_command_adds_lists_compares_and_suggests(example_library, save_toke
     assert "PromptTuning" in listed[2]
     assert "3 x 32" in listed[2]
     assert prompts.main(["similar", *folder_option, "--plot", str(tmp_path / "plots" / "map.png")]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    output = capsys.readouterr().out
+    assert "similarity with itself is below 1" in output
+    lines = output.splitlines()
     assert float(lines[3].split()[4]) == pytest.approx(row_similarity(tokens["b"], query), abs=1e-3)
     assert (tmp_path / "plots" / "map.png").read_bytes().startswith(b"\x89PNG")
+    assert prompts.main(["similar", *folder_option, "--measure", "mean"]) == 0
+    output = capsys.readouterr().out
+    assert "with itself" not in output
+    assert [line.split()[number] for number, line in enumerate(output.splitlines()[2:], 1)] == ["1.000"] * 4
     library.path("d").unlink()
     path = str(save_tokens("query", query))
     assert prompts.main(["suggest", path, *folder_option, "--top", "2", "--measure", "mean"]) == 0

@@ -24,3 +24,14 @@ def test_metrics_per_class_are_a_table_that_is_cut_off_after_twenty_classes():
     assert lines[4].split() == ["class", "00", "0.0000", "0.0000"]
     assert len(lines) == 4 + 20 + 1
     assert lines[-1] == "... and 5 more, in metrics.json"
+
+
+def test_the_cross_entropy_is_printed_only_if_it_differs_from_the_loss():
+    assert format_metrics({"val/loss": 0.5, "val/cross_entropy": 0.5}, "val") == "loss  0.5000"
+    lines = format_metrics({"val/loss": 0.5, "val/cross_entropy": 0.4}, "val").splitlines()
+    assert lines == ["loss           0.5000", "cross_entropy  0.4000"]
+
+
+def test_the_share_of_predictions_is_named():
+    header = format_metrics({"val/f1/a": 0.5, "val/predicted/a": 0.25}, "val").splitlines()[0]
+    assert header.split() == ["f1", "share", "predicted"]

@@ -66,7 +66,7 @@ def main(argv: list[str]) -> int:
         rows.append([f"{point['t']:.2f}", *values])
     print(table(rows, ["t", *columns]))
     barrier = loss_barrier([(point["t"], point["loss"]) for point in points])
-    print(f"\nloss barrier: {barrier:+.4f}")
+    print(f"\nloss barrier: {barrier:+.4f} ({describe_barrier(barrier, points[0]['loss'], points[-1]['loss'])})")
     write_outputs(args, points, columns)
     if "init" in (run.config.model.get("init_args") or {}):
         average = json.dumps([str(args.one), str(args.other)])
@@ -133,6 +133,17 @@ def loss_barrier(points: list[tuple[float, float]]) -> float:
     """
     first, last = points[0][1], points[-1][1]
     return max(loss - (1 - t) * first - t * last for t, loss in points)
+
+
+def describe_barrier(barrier: float, first: float, last: float) -> str:
+    """Describes a barrier relative to the mean loss of both ends.
+
+    >>> describe_barrier(0.1, 1.0, 3.0), describe_barrier(0.0, 1.0, 3.0)
+    ('5.0 % of the mean loss of both prompts', 'the loss does not rise between the prompts')
+    """
+    if barrier <= 0:
+        return "the loss does not rise between the prompts"
+    return f"{barrier / ((first + last) / 2):.1%} of the mean loss of both prompts".replace("%", " %")
 
 
 def write_outputs(args: Namespace, points: list[dict[str, Any]], columns: list[str]) -> None:

@@ -68,6 +68,20 @@ class Evaluation(nn.Module):
         return {"confusion": figure}
 
 
+class NumberedEvaluation(Evaluation):
+    """Its figure shows the number of the validation."""
+
+    def __init__(self):
+        super().__init__()
+        self.number = 0
+
+    def figures(self):
+        self.number += 1
+        figure = Figure(figsize=(2, 2))
+        figure.text(0.5, 0.5, str(self.number))
+        return {"confusion": figure}
+
+
 class Tiny(LightningModule):
     """Pulls its prompt towards ones."""
 
@@ -254,6 +268,19 @@ def test_plots_are_complete_images(run, name):
         image.load()
         assert min(image.size) >= 300
         assert len(image.getcolors(maxcolors=2**20)) > 2
+
+
+def test_figures_of_a_training_are_of_the_best_validation(tmp_path):
+    path = tmp_path / "plots" / "val_confusion.png"
+    images = {}
+    for epochs in (1, 2):  # the accuracy falls and the loss falls
+        for monitor, mode in (("val/accuracy", "max"), ("val/loss", "min")):
+            module = Tiny()
+            module.evaluations = {"val": NumberedEvaluation()}
+            trainer(tmp_path, [RunFiles(tmp_path, monitor, mode)], max_epochs=epochs).fit(module, Rows())
+            images[monitor, epochs] = path.read_bytes()
+    assert images["val/accuracy", 1] == images["val/accuracy", 2] == images["val/loss", 1]
+    assert images["val/loss", 2] != images["val/loss", 1]
 
 
 def test_no_partial_file_remains(run):
