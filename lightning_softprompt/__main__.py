@@ -111,7 +111,8 @@ def help_page() -> str:
 
 
 def _format(commands: Mapping[str, str]) -> str:
-    return "\n".join(f"  {name:11} {text}" for name, text in commands.items())
+    width = max(map(len, LIGHT_COMMANDS))
+    return "\n".join(f"  {name:{width}} {text}" for name, text in commands.items())
 
 
 def _configs() -> str:

@@ -35,6 +35,7 @@ LIGHT_COMMANDS = {
     "inspect": "sizes, nearest words, rank and redundancy of a trained prompt, as an HTML page",
     "interpolate": "interpolate between two prompts and plot the loss",
     "doctor": "check the environment and report missing dependencies",
+    "wandb-workspace": "save a view of a Weights & Biases project: panels by kind, runs grouped by experiment",
     "completion": "write the completion script for bash or zsh",
 }
 
@@ -45,4 +46,4 @@ RENAMED_COMMANDS = {"between": "interpolate", "plan": "estimate", "library": "pr
 def import_command(name: str) -> ModuleType:
     """Imports the module of a command of `LIGHT_COMMANDS`."""
     folder = f"{__name__}.analysis" if name in ANALYSIS_COMMANDS else __name__
-    return import_module(f"{folder}.{name}")
+    return import_module(f"{folder}.{name.replace('-', '_')}")

@@ -34,6 +34,7 @@ OPTIONAL = {
     "peft": "only for the method LoRA: pip install 'lightning-softprompt[lora]'",
     "tensorboard": "only for the logger TensorBoardLogger: pip install 'lightning-softprompt[tensorboard]'",
     "mlflow": "only for the logger MLFlowLogger: pip install 'lightning-softprompt[mlflow]'",
+    "wandb-workspaces": "only for softprompt wandb-workspace: pip install 'lightning-softprompt[wandb-workspace]'",
     "bm25s": "only for retrieval: pip install 'lightning-softprompt[rag]'",
     "faiss-cpu": "only for retrieval: pip install 'lightning-softprompt[rag]'",
     "qdrant-client": "only for vectors in a database: pip install 'lightning-softprompt[qdrant]'",
