@@ -37,6 +37,7 @@ from lightning_softprompt.data.token_cache import content_key, rows_digest
 from lightning_softprompt.evaluation.base import Evaluation
 
 log = logging.getLogger(__name__)
+TEST_SEED = 0  # of the rows that a limited test scores; the default of `seed`
 
 
 class SoftPromptDataModule(LoaderHooks):
@@ -68,7 +69,7 @@ class SoftPromptDataModule(LoaderHooks):
             at least three times the length of the longest row.
         validation_share: Fraction of the training rows to hold out if there are no validation rows, between 0 and 1.
         test_share: Fraction of the rows to hold out for the test if `path` is a file; 0 for none.
-        seed: Seed of the order of training rows and of the held-out rows.
+        seed: Seed of the order of training rows and of the held-out rows. The rows of a limited test do not depend on it.
         num_workers: Number of processes that prepare batches.
         on_bad_row: Whether to stop at a row that cannot be used, or to skip and report it.
         cache: Whether to cache tokenized rows on disk.
@@ -414,11 +415,13 @@ class SoftPromptDataModule(LoaderHooks):
     def sampler(self, name: Split, order: Order, ranks: tuple[int, int]) -> BucketBatchSampler:
         """Returns the sampler that groups the rows of a split into batches."""
         data, training = self.split(name), order == "shuffled"
+        # a limited test scores the same rows for every data.seed, so that repetitions can be compared row by row
+        seed = TEST_SEED if name == "test" else self.seed
         return BucketBatchSampler(
             data.lengths,
             self.batch_size if training else self.eval_batch_size,
             order=order,
-            seed=self.seed,
+            seed=seed,
             rank=ranks[0],
             world_size=ranks[1],
             weights=self.weights(data.examples) if training else None,

@@ -48,6 +48,15 @@ def test_a_limited_test_scores_short_and_long_rows_and_logs_which(fit, argv, cap
     assert "limit_test_batches=0.34: test scores 8 of 24 rows, an even sample" in caplog.text
 
 
+def test_a_limited_test_scores_the_same_rows_for_every_data_seed(argv):
+    scored = []
+    for seed in (0, 1):
+        options = ["--model=PromptTuning", f"--data.seed={seed}", "--trainer.limit_test_batches=0.34"]
+        assert main(["test", *argv, *options]) == 0
+        scored.append({record["row"] for record in read_rows(last_folder() / "test_predictions.jsonl")})
+    assert scored[0] == scored[1]
+
+
 def test_overfitting_trains_on_the_same_batches_in_each_epoch(fit, caplog):
     Rows.seen.clear()
     fit("--trainer.overfit_batches=2", "--trainer.max_epochs=3", "--trainer.callbacks=spies.Rows")
