@@ -69,7 +69,7 @@ class SoftPromptDataModule(LoaderHooks):
             at least three times the length of the longest row.
         validation_share: Fraction of the training rows to hold out if there are no validation rows, between 0 and 1.
         test_share: Fraction of the rows to hold out for the test if `path` is a file; 0 for none.
-        seed: Seed of the order of training rows and of the held-out rows. The rows of a limited test do not depend on it.
+        seed: Seed of the order of training rows and of the held-out rows, but not of the rows of a limited test.
         num_workers: Number of processes that prepare batches.
         on_bad_row: Whether to stop at a row that cannot be used, or to skip and report it.
         cache: Whether to cache tokenized rows on disk.
