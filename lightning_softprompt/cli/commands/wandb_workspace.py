@@ -38,9 +38,8 @@ def main(argv: list[str]) -> int:
     """Run the command."""
     args = parser().parse_args(argv)
     if find_spec("wandb_workspaces") is None:
-        raise CommandError(
-            "the package wandb-workspaces is required: pip install 'lightning-softprompt[wandb-workspace]'"
-        )
+        extra = "'lightning-softprompt[wandb-workspace]'"
+        raise CommandError(f"the package wandb-workspaces is required: pip install {extra}")
     from lightning_softprompt.runs.wandb_workspace import build_workspace
 
     workspace = build_workspace(args.entity, args.project, args.metrics, args.name)
