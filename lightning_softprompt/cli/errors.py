@@ -16,21 +16,12 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning_softprompt.cli.output import format_warning
 from lightning_softprompt.cli.parsing.explain import creation_error
 from lightning_softprompt.system.printable import PrintableFormatter, one_line
-from lightning_softprompt.training.trainer import NOISE
+from lightning_softprompt.training.notices import LOGGERS, NOISE, is_relevant
 
 USER_FACING_FOLDERS = (str(Path(__file__).parents[1]), str(Path(lightning.__file__).parent))
 USER_FACING_ERRORS = (ValueError, RuntimeError, MisconfigurationException)
 PLAIN_TEXT = {"markup": False, "emoji": False}  # metric names in tables are not markup
 COMPILER_MODULES = ("torch._dynamo", "torch._inductor")  # raise errors if a machine has no working compiler
-IGNORED_LOGS = (
-    "`Trainer(limit_",  # the data module reports how many rows are evaluated
-    "Loading `train_dataloader` to estimate",
-    "GPU available",
-    "TPU available",
-    "💡",
-    "`weights_only` was not set",
-    "You are using",
-)
 
 
 def configure_output() -> None:
@@ -39,18 +30,14 @@ def configure_output() -> None:
     handler.setFormatter(PrintableFormatter("%(message)s"))
     logging.basicConfig(handlers=[handler])
     logging.getLogger("lightning_softprompt").setLevel(logging.INFO)
-    for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
-        logging.getLogger(f"lightning.pytorch.{name}").addFilter(_is_relevant)
+    for logger in LOGGERS:
+        logger.addFilter(is_relevant)
     logging.getLogger("transformers.tokenization_utils_base").addFilter(_is_about_rows)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # the package itself reports an unreachable hub, once
     rich.reconfigure(**PLAIN_TEXT)
     warnings.formatwarning = format_warning
     for pattern in NOISE:
         warnings.filterwarnings("ignore", message=pattern)
-
-
-def _is_relevant(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith(IGNORED_LOGS)
 
 
 def _is_about_rows(record: logging.LogRecord) -> bool:

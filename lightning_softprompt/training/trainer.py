@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,12 @@ from lightning_softprompt.checkpoints.atomic_io import AtomicCheckpointIO
 from lightning_softprompt.checkpoints.prompt_file import read_prompt
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.methods.base import SoftPromptModule
+from lightning_softprompt.reports.result_table import format_metrics
 from lightning_softprompt.runs.run_settings import CommandSettings
 from lightning_softprompt.runs.run_spec import RunSpec, make_folder
 from lightning_softprompt.system.atomic_files import write_file
 from lightning_softprompt.training.monitors import choose_monitor
+from lightning_softprompt.training.notices import hide_notices
 from lightning_softprompt.training.precision import keep_batches
 from lightning_softprompt.training.prompt_files import count_validation_rows, write_prompt_files
 from lightning_softprompt.training.python_config import PythonConfig, python_config
@@ -46,17 +48,6 @@ TRAINER_DEFAULTS = {
     "num_sanity_val_steps": 0,
     "use_distributed_sampler": False,  # the sampler of the data module returns each row once
 }
-NOISE = (
-    ".*in eval mode.*",  # the frozen backbone always is
-    ".*isinstance.treespec, LeafSpec.*",
-    ".*does not have many workers.*",
-    ".*It is recommended to use `self.log.*sync_dist=True.*",  # metrics are synchronized by torchmetrics
-    ".*Consider setting `persistent_workers.*",
-    ".*Be aware that when using `ckpt_path`.*",  # no evaluation requires the state of callbacks
-    "Checkpoint directory .* exists and is not empty.*",  # a resumed run continues in its folder
-    ".*is smaller than the logging interval.*",  # steps are logged at this interval across epochs
-)
-
 WEIGHTS_ONLY = 4  # position of Lightning's `weights_only` among the further arguments of `fit`
 
 
@@ -77,6 +68,7 @@ class Trainer(lightning.pytorch.Trainer):
 
     Attributes:
         prompt_path: The prompt file of the last `fit`; None if there is none.
+        learning_curve: The learning curve of the last `fit`, which a notebook shows; None if there is none.
     """
 
     def __init__(self, *, run: RunSpec | None = RunSpec(), **options: Any) -> None:  # noqa: B008 (a frozen value)
@@ -88,9 +80,11 @@ class Trainer(lightning.pytorch.Trainer):
         has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
         if options.get("enable_progress_bar") is not False and not has_bar:
             callbacks.append(StepProgressBar(write=rank_zero_info))
-        super().__init__(**{"enable_checkpointing": saves, **self._options, "callbacks": callbacks})
+        with hide_notices():
+            super().__init__(**{"enable_checkpointing": saves, **self._options, "callbacks": callbacks})
         self.run = run
         self.prompt_path: Path | None = None
+        self._checkpoints: Mapping[str, Path] = {}  # of the last `fit`: `best` and `last`
         if type(self.strategy.checkpoint_io) is TorchCheckpointIO:
             self.strategy.checkpoint_io = AtomicCheckpointIO()
         keep_batches(self.strategy)
@@ -121,15 +115,104 @@ class Trainer(lightning.pytorch.Trainer):
         added = [] if files is None else files.callbacks
         self.callbacks.extend(added)  # type: ignore[attr-defined]
         try:
-            with warnings.catch_warnings():
-                for message in NOISE:
-                    warnings.filterwarnings("ignore", message=message)
+            with hide_notices():
                 super().fit(model, train_dataloaders, *args, **options)
         finally:
             for callback in added:
                 self.callbacks.remove(callback)  # type: ignore[attr-defined]
         if files is not None and self.is_global_zero:
             self.prompt_path = files.write_prompt(self.limit_val_batches)
+        if files is not None:
+            self._checkpoints = files.checkpoints
+
+    def validate(
+        self,
+        model: Any = None,
+        dataloaders: Any = None,
+        ckpt_path: str | Path | None = None,
+        verbose: bool = True,
+        datamodule: Any = None,
+        weights_only: bool | None = None,
+    ) -> list[Mapping[str, float]]:
+        """Evaluates a method on the validation rows.
+
+        Args:
+            model: The method; None for that of the last call.
+            dataloaders: The data module, or loaders as Lightning takes them.
+            ckpt_path: A checkpoint whose parameters are used; `best` and `last` are those of the last `fit`.
+            verbose: Whether to print the metrics.
+            datamodule: The data module, if it is not the second argument.
+            weights_only: How Lightning loads a checkpoint.
+
+        Returns:
+            The metrics, in a list with one element per loader.
+        """
+        path = self._find_checkpoint(ckpt_path)
+        with hide_notices():
+            results = super().validate(model, dataloaders, path, False, datamodule, weights_only)
+        if verbose and self.is_global_zero:
+            print_results("Validation", "val", results)
+        return results
+
+    def test(
+        self,
+        model: Any = None,
+        dataloaders: Any = None,
+        ckpt_path: str | Path | None = None,
+        verbose: bool = True,
+        datamodule: Any = None,
+        weights_only: bool | None = None,
+    ) -> list[Mapping[str, float]]:
+        """Evaluates a method on the test rows; the arguments are those of `validate`."""
+        path = self._find_checkpoint(ckpt_path)
+        with hide_notices():
+            results = super().test(model, dataloaders, path, False, datamodule, weights_only)
+        if verbose and self.is_global_zero:
+            print_results("Test", "test", results)
+        return results
+
+    def predict(self, *args: Any, **options: Any) -> Any:
+        """Predicts rows; see Lightning's Trainer."""
+        with hide_notices():
+            return super().predict(*args, **options)
+
+    @property
+    def learning_curve(self) -> Plot | None:
+        """The learning curve of the last `fit`, which a notebook shows as an image; None if there is none."""
+        if self.prompt_path is None:
+            return None
+        return Plot(self.prompt_path.with_name("plots") / "learning_curve.png")
+
+    def _find_checkpoint(self, path: str | Path | None) -> str | Path | None:
+        checkpoint = self._checkpoints.get(str(path))
+        return path if checkpoint is None else _short(checkpoint)
+
+
+@dataclass(frozen=True)
+class Plot:
+    """An image file that a notebook shows.
+
+    Args:
+        path: The file, in PNG format.
+    """
+
+    path: Path
+
+    def _repr_png_(self) -> bytes:
+        return self.path.read_bytes()
+
+
+def print_results(title: str, stage: str, results: Sequence[Mapping[str, float]]) -> None:
+    """Prints the metrics of an evaluation as the commands do, with their intervals.
+
+    Args:
+        title: The first word of the title.
+        stage: The prefix of the names of metrics.
+        results: The metrics of each loader.
+    """
+    for number, metrics in enumerate(results):
+        loader = f", loader {number}" if len(results) > 1 else ""
+        print(f"{title}{loader}\n{format_metrics(metrics, stage)}")
 
 
 class RunOutputs:
@@ -163,6 +246,11 @@ class RunOutputs:
         if patience:
             self.callbacks.append(Patience(monitor, mode, patience))
 
+    @property
+    def checkpoints(self) -> dict[str, Path]:
+        """The last and the best checkpoint; the last one is the best if there was no validation."""
+        return {"best": Path(self.best.best_model_path or self.last), "last": self.last}
+
     def write_prompt(self, val_limit: int | float | None) -> Path | None:
         """Writes the prompt of the best validation, or of the last step if there was none.
 
@@ -172,7 +260,7 @@ class RunOutputs:
         Returns:
             The file; None if no step was taken.
         """
-        checkpoint = Path(self.best.best_model_path or self.last)
+        checkpoint = self.checkpoints["best"]
         if not checkpoint.is_file():
             return None
         path = self.folder / "prompt.safetensors"

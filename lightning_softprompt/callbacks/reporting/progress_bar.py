@@ -9,15 +9,17 @@ from typing import Any, final
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
-from lightning.pytorch.callbacks.progress.rich_progress import CustomBarColumn
-from rich import get_console
+from lightning.pytorch.callbacks.progress.rich_progress import CustomBarColumn, MetricsTextColumn
+from rich import get_console, reconfigure
 
+from lightning_softprompt.callbacks.reporting.notebook_display import NotebookProgress
 from lightning_softprompt.callbacks.reporting.start_summary import describe_seconds
 from lightning_softprompt.methods.optimizers import count_training_steps
 from lightning_softprompt.runs.loggers import rank_zero_info
 from lightning_softprompt.system.printable import printable
 
 METRICS_WIDTH = 110  # characters of a line without the bar itself, with the metrics
+NOTEBOOK_WIDTH = 130  # characters of a line in a notebook, which scrolls sideways
 MIN_BAR, MAX_BAR = 8, 40  # characters; a narrower bar is left out
 LINE_INTERVAL = 60.0  # seconds between two lines of a training whose output is not a terminal
 
@@ -68,6 +70,24 @@ class StepProgressBar(RichProgressBar):
             if isinstance(column, CustomBarColumn):
                 column.bar_width = width
         return columns
+
+    def _init_progress(self, trainer: Trainer) -> None:
+        """Start the display; a notebook has one without widgets."""
+        has_display = self.progress is not None and not self._progress_stopped
+        if not get_console().is_jupyter or not self.is_enabled or has_display:
+            super()._init_progress(trainer)
+            return
+        self._reset_progress_bar_ids()
+        reconfigure(**{"width": NOTEBOOK_WIDTH, **self._console_kwargs})
+        self._console = get_console()
+        theme = self.theme
+        self._metric_component = MetricsTextColumn(
+            trainer, theme.metrics, theme.metrics_text_delimiter, theme.metrics_format
+        )
+        columns = [*self.configure_columns(trainer), self._metric_component]
+        self.progress = NotebookProgress(*columns, refresh_per_second=self.refresh_rate, console=self._console)
+        self.progress.start()
+        self._progress_stopped = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the bar at the current step."""
