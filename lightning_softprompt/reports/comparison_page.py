@@ -103,7 +103,8 @@ def _differences_section(comparison: Comparison, baseline: ComparedRun) -> str:
 def _differences_table(kind: str, scores: Mapping[str, Scores], baseline: Scores) -> str:
     differences = paired_differences(scores, baseline)
     rows = [_differences_row(each) for each in sorted(differences, key=lambda each: each.mean, reverse=True)]
-    content = table([kind, "difference", "95 % interval", "p", "adjusted p", "rows"], rows)
+    header = [kind, "difference", "95 % interval", "p", "adjusted p", "rows"]
+    content = table(header, rows) if rows else ""
     if left_out := len(scores) - len(differences):
         content += f'<p class="note">Not compared, without a test with the same rows and metric: {left_out}.</p>'
     return content

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 LONG, PREVIEW = 400, 120  # characters above which a text is collapsed, and that then remain visible
 SHOWN_METRICS, SHOWN_CLASSES = 4, 3  # the main metrics at the top of a page, and classes with their probability
 MAX_TEXT = 600  # characters of a text in a table
+MAX_PATH = 120  # characters of a path or name in a table that stays on one line
 MAX_UNBROKEN = 36  # characters of a text in a table that stays on one line
 WORD = re.compile(r"(\w+)")
 STYLE = """
@@ -125,7 +126,7 @@ def _cell(value: object) -> str:
     if value is None:
         value = "-"
     text = f"{value:.6g}" if isinstance(value, float) else str(value)
-    if len(text) <= MAX_UNBROKEN:
+    if len(text) <= (MAX_PATH if text.isascii() and " " not in text else MAX_UNBROKEN):
         return f'<td class="short" dir="auto">{html_text(text)}</td>'
     shortened = text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT - 3]}..."
     return f'<td class="long" dir="auto">{html_text(shortened)}</td>'
