@@ -17,7 +17,7 @@ FIRST = (
     "mcc",
     "loss",
 )  # the main metrics of the tasks
-COLUMN_NAMES = {"predicted": "share predicted"}
+COLUMN_NAMES = {"predicted": "share predicted", "lead": "first words of the source, as a baseline"}
 MAX_ROWS = 20  # classes or replicas in the second table
 
 
@@ -39,7 +39,7 @@ def format_metrics(metrics: Mapping[str, float], stage: str) -> str:
     """
     values = {name.removeprefix(f"{stage}/"): value for name, value in metrics.items()}
     is_repeated = values.get("cross_entropy") == values.get("loss")
-    hidden = {"cross_entropy"} if is_repeated else set()
+    hidden = {"generated", "cross_entropy"} if is_repeated else {"generated"}  # a number of rows is no score
     blocks = [table([row for row in metric_rows(metrics, stage) if "/" not in row[0] and row[0] not in hidden])]
     parts = [name.split("/", 1) for name in values if "/" in name and not _is_bound(name, values)]
     if parts:

@@ -311,7 +311,9 @@ def test_standard_output_on_a_full_disk_is_a_clear_error(command):
     assert not any("Exception ignored" in line for line in lines)
 
 
-def test_a_terminated_prediction_stops_at_once_and_the_same_command_continues_it(options, tmp_path, monkeypatch):
+def test_a_terminated_prediction_stops_at_once_and_the_same_command_continues_it(
+    options, tmp_path, monkeypatch, caplog
+):
     file, step = tmp_path / "rows.out", SoftPromptModule.predict_step
 
     def terminate(module, batch, batch_idx):
@@ -323,6 +325,7 @@ def test_a_terminated_prediction_stops_at_once_and_the_same_command_continues_it
     with pytest.raises(SystemExit) as stopped:
         main(["predict", *options, f"--run.predictions={file}"])
     assert stopped.value.code == 143
+    assert "Stopped by SIGTERM; the same command continues the predictions" in caplog.messages
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     assert not file.exists()
     monkeypatch.setattr(SoftPromptModule, "predict_step", step)

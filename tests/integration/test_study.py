@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import signal
 import sys
 from itertools import count
@@ -115,7 +116,10 @@ def test_samples_and_seeds_run_once_and_are_averaged(study, common, data, capsys
         )
         assert rows["data"]["init_args"]["shots"] == shots
         assert rows["data"]["init_args"]["seed"] == 2
-    output = capsys.readouterr().out
+    output, error = capsys.readouterr()
+    assert re.search(r"^\[8/8\] test \S+ \((\d+ s|less than 1 s) left\)$", error, re.MULTILINE)
+    assert re.search(r"^Completed 8 runs in \d+ s$", error, re.MULTILINE)
+    assert (folder / "results.png").read_bytes().startswith(b"\x89PNG")
     table = output[output.rindex("data.shots  stage") :]  # after the output of the tests
     assert "±" in table
     assert "macro_f1" not in table

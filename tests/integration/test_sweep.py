@@ -1,6 +1,7 @@
 """`softprompt sweep` on tiny runs, and the command of a W&B agent."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +77,12 @@ def test_trials_are_runs_and_the_best_is_reported(write_sweep, calls, tmp_path, 
     assert report["value"] == max(score["value"] for score in scores)
     assert scores[report["best"]]["value"] == report["value"]
     assert set(report["options"]) == set(SEARCH)
+    progress = re.findall(r"^\[(\d)/2\] trial (\d): val/accuracy (\S+) in ", output.err, re.MULTILINE)
+    assert progress == [(str(n + 1), str(n), f"{score['value']:.4f}") for n, score in enumerate(scores)]
+    lines = output.err[output.err.index("\ntrial  val/accuracy") :].splitlines()
+    assert lines[1].split() == ["trial", "val/accuracy", *sorted(SEARCH), "time"]  # YAML sorts them
+    assert lines[3].split()[:2] == [str(report["best"]), f"{report['value']:.4f}"]
+    assert (tmp_path / "runs" / "mine" / "mine.png").read_bytes().startswith(b"\x89PNG")
     suggestion = output.err.splitlines()[-1]
     best = tmp_path / "runs" / "mine" / f"trial-{report['best']}" / "checkpoints" / "best.ckpt"
     assert suggestion == f"Next: softprompt validate --ckpt_path {best}"  # there are no test rows

@@ -133,7 +133,10 @@ class Termination(SignalCallback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Replace Lightning's handler, which only records the signal."""
+        self._command = stage
         self._install(trainer, [signal.SIGTERM], self._stop)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
+        continues = "the same command continues the predictions" if self._command == "predict" else "run it again"
+        rank_zero_info(f"Stopped by SIGTERM; {continues}")
         raise Preempted(PREEMPTED)

@@ -13,9 +13,9 @@ from lightning.pytorch.callbacks.progress.rich_progress import CustomBarColumn, 
 from rich import get_console, reconfigure
 
 from lightning_softprompt.callbacks.reporting.notebook_display import NotebookProgress
-from lightning_softprompt.callbacks.reporting.start_summary import describe_seconds
 from lightning_softprompt.methods.optimizers import count_training_steps
 from lightning_softprompt.runs.loggers import rank_zero_info
+from lightning_softprompt.system.durations import describe_seconds
 from lightning_softprompt.system.printable import printable
 
 METRICS_WIDTH = 110  # characters of a line without the bar itself, with the metrics

@@ -137,7 +137,8 @@ class ResultSummary(Callback):
         if not trainer.is_global_zero:
             return
         stage = "test" if split == "test" else "val"
-        lines = [f"{title}, {count_scored_rows(trainer, split):,} rows", format_metrics(metrics, stage)]
+        rows = describe_rows(count_scored_rows(trainer, split), metrics.get(f"{stage}/generated"))
+        lines = [f"{title}, {rows}", format_metrics(metrics, stage)]
         if records:
             lines += ["", "Sample predictions, the least correct ones first:"]
             lines += [_describe_sample(describe_with_target(trainer, split, record)) for record in records]
@@ -152,6 +153,18 @@ def count_scored_rows(trainer: Trainer, split: Split) -> int:
     loaders = trainer.test_dataloaders if split == "test" else trainer.val_dataloaders
     drawn = getattr(getattr(loaders, "batch_sampler", None), "drawn", None)
     return len(_data(trainer).split(split)) if drawn is None else sum(map(len, drawn))
+
+
+def describe_rows(scored: int, generated: float | None) -> str:
+    """Describes the number of rows that an evaluation scores, and of those for which it generates an answer.
+
+    >>> describe_rows(16, 4.0), describe_rows(16, 16.0), describe_rows(1000, None)
+    ('16 rows (metrics of generated text: 4 rows)', '16 rows', '1,000 rows')
+    """
+    rows = f"{scored:,} rows"
+    if generated is None or generated == scored:
+        return rows
+    return f"{rows} (metrics of generated text: {generated:,.0f} rows)"
 
 
 def _data(trainer: Trainer) -> SoftPromptDataModule:

@@ -17,6 +17,7 @@ from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.data.prepared import PreparedRows, Split
 from lightning_softprompt.methods.optimizers import count_training_steps
 from lightning_softprompt.runs.loggers import rank_zero_info
+from lightning_softprompt.system.durations import describe_seconds
 
 TIMED_BATCHES = 5  # after the first one, which also sets up the execution path
 MAX_CLASSES = 8  # whose shares are listed
@@ -130,16 +131,3 @@ def describe_validations(trainer: Trainer) -> str:
         steps = batches / trainer.accumulate_grad_batches
         return f"Validation: every {steps:.3g} steps"
     return "Validation: after each epoch" if every == 1 else f"Validation: every {every} epochs"
-
-
-def describe_seconds(seconds: float) -> str:
-    """Returns a duration for people.
-
-    >>> describe_seconds(0.2), describe_seconds(42), describe_seconds(200), describe_seconds(9000)
-    ('less than 1 s', '42 s', '3 min', '2.5 h')
-    """
-    if seconds < 1:
-        return "less than 1 s"
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -6,6 +6,8 @@ import json
 import sys
 import tempfile
 from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from dataclasses import replace
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +17,7 @@ from lightning_softprompt.reports.text_table import table
 from lightning_softprompt.system.errors import CommandError
 
 if TYPE_CHECKING:
+    from lightning_softprompt.core.backbone_spec import BackboneSpec
     from lightning_softprompt.training.memory_measurement import Workload
     from lightning_softprompt.training.memory_plan import Plan
 
@@ -68,10 +71,13 @@ def main(argv: list[str]) -> int:
         module, spec, workload = read_workload(fit_options, args)
         try:
             estimate = plan(module, spec, workload)
+            required = estimate.peak + args.reserve * GIB
+            fits = args.memory is None or required <= args.memory * GIB
+            fitting = (
+                [] if fits or args.json else find_fitting(module, spec, workload, (args.memory - args.reserve) * GIB)
+            )
         except ValueError as error:
             raise CommandError(str(error)) from error
-    required = estimate.peak + args.reserve * GIB
-    fits = args.memory is None or required <= args.memory * GIB
     if args.json:
         print(json.dumps({**vars(estimate), "peak": estimate.peak, "fits": fits}))
     else:
@@ -80,9 +86,39 @@ def main(argv: list[str]) -> int:
         needed = f"{gib(estimate.peak)} GiB and {args.reserve:g} GiB reserved"
         available = f"{args.memory:g} GiB"
         print(f"does not fit: {needed}, but the device has {available}", file=sys.stderr)
+        if not args.json:
+            print(describe_fits(fitting), file=sys.stderr)
     elif args.shape is None and not args.json:  # numbers alone are no backbone to train
         suggest(command_line("fit", *fit_options))
     return 0 if fits else TOO_LARGE
+
+
+def find_fitting(module: Any, spec: BackboneSpec, workload: Workload, memory: float) -> list[str]:
+    """Find options of `fit` with which a run that is too large fits into a memory in bytes, one change at a time."""
+    from lightning_softprompt.training.memory_plan import plan
+
+    found = []
+    low, high = 0, workload.rows  # the largest number of rows that fits is at least `low` and below `high`
+    while high - low > 1:
+        rows = (low + high) // 2
+        if plan(module, spec, replace(workload, rows=rows)).peak <= memory:
+            low = rows
+        else:
+            high = rows
+    if low:
+        found.append(f"--data.batch_size {low} (batches of {low} instead of {workload.rows} rows)")
+    if not spec.checkpointing and plan(module, replace(spec, checkpointing=True), workload).peak <= memory:
+        found.append("--backbone.checkpointing true (slower)")
+    if spec.dtype == "float32" and plan(module, replace(spec, dtype="bfloat16"), workload).peak <= memory:
+        found.append("--backbone.dtype bfloat16 (frozen weights in half precision)")
+    return found
+
+
+def describe_fits(fitting: Sequence[str]) -> str:
+    """The options that make a run fit, in one line."""
+    if not fitting:
+        return "No batch size fits, nor do checkpointing and bfloat16 alone; use a smaller backbone or shorter rows"
+    return f"What fits: {'; or '.join(fitting)}"
 
 
 def refuse_numbers(args: Namespace) -> None:

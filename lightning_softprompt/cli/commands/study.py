@@ -8,16 +8,20 @@ import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
 from functools import partial
-from io import StringIO
+from io import BytesIO, StringIO
 from math import isfinite
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from lightning_softprompt.cli.next_steps import command_line, suggest
 from lightning_softprompt.reports.text_table import table
+from lightning_softprompt.system.durations import describe_seconds
 from lightning_softprompt.system.errors import CommandError
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from lightning_softprompt.studies.study import Study
     from lightning_softprompt.studies.study_run import StudyRun
 
@@ -46,8 +50,8 @@ A study is a YAML file:
   metrics: [accuracy]
 
 Only `model` and `data` are required. If stages and tests have the same names, the final average score and the backward
-transfer are reported, too. Paths are relative to the current folder. Results are written to results.json (means) and
-results.csv (each run) in the study's folder.
+transfer are reported, too. Paths are relative to the current folder. Results are written to results.json (means),
+results.csv (each run) and results.png (plot) in the study's folder.
 """
 EPILOG = """\
 Further options apply to all runs and override those under `common`:
@@ -104,14 +108,29 @@ def _run(study: Study) -> int:
     if remaining:
         from lightning_softprompt.cli.app import main as run_command
 
+        start = perf_counter()
         for number, run in enumerate(remaining, 1):
             progress = f"[{number}/{len(remaining)}]"
-            print(progress, run.command, run.folder, file=sys.stderr, flush=True)
+            left = describe_time_left(perf_counter() - start, number - 1, len(remaining))
+            print(f"{progress} {run.command} {run.folder}{left}", file=sys.stderr, flush=True)
             if code := run.run(partial(run_command, hints=False)):
                 print("Completed runs are kept; rerun the same command to continue.", file=sys.stderr)
                 return code
+        seconds = describe_seconds(perf_counter() - start)
+        print(f"Completed {len(remaining)} runs in {seconds}\n", file=sys.stderr, flush=True)
     print(write_report(study, results(study.runs)))
     return 0
+
+
+def describe_time_left(seconds: float, completed: int, total: int) -> str:
+    """Describes the time that the remaining runs take if they are as long as the completed ones; empty at first.
+
+    >>> describe_time_left(40, 2, 8), describe_time_left(0, 0, 8)
+    (' (2 min left)', '')
+    """
+    if not completed:
+        return ""
+    return f" ({describe_seconds(seconds / completed * (total - completed))} left)"
 
 
 Result = dict[str, Any]  # variant, stage, test and metrics of one test
@@ -146,10 +165,13 @@ def write_report(study: Study, tests: list[Result]) -> str:
 
     all_results = [*tests, *_sequence_results(study, tests)]
     means = average_results(study, all_results)
-    csv_file, json_file = study.folder / "results.csv", study.folder / "results.json"
+    csv_file, json_file, plot = (study.folder / f"results.{suffix}" for suffix in ("csv", "json", "png"))
     write_file(csv_file, _format_csv(all_results).encode())
     write_file(json_file, f"{json.dumps(means, indent=2)}\n".encode())
-    return f"{_format_table(study, means)}\n\n{json_file}, {csv_file}"
+    image = BytesIO()
+    _draw_means(study, means).savefig(image, format="png", dpi=150)
+    write_file(plot, image.getvalue())
+    return f"{_format_table(study, means)}\n\n{json_file}, {csv_file}, {plot}"
 
 
 def _sequence_results(study: Study, tests: Sequence[Result]) -> list[Result]:
@@ -221,11 +243,33 @@ def _format_option(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _format_table(study: Study, means: Sequence[Result]) -> str:
-    """A table with one row per test and one column per metric."""
+def _shown_metrics(study: Study, means: Sequence[Result]) -> list[str]:
+    """The metrics of the table and the plot."""
     available = {row["metric"] for row in means}
     listed = study.metrics or DEFAULT_METRICS
-    metrics = [name for name in listed if name in available] or sorted(available)
+    return [name for name in listed if name in available] or sorted(available)
+
+
+def _draw_means(study: Study, means: Sequence[Result]) -> Figure:
+    """A plot of the rows of the table."""
+    from lightning_softprompt.reports.study_figures import interval_figure
+
+    results: dict[str, dict[str, tuple[float, float | None]]] = {name: {} for name in _shown_metrics(study, means)}
+    labels: dict[str, None] = {}
+    for row in means:
+        options = [f"{name.rpartition('.')[2]} {_format_option(value)}" for name, value in row["compare"].items()]
+        stage = [row["stage"]] if len(study.stages) > 1 else []
+        test = [row["test"]] if study.tests else []
+        label = ", ".join([*options, *stage, *test]) or row["test"]
+        labels[label] = None
+        if row["metric"] in results:
+            results[row["metric"]][label] = (row["mean"], row["interval"])
+    return interval_figure(list(labels), results)
+
+
+def _format_table(study: Study, means: Sequence[Result]) -> str:
+    """A table with one row per test and one column per metric."""
+    metrics = _shown_metrics(study, means)
     cells: dict[tuple[str, ...], dict[str, str]] = {}
     for row in means:
         options = [_format_option(value) for value in row["compare"].values()]

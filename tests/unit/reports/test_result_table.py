@@ -32,6 +32,10 @@ def test_the_cross_entropy_is_printed_only_if_it_differs_from_the_loss():
     assert lines == ["loss           0.5000", "cross_entropy  0.4000"]
 
 
+def test_the_number_of_generated_answers_is_no_score():
+    assert format_metrics({"val/rougeL": 0.5, "val/generated": 4.0}, "val") == "rougeL  0.5000"
+
+
 def test_the_share_of_predictions_is_named():
     header = format_metrics({"val/f1/a": 0.5, "val/predicted/a": 0.25}, "val").splitlines()[0]
     assert header.split() == ["f1", "share", "predicted"]

@@ -1,4 +1,5 @@
 import json
+import re
 from functools import partial
 from itertools import product
 
@@ -192,6 +193,21 @@ def test_optimizer_devices_replicas_and_checkpointing_change_the_estimate(spec):
 OPTIONS = ["--model=PromptTuning", "--model.length=100", "--data=ClassificationDataModule", "--data.labels=[bad, good]",
          "--data.template={soft}{text} is{target}", "--data.path=nowhere", "--backbone.dtype=bfloat16"]  # fmt: skip
 SEVENTY = "--shape=80,8192,28672,64,8,128256"
+
+
+def test_a_run_that_is_too_large_is_answered_with_what_fits(capsys):
+    shape = "--shape=4,256,512,4,4,1000"
+    options = [shape, *OPTIONS, "--data.max_tokens=128", "--data.batch_size=64"]
+    assert command.main([*options, "--json"]) == 0
+    peak = json.loads(capsys.readouterr().out)["peak"]
+    memory = f"--memory={peak / 2 / 2**30}"
+    assert command.main([*options, memory]) == 1
+    rows = int(re.search(r"What fits: --data.batch_size (\d+) \(", capsys.readouterr().err)[1])
+    assert command.main([*options, f"--data.batch_size={rows}", memory]) == 0
+    assert command.main([*options, f"--data.batch_size={rows + 1}", memory]) == 1
+    capsys.readouterr()
+    assert command.main([*options, "--memory=0.0001"]) == 1
+    assert "No batch size fits" in capsys.readouterr().err
 
 
 def test_a_model_of_seventy_billion_parameters_fits_only_on_several_devices(capsys):
