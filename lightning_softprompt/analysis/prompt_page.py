@@ -50,10 +50,11 @@ class PromptReport:
         """Returns header and rows of the table of blocks."""
         rows = []
         for name, block in self.blocks.items():
-            size = f"{block.shape[0]} x {block.shape[1]}"
-            norm = f"{block.norm(dim=1).mean():.3g}"
-            pairs = str(len(redundant_pairs(block)))
-            rows.append([name, size, norm, f"{effective_rank(block):.1f} of {len(block)}", pairs])
+            positions, width = block.shape
+            mean_norm = block.norm(dim=1).mean()
+            rank = f"{effective_rank(block):.1f} of {positions}"
+            pairs = redundant_pairs(block)
+            rows.append([name, f"{positions} x {width}", f"{mean_norm:.3g}", rank, str(len(pairs))])
         return ["part", "size", "mean norm", "effective rank", f"pairs with cosine > {REDUNDANT}"], rows
 
     def token_rows(self) -> tuple[list[str], Rows]:

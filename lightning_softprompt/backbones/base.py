@@ -24,6 +24,7 @@ from lightning_softprompt.backbones.fingerprint import (
     versions,
 )
 from lightning_softprompt.backbones.generation.generate import special_tokens_only
+from lightning_softprompt.backbones.insertion.attention_probe import AttentionProbe
 from lightning_softprompt.backbones.insertion.embeddings import Entry, EntryUnsupportedError
 from lightning_softprompt.backbones.insertion.key_values import (
     ALTERNATIVE,
@@ -326,6 +327,19 @@ class Backbone(nn.Module, ABC):
         self.model.set_attn_implementation(NAME)
         with inject(pairs):
             yield
+
+    probed_attentions = "self"  # the kind of attention that `run_probed` measures
+
+    @abstractmethod
+    def run_probed(self, probe: AttentionProbe, batch: Batch, prompt: SoftPrompt | None, groups: Tensor) -> States:
+        """Same as `states`, and measures the attention from the position of each target to groups of tokens.
+
+        Args:
+            probe: Collects the attention mass.
+            batch: The rows.
+            prompt: The prompt.
+            groups: The group of each input token [B, T].
+        """
 
     @property
     def stack(self) -> PreTrainedModel:

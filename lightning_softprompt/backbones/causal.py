@@ -21,6 +21,12 @@ from lightning_softprompt.backbones.execution.paths import Alone, Path, PathFact
 from lightning_softprompt.backbones.execution.row_batch import RowBatch
 from lightning_softprompt.backbones.generation.generate import uses_speculation
 from lightning_softprompt.backbones.generation.path_choice import Generator
+from lightning_softprompt.backbones.insertion.attention_probe import (
+    AttentionProbe,
+    add_groups,
+    spliced_groups,
+    use_probe,
+)
 from lightning_softprompt.backbones.insertion.embeddings import Entry
 from lightning_softprompt.backbones.insertion.key_values import check_like_text, record_attentions
 from lightning_softprompt.backbones.insertion.layers import starting_at
@@ -163,6 +169,18 @@ class CausalBackbone(Backbone):
             self.path_factories, self.path = self.path_factories[1:], None
             self.reasons.append(str(reason))
             return self.states(batch, prompt)
+
+    def run_probed(self, probe: AttentionProbe, batch: Batch, prompt: SoftPrompt | None, groups: Tensor) -> States:
+        """See `Backbone.run_probed`. The batch runs on its usual path."""
+        prompt = self.hidden_to_kv(prompt)
+        spliced = self.splice(batch, prompt)
+        columns, first = target_columns(spliced, batch)
+        rows = RowBatch.of(spliced, batch, prompt)
+        grouped = replace(rows, keys=add_groups(rows.keys, spliced_groups(probe, spliced, groups, prompt)))
+        grouped = grouped.drop_after_targets(columns)
+        path = self._path_for(grouped, columns, first)
+        with use_probe(probe):
+            return path(grouped, columns, first)
 
     def stack_inputs(self, rows: Spliced, prompt: SoftPrompt | None) -> dict[str, Any]:
         """The attention mask, and positions that follow those of the prompt's keys and values."""

@@ -15,6 +15,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 
 from lightning_softprompt.backbones.base import Backbone, answer_positions
 from lightning_softprompt.backbones.execution.lm_head import States
+from lightning_softprompt.backbones.insertion.attention_probe import AttentionProbe, spliced_groups, use_probe
+from lightning_softprompt.backbones.insertion.key_values import injectable_attention
 from lightning_softprompt.backbones.insertion.layers import starting_at
 from lightning_softprompt.backbones.insertion.splice import Spliced, splice
 from lightning_softprompt.backbones.tokenization.codec import Codec
@@ -78,6 +80,21 @@ class MaskedBackbone(Backbone):
         start = nullcontext() if layer is None else starting_at(self.model, layer, rows.embeds)
         with self.inject(prompt), start:
             return self.head.states(run, self._answer_columns(rows, batch))
+
+    def run_probed(self, probe: AttentionProbe, batch: Batch, prompt: SoftPrompt | None, groups: Tensor) -> States:
+        """See `Backbone.run_probed`.
+
+        Raises:
+            ValueError: If the prompt has soft tokens at a middle layer, which the layers below do not have.
+        """
+        if prompt is not None and prompt.hidden:
+            raise ValueError("attention to soft tokens at a middle layer of an encoder cannot be measured")
+        rows = self.splice(batch, prompt)
+        columns = self._answer_columns(rows, batch)
+        row = torch.arange(len(columns), device=columns.device)[:, None]
+        probe.place(spliced_groups(probe, rows, groups, prompt), lambda out: out[row, columns])
+        with use_probe(probe), injectable_attention(self.model):
+            return self.run_padded(batch, prompt)
 
     def _answer_columns(self, rows: Spliced, batch: Batch) -> Tensor:
         """[B, U] columns of the answers; arbitrary if an answer is shorter than U."""

@@ -14,6 +14,8 @@ from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.backbones.execution.lm_head import States
 from lightning_softprompt.backbones.generation.generate import uses_speculation
 from lightning_softprompt.backbones.generation.seq2seq import EncoderRows, Seq2SeqGenerator
+from lightning_softprompt.backbones.insertion.attention_probe import AttentionProbe, spliced_groups, use_probe
+from lightning_softprompt.backbones.insertion.key_values import injectable_attention
 from lightning_softprompt.backbones.insertion.positions import DECODER_NAMES, max_positions
 from lightning_softprompt.backbones.insertion.splice import Spliced
 from lightning_softprompt.backbones.tokenization.codec import Codec
@@ -106,6 +108,16 @@ class Seq2SeqBackbone(Backbone):
         columns = torch.arange(len(self.opening) - 1, decoder_ids.shape[1], device=decoder_ids.device)
         with self.inject(prompt):
             return self.head.states(run, columns.expand_as(batch.targets))
+
+    probed_attentions = "cross"
+
+    def run_probed(self, probe: AttentionProbe, batch: Batch, prompt: SoftPrompt | None, groups: Tensor) -> States:
+        """See `Backbone.run_probed`. The attention of the decoder to the input is measured."""
+        rows = self.splice(batch, prompt)
+        first = len(self.opening) - 1
+        probe.place(spliced_groups(probe, rows, groups, prompt), lambda out: out[:, first:])
+        with use_probe(probe), injectable_attention(self.model):
+            return self.run_padded(batch, prompt)
 
     @torch.no_grad()
     def generate(self, batch: Batch, prompt: SoftPrompt | None = None, **decoding: Any) -> Tensor:

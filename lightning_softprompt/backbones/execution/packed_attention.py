@@ -18,6 +18,7 @@ from transformers.masking_utils import sdpa_mask
 
 from lightning_softprompt.backbones.execution.packing import Packing
 from lightning_softprompt.backbones.insertion import key_values
+from lightning_softprompt.backbones.insertion.attention_probe import PROBE
 from lightning_softprompt.backbones.insertion.key_values import NAME, attend_with_injected
 from lightning_softprompt.backbones.kernels.attention import attend, attend_backward
 
@@ -68,6 +69,13 @@ def attention(
     if past_key is None:
         packing = packing.without_past
     out = PackedAttention.apply(query, key, value, past_key, past_value, packing, scaling)
+    if (probe := PROBE.get()) is not None:
+
+        def attend_to(values: Tensor, past_values: Tensor | None) -> Tensor:
+            arguments = (query, key, values, past_key, past_values, packing, scaling)
+            return PackedAttention.apply(*arguments).transpose(1, 2)
+
+        probe.add(module, value, past_value, attend_to)
     return out.transpose(1, 2), None
 
 

@@ -20,8 +20,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lightning_softprompt.backbones.execution.context_cache import ContextCache, ContextReader, keys_and_values
 from lightning_softprompt.backbones.execution.lm_head import Head, States
-from lightning_softprompt.backbones.execution.packing import pack
+from lightning_softprompt.backbones.execution.packing import Packing, pack
 from lightning_softprompt.backbones.execution.row_batch import RowBatch
+from lightning_softprompt.backbones.insertion.attention_probe import PROBE, AttentionProbe, groups_of
 from lightning_softprompt.backbones.insertion.embeddings import Entry
 from lightning_softprompt.backbones.insertion.key_values import NAME, Sites, inject, kv_by_module, sites_of
 from lightning_softprompt.core.backbone_spec import BackboneSpec
@@ -62,7 +63,7 @@ class Path(ABC):
     @contextmanager
     def inject(self, rows: RowBatch) -> Iterator[None]:
         """Adds the prompt's keys and values to the model's attentions within the context."""
-        if not rows.kv:
+        if not rows.kv and PROBE.get() is None:
             yield
             return
         sites = self.sites
@@ -120,6 +121,8 @@ class Packed(Path):
         prefix = rest.shared_prefix if past is None or past.is_shared else 0
         packing = pack(rest.mask, prefix, past)
         columns = (columns - covered[:, None]).clamp(min=0)
+        if (probe := PROBE.get()) is not None:
+            place_packed(probe, rows, rest, packing, columns)
 
         def run() -> Any:
             return self.entry.run(
@@ -175,6 +178,8 @@ class Padded(Path):
     def __call__(self, rows: RowBatch, columns: Tensor, first: Tensor) -> States:
         """See `Path`."""
         with self.inject(rows):
+            if (probe := PROBE.get()) is not None:
+                place_padded(probe, rows, columns)
             run = partial(self.entry.run, self.model, rows.embeds, **positions_of(rows), use_cache=False)
             return self.head.states(run, columns)
 
@@ -204,6 +209,26 @@ def positions_of(rows: RowBatch) -> dict[str, Tensor]:
         return {}
     columns = torch.arange(rows.mask.shape[1], device=rows.mask.device)
     return {"position_ids": rows.first_position[:, None] + columns}
+
+
+def place_packed(probe: AttentionProbe, rows: RowBatch, rest: RowBatch, packing: Packing, columns: Tensor) -> None:
+    """Sets the layout of a packed sequence in a probe; the groups are stored in the keys of the rows."""
+    tokens = packing.pack(groups_of(rest.keys)[..., None])[..., 0]  # [1, prefix + R]
+    past = packing.past
+    if past is None:
+        past_groups = None
+    elif rows.kv:
+        past_groups = torch.full_like(past.mask, probe.prompt_group, dtype=torch.long)
+    else:
+        past_groups = groups_of(rows.keys)[: len(past.mask), : past.size]
+    positions = packing.columns(columns)[0]
+    probe.place(tokens, lambda out: out[0, positions].unflatten(0, columns.shape), past_groups)
+
+
+def place_padded(probe: AttentionProbe, rows: RowBatch, columns: Tensor) -> None:
+    """Sets the layout of padded rows in a probe."""
+    row = torch.arange(len(columns), device=columns.device)[:, None]
+    probe.place(groups_of(rows.keys), lambda out: out[row, columns])
 
 
 def last_tokenwise_modules(model: PreTrainedModel) -> list[nn.Module]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from lightning_softprompt.backbones.insertion.attention_probe import PROBE
 from lightning_softprompt.backbones.insertion.layer_stacks import stacks_of
 from lightning_softprompt.core.refusals import UnsupportedBackboneError
 from lightning_softprompt.core.types import KeysValues
@@ -136,17 +137,23 @@ def attend_with_injected(
         recorded.append(AttentionInputs(module, key, value))
     extra = INJECTED.get().get(module)
     attend = _attention_of(module, options)
-    if extra is None:
-        return attend(module, query, key, value, mask, position_bias=position_bias, **options)
-    extra = extra.expand_rows(len(query))
-    mask = _extend_mask(mask, query, key, module, extra)
-    dtype = value.dtype
-    key = torch.cat([extra.key.to(dtype), key.to(dtype)], dim=2)
-    value = torch.cat([extra.value.to(dtype), value], dim=2)
-    if position_bias is not None:
-        position_bias = torch.nn.functional.pad(position_bias, (extra.key.shape[2], 0))
-    options["is_causal"] = False  # the mask is causal where necessary
-    return attend(module, query.to(dtype), key, value, mask, position_bias=position_bias, **options)
+    if extra is not None:
+        extra = extra.expand_rows(len(query))
+        mask = _extend_mask(mask, query, key, module, extra)
+        dtype = value.dtype
+        query = query.to(dtype)
+        key = torch.cat([extra.key.to(dtype), key.to(dtype)], dim=2)
+        value = torch.cat([extra.value.to(dtype), value], dim=2)
+        if position_bias is not None:
+            position_bias = torch.nn.functional.pad(position_bias, (extra.key.shape[2], 0))
+        options["is_causal"] = False  # the mask is causal where necessary
+
+    def attend_to(values: Tensor) -> tuple[Tensor, Tensor | None]:
+        return attend(module, query, key, values, mask, position_bias=position_bias, **options)
+
+    if (probe := PROBE.get()) is not None:
+        probe.add(module, value, None, lambda values, _: attend_to(values)[0])
+    return attend_to(value)
 
 
 Attention = Callable[..., tuple[Tensor, Tensor | None]]
