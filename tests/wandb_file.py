@@ -20,7 +20,9 @@ FULL, LAST = 1, 4
 
 @dataclass
 class WandbFile:
-    """The content of one run: its description, configuration, metrics, rows of history, last summary, and artifacts."""
+    """The content of one run: its description, configuration, metrics, rows of history, last summary, artifacts,
+    exit code and number of records of system metrics.
+    """
 
     folder: Path
     id: str = ""
@@ -31,6 +33,8 @@ class WandbFile:
     tags: tuple[str, ...] = ()
     notes: str = ""
     is_complete: bool = False
+    exit_code: int | None = None
+    num_stats: int = 0
     artifacts: list[ArtifactRecord] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, MetricRecord] = field(default_factory=dict)
@@ -59,7 +63,9 @@ def read_runs(folder: Path) -> list[WandbFile]:
     for path in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
         run = WandbFile(path.parent)
         for data in log_records(path.read_bytes()):
-            add_record(run, Record.FromString(data))
+            record = Record.FromString(data)
+            add_record(run, record)
+            run.num_stats += record.HasField("stats")
         runs.append(run)
     return runs
 
@@ -98,7 +104,7 @@ def add_record(run: WandbFile, record: Record) -> None:
     elif record.HasField("artifact"):
         run.artifacts.append(record.artifact)
     elif record.HasField("exit"):
-        run.is_complete = True
+        run.is_complete, run.exit_code = True, record.exit.exit_code
 
 
 def values(items: Any) -> dict[str, Any]:

@@ -27,7 +27,8 @@ BACKBONE = "backbone"  # key of a checkpoint and of a header: identity of the ba
 METHOD = "method"  # key of a header
 ROWS = "rows"  # key of a checkpoint and of a header: how rows are written, by task
 CHECKSUM = "checksum"  # key of a header
-HEADER = (BACKBONE, METHOD, ROWS)  # keys of a header with JSON values
+WANDB_RUN = "wandb_run"  # key of a checkpoint and of a header: id of the W&B run of the training
+HEADER = (BACKBONE, METHOD, ROWS, WANDB_RUN)  # keys of a header with JSON values
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,14 @@ class SavedPrompt:
         method: Class path and arguments of the method, as plain values.
         rows: How rows are written, by task, as plain values; a single task has the name "". Empty in files of earlier
             versions.
+        wandb_run: The W&B run of the training, as `{"id": ...}`; empty if the training was not logged to W&B.
     """
 
     tensors: Mapping[str, Tensor]
     backbone: Mapping[str, Any]
     method: Mapping[str, Any]
     rows: Mapping[str, Any] = field(default_factory=dict)
+    wandb_run: Mapping[str, Any] = field(default_factory=dict)
 
     def check(self, backbone: Backbone, path: Path) -> None:
         """Refuses a backbone that the prompt was not trained on.
@@ -67,7 +70,7 @@ def split_replicas(saved: SavedPrompt) -> list[SavedPrompt]:
         prefix = f"{REPLICAS}.{number}."
         names = [name for name in saved.tensors if name.startswith(prefix)]
         tensors = {name.removeprefix(prefix): saved.tensors[name] for name in names}
-        prompts.append(SavedPrompt(tensors, saved.backbone, method, saved.rows))
+        prompts.append(SavedPrompt(tensors, saved.backbone, method, saved.rows, saved.wandb_run))
     return prompts
 
 
@@ -95,6 +98,8 @@ def write_prompt(path: Path, prompt: SavedPrompt) -> None:
     header = {BACKBONE: json.dumps(dict(prompt.backbone)), METHOD: json.dumps(dict(prompt.method))}
     if prompt.rows:
         header[ROWS] = json.dumps(dict(prompt.rows))
+    if prompt.wandb_run:
+        header[WANDB_RUN] = json.dumps(dict(prompt.wandb_run))
     header[CHECKSUM] = _checksum(prompt.tensors, header)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in prompt.tensors.items()}
     write_file_with(path, lambda part: save_file(tensors, part, header))
@@ -146,7 +151,7 @@ def _to_prompt(path: Path, content: Mapping[str, Any]) -> SavedPrompt:
     if BACKBONE not in content or "state_dict" not in content:
         raise ValueError(f"{path} does not name its backbone; it was not written by this project")
     tensors = content["state_dict"]
-    descriptions = [content[BACKBONE], content[METHOD], content.get(ROWS, {})]
+    descriptions = [content[BACKBONE], content[METHOD], content.get(ROWS, {}), content.get(WANDB_RUN, {})]
     if not are_tensors(tensors) or not all(isinstance(values, Mapping) for values in descriptions):
         raise ValueError(f"{path} contains other values than tensors and mappings; it was not written by this project")
     return SavedPrompt(tensors, *descriptions)

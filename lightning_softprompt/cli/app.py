@@ -17,6 +17,7 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from torch import distributed
 
 from lightning_softprompt.callbacks.algorithms.warm_start import WarmStart
@@ -31,7 +32,6 @@ from lightning_softprompt.cli.commands import TRACEBACK_HINT, TRACEBACK_VARIABLE
 from lightning_softprompt.cli.errors import PLAIN_TEXT, configure_output, describe_error, is_restore_error
 from lightning_softprompt.cli.next_steps import command_line, suggest
 from lightning_softprompt.cli.option_checks import (
-    add_tensorboard_folder,
     as_list,
     check_backbone,
     check_options,
@@ -40,7 +40,7 @@ from lightning_softprompt.cli.option_checks import (
     replica_spec,
     unescape_templates,
 )
-from lightning_softprompt.cli.parsing.parser import Parser
+from lightning_softprompt.cli.parsing.parser import RUN_FOLDER, Parser
 from lightning_softprompt.cli.plugins import import_plugins
 from lightning_softprompt.cli.resume_checks import (
     SettingsCheck,
@@ -233,7 +233,7 @@ class SoftPromptCLI(LightningCLI):
             callbacks.append(StepProgressBar(self.session.monitor, PLAIN_TEXT))
         start = self.session.create_start(self._config_writer(), text)
         of_session = self.session.callbacks(config.init_from, config.get("ckpt_path"), text)
-        loggers = [*as_list(objects.trainer.logger), *self.session.loggers]
+        loggers = [*_in_run_folder(as_list(objects.trainer.logger), self.session.folder), *self.session.loggers]
         trainer = super().instantiate_trainer(callbacks=[start, *callbacks, *of_session], logger=loggers, **kwargs)
         refuse_untested_strategy(trainer.strategy)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # the config names no other
@@ -322,6 +322,14 @@ class SoftPromptCLI(LightningCLI):
             suggest(*commands_after_evaluation(self.session, self.datamodule, self.run_config))
 
 
+def _in_run_folder(loggers: Sequence[Logger], folder: Path) -> Sequence[Logger]:
+    """Set the folder of each `TensorBoardLogger` that has none; it has created no file yet."""
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger) and logger.save_dir == RUN_FOLDER:
+            logger._root_dir = str(folder)
+    return loggers
+
+
 def _reusable(config: Namespace) -> Namespace:
     """The config without the options that say how this run started, so that other runs and commands can use it."""
     reusable = config.clone()
@@ -364,7 +372,7 @@ def main(argv: Sequence[str], hints: bool = True) -> int:
         hints: Whether to suggest the command to run next.
     """
     configure_output()
-    argv = add_tensorboard_folder(unescape_templates(expand_home(argv)))
+    argv = unescape_templates(expand_home(argv))
     words = list(argv)
     try:
         modules, argv = parse_trust_options(argv)

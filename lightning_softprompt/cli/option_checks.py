@@ -17,7 +17,6 @@ from lightning_softprompt.cli.parsing.class_options import LINKED
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.methods.base import SoftPromptModule
 from lightning_softprompt.runs.run_checks import refuse_callbacks, refuse_options
-from lightning_softprompt.runs.run_spec import RunSpec
 from lightning_softprompt.system.plain_yaml import read_yaml
 from lightning_softprompt.training.monitors import (
     choose_monitor,
@@ -70,21 +69,6 @@ def unescape_templates(argv: Sequence[str]) -> list[str]:
         is_template = names_template and not value
         words.append(word)
     return words
-
-
-def add_tensorboard_folder(argv: Sequence[str]) -> list[str]:
-    """Add the folder of a `TensorBoardLogger`, which requires one: that of all runs, unless the words name another.
-
-    >>> add_tensorboard_folder(["fit", "--trainer.logger", "TensorBoardLogger", "--run.folder=out"])
-    ['fit', '--trainer.logger', 'TensorBoardLogger', '--run.folder=out', '--trainer.logger.save_dir', 'out']
-    """
-    words = [part for word in argv for part in word.split("=", 1)]
-    options = dict(pairwise(words))
-    logger = options.get("--trainer.logger", "").rpartition(".")[2]
-    if logger != "TensorBoardLogger" or "--trainer.logger.save_dir" in options:
-        return list(argv)
-    folder = options.get("--run.folder", RunSpec.folder)
-    return [*argv, "--trainer.logger.save_dir", folder]
 
 
 def refuse_unreadable_configs(argv: Sequence[str]) -> None:

@@ -45,6 +45,8 @@ class RunSpec:
         job_type: Weights & Biases job type (default: the command).
         tags: Weights & Biases tags (default: the method, the data and the backbone).
         notes: Weights & Biases notes.
+        table_rows: Number of validation rows in the table of predictions on Weights & Biases.
+        trial: Number of the trial of a hyperparameter search, set by `softprompt sweep`.
         predictions: Output file of predict; `-` is standard output (default: predictions.jsonl in the run folder).
         skip_bad_steps: Maximum number of consecutive training steps to skip because of a non-finite loss or gradient;
             the next one stops the run. Their rows are listed in bad_rows.jsonl in the run folder.
@@ -66,8 +68,8 @@ class RunSpec:
             the run end with a message; 0 uses PyTorch's timeouts only.
 
     Raises:
-        ValueError: If keep_last is below 1, process_timeout, early_stopping or train_sample is negative, or a name
-            leads out of the run folder.
+        ValueError: If keep_last is below 1, process_timeout, early_stopping, train_sample or table_rows is negative, or
+            a name leads out of the run folder.
     """
 
     experiment: str = "default"
@@ -90,6 +92,8 @@ class RunSpec:
     job_type: str | None = None
     tags: list[str] | None = None
     notes: str | None = None
+    table_rows: int = 16
+    trial: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "folder", os.path.expanduser(self.folder))
@@ -100,8 +104,9 @@ class RunSpec:
             raise ValueError(f"run.keep_last must be at least 1, got {self.keep_last}")
         if self.early_stopping is not None and self.early_stopping < 0:
             raise ValueError(f"run.early_stopping must be at least 0 validations, got {self.early_stopping}")
-        if self.train_sample < 0:
-            raise ValueError(f"run.train_sample must be at least 0 rows, got {self.train_sample}")
+        for name in ("train_sample", "table_rows"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"run.{name} must be at least 0 rows, got {getattr(self, name)}")
         if not self.process_timeout >= 0:
             raise ValueError(f"run.process_timeout must be at least 0 seconds, got {self.process_timeout}")
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import sys
+import sysconfig
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +13,9 @@ if TYPE_CHECKING:
     from wandb import Run
 
 log = logging.getLogger(__name__)
+PACKAGE_FOLDER = Path(__file__).resolve().parents[1]
 ARTIFACT_TYPE = "soft-prompt"
+PLUGIN_TYPE = "plug-in"
 ALIASES = ("best", "latest")
 
 
@@ -40,6 +44,40 @@ def log_prompt(run: Run, path: Path, metadata: Mapping[str, Any]) -> None:
         run.log_artifact(artifact, aliases=list(ALIASES))
     except Exception as error:  # any failure of its process or the connection to it
         log.warning("W&B failed to store the prompt (%r); it is in %s", error, path)
+
+
+def log_source(run: Run, paths: Iterable[Path]) -> None:
+    """Log the source files of the user's classes as an artifact of type `plug-in`; a failure of W&B is a warning.
+
+    Args:
+        run: The W&B run.
+        paths: The files; without any, there is no artifact.
+    """
+    import wandb
+
+    files = sorted(set(paths))
+    if not files:
+        return
+    try:
+        artifact = wandb.Artifact(f"plugins-{run.id}", PLUGIN_TYPE)
+        for number, path in enumerate(files):
+            is_repeated = path.name in [other.name for other in files[:number]]
+            artifact.add_file(str(path), name=f"{number}/{path.name}" if is_repeated else path.name)
+        run.log_artifact(artifact)
+    except Exception as error:  # any failure of its process or the connection to it
+        log.warning("W&B failed to store the source files %s (%r)", ", ".join(map(str, files)), error)
+
+
+def find_source(objects: Iterable[object]) -> list[Path]:
+    """Returns the files that define the classes of objects, without those of installed packages and of this package."""
+    installed = {*map(Path, sysconfig.get_paths().values()), PACKAGE_FOLDER}
+    files = []
+    for name in {type(value).__module__ for value in objects}:
+        file: str | None = getattr(sys.modules.get(name), "__file__", None)
+        path = Path(file or "").resolve()
+        if path.suffix == ".py" and not any(folder in path.parents for folder in installed):
+            files.append(path)
+    return sorted(files)
 
 
 def link_prompt(run: Run, source: str) -> None:

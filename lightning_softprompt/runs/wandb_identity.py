@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from lightning_softprompt.checkpoints.checkpoint_file import load_checkpoint
+from lightning_softprompt.checkpoints.prompt_file import WANDB_RUN, read_prompt
 from lightning_softprompt.runs.run_record import read_record
 from lightning_softprompt.runs.run_spec import RunSpec
 
-CHECKPOINT_KEY = "wandb_run"  # key of the id in a checkpoint
+EVALUATIONS = ("validate", "test")  # commands that add to the run of the training
 VALID_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 LONGEST_TAG = 64  # characters; W&B refuses longer tags
 
@@ -62,8 +63,9 @@ def identify_run(
     """Choose the W&B run of a command.
 
     A resumed training and the evaluation of a checkpoint or prompt continue the run of its training. An evaluation with
-    a display name is a run of its own, so that several tests of one prompt do not overwrite each other. The variables
-    of W&B, such as `WANDB_RUN_GROUP`, replace the defaults of options.
+    a display name is a run of its own, so that several tests of one prompt do not overwrite each other. So are
+    predictions, which are linked to the prompt. The variables of W&B, such as `WANDB_RUN_GROUP`, replace the defaults
+    of options.
 
     Args:
         run: The options of the run.
@@ -75,7 +77,7 @@ def identify_run(
     """
     trained = find_wandb_id(checkpoint, prompt)
     is_resumed = command == "fit" and checkpoint is not None
-    is_evaluation = command != "fit" and run.display_name is None
+    is_evaluation = command in EVALUATIONS and run.display_name is None
     earlier = trained if is_resumed or is_evaluation else None
     identity = earlier or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
     # an evaluation keeps the name, group, job type and tags of the training that it continues
@@ -114,12 +116,11 @@ def identify_analysis(folder: Path, name: str, group: str) -> WandbIdentity:
 def find_wandb_id(checkpoint: Path | None, prompt: Path | None) -> str | None:
     """Return the id of the W&B run of the training that wrote a checkpoint or a prompt; None if it has none."""
     if checkpoint is not None:
-        return _read_id(load_checkpoint(checkpoint).get(CHECKPOINT_KEY))
+        return _read_id(load_checkpoint(checkpoint).get(WANDB_RUN))
     if prompt is None:
         return None
-    if prompt.suffix == ".ckpt":
-        return _read_id(load_checkpoint(prompt).get(CHECKPOINT_KEY))
-    return _valid_id(read_record(prompt.parent).wandb_id)
+    # the file has the id, also as a copy in a library; files of earlier versions have it in the record beside them
+    return _read_id(read_prompt(prompt).wandb_run) or _valid_id(read_record(prompt.parent).wandb_id)
 
 
 def _read_id(saved: Any) -> str | None:

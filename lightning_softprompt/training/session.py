@@ -47,7 +47,7 @@ from lightning_softprompt.reports.prediction_file import PREDICTIONS as TEST_PRE
 from lightning_softprompt.runs.loggers import MetricsFile, Summary, WandbMode, WandbRun, make_loggers, resolve_mode
 from lightning_softprompt.runs.run_spec import RunSpec, make_folder
 from lightning_softprompt.runs.wandb_artifacts import log_prompt
-from lightning_softprompt.runs.wandb_identity import default_tags, identify_run
+from lightning_softprompt.runs.wandb_identity import default_tags, find_wandb_id, identify_run
 from lightning_softprompt.system.atomic_files import refuse_special_file
 from lightning_softprompt.system.dotted_names import flatten
 from lightning_softprompt.training.monitors import choose_monitor
@@ -97,7 +97,9 @@ class Session:
         self.prints = run.predictions == "-" or (run.predictions is None and data.sources["predict"] == "-")
         self.has_folder = command != "predict" or not (self.prints or run.predictions)
         summary: Summary = ((self.monitor, self.mode), ("val/loss", "min"))
-        wandb: WandbMode = "disabled" if command == "predict" else run.wandb
+        # predictions have a W&B run only to be linked to the prompt, and only if the prompt is there
+        has_wandb = command != "predict" or find_wandb_id(resumed, init_from) is not None
+        wandb: WandbMode = run.wandb if has_wandb else "disabled"
         self.wandb_id: str | None = None
         self.loggers = self._create_loggers(wandb, summary, init_from) if self.has_folder else []
 
@@ -193,7 +195,8 @@ class Session:
         training = self._training_callbacks() if self.command == "fit" else []
         scores_sample = self.command == "fit" and self.run.train_sample > 0
         sample: list[Callback] = [TrainingSample(self.run.train_sample)] if scores_sample else []
-        return [*sample, files, report, PredictionTable(), *training, summary]
+        table = PredictionTable("val", self.run.table_rows)
+        return [*sample, files, report, table, *training, summary]
 
     def _cases(self) -> list[Callback]:
         """The page of cases, if the evaluation ranks rows."""

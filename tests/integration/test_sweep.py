@@ -13,7 +13,9 @@ import yaml
 from optuna.storages.journal import JournalFileBackend
 from row_files import write_rows
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
+from wandb_file import read_run
 
+from lightning_softprompt.callbacks.reporting.prompt_watch import PromptWatch
 from lightning_softprompt.cli.app import main as run
 from lightning_softprompt.cli.app import make_cli
 from lightning_softprompt.cli.commands import sweep
@@ -164,6 +166,29 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "find_spec", lambda name: None)
     with pytest.raises(CommandError, match=r"pip install 'lightning-softprompt\[sweep\]'"):
         sweep.main([str(tmp_path / "a.yaml")])
+
+
+def test_trials_on_wandb_have_their_number_the_group_of_the_sweep_and_the_state_of_a_failure(
+    write_sweep, calls, tmp_path, monkeypatch
+):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    options = {"run.wandb": "offline", "trainer.val_check_interval": 1, "trainer.log_every_n_steps": 1}
+    assert sweep.main([str(write_sweep(1, **options))]) == 0
+    trial = read_run(tmp_path / "runs" / "mine" / "trial-0")
+    assert (trial.group, trial.job_type) == ("mine", "sweep")
+    assert trial.name.startswith("trial-0 init=")
+    assert trial.config["run"]["trial"] == 0
+    assert (trial.is_complete, trial.exit_code) == (True, 0)
+
+    def fail(*args):
+        raise ValueError("the loss cannot be computed")
+
+    monkeypatch.setattr(PromptWatch, "on_train_batch_end", fail)
+    with pytest.raises(CommandError, match="no trial finished"):
+        sweep.main([str(write_sweep(1, "sweeps/failing.log", **options, **{"run.experiment": "failing"}))])
+    failed = read_run(tmp_path / "runs" / "failing" / "trial-0")
+    assert failed.config["run"]["trial"] == 0
+    assert (failed.is_complete, failed.exit_code) == (True, 1)
 
 
 def test_the_sweep_of_this_project_has_options_of_the_command(tiny_folder, tmp_path):

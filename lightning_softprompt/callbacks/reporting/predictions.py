@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_softprompt.callbacks.reporting.record_lines import RecordLines
 from lightning_softprompt.checkpoints.prompt_file import weights_identity
@@ -124,7 +125,8 @@ class PredictionTable(Callback):
 
     It shows the first rows, the same after each validation, so that predictions can be compared. Each row has its
     input, target and prediction, whether they are equal, and a column for each score: of each class, or of generated
-    text. With several processes, the table has rows of the first one only.
+    text. Tables of a training also have the optimizer step. With several processes, the table has rows of the first one
+    only.
 
     Args:
         stage: `val` or `test`.
@@ -198,6 +200,9 @@ class PredictionTable(Callback):
             is_correct = record["prediction"] == record["target"]
             table.append([record["row"], *texts, is_correct, *cells])
         columns = ["row", *TEXT_COLUMNS, "correct", *score_columns]
+        if trainer.state.fn == TrainerFn.FITTING:
+            columns.insert(0, "step")
+            table = [[trainer.global_step, *cells] for cells in table]
         for logger in wandb_loggers(trainer):
             logger.log_table(f"{self.stage}/predictions", columns, table, step=validation_log_step(trainer))
 

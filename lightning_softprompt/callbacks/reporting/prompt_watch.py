@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
@@ -81,15 +80,14 @@ class PromptWatch(Callback):
             self._warn_if_still(self._relative_change(pl_module))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the norms of the prompt's rows to W&B."""
+        """Log the norms of the rows of each trainable parameter to W&B."""
         if trainer.sanity_checking or not (loggers := wandb_loggers(trainer)):
             return
         import wandb
 
-        norms = row_norms(pl_module).tolist()
+        histograms: Any = {name: wandb.Histogram(norms.tolist()) for name, norms in row_norms(pl_module).items()}
         for logger in loggers:
-            histogram: Any = wandb.Histogram(norms)
-            logger.log_metrics({"prompt/row_norms": histogram}, step=validation_log_step(trainer))
+            logger.log_metrics(histograms, step=validation_log_step(trainer))
 
     def _relative_change(self, pl_module: LightningModule) -> float:
         pairs = zip(trainable_parameters(pl_module).values(), self._start, strict=True)
@@ -131,11 +129,18 @@ class PromptWatch(Callback):
             rank_zero_warn(message)
 
 
-def row_norms(pl_module: LightningModule) -> Tensor:
-    """Returns the norms over the last axis of every trainable parameter, as one vector."""
-    parameters = [parameter.detach().float() for parameter in trainable_parameters(pl_module).values()]
-    norms = [parameter.norm(dim=-1).flatten() for parameter in parameters]
-    return torch.cat(norms) if norms else torch.zeros(0)
+def row_norms(pl_module: LightningModule) -> dict[str, Tensor]:
+    """Returns the norms over the last axis of each trainable parameter, as one vector.
+
+    The name of a single parameter is `prompt/row_norms`; several parameters, such as keys, values and a network, have
+    the names `prompt/row_norms/<parameter>`.
+    """
+    parameters = trainable_parameters(pl_module)
+    norms = {}
+    for name, parameter in parameters.items():
+        key = "prompt/row_norms" if len(parameters) == 1 else f"prompt/row_norms/{name}"
+        norms[key] = parameter.detach().float().norm(dim=-1).flatten()
+    return norms
 
 
 def learning_rates(optimizer: Optimizer) -> dict[str, float]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
+from PIL import Image
 
 from lightning_softprompt.core.types import Batch
 from lightning_softprompt.methods.stage_metrics import TRAIN_SAMPLE
@@ -35,9 +36,9 @@ class RunFiles(Callback):
 
     `metrics.json` has the latest metrics by stage, the best validation, epoch, step, seconds of training and the number
     of trainable parameters. It is written after each validation and test, and when training ends, which also draws
-    `plots/learning_curve.png`. Figures of an evaluation are saved as `plots/<stage>_<name>.png`; those of a training
-    are of the best validation. W&B gets the plots of every validation as images. A resumed run continues the history of
-    the interrupted one.
+    `plots/learning_curve.png`. Figures of an evaluation are saved as `plots/<stage>_<name>.png`; during training, the
+    file shows the best validation. W&B gets the figures of each validation as `plots/val_<name>`, and those of the best
+    one when training ends as `plots/val_<name>_best`. A resumed run continues the history of the interrupted one.
 
     Args:
         folder: The run's folder.
@@ -52,7 +53,7 @@ class RunFiles(Callback):
         self._report: dict[str, Any] = {}
         self._train: list[tuple[int, float]] = []  # optimizer steps and losses
         self._val: list[tuple[int, int, dict[str, float]]] = []  # optimizer steps, epochs and metrics
-        self._images: dict[str, bytes] = {}  # of the current validation, by name
+        self._images: dict[str, bytes] = {}  # figures of the current validation or test, by file name
         self._seconds = 0.0  # of training before this start
         self._since: float | None = None
         self._epoch = 0  # of the last step
@@ -123,14 +124,14 @@ class RunFiles(Callback):
             self._warn_without_monitor(metrics)
             self._val.append((trainer.global_step, trainer.current_epoch, {**metrics, **sample}))
             self._report_training(trainer, pl_module)
-        self._save_images(trainer)
         self._write(trainer)
+        self._save_figures(trainer)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the metrics."""
-        self._save_images(trainer)
         self._report["test"] = finite(stage_metrics(trainer, "test"))
         self._write(trainer)
+        self._save_figures(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the final metrics and draw the learning curve."""
@@ -139,9 +140,11 @@ class RunFiles(Callback):
         self._write(trainer)
         if trainer.is_global_zero and (self._train or self._val):
             curve = learning_curve(self._train, self._val, self.monitor, self.mode)
-            image = draw_png(curve)
-            _log_image(trainer, "learning_curve", image)
-            self._save_image("learning_curve", image)
+            self._save("learning_curve", to_png(curve))
+            self._log_file(trainer, "learning_curve", "learning_curve")
+        if trainer.is_global_zero:
+            for name in self._images:
+                self._log_file(trainer, f"{name}_best", name)
 
     def _training_seconds(self) -> float:
         return self._seconds + (0.0 if self._since is None else perf_counter() - self._since)
@@ -175,42 +178,44 @@ class RunFiles(Callback):
 
     def _draw_figures(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         evaluations = cast("Mapping[str, Evaluation]", pl_module.evaluations)
+        self._images = {}
         if trainer.sanity_checking or stage not in evaluations:
             return
         figures = evaluations[stage].figures()  # in every process: figures sum the counts of all processes
         if trainer.is_global_zero:
-            self._images = {f"{stage}_{name}": draw_png(figure) for name, figure in figures.items()}
+            self._images = {f"{stage}_{name}": to_png(figure) for name, figure in figures.items()}
 
-    def _save_images(self, trainer: Trainer) -> None:
-        """Save the figures of an evaluation; in a training, only if no earlier validation is better."""
-        images, self._images = self._images, {}
-        for name, image in images.items():
-            _log_image(trainer, name, image)
-        if trainer.state.fn == TrainerFn.FITTING:
-            best = best_index(self._val, self.monitor, self.mode)
-            if best is not None and best != len(self._val) - 1:
-                return
-        for name, image in images.items():
-            self._save_image(name, image)
+    def _save_figures(self, trainer: Trainer) -> None:
+        """Log the figures; save them to files, in training only those of the best validation."""
+        is_fitting = trainer.state.fn == TrainerFn.FITTING
+        best = best_index(self._val, self.monitor, self.mode) if is_fitting else None
+        is_best = best is None or best == len(self._val) - 1
+        for name, image in self._images.items():
+            # a run that is resumed in another folder has no file of the best validation
+            if is_best or not self._path(name).is_file():
+                self._save(name, image)
+            self._log_image(trainer, name, image)
 
-    def _save_image(self, name: str, image: bytes) -> None:
-        path = self.folder / "plots" / f"{name}.png"
+    def _path(self, name: str) -> Path:
+        return self.folder / "plots" / f"{name}.png"
+
+    def _save(self, name: str, image: bytes) -> None:
         try:
-            write_file(path, image)
+            write_file(self._path(name), image)
         except OSError as error:  # a plot can be drawn again from metrics.csv, so it does not stop a run
             rank_zero_warn(f"a plot could not be saved: {error}")
 
+    def _log_file(self, trainer: Trainer, name: str, file: str) -> None:
+        if self._path(file).is_file():
+            self._log_image(trainer, name, self._path(file).read_bytes())
 
-def _log_image(trainer: Trainer, name: str, image: bytes) -> None:
-    """Log a PNG image on W&B."""
-    from PIL import Image  # a dependency of matplotlib
-
-    for logger in wandb_loggers(trainer):
-        logger.log_image(f"plots/{name}", [Image.open(BytesIO(image))], step=validation_log_step(trainer))
+    def _log_image(self, trainer: Trainer, name: str, image: bytes) -> None:
+        for logger in wandb_loggers(trainer):
+            logger.log_image(f"plots/{name}", [Image.open(BytesIO(image))], step=validation_log_step(trainer))
 
 
-def draw_png(figure: Figure) -> bytes:
-    """Draws a figure as a PNG image."""
+def to_png(figure: Figure) -> bytes:
+    """Returns a figure as a PNG file."""
     image = BytesIO()
     figure.savefig(image, format="png", dpi=150)
     return image.getvalue()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Sized
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Protocol, cast, final
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -12,10 +13,11 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_softprompt import __version__
 from lightning_softprompt.callbacks.reporting.run_files import RunFiles
+from lightning_softprompt.checkpoints.prompt_file import WANDB_RUN
 from lightning_softprompt.methods.optimizers import trainable_parameters
 from lightning_softprompt.methods.trainer_hooks import TrainerHooks
 from lightning_softprompt.runs.loggers import wandb_loggers
-from lightning_softprompt.runs.wandb_identity import CHECKPOINT_KEY
+from lightning_softprompt.runs.wandb_artifacts import find_source, log_source
 from lightning_softprompt.system.git import read_commit
 
 PACKAGES = ("torch", "transformers", "lightning")
@@ -23,12 +25,15 @@ SPLITS: Mapping[TrainerFn, Sequence[str]] = {
     TrainerFn.FITTING: ("train", "validation"),
     TrainerFn.VALIDATING: ("validation",),
     TrainerFn.TESTING: ("test",),
+    TrainerFn.PREDICTING: (),
 }
 
 
 @final
 class WandbReport(Callback):
     """Adds a description of the run to its W&B config, and the best validation of a training to its W&B summary.
+
+    The source files of a training's classes that are not of this package are an artifact of type `plug-in`.
 
     Checkpoints store the id of the W&B run, which a resumed training and an evaluation continue.
 
@@ -43,11 +48,14 @@ class WandbReport(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Save the id of the W&B run."""
         if self.wandb_id is not None:
-            checkpoint[CHECKPOINT_KEY] = {"id": self.wandb_id}
+            checkpoint[WANDB_RUN] = {"id": self.wandb_id}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Describe a training."""
+        """Describe a training, and log the source files of its classes that are not of this package."""
         self._describe(trainer, pl_module)
+        if trainer.is_global_zero:
+            for logger in wandb_loggers(trainer):
+                log_source(logger.experiment, find_source(list_parts(trainer, pl_module)))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Describe `validate`; a training is described at its start."""
@@ -89,6 +97,13 @@ class WandbReport(Callback):
             logger.experiment.summary.update({**summary, **count_rows(trainer)})
 
 
+def list_parts(trainer: Trainer, module: LightningModule) -> list[object]:
+    """Returns the objects whose classes a user can write: of the method, the data and the callbacks."""
+    parts = [*module.modules(), _data(trainer), *trainer.callbacks]  # type: ignore[attr-defined]
+    attributes = [value for method in cast(TrainerHooks, module).methods for value in vars(method).values()]
+    return [*parts, *attributes]
+
+
 def describe_run(trainer: Trainer, module: TrainerHooks) -> dict[str, Any]:
     """Returns what the W&B config has besides the options: method, data, sizes, fingerprint, versions and commit."""
     trainable = sum(parameter.numel() for parameter in trainable_parameters(module).values())
@@ -98,6 +113,7 @@ def describe_run(trainer: Trainer, module: TrainerHooks) -> dict[str, Any]:
     description = {
         "method": type(method).__name__,
         "data_module": type(_data(trainer)).__name__,
+        "dataset": name_dataset(_data(trainer).path),
         "n_trainable": trainable,
         "n_frozen": total - trainable,
         "backbone_fingerprint": method.loaded.fingerprint(),
@@ -115,7 +131,18 @@ def count_rows(trainer: Trainer) -> dict[str, int]:
     return {f"rows_{name}": len(_data(trainer).split(name)) for name in splits}
 
 
+def name_dataset(path: str | None) -> str | None:
+    """Returns the short name of a data set: the last part of its path or of its name on a hub.
+
+    >>> name_dataset("data/sst2/"), name_dataset("org/questions"), name_dataset(None)
+    ('sst2', 'questions', None)
+    """
+    return None if path is None else Path(path).name
+
+
 class _HasSplits(Protocol):
+    path: str | None
+
     def split(self, name: str) -> Sized: ...
 
 

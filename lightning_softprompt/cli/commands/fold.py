@@ -70,7 +70,8 @@ def fold(module: LoadedMethod, saved: SavedPrompt, task: str | None = None) -> S
     method = {**_read_by(saved, task), "_class_path": FOLDED, "blocks": prompt.blocks}
     shapes = {name: list(tensor.shape) for name, tensor in parts.items()}
     rows = saved.rows if task is None or task not in saved.rows else {"": saved.rows[task]}
-    return SavedPrompt({**tensors, **_heads(saved, task)}, saved.backbone, {**method, "shapes": shapes}, rows)
+    method["shapes"] = shapes
+    return SavedPrompt({**tensors, **_heads(saved, task)}, saved.backbone, method, rows, saved.wandb_run)
 
 
 def _read_by(saved: SavedPrompt, task: str | None) -> dict[str, Any]:

@@ -228,10 +228,11 @@ def run_trial(trial: Trial, search: dict[str, dict[str, Any]], fit: dict[str, An
         kind, arguments = next(iter(distribution.items()))
         sampled[name] = getattr(trial, f"suggest_{kind}")(name, **arguments)
     name = run_name(trial.number)
-    on_wandb = {
+    on_wandb: dict[str, Any] = {
         "run.display_name": f"{name} {describe_options(sampled)}",
         "run.group": trial.study.study_name,
         "run.job_type": "sweep",
+        "run.trial": trial.number,
     }
     options = {"run.experiment": trial.study.study_name, **on_wandb, **fit, **sampled, "run.name": name}
     environment = {**os.environ, QUIET_VARIABLE: "1"}

@@ -21,6 +21,8 @@ from lightning_softprompt.system.atomic_files import expand_home_in
 from lightning_softprompt.system.plain_yaml import guard_loader
 from lightning_softprompt.system.printable import one_line, printable
 
+RUN_FOLDER = "<run folder>"  # value of `save_dir` in configs that stands for the folder of the run
+TENSORBOARD = "TensorBoardLogger"
 PLATEAU = "torch.optim.lr_scheduler.ReduceLROnPlateau"
 _all_subclasses = _typehints.get_all_subclass_paths
 
@@ -52,15 +54,23 @@ _typehints.resolve_class_path_by_name = _resolve_current_class
 _adapt_class_type = _typehints.adapt_class_type
 
 
-def _adapt_with_nulls(value: Any, *args: Any, **kwargs: Any) -> Any:
-    """Pass `null` to a nested option; jsonargparse would pass the text `None`."""
+def _adapt_with_defaults(value: Any, *args: Any, **kwargs: Any) -> Any:
+    """Pass `null` to a nested option, for which jsonargparse would pass the text `None`.
+
+    A `TensorBoardLogger` gets the folder of the run, because the class requires one.
+    """
     nested = value.get("init_args") if isinstance(value, Namespace) else None
     if isinstance(nested, NestedArg) and nested.val is None:
         value["init_args"] = NestedArg(nested.key, "null")
+    if isinstance(value, Namespace) and str(value.get("class_path")).rpartition(".")[2] == TENSORBOARD:
+        if nested is None:
+            value["init_args"] = Namespace(save_dir=RUN_FOLDER)
+        elif isinstance(nested, Namespace) and "save_dir" not in nested:
+            nested["save_dir"] = RUN_FOLDER
     return _adapt_class_type(value, *args, **kwargs)
 
 
-_typehints.adapt_class_type = _adapt_with_nulls
+_typehints.adapt_class_type = _adapt_with_defaults
 
 
 _load_yaml = guard_loader(get_loader("yaml"))

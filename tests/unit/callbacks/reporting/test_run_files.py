@@ -227,25 +227,28 @@ def test_norm_and_distance_cover_all_trainable_parameters(run):
     assert float(last["lr/scale"]) == pytest.approx(0.5)
 
 
-def test_a_histogram_of_row_norms_is_logged_after_each_validation(run):
+def test_a_histogram_of_row_norms_of_each_parameter_is_logged_after_each_validation(run):
     _, module, file = run
-    rows = file.rows("prompt/row_norms")
+    rows = file.rows("prompt/row_norms/prompt")
     validations = file.rows("val/loss")
     assert [row["trainer/global_step"] for row in rows] == [row["trainer/global_step"] for row in validations]
-    last = rows[-1]["prompt/row_norms"]
-    assert sum(last["values"]) == 5  # four rows of the prompt and the scale
-    norms = [*module.prompt.norm(dim=-1).tolist(), module.scale.abs().item()]
+    last = rows[-1]["prompt/row_norms/prompt"]
+    assert sum(last["values"]) == 4
+    norms = module.prompt.norm(dim=-1).tolist()
     assert (last["bins"][0], last["bins"][-1]) == pytest.approx((min(norms), max(norms)), rel=1e-4)
+    assert sum(rows[-1]["prompt/row_norms/scale"]["values"]) == 1
+    assert not file.rows("prompt/row_norms")
 
 
 def test_a_table_of_the_first_rows_is_logged_after_each_validation(run):
     _, _, file = run
     tables = file.tables("val/predictions")
     assert len(tables) == 2  # no table for the sanity check
-    assert tables[0]["columns"] == ["row", "input", "target", "prediction", "correct", "score/good", "score/bad"]
+    columns = ["step", "row", "input", "target", "prediction", "correct", "score/good", "score/bad"]
+    assert tables[0]["columns"] == columns
     texts = [[row, f"validation text {row}", "bad", "good", False] for row in range(5)]
     scores = [[None, None], *([round(2 / 3 + row, 6), 0.333333] for row in range(1, 5))]  # row 0 has no scores
-    expected = [text + numbers for text, numbers in zip(texts, scores, strict=True)]
+    expected = [[8, *text, *numbers] for text, numbers in zip(texts, scores, strict=True)]
     assert tables[-1]["data"] == expected
 
 
