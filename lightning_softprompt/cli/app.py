@@ -347,12 +347,15 @@ def _has_progress_bar(callbacks: Sequence[Callback]) -> bool:
 def make_cli(argv: Sequence[str], cli: type[SoftPromptCLI] = SoftPromptCLI, run: bool = True) -> SoftPromptCLI:
     """Create the command line of the run commands, which runs the command in `argv`."""
     import_plugins()
-    names = SoftPromptCLI.subcommands()
+    names_and_usage = {}
+    for name in SoftPromptCLI.subcommands():
+        command = f"softprompt {name}"
+        names_and_usage[name] = {"prog": command, "usage": f"{command} [OPTIONS]"}  # the options are listed below
     return cli(
         SoftPromptModule,
         SoftPromptDataModule,
         parser_class=Parser,
-        parser_kwargs={"prog": "softprompt", **{name: {"prog": f"softprompt {name}"} for name in names}},
+        parser_kwargs={"prog": "softprompt", **names_and_usage},
         subclass_mode_model=True,
         subclass_mode_data=True,
         auto_configure_optimizers=False,

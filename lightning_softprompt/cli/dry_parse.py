@@ -10,6 +10,7 @@ from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 
 from lightning_softprompt.cli.app import SoftPromptCLI, make_cli
+from lightning_softprompt.cli.errors import configure_output
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.methods.base import SoftPromptModule
 from lightning_softprompt.system.errors import CommandError
@@ -58,6 +59,7 @@ def parse_run(argv: Sequence[str]) -> ParsedRun:
     Raises:
         CommandError: If the options are invalid or contradict each other.
     """
+    configure_output()
     try:
         make_cli(argv, DryParseCLI)
     except Stopped as stopped:

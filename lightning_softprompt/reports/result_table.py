@@ -38,9 +38,11 @@ def format_metrics(metrics: Mapping[str, float], stage: str) -> str:
     pos  0.5000
     """
     values = {name.removeprefix(f"{stage}/"): value for name, value in metrics.items()}
-    is_repeated = values.get("cross_entropy") == values.get("loss")
-    hidden = {"generated", "cross_entropy"} if is_repeated else {"generated"}  # a number of rows is no score
-    blocks = [table([row for row in metric_rows(metrics, stage) if "/" not in row[0] and row[0] not in hidden])]
+    texts = {name: text for name, text in metric_rows(metrics, stage) if "/" not in name}
+    texts.pop("generated", None)  # a number of rows is no score
+    if texts.get("cross_entropy") == texts.get("loss"):
+        texts.pop("cross_entropy", None)
+    blocks = [table([[name, text] for name, text in texts.items()])]
     parts = [name.split("/", 1) for name in values if "/" in name and not _is_bound(name, values)]
     if parts:
         blocks.append(_table_of_parts(parts, values))

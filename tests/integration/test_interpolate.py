@@ -1,6 +1,7 @@
 """The command reports the loss along the line between two prompts."""
 
 import json
+import logging
 import shlex
 
 import pytest
@@ -56,6 +57,15 @@ def ends(tiny_folder, tmp_path, rows):
         return sum(value * size for value, size in each) / sum(size for _, size in each)
 
     return tokens, paths, options, loss
+
+
+def test_messages_of_libraries_are_hidden_as_in_a_run(ends, monkeypatch):
+    _, paths, options, _ = ends
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    monkeypatch.setattr(logger, "filters", [])
+    assert interpolate.main([*paths, "--points", "2", *options]) == 0
+    record = logger.makeRecord(logger.name, logging.INFO, "file", 1, "GPU available: False, used: False", (), None)
+    assert not logger.filter(record)
 
 
 def test_every_point_of_the_line_has_the_loss_of_its_prompt(ends, tmp_path, capsys):

@@ -38,6 +38,14 @@ def test_a_class_with_a_member_of_an_enumeration_as_default_is_an_option():
     assert "interval: step" in parser.dump(parsed)
 
 
+def test_the_help_of_a_run_command_begins_with_one_line_of_usage(capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", "--help"])
+    text = capsys.readouterr().out
+    assert text.startswith("usage: softprompt fit [OPTIONS]\n\n")
+    assert "--trainer.max_steps MAX_STEPS" in text
+
+
 def test_the_help_of_a_class_names_the_command_and_no_option_that_a_link_sets(capsys):
     with pytest.raises(SystemExit):
         main(["fit", "--model.help", "PromptTuning"])
