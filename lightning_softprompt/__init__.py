@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_softprompt import moved
 
 if TYPE_CHECKING:
+    from lightning_softprompt.analysis.attention_mass import measure_attention
     from lightning_softprompt.backbones.generation.decoding import Decoding
     from lightning_softprompt.backbones.loading import load_backbone
     from lightning_softprompt.core.backbone_spec import BackboneSpec
@@ -134,6 +135,7 @@ __all__ = [
     "XPrompt",
     "load_backbone",
     "load_prompt",
+    "measure_attention",
     "save_prompt",
 ]
 
@@ -171,6 +173,7 @@ HOMES = {  # the module of each public name that is not a method
     "Trainer": "training.trainer",
     "load_backbone": "backbones.loading",
     "load_prompt": "inference.prompt",
+    "measure_attention": "analysis.attention_mass",
     "save_prompt": "inference.prompt",
 }
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from lightning_softprompt.analysis.soft_tokens import (
@@ -78,7 +79,8 @@ class PromptReport:
 
     def to_html(self) -> str:
         """Returns the page."""
-        body = _html_table(["", ""], [[name, text] for name, text in self.facts.items()])
+        facts = "".join(f"<dt>{html_text(name)}</dt><dd>{html_text(text)}</dd>" for name, text in self.facts.items())
+        body = f"<dl>{facts}</dl>"
         body += "<h2>Parts</h2>" + _html_table(*self.block_rows())
         body += (
             "<p>The effective rank is exp of the entropy of the normalized singular values: 1 if all positions are "
@@ -102,12 +104,12 @@ def _join(words: Sequence[NearWord]) -> str:
 
 
 def _html_table(header: Sequence[str], rows: Rows) -> str:
-    head = "".join(f"<th>{html_text(name)}</th>" for name in header) if any(header) else ""
+    head = "".join(f"<th>{html_text(name)}</th>" for name in header)
     body = ""
     for row in rows:
         cells = "".join(f"<td>{html_text(cell)}</td>" for cell in row)
         body += f"<tr>{cells}</tr>"
-    return f"<table><tr>{head}</tr>{body}</table>" if head else f"<table>{body}</table>"
+    return f"<table><tr>{head}</tr>{body}</table>"
 
 
 def spectrum_figure(blocks: Mapping[str, Tensor]) -> Figure:
@@ -119,6 +121,7 @@ def spectrum_figure(blocks: Mapping[str, Tensor]) -> Figure:
         ranks = range(1, len(values) + 1)
         label = name if len(blocks) <= 4 else None
         axes.plot(ranks, (values / values[0]).numpy(), marker="." if len(values) < 60 else "", linewidth=1, label=label)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("number of the singular value")
     axes.set_ylabel("relative size")
     axes.set_ylim(bottom=0)
@@ -133,6 +136,8 @@ def cosine_figure(cosines: Tensor) -> Figure:
     figure = Figure(figsize=(5, 4), layout="constrained")
     axes = figure.add_subplot()
     heat_map = axes.imshow(cosines.numpy(), cmap="RdBu", vmin=-1, vmax=1)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("soft token")
     axes.set_ylabel("soft token")
     figure.colorbar(heat_map, label="cosine")

@@ -1,6 +1,9 @@
 """`softprompt inspect`: the table, the page and the scores of a prompt."""
 
 import json
+import re
+import shutil
+from pathlib import Path
 
 import pytest
 from row_files import write_rows
@@ -62,3 +65,20 @@ def test_options_of_validate_require_scores(tmp_path, capsys):
     assert "options of validate require --scores" in capsys.readouterr().err
     assert main(["inspect", str(tmp_path / "prompt.safetensors")]) == 2
     assert "prompt.safetensors" in capsys.readouterr().err
+
+
+def test_the_attention_of_the_page_on_analysis_adds_up_to_one(train, tmp_path, monkeypatch, tiny_folder):
+    """The code of the page, with the files and the backbone of this test."""
+    prompt = train("--model=PromptTuning", "--model.length=3")
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(prompt, "prompt.safetensors")
+    (tmp_path / "test.csv").write_text("text,label\na funny dog,good\na sad film,bad\n")
+    page = (Path(__file__).parents[2] / "docs" / "guide" / "analysis.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    code = code.replace('"great"', '"good"').replace('"awful"', '"bad"')
+    code = code.replace("test=", f"backbone=sp.BackboneSpec(name={str(tiny_folder('llama'))!r}), test=")
+    names = {}
+    exec(code, names)
+    assert names["by_layer"].shape[1] == 3
+    assert names["by_layer"].sum(1).tolist() == pytest.approx([1] * len(names["by_layer"]))
+    assert (names["by_layer"][:, :2] > 0).all()

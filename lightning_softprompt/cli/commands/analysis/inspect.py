@@ -77,7 +77,8 @@ def main(argv: list[str]) -> int:
         "backbone": str(saved.backbone["name"]),
         "file": str(args.prompt),
     }
-    report = PromptReport(f"Prompt {args.prompt.absolute().parent.name}", facts, blocks, tokens, drift, scores)
+    title = f"{facts['method']} on {Path(facts['backbone']).name}"
+    report = PromptReport(title, facts, blocks, tokens, drift, scores)
     header, rows = report.block_rows()
     print(table(rows, header))
     if tokens:
