@@ -65,12 +65,18 @@ def _experiments_section(comparison: Comparison) -> str:
         minutes = [run.summary.minutes for run in experiment.runs if run.summary.minutes is not None]
         mean_minutes = sum(minutes) / len(minutes) if minutes else None
         cost = [_format_count(experiment.runs[0].summary.trainable_parameters), _format_minutes(mean_minutes)]
-        rows.append([experiment.name, len(experiment.runs), *cost, test])
+        rows.append([experiment.name, _count_runs(experiment), *cost, test])
     note = (
         "An experiment has the runs that differ only in their seeds. ± is half the width of the 95 % interval of the "
         "mean over these runs (Student's t)."
     )
     return section("Experiments", table(["experiment", "runs", "parameters", "minutes", "test"], rows), note)
+
+
+def _count_runs(experiment: Experiment) -> str:
+    """The number of runs; if some of them have no test, also the number of tested runs."""
+    tested, count = len(experiment.tests), len(experiment.runs)
+    return f"{tested} of {count} tested" if 0 < tested < count else str(count)
 
 
 def _differences_section(comparison: Comparison, baseline: ComparedRun) -> str:

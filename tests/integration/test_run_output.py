@@ -105,11 +105,10 @@ def test_the_bar_counts_the_steps_of_the_training_and_shows_rate_and_validation(
 def test_runs_shows_a_test_in_the_line_of_its_training(argv, tmp_path):
     assert main(["fit", *argv, QUIET, "--trainer.max_steps=4"]) == 0
     folder = last_folder()
-    for start in (
-        f"--ckpt_path={folder / 'checkpoints' / 'best.ckpt'}",
-        f"--init_from={folder / 'prompt.safetensors'}",
-    ):
-        assert main(["test", *argv, QUIET, start]) == 0
+    checkpoint, prompt = folder / "checkpoints" / "best.ckpt", folder / "prompt.safetensors"
+    # of two tests that start within one second, the last one by name is shown
+    for name, start in (("1", f"--ckpt_path={checkpoint}"), ("2", f"--init_from={prompt}")):
+        assert main(["test", *argv, QUIET, start, f"--run.name=test-{name}"]) == 0
         (run,) = find_runs(tmp_path / "runs")
         assert (run.folder, run.test_folder) == (folder, last_folder())
         assert run.test.interval is not None

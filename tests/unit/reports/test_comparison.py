@@ -244,3 +244,14 @@ def test_predictions_are_side_by_side_for_each_data_set(runs, tmp_path):
     assert len(heads) == 2
     assert section.count("b ✓") == 6
     assert "The first 3 test rows of other" in section
+
+
+def test_a_run_without_a_test_is_not_counted_in_the_mean_of_its_experiment(runs, tmp_path):
+    report = json.loads((runs / "2" / "metrics.json").read_text())
+    del report["test"]
+    (runs / "2" / "metrics.json").write_text(json.dumps(report))
+    path = tmp_path / "report.html"
+    assert main(["report", str(runs), "--out", str(path)]) == 0
+    assert ">1 of 2 tested</td>" in path.read_text()
+    (repeated,) = (each for each in Comparison(load_runs(find_runs(runs))).experiments if len(each.runs) == 2)
+    assert repeated.mean == 1.0
