@@ -68,7 +68,6 @@ class Trainer(lightning.pytorch.Trainer):
 
     Attributes:
         prompt_path: The prompt file of the last `fit`; None if there is none.
-        learning_curve: The learning curve of the last `fit`, which a notebook shows; None if there is none.
     """
 
     def __init__(self, *, run: RunSpec | None = RunSpec(), **options: Any) -> None:  # noqa: B008 (a frozen value)
