@@ -11,16 +11,22 @@ from lightning_softprompt import moved
 
 if TYPE_CHECKING:
     from lightning_softprompt.analysis.attention_mass import measure_attention
+    from lightning_softprompt.backbones.base import Backbone
     from lightning_softprompt.backbones.generation.decoding import Decoding
     from lightning_softprompt.backbones.loading import load_backbone
+    from lightning_softprompt.backbones.prompted_lm import PromptedLM
+    from lightning_softprompt.backbones.requirements import takes_keys_and_values, takes_late_tokens
+    from lightning_softprompt.backbones.tokenization.codec import Codec
     from lightning_softprompt.core.backbone_spec import BackboneSpec
     from lightning_softprompt.core.template import Template
+    from lightning_softprompt.core.types import Batch, Classes, Example, SoftPrompt
     from lightning_softprompt.data.classification import ClassificationDataModule
     from lightning_softprompt.data.datamodule import SoftPromptDataModule
     from lightning_softprompt.data.multiple_choice import MultipleChoiceDataModule
     from lightning_softprompt.data.multitask import MultitaskDataModule
     from lightning_softprompt.data.summarization import SummarizationDataModule
     from lightning_softprompt.data.tagging import TaggingDataModule
+    from lightning_softprompt.evaluation.base import Evaluation
     from lightning_softprompt.inference.prompt import Prompt, load_prompt, save_prompt
     from lightning_softprompt.methods import (
         ATTEMPT,
@@ -52,21 +58,27 @@ if TYPE_CHECKING:
         XPrompt,
     )
     from lightning_softprompt.methods.base import SoftPromptModule
+    from lightning_softprompt.objectives.base import Objective, Outcome
     from lightning_softprompt.objectives.classification import Classification
     from lightning_softprompt.objectives.context_distillation import ContextDistillation
     from lightning_softprompt.objectives.distillation import Distillation
     from lightning_softprompt.objectives.language_modeling import LanguageModeling
+    from lightning_softprompt.objectives.penalties import Penalty
+    from lightning_softprompt.prompts.init import FromText, Init, SampleVocabulary
     from lightning_softprompt.rag.answer_form import AnswerForm
     from lightning_softprompt.rag.passage_selection import PassageNoise, PassageSettings
     from lightning_softprompt.rag.qa_datamodule import RagQaDataModule
     from lightning_softprompt.rag.relevance_datamodule import RelevanceDataModule
     from lightning_softprompt.readouts.auto import AutoReadout
+    from lightning_softprompt.readouts.base import Readout, WordReadout
     from lightning_softprompt.readouts.calibrated import Calibrated
     from lightning_softprompt.readouts.class_head import ClassHead
     from lightning_softprompt.readouts.label_words import LabelWords
     from lightning_softprompt.readouts.ranked import RankedChoices
     from lightning_softprompt.readouts.ranked_options import RankedOptions
     from lightning_softprompt.readouts.token_head import TokenHead
+    from lightning_softprompt.retrieval.passages.documents import Passage
+    from lightning_softprompt.retrieval.reranker import Reranker
     from lightning_softprompt.retrieval.retriever import Retriever
     from lightning_softprompt.retrieval.search.settings import IndexSettings
     from lightning_softprompt.runs.run_spec import RunSpec
@@ -83,22 +95,30 @@ __all__ = [
     "ADePT",
     "AnswerForm",
     "AutoReadout",
+    "Backbone",
     "BackboneSpec",
+    "Batch",
     "Calibrated",
     "Cartridge",
     "ClassHead",
+    "Classes",
     "Classification",
     "ClassificationDataModule",
+    "Codec",
     "Combined",
     "ContextAware",
     "ContextDistillation",
     "DePT",
     "Decoding",
     "Distillation",
+    "Evaluation",
+    "Example",
     "Folded",
+    "FromText",
     "FullFineTuning",
     "InContext",
     "IndexSettings",
+    "Init",
     "LabelWords",
     "LanguageModeling",
     "LatePromptTuning",
@@ -106,23 +126,32 @@ __all__ = [
     "MultipleChoiceDataModule",
     "MultitaskDataModule",
     "NoPrompt",
+    "Objective",
+    "Outcome",
     "PTMoE",
     "PTuning",
     "PTuningV2",
+    "Passage",
     "PassageNoise",
     "PassageSettings",
+    "Penalty",
     "PrefixTuning",
     "Prompt",
     "PromptBank",
     "PromptTuning",
+    "PromptedLM",
     "RagQaDataModule",
     "RankedChoices",
     "RankedOptions",
+    "Readout",
     "RelevanceDataModule",
+    "Reranker",
     "ResidualPromptTuning",
     "Retriever",
     "RunSpec",
     "SMoP",
+    "SampleVocabulary",
+    "SoftPrompt",
     "SoftPromptDataModule",
     "SoftPromptModule",
     "Spring",
@@ -132,38 +161,58 @@ __all__ = [
     "TokenHead",
     "Trainer",
     "TransPrompt",
+    "WordReadout",
     "XPrompt",
     "load_backbone",
     "load_prompt",
     "measure_attention",
     "save_prompt",
+    "takes_keys_and_values",
+    "takes_late_tokens",
 ]
 
 HOMES = {  # the module of each public name that is not a method
     "AnswerForm": "rag.answer_form",
     "AutoReadout": "readouts.auto",
+    "Backbone": "backbones.base",
     "BackboneSpec": "core.backbone_spec",
+    "Batch": "core.types",
     "Calibrated": "readouts.calibrated",
     "ClassHead": "readouts.class_head",
+    "Classes": "core.types",
     "Classification": "objectives.classification",
     "ClassificationDataModule": "data.classification",
+    "Codec": "backbones.tokenization.codec",
     "ContextDistillation": "objectives.context_distillation",
     "Decoding": "backbones.generation.decoding",
     "Distillation": "objectives.distillation",
+    "Evaluation": "evaluation.base",
+    "Example": "core.types",
+    "FromText": "prompts.init",
     "IndexSettings": "retrieval.search.settings",
+    "Init": "prompts.init",
     "LabelWords": "readouts.label_words",
     "LanguageModeling": "objectives.language_modeling",
     "MultipleChoiceDataModule": "data.multiple_choice",
     "MultitaskDataModule": "data.multitask",
+    "Objective": "objectives.base",
+    "Outcome": "objectives.base",
+    "Passage": "retrieval.passages.documents",
     "PassageNoise": "rag.passage_selection",
     "PassageSettings": "rag.passage_selection",
+    "Penalty": "objectives.penalties",
     "Prompt": "inference.prompt",
+    "PromptedLM": "backbones.prompted_lm",
     "RagQaDataModule": "rag.qa_datamodule",
     "RankedChoices": "readouts.ranked",
     "RankedOptions": "readouts.ranked_options",
+    "Readout": "readouts.base",
     "RelevanceDataModule": "rag.relevance_datamodule",
+    "Reranker": "retrieval.reranker",
     "Retriever": "retrieval.retriever",
     "RunSpec": "runs.run_spec",
+    "SampleVocabulary": "prompts.init",
+    "SoftPrompt": "core.types",
     "SoftPromptDataModule": "data.datamodule",
     "SoftPromptModule": "methods.base",
     "SummarizationDataModule": "data.summarization",
@@ -171,10 +220,13 @@ HOMES = {  # the module of each public name that is not a method
     "Template": "core.template",
     "TokenHead": "readouts.token_head",
     "Trainer": "training.trainer",
+    "WordReadout": "readouts.base",
     "load_backbone": "backbones.loading",
     "load_prompt": "inference.prompt",
     "measure_attention": "analysis.attention_mass",
     "save_prompt": "inference.prompt",
+    "takes_keys_and_values": "backbones.requirements",
+    "takes_late_tokens": "backbones.requirements",
 }
 
 
