@@ -35,7 +35,7 @@ transformers, which run one by one.
 | states | hidden states for the readouts `ClassHead` and `TokenHead` |
 | words | logits of label words |
 | recompute, prepacked, bfloat16 | the options `checkpointing`, `linear_backend` and `dtype` of the backbone |
-| memory | the estimate of `softprompt estimate` |
+| memory | the estimate of `softprompt estimate` with the measured memory |
 | generate, beams | answers of a batch by greedy search and by beam search, against those of single rows |
 | conversation | the second turn of a conversation with a cache, against the complete text |
 

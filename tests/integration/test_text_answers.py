@@ -106,9 +106,9 @@ def test_a_test_writes_lines_with_all_scores_and_a_page_of_cases(options):
 def test_the_table_of_a_validation_has_a_column_for_each_score(options):
     assert main(["fit", *options, "--trainer.max_steps=2", "--trainer.val_check_interval=2"]) == 0
     table = wandb_file.read_run(last_folder()).tables("val/predictions")[-1]
-    assert table["columns"] == ["row", "input", "target", "prediction", "correct", "overlap", "words"]
-    assert table["data"][1] == [1, "dull :", "dull film", "dull", False, 1.0, 1.0]
-    assert table["data"][3][3:] == ["dog a and dog a", False, None, None]
+    assert table["columns"] == ["step", "row", "input", "target", "prediction", "correct", "overlap", "words"]
+    assert table["data"][1] == [2, 1, "dull :", "dull film", "dull", False, 1.0, 1.0]
+    assert table["data"][3][4:] == ["dog a and dog a", False, None, None]
 
 
 def test_predictions_of_text_have_no_target(options):

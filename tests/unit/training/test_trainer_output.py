@@ -37,6 +37,7 @@ def model(data):
 def test_notices_of_lightning_are_hidden_and_metrics_have_intervals(data, model, tmp_path, monkeypatch, capsys, caplog):
     monkeypatch.chdir(tmp_path)
     caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="lightning.pytorch")  # other tests raise it
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         trainer = sp.Trainer(max_steps=2, val_check_interval=1, accelerator="cpu", enable_progress_bar=False)
