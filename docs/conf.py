@@ -7,7 +7,7 @@ copyright = "2026, the Lightning SoftPrompt authors"
 version = release = __version__
 
 extensions = [
-    "myst_parser",  # Markdown
+    "myst_nb",  # Markdown and notebooks
     "sphinx.ext.apidoc",  # a page for each module
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",  # Google style docstrings
@@ -32,7 +32,9 @@ apidoc_modules = [
     }
 ]
 exclude_patterns = ["_build"]
-source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
+source_suffix = {".md": "myst-nb", ".ipynb": "myst-nb", ".rst": "restructuredtext"}
+nb_execution_mode = "off"  # the outputs of notebooks are stored
+nb_merge_streams = True
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3

@@ -197,6 +197,9 @@ class Plot:
 
     path: Path
 
+    def __repr__(self) -> str:
+        return f"Plot({_short(self.path)})"
+
     def _repr_png_(self) -> bytes:
         return self.path.read_bytes()
 

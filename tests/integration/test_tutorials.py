@@ -161,3 +161,46 @@ def test_questions_are_answered_from_documents(folder, tiny_folder, capsys):
     analysis = json.loads((tuned / "analysis.json").read_text())
     assert analysis
     assert (tuned / "analysis.html").is_file()
+
+
+@pytest.mark.slow
+def test_the_cells_of_the_notebook_run_in_order(folder, capsys):
+    cells = json.loads((TUTORIALS / "notebook.ipynb").read_text())["cells"]
+    names = {}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            code = "".join(cell["source"])
+            exec(
+                re.sub(r"max_steps=\d+, check_val_every_n_epoch=\d", "max_steps=2", code).replace("=12,", "=2,"), names
+            )
+    assert names["trainer"].learning_curve.path.is_file()
+    for (metrics,) in (names["bare_metrics"], names["tuned_metrics"]):
+        assert metrics["test/accuracy_low"] <= metrics["test/accuracy"] <= metrics["test/accuracy_high"]
+    assert set(names["prompt"].method.classes.words) == set(names["groups"])
+    assert capsys.readouterr().out.rpartition("share predicted")[2]  # the streamed answer is printed last
+
+
+def test_the_outputs_of_the_notebook_are_stored_without_notices_and_machine_paths():
+    notebook = json.loads((TUTORIALS / "notebook.ipynb").read_text())
+    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert sum("import" in "".join(cell["source"]) for cell in code) == 1
+    outputs = json.dumps([cell["outputs"] for cell in code], ensure_ascii=False)
+    for text in ("image/png", "Training", "accuracy"):
+        assert text in outputs
+    for text in ("/tmp", "/home", "/work", "💡", "GPU available", "eval mode", "Warning", "Traceback"):
+        assert text not in outputs
+
+
+def test_the_commands_of_the_notebook_train_and_test(folder, tiny_folder):
+    cells = json.loads((TUTORIALS / "notebook.ipynb").read_text())["cells"]
+    page = "".join(cells[-1]["source"])
+    for name in ("tickets.csv", "new_tickets.csv"):
+        lines = [f"{text},{label}\n" for text, label in TICKETS * 4]
+        (folder / name).write_text("text,label\n" + "".join(lines))
+    labels = "{billing: good, account: bad, delivery: long}"  # words of the tiny backbone
+    options = [*SHORT, f"--backbone.name={tiny_folder('llama')}", f"--data.labels={labels}"]
+    fit, test = commands(page)
+    assert main([*fit, *options]) == 0
+    checkpoint = last_folder() / "checkpoints" / "best.ckpt"
+    assert main([*(str(checkpoint) if "TIME-ID" in word else word for word in test), "--run.wandb=disabled"]) == 0
+    assert 0 <= read_metrics(last_folder())["test"]["test/accuracy"] <= 1
