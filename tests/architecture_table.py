@@ -16,7 +16,7 @@ configuration, and some variants of these types; the section "Variants" explains
 random model. It compares a batch in this package with its rows in plain
 transformers, which run one by one.
 
-- `equal`: the results are equal to 1e-5. In the column `bfloat16`: the model runs and has about the same loss.
+- `equal`: the results differ by at most 1e-5. In the column `bfloat16`: the model runs and has about the same loss.
 - `refused`: the package raises an error before a run writes a file. The section "Reasons" has the error messages. In
   the column `bfloat16`, only this precision is refused. An architecture in the section "Not loaded" is refused as a
   whole when it is loaded.
