@@ -159,7 +159,8 @@ class Plan:
             options |= {"model.lr": rate, "trainer.max_steps": steps}
             options |= {"trainer.val_check_interval": settings["validate_every"]}
             options |= {"trainer.check_val_every_n_epoch": "null"}
-        name = ", ".join([method, *(f"{option.rpartition('.')[2]} {value}" for option, value in varied.items())])
+        labels = [f"{option.rpartition('.')[2]} {value}" for option, value in varied.items()]
+        name = ", ".join([method, *labels])
         return Job(
             block["name"], name, task, backbone, seed, rate, selects_rate, spec["metric"], spec["mode"], steps,
             options, spec["path"], spec.get("test_metric"),

@@ -146,12 +146,10 @@ class Trainer(lightning.pytorch.Trainer):
         Returns:
             The metrics, in a list with one element per loader.
         """
-        path = self._find_checkpoint(ckpt_path)
+        arguments = (model, dataloaders, self._find_checkpoint(ckpt_path), False, datamodule, weights_only)
         with hide_notices():
-            results = super().validate(model, dataloaders, path, False, datamodule, weights_only)
-        if verbose and self.is_global_zero:
-            print_results("Validation", "val", results)
-        return results
+            results = super().validate(*arguments)
+        return self._print_results("Validation", "val", results, verbose)
 
     def test(
         self,
@@ -163,11 +161,16 @@ class Trainer(lightning.pytorch.Trainer):
         weights_only: bool | None = None,
     ) -> list[Mapping[str, float]]:
         """Evaluates a method on the test rows; the arguments are those of `validate`."""
-        path = self._find_checkpoint(ckpt_path)
+        arguments = (model, dataloaders, self._find_checkpoint(ckpt_path), False, datamodule, weights_only)
         with hide_notices():
-            results = super().test(model, dataloaders, path, False, datamodule, weights_only)
+            results = super().test(*arguments)
+        return self._print_results("Test", "test", results, verbose)
+
+    def _print_results(
+        self, title: str, stage: str, results: list[Mapping[str, float]], verbose: bool
+    ) -> list[Mapping[str, float]]:
         if verbose and self.is_global_zero:
-            print_results("Test", "test", results)
+            print_results(title, stage, results)
         return results
 
     def predict(self, *args: Any, **options: Any) -> Any:

@@ -66,7 +66,8 @@ def main(argv: list[str]) -> int:
         rows.append([f"{point['t']:.2f}", *values])
     print(table(rows, ["t", *columns]))
     barrier = loss_barrier([(point["t"], point["loss"]) for point in points])
-    print(f"\nloss barrier: {barrier:+.4f} ({describe_barrier(barrier, points[0]['loss'], points[-1]['loss'])})")
+    description = describe_barrier(barrier, points[0]["loss"], points[-1]["loss"])
+    print(f"\nloss barrier: {barrier:+.4f} ({description})")
     write_outputs(args, points, columns)
     if "init" in (run.config.model.get("init_args") or {}):
         average = json.dumps([str(args.one), str(args.other)])
