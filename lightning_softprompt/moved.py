@@ -221,6 +221,7 @@ MOVED = {  # old module or class: new one, inside the package
     "strategy": "distributed.strategy",
     "studies.reading": "studies.study_file",
     "template": "core.template",
+    "training.trainer.RunOutputs": "training.run_outputs.RunOutputs",
     "trust": "system.trust",
     "types": "core.types",
     "word_boundaries": "core.word_boundaries",

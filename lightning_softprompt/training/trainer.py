@@ -2,39 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch
 from lightning.fabric.plugins.io import TorchCheckpointIO
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.utilities import rank_zero_info
 
-from lightning_softprompt.callbacks.recovery.best_checkpoint import BestCheckpoint
-from lightning_softprompt.callbacks.recovery.final_checkpoint import FinalCheckpoint
-from lightning_softprompt.callbacks.recovery.final_validation import FinalValidation
-from lightning_softprompt.callbacks.recovery.patience import Patience
-from lightning_softprompt.callbacks.recovery.resume import RngState
-from lightning_softprompt.callbacks.recovery.run_settings import RunSettings
-from lightning_softprompt.callbacks.reporting.parameter_summary import ParameterSummary
 from lightning_softprompt.callbacks.reporting.progress_bar import StepProgressBar
-from lightning_softprompt.callbacks.reporting.run_files import RunFiles
 from lightning_softprompt.checkpoints.atomic_io import AtomicCheckpointIO
-from lightning_softprompt.checkpoints.prompt_file import read_prompt
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.methods.base import SoftPromptModule
 from lightning_softprompt.reports.result_table import format_metrics
-from lightning_softprompt.runs.run_settings import CommandSettings
-from lightning_softprompt.runs.run_spec import RunSpec, make_folder
-from lightning_softprompt.system.atomic_files import write_file
-from lightning_softprompt.training.monitors import choose_monitor
+from lightning_softprompt.runs.run_spec import RunSpec
 from lightning_softprompt.training.notices import hide_notices
 from lightning_softprompt.training.precision import keep_batches
-from lightning_softprompt.training.prompt_files import count_validation_rows, write_prompt_files
-from lightning_softprompt.training.python_config import PythonConfig, python_config
+from lightning_softprompt.training.python_config import python_config
+from lightning_softprompt.training.run_outputs import RunOutputs, shorten_path
 from lightning_softprompt.training.training_length import (
     default_patience,
     default_trainer_options,
@@ -99,20 +88,12 @@ class Trainer(lightning.pytorch.Trainer):
         """
         if len(args) < WEIGHTS_ONLY:
             options.setdefault("weights_only", True)
-        data = options.get("datamodule") or train_dataloaders
-        has_run = self.run is not None and not self.fast_dev_run  # type: ignore[attr-defined]
-        is_ours = isinstance(model, SoftPromptModule) and isinstance(data, SoftPromptDataModule)
-        files = None
-        if self.run is not None and has_run and is_ours:
-            config = python_config(model, data, self.run, self._options)
-            files = RunOutputs(self.run, data, config, self._patience, self.is_global_zero)
-            if self._states_length:
-                rank_zero_info(describe_default_length(self._patience))
-            if isinstance(self.progress_bar_callback, StepProgressBar):
-                self.progress_bar_callback.monitor = files.best.monitor
+        files = self._start_run(model, options.get("datamodule") or train_dataloaders)
         self.prompt_path = None
         added = [] if files is None else files.callbacks
         self.callbacks.extend(added)  # type: ignore[attr-defined]
+        if train_dataloaders is not None:
+            self.datamodule = None  # of an earlier call; Lightning sets it again if it is the second argument
         try:
             with hide_notices():
                 super().fit(model, train_dataloaders, *args, **options)
@@ -123,6 +104,19 @@ class Trainer(lightning.pytorch.Trainer):
             self.prompt_path = files.write_prompt(self.limit_val_batches)
         if files is not None:
             self._checkpoints = files.checkpoints
+
+    def _start_run(self, model: Any, data: Any) -> RunOutputs | None:
+        """Creates the run folder of a training; None if the training writes no files."""
+        is_ours = isinstance(model, SoftPromptModule) and isinstance(data, SoftPromptDataModule)
+        if self.run is None or self.fast_dev_run or not is_ours:  # type: ignore[attr-defined]
+            return None
+        config = python_config(model, data, self.run, self._options)
+        files = RunOutputs(self.run, data, config, self._patience, self.is_global_zero)
+        if self._states_length:
+            rank_zero_info(describe_default_length(self._patience))
+        if isinstance(self.progress_bar_callback, StepProgressBar):
+            self.progress_bar_callback.monitor = files.best.monitor
+        return files
 
     def validate(
         self,
@@ -147,7 +141,7 @@ class Trainer(lightning.pytorch.Trainer):
             The metrics, in a list with one element per loader.
         """
         arguments = (model, dataloaders, self._find_checkpoint(ckpt_path), False, datamodule, weights_only)
-        with hide_notices():
+        with hide_notices(), self._loaders_only(dataloaders):
             results = super().validate(*arguments)
         return self._print_results("Validation", "val", results, verbose)
 
@@ -162,7 +156,7 @@ class Trainer(lightning.pytorch.Trainer):
     ) -> list[Mapping[str, float]]:
         """Evaluates a method on the test rows; the arguments are those of `validate`."""
         arguments = (model, dataloaders, self._find_checkpoint(ckpt_path), False, datamodule, weights_only)
-        with hide_notices():
+        with hide_notices(), self._loaders_only(dataloaders):
             results = super().test(*arguments)
         return self._print_results("Test", "test", results, verbose)
 
@@ -173,10 +167,31 @@ class Trainer(lightning.pytorch.Trainer):
             print_results(title, stage, results)
         return results
 
-    def predict(self, *args: Any, **options: Any) -> Any:
-        """Predicts rows; see Lightning's Trainer."""
-        with hide_notices():
-            return super().predict(*args, **options)
+    def predict(
+        self,
+        model: Any = None,
+        dataloaders: Any = None,
+        datamodule: Any = None,
+        return_predictions: bool | None = None,
+        ckpt_path: str | Path | None = None,
+        weights_only: bool | None = None,
+    ) -> Any:
+        """Predicts rows.
+
+        Args:
+            model: The method; None for that of the last call.
+            dataloaders: The data module, or loaders as Lightning takes them.
+            datamodule: The data module, if it is not the second argument.
+            return_predictions: Whether to return the records (default: True).
+            ckpt_path: A checkpoint whose parameters are used; `best` and `last` are those of the last `fit`.
+            weights_only: How Lightning loads a checkpoint.
+
+        Returns:
+            The records of each batch; with several loaders, a list of them for each loader.
+        """
+        checkpoint = self._find_checkpoint(ckpt_path)
+        with hide_notices(), self._loaders_only(dataloaders):
+            return super().predict(model, dataloaders, datamodule, return_predictions, checkpoint, weights_only)
 
     @property
     def learning_curve(self) -> Plot | None:
@@ -185,9 +200,25 @@ class Trainer(lightning.pytorch.Trainer):
             return None
         return Plot(self.prompt_path.with_name("plots") / "learning_curve.png")
 
+    @contextmanager
+    def _loaders_only(self, dataloaders: Any) -> Iterator[None]:
+        """Detaches the data module of an earlier call from an evaluation that gets its own loaders.
+
+        Otherwise Lightning would also set up the data module for the evaluation, for which it may have no rows.
+        """
+        data = self.datamodule
+        uses_loaders = dataloaders is not None and not isinstance(dataloaders, LightningDataModule)
+        if uses_loaders:
+            self.datamodule = None
+        try:
+            yield
+        finally:
+            if uses_loaders:
+                self.datamodule = data  # a prompt that is saved later has the row formats of the training
+
     def _find_checkpoint(self, path: str | Path | None) -> str | Path | None:
         checkpoint = self._checkpoints.get(str(path))
-        return path if checkpoint is None else _short(checkpoint)
+        return path if checkpoint is None else shorten_path(checkpoint)
 
 
 @dataclass(frozen=True)
@@ -201,7 +232,7 @@ class Plot:
     path: Path
 
     def __repr__(self) -> str:
-        return f"Plot({_short(self.path)})"
+        return f"Plot({shorten_path(self.path)})"
 
     def _repr_png_(self) -> bytes:
         return self.path.read_bytes()
@@ -218,68 +249,6 @@ def print_results(title: str, stage: str, results: Sequence[Mapping[str, float]]
     for number, metrics in enumerate(results):
         loader = f", loader {number}" if len(results) > 1 else ""
         print(f"{title}{loader}\n{format_metrics(metrics, stage)}")
-
-
-class RunOutputs:
-    """The run folder of one training from Python.
-
-    Args:
-        run: Options of the run folder.
-        data: The data module, whose evaluation selects the best validation.
-        config: The config of the run.
-        patience: Number of validations without improvement that end the training; 0 for no such limit.
-        is_first: Whether this is the first process, which writes the config.
-    """
-
-    def __init__(
-        self, run: RunSpec, data: SoftPromptDataModule, config: PythonConfig, patience: int, is_first: bool
-    ) -> None:
-        self.data = data
-        self.folder = run.name_folder(training=True)
-        self.config_file = self.folder / "config.yaml"
-        make_folder(self.folder, "fit", not_in_config=config.left_out)
-        if is_first:
-            write_file(self.config_file, config.text.encode())
-        monitor, mode = choose_monitor(run, data.evaluation)
-        self.last = self.folder / "checkpoints" / "last.ckpt"
-        self.best = BestCheckpoint(self.last.parent, "best", monitor, mode)
-        self.callbacks: list[Callback] = [
-            FinalValidation(), ParameterSummary(rank_zero_info), RunFiles(self.folder, monitor, mode), self.best,
-            FinalCheckpoint(self.last, run.keep_last), RngState(),
-            RunSettings(CommandSettings(config.complete_values, data, "fit", (monitor, mode), config.left_out)),
-        ]  # fmt: skip
-        if patience:
-            self.callbacks.append(Patience(monitor, mode, patience))
-
-    @property
-    def checkpoints(self) -> dict[str, Path]:
-        """The last and the best checkpoint; the last one is the best if there was no validation."""
-        return {"best": Path(self.best.best_model_path or self.last), "last": self.last}
-
-    def write_prompt(self, val_limit: int | float | None) -> Path | None:
-        """Writes the prompt of the best validation, or of the last step if there was none.
-
-        Args:
-            val_limit: The Trainer's `limit_val_batches`.
-
-        Returns:
-            The file; None if no step was taken.
-        """
-        checkpoint = self.checkpoints["best"]
-        if not checkpoint.is_file():
-            return None
-        path = self.folder / "prompt.safetensors"
-        rows = count_validation_rows(self.data, val_limit)
-        write_prompt_files(read_prompt(checkpoint), path, self.config_file, rows)
-        kind = "best" if self.best.best_model_path else "last"
-        rank_zero_info(f"the {kind} prompt: {_short(path)}")
-        return path
-
-
-def _short(path: Path) -> Path:
-    """The path below the current folder, if it is there."""
-    here = Path.cwd()
-    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def _as_list(value: Callback | Sequence[Callback] | None) -> list[Callback]:

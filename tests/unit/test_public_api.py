@@ -271,6 +271,24 @@ def test_batches_come_from_a_loader_of_torch(data):
     assert sp.Prompt(model).predict("dull")[0]["prediction"] in LABELS
 
 
+def test_own_loaders_follow_a_training_with_a_data_module(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = sp.PromptTuning(length=3, data=data)
+    trainer = sp.Trainer(max_steps=1, **QUIET)
+    trainer.fit(model, data)
+    loader = torch.utils.data.DataLoader(data.split("train"), batch_size=2, collate_fn=data.collate)
+    records = [record for batch in trainer.predict(model, loader, ckpt_path="best") for record in batch]
+    assert [record["row"] for record in records] == list(range(len(data.split("train"))))
+    (metrics,) = trainer.test(model, loader)  # the data module has no test rows
+    (same,) = trainer.validate(model, dataloaders=loader)
+    assert metrics["test/accuracy"] == same["val/accuracy"]
+    assert trainer.datamodule is data
+    other = sp.PromptTuning(length=3, data=data)
+    trainer.fit(other, loader)
+    assert trainer.datamodule is None
+    assert other.row_formats == model.row_formats
+
+
 @pytest.mark.parametrize("rows", [[{"text": "dull"}], {"train": [{"text": "dull"}]}])
 def test_rows_given_as_path_are_refused(rows, spec):
     with pytest.raises(ValueError, match="train="):
