@@ -13,8 +13,8 @@ HEAD = """# Architectures
 
 This page lists every language-model type (`model_type`) of transformers that can be created from a small
 configuration, and some variants of these types; the section "Variants" explains their names. Each check runs on a tiny
-random model. It compares a batch in this package with its rows in plain
-transformers, which run one by one.
+random model. It compares the results for a batch in this package with
+the results for each row alone in plain transformers.
 
 - `equal`: the results differ by at most 1e-5. In the column `bfloat16`: the model runs and has about the same loss.
 - `refused`: the package raises an error before a run writes a file. The section "Reasons" has the error messages. In
