@@ -98,13 +98,23 @@ class Template:
 
     @property
     def _kinds(self) -> list[str]:
-        """The kind of each piece. A literal of glue only gives no piece."""
-        kinds = []
+        """The kind of each piece."""
+        return [kind for kind, _ in self._piece_parts]
+
+    @property
+    def _piece_parts(self) -> list[tuple[str, str]]:
+        """The part of the template that each piece comes from. A literal of glue only gives no piece."""
+        parts = []
         for index, part in enumerate(self._parts):
             is_glue = index == self._target - 1 and part == ("literal", self.glue)
             if not is_glue:
-                kinds.append(part[0])
-        return kinds
+                parts.append(part)
+        return parts
+
+    @property
+    def piece_columns(self) -> list[str | None]:
+        """The column that each piece of a row comes from; None for literals, slots and the answer."""
+        return [name if kind == "column" else None for kind, name in self._piece_parts]
 
     def pieces(
         self,

@@ -50,15 +50,16 @@ class PassageTemplate:
 
     def render(self, number: int, passage: ShownPassage, title: str) -> str:
         """Returns the text of a passage."""
-        return "".join(self._render_segments(number, passage, title))
+        return "".join(self.render_segments(number, passage, title))
 
-    def _render_segments(self, number: int, passage: ShownPassage, title: str) -> list[str]:
+    def render_segments(self, number: int, passage: ShownPassage, title: str) -> list[str]:
+        """Returns the text of a passage between slots."""
         values = self._values(number, passage, title)
         return [segment.format(**values) for segment in self.segments]
 
     def template_spans(self, passages: Sequence[tuple[ShownPassage, str]], count: int) -> dict[str, Spans]:
         """Returns the parts of `fields` that come from the template, in which control tokens are recognized."""
-        spans_by_passage = [self._spans(n, *passage) for n, passage in enumerate(passages, start=1)]
+        spans_by_passage = [self.segment_spans(n, *passage) for n, passage in enumerate(passages, start=1)]
         if len(self.segments) > 1:
             return dict(zip(self.columns(count), chain(*spans_by_passage), strict=False))
         start = 0
@@ -68,7 +69,7 @@ class PassageTemplate:
             start += len(self.render(number, *passage))
         return {PASSAGES: tuple(shifted)}
 
-    def _spans(self, number: int, passage: ShownPassage, title: str) -> list[Spans]:
+    def segment_spans(self, number: int, passage: ShownPassage, title: str) -> list[Spans]:
         """Returns the spans of each segment that are literal text of the template."""
         values = self._values(number, passage, title)
         all_spans: list[Spans] = []
@@ -94,7 +95,13 @@ class PassageTemplate:
         """Returns the template columns of `count` passages: one for all, or one for each segment between slots."""
         if len(self.segments) == 1:
             return (PASSAGES,)
-        return tuple(f"passage_{n}_{i}" for n in range(1, count + 1) for i in range(len(self.segments)))
+        return tuple(chain(*(self.columns_of(number) for number in range(1, count + 1))))
+
+    def columns_of(self, number: int) -> tuple[str, ...]:
+        """Returns the template columns that contain a passage, one for each of its segments."""
+        if len(self.segments) == 1:
+            return (PASSAGES,)
+        return tuple(f"passage_{number}_{index}" for index in range(len(self.segments)))
 
     def expand(self, template: str, count: int) -> str:
         """Replaces `{passages}` in the template of rows by the columns and slots of `count` passages.
@@ -115,7 +122,7 @@ class PassageTemplate:
 
     def fields(self, passages: Sequence[tuple[ShownPassage, str]], count: int) -> dict[str, str]:
         """Returns the values of the template columns for the passages of a row and their titles."""
-        rendered = [self._render_segments(n, *passage) for n, passage in enumerate(passages, start=1)]
+        rendered = [self.render_segments(n, *passage) for n, passage in enumerate(passages, start=1)]
         if len(self.segments) == 1:
             return {PASSAGES: "".join(chain(*rendered))}
         return dict(zip_longest(self.columns(count), chain(*rendered), fillvalue=""))
@@ -133,12 +140,14 @@ class RenderedRow(NamedTuple):
         encoded: The row as tokens.
         dropped: Number of passages that did not fit.
         cut: Whether the only remaining passage was truncated.
+        titles: The title of each passage of the example.
     """
 
     example: QaExample
     encoded: Encoded
     dropped: int
     cut: bool
+    titles: tuple[str, ...] = ()
 
 
 @final
@@ -182,7 +191,8 @@ class PassageRenderer:
                 break
             kept = self._remove_passages(kept, encoded.num_truncated)
         was_cut = len(kept) == 1 and kept[0].passage.text != candidates[0].passage.text
-        return RenderedRow(rendered, encoded, len(candidates) - len(kept), was_cut)
+        titles = tuple(candidate.passage.title for candidate in self.selector.arrange(kept, example.gold))
+        return RenderedRow(rendered, encoded, len(candidates) - len(kept), was_cut, titles)
 
     def _encode(self, example: QaExample) -> Encoded:
         pieces = self.template.pieces(example.fields, template_spans=example.template_spans)
