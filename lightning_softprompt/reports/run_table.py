@@ -88,7 +88,7 @@ def find_runs(folder: Path, with_intervals: bool = True) -> list[RunSummary]:
 
     Args:
         folder: The folder.
-        with_intervals: Whether to compute the intervals of tests, which reads their predictions.
+        with_intervals: Whether tests have intervals. If a test stored none, its predictions are read for it.
     """
     runs = [read_run(path, with_intervals) for path in sorted(_run_folders(folder))]
     trained = {run.folder.resolve(): run for run in runs if run.steps}
@@ -129,7 +129,7 @@ def read_run(folder: Path, with_interval: bool = True) -> RunSummary:
 
     Args:
         folder: The folder of the run.
-        with_interval: Whether to compute the interval of the test, which reads its predictions.
+        with_interval: Whether the test has its interval. If it stored none, its predictions are read for it.
 
     Raises:
         ValueError: If a file of the run cannot be read, naming it.
@@ -139,9 +139,11 @@ def read_run(folder: Path, with_interval: bool = True) -> RunSummary:
     record = _read_json(folder / RECORD)
     best = report.get("best") or {}
     monitored = str(best.get("metric", "")).removeprefix("val/")
-    test = _select_test_metric(report.get("test") or {}, monitored)
+    tested = report.get("test") or {}
+    test = _select_test_metric(tested, monitored)
     if test is not None and with_interval:
-        test = replace(test, interval=_find_interval(folder / PREDICTIONS, test))
+        interval = _stored_interval(tested, test.metric) or _find_interval(folder / PREDICTIONS, test)
+        test = replace(test, interval=interval)
     validation = Score(monitored, float(best["value"])) if _is_number(best.get("value")) else None
     seconds = report.get("seconds", math.nan)
     return RunSummary(
@@ -203,6 +205,15 @@ def _select_test_metric(metrics: Values, monitored: str) -> Score | None:
         if name in values:
             return Score(name, float(values[name]))
     return None
+
+
+def _stored_interval(metrics: Values, metric: str) -> Interval | None:
+    """Returns the interval that a test computed."""
+    bounds: list[Any] = [metrics.get(f"test/{metric}_{end}") for end in ("low", "high")]
+    if not all(map(_is_number, bounds)):
+        return None
+    low, high = map(float, bounds)
+    return low, high
 
 
 def _find_interval(path: Path, score: Score) -> Interval | None:

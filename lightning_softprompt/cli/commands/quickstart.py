@@ -15,15 +15,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from lightning_softprompt.cli.app import main as run_command
-from lightning_softprompt.cli.app import set_process_arguments
 from lightning_softprompt.cli.commands.configs import configs_folder
-from lightning_softprompt.cli.dry_parse import parse_run
 from lightning_softprompt.cli.next_steps import command_line, pipe, suggest
 from lightning_softprompt.data.samples.movie_sentences import movie_sentences
 from lightning_softprompt.evaluation.metrics.intervals import bootstrap
 from lightning_softprompt.reports.prediction_file import PREDICTIONS, read_predictions
-from lightning_softprompt.runs.run_spec import last_folder
 from lightning_softprompt.system.printable import printable
 
 
@@ -89,6 +85,9 @@ def check_options(common: Sequence[str], options: Sequence[str]) -> None:
         SystemExit: If a training has no such option, or its value is wrong.
         CommandError: If they contradict each other.
     """
+    from lightning_softprompt.cli.app import set_process_arguments
+    from lightning_softprompt.cli.dry_parse import parse_run
+
     if options:
         with set_process_arguments(["fit", *common]):
             parse_run(["fit", *common])
@@ -104,6 +103,9 @@ class RunError(Exception):
 
 def run_to_end(command: Sequence[str]) -> tuple[Path, float]:
     """Run a command, and return its folder and its wall time in seconds."""
+    from lightning_softprompt.cli.app import main as run_command
+    from lightning_softprompt.runs.run_spec import last_folder
+
     start = time.perf_counter()
     if code := run_command(command, hints=False):
         raise RunError(code)

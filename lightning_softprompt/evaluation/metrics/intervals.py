@@ -1,10 +1,12 @@
-"""Confidence intervals: bootstrap over rows, Student's t over seeds."""
+"""Confidence intervals: bootstrap over rows, Student's t over seeds.
+
+numpy and scipy are imported where they are needed, because `softprompt runs` starts without them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-import numpy as np
+from statistics import NormalDist
 
 
 def bootstrap(values: Sequence[float], level: float = 0.95, draws: int = 10_000, seed: int = 0) -> tuple[float, float]:
@@ -19,6 +21,8 @@ def bootstrap(values: Sequence[float], level: float = 0.95, draws: int = 10_000,
     >>> bootstrap([1.0] * 10)
     (1.0, 1.0)
     """
+    import numpy as np
+
     rows = np.asarray(values, dtype=float)
     generator = np.random.default_rng(seed)
     samples = (generator.integers(len(rows), size=len(rows)) for _ in range(draws))
@@ -38,9 +42,7 @@ def share_interval(share: float, rows: int, level: float = 0.95) -> tuple[float,
     >>> [round(bound, 3) for bound in share_interval(0.9, 100)]
     [0.826, 0.945]
     """
-    from scipy.stats import norm
-
-    z = float(norm.ppf((1 + level) / 2))
+    z = NormalDist().inv_cdf((1 + level) / 2)
     weight = z * z / rows  # of the prior share of one half
     center = (share + weight / 2) / (1 + weight)
     spread = share * (1 - share) / rows + weight / (4 * rows)
@@ -59,6 +61,7 @@ def student_interval(values: Sequence[float], level: float = 0.95) -> tuple[floa
     >>> round(mean, 3), round(half, 3)
     (0.9, 0.248)
     """
+    import numpy as np
     from scipy.stats import t
 
     runs = np.asarray(values, dtype=float)

@@ -64,6 +64,13 @@ def test_a_run_has_the_scores_of_its_files_and_the_test_of_its_checkpoint(runs):
     assert 0.25 <= low < untrained.test.value < high <= 1.0
 
 
+def test_the_interval_is_the_one_that_the_test_computed(tmp_path):
+    metrics = {"test/f1": 0.5, "test/f1_low": 0.125, "test/f1_high": 0.75}
+    records = [{"scores": {"f1": score}} for score in (0.25, 0.75)]
+    write_run(tmp_path / "01", {"test": metrics}, predictions=records)
+    assert [run.test for run in find_runs(tmp_path)] == [Score("f1", 0.5, (0.125, 0.75))]
+
+
 def test_a_run_has_the_last_test_on_its_own_data(runs):
     later = write_run(runs / "a" / "04", {"test": {"test/accuracy": 0.5}}, source=CHECKPOINT)
     other = write_run(runs / "a" / "05", {"test": {"test/accuracy": 0.1}}, CHECKPOINT, data={"path": "/rows/other"})
