@@ -137,10 +137,24 @@ def test_the_python_example_works_as_printed(monkeypatch, tmp_path):
 def test_the_python_tutorial_works_as_printed(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     names = {}
-    for block in python_blocks((ROOT / "docs" / "tutorials" / "python.md").read_text()):
+    page = (ROOT / "docs" / "tutorials" / "python.md").read_text()
+    for block in python_blocks(page):
         run_quickly(block, names)
     assert [record["prediction"] in ("billing", "login", "delivery") for record in names["records"]] == [True, True]
     assert len(names["summaries"]) == 2
+    assert len([record for batch in names["batches"] for record in batch]) == 11  # 12 rows, one of them is held out
+
+
+def test_each_source_of_rows_takes_five_lines_and_one_import():
+    page = (ROOT / "docs" / "tutorials" / "python.md").read_text()
+    section = page.partition("## Other sources of rows\n")[2].partition("\n## ")[0]
+    blocks = python_blocks(section)
+    for source in ("pd.DataFrame", "datasets.Dataset", "DataLoader"):
+        assert any(source in block for block in blocks)
+    for block in blocks:
+        lines = [line for line in block.splitlines() if line.strip()]
+        assert len(lines) <= 5
+        assert sum("import " in line for line in lines) <= 1
 
 
 def test_numbers_in_the_text_are_those_of_its_table():
