@@ -21,12 +21,14 @@ if TYPE_CHECKING:
     from lightning_softprompt.core.template import Template
     from lightning_softprompt.core.types import Batch, Classes, Example, SoftPrompt
     from lightning_softprompt.data.classification import ClassificationDataModule
+    from lightning_softprompt.data.corpus.datamodule import CorpusDataModule
     from lightning_softprompt.data.datamodule import SoftPromptDataModule
     from lightning_softprompt.data.multiple_choice import MultipleChoiceDataModule
     from lightning_softprompt.data.multitask import MultitaskDataModule
     from lightning_softprompt.data.summarization import SummarizationDataModule
     from lightning_softprompt.data.tagging import TaggingDataModule
     from lightning_softprompt.evaluation.base import Evaluation
+    from lightning_softprompt.evaluation.likelihood import LikelihoodEvaluation
     from lightning_softprompt.inference.prompt import Prompt, load_prompt, save_prompt
     from lightning_softprompt.methods import (
         ATTEMPT,
@@ -108,6 +110,7 @@ __all__ = [
     "Combined",
     "ContextAware",
     "ContextDistillation",
+    "CorpusDataModule",
     "DePT",
     "Decoding",
     "Distillation",
@@ -122,6 +125,7 @@ __all__ = [
     "LabelWords",
     "LanguageModeling",
     "LatePromptTuning",
+    "LikelihoodEvaluation",
     "LoRA",
     "MultipleChoiceDataModule",
     "MultitaskDataModule",
@@ -184,6 +188,7 @@ HOMES = {  # the module of each public name that is not a method
     "ClassificationDataModule": "data.classification",
     "Codec": "backbones.tokenization.codec",
     "ContextDistillation": "objectives.context_distillation",
+    "CorpusDataModule": "data.corpus.datamodule",
     "Decoding": "backbones.generation.decoding",
     "Distillation": "objectives.distillation",
     "Evaluation": "evaluation.base",
@@ -193,6 +198,7 @@ HOMES = {  # the module of each public name that is not a method
     "Init": "prompts.init",
     "LabelWords": "readouts.label_words",
     "LanguageModeling": "objectives.language_modeling",
+    "LikelihoodEvaluation": "evaluation.likelihood",
     "MultipleChoiceDataModule": "data.multiple_choice",
     "MultitaskDataModule": "data.multitask",
     "Objective": "objectives.base",

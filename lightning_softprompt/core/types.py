@@ -66,6 +66,7 @@ class Example:
         searched: Number of passages that were requested from retrieval; 0 without retrieval.
         template_spans: Spans of each field that come from a template, such as the template of passages. Control tokens
             are recognized there; elsewhere in a field their spelling is text.
+        ends_text: Whether the token that stops generation follows the target, in addition to the data module's rule.
     """
 
     fields: Mapping[str, str]
@@ -78,6 +79,7 @@ class Example:
     gold: tuple[str, ...] = ()
     searched: int = 0
     template_spans: Mapping[str, Spans] = field(default_factory=dict)
+    ends_text: bool = field(default=False, repr=False)  # not in digests of rows, which contain the tokens
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,23 @@ class OptionExample(Example):
     """
 
     options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class WindowExample(Example):
+    """A window of a document, for language modeling. `target` is its text.
+
+    Args:
+        document: Number of its document in the source.
+        num_bytes: Length of the window in UTF-8.
+        num_words: Words that begin in the window; a word is a stretch without white space.
+        corpus: Name of its corpus; empty for the main corpus.
+    """
+
+    document: int = 0
+    num_bytes: int = 0
+    num_words: int = 0
+    corpus: str = ""
 
 
 @dataclass(frozen=True)
@@ -268,6 +287,18 @@ class Batch:
     def pin_memory(self) -> Batch:
         """Returns the same rows in page-locked memory, from which copies to a GPU are faster."""
         return self._map(Tensor.pin_memory)
+
+
+def windows_of(batch: Batch) -> list[WindowExample]:
+    """Returns the windows of a batch as text.
+
+    Raises:
+        ValueError: If the rows are not windows of documents.
+    """
+    windows = [example for example in batch.examples or () if isinstance(example, WindowExample)]
+    if len(windows) < len(batch):
+        raise ValueError("rows must be windows of documents, as CorpusDataModule reads them")
+    return windows
 
 
 def options_of(batch: Batch) -> list[tuple[str, ...]]:

@@ -46,7 +46,7 @@ class RowEncoder:
             pieces,
             example.target,
             self.max_tokens,
-            self.append_eos,
+            self.append_eos or example.ends_text,
             self.truncation_side,
             self.max_target_tokens,
         )
@@ -97,4 +97,5 @@ class RowEncoder:
         ]
         truncate = sorted(self.template.truncate)
         settings = [truncate, self.truncation_side, self.max_tokens, self.append_eos, self.max_target_tokens]
-        return content_key([self.codec.fingerprint, self.template.text, settings, texts])
+        ends = [number for number, example in enumerate(examples) if example.ends_text]
+        return content_key([self.codec.fingerprint, self.template.text, settings, texts, *ends])

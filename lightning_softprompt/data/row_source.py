@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,11 @@ from lightning_softprompt.data.readers.sources import NoSplitError, OnBadRow, Ro
 from lightning_softprompt.data.sampling.holding_out import divide_rows, hold_out_validation
 
 Source = str | list[str] | list[dict[str, Any]]
+
+
+def is_file(path: str) -> bool:
+    """Whether a source is a single file, or a pattern of files."""
+    return Path(path).expanduser().is_file() or is_pattern(path)
 
 
 @dataclass
@@ -26,6 +31,8 @@ class RowSource:
         validation_share: Fraction of the training rows to hold out if there are no validation rows.
         test_share: Fraction of the rows to hold out for the test if `path` is a file.
         seed: Seed of the held-out rows.
+        reader: Reads the rows of a split of a source, as `read_rows` does.
+        is_undivided: Whether the rows of a path are divided into splits here.
     """
 
     path: str | None
@@ -35,6 +42,8 @@ class RowSource:
     validation_share: float
     test_share: float
     seed: int
+    reader: Callable[..., Rows] = read_rows
+    is_undivided: Callable[[str], bool] = is_file
     _rows: dict[str, Rows] = field(default_factory=dict)
 
     def read(self, name: str, needed_columns: Sequence[str]) -> Rows:
@@ -56,7 +65,7 @@ class RowSource:
             old_names = {new: old for old, new in self.new_names.items()}
             columns = [old_names.get(column, column) for column in needed_columns]
             try:
-                self.set_rows(name, read_rows(source, name, self.on_bad_row, columns))
+                self.set_rows(name, self.reader(source, name, self.on_bad_row, columns))
             except NoSplitError as error:
                 raise NoSplitError(f"{error}, or set data.{name}", error.splits) from None
         return self._rows[name]
@@ -71,8 +80,8 @@ class RowSource:
 
     @property
     def divides_file(self) -> bool:
-        """Whether `path` is a single file, or a pattern of files."""
-        return self.path is not None and is_file(self.path)
+        """Whether `path` is a single file, or a pattern of files, whose rows are divided here."""
+        return self.path is not None and self.is_undivided(self.path)
 
     @property
     def shares_of_file(self) -> dict[str, float]:
@@ -98,11 +107,6 @@ class RowSource:
 def has_classes(examples: Sequence[Example]) -> bool:
     """Whether each row has a class."""
     return all(isinstance(example.label, int) for example in examples)
-
-
-def is_file(path: str) -> bool:
-    """Whether a source is a single file, or a pattern of files."""
-    return Path(path).expanduser().is_file() or is_pattern(path)
 
 
 def convert_frame(source: Any) -> Any:

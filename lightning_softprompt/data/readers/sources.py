@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_softprompt.data.readers.content_kind import refuse_other_content
-from lightning_softprompt.data.readers.files import READERS, data_suffix, read_file
+from lightning_softprompt.data.readers.files import READERS, TEXT_SUFFIXES, data_suffix, read_file
 from lightning_softprompt.data.readers.folders import files_of_split, pick_split
 from lightning_softprompt.data.readers.rows import (
     BOM,
@@ -167,7 +167,7 @@ def _may_be_on_hub(source: str) -> bool:
     is_name = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(:[\w.-]+)?", source)
     # A misspelt path should not go there: without a network, the hub's client tries for half a minute.
     is_near = "/" in source and Path(source).parent.is_dir()
-    return is_name is not None and not is_near and data_suffix(Path(source)) not in READERS
+    return is_name is not None and not is_near and data_suffix(Path(source)) not in (*READERS, *TEXT_SUFFIXES)
 
 
 def _missing(path: Path) -> str:

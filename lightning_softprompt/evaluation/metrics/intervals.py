@@ -31,6 +31,37 @@ def bootstrap(values: Sequence[float], level: float = 0.95, draws: int = 10_000,
     return float(low), float(high)
 
 
+def bootstrap_ratio(
+    numerators: Sequence[float],
+    denominators: Sequence[float],
+    level: float = 0.95,
+    draws: int = 2_000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Returns the bootstrap percentile interval of a ratio of sums over rows.
+
+    Args:
+        numerators: One number per row.
+        denominators: One number above 0 per row.
+        level: Coverage of the interval.
+        draws: Number of resamples.
+        seed: Seed of the resampling.
+
+    >>> bootstrap_ratio([2.0, 4.0], [1.0, 2.0])
+    (2.0, 2.0)
+    """
+    import numpy as np
+
+    above, below = np.asarray(numerators, dtype=float), np.asarray(denominators, dtype=float)
+    generator = np.random.default_rng(seed)
+    ratios = np.empty(draws)
+    for number in range(draws):
+        sample = generator.integers(len(above), size=len(above))
+        ratios[number] = above[sample].sum() / below[sample].sum()
+    low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
 def share_interval(share: float, rows: int, level: float = 0.95) -> tuple[float, float]:
     """Interval of a share of rows (Wilson 1927).
 

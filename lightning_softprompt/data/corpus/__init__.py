@@ -1,0 +1,1 @@
+"""Language modeling on documents: reading, windows, streaming and corruption."""

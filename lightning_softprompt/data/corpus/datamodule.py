@@ -1,0 +1,206 @@
+"""`CorpusDataModule`: continued pre-training and likelihood evaluation on documents."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any, final
+
+from lightning_softprompt.core.types import Example, WindowExample
+from lightning_softprompt.data.corpus.documents import Boundary, is_folder_of_texts, read_documents
+from lightning_softprompt.data.corpus.windows import Window, cut_windows
+from lightning_softprompt.data.datamodule import SoftPromptDataModule
+from lightning_softprompt.data.prepared import PreparedRows, Split
+from lightning_softprompt.data.readers.sources import DataError, Origin, first_columns
+from lightning_softprompt.data.row_source import is_file
+from lightning_softprompt.evaluation.base import Evaluation
+from lightning_softprompt.evaluation.likelihood import LikelihoodEvaluation
+
+log = logging.getLogger(__name__)
+MIN_WINDOW = 16  # bytes
+
+
+@final
+class CorpusDataModule(SoftPromptDataModule):
+    r"""Continues the pre-training of a language model on documents, and measures their likelihood.
+
+    Each document is divided into windows, and each window is a row that is predicted completely. The windows of a batch
+    are packed without padding and do not attend to each other. Windows are measured in bytes and cut at white space, so
+    that models with different tokenizers predict the same windows.
+
+        softprompt fit --model PromptTuning --data CorpusDataModule --data.path FOLDER
+        softprompt test --model NoPrompt --data CorpusDataModule --data.test book.txt
+
+    A source is a text file, a folder of text files (.txt, .md, .html, .pdf), or any source of rows with a column of
+    text, such as JSON lines. In a text file, a blank line ends a document; each file of a folder is a document. A
+    folder may have text files of splits, such as `train.txt` and `validation.txt`, or a folder for each split.
+    Without such splits, documents are held out for validation and test at random by `seed`.
+
+    Args:
+        template: Text of a row. `{soft}` marks soft tokens, `{target}` the window. It contains no columns.
+        column: Column of the text in sources of rows.
+        window: Maximum bytes of a window in UTF-8. A window that has more than max_tokens tokens is divided.
+        boundary: What ends a document of a text file: a blank line, each line, or the end of the file (default: a blank
+            line, and the end of the file in a folder).
+        common: Arguments of every data module.
+
+    Raises:
+        ValueError: If the template has columns, or the window is too small.
+    """
+
+    def __init__(
+        self,
+        template: str = "{soft}{target}",
+        column: str = "text",
+        window: int = 1024,
+        boundary: Boundary = "auto",
+        **common: Any,
+    ) -> None:
+        super().__init__(template=template, **common)
+        if self.template.columns:
+            raise ValueError(
+                f"the template of CorpusDataModule inserts no columns, got {list(self.template.columns)}; the text of "
+                "data.column is the {target}"
+            )
+        if window < MIN_WINDOW:
+            raise ValueError(f"window must be at least {MIN_WINDOW} bytes, got {window}")
+        self.column, self.window, self.boundary = column, window, boundary
+        self._row_source.reader = partial(read_documents, boundary=boundary)
+        self._row_source.is_undivided = is_undivided
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """Loss and perplexity per token, word and byte."""
+        return LikelihoodEvaluation()
+
+    @property
+    def needed_columns(self) -> tuple[str, ...]:
+        """The column of the text."""
+        return (self.column,)
+
+    def example(self, row: Mapping[str, Any], labelled: bool) -> Example:
+        """Returns a document as one window."""
+        text = self.document_text(row)
+        return WindowExample({}, text, num_bytes=len(text.encode()), num_words=len(text.split()))
+
+    def document_text(self, row: Mapping[str, Any]) -> str:
+        """Returns the text of a document, without white space at its start and end.
+
+        Raises:
+            ValueError: If the row has no text.
+        """
+        if self.column not in row:
+            raise ValueError(f"no column {self.column!r}; the row has {first_columns(row)}: set data.column")
+        text = row[self.column]
+        if not isinstance(text, str):
+            raise ValueError(f"column {self.column!r} must be text, got {text!r} ({type(text).__name__})")
+        return text.strip()
+
+    def convert_rows(self, name: Split) -> tuple[list[Example], list[Origin]]:
+        """Divides the documents of a split into windows; empty documents have none.
+
+        Raises:
+            DataError: If a document cannot be read, or none has text.
+        """
+        rows = self.rows(name)
+        examples: list[Example] = []
+        origins: list[Origin] = []
+        bad, num_empty = list(rows.skipped), 0
+        for document, row in enumerate(rows):
+            try:
+                windows = self._windows(self.document_text(row))
+            except ValueError as error:
+                if self.on_bad_row == "raise":
+                    raise DataError(f"{rows.where(document)}: {error}") from None
+                bad.append(f"{rows.where(document)}: {error}")
+                continue
+            num_empty += not windows
+            for number, window in enumerate(windows, start=1):
+                is_last = number == len(windows)
+                examples.append(
+                    WindowExample(
+                        {},
+                        window.text,
+                        ends_text=is_last and name == "train" and bool(self.codec.stop),
+                        document=document,
+                        num_bytes=window.num_bytes,
+                        num_words=window.num_words,
+                    )
+                )
+                # The number of the window identifies a row of the predictions, as a document has several.
+                origins.append(replace(rows.origin(document), index=len(origins)))
+        if not examples:
+            reason = f", the first problem: {bad[0]}" if bad else ""
+            raise DataError(f"{rows.name} has no text in any of its {len(rows)} documents{reason}")
+        if bad:
+            log.warning("%d of the %s documents were skipped, the first: %s", len(bad), name, bad[0])
+        if num_empty:
+            log.info("%d of the %d %s documents are empty", num_empty, len(rows), name)
+        return examples, origins
+
+    def _windows(self, text: str) -> list[Window]:
+        """The windows of a document, none of which exceeds max_tokens."""
+        pending = list(cut_windows(text, self.window))[::-1]
+        windows: list[Window] = []
+        while pending:
+            window = pending.pop()
+            if self._fits(window):
+                windows.append(window)
+                continue
+            if window.num_bytes <= MIN_WINDOW:
+                raise ValueError(f"max_tokens={self.max_tokens} is too small for {window.text!r}; increase max_tokens")
+            begins_inside = window.num_words < len(window.text.split())
+            halves = list(cut_windows(window.text, max(MIN_WINDOW, -(-window.num_bytes // 2))))
+            halves[0] = halves[0]._replace(num_words=halves[0].num_words - begins_inside)
+            pending += halves[::-1]
+        return windows
+
+    def _fits(self, window: Window) -> bool:
+        most = self.max_tokens - self._num_extra_tokens
+        return window.num_bytes < most or len(self.codec.ids(window.text)) <= most
+
+    @property
+    def _num_extra_tokens(self) -> int:
+        """Tokens of a row that are not of its window: those of the template, at its ends, and one at its end."""
+        without_text = self.codec.encode(self.template.pieces({}), "")
+        return len(without_text.ids) + 1
+
+    def prepare_split(self, name: Split) -> PreparedRows:
+        """Prepares the windows of a split, and logs their number."""
+        rows = super().prepare_split(name)
+        windows = [example for example in rows.examples if isinstance(example, WindowExample)]
+        documents = len({window.document for window in windows})
+        size = sum(window.num_bytes for window in windows)
+        self.log_once(f"{name}: {documents:,} documents, {size:,} bytes, {len(windows):,} windows")
+        return rows
+
+    def hold_out_rows(self, name: Split) -> tuple[list[Example], list[Origin]]:
+        """Holds out whole documents.
+
+        Raises:
+            ValueError: If there are too few documents.
+        """
+        if self._training_rows is None:
+            self._training_rows = self.convert_rows("train")
+        examples, origins = self._training_rows
+        documents = [example.document for example in examples if isinstance(example, WindowExample)]
+        firsts = {document: position for position, document in reversed(list(enumerate(documents)))}
+        numbers = sorted(firsts)
+        parts = self._row_source.divide([examples[firsts[number]] for number in numbers])
+        if not all(parts.values()):
+            raise ValueError(
+                f"the corpus has {len(numbers)} documents, too few to hold out some; set data.validation (and "
+                "data.test), or divide a text file into more documents by data.boundary"
+            )
+        chosen = {numbers[index] for index in parts[name]}
+        rows = [row for row, document in enumerate(documents) if document in chosen]
+        if name != "train":  # the end of a document is trained, but not scored
+            return [replace(examples[row], ends_text=False) for row in rows], [origins[row] for row in rows]
+        return [examples[row] for row in rows], [origins[row] for row in rows]
+
+
+def is_undivided(path: str) -> bool:
+    """Whether documents of a path are divided into splits: a file, a pattern, or a folder without files of splits."""
+    return is_file(path) or is_folder_of_texts(path)

@@ -1,0 +1,151 @@
+"""The likelihood of documents: loss and perplexity per token, per word and per byte."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_softprompt.backbones.prompted_lm import PromptedLM
+from lightning_softprompt.core.types import IGNORE, Batch, windows_of
+from lightning_softprompt.evaluation.base import Evaluation
+from lightning_softprompt.evaluation.metrics.intervals import bootstrap_ratio
+from lightning_softprompt.evaluation.metrics.text_rows import Numbers, TextRows
+
+COUNTS = ("nats", "tokens", "words", "bytes")
+COLUMNS = (*COUNTS, "document", "corpus")
+BITS = "bits_per_byte"
+METRICS = ("cross_entropy", "perplexity", "word_perplexity", "byte_perplexity", BITS, "tokens_per_word")
+
+
+@final
+class LikelihoodEvaluation(Evaluation):
+    """Loss and perplexity of documents, from sums over all windows.
+
+    Logs `cross_entropy` in nats per token and `perplexity` per token, which can be compared for one tokenizer only;
+    `word_perplexity`, `byte_perplexity` and `bits_per_byte`, which can be compared for all models, since words and
+    bytes are those of the text; and `tokens_per_word`. A test also logs the 95 % bootstrap interval of `bits_per_byte`
+    over documents, as `bits_per_byte_low` and `bits_per_byte_high`, and the numbers of `documents` and `tokens`.
+
+    Args:
+        corpora: Names of further corpora, whose metrics are logged as `<corpus>/<metric>`.
+    """
+
+    monitor = (BITS, "min")
+
+    def __init__(self, corpora: Sequence[str] = ()) -> None:
+        super().__init__()
+        self.corpora = ("", *corpora)
+        self.windows = TextRows(COLUMNS)
+        self.logged = tuple(f"{prefix_of(corpus)}{metric}" for corpus in self.corpora for metric in METRICS)
+
+    def predict(self, lm: PromptedLM, batch: Batch) -> list[dict[str, Any]]:
+        """Returns the likelihood of each window."""
+        return self._records(self._measure(lm, batch), batch)
+
+    def _measure(self, lm: PromptedLM, batch: Batch) -> list[dict[str, float]]:
+        losses = lm.cross_entropy(batch).double()
+        nats, tokens = losses.sum(1).tolist(), (batch.targets != IGNORE).sum(1).tolist()
+        rows = zip(nats, tokens, windows_of(batch), strict=True)
+        return [
+            {
+                "nats": of_row,
+                "tokens": count,
+                "words": window.num_words,
+                "bytes": window.num_bytes,
+                "document": window.document,
+                "corpus": self.corpora.index(window.corpus),
+            }
+            for of_row, count, window in rows
+        ]
+
+    def _records(self, measures: Sequence[dict[str, float]], batch: Batch) -> list[dict[str, Any]]:
+        records = []
+        for row, window in zip(measures, windows_of(batch), strict=True):
+            bits = bits_per_byte(row["nats"], row["bytes"])
+            details: dict[str, Any] = {name: row[name] for name in (*COUNTS, "document")}
+            if len(self.corpora) > 1:
+                details["corpus"] = window.corpus
+            records.append({"prediction": f"{bits:.4f} bits per byte", "scores": {BITS: bits}, "details": details})
+        return records
+
+    def update(self, lm: PromptedLM, batch: Batch) -> list[dict[str, Any]]:
+        """Adds a batch to the metrics and returns its records."""
+        measures = self._measure(lm, batch)
+        table = [[row[name] for name in COLUMNS] for row in measures]
+        self.windows.update(batch.row_ids, table, [{}] * len(batch))
+        records = self._records(measures, batch)
+        targets = [window.target for window in windows_of(batch)]
+        return [{**record, "target": target} for record, target in zip(records, targets, strict=True)]
+
+    def compute(self) -> dict[str, Tensor]:
+        """Returns the metrics of each corpus that was scored."""
+        rows = self.windows.compute()
+        metrics: dict[str, float] = {}
+        for number, corpus in enumerate(self.corpora):
+            is_here = rows.columns["corpus"] == number
+            if is_here.any():
+                columns = {name: values[is_here] for name, values in rows.columns.items()}
+                of_corpus = summarize(columns, with_intervals=self.stage == "test")
+                metrics |= {f"{prefix_of(corpus)}{name}": value for name, value in of_corpus.items()}
+        return {name: torch.tensor(value, device=self.windows.device) for name, value in metrics.items()}
+
+    def reset(self) -> None:
+        """Resets the metrics."""
+        self.windows.reset()
+
+    def mode_of(self, name: str) -> Literal["min", "max"]:
+        """Returns `min`, since lower is better for each metric."""
+        return "min"
+
+
+def prefix_of(corpus: str) -> str:
+    """Returns the prefix of the metrics of a corpus, which is empty for the main corpus."""
+    return f"{corpus}/" if corpus else ""
+
+
+def bits_per_byte(nats: float, num_bytes: float) -> float:
+    """Returns the bits per byte of a text.
+
+    >>> bits_per_byte(math.log(2), 1)
+    1.0
+    """
+    return nats / (max(1, num_bytes) * math.log(2))
+
+
+def summarize(columns: dict[str, Numbers], with_intervals: bool) -> dict[str, float]:
+    """Returns the metrics of windows.
+
+    Args:
+        columns: The columns of all windows by name, each [R].
+        with_intervals: Whether to add intervals over documents, and the numbers of documents and tokens.
+    """
+    nats, tokens, words, num_bytes = (float(columns[name].sum()) for name in COUNTS)
+    metrics = {
+        "cross_entropy": nats / tokens,
+        "perplexity": exponential(nats / tokens),
+        "word_perplexity": exponential(nats / max(1.0, words)),
+        "byte_perplexity": exponential(nats / num_bytes),
+        BITS: bits_per_byte(nats, num_bytes),
+        "tokens_per_word": tokens / max(1.0, words),
+    }
+    if with_intervals:
+        documents, rows = np.unique(columns["document"], return_inverse=True)
+        bits_by_document = np.bincount(rows, columns["nats"] / math.log(2))
+        bytes_by_document = np.bincount(rows, columns["bytes"])
+        low, high = bootstrap_ratio(bits_by_document.tolist(), bytes_by_document.tolist())
+        metrics |= {f"{BITS}_low": low, f"{BITS}_high": high, "documents": float(len(documents)), "tokens": tokens}
+    return metrics
+
+
+def exponential(value: float) -> float:
+    """Returns e to the power of a value; infinity if it is too large, as for a text of very long words.
+
+    >>> exponential(0.0), exponential(1e4)
+    (1.0, inf)
+    """
+    return math.exp(value) if value < math.log(np.finfo(np.float64).max) else math.inf

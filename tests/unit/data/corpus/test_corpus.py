@@ -1,0 +1,153 @@
+"""`CorpusDataModule`: windows, held-out documents, errors, and runs from the command line."""
+
+import math
+
+import pytest
+from row_files import read_rows, write_rows
+from runs import read_metrics
+
+import lightning_softprompt as sp
+from lightning_softprompt.cli.app import main
+from lightning_softprompt.data.readers.sources import DataError
+from lightning_softprompt.runs.run_spec import last_folder
+
+DOCUMENTS = [
+    "a warm and funny film about a dog that never ends well",
+    "dull",
+    "it is a sad story about a dog . this film is very good indeed !",
+    "this story never was good , was it ?",
+    "one good dog and one bad dog",
+    "what a very long film , it never ends",
+]
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    path = tmp_path / "corpus.txt"
+    path.write_text("\n\n".join(DOCUMENTS))
+    return path
+
+
+@pytest.fixture
+def data_of(tiny_folder):
+    def make(family="llama", **options):
+        spec = sp.BackboneSpec(name=str(tiny_folder(family)))
+        return sp.CorpusDataModule(backbone=spec, **{"window": 24, **options})
+
+    return make
+
+
+@pytest.fixture
+def options(tmp_path, tiny_folder, corpus):
+    return [
+        "--model=PromptTuning", "--model.length=2", f"--backbone.name={tiny_folder('llama')}",
+        "--data=CorpusDataModule", f"--data.path={corpus}", "--data.window=24", "--data.batch_size=4",
+        "--run.wandb=disabled",
+        "--trainer.max_steps=3", "--trainer.accelerator=cpu", f"--run.folder={tmp_path / 'runs'}",
+        "--trainer.enable_progress_bar=false", "--data.validation_share=0.2", "--data.test_share=0.2",
+    ]  # fmt: skip
+
+
+def windows_by_document(rows):
+    documents = {}
+    for example in rows.examples:
+        documents.setdefault(example.document, []).append(example)
+    return documents
+
+
+def test_windows_cover_each_document_in_one_split(data_of, corpus):
+    data = data_of(path=str(corpus))
+    splits = [windows_by_document(data.split(name)) for name in ("train", "validation", "test")]
+    assert [len(split) for split in splits] == [4, 1, 1]
+    merged = {document: windows for split in splits for document, windows in split.items()}
+    joined = ["".join(window.target for window in merged[document]) for document in sorted(merged)]
+    assert joined == DOCUMENTS
+    other = data_of(path=str(corpus), seed=1)
+    assert windows_by_document(other.split("test")).keys() != splits[2].keys()
+
+
+def test_every_token_of_a_window_is_a_target_and_the_end_of_a_document_is_trained(data_of):
+    data = data_of(train=[{"text": DOCUMENTS[0]}], validation=[{"text": DOCUMENTS[0]}])
+    train, validation = data.split("train"), data.split("validation")
+    stop = data.codec.stop
+    for rows, end in ((train, stop), (validation, ())):
+        ids = [row.targets for row in rows.encoded]
+        assert sum(ids, ()) == (*data.codec.ids(DOCUMENTS[0]), *end)
+        assert all(row.ids == (*data.codec.start, *row.targets) for row in rows.encoded)
+        assert all(row.num_truncated == 0 for row in rows.encoded)
+
+
+def test_a_window_with_too_many_tokens_is_divided(data_of):
+    text = ". " * 400
+    data = data_of(train=[{"text": text}], validation=[{"text": "dull"}], window=700, max_tokens=20)
+    rows = data.split("train")
+    assert max(len(row.ids) for row in rows.encoded) <= 20
+    assert "".join(example.target for example in rows.examples) == text.strip()
+    assert sum(example.num_words for example in rows.examples) == 400
+    assert sum(example.num_bytes for example in rows.examples) == len(text.strip())
+
+
+def test_max_tokens_below_a_word_is_an_error(data_of):
+    data = data_of(train=[{"text": "a a a a a a a a a a"}], max_tokens=3, validation=[{"text": "dull"}])
+    with pytest.raises(DataError, match="increase max_tokens"):
+        data.split("train")
+
+
+def test_a_corpus_of_one_document_cannot_be_divided(data_of, tmp_path):
+    path = tmp_path / "book.txt"
+    path.write_text("a warm film\n\n")
+    with pytest.raises(ValueError, match=r"1 documents, too few.*set data.validation"):
+        data_of(path=str(path)).split("train")
+
+
+def test_rows_without_text_are_errors(data_of):
+    with pytest.raises(DataError, match=r"no column 'text'; the row has \['body'\]: set data.column"):
+        data_of(train=[{"body": "a"}], validation=[{"body": "a"}]).split("train")
+    with pytest.raises(DataError, match="must be text, got 3"):
+        data_of(train=[{"text": 3}], validation=[{"text": "a"}]).split("train")
+    with pytest.raises(DataError, match="has no text in any of its 2 documents"):
+        data_of(train=[{"text": ""}, {"text": " "}], validation=[{"text": "a"}]).split("train")
+    data = data_of(train=[{"text": ""}, {"text": "dull"}, {}], validation=[{"text": "a"}], on_bad_row="skip")
+    assert len(data.split("train")) == 1
+
+
+def test_wrong_options_are_refused(data_of):
+    with pytest.raises(ValueError, match=r"inserts no columns, got \['text'\]"):
+        data_of(template="{soft}{text}{target}")
+    with pytest.raises(ValueError, match="at least 16 bytes"):
+        data_of(window=8)
+
+
+def test_a_prompt_is_trained_and_tested(options, corpus, caplog):
+    assert main(["fit", *options]) == 0
+    assert "train: 4 documents" in caplog.text
+    folder = last_folder()
+    validation = read_metrics(folder)["val"]
+    assert {"val/bits_per_byte", "val/perplexity", "val/word_perplexity"} <= validation.keys()
+    assert main(["test", f"--ckpt_path={folder / 'checkpoints' / 'best.ckpt'}", f"--data.test={corpus}"]) == 0
+    metrics = read_metrics(last_folder())["test"]
+    records = read_rows(last_folder() / "test_predictions.jsonl")
+    assert "".join(record["target"] for record in records) == "".join(DOCUMENTS)
+    assert [record["row"] for record in records] == list(range(len(records)))
+    nats, tokens = (sum(record[name] for record in records) for name in ("nats", "tokens"))
+    assert metrics["test/cross_entropy"] == pytest.approx(nats / tokens, rel=1e-4)
+    assert metrics["test/bits_per_byte"] == pytest.approx(
+        nats / math.log(2) / sum(len(document) for document in DOCUMENTS), rel=1e-4
+    )
+    assert metrics["test/documents"] == 6
+
+
+def test_new_documents_are_scored(options, tmp_path):
+    assert main(["fit", *options]) == 0
+    ckpt = last_folder() / "prompt.safetensors"
+    rows = write_rows(tmp_path / "new.jsonl", [{"text": "a warm film about a very good dog"}, {"text": "dull"}])
+    out = tmp_path / "out.jsonl"
+    assert main(["predict", f"--ckpt_path={ckpt}", f"--data.predict={rows}", f"--run.predictions={out}"]) == 0
+    records = read_rows(out)
+    assert [record["document"] for record in records] == [0, 0, 1]
+    assert all(record["prediction"].endswith("bits per byte") for record in records)
+
+
+def test_a_source_that_does_not_exist_is_named(options, capsys):
+    assert main(["fit", *options, "--data.path=missing.txt"]) == 2
+    assert "missing.txt does not exist" in capsys.readouterr().err
