@@ -6,14 +6,15 @@ import argparse
 import csv
 import json
 import resource
-import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from measures import MEASURES, Run, run
 from plan import Job
 
-from lightning_softprompt.cli.app import main as run_command
 from lightning_softprompt.reports.prediction_file import PREDICTIONS, read_predictions
 from lightning_softprompt.reports.run_table import Score, row_scores
 from lightning_softprompt.runs.run_spec import last_folder
@@ -29,55 +30,95 @@ def main() -> None:
     parser.add_argument("data", help="folder of all data sets")
     parser.add_argument("device", choices=["cpu", "cuda"])
     parser.add_argument("job", help="the job as JSON")
+    parser.add_argument("machine", help="the description of the machine and the code as JSON")
     args = parser.parse_args()
-    folder, data, device = args.folder, args.data, args.device
+    started = time.monotonic()
     job = Job(**json.loads(args.job))
+    folder = Path(args.folder)
+    arguments = to_arguments(job, folder, Path(args.data), args.device)
+    is_resumed = (folder / "job").is_dir()
+    trains, checkpoint = "trainer.max_steps" in job.options, None
     result: dict[str, Any] = {}
-    checkpoint = None
-    if job.rate is not None:
-        report, checkpoint = train(job, folder, data, device)
-        result = {
-            "validation": report["best"]["value"],
-            "best_step": report["best"]["global_step"],
-            "train_loss": report.get("train", {}).get("train/loss"),
-            "trainable_parameters": report["trainable_parameters"],
-            "train_seconds": report["seconds"],
-            "curve": read_curve(last_folder() / "metrics.csv", job.metric),
-        }
+    if trains:
+        result, checkpoint = train(job, arguments)
+    elif job.selects_rate:
+        result = {"validation": validate(job, arguments)}
     if not job.selects_rate:
-        result |= test(job, folder, data, device, checkpoint)
-    result["peak_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-    write_file(Path(folder) / "result.json", json.dumps(result).encode())
+        source = [] if checkpoint is None else [f"--ckpt_path={checkpoint}"]
+        result |= test(job, [*arguments, *source])
+    for name in job.measures:
+        result |= MEASURES[name](Run(job, arguments, checkpoint, Path(args.data), folder))
+    result |= json.loads(args.machine)
+    result |= describe_cost(started) | {"resumed": is_resumed, "finished": f"{datetime.now(UTC):%F %T}"}
+    write_file(folder / "result.json", json.dumps(result).encode())
 
 
-def to_arguments(job: Job, folder: str, data: str, device: str) -> list[str]:
-    """Returns the options that all commands of the job share."""
+def describe_cost(started: float) -> dict[str, float]:
+    """Returns time and memory of this process, which has resumed the job if an earlier one was interrupted."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return {
+        "wall_seconds": round(time.monotonic() - started, 1),
+        "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
+        "peak_mb": round(usage.ru_maxrss / 1024),
+    }
+
+
+def to_arguments(job: Job, folder: Path, data: Path, device: str) -> list[str]:
+    """Returns the options that all commands of the job share.
+
+    In options, `{data}` is the folder of all data sets, and `{shared}` a folder that jobs share, such as for indexes.
+    """
     options = {
         **job.options,
-        "data.path": str(Path(data, job.path)),
-        "run.folder": folder,
+        "data.path": str(data / job.path),
+        "run.folder": str(folder),
         "run.experiment": "job",
         "run.wandb": "disabled",
         "trainer.accelerator": "cpu" if device == "cpu" else "gpu",
         "trainer.devices": 1,
         "trainer.enable_progress_bar": "false",
     }
-    if device == "cuda":
-        options |= {"backbone.dtype": "bfloat16", "trainer.precision": "bf16-mixed"}
-    return [f"--{name}={value}" for name, value in options.items()]
+    if device == "cuda":  # full fine-tuning needs float32 weights: in bfloat16 its small updates would be rounded away
+        trains_weights = job.options["model"] == "FullFineTuning"
+        options |= {"backbone.dtype": "float32" if trains_weights else "bfloat16", "trainer.precision": "bf16-mixed"}
+    places = {"{data}": str(data), "{shared}": str(folder.parent / "shared")}
+    arguments = []
+    for name, value in options.items():
+        text = str(value)
+        if name.endswith(".template"):
+            text = json.dumps(value)  # quoted, because YAML reads `Review: {text}` as a mapping
+        for placeholder, path in places.items():
+            text = text.replace(placeholder, path)
+        arguments.append(f"--{name}={text}")
+    return arguments
 
 
-def train(job: Job, folder: str, data: str, device: str) -> tuple[Mapping[str, Any], Path]:
-    """Trains, or resumes an interrupted training, and returns the report and the best checkpoint."""
-    run(["fit", *to_arguments(job, folder, data, device), "--run.name=train", "--ckpt_path=last"])
-    report = json.loads((last_folder() / "metrics.json").read_text())
-    return report, last_folder() / "checkpoints" / "best.ckpt"
+def train(job: Job, arguments: Sequence[str]) -> tuple[dict[str, Any], Path]:
+    """Trains, or resumes an interrupted training, and returns the results and the best checkpoint."""
+    run(["fit", *arguments, "--run.name=train", "--ckpt_path=last"])
+    folder = last_folder()
+    report = json.loads((folder / "metrics.json").read_text())
+    result = {
+        "validation": report["best"]["value"],
+        "best_step": report["best"]["global_step"],
+        "train_loss": report.get("train", {}).get("train/loss"),
+        "trainable_parameters": report["trainable_parameters"],
+        "train_seconds": report["seconds"],
+        "curve": read_curve(folder / "metrics.csv", job.metric),
+    }
+    return result, folder / "checkpoints" / "best.ckpt"
 
 
-def test(job: Job, folder: str, data: str, device: str, checkpoint: Path | None) -> dict[str, Any]:
+def validate(job: Job, arguments: Sequence[str]) -> float:
+    """Validates without training, and returns the metric."""
+    run(["validate", *arguments])
+    metrics = json.loads((last_folder() / "metrics.json").read_text())["val"]
+    return float(metrics[f"val/{job.metric}"])
+
+
+def test(job: Job, arguments: Sequence[str]) -> dict[str, Any]:
     """Tests, and returns the metrics and the score of each row."""
-    source = [] if checkpoint is None else [f"--ckpt_path={checkpoint}"]
-    run(["test", *to_arguments(job, folder, data, device), *source])
+    run(["test", *arguments])
     metrics = json.loads((last_folder() / "metrics.json").read_text())["test"]
     metric = job.test_metric or job.metric
     value = metrics[f"test/{metric}"]
@@ -97,17 +138,6 @@ def read_curve(path: Path, metric: str) -> dict[str, list[list[float]]]:
                 if row.get(name):
                     curve.setdefault(name, []).append([int(row["step"]), float(f"{float(row[name]):.5g}")])
     return curve
-
-
-def run(arguments: Sequence[str]) -> None:
-    """Runs a command.
-
-    Raises:
-        SystemExit: If it fails.
-    """
-    code = run_command(list(arguments))
-    if code:
-        sys.exit(code)
 
 
 if __name__ == "__main__":

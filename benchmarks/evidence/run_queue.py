@@ -3,24 +3,33 @@
     python benchmarks/evidence/run_queue.py --data PATH/TO/data
 
 The queue runs at the lowest priority on one thread. It may be stopped or killed at any moment: started again, it skips
-what has a result and resumes the interrupted training from its last checkpoint. `tables.py` draws tables and figures.
+what has a result and resumes the interrupted training from its last checkpoint. A job that fails is reported and
+skipped until the queue is started again. `tables.py` draws tables and figures.
+
+On a machine with a GPU the same queue runs with `--device cuda`; `pack.py` writes a file with what that machine needs.
+Results of another machine are added to those of this one:
+
+    python benchmarks/evidence/run_queue.py --merge OTHER/results.jsonl
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from plan import Job, Plan
 
@@ -29,52 +38,111 @@ from lightning_softprompt.system.processor import cpu_name
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
+CODE = ("lightning_softprompt", "benchmarks/evidence/*.py")  # changes of these files count as changes of the code
+SET_PARENT_DEATH_SIGNAL = 1  # of Linux' prctl
+LOWEST_PRIORITY = 19
 Result = dict[str, Any]
 
 
 def main() -> None:
-    """Runs the queue until it is empty or its time is over."""
+    """Runs the queue until it is empty or its time is over.
+
+    Raises:
+        SystemExit: If jobs have failed, naming them.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder of all data sets")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of all data sets (default: data)")
     parser.add_argument("--experiments", type=Path, default=HERE / "experiments.yaml", metavar="YAML")
     parser.add_argument("--results", type=Path, default=HERE / "results.jsonl", metavar="JSONL")
     parser.add_argument(
         "--work", type=Path, default=Path("runs/evidence"), help="folder of the runs, which are removed"
     )
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start no job after this time")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="cuda trains in bfloat16")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--list", action="store_true", help="print the open jobs and exit")
+    parser.add_argument("--merge", type=Path, metavar="JSONL", help="add the results of another machine and exit")
     args = parser.parse_args()
     if args.list:
         for job in open_jobs(args.experiments, args.results):
             print(job.key)
         return
-    with lock(args.results):
+    with lock(args.results) as lock_descriptor:
         repair(args.results)
-        end = time.monotonic() + 60 * args.minutes
-        while jobs := open_jobs(args.experiments, args.results):
-            job = jobs[0]
-            if time.monotonic() > end:
-                print("the time is over; start the queue again to continue")
-                return
-            print(f"{datetime.now():%F %T} {job.key}", flush=True)
-            append(args.results, run_job(job, args))
-            shutil.rmtree(args.work / job.key, ignore_errors=True)
+        if args.merge:
+            print(f"{merge(args.results, args.merge)} results added")
+            return
+        failed = run_jobs(args, lock_descriptor)
+    if failed:
+        sys.exit(f"{len(failed)} jobs failed: {', '.join(failed)}; see their log.txt below {args.work}")
+
+
+def run_jobs(args: argparse.Namespace, lock_descriptor: int) -> list[str]:
+    """Runs all open jobs, and returns the keys of those that fail.
+
+    Args:
+        args: The options of the queue.
+        lock_descriptor: The lock file, which jobs inherit: a job that survives the queue keeps the lock.
+    """
+    failed: list[str] = []
+    end = time.monotonic() + 60 * args.minutes
+    while jobs := [job for job in open_jobs(args.experiments, args.results) if job.key not in failed]:
+        job = jobs[0]
+        if time.monotonic() > end:
+            print("the time is over; start the queue again to continue")
+            return failed
+        remove_finished(args.results, args.work)
+        print(f"{datetime.now():%F %T} {job.key}", flush=True)
+        result = run_job(job, args, lock_descriptor)
+        if result is None:
+            print(f"failed; see {args.work / job.key / 'log.txt'}", flush=True)
+            failed.append(job.key)
+        else:
+            append(args.results, result)
+    remove_finished(args.results, args.work)
+    if not failed:
         print("all experiments have results")
+    return failed
 
 
 @contextmanager
-def lock(results: Path) -> Iterator[None]:
-    """Refuses a second queue with the same results."""
+def lock(results: Path, patience: float = 0.0) -> Iterator[int]:
+    """Refuses a second queue with the same results after `patience` seconds, and provides the lock's descriptor."""
     results.parent.mkdir(parents=True, exist_ok=True)
     path = results.with_suffix(".lock")
     with path.open("w") as file:
-        try:
-            lock_file(file, path)
-        except BlockingIOError:
-            sys.exit(f"another queue writes {results}; wait, or stop it")
-        yield
+        refuse_locked(file, path, results, patience)
+        yield file.fileno()
+
+
+def refuse_locked(file: IO[Any], path: Path, results: Path, patience: float) -> None:
+    """Locks a file.
+
+    Raises:
+        SystemExit: If another queue, or one of its jobs, has locked it.
+    """
+    try:
+        lock_file(file, path, patience)
+    except BlockingIOError:
+        sys.exit(f"another queue writes {results}; wait, or stop it")
+
+
+def merge(results: Path, other: Path) -> int:
+    """Adds the results of another file that are not in the first one, and returns their number."""
+    known = {result["key"] for result in read_results(results)}
+    added = 0
+    for result in read_results(other):
+        if result["key"] not in known:
+            known.add(result["key"])
+            append(results, result)
+            added += 1
+    return added
+
+
+def remove_finished(results: Path, work: Path) -> None:
+    """Removes the folders of jobs that have a result."""
+    for result in read_results(results):
+        shutil.rmtree(work / result["key"], ignore_errors=True)
 
 
 def repair(results: Path) -> None:
@@ -111,51 +179,69 @@ def open_jobs(experiments: Path, results: Path) -> list[Job]:
     return [job for job in Plan(experiments).jobs(known) if job.key not in done]
 
 
-def run_job(job: Job, args: argparse.Namespace) -> Result:
-    """Runs a job in a separate process and returns its result.
+def run_job(job: Job, args: argparse.Namespace, lock_descriptor: int) -> Result | None:
+    """Runs a job in a separate process and returns its result; None if it fails.
 
-    Raises:
-        SystemExit: If a command of the job fails, naming its log.
+    The result of a job that was complete when the queue was killed is in its folder, and is not measured again.
     """
     folder = args.work / job.key
     folder.mkdir(parents=True, exist_ok=True)
-    log, report = folder / "log.txt", folder / "result.json"
+    report = folder / "result.json"
     environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads), "MKL_NUM_THREADS": str(args.threads)}
     environment |= {"PYTHONPATH": f"{REPOSITORY}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-    words = [str(folder), str(args.data.resolve()), args.device, json.dumps(asdict(job))]
-    started = time.monotonic()
-    with log.open("a") as output:
-        command = [sys.executable, str(HERE / "run_job.py"), *words]
-        code = subprocess.run(
-            command, cwd=REPOSITORY, env=environment, stdout=output, stderr=output, preexec_fn=lambda: os.nice(19)
-        ).returncode
-    if code:
-        sys.exit(f"{job.key} failed with code {code}; see {log}")
-    return {
-        "key": job.key,
-        **asdict(job),
-        **json.loads(report.read_text()),
-        "wall_seconds": round(time.monotonic() - started, 1),
-        **machine(args),
-    }
+    places = [str(folder.resolve()), str(args.data.resolve())]
+    words = [*places, args.device, json.dumps(asdict(job)), json.dumps(describe_machine(args))]
+    if not report.is_file():
+        with (folder / "log.txt").open("a") as output:
+            code = subprocess.run(
+                [sys.executable, str(HERE / "run_job.py"), *words],
+                cwd=REPOSITORY,
+                env=environment,
+                stdout=output,
+                stderr=output,
+                pass_fds=[lock_descriptor],
+                preexec_fn=partial(prepare_process, os.getpid()),
+                check=False,
+            ).returncode
+        if code:
+            return None
+    return {"key": job.key, **asdict(job), **json.loads(report.read_text())}
 
 
-def machine(args: argparse.Namespace) -> Result:
-    """Describes the machine and the code that gave a result."""
+def prepare_process(parent: int) -> None:
+    """Lowers the priority of a job, and lets it end with the queue, even if the queue is killed (on Linux)."""
+    os.nice(LOWEST_PRIORITY)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+        if os.getppid() != parent:  # the queue was killed in between
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def describe_machine(args: argparse.Namespace) -> Result:
+    """Describes the machine and the code of a job that starts now."""
     return {
         "cpu": cpu_name(),
+        "gpu": read_gpu_name() if args.device == "cuda" else None,
         "threads": args.threads,
         "device": args.device,
-        "commit": commit(),
-        "finished": f"{datetime.now(UTC):%F %T}",
+        "commit": read_commit(),
     }
 
 
-def commit() -> str:
-    """Returns the commit of the code; empty outside a repository."""
-    command: Sequence[str] = ["git", "-C", str(REPOSITORY), "rev-parse", "--short", "HEAD"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    return result.stdout.strip()
+def read_gpu_name() -> str:
+    """Returns the name of the first GPU."""
+    import torch
+
+    return str(torch.cuda.get_device_name(0))
+
+
+def read_commit() -> str:
+    """Returns the commit of the code, with the suffix `-dirty` if files of the code differ; empty without git."""
+    git = ["git", "-C", str(REPOSITORY)]
+    commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    status = [*git, "status", "--porcelain", "--", *CODE]
+    changed = subprocess.run(status, capture_output=True, text=True, check=False).stdout
+    return commit.stdout.strip() + ("-dirty" if changed else "")
 
 
 if __name__ == "__main__":

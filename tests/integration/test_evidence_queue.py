@@ -1,11 +1,13 @@
 """The queue of experiments: a killed queue continues without a lost or doubled result."""
 
+import argparse
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -67,6 +69,13 @@ def test_a_killed_queue_continues_without_a_lost_or_doubled_result(tmp_path, exp
         file.write('{"key": "incompl')  # as after a power failure
     output, _ = start(tmp_path, experiments).communicate(timeout=200)
     assert "all experiments have results" in output
+    check_results(tmp_path, results)
+    assert run_queue.read_results(results)[0]["resumed"]
+    assert "all experiments have results" in start(tmp_path, experiments).communicate(timeout=60)[0]
+    assert len(run_queue.read_results(results)) == 3
+
+
+def check_results(tmp_path, results):
     first, second, tested = run_queue.read_results(results)
     assert [first["rate"], second["rate"], tested["seed"]] == [*RATES, 1]
     assert tested["rate"] == max((first, second), key=lambda result: result["validation"])["rate"]
@@ -74,8 +83,103 @@ def test_a_killed_queue_continues_without_a_lost_or_doubled_result(tmp_path, exp
     assert tested["test"] == sum(tested["row_scores"]) / 16
     assert tested["trainable_parameters"] > 0
     assert not list((tmp_path / "work").iterdir())
-    assert "all experiments have results" in start(tmp_path, experiments).communicate(timeout=60)[0]
-    assert len(run_queue.read_results(results)) == 3
+    for result in (first, second, tested):
+        assert result["cpu"]
+        assert result["commit"]
+        assert result["options"]["model.length"] == 2
+        assert result["cpu_seconds"] > 0
+    assert {"rate-0.1", "rate-0.01", "seed-1"} == {result["key"].split("_")[-2] for result in (first, second, tested)}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the job keeps the lock until it ends")
+def test_a_job_ends_with_a_queue_that_is_killed_alone(tmp_path, experiments):
+    """Kills the queue, not its process group: no job may write to the folder that the next queue resumes."""
+    results = tmp_path / "results.jsonl"
+    queue = start(tmp_path, experiments)
+    while not list((tmp_path / "work").glob("*/job/train")):
+        assert queue.poll() is None
+        time.sleep(0.02)
+    os.kill(queue.pid, signal.SIGKILL)
+    queue.communicate()
+    with run_queue.lock(results, patience=20):  # the job has inherited the lock
+        assert run_queue.read_results(results) == []
+        assert not list((tmp_path / "work").glob("*/result.json"))
+
+
+def test_a_result_that_was_not_appended_is_not_measured_again(tmp_path, experiments):
+    results = tmp_path / "results.jsonl"
+    for job in Plan(experiments).jobs([]):
+        folder = tmp_path / "work" / job.key
+        folder.mkdir(parents=True)
+        (folder / "result.json").write_text(json.dumps({"validation": job.rate}))
+    done = [job.key for job in Plan(experiments).jobs([])]
+    finished = {"key": done[0], "validation": RATES[0]}  # as if killed between the result and the removal of its folder
+    run_queue.append(results, finished)
+    output, _ = start(tmp_path, experiments, "--minutes=0").communicate(timeout=60)
+    assert "the time is over" in output
+    args = argparse.Namespace(
+        experiments=experiments, results=results, work=tmp_path / "work", data=tmp_path / "data", device="cpu",
+        threads=1, minutes=1e-6,
+    )  # fmt: skip
+    assert run_queue.run_job(run_queue.open_jobs(experiments, results)[0], args, 0)["validation"] == RATES[1]
+    run_queue.remove_finished(results, args.work)
+    assert [path.name for path in args.work.iterdir()] == [done[1]]
+
+
+def test_a_job_that_fails_does_not_stop_the_queue(tmp_path, experiments, monkeypatch, capsys):
+    config = yaml.safe_load(experiments.read_text())
+    config["methods"]["broken"] = {"model": "PromptTuning", "rates": [0.1, 0.2]}
+    config["blocks"][0]["methods"] = ["broken", "tuning"]
+    experiments.write_text(yaml.safe_dump(config))
+
+    def run_job(job, args, lock_descriptor):
+        return None if job.method == "broken" else {"key": job.key, "validation": job.rate}
+
+    monkeypatch.setattr(run_queue, "run_job", run_job)
+    words = [f"--experiments={experiments}", f"--results={tmp_path / 'r.jsonl'}", f"--work={tmp_path / 'work'}"]
+    monkeypatch.setattr(sys, "argv", ["run_queue.py", *words])
+    with pytest.raises(SystemExit, match="2 jobs failed"):
+        run_queue.main()
+    assert capsys.readouterr().out.count("failed; see ") == 2
+    assert len(run_queue.read_results(tmp_path / "r.jsonl")) == 3
+
+
+def test_a_command_that_fails_gives_no_result(tmp_path, experiments):
+    job = next(Plan(experiments).jobs([]))
+    broken = replace(job, options={**job.options, "model.length": -1})
+    args = argparse.Namespace(work=tmp_path / "work", data=tmp_path / "data", device="cpu", threads=1)
+    with run_queue.lock(tmp_path / "results.jsonl") as descriptor:
+        assert run_queue.run_job(broken, args, descriptor) is None
+    assert "length" in (args.work / broken.key / "log.txt").read_text()
+
+
+def test_results_of_another_machine_are_added_once(tmp_path):
+    here, other = tmp_path / "results.jsonl", tmp_path / "other.jsonl"
+    here.write_text('{"key": "a"}\n')
+    other.write_text('{"key": "a"}\n{"key": "b"}\n{"key": "b"}\n{"key": "incompl')
+    assert run_queue.merge(here, other) == 1
+    assert run_queue.read_results(here) == [{"key": "a"}, {"key": "b"}]
+
+
+def test_a_block_that_names_no_source_of_its_rates_is_refused(experiments):
+    config = yaml.safe_load(experiments.read_text())
+    config["blocks"].append({**config["blocks"][0], "name": "second", "rates_of": ["all"], "backbones": ["other"]})
+    experiments.write_text(yaml.safe_dump(config))
+    with pytest.raises(ValueError, match="none of \\['all'\\] selects the learning rate of 'tuning'"):
+        Plan(experiments)
+
+
+def test_each_run_of_the_committed_experiments_gets_a_job():
+    plan = Plan(Path(run_queue.HERE, "experiments.yaml"))
+    results = {}
+    while new := [job for job in plan.jobs(list(results.values())) if job.key not in results]:
+        results |= {job.key: {"key": job.key, "validation": 0.5, "job": job} for job in new}
+    tested = [result["job"] for result in results.values() if not result["job"].selects_rate]
+    for name in plan.blocks:
+        cells = [(cell.task, cell.backbone, cell.method, cell.seed) for cell in plan.cells(name)]
+        jobs = [(job.task, job.backbone, job.method, job.seed) for job in tested if job.block == name]
+        assert sorted(jobs) == sorted(cells)
+        assert len(set(cells)) == len(cells)
 
 
 def test_jobs_are_listed_while_a_queue_runs(tmp_path, experiments):
