@@ -42,10 +42,12 @@ log = logging.getLogger(__name__)
 class RagQaDataModule(SoftPromptDataModule):
     r"""Answers questions with retrieved passages. Answers are generated, or selected from a list of choices.
 
-    Retrieval runs once per split, and its results are cached on disk. A row includes as many complete passages as fit
-    into max_tokens, the best first; only a single passage is truncated, and questions and answers never are. Text
-    before the first soft token, such as the passages in the default template, is encoded by the backbone only once
-    and reused in all epochs.
+    Retrieval runs once per split, and its results are cached on disk. It includes the rows that a limit of the Trainer
+    leaves out, because the sample of a limited evaluation depends on the lengths of the rows with their passages.
+
+    A row includes as many complete passages as fit into max_tokens, the best first; only a single passage is
+    truncated, and questions and answers never are. Text before the first soft token, such as the passages in the
+    default template, is encoded by the backbone only once and reused in all epochs.
 
         softprompt fit --model Spring --data RagQaDataModule --data.path QUESTIONS --data.corpus QUESTIONS \
             --data.retriever Retriever --data.retriever.index indexes/mine

@@ -41,13 +41,22 @@ def test_a_training_prints_its_data_length_and_best_validation(argv, caplog):
     assert "Data: 16 train and 6 validation rows; good 50%, bad 50%" in text
     assert re.search(r"Tokens per training row: median \d+, 95 % up to \d+, maximum \d+; 0.0% truncated", text)
     assert "Training: 12 steps, 3 epochs, AdamW, learning rate 0.005" in text
-    assert re.search(r"Expected time: less than 1 s \(\S+ s per step\)", text)
+    assert re.search(r"Time left: .+ \(\S+ s per step\), with 2 more validations of .* s\n", text)
     assert text.count("Execution path") == 1
     assert re.search(r"Best validation \(val/accuracy\), step \d+ of 12, 6 rows\naccuracy +[01]\.\d{4}", text)
     assert len(re.findall(r"^    prediction: ", text, re.MULTILINE)) == 5
     correct = ["(correct)" in line for line in text.splitlines() if line.startswith("    prediction: ")]
     assert correct == sorted(correct)  # wrong predictions come first
     assert "plots/learning_curve.png, plots/val_confusion.png" in text
+
+
+def test_the_time_of_validations_is_known_after_the_first_one(argv, caplog):
+    caplog.set_level(logging.INFO, "lightning_softprompt")
+    assert main(["fit", *argv, QUIET, "--trainer.max_steps=16", "--trainer.check_val_every_n_epoch=2"]) == 0
+    lines = [message for message in caplog.messages if message.startswith("Time left: ")]
+    before, after = (line.partition("), ")[2] for line in lines)
+    assert before == "without validations"
+    assert after.startswith("with 1 more validation of ")
 
 
 def test_a_resumed_training_prints_the_best_validation_of_all_its_parts(argv, caplog):

@@ -62,3 +62,19 @@ def first_validation(trainer: Trainer) -> float:
     if every is None or every == 1:
         return interval
     return (every - 1) * trainer.num_training_batches + interval
+
+
+def count_validations(trainer: Trainer, batches: int) -> int:
+    """Returns the number of validations during the first batches of a training.
+
+    It is 0 if the interval of validations is a time, or an epoch of unknown length.
+    """
+    interval, every = trainer.val_check_batch, trainer.check_val_every_n_epoch
+    if interval is None or math.isinf(interval) or not trainer.enable_validation:
+        return 0
+    if every is None:
+        return int(batches // interval)
+    epochs, batches_of_epoch = divmod(batches, trainer.num_training_batches)
+    validations_per_epoch = trainer.num_training_batches // interval
+    is_validated = (epochs + 1) % every == 0  # the epoch that has begun
+    return int(epochs // every * validations_per_epoch + (batches_of_epoch // interval if is_validated else 0))

@@ -11,7 +11,7 @@ from typing import Any, cast, final
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lightning_softprompt.callbacks.recovery.final_validation import count_training_batches
+from lightning_softprompt.callbacks.recovery.final_validation import count_training_batches, count_validations
 from lightning_softprompt.core.types import Batch
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.data.prepared import PreparedRows, Split
@@ -27,18 +27,22 @@ MAX_CLASSES = 8  # whose shares are listed
 class StartSummary(Callback):
     """Logs rows per split, class balance, tokens per row, length and learning rate; after a few batches the time left.
 
+    The time of validations is known after the first one. The time left is then logged again.
+
     Args:
         write: Logs a line once for all processes.
     """
 
     def __init__(self, write: Callable[[str], None] = rank_zero_info) -> None:
         self._write = write
-        self._since = 0.0
-        self._seconds: list[float] | None = None  # of each batch; None after the expected time is logged
+        self._timed_batches = 0
+        self._timer_start = 0.0  # end of the first batch, later by the time of validations since then
+        self._validation_start = 0.0
+        self._seconds_per_validation: float | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log what is known before the first step."""
-        self._seconds = []
+        self._timed_batches, self._seconds_per_validation = -1, None
         data = cast(SoftPromptDataModule, trainer.datamodule)  # type: ignore[attr-defined]
         splits: tuple[Split, ...] = ("train",) if trainer.limit_val_batches == 0 else ("train", "validation")
         rows = [f"{len(data.split(name)):,} {name}" for name in splits]
@@ -50,50 +54,71 @@ class StartSummary(Callback):
         if trainer.enable_validation:
             self._write(describe_validations(trainer))
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
-        """Start the clock."""
-        self._since = perf_counter()
-
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Log the expected time after a few batches."""
-        if self._seconds is None:
+        """Log the time left after a few batches."""
+        self._timed_batches += 1
+        if self._timed_batches == 0:
+            self._timer_start = perf_counter()
+        elif self._timed_batches == TIMED_BATCHES:
+            self._write_time_left(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock."""
+        self._validation_start = perf_counter()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the time left after the first validation."""
+        seconds = perf_counter() - self._validation_start
+        self._timer_start += seconds
+        if self._seconds_per_validation is None and not trainer.sanity_checking:
+            self._seconds_per_validation = seconds
+            if self._timed_batches >= TIMED_BATCHES:  # otherwise, on_train_batch_end logs it
+                self._write_time_left(trainer)
+
+    def _write_time_left(self, trainer: Trainer) -> None:
+        batches = count_training_batches(trainer)
+        num_done = trainer.fit_loop.total_batch_idx + 1
+        if batches is None or batches <= num_done:
             return
-        self._seconds.append(perf_counter() - self._since)
-        if len(self._seconds) <= TIMED_BATCHES:
-            return
-        steps = count_training_steps(trainer)
-        if steps is not None and not math.isinf(steps):
-            seconds = sum(self._seconds[1:]) / TIMED_BATCHES * trainer.accumulate_grad_batches
-            left = describe_seconds(seconds * (steps - trainer.global_step))
-            self._write(f"Expected time: {left} ({seconds:.2g} s per step), without validations")
-        self._seconds = None
+        seconds_per_batch = (perf_counter() - self._timer_start) / self._timed_batches
+        seconds = seconds_per_batch * (batches - num_done)
+        num_validations = count_validations(trainer, batches) - count_validations(trainer, num_done)
+        validations = ""
+        if self._seconds_per_validation is None:
+            validations = ", without validations" if trainer.enable_validation else ""
+        elif num_validations:
+            seconds += self._seconds_per_validation * num_validations
+            noun = "validation" if num_validations == 1 else "validations"
+            each = describe_seconds(self._seconds_per_validation)
+            validations = f", with {num_validations} more {noun} of {each}"
+        seconds_per_step = seconds_per_batch * trainer.accumulate_grad_batches
+        left = describe_seconds(seconds)
+        self._write(f"Time left: {left} ({seconds_per_step:.2g} s per step){validations}")
 
 
 def describe_balance(data: SoftPromptDataModule, rows: PreparedRows) -> str:
     """Describes the share of each class of a task with classes; otherwise empty."""
     labels = [example.label for example in rows.examples] if isinstance(rows, PreparedRows) else []
-    if (
-        data.classes is None
-        or not data.classes.names
-        or not labels
-        or not all(isinstance(label, int) for label in labels)
-    ):
+    names = () if data.classes is None else data.classes.names
+    if not names or not labels or not all(isinstance(label, int) for label in labels):
         return ""
+    shares = []
     counts = Counter(cast(Sequence[int], labels))
-    names = data.classes.names
-    shares = [f"{names[label]} {count / len(labels):.0%}" for label, count in counts.most_common(MAX_CLASSES)]
-    more = len(names) - len(shares)
-    return f"; {', '.join(shares)}{f' and {more} more classes' if more > 0 else ''}"
+    for label, count in counts.most_common(MAX_CLASSES):
+        share = count / len(labels)
+        shares.append(f"{names[label]} {share:.0%}")
+    more = f" and {len(names) - len(shares)} more classes" if len(names) > len(shares) else ""
+    return f"; {', '.join(shares)}{more}"
 
 
 def describe_lengths(rows: PreparedRows, max_tokens: int) -> str:
     """Describes the numbers of tokens of the rows of a split, without soft tokens."""
-    median, high = np.percentile(rows.lengths, [50, 95])
+    median, high, longest = np.percentile(rows.lengths, [50, 95, 100])
     truncated = sum(row.num_truncated > 0 for row in rows.encoded) / len(rows)
     return (
-        f"Tokens per training row: median {median:.0f}, 95 % up to {high:.0f}, maximum {max(rows.lengths)}; "
+        f"Tokens per training row: median {median:.0f}, 95 % up to {high:.0f}, maximum {longest:.0f}; "
         f"{truncated:.1%} truncated to max_tokens={max_tokens}"
     )
 
