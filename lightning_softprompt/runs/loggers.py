@@ -19,6 +19,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_softprompt.runs.wandb_artifacts import link_prompt
 from lightning_softprompt.runs.wandb_identity import WandbIdentity
+from lightning_softprompt.runs.wandb_summary import restore_summary, save_summary
 from lightning_softprompt.system.atomic_files import write_file
 from lightning_softprompt.system.hosts import wandb as wandb_host
 
@@ -187,10 +188,12 @@ class WandbRun(WandbLogger):
         if identity is not None:
             name, options = identity.name, identity.init_options
         super().__init__(name=name, project=project, save_dir=folder, log_model=False, **options)
+        self._folder = folder
         self._mode = mode
         self._summary = summary
         self._by_class = frozenset(by_class)
         self._continues = identity is not None and identity.continues
+        self._earlier_folder = None if identity is None else identity.earlier_folder
         self._source = None if identity is None else identity.source
         self._lost = False  # whether W&B has failed
         self.is_disabled = False  # whether the start of the run is still disabled
@@ -222,8 +225,11 @@ class WandbRun(WandbLogger):
         """
         if not self.has_started:
             return
+        run = cast("Run", self._experiment)
+        folders = [self._folder] if self._earlier_folder is None else [self._folder, self._earlier_folder]
         try:
-            cast("Run", self._experiment).finish(exit_code=1 if failed else 0)
+            save_summary(run, folders)
+            run.finish(exit_code=1 if failed else 0)
         except Exception as error:  # any failure of its process or the connection to it
             log.warning("W&B failed at the end of the run (%r); metrics.csv has all metrics", error)
         self._experiment = None
@@ -294,12 +300,15 @@ class WandbRun(WandbLogger):
             # without `quiet`, W&B looks up the account's name, another wait if there is no network
             run = self._init(mode="online", init_timeout=PATIENCE, finish_timeout=LAST_PATIENCE, quiet=True)
         except (wandb.Error, TimeoutError) as error:
+            wandb.teardown()  # its process still has the run that failed, and refuses another one with the same id
             return self._start_offline(str(error).partition("\n")[0])
         rank_zero_info(f"W&B: {run.url}")
         return run
 
     def _start_offline(self, reason: str) -> Run:
         run = self._init(mode="offline", silent=True)
+        if self._earlier_folder is not None:
+            restore_summary(run, self._earlier_folder)
         after = " after the earlier parts of the run" if self._continues else ""
         rank_zero_info(
             f"W&B is offline ({reason}). To upload this run later{after}: wandb sync {run.settings.sync_dir}"
@@ -314,8 +323,8 @@ class WandbRun(WandbLogger):
         _redirect_caches(Path(self._wandb_init["dir"], "wandb"))
         # a second training in this process is a new run, so the first one is finished
         options = {name: value for name, value in self._wandb_init.items() if value is not None}
-        if mode == "offline":
-            options.pop("resume", None)  # W&B ignores it offline; parts of a run are joined by their id on upload
+        if mode == "offline" and not self._continues:
+            options.pop("resume", None)  # the upload of a later part keeps the config and the steps of earlier parts
         return wandb.init(**options, mode=mode, settings=wandb.Settings(reinit="finish_previous", **settings))
 
     def _define_metrics(self, run: Run) -> None:

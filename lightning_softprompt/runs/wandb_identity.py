@@ -33,6 +33,7 @@ class WandbIdentity:
         notes: Notes of the run.
         continues: Whether an earlier command has logged to the run.
         source: Id of another run, whose prompt this run starts from.
+        earlier_folder: Folder of a command that has logged to the run, if it exists.
     """
 
     id: str
@@ -43,6 +44,7 @@ class WandbIdentity:
     notes: str | None = None
     continues: bool = False
     source: str | None = None
+    earlier_folder: Path | None = None
 
     @property
     def init_options(self) -> dict[str, Any]:
@@ -91,6 +93,7 @@ def identify_run(
         run.notes,
         continues=earlier is not None,
         source=trained if earlier is None else None,
+        earlier_folder=None if earlier is None else find_run_folder(checkpoint or prompt, earlier),
     )
 
 
@@ -109,7 +112,7 @@ def identify_analysis(folder: Path, name: str, group: str) -> WandbIdentity:
     """
     earlier = _valid_id(read_record(folder).wandb_id)
     if earlier is not None:
-        return WandbIdentity(earlier, continues=True)
+        return WandbIdentity(earlier, continues=True, earlier_folder=folder)
     return WandbIdentity(secrets.token_hex(4), name, group, "analyze")
 
 
@@ -121,6 +124,12 @@ def find_wandb_id(checkpoint: Path | None, prompt: Path | None) -> str | None:
         return None
     # the file has the id, also as a copy in a library; files of earlier versions have it in the record beside them
     return _read_id(read_prompt(prompt).wandb_run) or _valid_id(read_record(prompt.parent).wandb_id)
+
+
+def find_run_folder(file: Path | None, wandb_id: str) -> Path | None:
+    """Return the run folder of a checkpoint or prompt if it logged to a W&B run; None for a copy elsewhere."""
+    folders = [] if file is None else [file.parent, file.parent.parent]
+    return next((folder for folder in folders if read_record(folder).wandb_id == wandb_id), None)
 
 
 def _read_id(saved: Any) -> str | None:

@@ -103,10 +103,12 @@ def _log(folder: Path, mode: str | None, report: dict[str, Any], page: str) -> N
     identity = identify_analysis(folder, name, group)
     project = run.get("project", "lightning-softprompt")
     loggers = make_loggers(folder, name, project, cast("Wandb", mode), (), identity)
-    for logged in (logger.experiment for logger in loggers if isinstance(logger, WandbRun)):
-        logged.log({PAGE: wandb.Html(page, inject=False)})
-        logged.summary.update({name: value for name, value in report.items() if isinstance(value, float)})
-        logged.finish()
+    for logger in loggers:
+        if isinstance(logger, WandbRun):
+            logger.experiment.log({PAGE: wandb.Html(page, inject=False)})
+            summary = {name: value for name, value in report.items() if isinstance(value, float)}
+            logger.experiment.summary.update(summary)
+            logger.finish()
 
 
 def _compare(rows: list[AnsweredRow], others: list[AnsweredRow]) -> dict[str, Any]:
