@@ -414,7 +414,14 @@ class SoftPromptDataModule(LoaderHooks):
     @final
     def sampler(self, name: Split, order: Order, ranks: tuple[int, int]) -> BucketBatchSampler:
         """Returns the sampler that groups the rows of a split into batches."""
-        data, training = self.split(name), order == "shuffled"
+        return self.sampler_of_rows(self.split(name), name, order, ranks)
+
+    @final
+    def sampler_of_rows(
+        self, data: PreparedRows, name: Split, order: Order, ranks: tuple[int, int]
+    ) -> BucketBatchSampler:
+        """Returns the sampler of rows, which are all rows of a split or a part of them."""
+        training = order == "shuffled"
         # a limited test scores the same rows for every data.seed, so that repetitions can be compared row by row
         seed = TEST_SEED if name == "test" else self.seed
         return BucketBatchSampler(

@@ -23,9 +23,9 @@ class PreparedRows:
         origins: Where each row comes from.
     """
 
-    examples: list[Example]
-    encoded: list[Encoded]
-    origins: list[Origin]
+    examples: Sequence[Example]
+    encoded: Sequence[Encoded]
+    origins: Sequence[Origin]
 
     def __len__(self) -> int:
         return len(self.encoded)
@@ -39,7 +39,7 @@ class PreparedRows:
         return [origin.where for origin in self.origins]
 
     @property
-    def lengths(self) -> list[int]:
+    def lengths(self) -> Sequence[int]:
         """Number of input and target tokens of each row."""
         return [len(row.ids) + len(row.targets) for row in self.encoded]
 

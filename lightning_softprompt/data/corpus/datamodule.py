@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, final
+from typing import Any, cast, final
 
 from lightning_softprompt.core.types import Example, WindowExample
-from lightning_softprompt.data.corpus.documents import Boundary, is_folder_of_texts, read_documents
+from lightning_softprompt.data.corpus.documents import Boundary, is_folder_of_texts, read_documents, read_text
+from lightning_softprompt.data.corpus.rows import CorpusRows
 from lightning_softprompt.data.corpus.windows import Window, cut_windows
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.data.prepared import PreparedRows, Split
-from lightning_softprompt.data.readers.sources import DataError, Origin, first_columns
+from lightning_softprompt.data.readers.sources import DataError, Origin
 from lightning_softprompt.data.row_source import is_file
+from lightning_softprompt.data.sampling.bucketing import Order, ResumableLoader
+from lightning_softprompt.data.sampling.task_mixing import MixedBatchSampler, quotas
 from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.evaluation.likelihood import LikelihoodEvaluation
 
 log = logging.getLogger(__name__)
 MIN_WINDOW = 16  # bytes
+NAME = re.compile(r"\w[\w-]*")
+OF_MAIN_CORPUS = ("backbone", "path", "train", "validation", "test", "predict", "corpora", "rates")
 
 
 @final
@@ -44,10 +50,14 @@ class CorpusDataModule(SoftPromptDataModule):
         window: Maximum bytes of a window in UTF-8. A window that has more than max_tokens tokens is divided.
         boundary: What ends a document of a text file: a blank line, each line, or the end of the file (default: a blank
             line, and the end of the file in a folder).
+        corpora: Sources of further corpora by name, such as `{general: wikitext.txt}`. Validation and test score them,
+            too, and log their metrics as `general/bits_per_byte`.
+        rates: Share of the training batches of each further corpus, such as `{general: 0.1}` to replay general text
+            (default: none, so that training uses the main corpus only). An epoch is the main corpus once.
         common: Arguments of every data module.
 
     Raises:
-        ValueError: If the template has columns, or the window is too small.
+        ValueError: If the template has columns, the window is too small, or a rate names no corpus.
     """
 
     def __init__(
@@ -56,6 +66,8 @@ class CorpusDataModule(SoftPromptDataModule):
         column: str = "text",
         window: int = 1024,
         boundary: Boundary = "auto",
+        corpora: dict[str, str] | None = None,
+        rates: dict[str, float] | None = None,
         **common: Any,
     ) -> None:
         super().__init__(template=template, **common)
@@ -67,13 +79,17 @@ class CorpusDataModule(SoftPromptDataModule):
         if window < MIN_WINDOW:
             raise ValueError(f"window must be at least {MIN_WINDOW} bytes, got {window}")
         self.column, self.window, self.boundary = column, window, boundary
+        self.corpora, self.rates = dict(corpora or {}), dict(rates or {})
+        check_corpora(self.corpora, self.rates)
         self._row_source.reader = partial(read_documents, boundary=boundary)
         self._row_source.is_undivided = is_undivided
+        self._modules: dict[str, CorpusDataModule] = {}  # of the further corpora, created when they are used
+        self.corpus = ""  # the name of the corpus if this module belongs to another one
 
     @property
     def evaluation(self) -> Evaluation:
         """Loss and perplexity per token, word and byte."""
-        return LikelihoodEvaluation()
+        return LikelihoodEvaluation(tuple(self.corpora))
 
     @property
     def needed_columns(self) -> tuple[str, ...]:
@@ -82,21 +98,8 @@ class CorpusDataModule(SoftPromptDataModule):
 
     def example(self, row: Mapping[str, Any], labelled: bool) -> Example:
         """Returns a document as one window."""
-        text = self.document_text(row)
+        text = read_text(row, self.column)
         return WindowExample({}, text, num_bytes=len(text.encode()), num_words=len(text.split()))
-
-    def document_text(self, row: Mapping[str, Any]) -> str:
-        """Returns the text of a document, without white space at its start and end.
-
-        Raises:
-            ValueError: If the row has no text.
-        """
-        if self.column not in row:
-            raise ValueError(f"no column {self.column!r}; the row has {first_columns(row)}: set data.column")
-        text = row[self.column]
-        if not isinstance(text, str):
-            raise ValueError(f"column {self.column!r} must be text, got {text!r} ({type(text).__name__})")
-        return text.strip()
 
     def convert_rows(self, name: Split) -> tuple[list[Example], list[Origin]]:
         """Divides the documents of a split into windows; empty documents have none.
@@ -110,7 +113,7 @@ class CorpusDataModule(SoftPromptDataModule):
         bad, num_empty = list(rows.skipped), 0
         for document, row in enumerate(rows):
             try:
-                windows = self._windows(self.document_text(row))
+                windows = self._windows(read_text(row, self.column))
             except ValueError as error:
                 if self.on_bad_row == "raise":
                     raise DataError(f"{rows.where(document)}: {error}") from None
@@ -127,6 +130,7 @@ class CorpusDataModule(SoftPromptDataModule):
                         document=document,
                         num_bytes=window.num_bytes,
                         num_words=window.num_words,
+                        corpus=self.corpus,
                     )
                 )
                 # The number of the window identifies a row of the predictions, as a document has several.
@@ -167,14 +171,50 @@ class CorpusDataModule(SoftPromptDataModule):
         without_text = self.codec.encode(self.template.pieces({}), "")
         return len(without_text.ids) + 1
 
-    def prepare_split(self, name: Split) -> PreparedRows:
-        """Prepares the windows of a split, and logs their number."""
+    def prepare_split(self, name: Split) -> CorpusRows:
+        """Prepares the windows of a split: those of the main corpus, then those of each further corpus."""
         rows = super().prepare_split(name)
-        windows = [example for example in rows.examples if isinstance(example, WindowExample)]
-        documents = len({window.document for window in windows})
-        size = sum(window.num_bytes for window in windows)
-        self.log_once(f"{name}: {documents:,} documents, {size:,} bytes, {len(windows):,} windows")
-        return rows
+        of_corpus = f" of {self.corpus}" if self.corpus else ""
+        self.log_once(f"{name}{of_corpus}: {describe_size(rows)}")
+        parts = {"": rows}
+        for corpus in self._further_corpora(name):
+            try:
+                parts[corpus] = self._module_of(corpus).split(name)
+            except ValueError as error:
+                raise DataError(f"corpus {corpus!r}: {error}") from error
+        return CorpusRows.of(parts)
+
+    def _further_corpora(self, name: Split) -> list[str]:
+        """The further corpora that a split uses: all in an evaluation, and those with a rate in training."""
+        names = {"train": self.rates, "predict": {}}.get(name, self.corpora)
+        return [corpus for corpus in self.corpora if corpus in names]
+
+    def _module_of(self, corpus: str) -> CorpusDataModule:
+        """The data module of a further corpus."""
+        if corpus not in self._modules:
+            module = CorpusDataModule(**{**self._shared_arguments, "path": self.corpora[corpus]})
+            module.codec, module.corpus = self.codec, corpus
+            self._modules[corpus] = module
+        return self._modules[corpus]
+
+    @property
+    def _shared_arguments(self) -> dict[str, Any]:
+        """The arguments that further corpora share with the main corpus."""
+        arguments = {name: value for name, value in self.arguments.items() if name not in OF_MAIN_CORPUS}
+        return {**arguments, "backbone": self.spec}
+
+    def build_loader(self, name: Split, order: Order) -> ResumableLoader:
+        """Returns a loader whose batches are of one corpus, in training by `rates`."""
+        parts = cast(CorpusRows, self.split(name)).parts
+        if len(parts) == 1:
+            return super().build_loader(name, order)
+        samplers = [self.sampler_of_rows(rows, name, order, self.ranks) for rows in parts.values()]
+        counts = None
+        if order == "shuffled":
+            rates = [1 - sum(self.rates.values()), *(self.rates[corpus] for corpus in parts if corpus)]
+            counts = quotas(max(len(parts), round(len(samplers[0]) / rates[0])), rates)
+        sampler = MixedBatchSampler(samplers, counts, self.seed)
+        return ResumableLoader(self.split(name), sampler, self.collate, num_workers=self.num_workers)
 
     def hold_out_rows(self, name: Split) -> tuple[list[Example], list[Origin]]:
         """Holds out whole documents.
@@ -204,3 +244,28 @@ class CorpusDataModule(SoftPromptDataModule):
 def is_undivided(path: str) -> bool:
     """Whether documents of a path are divided into splits: a file, a pattern, or a folder without files of splits."""
     return is_file(path) or is_folder_of_texts(path)
+
+
+def check_corpora(corpora: Mapping[str, str], rates: Mapping[str, float]) -> None:
+    """Checks the names and rates of further corpora.
+
+    Raises:
+        ValueError: If a name cannot be part of the name of a metric, a rate names no corpus or is not above 0, or the
+            rates leave no batch for the main corpus.
+    """
+    if wrong := [name for name in corpora if not NAME.fullmatch(name)]:
+        raise ValueError(f"names of corpora may contain only letters, digits, _ and -, got {wrong}")
+    if unknown := [name for name in rates if name not in corpora]:
+        raise ValueError(f"rates names {unknown}, but corpora are {list(corpora)}; add the source to data.corpora")
+    if any(rate <= 0 for rate in rates.values()) or sum(rates.values()) >= 1:
+        raise ValueError(
+            f"rates must be above 0 and leave a share for the main corpus, so that their sum is below 1, got {rates}"
+        )
+
+
+def describe_size(rows: PreparedRows) -> str:
+    """Describes the number of documents, bytes and windows, for the log."""
+    windows = [cast(WindowExample, example) for example in rows.examples]
+    documents = len({window.document for window in windows})
+    size = sum(window.num_bytes for window in windows)
+    return f"{documents:,} documents, {size:,} bytes, {len(windows):,} windows"

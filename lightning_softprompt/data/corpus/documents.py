@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from glob import glob
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -15,12 +15,14 @@ from lightning_softprompt.data.readers.rows import (
     BOM,
     LINE,
     DataError,
+    File,
     NoSplitError,
     OnBadRow,
     Parsed,
     Row,
     Rows,
     collect,
+    first_columns,
     join,
     not_utf8,
 )
@@ -56,9 +58,8 @@ def read_documents(
     paths = find_document_files(source, split)
     if paths is None:
         return read_rows(source, split, on_bad_row, columns)
-    column = next(iter(columns))
-    rule = resolve_boundary(source, boundary)
-    parts = [read_document_file(path, on_bad_row, column, rule) for path in paths]
+    files = open_documents(source, paths, next(iter(columns)), boundary)
+    parts = [collect(parsed, file.name, file.place, on_bad_row) for file, parsed in files]
     return join(parts, str(paths[0]) if len(paths) == 1 else f"{len(paths)} files from {paths[0]}")
 
 
@@ -98,21 +99,39 @@ def is_folder_of_texts(path: str) -> bool:
     return not _splits_of(folder, find_text_files(folder))
 
 
-def read_document_file(path: Path, on_bad_row: OnBadRow, column: str, boundary: Boundary) -> Rows:
-    """Reads the documents of a text file.
+def open_documents(
+    source: Any, paths: Sequence[Path], column: str, boundary: Boundary
+) -> Iterator[tuple[File, Parsed]]:
+    """Yields each text file of a source with its documents, which are read while they are used.
 
     Raises:
-        DataError: If the file has no text, is not UTF-8, or cannot be read.
+        DataError: If a file is not text.
     """
-    name = str(path)
-    if data_suffix(path) not in TEXT_SUFFIXES:  # Markdown, HTML and PDF have their readers
-        return collect(iter([(1, _read_whole(path, column))]), name, WHOLE_FILE, on_bad_row)
-    with open_file(path) as file:
-        head = file.read(HEAD)
-        refuse_other_content(head, name)
-        file.seek(0)
-        place = WHOLE_FILE if boundary == "file" else LINE
-        return collect(parse_documents(file, column, boundary), name, place, on_bad_row)
+    rule = resolve_boundary(source, boundary)
+    place = WHOLE_FILE if rule == "file" else LINE
+    for path in paths:
+        name = str(path)
+        if data_suffix(path) not in TEXT_SUFFIXES:  # Markdown, HTML and PDF have their readers
+            yield File(name, WHOLE_FILE), iter([(1, _read_whole(path, column))])
+            continue
+        with open_file(path) as file:
+            refuse_other_content(file.read(HEAD), name)
+            file.seek(0)
+            yield File(name, place), parse_documents(file, column, rule)
+
+
+def read_text(row: Row, column: str) -> str:
+    """Returns the text of a document, without white space at its start and end.
+
+    Raises:
+        ValueError: If the row has no text.
+    """
+    if column not in row:
+        raise ValueError(f"no column {column!r}; the row has {first_columns(row)}: set data.column")
+    text = row[column]
+    if not isinstance(text, str):
+        raise ValueError(f"column {column!r} must be text, got {text!r} ({type(text).__name__})")
+    return text.strip()
 
 
 def _read_whole(path: Path, column: str) -> Row | str:

@@ -151,3 +151,66 @@ def test_new_documents_are_scored(options, tmp_path):
 def test_a_source_that_does_not_exist_is_named(options, capsys):
     assert main(["fit", *options, "--data.path=missing.txt"]) == 2
     assert "missing.txt does not exist" in capsys.readouterr().err
+
+
+@pytest.fixture
+def general(tmp_path):
+    path = tmp_path / "general.txt"
+    path.write_text("\n\n".join(["that label is one word", "the text was long and dull", "wonderful : a story"] * 3))
+    return path
+
+
+def test_further_corpora_are_scored_by_their_name(options, corpus, general):
+    assert main(["fit", *options, f"--data.corpora={{general: {general}}}"]) == 0
+    folder = last_folder()
+    validation = read_metrics(folder)["val"]
+    assert {"val/bits_per_byte", "val/general/bits_per_byte"} <= validation.keys()
+    ckpt = folder / "checkpoints" / "best.ckpt"
+    assert main(["test", f"--ckpt_path={ckpt}"]) == 0
+    metrics = read_metrics(last_folder())["test"]
+    records = read_rows(last_folder() / "test_predictions.jsonl")
+    nats = sum(record["nats"] for record in records if record["corpus"] == "general")
+    size = sum(record["bytes"] for record in records if record["corpus"] == "general")
+    assert metrics["test/general/bits_per_byte"] == pytest.approx(nats / size / math.log(2), rel=1e-5)
+    assert metrics["test/general/bits_per_byte_low"] <= metrics["test/general/bits_per_byte"]
+    alone = ["test", f"--ckpt_path={ckpt}", "--data.corpora=null"]
+    assert main(alone) == 0
+    assert read_metrics(last_folder())["test"]["test/bits_per_byte"] == pytest.approx(metrics["test/bits_per_byte"])
+
+
+def test_training_replays_a_corpus_by_its_rate(data_of, corpus, general):
+    data = data_of(path=str(corpus), corpora={"general": str(general)}, rates={"general": 0.5}, batch_size=2)
+    loader, count = data.build_loader("train", "shuffled"), len(data.split("train").examples)
+    batches = list(loader)
+    corpora = [{example.corpus for example in batch.examples} for batch in batches]
+    assert corpora.count({""}) == corpora.count({"general"}) == len(batches) / 2
+    windows = [row for batch in batches for row in batch.row_ids if batch.examples[0].corpus == ""]
+    assert len(windows) == len(set(windows)) == sum(example.corpus == "" for example in data.split("train").examples)
+    assert count > len(windows)
+    loader.batch_sampler.set_epoch(1)
+    assert [batch.row_ids for batch in loader] != [batch.row_ids for batch in batches]
+
+
+def test_training_continues_in_the_middle_of_mixed_corpora(data_of, corpus, general):
+    data = data_of(path=str(corpus), corpora={"general": str(general)}, rates={"general": 0.3}, batch_size=1)
+    loader = data.build_loader("train", "shuffled")
+    expected = [batch.row_ids for batch in loader]
+    loader = data.build_loader("train", "shuffled")
+    batches = iter(loader)
+    for _ in range(4):
+        next(batches)
+    state = loader.state_dict()
+    resumed = data.build_loader("train", "shuffled")
+    resumed.load_state_dict(state)
+    assert [batch.row_ids for batch in resumed] == expected[4:]
+
+
+def test_wrong_corpora_are_refused(data_of, general, corpus):
+    with pytest.raises(ValueError, match=r"rates names \['other'\], but corpora are \['general'\]"):
+        data_of(corpora={"general": str(general)}, rates={"other": 0.1})
+    with pytest.raises(ValueError, match="sum is below 1"):
+        data_of(corpora={"general": str(general)}, rates={"general": 1.0})
+    with pytest.raises(ValueError, match="only letters"):
+        data_of(corpora={"a/b": str(general)})
+    with pytest.raises(DataError, match=r"corpus 'general': missing.txt does not exist"):
+        data_of(path=str(corpus), corpora={"general": "missing.txt"}).split("test")
