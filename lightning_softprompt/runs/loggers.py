@@ -118,6 +118,9 @@ class MetricsFile(CSVLogger):
             self._experiment = _AppendingWriter(self.save_dir)
         return cast("ExperimentWriter", self._experiment)
 
+    def log_hyperparams(self, params: Any = None) -> None:
+        """Write nothing, because the run folder contains them in `config.yaml`."""
+
     @rank_zero_only
     def truncate(self, step: int) -> None:
         """Drop the rows from an optimizer step on, starting at 0, because a resumed run logs them again."""
@@ -128,7 +131,11 @@ class MetricsFile(CSVLogger):
 
 
 class _AppendingWriter(ExperimentWriter):
-    """Lightning's writer, but it keeps existing metrics and loses none if the process is killed."""
+    """Lightning's writer, but it keeps existing metrics, loses none if the process is killed, and writes only them."""
+
+    def save(self) -> None:
+        """Write the metrics; Lightning's writer also writes hyperparameters to `hparams.yaml`."""
+        super(ExperimentWriter, self).save()
 
     def _check_log_dir_exists(self) -> None:
         path = Path(self.metrics_file_path)

@@ -135,8 +135,7 @@ class Session:
         save_config(self.config_file)
         for logger in self.loggers:
             logger.is_disabled = False
-            if not (self._scores_training and isinstance(logger, MetricsFile)):  # it would overwrite hparams.yaml
-                logger.log_hyperparams(yaml.safe_load(config))
+            logger.log_hyperparams(yaml.safe_load(config))
 
     def finish(self, failed: bool = False) -> None:
         """Finish the W&B run at the end of the command.

@@ -48,6 +48,14 @@ def read_csv(folder):
         return list(csv.DictReader(file))
 
 
+def test_hyperparameters_are_only_in_the_config_of_a_run(tmp_path):
+    logger = MetricsFile(tmp_path)
+    logger.log_hyperparams({"length": 5})
+    logger.log_metrics({"train/loss": 2.5}, step=1)
+    logger.save()
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
+
+
 def test_a_resumed_run_appends_to_its_metrics_file(tmp_path, recwarn):
     for step, metrics in [(1, {"train/loss": 2.5}), (2, {"val/loss": 3.0})]:
         logger = MetricsFile(tmp_path)
