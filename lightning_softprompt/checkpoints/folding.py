@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from lightning_softprompt.backbones.base import Backbone
+from lightning_softprompt.checkpoints.restore import LoadedMethod
+from lightning_softprompt.core.refusals import MissingTaskError
 from lightning_softprompt.core.template import Template
 from lightning_softprompt.core.types import Batch, KeysValues, SoftPrompt
 
@@ -46,6 +48,26 @@ def prompt_to_tensors(prompt: SoftPrompt) -> dict[str, Tensor]:
     if any(len(tensor) != 1 for tensor in tensors.values()):
         raise ValueError("an input-dependent prompt cannot be folded: it is computed from each row")
     return tensors
+
+
+def fold_task(method: LoadedMethod, task: str | None) -> SoftPrompt:
+    """Returns the prompt of a method as plain tensors.
+
+    Args:
+        method: The method.
+        task: Name of the task; None for a prompt that all tasks share.
+
+    Raises:
+        ValueError: If there is no such task, the task is not named but the prompt depends on it, or the prompt depends
+            on the row.
+    """
+    names = list(method.tasks)
+    if task is not None and task not in names:
+        raise ValueError(f"unknown task {task!r}; the tasks of the prompt are {names}")
+    try:
+        return method.fold(None if task is None else names.index(task))
+    except MissingTaskError as error:
+        raise ValueError(f"each task has another prompt; add --task with one of {names}") from error
 
 
 def compute_shared_prompt(

@@ -22,6 +22,10 @@ class UnsupportedBackboneError(ValueError):
     """A backbone that a method, or the whole package, cannot use."""
 
 
+class MissingTaskError(ValueError):
+    """Rows without task ids, although their prompt depends on the task."""
+
+
 def refusing(subject: str, remedy: str) -> AbstractContextManager[None]:
     """Turns failures within the context into refusals; the package's own errors pass unchanged.
 

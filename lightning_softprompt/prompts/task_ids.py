@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_softprompt.core.refusals import MissingTaskError
 from lightning_softprompt.core.types import Batch
 
 ONLY = "task"  # name of the task if the data module has a single one
@@ -18,13 +19,14 @@ def task_of_rows(batch: Batch, tasks: Sequence[str]) -> Tensor:
     With a single id, methods compute the prompt once.
 
     Raises:
-        ValueError: If there are several tasks, and the rows have no task ids.
+        MissingTaskError: If there are several tasks, and the rows have no task ids.
+        ValueError: If a task id is out of range.
     """
     device = batch.input_ids.device
     if len(tasks) == 1:
         return torch.zeros(1, dtype=torch.long, device=device)
     if batch.task_ids is None:
-        raise ValueError(
+        raise MissingTaskError(
             f"rows have no task_ids to select one of the tasks {list(tasks)}; use MultitaskDataModule, or name the task"
         )
     first = batch.task_ids[:1]

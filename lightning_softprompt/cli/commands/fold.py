@@ -57,14 +57,12 @@ def fold(module: LoadedMethod, saved: SavedPrompt, task: str | None = None) -> S
     """Materialize a prompt for `Folded`, optionally that of one task.
 
     Raises:
-        ValueError: If the prompt is not the same for every row, or there is no such task.
+        ValueError: If the prompt is not the same for every row, there is no such task, or a task is required.
     """
-    from lightning_softprompt.checkpoints.folding import parameter_name, prompt_to_tensors
+    from lightning_softprompt.checkpoints.folding import fold_task, parameter_name, prompt_to_tensors
     from lightning_softprompt.checkpoints.prompt_file import SavedPrompt
 
-    if task is not None and task not in module.tasks:
-        raise ValueError(f"unknown task {task!r}; the tasks of the prompt are {list(module.tasks)}")
-    prompt = module.fold(None if task is None else module.tasks.index(task))
+    prompt = fold_task(module, task)
     parts = prompt_to_tensors(prompt)
     tensors = {parameter_name(name): tensor for name, tensor in parts.items()}
     method = {**_read_by(saved, task), "_class_path": FOLDED, "blocks": prompt.blocks}

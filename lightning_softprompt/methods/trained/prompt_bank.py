@@ -13,6 +13,7 @@ from lightning_softprompt.checkpoints.class_names import class_names, refuse_oth
 from lightning_softprompt.checkpoints.prompt_file import SavedPrompt
 from lightning_softprompt.checkpoints.restore import readout_tensors
 from lightning_softprompt.checkpoints.roles import Roles
+from lightning_softprompt.core.refusals import MissingTaskError
 from lightning_softprompt.core.types import Batch, SoftPrompt
 from lightning_softprompt.methods.base import SoftPromptModule
 from lightning_softprompt.prompts.merge_rows import merge_prompts
@@ -67,7 +68,7 @@ class PromptBank(SoftPromptModule):
     def prompt(self, batch: Batch) -> SoftPrompt:
         """Returns the prompt of each row's task."""
         if batch.task_ids is None and len(self.paths) > 1:
-            raise ValueError(f"rows have no task_ids to select one of the prompts {list(self.paths)}")
+            raise MissingTaskError(f"rows have no task_ids to select one of the prompts {list(self.paths)}")
         methods = self.prompts.methods
         parts = [(rows, methods[task].prompt(task_batch)) for task, rows, task_batch in batch.by_task()]
         return parts[0][1] if len(parts) == 1 else merge_prompts(parts, batch)

@@ -176,6 +176,8 @@ def test_the_prompt_of_one_task_can_be_folded_with_its_head(build, backbone, sav
     saved = SavedPrompt(module.state_dict(), backbone_identity(backbone), dict(module.hparams))
     with pytest.raises(ValueError, match=r"unknown task 'taste'; the tasks of the prompt are \['mood', 'tone'\]"):
         fold(module, saved, "taste")
+    with pytest.raises(ValueError, match=r"each task has another prompt; add --task with one of \['mood', 'tone'\]"):
+        fold(module, saved)
     write_prompt(tmp_path / "tone.safetensors", fold(module, saved, "tone"))
     folded = Folded(path=str(tmp_path / "tone.safetensors"), backbone=backbone.spec, classes=CLASSES, readout=ClassHead)
     folded.attach(backbone)

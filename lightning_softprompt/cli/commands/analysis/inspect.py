@@ -6,7 +6,7 @@ from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lightning_softprompt.reports.text_table import table
 from lightning_softprompt.system.atomic_files import write_file
@@ -54,6 +54,7 @@ def main(argv: list[str]) -> int:
         raise CommandError(f"unknown option {validate_options[0]}; options of validate require --scores")
     from lightning_softprompt.analysis.prompt_page import PromptReport
     from lightning_softprompt.analysis.soft_tokens import CAVEAT, find_nearest_words, measure_drift
+    from lightning_softprompt.checkpoints.folding import fold_task
     from lightning_softprompt.checkpoints.prompt_file import read_prompt
     from lightning_softprompt.checkpoints.restore import load_method
 
@@ -62,10 +63,10 @@ def main(argv: list[str]) -> int:
         run = _parse_validation(args.prompt, validate_options) if args.scores else None
         saved = read_prompt(args.prompt)
         method = load_method(saved, args.prompt, None if run is None else run.module.loaded)
-        prompt = _fold(method, args.task)
+        prompt = fold_task(method, args.task)
         drift = None
         if args.against:
-            other = _fold(load_method(read_prompt(args.against), args.against, method.loaded), args.task)
+            other = fold_task(load_method(read_prompt(args.against), args.against, method.loaded), args.task)
             drift = measure_drift(_only_tokens(prompt, args.prompt), _only_tokens(other, args.against))
         blocks = _blocks(prompt)
         tokens = [] if prompt.tokens is None else find_nearest_words(method.loaded, blocks["tokens"], args.words)
@@ -90,19 +91,6 @@ def main(argv: list[str]) -> int:
     write_file(out, report.to_html().encode())
     print(f"\nWrote {out}")
     return 0
-
-
-def _fold(method: Any, task: str | None) -> SoftPrompt:
-    """Compute the prompt as plain tensors.
-
-    Raises:
-        ValueError: If it depends on the row, or there is no such task.
-    """
-    if task is not None and task not in method.tasks:
-        raise ValueError(f"unknown task {task!r}; the tasks of the prompt are {list(method.tasks)}")
-    if task is None and method.tasks:
-        raise ValueError(f"the prompt has several tasks; add --task with one of {list(method.tasks)}")
-    return method.fold(None if task is None else method.tasks.index(task))  # type: ignore[no-any-return]
 
 
 def _blocks(prompt: SoftPrompt) -> dict[str, Tensor]:
