@@ -29,7 +29,7 @@ MAY_IMPORT = {  # in addition to itself
     "prompts": STORED,
     "objectives": STORED,
     "reports": GROUND | {"evaluation"},
-    "analysis": STORED | {"reports"},
+    "analysis": STORED | {"evaluation", "reports"},
     "studies": STORED,
     "data": GROUND | {"backbones", "evaluation", "retrieval"},
     "readouts": STORED | {"prompts"},

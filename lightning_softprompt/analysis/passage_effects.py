@@ -23,6 +23,7 @@ from lightning_softprompt.core.types import Batch, Encoded, SoftPrompt
 
 SOFT_TOKENS = "soft tokens"  # the name of soft tokens, and of keys and values of a prompt
 PASSAGE = "passage {}"  # the name of the tokens of a passage by its number, from 1
+RUN, REVERSED, OTHER_QUESTION, BARE = "run", "reversed", "other question", "bare"  # conditions of attention
 Arrangement = Sequence[int | None]  # the index of the passage at each position, or None for an empty position
 LayerMasses = dict[str, list[float]]  # attention mass in each layer, by name of the tokens
 
@@ -147,6 +148,7 @@ class PassageEffects:
         inputs = embeds + shift.detach()
         return (gradient * inputs).sum(-1)[0].double().cpu()
 
+    @torch.no_grad()
     def attention(
         self,
         row: PassageRow,
@@ -182,6 +184,30 @@ class PassageEffects:
         num_tokens[SOFT_TOKENS] = prompt_length(prompt)
         return dict(zip(parts, by_layer, strict=True)), dict(num_tokens)
 
+    def attention_by_condition(
+        self, row: PassageRow, answer: str, other_question: str
+    ) -> tuple[dict[str, LayerMasses], dict[str, int]]:
+        """Returns the attention of a row and of its controls, and the number of tokens of each part of the row.
+
+        The controls are `REVERSED` order of the passages, `OTHER_QUESTION`, and `BARE` without the prompt, if there is
+        one.
+
+        Args:
+            row: The row.
+            answer: The answer.
+            other_question: A question that the passages do not belong to.
+        """
+        order = range(row.num_passages)
+        attention = {}
+        attention[RUN], num_tokens = self.attention(row, order, answer)
+        if row.num_passages > 1:
+            attention[REVERSED], _ = self.attention(row, order[::-1], answer)
+        attention[OTHER_QUESTION], _ = self.attention(row, order, answer, other_question)
+        if self.has_prompt(row, answer):
+            attention[BARE], _ = self.attention(row, order, answer, is_prompted=False)
+        return attention, num_tokens
+
+    @torch.no_grad()
     def has_prompt(self, row: PassageRow, answer: str) -> bool:
         """Returns whether the method adds anything to the backbone."""
         encoded, _ = row.encode(range(row.num_passages), answer)

@@ -64,7 +64,7 @@ def main(argv: list[str]) -> int:
         report["against"] = {"run": str(args.against), **_compare(rows, others)}
     for part in tables(report):
         print(f"{part.title}\n\n{table(part.rows, part.header)}\n")
-    page = analysis_page(args.run.resolve().name, report, rows, args.examples, _describe(args.run, argv))
+    page = analysis_page(args.run.resolve().name, report, rows, args.examples, describe_test(args.run, "analyze", argv))
     write_file(args.run / JSON, f"{json.dumps(report, indent=1, ensure_ascii=False)}\n".encode())
     write_file(args.run / PAGE, page.encode())
     _log(args.run.resolve(), args.wandb, report, page)
@@ -72,12 +72,12 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _describe(folder: Path, argv: list[str]) -> str:
-    """Describe the test, and how the page was written, in a line."""
+def describe_test(folder: Path, command: str, argv: list[str]) -> str:
+    """Describe a test, and the command that has written a page about it, in a line."""
     from lightning_softprompt.reports.run_table import CONFIG
     from lightning_softprompt.reports.run_table import read_run as read_summary
 
-    parts = [command_line("analyze", *argv), f"{datetime.now():%F %H:%M}", f"Lightning SoftPrompt {__version__}"]
+    parts = [command_line(command, *argv), f"{datetime.now():%F %H:%M}", f"Lightning SoftPrompt {__version__}"]
     if (folder / CONFIG).is_file():
         run = read_summary(folder, with_interval=False)
         prompt = [] if run.source is None else [str(run.source)]
