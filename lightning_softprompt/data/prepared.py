@@ -34,6 +34,11 @@ class PreparedRows:
         return index, self.encoded[index], self.examples[index]
 
     @property
+    def sample(self) -> PreparedRows:
+        """The rows that describe the split: all rows, if they are in memory."""
+        return self
+
+    @property
     def where(self) -> list[str]:
         """File and line of each row."""
         return [origin.where for origin in self.origins]

@@ -7,9 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from lightning_softprompt.core.types import Example
 from lightning_softprompt.data.readers.sources import NoSplitError, OnBadRow, Rows, is_pattern, read_rows
-from lightning_softprompt.data.sampling.holding_out import divide_rows, hold_out_validation
+from lightning_softprompt.data.sampling.holding_out import divide_many, divide_rows, hold_out_validation
 
 Source = str | list[str] | list[dict[str, Any]]
 
@@ -96,6 +99,13 @@ class RowSource:
         labels = [example.label for example in examples]
         known_labels = labels if has_classes(examples) else [None] * len(labels)
         return divide_rows(known_labels, self.shares_of_file, self.seed)
+
+    def divide_many(self, count: int) -> dict[str, npt.NDArray[np.int64]]:
+        """Returns the indices of the rows of each split, as `divide` does for rows without classes."""
+        if self.divides_file:
+            return divide_many(count, self.shares_of_file, self.seed)
+        parts = hold_out_validation(count, self.validation_share, self.seed)
+        return {name: np.array(rows, np.int64) for name, rows in parts.items()}
 
     def describe_parts(self, parts: Mapping[str, Sequence[int]], examples: Sequence[Example]) -> str:
         """Describes how the rows of a file are divided, for the log."""

@@ -49,7 +49,7 @@ class StartSummary(Callback):
         training = data.split("train")
         self._write(f"Data: {' and '.join(rows)} rows{describe_balance(data, training)}")
         if isinstance(training, PreparedRows):
-            self._write(describe_lengths(training, data.max_tokens))
+            self._write(describe_lengths(training.sample, data.max_tokens))
         self._write(describe_training(trainer))
         if trainer.enable_validation:
             self._write(describe_validations(trainer))
@@ -100,7 +100,8 @@ class StartSummary(Callback):
 
 def describe_balance(data: SoftPromptDataModule, rows: PreparedRows) -> str:
     """Describes the share of each class of a task with classes; otherwise empty."""
-    labels = [example.label for example in rows.examples] if isinstance(rows, PreparedRows) else []
+    has_labels = data.classes is not None and isinstance(rows, PreparedRows)
+    labels = [example.label for example in rows.examples] if has_labels else []
     names = () if data.classes is None else data.classes.names
     if not names or not labels or not all(isinstance(label, int) for label in labels):
         return ""

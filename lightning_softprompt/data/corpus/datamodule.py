@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import replace
-from functools import partial
 from typing import Any, cast, final
+
+import numpy as np
 
 from lightning_softprompt.core.types import Example, WindowExample
 from lightning_softprompt.data.corpus.documents import Boundary, is_folder_of_texts, read_documents, read_text
 from lightning_softprompt.data.corpus.rows import CorpusRows
+from lightning_softprompt.data.corpus.stored_documents import StoredDocuments, store_documents
+from lightning_softprompt.data.corpus.stored_windows import StoredRows, WindowTable
 from lightning_softprompt.data.corpus.windows import Window, cut_windows
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.data.prepared import PreparedRows, Split
-from lightning_softprompt.data.readers.sources import DataError, Origin
+from lightning_softprompt.data.readers.sources import DataError, OnBadRow, Origin, Rows
 from lightning_softprompt.data.row_source import is_file
 from lightning_softprompt.data.sampling.bucketing import Order, ResumableLoader
 from lightning_softprompt.data.sampling.task_mixing import MixedBatchSampler, quotas
+from lightning_softprompt.data.token_cache import content_key
 from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.evaluation.likelihood import LikelihoodEvaluation
 
@@ -50,6 +54,8 @@ class CorpusDataModule(SoftPromptDataModule):
         window: Maximum bytes of a window in UTF-8. A window that has more than max_tokens tokens is divided.
         boundary: What ends a document of a text file: a blank line, each line, or the end of the file (default: a blank
             line, and the end of the file in a folder).
+        stream: Whether to read windows from disk when they are used, for a corpus that does not fit into memory. Its
+            text is copied to the cache folder once.
         corpora: Sources of further corpora by name, such as `{general: wikitext.txt}`. Validation and test score them,
             too, and log their metrics as `general/bits_per_byte`.
         rates: Share of the training batches of each further corpus, such as `{general: 0.1}` to replay general text
@@ -66,6 +72,7 @@ class CorpusDataModule(SoftPromptDataModule):
         column: str = "text",
         window: int = 1024,
         boundary: Boundary = "auto",
+        stream: bool = False,
         corpora: dict[str, str] | None = None,
         rates: dict[str, float] | None = None,
         **common: Any,
@@ -78,13 +85,21 @@ class CorpusDataModule(SoftPromptDataModule):
             )
         if window < MIN_WINDOW:
             raise ValueError(f"window must be at least {MIN_WINDOW} bytes, got {window}")
-        self.column, self.window, self.boundary = column, window, boundary
+        if stream and self.batch_tokens is not None:
+            raise ValueError("with stream, the tokens of windows are unknown; set batch_size instead of batch_tokens")
+        if stream and self.rename_columns:
+            raise ValueError("stream reads a column by its name in the source; set column instead of rename_columns")
+        self.column, self.window, self.boundary, self.stream = column, window, boundary, stream
         self.corpora, self.rates = dict(corpora or {}), dict(rates or {})
         check_corpora(self.corpora, self.rates)
-        self._row_source.reader = partial(read_documents, boundary=boundary)
+        self._row_source.reader = self._read_documents
         self._row_source.is_undivided = is_undivided
         self._modules: dict[str, CorpusDataModule] = {}  # of the further corpora, created when they are used
         self.corpus = ""  # the name of the corpus if this module belongs to another one
+
+    def _read_documents(self, source: Any, split: str, on_bad_row: OnBadRow, columns: Sequence[str]) -> Rows:
+        read = store_documents if self.stream and split != "predict" else read_documents
+        return read(source, split, on_bad_row, columns, self.boundary)
 
     @property
     def evaluation(self) -> Evaluation:
@@ -173,16 +188,43 @@ class CorpusDataModule(SoftPromptDataModule):
 
     def prepare_split(self, name: Split) -> CorpusRows:
         """Prepares the windows of a split: those of the main corpus, then those of each further corpus."""
-        rows = super().prepare_split(name)
+        is_stored = self.stream and name != "predict"
+        rows = self._prepare_stored(name) if is_stored else super().prepare_split(name)
         of_corpus = f" of {self.corpus}" if self.corpus else ""
         self.log_once(f"{name}{of_corpus}: {describe_size(rows)}")
         parts = {"": rows}
         for corpus in self._further_corpora(name):
             try:
-                parts[corpus] = self._module_of(corpus).split(name)
+                parts[corpus] = cast(CorpusRows, self._module_of(corpus).split(name)).parts[""]
             except ValueError as error:
                 raise DataError(f"corpus {corpus!r}: {error}") from error
         return CorpusRows.of(parts)
+
+    def _prepare_stored(self, name: Split) -> PreparedRows:
+        """The windows of a split of the main corpus, on disk."""
+        is_held_out = self._is_held_out(name)
+        rows = self.rows("train" if is_held_out else name)
+        table = WindowTable.of(cast(StoredDocuments, rows.store), self.window)
+        if is_held_out:
+            documents = np.unique(table.documents)
+            parts = self._row_source.divide_many(len(documents))
+            check_parts(parts, len(documents))
+            table = table.only(documents[parts[name]])
+        if not len(table):
+            raise DataError(f"{rows.name} has no text in any of its {len(rows)} documents")
+        if rows.skipped:
+            log.warning("%d of the %s documents were skipped, the first: %s", len(rows.skipped), name, rows.skipped[0])
+        most = self.max_tokens - self._num_extra_tokens
+        return StoredRows.of(rows, table, self._encoder, self.corpus, name == "train", most)
+
+    def rows_digest(self, name: Split) -> str:
+        """Returns the number of rows of a split, with a digest of their texts and tokens."""
+        rows = cast(CorpusRows, self.split(name))
+        if not self.stream or name == "predict":
+            return super().rows_digest(name)
+        fingerprint = content_key([self.codec.fingerprint, self.template.text, self.max_tokens])
+        stored = [cast(StoredRows, part) for part in rows.parts.values()]
+        return "; ".join(part.rows_digest(fingerprint) for part in stored)
 
     def _further_corpora(self, name: Split) -> list[str]:
         """The further corpora that a split uses: all in an evaluation, and those with a rate in training."""
@@ -229,11 +271,7 @@ class CorpusDataModule(SoftPromptDataModule):
         firsts = {document: position for position, document in reversed(list(enumerate(documents)))}
         numbers = sorted(firsts)
         parts = self._row_source.divide([examples[firsts[number]] for number in numbers])
-        if not all(parts.values()):
-            raise ValueError(
-                f"the corpus has {len(numbers)} documents, too few to hold out some; set data.validation (and "
-                "data.test), or divide a text file into more documents by data.boundary"
-            )
+        check_parts(parts, len(numbers))
         chosen = {numbers[index] for index in parts[name]}
         rows = [row for row, document in enumerate(documents) if document in chosen]
         if name != "train":  # the end of a document is trained, but not scored
@@ -263,9 +301,25 @@ def check_corpora(corpora: Mapping[str, str], rates: Mapping[str, float]) -> Non
         )
 
 
+def check_parts(parts: Mapping[str, Sized], documents: int) -> None:
+    """Checks that each split has documents.
+
+    Raises:
+        ValueError: If one has none.
+    """
+    if not all(map(len, parts.values())):
+        raise ValueError(
+            f"the corpus has {documents} documents, too few to hold out some; set data.validation (and data.test), or "
+            "divide a text file into more documents by data.boundary"
+        )
+
+
 def describe_size(rows: PreparedRows) -> str:
     """Describes the number of documents, bytes and windows, for the log."""
-    windows = [cast(WindowExample, example) for example in rows.examples]
-    documents = len({window.document for window in windows})
-    size = sum(window.num_bytes for window in windows)
-    return f"{documents:,} documents, {size:,} bytes, {len(windows):,} windows"
+    if isinstance(rows, StoredRows):
+        documents, size = len(np.unique(rows.table.documents)), int(rows.table.sizes.sum())
+    else:
+        windows = [cast(WindowExample, example) for example in rows.examples]
+        documents = len({window.document for window in windows})
+        size = sum(window.num_bytes for window in windows)
+    return f"{documents:,} documents, {size:,} bytes, {len(rows):,} windows"

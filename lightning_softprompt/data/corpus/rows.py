@@ -65,6 +65,12 @@ class CorpusRows(PreparedRows):
         )
 
     @property
+    def sample(self) -> PreparedRows:
+        """The sample of the main corpus."""
+        return self.parts[""].sample
+
+    @property
     def lengths(self) -> Sequence[int]:
         """Size of each window."""
-        return Chain.of([part.lengths for part in self.parts.values()])
+        lengths = [part.lengths for part in self.parts.values()]
+        return lengths[0] if len(lengths) == 1 else Chain.of(lengths)

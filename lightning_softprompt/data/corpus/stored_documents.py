@@ -158,6 +158,9 @@ def _write(folder: Path, parts: Iterator[tuple[File, Parsed]], column: str, on_b
                 numbers.append(number)
                 files.append(len(names) - 1)
                 indices.append(index)
+    if not numbers:
+        problems = "".join(f", the first problem: {problem}" for problem in skipped[:1])
+        raise DataError(f"{names[0][0]} has no rows{problems}; check that it was written to the end")
     columns = {"starts": starts, "numbers": numbers, "files": files, "indices": indices}
     write_tensors(
         folder / TABLE_FILE, {name: torch.from_numpy(np.array(values, np.int64)) for name, values in columns.items()}
@@ -179,17 +182,16 @@ def _text_or_problem(row: Row | str, column: str) -> bytes | str:
 def _load(folder: Path, name: str, column: str) -> Rows:
     table = {name: tensor.numpy() for name, tensor in read_tensors(folder / TABLE_FILE).items()}
     description = json.loads((folder / DESCRIPTION_FILE).read_text())
-    if not len(table["numbers"]):
-        problems = "".join(f"; {problem}" for problem in description["skipped"][:1])
-        raise DataError(f"{name} has no rows{problems}; check that it was written to the end")
     files = [File(*file) for file in description["files"]]
+    is_single = len(files) == 1
     return Rows(
         StoredDocuments(folder, column, table["starts"], description["digest"]),
-        name,
+        files[0].name if is_single else name,
+        files[0].place,
         numbers=_IntegersAsInts(table["numbers"]),
         skipped=tuple(description["skipped"]),
         indices=_IntegersAsInts(table["indices"]),
-        files=_Selected(files, table["files"]),
+        files=None if is_single else _Selected(files, table["files"]),
     )
 
 

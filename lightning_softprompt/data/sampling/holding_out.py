@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 
 def divide_rows(labels: Sequence[Any], shares: Mapping[str, float], seed: int) -> dict[str, list[int]]:
@@ -51,3 +52,19 @@ def hold_out_validation(count: int, share: float, seed: int) -> dict[str, list[i
     order = np.random.default_rng(seed).permutation(count)
     num_held_out = max(1, round(share * len(order)))
     return {"train": sorted(order[num_held_out:]), "validation": sorted(order[:num_held_out])}
+
+
+def divide_many(count: int, shares: Mapping[str, float], seed: int) -> dict[str, npt.NDArray[np.int64]]:
+    """Divides rows without classes as `divide_rows` does, with little memory.
+
+    >>> {name: rows.tolist() for name, rows in divide_many(6, {"test": 0.3}, seed=0).items()}
+    {'train': [0, 1, 3, 5], 'test': [2, 4]}
+    """
+    rest = np.random.default_rng(seed).permutation(count)
+    parts = {}
+    for name, share in shares.items():
+        part = min(len(rest), max(1, round(share * count)))
+        positions = ((np.arange(part) + 0.5) * len(rest) / max(1, part)).astype(np.int64)
+        parts[name] = np.sort(rest[positions])
+        rest = np.delete(rest, positions)
+    return {"train": np.sort(rest), **parts}
