@@ -80,16 +80,19 @@ def test_trials_are_runs_and_the_best_is_reported(write_sweep, calls, tmp_path, 
     assert scores[report["best"]]["value"] == report["value"]
     assert set(report["options"]) == set(SEARCH)
     progress = re.findall(r"^\[(\d)/2\] trial (\d): val/accuracy (\S+) in ", output.err, re.MULTILINE)
-    assert progress == [(str(n + 1), str(n), f"{score['value']:.4f}") for n, score in enumerate(scores)]
+    first, second = (f"{score['value']:.4f}" for score in scores)
+    assert progress == [("1", "0", first), ("2", "1", second)]
     lines = output.err[output.err.index("\ntrial  val/accuracy") :].splitlines()
     assert lines[1].split() == ["trial", "val/accuracy", *sorted(SEARCH), "time"]  # YAML sorts them
     assert lines[3].split()[:2] == [str(report["best"]), f"{report['value']:.4f}"]
-    assert (tmp_path / "runs" / "mine" / "mine.png").read_bytes().startswith(b"\x89PNG")
+    image = (tmp_path / "runs" / "mine" / "mine.png").read_bytes()
+    assert image.startswith(b"\x89PNG")
+    best_run = tmp_path / "runs" / "mine" / f"trial-{report['best']}"
     suggestion = output.err.splitlines()[-1]
-    best = tmp_path / "runs" / "mine" / f"trial-{report['best']}" / "checkpoints" / "best.ckpt"
+    best = best_run / "checkpoints" / "best.ckpt"
     assert suggestion == f"Next: softprompt validate --ckpt_path {best}"  # there are no test rows
     assert run(suggestion.split()[2:]) == 0
-    config = yaml.safe_load((tmp_path / "runs" / "mine" / f"trial-{report['best']}" / "config.yaml").read_text())
+    config = yaml.safe_load((best_run / "config.yaml").read_text())
     assert config["model"]["init_args"]["length"] == report["options"]["model.length"]
     sweep.main([str(write_sweep(2))])  # both trials exist already
     assert len(calls) == 2

@@ -62,13 +62,17 @@ def test_the_options_can_be_listed_in_the_text(tiny_folder):
     assert (example.target, example.label, example.options) == ("bad", 1, ("good", "bad"))
 
 
-@pytest.mark.parametrize(
-    ("answer", "first_index", "expected"),
-    [(0, 0, 0), (1, 1, 0), ("b", 0, 1), ("C", 0, 2), ("2", 0, 2), (" a cat ", 0, 1), ("B", 0, 0)],
-)
-def test_answers_are_indices_letters_or_texts(answer, first_index, expected):
-    options = ("B", "a cat", "x") if answer == "B" else ("a dog", "a cat", "x")
-    assert find_option(answer, options, first_index, "answer") == expected
+@pytest.mark.parametrize(("answer", "expected"), [(0, 0), ("b", 1), ("C", 2), ("2", 2), (" a cat ", 1)])
+def test_answers_are_indices_letters_or_texts(answer, expected):
+    assert find_option(answer, ("a dog", "a cat", "x"), 0, "answer") == expected
+
+
+def test_indices_of_answers_start_at_the_first_index():
+    assert find_option(1, ("a dog", "a cat", "x"), 1, "answer") == 0
+
+
+def test_the_text_of_an_option_is_preferred_to_a_letter():
+    assert find_option("B", ("B", "a cat", "x"), 0, "answer") == 0
 
 
 @pytest.mark.parametrize("answer", [3, -1, True, None, 1.0, "D", "a bird", "7"])
