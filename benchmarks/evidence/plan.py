@@ -151,7 +151,7 @@ class Plan:
     def _candidates(self, recipe: str) -> list[Options]:
         """Returns the options to select from: learning rates, or values of another option."""
         method = self._config["methods"][recipe]
-        rates = [{"model.lr": rate} for rate in method.get("rates", [])]
+        rates: list[Options] = [{"model.lr": rate} for rate in method.get("rates", [])]
         return rates or combine(method.get("candidates", {}))
 
     def _rate_source(self, cell: Cell) -> Options:
@@ -233,7 +233,7 @@ def variants(block: Options) -> list[tuple[str, Options]]:
     [('', {})]
     """
     named: Mapping[str, Options] = block.get("variants", {"": {}})
-    result = []
+    result: list[tuple[str, Options]] = []
     for (name, options), varied in product(named.items(), combine(block.get("vary", {}))):
         labels = [f"{option.rpartition('.')[2]} {value}" for option, value in varied.items()]
         result.append((", ".join([name] * bool(name) + labels), {**options, **varied}))
