@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lightning_softprompt.backbones.prompted_lm import PromptedLM
     from lightning_softprompt.backbones.requirements import takes_keys_and_values, takes_late_tokens
     from lightning_softprompt.backbones.tokenization.codec import Codec
+    from lightning_softprompt.checkpoints.prompt_sources import report_prompt_source
     from lightning_softprompt.core.backbone_spec import BackboneSpec
     from lightning_softprompt.core.template import Template
     from lightning_softprompt.core.types import Batch, Classes, Example, SoftPrompt
@@ -170,6 +171,7 @@ __all__ = [
     "load_backbone",
     "load_prompt",
     "measure_attention",
+    "report_prompt_source",
     "save_prompt",
     "takes_keys_and_values",
     "takes_late_tokens",
@@ -230,6 +232,7 @@ HOMES = {  # the module of each public name that is not a method
     "load_backbone": "backbones.loading",
     "load_prompt": "inference.prompt",
     "measure_attention": "analysis.attention_mass",
+    "report_prompt_source": "checkpoints.prompt_sources",
     "save_prompt": "inference.prompt",
     "takes_keys_and_values": "backbones.requirements",
     "takes_late_tokens": "backbones.requirements",

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from inspect import currentframe
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, final
 
 import torch
@@ -25,6 +26,7 @@ from lightning_softprompt.backbones.requirements import Requirement, require, re
 from lightning_softprompt.backbones.tokenization.codec import Codec
 from lightning_softprompt.checkpoints.folding import compute_shared_prompt
 from lightning_softprompt.checkpoints.hyperparameters import save_plain_hyperparameters, to_plain
+from lightning_softprompt.checkpoints.prompt_sources import collect_sources
 from lightning_softprompt.checkpoints.state_dict_hooks import exclude_from_checkpoints
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.types import Batch, Classes, SoftPrompt
@@ -140,6 +142,7 @@ class SoftPromptModule(TrainerHooks):
         self.backbone: Backbone | None = None
         self.readout: Readout | None = None
         self.trained_readout: Mapping[str, Tensor] = {}  # set by the `build` of a method that loads a trained prompt
+        self.prompt_sources: Sequence[Path] = ()  # files from which `build` reads trained parameters
         self.classes = classes
         self.classes_by_task = classes_by_task
         self.prompt_dropout = prompt_dropout
@@ -189,7 +192,8 @@ class SoftPromptModule(TrainerHooks):
         self.backbone = backbone
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(torch.initial_seed() if seed is None else seed)
-            self.build(backbone)
+            with collect_sources() as self.prompt_sources:
+                self.build(backbone)
             self.readout = build_readout(self._make_readout, backbone.codec, self.classes, self.classes_by_task)
             if self.readout is not None:
                 self.readout.build(backbone)

@@ -47,6 +47,7 @@ class TrainedMethod(Protocol):
     training_loss: TrainingLoss
     optimizer_factory: OptimizerFactory
     stage_metrics: StageMetrics
+    prompt_sources: Sequence[Path]
 
     @property
     def loaded(self) -> Backbone:

@@ -15,6 +15,7 @@ from lightning_softprompt.backbones.loading import load_backbone
 from lightning_softprompt.backbones.tokenization.codec import Codec
 from lightning_softprompt.checkpoints.library import soft_tokens
 from lightning_softprompt.checkpoints.prompt_file import read_prompt
+from lightning_softprompt.checkpoints.prompt_sources import report_prompt_source
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.prompts.init import Init, embed_tokens
 
@@ -59,6 +60,7 @@ class FromAnchors(Init):
         """
         source, path = load_backbone(BackboneSpec(name=self.source)), Path(self.path)
         saved = read_prompt(path)
+        report_prompt_source(path)
         saved.check(source, path)
         tokens = soft_tokens(saved, path)
         if len(tokens) != length:

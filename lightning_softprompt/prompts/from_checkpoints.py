@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.checkpoints.library import Library, soft_tokens
 from lightning_softprompt.checkpoints.prompt_file import read_prompt
+from lightning_softprompt.checkpoints.prompt_sources import report_prompt_source
 from lightning_softprompt.prompts.init import Init
 from lightning_softprompt.prompts.similarity import MEASURES, Measure
 
@@ -48,6 +49,8 @@ class FromCheckpoints(Init):
         """Returns soft tokens [P, H]."""
         weights = self.weights or [1 / len(self.paths)] * len(self.paths)
         tokens = [load_soft_tokens(Path(path), backbone, length, self.name) for path in self.paths]
+        for path in self.paths:
+            report_prompt_source(Path(path))
         return mix_tokens(tokens, weights)
 
 
@@ -85,6 +88,8 @@ class FromLibrary(Init):
         weights = most_similar(query, prompts, self.top, self.measure)
         mixture = [f"{weight:.3f} {name}" for name, weight in weights.items()]
         log.info("Initializing from %s", ", ".join(mixture))
+        for name in weights:
+            report_prompt_source(library.path(name))
         return mix_tokens([prompts[name] for name in weights], list(weights.values()))
 
 

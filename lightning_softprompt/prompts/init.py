@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.checkpoints.prompt_file import read_prompt
+from lightning_softprompt.checkpoints.prompt_sources import report_prompt_source
 
 
 class Init(ABC):
@@ -132,6 +133,7 @@ class FromCheckpoint(Init):
     def __call__(self, backbone: Backbone, length: int) -> Tensor:
         """Returns soft tokens [P, H]."""
         saved = read_prompt(Path(self.path))
+        report_prompt_source(Path(self.path))
         saved.check(backbone, Path(self.path))
         if self.name not in saved.tensors:
             raise ValueError(f"{self.path} has no {self.name!r}; it has {sorted(saved.tensors)}")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, read_prompt
+from lightning_softprompt.checkpoints.prompt_sources import report_prompt_source
 
 Factors = tuple[Tensor, Tensor]  # u [P, R] and v [R, H]
 
@@ -84,6 +85,7 @@ class FromTasks(FactorStart):
                 shape.
         """
         saved = read_prompt(Path(self.path))
+        report_prompt_source(Path(self.path))
         saved.check(backbone, Path(self.path))
         u, v = (self._factor(saved, letter) for letter in "uv")
         shapes = [list(u.shape), list(v.shape)]

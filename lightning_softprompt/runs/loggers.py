@@ -17,7 +17,7 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from lightning_softprompt.runs.wandb_artifacts import link_prompt
+from lightning_softprompt.runs.wandb_artifacts import link_prompts
 from lightning_softprompt.runs.wandb_identity import WandbIdentity
 from lightning_softprompt.runs.wandb_summary import restore_summary, save_summary
 from lightning_softprompt.system.atomic_files import write_file
@@ -215,7 +215,7 @@ class WandbRun(WandbLogger):
             self._experiment = run = self._start()
             self._define_metrics(run)
             if self._source is not None:
-                link_prompt(run, self._source)
+                link_prompts(run, [self._source])
         return cast("Run", self._experiment)
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import sysconfig
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,24 +80,27 @@ def find_source(objects: Iterable[object]) -> list[Path]:
     return sorted(files)
 
 
-def link_prompt(run: Run, source: str) -> None:
-    """Link a run to the prompt that it starts from, the artifact of another run.
+def link_prompts(run: Run, sources: Sequence[str]) -> None:
+    """Link a run to the prompts that it starts from, artifacts of other runs.
 
     Offline, W&B cannot use artifacts: `use_artifact` raises an error. Online, it raises one if the project has no such
-    artifact, for example because the training has not been uploaded. The name is then recorded in the config of the
-    run, as `used_prompt`.
+    artifact, for example because the training has not been uploaded. The name is in any case recorded in the config
+    of the run, as `used_prompt`; several names are separated by commas.
 
     Args:
         run: The W&B run.
-        source: Id of the W&B run that trained the prompt.
+        sources: Ids of the W&B runs that trained the prompts.
     """
     import wandb
 
-    name = f"{artifact_name(source)}:{ALIASES[0]}"
-    run.config.update({"used_prompt": name}, allow_val_change=True)
+    names = [f"{artifact_name(source)}:{ALIASES[0]}" for source in sources]
+    if not names:
+        return
+    run.config.update({"used_prompt": ", ".join(names)}, allow_val_change=True)
     if run.offline:
         return
-    try:
-        run.use_artifact(name, type=ARTIFACT_TYPE)
-    except (wandb.Error, ValueError, TypeError) as error:
-        log.info("W&B has no artifact %s (%s); its name is in the config of the run", name, error)
+    for name in names:
+        try:
+            run.use_artifact(name, type=ARTIFACT_TYPE)
+        except (wandb.Error, ValueError, TypeError) as error:
+            log.info("W&B has no artifact %s (%s); its name is in the config of the run", name, error)

@@ -187,7 +187,9 @@ class Session:
     def _reports(self) -> list[Callback]:
         files = RunFiles(self.folder, self.monitor, self.mode)
         summary = ResultSummary(self.folder, self.monitor, self.mode)  # the last one: it names the files of the others
-        report = WandbReport(self.wandb_id, files)
+        # a prompt or checkpoint replaces the initial parameters; a resumed training has started from them
+        uses_init = self.source is None or (self.command == "fit" and self.resumed is not None)
+        report = WandbReport(self.wandb_id, files, uses_init)
         if self.command == "test":
             predictions = [TestPredictions(self.folder / TEST_PREDICTIONS), PredictionTable("test", TEST_TABLE_ROWS)]
             return [files, report, *predictions, *self._cases(), summary]

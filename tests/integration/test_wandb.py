@@ -12,6 +12,7 @@ from row_files import read_rows, write_splits
 from wandb_file import read_run
 
 from lightning_softprompt import __version__
+from lightning_softprompt.__main__ import main as softprompt
 from lightning_softprompt.cli.app import main
 from lightning_softprompt.cli.commands.prompts import main as prompts_command
 from lightning_softprompt.runs.run_spec import last_folder
@@ -73,7 +74,8 @@ def run_command(root, tiny_folder):
     ]
 
     def run_command(command, *options):
-        arguments = [*training, *common] if command == "fit" else []
+        is_complete = any(option.startswith(("--ckpt_path=", "--init_from=")) for option in options)
+        arguments = [*training, *common] if command == "fit" else ([] if is_complete else common)
         assert main([command, *arguments, *options]) == 0
         return last_folder()
 
@@ -258,6 +260,47 @@ def test_a_training_from_a_library_is_linked_to_the_prompt_of_the_library(run_co
     assert run.id != trained.run.id
     assert run.config["used_prompt"] == f"prompt-{trained.run.id}:best"
     assert "used_prompt" not in trained.run.config
+
+
+def test_a_training_whose_initializer_reads_prompts_is_linked_to_them(run_command, trained, root):
+    other = run_command("fit", "--trainer.max_steps=1")
+    library = root / "similar"
+    for name, prompt in (("one", trained.prompt), ("two", other / "prompt.safetensors")):
+        assert prompts_command(["add", name, str(prompt), "--folder", str(library)]) == 0
+    trained_prompt, other_prompt = (f"prompt-{read_run(folder).id}:best" for folder in (trained.folder, other))
+    query = f"query: {other / 'prompt.safetensors'}, folder: {library}"
+
+    def find_used(initializer):
+        run = read_run(run_command("fit", "--trainer.max_steps=1", f"--model.init={initializer}"))
+        return run.config["used_prompt"].split(", ")
+
+    checkpoint = f"{{class_path: FromCheckpoint, init_args: {{path: {trained.prompt}}}}}"
+    assert find_used(checkpoint) == [trained_prompt]
+    average = f"{{class_path: FromCheckpoints, init_args: {{paths: [{trained.best}, {trained.prompt}]}}}}"
+    assert find_used(average) == [trained_prompt]  # of one run
+    mixed = find_used(f"{{class_path: FromLibrary, init_args: {{{query}, top: 2}}}}")
+    assert set(mixed) == {trained_prompt, other_prompt}
+    assert find_used(f"{{class_path: FromLibrary, init_args: {{{query}, top: 1}}}}") == mixed[:1]
+    # the prompt of --init_from replaces the initial value
+    both = run_command(
+        "fit",
+        "--trainer.max_steps=1",
+        f"--init_from={other / 'prompt.safetensors'}",
+        f"--model.init={checkpoint}",
+    )
+    assert read_run(both).config["used_prompt"] == other_prompt
+    # the test of a prompt adds to its run, which is not linked to it
+    tested = read_run(run_command("test", f"--ckpt_path={both / 'checkpoints' / 'best.ckpt'}"))
+    assert "used_prompt" not in tested.config
+
+
+def test_the_test_of_a_folded_prompt_is_linked_to_it(run_command, trained, root):
+    folded = root / "folded.safetensors"
+    assert softprompt(["fold", str(trained.prompt), "--out", str(folded)]) == 0
+    options = ["--model=Folded", f"--model.path={folded}", f"--data.path={root / 'moods'}"]
+    run = read_run(run_command("test", *options))
+    assert run.id != trained.run.id
+    assert run.config["used_prompt"] == f"prompt-{trained.run.id}:best"
 
 
 def test_without_wandb_a_prompt_has_no_id_and_its_predictions_have_no_run(run_command, root):

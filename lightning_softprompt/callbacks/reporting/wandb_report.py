@@ -17,7 +17,8 @@ from lightning_softprompt.checkpoints.prompt_file import WANDB_RUN
 from lightning_softprompt.methods.optimizers import trainable_parameters
 from lightning_softprompt.methods.trainer_hooks import TrainerHooks
 from lightning_softprompt.runs.loggers import wandb_loggers
-from lightning_softprompt.runs.wandb_artifacts import find_source, log_source
+from lightning_softprompt.runs.wandb_artifacts import find_source, link_prompts, log_source
+from lightning_softprompt.runs.wandb_identity import find_wandb_id
 from lightning_softprompt.system.git import read_commit
 
 PACKAGES = ("torch", "transformers", "lightning")
@@ -40,10 +41,12 @@ class WandbReport(Callback):
     Args:
         wandb_id: Id of the W&B run; None if the run is not logged to W&B.
         files: The callback that determines the best validation.
+        uses_init: Whether the run starts from the initial parameters of the method. If these come from prompt files,
+            the run is linked to the prompts.
     """
 
-    def __init__(self, wandb_id: str | None, files: RunFiles) -> None:
-        self.wandb_id, self.files = wandb_id, files
+    def __init__(self, wandb_id: str | None, files: RunFiles, uses_init: bool = True) -> None:
+        self.wandb_id, self.files, self.uses_init = wandb_id, files, uses_init
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Save the id of the W&B run."""
@@ -71,11 +74,14 @@ class WandbReport(Callback):
         loggers = wandb_loggers(trainer)
         if not loggers:
             return
-        config = describe_run(trainer, cast(TrainerHooks, pl_module))
+        module = cast(TrainerHooks, pl_module)
+        config = describe_run(trainer, module)
         rows = count_rows(trainer)
+        sources = find_source_ids(module) if self.uses_init else []
         for logger in loggers:
             # an evaluation and a resumed training continue the run, so they replace values of the earlier command
             logger.experiment.config.update({**config, **rows}, allow_val_change=True)
+            link_prompts(logger.experiment, sources)
 
     @rank_zero_only
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -102,6 +108,13 @@ def list_parts(trainer: Trainer, module: LightningModule) -> list[object]:
     parts = [*module.modules(), _data(trainer), *trainer.callbacks]  # type: ignore[attr-defined]
     attributes = [value for method in cast(TrainerHooks, module).methods for value in vars(method).values()]
     return [*parts, *attributes]
+
+
+def find_source_ids(module: TrainerHooks) -> list[str]:
+    """Returns the ids of the W&B runs that trained the prompts from which the initial parameters come, each once."""
+    paths = [path for method in module.methods for path in method.prompt_sources]
+    ids = [find_wandb_id(None, path) for path in dict.fromkeys(paths)]
+    return [name for name in dict.fromkeys(ids) if name is not None]
 
 
 def describe_run(trainer: Trainer, module: TrainerHooks) -> dict[str, Any]:

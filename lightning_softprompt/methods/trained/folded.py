@@ -12,6 +12,7 @@ from torch import nn
 from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.checkpoints.folding import PREFIX, parameter_name, tensor_name, tensors_to_prompt
 from lightning_softprompt.checkpoints.prompt_file import read_prompt
+from lightning_softprompt.checkpoints.prompt_sources import report_prompt_source
 from lightning_softprompt.checkpoints.restore import readout_tensors
 from lightning_softprompt.core.types import Batch, SoftPrompt
 from lightning_softprompt.methods.base import SoftPromptModule
@@ -52,6 +53,7 @@ class Folded(SoftPromptModule):
         tensors = {name: torch.zeros(*shape) for name, shape in (self.shapes or {}).items()}
         if self.path is not None:
             saved = read_prompt(Path(self.path))
+            report_prompt_source(Path(self.path))
             saved.check(backbone, Path(self.path))
             parameters = {name: tensor for name, tensor in saved.tensors.items() if name.startswith(PREFIX)}
             tensors = {tensor_name(name): tensor for name, tensor in parameters.items()}

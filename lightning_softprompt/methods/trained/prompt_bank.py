@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.checkpoints.class_names import class_names, refuse_other_classes
 from lightning_softprompt.checkpoints.prompt_file import SavedPrompt
+from lightning_softprompt.checkpoints.prompt_sources import report_prompt_source
 from lightning_softprompt.checkpoints.restore import readout_tensors
 from lightning_softprompt.checkpoints.roles import Roles
 from lightning_softprompt.core.refusals import MissingTaskError
@@ -53,6 +54,7 @@ class PromptBank(SoftPromptModule):
         readout: dict[str, Tensor] = {}
         for name, path in self.paths.items():
             saved = self.prompts.load(name, path, backbone)
+            report_prompt_source(path)
             self._check_classes(name, saved, path)
             for key, tensor in readout_tensors(saved).items():
                 readout[f"of_tasks.{name}.{key}"] = tensor
