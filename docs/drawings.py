@@ -58,7 +58,7 @@ PLACES = (  # in the order of their numbers in the drawing
     Place("Soft tokens between layers, before layer k", r"hidden states before layer k", "hidden"),
     Place("All weights of the backbone", r"all weights"),
 )
-NO_PLACE = (  # what is written below the places
+NO_PLACE = (  # listed below the places
     Place("Same as the methods that they contain", r"same as"),
     Place("No change, for comparison", r"nowhere"),
 )
@@ -197,7 +197,7 @@ def names_at(place: Place, methods: Iterable[Method]) -> str:
 
 
 def draw_methods(methods: Sequence[Method]) -> str:
-    """Draws the model with a number at each place, and the methods of each number beside it."""
+    """Draws the model with a number at each place, and the methods of each number next to it."""
     groups = [(place.title, names_at(place, methods)) for place in (*PLACES, *NO_PLACE)]
     description = ". ".join(f"{title}: {names}" for title, names in groups)
     canvas = Canvas(690, "Where each method enters the model", f"{description}.")

@@ -1,4 +1,4 @@
-"""Draws the tables of the evidence page from `results.jsonl`.
+"""Draws the tables of the evidence page from `results.jsonl`, and writes the data of `softprompt methods --advise`.
 
     python benchmarks/evidence/tables.py > docs/evidence.md
 
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from advice import ADVICE, write_advice
 
 from lightning_softprompt.evaluation.metrics.intervals import bootstrap, student_interval
 from lightning_softprompt.evaluation.metrics.paired_tests import adjust_holm, sign_flip_test
@@ -62,9 +63,13 @@ def main() -> None:
     """Prints the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=Path(__file__).with_name("results.jsonl"), metavar="JSONL")
+    parser.add_argument(
+        "--advice", type=Path, default=ADVICE, metavar="JSON", help="data of softprompt methods --advise"
+    )
     args = parser.parse_args()
     results = [json.loads(line) for line in args.results.read_text(encoding="utf-8").splitlines()]
     print("\n".join(page(results)))
+    write_advice(results, args.advice)
 
 
 def page(results: Sequence[Result]) -> Iterator[str]:

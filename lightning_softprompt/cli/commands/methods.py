@@ -1,4 +1,4 @@
-"""`softprompt methods`: list the methods, from their source code without importing it.
+"""`softprompt methods`: list the methods, from their source code without importing it, or advise which one to choose.
 
 The class of a method derives from `SoftPromptModule`, and its docstring has the labels `Paper:`, `Enters:` and
 `Parameters:` after its first line.
@@ -7,7 +7,7 @@ The class of a method derives from `SoftPromptModule`, and its docstring has the
 from __future__ import annotations
 
 import ast
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -15,6 +15,7 @@ from pathlib import Path
 from textwrap import indent
 
 from lightning_softprompt.cli.commands.configs import configs_folder
+from lightning_softprompt.cli.method_advice import Question, advise, read_choices, read_comparisons
 from lightning_softprompt.moved import class_renames
 from lightning_softprompt.reports.text_table import table
 from lightning_softprompt.system.errors import CommandError
@@ -22,6 +23,7 @@ from lightning_softprompt.system.errors import CommandError
 BASE = "SoftPromptModule"
 LABELS = ("Paper", "Enters", "Parameters")
 RATE = "default_rate"
+ADVICE_OPTIONS = ("task", "rows", "max_parameters", "max_seconds")  # valid only with --advise
 SHIPPED = Path(__file__).parents[2] / "methods"
 MODULE = SHIPPED / "base.py"
 
@@ -79,15 +81,37 @@ def read_file(file: Path) -> Iterator[Method]:
 
 def parser() -> ArgumentParser:
     """The command's arguments."""
-    parser = ArgumentParser("softprompt methods", description="List the methods, or describe one.")
+    parser = ArgumentParser(
+        "softprompt methods", description="List the methods, describe one, or advise which one to choose."
+    )
     parser.add_argument("name", nargs="?", help="method to describe: its class or its file, such as DePT or dept")
     parser.add_argument("--folder", type=Path, metavar="DIR", help="also list the methods in this folder")
+    advice = parser.add_argument_group("advice")
+    advice.add_argument(
+        "--advise",
+        action="store_true",
+        help="show measured methods with scores, intervals and costs, and which one to choose; for tasks without "
+        "measurements, the recommendations of the guide",
+    )
+    advice.add_argument(
+        "--task",
+        metavar="KIND",
+        help="kind of task, such as classification or qa, or a measured data set, such as sst2",
+    )
+    advice.add_argument("--rows", type=_count, metavar="N", help="number of training rows, over all classes")
+    advice.add_argument("--max-parameters", type=_count, metavar="N", help="largest number of trainable parameters")
+    advice.add_argument("--max-seconds", type=float, metavar="S", help="longest time of a training step")
     return parser
 
 
 def main(argv: list[str]) -> int:
     """Run the command."""
     args = parser().parse_args(argv)
+    if args.advise:
+        return _advise(args)
+    unused = [option for option in ADVICE_OPTIONS if getattr(args, option) is not None]
+    if unused:
+        raise CommandError(f"--{unused[0].replace('_', '-')} requires --advise")
     methods = read_methods([SHIPPED, args.folder] if args.folder else [SHIPPED])
     if args.name:
         method = _find(args.name, methods)
@@ -96,7 +120,24 @@ def main(argv: list[str]) -> int:
     rows = [[method.name, method.summary, *map(method.labels.__getitem__, LABELS)] for method in methods]
     print(table(rows, ["name", "description", *(label.lower() for label in LABELS)]))
     print("\nDescribe a method: softprompt methods NAME    List its options: softprompt fit --model.help NAME")
+    print("Choose a method: softprompt methods --advise --task classification --rows 64")
     return 0
+
+
+def _advise(args: Namespace) -> int:
+    if args.name or args.folder:
+        raise CommandError("--advise compares methods; it takes no name and no --folder")
+    limits = {"max_parameters": args.max_parameters, "max_seconds": args.max_seconds}
+    question = Question(args.task, args.rows, **{name: limit for name, limit in limits.items() if limit is not None})
+    print("\n\n".join(advise(question, read_comparisons(), read_choices())))
+    return 0
+
+
+def _count(text: str) -> int:
+    count = int(text)
+    if count < 1:
+        raise ValueError(f"{text} is less than 1")
+    return count
 
 
 def describe(method: Method) -> str:
