@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lightning_softprompt.backbones.base import Backbone, answer_positions
+from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.backbones.causal import CausalBackbone
+from lightning_softprompt.backbones.insertion.splice import answer_positions
 from lightning_softprompt.backbones.kernels.prepacked_linear import prepack
 from lightning_softprompt.backbones.loading import load_codec
 from lightning_softprompt.core.backbone_spec import BackboneSpec

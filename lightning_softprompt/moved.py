@@ -23,6 +23,7 @@ REMOVED_IN = "0.3.0"
 MOVED = {  # old module or class: new one, inside the package
     "backbones.base.BackboneSpec": "core.backbone_spec.BackboneSpec",
     "backbones.attention": "backbones.execution.packed_attention",
+    "backbones.base.LayerGather": "backbones.frozen_model.LayerGather",
     "backbones.codec": "backbones.tokenization.codec",
     "backbones.contexts": "backbones.execution.context_cache",
     "backbones.control_tokens": "backbones.tokenization.control_tokens",
@@ -38,6 +39,7 @@ MOVED = {  # old module or class: new one, inside the package
     "backbones.layers": "backbones.insertion.layers",
     "backbones.linear": "backbones.kernels.prepacked_linear",
     "backbones.load": "backbones.loading",
+    "backbones.loading.Package": "backbones.location.Package",
     "backbones.narrowing": "backbones.small_copy",
     "backbones.norms": "backbones.kernels.rms_norm",
     "backbones.packing": "backbones.execution.packing",

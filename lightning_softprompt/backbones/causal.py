@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from lightning_softprompt.backbones.base import Backbone, answer_positions
+from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.backbones.execution.context_cache import ContextCache, PrefilledCache
 from lightning_softprompt.backbones.execution.lm_head import States
 from lightning_softprompt.backbones.execution.packed_attention import PackingUnsupportedError, register
@@ -30,7 +30,7 @@ from lightning_softprompt.backbones.insertion.attention_probe import (
 from lightning_softprompt.backbones.insertion.embeddings import Entry
 from lightning_softprompt.backbones.insertion.key_values import check_like_text, record_attentions
 from lightning_softprompt.backbones.insertion.layers import starting_at
-from lightning_softprompt.backbones.insertion.splice import Spliced
+from lightning_softprompt.backbones.insertion.splice import Spliced, answer_positions
 from lightning_softprompt.backbones.kernels.prepacked_linear import plain_products
 from lightning_softprompt.backbones.tokenization.codec import Codec, Run, StartToken
 from lightning_softprompt.core.backbone_spec import BackboneSpec

@@ -13,12 +13,12 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from lightning_softprompt.backbones.base import Backbone, answer_positions
+from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.backbones.execution.lm_head import States
 from lightning_softprompt.backbones.insertion.attention_probe import AttentionProbe, spliced_groups, use_probe
 from lightning_softprompt.backbones.insertion.key_values import injectable_attention
 from lightning_softprompt.backbones.insertion.layers import starting_at
-from lightning_softprompt.backbones.insertion.splice import Spliced, splice
+from lightning_softprompt.backbones.insertion.splice import Spliced, answer_positions, splice
 from lightning_softprompt.backbones.tokenization.codec import Codec
 from lightning_softprompt.core.types import Batch, SoftPrompt
 

@@ -24,8 +24,8 @@ from lightning_softprompt.backbones.loading import (
     from_pretrained,
     load_codec,
     refuse_unsupported,
-    resolve_location,
 )
+from lightning_softprompt.backbones.location import resolve_location
 from lightning_softprompt.backbones.small_copy import divisors, max_shrink_factor, shrink_config
 from lightning_softprompt.backbones.tokenization.codec import Codec
 from lightning_softprompt.core.backbone_spec import BackboneSpec

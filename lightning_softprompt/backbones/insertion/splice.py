@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_softprompt.core.types import Batch
+
 
 @dataclass(frozen=True)
 class Spliced:
@@ -85,3 +87,10 @@ def _next_token(slots: Tensor, length: int, blocks: tuple[int, ...] | None) -> T
         )
     lengths = torch.tensor(blocks, device=slots.device)
     return slots[:, : len(blocks)].repeat_interleave(lengths, dim=1)
+
+
+def answer_positions(batch: Batch) -> Tensor:
+    """[B, U] positions of the answer's tokens in `input_ids`; arbitrary if an answer is shorter than U."""
+    answer = batch.mask & ~batch.source
+    count = batch.targets.shape[1]
+    return (~answer).int().argsort(dim=1, stable=True)[:, :count]

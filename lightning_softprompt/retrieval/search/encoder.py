@@ -17,7 +17,8 @@ from transformers import AutoModel, AutoTokenizer
 from transformers.utils.hub import cached_file
 from transformers.utils.logging import disable_progress_bar
 
-from lightning_softprompt.backbones.loading import from_pretrained, resolve_location
+from lightning_softprompt.backbones.loading import from_pretrained
+from lightning_softprompt.backbones.location import resolve_location
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.retrieval.passages.chunking import Span, Units
 from lightning_softprompt.retrieval.search.fusion import Floats

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from lightning_softprompt.backbones import fingerprint as module
-from lightning_softprompt.backbones import loading as loading
+from lightning_softprompt.backbones import location
 from lightning_softprompt.backbones.causal import CausalBackbone
 from lightning_softprompt.backbones.loading import load_backbone
 from lightning_softprompt.checkpoints.backbone_identity import backbone_identity, check_backbone
@@ -184,7 +184,7 @@ def gguf_spec(tmp_path, monkeypatch):
     """A folder with a GGUF file, whose conversion writes a tiny backbone."""
     (tmp_path / "gguf").mkdir()
     (tmp_path / "gguf" / "tiny.gguf").write_bytes(b"GGUF")
-    monkeypatch.setattr(loading, "_convert_weights", lambda file, folder: tiny.save("llama", folder))
+    monkeypatch.setattr(location, "_convert_weights", lambda file, folder: tiny.save("llama", folder))
     return BackboneSpec(name=str(tmp_path / "gguf"), gguf_file="tiny.gguf")
 
 
