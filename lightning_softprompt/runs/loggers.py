@@ -8,6 +8,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
@@ -224,17 +225,19 @@ class WandbRun(WandbLogger):
         return self._experiment is not None and not self.is_disabled and not self._lost
 
     @rank_zero_only
-    def finish(self, failed: bool = False) -> None:
+    def finish(self, failed: bool = False, summary: Mapping[str, Any] = MappingProxyType({})) -> None:
         """Finish the run, so that its console log has no lines of later runs of this process.
 
         Args:
             failed: Whether the command failed.
+            summary: Values for the summary of the run that are known at its end.
         """
         if not self.has_started:
             return
         run = cast("Run", self._experiment)
         folders = [self._folder] if self._earlier_folder is None else [self._folder, self._earlier_folder]
         try:
+            run.summary.update(dict(summary))
             save_summary(run, folders)
             run.finish(exit_code=1 if failed else 0)
         except Exception as error:  # any failure of its process or the connection to it

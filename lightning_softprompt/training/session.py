@@ -145,7 +145,14 @@ class Session:
         """
         for logger in self.loggers:
             if isinstance(logger, WandbRun):
-                logger.finish(failed)
+                logger.finish(failed, self._trial_state(failed))
+
+    def _trial_state(self, failed: bool) -> dict[str, Any]:
+        """Number and state of the trial of a search; empty for other runs. A trial needs a validation to succeed."""
+        if self.run.trial is None:
+            return {}
+        is_complete = not failed and any(callback.best_model_path for callback in self.best.values())
+        return {"trial/number": self.run.trial, "trial/state": "COMPLETE" if is_complete else "FAIL"}
 
     @property
     def _scores_training(self) -> bool:

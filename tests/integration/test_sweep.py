@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import optuna
@@ -13,7 +14,7 @@ import yaml
 from optuna.storages.journal import JournalFileBackend
 from row_files import write_rows
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
-from wandb_file import read_run
+from wandb_file import read_run, read_runs
 
 from lightning_softprompt.callbacks.reporting.prompt_watch import PromptWatch
 from lightning_softprompt.cli.app import main as run
@@ -181,6 +182,7 @@ def test_trials_on_wandb_have_their_number_the_group_of_the_sweep_and_the_state_
     assert (trial.group, trial.job_type) == ("mine", "sweep")
     assert trial.name.startswith("trial-0 init=")
     assert trial.config["run"]["trial"] == 0
+    assert (trial.summary["trial/number"], trial.summary["trial/state"]) == (0, "COMPLETE")
     assert (trial.is_complete, trial.exit_code) == (True, 0)
 
     def fail(*args):
@@ -190,8 +192,62 @@ def test_trials_on_wandb_have_their_number_the_group_of_the_sweep_and_the_state_
     with pytest.raises(CommandError, match="no trial finished"):
         sweep.main([str(write_sweep(1, "sweeps/failing.log", **options, **{"run.experiment": "failing"}))])
     failed = read_run(tmp_path / "runs" / "failing" / "trial-0")
-    assert failed.config["run"]["trial"] == 0
+    assert (failed.summary["trial/number"], failed.summary["trial/state"]) == (0, "FAIL")
     assert (failed.is_complete, failed.exit_code) == (True, 1)
+
+
+def write_results(command, env, length=None):
+    """Write the result of a trial in place of its training: the length of the prompt, and a failure of trial 3."""
+    options = dict(argument.removeprefix("--").split("=", 1) for argument in command[4:])
+    if options["run.trial"] == "3":
+        return 1
+    folder = Path(options["run.folder"], options["run.experiment"], options["run.name"])
+    folder.mkdir(parents=True)
+    (folder / "metrics.json").write_text(json.dumps({"best": {"value": float(length or options["model.length"])}}))
+    return 0
+
+
+def test_the_importance_of_options_is_printed_written_and_logged(write_sweep, tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setattr(sweep.subprocess, "call", write_results)
+    assert sweep.main([str(write_sweep(12, **{"run.wandb": "offline"}))]) == 0
+    output = capsys.readouterr()
+    summary = json.loads(output.out)
+    importance = summary["importance"]
+    assert next(iter(importance)) == "model.length"  # the result depends on it alone
+    assert importance.keys() == SEARCH.keys()
+    assert sum(importance.values()) == pytest.approx(1)
+    assert (summary["trials"], summary["failed"]) == (11, 1)
+    share = f"{importance['model.length']:.0%}"
+    assert re.search(rf"^option +importance\n-+ +-+\nmodel.length +{share}$", output.err, re.MULTILINE)
+    folder = tmp_path / "runs" / "mine"
+    results = json.loads((folder / "results.json").read_text())
+    assert results["importance"] == importance
+    states = [trial["state"] for trial in results["results"]]
+    assert states == ["COMPLETE"] * 3 + ["FAIL"] + ["COMPLETE"] * 8
+    assert results["results"][3]["value"] is None
+    assert results["results"][summary["best"]]["options"] == summary["options"]
+
+    run = read_run(folder)
+    assert (run.name, run.group, run.job_type) == ("mine", "mine", "sweep-summary")
+    assert run.summary["importance/model.length"] == importance["model.length"]
+    assert (run.summary["best"], run.summary["metric"]) == (summary["best"], "val/accuracy")
+    (trials,) = run.tables("sweep/trials")
+    assert trials["columns"] == ["trial", "state", "val/accuracy", "seconds", *sorted(SEARCH)]
+    assert [row[:2] for row in trials["data"]] == [[number, state] for number, state in enumerate(states)]
+    (shares,) = run.tables("sweep/importance")
+    assert shares["data"] == [list(pair) for pair in importance.items()]
+    assert run.rows("sweep/plot")
+    assert sweep.main([str(write_sweep(12, **{"run.wandb": "offline"}))]) == 0
+    assert {part.id for part in read_runs(folder)} == {run.id}  # the same search continues its run
+
+
+def test_without_differences_no_option_is_important(write_sweep, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sweep.subprocess, "call", partial(write_results, length=1))
+    assert sweep.main([str(write_sweep(3))]) == 0
+    output = capsys.readouterr()
+    assert json.loads(output.out)["importance"] == {}
+    assert "importance" not in output.err
 
 
 def test_the_sweep_of_this_project_has_options_of_the_command(tiny_folder, tmp_path):

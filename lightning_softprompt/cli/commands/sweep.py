@@ -7,19 +7,17 @@ import os
 import subprocess
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_softprompt.cli.next_steps import QUIET_VARIABLE, command_line, suggest
-from lightning_softprompt.reports.text_table import table
 from lightning_softprompt.system.durations import describe_seconds
 from lightning_softprompt.system.errors import CommandError
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from optuna import Study, Trial
     from optuna.trial import FrozenTrial
 
@@ -29,7 +27,8 @@ DESCRIPTION = """\
 Search for the best options of `softprompt fit` with Optuna's tree-structured Parzen estimator. Each trial is a run in
 its own folder, `<run.experiment>/trial-N`. Start the same command several times, on one or several machines, to run
 trials in parallel: all processes stop when `trials` trials have ended, including failed ones. The objective is each
-run's best validation metric. A sweep is a YAML file:
+run's best validation metric. At the end, the sweep prints its trials and the importance of each option, and writes
+results.json and a plot. A sweep is a YAML file:
 
   storage: sweeps/lr.log     a file that all processes can access, or an address such as sqlite:///sweeps/lr.db
   trials: 20
@@ -63,6 +62,7 @@ def main(argv: list[str]) -> int:
 
     from lightning_softprompt.cli.dry_parse import parse_run
     from lightning_softprompt.cli.run_hints import evaluation_command
+    from lightning_softprompt.cli.sweep_report import SweepReport
     from lightning_softprompt.runs.run_spec import RunSpec
     from lightning_softprompt.studies.options import parse_arguments, to_arguments
     from lightning_softprompt.training.monitors import choose_monitor
@@ -74,26 +74,26 @@ def main(argv: list[str]) -> int:
         raise CommandError(str(error)) from error
     run = parse_run(["fit", *to_arguments(fit)])
     study = create_study(sweep, args.file.stem, run)
-    metric, mode = choose_monitor(RunSpec(**run.config.run.as_dict()), run.data.evaluation)
+    run_spec = RunSpec(**run.config.run.as_dict())
+    metric, mode = choose_monitor(run_spec, run.data.evaluation)
     ended = (TrialState.COMPLETE, TrialState.FAIL)
     stop = MaxTrialsCallback(sweep["trials"], states=ended)
     if len(study.get_trials(deepcopy=False, states=ended)) < sweep["trials"]:
-        report = partial(report_trial, total=sweep["trials"], metric=metric)
-        study.optimize(
-            lambda trial: run_trial(trial, sweep["search"], fit), callbacks=[stop, report], catch=(RunFailedError,)
-        )
-    completed = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    if not completed:
+        print_result = partial(report_trial, total=sweep["trials"], metric=metric)
+        objective = partial(run_trial, search=sweep["search"], fit=fit)
+        study.optimize(objective, callbacks=[stop, print_result], catch=(RunFailedError,))
+    report = SweepReport(study, sweep["search"], metric, mode)
+    if not report.completed:
         raise CommandError("no trial finished; see the errors above")
-    best = study.best_trial
-    summary = {"trials": len(completed), "best": best.number, "value": best.value, "options": best.params}
+    summary = report.summarize()
     print(json.dumps(summary, indent=2))
-    folder = run_folder({"run.experiment": study.study_name, **fit}, best.number)
-    print(f"\n{format_trials(completed, list(sweep['search']), metric, mode)}\n", file=sys.stderr)
+    folder = run_folder({"run.experiment": study.study_name, **fit}, summary["best"])
+    print(f"\n{report.format()}\n", file=sys.stderr)
     plot = folder.parent / f"{study.study_name}.png"
     plot.parent.mkdir(parents=True, exist_ok=True)
-    draw_trials(completed, sweep["search"], metric, mode).savefig(plot, dpi=150)
-    print(f"Wrote {plot}", file=sys.stderr)
+    report.draw().savefig(plot, dpi=150)
+    print(f"Wrote {plot} and {report.write(folder.parent)}", file=sys.stderr)
+    report.log_to_wandb(folder.parent, run_spec.project, run_spec.wandb)
     checkpoint = folder.absolute() / "checkpoints" / "best.ckpt"
     if checkpoint.is_file():  # another machine may have run the trial
         suggest(command_line(evaluation_command(run.data), "--ckpt_path", checkpoint))
@@ -168,36 +168,6 @@ def report_trial(study: Study, trial: FrozenTrial, total: int, metric: str) -> N
     duration = "" if trial.duration is None else f" in {describe_seconds(trial.duration.total_seconds())}"
     best = f"best so far: trial {study.best_trial.number}, {study.best_value:.4f}"
     print(f"{progress} {metric} {trial.value:.4f}{duration}; {best}", file=sys.stderr)
-
-
-def format_trials(trials: Sequence[FrozenTrial], options: Sequence[str], metric: str, mode: str) -> str:
-    """A table of the completed trials, the best one first."""
-    rows = []
-    for trial in sorted(trials, key=lambda trial: result_of(trial), reverse=mode == "max"):
-        values = [trial.params.get(name, "") for name in options]
-        texts = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in values]
-        duration = "" if trial.duration is None else describe_seconds(trial.duration.total_seconds())
-        rows.append([str(trial.number), f"{result_of(trial):.4f}", *texts, duration])
-    return table(rows, ["trial", metric, *options, "time"])
-
-
-def draw_trials(trials: Sequence[FrozenTrial], search: Mapping[str, dict[str, Any]], metric: str, mode: str) -> Figure:
-    """A plot of the results of the completed trials over their number and over each option."""
-    from lightning_softprompt.reports.study_figures import search_figure
-
-    options, is_log = {}, {}
-    for name, distribution in search.items():
-        options[name] = [trial.params.get(name) for trial in trials]
-        arguments = next(iter(distribution.values()))
-        is_log[name] = bool(arguments.get("log"))
-    return search_figure([result_of(trial) for trial in trials], options, is_log, metric, mode)
-
-
-def result_of(trial: FrozenTrial) -> float:
-    """The result of a completed trial."""
-    if trial.value is None:
-        raise ValueError(f"trial {trial.number} has no result")
-    return trial.value
 
 
 def run_name(number: int) -> str:
