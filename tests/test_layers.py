@@ -32,6 +32,7 @@ MAY_IMPORT = {  # in addition to itself
     "analysis": STORED | {"evaluation", "reports"},
     "studies": STORED,
     "data": GROUND | {"backbones", "evaluation", "retrieval"},
+    "vocabulary": GROUND | {"backbones", "data"},
     "readouts": STORED | {"prompts"},
     "methods": TRAINED | {"runs"},
     "rag": STORED | {"data", "evaluation", "methods", "retrieval"},
@@ -39,7 +40,19 @@ MAY_IMPORT = {  # in addition to itself
     "inference": TRAINED | {"methods", "data"},
     "training": TRAINED | {"methods", "runs", "callbacks", "data", "reports"},
     "cli": TRAINED
-    | {"methods", "runs", "callbacks", "data", "rag", "reports", "retrieval", "studies", "training", "analysis"}
+    | {
+        "methods",
+        "runs",
+        "callbacks",
+        "data",
+        "rag",
+        "reports",
+        "retrieval",
+        "studies",
+        "training",
+        "analysis",
+        "vocabulary",
+    }
     | {"moved", "renamed_options"},
 }
 BAD_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "manager", "managers"}

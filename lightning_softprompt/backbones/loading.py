@@ -59,6 +59,18 @@ def load_codec(spec: BackboneSpec) -> Codec:
     return _load_codec(resolve_location(spec))
 
 
+def load_tokenizer(spec: BackboneSpec) -> Any:
+    """Loads the tokenizer of a backbone, or of a folder without a backbone.
+
+    Raises:
+        ValueError: If there is no such backbone, or it has no fast tokenizer.
+    """
+    tokenizer = from_pretrained(AutoTokenizer.from_pretrained, resolve_location(spec), "the tokenizer")
+    if not getattr(tokenizer, "is_fast", False):
+        raise ValueError(f"{spec.name!r} has no fast tokenizer (tokenizer.json)")
+    return tokenizer
+
+
 def load_backbone(spec: BackboneSpec) -> Backbone:
     """Loads the frozen backbone of a spec.
 

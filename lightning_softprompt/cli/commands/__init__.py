@@ -24,6 +24,7 @@ LIGHT_COMMANDS = {
     "methods": "list methods: paper, injection point, parameter count",
     "configs": "list, print or copy the bundled configs",
     "estimate": "estimate memory, communication and checkpoint size before you run",
+    "vocabulary": "extend a tokenizer with terms of a corpus; unknown tokens and tokens per word before and after",
     "index": "build and search a retrieval index over a corpus",
     "runs": "list runs with their method, data, scores and cost",
     "report": "compare runs on one HTML page: scores, differences, curves, settings, predictions",
