@@ -30,6 +30,7 @@ LIGHT_COMMANDS = {
     "report": "compare runs on one HTML page: scores, differences, curves, settings, predictions",
     "analyze": "error analysis of a QA test, optionally paired against another run",
     "explain": "which passages determine the answers of a QA test, optionally compared with another run",
+    "likelihood": "bits per byte of each corpus before and after a training, with the change over documents",
     "study": "run a grid of experiments (seeds, data samples, stages) and report mean and 95% CI; resumable",
     "sweep": "search hyperparameters with Optuna; several processes may share one search",
     "fold": "export a prompt as plain tensors, without its reparameterization network",
@@ -41,7 +42,7 @@ LIGHT_COMMANDS = {
     "completion": "write the completion script for bash or zsh",
 }
 
-ANALYSIS_COMMANDS = ("analyze", "explain", "inspect", "interpolate")  # in the folder `analysis`
+ANALYSIS_COMMANDS = ("analyze", "explain", "inspect", "interpolate", "likelihood")  # in the folder `analysis`
 RENAMED_COMMANDS = {"between": "interpolate", "plan": "estimate", "library": "prompts"}  # old names, until 0.3.0
 
 

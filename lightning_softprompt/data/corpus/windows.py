@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-SPACES = b" \t\n\r\f\v"
-LAST_SPACE = re.compile(rb"[ \t\n\r\f\v](?=[^ \t\n\r\f\v]*\Z)")
-WORD = re.compile(r"\S+")
+SPACES = (b" ", b"\t", b"\n", b"\r", b"\f", b"\v")
 
 
 class Window(NamedTuple):
@@ -46,7 +43,7 @@ def cut_windows(text: str, size: int) -> Iterator[Window]:
         end = find_end(content, start, size)
         part = content[start:end].decode()
         begins_inside = is_in_word and not part[0].isspace()
-        yield Window(part, end - start, len(WORD.findall(part)) - begins_inside)
+        yield Window(part, end - start, len(part.split()) - begins_inside)
         is_in_word = not part[-1].isspace()
         start = end
 
@@ -57,9 +54,9 @@ def find_end(content: bytes, start: int, size: int) -> int:
     if limit >= len(content):
         return len(content)
     # The byte at the limit may be the space that begins the next window.
-    space = LAST_SPACE.search(content[start + 1 : limit + 1])
-    if space is not None:
-        return start + 1 + space.start()
+    space = max(content.rfind(space, start + 1, limit + 1) for space in SPACES)
+    if space > start:
+        return space
     while limit > start + 1 and content[limit] & 0xC0 == 0x80:  # within a character
         limit -= 1
     return limit

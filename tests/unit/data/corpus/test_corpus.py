@@ -1,5 +1,6 @@
 """`CorpusDataModule`: windows, held-out documents, errors, and runs from the command line."""
 
+import json
 import math
 
 import pytest
@@ -7,7 +8,7 @@ from row_files import read_rows, write_rows
 from runs import read_metrics
 
 import lightning_softprompt as sp
-from lightning_softprompt.cli.app import main
+from lightning_softprompt.__main__ import main
 from lightning_softprompt.data.readers.sources import DataError
 from lightning_softprompt.runs.run_spec import last_folder
 
@@ -214,3 +215,29 @@ def test_wrong_corpora_are_refused(data_of, general, corpus):
         data_of(corpora={"a/b": str(general)})
     with pytest.raises(DataError, match=r"corpus 'general': missing.txt does not exist"):
         data_of(path=str(corpus), corpora={"general": "missing.txt"}).split("test")
+
+
+def test_tests_are_compared_window_by_window(options, corpus, general, capsys, tmp_path):
+    corpora = f"--data.corpora={{general: {general}}}"
+    assert main(["test", *options[2:], "--model=NoPrompt", corpora]) == 0
+    before = last_folder()
+    assert main(["fit", *options, corpora, "--model.lr=0.5"]) == 0
+    assert main(["test", f"--ckpt_path={last_folder() / 'checkpoints' / 'best.ckpt'}"]) == 0
+    after = last_folder()
+    capsys.readouterr()
+    assert main(["likelihood", str(before), str(after), "--json"]) == 0
+    changes = json.loads(capsys.readouterr().out)
+    assert [change["corpus"] for change in changes] == ["main", "general"] * 2
+    for name, prefix in (("main", ""), ("general", "general/")):
+        one, other = (change for change in changes if change["corpus"] == name)
+        values = [read_metrics(run)["test"][f"test/{prefix}bits_per_byte"] for run in (before, after)]
+        assert [one["bits_per_byte"], other["bits_per_byte"]] == pytest.approx(values, rel=1e-6)
+        assert other["change"] == pytest.approx(values[1] - values[0], abs=1e-6)
+        assert other["low"] <= other["change"] <= other["high"]
+    assert main(["likelihood", str(before), str(after)]) == 0
+    assert f"{changes[2]['change']:+.4f}" in capsys.readouterr().out
+    assert main(["test", *options[2:], "--model=NoPrompt", "--data.window=30"]) == 0
+    assert main(["likelihood", str(before), str(last_folder())]) == 2
+    assert "scored different windows" in capsys.readouterr().err
+    assert main(["likelihood", str(tmp_path)]) == 2
+    assert "has no test_predictions.jsonl" in capsys.readouterr().err
