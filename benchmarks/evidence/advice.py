@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import ttest_ind
 
 from lightning_softprompt.evaluation.metrics.intervals import bootstrap, student_interval
 from lightning_softprompt.evaluation.metrics.paired_tests import adjust_holm, sign_flip_test
@@ -30,7 +31,7 @@ def write_advice(results: Sequence[Result], path: Path = ADVICE) -> None:
 
 def summarize(results: Sequence[Result]) -> list[dict[str, Any]]:
     """Returns the comparisons of at least two methods on a task with a backbone and a number of rows."""
-    tested = [result for result in results if "test" in result]
+    tested = last_of_each_run(results)
     groups: dict[tuple[str, str, int], dict[str, list[Result]]] = {}
     for result in filter(is_trained, tested):
         group = groups.setdefault((result["task"], result["backbone"], rows_of(result)), {})
@@ -45,6 +46,13 @@ def summarize(results: Sequence[Result]) -> list[dict[str, Any]]:
         if len({members[0]["options"]["model"] for members in methods.values()}) > 1:
             comparisons.append(compare(task, backbone, rows, methods))
     return comparisons
+
+
+def last_of_each_run(results: Sequence[Result]) -> list[Result]:
+    """Returns the tested results. Of several settings of the same run, the last one counts."""
+    names = ("block", "task", "backbone", "method", "seed")
+    by_run = {tuple(result[name] for name in names): result for result in results if "test" in result}
+    return list(by_run.values())
 
 
 def is_trained(result: Result) -> bool:
@@ -130,15 +138,34 @@ def seconds_per_step(members: Sequence[Result]) -> Iterator[tuple[str, float]]:
 
 
 def find_undecided_pairs(methods: Methods) -> list[list[str]]:
-    """Returns the pairs without a significant difference on the test rows (Holm), or without a score for each row."""
-    scores = {name: np.mean([result["row_scores"] for result in members], axis=0) for name, members in methods.items()}
+    """Returns the pairs without a significant difference (Holm), or without a score for each test row."""
+    scores = {name: read_scores(members) for name, members in methods.items()}
     paired: list[list[str]] = []
     undecided: list[list[str]] = []
     for one, other in combinations(methods, 2):
-        is_paired = scores[one].size == scores[other].size > 0
+        is_paired = scores[one].shape[1] == scores[other].shape[1] > 0
         (paired if is_paired else undecided).append([one, other])
-    p_values = [sign_flip_test((scores[one] - scores[other]).tolist()) for one, other in paired]
+    p_values = [test_difference(scores[one], scores[other]) for one, other in paired]
     for pair, p in zip(paired, adjust_holm(p_values), strict=True):
         if p >= LEVEL:
             undecided.append(pair)
     return undecided
+
+
+def read_scores(members: Sequence[Result]) -> np.ndarray:
+    """Returns the score of each test row [seeds, rows]; without rows if a seed has no scores or other rows."""
+    scores = [result["row_scores"] for result in members]
+    is_complete = len(set(map(len, scores))) == 1
+    return np.array(scores if is_complete else [[]] * len(scores))
+
+
+def test_difference(one: np.ndarray, other: np.ndarray) -> float:
+    """Returns the p-value of equal scores [seeds, rows]: the larger one for other test rows and for other seeds.
+
+    Rows are tested with random signs of their differences, seeds with the test of Welch (1947).
+    """
+    over_rows = sign_flip_test((one.mean(axis=0) - other.mean(axis=0)).tolist())
+    if min(len(one), len(other)) < 2:
+        return over_rows
+    over_seeds = ttest_ind(one.mean(axis=1), other.mean(axis=1), equal_var=False).pvalue
+    return max(over_rows, 0.0 if np.isnan(over_seeds) else float(over_seeds))  # nan: the seeds do not differ

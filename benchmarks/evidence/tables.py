@@ -23,6 +23,7 @@ from lightning_softprompt.evaluation.metrics.intervals import bootstrap, student
 from lightning_softprompt.evaluation.metrics.paired_tests import adjust_holm, sign_flip_test
 
 LEVEL = 0.05
+RESULTS = Path(__file__).with_name("results.jsonl")
 HEADER = """\
 # Evidence
 
@@ -62,14 +63,19 @@ class Cell:
 def main() -> None:
     """Prints the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=Path(__file__).with_name("results.jsonl"), metavar="JSONL")
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="JSONL")
     parser.add_argument(
-        "--advice", type=Path, default=ADVICE, metavar="JSON", help="data of softprompt methods --advise"
+        "--advice",
+        type=Path,
+        metavar="JSON",
+        help="data of softprompt methods --advise (default: the file of the package, from its results only)",
     )
     args = parser.parse_args()
     results = [json.loads(line) for line in args.results.read_text(encoding="utf-8").splitlines()]
     print("\n".join(page(results)))
-    write_advice(results, args.advice)
+    advice = args.advice or (ADVICE if args.results == RESULTS else None)
+    if advice is not None:
+        write_advice(results, advice)
 
 
 def page(results: Sequence[Result]) -> Iterator[str]:

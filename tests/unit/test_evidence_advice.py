@@ -77,6 +77,21 @@ def test_numbers_of_rows_are_separate_comparisons_and_other_variants_are_left_ou
     assert [(method["method"], method["mean"]) for method in many["methods"]] == [("A", 0.9), ("B", 0.85)]
 
 
+def test_a_difference_that_is_within_the_spread_of_seeds_is_not_shown():
+    unstable = [result("A", correct, seed) for seed, correct in enumerate((200, 100, 190, 110), 1)]
+    stable = [result("B", 100, seed, model="DePT") for seed in range(1, 5)]
+    (comparison,) = advice.summarize([*unstable, *stable])
+    assert comparison["undecided"] == [["A", "B"]]
+    (comparison,) = advice.summarize([unstable[2], stable[2]])  # with one seed, only the test rows are known
+    assert comparison["undecided"] == []
+
+
+def test_of_several_settings_of_a_run_the_last_one_counts():
+    (comparison,) = advice.summarize([result("A", 20), result("B", 170, model="DePT"), result("A", 180)])
+    assert [method["mean"] for method in comparison["methods"]] == [0.9, 0.85]
+    assert [method["seeds"] for method in comparison["methods"]] == [1, 1]
+
+
 def test_one_method_is_no_comparison_and_searches_are_not_results():
     search = {name: value for name, value in result("B", 100, model="DePT").items() if name != "test"}
     assert advice.summarize([result("A", 180), search]) == []
@@ -98,6 +113,14 @@ def test_metrics_without_scores_of_rows_and_losses():
     assert [method["method"] for method in comparison["methods"]] == ["B", "A"]
     assert comparison["undecided"] == [["A", "B"]]
     assert comparison["methods"][0]["interval"] == []
+
+
+def test_the_tables_of_other_results_leave_the_advice_of_the_package(tmp_path, monkeypatch):
+    before = advice.ADVICE.read_text()
+    (tmp_path / "results.jsonl").write_text("".join(f"{json.dumps(result(name, 1, model=name))}\n" for name in "AB"))
+    monkeypatch.setattr(sys, "argv", ["tables.py", f"--results={tmp_path / 'results.jsonl'}"])
+    tables.main()
+    assert advice.ADVICE.read_text() == before
 
 
 def test_the_command_of_the_tables_writes_the_advice(tmp_path, monkeypatch, capsys):
