@@ -26,6 +26,7 @@ from lightning_softprompt.data.labels import (
 from lightning_softprompt.data.readers.sources import first_columns
 from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.evaluation.classification import ClassificationEvaluation
+from lightning_softprompt.evaluation.extended import UserMetrics
 
 log = logging.getLogger(__name__)
 DEFAULT_LABEL = "label"
@@ -46,8 +47,10 @@ class ClassificationDataModule(SoftPromptDataModule):
         shots: Few-shot: sample N training rows per class (by `seed`).
         balanced: Sample training rows so that all classes are equally frequent.
         demonstrations: Number of training rows per class, sampled by `seed`, for methods that use demonstrations.
-        extra_metrics: Further metrics of torchmetrics, which are updated with class probabilities and labels, such as
-            `[{class_path: torchmetrics.classification.MulticlassCalibrationError, init_args: {num_classes: 2}}]`.
+        extra_metrics: Further metrics: one or several metrics of torchmetrics, which are updated with class
+            probabilities and labels, such as
+            `[{class_path: torchmetrics.classification.MulticlassCalibrationError, init_args: {num_classes: 2}}]`, or
+            evaluations.
         common: Arguments of every data module.
     """
 
@@ -61,7 +64,7 @@ class ClassificationDataModule(SoftPromptDataModule):
         shots: int | None = None,
         balanced: bool = False,
         demonstrations: int = 0,
-        extra_metrics: list[Metric] | None = None,
+        extra_metrics: Metric | Evaluation | list[Metric | Evaluation] | None = None,
         **common: Any,
     ) -> None:
         super().__init__(template=template, **common)
@@ -74,7 +77,7 @@ class ClassificationDataModule(SoftPromptDataModule):
         self.shots = shots
         self.balanced = balanced
         self.demonstrations = demonstrations
-        self.extra_metrics = tuple(extra_metrics or ())
+        self.user_metrics = UserMetrics.from_option(extra_metrics)
 
     @cached_property
     def words(self) -> dict[str, list[str]]:
@@ -143,7 +146,8 @@ class ClassificationDataModule(SoftPromptDataModule):
     @property
     def evaluation(self) -> Evaluation:
         """Accuracy, F1 and other classification metrics."""
-        return ClassificationEvaluation(tuple(self.words), self.extra_metrics)
+        default = ClassificationEvaluation(tuple(self.words), self.user_metrics.metrics)
+        return self.user_metrics.extend(default)
 
     def example(self, row: Mapping[str, Any], labelled: bool) -> Example:
         """Converts a row. The target is the first label word; unlabelled rows get that of the first class as filler."""

@@ -13,6 +13,7 @@ from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.data.prepared import Split
 from lightning_softprompt.data.readers.sources import Origin, first_columns
 from lightning_softprompt.evaluation.base import Evaluation
+from lightning_softprompt.evaluation.extended import UserMetrics
 from lightning_softprompt.evaluation.options import OptionEvaluation
 
 LISTING = "options"  # the template column that lists the options
@@ -35,10 +36,12 @@ class MultipleChoiceDataModule(SoftPromptDataModule):
         answer: Column of the correct option: its index, its letter (A is the first one), or its text.
         first_index: Index of the first option, if answers are indices.
         max_option_tokens: Tokens of max_tokens reserved for an option.
+        extra_metrics: Further evaluations of your own, one or several.
         common: Arguments of every data module.
 
     Raises:
-        ValueError: If max_option_tokens is not between 0 and max_tokens.
+        ValueError: If max_option_tokens is not between 0 and max_tokens, or extra_metrics contains metrics of
+            torchmetrics.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class MultipleChoiceDataModule(SoftPromptDataModule):
         answer: str = "answer",
         first_index: int = 0,
         max_option_tokens: int = 64,
+        extra_metrics: Evaluation | list[Evaluation] | None = None,
         **common: Any,
     ) -> None:
         super().__init__(template=template, **common)
@@ -58,6 +62,12 @@ class MultipleChoiceDataModule(SoftPromptDataModule):
         self.option_columns = (options,) if isinstance(options, str) else tuple(options)
         self.answer, self.first_index = answer, first_index
         self.max_target_tokens = max_option_tokens
+        self.user_metrics = UserMetrics.from_option(extra_metrics)
+        if self.user_metrics.metrics:
+            raise ValueError(
+                "extra_metrics of MultipleChoiceDataModule requires evaluations: metrics of torchmetrics require the "
+                "same classes in every row"
+            )
 
     @property
     def classes(self) -> Classes:
@@ -67,7 +77,7 @@ class MultipleChoiceDataModule(SoftPromptDataModule):
     @property
     def evaluation(self) -> Evaluation:
         """Accuracy, and the accuracy of chance."""
-        return OptionEvaluation()
+        return self.user_metrics.extend(OptionEvaluation())
 
     @property
     def row_formats(self) -> Mapping[str, RowFormat]:

@@ -14,6 +14,7 @@ from lightning_softprompt.data.answer_texts import check_is_no_list
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.data.readers.sources import first_columns
 from lightning_softprompt.evaluation.base import Evaluation
+from lightning_softprompt.evaluation.extended import UserMetrics
 from lightning_softprompt.evaluation.generation import DEFAULT, GenerationEvaluation
 from lightning_softprompt.evaluation.metrics.text import RougeWords
 
@@ -42,8 +43,8 @@ class SummarizationDataModule(SoftPromptDataModule):
         generate_minutes: Maximum minutes that a validation spends on generation (default: no limit).
         long_documents: How `predict` treats documents that are too long: truncate them (`cut`), or summarize their
             parts and then the summaries (`map_reduce`).
-        extra_metrics: Further metrics of torchmetrics, which are updated with predicted texts and references, such as
-            `[torchmetrics.text.TranslationEditRate]`.
+        extra_metrics: Further metrics: one or several metrics of torchmetrics, which are updated with predicted texts
+            and references, such as `[torchmetrics.text.TranslationEditRate]`, or evaluations.
         common: Arguments of every data module.
     """
 
@@ -66,7 +67,7 @@ class SummarizationDataModule(SoftPromptDataModule):
         generate_minutes: float | None = None,
         long_documents: Literal["cut", "map_reduce"] = "cut",
         rouge_words: RougeWords = "ascii",
-        extra_metrics: list[Metric] | None = None,
+        extra_metrics: Metric | Evaluation | list[Metric | Evaluation] | None = None,
         **common: Any,
     ) -> None:
         super().__init__(template=template, **common)
@@ -90,21 +91,22 @@ class SummarizationDataModule(SoftPromptDataModule):
         self._metric_settings = {"metrics": metrics, "lead": lead, "encoder": encoder, "rouge_words": rouge_words}
         self._generation_limits = {"every": generate_every, "sample": generate_rows, "minutes": generate_minutes}
         self.long_documents = long_documents
-        self.extra_metrics = tuple(extra_metrics or ())
+        self.user_metrics = UserMetrics.from_option(extra_metrics)
 
     @property
     def evaluation(self) -> Evaluation:
         """ROUGE and other metrics of generated text."""
         settings: dict[str, Any] = {**self._metric_settings, **self._generation_limits}
-        return GenerationEvaluation(
+        default = GenerationEvaluation(
             self.decoding,
             self.document,
             template=self.template,
             max_tokens=self.max_tokens - (self.max_target_tokens or 0),
             long_documents=self.long_documents,
-            extra_metrics=self.extra_metrics,
+            extra_metrics=self.user_metrics.metrics,
             **settings,
         )
+        return self.user_metrics.extend(default)
 
     @property
     def needed_columns(self) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from lightning_softprompt.data.labels import ClassNumbers, GivenWord, as_text, c
 from lightning_softprompt.data.prepared import Split
 from lightning_softprompt.data.readers.sources import first_columns
 from lightning_softprompt.evaluation.base import Evaluation
+from lightning_softprompt.evaluation.extended import UserMetrics
 from lightning_softprompt.evaluation.tagging import TaggingEvaluation
 
 
@@ -42,8 +43,8 @@ class TaggingDataModule(SoftPromptDataModule):
             tags of the checkpoint or prompt).
         tokens_column: Column of the words.
         tags_column: Column of the tags, as names or as indices into `tags`.
-        extra_metrics: Further metrics of torchmetrics, which are updated with the tag probabilities and the tags of all
-            words.
+        extra_metrics: Further metrics: one or several metrics of torchmetrics, which are updated with the tag
+            probabilities and the tags of all words, or evaluations.
         common: Arguments of every data module.
 
     Raises:
@@ -58,7 +59,7 @@ class TaggingDataModule(SoftPromptDataModule):
         tags: list[GivenWord] | None = None,
         tokens_column: str = "tokens",
         tags_column: str = "tags",
-        extra_metrics: list[Metric] | None = None,
+        extra_metrics: Metric | Evaluation | list[Metric | Evaluation] | None = None,
         **common: Any,
     ) -> None:
         super().__init__(template=template or f"{{soft}}{{{tokens_column}}}{{{TARGET}}}", **common)
@@ -70,7 +71,7 @@ class TaggingDataModule(SoftPromptDataModule):
         self._tags = tags
         self.tokens_column = tokens_column
         self.tags_column = tags_column
-        self.extra_metrics = tuple(extra_metrics or ())
+        self.user_metrics = UserMetrics.from_option(extra_metrics)
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -110,7 +111,7 @@ class TaggingDataModule(SoftPromptDataModule):
     @property
     def evaluation(self) -> Evaluation:
         """Accuracy and entity F1."""
-        return TaggingEvaluation(self.names, self.extra_metrics)
+        return self.user_metrics.extend(TaggingEvaluation(self.names, self.user_metrics.metrics))
 
     def example(self, row: Mapping[str, Any], labelled: bool) -> Example:
         """Joins the words to one text; the target is empty."""

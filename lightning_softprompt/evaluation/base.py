@@ -70,6 +70,9 @@ class Evaluation(nn.Module, ABC):
 
     def mode_of(self, name: str) -> Literal["min", "max"]:
         """Returns whether lower or higher values of a metric are better."""
+        monitored, mode = self.monitor
+        if name == monitored:
+            return mode
         return "min" if name in LOWER_IS_BETTER else "max"
 
     def limit_rows(self, rows: Sequence[Sequence[int]] | None) -> None:

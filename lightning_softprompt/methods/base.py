@@ -69,7 +69,7 @@ class SoftPromptModule(TrainerHooks):
         scheduler: Learning-rate schedule in place of `lr_schedule` and `warmup`, advanced once per step,
             `ReduceLROnPlateau` once per validation.
         penalty_weights: Weights of the method's auxiliary losses, by name.
-        penalties: Additional loss terms on the soft tokens, for any method.
+        penalties: One or several additional loss terms on the soft tokens, for any method.
         prompt_dropout: Dropout probability on prompt parameters (one mask per step, shared by the batch).
         classes_by_task: The classes of each of several tasks by name, None for a task without classes; set by the data
             module.
@@ -120,7 +120,7 @@ class SoftPromptModule(TrainerHooks):
         optimizer: OptimizerCallable | None = None,
         scheduler: LRSchedulerCallable | None = None,
         penalty_weights: Mapping[str, float] | None = None,
-        penalties: Sequence[Penalty] | None = None,
+        penalties: Penalty | Sequence[Penalty] | None = None,
         prompt_dropout: float = 0.0,
         classes_by_task: Mapping[str, Classes | None] | None = None,
         data: TaskData | None = None,
@@ -149,7 +149,7 @@ class SoftPromptModule(TrainerHooks):
         self.training_loss = TrainingLoss(
             objective or default_objective(classes, classes_by_task),
             dict(penalty_weights or self.default_penalty_weights),
-            list(penalties or []),
+            [penalties] if isinstance(penalties, Penalty) else list(penalties or []),
             type(self).__name__,
         )
         self.stage_metrics = StageMetrics(evaluation)

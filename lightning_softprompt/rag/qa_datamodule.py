@@ -22,6 +22,7 @@ from lightning_softprompt.data.readers.corpora import Columns
 from lightning_softprompt.data.readers.sources import Origin, first_columns
 from lightning_softprompt.data.sampling.bucketing import Order, ResumableLoader
 from lightning_softprompt.evaluation.base import Evaluation
+from lightning_softprompt.evaluation.extended import UserMetrics
 from lightning_softprompt.evaluation.metrics.text import RougeWords
 from lightning_softprompt.evaluation.multiple_choice import ChoiceEvaluation
 from lightning_softprompt.evaluation.qa import QaEvaluation
@@ -71,8 +72,9 @@ class RagQaDataModule(SoftPromptDataModule):
         decoding: How answers are generated (default: greedy decoding).
         rouge_words: Words that ROUGE compares: `ascii` (a-z and digits, as in published results) or `unicode` (words of
             all scripts).
-        extra_metrics: Further metrics of torchmetrics. They are updated with answers and correct answers; for choices,
-            with the probabilities of the choices and the index of the correct one.
+        extra_metrics: Further metrics: one or several metrics of torchmetrics, which are updated with answers and
+            correct answers (for choices, with the probabilities of the choices and the index of the correct one), or
+            evaluations.
         common: Arguments of every data module.
 
     Raises:
@@ -95,7 +97,7 @@ class RagQaDataModule(SoftPromptDataModule):
         max_target_tokens: int = 32,
         decoding: Decoding | None = None,
         rouge_words: RougeWords = "ascii",
-        extra_metrics: list[Metric] | None = None,
+        extra_metrics: Metric | Evaluation | list[Metric | Evaluation] | None = None,
         **common: Any,
     ) -> None:
         self.passage = PassageTemplate(passages.template)
@@ -109,7 +111,7 @@ class RagQaDataModule(SoftPromptDataModule):
         self.num_retrieved, self.question, self.answers, self.gold = num_retrieved, question, answers, gold
         self.answer_form = answer_form
         self.rouge_words: RougeWords = rouge_words
-        self.extra_metrics = tuple(extra_metrics or ())
+        self.user_metrics = UserMetrics.from_option(extra_metrics)
         self.words = answer_form.choice_words
         self.append_eos = self.words is None
         self.max_target_tokens = max_target_tokens if self.append_eos else None
@@ -156,10 +158,11 @@ class RagQaDataModule(SoftPromptDataModule):
     @property
     def evaluation(self) -> Evaluation:
         """Exact match, F1 and other metrics of answers; accuracy for choices."""
+        metrics, form = self.user_metrics.metrics, self.answer_form
         if self.words is not None:
-            return ChoiceEvaluation(tuple(self.words), self.extra_metrics)
-        form = self.answer_form
-        return QaEvaluation(self.decoding, form.abstain, form.long, form.cite, self.rouge_words, self.extra_metrics)
+            return self.user_metrics.extend(ChoiceEvaluation(tuple(self.words), metrics))
+        default = QaEvaluation(self.decoding, form.abstain, form.long, form.cite, self.rouge_words, metrics)
+        return self.user_metrics.extend(default)
 
     @property
     def needed_columns(self) -> tuple[str, ...]:

@@ -35,6 +35,10 @@ UNNAMED_OPTIONS: dict[type, dict[str, Any]] = {  # options that a class reads fr
 }
 
 
+class WrongBaseError(ValueError):
+    """A class that is not a subclass of the required one."""
+
+
 @dataclass(frozen=True)
 class Parameter:
     """A parameter of a constructor.
@@ -67,7 +71,7 @@ def read_class(value: Any, base: type, location: str, deferred: int | None = Non
     except ValueError as error:
         raise ValueError(f"{location}: {error}") from error
     if not issubclass(cls, base) or inspect.isabstract(cls):
-        raise ValueError(f"{location}: expected a subclass of {base.__name__}, got {path}")
+        raise WrongBaseError(f"{location}: expected a subclass of {base.__name__}, got {path}")
     return replace(read_arguments(cls, arguments, location, deferred), path=path)
 
 
@@ -171,15 +175,22 @@ def _read_union(value: Any, members: Sequence[Any], location: str) -> Any:
         return None
     errors: list[ValueError] = []
     types = [member for member in members if member is not NoneType]
-    for member in sorted(types, key=lambda member: member is not type(value)):  # the exact type first
+    for member in sorted(types, key=lambda member: not _is_type_of(value, member)):  # the exact type first
         try:
             return read_value(value, member, location)
         except ValueError as error:
             errors.append(error)
     if not errors:
         raise _wrong(value, NoneType, location)
+    specific = [error for error in errors if not isinstance(error, WrongBaseError)] or errors
     names_class = isinstance(value, Mapping) and "class_path" in value
-    raise errors[-1 if names_class else 0]
+    raise specific[-1 if names_class else 0]
+
+
+def _is_type_of(value: Any, hint: Any) -> bool:
+    """Whether a hint, such as `list[int]`, is of exactly the type of a value."""
+    origin: Any = get_origin(hint)
+    return (origin or hint) is type(value)
 
 
 def _read_any(value: Any, location: str) -> Any:

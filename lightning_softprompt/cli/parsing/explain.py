@@ -47,11 +47,13 @@ from lightning_softprompt.cli.parsing.messages import (
     option_before,
     type_names,
 )
+from lightning_softprompt.cli.parsing.plugin_imports import explain_plugin_import
 from lightning_softprompt.system.plain_yaml import read_yaml
 
 LOGGER_EXTRAS = {"TensorBoardLogger": "tensorboard", "MLFlowLogger": "mlflow"}  # extras of this package
 LACKS_PACKAGE = re.compile(r"[Nn]either .* is available|Requirement .* not met|No module named")
-MAX_LISTED = 12  # classes in a message
+MAX_COMPLETE = 60  # classes in a complete list
+MAX_LISTED = 12  # classes in a list that is not complete
 
 
 class CommandParser(Protocol):
@@ -82,6 +84,7 @@ def explain(message: str, parser: CommandParser) -> tuple[str, str]:
         _missing_option,
         _missing_argument,
         _wrong_function,
+        _wrong_plugin,
         _wrong_class,
         _wrong_value,
         _abstract_class,
@@ -145,7 +148,7 @@ def _wrong_option_of_callable(message: str, parser: CommandParser) -> tuple[str,
 def _unknown_argument(path: str, option: str, arguments: list[str]) -> tuple[str, str]:
     name = path.rpartition(".")[2]
     problem = f"{name} has no option {option!r}{did_you_mean(option, arguments)}"
-    return problem, f"options of {name}: {', '.join(arguments)}"
+    return problem, f"options of {name}: {', '.join(arguments)}" if arguments else f"{name} has no options"
 
 
 def _missing_class(message: str, name: str, path: str, option: str) -> tuple[str, str] | None:
@@ -233,6 +236,11 @@ def _wrong_function(message: str, parser: CommandParser) -> tuple[str, str] | No
     )
 
 
+def _wrong_plugin(message: str, parser: CommandParser) -> tuple[str, str] | None:
+    """A class outside the package that cannot be imported, or is of another kind."""
+    return explain_plugin_import(message)
+
+
 def _wrong_class(message: str, parser: CommandParser) -> tuple[str, str] | None:
     found = last_groups(CLASS, message) or last_groups(NO_CLASS, message)
     bases = [base for base in SUBTYPES.findall(message) if "." in base]  # not a builtin type
@@ -246,8 +254,15 @@ def _wrong_class(message: str, parser: CommandParser) -> tuple[str, str] | None:
     kind = bases[-1].rpartition(".")[2]
     return (
         f"unknown class {requested!r}{did_you_mean(requested, known)}",
-        f"subclasses of {kind}: {', '.join(known)}; or use a full import path",
+        f"subclasses of {kind}: {_list_names(known)}; or use a full import path",
     )
+
+
+def _list_names(names: Sequence[str]) -> str:
+    """All names, or the first ones if there are too many to read, such as the metrics of torchmetrics."""
+    if len(names) <= MAX_COMPLETE:
+        return ", ".join(names)
+    return f"{', '.join(names[:MAX_LISTED])} and {len(names) - MAX_LISTED} more"
 
 
 def _package_classes() -> list[str]:
