@@ -327,14 +327,14 @@ def draw_question() -> str:
     canvas.arrow((a + half, 414), (a + half, 457))
     canvas.label(a, 458, both, high, "answer", "generated, or one of data.answer_form.choices")
     canvas.arrow((b + width, 397), (c + 50, 397), (c + 50, 457))
-    canvas.label(c, 458, width, high, "loss", "of the answer tokens")
+    canvas.label(c, 458, width, high, "loss", "in training, of the answer")
     canvas.arrow((c + 150, 458), (c + 150, 340), dash="5 4")
     canvas.text(c + 140, 387, "gradients", "end")
 
     canvas.arrow((a + half, 508), (a + half, 545))
     canvas.label(a, 546, both, high, "answer metrics", "exact match, F1, precision, recall, ROUGE-L")
     canvas.arrow((b + width, 571), (c - 1, 571))
-    canvas.label(c, 546, width, high, "categories of errors", "softprompt analyze")
+    canvas.label(c, 546, width, high, "analysis of answers", "softprompt analyze, explain")
     return canvas.svg()
 
 

@@ -21,7 +21,7 @@ RUN_COMMANDS = {
 
 LIGHT_COMMANDS = {
     "quickstart": "train and test a first soft prompt (about 4 min on 2 CPU cores)",
-    "methods": "list methods: paper, injection point, parameter count",
+    "methods": "list methods (paper, injection point, parameters); --advise: which one to choose",
     "configs": "list, print or copy the bundled configs",
     "estimate": "estimate memory, communication and checkpoint size before you run",
     "vocabulary": "extend a tokenizer with terms of a corpus; unknown tokens and tokens per word before and after",
