@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning_softprompt.data.row_source import Source, is_file
+from lightning_softprompt.data.splits.row_source import Source, is_file
 
 log = logging.getLogger(__name__)
 

@@ -26,13 +26,12 @@ from lightning_softprompt.data.argument_checks import (
     check_template_escapes,
 )
 from lightning_softprompt.data.labels import as_text
-from lightning_softprompt.data.loader_hooks import LoaderHooks
 from lightning_softprompt.data.prepared import Collate, PreparedRows, Split
 from lightning_softprompt.data.readers.column_texts import extract_texts
-from lightning_softprompt.data.readers.sources import DataError, NoSplitError, Origin, Rows
-from lightning_softprompt.data.row_encoder import RowEncoder
-from lightning_softprompt.data.row_source import RowSource, Source, convert_frame
 from lightning_softprompt.data.sampling.bucketing import BucketBatchSampler, Order, ResumableLoader
+from lightning_softprompt.data.splits.row_encoder import RowEncoder
+from lightning_softprompt.data.splits.row_source import RowSource, Source, convert_frame
+from lightning_softprompt.data.splits.split_hooks import SplitHooks
 from lightning_softprompt.data.token_cache import content_key, rows_digest
 from lightning_softprompt.evaluation.base import Evaluation
 
@@ -40,7 +39,7 @@ log = logging.getLogger(__name__)
 TEST_SEED = 0  # of the rows that a limited test scores; the default of `seed`
 
 
-class SoftPromptDataModule(LoaderHooks):
+class SoftPromptDataModule(SplitHooks):
     """Loads the rows of a task and returns them as batches.
 
     A data module defines the columns, the template and the evaluation of a task. It does not depend on the method.
@@ -105,21 +104,27 @@ class SoftPromptDataModule(LoaderHooks):
         cache: bool = True,
         rename_columns: dict[str, str] | None = None,
     ) -> None:
-        super().__init__()
-        self.arguments = constructor_arguments(currentframe())
-        self.spec = backbone or BackboneSpec()
-        self.template = Template(template, Template(template).columns if truncate is None else truncate)
         check_path(path, train)
         check_template_escapes(template)
         check_shares(validation_share, test_share)
         check_sizes(batch_size, eval_batch_size, max_tokens, num_workers, seed)
-        self.path = path
+        self.rename_columns = {
+            as_text(old, "rename_columns"): as_text(new, "rename_columns")
+            for old, new in (rename_columns or {}).items()
+        }
+        check_new_names(self.rename_columns)
         self.sources: dict[str, Source | None] = {
             "train": convert_frame(train),
             "validation": convert_frame(validation),
             "test": convert_frame(test),
             "predict": convert_frame(predict),
         }
+        row_source = RowSource(path, self.sources, self.rename_columns, on_bad_row, validation_share, test_share, seed)
+        super().__init__(row_source, cache)
+        self.arguments = constructor_arguments(currentframe())
+        self.spec = backbone or BackboneSpec()
+        self.template = Template(template, Template(template).columns if truncate is None else truncate)
+        self.path = path
         self.truncation_side = truncation_side
         self.max_tokens = max_tokens
         self.batch_size = batch_size
@@ -130,30 +135,6 @@ class SoftPromptDataModule(LoaderHooks):
         self.seed = seed
         self.num_workers = num_workers
         self.on_bad_row = on_bad_row
-        self.cache = cache
-        self.rename_columns = {
-            as_text(old, "rename_columns"): as_text(new, "rename_columns")
-            for old, new in (rename_columns or {}).items()
-        }
-        check_new_names(self.rename_columns)
-        self._row_source = RowSource(
-            path, self.sources, self.rename_columns, on_bad_row, validation_share, test_share, seed
-        )
-        self._prepared: dict[str, PreparedRows] = {}
-        self._training_rows: tuple[list[Example], list[Origin]] | None = None  # before rows are held out
-        self._has_logged_parts = False
-
-    @abstractmethod
-    def example(self, row: Mapping[str, Any], labelled: bool) -> Example:
-        """Converts a row of the source to text.
-
-        Args:
-            row: The row.
-            labelled: Whether the row has an answer; rows to predict have none.
-
-        Raises:
-            ValueError: If the row cannot be used. The caller adds file and line to the message.
-        """
 
     @property
     @abstractmethod
@@ -190,10 +171,6 @@ class SoftPromptDataModule(LoaderHooks):
         """Whether training rows change from epoch to epoch."""
         return False
 
-    def select_rows(self, examples: Sequence[Example]) -> Sequence[int]:
-        """Returns the indices of the training rows to use."""
-        return range(len(examples))
-
     def weights(self, examples: Sequence[Example]) -> list[float] | None:
         """Returns the sampling weight of each training row; None to use each row once per epoch."""
         return None
@@ -211,17 +188,6 @@ class SoftPromptDataModule(LoaderHooks):
         if codec.remark is not None:
             log.info(codec.remark)
         return codec
-
-    @final
-    def split(self, name: Split) -> PreparedRows:
-        """Returns a tokenized split, which is prepared on first use.
-
-        Raises:
-            ValueError: If the split has no source, or a row cannot be used.
-        """
-        if name not in self._prepared:
-            self._prepared[name] = self.prepare_split(name)
-        return self._prepared[name]
 
     def describe_row(self, name: Split, row: int) -> dict[str, Any]:
         """Describes a row for tables and pages.
@@ -257,121 +223,10 @@ class SoftPromptDataModule(LoaderHooks):
         data = self.split(name)
         return rows_digest(data.examples, data.encoded)
 
-    def rows(self, name: Split) -> Rows:
-        """Returns the rows of a split as they were read from its source.
-
-        Raises:
-            ValueError: If the split has no source.
-        """
-        return self._row_source.read(name, self.needed_columns)
-
     @property
     def needed_columns(self) -> tuple[str, ...]:
         """The columns that each row must have. They identify tables and plain text on standard input."""
         return self.template.columns
-
-    def set_rows(self, name: Split, rows: Rows) -> None:
-        """Replaces the source of a split by rows that are in memory."""
-        self._row_source.set_rows(name, rows)
-        self._prepared.pop(name, None)
-        self._training_rows = None
-
-    def prepare_split(self, name: Split) -> PreparedRows:
-        """Reads, selects and encodes the rows of a split.
-
-        A data module of several sources overrides it. Others override `example`, `select_rows`, `convert_rows` or
-        `hold_out_rows`. Call `split` to use the rows, which calls this method once.
-
-        Raises:
-            ValueError: If the split has no source, a row cannot be used, or no rows are left.
-        """
-        if self._is_held_out(name):
-            examples, origins = self.hold_out_rows(name)
-        else:
-            examples, origins = self.convert_rows(name)
-        if name == "train":
-            selected = self.select_rows(examples)
-            examples = [examples[i] for i in selected]
-            origins = [origins[i] for i in selected]
-        if not examples:
-            raise ValueError(self._explain_empty(name))
-        use_cache = self.cache and name != "predict"
-        return PreparedRows(examples, self._encoder.encode_split(name, examples, origins, use_cache), origins)
-
-    def _explain_empty(self, name: Split) -> str:
-        count = 0 if self._training_rows is None else len(self._training_rows[0])
-        if not count:
-            return f"no {name} rows are left to use"
-        return (
-            f"no {name} rows are left to use: {self.validation_share} of the {count} training rows, at least one, are "
-            "held out for validation. Set data.validation, or add training rows"
-        )
-
-    def _is_held_out(self, name: Split) -> bool:
-        """Whether the rows of a split are a part of the training rows in the source."""
-        if self._row_source.divides_file:
-            return name == "train" or name in self._row_source.shares_of_file
-        return name in ("train", "validation") and not self._has_validation
-
-    @cached_property
-    def _has_validation(self) -> bool:
-        if self.sources["validation"] is not None:
-            return True
-        if self.path is None:
-            return False
-        try:
-            self.rows("validation")
-        except NoSplitError as error:
-            splits = f"it has {' and '.join(error.splits)}" if error.splits else "see data.validation"
-            share = f"{self.validation_share:.0%} of the training rows"
-            log.info("%s has no validation split (%s); %s are held out for validation", self.path, splits, share)
-            return False
-        return True
-
-    def hold_out_rows(self, name: Split) -> tuple[list[Example], list[Origin]]:
-        """Returns the training rows without the held-out rows, or the rows held out for validation.
-
-        Override it to keep related rows on one side.
-
-        Args:
-            name: `train` or `validation`; also `test` if `path` is a file.
-        """
-        if self._training_rows is None:  # read the rows, and report skipped ones, only once for both splits
-            self._training_rows = self.convert_rows("train")
-        examples, origins = self._training_rows
-        parts = self._row_source.divide(examples)
-        if self._row_source.divides_file and not self._has_logged_parts:
-            self._has_logged_parts = True
-            self.log_once(self._row_source.describe_parts(parts, examples))
-        part = parts[name]
-        return [examples[i] for i in part], [origins[i] for i in part]
-
-    def convert_rows(self, name: Split) -> tuple[list[Example], list[Origin]]:
-        """Converts the rows of a split to text, one by one with `example`, and reports rows that cannot be used.
-
-        Override it for work on all rows of a split at once, such as a search.
-
-        Raises:
-            DataError: If a row cannot be used and on_bad_row is `raise`, or if all rows were skipped.
-        """
-        rows = self.rows(name)
-        examples, origins, bad = [], [], list(rows.skipped)
-        for i, row in enumerate(rows):
-            try:
-                example = self.example(row, labelled=name != "predict")
-                if self.on_bad_row == "skip":
-                    self._encoder.encode(example)
-                examples.append(example)
-                origins.append(rows.origin(i))
-            except ValueError as error:
-                if self.on_bad_row == "raise":
-                    raise DataError(f"{rows.where(i)}: {error}") from None
-                bad.append(f"{rows.where(i)}: {error}")
-        if bad and not examples:
-            raise DataError(f"no {name} rows are left to use: all {len(bad)} were skipped, the first: {bad[0]}")
-        if bad:
-            log.warning("%d of the %s rows were skipped, the first: %s", len(bad), name, bad[0])
-        return examples, origins
 
     def text(self, row: Mapping[str, Any], filled: Mapping[str, str] | None = None) -> dict[str, str]:
         """Returns the text of each column of the template.

@@ -18,11 +18,11 @@ from lightning_softprompt.core.types import Batch, Classes, Encoded, Example
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.data.prepared import Collate, PreparedRows, Split
 from lightning_softprompt.data.readers.sources import DataError, Rows
-from lightning_softprompt.data.row_source import Source
 from lightning_softprompt.data.sampling.bucketing import BucketBatchSampler, Order, ResumableLoader
 from lightning_softprompt.data.sampling.resumable import ResumableBatchSampler
 from lightning_softprompt.data.sampling.shared_batches import SharedBatches, SharedBatchSampler
 from lightning_softprompt.data.sampling.task_mixing import MixedBatchSampler, Proportional, Sampling, quotas
+from lightning_softprompt.data.splits.row_source import Source
 from lightning_softprompt.data.token_cache import content_key
 from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.evaluation.by_task import EvaluationByTask

@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lightning_softprompt.data.loader_hooks import LoaderHooks
+from lightning_softprompt.data.splits.loader_hooks import LoaderHooks
 from lightning_softprompt.methods.stage_metrics import TRAIN_SAMPLE
 from lightning_softprompt.methods.trainer_hooks import TrainerHooks, rows_of_limited_pass
 

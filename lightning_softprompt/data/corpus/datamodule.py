@@ -19,9 +19,9 @@ from lightning_softprompt.data.corpus.windows import Window, cut_windows
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.data.prepared import PreparedRows, Split
 from lightning_softprompt.data.readers.sources import DataError, OnBadRow, Origin, Rows
-from lightning_softprompt.data.row_source import is_file
 from lightning_softprompt.data.sampling.bucketing import Order, ResumableLoader
 from lightning_softprompt.data.sampling.task_mixing import MixedBatchSampler, quotas
+from lightning_softprompt.data.splits.row_source import is_file
 from lightning_softprompt.data.token_cache import content_key
 from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.evaluation.likelihood import LikelihoodEvaluation

@@ -15,7 +15,7 @@ from lightning_softprompt.data.corpus.stored_documents import Integers, StoredDo
 from lightning_softprompt.data.corpus.windows import cut_windows
 from lightning_softprompt.data.prepared import PreparedRows
 from lightning_softprompt.data.readers.rows import DataError, Origin, Rows
-from lightning_softprompt.data.row_encoder import RowEncoder
+from lightning_softprompt.data.splits.row_encoder import RowEncoder
 from lightning_softprompt.data.token_cache import content_key
 
 T = TypeVar("T")
