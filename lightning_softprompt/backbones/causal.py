@@ -278,6 +278,11 @@ class CausalBackbone(Backbone):
         alone = Alone(self.model, self.head, self.attention, self.entry)
         return alone(RowBatch.of(spliced, batch, prompt).drop_after_targets(columns), columns, first)
 
+    def allow_changes(self) -> None:
+        """See `FrozenModel.allow_changes`. Keys and values of texts are not cached."""
+        super().allow_changes()
+        self.contexts.is_enabled = False
+
     def use_entry(self, entry: Entry) -> None:
         """See `Backbone.use_entry`. Later trials use it, too."""
         super().use_entry(entry)

@@ -142,6 +142,10 @@ class FrozenModel(nn.Module):
             raise ValueError("quantized weights cannot be trained; remove backbone.quantization")
         if self.prepacked:
             raise ValueError("prepacked weights cannot be trained; set backbone.linear_backend to plain")
+        self.allow_changes()
+
+    def allow_changes(self) -> None:
+        """Prepares for values that change in training, such as rows of the embedding table."""
         self.pin_fingerprint()
 
     def pin_fingerprint(self) -> None:

@@ -44,6 +44,7 @@ class ContextCache:
 
     def __init__(self, memory: int, disk: int = 0, folder: Path | None = None) -> None:
         self.memory, self.disk, self.folder = memory, disk, folder
+        self.is_enabled = True  # False if training changes weights, from which all entries are computed
         self.entries: OrderedDict[str, Tensor] = OrderedDict()
         self.bytes = 0
         self.written: int | None = None  # bytes on disk, as far as this process knows
@@ -57,6 +58,8 @@ class ContextCache:
             compute: Computes the tensor.
             persistent: Whether the entry may be written to disk.
         """
+        if not self.is_enabled:
+            return compute()
         tensor = self.entries.pop(name, None)
         if tensor is not None:
             self.bytes -= tensor.nbytes
@@ -141,7 +144,7 @@ class ContextReader:
             rows: The batch.
             limit: [B] maximum number of tokens to cover.
         """
-        if rows.kv:
+        if rows.kv or not self.cache.is_enabled:
             return rows.past, torch.zeros_like(limit)
         lengths = torch.minimum(rows.frozen_lengths, limit)
         if lengths.float().mean() >= MIN_FROZEN_TOKENS:

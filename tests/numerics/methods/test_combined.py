@@ -214,3 +214,19 @@ def test_a_resumed_training_equals_an_uninterrupted_one(load, tmp_path):
     for name, tensor in expected.items():
         assert torch.equal(resumed[name], tensor), name
     assert not torch.equal(start["parts.PromptTuning.tokens"], expected["parts.PromptTuning.tokens"])
+
+
+def test_text_before_a_prompt_is_not_cached_if_weights_change(load, monkeypatch):
+    losses, gradients = [], []
+    for least in (1, 10**6):  # tokens from which the text before a prompt runs separately
+        monkeypatch.setattr("lightning_softprompt.backbones.execution.context_cache.MIN_FROZEN_TOKENS", least)
+        backbone = load("llama").double()
+        module = attach(Combined(parts=[PARTS["prompt_tuning"](), PARTS["lora"]()]), backbone)
+        for step in range(2):
+            losses.append(compute_loss(module, backbone, TEMPLATES["end"]))
+            with torch.no_grad():
+                for number, parameter in enumerate(trainable_parameters(module).values()):
+                    parameter.add_(0.1 * torch.sin(torch.arange(parameter.numel()) + number + step).view_as(parameter))
+        gradients.append([parameter.grad for parameter in trainable_parameters(module).values()])
+    assert_close(losses[:2], losses[2:], **EXACT)
+    assert_close(gradients[0], gradients[1], **EXACT)
