@@ -1,4 +1,4 @@
-"""Draws the tables of the evidence page from `results.jsonl`, and writes the data of `softprompt methods --advise`.
+"""Draws the tables of the evidence page from `results.jsonl`.
 
     python benchmarks/evidence/tables.py > docs/evidence.md
 
@@ -17,13 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from advice import ADVICE, write_advice
 
 from lightning_softprompt.evaluation.metrics.intervals import bootstrap, student_interval
 from lightning_softprompt.evaluation.metrics.paired_tests import adjust_holm, sign_flip_test
 
 LEVEL = 0.05
-RESULTS = Path(__file__).with_name("results.jsonl")
 HEADER = """\
 # Evidence
 
@@ -63,19 +61,10 @@ class Cell:
 def main() -> None:
     """Prints the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=RESULTS, metavar="JSONL")
-    parser.add_argument(
-        "--advice",
-        type=Path,
-        metavar="JSON",
-        help="data of softprompt methods --advise (default: the file of the package, from its results only)",
-    )
+    parser.add_argument("--results", type=Path, default=Path(__file__).with_name("results.jsonl"), metavar="JSONL")
     args = parser.parse_args()
     results = [json.loads(line) for line in args.results.read_text(encoding="utf-8").splitlines()]
     print("\n".join(page(results)))
-    advice = args.advice or (ADVICE if args.results == RESULTS else None)
-    if advice is not None:
-        write_advice(results, advice)
 
 
 def page(results: Sequence[Result]) -> Iterator[str]:

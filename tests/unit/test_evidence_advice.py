@@ -8,9 +8,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks" / "evidence"))
 import advice
-import tables
 
-RESULTS = Path(advice.__file__).with_name("results.jsonl")
 ROWS = 200
 
 
@@ -115,24 +113,15 @@ def test_metrics_without_scores_of_rows_and_losses():
     assert comparison["methods"][0]["interval"] == []
 
 
-def test_the_tables_of_other_results_leave_the_advice_of_the_package(tmp_path, monkeypatch):
-    before = advice.ADVICE.read_text()
-    (tmp_path / "results.jsonl").write_text("".join(f"{json.dumps(result(name, 1, model=name))}\n" for name in "AB"))
-    monkeypatch.setattr(sys, "argv", ["tables.py", f"--results={tmp_path / 'results.jsonl'}"])
-    tables.main()
-    assert advice.ADVICE.read_text() == before
-
-
-def test_the_command_of_the_tables_writes_the_advice(tmp_path, monkeypatch, capsys):
+def test_the_command_writes_the_advice(tmp_path, monkeypatch):
     results = tmp_path / "results.jsonl"
-    results.write_text("".join(f"{json.dumps(each)}\n" for each in (result("A", 180), result("B", 1, model="DePT"))))
-    monkeypatch.setattr(sys, "argv", ["tables.py", f"--results={results}", f"--advice={tmp_path / 'advice.json'}"])
-    tables.main()
-    assert "| A |" in capsys.readouterr().out
+    results.write_text("".join(f"{json.dumps(result(name, 1, model=name))}\n" for name in "AB"))
+    monkeypatch.setattr(sys, "argv", ["advice.py", f"--results={results}", f"--out={tmp_path / 'advice.json'}"])
+    advice.main()
     assert len(json.loads((tmp_path / "advice.json").read_text())) == 1
 
 
 def test_the_advice_of_the_package_is_that_of_the_results():
-    results = [json.loads(line) for line in RESULTS.read_text().splitlines()]
-    message = "run python benchmarks/evidence/tables.py"
+    results = [json.loads(line) for line in advice.RESULTS.read_text().splitlines()]
+    message = "run python benchmarks/evidence/advice.py"
     assert json.loads(advice.ADVICE.read_text()) == advice.summarize(results), message
