@@ -32,6 +32,7 @@ class WandbFile:
     job_type: str = ""
     tags: tuple[str, ...] = ()
     notes: str = ""
+    commit: str = ""
     is_complete: bool = False
     exit_code: int | None = None
     num_stats: int = 0
@@ -91,7 +92,7 @@ def add_record(run: WandbFile, record: Record) -> None:
     if record.HasField("run"):
         run.id, run.name, run.project = record.run.run_id, record.run.display_name, record.run.project
         run.group, run.job_type, run.notes = record.run.run_group, record.run.job_type, record.run.notes
-        run.tags = tuple(record.run.tags)
+        run.tags, run.commit = tuple(record.run.tags), record.run.git.commit
         run.config |= values(record.run.config.update)
     elif record.HasField("config"):
         run.config |= values(record.config.update)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import secrets
 import warnings
 from collections.abc import Mapping
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 
     from lightning_softprompt.runs.loggers import WandbMode, WandbRun
 
-log = logging.getLogger(__name__)
 RESULTS = "results.json"
 WANDB_ID = "wandb_id"  # attribute of the study in its database
 TOO_FEW = 2  # trials, with which an importance cannot be measured
@@ -70,8 +68,10 @@ class SweepReport:
             warnings.simplefilter("ignore")
             importance = PedAnovaImportanceEvaluator().evaluate(self.study)
         total = sum(importance.values())
+        if total == 0:
+            return {}
         ordered = sorted(importance, key=lambda name: -importance[name])
-        return {name: importance[name] / total for name in ordered} if total > 0 else {}
+        return {name: importance[name] / total for name in ordered}
 
     def summarize(self) -> dict[str, Any]:
         """Return the best trial, the number of trials by state and the importance of the options."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ class Evaluation(nn.Module, ABC):
     monitor: tuple[str, Literal["min", "max"]] = ("loss", "min")  # the metric that selects the best checkpoint
     logged: tuple[str, ...] | None = None  # all metrics that a validation may log; None if they are unknown
     by_class: tuple[str, ...] = ()  # the metrics of single classes
+    of_retrieval: tuple[str, ...] = ()  # the metrics of the search for passages
     ranking_score: str | None = None  # the score by which rows are ranked: the greater, the better
     stage = "test"  # `val` or `test`
 
@@ -33,6 +34,11 @@ class Evaluation(nn.Module, ABC):
     def requires(self) -> tuple[Requirement, ...]:
         """What the evaluation requires of a backbone. It is checked before the run folder is created."""
         return ()
+
+    @property
+    def sections(self) -> Mapping[str, tuple[str, ...]]:
+        """The metrics that W&B shows apart from the others, by the name of their section."""
+        return {"by_class": self.by_class, "retrieval": self.of_retrieval}
 
     @property
     def case_ranking(self) -> CaseRanking | None:

@@ -54,8 +54,8 @@ class EvaluationByTask(Evaluation):
         self.evaluations = nn.ModuleDict(evaluations)
         logged_by_task = {name: evaluation.logged for name, evaluation in evaluations.items()}
         names = [f"{task}/{metric}" for task, logged in logged_by_task.items() for metric in logged or ()]
-        by_class = {name: evaluation.by_class for name, evaluation in evaluations.items()}
-        self.by_class = tuple(f"{task}/{metric}" for task, metrics in by_class.items() for metric in metrics)
+        self.by_class = _with_task({name: evaluation.by_class for name, evaluation in evaluations.items()})
+        self.of_retrieval = _with_task({name: evaluation.of_retrieval for name, evaluation in evaluations.items()})
         self.logged = None if None in logged_by_task.values() else ("macro", *names)
 
     @property
@@ -129,3 +129,8 @@ class EvaluationByTask(Evaluation):
         for name in self.names:
             figures |= {f"{name}_{kind}": figure for kind, figure in self._evaluation(name).figures().items()}
         return figures
+
+
+def _with_task(metrics_by_task: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """Returns the names of metrics of tasks, as `<task>/<metric>`."""
+    return tuple(f"{task}/{metric}" for task, metrics in metrics_by_task.items() for metric in metrics)

@@ -42,12 +42,19 @@ class ChoiceEvaluation(Evaluation):
     """
 
     monitor = ClassificationEvaluation.monitor
+    of_retrieval = retrieval_names()
 
     def __init__(self, names: tuple[str, ...], extra_metrics: Sequence[Metric] = ()) -> None:
         super().__init__()
         self.classification = ClassificationEvaluation(names, extra_metrics)
+        self.by_class = self.classification.by_class
         self.retrieval = TextRows((*retrieval_names(), FOUND, SEARCHED))
         self.logged = (*(self.classification.logged or ()), *retrieval_names())
+
+    def begin(self, stage: str, epoch: int) -> None:
+        """Starts an evaluation; only a test computes intervals."""
+        self.classification.begin(stage, epoch)
+        super().begin(stage, epoch)
 
     def reset(self) -> None:
         """Resets the metrics."""

@@ -80,6 +80,7 @@ class QaEvaluation(Evaluation):
     """
 
     monitor = ("f1", "max")
+    of_retrieval = retrieval_names()
 
     def __init__(
         self,

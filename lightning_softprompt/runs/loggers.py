@@ -30,8 +30,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 Summary = Sequence[tuple[str, Literal["min", "max"]]]
 WandbMode = Literal["auto", "online", "offline", "disabled"]
+Sections = Mapping[str, Collection[str]]  # names of metrics by section
 
 STEP = "trainer/global_step"
+INTERVAL_SUFFIXES = ("", "_low", "_high")  # a metric and the ends of its interval
 CACHES = {  # folders that W&B shares between runs on Linux, by the variable that overrides them
     "WANDB_CACHE_DIR": "~/.cache/wandb",
     "WANDB_CONFIG_DIR": "~/.config/wandb",
@@ -48,7 +50,7 @@ def make_loggers(
     wandb: WandbMode = "auto",
     summary: Summary = (("val/loss", "min"),),
     identity: WandbIdentity | None = None,
-    by_class: Collection[str] = (),
+    sections: Sections = MappingProxyType({}),
 ) -> list[MetricsFile | WandbRun]:
     """Create the loggers of a run. They open their files when the first value is logged.
 
@@ -60,12 +62,12 @@ def make_loggers(
             key. An offline run is stored in `folder`, and the command to upload it is printed.
         summary: Metrics whose best value W&B shows for the run, each with its mode.
         identity: Which W&B run to log to, and its group, job type, tags and notes (default: a new run).
-        by_class: Metrics of single classes, without their stage, which W&B shows apart from the others.
+        sections: Metrics, without their stage, that W&B shows apart from the others, by the name of their section.
     """
     mode = resolve_mode(wandb)
     if mode == "disabled":
         return [MetricsFile(folder)]
-    run = WandbRun(folder, name, project, mode, summary, identity, by_class)
+    run = WandbRun(folder, name, project, mode, summary, identity, sections)
     run.refuse_without_key()
     return [MetricsFile(folder), run]
 
@@ -179,7 +181,7 @@ class WandbRun(WandbLogger):
         mode: As in `make_loggers`, or a value of `WANDB_MODE`.
         summary: Metrics whose best value is shown for the run, each with its mode.
         identity: The W&B run, whose name replaces `name` (default: a new run).
-        by_class: As in `make_loggers`.
+        sections: As in `make_loggers`.
     """
 
     def __init__(
@@ -190,7 +192,7 @@ class WandbRun(WandbLogger):
         mode: str,
         summary: Summary,
         identity: WandbIdentity | None = None,
-        by_class: Collection[str] = (),
+        sections: Sections = MappingProxyType({}),
     ) -> None:
         options: Mapping[str, Any] = {}
         if identity is not None:
@@ -199,7 +201,12 @@ class WandbRun(WandbLogger):
         self._folder = folder
         self._mode = mode
         self._summary = summary
-        self._by_class = frozenset(by_class)
+        self._section_of = {
+            f"{metric}{suffix}": section
+            for section, metrics in sections.items()
+            for metric in metrics
+            for suffix in INTERVAL_SUFFIXES
+        }
         self._continues = identity is not None and identity.continues
         self._earlier_folder = None if identity is None else identity.earlier_folder
         self._source = None if identity is None else identity.source
@@ -266,9 +273,10 @@ class WandbRun(WandbLogger):
     def _names_on_wandb(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
         """The metrics as W&B shows them; monitored metrics keep their names.
 
-        W&B makes a section of panels for each prefix. Metrics of single classes get the prefix `val_by_class/` or
-        `test_by_class/`, because each class has four. `cross_entropy` is left out where it equals the loss, which it
-        does unless the objective is another one; metrics.csv and metrics.json have both.
+        W&B makes a section of panels for each prefix. Metrics of single classes, of which there are four per class, get
+        the prefix `val_by_class/` or `test_by_class/`. Metrics of retrieval get `val_retrieval/` or `test_retrieval/`,
+        so that `precision@1` of passages is apart from `precision` of words. `cross_entropy` is left out where it
+        equals the loss, which it does unless the objective is another one; metrics.csv and metrics.json have both.
         """
         monitored = {name for name, _ in self._summary}
         shown = {}
@@ -277,8 +285,10 @@ class WandbRun(WandbLogger):
             if name not in monitored:
                 if metric == "cross_entropy" and value == metrics.get(f"{stage}/loss"):
                     continue
-                if metric in self._by_class or metric.rpartition("/")[0] in self._by_class:  # of a replica
-                    name = f"{stage}_by_class/{metric}"
+                of_replica = self._section_of.get(metric.rpartition("/")[0])
+                section = self._section_of.get(metric, of_replica)
+                if section is not None:
+                    name = f"{stage}_{section}/{metric}"
             shown[name] = value
         return shown
 

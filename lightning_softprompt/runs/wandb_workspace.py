@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
@@ -11,18 +11,23 @@ if TYPE_CHECKING:
 PROMPT = ("prompt/norm", "prompt/moved", "prompt/grad_norm")
 SPEED = ("speed/step_ms", "speed/tokens_per_s", "speed/memory_mb")
 STEP = "trainer/global_step"
+SECTIONS = ("by_class", "retrieval")  # sections of metrics besides those of a stage
 
 
-def build_workspace(entity: str, project: str, metrics: Sequence[str], name: str) -> Workspace:
+def build_workspace(
+    entity: str, project: str, metrics: Sequence[str], name: str, mode: Literal["min", "max"] = "max"
+) -> Workspace:
     """Builds the view. Saving it is a call of its method `save`.
 
     Lines are the mean over the runs of a group, such as seeds, with the range from the smallest to the largest value.
+    Runs are sorted by their best validation, the best run first.
 
     Args:
         entity: User or team of the project.
         project: The project.
-        metrics: Metrics of validation and test, without their stage.
+        metrics: Metrics of validation and test, without their stage, such as `accuracy` or `retrieval/mrr`.
         name: Name of the view.
+        mode: Whether lower or higher values of the best validation are better.
 
     Raises:
         ModuleNotFoundError: If the package `wandb-workspaces` is not installed.
@@ -33,13 +38,16 @@ def build_workspace(entity: str, project: str, metrics: Sequence[str], name: str
     def line(metric: str) -> LinePlot:
         return LinePlot(x=STEP, y=[metric], title=metric, groupby_aggfunc="mean", groupby_rangefunc="minmax")
 
+    def bar(metric: str) -> BarPlot:
+        return BarPlot(metrics=[metric], title=metric)
+
     def section(title: str, panels: Sequence[Any], is_open: bool = True) -> Any:
         return workspaces.Section(name=title, panels=list(panels), is_open=is_open)
 
     sections = [
-        section("Validation", [line(f"val/{metric}") for metric in metrics]),
+        section("Validation", [line(metric_name("val", metric)) for metric in metrics]),
         section("Training", [line("train/loss")]),
-        section("Test", [BarPlot(metrics=[f"test/{metric}"], title=f"test/{metric}") for metric in metrics]),
+        section("Test", [bar(metric_name("test", metric)) for metric in metrics]),
         section("Prompt", [line(metric) for metric in PROMPT], is_open=False),
         section("Speed", [line(metric) for metric in SPEED], is_open=False),
         section("Plots", [MediaBrowser(media_keys=["plots/learning_curve", "plots/val_confusion"])], is_open=False),
@@ -54,7 +62,17 @@ def build_workspace(entity: str, project: str, metrics: Sequence[str], name: str
         settings=workspaces.WorkspaceSettings(x_axis=STEP),
         runset_settings=workspaces.RunsetSettings(
             groupby=[workspaces.Metric("Group")],
-            order=[workspaces.Ordering(workspaces.Summary("best_value"), ascending=False)],
+            order=[workspaces.Ordering(workspaces.Summary("best_value"), ascending=mode == "min")],
             pinned_columns=columns,
         ),
     )
+
+
+def metric_name(stage: str, metric: str) -> str:
+    """Returns the name of a metric on W&B.
+
+    >>> metric_name("val", "f1"), metric_name("test", "f1/positive"), metric_name("test", "retrieval/mrr")
+    ('val/f1', 'test/f1/positive', 'test_retrieval/mrr')
+    """
+    is_in_section = metric.partition("/")[0] in SECTIONS
+    return f"{stage}_{metric}" if is_in_section else f"{stage}/{metric}"

@@ -113,8 +113,8 @@ class Session:
         tags = default_tags(type(method).__name__, type(self.data).__name__, method.spec.name)
         identity = identify_run(self.run, self.command, self.folder.name, tags, self.resumed, init_from)
         self.wandb_id = identity.id
-        by_class = self.data.evaluation.by_class
-        return make_loggers(self.folder, self.folder.name, self.run.project, mode, summary, identity, by_class)
+        sections = self.data.evaluation.sections
+        return make_loggers(self.folder, self.folder.name, self.run.project, mode, summary, identity, sections)
 
     def create_start(self, save_config: Callable[[Path], None], config: str) -> RunStart:
         """Create the callback that begins the run; before it, no files are written and nothing is sent to W&B.

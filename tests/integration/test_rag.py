@@ -13,6 +13,7 @@ from lightning.pytorch import Callback, Trainer
 from row_files import read_rows, write_rows, write_splits
 from runs import load_state, read_losses, read_metrics
 from safetensors.torch import load_file
+from wandb_file import read_run as read_wandb_run
 
 from lightning_softprompt import renamed_options
 from lightning_softprompt.backbones.execution import context_cache, paths
@@ -29,6 +30,7 @@ from lightning_softprompt.retrieval.retriever import Retriever
 from lightning_softprompt.retrieval.search.settings import IndexSettings
 from lightning_softprompt.runs.run_spec import last_folder
 
+PER_CLASS = ("precision", "recall", "f1", "predicted")
 CORPUS = {
     "dog": "the dog is sad . it never ends",
     "story": "a story about a dog and a film",
@@ -220,6 +222,40 @@ def test_answers_that_were_written_before_a_kill_are_not_generated_again(options
     assert main([*command, output]) == 0
     assert rows == [4]
     assert (tmp_path / "out.jsonl").read_bytes() == uninterrupted.read_bytes()
+
+
+def read_sections(wandb_run):
+    """Return the names of the logged metrics by their section on W&B."""
+    sections = {}
+    for name in {name for row in wandb_run.history for name in row if "/" in name}:
+        section, _, metric = name.partition("/")
+        sections.setdefault(section, set()).add(metric)
+    return sections
+
+
+def test_metrics_of_retrieval_have_a_section_of_their_own_on_wandb(fit, folder, monkeypatch):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    run = fit("--run.wandb=offline")
+    assert main(["test", f"--ckpt_path={run / 'checkpoints' / 'best.ckpt'}"]) == 0
+    tested = last_folder()
+    of_training, of_test = read_sections(read_wandb_run(run)), read_sections(read_wandb_run(tested))
+    assert {"precision", "recall", "f1", "loss"} <= of_training["val"] & of_test["test"]  # of the words of answers
+    assert {"precision@1", "recall@1", "hit@1", "ndcg@1", "mrr"} <= of_training["val_retrieval"]
+    intervals = {f"precision@1{end}" for end in ("", "_low", "_high")}
+    assert intervals <= of_test["test_retrieval"]
+    for name in of_training["val"] | of_test["test"]:
+        assert "@" not in name
+        assert "mrr" not in name
+    metrics = read_metrics(tested)["test"]
+    (row,) = read_wandb_run(tested).rows("test_retrieval/precision@1")
+    assert row["test_retrieval/precision@1"] == metrics["test/precision@1"]  # files have one section per stage
+    # choices have metrics of classes, too
+    write_questions(folder, [{**row, "answers": ("yes", "no")[n % 2]} for n, row in enumerate(QUESTIONS)])
+    choices = fit('--data.answer_form.choices={"yes": "good", "no": "bad"}', "--run.wandb=offline")
+    sections = read_sections(read_wandb_run(choices))
+    assert "precision@1" in sections["val_retrieval"]
+    assert sections["val_by_class"] == {f"{name}/{c}" for name in PER_CLASS for c in ("yes", "no")}
+    assert sections["val"] == {"accuracy", "macro_f1", "mcc", "loss", "predictions"}
 
 
 @pytest.mark.parametrize("readout", ["LabelWords", "RankedChoices"])

@@ -1,7 +1,9 @@
 """What W&B gets from the run commands, read from the files of offline runs."""
 
 import json
+import re
 import shutil
+import subprocess
 from types import SimpleNamespace
 
 import pytest
@@ -46,7 +48,16 @@ def root(tmp_path_factory, patches):
     write_splits(root / "moods", train=rows * 3, validation=rows, test=rows[:5])
     (root / "my_note.py").write_text(PLUGIN)
     patches.syspath_prepend(str(root))
+    run_git(root, "init")
+    run_git(root, "add", "my_note.py")
+    run_git(root, "-c", "user.name=n", "-c", "user.email=e", "commit", "--message", "a plug-in")
+    patches.chdir(root)
     return root
+
+
+def run_git(folder, *arguments):
+    """Run git in a folder and return its output."""
+    return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +140,13 @@ def test_the_config_has_the_options_and_describes_the_run(trained):
     assert len(config["backbone_fingerprint"]) >= 8
     assert config["versions"]["lightning_softprompt"] == __version__
     assert config["versions"]["torch"] == torch.__version__
+
+
+def test_the_commit_of_the_current_folder_is_logged(trained, root):
+    commit = run_git(root, "rev-parse", "HEAD")
+    assert re.fullmatch("[0-9a-f]{40}", commit)
+    assert trained.run.config["git_commit"] == commit
+    assert trained.run.commit == commit  # W&B shows it as the git state of the run
 
 
 def test_metrics_are_drawn_over_optimizer_steps(trained):

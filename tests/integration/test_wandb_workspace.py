@@ -60,6 +60,30 @@ def test_sections_grouping_and_lines():
     assert runs["grouping"] == [{"section": "run", "name": "group"}]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "ascending"),
+    [
+        ([], False),
+        (["--metrics", "loss", "rougeL"], True),
+        (["--metrics", "rougeL", "loss"], False),
+        (["--metrics", "my_error", "--mode", "min"], True),
+    ],
+)
+def test_runs_are_sorted_by_their_best_validation_the_best_first(requests, arguments, ascending):
+    assert main(["wandb-workspace", "--entity", "team", *arguments]) == 0
+    (saved,) = [request for request in requests if "upsertView" in request["query"]]
+    (runs,) = json.loads(saved["variables"]["spec"])["section"]["runSets"]
+    (key,) = runs["sort"]["keys"]
+    assert (key["key"]["name"], key["ascending"]) == ("best_value", ascending)
+
+
+def test_metrics_of_retrieval_are_in_their_section():
+    spec = build_workspace("team", "project", ["f1", "retrieval/mrr"], "view")._to_model().model_dump()["spec"]
+    sections = {section["name"]: section["panels"] for section in spec["section"]["panel_bank_config"]["sections"]}
+    shown = [panel["config"]["metrics"] for panel in [*sections["Validation"], *sections["Test"]]]
+    assert shown == [["val/f1"], ["val_retrieval/mrr"], ["test/f1"], ["test_retrieval/mrr"]]
+
+
 def test_the_view_is_saved(requests, capsys):
     assert main(["wandb-workspace", "--entity", "team", "--project", "mine", "--metrics", "loss"]) == 0
     (saved,) = [request for request in requests if "upsertView" in request["query"]]
