@@ -8,7 +8,7 @@ itself or in the block that it names as `rates_of`.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from itertools import product
@@ -111,7 +111,12 @@ class Plan:
             for cell in self.cells(name):
                 self._rate_source(cell)
 
-    def jobs(self, results: Sequence[Mapping[str, Any]]) -> Iterator[Job]:
+    @property
+    def steps(self) -> int:
+        """The number of training steps of blocks that do not set another one."""
+        return int(self._config["settings"]["steps"])
+
+    def jobs(self, results: Sequence[Mapping[str, Any]], blocks: Collection[str] = ()) -> Iterator[Job]:
         """Yields all jobs whose settings are known: the rate of a method is known once its candidates have results.
 
         Within a task of a block, the first seed of all methods precedes the second one, so that tables are complete
@@ -119,16 +124,18 @@ class Plan:
 
         Args:
             results: The results so far.
+            blocks: Names of blocks, whose jobs are yielded with those that select their learning rates; all by default.
         """
         by_key = {result["key"]: result for result in results}
-        for name, block in self.blocks.items():
+        for name in blocks or self.blocks:
+            block = self.blocks[name]
             cells = self.cells(name)
             for task, backbone in product(block["tasks"], block["backbones"]):
                 members = [cell for cell in cells if (cell.task, cell.backbone) == (task, backbone)]
-                if "rates_of" not in block:
-                    first_of_each = {cell.recipe: cell for cell in reversed(members)}
-                    for recipe in block["methods"]:
-                        yield from self._candidate_jobs(first_of_each[recipe], block)
+                first_of_each = {cell.recipe: cell for cell in reversed(members)}
+                for recipe in block["methods"]:
+                    cell = first_of_each[recipe]
+                    yield from self._candidate_jobs(cell, self._rate_source(cell))
                 for cell in members:
                     selected = self._select(cell, by_key)
                     if selected is not None:

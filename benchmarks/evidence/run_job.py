@@ -46,8 +46,9 @@ def main() -> None:
     if not job.selects_rate:
         source = [] if checkpoint is None else [f"--ckpt_path={checkpoint}"]
         result |= test(job, [*arguments, *source])
-    for name in job.measures:
-        result |= MEASURES[name](Run(job, arguments, checkpoint, Path(args.data), folder))
+        finished = Run(job, arguments, checkpoint, Path(args.data), folder, last_folder())
+        for name in job.measures:
+            result |= MEASURES[name](finished)
     result |= json.loads(args.machine)
     result |= describe_cost(started) | {"resumed": is_resumed, "finished": f"{datetime.now(UTC):%F %T}"}
     write_file(folder / "result.json", json.dumps(result).encode())
@@ -104,6 +105,7 @@ def train(job: Job, arguments: Sequence[str]) -> tuple[dict[str, Any], Path]:
         "train_loss": report.get("train", {}).get("train/loss"),
         "trainable_parameters": report["trainable_parameters"],
         "train_seconds": report["seconds"],
+        "train_peak_mb": describe_cost(0.0)["peak_mb"],
         "curve": read_curve(folder / "metrics.csv", job.metric),
     }
     return result, folder / "checkpoints" / "best.ckpt"

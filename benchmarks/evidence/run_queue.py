@@ -23,7 +23,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
@@ -57,6 +57,7 @@ def main() -> None:
     parser.add_argument(
         "--work", type=Path, default=Path("runs/evidence"), help="folder of the runs, which are removed"
     )
+    parser.add_argument("--blocks", nargs="+", default=[], metavar="NAME", help="run these blocks only (default: all)")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start no job after this time")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="cuda trains in bfloat16")
     parser.add_argument("--threads", type=int, default=1)
@@ -64,7 +65,7 @@ def main() -> None:
     parser.add_argument("--merge", type=Path, metavar="JSONL", help="add the results of another machine and exit")
     args = parser.parse_args()
     if args.list:
-        for job in open_jobs(args.experiments, args.results):
+        for job in open_jobs(args.experiments, args.results, args.blocks):
             print(job.key)
         return
     with lock(args.results) as lock_descriptor:
@@ -86,7 +87,7 @@ def run_jobs(args: argparse.Namespace, lock_descriptor: int) -> list[str]:
     """
     failed: list[str] = []
     end = time.monotonic() + 60 * args.minutes
-    while jobs := [job for job in open_jobs(args.experiments, args.results) if job.key not in failed]:
+    while jobs := [job for job in open_jobs(args.experiments, args.results, args.blocks) if job.key not in failed]:
         job = jobs[0]
         if time.monotonic() > end:
             print("the time is over; start the queue again to continue")
@@ -172,11 +173,12 @@ def append(path: Path, result: Result) -> None:
         os.fsync(file.fileno())
 
 
-def open_jobs(experiments: Path, results: Path) -> list[Job]:
-    """Returns the jobs without a result whose settings are known."""
+def open_jobs(experiments: Path, results: Path, blocks: Sequence[str] = ()) -> list[Job]:
+    """Returns the jobs without a result whose settings are known, of all blocks or of some."""
     known = read_results(results)
     done = {result["key"] for result in known}
-    return [job for job in Plan(experiments).jobs(known) if job.key not in done]
+    jobs = {job.key: job for job in Plan(experiments).jobs(known, blocks)}
+    return [job for key, job in jobs.items() if key not in done]
 
 
 def run_job(job: Job, args: argparse.Namespace, lock_descriptor: int) -> Result | None:

@@ -1,15 +1,17 @@
-"""Draws the tables of the evidence page from `results.jsonl`.
+"""Writes `docs/evidence.md` and its figures from `results.jsonl`.
 
-    python benchmarks/evidence/tables.py > docs/evidence.md
+    python benchmarks/evidence/tables.py
 
-Each block has a table of its methods with the mean over seeds, and a table of all pairs of methods, compared row by row
-on the test set with p-values adjusted for the number of pairs (Holm).
+The page has a line for each claim of `claims.yaml`. Each block has a table of its methods with the mean over seeds, and
+a table of all pairs of methods, compared over test rows and seeds with p-values adjusted for the number of pairs
+(Holm).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -17,22 +19,55 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from claims import LEVEL, Finding, measure
+from comparisons import Comparison, compare_rows
+from figures import draw_figures
+from plan import Plan
 
-from lightning_softprompt.evaluation.metrics.intervals import bootstrap, student_interval
-from lightning_softprompt.evaluation.metrics.paired_tests import adjust_holm, sign_flip_test
+from lightning_softprompt.evaluation.metrics.intervals import student_interval
+from lightning_softprompt.evaluation.metrics.paired_tests import adjust_holm
+from lightning_softprompt.system.atomic_files import write_file
+from lightning_softprompt.system.plain_yaml import read_yaml
 
-LEVEL = 0.05
+HERE = Path(__file__).resolve().parent
+PAGE = HERE.parents[1] / "docs" / "evidence.md"
 HEADER = """\
 # Evidence
 
-Measured by `python benchmarks/evidence/run_queue.py`. `python benchmarks/evidence/tables.py` draws the tables from
-`benchmarks/evidence/results.jsonl`, which has every run with its settings, scores of rows, code version and machine.
+<!-- Written by benchmarks/evidence/tables.py; edit benchmarks/evidence/claims.yaml instead. -->
 
-Each method trains {steps} steps. Its learning rate is the one with the best validation among its candidates, each
-trained {rate_steps} steps with another seed. ± is the half-width of the 95 % interval of the mean over seeds
-(Student's t).
+What texts claim about soft prompts, and what is measured here. The experiments are a queue, which runs for hours on
+one thread of a CPU. It can be stopped at any time and continues where it was:
+
+```console
+python benchmarks/evidence/run_queue.py --data DATA            # runs the experiments that have no result yet
+python benchmarks/evidence/run_queue.py --data DATA --blocks length    # runs one block
+python benchmarks/evidence/tables.py                           # writes this page
+```
+
+`benchmarks/evidence/experiments.yaml` defines the experiments, and `benchmarks/evidence/results.jsonl` has a line for
+each of the {results} runs so far, with its settings, scores of rows, code version, machine and cost. {machines}
+
+Each method trains {steps} steps of 16 rows, unless the table of a block states otherwise. Its learning rate is the
+one with the best validation among its candidates, which is the same number of candidates and steps for each method,
+with another seed. The best step by validation is tested.
+
+## Claims
+
+An effect counts as a difference if `p` is below 0.05: the larger p-value of a test over test rows (random signs) and
+a test over seeds (Welch), adjusted for the number of claims (Holm). The interval of 95 % is a bootstrap over rows and
+seeds, or Student's t over seeds if the effect has no scores of rows. In a series, the effect is the change when the
+length or the number of rows doubles. Three seeds reveal only large effects, so *no difference shown* does not mean
+that there is none. Disagreement with a claim is in bold.
+"""
+RESULTS = """\
+## Experiments
+
+± is the half-width of the 95 % interval of the mean over seeds (Student's t). Minutes and memory are those of the
+training on the machines above, which also ran other work, so minutes are upper bounds.
 """
 Result = Mapping[str, Any]
+Spec = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -54,58 +89,164 @@ class Cell:
 
     @property
     def row_scores(self) -> np.ndarray:
-        """Mean score of each test row over seeds; empty if the metric is not a mean over rows."""
-        return np.mean([result["row_scores"] for result in self.results], axis=0)
+        """Score of each seed and test row [S, R]; without rows if the metric is not a mean over rows."""
+        return np.array([result["row_scores"] for result in self.results])
 
 
 def main() -> None:
-    """Prints the page."""
+    """Writes the page and its figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=Path(__file__).with_name("results.jsonl"), metavar="JSONL")
+    parser.add_argument("--results", type=Path, default=HERE / "results.jsonl", metavar="JSONL")
+    parser.add_argument("--experiments", type=Path, default=HERE / "experiments.yaml", metavar="YAML")
+    parser.add_argument("--claims", type=Path, default=HERE / "claims.yaml", metavar="YAML")
+    parser.add_argument("--out", type=Path, default=PAGE, metavar="MD", help="the page; figures are in a folder beside")
     args = parser.parse_args()
     results = [json.loads(line) for line in args.results.read_text(encoding="utf-8").splitlines()]
-    print("\n".join(page(results)))
+    plan = Plan(args.experiments)
+    figures = draw_figures(results, args.out.with_suffix(""))
+    lines = page(results, plan, read_yaml(args.claims), figures)
+    write_file(args.out, ("\n".join(lines) + "\n").encode())
+    print(f"Wrote {args.out} and {len(figures)} figures")
 
 
-def page(results: Sequence[Result]) -> Iterator[str]:
+def page(
+    results: Sequence[Result], plan: Plan, topics: Sequence[Spec], figures: Mapping[str, str] | None = None
+) -> Iterator[str]:
     """Yields the lines of the page."""
-    search_steps, final_steps = [0], [0]
-    for result in results:
-        if result["rate"] is not None:
-            steps = search_steps if result["selects_rate"] else final_steps
-            steps.append(result["steps"])
-    yield HEADER.format(steps=max(final_steps), rate_steps=max(search_steps))
-    tested = [result for result in results if "test" in result]
+    yield HEADER.format(results=len(results), steps=plan.steps, machines=describe_machines(results))
+    yield from claim_tables(topics, plan, results)
+    yield RESULTS
+    for path, caption in (figures or {}).items():
+        yield f"![{caption}]({path})\n"
     groups: dict[tuple[str, str, str], dict[str, list[Result]]] = {}
-    for result in tested:
-        group = groups.setdefault((result["block"], result["task"], result["backbone"]), {})
-        group.setdefault(result["method"], []).append(result)
+    for result in results:
+        if "test" in result:
+            group = groups.setdefault((result["block"], result["task"], result["backbone"]), {})
+            group.setdefault(result["method"], []).append(result)
     for (block, task, backbone), results_by_method in groups.items():
         cells = [Cell(method, members) for method, members in results_by_method.items()]
-        yield f"## {block}: {task}, {backbone}\n"
+        yield f"### {block}: {task}, {backbone}\n"
         yield from methods_table(cells)
         yield from pairs_table(cells)
+    yield from open_blocks(plan, groups)
+
+
+def describe_machines(results: Sequence[Result]) -> str:
+    """Names the machines of the results."""
+    machines = sorted({result.get("gpu") or f"{result['cpu']}, {result['threads']} thread(s)" for result in results})
+    return f"Machines: {'; '.join(machines)}." if machines else ""
+
+
+def open_blocks(plan: Plan, groups: Mapping[tuple[str, str, str], Any]) -> Iterator[str]:
+    """Yields a list of the blocks without a tested run."""
+    measured = {block for block, _, _ in groups}
+    missing = [(name, block) for name, block in plan.blocks.items() if name not in measured]
+    if not missing:
+        return
+    yield "### Not measured yet\n"
+    yield "| block | runs | methods | tasks | hours on one thread |"
+    yield "|---|---|---|---|---|"
+    for name, block in missing:
+        methods, tasks = ", ".join(block["methods"]), ", ".join(block["tasks"])
+        yield f"| {name} | {len(plan.cells(name))} | {methods} | {tasks} | {block['hours']} |"
+
+
+def claim_tables(topics: Sequence[Spec], plan: Plan, results: Sequence[Result]) -> Iterator[str]:
+    """Yields a table for each topic, with a line for each claim."""
+    claims = [claim for topic in topics for claim in topic["claims"]]
+    findings = {id(claim): measure(claim, plan, results) for claim in claims if is_measured_by_queue(claim)}
+    comparisons = {key: finding.comparison for key, finding in findings.items() if finding.comparison is not None}
+    adjusted = dict(zip(comparisons, adjust_holm([each.p for each in comparisons.values()]), strict=True))
+    for topic in topics:
+        yield f"### {topic['topic']}\n"
+        yield "| claim | claimed | measured | effect | p | runs | command |"
+        yield "|---|---|---|---|---|---|---|"
+        for claim in topic["claims"]:
+            finding = findings.get(id(claim))
+            columns = fixed_columns(claim) if finding is None else columns_of(claim, finding, adjusted.get(id(claim)))
+            yield f"| {' | '.join([claim['claim'], *columns])} |"
+        yield ""
+        if "config" in topic:
+            yield f"A single run: `softprompt fit --config {topic['config']}`, with the data in `--data.path`.\n"
+
+
+def is_measured_by_queue(claim: Spec) -> bool:
+    """Whether runs of the queue measure a claim."""
+    return "one" in claim or "series" in claim
+
+
+def fixed_columns(claim: Spec) -> list[str]:
+    """Returns the columns of a claim that another command has measured, or that is not measured."""
+    if "reason" in claim:
+        return ["", "not measured here", claim["reason"], "", "", ""]
+    commands = [f"`{command}`" for command in claim["command"].split("; ")]
+    return [claim["claimed"], claim["result"], "", "", str(claim["runs"]), "; ".join(commands)]
+
+
+def columns_of(claim: Spec, finding: Finding, p: float | None) -> list[str]:
+    """Returns the columns of a claim that the queue measures."""
+    sides = [claim[name] for name in ("series", "one", "other") if name in claim]
+    blocks = dict.fromkeys(side["block"] for side in sides)
+    command = f"`run_queue.py --blocks {' '.join(quote(block) for block in blocks)}`"
+    if finding.comparison is None or p is None:
+        waiting = f"not measured yet ({finding.runs} of {finding.planned} runs)"
+        return [claim["claimed"], waiting, "", "", str(finding.planned), command]
+    direction = name_direction(finding.comparison, p, "series" in claim)
+    agrees = direction == claim["claimed"] or (claim["claimed"], direction) == ("no difference", NOT_SHOWN)
+    is_contrary = direction != NOT_SHOWN and not agrees
+    shown = f"**{direction}**" if is_contrary else direction
+    return [claim["claimed"], shown, describe_effect(finding), f"{p:.4f}", str(finding.runs), command]
+
+
+NOT_SHOWN = "no difference shown"
+
+
+def name_direction(comparison: Comparison, p: float, is_series: bool) -> str:
+    """Returns the direction of an effect, if it is significant.
+
+    >>> name_direction(Comparison(0.1, 0.05, 0.15, 0.01), 0.01, False)
+    'higher'
+    """
+    if not p < LEVEL:
+        return NOT_SHOWN
+    up, down = ("rise", "fall") if is_series else ("higher", "lower")
+    return up if comparison.difference > 0 else down
+
+
+def describe_effect(finding: Finding) -> str:
+    """Returns the effect with its interval, or the ratio."""
+    comparison = finding.comparison
+    assert comparison is not None
+    values = (comparison.difference, comparison.low, comparison.high)
+    if finding.is_ratio:
+        ratio, low, high = (f"{math.exp(value):.3g}" for value in values)
+        return f"x {ratio} [{low}, {high}]"
+    effect, low, high = (f"{value:+.3f}" for value in values)
+    return f"{effect} [{low}, {high}]"
+
+
+def quote(block: str) -> str:
+    """Quotes a name with spaces for the shell."""
+    return f'"{block}"' if " " in block else block
 
 
 def methods_table(cells: Sequence[Cell]) -> Iterator[str]:
     """Yields a line per method, the best one first."""
     first = cells[0].results[0]
-    order = sorted(cells, key=lambda cell: float(np.mean(cell.tests)), reverse=first["mode"] == "max")
-    yield f"| method | seeds | test {first['metric']} | learning rate | parameters | minutes | peak MB |"
-    yield "|---|---|---|---|---|---|---|"
+    metric = first.get("test_metric") or first["metric"]
+    higher_is_better = first["mode"] == "max" or bool(first.get("test_metric"))
+    order = sorted(cells, key=lambda cell: float(np.mean(cell.tests)), reverse=higher_is_better)
+    yield f"| method | seeds | test {metric} | learning rate | parameters | steps | minutes | peak MB |"
+    yield "|---|---|---|---|---|---|---|---|"
     for cell in order:
         first = cell.results[0]
         mean, half_width = student_interval(cell.tests)
         spread = f" ± {half_width:.3f}" if len(cell.tests) > 1 else ""
         minutes = np.mean([result.get("train_seconds", 0.0) for result in cell.results]) / 60
-        peak = max(result["peak_mb"] for result in cell.results)
+        peak = max(result.get("train_peak_mb", result["peak_mb"]) for result in cell.results)
         columns = [cell.method, str(len(cell.tests)), f"{mean:.3f}{spread}"]
-        columns += [
-            str(first["rate"] or "-"),
-            f"{first.get('trainable_parameters', 0):,}",
-            f"{minutes:.1f}",
-            f"{peak:,}",
-        ]
+        columns += [str(first["rate"] or "-"), f"{first.get('trainable_parameters', 0):,}"]
+        columns += [str(first["steps"]) if first["rate"] else "-", f"{minutes:.1f}", f"{peak:,}"]
         yield f"| {' | '.join(columns)} |"
     yield ""
 
@@ -114,26 +255,27 @@ def pairs_table(cells: Sequence[Cell]) -> Iterator[str]:
     """Yields a line per pair of methods that differ after the correction, and a list of the other pairs."""
     pairs = []
     for one, other in combinations(cells, 2):
-        if one.row_scores.size == other.row_scores.size > 0:
+        rows = {scores.shape[-1] for scores in (one.row_scores, other.row_scores)}
+        if len(rows) == 1 and rows != {0}:
             pairs.append((one, other))
     if not pairs:
         return
-    differences = [one.row_scores - other.row_scores for one, other in pairs]
-    adjusted = adjust_holm([sign_flip_test(difference.tolist()) for difference in differences])
-    yield f"Pairs that differ on the test rows (adjusted p < {LEVEL}, {len(pairs)} pairs):\n"
+    comparisons = [compare_rows(one.row_scores, other.row_scores) for one, other in pairs]
+    adjusted = adjust_holm([comparison.p for comparison in comparisons])
+    yield f"Pairs that differ over test rows and seeds (adjusted p < {LEVEL}, {len(pairs)} pairs):\n"
     yield "| pair | difference | 95 % interval | adjusted p |"
     yield "|---|---|---|---|"
     equal = []
-    for (one, other), difference, p in zip(pairs, differences, adjusted, strict=True):
-        better, worse, sign = (one, other, 1) if difference.mean() >= 0 else (other, one, -1)
+    for (one, other), comparison, p in zip(pairs, comparisons, adjusted, strict=True):
+        is_first_better = comparison.difference >= 0
+        better, worse = (one, other) if is_first_better else (other, one)
         if p >= LEVEL:
             equal.append(f"{better.method} and {worse.method}")
             continue
-        gains = sign * difference
-        low, high = bootstrap(gains.tolist(), draws=2000)
-        names = f"{better.method} over {worse.method}"
-        interval = f"[{low:.3f}, {high:.3f}]"
-        yield f"| {names} | {gains.mean():.3f} | {interval} | {p:.4f} |"
+        low, high = comparison.low, comparison.high
+        bounds = (low, high) if is_first_better else (-high, -low)
+        interval = f"[{bounds[0]:.3f}, {bounds[1]:.3f}]"
+        yield f"| {better.method} over {worse.method} | {abs(comparison.difference):.3f} | {interval} | {p:.4f} |"
     if equal:
         yield f"\nNo difference is shown between {'; '.join(equal)}."
     yield ""

@@ -15,7 +15,6 @@ import yaml
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks" / "evidence"))
 import run_queue
-import tables
 from plan import Plan
 
 RATES = [0.1, 0.01]
@@ -204,21 +203,3 @@ def test_the_rate_is_selected_by_validation_and_other_settings_are_other_jobs(ex
     config["settings"]["rate_steps"] = 7
     experiments.write_text(yaml.safe_dump(config))
     assert {job.key for job in Plan(experiments).jobs([])}.isdisjoint({job.key for job in candidates})
-
-
-def test_tables_name_pairs_that_differ_and_pairs_that_do_not():
-    def results(method, scores):
-        common = {"block": "b", "task": "t", "backbone": "m", "metric": "accuracy", "mode": "max", "peak_mb": 9}
-        common |= {"steps": 5, "rate": 0.1, "selects_rate": False, "train_seconds": 60.0, "trainable_parameters": 1200}
-        return [
-            {**common, "method": method, "seed": seed, "test": sum(scores) / len(scores), "row_scores": scores}
-            for seed in (1, 2)
-        ]
-
-    low, high = [0.0] * 30 + [1.0] * 10, [1.0] * 40
-    rows = [*results("weak", low), *results("strong", high), *results("also strong", high)]
-    text = "\n".join(tables.page(rows))
-    assert "| strong | 2 | 1.000 ± 0.000 | 0.1 | 1,200 | 1.0 | 9 |" in text
-    assert "| strong over weak | 0.750 |" in text
-    assert "| also strong over weak | 0.750 |" in text
-    assert "No difference is shown between strong and also strong." in text
