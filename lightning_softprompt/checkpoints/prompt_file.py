@@ -41,7 +41,8 @@ class SavedPrompt:
         method: Class path and arguments of the method, as plain values.
         rows: How rows are written, by task, as plain values; a single task has the name "". Empty in files of earlier
             versions.
-        wandb_run: The W&B run of the training, as `{"id": ...}`; empty if the training was not logged to W&B.
+        wandb_run: The W&B run of the training, as `{"id": ...}`, with the name of the file as `"prompt"` if it is one
+            of several replicas; empty if the training was not logged to W&B.
     """
 
     tensors: Mapping[str, Tensor]
@@ -66,12 +67,18 @@ def split_replicas(saved: SavedPrompt) -> list[SavedPrompt]:
         return [saved]
     method = {**saved.method, "replicas": 1}
     prompts = []
-    for number in numbers:
+    for k, number in enumerate(numbers):
         prefix = f"{REPLICAS}.{number}."
         names = [name for name in saved.tensors if name.startswith(prefix)]
         tensors = {name.removeprefix(prefix): saved.tensors[name] for name in names}
-        prompts.append(SavedPrompt(tensors, saved.backbone, method, saved.rows, saved.wandb_run))
+        wandb_run = {**saved.wandb_run, "prompt": replica_name(k)} if saved.wandb_run else {}
+        prompts.append(SavedPrompt(tensors, saved.backbone, method, saved.rows, wandb_run))
     return prompts
+
+
+def replica_name(k: int) -> str:
+    """Returns the name of the k-th replica, starting at 0, in logs and files."""
+    return f"replica_{k + 1}"
 
 
 def replica_numbers(tensors: Mapping[str, Tensor]) -> list[int]:

@@ -209,7 +209,7 @@ class WandbRun(WandbLogger):
         }
         self._continues = identity is not None and identity.continues
         self._earlier_folder = None if identity is None else identity.earlier_folder
-        self._source = None if identity is None else identity.source
+        self._sources = () if identity is None else identity.sources
         self._lost = False  # whether W&B has failed
         self.is_disabled = False  # whether the start of the run is still disabled
 
@@ -222,8 +222,7 @@ class WandbRun(WandbLogger):
         if self._experiment is None:
             self._experiment = run = self._start()
             self._define_metrics(run)
-            if self._source is not None:
-                link_prompts(run, [self._source])
+            link_prompts(run, self._sources)
         return cast("Run", self._experiment)
 
     @property

@@ -16,16 +16,17 @@ log = logging.getLogger(__name__)
 PACKAGE_FOLDER = Path(__file__).resolve().parents[1]
 ARTIFACT_TYPE = "soft-prompt"
 PLUGIN_TYPE = "plug-in"
+PROMPT = "prompt"  # name of the file of a single prompt, without its suffix
 ALIASES = ("best", "latest")
 
 
-def artifact_name(wandb_id: str, file: str = "prompt") -> str:
+def artifact_name(wandb_id: str, file: str = PROMPT) -> str:
     """Returns the name of the artifact of a prompt file: `prompt-<id of the W&B run>`, and the name of a replica.
 
     >>> artifact_name("4d2d697b"), artifact_name("4d2d697b", "replica_2")
     ('prompt-4d2d697b', 'prompt-4d2d697b-replica_2')
     """
-    return f"prompt-{wandb_id}" if file == "prompt" else f"prompt-{wandb_id}-{file}"
+    return f"prompt-{wandb_id}" if file == PROMPT else f"prompt-{wandb_id}-{file}"
 
 
 def log_prompt(run: Run, path: Path, metadata: Mapping[str, Any]) -> None:
@@ -80,7 +81,7 @@ def find_source(objects: Iterable[object]) -> list[Path]:
     return sorted(files)
 
 
-def link_prompts(run: Run, sources: Sequence[str]) -> None:
+def link_prompts(run: Run, prompts: Sequence[str]) -> None:
     """Link a run to the prompts that it starts from, artifacts of other runs.
 
     Offline, W&B cannot use artifacts: `use_artifact` raises an error. Online, it raises one if the project has no such
@@ -89,11 +90,11 @@ def link_prompts(run: Run, sources: Sequence[str]) -> None:
 
     Args:
         run: The W&B run.
-        sources: Ids of the W&B runs that trained the prompts.
+        prompts: Names of the artifacts of the prompts.
     """
     import wandb
 
-    names = [f"{artifact_name(source)}:{ALIASES[0]}" for source in sources]
+    names = [f"{prompt}:{ALIASES[0]}" for prompt in prompts]
     if not names:
         return
     run.config.update({"used_prompt": ", ".join(names)}, allow_val_change=True)

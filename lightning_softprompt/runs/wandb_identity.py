@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from lightning_softprompt.checkpoints.checkpoint_file import load_checkpoint
-from lightning_softprompt.checkpoints.prompt_file import WANDB_RUN, read_prompt
+from lightning_softprompt.checkpoints.prompt_file import WANDB_RUN, read_prompt, replica_name, replica_numbers
 from lightning_softprompt.runs.run_record import read_record
 from lightning_softprompt.runs.run_spec import RunSpec
+from lightning_softprompt.runs.wandb_artifacts import PROMPT, artifact_name
 
 EVALUATIONS = ("validate", "test")  # commands that add to the run of the training
 VALID_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -32,7 +33,7 @@ class WandbIdentity:
         tags: Tags of the run.
         notes: Notes of the run.
         continues: Whether an earlier command has logged to the run.
-        source: Id of another run, whose prompt this run starts from.
+        sources: Names of the artifacts of prompts of another run that this run starts from.
         earlier_folder: Folder of a command that has logged to the run, if it exists.
     """
 
@@ -43,7 +44,7 @@ class WandbIdentity:
     tags: Sequence[str] | None = None
     notes: str | None = None
     continues: bool = False
-    source: str | None = None
+    sources: Sequence[str] = ()
     earlier_folder: Path | None = None
 
     @property
@@ -77,6 +78,7 @@ def identify_run(
         checkpoint: The checkpoint that is resumed or evaluated, if any.
         prompt: The prompt file that the command starts from, if any.
     """
+    start = checkpoint or prompt
     trained = find_wandb_id(checkpoint, prompt)
     is_resumed = command == "fit" and checkpoint is not None
     is_evaluation = command in EVALUATIONS and run.display_name is None
@@ -92,8 +94,8 @@ def identify_run(
         run.tags if run.tags is not None else (None if keeps else _default("WANDB_TAGS", list(tags))),
         run.notes,
         continues=earlier is not None,
-        source=trained if earlier is None else None,
-        earlier_folder=None if earlier is None else find_run_folder(checkpoint or prompt, earlier),
+        sources=find_prompt_artifacts(start) if earlier is None and start is not None else (),
+        earlier_folder=None if earlier is None else find_run_folder(start, earlier),
     )
 
 
@@ -124,6 +126,20 @@ def find_wandb_id(checkpoint: Path | None, prompt: Path | None) -> str | None:
         return None
     # the file has the id, also as a copy in a library; files of earlier versions have it in the record beside them
     return _read_id(read_prompt(prompt).wandb_run) or _valid_id(read_record(prompt.parent).wandb_id)
+
+
+def find_prompt_artifacts(path: Path) -> list[str]:
+    """Return the names of the W&B artifacts of the prompts in a file; none if their training was not logged to W&B.
+
+    Args:
+        path: A prompt file, or the checkpoint of a run, which has a prompt for each replica.
+    """
+    saved = read_prompt(path)
+    wandb_id = _read_id(saved.wandb_run) or _valid_id(read_record(path.parent).wandb_id)
+    if wandb_id is None:
+        return []
+    files = [replica_name(k) for k in range(len(replica_numbers(saved.tensors)))]
+    return [artifact_name(wandb_id, file) for file in files or [_valid_id(saved.wandb_run.get("prompt")) or PROMPT]]
 
 
 def find_run_folder(file: Path | None, wandb_id: str) -> Path | None:

@@ -15,7 +15,7 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim import Optimizer
 
 from lightning_softprompt.backbones.loading import load_backbone
-from lightning_softprompt.checkpoints.prompt_file import replica_numbers
+from lightning_softprompt.checkpoints.prompt_file import replica_name, replica_numbers
 from lightning_softprompt.checkpoints.restore import load_module
 from lightning_softprompt.checkpoints.roles import Roles
 from lightning_softprompt.core.types import Batch, SoftPrompt
@@ -88,7 +88,7 @@ class Replicas(TrainerHooks):
         first_seed = torch.initial_seed()
         self.seeds = spec.seeds or [first_seed + k for k in range(spec.count)]
         self.rates: Sequence[float | None] = spec.learning_rates or [None] * spec.count
-        self.replica_names = [f"replica_{k + 1}" for k in range(spec.count)]
+        self.replica_names = [replica_name(k) for k in range(spec.count)]
         copies = {str(k): deepcopy(method) for k in range(spec.count)}
         self.replicas = Roles(copies)
         for replica, init in zip(self.methods, spec.inits or [], strict=False):

@@ -330,13 +330,21 @@ def test_without_wandb_a_prompt_has_no_id_and_its_predictions_have_no_run(run_co
     assert not (predicted / "wandb").exists()
 
 
-def test_replicas_share_a_run(run_command):
+def test_replicas_share_a_run_and_runs_are_linked_to_the_prompt_of_a_replica(run_command, root):
     folder = run_command("fit", "--trainer.max_steps=1", "--replicas=2")
     run = read_run(folder)
     names = {artifact.name for artifact in run.artifacts if artifact.type == "soft-prompt"}
     assert names == {f"prompt-{run.id}-replica_1", f"prompt-{run.id}-replica_2"}
     assert run.rows("val/accuracy/replica_1")
     assert run.rows("val/accuracy/replica_2")
+    copy = root / "copied.safetensors"
+    shutil.copy(folder / "replica_2.safetensors", copy)
+    started = read_run(run_command("fit", "--trainer.max_steps=1", f"--init_from={copy}"))
+    assert started.config["used_prompt"] == f"prompt-{run.id}-replica_2:best"
+    last = folder / "checkpoints" / "last.ckpt"
+    predicted = run_command("predict", f"--ckpt_path={last}", f"--data.predict={root / 'moods' / 'test.jsonl'}")
+    both = f"prompt-{run.id}-replica_1:best, prompt-{run.id}-replica_2:best"
+    assert read_run(predicted).config["used_prompt"] == both
 
 
 def test_metrics_of_classes_have_a_section_of_their_own_and_no_number_is_logged_twice(run_command):

@@ -18,7 +18,7 @@ from lightning_softprompt.methods.optimizers import trainable_parameters
 from lightning_softprompt.methods.trainer_hooks import TrainerHooks
 from lightning_softprompt.runs.loggers import wandb_loggers
 from lightning_softprompt.runs.wandb_artifacts import find_source, link_prompts, log_source
-from lightning_softprompt.runs.wandb_identity import find_wandb_id
+from lightning_softprompt.runs.wandb_identity import find_prompt_artifacts
 from lightning_softprompt.system.git import read_commit
 
 PACKAGES = ("torch", "transformers", "lightning")
@@ -77,7 +77,7 @@ class WandbReport(Callback):
         module = cast(TrainerHooks, pl_module)
         config = describe_run(trainer, module)
         rows = count_rows(trainer)
-        sources = find_source_ids(module) if self.uses_init else []
+        sources = find_sources(module) if self.uses_init else []
         for logger in loggers:
             # an evaluation and a resumed training continue the run, so they replace values of the earlier command
             logger.experiment.config.update({**config, **rows}, allow_val_change=True)
@@ -110,11 +110,11 @@ def list_parts(trainer: Trainer, module: LightningModule) -> list[object]:
     return [*parts, *attributes]
 
 
-def find_source_ids(module: TrainerHooks) -> list[str]:
-    """Returns the ids of the W&B runs that trained the prompts from which the initial parameters come, each once."""
+def find_sources(module: TrainerHooks) -> list[str]:
+    """Returns the W&B artifacts of the prompts from which the initial parameters come, each once."""
     paths = [path for method in module.methods for path in method.prompt_sources]
-    ids = [find_wandb_id(None, path) for path in dict.fromkeys(paths)]
-    return [name for name in dict.fromkeys(ids) if name is not None]
+    names = [name for path in dict.fromkeys(paths) for name in find_prompt_artifacts(path)]
+    return list(dict.fromkeys(names))
 
 
 def describe_run(trainer: Trainer, module: TrainerHooks) -> dict[str, Any]:
