@@ -116,6 +116,11 @@ class Plan:
         """The number of training steps of blocks that do not set another one."""
         return int(self._config["settings"]["steps"])
 
+    @property
+    def data_paths(self) -> list[str]:
+        """The folders of all tasks, below the folder of all data."""
+        return [task["path"] for task in self._config["tasks"].values()]
+
     def jobs(self, results: Sequence[Mapping[str, Any]], blocks: Collection[str] = ()) -> Iterator[Job]:
         """Yields all jobs whose settings are known: the rate of a method is known once its candidates have results.
 

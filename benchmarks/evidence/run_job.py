@@ -28,6 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", help="folder of the run and its result")
     parser.add_argument("data", help="folder of all data sets")
+    parser.add_argument("models", help="folder of models that are not packages")
     parser.add_argument("device", choices=["cpu", "cuda"])
     parser.add_argument("job", help="the job as JSON")
     parser.add_argument("machine", help="the description of the machine and the code as JSON")
@@ -35,7 +36,7 @@ def main() -> None:
     started = time.monotonic()
     job = Job(**json.loads(args.job))
     folder = Path(args.folder)
-    arguments = to_arguments(job, folder, Path(args.data), args.device)
+    arguments = to_arguments(job, folder, Path(args.data), Path(args.models), args.device)
     is_resumed = (folder / "job").is_dir()
     trains, checkpoint = "trainer.max_steps" in job.options, None
     result: dict[str, Any] = {}
@@ -64,10 +65,11 @@ def describe_cost(started: float) -> dict[str, float]:
     }
 
 
-def to_arguments(job: Job, folder: Path, data: Path, device: str) -> list[str]:
+def to_arguments(job: Job, folder: Path, data: Path, models: Path, device: str) -> list[str]:
     """Returns the options that all commands of the job share.
 
-    In options, `{data}` is the folder of all data sets, and `{shared}` a folder that jobs share, such as for indexes.
+    In options, `{data}` is the folder of all data sets, `{models}` that of models, and `{shared}` a folder that jobs
+    share, such as for indexes.
     """
     options = {
         **job.options,
@@ -82,7 +84,7 @@ def to_arguments(job: Job, folder: Path, data: Path, device: str) -> list[str]:
     if device == "cuda":  # full fine-tuning needs float32 weights: in bfloat16 its small updates would be rounded away
         trains_weights = job.options["model"] == "FullFineTuning"
         options |= {"backbone.dtype": "float32" if trains_weights else "bfloat16", "trainer.precision": "bf16-mixed"}
-    places = {"{data}": str(data), "{shared}": str(folder.parent / "shared")}
+    places = {"{data}": str(data), "{models}": str(models), "{shared}": str(folder.parent / "shared")}
     arguments = []
     for name, value in options.items():
         text = str(value)

@@ -41,6 +41,7 @@ REPOSITORY = HERE.parents[1]
 CODE = ("lightning_softprompt", "benchmarks/evidence/*.py")  # changes of these files count as changes of the code
 SET_PARENT_DEATH_SIGNAL = 1  # of Linux' prctl
 LOWEST_PRIORITY = 19
+MODELS = "{models}"  # in options: the folder of models
 Result = dict[str, Any]
 
 
@@ -52,6 +53,7 @@ def main() -> None:
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of all data sets (default: data)")
+    parser.add_argument("--models", type=Path, default=Path("models"), help="folder of models that are not packages")
     parser.add_argument("--experiments", type=Path, default=HERE / "experiments.yaml", metavar="YAML")
     parser.add_argument("--results", type=Path, default=HERE / "results.jsonl", metavar="JSONL")
     parser.add_argument(
@@ -86,9 +88,17 @@ def run_jobs(args: argparse.Namespace, lock_descriptor: int) -> list[str]:
         lock_descriptor: The lock file, which jobs inherit: a job that survives the queue keeps the lock.
     """
     failed: list[str] = []
+    missing: list[str] = []  # models of skipped jobs
+    skipped: set[str] = set()
     end = time.monotonic() + 60 * args.minutes
-    while jobs := [job for job in open_jobs(args.experiments, args.results, args.blocks) if job.key not in failed]:
+    while jobs := [job for job in open_jobs(args.experiments, args.results, args.blocks) if job.key not in skipped]:
         job = jobs[0]
+        if (model := missing_model(job, args.models)) is not None:
+            if model not in missing:
+                print(f"skipped: there is no {model}; see benchmarks/README.md", flush=True)
+                missing.append(model)
+            skipped.add(job.key)
+            continue
         if time.monotonic() > end:
             print("the time is over; start the queue again to continue")
             return failed
@@ -98,10 +108,11 @@ def run_jobs(args: argparse.Namespace, lock_descriptor: int) -> list[str]:
         if result is None:
             print(f"failed; see {args.work / job.key / 'log.txt'}", flush=True)
             failed.append(job.key)
+            skipped.add(job.key)
         else:
             append(args.results, result)
     remove_finished(args.results, args.work)
-    if not failed:
+    if not skipped:
         print("all experiments have results")
     return failed
 
@@ -191,7 +202,7 @@ def run_job(job: Job, args: argparse.Namespace, lock_descriptor: int) -> Result 
     report = folder / "result.json"
     environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads), "MKL_NUM_THREADS": str(args.threads)}
     environment |= {"PYTHONPATH": f"{REPOSITORY}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-    places = [str(folder.resolve()), str(args.data.resolve())]
+    places = [str(path.resolve()) for path in (folder, args.data, args.models)]
     words = [*places, args.device, json.dumps(asdict(job)), json.dumps(describe_machine(args))]
     if not report.is_file():
         with (folder / "log.txt").open("a") as output:
@@ -208,6 +219,13 @@ def run_job(job: Job, args: argparse.Namespace, lock_descriptor: int) -> Result 
         if code:
             return None
     return {"key": job.key, **asdict(job), **json.loads(report.read_text())}
+
+
+def missing_model(job: Job, models: Path) -> str | None:
+    """Returns the folder of the job's backbone if it is below the folder of models, but does not exist."""
+    name = str(job.options["backbone.name"])
+    folder = Path(name.replace(MODELS, str(models)))
+    return str(folder) if MODELS in name and not folder.is_dir() else None
 
 
 def prepare_process(parent: int) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import yaml
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks" / "evidence"))
+import run_job
 import run_queue
 from plan import Plan
 
@@ -118,7 +120,7 @@ def test_a_result_that_was_not_appended_is_not_measured_again(tmp_path, experime
     assert "the time is over" in output
     args = argparse.Namespace(
         experiments=experiments, results=results, work=tmp_path / "work", data=tmp_path / "data", device="cpu",
-        threads=1, minutes=1e-6,
+        threads=1, models=tmp_path,
     )  # fmt: skip
     assert run_queue.run_job(run_queue.open_jobs(experiments, results)[0], args, 0)["validation"] == RATES[1]
     run_queue.remove_finished(results, args.work)
@@ -146,7 +148,8 @@ def test_a_job_that_fails_does_not_stop_the_queue(tmp_path, experiments, monkeyp
 def test_a_command_that_fails_gives_no_result(tmp_path, experiments):
     job = next(Plan(experiments).jobs([]))
     broken = replace(job, options={**job.options, "model.length": -1})
-    args = argparse.Namespace(work=tmp_path / "work", data=tmp_path / "data", device="cpu", threads=1)
+    folders = {"work": tmp_path / "work", "data": tmp_path / "data", "models": tmp_path}
+    args = argparse.Namespace(**folders, device="cpu", threads=1)
     with run_queue.lock(tmp_path / "results.jsonl") as descriptor:
         assert run_queue.run_job(broken, args, descriptor) is None
     assert "length" in (args.work / broken.key / "log.txt").read_text()
@@ -203,3 +206,50 @@ def test_the_rate_is_selected_by_validation_and_other_settings_are_other_jobs(ex
     config["settings"]["rate_steps"] = 7
     experiments.write_text(yaml.safe_dump(config))
     assert {job.key for job in Plan(experiments).jobs([])}.isdisjoint({job.key for job in candidates})
+
+
+def test_jobs_of_a_model_that_is_not_there_are_skipped(tmp_path, experiments, monkeypatch, capsys):
+    config = yaml.safe_load(experiments.read_text())
+    config["backbones"]["absent"] = {"backbone.name": "{models}/absent"}
+    config["blocks"][0]["backbones"] = ["absent", "tiny"]
+    experiments.write_text(yaml.safe_dump(config))
+
+    def run_job(job, args, lock_descriptor):
+        return {"key": job.key, "validation": job.rate, "backbone": job.backbone}
+
+    monkeypatch.setattr(run_queue, "run_job", run_job)
+    words = [f"--experiments={experiments}", f"--results={tmp_path / 'r.jsonl'}", f"--work={tmp_path / 'work'}"]
+    monkeypatch.setattr(sys, "argv", ["run_queue.py", *words, f"--models={tmp_path}"])
+    run_queue.main()
+    output = capsys.readouterr().out
+    assert output.count(f"skipped: there is no {tmp_path / 'absent'}") == 1
+    assert "all experiments have results" not in output
+    assert [result["backbone"] for result in run_queue.read_results(tmp_path / "r.jsonl")] == ["tiny"] * 3
+
+
+def test_an_archive_runs_the_queue_on_another_machine(tmp_path, experiments):
+    """Packs code, data and experiments, unpacks them elsewhere, and lists the jobs there."""
+    archive = tmp_path / "evidence.tar.gz"
+    words = [f"--data={tmp_path / 'data'}", f"--experiments={experiments}", f"--out={archive}"]
+    folder = Path(run_queue.HERE)
+    subprocess.run([sys.executable, folder / "pack.py", *words], check=True, timeout=120)
+    elsewhere = tmp_path / "elsewhere"
+    with tarfile.open(archive) as file:
+        file.extractall(elsewhere, filter="data")
+    assert (elsewhere / "evidence" / "data" / "rows" / "train.jsonl").is_file()
+    command = ["sh", elsewhere / "evidence" / "run.sh", "--list", "--experiments", experiments]
+    environment = {**os.environ, "PYTHON": sys.executable}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120)
+    assert result.stdout.split() == [job.key for job in Plan(experiments).jobs([])]
+
+
+def test_options_of_a_gpu_are_bfloat16_except_for_trained_weights(experiments):
+    job = next(Plan(experiments).jobs([]))
+    folders = [Path("run"), Path("data"), Path("models")]
+    assert "--trainer.accelerator=cpu" in run_job.to_arguments(job, *folders, "cpu")
+    arguments = run_job.to_arguments(job, *folders, "cuda")
+    assert {"--trainer.accelerator=gpu", "--backbone.dtype=bfloat16", "--trainer.precision=bf16-mixed"} <= set(
+        arguments
+    )
+    tuned = replace(job, options={**job.options, "model": "FullFineTuning"})
+    assert "--backbone.dtype=float32" in run_job.to_arguments(tuned, *folders, "cuda")
