@@ -26,7 +26,7 @@ from lightning_softprompt.analysis.passage_effects import (
     AnswerEffects,
     passage_masses,
 )
-from lightning_softprompt.reports.html import article, collapse, contents, highlight, image, page, section, table
+from lightning_softprompt.reports.html import article, collapse, contents, image, page, section, table
 from lightning_softprompt.system.printable import html_text
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 Rows = list[list[str]]
 Summary = Mapping[str, Mapping[str, Mapping[str, Any]]]  # of a measure, by answer and name
-BAR_LENGTH = 10  # characters of the longest bar of a row
+BAR_LENGTH = 6  # characters of the longest bar of a row
 EFFECTS_NOTE = (
     "An effect is a difference of log p(answer) in nats: 0.7 doubles the probability of the answer. The Shapley value "
     "of a passage is its mean effect over all subsets of the other passages; leave-one-out is its effect in addition "
@@ -44,7 +44,8 @@ ATTENTION_NOTE = (
     "Attention of the positions that predict the generated answer, as means over heads, answer tokens and rows. "
     "Attention shows where a position looks, not what determines the answer: interpret it only together with the "
     "effects of passages, and if it differs between the conditions. The conditions are the rows of the run, the "
-    "passages in reversed order, the question of another row, and the model without the prompt."
+    "passages in reversed order, the question of another row, and the model without the prompt. The lift is the mass "
+    "divided by the share of tokens; tokens at the start of rows, which have much attention in each row, do not count."
 )
 POSITION_NOTE = (
     "If the first position has most attention in both orders, the attention depends on the position of a passage and "
@@ -94,11 +95,11 @@ def attention_rows(explanations: Sequence[Explanation]) -> tuple[list[str], Rows
     lifts = lift(masses[RUN], num_tokens)
     rows = []
     for part in PARTS:
-        if part in masses[RUN]:
+        if part in masses[RUN] and num_tokens[part]:
             by_condition = [f"{masses[condition].get(part, 0.0):.3f}" for condition in conditions]
             lift_of_part = f"{lifts[part]:.2f}" if part in lifts else "-"
             rows.append([part, f"{num_tokens[part]:.1f}", *by_condition, lift_of_part])
-    return ["part", "tokens", *(CONDITIONS[name] for name in conditions), "mass / share of tokens (run)"], rows
+    return ["part", "tokens", *(CONDITIONS[name] for name in conditions), "lift"], rows
 
 
 def position_rows(explanations: Sequence[Explanation]) -> tuple[list[str], Rows]:
@@ -130,8 +131,10 @@ def explanation_page(
         note: Text below the title.
     """
     title = "Effects of passages"
-    sections = {title: section(title, table(*measure_rows(summary)), EFFECTS_NOTE)}
-    if any(explanation.is_relevant for explanation in explanations):
+    header, rows = measure_rows(summary)
+    content = table(header[:-1], [row[:-1] for row in rows]) + _definitions(rows)
+    sections = {title: section(title, content, EFFECTS_NOTE)}
+    if any(any(explanation.is_relevant) for explanation in explanations):
         sections[title] += image("effect of each passage on both answers", effects_figure(explanations))
     if comparison is not None:
         title = "Compared with the other run"
@@ -152,15 +155,21 @@ def explanation_page(
     return page(f"Passages of {name}", top + "".join(sections.values()))
 
 
+def _definitions(rows: Rows) -> str:
+    """Returns the meaning of each measure, which would make the table too wide."""
+    items = "".join(f"<dt>{html_text(row[0])}</dt><dd>{html_text(row[-1])}</dd>" for row in rows)
+    return f"<details><summary>What the measures mean</summary><dl>{items}</dl></details>"
+
+
 def _row_article(explanation: Explanation) -> str:
     entries = {
         "question": html_text(explanation.question),
-        "right answer": highlight(explanation.target, explanation.prediction),
-        "generated answer": highlight(explanation.prediction, explanation.target) or "(empty)",
+        "right answer": collapse(explanation.target, explanation.prediction),
+        "generated answer": collapse(explanation.prediction, explanation.target) or "(empty)",
     }
     for name, effects in explanation.answers.items():
-        change = f"log p {effects.log_p_none:.2f} without passages, {effects.log_p_all:.2f} with all"
-        heading = f"effects on the {name} answer ({effects.num_tokens} tokens; {change})"
+        change = f"{effects.log_p_none:.2f} without passages, {effects.log_p_all:.2f} with all of them"
+        heading = f"effects on the {name} answer: log p of its {effects.num_tokens} tokens is {change}"
         entries[heading] = table(*_effect_rows(explanation, name, effects))
     answers = f"{explanation.target} {explanation.prediction}"
     for number, text in enumerate(explanation.texts, start=1):
@@ -171,16 +180,14 @@ def _row_article(explanation: Explanation) -> str:
 
 def _effect_rows(explanation: Explanation, name: str, effects: AnswerEffects) -> tuple[list[str], Rows]:
     """Returns header and rows of the table of passages of an answer."""
-    header = ["passage", "relevant", "leave-one-out", "gradient x input"]
-    columns = [
-        [str(number) for number in range(1, len(explanation.documents) + 1)],
-        ["yes" if is_relevant else "" for is_relevant in explanation.is_relevant],
-        _with_bars(effects.leave_one_out),
-        _with_bars(effects.gradient),
-    ]
+    header = ["passage", "leave-one-out", "gradient x input"]
+    passages = []
+    for number, is_relevant in enumerate(explanation.is_relevant, start=1):
+        passages.append(f"{number}, relevant" if is_relevant else str(number))
+    columns = [passages, _with_bars(effects.leave_one_out), _with_bars(effects.gradient)]
     if effects.shapley is not None:
-        header.insert(2, "Shapley value")
-        columns.insert(2, _with_bars(effects.shapley))
+        header.insert(1, "Shapley value")
+        columns.insert(1, _with_bars(effects.shapley))
     if name == GENERATED and RUN in explanation.attention:
         header.append("attention")
         columns.append(_with_bars(passage_masses(explanation.attention[RUN], len(explanation.documents)), signs=False))
@@ -191,7 +198,7 @@ def _with_bars(values: Sequence[float], signs: bool = True) -> list[str]:
     """Returns values with bars relative to the largest one. Bars of negative values are hollow.
 
     >>> _with_bars([2.0, -1.0])
-    ['+2.00 ██████████', '-1.00 ░░░░░']
+    ['+2.00 ██████', '-1.00 ░░░']
     """
     largest = max(map(abs, values), default=0.0) or 1.0
     texts = []

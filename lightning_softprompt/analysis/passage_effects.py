@@ -108,7 +108,7 @@ class PassageEffects:
         """
         scores = []
         starts = range(0, len(subsets), self.subsets_per_batch)
-        for start in reversed(starts):  # the longest rows first
+        for start in reversed(starts):  # the longest rows first, since longer ones repeat the trial of the path
             chunk = subsets[start : start + self.subsets_per_batch]
             rows = []
             for subset in chunk:

@@ -142,24 +142,27 @@ def explain_rows(
     effects = PassageEffects(module.loaded, module.prompt, 2 if module.device.type == "cpu" else 32)
     try:
         with trainer.precision_plugin.forward_context():
-            return list(_explain_each(data, rows, effects, has_attention))
+            explanations = list(_explain_each(data, rows, effects, has_attention))
     except ValueError as error:
         raise CommandError(f"{folder} cannot be explained: {error}") from error
+    return sorted(explanations, key=lambda explanation: explanation.row)
 
 
 def _explain_each(
     data: RagQaDataModule, rows: Sequence[AnsweredRow], effects: PassageEffects, has_attention: bool
 ) -> Iterator[Explanation]:
-    """Yield the explanation of each row, and print the progress.
+    """Yield the explanation of each row, the longest first, and print the progress.
 
     Raises:
         ValueError: If a row has other passages than in the test.
     """
     index_of = {number: index for index, number in enumerate(data.source_rows("test"))}
+    if missing := [row.number for row in rows if row.number not in index_of]:
+        raise ValueError(f"row {missing[0]} is not among the test rows; its data have changed")
+    lengths = data.split("test").lengths
+    longest_first = sorted(rows, key=lambda row: lengths[index_of[row.number]], reverse=True)
     began = printed = time.monotonic()
-    for done, row in enumerate(rows, start=1):
-        if row.number not in index_of:
-            raise ValueError(f"row {row.number} is not among the test rows; its data have changed")
+    for done, row in enumerate(longest_first, start=1):
         yield _explain_row(data, index_of[row.number], row, effects, has_attention)
         now = time.monotonic()
         if sys.stderr.isatty() or now - printed > SECONDS_BETWEEN_LINES or done == len(rows):
