@@ -31,6 +31,8 @@ class MaskedCodec(Codec):
         ValueError: If the tokenizer has no mask token.
     """
 
+    answer_location = "inside"
+
     def __init__(self, tokenizer: PreTrainedTokenizerBase, padding_side: str = "right") -> None:
         super().__init__(tokenizer, padding_side)
         if tokenizer.mask_token_id is None:

@@ -29,6 +29,8 @@ NO_LATE_TOKENS = "encoder-decoders do not support soft tokens at a middle layer;
 class Seq2SeqCodec(Codec):
     """The encoder reads the text of the template, and the decoder generates the target."""
 
+    answer_location = "decoder"
+
     def assemble(self, before: Sequence[int], after: Sequence[int], answer: Sequence[int]) -> tuple[list[int], range]:
         """The source only, since the answer belongs to the decoder."""
         return [*before, *after], range(0)

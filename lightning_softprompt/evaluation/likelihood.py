@@ -19,7 +19,8 @@ from lightning_softprompt.evaluation.metrics.text_rows import Numbers, TextRows
 COUNTS = ("nats", "tokens", "words", "bytes")
 COLUMNS = (*COUNTS, "document", "corpus")
 BITS = "bits_per_byte"
-METRICS = ("cross_entropy", "perplexity", "word_perplexity", "byte_perplexity", BITS, "tokens_per_word")
+PER_TOKEN = ("cross_entropy", "perplexity")
+METRICS = (*PER_TOKEN, "word_perplexity", "byte_perplexity", BITS, "tokens_per_word")
 
 
 @final
@@ -31,17 +32,22 @@ class LikelihoodEvaluation(Evaluation):
     bytes are those of the text; and `tokens_per_word`. A test also logs the 95 % bootstrap interval of `bits_per_byte`
     over documents, as `bits_per_byte_low` and `bits_per_byte_high`, and the numbers of `documents` and `tokens`.
 
+    If a part of the tokens is predicted, as by masked language modeling, only the metrics per token are defined.
+
     Args:
         corpora: Names of further corpora, whose metrics are logged as `<corpus>/<metric>`.
+        is_complete: Whether all tokens are predicted, each from the tokens before it.
     """
 
-    monitor = (BITS, "min")
-
-    def __init__(self, corpora: Sequence[str] = ()) -> None:
+    def __init__(self, corpora: Sequence[str] = (), is_complete: bool = True) -> None:
         super().__init__()
+        self.is_complete = is_complete
+        self.names = METRICS if is_complete else PER_TOKEN
+        self.score = BITS if is_complete else PER_TOKEN[0]
+        self.monitor = (self.score, "min")
         self.corpora = ("", *corpora)
         self.windows = TextRows(COLUMNS)
-        self.logged = tuple(f"{prefix_of(corpus)}{metric}" for corpus in self.corpora for metric in METRICS)
+        self.logged = tuple(f"{prefix_of(corpus)}{metric}" for corpus in self.corpora for metric in self.names)
 
     def predict(self, lm: PromptedLM, batch: Batch) -> list[dict[str, Any]]:
         """Returns the likelihood of each window."""
@@ -66,11 +72,12 @@ class LikelihoodEvaluation(Evaluation):
     def _records(self, measures: Sequence[dict[str, float]], batch: Batch) -> list[dict[str, Any]]:
         records = []
         for row, window in zip(measures, windows_of(batch), strict=True):
-            bits = bits_per_byte(row["nats"], row["bytes"])
+            score = bits_per_byte(row["nats"], row["bytes"]) if self.is_complete else row["nats"] / row["tokens"]
+            unit = "bits per byte" if self.is_complete else "nats per token"
             details: dict[str, Any] = {name: row[name] for name in (*COUNTS, "document")}
             if len(self.corpora) > 1:
                 details["corpus"] = window.corpus
-            records.append({"prediction": f"{bits:.4f} bits per byte", "scores": {BITS: bits}, "details": details})
+            records.append({"prediction": f"{score:.4f} {unit}", "scores": {self.score: score}, "details": details})
         return records
 
     def update(self, lm: PromptedLM, batch: Batch) -> list[dict[str, Any]]:
@@ -90,7 +97,7 @@ class LikelihoodEvaluation(Evaluation):
             is_here = rows.columns["corpus"] == number
             if is_here.any():
                 columns = {name: values[is_here] for name, values in rows.columns.items()}
-                of_corpus = summarize(columns, with_intervals=self.stage == "test")
+                of_corpus = summarize(columns, self.is_complete, with_intervals=self.stage == "test")
                 metrics |= {f"{prefix_of(corpus)}{name}": value for name, value in of_corpus.items()}
         return {name: torch.tensor(value, device=self.windows.device) for name, value in metrics.items()}
 
@@ -117,29 +124,45 @@ def bits_per_byte(nats: float, num_bytes: float) -> float:
     return nats / (max(1, num_bytes) * math.log(2))
 
 
-def summarize(columns: dict[str, Numbers], with_intervals: bool) -> dict[str, float]:
+def summarize(columns: dict[str, Numbers], is_complete: bool, with_intervals: bool) -> dict[str, float]:
     """Returns the metrics of windows.
 
     Args:
         columns: The columns of all windows by name, each [R].
+        is_complete: Whether all tokens were predicted.
         with_intervals: Whether to add intervals over documents, and the numbers of documents and tokens.
     """
     nats, tokens, words, num_bytes = (float(columns[name].sum()) for name in COUNTS)
-    metrics = {
-        "cross_entropy": nats / tokens,
-        "perplexity": exponential(nats / tokens),
-        "word_perplexity": exponential(nats / max(1.0, words)),
-        "byte_perplexity": exponential(nats / num_bytes),
-        BITS: bits_per_byte(nats, num_bytes),
-        "tokens_per_word": tokens / max(1.0, words),
-    }
+    metrics = {"cross_entropy": nats / tokens, "perplexity": exponential(nats / tokens)}
+    if is_complete:
+        metrics |= {
+            "word_perplexity": exponential(nats / max(1.0, words)),
+            "byte_perplexity": exponential(nats / num_bytes),
+            BITS: bits_per_byte(nats, num_bytes),
+            "tokens_per_word": tokens / max(1.0, words),
+        }
     if with_intervals:
-        documents, rows = np.unique(columns["document"], return_inverse=True)
-        bits_by_document = np.bincount(rows, columns["nats"] / math.log(2))
-        bytes_by_document = np.bincount(rows, columns["bytes"])
-        low, high = bootstrap_ratio(bits_by_document.tolist(), bytes_by_document.tolist())
-        metrics |= {f"{BITS}_low": low, f"{BITS}_high": high, "documents": float(len(documents)), "tokens": tokens}
+        name, unit = (BITS, "bytes") if is_complete else ("cross_entropy", "tokens")
+        low, high, documents = interval_over_documents(columns, math.log(2) if is_complete else 1.0, unit)
+        metrics |= {f"{name}_low": low, f"{name}_high": high, "documents": float(documents), "tokens": tokens}
     return metrics
+
+
+def interval_over_documents(
+    columns: dict[str, Numbers], nats_per_unit: float, denominator: str
+) -> tuple[float, float, int]:
+    """Returns the 95 % interval of a mean loss over documents, and their number.
+
+    Args:
+        columns: The columns of all windows by name, each [R].
+        nats_per_unit: Nats of the unit of the loss.
+        denominator: The column by which the sum of losses is divided.
+    """
+    documents, rows = np.unique(columns["document"], return_inverse=True)
+    losses = np.bincount(rows, columns["nats"] / nats_per_unit)
+    sizes = np.bincount(rows, columns[denominator])
+    low, high = bootstrap_ratio(losses.tolist(), sizes.tolist())
+    return low, high, len(documents)
 
 
 def exponential(value: float) -> float:

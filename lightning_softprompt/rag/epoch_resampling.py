@@ -2,44 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, cast, final
+from typing import cast, final
 
 import numpy as np
 
 from lightning_softprompt.core.types import Encoded, Example
 from lightning_softprompt.data.prepared import PreparedRows
-from lightning_softprompt.data.sampling.bucketing import BucketBatchSampler
-from lightning_softprompt.data.sampling.resumable import ResumableBatchSampler
 from lightning_softprompt.rag.passage_rendering import PassageRenderer
 from lightning_softprompt.rag.passage_selection import Candidate, QaExample, Rng
-
-
-@final
-class EpochIndexedSampler(ResumableBatchSampler):
-    """Batches of another sampler whose row indices also encode the epoch, so that data workers know the epoch.
-
-    Args:
-        inner: The other sampler.
-    """
-
-    def __init__(self, inner: BucketBatchSampler) -> None:
-        super().__init__(inner.seed)
-        self.inner = inner
-
-    def __len__(self) -> int:
-        return len(self.inner)
-
-    def _batches(self, start: int) -> Iterator[list[int]]:
-        self.inner.set_epoch(self.order_epoch)
-        first = self.order_epoch * len(self.inner.lengths)
-        for rows in self.inner._batches(start):
-            yield [first + row for row in rows]
-
-    @property
-    def _identity(self) -> dict[str, Any]:
-        return self.inner._identity
 
 
 @final

@@ -21,13 +21,14 @@ from lightning_softprompt.data.prepared import Collate, Split
 from lightning_softprompt.data.readers.corpora import Columns
 from lightning_softprompt.data.readers.sources import Origin, first_columns
 from lightning_softprompt.data.sampling.bucketing import Order, ResumableLoader
+from lightning_softprompt.data.sampling.epoch_indexed import EpochIndexedSampler
 from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.evaluation.extended import UserMetrics
 from lightning_softprompt.evaluation.metrics.text import RougeWords
 from lightning_softprompt.evaluation.multiple_choice import ChoiceEvaluation
 from lightning_softprompt.evaluation.qa import QaEvaluation
 from lightning_softprompt.rag.answer_form import DEFAULT_FORM, AnswerForm
-from lightning_softprompt.rag.epoch_resampling import EpochIndexedSampler, ResampledDataset
+from lightning_softprompt.rag.epoch_resampling import ResampledDataset
 from lightning_softprompt.rag.gold import GoldCheck, read_ids
 from lightning_softprompt.rag.index_setup import ensure_index
 from lightning_softprompt.rag.passage_rendering import PASSAGES, PassageRenderer, PassageTemplate
@@ -299,5 +300,6 @@ class RagQaDataModule(SoftPromptDataModule):
             return super().build_loader(name, order)
         form = self.answer_form
         rows = ResampledDataset(self.split(name), self.renderer, form.abstain, form.uses_any_answer, self.seed)
-        sampler = EpochIndexedSampler(self.sampler(name, order, self.ranks))
+        inner = self.sampler(name, order, self.ranks)
+        sampler = EpochIndexedSampler(inner, len(inner.lengths))
         return ResumableLoader(rows, sampler, Collate(self.codec), num_workers=self.num_workers)

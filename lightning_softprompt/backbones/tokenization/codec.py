@@ -48,6 +48,8 @@ class Codec(ABC):
         ValueError: If the tokenizer is not a fast one.
     """
 
+    answer_location: Literal["end", "inside", "decoder"] = "end"  # where a row has its answer: after or in the input
+
     def __init__(self, tokenizer: PreTrainedTokenizerBase, padding_side: str = "right") -> None:
         if not tokenizer.is_fast:
             raise ValueError(
@@ -299,9 +301,15 @@ class Codec(ABC):
         return Encoded(tuple(ids), tuple(answers), targets, slot_positions, word_positions)
 
     def with_answer(self, row: Encoded, answer: Sequence[int]) -> Encoded:
-        """The same row with another answer."""
+        """The same row with another answer.
+
+        Raises:
+            ValueError: If other tokens are between the tokens of its answer, as in corrupted text.
+        """
         first = last = len(row.ids)
         if row.answers:
+            if row.answers[-1] - row.answers[0] >= len(row.answers):
+                raise ValueError("a row whose targets are scattered over its text cannot have another answer")
             first, last = row.answers[0], row.answers[-1] + 1
         slots = [(0, slot) if slot <= first else (1, slot - last) for slot in row.slots]
         words = [(0, word) if word < first else (1, word - last) for word in row.words]

@@ -28,6 +28,7 @@ BASES = (
     "callbacks.algorithms.consolidation.Consolidation",
     "callbacks.algorithms.corruption_probe.CorruptionProbe",
     "callbacks.algorithms.pruning.Pruning",
+    "data.corpus.corruption.Corruption",
     "data.datamodule.SoftPromptDataModule",
     "data.sampling.task_mixing.Sampling",
     "evaluation.base.Evaluation",

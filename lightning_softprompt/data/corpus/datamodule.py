@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, cast, final
 
 import numpy as np
 
 from lightning_softprompt.core.types import Example, WindowExample
-from lightning_softprompt.data.corpus.documents import Boundary, is_folder_of_texts, read_documents, read_text
+from lightning_softprompt.data.corpus.checks import check_corpora, check_parts, describe_size, is_undivided
+from lightning_softprompt.data.corpus.corrupted_rows import CorruptedRows
+from lightning_softprompt.data.corpus.corruption import Corruption, select_corruption
+from lightning_softprompt.data.corpus.documents import Boundary, read_documents, read_text
 from lightning_softprompt.data.corpus.rows import CorpusRows
 from lightning_softprompt.data.corpus.stored_documents import StoredDocuments, store_documents
 from lightning_softprompt.data.corpus.stored_windows import StoredRows, WindowTable
@@ -20,6 +23,8 @@ from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.data.prepared import PreparedRows, Split
 from lightning_softprompt.data.readers.sources import DataError, OnBadRow, Origin, Rows
 from lightning_softprompt.data.sampling.bucketing import Order, ResumableLoader
+from lightning_softprompt.data.sampling.epoch_indexed import EpochIndexedSampler
+from lightning_softprompt.data.sampling.resumable import ResumableBatchSampler
 from lightning_softprompt.data.sampling.task_mixing import MixedBatchSampler, quotas
 from lightning_softprompt.data.splits.row_source import is_file
 from lightning_softprompt.data.token_cache import content_key
@@ -28,7 +33,7 @@ from lightning_softprompt.evaluation.likelihood import LikelihoodEvaluation
 
 log = logging.getLogger(__name__)
 MIN_WINDOW = 16  # bytes
-NAME = re.compile(r"\w[\w-]*")
+EVALUATION_SEED = 0  # of the corruption in validation and test, which does not depend on `seed`
 OF_MAIN_CORPUS = ("backbone", "path", "train", "validation", "test", "predict", "corpora", "rates")
 
 
@@ -54,6 +59,9 @@ class CorpusDataModule(SoftPromptDataModule):
         window: Maximum bytes of a window in UTF-8. A window that has more than max_tokens tokens is divided.
         boundary: What ends a document of a text file: a blank line, each line, or the end of the file (default: a blank
             line, and the end of the file in a folder).
+        corruption: Which tokens are predicted (default: all tokens for decoders, `MaskTokens` for encoders, and
+            `CorruptSpans` for encoder-decoders, which also support `SplitPrefix`). Training selects other tokens in
+            each epoch; validation and test always select the same ones.
         stream: Whether to read windows from disk when they are used, for a corpus that does not fit into memory. Its
             text is copied to the cache folder once.
         corpora: Sources of further corpora by name, such as `{general: wikitext.txt}`. Validation and test score them,
@@ -63,7 +71,8 @@ class CorpusDataModule(SoftPromptDataModule):
         common: Arguments of every data module.
 
     Raises:
-        ValueError: If the template has columns, the window is too small, or a rate names no corpus.
+        ValueError: If the template has columns or does not end with the target, the window is too small, or a rate
+            names no corpus.
     """
 
     def __init__(
@@ -72,6 +81,7 @@ class CorpusDataModule(SoftPromptDataModule):
         column: str = "text",
         window: int = 1024,
         boundary: Boundary = "auto",
+        corruption: Corruption | None = None,
         stream: bool = False,
         corpora: dict[str, str] | None = None,
         rates: dict[str, float] | None = None,
@@ -83,6 +93,8 @@ class CorpusDataModule(SoftPromptDataModule):
                 f"the template of CorpusDataModule inserts no columns, got {list(self.template.columns)}; the text of "
                 "data.column is the {target}"
             )
+        if not template.endswith("{target}"):
+            raise ValueError(f"the template of CorpusDataModule must end with {{target}}, got {template!r}")
         if window < MIN_WINDOW:
             raise ValueError(f"window must be at least {MIN_WINDOW} bytes, got {window}")
         if stream and self.batch_tokens is not None:
@@ -90,6 +102,7 @@ class CorpusDataModule(SoftPromptDataModule):
         if stream and self.rename_columns:
             raise ValueError("stream reads a column by its name in the source; set column instead of rename_columns")
         self.column, self.window, self.boundary, self.stream = column, window, boundary, stream
+        self.corruption = corruption
         self.corpora, self.rates = dict(corpora or {}), dict(rates or {})
         check_corpora(self.corpora, self.rates)
         self._row_source.reader = self._read_documents
@@ -103,8 +116,22 @@ class CorpusDataModule(SoftPromptDataModule):
 
     @property
     def evaluation(self) -> Evaluation:
-        """Loss and perplexity per token, word and byte."""
-        return LikelihoodEvaluation(tuple(self.corpora))
+        """Loss and perplexity per token; also per word and byte if all tokens are predicted."""
+        return LikelihoodEvaluation(tuple(self.corpora), is_complete=self.used_corruption is None)
+
+    @cached_property
+    def used_corruption(self) -> Corruption | None:
+        """The corruption, or the default of the backbone's family; None to predict every token.
+
+        Raises:
+            ValueError: If the backbone does not support it.
+        """
+        return select_corruption(self.corruption, self.codec)
+
+    @property
+    def _trains_ends(self) -> bool:
+        """Whether the last window of a document ends with the token that stops generation."""
+        return self.used_corruption is None and bool(self.codec.stop)
 
     @property
     def needed_columns(self) -> tuple[str, ...]:
@@ -141,7 +168,7 @@ class CorpusDataModule(SoftPromptDataModule):
                     WindowExample(
                         {},
                         window.text,
-                        ends_text=is_last and name == "train" and bool(self.codec.stop),
+                        ends_text=is_last and name == "train" and self._trains_ends,
                         document=document,
                         num_bytes=window.num_bytes,
                         num_words=window.num_words,
@@ -215,7 +242,9 @@ class CorpusDataModule(SoftPromptDataModule):
         if rows.skipped:
             log.warning("%d of the %s documents were skipped, the first: %s", len(rows.skipped), name, rows.skipped[0])
         most = self.max_tokens - self._num_extra_tokens
-        return StoredRows.of(rows, table, self._encoder, self.corpus, name == "train", most)
+        is_training = name == "train"
+        ends_documents = is_training and self._trains_ends
+        return StoredRows.of(rows, table, self._encoder, self.corpus, is_training, ends_documents, most)
 
     def rows_digest(self, name: Split) -> str:
         """Returns the number of rows of a split, with a digest of their texts and tokens."""
@@ -247,16 +276,26 @@ class CorpusDataModule(SoftPromptDataModule):
 
     def build_loader(self, name: Split, order: Order) -> ResumableLoader:
         """Returns a loader whose batches are of one corpus, in training by `rates`."""
-        parts = cast(CorpusRows, self.split(name)).parts
-        if len(parts) == 1:
-            return super().build_loader(name, order)
-        samplers = [self.sampler_of_rows(rows, name, order, self.ranks) for rows in parts.values()]
+        rows = cast(CorpusRows, self.split(name))
+        sampler = self._build_sampler(rows, name, order)
+        if self.used_corruption is None:
+            return ResumableLoader(rows, sampler, self.collate, num_workers=self.num_workers)
+        is_training = order == "shuffled"
+        seed = self.seed if is_training else EVALUATION_SEED
+        corrupted = CorruptedRows(rows, self.codec, self.used_corruption, self.template.glue, seed)
+        if is_training:
+            sampler = EpochIndexedSampler(sampler, len(rows))
+        return ResumableLoader(corrupted, sampler, self.collate, num_workers=self.num_workers)
+
+    def _build_sampler(self, rows: CorpusRows, name: Split, order: Order) -> ResumableBatchSampler:
+        samplers = [self.sampler_of_rows(part, name, order, self.ranks) for part in rows.parts.values()]
+        if len(samplers) == 1:
+            return samplers[0]
         counts = None
         if order == "shuffled":
-            rates = [1 - sum(self.rates.values()), *(self.rates[corpus] for corpus in parts if corpus)]
-            counts = quotas(max(len(parts), round(len(samplers[0]) / rates[0])), rates)
-        sampler = MixedBatchSampler(samplers, counts, self.seed)
-        return ResumableLoader(self.split(name), sampler, self.collate, num_workers=self.num_workers)
+            rates = [1 - sum(self.rates.values()), *(self.rates[corpus] for corpus in rows.parts if corpus)]
+            counts = quotas(max(len(rates), round(len(samplers[0]) / rates[0])), rates)
+        return MixedBatchSampler(samplers, counts, self.seed)
 
     def hold_out_rows(self, name: Split) -> tuple[list[Example], list[Origin]]:
         """Holds out whole documents.
@@ -277,49 +316,3 @@ class CorpusDataModule(SoftPromptDataModule):
         if name != "train":  # the end of a document is trained, but not scored
             return [replace(examples[row], ends_text=False) for row in rows], [origins[row] for row in rows]
         return [examples[row] for row in rows], [origins[row] for row in rows]
-
-
-def is_undivided(path: str) -> bool:
-    """Whether documents of a path are divided into splits: a file, a pattern, or a folder without files of splits."""
-    return is_file(path) or is_folder_of_texts(path)
-
-
-def check_corpora(corpora: Mapping[str, str], rates: Mapping[str, float]) -> None:
-    """Checks the names and rates of further corpora.
-
-    Raises:
-        ValueError: If a name cannot be part of the name of a metric, a rate names no corpus or is not above 0, or the
-            rates leave no batch for the main corpus.
-    """
-    if wrong := [name for name in corpora if not NAME.fullmatch(name)]:
-        raise ValueError(f"names of corpora may contain only letters, digits, _ and -, got {wrong}")
-    if unknown := [name for name in rates if name not in corpora]:
-        raise ValueError(f"rates names {unknown}, but corpora are {list(corpora)}; add the source to data.corpora")
-    if any(rate <= 0 for rate in rates.values()) or sum(rates.values()) >= 1:
-        raise ValueError(
-            f"rates must be above 0 and leave a share for the main corpus, so that their sum is below 1, got {rates}"
-        )
-
-
-def check_parts(parts: Mapping[str, Sized], documents: int) -> None:
-    """Checks that each split has documents.
-
-    Raises:
-        ValueError: If one has none.
-    """
-    if not all(map(len, parts.values())):
-        raise ValueError(
-            f"the corpus has {documents} documents, too few to hold out some; set data.validation (and data.test), or "
-            "divide a text file into more documents by data.boundary"
-        )
-
-
-def describe_size(rows: PreparedRows) -> str:
-    """Describes the number of documents, bytes and windows, for the log."""
-    if isinstance(rows, StoredRows):
-        documents, size = len(np.unique(rows.table.documents)), int(rows.table.sizes.sum())
-    else:
-        windows = [cast(WindowExample, example) for example in rows.examples]
-        documents = len({window.document for window in windows})
-        size = sum(window.num_bytes for window in windows)
-    return f"{documents:,} documents, {size:,} bytes, {len(rows):,} windows"

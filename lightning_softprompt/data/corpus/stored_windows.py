@@ -116,7 +116,14 @@ class StoredRows(PreparedRows):
 
     @classmethod
     def of(
-        cls, rows: Rows, table: WindowTable, encoder: RowEncoder, corpus: str, trains: bool, max_text_tokens: int
+        cls,
+        rows: Rows,
+        table: WindowTable,
+        encoder: RowEncoder,
+        corpus: str,
+        truncates: bool,
+        ends_documents: bool,
+        max_text_tokens: int,
     ) -> StoredRows:
         """The windows of a table.
 
@@ -125,11 +132,11 @@ class StoredRows(PreparedRows):
             table: The windows.
             encoder: Converts a window to tokens.
             corpus: Name of the corpus.
-            trains: Whether the windows are trained on: the last window of a document ends with the token that stops
-                generation, and windows with too many tokens are truncated.
+            truncates: Whether windows with too many tokens are truncated, or refused.
+            ends_documents: Whether the last window of a document ends with the token that stops generation.
             max_text_tokens: Maximum tokens of a window.
         """
-        reader = _Reader(rows, table, encoder, corpus, trains, max_text_tokens)
+        reader = _Reader(rows, table, encoder, corpus, truncates, ends_documents, max_text_tokens)
         count = len(table)
         examples: Sequence[Example] = LazySequence(count, reader.example)
         encoded: Sequence[Encoded] = LazySequence(count, reader.encode)
@@ -169,7 +176,8 @@ class _Reader:
     table: WindowTable
     encoder: RowEncoder
     corpus: str
-    trains: bool
+    truncates: bool
+    ends_documents: bool
     max_text_tokens: int
 
     @property
@@ -184,7 +192,7 @@ class _Reader:
         return WindowExample(
             {},
             self.documents.read(int(table.starts[index]), size),
-            ends_text=self.trains and bool(table.is_last[index]) and bool(self.encoder.codec.stop),
+            ends_text=self.ends_documents and bool(table.is_last[index]),
             document=int(table.documents[index]),
             num_bytes=size,
             num_words=int(table.words[index]),
@@ -201,7 +209,7 @@ class _Reader:
         if example.num_bytes >= self.max_text_tokens:
             count = len(self.encoder.codec.ids(example.target))
         surplus = max(0, count - self.max_text_tokens)
-        if surplus and not self.trains:
+        if surplus and not self.truncates:
             raise DataError(
                 f"{self.origin(index).where}: a window has {count} tokens, more than the {self.max_text_tokens} that "
                 "max_tokens allows, and with data.stream windows are not divided; decrease data.window"

@@ -5,7 +5,7 @@ import math
 
 import pytest
 from row_files import read_rows, write_rows
-from runs import read_metrics
+from runs import read_losses, read_metrics
 
 import lightning_softprompt as sp
 from lightning_softprompt.__main__ import main
@@ -241,3 +241,31 @@ def test_tests_are_compared_window_by_window(options, corpus, general, capsys, t
     assert "scored different windows" in capsys.readouterr().err
     assert main(["likelihood", str(tmp_path)]) == 2
     assert "has no test_predictions.jsonl" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("family", ["bert", "bart"])
+def test_a_training_on_corrupted_text_continues_exactly(family, options, tiny_folder, tmp_path):
+    corruption = {
+        "bert": ["--data.corruption=MaskTokens", "--data.corruption.whole_words=true"],
+        "bart": ["--data.corruption=CorruptSpans", "--data.corruption.rate=0.3"],
+    }[family]
+    common = [
+        *options, f"--backbone.name={tiny_folder(family)}", *corruption, "--trainer.log_every_n_steps=1",
+        "--trainer.val_check_interval=2", "--trainer.check_val_every_n_epoch=null",
+    ]  # fmt: skip
+    assert main(["fit", *common, f"--run.folder={tmp_path / 'one'}", "--trainer.max_steps=8"]) == 0
+    complete = last_folder()
+    assert "val/cross_entropy" in read_metrics(complete)["val"]
+    assert main(["fit", *common, f"--run.folder={tmp_path / 'two'}", "--trainer.max_steps=4"]) == 0
+    ckpt = last_folder() / "checkpoints" / "last.ckpt"
+    two = ["fit", *common, f"--run.folder={tmp_path / 'two'}", f"--ckpt_path={ckpt}", "--trainer.max_steps=8"]
+    assert main(two) == 0
+    assert read_losses(last_folder())[-4:] == read_losses(complete)[-4:]
+    assert main(["test", f"--ckpt_path={last_folder() / 'checkpoints' / 'last.ckpt'}"]) == 0
+    assert "test/cross_entropy_low" in read_metrics(last_folder())["test"]
+
+
+def test_a_corruption_of_another_family_is_an_error_before_the_run(options, tmp_path, capsys):
+    assert main(["fit", *options, "--data.corruption=CorruptSpans"]) == 2
+    assert "corruption is CorruptSpans, which is for encoder-decoders" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
