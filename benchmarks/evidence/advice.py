@@ -1,11 +1,7 @@
-"""Summarizes `results.jsonl` for `softprompt methods --advise`.
-
-python benchmarks/evidence/advice.py
-"""
+"""Summarizes `results.jsonl` for `softprompt methods --advise`. Called by `tables.py`."""
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
@@ -13,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import ttest_ind
+from comparisons import welch_test
 
 from lightning_softprompt.evaluation.metrics.intervals import bootstrap, student_interval
 from lightning_softprompt.evaluation.metrics.paired_tests import adjust_holm, sign_flip_test
 from lightning_softprompt.system.plain_yaml import read_yaml
 
-RESULTS = Path(__file__).with_name("results.jsonl")
 REPOSITORY = Path(__file__).resolve().parents[2]
 ADVICE = REPOSITORY / "lightning_softprompt" / "methods" / "advice.json"
 LEVEL = 0.05  # of differences
@@ -27,16 +22,6 @@ DIGITS = 5
 LOSSES = ("loss", "perplexity")  # metrics whose least value is best
 Result = Mapping[str, Any]
 Methods = Mapping[str, Sequence[Result]]  # results of each seed, by name of the method
-
-
-def main() -> None:
-    """Writes the summary."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=RESULTS, metavar="JSONL")
-    parser.add_argument("--out", type=Path, default=ADVICE, metavar="JSON", help="the file (default: of the package)")
-    args = parser.parse_args()
-    results = [json.loads(line) for line in args.results.read_text(encoding="utf-8").splitlines()]
-    write_advice(results, args.out)
 
 
 def write_advice(results: Sequence[Result], path: Path = ADVICE) -> None:
@@ -180,11 +165,4 @@ def test_difference(one: np.ndarray, other: np.ndarray) -> float:
     Rows are tested with random signs of their differences, seeds with the test of Welch (1947).
     """
     over_rows = sign_flip_test((one.mean(axis=0) - other.mean(axis=0)).tolist())
-    if min(len(one), len(other)) < 2:
-        return over_rows
-    over_seeds = ttest_ind(one.mean(axis=1), other.mean(axis=1), equal_var=False).pvalue
-    return max(over_rows, 0.0 if np.isnan(over_seeds) else float(over_seeds))  # nan: the seeds do not differ
-
-
-if __name__ == "__main__":
-    main()
+    return max(over_rows, welch_test(one.mean(axis=1), other.mean(axis=1)))

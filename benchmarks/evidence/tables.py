@@ -1,4 +1,4 @@
-"""Writes `docs/evidence.md` and its figures from `results.jsonl`.
+"""Writes `docs/evidence.md`, its figures and the data of `softprompt methods --advise` from `results.jsonl`.
 
     python benchmarks/evidence/tables.py
 
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from advice import ADVICE, write_advice
 from claims import LEVEL, Finding, measure
 from comparisons import Comparison, compare_rows
 from figures import draw_figures
@@ -100,12 +101,21 @@ def main() -> None:
     parser.add_argument("--experiments", type=Path, default=HERE / "experiments.yaml", metavar="YAML")
     parser.add_argument("--claims", type=Path, default=HERE / "claims.yaml", metavar="YAML")
     parser.add_argument("--out", type=Path, default=PAGE, metavar="MD", help="the page; figures are in a folder beside")
+    parser.add_argument(
+        "--advice",
+        type=Path,
+        metavar="JSON",
+        help="data of softprompt methods --advise (default: the file of the package, if --out is the page of the docs)",
+    )
     args = parser.parse_args()
     results = [json.loads(line) for line in args.results.read_text(encoding="utf-8").splitlines()]
     plan = Plan(args.experiments)
     figures = draw_figures(results, args.out.with_suffix(""))
     lines = page(results, plan, read_yaml(args.claims), figures)
     write_file(args.out, ("\n".join(lines) + "\n").encode())
+    advice = args.advice or (ADVICE if args.out == PAGE else None)
+    if advice is not None:
+        write_advice(results, advice)
     print(f"Wrote {args.out} and {len(figures)} figures")
 
 

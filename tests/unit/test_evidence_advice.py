@@ -8,6 +8,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks" / "evidence"))
 import advice
+import tables
 
 ROWS = 200
 
@@ -33,6 +34,8 @@ def result(method, correct, seed=1, block="main", model="PromptTuning", **option
         "train_seconds": 600.0,
         "device": "cpu",
         "peak_mb": 1000,
+        "cpu": "some CPU",
+        "threads": 1,
     }
 
 
@@ -113,15 +116,19 @@ def test_metrics_without_scores_of_rows_and_losses():
     assert comparison["methods"][0]["interval"] == []
 
 
-def test_the_command_writes_the_advice(tmp_path, monkeypatch):
+def test_the_command_of_the_page_writes_the_advice(tmp_path, monkeypatch):
+    before = advice.ADVICE.read_text()
     results = tmp_path / "results.jsonl"
-    results.write_text("".join(f"{json.dumps(result(name, 1, model=name))}\n" for name in "AB"))
-    monkeypatch.setattr(sys, "argv", ["advice.py", f"--results={results}", f"--out={tmp_path / 'advice.json'}"])
-    advice.main()
+    results.write_text("".join(f"{json.dumps(result(name, 180, model=name))}\n" for name in "AB"))
+    words = ["tables.py", f"--results={results}", f"--out={tmp_path / 'evidence.md'}"]
+    for added in ([], [f"--advice={tmp_path / 'advice.json'}"]):
+        monkeypatch.setattr(sys, "argv", [*words, *added])
+        tables.main()
     assert len(json.loads((tmp_path / "advice.json").read_text())) == 1
+    assert advice.ADVICE.read_text() == before
 
 
 def test_the_advice_of_the_package_is_that_of_the_results():
-    results = [json.loads(line) for line in advice.RESULTS.read_text().splitlines()]
-    message = "run python benchmarks/evidence/advice.py"
+    results = [json.loads(line) for line in Path(advice.__file__).with_name("results.jsonl").read_text().splitlines()]
+    message = "run python benchmarks/evidence/tables.py"
     assert json.loads(advice.ADVICE.read_text()) == advice.summarize(results), message
