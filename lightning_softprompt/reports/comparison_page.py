@@ -118,7 +118,8 @@ def _differences_table(kind: str, scores: Mapping[str, Scores], baseline: Scores
 
 def _differences_row(difference: Difference) -> list[object]:
     low, high = difference.interval
-    mean, interval = f"{difference.mean:+.4f}", f"[{low:+.4f}, {high:+.4f}]"
+    mean = f"{round(difference.mean, 4) + 0.0:+.4f}"  # adding 0.0 turns -0.0 into +0.0
+    interval = f"[{low:+.4f}, {high:+.4f}]"
     p, adjusted = f"{difference.p:.4f}", f"{difference.adjusted:.4f}"
     return [difference.name, mean, interval, p, adjusted, difference.rows]
 
