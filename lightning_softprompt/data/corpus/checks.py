@@ -12,7 +12,7 @@ from lightning_softprompt.core.types import WindowExample
 from lightning_softprompt.data.corpus.documents import is_folder_of_texts
 from lightning_softprompt.data.corpus.stored_windows import StoredRows
 from lightning_softprompt.data.prepared import PreparedRows
-from lightning_softprompt.data.row_source import is_file
+from lightning_softprompt.data.splits.row_source import is_file
 
 NAME = re.compile(r"\w[\w-]*")
 

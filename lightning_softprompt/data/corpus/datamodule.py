@@ -26,7 +26,6 @@ from lightning_softprompt.data.sampling.bucketing import Order, ResumableLoader
 from lightning_softprompt.data.sampling.epoch_indexed import EpochIndexedSampler
 from lightning_softprompt.data.sampling.resumable import ResumableBatchSampler
 from lightning_softprompt.data.sampling.task_mixing import MixedBatchSampler, quotas
-from lightning_softprompt.data.splits.row_source import is_file
 from lightning_softprompt.data.token_cache import content_key
 from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.evaluation.likelihood import LikelihoodEvaluation
