@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lightning_softprompt.checkpoints.prompt_sources import report_prompt_source
     from lightning_softprompt.core.backbone_spec import BackboneSpec
     from lightning_softprompt.core.template import Template
-    from lightning_softprompt.core.types import Batch, Classes, Example, SoftPrompt
+    from lightning_softprompt.core.types import Batch, Classes, Example, OptionExample, SoftPrompt, options_of
     from lightning_softprompt.data.classification import ClassificationDataModule
     from lightning_softprompt.data.corpus.datamodule import CorpusDataModule
     from lightning_softprompt.data.datamodule import SoftPromptDataModule
@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from lightning_softprompt.data.summarization import SummarizationDataModule
     from lightning_softprompt.data.tagging import TaggingDataModule
     from lightning_softprompt.evaluation.base import Evaluation
+    from lightning_softprompt.evaluation.classification import ClassificationEvaluation
     from lightning_softprompt.evaluation.likelihood import LikelihoodEvaluation
+    from lightning_softprompt.evaluation.options import OptionEvaluation
     from lightning_softprompt.inference.prompt import Prompt, load_prompt, save_prompt
     from lightning_softprompt.methods import (
         ATTEMPT,
@@ -107,6 +109,7 @@ __all__ = [
     "Classes",
     "Classification",
     "ClassificationDataModule",
+    "ClassificationEvaluation",
     "Codec",
     "Combined",
     "ContextAware",
@@ -132,6 +135,8 @@ __all__ = [
     "MultitaskDataModule",
     "NoPrompt",
     "Objective",
+    "OptionEvaluation",
+    "OptionExample",
     "Outcome",
     "PTMoE",
     "PTuning",
@@ -171,6 +176,7 @@ __all__ = [
     "load_backbone",
     "load_prompt",
     "measure_attention",
+    "options_of",
     "report_prompt_source",
     "save_prompt",
     "takes_keys_and_values",
@@ -188,6 +194,7 @@ HOMES = {  # the module of each public name that is not a method
     "Classes": "core.types",
     "Classification": "objectives.classification",
     "ClassificationDataModule": "data.classification",
+    "ClassificationEvaluation": "evaluation.classification",
     "Codec": "backbones.tokenization.codec",
     "ContextDistillation": "objectives.context_distillation",
     "CorpusDataModule": "data.corpus.datamodule",
@@ -204,6 +211,8 @@ HOMES = {  # the module of each public name that is not a method
     "MultipleChoiceDataModule": "data.multiple_choice",
     "MultitaskDataModule": "data.multitask",
     "Objective": "objectives.base",
+    "OptionEvaluation": "evaluation.options",
+    "OptionExample": "core.types",
     "Outcome": "objectives.base",
     "Passage": "retrieval.passages.documents",
     "PassageNoise": "rag.passage_selection",
@@ -232,6 +241,7 @@ HOMES = {  # the module of each public name that is not a method
     "load_backbone": "backbones.loading",
     "load_prompt": "inference.prompt",
     "measure_attention": "analysis.attention_mass",
+    "options_of": "core.types",
     "report_prompt_source": "checkpoints.prompt_sources",
     "save_prompt": "inference.prompt",
     "takes_keys_and_values": "backbones.requirements",
