@@ -220,5 +220,6 @@ VALUES: Mapping[str, Callable[[Result], float]] = {
     "memory": lambda result: float(result["train_peak_mb"]),
     "parameters": lambda result: float(result["trainable_parameters"]),
     "use": lambda result: float(result["explanation"]["generated"]["use"]["mean"]),
+    "mixed": lambda result: float(result["mixed"]),
     "leak": lambda result: float(result["explanation"]["generated"]["leak"]["mean"]),
 }

@@ -16,6 +16,7 @@ from lightning_softprompt.analysis.soft_tokens import project_to_words
 from lightning_softprompt.checkpoints.folding import fold_task
 from lightning_softprompt.checkpoints.prompt_file import read_prompt
 from lightning_softprompt.checkpoints.restore import load_method
+from lightning_softprompt.cli.commands.analysis.analyze import read_run
 from lightning_softprompt.cli.dry_parse import parse_run
 from lightning_softprompt.runs.run_spec import last_folder
 
@@ -113,9 +114,16 @@ def measure_passages(finished: Run) -> dict[str, Any]:
     return {"explanation": report["measures"]}
 
 
+def measure_mixed(finished: Run) -> dict[str, Any]:
+    """Counts the answers of the test that mix a relevant passage with another one, the kind of mistake of `analyze`."""
+    rows = read_run(finished.test_folder)
+    return {"mixed": sum(row.is_mixed for row in rows) / len(rows)}
+
+
 MEASURES: Mapping[str, Callable[[Run], dict[str, Any]]] = {
     "line": measure_line,
     "general text": measure_general_text,
     "words": measure_words,
     "passages": measure_passages,
+    "mixed": measure_mixed,
 }

@@ -14,12 +14,14 @@ from typing import Any
 
 from measures import MEASURES, Run, run
 from plan import Job
+from question_sets import write_question_sets
 
 from lightning_softprompt.reports.prediction_file import PREDICTIONS, read_predictions
 from lightning_softprompt.reports.run_table import Score, row_scores
 from lightning_softprompt.runs.run_spec import last_folder
 from lightning_softprompt.system.atomic_files import write_file
 
+SETS = "{shared}/sets"  # in options: sets of questions that are derived from others
 DIGITS = 5  # of the scores of rows
 
 
@@ -36,6 +38,8 @@ def main() -> None:
     started = time.monotonic()
     job = Job(**json.loads(args.job))
     folder = Path(args.folder)
+    if SETS in json.dumps(job.options):
+        write_question_sets(Path(args.data), folder.parent / "shared" / "sets")
     arguments = to_arguments(job, folder, Path(args.data), Path(args.models), args.device)
     is_resumed = (folder / "job").is_dir()
     trains, checkpoint = "trainer.max_steps" in job.options, None
@@ -72,8 +76,8 @@ def to_arguments(job: Job, folder: Path, data: Path, models: Path, device: str) 
     share, such as for indexes.
     """
     options = {
-        **job.options,
         "data.path": str(data / job.path),
+        **job.options,
         "run.folder": str(folder),
         "run.experiment": "job",
         "run.wandb": "disabled",

@@ -13,10 +13,16 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any, Literal, final
 
-from lightning_softprompt.evaluation.metrics.answers import contain_answer, content_words, grounded_fraction
+from lightning_softprompt.evaluation.metrics.answers import (
+    answer_words,
+    contain_answer,
+    content_words,
+    grounded_fraction,
+)
 from lightning_softprompt.evaluation.metrics.retrieval import unique_documents
 
 HALF = 0.5
+MIXED = 0.2  # minimum share of an answer's words from relevant passages alone, and from other passages alone
 REQUIRED_FIELDS = ("row", "prediction", "scores", "question", "references", "passages", "found", "gold")
 RANK_RANGES = ((1, "1"), (2, "2"), (3, "3"), (5, "4-5"), (10, "6-10"))  # last rank and name
 LAST_RANGE = "11+"
@@ -120,6 +126,28 @@ class AnsweredRow:
                 support[is_relevant] = max(support[is_relevant], fraction)
         return support
 
+    @cached_property
+    def sources(self) -> dict[bool, float]:
+        """The share of answer words that only the relevant passages contain (True), or only the others (False).
+
+        Words of the question are not counted.
+        """
+        words: dict[bool, set[str]] = {True: set(), False: set()}
+        for is_relevant, passage in zip(self.passage_is_relevant, self.passages, strict=True):
+            words[is_relevant].update(answer_words(passage["text"]))
+        asked = set(answer_words(self.record["question"] or ""))
+        answer = [word for word in content_words(self.answer) if word not in asked]
+        shares = {}
+        for is_relevant in (True, False):
+            only_here = words[is_relevant] - words[not is_relevant]
+            shares[is_relevant] = sum(word in only_here for word in answer) / max(1, len(answer))
+        return shares
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether the answer mixes a relevant passage with another one: words of both that the other one lacks."""
+        return min(self.sources.values()) >= MIXED
+
     @property
     def is_correct(self) -> bool:
         """Whether the answer is correct."""
@@ -214,6 +242,10 @@ KINDS: dict[str, Kind] = {
         lambda row: row.retrieval == "found",
     ),
     "wrong choice": ("a wrong choice, and no relevant passage is known to be missing", lambda row: row.is_choice),
+    "mixed": (
+        f"at least {MIXED:.0%} of its words are from relevant passages alone, and as many from other passages alone",
+        lambda row: row.is_mixed,
+    ),
     "wrong span": ("shares words with a correct answer, or is from a relevant passage", lambda row: row.is_wrong_span),
     "not used": (
         "the prompt contains a relevant passage, but the answer is from another passage",

@@ -12,6 +12,7 @@ from lightning_softprompt.system.plain_yaml import read_yaml
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks" / "evidence"))
 import claims
 import comparisons
+import question_sets
 import tables
 from plan import Plan
 
@@ -119,3 +120,37 @@ def test_the_command_writes_page_and_figures(tmp_path, monkeypatch):
     assert "![test metric over the length of the prompt](evidence/length.png)" in page
     assert (tmp_path / "evidence" / "length.png").stat().st_size > 1000
     assert not (tmp_path / "evidence" / "cost.png").exists()
+
+
+def test_derived_questions_have_confusable_passages_and_two_parts(tmp_path):
+    source = tmp_path / "qa" / "medquad"
+    source.mkdir(parents=True)
+    rows, passages = [], []
+    for disease in ("flu", "COVID-19", "measles"):
+        for kind in ("symptoms", "treatment"):
+            document = f"{disease} {kind}"
+            rows.append(
+                {
+                    "id": document,
+                    "focus": disease,
+                    "qtype": kind,
+                    "question": f"What about {document}?",
+                    "answers": [f"answer on {document}"],
+                    "positive_ids": [document, f"{document} 2"],
+                }
+            )
+            passages += [{"id": name, "title": disease, "text": name} for name in (document, f"{document} 2")]
+    for name, content in {"corpus": passages, **dict.fromkeys(question_sets.SPLITS, rows)}.items():
+        question_sets.write_rows(source / f"{name}.jsonl", content)
+    question_sets.write_question_sets(tmp_path, tmp_path / "sets")
+    confusable = question_sets.read_rows(tmp_path / "sets" / "confusable" / "test.jsonl")
+    corpus = question_sets.read_rows(tmp_path / "sets" / "confusable" / "corpus.jsonl")
+    assert [row["focus"] for row in confusable] == ["flu", "COVID-19", "measles"]
+    gold = {document for row in confusable for document in row["positive_ids"]}
+    assert len(gold) == 3
+    assert gold <= {passage["id"] for passage in corpus}
+    assert not {f"{document} 2" for document in gold} & {passage["id"] for passage in corpus}
+    (joined, *_) = question_sets.read_rows(tmp_path / "sets" / "two_parts" / "test.jsonl")
+    assert joined["question"] == "What about flu symptoms? What about flu treatment?"
+    assert joined["answers"] == ["answer on flu symptoms answer on flu treatment"]
+    assert joined["positive_ids"] == ["flu symptoms", "flu treatment"]

@@ -65,6 +65,7 @@ ROWS = {  # by the kind of their answer
     "wrong span": record("Paris in Italy", right=("Paris in France",), gold=("paris", "lyon")),
     "not used": record("the Rhône"),
     "ungrounded": record("Berlin, Germany"),
+    "mixed": record("the capital, on the Rhône"),
 }
 
 
@@ -96,6 +97,15 @@ def test_each_kind_has_an_example(kind):
 )
 def test_kinds_of_less_typical_rows(row, kind):
     assert AnsweredRow(row).kind == kind
+
+
+def test_an_answer_is_mixed_if_each_side_gives_a_fifth_of_its_words():
+    five_words = "capital France Rhône city Lyon"  # three of five are from the other passage
+    assert AnsweredRow(record(five_words)).sources == {True: 2 / 5, False: 3 / 5}
+    assert AnsweredRow(record(f"{five_words} river valley bridge theatre festival x y")).kind != "mixed"
+    of_question = record(five_words, question="Which city is Lyon, on the Rhône?")
+    assert AnsweredRow(of_question).sources == {True: 1.0, False: 0.0}  # words of the question do not count
+    assert AnsweredRow(record("capital is", shown=("paris",))).sources == {True: 1.0, False: 0.0}
 
 
 def test_correct_f1_is_the_minimum_f1_of_a_correct_answer():
@@ -152,13 +162,13 @@ def rows_of(records):
 def test_values_of_groups_are_means_over_their_rows():
     rows = rows_of([*ROWS.values()] * 3)
     report = analyze(rows)
-    assert report["rows"] == sum(kind["rows"] for kind in report["kinds"].values()) == 30
+    assert report["rows"] == sum(kind["rows"] for kind in report["kinds"].values()) == 33
     assert {kind: values["rows"] for kind, values in report["kinds"].items()} == dict.fromkeys(KINDS, 3)
     f1 = [row.f1 for row in rows]
     assert report["f1"] == pytest.approx(np.mean(f1))
     assert (report["f1_low"], report["f1_high"]) == pytest.approx(bootstrap(f1))
     for group_by, groups in report["groups"].items():
-        assert sum(group["rows"] for group in groups.values()) == 30
+        assert sum(group["rows"] for group in groups.values()) == 33
         for name, group in groups.items():
             rows_of_group = [row for row in rows if row.groups[group_by] == name]
             assert group["exact_match"] == pytest.approx(np.mean([row.exact_match for row in rows_of_group]))
@@ -166,14 +176,14 @@ def test_values_of_groups_are_means_over_their_rows():
             assert group["kinds"] == {kind: count for kind, count in counts.items() if count}
     assert list(report["groups"]["gold rank"])[:3] == ["1", "2", "3"]
     assert set(report["groups"]["question"]) == {"who", "what", "when", "where", "how many"}
-    assert [case["row"] for case in report["cases"] if case["several gold"]] == [7, 17, 27]
+    assert [case["row"] for case in report["cases"] if case["several gold"]] == [7, 18, 29]
 
 
 def test_retrieval_is_scored_on_rows_with_gold_documents():
     rows = rows_of(ROWS.values())
     scores = [retrieval_scores(row.found, row.gold, [1]) for row in rows if row.gold]
     retrieval = analyze(rows)["retrieval"]
-    assert retrieval["rows"] == len(scores) == 9
+    assert retrieval["rows"] == len(scores) == 10
     assert retrieval["measures"]["mrr"]["mean"] == pytest.approx(np.mean([row["mrr"] for row in scores]))
     assert "hit@5" not in retrieval["measures"]
     closed = analyze(rows_of([record("x", shown=(), gold=())]))
@@ -240,7 +250,7 @@ def test_analyze_writes_tables_a_page_and_json(tmp_path, capsys):
     for kind in KINDS:
         assert f"\n{kind} " in output
     assert "By gold rank" in output
-    assert "Retrieval for 9 questions" in output
+    assert "Retrieval for 10 questions" in output
     report = json.loads((run / "analysis.json").read_text())
     assert [case["kind"] for case in report["cases"]] == list(ROWS)
     assert report["groups"]["question"]["who"]["rows"] == 1
