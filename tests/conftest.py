@@ -30,6 +30,7 @@ from lightning_softprompt.methods import (
     DePT,
     LatePromptTuning,
     LoRA,
+    NewTokens,
     PrefixTuning,
     PromptTuning,
     PTMoE,
@@ -140,6 +141,9 @@ METHODS = {  # a new method is a new row
     ),
     "late_maximum": Method(LatePromptTuning, {"length": 2, "generator": "maximum", "bottleneck": 4}, LATE, folds=False),
     "combined_lora": Method(Combined, {"parts": [PROMPT, LoRA(rank=2, layers=VALUES)]}, folds=False),
+    "combined_new_tokens": Method(
+        Combined, {"parts": [PROMPT, NewTokens(tokens=["good", "film", "is"], update="all")]}, folds=False
+    ),
     "combined_prefix": Method(Combined, {"parts": [PROMPT, PrefixTuning(length=2, width=16)]}),
     "combined_prompts": Method(Combined, {"parts": [PROMPT, PTuning(blocks=(2,), encoder="mlp")]}),
     "combined_dept": Method(

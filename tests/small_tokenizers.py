@@ -5,6 +5,9 @@ from tokenizers.models import BPE, WordPiece
 from tokenizers.normalizers import Lowercase
 from transformers import PreTrainedTokenizerFast
 
+from lightning_softprompt.vocabulary.extension import create_extension
+from lightning_softprompt.vocabulary.folder import write_tokenizer
+
 
 def byte_pairs(texts, size):
     """Returns a byte-level byte-pair encoding that is trained on texts."""
@@ -24,3 +27,12 @@ def word_pieces():
     rules.normalizer, rules.pre_tokenizer = Lowercase(), pre_tokenizers.Whitespace()
     rules.decoder = decoders.WordPiece()
     return PreTrainedTokenizerFast(tokenizer_object=rules, unk_token="[UNK]", pad_token="[PAD]")
+
+
+def extend_by_words(tokenizer, words, folder):
+    """Writes a tokenizer of whole words with new words, and returns its folder and the tokens that they replace."""
+    extension = create_extension(tokenizer)
+    for word in words:
+        assert extension.add_word(word, 1, 1) is None
+    write_tokenizer(folder, extension, "base")
+    return folder, [row.base for row in extension.rows]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,9 @@ from lightning_softprompt.backbones.kernels.quantized_linear import quantization
 from lightning_softprompt.backbones.location import PACKAGED, find_weight_files, resolve_location
 from lightning_softprompt.backbones.masked import MaskedBackbone
 from lightning_softprompt.backbones.seq2seq import Seq2SeqBackbone
+from lightning_softprompt.backbones.tokenization.added_rows import read_vocabulary
 from lightning_softprompt.backbones.tokenization.codec import Codec
+from lightning_softprompt.backbones.tokenization.extended_tables import check_base, extend_tables
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.refusals import UnsupportedBackboneError, explaining, refusing
 from lightning_softprompt.core.template import Template
@@ -89,6 +92,8 @@ def load_backbone(spec: BackboneSpec) -> Backbone:
     family = family_of(config)
     refuse_unsupported(config, location, FAMILIES[family])
     model, codec = _load_model(location, FAMILIES[family]), _load_codec(location)
+    if spec.vocabulary is not None:
+        extend_tables(model, read_vocabulary(spec.vocabulary).rows)
     subject = f"backbone {spec.name!r} of type {config.model_type} is not supported"
     with refusing(subject, ANOTHER):
         try:
@@ -98,7 +103,8 @@ def load_backbone(spec: BackboneSpec) -> Backbone:
             check_attends(backbone.stack, len(backbone.word_embeddings), backbone.is_causal)
         except UnsupportedBackboneError as reason:
             raise UnsupportedBackboneError(f"{subject}: {reason} {ANOTHER}") from reason
-    backbone.files = find_weight_files(location)
+    if spec.vocabulary is None:
+        backbone.files = find_weight_files(location)
     return backbone
 
 
@@ -170,6 +176,10 @@ def refuse_unsupported(config: PreTrainedConfig, spec: BackboneSpec, auto: Any) 
 
 def _load_codec(location: BackboneSpec) -> Codec:
     tokenizer = from_pretrained(AutoTokenizer.from_pretrained, location)
+    if location.vocabulary is not None:
+        check_base(tokenizer, read_vocabulary(location.vocabulary), location.name)
+        extended = replace(location, name=location.vocabulary, revision=None)
+        tokenizer = from_pretrained(AutoTokenizer.from_pretrained, extended, "backbone.vocabulary")
     family = family_of(_load_config(location))
     return family.codec_class(tokenizer, location.padding_side).with_start(location.start_token)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
@@ -27,6 +28,7 @@ from lightning_softprompt.backbones.loading import (
 )
 from lightning_softprompt.backbones.location import resolve_location
 from lightning_softprompt.backbones.small_copy import divisors, max_shrink_factor, shrink_config
+from lightning_softprompt.backbones.tokenization.added_rows import read_vocabulary
 from lightning_softprompt.backbones.tokenization.codec import Codec
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.refusals import UnsupportedBackboneError, refusing
@@ -89,7 +91,12 @@ class Skeleton:
     @cached_property
     def full_size(self) -> Backbone:
         """The backbone at its full size, whose weights are views of one zero: no memory, and no valid results."""
-        return self._build(self.config, _empty_weights)
+        config = deepcopy(self.config)
+        if self.spec.vocabulary is not None:
+            size = read_vocabulary(self.spec.vocabulary).rows[-1].id + 1
+            text_config = config.get_text_config()
+            text_config.vocab_size = max(text_config.vocab_size, size)
+        return self._build(config, _empty_weights)
 
     def small_copy(self, factor: int, layers: int | Mapping[str, int] | None = None) -> Backbone:
         """Builds a narrower backbone with random weights, with room for any prompt; heads keep their size.

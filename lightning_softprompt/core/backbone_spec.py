@@ -18,6 +18,9 @@ class BackboneSpec:
         name: A hub id, a local folder, or `smollm2-135m-instruct`, which is a Python package and requires no hub.
         revision: Branch, tag or commit of a hub id.
         gguf_file: Name of a GGUF file of a causal model in a local folder. It is converted once and cached.
+        vocabulary: A folder that `softprompt vocabulary extend` wrote: the tokenizer is extended by its tokens, and the
+            embedding table and the head by their rows. A row is the mean of the rows of the tokens that it replaces,
+            unless `NewTokens` trains it. A prompt is bound to the extended vocabulary.
         dtype: Precision of the frozen weights. Soft prompts are always float32.
         quantization: How the matrices of the layers are quantized to 8 or 4 bits, by transformers' own configs. Other
             weights and all products have `dtype`. Gradients are those of the quantized weights. It requires the extra
@@ -49,6 +52,7 @@ class BackboneSpec:
     name: str = "smollm2-135m-instruct"
     revision: str | None = None
     gguf_file: str | None = None
+    vocabulary: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     quantization: Quantization | None = None
     accept_prompts_of: str | None = None
@@ -64,3 +68,5 @@ class BackboneSpec:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", os.path.expanduser(self.name))
+        if self.vocabulary is not None:
+            object.__setattr__(self, "vocabulary", os.path.expanduser(self.vocabulary))

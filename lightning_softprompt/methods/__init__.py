@@ -9,6 +9,7 @@ from lightning_softprompt.methods.input_prompts.adept import ADePT
 from lightning_softprompt.methods.input_prompts.context_aware import ContextAware
 from lightning_softprompt.methods.input_prompts.dept import DePT
 from lightning_softprompt.methods.input_prompts.dpt import DPT
+from lightning_softprompt.methods.input_prompts.new_tokens import NewTokens
 from lightning_softprompt.methods.input_prompts.p_tuning import PTuning
 from lightning_softprompt.methods.input_prompts.prompt_tuning import PromptTuning
 from lightning_softprompt.methods.input_prompts.residual_prompt_tuning import ResidualPromptTuning
@@ -44,6 +45,7 @@ __all__ = [
     "InContext",
     "LatePromptTuning",
     "LoRA",
+    "NewTokens",
     "NoPrompt",
     "PTMoE",
     "PTuning",

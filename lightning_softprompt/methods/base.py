@@ -84,6 +84,11 @@ class SoftPromptModule(TrainerHooks):
     requires: tuple[Requirement, ...] = ()  # requirements of the backbone beyond those of all methods
     changes_backbone = False  # whether training changes the backbone's weights
 
+    @property
+    def changes_layers(self) -> bool:
+        """Whether training changes the linear layers, whose products then cannot use packed weights."""
+        return self.changes_backbone
+
     @abstractmethod
     def build(self, backbone: Backbone) -> None:
         """Creates the trainable parameters in float32. The backbone is loaded, so that its weights can be read."""
@@ -176,7 +181,7 @@ class SoftPromptModule(TrainerHooks):
         """Loads the backbone once and creates prompt and readout, seeded by the run's seed alone."""
         if self.backbone is not None:
             return
-        spec = replace(self.spec, linear_backend="plain") if self.changes_backbone else self.spec
+        spec = replace(self.spec, linear_backend="plain") if self.changes_layers else self.spec
         self.attach(load_backbone(spec_for_sharding(self, spec)))
         prepare_for_distributed(self, self.loaded)
 

@@ -46,7 +46,7 @@ class Combined(SoftPromptModule):
         common: Arguments of every method.
 
     Raises:
-        ValueError: If there are no parts, a part sets an option of the combination, or several parts change weights of
+        ValueError: If there are no parts, a part sets an option of the combination, or several parts change layers of
             the backbone.
     """
 
@@ -56,10 +56,10 @@ class Combined(SoftPromptModule):
         self.parts = Roles(named_parts)
         for name, part in named_parts.items():
             self._share_options(name, part)
-        changing = [name for name, part in named_parts.items() if part.changes_backbone]
+        changing = [name for name, part in named_parts.items() if part.changes_layers]
         if len(changing) > 1:
-            raise ValueError(f"{' and '.join(changing)} both change weights of the backbone; combine only one of them")
-        self.changes_backbone = bool(changing)
+            raise ValueError(f"{' and '.join(changing)} both change weights of the layers; combine only one of them")
+        self.changes_backbone = any(part.changes_backbone for part in parts)
         self.trains = any(part.trains for part in parts)
         self.trained = any(part.trained for part in parts)
         self.requires = tuple(dict.fromkeys(requirement for part in parts for requirement in part.requires))
@@ -81,6 +81,11 @@ class Combined(SoftPromptModule):
                 if weights.setdefault(penalty, weight) != weight:
                     raise ValueError(f"parts have different penalty_weights of {penalty!r}; set those of Combined only")
         return weights
+
+    @property
+    def changes_layers(self) -> bool:
+        """Whether a part changes linear layers."""
+        return any(part.changes_layers for part in self.parts.methods)
 
     def build(self, backbone: Backbone) -> None:
         """Creates the parameters of all parts on the same backbone."""

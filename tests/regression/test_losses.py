@@ -31,6 +31,7 @@ STEPS = 10
 LABELS = (0, 1, 1, 0)
 SMALL = {  # sizes that fit a backbone of width 32, two layers and 48 positions
     "length": 3, "rank": 2, "bottleneck": 4, "width": 8, "max_tokens": 5, "pieces": 4, "layer": 1, "blocks": [2, 2],
+    "tokens": ["good", "film"],
 }  # fmt: skip
 TEMPLATE = {"p_tuning": "{soft}{text}{soft} it was {target}", "cartridge": "{text}{soft} it was {target}"}
 FAMILIES_OF = {

@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy, linear
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from lightning_softprompt.backbones.insertion.token_rows import Rows, TokenSlots
 from lightning_softprompt.core.refusals import UnsupportedBackboneError
 from lightning_softprompt.core.types import IGNORE
 
@@ -52,6 +53,23 @@ class Head:
         self.layer = cast(nn.Linear, model.get_output_embeddings())
         self.headless = getattr(model, "headless", False)
         self.is_plain: bool | None = None  # whether the model leaves the output of its head unchanged
+        self.replaced: list[tuple[TokenSlots, Rows]] = []  # tokens with trainable rows in place of the head's
+
+    def replace_rows(self, slots: TokenSlots, rows: Rows) -> None:
+        """Computes the logits of some tokens from trainable rows in place of the head's; the bias is unchanged.
+
+        Args:
+            slots: The tokens.
+            rows: Returns their rows.
+        """
+        self.replaced.append((slots, rows))
+
+        def replace(_: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+            bias = getattr(self.layer, "bias", None)
+            logits = linear(args[0], rows().to(args[0]), None if bias is None else bias[slots.ids])
+            return out.index_copy(-1, slots.ids, logits.to(out.dtype))
+
+        self.layer.register_forward_hook(replace)
 
     def states(self, run: Callable[[], Any], columns: Tensor, packed: Tensor | None = None) -> States:
         """Runs the model, with its head at the target positions only.
@@ -106,7 +124,10 @@ class Head:
         if words is None:
             return self.layer(hidden)  # type: ignore[no-any-return]
         bias = getattr(self.layer, "bias", None)
-        return linear(hidden, self.layer.weight[words], None if bias is None else bias[words])
+        weight = self.layer.weight[words]
+        for slots, rows in self.replaced:
+            weight = slots.replace(rows(), words, weight)
+        return linear(hidden, weight, None if bias is None else bias[words])
 
     def cross_entropy(self, states: States, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
         """Cross-entropy [B, U] of the targets [B, U], in float32; 0 where a target is ignored.

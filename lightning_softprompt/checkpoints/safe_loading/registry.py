@@ -38,6 +38,7 @@ BASES = (
     "prompts.task_factors.FactorStart",
     "prompts.init.Init",
     "prompts.kv_prefix.KeysValuesInit",
+    "prompts.token_rows.base.TokenRowsInit",
     "readouts.base.Readout",
     "retrieval.search.fusion.Fusion",
     "retrieval.reranker.Reranker",

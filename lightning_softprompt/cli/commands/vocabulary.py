@@ -24,6 +24,7 @@ examples:
   softprompt vocabulary extend corpus.jsonl --general wikitext.jsonl --rows 500 --out portuguese
   softprompt vocabulary extend --terms terms.txt --out medical
   softprompt vocabulary report test.jsonl --vocabulary portuguese
+  softprompt fit --data CorpusDataModule --data.path corpus.jsonl --backbone.vocabulary portuguese --model NewTokens
 """
 
 
@@ -119,7 +120,10 @@ def _extend(args: Namespace) -> int:
     for name, sources in (("corpus", args.corpus), ("general", args.general)):
         if sources:
             print(f"\n{_compare(tokenizers, sources, args, name, extension.first_id)}")
-    suggest(command_line("vocabulary report", "TEXT", "--base", args.base, "--vocabulary", args.out))
+    suggest(
+        command_line("vocabulary report", "TEXT", "--base", args.base, "--vocabulary", args.out),
+        command_line("fit", "--backbone.vocabulary", args.out.absolute(), "--model", "NewTokens", "..."),
+    )
     return 0
 
 
