@@ -26,6 +26,8 @@ def folder(tmp_path, monkeypatch, rows):
         (tmp_path / name).write_text(text)
     reviews = [{"text": row["text"], "stars": 1 + number % 5} for number, row in enumerate(rows * 3)]
     write_rows(tmp_path / "reviews.jsonl", reviews)
+    choices = re.search(r"```json\n(\{\"question\".*?)```", PAGE, flags=re.DOTALL)[1]
+    (tmp_path / "choices.jsonl").write_text(choices)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     yield tmp_path
@@ -38,15 +40,22 @@ def commands():
     return [shlex.split(line)[3:] for line in block.splitlines()]
 
 
+COMMANDS = commands()
+METRICS = ["stars_error"] * 5 + ["accuracy"]
+
+
+def test_the_page_has_all_files(folder):
+    assert len(list(folder.glob("*.py"))) == 14
+
+
 @pytest.mark.slow
-def test_plug_ins_of_single_files_train(folder):
+@pytest.mark.parametrize(("words", "metric"), zip(COMMANDS, METRICS, strict=True), ids=range(1, len(COMMANDS) + 1))
+def test_plug_ins_of_single_files_train(folder, words, metric):
     short = ["--trainer.max_steps=2", "--trainer.val_check_interval=1", "--run.wandb=disabled"]
-    assert len(list(folder.glob("*.py"))) == 10
-    for words in commands():
-        assert main([*words, *short]) == 0
-        report = read_metrics(last_folder())
-        assert report["best"]["metric"] == "val/stars_error"
-        assert 0 <= report["best"]["value"] <= 4
+    assert main([*words, *short]) == 0
+    report = read_metrics(last_folder())
+    assert report["best"]["metric"] == f"val/{metric}"
+    assert 0 <= report["best"]["value"] <= 4
 
 
 def test_a_reranker_of_a_single_file_orders_passages(folder):

@@ -98,3 +98,59 @@ def test_a_test_of_generated_text_has_the_text_metrics_of_the_training(tmp_path,
     records = read_rows(last_folder() / "test_predictions.jsonl")
     pairs = [record["prediction"] for record in records], [record["target"] for record in records]
     assert read_metrics(last_folder())["test"]["test/char_error_rate"] == pytest.approx(float(CharErrorRate()(*pairs)))
+
+
+MODULE = """
+from lightning_softprompt import Evaluation
+from torchmetrics import MeanMetric
+
+
+class MeanRank(Evaluation):
+    monitor = ("mean_rank", "min")
+    logged = ("mean_rank",)
+
+    def __init__(self):
+        super().__init__()
+        self.rank = MeanMetric()
+
+    def predict(self, lm, batch):
+        return [{} for _ in range(len(batch))]
+
+    def update(self, lm, batch):
+        scores = lm.scores(batch)
+        self.rank.update((scores > scores.gather(1, batch.labels[:, None])).sum(-1) + 1)
+        return self.predict(lm, batch)
+
+    def compute(self):
+        return {"mean_rank": self.rank.compute()}
+
+    def reset(self):
+        self.rank.reset()
+"""
+
+
+def test_an_evaluation_of_the_user_selects_a_checkpoint_and_is_tested(tmp_path, monkeypatch, rows, tiny_folder, capsys):
+    (tmp_path / "mean_rank_of_user.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    data = write_splits(tmp_path / "data", train=rows * 2, validation=rows, test=rows[:5])
+    options = [
+        "--model=PromptTuning", "--model.length=3", f"--backbone.name={tiny_folder('llama')}",
+        "--data=ClassificationDataModule", f"--data.path={data}", "--data.template={soft}{text} it is{target}",
+        '--data.labels={"negative": "bad", "neutral": "one", "positive": "good"}',
+        "--data.extra_metrics=mean_rank_of_user.MeanRank", "--run.monitor=mean_rank", "--run.wandb=disabled",
+        "--trainer.accelerator=cpu", "--trainer.max_steps=2", "--trainer.val_check_interval=1",
+        f"--run.folder={tmp_path / 'runs'}",
+    ]  # fmt: skip
+    assert main(["fit", *options]) == 0
+    best, checkpoint = read_metrics(last_folder())["best"], last_folder() / "checkpoints" / "best.ckpt"
+    values = [float(value) for value in read_column(last_folder(), "val/mean_rank")]
+    assert (best["metric"], best["value"]) == ("val/mean_rank", pytest.approx(min(values)))
+    assert main(["test", f"--ckpt_path={checkpoint}"]) != 0
+    assert "--trust mean_rank_of_user" in capsys.readouterr().err
+    assert main(["test", f"--ckpt_path={checkpoint}", "--trust=mean_rank_of_user"]) == 0
+    records = read_rows(last_folder() / "test_predictions.jsonl")
+    ranks = []
+    for record in records:
+        scores = record["scores"]
+        ranks.append(1 + sum(score > scores[record["target"]] for score in scores.values()))
+    assert read_metrics(last_folder())["test"]["test/mean_rank"] == pytest.approx(sum(ranks) / len(ranks))
