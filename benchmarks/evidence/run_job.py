@@ -76,8 +76,8 @@ def to_arguments(job: Job, folder: Path, data: Path, models: Path, device: str) 
     share, such as for indexes.
     """
     options = {
-        "data.path": str(data / job.path),
         **job.options,
+        "data.path": job.options.get("data.path", str(data / job.path)),
         "run.folder": str(folder),
         "run.experiment": "job",
         "run.wandb": "disabled",

@@ -253,3 +253,17 @@ def test_options_of_a_gpu_are_bfloat16_except_for_trained_weights(experiments):
     )
     tuned = replace(job, options={**job.options, "model": "FullFineTuning"})
     assert "--backbone.dtype=float32" in run_job.to_arguments(tuned, *folders, "cuda")
+
+
+def test_options_name_folders_and_quote_templates(experiments):
+    job = next(Plan(experiments).jobs([]))
+    options = {"data.path": "{shared}/sets/x", "data.corpus": "{data}/y", "data.template": "Text: {text}\n{target}"}
+    changed = replace(job, options={**job.options, **options})
+    arguments = run_job.to_arguments(changed, Path("work/run"), Path("all"), Path("models"), "cpu")
+    assert {"--data.path=work/shared/sets/x", "--data.corpus=all/y"} <= set(arguments)
+    template = next(word for word in arguments if word.startswith("--data.template="))
+    assert yaml.safe_load(template.partition("=")[2]) == options["data.template"]
+    names = [word.partition("=")[0] for word in arguments]
+    assert names.index("--data") < names.index("--data.path")
+    plain = run_job.to_arguments(job, Path("work/run"), Path("all"), Path("models"), "cpu")
+    assert "--data.path=all/rows" in plain
