@@ -42,14 +42,14 @@ class SweepReport:
     mode: str
 
     @property
-    def ended(self) -> list[FrozenTrial]:
+    def trials(self) -> list[FrozenTrial]:
         """The trials that are completed or failed, in the order of their numbers."""
         return [trial for trial in self.study.get_trials(deepcopy=False) if trial.state.is_finished()]
 
     @property
-    def completed(self) -> list[FrozenTrial]:
+    def trials_with_result(self) -> list[FrozenTrial]:
         """The trials with a result, in the order of their numbers."""
-        return [trial for trial in self.ended if trial.value is not None]
+        return [trial for trial in self.trials if trial.value is not None]
 
     def measure_importance(self) -> dict[str, float]:
         """Measure how much of the difference between good and other trials each option explains.
@@ -62,7 +62,7 @@ class SweepReport:
         """
         from optuna.importance import PedAnovaImportanceEvaluator
 
-        if len(self.completed) <= TOO_FEW:
+        if len(self.trials_with_result) <= TOO_FEW:
             return {}
         with warnings.catch_warnings():  # that the class was experimental in Optuna 4, or all results are equal
             warnings.simplefilter("ignore")
@@ -77,8 +77,8 @@ class SweepReport:
         """Return the best trial, the number of trials by state and the importance of the options."""
         best = self.study.best_trial
         return {
-            "trials": len(self.completed),
-            "failed": len(self.ended) - len(self.completed),
+            "trials": len(self.trials_with_result),
+            "failed": len(self.trials) - len(self.trials_with_result),
             "best": best.number,
             "metric": self.metric,
             "value": best.value,
@@ -89,10 +89,10 @@ class SweepReport:
     def format(self) -> str:
         """Return a table of the completed trials, the best one first, and one of the importance of the options."""
         rows = []
-        for trial in sorted(self.completed, key=result_of, reverse=self.mode == "max"):
-            values = [trial.params.get(name, "") for name in self.search]
-            texts = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in values]
-            rows.append([str(trial.number), f"{result_of(trial):.4f}", *texts, describe_seconds(seconds_of(trial))])
+        for trial in sorted(self.trials_with_result, key=result_of, reverse=self.mode == "max"):
+            options = [_format_value(trial.params.get(name, "")) for name in self.search]
+            duration = describe_seconds(seconds_of(trial))
+            rows.append([str(trial.number), f"{result_of(trial):.4f}", *options, duration])
         trials = table(rows, ["trial", self.metric, *self.search, "time"])
         importance = [[name, f"{share:.0%}"] for name, share in self.measure_importance().items()]
         return f"{trials}\n\n{table(importance, ['option', 'importance'])}" if importance else trials
@@ -123,7 +123,7 @@ class SweepReport:
                 "seconds": seconds_of(trial),
                 "options": dict(trial.params),
             }
-            for trial in self.ended
+            for trial in self.trials
         ]
 
     def draw(self) -> Figure:
@@ -132,9 +132,11 @@ class SweepReport:
 
         options, is_log = {}, {}
         for name, distribution in self.search.items():
-            options[name] = [trial.params.get(name) for trial in self.completed]
+            options[name] = [trial.params.get(name) for trial in self.trials_with_result]
             is_log[name] = bool(next(iter(distribution.values())).get("log"))
-        return search_figure([result_of(trial) for trial in self.completed], options, is_log, self.metric, self.mode)
+        return search_figure(
+            [result_of(trial) for trial in self.trials_with_result], options, is_log, self.metric, self.mode
+        )
 
     def log_to_wandb(self, folder: Path, project: str, mode: WandbMode) -> None:
         """Log the search as a W&B run of its own, in the group of its trials; later calls continue this run.
@@ -182,6 +184,10 @@ class SweepReport:
         shares = {f"importance/{name}": share for name, share in importance.items()}
         logger.experiment.summary.update({**summary, **shares})
         logger.finish()
+
+
+def _format_value(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def result_of(trial: FrozenTrial) -> float:

@@ -83,7 +83,7 @@ def main(argv: list[str]) -> int:
         objective = partial(run_trial, search=sweep["search"], fit=fit)
         study.optimize(objective, callbacks=[stop, print_result], catch=(RunFailedError,))
     report = SweepReport(study, sweep["search"], metric, mode)
-    if not report.completed:
+    if not report.trials_with_result:
         raise CommandError("no trial finished; see the errors above")
     summary = report.summarize()
     print(json.dumps(summary, indent=2))
