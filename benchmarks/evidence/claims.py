@@ -136,7 +136,11 @@ def pair_seeds(first: Mapping[int, float], second: Mapping[int, float]) -> Itera
     [(0.5, 0.25), (0.75, 0.25)]
     """
     for seed in sorted({*first, *second}):
-        left, right = (next(iter(side.values())) if len(side) == 1 else side.get(seed) for side in (first, second))
+        pair = []
+        for side in (first, second):
+            (default,) = side.values() if len(side) == 1 else (None,)
+            pair.append(side.get(seed, default))
+        left, right = pair
         if left is not None and right is not None:
             yield left, right
 
@@ -168,26 +172,33 @@ def read_number(method: str) -> float:
 
 def overfitting_gap(result: Result) -> float:
     """Returns how much better the metric is on training rows than on validation rows, at the last validation."""
-    curve, metric = result["curve"], result["metric"]
-    gap = curve[f"train_sample/{metric}"][-1][1] - curve[f"val/{metric}"][-1][1]
-    return float(gap if result["mode"] == "max" else -gap)
+    gap = training_score(result) - validation_score(result)
+    return gap if result["mode"] == "max" else -gap
 
 
 def training_score(result: Result) -> float:
     """Returns the metric on training rows at the last validation."""
-    return float(result["curve"][f"train_sample/{result['metric']}"][-1][1])
+    return last_value(result, "train_sample")
 
 
 def validation_score(result: Result) -> float:
     """Returns the metric on validation rows at the last validation."""
-    return float(result["curve"][f"val/{result['metric']}"][-1][1])
+    return last_value(result, "val")
+
+
+def last_value(result: Result, stage: str) -> float:
+    """Returns the last value of the metric in a stage."""
+    points = result["curve"][f"{stage}/{result['metric']}"]
+    _, value = points[-1]
+    return float(value)
 
 
 def gradient_decay(result: Result) -> float:
     """Returns the logarithm (base 10) of the mean gradient norm of the last tenth of the steps over the first tenth."""
     norms = [norm for _, norm in result["curve"]["prompt/grad_norm"]]
     count = max(1, len(norms) // TENTH)
-    return math.log10(float(np.mean(norms[-count:])) / float(np.mean(norms[:count])))
+    first, last = np.mean(norms[:count]), np.mean(norms[-count:])
+    return math.log10(float(last / first))
 
 
 def loss_barrier(result: Result) -> float:

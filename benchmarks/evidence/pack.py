@@ -66,7 +66,8 @@ def main() -> None:
         if args.packages:
             add_packages(archive, args.packages)
         add_text(archive, f"{ROOT}/run.sh", RUN)
-    print(f"Wrote {args.out} ({args.out.stat().st_size / 2**20:.0f} MiB)")
+    size = args.out.stat().st_size / 2**20
+    print(f"Wrote {args.out} ({size:.0f} MiB)")
 
 
 def add_code(archive: tarfile.TarFile) -> None:

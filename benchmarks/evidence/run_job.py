@@ -144,7 +144,8 @@ def read_curve(path: Path, metric: str) -> dict[str, list[list[float]]]:
         for row in csv.DictReader(file):
             for name in names:
                 if row.get(name):
-                    curve.setdefault(name, []).append([int(row["step"]), float(f"{float(row[name]):.5g}")])
+                    value = float(f"{float(row[name]):.5g}")
+                    curve.setdefault(name, []).append([int(row["step"]), value])
     return curve
 
 

@@ -143,8 +143,11 @@ def page(
 
 def describe_machines(results: Sequence[Result]) -> str:
     """Names the machines of the results."""
-    machines = sorted({result.get("gpu") or f"{result['cpu']}, {result['threads']} thread(s)" for result in results})
-    return f"Machines: {'; '.join(machines)}." if machines else ""
+    machines = set()
+    for result in results:
+        cpu = f"{result['cpu']}, {result['threads']} thread(s)"
+        machines.add(result.get("gpu") or cpu)
+    return f"Machines: {'; '.join(sorted(machines))}." if machines else ""
 
 
 def open_blocks(plan: Plan, groups: Mapping[tuple[str, str, str], Any]) -> Iterator[str]:
@@ -157,8 +160,9 @@ def open_blocks(plan: Plan, groups: Mapping[tuple[str, str, str], Any]) -> Itera
     yield "| block | runs | methods | tasks | hours on one thread |"
     yield "|---|---|---|---|---|"
     for name, block in missing:
+        runs = len(plan.cells(name))
         methods, tasks = ", ".join(block["methods"]), ", ".join(block["tasks"])
-        yield f"| {name} | {len(plan.cells(name))} | {methods} | {tasks} | {block['hours']} |"
+        yield f"| {name} | {runs} | {methods} | {tasks} | {block['hours']} |"
 
 
 def claim_tables(topics: Sequence[Spec], plan: Plan, results: Sequence[Result]) -> Iterator[str]:
@@ -254,9 +258,10 @@ def methods_table(cells: Sequence[Cell]) -> Iterator[str]:
         spread = f" ± {half_width:.3f}" if len(cell.tests) > 1 else ""
         minutes = np.mean([result.get("train_seconds", 0.0) for result in cell.results]) / 60
         peak = max(result.get("train_peak_mb", result["peak_mb"]) for result in cell.results)
+        steps = str(first["steps"]) if first["rate"] else "-"
         columns = [cell.method, str(len(cell.tests)), f"{mean:.3f}{spread}"]
         columns += [str(first["rate"] or "-"), f"{first.get('trainable_parameters', 0):,}"]
-        columns += [str(first["steps"]) if first["rate"] else "-", f"{minutes:.1f}", f"{peak:,}"]
+        columns += [steps, f"{minutes:.1f}", f"{peak:,}"]
         yield f"| {' | '.join(columns)} |"
     yield ""
 
@@ -284,8 +289,9 @@ def pairs_table(cells: Sequence[Cell]) -> Iterator[str]:
             continue
         low, high = comparison.low, comparison.high
         bounds = (low, high) if is_first_better else (-high, -low)
+        names = f"{better.method} over {worse.method}"
         interval = f"[{bounds[0]:.3f}, {bounds[1]:.3f}]"
-        yield f"| {better.method} over {worse.method} | {abs(comparison.difference):.3f} | {interval} | {p:.4f} |"
+        yield f"| {names} | {abs(comparison.difference):.3f} | {interval} | {p:.4f} |"
     if equal:
         yield f"\nNo difference is shown between {'; '.join(equal)}."
     yield ""
