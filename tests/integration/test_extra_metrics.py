@@ -146,7 +146,9 @@ def test_an_evaluation_of_the_user_selects_a_checkpoint_and_is_tested(tmp_path, 
     values = [float(value) for value in read_column(last_folder(), "val/mean_rank")]
     assert (best["metric"], best["value"]) == ("val/mean_rank", pytest.approx(min(values)))
     assert main(["test", f"--ckpt_path={checkpoint}"]) != 0
-    assert "--trust mean_rank_of_user" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "extra_metrics: it names 'mean_rank_of_user.MeanRank'" in error
+    assert "--trust mean_rank_of_user" in error
     assert main(["test", f"--ckpt_path={checkpoint}", "--trust=mean_rank_of_user"]) == 0
     records = read_rows(last_folder() / "test_predictions.jsonl")
     ranks = []

@@ -35,8 +35,17 @@ UNNAMED_OPTIONS: dict[type, dict[str, Any]] = {  # options that a class reads fr
 }
 
 
-class WrongBaseError(ValueError):
-    """A class that is not a subclass of the required one."""
+class KindError(ValueError):
+    """A value of another type or class than the argument.
+
+    Args:
+        location: Name of the value in messages.
+        reason: What was expected, and the value.
+    """
+
+    def __init__(self, location: str, reason: str) -> None:
+        super().__init__(f"{location}: {reason}")
+        self.location = location
 
 
 @dataclass(frozen=True)
@@ -71,7 +80,7 @@ def read_class(value: Any, base: type, location: str, deferred: int | None = Non
     except ValueError as error:
         raise ValueError(f"{location}: {error}") from error
     if not issubclass(cls, base) or inspect.isabstract(cls):
-        raise WrongBaseError(f"{location}: expected a subclass of {base.__name__}, got {path}")
+        raise KindError(location, f"expected a subclass of {base.__name__}, got {path}")
     return replace(read_arguments(cls, arguments, location, deferred), path=path)
 
 
@@ -182,7 +191,8 @@ def _read_union(value: Any, members: Sequence[Any], location: str) -> Any:
             errors.append(error)
     if not errors:
         raise _wrong(value, NoneType, location)
-    specific = [error for error in errors if not isinstance(error, WrongBaseError)] or errors
+    is_other_kind = [isinstance(error, KindError) and error.location == location for error in errors]
+    specific = [error for error, is_other in zip(errors, is_other_kind, strict=True) if not is_other] or errors
     names_class = isinstance(value, Mapping) and "class_path" in value
     raise specific[-1 if names_class else 0]
 
@@ -289,4 +299,4 @@ def _type_hints(cls: type) -> dict[str, Any]:
 
 def _wrong(value: Any, hint: Any, location: str) -> ValueError:
     expected = str(hint) if get_args(hint) else getattr(hint, "__name__", str(hint))
-    return ValueError(f"{location}: expected {expected}, got {shorten(value)}")
+    return KindError(location, f"expected {expected}, got {shorten(value)}")
