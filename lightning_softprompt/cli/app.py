@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,8 +15,6 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningCLI
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
-from torch import distributed
 
 from lightning_softprompt.callbacks.algorithms.warm_start import WarmStart
 from lightning_softprompt.callbacks.recovery.final_checkpoint import lacks_metric
@@ -40,7 +36,9 @@ from lightning_softprompt.cli.option_checks import (
     replica_spec,
     unescape_templates,
 )
-from lightning_softprompt.cli.parsing.parser import RUN_FOLDER, Parser
+from lightning_softprompt.cli.parsing.config_changes import complete_length, reusable_config, use_last_checkpoint
+from lightning_softprompt.cli.parsing.parser import Parser, set_run_folder
+from lightning_softprompt.cli.parsing.shared_options import add_shared_options, set_command_defaults
 from lightning_softprompt.cli.plugins import import_plugins
 from lightning_softprompt.cli.resume_checks import (
     SettingsCheck,
@@ -52,8 +50,8 @@ from lightning_softprompt.cli.resume_checks import (
     with_run_config,
 )
 from lightning_softprompt.cli.run_hints import commands_after_evaluation, commands_after_fit
-from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
+from lightning_softprompt.distributed.process_arguments import set_process_arguments
 from lightning_softprompt.distributed.strategy import refuse_untested_strategy
 from lightning_softprompt.methods.base import SoftPromptModule
 from lightning_softprompt.renamed_options import rename_words
@@ -62,22 +60,12 @@ from lightning_softprompt.runs.run_settings import CommandSettings
 from lightning_softprompt.runs.run_spec import RunSpec, new_name
 from lightning_softprompt.system.atomic_files import expand_home
 from lightning_softprompt.system.trust import parse_trust_options, trust_modules
-from lightning_softprompt.training.lr_range_test import CURVE, STEPS, find_lr
+from lightning_softprompt.training.lr_range_test import CURVE, find_lr
 from lightning_softprompt.training.monitors import choose_monitor
 from lightning_softprompt.training.precision import keep_batches
-from lightning_softprompt.training.replicas import Replicas, ReplicaSpec
+from lightning_softprompt.training.replicas import Replicas
 from lightning_softprompt.training.session import Session
 from lightning_softprompt.training.trainer import TRAINER_DEFAULTS
-from lightning_softprompt.training.training_length import (
-    default_patience,
-    default_trainer_options,
-    describe_default_length,
-    is_unlimited,
-)
-
-log = logging.getLogger(__name__)
-LAUNCHER_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # set by Lightning
-COMMAND_SPECIFIC = ("verbose", "return_predictions", "find_lr")  # options that only some commands have
 
 
 class SoftPromptCLI(LightningCLI):
@@ -88,51 +76,12 @@ class SoftPromptCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: Parser) -> None:  # type: ignore[override]
         """Add the options that several classes share, and links: backbone to model and data, classes to the model."""
-        parser.add_argument("--backbone", type=BackboneSpec, default=BackboneSpec(), help="The frozen language model.")
-        parser.add_argument(
-            "--run", type=RunSpec, default=RunSpec(), help="Output folder, loggers and checkpoints of the run."
-        )
-        parser.add_argument(
-            "--replicas",
-            type=int | ReplicaSpec,
-            default=1,
-            help="Train N independent prompts on the same batches in one run; pass a mapping to vary seeds, rates or "
-            "inits.",
-        )
-        parser.add_argument(
-            "--init_from",
-            type=str | None,
-            default=None,
-            help="Initialize from a saved prompt or checkpoint; optimizer and schedule start fresh.",
-        )
-        parser.add_argument(
-            "--trust",
-            metavar="MODULE",
-            type=str | None,
-            default=None,
-            help="Allow checkpoints, prompts and their configs to name classes of this module; may be repeated.",
-        )
-        parser.link_arguments("backbone", "model.init_args.backbone")
-        parser.link_arguments("backbone", "data.init_args.backbone")
-        parser.link_arguments("data.classes", "model.init_args.classes", apply_on="instantiate")
-        parser.link_arguments("data.classes_by_task", "model.init_args.classes_by_task", apply_on="instantiate")
-        parser.link_arguments("data.evaluation", "model.init_args.evaluation", apply_on="instantiate")
+        add_shared_options(parser)
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> Parser:
         """Load checkpoints safely by default, and write predictions instead of returning them."""
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-        parser.set_defaults({"weights_only": True})
-        if subcommand in ("validate", "test"):
-            parser.set_defaults({"verbose": False})  # a callback prints the results with intervals
-        if subcommand == "predict":
-            parser.set_defaults({"return_predictions": False})
-        if subcommand == "fit":
-            parser.add_argument(
-                "--find_lr",
-                action="store_true",
-                help="Run a learning-rate range test of 100 steps instead of a training; it plots the loss over the "
-                "rate and suggests a value for --model.lr.",
-            )
+        set_command_defaults(parser, subcommand)
         return parser  # type: ignore[return-value]
 
     def parse_arguments(self, parser: Parser, args: Sequence[str]) -> None:  # type: ignore[override]
@@ -150,9 +99,9 @@ class SoftPromptCLI(LightningCLI):
         if empty := [option for option in ("ckpt_path", "init_from") if config.get(option) == ""]:
             raise ValueError(f"--{empty[0]} is empty; pass a file, or omit the option")
         if config.get("ckpt_path") == "last":
-            self._find_last(config)
+            self._resumed_folder = use_last_checkpoint(config, self.subcommand == "fit")
         if self.subcommand == "fit":
-            self._complete_length(config)
+            complete_length(config)
         else:
             evaluate_prompt_file(config)
             take_saved_classes(config)
@@ -169,38 +118,6 @@ class SoftPromptCLI(LightningCLI):
         refuse_contradiction(model, checkpoint, path, training, seed)
         if training:
             self._settings_check = settings_check(checkpoint, path, RunSpec(**config.run.as_dict()))
-
-    def _complete_length(self, config: Namespace) -> None:
-        """Limit a training that sets no length, and set the logging interval; the saved config has the values."""
-        if config.trainer.fast_dev_run:
-            return
-        if config.find_lr:
-            config.trainer.max_steps, config.trainer.max_epochs, config.trainer.max_time = STEPS, -1, None
-            return
-        options = config.trainer.as_dict()
-        config.run.early_stopping = default_patience(config.run.early_stopping, options)
-        for name, value in default_trainer_options(options).items():
-            config.trainer[name] = value
-        if is_unlimited(options):
-            rank_zero_info(describe_default_length(config.run.early_stopping))
-
-    def _find_last(self, config: Namespace) -> None:
-        """Replace `--ckpt_path last` by the latest checkpoint; without one, a training starts a new run."""
-        run = RunSpec(**config.run.as_dict())
-        checkpoint = run.last_checkpoint()
-        if checkpoint is None:
-            if self.subcommand != "fit":
-                raise ValueError(f"--ckpt_path last: no run in {run.experiment_folder} has a checkpoint yet")
-            log.info("--ckpt_path last: no checkpoint in %s yet; starting a new run", run.experiment_folder)
-            config.ckpt_path = None
-            return
-        log.info("--ckpt_path last: %s", checkpoint)
-        config.ckpt_path = str(checkpoint)
-        if config.get("init_from"):
-            log.info("Ignoring --init_from: the run resumes from its own checkpoint")
-            config.init_from = None
-        if self.subcommand == "fit":
-            self._resumed_folder = checkpoint.parents[1]
 
     @property
     def run_config(self) -> Namespace:
@@ -233,7 +150,7 @@ class SoftPromptCLI(LightningCLI):
             callbacks.append(StepProgressBar(self.session.monitor, PLAIN_TEXT))
         start = self.session.create_start(self._config_writer(), text)
         of_session = self.session.callbacks(config.init_from, config.get("ckpt_path"), text)
-        loggers = [*_in_run_folder(as_list(objects.trainer.logger), self.session.folder), *self.session.loggers]
+        loggers = [*set_run_folder(as_list(objects.trainer.logger), self.session.folder), *self.session.loggers]
         trainer = super().instantiate_trainer(callbacks=[start, *callbacks, *of_session], logger=loggers, **kwargs)
         refuse_untested_strategy(trainer.strategy)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # the config names no other
@@ -269,7 +186,7 @@ class SoftPromptCLI(LightningCLI):
     def _config_writer(self) -> Callable[[Path], None]:
         """A function that saves the config of the run to a file."""
         parser = self._parser(self.subcommand)
-        return partial(parser.save, _reusable(self.run_config), skip_none=False, overwrite=True, multifile=False)
+        return partial(parser.save, reusable_config(self.run_config), skip_none=False, overwrite=True, multifile=False)
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run the command; a training that stops because a monitored metric is missing still saves its prompt."""
@@ -320,24 +237,6 @@ class SoftPromptCLI(LightningCLI):
             suggest(*commands_after_fit(self.session, self.datamodule))
         else:
             suggest(*commands_after_evaluation(self.session, self.datamodule, self.run_config))
-
-
-def _in_run_folder(loggers: Sequence[Logger], folder: Path) -> Sequence[Logger]:
-    """Set the folder of each `TensorBoardLogger` that has none; it has created no file yet."""
-    for logger in loggers:
-        if isinstance(logger, TensorBoardLogger) and logger.save_dir == RUN_FOLDER:
-            logger._root_dir = str(folder)
-    return loggers
-
-
-def _reusable(config: Namespace) -> Namespace:
-    """The config without the options that say how this run started, so that other runs and commands can use it."""
-    reusable = config.clone()
-    reusable.ckpt_path = reusable.init_from = reusable.run.name = reusable.run.accept_changes = None
-    reusable.run.display_name = reusable.run.job_type = None
-    for name in COMMAND_SPECIFIC:
-        reusable.pop(name, None)
-    return reusable
 
 
 def _has_progress_bar(callbacks: Sequence[Callback]) -> bool:
@@ -393,25 +292,3 @@ def main(argv: Sequence[str], hints: bool = True) -> int:
         sys.stderr.write(f"error: {lost or describe_error(error)}\n{TRACEBACK_HINT}\n")
         return 2 if lost is None else LOST
     return 0
-
-
-@contextmanager
-def set_process_arguments(argv: Sequence[str]) -> Iterator[None]:
-    """Replace the arguments of the process by those of a run command, and restore the environment afterwards.
-
-    Lightning starts further processes with the arguments of this one, so they must be those of the run command even if
-    another command starts the run. It also leaves variables and a process group behind, which would stop the next run
-    from starting processes of its own.
-    """
-    arguments, variables = sys.argv, {name: os.environ.get(name) for name in LAUNCHER_VARIABLES}
-    sys.argv = [*arguments[:1], *argv]
-    try:
-        yield
-        if distributed.is_available() and distributed.is_initialized() and variables["LOCAL_RANK"] is None:
-            distributed.destroy_process_group()
-    finally:
-        sys.argv = arguments
-        for name, value in variables.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value

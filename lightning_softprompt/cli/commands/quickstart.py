@@ -85,8 +85,8 @@ def check_options(common: Sequence[str], options: Sequence[str]) -> None:
         SystemExit: If a training has no such option, or its value is wrong.
         CommandError: If they contradict each other.
     """
-    from lightning_softprompt.cli.app import set_process_arguments
     from lightning_softprompt.cli.dry_parse import parse_run
+    from lightning_softprompt.distributed.process_arguments import set_process_arguments
 
     if options:
         with set_process_arguments(["fit", *common]):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from enum import Enum
+from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 import yaml
 from jsonargparse import Namespace, _typehints, get_loader, set_loader
 from jsonargparse._util import NestedArg
 from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from torch import optim
 
 from lightning_softprompt.cli.parsing.class_options import LINKED, PYTHON_ONLY
@@ -134,3 +136,11 @@ class Parser(LightningArgumentParser):
     def options(self) -> list[str]:
         """Names of all options."""
         return [flag.removeprefix("--") for action in self._actions for flag in action.option_strings]
+
+
+def set_run_folder(loggers: Sequence[Logger], folder: Path) -> Sequence[Logger]:
+    """Set the folder of each `TensorBoardLogger` that has none; it has created no file yet."""
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger) and logger.save_dir == RUN_FOLDER:
+            logger._root_dir = str(folder)
+    return loggers
