@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import (
     BackboneFinetuning,
-    EarlyStopping,
     LearningRateFinder,
     ModelPruning,
     StochasticWeightAveraging,
@@ -83,28 +81,6 @@ def refuse_early_copies(callbacks: Iterable[Callback], module: LightningModule) 
             raise ValueError(
                 f"{type(callback).__name__} copied the model in `setup`, before `configure_model` created the prompt; "
                 f"let it call `configure_model` first, or copy in `on_fit_start`"
-            )
-
-
-def refuse_late_validation(trainer: Trainer) -> None:
-    """Refuse callbacks that monitor validation at the end of an epoch if training ends before the first validation.
-
-    Raises:
-        ValueError: Naming the callback.
-    """
-    if trainer.max_steps < 1 or trainer.global_step or math.isinf(trainer.num_training_batches):
-        return
-    steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-    if trainer.max_steps >= steps:
-        return
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if not isinstance(callback, EarlyStopping):
-            continue
-        if callback.monitor.startswith("val/") and callback._check_on_train_epoch_end and callback.strict:
-            raise ValueError(
-                f"{type(callback).__name__} watches {callback.monitor}, but --trainer.max_steps {trainer.max_steps} "
-                f"ends the training before the first validation, at step {steps}; raise it, or set "
-                f"--trainer.val_check_interval to a smaller number of batches"
             )
 
 

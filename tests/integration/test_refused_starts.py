@@ -76,13 +76,12 @@ def test_a_weight_of_a_penalty_that_the_method_reports(command):
 STOPPING = ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/loss"]
 
 
-def test_early_stopping_when_training_ends_before_the_first_validation(check_refused):
-    message = check_refused("fit", *STOPPING, "--trainer.val_check_interval=1.0")
-    assert "--trainer.max_steps 2 ends the training before the first validation, at step 3" in message
-
-
-def test_early_stopping_with_a_validation_in_time(command):
-    assert command("fit", *STOPPING, "--trainer.val_check_interval=1.0", "--trainer.max_steps=3") == 0
+@pytest.mark.parametrize("steps", [2, 3])
+def test_early_stopping_in_a_training_that_is_shorter_than_an_epoch_or_as_long(command, steps):
+    """A training that would end before its first validation validates after its last step."""
+    assert command("fit", *STOPPING, "--trainer.val_check_interval=1.0", f"--trainer.max_steps={steps}") == 0
+    assert "val/loss" in (last_folder() / "metrics.csv").read_text()
+    assert (last_folder() / "checkpoints" / "best.ckpt").is_file()
 
 
 def test_a_schedule_that_monitors_a_disabled_validation(check_refused):

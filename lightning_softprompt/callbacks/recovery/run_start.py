@@ -10,7 +10,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_softprompt.methods.base import SoftPromptModule
 from lightning_softprompt.methods.optimizers import count_training_steps, refuse_changed_state
-from lightning_softprompt.runs.run_checks import refuse_early_copies, refuse_late_validation
+from lightning_softprompt.runs.run_checks import refuse_early_copies
 
 
 @final
@@ -45,7 +45,6 @@ class RunStart(Callback):
             refuse_changed_state(trainer.optimizers, str(trainer.ckpt_path))
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
         cast(SoftPromptModule, pl_module).try_schedule(groups, count_training_steps(trainer))
-        refuse_late_validation(trainer)
         refuse_early_copies(trainer.callbacks, pl_module)  # type: ignore[attr-defined]
         self._once(trainer, pl_module)
 
