@@ -159,7 +159,7 @@ class PassageEffects:
     ) -> tuple[LayerMasses, dict[str, int]]:
         """Returns the attention mass of each part of a row in each layer, and the number of tokens of each part.
 
-        Masses are means over heads and over the positions that predict the answer; those of all parts add up to 1.
+        Masses are means over heads and over the positions that predict the answer. They add up to 1 over the parts.
 
         Args:
             row: The row.

@@ -60,6 +60,8 @@ class RunSpec:
             disables it (default: 3 for a training without a limit of epochs, steps or time, else 0).
         train_sample: Number of training rows, the same ones each time, that are scored at each validation and logged as
             `train_sample/<metric>`; 0 for none. The difference from `val/<metric>` shows overfitting.
+        watch: `tokens` logs the norm of the gradient of each soft token as `prompt/grad_norm/token_<index>`, before
+            clipping, on logging steps.
         keep_last: Number of recent checkpoints to keep (last.ckpt, last-1.ckpt, ...). The best one is kept in addition.
         accept_changes: Settings that may differ from those of the checkpoint in --ckpt_path, such as
             `data.labels,train_rows`; a name covers everything below it, such as `data`. Other differences are errors,
@@ -87,6 +89,7 @@ class RunSpec:
     monitor_mode: Literal["min", "max"] | None = None
     early_stopping: int | None = None
     train_sample: int = 0
+    watch: Literal["tokens"] | None = None
     display_name: str | None = None
     group: str | None = None
     job_type: str | None = None

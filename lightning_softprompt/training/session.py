@@ -38,6 +38,7 @@ from lightning_softprompt.callbacks.reporting.result_summary import ResultSummar
 from lightning_softprompt.callbacks.reporting.run_files import RunFiles
 from lightning_softprompt.callbacks.reporting.start_summary import StartSummary
 from lightning_softprompt.callbacks.reporting.throughput import Throughput
+from lightning_softprompt.callbacks.reporting.token_gradients import TokenGradients
 from lightning_softprompt.callbacks.reporting.training_sample import TrainingSample
 from lightning_softprompt.callbacks.reporting.wandb_report import WandbReport
 from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, read_prompt, split_replicas
@@ -229,6 +230,8 @@ class Session:
         if self.run.early_stopping:
             optional.append(Patience(self.monitor, self.mode, self.run.early_stopping))
         reports: list[Callback] = [ParameterSummary(), StartSummary(), Throughput(), PromptWatch()]
+        if self.run.watch == "tokens":
+            reports.append(TokenGradients())
         return [FinalValidation(), *reports, guard, *optional, RngState(), *checkpoints]
 
     def _checkpoint(self, name: str, metric: str) -> BestCheckpoint:

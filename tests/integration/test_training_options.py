@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 from row_files import write_rows
-from runs import read_column, read_losses
+from runs import load_state, read_column, read_losses
 
 from lightning_softprompt.cli.app import main
 from lightning_softprompt.runs.run_spec import last_folder
@@ -140,3 +140,19 @@ def test_a_sample_of_training_rows_has_whole_batches(fit):
     eighths = 8 * report["train_sample"]["train_sample/accuracy"]
     assert eighths == pytest.approx(round(eighths))
     assert (folder / "plots" / "learning_curve.png").is_file()
+
+
+def test_gradients_of_soft_tokens_are_those_of_the_step_and_change_no_step(fit, argv, capsys):
+    sgd = ["--model.optimizer=torch.optim.SGD", "--model.optimizer.lr=0.5", "--trainer.log_every_n_steps=1"]
+    one, plain = fit(*sgd, "--trainer.max_steps=1"), fit(*sgd, "--trainer.max_steps=2")
+    watched = fit(*sgd, "--trainer.max_steps=2", "--run.watch=tokens")
+    assert read_losses(watched) == read_losses(plain)
+    steps = load_state(watched)["tokens"] - load_state(one)["tokens"]  # the second step
+    names = [f"prompt/grad_norm/token_{index}" for index in range(3)]
+    norms = [float(read_column(watched, name)[1]) for name in names]
+    assert norms == pytest.approx((steps.norm(dim=1) / 0.5).tolist(), rel=1e-3)
+    assert len(set(norms)) == 3
+    assert not read_column(plain, names[0])
+    capsys.readouterr()
+    assert main(["fit", *argv, "--model=PrefixTuning", "--run.watch=tokens", "--trainer.max_steps=1"]) == 2
+    assert "run.watch=tokens requires a method whose soft tokens are a parameter" in capsys.readouterr().err

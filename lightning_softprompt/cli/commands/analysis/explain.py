@@ -39,7 +39,7 @@ and explain.jsonl to the folder of the test.
 use     share of rows in which the passage with the largest effect on the answer is relevant
 leak    mean effect of the passages that are not relevant; above 0 if the answer is taken from them
 
-Further options are those of `softprompt test`, such as --trainer.accelerator cpu. Rows of up to 5 passages have exact
+It accepts the options of `softprompt test`, such as --trainer.accelerator cpu. Rows of up to 5 passages have exact
 Shapley values, which require 2**passages evaluations of each answer; longer ones have leave-one-out effects.
 """
 
