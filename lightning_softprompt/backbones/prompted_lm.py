@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lightning_softprompt.backbones.base import Backbone
@@ -31,6 +32,7 @@ class PromptedLM:
         self._readout = readout
         self._prompts: dict[int, tuple[Batch, SoftPrompt]] = {}
         self._scores: dict[int, Tensor] = {}
+        self._last_losses: tuple[tuple[int, bool, float], Batch, Tensor] | None = None
 
     def prompt(self, batch: Batch) -> SoftPrompt:
         """The method's prompt for the batch."""
@@ -51,8 +53,17 @@ class PromptedLM:
         return self.backbone(batch, self.prompt(batch) if prompted else None, words)  # type: ignore[no-any-return]
 
     def cross_entropy(self, batch: Batch, *, prompted: bool = True, label_smoothing: float = 0.0) -> Tensor:
-        """[B, U] of the targets; 0 where there is none. Takes less memory than their logits."""
-        return self.backbone.cross_entropy(batch, self.prompt(batch) if prompted else None, label_smoothing)
+        """[B, U] of the targets; 0 where there is none. Takes less memory than their logits.
+
+        Without gradients, the losses of the last batch are stored: objective and evaluation both use them.
+        """
+        key = (id(batch), prompted, label_smoothing)
+        if self._last_losses is not None and self._last_losses[0] == key and not torch.is_grad_enabled():
+            return self._last_losses[2]
+        losses = self.backbone.cross_entropy(batch, self.prompt(batch) if prompted else None, label_smoothing)
+        if not torch.is_grad_enabled():
+            self._last_losses = key, batch, losses
+        return losses
 
     def scores(self, batch: Batch) -> Tensor:
         """Class scores [B, C], or [B, W, C] where each word has a class; their softmax are the class probabilities.

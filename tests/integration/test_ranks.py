@@ -183,3 +183,22 @@ def test_a_method_that_changes_the_backbone_does_not_shard_it(run, classificatio
     options = ["--model=FullFineTuning", "--trainer.max_steps=1", *classification, *STRATEGIES["sharded"]]
     run("full", "fit", *options, expected=2)
     assert "a method that changes the backbone cannot shard it" in run.logs[0]
+
+
+def test_two_processes_measure_a_corpus_as_one(run, tiny_folder, tmp_path):
+    texts = ["a warm and funny film about a dog", "dull", "it is a sad story . it is good", "well", "one bad film"]
+    data = write_splits(tmp_path / "data", **{name: [{"text": text} for text in texts] for name in ("train", "test")})
+    write_splits(tmp_path / "general", test=[{"text": text} for text in texts[:3]])
+    options = [
+        "--model=PromptTuning", "--model.length=3", "--data=CorpusDataModule", f"--data.path={data}",
+        f"--data.corpora={{general: {tmp_path / 'general'}}}", "--data.window=16", "--data.eval_batch_size=2",
+        f"--backbone.name={tiny_folder('llama')}",
+    ]  # fmt: skip
+    alone = run("one", "test", *options)
+    shared = run("two", "test", *options, "--trainer.strategy=ddp", world=2)
+    expected, measured = (json.loads((folder / "metrics.json").read_text())["test"] for folder in (alone, shared))
+    assert expected.pop("test/loss")
+    measured.pop("test/loss")
+    assert measured == pytest.approx(expected, rel=1e-5)
+    assert measured["test/documents"] == 5
+    assert measured["test/general/documents"] == 3

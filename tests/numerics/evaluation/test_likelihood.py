@@ -127,3 +127,24 @@ def test_the_interval_covers_the_ratio():
         low, high = bootstrap_ratio(nats.tolist(), sizes.tolist(), draws=300, seed=seed)
         covered += low <= 1.5 <= high
     assert 0.88 <= covered / 200 <= 0.99
+
+
+def test_objective_and_evaluation_share_one_forward_pass(load, data_of, monkeypatch):
+    data = data_of("llama")
+    module = sp.PromptTuning(length=3, data=data)
+    module.attach(load("llama"))
+    passes = []
+    run = module.loaded.states
+    monkeypatch.setattr(module.loaded, "states", lambda *args: passes.append(1) or run(*args))
+    first, second = batches(data, 3)[:2]
+    with torch.no_grad():
+        module.score("test", first)
+        assert len(passes) == 1
+        module.score("test", second)
+        assert len(passes) == 2
+        lm = module.lm()
+        prompted, bare = lm.cross_entropy(first), lm.cross_entropy(first, prompted=False)
+        assert not torch.equal(prompted, bare)
+        assert torch.equal(lm.cross_entropy(first), prompted)
+    assert lm.cross_entropy(first).requires_grad
+    assert len(passes) == 6
