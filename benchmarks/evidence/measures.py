@@ -72,7 +72,8 @@ def measure_line(finished: Run) -> dict[str, Any]:
     other = last_folder() / "checkpoints" / "best.ckpt"
     points = finished.folder / "line.json"
     run(["interpolate", str(finished.checkpoint), str(other), f"--out={points}", *finished.arguments])
-    return {"line": json.loads(points.read_text())}
+    names = ("t", "loss", finished.job.metric)
+    return {"line": [{name: point[name] for name in names} for point in json.loads(points.read_text())]}
 
 
 def measure_general_text(finished: Run) -> dict[str, Any]:
