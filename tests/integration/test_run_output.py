@@ -50,13 +50,14 @@ def test_a_training_prints_its_data_length_and_best_validation(argv, caplog):
     assert "plots/learning_curve.png, plots/val_confusion.png" in text
 
 
-def test_the_time_of_validations_is_known_after_the_first_one(argv, caplog):
+@pytest.mark.parametrize(("steps", "remaining"), [(16, "with 1 more validation of "), (12, None)])
+def test_the_time_of_validations_is_known_after_the_first_one(argv, caplog, steps, remaining):
     caplog.set_level(logging.INFO, "lightning_softprompt")
-    assert main(["fit", *argv, QUIET, "--trainer.max_steps=16", "--trainer.check_val_every_n_epoch=2"]) == 0
-    lines = [message for message in caplog.messages if message.startswith("Time left: ")]
-    before, after = (line.partition("), ")[2] for line in lines)
-    assert before == "without validations"
-    assert after.startswith("with 1 more validation of ")
+    assert main(["fit", *argv, QUIET, f"--trainer.max_steps={steps}", "--trainer.check_val_every_n_epoch=2"]) == 0
+    before, *after = (message for message in caplog.messages if message.startswith("Time left: "))
+    assert before.endswith(", without validations")
+    assert len(after) == (remaining is not None)
+    assert all(remaining in message for message in after)
 
 
 def test_a_resumed_training_prints_the_best_validation_of_all_its_parts(argv, caplog):

@@ -74,7 +74,8 @@ class StartSummary(Callback):
         self._timer_start += seconds
         if self._seconds_per_validation is None and not trainer.sanity_checking:
             self._seconds_per_validation = seconds
-            if self._timed_batches >= TIMED_BATCHES:  # otherwise, on_train_batch_end logs it
+            is_estimated = self._timed_batches >= TIMED_BATCHES  # otherwise, on_train_batch_end logs it
+            if is_estimated and _count_remaining_validations(trainer):
                 self._write_time_left(trainer)
 
     def _write_time_left(self, trainer: Trainer) -> None:
@@ -84,7 +85,7 @@ class StartSummary(Callback):
             return
         seconds_per_batch = (perf_counter() - self._timer_start) / self._timed_batches
         seconds = seconds_per_batch * (batches - num_done)
-        num_validations = count_validations(trainer, batches) - count_validations(trainer, num_done)
+        num_validations = _count_remaining_validations(trainer)
         validations = ""
         if self._seconds_per_validation is None:
             validations = ", without validations" if trainer.enable_validation else ""
@@ -96,6 +97,13 @@ class StartSummary(Callback):
         seconds_per_step = seconds_per_batch * trainer.accumulate_grad_batches
         left = describe_seconds(seconds)
         self._write(f"Time left: {left} ({seconds_per_step:.2g} s per step){validations}")
+
+
+def _count_remaining_validations(trainer: Trainer) -> int:
+    batches = count_training_batches(trainer)
+    if batches is None:
+        return 0
+    return count_validations(trainer, batches) - count_validations(trainer, trainer.fit_loop.total_batch_idx + 1)
 
 
 def describe_balance(data: SoftPromptDataModule, rows: PreparedRows) -> str:
