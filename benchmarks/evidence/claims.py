@@ -8,7 +8,8 @@ A claim compares two sides, or follows a series of settings:
     value           what is compared (default: the test): `gap`, `gradient`, `barrier`, `seconds`, ...; see `VALUES`
 
 A selection names block and method, and task and backbone if the block has several. Other claims have a `result` that
-was measured by another command, or a `reason` why they cannot be measured here.
+was measured by another command, or a `reason` why they cannot be measured here. `earlier` is a smaller measurement
+in `benchmarks/LOG.md`, which is shown until all runs have finished.
 """
 
 from __future__ import annotations

@@ -59,7 +59,8 @@ An effect counts as a difference if `p` is below 0.05: the larger p-value of a t
 a test over seeds (Welch), adjusted for the number of claims (Holm). The interval of 95 % is a bootstrap over rows and
 seeds, or Student's t over seeds if the effect has no scores of rows. In a series, the effect is the change when the
 length or the number of rows doubles. Three seeds reveal only large effects, so *no difference shown* does not mean
-that there is none. Disagreement with a claim is in bold.
+that there is none. Disagreement with a claim is in bold. *Earlier* results are smaller
+measurements in `benchmarks/LOG.md`, which has their commands.
 """
 RESULTS = """\
 ## Experiments
@@ -204,7 +205,8 @@ def columns_of(claim: Spec, finding: Finding, p: float | None) -> list[str]:
     command = f"`run_queue.py --blocks {' '.join(quote(block) for block in blocks)}`"
     if finding.comparison is None or p is None:
         waiting = f"not measured yet ({finding.runs} of {finding.planned} runs)"
-        return [claim["claimed"], waiting, "", "", str(finding.planned), command]
+        earlier = f"earlier: {claim['earlier']}" if "earlier" in claim else ""
+        return [claim["claimed"], waiting, earlier, "", str(finding.planned), command]
     direction = name_direction(finding.comparison, p, "series" in claim)
     agrees = direction == claim["claimed"] or (claim["claimed"], direction) == ("no difference", NOT_SHOWN)
     is_contrary = direction != NOT_SHOWN and not agrees
