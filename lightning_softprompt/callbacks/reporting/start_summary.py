@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_softprompt.callbacks.recovery.final_validation import count_training_batches, count_validations
 from lightning_softprompt.core.types import Batch
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
-from lightning_softprompt.data.prepared import PreparedRows, Split
+from lightning_softprompt.data.prepared import PreparedRows
 from lightning_softprompt.methods.optimizers import count_training_steps
 from lightning_softprompt.runs.loggers import rank_zero_info
 from lightning_softprompt.system.durations import describe_seconds
@@ -44,10 +44,12 @@ class StartSummary(Callback):
         """Log what is known before the first step."""
         self._timed_batches, self._seconds_per_validation = -1, None
         data = cast(SoftPromptDataModule, trainer.datamodule)  # type: ignore[attr-defined]
-        splits: tuple[Split, ...] = ("train",) if trainer.limit_val_batches == 0 else ("train", "validation")
-        rows = [f"{len(data.split(name)):,} {name}" for name in splits]
         training = data.split("train")
-        self._write(f"Data: {' and '.join(rows)} rows{describe_balance(data, training)}")
+        rows = f"{len(training):,} train"
+        if trainer.limit_val_batches != 0:
+            rows += f" and {len(data.split('validation')):,} validation"
+        balance = describe_balance(data, training)
+        self._write(f"Data: {rows} rows{balance}")
         if isinstance(training, PreparedRows):
             self._write(describe_lengths(training.sample, data.max_tokens))
         self._write(describe_training(trainer))
@@ -118,7 +120,8 @@ def describe_balance(data: SoftPromptDataModule, rows: PreparedRows) -> str:
     for label, count in counts.most_common(MAX_CLASSES):
         share = count / len(labels)
         shares.append(f"{names[label]} {share:.0%}")
-    more = f" and {len(names) - len(shares)} more classes" if len(names) > len(shares) else ""
+    num_more = len(names) - len(shares)
+    more = f" and {num_more} more classes" if num_more > 0 else ""
     return f"; {', '.join(shares)}{more}"
 
 
@@ -136,7 +139,8 @@ def describe_training(trainer: Trainer) -> str:
     """Describes optimizer, learning rate and length of a training."""
     (optimizer,) = trainer.optimizers
     groups: Sequence[Mapping[str, Any]] = optimizer.param_groups
-    rates = list(dict.fromkeys(f"{group.get('initial_lr', group['lr']):.2g}" for group in groups))
+    initial_rates = [group.get("initial_lr", group["lr"]) for group in groups]
+    rates = " and ".join(dict.fromkeys(f"{rate:.2g}" for rate in initial_rates))
     schedules = [type(config.scheduler).__name__ for config in trainer.lr_scheduler_configs]
     schedule = f" with {schedules[0]}" if schedules else ""
     total = count_training_steps(trainer)
@@ -148,7 +152,7 @@ def describe_training(trainer: Trainer) -> str:
             steps_per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
             epochs = f", {total / steps_per_epoch:.3g} epochs"
         length = f"{int(total):,} steps{epochs}"
-    return f"Training: {length}, {type(optimizer).__name__}, learning rate {' and '.join(rates)}{schedule}"
+    return f"Training: {length}, {type(optimizer).__name__}, learning rate {rates}{schedule}"
 
 
 def describe_validations(trainer: Trainer) -> str:
