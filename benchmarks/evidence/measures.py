@@ -78,6 +78,8 @@ def measure_line(finished: Run) -> dict[str, Any]:
 
 def measure_general_text(finished: Run) -> dict[str, Any]:
     """Predicts windows of an encyclopedia with the trained method: what a task has cost in knowledge of other text."""
+    if "data.demonstrations" in finished.job.options:
+        return {}  # demonstrations are rows of the task's data
     settings = [argument for argument in finished.arguments if not argument.startswith(("--data", "--run.monitor"))]
     corpus = ["--data=configs/data/corpus.yaml", f"--data.path={finished.data / GENERAL_TEXT}"]
     sizes = [f"--data.window={WINDOW_BYTES}", "--data.eval_batch_size=8"]
