@@ -130,6 +130,7 @@ def test_tests_that_cannot_be_repeated_are_refused(bare, options, tmp_path, caps
     write_rows(bare / "test_predictions.jsonl", changed)
     assert "had other passages in the test" in error_of(bare)
     write_rows(bare / "test_predictions.jsonl", [{**row, "passages": []} for row in rows])
+    assert "row 2 of" in error_of(bare, "--row=2")
     assert "has passages" in error_of(bare)
     write_rows(bare / "test_predictions.jsonl", rows)
     assert "is a test with ClassificationDataModule" in error_of(bare, "--config", _classification(options, tmp_path))

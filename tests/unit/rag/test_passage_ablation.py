@@ -26,8 +26,9 @@ def words_by_name(row, names, data):
 
 
 @pytest.mark.parametrize("passages", PASSAGES)
-def test_a_complete_row_is_that_of_the_test(make_qa_data, passages):
-    data = make_qa_data([ROW, FILM], passages=passages)
+@pytest.mark.parametrize("max_tokens", [48, 18])  # 18: one passage, which is truncated
+def test_a_complete_row_is_that_of_the_test(make_qa_data, passages, max_tokens):
+    data = make_qa_data([ROW, FILM], passages=passages, max_tokens=max_tokens)
     for index, expected in enumerate(data.split("test").encoded):
         row = AblationRow(data, index)
         encoded, names = row.encode(range(row.num_passages), row.example.target)

@@ -112,7 +112,10 @@ def _choose_rows(rows: list[AnsweredRow], args: Namespace) -> list[AnsweredRow]:
     if args.row:
         if missing := [number for number in args.row if number not in by_number]:
             raise CommandError(f"{args.run} has no row {missing[0]}; its rows are {min(by_number)} to {max(by_number)}")
-        return [by_number[number] for number in sorted(set(args.row))]
+        requested = [by_number[number] for number in sorted(set(args.row))]
+        if empty := [row.number for row in requested if not row.passages]:
+            raise CommandError(f"row {empty[0]} of {args.run} has no passages; choose other rows")
+        return requested
     with_passages = [row for row in rows if row.passages]
     if not with_passages:
         raise CommandError(f"no row of {args.run} has passages; explain requires a test with retrieved passages")
