@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -75,11 +76,8 @@ def check_same_windows(first_name: str, first: Windows, name: str, windows: Wind
     Raises:
         CommandError: If not.
     """
-    is_same = first.keys() == windows.keys() and all(
-        first[key]["bytes"] == windows[key]["bytes"] and first[key].get("target") == windows[key].get("target")
-        for key in first
-    )
-    if not is_same:
+    texts = [{key: window.get("target") for key, window in of_run.items()} for of_run in (first, windows)]
+    if texts[0] != texts[1]:
         raise CommandError(
             f"{first_name} and {name} scored different windows; test both with the same documents, data.corpora, "
             "data.window, data.seed and limits"
@@ -90,14 +88,14 @@ def measure_change(
     run: str, corpus: str, windows: Sequence[Mapping[str, Any]], before: Sequence[Mapping[str, Any]] | None
 ) -> LikelihoodChange:
     """Measures the likelihood of a corpus, and its change from the same windows in another test."""
-    bits: dict[int, float] = {}
-    changes: dict[int, float] = {}
-    sizes: dict[int, float] = {}
+    bits: dict[int, float] = defaultdict(float)
+    changes: dict[int, float] = defaultdict(float)
+    sizes: dict[int, float] = defaultdict(float)
     for window, earlier in zip(windows, before or windows, strict=True):
-        document = window["document"]
-        bits[document] = bits.get(document, 0.0) + window["nats"] / math.log(2)
-        changes[document] = changes.get(document, 0.0) + (window["nats"] - earlier["nats"]) / math.log(2)
-        sizes[document] = sizes.get(document, 0.0) + window["bytes"]
+        document, change = window["document"], window["nats"] - earlier["nats"]
+        bits[document] += window["nats"] / math.log(2)
+        changes[document] += change / math.log(2)
+        sizes[document] += window["bytes"]
     total = math.fsum(sizes.values())
     value = math.fsum(bits.values()) / total
     if before is None:

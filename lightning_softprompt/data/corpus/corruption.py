@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count, takewhile
+from itertools import count, pairwise, takewhile
 from typing import ClassVar, final
 
 import numpy as np
@@ -286,8 +286,11 @@ def divide_randomly(count: int, parts: int, rng: Rng) -> list[int]:
     >>> sum(divide_randomly(10, 3, np.random.default_rng(0)))
     10
     """
-    cuts = np.sort(rng.choice(count - 1, parts - 1, replace=False)) + 1 if parts > 1 else np.array([], np.int64)
-    return np.diff(np.concatenate([[0], cuts, [count]])).tolist()  # type: ignore[no-any-return]
+    if parts == 1:
+        return [count]
+    cuts = 1 + rng.choice(count - 1, parts - 1, replace=False)
+    ends = [*sorted(cuts.tolist()), count]
+    return [end - start for start, end in pairwise([0, *ends])]
 
 
 def number_words(text: str, spans: Sequence[tuple[int, int]]) -> list[int]:
@@ -305,7 +308,8 @@ def number_words(text: str, spans: Sequence[tuple[int, int]]) -> list[int]:
         first = start
         while first < end and text[first].isspace():
             first += 1
-        continues = 0 < first < len(text) and text[first - 1].isalnum() and text[first].isalnum() and bool(numbers)
         previous = numbers[-1] if numbers else -1
+        is_within = bool(numbers) and 0 < first < len(text)
+        continues = is_within and text[first - 1].isalnum() and text[first].isalnum()
         numbers.append(previous if continues else previous + 1)
     return numbers

@@ -60,7 +60,8 @@ def read_documents(
         return read_rows(source, split, on_bad_row, columns)
     files = open_documents(source, paths, next(iter(columns)), boundary)
     parts = [collect(parsed, file.name, file.place, on_bad_row) for file, parsed in files]
-    return join(parts, str(paths[0]) if len(paths) == 1 else f"{len(paths)} files from {paths[0]}")
+    name = str(paths[0]) if len(paths) == 1 else f"{len(paths)} files from {paths[0]}"
+    return join(parts, name)
 
 
 def find_document_files(source: Any, split: str | None) -> list[Path] | None:
