@@ -244,6 +244,16 @@ class SoftPromptModule(TrainerHooks):
         """Logits of the targets [B, U, V]."""
         return self.lm()(batch)
 
+    def merge(self) -> None:
+        """Writes the trained weights of the backbone into its model, which a plain model of transformers then equals.
+
+        Raises:
+            ValueError: If the method does not change weights of the backbone.
+        """
+        raise ValueError(
+            f"{type(self).__name__} does not change weights of the backbone; export the prompt with softprompt fold"
+        )
+
     @final
     @torch.no_grad()
     def fold(self, task: int | None = None) -> SoftPrompt:
@@ -259,7 +269,7 @@ class SoftPromptModule(TrainerHooks):
         if self.changes_backbone:
             raise ValueError(
                 f"{type(self).__name__} cannot be folded: it changes weights of the backbone, which a folded "
-                "prompt does not contain"
+                "prompt does not contain; write the changed backbone with softprompt merge"
             )
         training = self.training
         prompt = compute_shared_prompt(self.eval().prompt, self.loaded, task)

@@ -100,6 +100,18 @@ class Combined(SoftPromptModule):
         prompts = {name: self.parts[name].prompt_with_dropout(batch) for name in self.parts}
         return join_prompts(prompts, len(batch))
 
+    def merge(self) -> None:
+        """Writes the trained weights of the parts that change the backbone; the others remain as a prompt.
+
+        Raises:
+            ValueError: If no part changes weights of the backbone.
+        """
+        changing = [part for part in self.parts.methods if part.changes_backbone]
+        if not changing:
+            super().merge()
+        for part in changing:
+            part.merge()
+
     def project(self) -> None:
         """Projects the parameters of each part."""
         for part in self.parts.methods:

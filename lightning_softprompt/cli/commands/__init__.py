@@ -34,6 +34,7 @@ LIGHT_COMMANDS = {
     "study": "run a grid of experiments (seeds, data samples, stages) and report mean and 95% CI; resumable",
     "sweep": "search hyperparameters with Optuna; several processes may share one search",
     "fold": "export a prompt as plain tensors, without its reparameterization network",
+    "merge": "write the backbone with the trained weights of NewTokens, LoRA or full fine-tuning as a plain folder",
     "prompts": "store trained prompts; find the most similar ones to initialize from",
     "inspect": "sizes, nearest words, rank and redundancy of a trained prompt, as an HTML page",
     "interpolate": "interpolate between two prompts and plot the loss",
@@ -42,11 +43,16 @@ LIGHT_COMMANDS = {
     "completion": "write the completion script for bash or zsh",
 }
 
+EXPORT_COMMANDS = ("merge",)  # in the folder `export`
 ANALYSIS_COMMANDS = ("analyze", "explain", "inspect", "interpolate", "likelihood")  # in the folder `analysis`
 RENAMED_COMMANDS = {"between": "interpolate", "plan": "estimate", "library": "prompts"}  # old names, until 0.3.0
 
 
 def import_command(name: str) -> ModuleType:
     """Imports the module of a command of `LIGHT_COMMANDS`."""
-    folder = f"{__name__}.analysis" if name in ANALYSIS_COMMANDS else __name__
+    folder = __name__
+    if name in ANALYSIS_COMMANDS:
+        folder = f"{__name__}.analysis"
+    elif name in EXPORT_COMMANDS:
+        folder = f"{__name__}.export"
     return import_module(f"{folder}.{name.replace('-', '_')}")

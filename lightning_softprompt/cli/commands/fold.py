@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from lightning_softprompt.checkpoints.prompt_file import SavedPrompt
     from lightning_softprompt.checkpoints.restore import LoadedMethod
+    from lightning_softprompt.core.types import SoftPrompt
 
 
 def parser() -> ArgumentParser:
@@ -59,10 +60,20 @@ def fold(module: LoadedMethod, saved: SavedPrompt, task: str | None = None) -> S
     Raises:
         ValueError: If the prompt is not the same for every row, there is no such task, or a task is required.
     """
-    from lightning_softprompt.checkpoints.folding import fold_task, parameter_name, prompt_to_tensors
+    from lightning_softprompt.checkpoints.folding import fold_task
+
+    return file_of_folded(fold_task(module, task), saved, task)
+
+
+def file_of_folded(prompt: SoftPrompt, saved: SavedPrompt, task: str | None = None) -> SavedPrompt:
+    """The file of a prompt that is the same for every row, with the readout and the rows of another file.
+
+    Raises:
+        ValueError: If the prompt is not the same for every row.
+    """
+    from lightning_softprompt.checkpoints.folding import parameter_name, prompt_to_tensors
     from lightning_softprompt.checkpoints.prompt_file import SavedPrompt
 
-    prompt = fold_task(module, task)
     parts = prompt_to_tensors(prompt)
     tensors = {parameter_name(name): tensor for name, tensor in parts.items()}
     method = {**_read_by(saved, task), "_class_path": FOLDED, "blocks": prompt.blocks}

@@ -28,6 +28,9 @@ class FullFineTuning(SoftPromptModule):
         weights = backbone.model.requires_grad_().named_parameters()
         self.weights = nn.ParameterDict({name.replace(".", "/"): weight for name, weight in weights})
 
+    def merge(self) -> None:
+        """Does nothing, since the trained weights are those of the model."""
+
     def prompt(self, batch: Batch) -> SoftPrompt:
         """Returns an empty prompt."""
         return SoftPrompt()

@@ -54,6 +54,18 @@ class LoRA(SoftPromptModule):
                 weight.data = weight.data.float()
         self.update = nn.ParameterDict({name.replace(".", "/"): weight for name, weight in adapter.items()})
 
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Adds the update to the matrices, and puts the layers without adapters back."""
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        model = self.loaded.model
+        adapted = {name: layer for name, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)}
+        for name, layer in adapted.items():
+            layer.merge()
+            parent, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(parent), attribute, layer.get_base_layer())
+
     def prompt(self, batch: Batch) -> SoftPrompt:
         """Returns an empty prompt."""
         return SoftPrompt()

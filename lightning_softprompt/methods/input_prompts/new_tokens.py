@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any, Literal
 
 import torch
@@ -126,6 +127,17 @@ class NewTokens(SoftPromptModule):
             return rows
         return torch.where(self.occurring[:, None], rows, rows.detach())
 
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Writes the rows into the tables. For separate rows, a head that shares the embedding table gets a copy."""
+        table, head = self.loaded.word_embeddings, self.loaded.head.layer
+        table.data[self.ids] = self.inputs.to(table.dtype)
+        if self.loaded.head.headless:
+            return
+        if self.outputs is not None and head.weight is table:
+            untie(self.loaded.model)
+        head.weight.data[self.ids] = self._output_rows.to(head.weight.dtype)
+
     def prompt(self, batch: Batch) -> SoftPrompt:
         """Returns an empty prompt. In training, it also determines the tokens that the batch contains."""
         is_step = self.training and torch.is_grad_enabled() and self.update == "occurring"
@@ -142,6 +154,23 @@ class NewTokens(SoftPromptModule):
             if rows.grad is not None:
                 is_unused = (rows.grad == 0).all(1, keepdim=True)
                 rows.data.copy_(torch.where(is_unused, before, rows.data))
+
+
+def untie(model: Any) -> None:
+    """Copies modules and weights that several modules share, since transformers shares either all or none."""
+    seen: set[int] = set()
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if id(child) in seen:
+                setattr(parent, name, deepcopy(child))
+            seen.add(id(child))
+    for module in model.modules():
+        for name, weight in list(module.named_parameters(recurse=False)):
+            if id(weight) in seen:
+                module.register_parameter(name, nn.Parameter(weight.detach().clone(), requires_grad=False))
+            seen.add(id(weight))
+    for config in (model.config, model.config.get_text_config()):
+        config.tie_word_embeddings = False
 
 
 def find_token(backbone: Backbone, token: str | int) -> int:

@@ -1,0 +1,1 @@
+"""Commands that write trained models for other software."""
