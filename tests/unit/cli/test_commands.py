@@ -277,7 +277,7 @@ def join_scripts(shell, parser):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["softprompt", "me"], {"methods"}),
+        (["softprompt", "me"], {"methods", "merge"}),
         (["softprompt", "fi"], {"fit"}),
         (["softprompt", "fit", "--mo"], {"--model"}),
         (["softprompt", "fit", "--model", "De"], {"DePT"}),
