@@ -145,8 +145,12 @@ def cast_copies(backbone: Backbone, workload: Workload) -> int:
 
 
 def logits_bytes(backbone: Backbone, workload: Workload) -> int:
-    """Logits, their softmax and their gradient, in float32, of the targets in one chunk."""
-    return 3 * FLOAT * min(CHUNK, workload.rows * workload.targets) * len(backbone.word_embeddings)
+    """Logits, their softmax and their gradient, in float32, of the targets in one chunk.
+
+    Trained rows of the head replace some of the logits in a copy.
+    """
+    copies = 3 + len(backbone.head.replaced)
+    return copies * FLOAT * min(CHUNK, workload.rows * workload.targets) * len(backbone.word_embeddings)
 
 
 def backward_bytes(

@@ -1,11 +1,14 @@
 import json
 import re
+from dataclasses import replace
 from functools import partial
 from itertools import product
 
 import pytest
+import tiny
 import torch
 from exact import saved_bytes
+from small_tokenizers import extend_by_words
 from transformers import (
     AlbertConfig,
     AutoModelForCausalLM,
@@ -27,7 +30,7 @@ from lightning_softprompt.backbones.skeleton import Skeleton, random_batch
 from lightning_softprompt.cli.app import main
 from lightning_softprompt.cli.commands import estimate as command
 from lightning_softprompt.core.backbone_spec import BackboneSpec
-from lightning_softprompt.methods import DPT, IDPG, PrefixTuning, PromptTuning, PTuning
+from lightning_softprompt.methods import DPT, IDPG, NewTokens, PrefixTuning, PromptTuning, PTuning
 from lightning_softprompt.runs.run_spec import last_folder
 from lightning_softprompt.system.errors import CommandError
 from lightning_softprompt.training.memory_measurement import Workload
@@ -41,7 +44,11 @@ CONFIGS = {
     "gpt2": GPT2Config(vocab_size=600, n_embd=128, n_layer=5, n_head=4, n_positions=256),
     "t5": T5Config(vocab_size=600, d_model=128, d_kv=32, d_ff=256, num_layers=4, num_heads=4, decoder_start_token_id=0),
 }  # fmt: skip
-METHODS = {"prompt": (PromptTuning, {"length": 7}), "prefix": (PrefixTuning, {"length": 5, "width": 16})}
+METHODS = {
+    "prompt": (PromptTuning, {"length": 7}),
+    "prefix": (PrefixTuning, {"length": 5, "width": 16}),
+    "new_tokens": (NewTokens, {"tokens": [5, 6, 7]}),
+}
 ROWS, TOKENS = 7, 90
 
 
@@ -79,6 +86,17 @@ def test_the_estimate_of_a_step_is_within_a_quarter_of_the_measurement(spec, fam
     assert estimate.trainable == sum(p.numel() for p in method.parameters() if p.requires_grad)
     assert estimate.training["frozen weights"] == pytest.approx(weights, rel=0.3)  # the copy has a smaller vocabulary
     assert estimate.frozen == sum(p.numel() for p in Skeleton(backbone_spec, CONFIGS[family]).full_size.parameters())
+
+
+def test_an_extended_vocabulary_adds_rows_to_both_tables(tiny_folder, tmp_path):
+    vocabulary, rows = extend_by_words(tiny.tokenizer("llama"), ["angioplasty", "cardiology"], tmp_path / "vocabulary")
+    plain = BackboneSpec(str(tiny_folder("llama")))
+    spec = replace(plain, vocabulary=str(vocabulary))
+    method = NewTokens(backbone=spec)
+    estimate = plan(method, spec, Workload(2, 20, 20))
+    hidden_size = Skeleton(spec).config.hidden_size
+    assert estimate.trainable == 2 * len(rows) * hidden_size
+    assert estimate.frozen == plan(PromptTuning(length=1), plain, Workload(2, 20, 20)).frozen + estimate.trainable
 
 
 WIDTHS = {"vocab_size": 600, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4}
