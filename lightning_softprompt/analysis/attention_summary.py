@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from lightning_softprompt.analysis.explanation import Explanation
-from lightning_softprompt.analysis.passage_effects import PASSAGE, RUN, SOFT_TOKENS, passage_masses
+from lightning_softprompt.analysis.passage_effects import CONDITIONS, PASSAGE, SOFT_TOKENS, passage_masses
 from lightning_softprompt.backbones.tokenization.token_names import ANSWER, START, TEMPLATE
 
 RELEVANT, OTHERS, QUESTION = "relevant passages", "other passages", "question"
@@ -79,6 +79,6 @@ def masses_by_position(explanations: Sequence[Explanation], condition: str, is_r
 
 
 def conditions_of(explanations: Sequence[Explanation]) -> list[str]:
-    """Returns the conditions under which attention was measured, `RUN` first; empty without attention."""
-    names = dict.fromkeys(name for explanation in explanations for name in explanation.attention)
-    return sorted(names, key=lambda name: name != RUN)
+    """Returns the conditions under which attention was measured, in the order of `CONDITIONS`."""
+    measured = {name for explanation in explanations for name in explanation.attention}
+    return [name for name in CONDITIONS if name in measured]

@@ -13,10 +13,10 @@ from lightning_softprompt.evaluation.metrics.intervals import bootstrap, share_i
 GENERATED, RIGHT = "generated", "right"  # the answer that the model generated, and the right answer
 Values = dict[str, Any]
 
-USE = "use"
+USE, CHANCE = "use", "chance"
 MEASURES = {
     USE: "share of rows in which the passage with the largest effect is relevant",
-    "chance": "share of passages that are relevant",
+    CHANCE: "share of passages that are relevant",
     "leak": "mean leave-one-out effect of passages that are not relevant",
     "leak_per_token": "the same, divided by the number of tokens of the answer",
     "relevant_effect": "mean Shapley value of relevant passages",
@@ -86,7 +86,7 @@ class Explanation:
             measures["leak_per_token"] = measures["leak"] / effects.num_tokens
         if relevant and others:
             measures[USE] = float(max(relevant) > max(others))
-            measures["chance"] = len(relevant) / len(self.is_relevant)
+            measures[CHANCE] = len(relevant) / len(self.is_relevant)
         _add(measures, "gradient_agreement", rank_correlation(effects.gradient, effects.leave_one_out))
         if name == GENERATED and RUN in self.attention:
             masses = passage_masses(self.attention[RUN], len(self.documents))
@@ -166,7 +166,7 @@ def compare(explanations: Sequence[Explanation], others: Sequence[Explanation]) 
         comparison[answer] = {}
         for name in MEASURES:
             values = [(this[name], other[name]) for this, other in rows if name in this and name in other]
-            if values:
+            if values and name != CHANCE:  # the same in both runs
                 comparison[answer][name] = _difference(values)
     return comparison
 

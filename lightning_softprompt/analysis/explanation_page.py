@@ -38,7 +38,8 @@ BAR_LENGTH = 6  # characters of the longest bar of a row
 EFFECTS_NOTE = (
     "An effect is a difference of log p(answer) in nats: 0.7 doubles the probability of the answer. The Shapley value "
     "of a passage is its mean effect over all subsets of the other passages; leave-one-out is its effect in addition "
-    "to all others. A passage is relevant if it is of a gold document or contains the right answer."
+    "to all others. A passage is relevant if it is of a gold document or contains the right answer. Intervals are "
+    "95 % bootstrap intervals over rows, which are too narrow for fewer than about 20 rows."
 )
 ATTENTION_NOTE = (
     "Attention of the positions that predict the generated answer, as means over heads, answer tokens and rows. "
@@ -51,7 +52,7 @@ POSITION_NOTE = (
     "If the first position has most attention in both orders, the attention depends on the position of a passage and "
     "not on its content."
 )
-CONDITIONS = {RUN: "run", REVERSED: "passages reversed", OTHER_QUESTION: "other question", BARE: "without prompt"}
+CONDITION_NAMES = {RUN: "run", REVERSED: "passages reversed", OTHER_QUESTION: "other question", BARE: "without prompt"}
 COLORS = {SOFT_TOKENS: "#d95f02", RELEVANT: "#1b9e77", OTHERS: "#7570b3", QUESTION: "#444444"}
 
 
@@ -99,7 +100,7 @@ def attention_rows(explanations: Sequence[Explanation]) -> tuple[list[str], Rows
             by_condition = [f"{masses[condition].get(part, 0.0):.3f}" for condition in conditions]
             lift_of_part = f"{lifts[part]:.2f}" if part in lifts else "-"
             rows.append([part, f"{num_tokens[part]:.1f}", *by_condition, lift_of_part])
-    return ["part", "tokens", *(CONDITIONS[name] for name in conditions), "lift"], rows
+    return ["part", "tokens", *(CONDITION_NAMES[name] for name in conditions), "lift"], rows
 
 
 def position_rows(explanations: Sequence[Explanation]) -> tuple[list[str], Rows]:
@@ -109,7 +110,7 @@ def position_rows(explanations: Sequence[Explanation]) -> tuple[list[str], Rows]
     rows = []
     for position, masses in enumerate(zip(*columns, strict=True), start=1):
         rows.append([str(position), *(f"{mass:.3f}" for mass in masses)])
-    return ["position", *(CONDITIONS[name] for name in conditions)], rows
+    return ["position", *(CONDITION_NAMES[name] for name in conditions)], rows
 
 
 def explanation_page(
@@ -247,7 +248,7 @@ def layers_figure(explanations: Sequence[Explanation]) -> Figure:
         by_layer = masses_by_layer(explanations, condition)
         for part, color in COLORS.items():
             if any(by_layer.get(part, ())):
-                label = part if condition == RUN else f"{part}, {CONDITIONS[condition]}"
+                label = part if condition == RUN else f"{part}, {CONDITION_NAMES[condition]}"
                 axes.plot(by_layer[part], linestyle=styles[condition], color=color, label=label, linewidth=1.2)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("layer")

@@ -23,7 +23,8 @@ from lightning_softprompt.core.types import Batch, Encoded, SoftPrompt
 
 SOFT_TOKENS = "soft tokens"  # the name of soft tokens, and of keys and values of a prompt
 PASSAGE = "passage {}"  # the name of the tokens of a passage by its number, from 1
-RUN, REVERSED, OTHER_QUESTION, BARE = "run", "reversed", "other question", "bare"  # conditions of attention
+RUN, REVERSED, OTHER_QUESTION, BARE = "run", "reversed", "other question", "bare"
+CONDITIONS = (RUN, REVERSED, OTHER_QUESTION, BARE)  # under which attention is measured
 Arrangement = Sequence[int | None]  # the index of the passage at each position, or None for an empty position
 LayerMasses = dict[str, list[float]]  # attention mass in each layer, by name of the tokens
 
@@ -200,8 +201,7 @@ class PassageEffects:
         order = range(row.num_passages)
         attention = {}
         attention[RUN], num_tokens = self.attention(row, order, answer)
-        if row.num_passages > 1:
-            attention[REVERSED], _ = self.attention(row, order[::-1], answer)
+        attention[REVERSED], _ = self.attention(row, order[::-1], answer)
         attention[OTHER_QUESTION], _ = self.attention(row, order, answer, other_question)
         if self.has_prompt(row, answer):
             attention[BARE], _ = self.attention(row, order, answer, is_prompted=False)
