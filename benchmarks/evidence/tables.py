@@ -37,7 +37,7 @@ HEADER = """\
 
 <!-- Written by benchmarks/evidence/tables.py; edit benchmarks/evidence/claims.yaml instead. -->
 
-What texts claim about soft prompts, and what is measured here. The experiments are a queue, which runs for hours on
+Claims of papers and textbooks about soft prompts, and what is measured here. The experiments are a queue, which runs for hours on
 one thread of a CPU. It can be stopped at any time and continues where it was:
 
 ```console
@@ -50,13 +50,13 @@ python benchmarks/evidence/tables.py                           # writes this pag
 each of the {results} runs so far, with its settings, scores of rows, code version, machine and cost. {machines}
 
 Each method trains {steps} steps of 16 rows, unless the table of a block states otherwise. Its learning rate is the
-one with the best validation among its candidates, which is the same number of candidates and steps for each method,
-with another seed. The best step by validation is tested.
+candidate with the best validation score in runs with another seed. All methods have the same number of candidates and
+of steps in these runs. The step with the best validation score is tested.
 
 ## Claims
 
-An effect counts as a difference if `p` is below 0.05: the larger p-value of a test over test rows (random signs) and
-a test over seeds (Welch), adjusted for the number of claims (Holm). The interval of 95 % is a bootstrap over rows and
+Two tests compare the runs: one over test rows (random signs) and one over seeds (Welch). `p` is the larger of their
+p-values, adjusted for the number of claims (Holm). An effect counts as a difference if `p` is below 0.05. The interval of 95 % is a bootstrap over rows and
 seeds, or Student's t over seeds if the effect has no scores of rows. In a series, the effect is the change when the
 length or the number of rows doubles. Three seeds reveal only large effects, so *no difference shown* does not mean
 that there is none. Disagreement with a claim is in bold. *Earlier* results are smaller
