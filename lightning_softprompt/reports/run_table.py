@@ -15,7 +15,8 @@ from lightning_softprompt.reports.prediction_file import PREDICTIONS, read_predi
 from lightning_softprompt.system.plain_yaml import read_yaml
 
 CONFIG, METRICS, RECORD = "config.yaml", "metrics.json", "run.json"
-MAIN_METRICS = ("accuracy", "f1", "macro_f1", "rougeL", "bleu", "loss")  # of a test without a monitored metric
+# of a test without a monitored metric
+MAIN_METRICS = ("accuracy", "f1", "macro_f1", "rougeL", "bleu", "bits_per_byte", "cross_entropy", "loss")
 TOLERANCE = 1e-4  # between a metric and the mean of the scores in the predictions, which have six digits
 MAX_BYTES = 256 * 2**20  # of a file of predictions that is read for an interval
 

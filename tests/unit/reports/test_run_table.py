@@ -136,3 +136,16 @@ def test_the_table_shows_the_commit_of_a_run_in_short(runs, capsys, monkeypatch)
     assert "0123456-dirty" in capsys.readouterr().out
     assert main(["runs", str(runs), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["commit"] == COMMIT
+
+
+def test_the_likelihood_of_documents_is_listed_by_bits_per_byte(tmp_path):
+    metrics = {
+        "loss": 3.0,
+        "perplexity": 20.0,
+        "bits_per_byte": 1.2,
+        "bits_per_byte_low": 1.1,
+        "bits_per_byte_high": 1.3,
+    }
+    write_run(tmp_path / "01", {"test": {f"test/{name}": value for name, value in metrics.items()}})
+    (run,) = find_runs(tmp_path)
+    assert (run.test.metric, run.test.value, run.test.interval) == ("bits_per_byte", 1.2, (1.1, 1.3))
