@@ -112,7 +112,7 @@ def measure_passages(finished: Run) -> dict[str, Any]:
     """Leaves out the passages of some test rows in all combinations: which ones the answers depend on."""
     if finished.job.options.get("data.passages.mode") == "closed_book":
         return {}
-    run(["explain", str(finished.test_folder), f"--rows={EXPLAINED_ROWS}"])
+    run(["explain", str(finished.test_folder), f"--rows={EXPLAINED_ROWS}", "--no-attention"])
     report = json.loads((finished.test_folder / "explain.json").read_text())
     return {"explanation": report["measures"]}
 

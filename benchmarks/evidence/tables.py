@@ -37,8 +37,8 @@ HEADER = """\
 
 <!-- Written by benchmarks/evidence/tables.py; edit benchmarks/evidence/claims.yaml instead. -->
 
-Claims of papers and textbooks about soft prompts, and what is measured here. The experiments are a queue, which runs for hours on
-one thread of a CPU. It can be stopped at any time and continues where it was:
+Claims of papers and textbooks about soft prompts, and what is measured here. The experiments are a queue, which runs
+for hours on one thread of a CPU. It can be stopped at any time and continues where it was:
 
 ```console
 python benchmarks/evidence/run_queue.py --data DATA            # runs the experiments that have no result yet
@@ -56,11 +56,11 @@ of steps in these runs. The step with the best validation score is tested.
 ## Claims
 
 Two tests compare the runs: one over test rows (random signs) and one over seeds (Welch). `p` is the larger of their
-p-values, adjusted for the number of claims (Holm). An effect counts as a difference if `p` is below 0.05. The interval of 95 % is a bootstrap over rows and
-seeds, or Student's t over seeds if the effect has no scores of rows. In a series, the effect is the change when the
-length or the number of rows doubles. Three seeds reveal only large effects, so *no difference shown* does not mean
-that there is none. Disagreement with a claim is in bold. *Earlier* results are smaller
-measurements in `benchmarks/LOG.md`, which has their commands.
+p-values, adjusted for the number of claims (Holm). An effect counts as a difference if `p` is below 0.05. The
+interval of 95 % is a bootstrap over rows and seeds, or Student's t over seeds if the effect has no scores of rows. In
+a series, the effect is the change when the length or the number of rows doubles. Three seeds reveal only large
+effects, so *no difference shown* does not mean that there is none. Disagreement with a claim is in bold. *Earlier*
+results are smaller measurements in `benchmarks/LOG.md`, which has their commands.
 """
 RESULTS = """\
 ## Experiments
