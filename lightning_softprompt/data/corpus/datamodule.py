@@ -203,17 +203,17 @@ class CorpusDataModule(SoftPromptDataModule):
         return windows
 
     def _fits(self, window: Window) -> bool:
-        most = self.max_tokens - self._num_extra_tokens
+        most = self._max_window_tokens
         return window.num_bytes < most or len(self.codec.ids(window.text)) <= most
 
-    @property
-    def _num_extra_tokens(self) -> int:
-        """Tokens of a row that are not of its window: those of the template, at its ends, and one at its end."""
+    @cached_property
+    def _max_window_tokens(self) -> int:
+        """Maximum tokens of a window: max_tokens without the template, special tokens and the end of the text."""
         without_text = self.codec.encode(self.template.pieces({}), "")
-        return len(without_text.ids) + 1
+        return self.max_tokens - len(without_text.ids) - 1
 
     def prepare_split(self, name: Split) -> CorpusRows:
-        """Prepares the windows of a split: those of the main corpus, then those of each further corpus."""
+        """Prepares the windows of a split, first of the main corpus, then of each further corpus."""
         is_stored = self.stream and name != "predict"
         rows = self._prepare_stored(name) if is_stored else super().prepare_split(name)
         of_corpus = f" of {self.corpus}" if self.corpus else ""
@@ -240,10 +240,10 @@ class CorpusDataModule(SoftPromptDataModule):
             raise DataError(f"{rows.name} has no text in any of its {len(rows)} documents")
         if rows.skipped:
             log.warning("%d of the %s documents were skipped, the first: %s", len(rows.skipped), name, rows.skipped[0])
-        most = self.max_tokens - self._num_extra_tokens
         is_training = name == "train"
         ends_documents = is_training and self._trains_ends
-        return StoredRows.of(rows, table, self._encoder, self.corpus, is_training, ends_documents, most)
+        encoder, most = self._encoder, self._max_window_tokens
+        return StoredRows.of(rows, table, encoder, self.corpus, is_training, ends_documents, most)
 
     def rows_digest(self, name: Split) -> str:
         """Returns the number of rows of a split, with a digest of their texts and tokens."""
