@@ -1,16 +1,22 @@
 """`softprompt vocabulary` on small corpora and tokenizers."""
 
 import json
+from pathlib import Path
 
 import pytest
 from small_tokenizers import byte_pairs
+from torch.testing import assert_close
 from transformers import AutoTokenizer
 
+from lightning_softprompt.__main__ import main
 from lightning_softprompt.cli.commands import vocabulary
+from lightning_softprompt.inference.prompt import load_prompt
+from lightning_softprompt.runs.run_spec import last_folder
 from lightning_softprompt.system.errors import CommandError
 
 SENTENCES = ["o coração não tem ação", "a informação não é a ação", "coração e informação"]
 CORPUS = [f"{number} {text}" for number in range(8) for text in SENTENCES]  # a text is counted once
+NEW = ("angioplasty", "cardiology")
 GENERAL = ["the cat sat on the mat", "the dog and the cat ran"] * 8
 
 
@@ -81,3 +87,33 @@ def test_an_existing_folder_is_not_overwritten(folder):
         extend("corpus.jsonl")
     with pytest.raises(CommandError, match="softprompt vocabulary"):
         vocabulary.main(["report", "corpus.jsonl", "--base", "./base", "--vocabulary", "out"])
+
+
+RUN = [
+    *("--trainer.accelerator=cpu", "--run.wandb=disabled", "--trainer.enable_progress_bar=false"),
+    *("--trainer.max_steps=2", "--data.batch_size=2", "--data.window=30", "--data.max_tokens=40"),
+]
+
+
+@pytest.mark.timeout(300)
+def test_new_tokens_are_trained_tested_merged_and_used_as_the_next_backbone(tmp_path, monkeypatch, tiny_folder):
+    monkeypatch.chdir(tmp_path)
+    base = str(tiny_folder("llama"))
+    documents = [f"a film about {word} is {end}" for word in NEW for end in ("good", "sad")]
+    Path("corpus.txt").write_text("\n\n".join(documents))
+    Path("terms.txt").write_text("\n".join(NEW))
+    assert main(["vocabulary", "extend", "--base", base, "--terms", "terms.txt", "--out", "extended"]) == 0
+    data = ["--data=CorpusDataModule", "--data.path=corpus.txt", "--data.validation_share=0.5", *RUN]
+    backbone = [f"--backbone.name={base}", "--backbone.vocabulary=extended"]
+    assert main(["fit", "--model=NewTokens", *backbone, *data]) == 0
+    prompt = last_folder() / "prompt.safetensors"
+    trained = load_prompt(prompt).method
+    assert set(trained.state_dict()) == {"inputs", "outputs"}
+    assert trained.inputs.shape == (2, trained.loaded.hidden_size)
+    checkpoint = last_folder() / "checkpoints" / "best.ckpt"
+    assert main(["test", "--ckpt_path", str(checkpoint), "--data.test=corpus.txt"]) == 0
+    assert main(["merge", str(prompt), "--out", "merged"]) == 0
+    next_run = ["--model=PromptTuning", "--model.length=2", "--backbone.name=./merged", *data]
+    assert main(["fit", *next_run]) == 0
+    merged = load_prompt(last_folder() / "prompt.safetensors").backbone
+    assert_close(merged.word_embeddings[trained.ids], trained.inputs.detach())
