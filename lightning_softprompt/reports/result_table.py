@@ -86,8 +86,8 @@ def _table_of_parts(parts: Sequence[Sequence[str]], values: Mapping[str, float])
     names = list(dict.fromkeys(name for _, name in parts))
     rows = []
     for name in names[:MAX_ROWS]:
-        values_of_part = [values.get(f"{metric}/{name}") for metric in metrics]
-        rows.append([name, *("" if value is None else f"{value:.4f}" for value in values_of_part)])
+        metrics_of_part = [f"{metric}/{name}" for metric in metrics]
+        rows.append([name, *(_with_interval(metric, values) if metric in values else "" for metric in metrics_of_part)])
     text = table(rows, ["", *(COLUMN_NAMES.get(name, name) for name in metrics)])
     if len(names) > MAX_ROWS:
         text += f"\n... and {len(names) - MAX_ROWS} more, in metrics.json"

@@ -40,3 +40,10 @@ def test_the_number_of_generated_answers_is_no_score():
 def test_the_share_of_predictions_is_named():
     header = format_metrics({"val/f1/a": 0.5, "val/predicted/a": 0.25}, "val").splitlines()[0]
     assert header.split() == ["f1", "share", "predicted"]
+
+
+def test_parts_have_their_intervals():
+    metrics = {"test/general/bits": 1.5, "test/general/bits_low": 1.4, "test/general/bits_high": 1.6, "test/bits": 1.0}
+    lines = format_metrics(metrics, "test").splitlines()
+    assert lines[0].split() == ["bits", "1.0000"]
+    assert lines[-1].split() == ["bits", "1.5000", "[1.4000,", "1.6000]"]
