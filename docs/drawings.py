@@ -57,6 +57,7 @@ PLACES = (  # in the order of their numbers in the drawing
     Place("Low-rank changes of linear layers", r"linear layers"),
     Place("Soft tokens between layers, before layer k", r"hidden states before layer k", "hidden"),
     Place("All weights of the backbone", r"all weights"),
+    Place("Embeddings and head rows of new tokens", r"rows of the embedding table"),
 )
 NO_PLACE = (  # listed below the places
     Place("Same as the methods that they contain", r"same as"),
@@ -237,10 +238,11 @@ def _draw_model(canvas: Canvas) -> None:
     canvas.text(left + 71, 142, "+", bold=True)
     canvas.cells(left + 84, 126, "sssss")
     canvas.number(left + 134, 161, 4)
+    canvas.number(left + 300, 111, 9)
 
     canvas.arrow((left + 254, 122), (left + 254, 186))
     canvas.box(left, 188, width, 342, fill=PALE)
-    canvas.text(left + 14, 208, "backbone (frozen, except for 8)", bold=True)
+    canvas.text(left + 14, 208, "backbone (frozen except 8 and 9)", bold=True)
     canvas.number(right - 20, 206, 8)
     _draw_layer(canvas, left + 14, 222, width - 28)
     canvas.text(middle, 368, "\u22ee", "middle", bold=True)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NoReturn
 
 import yaml
 from jsonargparse import Namespace, _typehints, get_loader, set_loader
-from jsonargparse._util import NestedArg
+from jsonargparse._util import NestedArg, parse_value_or_config
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from torch import optim
@@ -53,17 +53,43 @@ def _resolve_current_class(cls: type | tuple[type], name: str) -> str:
 
 
 _typehints.resolve_class_path_by_name = _resolve_current_class
+
+
+class ParsedMapping(dict[Any, Any]):
+    """A mapping and the text that it was parsed from, which is the value if the option is of type `str`."""
+
+    def __init__(self, mapping: dict[Any, Any], text: str) -> None:
+        super().__init__(mapping)
+        self.text = text
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def _parse_with_text(value: Any, *args: Any, **kwargs: Any) -> Any:
+    """Parse a value and keep the text of a nested option, such as `Review: {text}`, which YAML reads as a mapping."""
+    parsed, path = parse_value_or_config(value, *args, **kwargs)
+    if isinstance(parsed, NestedArg) and isinstance(value.val, str) and isinstance(parsed.val, dict) and path is None:
+        parsed = NestedArg(parsed.key, ParsedMapping(parsed.val, value.val))
+    return parsed, path
+
+
+_typehints.parse_value_or_config = _parse_with_text  # type: ignore[attr-defined]
 _adapt_class_type = _typehints.adapt_class_type
 
 
 def _adapt_with_defaults(value: Any, *args: Any, **kwargs: Any) -> Any:
-    """Pass `null` to a nested option, for which jsonargparse would pass the text `None`.
+    """Pass `null` to a nested option, for which jsonargparse would pass the text `None`, and a mapping as its text.
 
     A `TensorBoardLogger` gets the folder of the run, because the class requires one.
     """
     nested = value.get("init_args") if isinstance(value, Namespace) else None
     if isinstance(nested, NestedArg) and nested.val is None:
         value["init_args"] = NestedArg(nested.key, "null")
+    options = vars(nested) if isinstance(nested, Namespace) else {}
+    for name, option in options.items():
+        if isinstance(option, ParsedMapping):  # the only option: the parser of the class parses its text by its type
+            value["init_args"] = NestedArg(name, option.text)
     if isinstance(value, Namespace) and str(value.get("class_path")).rpartition(".")[2] == TENSORBOARD:
         if nested is None:
             value["init_args"] = Namespace(save_dir=RUN_FOLDER)

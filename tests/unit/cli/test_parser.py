@@ -3,10 +3,13 @@
 import pytest
 from lightning.pytorch.callbacks import Callback, Timer
 
-import lightning_softprompt.rag.qa_datamodule  # noqa: F401  the option names its class
+import lightning_softprompt.data.classification
+import lightning_softprompt.methods.input_prompts.prompt_tuning
+import lightning_softprompt.rag.qa_datamodule  # noqa: F401
 from lightning_softprompt.cli.app import main
 from lightning_softprompt.cli.parsing.parser import Parser
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
+from lightning_softprompt.methods.base import SoftPromptModule
 from lightning_softprompt.retrieval.search.settings import IndexSettings
 
 
@@ -19,6 +22,18 @@ def test_null_in_a_nested_option_is_none_and_not_a_text():
     settings = options.index_settings
     assert (settings.encoder, settings.language, options.passages.gold_position) == (None, "none", None)
     assert IndexSettings(**settings.as_dict()).encoder is None
+
+
+def test_a_text_that_yaml_reads_as_a_mapping_is_a_text_for_options_of_type_str():
+    parser = Parser(exit_on_error=False)
+    parser.add_subclass_arguments(SoftPromptDataModule, "data")
+    parser.add_subclass_arguments(SoftPromptModule, "model")
+    template = ["--data.template", "Review: {text}", "--data.labels", "{bad: awful, good: great}"]
+    text = ["--model.init", "FromText", "--model.init.text", "Classify the review: good or bad"]
+    parsed = parser.parse_args(["--data", "ClassificationDataModule", *template, "--model", "PromptTuning", *text])
+    data = parsed.data.init_args
+    assert (data.template, data.labels) == ("Review: {text}", {"bad": "awful", "good": "great"})
+    assert parsed.model.init_args.init.init_args.text == "Classify the review: good or bad"
 
 
 def test_a_tilde_in_a_mapping_on_the_command_line_is_the_home_folder(monkeypatch, tmp_path):
