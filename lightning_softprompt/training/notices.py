@@ -1,4 +1,4 @@
-"""Notices of Lightning that do not concern the user of this package, and a context that hides them."""
+"""Notices of Lightning and bitsandbytes that do not concern the user of this package, and a context that hides them."""
 
 from __future__ import annotations
 
@@ -25,21 +25,24 @@ IGNORED_LOGS = (
     "💡",
     "`weights_only` was not set",
     "You are using",
+    "Failed to load CPU gemm_4bit_forward",  # of bitsandbytes, which PEFT imports; not used
 )
-LOGGERS = tuple(
-    logging.getLogger(f"lightning.pytorch.{name}")
-    for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector")
+NAMES = (
+    "lightning.pytorch.utilities.rank_zero",
+    "lightning.pytorch.trainer.connectors.checkpoint_connector",
+    "bitsandbytes.backends.cpu.ops",
 )
+LOGGERS = tuple(logging.getLogger(name) for name in NAMES)
 
 
 def is_relevant(record: logging.LogRecord) -> bool:
-    """Whether a record of Lightning's log concerns the user."""
+    """Whether a record of a log concerns the user."""
     return not record.getMessage().startswith(IGNORED_LOGS)
 
 
 @contextmanager
 def hide_notices() -> Iterator[None]:
-    """Hides warnings and logs of Lightning that do not concern the user."""
+    """Hides warnings and logs that do not concern the user."""
     added = [logger for logger in LOGGERS if is_relevant not in logger.filters]
     for logger in added:
         logger.addFilter(is_relevant)
