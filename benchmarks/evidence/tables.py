@@ -56,12 +56,12 @@ of steps in these runs. The step with the best validation score is tested.
 ## Claims
 
 Two tests compare the runs: one over test rows (random signs) and one over seeds (Welch). `p` is the larger of their
-p-values, adjusted for the number of claims (Holm). An effect counts as a difference if `p` is below 0.05. The
-interval of 95 % is a bootstrap over rows and seeds. If an effect has one value for each run and not for each row, such
-as seconds, the interval is Student's t over seeds. If a claim says that a value rises or falls with the length or the
-number of rows, the effect is the change when it doubles. Three seeds reveal only large effects, so *no difference
-shown* does not mean that there is none. Disagreement with a claim is in bold. *Earlier* results are smaller
-measurements in `benchmarks/LOG.md`, which has their commands.
+p-values, adjusted for the number of claims (Holm). An effect counts as a difference if `p` is below 0.05. The interval
+of 95 % is a bootstrap over rows and seeds. If an effect has one value for each run and not for each row, such as
+seconds, the interval is Student's t over seeds. If a claim says that a value rises or falls with the length or the
+number of rows, the effect is the change of the value when the length or the number of rows doubles. Three seeds reveal
+only large effects, so *no difference shown* does not mean that there is none. Disagreement with a claim is in bold.
+*Earlier* results are smaller measurements in `benchmarks/LOG.md`, which has their commands.
 """
 RESULTS = """\
 ## Experiments
