@@ -63,9 +63,7 @@ number of rows, the effect is the change of the value when the length or the num
 only large effects, so *no difference shown* does not mean that there is none. Disagreement with a claim is in bold.
 *Earlier* results are smaller measurements in `benchmarks/LOG.md`, which has their commands.
 """
-RESULTS = """\
-## Experiments
-
+NOTE = """\
 ± is the half-width of the 95 % interval of the mean over seeds (Student's t). Minutes and memory are those of the
 training on the machines above, which also ran other work, so minutes are upper bounds.
 """
@@ -127,7 +125,7 @@ def page(
     """Yields the lines of the page."""
     yield HEADER.format(results=len(results), steps=plan.steps, machines=describe_machines(results))
     yield from claim_tables(topics, plan, results)
-    yield RESULTS
+    yield "## Experiments\n"
     for path, caption in (figures or {}).items():
         yield f"![{caption}]({path})\n"
     groups: dict[tuple[str, str, str], dict[str, list[Result]]] = {}
@@ -135,6 +133,8 @@ def page(
         if "test" in result:
             group = groups.setdefault((result["block"], result["task"], result["backbone"]), {})
             group.setdefault(result["method"], []).append(result)
+    if groups:
+        yield NOTE
     for (block, task, backbone), results_by_method in groups.items():
         cells = [Cell(method, members) for method, members in results_by_method.items()]
         yield f"### {block}: {task}, {backbone}\n"
