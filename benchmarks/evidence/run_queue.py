@@ -70,7 +70,7 @@ def main() -> None:
         for job in open_jobs(args.experiments, args.results, args.blocks):
             print(job.key)
         return
-    with lock(args.results) as lock_descriptor:
+    with lock(args.results, patience=10) as lock_descriptor:  # a job of a queue that was killed ends within seconds
         repair(args.results)
         if args.merge:
             print(f"{merge(args.results, args.merge)} results added")

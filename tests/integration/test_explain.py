@@ -64,7 +64,8 @@ def trained(options):
     return last_folder()
 
 
-def test_a_trained_prompt_is_compared_with_the_bare_model(bare, trained, capsys):
+def test_a_trained_prompt_is_compared_with_the_bare_model(bare, trained, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")  # a row of the table is one line
     capsys.readouterr()
     assert main(["explain", str(trained), "--baseline", str(bare), "--trainer.accelerator=cpu"]) == 0
     shown = capsys.readouterr().out

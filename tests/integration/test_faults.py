@@ -25,7 +25,7 @@ def test_a_killed_and_resumed_run_has_the_same_results(tmp_path, part):
     scenarios = {title: scenario for title, scenario in SCENARIOS.items() if part in title}
     (record,) = run_points(Faults(tmp_path), scenarios, 1, seed=len(part))
     assert record["killed"] >= 1
-    assert record["compared"] >= 4  # at least predictions, their config, a lock and a table
+    assert record["compared"] >= 3  # at least predictions, their config and a table
     assert record["differing"] == []
     assert record["running"] == 0
 

@@ -40,7 +40,8 @@ def advice(*comparisons, **question):
     return "\n".join(advise(Question(**question), comparisons, read_choices()))
 
 
-def test_the_smallest_method_that_is_not_shown_to_differ_from_the_best_is_chosen():
+def test_the_smallest_method_that_is_not_shown_to_differ_from_the_best_is_chosen(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")  # a row of the table is one line
     text = advice(comparison(), task="classification")
     assert "Choose Prefix: not shown to differ from Full, with fewer parameters." in text
     assert "softprompt fit --model Prefix --model.length 20 ..." in text
