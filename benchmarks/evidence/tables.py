@@ -100,7 +100,9 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=HERE / "results.jsonl", metavar="JSONL")
     parser.add_argument("--experiments", type=Path, default=HERE / "experiments.yaml", metavar="YAML")
     parser.add_argument("--claims", type=Path, default=HERE / "claims.yaml", metavar="YAML")
-    parser.add_argument("--out", type=Path, default=PAGE, metavar="MD", help="the page; figures are in a folder beside")
+    parser.add_argument(
+        "--out", type=Path, default=PAGE, metavar="MD", help="the page; figures are in a folder next to it"
+    )
     parser.add_argument(
         "--advice",
         type=Path,

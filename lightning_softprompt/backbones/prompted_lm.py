@@ -53,7 +53,7 @@ class PromptedLM:
         return self.backbone(batch, self.prompt(batch) if prompted else None, words)  # type: ignore[no-any-return]
 
     def cross_entropy(self, batch: Batch, *, prompted: bool = True, label_smoothing: float = 0.0) -> Tensor:
-        """[B, U] of the targets; 0 where there is none. Takes less memory than their logits.
+        """[B, U] of the targets; 0 at positions without a target. Takes less memory than their logits.
 
         Without gradients, the losses of the last batch are stored: objective and evaluation both use them.
         """

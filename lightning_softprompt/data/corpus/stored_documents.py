@@ -223,7 +223,7 @@ class _Selected(Sequence[File]):
 
 
 def load_or_index(folder: Path, name: str, make: Callable[[], dict[str, Integers]]) -> dict[str, Integers]:
-    """Returns the arrays of a file in the folder of stored documents; creates the file if there is none."""
+    """Returns the arrays of a file in the folder of stored documents; creates the file if it does not exist."""
     path = folder / f"{name}.safetensors"
     if path.is_file():
         return {key: tensor.numpy() for key, tensor in read_tensors(path).items()}

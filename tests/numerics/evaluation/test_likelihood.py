@@ -113,7 +113,8 @@ def test_the_interval_resamples_documents(load, data_of):
     evaluation.update(FixedLosses(losses), batch)
     metrics = evaluation.compute()
     expected = bootstrap_ratio([4 / math.log(2), 8 / math.log(2), 16 / math.log(2)], [6, 6, 6])
-    assert (float(metrics["bits_per_byte_low"]), float(metrics["bits_per_byte_high"])) == pytest.approx(expected)
+    interval = (float(metrics["bits_per_byte_low"]), float(metrics["bits_per_byte_high"]))
+    assert interval == pytest.approx(expected)
     assert float(metrics["documents"]) == 3
     assert float(metrics["cross_entropy"]) == pytest.approx(28 / 12)
 

@@ -89,7 +89,8 @@ def test_the_metrics_are_those_of_both_and_the_records_those_of_the_task():
         best = torch.cat([batch.scores for batch in batches]).topk(2).values
         assert records == expected_records
         assert evaluation.predict(LM, batches[0]) == default.predict(LM, batches[0])
-        assert float(results.pop("margin")) == pytest.approx(float((best[:, 0] - best[:, 1]).mean()))
+        expected_margin = (best[:, 0] - best[:, 1]).mean()
+        assert float(results.pop("margin")) == pytest.approx(float(expected_margin))
         assert float(results.pop("margin_error")) < 0
         assert results == expected
     assert margin.margin.update_count == 0  # the evaluation has a copy

@@ -279,7 +279,7 @@ def _explain_baseline(folder: Path, explanations: Sequence[Explanation], options
 
 
 def _read_explanations(path: Path) -> dict[int, Explanation]:
-    """Read the explained rows of a test; empty if there are none.
+    """Read the explained rows of a test; empty if the test was not explained.
 
     Raises:
         CommandError: If the file is damaged.

@@ -7,7 +7,6 @@ import pytest
 from row_files import read_rows, write_rows
 from runs import read_losses, read_metrics
 
-import lightning_softprompt as sp
 from lightning_softprompt.__main__ import main
 from lightning_softprompt.data.readers.sources import DataError
 from lightning_softprompt.runs.run_spec import last_folder
@@ -27,15 +26,6 @@ def corpus(tmp_path):
     path = tmp_path / "corpus.txt"
     path.write_text("\n\n".join(DOCUMENTS))
     return path
-
-
-@pytest.fixture
-def data_of(tiny_folder):
-    def make(family="llama", **options):
-        spec = sp.BackboneSpec(name=str(tiny_folder(family)))
-        return sp.CorpusDataModule(backbone=spec, **{"window": 24, **options})
-
-    return make
 
 
 @pytest.fixture

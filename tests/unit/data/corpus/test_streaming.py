@@ -8,23 +8,16 @@ import pytest
 from row_files import write_rows
 from runs import read_losses, read_metrics
 
-import lightning_softprompt as sp
 from lightning_softprompt.cli.app import main
 from lightning_softprompt.data.readers.sources import DataError
 from lightning_softprompt.data.sampling.holding_out import divide_many, divide_rows
 from lightning_softprompt.runs.run_spec import last_folder
 
 WORDS = "a warm and funny film about a dog that never ends well . it is very good indeed".split()  # noqa: SIM905
-DOCUMENTS = [" ".join(WORDS[i % 5 : 5 + i % 13] * (1 + i % 4)) for i in range(40)]
-
-
-@pytest.fixture
-def data_of(tiny_folder):
-    def make(family="llama", **options):
-        spec = sp.BackboneSpec(name=str(tiny_folder(family)))
-        return sp.CorpusDataModule(backbone=spec, **{"window": 24, **options})
-
-    return make
+DOCUMENTS = []
+for number in range(40):
+    words = WORDS[number % 5 : 5 + number % 13]
+    DOCUMENTS.append(" ".join(words * (1 + number % 4)))
 
 
 @pytest.fixture
