@@ -1,5 +1,6 @@
 """A corpus of hostile files: they run, import and write nothing, are read quickly, and are printed with escapes."""
 
+import contextlib
 import gc
 import json
 import re
@@ -37,6 +38,7 @@ FAMILIES = ("llama",)
 SECONDS = 30.0  # processor time for each file: far above what a busy machine needs, far below exponential work
 MEMORY = 16 * 2**20  # for each file, in addition to its size
 TRIES = 3  # the best one counts, because other processes only make a measurement worse
+PEAK_RESET = Path("/proc/self/clear_refs")
 UNTRUSTED_MODULES = ("evilmod", "antigravity", "runpy")
 
 
@@ -126,11 +128,13 @@ def size(path):
 
 
 def restart_peak():
-    """Reset the peak memory to the current memory and return it, or the peak so far if Linux cannot reset it."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return peak()
+    """Reset the peak memory of this process to its current memory and return it.
+
+    Where the system does not permit the reset, return the peak since the process started. Memory that is allocated
+    below that peak is then not counted.
+    """
+    with contextlib.suppress(OSError):
+        PEAK_RESET.write_text("5")
     return peak()
 
 
@@ -143,7 +147,11 @@ def peak():
 
 
 def test_the_measurement_counts_allocated_memory():
+    bytearray(2 * MEMORY)  # raises the peak, or fits below an earlier one
+    highest = peak()
     before = restart_peak()
+    if before == highest:
+        pytest.skip("the system does not permit a process to reset its peak memory")
     torch.ones(2 * MEMORY // 4)
     assert peak() - before > MEMORY
 
