@@ -5,39 +5,30 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import cast, final
 
-import numpy as np
-
-from lightning_softprompt.core.types import Encoded, Example
-from lightning_softprompt.data.prepared import PreparedRows
+from lightning_softprompt.data.sampling.epoch_indexed import EpochIndexedRows, Item, Rng
 from lightning_softprompt.rag.passage_rendering import PassageRenderer
-from lightning_softprompt.rag.passage_selection import Candidate, QaExample, Rng
+from lightning_softprompt.rag.passage_selection import Candidate, QaExample
 
 
 @final
 @dataclass(frozen=True)
-class ResampledDataset:
-    """Rows indexed by `epoch * len(rows) + row`. Picklable, so that data workers can use it.
+class ResampledDataset(EpochIndexedRows):
+    """Questions with other passages in each epoch.
 
     Args:
         rows: The rows without noise.
+        seed: Seed of the noise.
         renderer: Renders a row with its passages.
         abstain: Target of rows whose gold passages are hidden; None keeps their answer.
         any_answer: Whether the target is a random reference answer instead of the first one.
-        seed: Seed of the noise.
     """
 
-    rows: PreparedRows
     renderer: PassageRenderer
     abstain: str | None
     any_answer: bool
-    seed: int
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, number: int) -> tuple[int, Encoded, Example]:
-        epoch, row = divmod(number, len(self))
-        rng = np.random.default_rng((self.seed, epoch, row))
+    def draw(self, row: int, rng: Rng) -> Item:
+        """Returns a row with sampled passages."""
         example, candidates = self._sample(cast(QaExample, self.rows.examples[row]), rng)
         rendered = self.renderer.render(example, candidates)
         return row, rendered.encoded, rendered.example

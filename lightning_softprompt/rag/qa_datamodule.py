@@ -299,7 +299,7 @@ class RagQaDataModule(SoftPromptDataModule):
         if order != "shuffled" or not self.resamples:
             return super().build_loader(name, order)
         form = self.answer_form
-        rows = ResampledDataset(self.split(name), self.renderer, form.abstain, form.uses_any_answer, self.seed)
+        rows = ResampledDataset(self.split(name), self.seed, self.renderer, form.abstain, form.uses_any_answer)
         inner = self.sampler(name, order, self.ranks)
         sampler = EpochIndexedSampler(inner, len(inner.lengths))
         return ResumableLoader(rows, sampler, Collate(self.codec), num_workers=self.num_workers)

@@ -6,39 +6,30 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import final
 
-import numpy as np
-
 from lightning_softprompt.backbones.tokenization.codec import Codec
-from lightning_softprompt.core.types import Encoded, Example
 from lightning_softprompt.data.corpus.corruption import Corruption, CorruptionIds, corrupt
-from lightning_softprompt.data.prepared import PreparedRows
+from lightning_softprompt.data.sampling.epoch_indexed import EpochIndexedRows, Item, Rng
 
 
 @final
 @dataclass(frozen=True)
-class CorruptedRows:
-    """Rows indexed by `epoch * len(rows) + row`. Picklable, so that data workers can use it.
+class CorruptedRows(EpochIndexedRows):
+    """Rows with other corrupted tokens in each epoch.
 
     Args:
         rows: The rows with their whole text as target.
+        seed: Seed of the selection.
         codec: The codec of the backbone.
         corruption: Selects the tokens to predict.
         glue: Spaces before the text.
-        seed: Seed of the selection.
     """
 
-    rows: PreparedRows
     codec: Codec
     corruption: Corruption
     glue: str
-    seed: int
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, number: int) -> tuple[int, Encoded, Example]:
-        epoch, row = divmod(number, len(self))
-        rng = np.random.default_rng((self.seed, epoch, row))
+    def draw(self, row: int, rng: Rng) -> Item:
+        """Returns a row with corrupted tokens."""
         _, encoded, example = self.rows[row]
         text = self.glue + example.target
         return row, corrupt(encoded, text, self.corruption, self.codec, self._ids, rng), example

@@ -281,7 +281,7 @@ class CorpusDataModule(SoftPromptDataModule):
             return ResumableLoader(rows, sampler, self.collate, num_workers=self.num_workers)
         is_training = order == "shuffled"
         seed = self.seed if is_training else EVALUATION_SEED
-        corrupted = CorruptedRows(rows, self.codec, self.used_corruption, self.template.glue, seed)
+        corrupted = CorruptedRows(rows, seed, self.codec, self.used_corruption, self.template.glue)
         if is_training:
             sampler = EpochIndexedSampler(sampler, len(rows))
         return ResumableLoader(corrupted, sampler, self.collate, num_workers=self.num_workers)
