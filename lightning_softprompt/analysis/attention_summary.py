@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
 
 from lightning_softprompt.analysis.explanation import Explanation
-from lightning_softprompt.analysis.passage_effects import CONDITIONS, PASSAGE, SOFT_TOKENS, passage_masses
+from lightning_softprompt.analysis.passage_effects import (
+    CONDITIONS,
+    PASSAGE,
+    REVERSED,
+    RUN,
+    SOFT_TOKENS,
+    passage_masses,
+)
 from lightning_softprompt.backbones.tokenization.token_names import ANSWER, START, TEMPLATE
 
 RELEVANT, OTHERS, QUESTION = "relevant passages", "other passages", "question"
@@ -82,3 +91,62 @@ def conditions_of(explanations: Sequence[Explanation]) -> list[str]:
     """Returns the conditions under which attention was measured, in the order of `CONDITIONS`."""
     measured = {name for explanation in explanations for name in explanation.attention}
     return [name for name in CONDITIONS if name in measured]
+
+
+@dataclass(frozen=True)
+class HeadAttention:
+    """Mean attention of a head to relevant passages and to the others.
+
+    Args:
+        layer: Index of the layer.
+        head: Index of the head in the layer.
+        relevant: Attention mass of the relevant passages of a row.
+        others: Attention mass of its other passages.
+        relevant_reversed: Attention mass of the relevant passages with the passages in reversed order.
+    """
+
+    layer: int
+    head: int
+    relevant: float
+    others: float
+    relevant_reversed: float
+
+
+def heads_by_relevance(explanations: Sequence[Explanation]) -> list[HeadAttention]:
+    """Returns the attention of each head, those with most attention to relevant passages first.
+
+    Only rows with relevant and other passages count; without such rows, the list is empty.
+
+    Args:
+        explanations: The rows.
+    """
+    rows = []
+    for explanation in explanations:
+        has_both = any(explanation.is_relevant) and not all(explanation.is_relevant)
+        if has_both and explanation.head_attention:
+            rows.append(explanation)
+    if not rows:
+        return []
+    relevant = _mean_by_head(rows, RUN, is_relevant=True)
+    others = _mean_by_head(rows, RUN, is_relevant=False)
+    relevant_reversed = _mean_by_head(rows, REVERSED, is_relevant=True)
+    heads = []
+    for layer, masses in enumerate(relevant):
+        for head, mass in enumerate(masses):
+            heads.append(HeadAttention(layer, head, mass, others[layer][head], relevant_reversed[layer][head]))
+    return sorted(heads, key=attrgetter("relevant"), reverse=True)
+
+
+def _mean_by_head(rows: Sequence[Explanation], condition: str, is_relevant: bool) -> list[list[float]]:
+    """Returns the attention mass [layers][heads] of passages of a kind, as the mean over rows."""
+    first = next(iter(rows[0].head_attention[condition].values()))
+    totals = [[0.0] * len(by_head) for by_head in first]
+    for row in rows:
+        for number, row_is_relevant in enumerate(row.is_relevant, start=1):
+            masses = row.head_attention[condition].get(PASSAGE.format(number))
+            if masses is None or row_is_relevant != is_relevant:
+                continue
+            for layer, by_head in enumerate(masses):
+                for head, mass in enumerate(by_head):
+                    totals[layer][head] += mass / len(rows)
+    return totals

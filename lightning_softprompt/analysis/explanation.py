@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from itertools import combinations
 from math import fsum
 from typing import Any
 
-from lightning_softprompt.analysis.passage_effects import RUN, AnswerEffects, LayerMasses, passage_masses
+from lightning_softprompt.analysis.passage_effects import RUN, AnswerEffects, HeadMasses, LayerMasses, passage_masses
 from lightning_softprompt.evaluation.metrics.intervals import bootstrap, share_interval
 
 GENERATED, RIGHT = "generated", "right"  # the answer that the model generated, and the right answer
@@ -19,8 +20,9 @@ MEASURES = {
     CHANCE: "share of passages that are relevant",
     "leak": "mean leave-one-out effect of passages that are not relevant",
     "leak_per_token": "the same, divided by the number of tokens of the answer",
-    "relevant_effect": "mean Shapley value of relevant passages",
-    "other_effect": "mean Shapley value of other passages",
+    "relevant_effect": "mean effect of relevant passages",
+    "other_effect": "mean effect of other passages",
+    "relevant_interaction": "mean interaction of pairs of relevant passages; below 0 if one of them suffices",
     "gain": "log p(answer) with all passages minus without passages",
     "gradient_agreement": "rank correlation of gradient x input and leave-one-out effects, within rows",
     "attention_agreement": "rank correlation of attention and leave-one-out effects, within rows",
@@ -43,6 +45,7 @@ class Explanation:
         attention: The attention of the positions that predict the generated answer, by condition, see
             `PassageEffects.attention_by_condition`. Empty if it was not measured.
         num_tokens: Number of tokens of each part of the row; empty without attention.
+        head_attention: The same attention in each head, of the passages in the order of the run and reversed.
     """
 
     row: int
@@ -55,6 +58,7 @@ class Explanation:
     answers: dict[str, AnswerEffects]
     attention: dict[str, LayerMasses]
     num_tokens: dict[str, int]
+    head_attention: dict[str, HeadMasses] = field(default_factory=dict)
 
     def to_record(self) -> Values:
         """Returns the values as in `explain.jsonl`."""
@@ -84,6 +88,7 @@ class Explanation:
             _, left_out = self._split(effects.leave_one_out)
             measures["leak"] = _mean(left_out)
             measures["leak_per_token"] = measures["leak"] / effects.num_tokens
+        _add(measures, "relevant_interaction", self._relevant_interaction(effects))
         if relevant and others:
             measures[USE] = float(max(relevant) > max(others))
             measures[CHANCE] = len(relevant) / len(self.is_relevant)
@@ -92,6 +97,14 @@ class Explanation:
             masses = passage_masses(self.attention[RUN], len(self.documents))
             _add(measures, "attention_agreement", rank_correlation(masses, effects.leave_one_out))
         return measures
+
+    def _relevant_interaction(self, effects: AnswerEffects) -> float | None:
+        """Returns the mean interaction of two relevant passages; None without such a pair."""
+        if effects.interactions is None:
+            return None
+        relevant = [index for index, is_relevant in enumerate(self.is_relevant) if is_relevant]
+        pairs = [effects.interactions[one][other] for one, other in combinations(relevant, 2)]
+        return _mean(pairs) if pairs else None
 
     def _split(self, values: Sequence[float]) -> tuple[list[float], list[float]]:
         """Returns the values of relevant passages, and of the others."""

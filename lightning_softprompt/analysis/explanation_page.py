@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from lightning_softprompt.analysis.attention_summary import (
@@ -11,6 +12,7 @@ from lightning_softprompt.analysis.attention_summary import (
     QUESTION,
     RELEVANT,
     conditions_of,
+    heads_by_relevance,
     lift,
     masses_by_layer,
     masses_by_position,
@@ -26,6 +28,7 @@ from lightning_softprompt.analysis.passage_effects import (
     AnswerEffects,
     passage_masses,
 )
+from lightning_softprompt.analysis.shapley import MAX_EXACT
 from lightning_softprompt.reports.html import article, collapse, contents, image, page, section, table
 from lightning_softprompt.system.printable import html_text
 
@@ -35,11 +38,15 @@ if TYPE_CHECKING:
 Rows = list[list[str]]
 Summary = Mapping[str, Mapping[str, Mapping[str, Any]]]  # of a measure, by answer and name
 BAR_LENGTH = 6  # characters of the longest bar of a row
+NUM_HEADS = 5  # shown heads
+NUM_PAIRS = 3  # shown pairs of passages of a row
 EFFECTS_NOTE = (
     "An effect is a difference of log p(answer) in nats: 0.7 doubles the probability of the answer. The Shapley value "
     "of a passage is its mean effect over all subsets of the other passages; leave-one-out is its effect in addition "
-    "to all others. A passage is relevant if it is of a gold document or contains the right answer. Intervals are "
-    "95 % bootstrap intervals over rows, which are too narrow for fewer than about 20 rows."
+    "to all others. The interaction of two passages is how much their joint effect exceeds the sum of both; it is "
+    f"below 0 if one replaces the other. For more than {MAX_EXACT} passages, a sparse linear model of random subsets "
+    "replaces the Shapley value. A passage is relevant if it is of a gold document or contains the right answer. "
+    "Intervals are 95 % bootstrap intervals over rows, which are too narrow for fewer than about 20 rows."
 )
 ATTENTION_NOTE = (
     "Attention of the positions that predict the generated answer, as means over heads, answer tokens and rows. "
@@ -53,6 +60,10 @@ POSITION_NOTE = (
     "not on its content."
 )
 CONDITION_NAMES = {RUN: "run", REVERSED: "passages reversed", OTHER_QUESTION: "other question", BARE: "without prompt"}
+HEADS_NOTE = (
+    "The heads with most attention to relevant passages, as means over rows that have relevant and other passages. A "
+    "head that selects by content attends to them in both orders of the passages."
+)
 COLORS = {SOFT_TOKENS: "#d95f02", RELEVANT: "#1b9e77", OTHERS: "#7570b3", QUESTION: "#444444"}
 
 
@@ -113,6 +124,15 @@ def position_rows(explanations: Sequence[Explanation]) -> tuple[list[str], Rows]
     return ["position", *(CONDITION_NAMES[name] for name in conditions)], rows
 
 
+def head_rows(explanations: Sequence[Explanation]) -> tuple[list[str], Rows]:
+    """Returns header and rows of the heads with most attention to relevant passages."""
+    rows = []
+    for head in heads_by_relevance(explanations)[:NUM_HEADS]:
+        masses = [f"{mass:.3f}" for mass in (head.relevant, head.relevant_reversed, head.others)]
+        rows.append([str(head.layer), str(head.head), *masses])
+    return ["layer", "head", RELEVANT, f"{RELEVANT}, reversed", OTHERS], rows
+
+
 def explanation_page(
     name: str,
     explanations: Sequence[Explanation],
@@ -147,6 +167,9 @@ def explanation_page(
         content = table(*attention_rows(explanations))
         content += f'<p class="note">{html_text(POSITION_NOTE)}</p>' + table(*position_rows(explanations))
         content += image("attention to each part by layer", layers_figure(explanations))
+        header, rows = head_rows(explanations)
+        if rows:
+            content += f'<p class="note">{html_text(HEADS_NOTE)}</p>' + table(header, rows)
         sections[title] = section(title, content, ATTENTION_NOTE)
     shown = explanations[:num_examples]
     if shown:
@@ -171,12 +194,25 @@ def _row_article(explanation: Explanation) -> str:
     for name, effects in explanation.answers.items():
         change = f"{effects.log_p_none:.2f} without passages, {effects.log_p_all:.2f} with all of them"
         heading = f"effects on the {name} answer: log p of its {effects.num_tokens} tokens is {change}"
-        entries[heading] = table(*_effect_rows(explanation, name, effects))
+        entries[heading] = table(*_effect_rows(explanation, name, effects)) + _interactions(effects)
     answers = f"{explanation.target} {explanation.prediction}"
     for number, text in enumerate(explanation.texts, start=1):
         relevance = ", relevant" if explanation.is_relevant[number - 1] else ""
         entries[f"passage {number}: {explanation.documents[number - 1]}{relevance}"] = collapse(text, answers)
     return article(f"row {explanation.row}", entries)
+
+
+def _interactions(effects: AnswerEffects) -> str:
+    """Returns a line with the pairs of passages whose joint effect differs most from their single effects."""
+    interactions = effects.interactions or []
+    pairs = []
+    for one, other in combinations(range(len(interactions)), 2):
+        pairs.append((interactions[one][other], f"{one + 1} and {other + 1}"))
+    pairs.sort(key=lambda pair: abs(pair[0]), reverse=True)
+    if not pairs:
+        return ""
+    shown = "; ".join(f"{names}: {value:+.2f}" for value, names in pairs[:NUM_PAIRS])
+    return f'<p class="note">Interactions of passages {shown}</p>'
 
 
 def _effect_rows(explanation: Explanation, name: str, effects: AnswerEffects) -> tuple[list[str], Rows]:
@@ -186,9 +222,10 @@ def _effect_rows(explanation: Explanation, name: str, effects: AnswerEffects) ->
     for number, is_relevant in enumerate(explanation.is_relevant, start=1):
         passages.append(f"{number}, relevant" if is_relevant else str(number))
     columns = [passages, _with_bars(effects.leave_one_out), _with_bars(effects.gradient)]
-    if effects.shapley is not None:
-        header.insert(1, "Shapley value")
-        columns.insert(1, _with_bars(effects.shapley))
+    for title, values in (("linear model", effects.linear), ("Shapley value", effects.shapley)):
+        if values is not None:
+            header.insert(1, title)
+            columns.insert(1, _with_bars(values))
     if name == GENERATED and RUN in explanation.attention:
         header.append("attention")
         columns.append(_with_bars(passage_masses(explanation.attention[RUN], len(explanation.documents)), signs=False))

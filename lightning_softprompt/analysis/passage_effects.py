@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from lightning_softprompt.analysis.attention_mass import SOFT, measure_attention
+from lightning_softprompt.analysis.context_cite import linear_effects
 from lightning_softprompt.analysis.shapley import (
     MAX_EXACT,
     leave_one_out,
     members_of,
+    pair_interactions,
     shapley_values,
     subsets_to_score,
 )
@@ -27,6 +29,7 @@ RUN, REVERSED, OTHER_QUESTION, BARE = "run", "reversed", "other question", "bare
 CONDITIONS = (RUN, REVERSED, OTHER_QUESTION, BARE)  # under which attention is measured
 Arrangement = Sequence[int | None]  # the index of the passage at each position, or None for an empty position
 LayerMasses = dict[str, list[float]]  # attention mass in each layer, by name of the tokens
+HeadMasses = dict[str, list[list[float]]]  # attention mass in each head of each layer, by name of the tokens
 
 
 class PassageRow(Protocol):
@@ -53,6 +56,10 @@ class AnswerEffects:
         shapley: The mean effect of each passage over all subsets of the others. The values add up to `log_p_all` -
             `log_p_none`. None if the row has more than `MAX_EXACT` passages.
         gradient: Gradient of log p(answer) times the embeddings of each passage: a linear estimate of `leave_one_out`.
+        interactions: How much the joint effect of each pair of passages exceeds their single effects, as a symmetric
+            matrix. None if the row has more than `MAX_EXACT` passages.
+        linear: The weight of each passage in a sparse linear model of random subsets. None if the Shapley values are
+            exact.
     """
 
     text: str
@@ -62,11 +69,16 @@ class AnswerEffects:
     leave_one_out: list[float]
     shapley: list[float] | None
     gradient: list[float]
+    interactions: list[list[float]] | None = None
+    linear: list[float] | None = None
 
     @property
     def effects(self) -> list[float]:
-        """The Shapley value of each passage; for too many passages, its leave-one-out effect."""
-        return self.leave_one_out if self.shapley is None else self.shapley
+        """The Shapley value of each passage; for too many passages, its weight in the linear model."""
+        for effects in (self.shapley, self.linear):
+            if effects is not None:
+                return effects
+        return self.leave_one_out  # of a file without linear models
 
 
 class PassageEffects:
@@ -89,10 +101,20 @@ class PassageEffects:
         effects = []
         for number, answer in enumerate(answers):
             values = {subset: scores[number] for subset, scores in zip(subsets, log_probabilities, strict=True)}
-            shapley = shapley_values(values, count) if count <= MAX_EXACT else None
             num_tokens, gradient = self._gradient(row, answer)
-            left_out = leave_one_out(values, count)
-            effects.append(AnswerEffects(answer, num_tokens, values[0], values[full], left_out, shapley, gradient))
+            is_exact = count <= MAX_EXACT
+            effects_of_answer = AnswerEffects(
+                text=answer,
+                num_tokens=num_tokens,
+                log_p_none=values[0],
+                log_p_all=values[full],
+                leave_one_out=leave_one_out(values, count),
+                shapley=shapley_values(values, count) if is_exact else None,
+                gradient=gradient,
+                interactions=pair_interactions(values, count) if is_exact else None,
+                linear=None if is_exact else linear_effects(values, count, num_tokens),
+            )
+            effects.append(effects_of_answer)
         return effects
 
     @torch.no_grad()
@@ -157,10 +179,10 @@ class PassageEffects:
         answer: str,
         question: str | None = None,
         is_prompted: bool = True,
-    ) -> tuple[LayerMasses, dict[str, int]]:
-        """Returns the attention mass of each part of a row in each layer, and the number of tokens of each part.
+    ) -> tuple[HeadMasses, dict[str, int]]:
+        """Returns the attention mass of each part of a row in each layer and head, and the tokens of each part.
 
-        Masses are means over heads and over the positions that predict the answer. They add up to 1 over the parts.
+        Masses are means over the positions that predict the answer. They add up to 1 over the parts.
 
         Args:
             row: The row.
@@ -181,13 +203,13 @@ class PassageEffects:
         groups = torch.tensor([numbers], device=batch.input_ids.device)
         assert parts[SOFT] == SOFT_TOKENS
         masses = measure_attention(self.backbone, batch, prompt, groups, len(parts))  # [L, 1, U, heads, G]
-        by_layer = masses.double().mean((1, 2, 3)).T.tolist()
+        by_head = masses.double().mean((1, 2)).permute(2, 0, 1).tolist()
         num_tokens[SOFT_TOKENS] = prompt_length(prompt)
-        return dict(zip(parts, by_layer, strict=True)), dict(num_tokens)
+        return dict(zip(parts, by_head, strict=True)), dict(num_tokens)
 
     def attention_by_condition(
         self, row: PassageRow, answer: str, other_question: str
-    ) -> tuple[dict[str, LayerMasses], dict[str, int]]:
+    ) -> tuple[dict[str, HeadMasses], dict[str, int]]:
         """Returns the attention of a row and of its controls, and the number of tokens of each part of the row.
 
         The controls are `REVERSED` order of the passages, `OTHER_QUESTION`, and `BARE` without the prompt, if there is
@@ -224,6 +246,30 @@ def prompt_length(prompt: SoftPrompt) -> int:
     for layers in prompt.kv.values():
         length += max(key.shape[2] for key, _ in layers.values())
     return length
+
+
+def mean_over_heads(masses: Mapping[str, Sequence[Sequence[float]]]) -> LayerMasses:
+    """Returns the attention mass of each part in each layer, as the mean over heads."""
+    means = {}
+    for name, by_layer in masses.items():
+        means[name] = [sum(by_head) / len(by_head) for by_head in by_layer]
+    return means
+
+
+def select_passages(attention: Mapping[str, HeadMasses], num_passages: int) -> dict[str, HeadMasses]:
+    """Returns the attention of each head to each passage, with the passages in the order of the run and reversed.
+
+    Args:
+        attention: Attention by condition, see `PassageEffects.attention_by_condition`.
+        num_passages: Number of passages.
+    """
+    names = [PASSAGE.format(number) for number in range(1, num_passages + 1)]
+    selected: dict[str, HeadMasses] = {}
+    for condition in (RUN, REVERSED):
+        if condition in attention:
+            masses = attention[condition]
+            selected[condition] = {name: masses[name] for name in names if name in masses}
+    return selected
 
 
 def passage_masses(masses: Mapping[str, Sequence[float]], num_passages: int) -> list[float]:

@@ -5,7 +5,8 @@ import torch
 from tiny import CAUSAL, SEQ2SEQ
 from torch.testing import assert_close
 
-from lightning_softprompt.analysis.passage_effects import SOFT_TOKENS, PassageEffects, passage_masses
+from lightning_softprompt.analysis.context_cite import linear_effects
+from lightning_softprompt.analysis.passage_effects import SOFT_TOKENS, PassageEffects, mean_over_heads, passage_masses
 from lightning_softprompt.analysis.shapley import members_of, subsets_to_score
 from lightning_softprompt.backbones.tokenization.token_names import NamedPiece, name_tokens
 from lightning_softprompt.core.types import Answer, Slot, SoftPrompt, Text
@@ -102,17 +103,23 @@ def test_effects_add_up_and_an_empty_passage_has_none(backbone, make_prompt):
         assert effects.effects == effects.shapley
 
 
-def test_many_passages_have_leave_one_out_effects(load):
+def test_many_passages_have_linear_and_leave_one_out_effects(load):
     backbone = load("llama")
-    row = Row(backbone.codec, ["a", "dog", "is", "sad", "and", "funny"])
+    row = Row(backbone.codec, ["a", "dog", "is", "sad", "and", "funny", ""])
     prompt = tokens_of(backbone)
     (effects,) = PassageEffects(backbone, prompt).measure(row, ANSWERS[:1])
     assert effects.shapley is None
-    assert effects.effects == effects.leave_one_out
+    assert effects.interactions is None
+    assert effects.effects == effects.linear
+    subsets = subsets_to_score(7)
+    scores = PassageEffects(backbone, prompt, 16).score_subsets(row, ANSWERS[:1], subsets)[:, 0].tolist()
+    expected = linear_effects(dict(zip(subsets, scores, strict=True)), 7, effects.num_tokens)
+    assert effects.linear == pytest.approx(expected, abs=1e-4)
+    assert max(map(abs, effects.linear)) > 1e-2
     with torch.no_grad():
-        complete = log_probability(backbone, prompt, row, range(6), ANSWERS[0])
-        for index in range(6):
-            rest = [other for other in range(6) if other != index]
+        complete = log_probability(backbone, prompt, row, range(7), ANSWERS[0])
+        for index in range(7):
+            rest = [other for other in range(7) if other != index]
             expected = complete - log_probability(backbone, prompt, row, rest, ANSWERS[0])
             assert effects.leave_one_out[index] == pytest.approx(float(expected), abs=1e-5)
 
@@ -159,7 +166,7 @@ def test_attention_of_parts_is_that_of_transformers(load, family, arrangement):
     check_attention(backbone, row, no_prompt(backbone), arrangement, bare_masses, "what ?")
     assert num_tokens[SOFT_TOKENS] == 3
     assert num_tokens["passage 2"] == len(PASSAGES[1].split()) + 1
-    means = passage_masses(masses, 4)
+    means = passage_masses(mean_over_heads(masses), 4)
     assert [mean > 0 for mean in means] == [index in arrangement for index in range(4)]
 
 
@@ -174,11 +181,14 @@ def check_attention(backbone, row, prompt, arrangement, masses, question=None):
     spliced_names = [([SOFT_TOKENS] * num_soft + names)[position] for position in rows.order[0].tolist()]
     columns = rows.columns[0][list(encoded.answers)] - 1
     for number, layer in enumerate(out.attentions):
-        weights = layer[0][:, columns].mean((0, 1))  # [K]
+        weights = layer[0][:, columns].mean(1)  # [heads, K]
+        totals = torch.zeros(len(weights))
         for name, by_layer in masses.items():
-            expected = sum(float(weights[key]) for key, other in enumerate(spliced_names) if other == name)
-            assert by_layer[number] == pytest.approx(expected, abs=1e-5)
-        assert sum(by_layer[number] for by_layer in masses.values()) == pytest.approx(1, abs=1e-5)
+            keys = [key for key, other in enumerate(spliced_names) if other == name]
+            by_head = torch.tensor(by_layer[number])
+            assert_close(by_head, weights[:, keys].sum(1), atol=1e-5, rtol=0)
+            totals += by_head
+        assert_close(totals, torch.ones(len(weights)), atol=1e-5, rtol=0)
     if backbone.path is not None:
         backbone.path.enter()
 

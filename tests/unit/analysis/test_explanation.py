@@ -7,6 +7,7 @@ import pytest
 from lightning_softprompt.analysis.attention_summary import (
     OTHERS,
     RELEVANT,
+    heads_by_relevance,
     lift,
     masses_by_layer,
     masses_by_position,
@@ -80,11 +81,42 @@ def test_attention_is_compared_with_leave_one_out(explanations):
     assert opposite.measure(GENERATED)["attention_agreement"] == -1
 
 
-def test_many_passages_are_ranked_by_leave_one_out(explanations):
-    effects = replace(make_effects([1.0, 3.0], [5.0, 2.0]), shapley=None)
+def test_many_passages_are_ranked_by_the_linear_model(explanations):
+    effects = replace(make_effects([1.0, 3.0], [5.0, 2.0]), shapley=None, linear=[4.0, 1.0])
     explanation = replace(explanations[0], answers={GENERATED: effects})
     assert explanation.measure(GENERATED)[USE] == 1
+    assert explanation.measure(GENERATED)["relevant_effect"] == 4
     assert explanation.measure(RIGHT) == {}
+
+
+def test_interactions_count_between_relevant_passages(explanations):
+    effects = replace(explanations[0].answers[RIGHT], interactions=[[0.0, -2.5], [-2.5, 0.0]])
+    one_relevant = replace(explanations[0], answers={RIGHT: effects})
+    assert "relevant_interaction" not in one_relevant.measure(RIGHT)
+    both_relevant = replace(one_relevant, is_relevant=[True, True])
+    assert both_relevant.measure(RIGHT)["relevant_interaction"] == -2.5
+    page = explanation_page("run", [both_relevant], summarize([both_relevant]), None, 1, "")
+    assert "Interactions of passages 1 and 2: -2.50" in page
+
+
+def test_heads_are_ranked_by_attention_to_relevant_passages(explanations):
+    def attend(relevant, other):
+        """Attention of two layers with two heads."""
+        return {"passage 1": relevant, "passage 2": other}
+
+    forward = attend([[0.1, 0.2], [0.6, 0.0]], [[0.3, 0.2], [0.1, 0.0]])
+    backward = attend([[0.2, 0.2], [0.4, 0.0]], [[0.1, 0.2], [0.1, 0.0]])
+    first = replace(explanations[0], head_attention={RUN: forward, REVERSED: backward})
+    second = replace(explanations[1], head_attention={RUN: forward, REVERSED: backward}, is_relevant=[False, True])
+    not_counted = replace(explanations[2], head_attention={RUN: forward, REVERSED: backward})
+    heads = heads_by_relevance([first, second, not_counted])
+    assert [(head.layer, head.head) for head in heads] == [(1, 0), (0, 0), (0, 1), (1, 1)]
+    assert heads[0].relevant == pytest.approx((0.6 + 0.1) / 2)
+    assert heads[0].others == pytest.approx((0.1 + 0.6) / 2)
+    assert heads[0].relevant_reversed == pytest.approx((0.4 + 0.1) / 2)
+    assert heads_by_relevance([not_counted, explanations[0]]) == []
+    page = explanation_page("run", [first], summarize([first]), None, 1, "")
+    assert "relevant passages, reversed" in page
 
 
 def test_runs_are_compared_by_row(explanations):

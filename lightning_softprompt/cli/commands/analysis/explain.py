@@ -19,7 +19,7 @@ from lightning_softprompt.system.errors import CommandError
 
 if TYPE_CHECKING:
     from lightning_softprompt.analysis.explanation import Explanation
-    from lightning_softprompt.analysis.passage_effects import LayerMasses, PassageEffects
+    from lightning_softprompt.analysis.passage_effects import HeadMasses, PassageEffects
     from lightning_softprompt.cli.dry_parse import ParsedRun
     from lightning_softprompt.rag.qa_datamodule import RagQaDataModule
     from lightning_softprompt.reports.error_types import AnsweredRow
@@ -40,8 +40,9 @@ and explain.jsonl to the folder of the test.
 use     share of rows in which the passage with the largest effect on the answer is relevant
 leak    mean effect of the passages that are not relevant; above 0 if the answer is taken from them
 
-It accepts the options of `softprompt test`, such as --trainer.accelerator cpu. Rows of up to 5 passages have exact
-Shapley values, which require 2**passages evaluations of each answer; longer ones have leave-one-out effects.
+It accepts the options of `softprompt test`, such as --trainer.accelerator cpu. Rows of up to 6 passages have exact
+Shapley values, which require 2**passages evaluations of each answer. Longer ones have a sparse linear model of 64
+random subsets (ContextCite).
 """
 
 
@@ -180,6 +181,7 @@ def _explain_row(
     data: RagQaDataModule, index: int, row: AnsweredRow, effects: PassageEffects, has_attention: bool
 ) -> Explanation:
     from lightning_softprompt.analysis.explanation import GENERATED, RIGHT, Explanation
+    from lightning_softprompt.analysis.passage_effects import mean_over_heads, select_passages
     from lightning_softprompt.rag.passage_ablation import AblationRow
 
     ablation = AblationRow(data, index)
@@ -191,7 +193,7 @@ def _explain_row(
     texts = {name: text for name, text in texts.items() if text.strip()}
     different_texts = list(dict.fromkeys(texts.values()))
     effects_of = dict(zip(different_texts, effects.measure(ablation, different_texts), strict=True))
-    attention: dict[str, LayerMasses] = {}
+    attention: dict[str, HeadMasses] = {}
     num_tokens: dict[str, int] = {}
     if has_attention and GENERATED in texts:
         examples = data.split("test").examples
@@ -206,8 +208,9 @@ def _explain_row(
         texts=[passage.text for passage in passages],
         is_relevant=list(row.passage_is_relevant),
         answers={name: effects_of[text] for name, text in texts.items()},
-        attention=attention,
+        attention={condition: mean_over_heads(masses) for condition, masses in attention.items()},
         num_tokens=num_tokens,
+        head_attention=select_passages(attention, len(passages)),
     )
 
 
