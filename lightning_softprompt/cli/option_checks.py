@@ -13,6 +13,7 @@ from jsonargparse import Namespace
 from lightning_softprompt.backbones.insertion.positions import max_positions
 from lightning_softprompt.backbones.requirements import require_of_copy, takes_keys_and_values
 from lightning_softprompt.backbones.skeleton import Skeleton
+from lightning_softprompt.callbacks.algorithms.consolidation import can_measure_untrained
 from lightning_softprompt.cli.parsing.class_options import LINKED
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.methods.base import SoftPromptModule
@@ -96,7 +97,8 @@ def check_options(command: str, config: Any, model: SoftPromptModule | Replicas,
         ValueError: Naming the option and the fix.
     """
     callbacks = as_list(config.trainer.callbacks)
-    refuse_options(command, config.trainer.as_dict())
+    can_skip_training = command == "fit" and any(map(can_measure_untrained, callbacks))
+    refuse_options(command, config.trainer.as_dict(), can_skip_training)
     refuse_callbacks(callbacks)
     if command != "fit":
         return

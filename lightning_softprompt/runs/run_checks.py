@@ -29,9 +29,10 @@ def _is_no_time(value: Any) -> bool:
 
 
 UNTRAINED = "nothing would be trained; increase it, or use test or predict with --init_from or --ckpt_path"
+UNMEASURED = f"{UNTRAINED}; only the callback EWC measures the importance of parameters without training them"
 TRAINING_CHECKS: Mapping[str, tuple[IsWrong, str]] = {
     "max_epochs": (lambda value: value == 0, UNTRAINED),
-    "max_steps": (lambda value: value == 0, UNTRAINED),
+    "max_steps": (lambda value: value == 0, UNMEASURED),
     "max_time": (_is_no_time, UNTRAINED),
     "limit_train_batches": (lambda value: value is not None and value == 0, UNTRAINED),
     "enable_checkpointing": (
@@ -84,17 +85,20 @@ def refuse_early_copies(callbacks: Iterable[Callback], module: LightningModule) 
             )
 
 
-def refuse_options(command: str, trainer: Mapping[str, Any]) -> None:
+def refuse_options(command: str, trainer: Mapping[str, Any], can_skip_training: bool = False) -> None:
     """Refuse invalid options of the Trainer.
 
     Args:
         command: `fit`, `validate`, `test` or `predict`.
         trainer: The Trainer's options by name.
+        can_skip_training: Whether a run without a step has a result, which is that of a callback.
 
     Raises:
         ValueError: Naming the option and the fix.
     """
     checks = {**COMMON_CHECKS, **(TRAINING_CHECKS if command == "fit" else {})}
+    if can_skip_training:
+        del checks["max_steps"]
     for name, (is_wrong, advice) in checks.items():
         if name in trainer and is_wrong(trainer[name]):
             raise ValueError(f"--trainer.{name} is {trainer[name]}: {advice}")

@@ -6,7 +6,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -31,14 +31,18 @@ class Consolidation(Callback, ABC):
     """Adds weight / 2 sum_i F_i (p_i - a_i)^2 to the loss for every trainable value p_i.
 
     F is the importance of a parameter to the previous tasks, a the anchor, its value after them. The term's gradient is
-    added before clipping; its value is logged as `train/penalty/<class>` and is not part of `train/loss`. When training
-    ends, importance and anchor for all tasks so far are written to `importance.safetensors` in the run's folder, for
-    the run of the next task. They belong to the best checkpoint, as `prompt.safetensors` does.
+    added before clipping; its value is logged as `train/penalty/<class>` and is not part of `train/loss`. The norm of
+    its gradient relative to that of the loss is logged as `train/penalty/<class>_pull`: choose a weight for which it is
+    between 0.1 and 1 late in training. When training ends, importance and anchor for all tasks so far are written to
+    `importance.safetensors` in the run's folder, for the run of the next task. They belong to the best checkpoint, as
+    `prompt.safetensors` does.
 
     Args:
         weight: Weight of the term.
         former: The `importance.safetensors` of the previous run; None for the first task.
     """
+
+    measures_untrained: ClassVar[bool] = False  # whether importance is defined without a step of training
 
     def __init__(self, weight: float, former: str | None = None) -> None:
         self.weight, self.former = weight, former
@@ -50,8 +54,14 @@ class Consolidation(Callback, ABC):
         """Read importance and anchor of the previous tasks.
 
         Raises:
-            ValueError: If they belong to another backbone or to other parameters, or there are several replicas.
+            ValueError: If they belong to another backbone or to other parameters, there are several replicas, or the
+                training has no step and importance is measured by its steps.
         """
+        if not self.measures_untrained and trainer.max_steps == 0:
+            raise ValueError(
+                f"{type(self).__name__} measures importance by the steps of a training, and max_steps is 0; increase "
+                "it, or use EWC, which measures importance without training"
+            )
         if len(pl_module.methods) > 1:
             raise ValueError(f"{type(self).__name__} is for a single prompt; set replicas to 1")
         if self.former is None:
@@ -74,14 +84,20 @@ class Consolidation(Callback, ABC):
         self.observe(pl_module)
         if not self.importance:
             return
-        value = torch.zeros((), device=pl_module.device)
+        value, pull, of_loss = torch.zeros(3, device=pl_module.device).unbind()
+        is_logged = is_logging_step(trainer, trainer.global_step + 1)
         for name, parameter in trainable_parameters(pl_module).items():
             distance = parameter.detach() - self.anchor[name]
             gradient = self.weight * self.importance[name] * distance
+            if is_logged:
+                pull += gradient.square().sum()
+                of_loss += 0 if parameter.grad is None else parameter.grad.square().sum()
             parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
             value += (gradient * distance).sum() / 2
-        if is_logging_step(trainer, trainer.global_step + 1):
-            pl_module.log(f"train/penalty/{type(self).__name__.lower()}", value)
+        if is_logged:
+            term = f"train/penalty/{type(self).__name__.lower()}"
+            ratio = (pull / of_loss.clamp(min=torch.finfo(of_loss.dtype).tiny)).sqrt()
+            pl_module.log_dict({term: value, f"{term}_pull": ratio})
 
     def observe(self, module: nn.Module) -> None:
         """Reads the gradient of the loss of each step, without the term."""
@@ -104,7 +120,7 @@ class Consolidation(Callback, ABC):
         self._conclude(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Write the file; if a resumed run had no step left, measure the importance first."""
+        """Write the file; if the run had no step, or a resumed one none left, measure the importance first."""
         if self.result is None:
             self._conclude(trainer, pl_module)
         if trainer.is_global_zero and self.result is not None:
@@ -122,17 +138,23 @@ class Consolidation(Callback, ABC):
             total = tensor + self.importance[name].to(tensor) if self.importance else tensor
             tensors[f"importance/{name}"] = total
         self.result = SavedPrompt(tensors, backbone_identity(module.loaded), {"_class_path": type(self).__name__})
-        module.load_state_dict(last_parameters)
-        self.load_state_dict(own_state)
+        if last_parameters is not None:
+            module.load_state_dict(last_parameters)
+            self.load_state_dict(own_state)
 
-    def _load_best(self, trainer: Trainer, module: Any) -> Mapping[str, Tensor]:
-        """Loads the best checkpoint into the module and this callback; returns the module's previous tensors."""
-        last = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+    def _load_best(self, trainer: Trainer, module: Any) -> Mapping[str, Tensor] | None:
+        """Loads the best checkpoint into the module and this callback.
+
+        Returns:
+            The module's previous tensors; None if there is no best checkpoint.
+        """
         best = getattr(trainer.checkpoint_callback, "best_model_path", "")
-        if best:
-            saved = load_checkpoint(Path(best))
-            module.load_state_dict(saved["state_dict"])
-            self.load_state_dict(saved["callbacks"].get(self.state_key, {}))
+        if not best:
+            return None
+        last = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+        saved = load_checkpoint(Path(best))
+        module.load_state_dict(saved["state_dict"])
+        self.load_state_dict(saved["callbacks"].get(self.state_key, {}))
         return last
 
 
@@ -140,9 +162,10 @@ class Consolidation(Callback, ABC):
 class EWC(Consolidation):
     """Elastic weight consolidation: F is the diagonal of the Fisher information (Kirkpatrick et al. 2017, 1612.00796).
 
-    It is computed at the end of training, as the mean over rows of the squared gradient of each row's loss. The terms
-    of several former tasks are combined into one with the same gradient: F is their sum, and a the mean of their final
-    values weighted by F.
+    It is computed at the end of training, as the mean over rows of the squared gradient of each row's loss. With
+    `--trainer.max_steps 0`, it is computed without training: the importance of the initial parameters to the rows, such
+    as that of a pre-trained backbone to general text. The terms of several former tasks are combined into one with the
+    same gradient: F is their sum, and a the mean of their final values weighted by F.
 
     Differences from the paper: the gradient is that of the rows' answers, not of answers sampled from the model.
 
@@ -151,6 +174,8 @@ class EWC(Consolidation):
         former: See `Consolidation`.
         rows: Number of training rows, the first of the first epoch.
     """
+
+    measures_untrained = True
 
     def __init__(self, weight: float = 1000.0, former: str | None = None, rows: int = 256) -> None:
         super().__init__(weight, former)
@@ -271,6 +296,11 @@ class SynapticIntelligence(Consolidation):
     def merge_anchor(self, values: Tensors, importance: Tensors) -> Tensors:
         """Returns the current values."""
         return values
+
+
+def can_measure_untrained(callback: Callback) -> bool:
+    """Whether a callback measures importance in a run without a step of training."""
+    return isinstance(callback, Consolidation) and callback.measures_untrained
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:

@@ -22,7 +22,8 @@ class FinalCheckpoint(Checkpoint):
     ends between two validations would lose its last steps, and a run that ends before the first validation would save
     nothing. If a validation falls on the last step, the checkpoint is saved after it, so that a resumed run does not
     omit it. If a validation falls between the batches of an accumulated step, the checkpoint is saved after the step,
-    because checkpoints contain no gradients. A run that ends without any of these is saved at its end.
+    because checkpoints contain no gradients. A run that ends without any of these is saved at its end. A run with
+    `max_steps` 0 is saved, too: its prompt is where the next run starts.
 
     Args:
         path: The file.
@@ -62,6 +63,11 @@ class FinalCheckpoint(Checkpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save if no validation and no step limit has caused a save."""
         if not self._saved and trainer.global_step > self._step:
+            self._save(trainer)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save a run that takes no step; Lightning calls none of the hooks of a training."""
+        if trainer.max_steps == 0:
             self._save(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

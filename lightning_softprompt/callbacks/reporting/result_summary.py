@@ -122,7 +122,7 @@ class ResultSummary(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the best validation of a training."""
-        if not self._has_trained:
+        if not self._has_trained and trainer.max_steps != 0:
             rank_zero_info(
                 f"The training is complete: the checkpoint is of its last step, {trainer.global_step}. Raise "
                 f"--trainer.max_steps or --trainer.max_epochs to continue it"

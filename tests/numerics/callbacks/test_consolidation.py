@@ -148,6 +148,13 @@ def test_ewc_adds_a_term_for_each_earlier_task(fit, backbone):
         distance = p - both[f"anchor/{name}"]
         penalty += 7.0 / 2 * (both[f"importance/{name}"] * distance**2).sum()
     assert_close(trainer.callback_metrics["train/penalty/ewc"], penalty, **CLOSE)
+    of_penalty, of_loss = [], []
+    for name, p in regularized.values[-1].items():
+        term = 7.0 * both[f"importance/{name}"] * (p - both[f"anchor/{name}"])
+        of_penalty.append(term.norm())
+        of_loss.append((regularized.gradients[-1][name] - term).norm())
+    pull = torch.stack(of_penalty).norm() / torch.stack(of_loss).norm()
+    assert_close(trainer.callback_metrics["train/penalty/ewc_pull"], pull, **CLOSE)
 
 
 def test_ewc_reduces_forgetting(fit, backbone):
