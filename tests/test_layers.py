@@ -20,18 +20,19 @@ TRAINED = STORED | {"prompts", "readouts", "objectives", "evaluation", "distribu
 MAY_IMPORT = {  # in addition to itself
     "core": set(),
     "system": set(),
+    "constraints": GROUND,
     "backbones": GROUND,
     "distributed": GROUND | {"backbones"},
     "checkpoints": GROUND | {"backbones", "moved", "renamed_options"},
     "runs": STORED,
-    "evaluation": GROUND | {"backbones"},
+    "evaluation": GROUND | {"backbones", "constraints"},
     "retrieval": GROUND | {"backbones"},  # its callers pass the documents, so it reads no corpus
     "prompts": STORED,
     "objectives": STORED,
     "reports": GROUND | {"evaluation"},
     "analysis": STORED | {"evaluation", "reports"},
     "studies": STORED,
-    "data": GROUND | {"backbones", "evaluation", "retrieval"},
+    "data": GROUND | {"backbones", "constraints", "evaluation", "retrieval"},
     "vocabulary": GROUND | {"backbones", "data"},
     "readouts": STORED | {"prompts"},
     "methods": TRAINED | {"runs"},
@@ -41,6 +42,7 @@ MAY_IMPORT = {  # in addition to itself
     "training": TRAINED | {"methods", "runs", "callbacks", "data", "reports"},
     "cli": TRAINED
     | {
+        "constraints",
         "methods",
         "runs",
         "callbacks",

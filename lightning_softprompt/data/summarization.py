@@ -9,6 +9,8 @@ from typing import Any, Literal, final
 from torchmetrics import Metric
 
 from lightning_softprompt.backbones.generation.decoding import Decoding
+from lightning_softprompt.constraints.base import read_constraints
+from lightning_softprompt.constraints.example import ConstrainedExample
 from lightning_softprompt.core.types import Example
 from lightning_softprompt.data.answer_texts import check_is_no_list
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
@@ -45,6 +47,8 @@ class SummarizationDataModule(SoftPromptDataModule):
             parts and then the summaries (`map_reduce`).
         extra_metrics: Further metrics: one or several metrics of torchmetrics, which are updated with predicted texts
             and references, such as `[torchmetrics.text.TranslationEditRate]`, or evaluations.
+        constraints: Optional column with the verifiable constraints of a row, such as `[{"kind": "no_commas"}]`. Their
+            metrics are the shares of constraints and of rows that answers meet. See `softprompt constraints`.
         common: Arguments of every data module.
     """
 
@@ -68,6 +72,7 @@ class SummarizationDataModule(SoftPromptDataModule):
         long_documents: Literal["cut", "map_reduce"] = "cut",
         rouge_words: RougeWords = "ascii",
         extra_metrics: Metric | Evaluation | list[Metric | Evaluation] | None = None,
+        constraints: str | None = None,
         **common: Any,
     ) -> None:
         super().__init__(template=template, **common)
@@ -92,6 +97,7 @@ class SummarizationDataModule(SoftPromptDataModule):
         self._generation_limits = {"every": generate_every, "sample": generate_rows, "minutes": generate_minutes}
         self.long_documents = long_documents
         self.user_metrics = UserMetrics.from_option(extra_metrics)
+        self.constraints = constraints
 
     @property
     def evaluation(self) -> Evaluation:
@@ -104,6 +110,7 @@ class SummarizationDataModule(SoftPromptDataModule):
             max_tokens=self.max_tokens - (self.max_target_tokens or 0),
             long_documents=self.long_documents,
             extra_metrics=self.user_metrics.metrics,
+            constraints=self.constraints is not None,
             **settings,
         )
         return self.user_metrics.extend(default)
@@ -122,8 +129,13 @@ class SummarizationDataModule(SoftPromptDataModule):
         if not labelled:
             return Example(fields, "")
         target = self._answer(row)
-        references = dict.fromkeys((target, *self._references(row)))
-        return Example(fields, target, references=tuple(references))
+        references = tuple(dict.fromkeys((target, *self._references(row))))
+        if self.constraints is None:
+            return Example(fields, target, references=references)
+        if self.constraints not in row:
+            raise ValueError(f"no column {self.constraints!r}; the row has {first_columns(row)}: set data.constraints")
+        constraints = read_constraints(row[self.constraints])
+        return ConstrainedExample(fields, target, references=references, constraints=constraints)
 
     def _answer(self, row: Mapping[str, Any]) -> str:
         if self.target not in row:

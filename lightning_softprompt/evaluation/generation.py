@@ -13,12 +13,19 @@ from torchmetrics import Metric
 from lightning_softprompt.backbones.generation.decoding import Decoding
 from lightning_softprompt.backbones.prompted_lm import PromptedLM
 from lightning_softprompt.backbones.requirements import Requirement, generates
+from lightning_softprompt.constraints.example import ConstrainedExample
+from lightning_softprompt.core.sentences import lead
 from lightning_softprompt.core.template import Template
 from lightning_softprompt.core.types import Batch, Example
 from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.evaluation.map_reduce import MapReduce
+from lightning_softprompt.evaluation.metrics.constraints import (
+    Results,
+    check_answer,
+    constraint_metric_names,
+    summarize_constraints,
+)
 from lightning_softprompt.evaluation.metrics.extra_text import ExtraTextMetrics
-from lightning_softprompt.evaluation.metrics.sentences import lead
 from lightning_softprompt.evaluation.metrics.text import RougeWords
 from lightning_softprompt.evaluation.metrics.text_rows import Numbers, TextRows
 from lightning_softprompt.evaluation.metrics.text_scorer import Scores, TextScorer, get_references, get_source
@@ -60,6 +67,9 @@ class GenerationEvaluation(Evaluation):
         template: Text of a row, required for map_reduce.
         max_tokens: Maximum tokens per row for map_reduce, excluding soft tokens.
         extra_metrics: Further metrics of torchmetrics. They are updated with predicted texts and references.
+        constraints: Whether rows have verifiable constraints. Logs the share of constraints that answers meet,
+            `constraints_strict`; of rows that meet all of theirs, `prompts_strict`; and by constraint, such as
+            `no_commas_strict`; and the same with `_loose`, where the first line, the last line and markup may differ.
 
     Raises:
         ValueError: If a metric is unknown or does not compare texts, a number is too small, or arguments of map_reduce
@@ -82,6 +92,7 @@ class GenerationEvaluation(Evaluation):
         template: Template | None = None,
         max_tokens: int = 512,
         extra_metrics: Sequence[Metric] = (),
+        constraints: bool = False,
     ) -> None:
         super().__init__()
         has_valid_limits = (sample is None or sample >= 1) and (minutes is None or minutes > 0)
@@ -99,10 +110,11 @@ class GenerationEvaluation(Evaluation):
         self.scorer = TextScorer(metrics, source, stem, encoder, rouge_words)
         self.ranking_score = next(iter([*self.scorer.rouge_names, *self.scorer.bert_names]), None)
         ratios = ("length_ratio", "empty", *([] if source is None else ["compression"]))
+        self.constraint_names = constraint_metric_names() if constraints else []
         names = (*self.scorer.names, *self.scorer.corpus_names, *ratios)
         lead_names = [f"{LEAD}{name}" for name in names if self.lead]
-        self.extra = ExtraTextMetrics(extra_metrics, {"loss", "generated", *names, *lead_names})
-        self.logged = ("generated", *names, *lead_names, *self.extra.names)
+        self.extra = ExtraTextMetrics(extra_metrics, {"loss", "generated", *names, *lead_names, *self.constraint_names})
+        self.logged = ("generated", *names, *self.constraint_names, *lead_names, *self.extra.names)
         self.rows = TextRows(self.scorer.columns)
         self.leads = TextRows(self.scorer.columns)
         self._lead_scores: dict[tuple[str, ...], Scores] = {}  # leads are the same in each epoch
@@ -186,16 +198,16 @@ class GenerationEvaluation(Evaluation):
         records = []
         for text, example, row_scores in zip(texts, examples, scores, strict=True):
             logged = {name: row_scores[name] for name in self.scorer.names}
+            if self.constraint_names:
+                logged |= summarize_constraints([check_constraints(text, example)], with_intervals=False)
             records.append({"prediction": text, "target": get_references(example)[0], "scores": logged})
         return records
 
-    @staticmethod
-    def _add(rows: TextRows, batch: Batch, texts: Sequence[str], scores: Sequence[Scores]) -> None:
-        references = [get_references(example) for example in require_examples(batch)]
-        pairs = [
-            {"prediction": text, "references": row_references}
-            for text, row_references in zip(texts, references, strict=True)
-        ]
+    def _add(self, rows: TextRows, batch: Batch, texts: Sequence[str], scores: Sequence[Scores]) -> None:
+        pairs = []
+        for text, example in zip(texts, require_examples(batch), strict=True):
+            results = check_constraints(text, example) if self.constraint_names else {}
+            pairs.append({"prediction": text, "references": get_references(example), **results})
         rows.update(batch.row_ids, [list(row_scores.values()) for row_scores in scores], pairs)
 
     def _score_leads(self, leads: Sequence[str], examples: Sequence[Example], device: torch.device) -> list[Scores]:
@@ -216,6 +228,8 @@ class GenerationEvaluation(Evaluation):
         metrics: Scores = {"generated": len(rows)}
         if len(rows):
             metrics |= self.scorer.summarize(rows)
+        if self.constraint_names:
+            metrics |= summarize_constraints(rows.texts, with_intervals=self.stage == "test")
         if len(rows) and self.stage == "test":
             metrics |= self.scorer.intervals(rows)
         lead_metrics = self.scorer.summarize(leads) if len(leads) else {}
@@ -245,6 +259,17 @@ class GenerationEvaluation(Evaluation):
             name = names[-1]
             figures[f"{name}_by_length"] = length_figure(rows.columns["source_words"], values[name], name)
         return figures
+
+
+def check_constraints(answer: str, example: Example) -> dict[str, Results]:
+    """Returns the results of the constraints of a row, as `constraints`.
+
+    Raises:
+        ValueError: If the row has no constraints.
+    """
+    if not isinstance(example, ConstrainedExample):
+        raise ValueError("rows must have verifiable constraints; set data.constraints to the column that lists them")
+    return {"constraints": check_answer(answer, example.constraints)}
 
 
 def require_examples(batch: Batch) -> tuple[Example, ...]:

@@ -10,9 +10,9 @@ from typing import final
 from lightning_softprompt.backbones.generation.decoding import Decoding
 from lightning_softprompt.backbones.prompted_lm import PromptedLM
 from lightning_softprompt.backbones.tokenization.codec import Codec
+from lightning_softprompt.core.sentences import END
 from lightning_softprompt.core.template import Template
 from lightning_softprompt.core.types import Batch, Encoded, Example
-from lightning_softprompt.evaluation.metrics.sentences import END
 
 
 @final

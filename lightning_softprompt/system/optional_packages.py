@@ -1,11 +1,12 @@
-"""Imports optional packages of retrieval."""
+"""Imports packages of the extras."""
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import Any
 
-EXTRAS = {"bm25s": "rag", "faiss": "rag", "qdrant_client": "qdrant"}
+EXTRAS = {"bm25s": "rag", "faiss": "rag", "if_verifiable": "alignment", "qdrant_client": "qdrant"}
+PURPOSES = {"alignment": "the constraints of IFEval require"}  # by extra
 
 
 def import_optional(module: str) -> Any:
@@ -20,6 +21,5 @@ def import_optional(module: str) -> Any:
         if error.name != module:
             raise
         extra = EXTRAS[module]
-        raise ValueError(
-            f"retrieval requires the package {module}; pip install 'lightning-softprompt[{extra}]'"
-        ) from None
+        purpose = PURPOSES.get(extra, "retrieval requires")
+        raise ValueError(f"{purpose} the package {module}; pip install 'lightning-softprompt[{extra}]'") from None

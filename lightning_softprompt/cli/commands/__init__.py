@@ -25,6 +25,7 @@ LIGHT_COMMANDS = {
     "configs": "list, print or copy the bundled configs",
     "estimate": "estimate memory, communication and checkpoint size before you run",
     "vocabulary": "extend a tokenizer with terms of a corpus; unknown tokens and tokens per word before and after",
+    "constraints": "write prompts with verifiable constraints, such as a number of words or valid JSON",
     "index": "build and search a retrieval index over a corpus",
     "runs": "list runs with their method, data, scores and cost",
     "report": "compare runs on one HTML page: scores, differences, curves, settings, predictions",
@@ -45,6 +46,7 @@ LIGHT_COMMANDS = {
 
 EXPORT_COMMANDS = ("merge",)  # in the folder `export`
 ANALYSIS_COMMANDS = ("analyze", "explain", "inspect", "interpolate", "likelihood")  # in the folder `analysis`
+SYNTHETIC_COMMANDS = ("constraints",)  # in the folder `synthetic`
 RENAMED_COMMANDS = {"between": "interpolate", "plan": "estimate", "library": "prompts"}  # old names, until 0.3.0
 
 
@@ -55,4 +57,6 @@ def import_command(name: str) -> ModuleType:
         folder = f"{__name__}.analysis"
     elif name in EXPORT_COMMANDS:
         folder = f"{__name__}.export"
+    elif name in SYNTHETIC_COMMANDS:
+        folder = f"{__name__}.synthetic"
     return import_module(f"{folder}.{name.replace('-', '_')}")

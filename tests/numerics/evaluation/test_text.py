@@ -12,8 +12,8 @@ from nltk.translate.nist_score import corpus_nist
 from rouge_score.rouge_scorer import RougeScorer
 from torchmetrics.functional.text import bert_score, sacre_bleu_score
 
+from lightning_softprompt.core.sentences import lead, sentences
 from lightning_softprompt.evaluation.metrics.bert_score import bert_scores, encoder
-from lightning_softprompt.evaluation.metrics.sentences import lead, sentences
 from lightning_softprompt.evaluation.metrics.text import (
     bleu,
     bootstrap_corpus,

@@ -8,8 +8,8 @@ import unicodedata
 
 import pytest
 
+from lightning_softprompt.core.sentences import sentences
 from lightning_softprompt.core.word_boundaries import split_words
-from lightning_softprompt.evaluation.metrics.sentences import sentences
 from lightning_softprompt.evaluation.metrics.text import Rouge, novel_bigrams, repetition, rouge
 from lightning_softprompt.retrieval.index_builder import build_index
 from lightning_softprompt.retrieval.passages.chunking import Chunking, find_words

@@ -1,0 +1,1 @@
+"""Verifiable constraints: properties of an answer that a program can check."""
