@@ -6,7 +6,7 @@ import tempfile
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cache
-from itertools import count
+from itertools import count, product
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,9 @@ torch.set_num_threads(1)
 # Kernels compiled for another instruction set abort the process, so each instruction set has a separate cache.
 KERNELS = Path(tempfile.gettempdir(), f"torchinductor-{torch.backends.cpu.get_cpu_capability()}")
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(KERNELS))
+# A bfloat16 product compiles a kernel of several megabytes for each shape, and the caches hold 1,024 of them by default.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
+os.environ.setdefault("LRU_CACHE_CAPACITY", "16")
 
 NUMBERS = count()
 RUN_VARIABLES = (
@@ -152,12 +155,25 @@ METHODS = {  # a new method is a new row
 }
 
 
+KINDS = ("prompt_tuning", "prefix_tuning", "dept", "idpg", "late_state")  # one method for each kind of prompt
+
+
 def pytest_generate_tests(metafunc):
-    """Run tests of backbones on every family or on FAMILIES of the module, and tests of methods on supported ones."""
+    """Run tests of backbones on every family or on FAMILIES of the module, and tests of methods on supported ones.
+
+    The mark `rotate` adds arguments to a test of methods. A backbone reads only the prompt of a method, so one method
+    per kind of prompt runs with all combinations of their values. Each other method runs with one combination on each
+    family: the next family and the next method take the next combination.
+    """
     families = getattr(metafunc.module, "FAMILIES", tiny.FAMILIES)
+    rotation = metafunc.definition.get_closest_marker("rotate")
     if "method" in metafunc.fixturenames:
         cases = _method_cases(metafunc.definition.get_closest_marker("methods"), families)
-        metafunc.parametrize(("method", "family"), cases.values(), ids=cases.keys())
+        names = ("method", "family")
+        if rotation is not None:
+            cases = _rotate(cases, list(product(*rotation.kwargs.values())))
+            names = (*names, *rotation.kwargs)
+        metafunc.parametrize(names, cases.values(), ids=cases.keys())
     elif "family" in metafunc.fixturenames and not _parametrizes_family(metafunc):
         metafunc.parametrize("family", families)
 
@@ -173,6 +189,19 @@ def _method_cases(mark, families):
             if family in families and family in selected:
                 cases[f"{name}-{family}"] = (method, family)
     return cases
+
+
+def _rotate(cases, combinations):
+    """Return the cases with all combinations for the methods of KINDS, and with one combination for each other one."""
+    methods = list(METHODS)
+    rotated = {}
+    for case, (method, family) in cases.items():
+        name = case.removesuffix(f"-{family}")
+        turn = methods.index(name) + method.families.index(family)
+        selected = combinations if name in KINDS else [combinations[turn % len(combinations)]]
+        for values in selected:
+            rotated["-".join([case, *values])] = (method, family, *values)
+    return rotated
 
 
 def _parametrizes_family(metafunc):
@@ -200,14 +229,15 @@ def load(tiny_folder):
 
 
 @pytest.fixture(scope="session")
-def _cached_load(load):
+def load_once(load):
+    """A function like `load` whose backbones are shared by tests that do not change them."""
     return cache(load)
 
 
 @pytest.fixture
-def backbone(family, _cached_load):
+def backbone(family, load_once):
     """A tiny backbone of each family, shared by tests that do not change it."""
-    return _cached_load(family)
+    return load_once(family)
 
 
 @pytest.fixture

@@ -125,6 +125,11 @@ def batch_of(codec, template=TEMPLATES["front"], texts=TEXTS, targets=TARGETS, l
     return codec.collate(encode_rows(codec, template, texts, targets, **options), labels=labels)
 
 
+def list_answers(ids):
+    """Return the ids of each answer up to its end token, without padding."""
+    return [row[: row.index(EOS) + 1] if EOS in row else row for row in ids.tolist()]
+
+
 def more_padding(batch, left, right, pad_id):
     """Return the batch with more padding on both sides."""
     pad = torch.nn.functional.pad

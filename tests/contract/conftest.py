@@ -14,10 +14,17 @@ GROUPINGS = {  # GROUP_OVERHEAD and MAX_COPIES_PER_TOKEN: how packed attention g
 }
 
 
-@pytest.fixture(params=GROUPINGS.values(), ids=GROUPINGS)
-def pair(load, family, request, monkeypatch):
+def pytest_generate_tests(metafunc):
+    """Run tests of `pair` in every grouping, except those of methods that rotate the groupings."""
+    rotation = metafunc.definition.get_closest_marker("rotate")
+    if "grouping" in metafunc.fixturenames and rotation is None:
+        metafunc.parametrize("grouping", GROUPINGS)
+
+
+@pytest.fixture
+def pair(load, family, grouping, monkeypatch):
     """Two backbones with the same weights in float64: one packs rows, in one of the groupings; the other pads them."""
-    group_overhead, max_copies = request.param
+    group_overhead, max_copies = GROUPINGS[grouping]
     monkeypatch.setattr(packing, "GROUP_OVERHEAD", group_overhead)
     monkeypatch.setattr(packing, "MAX_COPIES_PER_TOKEN", max_copies)
     backbones = load(family).double(), load(family, packed=False).double()

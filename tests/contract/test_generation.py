@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from tiny import CAUSAL, EOS, SEQ2SEQ, TEMPLATES, TEXTS, batch_of, encode_rows, on_side, perturb, real
+from tiny import CAUSAL, SEQ2SEQ, TEMPLATES, TEXTS, batch_of, encode_rows, list_answers, on_side, perturb, real
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, TextIteratorStreamer
 
@@ -28,20 +28,15 @@ DETERMINISTIC = {  # decoding without sampling
 }
 
 
-def list_answers(ids):
-    """Returns the ids of each answer up to its end token, without padding."""
-    return [row[: row.index(EOS) + 1] if EOS in row else row for row in ids.tolist()]
-
-
 def decode_texts(codec, ids):
     return [text.strip() for text in codec.decode(ids)]
 
 
-@pytest.mark.parametrize("decoding", DETERMINISTIC.values(), ids=DETERMINISTIC.keys())
+@pytest.mark.rotate(decoding=DETERMINISTIC)
 def test_rows_get_the_same_answers_in_a_batch_and_alone(method, family, backbone, decoding):
     module, codec = method.on(backbone), backbone.codec
     rows = encode_rows(codec, TEMPLATES["middle"])
-    generate = partial(module.lm().generate, max_new_tokens=MAX_NEW_TOKENS, **decoding)
+    generate = partial(module.lm().generate, max_new_tokens=MAX_NEW_TOKENS, **DETERMINISTIC[decoding])
     alone = []
     for row in rows:
         alone += decode_texts(codec, generate(codec.collate([row])))
@@ -50,15 +45,16 @@ def test_rows_get_the_same_answers_in_a_batch_and_alone(method, family, backbone
         assert decode_texts(codec, generate(batch)) == alone
 
 
-@pytest.mark.parametrize(
-    "decoding", [{"cache_implementation": "static"}, {"prompt_lookup_num_tokens": 2}, "assisted"], ids=str
-)
-def test_static_caches_and_speculative_decoding_give_the_greedy_answer(method, family, backbone, load, decoding):
+@pytest.mark.rotate(shortcut=["static cache", "prompt lookup", "assistant"])
+def test_static_caches_and_speculative_decoding_give_the_greedy_answer(method, family, backbone, load_once, shortcut):
     module, codec = method.on(backbone), backbone.codec
     batch = batch_of(codec, TEMPLATES["middle"])
-    if decoding == "assisted":
-        decoding = {"assistant_model": load(family, seed=1).model}
     expected = module.lm().generate(batch, max_new_tokens=MAX_NEW_TOKENS)
+    decoding = {
+        "static cache": {"cache_implementation": "static"},
+        "prompt lookup": {"prompt_lookup_num_tokens": 2},
+        "assistant": {"assistant_model": load_once(family, seed=1).model},
+    }[shortcut]
     result = module.lm().generate(batch, max_new_tokens=MAX_NEW_TOKENS, **decoding)
     assert list_answers(result) == list_answers(expected)
 

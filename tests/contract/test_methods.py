@@ -15,6 +15,7 @@ from tiny import (
     TEXTS,
     batch_of,
     encode_rows,
+    list_answers,
     more_padding,
     on_side,
     perturb,
@@ -75,14 +76,16 @@ class LastGradients(Callback):
         self.gradients = {name: parameter.grad.clone() for name, parameter in trainable_parameters(pl_module).items()}
 
 
-def test_training_changes_every_parameter_of_the_prompt_and_none_of_the_backbone(method, family, load, classes):
-    backbone = load(family)
+def test_training_changes_only_the_prompt_and_a_checkpoint_contains_only_the_prompt(
+    method, backbone, classes, tmp_path
+):
     weights = {name: value.clone() for name, value in backbone.model.state_dict().items()}
     module = build_classifier(method, backbone, classes)
     start = {name: parameter.detach().clone() for name, parameter in trainable_parameters(module).items()}
     module.train()
     batch, last = batch_of(backbone.codec, labels=LABELS), LastGradients()
-    make_trainer(last, max_epochs=2, num_sanity_val_steps=1).fit(module, loader_of(batch), loader_of(batch))
+    trainer = make_trainer(last, max_epochs=2, num_sanity_val_steps=1)
+    trainer.fit(module, loader_of(batch), loader_of(batch))
     assert start
     for name, parameter in trainable_parameters(module).items():
         assert last.gradients[name].abs().sum() > 0, name
@@ -90,6 +93,12 @@ def test_training_changes_every_parameter_of_the_prompt_and_none_of_the_backbone
     for name, value in backbone.model.state_dict().items():
         assert torch.equal(value, weights[name]), name
     assert all(parameter.grad is None for parameter in backbone.parameters())
+    path = tmp_path / "run.ckpt"
+    trainer.save_checkpoint(path)
+    assert set(load_checkpoint(path)["state_dict"]) == set(trainable_parameters(module)) | method.masks
+    loaded = type(module).load_from_checkpoint(path).eval()
+    with torch.no_grad():
+        assert torch.equal(loaded(batch), module.eval()(batch))
 
 
 def test_every_soft_token_learns(method, backbone, classes):
@@ -113,7 +122,7 @@ def test_the_backbone_stays_in_evaluation_mode(method, backbone):
     assert torch.equal(backbone(batch, prompt), backbone(batch, prompt))
 
 
-@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.rotate(template=TEMPLATES)
 def test_logits_depend_neither_on_padding_nor_on_the_rest_of_the_batch(method, backbone, template):
     module, codec = method.on(backbone), backbone.codec
     right, left = (batch_of(on_side(codec, side), TEMPLATES[template]) for side in ("right", "left"))
@@ -124,11 +133,10 @@ def test_logits_depend_neither_on_padding_nor_on_the_rest_of_the_batch(method, b
             alone = codec.collate([row])
             expected = module(alone)
             assert_close(logits[b : b + 1, : expected.shape[1]], expected, **CLOSE)
-            for sides in ((3, 0), (0, 4), (2, 3)):
-                assert_close(module(more_padding(alone, *sides, codec.pad_id)), expected, **CLOSE)
+            assert_close(module(more_padding(alone, 2, 3, codec.pad_id)), expected, **CLOSE)
 
 
-@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.rotate(template=TEMPLATES)
 def test_the_prompt_changes_the_logits_at_every_position(method, backbone, template):
     batch = batch_of(backbone.codec, TEMPLATES[template])
     lm = method.on(backbone).lm()
@@ -185,21 +193,12 @@ def test_the_first_target_does_not_depend_on_the_answer(method, backbone):
 
 @pytest.fixture
 def saved(method, backbone, classes, tmp_path):
-    """A module, its logits, and its checkpoint."""
-    module = perturb(build_classifier(method, backbone, classes))
+    """A module and its checkpoint."""
+    module = build_classifier(method, backbone, classes)
     batch, run = batch_of(backbone.codec, labels=LABELS), make_trainer()
     run.validate(module, loader_of(batch), verbose=False)
     run.save_checkpoint(tmp_path / "run.ckpt")
-    with torch.no_grad():
-        return module, module(batch), tmp_path / "run.ckpt"
-
-
-def test_a_checkpoint_contains_only_the_prompt_and_gives_the_same_logits(saved, method, backbone):
-    module, logits, path = saved
-    assert set(load_checkpoint(path)["state_dict"]) == set(trainable_parameters(module)) | method.masks
-    loaded = type(module).load_from_checkpoint(path).eval()
-    with torch.no_grad():
-        assert torch.equal(loaded(batch_of(backbone.codec)), logits)
+    return module, tmp_path / "run.ckpt"
 
 
 @pytest.mark.methods(
@@ -212,7 +211,7 @@ def test_a_checkpoint_contains_only_the_prompt_and_gives_the_same_logits(saved, 
     families=("llama",),
 )
 def test_a_renamed_key_is_an_error(saved):
-    module, _, path = saved
+    module, path = saved
     checkpoint = load_checkpoint(path)
     name, value = checkpoint["state_dict"].popitem()
     checkpoint["state_dict"][f"{name}_before"] = value
@@ -225,38 +224,29 @@ def test_a_renamed_key_is_an_error(saved):
 
 @pytest.mark.methods("prompt_tuning")
 def test_a_checkpoint_of_another_backbone_is_an_error(saved, method, family, load, classes):
-    _, _, path = saved
+    _, path = saved
     module = build_classifier(method, load(family, seed=1), classes)
     batch = batch_of(module.loaded.codec, labels=LABELS)
     with pytest.raises(ValueError, match="trained on"):
         make_trainer().validate(module, loader_of(batch), ckpt_path=path, verbose=False)
 
 
-def decode_greedily(module, row, steps):
-    """Returns the most likely tokens, each from a forward pass over the row and all tokens before it."""
-    codec, answer = module.loaded.codec, []
-    while len(answer) < steps and EOS not in answer:
-        batch = codec.collate([codec.with_answer(row, [*answer, 0])])  # no logits depend on the last token
-        answer.append(int(module(batch)[0, len(answer)].argmax()))
-    return answer
-
-
 @torch.no_grad()
-def test_generation_is_greedy_decoding_with_and_without_cache_alone_and_in_a_batch(method, family, backbone):
+def test_generation_is_greedy_decoding_with_and_without_cache(method, family, backbone):
     module, codec = method.on(backbone), backbone.codec
+    right, left = (batch_of(on_side(codec, side), TEMPLATES["middle"]) for side in ("right", "left"))
     if family in MASKED:
-        for batch in (batch_of(codec), batch_of(on_side(codec, "left"))):
+        for batch in (right, left):
             assert torch.equal(module.lm().generate(batch), module(batch).argmax(-1))
         return
-    rows = encode_rows(codec, TEMPLATES["middle"])
-    expected = [decode_greedily(module, row, 5) for row in rows]
     generate = partial(module.lm().generate, max_new_tokens=5)
-    results = [[generate(codec.collate([row]))[0] for row in rows]]
-    for side in ("right", "left"):
-        batch = on_side(codec, side).collate(rows)
-        results += [generate(batch, use_cache=True), generate(batch, use_cache=False)]
-    for answers in results:
-        assert [ids.tolist()[: len(e)] for ids, e in zip(answers, expected, strict=True)] == expected
+    answers = list_answers(generate(right))
+    for row, answer in zip(encode_rows(codec, TEMPLATES["middle"]), answers, strict=True):
+        assert len(answer) == 5 or answer[-1] == EOS
+        logits = module(codec.collate([codec.with_answer(row, answer)]))[0]
+        assert logits.argmax(-1).tolist() == answer  # each token is the most likely one after those before it
+    assert list_answers(generate(left)) == answers
+    assert list_answers(generate(left, use_cache=False)) == answers
 
 
 @pytest.mark.parametrize("family", MASKED)
@@ -265,11 +255,11 @@ def test_a_masked_model_refuses_decoding_options(backbone):
         backbone.generate(batch_of(backbone.codec), num_beams=3)
 
 
-def test_a_bfloat16_backbone_trains_a_float32_prompt(method, family, backbone, load, classes):
+def test_a_bfloat16_backbone_trains_a_float32_prompt(method, family, backbone, load_once, classes):
     torch.manual_seed(0)
     exact = perturb(build_classifier(method, backbone, classes), 0.1)
     torch.manual_seed(0)
-    module = build_classifier(method, load(family, dtype="bfloat16"), classes)
+    module = build_classifier(method, load_once(family, dtype="bfloat16"), classes)
     module.load_state_dict(exact.state_dict())
     batch = batch_of(backbone.codec, labels=LABELS)
     logits = module(batch)
@@ -295,8 +285,8 @@ def loss_gradients_and_calls(module, batch):
     return loss.detach(), {name: p.grad for name, p in trainable_parameters(module).items()}, len(calls)
 
 
-def test_gradient_checkpointing_changes_nothing(method, family, load):
-    plain, checkpointed = method.on(load(family)), method.on(load(family, checkpointing=True))
+def test_gradient_checkpointing_changes_nothing(method, family, backbone, load_once):
+    plain, checkpointed = method.on(backbone), method.on(load_once(family, checkpointing=True))
     checkpointed.load_state_dict(plain.state_dict())
     batch = batch_of(plain.loaded.codec)
     *expected, calls = loss_gradients_and_calls(plain, batch)
@@ -306,12 +296,16 @@ def test_gradient_checkpointing_changes_nothing(method, family, load):
 
 
 @torch.no_grad()
-def test_without_its_prompt_a_method_is_the_bare_backbone(method, family, backbone):
+def test_without_its_prompt_a_method_is_the_bare_backbone(method, backbone):
     batch = batch_of(backbone.codec)
-    logits = method.on(backbone).lm()(batch, prompted=False)
+    assert_close(method.on(backbone).lm()(batch, prompted=False), backbone(batch), **CLOSE)
+
+
+@torch.no_grad()
+def test_without_a_prompt_a_row_has_the_logits_of_transformers(family, backbone):
     bare = NoPrompt(backbone=backbone.spec)
     bare.attach(backbone)
-    assert_close(bare(batch), logits, **CLOSE)
+    logits = bare(batch_of(backbone.codec))
     for b, row in enumerate(encode_rows(backbone.codec, TEMPLATES["front"])):
         ids = torch.tensor([row.ids])
         if family in SEQ2SEQ:

@@ -21,7 +21,7 @@ def loss_and_gradients(module, batch):
     return loss.detach(), {name: parameter.grad for name, parameter in trainable_parameters(module).items()}
 
 
-@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.rotate(template=TEMPLATES, grouping=["one group", "groups", "groups with copied prefix"])
 def test_packed_rows_give_the_loss_and_gradients_of_padded_rows(method, pair, template):
     packed, padded = (method.on(backbone).double() for backbone in pair)
     padded.load_state_dict(packed.state_dict())
