@@ -18,7 +18,8 @@ class PromptedLM:
     Args:
         backbone: The frozen model.
         method: Gives the soft prompt of a batch.
-        readout: Gives class scores; None where the task has no classes.
+        readout: Gives class scores, or scores of answers; None if the task has neither.
+        reward: Gives scores of answers [B] in place of the readout.
     """
 
     def __init__(
@@ -26,10 +27,12 @@ class PromptedLM:
         backbone: Backbone,
         method: Callable[[Batch], SoftPrompt],
         readout: Callable[[PromptedLM, Batch], Tensor] | None = None,
+        reward: Callable[[PromptedLM, Batch], Tensor] | None = None,
     ) -> None:
         self.backbone = backbone
         self._method = method
         self._readout = readout
+        self._reward = reward
         self._prompts: dict[int, tuple[Batch, SoftPrompt]] = {}
         self._scores: dict[int, Tensor] = {}
         self._last_losses: tuple[tuple[int, bool, float], Batch, Tensor] | None = None
@@ -48,6 +51,15 @@ class PromptedLM:
         """The same backbone and prompts with another readout."""
         return PromptedLM(self.backbone, self._method, readout)
 
+    def with_reward(self, reward: Callable[[PromptedLM, Batch], Tensor]) -> PromptedLM:
+        """The same backbone and prompts with another score of answers."""
+        return PromptedLM(self.backbone, self._method, self._readout, reward)
+
+    @property
+    def has_readout(self) -> bool:
+        """Whether a readout scores classes or answers."""
+        return self._readout is not None
+
     def __call__(self, batch: Batch, *, prompted: bool = True, words: Tensor | None = None) -> Tensor:
         """Logits of the targets [B, U, V], [B, U, W] of W words; those of the bare backbone with `prompted=False`."""
         return self.backbone(batch, self.prompt(batch) if prompted else None, words)  # type: ignore[no-any-return]
@@ -64,6 +76,28 @@ class PromptedLM:
         if not torch.is_grad_enabled():
             self._last_losses = key, batch, losses
         return losses
+
+    def logprobs(self, batch: Batch, *, prompted: bool = True) -> Tensor:
+        """Log-probabilities [B, U] of the targets in float32; 0 at positions without a target.
+
+        Like `cross_entropy`, it takes less memory than the logits.
+        """
+        return -self.cross_entropy(batch, prompted=prompted)
+
+    def answer_scores(self, batch: Batch) -> Tensor:
+        """Scores [B] by which answers are compared: of the reward, else of the readout, else log-probabilities.
+
+        Raises:
+            ValueError: If the readout scores classes.
+        """
+        if self._reward is not None:
+            return self._reward(self, batch)
+        if self._readout is None:
+            return self.logprobs(batch).sum(1)
+        scores = self.scores(batch)
+        if scores.dim() != 1:
+            raise ValueError("the readout scores classes, but answers are compared; set --model.readout to RewardHead")
+        return scores
 
     def scores(self, batch: Batch) -> Tensor:
         """Class scores [B, C], or [B, W, C] where each word has a class; their softmax are the class probabilities.

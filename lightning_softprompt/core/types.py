@@ -94,6 +94,26 @@ class OptionExample(Example):
 
 
 @dataclass(frozen=True)
+class PreferenceExample(Example):
+    """A row with several answers to one question, which are compared. `target` is the best of them.
+
+    Args:
+        rejected: The other answers, the best first.
+        grades: The grade of the target and of each other answer; the higher, the better. Empty if they are unknown.
+        margin: By how much the target is better than the rejected answer; None if it is unknown.
+    """
+
+    rejected: tuple[str, ...] = ()
+    grades: tuple[float, ...] = ()
+    margin: float | None = None
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """All answers, the target first."""
+        return (self.target, *self.rejected)
+
+
+@dataclass(frozen=True)
 class WindowExample(Example):
     """A window of a document, for language modeling. `target` is its text.
 
@@ -213,6 +233,12 @@ class Batch:
         words: [B, W] or None; word w begins with token `words[b, w]`, or is `NO_TOKEN`; `IGNORE` beyond the last word.
         row_ids: Index of each row in its split, within its task (default: its position in the batch).
         global_row_ids: Index of each row in its split over all tasks (default: `row_ids`).
+        groups: The question [B] that each row answers, if several rows answer the same question; rows of a question are
+            adjacent. None if each row has a question of its own.
+        grades: The grade [B] of each answer, the higher the better: 1 and 0 for a preferred and a rejected answer, the
+            negative rank in a ranking. None if the answers have no grades.
+        margins: By how much [B] each answer is better than the others of its question, for preferred answers; 0 for
+            others. None if margins are unknown.
     """
 
     input_ids: Tensor
@@ -227,6 +253,9 @@ class Batch:
     words: Tensor | None = None
     row_ids: tuple[int, ...] = ()
     global_row_ids: tuple[int, ...] = ()
+    groups: Tensor | None = None
+    grades: Tensor | None = None
+    margins: Tensor | None = None
 
     def __post_init__(self) -> None:
         self.row_ids = self.row_ids or tuple(range(len(self)))
@@ -257,6 +286,22 @@ class Batch:
         if len(positions) < 2:
             return [(task, task_positions, self) for task, task_positions in positions.items()]
         return [(task, task_positions, self.only(task_positions)) for task, task_positions in sorted(positions.items())]
+
+    def units(self) -> list[list[int]]:
+        """Returns the positions of the rows that must stay together: those of each question, or single rows.
+
+        Raises:
+            ValueError: If rows of a question are not adjacent.
+        """
+        if self.groups is None:
+            return [[b] for b in range(len(self))]
+        units: dict[int, list[int]] = {}
+        for b, group in enumerate(self.groups.tolist()):
+            units.setdefault(group, []).append(b)
+        for group, unit in units.items():
+            if unit[-1] - unit[0] >= len(unit):
+                raise ValueError(f"the rows of question {group} are not adjacent in the batch, but at {unit}")
+        return list(units.values())
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         """Returns a copy with every tensor changed."""

@@ -76,6 +76,7 @@ class SoftPromptDataModule(SplitHooks):
     """
 
     classes_option: ClassVar[str | None] = None  # the argument that names the classes, if they can be inferred
+    compares_answers = False  # whether an item of a split is a question with several answers
     append_eos = False  # whether targets end with the token that stops generation
     max_target_tokens: int | None = None  # tokens of each row that are reserved for its target
     decoding: Decoding | None = None  # how targets are generated, if they are

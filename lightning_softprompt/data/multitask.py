@@ -92,7 +92,7 @@ class MultitaskDataModule(SoftPromptDataModule):
 
     Raises:
         ValueError: If there are no tasks, a task name is not valid as a name of metrics and parameters, or a task has
-            another backbone or resamples its rows in each epoch.
+            another backbone, resamples its rows in each epoch or compares answers.
     """
 
     def __init__(
@@ -118,6 +118,10 @@ class MultitaskDataModule(SoftPromptDataModule):
             raise ValueError(
                 f"MultitaskDataModule cannot resample rows in each epoch, but the tasks {resampled} do; remove their "
                 "noise, order=shuffled and target=any"
+            )
+        if compared := [name for name, task in tasks.items() if task.compares_answers]:
+            raise ValueError(
+                f"MultitaskDataModule cannot compare answers, but the tasks {compared} do; train them alone"
             )
         self.tasks = dict(tasks)
         for task in self.tasks.values():

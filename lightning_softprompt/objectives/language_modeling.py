@@ -30,7 +30,16 @@ class LanguageModeling(Objective):
     source_weight: float = 0.0
 
     def __call__(self, lm: PromptedLM, batch: Batch) -> Outcome:
-        """Computes the loss."""
+        """Computes the loss.
+
+        Raises:
+            ValueError: If the rows are answers that are compared, of which some must not be learned.
+        """
+        if batch.groups is not None:
+            raise ValueError(
+                "LanguageModeling would also learn the rejected answers; set --model.objective to RewardModeling, DPO "
+                "or another objective of preferences"
+            )
         loss = self._average(lm.cross_entropy(batch, label_smoothing=self.label_smoothing), batch.targets)
         if not self.source_weight:
             return Outcome(loss)

@@ -201,12 +201,13 @@ class EWC(Consolidation):
         return dict(zip(names, means, strict=True))
 
     def _rows(self, trainer: Trainer) -> Iterator[Batch]:
-        """Returns batches of one row."""
+        """Returns batches of one row, or of the rows that answer one question."""
         remaining = max(1, self.rows // trainer.world_size)
         for batch in trainer.datamodule.train_dataloader():  # type: ignore[attr-defined]  # from the first row on
-            for b in range(min(remaining, len(batch))):
-                yield batch.only([b])
-            remaining -= len(batch)
+            units = batch.units()
+            for unit in units[:remaining]:
+                yield batch.only(unit)
+            remaining -= len(units)
             if remaining <= 0:
                 return
 

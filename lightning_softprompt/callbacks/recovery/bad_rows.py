@@ -17,32 +17,34 @@ from lightning_softprompt.methods.trainer_hooks import TrainerHooks
 def find_nonfinite_rows(module: LightningModule, batch: Batch) -> list[dict[str, Any]]:
     """Find the rows whose loss or gradient is non-finite if they run alone; if there are none, return all rows.
 
+    Rows that answer the same question run together, since their loss compares them. They have one record.
+
     The state of the random number generators does not change. Each record has the row's number, text, target and loss,
     whether its gradient is finite, and `whole_batch`: whether the failure occurs only in the full batch.
     """
     methods = cast(TrainerHooks, module).methods
     devices = [module.device] if module.device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.enable_grad():
-        records = [_run_row(methods, batch, b) for b in range(len(batch))]
+        records = [_run_unit(methods, batch, unit) for unit in batch.units()]
     bad = [record for record in records if record["loss"] is None or not record["gradient_is_finite"]]
     return [{**record, "whole_batch": not bad} for record in bad or records]
 
 
-def _run_row(methods: Any, batch: Batch, b: int) -> dict[str, Any]:
-    row = batch.only([b])
-    loss = torch.stack([method.step(row)["loss"] for method in methods]).sum()
+def _run_unit(methods: Any, batch: Batch, unit: list[int]) -> dict[str, Any]:
+    rows = batch.only(unit)
+    loss = torch.stack([method.step(rows)["loss"] for method in methods]).sum()
     parameters = [parameter for method in methods for parameter in trainable_parameters(method).values()]
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     finite = all(bool(torch.isfinite(gradient).all()) for gradient in gradients if gradient is not None)
     value = float(loss.detach())
     result = {"loss": value if math.isfinite(value) else None, "gradient_is_finite": finite}
-    return {"row": batch.global_row_ids[b], **_describe(methods[0], row), **result}
+    return {"row": batch.global_row_ids[unit[0]], **_describe(methods[0], rows), **result}
 
 
-def _describe(method: nn.Module, row: Batch) -> dict[str, str]:
-    """The text and target of a row, or its decoded input tokens."""
-    if row.examples is not None:
-        (example,) = row.examples
+def _describe(method: nn.Module, rows: Batch) -> dict[str, str]:
+    """The text and target of the first row, or its decoded input tokens."""
+    if rows.examples is not None:
+        example = rows.examples[0]
         return {"text": " | ".join(example.fields.values()), "target": example.target}
-    ids = row.input_ids[0][row.mask[0]].tolist()
+    ids = rows.input_ids[0][rows.mask[0]].tolist()
     return {"text": method.loaded.codec.tokenizer.decode(ids), "target": ""}  # type: ignore[union-attr,operator]
