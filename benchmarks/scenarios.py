@@ -178,8 +178,13 @@ SCENARIOS = {
     "prompt tuning on three tasks by turns, two workers": Scenario(
         {**START, **TASKS, "data.sampling": "Temperature", "data.num_workers": 2, "trainer.val_check_interval": 4}
     ),
-    "two processes: prompt tuning, dropout, accumulation": Scenario(
-        {**START, **CLASSIFICATION, "data.batch_size": 2, "trainer.accumulate_grad_batches": 2, **VALIDATED},
+    "competence by the loss of the bare backbone, two workers": Scenario(
+        {**START, **CLASSIFICATION, **BATCHES, **VALIDATED, "data.num_workers": 2,
+         "data.curriculum": {"class_path": "Competence", "init_args": {"difficulty": "BareLoss", "steps": 9}}}
+    ),
+    "two processes: prompt tuning, dropout, accumulation, self-paced rows": Scenario(
+        {**START, **CLASSIFICATION, "data.batch_size": 2, "trainer.accumulate_grad_batches": 2, **VALIDATED,
+         "data.curriculum": "SelfPaced"},
         processes=2,
     ),
     "two processes: MPT on three tasks": Scenario(

@@ -25,6 +25,8 @@ from lightning_softprompt.data.argument_checks import (
     check_sizes,
     check_template_escapes,
 )
+from lightning_softprompt.data.curricula.base import Curriculum, RowPlan
+from lightning_softprompt.data.difficulty.row_losses import RowLosses
 from lightning_softprompt.data.labels import as_text
 from lightning_softprompt.data.prepared import Collate, PreparedRows, Split
 from lightning_softprompt.data.readers.column_texts import extract_texts
@@ -73,6 +75,8 @@ class SoftPromptDataModule(SplitHooks):
         on_bad_row: Whether to stop at a row that cannot be used, or to skip and report it.
         cache: Whether to cache tokenized rows on disk.
         rename_columns: New column names by their names in the source, such as `{Review Text: text}`.
+        curriculum: Which training rows are used at which step, or how often, such as `Competence` (default: each row
+            once per epoch, in random order). It requires batch_size.
     """
 
     classes_option: ClassVar[str | None] = None  # the argument that names the classes, if they can be inferred
@@ -104,6 +108,7 @@ class SoftPromptDataModule(SplitHooks):
         on_bad_row: Literal["raise", "skip"] = "raise",
         cache: bool = True,
         rename_columns: dict[str, str] | None = None,
+        curriculum: Curriculum | None = None,
     ) -> None:
         check_path(path, train)
         check_template_escapes(template)
@@ -114,6 +119,8 @@ class SoftPromptDataModule(SplitHooks):
             for old, new in (rename_columns or {}).items()
         }
         check_new_names(self.rename_columns)
+        if curriculum is not None and batch_tokens is not None:
+            raise ValueError("curriculum requires batch_size, because its epochs have other rows; remove batch_tokens")
         self.sources: dict[str, Source | None] = {
             "train": convert_frame(train),
             "validation": convert_frame(validation),
@@ -136,6 +143,7 @@ class SoftPromptDataModule(SplitHooks):
         self.seed = seed
         self.num_workers = num_workers
         self.on_bad_row = on_bad_row
+        self.curriculum = curriculum
 
     @property
     @abstractmethod
@@ -280,6 +288,7 @@ class SoftPromptDataModule(SplitHooks):
         training = order == "shuffled"
         # a limited test scores the same rows for every data.seed, so that repetitions can be compared row by row
         seed = TEST_SEED if name == "test" else self.seed
+        plan = self._plan_rows(data) if training else RowPlan()
         return BucketBatchSampler(
             data.lengths,
             self.batch_size if training else self.eval_batch_size,
@@ -287,6 +296,21 @@ class SoftPromptDataModule(SplitHooks):
             seed=seed,
             rank=ranks[0],
             world_size=ranks[1],
-            weights=self.weights(data.examples) if training else None,
+            weights=plan.weights,
             max_tokens=self.batch_tokens,
+            row_order=plan.order,
         )
+
+    def _plan_rows(self, data: PreparedRows) -> RowPlan:
+        """Returns how training rows are drawn.
+
+        Raises:
+            ValueError: If the curriculum and another option both set weights of rows.
+        """
+        weights = self.weights(data.examples)
+        if self.curriculum is None:
+            return RowPlan(weights=weights)
+        if weights is not None:
+            raise ValueError("curriculum and balanced both decide how often a row is used; remove one of them")
+        losses = RowLosses(self.trainer, self.spec, self._encoder, self.eval_batch_size, self.cache)
+        return self.curriculum.plan(data, losses)

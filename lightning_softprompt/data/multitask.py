@@ -92,7 +92,8 @@ class MultitaskDataModule(SoftPromptDataModule):
 
     Raises:
         ValueError: If there are no tasks, a task name is not valid as a name of metrics and parameters, or a task has
-            another backbone, resamples its rows in each epoch or compares answers.
+            another backbone, resamples its rows in each epoch, compares answers, or has a curriculum that follows the
+            training.
     """
 
     def __init__(
@@ -123,6 +124,9 @@ class MultitaskDataModule(SoftPromptDataModule):
             raise ValueError(
                 f"MultitaskDataModule cannot compare answers, but the tasks {compared} do; train them alone"
             )
+        curricula = {name: task.curriculum for name, task in tasks.items() if task.curriculum is not None}
+        if self_paced := [name for name, curriculum in curricula.items() if curriculum.uses_trained_model]:
+            raise ValueError(f"SelfPaced requires a single task, but the tasks {self_paced} use it; use Competence")
         self.tasks = dict(tasks)
         for task in self.tasks.values():
             task.spec = self.spec
@@ -177,7 +181,7 @@ class MultitaskDataModule(SoftPromptDataModule):
     def prepare_split(self, name: Split) -> MixedRows:
         """Prepares the split of each task and numbers all rows."""
         for task in self.tasks.values():
-            task.codec = self.codec
+            task.codec, task.trainer = self.codec, self.trainer
         if name == "predict" and self.sources["predict"] is not None:
             return self._split_by_task(self.rows("predict"))
         return self._concatenate(self._map_tasks(lambda task: task.split(name), self._tasks_with(name)))

@@ -14,11 +14,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from lightning_softprompt.data.sampling.resumable import ResumableBatchSampler
+from lightning_softprompt.data.sampling.row_order import WINDOW, Indices, Position, RowOrder, arrange_rows
 
 Order = Literal["shuffled", "longest_first", "given"]
-Indices = npt.NDArray[np.int64]
-
-WINDOW = 50  # batches; rows are sorted by length within a window, so that batches have similar rows and epochs differ
 
 
 class Table(Protocol):
@@ -75,7 +73,10 @@ class BucketBatchSampler(ResumableBatchSampler):
         drop_last: bool = False,
         weights: Sequence[float] | None = None,
         max_tokens: int | None = None,
+        row_order: RowOrder | None = None,
     ) -> None:
+        if row_order is not None and (weights is not None or max_tokens is not None):
+            raise ValueError("a row order excludes weights of rows and max_tokens; set batch_size, or no curriculum")
         if order != "shuffled" and (drop_last or weights is not None):
             raise ValueError(f"drop_last and weights require the order 'shuffled', got {order!r}; remove them")
         if batch_size < 1 or not 0 <= rank < world_size:
@@ -86,6 +87,7 @@ class BucketBatchSampler(ResumableBatchSampler):
         self.lengths = np.asarray(lengths, dtype=np.int64)
         self.odds = None if weights is None else _odds(weights, len(self.lengths))
         self.order, self.rank, self.world_size = order, rank, world_size
+        self.row_order = row_order
         self.max_tokens, self.pieces = max_tokens, 0
         self.first: int | None = None  # number of batches whose rows are an even sample; None for all batches
         if max_tokens is not None:
@@ -192,6 +194,11 @@ class BucketBatchSampler(ResumableBatchSampler):
         """
         count, step = len(self.lengths), self.rows_per_step
         draw = np.random.default_rng((self.seed, self.order_epoch))
+        if self.row_order is not None:
+            first = Position(0, math.ceil(self.kept / step), self.order_epoch, step)
+            if not self.row_order.is_plain(first):
+                rows, turns = arrange_rows(self.row_order, self.lengths, self.kept, first, draw)
+                return rows, turns[turns < len(self)]
         rows = draw.permutation(count) if self.odds is None else draw.choice(count, count, p=self.odds)
         full = count if self.pieces else count - count % step
         for begin in range(0, full, WINDOW * step):
@@ -205,6 +212,7 @@ class BucketBatchSampler(ResumableBatchSampler):
         """Values that must be equal to resume in this order."""
         weights = b"" if self.odds is None else self.odds.tobytes()
         checksum = zlib.crc32(weights, zlib.crc32(self.lengths.tobytes()))
+        of_order = {} if self.row_order is None else {"curriculum": dict(self.row_order.identity)}
         return {
             "rows": len(self.lengths),
             "batch_size * world_size": self.rows_per_step,
@@ -213,7 +221,16 @@ class BucketBatchSampler(ResumableBatchSampler):
             "seed": self.seed,
             "order": self.order,
             "checksum of lengths and weights": checksum,
+            **of_order,
         }
+
+    @property
+    def _order_state(self) -> dict[str, Any]:
+        return {} if self.row_order is None else self.row_order.state
+
+    def _restore_order_state(self, state: Mapping[str, Any]) -> None:
+        if self.row_order is not None:
+            self.row_order.restore(state)
 
 
 def _odds(weights: Sequence[float], rows: int) -> npt.NDArray[np.float64]:

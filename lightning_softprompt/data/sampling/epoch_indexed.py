@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -72,3 +72,10 @@ class EpochIndexedSampler(ResumableBatchSampler):
     @property
     def _identity(self) -> dict[str, Any]:
         return self.inner._identity
+
+    @property
+    def _order_state(self) -> dict[str, Any]:
+        return self.inner._order_state
+
+    def _restore_order_state(self, state: Mapping[str, Any]) -> None:
+        self.inner._restore_order_state(state)

@@ -35,6 +35,15 @@ class ResumableBatchSampler(Sampler[list[int]], ABC):
     def _identity(self) -> dict[str, Any]:
         """Values that must be equal to resume in this order."""
 
+    @property
+    def _order_state(self) -> dict[str, Any]:
+        """Values of the order that cannot be computed again, such as losses of an earlier state of the model."""
+        return {}
+
+    def _restore_order_state(self, state: Mapping[str, Any]) -> None:
+        """Sets the values of `_order_state`."""
+        return
+
     @final
     @property
     def order_epoch(self) -> int:
@@ -80,7 +89,8 @@ class ResumableBatchSampler(Sampler[list[int]], ABC):
     def state_dict(self) -> dict[str, Any]:
         """The epoch and the number of its batches that were returned. The end of an epoch is the start of the next."""
         over = self.done >= len(self)
-        return {"epoch": self.epoch + over, "done": 0 if over else self.done, **self._order}
+        position = {"epoch": self.epoch + over, "done": 0 if over else self.done}
+        return {**position, **self._order, **self._order_state}
 
     @final
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -98,5 +108,6 @@ class ResumableBatchSampler(Sampler[list[int]], ABC):
                 f"the checkpoint belongs to another order of batches: {differences}. Resume with the data and settings "
                 "of the saved run, or start a new run from its prompt"
             )
+        self._restore_order_state(state)
         self.epoch = state["epoch"]
         self.done = self._start = state["done"]

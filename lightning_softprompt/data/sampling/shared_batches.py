@@ -9,8 +9,9 @@ from typing import Any, final
 
 import numpy as np
 
-from lightning_softprompt.data.sampling.bucketing import BucketBatchSampler, Indices
+from lightning_softprompt.data.sampling.bucketing import BucketBatchSampler
 from lightning_softprompt.data.sampling.resumable import ResumableBatchSampler
+from lightning_softprompt.data.sampling.row_order import Indices
 
 
 @final

@@ -1,0 +1,1 @@
+"""Curricula: which rows a training uses at which step, and how often."""

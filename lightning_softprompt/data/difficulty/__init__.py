@@ -1,0 +1,1 @@
+"""Scores of the difficulty of training rows, for curricula."""
