@@ -15,6 +15,8 @@ from lightning_softprompt.core.types import IGNORE, Batch, windows_of
 from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.evaluation.metrics.intervals import bootstrap_ratio
 from lightning_softprompt.evaluation.metrics.text_rows import Numbers, TextRows
+from lightning_softprompt.evaluation.words.cloze import ClozeQuestion, ClozeTest, summarize_results
+from lightning_softprompt.evaluation.words.word_nats import NATS, WORDS, WordNats, summarize_words
 
 COUNTS = ("nats", "tokens", "words", "bytes")
 COLUMNS = (*COUNTS, "document", "corpus")
@@ -30,24 +32,45 @@ class LikelihoodEvaluation(Evaluation):
     Logs `cross_entropy` in nats per token and `perplexity` per token, which can be compared for one tokenizer only;
     `word_perplexity`, `byte_perplexity` and `bits_per_byte`, which can be compared for all models, since words and
     bytes are those of the text; and `tokens_per_word`. A test also logs the 95 % bootstrap interval of `bits_per_byte`
-    over documents, as `bits_per_byte_low` and `bits_per_byte_high`, and the numbers of `documents` and `tokens`.
+    over documents, as `bits_per_byte_low` and `bits_per_byte_high`, and the numbers of `documents` and `tokens`; with
+    `word_nats`, the mean nats of a word by its number of occurrences in the training documents, such as
+    `nats_by_frequency/1-4`; with `cloze`, the share of the questions for which the correct term is the most probable
+    candidate (`cloze@1`) and the share of the terms of which each token is the most probable one: `cloze_greedy` of
+    decoders, given the text before it, and `cloze_joint` of encoders, given the text on both sides, with
+    `cloze_tokens`, the share of their tokens.
 
     If a part of the tokens is predicted, as by masked language modeling, only the metrics per token are defined.
 
     Args:
         corpora: Names of further corpora, whose metrics are logged as `<corpus>/<metric>`.
         is_complete: Whether all tokens are predicted, each from the tokens before it.
+        cloze: Questions about terms, which a test asks in addition.
+        word_nats: Measures the words of the main corpus by their frequency, in a test.
     """
 
-    def __init__(self, corpora: Sequence[str] = (), is_complete: bool = True) -> None:
+    def __init__(
+        self,
+        corpora: Sequence[str] = (),
+        is_complete: bool = True,
+        cloze: ClozeTest | None = None,
+        word_nats: WordNats | None = None,
+    ) -> None:
         super().__init__()
         self.is_complete = is_complete
+        self.cloze, self.word_nats = cloze, word_nats if is_complete else None
+        self._questions: dict[int, list[ClozeQuestion]] = {}  # of each row that has some
+        self._location = "end"  # of the answers of the backbone
         self.names = METRICS if is_complete else PER_TOKEN
         self.score = BITS if is_complete else PER_TOKEN[0]
         self.monitor = (self.score, "min")
         self.corpora = ("", *corpora)
-        self.windows = TextRows(COLUMNS)
+        self.windows = TextRows((*COLUMNS, *NATS, *WORDS) if self.word_nats else COLUMNS)
         self.logged = tuple(f"{prefix_of(corpus)}{metric}" for corpus in self.corpora for metric in self.names)
+
+    def limit_rows(self, rows: Sequence[Sequence[int]] | None) -> None:
+        """Distributes the questions of a test over the rows of the main corpus."""
+        if self.cloze is not None and self.stage == "test":
+            self._questions = self.cloze.assign(None if rows is None else rows[0])
 
     def predict(self, lm: PromptedLM, batch: Batch) -> list[dict[str, Any]]:
         """Returns the likelihood of each window."""
@@ -83,11 +106,43 @@ class LikelihoodEvaluation(Evaluation):
     def update(self, lm: PromptedLM, batch: Batch) -> list[dict[str, Any]]:
         """Adds a batch to the metrics and returns its records."""
         measures = self._measure(lm, batch)
-        table = [[row[name] for name in COLUMNS] for row in measures]
-        self.windows.update(batch.row_ids, table, [{}] * len(batch))
+        if self.word_nats is not None:
+            measures = [row | words for row, words in zip(measures, self._measure_words(lm, batch), strict=True)]
+        answers = self._ask(lm, batch)
+        table = [[row[name] for name in self.windows.columns] for row in measures]
+        self.windows.update(batch.row_ids, table, answers)
         records = self._records(measures, batch)
-        targets = [window.target for window in windows_of(batch)]
-        return [{**record, "target": target} for record, target in zip(records, targets, strict=True)]
+        for record, window, answer in zip(records, windows_of(batch), answers, strict=True):
+            record["target"] = window.target
+            record["details"] |= answer
+        return records
+
+    def _measure_words(self, lm: PromptedLM, batch: Batch) -> list[dict[str, float]]:
+        """Returns the losses of words by their frequency, which are 0 for further corpora and in validation."""
+        assert self.word_nats is not None
+        nothing = dict.fromkeys((*NATS, *WORDS), 0.0)
+        if self.stage != "test":
+            return [nothing] * len(batch)
+        losses = lm.cross_entropy(batch).double()
+        measures = []
+        for of_row, targets, window in zip(losses, batch.targets, windows_of(batch), strict=True):
+            of_tokens = of_row[targets != IGNORE].tolist()
+            is_main = not window.corpus
+            codec = lm.backbone.codec
+            measures.append(self.word_nats.measure(codec, window.target, of_tokens) if is_main else nothing)
+        return measures
+
+    def _ask(self, lm: PromptedLM, batch: Batch) -> list[dict[str, Any]]:
+        """Returns the answers to the questions of each row, as `cloze`; empty for rows without questions."""
+        if self.cloze is None or self.stage != "test":
+            return [{} for _ in batch.row_ids]
+        self._location = lm.backbone.codec.answer_location
+        device = batch.input_ids.device
+        answers: list[dict[str, Any]] = []
+        for row in batch.row_ids:
+            results = [self.cloze.ask(lm, question, device) for question in self._questions.get(row, [])]
+            answers.append({"cloze": results} if results else {})
+        return answers
 
     def compute(self) -> dict[str, Tensor]:
         """Returns the metrics of each corpus that was scored."""
@@ -99,6 +154,10 @@ class LikelihoodEvaluation(Evaluation):
                 columns = {name: values[is_here] for name, values in rows.columns.items()}
                 of_corpus = summarize(columns, self.is_complete, with_intervals=self.stage == "test")
                 metrics |= {f"{prefix_of(corpus)}{name}": value for name, value in of_corpus.items()}
+        if self.word_nats is not None and self.stage == "test":
+            metrics |= summarize_words({name: float(rows.columns[name].sum()) for name in (*NATS, *WORDS)})
+        if results := [result for text in rows.texts for result in text.get("cloze", [])]:
+            metrics |= summarize_results(results, self._location, with_intervals=self.stage == "test")
         return {name: torch.tensor(value, device=self.windows.device) for name, value in metrics.items()}
 
     def reset(self) -> None:
@@ -106,8 +165,8 @@ class LikelihoodEvaluation(Evaluation):
         self.windows.reset()
 
     def mode_of(self, name: str) -> Literal["min", "max"]:
-        """Returns `min`, since lower is better for each metric."""
-        return "min"
+        """Returns `min`, since lower is better, except for the accuracy of questions."""
+        return "max" if name.startswith("cloze") else "min"
 
 
 def prefix_of(corpus: str) -> str:

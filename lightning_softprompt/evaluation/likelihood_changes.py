@@ -37,6 +37,11 @@ class LikelihoodChange:
     high: float | None
     documents: int
 
+    @property
+    def value(self) -> float:
+        """Bits per byte."""
+        return self.bits_per_byte
+
 
 def compare_likelihoods(tests: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[LikelihoodChange]:
     """Compares tests of `CorpusDataModule` with the first one, window by window.

@@ -31,6 +31,7 @@ LIGHT_COMMANDS = {
     "report": "compare runs on one HTML page: scores, differences, curves, settings, predictions",
     "analyze": "error analysis of a QA test, optionally paired against another run",
     "explain": "which passages determine the answers of a QA test, optionally compared with another run",
+    "cloze": "draw questions about rare terms of held-out documents, for tests of CorpusDataModule",
     "likelihood": "bits per byte of each corpus before and after a training, with the change over documents",
     "study": "run a grid of experiments (seeds, data samples, stages) and report mean and 95% CI; resumable",
     "sweep": "search hyperparameters with Optuna; several processes may share one search",
@@ -45,8 +46,8 @@ LIGHT_COMMANDS = {
 }
 
 EXPORT_COMMANDS = ("merge",)  # in the folder `export`
-ANALYSIS_COMMANDS = ("analyze", "explain", "inspect", "interpolate", "likelihood")  # in the folder `analysis`
 SYNTHETIC_COMMANDS = ("constraints",)  # in the folder `synthetic`
+ANALYSIS_COMMANDS = ("analyze", "cloze", "explain", "inspect", "interpolate", "likelihood")  # in the folder `analysis`
 RENAMED_COMMANDS = {"between": "interpolate", "plan": "estimate", "library": "prompts"}  # old names, until 0.3.0
 
 

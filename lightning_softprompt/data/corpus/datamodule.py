@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, cast, final
@@ -12,6 +13,7 @@ import numpy as np
 
 from lightning_softprompt.core.types import Example, WindowExample
 from lightning_softprompt.data.corpus.checks import check_corpora, check_parts, describe_size, is_undivided
+from lightning_softprompt.data.corpus.cloze import draw_questions, read_questions
 from lightning_softprompt.data.corpus.corrupted_rows import CorruptedRows
 from lightning_softprompt.data.corpus.corruption import Corruption, select_corruption
 from lightning_softprompt.data.corpus.documents import Boundary, read_documents, read_text
@@ -29,11 +31,25 @@ from lightning_softprompt.data.sampling.task_mixing import MixedBatchSampler, qu
 from lightning_softprompt.data.token_cache import content_key
 from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.evaluation.likelihood import LikelihoodEvaluation
+from lightning_softprompt.evaluation.words.cloze import ClozeQuestion, ClozeTest, check_family
+from lightning_softprompt.evaluation.words.word_counts import count_words, strip_punctuation
+from lightning_softprompt.evaluation.words.word_nats import WordNats
 
 log = logging.getLogger(__name__)
 MIN_WINDOW = 16  # bytes
 EVALUATION_SEED = 0  # of the corruption in validation and test, which does not depend on `seed`
-OF_MAIN_CORPUS = ("backbone", "path", "train", "validation", "test", "predict", "corpora", "rates")
+OF_MAIN_CORPUS = (
+    "backbone",
+    "path",
+    "train",
+    "validation",
+    "test",
+    "predict",
+    "corpora",
+    "rates",
+    "cloze",
+    "word_frequencies",
+)
 
 
 @final
@@ -67,6 +83,9 @@ class CorpusDataModule(SoftPromptDataModule):
             too, and log their metrics as `general/bits_per_byte`.
         rates: Share of the training batches of each further corpus, such as `{general: 0.1}` to replay general text
             (default: none, so that training uses the main corpus only). An epoch is the main corpus once.
+        cloze: Number of questions about rare terms that a test asks (default: none), or a file of questions, as
+            `softprompt cloze` writes it. A question has a term removed from a window, and nine other terms.
+        word_frequencies: Whether a test logs the mean nats of a word by its occurrences in the training documents.
         common: Arguments of every data module.
 
     Raises:
@@ -84,6 +103,8 @@ class CorpusDataModule(SoftPromptDataModule):
         stream: bool = False,
         corpora: dict[str, str] | None = None,
         rates: dict[str, float] | None = None,
+        cloze: int | str | None = None,
+        word_frequencies: bool = False,
         **common: Any,
     ) -> None:
         super().__init__(template=template, **common)
@@ -104,6 +125,9 @@ class CorpusDataModule(SoftPromptDataModule):
         self.corruption = corruption
         self.corpora, self.rates = dict(corpora or {}), dict(rates or {})
         check_corpora(self.corpora, self.rates)
+        if isinstance(cloze, int) and cloze < 1:
+            raise ValueError(f"cloze must be at least 1, or a file of questions, got {cloze}")
+        self.cloze, self.word_frequencies = cloze, word_frequencies
         self._row_source.reader = self._read_documents
         self._row_source.is_undivided = is_undivided
         self._modules: dict[str, CorpusDataModule] = {}  # of the further corpora, created when they are used
@@ -116,7 +140,46 @@ class CorpusDataModule(SoftPromptDataModule):
     @property
     def evaluation(self) -> Evaluation:
         """Loss and perplexity per token; also per word and byte if all tokens are predicted."""
-        return LikelihoodEvaluation(tuple(self.corpora), is_complete=self.used_corruption is None)
+        is_complete = self.used_corruption is None
+        cloze = None
+        if self.cloze is not None:
+            check_family(self.codec)
+            cloze = ClozeTest(self._read_cloze, self.template, self.max_tokens)
+        word_nats = WordNats(self._count_training_words, self.template.glue) if self.word_frequencies else None
+        return LikelihoodEvaluation(tuple(self.corpora), is_complete, cloze, word_nats)
+
+    def _read_cloze(self) -> tuple[list[ClozeQuestion], int]:
+        """Returns the questions of a test, and the number of rows of the main corpus."""
+        num_rows = len(cast(CorpusRows, self.split("test")).parts[""])
+        if isinstance(self.cloze, int):
+            return self.draw_cloze(self.cloze), num_rows
+        return read_questions(str(self.cloze)), num_rows
+
+    def draw_cloze(self, count: int) -> list[ClozeQuestion]:
+        """Draws questions about rare terms of the test documents. They do not depend on `seed`.
+
+        Args:
+            count: Maximum number of questions.
+
+        Raises:
+            DataError: If there are no rare terms.
+        """
+        windows = cast(Sequence[WindowExample], cast(CorpusRows, self.split("test")).parts[""].examples)
+        splits: tuple[Split, ...] = ("train", "test")
+        texts = (text for corpus in self.corpora for name in splits for text in self._module_of(corpus).texts(name))
+        counts = count_words(self.texts("train"), strip_punctuation)
+        return draw_questions(windows, counts, count_words(texts), self.codec, count, EVALUATION_SEED)
+
+    def _count_training_words(self) -> Counter[str]:
+        return count_words(self.texts("train"))
+
+    def texts(self, name: Split) -> Iterator[str]:
+        """Yields the text of each window of a split of the main corpus, which is not converted to tokens."""
+        if self.stream:
+            examples = self._prepare_stored(name).examples
+        else:
+            examples = (self.hold_out_rows if self._is_held_out(name) else self.convert_rows)(name)[0]
+        return (example.target for example in examples)
 
     @cached_property
     def used_corruption(self) -> Corruption | None:

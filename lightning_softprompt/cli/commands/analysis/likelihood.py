@@ -14,11 +14,13 @@ from lightning_softprompt.system.errors import CommandError
 
 if TYPE_CHECKING:
     from lightning_softprompt.evaluation.likelihood_changes import LikelihoodChange
+    from lightning_softprompt.evaluation.words.cloze_changes import ClozeChange
 
 DESCRIPTION = """\
 Compare tests of CorpusDataModule: bits per byte of each corpus, and the change from the first run, window by window. A
 negative change of the main corpus is what a training gains. A positive change of a general corpus is what the model
-forgets. Intervals are 95 % bootstrap intervals over documents.
+forgets. Intervals are 95 % bootstrap intervals over documents. Tests with data.cloze also have the accuracy of the
+questions about rare terms, and its change question by question.
 
   softprompt test --model NoPrompt --data CorpusDataModule --data.path medical.txt \\
       --data.corpora '{general: wikitext.txt}' --run.experiment before
@@ -43,13 +45,22 @@ def main(argv: list[str]) -> int:
     if len(set(args.runs)) < len(args.runs):
         raise CommandError("a run is named twice; name each run once")
     from lightning_softprompt.evaluation.likelihood_changes import compare_likelihoods
+    from lightning_softprompt.evaluation.words.cloze_changes import compare_cloze
 
-    changes = compare_likelihoods({str(run): read_records(run) for run in args.runs})
+    records = {str(run): read_records(run) for run in args.runs}
+    changes, cloze_changes = compare_likelihoods(records), compare_cloze(records)
     if args.json:
-        print(json.dumps([asdict(change) for change in changes], indent=2))
-    else:
-        header = ["run", "corpus", "documents", "bits per byte", "change", "95 % interval"]
-        print(table([format_change(change) for change in changes], header))
+        print(json.dumps([*map(asdict, changes), *map(asdict, cloze_changes)], indent=2))
+        return 0
+    header = ["run", "corpus", "documents", "bits per byte", "change", "95 % interval"]
+    rows = [[change.run, change.corpus, f"{change.documents:,}", *format_change(change)] for change in changes]
+    print(table(rows, header))
+    if cloze_changes:
+        header = ["run", "metric", "questions", "accuracy", "change", "95 % interval"]
+        rows = [
+            [change.run, change.metric, f"{change.questions:,}", *format_change(change)] for change in cloze_changes
+        ]
+        print(f"\n{table(rows, header)}")
     return 0
 
 
@@ -65,9 +76,9 @@ def read_records(run: Path) -> list[dict[str, Any]]:
     return read_predictions(path)
 
 
-def format_change(change: LikelihoodChange) -> list[str]:
-    """Formats the cells of a corpus of a run."""
-    cells = [change.run, change.corpus, f"{change.documents:,}", f"{change.bits_per_byte:.4f}"]
+def format_change(change: LikelihoodChange | ClozeChange) -> list[str]:
+    """Formats a value, its change and the interval of the change."""
+    value = f"{change.value:.4f}"
     if change.change is None:
-        return [*cells, "-", "-"]
-    return [*cells, f"{change.change:+.4f}", f"[{change.low:+.4f}, {change.high:+.4f}]"]
+        return [value, "-", "-"]
+    return [value, f"{change.change:+.4f}", f"[{change.low:+.4f}, {change.high:+.4f}]"]

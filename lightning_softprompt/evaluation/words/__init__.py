@@ -1,0 +1,1 @@
+"""The prediction of single words and terms in documents."""
