@@ -27,7 +27,7 @@ MAY_IMPORT = {  # in addition to itself
     "runs": STORED,
     "evaluation": GROUND | {"backbones", "constraints"},
     "retrieval": GROUND | {"backbones"},  # its callers pass the documents, so it reads no corpus
-    "prompts": STORED,
+    "prompts": STORED | {"vocabulary"},  # texts for the rows of new tokens
     "objectives": STORED,
     "reports": GROUND | {"evaluation"},
     "analysis": STORED | {"evaluation", "reports"},

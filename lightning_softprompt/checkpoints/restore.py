@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.checkpoints.checkpoint_file import are_tensors, load_checkpoint
+from lightning_softprompt.checkpoints.initial_values import skip_initial_values
 from lightning_softprompt.checkpoints.prompt_file import SavedPrompt
 from lightning_softprompt.checkpoints.safe_loading.build_limits import check_numbers, limit_build
 from lightning_softprompt.checkpoints.safe_loading.lightning_loading import module_to_trust, replace_instantiate_module
@@ -81,12 +82,13 @@ def load_method(
     check_numbers(spec, saved.tensors, path)
     method = cast(LoadedMethod, create_method(spec, path))
     limit_build(method, saved.tensors, path)
-    if backbone is None:
-        method.configure_model()
-    elif method.changes_backbone:
+    if backbone is not None and method.changes_backbone:
         raise ValueError(f"{path} contains weights of the backbone, which cannot be shared; use a soft prompt")
-    else:
-        method.attach(backbone)
+    with skip_initial_values():
+        if backbone is None:
+            method.configure_model()
+        else:
+            method.attach(backbone)
     saved.check(method.loaded, path)
     load_tensors(method, saved.tensors, path)
     method.eval()

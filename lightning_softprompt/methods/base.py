@@ -26,6 +26,7 @@ from lightning_softprompt.backbones.requirements import Requirement, require, re
 from lightning_softprompt.backbones.tokenization.codec import Codec
 from lightning_softprompt.checkpoints.folding import compute_shared_prompt
 from lightning_softprompt.checkpoints.hyperparameters import save_plain_hyperparameters, to_plain
+from lightning_softprompt.checkpoints.initial_values import skip_initial_values
 from lightning_softprompt.checkpoints.prompt_sources import collect_sources
 from lightning_softprompt.checkpoints.state_dict_hooks import exclude_from_checkpoints
 from lightning_softprompt.core.backbone_spec import BackboneSpec
@@ -197,7 +198,8 @@ class SoftPromptModule(TrainerHooks):
         self.backbone = backbone
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(torch.initial_seed() if seed is None else seed)
-            with collect_sources() as self.prompt_sources:
+            is_restored = getattr(self._trainer, "ckpt_path", None) is not None
+            with collect_sources() as self.prompt_sources, skip_initial_values(is_restored):
                 self.build(backbone)
             self.readout = build_readout(self._make_readout, backbone.codec, self.classes, self.classes_by_task)
             if self.readout is not None:

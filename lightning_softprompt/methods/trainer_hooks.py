@@ -22,6 +22,7 @@ from lightning_softprompt.backbones.skeleton import random_batch
 from lightning_softprompt.checkpoints.backbone_identity import backbone_identity, check_backbone
 from lightning_softprompt.checkpoints.checkpoint_file import SEED
 from lightning_softprompt.checkpoints.class_names import check_class_names
+from lightning_softprompt.checkpoints.initial_values import skip_initial_values
 from lightning_softprompt.checkpoints.prompt_file import BACKBONE, ROWS
 from lightning_softprompt.checkpoints.restore import load_module, load_tensors
 from lightning_softprompt.checkpoints.safe_loading.build_limits import limit_build
@@ -284,7 +285,8 @@ class TrainerHooks(LightningModule, ABC):
         tensors = checkpoint["state_dict"]
         for method in module.methods:
             limit_build(method, tensors, checkpoint_path)
-        module.configure_model()
+        with skip_initial_values():
+            module.configure_model()
         module.on_load_checkpoint(checkpoint)
         is_strict = module.strict_loading if strict is None else strict
         load_tensors(module, tensors, checkpoint_path, is_strict)

@@ -16,6 +16,7 @@ from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.backbones.insertion.layer_stacks import Stack, matrix_widths, stacks_of
 from lightning_softprompt.backbones.loading import try_out
 from lightning_softprompt.backbones.skeleton import Skeleton, random_batch
+from lightning_softprompt.checkpoints.initial_values import skip_initial_values
 from lightning_softprompt.core.refusals import FAILURES, UnsupportedBackboneError, reason_of
 from lightning_softprompt.methods.base import SoftPromptModule
 
@@ -62,12 +63,13 @@ class Workload:
 def attach_copy(module: SoftPromptModule, backbone: Backbone) -> SoftPromptModule:
     """Copy the method and attach it to a backbone, without label words if the stand-in tokenizer lacks them."""
     method = deepcopy(module)
-    try:
-        method.attach(backbone)
-    except ValueError:
-        method = deepcopy(module)
-        method.classes = method.classes_by_task = None
-        method.attach(backbone)
+    with skip_initial_values():
+        try:
+            method.attach(backbone)
+        except ValueError:
+            method = deepcopy(module)
+            method.classes = method.classes_by_task = None
+            method.attach(backbone)
     return method
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 Rows = Callable[[], Tensor]  # the current rows [N, H]
 
@@ -31,7 +32,7 @@ class TokenSlots:
         return torch.where((slots >= 0)[..., None], replacements, values)
 
 
-def replace_embeddings_of(model: Any, slots: TokenSlots, rows: Rows, scale: float) -> None:
+def replace_embeddings_of(model: Any, slots: TokenSlots, rows: Rows, scale: float) -> list[RemovableHandle]:
     """Replaces the output of all embedding modules that share the table of a model, for some tokens.
 
     Args:
@@ -39,6 +40,9 @@ def replace_embeddings_of(model: Any, slots: TokenSlots, rows: Rows, scale: floa
         slots: The tokens.
         rows: Returns their rows.
         scale: Factor by which the model multiplies its table.
+
+    Returns:
+        Handles that remove the replacement.
     """
     table = model.get_input_embeddings().weight
 
@@ -46,6 +50,5 @@ def replace_embeddings_of(model: Any, slots: TokenSlots, rows: Rows, scale: floa
         current = rows()
         return slots.replace(current if scale == 1 else current * scale, args[0], out)
 
-    for module in model.modules():
-        if isinstance(module, nn.Embedding) and module.weight is table:
-            module.register_forward_hook(replace)
+    embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    return [module.register_forward_hook(replace) for module in embeddings if module.weight is table]

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.backbones.insertion.token_rows import TokenSlots, replace_embeddings_of
-from lightning_softprompt.backbones.tokenization.added_rows import read_vocabulary
+from lightning_softprompt.backbones.tokenization.added_rows import AddedRow, read_vocabulary
+from lightning_softprompt.checkpoints.initial_values import are_initial_values_needed
 from lightning_softprompt.core.types import Batch, SoftPrompt
 from lightning_softprompt.methods.base import SoftPromptModule
 from lightning_softprompt.prompts.token_rows.base import TokenRowsInit
@@ -74,14 +75,14 @@ class NewTokens(SoftPromptModule):
     def build(self, backbone: Backbone) -> None:
         """Creates the rows [N, H] in float32 and replaces those of the backbone's tables."""
         backbone.allow_changes()
-        ids, subwords = self._find_tokens(backbone)
+        ids, new = self._find_tokens(backbone)
         table = backbone.word_embeddings
         self.register_buffer("ids", torch.tensor(ids, device=table.device), persistent=False)
-        self.inputs = nn.Parameter(self._initial_rows(backbone, table, subwords, is_output=False))
         has_head = not backbone.head.headless
-        self.outputs: nn.Parameter | None = None
-        if has_head and not self.tied:
-            self.outputs = nn.Parameter(self._initial_rows(backbone, backbone.head.layer.weight, subwords, True))
+        tables = [table, backbone.head.layer.weight] if has_head and not self.tied else [table]
+        rows = [nn.Parameter(initial) for initial in self._initial_rows(backbone, tables, new)]
+        self.inputs = rows[0]
+        self.outputs: nn.Parameter | None = rows[1] if len(rows) == 2 else None
         slots = TokenSlots(self.ids, len(table))
         scale = backbone.embedding_scale
         replace_embeddings_of(backbone.model, slots, lambda: self._current(self.inputs), scale)
@@ -92,10 +93,10 @@ class NewTokens(SoftPromptModule):
     def _output_rows(self) -> nn.Parameter:
         return self.inputs if self.outputs is None else self.outputs
 
-    def _find_tokens(self, backbone: Backbone) -> tuple[list[int], list[tuple[int, ...]]]:
-        """Returns the ids of the tokens, and those of the subwords that each of them replaces."""
+    def _find_tokens(self, backbone: Backbone) -> tuple[list[int], list[AddedRow]]:
+        """Returns the ids of the tokens, and those that `backbone.vocabulary` adds."""
         vocabulary = backbone.spec.vocabulary
-        added = {} if vocabulary is None else {row.id: row.base for row in read_vocabulary(vocabulary).rows}
+        added = {} if vocabulary is None else {row.id: row for row in read_vocabulary(vocabulary).rows}
         if self.tokens is None:
             if not added:
                 raise ValueError(
@@ -107,18 +108,18 @@ class NewTokens(SoftPromptModule):
             ids = [find_token(backbone, token) for token in self.tokens]
             if len(set(ids)) < len(ids):
                 raise ValueError(f"tokens names a token twice: {list(self.tokens)}")
-        return ids, [added.get(id, (id,)) for id in ids]
+        return ids, [added[id] for id in ids if id in added]
 
-    def _initial_rows(
-        self, backbone: Backbone, table: Tensor, subwords: Sequence[tuple[int, ...]], is_output: bool
-    ) -> Tensor:
-        """Returns the rows of existing tokens, and initial rows of new ones."""
-        rows = table.detach()[self.ids].float()
-        is_new = torch.tensor([ids != (id,) for id, ids in zip(self.ids.tolist(), subwords, strict=True)])
-        if is_new.any():
-            new_subwords = [ids for ids, new in zip(subwords, is_new.tolist(), strict=True) if new]
-            first_new = int(self.ids[is_new].min())
-            rows[is_new] = self.init(backbone, table.detach()[:first_new], new_subwords, is_output).to(rows)
+    def _initial_rows(self, backbone: Backbone, tables: Sequence[Tensor], new: Sequence[AddedRow]) -> list[Tensor]:
+        """Returns the rows of existing tokens, and initial rows of new ones, for each table."""
+        rows = [table.detach()[self.ids].float() for table in tables]
+        if not new or not are_initial_values_needed():
+            return rows
+        is_new = torch.isin(self.ids, torch.tensor([token.id for token in new], device=self.ids.device))
+        num_existing = read_vocabulary(str(backbone.spec.vocabulary)).rows[0].id
+        existing = [table.detach()[:num_existing] for table in tables]
+        for current, initial in zip(rows, self.init(backbone, existing, new), strict=True):
+            current[is_new] = initial.to(current)
         return rows
 
     def _current(self, rows: nn.Parameter) -> Tensor:

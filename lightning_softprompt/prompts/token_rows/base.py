@@ -11,20 +11,24 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from lightning_softprompt.backbones.base import Backbone
-
-Subwords = Sequence[Sequence[int]]  # ids of the existing tokens that each new token replaces
+from lightning_softprompt.backbones.tokenization.added_rows import AddedRow
 
 
 class TokenRowsInit(ABC):
     """Creates the initial rows of new tokens."""
 
     @abstractmethod
-    def __call__(self, backbone: Backbone, table: Tensor, subwords: Subwords, is_output: bool) -> Tensor:
-        """Returns rows [N, H] in float32.
+    def __call__(self, backbone: Backbone, tables: Sequence[Tensor], tokens: Sequence[AddedRow]) -> list[Tensor]:
+        """Returns rows [N, H] in float32 for each table.
 
         Args:
-            backbone: The backbone.
-            table: The rows [V, H] of existing tokens, of the embedding table or of the head.
-            subwords: Ids of the existing tokens that each new token replaces.
-            is_output: Whether the rows are those of the head.
+            backbone: The backbone, whose tables also have rows for the new tokens.
+            tables: The rows [V, H] of existing tokens: those of the embedding table, and those of the head if its new
+                rows are separate parameters.
+            tokens: The new tokens; `base` of a token are the ids of its subwords.
         """
+
+
+def subwords_of(tokens: Sequence[AddedRow]) -> list[tuple[int, ...]]:
+    """Returns the ids of the existing tokens that each new token replaces."""
+    return [token.base for token in tokens]

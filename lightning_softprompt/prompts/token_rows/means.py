@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,8 +10,9 @@ import torch
 from torch import Tensor
 
 from lightning_softprompt.backbones.base import Backbone
+from lightning_softprompt.backbones.tokenization.added_rows import AddedRow
 from lightning_softprompt.backbones.tokenization.extended_tables import mean_of_rows
-from lightning_softprompt.prompts.token_rows.base import Subwords, TokenRowsInit
+from lightning_softprompt.prompts.token_rows.base import TokenRowsInit, subwords_of
 
 
 @dataclass(frozen=True)
@@ -24,11 +26,11 @@ class MeanOfSubwords(TokenRowsInit):
 
     outputs: Literal["mean", "first"] = "mean"
 
-    def __call__(self, backbone: Backbone, table: Tensor, subwords: Subwords, is_output: bool) -> Tensor:
+    def __call__(self, backbone: Backbone, tables: Sequence[Tensor], tokens: Sequence[AddedRow]) -> list[Tensor]:
         """See `TokenRowsInit`."""
-        if is_output and self.outputs == "first":
-            return mean_of_rows(table, [ids[:1] for ids in subwords])
-        return mean_of_rows(table, subwords)
+        subwords = subwords_of(tokens)
+        output_subwords = [ids[:1] for ids in subwords] if self.outputs == "first" else subwords
+        return [mean_of_rows(table, ids) for table, ids in zip(tables, (subwords, output_subwords), strict=False)]
 
 
 @dataclass(frozen=True)
@@ -45,13 +47,15 @@ class MeanOfVocabulary(TokenRowsInit):
 
     noise: float = 0.0
 
-    def __call__(self, backbone: Backbone, table: Tensor, subwords: Subwords, is_output: bool) -> Tensor:
+    def __call__(self, backbone: Backbone, tables: Sequence[Tensor], tokens: Sequence[AddedRow]) -> list[Tensor]:
         """See `TokenRowsInit`."""
-        rows = table.float()
+        return [self._draw(table.float(), len(tokens)) for table in tables]
+
+    def _draw(self, rows: Tensor, count: int) -> Tensor:
         mean = rows.mean(0)
         if not self.noise:
-            return mean.repeat(len(subwords), 1)
+            return mean.repeat(count, 1)
         centered = rows - mean
         # A product with independent normal numbers has the covariance of the rows, without an [H, H] matrix.
-        weights = torch.randn(len(subwords), len(rows)).to(rows) / len(rows) ** 0.5
+        weights = torch.randn(count, len(rows)).to(rows) / len(rows) ** 0.5
         return mean + self.noise**0.5 * (weights @ centered)

@@ -5,7 +5,6 @@ import tiny
 import torch
 from lightning.pytorch import Trainer
 from peft import TrainableTokensConfig, get_peft_model
-from safetensors.torch import save_file
 from small_tokenizers import extend_by_words
 from tiny import CLASSES, FAMILIES, TEMPLATES, batch_of, perturb
 from torch.testing import assert_close
@@ -16,9 +15,6 @@ from lightning_softprompt.core.types import IGNORE
 from lightning_softprompt.methods import Combined, LoRA, NewTokens, PrefixTuning, PromptTuning
 from lightning_softprompt.methods.optimizers import trainable_parameters
 from lightning_softprompt.objectives.language_modeling import LanguageModeling
-from lightning_softprompt.prompts.token_rows.from_file import FromRows
-from lightning_softprompt.prompts.token_rows.means import MeanOfSubwords, MeanOfVocabulary
-from lightning_softprompt.prompts.token_rows.normal import NormalRows
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 TOKENS = ["good", "film", "a"]
@@ -239,29 +235,6 @@ def test_classes_are_scored_with_the_rows(load):
 def test_bad_arguments_are_refused(load, arguments, message):
     with pytest.raises(ValueError, match=message):
         attach(load("llama"), **arguments)
-
-
-def test_initial_rows(load, tmp_path):
-    backbone = load("llama")
-    table, subwords = backbone.word_embeddings, [(7, 8), (9,)] * 500
-    mean = MeanOfSubwords()(backbone, table, subwords, False)
-    assert_close(mean[0], (table[7] + table[8]) / 2)
-    first = MeanOfSubwords("first")
-    assert_close(first(backbone, table, subwords, True)[0], table[7])
-    assert_close(first(backbone, table, subwords, False), mean)
-    assert_close(MeanOfVocabulary()(backbone, table, subwords, True), table.mean(0).expand(1000, -1))
-    torch.manual_seed(0)
-    noisy = MeanOfVocabulary(noise=1.0)(backbone, table, subwords * 20, True)
-    assert_close(noisy.T.cov(), table.T.cov(correction=0), atol=3e-3, rtol=0.1)
-    assert NormalRows(0.5)(backbone, table, subwords, True).std() == pytest.approx(0.5, rel=0.02)
-    rows = {"inputs": mean, "outputs": -mean}
-    save_file(rows, tmp_path / "rows.safetensors")
-    from_file = FromRows(str(tmp_path / "rows.safetensors"))
-    assert_close(from_file(backbone, table, subwords, True), -mean)
-    with pytest.raises(ValueError, match=r"'inputs' of shape \[1, 32\]"):
-        from_file(backbone, table, [(1,)], False)
-    with pytest.raises(ValueError, match="cannot read"):
-        FromRows(str(tmp_path / "missing"))(backbone, table, subwords, False)
 
 
 class ScaledEmbedding(torch.nn.Embedding):
