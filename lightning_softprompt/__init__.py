@@ -19,17 +19,20 @@ if TYPE_CHECKING:
     from lightning_softprompt.backbones.tokenization.codec import Codec
     from lightning_softprompt.checkpoints.prompt_sources import report_prompt_source
     from lightning_softprompt.core.backbone_spec import BackboneSpec
+    from lightning_softprompt.core.chat_format import ChatFormat
     from lightning_softprompt.core.template import Template
     from lightning_softprompt.core.types import Batch, Classes, Example, OptionExample, SoftPrompt, options_of
     from lightning_softprompt.data.classification import ClassificationDataModule
     from lightning_softprompt.data.corpus.datamodule import CorpusDataModule
     from lightning_softprompt.data.datamodule import SoftPromptDataModule
+    from lightning_softprompt.data.instruction.datamodule import InstructionDataModule
     from lightning_softprompt.data.multiple_choice import MultipleChoiceDataModule
     from lightning_softprompt.data.multitask import MultitaskDataModule
     from lightning_softprompt.data.summarization import SummarizationDataModule
     from lightning_softprompt.data.tagging import TaggingDataModule
     from lightning_softprompt.evaluation.base import Evaluation
     from lightning_softprompt.evaluation.classification import ClassificationEvaluation
+    from lightning_softprompt.evaluation.instruction import InstructionEvaluation
     from lightning_softprompt.evaluation.likelihood import LikelihoodEvaluation
     from lightning_softprompt.evaluation.options import OptionEvaluation
     from lightning_softprompt.inference.prompt import Prompt, load_prompt, save_prompt
@@ -106,6 +109,7 @@ __all__ = [
     "Batch",
     "Calibrated",
     "Cartridge",
+    "ChatFormat",
     "ClassHead",
     "Classes",
     "Classification",
@@ -127,6 +131,8 @@ __all__ = [
     "InContext",
     "IndexSettings",
     "Init",
+    "InstructionDataModule",
+    "InstructionEvaluation",
     "LabelWords",
     "LanguageModeling",
     "LatePromptTuning",
@@ -192,6 +198,7 @@ HOMES = {  # the module of each public name that is not a method
     "BackboneSpec": "core.backbone_spec",
     "Batch": "core.types",
     "Calibrated": "readouts.calibrated",
+    "ChatFormat": "core.chat_format",
     "ClassHead": "readouts.class_head",
     "Classes": "core.types",
     "Classification": "objectives.classification",
@@ -207,6 +214,8 @@ HOMES = {  # the module of each public name that is not a method
     "FromText": "prompts.init",
     "IndexSettings": "retrieval.search.settings",
     "Init": "prompts.init",
+    "InstructionDataModule": "data.instruction.datamodule",
+    "InstructionEvaluation": "evaluation.instruction",
     "LabelWords": "readouts.label_words",
     "LanguageModeling": "objectives.language_modeling",
     "LikelihoodEvaluation": "evaluation.likelihood",

@@ -126,6 +126,15 @@ class CausalCodec(Codec):
         if min(row.slots) > max(row.words):
             raise ValueError("words of a causal model cannot attend to {soft} after them; move {soft} before the words")
 
+    def answer_span(self, row: Encoded) -> tuple[int, int]:
+        """See `Codec.answer_span`. Of the answers of a dialogue, it is the last one."""
+        end = row.answers[-1] + 1
+        first = end - 1
+        answers = set(row.answers)
+        while first - 1 in answers:
+            first -= 1
+        return first, end
+
     def assemble(self, before: Sequence[int], after: Sequence[int], answer: Sequence[int]) -> tuple[list[int], range]:
         """The text before the answer, then the answer."""
         return [*before, *answer], range(len(before), len(before) + len(answer))
@@ -327,16 +336,18 @@ class CausalBackbone(Backbone):
         return self.codec.without_answers(batch) if has_answers else batch
 
     def language_modeling_view(self, batch: Batch) -> Batch:
-        """The rows without their answers. The targets are all tokens but the first."""
+        """The rows up to their first answers. The targets are all tokens but the first."""
         first = batch.mask & (batch.mask.cumsum(1) == 1)
-        is_target = batch.source & ~first
+        is_answer = batch.mask & ~batch.source
+        before = batch.source & (is_answer.cumsum(1) == 0)
+        is_target = before & ~first
         counts = is_target.sum(1, keepdim=True)
         columns = (~is_target).int().argsort(dim=1, stable=True)[:, : int(counts.max())]
         targets = batch.input_ids.gather(1, columns)
         is_valid = torch.arange(targets.shape[1], device=targets.device) < counts
         return replace(
             batch,
-            mask=batch.source,
+            mask=before,
             source=first,
             targets=targets.where(is_valid, IGNORE),
             encoded=tuple(_language_modeling_row(row) for row in batch.require_encoded()),

@@ -159,12 +159,29 @@ class Answer:
 
     Args:
         glue: Spaces before it. They belong to the target, since words of most vocabularies begin with a space.
+        closing: Control tokens that end it in place of the tokenizer's EOS, as text; empty for EOS.
     """
 
     glue: str = ""
+    closing: str = ""
 
 
-Piece = Text | Slot | Answer
+@dataclass(frozen=True)
+class PastAnswer:
+    """An answer of an earlier turn of a dialogue. Like the target, it is tokenized apart from the text around it.
+
+    Args:
+        text: The answer, with the spaces before it.
+        closing: Control tokens that end it in place of the tokenizer's EOS, as text; empty for EOS.
+        has_loss: Whether its tokens are predicted, including those that end it. Only decoders support this.
+    """
+
+    text: str
+    closing: str = ""
+    has_loss: bool = False
+
+
+Piece = Text | Slot | Answer | PastAnswer
 
 
 class Encoded(NamedTuple):

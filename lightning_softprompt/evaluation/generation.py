@@ -26,6 +26,7 @@ from lightning_softprompt.evaluation.metrics.constraints import (
     summarize_constraints,
 )
 from lightning_softprompt.evaluation.metrics.extra_text import ExtraTextMetrics
+from lightning_softprompt.evaluation.metrics.intervals import share_interval
 from lightning_softprompt.evaluation.metrics.text import RougeWords
 from lightning_softprompt.evaluation.metrics.text_rows import Numbers, TextRows
 from lightning_softprompt.evaluation.metrics.text_scorer import Scores, TextScorer, get_references, get_source
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 DEFAULT = ("rouge1", "rouge2", "rougeL", "bleu", "chrf")
 LEAD = "lead/"
+FINISHED = "finished"
 Records = list[dict[str, Any]]
 
 
@@ -70,6 +72,7 @@ class GenerationEvaluation(Evaluation):
         constraints: Whether rows have verifiable constraints. Logs the share of constraints that answers meet,
             `constraints_strict`; of rows that meet all of theirs, `prompts_strict`; and by constraint, such as
             `no_commas_strict`; and the same with `_loose`, where the first line, the last line and markup may differ.
+        counts_finished: Whether to log `finished`, the fraction of answers that ended within the maximum of tokens.
 
     Raises:
         ValueError: If a metric is unknown or does not compare texts, a number is too small, or arguments of map_reduce
@@ -93,6 +96,7 @@ class GenerationEvaluation(Evaluation):
         max_tokens: int = 512,
         extra_metrics: Sequence[Metric] = (),
         constraints: bool = False,
+        counts_finished: bool = False,
     ) -> None:
         super().__init__()
         has_valid_limits = (sample is None or sample >= 1) and (minutes is None or minutes > 0)
@@ -109,13 +113,15 @@ class GenerationEvaluation(Evaluation):
         self.long_documents, self.template, self.max_tokens = long_documents, template, max_tokens
         self.scorer = TextScorer(metrics, source, stem, encoder, rouge_words)
         self.ranking_score = next(iter([*self.scorer.rouge_names, *self.scorer.bert_names]), None)
+        self.finished_names = (FINISHED,) if counts_finished else ()
         ratios = ("length_ratio", "empty", *([] if source is None else ["compression"]))
         self.constraint_names = constraint_metric_names() if constraints else []
         names = (*self.scorer.names, *self.scorer.corpus_names, *ratios)
         lead_names = [f"{LEAD}{name}" for name in names if self.lead]
         self.extra = ExtraTextMetrics(extra_metrics, {"loss", "generated", *names, *lead_names, *self.constraint_names})
-        self.logged = ("generated", *names, *self.constraint_names, *lead_names, *self.extra.names)
-        self.rows = TextRows(self.scorer.columns)
+        answer_names = (*names, *self.constraint_names, *self.finished_names)
+        self.logged = ("generated", *answer_names, *lead_names, *self.extra.names)
+        self.rows = TextRows((*self.scorer.columns, *self.finished_names))
         self.leads = TextRows(self.scorer.columns)
         self._lead_scores: dict[tuple[str, ...], Scores] = {}  # leads are the same in each epoch
         self.stage, self.generates, self.seconds = "test", True, 0.0
@@ -148,12 +154,14 @@ class GenerationEvaluation(Evaluation):
     def predict(self, lm: PromptedLM, batch: Batch) -> Records:
         """Generates answers."""
         with self.decoding.drawing(batch.row_ids[0]):
-            texts = self._generate(lm, batch) if self.long_documents == "cut" else self._map_reduce(lm, batch)
+            texts = self._generate(lm, batch)[0] if self.long_documents == "cut" else self._map_reduce(lm, batch)
         return [{"prediction": text, "scores": None} for text in texts]
 
-    def _generate(self, lm: PromptedLM, batch: Batch) -> list[str]:
+    def _generate(self, lm: PromptedLM, batch: Batch) -> tuple[list[str], list[bool]]:
+        """Returns the answers, and whether each of them is finished."""
         ids = lm.generate(batch, **self.decoding.options)
-        return self.decoding.texts(lm.backbone.codec, ids)
+        codec = lm.backbone.codec
+        return self.decoding.texts(codec, ids), self.decoding.are_finished(codec, ids)
 
     def _map_reduce(self, lm: PromptedLM, batch: Batch) -> list[str]:
         """Generates answers from complete sources, also if they are too long for a row."""
@@ -161,7 +169,7 @@ class GenerationEvaluation(Evaluation):
         assert self.source is not None
         reduce = MapReduce(lm.backbone.codec, self.template, self.source, self.max_tokens, self.decoding)
         short = [b for b, example in enumerate(require_examples(batch)) if reduce.fits(example.fields)]
-        texts = self._generate(lm, select_rows(batch, short)) if short else []
+        texts = self._generate(lm, select_rows(batch, short))[0] if short else []
         text_by_row = dict(zip(short, texts, strict=True))
         return [text_by_row[b] if b in text_by_row else reduce(lm, batch, b) for b in range(len(batch))]
 
@@ -188,16 +196,18 @@ class GenerationEvaluation(Evaluation):
         examples, device = require_examples(batch), lm.backbone.word_embeddings.device
         start = time.monotonic()
         with self.decoding.drawing(batch.row_ids[0]):
-            texts = self._generate(lm, batch)
+            texts, are_finished = self._generate(lm, batch)
         self.seconds += time.monotonic() - start
         scores = self.scorer.score(texts, examples, device)
+        for row_scores, is_finished in zip(scores, are_finished, strict=True):
+            row_scores.update(dict.fromkeys(self.finished_names, float(is_finished)))
         self._add(self.rows, batch, texts, scores)
         if self.lead:
             leads = [lead(get_source(example, str(self.source)), self.lead) for example in examples]
             self._add(self.leads, batch, leads, self._score_leads(leads, examples, device))
         records = []
         for text, example, row_scores in zip(texts, examples, scores, strict=True):
-            logged = {name: row_scores[name] for name in self.scorer.names}
+            logged = {name: row_scores[name] for name in (*self.scorer.names, *self.finished_names)}
             if self.constraint_names:
                 logged |= summarize_constraints([check_constraints(text, example)], with_intervals=False)
             records.append({"prediction": text, "target": get_references(example)[0], "scores": logged})
@@ -228,10 +238,13 @@ class GenerationEvaluation(Evaluation):
         metrics: Scores = {"generated": len(rows)}
         if len(rows):
             metrics |= self.scorer.summarize(rows)
+            metrics |= {name: float(rows.columns[name].mean()) for name in self.finished_names}
         if self.constraint_names:
             metrics |= summarize_constraints(rows.texts, with_intervals=self.stage == "test")
         if len(rows) and self.stage == "test":
             metrics |= self.scorer.intervals(rows)
+            for name in self.finished_names:
+                metrics[f"{name}_low"], metrics[f"{name}_high"] = share_interval(metrics[name], len(rows))
         lead_metrics = self.scorer.summarize(leads) if len(leads) else {}
         metrics |= {f"{LEAD}{name}": value for name, value in lead_metrics.items()}
         results = {name: torch.tensor(float(value), device=self.rows.device) for name, value in metrics.items()}

@@ -255,6 +255,10 @@ class TaskView:
 
     def _encode_at(self, number: int, row: Row) -> tuple[int, Example, Encoded]:
         try:
+            if self.format.chat is not None:
+                dialogue = self.format.chat.example(row, labelled=False)
+                encoder = self.format.dialogue_encoder(self.backbone.codec, self.format.chat)
+                return number, dialogue, encoder.encode(dialogue.turns, "")
             example = self._example(row)
             return number, example, self._encode(example)
         except ValueError as error:

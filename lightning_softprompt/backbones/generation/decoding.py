@@ -101,6 +101,18 @@ class Decoding:
         """Answers [B, U] as text, without stop texts and what follows them."""
         return [self._cut_at_stop(text) for text in codec.decode(ids)]
 
+    def are_finished(self, codec: Codec, ids: Tensor) -> list[bool]:
+        """Whether each of the answers [B, U] ended by itself, not by the maximum number of tokens."""
+        if ids.shape[1] < self.most:
+            return [True] * len(ids)
+        texts = codec.tokenizer.batch_decode(ids.masked_fill(ids < 0, codec.pad_id))
+        ends = {*codec.stop, codec.pad_id}  # only answers that ended are padded
+        last_tokens = ids[:, -1].tolist() if ids.shape[1] else []
+        return [
+            last in ends or any(stop in text for stop in self.stop)
+            for last, text in zip(last_tokens, texts, strict=True)
+        ]
+
     def _cut_at_stop(self, text: str) -> str:
         ends = [index for index in (text.find(stop) for stop in self.stop) if index >= 0]
         return text[: min(ends)].strip() if ends else text

@@ -8,6 +8,8 @@ from typing import Any
 
 from lightning_softprompt.backbones.generation.decoding import Decoding
 from lightning_softprompt.backbones.tokenization.codec import Codec, TruncationSide
+from lightning_softprompt.backbones.tokenization.dialogue import DialogueEncoder
+from lightning_softprompt.core.chat_rows import ChatRows
 from lightning_softprompt.core.template import Template
 from lightning_softprompt.core.types import Encoded, Spans
 
@@ -26,6 +28,7 @@ class RowFormat:
         defaults: Values of columns that a row may omit.
         words: The column that holds a list of words with a class each; None for other tasks.
         options: The column that holds the list of options, or the columns of the options; None for other tasks.
+        chat: How rows become dialogues; None for rows that are not dialogues.
     """
 
     template: str
@@ -37,6 +40,7 @@ class RowFormat:
     defaults: Mapping[str, str] = field(default_factory=dict)
     words: str | None = None
     options: tuple[str, ...] | None = None
+    chat: ChatRows | None = None
 
     @property
     def parsed(self) -> Template:
@@ -68,6 +72,15 @@ class RowFormat:
             if name != self.words and not isinstance(values[name], str):
                 raise ValueError(f"column {name!r} must be text, got {type(values[name]).__name__}")
         return {name: values[name] for name in self.parsed.columns}
+
+    def dialogue_encoder(self, codec: Codec, chat: ChatRows) -> DialogueEncoder:
+        """Encodes the dialogues of rows whose answers are unknown.
+
+        Args:
+            codec: The codec of the backbone.
+            chat: How rows become dialogues.
+        """
+        return DialogueEncoder(codec, chat.chat, self.max_tokens, self.truncation_side, self.max_target_tokens)
 
     def encode(
         self, codec: Codec, fields: Mapping[str, str], target: str = "", words: Mapping[str, Spans] | None = None

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from hashlib import sha256
 from itertools import count
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -16,19 +16,48 @@ from transformers import PreTrainedTokenizerBase
 
 from lightning_softprompt.backbones.tokenization.control_tokens import ControlTokens, Tokens, merge_spans
 from lightning_softprompt.backbones.tokenization.word_alignment import label_tensor, shift_words, words_starting_at
-from lightning_softprompt.core.types import IGNORE, NO_TOKEN, Answer, Batch, Encoded, Example, Label, Piece, Slot, Text
+from lightning_softprompt.core.types import (
+    IGNORE,
+    NO_TOKEN,
+    Answer,
+    Batch,
+    Encoded,
+    Example,
+    Label,
+    PastAnswer,
+    Piece,
+    Slot,
+    Text,
+)
 
 RULES = 2  # version of the tokenization rules below
 TruncationSide = Literal["end", "start", "middle"]
 StartToken = Literal["auto", "bos", "tokenizer", "none"]
 
 
+class RowLengthError(ValueError):
+    """A row that does not fit even without its truncatable text.
+
+    Args:
+        surplus: Number of tokens by which it exceeds the maximum.
+        truncatable: Number of its tokens that may be truncated.
+    """
+
+    def __init__(self, surplus: int, truncatable: int) -> None:
+        super().__init__(
+            f"a row exceeds max_tokens by {surplus} tokens and only {truncatable} are truncatable; increase "
+            f"max_tokens or add columns to `truncate`"
+        )
+        self.surplus = surplus
+
+
 class Token(NamedTuple):
-    """A token of a row: whether it may be truncated, and the words that begin with it."""
+    """A token of a row: whether it may be truncated, the words that begin with it, and whether it is predicted."""
 
     id: int
-    truncatable: bool
-    words: tuple[int, ...]
+    truncatable: bool = False
+    words: tuple[int, ...] = ()
+    is_target: bool = False
 
 
 Run = list[Token]  # a stretch of text between slots
@@ -171,12 +200,13 @@ class Codec(ABC):
                 on the target. Longer targets are truncated.
 
         Raises:
-            ValueError: If the row does not fit even without its truncatable text, if the family cannot attend to one of
-                its soft blocks, or if none of its labeled words has a token.
+            RowLengthError: If the row does not fit even without its truncatable text.
+            ValueError: If the family cannot attend to one of its soft blocks, if it cannot predict earlier answers, or
+                if none of its labeled words has a token.
         """
         index = next(i for i, piece in enumerate(pieces) if isinstance(piece, Answer))
-        glue = pieces[index].glue  # type: ignore[union-attr]
-        answer = self._answer_tokens(glue + target, append_eos)[:target_tokens] if target else []
+        place = cast(Answer, pieces[index])
+        answer = self._answer_tokens(place, target, append_eos)[:target_tokens] if target else []
         before = self._runs(pieces[:index])
         after = self._runs(self.pieces_after_answer(pieces[index + 1 :]))
         opening = self.opening(before)
@@ -192,8 +222,12 @@ class Codec(ABC):
             self.check_words(row)
         return row
 
-    def _answer_tokens(self, text: str, append_eos: bool) -> list[int]:
-        return [*self.ids(text), *(self.stop if append_eos else ())]
+    def _answer_tokens(self, place: Answer, target: str, append_eos: bool) -> list[int]:
+        return [*self.ids(place.glue + target), *(self.closing_ids(place.closing) if append_eos else ())]
+
+    def closing_ids(self, closing: str) -> Sequence[int]:
+        """The tokens that end an answer: those of a text, or the token that stops generation if it is empty."""
+        return self.template_ids(closing) if closing else self.stop
 
     def _reserved_tokens(self, answer: list[int], target_tokens: int | None) -> int:
         """The number of tokens that a row sets aside for its answer."""
@@ -219,13 +253,38 @@ class Codec(ABC):
 
     def _runs(self, pieces: Sequence[Piece]) -> list[Run]:
         """The tokens of each stretch of text between slots."""
-        runs: list[list[Text]] = [[]]
+        runs: list[list[Text | PastAnswer]] = [[]]
         for piece in pieces:
             if isinstance(piece, Slot):
                 runs.append([])
             else:
                 runs[-1].append(piece)  # type: ignore[arg-type]
-        return [self._tokens(run) for run in runs]
+        return [self._run_tokens(run) for run in runs]
+
+    def _run_tokens(self, run: Sequence[Text | PastAnswer]) -> Run:
+        """The tokens of a stretch of text. Earlier answers divide it, and each part is tokenized separately."""
+        tokens: Run = []
+        texts: list[Text] = []
+        for piece in run:
+            if isinstance(piece, PastAnswer):
+                tokens += [*self._tokens(texts), *self._past_answer_tokens(piece)]
+                texts = []
+            else:
+                texts.append(piece)
+        return tokens + self._tokens(texts)
+
+    def _past_answer_tokens(self, answer: PastAnswer) -> Run:
+        """The tokens of an earlier answer, including those that end it.
+
+        Raises:
+            ValueError: If they have a loss, and the family is not a decoder.
+        """
+        if answer.has_loss and self.answer_location != "end":
+            raise ValueError("only decoders predict several answers of a row; this backbone predicts the last one")
+        ids = self.ids(answer.text)
+        if answer.closing or self.answer_location == "end":  # EOS would end the input of an encoder
+            ids = [*ids, *self.closing_ids(answer.closing)]
+        return [Token(id, is_target=answer.has_loss) for id in ids]
 
     def _tokens(self, run: Sequence[Text]) -> Run:
         """A token is truncatable only if it lies within truncatable text."""
@@ -245,10 +304,7 @@ class Codec(ABC):
     def _truncate(self, runs: Sequence[Run | None], surplus: int, side: TruncationSide) -> list[Run | None]:
         truncatable = sum(token.truncatable for run in runs if run is not None for token in run)
         if surplus > truncatable:
-            raise ValueError(
-                f"a row exceeds max_tokens by {surplus} tokens and only {truncatable} are truncatable; increase "
-                f"max_tokens or add columns to `truncate`"
-            )
+            raise RowLengthError(surplus, truncatable)
         first = {"end": truncatable - surplus, "start": 0, "middle": (truncatable - surplus + 1) // 2}[side]
         removed = range(first, first + surplus)
         index = count()  # of the next truncatable token
@@ -269,6 +325,7 @@ class Codec(ABC):
         sides: list[list[int]] = [[*opening], []]
         slots: list[tuple[int, int]] = []  # side of the answer, number of tokens of that side before the slot
         first_tokens: dict[int, tuple[int, int]] = {}  # the same for the first token of each word
+        past_answers: list[int] = []  # positions of the predicted tokens of earlier answers, which precede the answer
         side, is_first = 0, True
         for run in runs:
             if run is None:
@@ -278,11 +335,14 @@ class Codec(ABC):
                 slots.append((side, len(sides[side])))
             for position, token in enumerate(run, len(sides[side])):
                 first_tokens |= dict.fromkeys(token.words, (side, position))
+                past_answers += [position] if token.is_target else []
             sides[side] += [token.id for token in run]
             is_first = False
         sides[1] += self.end
         word_positions = [first_tokens.get(word, (0, NO_TOKEN)) for word in range(words)]
-        return self._assemble_row(sides[0], sides[1], answer, slots, word_positions)
+        row = self._assemble_row(sides[0], sides[1], answer, slots, word_positions)
+        past_targets = [row.ids[position] for position in past_answers]
+        return row._replace(answers=(*past_answers, *row.answers), targets=(*past_targets, *row.targets))
 
     def _assemble_row(
         self,
@@ -301,19 +361,28 @@ class Codec(ABC):
         return Encoded(tuple(ids), tuple(answers), targets, slot_positions, word_positions)
 
     def with_answer(self, row: Encoded, answer: Sequence[int]) -> Encoded:
-        """The same row with another answer.
+        """The same row with another answer. Earlier answers of a dialogue become a part of its text.
 
         Raises:
             ValueError: If other tokens are between the tokens of its answer, as in corrupted text.
         """
         first = last = len(row.ids)
         if row.answers:
-            if row.answers[-1] - row.answers[0] >= len(row.answers):
-                raise ValueError("a row whose targets are scattered over its text cannot have another answer")
-            first, last = row.answers[0], row.answers[-1] + 1
+            first, last = self.answer_span(row)
         slots = [(0, slot) if slot <= first else (1, slot - last) for slot in row.slots]
         words = [(0, word) if word < first else (1, word - last) for word in row.words]
         return self._assemble_row(list(row.ids[:first]), list(row.ids[last:]), answer, slots, words)
+
+    def answer_span(self, row: Encoded) -> tuple[int, int]:
+        """Start and end of the answer among the input tokens of a row that has one.
+
+        Raises:
+            ValueError: If other tokens are between its tokens.
+        """
+        first, end = row.answers[0], row.answers[-1] + 1
+        if end - first > len(row.answers):
+            raise ValueError("a row whose targets are scattered over its text cannot have another answer")
+        return first, end
 
     def candidates(self, batch: Batch, answers: Sequence[Sequence[int]]) -> Batch:
         """Every row with every answer: B rows and C answers give B * C rows, grouped by row."""
