@@ -142,6 +142,7 @@ MOVED = {  # old module or class: new one, inside the package
     "evaluation.choices": "evaluation.multiple_choice",
     "evaluation.continual": "evaluation.metrics.continual",
     "evaluation.intervals": "evaluation.metrics.intervals",
+    "evaluation.likelihood_changes": "evaluation.metrics.likelihood_changes",
     "evaluation.mistakes": "reports.error_types",
     "evaluation.plots": "evaluation.figures",
     "evaluation.retrieval": "evaluation.metrics.retrieval",

@@ -13,7 +13,7 @@ from lightning_softprompt.reports.text_table import table
 from lightning_softprompt.system.errors import CommandError
 
 if TYPE_CHECKING:
-    from lightning_softprompt.evaluation.likelihood_changes import LikelihoodChange
+    from lightning_softprompt.evaluation.metrics.likelihood_changes import LikelihoodChange
     from lightning_softprompt.evaluation.words.cloze_changes import ClozeChange
 
 DESCRIPTION = """\
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
     args = parser().parse_args(argv)
     if len(set(args.runs)) < len(args.runs):
         raise CommandError("a run is named twice; name each run once")
-    from lightning_softprompt.evaluation.likelihood_changes import compare_likelihoods
+    from lightning_softprompt.evaluation.metrics.likelihood_changes import compare_likelihoods
     from lightning_softprompt.evaluation.words.cloze_changes import compare_cloze
 
     records = {str(run): read_records(run) for run in args.runs}
