@@ -4,7 +4,8 @@ from copy import deepcopy
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
 from tiny import CLASSES, SEQ2SEQ, batch_of, encode_rows, real
 from torch.testing import assert_close
 from torch.utils.data import DataLoader
@@ -74,6 +75,53 @@ def test_it_trains_and_its_checkpoint_restores_it(family, load, cls, tmp_path):
         trainer.validate(restored, loader, ckpt_path=tmp_path / "run.ckpt", verbose=False)
         assert torch.equal(real(batch, restored(batch)), trained)
     assert (trained - bare).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(("family", "layer"), [("llama", "embed_tokens"), ("gpt2", "wte"), ("bert", "layer.0")])
+def test_only_the_named_layers_are_trained(family, layer, load):
+    module = build_method(FullFineTuning, load(family), layers=[layer])
+    model = module.loaded.model
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    assert trained == {name for name, _ in model.named_parameters() if f".{layer}." in name}
+    assert {name.replace("/", ".") for name in module.weights} == trained
+    LanguageModeling()(module.lm(), batch_of(module.loaded.codec)).loss.backward()
+    assert all((weight.grad is not None) == weight.requires_grad for weight in model.parameters())
+
+
+def test_a_layer_that_does_not_exist_is_refused(load):
+    with pytest.raises(ValueError, match=r"no layer of LlamaForCausalLM ends with 'tokens'; .*'embed_tokens'"):
+        build_method(FullFineTuning, load("llama"), layers=["tokens"])
+    with pytest.raises(ValueError, match="layers must be a list"):
+        FullFineTuning(layers="embed_tokens")
+
+
+class Iterates(Callback):
+    """Records the weights after each step."""
+
+    def __init__(self):
+        self.weights = []
+
+    def on_train_batch_end(self, trainer, module, *_):
+        self.weights.append([weight.detach().clone() for weight in module.weights.values()])
+
+
+def test_weight_averaging_validates_and_returns_the_mean_of_all_steps(load):
+    batch = batch_of(load("llama").codec, labels=LABELS)
+    module = build_method(FullFineTuning, load("llama"), layers=["embed_tokens", "norm"])
+    iterates = Iterates()
+    trainer = Trainer(
+        accelerator="cpu", max_steps=4, val_check_interval=4, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+        callbacks=[iterates, WeightAveraging(use_buffers=False)],
+    )  # fmt: skip
+    loader = DataLoader([batch] * 4, batch_size=None)
+    trainer.fit(module, loader, loader)
+    assert len(iterates.weights) == 4
+    for weight, *steps in zip(module.weights.values(), *iterates.weights, strict=True):
+        assert_close(weight, torch.stack(steps).mean(0), **CLOSE)
+        assert not torch.equal(weight, steps[-1])
+    module.eval()
+    assert_close(trainer.callback_metrics["val/loss"], module.objective(module.lm(), batch).loss.detach(), **CLOSE)
 
 
 def test_replicas_do_not_share_a_backbone_that_changes(load):

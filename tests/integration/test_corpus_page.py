@@ -41,7 +41,7 @@ def shorten(command, options, decoder, encoder):
         options += ["--data.window=24", "--data.max_tokens=40", "--data.validation_share=0.2"]
         options += [] if "ENCODER" in options else [f"--backbone.name={decoder}"]
     if command == "fit":
-        options += ["--model.rank=2"] if "LoRA" in options else ["--model.length=2"]
+        options += ["--model.rank=2"] * ("LoRA" in options) + ["--model.length=2"] * ("PromptTuning" in options)
     return [encoder if word == "ENCODER" else word for word in options]
 
 
@@ -65,7 +65,7 @@ def test_the_commands_run_one_after_the_other(tmp_path, monkeypatch, tiny_folder
 
 
 def test_the_study_of_the_page_compares_both_corpora():
-    (words,) = [words for words in commands() if words[0] == "study"]
+    words, _ = [words for words in commands() if words[0] == "study"]
     study = read_study(ROOT / words[1], arguments=words[2:])
     assert list(study.metrics) == ["bits_per_byte", "general/bits_per_byte"]
     assert "data.corpora" in study.common
