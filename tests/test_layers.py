@@ -39,6 +39,7 @@ MAY_IMPORT = {  # in addition to itself
     "rag": STORED | {"data", "evaluation", "methods", "retrieval"},
     "callbacks": STORED | {"data", "distributed", "evaluation", "methods", "objectives", "reports", "runs"},
     "inference": TRAINED | {"methods", "data"},
+    "synthetic": TRAINED | {"data", "inference", "methods"},
     "training": TRAINED | {"methods", "runs", "callbacks", "data", "reports"},
     "cli": TRAINED
     | {
@@ -51,6 +52,7 @@ MAY_IMPORT = {  # in addition to itself
         "reports",
         "retrieval",
         "studies",
+        "synthetic",
         "training",
         "analysis",
         "vocabulary",

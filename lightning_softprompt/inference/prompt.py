@@ -117,7 +117,7 @@ class Prompt:
         Raises:
             ValueError: If the format of rows is unknown, or a row lacks a column.
         """
-        view = self._view(task)
+        view = self.view(task)
         if view.evaluation is None:
             return [{"prediction": text, "scores": None} for text in self.generate(rows, task, batch_size)]
         refuse_open_stream(self.backbone)
@@ -165,7 +165,7 @@ class Prompt:
                 `stream`, also for several rows and for beam search, which knows its answer only at the end.
             RuntimeError: If the backbone is in the middle of a stream.
         """
-        view = self._view(task)
+        view = self.view(task)
         options = replace(view.format.decoding or Decoding(), **decoding)
         batches = view.batches(rows, batch_size)
         if stream:
@@ -179,8 +179,8 @@ class Prompt:
                 ids = self.method.lm().generate(batch, **decoding.options)
             yield from decoding.texts(self.backbone.codec, ids)
 
-    def _view(self, task: str | None) -> TaskView:
-        """One task of the prompt.
+    def view(self, task: str | None) -> TaskView:
+        """Returns one task of the prompt: how its rows become batches.
 
         Raises:
             ValueError: If there is no such task, or the format of its rows is unknown.

@@ -26,6 +26,8 @@ LIGHT_COMMANDS = {
     "estimate": "estimate memory, communication and checkpoint size before you run",
     "vocabulary": "extend a tokenizer with terms of a corpus; unknown tokens and tokens per word before and after",
     "constraints": "write prompts with verifiable constraints, such as a number of words or valid JSON",
+    "write": "write rows with the frozen model: texts of classes, questions, instructions",
+    "filter": "select among written rows; how many rows each filter dropped, and why",
     "index": "build and search a retrieval index over a corpus",
     "runs": "list runs with their method, data, scores and cost",
     "report": "compare runs on one HTML page: scores, differences, curves, settings, predictions",
@@ -46,8 +48,8 @@ LIGHT_COMMANDS = {
 }
 
 EXPORT_COMMANDS = ("merge",)  # in the folder `export`
-SYNTHETIC_COMMANDS = ("constraints",)  # in the folder `synthetic`
 ANALYSIS_COMMANDS = ("analyze", "cloze", "explain", "inspect", "interpolate", "likelihood")  # in the folder `analysis`
+SYNTHETIC_COMMANDS = ("constraints", "filter", "write")  # in the folder `synthetic`
 RENAMED_COMMANDS = {"between": "interpolate", "plan": "estimate", "library": "prompts"}  # old names, until 0.3.0
 
 
