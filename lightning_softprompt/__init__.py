@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from lightning_softprompt.data.instruction.datamodule import InstructionDataModule
     from lightning_softprompt.data.multiple_choice import MultipleChoiceDataModule
     from lightning_softprompt.data.multitask import MultitaskDataModule
+    from lightning_softprompt.data.preference import PreferenceDataModule
     from lightning_softprompt.data.summarization import SummarizationDataModule
     from lightning_softprompt.data.tagging import TaggingDataModule
     from lightning_softprompt.evaluation.base import Evaluation
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from lightning_softprompt.evaluation.instruction import InstructionEvaluation
     from lightning_softprompt.evaluation.likelihood import LikelihoodEvaluation
     from lightning_softprompt.evaluation.options import OptionEvaluation
+    from lightning_softprompt.evaluation.preference import PreferenceEvaluation
     from lightning_softprompt.inference.prompt import Prompt, load_prompt, save_prompt
     from lightning_softprompt.methods import (
         ATTEMPT,
@@ -73,6 +75,7 @@ if TYPE_CHECKING:
     from lightning_softprompt.objectives.distillation import Distillation
     from lightning_softprompt.objectives.language_modeling import LanguageModeling
     from lightning_softprompt.objectives.penalties import Penalty
+    from lightning_softprompt.objectives.reward_modeling import RewardModeling
     from lightning_softprompt.prompts.init import FromText, Init, SampleVocabulary
     from lightning_softprompt.rag.answer_form import AnswerForm
     from lightning_softprompt.rag.passage_selection import PassageNoise, PassageSettings
@@ -85,6 +88,7 @@ if TYPE_CHECKING:
     from lightning_softprompt.readouts.label_words import LabelWords
     from lightning_softprompt.readouts.ranked import RankedChoices
     from lightning_softprompt.readouts.ranked_options import RankedOptions
+    from lightning_softprompt.readouts.reward_head import RewardHead
     from lightning_softprompt.readouts.token_head import TokenHead
     from lightning_softprompt.retrieval.passages.documents import Passage
     from lightning_softprompt.retrieval.reranker import Reranker
@@ -153,6 +157,8 @@ __all__ = [
     "PassageNoise",
     "PassageSettings",
     "Penalty",
+    "PreferenceDataModule",
+    "PreferenceEvaluation",
     "PrefixTuning",
     "Prompt",
     "PromptBank",
@@ -166,6 +172,8 @@ __all__ = [
     "Reranker",
     "ResidualPromptTuning",
     "Retriever",
+    "RewardHead",
+    "RewardModeling",
     "RunSpec",
     "SMoP",
     "SampleVocabulary",
@@ -229,6 +237,8 @@ HOMES = {  # the module of each public name that is not a method
     "PassageNoise": "rag.passage_selection",
     "PassageSettings": "rag.passage_selection",
     "Penalty": "objectives.penalties",
+    "PreferenceDataModule": "data.preference",
+    "PreferenceEvaluation": "evaluation.preference",
     "Prompt": "inference.prompt",
     "PromptedLM": "backbones.prompted_lm",
     "RagQaDataModule": "rag.qa_datamodule",
@@ -238,6 +248,8 @@ HOMES = {  # the module of each public name that is not a method
     "RelevanceDataModule": "rag.relevance_datamodule",
     "Reranker": "retrieval.reranker",
     "Retriever": "retrieval.retriever",
+    "RewardHead": "readouts.reward_head",
+    "RewardModeling": "objectives.reward_modeling",
     "RunSpec": "runs.run_spec",
     "SampleVocabulary": "prompts.init",
     "SoftPrompt": "core.types",

@@ -78,8 +78,27 @@ class Backbone(FrozenModel, ABC):
         """Whether a model of this configuration belongs to the family."""
 
     @abstractmethod
-    def states(self, batch: Batch, prompt: SoftPrompt | None = None) -> States:
-        """The hidden states from which the head predicts the targets: `batch.targets[b, u]` from `[b, u]`."""
+    def states(self, batch: Batch, prompt: SoftPrompt | None = None, columns: Tensor | None = None) -> States:
+        """The hidden states from which the head predicts the targets: `batch.targets[b, u]` from `[b, u]`.
+
+        Args:
+            batch: The rows.
+            prompt: The prompt.
+            columns: [B, U] positions of input tokens whose states are returned instead, for heads that score rows. Only
+                decoder-only models support them.
+
+        Raises:
+            ValueError: If the family does not support columns.
+        """
+
+    def refuse_columns(self, columns: Tensor | None) -> None:
+        """Refuses positions for `states`.
+
+        Raises:
+            ValueError: If there are any.
+        """
+        if columns is not None:
+            raise ValueError(f"states of single input tokens require a decoder-only backbone, not {self.spec.name}")
 
     def forward(self, batch: Batch, prompt: SoftPrompt | None = None, words: Tensor | None = None) -> Tensor:
         """Logits of the targets [B, U, V], or [B, U, W] of the token ids `words` [W]."""

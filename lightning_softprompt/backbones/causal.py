@@ -164,20 +164,24 @@ class CausalBackbone(Backbone):
         """True: this family is asked last."""
         return True
 
-    def states(self, batch: Batch, prompt: SoftPrompt | None = None) -> States:
+    def states(self, batch: Batch, prompt: SoftPrompt | None = None, columns: Tensor | None = None) -> States:
         """See `Backbone.states`."""
         prompt = self.hidden_to_kv(prompt)
         spliced = self.splice(batch, prompt)
-        columns, first = target_columns(spliced, batch)
-        rows = RowBatch.of(spliced, batch, prompt).drop_after_targets(columns)
+        if columns is None:
+            positions, first = target_columns(spliced, batch)
+        else:
+            positions = spliced.columns.gather(1, columns)
+            first = positions.amin(1)
+        rows = RowBatch.of(spliced, batch, prompt).drop_after_targets(positions)
         self.check_window(rows.longest)
         self._warn_of_sliding_window(rows)
         try:
-            return self._path_for(rows, columns, first)(rows, columns, first)
+            return self._path_for(rows, positions, first)(rows, positions, first)
         except PackingUnsupportedError as reason:  # for example, this batch is longer than a sliding window
             self.path_factories, self.path = self.path_factories[1:], None
             self.reasons.append(str(reason))
-            return self.states(batch, prompt)
+            return self.states(batch, prompt, columns)
 
     def run_probed(self, probe: AttentionProbe, batch: Batch, prompt: SoftPrompt | None, groups: Tensor) -> States:
         """See `Backbone.run_probed`. The batch runs on its usual path."""

@@ -68,8 +68,9 @@ class MaskedBackbone(Backbone):
         window = super().window
         return length if window is None else min(window or length, length)
 
-    def states(self, batch: Batch, prompt: SoftPrompt | None = None) -> States:
+    def states(self, batch: Batch, prompt: SoftPrompt | None = None, columns: Tensor | None = None) -> States:
         """The hidden states at the masks."""
+        self.refuse_columns(columns)
         return self.row_check.run(self.run_padded, batch, prompt, self.target_logits, States.join)
 
     def run_padded(self, batch: Batch, prompt: SoftPrompt | None) -> States:

@@ -32,8 +32,8 @@ def use_microbatches(backbone: Backbone, parts: int) -> Iterator[None]:
         return
     run_states, run_hidden = backbone.states, backbone.hidden_states
 
-    def states(batch: Batch, prompt: SoftPrompt | None = None) -> States:
-        return States.join(_run_parts(run_states, batch, prompt, parts))
+    def states(batch: Batch, prompt: SoftPrompt | None = None, columns: Tensor | None = None) -> States:
+        return States.join(_run_parts(run_states, batch, prompt, parts, columns))
 
     def hidden_states(batch: Batch, prompt: SoftPrompt | None = None, layer: int | None = None) -> Tensor:
         return torch.cat(_run_parts(partial(run_hidden, layer=layer), batch, prompt, parts))
@@ -45,11 +45,14 @@ def use_microbatches(backbone: Backbone, parts: int) -> Iterator[None]:
         del backbone.states, backbone.hidden_states
 
 
-def _run_parts(run: Callable[..., Any], batch: Batch, prompt: SoftPrompt | None, parts: int) -> list[Any]:
+def _run_parts(
+    run: Callable[..., Any], batch: Batch, prompt: SoftPrompt | None, parts: int, columns: Tensor | None = None
+) -> list[Any]:
     rows_of_parts = [part.tolist() for part in torch.arange(len(batch)).chunk(parts)]
 
-    def select(rows: list[int]) -> tuple[Batch, SoftPrompt | None]:
-        return batch.only(rows), prompt and prompt.only(rows)
+    def select(rows: list[int]) -> tuple[Any, ...]:
+        of_rows = () if columns is None else (columns[rows],)
+        return batch.only(rows), prompt and prompt.only(rows), *of_rows
 
     with torch.no_grad():  # the first run may include trials, whose tensors must not be saved
         run(*select(rows_of_parts[0][:1]))

@@ -96,8 +96,9 @@ class Seq2SeqBackbone(Backbone):
         previous = targets[:, :-1]
         return torch.cat([opening, previous.masked_fill(previous == IGNORE, self.codec.pad_id)], dim=1)
 
-    def states(self, batch: Batch, prompt: SoftPrompt | None = None) -> States:
+    def states(self, batch: Batch, prompt: SoftPrompt | None = None, columns: Tensor | None = None) -> States:
         """The decoder's hidden states after its opening, one for each target."""
+        self.refuse_columns(columns)
         return self.row_check.run(self.run_padded, batch, prompt, self.target_logits, States.join)
 
     def run_padded(self, batch: Batch, prompt: SoftPrompt | None) -> States:

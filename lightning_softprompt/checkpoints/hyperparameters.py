@@ -41,14 +41,19 @@ def _object_to_plain(value: Any) -> dict[str, Any]:
     if isinstance(value, LightningModule):
         arguments = {name: item for name, item in value.hparams.items() if not name.startswith("_")}
         return {"class_path": class_path(type(value)), "init_args": arguments}
-    if isinstance(value, partial):
-        for candidate in (value.func, *value.args):  # jsonargparse passes the class as the first argument
-            if isinstance(candidate, type):
-                return {"class_path": class_path(candidate), "init_args": to_plain(value.keywords)}
+    if isinstance(value, partial) and (cls := class_of(value)) is not None:
+        return {"class_path": class_path(cls), "init_args": to_plain(value.keywords)}
     raise ValueError(
         f"{value!r} cannot be saved in a checkpoint as plain values; pass a class or functools.partial(AdamW, lr=0.1) "
         f"instead of a lambda, and a dataclass instead of another object"
     )
+
+
+def class_of(value: Any) -> type | None:
+    """Returns the class that a class or a partial of a class creates; None for other values."""
+    candidates = (value.func, *value.args) if isinstance(value, partial) else (value,)
+    # jsonargparse passes the class as an argument of its function
+    return next((candidate for candidate in candidates if isinstance(candidate, type)), None)
 
 
 def save_plain_hyperparameters(module: LightningModule, frame: FrameType | None, leave_out: Sequence[str] = ()) -> None:

@@ -97,7 +97,8 @@ def check_options(command: str, config: Any, model: SoftPromptModule | Replicas,
         ValueError: Naming the option and the fix.
     """
     callbacks = as_list(config.trainer.callbacks)
-    can_skip_training = command == "fit" and any(map(can_measure_untrained, callbacks))
+    has_result = fits_readout(model.hparams) or any(map(can_measure_untrained, callbacks))
+    can_skip_training = command == "fit" and has_result
     refuse_options(command, config.trainer.as_dict(), can_skip_training)
     refuse_callbacks(callbacks)
     if command != "fit":
@@ -112,6 +113,12 @@ def check_options(command: str, config: Any, model: SoftPromptModule | Replicas,
     if config.run.monitor is not None:
         monitor, _ = choose_monitor(config.run, data.evaluation)
         refuse_monitor("--run.monitor", monitor, metrics)
+
+
+def fits_readout(arguments: Mapping[str, Any]) -> bool:
+    """Whether the readout of a method is fitted before the first step, from the arguments of the method."""
+    readout = arguments.get("readout") or {}
+    return bool(readout.get("init_args", {}).get("fit_first"))
 
 
 def check_backbone(model: SoftPromptModule, data: SoftPromptDataModule) -> None:

@@ -33,7 +33,12 @@ from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.types import Batch, Classes, SoftPrompt
 from lightning_softprompt.distributed.sharding import prepare_for_distributed, spec_for_sharding
 from lightning_softprompt.evaluation.base import Evaluation
-from lightning_softprompt.methods.optimizers import OptimizerFactory, check_trainable, trainable_parameters
+from lightning_softprompt.methods.optimizers import (
+    OptimizerFactory,
+    check_trainable,
+    separate_group,
+    trainable_parameters,
+)
 from lightning_softprompt.methods.schedules import make_warmup_schedule
 from lightning_softprompt.methods.stage_metrics import Records, StageMetrics
 from lightning_softprompt.methods.task_data import TaskData, formats_of
@@ -345,5 +350,7 @@ class SoftPromptModule(TrainerHooks):
             ValueError: If the method has no trainable parameters, or they are in half precision.
         """
         groups = list(self.parameter_groups())
+        if self.readout is not None and self.readout.lr is not None:
+            groups = separate_group(groups, "readout", self.readout.parameters(), self.readout.lr)
         check_trainable(self, groups)
         return groups

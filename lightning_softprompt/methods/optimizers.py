@@ -185,6 +185,25 @@ def trainable_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 
+def separate_group(groups: Groups, name: str, parameters: Iterable[nn.Parameter], lr: float) -> list[dict[str, Any]]:
+    """Returns parameter groups in which some parameters have a group and a learning rate of their own.
+
+    Args:
+        groups: The groups, which may contain the parameters.
+        name: The name of the new group.
+        parameters: The parameters of the new group.
+        lr: Its learning rate.
+    """
+    selected = list(parameters)
+    selected_ids = {id(parameter) for parameter in selected}
+    separated = []
+    for number, group in enumerate(groups):
+        rest = [parameter for parameter in group["params"] if id(parameter) not in selected_ids]
+        if rest:
+            separated.append({"name": "prompt" if not number else str(number), **group, "params": rest})
+    return [*separated, {"params": selected, "name": name, "lr": lr}]
+
+
 def check_trainable(method: nn.Module, groups: Groups) -> None:
     """Checks that there are trainable parameters, in float32 or wider.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -16,12 +17,16 @@ from lightning_softprompt.core.types import Batch, Classes
 class Readout(nn.Module, ABC):
     """Computes class scores [B, C] or [B, W, C] from a prompted language model; their softmax is the probabilities.
 
-    Parameters of a readout are trained and saved with the prompt.
+    Parameters of a readout are trained and saved with the prompt. A readout with `scores_answers` has no classes and
+    computes one score [B] for each answer.
 
     Args:
         codec: Codec of the backbone, which tokenizes words.
         classes: The classes and their label words.
     """
+
+    scores_answers: ClassVar[bool] = False  # whether it scores answers instead of classes
+    lr: float | None = None  # learning rate of its parameters; None for that of the prompt
 
     def __init__(self, codec: Codec, classes: Classes) -> None:
         super().__init__()
@@ -33,7 +38,7 @@ class Readout(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, lm: PromptedLM, batch: Batch) -> Tensor:
-        """Computes scores [B, C], or [B, W, C] if each word has a class."""
+        """Computes scores [B, C], [B, W, C] if each word has a class, or [B] of answers."""
 
 
 class WordReadout(Readout):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.backbones.prompted_lm import PromptedLM
 from lightning_softprompt.backbones.tokenization.codec import Codec
+from lightning_softprompt.checkpoints.hyperparameters import class_of
 from lightning_softprompt.core.types import Batch, Classes
 from lightning_softprompt.readouts.base import Readout
 
@@ -73,7 +74,9 @@ def build_readout(
     classes: Classes | None,
     by_task: Mapping[str, Classes | None] | None,
 ) -> Readout | None:
-    """Creates the readout of one task or of several; None if the task has no classes."""
+    """Creates the readout of one task or of several; None if the task has no classes and answers are not scored."""
     if by_task is not None:
         return ReadoutByTask(codec, by_task, make)
-    return None if classes is None else make(codec, classes)
+    if classes is None and not getattr(class_of(make), "scores_answers", False):
+        return None
+    return make(codec, classes or Classes({}))

@@ -29,7 +29,10 @@ def _is_no_time(value: Any) -> bool:
 
 
 UNTRAINED = "nothing would be trained; increase it, or use test or predict with --init_from or --ckpt_path"
-UNMEASURED = f"{UNTRAINED}; only the callback EWC measures the importance of parameters without training them"
+UNMEASURED = (
+    f"{UNTRAINED}; only the callback EWC measures the importance of parameters without training them, and only a "
+    "readout with fit_first is fitted"
+)
 TRAINING_CHECKS: Mapping[str, tuple[IsWrong, str]] = {
     "max_epochs": (lambda value: value == 0, UNTRAINED),
     "max_steps": (lambda value: value == 0, UNMEASURED),
@@ -91,7 +94,7 @@ def refuse_options(command: str, trainer: Mapping[str, Any], can_skip_training: 
     Args:
         command: `fit`, `validate`, `test` or `predict`.
         trainer: The Trainer's options by name.
-        can_skip_training: Whether a run without a step has a result, which is that of a callback.
+        can_skip_training: Whether a run without a step has a result, which is that of a callback or a fitted readout.
 
     Raises:
         ValueError: Naming the option and the fix.

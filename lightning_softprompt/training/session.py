@@ -13,6 +13,7 @@ import yaml
 from lightning.pytorch import Callback
 
 from lightning_softprompt import __version__
+from lightning_softprompt.callbacks.algorithms.head_fit import HeadFit
 from lightning_softprompt.callbacks.algorithms.warm_start import WarmStart
 from lightning_softprompt.callbacks.recovery.best_checkpoint import BestCheckpoint
 from lightning_softprompt.callbacks.recovery.final_checkpoint import FinalCheckpoint
@@ -175,7 +176,8 @@ class Session:
         of_command = [self._writer(config)] if self.command == "predict" else self._reports()
         watch = ProcessWatch(self.run.process_timeout)
         stop: list[Callback] = [] if self.command == "fit" else [Termination()]
-        return [watch, *stop, self.settings, *start, *of_command]
+        fit: list[Callback] = [HeadFit()] if self.command == "fit" else []  # after the prompt was loaded
+        return [watch, *stop, self.settings, *start, *fit, *of_command]
 
     def _writer(self, config: str) -> PredictionWriter:
         """Create the writer of predictions, which resumes a run that was killed unless a file is named."""

@@ -1,49 +1,32 @@
 """Preferences: questions whose answers stay together from the file to the batch."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
+from preferences import PAIRS, first_batch, make_preferences
 from torch import nn
 
 from lightning_softprompt.backbones.microbatching import use_microbatches
 from lightning_softprompt.callbacks.algorithms.consolidation import EWC
 from lightning_softprompt.callbacks.recovery.bad_rows import find_nonfinite_rows
 from lightning_softprompt.core.answer_pairs import pairs_of, preferences_of
-from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.types import IGNORE
 from lightning_softprompt.data.multitask import MultitaskDataModule
-from lightning_softprompt.data.preference import PreferenceDataModule
 from lightning_softprompt.data.readers.sources import DataError
 
-PAIRS = [
-    {"prompt": "a dog is", "chosen": "good", "rejected": "very bad and dull", "gap": 2},
-    {"prompt": "it is a sad story about a dog that never ends well", "chosen": "well , it ends", "rejected": "dull"},
-    {"prompt": "this film was", "chosen": "funny", "rejected": "long"},
-    {"prompt": "a sad film is", "chosen": "very sad indeed", "rejected": "never good"},
-    {"prompt": "the story", "chosen": "ends well", "rejected": "was bad"},
-]
 EOS = 2
 
 
 @pytest.fixture
 def make_data(tiny_folder):
-    """Returns a function that creates a data module of pairs with the tokenizer of a tiny model."""
-
-    def make_data(**arguments):
-        spec = BackboneSpec(name=str(tiny_folder("llama")))
-        defaults = {"backbone": spec, "train": PAIRS, "cache": False, "batch_size": 2}
-        return PreferenceDataModule(**defaults | arguments)
-
-    return make_data
-
-
-def first_batch(data, order="given"):
-    return next(iter(data.build_loader("train", order)))
+    """Returns a function that creates a data module of pairs."""
+    return partial(make_preferences, tiny_folder("llama"), batch_size=2)
 
 
 def test_the_answers_of_a_question_are_adjacent_rows(make_data):
-    batch = first_batch(make_data(validation=PAIRS))
+    batch = first_batch(make_data())
     assert batch.groups.tolist() == [0, 0, 1, 1]
     assert batch.grades.tolist() == [1, 0, 1, 0]
     assert batch.row_ids == (0, 0, 1, 1)
@@ -52,16 +35,15 @@ def test_the_answers_of_a_question_are_adjacent_rows(make_data):
 
 
 @pytest.mark.parametrize("padding_side", ["left", "right"])
-def test_every_answer_ends_with_the_stop_token(make_data, tiny_folder, padding_side):
+def test_every_answer_ends_with_the_stop_token(tiny_folder, padding_side):
     """The padding token of GPT-2 is its stop token, and the stop token is a target nevertheless."""
-    spec = BackboneSpec(name=str(tiny_folder("gpt2")), padding_side=padding_side)
-    batch = first_batch(make_data(backbone=spec, validation=PAIRS))
+    batch = first_batch(make_preferences(tiny_folder("gpt2"), padding_side=padding_side))
     for targets in batch.targets:
         assert targets[targets != IGNORE][-1] == EOS
 
 
 def test_both_answers_follow_the_same_truncated_question(make_data):
-    data = make_data(max_tokens=10, validation=PAIRS)
+    data = make_data(max_tokens=10)
     for row in range(len(PAIRS)):
         _, (chosen, rejected), _ = data.split("train")[row]
         question, other = (answer.ids[: answer.answers[0]] for answer in (chosen, rejected))
@@ -80,7 +62,7 @@ def test_the_tokens_of_an_answer_do_not_depend_on_the_question(make_data):
 
 def test_cached_tokens_are_those_of_the_row(make_data, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    rows = [list(make_data(cache=True, validation=PAIRS).split("train")) for _ in range(2)]
+    rows = [list(make_data(cache=True).split("train")) for _ in range(2)]
     assert rows[0] == rows[1]
     other = [{**PAIRS[1], "rejected": "a funny dog and a very good film"}]  # a longer answer shortens the question
     first, second = (make_data(train=data, max_tokens=12, cache=True, validation=data).split("train") for data in
@@ -89,13 +71,13 @@ def test_cached_tokens_are_those_of_the_row(make_data, tmp_path, monkeypatch):
 
 
 def test_batches_consist_of_whole_questions(make_data):
-    data = make_data(batch_size=3, validation=PAIRS, seed=4)
+    data = make_data(batch_size=3, seed=4)
     seen = []
     for batch in data.build_loader("train", "shuffled"):
         assert all(len(unit) == 2 for unit in batch.units())
         seen += batch.row_ids[::2]
     assert sorted(seen) == list(range(len(PAIRS)))
-    with_tokens = make_data(batch_tokens=120, validation=PAIRS)
+    with_tokens = make_data(batch_tokens=120)
     assert sum(len(batch.units()) for batch in with_tokens.build_loader("train", "shuffled")) == len(PAIRS)
 
 
@@ -150,7 +132,7 @@ def test_bad_values_are_refused(make_data, arguments, message):
 
 
 def test_pairs_whose_answers_are_too_long_can_be_skipped(make_data, caplog):
-    data = make_data(on_bad_row="skip", max_answer_tokens=4, validation=PAIRS)
+    data = make_data(on_bad_row="skip", max_answer_tokens=4)
     assert len(data.split("train")) == 3
     assert "2 of the train rows were skipped" in caplog.text
 
@@ -165,7 +147,7 @@ def test_contradicting_arguments_are_refused(make_data):
 
 
 def test_rows_of_a_question_must_be_adjacent(make_data):
-    batch = first_batch(make_data(validation=PAIRS))
+    batch = first_batch(make_data())
     with pytest.raises(ValueError, match="the rows of question 0 are not adjacent"):
         batch.only([0, 2, 1, 3]).units()
     with pytest.raises(ValueError, match="a group must not be divided"):
@@ -202,7 +184,7 @@ class PairedLoss(nn.Module):
 
 
 def test_questions_with_a_nonfinite_loss_are_found_as_a_whole(make_data):
-    batch = first_batch(make_data(validation=PAIRS))
+    batch = first_batch(make_data())
     (record,) = find_nonfinite_rows(PairedLoss(bad=[1]), batch)
     assert record["row"] == 1
     assert record["text"].startswith("it is a sad story")
@@ -210,7 +192,7 @@ def test_questions_with_a_nonfinite_loss_are_found_as_a_whole(make_data):
 
 
 def test_consolidation_measures_whole_questions(make_data):
-    data = make_data(validation=PAIRS)
+    data = make_data()
     trainer = type("Trainer", (), {"world_size": 1, "datamodule": data})
     callback = EWC(rows=3)
     assert [len(rows) for rows in callback._rows(trainer)] == [2, 2, 2]
@@ -219,7 +201,7 @@ def test_consolidation_measures_whole_questions(make_data):
 def test_microbatches_of_single_rows_leave_the_loss_unchanged(make_data, load):
     """A batch that runs out of memory is split into rows within the backbone; the loss sees whole questions."""
     backbone = load("llama")
-    batch = first_batch(make_data(validation=PAIRS))
+    batch = first_batch(make_data())
     expected = backbone.cross_entropy(batch).sum(1)
     with use_microbatches(backbone, 4):
         losses = backbone.cross_entropy(batch).sum(1)

@@ -1,0 +1,1 @@
+"""Objectives that learn from preferences directly, one in each file."""

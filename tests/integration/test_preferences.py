@@ -1,0 +1,55 @@
+"""Preference learning from the command line: reward models and direct objectives."""
+
+import json
+
+import pytest
+import torch
+from preferences import PAIRS
+from row_files import read_rows, write_splits
+from runs import read_metrics
+
+from lightning_softprompt.checkpoints.prompt_file import read_prompt
+from lightning_softprompt.cli.app import main
+from lightning_softprompt.runs.run_spec import last_folder
+
+
+@pytest.fixture
+def options(tmp_path, tiny_folder):
+    data = write_splits(tmp_path / "data", train=PAIRS * 2, validation=PAIRS, test=PAIRS)
+    return [
+        "--model=PromptTuning", "--model.length=2", f"--backbone.name={tiny_folder('llama')}",
+        "--data=PreferenceDataModule", f"--data.path={data}", "--data.batch_size=4", "--run.wandb=disabled",
+        "--trainer.max_steps=2", "--trainer.accelerator=cpu", f"--run.folder={tmp_path / 'runs'}",
+        "--trainer.enable_progress_bar=false",
+    ]  # fmt: skip
+
+
+def test_a_reward_model_is_fitted_trained_tested_and_used(options, caplog, tmp_path):
+    reward = ["--model.objective=RewardModeling", "--model.readout=RewardHead", "--model.readout.fit_first=true"]
+    assert main(["fit", *options, *reward]) == 0
+    assert "Fitted the reward head to 10 pairs of training answers; it is right on 1.000" in caplog.text
+    folder = last_folder()
+    saved = read_prompt(folder / "prompt.safetensors")
+    assert {"readout.linear.weight", "readout.mean", "readout.std"} <= set(saved.tensors)
+    prompt = folder / "prompt.safetensors"
+    assert main(["test", f"--ckpt_path={prompt}"]) == 0
+    metrics = read_metrics(last_folder())["test"]
+    records = read_rows(last_folder() / "test_predictions.jsonl")
+    assert [record["target"] for record in records] == [row["chosen"] for row in PAIRS]
+    right = [record["scores"]["chosen"] > record["scores"]["rejected"] for record in records]
+    assert metrics["test/accuracy"] == sum(right) / 5
+    assert metrics["test/accuracy_low"] <= metrics["test/accuracy"] <= metrics["test/accuracy_high"]
+    path, out = tmp_path / "new.jsonl", tmp_path / "out.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in PAIRS))
+    assert main(["predict", f"--ckpt_path={prompt}", f"--data.predict={path}", f"--run.predictions={out}"]) == 0
+    predicted = read_rows(out)
+    assert len(predicted) == len(PAIRS)
+    torch.testing.assert_close(predicted[0]["scores"], records[0]["scores"])
+
+
+def test_the_fit_alone_is_a_baseline(options):
+    head = ["--model=NoPrompt", "--model.objective=RewardModeling", "--model.readout=RewardHead"]
+    arguments = [option for option in options if not option.startswith(("--model", "--trainer.max_steps"))]
+    assert main(["fit", *arguments, *head, "--model.readout.fit_first=true", "--trainer.max_steps=0"]) == 0
+    saved = read_prompt(last_folder() / "prompt.safetensors")
+    assert set(saved.tensors) == {"readout.linear.weight", "readout.linear.bias", "readout.mean", "readout.std"}
