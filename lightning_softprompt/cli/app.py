@@ -243,11 +243,21 @@ def _has_progress_bar(callbacks: Sequence[Callback]) -> bool:
     return any(isinstance(callback, ProgressBar) for callback in callbacks)
 
 
+def _select_command(cli: type[SoftPromptCLI], argv: Sequence[str]) -> type[SoftPromptCLI]:
+    """Return the class with only the command in `argv`, because the parser of each command takes 50 ms to create."""
+    commands = cli.subcommands()
+    if not argv or argv[0] not in commands:
+        return cli
+    command = {argv[0]: commands[argv[0]]}
+    return type(cli.__name__, (cli,), {"subcommands": staticmethod(lambda: command)})
+
+
 def make_cli(argv: Sequence[str], cli: type[SoftPromptCLI] = SoftPromptCLI, run: bool = True) -> SoftPromptCLI:
     """Create the command line of the run commands, which runs the command in `argv`."""
     import_plugins()
+    cli = _select_command(cli, argv)
     names_and_usage = {}
-    for name in SoftPromptCLI.subcommands():
+    for name in cli.subcommands():
         command = f"softprompt {name}"
         names_and_usage[name] = {"prog": command, "usage": f"{command} [OPTIONS]"}  # the options are listed below
     return cli(
