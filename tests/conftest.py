@@ -53,7 +53,7 @@ torch.set_num_threads(1)
 # Kernels compiled for another instruction set abort the process, so each instruction set has a separate cache.
 KERNELS = Path(tempfile.gettempdir(), f"torchinductor-{torch.backends.cpu.get_cpu_capability()}")
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(KERNELS))
-# A bfloat16 product compiles a kernel of several megabytes for each shape, and the caches hold 1,024 of them by default.
+# A bfloat16 product compiles a kernel of several megabytes for each shape. By default, caches hold 1,024 of them.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
 os.environ.setdefault("LRU_CACHE_CAPACITY", "16")
 os.environ["WANDB_X_SAVE_REQUIREMENTS"] = "false"  # the list of installed packages takes 0.1 s in each run
