@@ -18,7 +18,9 @@ from lightning_softprompt.checkpoints.safe_loading.method_spec import create_met
 from lightning_softprompt.core.types import Batch, SoftPrompt
 from lightning_softprompt.system.trust import trust_modules
 
-TRAINING_ONLY = ("optimizer", "scheduler", "objective", "penalties", "penalty_weights", "prompt_dropout")
+TRAINING_ONLY = (
+    "optimizer", "scheduler", "objective", "penalties", "penalty_weights", "prompt_dropout", "embedding_noise",
+)  # fmt: skip
 
 replace_instantiate_module()  # also for the `load_from_checkpoint` of methods
 

@@ -31,9 +31,10 @@ SettingsCheck = Callable[[Mapping[str, Any]], None]
 CHECKED_BY_DATA = {"_instantiator", "classes", "classes_by_task", "evaluation", "backbone"}  # or by its fingerprint
 TRAINING_ONLY = {
     "seed_everything", "optimizer", "scheduler", "objective", "penalty_weights", "readout", "lr", "lr_schedule",
-    "warmup",
+    "warmup", "embedding_noise",
 }  # fmt: skip
-IMPLIED = {"lr_schedule": "constant", "warmup": 0.0}  # arguments that checkpoints of version 0.2 do not have
+# arguments that checkpoints of version 0.2 do not have
+IMPLIED = {"lr_schedule": "constant", "warmup": 0.0, "embedding_noise": 0.0}
 
 
 def load_checked_checkpoint(path: Path, training: bool) -> dict[str, Any]:

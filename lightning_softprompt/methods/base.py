@@ -48,6 +48,7 @@ from lightning_softprompt.objectives.by_task import default_objective
 from lightning_softprompt.objectives.penalties import Penalty
 from lightning_softprompt.objectives.training_loss import TrainingLoss
 from lightning_softprompt.prompts.dropout import apply_dropout
+from lightning_softprompt.prompts.embedding_noise import add_embedding_noise, embedding_noise
 from lightning_softprompt.readouts.base import Readout, load_trained
 from lightning_softprompt.readouts.by_task import build_readout
 from lightning_softprompt.readouts.default import default_readout
@@ -77,6 +78,8 @@ class SoftPromptModule(TrainerHooks):
         penalty_weights: Weights of the method's auxiliary losses, by name.
         penalties: One or several additional loss terms on the soft tokens, for any method.
         prompt_dropout: Dropout probability on prompt parameters (one mask per step, shared by the batch).
+        embedding_noise: Scale alpha of uniform noise on the embeddings of the input tokens in training (NEFTune);
+            5 to 15 in the paper, 0 for none.
         classes_by_task: The classes of each of several tasks by name, None for a task without classes; set by the data
             module.
         data: In Python, the data module, which sets `backbone`, `classes`, `classes_by_task` and `evaluation` unless
@@ -133,12 +136,15 @@ class SoftPromptModule(TrainerHooks):
         penalty_weights: Mapping[str, float] | None = None,
         penalties: Penalty | Sequence[Penalty] | None = None,
         prompt_dropout: float = 0.0,
+        embedding_noise: float = 0.0,
         classes_by_task: Mapping[str, Classes | None] | None = None,
         data: TaskData | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= prompt_dropout < 1:
             raise ValueError(f"prompt_dropout must be at least 0 and below 1, got {prompt_dropout}")
+        if not 0 <= embedding_noise < math.inf:
+            raise ValueError(f"embedding_noise must be a finite number of at least 0, got {embedding_noise}")
         if lr is not None and not 0 < lr < math.inf:
             raise ValueError(f"lr must be a finite number above 0, got {lr}")
         save_plain_hyperparameters(self, currentframe(), leave_out=["evaluation", "data"])
@@ -157,6 +163,7 @@ class SoftPromptModule(TrainerHooks):
         self.classes = classes
         self.classes_by_task = classes_by_task
         self.prompt_dropout = prompt_dropout
+        self.embedding_noise = embedding_noise
         self.training_loss = TrainingLoss(
             objective or default_objective(classes, classes_by_task),
             dict(penalty_weights or self.default_penalty_weights),
@@ -241,10 +248,14 @@ class SoftPromptModule(TrainerHooks):
 
     @final
     def prompt_with_dropout(self, batch: Batch) -> SoftPrompt:
-        """Computes the soft prompt of a batch, with dropout in training."""
+        """Computes the soft prompt of a batch, with dropout and noise on the embeddings in training."""
         prompt = self.prompt(batch)
         if self.training and self.prompt_dropout:
-            return apply_dropout(prompt, self.prompt_dropout)
+            prompt = apply_dropout(prompt, self.prompt_dropout)
+        if self.training and self.embedding_noise:
+            size, seed = self.loaded.hidden_size, torch.initial_seed()
+            noise = embedding_noise(batch, size, self.embedding_noise, seed, self.current_epoch)
+            prompt = add_embedding_noise(prompt, noise)
         return prompt
 
     def forward(self, batch: Batch) -> Tensor:

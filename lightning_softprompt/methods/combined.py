@@ -24,6 +24,7 @@ SHARED_OPTIONS = {  # options of the combination that its parts cannot set, with
     "lr_schedule": "constant",
     "warmup": 0.0,
     "penalties": None,
+    "embedding_noise": 0.0,
 }
 
 

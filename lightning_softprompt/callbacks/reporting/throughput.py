@@ -1,4 +1,4 @@
-"""Speed and memory of a training."""
+"""Speed, memory and number of tokens of a training."""
 
 from __future__ import annotations
 
@@ -12,22 +12,35 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from lightning_softprompt.core.types import Batch
+from lightning_softprompt.distributed.collectives import gather_objects
 from lightning_softprompt.runs.loggers import is_logging_step
 
 
 class Throughput(Callback):
-    """Logs `speed/tokens_per_s`, `speed/step_ms` and `speed/memory_mb` on logging steps.
+    """Logs `speed/tokens_per_s`, `speed/step_ms`, `speed/memory_mb` and `train/tokens` on logging steps.
 
     Speeds cover the steps since the last logging step, including the time that they wait for data, but not validations
     and the checkpoints that follow them. Tokens are input tokens without padding; each process is assumed to have as
     many as the first one. Memory is the peak of the run so far, of the GPU if there is one, else of the process.
+    `train/tokens` is the number of tokens since the start of the training, also in a resumed run: curricula that begin
+    with short rows take more steps for the same number of tokens, so their losses are compared over tokens.
     """
 
     def __init__(self) -> None:
         self._tokens: Tensor | int = 0  # a tensor on the batch's device: reading it would synchronize
+        self._total: Tensor | int = 0  # tokens of this process
+        self._earlier = 0  # tokens of all processes before the training was resumed
         self._seconds = 0.0
         self._since: float | None = None  # None while the clock is stopped
         self._step = 0  # the optimizer step at which the count started
+
+    def state_dict(self) -> dict[str, Any]:
+        """The number of tokens of the training. A collective operation: every process must call it, as on saving."""
+        return {"tokens": self._earlier + sum(gather_objects(int(self._total)))}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue to count."""
+        self._earlier, self._total = state_dict["tokens"], 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start to count, in a resumed run at its step."""
@@ -43,7 +56,8 @@ class Throughput(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         """Count the batch; log on logging steps, once for all batches of an accumulated step."""
-        self._tokens = self._tokens + batch.mask.sum()
+        tokens = batch.mask.sum()
+        self._tokens, self._total = self._tokens + tokens, self._total + tokens
         step = trainer.global_step
         if step > self._step and is_logging_step(trainer, step):
             self._stop(pl_module.device)
@@ -75,6 +89,7 @@ class Throughput(Callback):
             "speed/tokens_per_s": int(self._tokens) * trainer.world_size / self._seconds,
             "speed/step_ms": 1000 * self._seconds / (trainer.global_step - self._step),
             "speed/memory_mb": peak_memory(device) / 2**20,
+            "train/tokens": float(self._earlier + sum(gather_objects(int(self._total)))),
         }
 
 

@@ -41,10 +41,11 @@ class SourceWeights(Curriculum):
         """
         if self.column is None:
             sources = [str(origin.file) for origin in rows.origins]
-        elif self.column in rows[0][2].fields:
-            sources = [rows[row][2].fields[self.column] for row in range(len(rows))]
+        elif self.column in rows.examples[0].fields:
+            sources = [rows.examples[row].fields[self.column] for row in range(len(rows))]
         else:
-            raise ValueError(f"{self.column!r} is not a column of the template; columns: {list(rows[0][2].fields)}")
+            columns = list(rows.examples[0].fields)
+            raise ValueError(f"{self.column!r} is not a column of the template; columns: {columns}")
         if len(set(sources)) == 1:
             raise ValueError(f"all rows have the source {sources[0]!r}; weights by source require several")
         return RowPlan(weights=weights_of_groups(sources, self.sampling))
@@ -78,7 +79,7 @@ class ClusterWeights(Curriculum):
 
     def plan(self, rows: PreparedRows, model: ScoringModel) -> RowPlan:
         """Returns the weight of each row."""
-        texts = [" ".join(rows[row][2].fields.values()) for row in range(len(rows))]
+        texts = [" ".join(rows.examples[row].fields.values()) for row in range(len(rows))]
         vectors = load_encoder(self.encoder).passages(texts)
         groups = cluster(vectors, self.clusters, self.seed)
         return RowPlan(weights=weights_of_groups([str(group) for group in groups], self.sampling))

@@ -42,4 +42,4 @@ class Difficulty(ABC):
 
 def encoded_rows(rows: PreparedRows) -> list[Encoded]:
     """Returns the tokens of each row. Rows on disk are read one by one."""
-    return [rows[row][1] for row in range(len(rows))]
+    return [rows.encoded[row] for row in range(len(rows))]

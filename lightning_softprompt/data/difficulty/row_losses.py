@@ -73,7 +73,7 @@ class RowLosses:
 
     def losses_without_source(self, rows: PreparedRows) -> Scores:
         """Returns the same as `bare_losses` for rows with empty columns."""
-        examples = [_empty_columns(rows[row][2]) for row in range(len(rows))]
+        examples = [_empty_columns(rows.examples[row]) for row in range(len(rows))]
         encoded = [self.encoder.encode(example) for example in examples]
         return self.bare_losses(PreparedRows(examples, encoded, rows.origins))
 
@@ -130,7 +130,8 @@ class RowLosses:
     def _batches(self, rows: PreparedRows, order: Indices) -> Iterator[Batch]:
         collate = Collate(self.encoder.codec)
         for begin in range(0, len(order), self.batch_size):
-            yield collate([rows[row] for row in order[begin : begin + self.batch_size].tolist()])
+            numbers = order[begin : begin + self.batch_size].tolist()
+            yield collate([(row, rows.encoded[row], rows.examples[row]) for row in numbers])
 
 
 def _lengthen(order: Indices, length: int) -> Indices:

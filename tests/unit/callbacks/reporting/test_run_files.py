@@ -413,6 +413,7 @@ def test_accumulated_batches_are_one_step(tmp_path):
     tokens = [float(row["speed/step_ms"]) * float(row["speed/tokens_per_s"]) / 1000 for row in rows]
     first_step, second_step = sum(range(1, 9)), sum(range(9, 17))
     assert tokens == pytest.approx([first_step, second_step], rel=1e-3)
+    assert [float(row["train/tokens"]) for row in rows] == [first_step, first_step + second_step]
     assert len(read_csv(tmp_path, "prompt/grad_norm")) == 2
 
 
