@@ -1,9 +1,11 @@
 """Small tokenizers of several types, trained or listed here."""
 
+import json
+
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
-from tokenizers.models import BPE, WordPiece
+from tokenizers.models import BPE, Unigram, WordPiece
 from tokenizers.normalizers import Lowercase
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, XLMRobertaTokenizerFast
 
 from lightning_softprompt.vocabulary.extension import create_extension
 from lightning_softprompt.vocabulary.folder import write_tokenizer
@@ -27,6 +29,18 @@ def word_pieces():
     rules.normalizer, rules.pre_tokenizer = Lowercase(), pre_tokenizers.Whitespace()
     rules.decoder = decoders.WordPiece()
     return PreTrainedTokenizerFast(tokenizer_object=rules, unk_token="[UNK]", pad_token="[PAD]")
+
+
+def unigram(texts, tokenizer_class):
+    """Returns a unigram tokenizer of a class of transformers, trained on texts."""
+    rules = Tokenizer(Unigram())
+    rules.pre_tokenizer = pre_tokenizers.Metaspace()
+    first = ["<s>"] if tokenizer_class is XLMRobertaTokenizerFast else []
+    special = [*first, "<pad>", "</s>", "<unk>"]
+    trainer = trainers.UnigramTrainer(vocab_size=60, special_tokens=special, unk_token="<unk>", show_progress=False)
+    rules.train_from_iterator(texts, trainer)
+    pieces = json.loads(rules.to_str())["model"]["vocab"]
+    return tokenizer_class(vocab=[(piece, score) for piece, score in pieces])
 
 
 def extend_by_words(tokenizer, words, folder):

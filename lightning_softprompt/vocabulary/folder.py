@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from lightning_softprompt.backbones.fingerprint import tokenizer_digest
 from lightning_softprompt.backbones.tokenization.added_rows import Vocabulary
 from lightning_softprompt.system.atomic_files import write_folder
-from lightning_softprompt.vocabulary.extension import Extension
+from lightning_softprompt.vocabulary.base import Extension
 
 
 def write_tokenizer(folder: Path, extension: Extension, base: str) -> Any:

@@ -13,7 +13,7 @@ from lightning_softprompt.system.errors import CommandError
 from lightning_softprompt.system.printable import printable
 
 if TYPE_CHECKING:
-    from lightning_softprompt.vocabulary.extension import Extension, Selection
+    from lightning_softprompt.vocabulary.base import Extension, Selection
     from lightning_softprompt.vocabulary.measurement import Measurement
     from lightning_softprompt.vocabulary.word_counts import WordCounts
 
@@ -93,7 +93,8 @@ def main(argv: list[str]) -> int:
 
 
 def _extend(args: Namespace) -> int:
-    from lightning_softprompt.vocabulary.extension import Selection, create_extension
+    from lightning_softprompt.vocabulary.base import Selection
+    from lightning_softprompt.vocabulary.extension import create_extension
     from lightning_softprompt.vocabulary.folder import write_tokenizer
 
     if not args.corpus and args.terms is None:
@@ -107,6 +108,8 @@ def _extend(args: Namespace) -> int:
     selection = Selection(args.rows, args.min_count, args.min_documents, args.unit)
     skipped = _select(args, extension, selection)
     _print_skipped(skipped)
+    if not extension.rows and not args.corpus:
+        raise CommandError("no new tokens: all terms were skipped, for the reasons above")
     if not extension.rows:
         raise CommandError(
             "no new tokens: every frequent word is one token already, or is as frequent in the general text; lower "

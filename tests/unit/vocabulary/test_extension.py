@@ -5,14 +5,14 @@ from string import ascii_lowercase
 
 import pytest
 import tiny
-from small_tokenizers import byte_pairs, word_pieces
-from tokenizers import Tokenizer
-from tokenizers.models import Unigram
-from transformers import PreTrainedTokenizerFast
+from small_tokenizers import byte_pairs, unigram, word_pieces
+from tokenizers.normalizers import Replace
+from transformers import T5TokenizerFast, XLMRobertaTokenizerFast
 
 from lightning_softprompt.backbones.tokenization.added_rows import read_vocabulary
+from lightning_softprompt.vocabulary.base import Selection
 from lightning_softprompt.vocabulary.corpus_texts import Piece
-from lightning_softprompt.vocabulary.extension import MergeExtension, Selection, WordExtension, create_extension
+from lightning_softprompt.vocabulary.extension import MergeExtension, WordExtension, create_extension
 from lightning_softprompt.vocabulary.folder import write_tokenizer
 from lightning_softprompt.vocabulary.measurement import measure_tokenizer
 from lightning_softprompt.vocabulary.merges import apply_merges, continue_merges
@@ -146,10 +146,90 @@ def test_word_pieces():
         extend(tokenizer, unit="pieces")
 
 
-def test_unigram_tokenizers_are_refused_by_name():
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(Unigram([("a", -1.0), ("<unk>", -2.0)], unk_id=1)))
-    with pytest.raises(ValueError, match=r"Unigram tokenizer cannot be extended.*BPE, WordPiece, WordLevel"):
-        create_extension(tokenizer)
+@pytest.mark.parametrize("tokenizer_class", [T5TokenizerFast, XLMRobertaTokenizerFast])
+def test_unigram_words_replace_exactly_their_pieces(tokenizer_class, tmp_path):
+    tokenizer = unigram(ENGLISH, tokenizer_class)
+    corpus = [*PORTUGUESE, "coração ñandú", "coraçãozinho ñandú"]
+    extension = extend(tokenizer, corpus)
+    loaded = write_tokenizer(tmp_path / "out", extension, "name")
+    assert {row.text for row in extension.rows} >= {" coração", " informação", " ñandú"}
+    assert tokenizer.unk_token_id in next(row for row in extension.rows if row.text == " ñandú").base
+    assert loaded.get_vocab().items() >= tokenizer.get_vocab().items()
+    base_of = {row.id: row.base for row in extension.rows}
+    rng = random.Random(0)
+    words = [" ".join(ENGLISH), *(word for text in corpus for word in text.split()), "cation", "ão", "<extra_id_3>"]
+    for _ in range(200):
+        text = " ".join(rng.choices(words, k=5)) + rng.choice(["", ".", "zinho", "e"])
+        replaced = [id for new in loaded(text).input_ids for id in base_of.get(new, (new,))]
+        # Neighboring unknown characters are one token, unless a new token contains one of them.
+        assert join_repeated(replaced, tokenizer.unk_token_id) == tokenizer(text).input_ids, text
+    assert loaded.decode(loaded("a coração ñandú", add_special_tokens=False).input_ids) == "a coração ñandú"
+
+
+def join_repeated(ids, repeated):
+    return [id for previous, id in pairwise([None, *ids]) if not previous == id == repeated]
+
+
+def test_unigram_tokenizers_have_no_pieces_to_merge():
+    with pytest.raises(ValueError, match="set --unit words"):
+        extend(unigram(ENGLISH, T5TokenizerFast), unit="pieces")
+
+
+def test_other_types_of_tokenizers_are_refused_by_name(base, monkeypatch):
+    monkeypatch.setattr(MergeExtension, "model_types", ())
+    with pytest.raises(ValueError, match=r"BPE tokenizer cannot be extended.*WordPiece, WordLevel, Unigram"):
+        create_extension(base)
+
+
+@pytest.mark.parametrize("unit", ["pieces", "words"])
+def test_terms_and_words_share_the_limit_and_their_merges(base, unit):
+    extension = create_extension(base)
+    assert not extension.add_terms(["coração"], None, 20)
+    num_terms = len(extension.rows)
+    extension.select(count_words(pieces_of(PORTUGUESE), base), None, Selection(num_terms + 3, 2, 2, unit))
+    assert num_terms < len(extension.rows) <= num_terms + 3
+    tokens = [row.token for row in extension.rows]
+    assert len(set(tokens)) == len(tokens)
+    base_of = {row.id: row.base for row in extension.rows}
+    for text in PORTUGUESE:
+        ids = extension.extended()(text).input_ids
+        assert [id for new in ids for id in base_of.get(new, (new,))] == base(text).input_ids
+
+
+@pytest.mark.parametrize(
+    ("term", "reason"),
+    [
+        ("two words", "2 words"),
+        ("anti-TNF", "3 words"),
+        ("<s>", "3 words"),
+        ("x" * 70, "longer than 64"),
+        ("naïve", None),
+        ("日本語", None),
+        ("αβ", None),
+        ("e\u0301tude", "3 words"),  # a decomposed letter
+        ("\x00", None),
+    ],
+)
+def test_terms_with_special_characters(base, term, reason):
+    extension = create_extension(base)
+    skipped = extension.add_terms([term], None, 50)
+    if reason is not None:
+        assert reason in skipped[term]
+        assert not extension.rows
+        return
+    assert not skipped
+    extended = extension.extended()
+    ids = extended(f"the {term} and").input_ids
+    assert extension.rows[-1].id in ids
+    assert extended.decode(ids) == f"the {term} and"
+
+
+def test_a_term_without_characters_is_skipped():
+    tokenizer = word_pieces()
+    tokenizer.backend_tokenizer.normalizer = Replace("\u200b", "")
+    assert create_extension(tokenizer).add_terms(["\u200b"], None, 5) == {
+        "\u200b": "the tokenizer removes all its characters"
+    }
 
 
 def test_a_written_tokenizer_is_read_with_its_rows(base, tmp_path):
