@@ -25,12 +25,16 @@ from lightning_softprompt.data.argument_checks import (
     check_sizes,
     check_template_escapes,
 )
+from lightning_softprompt.data.augmentation.base import Augmentation, RowText
+from lightning_softprompt.data.augmentation.rows import AugmentedRows
+from lightning_softprompt.data.augmentation.template_text import TemplateText
 from lightning_softprompt.data.curricula.base import Curriculum, RowPlan
 from lightning_softprompt.data.difficulty.row_losses import RowLosses
 from lightning_softprompt.data.labels import as_text
 from lightning_softprompt.data.prepared import Collate, PreparedRows, Split
 from lightning_softprompt.data.readers.column_texts import extract_texts
 from lightning_softprompt.data.sampling.bucketing import BucketBatchSampler, Order, ResumableLoader
+from lightning_softprompt.data.sampling.epoch_indexed import EpochIndexedSampler
 from lightning_softprompt.data.splits.row_encoder import RowEncoder
 from lightning_softprompt.data.splits.row_source import RowSource, Source, convert_frame
 from lightning_softprompt.data.splits.split_hooks import SplitHooks
@@ -77,6 +81,8 @@ class SoftPromptDataModule(SplitHooks):
         rename_columns: New column names by their names in the source, such as `{Review Text: text}`.
         curriculum: Which training rows are used at which step, or how often, such as `Competence` (default: each row
             once per epoch, in random order). It requires batch_size.
+        augment: Random changes of the text of training rows, drawn again in each epoch, such as `Noise`; one or a list,
+            which are applied in order. Validation and test rows are not changed. It requires batch_size.
     """
 
     classes_option: ClassVar[str | None] = None  # the argument that names the classes, if they can be inferred
@@ -84,6 +90,7 @@ class SoftPromptDataModule(SplitHooks):
     append_eos = False  # whether targets end with the token that stops generation
     max_target_tokens: int | None = None  # tokens of each row that are reserved for its target
     decoding: Decoding | None = None  # how targets are generated, if they are
+    can_augment: ClassVar[bool] = True  # whether training rows can be changed by `augment`
     defaults: Mapping[str, str] = MappingProxyType({})  # values of columns that a row may omit
 
     def __init__(
@@ -109,6 +116,7 @@ class SoftPromptDataModule(SplitHooks):
         cache: bool = True,
         rename_columns: dict[str, str] | None = None,
         curriculum: Curriculum | None = None,
+        augment: Augmentation | list[Augmentation] | None = None,
     ) -> None:
         check_path(path, train)
         check_template_escapes(template)
@@ -144,6 +152,11 @@ class SoftPromptDataModule(SplitHooks):
         self.num_workers = num_workers
         self.on_bad_row = on_bad_row
         self.curriculum = curriculum
+        self.augmentations = [augment] if isinstance(augment, Augmentation) else list(augment or [])
+        if self.augmentations and batch_tokens is not None:
+            raise ValueError("augment requires batch_size, because it changes lengths of rows; remove batch_tokens")
+        if self.augmentations and not self.can_augment:
+            raise ValueError(f"{type(self).__name__} cannot change its training rows; remove augment")
 
     @property
     @abstractmethod
@@ -178,7 +191,12 @@ class SoftPromptDataModule(SplitHooks):
     @property
     def resamples(self) -> bool:
         """Whether training rows change from epoch to epoch."""
-        return False
+        return bool(self.augmentations)
+
+    @property
+    def row_text(self) -> RowText:
+        """How augmentations read and write the text of a row."""
+        return TemplateText(self._encoder, has_classes=self.classes is not None)
 
     def weights(self, examples: Sequence[Example]) -> list[float] | None:
         """Returns the sampling weight of each training row; None to use each row once per epoch."""
@@ -268,6 +286,13 @@ class SoftPromptDataModule(SplitHooks):
             order: The order of its rows.
         """
         sampler = self.sampler(name, order, self.ranks)
+        if order == "shuffled" and self.augmentations:
+            text = self.row_text
+            for augmentation in self.augmentations:
+                augmentation.check(text)
+            rows = AugmentedRows(self.split(name), self.seed, text, tuple(self.augmentations))
+            indexed = EpochIndexedSampler(sampler, len(rows))
+            return ResumableLoader(rows, indexed, self.collate, num_workers=self.num_workers)
         return ResumableLoader(self.split(name), sampler, self.collate, num_workers=self.num_workers)
 
     @property

@@ -118,7 +118,7 @@ class MultitaskDataModule(SoftPromptDataModule):
         if resampled := [name for name, task in tasks.items() if task.resamples]:
             raise ValueError(
                 f"MultitaskDataModule cannot resample rows in each epoch, but the tasks {resampled} do; remove their "
-                "noise, order=shuffled and target=any"
+                "noise, order=shuffled, target=any and augment"
             )
         if compared := [name for name, task in tasks.items() if task.compares_answers]:
             raise ValueError(

@@ -51,6 +51,7 @@ class PreferenceDataModule(SoftPromptDataModule):
 
     append_eos = True
     compares_answers = True
+    can_augment = False
 
     def __init__(
         self,

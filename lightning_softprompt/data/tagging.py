@@ -52,6 +52,7 @@ class TaggingDataModule(SoftPromptDataModule):
     """
 
     classes_option = "tags"
+    can_augment = False  # words have classes
 
     def __init__(
         self,

@@ -138,7 +138,7 @@ class RagQaDataModule(SoftPromptDataModule):
             raise ValueError(f"max_target_tokens must be between 0 and max_tokens={self.max_tokens}")
         if self.answer_form.cite and "{number}" not in self.passage.text:
             raise ValueError("answer_form.cite requires {number} in passages.template")
-        if self.resamples and self.batch_tokens is not None:
+        if self._draws_passages and self.batch_tokens is not None:
             raise ValueError(
                 "batch_tokens requires rows of the same length in every epoch; set batch_size instead, or remove "
                 "passages.noise, passages.order=shuffled and answer_form.training_target=any"
@@ -147,6 +147,11 @@ class RagQaDataModule(SoftPromptDataModule):
     @property
     def resamples(self) -> bool:
         """Whether training rows change from epoch to epoch."""
+        return self._draws_passages or super().resamples
+
+    @property
+    def _draws_passages(self) -> bool:
+        """Whether passages or answers of training rows are drawn in each epoch."""
         return self.selector.settings.resamples or self.answer_form.uses_any_answer
 
     @property
@@ -295,9 +300,15 @@ class RagQaDataModule(SoftPromptDataModule):
         return replace(example, target=self.words[name], label=number, references=(name,))
 
     def build_loader(self, name: Split, order: Order) -> ResumableLoader:
-        """Returns the loader of a split. Training passages are selected again in each epoch if `resamples`."""
-        if order != "shuffled" or not self.resamples:
+        """Returns the loader of a split. Training passages are selected again in each epoch if noise is set.
+
+        Raises:
+            ValueError: If `augment` is set, too.
+        """
+        if order != "shuffled" or not self._draws_passages:
             return super().build_loader(name, order)
+        if self.augmentations:
+            raise ValueError("augment excludes passages and answers that are drawn again in each epoch; remove one")
         form = self.answer_form
         rows = ResampledDataset(self.split(name), self.seed, self.renderer, form.abstain, form.uses_any_answer)
         inner = self.sampler(name, order, self.ranks)

@@ -29,6 +29,7 @@ BASES = (
     "callbacks.algorithms.corruption_probe.CorruptionProbe",
     "callbacks.algorithms.pruning.Pruning",
     "data.corpus.corruption.Corruption",
+    "data.augmentation.base.Augmentation",
     "data.curricula.base.Curriculum",
     "data.datamodule.SoftPromptDataModule",
     "data.difficulty.base.Difficulty",

@@ -93,6 +93,8 @@ class CorpusDataModule(SoftPromptDataModule):
             names no corpus.
     """
 
+    can_augment = False
+
     def __init__(
         self,
         template: str = "{soft}{target}",

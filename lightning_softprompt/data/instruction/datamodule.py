@@ -15,8 +15,10 @@ from lightning_softprompt.backbones.tokenization.chat_template import find_diffe
 from lightning_softprompt.core.chat_format import TEMPLATE, ChatExample, ChatFormat, SoftPosition
 from lightning_softprompt.core.chat_rows import ChatRows
 from lightning_softprompt.core.types import Example
+from lightning_softprompt.data.augmentation.base import RowText
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.data.instruction.row_encoder import ChatRowEncoder
+from lightning_softprompt.data.instruction.turn_text import TurnText
 from lightning_softprompt.data.prepared import Split
 from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.evaluation.extended import UserMetrics
@@ -162,6 +164,11 @@ class InstructionDataModule(SoftPromptDataModule):
     def _encoder(self) -> ChatRowEncoder:
         encoder = super()._encoder
         return ChatRowEncoder(**vars(encoder), chat=self.chat.chat, learns_all=self.learns_all)
+
+    @property
+    def row_text(self) -> RowText:
+        """How augmentations read and write the last user turn."""
+        return TurnText(self._encoder, self.chat)
 
     def example(self, row: Mapping[str, Any], labelled: bool) -> Example:
         """Converts a row to a dialogue."""
