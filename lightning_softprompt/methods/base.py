@@ -47,8 +47,7 @@ from lightning_softprompt.objectives.base import Objective
 from lightning_softprompt.objectives.by_task import default_objective
 from lightning_softprompt.objectives.penalties import Penalty
 from lightning_softprompt.objectives.training_loss import TrainingLoss
-from lightning_softprompt.prompts.dropout import apply_dropout
-from lightning_softprompt.prompts.embedding_noise import add_embedding_noise, embedding_noise
+from lightning_softprompt.prompts.dropout import add_embedding_noise, apply_dropout, embedding_noise
 from lightning_softprompt.readouts.base import Readout, load_trained
 from lightning_softprompt.readouts.by_task import build_readout
 from lightning_softprompt.readouts.default import default_readout

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from lightning_softprompt.methods import ADePT, Combined, LoRA, PrefixTuning, PromptTuning
 from lightning_softprompt.objectives.language_modeling import LanguageModeling
-from lightning_softprompt.prompts.embedding_noise import embedding_noise
+from lightning_softprompt.prompts.dropout import embedding_noise
 
 METHODS = {
     "soft tokens": partial(PromptTuning, length=3),
