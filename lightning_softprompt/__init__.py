@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from lightning_softprompt.evaluation.options import OptionEvaluation
     from lightning_softprompt.evaluation.preference import PreferenceEvaluation
     from lightning_softprompt.inference.prompt import Prompt, load_prompt, save_prompt
+    from lightning_softprompt.interchange.peft_export import to_peft
+    from lightning_softprompt.interchange.peft_import import from_peft
     from lightning_softprompt.methods import (
         ATTEMPT,
         DPT,
@@ -189,6 +191,7 @@ __all__ = [
     "TransPrompt",
     "WordReadout",
     "XPrompt",
+    "from_peft",
     "load_backbone",
     "load_prompt",
     "measure_attention",
@@ -197,6 +200,7 @@ __all__ = [
     "save_prompt",
     "takes_keys_and_values",
     "takes_late_tokens",
+    "to_peft",
 ]
 
 HOMES = {  # the module of each public name that is not a method
@@ -261,6 +265,7 @@ HOMES = {  # the module of each public name that is not a method
     "TokenHead": "readouts.token_head",
     "Trainer": "training.trainer",
     "WordReadout": "readouts.base",
+    "from_peft": "interchange.peft_import",
     "load_backbone": "backbones.loading",
     "load_prompt": "inference.prompt",
     "measure_attention": "analysis.attention_mass",
@@ -269,6 +274,7 @@ HOMES = {  # the module of each public name that is not a method
     "save_prompt": "inference.prompt",
     "takes_keys_and_values": "backbones.requirements",
     "takes_late_tokens": "backbones.requirements",
+    "to_peft": "interchange.peft_export",
 }
 
 

@@ -40,6 +40,7 @@ MAY_IMPORT = {  # in addition to itself
     "callbacks": STORED | {"data", "distributed", "evaluation", "methods", "objectives", "reports", "runs"},
     "inference": TRAINED | {"methods", "data"},
     "synthetic": TRAINED | {"data", "inference", "methods"},
+    "interchange": TRAINED | {"methods", "inference"},
     "training": TRAINED | {"methods", "runs", "callbacks", "data", "reports"},
     "cli": TRAINED
     | {
@@ -56,6 +57,8 @@ MAY_IMPORT = {  # in addition to itself
         "training",
         "analysis",
         "vocabulary",
+        "inference",
+        "interchange",
     }
     | {"moved", "renamed_options"},
 }

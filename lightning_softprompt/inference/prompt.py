@@ -102,6 +102,17 @@ class Prompt:
         """Names of the tasks, if there are several."""
         return self.method.tasks
 
+    def row_format(self, task: str | None = None) -> RowFormat:
+        """Returns how the rows of a task are written.
+
+        Args:
+            task: The task, if the prompt was trained on several.
+
+        Raises:
+            ValueError: If there is no such task, or the format of its rows is unknown.
+        """
+        return self._view(task).format
+
     def predict(self, rows: Rows, task: str | None = None, batch_size: int = 16) -> list[dict[str, Any]]:
         """Predicts the class of each row, or generates its answer if the task has no classes.
 

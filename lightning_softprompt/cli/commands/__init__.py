@@ -38,6 +38,8 @@ LIGHT_COMMANDS = {
     "study": "run a grid of experiments (seeds, data samples, stages) and report mean and 95% CI; resumable",
     "sweep": "search hyperparameters with Optuna; several processes may share one search",
     "fold": "export a prompt as plain tensors, without its reparameterization network",
+    "export": "write a prompt in the format of other software, such as an adapter of HF PEFT",
+    "import-peft": "convert an adapter of HF PEFT to a prompt file",
     "merge": "write the backbone with the trained weights of NewTokens, LoRA or full fine-tuning as a plain folder",
     "prompts": "store trained prompts; find the most similar ones to initialize from",
     "inspect": "sizes, nearest words, rank and redundancy of a trained prompt, as an HTML page",
@@ -47,7 +49,7 @@ LIGHT_COMMANDS = {
     "completion": "write the completion script for bash or zsh",
 }
 
-EXPORT_COMMANDS = ("merge",)  # in the folder `export`
+EXPORT_COMMANDS = ("export", "import-peft", "merge")  # in the folder `export`
 ANALYSIS_COMMANDS = ("analyze", "cloze", "explain", "inspect", "interpolate", "likelihood")  # in the folder `analysis`
 SYNTHETIC_COMMANDS = ("constraints", "filter", "write")  # in the folder `synthetic`
 RENAMED_COMMANDS = {"between": "interpolate", "plan": "estimate", "library": "prompts"}  # old names, until 0.3.0

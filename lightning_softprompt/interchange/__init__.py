@@ -1,0 +1,1 @@
+"""Conversion of prompts from and to the formats of other software."""
