@@ -111,7 +111,7 @@ class Prompt:
         Raises:
             ValueError: If there is no such task, or the format of its rows is unknown.
         """
-        return self._view(task).format
+        return self.view(task).format
 
     def predict(self, rows: Rows, task: str | None = None, batch_size: int = 16) -> list[dict[str, Any]]:
         """Predicts the class of each row, or generates its answer if the task has no classes.
