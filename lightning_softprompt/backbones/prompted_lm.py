@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ class PromptedLM:
         method: Gives the soft prompt of a batch.
         readout: Gives class scores, or scores of answers; None if the task has neither.
         reward: Gives scores of answers [B] in place of the readout.
+        start: Gives the method its values at the start of the run within a context, which yields a hash of them.
     """
 
     def __init__(
@@ -28,11 +30,13 @@ class PromptedLM:
         method: Callable[[Batch], SoftPrompt],
         readout: Callable[[PromptedLM, Batch], Tensor] | None = None,
         reward: Callable[[PromptedLM, Batch], Tensor] | None = None,
+        start: Callable[[], AbstractContextManager[str]] | None = None,
     ) -> None:
         self.backbone = backbone
         self._method = method
         self._readout = readout
         self._reward = reward
+        self._start = start
         self._prompts: dict[int, tuple[Batch, SoftPrompt]] = {}
         self._scores: dict[int, Tensor] = {}
         self._last_losses: tuple[tuple[int, bool, float], Batch, Tensor] | None = None
@@ -45,15 +49,27 @@ class PromptedLM:
 
     def with_method(self, method: Callable[[Batch], SoftPrompt]) -> PromptedLM:
         """The same backbone and readout with other prompts."""
-        return PromptedLM(self.backbone, method, self._readout)
+        return PromptedLM(self.backbone, method, self._readout, self._reward, self._start)
 
     def with_readout(self, readout: Callable[[PromptedLM, Batch], Tensor]) -> PromptedLM:
         """The same backbone and prompts with another readout."""
-        return PromptedLM(self.backbone, self._method, readout)
+        return PromptedLM(self.backbone, self._method, readout, None, self._start)
 
     def with_reward(self, reward: Callable[[PromptedLM, Batch], Tensor]) -> PromptedLM:
         """The same backbone and prompts with another score of answers."""
-        return PromptedLM(self.backbone, self._method, self._readout, reward)
+        return PromptedLM(self.backbone, self._method, self._readout, reward, self._start)
+
+    @contextmanager
+    def at_start(self) -> Iterator[tuple[PromptedLM, str]]:
+        """The same method with its values at the start of the run, and a hash of them, within a `with` block.
+
+        Raises:
+            ValueError: If they are unknown.
+        """
+        if self._start is None:
+            raise ValueError("the start of the run is known for a method only, see SoftPromptModule.lm")
+        with self._start() as identity:
+            yield PromptedLM(self.backbone, self._method, self._readout), identity
 
     @property
     def has_readout(self) -> bool:

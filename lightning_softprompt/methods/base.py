@@ -41,6 +41,7 @@ from lightning_softprompt.methods.optimizers import (
 )
 from lightning_softprompt.methods.schedules import make_warmup_schedule
 from lightning_softprompt.methods.stage_metrics import Records, StageMetrics
+from lightning_softprompt.methods.start_values import StartValues
 from lightning_softprompt.methods.task_data import TaskData, formats_of
 from lightning_softprompt.methods.trainer_hooks import TrainerHooks
 from lightning_softprompt.objectives.base import Objective
@@ -170,6 +171,7 @@ class SoftPromptModule(TrainerHooks):
             type(self).__name__,
         )
         self.stage_metrics = StageMetrics(evaluation)
+        self.start_values = StartValues(self)
         make_optimizer = optimizer or partial(AdamW, lr=self.default_rate, weight_decay=0.0)
         if scheduler is not None and (lr_schedule != "constant" or warmup):
             raise ValueError("scheduler replaces lr_schedule and warmup; set either scheduler or those two")
@@ -184,9 +186,13 @@ class SoftPromptModule(TrainerHooks):
         """Checks the method's requirements on a small random copy of the backbone, before the weights are loaded.
 
         Raises:
-            ValueError: If the backbone does not exist, or the method cannot use it.
+            ValueError: If the backbone does not exist, or the method cannot use it or the objective.
         """
+        self._check_objective()
         require_of_copy((takes_soft_tokens, *self.requires), type(self).__name__, self.spec)
+
+    def _check_objective(self) -> None:
+        self.objective.check_method(type(self).__name__, self.changes_backbone, self.prompt_dropout)
 
     @final
     def configure_model(self) -> None:
@@ -205,6 +211,7 @@ class SoftPromptModule(TrainerHooks):
             backbone: The backbone.
             seed: Seed of the initial parameters (default: the run's seed).
         """
+        self._check_objective()
         require(self.requires, type(self).__name__, backbone)
         self.backbone = backbone
         with torch.random.fork_rng(devices=[]):
@@ -243,7 +250,7 @@ class SoftPromptModule(TrainerHooks):
     @final
     def lm(self) -> PromptedLM:
         """Returns the prompted language model for one step."""
-        return PromptedLM(self.loaded, self.prompt_with_dropout, self.readout)
+        return PromptedLM(self.loaded, self.prompt_with_dropout, self.readout, start=self.start_values.restored)
 
     @final
     def prompt_with_dropout(self, batch: Batch) -> SoftPrompt:

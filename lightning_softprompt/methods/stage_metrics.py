@@ -44,6 +44,7 @@ class StageMetrics(nn.Module):
 
     def update(self, stage: str, objective: Objective, lm: PromptedLM, batch: Batch) -> Records:
         """Adds a batch and returns its records."""
+        lm = objective.with_reward(lm)
         self._loss(stage).update(objective(lm, batch).loss, len(batch))
         records = self._evaluation(stage).update(lm, batch)
         return number_records(batch, records)

@@ -35,11 +35,13 @@ from lightning_softprompt.methods.optimizers import (
     step_plateau_schedules,
 )
 from lightning_softprompt.methods.stage_metrics import Records, StageMetrics
+from lightning_softprompt.methods.start_values import StartValues
 from lightning_softprompt.methods.task_data import formats_of, plain_formats
 from lightning_softprompt.objectives.training_loss import TrainingLoss
 from lightning_softprompt.runs.loggers import is_logging_step
 
 log = logging.getLogger(__name__)
+START_VALUES = "start_values"  # key of a checkpoint: the trained values of each method at the start of the run
 
 
 class TrainedMethod(Protocol):
@@ -49,6 +51,7 @@ class TrainedMethod(Protocol):
     optimizer_factory: OptimizerFactory
     stage_metrics: StageMetrics
     prompt_sources: Sequence[Path]
+    start_values: StartValues
 
     @property
     def loaded(self) -> Backbone:
@@ -122,6 +125,13 @@ class TrainerHooks(LightningModule, ABC):
     def evaluations(self) -> nn.ModuleDict:
         """The evaluation of each stage, of the first method."""
         return self.methods[0].stage_metrics.evaluations
+
+    @final
+    def on_fit_start(self) -> None:
+        """Stores the initial values for objectives that compare with them; those of a checkpoint remain."""
+        for method in self.methods:
+            if method.training_loss.objective.compares_with_start:
+                method.start_values.remember()
 
     @final
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -301,17 +311,22 @@ class TrainerHooks(LightningModule, ABC):
         return load_module(cls, path, trust, arguments, map_location=location)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the identity of the backbone, the seed of the run and the row formats."""
+        """Adds the identity of the backbone, the seed of the run, the row formats and any initial values."""
         checkpoint[BACKBONE] = backbone_identity(self.loaded)
         checkpoint[SEED] = torch.initial_seed()
         if self.row_formats:
             checkpoint[ROWS] = plain_formats(self.row_formats)
+        starts = [method.start_values.state() for method in self.methods]
+        if any(starts):
+            checkpoint[START_VALUES] = starts
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a prompt of another backbone, and a readout that was trained for other classes."""
         check_backbone(checkpoint.get(BACKBONE, {}), self.loaded, "the checkpoint")
         arguments = checkpoint.get("hyper_parameters", {})
         check_class_names(arguments, checkpoint.get("state_dict", {}), self.hparams, "the checkpoint")
+        for method, tensors in zip(self.methods, checkpoint.get(START_VALUES, ()), strict=False):
+            method.start_values.set(tensors)
 
 
 def rows_of_limited_pass(loader: Any) -> Sequence[Sequence[int]] | None:

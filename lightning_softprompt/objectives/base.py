@@ -28,6 +28,27 @@ class Outcome:
 class Objective(ABC):
     """A loss of a prompted language model on a batch."""
 
+    @property
+    def compares_with_start(self) -> bool:
+        """Whether the loss compares the method with its values at the start of the run, which are then stored."""
+        return False
+
+    def check_method(self, method: str, changes_backbone: bool, prompt_dropout: float) -> None:  # noqa: B027
+        """Checks, before training, that a method can be trained with this objective.
+
+        Args:
+            method: The name of the method.
+            changes_backbone: Whether it changes the backbone's weights.
+            prompt_dropout: The dropout probability on prompt parameters.
+
+        Raises:
+            ValueError: If it cannot, with the reason.
+        """
+
+    def with_reward(self, lm: PromptedLM) -> PromptedLM:
+        """Returns the language model with the reward by which evaluations compare answers, if the objective has one."""
+        return lm
+
     @abstractmethod
     def __call__(self, lm: PromptedLM, batch: Batch) -> Outcome:
         """Computes the loss, averaged over the batch."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
-from hashlib import blake2b
 from pathlib import Path
 from typing import final
 
@@ -16,9 +15,7 @@ from torch.nn.functional import kl_div
 from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.backbones.execution.context_cache import ContextCache
 from lightning_softprompt.backbones.prompted_lm import PromptedLM
-from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, weights_identity
-from lightning_softprompt.checkpoints.restore import LoadedMethod
-from lightning_softprompt.checkpoints.roles import Roles
+from lightning_softprompt.checkpoints.frozen_role import SavedRole, autocast_dtype, digest
 from lightning_softprompt.core.types import IGNORE, Batch
 from lightning_softprompt.objectives.base import Objective, Outcome
 from lightning_softprompt.objectives.by_task import ByTask
@@ -30,16 +27,16 @@ class Teacher:
     """A trained prompt to distill from.
 
     Args:
-        method: The trained method.
+        role: The trained method.
         answers: Cache of its log-probabilities, by row.
     """
 
-    method: LoadedMethod
+    role: SavedRole
     answers: ContextCache
 
     def answer(self, backbone: Backbone, batch: Batch) -> list[Tensor]:
         """Computes the log-probabilities [targets, V] of each row."""
-        logits = backbone(batch, self.method.prompt(batch))
+        logits = backbone(batch, self.role.method.prompt(batch))
         rows = zip(logits, batch.targets != IGNORE, strict=True)
         return [row[has_target].float().log_softmax(-1) for row, has_target in rows]
 
@@ -92,7 +89,8 @@ class Distillation(Objective):
         if not self.hidden:
             return distance
         with torch.no_grad():
-            target_states = lm.backbone.hidden_states(batch, teacher.method.prompt(batch))[batch.mask]  # [tokens, H]
+            prompt = teacher.role.method.prompt(batch)
+            target_states = lm.backbone.hidden_states(batch, prompt)[batch.mask]  # [tokens, H]
         states = lm.backbone.hidden_states(batch, lm.prompt(batch))[batch.mask]
         squared_error = (states.float() - target_states.float()).pow(2).mean()
         return distance + self.hidden * squared_error
@@ -104,7 +102,7 @@ class Distillation(Objective):
         if not self.disk:
             return torch.cat(answer())
         device = batch.targets.device
-        autocast_dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+        precision = autocast_dtype(device)
 
         def answer_of_row(b: int) -> Tensor:
             return answer()[b]
@@ -113,7 +111,7 @@ class Distillation(Objective):
         # what an uninterrupted run computes.
         answers = []
         for b, row in enumerate(batch.require_encoded()):
-            key = digest(row._replace(num_truncated=0), autocast_dtype)
+            key = digest(row._replace(num_truncated=0), precision)
             answers.append(teacher.answers.get(key, partial(answer_of_row, b)))
         return torch.cat([row_answer.to(device) for row_answer in answers])
 
@@ -123,28 +121,17 @@ class Distillation(Objective):
             raise ValueError(
                 f"rows are of task {task}, but there are {len(self.teachers)} teachers; give one for each task"
             )
-        name = str(number)
-        if name not in self._roles:
-            saved = self._roles.load(name, Path(self.teachers[number]), backbone, trains=False)
-            self._caches[name] = self._create_cache(saved, backbone)
-        return Teacher(self._roles[name], self._caches[name])
+        if number not in self._loaded:
+            role = SavedRole.load(Path(self.teachers[number]), backbone)
+            self._loaded[number] = Teacher(role, self._create_cache(role, backbone))
+        return self._loaded[number]
 
-    def _create_cache(self, saved: SavedPrompt, backbone: Backbone) -> ContextCache:
+    def _create_cache(self, role: SavedRole, backbone: Backbone) -> ContextCache:
         """Creates the cache of a teacher's answers, in a folder that depends on prompt, backbone and precision."""
-        weights = weights_identity(saved.tensors)
-        key = digest(weights, saved.method, backbone.fingerprint(), backbone.spec.dtype)
+        key = digest(role.identity, role.saved.method, backbone.fingerprint(), backbone.spec.dtype)
         folder = cache_folder("teachers", key)
         return ContextCache(memory=0, disk=self.disk * 2**20, folder=folder)
 
     @cached_property
-    def _roles(self) -> Roles:
-        return Roles()
-
-    @cached_property
-    def _caches(self) -> dict[str, ContextCache]:
+    def _loaded(self) -> dict[int, Teacher]:
         return {}
-
-
-def digest(*values: object) -> str:
-    """Computes a hash of values from their representation."""
-    return blake2b(repr(values).encode(), digest_size=16).hexdigest()

@@ -11,7 +11,12 @@ from lightning_softprompt.backbones.prompted_lm import PromptedLM
 from lightning_softprompt.core.answer_pairs import pairs_of
 from lightning_softprompt.core.types import Batch
 from lightning_softprompt.objectives.base import Objective, Outcome
-from lightning_softprompt.objectives.preference.losses import count_questions, nll_of_better, preference_losses
+from lightning_softprompt.objectives.preference.losses import (
+    check_label_smoothing,
+    count_questions,
+    nll_of_better,
+    preference_losses,
+)
 
 
 @final
@@ -37,8 +42,7 @@ class RewardModeling(Objective):
     sft_weight: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.label_smoothing < 0.5:
-            raise ValueError(f"label_smoothing must be at least 0 and below 0.5, got {self.label_smoothing}")
+        check_label_smoothing(self.label_smoothing)
         if self.centering < 0 or self.sft_weight < 0:
             raise ValueError(f"centering and sft_weight must be at least 0, got {self.centering}, {self.sft_weight}")
 

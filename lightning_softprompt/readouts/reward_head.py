@@ -82,25 +82,28 @@ class RewardHead(Readout):
         return (scores - self.mean) / self.std  # type: ignore[no-any-return]
 
     @torch.no_grad()
-    def fit(self, differences: Tensor) -> Tensor:
+    def fit(self, better: Tensor, worse: Tensor) -> Tensor:
         """Fits the weights by logistic regression on states of better answers minus those of worse answers.
 
-        Differences have unit variance in the regression, and the weights are scaled back afterwards. The loss is
-        mean -log sigmoid(w d) + l2 / 2 |w|^2.
+        Differences d have unit variance in the regression, and the weights are scaled back afterwards. The loss is
+        mean -log sigmoid(w d) + l2 / 2 |w|^2. With the bias, the mean score is 0.
 
         Args:
-            differences: [N, H].
+            better: States [N, H] of the better answers.
+            worse: States [N, H] of the worse answers.
 
         Returns:
             The differences of scores [N].
         """
-        differences = differences.double()
+        better, worse = better.double(), worse.double()
+        differences = better - worse
         scale = differences.pow(2).mean(0).sqrt()
         scale = scale.where(scale > 0, 1)
         inputs = differences / scale
         weights = fit_logistic(inputs, self.l2)
         self.linear.weight.copy_((weights / scale)[None])
-        self.linear.bias.zero_()
+        center = (better.mean(0) + worse.mean(0)) / 2
+        self.linear.bias.fill_(-(center / scale) @ weights)
         return inputs @ weights
 
 

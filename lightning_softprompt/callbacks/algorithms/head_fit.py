@@ -38,9 +38,11 @@ class HeadFit(Callback):
         for batch in trainer.datamodule.build_loader("train", "longest_first"):  # type: ignore[attr-defined]
             rows = batch.to(method.device)
             features = method.readout.features(method.lm(), rows)
-            parts.append(pairs_of(rows).differences(features).float().cpu())
+            pairs = pairs_of(rows)
+            parts.append(torch.stack([features[pairs.better], features[pairs.worse]]).float().cpu())
         method.train(training)
-        differences: list[Tensor] = gather_objects(torch.cat(parts))
-        margins = method.readout.fit(torch.cat(differences).to(method.device))
+        gathered: list[Tensor] = gather_objects(torch.cat(parts, dim=1))  # [2, N, H] of each process
+        better, worse = torch.cat(gathered, dim=1).to(method.device)
+        margins = method.readout.fit(better, worse)
         accuracy = float((margins > 0).double().mean())
         log.info("Fitted the reward head to %d pairs of training answers; it is right on %.3f", len(margins), accuracy)

@@ -91,3 +91,23 @@ def pair_logs(pairs: AnswerPairs, rewards: Tensor, logprobs: Tensor) -> dict[str
         "rejected_logprob": pairs.mean(sums[pairs.worse]),
     }
     return {name: value.detach() for name, value in logs.items()}
+
+
+def check_positive(name: str, value: float) -> None:
+    """Checks that an argument is a finite number above 0.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} must be a finite number above 0, got {value}")
+
+
+def check_label_smoothing(value: float) -> None:
+    """Checks that the share of wrong labels is at least 0 and below one half.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if not 0 <= value < 0.5:
+        raise ValueError(f"label_smoothing must be at least 0 and below 0.5, got {value}")
