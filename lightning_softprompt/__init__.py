@@ -77,6 +77,11 @@ if TYPE_CHECKING:
     from lightning_softprompt.objectives.distillation import Distillation
     from lightning_softprompt.objectives.language_modeling import LanguageModeling
     from lightning_softprompt.objectives.penalties import Penalty
+    from lightning_softprompt.objectives.preference.dpo import DPO
+    from lightning_softprompt.objectives.preference.ipo import IPO
+    from lightning_softprompt.objectives.preference.kto import KTO
+    from lightning_softprompt.objectives.preference.orpo import ORPO
+    from lightning_softprompt.objectives.preference.simpo import SimPO
     from lightning_softprompt.objectives.reward_modeling import RewardModeling
     from lightning_softprompt.prompts.init import FromText, Init, SampleVocabulary
     from lightning_softprompt.rag.answer_form import AnswerForm
@@ -103,9 +108,13 @@ __version__ = "0.2.0"
 
 __all__ = [
     "ATTEMPT",
+    "DPO",
     "DPT",
     "IDPG",
+    "IPO",
+    "KTO",
     "MPT",
+    "ORPO",
     "ULPT",
     "ADePT",
     "AnswerForm",
@@ -179,6 +188,7 @@ __all__ = [
     "RunSpec",
     "SMoP",
     "SampleVocabulary",
+    "SimPO",
     "SoftPrompt",
     "SoftPromptDataModule",
     "SoftPromptModule",
@@ -219,20 +229,24 @@ HOMES = {  # the module of each public name that is not a method
     "Codec": "backbones.tokenization.codec",
     "ContextDistillation": "objectives.context_distillation",
     "CorpusDataModule": "data.corpus.datamodule",
+    "DPO": "objectives.preference.dpo",
     "Decoding": "backbones.generation.decoding",
     "Distillation": "objectives.distillation",
     "Evaluation": "evaluation.base",
     "Example": "core.types",
     "FromText": "prompts.init",
+    "IPO": "objectives.preference.ipo",
     "IndexSettings": "retrieval.search.settings",
     "Init": "prompts.init",
     "InstructionDataModule": "data.instruction.datamodule",
     "InstructionEvaluation": "evaluation.instruction",
+    "KTO": "objectives.preference.kto",
     "LabelWords": "readouts.label_words",
     "LanguageModeling": "objectives.language_modeling",
     "LikelihoodEvaluation": "evaluation.likelihood",
     "MultipleChoiceDataModule": "data.multiple_choice",
     "MultitaskDataModule": "data.multitask",
+    "ORPO": "objectives.preference.orpo",
     "Objective": "objectives.base",
     "OptionEvaluation": "evaluation.options",
     "OptionExample": "core.types",
@@ -256,6 +270,7 @@ HOMES = {  # the module of each public name that is not a method
     "RewardModeling": "objectives.reward_modeling",
     "RunSpec": "runs.run_spec",
     "SampleVocabulary": "prompts.init",
+    "SimPO": "objectives.preference.simpo",
     "SoftPrompt": "core.types",
     "SoftPromptDataModule": "data.datamodule",
     "SoftPromptModule": "methods.base",

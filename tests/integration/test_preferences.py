@@ -6,7 +6,7 @@ import pytest
 import torch
 from preferences import PAIRS
 from row_files import read_rows, write_splits
-from runs import read_metrics
+from runs import read_column, read_losses, read_metrics
 
 from lightning_softprompt.checkpoints.prompt_file import read_prompt
 from lightning_softprompt.cli.app import main
@@ -53,3 +53,31 @@ def test_the_fit_alone_is_a_baseline(options):
     assert main(["fit", *arguments, *head, "--model.readout.fit_first=true", "--trainer.max_steps=0"]) == 0
     saved = read_prompt(last_folder() / "prompt.safetensors")
     assert set(saved.tensors) == {"readout.linear.weight", "readout.linear.bias", "readout.mean", "readout.std"}
+
+
+def test_a_policy_starts_at_its_reference_and_is_tested_against_it(options, capsys):
+    assert main(["fit", *options, "--model.objective=DPO", "--trainer.log_every_n_steps=1"]) == 0
+    folder = last_folder()
+    losses = [float(loss) for loss in read_losses(folder)]
+    assert losses[0] == pytest.approx(0.6931, abs=1e-4)
+    assert losses[1] != losses[0]
+    assert read_column(folder, "train/chosen_logprob") != read_column(folder, "train/rejected_logprob")
+    assert main(["test", f"--ckpt_path={folder / 'checkpoints' / 'last.ckpt'}"]) == 0
+    metrics = read_metrics(last_folder())["test"]
+    assert metrics["test/margin"] != 0
+    assert {"test/logprob_accuracy", "test/chosen_logprob"} <= set(metrics)
+    capsys.readouterr()
+    assert main(["test", f"--ckpt_path={folder / 'prompt.safetensors'}"]) == 2
+    assert "use a file in the folder checkpoints of the run" in capsys.readouterr().err
+
+
+def test_a_resumed_policy_has_the_reference_of_the_uninterrupted_one(options):
+    dpo = ["--model.objective=DPO", "--trainer.log_every_n_steps=1"]
+    options = [option for option in options if not option.startswith("--trainer.max_steps")]
+    assert main(["fit", *options, *dpo, "--trainer.max_steps=4"]) == 0
+    whole = last_folder()
+    assert main(["fit", *options, *dpo, "--trainer.max_steps=2"]) == 0
+    half = last_folder()
+    checkpoint = half / "checkpoints" / "last.ckpt"
+    assert main(["fit", f"--config={half / 'config.yaml'}", f"--ckpt_path={checkpoint}", "--trainer.max_steps=4"]) == 0
+    assert read_losses(last_folder()) == read_losses(whole)[-2:]

@@ -107,7 +107,7 @@ class ReferencedObjective(Objective):
 
     def _report(self, ratios: Tensor) -> None:
         """Logs once how much the policy differs from its reference at the first step."""
-        if not ratios.requires_grad or self._state.get("is_reported"):
+        if self.reference == START or not ratios.requires_grad or self._state.get("is_reported"):
             return
         self._state["is_reported"] = True
         difference = float(ratios.detach().sum(1).abs().mean())
