@@ -1,7 +1,7 @@
 """Trains the rows of new Portuguese tokens from several initial values, and prints bits per byte before and after.
 
     softprompt vocabulary extend DATA/qa/faquad_pt/train.jsonl DATA/classification/umsab_pt/train.jsonl \
-        --column context text --general DATA/lm/wikitext2/train.jsonl --rows 500 --out portuguese
+        --column context text --general DATA/lm/wikitext2/train.jsonl --rows 100 --out portuguese
     python benchmarks/vocabulary.py --data DATA --vocabulary portuguese --results vocabulary.jsonl
 
 Training texts are those that the tokens were selected from. Bits per byte are those of test documents, with 95 %
@@ -27,9 +27,9 @@ from lightning_softprompt.prompts.token_rows.focus import Focus
 from lightning_softprompt.prompts.token_rows.means import MeanOfSubwords, MeanOfVocabulary
 from lightning_softprompt.prompts.token_rows.normal import NormalRows
 
-WINDOW, ROWS = 256, 4  # bytes of a window, and windows of a training step
+WINDOW, ROWS = 128, 2  # bytes of a window, and windows of a training step
 RANK, LORA_RATE = 8, 1e-3
-TEST = (("qa/faquad_pt", "context", 15), ("classification/umsab_pt", "text", 40))
+TEST = (("qa/faquad_pt", "context", 6), ("classification/umsab_pt", "text", 20))
 TRAIN = (("qa/faquad_pt", "context", None), ("classification/umsab_pt", "text", None))
 
 Model = Callable[..., sp.SoftPromptModule]
@@ -41,13 +41,14 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with qa/faquad_pt and classification/umsab_pt")
     parser.add_argument("--vocabulary", type=Path, required=True, help="folder of the extended tokenizer")
     parser.add_argument("--results", type=Path, required=True, help="JSON lines to read and extend")
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=60, help="0 to test initial values only")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", help="names of runs (default: all)")
     args = parser.parse_args()
     for seed in args.seeds:
         for name in args.only or models(args.data):
-            if not any(run["name"] == name and run["seed"] == seed for run in read(args.results)):
+            done = [(run["name"], run["seed"], run["steps"]) for run in read(args.results)]
+            if (name, seed, args.steps) not in done:
                 result = run(name, seed, args)
                 with args.results.open("a") as file:
                     file.write(json.dumps(result) + "\n")
@@ -62,7 +63,7 @@ def models(data: Path) -> dict[str, tuple[bool, Model]]:
         "mean of subwords": MeanOfSubwords(),
         "mean of subwords, head: first subword": MeanOfSubwords("first"),
         "Focus": Focus(texts, columns),
-        "Distilled": Distilled(texts, columns, snippets=2, batch_size=8, rate=1e-2),
+        "Distilled": Distilled(texts, columns, snippets=3, length=32, batch_size=8, rate=1e-2),
         "mean of vocabulary": MeanOfVocabulary(),
         "random": NormalRows(),
     }
@@ -118,10 +119,11 @@ def run(name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     seconds["start"] = process_time() - start
     before = test(trainer, module, data)
     start = process_time()
-    if module.trains:
+    trains = module.trains and args.steps > 0
+    if trains:
         trainer.fit(module, data)
     seconds["training"] = process_time() - start
-    after = test(trainer, module, data) if module.trains else before
+    after = test(trainer, module, data) if trains else before
     return {"name": name, "seed": seed, "steps": args.steps, "before": before, "after": after, "seconds": seconds}
 
 
@@ -148,10 +150,13 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 def format_table(runs: Sequence[dict[str, Any]]) -> str:
     """Returns a table of bits per byte, the mean over seeds."""
-    lines = ["| trained | tokens per word | bits per byte before | after | seeds |", "|---|---|---|---|---|"]
-    for name in dict.fromkeys(run["name"] for run in runs):
-        same = [run for run in runs if run["name"] == name]
-        cells = [name, f"{same[0]['after']['tokens_per_word']:.3f}"]
+    lines = [
+        "| trained | steps | tokens per word | bits per byte before | after | seeds |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, steps in dict.fromkeys((run["name"], run["steps"]) for run in runs):
+        same = [run for run in runs if (run["name"], run["steps"]) == (name, steps)]
+        cells = [name, str(steps), f"{same[0]['after']['tokens_per_word']:.3f}"]
         for stage in ("before", "after"):
             values = [run[stage]["bits_per_byte"] for run in same]
             mean = sum(values) / len(values)

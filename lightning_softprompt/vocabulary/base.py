@@ -13,7 +13,7 @@ from typing import Any, Literal
 from tokenizers import Tokenizer
 
 from lightning_softprompt.backbones.tokenization.added_rows import AddedRow
-from lightning_softprompt.vocabulary.word_counts import MAX_LENGTH, WordCounts, is_letters, split_words
+from lightning_softprompt.vocabulary.word_counts import MAX_LENGTH, WordCounts, is_letters, is_symbols, split_words
 
 Unit = Literal["auto", "pieces", "words"]
 
@@ -149,9 +149,11 @@ def select_words(
     for word, count in counts.counts.items():
         if count < selection.min_count or counts.documents[word] < selection.min_documents:
             continue
-        tokens = extension.tokens_of(word)
-        is_one_token = len(tokens) == 1 and not extension.has_unknown(word)
-        if is_one_token or not is_letters(_text_of(extension, word)):
+        tokens, is_unknown = extension.tokens_of(word), extension.has_unknown(word)
+        is_one_token = len(tokens) == 1 and not is_unknown
+        text = _text_of(extension, word)
+        may_be_added = is_letters(text) or (is_unknown and is_symbols(text))
+        if is_one_token or not may_be_added:
             continue
         share = counts.share(word)
         divergence = share if general is None else share * math.log(share / general.share(word))

@@ -91,3 +91,12 @@ def is_letters(text: str) -> bool:
     (True, False, False)
     """
     return bool(text) and all(unicodedata.category(letter)[0] in "LM" for letter in text)
+
+
+def is_symbols(text: str) -> bool:
+    """Whether a text consists of symbols such as emojis, with their modifiers.
+
+    >>> is_symbols("❤️"), is_symbols("=)"), is_symbols("")
+    (True, False, False)
+    """
+    return bool(text) and all(unicodedata.category(character) in ("So", "Sk", "Mn", "Cf") for character in text)

@@ -50,6 +50,36 @@ def test_a_tokenizer_is_extended_and_measured(folder, capsys):
     assert counts[1] < 0.6 * counts[0]
 
 
+def test_a_report_has_the_costliest_words_the_savings_and_the_speed(folder, capsys, tiny_folder):
+    base = str(tiny_folder("llama"))
+    (folder / "terms.txt").write_text("\n".join(NEW))
+    (folder / "texts.txt").write_text("\n\n".join(["a film about angioplasty", "angioplasty is good", "cardiology"]))
+    assert main(["vocabulary", "extend", "--base", base, "--terms", "terms.txt", "--out", "out"]) == 0
+    capsys.readouterr()
+    options = ["--base", base, "--vocabulary", "out", "--words", "1", "--plot", "curve.png", "--speed", "2"]
+    assert vocabulary.main(["report", "texts.txt", *options]) == 0
+    output = capsys.readouterr().out
+    lines = [line.split() for line in output.splitlines()]
+    assert ["angioplasty", "2", "1", "0", "0.00", "%", "yes"] in lines
+    assert not any(line[:1] == ["cardiology"] for line in lines)
+    assert ["unknown", "tokens", "37.500%", "0.000%", "-100.00", "%"] in lines
+    assert "words per CPU second" in output
+    assert (folder / "curve.png").stat().st_size > 1000
+
+
+def test_the_savings_are_those_of_a_tokenizer_with_fewer_rows(folder, capsys):
+    assert extend("corpus.jsonl", "--general", "general.txt", "--rows", "20") == 0
+    capsys.readouterr()
+    assert vocabulary.main(["report", "corpus.jsonl", "--base", "./base", "--vocabulary", "out", "--words", "0"]) == 0
+    table = capsys.readouterr().out.partition("first new tokens")[2].splitlines()
+    [ten] = [line.split() for line in table if line.startswith("10 ")]
+    vocabulary.main(
+        ["extend", "corpus.jsonl", "--general", "general.txt", "--rows", "10", "--base", "./base", "--out", "ten"]
+    )
+    tokenizer = AutoTokenizer.from_pretrained("ten")
+    assert ten[1] == f"{sum(len(tokenizer(text).input_ids) for text in CORPUS):,}"
+
+
 def test_listed_terms_are_added_and_existing_ones_reported(folder, capsys):
     (folder / "terms.txt").write_text("the\ncoração\nnew york\n")
     assert extend("--terms", "terms.txt") == 0
@@ -79,6 +109,26 @@ def test_bad_input_is_refused(folder, arguments, message):
     with pytest.raises(CommandError, match=message):
         extend(*arguments)
     assert not (folder / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--plot", "a.png"], "pass --vocabulary"),
+        (["--words", "-1"], "--words must be at least 0"),
+        (["--speed", "-1"], "--speed must be at least 0"),
+    ],
+)
+def test_bad_options_of_a_report_are_refused(folder, options, message):
+    with pytest.raises(CommandError, match=message):
+        vocabulary.main(["report", "corpus.jsonl", "--base", "./base", *options])
+
+
+def test_terms_that_are_all_skipped_are_an_error(folder, capsys):
+    (folder / "terms.txt").write_text("the\nnew york\n")
+    with pytest.raises(CommandError, match="all terms were skipped"):
+        extend("--terms", "terms.txt")
+    assert "the: it is one token already" in capsys.readouterr().out
 
 
 def test_an_existing_folder_is_not_overwritten(folder):

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_softprompt.cli.next_steps import command_line, suggest
-from lightning_softprompt.reports.text_table import table
 from lightning_softprompt.system.errors import CommandError
 from lightning_softprompt.system.printable import printable
 
 if TYPE_CHECKING:
+    from lightning_softprompt.backbones.tokenization.added_rows import AddedRow
     from lightning_softprompt.vocabulary.base import Extension, Selection
-    from lightning_softprompt.vocabulary.measurement import Measurement
     from lightning_softprompt.vocabulary.word_counts import WordCounts
 
 DEFAULT_BASE = "smollm2-135m-instruct"
@@ -41,7 +41,7 @@ def parser() -> ArgumentParser:
     report = commands.add_parser("report", help="unknown tokens, tokens per word and speed of a tokenizer")
     report.add_argument("corpus", nargs="+", help="texts to measure on: text files, JSON lines, folders, data sets")
     _common_arguments(report)
-    report.add_argument("--vocabulary", type=Path, metavar="DIR", help="extended tokenizer to compare with the base")
+    _report_arguments(report)
     return parser
 
 
@@ -69,6 +69,24 @@ def _extend_arguments(parser: ArgumentParser) -> None:
     add("--out", type=Path, required=True, metavar="DIR", help="folder to write, which must not exist")
 
 
+def _report_arguments(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    parser.description = (
+        "Measure a tokenizer on texts: tokens, unknown tokens, and the words that cost the most tokens. With an "
+        "extended tokenizer, also the savings by the number of its new tokens."
+    )
+    add("--vocabulary", type=Path, metavar="DIR", help="extended tokenizer to compare with the base")
+    add("--words", type=int, default=20, metavar="N", help="costliest words to print (default: 20; 0 for none)")
+    add("--plot", type=Path, metavar="FILE", help="draw the tokens saved by the number of new tokens, such as a PNG")
+    add(
+        "--speed",
+        type=int,
+        default=0,
+        metavar="ROWS",
+        help="also load the model and measure training steps on this many parts of the texts (default: 0, no steps)",
+    )
+
+
 def _common_arguments(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("--base", default=DEFAULT_BASE, metavar="NAME", help=f"backbone with the tokenizer (default: {DEFAULT_BASE})")
@@ -93,7 +111,9 @@ def main(argv: list[str]) -> int:
 
 
 def _extend(args: Namespace) -> int:
+    from lightning_softprompt.cli.vocabulary_report import compare_tokenizers
     from lightning_softprompt.vocabulary.base import Selection
+    from lightning_softprompt.vocabulary.corpus_texts import read_pieces
     from lightning_softprompt.vocabulary.extension import create_extension
     from lightning_softprompt.vocabulary.folder import write_tokenizer
 
@@ -122,7 +142,8 @@ def _extend(args: Namespace) -> int:
     tokenizers = {"base": tokenizer, "extended": extended}
     for name, sources in (("corpus", args.corpus), ("general", args.general)):
         if sources:
-            print(f"\n{_compare(tokenizers, sources, args, name, extension.first_id)}")
+            read = partial(read_pieces, sources, args.column, args.split)
+            print(f"\n{compare_tokenizers(tokenizers, read, name, extension.first_id)}")
     suggest(
         command_line("vocabulary report", "TEXT", "--base", args.base, "--vocabulary", args.out),
         command_line("fit", "--backbone.vocabulary", args.out.absolute(), "--model", "NewTokens", "..."),
@@ -176,16 +197,44 @@ def _print_skipped(skipped: dict[str, str]) -> None:
         print(f"  and {len(skipped) - MAX_SHOWN} more")
 
 
+def _check_report(args: Namespace) -> None:
+    if args.plot is not None and args.vocabulary is None:
+        raise CommandError("--plot draws the savings of new tokens; pass --vocabulary, too")
+    for name in ("words", "speed"):
+        if getattr(args, name) < 0:
+            raise CommandError(f"--{name} must be at least 0, got {getattr(args, name)}")
+
+
 def _report(args: Namespace) -> int:
     from lightning_softprompt.backbones.tokenization.added_rows import read_vocabulary
+    from lightning_softprompt.cli.vocabulary_report import (
+        compare_speed,
+        compare_tokenizers,
+        describe_words,
+        savings_table,
+    )
+    from lightning_softprompt.vocabulary.corpus_texts import read_pieces
+    from lightning_softprompt.vocabulary.savings import draw_savings, measure_savings
 
+    _check_report(args)
+    read = partial(read_pieces, args.corpus, args.column, args.split)
     tokenizers = {"base": _load_tokenizer(args.base)}
-    first_added = None
+    rows: tuple[AddedRow, ...] = ()
     if args.vocabulary is not None:
-        vocabulary = read_vocabulary(args.vocabulary)
+        rows = read_vocabulary(args.vocabulary).rows
         tokenizers["extended"] = _load_tokenizer(str(args.vocabulary.expanduser()))
-        first_added = vocabulary.rows[0].id
-    print(_compare(tokenizers, args.corpus, args, "texts", first_added))
+    print(compare_tokenizers(tokenizers, read, "texts", rows[0].id if rows else None))
+    if args.words:
+        print(f"\n{describe_words(tokenizers, read, args.words)}")
+    if rows:
+        savings = list(measure_savings(read, tokenizers["extended"], rows))
+        print(f"\n{savings_table(savings)}")
+        if args.plot is not None:
+            draw_savings(savings).savefig(args.plot, dpi=150)
+            print(f"\nWrote {args.plot}")
+    if args.speed:
+        vocabularies = [None] if args.vocabulary is None else [None, str(args.vocabulary)]
+        print(f"\n{compare_speed(args.base, vocabularies, read, args.speed)}")
     return 0
 
 
@@ -194,52 +243,3 @@ def _load_tokenizer(name: str) -> Any:
     from lightning_softprompt.core.backbone_spec import BackboneSpec
 
     return load_tokenizer(BackboneSpec(name))
-
-
-def _compare(
-    tokenizers: dict[str, Any], sources: Sequence[str], args: Namespace, name: str, first_added: int | None
-) -> str:
-    """Returns a table of the measures of tokenizers on texts."""
-    from lightning_softprompt.vocabulary.corpus_texts import read_pieces
-    from lightning_softprompt.vocabulary.measurement import measure_tokenizer
-
-    measured: list[Measurement] = []
-    for tokenizer in tokenizers.values():
-        pieces = read_pieces(sources, args.column, args.split)
-        measured.append(measure_tokenizer(pieces, tokenizer, first_added))
-    rows = []
-    for label, text in MEASURES.items():
-        rows.append([label, *(text.format(m=measurement) for measurement in measured)])
-    header = [f"{name} ({measured[0].documents:,} documents)", *tokenizers]
-    if len(measured) > 1:
-        header.append("change")
-        for row, attribute in zip(rows, CHANGES, strict=True):
-            row.append(_change(measured, attribute))
-    return table(rows, header)
-
-
-def _change(measured: Sequence[Measurement], attribute: str | None) -> str:
-    if attribute is None:
-        return ""
-    before, after = (getattr(measurement, attribute) for measurement in measured)
-    return f"{100 * (after - before) / before:+.2f} %" if before else ""
-
-
-MEASURES = {
-    "tokens": "{m.tokens:,}",
-    "tokens per word": "{m.fertility:.3f}",
-    "tokens per document": "{m.tokens_per_document:.1f}",
-    "bytes per token": "{m.bytes_per_token:.3f}",
-    "unknown tokens": "{m.unknown_rate:.3%}",
-    "new tokens": "{m.added:,}",
-    "tokenization, MB per CPU second": "{m.megabytes_per_second:.2f}",
-}
-CHANGES = (
-    "tokens",
-    "fertility",
-    "tokens_per_document",
-    "bytes_per_token",
-    "unknown_rate",
-    None,
-    "megabytes_per_second",
-)

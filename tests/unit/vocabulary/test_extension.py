@@ -175,6 +175,12 @@ def test_unigram_tokenizers_have_no_pieces_to_merge():
         extend(unigram(ENGLISH, T5TokenizerFast), unit="pieces")
 
 
+def test_unknown_symbols_are_selected():
+    tokenizer = unigram(ENGLISH, T5TokenizerFast)
+    rows = extend(tokenizer, ["cat 😀 1234 €5", "dog 😀 1234 €5"] * 3, None).rows
+    assert [row.text for row in rows if not row.text.strip().isalpha()] == [" 😀"]
+
+
 def test_other_types_of_tokenizers_are_refused_by_name(base, monkeypatch):
     monkeypatch.setattr(MergeExtension, "model_types", ())
     with pytest.raises(ValueError, match=r"BPE tokenizer cannot be extended.*WordPiece, WordLevel, Unigram"):
