@@ -39,7 +39,7 @@ MAY_IMPORT = {  # in addition to itself
     "rag": STORED | {"data", "evaluation", "methods", "retrieval"},
     "callbacks": STORED | {"data", "distributed", "evaluation", "methods", "objectives", "reports", "runs"},
     "inference": TRAINED | {"methods", "data"},
-    "synthetic": TRAINED | {"data", "inference", "methods"},
+    "synthetic": TRAINED | {"data", "inference", "methods", "retrieval"},
     "interchange": TRAINED | {"methods", "inference"},
     "training": TRAINED | {"methods", "runs", "callbacks", "data", "reports"},
     "cli": TRAINED

@@ -120,6 +120,11 @@ class Generator:
             generated.append(Generated(text, bool(stops) or has_stop_text, num_tokens, logprob))
         return generated
 
+    def mean_logprobs(self, step: Step, rows: Sequence[Mapping[str, str]], texts: Sequence[str]) -> list[float | None]:
+        """Returns the mean log-probability of the tokens of each text as the text of a step; None for empty texts."""
+        prompt = self._prompt(step)
+        return _mean_logprobs(prompt, prompt.view(None), rows, texts)
+
 
 def _mean_logprobs(
     prompt: Prompt, view: TaskView, rows: Sequence[Mapping[str, str]], texts: Sequence[str]

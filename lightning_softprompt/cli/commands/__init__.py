@@ -28,6 +28,7 @@ LIGHT_COMMANDS = {
     "constraints": "write prompts with verifiable constraints, such as a number of words or valid JSON",
     "write": "write rows with the frozen model: texts of classes, questions, instructions",
     "filter": "select among written rows; how many rows each filter dropped, and why",
+    "paraphrase": "write paraphrases of a column with the frozen model, and the share that filters reject",
     "index": "build and search a retrieval index over a corpus",
     "runs": "list runs with their method, data, scores and cost",
     "report": "compare runs on one HTML page: scores, differences, curves, settings, predictions",
@@ -51,7 +52,7 @@ LIGHT_COMMANDS = {
 
 EXPORT_COMMANDS = ("export", "import-peft", "merge")  # in the folder `export`
 ANALYSIS_COMMANDS = ("analyze", "cloze", "explain", "inspect", "interpolate", "likelihood")  # in the folder `analysis`
-SYNTHETIC_COMMANDS = ("constraints", "filter", "write")  # in the folder `synthetic`
+SYNTHETIC_COMMANDS = ("constraints", "filter", "paraphrase", "write")  # in the folder `synthetic`
 RENAMED_COMMANDS = {"between": "interpolate", "plan": "estimate", "library": "prompts"}  # old names, until 0.3.0
 
 

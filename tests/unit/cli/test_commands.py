@@ -278,7 +278,7 @@ def join_scripts(shell, parser):
     ("words", "expected"),
     [
         (["softprompt", "me"], {"methods", "merge"}),
-        (["softprompt", "fi"], {"fit"}),
+        (["softprompt", "fi"], {"fit", "filter"}),
         (["softprompt", "fit", "--mo"], {"--model"}),
         (["softprompt", "fit", "--model", "De"], {"DePT"}),
         (["softprompt", "methods", "--fo"], {"--folder"}),

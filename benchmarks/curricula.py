@@ -1,0 +1,150 @@
+"""Compares orders of the training rows of an instruction tuning at equal tokens.
+
+python benchmarks/curricula.py --data data/dolly --out curricula.jsonl
+
+Each order uses the same rows once, so that all have the same tokens and steps: `random`, `length` (target tokens, easy
+to hard), `bare loss` (easy to hard), and `anti` (bare loss, hard to easy). A run is one line of the file, with the loss
+of each validation row; a run that is in the file is not repeated. The table compares each order with `random` on the
+same validation rows, by the mean loss of a row over the seeds, with a bootstrap interval over rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from time import process_time
+from typing import Any
+
+import numpy as np
+import torch
+
+import lightning_softprompt as sp
+from lightning_softprompt.backbones.base import Backbone
+from lightning_softprompt.backbones.loading import load_backbone
+from lightning_softprompt.data.curricula.base import Curriculum
+from lightning_softprompt.data.curricula.easy_to_hard import EasyToHard
+from lightning_softprompt.data.difficulty.losses import BareLoss
+from lightning_softprompt.data.difficulty.row_losses import RowLosses
+from lightning_softprompt.data.difficulty.tokens import TargetTokens
+from lightning_softprompt.data.instruction.datamodule import InstructionDataModule
+from lightning_softprompt.evaluation.metrics.intervals import bootstrap
+from lightning_softprompt.reports.text_table import table
+
+ORDERS: Mapping[str, Curriculum | None] = {
+    "random": None,
+    "length": EasyToHard(TargetTokens()),
+    "bare loss": EasyToHard(BareLoss()),
+    "anti": EasyToHard(BareLoss(), reverse=True),
+}
+
+
+def read_rows(path: Path, data: InstructionDataModule, count: int, most_tokens: int) -> list[dict[str, Any]]:
+    """Returns the first rows of a file that have at most some tokens."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        encoded = data._encoder.encode(data.example(row, labelled=True))
+        if len(encoded.ids) + len(encoded.targets) <= most_tokens:
+            rows.append(row)
+        if len(rows) == count:
+            break
+    return rows
+
+
+def train(backbone: Backbone, data: InstructionDataModule, seed: int, rate: float) -> tuple[Any, int]:
+    """Trains one epoch; returns the method and its number of input tokens."""
+    torch.manual_seed(seed)
+    module = sp.PromptTuning(data=data, length=20, lr=rate, lr_schedule="linear")
+    module.attach(backbone, seed)
+    trainer = sp.Trainer(run=None, max_epochs=1, limit_val_batches=0, enable_progress_bar=False, accelerator="cpu")
+    trainer.fit(module, data)
+    return module, sum(len(row.ids) for row in data.split("train").encoded)
+
+
+def measure(args: argparse.Namespace) -> None:
+    """Trains the runs that the file lacks."""
+    lines = args.out.read_text().splitlines() if args.out.is_file() else []
+    complete = {(run["order"], run["seed"]) for run in map(json.loads, lines)}
+    spec = replace(sp.BackboneSpec(), name=args.backbone) if args.backbone else sp.BackboneSpec()
+    backbone = load_backbone(spec)
+    reader = InstructionDataModule(backbone=spec, system=False, max_target_tokens=args.most_tokens // 2)
+    train_rows = read_rows(args.data / "train.jsonl", reader, args.rows, args.most_tokens)
+    test_rows = read_rows(args.data / "validation.jsonl", reader, args.test_rows, args.most_tokens)
+    for seed in range(args.seeds):
+        for order, curriculum in ORDERS.items():
+            if (order, seed) in complete:
+                continue
+            data = InstructionDataModule(
+                backbone=spec, train=train_rows, validation=test_rows, batch_size=args.batch_size, seed=seed,
+                curriculum=curriculum, system=False, max_target_tokens=args.most_tokens // 2,
+            )  # fmt: skip
+            data.codec = backbone.codec
+            start = process_time()
+            module, tokens = train(backbone, data, seed, args.rate)
+            seconds = process_time() - start
+            measuring = RowLosses(module.trainer, spec, data._encoder, 16, cache=True)
+            validation = data.split("validation")
+            run = {
+                "order": order, "seed": seed, "tokens": tokens, "cpu_seconds": round(seconds, 1),
+                "bare": measuring.bare_losses(validation).round(4).tolist(),
+                "losses": measuring.trained_losses(validation).round(4).tolist(),
+            }  # fmt: skip
+            with args.out.open("a") as file:
+                file.write(f"{json.dumps(run)}\n")
+            print(order, seed, round(float(np.mean(run["losses"])), 4), f"{seconds:.0f} cpu s", flush=True)
+
+
+def report(path: Path) -> str:
+    """Returns the table of a file of runs."""
+    runs = [json.loads(line) for line in path.read_text().splitlines()]
+    by_order = {order: [run for run in runs if run["order"] == order] for order in ORDERS}
+    seeds = {order: {run["seed"] for run in of_order} for order, of_order in by_order.items()}
+    common = set.intersection(*seeds.values())
+    if not common:
+        raise ValueError(f"no seed has all orders yet: {seeds}")
+    cells = []
+    baseline: Any = None
+    for order, of_order in by_order.items():
+        losses = np.array([run["losses"] for run in of_order if run["seed"] in common])  # [seeds, rows]
+        rows = losses.mean(0)
+        baseline = rows if baseline is None else baseline
+        by_seed = ", ".join(f"{loss:.3f}" for loss in losses.mean(1))
+        cells.append([order, f"{rows.mean():.4f}", by_seed, *difference(rows, baseline)])
+    bare = np.array(runs[0]["bare"])
+    cells.append(["bare", f"{bare.mean():.4f}", "", *difference(bare, baseline)])
+    return table(cells, ["order", "loss", "by seed", "minus random", "95 % interval"])
+
+
+def difference(rows: Any, baseline: Any) -> list[str]:
+    """Returns the cells of a paired difference from the baseline."""
+    differences = rows - baseline
+    if not differences.any():
+        return ["-", "-"]
+    low, high = bootstrap(differences.tolist())
+    return [f"{differences.mean():+.4f}", f"[{low:+.4f}, {high:+.4f}]"]
+
+
+def main() -> None:
+    """Run the comparison and print its table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of instruction rows")
+    parser.add_argument("--out", type=Path, required=True, help="file of runs")
+    parser.add_argument("--backbone", help="backbone (default: the packaged one)")
+    parser.add_argument("--rows", type=int, default=480, help="training rows")
+    parser.add_argument("--test_rows", type=int, default=120, help="validation rows")
+    parser.add_argument("--most_tokens", type=int, default=64, help="most tokens of a row")
+    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rate", type=float, default=0.005, help="learning rate")
+    parser.add_argument("--only_report", action="store_true", help="print the table of the file")
+    args = parser.parse_args()
+    if not args.only_report:
+        measure(args)
+    print(report(args.out))
+
+
+if __name__ == "__main__":
+    main()
