@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
@@ -11,6 +12,7 @@ from lightning.pytorch import Trainer
 
 from lightning_softprompt.cli.app import SoftPromptCLI, make_cli
 from lightning_softprompt.cli.errors import configure_output
+from lightning_softprompt.cli.run_config import config_beside
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.methods.base import SoftPromptModule
 from lightning_softprompt.system.errors import CommandError
@@ -68,3 +70,17 @@ def parse_run(argv: Sequence[str]) -> ParsedRun:
     except ValueError as error:
         raise CommandError(str(error)) from error
     raise AssertionError("DryParseCLI stops before anything runs")
+
+
+def parse_validation(prompt: Path, options: Sequence[str]) -> ParsedRun:
+    """Parse the options of a validation of a prompt, after those in the config of its run, and load the backbone.
+
+    Raises:
+        CommandError: If the options are invalid, or there are none and the prompt has no config.
+    """
+    config = config_beside(prompt)
+    if config is None and not options:
+        raise CommandError(f"no config.yaml belongs to {prompt}; add --config CONFIG, or --model and --data")
+    run = parse_run(["validate", *([] if config is None else ["--config", str(config)]), *options])
+    run.module.configure_model()
+    return run

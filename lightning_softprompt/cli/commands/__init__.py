@@ -36,6 +36,7 @@ LIGHT_COMMANDS = {
     "explain": "which passages determine the answers of a QA test, optionally compared with another run",
     "cloze": "draw questions about rare terms of held-out documents, for tests of CorpusDataModule",
     "likelihood": "bits per byte of each corpus before and after a training, with the change over documents",
+    "wordings": "loss and accuracy of a prompt on templates and paraphrases that its training did not use",
     "study": "run a grid of experiments (seeds, data samples, stages) and report mean and 95% CI; resumable",
     "sweep": "search hyperparameters with Optuna; several processes may share one search",
     "fold": "export a prompt as plain tensors, without its reparameterization network",
@@ -51,7 +52,16 @@ LIGHT_COMMANDS = {
 }
 
 EXPORT_COMMANDS = ("export", "import-peft", "merge")  # in the folder `export`
-ANALYSIS_COMMANDS = ("analyze", "cloze", "explain", "inspect", "interpolate", "likelihood")  # in the folder `analysis`
+# in the folder `analysis`
+ANALYSIS_COMMANDS = (
+    "analyze",
+    "cloze",
+    "explain",
+    "inspect",
+    "interpolate",
+    "likelihood",
+    "wordings",
+)
 SYNTHETIC_COMMANDS = ("constraints", "filter", "paraphrase", "write")  # in the folder `synthetic`
 RENAMED_COMMANDS = {"between": "interpolate", "plan": "estimate", "library": "prompts"}  # old names, until 0.3.0
 

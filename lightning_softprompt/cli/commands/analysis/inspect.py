@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,10 +57,11 @@ def main(argv: list[str]) -> int:
     from lightning_softprompt.checkpoints.folding import fold_task
     from lightning_softprompt.checkpoints.prompt_file import read_prompt
     from lightning_softprompt.checkpoints.restore import load_method
+    from lightning_softprompt.cli.dry_parse import parse_validation
 
     out = args.out or args.prompt.with_suffix(".inspect.html")
     try:
-        run = _parse_validation(args.prompt, validate_options) if args.scores else None
+        run = parse_validation(args.prompt, validate_options) if args.scores else None
         saved = read_prompt(args.prompt)
         method = load_method(saved, args.prompt, None if run is None else run.module.loaded)
         prompt = fold_task(method, args.task)
@@ -114,19 +115,6 @@ def _only_tokens(prompt: SoftPrompt, path: Path) -> Tensor:
     if list(blocks) != ["tokens"]:
         raise ValueError(f"{path} must have soft tokens only, but has {', '.join(list(blocks)[:4])}")
     return blocks["tokens"]
-
-
-def _parse_validation(prompt: Path, options: Sequence[str]) -> ParsedRun:
-    """Parse the options of the validation, and load the backbone."""
-    from lightning_softprompt.cli.dry_parse import parse_run
-    from lightning_softprompt.cli.run_config import config_beside
-
-    config = config_beside(prompt)
-    if config is None and not options:
-        raise CommandError(f"no config.yaml belongs to {prompt}; add --config CONFIG, or --model and --data")
-    run = parse_run(["validate", *([] if config is None else ["--config", str(config)]), *options])
-    run.module.configure_model()
-    return run
 
 
 def _score_variants(run: ParsedRun, prompt: SoftPrompt, path: Path) -> Iterator[tuple[str, Mapping[str, float]]]:
