@@ -105,7 +105,7 @@ class PreferenceDataModule(SoftPromptDataModule):
             texts = [read_answer(row, self.chosen, "chosen"), read_answer(row, self.rejected, "rejected")]
             grades, margin = [1.0, 0.0], read_margin(row, self.margin)
         else:
-            texts, grades, margin = self._ranked(row, labelled), [], None
+            texts, grades, margin = self._read_ranked(row, labelled), [], None
             if labelled:
                 grades = read_grades(row, self.rank_column, len(texts))
                 order = sorted(range(len(texts)), key=lambda number: -grades[number])
@@ -116,7 +116,7 @@ class PreferenceDataModule(SoftPromptDataModule):
             fields, texts[0], rejected=tuple(texts[1:]), grades=tuple(grades), margin=margin if labelled else None
         )
 
-    def _ranked(self, row: Mapping[str, Any], labelled: bool) -> list[str]:
+    def _read_ranked(self, row: Mapping[str, Any], labelled: bool) -> list[str]:
         assert self.answers is not None
         values = _value(row, self.answers, "answers")
         if not isinstance(values, list | tuple) or len(values) < 2:

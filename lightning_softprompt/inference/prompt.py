@@ -172,11 +172,16 @@ class Prompt:
             The answers, in the order of the rows; with `stream`, the pieces of the answer.
 
         Raises:
-            ValueError: If the format of rows is unknown, a row lacks a column, or an option has a wrong value; with
-                `stream`, also for several rows and for beam search, which knows its answer only at the end.
+            ValueError: If the prompt is a reward model, the format of rows is unknown, a row lacks a column, or an
+                option has a wrong value; with `stream`, also for several rows and for beam search, which knows its
+                answer only at the end.
             RuntimeError: If the backbone is in the middle of a stream.
         """
         view = self.view(task)
+        if self.method.readout is not None and self.method.readout.scores_answers:
+            raise ValueError(
+                "the prompt is a reward model, which scores answers and writes none; use softprompt predict"
+            )
         options = replace(view.format.decoding or Decoding(), **decoding)
         batches = view.batches(rows, batch_size)
         if stream:

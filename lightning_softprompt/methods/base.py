@@ -192,7 +192,9 @@ class SoftPromptModule(TrainerHooks):
         require_of_copy((takes_soft_tokens, *self.requires), type(self).__name__, self.spec)
 
     def _check_objective(self) -> None:
-        self.objective.check_method(type(self).__name__, self.changes_backbone, self.prompt_dropout)
+        options = {"prompt_dropout": self.prompt_dropout, "embedding_noise": self.embedding_noise}
+        noise = [name for name, value in options.items() if value]
+        self.objective.check_method(type(self).__name__, self.changes_backbone, noise)
 
     @final
     def configure_model(self) -> None:
@@ -250,7 +252,7 @@ class SoftPromptModule(TrainerHooks):
     @final
     def lm(self) -> PromptedLM:
         """Returns the prompted language model for one step."""
-        return PromptedLM(self.loaded, self.prompt_with_dropout, self.readout, start=self.start_values.restored)
+        return PromptedLM(self.loaded, self.prompt_with_dropout, self.readout, start=self.start_values.restore)
 
     @final
     def prompt_with_dropout(self, batch: Batch) -> SoftPrompt:

@@ -38,7 +38,7 @@ class StartValues:
         self.identity = hash_tensors(self.tensors)[:16]
 
     @contextmanager
-    def restored(self) -> Iterator[str]:
+    def restore(self) -> Iterator[str]:
         """Gives the parameters their values at the start within a `with` block, in evaluation mode.
 
         Yields:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -33,13 +33,13 @@ class Objective(ABC):
         """Whether the loss compares the method with its values at the start of the run, which are then stored."""
         return False
 
-    def check_method(self, method: str, changes_backbone: bool, prompt_dropout: float) -> None:  # noqa: B027
+    def check_method(self, method: str, changes_backbone: bool, noise: Sequence[str]) -> None:  # noqa: B027
         """Checks, before training, that a method can be trained with this objective.
 
         Args:
             method: The name of the method.
             changes_backbone: Whether it changes the backbone's weights.
-            prompt_dropout: The dropout probability on prompt parameters.
+            noise: The options that add noise to the prompt in training and are set.
 
         Raises:
             ValueError: If it cannot, with the reason.

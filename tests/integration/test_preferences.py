@@ -8,6 +8,7 @@ from preferences import PAIRS
 from row_files import read_rows, write_splits
 from runs import read_column, read_losses, read_metrics
 
+import lightning_softprompt as sp
 from lightning_softprompt.checkpoints.prompt_file import read_prompt
 from lightning_softprompt.cli.app import main
 from lightning_softprompt.runs.run_spec import last_folder
@@ -44,6 +45,8 @@ def test_a_reward_model_is_fitted_trained_tested_and_used(options, caplog, tmp_p
     assert main(["predict", f"--ckpt_path={prompt}", f"--data.predict={path}", f"--run.predictions={out}"]) == 0
     predicted = read_rows(out)
     assert len(predicted) == len(PAIRS)
+    with pytest.raises(ValueError, match="the prompt is a reward model, which scores answers and writes none"):
+        sp.load_prompt(prompt).predict([{"prompt": "a dog is"}])
     torch.testing.assert_close(predicted[0]["scores"], records[0]["scores"])
 
 

@@ -37,8 +37,9 @@ class DPO(ReferencedObjective):
         robust: Whether to use the unbiased estimate of the loss without these labels (Chowdhury et al. 2024,
             arXiv 2403.00409).
         sft_weight: Weight of the cross entropy per token of the better answers (Pang et al. 2024, arXiv 2404.19733).
-        reference: See `ReferencedObjective`.
-        disk: See `ReferencedObjective`.
+        reference: `start`, the prompt of the run before its first step; `bare`, the backbone without a prompt; or the
+            `prompt.safetensors` or checkpoint of a trained prompt.
+        disk: Limit of the cache of reference log-probabilities on disk in MiB, for later runs; 0 caches in memory only.
 
     Raises:
         ValueError: If an argument is out of range.

@@ -26,8 +26,9 @@ class IPO(ReferencedObjective):
     Args:
         beta: b. The larger, the closer the policy stays to the reference.
         average: Whether log-probabilities are means over `tokens` of an answer, as by the authors, or `sums`.
-        reference: See `ReferencedObjective`.
-        disk: See `ReferencedObjective`.
+        reference: `start`, the prompt of the run before its first step; `bare`, the backbone without a prompt; or the
+            `prompt.safetensors` or checkpoint of a trained prompt.
+        disk: Limit of the cache of reference log-probabilities on disk in MiB, for later runs; 0 caches in memory only.
 
     Raises:
         ValueError: If beta is not above 0.

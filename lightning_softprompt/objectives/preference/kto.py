@@ -32,8 +32,9 @@ class KTO(ReferencedObjective):
         beta: b. The larger, the closer the policy stays to the reference.
         desirable: l_D.
         undesirable: l_U. l_D n_D / (l_U n_U) should be between 1 and 4/3 for n_D desirable and n_U undesirable answers.
-        reference: See `ReferencedObjective`.
-        disk: See `ReferencedObjective`.
+        reference: `start`, the prompt of the run before its first step; `bare`, the backbone without a prompt; or the
+            `prompt.safetensors` or checkpoint of a trained prompt.
+        disk: Limit of the cache of reference log-probabilities on disk in MiB, for later runs; 0 caches in memory only.
 
     Raises:
         ValueError: If an argument is not above 0.

@@ -52,14 +52,11 @@ class ReferencedObjective(Objective):
         """Whether the reference is the start of the run."""
         return self.reference == START
 
-    def check_method(self, method: str, changes_backbone: bool, prompt_dropout: float) -> None:
+    def check_method(self, method: str, changes_backbone: bool, noise: Sequence[str]) -> None:
         """See `Objective.check_method`."""
         name = type(self).__name__
-        if prompt_dropout:
-            raise ValueError(
-                f"{name} compares log-probabilities with those of its reference, which has no dropout; set "
-                "prompt_dropout to 0"
-            )
+        if noise:
+            raise ValueError(f"{name} compares the policy with a reference without noise; set {noise[0]} to 0")
         if self.reference == START:
             return
         if changes_backbone:

@@ -351,9 +351,13 @@ def test_head_and_reward_of_the_objective_do_not_mix(load, batch):
 
 
 @pytest.mark.parametrize("objective", REFERENCED)
-def test_dropout_is_refused(load, objective):
-    with pytest.raises(ValueError, match=f"{objective} compares .* set prompt_dropout to 0"):
+def test_noise_on_the_policy_alone_is_refused(load, objective):
+    with pytest.raises(
+        ValueError, match=f"{objective} compares the policy with a reference without noise; set prompt_dropout to 0"
+    ):
         make_method(load, REFERENCED[objective](), prompt_dropout=0.1)
+    with pytest.raises(ValueError, match="set embedding_noise to 0"):
+        make_method(load, REFERENCED[objective](), embedding_noise=5)
     make_method(load, SimPO(), prompt_dropout=0.1)
 
 
