@@ -32,9 +32,11 @@ class ChatRows:
         chat: The format of the dialogues.
         instruction: Column of the instruction.
         input: Column of the text that the instruction is about. Rows may omit it, or leave it empty.
-        output: Column of the answer.
+        output: Column of the answer, or of a list of equally good answers, of which the first one is trained.
         messages: Column with a list of messages `{role, content}`.
+        references: Column with a list of further answers that metrics accept; rows may omit it.
         separator: Text between the instruction and the input.
+        default_instruction: Instruction of rows without that column; empty if each row must have one.
     """
 
     chat: ChatFormat = field(default_factory=ChatFormat)
@@ -42,7 +44,9 @@ class ChatRows:
     input: str = "input"
     output: str = "output"
     messages: str = "messages"
+    references: str = "references"
     separator: str = "\n\n"
+    default_instruction: str = ""
 
     def example(self, row: str | Mapping[str, Any], labelled: bool) -> ChatExample:
         """Returns a row as a dialogue.
@@ -58,21 +62,29 @@ class ChatRows:
             row = {self.instruction: row}
         if self.messages in row and row[self.messages] is not None:
             turns, target = self._read_messages(row[self.messages], labelled)
-        else:
-            turns, target = self._read_instruction(row, labelled)
-        return self.build_example(turns, target)
+            return self.build_example(turns, [target] if target else [])
+        turns = [self._read_instruction(row)]
+        if not labelled:
+            return self.build_example(turns, [])
+        answers = self._read_answers(row, self._present_name(row, "output", self.output))
+        if row.get(self.references) is not None:
+            answers += self._read_answers(row, self.references)
+        return self.build_example(turns, answers)
 
-    def build_example(self, turns: Sequence[Turn], target: str) -> ChatExample:
+    def build_example(self, turns: Sequence[Turn], answers: Sequence[str]) -> ChatExample:
         """Returns a dialogue.
 
         Args:
             turns: The turns before the answer.
-            target: The answer; empty if it is unknown.
+            answers: The answers, of which the first one is trained; empty if they are unknown.
         """
         before, after, spans = self.chat.columns(turns)
-        references = (target,) if target else ()
         return ChatExample(
-            {BEFORE: before, AFTER: after}, target, references=references, template_spans=spans, turns=tuple(turns)
+            {BEFORE: before, AFTER: after},
+            answers[0] if answers else "",
+            references=tuple(dict.fromkeys(answers)),
+            template_spans=spans,
+            turns=tuple(turns),
         )
 
     def user_turn(self, instruction: str, input: str = "") -> Turn:
@@ -82,7 +94,9 @@ class ChatRows:
             parts += [Part(self.separator), Part(input, INPUT)]
         return Turn(USER, tuple(parts))
 
-    def _read_instruction(self, row: Mapping[str, Any], labelled: bool) -> tuple[list[Turn], str]:
+    def _read_instruction(self, row: Mapping[str, Any]) -> Turn:
+        if self.default_instruction:
+            row = {self.instruction: self.default_instruction, **row}
         if self.instruction not in row:
             columns = ", ".join(map(str, row))
             raise ValueError(
@@ -91,10 +105,16 @@ class ChatRows:
             )
         instruction = self._read_text(row, self.instruction, is_required=True)
         input = self._read_text(row, self._present_name(row, "input", self.input), is_required=False)
-        target = ""
-        if labelled:
-            target = self._read_text(row, self._present_name(row, "output", self.output), is_required=True)
-        return [self.user_turn(instruction, input)], target
+        return self.user_turn(instruction, input)
+
+    def _read_answers(self, row: Mapping[str, Any], column: str) -> list[str]:
+        """Returns the answers in a column, without empty ones; they are a text or a list of texts."""
+        value = row.get(column)
+        if not isinstance(value, list | tuple):
+            return [self._read_text(row, column, is_required=True)]
+        if not all(isinstance(text, str) for text in value) or not any(text.strip() for text in value):
+            raise ValueError(f"column {column!r} must be a text or a list of texts, got {value!r}")
+        return [text.strip() for text in value if text.strip()]
 
     @staticmethod
     def _present_name(row: Mapping[str, Any], default: str, name: str) -> str:

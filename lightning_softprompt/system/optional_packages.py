@@ -5,8 +5,14 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-EXTRAS = {"bm25s": "rag", "faiss": "rag", "if_verifiable": "alignment", "qdrant_client": "qdrant"}
-PURPOSES = {"alignment": "the constraints of IFEval require"}  # by extra
+EXTRAS = {
+    "bm25s": "rag",
+    "faiss": "rag",
+    "if_verifiable": "alignment",
+    "jsonschema": "json-schema",
+    "qdrant_client": "qdrant",
+}
+PURPOSES = {"alignment": "the constraints of IFEval require", "json-schema": "JsonSchema requires"}  # by extra
 
 
 def import_optional(module: str) -> Any:

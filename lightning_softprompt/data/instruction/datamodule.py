@@ -44,9 +44,12 @@ class InstructionDataModule(SoftPromptDataModule):
     Args:
         instruction: Column of the instruction.
         input: Column of the text that the instruction is about, which may be empty; `context` if rows lack `input`.
-        output: Column of the answer; `response` if rows lack `output`.
+        output: Column of the answer, or of a list of answers, of which the first one is trained; `response` if rows
+            lack `output`.
         messages: Column of the list of messages, of the roles system (optional, the first one), user and assistant.
+        references: Optional column with lists of further answers that metrics accept.
         separator: Text between the instruction and the input.
+        default_instruction: Instruction of rows without that column, such as `Summarize this text.`
         soft: Position of the soft tokens: before the first turn (`start`), in the system turn (`system`), or in the
             last user turn (`user`).
         system: System turn of dialogues that have none: a text, `true` for the default of the chat template, or
@@ -79,7 +82,9 @@ class InstructionDataModule(SoftPromptDataModule):
         input: str = "input",
         output: str = "output",
         messages: str = "messages",
+        references: str = "references",
         separator: str = "\n\n",
+        default_instruction: str = "",
         soft: SoftPosition = "start",
         system: bool | str = True,
         chat_format: ChatFormat | None = None,
@@ -97,8 +102,16 @@ class InstructionDataModule(SoftPromptDataModule):
         super().__init__(template=TEMPLATE, truncate=[], **common)
         if not 0 < max_target_tokens < self.max_tokens:
             raise ValueError(f"max_target_tokens must be between 0 and max_tokens={self.max_tokens}")
-        self.columns = {"instruction": instruction, "input": input, "output": output, "messages": messages}
-        self.separator, self.soft, self.system = separator, soft, system
+        self._row_settings = {
+            "instruction": instruction,
+            "input": input,
+            "output": output,
+            "messages": messages,
+            "references": references,
+            "separator": separator,
+            "default_instruction": default_instruction,
+        }
+        self.soft, self.system = soft, system
         self.given_format, self.loss_turns = chat_format, loss_turns
         self.max_target_tokens = max_target_tokens
         decoding = decoding or Decoding()
@@ -130,7 +143,7 @@ class InstructionDataModule(SoftPromptDataModule):
                 self.log_once(f"data.chat_format differs from the chat template of the tokenizer: {difference}")
         texts: dict[bool | str, str | None] = {True: chat.system, False: None}
         system = texts[self.system] if self.system in texts else str(self.system)
-        return ChatRows(replace(chat, soft=self.soft, system=system), separator=self.separator, **self.columns)
+        return ChatRows(replace(chat, soft=self.soft, system=system), **self._row_settings)
 
     @property
     def learns_all(self) -> bool:
@@ -157,8 +170,8 @@ class InstructionDataModule(SoftPromptDataModule):
 
     @property
     def needed_columns(self) -> tuple[str, ...]:
-        """The column of the instruction, which lines of plain text become."""
-        return (self.columns["instruction"],)
+        """The column of the instruction, or of the input of a default one. Lines of plain text become this column."""
+        return (self._row_settings["input" if self._row_settings["default_instruction"] else "instruction"],)
 
     @property
     def _encoder(self) -> ChatRowEncoder:
