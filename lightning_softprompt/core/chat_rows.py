@@ -62,27 +62,28 @@ class ChatRows:
             row = {self.instruction: row}
         if self.messages in row and row[self.messages] is not None:
             turns, target = self._read_messages(row[self.messages], labelled)
-            return self.build_example(turns, [target] if target else [])
+            return self.build_example(turns, target)
         turns = [self._read_instruction(row)]
         if not labelled:
-            return self.build_example(turns, [])
+            return self.build_example(turns, "")
         answers = self._read_answers(row, self._present_name(row, "output", self.output))
         if row.get(self.references) is not None:
             answers += self._read_answers(row, self.references)
-        return self.build_example(turns, answers)
+        return self.build_example(turns, answers[0], answers[1:])
 
-    def build_example(self, turns: Sequence[Turn], answers: Sequence[str]) -> ChatExample:
+    def build_example(self, turns: Sequence[Turn], target: str, references: Sequence[str] = ()) -> ChatExample:
         """Returns a dialogue.
 
         Args:
             turns: The turns before the answer.
-            answers: The answers, of which the first one is trained; empty if they are unknown.
+            target: The answer; empty if it is unknown.
+            references: Further answers that metrics accept.
         """
         before, after, spans = self.chat.columns(turns)
         return ChatExample(
             {BEFORE: before, AFTER: after},
-            answers[0] if answers else "",
-            references=tuple(dict.fromkeys(answers)),
+            target,
+            references=tuple(dict.fromkeys((target, *references))) if target else (),
             template_spans=spans,
             turns=tuple(turns),
         )

@@ -78,12 +78,16 @@ def test_columns_have_other_names_and_an_input_may_be_missing(make_data):
 
 def test_rows_of_other_tasks_become_instructions(make_data):
     rows = [{"text": "long story", "answers": ["sad", " ", "very sad"], "references": ["sad", "dull"]}]
-    module = make_data(rows, default_instruction="a film :", input="text", output="answers", separator=" ", system=False)
+    module = make_data(
+        rows, default_instruction="a film :", input="text", output="answers", separator=" ", system=False
+    )
     assert read_row(module)[0] == "<s> what a film : long story ? well sad </s>"
     assert module.split("test").examples[0].references == ("sad", "very sad", "dull")
     assert module.needed_columns == ("text",)
     with pytest.raises(DataError, match="'answers' must be a text or a list of texts"):
-        make_data([{**rows[0], "answers": [" "]}], default_instruction="a", input="text", output="answers").split("test")
+        make_data([{**rows[0], "answers": [" "]}], default_instruction="a", input="text", output="answers").split(
+            "test"
+        )
 
 
 def test_all_answers_of_a_dialogue_have_a_loss_or_the_last_one(make_data):
