@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from lightning_softprompt.evaluation.instruction import InstructionEvaluation
     from lightning_softprompt.evaluation.likelihood import LikelihoodEvaluation
     from lightning_softprompt.evaluation.options import OptionEvaluation
-    from lightning_softprompt.evaluation.preference import PreferenceEvaluation
+    from lightning_softprompt.evaluation.preferences.pairs import PreferenceEvaluation
     from lightning_softprompt.inference.prompt import Prompt, load_prompt, save_prompt
     from lightning_softprompt.interchange.peft_export import to_peft
     from lightning_softprompt.interchange.peft_import import from_peft
@@ -256,7 +256,7 @@ HOMES = {  # the module of each public name that is not a method
     "PassageSettings": "rag.passage_selection",
     "Penalty": "objectives.penalties",
     "PreferenceDataModule": "data.preference",
-    "PreferenceEvaluation": "evaluation.preference",
+    "PreferenceEvaluation": "evaluation.preferences.pairs",
     "Prompt": "inference.prompt",
     "PromptedLM": "backbones.prompted_lm",
     "RagQaDataModule": "rag.qa_datamodule",

@@ -16,7 +16,8 @@ from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.data.prepared import PreparedRows, Split
 from lightning_softprompt.data.readers.sources import first_columns
 from lightning_softprompt.evaluation.base import Evaluation
-from lightning_softprompt.evaluation.preference import PreferenceEvaluation
+from lightning_softprompt.evaluation.preferences.liked import LikedEvaluation
+from lightning_softprompt.evaluation.preferences.pairs import PreferenceEvaluation
 
 
 @final
@@ -37,6 +38,8 @@ class PreferenceDataModule(SoftPromptDataModule):
         ranks: Column with the rank of each of the answers; the best rank is the lowest, and ranks can be equal. By
             default, the answers are listed from the best to the worst.
         margin: Column with a number by which the preferred answer is better; null if there is none.
+        liked: Column with true or false for data with a single answer to each question, whose column is `chosen`; for
+            the objective `KTO`.
         max_answer_tokens: Maximum tokens of an answer; a row with a longer answer is a bad row, because a truncated
             answer would not end. By default, an answer must fit into max_tokens.
         truncation_side: Which part of a column to remove from a question that is too long. The default keeps the last
@@ -45,8 +48,8 @@ class PreferenceDataModule(SoftPromptDataModule):
         common: Arguments of every data module.
 
     Raises:
-        ValueError: If max_answer_tokens is not between 0 and max_tokens, or ranks or a margin are set for data without
-            them.
+        ValueError: If max_answer_tokens is not between 0 and max_tokens, or ranks, a margin or liked are set for data
+            that cannot have them.
     """
 
     append_eos = True
@@ -61,6 +64,7 @@ class PreferenceDataModule(SoftPromptDataModule):
         answers: str | None = None,
         ranks: str | None = None,
         margin: str | None = None,
+        liked: str | None = None,
         max_answer_tokens: int | None = None,
         truncation_side: TruncationSide = "start",
         decoding: Decoding | None = None,
@@ -75,7 +79,9 @@ class PreferenceDataModule(SoftPromptDataModule):
             raise ValueError(f"ranks={ranks!r} requires a column with a list of answers; set answers")
         if margin is not None and answers is not None:
             raise ValueError(f"margin={margin!r} is for pairs of chosen and rejected answers, not for ranked answers")
-        self.chosen, self.rejected = chosen, rejected
+        if liked is not None and (answers is not None or margin is not None):
+            raise ValueError(f"liked={liked!r} is for single answers, which have neither ranks nor margins")
+        self.chosen, self.rejected, self.liked = chosen, rejected, liked
         self.answers, self.rank_column, self.margin = answers, ranks, margin
         self.max_target_tokens = max_answer_tokens
         decoding = decoding or Decoding()
@@ -83,8 +89,8 @@ class PreferenceDataModule(SoftPromptDataModule):
 
     @property
     def evaluation(self) -> Evaluation:
-        """Whether preferred answers have higher scores."""
-        return PreferenceEvaluation()
+        """Whether preferred or liked answers have higher scores."""
+        return PreferenceEvaluation() if self.liked is None else LikedEvaluation()
 
     @property
     def row_formats(self) -> Mapping[str, RowFormat]:
@@ -95,12 +101,17 @@ class PreferenceDataModule(SoftPromptDataModule):
     @property
     def needed_columns(self) -> tuple[str, ...]:
         """The columns of the template and of the answers."""
-        answers = (self.chosen, self.rejected) if self.answers is None else (self.answers,)
-        return (*self.template.columns, *answers)
+        if self.answers is not None:
+            return (*self.template.columns, self.answers)
+        rejected = (self.rejected,) if self.liked is None else ()
+        return (*self.template.columns, self.chosen, *rejected)
 
     def example(self, row: Mapping[str, Any], labelled: bool) -> Example:
         """Converts a row to text. Rows to predict have two or more answers without ranks."""
         fields = self.text(row)
+        if self.liked is not None:
+            answer = read_answer(row, self.chosen, "chosen")
+            return PreferenceExample(fields, answer, grades=(read_liked(row, self.liked),) if labelled else ())
         if self.answers is None:
             texts = [read_answer(row, self.chosen, "chosen"), read_answer(row, self.rejected, "rejected")]
             grades, margin = [1.0, 0.0], read_margin(row, self.margin)
@@ -165,6 +176,18 @@ def read_answer(row: Mapping[str, Any], column: str, option: str) -> str:
     if not value.strip():
         raise ValueError(f"the answer in column {column!r} is empty")
     return value.strip()
+
+
+def read_liked(row: Mapping[str, Any], column: str) -> float:
+    """Returns 1 for an answer that is liked, and 0 for another.
+
+    Raises:
+        ValueError: If the column is missing, or is not true, false, 1 or 0.
+    """
+    value = _value(row, column, "liked")
+    if not isinstance(value, bool | int) or value not in (0, 1):
+        raise ValueError(f"column {column!r} must be true or false, got {value!r}")
+    return float(value)
 
 
 def read_margin(row: Mapping[str, Any], column: str | None) -> float | None:

@@ -35,7 +35,7 @@ class LanguageModeling(Objective):
         Raises:
             ValueError: If the rows are answers that are compared, of which some must not be learned.
         """
-        if batch.groups is not None:
+        if batch.groups is not None or batch.grades is not None:
             raise ValueError(
                 "LanguageModeling would also learn the rejected answers; set --model.objective to RewardModeling, DPO "
                 "or another objective of preferences"

@@ -74,6 +74,19 @@ def test_a_policy_starts_at_its_reference_and_is_tested_against_it(options, caps
     assert "use a file in the folder checkpoints of the run" in capsys.readouterr().err
 
 
+def test_kto_learns_from_single_answers(options, tmp_path):
+    rows = []
+    for row in PAIRS:
+        rows += [
+            {"prompt": row["prompt"], "chosen": row[name], "liked": name == "chosen"} for name in ("chosen", "rejected")
+        ]
+    data = write_splits(tmp_path / "liked", train=rows, validation=rows, test=rows)
+    options = [option for option in options if not option.startswith("--data.path")]
+    kto = ["--model.objective=KTO", f"--data.path={data}", "--data.liked=liked", "--trainer.log_every_n_steps=1"]
+    assert main(["fit", *options, *kto]) == 0
+    assert float(read_losses(last_folder())[0]) == pytest.approx(0.5, abs=1e-4)
+
+
 def test_a_resumed_policy_has_the_reference_of_the_uninterrupted_one(options):
     dpo = ["--model.objective=DPO", "--trainer.log_every_n_steps=1"]
     options = [option for option in options if not option.startswith("--trainer.max_steps")]

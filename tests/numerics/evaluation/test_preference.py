@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from lightning_softprompt.core.types import Batch, PreferenceExample
-from lightning_softprompt.evaluation.preference import PreferenceEvaluation, calibration_error
+from lightning_softprompt.evaluation.preferences.liked import LikedEvaluation
+from lightning_softprompt.evaluation.preferences.pairs import PreferenceEvaluation, calibration_error
 
 TARGETS = ([1, 2, 3], [1], [1], [1, 2])  # two questions; the second prefers the shorter answer
 
@@ -87,6 +88,18 @@ def test_a_question_with_many_answers_counts_once():
 def test_a_test_reports_an_interval():
     _, metrics = evaluate(Scores([1.0, 0.0, 1.0, 0.0]), make_batch(), stage="test")
     assert (metrics["accuracy_low"], metrics["accuracy_high"]) == (1, 1)
+
+
+def test_liked_answers_are_compared_with_all_others():
+    batch = make_batch()
+    batch.groups = None
+    evaluation = LikedEvaluation()
+    records = evaluation.update(Scores([0.5, 0.5, 2.0, 1.0]), batch)
+    metrics = {name: float(value) for name, value in evaluation.compute().items()}
+    # liked: 0.5 and 2, others: 0.5 and 1
+    assert metrics == {"accuracy": (0.5 + 0 + 1 + 1) / 4, "liked_score": 1.25, "disliked_score": 0.75}
+    assert [record["target"] for record in records] == ["liked", "disliked", "liked", "disliked"]
+    assert records[2]["scores"] == {"score": 2}
 
 
 def test_calibration_error():

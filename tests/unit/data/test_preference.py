@@ -137,7 +137,21 @@ def test_pairs_whose_answers_are_too_long_can_be_skipped(make_data, caplog):
     assert "2 of the train rows were skipped" in caplog.text
 
 
+def test_single_answers_are_liked_or_not(make_data):
+    rows = [{"prompt": "a dog is", "chosen": "good", "like": True}, {"prompt": "the story", "chosen": "bad", "like": 0}]
+    data = make_data(train=rows, liked="like")
+    batch = first_batch(data)
+    assert batch.groups is None
+    assert batch.grades.tolist() == [1, 0]
+    assert batch.units() == [[0], [1]]
+    assert [len(answers) for _, answers, _ in data.split("train")] == [1, 1]
+    with pytest.raises(DataError, match="column 'like' must be true or false, got 'yes'"):
+        make_data(train=[{**rows[0], "like": "yes"}], liked="like").split("train")
+
+
 def test_contradicting_arguments_are_refused(make_data):
+    with pytest.raises(ValueError, match="is for single answers, which have neither ranks nor margins"):
+        make_data(liked="like", margin="gap")
     with pytest.raises(ValueError, match="requires a column with a list of answers"):
         make_data(ranks="place")
     with pytest.raises(ValueError, match="is for pairs of chosen and rejected answers"):

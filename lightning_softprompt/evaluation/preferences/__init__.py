@@ -1,0 +1,1 @@
+"""Metrics of answers that are compared, ranked or liked."""
