@@ -10,7 +10,7 @@ from lightning_softprompt.reports.text_table import table
 from lightning_softprompt.vocabulary.corpus_texts import Piece
 from lightning_softprompt.vocabulary.measurement import measure_tokenizer
 from lightning_softprompt.vocabulary.savings import Saving
-from lightning_softprompt.vocabulary.word_costs import WordCosts, measure_words
+from lightning_softprompt.vocabulary.word_costs import WordCost, WordCosts, measure_words
 from lightning_softprompt.vocabulary.word_counts import count_words
 
 Read = Callable[[], Iterable[Piece]]  # returns the texts
@@ -80,14 +80,25 @@ def describe_words(tokenizers: Mapping[str, Any], read: Read, limit: int) -> str
     by_tokens = table([list(row) for row in zip(labels, *shares, strict=True)], ["tokens of a word", *costs])
     base = next(iter(costs.values()))
     total = max(1, sum(count * tokens for tokens, count in base.by_tokens.items()))
+    tables = [by_tokens]
+    if base.words:
+        tables.append(_words_table("costliest words", base.words[:limit], total))
+    unknown = [word for word in base.words if word.is_unknown]
+    if unknown:
+        unknown.sort(key=lambda word: -word.count)
+        tables.append(_words_table("most frequent unknown words", unknown[:limit], total))
+    return "\n\n".join(tables)
+
+
+def _words_table(name: str, words: Sequence[WordCost], total: int) -> str:
+    """Returns a table of words that are divided or unknown; `total` is the number of tokens of the texts."""
     rows = []
-    for word in base.words[:limit]:
+    for word in words:
         share = f"{100 * word.extra_tokens / total:.2f} %"
         unknown = "yes" if word.is_unknown else ""
         count, extra = f"{word.count:,}", f"{word.extra_tokens:,}"
         rows.append([word.text, count, str(word.tokens), extra, share, unknown])
-    header = ["costliest words", "count", "tokens", "extra tokens", "of all tokens", "unknown"]
-    return f"{by_tokens}\n\n{table(rows, header)}" if rows else by_tokens
+    return table(rows, [name, "count", "tokens", "extra tokens", "of all tokens", "unknown"])
 
 
 def _share_by_tokens(costs: WordCosts) -> list[str]:

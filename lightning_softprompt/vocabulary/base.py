@@ -137,7 +137,8 @@ def select_words(
 
     A word is specific if its term p log(p / q) of the Kullback-Leibler divergence between the corpus, p, and a general
     text, q, is positive (Sachidananda et al. 2021, arXiv 2109.07460). The reward is that term times the number of
-    tokens that a single token for the word saves.
+    tokens that a single token for the word saves. Words with unknown tokens come first, since the model cannot tell
+    them apart.
 
     Args:
         extension: The tokenizer.
@@ -159,7 +160,7 @@ def select_words(
         divergence = share if general is None else share * math.log(share / general.share(word))
         if divergence > 0:
             rewards[word] = divergence * max(1, len(tokens) - 1)
-    return sorted(rewards, key=lambda word: (-rewards[word], word))
+    return sorted(rewards, key=lambda word: (not extension.has_unknown(word), -rewards[word], word))
 
 
 def _text_of(extension: Extension, word: str) -> str:

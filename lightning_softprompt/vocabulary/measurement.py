@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from time import process_time
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from lightning_softprompt.vocabulary.corpus_texts import Piece
 
 BATCH = 64  # pieces that are tokenized together
@@ -68,7 +70,7 @@ def measure_tokenizer(pieces: Iterable[Piece], tokenizer: Any, first_added: int 
         tokenizer: A fast tokenizer of transformers.
         first_added: The first id that the base tokenizer does not have.
     """
-    rules, unknown_id = tokenizer.backend_tokenizer, tokenizer.unk_token_id
+    rules, unknown_id = unlimited_rules(tokenizer), tokenizer.unk_token_id
     documents = num_bytes = words = tokens = unknown = added = 0
     seconds, last = 0.0, None
     for batch in _batches(pieces):
@@ -86,6 +88,14 @@ def measure_tokenizer(pieces: Iterable[Piece], tokenizer: Any, first_added: int 
             unknown += ids.count(unknown_id)
             added += 0 if first_added is None else sum(id >= first_added for id in ids)
     return Measurement(documents, num_bytes, words, tokens, unknown, added, seconds)
+
+
+def unlimited_rules(tokenizer: Any) -> Tokenizer:
+    """Returns the rules of a tokenizer without padding and truncation, which some files of tokenizers contain."""
+    rules = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    rules.no_padding()
+    rules.no_truncation()
+    return rules
 
 
 def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:

@@ -14,6 +14,7 @@ from scipy.sparse.linalg import svds
 from torch import Tensor
 
 from lightning_softprompt.vocabulary.corpus_texts import Piece
+from lightning_softprompt.vocabulary.measurement import unlimited_rules
 
 BATCH = 64  # pieces that are tokenized together
 
@@ -32,10 +33,10 @@ class TokenVectors(NamedTuple):
 
 def tokenize_pieces(pieces: Iterable[Piece], tokenizer: Any) -> Iterator[list[int]]:
     """Yields the token ids of each piece of a corpus, without special tokens."""
-    remaining = iter(pieces)
+    remaining, rules = iter(pieces), unlimited_rules(tokenizer)
     while batch := list(islice(remaining, BATCH)):
         texts = [piece.text for piece in batch]
-        for encoding in tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False):
+        for encoding in rules.encode_batch(texts, add_special_tokens=False):
             yield encoding.ids
 
 

@@ -7,7 +7,9 @@ from transformers import T5TokenizerFast
 from lightning_softprompt.vocabulary.base import Selection
 from lightning_softprompt.vocabulary.corpus_texts import Piece
 from lightning_softprompt.vocabulary.extension import create_extension
+from lightning_softprompt.vocabulary.measurement import measure_tokenizer
 from lightning_softprompt.vocabulary.savings import draw_savings, measure_savings
+from lightning_softprompt.vocabulary.token_vectors import tokenize_pieces
 from lightning_softprompt.vocabulary.word_costs import WordCost, measure_words
 from lightning_softprompt.vocabulary.word_counts import count_words
 
@@ -51,3 +53,12 @@ def test_costs_of_words():
     assert costs.words[0] == WordCost("cardiology", count=4, tokens=2, is_unknown=False)
     assert costs.words[0].extra_tokens == 4
     assert [(word.text, word.is_unknown) for word in costs.words[1:]] == [("coração", True), ("ação", True)]
+
+
+def test_padding_and_truncation_of_a_tokenizer_are_not_measured():
+    tokenizer = word_pieces()
+    expected = measure_tokenizer(read(), tokenizer).tokens
+    tokenizer.backend_tokenizer.enable_padding(length=16)
+    tokenizer.backend_tokenizer.enable_truncation(1)
+    assert measure_tokenizer(read(), tokenizer).tokens == expected
+    assert sum(map(len, tokenize_pieces(read(), tokenizer))) == expected
