@@ -159,6 +159,7 @@ class SoftPromptModule(TrainerHooks):
         self.backbone: Backbone | None = None
         self.readout: Readout | None = None
         self.trained_readout: Mapping[str, Tensor] = {}  # set by the `build` of a method that loads a trained prompt
+        self.has_trained_values = False  # whether a file replaces the initial values, which are then not computed
         self.prompt_sources: Sequence[Path] = ()  # files from which `build` reads trained parameters
         self.classes = classes
         self.classes_by_task = classes_by_task
@@ -218,8 +219,7 @@ class SoftPromptModule(TrainerHooks):
         self.backbone = backbone
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(torch.initial_seed() if seed is None else seed)
-            is_restored = getattr(self._trainer, "ckpt_path", None) is not None
-            with collect_sources() as self.prompt_sources, skip_initial_values(is_restored):
+            with collect_sources() as self.prompt_sources, skip_initial_values(self.has_trained_values):
                 self.build(backbone)
             self.readout = build_readout(self._make_readout, backbone.codec, self.classes, self.classes_by_task)
             if self.readout is not None:

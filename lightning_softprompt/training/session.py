@@ -172,6 +172,8 @@ class Session:
         untrained = self.module.trains and not self.module.trained
         if self.command != "fit" and init_from is None and ckpt_path is None and untrained:
             log.warning("No --ckpt_path or --init_from given: evaluating an untrained prompt")
+        for method in self.module.methods:
+            method.has_trained_values = init_from is not None or ckpt_path is not None
         start: list[Callback] = [] if init_from is None else [WarmStart(Path(init_from))]
         of_command = [self._writer(config)] if self.command == "predict" else self._reports()
         watch = ProcessWatch(self.run.process_timeout)

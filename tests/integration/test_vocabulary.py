@@ -155,7 +155,10 @@ def test_new_tokens_are_trained_tested_merged_and_used_as_the_next_backbone(tmp_
     assert main(["vocabulary", "extend", "--base", base, "--terms", "terms.txt", "--out", "extended"]) == 0
     data = ["--data=CorpusDataModule", "--data.path=corpus.txt", "--data.validation_share=0.5", *RUN]
     backbone = [f"--backbone.name={base}", "--backbone.vocabulary=extended"]
-    assert main(["fit", "--model=NewTokens", *backbone, *data]) == 0
+    Path("texts.txt").write_text("\n\n".join(documents))
+    init = ["--model.init=Distilled", "--model.init.texts=texts.txt", "--model.init.start=MeanOfVocabulary"]
+    assert main(["fit", "--model=NewTokens", *init, *backbone, *data]) == 0
+    Path("texts.txt").unlink()  # only the start of a training reads it
     prompt = last_folder() / "prompt.safetensors"
     trained = load_prompt(prompt).method
     assert set(trained.state_dict()) == {"inputs", "outputs"}

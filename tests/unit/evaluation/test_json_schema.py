@@ -8,7 +8,11 @@ import pytest
 from lightning_softprompt.evaluation.metrics.extra_text import ExtraTextMetrics
 from lightning_softprompt.evaluation.metrics.json_schema import JsonSchema
 
-SCHEMA = {"type": "object", "required": ["name"], "properties": {"name": {"type": "string"}, "seats": {"type": "integer"}}}
+SCHEMA = {
+    "type": "object",
+    "required": ["name"],
+    "properties": {"name": {"type": "string"}, "seats": {"type": "integer"}},
+}
 REFERENCE = json.dumps({"name": "Cotto", "seats": 4})
 
 
