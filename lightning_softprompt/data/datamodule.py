@@ -85,6 +85,7 @@ class SoftPromptDataModule(SplitHooks):
             which are applied in order. Validation and test rows are not changed. It requires batch_size.
     """
 
+    fixed_options: ClassVar[Sequence[str]] = ()  # the arguments of this class that a subclass sets itself
     classes_option: ClassVar[str | None] = None  # the argument that names the classes, if they can be inferred
     compares_answers = False  # whether an item of a split is a question with several answers
     append_eos = False  # whether targets end with the token that stops generation

@@ -145,6 +145,29 @@ def test_notes_are_summarized_without_and_with_a_prompt(folder, tiny_folder):
 
 
 @pytest.mark.slow
+def test_instructions_are_followed_without_and_with_a_prompt(folder, tiny_folder):
+    page = read_page("instruction_tuning")
+    save_files(page, folder)
+    edit(folder / "instructions.yaml", {"max_target_tokens: 16": "max_target_tokens: 5\n  max_tokens: 40"})
+    page = page.replace("--model.length 20", "--model.length 3")
+    zero_shot, fit, tuned, predict = run_commands(page, *SHORT, f"--backbone.name={tiny_folder('llama')}")
+    for run in (zero_shot, tuned):
+        metrics = read_metrics(run)["test"]
+        assert metrics["test/cross_entropy_low"] <= metrics["test/cross_entropy"] <= metrics["test/cross_entropy_high"]
+        assert 0 <= metrics["test/finished"] <= 1
+        records = read_rows(run / "test_predictions.jsonl")
+        nats, tokens = (sum(record[name] for record in records) for name in ("nats", "tokens"))
+        assert metrics["test/cross_entropy"] == pytest.approx(nats / tokens, rel=1e-5)
+    assert len(read_rows(predict / "predictions.jsonl")) == 4
+    names = {}
+    path = f"runs/instructions/{fit.name}/prompt.safetensors"
+    exec(blocks(page, "python")[0].replace("runs/instructions/TIME-ID/prompt.safetensors", path), names)
+    rows = read_rows(folder / "new_instructions.jsonl")
+    asked = names["prompt"].generate([*rows[:3], {"messages": rows[3]["messages"][:3]}])
+    assert asked == [record["prediction"] for record in read_rows(predict / "predictions.jsonl")]
+
+
+@pytest.mark.slow
 def test_questions_are_answered_from_documents(folder, tiny_folder, capsys):
     page = read_page("rag_qa")
     save_files(page, folder)

@@ -271,7 +271,11 @@ def _read_key(key: Any, hint: Any, location: str) -> Any:
 
 @cache
 def constructor_parameters(cls: type) -> dict[str, Parameter]:
-    """Returns the parameters of a constructor in order, including those that it passes to its base classes."""
+    """Returns the parameters of a constructor in order, including those that it passes to its base classes.
+
+    A class lists the parameters of base classes that it sets itself in `fixed_options`.
+    """
+    fixed: Sequence[str] = getattr(cls, "fixed_options", ())
     parameters: dict[str, Parameter] = {}
     for base in cls.__mro__:
         if "__init__" not in vars(base):
@@ -282,7 +286,7 @@ def constructor_parameters(cls: type) -> dict[str, Parameter]:
         base_parameters = list(signature.parameters.values())[1:]
         hints = _type_hints(base)
         for parameter in base_parameters:
-            if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) and parameter.name not in fixed:
                 is_required = parameter.default is parameter.empty
                 parameters.setdefault(parameter.name, Parameter(hints.get(parameter.name, Any), is_required))
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in base_parameters):

@@ -33,6 +33,7 @@ REQUIRED = (
 OPTIONAL = {
     "peft": "only for the method LoRA: pip install 'lightning-softprompt[lora]'",
     "if-verifiable": "only for the constraints of IFEval: pip install 'lightning-softprompt[alignment]'",
+    "jsonschema": "only for the metric JsonSchema: pip install 'lightning-softprompt[json-schema]'",
     "tensorboard": "only for the logger TensorBoardLogger: pip install 'lightning-softprompt[tensorboard]'",
     "mlflow": "only for the logger MLFlowLogger: pip install 'lightning-softprompt[mlflow]'",
     "wandb-workspaces": "only for softprompt wandb-workspace: pip install 'lightning-softprompt[wandb-workspace]'",

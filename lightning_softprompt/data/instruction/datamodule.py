@@ -74,6 +74,7 @@ class InstructionDataModule(SoftPromptDataModule):
         ValueError: If max_target_tokens is not between 0 and max_tokens, or a number is not above 0.
     """
 
+    fixed_options = ("template", "truncate")
     append_eos = True
 
     def __init__(
