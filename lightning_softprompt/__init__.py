@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from lightning_softprompt.data.multiple_choice import MultipleChoiceDataModule
     from lightning_softprompt.data.multitask import MultitaskDataModule
     from lightning_softprompt.data.preference import PreferenceDataModule
+    from lightning_softprompt.data.prompts import PromptDataModule
     from lightning_softprompt.data.summarization import SummarizationDataModule
     from lightning_softprompt.data.tagging import TaggingDataModule
     from lightning_softprompt.evaluation.base import Evaluation
@@ -101,6 +102,7 @@ if TYPE_CHECKING:
     from lightning_softprompt.retrieval.reranker import Reranker
     from lightning_softprompt.retrieval.retriever import Retriever
     from lightning_softprompt.retrieval.search.settings import IndexSettings
+    from lightning_softprompt.rewards.base import Reward
     from lightning_softprompt.runs.run_spec import RunSpec
     from lightning_softprompt.training.trainer import Trainer
 
@@ -173,6 +175,7 @@ __all__ = [
     "PrefixTuning",
     "Prompt",
     "PromptBank",
+    "PromptDataModule",
     "PromptTuning",
     "PromptedLM",
     "RagQaDataModule",
@@ -183,6 +186,7 @@ __all__ = [
     "Reranker",
     "ResidualPromptTuning",
     "Retriever",
+    "Reward",
     "RewardHead",
     "RewardModeling",
     "RunSpec",
@@ -258,6 +262,7 @@ HOMES = {  # the module of each public name that is not a method
     "PreferenceDataModule": "data.preference",
     "PreferenceEvaluation": "evaluation.preferences.pairs",
     "Prompt": "inference.prompt",
+    "PromptDataModule": "data.prompts",
     "PromptedLM": "backbones.prompted_lm",
     "RagQaDataModule": "rag.qa_datamodule",
     "RankedChoices": "readouts.ranked",
@@ -268,6 +273,7 @@ HOMES = {  # the module of each public name that is not a method
     "Retriever": "retrieval.retriever",
     "RewardHead": "readouts.reward_head",
     "RewardModeling": "objectives.reward_modeling",
+    "Reward": "rewards.base",
     "RunSpec": "runs.run_spec",
     "SampleVocabulary": "prompts.init",
     "SimPO": "objectives.preference.simpo",

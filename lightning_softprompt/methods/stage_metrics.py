@@ -45,7 +45,8 @@ class StageMetrics(nn.Module):
     def update(self, stage: str, objective: Objective, lm: PromptedLM, batch: Batch) -> Records:
         """Adds a batch and returns its records."""
         lm = objective.with_reward(lm)
-        self._loss(stage).update(objective(lm, batch).loss, len(batch))
+        if objective.has_data_loss:
+            self._loss(stage).update(objective(lm, batch).loss, len(batch))
         records = self._evaluation(stage).update(lm, batch)
         return number_records(batch, records)
 
@@ -55,7 +56,9 @@ class StageMetrics(nn.Module):
 
     def compute(self, stage: str) -> dict[str, Tensor]:
         """Computes the metrics of an epoch, named `<stage>/<metric>`."""
-        metrics = {"loss": self._loss(stage).compute(), **self._evaluation(stage).compute()}
+        metrics = self._evaluation(stage).compute()
+        if self._loss(stage).update_called:
+            metrics = {"loss": self._loss(stage).compute(), **metrics}
         return {f"{stage}/{name}": value for name, value in metrics.items()}
 
     def reset(self, stage: str, epoch: int, drawn: Sequence[Sequence[int]] | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -26,7 +27,13 @@ class Outcome:
 
 
 class Objective(ABC):
-    """A loss of a prompted language model on a batch."""
+    """A loss of a prompted language model on a batch.
+
+    Attributes:
+        has_data_loss: Whether validation and test can compute the loss on their rows.
+    """
+
+    has_data_loss: ClassVar[bool] = True
 
     @property
     def compares_with_start(self) -> bool:

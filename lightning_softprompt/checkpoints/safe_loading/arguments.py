@@ -296,6 +296,8 @@ def constructor_parameters(cls: type) -> dict[str, Parameter]:
 
 def _type_hints(cls: type) -> dict[str, Any]:
     try:
+        if is_dataclass(cls) and "__init__" in vars(cls):  # inherited fields have the names of their own modules
+            return get_type_hints(cls, include_extras=True)
         return get_type_hints(cls.__init__, include_extras=True)  # type: ignore[misc]
     except NameError:  # the names are imported only for type checkers: only plain values are accepted
         return {}

@@ -22,7 +22,7 @@ from lightning_softprompt.system.trust import is_standard, is_trusted
 PACKAGE = "lightning_softprompt"
 PLUGIN_FOLDERS = (
     "callbacks", "data", "distributed", "evaluation", "methods", "objectives", "prompts", "rag", "readouts",
-    "retrieval",
+    "retrieval", "rewards",
 )  # fmt: skip
 BASES = (
     "callbacks.algorithms.consolidation.Consolidation",
@@ -43,6 +43,7 @@ BASES = (
     "prompts.kv_prefix.KeysValuesInit",
     "prompts.token_rows.base.TokenRowsInit",
     "readouts.base.Readout",
+    "rewards.base.Reward",
     "retrieval.search.fusion.Fusion",
     "retrieval.reranker.Reranker",
     "retrieval.retriever.Retriever",

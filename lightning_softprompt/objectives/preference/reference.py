@@ -7,7 +7,6 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,10 +15,11 @@ from torch.nn.functional import pad
 
 from lightning_softprompt.backbones.execution.context_cache import ContextCache
 from lightning_softprompt.backbones.prompted_lm import PromptedLM
-from lightning_softprompt.checkpoints.frozen_role import BARE, START, FrozenRole, autocast_dtype, digest, load_role
+from lightning_softprompt.checkpoints.frozen_role import START, FrozenRole, autocast_dtype, digest, load_role
 from lightning_softprompt.core.types import IGNORE, Batch, Encoded
 from lightning_softprompt.objectives.base import Objective
 from lightning_softprompt.objectives.preference.losses import count_questions
+from lightning_softprompt.objectives.reference_checks import check_reference
 from lightning_softprompt.system.cache_dirs import cache_folder
 
 log = logging.getLogger(__name__)
@@ -54,21 +54,7 @@ class ReferencedObjective(Objective):
 
     def check_method(self, method: str, changes_backbone: bool, noise: Sequence[str]) -> None:
         """See `Objective.check_method`."""
-        name = type(self).__name__
-        if noise:
-            raise ValueError(f"{name} compares the policy with a reference without noise; set {noise[0]} to 0")
-        if self.reference == START:
-            return
-        if changes_backbone:
-            raise ValueError(
-                f"{method} changes the backbone, which the reference {self.reference} of {name} would share; set the "
-                "reference to start"
-            )
-        if self.reference != BARE and not Path(self.reference).expanduser().is_file():
-            raise ValueError(
-                f"the reference of {name} must be start, bare, or the file of a trained prompt, and there is no file "
-                f"{self.reference}"
-            )
+        check_reference(type(self).__name__, self.reference, method, changes_backbone, noise)
 
     def with_reward(self, lm: PromptedLM) -> PromptedLM:
         """Returns the language model with the implicit reward."""

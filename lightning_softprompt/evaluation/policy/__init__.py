@@ -1,0 +1,1 @@
+"""Evaluation of prompts that were trained with a reward."""

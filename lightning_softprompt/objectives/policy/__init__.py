@@ -1,0 +1,1 @@
+"""Objectives that learn from answers which the trained prompt generates."""

@@ -1,0 +1,1 @@
+"""Rewards of generated answers, one in each file."""
