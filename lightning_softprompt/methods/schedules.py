@@ -64,13 +64,14 @@ class WarmupSchedule:
                 f"{option} requires a known number of training steps; set --trainer.max_steps or --trainer.max_epochs"
             )
         warmup_steps = round(self.warmup * (length or 0)) if self.warmup < 1 else int(self.warmup)
-        if self.decay != "constant" and length is not None and warmup_steps >= length:
+        # a run of 0 steps, whose result is that of a callback, does not use the schedule
+        if self.decay != "constant" and length and warmup_steps >= length:
             raise ValueError(f"warmup takes {warmup_steps} steps, but the training has {length}; lower --model.warmup")
 
         def factor(step: int) -> float:
             if step < warmup_steps:
                 return step / warmup_steps
-            if self.decay == "constant" or length is None:
+            if self.decay == "constant" or not length:
                 return 1.0
             progress = min(1.0, (step - warmup_steps) / (length - warmup_steps))
             return 1.0 - progress if self.decay == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))

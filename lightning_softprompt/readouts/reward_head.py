@@ -86,7 +86,7 @@ class RewardHead(Readout):
         """Fits the weights by logistic regression on states of better answers minus those of worse answers.
 
         Differences d have unit variance in the regression, and the weights are scaled back afterwards. The loss is
-        mean -log sigmoid(w d) + l2 / 2 |w|^2. With the bias, the mean score is 0.
+        mean -log sigmoid(w d) + l2 / 2 w w. With the bias, the mean score is 0.
 
         Args:
             better: States [N, H] of the better answers.
@@ -108,7 +108,7 @@ class RewardHead(Readout):
 
 
 def fit_logistic(inputs: Tensor, l2: float) -> Tensor:
-    """Returns the weights [H] that minimize mean -log sigmoid(w x) + l2 / 2 |w|^2 over inputs [N, H]."""
+    """Returns the weights [H] that minimize mean -log sigmoid(w x) + l2 / 2 w w over inputs [N, H]."""
     weights = inputs.new_zeros(inputs.shape[1], requires_grad=True)
     optimizer = torch.optim.LBFGS(
         [weights], max_iter=FIT_STEPS, tolerance_grad=1e-8, tolerance_change=1e-12, line_search_fn="strong_wolfe"

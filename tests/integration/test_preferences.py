@@ -53,7 +53,8 @@ def test_a_reward_model_is_fitted_trained_tested_and_used(options, caplog, tmp_p
 def test_the_fit_alone_is_a_baseline(options):
     head = ["--model=NoPrompt", "--model.objective=RewardModeling", "--model.readout=RewardHead"]
     arguments = [option for option in options if not option.startswith(("--model", "--trainer.max_steps"))]
-    assert main(["fit", *arguments, *head, "--model.readout.fit_first=true", "--trainer.max_steps=0"]) == 0
+    head += ["--model.readout.fit_first=true", "--model.lr_schedule=linear"]
+    assert main(["fit", *arguments, *head, "--trainer.max_steps=0"]) == 0
     saved = read_prompt(last_folder() / "prompt.safetensors")
     assert set(saved.tensors) == {"readout.linear.weight", "readout.linear.bias", "readout.mean", "readout.std"}
 
