@@ -1,12 +1,17 @@
 """Rows of instructions and dialogues."""
 
+import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import tiny
+import torch
 
+from lightning_softprompt.backbones.prompted_lm import PromptedLM
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.chat_format import ChatFormat
+from lightning_softprompt.core.types import SoftPrompt
 from lightning_softprompt.data.instruction.datamodule import InstructionDataModule
 from lightning_softprompt.data.readers.sources import DataError
 
@@ -215,3 +220,38 @@ def test_the_cache_of_tokens_depends_on_format_and_loss(make_data):
     for options in ({}, {"loss_turns": "last"}, {"system": False}):
         cached = make_data(rows, cache=True, **options)
         assert cached.split("train").encoded == make_data(rows, **options).split("train").encoded
+
+
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_generated_answers_are_finished_if_they_end_before_the_maximum(make_data, load, family):
+    module = make_data([{"instruction": "a dog", "output": text} for text in ("good", "very good")], family=family)
+    batch = next(iter(module.test_dataloader()))
+    evaluation, backbone = module.evaluation, load(family)
+    endings = [[10, tiny.EOS, tiny.PAD, tiny.PAD], [10, 11, 12, 13], [10, 11, 12, tiny.EOS]]
+    decoding = replace(module.decoding, max_new_tokens=4)
+    assert decoding.are_finished(module.codec, torch.tensor(endings)) == [True, False, True]
+    assert decoding.are_finished(module.codec, torch.tensor(endings)[:, :3]) == [True] * 3
+    stop = module.codec.decode(torch.tensor([[12]]))[0]
+    assert replace(decoding, stop=[stop]).are_finished(module.codec, torch.tensor(endings)) == [True] * 3
+    lm = PromptedLM(backbone, lambda batch: SoftPrompt())
+    evaluation.begin("test", 0)
+    records = evaluation.update(lm, batch)
+    metrics = {name: float(value) for name, value in evaluation.compute().items()}
+    losses = lm.cross_entropy(batch).sum(1)
+    assert metrics["cross_entropy"] == pytest.approx(float(losses.sum()) / 5, rel=1e-5)
+    assert metrics["perplexity"] == pytest.approx(math.exp(metrics["cross_entropy"]), rel=1e-5)
+    assert metrics["finished"] == sum(record["scores"]["finished"] for record in records) / 2
+    assert [record["details"]["tokens"] for record in records] == [len(row.targets) for row in batch.encoded]
+    assert set(metrics) >= {"rougeL", "length_ratio", "finished_low", "cross_entropy_high"}
+
+
+def test_a_validation_without_generation_computes_the_loss_of_all_rows(make_data, load):
+    module = make_data([messages_of(DIALOGUE)] * 3, generate_every=2)
+    evaluation, lm = module.evaluation, PromptedLM(load("llama"), lambda batch: SoftPrompt())
+    evaluation.begin("val", 1)
+    records = [record for batch in module.val_dataloader() for record in evaluation.update(lm, batch)]
+    assert records == [None] * 3
+    metrics = evaluation.compute()
+    assert set(metrics) == {"cross_entropy", "perplexity", "generated"}
+    assert evaluation.mode_of("perplexity") == "min"
+    assert set(metrics) <= set(evaluation.logged)
