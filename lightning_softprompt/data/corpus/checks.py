@@ -8,18 +8,37 @@ from typing import cast
 
 import numpy as np
 
+from lightning_softprompt.core.template import Template
 from lightning_softprompt.core.types import WindowExample
 from lightning_softprompt.data.corpus.documents import is_folder_of_texts
 from lightning_softprompt.data.corpus.stored_windows import StoredRows
 from lightning_softprompt.data.prepared import PreparedRows
 from lightning_softprompt.data.splits.row_source import is_file
 
+MIN_WINDOW = 16  # bytes
 NAME = re.compile(r"\w[\w-]*")
 
 
 def is_undivided(path: str) -> bool:
     """Whether documents of a path are divided into splits: a file, a pattern, or a folder without files of splits."""
     return is_file(path) or is_folder_of_texts(path)
+
+
+def check_sizes(window: int, stride: int | None, template: Template) -> None:
+    """Checks the sizes of windows.
+
+    Raises:
+        ValueError: If a size is too small, the stride is not below the window, or the template of windows with a stride
+            has a space before the target.
+    """
+    if window < MIN_WINDOW:
+        raise ValueError(f"window must be at least {MIN_WINDOW} bytes, got {window}")
+    if stride is None:
+        return
+    if not MIN_WINDOW <= stride < window:
+        raise ValueError(f"stride must be at least {MIN_WINDOW} bytes and below window={window}, got {stride}")
+    if template.glue:
+        raise ValueError(f"with stride, no space may precede the target of the template, got {template.text!r}")
 
 
 def check_corpora(corpora: Mapping[str, str], rates: Mapping[str, float]) -> None:

@@ -6,13 +6,20 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, cast, final
 
 import numpy as np
 
 from lightning_softprompt.core.types import Example, WindowExample
-from lightning_softprompt.data.corpus.checks import check_corpora, check_parts, describe_size, is_undivided
+from lightning_softprompt.data.corpus.checks import (
+    MIN_WINDOW,
+    check_corpora,
+    check_parts,
+    check_sizes,
+    describe_size,
+    is_undivided,
+)
 from lightning_softprompt.data.corpus.cloze import draw_questions, read_questions
 from lightning_softprompt.data.corpus.corrupted_rows import CorruptedRows
 from lightning_softprompt.data.corpus.corruption import Corruption, select_corruption
@@ -20,6 +27,7 @@ from lightning_softprompt.data.corpus.documents import Boundary, read_documents,
 from lightning_softprompt.data.corpus.rows import CorpusRows
 from lightning_softprompt.data.corpus.stored_documents import StoredDocuments, store_documents
 from lightning_softprompt.data.corpus.stored_windows import StoredRows, WindowTable
+from lightning_softprompt.data.corpus.strides import CONTEXT, divide_by_stride, encode_context
 from lightning_softprompt.data.corpus.windows import Window, cut_windows
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.data.prepared import PreparedRows, Split
@@ -28,6 +36,7 @@ from lightning_softprompt.data.sampling.bucketing import Order, ResumableLoader
 from lightning_softprompt.data.sampling.epoch_indexed import EpochIndexedSampler
 from lightning_softprompt.data.sampling.resumable import ResumableBatchSampler
 from lightning_softprompt.data.sampling.task_mixing import MixedBatchSampler, quotas
+from lightning_softprompt.data.splits.row_encoder import RowEncoder
 from lightning_softprompt.data.token_cache import content_key
 from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.evaluation.likelihood import LikelihoodEvaluation
@@ -36,7 +45,6 @@ from lightning_softprompt.evaluation.words.word_counts import count_words, strip
 from lightning_softprompt.evaluation.words.word_nats import WordNats
 
 log = logging.getLogger(__name__)
-MIN_WINDOW = 16  # bytes
 EVALUATION_SEED = 0  # of the corruption in validation and test, which does not depend on `seed`
 OF_MAIN_CORPUS = (
     "backbone",
@@ -72,6 +80,8 @@ class CorpusDataModule(SoftPromptDataModule):
         template: Text of a row. `{soft}` marks soft tokens, `{target}` the window. It contains no columns.
         column: Column of the text in sources of rows.
         window: Maximum bytes of a window in UTF-8. A window that has more than max_tokens tokens is divided.
+        stride: Bytes of each window that evaluations score (default: the whole window). The rest of the window is the
+            text before them, as context without loss, so that each token is predicted from more text and scored once.
         boundary: What ends a document of a text file: a blank line, each line, or the end of the file (default: a blank
             line, and the end of the file in a folder).
         corruption: Which tokens are predicted (default: all tokens for decoders, `MaskTokens` for encoders, and
@@ -107,6 +117,7 @@ class CorpusDataModule(SoftPromptDataModule):
         rates: dict[str, float] | None = None,
         cloze: int | str | None = None,
         word_frequencies: bool = False,
+        stride: int | None = None,
         **common: Any,
     ) -> None:
         super().__init__(template=template, **common)
@@ -117,13 +128,13 @@ class CorpusDataModule(SoftPromptDataModule):
             )
         if not template.endswith("{target}"):
             raise ValueError(f"the template of CorpusDataModule must end with {{target}}, got {template!r}")
-        if window < MIN_WINDOW:
-            raise ValueError(f"window must be at least {MIN_WINDOW} bytes, got {window}")
+        check_sizes(window, stride, self.template)
         if stream and self.batch_tokens is not None:
             raise ValueError("with stream, the tokens of windows are unknown; set batch_size instead of batch_tokens")
         if stream and self.rename_columns:
             raise ValueError("stream reads a column by its name in the source; set column instead of rename_columns")
         self.column, self.window, self.boundary, self.stream = column, window, boundary, stream
+        self.stride = stride
         self.corruption = corruption
         self.corpora, self.rates = dict(corpora or {}), dict(rates or {})
         check_corpora(self.corpora, self.rates)
@@ -143,6 +154,8 @@ class CorpusDataModule(SoftPromptDataModule):
     def evaluation(self) -> Evaluation:
         """Loss and perplexity per token; also per word and byte if all tokens are predicted."""
         is_complete = self.used_corruption is None
+        if self.stride is not None and not is_complete:
+            raise ValueError("stride requires a decoder, which predicts every token; remove data.stride")
         cloze = None
         if self.cloze is not None:
             check_family(self.codec)
@@ -205,7 +218,25 @@ class CorpusDataModule(SoftPromptDataModule):
     def example(self, row: Mapping[str, Any], labelled: bool) -> Example:
         """Returns a document as one window."""
         text = read_text(row, self.column)
-        return WindowExample({}, text, num_bytes=len(text.encode()), num_words=len(text.split()))
+        return WindowExample(self._fields, text, num_bytes=len(text.encode()), num_words=len(text.split()))
+
+    @property
+    def _fields(self) -> dict[str, str]:
+        """The fields of a window without context."""
+        return {} if self.stride is None else {CONTEXT: ""}
+
+    @property
+    def _encoder(self) -> RowEncoder:
+        return super()._encoder if self.stride is None else encode_context(super()._encoder)
+
+    def _add_context(
+        self, name: Split, examples: list[Example], origins: list[Origin]
+    ) -> tuple[list[Example], list[Origin]]:
+        """Returns the windows of a split with their contexts, which training and evaluations without stride lack."""
+        if self.stride is None or name == "train":
+            return examples, origins
+        divide = partial(self._windows, size=self.stride)
+        return divide_by_stride(examples, origins, divide, self.window - self.stride)
 
     def convert_rows(self, name: Split) -> tuple[list[Example], list[Origin]]:
         """Divides the documents of a split into windows; empty documents have none.
@@ -219,7 +250,7 @@ class CorpusDataModule(SoftPromptDataModule):
         bad, num_empty = list(rows.skipped), 0
         for document, row in enumerate(rows):
             try:
-                windows = self._windows(read_text(row, self.column))
+                windows = self._windows(read_text(row, self.column), self.window)
             except ValueError as error:
                 if self.on_bad_row == "raise":
                     raise DataError(f"{rows.where(document)}: {error}") from None
@@ -230,7 +261,7 @@ class CorpusDataModule(SoftPromptDataModule):
                 is_last = number == len(windows)
                 examples.append(
                     WindowExample(
-                        {},
+                        self._fields,
                         window.text,
                         ends_text=is_last and name == "train" and self._trains_ends,
                         document=document,
@@ -248,11 +279,11 @@ class CorpusDataModule(SoftPromptDataModule):
             log.warning("%d of the %s documents were skipped, the first: %s", len(bad), name, bad[0])
         if num_empty:
             log.info("%d of the %d %s documents are empty", num_empty, len(rows), name)
-        return examples, origins
+        return self._add_context(name, examples, origins)
 
-    def _windows(self, text: str) -> list[Window]:
-        """The windows of a document, none of which exceeds max_tokens."""
-        pending = list(cut_windows(text, self.window))[::-1]
+    def _windows(self, text: str, size: int) -> list[Window]:
+        """The windows of a document of at most a number of bytes, none of which exceeds max_tokens."""
+        pending = list(cut_windows(text, size))[::-1]
         windows: list[Window] = []
         while pending:
             window = pending.pop()
@@ -295,7 +326,9 @@ class CorpusDataModule(SoftPromptDataModule):
         """The windows of a split of the main corpus, on disk."""
         is_held_out = self._is_held_out(name)
         rows = self.rows("train" if is_held_out else name)
-        table = WindowTable.of(cast(StoredDocuments, rows.store), self.window)
+        is_training = name == "train"
+        size = self.window if is_training or self.stride is None else self.stride
+        table = WindowTable.of(cast(StoredDocuments, rows.store), size)
         if is_held_out:
             documents = np.unique(table.documents)
             parts = self._row_source.divide_many(len(documents))
@@ -305,17 +338,18 @@ class CorpusDataModule(SoftPromptDataModule):
             raise DataError(f"{rows.name} has no text in any of its {len(rows)} documents")
         if rows.skipped:
             log.warning("%d of the %s documents were skipped, the first: %s", len(rows.skipped), name, rows.skipped[0])
-        is_training = name == "train"
         ends_documents = is_training and self._trains_ends
         encoder, most = self._encoder, self._max_window_tokens
-        return StoredRows.of(rows, table, encoder, self.corpus, is_training, ends_documents, most)
+        room = None if self.stride is None else self.window - size
+        return StoredRows.of(rows, table, encoder, self.corpus, is_training, ends_documents, most, room)
 
     def rows_digest(self, name: Split) -> str:
         """Returns the number of rows of a split, with a digest of their texts and tokens."""
         rows = cast(CorpusRows, self.split(name))
         if not self.stream or name == "predict":
             return super().rows_digest(name)
-        fingerprint = content_key([self.codec.fingerprint, self.template.text, self.max_tokens])
+        settings = [self.codec.fingerprint, self.template.text, self.max_tokens]
+        fingerprint = content_key(settings if self.stride is None else [*settings, self.stride])
         stored = [cast(StoredRows, part) for part in rows.parts.values()]
         return "; ".join(part.rows_digest(fingerprint) for part in stored)
 
@@ -378,5 +412,6 @@ class CorpusDataModule(SoftPromptDataModule):
         chosen = {numbers[index] for index in parts[name]}
         rows = [row for row, document in enumerate(documents) if document in chosen]
         if name != "train":  # the end of a document is trained, but not scored
-            return [replace(examples[row], ends_text=False) for row in rows], [origins[row] for row in rows]
+            windows = [replace(examples[row], ends_text=False) for row in rows]
+            return self._add_context(name, windows, [origins[row] for row in rows])
         return [examples[row] for row in rows], [origins[row] for row in rows]

@@ -58,10 +58,14 @@ class StoredDocuments(Sequence[Row]):
         return {self.column: self.read(start, end - start)}
 
     def read(self, start: int, size: int) -> str:
-        """Returns the text at a position. Each call opens the file, so that data workers can use the object."""
+        """Returns the text at a position."""
+        return self.read_bytes(start, size).decode()
+
+    def read_bytes(self, start: int, size: int) -> bytes:
+        """Returns the bytes at a position. Each call opens the file, so that data workers can use the object."""
         with (self.folder / TEXT_FILE).open("rb") as file:
             file.seek(start)
-            return file.read(size).decode()
+            return file.read(size)
 
 
 def store_documents(

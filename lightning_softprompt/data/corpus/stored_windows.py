@@ -12,7 +12,8 @@ import numpy as np
 
 from lightning_softprompt.core.types import Encoded, Example, WindowExample
 from lightning_softprompt.data.corpus.stored_documents import Integers, StoredDocuments, load_or_index
-from lightning_softprompt.data.corpus.windows import cut_windows
+from lightning_softprompt.data.corpus.strides import CONTEXT
+from lightning_softprompt.data.corpus.windows import cut_windows, find_context
 from lightning_softprompt.data.prepared import PreparedRows
 from lightning_softprompt.data.readers.rows import DataError, Origin, Rows
 from lightning_softprompt.data.splits.row_encoder import RowEncoder
@@ -124,6 +125,7 @@ class StoredRows(PreparedRows):
         truncates: bool,
         ends_documents: bool,
         max_text_tokens: int,
+        context_size: int | None = None,
     ) -> StoredRows:
         """The windows of a table.
 
@@ -135,8 +137,9 @@ class StoredRows(PreparedRows):
             truncates: Whether windows with too many tokens are truncated, or refused.
             ends_documents: Whether the last window of a document ends with the token that stops generation.
             max_text_tokens: Maximum tokens of a window.
+            context_size: Maximum bytes of the text before a window, as context without loss; None if rows have none.
         """
-        reader = _Reader(rows, table, encoder, corpus, truncates, ends_documents, max_text_tokens)
+        reader = _Reader(rows, table, encoder, corpus, truncates, ends_documents, max_text_tokens, context_size)
         count = len(table)
         examples: Sequence[Example] = LazySequence(count, reader.example)
         encoded: Sequence[Encoded] = LazySequence(count, reader.encode)
@@ -179,6 +182,7 @@ class _Reader:
     truncates: bool
     ends_documents: bool
     max_text_tokens: int
+    context_size: int | None
 
     @property
     def documents(self) -> StoredDocuments:
@@ -190,7 +194,7 @@ class _Reader:
         table = self.table
         size = int(table.sizes[index])
         return WindowExample(
-            {},
+            {} if self.context_size is None else {CONTEXT: self._read_context(index, self.context_size)},
             self.documents.read(int(table.starts[index]), size),
             ends_text=self.ends_documents and bool(table.is_last[index]),
             document=int(table.documents[index]),
@@ -198,6 +202,14 @@ class _Reader:
             num_words=int(table.words[index]),
             corpus=self.corpus,
         )
+
+    def _read_context(self, index: int, size: int) -> str:
+        """The text before a window in its document."""
+        first = int(self.documents.starts[self.table.documents[index]])
+        end = int(self.table.starts[index])
+        start = max(first, end - size - 1)  # a document with one more byte is cut
+        content = self.documents.read_bytes(start, end - start)
+        return content[find_context(content, len(content), size) :].decode()
 
     def origin(self, index: int) -> Origin:
         origin = self.rows.origin(int(self.table.documents[index]))

@@ -60,3 +60,25 @@ def find_end(content: bytes, start: int, size: int) -> int:
     while limit > start + 1 and content[limit] & 0xC0 == 0x80:  # within a character
         limit -= 1
     return limit
+
+
+def find_context(content: bytes, end: int, size: int) -> int:
+    """Returns the start of the context before a position of a text in UTF-8, which begins at white space.
+
+    Args:
+        content: The text.
+        end: The position.
+        size: Maximum bytes of the context.
+
+    >>> find_context(b"one two three", 7, 5), find_context(b"one two three", 7, 2)
+    (3, 5)
+    """
+    start = end - size
+    if start <= 0:
+        return 0
+    spaces = [position for space in SPACES if (position := content.find(space, start, end)) >= 0]
+    if spaces:
+        return min(spaces)
+    while start < end and content[start] & 0xC0 == 0x80:  # within a character
+        start += 1
+    return start

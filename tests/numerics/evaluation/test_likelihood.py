@@ -92,6 +92,39 @@ def test_metrics_do_not_depend_on_batches_or_order(load, data_of):
     assert one == pytest.approx(other, rel=1e-6)
 
 
+def test_with_a_stride_each_token_is_scored_once_after_a_context(load, data_of):
+    data = data_of("llama", stride=16)
+    module = sp.NoPrompt(data=data)
+    module.attach(load("llama"))
+    codec, rows = data.codec, data.split("test")
+    by_document = {}
+    for window in rows.examples:
+        by_document.setdefault(window.document, []).append(window)
+    assert ["".join(window.target for window in windows) for windows in by_document.values()] == TEXTS
+    total, num_tokens = 0.0, 0
+    for text, windows in zip(TEXTS, by_document.values(), strict=True):
+        position = 0
+        for window in windows:
+            context = window.fields["context"]
+            assert text[:position].endswith(context)
+            assert len(context) <= 8
+            assert not context or position <= 8 or context.startswith(" ") or " " not in text[position - 8 : position]
+            assert len(window.target) <= 16
+            before, ids = [*codec.start, *codec.ids(context)], codec.ids(window.target)
+            with torch.no_grad():
+                scores = module.loaded.model(torch.tensor([[*before, *ids]])).logits[0].log_softmax(-1)
+            total -= float(scores[range(len(before) - 1, len(before) + len(ids) - 1), ids].sum())
+            num_tokens += len(ids)
+            position += len(window.target)
+    assert num_tokens == sum(len(codec.ids(text)) for text in TEXTS)
+    metrics = score(module.lm(), data, 3)
+    assert metrics["cross_entropy"] == pytest.approx(total / num_tokens, rel=1e-5)
+    assert metrics["bits_per_byte"] == pytest.approx(total / sum(map(len, TEXTS)) / math.log(2), rel=1e-5)
+    train = data.split("train").examples
+    assert {window.fields["context"] for window in train} == {""}
+    assert [window.target for window in train] == [window.target for window in data_of("llama").split("train").examples]
+
+
 class FixedLosses:
     """Predicts windows with given nats per token."""
 

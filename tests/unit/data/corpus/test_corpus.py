@@ -68,6 +68,14 @@ def test_every_token_of_a_window_is_a_target_and_the_end_of_a_document_is_traine
         assert all(row.num_truncated == 0 for row in rows.encoded)
 
 
+def test_strides_that_do_not_fit_are_refused(data_of):
+    for options in ({"stride": 24}, {"stride": 8}, {"stride": 16, "template": "{soft} {target}"}):
+        with pytest.raises(ValueError, match="stride"):
+            data_of(**options)
+    with pytest.raises(ValueError, match="stride requires a decoder"):
+        data_of("bert", stride=16, train=[{"text": "dull"}]).evaluation  # noqa: B018 (a property)
+
+
 def test_a_window_with_too_many_tokens_is_divided(data_of):
     text = ". " * 400
     data = data_of(train=[{"text": text}], validation=[{"text": "dull"}], window=700, max_tokens=20)

@@ -46,6 +46,17 @@ def test_windows_on_disk_equal_those_in_memory(data_of, sources, name):
         assert list(rows.lengths) == [example.num_bytes for example in expected.examples]
 
 
+def test_contexts_on_disk_equal_those_in_memory(data_of, tmp_path):
+    text = "".join(chr(0x4E00 + number) for number in range(40))  # no white space
+    (tmp_path / "corpus.txt").write_text("\n\n".join([*DOCUMENTS, text, text]))
+    eager, lazy = (data_of(path=str(tmp_path / "corpus.txt"), stride=16, stream=stream) for stream in (False, True))
+    for split in ("train", "validation", "test"):
+        expected, rows = eager.split(split), lazy.split(split)
+        assert list(rows.examples) == list(expected.examples)
+        assert list(rows.encoded) == list(expected.encoded)
+        assert any(example.fields["context"] for example in rows.examples) == (split != "train")
+
+
 def test_folders_with_splits_are_stored_by_split(data_of, tmp_path):
     for split in ("train", "validation", "test"):
         write_rows(tmp_path / f"{split}.jsonl", [{"text": f"{split} {text}"} for text in DOCUMENTS])
