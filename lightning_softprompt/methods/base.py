@@ -25,7 +25,7 @@ from lightning_softprompt.backbones.prompted_lm import PromptedLM
 from lightning_softprompt.backbones.requirements import Requirement, require, require_of_copy, takes_soft_tokens
 from lightning_softprompt.backbones.tokenization.codec import Codec
 from lightning_softprompt.checkpoints.folding import compute_shared_prompt
-from lightning_softprompt.checkpoints.hyperparameters import save_plain_hyperparameters, to_plain
+from lightning_softprompt.checkpoints.hyperparameters import class_of, save_plain_hyperparameters, to_plain
 from lightning_softprompt.checkpoints.initial_values import skip_initial_values
 from lightning_softprompt.checkpoints.prompt_sources import collect_sources
 from lightning_softprompt.checkpoints.state_dict_hooks import exclude_from_checkpoints
@@ -243,6 +243,11 @@ class SoftPromptModule(TrainerHooks):
     def tasks(self) -> tuple[str, ...]:
         """Names of the tasks in the order of their ids; empty for a single task."""
         return tuple(self.classes_by_task or ())
+
+    @property
+    def scores_answers(self) -> bool:
+        """Whether the readout scores answers. It is known before the backbone is loaded."""
+        return bool(getattr(class_of(self._make_readout), "scores_answers", False))
 
     @property
     def objective(self) -> Objective:

@@ -73,8 +73,8 @@ class Replicas(TrainerHooks):
     loading, data and the overhead of the Trainer are shared.
 
     Metrics are logged for each replica as `<metric>/<name>`, and as their mean and half the width of its 95 %
-    confidence interval; for tasks with classes also those of the ensemble as `<metric>/ensemble`. Records of rows and
-    figures come from the first replica.
+    confidence interval; for tasks with classes and reward heads also those of the ensemble as `<metric>/ensemble`.
+    Records of rows and figures come from the first replica.
 
     Args:
         method: The method, before its backbone is loaded.
@@ -98,8 +98,9 @@ class Replicas(TrainerHooks):
                 )
             replica.init = init  # type: ignore[assignment]
         self.save_hyperparameters({**method.hparams, "replicas": spec.count}, logger=False)
-        self.combine = {"average": average, "vote": vote}[spec.ensemble]
-        has_ensemble = spec.count > 1 and method.classes is not None
+        scores_answers = method.scores_answers
+        self.combine = mean if scores_answers else {"average": average, "vote": vote}[spec.ensemble]
+        has_ensemble = spec.count > 1 and (scores_answers or method.classes is not None)
         evaluations = method.evaluations.items() if has_ensemble else ()
         self.ensembles = nn.ModuleDict({stage: deepcopy(evaluation) for stage, evaluation in evaluations})
         self._rng_states: RngStates = {}
@@ -238,6 +239,11 @@ def average(scores: Sequence[Tensor]) -> Tensor:
     """Scores [B, C] whose softmax is the mean of the probabilities of the prompts."""
     probabilities = [prompt_scores.softmax(-1) for prompt_scores in scores]
     return torch.stack(probabilities).mean(0).log()
+
+
+def mean(scores: Sequence[Tensor]) -> Tensor:
+    """Mean scores [B] of answers."""
+    return torch.stack(list(scores)).mean(0)
 
 
 def vote(scores: Sequence[Tensor]) -> Tensor:

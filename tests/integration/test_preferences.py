@@ -59,6 +59,15 @@ def test_the_fit_alone_is_a_baseline(options):
     assert set(saved.tensors) == {"readout.linear.weight", "readout.linear.bias", "readout.mean", "readout.std"}
 
 
+def test_replicas_are_an_ensemble_of_reward_models(options):
+    reward = ["--model.objective=RewardModeling", "--model.readout=RewardHead", "--replicas=2"]
+    assert main(["fit", *options, *reward, "--trainer.log_every_n_steps=1"]) == 0
+    metrics = read_metrics(last_folder())["val"]
+    margins = [metrics[f"val/margin/{name}"] for name in ("replica_1", "replica_2", "ensemble")]
+    assert margins[2] == pytest.approx(sum(margins[:2]) / 2, abs=1e-4)
+    assert len(set(margins)) == 3
+
+
 def test_a_policy_starts_at_its_reference_and_is_tested_against_it(options, capsys):
     assert main(["fit", *options, "--model.objective=DPO", "--trainer.log_every_n_steps=1"]) == 0
     folder = last_folder()
