@@ -90,7 +90,7 @@ def measure(args: argparse.Namespace) -> None:
             run = {
                 "order": order, "seed": seed, "tokens": tokens, "cpu_seconds": round(seconds, 1),
                 "bare": measuring.bare_losses(validation).round(4).tolist(),
-                "losses": measuring.trained_losses(validation).round(4).tolist(),
+                "losses": measuring.current_losses(validation).round(4).tolist(),
             }  # fmt: skip
             with args.out.open("a") as file:
                 file.write(f"{json.dumps(run)}\n")

@@ -48,7 +48,7 @@ class SelfPaced(Curriculum):
 
     def plan(self, rows: PreparedRows, model: ScoringModel) -> RowPlan:
         """Returns an order that measures the losses at the start of each epoch."""
-        return RowPlan(SelfPacedOrder(self, lambda: model.trained_losses(rows)))
+        return RowPlan(SelfPacedOrder(self, lambda: model.current_losses(rows)))
 
 
 @final

@@ -23,7 +23,7 @@ class ScoringModel(Protocol):
     def losses_without_source(self, rows: PreparedRows) -> Scores:
         """Returns the same as `bare_losses` for rows with empty columns; it is stored in a file."""
 
-    def trained_losses(self, rows: PreparedRows) -> Scores:
+    def current_losses(self, rows: PreparedRows) -> Scores:
         """Returns the mean loss per target token of each row with the prompt at this point of the training."""
 
 
@@ -40,6 +40,6 @@ class Difficulty(ABC):
         """
 
 
-def encoded_rows(rows: PreparedRows) -> list[Encoded]:
+def read_encoded(rows: PreparedRows) -> list[Encoded]:
     """Returns the tokens of each row. Rows on disk are read one by one."""
     return [rows.encoded[row] for row in range(len(rows))]

@@ -16,7 +16,7 @@ from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.backbones.loading import load_backbone
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.types import IGNORE, Batch, Example, SoftPrompt
-from lightning_softprompt.data.difficulty.base import Scores, encoded_rows
+from lightning_softprompt.data.difficulty.base import Scores, read_encoded
 from lightning_softprompt.data.prepared import Collate, PreparedRows
 from lightning_softprompt.data.sampling.row_order import Indices
 from lightning_softprompt.data.splits.row_encoder import RowEncoder
@@ -77,7 +77,7 @@ class RowLosses:
         encoded = [self.encoder.encode(example) for example in examples]
         return self.bare_losses(PreparedRows(examples, encoded, rows.origins))
 
-    def trained_losses(self, rows: PreparedRows) -> Scores:
+    def current_losses(self, rows: PreparedRows) -> Scores:
         """Returns the mean loss per target token of each row with the prompt at this point of the training.
 
         Raises:
@@ -98,7 +98,7 @@ class RowLosses:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
     def _key(self, backbone: Backbone, rows: PreparedRows) -> str:
-        return content_key([backbone.fingerprint(), self.encoder.codec.fingerprint, *encoded_rows(rows)])
+        return content_key([backbone.fingerprint(), self.encoder.codec.fingerprint, *read_encoded(rows)])
 
     def _share(self, read: Callable[[], Scores | None]) -> Scores | None:
         """Returns what the first process reads, on all processes."""

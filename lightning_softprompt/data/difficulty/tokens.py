@@ -9,7 +9,7 @@ from typing import final
 import numpy as np
 
 from lightning_softprompt.core.types import IGNORE, Encoded
-from lightning_softprompt.data.difficulty.base import Difficulty, Scores, ScoringModel, encoded_rows
+from lightning_softprompt.data.difficulty.base import Difficulty, Scores, ScoringModel, read_encoded
 from lightning_softprompt.data.prepared import PreparedRows
 
 
@@ -20,7 +20,7 @@ class TargetTokens(Difficulty):
 
     def scores(self, rows: PreparedRows, model: ScoringModel) -> Scores:
         """Returns the number of target tokens of each row."""
-        return np.array([len(target_tokens(row)) for row in encoded_rows(rows)], dtype=np.float64)
+        return np.array([len(target_tokens(row)) for row in read_encoded(rows)], dtype=np.float64)
 
 
 @final
@@ -30,7 +30,7 @@ class PromptTokens(Difficulty):
 
     def scores(self, rows: PreparedRows, model: ScoringModel) -> Scores:
         """Returns the number of input tokens of each row."""
-        return np.array([len(source_tokens(row)) for row in encoded_rows(rows)], dtype=np.float64)
+        return np.array([len(source_tokens(row)) for row in read_encoded(rows)], dtype=np.float64)
 
 
 @final
@@ -46,7 +46,7 @@ class Rarity(Difficulty):
 
     def scores(self, rows: PreparedRows, model: ScoringModel) -> Scores:
         """Returns the rarity of each row's input and target tokens."""
-        tokens_by_row = [[*source_tokens(row), *target_tokens(row)] for row in encoded_rows(rows)]
+        tokens_by_row = [[*source_tokens(row), *target_tokens(row)] for row in read_encoded(rows)]
         counts = Counter(token for tokens in tokens_by_row for token in tokens)
         log_total = np.log(counts.total())
         rarity = {token: log_total - np.log(count) for token, count in counts.items()}
