@@ -66,6 +66,7 @@ def read_lines(name):
     return read_rows(last_folder() / name)
 
 
+@pytest.mark.wandb
 def test_a_test_of_questions_is_analyzed(options, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "250")  # folders of tests can have long names
     assert main(["test", *options]) == 0

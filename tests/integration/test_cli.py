@@ -99,6 +99,7 @@ def test_names_of_classes_are_text_in_the_config_of_a_run_too(fit, data_folder):
     assert list(records[0]["scores"]) == ["1", "0"]
 
 
+@pytest.mark.wandb
 def test_offline_wandb_run_holds_config_losses_histogram_and_predictions(fit):
     run = wandb_file.read_run(fit("--run.project=trial"))
     assert run.project == "trial"
@@ -319,6 +320,7 @@ def test_a_prompt_passed_as_a_checkpoint_is_evaluated_but_not_resumed(fit, capsy
     assert folder.joinpath("prompt.safetensors").stat().st_mode == folder.joinpath("config.yaml").stat().st_mode
 
 
+@pytest.mark.wandb
 def test_fit_logs_once_how_to_sync_wandb_later(fit, caplog):
     fit()
     assert sum("wandb sync" in record.getMessage() for record in caplog.records) == 1

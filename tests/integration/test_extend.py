@@ -49,6 +49,7 @@ def test_the_page_has_all_files(folder):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shallow_backbone")
 @pytest.mark.parametrize(("words", "metric"), zip(COMMANDS, METRICS, strict=True), ids=range(1, len(COMMANDS) + 1))
 def test_plug_ins_of_single_files_train(folder, words, metric):
     short = ["--trainer.max_steps=2", "--trainer.val_check_interval=1", "--run.wandb=disabled"]

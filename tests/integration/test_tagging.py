@@ -123,6 +123,7 @@ def test_a_mistake_is_reported_in_two_lines(common, capsys, options, message):
     assert [line for line in error if line.startswith("error: ") and message in line]
 
 
+@pytest.mark.wandb
 def test_replicas_are_scored_together_and_truncated_words_are_not_scored(common):
     limits = ["--trainer.max_steps=4", "--trainer.val_check_interval=4", "--model.readout=TokenHead"]
     assert main(["fit", *common("bert"), *limits, "--replicas=2", "--data.max_tokens=8"]) == 0

@@ -103,6 +103,7 @@ def test_a_test_writes_lines_with_all_scores_and_a_page_of_cases(options):
     assert ">overlap</td>" in page
 
 
+@pytest.mark.wandb
 def test_the_table_of_a_validation_has_a_column_for_each_score(options):
     assert main(["fit", *options, "--trainer.max_steps=2", "--trainer.val_check_interval=2"]) == 0
     table = wandb_file.read_run(last_folder()).tables("val/predictions")[-1]

@@ -90,6 +90,7 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shallow_backbone")
 def test_a_new_method_trains_and_its_prompt_is_saved_and_loaded(folder):
     page = read_page("new_method")
     save_files(page, folder)
@@ -187,6 +188,7 @@ def test_questions_are_answered_from_documents(folder, tiny_folder, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shallow_backbone")
 def test_the_cells_of_the_notebook_run_in_order(folder, capsys):
     cells = json.loads((TUTORIALS / "notebook.ipynb").read_text())["cells"]
     names = {}

@@ -19,6 +19,7 @@ from lightning_softprompt.cli.app import main
 from lightning_softprompt.cli.commands.prompts import main as prompts_command
 from lightning_softprompt.runs.run_spec import last_folder
 
+pytestmark = pytest.mark.wandb
 LABELS = {"negative": "bad", "neutral": "one", "positive": "good"}
 PLUGIN = """
 from lightning.pytorch import Callback

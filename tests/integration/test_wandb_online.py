@@ -19,6 +19,7 @@ from lightning_softprompt.cli.app import main
 from lightning_softprompt.runs import loggers
 from lightning_softprompt.runs.run_spec import last_folder
 
+pytestmark = pytest.mark.wandb
 LABELS = {"negative": "bad", "neutral": "one", "positive": "good"}
 
 

@@ -11,6 +11,7 @@ import wandb
 from lightning_softprompt.__main__ import main
 from lightning_softprompt.runs.wandb_workspace import build_workspace
 
+pytestmark = pytest.mark.wandb
 VIEWER = {"id": "1", "username": "someone", "entity": "team", "flags": "{}", "teams": {"edges": []}}
 
 
