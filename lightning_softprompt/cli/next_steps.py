@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from lightning_softprompt.system.printable import printable
@@ -26,6 +28,20 @@ def suggest(*commands: str) -> None:
     for number, command in enumerate(commands):
         prefix = indent if number else LABEL
         print(f"{prefix}{printable(command)}", file=sys.stderr)
+
+
+@contextmanager
+def suggest_nothing() -> Iterator[None]:
+    """Context in which no command is suggested."""
+    before = os.environ.get(QUIET_VARIABLE)
+    os.environ[QUIET_VARIABLE] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[QUIET_VARIABLE]
+        else:
+            os.environ[QUIET_VARIABLE] = before
 
 
 def command_line(command: str, *words: str | Path) -> str:

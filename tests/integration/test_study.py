@@ -21,9 +21,9 @@ from lightning_softprompt.cli import app
 from lightning_softprompt.cli.app import make_cli
 from lightning_softprompt.cli.commands.configs import configs_folder
 from lightning_softprompt.evaluation.metrics.continual import transfer
+from lightning_softprompt.studies.stage_run import STAGE_REFERENCE
 from lightning_softprompt.studies.study import Study
 from lightning_softprompt.studies.study_file import read_study
-from lightning_softprompt.studies.study_run import STAGE_REFERENCE
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 from killing import Kill, start, wait_for_exit

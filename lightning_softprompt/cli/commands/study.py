@@ -7,14 +7,14 @@ import json
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
-from functools import partial
 from io import BytesIO, StringIO
 from math import isfinite
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from lightning_softprompt.cli.next_steps import command_line, suggest
+from lightning_softprompt.cli.commands import SYNTHETIC_COMMANDS, import_command
+from lightning_softprompt.cli.next_steps import command_line, suggest, suggest_nothing
 from lightning_softprompt.reports.text_table import table
 from lightning_softprompt.system.durations import describe_seconds
 from lightning_softprompt.system.errors import CommandError
@@ -22,8 +22,8 @@ from lightning_softprompt.system.errors import CommandError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from lightning_softprompt.studies.stage_run import StageRun
     from lightning_softprompt.studies.study import Study
-    from lightning_softprompt.studies.study_run import StudyRun
 
 DESCRIPTION = """\
 Run all experiments of a study file and report mean ± 95% CI half-width of the test metrics (Student's t over the
@@ -44,10 +44,19 @@ A study is a YAML file:
   stages:            consecutive runs; ${NAME} is the folder of an earlier stage
     source: {}
     target: {data: configs/data/trec6.yaml, init_from: "${source}/prompt.safetensors"}
-  tests:             tests of every stage (default: test the last stage on its own data)
+  tests:             tests of every trained stage (default: test the last one on its own data)
     sst2: {data: configs/data/sst2.yaml}
     trec6: {data: configs/data/trec6.yaml}
   metrics: [accuracy]
+
+A stage with `command: write` or `command: filter` writes or filters rows, to the file rows.jsonl in its folder, and one
+with `command: predict` predicts. They have the options of these commands; `rows` is the file that is filtered:
+
+  stages:
+    write: {command: write, writer: LabelText, writer.labels: {negative: bad, positive: good}, count: 200}
+    clean: {command: filter, rows: "${write}/rows.jsonl", filters: [Unfinished, Balance]}
+    run: {data.train: "${clean}/rows.jsonl"}
+  compare: {write/count: [100, 200]}   # an option of one stage; rows that no option changes are written once
 
 Only `model` and `data` are required. If stages and tests have the same names, the final average score and the backward
 transfer are reported, too. Paths are relative to the current folder. Results are written to results.json (means),
@@ -94,7 +103,7 @@ def main(argv: list[str]) -> int:
         raise CommandError(str(error)) from error
 
 
-def _run_states(runs: Sequence[StudyRun]) -> str:
+def _run_states(runs: Sequence[StageRun]) -> str:
     rows = []
     for run in runs:
         state = "to do" if run.read_metrics() is None else "done"
@@ -106,20 +115,30 @@ def _run(study: Study) -> int:
     """Run the remaining trainings and tests, then print the table."""
     remaining = [run for run in study.runs if run.read_metrics() is None]
     if remaining:
-        from lightning_softprompt.cli.app import main as run_command
-
         start = perf_counter()
         for number, run in enumerate(remaining, 1):
             progress = f"[{number}/{len(remaining)}]"
             left = describe_time_left(perf_counter() - start, number - 1, len(remaining))
             print(f"{progress} {run.command} {run.folder}{left}", file=sys.stderr, flush=True)
-            if code := run.run(partial(run_command, hints=False)):
+            if code := run.run(_run_command):
                 print("Completed runs are kept; rerun the same command to continue.", file=sys.stderr)
                 return code
         seconds = describe_seconds(perf_counter() - start)
         print(f"Completed {len(remaining)} runs in {seconds}\n", file=sys.stderr, flush=True)
     print(write_report(study, results(study.runs)))
     return 0
+
+
+def _run_command(argv: Sequence[str]) -> int:
+    """Run a command of a stage, without suggesting a next one."""
+    command, *arguments = argv
+    if command not in SYNTHETIC_COMMANDS:
+        from lightning_softprompt.cli.app import main as run
+
+        return run(argv, hints=False)
+    with suggest_nothing():
+        code: int = import_command(command).main(arguments)
+    return code
 
 
 def describe_time_left(seconds: float, completed: int, total: int) -> str:
@@ -136,7 +155,7 @@ def describe_time_left(seconds: float, completed: int, total: int) -> str:
 Result = dict[str, Any]  # variant, stage, test and metrics of one test
 
 
-def results(runs: Sequence[StudyRun]) -> list[Result]:
+def results(runs: Sequence[StageRun]) -> list[Result]:
     """The results of the tests."""
     collected = []
     for test in runs:
