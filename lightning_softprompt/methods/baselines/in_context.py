@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.core.template import Template
-from lightning_softprompt.core.types import Batch, SoftPrompt, Text
+from lightning_softprompt.core.types import Batch, SoftPrompt
 from lightning_softprompt.methods.base import SoftPromptModule
 from lightning_softprompt.prompts.demonstrations import Context
 
@@ -26,6 +26,7 @@ class InContext(SoftPromptModule):
 
     Args:
         text: Demonstrations as text, up to and including the separator before the row (default: rows of the data).
+            Like a template, it can contain control tokens.
         common: Arguments of every method.
     """
 
@@ -39,7 +40,7 @@ class InContext(SoftPromptModule):
     def build(self, backbone: Backbone) -> None:
         """Looks up the embeddings of the demonstrations [P, H]."""
         if self.text is not None:
-            ids = torch.tensor(backbone.codec.tokenize([Text(self.text)])[0])
+            ids = torch.tensor(backbone.codec.template_ids(self.text))
         elif self.classes is not None and self.classes.demonstrations:
             template = Template(self.classes.template)
             ids = Context.from_rows(backbone.codec, template, self.classes.demonstrations).ids

@@ -13,14 +13,18 @@ SHOWN = "a funny dog it was good dull it was bad "  # CLASSES.demonstrations in 
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("options", [{"classes": CLASSES}, {"text": SHOWN}], ids=["rows", "text"])
-def test_logits_are_those_of_the_text_in_front_of_the_row(backbone, options):
+@pytest.mark.parametrize(
+    ("options", "shown"),
+    [({"classes": CLASSES}, SHOWN), ({"text": SHOWN}, SHOWN), ({"text": "a film </s> "}, "a film </s> ")],
+    ids=["rows", "text", "control_token"],
+)
+def test_logits_are_those_of_the_text_in_front_of_the_row(backbone, options, shown):
     module = InContext(backbone=backbone.spec, **options)
     module.attach(backbone)
     batch = batch_of(backbone.codec, "{soft}{text} it was {target}")
-    shown = batch_of(backbone.codec, SHOWN + "{text} it was {target}")
+    with_text = batch_of(backbone.codec, shown + "{text} it was {target}")
     is_target = batch.targets != IGNORE
-    assert_close(module(batch)[is_target], backbone(shown)[is_target], **CLOSE)
+    assert_close(module(batch)[is_target], backbone(with_text)[is_target], **CLOSE)
 
 
 def test_without_demonstrations_it_is_refused(backbone):
