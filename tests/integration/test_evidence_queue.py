@@ -54,6 +54,13 @@ def start(tmp_path, experiments, *options):
     return subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, text=True)
 
 
+def wait_for_file(queue, folder, pattern):
+    """Waits until a file or folder matches a pattern; the queue must run until then."""
+    while not list(folder.glob(pattern)):
+        assert queue.poll() is None
+        time.sleep(0.02)
+
+
 def list_jobs(tmp_path, experiments):
     return start(tmp_path, experiments, "--list").communicate(timeout=60)[0].split()
 
@@ -61,9 +68,7 @@ def list_jobs(tmp_path, experiments):
 def test_a_killed_queue_continues_without_a_lost_or_doubled_result(tmp_path, experiments):
     results = tmp_path / "results.jsonl"
     queue = start(tmp_path, experiments)
-    while not list((tmp_path / "work").glob("*/job/train/checkpoints/last.ckpt")):
-        assert queue.poll() is None
-        time.sleep(0.05)
+    wait_for_file(queue, tmp_path / "work", "*/job/train/checkpoints/last.ckpt")
     os.killpg(queue.pid, signal.SIGKILL)
     queue.communicate()
     with results.open("a") as file:
@@ -97,9 +102,7 @@ def test_a_job_ends_with_a_queue_that_is_killed_alone(tmp_path, experiments):
     """Kills the queue, not its process group: no job may write to the folder that the next queue resumes."""
     results = tmp_path / "results.jsonl"
     queue = start(tmp_path, experiments)
-    while not list((tmp_path / "work").glob("*/job/train")):
-        assert queue.poll() is None
-        time.sleep(0.02)
+    wait_for_file(queue, tmp_path / "work", "*/job/train")
     os.kill(queue.pid, signal.SIGKILL)
     queue.communicate()
     with run_queue.lock(results, patience=20):  # the job has inherited the lock

@@ -108,12 +108,16 @@ def test_with_a_stride_each_token_is_scored_once_after_a_context(load, data_of):
             context = window.fields["context"]
             assert text[:position].endswith(context)
             assert len(context) <= 8
-            assert not context or position <= 8 or context.startswith(" ") or " " not in text[position - 8 : position]
+            if position > 8 and context and not context.startswith(" "):  # no word begins in the longest context
+                longest_context = text[position - 8 : position]
+                assert " " not in longest_context
             assert len(window.target) <= 16
             before, ids = [*codec.start, *codec.ids(context)], codec.ids(window.target)
             with torch.no_grad():
                 scores = module.loaded.model(torch.tensor([[*before, *ids]])).logits[0].log_softmax(-1)
-            total -= float(scores[range(len(before) - 1, len(before) + len(ids) - 1), ids].sum())
+            first = len(before) - 1  # the logits at the last token before the text predict its first token
+            positions = range(first, first + len(ids))
+            total -= float(scores[positions, ids].sum())
             num_tokens += len(ids)
             position += len(window.target)
     assert num_tokens == sum(len(codec.ids(text)) for text in TEXTS)
