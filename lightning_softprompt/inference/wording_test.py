@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Literal
 
 import torch
@@ -36,8 +37,7 @@ class WordingScore:
     @property
     def difference(self) -> float:
         """The mean over rows of unseen minus seen."""
-        pairs = zip(self.unseen, self.seen, strict=True)
-        return sum(unseen - seen for unseen, seen in pairs) / len(self.seen)
+        return fmean(self.unseen) - fmean(self.seen)
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -99,13 +99,14 @@ def compare_wordings(
     names: list[Metric] = list(by_kind[0][rows[0]][0])
     scores = []
     for name in names:
-        means = [[_mean([metrics[name] for metrics in values[row]]) for row in rows] for values in by_kind]
-        scores.append(WordingScore(name, *means))
+        seen_means, unseen_means = (_row_means(values, rows, name) for values in by_kind)
+        scores.append(WordingScore(name, seen_means, unseen_means))
     return scores
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+def _row_means(values: Sequence[Sequence[Mapping[Metric, float]]], rows: Sequence[int], name: Metric) -> list[float]:
+    """Returns the mean of a metric over the wordings of each row."""
+    return [fmean(metrics[name] for metrics in values[row]) for row in rows]
 
 
 def _measure(

@@ -194,5 +194,6 @@ def clean_paraphrase(text: str) -> str:
     'Name a color.'
     """
     stripped = text.strip()
-    is_quoted = len(stripped) > 1 and stripped[0] == stripped[-1] == '"' and stripped.count('"') == 2
-    return stripped[1:-1].strip() if is_quoted else stripped
+    inner = stripped.removeprefix('"').removesuffix('"')
+    is_quoted = stripped == f'"{inner}"' and '"' not in inner
+    return inner.strip() if is_quoted else stripped

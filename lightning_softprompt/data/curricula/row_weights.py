@@ -124,7 +124,8 @@ def cluster(vectors: Vectors, count: int, seed: int) -> list[int]:
 
 def squared_distances(vectors: Vectors, centers: Vectors) -> npt.NDArray[np.float64]:
     """Returns the squared distance of each vector to each center."""
-    products = vectors.astype(np.float64) @ centers.T.astype(np.float64)
-    lengths = (vectors.astype(np.float64) ** 2).sum(1)[:, None]
-    distances: npt.NDArray[np.float64] = lengths - 2 * products + (centers.astype(np.float64) ** 2).sum(1)
+    rows, columns = vectors.astype(np.float64), centers.astype(np.float64)
+    row_lengths = (rows**2).sum(1)[:, None]
+    column_lengths = (columns**2).sum(1)
+    distances: npt.NDArray[np.float64] = row_lengths + column_lengths - 2 * rows @ columns.T
     return distances.clip(min=0)

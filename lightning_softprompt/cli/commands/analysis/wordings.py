@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from lightning_softprompt.reports.text_table import table
@@ -116,14 +117,14 @@ def format_scores(scores: list[WordingScore], as_json: bool) -> str:
     values: list[dict[str, Any]] = []
     for score in scores:
         low, high = score.interval
-        means = {"seen": sum(score.seen) / len(score.seen), "unseen": sum(score.unseen) / len(score.unseen)}
+        means = {"seen": fmean(score.seen), "unseen": fmean(score.unseen)}
         change = {"difference": score.difference, "low": low, "high": high}
         values.append({"metric": score.metric, "rows": len(score.seen), **means, **change})
     if as_json:
         return json.dumps(values, indent=2)
     cells = []
     for value in values:
-        interval = f"[{value['low']:+.4f}, {value['high']:+.4f}]"
-        numbers = [f"{value['seen']:.4f}", f"{value['unseen']:.4f}", f"{value['difference']:+.4f}"]
-        cells.append([value["metric"], str(value["rows"]), *numbers, interval])
+        cells.append([value["metric"], str(value["rows"])])
+        cells[-1] += [f"{value[name]:.4f}" for name in ("seen", "unseen")]
+        cells[-1] += [f"{value['difference']:+.4f}", f"[{value['low']:+.4f}, {value['high']:+.4f}]"]
     return table(cells, ["metric", "rows", "seen", "unseen", "difference", "95 % interval"])
