@@ -24,6 +24,7 @@ examples:
   softprompt vocabulary extend corpus.jsonl --general wikitext.jsonl --rows 500 --out portuguese
   softprompt vocabulary extend --terms terms.txt --out medical
   softprompt vocabulary report test.jsonl --vocabulary portuguese
+  softprompt vocabulary report test.jsonl --vocabulary portuguese --plot savings.png --speed 12
   softprompt fit --data CorpusDataModule --data.path corpus.jsonl --backbone.vocabulary portuguese --model NewTokens
 """
 
