@@ -44,5 +44,8 @@ class HeadFit(Callback):
         gathered: list[Tensor] = gather_objects(torch.cat(parts, dim=1))  # [2, N, H] of each process
         better, worse = torch.cat(gathered, dim=1).to(method.device)
         margins = method.readout.fit(better, worse)
-        accuracy = float((margins > 0).double().mean())
-        log.info("Fitted the reward head to %d pairs of training answers; it is right on %.3f", len(margins), accuracy)
+        if trainer.is_global_zero:
+            accuracy = float((margins > 0).double().mean())
+            log.info(
+                "Fitted the reward head to %d pairs of training answers; it is right on %.3f", len(margins), accuracy
+            )
