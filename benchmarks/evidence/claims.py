@@ -7,8 +7,9 @@ A claim compares two sides, or follows a series of settings:
                     the change when the number doubles
     value           what is compared (default: the test): `gap`, `gradient`, `barrier`, `seconds`, ...; see `VALUES`
 
-A selection names block and method, and task and backbone if the block has several. Other claims have a `result` that
-was measured by another command, or a `reason` why they cannot be measured here. `earlier` is a smaller measurement
+A claim with `corpus` compares runs of `pretraining.py` on that corpus; `trained_on` names that of the training. Other
+selections name block and method, and task and backbone if the block has several. Other claims have a `result` that was
+measured by another command, or a `reason` why they cannot be measured here. `earlier` is a smaller measurement
 in `benchmarks/LOG.md`, which is shown until all runs have finished.
 """
 

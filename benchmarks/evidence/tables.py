@@ -24,6 +24,7 @@ from claims import LEVEL, Finding, measure
 from comparisons import Comparison, compare_rows
 from figures import draw_figures
 from plan import Plan
+from pretraining_tables import measure_pretraining, pretraining_table
 
 from lightning_softprompt.evaluation.metrics.intervals import student_interval
 from lightning_softprompt.evaluation.metrics.paired_tests import adjust_holm
@@ -69,6 +70,7 @@ training on the machines above, which also ran other work, so minutes are upper 
 """
 Result = Mapping[str, Any]
 Spec = Mapping[str, Any]
+PRETRAINING = read_yaml(HERE / "pretraining.yaml")
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=HERE / "results.jsonl", metavar="JSONL")
     parser.add_argument("--experiments", type=Path, default=HERE / "experiments.yaml", metavar="YAML")
     parser.add_argument("--claims", type=Path, default=HERE / "claims.yaml", metavar="YAML")
+    parser.add_argument("--pretraining", type=Path, default=HERE / "pretraining.jsonl", metavar="JSONL")
     parser.add_argument(
         "--out", type=Path, default=PAGE, metavar="MD", help="the page; figures are in a folder next to it"
     )
@@ -113,7 +116,8 @@ def main() -> None:
     results = [json.loads(line) for line in args.results.read_text(encoding="utf-8").splitlines()]
     plan = Plan(args.experiments)
     figures = draw_figures(results, args.out.with_suffix(""))
-    lines = page(results, plan, read_yaml(args.claims), figures)
+    pretraining = [json.loads(line) for line in args.pretraining.read_text(encoding="utf-8").splitlines()]
+    lines = page(results, plan, read_yaml(args.claims), figures, pretraining)
     write_file(args.out, ("\n".join(lines) + "\n").encode())
     advice = args.advice or (ADVICE if args.out == PAGE else None)
     if advice is not None:
@@ -122,11 +126,15 @@ def main() -> None:
 
 
 def page(
-    results: Sequence[Result], plan: Plan, topics: Sequence[Spec], figures: Mapping[str, str] | None = None
+    results: Sequence[Result],
+    plan: Plan,
+    topics: Sequence[Spec],
+    figures: Mapping[str, str] | None = None,
+    pretraining: Sequence[Result] = (),
 ) -> Iterator[str]:
     """Yields the lines of the page."""
     yield HEADER.format(results=len(results), steps=plan.steps, machines=describe_machines(results))
-    yield from claim_tables(topics, plan, results)
+    yield from claim_tables(topics, plan, results, pretraining)
     yield "## Experiments\n"
     for path, caption in (figures or {}).items():
         yield f"![{caption}]({path})\n"
@@ -142,6 +150,7 @@ def page(
         yield f"### {block}: {task}, {backbone}\n"
         yield from methods_table(cells)
         yield from pairs_table(cells)
+    yield from pretraining_table(pretraining, PRETRAINING)
     yield from open_blocks(plan, groups)
 
 
@@ -169,10 +178,17 @@ def open_blocks(plan: Plan, groups: Mapping[tuple[str, str, str], Any]) -> Itera
         yield f"| {name} | {runs} | {methods} | {tasks} | {block['hours']} |"
 
 
-def claim_tables(topics: Sequence[Spec], plan: Plan, results: Sequence[Result]) -> Iterator[str]:
+def claim_tables(
+    topics: Sequence[Spec], plan: Plan, results: Sequence[Result], pretraining: Sequence[Result]
+) -> Iterator[str]:
     """Yields a table for each topic, with a line for each claim."""
     claims = [claim for topic in topics for claim in topic["claims"]]
-    findings = {id(claim): measure(claim, plan, results) for claim in claims if is_measured_by_queue(claim)}
+    findings = {}
+    for claim in filter(is_measured_by_queue, claims):
+        of_pretraining = "corpus" in claim
+        findings[id(claim)] = (
+            measure_pretraining(claim, pretraining, PRETRAINING) if of_pretraining else measure(claim, plan, results)
+        )
     comparisons = {key: finding.comparison for key, finding in findings.items() if finding.comparison is not None}
     adjusted = dict(zip(comparisons, adjust_holm([each.p for each in comparisons.values()]), strict=True))
     for topic in topics:
@@ -204,8 +220,8 @@ def fixed_columns(claim: Spec) -> list[str]:
 def columns_of(claim: Spec, finding: Finding, p: float | None) -> list[str]:
     """Returns the columns of a claim that the queue measures."""
     sides = [claim[name] for name in ("series", "one", "other") if name in claim]
-    blocks = dict.fromkeys(side["block"] for side in sides)
-    command = f"`run_queue.py --blocks {' '.join(quote(block) for block in blocks)}`"
+    blocks = dict.fromkeys(side["block"] for side in sides if "block" in side)
+    command = f"`run_queue.py --blocks {' '.join(quote(block) for block in blocks)}`" if blocks else "`pretraining.py`"
     if finding.comparison is None or p is None:
         waiting = f"not measured yet ({finding.runs} of {finding.planned} runs)"
         earlier = f"earlier: {claim['earlier']}" if "earlier" in claim else ""

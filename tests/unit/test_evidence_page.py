@@ -15,10 +15,12 @@ import comparisons
 import question_sets
 import tables
 from plan import Plan
+from pretraining_tables import measure_pretraining
 
 EVIDENCE = Path(tables.__file__).parent
 PLAN = Plan(EVIDENCE / "experiments.yaml")
 TOPICS = read_yaml(EVIDENCE / "claims.yaml")
+PRETRAINING = read_yaml(EVIDENCE / "pretraining.yaml")
 LOW, HIGH = [0.0] * 30 + [1.0] * 10, [1.0] * 40
 
 
@@ -99,6 +101,7 @@ def test_each_claim_selects_planned_runs_and_can_be_computed():
             assert (
                 fields >= {"claim", "claimed", "result", "runs", "command"}
                 or fields >= {"claim", "reason"}
+                or ("corpus" in claim and measure_pretraining(claim, [], PRETRAINING).planned > 3)
                 or (
                     claims.measure(claim, PLAN, []).planned > 1
                     and claim.get("value", "test") in {"test", *claims.VALUES}
@@ -106,6 +109,32 @@ def test_each_claim_selects_planned_runs_and_can_be_computed():
             )
         if "config" in topic:
             assert (EVIDENCE.parents[1] / topic["config"]).is_file()
+
+
+def pretrained(method, seed, medical, general):
+    """A tested run of continued pre-training, with the nats of 30 documents of one byte for each corpus."""
+    of_questions = [1.0, 2.0, 2.0, 2.0, 2.0, 1.0, 2.0, 2.0]  # of two cloze questions, the first one is right
+    nats = {"medical": [medical] * 30, "general": [general] * 30, "cloze": of_questions}
+    documents = {name: [[value * np.log(2), 1] for value in values] for name, values in nats.items()}
+    settings = {"corpus": "medical", "selects_rate": False, "rate": 0.1, "trainable_parameters": 5}
+    return {"method": method, "seed": seed, **settings, "documents": documents}
+
+
+def test_forgetting_is_the_change_on_general_text():
+    rows = [pretrained("bare", 1, 1.0, 1.0)]
+    for seed in (1, 2, 3):
+        rows.append(pretrained("full weights", seed, 0.5, 1.5 + seed / 100))
+        rows.append(pretrained("full weights, EWC", seed, 0.6, 1.1 + seed / 100))
+    text = "\n".join(tables.page([], PLAN, TOPICS, pretraining=rows))
+    line = find_line(text, "full weights, EWC |")
+    assert line[4] == "0.600"
+    assert line[5].startswith("-0.400 [")
+    assert line[6] == "1.120"
+    assert line[7].startswith("+0.120 [")
+    assert line[8:] == ["0.50", "-"]
+    assert find_line(text, "Elastic weight consolidation reduces")[2] == "lower"
+    assert find_line(text, "Training all weights on a domain forgets")[2] == "higher"
+    assert find_line(text, "Replay of 10 %")[2] == "not measured yet (3 of 6 runs)"
 
 
 def test_a_selection_of_no_planned_run_is_refused():
