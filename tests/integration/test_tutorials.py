@@ -229,3 +229,24 @@ def test_the_commands_of_the_notebook_train_and_test(folder, tiny_folder):
     checkpoint = last_folder() / "checkpoints" / "best.ckpt"
     assert main([*(str(checkpoint) if "TIME-ID" in word else word for word in test), "--run.wandb=disabled"]) == 0
     assert 0 <= read_metrics(last_folder())["test"]["test/accuracy"] <= 1
+
+
+@pytest.mark.slow
+def test_rows_are_written_filtered_and_trained_on(folder, tiny_folder):
+    page = read_page("synthetic_data")
+    save_files(page, folder)
+    labels = "labels: {negative: negative, positive: positive}"
+    smaller = {labels: "labels: {negative: bad, positive: good}", "count: 160": "count: 8", "[1, 2, 3]": "[1]"}
+    smaller |= {"max_steps: 40": "max_steps: 1", "tokens: 40": "tokens: 3\n    frame: '{instruction}{target}'"}
+    edit(folder / "reviews.yaml", smaller)
+    write, select, study = commands(page)
+    backbone = f"--backbone.name={tiny_folder('llama')}"
+    shorter = ["--count=8", "--frame={instruction}{target}", "--decoding.max_new_tokens=3"]
+    assert main([*write, backbone, *shorter]) == 0
+    assert main(select) == 0
+    rows, dropped = read_rows(folder / "clean.jsonl"), read_rows(folder / "clean.dropped.jsonl")
+    assert rows
+    assert len(rows) + len(dropped) == 8
+    assert main([*study, backbone, "--run.wandb=disabled"]) == 0
+    results = json.loads((folder / "studies" / "reviews" / "results.json").read_text())
+    assert len([row for row in results if row["metric"] == "accuracy"]) == 2
