@@ -22,20 +22,20 @@ INTRODUCTION = """\
 ### Continued pre-training on medical text, SmolLM2-135M
 
 `python benchmarks/evidence/pretraining.py --data DATA` runs these experiments, which
-`benchmarks/evidence/pretraining.yaml` defines. Each method trains {steps} steps of {batch} windows of {window} bytes of
-MedQuAD and PubMedQA; its learning rate has the best bits per byte of validation after {rate_steps} steps with another
-seed. The test has {documents} documents of medical text, {others} articles of WikiText-2 and {questions} cloze
-questions with {candidates} candidates about rare terms (chance {chance:.2f}). Bits per byte are means over documents; a byte
-perplexity is 2 to their power. *Change* is relative to the bare backbone: below 0 on medical text it is a gain, above 0
-on general text it is forgetting. The domain effect is the change on medical text relative to the same method trained on
-general text. Intervals of 95 % are a bootstrap over documents and seeds. Products are in bfloat16. EWC measures the
-importance of {rows} windows of general text, SI that of {rate_steps} steps on general text; both keep the weights close
-to the initial ones. Replay trains {replay} % of the batches on general text. WikiText-2 has spaced punctuation, which
-every training on it adapts to.
+`benchmarks/evidence/pretraining.yaml` defines. Each method trains {steps} steps of {batch} windows of {window} bytes
+of MedQuAD and PubMedQA; its learning rate has the best bits per byte of validation after {rate_steps} steps with
+another seed. The test has {documents} documents of medical text, {others} articles of WikiText-2 and {questions}
+cloze questions with {candidates} candidates about rare terms (chance {chance:.2f}). Bits per byte are means over
+documents; a byte perplexity is 2 to their power. *Change* is relative to the bare backbone: below 0 on medical text
+it is a gain, above 0 on general text it is forgetting. The domain effect is the change on medical text relative to
+the same method trained on general text. Intervals of 95 % are a bootstrap over documents and seeds. Products are in
+bfloat16. EWC measures the importance of {rows} windows of general text, SI that of {rate_steps} steps on general
+text; both keep the weights close to the initial ones. Replay trains {replay} % of the batches on general text.
+WikiText-2 has spaced punctuation, which every training on it adapts to.
 
 The packaged encoder (MiniLM) is not in this table: its head for masked tokens is not part of the package. A head tied
-to its embeddings would be a model that nobody has pre-trained, and its loss would measure the training of that head, not
-what the encoder has learned or forgotten.
+to its embeddings would be a model that nobody has pre-trained, and its loss would measure the training of that head,
+not what the encoder has learned or forgotten.
 """
 HEADER = (
     "method", "seeds", "learning rate", "parameters", "medical bits per byte", "change", "general bits per byte",
