@@ -47,7 +47,7 @@ class RowStage(StageRun):
             self.write_record(self._count_rows())
             return 0
         self.write_record(None)
-        arguments = self.resolved_arguments()
+        arguments = self.arguments_with_folders()
         inputs = [argument.removeprefix(INPUT_OPTION) for argument in arguments if argument.startswith(INPUT_OPTION)]
         options = [argument for argument in arguments if not argument.startswith(INPUT_OPTION)]
         if code := run_command([self.command, *inputs, str(self.path), *options]):

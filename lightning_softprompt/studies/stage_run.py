@@ -85,7 +85,7 @@ class StageRun(ABC):
             )
         return saved["metrics"]
 
-    def resolved_arguments(self) -> list[str]:
+    def arguments_with_folders(self) -> list[str]:
         """Returns the options with the folders of the stages to which they refer."""
         return [STAGE_REFERENCE.sub(self._stage_folder, argument) for argument in self.arguments]
 

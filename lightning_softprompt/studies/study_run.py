@@ -74,7 +74,7 @@ class StudyRun(StageRun):
         A test loads the prompt of its stage. A training resumes from its last checkpoint, or starts as the study file
         specifies.
         """
-        arguments = self.resolved_arguments()
+        arguments = self.arguments_with_folders()
         if self.command == "predict" or (self.command == "fit" and not can_resume):
             return arguments
         arguments = [argument for argument in arguments if not argument.startswith("--init_from=")]

@@ -53,4 +53,5 @@ class NearDuplicates(Filter):
 
     def _ngrams(self, text: str) -> set[str]:
         plain = " ".join(words_of(text))
-        return {plain[start : start + self.ngram] for start in range(max(1, len(plain) - self.ngram + 1))}
+        count = max(1, len(plain) - self.ngram + 1)
+        return {plain[start : start + self.ngram] for start in range(count)}

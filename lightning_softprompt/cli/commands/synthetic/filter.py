@@ -69,7 +69,8 @@ def main(argv: list[str]) -> int:
     print(_format_counts(result))
     classes_of_rows = Counter(str(row["label"]) for row in result.rows if "label" in row)
     counts = ", ".join(f"{name} {count}" for name, count in sorted(classes_of_rows.items()))
-    print(f"\nWrote {len(result.rows)} of {len(rows)} rows{f' ({counts})' if counts else ''}: {args.out}")
+    of_classes = f" ({counts})" if counts else ""
+    print(f"\nWrote {len(result.rows)} of {len(rows)} rows{of_classes}: {args.out}")
     print(f"Dropped rows with their reasons: {dropped_path(args.out)}")
     if not result.rows:
         raise CommandError("no row passed the filters; the file of dropped rows contains the reasons")
