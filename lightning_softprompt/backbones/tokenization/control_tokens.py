@@ -72,6 +72,8 @@ class ControlTokens:
             text: The text.
             allowed: Spans from a template, which may contain control tokens.
         """
+        if not text:  # most rows have empty stretches, and each call of a tokenizer takes time
+            return [], []
         encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids, spans = encoding["input_ids"], encoding["offset_mapping"]
         special = [(id, start, end) for id, (start, end) in zip(ids, spans, strict=True) if id in self.spellings]

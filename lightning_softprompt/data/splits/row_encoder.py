@@ -15,6 +15,19 @@ from lightning_softprompt.data.token_cache import content_key, load_or_encode
 log = logging.getLogger(__name__)
 
 
+class NumberSharing:
+    """Replaces equal numbers of rows by one object, which about halves the memory of the tokens of a split."""
+
+    def __init__(self) -> None:
+        self.numbers: dict[int, int] = {}
+
+    def __call__(self, row: Encoded) -> Encoded:
+        """Returns the same row."""
+        share = self.numbers.setdefault
+        ids, targets = tuple(map(share, row.ids, row.ids)), tuple(map(share, row.targets, row.targets))
+        return row._replace(ids=ids, targets=targets)
+
+
 @dataclass(frozen=True)
 class RowEncoder:
     """Converts rows from text to tokens.
@@ -67,7 +80,9 @@ class RowEncoder:
         """
 
         def encode_rows() -> list[Encoded]:
-            return [self._encode_at(example, origin) for example, origin in zip(examples, origins, strict=True)]
+            share_numbers = NumberSharing()
+            pairs = zip(examples, origins, strict=True)
+            return [share_numbers(self._encode_at(example, origin)) for example, origin in pairs]
 
         encoded = load_or_encode(self._cache_key(examples), encode_rows) if use_cache else encode_rows()
         num_truncated = sum(row.num_truncated > 0 for row in encoded)
