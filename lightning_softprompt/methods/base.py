@@ -171,7 +171,7 @@ class SoftPromptModule(TrainerHooks):
             [penalties] if isinstance(penalties, Penalty) else list(penalties or []),
             type(self).__name__,
         )
-        self.stage_metrics = StageMetrics(evaluation)
+        self.stage_metrics = StageMetrics(evaluation, self.objective.has_data_loss)
         self.start_values = StartValues(self)
         make_optimizer = optimizer or partial(AdamW, lr=self.default_rate, weight_decay=0.0)
         if scheduler is not None and (lr_schedule != "constant" or warmup):

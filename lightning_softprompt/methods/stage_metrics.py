@@ -25,10 +25,12 @@ class StageMetrics(nn.Module):
 
     Args:
         evaluation: How answers are scored; None if they are not.
+        has_loss: Whether the objective has a loss on the rows of these stages.
     """
 
-    def __init__(self, evaluation: Evaluation | None) -> None:
+    def __init__(self, evaluation: Evaluation | None, has_loss: bool = True) -> None:
         super().__init__()
+        self.has_loss = has_loss
         self.losses = nn.ModuleDict({stage: MeanMetric() for stage in STAGES})
         self.evaluations = nn.ModuleDict()
         if evaluation is not None:
@@ -45,7 +47,7 @@ class StageMetrics(nn.Module):
     def update(self, stage: str, objective: Objective, lm: PromptedLM, batch: Batch) -> Records:
         """Adds a batch and returns its records."""
         lm = objective.with_reward(lm)
-        if objective.has_data_loss:
+        if self.has_loss:
             self._loss(stage).update(objective(lm, batch).loss, len(batch))
         records = self._evaluation(stage).update(lm, batch)
         return number_records(batch, records)
@@ -56,9 +58,8 @@ class StageMetrics(nn.Module):
 
     def compute(self, stage: str) -> dict[str, Tensor]:
         """Computes the metrics of an epoch, named `<stage>/<metric>`."""
-        metrics = self._evaluation(stage).compute()
-        if self._loss(stage).update_called:
-            metrics = {"loss": self._loss(stage).compute(), **metrics}
+        losses = {"loss": self._loss(stage).compute()} if self.has_loss else {}
+        metrics = {**losses, **self._evaluation(stage).compute()}
         return {f"{stage}/{name}": value for name, value in metrics.items()}
 
     def reset(self, stage: str, epoch: int, drawn: Sequence[Sequence[int]] | None) -> None:
