@@ -16,6 +16,7 @@ from lightning_softprompt.data.instruction.datamodule import InstructionDataModu
 from lightning_softprompt.data.multiple_choice import MultipleChoiceDataModule
 from lightning_softprompt.data.multitask import MultitaskDataModule
 from lightning_softprompt.data.preference import PreferenceDataModule
+from lightning_softprompt.data.prompts import PromptDataModule
 from lightning_softprompt.data.summarization import SummarizationDataModule
 from lightning_softprompt.data.tagging import TaggingDataModule
 from lightning_softprompt.rag.passage_selection import PassageSettings
@@ -71,6 +72,11 @@ def preference(text, spec, retriever):
     return PreferenceDataModule("{soft}<s>{prompt}</s> {target}", **options_of(rows, spec))
 
 
+def prompts(text, spec, retriever):
+    rows = [{"prompt": text, "best": f"{text} good"}]
+    return PromptDataModule("{soft}<s>{prompt}</s> {target}", references="best", **options_of(rows, spec))
+
+
 def instruction(text, spec, retriever):
     turns = [("system", text), ("user", text), ("assistant", text), ("user", text), ("assistant", f"{text} good")]
     rows = [
@@ -104,6 +110,7 @@ MAKERS = {  # a new data module is a new row
     MultipleChoiceDataModule: multiple_choice,
     MultitaskDataModule: multitask,
     PreferenceDataModule: preference,
+    PromptDataModule: prompts,
     RagQaDataModule: question_answering,
     RelevanceDataModule: relevance,
     SummarizationDataModule: summarization,
@@ -141,6 +148,6 @@ def test_control_tokens_come_from_the_template_only(make, tiny_folder, tmp_path)
     spelled, ordinary = counts
     assert spelled == ordinary
     assert ordinary[f"input {tiny.BOS}"] > 0
-    ends_text = module.append_eos or make is corpus or make is multitask
+    ends_text = make is not prompts and (module.append_eos or make is corpus or make is multitask)
     assert ordinary[f"input {tiny.EOS}"] > 0
     assert (ordinary[f"target {tiny.EOS}"] > 0) == ends_text

@@ -14,7 +14,7 @@ from lightning_softprompt.callbacks.recovery.bad_rows import find_nonfinite_rows
 from lightning_softprompt.callbacks.recovery.nan_guard import NonFiniteError, NumericGuard, SpikeDetector
 from lightning_softprompt.core.types import Batch, Example
 from lightning_softprompt.methods import PromptTuning
-from lightning_softprompt.objectives.base import Outcome
+from lightning_softprompt.objectives.base import Objective, Outcome
 from lightning_softprompt.objectives.classification import Classification
 from lightning_softprompt.training.replicas import Replicas, ReplicaSpec
 
@@ -210,18 +210,20 @@ def test_the_warning_of_a_spike_names_step_and_rows(tmp_path, caplog):
     assert message.endswith("rows [12, 13, 14, 15]")
 
 
-def nan_for_long_rows(lm, batch):
-    """Computes the loss of classification, or NaN for long rows."""
-    outcome = Classification()(lm, batch)
-    is_long = int(batch.mask.sum()) > 13
-    return Outcome(outcome.loss * (float("nan") if is_long else 1))
+class NanForLongRows(Objective):
+    """The loss of classification, or NaN for long rows."""
+
+    def __call__(self, lm, batch):
+        outcome = Classification()(lm, batch)
+        is_long = int(batch.mask.sum()) > 13
+        return Outcome(outcome.loss * (float("nan") if is_long else 1))
 
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_rows_of_methods_and_replicas_are_named(load, count):
     backbone = load("llama")
     method = PromptTuning(length=3, classes=tiny.CLASSES, prompt_dropout=0.5)
-    method.training_loss.objective = nan_for_long_rows
+    method.training_loss.objective = NanForLongRows()
     module = Replicas(method, ReplicaSpec(count)) if count > 1 else method
     for seed, each in enumerate(module.methods):
         each.attach(backbone, seed)
