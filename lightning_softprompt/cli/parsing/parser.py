@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NoReturn
 
 import yaml
 from jsonargparse import Namespace, _typehints, get_loader, set_loader
+from jsonargparse._namespace import del_clash_mark
 from jsonargparse._util import NestedArg, parse_value_or_config
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
@@ -89,7 +90,7 @@ def _adapt_with_defaults(value: Any, *args: Any, **kwargs: Any) -> Any:
     options = vars(nested) if isinstance(nested, Namespace) else {}
     for name, option in options.items():
         if isinstance(option, ParsedMapping):  # the only option: the parser of the class parses its text by its type
-            value["init_args"] = NestedArg(name, option.text)
+            value["init_args"] = NestedArg(del_clash_mark(name), option.text)  # the mark of names such as `values`
     if isinstance(value, Namespace) and str(value.get("class_path")).rpartition(".")[2] == TENSORBOARD:
         if nested is None:
             value["init_args"] = Namespace(save_dir=RUN_FOLDER)
