@@ -37,7 +37,7 @@ class Template:
     >>> template.pieces({"review": "Fun!"})[:2]
     (Slot(), Text(text='Fun!', truncatable=True, words=()))
     >>> template.pieces({"review": "Fun!"})[2:]
-    (Text(text=' It was', truncatable=False, words=()), Answer(glue=' '))
+    (Text(text=' It was', truncatable=False, words=()), Answer(glue=' ', closing=''))
     """
 
     def __init__(self, text: str, truncate: Iterable[str] = ()) -> None:
