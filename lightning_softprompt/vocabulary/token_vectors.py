@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy.sparse import csr_matrix
-from scipy.sparse.linalg import svds
+from scipy.sparse import csr_matrix, linalg
 from torch import Tensor
 
 from lightning_softprompt.vocabulary.corpus_texts import Piece
@@ -70,7 +69,7 @@ def embed_corpus(sequences: Iterable[Sequence[int]], size: int, window: int, min
     information = _mutual_information(pairs, frequent)
     dimensions = min(size, len(frequent) - 1)
     start = np.ones(len(frequent))  # otherwise random
-    left, singular, _ = svds(information, dimensions, v0=start)
+    left, singular, _ = linalg.svds(information, dimensions, v0=start)
     order = np.argsort(-singular)
     vectors = left[:, order] * np.sqrt(np.maximum(singular[order], 0))
     return TokenVectors(torch.tensor(frequent), torch.from_numpy(vectors.copy()).float())
