@@ -1,4 +1,4 @@
-"""Frozen prompts beside the trained prompt of a run: references and teachers on the same backbone."""
+"""Frozen prompts in addition to the trained prompt of a run: references and teachers on the same backbone."""
 
 from __future__ import annotations
 

@@ -152,34 +152,32 @@ def test_equal_rewards_have_no_gradient(load, questions, objective):
     assert all(float(gradient.abs().max()) < 1e-7 for gradient in gradients_of(method, values["loss"]).values())
 
 
+def train(method, questions, steps, lr, name):
+    """Trains a method and returns a logged value of each step."""
+    torch.manual_seed(0)
+    optimizer = torch.optim.Adam(trainable_parameters(method).values(), lr=lr)
+    logged = []
+    for _ in range(steps):
+        values = method.step(questions)
+        logged.append(float(values[name]))
+        optimizer.zero_grad()
+        values["loss"].backward()
+        optimizer.step()
+    return logged
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES.values())
 def test_the_divergence_returns_the_policy_to_its_start(load, questions, objective):
     method = make_method(PromptTuning, load("llama"), objective(Constant(), 8, 4, kl=1.0), length=3)
     change(method, 0.5)
-    torch.manual_seed(0)
-    optimizer = torch.optim.Adam(trainable_parameters(method).values(), lr=0.05)
-    divergences = []
-    for _ in range(25):
-        values = method.step(questions)
-        divergences.append(float(values["kl_k3"]))
-        optimizer.zero_grad()
-        values["loss"].backward()
-        optimizer.step()
+    divergences = train(method, questions, 25, 0.05, "kl_k3")
     assert sum(divergences[-5:]) < 0.5 * sum(divergences[:5])
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES.values())
 def test_the_reward_increases(load, questions, objective):
     method = make_method(PromptTuning, load("llama"), objective(FirstTokens(), 16, 1), length=3)
-    torch.manual_seed(0)
-    optimizer = torch.optim.Adam(trainable_parameters(method).values(), lr=0.1)
-    rewards = []
-    for _ in range(30):
-        values = method.step(questions)
-        rewards.append(float(values["reward"]))
-        optimizer.zero_grad()
-        values["loss"].backward()
-        optimizer.step()
+    rewards = train(method, questions, 30, 0.1, "reward")
     assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.2
 
 

@@ -4,8 +4,10 @@ import logging
 import math
 from types import SimpleNamespace
 
+import policies
 import pytest
 import torch
+from policies import change
 from preferences import PAIRS, first_batch, make_preferences
 
 from lightning_softprompt.backbones.microbatching import use_microbatches
@@ -41,18 +43,7 @@ def batch(tiny_folder):
 
 def make_method(load, objective, name="PromptTuning", family="llama", **common):
     cls, arguments = METHODS[name]
-    method = cls(objective=objective, **arguments | common)
-    method.attach(load(family), seed=1)
-    method.start_values.remember()
-    return method
-
-
-def change(method, scale=0.3, seed=2):
-    """Changes the trained values, as training does."""
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in method.parameters():
-        if parameter.requires_grad:
-            parameter.data += scale * torch.randn(parameter.shape, generator=generator)
+    return policies.make_method(cls, load(family), objective, **arguments | common)
 
 
 def sums_of(method, batch):
