@@ -126,5 +126,6 @@ def format_scores(scores: list[WordingScore], as_json: bool) -> str:
     for value in values:
         cells.append([value["metric"], str(value["rows"])])
         cells[-1] += [f"{value[name]:.4f}" for name in ("seen", "unseen")]
-        cells[-1] += [f"{value['difference']:+.4f}", f"[{value['low']:+.4f}, {value['high']:+.4f}]"]
+        signed = [f"{value[name]:+.4f}" for name in ("difference", "low", "high")]
+        cells[-1] += [signed[0], f"[{signed[1]}, {signed[2]}]"]
     return table(cells, ["metric", "rows", "seen", "unseen", "difference", "95 % interval"])
