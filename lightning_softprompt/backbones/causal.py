@@ -310,7 +310,8 @@ class CausalBackbone(Backbone):
         extent = Extent.of(rows)
         if self.path is not None and (len(self.path_factories) == 1 or self.tried.covers(extent)):
             return self.path
-        index, reasons = select_path(self.model, self.path_factories, rows, columns, first)
+        only_longer_rows = self.path is not None and self.tried.covers_except_rows(extent)
+        index, reasons = select_path(self.model, self.path_factories, rows, columns, first, only_longer_rows)
         self.tried = self.tried.join(extent)
         self.reasons += reasons
         if self.path is None or index:

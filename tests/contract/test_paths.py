@@ -335,6 +335,29 @@ def test_batches_of_at_most_the_tried_size_need_no_trial(load, monkeypatch):
     backbone(batch.only([0, 1]))
 
 
+def test_longer_rows_repeat_a_part_of_the_trial_and_longer_prompts_all_of_it(load, monkeypatch):
+    backbone, trials = load("llama"), []
+
+    def record(*args):
+        trials.append("longer rows" if args[-1] else "complete")
+        return 0, []
+
+    monkeypatch.setattr(causal, "select_path", record)
+
+    def run(texts, length):
+        tokens = torch.randn(1, length, 32)
+        backbone(batch_of(backbone, TEMPLATES["front"], texts), SoftPrompt(tokens=tokens))
+
+    pair = ["what ?", "sad ."]
+    run(pair, 3)
+    run(pair * 2, 3)
+    assert trials == ["complete"]
+    run(pair * 3, 3)
+    run(["a dog ?", "sad ."], 3)
+    run(["a dog ?", "sad ."], 4)
+    assert trials == ["complete", "complete", "longer rows", "complete"]
+
+
 def test_a_model_that_mixes_the_rows_of_a_batch_runs_row_by_row(load):
     backbone, plain = load("llama", packed=False), load("llama", packed=False)
     batch = batch_of(backbone, TEMPLATES["front"], TEXTS)

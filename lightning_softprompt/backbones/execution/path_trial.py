@@ -1,7 +1,9 @@
 """Selects the path of a batch by trial runs on some of its rows, including the longest and the shortest.
 
 The reference is the result of each row alone. A batch that exceeds all earlier trials repeats the trial, since some
-models compute long rows differently: with windows, chunks, or other position encodings.
+models compute long rows differently: with windows, chunks, or other position encodings. Such a difference appears in
+the logits of the longest row, so a batch that only has longer rows repeats that part alone: 4 rows run forward, instead
+of 32 in a first trial with a batch of 16.
 """
 
 from __future__ import annotations
@@ -48,8 +50,17 @@ class Extent:
         return cls(longest, total, rows.shared_prefix, past=int(rows.first_position.max()))
 
     def covers(self, other: Extent) -> bool:
-        """Whether the other extent is not larger in any respect."""
-        return all(ours >= theirs for ours, theirs in zip(astuple(self), astuple(other), strict=True))
+        """Whether a trial of this extent is sufficient for the other one.
+
+        No length of the other extent may be larger. Its total may be up to twice as large, since only the number of
+        independent rows differs.
+        """
+        allowed = replace(self, total=2 * self.total)
+        return all(ours >= theirs for ours, theirs in zip(astuple(allowed), astuple(other), strict=True))
+
+    def covers_except_rows(self, other: Extent) -> bool:
+        """Whether a trial of this extent is sufficient but for the length of the longest row."""
+        return self.covers(replace(other, row=0))
 
     def join(self, other: Extent) -> Extent:
         """The larger value in each respect."""
@@ -57,7 +68,12 @@ class Extent:
 
 
 def select_path(
-    model: PreTrainedModel, factories: Sequence[PathFactory], rows: RowBatch, columns: Tensor, first: Tensor
+    model: PreTrainedModel,
+    factories: Sequence[PathFactory],
+    rows: RowBatch,
+    columns: Tensor,
+    first: Tensor,
+    only_longer_rows: bool = False,
 ) -> tuple[int, list[str]]:
     """The index of the first path that agrees with the last one, and the reasons against the paths before it.
 
@@ -67,20 +83,21 @@ def select_path(
         rows: The batch.
         columns: [B, U] positions of the states that predict the targets.
         first: [B] the first position in each row.
+        only_longer_rows: Whether an earlier trial covers the batch but for its longest row: only the logits of the
+            longest and the shortest row are compared.
     """
     if len(factories) == 1:
         return 0, []
     device = rows.embeds.device.type
     dtype = torch.promote_types(rows.embeds.dtype, torch.float32)
     with plain_products(), torch.inference_mode(False), torch.autocast(device, enabled=False), in_float32(model):
-        trial = _Trial(rows.copy_detached(dtype), columns.clone(), first.clone())
-        reference = factories[-1](model, Head(model))
-        expected, sample_logits = trial.results(reference), trial.logits(reference, trial.sample)
+        trial = _Trial(rows.copy_detached(dtype), columns.clone(), first.clone(), only_longer_rows)
+        expected = trial.expected(factories[-1](model, Head(model)))
         reasons: list[str] = []
         for index, factory in enumerate(factories[:-1]):
             try:
                 path = factory(model, Head(model), cache=ContextCache(0))
-                error = trial.error(path, expected, sample_logits)
+                error = trial.error(path, expected)
             except FAILURES as failure:
                 reasons.append((str(failure).splitlines() or [type(failure).__name__])[0])
                 continue
@@ -100,11 +117,13 @@ class _Trial:
         rows: The batch.
         columns: As in `select_path`.
         first: As in `select_path`.
+        only_longer_rows: As in `select_path`.
     """
 
     rows: RowBatch
     columns: Tensor
     first: Tensor
+    only_longer_rows: bool
 
     @property
     def pair(self) -> list[int]:
@@ -122,6 +141,11 @@ class _Trial:
         ranks = torch.linspace(0, len(order) - 1, min(SAMPLE_SIZE, len(order))).round().long()
         return order[ranks.to(order.device)].tolist()  # type: ignore[no-any-return]
 
+    @property
+    def compares_sample(self) -> bool:
+        """Whether the sample in the whole batch is compared; one or two rows are the pair already."""
+        return len(self.rows.mask) > 2 and not self.only_longer_rows
+
     @torch.no_grad()
     def logits(self, path: Path, rows: list[int]) -> Tensor:
         """Logits of some rows that run together."""
@@ -136,9 +160,16 @@ class _Trial:
         logits = None if states.logits is None else states.logits[self.sample]
         return path.head.logits(replace(states, hidden=states.hidden[self.sample], logits=logits))
 
+    def expected(self, reference: Path) -> list[Tensor]:
+        """The results of the reference, the logits of the sample last."""
+        results = self.results(reference)
+        return [*results, self.logits(reference, self.sample)] if self.compares_sample else results
+
     def results(self, path: Path) -> list[Tensor]:
         """Logits as in evaluation, which caches the prompt, and as in training, with the prompt's gradients."""
         evaluation_logits = self.logits(path, self.pair)
+        if self.only_longer_rows:
+            return [evaluation_logits]
         rows, columns, first = self.rows[self.pair], self.columns[self.pair], self.first[self.pair]
         with torch.enable_grad():
             embeds = rows.embeds.clone().requires_grad_()
@@ -153,13 +184,13 @@ class _Trial:
         # The gradient of a shared prefix is in one of the rows, so the sum over rows is compared.
         return [evaluation_logits, logits.detach(), (embeds_grad * mask[..., None]).sum(0), *kv_grads]
 
-    def error(self, path: Path, expected: list[Tensor], sample_logits: Tensor) -> float:
+    def error(self, path: Path, expected: list[Tensor]) -> float:
         """The largest error of a path, on two rows and on a sample within the whole batch."""
-        pairs = zip(self.results(path), expected, strict=True)
-        errors = [_relative_error(result, expected_result) for result, expected_result in pairs]
-        if len(self.rows.mask) > 2:
-            errors.append(_relative_error(self.logits_in_batch(path), sample_logits))
-        return max(errors)
+        results = self.results(path)
+        if self.compares_sample:
+            results.append(self.logits_in_batch(path))
+        pairs = zip(results, expected, strict=True)
+        return max(_relative_error(result, expected_result) for result, expected_result in pairs)
 
 
 def _relative_error(result: Tensor, expected: Tensor) -> float:
