@@ -5,25 +5,28 @@ python benchmarks/curricula.py --data data/dolly --out curricula.jsonl
 Each order uses the same rows once, so that all have the same tokens and steps: `random`, `length` (target tokens, easy
 to hard), `bare loss` (easy to hard), and `anti` (bare loss, hard to easy). A run is one line of the file, with the loss
 of each validation row; a run that is in the file is not repeated. The table compares each order with `random` on the
-same validation rows, by the mean loss of a row over the seeds, with a bootstrap interval over rows.
+same validation rows, by the mean loss of a row over the seeds, with a bootstrap interval over rows. A second table has
+the validation loss after each quarter of the steps, with the tokens that each order has used until then. Products are
+in bfloat16, also those of the bare backbone.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import process_time
 from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch import Callback
 
 import lightning_softprompt as sp
 from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.backbones.loading import load_backbone
+from lightning_softprompt.core.types import Encoded
 from lightning_softprompt.data.curricula.base import Curriculum
 from lightning_softprompt.data.curricula.easy_to_hard import EasyToHard
 from lightning_softprompt.data.difficulty.losses import BareLoss
@@ -33,6 +36,7 @@ from lightning_softprompt.data.instruction.datamodule import InstructionDataModu
 from lightning_softprompt.evaluation.metrics.intervals import bootstrap
 from lightning_softprompt.reports.text_table import table
 
+EVAL_BATCH = 16
 ORDERS: Mapping[str, Curriculum | None] = {
     "random": None,
     "length": EasyToHard(TargetTokens()),
@@ -54,21 +58,62 @@ def read_rows(path: Path, data: InstructionDataModule, count: int, most_tokens: 
     return rows
 
 
-def train(backbone: Backbone, data: InstructionDataModule, seed: int, rate: float) -> tuple[Any, int]:
-    """Trains one epoch; returns the method and its number of input tokens."""
+class Curve(Callback):
+    """Records training losses and tokens of each step, and validation losses at some steps.
+
+    Args:
+        data: The data of the run.
+        every: Steps between two measurements of the validation rows.
+    """
+
+    def __init__(self, data: InstructionDataModule, every: int) -> None:
+        self.data, self.every = data, every
+        self.steps: list[list[float]] = []
+        self.validation: list[list[float]] = []
+        self.tokens = 0
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Records a step."""
+        self.tokens += int(batch.mask.sum())
+        self.steps.append([self.tokens, round(float(outputs["loss"]), 4)])
+        if trainer.global_step % self.every == 0:
+            losses = measure_validation(trainer, self.data).current_losses(self.data.split("validation"))
+            self.validation.append([trainer.global_step, self.tokens, round(float(losses.mean()), 4)])
+
+
+def measure_validation(trainer: Any, data: InstructionDataModule) -> RowLosses:
+    """Returns what measures losses of rows with the precision of a trainer."""
+    return RowLosses(trainer, data.spec, data._encoder, EVAL_BATCH, cache=False)
+
+
+def try_largest_batch(module: Any, rows: Sequence[Encoded], batch_size: int) -> None:
+    """Lets the backbone select its path for a batch of the longest rows; each larger batch would repeat the trial."""
+    longest = sorted(rows, key=lambda row: len(row.ids))[-batch_size:]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        module.lm().cross_entropy(module.loaded.codec.collate(longest))
+
+
+def train(backbone: Backbone, data: InstructionDataModule, seed: int, args: argparse.Namespace) -> tuple[Any, Curve]:
+    """Trains one epoch; returns the method and its course."""
     torch.manual_seed(seed)
-    module = sp.PromptTuning(data=data, length=20, lr=rate, lr_schedule="linear")
+    module = sp.PromptTuning(data=data, length=20, lr=args.rate, lr_schedule="linear")
     module.attach(backbone, seed)
-    trainer = sp.Trainer(run=None, max_epochs=1, limit_val_batches=0, enable_progress_bar=False, accelerator="cpu")
+    try_largest_batch(module, [*data.split("train").encoded, *data.split("validation").encoded], EVAL_BATCH)
+    curve = Curve(data, every=args.rows // args.batch_size // 4)
+    trainer = sp.Trainer(
+        run=None, max_epochs=1, limit_val_batches=0, enable_progress_bar=False, accelerator="cpu",
+        precision=args.precision, callbacks=[curve],
+    )  # fmt: skip
     trainer.fit(module, data)
-    return module, sum(len(row.ids) for row in data.split("train").encoded)
+    return module, curve
 
 
 def measure(args: argparse.Namespace) -> None:
     """Trains the runs that the file lacks."""
     lines = args.out.read_text().splitlines() if args.out.is_file() else []
     complete = {(run["order"], run["seed"]) for run in map(json.loads, lines)}
-    spec = replace(sp.BackboneSpec(), name=args.backbone) if args.backbone else sp.BackboneSpec()
+    bare: list[float] | None = None
+    spec = sp.BackboneSpec(**({"name": args.backbone} if args.backbone else {}), linear_backend="plain")
     backbone = load_backbone(spec)
     reader = InstructionDataModule(backbone=spec, system=False, max_target_tokens=args.most_tokens // 2)
     train_rows = read_rows(args.data / "train.jsonl", reader, args.rows, args.most_tokens)
@@ -83,14 +128,16 @@ def measure(args: argparse.Namespace) -> None:
             )  # fmt: skip
             data.codec = backbone.codec
             start = process_time()
-            module, tokens = train(backbone, data, seed, args.rate)
+            module, curve = train(backbone, data, seed, args)
             seconds = process_time() - start
-            measuring = RowLosses(module.trainer, spec, data._encoder, 16, cache=True)
-            validation = data.split("validation")
+            measuring, validation = measure_validation(module.trainer, data), data.split("validation")
+            if bare is None:
+                bare = measuring.bare_losses(validation).round(4).tolist()
             run = {
-                "order": order, "seed": seed, "tokens": tokens, "cpu_seconds": round(seconds, 1),
-                "bare": measuring.bare_losses(validation).round(4).tolist(),
+                "order": order, "seed": seed, "tokens": curve.tokens, "cpu_seconds": round(seconds, 1),
+                "precision": args.precision, "bare": bare,
                 "losses": measuring.current_losses(validation).round(4).tolist(),
+                "validation": curve.validation, "steps": curve.steps,
             }  # fmt: skip
             with args.out.open("a") as file:
                 file.write(f"{json.dumps(run)}\n")
@@ -139,6 +186,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rate", type=float, default=0.005, help="learning rate")
+    parser.add_argument("--precision", default="bf16-mixed", help="precision of all products (default: bf16-mixed)")
     parser.add_argument("--only_report", action="store_true", help="print the table of the file")
     args = parser.parse_args()
     if not args.only_report:

@@ -126,6 +126,10 @@ class Backbone(FrozenModel, ABC):
         """
         raise ValueError(f"{self.spec.name} does not predict its source; source_weight requires a decoder")
 
+    def prompt_view(self, batch: Batch) -> Batch:
+        """The rows as a prompt may read them: `source` and `encoded` have nothing that reveals an answer."""
+        return batch
+
     def without_answers(self, batch: Batch) -> Batch:
         """The input of generation: the rows without their answers."""
         return batch

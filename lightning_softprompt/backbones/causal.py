@@ -335,6 +335,17 @@ class CausalBackbone(Backbone):
         """The generation path, and the reason against a faster one."""
         return self.generator.execution_description
 
+    def prompt_view(self, batch: Batch) -> Batch:
+        """See `Backbone.prompt_view`. A row with several predicted answers ends at the first one.
+
+        All tokens attend to the prompt, also those of earlier answers, and later user turns may reveal these.
+        """
+        rows = batch.encoded or ()
+        if not any(_has_several_answers(row) for row in rows):
+            return batch
+        encoded = tuple(_end_at_first_answer(row) if _has_several_answers(row) else row for row in rows)
+        return replace(batch, source=_source_before_answers(batch), encoded=encoded)
+
     def without_answers(self, batch: Batch) -> Batch:
         """The input of generation: the rows up to their answers."""
         has_answers = any(row.answers for row in batch.require_encoded())
@@ -343,8 +354,7 @@ class CausalBackbone(Backbone):
     def language_modeling_view(self, batch: Batch) -> Batch:
         """The rows up to their first answers. The targets are all tokens but the first."""
         first = batch.mask & (batch.mask.cumsum(1) == 1)
-        is_answer = batch.mask & ~batch.source
-        before = batch.source & (is_answer.cumsum(1) == 0)
+        before = _source_before_answers(batch)
         is_target = before & ~first
         counts = is_target.sum(1, keepdim=True)
         columns = (~is_target).int().argsort(dim=1, stable=True)[:, : int(counts.max())]
@@ -371,8 +381,24 @@ class CausalBackbone(Backbone):
 
 def _language_modeling_row(row: Encoded) -> Encoded:
     """A row without its answer, whose targets are all tokens but the first."""
-    ids = row.ids[: row.answers[0]] if row.answers else row.ids
+    ids = _end_at_first_answer(row).ids if row.answers else row.ids
     return row._replace(ids=ids, answers=tuple(range(1, len(ids))), targets=ids[1:])
+
+
+def _has_several_answers(row: Encoded) -> bool:
+    """Whether other tokens are between the answer's tokens."""
+    return bool(row.answers) and row.answers[-1] - row.answers[0] >= len(row.answers)
+
+
+def _end_at_first_answer(row: Encoded) -> Encoded:
+    """A row up to its first answer."""
+    return row._replace(ids=row.ids[: row.answers[0]], answers=(), targets=())
+
+
+def _source_before_answers(batch: Batch) -> Tensor:
+    """[B, T] whether a token of the source precedes the first answer of its row."""
+    is_answer = batch.mask & ~batch.source
+    return batch.source & (is_answer.cumsum(1) == 0)
 
 
 def target_columns(rows: Spliced, batch: Batch) -> tuple[Tensor, Tensor]:

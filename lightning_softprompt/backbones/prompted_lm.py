@@ -44,7 +44,8 @@ class PromptedLM:
     def prompt(self, batch: Batch) -> SoftPrompt:
         """The method's prompt for the batch."""
         if id(batch) not in self._prompts:
-            self._prompts[id(batch)] = batch, self._method(batch)  # the batch is kept: another could get its id
+            prompt = self._method(self.backbone.prompt_view(batch))
+            self._prompts[id(batch)] = batch, prompt  # the batch is kept: another could get its id
         return self._prompts[id(batch)][1]
 
     def with_method(self, method: Callable[[Batch], SoftPrompt]) -> PromptedLM:

@@ -238,7 +238,8 @@ class Batch:
     Args:
         input_ids: [B, T].
         mask: [B, T] bool, False on padding, which is on either side.
-        source: [B, T] bool, True on tokens that a method may read: no padding and no answer.
+        source: [B, T] bool, True on tokens that a method may read: no padding and no answer. Methods get a batch in
+            which it also excludes all that follows the first answer, see `Backbone.prompt_view`.
         targets: [B, U], `IGNORE` where there is no loss.
         slots: [B, S]; soft block s is inserted before token `slots[b, s]`.
         labels: The classes [B] of rows, or [B, W] of their words; `IGNORE` for rows without a class and for words that

@@ -326,7 +326,7 @@ class SoftPromptModule(TrainerHooks):
         try:
             with torch.random.fork_rng([device] if device.type == "cuda" else []):
                 if batch is not None:
-                    return self.prompt(batch)
+                    return self.prompt(self.loaded.prompt_view(batch))
                 return compute_shared_prompt(self.prompt, self.loaded, task)
         except ValueError as error:
             if batch is not None:

@@ -36,7 +36,7 @@ class Teacher:
 
     def answer(self, backbone: Backbone, batch: Batch) -> list[Tensor]:
         """Computes the log-probabilities [targets, V] of each row."""
-        logits = backbone(batch, self.role.method.prompt(batch))
+        logits = backbone(batch, self.role.method.prompt(backbone.prompt_view(batch)))
         rows = zip(logits, batch.targets != IGNORE, strict=True)
         return [row[has_target].float().log_softmax(-1) for row, has_target in rows]
 
@@ -89,7 +89,7 @@ class Distillation(Objective):
         if not self.hidden:
             return distance
         with torch.no_grad():
-            prompt = teacher.role.method.prompt(batch)
+            prompt = teacher.role.method.prompt(lm.backbone.prompt_view(batch))
             target_states = lm.backbone.hidden_states(batch, prompt)[batch.mask]  # [tokens, H]
         states = lm.backbone.hidden_states(batch, lm.prompt(batch))[batch.mask]
         squared_error = (states.float() - target_states.float()).pow(2).mean()

@@ -26,10 +26,12 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
 from lightning_softprompt.backbones.prompted_lm import PromptedLM
+from lightning_softprompt.backbones.tokenization.dialogue import DialogueEncoder
 from lightning_softprompt.checkpoints.backbone_identity import backbone_identity
 from lightning_softprompt.checkpoints.checkpoint_file import load_checkpoint
 from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, write_prompt
 from lightning_softprompt.cli.commands.fold import fold
+from lightning_softprompt.core.chat_format import ChatFormat, Turn
 from lightning_softprompt.core.types import SoftPrompt
 from lightning_softprompt.evaluation.classification import ClassificationEvaluation
 from lightning_softprompt.methods import Folded, NoPrompt
@@ -161,6 +163,30 @@ def assert_prompt_ignores_answers(module, codec):
 
 def test_the_prompt_does_not_depend_on_the_answer(method, backbone):
     assert_prompt_ignores_answers(method.on(backbone), backbone.codec)
+
+
+def encode_dialogue(codec, second_exchange):
+    """Return a dialogue of two exchanges, whose answers are both predicted."""
+    texts = ["is this film good ?", *second_exchange]
+    turns = [Turn.of(role, text) for role, text in zip(("user", "assistant", "user"), texts, strict=False)]
+    return DialogueEncoder(codec, ChatFormat(), max_tokens=64, learns_all=True).encode(turns, texts[-1])
+
+
+@pytest.mark.methods("adept", "smop", "pt_moe", "idpg", "attempt", "late_state", "late_average", families=("llama",))
+def test_the_prompt_of_a_dialogue_depends_on_its_first_user_turn_only(method, backbone):
+    module = perturb(method.on(backbone))
+    codec = backbone.codec
+    batches = [
+        codec.collate([encode_dialogue(codec, exchange)])
+        for exchange in (["very good", "a dog ?", "dull"], ["is dull", "a story ?", "sad"])
+    ]
+    assert len(batches[0].encoded[0].answers) > len(codec.ids("very good")) + 1
+    assert not torch.equal(batches[0].input_ids, batches[1].input_ids)
+    with torch.no_grad():
+        prompts = [prompt_tensors(module.lm().prompt(batch)) for batch in batches]
+        shifts = [module.lm().prompt(batch).shift for batch in batches]
+    assert_close(prompts[0], prompts[1])
+    assert_close(shifts[0], shifts[1])
 
 
 class Peeking(SoftPromptModule):
