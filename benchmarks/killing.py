@@ -75,6 +75,13 @@ def write_half_of_last_line(call: Call, record_lines: Any, lines: Any) -> None:
     call(record_lines, [*lines[:-1], *last_half])
 
 
+def write_half_of_rows(call: Call, file: Any, rows: Any) -> None:
+    """Writes synthetic rows, of the last row only the first half."""
+    call(file, rows)
+    size = file.tell()
+    file.truncate(size - len(json.dumps(rows[-1])) // 2)
+
+
 @dataclass(frozen=True)
 class Place:
     """A function at whose calls a process is killed.
@@ -118,6 +125,9 @@ PLACES = {
     "before a file has its name": Place("os:replace"),
     "after a file has its name": Place("os:replace", complete_call),
     "within prompt.safetensors": Place("lightning_softprompt.checkpoints.prompt_file:save_file", write_half_of_tensors),
+    "within written rows": Place("lightning_softprompt.synthetic.writing:_append", write_half_of_rows),
+    "within the files of filtered rows": Place("lightning_softprompt.cli.commands.synthetic.filter:_to_lines"),
+    "end of a test": Place("lightning_softprompt.callbacks.reporting.run_files:RunFiles.on_test_end"),
     "before rows are predicted": Place(MODULE + "predict_step"),
     "after rows are predicted": Place(MODULE + "predict_step", complete_call),
     "within a line of predictions": Place(

@@ -101,7 +101,7 @@ TASKS = (
         template="{soft}Review: {text}\nSentiment: {target}",
         labels=SENTIMENTS,
         writer=LabelText(SENTIMENTS, "Write one sentence of a {label} movie review."),
-        count=256,
+        count=192,
         max_new_tokens=32,
         uses_real_rows=False,
         leaked_words=("negative", "positive"),
@@ -115,7 +115,7 @@ TASKS = (
             {name: description for name, (_, description) in QUESTIONS.items()},
             "Write one short trivia question. The answer must be {label}.",
         ),
-        count=384,
+        count=288,
         max_new_tokens=24,
         uses_real_rows=True,  # the bare backbone does not separate these classes
     ),
@@ -369,9 +369,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/synthetic_curve"), help="folder of written rows")
     parser.add_argument("--results", type=Path, default=RESULTS, help="file of results")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=32, help="steps of a training")
+    parser.add_argument("--steps", type=int, default=24, help="steps of a training")
     parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--test_rows", type=int, default=200)
+    parser.add_argument("--test_rows", type=int, default=160)
     parser.add_argument("--rate", type=float, default=0.01, help="learning rate, with linear decay")
     parser.add_argument("--precision", default="bf16-mixed", help="precision of all products (default: bf16-mixed)")
     args = parser.parse_args()

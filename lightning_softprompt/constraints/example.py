@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lightning_softprompt.constraints.base import Constraint
+from lightning_softprompt.core.chat_format import ChatExample
 from lightning_softprompt.core.types import Example
 
 
@@ -17,3 +18,8 @@ class ConstrainedExample(Example):
     """
 
     constraints: tuple[Constraint, ...] = ()
+
+
+@dataclass(frozen=True)
+class ConstrainedDialogue(ConstrainedExample, ChatExample):
+    """A dialogue whose last answer must meet constraints."""

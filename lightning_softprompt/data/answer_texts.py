@@ -1,12 +1,14 @@
-"""The right answers of a row: a text, a list of texts, or the form that SQuAD has on the hub."""
+"""The right answers of a row: a text, a list of texts, or the form that SQuAD has on the hub; and its constraints."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
+from lightning_softprompt.constraints.base import Constraint, read_constraints
 from lightning_softprompt.data.labels import is_written_list
-from lightning_softprompt.data.readers.rows import short
+from lightning_softprompt.data.readers.rows import first_columns, short
 
 WRITTEN_MAPPING = re.compile(r"""\{\s*(['"])(text|answer_start)\1\s*:""")
 
@@ -30,6 +32,17 @@ def read_answers(value: object, column: str) -> tuple[str, ...]:
     for text in texts:
         check_is_no_list(text, column)
     return tuple(dict.fromkeys(text.strip() for text in texts if text.strip()))
+
+
+def read_row_constraints(row: Mapping[str, Any], column: str) -> tuple[Constraint, ...]:
+    """The verifiable constraints in a column of a row.
+
+    Raises:
+        ValueError: If the column is missing, or has no list of known constraints.
+    """
+    if column not in row:
+        raise ValueError(f"no column {column!r}; the row has {first_columns(row)}: set data.constraints")
+    return read_constraints(row[column])
 
 
 def check_is_no_list(text: str, column: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from inspect import currentframe
 from types import MappingProxyType
@@ -158,6 +159,23 @@ class SoftPromptDataModule(SplitHooks):
             raise ValueError("augment requires batch_size, because it changes lengths of rows; remove batch_tokens")
         if self.augmentations and not self.can_augment:
             raise ValueError(f"{type(self).__name__} cannot change its training rows; remove augment")
+
+    def reserve_target_tokens(self, max_target_tokens: int, decoding: Decoding) -> None:
+        """Reserves tokens of each row for a generated target.
+
+        Args:
+            max_target_tokens: Number of tokens.
+            decoding: How targets are generated, by default with at most this number of tokens.
+
+        Raises:
+            ValueError: If the number is not between 0 and max_tokens.
+        """
+        if not 0 < max_target_tokens < self.max_tokens:
+            raise ValueError(
+                f"max_target_tokens must be between 0 and max_tokens={self.max_tokens}, got {max_target_tokens}"
+            )
+        self.max_target_tokens = max_target_tokens
+        self.decoding = replace(decoding, max_new_tokens=decoding.max_new_tokens or max_target_tokens)
 
     @property
     @abstractmethod

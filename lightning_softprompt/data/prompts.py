@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, final
 
 from lightning_softprompt.backbones.generation.decoding import Decoding
-from lightning_softprompt.constraints.base import read_constraints
 from lightning_softprompt.constraints.example import ConstrainedExample
 from lightning_softprompt.core.types import Example
+from lightning_softprompt.data.answer_texts import read_row_constraints
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.data.readers.sources import first_columns
 from lightning_softprompt.evaluation.base import Evaluation
@@ -50,12 +49,8 @@ class PromptDataModule(SoftPromptDataModule):
         **common: Any,
     ) -> None:
         super().__init__(template=template, **common)
-        if not 0 < max_target_tokens < self.max_tokens:
-            raise ValueError(f"max_target_tokens must be between 0 and max_tokens={self.max_tokens}")
+        self.reserve_target_tokens(max_target_tokens, decoding or Decoding(do_sample=True))
         self.references, self.constraints = references, constraints
-        self.max_target_tokens = max_target_tokens
-        decoding = decoding or Decoding(do_sample=True)
-        self.decoding = replace(decoding, max_new_tokens=decoding.max_new_tokens or max_target_tokens)
 
     @property
     def evaluation(self) -> Evaluation:
@@ -74,11 +69,8 @@ class PromptDataModule(SoftPromptDataModule):
         references = self._references(row) if labelled else ()
         if self.constraints is None or not labelled:
             return Example(fields, "", references=references)
-        if self.constraints not in row:
-            raise ValueError(f"no column {self.constraints!r}; the row has {first_columns(row)}: set data.constraints")
-        return ConstrainedExample(
-            fields, "", references=references, constraints=read_constraints(row[self.constraints])
-        )
+        constraints = read_row_constraints(row, self.constraints)
+        return ConstrainedExample(fields, "", references=references, constraints=constraints)
 
     def _references(self, row: Mapping[str, Any]) -> tuple[str, ...]:
         if self.references is None:

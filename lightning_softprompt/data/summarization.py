@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Literal, final
 
 from torchmetrics import Metric
 
 from lightning_softprompt.backbones.generation.decoding import Decoding
-from lightning_softprompt.constraints.base import read_constraints
 from lightning_softprompt.constraints.example import ConstrainedExample
 from lightning_softprompt.core.types import Example
-from lightning_softprompt.data.answer_texts import check_is_no_list
+from lightning_softprompt.data.answer_texts import check_is_no_list, read_row_constraints
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.data.readers.sources import first_columns
 from lightning_softprompt.evaluation.base import Evaluation
@@ -80,8 +78,7 @@ class SummarizationDataModule(SoftPromptDataModule):
             raise ValueError(
                 f"document must be a column of the template {list(self.template.columns)}, got {document!r}"
             )
-        if not 0 < max_target_tokens < self.max_tokens:
-            raise ValueError(f"max_target_tokens must be between 0 and max_tokens={self.max_tokens}")
+        self.reserve_target_tokens(max_target_tokens, decoding or Decoding())
         limits = (generate_every, generate_rows, generate_minutes)
         if any(limit is not None and limit <= 0 for limit in limits):
             raise ValueError(
@@ -90,9 +87,6 @@ class SummarizationDataModule(SoftPromptDataModule):
             )
         self.document, self.target, self.references = document, target, references
         self.defaults = dict(defaults or {})
-        self.max_target_tokens = max_target_tokens
-        decoding = decoding or Decoding()
-        self.decoding = replace(decoding, max_new_tokens=decoding.max_new_tokens or max_target_tokens)
         self._metric_settings = {"metrics": metrics, "lead": lead, "encoder": encoder, "rouge_words": rouge_words}
         self._generation_limits = {"every": generate_every, "sample": generate_rows, "minutes": generate_minutes}
         self.long_documents = long_documents
@@ -132,9 +126,7 @@ class SummarizationDataModule(SoftPromptDataModule):
         references = tuple(dict.fromkeys((target, *self._references(row))))
         if self.constraints is None:
             return Example(fields, target, references=references)
-        if self.constraints not in row:
-            raise ValueError(f"no column {self.constraints!r}; the row has {first_columns(row)}: set data.constraints")
-        constraints = read_constraints(row[self.constraints])
+        constraints = read_row_constraints(row, self.constraints)
         return ConstrainedExample(fields, target, references=references, constraints=constraints)
 
     def _answer(self, row: Mapping[str, Any]) -> str:

@@ -43,6 +43,7 @@ class InstructionEvaluation(Evaluation):
         sample: Maximum rows for which validation generates answers; None for all.
         minutes: Maximum minutes that a validation spends on generation; None for no limit.
         extra_metrics: Further metrics of torchmetrics of generated answers.
+        constraints: Whether rows have verifiable constraints, see `GenerationEvaluation`.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class InstructionEvaluation(Evaluation):
         sample: int | None = None,
         minutes: float | None = None,
         extra_metrics: Sequence[Metric] = (),
+        constraints: bool = False,
     ) -> None:
         super().__init__()
         self.generation = GenerationEvaluation(
@@ -65,6 +67,7 @@ class InstructionEvaluation(Evaluation):
             minutes=minutes,
             extra_metrics=extra_metrics,
             counts_finished=True,
+            constraints=constraints,
         )
         self.answers = TextRows(COLUMNS)
         self.ranking_score = self.generation.ranking_score

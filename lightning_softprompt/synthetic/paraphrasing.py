@@ -98,9 +98,10 @@ class ParaphrasePlan:
         filter: Rejects paraphrases.
         seed: Seed of sampling.
         request: What the model is asked for, with `{text}`.
+        batch_size: Texts that are paraphrased at once. Sampled paraphrases depend on it.
 
     Raises:
-        ValueError: If there are no texts or no paraphrases are asked for.
+        ValueError: If there are no texts, or a number is below 1.
     """
 
     texts: Sequence[str]
@@ -109,10 +110,14 @@ class ParaphrasePlan:
     filter: ParaphraseFilter
     seed: int = 0
     request: str = REQUEST
+    batch_size: int = 8
 
     def __post_init__(self) -> None:
-        if not self.texts or self.count < 1:
-            raise ValueError(f"paraphrases require texts and a count of at least 1, got {self.count}")
+        if not self.texts or min(self.count, self.batch_size) < 1:
+            raise ValueError(
+                f"paraphrases require texts, and count and batch_size of at least 1, got {len(self.texts)} texts, "
+                f"count={self.count} and batch_size={self.batch_size}"
+            )
 
     def identity(self, generator: Generator) -> dict[str, Any]:
         """Returns what must be equal to continue an interrupted file."""
@@ -121,6 +126,7 @@ class ParaphrasePlan:
             "backbone": generator.name,
             "count": self.count,
             "seed": self.seed,
+            "batch_size": self.batch_size,
             "request": self.request,
             "frame": generator.frame,
             "filter": asdict(self.filter),
@@ -133,8 +139,7 @@ def write_paraphrases(
 ) -> Counter[str]:
     """Writes one line for each text, with its paraphrases and the number of rejected ones by reason.
 
-    The lines of a text depend only on the text and the seed, so that an interrupted file is continued with the same
-    lines.
+    The seed of a batch depends on its first text, so that an interrupted file is continued with the same lines.
 
     Args:
         plan: The texts.
@@ -148,12 +153,16 @@ def write_paraphrases(
     partial = PartialFile(path)
     file, num_complete = partial.open(plan.identity(generator))
     with file:
-        for number in range(num_complete, len(plan.texts)):
-            row = paraphrase(plan, generator, plan.texts[number], plan.answers[number])
-            file.write(f"{json.dumps({'row': number, **row}, ensure_ascii=False)}\n")
+        for start in range(0, len(plan.texts), plan.batch_size):
+            stop = min(start + plan.batch_size, len(plan.texts))
+            if stop <= num_complete:
+                continue
+            rows = paraphrase_batch(plan, generator, range(start, stop))
+            lines = [f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows]
+            file.write("".join(lines[max(0, num_complete - start) :]))
             file.flush()
             if report is not None:
-                report(number + 1)
+                report(stop)
     partial.finish()
     counts: Counter[str] = Counter()
     for line in path.read_text(encoding="utf-8").splitlines():
@@ -163,28 +172,38 @@ def write_paraphrases(
     return counts
 
 
-def paraphrase(plan: ParaphrasePlan, generator: Generator, text: str, answer: str) -> dict[str, Any]:
-    """Returns a text with its accepted paraphrases, and the number of rejected ones by reason."""
-    step = Step("paraphrase", plan.request)
-    columns: list[Mapping[str, str]] = [{"text": text}] * plan.count
-    written = generator(step, columns, derive_seed(plan.seed, text))
+def paraphrase_batch(plan: ParaphrasePlan, generator: Generator, batch: Sequence[int]) -> list[dict[str, Any]]:
+    """Returns the texts of a batch, each with its accepted paraphrases and the number of rejected ones by reason."""
+    texts = [plan.texts[number] for number in batch for _ in range(plan.count)]
+    columns: list[Mapping[str, str]] = [{"text": text} for text in texts]
+    written = generator(Step("paraphrase", plan.request), columns, derive_seed(plan.seed, batch[0]))
     cleaned = [clean_paraphrase(candidate.text) for candidate in written]
-    drops: list[float | None] = [None] * plan.count
-    if answer:
-        questions: list[Mapping[str, str]] = [{"text": question} for question in (text, *cleaned)]
-        before, *after = generator.mean_logprobs(ANSWER, questions, [answer] * len(questions))
-        drops = [None if before is None or value is None else before - value for value in after]
-    accepted: list[str] = []
-    rejected: Counter[str] = Counter()
-    for candidate, paraphrased, drop in zip(written, cleaned, drops, strict=True):
-        reason = plan.filter.reason(text, paraphrased, candidate.is_finished, drop)
-        if reason is None and paraphrased in accepted:
-            reason = "repeated"
-        if reason is None:
-            accepted.append(paraphrased)
-        else:
-            rejected[reason] += 1
-    return {"text": text, "paraphrases": accepted, "rejected": dict(rejected)}
+    before = measure_answers(plan, generator, batch, [plan.texts[number] for number in batch])
+    after = measure_answers(plan, generator, [number for number in batch for _ in range(plan.count)], cleaned)
+    rows = []
+    for position, number in enumerate(batch):
+        accepted: list[str] = []
+        rejected: Counter[str] = Counter()
+        for index in range(position * plan.count, (position + 1) * plan.count):
+            old, new = before[position], after[index]
+            drop = None if old is None or new is None else old - new
+            reason = plan.filter.reason(texts[index], cleaned[index], written[index].is_finished, drop)
+            if reason is None and cleaned[index] in accepted:
+                reason = "repeated"
+            if reason is None:
+                accepted.append(cleaned[index])
+            else:
+                rejected[reason] += 1
+        rows.append({"row": number, "text": plan.texts[number], "paraphrases": accepted, "rejected": dict(rejected)})
+    return rows
+
+
+def measure_answers(
+    plan: ParaphrasePlan, generator: Generator, numbers: Sequence[int], instructions: Sequence[str]
+) -> list[float | None]:
+    """Returns the mean log-probability of the answers of texts after instructions; None for texts without an answer."""
+    answers = [plan.answers[number] for number in numbers]
+    return generator.mean_logprobs(ANSWER, [{"text": text} for text in instructions], answers)
 
 
 def clean_paraphrase(text: str) -> str:

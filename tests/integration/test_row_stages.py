@@ -1,6 +1,9 @@
 """Studies with stages that write, filter and predict rows."""
 
 import json
+import signal
+import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -8,15 +11,12 @@ from row_files import read_rows, write_rows
 
 from lightning_softprompt.__main__ import main
 from lightning_softprompt.checkpoints.prompt_file import read_prompt
-from lightning_softprompt.studies.stage_run import StageRun
 from lightning_softprompt.studies.study import Study
-from lightning_softprompt.synthetic import writing
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+import killing
 
 LABELS = {"negative": "bad", "positive": "good"}
-
-
-class Killed(BaseException):
-    """Simulates a kill: no handler of exceptions catches it."""
 
 
 @pytest.fixture
@@ -70,36 +70,28 @@ def read_files(folder):
     return files
 
 
-def test_a_study_killed_at_each_boundary_gives_the_same_files(settings, run_study, monkeypatch):
+KILLS = {  # by the stage that is interrupted
+    "write": killing.Kill("within written rows", 2),
+    "clean": killing.Kill("within the files of filtered rows", 2),
+    "fit": killing.Kill("within a checkpoint", 1),
+    "fit.test": killing.Kill("end of a test", 1),
+    "label": killing.Kill("after rows are predicted", 1),
+}
+
+
+def test_a_study_killed_in_each_stage_gives_the_same_files(settings, run_study, tmp_path):
     code, reference = run_study(settings, "reference")
     assert code == 0
-    rows = read_rows(reference / "all" / "clean" / "rows.jsonl")
-    assert 2 <= len(rows) <= 12
-    events = []
-
-    def interrupt(target, name):
-        original = getattr(target, name)
-
-        def call(*args):
-            events.append(name)
-            if len(events) == 4:
-                raise Killed
-            return original(*args)
-
-        monkeypatch.setattr(target, name, call)
-
-    interrupt(StageRun, "write_record")  # at the start and at the end of each stage
-    interrupt(writing, "_append")  # within the stage that writes
-    kills = 0
-    while True:
-        events.clear()
-        try:
-            code, folder = run_study(settings, "killed")
-            break
-        except Killed:
-            kills += 1
-    assert code == 0
-    assert kills >= 4
+    assert 2 <= len(read_rows(reference / "all" / "clean" / "rows.jsonl")) <= 12
+    argv = ["study", str(tmp_path / "killed.yaml")]
+    (tmp_path / "killed.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    folder, log = tmp_path / "studies" / "killed", tmp_path / "log.txt"
+    for stage, kill in KILLS.items():
+        (code,) = killing.wait_for_exit([killing.start(argv, log, kill)])
+        assert code == -signal.SIGKILL, log.read_text()
+        record = json.loads((folder / "all" / f"{stage}.json").read_text())
+        assert record["metrics"] is None, f"the kill is not in the stage {stage}"
+    assert run_study(settings, "killed")[0] == 0
     assert read_files(folder) == read_files(reference)
 
 

@@ -12,9 +12,11 @@ from torchmetrics import Metric
 from lightning_softprompt.backbones.generation.decoding import Decoding
 from lightning_softprompt.backbones.generation.row_format import RowFormat
 from lightning_softprompt.backbones.tokenization.chat_template import find_difference, read_chat_format
+from lightning_softprompt.constraints.example import ConstrainedDialogue
 from lightning_softprompt.core.chat_format import TEMPLATE, ChatExample, ChatFormat, SoftPosition
 from lightning_softprompt.core.chat_rows import ChatRows
 from lightning_softprompt.core.types import Example
+from lightning_softprompt.data.answer_texts import read_row_constraints
 from lightning_softprompt.data.augmentation.base import RowText
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.data.instruction.row_encoder import ChatRowEncoder
@@ -68,6 +70,8 @@ class InstructionDataModule(SoftPromptDataModule):
         generate_minutes: Maximum minutes that a validation spends on generation (default: no limit).
         extra_metrics: Further metrics: one or several metrics of torchmetrics, which are updated with predicted texts
             and references, or evaluations.
+        constraints: Optional column with the verifiable constraints of a row, such as `[{"kind": "no_commas"}]`. Their
+            metrics are the shares of constraints and of rows that answers meet. See `softprompt constraints`.
         common: Arguments of every data module.
 
     Raises:
@@ -98,11 +102,11 @@ class InstructionDataModule(SoftPromptDataModule):
         generate_rows: int | None = 16,
         generate_minutes: float | None = None,
         extra_metrics: Metric | Evaluation | list[Metric | Evaluation] | None = None,
+        constraints: str | None = None,
         **common: Any,
     ) -> None:
         super().__init__(template=TEMPLATE, truncate=[], **common)
-        if not 0 < max_target_tokens < self.max_tokens:
-            raise ValueError(f"max_target_tokens must be between 0 and max_tokens={self.max_tokens}")
+        self.reserve_target_tokens(max_target_tokens, decoding or Decoding())
         self._row_settings = {
             "instruction": instruction,
             "input": input,
@@ -114,15 +118,14 @@ class InstructionDataModule(SoftPromptDataModule):
         }
         self.soft, self.system = soft, system
         self.given_format, self.loss_turns = chat_format, loss_turns
-        self.max_target_tokens = max_target_tokens
-        decoding = decoding or Decoding()
-        self.decoding = replace(decoding, max_new_tokens=decoding.max_new_tokens or max_target_tokens)
+        self.constraints = constraints
         self._generation: dict[str, Any] = {
             "metrics": metrics,
             "rouge_words": rouge_words,
             "every": generate_every,
             "sample": generate_rows,
             "minutes": generate_minutes,
+            "constraints": constraints is not None,
         }
         self.user_metrics = UserMetrics.from_option(extra_metrics)
 
@@ -186,7 +189,10 @@ class InstructionDataModule(SoftPromptDataModule):
 
     def example(self, row: Mapping[str, Any], labelled: bool) -> Example:
         """Converts a row to a dialogue."""
-        return self.chat.example(row, labelled)
+        example = self.chat.example(row, labelled)
+        if self.constraints is None or not labelled:
+            return example
+        return ConstrainedDialogue(**vars(example), constraints=read_row_constraints(row, self.constraints))
 
     def describe_row(self, name: Split, row: int) -> dict[str, Any]:
         """Describes a row. Its `input` is the text of the turns, without the texts around them."""

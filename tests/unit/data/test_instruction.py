@@ -255,3 +255,19 @@ def test_a_validation_without_generation_computes_the_loss_of_all_rows(make_data
     assert set(metrics) == {"cross_entropy", "perplexity", "generated"}
     assert evaluation.mode_of("perplexity") == "min"
     assert set(metrics) <= set(evaluation.logged)
+
+
+def test_answers_of_dialogues_are_checked_against_the_constraints_of_their_rows(make_data, load):
+    constraints = [{"kind": "no_commas"}, {"kind": "word_count", "low": 50, "high": 90}]  # of at most 6 tokens
+    row = {"instruction": "a dog", "output": "good", "constraints": constraints}
+    module = make_data([row] * 2, constraints="constraints")
+    evaluation, lm = module.evaluation, PromptedLM(load("llama"), lambda batch: SoftPrompt())
+    evaluation.begin("test", 0)
+    records = [record for batch in module.test_dataloader() for record in evaluation.update(lm, batch)]
+    metrics = evaluation.compute()
+    commas = [float("," not in record["prediction"]) for record in records]
+    assert metrics["no_commas_strict"] == pytest.approx(sum(commas) / 2)
+    assert metrics["word_count_strict"] == metrics["prompts_strict"] == 0
+    assert metrics["constraints_strict"] == pytest.approx(sum(commas) / 4)
+    with pytest.raises(DataError, match=r"no column 'rules'.*data\.constraints"):
+        make_data([row], constraints="rules").split("test")

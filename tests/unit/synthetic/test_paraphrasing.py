@@ -24,7 +24,8 @@ class ScriptedGenerator:
 
     def __call__(self, step, rows, seed):
         self.calls += 1
-        return [Generated(text, not text.endswith("..."), 3, -1.0) for text in self.paraphrases[: len(rows)]]
+        texts = self.paraphrases * (len(rows) // len(self.paraphrases))
+        return [Generated(text, not text.endswith("..."), 3, -1.0) for text in texts]
 
     def mean_logprobs(self, step, rows, texts):
         return [-0.1 * len(row["text"].split()) for row in rows]
@@ -60,11 +61,13 @@ def test_the_filter_compares_answers_and_embeddings(monkeypatch):
 
 def test_a_file_has_a_line_for_each_text_and_continues(tmp_path):
     generator = ScriptedGenerator([f'"{GOOD}"', GOOD, "...", TEXT])
-    plan = ParaphrasePlan([TEXT, TEXT + " now"], ["yes", ""], 4, ParaphraseFilter())
+    texts = [TEXT, TEXT + " now", TEXT + " please"]
+    plan = ParaphrasePlan(texts, ["yes", "", "no"], 4, ParaphraseFilter(), batch_size=2)
     path = tmp_path / "paraphrases.jsonl"
     counts = write_paraphrases(plan, generator, path)
-    assert counts == {"accepted": 2, "repeated": 2, "unfinished": 2, "overlap": 2}
-    first, _ = read_rows(path)
+    assert counts == {"accepted": 3, "repeated": 3, "unfinished": 3, "overlap": 3}
+    first, *others = read_rows(path)
+    assert [row["text"] for row in others] == texts[1:]
     assert first == {
         "row": 0, "text": TEXT, "paraphrases": [GOOD], "rejected": {"repeated": 1, "unfinished": 1, "overlap": 1}
     }  # fmt: skip
@@ -79,6 +82,13 @@ def test_a_file_has_a_line_for_each_text_and_continues(tmp_path):
     generator.calls = 0
     write_paraphrases(plan, generator, partial)
     assert generator.calls == 1
+    assert partial.read_bytes() == whole
+    partial.unlink()
+    with pytest.raises(KeyboardInterrupt):
+        write_paraphrases(plan, generator, partial, interrupt)
+    part = partial.with_name("other.jsonl.part")
+    part.write_bytes(part.read_bytes().splitlines(keepends=True)[0])  # killed within a batch
+    write_paraphrases(plan, generator, partial)
     assert partial.read_bytes() == whole
 
 

@@ -48,6 +48,7 @@ def parser() -> ArgumentParser:
                         "(default: 4)")  # fmt: skip
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N texts")
     parser.add_argument("--seed", type=int, default=0, help="seed of sampling (default: 0)")
+    parser.add_argument("--batch_size", type=int, default=8, metavar="N", help="texts at once (default: 8)")
     parser.add_argument("--frame", metavar="TEXT", help="the template around an instruction, with {instruction} and "
                         "{target} (default: a turn of the packaged model)")  # fmt: skip
     parser.add_argument("--max_tokens", type=int, default=512, metavar="N",
@@ -110,7 +111,8 @@ def _read_plan(args: Any, paraphrase_filter: Any) -> ParaphrasePlan:
         if text:
             answers.setdefault(text, row[args.answer].strip() if args.answer else "")
     texts = list(answers)[: args.limit]
-    return ParaphrasePlan(texts, [answers[text] for text in texts], args.count, paraphrase_filter, args.seed)
+    text_answers = [answers[text] for text in texts]
+    return ParaphrasePlan(texts, text_answers, args.count, paraphrase_filter, args.seed, batch_size=args.batch_size)
 
 
 def _format_counts(counts: Counter[str]) -> str:
