@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from functools import cache
 from importlib import import_module
-from pkgutil import walk_packages
 
 from jsonargparse._util import resolved_import_paths
 
 import lightning_softprompt
 from lightning_softprompt.checkpoints.safe_loading.registry import PACKAGE, PLUGIN_FOLDERS
+from lightning_softprompt.core.plugin_modules import import_modules
 
 
 @cache
 def import_plugins() -> None:
-    """Import every module of the plug-in folders: a class in a new file is known without any other edit."""
+    """Import every module of the plug-in folders."""
     for folder in PLUGIN_FOLDERS:
-        package = import_module(f"{PACKAGE}.{folder}")
-        for module in walk_packages(package.__path__, f"{package.__name__}."):
-            import_module(module.name)
+        import_modules(f"{PACKAGE}.{folder}")
     for name in lightning_softprompt.__all__:
         _keep_import_path(getattr(lightning_softprompt, name))
 

@@ -7,10 +7,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
-from functools import cache
-from importlib import import_module
 from inspect import isabstract
-from pkgutil import iter_modules
+
+from lightning_softprompt.core.plugin_modules import import_modules
 
 KIND = "kind"  # the key of the class of a constraint in a row
 MARKUP = re.compile(r"[*_`#]+")  # emphasis, code and headings of Markdown
@@ -66,17 +65,9 @@ def kind_of(cls: type[Constraint]) -> str:
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", cls.__name__).lower()
 
 
-@cache
-def _import_folder() -> None:
-    """Imports all files of this folder, so that a constraint in a new file is known without any other edit."""
-    package = __name__.rpartition(".")[0]
-    for module in iter_modules(import_module(package).__path__, f"{package}."):
-        import_module(module.name)
-
-
 def constraint_classes() -> dict[str, type[Constraint]]:
     """Returns the classes of constraints by name, in alphabetical order."""
-    _import_folder()
+    import_modules(__package__)
     classes = {kind_of(cls): cls for cls in _subclasses(Constraint) if not isabstract(cls)}  # type: ignore[type-abstract]
     return dict(sorted(classes.items()))
 

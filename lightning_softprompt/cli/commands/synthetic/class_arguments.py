@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import import_module
-from pkgutil import iter_modules
 from typing import Any
 
 import jsonargparse
 
 from lightning_softprompt.system.errors import CommandError
-
-
-def import_folder(package: str) -> None:
-    """Imports all modules of a folder, so that options can name their classes without a module path."""
-    for module in iter_modules(import_module(package).__path__, f"{package}."):
-        import_module(module.name)
 
 
 class ClassParser(jsonargparse.ArgumentParser):  # type: ignore[misc]

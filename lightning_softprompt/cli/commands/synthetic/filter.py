@@ -51,12 +51,13 @@ def parser() -> ArgumentParser:
 def main(argv: list[str]) -> int:
     """Run the command."""
     args = parser().parse_args(argv)
-    from lightning_softprompt.cli.commands.synthetic.class_arguments import ClassParser, import_folder, parse_classes
+    from lightning_softprompt.cli.commands.synthetic.class_arguments import ClassParser, parse_classes
+    from lightning_softprompt.core.plugin_modules import import_modules
     from lightning_softprompt.data.readers.sources import read_rows
     from lightning_softprompt.synthetic.filtering import apply_filters
     from lightning_softprompt.synthetic.filters.base import Filter
 
-    import_folder("lightning_softprompt.synthetic.filters")
+    import_modules("lightning_softprompt.synthetic.filters")
     classes = ClassParser(prog="softprompt filter", exit_on_error=False)
     classes.add_argument("--filters", type=list[Filter], required=True)
     try:

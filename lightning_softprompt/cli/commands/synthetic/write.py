@@ -59,11 +59,12 @@ def main(argv: list[str]) -> int:
     """Run the command."""
     args, class_options = parser().parse_known_args(join_class_options(argv))
     from lightning_softprompt.backbones.generation.decoding import Decoding
-    from lightning_softprompt.cli.commands.synthetic.class_arguments import ClassParser, import_folder, parse_classes
+    from lightning_softprompt.cli.commands.synthetic.class_arguments import ClassParser, parse_classes
     from lightning_softprompt.core.backbone_spec import BackboneSpec
+    from lightning_softprompt.core.plugin_modules import import_modules
     from lightning_softprompt.synthetic.writers.base import Writer
 
-    import_folder("lightning_softprompt.synthetic.writers")
+    import_modules("lightning_softprompt.synthetic.writers")
     classes = ClassParser(prog="softprompt write", exit_on_error=False)
     classes.add_subclass_arguments(Writer, "writer", required=True)
     classes.add_class_arguments(Decoding, "decoding")
