@@ -1,11 +1,24 @@
 """Questions and trained methods for tests of objectives that learn from sampled answers."""
 
+from dataclasses import dataclass
+
 import torch
 
 from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.data.prompts import PromptDataModule
+from lightning_softprompt.rewards.base import Reward
 
 QUESTIONS = [{"prompt": text} for text in ("a dog is", "this film was", "it is a sad story", "the story")]
+
+
+@dataclass(frozen=True)
+class FirstTokens(Reward):
+    """1 for an answer whose first token is in the first half of the vocabulary, else 0."""
+
+    value: float = 1.0
+
+    def __call__(self, lm, batch):
+        return self.value * (batch.targets[:, 0] < 22).float()
 
 
 def make_questions(folder, rows=QUESTIONS, **arguments):

@@ -28,7 +28,7 @@ MAY_IMPORT = {  # in addition to itself
     "evaluation": GROUND | {"backbones", "constraints"},
     "retrieval": GROUND | {"backbones"},  # its callers pass the documents, so it reads no corpus
     "prompts": STORED | {"vocabulary"},  # texts for the rows of new tokens
-    "objectives": STORED | {"rewards"},
+    "objectives": STORED | {"distributed", "rewards"},
     "rewards": STORED | {"constraints", "evaluation"},
     "reports": GROUND | {"evaluation"},
     "analysis": STORED | {"evaluation", "reports"},

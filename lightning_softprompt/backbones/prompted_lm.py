@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_softprompt.backbones.base import Backbone
+from lightning_softprompt.backbones.execution.lm_head import States, TargetScores
 from lightning_softprompt.core.types import Batch, SoftPrompt
 
 
@@ -37,16 +38,19 @@ class PromptedLM:
         self._readout = readout
         self._reward = reward
         self._start = start
-        self._prompts: dict[int, tuple[Batch, SoftPrompt]] = {}
+        self._prompts: dict[int, tuple[Batch, SoftPrompt, bool]] = {}
         self._scores: dict[int, Tensor] = {}
+        self._states: dict[tuple[int, bool], States] = {}
         self._last_losses: tuple[tuple[int, bool, float], Batch, Tensor] | None = None
 
     def prompt(self, batch: Batch) -> SoftPrompt:
         """The method's prompt for the batch."""
-        if id(batch) not in self._prompts:
+        with_gradient = torch.is_grad_enabled()
+        _, prompt, has_gradient = self._prompts.get(id(batch), (batch, None, False))
+        if prompt is None or has_gradient < with_gradient:
             prompt = self._method(self.backbone.prompt_view(batch))
-            self._prompts[id(batch)] = batch, prompt  # the batch is kept: another could get its id
-        return self._prompts[id(batch)][1]
+            self._prompts[id(batch)] = batch, prompt, with_gradient  # the batch is kept: another could get its id
+        return prompt
 
     def with_method(self, method: Callable[[Batch], SoftPrompt]) -> PromptedLM:
         """The same backbone and readout with other prompts."""
@@ -100,6 +104,29 @@ class PromptedLM:
         Like `cross_entropy`, it takes less memory than the logits.
         """
         return -self.cross_entropy(batch, prompted=prompted)
+
+    def states(self, batch: Batch) -> States:
+        """States from which the targets are predicted. They are computed once for a batch, also for several heads."""
+        key = id(batch), torch.is_grad_enabled()
+        prompt = self.prompt(batch)
+        if key not in self._states:
+            self._states[key] = self.backbone.states(batch, prompt)
+        return self._states[key]
+
+    def target_scores(self, batch: Batch, temperature: float = 1.0) -> TargetScores:
+        """Log-probabilities and entropies [B, U] of the targets at a temperature of sampling."""
+        return self.backbone.head.target_scores(self.states(batch), batch.targets, temperature)
+
+    def values(self, batch: Batch) -> Tensor:
+        """Values [B, U] of the states before the tokens of answers, from a readout such as `ValueHead`.
+
+        Raises:
+            ValueError: If the readout does not compute them.
+        """
+        values = None if self._readout is None else self._readout(self, batch)
+        if values is None or values.shape != batch.targets.shape:
+            raise ValueError("the readout computes no value for each token; set --model.readout to ValueHead")
+        return values
 
     def answer_scores(self, batch: Batch) -> Tensor:
         """Scores [B] by which answers are compared: of the reward, else of the readout, else log-probabilities.

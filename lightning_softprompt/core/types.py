@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -321,17 +321,17 @@ class Batch:
                 raise ValueError(f"the rows of question {group} are not adjacent in the batch, but at {unit}")
         return list(units.values())
 
-    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Self:
         """Returns a copy with every tensor changed."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         tensors: dict[str, Any] = {name: change(value) for name, value in values.items() if isinstance(value, Tensor)}
         return replace(self, **tensors)
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """Returns the same rows on a device."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
-    def only(self, positions: Sequence[int]) -> Batch:
+    def only(self, positions: Sequence[int]) -> Self:
         """Returns the rows at some positions, padded to the width of the whole batch."""
         part = self._map(lambda tensor: tensor[list(positions)])
         part.row_ids = tuple(self.row_ids[b] for b in positions)
@@ -347,7 +347,7 @@ class Batch:
             part.labels = None
         return part
 
-    def pin_memory(self) -> Batch:
+    def pin_memory(self) -> Self:
         """Returns the same rows in page-locked memory, from which copies to a GPU are faster."""
         return self._map(Tensor.pin_memory)
 

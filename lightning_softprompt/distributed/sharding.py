@@ -79,6 +79,17 @@ def mean_over_processes(value: Tensor, backbone: Backbone) -> Tensor:
     return mean
 
 
+def sum_over_processes(value: Tensor, backbone: Backbone) -> Tensor:
+    """Returns the sum of a value over all processes, without gradient."""
+    if not is_distributed():
+        return value.detach()
+    if backbone.layer_gather is not None:
+        backbone.layer_gather.drain()
+    total = value.detach().clone()
+    distributed.all_reduce(total)
+    return total
+
+
 def names_of_frozen_tensors(root: nn.Module) -> list[str]:
     """Returns the names of a module's tensors that need no communication: those of backbones that are not trained."""
     backbones = tuple(f"{name}." for name, module in root.named_modules() if isinstance(module, Backbone))

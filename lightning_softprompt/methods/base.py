@@ -39,6 +39,7 @@ from lightning_softprompt.methods.optimizers import (
     separate_group,
     trainable_parameters,
 )
+from lightning_softprompt.methods.rollouts import Rollouts
 from lightning_softprompt.methods.schedules import make_warmup_schedule
 from lightning_softprompt.methods.stage_metrics import Records, StageMetrics
 from lightning_softprompt.methods.start_values import StartValues
@@ -173,6 +174,7 @@ class SoftPromptModule(TrainerHooks):
         )
         self.stage_metrics = StageMetrics(evaluation, self.objective.has_data_loss)
         self.start_values = StartValues(self)
+        self.rollouts = Rollouts(self.objective)
         make_optimizer = optimizer or partial(AdamW, lr=self.default_rate, weight_decay=0.0)
         if scheduler is not None and (lr_schedule != "constant" or warmup):
             raise ValueError("scheduler replaces lr_schedule and warmup; set either scheduler or those two")
@@ -196,6 +198,10 @@ class SoftPromptModule(TrainerHooks):
         options = {"prompt_dropout": self.prompt_dropout, "embedding_noise": self.embedding_noise}
         noise = [name for name, value in options.items() if value]
         self.objective.check_method(type(self).__name__, self.changes_backbone, noise)
+        if self.objective.requires_values and not self.scores_tokens:
+            raise ValueError(
+                f"{type(self.objective).__name__} requires a value of each token; set --model.readout to ValueHead"
+            )
 
     @final
     def configure_model(self) -> None:
@@ -248,6 +254,11 @@ class SoftPromptModule(TrainerHooks):
     def scores_answers(self) -> bool:
         """Whether the readout scores answers. It is known before the backbone is loaded."""
         return bool(getattr(class_of(self._make_readout), "scores_answers", False))
+
+    @property
+    def scores_tokens(self) -> bool:
+        """Whether the readout computes a value for each token. It is known before the backbone is loaded."""
+        return bool(getattr(class_of(self._make_readout), "scores_tokens", False))
 
     @property
     def objective(self) -> Objective:
@@ -339,6 +350,11 @@ class SoftPromptModule(TrainerHooks):
     def methods(self) -> Sequence[Self]:
         """This method alone."""
         return (self,)
+
+    @final
+    def prepare_step(self, batch: Batch) -> Batch:
+        """Returns the rows that the next training step learns from: the batch, or answers that are sampled for it."""
+        return self.rollouts.next(self.lm(), batch)
 
     @final
     def step(self, batch: Batch, progress: float = 0.0, scale: Tensor | float = 1.0) -> dict[str, Tensor]:

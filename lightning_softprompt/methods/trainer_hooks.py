@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, Self, final
+from typing import Any, Protocol, Self, cast, final
 
 import torch
 from lightning import LightningModule, Trainer
@@ -27,13 +27,16 @@ from lightning_softprompt.checkpoints.prompt_file import BACKBONE, ROWS
 from lightning_softprompt.checkpoints.restore import load_module, load_tensors
 from lightning_softprompt.checkpoints.safe_loading.build_limits import limit_build
 from lightning_softprompt.core.types import Batch, SoftPrompt
+from lightning_softprompt.distributed.collectives import gather_objects
 from lightning_softprompt.distributed.sharding import global_loss_scale, mean_over_processes
 from lightning_softprompt.methods.optimizers import (
     OptimizerFactory,
     advance_schedule,
     count_training_steps,
     step_plateau_schedules,
+    trainable_parameters,
 )
+from lightning_softprompt.methods.rollouts import Rollouts
 from lightning_softprompt.methods.stage_metrics import Records, StageMetrics
 from lightning_softprompt.methods.start_values import StartValues
 from lightning_softprompt.methods.task_data import formats_of, plain_formats
@@ -42,6 +45,8 @@ from lightning_softprompt.runs.loggers import is_logging_step
 
 log = logging.getLogger(__name__)
 START_VALUES = "start_values"  # key of a checkpoint: the trained values of each method at the start of the run
+ROLLOUTS = "rollouts"  # key of a checkpoint: the incomplete rollout of each method, by process
+OBJECTIVES = "objectives"  # key of a checkpoint: the values of each method's objective that change during training
 
 
 class TrainedMethod(Protocol):
@@ -52,10 +57,14 @@ class TrainedMethod(Protocol):
     stage_metrics: StageMetrics
     prompt_sources: Sequence[Path]
     start_values: StartValues
+    rollouts: Rollouts
 
     @property
     def loaded(self) -> Backbone:
         """The backbone."""
+
+    def prepare_step(self, batch: Batch) -> Batch:
+        """Returns the rows that the next training step learns from."""
 
     def step(self, batch: Batch, progress: float = 0.0, scale: Tensor | float = 1.0) -> dict[str, Tensor]:
         """Computes `loss` and further values to log."""
@@ -79,6 +88,7 @@ class TrainerHooks(LightningModule, ABC):
 
     replica_names: Sequence[str] = ()  # names in logs and files; empty for a single method
     _row_formats: Mapping[str, RowFormat] = {}
+    step_rows: list[Batch]  # the rows of the last training step of each method
 
     @property
     @abstractmethod
@@ -122,6 +132,11 @@ class TrainerHooks(LightningModule, ABC):
         return self.methods[0].loaded
 
     @property
+    def steps_per_batch(self) -> int:
+        """How often the loader of training rows returns each batch."""
+        return self.methods[0].training_loss.objective.steps_per_batch
+
+    @property
     def evaluations(self) -> nn.ModuleDict:
         """The evaluation of each stage, of the first method."""
         return self.methods[0].stage_metrics.evaluations
@@ -140,16 +155,39 @@ class TrainerHooks(LightningModule, ABC):
         Values are logged only at the Trainer's logging steps, because logging is slow. With several processes, the
         logged loss is the mean over all; its components are those of the first process.
         """
-        loss_of_method = self.methods[0].training_loss
-        progress = training_progress(self.trainer) if loss_of_method.penalties else 0.0
-        scale = global_loss_scale(loss_of_method.objective.count(batch))
+        has_penalties = bool(self.methods[0].training_loss.penalties)
+        progress = training_progress(self.trainer) if has_penalties else 0.0
         logs = []
+        self.step_rows = []
         for number, method in enumerate(self.methods):
             with self.random_numbers_of(number):
-                logs.append(method.step(batch, progress, scale))
+                rows = method.prepare_step(batch)
+                self.step_rows.append(rows)
+                logs.append(self._step(method, rows, progress))
         if is_logging_step(self.trainer, self.global_step + 1):
             self._log_step(logs, len(batch))
         return torch.stack([values["loss"] for values in logs]).sum()
+
+    def _step(self, method: TrainedMethod, rows: Batch, progress: float) -> dict[str, Tensor]:
+        """Runs a step of one method, or skips it if its policy has changed too much since it sampled the answers."""
+        rollouts, objective = method.rollouts, method.training_loss.objective
+        skipped = {} if objective.max_policy_change is None else {"skipped": rows.mask.new_zeros((), dtype=torch.float)}
+        if rollouts.is_stopped:
+            return {"loss": zero_loss(method), **{name: value + 1 for name, value in skipped.items()}}
+        values = method.step(rows, progress, global_loss_scale(objective.count(rows)))
+        if skipped and rollouts.check(mean_over_processes(values["policy_change"], self.loaded)):
+            return {**values, "loss": values["loss"] * 0, "skipped": skipped["skipped"] + 1}
+        rollouts.has_learned = True
+        return {**values, **skipped}
+
+    @final
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Removes the gradients of methods whose steps were skipped, so that the optimizer does not change them."""
+        for method in self.methods:
+            if not method.rollouts.has_learned:
+                for parameter in trainable_parameters(cast(nn.Module, method)).values():
+                    parameter.grad = None
+            method.rollouts.has_learned = False
 
     def _log_step(self, logs: Sequence[dict[str, Tensor]], rows: int) -> None:
         metrics = []
@@ -316,6 +354,9 @@ class TrainerHooks(LightningModule, ABC):
         checkpoint[SEED] = torch.initial_seed()
         if self.row_formats:
             checkpoint[ROWS] = plain_formats(self.row_formats)
+        checkpoint[OBJECTIVES] = [method.training_loss.objective.state() for method in self.methods]
+        if any(method.rollouts.turn for method in self.methods):
+            checkpoint[ROLLOUTS] = gather_objects([method.rollouts.state() for method in self.methods])
         starts = [method.start_values.state() for method in self.methods]
         if any(starts):
             checkpoint[START_VALUES] = starts
@@ -327,6 +368,33 @@ class TrainerHooks(LightningModule, ABC):
         check_class_names(arguments, checkpoint.get("state_dict", {}), self.hparams, "the checkpoint")
         for method, tensors in zip(self.methods, checkpoint.get(START_VALUES, ()), strict=False):
             method.start_values.set(tensors)
+        for method, state in zip(self.methods, checkpoint.get(OBJECTIVES, ()), strict=False):
+            method.training_loss.objective.load_state(state)
+        if ROLLOUTS in checkpoint:
+            self._load_rollouts(checkpoint[ROLLOUTS])
+
+    def _load_rollouts(self, ranks: Sequence[Sequence[Mapping[str, Any]]]) -> None:
+        """Resumes in the middle of a rollout."""
+        if self._trainer is None:
+            return
+        states = ranks[0]
+        if len(ranks) == self.trainer.world_size:
+            states = ranks[self.trainer.global_rank]
+        else:
+            log.warning(
+                "The checkpoint has the answers of %d processes, not %d: new answers are sampled for the remaining "
+                "steps of the rollout. Resume on the same number of processes for an exact resume",
+                len(ranks), self.trainer.world_size,
+            )  # fmt: skip
+            states = [{**state, "rows": None} for state in states]
+        for method, state in zip(self.methods, states, strict=True):
+            method.rollouts.load_state(state)
+
+
+def zero_loss(method: TrainedMethod) -> Tensor:
+    """Returns a loss of 0 whose gradients are 0 for all trainable parameters."""
+    parameters = trainable_parameters(cast(nn.Module, method)).values()
+    return torch.stack([parameter.sum() for parameter in parameters]).sum() * 0
 
 
 def rows_of_limited_pass(loader: Any) -> Sequence[Sequence[int]] | None:

@@ -31,9 +31,21 @@ class Objective(ABC):
 
     Attributes:
         has_data_loss: Whether validation and test can compute the loss on their rows.
+        requires_values: Whether the readout must compute a value for each token, as `ValueHead` does.
     """
 
     has_data_loss: ClassVar[bool] = True
+    requires_values: ClassVar[bool] = False
+
+    @property
+    def steps_per_batch(self) -> int:
+        """Number of training steps that learn from each batch."""
+        return 1
+
+    @property
+    def max_policy_change(self) -> float | None:
+        """The value of `policy_change` in the logs above which the remaining steps of a batch are skipped."""
+        return None
 
     @property
     def compares_with_start(self) -> bool:
@@ -55,6 +67,27 @@ class Objective(ABC):
     def with_reward(self, lm: PromptedLM) -> PromptedLM:
         """Returns the language model with the reward by which evaluations compare answers, if the objective has one."""
         return lm
+
+    def begin(self, lm: PromptedLM, batch: Batch) -> Batch:
+        """Returns what the steps of a batch learn from: the batch, or answers that are sampled for it."""
+        return batch
+
+    def select(self, rows: Batch, number: int, turn: int) -> Batch:
+        """Returns the rows of one step.
+
+        Args:
+            rows: The rows that `begin` returned.
+            number: Number of batches before this one.
+            turn: Number of the step among those of the batch, from 0.
+        """
+        return rows
+
+    def state(self) -> dict[str, float]:
+        """Returns values that change during training, for checkpoints; they are the same in all processes."""
+        return {}
+
+    def load_state(self, state: Mapping[str, float]) -> None:  # noqa: B027
+        """Sets the values of `state`."""
 
     @abstractmethod
     def __call__(self, lm: PromptedLM, batch: Batch) -> Outcome:

@@ -18,7 +18,7 @@ class Readout(nn.Module, ABC):
     """Computes class scores [B, C] or [B, W, C] from a prompted language model; their softmax is the probabilities.
 
     Parameters of a readout are trained and saved with the prompt. A readout with `scores_answers` has no classes and
-    computes one score [B] for each answer.
+    computes one score [B] for each answer; one with `scores_tokens` computes a value [B, U] for each token of it.
 
     Args:
         codec: Codec of the backbone, which tokenizes words.
@@ -26,6 +26,7 @@ class Readout(nn.Module, ABC):
     """
 
     scores_answers: ClassVar[bool] = False  # whether it scores answers instead of classes
+    scores_tokens: ClassVar[bool] = False  # whether it scores the tokens of answers instead of classes
     lr: float | None = None  # learning rate of its parameters; None for that of the prompt
 
     def __init__(self, codec: Codec, classes: Classes) -> None:
@@ -38,7 +39,7 @@ class Readout(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, lm: PromptedLM, batch: Batch) -> Tensor:
-        """Computes scores [B, C], [B, W, C] if each word has a class, or [B] of answers."""
+        """Computes scores [B, C], [B, W, C] if each word has a class, [B] of answers, or [B, U] of their tokens."""
 
 
 class WordReadout(Readout):

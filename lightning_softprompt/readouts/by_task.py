@@ -74,9 +74,14 @@ def build_readout(
     classes: Classes | None,
     by_task: Mapping[str, Classes | None] | None,
 ) -> Readout | None:
-    """Creates the readout of one task or of several; None if the task has no classes and answers are not scored."""
+    """Creates the readout of one task or of several.
+
+    None if the task has no classes, and neither answers nor their tokens are scored.
+    """
     if by_task is not None:
         return ReadoutByTask(codec, by_task, make)
-    if classes is None and not getattr(class_of(make), "scores_answers", False):
+    readout = class_of(make)
+    has_scores = getattr(readout, "scores_answers", False) or getattr(readout, "scores_tokens", False)
+    if classes is None and not has_scores:
         return None
     return make(codec, classes or Classes({}))

@@ -3,10 +3,13 @@
 import json
 
 import pytest
+import torch
+from forks import fork_command, torchrun_environments, wait_for
 from policies import QUESTIONS
 from row_files import read_rows, write_splits
-from runs import read_metrics
+from runs import load_state, read_column, read_metrics
 
+from lightning_softprompt.checkpoints.checkpoint_file import load_checkpoint
 from lightning_softprompt.cli.app import main
 from lightning_softprompt.runs.run_spec import last_folder
 
@@ -40,9 +43,18 @@ def options(tmp_path, tiny_folder):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("objective", ["GRPO", "RLOO"])
+OBJECTIVES = {
+    "GRPO": ["--model.objective=GRPO"],
+    "RLOO": ["--model.objective=RLOO"],
+    "PPO": ["--model.readout=ValueHead", "--model.objective=PPO"],
+}
+TWO_BY_TWO = ["--model.objective.epochs=2", "--model.objective.minibatches=2"]
+ADAPTIVE = ["--model.objective.kl=0.1", "--model.objective.kl_target=0.01", "--model.objective.kl_horizon=50"]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_prompt_is_trained_and_tested_with_a_reward(options, objective):
-    reward = [f"--model.objective={objective}", "--model.objective.reward=Length", "--model.objective.reward.words=3"]
+    reward = [*OBJECTIVES[objective], "--model.objective.reward=Length", "--model.objective.reward.words=3"]
     policy = ["--model.objective.answers=3", "--model.objective.kl=0.1", SHORT]
     assert main(["fit", *options, *reward, *policy]) == 0
     folder = last_folder()
@@ -58,17 +70,54 @@ def test_a_prompt_is_trained_and_tested_with_a_reward(options, objective):
     assert [record["reward"] for record in records] == pytest.approx([-abs(n - 3) / 3 for n in words])
 
 
-def test_a_resumed_training_samples_the_same_answers(options):
-    policy = ["--model.objective=GRPO", "--model.objective.reward=Length", "--model.objective.answers=3"]
-    policy += [SHORT]
-    policy += ["--trainer.val_check_interval=2", "--trainer.check_val_every_n_epoch=null"]
-    assert main(["fit", *options, *policy]) == 0
-    whole = last_folder()
-    short = [option for option in options if not option.startswith("--trainer.max_steps")]
-    assert main(["fit", *short, *policy, "--trainer.max_steps=2"]) == 0
-    checkpoint = last_folder() / "checkpoints" / "last.ckpt"
-    assert main(["fit", *short, *policy, "--trainer.max_steps=4", f"--ckpt_path={checkpoint}"]) == 0
-    assert read_metrics(last_folder())["val"] == read_metrics(whole)["val"]
+@pytest.fixture
+def start(options, tmp_path):
+    """A function that trains in one or two processes; returns their exit codes and the folder of the run."""
+
+    def start(name, *more, world=1):
+        shared = [f"--run.experiment={name}", f"--trainer.devices={world}", f"--data.batch_size={4 // world}"]
+        argv = ["fit", *options, *shared, *more]
+        environments = torchrun_environments(2) if world == 2 else [{}]
+        commands = [fork_command(argv, tmp_path / f"log_{n}", env) for n, env in enumerate(environments)]
+        codes, logs = zip(*map(wait_for, commands), strict=True)
+        folder = max((tmp_path / "runs" / name).glob("*/"), default=None)
+        return codes, folder, "\n".join(logs)
+
+    return start
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_run_that_stops_in_the_middle_of_a_rollout_resumes_exactly(start, world):
+    policy = [*OBJECTIVES["PPO"], "--model.objective.reward=Length", "--model.objective.answers=2", SHORT]
+    policy += [*TWO_BY_TWO, *ADAPTIVE, "--model.objective.normalize_rewards=true", "--trainer.max_steps=6"]
+    policy += ["--trainer.max_epochs=-1", "--run.accept_changes=trainer.callbacks", "--ckpt_path=last"]
+    codes, whole, logs = start("whole", *policy, world=world)
+    assert set(codes) == {0}, logs
+    stop = [{"class_path": "signals.SignalAt", "init_args": {"batch": 1, "rank": world - 1}}]
+    codes, _, logs = start("cut", *policy, f"--trainer.callbacks={json.dumps(stop)}", world=world)
+    assert set(codes) == {143}, logs
+    codes, resumed, logs = start("cut", *policy, world=world)
+    assert set(codes) == {0}, logs
+    columns = ("train/loss", "train/reward", "train/kl", "train/explained_variance", "train/kl_weight")
+    for column in columns:
+        values = read_column(whole, column)
+        assert read_column(resumed, column) == values
+        assert len(values) == 6
+    states = load_state(whole), load_state(resumed)
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    deviations = [float(value) for value in read_column(whole, "train/ratio_deviation")]
+    assert max(deviations[::4]) < 1e-5 < 1e-4 < min(deviations[1:4])  # a part runs apart from the rest, up to rounding
+
+
+def test_steps_after_a_large_change_of_the_policy_are_skipped(options):
+    policy = [*OBJECTIVES["GRPO"], "--model.objective.reward=Length", "--model.objective.answers=3", SHORT]
+    policy += ["--model.objective.epochs=4", "--model.objective.max_kl=1e-6", "--model.lr=0.1"]
+    assert main(["fit", *options, *policy, "--trainer.max_steps=5"]) == 0
+    folder = last_folder()
+    assert [float(value) for value in read_column(folder, "train/skipped")] == [0, 1, 1, 1, 0]
+    assert [float(value) for value in read_column(folder, "train/loss")][1:4] == [0, 0, 0]
+    optimizer = load_checkpoint(folder / "checkpoints/last.ckpt")["optimizer_states"][0]["state"][0]
+    assert int(optimizer["step"]) == 2
 
 
 def test_a_reward_outside_of_the_package_is_one_file(options, tmp_path, monkeypatch):

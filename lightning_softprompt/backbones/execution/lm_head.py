@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,18 @@ class States:
         """Joins the states of rows that ran in parts."""
         logits = [part.logits for part in parts if part.logits is not None]
         return cls(torch.cat([part.hidden for part in parts]), torch.cat(logits) if logits else None)
+
+
+class TargetScores(NamedTuple):
+    """What a distribution over the next token says about targets; 0 where a target is ignored. All in float32.
+
+    Args:
+        logprobs: Log-probabilities [B, U] of the targets.
+        entropies: Entropies [B, U] of the distributions in nats, without gradient.
+    """
+
+    logprobs: Tensor
+    entropies: Tensor
 
 
 class Head:
@@ -130,25 +142,42 @@ class Head:
         return linear(hidden, weight, None if bias is None else bias[words])
 
     def cross_entropy(self, states: States, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
-        """Cross-entropy [B, U] of the targets [B, U], in float32; 0 where a target is ignored.
+        """Cross-entropy [B, U] of the targets [B, U], in float32; 0 where a target is ignored."""
+        loss = partial(cross_entropy, ignore_index=IGNORE, reduction="none", label_smoothing=label_smoothing)
+        return self._by_chunk(loss, states, targets).view(targets.shape)
+
+    def target_scores(self, states: States, targets: Tensor, temperature: float = 1.0) -> TargetScores:
+        """Scores of the targets [B, U] under the distribution of logits divided by a temperature."""
+
+        def score(logits: Tensor, chunk: Tensor) -> Tensor:
+            scaled = logits if temperature == 1 else logits / temperature
+            losses = cross_entropy(scaled, chunk, ignore_index=IGNORE, reduction="none")
+            with torch.no_grad():
+                log_p = scaled.log_softmax(-1)
+                entropies = -(log_p.exp() * log_p).sum(-1).where(chunk != IGNORE, 0)
+            return torch.stack([-losses, entropies], -1)
+
+        logprobs, entropies = self._by_chunk(score, states, targets).view(*targets.shape, 2).unbind(-1)
+        return TargetScores(logprobs, entropies.detach())
+
+    def _by_chunk(self, function: Callable[[Tensor, Tensor], Tensor], states: States, targets: Tensor) -> Tensor:
+        """Applies a function of logits [N, V] in float32 and targets [N] to all B * U targets and joins its results.
 
         Many targets are processed in chunks, whose logits the backward pass recomputes.
         """
-        loss = partial(cross_entropy, ignore_index=IGNORE, reduction="none", label_smoothing=label_smoothing)
         flat_targets = targets.flatten()
         if states.logits is not None:
-            flat_logits = states.logits.flatten(0, 1)
-            return loss(flat_logits.float(), flat_targets).view(targets.shape)
+            return function(states.logits.flatten(0, 1).float(), flat_targets)
 
-        def chunk_loss(hidden: Tensor, chunk: Tensor) -> Tensor:
-            return loss(self._project(hidden).float(), chunk)
+        def apply(hidden: Tensor, chunk: Tensor) -> Tensor:
+            return function(self._project(hidden).float(), chunk)
 
         chunks = zip(states.hidden.flatten(0, 1).split(CHUNK), flat_targets.split(CHUNK), strict=True)
         if len(flat_targets) <= CHUNK or not torch.is_grad_enabled():
-            losses = [chunk_loss(*chunk) for chunk in chunks]
+            results = [apply(*chunk) for chunk in chunks]
         else:
-            losses = [checkpoint(chunk_loss, *chunk, use_reentrant=False) for chunk in chunks]
-        return torch.cat(losses).view(targets.shape)
+            results = [checkpoint(apply, *chunk, use_reentrant=False) for chunk in chunks]
+        return torch.cat(results)
 
 
 def _is_close(logits: Tensor, others: Tensor) -> bool:

@@ -37,6 +37,8 @@ def generate_answers(lm: PromptedLM, questions: Batch, count: int, decoding: Dec
     batch = codec.with_answers(questions, grouped)
     numbers = torch.arange(len(questions), device=batch.targets.device)
     batch.groups = numbers.repeat_interleave(count)
+    batch.row_ids = tuple(row for row in questions.row_ids for _ in range(count))
+    batch.global_row_ids = tuple(row for row in questions.global_row_ids for _ in range(count))
     if questions.examples is not None:
         batch.examples = tuple(example for example in questions.examples for _ in range(count))
     return batch

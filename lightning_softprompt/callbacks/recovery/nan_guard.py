@@ -7,7 +7,7 @@ import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, Self, final
+from typing import Any, NoReturn, Self, cast, final
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -20,6 +20,7 @@ from lightning_softprompt.callbacks.recovery.bad_rows import find_nonfinite_rows
 from lightning_softprompt.core.types import Batch
 from lightning_softprompt.distributed.collectives import gather_objects
 from lightning_softprompt.methods.optimizers import trainable_parameters
+from lightning_softprompt.methods.trainer_hooks import TrainerHooks
 from lightning_softprompt.system.atomic_files import write_file
 
 log = logging.getLogger(__name__)
@@ -28,6 +29,7 @@ WARMUP = 20  # steps before a loss can be a spike
 DECAY = 0.95  # of the running mean
 MAX_REPORTED = 10  # spikes of a run that are logged
 MAX_LISTED = 8  # rows in a message
+Rows = tuple[Batch, ...]  # what each method learns from in a batch
 
 
 class NonFiniteError(ValueError):
@@ -41,17 +43,17 @@ class StepCheck:
     Args:
         values: [2] on the host: whether loss or gradient is non-finite, and the loss.
         step: The optimizer step, starting at 1.
-        batches: The batches of the step.
+        batches: The rows of each method in each batch of the step.
         event: On a GPU, the event recorded after the copy of the values.
     """
 
     values: Tensor
     step: int
-    batches: tuple[Batch, ...]
+    batches: tuple[Rows, ...]
     event: torch.cuda.Event | None = None
 
     @classmethod
-    def of(cls, values: Tensor, step: int, batches: tuple[Batch, ...]) -> Self:
+    def of(cls, values: Tensor, step: int, batches: tuple[Rows, ...]) -> Self:
         """Copy the values [2] to the host without waiting for the device."""
         if values.device.type != "cuda":
             return cls(values.cpu(), step, batches)
@@ -89,7 +91,7 @@ class NumericGuard(Callback):
         self.path, self.skip = Path(path), skip
         self.skipped = 0
         self._in_sequence = 0
-        self._batches: list[Batch] = []
+        self._batches: list[Rows] = []
         self._loss: Tensor | None = None
         self._pending: StepCheck | None = None
         self._spikes = SpikeDetector()
@@ -103,13 +105,10 @@ class NumericGuard(Callback):
         self.skipped, self._in_sequence = state_dict["skipped"], state_dict["in_sequence"]
         self._spikes.load_state_dict(state_dict["spikes"])
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
-        """Keep the batch until its step is checked."""
-        self._batches.append(batch)
-
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Sum the losses of a step; resolve the check of the previous step."""
+        """Sum the losses of a step and keep its rows until it is checked; resolve the check of the previous step."""
         self._resolve(trainer, pl_module)
+        self._batches.append(tuple(cast(TrainerHooks, pl_module).step_rows))
         loss = loss.detach().float()
         if (scaler := scaler_of(trainer)) is not None:
             loss = loss / scaler.get_scale()
@@ -152,7 +151,7 @@ class NumericGuard(Callback):
             return
         self._in_sequence = 0
         if self._spikes.update(loss) and self._spikes.count <= MAX_REPORTED:
-            rows = [row for batch in check.batches for row in batch.global_row_ids]
+            rows = [row for batch in check.batches for row in batch[0].global_row_ids]
             log.warning(
                 "Optimizer step %d: loss %.4g is far above its running mean %.4g; rows %s",
                 check.step, loss, self._spikes.mean, rows,
@@ -177,7 +176,7 @@ class NumericGuard(Callback):
         local = []
         with trainer.precision_plugin.train_step_context():
             for batch in check.batches:
-                local.extend(find_nonfinite_rows(pl_module, batch))
+                local.extend(find_nonfinite_rows(pl_module, *batch))
         local = [{**record, **_location(trainer, record["row"])} for record in local]
         step = {"step": check.step, "epoch": trainer.current_epoch}
         records = [{**step, **record} for part in gather_objects(local) for record in part]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any, cast, final
+from typing import Any, TypeVar, cast, final
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -19,6 +19,7 @@ from lightning_softprompt.methods.trainer_hooks import TrainerHooks
 
 log = logging.getLogger(__name__)
 Step = Callable[..., dict[str, Tensor]]
+Result = TypeVar("Result")
 
 
 @final
@@ -47,6 +48,7 @@ class Halving(Callback):
         """Wrap the training step of the method, or of each replica, in a retry."""
         for method in cast(TrainerHooks, pl_module).methods:
             vars(method)["step"] = RetryingStep(self, method, scaler_of(trainer))
+            vars(method)["prepare_step"] = RetryingPreparation(self, method)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove the wrapper."""
@@ -59,6 +61,7 @@ class Halving(Callback):
     def _restore(self, pl_module: LightningModule) -> None:
         for method in cast(TrainerHooks, pl_module).methods:
             vars(method).pop("step", None)
+            vars(method).pop("prepare_step", None)
 
     def halve(self, rows: int) -> None:
         """Double the number of parts.
@@ -78,7 +81,41 @@ class Halving(Callback):
         log.warning("Out of memory: splitting the %d rows of each step into %d parts from now on", rows, self.parts)
 
 
-class RetryingStep:
+class Retrying:
+    """Repeats a part of a training step that runs out of memory, with the same random numbers.
+
+    Args:
+        halving: The callback, which holds the number of parts.
+        method: The method.
+    """
+
+    def __init__(self, halving: Halving, method: Any) -> None:
+        self.halving, self.method = halving, method
+
+    def retry(self, run: Callable[[], Result], rows: int) -> Result:
+        """Run until the memory suffices.
+
+        Args:
+            run: The part of the step.
+            rows: Number of its rows.
+        """
+        device = self.method.device
+        while True:
+            states = torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+            try:
+                return run()
+            except torch.OutOfMemoryError:
+                self.halving.halve(rows)
+            self._restore_rng(*states)  # after the except block, nothing references the failed step
+
+    def _restore_rng(self, cpu: Tensor, gpu: Tensor | None) -> None:
+        torch.set_rng_state(cpu)
+        if gpu is not None:
+            torch.cuda.empty_cache()
+            torch.cuda.set_rng_state(gpu, self.method.device)
+
+
+class RetryingStep(Retrying):
     """A method's `step` with retries.
 
     Args:
@@ -88,19 +125,13 @@ class RetryingStep:
     """
 
     def __init__(self, halving: Halving, method: Any, scaler: Any = None) -> None:
-        self.halving, self.method, self.scaler = halving, method, scaler
+        super().__init__(halving, method)
+        self.scaler = scaler
         self.step: Step = method.step
 
     def __call__(self, batch: Batch, *rest: Any) -> dict[str, Tensor]:
         """Run the step; the gradients of its loss are computed already."""
-        device = self.method.device
-        while True:
-            states = torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-            try:
-                return self._run(batch, *rest)
-            except torch.OutOfMemoryError:
-                self.halving.halve(len(batch))
-            self._restore_rng(*states)  # after the except block, nothing references the failed step
+        return self.retry(lambda: self._run(batch, *rest), len(batch))
 
     def _run(self, batch: Batch, *rest: Any) -> dict[str, Tensor]:
         parameters = list(trainable_parameters(self.method).values())
@@ -113,11 +144,34 @@ class RetryingStep:
         values = {name: value.detach() for name, value in logs.items()}
         return {**values, "loss": PrecomputedGradients.apply(values["loss"], gradients, *parameters)}
 
-    def _restore_rng(self, cpu: Tensor, gpu: Tensor | None) -> None:
-        torch.set_rng_state(cpu)
-        if gpu is not None:
-            torch.cuda.empty_cache()
-            torch.cuda.set_rng_state(gpu, self.method.device)
+
+@final
+class RetryingPreparation(Retrying):
+    """A method's `prepare_step` with retries.
+
+    Args:
+        halving: The callback, which holds the number of parts.
+        method: The method.
+    """
+
+    def __init__(self, halving: Halving, method: Any) -> None:
+        super().__init__(halving, method)
+        self.prepare: Callable[[Batch], Batch] = method.prepare_step
+
+    def __call__(self, batch: Batch) -> Batch:
+        """Prepare the step; generation itself does not run in parts."""
+
+        def run() -> Batch:
+            with use_microbatches(self.method.loaded, self.halving.parts):
+                return self.prepare(batch)
+
+        try:
+            return self.retry(run, len(batch))
+        except torch.OutOfMemoryError as error:
+            raise torch.OutOfMemoryError(
+                "the answers to a batch of questions do not fit into the device's memory; lower "
+                "model.objective.answers, model.objective.max_new_tokens or data.batch_size"
+            ) from error
 
 
 class PrecomputedGradients(torch.autograd.Function):

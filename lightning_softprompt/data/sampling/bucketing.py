@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader
 
+from lightning_softprompt.data.sampling.repeating import RepeatingSampler
 from lightning_softprompt.data.sampling.resumable import ResumableBatchSampler
 from lightning_softprompt.data.sampling.row_order import WINDOW, Indices, Position, RowOrder, arrange_rows
 
@@ -284,6 +285,13 @@ class ResumableLoader:
             generator=torch.Generator().manual_seed(batch_sampler.seed),
             worker_init_fn=leave_group,
         )
+
+    def repeated(self, times: int) -> ResumableLoader:
+        """Returns a loader that returns each batch several times in sequence."""
+        if times == 1:
+            return self
+        sampler = RepeatingSampler(self.batch_sampler, times)
+        return ResumableLoader(self.dataset, sampler, self._loader.collate_fn, self._loader.num_workers)
 
     def __len__(self) -> int:
         # Lightning skips the pass of a process without rows, but the other processes wait for it at the end.

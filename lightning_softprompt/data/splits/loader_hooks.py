@@ -67,9 +67,11 @@ class LoaderHooks(LightningDataModule, ABC):
     def train_dataloader(self) -> ResumableLoader:
         """Batches of rows of similar length; seed and epoch determine their order.
 
-        With `overfit_batches`, every epoch uses the batches of the first epoch.
+        With `overfit_batches`, every epoch uses the batches of the first epoch. An objective that takes several steps
+        for a batch, such as `PPO`, gets it for each of them.
         """
-        loader = self.build_loader("train", "shuffled")
+        module = None if self.trainer is None else self.trainer.lightning_module
+        loader = self.build_loader("train", "shuffled").repeated(getattr(module, "steps_per_batch", 1))
         loader.batch_sampler.repeats = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
         if loader.batch_sampler.repeats:
             self.log_once("overfit_batches: every epoch trains on the batches of the first epoch")

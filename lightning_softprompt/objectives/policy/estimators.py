@@ -6,6 +6,7 @@ the first EOS.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ MAX_LOG_RATIO = 20.0  # log-probability ratios are limited to this size, so that
 EPSILON = 1e-4  # is added to the standard deviation of rewards
 TIE = 1e-6  # rewards of a group that differ by less, relative to the largest reward, are equal
 
+Total = Callable[[Tensor], Tensor]
 Average = Literal["tokens", "rows", "constant"]
 Scale = Literal["group", "batch", "none"]
 
@@ -92,7 +94,12 @@ def average_tokens(values: Tensor, mask: Tensor, by: Average = "tokens", max_tok
         return means.sum() / (counts > 0).sum().clamp(min=1)
     if max_tokens is None:
         raise ValueError("by='constant' requires max_tokens")
-    return values.sum() / (len(mask) * max_tokens)
+    return values.sum() / (mask.any(1).sum().clamp(min=1) * max_tokens)
+
+
+def sum_tokens(values: Tensor, mask: Tensor) -> Tensor:
+    """Returns the sum [B] of values [B, U] over the tokens of each answer."""
+    return values.where(mask, 0).sum(1)
 
 
 def group_means(values: Tensor, groups: Tensor) -> Tensor:
@@ -172,11 +179,53 @@ def generalized_advantages(
     return advantages, (advantages + values).where(mask, 0)
 
 
-def whiten(values: Tensor, mask: Tensor) -> Tensor:
-    """Returns values [B, U] with mean 0 and variance 1 over the tokens of all answers, and 0 elsewhere."""
+def whiten(values: Tensor, mask: Tensor, total: Total = torch.clone) -> Tensor:
+    """Returns values [B, U] with mean 0 and variance 1 over the tokens of all answers, and 0 elsewhere.
+
+    Args:
+        values: The values.
+        mask: Which of them count.
+        total: Sums a tensor over all processes (default: there is only one).
+    """
     selected = values[mask]
-    deviation = selected.std(unbiased=False) if len(selected) > 1 else selected.new_ones(())
-    return ((values - selected.mean()) / (deviation + 1e-8)).where(mask, 0)
+    count = total(mask.sum()).clamp(min=1)
+    centered = values - total(selected.sum()) / count
+    variance = total(centered[mask].square().sum()) / count
+    return (centered / (variance.sqrt() + 1e-8)).where(mask, 0)
+
+
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
+    """Returns the share of the variance of returns [B, U] that values explain: 1 at best, 0 for a constant."""
+    if mask.sum() < 2:
+        return returns.new_zeros(())
+    errors = returns[mask] - values[mask]
+    return 1 - errors.var(unbiased=False) / returns[mask].var(unbiased=False).clamp(min=1e-8)
+
+
+def clipped_value_losses(values: Tensor, old_values: Tensor, returns: Tensor, limit: float) -> Tensor:
+    """Returns max((V - R)^2, (V' - R)^2) / 2 at each token [B, U], with V' within `limit` of the old value.
+
+    Args:
+        values: Values V.
+        old_values: Values when the answers were sampled.
+        returns: Returns R.
+        limit: How far V' may be from the old value.
+    """
+    clipped = old_values + (values - old_values).clamp(-limit, limit)
+    return torch.maximum((values - returns).square(), (clipped - returns).square()) / 2
+
+
+def adapt_weight(weight: float, divergence: float, target: float, share: float) -> float:
+    """Returns the weight of a divergence, adapted towards a target (Ziegler et al. 2019, section 2.2).
+
+    Args:
+        weight: The weight until now.
+        divergence: The divergence per answer.
+        target: Its target.
+        share: Number of answers divided by the horizon.
+    """
+    error = min(max(divergence / target - 1, -0.2), 0.2)
+    return weight * (1 + error * min(share, 1.0))
 
 
 def last_token_rewards(rewards: Tensor, mask: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from policies import change, make_method, make_questions
+from policies import FirstTokens, change, make_method, make_questions
 from preferences import first_batch
 from torch.testing import assert_close
 
@@ -35,16 +35,6 @@ class Constant(Reward):
         return self.tensor([0.3] * len(batch), batch)
 
 
-@dataclass(frozen=True)
-class FirstTokens(Reward):
-    """1 for an answer whose first token is in the first half of the vocabulary, else 0."""
-
-    value: float = 1.0
-
-    def __call__(self, lm, batch):
-        return self.value * (batch.targets[:, 0] < 22).float()
-
-
 @pytest.fixture
 def questions(tiny_folder):
     return first_batch(make_questions(tiny_folder("llama")))
@@ -72,7 +62,7 @@ def test_methods_train_with_each_objective(load, tiny_folder, family, name, obje
 
 def sample(objective, method, questions, seed=0):
     torch.manual_seed(seed)
-    return objective.sample(method.lm(), questions)
+    return objective.begin(method.lm(), questions)
 
 
 def test_answers_are_the_sampled_tokens_and_end_with_eos(load, questions):
@@ -81,21 +71,19 @@ def test_answers_are_the_sampled_tokens_and_end_with_eos(load, questions):
     sampled = sample(objective, method, questions)
     codec = method.loaded.codec
     assert sampled.groups.tolist() == [0] * 4 + [1] * 4 + [2] * 4
-    assert sampled.batch.units() == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
-    finished = are_finished(method.lm(), sampled.batch)
-    lengths = sampled.mask.sum(1)
+    assert sampled.units() == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+    finished = are_finished(method.lm(), sampled)
+    lengths = sampled.answer_mask.sum(1)
     assert 0 < finished.sum() < 12
-    for row, is_finished, length in zip(
-        sampled.batch.targets.tolist(), finished.tolist(), lengths.tolist(), strict=True
-    ):
+    for row, is_finished, length in zip(sampled.targets.tolist(), finished.tolist(), lengths.tolist(), strict=True):
         tokens = [token for token in row if token != IGNORE]
         assert len(tokens) == length
         assert (tokens[-1] in codec.stop) == is_finished
         assert not set(tokens[:-1]) & set(codec.stop)
         assert is_finished or length == 6
     again, other = sample(objective, method, questions), sample(objective, method, questions, seed=1)
-    assert torch.equal(again.batch.targets, sampled.batch.targets)
-    assert not torch.equal(other.batch.input_ids, sampled.batch.input_ids)
+    assert torch.equal(again.targets, sampled.targets)
+    assert not torch.equal(other.input_ids, sampled.input_ids)
 
 
 def test_losses_of_grpo_are_those_of_a_loop(load, questions):
@@ -103,13 +91,13 @@ def test_losses_of_grpo_are_those_of_a_loop(load, questions):
     method = make_method(PromptTuning, load("llama"), objective, length=3)
     sampled = sample(objective, method, questions)
     loss = objective.learn(method.lm(), sampled).loss
-    logprobs, bare = method.lm().logprobs(sampled.batch), method.lm().logprobs(sampled.batch, prompted=False)
+    logprobs, bare = method.lm().logprobs(sampled), method.lm().logprobs(sampled, prompted=False)
     surrogate = 0.0  # has the gradient of the objective
     value = 0.0
     for b in range(12):
         group = sampled.rewards[4 * (b // 4) : 4 * (b // 4) + 4]
         advantage = (sampled.rewards[b] - group.mean()) / (group.std() + 1e-4)
-        tokens = sampled.mask[b].nonzero().flatten().tolist()
+        tokens = sampled.answer_mask[b].nonzero().flatten().tolist()
         for u in tokens:
             difference = (bare - logprobs)[b, u].detach()
             k3 = difference.exp() - 1 - difference
@@ -126,19 +114,21 @@ def test_losses_of_grpo_are_those_of_a_loop(load, questions):
 def test_gradients_of_rloo_are_those_of_a_loop(load, questions):
     objective = RLOO(**COMMON, kl=0.2)
     method = make_method(PromptTuning, load("llama"), objective, length=3)
-    with torch.no_grad():
-        sampled = sample(objective, method, questions)
-        start = method.lm().logprobs(sampled.batch)
     change(method, 0.1)
+    sampled = sample(objective, method, questions)
+    with method.lm().at_start() as (lm, _):
+        start = lm.logprobs(sampled).detach()
     loss = objective.learn(method.lm(), sampled).loss
-    logprobs = method.lm().logprobs(sampled.batch)
-    rewards = [float(sampled.rewards[b] - 0.2 * (logprobs - start)[b].sum()) for b in range(12)]
-    expected = 0.0
+    logprobs = method.lm().logprobs(sampled)
+    rewards = [float((sampled.rewards[b] - 0.2 * (logprobs - start)[b].sum()).detach()) for b in range(12)]
+    surrogate = value = 0.0
     for b in range(12):
         others = [rewards[other] for other in range(4 * (b // 4), 4 * (b // 4) + 4) if other != b]
-        expected -= (rewards[b] - sum(others) / 3) * logprobs[b].sum() / 12
-    assert_close(loss, expected, atol=1e-5, rtol=1e-5)
-    ours, by_loop = gradients_of(method, loss), gradients_of(method, expected)
+        advantage = rewards[b] - sum(others) / 3
+        value -= advantage / 12
+        surrogate -= advantage * logprobs[b].sum() / 12
+    assert float(loss.detach()) == pytest.approx(value, abs=1e-5)
+    ours, by_loop = gradients_of(method, loss), gradients_of(method, surrogate)
     for name, gradient in ours.items():
         assert_close(gradient, by_loop[name], atol=1e-5, rtol=1e-4)
     assert float((logprobs - start).abs().max()) > 0.01
@@ -183,7 +173,7 @@ def test_the_reward_increases(load, questions, objective):
 
 def test_errors(load, questions, tmp_path):
     for arguments in ({"answers": 1}, {"kl": -1.0}, {"max_new_tokens": 0}):
-        with pytest.raises(ValueError, match="answers must be at least 2"):
+        with pytest.raises(ValueError, match=f"{next(iter(arguments))} of GRPO must be at least"):
             GRPO(**COMMON | arguments)
     method = make_method(PromptTuning, load("llama"), GRPO(**COMMON | {"reward": FirstTokens(float("nan"))}), length=3)
     with pytest.raises(ValueError, match="FirstTokens is not a finite number for the answer"):
@@ -193,4 +183,4 @@ def test_errors(load, questions, tmp_path):
     missing = GRPO(**COMMON, kl=0.1, reference=str(tmp_path / "none.safetensors"))
     with pytest.raises(ValueError, match="there is no file"):
         make_method(PromptTuning, load("llama"), missing)
-    assert len(answer_texts(method.lm(), sample(GRPO(**COMMON), method, questions).batch)) == 12
+    assert len(answer_texts(method.lm(), sample(GRPO(**COMMON), method, questions))) == 12

@@ -64,6 +64,7 @@ class Net(LightningModule):
 
     def training_step(self, batch, batch_idx):
         self.prompts.append(self.prompt.detach().clone())
+        self.step_rows = [batch]
         return self.step(batch)["loss"]
 
     def configure_optimizers(self):
