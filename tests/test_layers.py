@@ -41,7 +41,7 @@ MAY_IMPORT = {  # in addition to itself
     "callbacks": STORED | {"data", "distributed", "evaluation", "methods", "objectives", "reports", "runs"},
     "inference": TRAINED | {"methods", "data"},
     "synthetic": TRAINED | {"data", "inference", "methods", "retrieval"},
-    "interchange": TRAINED | {"methods", "inference"},
+    "interchange": TRAINED | {"methods", "inference", "reports"},
     "training": TRAINED | {"methods", "runs", "callbacks", "data", "reports"},
     "cli": TRAINED
     | {

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from torch import Tensor
 
 from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.checkpoints.backbone_identity import check_backbone
-from lightning_softprompt.checkpoints.checkpoint_file import are_tensors, load_checkpoint, missing_file
+from lightning_softprompt.checkpoints.checkpoint_file import SEED, are_tensors, load_checkpoint, missing_file
+from lightning_softprompt.checkpoints.run_settings import SETTINGS
 from lightning_softprompt.checkpoints.safe_loading.file_limits import check_header
 from lightning_softprompt.moved import current_names
 from lightning_softprompt.system.atomic_files import refuse_special_file, write_file_with
@@ -28,7 +30,11 @@ METHOD = "method"  # key of a header
 ROWS = "rows"  # key of a checkpoint and of a header: how rows are written, by task
 CHECKSUM = "checksum"  # key of a header
 WANDB_RUN = "wandb_run"  # key of a checkpoint and of a header: id of the W&B run of the training
-HEADER = (BACKBONE, METHOD, ROWS, WANDB_RUN)  # keys of a header with JSON values
+TRAINING = "training"  # key of a header: readout, data, metrics and version of the package
+READOUT = "readout"  # key of a checkpoint and of `TRAINING`: class of the readout
+HEADER = (BACKBONE, METHOD, ROWS, WANDB_RUN, TRAINING)  # keys of a header with JSON values
+DATA_SETTINGS = ("data.", "train_rows", "validation_rows")  # settings of a checkpoint: options, and digests of rows
+OPTIONAL = (ROWS, WANDB_RUN, TRAINING)  # those that a file may lack
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,10 @@ class SavedPrompt:
             versions.
         wandb_run: The W&B run of the training, as `{"id": ...}`, with the name of the file as `"prompt"` if it is one
             of several replicas; empty if the training was not logged to W&B.
+        training: What is known of the training, as plain values: `version` of the package, `seed`, `step`, class name
+            of the `readout`, `data` (its class, its source, and a `digest` of its options and rows), `metrics` of the
+            validation at this step, each with `value` and, if known, the 95 % interval `low`, `high` and the number of
+            `rows`, and the number of `parameters`. Empty in files of earlier versions.
     """
 
     tensors: Mapping[str, Tensor]
@@ -50,6 +60,7 @@ class SavedPrompt:
     method: Mapping[str, Any]
     rows: Mapping[str, Any] = field(default_factory=dict)
     wandb_run: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
 
     def check(self, backbone: Backbone, path: Path) -> None:
         """Refuses a backbone that the prompt was not trained on.
@@ -72,8 +83,15 @@ def split_replicas(saved: SavedPrompt) -> list[SavedPrompt]:
         names = [name for name in saved.tensors if name.startswith(prefix)]
         tensors = {name.removeprefix(prefix): saved.tensors[name] for name in names}
         wandb_run = {**saved.wandb_run, "prompt": replica_name(k)} if saved.wandb_run else {}
-        prompts.append(SavedPrompt(tensors, saved.backbone, method, saved.rows, wandb_run))
+        training = {**saved.training, "metrics": _metrics_of_replica(saved.training, k)}
+        prompts.append(SavedPrompt(tensors, saved.backbone, method, saved.rows, wandb_run, training))
     return prompts
+
+
+def _metrics_of_replica(training: Mapping[str, Any], k: int) -> dict[str, Any]:
+    suffix = f"/{replica_name(k)}"
+    metrics = training.get("metrics", {})
+    return {name.removesuffix(suffix): value for name, value in metrics.items() if name.endswith(suffix)}
 
 
 def replica_name(k: int) -> str:
@@ -103,10 +121,8 @@ def write_prompt(path: Path, prompt: SavedPrompt) -> None:
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, "a prompt is a file, but this is a folder", str(path))
     header = {BACKBONE: json.dumps(dict(prompt.backbone)), METHOD: json.dumps(dict(prompt.method))}
-    if prompt.rows:
-        header[ROWS] = json.dumps(dict(prompt.rows))
-    if prompt.wandb_run:
-        header[WANDB_RUN] = json.dumps(dict(prompt.wandb_run))
+    optional = {ROWS: prompt.rows, WANDB_RUN: prompt.wandb_run, TRAINING: prompt.training}
+    header |= {name: json.dumps(dict(values)) for name, values in optional.items() if values}
     header[CHECKSUM] = _checksum(prompt.tensors, header)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in prompt.tensors.items()}
     write_file_with(path, lambda part: save_file(tensors, part, header))
@@ -150,7 +166,32 @@ def _read_safetensors(path: Path) -> SavedPrompt:
 
 def _read_checkpoint(path: Path) -> SavedPrompt:
     checkpoint = load_checkpoint(path)
-    return _to_prompt(path, {METHOD: checkpoint.get("hyper_parameters", {}), **checkpoint})
+    values = {METHOD: checkpoint.get("hyper_parameters", {}), TRAINING: _describe_training(checkpoint)}
+    return _to_prompt(path, {**values, **checkpoint})
+
+
+def _describe_training(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a checkpoint stores of its training."""
+    training = {name: checkpoint[name] for name in (SEED, READOUT) if checkpoint.get(name) is not None}
+    training |= {"step": checkpoint["global_step"]} if "global_step" in checkpoint else {}
+    settings = checkpoint.get(SETTINGS)
+    if isinstance(settings, Mapping):
+        of_data = {name: settings[name] for name in settings if str(name).startswith(DATA_SETTINGS)}
+        text = json.dumps(of_data, sort_keys=True, default=str)
+        training["data"] = {"digest": sha256(text.encode()).hexdigest()[:16]}
+    try:
+        step, _, metrics = checkpoint["callbacks"]["RunFiles"]["val"][-1]  # of the last validation
+        if step == checkpoint["global_step"]:
+            training["metrics"] = {name: {"value": value} for name, value in metrics.items() if isfinite(value)}
+    except (
+        KeyError,
+        IndexError,
+        TypeError,
+        ValueError,
+        AttributeError,
+    ):  # a training without validation, or from Python
+        pass
+    return training
 
 
 def _to_prompt(path: Path, content: Mapping[str, Any]) -> SavedPrompt:
@@ -158,7 +199,7 @@ def _to_prompt(path: Path, content: Mapping[str, Any]) -> SavedPrompt:
     if BACKBONE not in content or "state_dict" not in content:
         raise ValueError(f"{path} does not name its backbone; it was not written by this project")
     tensors = content["state_dict"]
-    descriptions = [content[BACKBONE], content[METHOD], content.get(ROWS, {}), content.get(WANDB_RUN, {})]
+    descriptions = [content[BACKBONE], content[METHOD], *(content.get(name, {}) for name in OPTIONAL)]
     if not are_tensors(tensors) or not all(isinstance(values, Mapping) for values in descriptions):
         raise ValueError(f"{path} contains other values than tensors and mappings; it was not written by this project")
     return SavedPrompt(tensors, *descriptions)

@@ -10,11 +10,12 @@ from typing import Any, Literal, cast, overload
 
 import torch
 
+from lightning_softprompt import __version__
 from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.backbones.generation.decoding import Decoding
 from lightning_softprompt.backbones.generation.row_format import RowFormat
 from lightning_softprompt.checkpoints.backbone_identity import backbone_identity
-from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, read_prompt, write_prompt
+from lightning_softprompt.checkpoints.prompt_file import READOUT, SavedPrompt, read_prompt, write_prompt
 from lightning_softprompt.checkpoints.restore import load_method
 from lightning_softprompt.checkpoints.safe_loading.arguments import read_arguments
 from lightning_softprompt.checkpoints.safe_loading.class_spec import build
@@ -70,9 +71,11 @@ def save_prompt(method: SoftPromptModule, path: str | Path) -> Path:
         The file.
     """
     rows = plain_formats(method.row_formats)
-    write_prompt(
-        Path(path), SavedPrompt(method.state_dict(), backbone_identity(method.loaded), dict(method.hparams), rows)
-    )
+    training = {"version": __version__}
+    if method.readout is not None:
+        training[READOUT] = type(method.readout).__name__
+    backbone = backbone_identity(method.loaded)
+    write_prompt(Path(path), SavedPrompt(method.state_dict(), backbone, dict(method.hparams), rows, training=training))
     return Path(path)
 
 

@@ -23,7 +23,7 @@ from lightning_softprompt.checkpoints.backbone_identity import backbone_identity
 from lightning_softprompt.checkpoints.checkpoint_file import SEED
 from lightning_softprompt.checkpoints.class_names import check_class_names
 from lightning_softprompt.checkpoints.initial_values import skip_initial_values
-from lightning_softprompt.checkpoints.prompt_file import BACKBONE, ROWS
+from lightning_softprompt.checkpoints.prompt_file import BACKBONE, READOUT, ROWS
 from lightning_softprompt.checkpoints.restore import load_module, load_tensors
 from lightning_softprompt.checkpoints.safe_loading.build_limits import limit_build
 from lightning_softprompt.core.types import Batch, SoftPrompt
@@ -41,6 +41,7 @@ from lightning_softprompt.methods.stage_metrics import Records, StageMetrics
 from lightning_softprompt.methods.start_values import StartValues
 from lightning_softprompt.methods.task_data import formats_of, plain_formats
 from lightning_softprompt.objectives.training_loss import TrainingLoss
+from lightning_softprompt.readouts.base import Readout
 from lightning_softprompt.runs.loggers import is_logging_step
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ class TrainedMethod(Protocol):
     prompt_sources: Sequence[Path]
     start_values: StartValues
     rollouts: Rollouts
+    readout: Readout | None
 
     @property
     def loaded(self) -> Backbone:
@@ -349,9 +351,11 @@ class TrainerHooks(LightningModule, ABC):
         return load_module(cls, path, trust, arguments, map_location=location)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the identity of the backbone, the seed of the run, the row formats and any initial values."""
+        """Adds the identity of the backbone, the seed of the run, readout, row formats and any initial values."""
         checkpoint[BACKBONE] = backbone_identity(self.loaded)
         checkpoint[SEED] = torch.initial_seed()
+        if self.methods[0].readout is not None:
+            checkpoint[READOUT] = type(self.methods[0].readout).__name__
         if self.row_formats:
             checkpoint[ROWS] = plain_formats(self.row_formats)
         checkpoint[OBJECTIVES] = [method.training_loss.objective.state() for method in self.methods]

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
-from lightning_softprompt.evaluation.metrics.intervals import share_interval
-from lightning_softprompt.system.printable import html_text, one_line
+from lightning_softprompt.core.template import Template
+from lightning_softprompt.system.printable import html_text, one_line, printable
 
 Values = Mapping[str, Any]
-SHARES = ("accuracy", "exact_match")  # metrics that are the share of rows with some property
-DATA = ("path", "train", "validation", "template", "labels", "tags")  # arguments that describe the data
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")  # of a repository that a front matter can name
 
 CARD = """\
+---
+library_name: lightning-softprompt
+{base_model}tags: [soft-prompt]
+---
+
 # {title}
 
 A soft prompt for `{backbone}`, trained with Lightning SoftPrompt {version}.
 
-| | |
-|---|---|
-| method | {method} |
-| backbone | {backbone} |
-| fingerprint of the backbone | `{fingerprint}` |
-| trainable parameters | {trainable} of {total} ({percent} %) |
-| optimizer steps | {steps} |
+{facts}
+
+## Rows
+
+{rows}
 
 ## Data
 
@@ -35,74 +39,130 @@ A soft prompt for `{backbone}`, trained with Lightning SoftPrompt {version}.
 
 ## Use
 
-```bash
-softprompt predict --config config.yaml --init_from {file} --data.predict FILE
+```python
+import lightning_softprompt as sp
+
+prompt = sp.load_prompt({file})
+prompt.predict([{example})
 ```
 
 The prompt only works with the backbone of this fingerprint. A file with other weights or another tokenizer is refused.
 """
 
 
-def model_card(file: str, backbone: Values, method: Values, config: Values, report: Values, version: str) -> str:
-    """The card as Markdown; texts from files are escaped.
+def model_card(file: str, backbone: Values, method: Values, rows: Values, training: Values) -> str:
+    """The card as Markdown, from the header of a prompt file; texts from files are escaped.
 
     Args:
         file: Name of the prompt's file.
-        backbone: Identity of the backbone: `name` and `fingerprint`.
+        backbone: Identity of the backbone: `name`, `revision` and `fingerprint`.
         method: `_class_path` and arguments of the method.
-        config: The config of the run.
-        report: The contents of `metrics.json`.
-        version: Version of the package.
+        rows: How rows are written, by task.
+        training: What is known of the training, see `SavedPrompt`.
     """
-    trainable = report.get("trainable_parameters", 0)
-    total = trainable + report.get("frozen_parameters", 0)
+    name = str(backbone.get("name"))
+    task, template = next(iter(_templates(method, rows).items()), ("", ""))
     return CARD.format(
-        title=file.rpartition(".")[0] or file,
-        version=version,
-        file=file,
-        method=_code(str(method.get("_class_path", "")).rpartition(".")[2]),
-        backbone=_text(backbone.get("name")),
-        fingerprint=backbone.get("fingerprint"),
-        trainable=f"{trainable:,}",
-        total=f"{total:,}",
-        percent=f"{100 * trainable / total:.4f}" if total else "0",
-        steps=report.get("global_step", 0),
-        data=_describe_data(config.get("data") or {}),
-        metrics=_describe_metrics(report),
+        base_model=f"base_model: {name}\n" if HUB_NAME.fullmatch(name) else "",
+        title=_text(file.rpartition(".")[0] or file),
+        version=_text(training.get("version", "of an earlier version")),
+        file=_literal(file),
+        backbone=_text(name),
+        facts=_table(_describe_method(backbone, method, training)),
+        rows=_table(_describe_rows(method, rows, training)),
+        data=_table(_describe_data(training.get("data") or {})),
+        metrics=_describe_metrics(training.get("metrics") or {}),
+        example=_example(template) + (f"], task={_literal(task)}" if task else "]"),
     )
 
 
-def _describe_data(data: Values) -> str:
-    """The data module and the arguments that say which data it reads."""
-    arguments = data.get("init_args") or {}
-    rows = [("data module", _code(str(data.get("class_path", "")).rpartition(".")[2]))]
-    rows += [(name, _code(arguments[name])) for name in DATA if arguments.get(name) is not None]
-    if tasks := arguments.get("tasks"):
-        rows.append(("tasks", ", ".join(_code(task) for task in tasks)))
-    return _table(rows)
+def _describe_method(backbone: Values, method: Values, training: Values) -> list[tuple[str, str]]:
+    parameters = training.get("parameters") or {}
+    trainable = parameters.get("trainable", 0)
+    total = trainable + parameters.get("frozen", 0)
+    facts = [("method", _code(_class_name(method.get("_class_path")))), ("backbone", _text(backbone.get("name")))]
+    facts += [("revision", _code(backbone["revision"]))] if backbone.get("revision") else []
+    facts.append(("fingerprint of the backbone", _code(backbone.get("fingerprint"))))
+    if total:
+        facts.append(("trainable parameters", f"{trainable:,} of {total:,} ({100 * trainable / total:.4f} %)"))
+    facts += [(name, _text(training[key])) for name, key in (("optimizer steps", "step"), ("seed", "seed"))
+              if key in training]  # fmt: skip
+    return facts
 
 
-def _describe_metrics(report: Values) -> str:
-    """The best validation, with an interval if the metric is a share of rows and their number is known."""
-    best = report.get("best")
-    if not best:
-        return "No validation was run."
-    value = _with_interval(best, report.get("validation_rows"))
-    rows = [(_code(best["metric"]), value), ("at step", str(best["global_step"]))]
-    return _table(rows)
+def _describe_rows(method: Values, rows: Values, training: Values) -> list[tuple[str, str]]:
+    """The template, the readout and the label words, by task if there are several."""
+    facts: list[tuple[str, str]] = []
+    by_task = method.get("classes_by_task") or {"": method.get("classes")}
+    for task, template in _templates(method, rows).items():
+        of_task = f" of {_text(task)}" if task else ""
+        facts.append((f"template{of_task}", _code(template.replace("\n", "\\n"))))
+        for label, words in _words(by_task.get(task)).items():
+            facts.append((f"class {_text(label)}{of_task}", ", ".join(_code(word) for word in words)))
+    if training.get("readout"):
+        facts.append(("readout", _code(training["readout"])))
+    return facts
 
 
-def _with_interval(best: Values, rows: int | None) -> str:
-    value = float(best["value"])
-    is_share = str(best["metric"]).rpartition("/")[2] in SHARES
-    if not is_share or not rows:
-        return f"{value:.4f}"
-    low, high = share_interval(value, rows)
-    return f"{value:.4f} (95 % interval {low:.4f} to {high:.4f}, {rows} rows)"
+def _templates(method: Values, rows: Values) -> dict[str, str]:
+    """The template of each task; files of version 0.1.0 store it with the classes only."""
+    if not rows:
+        template = _arguments(method.get("classes")).get("template")
+        return {} if template is None else {"": str(template)}
+    return {task: str(row_format.get("template")) for task, row_format in rows.items()}
+
+
+def _words(classes: Any) -> Values:
+    return _arguments(classes).get("words") or {}
+
+
+def _arguments(value: Any) -> Values:
+    """The arguments of an object as plain values; empty without one."""
+    return value.get("init_args") or {} if isinstance(value, Mapping) else {}
+
+
+def _example(template: str) -> str:
+    """A row as Python code: a text, or a mapping with the columns of the template."""
+    columns = Template(template).columns if template else ()
+    if len(columns) < 2:
+        return '"..."'
+    return "{" + ", ".join(f'{_literal(name)}: "..."' for name in columns) + "}"
+
+
+def _literal(text: str) -> str:
+    """A text as a literal of Python in a block of code."""
+    return json.dumps(printable(text)).replace("`", "\\x60")
+
+
+def _describe_data(data: Values) -> list[tuple[str, str]]:
+    """The data module, the arguments that say which data it reads, and their digest."""
+    rows = [("data module", _code(_class_name(data.get("class_path"))))] if data.get("class_path") else []
+    for name in data.keys() - {"class_path"}:
+        values = data[name] if isinstance(data[name], list) else [data[name]]
+        rows.append((_text(name), ", ".join(_code(value) for value in values)))
+    return sorted(rows) or [("data", "unknown")]
+
+
+def _describe_metrics(metrics: Values) -> str:
+    """The metrics of the validation, with an interval if it is known."""
+    if not metrics:
+        return "No validation was run at this step."
+    return _table([(_code(name), _with_interval(values)) for name, values in sorted(metrics.items())])
+
+
+def _with_interval(values: Values) -> str:
+    text = f"{float(values['value']):.4f}"
+    if "low" not in values:
+        return text
+    return f"{text} (95 % interval {values['low']:.4f} to {values['high']:.4f}, {values['rows']} rows)"
 
 
 def _table(rows: list[tuple[str, str]]) -> str:
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
+
+
+def _class_name(path: Any) -> str:
+    return str(path).rpartition(".")[2]
 
 
 def _text(value: Any) -> str:

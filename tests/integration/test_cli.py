@@ -13,6 +13,7 @@ import wandb_file
 from row_files import read_rows, write_rows, write_splits
 from runs import load_state, read_losses, read_metrics
 
+from lightning_softprompt import __version__
 from lightning_softprompt.checkpoints.prompt_file import read_prompt
 from lightning_softprompt.cli.app import main, make_cli
 from lightning_softprompt.cli.commands import fold
@@ -70,6 +71,14 @@ def test_fit_leaves_config_metrics_checkpoints_plots_and_prompt(fit):
     checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     assert list(checkpoint["state_dict"]) == ["tokens"]
     assert read_metrics(folder)["trainable_parameters"] == 3 * 32
+    training = read_prompt(folder / "prompt.safetensors").training
+    best = read_metrics(folder)["best"]
+    assert (training["version"], training["readout"], training["seed"]) == (__version__, "LabelWords", 42)
+    assert training["step"] == best["global_step"]
+    assert training["metrics"]["val/accuracy"].items() >= {"value": best["value"]}.items()
+    assert training["metrics"]["val/accuracy"]["low"] < best["value"] < training["metrics"]["val/accuracy"]["high"]
+    assert training["data"]["path"] in (folder / "config.yaml").read_text()
+    assert len(training["data"]["digest"]) == 16
 
 
 @pytest.mark.parametrize("start", ["ckpt_path=checkpoints/last.ckpt", "init_from=prompt.safetensors"])
@@ -150,6 +159,10 @@ def test_each_replica_saves_a_prompt_that_equals_the_one_of_a_run_with_its_seed(
         alone = fit(f"--seed_everything={seed}")
         replica = read_prompt(folder / f"replica_{k}.safetensors").tensors
         torch.testing.assert_close(replica, read_prompt(alone / "prompt.safetensors").tensors, rtol=1e-5, atol=1e-7)
+        of_replica, of_run = (read_prompt(path).training for path in (
+            folder / f"replica_{k}.safetensors", alone / "prompt.safetensors",
+        ))  # fmt: skip
+        assert of_replica["metrics"]["val/accuracy"] == of_run["metrics"]["val/accuracy"]
     assert main(["test", f"--init_from={folder / 'replica_2.safetensors'}", "--replicas=1"]) == 0
 
 

@@ -42,6 +42,7 @@ LIGHT_COMMANDS = {
     "fold": "export a prompt as plain tensors, without its reparameterization network",
     "export": "write a prompt in the format of other software, such as an adapter of HF PEFT",
     "import-peft": "convert an adapter of HF PEFT to a prompt file",
+    "push": "upload a prompt and its model card to the Hugging Face Hub",
     "merge": "write the backbone with the trained weights of NewTokens, LoRA or full fine-tuning as a plain folder",
     "prompts": "store trained prompts; find the most similar ones to initialize from",
     "inspect": "sizes, nearest words, rank and redundancy of a trained prompt, as an HTML page",
@@ -51,7 +52,7 @@ LIGHT_COMMANDS = {
     "completion": "write the completion script for bash or zsh",
 }
 
-EXPORT_COMMANDS = ("export", "import-peft", "merge")  # in the folder `export`
+EXPORT_COMMANDS = ("export", "import-peft", "merge", "push")  # in the folder `export`
 # in the folder `analysis`
 ANALYSIS_COMMANDS = (
     "analyze",

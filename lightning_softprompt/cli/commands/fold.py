@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +73,6 @@ def file_of_folded(prompt: SoftPrompt, saved: SavedPrompt, task: str | None = No
         ValueError: If the prompt is not the same for every row.
     """
     from lightning_softprompt.checkpoints.folding import parameter_name, prompt_to_tensors
-    from lightning_softprompt.checkpoints.prompt_file import SavedPrompt
 
     parts = prompt_to_tensors(prompt)
     tensors = {parameter_name(name): tensor for name, tensor in parts.items()}
@@ -80,7 +80,7 @@ def file_of_folded(prompt: SoftPrompt, saved: SavedPrompt, task: str | None = No
     shapes = {name: list(tensor.shape) for name, tensor in parts.items()}
     rows = saved.rows if task is None or task not in saved.rows else {"": saved.rows[task]}
     method["shapes"] = shapes
-    return SavedPrompt({**tensors, **_heads(saved, task)}, saved.backbone, method, rows, saved.wandb_run)
+    return replace(saved, tensors={**tensors, **_heads(saved, task)}, method=method, rows=rows)
 
 
 def _read_by(saved: SavedPrompt, task: str | None) -> dict[str, Any]:
