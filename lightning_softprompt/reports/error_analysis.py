@@ -12,6 +12,7 @@ from lightning_softprompt.evaluation.metrics.retrieval import KS, RetrievalScore
 from lightning_softprompt.reports.error_types import KINDS, LAST_RANGE, RANK_RANGES, UNKNOWN, AnsweredRow
 
 Rows = Sequence[AnsweredRow]
+Pair = tuple[AnsweredRow, AnsweredRow]  # a row of this run and the same row of another one
 MEASURES = ("exact_match", "f1")
 GROUP_DRAWS = 2000  # bootstrap samples for each group; there are many groups
 RANK_NAMES = [*(name for _, name in RANK_RANGES), LAST_RANGE]
@@ -121,25 +122,38 @@ def compare(rows: Rows, other_rows: Rows) -> dict[str, Any]:
 
     Args:
         rows: Rows of this run.
-        other_rows: Rows of the other run. Differences are this run minus the other run.
+        other_rows: Rows of the other run. Differences are this run minus the other run, over all rows and by group of
+            the further properties of the rows.
 
     Raises:
         ValueError: If a row has another question in the other run, or the runs have no row in common.
     """
     pairs = pair_rows(rows, other_rows)
-    differences = {}
-    for name in MEASURES:
-        values = [(getattr(row, name), getattr(other, name)) for row, other in pairs]
-        differences[name] = _difference([value for value, _ in values], [other for _, other in values])
+    pairs_by_group: dict[str, dict[str, list[Pair]]] = {}
+    for row, other in pairs:
+        for group_by, name in row.more_groups.items():
+            pairs_by_group.setdefault(group_by, {}).setdefault(name, []).append((row, other))
+    groups = {}
+    for group_by, by_name in pairs_by_group.items():
+        groups[group_by] = {name: _compare_pairs(by_name[name]) for name in sorted(by_name)}
     return {
-        "rows": len(pairs),
         "left_out": {"of_this": len(rows) - len(pairs), "of_the_other": len(other_rows) - len(pairs)},
-        **differences,
+        **_compare_pairs(pairs),
+        "groups": groups,
         "kinds": _count_kind_pairs(pairs),
     }
 
 
-def _count_kind_pairs(pairs: Sequence[tuple[AnsweredRow, AnsweredRow]]) -> list[dict[str, Any]]:
+def _compare_pairs(pairs: Sequence[Pair]) -> dict[str, Any]:
+    """Returns the number of pairs of rows and the difference of each measure."""
+    differences: dict[str, Any] = {"rows": len(pairs)}
+    for name in MEASURES:
+        values = [getattr(row, name) for row, _ in pairs]
+        differences[name] = _difference(values, [getattr(other, name) for _, other in pairs])
+    return differences
+
+
+def _count_kind_pairs(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
     """Returns the number of rows for each pair of kinds that occurs."""
     counts = Counter((other.kind, row.kind) for row, other in pairs)
     return [
@@ -150,7 +164,7 @@ def _count_kind_pairs(pairs: Sequence[tuple[AnsweredRow, AnsweredRow]]) -> list[
     ]
 
 
-def pair_rows(rows: Rows, other_rows: Rows) -> list[tuple[AnsweredRow, AnsweredRow]]:
+def pair_rows(rows: Rows, other_rows: Rows) -> list[Pair]:
     """Pairs the rows of two runs by number.
 
     Raises:

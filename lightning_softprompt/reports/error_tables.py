@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 Values = Mapping[str, Any]
+DIFFERENCE_HEADER = ["this run", "other run", "difference (95 %)", "better rows", "worse rows"]
+MEASURES = ("exact_match", "f1")
 SUMMARY_HEADER = ["rows", "correct", "exact match", "F1 (95 %)"]
 
 
@@ -34,6 +36,8 @@ def tables(analysis: Values) -> Iterator[Table]:
         yield Table(f"Retrieval for {retrieval['rows']} questions", ["measure", "mean (95 %)"], rows)
     if "against" in analysis:
         yield _differences_table(analysis["against"])
+        for group_by, groups in analysis["against"]["groups"].items():
+            yield _group_differences_table(group_by, groups)
         yield from _kind_changes_table(analysis["against"])
 
 
@@ -71,18 +75,28 @@ def _most_frequent_error(counts: Mapping[str, int]) -> str:
 
 
 def _differences_table(comparison: Values) -> Table:
-    rows = []
-    for name in ("exact_match", "f1"):
-        measure = comparison[name]
-        means = [f"{measure[run]:.3f}" for run in ("this", "other")]
-        counts = [str(measure[change]) for change in ("better", "worse")]
-        rows.append([name.replace("_", " "), *means, _interval(measure, "difference", "+"), *counts])
+    rows = [_difference_cells(name, comparison[name]) for name in MEASURES]
     title = f"Compared with {comparison['run']} on {comparison['rows']} common rows"
     left_out = comparison["left_out"]
     if any(left_out.values()):
         title += f"; {left_out['of_this']} and {left_out['of_the_other']} rows are in only one run"
-    header = ["measure", "this run", "other run", "difference (95 %)", "better rows", "worse rows"]
-    return Table(title, header, rows)
+    return Table(title, ["measure", *DIFFERENCE_HEADER], rows)
+
+
+def _difference_cells(name: str, measure: Values) -> list[str]:
+    means = [f"{measure[run]:.3f}" for run in ("this", "other")]
+    counts = [str(measure[change]) for change in ("better", "worse")]
+    return [name.replace("_", " "), *means, _interval(measure, "difference", "+"), *counts]
+
+
+def _group_differences_table(group_by: str, groups: Mapping[str, Values]) -> Table:
+    rows = []
+    for name, group in groups.items():
+        for measure in MEASURES:
+            cells = _difference_cells(measure, group[measure])
+            rows.append([name, str(group["rows"]), *cells])
+    header = [group_by, "rows", "measure", *DIFFERENCE_HEADER]
+    return Table(f"Compared by {group_by}", header, rows)
 
 
 def _kind_changes_table(comparison: Values) -> Iterator[Table]:

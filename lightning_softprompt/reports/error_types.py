@@ -74,10 +74,14 @@ class AnsweredRow:
     Args:
         record: The prediction of a test by `QaEvaluation` or `ChoiceEvaluation`.
         correct_f1: Minimum F1 of a correct answer. An exact match is always correct.
+        more_groups: Groups of the row for further properties.
     """
 
-    def __init__(self, record: Mapping[str, Any], correct_f1: float = 1.0) -> None:
+    def __init__(
+        self, record: Mapping[str, Any], correct_f1: float = 1.0, more_groups: Mapping[str, str] | None = None
+    ) -> None:
         self.record, self.correct_f1 = record, correct_f1
+        self.more_groups = dict(more_groups or {})
         self.number, self.answer = int(record["row"]), str(record["prediction"])
         self.references: Sequence[str] = record["references"]
         self.gold: Sequence[str] = record["gold"]
@@ -187,6 +191,7 @@ class AnsweredRow:
             "passage position": self._passage_position,
             "gold documents": self._gold_documents,
             "correct answer": self._answer_location,
+            **self.more_groups,
         }
 
     @property

@@ -30,7 +30,7 @@ class StageRun(ABC):
         test: Name of the test; empty for other runs.
         arguments: Options as on the command line, without those for its start and its folder.
         variant: Options that distinguish the variant from the others.
-        stage_folders: Folders of earlier stages that are not in `variant_folder`.
+        stage_folders: Folders of its stage and of earlier ones.
     """
 
     command: str
@@ -90,7 +90,7 @@ class StageRun(ABC):
         return [STAGE_REFERENCE.sub(self._stage_folder, argument) for argument in self.arguments]
 
     def _stage_folder(self, match: re.Match[str]) -> str:
-        return str(self.stage_folders.get(match[1], self.variant_folder / match[1]))
+        return str(self.stage_folders[match[1]].absolute())
 
     @property
     def _identity(self) -> dict[str, str]:

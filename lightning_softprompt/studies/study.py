@@ -11,6 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from lightning_softprompt.studies.folder_stage import FOLDER_COMMANDS, FolderStage
 from lightning_softprompt.studies.options import Options, to_arguments, to_text
 from lightning_softprompt.studies.row_stage import ROW_COMMANDS, RowStage
 from lightning_softprompt.studies.stage_run import STAGE_REFERENCE, StageRun, short_hash
@@ -21,7 +22,13 @@ NAME = re.compile(r"\w[\w.-]*")
 LONGEST_VALUE = 60  # characters of a value in the name of a folder
 COMMAND = "command"  # the option of a stage that names its command
 OF_STAGE = "/"  # between the name of a stage and an option of this stage alone
+TESTED_STAGES = "stages"  # the option of a test that names the stages to test
 BACKBONE = "backbone"
+STAGE_CLASSES: Mapping[str, type[StageRun]] = {
+    **dict.fromkeys(RUN_COMMANDS, StudyRun),
+    **dict.fromkeys(ROW_COMMANDS, RowStage),
+    **dict.fromkeys(FOLDER_COMMANDS, FolderStage),
+}
 
 
 @dataclass(frozen=True)
@@ -32,16 +39,17 @@ class Study:
         folder: Folder of its runs.
         common: Options of all runs.
         stages: Options of consecutive stages by name; `${NAME}` in an option is the folder of an earlier stage. The
-            option `command` of a stage is its command: `fit` (default), `predict`, `write` or `filter`.
+            option `command` of a stage is its command: `fit` (default), `predict`, `write`, `filter`, `vocabulary` or
+            `merge`.
         compare: Options of all runs, one set for each row of the table.
         repeat: Options of all runs, one set for each repetition. Results are averaged over repetitions.
-        tests: Options by test; each stage is tested with each of them. Without tests, the last stage is tested on its
-            own data.
+        tests: Options by test; each trained stage is tested with each of them, or the stages in the option `stages` of
+            a test. Without tests, the last stage is tested on its own data.
         metrics: Metrics of the table; the usual ones if empty.
 
     Raises:
-        ValueError: If a name is not valid for a folder, a command is unknown, or a stage refers to a stage that does
-            not precede it.
+        ValueError: If a name is not valid for a folder, a command is unknown, a stage refers to a stage that does not
+            precede it, or a test names a stage that is not trained.
     """
 
     folder: Path
@@ -58,17 +66,26 @@ class Study:
             raise ValueError(
                 f"names of stages and tests must consist of letters, digits, _, - and dots, got {', '.join(invalid)}"
             )
-        known_commands = [*RUN_COMMANDS, *ROW_COMMANDS]
         earlier: list[str] = []
         for name in self.stages:
             command = self.command_of(name)
-            if command not in known_commands:
-                raise ValueError(f"stage {name!r} has the command {command!r}; known are {known_commands}")
+            if command not in STAGE_CLASSES:
+                raise ValueError(f"stage {name!r} has the command {command!r}; known are {list(STAGE_CLASSES)}")
             references = self._references(name, *self.compare, *self.repeat)
             if unknown := sorted(set(references) - set(earlier)):
                 raise ValueError(f"stage {name!r} refers to {unknown}, but the stages before it are {earlier}")
             earlier.append(name)
         self._check_stage_options()
+        self._check_tested_stages()
+
+    def _check_tested_stages(self) -> None:
+        for name, options in self.tests.items():
+            stages = options.get(TESTED_STAGES, [])
+            if not isinstance(stages, list) or not set(stages) <= set(self._trained_stages):
+                raise ValueError(
+                    f"stages of the test {name!r} must be a list of trained stages, which are "
+                    f"{self._trained_stages}, got {stages}"
+                )
 
     def _check_stage_options(self) -> None:
         for variant in self.variants:
@@ -87,26 +104,31 @@ class Study:
         return {**self._options_of_stage(stage, self.common), **options}
 
     def command_of(self, stage: str) -> str:
-        """Returns the command of a stage: `fit`, `predict`, `write` or `filter`."""
+        """Returns the command of a stage, such as `fit`."""
         return str(self.stages[stage].get(COMMAND, "fit"))
 
-    def _writes_rows(self, stage: str) -> bool:
-        return self.command_of(stage) in ROW_COMMANDS
+    @property
+    def _trained_stages(self) -> list[str]:
+        return [stage for stage in self.stages if self.command_of(stage) == "fit"]
 
     def _options_of_stage(self, stage: str, options: Options) -> dict[str, Any]:
-        """Returns those of some options that apply to a stage, without the name of the stage before them.
+        """Returns those of some options that apply to a stage, without the name of the stage before them."""
+        return {name.removeprefix(f"{stage}{OF_STAGE}"): options[name] for name in self._applicable(stage, options)}
 
-        Options of runs do not apply to stages that write or filter rows, except the backbone that writes.
+    def _applicable(self, stage: str, options: Options) -> list[str]:
+        """Returns the names of those of some options that apply to a stage.
+
+        Options of runs do not apply to stages with other commands, except the backbone that writes rows.
         """
-        selected: dict[str, Any] = {}
-        for name, value in options.items():
-            of_stage, separator, option = name.partition(OF_STAGE)
-            is_backbone = name.partition(".")[0] == BACKBONE and self.command_of(stage) == "write"
-            if separator and of_stage == stage:
-                selected[option] = value
-            elif not separator and (is_backbone or not self._writes_rows(stage)):
-                selected[name] = value
-        return selected
+        command = self.command_of(stage)
+        names = []
+        for name in options:
+            of_stage, separator, _ = name.partition(OF_STAGE)
+            is_backbone = name.partition(".")[0] == BACKBONE and command == "write"
+            applies_to_all = not separator and (is_backbone or command in RUN_COMMANDS)
+            if applies_to_all or (separator and of_stage == stage):
+                names.append(name)
+        return names
 
     @property
     def variants(self) -> list[Options]:
@@ -116,14 +138,19 @@ class Study:
     @property
     def tests_by_stage(self) -> Mapping[str, Mapping[str, Options]]:
         """Options of the tests of each stage."""
-        trainings = [stage for stage in self.stages if self.command_of(stage) == "fit"]
-        if self.tests:
-            return {stage: self.tests if stage in trainings else {} for stage in self.stages}
-        return {stage: {DEFAULT_TEST: {}} if stage in trainings[-1:] else {} for stage in self.stages}
+        trained = self._trained_stages
+        by_stage: dict[str, dict[str, Options]] = {stage: {} for stage in self.stages}
+        for name, options in self.tests.items():
+            run_options = {option: value for option, value in options.items() if option != TESTED_STAGES}
+            for stage in options.get(TESTED_STAGES, trained):
+                by_stage[stage][name] = run_options
+        if not self.tests and trained:
+            by_stage[trained[-1]][DEFAULT_TEST] = {}
+        return by_stage
 
     @property
     def runs(self) -> list[StageRun]:
-        """All runs in their order. Stages that write or filter the same rows for several variants run once."""
+        """All runs in their order. A stage whose options are equal in several variants runs once."""
         by_folder: dict[Path, StageRun] = {}
         for variant in self.variants:
             for run in self._runs_of_variant(variant):
@@ -131,34 +158,25 @@ class Study:
         return list(by_folder.values())
 
     def _runs_of_variant(self, variant: Options) -> Iterator[StageRun]:
-        folder = self.folder / folder_name(variant)
-        folders: dict[str, Path] = {}  # of stages that may be shared with other variants
+        folders: dict[str, Path] = {}
         relevant: dict[str, Options] = {}  # options of the variant that a stage depends on
         for stage in self.stages:
             options = self._shared_options(stage)
             of_variant = self._options_of_stage(stage, variant)
             arguments = tuple(to_arguments({**options, **of_variant}))
             relevant[stage] = self._relevant_options(stage, variant, relevant)
-            if self._writes_rows(stage):
-                shared = self.folder / folder_name(relevant[stage])
-                folders[stage] = shared / stage
-                yield RowStage(self.command_of(stage), shared, stage, "", arguments, relevant[stage], dict(folders))
-                continue
-            yield StudyRun(self.command_of(stage), folder, stage, "", arguments, variant, dict(folders))
+            folder = self.folder / folder_name(relevant[stage])
+            folders[stage] = folder / stage
+            command = self.command_of(stage)
+            stage_class = STAGE_CLASSES[command]
+            yield stage_class(command, folder, stage, "", arguments, relevant[stage], dict(folders))
             for test, test_options in self.tests_by_stage[stage].items():
                 arguments = tuple(to_arguments({**options, **test_options, **of_variant}))
-                yield StudyRun("test", folder, stage, test, arguments, variant, dict(folders))
+                yield StudyRun("test", folder, stage, test, arguments, relevant[stage], dict(folders))
 
     def _relevant_options(self, stage: str, variant: Options, earlier: Mapping[str, Options]) -> Options:
         """Returns the options of a variant that a stage depends on, also through the stages to which it refers."""
-        if not self._writes_rows(stage):
-            return variant
-        needed = set()
-        for name in variant:
-            of_stage, separator, _ = name.partition(OF_STAGE)
-            is_backbone = name.partition(".")[0] == BACKBONE and self.command_of(stage) == "write"
-            if of_stage == stage or (is_backbone and not separator):
-                needed.add(name)
+        needed = set(self._applicable(stage, variant))
         for reference in self._references(stage, variant):
             needed |= set(earlier[reference])
         return {name: value for name, value in variant.items() if name in needed}

@@ -13,7 +13,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from lightning_softprompt.cli.commands import SYNTHETIC_COMMANDS, import_command
+from lightning_softprompt.cli.commands import RUN_COMMANDS, import_command
 from lightning_softprompt.cli.next_steps import command_line, suggest, suggest_nothing
 from lightning_softprompt.reports.text_table import table
 from lightning_softprompt.system.durations import describe_seconds
@@ -56,7 +56,19 @@ with `command: predict` predicts. They have the options of these commands; `rows
     write: {command: write, writer: LabelText, writer.labels: {negative: bad, positive: good}, count: 200}
     clean: {command: filter, rows: "${write}/rows.jsonl", filters: [Unfinished, Balance]}
     run: {data.train: "${clean}/rows.jsonl"}
-  compare: {write/count: [100, 200]}   # an option of one stage; rows that no option changes are written once
+  compare: {write/count: [100, 200]}   # an option of one stage; a stage that no option changes runs once
+
+The folder of a stage with `command: vocabulary` is the tokenizer that `softprompt vocabulary extend` writes. The folder
+of a stage with `command: merge` is the backbone that `softprompt merge` writes:
+
+  stages:
+    terms: {command: vocabulary, corpus: [medical.txt], general: [wikitext.txt], rows: 100}
+    adapt: {data: configs/data/corpus.yaml, backbone.vocabulary: "${terms}", model: NewTokens}
+    merged: {command: merge, prompt: "${adapt}/prompt.safetensors"}
+    run: {data: configs/data/medquad.yaml, backbone.name: "${merged}", model: PromptTuning}
+  tests:
+    documents: {stages: [adapt]}       # a test of these stages only
+    questions: {stages: [run]}
 
 Only `model` and `data` are required. If stages and tests have the same names, the final average score and the backward
 transfer are reported, too. Paths are relative to the current folder. Results are written to results.json (means),
@@ -132,7 +144,7 @@ def _run(study: Study) -> int:
 def _run_command(argv: Sequence[str]) -> int:
     """Run a command of a stage, without suggesting a next one."""
     command, *arguments = argv
-    if command not in SYNTHETIC_COMMANDS:
+    if command in RUN_COMMANDS:
         from lightning_softprompt.cli.app import main as run
 
         return run(argv, hints=False)
@@ -198,11 +210,12 @@ def _sequence_results(study: Study, tests: Sequence[Result]) -> list[Result]:
     from lightning_softprompt.evaluation.metrics.continual import transfer
 
     names = list(study.stages)
-    if len(names) < 2 or set(names) != set(study.tests):
+    has_all_tests = all(set(study.tests_by_stage[stage]) == set(names) for stage in names)
+    if len(names) < 2 or not has_all_tests:
         return []
     added = []
     for variant in study.variants:
-        of_variant = [result for result in tests if result["variant"] == variant]
+        of_variant = [result for result in tests if result["variant"].items() <= variant.items()]
         cells = {(result["stage"], result["test"]): result["metrics"] for result in of_variant}
         shared_metrics = set.intersection(*(set(metrics) for metrics in cells.values()))
         summaries: tuple[dict[str, float], ...] = tuple({} for _ in SEQUENCE_SUMMARIES)

@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from matplotlib.text import Text
+from small_tokenizers import extend_by_words, word_pieces
 
 from lightning_softprompt.__main__ import main as launcher
 from lightning_softprompt.cli.commands.analysis.analyze import main, read_run
@@ -18,6 +19,7 @@ from lightning_softprompt.reports.error_types import KINDS, AnsweredRow, questio
 from lightning_softprompt.system.errors import CommandError
 
 ABSTAIN = "no answer"
+TERM_IN_ANSWER = "new term in a correct answer"
 PARIS, LYON, ROME = "Paris is the capital of France", "Lyon is a city on the Rhône", "Rome is the capital of Italy"
 PASSAGES = {"paris": PARIS, "lyon": LYON, "rome": ROME}
 
@@ -320,6 +322,33 @@ def test_two_runs_are_compared_by_row(tmp_path, capsys, monkeypatch):
     assert (report["f1"]["better"], report["f1"]["worse"]) == (6, 1)
     assert not (other / "analysis.json").exists()
     assert "Rows of another kind" in (run / "analysis.html").read_text()
+
+
+def test_rows_are_grouped_by_added_terms(tmp_path, capsys, monkeypatch):
+    """A word is a term if it became one token. The second row has a longer word, the last one a term in its answer."""
+    monkeypatch.setenv("COLUMNS", "250")
+    vocabulary, _ = extend_by_words(word_pieces(), ["cardiology"], tmp_path / "vocabulary")
+    questions = ["Cardiology or not?", "Is it neurocardiology?", "What is cardiology?", "What is it?"]
+    records, others = [], []
+    for number, question in enumerate(questions):
+        right = ("Paris", "cardiology") if number == 3 else ("Paris",)
+        records.append(record("Paris", right, question=question, row=number))
+        others.append(record("Paris" if number else "Rome", right, question=question, row=number))
+    run, other = write_predictions(tmp_path / "run", records), write_predictions(tmp_path / "other", others)
+    assert main([str(run), "--terms", str(vocabulary), "--against", str(other)]) == 0
+    report = json.loads((run / "analysis.json").read_text())
+    by_question, by_answer = (report["groups"][name] for name in ("new term in the question", TERM_IN_ANSWER))
+    assert {name: group["rows"] for name, group in by_question.items()} == {"yes": 2, "no": 2}
+    assert {name: group["rows"] for name, group in by_answer.items()} == {"yes": 1, "no": 3}
+    differences = report["against"]["groups"]["new term in the question"]
+    assert [differences[name]["f1"]["difference"] for name in ("yes", "no")] == [0.5, 0.0]
+    assert "Compared by new term in the question" in capsys.readouterr().out
+
+
+def test_a_folder_without_a_vocabulary_is_refused(tmp_path):
+    run = write_predictions(tmp_path / "run", [record("Paris")])
+    with pytest.raises(CommandError, match=r"--terms: .* has no vocabulary.json"):
+        main([str(run), "--terms", str(tmp_path)])
 
 
 def test_unicode_line_separators_in_a_text_do_not_end_a_record(tmp_path):

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Wandb = Literal["auto", "online", "offline", "disabled"]
 JSON, PAGE = "analysis.json", "analysis.html"
+IN_QUESTION, IN_ANSWER = "new term in the question", "new term in a correct answer"
 
 
 def parser() -> ArgumentParser:
@@ -32,6 +33,13 @@ def parser() -> ArgumentParser:
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run of softprompt test")
     parser.add_argument("--against", type=Path, metavar="RUN2", help="another test on the same rows, to compare with")
+    parser.add_argument(
+        "--terms",
+        type=Path,
+        metavar="VOCABULARY",
+        help="folder that softprompt vocabulary extend wrote: also group the rows by whether a word of the question or "
+        "of a correct answer is a term that it adds",
+    )
     parser.add_argument(
         "--correct-f1", type=float, default=1.0, metavar="F1", help="minimum F1 to count as correct (default: 1.0)"
     )
@@ -57,7 +65,7 @@ def main(argv: list[str]) -> int:
     from lightning_softprompt.reports.error_analysis import analyze
     from lightning_softprompt.reports.error_page import analysis_page
 
-    rows = read_run(args.run, args.correct_f1)
+    rows = read_run(args.run, args.correct_f1, args.terms)
     others = None if args.against is None else read_run(args.against, args.correct_f1)
     report = {"run": str(args.run), "correct_f1": args.correct_f1, **analyze(rows)}
     if others is not None:
@@ -120,11 +128,16 @@ def _compare(rows: list[AnsweredRow], others: list[AnsweredRow]) -> dict[str, An
         raise CommandError(str(error)) from error
 
 
-def read_run(folder: Path, correct_f1: float = 1.0) -> list[AnsweredRow]:
+def read_run(folder: Path, correct_f1: float = 1.0, vocabulary: Path | None = None) -> list[AnsweredRow]:
     """Read the answered questions from the predictions of a test.
 
+    Args:
+        folder: Folder of the test.
+        correct_f1: Minimum F1 of a correct answer.
+        vocabulary: Folder of an extended tokenizer, by whose terms the rows are grouped.
+
     Raises:
-        CommandError: If the folder is not that of a test, or the test has no questions.
+        CommandError: If the folder is not that of a test, the test has no questions, or the vocabulary is not valid.
     """
     from lightning_softprompt.reports.error_types import REQUIRED_FIELDS, AnsweredRow
 
@@ -138,7 +151,28 @@ def read_run(folder: Path, correct_f1: float = 1.0) -> list[AnsweredRow]:
             f"{path} has {len(records)} rows, but none of them answers a question: {', '.join(missing) or 'scores'} "
             "missing; analyze requires a test of question answering, as with RagQaDataModule"
         )
-    return [AnsweredRow(record, correct_f1) for record in answered]
+    groups = [{} for _ in answered] if vocabulary is None else _group_by_terms(answered, vocabulary)
+    return [AnsweredRow(record, correct_f1, more) for record, more in zip(answered, groups, strict=True)]
+
+
+def _group_by_terms(records: list[dict[str, Any]], vocabulary: Path) -> list[dict[str, str]]:
+    """Determine for each row whether its question and a correct answer contain a term."""
+    from lightning_softprompt.vocabulary.terms import AddedTerms
+
+    try:
+        terms = AddedTerms(vocabulary)
+    except ValueError as error:
+        raise CommandError(f"--terms: {error}") from error
+    groups = []
+    for record in records:
+        in_question = terms.occur_in(record["question"] or "")
+        in_answer = any(terms.occur_in(answer) for answer in record["references"])
+        groups.append({IN_QUESTION: _yes_or_no(in_question), IN_ANSWER: _yes_or_no(in_answer)})
+    return groups
+
+
+def _yes_or_no(value: bool) -> str:
+    return "yes" if value else "no"
 
 
 def _find_predictions(folder: Path) -> Path:
