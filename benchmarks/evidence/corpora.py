@@ -108,9 +108,7 @@ def cloze_questions(train: Sequence[str], test: Sequence[str], general: Sequence
             if term not in rare or term in used or len(document) < match.end() + RIGHT:
                 continue
             used.add(term)
-            similar = [
-                word for word in terms if word != term and abs(len(word) - len(term)) <= 1 and word[-2:] == term[-2:]
-            ]
+            similar = [word for word in terms if are_similar(word, term)]
             if len(similar) < CANDIDATES - 1:
                 continue
             left = document[match.start() - LEFT : match.start()].partition(" ")[2]
@@ -120,6 +118,11 @@ def cloze_questions(train: Sequence[str], test: Sequence[str], general: Sequence
         if len(texts) == QUESTIONS * CANDIDATES:
             break
     return texts
+
+
+def are_similar(word: str, term: str) -> bool:
+    """Whether two different words have the same ending and almost the same length."""
+    return word != term and abs(len(word) - len(term)) <= 1 and word[-2:] == term[-2:]
 
 
 def write_texts(path: Path, texts: Sequence[str]) -> None:

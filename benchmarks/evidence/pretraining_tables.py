@@ -72,7 +72,8 @@ def pretraining_table(results: Sequence[Result], config: Spec) -> Iterator[str]:
 
 def method_columns(method: str, runs: Sequence[Result], results: Sequence[Result]) -> list[str]:
     """Returns the columns of a method."""
-    columns = [method, str(len(runs)), str(runs[0]["rate"] or "-"), f"{runs[0]['trainable_parameters']:,}"]
+    first = runs[0]
+    columns = [method, str(len(runs)), str(first["rate"] or "-"), f"{first['trainable_parameters']:,}"]
     bare = select(results, BARE, MEDICAL)
     for corpus in (MEDICAL, GENERAL):
         scores = scores_of(runs, corpus)

@@ -105,54 +105,76 @@ def sigmoid(x):
     return 1 / (1 + math.exp(-x))
 
 
-def pair_loop(batch, policy, reference, loss_of_pair):
-    """Averages a loss of (policy, reference) rows of log-probabilities without padding over the pairs of a batch."""
-    rows = []
-    for b in range(len(batch)):
-        count = int((batch.targets[b] != IGNORE).sum())
-        rows.append((policy[b, :count].tolist(), reference[b, :count].tolist()))
-    values = [loss_of_pair(rows[b], rows[b + 1]) for b in range(0, len(batch), 2)]
-    return sum(values) / len(values)
-
-
-def dpo_logit(better, worse, beta):
-    return beta * ((sum(better[0]) - sum(better[1])) - (sum(worse[0]) - sum(worse[1])))
+def log_sigmoid(x):
+    return math.log(sigmoid(x))
 
 
 def mean(values):
     return sum(values) / len(values)
 
 
-def odds(values):
+def pair_loop(batch, policy, reference, loss_of_pair):
+    """Averages a loss of two answers (log-probabilities of the policy, of the reference) over the pairs of a batch."""
+    rows = []
+    for b in range(len(batch)):
+        count = int((batch.targets[b] != IGNORE).sum())  # without padding
+        rows.append((policy[b, :count].tolist(), reference[b, :count].tolist()))
+    return mean([loss_of_pair(rows[b], rows[b + 1]) for b in range(0, len(batch), 2)])
+
+
+def dpo_logit(better, worse, beta, reduce=sum):
+    better_ratio = reduce(better[0]) - reduce(better[1])
+    worse_ratio = reduce(worse[0]) - reduce(worse[1])
+    return beta * (better_ratio - worse_ratio)
+
+
+def log_odds(values):
     return mean(values) - math.log(1 - math.exp(mean(values)))
 
 
+def dpo(better, worse):
+    return -log_sigmoid(dpo_logit(better, worse, 0.5))
+
+
+def smoothed(better, worse):
+    logit = dpo_logit(better, worse, 0.1)
+    return -0.8 * log_sigmoid(logit) - 0.2 * log_sigmoid(-logit)
+
+
+def robust(better, worse):
+    logit = dpo_logit(better, worse, 0.1)
+    return (-0.8 * log_sigmoid(logit) + 0.2 * log_sigmoid(-logit)) / (1 - 2 * 0.2)
+
+
+def with_sft(better, worse):
+    return -log_sigmoid(dpo_logit(better, worse, 0.1)) - 0.5 * mean(better[0])
+
+
+def ipo(better, worse):
+    return (dpo_logit(better, worse, 1, mean) - 1 / (2 * 0.4)) ** 2
+
+
+def ipo_of_sums(better, worse):
+    return (dpo_logit(better, worse, 1) - 1 / (2 * 0.4)) ** 2
+
+
+def orpo(better, worse):
+    return -mean(better[0]) - 0.3 * log_sigmoid(log_odds(better[0]) - log_odds(worse[0]))
+
+
+def simpo(better, worse):
+    return -log_sigmoid(2.5 * (mean(better[0]) - mean(worse[0])) - 2.5 * 0.4)
+
+
 EQUATIONS = {
-    "dpo": (DPO(beta=0.5), lambda w, v: -math.log(sigmoid(dpo_logit(w, v, 0.5)))),
-    "smoothed": (
-        DPO(label_smoothing=0.2),
-        lambda w, v: -0.8 * math.log(sigmoid(dpo_logit(w, v, 0.1))) - 0.2 * math.log(sigmoid(-dpo_logit(w, v, 0.1))),
-    ),
-    "robust": (
-        DPO(label_smoothing=0.2, robust=True),
-        lambda w, v: (
-            (-0.8 * math.log(sigmoid(dpo_logit(w, v, 0.1))) + 0.2 * math.log(sigmoid(-dpo_logit(w, v, 0.1)))) / 0.6
-        ),
-    ),
-    "with sft": (
-        DPO(sft_weight=0.5),
-        lambda w, v: -math.log(sigmoid(dpo_logit(w, v, 0.1))) - 0.5 * mean(w[0]),
-    ),
-    "ipo": (
-        IPO(beta=0.4),
-        lambda w, v: ((mean(w[0]) - mean(w[1])) - (mean(v[0]) - mean(v[1])) - 1 / 0.8) ** 2,
-    ),
-    "ipo of sums": (IPO(beta=0.4, average="sums"), lambda w, v: (dpo_logit(w, v, 1) - 1 / 0.8) ** 2),
-    "orpo": (ORPO(weight=0.3), lambda w, v: -mean(w[0]) - 0.3 * math.log(sigmoid(odds(w[0]) - odds(v[0])))),
-    "simpo": (
-        SimPO(beta=2.5, gamma_ratio=0.4),
-        lambda w, v: -math.log(sigmoid(2.5 * (mean(w[0]) - mean(v[0])) - 1.0)),
-    ),
+    "dpo": (DPO(beta=0.5), dpo),
+    "smoothed": (DPO(label_smoothing=0.2), smoothed),
+    "robust": (DPO(label_smoothing=0.2, robust=True), robust),
+    "with sft": (DPO(sft_weight=0.5), with_sft),
+    "ipo": (IPO(beta=0.4), ipo),
+    "ipo of sums": (IPO(beta=0.4, average="sums"), ipo_of_sums),
+    "orpo": (ORPO(weight=0.3), orpo),
+    "simpo": (SimPO(beta=2.5, gamma_ratio=0.4), simpo),
 }
 
 
@@ -211,8 +233,10 @@ def test_log_probabilities_do_not_depend_on_other_rows_or_padding(load, tiny_fol
     torch.testing.assert_close(sums_of(method, left), together, rtol=0, atol=1e-4)
     alone = torch.cat([sums_of(method, method.loaded.codec.collate([row])) for row in right.encoded])
     torch.testing.assert_close(alone, together, rtol=0, atol=1e-4)
-    logits = method(right).log_softmax(-1).gather(-1, right.targets.clamp(min=0)[..., None]).squeeze(-1)
-    torch.testing.assert_close((logits * (right.targets != IGNORE)).sum(1), together, rtol=0, atol=1e-4)
+    is_target = right.targets != IGNORE
+    tokens = right.targets.where(is_target, 0)[..., None]
+    logprobs = method(right).log_softmax(-1).gather(-1, tokens)[..., 0]
+    torch.testing.assert_close((logprobs * is_target).sum(1), together, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -1,6 +1,7 @@
 """Scores of answers: the head, its fit, and the loss of reward models."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -88,7 +89,8 @@ def test_the_head_has_its_learning_rate(load):
 
 
 def fixed_scores(scores):
-    return PromptedLM(None, lambda batch: None, lambda lm, batch: scores)
+    backbone = SimpleNamespace(prompt_view=lambda batch: batch)
+    return PromptedLM(backbone, lambda batch: None, lambda lm, batch: scores)
 
 
 def test_the_loss_is_the_equation(batch):
@@ -98,7 +100,8 @@ def test_the_loss_is_the_equation(batch):
     losses = []
     for w in range(0, 8, 2):
         x = scores[w] - scores[w + 1] - batch.margins[w]
-        losses.append(-0.9 * logsigmoid(x) - 0.1 * logsigmoid(-x) + 0.01 * (scores[w] + scores[w + 1]) ** 2)
+        center = 0.01 * (scores[w] + scores[w + 1]) ** 2
+        losses.append(-0.9 * logsigmoid(x) - 0.1 * logsigmoid(-x) + center)
     outcome = objective(fixed_scores(scores), batch)
     torch.testing.assert_close(outcome.loss, torch.stack(losses).mean())
     assert float(outcome.logs["reward_accuracy"]) == (1 + 0 + 0.5 + 0) / 4
@@ -120,8 +123,9 @@ def test_ranked_answers_average_over_the_pairs_of_each_question(tiny_folder):
     ]
     batch = first_batch(make_preferences(tiny_folder("llama"), train=rows, answers="answers"))
     scores = torch.tensor([0.4, 0.1, -0.3, 0.2, 0.5])
-    of_first = [-logsigmoid(scores[w] - scores[v]) for w, v in ((0, 1), (0, 2), (1, 2))]
-    expected = (torch.stack(of_first).mean() - logsigmoid(scores[3] - scores[4])) / 2
+    first_differences = scores[[0, 0, 1]] - scores[[1, 2, 2]]
+    second_difference = scores[3] - scores[4]
+    expected = (-logsigmoid(first_differences).mean() - logsigmoid(second_difference)) / 2
     outcome = RewardModeling()(fixed_scores(scores), batch)
     torch.testing.assert_close(outcome.loss, expected)
     assert int(RewardModeling().count(batch)) == 2
