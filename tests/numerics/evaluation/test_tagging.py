@@ -4,6 +4,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import chain, pairwise
 from statistics import fmean
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ from lightning_softprompt.readouts.token_head import TokenHead
 
 NAMES = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
 TAGS = Classes(dict.fromkeys(NAMES, ()))
+BACKBONE = SimpleNamespace(prompt_view=lambda batch: batch)  # no model: scores are fixed
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
 METHODS = {
     "soft tokens": partial(PromptTuning, length=3),
@@ -188,7 +190,7 @@ def evaluate(names, predictions, targets, lost=()):
     batch = make_batch(names, targets, lost)
     classes = make_batch(names, predictions).labels.clamp(min=0)
     scores = torch.nn.functional.one_hot(classes, len(names)).float()
-    lm = PromptedLM(None, lambda _: SoftPrompt(), lambda *_: scores)
+    lm = PromptedLM(BACKBONE, lambda _: SoftPrompt(), lambda *_: scores)
     return evaluation, evaluation.update(lm, batch)
 
 
@@ -278,7 +280,7 @@ def test_other_tags_are_scored_by_word_only(names):
 def test_rows_without_tags_can_be_predicted_but_not_scored():
     batch = replace(make_batch(NAMES, [["O", "O"], ["O"]]), labels=None)
     scores = torch.eye(5)[torch.tensor([[1, 2], [3, 4]])]
-    lm = PromptedLM(None, lambda _: SoftPrompt(), lambda *_: scores)
+    lm = PromptedLM(BACKBONE, lambda _: SoftPrompt(), lambda *_: scores)
     evaluation = TaggingEvaluation(NAMES)
     assert [record["prediction"] for record in evaluation.predict(lm, batch)] == [["B-PER", "I-PER"], ["B-LOC"]]
     with pytest.raises(ValueError, match="rows without tags cannot be scored"):
