@@ -50,7 +50,7 @@ PLACES = (  # in the order of their numbers in the drawing
         r"^(?!.*(input-dependent|per task)).*(soft tokens|word embeddings)",
         "tokens",
     ),
-    Place("Soft tokens from the text of the row", r"soft tokens.*input-dependent", "tokens"),
+    Place("Soft tokens from the row", r"soft tokens.*input-dependent", "tokens"),
     Place("Soft tokens of the task of the row", r"soft tokens.*per task", "tokens"),
     Place("Shift of the embeddings of the text", r"embeddings of the input", "shift"),
     Place("Keys and values of the layers", r"keys and values", "kv"),
@@ -62,6 +62,7 @@ PLACES = (  # in the order of their numbers in the drawing
 NO_PLACE = (  # listed below the places
     Place("Same as the methods that they contain", r"same as"),
     Place("No change, for comparison", r"nowhere"),
+    Place("Soft tokens of images, after the patches", r"image tower, after the patches", "image"),
 )
 OPTIONS = (  # of every method, at the end of the list
     ("Readout", "label words, ranked candidates or a trained head"),
@@ -201,7 +202,7 @@ def draw_methods(methods: Sequence[Method]) -> str:
     """Draws the model with a number at each place, and the methods of each number next to it."""
     groups = [(place.title, names_at(place, methods)) for place in (*PLACES, *NO_PLACE)]
     description = ". ".join(f"{title}: {names}" for title, names in groups)
-    canvas = Canvas(690, "Where each method enters the model", f"{description}.")
+    canvas = Canvas(770, "Where each method enters the model", f"{description}.")
     _draw_model(canvas)
     x, y, width = 388, 34, WIDTH - 388 - 12
     for number, (title, names) in enumerate(groups, 1):
@@ -259,10 +260,10 @@ def _draw_model(canvas: Canvas) -> None:
     canvas.label(left, 556, width, 30, "readout")
     canvas.arrow((middle, 586), (middle, 610))
     canvas.label(left, 612, width, 30, "objective and penalties")
-    canvas.cells(left, 656, "t")
-    canvas.text(left + 28, 672, "not trained")
-    canvas.cells(left + 120, 656, "s")
-    canvas.text(left + 148, 672, "trained, or computed by a trained network")
+    canvas.cells(left, 722, "t")
+    canvas.text(left + 28, 738, "not trained")
+    canvas.cells(left + 120, 722, "s")
+    canvas.text(left + 148, 738, "trained, or computed by a trained network")
 
 
 def _draw_layer(canvas: Canvas, x: float, y: float, width: float) -> None:

@@ -26,11 +26,14 @@ from lightning_softprompt.methods import (
     MPT,
     ULPT,
     ADePT,
+    CoCoOp,
     Combined,
     ContextAware,
+    CoOp,
     DePT,
     LatePromptTuning,
     LoRA,
+    MaPLe,
     NewTokens,
     PrefixTuning,
     PromptTuning,
@@ -41,9 +44,10 @@ from lightning_softprompt.methods import (
     SMoP,
     Spring,
     TransPrompt,
+    VisualPromptTuning,
     XPrompt,
 )
-from lightning_softprompt.prompts.init import FromText, SampleVocabulary, Uniform
+from lightning_softprompt.prompts.init import FromText, Normal, SampleVocabulary, Uniform
 from lightning_softprompt.prompts.kv_prefix import NormalKeysValues
 from lightning_softprompt.readouts.class_head import ClassHead
 
@@ -85,7 +89,7 @@ class Method:
 
     cls: type
     arguments: dict[str, Any] = field(default_factory=dict)
-    families: tuple[str, ...] = tiny.FAMILIES
+    families: tuple[str, ...] = (*tiny.FAMILIES, *tiny.CONTRASTIVE)
     folds: bool = True
     masks: frozenset[str] = frozenset()
 
@@ -113,7 +117,9 @@ METHODS = {  # a new method is a new row
     "p_tuning_mlp": Method(PTuning, {"blocks": (2,), "encoder": "mlp"}),
     "p_tuning_v2": Method(PTuningV2, {"length": 3, "init": NormalKeysValues(0.5)}),
     "p_tuning_v2_last_layer": Method(PTuningV2, {"length": 2, "layers": [-1], "width": 8}),
-    "p_tuning_v2_head": Method(PTuningV2, {"length": 2, "init": NormalKeysValues(0.5), "readout": ClassHead}),
+    "p_tuning_v2_head": Method(
+        PTuningV2, {"length": 2, "init": NormalKeysValues(0.5), "readout": ClassHead}, tiny.FAMILIES
+    ),
     "residual": Method(ResidualPromptTuning, {"length": 3, "bottleneck": 8}),
     "residual_separate": Method(ResidualPromptTuning, {"length": 2, "bottleneck": 8, "separate": True}),
     "dpt": Method(DPT, {"length": 4, "rank": 2}),
@@ -147,12 +153,26 @@ METHODS = {  # a new method is a new row
     "late_maximum": Method(LatePromptTuning, {"length": 2, "generator": "maximum", "bottleneck": 4}, LATE, folds=False),
     "combined_lora": Method(Combined, {"parts": [PROMPT, LoRA(rank=2, layers=VALUES)]}, folds=False),
     "combined_new_tokens": Method(
-        Combined, {"parts": [PROMPT, NewTokens(tokens=["good", "film", "is"], update="all")]}, folds=False
+        Combined,
+        {"parts": [PROMPT, NewTokens(tokens=["good", "film", "is"], update="all")]},
+        tiny.FAMILIES,
+        folds=False,
     ),
     "combined_prefix": Method(Combined, {"parts": [PROMPT, PrefixTuning(length=2, width=16)]}),
     "combined_prompts": Method(Combined, {"parts": [PROMPT, PTuning(blocks=(2,), encoder="mlp")]}),
     "combined_dept": Method(
         Combined, {"parts": [DePT(length=2, rank=2, max_tokens=5), IDPG(length=2, bottleneck=4)]}, folds=False
+    ),
+    "coop": Method(CoOp, {"length": 3, "init": Normal()}, tiny.CONTRASTIVE),
+    "coop_specific": Method(
+        CoOp, {"length": 2, "class_specific": True, "init": Normal(), "classes": tiny.CLASSES}, tiny.CONTRASTIVE, False
+    ),
+    "cocoop": Method(CoCoOp, {"length": 2, "reduction": 2}, tiny.CONTRASTIVE, folds=False),
+    "vpt": Method(VisualPromptTuning, {"length": 2}, tiny.CONTRASTIVE),
+    "vpt_deep": Method(VisualPromptTuning, {"length": 2, "layers": None}, tiny.CONTRASTIVE),
+    "maple": Method(MaPLe, {"layers": 2}, tiny.CONTRASTIVE),
+    "combined_images": Method(
+        Combined, {"parts": [CoOp(length=2), VisualPromptTuning(length=2, layers=2)]}, tiny.CONTRASTIVE
     ),
 }
 

@@ -13,11 +13,16 @@ from transformers import (
     BartForConditionalGeneration,
     BertConfig,
     BertForMaskedLM,
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
+    SiglipConfig,
+    SiglipModel,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -37,6 +42,8 @@ V = len(SPECIAL) + len(WORDS)
 
 CAUSAL, SEQ2SEQ, MASKED = ("llama", "gpt2"), ("t5", "bart"), ("bert",)
 FAMILIES = (*CAUSAL, *SEQ2SEQ, *MASKED)
+CONTRASTIVE = ("clip", "siglip")  # which compare images with texts; FAMILIES predict words
+PIXELS = 8  # side of the images of tiny backbones
 
 TEMPLATES = {  # position of the soft tokens
     "front": "{soft}{text} it was {target}",
@@ -51,20 +58,26 @@ CLASSES = Classes(WORDS_OF, TEMPLATES["front"], SHOWN)
 
 # How each family's tokenizer opens and closes rows, and its special tokens. GPT-2's BOS is its EOS; it has no padding.
 AROUND = {"llama": "<s> $A", "gpt2": "$A", "t5": "$A </s>", "bart": "<s> $A </s>", "bert": "<s> $A </s>"}
+AROUND |= {"clip": "<s> $A <end>", "siglip": "$A </s>"}
+END = V  # the end token of CLIP, whose id is the largest of the vocabulary
 NAMED = {
     "llama": {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"},
     "gpt2": {"bos_token": "</s>", "eos_token": "</s>"},
     "t5": {"eos_token": "</s>", "pad_token": "<pad>"},
     "bart": {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "mask_token": "<mask>"},
     "bert": {"cls_token": "<s>", "sep_token": "</s>", "pad_token": "<pad>", "mask_token": "<mask>"},
+    "clip": {"bos_token": "<s>", "eos_token": "<end>", "pad_token": "<end>"},
+    "siglip": {"eos_token": "</s>", "pad_token": "</s>"},
 }
 
 
 def tokenizer(family):
     """Return a tokenizer whose tokens are whole words; spaces belong to none of them."""
-    rules = Tokenizer(WordLevel({word: i for i, word in enumerate([*SPECIAL, *WORDS])}, unk_token="<unk>"))
+    words = [*SPECIAL, *WORDS, "<end>"] if family == "clip" else [*SPECIAL, *WORDS]
+    rules = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     rules.pre_tokenizer = Whitespace()
-    rules.post_processor = TemplateProcessing(single=AROUND[family], special_tokens=[("<s>", BOS), ("</s>", EOS)])
+    special = [("<s>", BOS), ("</s>", EOS), ("<end>", END)]
+    rules.post_processor = TemplateProcessing(single=AROUND[family], special_tokens=special)
     return PreTrainedTokenizerFast(tokenizer_object=rules, unk_token="<unk>", model_max_length=WINDOW, **NAMED[family])
 
 
@@ -94,8 +107,21 @@ def model(family):
         sizes = {"d_model": 32, "max_position_embeddings": WINDOW, "init_std": 0.25, "decoder_start_token_id": EOS}
         return BartForConditionalGeneration(BartConfig(vocab_size=V, **layers, **heads, **sizes, **ends))
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    if family in CONTRASTIVE:
+        return contrastive_model(family, sizes)
     config = BertConfig(vocab_size=V, max_position_embeddings=WINDOW, initializer_range=0.25, pad_token_id=PAD, **sizes)
     return BertForMaskedLM(config)
+
+
+def contrastive_model(family, sizes):
+    """Return a model of images and texts whose towers have different widths."""
+    text = {**sizes, "vocab_size": V + 1, "max_position_embeddings": WINDOW, "pad_token_id": PAD, "bos_token_id": BOS}
+    text["eos_token_id"] = END if family == "clip" else EOS
+    image = {**sizes, "hidden_size": 40, "image_size": PIXELS, "patch_size": 4, "initializer_range": 0.25}
+    if family == "clip":
+        config = CLIPConfig(text_config=text, vision_config=image, projection_dim=24, initializer_factor=4.0)
+        return CLIPModel(config)
+    return SiglipModel(SiglipConfig(text_config={**text, "projection_size": 40}, vision_config=image))
 
 
 def save(family, folder: Path, seed=0):
@@ -105,6 +131,9 @@ def save(family, folder: Path, seed=0):
         torch.manual_seed(seed)
         model(family).save_pretrained(folder)
     tokenizer(family).save_pretrained(folder)
+    if family in CONTRASTIVE:
+        size = {"height": PIXELS, "width": PIXELS}
+        CLIPImageProcessorPil(size={"shortest_edge": PIXELS}, crop_size=size).save_pretrained(folder)
     return folder
 
 
@@ -123,6 +152,14 @@ def encode_rows(codec, template, texts=TEXTS, targets=TARGETS, **options):
 def batch_of(codec, template=TEMPLATES["front"], texts=TEXTS, targets=TARGETS, labels=None, **options):
     """Return the batch of the rows of a template."""
     return codec.collate(encode_rows(codec, template, texts, targets, **options), labels=labels)
+
+
+def image_batch(codec, labels=None):
+    """Return a batch of four random images, whose rows have no text but that of the template."""
+    row = codec.encode(Template("{soft}a story about {target} .").pieces({}), "")
+    images = torch.randn(4, 3, PIXELS, PIXELS, generator=torch.Generator().manual_seed(0))
+    batch = codec.collate([row] * 4, labels=labels)
+    return replace(batch, images=images, image_keys=("a", "b", "c", "d"))
 
 
 def list_answers(ids):

@@ -54,6 +54,7 @@ class Backbone(FrozenModel, ABC):
     codec_class: ClassVar[type[Codec]]
     is_small_copy = False  # whether it is a random copy that only checks what the architecture supports
     is_causal: ClassVar[bool] = False
+    has_lm_head: ClassVar[bool] = True  # whether models of the family predict tokens
 
     def __init__(self, model: PreTrainedModel, codec: Codec, spec: BackboneSpec) -> None:
         super().__init__(model, codec, spec)
@@ -90,6 +91,10 @@ class Backbone(FrozenModel, ABC):
         Raises:
             ValueError: If the family does not support columns.
         """
+
+    def try_prompt(self, batch: Batch, prompt: SoftPrompt) -> Tensor:
+        """Values that depend on the prompt, for a trial of whether rows with it run."""
+        return self.states(batch, prompt).hidden
 
     def refuse_columns(self, columns: Tensor | None) -> None:
         """Refuses positions for `states`.
@@ -158,9 +163,12 @@ class Backbone(FrozenModel, ABC):
         """The rows of the batch with the prompt inserted.
 
         Raises:
-            ValueError: If a row is longer than the backbone's window, or blocks outnumber slots.
+            ValueError: If a row is longer than the backbone's window, blocks outnumber slots, or the prompt is one of
+                images and texts.
         """
         prompt = prompt or SoftPrompt()
+        if self.has_lm_head and (prompt.deep or prompt.image is not None):
+            raise ValueError(f"the prompt requires a backbone that compares images with texts, not {self.spec.name}")
         embeds = self.embed(batch.input_ids)
         if prompt.shift is not None:
             is_text = batch.mask[..., None]

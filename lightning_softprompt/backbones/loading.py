@@ -14,6 +14,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
+    AutoModelForZeroShotImageClassification,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -22,6 +23,8 @@ from transformers.utils import logging as transformers_logging
 
 from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.backbones.causal import CausalBackbone
+from lightning_softprompt.backbones.contrastive.clip import CLIPBackbone
+from lightning_softprompt.backbones.contrastive.siglip import SigLIPBackbone
 from lightning_softprompt.backbones.insertion.embeddings import (
     EntryUnsupportedError,
     check_attends,
@@ -46,6 +49,8 @@ ANOTHER = "Use a backbone of another architecture."
 
 # A configuration belongs to the first family that claims it.
 FAMILIES: dict[type[Backbone], type] = {
+    CLIPBackbone: AutoModelForZeroShotImageClassification,
+    SigLIPBackbone: AutoModelForZeroShotImageClassification,
     Seq2SeqBackbone: AutoModelForSeq2SeqLM,
     MaskedBackbone: AutoModelForMaskedLM,
     CausalBackbone: AutoModelForCausalLM,
@@ -91,13 +96,13 @@ def load_backbone(spec: BackboneSpec) -> Backbone:
         )
     family = family_of(config)
     refuse_unsupported(config, location, FAMILIES[family])
-    model, codec = _load_model(location, FAMILIES[family]), _load_codec(location)
+    model, codec = _load_model(location, family), _load_codec(location)
     if spec.vocabulary is not None:
         extend_tables(model, read_vocabulary(spec.vocabulary).rows)
     subject = f"backbone {spec.name!r} of type {config.model_type} is not supported"
     with refusing(subject, ANOTHER):
         try:
-            check_embeddings(model)
+            check_embeddings(model if family.has_lm_head else model.text_model)
             backbone = family(model, codec, spec)
             try_out(backbone)
             check_attends(backbone.stack, len(backbone.word_embeddings), backbone.is_causal)
@@ -188,12 +193,13 @@ def _load_config(location: BackboneSpec) -> PreTrainedConfig:
     return from_pretrained(AutoConfig.from_pretrained, location)
 
 
-def _load_model(location: BackboneSpec, auto: type) -> PreTrainedModel:
+def _load_model(location: BackboneSpec, family: type[Backbone]) -> PreTrainedModel:
     """Loads a model.
 
     Raises:
         ValueError: If its files lack weights of its body. Encoders often have no language-modeling head.
     """
+    auto = FAMILIES[family]
     transformers_logging.disable_progress_bar()
     dtype = getattr(torch, location.dtype)
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": location.attention, "use_safetensors": True}
@@ -203,7 +209,8 @@ def _load_model(location: BackboneSpec, auto: type) -> PreTrainedModel:
     model: PreTrainedModel
     model, info = from_pretrained(load, location, output_loading_info=True, **options)
     missing: Collection[str] = info["missing_keys"]
-    missing_in_body = sorted(name for name in missing if name.startswith(f"{model.base_model_prefix}."))
+    body_prefix = f"{model.base_model_prefix}." if family.has_lm_head else ""
+    missing_in_body = sorted(name for name in missing if name.startswith(body_prefix))
     if missing_in_body:
         examples = ", ".join(missing_in_body[:3])
         raise ValueError(f"backbone {location.name!r} lacks {len(missing_in_body)} weights, such as {examples}")

@@ -29,8 +29,8 @@ def takes_soft_tokens(backbone: Backbone) -> None:
     with explaining(f"rows with soft tokens do not run in {backbone.spec.dtype}"):
         batch = random_batch(backbone, 2, TOKENS)
         tokens = backbone.embed(batch.input_ids[:1, :2]).detach().requires_grad_()
-        states = backbone.states(batch, SoftPrompt(tokens=tokens))
-        torch.autograd.grad(states.hidden.float().sum(), tokens)
+        values = backbone.try_prompt(batch, SoftPrompt(tokens=tokens))
+        torch.autograd.grad(values.float().sum(), tokens)
 
 
 def takes_keys_and_values(backbone: Backbone) -> None:

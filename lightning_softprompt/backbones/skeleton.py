@@ -152,7 +152,7 @@ def _empty_weights(model: PreTrainedModel) -> PreTrainedModel:
     """Sets all weights of a model to views of one zero."""
     for module in model.modules():
         for name, weight in list(module.named_parameters(recurse=False)):
-            zero = torch.zeros(1, dtype=weight.dtype).expand(weight.shape)
+            zero = torch.zeros((), dtype=weight.dtype).expand(weight.shape)
             module.register_parameter(name, nn.Parameter(zero, requires_grad=False))
         for name, buffer in list(module.named_buffers(recurse=False)):
             module.register_buffer(name, torch.zeros_like(buffer, device="cpu"), persistent=False)

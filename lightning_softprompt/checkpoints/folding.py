@@ -14,6 +14,7 @@ from lightning_softprompt.core.template import Template
 from lightning_softprompt.core.types import Batch, KeysValues, SoftPrompt
 
 SIDES = ("key", "value")
+IMAGE = "image."  # of the names of tensors of the image tower
 PREFIX = "parts."  # of `Folded`'s parameters, whose names have no dots
 
 
@@ -30,7 +31,8 @@ def tensor_name(parameter: str) -> str:
 def prompt_to_tensors(prompt: SoftPrompt) -> dict[str, Tensor]:
     """Returns the tensors of a prompt by name.
 
-    The names are `tokens` [1, P, H], `hidden.<layer>` [1, P, H], `kv.<kind>.<layer>.key` and `.value` [1, N, P, D].
+    The names are `tokens` [1, P, H], `hidden.<layer>` and `deep.<layer>` [1, P, H], `kv.<kind>.<layer>.key` and
+    `.value` [1, N, P, D]. Names of the prompt of the image tower begin with `image.`.
 
     Raises:
         ValueError: If the prompt is not the same for every row.
@@ -41,6 +43,9 @@ def prompt_to_tensors(prompt: SoftPrompt) -> dict[str, Tensor]:
         )
     tensors = {} if prompt.tokens is None else {"tokens": prompt.tokens}
     tensors |= {f"hidden.{layer}": tokens for layer, tokens in prompt.hidden.items()}
+    tensors |= {f"deep.{layer}": tokens for layer, tokens in prompt.deep.items()}
+    if prompt.image is not None:
+        tensors |= {f"{IMAGE}{name}": tensor for name, tensor in prompt_to_tensors(prompt.image).items()}
     for kind, layers in prompt.kv.items():
         for layer, pair in layers.items():
             for side, tensor in zip(SIDES, pair, strict=True):
@@ -88,14 +93,25 @@ def compute_shared_prompt(
 
 def tensors_to_prompt(tensors: Mapping[str, Tensor], blocks: tuple[int, ...] | None = None) -> SoftPrompt:
     """Returns the prompt of tensors that are named as by `prompt_to_tensors`."""
+    image = {name.removeprefix(IMAGE): tensor for name, tensor in tensors.items() if name.startswith(IMAGE)}
     hidden: dict[int, Tensor] = {}
+    deep: dict[int, Tensor] = {}
     kv: dict[str, dict[int, tuple[Tensor, Tensor]]] = {}
     for name, tensor in tensors.items():
         if name.startswith("hidden."):
             hidden[int(name.split(".")[1])] = tensor
+        elif name.startswith("deep."):
+            deep[int(name.split(".")[1])] = tensor
         elif name.startswith("kv.") and name.endswith(".key"):
             _, kind, layer, _ = name.split(".")
             value = tensors[f"kv.{kind}.{layer}.value"]
             kv.setdefault(kind, {})[int(layer)] = tensor, value
     keys_values: KeysValues = kv
-    return SoftPrompt(tokens=tensors.get("tokens"), blocks=blocks, kv=keys_values, hidden=hidden)
+    return SoftPrompt(
+        tokens=tensors.get("tokens"),
+        blocks=blocks,
+        kv=keys_values,
+        hidden=hidden,
+        deep=deep,
+        image=tensors_to_prompt(image) if image else None,
+    )

@@ -23,13 +23,23 @@ def join_prompts(prompts: Mapping[str, SoftPrompt], rows: int) -> SoftPrompt:
 
     Raises:
         ValueError: If two prompts shift the embeddings or have keys and values in different layers, or if soft tokens
-            enter at a middle layer together with another prompt.
+            enter at a middle layer, or are replaced at layers, together with another prompt.
     """
     parts = {name: prompt for name, prompt in prompts.items() if not _is_empty(prompt)}
     penalties = _sum_by_name([prompt.penalties for prompt in prompts.values()])
     logs = {f"{name}/{key}": value for name, prompt in prompts.items() for key, value in prompt.logs.items()}
     if len(parts) < 2:
         return replace(next(iter(parts.values()), SoftPrompt()), penalties=penalties, logs=logs)
+    image = _join_images({name: prompt.image for name, prompt in parts.items() if prompt.image is not None}, rows)
+    of_text = {name: prompt for name, prompt in parts.items() if not _is_empty(replace(prompt, image=None))}
+    if len(of_text) < 2:
+        return replace(next(iter(of_text.values()), SoftPrompt()), image=image, penalties=penalties, logs=logs)
+    parts = of_text
+    deep = [name for name, prompt in parts.items() if prompt.deep]
+    if deep:
+        raise ValueError(
+            f"{deep[0]} replaces its soft tokens at layers, which cannot be joined with {_others(parts, deep[0])}"
+        )
     late = [name for name, prompt in parts.items() if prompt.hidden]
     if late:
         raise ValueError(
@@ -47,13 +57,21 @@ def join_prompts(prompts: Mapping[str, SoftPrompt], rows: int) -> SoftPrompt:
         shift=parts[shifting[0]].shift if shifting else None,
         kv=kv,
         kv_mask=kv_mask,
+        image=image,
+        depends_on_image=any(prompt.depends_on_image for prompt in parts.values()),
         penalties=penalties,
         logs=logs,
     )
 
 
+def _join_images(prompts: Mapping[str, SoftPrompt], rows: int) -> SoftPrompt | None:
+    """Joins the prompts of the image tower; None if there are none."""
+    return join_prompts(prompts, rows) if prompts else None
+
+
 def _is_empty(prompt: SoftPrompt) -> bool:
-    return prompt.tokens is None and prompt.shift is None and not prompt.kv and not prompt.hidden
+    has_layers = prompt.kv or prompt.hidden or prompt.deep
+    return prompt.tokens is None and prompt.shift is None and not has_layers and prompt.image is None
 
 
 def _others(names: Mapping[str, SoftPrompt], name: str) -> str:

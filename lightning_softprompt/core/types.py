@@ -131,6 +131,58 @@ class WindowExample(Example):
 
 
 @dataclass(frozen=True)
+class ImageRef:
+    """An image: a file, or the encoded bytes of one.
+
+    Args:
+        path: Path of the file; empty for bytes.
+        digest: A hash of the bytes; empty for a file.
+        data: The bytes; None for a file.
+    """
+
+    path: str = ""
+    digest: str = ""
+    data: bytes | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def name(self) -> str:
+        """Names the image in messages."""
+        return self.path or f"the image with the hash {self.digest}"
+
+
+@dataclass(frozen=True)
+class ImageView:
+    """Which part of an image is shown.
+
+    Args:
+        area: Its share of the area of the image.
+        ratio: Its width over its height; None for the whole image.
+        left: Its position, from 0 at the left end of the image to 1 at the right end.
+        top: Its position, from 0 at the top to 1 at the bottom.
+        is_mirrored: Whether left and right are exchanged.
+    """
+
+    area: float = 1.0
+    ratio: float | None = None
+    left: float = 0.0
+    top: float = 0.0
+    is_mirrored: bool = False
+
+
+@dataclass(frozen=True)
+class ImageExample(Example):
+    """A row with an image.
+
+    Args:
+        image: The image.
+        view: The part of it that is shown; None for the whole image.
+    """
+
+    image: ImageRef = field(default_factory=ImageRef)
+    view: ImageView | None = None
+
+
+@dataclass(frozen=True)
 class Text:
     """A stretch of text.
 
@@ -257,6 +309,14 @@ class Batch:
             negative rank in a ranking. None if the answers have no grades.
         margins: By how much [B] each answer is better than the others of its question, for preferred answers; 0 for
             others. None if margins are unknown.
+        images: The pixels [B, 3, h, w] of the image of each row, as the image processor of the backbone computes them;
+            None for rows without images.
+        image_keys: A hash of the pixels of each image, under which its features are cached; empty if images are not
+            cached, such as randomly cropped ones.
+        class_ids: The class [B] that each row describes, for the texts of classes that images are compared with; None
+            for other rows.
+        image_features: Features [B, F] of the image that each row is compared with, for the texts of classes and
+            methods whose prompt depends on the image; None for other rows.
     """
 
     input_ids: Tensor
@@ -274,6 +334,10 @@ class Batch:
     groups: Tensor | None = None
     grades: Tensor | None = None
     margins: Tensor | None = None
+    images: Tensor | None = None
+    image_keys: tuple[str, ...] = ()
+    class_ids: Tensor | None = None
+    image_features: Tensor | None = None
 
     def __post_init__(self) -> None:
         self.row_ids = self.row_ids or tuple(range(len(self)))
@@ -336,6 +400,7 @@ class Batch:
         part = self._map(lambda tensor: tensor[list(positions)])
         part.row_ids = tuple(self.row_ids[b] for b in positions)
         part.global_row_ids = tuple(self.global_row_ids[b] for b in positions)
+        part.image_keys = tuple(self.image_keys[b] for b in positions) if self.image_keys else ()
         if self.encoded is not None:
             part.encoded = tuple(self.encoded[b] for b in positions)
         if self.examples is not None:
@@ -393,6 +458,11 @@ class SoftPrompt:
         kv_mask: [B, P] bool by kind of attention, False on keys that a row does not have. Kinds without a mask have all
             keys in each row.
         hidden: [B|1, P, H] by layer: soft tokens that are inserted before a layer and do not exist below it.
+        deep: [B|1, P, H] by layer: states that replace those of the soft tokens before a layer, which later layers
+            process. Only backbones that compare images with texts support it.
+        image: The prompt of the image tower, whose soft tokens follow the patches; None leaves the tower unchanged.
+        depends_on_image: Whether the prompt of a text depends on the image that the text is compared with. Each text
+            then runs once per image.
         penalties: Scalars that the run can weight and add to the loss.
         logs: Scalars to log.
 
@@ -407,6 +477,9 @@ class SoftPrompt:
     kv: KeysValues = field(default_factory=dict)
     kv_mask: Mapping[str, Tensor] = field(default_factory=dict)
     hidden: Mapping[int, Tensor] = field(default_factory=dict)
+    deep: Mapping[int, Tensor] = field(default_factory=dict)
+    image: SoftPrompt | None = None
+    depends_on_image: bool = False
     penalties: Mapping[str, Tensor] = field(default_factory=dict)
     logs: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -432,4 +505,6 @@ class SoftPrompt:
             kv=kv,
             kv_mask={kind: select(mask) for kind, mask in self.kv_mask.items()},
             hidden={layer: select(tokens) for layer, tokens in self.hidden.items()},
+            deep={layer: select(tokens) for layer, tokens in self.deep.items()},
+            image=None if self.image is None else self.image.only(rows),
         )

@@ -249,6 +249,10 @@ class SoftPromptDataModule(SplitHooks):
         text = "".join(piece.text for piece in pieces if isinstance(piece, Text))
         return {"row": origin.index, **file, "input": text, "target": None if name == "predict" else example.target}
 
+    def row_image(self, name: Split, row: int) -> Any:
+        """Returns the image of a row for tables, as an image of Pillow; None if rows have no images."""
+        return None
+
     def identity(self, name: Split) -> str:
         """Returns a hash of the texts, tokens and origins of a split's rows, and of the classes."""
         data = self.split(name)

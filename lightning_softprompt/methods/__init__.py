@@ -5,6 +5,10 @@ from lightning_softprompt.methods.baselines.in_context import InContext
 from lightning_softprompt.methods.baselines.lora import LoRA
 from lightning_softprompt.methods.baselines.no_prompt import NoPrompt
 from lightning_softprompt.methods.combined import Combined
+from lightning_softprompt.methods.image_prompts.cocoop import CoCoOp
+from lightning_softprompt.methods.image_prompts.coop import CoOp
+from lightning_softprompt.methods.image_prompts.maple import MaPLe
+from lightning_softprompt.methods.image_prompts.vpt import VisualPromptTuning
 from lightning_softprompt.methods.input_prompts.adept import ADePT
 from lightning_softprompt.methods.input_prompts.context_aware import ContextAware
 from lightning_softprompt.methods.input_prompts.dept import DePT
@@ -37,6 +41,8 @@ __all__ = [
     "ULPT",
     "ADePT",
     "Cartridge",
+    "CoCoOp",
+    "CoOp",
     "Combined",
     "ContextAware",
     "DePT",
@@ -45,6 +51,7 @@ __all__ = [
     "InContext",
     "LatePromptTuning",
     "LoRA",
+    "MaPLe",
     "NewTokens",
     "NoPrompt",
     "PTMoE",
@@ -57,5 +64,6 @@ __all__ = [
     "SMoP",
     "Spring",
     "TransPrompt",
+    "VisualPromptTuning",
     "XPrompt",
 ]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_softprompt.backbones.prompted_lm import PromptedLM
-from lightning_softprompt.core.types import IGNORE, Batch
+from lightning_softprompt.core.types import IGNORE, Batch, SoftPrompt
 
 STEEPNESS, EPOCHS = 0.2, 50  # of the schedule of Nemesis, which is defined for 50 epochs
 
@@ -163,20 +163,38 @@ def token_norms(lm: PromptedLM, batch: Batch, order: float, relative: bool) -> T
 
 
 def scale_tokens(lm: PromptedLM, batch: Batch, positions: Sequence[int], scale: float) -> PromptedLM:
-    """Returns the model with some soft tokens of the batch scaled."""
-    prompt = lm.prompt(batch)
-    tokens = soft_tokens(lm, batch).clone()
-    tokens[:, list(positions)] *= scale
-    return lm.with_method(lambda _: replace(prompt, tokens=tokens))
+    """Returns the model with the soft tokens at some positions scaled, in every row that it processes.
+
+    Raises:
+        ValueError: If the batch has no soft tokens.
+    """
+    factors = soft_tokens(lm, batch).new_ones(soft_tokens(lm, batch).shape[1], 1)  # [P, 1]
+    factors[list(positions)] = scale
+
+    def scaled(rows: Batch) -> SoftPrompt:
+        prompt = lm.prompt(rows)
+        return prompt if prompt.tokens is None else replace(prompt, tokens=prompt.tokens * factors)
+
+    return lm.with_method(scaled)
 
 
 def replace_with_noise(lm: PromptedLM, batch: Batch, positions: Sequence[int], deviation: float) -> PromptedLM:
-    """Returns the model with some soft tokens of the batch replaced by noise."""
-    prompt = lm.prompt(batch)
-    tokens = soft_tokens(lm, batch).clone()
-    noise = torch.randn_like(tokens[:, list(positions)])
-    tokens[:, list(positions)] = noise * deviation
-    return lm.with_method(lambda _: replace(prompt, tokens=tokens))
+    """Returns the model with the soft tokens at some positions replaced by noise, the same in every row.
+
+    Raises:
+        ValueError: If the batch has no soft tokens.
+    """
+    noise = torch.randn_like(soft_tokens(lm, batch)[0, list(positions)]) * deviation  # [positions, H]
+
+    def replaced(rows: Batch) -> SoftPrompt:
+        prompt = lm.prompt(rows)
+        if prompt.tokens is None:
+            return prompt
+        tokens = prompt.tokens.clone()
+        tokens[:, list(positions)] = noise
+        return replace(prompt, tokens=tokens)
+
+    return lm.with_method(replaced)
 
 
 def count_correct(lm: PromptedLM, batch: Batch) -> int:

@@ -24,7 +24,9 @@ def apply_dropout(prompt: SoftPrompt, rate: float) -> SoftPrompt:
             kv[kind][layer] = dropout(key, rate), dropout(value, rate)
     tokens = None if prompt.tokens is None else dropout(prompt.tokens, rate)
     hidden = {layer: dropout(states, rate) for layer, states in prompt.hidden.items()}
-    return replace(prompt, tokens=tokens, kv=kv, hidden=hidden)
+    deep = {layer: dropout(states, rate) for layer, states in prompt.deep.items()}
+    image = None if prompt.image is None else apply_dropout(prompt.image, rate)
+    return replace(prompt, tokens=tokens, kv=kv, hidden=hidden, deep=deep, image=image)
 
 
 def add_embedding_noise(prompt: SoftPrompt, noise: Tensor) -> SoftPrompt:

@@ -7,6 +7,7 @@ import logging
 from lightning_softprompt.backbones.tokenization.codec import Codec
 from lightning_softprompt.core.types import Classes
 from lightning_softprompt.readouts.base import Readout
+from lightning_softprompt.readouts.class_texts import ClassTexts
 from lightning_softprompt.readouts.label_words import LabelWords
 from lightning_softprompt.readouts.ranked import RankedChoices
 from lightning_softprompt.readouts.ranked_options import RankedOptions
@@ -17,8 +18,11 @@ log = logging.getLogger(__name__)
 def default_readout(codec: Codec, classes: Classes) -> Readout:
     """Creates `LabelWords`, or `RankedChoices` if a label word has several tokens, and logs the latter.
 
-    Classes without names mean that the rows have options: `RankedOptions` scores them.
+    Classes without names mean that the rows have options: `RankedOptions` scores them. A backbone that compares images
+    with texts has `ClassTexts`.
     """
+    if codec.reads_images:
+        return ClassTexts(codec, classes)
     if not classes.words:
         return RankedOptions(codec, classes)
     words = [word for words_of_class in classes.words.values() for word in words_of_class]

@@ -9,7 +9,7 @@ After a change that is, record them again and say in the commit why they differ:
 import json
 import logging
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -38,6 +38,7 @@ FAMILIES_OF = {
     "context_aware": tiny.CAUSAL,
     "cartridge": tiny.CAUSAL,
     "late_prompt_tuning": (*tiny.CAUSAL, *tiny.MASKED),
+    **dict.fromkeys(("coop", "cocoop", "vpt", "maple"), tiny.CONTRASTIVE),
 }
 UNTRAINED = ("bare", "in_context")
 CONFIGS = sorted(path for path in (configs_folder() / "method").glob("*.yaml") if path.stem not in UNTRAINED)
@@ -57,6 +58,8 @@ class LossRecorder(Callback):
 def shrink(arguments, prompt_file, corpus):
     """Returns the arguments of a config with the sizes of a tiny backbone and with existing files."""
     small = {name: SMALL.get(name, value) for name, value in arguments.items()}
+    if isinstance(small.get("layers"), int):
+        small["layers"] = 2
     if "corpus" in small:
         small["corpus"] = str(corpus)
     if small.get("init", {}).get("class_path") == "FromText":
@@ -82,6 +85,8 @@ def build(config, classes):
 
 def batch_of_rows(codec, template, rows):
     """Returns some of the tiny rows, each with the index of its class."""
+    if codec.reads_images:
+        return tiny.image_batch(codec, labels=LABELS).only(range(4)[rows])
     return tiny.batch_of(codec, template, tiny.TEXTS[rows], tiny.TARGETS[rows], labels=LABELS[rows])
 
 
@@ -102,6 +107,8 @@ def test_losses_are_the_recorded_ones(path, family, load, classes, tmp_path):
     corpus.write_text("it is a sad story about a dog that never ends well")
     config = yaml.safe_load(path.read_text())
     config["init_args"] = shrink(config["init_args"], source, corpus)
+    if backbone.codec.reads_images:
+        classes = replace(classes, template="{soft}a story about {target} .")
     module = build(config, classes)
     module.attach(backbone, seed=0)
     template = TEMPLATE.get(path.stem, tiny.TEMPLATES["front"])

@@ -78,6 +78,7 @@ class Codec(ABC):
     """
 
     answer_location: Literal["end", "inside", "decoder"] = "end"  # where a row has its answer: after or in the input
+    reads_images = False  # whether rows have images, which texts are compared with
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, padding_side: str = "right") -> None:
         if not tokenizer.is_fast:

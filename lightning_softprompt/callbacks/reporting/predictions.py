@@ -124,9 +124,9 @@ class PredictionTable(Callback):
     """Logs predictions to W&B, as the table `val/predictions` or `test/predictions`.
 
     It shows the first rows, the same after each validation, so that predictions can be compared. Each row has its
-    input, target and prediction, whether they are equal, and a column for each score: of each class, or of generated
-    text. Tables of a training also have the optimizer step. With several processes, the table has rows of the first one
-    only.
+    image, if there is one, its input, target and prediction, whether they are equal, and a column for each score: of
+    each class, or of generated text. Tables of a training also have the optimizer step. With several processes, the
+    table has rows of the first one only.
 
     Args:
         stage: `val` or `test`.
@@ -200,6 +200,12 @@ class PredictionTable(Callback):
             is_correct = record["prediction"] == record["target"]
             table.append([record["row"], *texts, is_correct, *cells])
         columns = ["row", *TEXT_COLUMNS, "correct", *score_columns]
+        images = [_data(trainer).row_image(split, row) for row in self._records]
+        if images and images[0] is not None:
+            import wandb
+
+            columns.insert(1, "image")
+            table = [[row[0], wandb.Image(image), *row[1:]] for image, row in zip(images, table, strict=True)]
         if trainer.state.fn == TrainerFn.FITTING:
             columns.insert(0, "step")
             table = [[trainer.global_step, *cells] for cells in table]
@@ -223,6 +229,7 @@ class _DescribesRows(Protocol):
     classes: Classes | None
 
     def describe_row(self, split: str, row: int) -> Mapping[str, Any]: ...
+    def row_image(self, split: str, row: int) -> Any: ...
     def identity(self, split: str) -> str: ...
     def source_rows(self, split: str) -> list[int]: ...
 

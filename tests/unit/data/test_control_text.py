@@ -130,7 +130,7 @@ def count_control_tokens(module):
 def test_each_data_module_has_a_row():
     import_plugins()
     names = {cls.__name__ for cls in SoftPromptDataModule.__subclasses__() if cls.__module__.startswith("lightning")}
-    assert {cls.__name__ for cls in MAKERS} == names
+    assert {cls.__name__ for cls in MAKERS} == names - {"ImageClassificationDataModule"}  # whose rows have no text
 
 
 @pytest.mark.parametrize("make", MAKERS.values(), ids=[cls.__name__ for cls in MAKERS])

@@ -1,0 +1,1 @@
+"""Backbones that compare images with texts: CLIP, SigLIP and models of the same structure."""

@@ -1,0 +1,1 @@
+"""Prompts of backbones that compare images with texts."""
