@@ -40,9 +40,8 @@ class Experience(Batch):
     @classmethod
     def of(cls, batch: Batch, answer_mask: Tensor, rewards: Tensor) -> Self:
         """Adds the rewards [B] and the mask [B, U] of answers to a batch; advantages are 0."""
-        values = {field.name: getattr(batch, field.name) for field in fields(Batch)}
         advantages = torch.zeros_like(answer_mask, dtype=rewards.dtype)
-        return cls(**values, answer_mask=answer_mask, rewards=rewards, advantages=advantages)
+        return batch.extend(cls, answer_mask=answer_mask, rewards=rewards, advantages=advantages)
 
     def state(self) -> dict[str, Any]:
         """Returns the rows as tensors, lists and numbers for a checkpoint, without their texts."""
