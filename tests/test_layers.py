@@ -25,7 +25,7 @@ MAY_IMPORT = {  # in addition to itself
     "distributed": GROUND | {"backbones"},
     "checkpoints": GROUND | {"backbones", "moved", "renamed_options"},
     "runs": STORED,
-    "evaluation": GROUND | {"backbones", "constraints"},
+    "evaluation": GROUND | {"backbones", "checkpoints", "constraints"},
     "retrieval": GROUND | {"backbones"},  # its callers pass the documents, so it reads no corpus
     "prompts": STORED | {"vocabulary"},  # texts for the rows of new tokens
     "objectives": STORED | {"distributed", "rewards"},
@@ -33,7 +33,7 @@ MAY_IMPORT = {  # in addition to itself
     "reports": GROUND | {"evaluation"},
     "analysis": STORED | {"evaluation", "reports"},
     "studies": STORED,
-    "data": GROUND | {"backbones", "constraints", "evaluation", "retrieval"},
+    "data": STORED | {"constraints", "evaluation", "retrieval", "rewards"},
     "vocabulary": GROUND | {"backbones", "data"},
     "readouts": STORED | {"prompts"},
     "methods": TRAINED | {"runs"},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -13,6 +13,8 @@ from lightning_softprompt.backbones.base import Backbone
 from lightning_softprompt.backbones.execution.lm_head import States, TargetScores
 from lightning_softprompt.core.types import Batch, SoftPrompt
 
+Explain = Callable[["PromptedLM", Batch], tuple[Tensor, Mapping[str, Tensor]]]  # a reward and its parts
+
 
 class PromptedLM:
     """Backbone and method for one step. Prompt and scores of a batch are computed once, however often asked for.
@@ -22,6 +24,7 @@ class PromptedLM:
         method: Gives the soft prompt of a batch.
         readout: Gives class scores, or scores of answers; None if the task has neither.
         reward: Gives scores of answers [B] in place of the readout.
+        explain: Gives the reward and its parts by name, each [B]; None if the reward has no parts.
         start: Gives the method its values at the start of the run within a context, which yields a hash of them.
     """
 
@@ -32,6 +35,7 @@ class PromptedLM:
         readout: Callable[[PromptedLM, Batch], Tensor] | None = None,
         reward: Callable[[PromptedLM, Batch], Tensor] | None = None,
         start: Callable[[], AbstractContextManager[str]] | None = None,
+        explain: Explain | None = None,
     ) -> None:
         self.backbone = backbone
         self._method = method
@@ -39,6 +43,7 @@ class PromptedLM:
         self._reward = reward
         self._start = start
         self._prompts: dict[int, tuple[Batch, SoftPrompt, bool]] = {}
+        self._explain = explain
         self._scores: dict[int, Tensor] = {}
         self._states: dict[tuple[int, bool], States] = {}
         self._last_losses: tuple[tuple[int, bool, float], Batch, Tensor] | None = None
@@ -54,15 +59,15 @@ class PromptedLM:
 
     def with_method(self, method: Callable[[Batch], SoftPrompt]) -> PromptedLM:
         """The same backbone and readout with other prompts."""
-        return PromptedLM(self.backbone, method, self._readout, self._reward, self._start)
+        return PromptedLM(self.backbone, method, self._readout, self._reward, self._start, self._explain)
 
     def with_readout(self, readout: Callable[[PromptedLM, Batch], Tensor]) -> PromptedLM:
         """The same backbone and prompts with another readout."""
         return PromptedLM(self.backbone, self._method, readout, None, self._start)
 
-    def with_reward(self, reward: Callable[[PromptedLM, Batch], Tensor]) -> PromptedLM:
-        """The same backbone and prompts with another score of answers."""
-        return PromptedLM(self.backbone, self._method, self._readout, reward, self._start)
+    def with_reward(self, reward: Callable[[PromptedLM, Batch], Tensor], explain: Explain | None = None) -> PromptedLM:
+        """The same backbone and prompts with another score of answers, and what returns it with its parts."""
+        return PromptedLM(self.backbone, self._method, self._readout, reward, self._start, explain)
 
     @contextmanager
     def at_start(self) -> Iterator[tuple[PromptedLM, str]]:
@@ -142,6 +147,12 @@ class PromptedLM:
         if scores.dim() != 1:
             raise ValueError("the readout scores classes, but answers are compared; set --model.readout to RewardHead")
         return scores
+
+    def explain_scores(self, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Scores [B] of answers as in `answer_scores`, and the parts of the reward by name, each [B]."""
+        if self._explain is None:
+            return self.answer_scores(batch), {}
+        return self._explain(self, batch)
 
     def scores(self, batch: Batch) -> Tensor:
         """Class scores [B, C], or [B, W, C] where each word has a class; their softmax are the class probabilities.

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, final
 
 from lightning_softprompt.backbones.generation.decoding import Decoding
+from lightning_softprompt.checkpoints.frozen_role import BARE
 from lightning_softprompt.constraints.example import ConstrainedExample
 from lightning_softprompt.core.types import Example
 from lightning_softprompt.data.answer_texts import read_row_constraints
@@ -13,6 +14,7 @@ from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.data.readers.sources import first_columns
 from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.evaluation.policy.reward_evaluation import RewardEvaluation
+from lightning_softprompt.rewards.base import Reward
 
 
 @final
@@ -30,10 +32,15 @@ class PromptDataModule(SoftPromptDataModule):
         constraints: Column with the verifiable constraints of a row, for the reward `MeetsConstraints`; null for none.
         max_target_tokens: Tokens of max_tokens reserved for an answer.
         decoding: How validation and test sample answers (default: as in training, from all words at temperature 1).
+        reference: What a test compares with: `bare`, the backbone without a prompt; `start`, the prompt of the run
+            before its first step, for checkpoints; or the file of a prompt.
+        judge: A reward that is not trained on, which validation and test report in addition to that of the objective.
+        reference_answers: Number of answers of the reference to each test question. From 2 on, a test also reports the
+            reward of the best of 2, 4, ... answers.
         common: Arguments of every data module.
 
     Raises:
-        ValueError: If max_target_tokens is not between 0 and max_tokens.
+        ValueError: If max_target_tokens is not between 0 and max_tokens, or reference_answers is below 1.
     """
 
     append_eos = True
@@ -46,17 +53,23 @@ class PromptDataModule(SoftPromptDataModule):
         constraints: str | None = None,
         max_target_tokens: int = 64,
         decoding: Decoding | None = None,
+        reference: str = BARE,
+        judge: Reward | None = None,
+        reference_answers: int = 1,
         **common: Any,
     ) -> None:
         super().__init__(template=template, **common)
+        if reference_answers < 1:
+            raise ValueError(f"reference_answers must be at least 1, got {reference_answers}")
         self.reserve_target_tokens(max_target_tokens, decoding or Decoding(do_sample=True))
         self.references, self.constraints = references, constraints
+        self.reference, self.judge, self.reference_answers = reference, judge, reference_answers
 
     @property
     def evaluation(self) -> Evaluation:
         """The reward of sampled answers."""
         assert self.decoding is not None
-        return RewardEvaluation(self.decoding)
+        return RewardEvaluation(self.decoding, self.reference, self.judge, self.reference_answers)
 
     @property
     def needed_columns(self) -> tuple[str, ...]:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from lightning_softprompt.backbones.prompted_lm import PromptedLM
 from lightning_softprompt.core.types import Batch
-from lightning_softprompt.objectives.rollout_work import RolloutWork
 
 
 @dataclass(frozen=True)
@@ -69,15 +68,6 @@ class Objective(ABC):
         """Returns the language model with the reward by which evaluations compare answers, if the objective has one."""
         return lm
 
-    def rollout_work(self, questions: int, tokens: int) -> RolloutWork | None:
-        """Returns the work of sampling answers and of learning from them; None if the objective samples none.
-
-        Args:
-            questions: Number of questions of a batch.
-            tokens: Tokens of a question, with the prompt.
-        """
-        return None
-
     def begin(self, lm: PromptedLM, batch: Batch) -> Batch:
         """Returns what the steps of a batch learn from: the batch, or answers that are sampled for it."""
         return batch
@@ -98,6 +88,15 @@ class Objective(ABC):
 
     def load_state(self, state: Mapping[str, float]) -> None:  # noqa: B027
         """Sets the values of `state`."""
+
+    def describe_rows(self, lm: PromptedLM, rows: Batch) -> Sequence[Mapping[str, Any]]:
+        """Returns the sampled answers that a step has learned from, as rows of a table; none if it samples none.
+
+        Args:
+            lm: The language model.
+            rows: What `select` returned for the step.
+        """
+        return ()
 
     @abstractmethod
     def __call__(self, lm: PromptedLM, batch: Batch) -> Outcome:

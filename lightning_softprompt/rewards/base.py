@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -27,6 +27,20 @@ class Reward(ABC):
             batch: The questions with their answers. `targets` are the tokens of the answers, with the token that ends a
                 finished answer.
         """
+
+    @property
+    def part_names(self) -> tuple[str, ...]:
+        """Names of the parts that `explain` returns."""
+        return ()
+
+    def explain(self, lm: PromptedLM, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Computes the rewards [B], and the parts that they consist of by name, each [B], to log.
+
+        Args:
+            lm: See `__call__`.
+            batch: See `__call__`.
+        """
+        return self(lm, batch), {}
 
     @staticmethod
     def tensor(values: Sequence[float], batch: Batch) -> Tensor:

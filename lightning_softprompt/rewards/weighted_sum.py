@@ -37,6 +37,16 @@ class WeightedSum(Reward):
 
     def __call__(self, lm: PromptedLM, batch: Batch) -> Tensor:
         """Computes the rewards [B]."""
+        return self.explain(lm, batch)[0]
+
+    @property
+    def part_names(self) -> tuple[str, ...]:
+        """The names of the rewards."""
+        return tuple(self.rewards)
+
+    def explain(self, lm: PromptedLM, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Computes the rewards [B], and each of them by name, without its weight."""
         weights = self.weights or {}
-        terms = [weights.get(name, 1.0) * reward(lm, batch) for name, reward in self.rewards.items()]
-        return torch.stack(terms).sum(0)
+        parts = {name: reward(lm, batch) for name, reward in self.rewards.items()}
+        terms = [weights.get(name, 1.0) * values for name, values in parts.items()]
+        return torch.stack(terms).sum(0), parts

@@ -45,7 +45,7 @@ class RunSpec:
         job_type: Weights & Biases job type (default: the command).
         tags: Weights & Biases tags (default: the method, the data and the backbone).
         notes: Weights & Biases notes.
-        table_rows: Number of validation rows in the table of predictions on Weights & Biases.
+        table_rows: Number of rows in the table of validation predictions on Weights & Biases, and of sampled answers.
         trial: Number of the trial of a hyperparameter search, set by `softprompt sweep`.
         predictions: Output file of predict; `-` is standard output (default: predictions.jsonl in the run folder).
         skip_bad_steps: Maximum number of consecutive training steps to skip because of a non-finite loss or gradient;

@@ -36,6 +36,7 @@ from lightning_softprompt.callbacks.reporting.predictions import (
 )
 from lightning_softprompt.callbacks.reporting.prompt_watch import PromptWatch
 from lightning_softprompt.callbacks.reporting.result_summary import ResultSummary
+from lightning_softprompt.callbacks.reporting.rollout_report import RolloutReport
 from lightning_softprompt.callbacks.reporting.run_files import RunFiles
 from lightning_softprompt.callbacks.reporting.start_summary import StartSummary
 from lightning_softprompt.callbacks.reporting.throughput import Throughput
@@ -234,6 +235,7 @@ class Session:
         if self.run.early_stopping:
             optional.append(Patience(self.monitor, self.mode, self.run.early_stopping))
         reports: list[Callback] = [ParameterSummary(), StartSummary(), Throughput(), PromptWatch()]
+        reports.append(RolloutReport(self.folder, self.run.table_rows))
         if self.run.watch == "tokens":
             reports.append(TokenGradients())
         return [FinalValidation(), *reports, guard, *optional, RngState(), *checkpoints]

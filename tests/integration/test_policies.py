@@ -63,7 +63,7 @@ def test_a_prompt_is_trained_and_tested_with_a_reward(options, objective):
     assert "val/loss" not in metrics["val"]
     assert main(["test", f"--ckpt_path={folder / 'prompt.safetensors'}"]) == 0
     tested = read_metrics(last_folder())["test"]
-    assert tested["test/lift"] == pytest.approx(tested["test/reward"] - tested["test/bare_reward"])
+    assert tested["test/lift"] == pytest.approx(tested["test/reward"] - tested["test/reference_reward"])
     assert tested["test/win_rate_low"] <= tested["test/win_rate"] <= tested["test/win_rate_high"]
     records = read_rows(last_folder() / "test_predictions.jsonl")
     words = [len(record["prediction"].split()) for record in records]
@@ -107,6 +107,30 @@ def test_a_run_that_stops_in_the_middle_of_a_rollout_resumes_exactly(start, worl
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     deviations = [float(value) for value in read_column(whole, "train/ratio_deviation")]
     assert max(deviations[::4]) < 1e-5 < 1e-4 < min(deviations[1:4])  # a part runs apart from the rest, up to rounding
+
+
+def test_sampled_answers_are_reported(options):
+    rewards = "{length: {class_path: Length, init_args: {words: 3}}, end: Unfinished}"
+    policy = ["--model.objective=GRPO", "--model.objective.reward=WeightedSum", SHORT]
+    policy += [f"--model.objective.reward.rewards={rewards}", "--model.objective.answers=3", "--model.objective.kl=0.1"]
+    judged = ["--data.judge=Pattern", "--data.judge.pattern=a", "--data.reference_answers=2"]
+    assert main(["fit", *options, *policy, *judged, "--run.table_rows=5"]) == 0
+    folder = last_folder()
+    rows = read_rows(folder / "rollouts.jsonl")
+    assert [row["question"] for row in rows] == [0, 0, 0, 1, 1]
+    for row in rows:
+        assert row["reward"] == pytest.approx(row["reward_length"] + row["reward_end"], abs=1e-6)
+        assert row["reward_length"] == pytest.approx(-abs(len(row["answer"].split()) - 3) / 3)
+    assert sum(row["advantage"] for row in rows[:3]) == pytest.approx(0, abs=1e-5)
+    metrics = read_metrics(folder)
+    assert {"val/judge", "val/reward_length", "val/reward_end"} <= metrics["val"].keys()
+    assert {"train/reward_length", "train/kl"} <= metrics["train"].keys()
+    assert {"rollouts.png", "training_reward_over_kl.png"} <= {path.name for path in (folder / "plots").iterdir()}
+    assert main(["test", f"--ckpt_path={folder / 'prompt.safetensors'}"]) == 0
+    tested = read_metrics(last_folder())["test"]
+    assert tested["test/judge_lift"] == pytest.approx(tested["test/judge"] - tested["test/reference_judge"])
+    assert tested["test/best_of_1"] <= tested["test/best_of_2"]
+    assert (last_folder() / "plots" / "test_reward_over_kl.png").is_file()
 
 
 def test_steps_after_a_large_change_of_the_policy_are_skipped(options):

@@ -250,3 +250,25 @@ def test_rows_are_written_filtered_and_trained_on(folder, tiny_folder):
     assert main([*study, backbone, "--run.wandb=disabled"]) == 0
     results = json.loads((folder / "studies" / "reviews" / "results.json").read_text())
     assert len([row for row in results if row["metric"] == "accuracy"]) == 2
+
+
+@pytest.mark.slow
+def test_a_policy_is_trained_against_a_reward_model(folder, tiny_folder):
+    page = read_page("rlhf")
+    save_files(page, folder)
+    shorter = {"max_steps: 8": "max_steps: 2", "objective.answers: 4": "objective.answers: 2"}
+    shorter |= {"tokens: 24": "tokens: 6", "reference_answers: 4": "reference_answers: 2", "length: 8": "length: 2"}
+    limits = {
+        "{path: pairs": "{max_tokens: 40, path: pairs",
+        "\n        path": "\n        max_tokens: 40\n        path",
+    }
+    edit(folder / "rlhf.yaml", shorter | limits)  # the window of the tiny backbone
+    (study,) = commands(page)
+    assert main([*study, f"--backbone.name={tiny_folder('llama')}"]) == 0
+    runs = folder / "studies" / "rlhf" / "all"
+    rewards = [row["reward"] for row in read_rows(runs / "policy" / "rollouts.jsonl")]
+    assert len(rewards) == 4
+    assert len(set(rewards)) > 1
+    test = read_metrics(runs / "policy.test")["test"]
+    assert test["test/lift"] == pytest.approx(test["test/reward"] - test["test/reference_reward"], abs=1e-5)
+    assert (runs / "policy.test" / "plots" / "test_reward_over_kl.png").is_file()

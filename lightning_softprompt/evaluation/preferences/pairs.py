@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, final
+from typing import TYPE_CHECKING, Any, Literal, final
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ from lightning_softprompt.core.types import IGNORE, Batch, PreferenceExample
 from lightning_softprompt.evaluation.base import Evaluation
 from lightning_softprompt.evaluation.metrics.intervals import bootstrap
 from lightning_softprompt.evaluation.metrics.text_rows import Numbers, TextRows
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 BINS = 10  # of the calibration
 COLUMNS = ("question", "better", "worse", "better_length", "worse_length", "better_logprob", "worse_logprob")
@@ -91,6 +94,15 @@ class PreferenceEvaluation(Evaluation):
         pairs = self.pairs.compute()
         metrics = summarize(pairs.columns, with_interval=self.stage == "test") if len(pairs) else {}
         return {name: torch.tensor(value, device=self.pairs.device) for name, value in metrics.items()}
+
+    def figures(self) -> dict[str, Figure]:
+        """Returns plots of a test: calibration, and scores over lengths."""
+        pairs = self.pairs.compute()  # in every process, because it gathers rows
+        if self.stage != "test" or not len(pairs):
+            return {}
+        from lightning_softprompt.evaluation.preferences.figures import preference_figures
+
+        return preference_figures(pairs.columns)
 
     def reset(self) -> None:
         """Resets the metrics."""

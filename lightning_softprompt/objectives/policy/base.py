@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from lightning_softprompt.checkpoints.frozen_role import START, load_role
 from lightning_softprompt.core.types import IGNORE, Batch
 from lightning_softprompt.distributed.sharding import sum_over_processes
 from lightning_softprompt.objectives.base import Objective, Outcome
+from lightning_softprompt.objectives.policy.answer_rows import describe_answers
 from lightning_softprompt.objectives.policy.estimators import (
     Divergences,
     adapt_weight,
@@ -35,7 +35,6 @@ from lightning_softprompt.objectives.policy.estimators import (
 )
 from lightning_softprompt.objectives.policy.experience import Experience
 from lightning_softprompt.objectives.reference_checks import check_reference
-from lightning_softprompt.objectives.rollout_work import RolloutWork
 from lightning_softprompt.rewards.base import Reward
 
 KL_WEIGHT = "kl_weight"  # name of the adapted weight in logs and checkpoints
@@ -123,25 +122,13 @@ class PolicyObjective(Objective):
         """Whether log-probabilities of the policy that sampled the answers are computed before the first step."""
         return self.steps_per_batch > 1 or self.kl_target is not None
 
-    def rollout_work(self, questions: int, tokens: int) -> RolloutWork:
-        """See `Objective.rollout_work`. The answers to a question share its tokens."""
-        once = questions * (tokens + self.answers * self.max_new_tokens)
-        passes = {"sampling": once}
-        if self.requires_old_logprobs:
-            passes["old log-probabilities"] = once
-        if self.kl:
-            passes["reference"] = once
-        passes["learning"] = 2 * self.epochs * once
-        learned_rows = math.ceil(questions / self.minibatches) * self.answers
-        return RolloutWork(questions, self.answers, self.max_new_tokens, self.steps_per_batch, learned_rows, passes)
-
     def check_method(self, method: str, changes_backbone: bool, noise: Sequence[str]) -> None:
         """See `Objective.check_method`."""
         check_reference(type(self).__name__, self.reference, method, changes_backbone, noise)
 
     def with_reward(self, lm: PromptedLM) -> PromptedLM:
         """Returns the language model with the reward, which evaluations report."""
-        return lm.with_reward(self.reward)
+        return lm.with_reward(self.reward, self.reward.explain)
 
     def count(self, batch: Batch) -> Tensor:
         """Counts the answers that are learned from."""
@@ -176,7 +163,7 @@ class PolicyObjective(Objective):
         mask = answered.targets != IGNORE
         if not self.learn_unfinished:
             mask = mask & are_finished(lm, answered)[:, None]
-        experience = Experience.of(answered, mask, self._rewards(lm, answered))
+        experience = Experience.of(answered, mask, *self._rewards(lm, answered))
         if self.requires_old_logprobs:
             experience.old_logprobs = lm.target_scores(experience, self.temperature).logprobs
         if self.kl:
@@ -185,12 +172,15 @@ class PolicyObjective(Objective):
         self._adapt_weight(lm, experience)
         return experience
 
-    def _rewards(self, lm: PromptedLM, answered: Batch) -> Tensor:
-        rewards = self.reward(lm, answered).float()
+    def _rewards(self, lm: PromptedLM, answered: Batch) -> tuple[Tensor, Tensor]:
+        """Returns the reward [B] of each answer, and its parts [B, parts]."""
+        rewards, parts = self.reward.explain(lm, answered)
+        rewards = rewards.float()
         if not rewards.isfinite().all():
             text = answer_texts(lm, answered)[int((~rewards.isfinite()).nonzero()[0])]
             raise ValueError(f"{type(self.reward).__name__} is not a finite number for the answer {text!r}")
-        return rewards
+        columns = [parts[name].float() for name in self.reward.part_names]
+        return rewards, torch.stack(columns, 1) if columns else rewards.new_empty(len(rewards), 0)
 
     def _reference_logprobs(self, lm: PromptedLM, experience: Experience) -> Tensor:
         if "role" not in self._state:
@@ -244,6 +234,10 @@ class PolicyObjective(Objective):
         if self.kl_target is not None:
             self._state[KL_WEIGHT] = state[KL_WEIGHT]
 
+    def describe_rows(self, lm: PromptedLM, rows: Batch) -> Sequence[Mapping[str, Any]]:
+        """Returns the answers of a step with their rewards."""
+        return describe_answers(lm, cast(Experience, rows), self.reward.part_names)
+
     @torch.no_grad()
     def _describe(self, lm: PromptedLM, experience: Experience) -> dict[str, Tensor]:
         """Returns values to log."""
@@ -252,6 +246,7 @@ class PolicyObjective(Objective):
         described = {
             "reward": rewards.mean(),
             "reward_std": rewards.std() if len(rewards) > 1 else torch.zeros_like(rewards[0]),
+            **{f"reward_{name}": experience.parts[:, i].mean() for i, name in enumerate(self.reward.part_names)},
             "equal_reward_share": has_equal_rewards(rewards, experience.groups).float().mean(),
             "answer_tokens": answer_lengths(experience).float().mean(),
             "finished_share": are_finished(lm, experience).float().mean(),

@@ -22,6 +22,7 @@ class Experience(Batch):
     Args:
         answer_mask: Tokens [B, U] that are learned from: those of answers, without answers that are left out.
         rewards: The reward [B] of each answer, as the reward function returned it.
+        parts: The parts [B, parts] of the reward, in the order of `Reward.part_names`.
         advantages: How much better [B, U] each token is than expected; 0 outside of answers.
         old_logprobs: Log-probabilities [B, U] under the old policy; None if they are those of the only step.
         reference_logprobs: Log-probabilities [B, U] under the reference; None without one.
@@ -31,6 +32,7 @@ class Experience(Batch):
 
     answer_mask: Tensor
     rewards: Tensor
+    parts: Tensor
     advantages: Tensor
     old_logprobs: Tensor | None = None
     reference_logprobs: Tensor | None = None
@@ -38,10 +40,12 @@ class Experience(Batch):
     returns: Tensor | None = None
 
     @classmethod
-    def of(cls, batch: Batch, answer_mask: Tensor, rewards: Tensor) -> Self:
-        """Adds the rewards [B] and the mask [B, U] of answers to a batch; advantages are 0."""
+    def of(cls, batch: Batch, answer_mask: Tensor, rewards: Tensor, parts: Tensor | None = None) -> Self:
+        """Adds rewards [B], their parts [B, parts] and the mask [B, U] of answers to a batch; advantages are 0."""
+        values = {field.name: getattr(batch, field.name) for field in fields(Batch)}
         advantages = torch.zeros_like(answer_mask, dtype=rewards.dtype)
-        return batch.extend(cls, answer_mask=answer_mask, rewards=rewards, advantages=advantages)
+        parts = rewards.new_empty(len(rewards), 0) if parts is None else parts
+        return cls(**values, answer_mask=answer_mask, rewards=rewards, parts=parts, advantages=advantages)
 
     def state(self) -> dict[str, Any]:
         """Returns the rows as tensors, lists and numbers for a checkpoint, without their texts."""

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lightning_softprompt.core.types import Batch, PreferenceExample
+from lightning_softprompt.evaluation.preferences.figures import calibration_figure
 from lightning_softprompt.evaluation.preferences.liked import LikedEvaluation
 from lightning_softprompt.evaluation.preferences.pairs import PreferenceEvaluation, calibration_error
 
@@ -88,6 +89,13 @@ def test_a_question_with_many_answers_counts_once():
 def test_a_test_reports_an_interval():
     _, metrics = evaluate(Scores([1.0, 0.0, 1.0, 0.0]), make_batch(), stage="test")
     assert (metrics["accuracy_low"], metrics["accuracy_high"]) == (1, 1)
+
+
+def test_calibration_is_drawn_over_the_confidence():
+    figure = calibration_figure(np.array([math.log(4)] * 30 + [-math.log(4)] * 10))
+    confidence, accuracy = figure.axes[0].get_lines()[1].get_data()
+    np.testing.assert_allclose(confidence, 0.8)
+    assert np.mean(accuracy) == pytest.approx(0.75)
 
 
 def test_liked_answers_are_compared_with_all_others():
