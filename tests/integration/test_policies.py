@@ -45,7 +45,6 @@ def options(tmp_path, tiny_folder):
 
 OBJECTIVES = {
     "GRPO": ["--model.objective=GRPO"],
-    "RLOO": ["--model.objective=RLOO"],
     "PPO": ["--model.readout=ValueHead", "--model.objective=PPO"],
 }
 TWO_BY_TWO = ["--model.objective.epochs=2", "--model.objective.minibatches=2"]
