@@ -72,19 +72,23 @@ def mean_over_processes(value: Tensor, backbone: Backbone) -> Tensor:
     """Returns the mean of a value over all processes."""
     if not is_distributed():
         return value
-    if backbone.layer_gather is not None:
-        backbone.layer_gather.drain()
+    wait_for_layers(backbone)
     mean = value.detach() / distributed.get_world_size()
     distributed.all_reduce(mean)
     return mean
+
+
+def wait_for_layers(backbone: Backbone) -> None:
+    """Waits until no process runs sharded layers, as other communication between the processes requires."""
+    if backbone.layer_gather is not None:
+        backbone.layer_gather.drain()
 
 
 def sum_over_processes(value: Tensor, backbone: Backbone) -> Tensor:
     """Returns the sum of a value over all processes, without gradient."""
     if not is_distributed():
         return value.detach()
-    if backbone.layer_gather is not None:
-        backbone.layer_gather.drain()
+    wait_for_layers(backbone)
     total = value.detach().clone()
     distributed.all_reduce(total)
     return total

@@ -23,7 +23,7 @@ from lightning_softprompt.backbones.generation.decoding import Decoding
 from lightning_softprompt.backbones.prompted_lm import PromptedLM
 from lightning_softprompt.checkpoints.frozen_role import START, load_role
 from lightning_softprompt.core.types import IGNORE, Batch
-from lightning_softprompt.distributed.sharding import sum_over_processes
+from lightning_softprompt.distributed.sharding import sum_over_processes, wait_for_layers
 from lightning_softprompt.objectives.base import Objective, Outcome
 from lightning_softprompt.objectives.policy.answer_rows import describe_answers
 from lightning_softprompt.objectives.policy.estimators import (
@@ -170,6 +170,7 @@ class PolicyObjective(Objective):
             experience.reference_logprobs = self._reference_logprobs(lm, experience)
         self.add_advantages(lm, experience)
         self._adapt_weight(lm, experience)
+        wait_for_layers(lm.backbone)
         return experience
 
     def _rewards(self, lm: PromptedLM, answered: Batch) -> tuple[Tensor, Tensor]:

@@ -211,6 +211,15 @@ def test_minibatches_are_whole_questions_in_an_order_of_seed_rollout_and_epoch(l
     assert [len(objective.select(single, 0, turn)) for turn in range(2)] == [3, 3]
 
 
+def test_the_batches_of_a_rollout_must_be_the_same(load, questions):
+    method = make_method(PromptTuning, load("llama"), GRPO(FirstTokens(), 2, 3, epochs=2), length=3)
+    first = method.prepare_step(questions)
+    assert method.prepare_step(questions) is first
+    assert method.prepare_step(questions.only([0, 1])) is not first
+    with pytest.raises(ValueError, match="in 2 steps, but the loader returned another batch"):
+        method.prepare_step(questions)
+
+
 def test_the_weight_of_the_divergence_is_adapted_and_restored(load, questions):
     objective = RLOO(Length(4), 4, 6, kl=0.1, kl_target=0.5, kl_horizon=100)
     method = make_method(PromptTuning, load("llama"), objective, length=3)

@@ -49,6 +49,21 @@ def test_a_loader_resumes_after_the_last_batch_that_it_returned(num_workers, num
     assert len(resumed) == BATCHES  # Lightning counts batches from the start of the epoch
 
 
+@pytest.mark.parametrize("num_batches", [0, 1, 2, 3, 7])
+def test_a_repeated_loader_returns_each_batch_in_sequence_and_resumes(num_batches):
+    loader = make_loader().repeated(3)
+    loader.batch_sampler.set_epoch(2)
+    expected = [batch for batch in batches_in_epoch(make_sampler(), 2) for _ in range(3)]
+    assert len(loader) == 3 * BATCHES
+    batches = iter(loader)
+    assert [next(batches) for _ in range(num_batches)] == expected[:num_batches]
+    resumed = make_loader().repeated(3)
+    resumed.load_state_dict(loader.state_dict())
+    assert list(resumed) == expected[num_batches:]
+    with pytest.raises(ValueError, match="steps per batch was 3 and is 2"):
+        make_loader().repeated(2).load_state_dict(loader.state_dict())
+
+
 def test_a_resumed_loader_does_not_read_the_rows_that_it_skips():
     dataset = RecordingDataset()
     loader = make_loader(dataset=dataset)
