@@ -42,6 +42,7 @@ MAY_IMPORT = {  # in addition to itself
     "inference": TRAINED | {"methods", "data"},
     "synthetic": TRAINED | {"data", "inference", "methods", "retrieval"},
     "interchange": TRAINED | {"methods", "inference", "reports"},
+    "serving": TRAINED | {"methods", "inference"},
     "training": TRAINED | {"methods", "runs", "callbacks", "data", "reports"},
     "cli": TRAINED
     | {
@@ -60,6 +61,7 @@ MAY_IMPORT = {  # in addition to itself
         "vocabulary",
         "inference",
         "interchange",
+        "serving",
     }
     | {"moved", "renamed_options"},
 }

@@ -8,11 +8,18 @@ from typing import Any
 EXTRAS = {
     "bm25s": "rag",
     "faiss": "rag",
+    "fastapi": "serve",
     "if_verifiable": "alignment",
     "jsonschema": "json-schema",
+    "prometheus_client": "serve",
     "qdrant_client": "qdrant",
+    "uvicorn": "serve",
 }
-PURPOSES = {"alignment": "the constraints of IFEval require", "json-schema": "JsonSchema requires"}  # by extra
+PURPOSES = {  # by extra
+    "alignment": "the constraints of IFEval require",
+    "json-schema": "JsonSchema requires",
+    "serve": "the server requires",
+}
 
 
 def import_optional(module: str) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -96,6 +96,10 @@ class Decoding:
         if self.do_sample:
             changed["top_k"] = self.top_k  # otherwise transformers samples from the top 50
         return changed
+
+    def with_seed(self, seed: int) -> Decoding:
+        """The same options with another seed of sampling."""
+        return replace(self, seed=seed)
 
     def texts(self, codec: Codec, ids: Tensor) -> list[str]:
         """Answers [B, U] as text, without stop texts and what follows them."""

@@ -43,6 +43,8 @@ LIGHT_COMMANDS = {
     "export": "write a prompt in the format of other software, such as an adapter of HF PEFT",
     "import-peft": "convert an adapter of HF PEFT to a prompt file",
     "push": "upload a prompt and its model card to the Hugging Face Hub",
+    "serve": "answer requests over HTTP with trained prompts: OpenAI's API, classes, all prompts in one batch",
+    "chat": "talk to a trained prompt in the terminal",
     "merge": "write the backbone with the trained weights of NewTokens, LoRA or full fine-tuning as a plain folder",
     "prompts": "store trained prompts; find the most similar ones to initialize from",
     "inspect": "sizes, nearest words, rank and redundancy of a trained prompt, as an HTML page",
@@ -63,6 +65,7 @@ ANALYSIS_COMMANDS = (
     "likelihood",
     "wordings",
 )
+SERVING_COMMANDS = ("chat", "serve")  # in the folder `serving`
 SYNTHETIC_COMMANDS = ("constraints", "filter", "paraphrase", "write")  # in the folder `synthetic`
 RENAMED_COMMANDS = {"between": "interpolate", "plan": "estimate", "library": "prompts"}  # old names, until 0.3.0
 
@@ -74,6 +77,8 @@ def import_command(name: str) -> ModuleType:
         folder = f"{__name__}.analysis"
     elif name in EXPORT_COMMANDS:
         folder = f"{__name__}.export"
+    elif name in SERVING_COMMANDS:
+        folder = f"{__name__}.serving"
     elif name in SYNTHETIC_COMMANDS:
         folder = f"{__name__}.synthetic"
     return import_module(f"{folder}.{name.replace('-', '_')}")
