@@ -39,8 +39,10 @@ if TYPE_CHECKING:
     from lightning_softprompt.evaluation.options import OptionEvaluation
     from lightning_softprompt.evaluation.preferences.pairs import PreferenceEvaluation
     from lightning_softprompt.inference.prompt import Prompt, load_prompt, save_prompt
+    from lightning_softprompt.interchange.past_export import to_past
     from lightning_softprompt.interchange.peft_export import to_peft
     from lightning_softprompt.interchange.peft_import import from_peft
+    from lightning_softprompt.interchange.vocabulary_export import to_vocabulary
     from lightning_softprompt.methods import (
         ATTEMPT,
         DPT,
@@ -214,7 +216,9 @@ __all__ = [
     "save_prompt",
     "takes_keys_and_values",
     "takes_late_tokens",
+    "to_past",
     "to_peft",
+    "to_vocabulary",
 ]
 
 HOMES = {  # the module of each public name that is not a method
@@ -295,7 +299,9 @@ HOMES = {  # the module of each public name that is not a method
     "save_prompt": "inference.prompt",
     "takes_keys_and_values": "backbones.requirements",
     "takes_late_tokens": "backbones.requirements",
+    "to_past": "interchange.past_export",
     "to_peft": "interchange.peft_export",
+    "to_vocabulary": "interchange.vocabulary_export",
 }
 
 

@@ -6,6 +6,7 @@ from lightning_softprompt import __version__
 from lightning_softprompt.backbones.generation.row_format import RowFormat
 from lightning_softprompt.backbones.seq2seq import Seq2SeqBackbone
 from lightning_softprompt.inference.prompt import Prompt
+from lightning_softprompt.interchange.text_format import text_of_rows
 from lightning_softprompt.system.printable import printable
 
 PEFT_CARD = """\
@@ -58,12 +59,8 @@ def peft_card(prompt: Prompt, row_format: RowFormat, num_lead: int, num_virtual_
     """
     backbone = prompt.backbone
     template = row_format.parsed
-    before, _, after = template.text.partition("{target}")[0].rpartition("{soft}")
     is_encoder_decoder = type(backbone) is Seq2SeqBackbone
-    start = "".join(backbone.codec.tokenizer.convert_ids_to_tokens(list(backbone.codec.start)))
-    text = after.rstrip(" ")
-    if not num_lead:
-        text = start.replace("{", "{{").replace("}", "}}") + before.replace("{soft}", "") + text
+    text = text_of_rows(backbone.codec, row_format, num_lead)
     lead = f", of which the first {num_lead} stand for tokens of the template" if num_lead else ""
     classes = ""
     if prompt.method.classes is not None:

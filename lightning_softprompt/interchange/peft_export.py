@@ -194,7 +194,7 @@ def lead_tokens(backbone: Backbone, row_format: RowFormat) -> list[int]:
     columns = [name for name in template.piece_columns[:slot] if name is not None]
     if columns:
         raise ValueError(
-            f"PEFT puts soft tokens before the text, but the template has the column {columns[0]!r} before {{soft}}"
+            f"soft tokens must precede the text, but the template has the column {columns[0]!r} before {{soft}}"
         )
     row = _encode_row(backbone, row_format)
     return list(row.ids[: row.slots[0]])
