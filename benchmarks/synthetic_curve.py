@@ -8,8 +8,9 @@ over classes as possible), the rows that the bare backbone wrote (`written`), th
 filtered rows with 32 real rows in one training (`mixed`), and filtered rows, then 32 real rows with the same number of
 steps again (`filtered, then 32`). All test the same rows.
 
-A training is one line of the results, with the correctness of each test row; a training that is in the file is not
-repeated. Products are in bfloat16, also those of the bare backbone.
+A training is one line of `results.jsonl` in the folder WORK, with the correctness of each test row. Started again with
+this folder, the command continues with the first training that has no result. Products are in
+bfloat16, also those of the bare backbone.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ from lightning_softprompt.synthetic.generator import Generator
 from lightning_softprompt.synthetic.writers.label_text import LabelText
 from lightning_softprompt.synthetic.writing import WritingPlan, write_rows
 
-RESULTS = Path(__file__).parent / "synthetic_curve.jsonl"
 SPEC = sp.BackboneSpec(linear_backend="plain")
+RESULTS = "results.jsonl"
 FEW = 32  # real rows of the trainings that also use synthetic rows, and of the filter of TREC-6
 ALL = "all"
 EVAL_BATCH = 32
@@ -205,7 +206,7 @@ class Curve:
 
     def measure(self, seed: int) -> None:
         """Runs the trainings of a seed that the results lack."""
-        results = Results(self.args.results, self.task.name, seed)
+        results = Results(self.args.work / RESULTS, self.task.name, seed)
         if seed == 0 and results.lacks("bare"):
             data = self.data(self.real[:32], seed)
             module = sp.NoPrompt(data=data)
@@ -365,9 +366,8 @@ def describe_rows(lines: Sequence[Row]) -> str:
 def main() -> None:
     """Run the trainings and print their tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder with sst2 and trec6")
-    parser.add_argument("--work", type=Path, default=Path("runs/synthetic_curve"), help="folder of written rows")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="file of results")
+    parser.add_argument("--data", type=Path, help="folder with sst2 and trec6; without it, only the tables are printed")
+    parser.add_argument("--work", type=Path, default=Path("runs/synthetic_curve"), help="folder of results and rows")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=24, help="steps of a training")
     parser.add_argument("--batch_size", type=int, default=16)
@@ -382,7 +382,7 @@ def main() -> None:
         for seed in range(args.seeds):
             for curve in curves:
                 curve.measure(seed)
-    print(report(args.results))
+    print(report(args.work / RESULTS))
 
 
 if __name__ == "__main__":
