@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lightning_softprompt.core.types import Batch, Classes, Example, OptionExample, SoftPrompt, options_of
     from lightning_softprompt.data.classification import ClassificationDataModule
     from lightning_softprompt.data.corpus.datamodule import CorpusDataModule
+    from lightning_softprompt.data.corpus.sentence_pairs import SentencePairDataModule
     from lightning_softprompt.data.datamodule import SoftPromptDataModule
     from lightning_softprompt.data.instruction.datamodule import InstructionDataModule
     from lightning_softprompt.data.multiple_choice import MultipleChoiceDataModule
@@ -194,6 +195,7 @@ __all__ = [
     "RunSpec",
     "SMoP",
     "SampleVocabulary",
+    "SentencePairDataModule",
     "SimPO",
     "SoftPrompt",
     "SoftPromptDataModule",
@@ -280,6 +282,7 @@ HOMES = {  # the module of each public name that is not a method
     "Reward": "rewards.base",
     "RunSpec": "runs.run_spec",
     "SampleVocabulary": "prompts.init",
+    "SentencePairDataModule": "data.corpus.sentence_pairs",
     "SimPO": "objectives.preference.simpo",
     "SoftPrompt": "core.types",
     "SoftPromptDataModule": "data.datamodule",

@@ -298,14 +298,14 @@ class Backbone(FrozenModel, ABC):
         rows, stack = self.splice(batch, prompt), self.stack
         ids = self.ids_of(rows, batch)
         with self.inject(prompt):
-            inputs = self.stack_inputs(rows, prompt)
+            inputs = self.stack_inputs(rows, batch, prompt)
             run = partial(self.entry.run, stack, rows.embeds, ids, **inputs)
             states = states_before(stack, layer, run)
         columns = rows.columns.clamp(0, states.shape[1] - 1)
         index = columns[..., None].expand(-1, -1, states.shape[2])
         return states.gather(1, index)
 
-    def stack_inputs(self, rows: Spliced, prompt: SoftPrompt | None) -> dict[str, Any]:
+    def stack_inputs(self, rows: Spliced, batch: Batch, prompt: SoftPrompt | None) -> dict[str, Any]:
         """Further inputs of the part that reads rows."""
         return {"attention_mask": rows.mask.long()}
 

@@ -195,9 +195,9 @@ class CausalBackbone(Backbone):
         with use_probe(probe):
             return path(grouped, columns, first)
 
-    def stack_inputs(self, rows: Spliced, prompt: SoftPrompt | None) -> dict[str, Any]:
+    def stack_inputs(self, rows: Spliced, batch: Batch, prompt: SoftPrompt | None) -> dict[str, Any]:
         """The attention mask, and positions that follow those of the prompt's keys and values."""
-        inputs = {**super().stack_inputs(rows, prompt), "use_cache": False}
+        inputs = {**super().stack_inputs(rows, batch, prompt), "use_cache": False}
         if prompt is None or not prompt.kv:  # the model counts positions itself
             return inputs
         key, _ = next(iter(prompt.kv["self"].values()))

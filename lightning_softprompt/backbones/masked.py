@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from inspect import signature
 from typing import Any, final
 
 import torch
@@ -18,9 +19,9 @@ from lightning_softprompt.backbones.execution.lm_head import States
 from lightning_softprompt.backbones.insertion.attention_probe import AttentionProbe, spliced_groups, use_probe
 from lightning_softprompt.backbones.insertion.key_values import injectable_attention
 from lightning_softprompt.backbones.insertion.layers import starting_at
-from lightning_softprompt.backbones.insertion.splice import Spliced, answer_positions, splice
+from lightning_softprompt.backbones.insertion.splice import Spliced, answer_positions, ids_of, splice
 from lightning_softprompt.backbones.tokenization.codec import Codec
-from lightning_softprompt.core.types import Batch, SoftPrompt
+from lightning_softprompt.core.types import NO_TOKEN, Batch, SoftPrompt
 
 
 @final
@@ -79,7 +80,7 @@ class MaskedBackbone(Backbone):
         layer = next(iter(prompt.hidden), None)
         rows = self.splice(batch, prompt) if layer is None else self._splice_at_layer(batch, prompt, layer)
         ids = self.ids_of(rows, batch)
-        run = partial(self.entry.run, self.model, rows.embeds, ids, attention_mask=rows.mask.long())
+        run = partial(self.entry.run, self.model, rows.embeds, ids, **self.stack_inputs(rows, batch, prompt))
         start = nullcontext() if layer is None else starting_at(self.model, layer, rows.embeds)
         with self.inject(prompt), start:
             return self.head.states(run, self._answer_columns(rows, batch))
@@ -98,6 +99,27 @@ class MaskedBackbone(Backbone):
         probe.place(spliced_groups(probe, rows, groups, prompt), lambda out: out[row, columns])
         with use_probe(probe), injectable_attention(self.model):
             return self.run_padded(batch, prompt)
+
+    def stack_inputs(self, rows: Spliced, batch: Batch, prompt: SoftPrompt | None) -> dict[str, Any]:
+        """The attention mask, and the token types of pairs of texts."""
+        inputs = super().stack_inputs(rows, batch, prompt)
+        types = self._token_types(rows, batch)
+        return inputs if types is None else {**inputs, "token_type_ids": types}
+
+    def _token_types(self, rows: Spliced, batch: Batch) -> Tensor | None:
+        """[B, M] 0 up to the first separator of a row, and 1 after it, as in the pairs of BERT.
+
+        None if no row has a separator within it, or the model has no second type.
+        """
+        separator = self.codec.tokenizer.sep_token_id
+        num_types = getattr(self.model.config, "type_vocab_size", 0)
+        if separator is None or num_types < 2 or "token_type_ids" not in signature(self.stack.forward).parameters:
+            return None
+        ids = ids_of(rows, batch.input_ids, NO_TOKEN, self.codec.pad_id)
+        is_separator = (ids == separator) & rows.mask
+        num_before = is_separator.cumsum(1) - is_separator.long()
+        types = num_before.clamp(max=1) * rows.mask
+        return types if types.any() else None
 
     def _answer_columns(self, rows: Spliced, batch: Batch) -> Tensor:
         """[B, U] columns of the answers; arbitrary if an answer is shorter than U."""

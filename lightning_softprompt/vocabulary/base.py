@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from lightning_softprompt.backbones.tokenization.added_rows import AddedRow
 from lightning_softprompt.vocabulary.word_counts import MAX_LENGTH, WordCounts, is_letters, is_symbols, split_words
 
+MIN_DOCUMENTS = 4  # that contain a word which becomes a token
 Unit = Literal["auto", "pieces", "words"]
 
 
@@ -24,15 +25,16 @@ class Selection:
 
     Args:
         rows: Maximum number of new tokens.
-        min_count: Minimum occurrences of a word.
-        min_documents: Minimum documents that contain a word.
+        min_count: Minimum occurrences of a word, or of a piece in all words.
+        min_documents: Minimum documents that contain a word (default: 4 for whole words, and 1 for pieces, which occur
+            in several words).
         unit: `pieces` adds the most frequent pieces of words, `words` adds whole words; `auto` adds pieces if the
             tokenizer is a byte-pair encoding.
     """
 
     rows: int = 500
     min_count: int = 8
-    min_documents: int = 4
+    min_documents: int | None = None
     unit: Unit = "auto"
 
 
@@ -131,7 +133,11 @@ class Extension(ABC):
 
 
 def select_words(
-    extension: Extension, counts: WordCounts, general: WordCounts | None, selection: Selection
+    extension: Extension,
+    counts: WordCounts,
+    general: WordCounts | None,
+    min_count: int,
+    min_documents: int | None = None,
 ) -> list[str]:
     """Returns the words of a corpus that are specific to it and have several tokens, the most rewarding first.
 
@@ -144,11 +150,14 @@ def select_words(
         extension: The tokenizer.
         counts: Words of the corpus.
         general: Words of a general text; None to take every word as specific.
-        selection: Minimum counts.
+        min_count: Minimum occurrences of a word.
+        min_documents: Minimum documents that contain a word (default: `MIN_DOCUMENTS`).
     """
+    if min_documents is None:
+        min_documents = MIN_DOCUMENTS
     rewards: dict[str, float] = {}
     for word, count in counts.counts.items():
-        if count < selection.min_count or counts.documents[word] < selection.min_documents:
+        if count < min_count or counts.documents[word] < min_documents:
             continue
         tokens, is_unknown = extension.tokens_of(word), extension.has_unknown(word)
         is_one_token = len(tokens) == 1 and not is_unknown

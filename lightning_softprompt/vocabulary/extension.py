@@ -30,17 +30,19 @@ class MergeExtension(Extension):
 
     def select(self, counts: WordCounts, general: WordCounts | None, selection: Selection) -> None:
         """See `Extension.select`. Pieces are merged as in training, within the selected words."""
-        words = select_words(self, counts, general, selection)
         if selection.unit == "words":
+            words = select_words(self, counts, general, selection.min_count, selection.min_documents)
             for word in words:
                 self.add_word(word, counts.counts[word], selection.rows - len(self.rows))
             return
+        words = select_words(self, counts, general, 1, selection.min_documents or 1)  # rare words share frequent pieces
         tokens: dict[tuple[str, ...], int] = {}
         for word in words:
             *_, (_, key) = apply_merges(self.tokens_of(word), self._ranks)
             tokens[tuple(key)] = tokens.get(tuple(key), 0) + counts.counts[word]
         existing = self.vocabulary.keys() | self._bases.keys()
-        merges = continue_merges(tokens, existing, selection.rows - len(self.rows))
+        min_count = max(2, selection.min_count)
+        merges = continue_merges(tokens, existing, selection.rows - len(self.rows), min_count)
         for pair, count in zip(merges, _count_merges(tokens, merges), strict=True):
             self._add_merge(pair, count)
 
@@ -91,7 +93,7 @@ class WordExtension(Extension):
         """See `Extension.select`."""
         if selection.unit == "pieces":
             raise ValueError(f"a {self.rules['model']['type']} tokenizer has no merges; set --unit words")
-        for word in select_words(self, counts, general, selection):
+        for word in select_words(self, counts, general, selection.min_count, selection.min_documents):
             self.add_word(word, counts.counts[word], selection.rows - len(self.rows))
 
     def add_word(self, word: str, count: int, limit: int) -> str | None:

@@ -10,7 +10,9 @@ from itertools import pairwise
 Pair = tuple[str, str]
 
 
-def continue_merges(words: Mapping[tuple[str, ...], int], vocabulary: Collection[str], limit: int) -> list[Pair]:
+def continue_merges(
+    words: Mapping[tuple[str, ...], int], vocabulary: Collection[str], limit: int, min_count: int = 2
+) -> list[Pair]:
     """Returns the pairs that a byte-pair encoding merges next, most frequent first.
 
     Args:
@@ -18,6 +20,7 @@ def continue_merges(words: Mapping[tuple[str, ...], int], vocabulary: Collection
         vocabulary: Existing tokens. A pair that joins to one of them is not merged, since the earlier merges that
             begin with this token would apply again.
         limit: Maximum number of pairs.
+        min_count: Minimum occurrences of a pair when it is merged.
 
     >>> continue_merges({("a", "b", "c"): 3, ("a", "b"): 2}, {"a", "b", "c"}, 5)
     [('a', 'b'), ('ab', 'c')]
@@ -25,7 +28,7 @@ def continue_merges(words: Mapping[tuple[str, ...], int], vocabulary: Collection
     pairs = _PairCounts(words)
     merges: list[Pair] = []
     while len(merges) < limit:
-        pair = pairs.pop_most_frequent(vocabulary)
+        pair = pairs.pop_most_frequent(vocabulary, min_count)
         if pair is None:
             break
         merges.append(pair)
@@ -56,13 +59,13 @@ class _PairCounts:
             counts[pair] += self.word_counts[index]
             self.words_with[pair].add(index)
 
-    def pop_most_frequent(self, vocabulary: Collection[str]) -> Pair | None:
-        """Returns the most frequent pair that does not join to an existing token; None if all others occur once."""
+    def pop_most_frequent(self, vocabulary: Collection[str], min_count: int) -> Pair | None:
+        """Returns the most frequent pair that does not join to an existing token; None if no pair is frequent."""
         while self.heap:
             negative, pair = heappop(self.heap)
             is_outdated = self.counts[pair] != -negative
             if not is_outdated and "".join(pair) not in vocabulary:
-                return pair if negative < -1 else None
+                return pair if -negative >= min_count else None
         return None
 
     def merge(self, pair: Pair) -> None:

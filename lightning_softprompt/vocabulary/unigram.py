@@ -67,7 +67,7 @@ class UnigramExtension(Extension):
         """See `Extension.select`."""
         if selection.unit == "pieces":
             raise ValueError("a Unigram tokenizer has no merges; set --unit words")
-        for word in select_words(self, counts, general, selection):
+        for word in select_words(self, counts, general, selection.min_count, selection.min_documents):
             self.add_word(word, counts.counts[word], selection.rows - len(self.rows))
 
     def add_word(self, word: str, count: int, limit: int) -> str | None:

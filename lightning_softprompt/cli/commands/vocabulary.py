@@ -58,8 +58,10 @@ def _extend_arguments(parser: ArgumentParser) -> None:
     add("--general", nargs="+", default=[], metavar="TEXT", help="general texts, whose words are not selected")
     add("--terms", type=Path, metavar="FILE", help="add these terms, one per line, before terms of the corpus")
     add("--rows", type=int, default=500, help="maximum number of new tokens (default: 500)")
-    add("--min-count", type=int, default=8, help="minimum occurrences of a word (default: 8)")
-    add("--min-documents", type=int, default=4, help="minimum documents with a word (default: 4)")
+    count_help = "minimum occurrences of a word, or of a piece in all words (default: 8)"
+    add("--min-count", type=int, default=8, help=count_help)
+    documents_help = "minimum documents with a word (default: 4 for whole words; 1 for pieces, shared by words)"
+    add("--min-documents", type=int, help=documents_help)
     add(
         "--unit",
         choices=("auto", "pieces", "words"),

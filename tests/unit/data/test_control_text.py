@@ -11,6 +11,7 @@ from lightning_softprompt.core.backbone_spec import BackboneSpec
 from lightning_softprompt.core.chat_format import ChatFormat
 from lightning_softprompt.data.classification import ClassificationDataModule
 from lightning_softprompt.data.corpus.datamodule import CorpusDataModule
+from lightning_softprompt.data.corpus.sentence_pairs import SentencePairDataModule
 from lightning_softprompt.data.datamodule import SoftPromptDataModule
 from lightning_softprompt.data.instruction.datamodule import InstructionDataModule
 from lightning_softprompt.data.multiple_choice import MultipleChoiceDataModule
@@ -67,6 +68,12 @@ def corpus(text, spec, retriever):
     return CorpusDataModule(**options_of([{"text": text}, {"text": f"dull {text}"}], spec))
 
 
+def sentence_pairs(text, spec, retriever):
+    rows = [{"text": f"{text}\ngood"}, {"text": f"dull\n{text}\nbad"}]
+    template = "{soft}<s>{first}{separator}{second}</s> {target}"
+    return SentencePairDataModule(template, words=("good", "bad"), **options_of(rows, spec))
+
+
 def preference(text, spec, retriever):
     rows = [{"prompt": text, "chosen": f"good {text}", "rejected": f"{text} bad"}]
     return PreferenceDataModule("{soft}<s>{prompt}</s> {target}", **options_of(rows, spec))
@@ -113,6 +120,7 @@ MAKERS = {  # a new data module is a new row
     PromptDataModule: prompts,
     RagQaDataModule: question_answering,
     RelevanceDataModule: relevance,
+    SentencePairDataModule: sentence_pairs,
     SummarizationDataModule: summarization,
     TaggingDataModule: tagging,
 }
