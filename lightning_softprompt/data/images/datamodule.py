@@ -47,7 +47,7 @@ class ImageClassificationDataModule(SoftPromptDataModule):
             uint8 or an image of Pillow.
         label: Column of the class, see `ClassificationDataModule`.
         labels: The classes in order, each with its label word or words, or a list of names that are their own label
-            words (default: the sorted names in the training rows).
+            words (default: the sorted names in the training rows, also in `validate`, `test` and `predict`).
         classes_used: The classes that are used; rows of other classes are left out. `base` is the first half of the
             classes, rounded up, and `new` the rest; a list names classes.
         shots: Few-shot: sample N training rows per class (by `seed`).
@@ -64,7 +64,6 @@ class ImageClassificationDataModule(SoftPromptDataModule):
         ValueError: If an option is out of range, or the template inserts columns.
     """
 
-    classes_option = "labels"
     can_augment: ClassVar[bool] = False
 
     def __init__(
