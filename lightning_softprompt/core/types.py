@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ NO_TOKEN = -1  # the position of a word that has no token in the row
 Pairs = Mapping[int, tuple[Tensor, Tensor]]  # keys and values [B|1, N, P, D] each, by layer
 KeysValues = Mapping[str, Pairs]  # by kind of attention
 Spans = tuple[tuple[int, int], ...]  # start and end of stretches of a text
+Extended = TypeVar("Extended", bound="Batch")
 Label = int | tuple[int, ...]  # the class of a row, or of each of its words
 
 
@@ -394,6 +395,11 @@ class Batch:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """Returns the same rows on a device."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def extend(self, kind: type[Extended], **values: Any) -> Extended:
+        """Returns the same rows as a subclass of `Batch` with further tensors, whose first axis is B."""
+        own = {field.name: getattr(self, field.name) for field in fields(Batch)}
+        return kind(**own, **values)
 
     def only(self, positions: Sequence[int]) -> Self:
         """Returns the rows at some positions, padded to the width of the whole batch."""

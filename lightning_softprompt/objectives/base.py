@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_softprompt.backbones.prompted_lm import PromptedLM
 from lightning_softprompt.core.types import Batch
+from lightning_softprompt.objectives.rollout_work import RolloutWork
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,15 @@ class Objective(ABC):
     def with_reward(self, lm: PromptedLM) -> PromptedLM:
         """Returns the language model with the reward by which evaluations compare answers, if the objective has one."""
         return lm
+
+    def rollout_work(self, questions: int, tokens: int) -> RolloutWork | None:
+        """Returns the work of sampling answers and of learning from them; None if the objective samples none.
+
+        Args:
+            questions: Number of questions of a batch.
+            tokens: Tokens of a question, with the prompt.
+        """
+        return None
 
     def begin(self, lm: PromptedLM, batch: Batch) -> Batch:
         """Returns what the steps of a batch learn from: the batch, or answers that are sampled for it."""

@@ -19,6 +19,7 @@ from lightning_softprompt.backbones.skeleton import Skeleton, random_batch
 from lightning_softprompt.checkpoints.initial_values import skip_initial_values
 from lightning_softprompt.core.refusals import FAILURES, UnsupportedBackboneError, reason_of
 from lightning_softprompt.methods.base import SoftPromptModule
+from lightning_softprompt.objectives.rollout_work import RolloutWork
 
 SHORT, LONG, LONGEST = 24, 48, 72  # row lengths, in tokens, that are measured
 NONLINEAR = 0.05  # relative growth of the bytes per token above which a quadratic term is fitted
@@ -41,6 +42,7 @@ class Workload:
         replicas: Number of prompts trained at once.
         answers: Rows of a validation batch, if text is generated; 0 otherwise.
         new_tokens: Maximum number of generated tokens.
+        rollout: The work of a rollout, if training samples answers.
     """
 
     rows: int
@@ -53,6 +55,7 @@ class Workload:
     replicas: int = 1
     answers: int = 0
     new_tokens: int = 0
+    rollout: RolloutWork | None = None
 
     @property
     def shares(self) -> int:

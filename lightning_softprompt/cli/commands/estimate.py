@@ -18,6 +18,7 @@ from lightning_softprompt.system.errors import CommandError
 
 if TYPE_CHECKING:
     from lightning_softprompt.core.backbone_spec import BackboneSpec
+    from lightning_softprompt.objectives.rollout_work import RolloutWork
     from lightning_softprompt.training.memory_measurement import Workload
     from lightning_softprompt.training.memory_plan import Plan
 
@@ -51,6 +52,12 @@ def parser() -> ArgumentParser:
         "--reserve", type=float, default=0.0, metavar="GIB", help="memory reserved by the driver (default: 0)"
     )
     parser.add_argument(
+        "--speed",
+        type=float,
+        metavar="N",
+        help="tokens per second of a forward pass on the device, for the time of a rollout of sampled answers",
+    )
+    parser.add_argument(
         "--shape",
         metavar="NUMBERS",
         help=f"describe a Llama-like backbone by numbers instead of a folder: {','.join(SHAPE)}",
@@ -79,9 +86,12 @@ def main(argv: list[str]) -> int:
         except ValueError as error:
             raise CommandError(str(error)) from error
     if args.json:
-        print(json.dumps({**vars(estimate), "peak": estimate.peak, "fits": fits}))
+        rollout = {} if workload.rollout is None else {"rollout": vars(workload.rollout)}
+        print(json.dumps({**vars(estimate), "peak": estimate.peak, "fits": fits, **rollout}))
     else:
         print(format_plan(estimate, workload))
+        if workload.rollout is not None:
+            print(f"\n{format_rollout(workload.rollout, args.speed)}")
     if not fits:
         needed = f"{gib(estimate.peak)} GiB and {args.reserve:g} GiB reserved"
         available = f"{args.memory:g} GiB"
@@ -133,6 +143,8 @@ def refuse_numbers(args: Namespace) -> None:
     for name in ("memory", "reserve"):
         if (value := getattr(args, name)) is not None and not 0 <= value < inf:
             raise CommandError(f"--{name} must be a number of GiB that is at least 0, got {value}")
+    if args.speed is not None and not 0 < args.speed < inf:
+        raise CommandError(f"--speed must be a number of tokens per second above 0, got {args.speed}")
     if args.devices and args.devices_per_copy and args.devices % args.devices_per_copy:
         raise CommandError(
             f"--devices must be a multiple of --devices-per-copy {args.devices_per_copy}, got {args.devices}"
@@ -174,6 +186,14 @@ def read_workload(options: list[str], args: Namespace) -> tuple[Any, Any, Worklo
     if data.batch_tokens is not None:
         rows = max(1, data.batch_tokens // tokens)
     max_target_tokens = int(getattr(data, "max_target_tokens", None) or 0)
+    answers = data.eval_batch_size if max_target_tokens else 0
+    new_tokens = max_target_tokens
+    rollout = module.objective.rollout_work(rows, tokens + int(getattr(module, "length", 0)))
+    if rollout is not None:
+        rows, tokens = rollout.learned_rows, tokens + rollout.new_tokens
+        max_target_tokens = rollout.new_tokens
+        answers = max(answers, rollout.questions * rollout.answers)
+        new_tokens = max(new_tokens, rollout.new_tokens)
     uses_whole_vocabulary = module.classes is None and module.classes_by_task is None
     workload = Workload(
         rows=rows,
@@ -184,8 +204,9 @@ def read_workload(options: list[str], args: Namespace) -> tuple[Any, Any, Worklo
         per_copy=args.devices_per_copy or strategy_options.get("devices_per_copy") or 0,
         autocast=autocast_dtype(str(trainer.precision)),
         replicas=replica_spec(run.config.replicas).count,
-        answers=data.eval_batch_size if max_target_tokens else 0,
-        new_tokens=max_target_tokens,
+        answers=answers,
+        new_tokens=new_tokens,
+        rollout=rollout,
     )
     return module, module.spec, workload
 
@@ -242,6 +263,22 @@ def format_plan(plan: Plan, workload: Workload) -> str:
     summary = f"{plan.trainable:,} trainable parameters, {share}"
     memory_table = table(memory, ["memory of a device", "GiB", ""])
     return f"{summary}\n\n{memory_table}\n\n{table(other)}"
+
+
+def format_rollout(work: RolloutWork, speed: float | None) -> str:
+    """The work of sampling answers and learning from them as a table.
+
+    Args:
+        work: The work.
+        speed: Tokens per second of a forward pass; None if it is unknown.
+    """
+    answers = f"{work.questions} questions, {work.answers} answers of {work.new_tokens} tokens"
+    rows = [["sampled tokens", f"{work.sampled_tokens:,}", answers]]
+    for name, passes in {**work.passes, "in all": sum(work.passes.values())}.items():
+        seconds = "" if speed is None else f"{passes / speed:.3g} s"
+        rows.append([name, f"{passes:,}", seconds])
+    steps = f"rollout of {work.steps} training step{'s' if work.steps > 1 else ''}"
+    return table(rows, [steps, "tokens in forward passes", ""])
 
 
 def gib(size: float) -> str:

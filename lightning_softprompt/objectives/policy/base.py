@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from lightning_softprompt.objectives.policy.estimators import (
 )
 from lightning_softprompt.objectives.policy.experience import Experience
 from lightning_softprompt.objectives.reference_checks import check_reference
+from lightning_softprompt.objectives.rollout_work import RolloutWork
 from lightning_softprompt.rewards.base import Reward
 
 KL_WEIGHT = "kl_weight"  # name of the adapted weight in logs and checkpoints
@@ -121,6 +123,18 @@ class PolicyObjective(Objective):
     def requires_old_logprobs(self) -> bool:
         """Whether log-probabilities of the policy that sampled the answers are computed before the first step."""
         return self.steps_per_batch > 1 or self.kl_target is not None
+
+    def rollout_work(self, questions: int, tokens: int) -> RolloutWork:
+        """See `Objective.rollout_work`. The answers to a question share its tokens."""
+        once = questions * (tokens + self.answers * self.max_new_tokens)
+        passes = {"sampling": once}
+        if self.requires_old_logprobs:
+            passes["old log-probabilities"] = once
+        if self.kl:
+            passes["reference"] = once
+        passes["learning"] = 2 * self.epochs * once
+        learned_rows = math.ceil(questions / self.minibatches) * self.answers
+        return RolloutWork(questions, self.answers, self.max_new_tokens, self.steps_per_batch, learned_rows, passes)
 
     def check_method(self, method: str, changes_backbone: bool, noise: Sequence[str]) -> None:
         """See `Objective.check_method`."""

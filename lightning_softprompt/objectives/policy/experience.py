@@ -42,10 +42,9 @@ class Experience(Batch):
     @classmethod
     def of(cls, batch: Batch, answer_mask: Tensor, rewards: Tensor, parts: Tensor | None = None) -> Self:
         """Adds rewards [B], their parts [B, parts] and the mask [B, U] of answers to a batch; advantages are 0."""
-        values = {field.name: getattr(batch, field.name) for field in fields(Batch)}
         advantages = torch.zeros_like(answer_mask, dtype=rewards.dtype)
         parts = rewards.new_empty(len(rewards), 0) if parts is None else parts
-        return cls(**values, answer_mask=answer_mask, rewards=rewards, parts=parts, advantages=advantages)
+        return batch.extend(cls, answer_mask=answer_mask, rewards=rewards, parts=parts, advantages=advantages)
 
     def state(self) -> dict[str, Any]:
         """Returns the rows as tensors, lists and numbers for a checkpoint, without their texts."""

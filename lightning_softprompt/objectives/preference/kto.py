@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import final
 
 import torch
@@ -10,9 +12,22 @@ from torch import Tensor
 
 from lightning_softprompt.backbones.prompted_lm import PromptedLM
 from lightning_softprompt.core.types import Batch
+from lightning_softprompt.distributed.sharding import sum_over_processes
 from lightning_softprompt.objectives.base import Outcome
 from lightning_softprompt.objectives.preference.losses import check_positive
 from lightning_softprompt.objectives.preference.reference import ReferencedObjective
+
+
+@final
+@dataclass(kw_only=True)
+class JudgedAnswers(Batch):
+    """Answers with the divergence to which they are compared.
+
+    Args:
+        divergence: z, the same for each row [B].
+    """
+
+    divergence: Tensor
 
 
 @final
@@ -26,7 +41,7 @@ class KTO(ReferencedObjective):
     requires two questions; with one, z is 0.
 
     Each answer is learned by itself, so that it does not matter which answers belong to the same question, nor how
-    many there are. Each process estimates z from its rows.
+    many there are. In training, z is the mean over the rows of all processes.
 
     Args:
         beta: b. The larger, the closer the policy stays to the reference.
@@ -57,7 +72,7 @@ class KTO(ReferencedObjective):
         if batch.grades is None:
             raise ValueError("KTO requires answers that are preferred or rejected; use PreferenceDataModule")
         ratios = self.log_ratios(lm, lm.logprobs(batch), batch).sum(1)
-        divergence = self._divergence(lm, batch)
+        divergence = batch.divergence[0] if isinstance(batch, JudgedAnswers) else self._estimate(lm, batch)
         is_desirable = batch.grades > 0
         signs = torch.where(is_desirable, 1.0, -1.0)
         weights = torch.where(is_desirable, self.desirable, self.undesirable)
@@ -66,12 +81,30 @@ class KTO(ReferencedObjective):
         logs = {"kl": divergence, "reward_mean": rewards.mean()}
         return Outcome(losses.mean(), logs)
 
+    def begin(self, lm: PromptedLM, batch: Batch) -> Batch:
+        """Adds z to a batch of training, for which all processes work together."""
+        divergence = self._estimate(lm, batch, partial(sum_over_processes, backbone=lm.backbone))
+        return batch.extend(JudgedAnswers, divergence=divergence.expand(len(batch)))
+
     @torch.no_grad()
-    def _divergence(self, lm: PromptedLM, batch: Batch) -> Tensor:
-        """Returns z: the mean log-ratio of answers to other questions, at least 0."""
+    def _estimate(self, lm: PromptedLM, batch: Batch, total: Callable[[Tensor], Tensor] = torch.clone) -> Tensor:
+        """Returns z.
+
+        Args:
+            lm: The policy.
+            batch: The answers.
+            total: Sums a tensor over all processes (default: there is only one).
+        """
+        ratios = self._mismatched_ratios(lm, batch)
+        sums = torch.stack([ratios.sum(), ratios.new_tensor(float(len(ratios)))])
+        ratio_sum, count = total(sums)
+        return (ratio_sum / count.clamp(min=1)).clamp(min=0)
+
+    def _mismatched_ratios(self, lm: PromptedLM, batch: Batch) -> Tensor:
+        """Returns the log-ratios of answers to other questions; none if there is only one question."""
         units = batch.units()
         if len(units) < 2:
-            return batch.targets.new_zeros((), dtype=torch.float32)
+            return batch.targets.new_zeros(0, dtype=torch.float32)
         rows = batch.require_encoded()
         mismatched = []
         for number, unit in enumerate(units):
@@ -81,8 +114,7 @@ class KTO(ReferencedObjective):
                 mismatched.append(lm.backbone.codec.with_answer(rows[b], other.targets))
         tasks = None if batch.task_ids is None else batch.task_ids.cpu()
         pairs = lm.backbone.codec.collate(mismatched, task_ids=tasks).to(batch.targets.device)
-        ratios = self.log_ratios(lm, lm.logprobs(pairs), pairs)
-        return ratios.sum(1).mean().clamp(min=0)
+        return self.log_ratios(lm, lm.logprobs(pairs), pairs).sum(1)
 
     def count(self, batch: Batch) -> Tensor:
         """Counts the answers."""

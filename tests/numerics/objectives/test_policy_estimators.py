@@ -1,5 +1,8 @@
 """Estimates of policy-gradient objectives, against enumerated expectations, hand-computed values and loops."""
 
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -7,6 +10,7 @@ from torch.testing import assert_close
 from lightning_softprompt.objectives.policy.estimators import (
     average_tokens,
     clipped_losses,
+    clipped_value_losses,
     estimate_divergences,
     generalized_advantages,
     group_advantages,
@@ -17,6 +21,7 @@ from lightning_softprompt.objectives.policy.estimators import (
     ratios,
     whiten,
 )
+from lightning_softprompt.objectives.policy.running_moments import RunningMoments
 
 GROUPS = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
 
@@ -128,6 +133,48 @@ def test_generalized_advantages_of_hand_computed_rows():
     assert errors[0].tolist() == pytest.approx([-0.1, -0.1, 0.7, 0, 0])
     discounted, _ = generalized_advantages(rewards, values, mask, discount=0.9, decay=0.8)
     assert float(discounted[0, 1]) == pytest.approx((0.9 * 0.3 - 0.4) + 0.9 * 0.8 * 0.7)
+
+
+def test_whitening_over_two_processes_is_that_of_all_rows():
+    values = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1], [1, 0, 0], [0, 0, 0], [1, 1, 1]]).bool()
+    expected = whiten(values, mask)
+    sums, barrier = {}, Barrier(2)
+
+    def run(part):
+        def total(value):
+            sums[part] = value.clone()
+            barrier.wait()
+            result = sums[0] + sums[1]
+            barrier.wait()
+            return result
+
+        rows = slice(0, 2) if part == 0 else slice(2, 5)
+        return whiten(values[rows], mask[rows], total)
+
+    with ThreadPoolExecutor(2) as pool:
+        parts = list(pool.map(run, range(2)))
+    assert_close(torch.cat(parts), expected, atol=1e-6, rtol=1e-5)
+    assert float(expected[mask].mean()) == pytest.approx(0, abs=1e-6)
+    assert float(expected[mask].std(unbiased=False)) == pytest.approx(1, abs=1e-5)
+
+
+def test_running_moments_are_those_of_all_values():
+    values = torch.randn(20, generator=torch.Generator().manual_seed(0)) * 3 + 5
+    moments = RunningMoments().add(values[:7]).add(values[7:8]).add(values[8:])
+    assert moments.mean == pytest.approx(float(values.mean()))
+    assert moments.std == pytest.approx(float(values.std(unbiased=False)))
+    assert RunningMoments().add(torch.ones(3)).std == 1
+
+
+def test_value_losses_are_those_of_a_loop():
+    values, old, returns = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0))
+    losses = clipped_value_losses(values, old, returns, 0.2)
+    for b in range(4):
+        for u in range(5):
+            v, before, target = (float(tensor[b, u]) for tensor in (values, old, returns))
+            clipped = min(max(v, before - 0.2), before + 0.2)
+            assert float(losses[b, u]) == pytest.approx(0.5 * max((v - target) ** 2, (clipped - target) ** 2), rel=1e-5)
 
 
 def test_whitening_and_rewards_at_the_last_token_ignore_padding():

@@ -17,7 +17,7 @@ from lightning_softprompt.checkpoints.frozen_role import empty_prompt
 from lightning_softprompt.checkpoints.prompt_file import SavedPrompt, write_prompt
 from lightning_softprompt.core.types import IGNORE
 from lightning_softprompt.methods import DePT, LoRA, PrefixTuning, PromptTuning
-from lightning_softprompt.objectives.preference import losses
+from lightning_softprompt.objectives.preference import kto, losses
 from lightning_softprompt.objectives.preference.dpo import DPO
 from lightning_softprompt.objectives.preference.ipo import IPO
 from lightning_softprompt.objectives.preference.kto import KTO
@@ -212,6 +212,23 @@ def test_kto_compares_with_answers_to_other_questions(load, tiny_folder, count):
     outcome = objective(method.lm(), batch)
     assert float(outcome.loss) == pytest.approx(mean(expected), rel=1e-4)
     assert float(outcome.logs["kl"]) == pytest.approx(z, abs=1e-4)
+
+
+def test_kto_estimates_the_divergence_over_all_processes(load, tiny_folder, monkeypatch):
+    batch = first_batch(make_preferences(tiny_folder("llama"), train=PAIRS[:3], batch_size=3))
+    objective = KTO(beta=0.5)
+    method = make_method(load, objective)
+    change(method)
+    local = float(objective.begin(method.lm(), batch).divergence[0])
+    assert local == float(objective(method.lm(), batch).logs["kl"])
+    others = torch.tensor([30.0, 4.0])  # the sum and number of log-ratios of another process
+    monkeypatch.setattr(kto, "sum_over_processes", lambda value, backbone: value + others)
+    judged = objective.begin(method.lm(), batch)
+    assert float(judged.divergence[0]) == pytest.approx((local * 6 + 30) / 10, rel=1e-5)
+    values = method.step(judged.only([2, 3]))
+    assert float(values["kl"]) == float(judged.divergence[0])
+    single = objective.begin(method.lm(), batch.only([0, 1]))
+    assert float(single.divergence[0]) == 7.5
 
 
 def test_log_odds_are_exact_for_small_and_large_probabilities():

@@ -244,6 +244,26 @@ def test_a_model_of_seventy_billion_parameters_fits_only_on_several_devices(caps
     assert shared["wire"]["weights"] == round(2 * 7 / 8 * 2 * (alone["frozen"] - unsharded))
 
 
+def test_the_estimate_of_a_rollout_counts_sampled_and_learned_tokens(tiny_folder, capsys):
+    policy = [
+        f"--backbone.name={tiny_folder('llama')}", "--model=PromptTuning", "--model.length=4",
+        "--data=PromptDataModule", "--data.path=questions", "--data.batch_size=6",
+        "--data.max_tokens=20", "--data.max_target_tokens=8", "--model.readout=ValueHead",
+        "--model.objective=PPO", "--model.objective.reward=Length", "--model.objective.answers=3",
+        "--model.objective.max_new_tokens=10", "--model.objective.epochs=2", "--model.objective.minibatches=3",
+    ]  # fmt: skip
+    assert command.main(["--json", *policy]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    once = 6 * (20 + 4 + 3 * 10)
+    passes = {"sampling": once, "old log-probabilities": once, "reference": once, "learning": 4 * once}
+    assert plan["rollout"]["passes"] == passes
+    assert (plan["rollout"]["steps"], plan["rollout"]["learned_rows"]) == (6, 6)
+    assert command.main(["--speed=100", *policy]) == 0
+    report = capsys.readouterr().out
+    assert "6 rows of 30 tokens" in report
+    assert f"{7 * once / 100:.3g} s" in report
+
+
 def test_a_shape_with_missing_numbers_is_rejected():
     with pytest.raises(CommandError, match="layers,hidden,intermediate,heads,kv_heads,vocabulary as whole numbers"):
         command.main(["--shape=80,8192", *OPTIONS])
