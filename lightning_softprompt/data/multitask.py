@@ -92,8 +92,8 @@ class MultitaskDataModule(SoftPromptDataModule):
 
     Raises:
         ValueError: If there are no tasks, a task name is not valid as a name of metrics and parameters, or a task has
-            another backbone, resamples its rows in each epoch, compares answers, or has a curriculum that follows the
-            training.
+            another backbone, compares answers, or has a curriculum that follows the training. Later, if a task
+            resamples its rows in each epoch.
     """
 
     def __init__(
@@ -114,11 +114,6 @@ class MultitaskDataModule(SoftPromptDataModule):
             raise ValueError(
                 "names of tasks may contain only letters, digits, _ and -, and may not be names that PyTorch reserves, "
                 f"such as type, got {wrong}"
-            )
-        if resampled := [name for name, task in tasks.items() if task.resamples]:
-            raise ValueError(
-                f"MultitaskDataModule cannot resample rows in each epoch, but the tasks {resampled} do; remove their "
-                "noise, order=shuffled, target=any and augment"
             )
         if compared := [name for name, task in tasks.items() if task.compares_answers]:
             raise ValueError(
@@ -179,12 +174,29 @@ class MultitaskDataModule(SoftPromptDataModule):
         return str(row[TASK])
 
     def prepare_split(self, name: Split) -> MixedRows:
-        """Prepares the split of each task and numbers all rows."""
+        """Prepares the split of each task and numbers all rows.
+
+        Raises:
+            ValueError: If a task resamples its rows in each epoch.
+        """
         for task in self.tasks.values():
             task.codec, task.trainer = self.codec, self.trainer
+        self._refuse_resampling()
         if name == "predict" and self.sources["predict"] is not None:
             return self._split_by_task(self.rows("predict"))
         return self._concatenate(self._map_tasks(lambda task: task.split(name), self._tasks_with(name)))
+
+    def _refuse_resampling(self) -> None:
+        """Refuses rows that change in each epoch, which may depend on the backbone.
+
+        Raises:
+            ValueError: If a task has such rows.
+        """
+        if resampled := [name for name, task in self.tasks.items() if task.resamples]:
+            raise ValueError(
+                f"MultitaskDataModule cannot resample rows in each epoch, but the tasks {resampled} do; train them "
+                "alone, or remove their noise, order=shuffled, target=any, augment, corruption and sentence pairs"
+            )
 
     def _tasks_with(self, split: Split) -> list[str]:
         """The tasks that have a split. Only the split `predict` is optional."""

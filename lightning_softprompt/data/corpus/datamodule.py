@@ -206,6 +206,11 @@ class CorpusDataModule(SoftPromptDataModule):
         return select_corruption(self.corruption, self.codec)
 
     @property
+    def resamples(self) -> bool:
+        """Whether training rows change from epoch to epoch, as corrupted ones do."""
+        return self.used_corruption is not None or super().resamples
+
+    @property
     def _trains_ends(self) -> bool:
         """Whether the last window of a document ends with the token that stops generation."""
         return self.used_corruption is None and bool(self.codec.stop)

@@ -143,6 +143,11 @@ def test_families_refuse_other_corruptions(tiny_folder, data_of):
         _ = sp.CorpusDataModule(backbone=spec, train=rows, validation=rows).evaluation
 
 
+def test_a_task_of_several_cannot_have_corrupted_rows(data_of):
+    with pytest.raises(ValueError, match=r"the tasks \['one', 'two'\] do"):
+        sp.MultitaskDataModule({"one": data_of("bert"), "two": data_of("bert")}).split("train")
+
+
 def test_a_scattered_answer_cannot_be_replaced(data_of):
     data = data_of("bert", corruption=MaskTokens(0.5), window=1000)
     (batch, *_) = data.build_loader("test", "longest_first")

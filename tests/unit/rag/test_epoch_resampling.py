@@ -155,4 +155,4 @@ def test_a_task_of_several_cannot_sample_passages(make_qa_data, tiny_folder, fam
     other = ClassificationDataModule(labels=["good", "bad"], backbone=spec, train=[{"text": "a", "label": "good"}])
     questions = make_qa_data(ROWS, passages={"noise": PassageNoise(drop=0.5)})
     with pytest.raises(ValueError, match=r"the tasks \['asked'\] do"):
-        MultitaskDataModule({"asked": questions, "other": other})
+        MultitaskDataModule({"asked": questions, "other": other}).split("train")
