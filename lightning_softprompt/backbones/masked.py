@@ -107,19 +107,20 @@ class MaskedBackbone(Backbone):
         return inputs if types is None else {**inputs, "token_type_ids": types}
 
     def _token_types(self, rows: Spliced, batch: Batch) -> Tensor | None:
-        """[B, M] 0 up to the first separator of a row, and 1 after it, as in the pairs of BERT.
+        """[B, M] 1 on the second text of a pair, and 0 elsewhere, as in the pre-training of BERT.
 
-        None if no row has a separator within it, or the model has no second type.
+        None if no row is a pair, or the model has no second type.
         """
-        separator = self.codec.tokenizer.sep_token_id
+        starts = [row.second_start for row in batch.encoded or ()]
         num_types = getattr(self.model.config, "type_vocab_size", 0)
-        if separator is None or num_types < 2 or "token_type_ids" not in signature(self.stack.forward).parameters:
+        if max(starts, default=NO_TOKEN) == NO_TOKEN or num_types < 2:
             return None
-        ids = ids_of(rows, batch.input_ids, NO_TOKEN, self.codec.pad_id)
-        is_separator = (ids == separator) & rows.mask
-        num_before = is_separator.cumsum(1) - is_separator.long()
-        types = num_before.clamp(max=1) * rows.mask
-        return types if types.any() else None
+        if "token_type_ids" not in signature(self.stack.forward).parameters:
+            return None
+        start = batch.input_ids.new_tensor(starts)[:, None]
+        position = batch.mask.cumsum(1) - 1
+        is_second = (start != NO_TOKEN) & (position >= start) & batch.mask
+        return ids_of(rows, is_second.long(), placeholder=0, pad_id=0)
 
     def _answer_columns(self, rows: Spliced, batch: Batch) -> Tensor:
         """[B, U] columns of the answers; arbitrary if an answer is shorter than U."""

@@ -249,6 +249,8 @@ class Encoded(NamedTuple):
         slots: Soft block s is inserted before token `slots[s]` of `ids`; `len(ids)` is the end.
         words: Position of the first token of each word that has a class; `NO_TOKEN` if the word has no token.
         num_truncated: Number of tokens of text that were truncated.
+        second_start: Position in `ids` of the second text of a pair, which encoders with two token types distinguish;
+            `NO_TOKEN` in other rows.
     """
 
     ids: tuple[int, ...]
@@ -257,6 +259,7 @@ class Encoded(NamedTuple):
     slots: tuple[int, ...]
     words: tuple[int, ...] = ()
     num_truncated: int = 0
+    second_start: int = NO_TOKEN
 
 
 @dataclass(frozen=True)

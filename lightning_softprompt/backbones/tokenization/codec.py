@@ -372,7 +372,10 @@ class Codec(ABC):
             first, last = self.answer_span(row)
         slots = [(0, slot) if slot <= first else (1, slot - last) for slot in row.slots]
         words = [(0, word) if word < first else (1, word - last) for word in row.words]
-        return self._assemble_row(list(row.ids[:first]), list(row.ids[last:]), answer, slots, words)
+        changed = self._assemble_row(list(row.ids[:first]), list(row.ids[last:]), answer, slots, words)
+        is_before = row.second_start <= first
+        second_start = row.second_start if is_before else row.second_start + len(changed.ids) - len(row.ids)
+        return changed._replace(second_start=second_start)
 
     def answer_span(self, row: Encoded) -> tuple[int, int]:
         """Start and end of the answer among the input tokens of a row that has one.

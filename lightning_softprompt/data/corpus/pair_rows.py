@@ -7,12 +7,33 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import cast, final
 
-from lightning_softprompt.core.types import Example
+from lightning_softprompt.core.types import Encoded, Example
 from lightning_softprompt.data.prepared import PreparedRows
+from lightning_softprompt.data.readers.rows import Origin
 from lightning_softprompt.data.sampling.epoch_indexed import EpochIndexedRows, Item, Rng
 from lightning_softprompt.data.splits.row_encoder import RowEncoder
 
 FIRST, SECOND = "first", "second"  # columns of the template
+
+
+@final
+@dataclass(frozen=True)
+class PairEncoder(RowEncoder):
+    """Converts pairs to tokens, and marks the second text. Tokens are not cached, since other pairs are drawn."""
+
+    def encode(self, example: Example) -> Encoded:
+        """Encodes a row. The second text follows the first separator."""
+        row = super().encode(example)
+        separator = self.codec.tokenizer.sep_token_id
+        if separator not in row.ids:
+            return row
+        return row._replace(second_start=row.ids.index(separator) + 1)
+
+    def encode_split(
+        self, name: str, examples: Sequence[Example], origins: Sequence[Origin], use_cache: bool
+    ) -> list[Encoded]:
+        """See `RowEncoder.encode_split`."""
+        return super().encode_split(name, examples, origins, use_cache=False)
 
 
 @dataclass(frozen=True)

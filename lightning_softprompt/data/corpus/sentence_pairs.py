@@ -15,6 +15,7 @@ from lightning_softprompt.data.corpus.pair_rows import (
     SECOND,
     DocumentExample,
     NextSentence,
+    PairEncoder,
     PairRows,
     PairTask,
     cut_pair,
@@ -137,6 +138,10 @@ class SentencePairDataModule(SoftPromptDataModule):
         if name in ("train", "predict"):
             return documents
         return self._pair_rows(documents, EVALUATION_SEED).draw_all()
+
+    @property
+    def _encoder(self) -> PairEncoder:
+        return PairEncoder(**vars(super()._encoder))
 
     def _pair_rows(self, documents: PreparedRows, seed: int) -> PairRows:
         """Returns the rows of documents.
