@@ -76,7 +76,8 @@ def tokenizer(family):
     words = [*SPECIAL, *WORDS, "<end>"] if family == "clip" else [*SPECIAL, *WORDS]
     rules = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     rules.pre_tokenizer = Whitespace()
-    special = [("<s>", BOS), ("</s>", EOS), ("<end>", END)]
+    special = [("<s>", BOS), ("</s>", EOS)]
+    special += [("<end>", END)] if family == "clip" else []
     rules.post_processor = TemplateProcessing(single=AROUND[family], special_tokens=special)
     return PreTrainedTokenizerFast(tokenizer_object=rules, unk_token="<unk>", model_max_length=WINDOW, **NAMED[family])
 

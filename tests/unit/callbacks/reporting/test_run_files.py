@@ -50,6 +50,9 @@ class Rows(LightningDataModule):
     def predict_dataloader(self):
         return self.loader(self.order)
 
+    def row_image(self, split, row):
+        return None
+
     def describe_row(self, split, row):
         assert row < SPLITS[split]
         return {"input": f"{split} text {row}", "target": None}
