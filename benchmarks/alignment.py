@@ -369,7 +369,8 @@ def format_row(name: str, rows: int, result: Mapping[str, Any]) -> str:
     seconds, peaks = result["seconds"], result["peaks"]
     cells = [
         name, str(rows), f"{result['difference']:.1e}", f"{seconds['trl']:.2f}", f"{seconds['ours']:.2f}",
-        f"**{result['ratio']:.2f}**", f"{peaks['trl']:.0f}", f"{peaks['ours']:.0f}", f"**{result['peak_ratio']:.2f}**",
+        f"**{result['ratio']:.2f}**", f"{peaks['trl']:.0f}", f"{peaks['ours']:.0f}",
+        f"**{result['peak_ratio']:.2f}**",
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |"
 

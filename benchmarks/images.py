@@ -53,6 +53,7 @@ WORDS = sorted({word for caption in CAPTIONS for word in caption.format("").spli
 SPECIAL = ["<pad>", "<s>", "<unk>"]
 TEXT = "a photo of the digit"
 PRETRAINING, TASK_ROWS = 1000, 400  # digits; the rest is the test
+SPLIT_SEED = 1  # the kind of shift was chosen on the test rows of another split, that of seed 0
 WINDOW, SHOTS, SEEDS = 24, (1, 2, 4, 8, 16), (0, 1, 2)
 STEPS, RATE, BATCH = 150, 0.05, 32
 
@@ -71,14 +72,14 @@ def caption_tokenizer() -> PreTrainedTokenizerFast:
 def read_digits() -> tuple[np.ndarray, np.ndarray]:
     """Reads all digits as pixels [1797, 8, 8] from 0 to 1, and their classes, in a fixed random order."""
     digits = load_digits()
-    order = np.random.default_rng(0).permutation(len(digits.target))
+    order = np.random.default_rng(SPLIT_SEED).permutation(len(digits.target))
     return digits.images[order] / 16, digits.target[order]
 
 
 def shift_domain(images: np.ndarray) -> np.ndarray:
     """Moves digits to the right by a pixel, makes them paler, and adds noise."""
     moved = np.roll(images, 1, axis=2)
-    noise = np.random.default_rng(1).normal(0, 0.08, moved.shape)
+    noise = np.random.default_rng(SPLIT_SEED).normal(0, 0.08, moved.shape)
     return (moved * 0.7 + 0.1 + noise).clip(0, 1)
 
 
@@ -336,7 +337,8 @@ def measure_speed(classes: int = 20, images: int = 8, length: int = 16, layers: 
             features = normalized(model.get_image_features(pixel_values=pixels).pooler_output)
         embeds = backbone.embed(texts.input_ids)
         start = len(backbone.codec.start)  # soft tokens follow the start token, if the tokenizer has one
-        rows = torch.cat([embeds[:, :start], module.tokens.expand(classes, -1, -1), embeds[:, start:]], dim=1)
+        tokens = module.tokens.expand(classes, -1, -1)
+        rows = torch.cat([embeds[:, :start], tokens, embeds[:, start:]], dim=1)
         if width is not None:
             rows = torch.nn.functional.pad(rows, (0, 0, 0, width - rows.shape[1]))
         tower, size = model.text_model, rows.shape[1]

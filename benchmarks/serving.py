@@ -159,11 +159,10 @@ class Load:
         """A row of the table."""
         tokens = len(self.texts) * NEW
         cuts = quantiles(self.latencies, n=20, method="inclusive")
-        numbers = (
-            f"{tokens / self.cpu_seconds:.1f} | {tokens / self.seconds:.1f} | {cuts[9]:.2f} | {cuts[18]:.2f} | "
-            f"{megabytes:.0f}"
-        )
-        return f"| {side} | {clients} | {numbers} |"
+        median, p95 = cuts[9], cuts[18]
+        per_cpu_second, per_second = tokens / self.cpu_seconds, tokens / self.seconds
+        cells = [side, clients, f"{per_cpu_second:.1f}", f"{per_second:.1f}", f"{median:.2f}", f"{p95:.2f}"]
+        return f"| {' | '.join(map(str, cells))} | {megabytes:.0f} |"
 
 
 def send(running: Running, requests: Sequence[tuple[str, str]], clients: int) -> Load:

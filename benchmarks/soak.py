@@ -227,7 +227,8 @@ def watch(soak: Soak, server: subprocess.Popen[str], seconds: float) -> list[str
     late = megabytes[len(megabytes) // 3 :]
     growth = late[-1] / late[0] - 1
     print(json.dumps(dict(sorted(soak.counts.items())), indent=1))
-    print(f"memory after the first third: {late[0]:.1f} to {late[-1]:.1f} MB, {growth:+.2%}, most {max(late):.1f}")
+    first, last, most = late[0], late[-1], max(late)
+    print(f"memory after the first third: {first:.1f} to {last:.1f} MB, {growth:+.2%}, most {most:.1f}")
     return soak.faults + ([f"memory grew by {growth:.2%}"] if growth > 0.02 else [])
 
 

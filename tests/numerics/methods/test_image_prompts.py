@@ -40,7 +40,8 @@ def text_feature(backbone, before, soft, after, deep=()):
     mask = torch.full((len(row), len(row)), float("-inf")).triu(1)[None, None]
     for number, layer in enumerate(model.text_model.encoder.layers):
         if 0 < number <= len(deep):
-            states = torch.cat([states[:, : len(first)], deep[number - 1][None], states[:, -len(last) :]], dim=1)
+            before, after = states[:, : len(first)], states[:, -len(last) :]
+            states = torch.cat([before, deep[number - 1][None], after], dim=1)
         states = layer(states, mask)
     feature = model.text_projection(model.text_model.final_layer_norm(states[0, -1]))
     return feature / feature.norm()

@@ -174,7 +174,8 @@ def test_value_losses_are_those_of_a_loop():
         for u in range(5):
             v, before, target = (float(tensor[b, u]) for tensor in (values, old, returns))
             clipped = min(max(v, before - 0.2), before + 0.2)
-            assert float(losses[b, u]) == pytest.approx(0.5 * max((v - target) ** 2, (clipped - target) ** 2), rel=1e-5)
+            larger = max((v - target) ** 2, (clipped - target) ** 2)
+            assert float(losses[b, u]) == pytest.approx(0.5 * larger, rel=1e-5)
 
 
 def test_whitening_and_rewards_at_the_last_token_ignore_padding():

@@ -75,7 +75,9 @@ def test_loss_and_gradients_are_those_of_a_loop(load, questions):
         last = int(experience.answer_mask[b].sum()) - 1
         next_value = next_advantage = 0.0
         for u in reversed(range(last + 1)):
-            reward = -0.3 * float(old[b, u] - reference[b, u]) + (float(experience.rewards[b]) if u == last else 0)
+            reward = -0.3 * float(old[b, u] - reference[b, u])
+            if u == last:
+                reward += float(experience.rewards[b])
             delta = reward + next_value - float(old_values[b, u])
             next_advantage = delta + 0.95 * next_advantage
             next_value = float(old_values[b, u])
