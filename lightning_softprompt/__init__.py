@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from lightning_softprompt.data.corpus.datamodule import CorpusDataModule
     from lightning_softprompt.data.corpus.sentence_pairs import SentencePairDataModule
     from lightning_softprompt.data.datamodule import SoftPromptDataModule
+    from lightning_softprompt.data.images.datamodule import ImageClassificationDataModule
     from lightning_softprompt.data.instruction.datamodule import InstructionDataModule
     from lightning_softprompt.data.multiple_choice import MultipleChoiceDataModule
     from lightning_softprompt.data.multitask import MultitaskDataModule
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from lightning_softprompt.evaluation.instruction import InstructionEvaluation
     from lightning_softprompt.evaluation.likelihood import LikelihoodEvaluation
     from lightning_softprompt.evaluation.options import OptionEvaluation
+    from lightning_softprompt.evaluation.policy.reward_evaluation import RewardEvaluation
     from lightning_softprompt.evaluation.preferences.pairs import PreferenceEvaluation
     from lightning_softprompt.inference.prompt import Prompt, load_prompt, save_prompt
     from lightning_softprompt.interchange.past_export import to_past
@@ -52,14 +54,17 @@ if TYPE_CHECKING:
         ULPT,
         ADePT,
         Cartridge,
+        CoCoOp,
         Combined,
         ContextAware,
+        CoOp,
         DePT,
         Folded,
         FullFineTuning,
         InContext,
         LatePromptTuning,
         LoRA,
+        MaPLe,
         NewTokens,
         NoPrompt,
         PrefixTuning,
@@ -72,6 +77,7 @@ if TYPE_CHECKING:
         SMoP,
         Spring,
         TransPrompt,
+        VisualPromptTuning,
         XPrompt,
     )
     from lightning_softprompt.methods.base import SoftPromptModule
@@ -81,6 +87,9 @@ if TYPE_CHECKING:
     from lightning_softprompt.objectives.distillation import Distillation
     from lightning_softprompt.objectives.language_modeling import LanguageModeling
     from lightning_softprompt.objectives.penalties import Penalty
+    from lightning_softprompt.objectives.policy.grpo import GRPO
+    from lightning_softprompt.objectives.policy.ppo import PPO
+    from lightning_softprompt.objectives.policy.rloo import RLOO
     from lightning_softprompt.objectives.preference.dpo import DPO
     from lightning_softprompt.objectives.preference.ipo import IPO
     from lightning_softprompt.objectives.preference.kto import KTO
@@ -96,11 +105,13 @@ if TYPE_CHECKING:
     from lightning_softprompt.readouts.base import Readout, WordReadout
     from lightning_softprompt.readouts.calibrated import Calibrated
     from lightning_softprompt.readouts.class_head import ClassHead
+    from lightning_softprompt.readouts.image_head import ImageHead
     from lightning_softprompt.readouts.label_words import LabelWords
     from lightning_softprompt.readouts.ranked import RankedChoices
     from lightning_softprompt.readouts.ranked_options import RankedOptions
     from lightning_softprompt.readouts.reward_head import RewardHead
     from lightning_softprompt.readouts.token_head import TokenHead
+    from lightning_softprompt.readouts.value_head import ValueHead
     from lightning_softprompt.retrieval.passages.documents import Passage
     from lightning_softprompt.retrieval.reranker import Reranker
     from lightning_softprompt.retrieval.retriever import Retriever
@@ -115,11 +126,14 @@ __all__ = [
     "ATTEMPT",
     "DPO",
     "DPT",
+    "GRPO",
     "IDPG",
     "IPO",
     "KTO",
     "MPT",
     "ORPO",
+    "PPO",
+    "RLOO",
     "ULPT",
     "ADePT",
     "AnswerForm",
@@ -135,6 +149,8 @@ __all__ = [
     "Classification",
     "ClassificationDataModule",
     "ClassificationEvaluation",
+    "CoCoOp",
+    "CoOp",
     "Codec",
     "Combined",
     "ContextAware",
@@ -148,6 +164,8 @@ __all__ = [
     "Folded",
     "FromText",
     "FullFineTuning",
+    "ImageClassificationDataModule",
+    "ImageHead",
     "InContext",
     "IndexSettings",
     "Init",
@@ -158,6 +176,7 @@ __all__ = [
     "LatePromptTuning",
     "LikelihoodEvaluation",
     "LoRA",
+    "MaPLe",
     "MultipleChoiceDataModule",
     "MultitaskDataModule",
     "NewTokens",
@@ -190,6 +209,7 @@ __all__ = [
     "ResidualPromptTuning",
     "Retriever",
     "Reward",
+    "RewardEvaluation",
     "RewardHead",
     "RewardModeling",
     "RunSpec",
@@ -207,6 +227,8 @@ __all__ = [
     "TokenHead",
     "Trainer",
     "TransPrompt",
+    "ValueHead",
+    "VisualPromptTuning",
     "WordReadout",
     "XPrompt",
     "from_peft",
@@ -245,7 +267,10 @@ HOMES = {  # the module of each public name that is not a method
     "Evaluation": "evaluation.base",
     "Example": "core.types",
     "FromText": "prompts.init",
+    "GRPO": "objectives.policy.grpo",
     "IPO": "objectives.preference.ipo",
+    "ImageClassificationDataModule": "data.images.datamodule",
+    "ImageHead": "readouts.image_head",
     "IndexSettings": "retrieval.search.settings",
     "Init": "prompts.init",
     "InstructionDataModule": "data.instruction.datamodule",
@@ -261,6 +286,7 @@ HOMES = {  # the module of each public name that is not a method
     "OptionEvaluation": "evaluation.options",
     "OptionExample": "core.types",
     "Outcome": "objectives.base",
+    "PPO": "objectives.policy.ppo",
     "Passage": "retrieval.passages.documents",
     "PassageNoise": "rag.passage_selection",
     "PassageSettings": "rag.passage_selection",
@@ -270,6 +296,7 @@ HOMES = {  # the module of each public name that is not a method
     "Prompt": "inference.prompt",
     "PromptDataModule": "data.prompts",
     "PromptedLM": "backbones.prompted_lm",
+    "RLOO": "objectives.policy.rloo",
     "RagQaDataModule": "rag.qa_datamodule",
     "RankedChoices": "readouts.ranked",
     "RankedOptions": "readouts.ranked_options",
@@ -277,9 +304,10 @@ HOMES = {  # the module of each public name that is not a method
     "RelevanceDataModule": "rag.relevance_datamodule",
     "Reranker": "retrieval.reranker",
     "Retriever": "retrieval.retriever",
+    "Reward": "rewards.base",
+    "RewardEvaluation": "evaluation.policy.reward_evaluation",
     "RewardHead": "readouts.reward_head",
     "RewardModeling": "objectives.reward_modeling",
-    "Reward": "rewards.base",
     "RunSpec": "runs.run_spec",
     "SampleVocabulary": "prompts.init",
     "SentencePairDataModule": "data.corpus.sentence_pairs",
@@ -292,6 +320,7 @@ HOMES = {  # the module of each public name that is not a method
     "Template": "core.template",
     "TokenHead": "readouts.token_head",
     "Trainer": "training.trainer",
+    "ValueHead": "readouts.value_head",
     "WordReadout": "readouts.base",
     "from_peft": "interchange.peft_import",
     "load_backbone": "backbones.loading",
