@@ -17,7 +17,10 @@ SHORT = {
     "fit": ["--data.batch_size=2", "--trainer.max_steps=2", "--trainer.log_every_n_steps=1"],
 }
 RUN = ["--trainer.accelerator=cpu", "--run.wandb=disabled", "--trainer.enable_progress_bar=false"]
-DOCUMENTS = ("a warm and funny film about a dog", "dull", "it is a sad story . it is good", "well", "that film ends")
+DOCUMENTS = (
+    "a warm and funny film\nabout a dog", "dull\nvery dull", "it is a sad story .\nit is good", "well",
+    "that film\nends",
+)  # fmt: skip
 
 
 def commands():
