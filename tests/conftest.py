@@ -298,6 +298,8 @@ def isolate_test(request, monkeypatch, tmp_path_factory):
     torch.set_rng_state(torch_state)
     random.setstate(python_state)
     np.random.set_state(numpy_state)
+    if "WANDB_SERVICE" not in os.environ:  # the process of W&B that it named has ended
+        before.pop("WANDB_SERVICE", None)
     for name in set(os.environ) - set(before):
         del os.environ[name]
     os.environ.update(before)

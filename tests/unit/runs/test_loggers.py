@@ -19,12 +19,12 @@ KEY = "0" * 40
 @pytest.fixture(autouse=True)
 def isolated_user(monkeypatch, tmp_path):
     """Removes the W&B account of the user, and resets W&B to its state at the start of a process."""
+    wandb.teardown()  # removes the variable of its process, which must not be restored
     variables = [name for name in os.environ if name.startswith("WANDB_")]
     for name in variables:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    wandb.teardown()
     yield
     wandb.teardown()
 
