@@ -161,7 +161,7 @@ def test_other_data_modules_refuse_what_they_cannot_change(make_data, tmp_path):
         make_data(noise, batch_tokens=200)
     with pytest.raises(ValueError, match="CorpusDataModule cannot change its training rows"):
         make_data(noise, CorpusDataModule)
-    with pytest.raises(ValueError, match="remove their .* augment"):
+    with pytest.raises(ValueError, match=r"remove their .* augment"):
         MultitaskDataModule({"one": make_data(noise)}).split("train")
     with pytest.raises(ValueError, match=r"must have {instruction}"):
         make_data(Templates(["{input}"]), InstructionDataModule, train=CHAT, validation=CHAT,
