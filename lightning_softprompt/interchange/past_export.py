@@ -13,12 +13,12 @@ from torch import Tensor
 
 from lightning_softprompt import __version__
 from lightning_softprompt.backbones.base import Backbone
-from lightning_softprompt.backbones.causal import CausalBackbone
 from lightning_softprompt.backbones.generation.row_format import RowFormat
 from lightning_softprompt.checkpoints.folding import fold_task
 from lightning_softprompt.core.types import SoftPrompt
 from lightning_softprompt.inference.prompt import Prompt
 from lightning_softprompt.interchange.peft_export import lead_tokens
+from lightning_softprompt.interchange.soft_rows import check_decoder_without_head
 from lightning_softprompt.interchange.text_format import text_of_rows
 from lightning_softprompt.system.atomic_files import write_file_with, write_folder
 from lightning_softprompt.system.printable import printable
@@ -101,10 +101,7 @@ def to_past(prompt: Prompt, folder: str | Path, task: str | None = None) -> Past
     path = Path(folder).expanduser()
     if path.exists():
         raise ValueError(f"{path} exists; remove it, or choose another folder")
-    if type(prompt.backbone) is not CausalBackbone:
-        raise ValueError("keys and values are written for decoders only")
-    if any(parameter.startswith("readout.") for parameter in prompt.method.state_dict()):
-        raise ValueError("the prompt has a trained classification head, which a cache cannot hold")
+    check_decoder_without_head(prompt, "keys and values", "a cache")
     row_format = prompt.row_format(task)
     soft = fold_task(prompt.method, task)
     lead = [] if soft.tokens is None else lead_tokens(prompt.backbone, row_format)
@@ -133,7 +130,8 @@ def _keys_and_values(soft: SoftPrompt, backbone: Backbone, lead: list[int]) -> d
         raise ValueError("either soft tokens or keys and values are written, and the prompt has both or none")
     num_layers = len(backbone.attentions[SELF])
     pairs = _run_tokens(soft, backbone, lead) if soft.tokens is not None else soft.kv[SELF]
-    if sorted(pairs) != list(range(num_layers)) or len({key.shape[2] for key, _ in pairs.values()}) != 1:
+    lengths = {key.shape[2] for key, _ in pairs.values()}
+    if sorted(pairs) != list(range(num_layers)) or len(lengths) != 1:
         raise ValueError("the prompt must have keys and values of the same length in every layer")
     tensors: dict[str, Tensor] = {}
     for layer in range(num_layers):

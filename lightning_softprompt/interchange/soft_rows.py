@@ -127,10 +127,7 @@ def soft_rows(name: str, prompt: Prompt, task: str | None = None) -> SoftRows:
     """
     if not NAME.fullmatch(name):
         raise ValueError(f"a name of a prompt consists of letters, digits, '.', '_' and '-', got {name!r}")
-    if type(prompt.backbone) is not CausalBackbone:
-        raise ValueError("rows of the vocabulary are written for decoders only")
-    if any(parameter.startswith("readout.") for parameter in prompt.method.state_dict()):
-        raise ValueError("the prompt has a trained classification head, which a vocabulary cannot hold")
+    check_decoder_without_head(prompt, "rows of the vocabulary", "a vocabulary")
     row_format = prompt.row_format(task)
     _refuse_other_rows(row_format)
     soft = fold_task(prompt.method, task)
@@ -161,3 +158,20 @@ def _pieces_before_answer(row_format: RowFormat) -> list[Any]:
     pieces = template.pieces(dict.fromkeys(template.columns, ""))
     types = [type(piece).__name__ for piece in pieces]
     return list(pieces[: types.index("Answer")])
+
+
+def check_decoder_without_head(prompt: Prompt, content: str, holder: str) -> None:
+    """Refuses prompts of other families, and prompts with a trained head.
+
+    Args:
+        prompt: The prompt.
+        content: What is written, for the message.
+        holder: What would have to contain the head, for the message.
+
+    Raises:
+        ValueError: If the backbone is not a decoder, or the readout has parameters.
+    """
+    if type(prompt.backbone) is not CausalBackbone:
+        raise ValueError(f"{content} are written for decoders only")
+    if any(parameter.startswith("readout.") for parameter in prompt.method.state_dict()):
+        raise ValueError(f"the prompt has a trained classification head, which {holder} cannot hold")
